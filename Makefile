@@ -1,0 +1,58 @@
+# make demo       install into .venv, train a small BERT on the text that Python carries, report
+# make demo-gpt   the same for a small GPT
+# make test       the fast tests;  make test-all: every test;  ARGS goes to pytest
+# make lint       ruff
+# make lock       resolve requirements.lock anew (needs uv)
+# make clean      remove .venv and caches; runs/ stays
+#
+# PYTHON names the interpreter that .venv is made with: make test PYTHON=python3.11
+
+BIN := .venv/bin
+STAMP := .venv/installed
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+UV ?= uv
+
+# ensurepip: Debian's python3 comes without it, and venv needs it.
+USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+# A python3.12 on the path may still fail to start (pyenv's shims do), so each is tried.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+    $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.PHONY: demo demo-gpt test test-all lint lock clean install
+
+demo: $(STAMP)
+	$(BIN)/bertgpt train --config configs/demo.py --workdir runs/demo
+
+demo-gpt: $(STAMP)
+	$(BIN)/bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+install: $(STAMP)
+
+# The stamp comes last: an installation that was cut short is made again from nothing.
+$(STAMP): requirements.lock setup.cfg pyproject.toml
+	@$(or $(PYTHON),false) -c '$(USABLE)' || { \
+	  echo "bertgpt needs Python 3.11 or newer with venv (Debian, Ubuntu: apt install python3-venv)." >&2; \
+	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "Installing the locked dependencies into .venv, once; this takes a minute or two ..."
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) install --require-hashes --requirement requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# One lock for every platform: resolved for the oldest Python, with markers for the newer.
+lock:
+	$(UV) pip compile --universal --generate-hashes --python-version 3.11 --upgrade --no-config \
+	  --custom-compile-command "make lock" --extra dev --output-file requirements.lock --quiet setup.cfg
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Pretraining of BERT and GPT in JAX and Flax."""

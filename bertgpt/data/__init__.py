@@ -1,0 +1,1 @@
+"""From text to batches. NumPy only: reader processes must start without JAX."""

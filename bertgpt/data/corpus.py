@@ -1,0 +1,354 @@
+"""A prepared corpus: how it lies on disk, and how one split of it is read.
+
+A corpus is a folder with
+  - an ordinary TFDS dataset (ArrayRecord shards, `features.json`, `dataset_info.json`)
+    whose examples are documents: `tokens` and `sentence_lengths`;
+  - `<split>-<name>.npy`, the lengths of all documents and sentences, mapped into memory;
+  - `tokenizer/`, the tokenizer the ids belong to;
+  - `manifest.json`: what it was made from, counts, and size and SHA-256 of every file.
+
+`bertgpt.data.prepare` makes one from raw text, through `bertgpt.data.corpus_writer`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from array_record.python import array_record_module
+
+from bertgpt.errors import DataError
+
+FORMAT_VERSION = 1
+DATASET_NAME = "bertgpt_corpus"
+SPLITS = ("train", "validation")
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+INDEX_DTYPES = {"document_offsets": "<i8", "document_lengths": "<i8", "sentence_lengths": "<i4"}
+
+# One thread and no readahead: what array_record advises for random access.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_READER_BUFFER_BYTES = 4096
+_LENGTH_DELIMITED = 2  # Wire type of nested messages, strings and bytes.
+
+
+# ------------------------------------------------------------------ layout
+
+
+def index_file(split: str, name: str) -> str:
+  """File of the index array `name` of `split`, relative to the corpus."""
+  return f"{split}-{name}.npy"
+
+
+def shard_file(split: str, shard: int, num_shards: int) -> str:
+  """File of one ArrayRecord shard, named as TFDS expects it."""
+  return f"{DATASET_NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
+
+
+def token_dtype(vocab_size: int) -> str:
+  """The narrowest of uint16 and int32 (little-endian) that holds every id."""
+  return "<u2" if vocab_size <= 2**16 else "<i4"
+
+
+def encode_record(tokens: np.ndarray, sentence_lengths: np.ndarray) -> bytes:
+  """One document as the `tf.train.Example` that TFDS writes for the corpus' features.
+
+  Written by hand for two reasons: protobuf's own serialisation of a map has no fixed order,
+  and the corpus is to be the same bytes every time; and with `tokens` as the last feature
+  its values are the tail of the record, so that `tokens_of_record` needs no parser.
+
+  Args:
+    tokens: [N] in the corpus' token dtype.
+    sentence_lengths: [S] int32, adding up to N.
+  """
+  return _field(1, _feature("sentence_lengths", sentence_lengths) + _feature("tokens", tokens))
+
+
+def tokens_of_record(record: bytes, length: int, dtype: str) -> np.ndarray:
+  """The tokens of a record made by `encode_record`, without a copy.
+
+  Returns:
+    [length] of `dtype`, read-only.
+  Raises:
+    ValueError: the record does not end in `length` tokens.
+  """
+  num_bytes = length * np.dtype(dtype).itemsize
+  start = len(record) - num_bytes
+  header = _field_header(1, num_bytes)
+  if record[max(0, start - len(header)):max(0, start)] != header:
+    raise ValueError(f"the record does not end in {length} tokens")
+  return np.frombuffer(record, dtype, length, start)
+
+
+def _feature(name: str, array: np.ndarray) -> bytes:
+  bytes_list = _field(1, _field(1, array.tobytes()))  # Feature.bytes_list of one value.
+  return _field(1, _field(1, name.encode()) + _field(2, bytes_list))  # An entry of the map.
+
+
+def _field(number: int, payload: bytes) -> bytes:
+  return _field_header(number, len(payload)) + payload
+
+
+def _field_header(number: int, length: int) -> bytes:
+  """Tag and length of a length-delimited field, the length as a base-128 varint."""
+  header = bytearray([number << 3 | _LENGTH_DELIMITED])
+  while length >= 0x80:
+    header.append(length & 0x7F | 0x80)
+    length >>= 7
+  header.append(length)
+  return bytes(header)
+
+
+def sha256_file(path: pathlib.Path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------- reading
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+  """One split of a prepared corpus of D documents and S sentences; see `open_corpus`.
+
+  Pickles as its path: a reader process maps the index arrays anew.
+
+  Attributes:
+    path: folder of the corpus.
+    split: 'train' or 'validation'.
+    manifest: the content of manifest.json.
+    document_offsets: int64 [D+1]; sentences of document d are
+      `sentence_lengths[document_offsets[d]:document_offsets[d + 1]]`.
+    document_lengths: int64 [D], tokens; at least 1.
+    sentence_lengths: int32 [S], tokens; at least 1; documents in order.
+  """
+
+  path: pathlib.Path
+  split: str
+  manifest: dict
+  document_offsets: np.ndarray
+  document_lengths: np.ndarray
+  sentence_lengths: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.document_lengths)
+
+  def __reduce__(self):
+    return _load_split, (self.path, self.split)
+
+  @property
+  def num_tokens(self) -> int:
+    return self._split_info["tokens"]
+
+  @property
+  def num_bytes(self) -> int:
+    """UTF-8 bytes of the text that the split's tokens stand for."""
+    return self._split_info["text_bytes"]
+
+  @property
+  def token_dtype(self) -> np.dtype:
+    return np.dtype(self.manifest["token_dtype"])
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """SHA-256 of the manifest, which holds the SHA-256 of every other file."""
+    return sha256_file(self.path / MANIFEST)
+
+  @functools.cached_property
+  def tokenizer(self):
+    """The `bertgpt.data.tokenizers` tokenizer of the ids.
+
+    Raises:
+      DataError: it is not the one the corpus was made with.
+    """
+    # Imported here: processes that only read ids need not load the tokenizer libraries.
+    from bertgpt.data import tokenizers
+
+    tokenizer = tokenizers.load_tokenizer(os.fspath(self.path / TOKENIZER))
+    if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
+      raise DataError(f"{self.path / TOKENIZER}: not the tokenizer this corpus was prepared with; "
+                      "prepare the corpus again")
+    return tokenizer
+
+  def tokens(self, documents: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """Token ids of whole documents, in the order asked for; best called with many at once.
+
+    Args:
+      documents: integers [N] in [0, D), in any order, repeats allowed.
+    Returns:
+      N read-only arrays of `token_dtype`, document_lengths[documents[i]] ids each.
+    Raises:
+      IndexError: a document out of range.
+      DataError: a shard is damaged.
+    """
+    documents = np.asarray(documents, np.int64)
+    if documents.size and not (0 <= documents.min() and documents.max() < len(self)):
+      raise IndexError(f"documents must be in [0, {len(self)})")
+    ends = self._shard_ends
+    shards = np.searchsorted(ends, documents, side="right")
+    found: list[np.ndarray] = [None] * len(documents)
+    for shard in np.unique(shards):
+      rows = np.flatnonzero(shards == shard)
+      first = ends[shard - 1] if shard else 0
+      for row, tokens in zip(rows, self._read(shard, documents[rows], first), strict=True):
+        found[row] = tokens
+    return found
+
+  def _read(self, shard: int, documents: np.ndarray, first: int) -> list[np.ndarray]:
+    """Tokens of documents that all lie in `shard`, whose first document is `first`."""
+    lengths = self.document_lengths[documents].tolist()
+    dtype = self.manifest["token_dtype"]
+    path = self.path / self._split_info["shards"][shard]["file"]
+    try:
+      if shard not in self._readers:
+        self._readers[shard] = open_shard(path)
+      records = self._readers[shard].read((documents - first).tolist())
+      return [tokens_of_record(r, n, dtype) for r, n in zip(records, lengths, strict=True)]
+    except (IndexError, OSError, RuntimeError, ValueError) as e:
+      raise DataError(f"{path}: damaged ({first_line(e)}); prepare the corpus again") from e
+
+  @property
+  def _split_info(self) -> dict:
+    return self.manifest["splits"][self.split]
+
+  @functools.cached_property
+  def _shard_ends(self) -> np.ndarray:
+    return np.cumsum([shard["documents"] for shard in self._split_info["shards"]])
+
+  @functools.cached_property
+  def _readers(self) -> dict:
+    return {}
+
+
+def open_shard(path: pathlib.Path):
+  """An ArrayRecord reader tuned for random access."""
+  return array_record_module.ArrayRecordReader(
+      os.fspath(path), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
+
+
+def first_line(e: Exception) -> str:
+  """array_record's messages can be long, or empty."""
+  return (str(e).strip().splitlines() or ["unreadable"])[0][:200]
+
+
+# ----------------------------------------------------------------- opening
+
+
+def is_corpus(path: pathlib.Path) -> bool:
+  """Whether a finished corpus lies at `path`: prepare writes the manifest last."""
+  return (path / MANIFEST).is_file()
+
+
+def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
+  """Opens one split after checking the folder against its manifest.
+
+  Shards are checked by size only: ArrayRecord finds damage when it reads.
+
+  Args:
+    path: folder written by `prepare`.
+    split: 'train' or 'validation'.
+  Raises:
+    DataError: not a corpus, another format version, or files that do not fit the manifest.
+  """
+  path = pathlib.Path(path).expanduser()
+  manifest = read_manifest(path)
+  _check_files(path, manifest)
+  if split not in manifest["splits"]:
+    raise DataError(f"{path}: no split {split!r}; choose one of {', '.join(manifest['splits'])}")
+  corpus = _load_split(path, split)
+  _check_index(corpus)
+  return corpus
+
+
+def read_manifest(path: pathlib.Path) -> dict:
+  """The manifest of the corpus at `path`.
+
+  Raises:
+    DataError: there is none, or it is of another format version.
+  """
+  file = path / MANIFEST
+  try:
+    manifest = json.loads(file.read_text("utf-8"))
+    version = manifest["format_version"]
+  except (FileNotFoundError, NotADirectoryError):
+    raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}); make one with "
+                    "`bertgpt prepare`") from None
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise DataError(f"{file}: unreadable ({first_line(e)}); prepare the corpus again") from e
+  if version != FORMAT_VERSION:
+    raise DataError(f"{file}: format version {version}, this program reads {FORMAT_VERSION}; "
+                    "prepare the corpus again")
+  return manifest
+
+
+def _load_split(path: pathlib.Path, split: str) -> Corpus:
+  arrays = {name: np.load(path / index_file(split, name), mmap_mode="r") for name in INDEX_DTYPES}
+  return Corpus(path, split, read_manifest(path), **arrays)
+
+
+def _check_files(path: pathlib.Path, manifest: dict) -> None:
+  shards = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
+  for name, expected in manifest["files"].items():
+    file = path / name
+    if not file.is_file():
+      raise DataError(f"{file}: missing; prepare the corpus again")
+    if file.stat().st_size != expected["bytes"]:
+      raise DataError(f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']}; "
+                      "prepare the corpus again")
+    if name not in shards and sha256_file(file) != expected["sha256"]:
+      raise DataError(f"{file}: damaged (its SHA-256 is not the manifest's); "
+                      "prepare the corpus again")
+
+
+def _check_index(corpus: Corpus) -> None:
+  info, manifest = corpus.manifest["splits"][corpus.split], corpus.manifest
+  counts = {
+      "documents": (len(corpus), len(corpus.document_offsets) - 1,
+                    sum(shard["documents"] for shard in info["shards"])),
+      "sentences": (len(corpus.sentence_lengths), int(corpus.document_offsets[-1])),
+      "tokens": (int(corpus.document_lengths.sum()),),
+  }
+  for name, found in counts.items():
+    if set(found) != {info[name]}:
+      raise DataError(f"{corpus.path}: the index of {corpus.split} holds {max(found)} {name}, the "
+                      f"manifest says {info[name]}; prepare the corpus again")
+  if info["max_id"] >= manifest["tokenizer"]["vocab_size"]:
+    raise DataError(f"{corpus.path}: token id {info['max_id']} in {corpus.split} is beyond the "
+                    f"vocabulary of {manifest['tokenizer']['vocab_size']}; "
+                    "prepare the corpus again")
+
+
+# ------------------------------------------------------------------ report
+
+
+def report(manifest: dict) -> str:
+  """What a corpus holds and what was left out or mended, as lines of text."""
+  made_with, splits = manifest["tokenizer"], manifest["splits"]
+  rows = [("", *splits)]
+  rows += [(label, *map(cell, splits.values())) for label, cell in _REPORT_ROWS]
+  lines = [f"source     {manifest['source']}",
+           f"tokenizer  {made_with['kind']}, {made_with['vocab_size']:,} ids, "
+           f"fingerprint {made_with['fingerprint'][:12]}"]
+  lines += [f"{label:<18}" + "".join(f"{cell:>40}" for cell in cells) for label, *cells in rows]
+  lines += [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
+  return "\n".join(lines if manifest["skipped"] else [*lines, "nothing was skipped or mended"])
+
+
+def _percentiles(split: dict, name: str) -> str:
+  return ", ".join(f"{length:,}" for length in split[f"{name}_length_percentiles"].values())
+
+
+_REPORT_ROWS = (
+    ("documents", lambda split: f"{split['documents']:,}"),
+    ("sentences", lambda split: f"{split['sentences']:,}"),
+    ("tokens", lambda split: f"{split['tokens']:,}"),
+    ("bytes a token", lambda split: f"{split['text_bytes'] / split['tokens']:.3f}"),
+    ("unknown tokens", lambda split: f"{split['unknown'] / split['tokens']:.4%}"),
+    ("length percentiles", lambda split: ", ".join(split["document_length_percentiles"])),
+    ("  of documents", lambda split: _percentiles(split, "document")),
+    ("  of sentences", lambda split: _percentiles(split, "sentence")),
+)

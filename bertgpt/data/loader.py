@@ -1,0 +1,408 @@
+"""Batches: a pure function of (corpus, config, seed, step).
+
+Rows of a phase are numbered through all its epochs. Step s of a phase is rows
+[s B, (s + 1) B); a row's number says which row of which epoch's plan it is. There is no state:
+reading may start at any step, in any number of threads, processes or hosts.
+
+Shapes: B rows, L tokens a row, P sequences a row at most. Arrays of a batch, int32 [B, L]:
+  tokens         token ids; padding is [PAD], or 0 where the tokenizer has none
+  sequence_ids   0: padding; 1, 2, ...: the sequence of the row; sequences must not mix
+  positions      0, 1, ... from the first token of the sequence
+and, of masked LM,
+  segment_ids    [B, L]  0: A, 1: B
+  nsp_positions  [B, P]  of every pair's [CLS]; 0 in empty slots
+  nsp_labels     [B, P]  0: B is the next text, 1: B is from another document
+  nsp_weights    [B, P]  float32; 0 in empty slots
+the last three only of pairs; of causal LM,
+  targets        [B, L]  the next token
+  loss_weights   [B, L]  float32; 0 on padding
+"""
+
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from bertgpt.config import ConfigDict, max_sequences, phase_at, total_steps
+from bertgpt.data import examples
+from bertgpt.errors import ConfigError, DataError, PeerError
+
+Batch = dict[str, np.ndarray]
+
+# An epoch of more tokens is planned in several windows: memory and the time before the first
+# batch stay bounded (about 1 M pairs of 128 tokens; some seconds, 0.3 GiB).
+WINDOW_TOKENS = 2**27
+KEPT_PLANS = 2  # A batch may hold the end of one window and the start of the next.
+
+READ_THREADS = 2
+BATCHES_AHEAD = 4  # In host memory, beyond `data.prefetch` on the device.
+
+ROWS_SHOWN = 5  # By `report`.
+EVAL_SEED = 0  # One fixed plan of the validation split for all runs, so that they compare.
+
+
+# -------------------------------------------------------------------- rows
+
+
+class Layout(NamedTuple):
+  """What `assemble` knows besides the parts.
+
+  Attributes:
+    objective: 'mlm_nsp', 'mlm' or 'causal'.
+    seq_len: L.
+    max_sequences: P.
+    pad_id, opening_id, closing_id: special tokens.
+  """
+
+  objective: str
+  seq_len: int
+  max_sequences: int
+  pad_id: int
+  opening_id: int
+  closing_id: int
+
+
+def make_layout(tokenizer, config: ConfigDict, seq_len: int) -> Layout:
+  """Raises DataError if the tokenizer lacks a special token that the objective needs."""
+  objective = config.objective.name
+  names = ("eod_id", "eod_id") if objective == "causal" else ("cls_id", "sep_id")
+  opening_id, closing_id = (getattr(tokenizer, name) for name in names)
+  if min(opening_id, closing_id) < 0:
+    missing = "end-of-document" if objective == "causal" else "[CLS] or [SEP]"
+    raise DataError(f"the {tokenizer.kind} tokenizer has no {missing} token, which objective.name="
+                    f"{objective!r} needs; set tokenizer.path to one that has it and prepare again")
+  return Layout(objective, seq_len, max_sequences(config, seq_len), max(tokenizer.pad_id, 0),
+                opening_id, closing_id)
+
+
+class Rows:
+  """The rows of a phase by number; holds the plans of the windows read last.
+
+  Rows of the first epoch cover the corpus. Every window of every epoch is drawn afresh and
+  fitted to the number of rows of the very first one, so that a division leads from a row's
+  number to its plan.
+
+  Attributes:
+    rows_per_window: rows of one plan.
+    rows_per_epoch: rows after which a new epoch begins.
+  """
+
+  def __init__(self, corpus, config: ConfigDict, phase_index: int, seed: int,
+               num_windows: int | None = None):
+    self.seq_len = config.phases[phase_index].seq_len
+    self._corpus, self._config, self._key = corpus, config, (seed, phase_index)
+    self._layout = make_layout(corpus.tokenizer, config, self.seq_len)
+    num_tokens = int(corpus.document_lengths.sum())
+    self._num_windows = num_windows or max(1, round(num_tokens / WINDOW_TOKENS))
+    self._plans: dict[int, examples.Plan] = {}
+    self._lock = threading.Lock()
+    self.rows_per_window = None  # As the first plan has it.
+    self.rows_per_window = self._plan(0).num_rows
+
+  @property
+  def rows_per_epoch(self) -> int:
+    return self.rows_per_window * self._num_windows
+
+  def read(self, row_numbers: np.ndarray, num_rows: int | None = None) -> Batch:
+    """The batch of the rows `row_numbers`, integers [B], in this order.
+
+    Args:
+      num_rows: rows of the batch, if more than B; the last ones are empty.
+    """
+    parts, rows = self.plan(row_numbers)
+    num_rows = len(row_numbers) if num_rows is None else num_rows
+    return assemble(parts, rows, self._read_texts(parts), num_rows, self._layout)
+
+  def plan(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(PART [N], int64 [N]): the parts of the rows, and of each its row's index in [0, B)."""
+    row_numbers = np.asarray(row_numbers, np.int64)
+    window, row = np.divmod(row_numbers, self.rows_per_window)
+    parts, rows = [np.zeros(0, examples.PART)], [row[:0]]
+    for w in np.unique(window).tolist():
+      index = np.flatnonzero(window == w)
+      plan = self._plan(w).take(row[index])
+      parts.append(plan.parts)
+      rows.append(np.repeat(index, np.diff(plan.offsets)))
+    return np.concatenate(parts), np.concatenate(rows)
+
+  def _plan(self, number: int) -> examples.Plan:
+    """The plan of the window `number`, counted through all epochs."""
+    with self._lock:  # Reader threads that need the same new plan wait for one of them.
+      if number not in self._plans:
+        while len(self._plans) >= KEPT_PLANS:
+          del self._plans[next(iter(self._plans))]
+        epoch, window = divmod(number, self._num_windows)
+        self._plans[number] = examples.make_plan(
+            self._corpus, self._config, self.seq_len, (*self._key, epoch), window=window,
+            num_windows=self._num_windows, num_rows=self.rows_per_window)
+      return self._plans[number]
+
+  def _read_texts(self, parts: np.ndarray) -> list[np.ndarray]:
+    """The token ids of every part's span. A document is read once, however often it occurs."""
+    documents, which = np.unique(parts["document"], return_inverse=True)
+    tokens = self._corpus.tokens(documents)
+    stops = parts["start"] + parts["length"]
+    return [tokens[i][start:stop] for i, start, stop in
+            zip(which.tolist(), parts["start"].tolist(), stops.tolist(), strict=True)]
+
+  def __getstate__(self):
+    """A reader process makes its own plans and lock."""
+    return {**self.__dict__, "_plans": {}, "_lock": None}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state, _lock=threading.Lock())
+
+
+# ---------------------------------------------------------------- assembly
+
+
+def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
+             layout: Layout) -> Batch:
+  """Puts the parts into rows, all tokens at once.
+
+  Args:
+    parts: PART [N].
+    rows: integers [N], the row of every part.
+    texts: N arrays, part["length"] token ids each.
+    num_rows: B.
+  Returns:
+    The batch as the module's docstring describes it.
+  """
+  is_causal = layout.objective == "causal"
+  width = layout.seq_len + is_causal  # The last target lies behind the row.
+  first = rows * width + parts["column"]
+  first_text = first + parts["opens"]
+  tokens = np.full(num_rows * width, layout.pad_id, np.int32)
+  tokens[first[parts["opens"]]] = layout.opening_id
+  tokens[(first_text + parts["length"])[parts["closes"]]] = layout.closing_id
+  if texts:
+    tokens[examples.ranges(first_text, parts["length"])] = np.concatenate(texts)
+  sizes = sizes_of(parts, layout.objective)
+  places = examples.ranges(first, sizes)
+
+  def spread(values: np.ndarray) -> np.ndarray:
+    array = np.zeros((num_rows, width), np.int32)
+    array.ravel()[places] = np.repeat(values, sizes)
+    return array[:, :layout.seq_len]
+
+  sequence_ids = spread(parts["sequence"])
+  columns = np.arange(layout.seq_len, dtype=np.int32)
+  positions = np.where(sequence_ids > 0, columns - spread(parts["origin"]), 0)
+  batch = {"sequence_ids": sequence_ids, "positions": positions}
+  tokens = tokens.reshape(num_rows, width)
+  if is_causal:
+    batch |= {"tokens": tokens[:, :-1], "targets": tokens[:, 1:],
+              "loss_weights": (sequence_ids > 0).astype(np.float32)}
+  else:
+    batch |= {"tokens": tokens, "segment_ids": spread(parts["segment"])}
+  if layout.objective == "mlm_nsp":
+    batch |= _next_sentence_labels(parts, rows, num_rows, layout.max_sequences)
+  return {name: np.ascontiguousarray(array) for name, array in batch.items()}
+
+
+def sizes_of(parts: np.ndarray, objective: str) -> np.ndarray:
+  """Tokens of every part that are inputs, int32 [N]: in causal LM the last is only a target."""
+  return parts["opens"] + parts["length"] + parts["closes"] - (objective == "causal")
+
+
+def _next_sentence_labels(parts: np.ndarray, rows: np.ndarray, num_rows: int,
+                          max_per_row: int) -> Batch:
+  """nsp_positions, nsp_labels and nsp_weights [num_rows, max_per_row] of the pairs' parts."""
+  opens = parts["opens"]
+  pairs, slots = parts[opens], (rows[opens], parts["sequence"][opens] - 1)
+  shape = num_rows, max_per_row
+  batch = {"nsp_positions": np.zeros(shape, np.int32), "nsp_labels": np.zeros(shape, np.int32),
+           "nsp_weights": np.zeros(shape, np.float32)}
+  batch["nsp_positions"][slots] = pairs["column"]
+  batch["nsp_labels"][slots] = np.maximum(pairs["label"], 0)
+  batch["nsp_weights"][slots] = pairs["label"] != examples.NO_LABEL
+  return batch
+
+
+# ----------------------------------------------------------------- batches
+
+
+def read_step(rows: Rows, batch_size: int, row_slice: slice, step: int) -> Batch:
+  """The rows `row_slice` of the global batch of a step, counted from the phase's start."""
+  return rows.read(step * batch_size + np.arange(batch_size)[row_slice])
+
+
+def make_train_batches(corpus, config: ConfigDict, phase_index: int, first_step: int,
+                       row_slice: slice) -> "TrainBatches":
+  """This host's batches of a phase, from its step `first_step` to its last.
+
+  `data.reader_workers` processes assemble them, or, if it is 0, threads; the batches are the same.
+
+  Args:
+    first_step: counted from the start of the phase.
+    row_slice: this host's rows of every global batch.
+  Raises:
+    DataError: an epoch has fewer rows than a batch.
+  """
+  phase, data = config.phases[phase_index], config.data
+  rows = Rows(corpus, config, phase_index, config.seed)
+  if rows.rows_per_epoch < phase.batch_size:
+    raise DataError(
+        f"{corpus.path}: the {corpus.split} split makes {rows.rows_per_epoch} rows of "
+        f"{phase.seq_len} tokens, fewer than phases[{phase_index}].batch_size={phase.batch_size}; "
+        "lower batch_size or seq_len, or prepare more text")
+  read = functools.partial(read_step, rows, phase.batch_size, row_slice)
+  steps = grain.MapDataset.range(first_step, phase.steps)
+  threads = 1 if data.reader_workers else READ_THREADS
+  batches = steps.map(read).to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BATCHES_AHEAD))
+  if data.reader_workers:
+    # Grain hands its flags on to its processes; unparsed ones would be an error.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    batches = batches.mp_prefetch(grain.MultiprocessingOptions(
+        num_workers=data.reader_workers, per_worker_buffer_size=1))
+  return TrainBatches(batches)
+
+
+class TrainBatches:
+  """Iterator that owns reader threads or processes: close it, or use it in a `with`."""
+
+  def __init__(self, dataset: grain.IterDataset):
+    self._iterator = iter(dataset)
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    if self._iterator is None:
+      raise StopIteration
+    try:
+      return next(self._iterator)
+    except BaseException as e:
+      # Grain would go on behind the batch that failed.
+      self.close()
+      if isinstance(e, RuntimeError) and "terminated unexpectedly" in str(e):
+        raise PeerError("a reader process ended unexpectedly (out of memory?); lower "
+                        "data.reader_workers, or set it to 0") from e
+      raise
+
+  def close(self) -> None:
+    """Ends the readers. A closed iterator is exhausted."""
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
+
+  def __enter__(self) -> "TrainBatches":
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self.close()
+
+
+def make_eval_batches(corpus, config: ConfigDict, phase_index: int,
+                      row_slice: slice) -> Iterator[Batch]:
+  """All rows of the first epoch, once, in batches of `eval.batch_size`, for every run the same.
+
+  Rows that fill up the last batch are empty: sequence_ids and weights are 0. With
+  `eval.max_rows` only so many rows, a random choice, are read.
+
+  Args:
+    row_slice: this host's rows of every global batch.
+  Raises:
+    DataError: the split holds no text.
+  """
+  rows = Rows(corpus, config, phase_index, EVAL_SEED, num_windows=1)
+  num_rows = min(config.eval.max_rows or rows.rows_per_epoch, rows.rows_per_epoch)
+  size = config.eval.batch_size
+  return (rows.read(local[local < num_rows], len(local)) for local in
+          (first + np.arange(size)[row_slice] for first in range(0, num_rows, size)))
+
+
+def batch_sha256(batch: Batch) -> str:
+  """SHA-256 (hex) of a batch's names, types, shapes and values."""
+  digest = hashlib.sha256()
+  for name in sorted(batch):
+    array = np.ascontiguousarray(batch[name])
+    digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+    digest.update(array)
+  return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ report
+
+
+def report(corpus, config: ConfigDict, steps: Sequence[int],
+           mask_fn: Callable[[Batch], Batch] | None = None) -> str:
+  """What training will see: every phase in numbers, some rows as text, hashes of batches.
+
+  Args:
+    steps: whose global batches are hashed, counted from 0 through the whole run.
+    mask_fn: batch -> batch with masks, applied to the rows before they are shown.
+  Raises:
+    ConfigError: a step beyond the run.
+    DataError: the corpus holds no text or does not fit the objective.
+  """
+  wrong = [step for step in steps if not 0 <= step < total_steps(config)]
+  if wrong:
+    raise ConfigError(f"--steps={wrong[0]}: the run has steps 0 to {total_steps(config) - 1}")
+  phases = [Rows(corpus, config, i, config.seed) for i in range(len(config.phases))]
+  lines = [line for i, rows in enumerate(phases) for line in _describe_phase(config, i, rows)]
+  lines += _show_rows(phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch))),
+                      corpus.tokenizer, mask_fn)
+  for step in steps:
+    i, first = phase_at(config, step)
+    size = config.phases[i].batch_size
+    batch = read_step(phases[i], size, slice(0, size), step - first)
+    lines.append(f"step {step}: sha256 {batch_sha256(batch)}")
+  return "\n".join(lines)
+
+
+def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[str]:
+  """Numbers of the first epoch, or of its first WINDOW_TOKENS tokens."""
+  phase = config.phases[phase_index]
+  num_rows = rows.rows_per_window
+  parts, _ = rows.plan(np.arange(num_rows))
+  sizes = sizes_of(parts, config.objective.name)
+  lengths = np.add.reduceat(sizes, np.flatnonzero(parts["column"] == parts["origin"]))
+  labels = parts["label"][parts["label"] != examples.NO_LABEL]
+  lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
+           f"{phase.seq_len:,} tokens",
+           f"  rows an epoch    {rows.rows_per_epoch:,}",
+           f"  epochs           {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
+           f"  padding          {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
+           f"  sequences a row  {len(lengths) / num_rows:.2f}"]
+  if len(labels):
+    lines.append(f"  random next      {labels.mean():.2%} of {len(labels):,} pairs")
+  counts, edges = np.histogram(lengths, bins=8, range=(0.5, phase.seq_len + 0.5))
+  shares = counts / len(lengths)
+  return lines + ["  sequence lengths"] + [
+      f"  {int(low + 0.5):>6} to {int(high - 0.5):<6} {share:7.2%} {'#' * round(40 * share)}"
+      for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)]
+
+
+def _show_rows(batch: Batch, tokenizer, mask_fn: Callable[[Batch], Batch] | None) -> list[str]:
+  """The rows' segments as text, and what is to be predicted where `mask_fn` says so."""
+  shown = mask_fn(batch) if mask_fn else batch
+  lines = []
+  for row, ids in enumerate(shown["sequence_ids"]):
+    for sequence in range(1, ids.max() + 1):
+      lines.append(f"row {row}, sequence {sequence}{_label_text(batch, row, sequence)}")
+      for segment, name in enumerate("AB" if "segment_ids" in batch else " "):
+        here = ids == sequence
+        if "segment_ids" in batch:
+          here &= batch["segment_ids"][row] == segment
+        if here.any():
+          lines.append(f"  {name} {tokenizer.decode(shown['tokens'][row][here])}")
+    if "predict_targets" in shown:
+      slots = np.argsort(shown["predict_positions"][row])
+      slots = slots[shown["predict_weights"][row][slots] > 0]
+      targets = [tokenizer.decode([i]).strip() for i in shown["predict_targets"][row][slots]]
+      lines.append(f"  to predict: {' | '.join(targets)}")
+  return lines
+
+
+def _label_text(batch: Batch, row: int, sequence: int) -> str:
+  if "nsp_labels" not in batch or not batch["nsp_weights"][row, sequence - 1]:
+    return ""
+  return (", B follows A", ", B is random")[batch["nsp_labels"][row, sequence - 1]]

@@ -1,0 +1,67 @@
+"""Sequences of unequal length into rows of one length."""
+
+import bisect
+import collections
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def pack(lengths: np.ndarray, row_length: int, max_per_row: int,
+         rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Packs sequences into few rows; which sequences of equal length meet is random.
+
+  Works on the histogram of the lengths, as does Krell et al. 2021 (arXiv:2107.02027), so that
+  its time hardly depends on the number of sequences: a row shape (lengths that fill a row)
+  is found once and used for as many rows as there are sequences for.
+
+  Args:
+    lengths: integers [N], 1 to `row_length`.
+    max_per_row: most sequences in a row.
+    rng: shuffles the sequences of each length.
+  Returns:
+    members int64 [N], a permutation of the sequences; offsets int64 [R+1]: row r holds the
+    sequences members[offsets[r]:offsets[r + 1]], the longest first.
+  """
+  shuffled = rng.permutation(len(lengths))
+  by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+  counts = np.bincount(lengths, minlength=row_length + 1)
+  unused = np.cumsum(counts) - counts  # Of every length, the next one to be taken from by_length.
+  members, sizes = [by_length[:0]], [unused[:0]]
+  for shape, num_rows in _row_shapes(counts, row_length, max_per_row):
+    columns = []
+    for length in shape:
+      columns.append(by_length[unused[length]:unused[length] + num_rows])
+      unused[length] += num_rows
+    members.append(np.stack(columns, axis=1).ravel())
+    sizes.append(np.full(num_rows, len(shape)))
+  offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+  return np.concatenate(members), offsets
+
+
+def _row_shapes(counts: np.ndarray, row_length: int,
+                max_per_row: int) -> Iterator[tuple[list[int], int]]:
+  """Yields (lengths of a row, rows of this shape) until the histogram `counts` is used up.
+
+  A row begins with the longest sequence left and takes again and again the longest that fits.
+  Every shape uses up a length or nearly so: there are about as many shapes as lengths.
+  """
+  left = {int(length): int(counts[length]) for length in np.flatnonzero(counts)}
+  available = sorted(left)
+  while available:
+    used, shape, room = collections.Counter(), [], row_length
+    while len(shape) < max_per_row:
+      i = bisect.bisect_right(available, room) - 1
+      while i >= 0 and used[available[i]] == left[available[i]]:
+        i -= 1
+      if i < 0:
+        break
+      shape.append(available[i])
+      used[available[i]] += 1
+      room -= available[i]
+    num_rows = min(left[length] // n for length, n in used.items())
+    yield shape, num_rows
+    for length, n in used.items():
+      left[length] -= n * num_rows
+      if not left[length]:
+        available.remove(length)

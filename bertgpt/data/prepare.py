@@ -1,0 +1,429 @@
+"""Raw text to a prepared corpus: documents -> sentences -> token ids -> ArrayRecord.
+
+The calling process reads the sources, in order, and writes the shards, in order. Worker
+processes do the rest in between: sentences, token ids, serialisation. What they return
+depends on the text alone, so the corpus is the same bytes for any number of workers. Only
+a few chunks of text per worker are under way at any time, which bounds the memory.
+
+A corpus is built in a hidden folder beside its place and renamed at the very end.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import heapq
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import tqdm
+
+from bertgpt.data import corpus as corpus_lib
+from bertgpt.data import sources, tokenizers
+from bertgpt.data.corpus_writer import EncodedDocument, SplitWriter, write_metadata
+from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
+
+CHUNK_CHARS = 2**19            # Text sent to a worker at once.
+CHUNKS_PER_WORKER = 3          # Under way: one in work, the others so that none waits.
+
+
+# ------------------------------------------------------------ entry points
+
+
+def prepare(config, out_dir: str | os.PathLike) -> pathlib.Path:
+  """Prepares `config.data.source` as a corpus at `out_dir` and prints a report.
+
+  If the same corpus is there already, nothing is done. Two runs for one place take turns.
+
+  Args:
+    config: the fields of `config.data` and `config.tokenizer` are read.
+    out_dir: new folder.
+  Returns:
+    The path of the corpus.
+  Raises:
+    ConfigError: `out_dir` holds something else.
+    DataError: bad source or tokenizer; no document for one of the splits.
+    PeerError: a worker process died.
+    StorageError: a file could not be written.
+  """
+  return _prepare(config, pathlib.Path(out_dir).expanduser().absolute(), make_recipe(config))
+
+
+def ensure_prepared(config) -> pathlib.Path:
+  """`config.data.corpus` if it is set, else the cached corpus, prepared now if missing.
+
+  Raises:
+    as `prepare`.
+  """
+  if config.data.corpus:
+    return pathlib.Path(config.data.corpus).expanduser().absolute()
+  recipe = make_recipe(config)
+  path = _cached_path(config, recipe)
+  return path if corpus_lib.is_corpus(path) else _prepare(config, path, recipe)
+
+
+def cached_corpus_path(config) -> pathlib.Path:
+  """Where the cache keeps, or will keep, the corpus of this source, tokenizer and options."""
+  return _cached_path(config, make_recipe(config))
+
+
+def _cached_path(config, recipe: dict) -> pathlib.Path:
+  key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+  return pathlib.Path(config.data.cache_dir).expanduser().absolute() / f"corpus-{key[:20]}"
+
+
+def make_recipe(config) -> dict:
+  """All that decides the content of a corpus; equal recipes give equal bytes."""
+  data, tokenizer = config.data, config.tokenizer
+  if tokenizer.path:
+    made_of = {"fingerprint": tokenizers.load_tokenizer(tokenizer.path).fingerprint()}
+  else:
+    names = ("kind", "vocab_size", "model_type", "lowercase", "train_bytes")
+    made_of = {name: tokenizer[name] for name in names}
+  return {
+      "format_version": corpus_lib.FORMAT_VERSION,
+      "source_identity": sources.identity(data.source),
+      "tokenizer": made_of,
+      "options": {n: data[n] for n in ("language", "validation_fraction", "invalid_text")},
+  }
+
+
+# ---------------------------------------------------- one folder, all or nothing
+
+
+def _prepare(config, path: pathlib.Path, recipe: dict) -> pathlib.Path:
+  partial = path.with_name(f".{path.name}.partial")
+  with _as_storage_error(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path.with_name(f".{path.name}.lock")):
+      if _is_done(path, recipe):
+        return path
+      shutil.rmtree(partial, ignore_errors=True)  # Left by one that was killed.
+      partial.mkdir()
+      try:
+        manifest = _build(config, partial, recipe)
+        _publish(partial, path)
+      finally:
+        shutil.rmtree(partial, ignore_errors=True)
+  print(f"corpus {path}\n{corpus_lib.report(manifest)}", flush=True)
+  return path
+
+
+def _is_done(path: pathlib.Path, recipe: dict) -> bool:
+  """Whether the corpus of this recipe lies at `path`; False if nothing does.
+
+  Raises:
+    ConfigError: something else does.
+  """
+  if corpus_lib.is_corpus(path) and corpus_lib.read_manifest(path)["recipe"] == recipe:
+    return True
+  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    raise ConfigError(f"{path}: exists and was not made from this source, tokenizer and options; "
+                      "delete it or choose another place")
+  return False
+
+
+@contextlib.contextmanager
+def _lock(file: pathlib.Path) -> Iterator[None]:
+  """Holds an advisory lock, which the system gives back even after kill -9."""
+  with open(file, "ab") as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f"waiting for another process that prepares {file.parent}", flush=True)
+      fcntl.flock(f, fcntl.LOCK_EX)
+    yield
+
+
+@contextlib.contextmanager
+def _as_storage_error(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    raise StorageError(f"{e.filename or path}: {e.strerror or e}; the corpus {path} "
+                       "was not prepared") from e
+
+
+def _publish(partial: pathlib.Path, path: pathlib.Path) -> None:
+  """Makes the finished folder durable, then visible under its name, in this order."""
+  for entry in [*partial.rglob("*"), partial]:
+    _fsync(entry)
+  os.rename(partial, path)
+  _fsync(path.parent)
+
+
+def _fsync(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+# ---------------------------------------------------------------- pipeline
+
+
+def _build(config, folder: pathlib.Path, recipe: dict) -> dict:
+  """Writes the whole corpus into the empty `folder`; returns its manifest."""
+  data, skipped = config.data, sources.Counts()
+  border = validation_border(data.validation_fraction)
+  tokenizer = _make_tokenizer(config, border)
+  tokenizer.save(folder / corpus_lib.TOKENIZER)
+  dtype = corpus_lib.token_dtype(tokenizer.vocab_size)
+  documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped)
+  worker = _Worker(os.fspath(folder / corpus_lib.TOKENIZER), data.language, dtype)
+  writers = {split: SplitWriter(folder, split) for split in corpus_lib.SPLITS}
+  with contextlib.closing(_encode(documents, worker, data.prepare_workers, skipped)) as encoded:
+    for split, document in assign_splits(_with_progress(encoded), border):
+      writers[split].write(document)
+  _check_splits(data.source, *(writers[split].num_documents for split in corpus_lib.SPLITS))
+  manifest = {
+      "format_version": corpus_lib.FORMAT_VERSION,
+      "source": data.source,
+      "recipe": recipe,
+      "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
+                    "fingerprint": tokenizer.fingerprint()},
+      "token_dtype": dtype,
+      "splits": {split: writer.finish() for split, writer in writers.items()},
+      "skipped": {what: n for what, n in sorted(skipped.items()) if n},
+  }
+  return write_metadata(folder, manifest)
+
+
+def _check_splits(source: str, num_train: int, num_validation: int) -> None:
+  if not num_train + num_validation:
+    raise DataError(f"data.source={source}: no document with text; check the path and the field")
+  if not num_train or not num_validation:
+    raise DataError(f"data.source={source}: at least two different documents are needed, one to "
+                    "train on and one to hold out; give more text, or separate its documents")
+
+
+def _make_tokenizer(config, border: int):
+  if config.tokenizer.path:
+    return tokenizers.load_tokenizer(config.tokenizer.path)
+  documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text)
+  sample = sample_documents(documents, config.tokenizer.train_bytes, border)
+  if not sample:
+    raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on; check "
+                    "the path and the field, and data.validation_fraction")
+  return tokenizers.train_tokenizer(config.tokenizer, _drain(sample, config.data.language))
+
+
+def _drain(sample: list[sources.Document], language: str) -> Iterator[str]:
+  """The sentences of the sample, which it empties: training needs the memory."""
+  sample.reverse()
+  while sample:
+    yield from sources.split_sentences(sample.pop(), language)
+
+
+def sample_documents(documents: Iterable[sources.Document], max_bytes: int,
+                     border: int) -> list[sources.Document]:
+  """The documents with the largest keys, `max_bytes` of text or just above, in their order.
+
+  Keys are hashes, so the sample is spread evenly over the corpus; they grow away from the
+  validation split, which lies below `border` and is not sampled.
+  """
+  heap, total = [], 0
+  for order, document in enumerate(documents):
+    text = _text(document).encode()
+    key = text_key(text)
+    if key < border:
+      continue
+    heapq.heappush(heap, (key, order, len(text), document))
+    total += len(text)
+    while total - heap[0][2] >= max_bytes:
+      total -= heapq.heappop(heap)[2]
+  return [document for _, _, _, document in sorted(heap, key=lambda entry: entry[1])]
+
+
+def _text(document: sources.Document) -> str:
+  return "\n".join(document.paragraphs)
+
+
+def text_key(text: bytes) -> int:
+  """64-bit hash of a document's text (UTF-8): equal texts have equal keys."""
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
+  with tqdm.tqdm(desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
+    for number, document in enumerate(documents, 1):
+      yield document
+      bar.update(document.text_bytes)
+      if number % 256 == 0:
+        bar.set_postfix(documents=number, refresh=False)
+
+
+# ------------------------------------------------------------------ splits
+
+
+def validation_border(fraction: float) -> int:
+  """Documents with a key below this are held out."""
+  return int(fraction * 2**64)
+
+
+def assign_splits(documents: Iterable[EncodedDocument],
+                  border: int) -> Iterator[tuple[str, EncodedDocument]]:
+  """Pairs ('train' or 'validation', document), by the key; neither split stays empty.
+
+  While all keys lie on one side of the border, the document nearest to it is held back with
+  its duplicates. If the corpus ends so, they are the other split.
+  """
+  documents = iter(documents)
+  side, held, held_distance = None, [], 0
+  for document in documents:
+    if side is None:
+      side = document.key < border
+    if (document.key < border) != side:
+      yield from ((_split_name(d.key < border), d) for d in [*held, document])
+      yield from ((_split_name(d.key < border), d) for d in documents)
+      return
+    distance = abs(document.key - border)
+    if not held or distance < held_distance:
+      yield from ((_split_name(side), d) for d in held)
+      held, held_distance = [document], distance
+    elif distance == held_distance:
+      held.append(held[0])  # The same text: no need to keep it twice in memory.
+    else:
+      yield _split_name(side), document
+  yield from ((_split_name(not side), d) for d in held)
+
+
+def _split_name(is_validation: bool) -> str:
+  return corpus_lib.SPLITS[is_validation]
+
+
+# ----------------------------------------------------------------- workers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+  """Settings of a worker process: all that `_encode_chunk` needs besides the text."""
+
+  tokenizer_path: str
+  language: str
+  token_dtype: str
+
+
+_worker: tuple[_Worker, "tokenizers.Tokenizer"]  # Set once, in worker processes only.
+
+
+def _start_worker(settings: _Worker) -> None:
+  global _worker
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us.
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
+  _worker = settings, tokenizers.load_tokenizer(settings.tokenizer_path)
+
+
+def _exit_with_parent() -> None:
+  """After kill -9 of the parent, a worker would wait for its next chunk for ever."""
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
+def _encode(documents: Iterable, worker: _Worker, num_workers: int,
+            skipped: collections.Counter) -> Iterator[EncodedDocument]:
+  """Encodes documents in worker processes; they come out in order.
+
+  Args:
+    num_workers: 0 for one a core.
+    skipped: tally of what was left out, added to.
+  """
+  num_workers = num_workers or len(os.sched_getaffinity(0))
+  # Spawned, not forked: the caller may run threads of JAX, which do not survive a fork.
+  pool = futures.ProcessPoolExecutor(
+      num_workers, multiprocessing.get_context("spawn"), _start_worker, (worker,))
+  try:
+    room = CHUNKS_PER_WORKER * num_workers * CHUNK_CHARS
+    for encoded, counts in _map_in_order(pool, _encode_chunk, _chunks(documents), room):
+      skipped.update(counts)
+      yield from encoded
+  except BrokenProcessPool as e:
+    raise PeerError("a prepare worker died, most likely for want of memory: lower "
+                    "data.prepare_workers") from e
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _map_in_order(pool, function: Callable, sized: Iterable[tuple], room: int) -> Iterator:
+  """`function` of every item, in order; items under way add up to `room` at most, or are one.
+
+  Args:
+    sized: pairs of item and size.
+  """
+  pending = collections.deque()
+  for item, size in sized:
+    while pending and size > room:
+      future, freed = pending.popleft()
+      yield future.result()
+      room += freed
+    pending.append((pool.submit(function, item), size))
+    room -= size
+  for future, _ in pending:
+    yield future.result()
+
+
+def _chunks(documents: Iterable[sources.Document]) -> Iterator[tuple[list, int]]:
+  """Lists of whole documents of `CHUNK_CHARS` together or just above, and their characters."""
+  chunk, size = [], 0
+  for document in documents:
+    chunk.append(document)
+    size += sum(map(len, document.paragraphs))
+    if size >= CHUNK_CHARS:
+      yield chunk, size
+      chunk, size = [], 0
+  if chunk:
+    yield chunk, size
+
+
+def _encode_chunk(
+    documents: list[sources.Document]) -> tuple[list[EncodedDocument], collections.Counter]:
+  """Runs in a worker: the documents that have tokens, and a tally of what was left out."""
+  settings, tokenizer = _worker
+  counts = collections.Counter()
+  sentences = [_sentences(document, settings.language) for document in documents]
+  ids = iter(tokenizer.encode([s for texts in sentences for s in texts]))
+  encoded = []
+  for document, texts in zip(documents, sentences, strict=True):
+    found = [next(ids) for _ in texts]
+    if any(map(len, found)):
+      encoded.append(_encoded_document(document, found, settings.token_dtype, tokenizer.unk_id))
+    else:
+      counts["documents without a token: skipped"] += 1
+  return encoded, counts
+
+
+def _encoded_document(document: sources.Document, ids: list[np.ndarray], dtype: str,
+                      unk_id: int) -> EncodedDocument:
+  """Args: ids: of every sentence; those without a token leave no trace."""
+  text, tokens = _text(document).encode(), np.concatenate(ids)
+  lengths = np.fromiter(filter(None, map(len, ids)), np.int32)
+  return EncodedDocument(
+      key=text_key(text), record=corpus_lib.encode_record(tokens.astype(dtype), lengths),
+      sentence_lengths=lengths, text_bytes=len(text),
+      num_unknown=int(np.count_nonzero(tokens == unk_id)), max_id=int(tokens.max()))
+
+
+def _sentences(document: sources.Document, language: str) -> list[str]:
+  """The sentences of a document, each with the white space before it.
+
+  Joined they are the text again, so byte-level BPE gives the ids it gives to running text.
+  The other tokenizers drop white space at the start.
+  """
+  text = _text(document)
+  start, sentences = 0, []
+  for sentence in sources.split_sentences(document, language):
+    end = text.index(sentence, start) + len(sentence)
+    sentences.append(text[start:end])
+    start = end
+  return sentences

@@ -1,0 +1,448 @@
+"""Text to token ids and back: one small interface over SentencePiece and `tokenizers`.
+
+| `config.tokenizer.kind` | trained here            | also loaded from                        |
+|-------------------------|-------------------------|-----------------------------------------|
+| `sentencepiece`         | unigram or BPE          | any `*.model`                           |
+| `wordpiece`             | with BERT's normaliser  | BERT's `vocab.txt`                      |
+| `bpe`                   | byte-level, as in GPT-2 | `encoder.json` with `vocab.bpe`, or     |
+|                         |                         | `vocab.json` with `merges.txt`          |
+
+The last two are also loaded from a `tokenizer.json` of Hugging Face. Trained ones begin with the
+ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. Text never yields a special id,
+even where it says "[MASK]". A saved tokenizer is a folder with one file, `tokenizer.model` or
+`tokenizer.json`, which other programs read too.
+
+The same text, in the same order, gives the same file with the same versions of the libraries.
+"""
+
+import abc
+import functools
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from bertgpt.data.sources import cut_at_spaces
+from bertgpt.data.words import BYTE_OF_CHAR, goes_on, join_cjk
+from bertgpt.errors import DataError
+
+# Special ids by role, and the names they have in tokenizers trained elsewhere; the first that
+# is in the vocabulary counts. eod ends a document of GPT; BERT's vocabularies have [SEP] for it.
+SPECIAL_PIECES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+    "eod": ("<|endoftext|>", "</s>", "[SEP]"),
+}
+_NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
+_ENCODE_CHARS = 1 << 20  # Text encoded at a time: `tokenizers` needs about 200 bytes a token.
+
+
+class Tokenizer(abc.ABC):
+  """A trained tokenizer.
+
+  Args:
+    data: content of its file.
+
+  Attributes:
+    kind: `config.tokenizer.kind`.
+    vocab_size: number of ids.
+    pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: special ids; -1 where there is none.
+    special_ids: sorted ids that `encode` never returns. [UNK] is not among them.
+  """
+
+  kind: ClassVar[str]
+  file_name: ClassVar[str]
+  _between_specials: ClassVar[str] = " "
+
+  def __init__(self, data: bytes):
+    self._data = data
+    id_of = {piece: i for i, piece in enumerate(self.pieces)}
+    ids = [next((id_of[name] for name in names if name in id_of), -1)
+           for names in SPECIAL_PIECES.values()]
+    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.eod_id = ids
+    self.special_ids = tuple(sorted({i for i in ids if i not in (-1, self.unk_id)}))
+    self.vocab_size = len(self.pieces)
+
+  def __reduce__(self):
+    return type(self), (self._data,)
+
+  @functools.cached_property
+  @abc.abstractmethod
+  def pieces(self) -> tuple[str, ...]:
+    """The vocabulary as the library writes it, by id."""
+
+  @abc.abstractmethod
+  def _encode(self, texts: list[str]) -> list[list[int]]:
+    """Ids of every text."""
+
+  @abc.abstractmethod
+  def _decode(self, ids: list[int]) -> str:
+    """Text of ids that are no specials."""
+
+  @abc.abstractmethod
+  def _continues_word(self, piece: str) -> bool:
+    """Whether a piece that is no special goes on the word before it."""
+
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of every text, int32[num_tokens], without special ids.
+
+    Uses all cores; one thread in a worker process of `multiprocessing`.
+    """
+    arrays = []
+    for batch in _batches(texts, _ENCODE_CHARS):
+      try:
+        ids = self._encode(batch)
+      except (TypeError, UnicodeError, RuntimeError):  # A lone surrogate, by library.
+        ids = self._encode([text.encode(errors="replace").decode() for text in batch])
+      arrays.extend(np.array(i, np.int32) for i in ids)
+    return arrays
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of token ids; special ids are written by their names."""
+    named = {*self.special_ids, self.unk_id}
+    parts = []
+    for is_special, group in itertools.groupby(map(int, ids), key=named.__contains__):
+      run = list(group)
+      parts += [self.pieces[i] for i in run] if is_special else [self._decode(run)]
+    return self._between_specials.join(parts)
+
+  def continues_word(self) -> np.ndarray:
+    """bool[vocab_size]: the piece goes on the word before it.
+
+    Where pieces carry no mark of their own (SentencePiece, byte-level BPE), those that begin with
+    punctuation or with a character of a script without spaces start a word, as in BERT.
+    """
+    named = {*self.special_ids, self.unk_id}
+    return np.array([i not in named and self._continues_word(piece)
+                     for i, piece in enumerate(self.pieces)])
+
+  def fingerprint(self) -> str:
+    """SHA-256 (hex) of the file."""
+    return hashlib.sha256(self._data).hexdigest()
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the file into `folder`, which is made if it is not there."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / self.file_name).write_bytes(self._data)
+
+
+class SentencePiece(Tokenizer):
+  """A SentencePiece model, unigram or BPE; its normaliser is part of it."""
+
+  kind = "sentencepiece"
+  file_name = "tokenizer.model"
+
+  @functools.cached_property
+  def _processor(self):
+    return sentencepiece.SentencePieceProcessor(model_proto=self._data)
+
+  @functools.cached_property
+  def pieces(self):
+    return tuple(self._processor.id_to_piece(list(range(self._processor.vocab_size()))))
+
+  def _encode(self, texts):
+    threads = 1 if _is_worker() else os.cpu_count()
+    return self._processor.encode(texts, num_threads=threads)
+
+  def _decode(self, ids):
+    return self._processor.decode(ids)
+
+  def _continues_word(self, piece):
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+    part = bytes.fromhex(byte[1]) if byte else piece.encode()
+    return not piece.startswith("\u2581") and goes_on(part)
+
+
+class _Json(Tokenizer):
+  """What WordPiece and byte-level BPE share: the library and its file."""
+
+  file_name = "tokenizer.json"
+
+  @functools.cached_property
+  def _tokenizer(self):
+    tokenizer = tokenizers.Tokenizer.from_buffer(self._data)
+    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+  @functools.cached_property
+  def pieces(self):
+    ids = self._tokenizer.get_vocab()
+    if sorted(ids.values()) != list(range(len(ids))):
+      raise ValueError("its ids are not 0, 1, 2, ...")
+    return tuple(sorted(ids, key=ids.get))
+
+  def _encode(self, texts):
+    if _is_worker():
+      os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+  def _decode(self, ids):
+    return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+class WordPiece(_Json):
+  """BERT's: words, marks and CJK characters, each cut into the longest pieces from the left."""
+
+  kind = "wordpiece"
+
+  def _decode(self, ids):
+    return join_cjk(super()._decode(ids))
+
+  def _continues_word(self, piece):
+    return piece.startswith("##")
+
+
+class ByteBPE(_Json):
+  """GPT-2's: pieces are made of bytes, so that every text can be written."""
+
+  kind = "bpe"
+  _between_specials = ""
+
+  def _continues_word(self, piece):
+    # Pieces added to the vocabulary of GPT-2 need not be made of bytes.
+    return BYTE_OF_CHAR.keys() >= set(piece) and goes_on(bytes(BYTE_OF_CHAR[c] for c in piece))
+
+
+def _is_worker() -> bool:
+  return multiprocessing.parent_process() is not None
+
+
+def _batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
+  batch, chars = [], 0
+  for text in texts:
+    if batch and chars + len(text) > max_chars:
+      yield batch
+      batch, chars = [], 0
+    batch.append(text)
+    chars += len(text)
+  if batch:
+    yield batch
+
+
+# ---------------------------------------------------------------- training
+
+
+def train_tokenizer(config, texts: Iterable[str]) -> Tokenizer:
+  """Trains on `texts`, which are held in memory.
+
+  Args:
+    config: `config.tokenizer`: kind, vocab_size, model_type, lowercase.
+    texts: sentences or paragraphs, in a fixed order.
+  Raises:
+    DataError: there is no text, or not enough of it for the vocabulary.
+  """
+  texts = [text for text in texts if text.strip()]
+  if not texts:
+    raise DataError("tokenizer: there is no text to train on; check data.source")
+  return _TRAINERS[config.kind](config, texts)
+
+
+def _train_sentencepiece(config, texts: list[str]) -> SentencePiece:
+  # SentencePiece leaves out lines of more than 4,192 bytes; a character has at most 4.
+  lines = (piece for text in texts for piece in cut_at_spaces(text, 1000))
+  model = io.BytesIO()
+  pad, unk, *controls = _NEW_SPECIALS
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, minloglevel=2,
+        vocab_size=config.vocab_size, model_type=config.model_type,
+        normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+        byte_fallback=config.vocab_size >= _BYTE_FALLBACK_FROM,
+        pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece=pad, unk_piece=unk,
+        control_symbols=controls,
+        # The result depends on it, so it is not the number of cores.
+        num_threads=16)
+  except RuntimeError as e:
+    raise _sentencepiece_error(config.vocab_size, str(e)) from e
+  return SentencePiece(model.getvalue())
+
+
+_MAX_ALPHABET = 10_000  # Characters; the library's default of 1,000 is too few for Chinese.
+_BYTE_FALLBACK_FROM = 4096  # The 256 byte pieces would be too large a part of a smaller vocabulary.
+_SENTENCEPIECE_SIZES = (
+    (re.compile(r"too high.*<= (\d+)"), "at most"),
+    (re.compile(r"smaller than required_chars\. \d+ vs (\d+)"), "at least"),
+)
+
+
+def _sentencepiece_error(size: int, message: str) -> DataError:
+  for pattern, relation in _SENTENCEPIECE_SIZES:
+    if found := pattern.search(message):
+      # Below the border there are no byte pieces.
+      bytes_left_out = 256 * (int(found[1]) < _BYTE_FALLBACK_FROM <= size)
+      return _size_error(size, relation, int(found[1]) - bytes_left_out)
+  return DataError(f"tokenizer: SentencePiece cannot train on this text: {message.splitlines()[0]}")
+
+
+def _size_error(size: int, relation: str, possible: int) -> DataError:
+  return DataError(f"tokenizer.vocab_size={size} does not fit the text: set it to {relation} "
+                   f"{possible}, or give other text in data.source")
+
+
+def _train_wordpiece(config, texts: list[str]) -> WordPiece:
+  tokenizer = _bert_pipeline({}, config.lowercase)
+  # The library numbers the characters inside words in the order of a hash table, which differs
+  # from run to run, and decides ties by number. So they are found first and given in order.
+  tokenizer.train_from_iterator(texts, _wordpiece_trainer(1, _NEW_SPECIALS))
+  characters = sorted(tokenizer.get_vocab().keys() - set(_NEW_SPECIALS))
+  _check_size(config.vocab_size, least=len(_NEW_SPECIALS) + len(characters))
+  trainer = _wordpiece_trainer(config.vocab_size, _NEW_SPECIALS + characters)
+  tokenizer.train_from_iterator(texts, trainer)
+  vocabulary = tokenizer.get_vocab()
+  _check_size(config.vocab_size, most=len(vocabulary))
+  return WordPiece(_serialize(_bert_pipeline(vocabulary, config.lowercase)))
+
+
+def _wordpiece_trainer(vocab_size: int, first: list[str]):
+  return trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first,
+                                   limit_alphabet=_MAX_ALPHABET, show_progress=False)
+
+
+def _train_byte_bpe(config, texts: list[str]) -> ByteBPE:
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  _check_size(config.vocab_size, least=len(_NEW_SPECIALS) + len(alphabet))
+  tokenizer = _byte_bpe_pipeline(models.BPE())
+  tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+      vocab_size=config.vocab_size, special_tokens=_NEW_SPECIALS, initial_alphabet=alphabet,
+      show_progress=False))
+  _check_size(config.vocab_size, most=tokenizer.get_vocab_size())
+  return ByteBPE(_serialize(tokenizer))
+
+
+def _check_size(size: int, *, least: int = 0, most: int | None = None) -> None:
+  if size < least:
+    raise _size_error(size, "at least", least)
+  if most is not None and size > most:
+    raise _size_error(size, "at most", most)
+
+
+_TRAINERS: dict[str, Callable[..., Tokenizer]] = {
+    "sentencepiece": _train_sentencepiece,
+    "wordpiece": _train_wordpiece,
+    "bpe": _train_byte_bpe,
+}
+
+
+# ----------------------------------------------------------------- loading
+
+
+_MAX_WORD = 100  # Characters; a longer word is [UNK] in tokenizers' BERT (200 in Google's).
+
+
+def _bert_pipeline(vocabulary: dict[str, int], lowercase: bool):
+  tokenizer = tokenizers.Tokenizer(models.WordPiece(
+      vocabulary, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
+  # strip_accents=None: with the case, as in google-research/bert.
+  tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=None, lowercase=lowercase)
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokenizer.decoder = decoders.WordPiece()
+  return tokenizer
+
+
+def _byte_bpe_pipeline(model):
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  return tokenizer
+
+
+def _serialize(tokenizer) -> bytes:
+  return tokenizer.to_str(pretty=True).encode()
+
+
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+  """Loads a file of the table above, or a folder that holds one.
+
+  A BERT `vocab.txt` is lower-cased, and its accents stripped, unless some of its pieces have
+  capital letters.
+
+  Raises:
+    DataError: there is no tokenizer at `path`; names the file.
+  """
+  path = pathlib.Path(path).expanduser()
+  files = [path] if path.is_file() else [path / name for name in _FILE_NAMES]
+  for file in files:
+    loader = next((load for ending, load in _LOADERS.items() if file.name.endswith(ending)), None)
+    if file.is_file() and loader:
+      return _load(loader, file)
+  raise DataError(f"{path}: no tokenizer there; give {_GIVE}")
+
+
+def _load(loader: Callable[[pathlib.Path], Tokenizer], file: pathlib.Path) -> Tokenizer:
+  try:
+    return loader(file)
+  except DataError:
+    raise
+  except Exception as e:  # Both libraries raise bare exceptions.
+    reason = " ".join(str(e).split())[:200] or type(e).__name__
+    raise DataError(f"{file}: is no tokenizer ({reason}); give {_GIVE}") from e
+
+
+_JSON_KINDS = {("WordPiece", "WordPiece"): WordPiece, ("BPE", "ByteLevel"): ByteBPE}
+
+
+def _load_json(file: pathlib.Path) -> Tokenizer:
+  data = file.read_bytes()
+  content = json.loads(data)
+  kind, decoder = content["model"]["type"], (content["decoder"] or {}).get("type")
+  if (kind, decoder) not in _JSON_KINDS:
+    raise DataError(f"{file}: a model of type {kind} with decoder {decoder} is not supported; "
+                    "WordPiece and byte-level BPE are")
+  return _JSON_KINDS[kind, decoder](data)
+
+
+def _load_sentencepiece(file: pathlib.Path) -> SentencePiece:
+  data = file.read_bytes()
+  if not data:  # The library takes it for a model.
+    raise ValueError("the file is empty")
+  return SentencePiece(data)
+
+
+def _load_bert_vocabulary(file: pathlib.Path) -> WordPiece:
+  # splitlines() would cut at U+2028, which is a piece of some vocabularies.
+  lines = file.read_bytes().decode().removesuffix("\n").split("\n")
+  pieces = [line.removesuffix("\r") for line in lines]
+  if missing := [name for name in _NEW_SPECIALS[:4] if name not in pieces]:
+    raise DataError(f"{file}: no BERT vocabulary: it lacks {', '.join(missing)}")
+  vocabulary = {piece: i for i, piece in enumerate(pieces)}
+  if len(vocabulary) < len(pieces):
+    raise DataError(f"{file}: no BERT vocabulary: it names a piece twice")
+  lowercase = sum(p != p.lower() for p in pieces if not p.startswith("[")) < len(pieces) / 100
+  return WordPiece(_serialize(_bert_pipeline(vocabulary, lowercase)))
+
+
+def _load_gpt2(file: pathlib.Path, ending: str, merges_ending: str) -> ByteBPE:
+  merges = file.with_name(file.name.removesuffix(ending) + merges_ending)
+  if not merges.is_file():
+    raise DataError(f"{file}: the merges are missing; put {merges.name} beside it")
+  model = models.BPE.from_file(str(file), str(merges))
+  return ByteBPE(_serialize(_byte_bpe_pipeline(model)))
+
+
+_LOADERS: dict[str, Callable[[pathlib.Path], Tokenizer]] = {
+    "tokenizer.json": _load_json,
+    ".model": _load_sentencepiece,
+    ".txt": _load_bert_vocabulary,
+    "encoder.json": lambda file: _load_gpt2(file, "encoder.json", "vocab.bpe"),
+    "vocab.json": lambda file: _load_gpt2(file, "vocab.json", "merges.txt"),
+}
+_FILE_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "encoder.json", "vocab.json")
+_GIVE = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"

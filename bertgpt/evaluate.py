@@ -1,0 +1,110 @@
+"""Held-out metrics: every row of the validation split is counted exactly once."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bertgpt import config as config_lib
+from bertgpt import metrics, objectives, sharding, workdir
+from bertgpt.config import ConfigDict
+from bertgpt.data import loader, prepare
+from bertgpt.data.corpus import Corpus, open_corpus
+from bertgpt.errors import ConfigError
+from bertgpt.models import Module
+from bertgpt.objectives import Objective
+
+EVAL_SEED = 0  # Of the masks: one fixed set for every run, so that runs can be compared.
+
+
+class Evaluator(NamedTuple):
+  """A held-out set and the jitted step that scores a batch of it.
+
+  Attributes:
+    name: tag of the set, as in eval/<name>/mlm_loss.
+    step: (params, batch, row_ids_B) -> sums.
+  """
+
+  name: str
+  config: ConfigDict
+  mesh: Mesh
+  corpus: Corpus
+  step: Callable
+
+
+def make_evaluator(config: ConfigDict, mesh: Mesh, corpus: Corpus, model: Module,
+                   objective: Objective, name: str = "validation") -> Evaluator:
+  return Evaluator(name, config, mesh, corpus, jax.jit(make_eval_step(model, objective)))
+
+
+def make_eval_step(model: Module, objective: Objective) -> Callable:
+  """(params, batch, row_ids_B) -> sums. A row's masks depend on its number alone."""
+
+  def eval_step(params, batch, row_ids_B):
+    batch = objective.corrupt(batch, jax.random.key(EVAL_SEED), row_ids_B)
+    return objective.evaluate(model, params, batch, None)
+
+  return eval_step
+
+
+def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float]:
+  """Mean of every metric over the whole set, with rows as long as the phase's.
+
+  The result does not depend on the batch size, the mesh or the number of hosts: rows that
+  fill up the last batch weigh nothing, and sums are added in double precision.
+
+  Returns:
+    'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
+    'lm_perplexity', 'bits_per_byte'.
+  """
+  config, mesh, corpus = evaluator.config, evaluator.mesh, evaluator.corpus
+  batch_size = config.eval.batch_size
+  window, pending = metrics.Window(), None
+  with sharding.use_mesh(mesh, config):
+    rows = sharding.local_rows(mesh, config, batch_size)
+    for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
+      batch = sharding.make_global_batch(local, mesh, config, batch_size)
+      row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
+      sums = evaluator.step(params, batch, row_ids)
+      if pending is not None:
+        window.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
+      pending = sums
+    window.add(jax.device_get(pending))
+  means = metrics.with_perplexity(window.means())
+  if "lm_loss" in means:
+    means["bits_per_byte"] = bits_per_byte(means["lm_loss"], corpus)
+  return means
+
+
+def bits_per_byte(nats_per_token: float, corpus: Corpus) -> float:
+  """Loss per UTF-8 byte of text, in bits: comparable between tokenizers.
+
+  The end-of-document token that closes every document is predicted too and counts.
+  """
+  tokens = int(corpus.document_lengths.sum()) + len(corpus.document_lengths)
+  return nats_per_token * tokens / corpus.num_bytes / float(jnp.log(2.0))
+
+
+def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+  """Scores the newest checkpoint of a run on the validation split, at its last phase's length.
+
+  Args:
+    overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
+  """
+  trained = workdir.load_trained(path)
+  config = config_lib.override(trained.config, overrides)
+  config_lib.validate(config)
+  held_out = open_corpus(prepare.ensure_prepared(config), "validation")
+  if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
+    raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer; "
+                      f"add --config.tokenizer.path={path}/tokenizer")
+  mesh = sharding.make_mesh(config)
+  objective = objectives.make_objective(config, workdir.make_vocabulary(trained.tokenizer))
+  evaluator = make_evaluator(config, mesh, held_out, trained.model, objective)
+  params = jax.device_put(trained.params,
+                          sharding.shard_state(trained.params, trained.params, mesh, config))
+  return run(evaluator, params, len(config.phases) - 1)

@@ -1,0 +1,197 @@
+"""Metrics as (sum, weight) pairs, the writers that show them, FLOPs and MFU."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+from bertgpt import config as config_lib
+
+# Peak dense bfloat16 FLOP/s of one device, by a part of JAX's device_kind. Sources:
+# vendors' data sheets (NVIDIA A100 2020, H100 2022, H200 2023; Cloud TPU system
+# architecture pages, 2024). The first match wins.
+PEAK_FLOPS = (
+    ("H200", 989e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("TPU v6", 918e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """FLOP/s of one device; None where it is not known, as for a CPU."""
+  return next((peak for name, peak in PEAK_FLOPS if name in device_kind), None)
+
+
+def flops_per_step(config: config_lib.ConfigDict, phase: config_lib.ConfigDict) -> float:
+  """Multiply-adds of a training step, times 2, times 3 for the backward pass.
+
+  Attention is counted in full, also where it is causal, and recomputation is not
+  counted, so that MFU measures useful work (Chowdhery et al. 2022, appendix B).
+  """
+  m = config.model
+  d, tokens = m.width, phase.batch_size * phase.seq_len
+  layers = m.num_layers * (6 * (4 * d * d + 2 * d * m.mlp_dim) + 12 * phase.seq_len * d)
+  if config.objective.name == "causal":
+    return tokens * (layers + 6 * d * m.vocab_size)
+  predictions = config_lib.max_predictions(config, phase) / phase.seq_len
+  return tokens * (layers + 6 * predictions * (d * m.vocab_size + d * d))
+
+
+# ------------------------------------------------------------------- sums
+
+
+class Window:
+  """Sums of the steps since the last line that was written."""
+
+  def __init__(self):
+    self._sums: dict[str, tuple[float, float]] = {}
+    self.steps = 0
+
+  def add(self, sums: Mapping[str, tuple[float, float]]) -> None:
+    for name, (total, weight) in sums.items():
+      old_total, old_weight = self._sums.get(name, (0.0, 0.0))
+      self._sums[name] = (old_total + float(total), old_weight + float(weight))
+    self.steps += 1
+
+  def total(self, name: str) -> float:
+    return self._sums[name][0]
+
+  def means(self) -> dict[str, float]:
+    """sum / weight of every metric; metrics that met nothing are left out."""
+    return {name: total / weight for name, (total, weight) in self._sums.items() if weight}
+
+
+def with_perplexity(means: Mapping[str, float]) -> dict[str, float]:
+  """Adds exp(loss) of every language-model loss."""
+  named = {name.replace("_loss", "_perplexity"): math.exp(min(loss, 700.0))
+           for name, loss in means.items() if name in ("mlm_loss", "lm_loss")}
+  return {**means, **named}
+
+
+# ---------------------------------------------------------------- writers
+
+
+class Writer:
+  """metrics.jsonl, TensorBoard events and the progress line of a run.
+
+  Only process 0 writes. On resume, TensorBoard events beyond `first_step` are purged
+  and lines of metrics.jsonl beyond it are dropped, so that a curve has each step once.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
+               tensorboard: bool, active: bool = True):
+    self._last_step = last_step
+    self._start = time.monotonic()
+    self._first_step = first_step
+    self._is_tty = sys.stderr.isatty()
+    self._open_line = False
+    self._jsonl = self._events = None
+    if not active:
+      return
+    path = workdir / "metrics.jsonl"
+    keep_lines(path, first_step)
+    self._jsonl = path.open("a")
+    if tensorboard:
+      import tensorboardX  # Slow to import, and not always wanted.
+      self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"),
+                                                purge_step=first_step + 1)
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """One line of metrics.jsonl and one point of every curve. Args: tag -> value."""
+    if self._jsonl is None:
+      return
+    self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+    self._jsonl.flush()
+    if self._events is not None:
+      for tag, value in scalars.items():
+        self._events.add_scalar(tag, value, step)
+
+  def progress(self, step: int, scalars: Mapping[str, float]) -> None:
+    """The live line: rewritten in place on a terminal, else one line a call."""
+    if self._jsonl is None:
+      return
+    line = progress_line(step, self._last_step, scalars, self._eta(step))
+    if self._is_tty:
+      width = os.get_terminal_size(sys.stderr.fileno()).columns
+      sys.stderr.write("\r" + line[:width - 1].ljust(width - 1))
+      self._open_line = True
+    else:
+      sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+  def message(self, text: str) -> None:
+    """A line of its own, clear of the live line."""
+    if self._jsonl is None:
+      return
+    if self._open_line:
+      sys.stderr.write("\n")
+      self._open_line = False
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+  def close(self) -> None:
+    if self._open_line:
+      sys.stderr.write("\n")
+    for file in (self._jsonl, self._events):
+      if file is not None:
+        file.close()
+
+  def _eta(self, step: int) -> float:
+    done = step - self._first_step
+    return (time.monotonic() - self._start) / max(done, 1) * (self._last_step - step)
+
+
+def progress_line(step: int, last_step: int, scalars: Mapping[str, float], eta_s: float) -> str:
+  """'step 120/4000  loss 6.31  lr 1.0e-04  |g| 1.20  52 ms  78k tok/s  MFU 41%  ETA 0:03:21'."""
+  parts = [f"step {step}/{last_step}", f"loss {scalars['train/loss']:.3f}",
+           f"lr {scalars['train/learning_rate']:.1e}", f"|g| {scalars['train/grad_norm']:.2f}",
+           f"{scalars['perf/step_seconds'] * 1e3:.0f} ms",
+           f"{scalars['perf/tokens_per_second'] / 1e3:.1f}k tok/s"]
+  if "perf/mfu" in scalars:
+    parts.append(f"MFU {scalars['perf/mfu']:.0%}")
+  if scalars.get("train/bad_steps"):
+    parts.append(f"NOT FINITE x{scalars['train/bad_steps']:.0f}")
+  parts.append(f"ETA {format_duration(eta_s)}")
+  return "  ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def keep_lines(path: pathlib.Path, last_step: int) -> None:
+  """Drops lines of a metrics.jsonl beyond `last_step`, and a line cut short by a crash."""
+  if not path.exists():
+    return
+  kept = [line for line in path.read_text().splitlines() if _step_of(line) <= last_step]
+  scratch = path.with_suffix(".tmp")
+  scratch.write_text("".join(line + "\n" for line in kept))
+  scratch.replace(path)
+
+
+def _step_of(line: str) -> float:
+  try:
+    return json.loads(line)["step"]
+  except (json.JSONDecodeError, KeyError, TypeError):
+    return math.inf
+
+
+def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+  """tag -> [(step, value), ...] of a run's metrics.jsonl."""
+  curves: dict[str, list[tuple[int, float]]] = {}
+  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    point = json.loads(line)
+    step = point.pop("step")
+    for tag, value in point.items():
+      curves.setdefault(tag, []).append((step, value))
+  return curves

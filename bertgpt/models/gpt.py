@@ -1,0 +1,49 @@
+"""GPT-1 (Radford et al. 2018) and GPT-2 (Radford et al. 2019).
+
+One module: `config.norm='post'` is GPT-1, 'pre' with a final LayerNorm is GPT-2. The
+output layer is tied to the token embedding.
+
+Axes: B batch, L length, D width, V rows of the padded token table.
+"""
+
+import jax
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from bertgpt.models import layers
+
+
+class Gpt(nn.Module):
+  """The decoder and its tied output layer.
+
+  Attributes:
+    config: `config.model` with `vocab_size` set.
+  """
+
+  config: FrozenConfigDict
+
+  def setup(self):
+    config = self.config
+    self.embeddings = layers.Embeddings(config, use_norm=False)
+    self.decoder = layers.Stack(config, causal=True)
+    if config.norm == "pre":
+      self.final_norm = layers.make_norm(config, None)
+
+  def __call__(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
+               positions_BL: jax.Array) -> jax.Array:
+    """Logits of the next token at every position, float32 [B, L, V].
+
+    Args:
+      tokens_BL, sequence_ids_BL, positions_BL: int32.
+    """
+    return self.logits(self.decode(tokens_BL, sequence_ids_BL, positions_BL))
+
+  def decode(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
+             positions_BL: jax.Array) -> jax.Array:
+    """The last layer's features, [B, L, D] in the compute dtype."""
+    x_BLD = self.decoder(self.embeddings(tokens_BL, positions_BL), sequence_ids_BL)
+    return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Vocabulary logits, float32 [..., V], of features [..., D]."""
+    return self.embeddings.logits(x)

@@ -1,0 +1,170 @@
+"""The transformer stack under both families.
+
+Axes: B batch, L length, D width, N heads, H width of a head, F width of the MLP.
+
+Every matrix is stored [in, out] in float32; layers are stacked on a leading axis and
+scanned. Dropout is on exactly when the caller passes a 'dropout' generator.
+
+| parameter                          | initial value                                     |
+|------------------------------------|---------------------------------------------------|
+| kernels, token, segment embedding  | normal(0, init_std), truncated at 2 deviations if `truncated_init` |
+| position embedding                 | the same with position_init_std                   |
+| attention/out, mlp/down kernels    | divided by sqrt(2 num_layers) if `scale_residual_init` (GPT-2) |
+| biases                             | 0                                                 |
+| LayerNorm                          | scale 1, bias 0                                   |
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import FrozenConfigDict
+
+from bertgpt.config import padded_vocab_size
+from bertgpt.models import attention
+from bertgpt.models.dropout import drop, dropout_key
+from bertgpt.sharding import constrain
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "gelu_erf": functools.partial(nn.gelu, approximate=False),
+}
+
+# What the backward pass keeps; the rest is computed again.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def make_init(config: FrozenConfigDict, std: float) -> nn.initializers.Initializer:
+  if config.truncated_init:
+    return nn.initializers.truncated_normal(std)
+  return nn.initializers.normal(std)
+
+
+def make_dense(config: FrozenConfigDict, features: int, name: str, std: float = 0.0) -> nn.Dense:
+  return nn.Dense(features, dtype=config.dtype, kernel_init=make_init(config, std or config.init_std),
+                  name=name)
+
+
+def make_norm(config: FrozenConfigDict, name: str) -> nn.LayerNorm:
+  """LayerNorm with float32 statistics; the two-pass variance, as the one-pass loses digits."""
+  return nn.LayerNorm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
+
+
+def residual_std(config: FrozenConfigDict) -> float:
+  """Deviation of projections that end in the residual stream (Radford et al. 2019, 2.3)."""
+  return config.init_std * ((2 * config.num_layers) ** -0.5 if config.scale_residual_init else 1.0)
+
+
+class Attention(nn.Module):
+  config: FrozenConfigDict
+  causal: bool
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array) -> jax.Array:
+    config = self.config
+    width, heads = config.width, config.num_heads
+    project = lambda name: make_dense(config, width, name)(x_BLD).reshape(
+        *x_BLD.shape[:2], heads, width // heads)
+    x_BLNH = attention.attend(
+        project("query"), project("key"), project("value"), sequence_ids_BL, causal=self.causal,
+        dropout=config.attention_dropout, dropout_key=dropout_key(self))
+    return make_dense(config, width, "out", residual_std(config))(x_BLNH.reshape(x_BLD.shape))
+
+
+class Mlp(nn.Module):
+  config: FrozenConfigDict
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    config = self.config
+    x_BLF = ACTIVATIONS[config.activation](make_dense(config, config.mlp_dim, "up")(x_BLD))
+    return make_dense(config, config.width, "down", residual_std(config))(x_BLF)
+
+
+class Block(nn.Module):
+  """One layer. `norm='post'`: x = norm(x + f(x)) (BERT, GPT-1); 'pre': x = x + f(norm(x)) (GPT-2)."""
+
+  config: FrozenConfigDict
+  causal: bool
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array) -> tuple[jax.Array, None]:
+    config = self.config
+    self_attention = Attention(config, self.causal, name="attention")
+    parts = (("attention_norm", lambda x: self_attention(x, sequence_ids_BL)),
+             ("mlp_norm", Mlp(config, name="mlp")))
+    for norm_name, part in parts:
+      norm = make_norm(config, norm_name)
+      y_BLD = part(x_BLD if config.norm == "post" else norm(x_BLD))
+      x_BLD = x_BLD + drop(y_BLD, config.dropout, dropout_key(self))
+      x_BLD = norm(x_BLD) if config.norm == "post" else x_BLD
+    return constrain(x_BLD, "batch", None, None), None
+
+
+class Stack(nn.Module):
+  """All layers, scanned. The parameters are the same however far the scan is unrolled."""
+
+  config: FrozenConfigDict
+  causal: bool
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array) -> jax.Array:
+    config = self.config
+    block = Block
+    if config.remat != "none":
+      block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+    layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                     in_axes=nn.broadcast, length=config.num_layers,
+                     unroll=config.scan_unroll or config.num_layers)
+    x_BLD, _ = layers(config, self.causal, name="layers")(x_BLD, sequence_ids_BL)
+    return x_BLD
+
+
+class Embeddings(nn.Module):
+  """Token, position and segment embeddings, summed.
+
+  The token table has its vocabulary padded to a multiple of 128 rows.
+  """
+
+  config: FrozenConfigDict
+  use_norm: bool
+
+  def setup(self):
+    config = self.config
+    embed = lambda rows, std: nn.Embed(rows, config.width, dtype=config.dtype,
+                                       embedding_init=make_init(config, std))
+    self.token = embed(padded_vocab_size(config.vocab_size), config.init_std)
+    self.position = embed(config.max_positions, config.position_init_std)
+    if config.num_segments:
+      self.segment = embed(config.num_segments, config.init_std)
+    if self.use_norm:
+      self.norm = make_norm(config, None)
+
+  def __call__(self, tokens_BL: jax.Array, positions_BL: jax.Array,
+               segment_ids_BL: jax.Array | None = None) -> jax.Array:
+    x_BLD = self.token(tokens_BL) + self.position(positions_BL)
+    if self.config.num_segments:
+      x_BLD = x_BLD + self.segment(segment_ids_BL)
+    if self.use_norm:
+      x_BLD = self.norm(x_BLD)
+    x_BLD = drop(x_BLD, self.config.dropout, dropout_key(self))
+    return constrain(x_BLD, "batch", None, None)
+
+  def logits(self, x: jax.Array, bias_V: jax.Array | None = None) -> jax.Array:
+    """Tied output layer: float32 [..., V] from [..., D], V the rows of the padded table.
+
+    The rows that pad the vocabulary get a logit that never wins and adds nothing to
+    the softmax.
+    """
+    table_VD = self.token.embedding.astype(self.config.dtype)
+    logits = jnp.einsum("...D,VD->...V", x, table_VD, preferred_element_type=jnp.float32)
+    if bias_V is not None:
+      logits = logits + bias_V
+    is_token_V = jnp.arange(table_VD.shape[0]) < self.config.vocab_size
+    return jnp.where(is_token_V, logits, -1e9)

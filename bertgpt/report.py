@@ -1,0 +1,224 @@
+"""The report at the end of a run: held-out scores beside baselines, samples, curves."""
+
+import functools
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bertgpt import config as config_lib
+from bertgpt import evaluate, generate, metrics, objectives, workdir
+from bertgpt.config import ConfigDict
+from bertgpt.data import loader, prepare
+from bertgpt.data.corpus import Corpus, open_corpus
+
+BASELINE_TOKENS = 20_000_000  # Training text that the n-gram baselines are counted on.
+PROMPT = "The function returns"
+
+
+def write(path: pathlib.Path) -> None:
+  """Writes and prints report.md and loss.png of the finished run in `path`."""
+  trained = workdir.load_trained(path)
+  corpus_path = prepare.ensure_prepared(trained.config)
+  train_set, held_out = open_corpus(corpus_path, "train"), open_corpus(corpus_path, "validation")
+  curves = metrics.read_curves(path)
+  scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
+            if tag.startswith("eval/validation/")}
+  describe = describe_gpt if trained.config.model.family == "gpt" else describe_bert
+  lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
+           f"{len(held_out)} documents):", ""]
+  lines += describe(trained, train_set, held_out, scores)
+  plot_curves(curves, path / "loss.png")
+  lines += ["", f"Loss curves: {path / 'loss.png'}"]
+  text = "\n".join(lines) + "\n"
+  (path / "report.md").write_text(text)
+  print("\n" + text, end="")
+
+
+def describe_bert(trained, train_set: Corpus, held_out: Corpus, scores) -> list[str]:
+  baseline = masked_unigram_baseline(trained, train_set, held_out)
+  lines = [
+      f"  {'':22}{'model':>10}{'unigram':>10}",
+      f"  {'MLM accuracy':22}{scores['mlm_accuracy']:>10.1%}{baseline.accuracy:>10.1%}",
+      f"  {'MLM perplexity':22}{scores['mlm_perplexity']:>10.1f}{baseline.perplexity:>10.1f}"]
+  if "nsp_accuracy" in scores:
+    lines.append(f"  {'NSP accuracy':22}{scores['nsp_accuracy']:>10.1%}{0.5:>10.1%}")
+  return lines + ["", "Masked words of held-out sentences and the model's guesses:", "",
+                  *guess_words(trained, held_out)]
+
+
+def describe_gpt(trained, train_set: Corpus, held_out: Corpus, scores) -> list[str]:
+  unigram, bigram = causal_baselines(trained.config, train_set, held_out)
+  return [
+      f"  {'':22}{'model':>10}{'bigram':>10}{'unigram':>10}",
+      f"  {'perplexity':22}{scores['lm_perplexity']:>10.1f}{bigram:>10.1f}{unigram:>10.1f}",
+      f"  {'bits per byte':22}{scores['bits_per_byte']:>10.3f}",
+      "", "A sampled continuation (temperature 0.8, top 40):", "",
+      "  " + continuation(trained).replace("\n", "\n  ")]
+
+
+# --------------------------------------------------------------- baselines
+
+
+class Baseline(NamedTuple):
+  accuracy: float
+  perplexity: float
+
+
+def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Baseline:
+  """Scores of the training text's token frequencies on the masked positions of the evaluation."""
+  vocabulary = workdir.make_vocabulary(trained.tokenizer)
+  log_p = np.log(unigram_probabilities(train_set, vocabulary.size))
+  corrupt = jax.jit(objectives.make_objective(trained.config, vocabulary).corrupt)
+  total = correct = weight = 0.0
+  for batch, row_ids in _eval_batches(trained.config, held_out):
+    batch = jax.device_get(corrupt(batch, jax.random.key(evaluate.EVAL_SEED), row_ids))
+    targets, weights = batch["predict_targets"], batch["predict_weights"]
+    total -= (log_p[targets] * weights).sum()
+    correct += ((targets == log_p.argmax()) * weights).sum()
+    weight += weights.sum()
+  return Baseline(correct / weight, math.exp(total / weight))
+
+
+def causal_baselines(config: ConfigDict, train_set: Corpus, held_out: Corpus) -> tuple[float, float]:
+  """Perplexities of a unigram and of an interpolated bigram model (Witten & Bell 1991)."""
+  size = config.model.vocab_size
+  unigram = unigram_probabilities(train_set, size)
+  pairs, counts = count_bigrams(train_set, size)
+  firsts = pairs // size
+  seen = np.bincount(firsts, counts, size)             # tokens that followed each token
+  kinds = np.bincount(firsts, minlength=size)          # different ones
+  unigram_nats = bigram_nats = weight = 0.0
+  for batch, _ in _eval_batches(config, held_out):
+    chosen = batch["loss_weights"] > 0
+    before, target = batch["tokens"][chosen].astype(np.int64), batch["targets"][chosen]
+    index = np.minimum(np.searchsorted(pairs, before * size + target), len(pairs) - 1)
+    count = np.where(pairs[index] == before * size + target, counts[index], 0)
+    p = (count + kinds[before] * unigram[target]) / np.maximum(seen[before] + kinds[before], 1)
+    p = np.where(seen[before] > 0, p, unigram[target])
+    unigram_nats -= np.log(unigram[target]).sum()
+    bigram_nats -= np.log(p).sum()
+    weight += chosen.sum()
+  return math.exp(unigram_nats / weight), math.exp(bigram_nats / weight)
+
+
+def unigram_probabilities(corpus: Corpus, vocab_size: int) -> np.ndarray:
+  """Token frequencies with one added to every count: float64 [vocab_size]."""
+  counts = np.ones(vocab_size)
+  for tokens in _sample_documents(corpus):
+    counts += np.bincount(tokens, minlength=vocab_size)
+  counts[corpus.tokenizer.eod_id] += len(corpus)
+  return counts / counts.sum()
+
+
+def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Sorted keys first * vocab_size + second, int64, and how often each occurs, int64."""
+  end = np.array([corpus.tokenizer.eod_id])
+  stream = np.concatenate([part for tokens in _sample_documents(corpus) for part in (tokens, end)])
+  stream = stream.astype(np.int64)
+  return np.unique(stream[:-1] * vocab_size + stream[1:], return_counts=True)
+
+
+def _sample_documents(corpus: Corpus) -> Iterator[np.ndarray]:
+  """Documents in random order, up to BASELINE_TOKENS in all."""
+  order = np.random.default_rng(0).permutation(len(corpus))
+  count = np.searchsorted(np.cumsum(corpus.document_lengths[order]), BASELINE_TOKENS) + 1
+  for chunk in np.array_split(order[:count], max(1, count // 1000)):
+    yield from corpus.tokens(chunk)
+
+
+def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, np.ndarray]]:
+  size, last_phase = config.eval.batch_size, len(config.phases) - 1
+  for i, batch in enumerate(loader.make_eval_batches(held_out, config, last_phase, slice(0, size))):
+    yield batch, np.arange(i * size, (i + 1) * size, dtype=np.int32)
+
+
+# ----------------------------------------------------------------- samples
+
+
+def guess_words(trained, held_out: Corpus, num_sentences: int = 3) -> list[str]:
+  """Held-out sentences with one word masked, and the five likeliest tokens there."""
+  tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
+  is_whole = whole_words(tokenizer)
+  lines = []
+  for document in rng.permutation(len(held_out)):
+    sentence = pick_sentence(held_out, int(document), rng)
+    places = [i for i in range(len(sentence)) if is_whole[sentence[i]]
+              and (i + 1 == len(sentence) or not tokenizer.continues_word()[sentence[i + 1]])]
+    if not 8 <= len(sentence) <= min(40, trained.config.model.max_positions - 2) or not places:
+      continue
+    place = int(rng.choice(places))
+    tokens = np.concatenate([[tokenizer.cls_id], sentence, [tokenizer.sep_id]])
+    p = generate.predict_masked(trained, tokens, place + 1)
+    guesses = [f"{tokenizer.decode([i]).strip()} {p[i]:.0%}" for i in np.argsort(-p)[:5]]
+    before, after = tokenizer.decode(sentence[:place]), tokenizer.decode(sentence[place + 1:])
+    lines += [f"  {before} [{tokenizer.decode([sentence[place]]).strip()}] {after}",
+              f"      guesses: {', '.join(guesses)}"]
+    if len(lines) == 2 * num_sentences:
+      break
+  return lines
+
+
+def pick_sentence(corpus: Corpus, document: int, rng: np.random.Generator) -> np.ndarray:
+  """A random sentence of a document, as token ids."""
+  first, last = corpus.document_offsets[document:document + 2]
+  lengths = corpus.sentence_lengths[first:last]
+  i = rng.integers(len(lengths))
+  start = int(lengths[:i].sum())
+  return corpus.tokens([document])[0][start:start + int(lengths[i])].astype(np.int32)
+
+
+def whole_words(tokenizer) -> np.ndarray:
+  """Tokens that begin a word and are made of letters, four at least: bool [vocab_size]."""
+  begins = ~tokenizer.continues_word()
+  texts = [tokenizer.decode([i]).strip() for i in range(tokenizer.vocab_size)]
+  return begins & np.array([text.isalpha() and len(text) >= 4 for text in texts])
+
+
+def continuation(trained) -> str:
+  prompt = trained.tokenizer.encode([PROMPT])[0]
+  room = trained.config.phases[-1].seq_len - len(prompt)
+  tokens = generate.sample(trained, prompt, min(60, room), temperature=0.8, top_k=40)
+  ends = np.flatnonzero(tokens == trained.tokenizer.eod_id)
+  return trained.tokenizer.decode(tokens[:ends[0]] if len(ends) else tokens)
+
+
+def plot_curves(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) -> None:
+  """Every loss of the run over its steps, training and held-out."""
+  import matplotlib
+  matplotlib.use("Agg")
+  from matplotlib import pyplot as plt
+  names = [tag.removeprefix("train/") for tag in curves
+           if tag.startswith("train/") and tag.endswith("_loss")]
+  figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.5), squeeze=False)
+  for axis, name in zip(axes[0], names, strict=True):
+    for tag, label, style in ((f"train/{name}", "training", "-"),
+                              (f"eval/validation/{name}", "held out", "o-")):
+      if tag in curves:
+        axis.plot(*zip(*curves[tag], strict=True), style, label=label, markersize=3, linewidth=1)
+    axis.set(title=name, xlabel="step", ylabel="nats")
+    axis.grid(alpha=0.3)
+    axis.legend()
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+# -------------------------------------------------------------- bertgpt data
+
+
+def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
+  """What `bertgpt data` prints: the loader's report, with masks drawn as in training."""
+  corpus = open_corpus(prepare.ensure_prepared(config), "train")
+  config = workdir.resolve(config, corpus.tokenizer)
+  corrupt = objectives.make_objective(config, workdir.make_vocabulary(corpus.tokenizer)).corrupt
+  mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
+  return loader.report(corpus, config, steps, mask_fn=mask)
+
+
+def _mask_rows(corrupt, seed, batch):
+  rows = np.arange(len(batch["tokens"]), dtype=np.int32)
+  return jax.device_get(corrupt(batch, jax.random.key(seed), rows))

@@ -1,0 +1,183 @@
+"""The mesh, and the one table that says how every array lies on it.
+
+A parameter's path picks its logical axes (`PARAMETER_RULES`, first match wins);
+`config.mesh.axes` maps logical axes to mesh axes. The optimizer's state follows
+its parameter, because its path ends in the parameter's path.
+"""
+
+import contextlib
+import contextvars
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bertgpt import config as config_lib
+from bertgpt.errors import ConfigError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# (pattern over the '/'-joined path, logical axes of the array). Layers are stacked:
+# their leading axis is 'layers', which is never split. Embeddings are split over the
+# vocabulary: split over the width, XLA rebuilds the whole table for every lookup.
+PARAMETER_RULES = (
+    (r"layers/attention/(query|key|value)/kernel$", ("layers", "embed", "heads")),
+    (r"layers/attention/(query|key|value)/bias$", ("layers", "heads")),
+    (r"layers/attention/out/kernel$", ("layers", "heads", "embed")),
+    (r"layers/attention/out/bias$", ("layers", None)),
+    (r"layers/mlp/up/kernel$", ("layers", "embed", "mlp")),
+    (r"layers/mlp/up/bias$", ("layers", "mlp")),
+    (r"layers/mlp/down/kernel$", ("layers", "mlp", "embed")),
+    (r"layers/mlp/down/bias$", ("layers", None)),
+    (r"layers/(attention|mlp)_norm/(scale|bias)$", ("layers", None)),
+    (r"embeddings/token/embedding$", ("vocab", None)),
+    (r"embeddings/(position|segment)/embedding$", (None, None)),
+    (r"(embeddings/norm|final_norm|mlm/norm)/(scale|bias)$", (None,)),
+    (r"mlm/bias$", ("vocab",)),
+    (r"(pooler|mlm/dense)/kernel$", ("embed", None)),
+    (r"(pooler|mlm/dense|nsp)/bias$", (None,)),
+    (r"nsp/kernel$", (None, None)),
+)
+
+_axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
+
+
+def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
+  """A (data, fsdp, tensor) mesh over all devices, or the given ones.
+
+  Several TPU slices, or GPU hosts, are joined along `data` alone, so that only the
+  gradient sum crosses the slow network.
+
+  Raises:
+    ConfigError: the axes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  config_lib.validate(config, num_devices=len(devices))
+  fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+  shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
+  kinds = (AxisType.Auto,) * 3
+  islands = _count_islands(devices)
+  if islands > 1:
+    if shape[0] % islands:
+      raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
+                        f"the network between {islands} slices; choose a product that fits in one")
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // islands, fsdp, tensor), (islands, 1, 1), devices,
+        process_is_granule=not hasattr(devices[0], "slice_index"))
+    return Mesh(grid, MESH_AXES, axis_types=kinds)
+  return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
+
+
+def _count_islands(devices) -> int:
+  """Groups of devices joined by a fast network: TPU slices, or GPU hosts."""
+  if hasattr(devices[0], "slice_index"):
+    return len({d.slice_index for d in devices})
+  if devices[0].platform == "gpu":
+    return len({d.process_index for d in devices})
+  return 1
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh, config: config_lib.ConfigDict) -> Iterator[Mesh]:
+  """Sets the mesh and the meaning of logical axes for everything traced inside."""
+  token = _axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
+  try:
+    with jax.set_mesh(mesh):
+      yield mesh
+  finally:
+    _axes.reset(token)
+
+
+def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+  """Pins an activation's layout by logical axes; the identity outside `use_mesh`."""
+  axes = _axes.get(None)
+  if axes is None:
+    return x
+  spec = _spec(logical_axes, x.shape, jax.sharding.get_abstract_mesh().shape, axes)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def parameter_axes(path: str) -> tuple[str | None, ...]:
+  """Logical axes of the parameter at `path`.
+
+  Raises:
+    ValueError: no rule matches; every parameter needs one.
+  """
+  for pattern, axes in PARAMETER_RULES:
+    if re.search(pattern, path):
+      return axes
+  raise ValueError(f"no rule in sharding.PARAMETER_RULES matches the parameter {path}")
+
+
+def path_of(key_path) -> str:
+  """'a/b/c' of a JAX key path."""
+  return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDict) -> Any:
+  """A NamedSharding for every leaf of a train state, or of any tree around parameters.
+
+  A leaf whose path ends in a parameter's path and which has its shape lies as the
+  parameter does; anything else (counters, factored moments) is replicated.
+
+  Args:
+    state: tree of arrays or ShapeDtypeStructs.
+    params: the parameters, same kinds of leaves.
+  """
+  shapes = {path_of(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+  def place(key_path, leaf):
+    parts = path_of(key_path).split("/")
+    for i in range(len(parts)):
+      path = "/".join(parts[i:])
+      if shapes.get(path) == leaf.shape:
+        spec = _spec(parameter_axes(path), leaf.shape, mesh.shape, config.mesh.axes)
+        return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec())
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _spec(logical_axes, shape, mesh_shape, axes) -> PartitionSpec:
+  """Mesh axes of every dimension; axes that do not divide a dimension leave it whole."""
+  entries = []
+  for name, size in zip(logical_axes, shape, strict=True):
+    chosen = []
+    for axis in axes[name] if name in axes else ():
+      if size % (mesh_shape[axis] * int(np.prod([mesh_shape[a] for a in chosen]))) == 0:
+        chosen.append(axis)
+    entries.append(tuple(chosen) or None)
+  return PartitionSpec(*entries)
+
+
+# ------------------------------------------------------------ global batches
+
+
+def batch_sharding(mesh: Mesh, config: config_lib.ConfigDict) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec(tuple(config.mesh.axes.batch)))
+
+
+def local_rows(mesh: Mesh, config: config_lib.ConfigDict, batch_size: int) -> slice:
+  """The rows of a global batch that this process's devices hold."""
+  shards = batch_sharding(mesh, config).addressable_devices_indices_map((batch_size,))
+  rows = [index[0].indices(batch_size)[:2] for index in shards.values()]
+  start, stop = min(r[0] for r in rows), max(r[1] for r in rows)
+  assert sum(b - a for a, b in set(rows)) == stop - start, "a host's rows are contiguous"
+  return slice(start, stop)
+
+
+def make_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, config: config_lib.ConfigDict,
+                      batch_size: int) -> dict[str, jax.Array]:
+  """Puts this process's rows on its devices, as part of the global batch.
+
+  Args:
+    batch: arrays [local rows, ...] as `local_rows` chose them.
+    batch_size: rows of the global batch.
+  """
+  sharding = batch_sharding(mesh, config)
+  return {name: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
+          for name, x in batch.items()}

@@ -1,0 +1,19 @@
+"""BERT-medium: 8 layers, width 512; all else as in bert_base.py.
+
+Command    bertgpt train --config configs/bert_medium.py --workdir runs/bert_medium
+Hardware   One GPU or TPU chip; a few are faster.
+Expected   GLUE test average 73.5 after fine-tuning (google-research/bert, README; sizes of Turc
+           et al. 2019, arXiv:1908.08962).
+Status     Not yet run.
+"""
+
+import pathlib
+
+from bertgpt import presets
+from bertgpt.config import load
+
+
+def get_config():
+  config = load(str(pathlib.Path(__file__).with_name("bert_base.py")))
+  config.model.update(presets.BERT["medium"])
+  return config

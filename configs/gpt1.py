@@ -1,0 +1,34 @@
+r"""GPT-1: 12 layers, width 768, post-LayerNorm, 512 tokens of context.
+
+Command    bertgpt train --config configs/gpt1.py --workdir runs/gpt1 \
+             --config.data.source='jsonl:books/*.jsonl#text'
+Data       The original is BooksCorpus, read 100 times: about 3 M steps at 1 G tokens a pass. The
+           default source is Wikipedia, from a TFDS directory. The tokenizer is a byte-level BPE
+           of the original's size; the original's own BPE splits words with spaCy first.
+Hardware   8 GPUs; any number of devices that divides 64 rows.
+Expected   Token perplexity 18.4 on BooksCorpus (Radford et al. 2018). It depends on the tokenizer.
+Status     Not yet run.
+"""
+
+from bertgpt import presets
+from bertgpt.config import base, phase
+
+
+def get_config():
+  config = base()
+  config.data.source = "tfds:wikipedia/20230601.en:train#text"
+  config.data.validation_fraction = 0.001
+  config.tokenizer.kind = "bpe"
+  config.tokenizer.vocab_size = 40_478
+  config.model.update(presets.GPT1)
+  config.objective.name = "causal"
+  config.optimizer.update(name="adamw", b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.01,
+                          clip_norm=1.0)
+  config.phases = (
+      phase(steps=3_000_000, seq_len=512, batch_size=64, learning_rate=2.5e-4, schedule="cosine",
+            warmup_steps=2_000),)
+  config.eval.every_steps = 10_000
+  config.eval.max_rows = 2_048
+  config.checkpoint.every_steps = 10_000
+  config.log.every_steps = 100
+  return config

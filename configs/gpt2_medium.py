@@ -1,0 +1,21 @@
+"""GPT-2 medium (355M): 24 layers, width 1024; all but size and rate as in gpt2_small.py.
+
+Command    bertgpt train --config configs/gpt2_medium.py --workdir runs/gpt2_medium
+Hardware   8 GPUs of 80 GB: a piece is then 6 rows a GPU. With more devices,
+           lower --config.phases[0].micro_batches.
+Expected   No published figure for this recipe. The peak rate is that of GPT-3 Medium
+           (Brown et al. 2020, arXiv:2005.14165, table 2.1).
+Status     Not yet run.
+"""
+
+import pathlib
+
+from bertgpt import presets
+from bertgpt.config import load
+
+
+def get_config():
+  config = load(str(pathlib.Path(__file__).with_name("gpt2_small.py")))
+  config.model.update(presets.GPT2["medium"], dropout=0.0, attention_dropout=0.0)
+  config.phases[0].update(learning_rate=3e-4, micro_batches=10)
+  return config

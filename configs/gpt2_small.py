@@ -1,0 +1,37 @@
+r"""GPT-2 small (124M) by the recipe of its open reproductions: 491,520 tokens a step.
+
+Command    bertgpt train --config configs/gpt2_small.py --workdir runs/gpt2_small \
+             --config.data.source='jsonl:openwebtext/*.jsonl.zst#text' \
+             --config.tokenizer.path=gpt2
+Data       The original's WebText was not published; OpenWebText and FineWeb stand in. The default
+           source is Wikipedia, from a TFDS directory. `gpt2` is a folder with OpenAI's
+           encoder.json and vocab.bpe; without it a byte-level BPE of the same size is trained.
+Hardware   8 GPUs: a piece is then 12 rows a GPU. 64 and more devices do not divide 480 rows; give
+           --config.phases[0].batch_size=512 --config.phases[0].micro_batches=1.
+Expected   Validation loss 2.85 on OpenWebText (nanoGPT, README, 600k steps). After 10 G tokens of
+           FineWeb, 3.29 (llm.c, with 524,288 tokens a step).
+Status     Not yet run.
+"""
+
+from bertgpt import presets
+from bertgpt.config import base, phase
+
+
+def get_config():
+  config = base()
+  config.data.source = "tfds:wikipedia/20230601.en:train#text"
+  config.data.validation_fraction = 0.001
+  config.tokenizer.kind = "bpe"
+  config.tokenizer.vocab_size = 50_257
+  config.model.update(presets.GPT2["small"], dropout=0.0, attention_dropout=0.0)
+  config.objective.name = "causal"
+  config.optimizer.update(name="adamw", b1=0.9, b2=0.95, epsilon=1e-8, weight_decay=0.1,
+                          clip_norm=1.0)
+  config.phases = (
+      phase(steps=600_000, seq_len=1_024, batch_size=480, micro_batches=5,
+            learning_rate=6e-4, schedule="cosine", warmup_steps=2_000, end_fraction=0.1),)
+  config.eval.every_steps = 2_000
+  config.eval.batch_size = 256
+  config.eval.max_rows = 5_120
+  config.checkpoint.every_steps = 2_000
+  return config

@@ -1,0 +1,61 @@
+"""A corpus in memory whose token ids say where they come from."""
+
+import dataclasses
+
+import numpy as np
+
+PAD, CLS, SEP, EOD, FIRST = 0, 1, 2, 3, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Specials:
+  """The special ids of a tokenizer, and a readable text for ids."""
+
+  kind: str = "dummy"
+  pad_id: int = PAD
+  cls_id: int = CLS
+  sep_id: int = SEP
+  eod_id: int = EOD
+
+  def decode(self, ids):
+    return " ".join(str(int(i)) for i in ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryCorpus:
+  """The attributes of `bertgpt.data.corpus.Corpus`. Token i of the corpus has the id FIRST + i."""
+
+  document_offsets: np.ndarray
+  document_lengths: np.ndarray
+  sentence_lengths: np.ndarray
+  path: str = "memory"
+  split: str = "train"
+  tokenizer: Specials = Specials()
+
+  def tokens(self, documents):
+    ends = np.cumsum(self.document_lengths)
+    return [FIRST + np.arange(ends[d] - self.document_lengths[d], ends[d]) for d in documents]
+
+  def __len__(self):
+    return len(self.document_lengths)
+
+
+def make_corpus(documents) -> MemoryCorpus:
+  """Args: documents: for each, the lengths of its sentences."""
+  counts = np.array([len(d) for d in documents])
+  lengths = np.array([sum(d) for d in documents], np.int64)
+  sentences = np.array([n for d in documents for n in d], np.int32)
+  return MemoryCorpus(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), lengths, sentences)
+
+
+def random_corpus(num_documents, mean_sentences, mean_tokens, seed=0) -> MemoryCorpus:
+  """Geometric numbers of sentences, and of tokens in them."""
+  rng = np.random.default_rng(seed)
+  return make_corpus([rng.geometric(1 / mean_tokens, n).tolist()
+                      for n in rng.geometric(1 / mean_sentences, num_documents)])
+
+
+def document_of(corpus, tokens) -> np.ndarray:
+  """Number of the document that every token id is from."""
+  return np.searchsorted(np.cumsum(corpus.document_lengths), np.asarray(tokens) - FIRST,
+                         side="right")

@@ -1,0 +1,641 @@
+"""What is restored is what was saved, bit for bit, or it is not restored at all."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bertgpt import checkpoint
+from bertgpt.errors import ConfigError, DataError, StorageError
+
+try:
+  jax.config.update("jax_num_cpu_devices", 8)
+except RuntimeError:
+  pass  # Another test has started JAX; conftest.py decides then.
+
+# A change of these numbers means that checkpoints of older versions are taken for damaged.
+GOLDEN = {"bfloat16": 1031545392, "bool": 4083361296, "float32": 3583465258, "int32": 1072717822,
+          "key": 1386142447}
+
+TRAINER = """
+import sys
+import jax, jax.numpy as jnp
+from bertgpt import checkpoint
+
+def make_state(step):  # Every element says which step it belongs to.
+  return {"params": {f"w{i}": jnp.full((128, 1024), step, jnp.float32) for i in range(4)},
+          "mu": [jnp.full((512, 1024), step, jnp.int32)], "step": jnp.int32(step)}
+
+def open_checkpoints(workdir, **options):
+  return checkpoint.Checkpoints(workdir, **({"every_steps": 1, "every_minutes": 0, "keep": 2} | options))
+"""
+
+
+def make_mesh(*shape):
+  devices = np.array(jax.devices()[:np.prod(shape)]).reshape(shape)
+  return Mesh(devices, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+
+def make_state(seed=0, mesh=None):
+  """A state like that of a training, with all kinds of leaves and of bits."""
+  rng = np.random.default_rng(seed)
+  bits = rng.integers(0, 2**32, (16, 24), np.uint32)
+  bits[0, :4] = 0x7FC00001, 0x80000000, 0x00000001, 0xFF800000  # NaN, -0, denormal, -inf
+  params = {"dense": {"kernel": jnp.asarray(bits.view(np.float32)), "bias": jnp.zeros(8)},
+            "half": jnp.asarray(rng.normal(size=(8, 16)), jnp.bfloat16)}
+  state = {"step": jnp.int32(seed), "params": params, "opt_state": optax.adam(1e-3).init(params),
+           "mask": jnp.asarray(rng.integers(0, 2, 32), bool), "bits": jnp.asarray(bits),
+           "key": jax.random.key(seed), "nothing": None}
+  return jax.device_put(state, shard(state, mesh or make_mesh(1, 1)))
+
+
+def shard(state, mesh):
+  def spec(leaf):
+    fits = leaf.ndim == 2 and leaf.dtype != jnp.bfloat16
+    return NamedSharding(mesh, PartitionSpec("x", "y") if fits else PartitionSpec())
+  return jax.tree.map(spec, state)
+
+
+def abstract(state, mesh=None):
+  shardings = shard(state, mesh or make_mesh(1, 1))
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                      state, shardings)
+
+
+def assert_same_bits(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    assert (x.dtype, x.shape) == (y.dtype, y.shape)
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def open_checkpoints(workdir, **options):
+  options = {"every_steps": 10, "every_minutes": 0, "keep": 3} | options
+  return checkpoint.Checkpoints(workdir, **options)
+
+
+def save(workdir, *steps, **options):
+  checkpoints = open_checkpoints(workdir, **options)
+  for step in steps:
+    checkpoints.save(step, make_state(step), {"step": step, "config": f"c{step}"})
+  checkpoints.close()
+
+
+def restore(workdir, like=None):
+  checkpoints = open_checkpoints(workdir)
+  try:
+    return checkpoints.restore_latest(like or abstract(make_state()))
+  finally:
+    checkpoints.close()
+
+
+def assert_restores(workdir, step):
+  state, metadata = restore(workdir)
+  assert metadata == {"step": step, "config": f"c{step}"}
+  assert_same_bits(state, make_state(step))
+
+
+def files_of(path):
+  return sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """A workdir with steps 10 and 20."""
+  workdir = tmp_path_factory.mktemp("saved")
+  save(workdir, 10, 20)
+  return workdir
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / "run")
+  return tmp_path / "run"
+
+
+def start(code, *args, **options):
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+  return subprocess.Popen([sys.executable, "-c", TRAINER + textwrap.dedent(code), *map(str, args)],
+                          env=env, text=True, stdout=subprocess.PIPE, **options)
+
+
+# -------------------------------------------------------------- saving and restoring
+
+
+def test_round_trip_keeps_every_bit_of_every_kind_of_leaf(saved):
+  assert checkpoint.committed_steps(saved) == [10, 20]
+  assert_restores(saved, 20)
+
+
+def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
+  assert restore(tmp_path) is None
+  assert checkpoint.committed_steps(tmp_path / "missing") == []
+
+
+def test_state_moves_between_meshes_bit_for_bit(tmp_path):
+  if jax.device_count() < 8:
+    pytest.skip("JAX was started with fewer than 8 devices")
+  for step, (before, after) in enumerate([((8, 1), (2, 4)), ((2, 4), (1, 1)), ((1, 1), (4, 2))]):
+    checkpoints = open_checkpoints(tmp_path)
+    checkpoints.save(step, make_state(7, make_mesh(*before)), {}, wait=True)
+    state, _ = checkpoints.restore_latest(abstract(make_state(), make_mesh(*after)))
+    checkpoints.close()
+    assert state["bits"].sharding.mesh.devices.shape == after
+    assert_same_bits(state, make_state(7))
+
+
+def test_a_state_that_is_donated_at_once_is_saved_as_it_was(tmp_path):
+  overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+  make = jax.jit(lambda seed: {"params": {f"w{i}": jax.random.normal(jax.random.key(seed), (2**20 + i,))
+                                          for i in range(8)}})
+  checkpoints = open_checkpoints(tmp_path, keep=9)
+  expected = {}
+  for step in range(4):
+    state = make(step)
+    expected[step] = jax.device_get(jax.tree.map(jnp.copy, state))
+    jax.block_until_ready(state)
+    checkpoints.save(step, state, {})
+    for _ in range(3):
+      state = overwrite(state)
+  checkpoints.close()
+  for step in reversed(range(4)):
+    params, _ = checkpoint.restore_params(tmp_path)
+    assert_same_bits(params, expected[step]["params"])
+    shutil.rmtree(tmp_path / "checkpoints" / str(step))
+
+
+def test_parameters_are_restored_without_the_rest(copy):
+  expected = make_state(20)["params"]
+  rest = [copy / "checkpoints/20" / f for f in files_of(copy / "checkpoints/20") if f.startswith("rest/")]
+  assert rest
+  for file in rest:  # What is read would be noticed.
+    file.write_bytes(bytes(len(file.read_bytes())))
+  params, metadata = checkpoint.restore_params(copy)
+  assert metadata["step"] == 20
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
+  assert_same_bits(params, jax.device_get(expected))
+  mesh = make_mesh(jax.device_count(), 1)
+  params, _ = checkpoint.restore_params(copy, abstract(expected, mesh))
+  assert params["dense"]["kernel"].sharding.mesh == mesh
+  assert_same_bits(params, expected)
+
+
+def test_parameters_of_a_damaged_step_are_those_of_the_step_before(copy, capfd):
+  damage = next((copy / "checkpoints/20/params/ocdbt.process_0/d").iterdir())
+  damage.write_bytes(damage.read_bytes()[:-1] + b"?")
+  params, metadata = checkpoint.restore_params(copy)
+  assert metadata["step"] == 10
+  assert_same_bits(params, jax.device_get(make_state(10)["params"]))
+  assert "checkpoints/20 is damaged" in capfd.readouterr().err
+  assert (copy / "checkpoints/20").is_dir(), "a reader changes nothing"
+
+
+def test_orbax_alone_can_read_a_step(saved):
+  with ocp.PyTreeCheckpointer() as reader:
+    item = reader.restore(saved / "checkpoints/20/params")
+  assert_same_bits(jax.device_get(item["params"]), jax.device_get(make_state(20)["params"]))
+
+
+def test_a_relative_workdir_stays_where_it_was(tmp_path, monkeypatch):
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path)
+  checkpoints = open_checkpoints("run")
+  monkeypatch.chdir("elsewhere")
+  checkpoints.save(1, make_state(1), {"step": 1, "config": "c1"}, wait=True)
+  checkpoints.close()
+  assert checkpoint.committed_steps(tmp_path / "run") == [1]
+  assert not list((tmp_path / "elsewhere").iterdir())
+
+
+# -------------------------------------------------------------- another state than the saved one
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda s: s["params"]["dense"].update(bias=jnp.zeros(8, jnp.bfloat16)),
+     "params/dense/bias the checkpoint has float32[8], but .* have bfloat16[8]"),
+    (lambda s: s["params"]["dense"].update(kernel=jnp.zeros((24, 16))),
+     "params/dense/kernel the checkpoint has float32[16,24], but .* have float32[24,16]"),
+    (lambda s: s["params"].update(extra=jnp.zeros(3)),
+     "params/extra the checkpoint has nothing, but .* have float32[3]"),
+    (lambda s: s["params"].pop("half"),
+     "params/half the checkpoint has bfloat16[8,16], but .* have nothing"),
+    (lambda s: s.update(opt_state=optax.sgd(1e-3, momentum=0.9).init(s["params"])), "opt_state/0"),
+], ids=["dtype", "shape", "more", "less", "optimizer"])
+def test_a_state_of_another_form_is_refused_by_name(copy, change, words):
+  state = make_state()
+  change(state)
+  with pytest.raises(DataError, match=words.replace("[", r"\[").replace("]", r"\]")):
+    restore(copy, abstract(state))
+  assert checkpoint.committed_steps(copy) == [10, 20], "the checkpoint is not to blame"
+
+
+# -------------------------------------------------------------- damage
+
+
+def flip(file, rng):
+  data = bytearray(file.read_bytes())
+  data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+  file.write_bytes(data)
+
+
+DAMAGES = {
+    "flip": flip,
+    "truncate": lambda file, rng: os.truncate(file, file.stat().st_size // 2),
+    "empty": lambda file, rng: os.truncate(file, 0),
+    "grow": lambda file, rng: file.write_bytes(file.read_bytes() + b"\0"),
+    "missing": lambda file, rng: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_found(saved, tmp_path, damage):
+  """Of every file in turn; the full restore after it is tested once below."""
+  rng = random.Random(damage)
+  files = files_of(saved / "checkpoints/20")
+  assert len(files) > 15 and "manifest.json" in files
+  for file in files:
+    for _ in range(4 if damage == "flip" else 1):
+      shutil.copytree(saved / "checkpoints/20", tmp_path / "20")
+      DAMAGES[damage](tmp_path / "20" / file, rng)
+      with pytest.raises(checkpoint.Damaged):
+        checkpoint._check_files(tmp_path / "20", checkpoint.ITEMS)
+      shutil.rmtree(tmp_path / "20")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_step_is_set_aside_and_the_one_before_is_used(copy, damage, capfd):
+  rng = random.Random(damage)
+  step = copy / "checkpoints/20"
+  DAMAGES[damage](step / rng.choice(files_of(step)), rng)
+  assert_restores(copy, 10)
+  line = capfd.readouterr().err
+  assert f"WARNING: {step} is damaged: " in line and "set aside as damaged-20-0" in line
+  assert checkpoint.committed_steps(copy) == [10]
+  assert (copy / "checkpoints/damaged-20-0").is_dir()
+  save(copy, 20)  # The number is free again.
+  assert_restores(copy, 20)
+
+
+def test_a_file_too_many_is_damage(copy):
+  (copy / "checkpoints/20/params/d/extra").write_text("")
+  assert checkpoint.committed_steps(copy) == [10]
+  assert_restores(copy, 10)
+
+
+def test_other_values_under_right_hashes_are_found_by_the_fingerprint(copy, capfd):
+  """Files that were whole when they were hashed, but did not hold the state."""
+  manifest = copy / "checkpoints/20/manifest.json"
+  content = json.loads(manifest.read_text())["content"]
+  content["leaves"]["params/dense/kernel"][1] ^= 1
+  manifest.write_text(checkpoint._encode(content))
+  assert_restores(copy, 10)
+  assert "params/dense/kernel is not what was saved" in capfd.readouterr().err
+  assert checkpoint.committed_steps(copy) == [10]
+
+
+def test_no_usable_step_is_an_error_and_stays_one(copy):
+  for step in ("10", "20"):
+    (copy / "checkpoints" / step / "manifest.json").unlink()
+  for _ in range(2):  # The second time there are only steps that were set aside.
+    with pytest.raises(DataError, match="damaged-10-0, damaged-20-0.*delete this directory"):
+      restore(copy)
+  with pytest.raises(DataError, match="no usable checkpoint"):
+    checkpoint.restore_params(copy)
+
+
+def test_no_checkpoint_is_an_error_for_a_reader(tmp_path):
+  with pytest.raises(DataError, match="none was saved"):
+    checkpoint.restore_params(tmp_path)
+
+
+def test_junk_is_no_step_and_is_never_the_newest(copy):
+  root = copy / "checkpoints"
+  (root / "99").mkdir()
+  (root / "100").write_text("a file")
+  for name in ("0030", "30.orbax-checkpoint-tmp", "step_30", "-30", "３０"):
+    shutil.copytree(root / "20", root / name)
+  assert checkpoint.committed_steps(copy) == [10, 20]
+  assert_restores(copy, 20)
+  save(copy, 99, 100)
+  assert checkpoint.committed_steps(copy) == [20, 99, 100]
+  assert_restores(copy, 100)
+
+
+def test_only_junk_is_no_run(tmp_path):
+  (tmp_path / "checkpoints/99").mkdir(parents=True)
+  assert restore(tmp_path) is None
+
+
+def test_a_step_copied_under_another_number_is_damaged(copy):
+  shutil.copytree(copy / "checkpoints/10", copy / "checkpoints/50")
+  assert_restores(copy, 20)
+
+
+# -------------------------------------------------------------- which steps, and how many
+
+
+def test_keeps_the_newest_good_steps_only(tmp_path):
+  save(tmp_path, 1, 2, 3, 4, 5, keep=2)
+  assert checkpoint.committed_steps(tmp_path) == [4, 5]
+  assert sorted(os.listdir(tmp_path / "checkpoints")) == ["4", "5", "unfinished"]
+  assert not os.listdir(tmp_path / "checkpoints/unfinished")
+
+
+def test_damaged_steps_do_not_count_as_kept(tmp_path):
+  save(tmp_path, 1, 2, 3, keep=3)
+  (tmp_path / "checkpoints/3/manifest.json").unlink()
+  save(tmp_path, 4, keep=2)
+  assert checkpoint.committed_steps(tmp_path) == [2, 4]
+
+
+def test_a_step_below_the_newest_is_refused_aloud(copy):
+  checkpoints = open_checkpoints(copy)
+  for step in (15, 20):
+    with pytest.raises(DataError, match=f"step {step} cannot be saved, for step 20 is there"):
+      checkpoints.save(step, make_state(), {})
+  checkpoints.save(21, make_state(21), {"step": 21, "config": "c21"})
+  checkpoints.close()
+  assert_restores(copy, 21)
+
+
+def test_due_by_steps_and_by_minutes(tmp_path):
+  checkpoints = open_checkpoints(tmp_path, every_steps=10)
+  assert [s for s in range(1, 31) if checkpoints.due(s)] == [10, 20, 30]
+  checkpoints.close()
+  checkpoints = open_checkpoints(tmp_path, every_steps=0)
+  assert not any(checkpoints.due(s) for s in range(1, 31))
+  checkpoints.close()
+  checkpoints = open_checkpoints(tmp_path, every_steps=0, every_minutes=1 / 60)
+  assert not checkpoints.due(1)
+  time.sleep(1.1)
+  assert checkpoints.due(2)
+  checkpoints.save(2, make_state(), {})
+  assert not checkpoints.due(3)
+  checkpoints.close()
+
+
+# -------------------------------------------------------------- failing and dying
+
+
+def check_full_disk(workdir, limit, reason):
+  """Fills the disk before a save that is waited for, and before one that is not."""
+  process = start("""
+      import pathlib, resource, time
+      from bertgpt.errors import StorageError
+      workdir, limit = pathlib.Path(sys.argv[1]), sys.argv[2]
+
+      def fill():
+        if limit == "file size":
+          resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+        else:
+          with open(workdir / "ballast", "wb", buffering=0) as f:
+            try:
+              while True:
+                f.write(bytes(2**16))
+            except OSError:
+              f.truncate(f.tell() - 2**18)
+
+      def empty():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        (workdir / "ballast").unlink(missing_ok=True)
+
+      for step, wait in ((2, True), (4, False)):
+        checkpoints = open_checkpoints(workdir, every_steps=0)
+        checkpoints.save(step - 1, make_state(step), {}, wait=True)
+        fill()
+        try:
+          checkpoints.save(step, make_state(step), {}, wait=wait)
+          while True:
+            checkpoints.due(step + 1)
+            time.sleep(0.05)
+        except StorageError as e:
+          print(e)
+        checkpoints.close()
+        empty()
+        print(checkpoint.committed_steps(workdir))
+      """, workdir, limit, stderr=subprocess.PIPE)
+  out, err = process.communicate(timeout=120)
+  first, first_steps, second, second_steps = out.splitlines()
+  assert process.returncode == 0
+  assert "step 2 could not be saved" in first and reason in first
+  assert "step 4 could not be saved" in second and reason in second
+  assert (first_steps, second_steps) == ("[1]", "[1, 3]")
+  assert "orbax/checkpoint/checkpoint_manager.py" not in err, "one line is enough"
+
+
+def test_a_file_that_may_not_grow_is_reported_and_the_step_is_not_listed(tmp_path):
+  check_full_disk(tmp_path, "file size", "File too large")
+
+
+def test_a_full_disk_is_reported_and_the_step_is_not_listed(tmp_path):
+  mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", tmp_path],
+                         capture_output=True)
+  if mount.returncode:
+    pytest.skip("needs the right to mount a tmpfs")
+  try:
+    check_full_disk(tmp_path, "tmpfs", "No space left on device")
+  finally:
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_failed_save_is_reported_by_close(tmp_path):
+  checkpoints = open_checkpoints(tmp_path)
+  checkpoints.save(1, make_state(1), {"step": 1, "config": "c1"}, wait=True)
+  shutil.rmtree(tmp_path / "checkpoints/unfinished")
+  (tmp_path / "checkpoints/unfinished").write_text("in the way")
+  with pytest.raises(StorageError, match="step 2 could not be saved"):
+    checkpoints.save(2, make_state(2), {})
+    checkpoints.close()
+  (tmp_path / "checkpoints/unfinished").unlink()
+  assert checkpoint.committed_steps(tmp_path) == [1]
+  assert_restores(tmp_path, 1)
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(StorageError, match="cannot be written"):
+    open_checkpoints(tmp_path / "file")
+  with pytest.raises(StorageError, match="cannot be written"), checkpoint.lock_workdir(tmp_path / "file"):
+    pass
+
+
+def check_kills(workdir, kills, seed):
+  """Kills a process that saves without a pause, and looks at what is left."""
+  rng = random.Random(seed)
+  newest = 0
+  for _ in range(kills):
+    process = start("""
+        checkpoints = open_checkpoints(sys.argv[1])
+        like = jax.eval_shape(lambda: make_state(0))
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+        restored = checkpoints.restore_latest(like)
+        step = restored[1]["step"] if restored else 0
+        print(step, flush=True)
+        while True:
+          checkpoints.save(step + 1, make_state(step + 1), {"step": step + 1})
+          print(step, flush=True)  # The save before this one is done.
+          step += 1
+        """, workdir)
+    said = []
+    reader = threading.Thread(target=lambda p=process, s=said: s.extend(int(x) for x in p.stdout))
+    reader.start()
+    while not said and process.poll() is None:
+      time.sleep(0.01)
+    time.sleep(rng.uniform(0.05, 1.2))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reader.join()
+    assert process.returncode == -signal.SIGKILL
+    assert said[0] >= newest, "a step that was safe is lost"
+    steps = checkpoint.committed_steps(workdir)
+    assert max(steps, default=0) >= said[-1]
+    newest = max(steps, default=0)
+    if steps:
+      params, metadata = checkpoint.restore_params(workdir)
+      assert metadata["step"] == newest
+      assert all((x == newest).all() for x in jax.tree.leaves(params))
+    assert not list(pathlib.Path(workdir, "checkpoints").glob("damaged-*")), "a kill damages nothing"
+  assert newest > 0
+
+
+def test_kill_during_a_save_leaves_the_step_before(tmp_path):
+  check_kills(tmp_path, 2, seed=0)
+
+
+@pytest.mark.slow
+def test_many_kills_during_saves(tmp_path):
+  check_kills(tmp_path, 12, seed=1)
+
+
+def test_a_process_that_ends_with_an_error_finishes_its_save(tmp_path):
+  process = start("""
+      checkpoints = open_checkpoints(sys.argv[1])
+      checkpoints.save(1, make_state(1), {"step": 1})
+      raise SystemExit(3)
+      """, tmp_path)
+  assert process.wait(60) == 3
+  assert checkpoint.committed_steps(tmp_path) == [1]
+
+
+# -------------------------------------------------------------- the lock
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
+  process = start("""
+      import time
+      with checkpoint.lock_workdir(sys.argv[1]):
+        print("locked", flush=True)
+        time.sleep(60)
+      """, tmp_path)
+  assert process.stdout.readline() == "locked\n"
+  refused = pytest.raises(ConfigError, match=f"{tmp_path} is in use by process {process.pid} on ")
+  with refused, checkpoint.lock_workdir(tmp_path):
+    pass
+  process.kill()
+  process.wait()
+  with checkpoint.lock_workdir(tmp_path):  # The lock of the dead is none.
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} "), checkpoint.lock_workdir(tmp_path):
+      pass
+  with checkpoint.lock_workdir(tmp_path):
+    pass
+
+
+# -------------------------------------------------------------- several processes
+
+
+def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  code = """
+      import numpy as np, pathlib, time
+      from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+      jax.config.update("jax_cpu_collectives_implementation", "gloo")
+      jax.config.update("jax_num_cpu_devices", 2)
+      jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[3]))
+      sharding = NamedSharding(Mesh(np.array(jax.devices()), "x"), P("x"))
+      make = jax.jit(lambda step: {"params": {"w": jnp.arange(64.) + step}, "m": jnp.arange(8) * step},
+                     out_shardings=sharding)
+      like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make(0))
+      first = jax.process_index() == 0
+      checkpoints = open_checkpoints(sys.argv[1], every_minutes=1e-9 if first else 1e9, every_steps=0)
+      assert checkpoints.restore_latest(like) is None
+      print("DUE", [s for s in range(1, 31) if checkpoints.due(s)])
+      for step in (10, 20, 30):
+        checkpoints.save(step, make(step), {"step": step}, wait=step == 30)
+      print("STEPS", checkpoint.committed_steps(sys.argv[1]))
+      checkpoints.close()
+      if first:
+        path = pathlib.Path(sys.argv[1], "checkpoints/30/params/manifest.ocdbt")
+        path.write_bytes(path.read_bytes()[:-1])
+      checkpoints = open_checkpoints(sys.argv[1])
+      state, metadata = checkpoints.restore_latest(like)
+      print("RESTORED", metadata["step"], checkpoint.fingerprint(state) == checkpoint.fingerprint(make(20)))
+      checkpoints.save(40, state, {"step": 40})
+      checkpoints.close()
+      """
+  processes = [start(code, tmp_path, port, i) for i in range(2)]
+  outs = [p.communicate(timeout=120)[0].splitlines() for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], outs
+  assert outs[0] == outs[1] == ["DUE [10, 20, 30]", "STEPS [20, 30]", "RESTORED 20 True"]
+  assert checkpoint.committed_steps(tmp_path) == [20, 40]
+  one = NamedSharding(make_mesh(1, 1), PartitionSpec())
+  like = {"params": {"w": jax.ShapeDtypeStruct((64,), jnp.float32, sharding=one)},
+          "m": jax.ShapeDtypeStruct((8,), jnp.int32, sharding=one)}
+  state, metadata = restore(tmp_path, like)
+  assert metadata == {"step": 40}
+  assert_same_bits(state, {"params": {"w": jnp.arange(64.) + 20}, "m": jnp.arange(8) * 20})
+
+
+# -------------------------------------------------------------- fingerprints
+
+
+def test_fingerprints_stay_the_same_from_version_to_version():
+  leaves = {"bfloat16": jnp.arange(16, dtype=jnp.bfloat16), "bool": jnp.array([True, False]),
+            "float32": jnp.arange(64.0).reshape(8, 8), "int32": jnp.arange(64).reshape(8, 8),
+            "key": jax.random.key(3)}
+  assert checkpoint.fingerprint(leaves) == GOLDEN
+
+
+def test_fingerprint_is_the_same_on_every_mesh():
+  if jax.device_count() < 8:
+    pytest.skip("JAX was started with fewer than 8 devices")
+  expected = checkpoint.fingerprint(make_state(3))
+  assert len(expected) == len(jax.tree.leaves(make_state(3)))
+  for shape in ((8, 1), (2, 4), (1, 2)):
+    assert checkpoint.fingerprint(make_state(3, make_mesh(*shape))) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool"])
+def test_fingerprint_changes_with_every_bit_and_with_the_order(dtype):
+  width = 1 if dtype == "bool" else jnp.dtype(dtype).itemsize * 8
+  unsigned = {1: np.uint8, 8: np.uint8, 16: np.uint16, 32: np.uint32}[width]
+  bits = np.random.default_rng(0).integers(0, 2**width, (6, 5)).astype(unsigned)
+  view = (lambda b: b.astype(bool)) if dtype == "bool" else (lambda b: b.view(jnp.dtype(dtype)))
+  variants = [bits, bits[::-1].copy(), bits[:, ::-1].copy(), np.zeros_like(bits)]
+  for i in (0, 7, 29):
+    for bit in range(width):
+      flipped = bits.copy()
+      flipped.flat[i] ^= unsigned(1 << bit)
+      variants.append(flipped)
+  sums = [checkpoint.fingerprint({"x": view(b)})["x"] for b in variants]
+  assert len(set(sums)) == len({b.tobytes() for b in variants})

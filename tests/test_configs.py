@@ -1,0 +1,145 @@
+"""The recipes under configs/: each loads, is valid, says what it is, and keeps to its source."""
+
+import ast
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from bertgpt import config as config_lib
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+SWEEPS = ("bert_base", "wiki_mini")
+
+
+def load(name: str) -> config_lib.ConfigDict:
+  return config_lib.load(str(CONFIGS / f"{name}.py"))
+
+
+def docstring(name: str) -> str:
+  return ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text()))
+
+
+def changed_fields(old: str, new: str) -> set[str]:
+  lines = config_lib.differences(load(old), load(new))
+  return {line.split(":")[0] for line in lines}
+
+
+def test_the_promised_recipes_are_there():
+  assert set(RECIPES) >= {
+      "demo", "demo_gpt", "wiki_mini", "bert_tiny", "bert_mini", "bert_small", "bert_medium",
+      "bert_base", "bert_large", "bert_large_lamb", "gpt1", "gpt2_small", "gpt2_medium",
+      "gpt2_large", "gpt2_xl"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_valid(name):
+  config_lib.validate(load(name))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_survives_json(name):
+  config = load(name)
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_docstring_names_command_hardware_and_result(name):
+  text = docstring(name)
+  for heading in ("Command  ", "Hardware  ", "Expected  "):
+    assert f"\n{heading}" in text
+  assert f"--config configs/{name}.py" in text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_of_the_docstring_is_accepted(name):
+  """As a shell reads it, with every --config.field=value of it."""
+  command = docstring(name).split("Command ")[1].replace("\\\n", " ").split("\n")[0]
+  words = shlex.split(command)
+  assert words[:4] == ["bertgpt", "train", "--config", f"configs/{name}.py"]
+  assert words[4:6] == ["--workdir", f"runs/{name}"]
+  assert all(word.startswith("--config.") for word in words[6:])
+  config_lib.validate(config_lib.override(load(name), words[6:]))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fields_named_in_the_docstring_exist(name):
+  words = [word.strip("`'().,;:") for word in docstring(name).split()]
+  flags = [word for word in words if word.startswith("--config.") and "=" in word]
+  config_lib.override(load(name), flags)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_run_of_a_sweep_is_valid_and_another(name):
+  runs = config_lib.load_sweep(str(CONFIGS / f"{name}.py"))
+  assert len(runs) > 1
+  flags = [[f"--config.{field}={value}" for field, value in run.items()] for run in runs]
+  configs = [config_lib.override(load(name), arguments) for arguments in flags]
+  for config in configs:
+    config_lib.validate(config)
+  assert len({config_lib.to_json(config) for config in configs}) == len(runs)
+
+
+@pytest.mark.parametrize("name", ["bert_tiny", "bert_mini", "bert_small", "bert_medium",
+                                  "bert_large"])
+def test_bert_of_any_size_is_trained_alike(name):
+  assert changed_fields("bert_base", name) <= {
+      "model.num_layers", "model.width", "model.num_heads", "model.mlp_dim"}
+
+
+@pytest.mark.parametrize("name", ["gpt2_medium", "gpt2_large", "gpt2_xl"])
+def test_gpt2_of_any_size_is_trained_alike_but_for_the_rate(name):
+  assert changed_fields("gpt2_small", name) <= {
+      "model.num_layers", "model.width", "model.num_heads", "model.mlp_dim",
+      "phases[0].learning_rate", "phases[0].micro_batches"}
+
+
+def test_both_demos_share_one_prepared_corpus():
+  bert, gpt = load("demo"), load("demo_gpt")
+  assert bert.data.source == gpt.data.source == "pydocs"
+  assert bert.tokenizer == gpt.tokenizer
+  assert bert.data.validation_fraction == gpt.data.validation_fraction
+
+
+def test_bert_paper_run():
+  """Devlin et al. 2018, appendix A.2: 1 M steps of 256 sequences, the last tenth of 512."""
+  config = load("bert_large")
+  first, second = config.phases
+  assert (first.steps, second.steps) == (900_000, 100_000)
+  assert (first.seq_len, second.seq_len) == (128, 512)
+  assert first.batch_size == second.batch_size == 256
+  assert [config_lib.max_predictions(config, p) for p in config.phases] == [20, 77]
+  assert second.learning_rate_rule == "continuous"
+  assert (first.learning_rate, first.warmup_steps, first.schedule) == (1e-4, 10_000, "linear")
+  assert config.tokenizer.vocab_size == 30_522
+
+
+def test_nvidia_lamb_run():
+  """DeepLearningExamples, BERT for PyTorch: 8,601 steps in two restarted phases."""
+  config = load("bert_large_lamb")
+  assert config.optimizer.name == "nvlamb"
+  assert config_lib.total_steps(config) == 8_601
+  assert [p.batch_size * p.seq_len for p in config.phases] == [2**23, 2**24]
+  assert [p.learning_rate_rule for p in config.phases] == ["restart", "restart"]
+  assert [round(p.warmup_fraction * p.steps) for p in config.phases] == [2_001, 200]
+
+
+def test_gpt2_run():
+  """nanoGPT's: 491,520 tokens a step, the rate falls to a tenth."""
+  (p,) = load("gpt2_small").phases
+  assert p.batch_size * p.seq_len == 491_520
+  assert p.learning_rate * p.end_fraction == pytest.approx(6e-5)
+
+
+def test_loading_recipes_needs_no_jax():
+  """`bertgpt prepare` and typos in a config should not wait for it."""
+  script = ("import sys; from bertgpt import config\n"
+            "for path in sys.argv[1:]: config.load(path)\n"
+            "print(*{'jax', 'flax', 'tensorflow'} & set(sys.modules))")
+  paths = [str(CONFIGS / f"{name}.py") for name in RECIPES]
+  result = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True,
+                          check=False)
+  assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")

@@ -1,0 +1,207 @@
+"""The house: imports point down, data/ knows no JAX, no deprecated API, a test for each module."""
+
+import ast
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "bertgpt"
+
+# Floors of the house, lowest first. A module may import its own floor and those below.
+FLOORS = (
+    {"errors"},
+    {"config", "presets"},
+    {"data", "checkpoint", "metrics", "optimizers", "process", "sharding"},
+    {"models", "tasks"},
+    {"export", "generate", "objectives", "workdir"},
+    {"evaluate"},
+    {"train", "report"},
+    {"finetune", "plan", "sweep"},
+    {"cli"},
+)
+
+# Superseded by jax.jit, jax.set_mesh, jax.shard_map and rules over parameter paths.
+DEPRECATED = (
+    "jax.experimental.pjit", "jax.experimental.maps", "jax.experimental.shard_map", "jax.pmap",
+    "jax.sharding.use_mesh", "flax.training", "flax.linen.Partitioned",
+    "flax.linen.LogicallyPartitioned", "flax.linen.with_partitioning",
+    "flax.linen.with_logical_partitioning", "flax.linen.with_logical_constraint",
+)
+
+# What data/ must do without.
+JAX = ("jax", "flax", "optax", "orbax")
+
+
+def name_of(path: pathlib.Path) -> str:
+  """Dotted name of a module of the repository: 'bertgpt.data.corpus', 'bertgpt.data'."""
+  parts = path.relative_to(REPOSITORY).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+  """Absolute dotted names that a file imports, at its top or inside functions.
+
+  `from a import b` gives 'a.b', whether b is a module or a name in one.
+  """
+  names = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      if node.level:
+        raise AssertionError(f"line {node.lineno}: write the import as `from bertgpt...`")
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def module_in(name: str, modules) -> str | None:
+  """The module of `modules` that holds the dotted name, the longest that fits."""
+  while name and name not in modules:
+    name = name.rpartition(".")[0]
+  return name or None
+
+
+def references_of(tree: ast.AST) -> set[str]:
+  """Dotted names that a file imports or reads, aliases spelt out: 'flax.linen.Module'."""
+  aliases = {}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      aliases |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    elif isinstance(node, ast.ImportFrom):
+      aliases |= {alias.asname or alias.name: f"{node.module}.{alias.name}"
+                  for alias in node.names}
+  names = imports_of(tree)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute):
+      first, *rest = ast.unparse(node).split(".")
+      names.add(".".join([aliases.get(first, first), *rest]))
+  return names
+
+
+def is_within(name: str, package: str) -> bool:
+  return name == package or name.startswith(f"{package}.")
+
+
+def floor_of(module: str) -> int:
+  room = module.split(".")[1]
+  floors = [i for i, rooms in enumerate(FLOORS) if room in rooms]
+  assert floors, f"{module}: no floor; add {room!r} to FLOORS in {pathlib.Path(__file__).name}"
+  return floors[0]
+
+
+def upward_edges(module: str, tree: ast.AST, modules) -> list[str]:
+  """Imports of `module` from floors above its own."""
+  targets = {module_in(name, modules) for name in imports_of(tree)} - {None, "bertgpt"}
+  return sorted(f"{module} imports {target}" for target in targets
+                if floor_of(target) > floor_of(module))
+
+
+def uses_mesh_as_context(tree: ast.AST) -> list[int]:
+  """Lines with the old `with mesh:`."""
+  return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.With)
+          for item in node.items if ast.unparse(item.context_expr).split(".")[-1] == "mesh"]
+
+
+# ----------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "bertgpt"])
+def test_imports_point_down(module):
+  assert upward_edges(module, TREES[module], MODULES) == []
+
+
+def test_the_package_itself_imports_nothing():
+  """Whatever bertgpt/__init__.py imported, every module would load."""
+  assert imports_of(TREES["bertgpt"]) == set()
+  assert imports_of(TREES["bertgpt.data"]) == set()
+
+
+def test_imports_have_no_cycle():
+  graph = {module: {module_in(name, MODULES) for name in imports_of(tree)} - {None, module}
+           for module, tree in TREES.items()}
+  graphlib.TopologicalSorter(graph).prepare()  # Raises CycleError, which names the cycle.
+
+
+@pytest.mark.parametrize("text", [
+    "from bertgpt.train import train",
+    "from bertgpt import config, evaluate",
+    "import bertgpt.models.bert as b",
+    "def f():\n  from bertgpt.models import bert",
+])
+def test_an_upward_import_is_seen_in_every_form(text):
+  modules = ("bertgpt", "bertgpt.config", "bertgpt.evaluate", "bertgpt.train",
+             "bertgpt.models.bert", "bertgpt.data.corpus")
+  (edge,) = upward_edges("bertgpt.data.corpus", ast.parse(text), modules)
+  assert edge.startswith("bertgpt.data.corpus imports bertgpt.")
+
+
+# ------------------------------------------------------------ JAX and Flax
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if is_within(m, "bertgpt.data")])
+def test_data_works_without_jax(module):
+  """Reader processes start quickly. Grain takes JAX along where it finds it, so it is hidden."""
+  script = ("import importlib, sys\n"
+            "module, *hidden = sys.argv[1:]\n"
+            "sys.modules.update(dict.fromkeys(hidden))  # import raises ImportError\n"
+            "importlib.import_module(module)")
+  result = subprocess.run([sys.executable, "-c", script, module, *JAX], capture_output=True,
+                          text=True, check=False, cwd=REPOSITORY)
+  assert result.returncode == 0, result.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_models_know_flax(module):
+  if not is_within(module, "bertgpt.models"):
+    assert not [name for name in references_of(TREES[module]) if is_within(name, "flax")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_deprecated_api(module):
+  used = {name for name in references_of(TREES[module])
+          if any(is_within(name, old) for old in DEPRECATED)}
+  assert used == set()
+  assert uses_mesh_as_context(TREES[module]) == []
+
+
+@pytest.mark.parametrize("text, name", [
+    ("from jax.experimental import pjit", "jax.experimental.pjit"),
+    ("from jax.experimental.shard_map import shard_map", "jax.experimental.shard_map.shard_map"),
+    ("import jax\nf = jax.pmap(g)", "jax.pmap"),
+    ("from flax import linen as nn\nnn.with_partitioning(f, None)",
+     "flax.linen.with_partitioning"),
+    ("import flax.linen as nn\nx: nn.Partitioned", "flax.linen.Partitioned"),
+    ("from flax.training import train_state", "flax.training.train_state"),
+])
+def test_a_deprecated_name_is_seen_in_every_form(text, name):
+  assert name in references_of(ast.parse(text))
+  assert any(is_within(name, old) for old in DEPRECATED)
+
+
+def test_the_old_mesh_context_is_told_from_the_new():
+  assert uses_mesh_as_context(ast.parse("with mesh:\n  pass")) == [1]
+  assert uses_mesh_as_context(ast.parse("with run.mesh:\n  pass")) == [1]
+  assert uses_mesh_as_context(ast.parse("with jax.set_mesh(mesh):\n  pass")) == []
+
+
+# ------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name != "__init__.py"])
+def test_every_module_has_its_tests(module):
+  """Its own file, or that of its room: models/ is tested as a whole."""
+  names = module.split(".")[1:]
+  assert [name for name in names if (REPOSITORY / "tests" / f"test_{name}.py").is_file()]
+
+
+def test_no_module_is_a_drawer_for_everything():
+  names = {path.stem for path in MODULES.values()}
+  assert names.isdisjoint({"utils", "util", "helpers", "helper", "misc", "common", "manager"})

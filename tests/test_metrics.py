@@ -1,0 +1,85 @@
+import json
+import math
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt import metrics, presets
+
+
+@pytest.mark.parametrize("model, vocab, objective, seq_len, predictions, gigaflops", [
+    (presets.BERT["base"], 30522, "mlm_nsp", 128, 20, 0.546),
+    (presets.BERT["base"], 30522, "mlm_nsp", 512, 77, 0.588),
+    (presets.BERT["large"], 30522, "mlm_nsp", 128, 20, 1.880),
+    (presets.BERT["large"], 30522, "mlm_nsp", 512, 77, 1.992),
+    (presets.GPT2["small"], 50257, "causal", 1024, 0, 0.854)])
+def test_flops_per_token_are_the_known_ones(model, vocab, objective, seq_len, predictions, gigaflops):
+  config = config_lib.base()
+  config.model.update(model)
+  config.model.vocab_size = vocab
+  config.objective.name = objective
+  phase = config_lib.phase(seq_len=seq_len, batch_size=3, max_predictions=predictions)
+  per_token = metrics.flops_per_step(config, phase) / (3 * seq_len)
+  assert per_token / 1e9 == pytest.approx(gigaflops, abs=6e-4)
+
+
+def test_window_divides_sums_once():
+  """A mean of means would give 2.5."""
+  window = metrics.Window()
+  window.add({"loss": (2.0, 1.0)})
+  window.add({"loss": (9.0, 3.0), "empty": (0.0, 0.0)})
+  assert window.means() == {"loss": 11 / 4}
+  assert metrics.with_perplexity({"mlm_loss": 1.0})["mlm_perplexity"] == math.e
+
+
+def test_a_resumed_curve_has_every_step_once(tmp_path):
+  def write(first, steps):
+    writer = metrics.Writer(tmp_path, first_step=first, last_step=9, tensorboard=True)
+    for step in steps:
+      writer.write(step, {"train/loss": step / 10})
+    writer.close()
+
+  write(0, [1, 2, 3, 4])
+  with (tmp_path / "metrics.jsonl").open("a") as f:
+    f.write('{"step": 5, "train/lo')  # Killed while writing.
+  write(2, [3, 4, 5])
+  points = metrics.read_curves(tmp_path)["train/loss"]
+  assert points == [(s, s / 10) for s in (1, 2, 3, 4, 5)]
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+  from tensorboardX.proto import event_pb2
+  writer = metrics.Writer(tmp_path, first_step=0, last_step=9, tensorboard=True)
+  writer.write(3, {"eval/validation/mlm_loss": 2.5})
+  writer.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data, events = path.read_bytes(), []
+  while data:  # TFRecord framing: length, its CRC, the record, its CRC.
+    size = int.from_bytes(data[:8], "little")
+    events.append(event_pb2.Event.FromString(data[12:12 + size]))
+    data = data[16 + size:]
+  values = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+  assert values == [(3, "eval/validation/mlm_loss", 2.5)]
+
+
+def test_only_the_first_process_writes(tmp_path):
+  writer = metrics.Writer(tmp_path, first_step=0, last_step=9, tensorboard=True, active=False)
+  writer.write(1, {"train/loss": 1.0})
+  writer.close()
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_line_says_what_matters():
+  line = metrics.progress_line(120, 4000, {
+      "train/loss": 6.3125, "train/learning_rate": 1e-4, "train/grad_norm": 1.2,
+      "train/bad_steps": 0.0, "perf/step_seconds": 0.052, "perf/tokens_per_second": 78_000.0,
+      "perf/mfu": 0.41}, 3801)
+  assert line == ("step 120/4000  loss 6.312  lr 1.0e-04  |g| 1.20  52 ms  78.0k tok/s  MFU 41%  "
+                  "ETA 1:03:21")
+
+
+def test_jsonl_is_one_object_a_line(tmp_path):
+  writer = metrics.Writer(tmp_path, first_step=0, last_step=9, tensorboard=False)
+  writer.write(1, {"a": 1.0})
+  writer.close()
+  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": 1.0}

@@ -1,0 +1,258 @@
+"""Both families against plain NumPy, exact parameter counts, and who sees whom."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt import models, presets
+from bertgpt.config import padded_vocab_size
+
+VOCAB = 300  # Padded to 384.
+
+
+def make_config(family="bert", norm="post", **model):
+  config = config_lib.base()
+  config.model.update({
+      "family": family, "num_layers": 3, "width": 32, "num_heads": 4, "mlp_dim": 64,
+      "max_positions": 24, "vocab_size": VOCAB, "dtype": "float32", "norm": norm,
+      "num_segments": 2 if family == "bert" else 0,
+      "layer_norm_epsilon": 1e-12 if family == "bert" else 1e-5, **model})
+  config.objective.name = "mlm_nsp" if family == "bert" else "causal"
+  config.phases[0].seq_len = 24
+  return config
+
+
+def make_inputs(rng, rows=2, length=24):
+  """Two packed sequences and padding in every row."""
+  sequence_ids = np.repeat([[1] * 10 + [2] * 9 + [0] * 5], rows, axis=0).astype(np.int32)
+  positions = np.repeat([[*range(10), *range(9), *range(5)]], rows, axis=0).astype(np.int32)
+  tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)
+  segments = rng.integers(0, 2, (rows, length)).astype(np.int32)
+  predict = rng.integers(0, 19, (rows, 4)).astype(np.int32)
+  return tokens, segments, sequence_ids, positions, predict, np.repeat([[0, 10]], rows, axis=0)
+
+
+def init(config, inputs, seed=0):
+  """Random parameters, biases and norms too, so that none of them hides an error."""
+  model = models.make_model(config)
+  params = model.init(jax.random.key(seed), *inputs)["params"]
+  keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params))))
+  return model, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+
+
+# ----------------------------------------------------------- a NumPy oracle
+
+
+def np_norm(x, p, epsilon):
+  mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+  return (x - mean) / np.sqrt(var + epsilon) * p["scale"] + p["bias"]
+
+
+def np_dense(x, p):
+  return x @ p["kernel"] + p["bias"]
+
+
+def np_gelu(x, activation):
+  if activation == "gelu_tanh":
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+  return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def np_attention(x, p, sequence_ids, heads, causal):
+  """One query at a time, over the keys it may see."""
+  q, k, v = (np_dense(x, p[name]) for name in ("query", "key", "value"))
+  out, size = np.zeros_like(q), q.shape[-1] // heads
+  for b, i, h in np.ndindex(*x.shape[:2], heads):
+    seen = [j for j in range(x.shape[1]) if sequence_ids[b, j] == sequence_ids[b, i]
+            and (j <= i or not causal)]
+    part = slice(h * size, (h + 1) * size)
+    scores = k[b, seen, part] @ q[b, i, part] / math.sqrt(size)
+    weights = np.exp(scores - scores.max())
+    out[b, i, part] = weights / weights.sum() @ v[b, seen, part]
+  return np_dense(out, p["out"])
+
+
+def np_stack(x, layers, sequence_ids, model, causal):
+  for i in range(model.num_layers):
+    p = jax.tree.map(lambda a: a[i], layers)  # noqa: B023
+    norm = lambda y, name: np_norm(y, p[name], model.layer_norm_epsilon)  # noqa: B023
+    attend = lambda y: np_attention(y, p["attention"], sequence_ids, model.num_heads, causal)  # noqa: B023
+    mlp = lambda y: np_dense(np_gelu(np_dense(y, p["mlp"]["up"]), model.activation), p["mlp"]["down"])  # noqa: B023
+    if model.norm == "post":
+      x = norm(x + attend(x), "attention_norm")
+      x = norm(x + mlp(x), "mlp_norm")
+    else:
+      x = x + attend(norm(x, "attention_norm"))
+      x = x + mlp(norm(x, "mlp_norm"))
+  return x
+
+
+def to_float64(params):
+  return jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
+def test_bert_equals_numpy(activation):
+  config = make_config(activation=activation)
+  tokens, segments, sequence_ids, positions, predict, cls = inputs = make_inputs(np.random.default_rng(0))
+  model, params = init(config, inputs)
+  mlm, nsp = model.apply({"params": params}, *inputs)
+
+  p = to_float64(params)
+  e = p["embeddings"]
+  x = (e["token"]["embedding"][tokens] + e["position"]["embedding"][positions]
+       + e["segment"]["embedding"][segments])
+  x = np_stack(np_norm(x, e["norm"], 1e-12), p["encoder"]["layers"], sequence_ids, config.model, False)
+  rows = np.arange(len(x))[:, None]
+  y = np_norm(np_gelu(np_dense(x[rows, predict], p["mlm"]["dense"]), activation), p["mlm"]["norm"], 1e-12)
+  expected_mlm = (y @ e["token"]["embedding"].T + p["mlm"]["bias"])[..., :VOCAB]
+  expected_nsp = np_dense(np.tanh(np_dense(x[rows, cls], p["pooler"])), p["nsp"])
+  np.testing.assert_allclose(mlm[..., :VOCAB], expected_mlm, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(nsp, expected_nsp, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_gpt_equals_numpy(norm):
+  config = make_config("gpt", norm)
+  tokens, _, sequence_ids, positions, _, _ = make_inputs(np.random.default_rng(0))
+  model, params = init(config, (tokens, sequence_ids, positions))
+  logits = model.apply({"params": params}, tokens, sequence_ids, positions)
+
+  p = to_float64(params)
+  e = p["embeddings"]
+  x = e["token"]["embedding"][tokens] + e["position"]["embedding"][positions]
+  x = np_stack(x, p["decoder"]["layers"], sequence_ids, config.model, True)
+  x = np_norm(x, p["final_norm"], 1e-5) if norm == "pre" else x
+  expected = (x @ e["token"]["embedding"].T)[..., :VOCAB]
+  np.testing.assert_allclose(logits[..., :VOCAB], expected, rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------- sizes
+
+
+def count_parameters(config, with_pretraining_heads):
+  """Parameters of the unpadded vocabulary, from shapes alone."""
+  ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+  model = models.make_model(config)
+  inputs = (ids,) * 6 if config.model.family == "bert" else (ids,) * 3
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  padding = padded_vocab_size(config.model.vocab_size) - config.model.vocab_size
+  total = size(params) - padding * config.model.width
+  if config.model.family == "gpt":
+    return total
+  if with_pretraining_heads:
+    return total - padding
+  return total - size(params["mlm"]) - size(params["nsp"])
+
+
+@pytest.mark.parametrize("name, vocab_size, with_pooler, pretraining", [
+    ("base", 30522, 109_482_240, 110_106_428), ("large", 30522, 335_141_888, 336_226_108),
+    ("base", 28996, 108_310_272, 108_932_934), ("large", 28996, 333_579_264, 334_661_958),
+    ("tiny", 30522, 4_385_920, None), ("mini", 30522, 11_170_560, None),
+    ("small", 30522, 28_763_648, None), ("medium", 30522, 41_373_184, None)])
+def test_bert_sizes_are_the_published_ones(name, vocab_size, with_pooler, pretraining):
+  config = config_lib.base()
+  config.model.update(presets.BERT[name])
+  config.model.vocab_size = vocab_size
+  assert count_parameters(config, False) == with_pooler
+  if pretraining:
+    assert count_parameters(config, True) == pretraining
+
+
+@pytest.mark.parametrize("preset, vocab_size, size", [
+    (presets.GPT1, 40478, 116_534_784), (presets.GPT2["small"], 50257, 124_439_808),
+    (presets.GPT2["medium"], 50257, 354_823_168), (presets.GPT2["large"], 50257, 774_030_080),
+    (presets.GPT2["xl"], 50257, 1_557_611_200)], ids=["gpt1", "small", "medium", "large", "xl"])
+def test_gpt_sizes_are_the_published_ones(preset, vocab_size, size):
+  config = config_lib.base()
+  config.model.update(preset)
+  config.model.vocab_size = vocab_size
+  assert count_parameters(config, True) == size
+
+
+def test_gpt2_residual_projections_start_smaller():
+  """Radford et al. 2019, 2.3: by 1 / sqrt(number of residual layers)."""
+  config = make_config("gpt", "pre", scale_residual_init=True, truncated_init=False, num_layers=8,
+                       width=128)
+  ids = jnp.zeros((1, 8), jnp.int32)
+  layers = models.make_model(config).init(jax.random.key(0), ids, ids, ids)["params"]["decoder"]["layers"]
+  for kernel in (layers["attention"]["out"]["kernel"], layers["mlp"]["down"]["kernel"]):
+    assert float(kernel.std()) == pytest.approx(0.02 / 4, rel=0.02)
+  assert float(layers["mlp"]["up"]["kernel"].std()) == pytest.approx(0.02, rel=0.02)
+
+
+# ------------------------------------------------------------ who sees whom
+
+
+def influence(config, inputs):
+  """[L, L] absolute gradient of the features at l with respect to the embedding at s, row 0."""
+  model, params = init(config, inputs)
+  tokens = inputs[0]
+  method = "encode" if config.model.family == "bert" else "decode"
+  arguments = inputs[1:4] if config.model.family == "bert" else inputs[1:3]
+
+  def features(offset_LD):
+    # A token of its own for every place, whose embedding is moved.
+    places = jnp.arange(tokens.shape[1])[None]
+    table = params["embeddings"]["token"]["embedding"]
+    moved = params | {"embeddings": params["embeddings"] | {
+        "token": {"embedding": table.at[: tokens.shape[1]].add(offset_LD)}}}
+    return model.apply({"params": moved}, places, *(a[:1] for a in arguments), method=method)[0]
+
+  jacobian = jax.jacrev(lambda x: features(x) @ jax.random.normal(jax.random.key(3), (32,)))
+  return np.abs(jacobian(jnp.zeros((tokens.shape[1], 32)))).sum(-1)
+
+
+def test_bert_sees_its_whole_sequence_and_nothing_else():
+  inputs = make_inputs(np.random.default_rng(0))
+  seen = influence(make_config(), inputs) > 0
+  ids = inputs[2][0]
+  np.testing.assert_array_equal(seen, ids[:, None] == ids[None, :])
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_gpt_sees_its_own_past_and_nothing_else(norm):
+  tokens, _, sequence_ids, positions, _, _ = make_inputs(np.random.default_rng(0))
+  seen = influence(make_config("gpt", norm), (tokens, sequence_ids, positions)) > 0
+  ids = sequence_ids[0]
+  expected = (ids[:, None] == ids[None, :]) & np.tri(len(ids), dtype=bool)
+  np.testing.assert_array_equal(seen, expected)
+
+
+def test_padded_ids_never_win_and_take_no_probability():
+  config = make_config()
+  inputs = make_inputs(np.random.default_rng(0))
+  model, params = init(config, inputs)
+  params["mlm"]["bias"] = params["mlm"]["bias"].at[VOCAB:].set(1e6)
+  mlm, _ = model.apply({"params": params}, *inputs)
+  assert mlm.shape[-1] == 384
+  assert (mlm.argmax(-1) < VOCAB).all()
+  assert float(jax.nn.softmax(mlm)[..., VOCAB:].sum()) == 0
+
+
+def test_bfloat16_compute_keeps_float32_where_it_matters():
+  config = make_config(dtype="bfloat16")
+  inputs = make_inputs(np.random.default_rng(0))
+  model, params = init(config, inputs)
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+  mlm, nsp = model.apply({"params": params}, *inputs)
+  assert mlm.dtype == nsp.dtype == jnp.float32
+  exact, _ = models.make_model(make_config()).apply({"params": params}, *inputs)
+  np.testing.assert_allclose(mlm[..., :VOCAB], exact[..., :VOCAB], atol=0.15)
+  text = jax.jit(model.apply).lower({"params": params}, *inputs).as_text()
+  assert all("f32" in line for line in text.splitlines() if "stablehlo.exponential" in line)
+
+
+def test_dropout_is_on_only_with_a_key():
+  config = make_config()
+  inputs = make_inputs(np.random.default_rng(0))
+  model, params = init(config, inputs)
+  apply = lambda **kw: np.asarray(model.apply({"params": params}, *inputs, **kw)[0])
+  np.testing.assert_array_equal(apply(), apply())
+  one, two = (apply(rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+  assert np.abs(one - apply()).max() > 0.1 and np.abs(one - two).max() > 0.1

@@ -1,0 +1,173 @@
+"""Masking statistics and counts; losses against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt import objectives
+from bertgpt.objectives import Vocabulary
+
+CLS, SEP, MASK, PAD = 2, 3, 4, 0
+VOCAB = 1000
+LENGTH = 128
+
+
+def make_vocabulary():
+  continues = np.arange(VOCAB) % 3 == 0  # A third of the tokens go on a word.
+  continues[:5] = False
+  return Vocabulary(VOCAB, MASK, (PAD, CLS, SEP, MASK), continues)
+
+
+def make_config(**objective):
+  config = config_lib.base()
+  config.phases = (config_lib.phase(seq_len=LENGTH, max_predictions=20),)
+  config.objective.update(objective)
+  return config
+
+
+def make_batch(rows=2000, seed=0):
+  """[CLS] text [SEP] text [SEP] and padding, rows of every length."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(5, LENGTH + 1, rows)
+  tokens = rng.integers(5, VOCAB, (rows, LENGTH))
+  at = np.arange(LENGTH)
+  tokens = np.where(at < lengths[:, None], tokens, PAD)
+  tokens[:, 0] = CLS
+  tokens[np.arange(rows), lengths // 2] = SEP
+  tokens[np.arange(rows), lengths - 1] = SEP
+  ids = (at < lengths[:, None]).astype(np.int32)
+  return {"tokens": tokens.astype(np.int32), "sequence_ids": ids}, lengths
+
+
+def corrupt(batch, seed=0, row_ids=None, **objective):
+  config, rows = make_config(**objective), len(batch["tokens"])
+  function = jax.jit(objectives.make_objective(config, make_vocabulary()).corrupt)
+  row_ids = np.arange(rows) if row_ids is None else row_ids
+  return jax.device_get(function(batch, jax.random.key(seed), row_ids))
+
+
+def test_counts_are_those_of_the_published_preparation():
+  batch, lengths = make_batch()
+  masked = corrupt(batch)
+  expected = [min(20, max(1, round(length * 0.15))) for length in lengths.tolist()]
+  candidates = ((batch["tokens"] >= 5) & (batch["sequence_ids"] > 0)).sum(1)
+  np.testing.assert_array_equal(masked["predict_weights"].sum(1), np.minimum(expected, candidates))
+
+
+def test_targets_are_distinct_real_tokens():
+  batch, lengths = make_batch()
+  masked = corrupt(batch)
+  chosen = masked["predict_weights"] > 0
+  rows = np.broadcast_to(np.arange(len(lengths))[:, None], chosen.shape)[chosen]
+  positions = masked["predict_positions"][chosen]
+  assert len({*zip(rows.tolist(), positions.tolist(), strict=True)}) == len(rows)
+  np.testing.assert_array_equal(masked["predict_targets"][chosen], batch["tokens"][rows, positions])
+  assert (masked["predict_targets"][chosen] >= 5).all(), "no special token and no padding"
+  assert (positions < lengths[rows]).all()
+
+
+def test_only_chosen_positions_change():
+  batch, _ = make_batch()
+  masked = corrupt(batch)
+  untouched = np.ones(batch["tokens"].shape, bool)
+  rows, slots = np.nonzero(masked["predict_weights"])
+  untouched[rows, masked["predict_positions"][rows, slots]] = False
+  np.testing.assert_array_equal(masked["tokens"][untouched], batch["tokens"][untouched])
+
+
+@pytest.mark.parametrize("with_mask, with_random", [(0.8, 0.1), (0.5, 0.5), (1.0, 0.0)])
+def test_shares_of_mask_random_and_kept(with_mask, with_random):
+  batch, _ = make_batch(4000)
+  masked = corrupt(batch, replace_with_mask=with_mask, replace_with_random=with_random)
+  rows, slots = np.nonzero(masked["predict_weights"])
+  shown = masked["tokens"][rows, masked["predict_positions"][rows, slots]]
+  targets = masked["predict_targets"][rows, slots]
+  n = len(shown)
+  # A random id is the target itself, or [MASK], once in VOCAB draws each.
+  expected = (with_mask, 1 - with_mask - with_random, with_random)
+  shares = ((shown == MASK).mean(), (shown == targets).mean(),
+            ((shown != MASK) & (shown != targets)).mean())
+  for share, p in zip(shares, expected, strict=True):
+    assert abs(share - p) < 4 * np.sqrt(0.25 / n) + 2 / VOCAB
+  if with_random:
+    random = shown[(shown != MASK) & (shown != targets)]
+    assert random.min() < VOCAB * 0.01 and random.max() > VOCAB * 0.99, "uniform over the vocabulary"
+    assert abs(random.mean() / VOCAB - 0.5) < 0.02
+
+
+def test_every_place_is_as_likely():
+  tokens = np.full((4000, LENGTH), 7, np.int32)
+  masked = corrupt({"tokens": tokens, "sequence_ids": np.ones_like(tokens)})
+  counts = np.bincount(masked["predict_positions"][masked["predict_weights"] > 0], minlength=LENGTH)
+  expected = counts.sum() / LENGTH
+  chi2 = ((counts - expected) ** 2 / expected).sum()
+  assert chi2 < LENGTH + 5 * np.sqrt(2 * LENGTH)
+
+
+def test_masks_change_with_the_key_and_stay_with_it():
+  batch, _ = make_batch(50)
+  first, again, other = corrupt(batch, 0), corrupt(batch, 0), corrupt(batch, 1)
+  np.testing.assert_array_equal(first["tokens"], again["tokens"])
+  assert (first["tokens"] != other["tokens"]).any(1).mean() > 0.9
+
+
+def test_masks_of_a_row_do_not_depend_on_the_batch_around_it():
+  batch, _ = make_batch(64)
+  whole = corrupt(batch)
+  part = corrupt({k: v[16:24] for k, v in batch.items()}, row_ids=np.arange(16, 24))
+  for name in ("tokens", "predict_positions", "predict_weights"):
+    np.testing.assert_array_equal(part[name], whole[name][16:24])
+
+
+def test_an_empty_row_predicts_nothing():
+  blank = np.zeros((3, LENGTH), np.int32)
+  for whole_words in (False, True):
+    masked = corrupt({"tokens": blank, "sequence_ids": blank}, whole_words=whole_words)
+    assert masked["predict_weights"].sum() == 0
+    np.testing.assert_array_equal(masked["tokens"], blank)
+
+
+def words_of(tokens, sequence_ids, continues):
+  """Words of a row as lists of positions, by the rule of create_pretraining_data.py."""
+  words = []
+  for i, token in enumerate(tokens):
+    if sequence_ids[i] == 0 or token < 5:
+      continue
+    if words and continues[token] and words[-1][-1] == i - 1:
+      words[-1].append(i)
+    else:
+      words.append([i])
+  return words
+
+
+def test_whole_words_are_masked_whole():
+  batch, lengths = make_batch(500)
+  masked = corrupt(batch, whole_words=True)
+  continues = make_vocabulary().continues_word
+  short = 0
+  for row in range(len(lengths)):
+    chosen = {*masked["predict_positions"][row][masked["predict_weights"][row] > 0].tolist()}
+    words = words_of(batch["tokens"][row], batch["sequence_ids"][row], continues)
+    assert all(chosen.isdisjoint(word) or chosen.issuperset(word) for word in words)
+    quota = min(20, max(1, round(int(lengths[row]) * 0.15)))
+    assert len(chosen) <= quota
+    left_out = [len(word) for word in words if chosen.isdisjoint(word)]
+    assert not left_out or min(left_out) > quota - len(chosen), "a word that fits is taken"
+    short += len(chosen) < quota
+  assert short < 0.1 * len(lengths)
+
+
+def test_cross_entropy_equals_numpy():
+  rng = np.random.default_rng(0)
+  logits, targets = rng.normal(size=(5, 7, 50)) * 5, rng.integers(0, 50, (5, 7))
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  expected = -np.log(np.take_along_axis(p, targets[..., None], -1)[..., 0])
+  got = objectives.cross_entropy(jnp.asarray(logits, jnp.float32), targets)
+  np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_total_loss_is_the_mean_over_masks_plus_the_mean_over_pairs():
+  sums = {"mlm_loss": (30.0, 10.0), "nsp_loss": (8.0, 4.0), "mlm_accuracy": (5.0, 10.0)}
+  assert float(objectives.total_loss(sums, {"mlm_loss": 10.0, "nsp_loss": 4.0})) == 5.0

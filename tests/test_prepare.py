@@ -1,0 +1,392 @@
+"""bertgpt.data.prepare: from text to a corpus, on any number of workers, or not at all."""
+
+import collections
+import contextlib
+import hashlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt.data import corpus, corpus_writer, prepare, sources, tokenizers
+from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
+
+ROOT = pathlib.Path(__file__).parent.parent
+DATA = pathlib.Path(os.environ.get("BERTGPT_TEST_DATA", ROOT.parent / "shared" / "data"))
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def write_text(path, num_documents, seed=0, words=60):
+  """Documents of random words, one sentence a line, separated by blank lines."""
+  rng = np.random.default_rng(seed)
+  documents = []
+  for _ in range(num_documents):
+    lines = []
+    for _ in range(rng.integers(1, 12)):
+      line = rng.choice(list(LETTERS), (rng.integers(1, words), 4))
+      lines.append(" ".join("".join(word) for word in line) + ".")
+    documents.append("\n".join(lines))
+  path.write_text("\n\n".join(documents) + "\n")
+  return documents
+
+
+def write_much_text(path):
+  """10 MB, some seconds of work: 300 documents again and again."""
+  documents = write_text(path, 300)
+  path.write_text("\n\n".join(documents * 20))
+
+
+def make_config(tmp_path, source=None, workers=1, **data):
+  """A config over `text.txt` with a character-level WordPiece, which knows every letter."""
+  vocabulary = tmp_path / "vocab.txt"
+  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *LETTERS, *(f"##{c}" for c in LETTERS)]
+  vocabulary.write_text("\n".join(pieces) + "\n")
+  config = config_lib.base()
+  config.tokenizer.path = os.fspath(vocabulary)
+  config.data.source = source or f"text:{tmp_path}/text.txt"
+  config.data.cache_dir = os.fspath(tmp_path / "cache")
+  config.data.prepare_workers = workers
+  config.data.update(data)
+  return config
+
+
+def hashes(folder):
+  """SHA-256 of every file of a folder."""
+  return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
+          for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def read_all(path):
+  """{split: the token ids of all documents, as tuples}"""
+  opened = {split: corpus.open_corpus(path, split) for split in corpus.SPLITS}
+  return {split: [tuple(t.tolist()) for t in c.tokens(np.arange(len(c)))]
+          for split, c in opened.items()}
+
+
+def fake_document(key, order=0):
+  return corpus_writer.EncodedDocument(key, str(order).encode(), np.ones(1, np.int32), 1, 0, 0)
+
+
+# -------------------------------------------------------------- whole runs
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, "CHUNK_CHARS", 20_000)
+  write_text(tmp_path / "text.txt", 300)
+  found = [hashes(prepare.prepare(make_config(tmp_path, workers=n), tmp_path / f"c{n}"))
+           for n in (1, 2, 3)]
+  assert len(found[0]) > 8
+  assert found[0] == found[1] == found[2]
+
+
+def test_every_document_is_in_one_split_with_its_ids(tmp_path, capsys):
+  texts = write_text(tmp_path / "text.txt", 200)
+  texts += texts[:20]  # Duplicates.
+  texts.append("\u200b")  # No token.
+  (tmp_path / "text.txt").write_text("\n\n".join(texts))
+  config = make_config(tmp_path, validation_fraction=0.2)
+  path = prepare.prepare(config, tmp_path / "corpus")
+  tokenizer = tokenizers.load_tokenizer(config.tokenizer.path)
+  expected = [tuple(np.concatenate(tokenizer.encode(text.split("\n"))).tolist())
+              for text in texts[:-1]]
+  found = read_all(path)
+  assert collections.Counter(found["train"] + found["validation"]) == collections.Counter(expected)
+  assert not set(found["train"]) & set(found["validation"])
+  assert 20 < len(found["validation"]) < 70
+  first = {ids: i for i, ids in reversed(list(enumerate(expected)))}
+  order = [first[ids] for ids in found["train"][:len(set(found["train"]))]]
+  assert (np.diff(order) < 0).sum() <= 1  # In order, but for the one held back at the start.
+
+  manifest = corpus.read_manifest(path)
+  splits = manifest["splits"].values()
+  assert sum(s["sentences"] for s in splits) == sum(t.count("\n") + 1 for t in texts[:-1])
+  assert sum(s["text_bytes"] for s in splits) == sum(len(t.encode()) for t in texts[:-1])
+  assert manifest["skipped"]["documents without a token: skipped"] == 1
+  printed = capsys.readouterr().out
+  assert corpus.report(manifest) in printed
+  assert "documents without a token: skipped: 1" in printed
+
+
+def test_byte_level_bpe_sees_running_text(tmp_path):
+  paragraph = "It rained.  It rained all day, and all night! Did it stop? No; it did not stop."
+  (tmp_path / "a.txt").write_text(f"{paragraph}\nIt rained on.\n\n" * 3 + "Then it stopped. At last.\n")
+  config = make_config(tmp_path, f"text+paragraphs:{tmp_path}/a.txt", validation_fraction=0.0)
+  config.tokenizer.update({"path": "", "kind": "bpe", "vocab_size": 280})
+  path = prepare.prepare(config, tmp_path / "corpus")
+  tokenizer = corpus.open_corpus(path, "train").tokenizer
+  [whole] = tokenizer.encode([f"{paragraph}\nIt rained on."])
+  ids = [t for documents in read_all(path).values() for t in documents]
+  assert tuple(whole.tolist()) in ids
+  assert tokenizer.decode(ids[0]) in (f"{paragraph}\nIt rained on.", "Then it stopped. At last.")
+
+
+def test_a_tokenizer_is_trained_when_none_is_given(tmp_path):
+  write_text(tmp_path / "text.txt", 60)
+  config = make_config(tmp_path)
+  config.tokenizer.update({"path": "", "vocab_size": 300})
+  path = prepare.ensure_prepared(config)
+  opened = corpus.open_corpus(path, "train")
+  assert opened.tokenizer.kind == "sentencepiece" and opened.tokenizer.vocab_size == 300
+  texts = {" ".join(text.split()) for text in (tmp_path / "text.txt").read_text().split("\n\n")}
+  assert opened.tokenizer.decode(opened.tokens([0])[0]) in texts
+
+  (path / "tokenizer" / "tokenizer.model").unlink()
+  with pytest.raises(DataError, match="tokenizer.model: missing"):
+    corpus.open_corpus(path, "train")
+
+
+def test_the_cache_is_used_and_keyed_by_what_matters(tmp_path, capsys):
+  write_text(tmp_path / "text.txt", 20)
+  config = make_config(tmp_path)
+  path = prepare.ensure_prepared(config)
+  assert path == prepare.cached_corpus_path(config) and "documents" in capsys.readouterr().out
+  before = (path / "manifest.json").stat().st_mtime_ns
+  assert prepare.ensure_prepared(config) == path
+  assert prepare.prepare(config, path) == path
+  assert (path / "manifest.json").stat().st_mtime_ns == before and not capsys.readouterr().out
+
+  paths = {path}
+  for group, field, value in (("data", "language", "de"), ("data", "validation_fraction", 0.5),
+                              ("data", "invalid_text", "skip"), ("tokenizer", "path", ""),
+                              ("tokenizer", "vocab_size", 99), ("tokenizer", "kind", "bpe"),
+                              ("tokenizer", "train_bytes", 99), ("tokenizer", "lowercase", False)):
+    config[group][field] = value
+    paths.add(prepare.cached_corpus_path(config))
+  write_text(tmp_path / "text.txt", 20, seed=1)
+  paths.add(prepare.cached_corpus_path(config))
+  assert len(paths) == 10
+  config.data.prepare_workers = 7
+  assert prepare.cached_corpus_path(config) in paths
+
+  config.data.corpus = os.fspath(tmp_path / "mine")
+  assert prepare.ensure_prepared(config) == tmp_path / "mine"
+
+
+# ------------------------------------------------------------------ splits
+
+
+def test_both_splits_get_documents_whatever_the_fraction():
+  rng = np.random.default_rng(0)
+  for fraction in (0.0, 1e-9, 0.01, 0.5, 0.99, 1.0):
+    border = prepare.validation_border(fraction)
+    for size in range(2, 30):
+      keys = [int(k) for k in rng.integers(0, 2**64, size, np.uint64)] * 2
+      keys = [keys[i] for i in rng.permutation(len(keys))]
+      found = list(prepare.assign_splits(map(fake_document, keys), border))
+      assert sorted(d.key for _, d in found) == sorted(keys)
+      held_out = {d.key for split, d in found if split == "validation"}
+      trained_on = {d.key for split, d in found if split == "train"}
+      assert held_out and trained_on and not held_out & trained_on
+      assert max(held_out) < min(trained_on)
+      below = {k for k in keys if k < border}
+      if below and len(below) < size:
+        assert held_out == below
+
+
+def test_one_text_many_times_is_kept_in_memory_once():
+  documents = (fake_document(5, order) for order in range(1000))
+  found = list(prepare.assign_splits(documents, 0))
+  assert len(found) == 1000 and len({id(d) for _, d in found}) == 1
+
+
+def test_the_sample_for_the_tokenizer():
+  documents = [sources.Document((f"document {i} " + "x" * (i % 50),), True) for i in range(3000)]
+  border = prepare.validation_border(0.1)
+  sample = prepare.sample_documents(iter(documents), 20_000, border)
+  order = [documents.index(d) for d in sample]
+  sizes = [len(d.paragraphs[0]) for d in sample]
+  assert order == sorted(order)
+  assert 20_000 <= sum(sizes) < 20_000 + max(sizes)
+  keys = {d: prepare.text_key(d.paragraphs[0].encode()) for d in documents}
+  assert all(keys[d] >= border for d in sample)
+  # Spread evenly: a fifth of the sample in each fifth of the corpus, within 6 deviations.
+  counts = np.histogram(order, 5, (0, 3000))[0]
+  assert abs(counts - len(sample) / 5).max() < 6 * np.sqrt(len(sample) * 0.16)
+
+  whole = prepare.sample_documents(iter(documents), 10**9, border)
+  assert whole == [d for d in documents if keys[d] >= border]
+
+
+# ------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("text, message", [
+    ("\n\n", "no document with text"),
+    ("one document.\nof two sentences.\n", "at least two different documents"),
+    ("again.\n\nagain.\n\nagain.\n", "at least two different documents"),
+])
+def test_too_little_text(tmp_path, text, message):
+  (tmp_path / "text.txt").write_text(text)
+  with pytest.raises(DataError, match=message):
+    prepare.prepare(make_config(tmp_path), tmp_path / "out" / "corpus")
+  assert [f.name for f in (tmp_path / "out").iterdir()] == [".corpus.lock"]
+
+
+def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
+  write_text(tmp_path / "text.txt", 4)
+  (tmp_path / "home").mkdir()
+  (tmp_path / "home" / "letter").write_text("dear")
+  with pytest.raises(ConfigError, match="home: exists"):
+    prepare.prepare(make_config(tmp_path), tmp_path / "home")
+  assert (tmp_path / "home" / "letter").read_text() == "dear"
+
+  (tmp_path / "empty").mkdir()
+  prepare.prepare(make_config(tmp_path), tmp_path / "empty")
+  with pytest.raises(ConfigError, match="empty: exists"):
+    prepare.prepare(make_config(tmp_path, language="de"), tmp_path / "empty")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+  write_text(tmp_path / "text.txt", 4)
+  with pytest.raises(StorageError, match="text.txt"):
+    prepare.prepare(make_config(tmp_path), tmp_path / "text.txt" / "corpus")
+
+
+_SCRIPT = """
+import resource, sys
+from bertgpt import config as config_lib
+from bertgpt.data import prepare
+from bertgpt.errors import UserError
+config = config_lib.from_json(open(sys.argv[1]).read())
+if len(sys.argv) > 3:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+  prepare.prepare(config, sys.argv[2])
+except UserError as e:
+  sys.exit(f"{type(e).__name__}: {e}")
+"""
+
+
+def start(tmp_path, config, *arguments):
+  """`prepare` in a process of its own, killable."""
+  (tmp_path / "config.json").write_text(config_lib.to_json(config))
+  return subprocess.Popen(
+      [sys.executable, "-c", _SCRIPT, tmp_path / "config.json", *map(str, arguments)],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_a_full_disk(tmp_path):
+  write_text(tmp_path / "text.txt", 3000)
+  process = start(tmp_path, make_config(tmp_path), tmp_path / "out" / "corpus", 300_000)
+  _, errors = process.communicate()
+  assert process.returncode == 1
+  assert errors.strip().splitlines()[-1].startswith("StorageError")
+  assert [f.name for f in (tmp_path / "out").iterdir()] == [".corpus.lock"]
+
+
+def child_pids(pid):
+  with contextlib.suppress(OSError):
+    return [int(p) for p in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+  return []
+
+
+def is_running(pid):
+  with contextlib.suppress(OSError):
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  return False
+
+
+def wait_for(condition, seconds=60):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):
+  write_much_text(tmp_path / "text.txt")
+  config = make_config(tmp_path, workers=2)
+  target = tmp_path / "out" / "corpus"
+  process = start(tmp_path, config, target)
+  wait_for(lambda: list(target.parent.glob(".corpus.partial/train-*.new")))
+  workers = child_pids(process.pid)
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate()
+  assert len(workers) >= 2
+  wait_for(lambda: not any(map(is_running, workers)), 20)
+  assert not target.exists()
+
+  write_text(tmp_path / "text.txt", 50)
+  prepare.prepare(config, target)
+  assert sorted(f.name for f in target.parent.iterdir()) == [".corpus.lock", "corpus"]
+  prepare.prepare(config, tmp_path / "clean")
+  assert hashes(target) == hashes(tmp_path / "clean")
+
+
+def test_two_at_once(tmp_path):
+  write_text(tmp_path / "text.txt", 500)
+  config = make_config(tmp_path)
+  runs = [start(tmp_path, config, tmp_path / "out" / "corpus") for _ in range(2)]
+  outputs = [run.communicate()[0] for run in runs]
+  assert [run.returncode for run in runs] == [0, 0]
+  assert sum("sentences" in output for output in outputs) == 1  # One made it, one found it.
+  assert corpus.open_corpus(tmp_path / "out" / "corpus", "train").tokens([0])
+
+
+def test_a_worker_that_dies(tmp_path):
+  write_much_text(tmp_path / "text.txt")
+  killer = threading.Thread(target=kill_first_child)
+  killer.start()
+  with pytest.raises(PeerError, match="data.prepare_workers"):
+    prepare.prepare(make_config(tmp_path, workers=2), tmp_path / "out" / "corpus")
+  killer.join()
+  assert [f.name for f in (tmp_path / "out").iterdir()] == [".corpus.lock"]
+
+
+def kill_first_child():
+  def workers():
+    return [p for p in child_pids(os.getpid())
+            if b"spawn_main" in pathlib.Path(f"/proc/{p}/cmdline").read_bytes()]
+  wait_for(workers)
+  os.kill(workers()[0], signal.SIGKILL)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def tree_mebibytes(pid):
+  """Memory of a process and all below it; shared pages are counted once (PSS)."""
+  kibibytes = 0
+  with contextlib.suppress(OSError):
+    rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    kibibytes = int(rollup[rollup.index("Pss:") + 1])
+  return kibibytes / 1024 + sum(map(tree_mebibytes, child_pids(pid)))
+
+
+def test_memory_with_documents_of_the_largest_size(tmp_path):
+  paragraph = "the quick brown fox jumps over the lazy dog " * 20
+  with open(tmp_path / "text.txt", "w") as f:
+    for i in range(3):
+      f.write(f"{i}\n" + f"{paragraph}\n" * 4700 + "\n")  # 4 MiB, the longest that is not cut.
+  process = start(tmp_path, make_config(tmp_path, workers=2), tmp_path / "corpus")
+  peak = 0
+  while process.poll() is None:
+    peak = max(peak, tree_mebibytes(process.pid))
+    time.sleep(0.1)
+  assert process.returncode == 0, process.stderr.read()
+  print(f"peak {peak:.0f} MiB")
+  assert 50 < peak < 1024 + 2 * 200
+
+
+# --------------------------------------------------------------- real text
+
+
+@pytest.mark.skipif(not (DATA / "lm").is_dir(), reason=f"no text under {DATA}")
+def test_wikipedia_text(tmp_path):
+  config = make_config(tmp_path, f"jsonl:{DATA}/lm/wikipedia_en/heldout.jsonl.xz#text")
+  config.tokenizer.path = os.fspath(DATA / "vocab" / "bert-base-uncased-vocab.txt")
+  path = prepare.prepare(config, tmp_path / "corpus")
+  train, validation = (corpus.open_corpus(path, split) for split in corpus.SPLITS)
+  assert train.token_dtype == np.uint16
+  assert 4 < (train.num_bytes + validation.num_bytes) / (train.num_tokens + validation.num_tokens) < 5.5
+  sentence_length = train.num_tokens / len(train.sentence_lengths)
+  assert 15 < sentence_length < 40
+  unknown = sum(split["unknown"] for split in train.manifest["splits"].values())
+  assert unknown / train.num_tokens < 0.005

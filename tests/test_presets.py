@@ -1,0 +1,70 @@
+"""bertgpt.presets: the sizes, by the parameter counts that they must give."""
+
+import pytest
+
+from bertgpt import presets
+from bertgpt.config import base
+
+
+def stack_parameters(size) -> int:
+  """Transformer layers: four projections, two LayerNorms, an MLP, all with biases."""
+  d, f = size["width"], size["mlp_dim"]
+  return size["num_layers"] * (4 * (d * d + d) + 2 * 2 * d + (d * f + f) + (f * d + d))
+
+
+def bert_parameters(size, vocab_size: int) -> int:
+  """Embeddings with their LayerNorm, layers, pooler."""
+  d = size["width"]
+  embeddings = (vocab_size + size["max_positions"] + size["num_segments"]) * d + 2 * d
+  return embeddings + stack_parameters(size) + d * d + d
+
+
+def gpt_parameters(size, vocab_size: int) -> int:
+  """Embeddings, layers, and a final LayerNorm where the blocks are pre-LN."""
+  d = size["width"]
+  final_norm = 2 * d if size["norm"] == "pre" else 0
+  return (vocab_size + size["max_positions"]) * d + stack_parameters(size) + final_norm
+
+
+@pytest.mark.parametrize("name, vocab_size, count", [
+    ("tiny", 30_522, 4_385_920),
+    ("mini", 30_522, 11_170_560),
+    ("small", 30_522, 28_763_648),
+    ("medium", 30_522, 41_373_184),
+    ("base", 30_522, 109_482_240),
+    ("large", 30_522, 335_141_888),
+    ("base", 28_996, 108_310_272),
+    ("large", 28_996, 333_579_264),
+])
+def test_bert_has_the_published_number_of_parameters(name, vocab_size, count):
+  assert bert_parameters(presets.BERT[name], vocab_size) == count
+
+
+@pytest.mark.parametrize("name, count", [
+    ("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080),
+    ("xl", 1_557_611_200),
+])
+def test_gpt2_has_the_published_number_of_parameters(name, count):
+  assert gpt_parameters(presets.GPT2[name], 50_257) == count
+
+
+def test_gpt1_has_the_published_number_of_parameters():
+  assert gpt_parameters(presets.GPT1, 40_478) == 116_534_784
+
+
+SIZES = {**{f"BERT {name}": size for name, size in presets.BERT.items()}, "GPT-1": presets.GPT1,
+         **{f"GPT-2 {name}": size for name, size in presets.GPT2.items()}}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_heads_are_64_wide(name):
+  assert SIZES[name]["width"] == 64 * SIZES[name]["num_heads"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_preset_decides_the_whole_architecture(name):
+  """What it leaves open is no matter of the paper: vocabulary, precision, execution."""
+  model = base().model
+  model.update(SIZES[name])  # An unknown field or a wrong type would raise.
+  assert set(model) - set(SIZES[name]) == {
+      "vocab_size", "dtype", "attention", "remat", "scan_unroll", "dropout_rng"}

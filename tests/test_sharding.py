@@ -1,0 +1,123 @@
+"""One batch has one loss, one gradient and one set of masks, however it is laid out."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+
+from bertgpt import objectives, sharding
+from bertgpt.errors import ConfigError
+
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
+ALL = list(itertools.product(MESHES, (1, 4), ("none", "full"), (1, 0)))
+# Every mesh with and without each of the other choices.
+SOME = [((8, 1, 1), 1, "none", 1), ((8, 1, 1), 4, "full", 0), ((1, 8, 1), 1, "full", 1),
+        ((1, 8, 1), 4, "none", 0), ((2, 2, 2), 1, "none", 0), ((2, 2, 2), 4, "dots", 1),
+        ((1, 1, 4), 1, "full", 0), ((1, 1, 4), 4, "none", 1), ((1, 1, 1), 4, "full", 1)]
+
+
+def compute(objective, mesh, micro_batches, remat, unroll):
+  config = tiny.make_config(objective, mesh=mesh, remat=remat, scan_unroll=unroll)
+  with tiny.Setup(config) as setup:
+    state = setup.init()
+    grads, (loss, sums) = setup.gradients(micro_batches)(state.params, setup.put(tiny.make_batch(config)), 3)
+    return jax.device_get((state.params, grads, loss, sums))
+
+
+@functools.cache
+def reference(objective):
+  return compute(objective, (1, 1, 1), 1, "none", 1)
+
+
+def check_equal(objective, *layout):
+  params, grads, loss, sums = compute(objective, *layout)
+  expected_params, expected_grads, expected_loss, expected_sums = reference(objective)
+  jax.tree.map(np.testing.assert_array_equal, params, expected_params)
+  assert loss == pytest.approx(expected_loss, rel=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), sums, expected_sums)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), grads, expected_grads)
+
+
+@pytest.mark.parametrize("layout", SOME, ids=str)
+def test_loss_and_gradients_do_not_depend_on_the_layout(layout, capfd):
+  check_equal("mlm_nsp", *layout)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("layout", [((2, 2, 2), 4, "none", 1), ((1, 8, 1), 1, "full", 0)], ids=str)
+def test_causal_loss_and_gradients_do_not_depend_on_the_layout(layout, capfd):
+  check_equal("causal", *layout)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
+@pytest.mark.parametrize("layout", ALL, ids=str)
+def test_loss_and_gradients_on_every_layout(objective, layout, capfd):
+  check_equal(objective, *layout)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+def test_masks_do_not_depend_on_the_mesh(mesh):
+  def masks(mesh):
+    config = tiny.make_config(mesh=mesh)
+    with tiny.Setup(config) as setup:
+      corrupt = jax.jit(objectives.make_objective(config, tiny.make_vocabulary()).corrupt)
+      rows = np.arange(tiny.ROWS)
+      return jax.device_get(corrupt(setup.put(tiny.make_batch(config)), jax.random.key(1), rows))
+
+  jax.tree.map(np.testing.assert_array_equal, masks(mesh), masks((1, 1, 1)))
+
+
+def test_parameters_and_moments_are_split_as_the_table_says():
+  config = tiny.make_config(mesh=(2, 2, 2))
+  with tiny.Setup(config) as setup:
+    state = setup.init()
+  specs = {sharding.path_of(p): x.sharding.spec for p, x in jax.tree_util.tree_leaves_with_path(state)}
+  kernel = "encoder/layers/attention/query/kernel"
+  assert specs[f"params/{kernel}"] == P(None, "fsdp", "tensor")
+  assert specs["params/embeddings/token/embedding"] == P(("tensor", "fsdp"), None)
+  moments = [spec for path, spec in specs.items() if path.startswith("opt_state") and path.endswith(kernel)]
+  assert moments == [P(None, "fsdp", "tensor")] * 2
+
+
+def test_fsdp_divides_the_memory_of_the_state():
+  config = tiny.make_config(mesh=(1, 8, 1))
+  with tiny.Setup(config) as setup:
+    leaves = jax.tree.leaves(setup.init())
+  local = sum(x.addressable_shards[0].data.size for x in leaves)
+  assert local < 0.25 * sum(x.size for x in leaves)
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+  with pytest.raises(ValueError, match="encoder/layers/new/kernel"):
+    sharding.parameter_axes("encoder/layers/new/kernel")
+
+
+def test_an_axis_that_does_not_divide_leaves_the_dimension_whole():
+  axes = {"vocab": ("tensor", "fsdp")}
+  spec = functools.partial(sharding._spec, ("vocab", None), mesh_shape={"tensor": 4, "fsdp": 64}, axes=axes)
+  assert spec((30592, 8)) == P(("tensor",), None)  # 239 x 128: 256 does not divide it.
+  assert spec((32768, 8)) == P(("tensor", "fsdp"), None)
+
+
+def test_a_wrong_mesh_is_refused():
+  config = tiny.make_config(mesh=(3, 1, 1))
+  with pytest.raises(ConfigError, match="8"):
+    sharding.make_mesh(config, jax.devices())
+
+
+def test_rows_of_a_host_are_those_of_its_devices():
+  config = tiny.make_config(mesh=(2, 2, 2))
+  mesh = sharding.make_mesh(config, jax.devices())
+  assert sharding.local_rows(mesh, config, 32) == slice(0, 32)
+
+
+def test_constrain_is_the_identity_without_a_mesh():
+  x = np.ones((2, 3), np.float32)
+  assert sharding.constrain(x, "batch", None) is x

@@ -1,0 +1,91 @@
+"""A model and a batch small enough to compile in a second, for many tests."""
+
+import functools
+
+import jax
+import numpy as np
+
+from bertgpt import config as config_lib
+from bertgpt import models, objectives, sharding, train
+
+VOCAB, CLS, SEP, MASK = 250, 2, 3, 4
+LENGTH, ROWS = 32, 32
+
+
+def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):
+  family = "gpt" if objective == "causal" else "bert"
+  config = config_lib.base()
+  config.objective.name = objective
+  config.objective.mask_prob = 0.25
+  config.model.update({
+      "family": family, "num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64,
+      "max_positions": LENGTH, "vocab_size": VOCAB, "dtype": "float32", "dropout": 0.0,
+      "attention_dropout": 0.0, "num_segments": 2 if family == "bert" else 0,
+      "norm": "post" if family == "bert" else "pre",
+      "layer_norm_epsilon": 1e-12 if family == "bert" else 1e-5, **model})
+  config.phases = (config_lib.phase(seq_len=LENGTH, batch_size=ROWS, steps=50, learning_rate=1e-2),)
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
+  config.eval.batch_size = 8
+  return config
+
+
+def make_vocabulary():
+  return objectives.Vocabulary(VOCAB, MASK, (0, CLS, SEP, MASK), np.arange(VOCAB) % 3 == 0)
+
+
+def make_batch(config, seed=0, rows=ROWS):
+  """Rows with one or two sequences of random length, so that weights differ between rows."""
+  rng = np.random.default_rng(seed)
+  at = np.arange(LENGTH)
+  cut, end = rng.integers(8, 16, (rows, 1)), rng.integers(17, LENGTH + 1, (rows, 1))
+  sequence_ids = np.where(at < cut, 1, np.where(at < end, 2, 0)).astype(np.int32)
+  positions = np.where(at < cut, at, np.where(at < end, at - cut, 0)).astype(np.int32)
+  tokens = np.where(sequence_ids > 0, rng.integers(5, VOCAB, (rows, LENGTH)), 0).astype(np.int32)
+  batch = {"tokens": tokens, "sequence_ids": sequence_ids, "positions": positions}
+  if config.objective.name == "causal":
+    return batch | {"targets": np.roll(tokens, -1, 1),
+                    "loss_weights": (sequence_ids > 0).astype(np.float32)}
+  tokens[:, 0] = tokens[np.arange(rows), cut[:, 0]] = CLS
+  batch["segment_ids"] = (positions > 5).astype(np.int32)
+  if config.objective.name == "mlm_nsp":
+    batch |= {"nsp_positions": np.concatenate([np.zeros_like(cut), cut], 1).astype(np.int32),
+              "nsp_labels": rng.integers(0, 2, (rows, 2)).astype(np.int32),
+              "nsp_weights": np.concatenate([np.ones_like(cut), rng.integers(0, 2, cut.shape)],
+                                            1).astype(np.float32)}
+  return batch
+
+
+def devices_of(config):
+  return jax.devices()[:config.mesh.data * config.mesh.fsdp * config.mesh.tensor]
+
+
+class Setup:
+  """Model, objective and the mesh of a config, entered as a context."""
+
+  def __init__(self, config):
+    self.config = config
+    self.mesh = sharding.make_mesh(config, devices_of(config))
+    self.model = models.make_model(config)
+    self.objective = objectives.make_objective(config, make_vocabulary())
+
+  def __enter__(self):
+    self._context = sharding.use_mesh(self.mesh, self.config)
+    self._context.__enter__()
+    self.abstract = train.make_abstract_state(self.config, self.mesh, self.model, self.objective)
+    return self
+
+  def __exit__(self, *exc):
+    self._context.__exit__(*exc)
+
+  def init(self):
+    init = functools.partial(train.init_state, self.config, self.model, self.objective)
+    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))()
+
+  def put(self, batch):
+    return sharding.make_global_batch(batch, self.mesh, self.config, len(batch["tokens"]))
+
+  def step(self, micro_batches=1):
+    return train.jit_train_step(self.config, self.model, self.objective, micro_batches, self.abstract)
+
+  def gradients(self, micro_batches=1):
+    return jax.jit(train.make_gradients(self.config, self.model, self.objective, micro_batches))
