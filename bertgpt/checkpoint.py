@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import socket
 import sys
@@ -42,7 +43,7 @@ MANIFEST = "manifest.json"
 ITEMS = ("params", "rest")
 CLOCK_STEPS = 10  # With several processes a look at the clock is a broadcast: one in so many steps.
 BARRIER_SECONDS = 1200  # The time Orbax allows for a save.
-NO_STEP, NO_GOOD_STEP = -1, -2
+NO_STEP = -1
 
 
 class Damaged(Exception):
@@ -120,6 +121,7 @@ class Checkpoints:
     sums = _sum_leaves(list(leaves.values()))  # Runs before whatever overwrites the state.
     items = {item: ocp.args.PyTreeSave(_nest(part)) for item, part in _split(leaves).items()}
     try:
+      # Without `force` Orbax would leave out a step below one that it has written: silently.
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as e:
       raise _save_failed(self._root, step, e) from e
@@ -177,19 +179,15 @@ class Checkpoints:
       except Damaged as e:
         if jax.process_index() == 0:
           _set_aside(path, f"is damaged: {e}")
+    if any(self._root.glob("damaged-*")):
+      raise _none_usable(self._root)
     return None
 
   def _agree_on_step(self) -> int:
     """The newest step whose files are good, or NO_STEP. Process 0 looks for all."""
-    step = NO_STEP
-    if jax.process_index() == 0:
-      step = next(self._good_steps(), NO_STEP)
-      if step == NO_STEP and any(self._root.glob("damaged-*")):
-        step = NO_GOOD_STEP
+    step = next(self._good_steps(), NO_STEP) if jax.process_index() == 0 else NO_STEP
     if jax.process_count() > 1:
       step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-    if step == NO_GOOD_STEP:
-      raise _none_usable(self._root)
     return step
 
   def _good_steps(self) -> Iterator[int]:
@@ -238,7 +236,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       params = _restore(path, saved, _name_leaves({"params": abstract_params}))
       return jax.tree.structure(abstract_params).unflatten(params), manifest["metadata"]
     except Damaged as e:
-      _warn(f"{path} is damaged: {e}; the checkpoint before it is used")
+      print(f"WARNING: {path} is damaged: {e}; the one before is used", file=sys.stderr, flush=True)
   raise _none_usable(root)
 
 
@@ -312,11 +310,12 @@ def _make_sum(sharding: NamedSharding | None):
 
 
 def _sum_leaf(x: jax.Array) -> jax.Array:
+  """Folds one axis after the other into a sum of mixed bits and positions."""
   bits = _to_bits(x)
-  position = jnp.zeros(bits.shape, jnp.uint32)
-  for axis, size in enumerate(bits.shape):
-    position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  return jnp.sum(_mix(bits ^ _mix(position + 1)), dtype=jnp.uint32)
+  while bits.ndim:
+    position = _mix(jnp.arange(1, bits.shape[-1] + 1, dtype=jnp.uint32))
+    bits = _mix(jnp.sum(_mix(bits ^ position), axis=-1, dtype=jnp.uint32))
+  return bits
 
 
 def _to_bits(x: jax.Array) -> jax.Array:
@@ -371,21 +370,21 @@ def _type(leaf: Any) -> str:
 
 
 def _make_manager(path: pathlib.Path) -> ocp.CheckpointManager:
-  logging.getLogger("absl").addFilter(_is_wanted)
+  # Orbax raises its errors, and logs each with hundreds of lines too.
+  logging.getLogger("absl").addFilter(
+      lambda r: r.levelno < logging.ERROR or "/orbax/checkpoint/" not in r.pathname)
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   for item in ITEMS:
     # Weights hardly shrink, and zstd would take the cores from the training for seconds.
     registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
-  manager = ocp.CheckpointManager(path, handler_registry=registry)
+  # Where the directory cannot be made in the background, Orbax's writers wait 5 minutes for it.
+  options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+  manager = ocp.CheckpointManager(path, handler_registry=registry,
+                                  options=ocp.CheckpointManagerOptions(async_options=options))
   # Orbax asks jax.distributed about the step it has saved, late and from a thread, which sets
   # back the step count that preemption is agreed on; the train loop alone may ask.
   manager.reached_preemption = lambda step: False
   return manager
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-  """False for Orbax's errors: it raises them too, and logs each with hundreds of lines."""
-  return record.levelno < logging.ERROR or "/orbax/checkpoint/" not in record.pathname
 
 
 def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Any]:
@@ -431,8 +430,7 @@ def _checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
 def _find_steps(root: pathlib.Path) -> list[int]:
   """Directories with the name of a step and something in them, good or not, in order."""
   paths = root.iterdir() if root.is_dir() else ()
-  return sorted(int(p.name) for p in paths
-                if p.name.isdecimal() and str(int(p.name)) == p.name
+  return sorted(int(p.name) for p in paths if p.name.isdecimal() and str(int(p.name)) == p.name
                 and p.is_dir() and any(p.iterdir()))
 
 
@@ -496,10 +494,10 @@ def _check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
     Damaged: names the file.
     StorageError: a file cannot be read, for a reason that is no damage.
   """
-  manifest = _read_manifest(path)
   skipped = tuple(f"{item}/" for item in ITEMS if item not in items)
-  names = [name for name in manifest["files"] if not name.startswith(skipped)]
   try:
+    manifest = _read_manifest(path)
+    names = [name for name in manifest["files"] if not name.startswith(skipped)]
     hashes = _hash_files(path, names)
   except OSError as e:
     if e.errno in (errno.EIO, errno.ENOENT):
@@ -519,7 +517,7 @@ def _set_aside(path: pathlib.Path, reason: str) -> None:
     path.rename(target)
   except OSError as e:
     raise StorageError(f"{path} {reason}, and cannot be renamed ({e.strerror})") from e
-  _warn(f"{path} {reason}; it is set aside as {target.name}")
+  print(f"WARNING: {path} {reason}; it is set aside as {target.name}", file=sys.stderr, flush=True)
 
 
 def _none_usable(root: pathlib.Path) -> DataError:
@@ -530,10 +528,7 @@ def _none_usable(root: pathlib.Path) -> DataError:
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
   reason = " ".join(str(error).split()) or type(error).__name__
-  reason = reason if len(reason) <= 300 else "... " + reason[-300:]  # The cause comes last.
-  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}); "
+  if code := re.search(r"os_error_code='(\d+)'", reason):  # TensorStore's, deep in a long text.
+    reason = os.strerror(int(code[1]))
+  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason[:300]}); "
                       "those before it are as they were")
-
-
-def _warn(text: str) -> None:
-  print(f"WARNING: {text}", file=sys.stderr, flush=True)

@@ -1,37 +1,88 @@
 """`bertgpt <command>`: parse flags, start jax.distributed, dispatch."""
 
 import argparse
+import difflib
+import errno
+import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt.errors import ConfigError, UserError
+from bertgpt import recipes
+from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError, StorageError, UserError
 
 # Modules are imported by the commands that need them: `bertgpt --help` and `prepare`
 # should not wait for JAX.
 
 
+INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, as shells have it.
+
+# OSErrors that are the storage's or the user's, not a bug's.
+STORAGE_ERRORS = frozenset({
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE})
+
+
+class Parser(argparse.ArgumentParser):
+  """Says in one line what is wrong with the flags."""
+
+  def error(self, message: str):
+    raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns the exit code; see `errors` for the codes."""
+  argv = sys.argv[1:] if argv is None else list(argv)
+  name = "bertgpt"
+  try:
+    arguments = parse(argv)
+    name = f"bertgpt {arguments.command}"
+    arguments.run(arguments)
+    sys.stdout.flush()  # Here a closed pipe is still an exception that can be caught.
+    return 0
+  except UserError as e:
+    print(f"{name}: {e}", file=sys.stderr)
+    return e.exit_code
+  except KeyboardInterrupt:
+    print(f"{name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    return INTERRUPTED
+  except BrokenPipeError:  # As in `bertgpt data | head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return StorageError.exit_code
+  except OSError as e:
+    if e.errno not in STORAGE_ERRORS:
+      raise
+    print(f"{name}: {e.filename or 'a file'}: {e.strerror}; free or change the storage, then give "
+          "the same command again", file=sys.stderr)
+    return StorageError.exit_code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  """The flags, with `overrides`: the --config.FIELD=VALUE among them.
+
+  Raises:
+    ConfigError: unknown, missing or malformed flags.
+  """
   parser = make_parser()
   arguments, overrides = parser.parse_known_args(argv)
-  unknown = [a for a in overrides if not a.startswith("--config.")]
-  if unknown:
-    parser.error(f"unknown argument {unknown[0]}; config fields are given as --config.FIELD=VALUE")
+  known = [name for name in vars(arguments) if name not in ("command", "run")]
+  for flag in overrides:
+    if not flag.startswith("--config."):
+      close = difflib.get_close_matches(flag.split("=")[0].lstrip("-"), known, n=1)
+      hint = f"did you mean --{close[0]}? " if close and flag.startswith("-") else ""
+      parser.error(f"unknown argument {flag}; {hint}config fields are given as "
+                   "--config.FIELD=VALUE")
   arguments.overrides = overrides
-  try:
-    arguments.run(arguments)
-  except UserError as e:
-    print(f"bertgpt {arguments.command}: {e}", file=sys.stderr)
-    return e.exit_code
-  return 0
+  return arguments
 
 
 def make_parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = Parser(
       "bertgpt", description="Pretrain BERT and GPT: text in, a trained model out.",
-      epilog="Config fields are overridden by --config.FIELD=VALUE, as in --config.model.num_layers=4.")
+      epilog="Config fields are overridden by --config.FIELD=VALUE, as in "
+             "--config.model.num_layers=4.")
   commands = parser.add_subparsers(dest="command", required=True)
 
   def add(name, run, summary, *flags):
@@ -53,7 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def config_flag(command):
-  command.add_argument("--config", required=True, metavar="FILE", help="a recipe, as configs/demo.py")
+  command.add_argument("--config", required=True, metavar="FILE",
+                       help="a recipe, as configs/demo.py")
 
 
 def workdir_flag(command):
@@ -64,6 +116,8 @@ def workdir_flag(command):
 def distributed_flag(command):
   command.add_argument("--distributed", default="", metavar="auto|HOST:PORT,N,I",
                        help="join several processes: auto on TPU pods, SLURM and Kubernetes")
+  command.add_argument("--distributed_timeout", type=float, default=300, metavar="SECONDS",
+                       help="for all processes to find each other")
 
 
 def allow_change_flag(command):
@@ -77,68 +131,124 @@ def out_flag(command):
 
 
 def steps_flag(command):
-  command.add_argument("--steps", default="0,1,2", metavar="N,N",
-                       help="steps whose batches are hashed")
+  command.add_argument("--steps", metavar="N,N",
+                       help="steps whose batches are hashed; default: the first three")
 
 
 # ---------------------------------------------------------------- commands
 
 
-def read_config(arguments) -> config_lib.ConfigDict:
-  return config_lib.override(config_lib.load(arguments.config), arguments.overrides)
+def read_config(arguments, num_devices: Callable[[], int | None] = lambda: None) -> ConfigDict:
+  """The recipe with its overrides.
+
+  Args:
+    num_devices: called when all else was read; see `config.validate`.
+  Raises:
+    ConfigError: every problem, one a line.
+  """
+  config, problems = recipes.try_override(recipes.load(arguments.config), arguments.overrides)
+  problems += source_problems(config)
+  problems += config_lib.find_problems(config, num_devices())
+  if problems:
+    raise ConfigError("\n".join(problems))
+  return config
+
+
+def source_problems(config: ConfigDict) -> list[str]:
+  from bertgpt.data import sources
+  try:
+    if not config.data.corpus:
+      sources.parse(config.data.source)
+  except ConfigError as e:
+    return [str(e)]
+  return []
+
+
+def count_devices() -> int:
+  import jax
+  try:
+    return jax.device_count()
+  except RuntimeError as e:
+    reason = str(e).splitlines()[0]
+    raise ConfigError(f"JAX cannot use the devices ({reason}); see JAX_PLATFORMS, and whether "
+                      "another process holds them") from e
 
 
 def start(arguments) -> None:
   if arguments.distributed:
     from bertgpt import process
-    process.start_distributed(arguments.distributed)
+    process.start_distributed(arguments.distributed, arguments.distributed_timeout)
+
+
+def absolute(path: pathlib.Path) -> pathlib.Path:
+  return path.expanduser().absolute()
 
 
 def run_train(arguments) -> None:
-  config = read_config(arguments)
-  config_lib.validate(config)
+  # Before the processes have joined, the devices of all cannot be counted.
+  config = read_config(arguments, (lambda: None) if arguments.distributed else count_devices)
+  allow_change = parse_fields(arguments.allow_change, config)
   start(arguments)
-  import jax
-
   from bertgpt import report, train
-  path = arguments.workdir.expanduser().absolute()
-  train.train(config, path, [f for f in arguments.allow_change.split(",") if f])
-  if jax.process_index() == 0:
-    report.write(path)
+  path = absolute(arguments.workdir)
+  train.train(config, path, allow_change)
+  report.write(path)
+
+
+def parse_fields(text: str, config: ConfigDict) -> list[str]:
+  """The fields, or groups of fields, of --allow_change."""
+  fields = [field.strip() for field in text.split(",") if field.strip()]
+  for field in fields:
+    if not recipes.is_field(config, field):
+      raise ConfigError(f"--allow_change={text}: the config has no field or group {field!r}")
+  return fields
 
 
 def run_evaluate(arguments) -> None:
   start(arguments)
   from bertgpt import evaluate
-  results = evaluate.evaluate_workdir(arguments.workdir.expanduser().absolute(), arguments.overrides)
+  results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
   for name, value in results.items():
     print(f"{name} {value:.6g}")
 
 
 def run_prepare(arguments) -> None:
   config = read_config(arguments)
-  config_lib.validate(config)
+  if arguments.out is None and config.data.corpus:
+    raise ConfigError(f"data.corpus={config.data.corpus} is prepared already; leave it empty to "
+                      "prepare data.source, or give --out")
   from bertgpt.data import prepare
   if arguments.out is None:
     print(prepare.ensure_prepared(config))
   else:
-    print(prepare.prepare(config, arguments.out.expanduser().absolute()))
+    print(prepare.prepare(config, absolute(arguments.out)))
 
 
 def run_data(arguments) -> None:
   config = read_config(arguments)
-  config_lib.validate(config)
-  try:
-    steps = [int(step) for step in arguments.steps.split(",")]
-  except ValueError:
-    raise ConfigError(f"--steps={arguments.steps}: give numbers, as 0,1,2") from None
+  num_steps = config_lib.total_steps(config)
+  if arguments.steps is None:
+    steps = list(range(min(3, num_steps)))
+  else:
+    steps = parse_steps(arguments.steps, num_steps)
   from bertgpt import report
   print(report.describe_data(config, steps))
 
 
+def parse_steps(text: str, num_steps: int) -> list[int]:
+  try:
+    steps = [int(step) for step in text.split(",") if step.strip()]
+  except ValueError:
+    raise ConfigError(f"--steps={text}: give numbers, as 0,1,2") from None
+  for step in steps:
+    if not 0 <= step < num_steps:
+      raise ConfigError(f"--steps={text}: the run has steps 0 to {num_steps - 1}, not {step}")
+  return steps
+
+
 def run_sweep(arguments) -> None:
   from bertgpt import sweep
-  sweep.run(arguments.config, arguments.workdir.expanduser().absolute(), arguments.overrides)
+  sweep.run(arguments.config, absolute(arguments.workdir), arguments.overrides)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,21 @@
-"""The one config: every field, its default, one comment; and every check.
+"""The one config: every field, its default, one comment; what follows from it; every check.
 
 A recipe under `configs/` calls `base()`, sets the fields in which it differs and
 returns the result. The config is locked: an unknown field is an error. Code reads
 `config.a.b`; no other module holds a default.
 """
 
-import difflib
-import importlib.util
-import json
-import os
-import pathlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from typing import Any
 
-from absl import flags
 from ml_collections import config_dict
-from ml_collections.config_flags import config_flags
 
 from bertgpt.errors import ConfigError
 
 ConfigDict = config_dict.ConfigDict
+
+MESH_AXES = ("data", "fsdp", "tensor")
 
 VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit; the embedding table is padded to it.
 
@@ -41,13 +37,6 @@ PHASE_CHOICES = {
     "schedule": ("linear", "polynomial", "cosine", "constant", "wsd"),
     "learning_rate_rule": ("continuous", "restart"),
 }
-
-# Fields that may differ when a run is resumed: they change neither the data, nor the
-# model, nor the update, or (steps) only say when to stop.
-RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
-             "data.cache_dir", "data.corpus", "data.prepare_workers",
-             "data.reader_workers", "data.prefetch", "train.max_bad_steps",
-             "model.remat", "model.scan_unroll", "model.attention")
 
 
 def phase(**overrides) -> ConfigDict:
@@ -183,187 +172,19 @@ def base() -> ConfigDict:
   return config
 
 
-# ----------------------------------------------------------------- loading
+# ------------------------------------------------------- what follows from it
 
 
-def load(path: str) -> ConfigDict:
-  """Runs the recipe `path` (or `path:argument`) and returns its config, locked.
-
-  Raises:
-    ConfigError: no such file, no `get_config`, or it raises.
-  """
-  module, argument = _load_module(path)
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"--config {path}: the file defines no get_config()")
-  try:
-    config = module.get_config(*argument)
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
-    raise ConfigError(f"--config {path}: {_one_line(e)}") from e
-  config.lock()
-  return config
-
-
-def load_sweep(path: str) -> list[dict[str, Any]]:
-  """The overrides of every run of the recipe's `get_sweep()`, as flat dicts."""
-  module, _ = _load_module(path)
-  if not hasattr(module, "get_sweep"):
-    raise ConfigError(f"--config {path}: the file defines no get_sweep()")
-  return [dict(overrides) for overrides in module.get_sweep()]
-
-
-def _load_module(path: str):
-  name, *argument = path.split(":", 1)
-  if not os.path.isfile(name):
-    raise ConfigError(f"--config {name}: no such file")
-  spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, name)
-  if spec is None:
-    raise ConfigError(f"--config {name}: not a Python file")
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except Exception as e:  # A recipe is the user's code: whatever it raises is theirs to mend.
-    raise ConfigError(f"--config {name}: {_one_line(e)}") from e
-  return module, argument
-
-
-def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-  """Applies `--config.a.b=c` and `--config.phases[0].steps=c` arguments.
-
-  Raises:
-    ConfigError: one line for every argument that names no field or has the wrong type.
-  """
-  config = config.copy_and_resolve_references()
-  config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
-  problems = []
-  for argument in arguments:
-    field = argument.split("=", 1)[0].removeprefix("--config.")
-    if "=" not in argument:
-      problems.append(f"{argument}: give the value as --config.{field}=VALUE")
-      continue
-    if field not in (known := dict(_leaves(config))):
-      close = difflib.get_close_matches(field, known, n=1)
-      hint = f"; did you mean --config.{close[0]}?" if close else ""
-      problems.append(f"--config.{field}: no such field{hint}")
-      continue
-    # A private flag registry: overrides are declared for this one call.
-    registry = flags.FlagValues()
-    argv = ["bertgpt", argument]
-    config_flags.DEFINE_config_dict("config", config, flag_values=registry, sys_argv=argv)
-    try:
-      registry(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError):
-      value = argument.split("=", 1)[1]
-      problems.append(f"--config.{field}: expected {type(known[field]).__name__}, got {value!r}")
-  if problems:
-    raise ConfigError("\n".join(problems))
-  config.lock()
-  return config
-
-
-def _leaves(config, prefix="") -> Iterator[tuple[str, Any]]:
+def leaves(config, prefix="") -> Iterator[tuple[str, Any]]:
   """('a.b', value) for every field, phases as 'phases[0].steps'."""
   if isinstance(config, ConfigDict):
     for name in config:
-      yield from _leaves(config[name], f"{prefix}.{name}" if prefix else name)
+      yield from leaves(config[name], f"{prefix}.{name}" if prefix else name)
   elif isinstance(config, (tuple, list)) and config and isinstance(config[0], ConfigDict):
     for i, item in enumerate(config):
-      yield from _leaves(item, f"{prefix}[{i}]")
+      yield from leaves(item, f"{prefix}[{i}]")
   else:
     yield prefix, config
-
-
-def _one_line(e: Exception) -> str:
-  return f"{type(e).__name__}: {' '.join(str(e).split())}"
-
-
-# -------------------------------------------------------------------- JSON
-
-
-def to_json(config: ConfigDict) -> str:
-  """The config as JSON text; `from_json` is its inverse."""
-  return json.dumps(_to_plain(config), indent=2)
-
-
-def from_json(text: str) -> ConfigDict:
-  """Rebuilds a config from JSON. Runs no code; lists become tuples again.
-
-  Raises:
-    ConfigError: the text is no config of this version, field by field.
-  """
-  config = base()
-  try:
-    stored = json.loads(text)
-    config.phases = tuple(phase() for _ in stored["phases"])
-  except (json.JSONDecodeError, KeyError, TypeError) as e:
-    raise ConfigError(f"config.json is not the config of a run: {_one_line(e)}") from e
-  problems = []
-  fields = dict(_leaves(config))
-  values = dict(_plain_leaves(stored))
-  for field in fields.keys() - values.keys():
-    problems.append(f"config.json lacks the field {field}")
-  for field in values.keys() - fields.keys():
-    problems.append(f"config.json has the unknown field {field}")
-  for field in fields.keys() & values.keys():
-    value = tuple(values[field]) if isinstance(values[field], list) else values[field]
-    try:
-      set_field(config, field, value)
-    except TypeError:
-      expected = type(fields[field]).__name__
-      problems.append(f"config.json: {field}: expected {expected}, got {values[field]!r}")
-  if problems:
-    raise ConfigError("\n".join(sorted(problems)))
-  return config
-
-
-def set_field(config: ConfigDict, field: str, value) -> None:
-  """Sets 'a.b' or 'phases[0].steps'."""
-  *path, last = field.replace("[", ".").replace("]", "").split(".")
-  for name in path:
-    config = config[int(name)] if name.isdigit() else config[name]
-  config[last] = value
-
-
-def _to_plain(value):
-  if isinstance(value, ConfigDict):
-    return {name: _to_plain(value[name]) for name in value}
-  if isinstance(value, (tuple, list)):
-    return [_to_plain(item) for item in value]
-  return value
-
-
-def _plain_leaves(value, prefix="") -> Iterator[tuple[str, Any]]:
-  if isinstance(value, dict):
-    for name, item in value.items():
-      yield from _plain_leaves(item, f"{prefix}.{name}" if prefix else name)
-  elif isinstance(value, list) and value and isinstance(value[0], dict):
-    for i, item in enumerate(value):
-      yield from _plain_leaves(item, f"{prefix}[{i}]")
-  else:
-    yield prefix, value
-
-
-def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -> list[str]:
-  """Lines 'field: old -> new' for fields that may not change when a run is resumed.
-
-  Args:
-    allowed: further fields, or groups of fields, that may change.
-  """
-  old_leaves, new_leaves = dict(_leaves(old)), dict(_leaves(new))
-  lines = []
-  for field in sorted(old_leaves.keys() | new_leaves.keys()):
-    before, after = old_leaves.get(field, "(absent)"), new_leaves.get(field, "(absent)")
-    if before != after and not _may_change(field, (*RESUMABLE, *allowed)):
-      lines.append(f"{field}: {before!r} -> {after!r}")
-  return lines
-
-
-def _may_change(field: str, allowed: Sequence[str]) -> bool:
-  if field.startswith("phases[") and field.endswith("].steps"):
-    return True
-  return any(field == name or field.startswith((f"{name}.", f"{name}[")) for name in allowed)
-
-
-# -------------------------------------------------------------- validation
 
 
 def total_steps(config: ConfigDict) -> int:
@@ -396,6 +217,34 @@ def padded_vocab_size(size: int) -> int:
   return -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
+# -------------------------------------------------------------- validation
+
+
+AT_LEAST = {
+    "seed": 0,
+    "data.prepare_workers": 0, "data.reader_workers": 0, "data.prefetch": 1,
+    "data.max_sequences": 0, "tokenizer.vocab_size": 1, "tokenizer.train_bytes": 1,
+    "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
+    "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
+    "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
+    "model.scan_unroll": 0, "optimizer.clip_norm": 0, "optimizer.epsilon": 0,
+    "optimizer.weight_decay": 0, "train.max_bad_steps": 1, "eval.every_steps": 0,
+    "eval.batch_size": 1, "eval.max_rows": 0, "checkpoint.every_steps": 0,
+    "checkpoint.every_minutes": 0, "checkpoint.keep": 1, "log.every_steps": 1,
+    "system.hang_timeout_minutes": 0,
+}
+FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
+             "objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random")
+BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
+             "optimizer.momentum")
+PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
+                  "max_predictions": 0, "learning_rate": 0, "warmup_steps": 0, "power": 0}
+PHASE_FRACTIONS = ("warmup_fraction", "end_fraction", "decay_fraction")
+
+# Logical axes of which one parameter has both: they must not be split over the same mesh axis.
+AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
+
+
 def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   """Cross-checks the whole config before anything compiles.
 
@@ -404,84 +253,106 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   Raises:
     ConfigError: every problem found, one a line.
   """
-  problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config)]
-  problems += [line for i in range(len(config.phases)) for line in _phase_problems(config, i)]
-  if num_devices is not None and not problems:
-    problems += _mesh_problems(config, num_devices)
+  problems = find_problems(config, num_devices)
   if problems:
     raise ConfigError("\n".join(problems))
+
+
+def find_problems(config: ConfigDict, num_devices: int | None = None) -> list[str]:
+  """What `validate` objects to, one line each."""
+  problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
+              *_axes_problems(config)]
+  if any(not isinstance(p, ConfigDict) for p in config.phases) or not config.phases:
+    return [*problems, "phases: give a tuple of at least one phase(...)"]
+  for i, p in enumerate(config.phases):
+    problems += _phase_problems(config, p, f"phases[{i}]")
+  if num_devices is not None:
+    problems += _mesh_problems(config, num_devices)
+  return problems
 
 
 def _choice_problems(config):
   for field, choices in CHOICES.items():
     group, name = field.split(".")
-    if config[group][name] not in choices:
-      yield f"{field}={config[group][name]!r}: choose one of {', '.join(choices)}"
-  for i, p in enumerate(config.phases):
-    for name, choices in PHASE_CHOICES.items():
-      if p[name] not in choices:
-        yield f"phases[{i}].{name}={p[name]!r}: choose one of {', '.join(choices)}"
+    yield from _outside(field, config[group][name], choices)
+
+
+def _outside(field, value, choices):
+  if value not in choices:
+    yield f"{field}={value!r}: choose one of {', '.join(choices)}"
+
+
+def _below(field, value, low):
+  if not low <= value < math.inf:  # NaN is not either.
+    yield f"{field}={value}: must be at least {low}" + (" and finite" if value >= low else "")
+
+
+def _no_fraction(field, value):
+  if not 0 <= value <= 1:
+    yield f"{field}={value}: must be between 0 and 1"
 
 
 def _range_problems(config):
-  at_least = {
-      "data.prepare_workers": 0, "data.reader_workers": 0, "data.prefetch": 1,
-      "data.max_sequences": 0, "tokenizer.vocab_size": 1, "tokenizer.train_bytes": 1,
-      "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
-      "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
-      "model.scan_unroll": 0, "optimizer.clip_norm": 0, "optimizer.weight_decay": 0,
-      "train.max_bad_steps": 1, "eval.every_steps": 0, "eval.batch_size": 1,
-      "eval.max_rows": 0, "checkpoint.every_steps": 0, "checkpoint.every_minutes": 0,
-      "checkpoint.keep": 1, "log.every_steps": 1,
-  }
-  fractions = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
-               "model.dropout", "model.attention_dropout", "objective.mask_prob",
-               "objective.replace_with_mask", "objective.replace_with_random",
-               "optimizer.b1", "optimizer.b2", "optimizer.momentum")
-  values = dict(_leaves(config))
-  for field, low in at_least.items():
-    if values[field] < low:
-      yield f"{field}={values[field]}: must be at least {low}"
-  for field in fractions:
-    if not 0 <= values[field] <= 1:
-      yield f"{field}={values[field]}: must be between 0 and 1"
-  if config.objective.replace_with_mask + config.objective.replace_with_random > 1:
+  values = dict(leaves(config))
+  for field, low in AT_LEAST.items():
+    yield from _below(field, values[field], low)
+  for field in FRACTIONS:
+    yield from _no_fraction(field, values[field])
+  for field in BELOW_ONE:
+    if not 0 <= values[field] < 1:
+      yield f"{field}={values[field]}: must be at least 0 and below 1"
+  if config.objective.replace_with_mask + config.objective.replace_with_random > 1 + 1e-9:
     yield "objective.replace_with_mask + objective.replace_with_random: must not exceed 1"
-  if config.profile.steps and len(config.profile.steps) != 2:
-    yield f"profile.steps={config.profile.steps}: give (first, last)"
+  steps = config.profile.steps
+  if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
+                    and 1 <= steps[0] <= steps[1]):
+    yield f"profile.steps={steps}: give (first, last), counted from 1"
 
 
 def _model_problems(config):
   model = config.model
-  if model.width % model.num_heads:
+  if model.num_heads > 0 and model.width % model.num_heads:
     yield f"model.num_heads={model.num_heads} does not divide model.width={model.width}"
   if (model.family == "bert") == (config.objective.name == "causal"):
     yield (f"objective.name={config.objective.name!r} does not fit model.family={model.family!r}: "
            "bert takes mlm_nsp or mlm, gpt takes causal")
   if config.objective.name == "mlm_nsp" and model.num_segments < 2:
     yield f"model.num_segments={model.num_segments}: objective mlm_nsp needs 2"
-  if not config.phases:
-    yield "phases: give at least one phase"
+  if config.objective.name != "causal" and config.objective.mask_prob == 0:
+    yield "objective.mask_prob=0.0: nothing would be predicted; 0.15 is BERT's"
 
 
-def _phase_problems(config, i):
-  p, name = config.phases[i], f"phases[{i}]"
-  for field, low in (("steps", 1), ("seq_len", 8), ("batch_size", 1), ("micro_batches", 1),
-                     ("max_predictions", 0), ("warmup_steps", 0)):
-    if p[field] < low:
-      yield f"{name}.{field}={p[field]}: must be at least {low}"
-  for field in ("warmup_fraction", "end_fraction", "decay_fraction"):
-    if not 0 <= p[field] <= 1:
-      yield f"{name}.{field}={p[field]}: must be between 0 and 1"
+def _axes_problems(config):
+  axes = config.mesh.axes
+  for name in axes:
+    for axis in axes[name]:
+      if axis not in MESH_AXES:
+        yield f"mesh.axes.{name} names {axis!r}: choose among {', '.join(MESH_AXES)}"
+    if len(set(axes[name])) < len(axes[name]):
+      yield f"mesh.axes.{name}={tuple(axes[name])} names an axis twice"
+  for one, other in AXES_TOGETHER:
+    if shared := set(axes[one]) & set(axes[other]):
+      yield (f"mesh.axes.{one} and mesh.axes.{other} both name {', '.join(sorted(shared))}: "
+             "a parameter has both, and can be split over it once")
+
+
+def _phase_problems(config, p, name):
+  for field, choices in PHASE_CHOICES.items():
+    yield from _outside(f"{name}.{field}", p[field], choices)
+  for field, low in PHASE_AT_LEAST.items():
+    yield from _below(f"{name}.{field}", p[field], low)
+  for field in PHASE_FRACTIONS:
+    yield from _no_fraction(f"{name}.{field}", p[field])
   if p.seq_len > config.model.max_positions:
-    yield f"{name}.seq_len={p.seq_len} is longer than model.max_positions={config.model.max_positions}"
+    yield (f"{name}.seq_len={p.seq_len} is longer than "
+           f"model.max_positions={config.model.max_positions}")
   if p.micro_batches > 0 and p.batch_size % p.micro_batches:
     yield f"{name}.micro_batches={p.micro_batches} does not divide {name}.batch_size={p.batch_size}"
   if p.max_predictions > p.seq_len:
     yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
   if p.warmup_steps and p.warmup_fraction:
     yield f"{name}: set warmup_steps or warmup_fraction, not both"
-  if i == 0 and p.learning_rate_rule == "continuous":
+  if name == "phases[0]" and p.learning_rate_rule == "continuous":
     yield f"{name}.learning_rate_rule='continuous': the first phase has no curve before it"
 
 
@@ -494,20 +365,23 @@ def _mesh_problems(config, num_devices):
   data = mesh.data
   if data == -1:
     if num_devices % rest:
-      return [f"mesh.fsdp={mesh.fsdp} x mesh.tensor={mesh.tensor} does not divide the {num_devices} devices"]
+      return [f"mesh.fsdp={mesh.fsdp} x mesh.tensor={mesh.tensor} does not divide the "
+              f"{num_devices} devices"]
     data = num_devices // rest
   if data * rest != num_devices:
     return [f"mesh data={data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {data * rest} devices, "
-            f"but there are {num_devices}"]
+            f"but there are {num_devices}; mesh.data=-1 takes all that the others leave"]
   problems = []
   for i, p in enumerate(config.phases):
-    if (p.batch_size // p.micro_batches) % (data * mesh.fsdp):
-      problems.append(f"phases[{i}]: a micro-batch of {p.batch_size // p.micro_batches} rows does not divide "
+    rows = p.batch_size // max(1, p.micro_batches)
+    if rows % (data * mesh.fsdp):
+      problems.append(f"phases[{i}]: a micro-batch of {rows} rows does not divide "
                       f"over data x fsdp = {data * mesh.fsdp} devices")
   if config.eval.batch_size % (data * mesh.fsdp):
     problems.append(f"eval.batch_size={config.eval.batch_size} does not divide over "
                     f"data x fsdp = {data * mesh.fsdp} devices")
   for field in ("num_heads", "mlp_dim"):
     if config.model[field] % mesh.tensor:
-      problems.append(f"mesh.tensor={mesh.tensor} does not divide model.{field}={config.model[field]}")
+      problems.append(f"mesh.tensor={mesh.tensor} does not divide "
+                      f"model.{field}={config.model[field]}")
   return problems

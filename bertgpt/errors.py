@@ -9,8 +9,10 @@
 | 70        | `DivergedError`   | the loss or the gradients are no longer finite      |
 | 74        | `StorageError`    | a file could not be written or read                 |
 | 75        | `Preempted`       | stopped by a signal; a checkpoint is saved          |
+| 130       |                   | Ctrl-C outside the training loop                    |
 
-The numbers above 64 are those of BSD's sysexits.h.
+The numbers from 65 to 75 are those of BSD's sysexits.h. Any other number, with a traceback, is a
+bug.
 """
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, objectives, sharding, workdir
+from bertgpt import metrics, objectives, recipes, sharding, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.data import loader, prepare
 from bertgpt.data.corpus import Corpus, open_corpus
@@ -96,7 +96,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
     overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
   """
   trained = workdir.load_trained(path)
-  config = config_lib.override(trained.config, overrides)
+  config = recipes.override(trained.config, overrides)
   config_lib.validate(config)
   held_out = open_corpus(prepare.ensure_prepared(config), "validation")
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():

@@ -41,13 +41,15 @@ def sample(trained: Trained, prompt: np.ndarray, num_tokens: int, *, temperature
     prompt: int [N], at least one token.
     num_tokens: tokens to add; with the prompt they must fit into the model's positions.
     temperature: 0 takes the likeliest token.
-    top_k: draw among the k likeliest; 0: among all.
+    top_k: draw among the k likeliest; 0, or more than there are: among all.
   Returns:
     int32 [N + num_tokens].
   Raises:
-    ValueError: prompt and continuation are longer than the model's positions.
+    ValueError: no prompt, or prompt and continuation longer than the model's positions.
   """
   length, window = len(prompt), len(prompt) + num_tokens
+  if not length:
+    raise ValueError("the prompt is empty; [end of document] starts a new one")
   if window > trained.config.model.max_positions:
     raise ValueError(f"{length} + {num_tokens} tokens exceed the model's "
                      f"{trained.config.model.max_positions} positions")
@@ -63,8 +65,8 @@ def _sample(model, params, tokens_L, first, temperature, top_k, key):
   positions_1L = jnp.arange(window)[None]
 
   def add(i, tokens_L):
-    x_1LD = model.apply({"params": params}, tokens_L[None], jnp.ones_like(positions_1L), positions_1L,
-                        method="decode")
+    x_1LD = model.apply({"params": params}, tokens_L[None], jnp.ones_like(positions_1L),
+                        positions_1L, method="decode")
     logits_V = model.apply({"params": params}, x_1LD[0, i - 1], method="logits")
     return tokens_L.at[i].set(draw(logits_V, temperature, top_k, jax.random.fold_in(key, i)))
 
@@ -75,7 +77,7 @@ def draw(logits_V: jax.Array, temperature: float, top_k: int, key: jax.Array) ->
   """A token from logits: int32 scalar. See `sample` for the arguments."""
   if temperature == 0:
     return logits_V.argmax().astype(jnp.int32)
-  if top_k:
+  if 0 < top_k < len(logits_V):
     smallest = jax.lax.top_k(logits_V, top_k)[0][-1]
     logits_V = jnp.where(logits_V < smallest, -jnp.inf, logits_V)
   return jax.random.categorical(key, logits_V / temperature).astype(jnp.int32)

@@ -83,7 +83,9 @@ class Writer:
   """metrics.jsonl, TensorBoard events and the progress line of a run.
 
   Only process 0 writes. On resume, TensorBoard events beyond `first_step` are purged
-  and lines of metrics.jsonl beyond it are dropped, so that a curve has each step once.
+  and lines of metrics.jsonl beyond it are dropped, so that a curve has each step once. The
+  evaluation at `first_step` is dropped too: the run may have ended before it, so it is made
+  again.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
@@ -170,10 +172,12 @@ def format_duration(seconds: float) -> str:
 
 
 def keep_lines(path: pathlib.Path, last_step: int) -> None:
-  """Drops lines of a metrics.jsonl beyond `last_step`, and a line cut short by a crash."""
+  """Drops lines beyond `last_step`, its evaluation, and a line cut short by a crash."""
   if not path.exists():
     return
-  kept = [line for line in path.read_text().splitlines() if _step_of(line) <= last_step]
+  lines = path.read_text().splitlines()
+  kept = [line for line in lines if (step := _step_of(line)) < last_step
+          or step == last_step and '"eval/' not in line]
   scratch = path.with_suffix(".tmp")
   scratch.write_text("".join(line + "\n" for line in kept))
   scratch.replace(path)

@@ -118,8 +118,8 @@ def _make_corrupt(config, vocabulary):
                                       slots[tokens_BL.shape[1]])
     targets_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
     shown_BK = show(keys_B3[:, 1], keys_B3[:, 2], targets_BK, objective, vocabulary)
-    return {**batch,
-            "tokens": _put(tokens_BL, positions_BK, jnp.where(weights_BK > 0, shown_BK, targets_BK)),
+    shown_BK = jnp.where(weights_BK > 0, shown_BK, targets_BK)
+    return {**batch, "tokens": _put(tokens_BL, positions_BK, shown_BK),
             "predict_positions": positions_BK, "predict_targets": targets_BK,
             "predict_weights": weights_BK}
 
@@ -191,8 +191,9 @@ def show(kind_keys_B, token_keys_B, targets_BK, objective, vocabulary: Vocabular
   `replace_with_random`, else the token itself.
   """
   slots = targets_BK.shape[1]
+  draw_id = lambda key: jax.random.randint(key, (slots,), 0, vocabulary.size)
   kind_BK = jax.vmap(lambda key: jax.random.uniform(key, (slots,)))(kind_keys_B)
-  random_BK = jax.vmap(lambda key: jax.random.randint(key, (slots,), 0, vocabulary.size))(token_keys_B)
+  random_BK = jax.vmap(draw_id)(token_keys_B)
   with_mask = objective.replace_with_mask
   shown_BK = jnp.where(kind_BK < with_mask + objective.replace_with_random, random_BK, targets_BK)
   return jnp.where(kind_BK < with_mask, vocabulary.mask_id, shown_BK)

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import math
 import os
 import pathlib
 import signal
@@ -12,70 +13,98 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from bertgpt.errors import ConfigError, PeerError
-
-CONNECT_TIMEOUT_S = 300  # For all processes to find each other.
+from bertgpt.errors import ConfigError, PeerError, StorageError
 
 
-def start_distributed(spec: str) -> None:
+def start_distributed(spec: str, timeout_s: float) -> None:
   """Joins this process with the others of the run.
 
   Args:
     spec: 'auto' (TPU pod, SLURM, Kubernetes: JAX finds the cluster itself) or
       'HOST:PORT,NUM_PROCESSES,PROCESS_ID'.
+    timeout_s: for all processes to find each other.
   Raises:
     ConfigError: `spec` is neither, or the port is taken.
     PeerError: the others did not come.
   """
   if spec == "auto":
-    _initialize()
+    try:
+      _initialize(timeout_s)
+    except ValueError as e:  # JAX's own message names arguments that the user cannot give.
+      raise ConfigError("--distributed=auto: no TPU pod, SLURM, Kubernetes or MPI job found; give "
+                        "HOST:PORT,NUM_PROCESSES,PROCESS_ID") from e
     return
   try:
     address, count, index = spec.split(",")
     host, port = address.rsplit(":", 1)
     count, index, port = int(count), int(index), int(port)
   except ValueError:
-    raise ConfigError(f"--distributed={spec}: give auto or HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
+    raise ConfigError(f"--distributed={spec}: give auto or "
+                      "HOST:PORT,NUM_PROCESSES,PROCESS_ID") from None
+  if not 0 < port < 2**16:
+    raise ConfigError(f"--distributed={spec}: PORT must be in [1, 65535]")
   if not 0 <= index < count:
     raise ConfigError(f"--distributed={spec}: PROCESS_ID must be in [0, {count})")
+  # JAX aborts when a process is missing, and crashes when the port is taken.
   if index == 0:
-    _check_port_is_free(port)
+    _gather(port, count, timeout_s)
   else:
-    _wait_for_port(host, port)
+    _report(host, port, index, timeout_s)
   if jax.config.jax_platforms == "cpu":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  _initialize(coordinator_address=address, num_processes=count, process_id=index)
+  _initialize(timeout_s, coordinator_address=address, num_processes=count, process_id=index)
 
 
-def _initialize(**arguments) -> None:
+def _initialize(timeout_s: float, **arguments) -> None:
   try:
-    jax.distributed.initialize(initialization_timeout=CONNECT_TIMEOUT_S, **arguments)
-  except (RuntimeError, ValueError) as e:
+    jax.distributed.initialize(initialization_timeout=math.ceil(timeout_s), **arguments)
+  except RuntimeError as e:
     raise PeerError(f"--distributed: the processes did not come together: {_first_line(e)}") from e
 
 
-def _check_port_is_free(port: int) -> None:
-  """JAX crashes when the coordinator's port is taken, so ask first."""
-  with socket.socket() as probe:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-      probe.bind(("", port))
-    except OSError as e:
-      raise ConfigError(f"--distributed: port {port} is taken on this host ({e.strerror}); "
-                        "choose another one for all processes") from e
+def _gather(port: int, count: int, timeout_s: float) -> None:
+  """Process 0 waits for word from all others, then lets them go on."""
+  deadline = time.monotonic() + timeout_s
+  try:
+    server = socket.create_server(("", port), backlog=count)
+  except OSError as e:
+    raise ConfigError(f"--distributed: port {port} is taken on this host ({e.strerror}); "
+                      "choose another one for all processes") from e
+  there: dict[bytes, socket.socket] = {}
+  missing = {str(i).encode() for i in range(1, count)}
+  with server, contextlib.ExitStack() as stack:
+    while missing - there.keys():
+      if time.monotonic() > deadline:
+        absent = b", ".join(sorted(missing - there.keys(), key=int)).decode()
+        raise PeerError(f"--distributed: no word from process {absent} of {count} after "
+                        f"{timeout_s:g} s; was it started, with the same HOST:PORT?")
+      with contextlib.suppress(OSError):  # A time-out, or a stranger who hung up.
+        server.settimeout(1)
+        peer = stack.enter_context(server.accept()[0])
+        peer.settimeout(1)
+        there[peer.recv(16)] = peer
+    for index in missing:
+      with contextlib.suppress(OSError):
+        there[index].sendall(b"go")
 
 
-def _wait_for_port(host: str, port: int) -> None:
-  """JAX crashes when the coordinator never comes, so wait for it here."""
-  deadline = time.monotonic() + CONNECT_TIMEOUT_S
+def _report(host: str, port: int, index: int, timeout_s: float) -> None:
+  """Gives word to process 0 and waits until it has heard from all."""
+  deadline = time.monotonic() + timeout_s
   while True:
     try:
-      socket.create_connection((host, port), timeout=5).close()
-      return
+      with socket.create_connection((host, port), timeout=5) as connection:
+        connection.sendall(str(index).encode())
+        # Process 0 may have started later, and knows first who is missing.
+        connection.settimeout(timeout_s + 5)
+        if connection.recv(2) == b"go":
+          return
+        raise PeerError(f"--distributed: process 0 at {host}:{port} gave up; another process is "
+                        "missing, as its own message says")
     except OSError as e:
       if time.monotonic() > deadline:
-        raise PeerError(f"--distributed: no coordinator at {host}:{port} after {CONNECT_TIMEOUT_S} s "
-                        f"({e.strerror or e}); is process 0 running?") from e
+        raise PeerError(f"--distributed: no answer from process 0 at {host}:{port} within "
+                        f"{timeout_s:g} s ({e.strerror or e}); was it started?") from e
       time.sleep(0.5)
 
 
@@ -127,5 +156,9 @@ def use_compilation_cache(folder: str) -> None:
   """Keeps compiled programs between runs. The folder is private: it holds code that is run."""
   if folder:
     path = pathlib.Path(folder).expanduser()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+      path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as e:
+      raise StorageError(f"system.compilation_cache={folder}: cannot be written ({e.strerror}); "
+                         "choose another folder, or '' to do without") from e
     jax.config.update("jax_compilation_cache_dir", str(path))

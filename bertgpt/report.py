@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bertgpt import config as config_lib
 from bertgpt import evaluate, generate, metrics, objectives, workdir
 from bertgpt.config import ConfigDict
+from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import loader, prepare
 from bertgpt.data.corpus import Corpus, open_corpus
 
@@ -20,7 +20,11 @@ PROMPT = "The function returns"
 
 
 def write(path: pathlib.Path) -> None:
-  """Writes and prints report.md and loss.png of the finished run in `path`."""
+  """Writes and prints report.md and loss.png of the finished run in `path`.
+
+  With several processes all take part, because they read the checkpoint together; process 0
+  writes.
+  """
   trained = workdir.load_trained(path)
   corpus_path = prepare.ensure_prepared(trained.config)
   train_set, held_out = open_corpus(corpus_path, "train"), open_corpus(corpus_path, "validation")
@@ -31,6 +35,8 @@ def write(path: pathlib.Path) -> None:
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} documents):", ""]
   lines += describe(trained, train_set, held_out, scores)
+  if jax.process_index() > 0:
+    return
   plot_curves(curves, path / "loss.png")
   lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
@@ -46,8 +52,10 @@ def describe_bert(trained, train_set: Corpus, held_out: Corpus, scores) -> list[
       f"  {'MLM perplexity':22}{scores['mlm_perplexity']:>10.1f}{baseline.perplexity:>10.1f}"]
   if "nsp_accuracy" in scores:
     lines.append(f"  {'NSP accuracy':22}{scores['nsp_accuracy']:>10.1%}{0.5:>10.1%}")
-  return lines + ["", "Masked words of held-out sentences and the model's guesses:", "",
-                  *guess_words(trained, held_out)]
+  guesses = guess_words(trained, held_out)
+  if guesses:
+    lines += ["", "Masked words of held-out sentences and the model's guesses:", "", *guesses]
+  return lines
 
 
 def describe_gpt(trained, train_set: Corpus, held_out: Corpus, scores) -> list[str]:
@@ -83,7 +91,8 @@ def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Bas
   return Baseline(correct / weight, math.exp(total / weight))
 
 
-def causal_baselines(config: ConfigDict, train_set: Corpus, held_out: Corpus) -> tuple[float, float]:
+def causal_baselines(config: ConfigDict, train_set: Corpus,
+                     held_out: Corpus) -> tuple[float, float]:
   """Perplexities of a unigram and of an interpolated bigram model (Witten & Bell 1991)."""
   size = config.model.vocab_size
   unigram = unigram_probabilities(train_set, size)
@@ -179,7 +188,10 @@ def whole_words(tokenizer) -> np.ndarray:
 
 
 def continuation(trained) -> str:
-  prompt = trained.tokenizer.encode([PROMPT])[0]
+  half = trained.config.phases[-1].seq_len // 2
+  prompt = trained.tokenizer.encode([PROMPT])[0][:half]
+  if not len(prompt):
+    prompt = np.array([trained.tokenizer.eod_id])
   room = trained.config.phases[-1].seq_len - len(prompt)
   tokens = generate.sample(trained, prompt, min(60, room), temperature=0.8, top_k=40)
   ends = np.flatnonzero(tokens == trained.tokenizer.eod_id)
@@ -191,8 +203,7 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) 
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
-  names = [tag.removeprefix("train/") for tag in curves
-           if tag.startswith("train/") and tag.endswith("_loss")]
+  names = sorted({tag.split("/")[-1] for tag in curves if tag.endswith("_loss")})
   figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.5), squeeze=False)
   for axis, name in zip(axes[0], names, strict=True):
     for tag, label, style in ((f"train/{name}", "training", "-"),
@@ -211,12 +222,13 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) 
 
 
 def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
-  """What `bertgpt data` prints: the loader's report, with masks drawn as in training."""
+  """What `bertgpt data` prints: the corpus, and the loader's report with masks as in training."""
   corpus = open_corpus(prepare.ensure_prepared(config), "train")
   config = workdir.resolve(config, corpus.tokenizer)
   corrupt = objectives.make_objective(config, workdir.make_vocabulary(corpus.tokenizer)).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
-  return loader.report(corpus, config, steps, mask_fn=mask)
+  return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), "",
+                    loader.report(corpus, config, steps, mask_fn=mask)])
 
 
 def _mask_rows(corrupt, seed, batch):

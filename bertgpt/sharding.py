@@ -17,9 +17,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
+from bertgpt.config import MESH_AXES
 from bertgpt.errors import ConfigError
-
-MESH_AXES = ("data", "fsdp", "tensor")
 
 # (pattern over the '/'-joined path, logical axes of the array). Layers are stacked:
 # their leading axis is 'layers', which is never split. Embeddings are split over the

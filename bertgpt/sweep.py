@@ -1,45 +1,100 @@
 """A sweep: every run of a recipe's get_sweep(), one process after the other."""
 
+import contextlib
 import json
 import pathlib
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt import metrics
-from bertgpt.errors import ConfigError
+from bertgpt import metrics, recipes, workdir
+from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError, UserError
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
-  """Trains run i in `path`/<i>; a run that is done or was stopped is resumed, not repeated.
+  """Trains run i in `path`/<i>; one that was stopped is resumed, one that is done is kept.
 
   Prints a table of overrides and final held-out metrics, also written to sweep.json.
 
   Raises:
-    ConfigError: an override of the sweep names no field, or a run failed.
+    ConfigError: wrong overrides; every problem of every run, before the first one starts.
+    UserError: a run failed; with its exit code.
   """
-  runs = config_lib.load_sweep(recipe)
+  runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
-  for arguments in flags:
-    config_lib.validate(config_lib.override(config_lib.load(recipe), [*overrides, *arguments]))
+  configs = check_runs(recipe, [[*overrides, *arguments] for arguments in flags])
   table = []
   for i, arguments in enumerate(flags):
     folder = path / f"{i:03d}"
-    command = [sys.executable, "-m", "bertgpt.cli", "train", f"--config={recipe}",
-               f"--workdir={folder}", *overrides, *arguments]
     print(f"[{i + 1}/{len(runs)}] {' '.join(arguments)}", flush=True)
-    code = subprocess.run(command, check=False).returncode
-    if code:
-      raise ConfigError(f"run {i} of the sweep ended with exit code {code}; mend it and start the "
-                        "same sweep again: finished runs are kept")
+    if not is_done(folder, configs[i]):
+      train([f"--config={recipe}", f"--workdir={folder}", *overrides, *arguments], i)
     table.append({"workdir": str(folder), **runs[i], **final_scores(folder)})
-  (path / "sweep.json").write_text(json.dumps(table, indent=2) + "\n")
-  for row in table:
-    print("  ".join(f"{name}={value:.5g}" if isinstance(value, float) else f"{name}={value}"
-                    for name, value in row.items()))
+  scratch = path / "sweep.json.tmp"
+  scratch.write_text(json.dumps(table, indent=2) + "\n")
+  scratch.replace(path / "sweep.json")
+  print("\n".join(format_table(table)))
+
+
+def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:
+  """The config of every run. Raises ConfigError with all problems of all runs."""
+  base, configs, problems = recipes.load(recipe), [], []
+  for i, overrides in enumerate(arguments):
+    config, wrong = recipes.try_override(base, overrides)
+    configs.append(config)
+    problems += [f"run {i}: {line}" for line in [*wrong, *config_lib.find_problems(config)]]
+  if problems:
+    raise ConfigError("\n".join(problems))
+  return configs
+
+
+def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
+  """Whether the run with this config has been trained to its end in `folder`."""
+  if not (folder / "report.md").is_file() or not (folder / "config.json").is_file():
+    return False
+  stored = workdir.read_config(folder)
+  return (not recipes.differences(stored, config, ["model.vocab_size"])
+          and config_lib.total_steps(stored) == config_lib.total_steps(config))
+
+
+def train(arguments: Sequence[str], number: int) -> None:
+  """`bertgpt train` in a process of its own, which gives its devices back."""
+  command = [sys.executable, "-m", "bertgpt.cli", "train", *arguments]
+  with subprocess.Popen(command) as child:
+    handler = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+      code = wait(child)
+    finally:
+      signal.signal(signal.SIGTERM, handler)
+  if code:
+    error = UserError(f"run {number} of the sweep ended with exit code {code}; mend it and start "
+                      "the same sweep again: finished runs are kept")
+    error.exit_code = code if code > 0 else 128 - code  # Below 0: killed by a signal.
+    raise error
+
+
+def wait(child: subprocess.Popen) -> int:
+  """Its exit code. The terminal sends Ctrl-C to the child too, which needs time to save."""
+  while True:
+    with contextlib.suppress(KeyboardInterrupt):
+      return child.wait()
 
 
 def final_scores(folder: pathlib.Path) -> dict[str, float]:
   return {tag: points[-1][1] for tag, points in metrics.read_curves(folder).items()
           if tag.startswith("eval/")}
+
+
+def format_table(table: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Rows as text, under their column's names."""
+  cells = [list(dict.fromkeys(name for row in table for name in row))]
+  for row in table:
+    values = [row.get(name, "") for name in cells[0]]
+    cells.append([f"{v:.5g}" if isinstance(v, float) else str(v) for v in values])
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+          for line in cells]

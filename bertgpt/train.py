@@ -24,13 +24,14 @@ from bertgpt import (
     objectives,
     optimizers,
     process,
+    recipes,
     sharding,
     workdir,
 )
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.data import loader, prepare
 from bertgpt.data import corpus as corpus_lib
+from bertgpt.data import loader, prepare
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.models import Module
 
@@ -153,7 +154,8 @@ def init_state(config: ConfigDict, model: Module, objective: objectives.Objectiv
 # -------------------------------------------------------------- the loop
 
 
-def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = ()) -> dict[str, float]:
+def train(config: ConfigDict, path: pathlib.Path,
+          allow_change: Sequence[str] = ()) -> dict[str, float]:
   """Trains, or goes on training, the run in the directory `path`.
 
   Args:
@@ -170,6 +172,8 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     log = stack.enter_context(contextlib.closing(StepLog(run, first_step)))
+    if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
+      log.evaluate(first_step, state.params)  # The signal or crash came before it.
     should_stop = stack.enter_context(process.catch_signals())
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
     for step, train_step, batch in batches:  # `step` counts from 1: it is done below.
@@ -179,8 +183,10 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
       log.add(step, step_metrics)
       stop = should_stop(step)
       if stop or step == last_step or checkpoints.due(step):
-        log.flush()  # Raises if the run has diverged, before anything is saved.
-        checkpoints.save(step, state, run.metadata | {"step": step}, wait=stop or step == last_step)
+        is_finite = log.flush()  # Raises if the run has diverged, before anything is saved.
+        wait = stop or step == last_step
+        if wait or is_finite:  # A row of bad steps must not push the good checkpoints out.
+          checkpoints.save(step, state, run.metadata | {"step": step}, wait=wait)
       if stop and step < last_step:
         raise Preempted(f"stopped at step {step} with a checkpoint saved; "
                         "the same command goes on from there")
@@ -215,13 +221,13 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   Holds the lock of the directory, and the mesh, while it is open.
   """
   config_lib.validate(config, jax.device_count())
-  workdir.create(path)
   process.use_compilation_cache(config.system.compilation_cache)
   is_first = jax.process_index() == 0
-  with checkpoint.lock_workdir(path) if is_first else contextlib.nullcontext():
+  with workdir.claim(path, is_first):
     workdir.check_unchanged(path, config, allow_change)
     train_set, held_out = open_corpus(config)
     config = workdir.resolve(config, train_set.tokenizer)
+    loader.check_rows(train_set, config)
     if is_first:
       workdir.write_run(path, config, train_set.tokenizer)
     mesh = sharding.make_mesh(config)
@@ -229,7 +235,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       model = models.make_model(config)
       objective = objectives.make_objective(config, workdir.make_vocabulary(train_set.tokenizer))
       evaluator = evaluate.make_evaluator(config, mesh, held_out, model, objective)
-      metadata = {"config": config_lib.to_json(config), "corpus": train_set.identity,
+      metadata = {"config": recipes.to_json(config), "corpus": train_set.identity,
                   "tokenizer": train_set.tokenizer.fingerprint()}
       abstract = make_abstract_state(config, mesh, model, objective)
       yield Run(config, path, mesh, model, objective, train_set, evaluator, abstract, metadata)
@@ -273,6 +279,10 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}; "
                         f"bring that {name} back, or use another --workdir")
+    steps = config_lib.total_steps(run.config)
+    if int(state.step) > steps:
+      raise ConfigError(f"phases[].steps: {steps} in all, but the run in {run.path} has done "
+                        f"{int(state.step)} already; raise them, or use another --workdir")
     return state
   init = functools.partial(init_state, run.config, run.model, run.objective)
   state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, run.abstract_state))()
@@ -356,23 +366,25 @@ class StepLog:
     self.flush()
     self._pending = step, step_metrics
 
-  def flush(self) -> None:
-    """Waits for the step added last and logs it.
+  def flush(self) -> bool:
+    """Waits for the step added last, logs it, and says whether it was finite.
 
     Raises:
       DivergedError: too many steps in a row were not finite.
     """
     if self._pending is None:
-      return
+      return True
     step, sums = self._pending[0], jax.device_get(self._pending[1])
     self._pending = None
     self._window.add(sums)
     limit = self._run.config.train.max_bad_steps
     if sums["bad_steps"][0] >= limit:
-      raise DivergedError(f"step {step}: loss or gradient not finite in {limit} steps in a row; none of "
-                          "them was applied. Lower phases[].learning_rate or look at the data")
+      raise DivergedError(f"step {step}: loss or gradient not finite in {limit} steps in a row; "
+                          "none of them was applied. Lower phases[].learning_rate or look at "
+                          "the data")
     if is_due(self._run.config.log.every_steps, step):
       self._write(step, sums)
+    return sums["bad_steps"][0] == 0
 
   def evaluate(self, step: int, params: Any) -> dict[str, float]:
     self.flush()

@@ -9,13 +9,14 @@
       report.md, *.png   written at the end
 """
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-
-from bertgpt import checkpoint, models
-from bertgpt import config as config_lib
+from bertgpt import checkpoint, models, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.data import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -23,15 +24,49 @@ from bertgpt.models import Module
 from bertgpt.objectives import Vocabulary
 
 
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
+  """Makes the directory, checks that it can be written, and keeps other runs out of it.
+
+  What fails before `write_run` leaves no trace: an empty directory is removed again.
+
+  Args:
+    is_first: whether this is process 0, which holds the lock for all.
+  Raises:
+    ConfigError: `workdir` is a file, or another run is in it.
+    StorageError: it cannot be written.
+  """
+  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  create(workdir)
+  if not is_first:
+    yield
+    return
+  try:
+    with checkpoint.lock_workdir(workdir):
+      try:
+        yield
+      except BaseException:
+        if not (workdir / "config.json").exists():
+          (workdir / ".lock").unlink(missing_ok=True)
+        raise
+  except BaseException:
+    with contextlib.suppress(OSError):  # A directory that holds something stays.
+      for path in made:
+        path.rmdir()
+    raise
+
+
 def create(workdir: pathlib.Path) -> None:
   """Makes the directory and makes sure that files can be written in it."""
+  if workdir.exists() and not workdir.is_dir():
+    raise ConfigError(f"--workdir {workdir}: is a file; give a folder")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / ".write-test"
-    probe.write_bytes(b"")
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
   except OSError as e:
-    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror})") from e
+    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}); give a folder "
+                       "where you may write") from e
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
@@ -40,7 +75,12 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   if not path.is_file():
     raise ConfigError(f"--workdir {workdir}: holds no run (no config.json); "
                       "give the --workdir of a `bertgpt train`")
-  return config_lib.from_json(path.read_text())
+  try:
+    return recipes.from_json(path.read_text("utf-8"))
+  except (ConfigError, UnicodeDecodeError) as e:
+    lines = str(e) if isinstance(e, ConfigError) else f"config.json is no text ({e.reason})"
+    raise ConfigError("\n".join(f"{workdir}/{line}" for line in lines.splitlines())
+                      + "; bring the file back from a copy, or use another --workdir") from e
 
 
 def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[str]) -> None:
@@ -53,32 +93,46 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
     ConfigError: one line for every field that differs.
   """
   if not (workdir / "config.json").exists():
+    if checkpoint.committed_steps(workdir):
+      raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json; bring the "
+                        "file back from a copy, or use another --workdir")
     return
   # The vocabulary's size is resolved later, and the tokenizer's hash is checked then.
   allowed = (*allowed, "model.vocab_size")
-  lines = config_lib.differences(read_config(workdir), config, allowed)
+  lines = recipes.differences(read_config(workdir), config, allowed)
   if lines:
     raise ConfigError(f"--workdir {workdir} holds a run with another config:\n  "
                       + "\n  ".join(lines)
-                      + "\nuse another --workdir, or name the fields with --allow_change=FIELD,FIELD")
+                      + "\nuse another --workdir, or name the fields with "
+                      "--allow_change=FIELD,FIELD")
 
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
   """Writes config.json and the tokenizer, each whole or not at all."""
+  target, scratch = workdir / "tokenizer", workdir / "tokenizer.tmp"
+  if not (target.exists() and (workdir / "config.json").exists()):
+    for leftover in (target, scratch):  # Of a start that was killed here.
+      shutil.rmtree(leftover, ignore_errors=True)
+    tokenizer.save(scratch)
+    scratch.rename(target)
   scratch = workdir / "config.json.tmp"
-  scratch.write_text(config_lib.to_json(config) + "\n")
-  scratch.replace(workdir / "config.json")
-  if not (workdir / "tokenizer").exists():
-    tokenizer.save(workdir / "tokenizer.tmp")
-    (workdir / "tokenizer.tmp").rename(workdir / "tokenizer")
+  scratch.write_text(recipes.to_json(config) + "\n")
+  scratch.replace(workdir / "config.json")  # Last: from here on there is a run.
 
 
 def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
   """The config with what follows from the tokenizer filled in.
 
   Raises:
-    ConfigError: the tokenizer lacks tokens that the objective needs.
+    ConfigError: the tokenizer lacks tokens that the objective needs, or is not the one that
+      the config names.
   """
+  path = config.tokenizer.path
+  if (config.data.corpus and path
+      and tokenizers.load_tokenizer(path).fingerprint() != tokenizer.fingerprint()):
+    raise ConfigError(f"tokenizer.path={path} is not the tokenizer that "
+                      f"data.corpus={config.data.corpus} was prepared with; leave tokenizer.path "
+                      "empty, or leave data.corpus empty to prepare data.source anew")
   config = config.copy_and_resolve_references()
   with config.unlocked():
     if config.model.vocab_size not in (0, tokenizer.vocab_size):
@@ -88,8 +142,9 @@ def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
   needed = ("eod_id",) if config.objective.name == "causal" else ("cls_id", "sep_id", "mask_id")
   lacking = [name.removesuffix("_id") for name in needed if getattr(tokenizer, name) < 0]
   if lacking:
-    raise ConfigError(f"objective.name={config.objective.name!r} needs a tokenizer with the special "
-                      f"tokens {', '.join(lacking)}; this one ({tokenizer.kind}) has none")
+    raise ConfigError(f"objective.name={config.objective.name!r} needs a tokenizer with the "
+                      f"special tokens {', '.join(lacking)}; this one ({tokenizer.kind}) has none. "
+                      "Set tokenizer.path to another, or train one")
   return config
 
 
@@ -124,7 +179,7 @@ def load_trained(workdir: pathlib.Path) -> Trained:
   """
   read_config(workdir)
   params, metadata = checkpoint.restore_params(workdir)
-  config = config_lib.from_json(metadata["config"])
+  config = recipes.from_json(metadata["config"])
   tokenizer = tokenizers.load_tokenizer(str(workdir / "tokenizer"))
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "

@@ -10,7 +10,8 @@ Status     Not yet run.
 
 import pathlib
 
-from bertgpt.config import load, phase
+from bertgpt.config import phase
+from bertgpt.recipes import load
 
 
 def get_config():

@@ -8,7 +8,8 @@ Expected   Not yet run.
 import pathlib
 
 from bertgpt import presets
-from bertgpt.config import load, phase
+from bertgpt.config import phase
+from bertgpt.recipes import load
 
 
 def get_config():

@@ -11,7 +11,7 @@ Status     Not yet run.
 import pathlib
 
 from bertgpt import presets
-from bertgpt.config import load
+from bertgpt.recipes import load
 
 
 def get_config():

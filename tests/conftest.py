@@ -4,6 +4,13 @@ import os
 import pathlib
 
 import pytest
+import small_runs
+
+# Read by JAX when a test first uses it. Sharding is tested on devices that are not there; and
+# hundreds of small programs are compiled to run once or twice, so they are not optimised.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -15,3 +22,43 @@ def data_dir() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f"no test data in {folder}; set BERTGPT_TEST_DATA")
   return folder
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory) -> pathlib.Path:
+  """A file for `text:` with 150 small documents."""
+  path = tmp_path_factory.mktemp("story") / "story.txt"
+  path.write_text(small_runs.make_text(150))
+  return path
+
+
+@pytest.fixture(scope="session")
+def recipe(story) -> pathlib.Path:
+  """A recipe of a run of seconds; `recipe:causal` is a GPT, without it a BERT."""
+  path = story.with_name("recipe.py")
+  path.write_text(small_runs.RECIPE.format(text=story, cache=story.parent / "cache", steps=20))
+  return path
+
+
+@pytest.fixture(scope="session", params=["mlm_nsp", "causal"])
+def finished(request, recipe) -> pathlib.Path:
+  """The workdir of a finished run with its report; once for a BERT and once for a GPT."""
+  return _train(recipe, request.param)
+
+
+@pytest.fixture(scope="session")
+def finished_bert(recipe) -> pathlib.Path:
+  return _train(recipe, "mlm_nsp")
+
+
+@pytest.fixture(scope="session")
+def finished_gpt(recipe) -> pathlib.Path:
+  return _train(recipe, "causal")
+
+
+def _train(recipe: pathlib.Path, objective: str) -> pathlib.Path:
+  from bertgpt import cli  # Tests that need no run need not wait for the import.
+  path = recipe.parent / objective
+  if not path.exists():
+    assert cli.main(["train", f"--config={recipe}:{objective}", f"--workdir={path}"]) == 0
+  return path

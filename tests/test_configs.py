@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bertgpt import config as config_lib
+from bertgpt import recipes
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -16,7 +17,7 @@ SWEEPS = ("bert_base", "wiki_mini")
 
 
 def load(name: str) -> config_lib.ConfigDict:
-  return config_lib.load(str(CONFIGS / f"{name}.py"))
+  return recipes.load(str(CONFIGS / f"{name}.py"))
 
 
 def docstring(name: str) -> str:
@@ -24,7 +25,7 @@ def docstring(name: str) -> str:
 
 
 def changed_fields(old: str, new: str) -> set[str]:
-  lines = config_lib.differences(load(old), load(new))
+  lines = recipes.differences(load(old), load(new))
   return {line.split(":")[0] for line in lines}
 
 
@@ -43,7 +44,7 @@ def test_recipe_is_valid(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_survives_json(name):
   config = load(name)
-  assert config_lib.from_json(config_lib.to_json(config)) == config
+  assert recipes.from_json(recipes.to_json(config)) == config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,25 +63,25 @@ def test_the_command_of_the_docstring_is_accepted(name):
   assert words[:4] == ["bertgpt", "train", "--config", f"configs/{name}.py"]
   assert words[4:6] == ["--workdir", f"runs/{name}"]
   assert all(word.startswith("--config.") for word in words[6:])
-  config_lib.validate(config_lib.override(load(name), words[6:]))
+  config_lib.validate(recipes.override(load(name), words[6:]))
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_fields_named_in_the_docstring_exist(name):
   words = [word.strip("`'().,;:") for word in docstring(name).split()]
   flags = [word for word in words if word.startswith("--config.") and "=" in word]
-  config_lib.override(load(name), flags)
+  recipes.override(load(name), flags)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_run_of_a_sweep_is_valid_and_another(name):
-  runs = config_lib.load_sweep(str(CONFIGS / f"{name}.py"))
+  runs = recipes.load_sweep(str(CONFIGS / f"{name}.py"))
   assert len(runs) > 1
   flags = [[f"--config.{field}={value}" for field, value in run.items()] for run in runs]
-  configs = [config_lib.override(load(name), arguments) for arguments in flags]
+  configs = [recipes.override(load(name), arguments) for arguments in flags]
   for config in configs:
     config_lib.validate(config)
-  assert len({config_lib.to_json(config) for config in configs}) == len(runs)
+  assert len({recipes.to_json(config) for config in configs}) == len(runs)
 
 
 @pytest.mark.parametrize("name", ["bert_tiny", "bert_mini", "bert_small", "bert_medium",
@@ -136,8 +137,8 @@ def test_gpt2_run():
 
 def test_loading_recipes_needs_no_jax():
   """`bertgpt prepare` and typos in a config should not wait for it."""
-  script = ("import sys; from bertgpt import config\n"
-            "for path in sys.argv[1:]: config.load(path)\n"
+  script = ("import sys; from bertgpt import recipes\n"
+            "for path in sys.argv[1:]: recipes.load(path)\n"
             "print(*{'jax', 'flax', 'tensorflow'} & set(sys.modules))")
   paths = [str(CONFIGS / f"{name}.py") for name in RECIPES]
   result = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True,

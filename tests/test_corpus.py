@@ -1,4 +1,4 @@
-"""bertgpt.data.corpus and corpus_writer: the layout against TFDS, random reads, damage."""
+"""bertgpt.data.corpus: the layout against TFDS, random reads, damage."""
 
 import json
 import pickle
@@ -121,23 +121,6 @@ def test_index_is_mapped_and_adds_up(small):
   assert opened.num_bytes == 3 * opened.num_tokens
 
 
-def test_percentiles_against_numpy(small):
-  folder, documents = small
-  info = corpus.read_manifest(folder)["splits"]["train"]
-  for name, lengths in (("document", [len(tokens) for tokens, _ in documents]),
-                        ("sentence", np.concatenate([n for _, n in documents]))):
-    expected = np.percentile(lengths, corpus_writer.PERCENTILES, method="inverted_cdf")
-    assert list(info[f"{name}_length_percentiles"].values()) == expected.tolist()
-
-
-def test_header_of_a_growing_array_has_room_for_any_length(tmp_path):
-  writer = corpus_writer._ArrayWriter(tmp_path / "a.npy", "<i4")
-  start = writer._file.tell()
-  writer._length = 10**18
-  writer.close()
-  assert (tmp_path / "a.npy").stat().st_size == start
-
-
 def test_a_pickled_corpus_is_small_and_reads_the_same(small):
   opened = corpus.open_corpus(small[0], "train")
   opened.tokens([1])
@@ -221,16 +204,6 @@ def test_no_corpus_at_all(tmp_path):
   for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
     with pytest.raises(DataError, match="bertgpt prepare"):
       corpus.open_corpus(path, "train")
-
-
-def test_a_shard_that_lost_documents_is_noticed_when_it_is_closed(tmp_path):
-  writer = corpus_writer.SplitWriter(tmp_path, "train")
-  lengths = np.array([3], np.int32)
-  record = corpus.encode_record(np.arange(3, dtype="<u2"), lengths)
-  writer.write(corpus_writer.EncodedDocument(0, record, lengths, 3, 0, 2))
-  writer._shards[-1]["documents"] += 1
-  with pytest.raises(OSError, match="holds 1 of 2 documents"):
-    writer.finish()
 
 
 def test_importing_loads_no_jax_and_no_tensorflow():

@@ -15,6 +15,7 @@ PACKAGE = REPOSITORY / "bertgpt"
 FLOORS = (
     {"errors"},
     {"config", "presets"},
+    {"recipes"},
     {"data", "checkpoint", "metrics", "optimizers", "process", "sharding"},
     {"models", "tasks"},
     {"export", "generate", "objectives", "workdir"},

@@ -13,7 +13,8 @@ from bertgpt import metrics, presets
     (presets.BERT["large"], 30522, "mlm_nsp", 128, 20, 1.880),
     (presets.BERT["large"], 30522, "mlm_nsp", 512, 77, 1.992),
     (presets.GPT2["small"], 50257, "causal", 1024, 0, 0.854)])
-def test_flops_per_token_are_the_known_ones(model, vocab, objective, seq_len, predictions, gigaflops):
+def test_flops_per_token_are_the_known_ones(model, vocab, objective, seq_len, predictions,
+                                            gigaflops):
   config = config_lib.base()
   config.model.update(model)
   config.model.vocab_size = vocab

@@ -78,17 +78,20 @@ def np_attention(x, p, sequence_ids, heads, causal):
 
 def np_stack(x, layers, sequence_ids, model, causal):
   for i in range(model.num_layers):
-    p = jax.tree.map(lambda a: a[i], layers)  # noqa: B023
-    norm = lambda y, name: np_norm(y, p[name], model.layer_norm_epsilon)  # noqa: B023
-    attend = lambda y: np_attention(y, p["attention"], sequence_ids, model.num_heads, causal)  # noqa: B023
-    mlp = lambda y: np_dense(np_gelu(np_dense(y, p["mlp"]["up"]), model.activation), p["mlp"]["down"])  # noqa: B023
-    if model.norm == "post":
-      x = norm(x + attend(x), "attention_norm")
-      x = norm(x + mlp(x), "mlp_norm")
-    else:
-      x = x + attend(norm(x, "attention_norm"))
-      x = x + mlp(norm(x, "mlp_norm"))
+    x = np_block(x, jax.tree.map(lambda a: a[i], layers), sequence_ids, model, causal)  # noqa: B023
   return x
+
+
+def np_block(x, p, sequence_ids, model, causal):
+  norm = lambda y, name: np_norm(y, p[name], model.layer_norm_epsilon)
+  attend = lambda y: np_attention(y, p["attention"], sequence_ids, model.num_heads, causal)
+  up = lambda y: np_gelu(np_dense(y, p["mlp"]["up"]), model.activation)
+  mlp = lambda y: np_dense(up(y), p["mlp"]["down"])
+  if model.norm == "post":
+    x = norm(x + attend(x), "attention_norm")
+    return norm(x + mlp(x), "mlp_norm")
+  x = x + attend(norm(x, "attention_norm"))
+  return x + mlp(norm(x, "mlp_norm"))
 
 
 def to_float64(params):
@@ -98,7 +101,8 @@ def to_float64(params):
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
 def test_bert_equals_numpy(activation):
   config = make_config(activation=activation)
-  tokens, segments, sequence_ids, positions, predict, cls = inputs = make_inputs(np.random.default_rng(0))
+  inputs = make_inputs(np.random.default_rng(0))
+  tokens, segments, sequence_ids, positions, predict, cls = inputs
   model, params = init(config, inputs)
   mlm, nsp = model.apply({"params": params}, *inputs)
 
@@ -106,9 +110,11 @@ def test_bert_equals_numpy(activation):
   e = p["embeddings"]
   x = (e["token"]["embedding"][tokens] + e["position"]["embedding"][positions]
        + e["segment"]["embedding"][segments])
-  x = np_stack(np_norm(x, e["norm"], 1e-12), p["encoder"]["layers"], sequence_ids, config.model, False)
+  x = np_norm(x, e["norm"], 1e-12)
+  x = np_stack(x, p["encoder"]["layers"], sequence_ids, config.model, causal=False)
   rows = np.arange(len(x))[:, None]
-  y = np_norm(np_gelu(np_dense(x[rows, predict], p["mlm"]["dense"]), activation), p["mlm"]["norm"], 1e-12)
+  y = np_gelu(np_dense(x[rows, predict], p["mlm"]["dense"]), activation)
+  y = np_norm(y, p["mlm"]["norm"], 1e-12)
   expected_mlm = (y @ e["token"]["embedding"].T + p["mlm"]["bias"])[..., :VOCAB]
   expected_nsp = np_dense(np.tanh(np_dense(x[rows, cls], p["pooler"])), p["nsp"])
   np.testing.assert_allclose(mlm[..., :VOCAB], expected_mlm, rtol=0, atol=1e-5)
@@ -180,7 +186,8 @@ def test_gpt2_residual_projections_start_smaller():
   config = make_config("gpt", "pre", scale_residual_init=True, truncated_init=False, num_layers=8,
                        width=128)
   ids = jnp.zeros((1, 8), jnp.int32)
-  layers = models.make_model(config).init(jax.random.key(0), ids, ids, ids)["params"]["decoder"]["layers"]
+  params = models.make_model(config).init(jax.random.key(0), ids, ids, ids)["params"]
+  layers = params["decoder"]["layers"]
   for kernel in (layers["attention"]["out"]["kernel"], layers["mlp"]["down"]["kernel"]):
     assert float(kernel.std()) == pytest.approx(0.02 / 4, rel=0.02)
   assert float(layers["mlp"]["up"]["kernel"].std()) == pytest.approx(0.02, rel=0.02)

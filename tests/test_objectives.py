@@ -93,7 +93,7 @@ def test_shares_of_mask_random_and_kept(with_mask, with_random):
     assert abs(share - p) < 4 * np.sqrt(0.25 / n) + 2 / VOCAB
   if with_random:
     random = shown[(shown != MASK) & (shown != targets)]
-    assert random.min() < VOCAB * 0.01 and random.max() > VOCAB * 0.99, "uniform over the vocabulary"
+    assert random.min() < VOCAB * 0.01 and random.max() > VOCAB * 0.99, "of the whole vocabulary"
     assert abs(random.mean() / VOCAB - 0.5) < 0.02
 
 

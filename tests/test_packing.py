@@ -76,12 +76,12 @@ def test_pairs_of_wikipedia_fill_the_rows(wikipedia, seq_len, least):
 
 
 @pytest.fixture(scope="module")
-def wikipedia(tmp_path_factory, data_folder):
+def wikipedia(tmp_path_factory, data_dir):
   """The held-out articles, tokenised with BERT's vocabulary."""
   config = config_lib.base()
-  config.data.source = f"jsonl:{data_folder}/lm/wikipedia_en/heldout.jsonl.xz#text"
+  config.data.source = f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz#text"
   config.data.validation_fraction = 0.05
   config.data.prepare_workers = 1
   config.tokenizer.kind = "wordpiece"
-  config.tokenizer.path = str(data_folder / "vocab" / "bert-base-uncased-vocab.txt")
+  config.tokenizer.path = str(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
   return open_corpus(prepare(config, tmp_path_factory.mktemp("wikipedia") / "corpus"), "train")

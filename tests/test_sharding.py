@@ -23,8 +23,8 @@ SOME = [((8, 1, 1), 1, "none", 1), ((8, 1, 1), 4, "full", 0), ((1, 8, 1), 1, "fu
 def compute(objective, mesh, micro_batches, remat, unroll):
   config = tiny.make_config(objective, mesh=mesh, remat=remat, scan_unroll=unroll)
   with tiny.Setup(config) as setup:
-    state = setup.init()
-    grads, (loss, sums) = setup.gradients(micro_batches)(state.params, setup.put(tiny.make_batch(config)), 3)
+    state, batch = setup.init(), setup.put(tiny.make_batch(config))
+    grads, (loss, sums) = setup.gradients(micro_batches)(state.params, batch, 3)
     return jax.device_get((state.params, grads, loss, sums))
 
 
@@ -38,8 +38,9 @@ def check_equal(objective, *layout):
   expected_params, expected_grads, expected_loss, expected_sums = reference(objective)
   jax.tree.map(np.testing.assert_array_equal, params, expected_params)
   assert loss == pytest.approx(expected_loss, rel=1e-5)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), sums, expected_sums)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), grads, expected_grads)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  jax.tree.map(functools.partial(close, rtol=1e-4), sums, expected_sums)
+  jax.tree.map(functools.partial(close, rtol=0), grads, expected_grads)
 
 
 @pytest.mark.parametrize("layout", SOME, ids=str)
@@ -78,11 +79,13 @@ def test_parameters_and_moments_are_split_as_the_table_says():
   config = tiny.make_config(mesh=(2, 2, 2))
   with tiny.Setup(config) as setup:
     state = setup.init()
-  specs = {sharding.path_of(p): x.sharding.spec for p, x in jax.tree_util.tree_leaves_with_path(state)}
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  specs = {sharding.path_of(path): x.sharding.spec for path, x in leaves}
   kernel = "encoder/layers/attention/query/kernel"
   assert specs[f"params/{kernel}"] == P(None, "fsdp", "tensor")
   assert specs["params/embeddings/token/embedding"] == P(("tensor", "fsdp"), None)
-  moments = [spec for path, spec in specs.items() if path.startswith("opt_state") and path.endswith(kernel)]
+  moments = [spec for path, spec in specs.items()
+             if path.startswith("opt_state") and path.endswith(kernel)]
   assert moments == [P(None, "fsdp", "tensor")] * 2
 
 
@@ -101,7 +104,8 @@ def test_a_parameter_without_a_rule_is_an_error():
 
 def test_an_axis_that_does_not_divide_leaves_the_dimension_whole():
   axes = {"vocab": ("tensor", "fsdp")}
-  spec = functools.partial(sharding._spec, ("vocab", None), mesh_shape={"tensor": 4, "fsdp": 64}, axes=axes)
+  mesh_shape = {"tensor": 4, "fsdp": 64}
+  spec = functools.partial(sharding._spec, ("vocab", None), mesh_shape=mesh_shape, axes=axes)
   assert spec((30592, 8)) == P(("tensor",), None)  # 239 x 128: 256 does not divide it.
   assert spec((32768, 8)) == P(("tensor", "fsdp"), None)
 

@@ -85,7 +85,8 @@ class Setup:
     return sharding.make_global_batch(batch, self.mesh, self.config, len(batch["tokens"]))
 
   def step(self, micro_batches=1):
-    return train.jit_train_step(self.config, self.model, self.objective, micro_batches, self.abstract)
+    return train.jit_train_step(self.config, self.model, self.objective, micro_batches,
+                                self.abstract)
 
   def gradients(self, micro_batches=1):
     return jax.jit(train.make_gradients(self.config, self.model, self.objective, micro_batches))

@@ -155,8 +155,9 @@ class Corpus:
 
   @functools.cached_property
   def identity(self) -> str:
-    """SHA-256 of the manifest, which holds the SHA-256 of every other file."""
-    return sha256_file(self.path / MANIFEST)
+    """SHA-256 of the manifest, which holds that of every file; but not where the text lay."""
+    content = {name: value for name, value in self.manifest.items() if name != "source"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
   @functools.cached_property
   def tokenizer(self):

@@ -3,11 +3,13 @@
 The layout itself is `bertgpt.data.corpus`'s.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from array_record.python import array_record_module
@@ -56,9 +58,15 @@ class SplitWriter:
     self._index["document_offsets"].append(0)
 
   def write(self, document: EncodedDocument) -> None:
+    """Adds a document.
+
+    Raises:
+      OSError: a file could not be written.
+    """
     if self._writer is None or self._shards[-1]["bytes"] >= SHARD_BYTES:
       self._start_shard()
-    self._writer.write(document.record)
+    with _as_os_error(self._new_shard(len(self._shards) - 1)):
+      self._writer.write(document.record)
     self._shards[-1]["documents"] += 1
     self._shards[-1]["bytes"] += len(document.record)
     num_tokens, totals = int(document.sentence_lengths.sum()), self._totals
@@ -103,11 +111,9 @@ class SplitWriter:
     if self._writer is None:
       return
     file, shard = self._new_shard(len(self._shards) - 1), self._shards[-1]
-    try:
+    with _as_os_error(file):
       self._writer.close()
       num_written = open_shard(file).num_records()
-    except RuntimeError as e:
-      raise OSError(errno.EIO, f"not written ({first_line(e)})", os.fspath(file)) from e
     if num_written != shard["documents"]:
       raise OSError(errno.EIO, f"holds {num_written} of {shard['documents']} documents",
                     os.fspath(file))
@@ -122,6 +128,15 @@ class SplitWriter:
     ranks = np.ceil(np.array(PERCENTILES) / 100 * len(array))
     return dict(zip(map(str, PERCENTILES), np.searchsorted(counts.cumsum(), ranks).tolist(),
                     strict=True))
+
+
+@contextlib.contextmanager
+def _as_os_error(file: pathlib.Path) -> Iterator[None]:
+  """array_record raises RuntimeError for a full disk and the like."""
+  try:
+    yield
+  except RuntimeError as e:
+    raise OSError(errno.EIO, f"not written ({first_line(e)})", os.fspath(file)) from e
 
 
 class _ArrayWriter:

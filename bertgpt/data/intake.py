@@ -61,16 +61,20 @@ class Intake:
       if self.mode == "skip":
         return None
       text = raw.decode(errors="replace")
-    return self.clean(text, path, offset)
+    return self._without_nul(text, path, offset)
 
   def clean(self, text: str, path: str, offset: int) -> str | None:
     """`text` without NULs and lone surrogates; None to skip it."""
-    if "\0" in text:
-      text = self._replace("NUL character", _NUL, text, path, offset)
-    # isascii() reads a flag, the search reads the text.
-    if text and not text.isascii() and _SURROGATE.search(text):
+    try:
+      text.encode()
+    except UnicodeEncodeError:
       text = self._replace("lone surrogate", _SURROGATE, text, path, offset)
-    return text
+    return text and self._without_nul(text, path, offset)
+
+  def _without_nul(self, text: str, path: str, offset: int) -> str | None:
+    if "\0" not in text:
+      return text
+    return self._replace("NUL character", _NUL, text, path, offset)
 
   def _replace(self, problem: str, pattern: re.Pattern, text: str, path: str,
                offset: int) -> str | None:

@@ -35,9 +35,11 @@ from bertgpt.errors import ConfigError, DataError, PeerError
 Batch = dict[str, np.ndarray]
 
 # An epoch of more tokens is planned in several windows: memory and the time before the first
-# batch stay bounded (about 1 M pairs of 128 tokens; some seconds, 0.3 GiB).
+# batch stay bounded (about 1.5 M pairs of 128 tokens: some seconds, half a GiB).
 WINDOW_TOKENS = 2**27
 KEPT_PLANS = 2  # A batch may hold the end of one window and the start of the next.
+
+SURELY_ENOUGH = 64  # Batches' worth of tokens in a corpus whose rows need not be counted.
 
 READ_THREADS = 2
 BATCHES_AHEAD = 4  # In host memory, beyond `data.prefetch` on the device.
@@ -83,9 +85,9 @@ def make_layout(tokenizer, config: ConfigDict, seq_len: int) -> Layout:
 class Rows:
   """The rows of a phase by number; holds the plans of the windows read last.
 
-  Rows of the first epoch cover the corpus. Every window of every epoch is drawn afresh and
-  fitted to the number of rows of the very first one, so that a division leads from a row's
-  number to its plan.
+  Every window of every epoch is drawn afresh and fitted to the number of rows of the very
+  first one, so that a division leads from a row's number to its plan. An epoch thus covers the
+  corpus but for a few rows; the first one, if it is a single window, covers all of it.
 
   Attributes:
     rows_per_window: rows of one plan.
@@ -232,6 +234,26 @@ def read_step(rows: Rows, batch_size: int, row_slice: slice, step: int) -> Batch
   return rows.read(step * batch_size + np.arange(batch_size)[row_slice])
 
 
+def check_rows(corpus, config: ConfigDict) -> None:
+  """Checks before training starts that an epoch of every phase fills a batch.
+
+  Raises:
+    DataError: it does not.
+  """
+  for i, phase in enumerate(config.phases):
+    if corpus.num_tokens < SURELY_ENOUGH * phase.batch_size * phase.seq_len:
+      _check_rows(Rows(corpus, config, i, config.seed), corpus, config, i)
+
+
+def _check_rows(rows: Rows, corpus, config: ConfigDict, phase_index: int) -> None:
+  phase = config.phases[phase_index]
+  if rows.rows_per_epoch < phase.batch_size:
+    raise DataError(
+        f"{corpus.path}: the {corpus.split} split makes {rows.rows_per_epoch} rows of "
+        f"{phase.seq_len} tokens, fewer than phases[{phase_index}].batch_size={phase.batch_size}; "
+        "lower batch_size or seq_len, or prepare more text")
+
+
 def make_train_batches(corpus, config: ConfigDict, phase_index: int, first_step: int,
                        row_slice: slice) -> "TrainBatches":
   """This host's batches of a phase, from its step `first_step` to its last.
@@ -246,11 +268,7 @@ def make_train_batches(corpus, config: ConfigDict, phase_index: int, first_step:
   """
   phase, data = config.phases[phase_index], config.data
   rows = Rows(corpus, config, phase_index, config.seed)
-  if rows.rows_per_epoch < phase.batch_size:
-    raise DataError(
-        f"{corpus.path}: the {corpus.split} split makes {rows.rows_per_epoch} rows of "
-        f"{phase.seq_len} tokens, fewer than phases[{phase_index}].batch_size={phase.batch_size}; "
-        "lower batch_size or seq_len, or prepare more text")
+  _check_rows(rows, corpus, config, phase_index)
   read = functools.partial(read_step, rows, phase.batch_size, row_slice)
   steps = grain.MapDataset.range(first_step, phase.steps)
   threads = 1 if data.reader_workers else READ_THREADS

@@ -5,13 +5,13 @@ Axes: B batch, L length, D width, N heads, H width of a head, F width of the MLP
 Every matrix is stored [in, out] in float32; layers are stacked on a leading axis and
 scanned. Dropout is on exactly when the caller passes a 'dropout' generator.
 
-| parameter                          | initial value                                     |
-|------------------------------------|---------------------------------------------------|
-| kernels, token, segment embedding  | normal(0, init_std), truncated at 2 deviations if `truncated_init` |
-| position embedding                 | the same with position_init_std                   |
-| attention/out, mlp/down kernels    | divided by sqrt(2 num_layers) if `scale_residual_init` (GPT-2) |
-| biases                             | 0                                                 |
-| LayerNorm                          | scale 1, bias 0                                   |
+| parameter                         | initial value                                       |
+|-----------------------------------|-----------------------------------------------------|
+| kernels, token, segment embedding | normal(0, init_std), or truncated at two deviations |
+| position embedding                | the same with position_init_std                     |
+| attention/out, mlp/down kernels   | with `scale_residual_init`, sqrt(2 layers) smaller  |
+| biases                            | 0                                                   |
+| LayerNorm                         | scale 1, bias 0                                     |
 """
 
 import functools
@@ -47,13 +47,14 @@ def make_init(config: FrozenConfigDict, std: float) -> nn.initializers.Initializ
 
 
 def make_dense(config: FrozenConfigDict, features: int, name: str, std: float = 0.0) -> nn.Dense:
-  return nn.Dense(features, dtype=config.dtype, kernel_init=make_init(config, std or config.init_std),
-                  name=name)
+  init = make_init(config, std or config.init_std)
+  return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
 
 
 def make_norm(config: FrozenConfigDict, name: str) -> nn.LayerNorm:
   """LayerNorm with float32 statistics; the two-pass variance, as the one-pass loses digits."""
-  return nn.LayerNorm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
+  return nn.LayerNorm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False,
+                      name=name)
 
 
 def residual_std(config: FrozenConfigDict) -> float:
@@ -88,7 +89,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer. `norm='post'`: x = norm(x + f(x)) (BERT, GPT-1); 'pre': x = x + f(norm(x)) (GPT-2)."""
+  """One layer: attention, then the MLP, each beside a residual connection.
+
+  `norm='post'` is x = norm(x + f(x)) (BERT, GPT-1), 'pre' is x = x + f(norm(x)) (GPT-2).
+  """
 
   config: FrozenConfigDict
   causal: bool
@@ -119,8 +123,8 @@ class Stack(nn.Module):
     block = Block
     if config.remat != "none":
       block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-    layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-                     in_axes=nn.broadcast, length=config.num_layers,
+    layers = nn.scan(block, length=config.num_layers, in_axes=nn.broadcast,
+                     variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
                      unroll=config.scan_unroll or config.num_layers)
     x_BLD, _ = layers(config, self.causal, name="layers")(x_BLD, sequence_ids_BL)
     return x_BLD

@@ -1,0 +1,217 @@
+"""Configs as users give them: recipes, overrides, config.json, and what may change on resume."""
+
+import difflib
+import importlib.util
+import json
+import os
+import pathlib
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from bertgpt.config import ConfigDict, base, leaves, phase
+from bertgpt.errors import ConfigError, UserError
+
+# Fields that may differ when a run is resumed: they change neither the data, nor the
+# model, nor the update, or (steps) only say when to stop.
+RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
+             "data.cache_dir", "data.corpus", "data.prepare_workers",
+             "data.reader_workers", "data.prefetch", "train.max_bad_steps",
+             "model.remat", "model.scan_unroll", "model.attention")
+
+
+# ----------------------------------------------------------------- loading
+
+
+def load(path: str) -> ConfigDict:
+  """Runs the recipe `path` (or `path:argument`) and returns its config, locked.
+
+  Raises:
+    ConfigError: no such file, no `get_config`, it raises, or it returns no config.
+  """
+  config = _call(path, "get_config")
+  if not isinstance(config, ConfigDict) or config.keys() != base().keys():
+    raise ConfigError(f"--config {path}: get_config() must return a config made by "
+                      "bertgpt.config.base()")
+  if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in config.phases):
+    raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
+  config.lock()
+  return config
+
+
+def load_sweep(path: str) -> list[dict[str, Any]]:
+  """The overrides of every run of the recipe's `get_sweep()`, as flat dicts.
+
+  Raises:
+    ConfigError: as `load`.
+  """
+  runs = list(_call(path, "get_sweep") or ())
+  if not runs or not all(isinstance(overrides, dict) for overrides in runs):
+    raise ConfigError(f"--config {path}: get_sweep() must return dicts, one a run, of FIELD: VALUE")
+  return runs
+
+
+def _call(path: str, function: str):
+  """The result of a function of a recipe. What it raises is one line: it is the user's to mend."""
+  name, *argument = path.split(":", 1)
+  if not os.path.isfile(name):
+    raise ConfigError(f"--config {name}: no such file")
+  spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, name)
+  if spec is None:
+    raise ConfigError(f"--config {name}: not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+      raise ConfigError(f"--config {name}: the file defines no {function}()")
+    return getattr(module, function)(*(argument if function == "get_config" else ()))
+  except UserError:
+    raise
+  except Exception as e:
+    lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__)
+             if frame.filename == name]
+    where = f"{name}, line {lines[-1]}" if lines else name
+    raise ConfigError(f"--config {where}: {_one_line(e)}") from e
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+  """Applies `--config.a.b=c` and `--config.phases[0].steps=c` arguments.
+
+  Raises:
+    ConfigError: one line for every argument that names no field or has the wrong type.
+  """
+  config, problems = try_override(config, arguments)
+  if problems:
+    raise ConfigError("\n".join(problems))
+  return config
+
+
+def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+  """As `override`, but returns the lines, with a config that has the other arguments applied."""
+  config = config.copy_and_resolve_references()
+  config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
+  problems = []
+  for argument in arguments:
+    field = argument.split("=", 1)[0].removeprefix("--config.")
+    if "=" not in argument:
+      problems.append(f"{argument}: give the value as --config.{field}=VALUE")
+      continue
+    if field not in (known := dict(leaves(config))):
+      close = difflib.get_close_matches(field, known, n=1)
+      hint = f"; did you mean --config.{close[0]}?" if close else ""
+      problems.append(f"--config.{field}: no such field{hint}")
+      continue
+    # A private flag registry: overrides are declared for this one call.
+    registry = flags.FlagValues()
+    argv = ["bertgpt", argument]
+    config_flags.DEFINE_config_dict("config", config, flag_values=registry, sys_argv=argv)
+    try:
+      registry(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError):
+      value = argument.split("=", 1)[1]
+      problems.append(f"--config.{field}: expected {type(known[field]).__name__}, got {value!r}")
+  config.lock()
+  return config, problems
+
+
+def _one_line(e: Exception) -> str:
+  return f"{type(e).__name__}: {' '.join(str(e).split())}"
+
+
+# -------------------------------------------------------------------- JSON
+
+
+def to_json(config: ConfigDict) -> str:
+  """The config as JSON text; `from_json` is its inverse."""
+  return json.dumps(_to_plain(config), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+  """Rebuilds a config from JSON. Runs no code; lists become tuples again.
+
+  Raises:
+    ConfigError: the text is no config of this version, field by field.
+  """
+  config = base()
+  try:
+    stored = json.loads(text)
+    config.phases = tuple(phase() for _ in stored["phases"])
+  except (json.JSONDecodeError, KeyError, TypeError) as e:
+    raise ConfigError(f"config.json is not the config of a run: {_one_line(e)}") from e
+  problems = []
+  fields = dict(leaves(config))
+  values = dict(_plain_leaves(stored))
+  for field in fields.keys() - values.keys():
+    problems.append(f"config.json lacks the field {field}")
+  for field in values.keys() - fields.keys():
+    problems.append(f"config.json has the unknown field {field}")
+  for field in fields.keys() & values.keys():
+    value = tuple(values[field]) if isinstance(values[field], list) else values[field]
+    try:
+      set_field(config, field, value)
+    except TypeError:
+      expected = type(fields[field]).__name__
+      problems.append(f"config.json: {field}: expected {expected}, got {values[field]!r}")
+  if problems:
+    raise ConfigError("\n".join(sorted(problems)))
+  return config
+
+
+def set_field(config: ConfigDict, field: str, value) -> None:
+  """Sets 'a.b' or 'phases[0].steps'."""
+  *path, last = field.replace("[", ".").replace("]", "").split(".")
+  for name in path:
+    config = config[int(name)] if name.isdigit() else config[name]
+  config[last] = value
+
+
+def _to_plain(value):
+  if isinstance(value, ConfigDict):
+    return {name: _to_plain(value[name]) for name in value}
+  if isinstance(value, (tuple, list)):
+    return [_to_plain(item) for item in value]
+  return value
+
+
+def _plain_leaves(value, prefix="") -> Iterator[tuple[str, Any]]:
+  if isinstance(value, dict):
+    for name, item in value.items():
+      yield from _plain_leaves(item, f"{prefix}.{name}" if prefix else name)
+  elif isinstance(value, list) and value and isinstance(value[0], dict):
+    for i, item in enumerate(value):
+      yield from _plain_leaves(item, f"{prefix}[{i}]")
+  else:
+    yield prefix, value
+
+
+def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -> list[str]:
+  """Lines 'field: old -> new' for fields that may not change when a run is resumed.
+
+  Args:
+    allowed: further fields, or groups of fields, that may change.
+  """
+  old_leaves, new_leaves = dict(leaves(old)), dict(leaves(new))
+  lines = []
+  for field in sorted(old_leaves.keys() | new_leaves.keys()):
+    before, after = old_leaves.get(field, "(absent)"), new_leaves.get(field, "(absent)")
+    if before != after and not _may_change(field, (*RESUMABLE, *allowed)):
+      lines.append(f"{field}: {before!r} -> {after!r}")
+  return lines
+
+
+def is_field(config: ConfigDict, name: str) -> bool:
+  """Whether `name` is a field of the config or a group of fields, as 'optimizer'."""
+  return any(_is_within(field, name) for field, _ in leaves(config))
+
+
+def _may_change(field: str, allowed: Sequence[str]) -> bool:
+  if field.startswith("phases[") and field.endswith("].steps"):
+    return True
+  return any(_is_within(field, name) for name in allowed)
+
+
+def _is_within(field: str, name: str) -> bool:
+  return field == name or field.startswith((f"{name}.", f"{name}["))

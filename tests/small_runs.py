@@ -1,0 +1,49 @@
+"""Text, recipe and trained runs that are small enough for seconds; the fixtures are in conftest."""
+
+import random
+
+NOUNS = ("cat", "dog", "tree", "house", "river", "stone", "bird", "cloud", "road", "field", "light")
+VERBS = ("sees", "likes", "finds", "holds", "leaves", "takes", "knows")
+
+RECIPE = """
+from bertgpt.config import base, phase
+
+
+def get_config(objective="mlm_nsp"):
+  config = base()
+  config.data.source = "text:{text}"
+  config.data.cache_dir = "{cache}"
+  config.data.prepare_workers = 1
+  config.data.validation_fraction = 0.1
+  config.tokenizer.kind = "wordpiece"
+  config.tokenizer.vocab_size = 90
+  config.model.update(num_layers=1, width=16, num_heads=2, mlp_dim=32, max_positions=64,
+                      dtype="float32", dropout=0.0, attention_dropout=0.0)
+  config.objective.name = objective
+  if objective == "causal":
+    config.model.update(family="gpt", norm="pre", num_segments=0)
+  config.optimizer.name = "adamw"
+  config.phases = (phase(steps={steps}, seq_len=32, batch_size=8, learning_rate=2e-2),)
+  config.eval.batch_size = 8
+  config.log.every_steps = 2
+  config.log.tensorboard = False
+  config.system.compilation_cache = ""
+  return config
+
+
+def get_sweep():
+  return [{{"phases[0].learning_rate": rate}} for rate in (1e-2, 1e-3)]
+"""
+
+
+def make_text(num_documents: int, seed: int = 0) -> str:
+  """Documents of one short sentence a line, blank lines between them."""
+  rng = random.Random(seed)
+
+  def sentence():
+    a, b, c = rng.sample(NOUNS, 3)
+    return f"The {a} {rng.choice(VERBS)} the {b} near a {c}."
+
+  documents = ("\n".join(sentence() for _ in range(rng.randint(3, 8)))
+               for _ in range(num_documents))
+  return "\n\n".join(documents) + "\n"

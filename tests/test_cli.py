@@ -1,0 +1,304 @@
+"""bertgpt.cli: what a careless user types ends in one clear line and the documented exit code."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import small_runs
+
+from bertgpt import cli, errors
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG, DATA, STORAGE = (error.exit_code for error in
+                         (errors.ConfigError, errors.DataError, errors.StorageError))
+
+
+def run(capsys, *argv) -> tuple[int, list[str]]:
+  """(exit code, lines on stderr) of a command that must not raise."""
+  capsys.readouterr()
+  code = cli.main([str(a) for a in argv])
+  return code, capsys.readouterr().err.splitlines()
+
+
+def files_under(path: pathlib.Path) -> set[str]:
+  return {str(p.relative_to(path)) for p in path.rglob("*")}
+
+
+# ------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize("argv, fragment", [
+    ([], "the following arguments are required: command"),
+    (["trian"], "invalid choice: 'trian'"),
+    (["train", "--workdir=w"], "required: --config"),
+    (["train", "--config=c.py"], "required: --workdir"),
+    (["train", "--config=c.py", "--wrokdir=w"], "required: --workdir"),
+    (["train", "--config=c.py", "--workdir=w", "--wrokdir=w"], "did you mean --workdir?"),
+    (["train", "--config=c.py", "--workdir=w", "--config.seed", "3"], "unknown argument 3"),
+    (["train", "--config=nothing.py", "--workdir=w"], "--config nothing.py: no such file"),
+    (["evaluate"], "required: --workdir"),
+])
+def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment):
+  monkeypatch.chdir(tmp_path)
+  code, lines = run(capsys, *argv)
+  assert (code, len(lines)) == (CONFIG, 1)
+  assert fragment in lines[0]
+  assert files_under(tmp_path) == set()
+
+
+@pytest.mark.parametrize("spec", ["nonsense", "localhost,2,0", "localhost:x,2,0", "h:1,2,2",
+                                  "localhost:99999,2,0", "h:1,0,0"])
+def test_wrong_cluster_is_one_line(capsys, tmp_path, recipe, spec):
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}",
+                    f"--distributed={spec}")
+  assert (code, len(lines)) == (CONFIG, 1)
+  assert f"--distributed={spec}: " in lines[0]
+  assert files_under(tmp_path) == set()
+
+
+@pytest.mark.parametrize("steps, fragment", [
+    ("x", "give numbers"), ("1,x", "give numbers"), ("-1", "has steps 0 to 19, not -1"),
+    ("0,20", "has steps 0 to 19, not 20")])
+def test_wrong_steps_are_one_line(capsys, recipe, steps, fragment):
+  code, lines = run(capsys, "data", f"--config={recipe}", f"--steps={steps}")
+  assert (code, len(lines)) == (CONFIG, 1)
+  assert f"--steps={steps}" in lines[0] and fragment in lines[0]
+
+
+# ------------------------------------------------------------------ config
+
+
+@pytest.mark.parametrize("argument, fragment", [
+    ("--config.model.widht=3", "no such field; did you mean --config.model.width?"),
+    ("--config.model.width=wide", "--config.model.width: expected int, got 'wide'"),
+    ("--config.model.num_heads=3", "model.num_heads=3 does not divide model.width=16"),
+    ("--config.phases[0].seq_len=128", "is longer than model.max_positions=64"),
+    ("--config.phases[0].learning_rate=-1", "phases[0].learning_rate=-1.0: must be at least 0"),
+    ("--config.mesh.axes.mlp=('model',)", "mesh.axes.mlp names 'model'"),
+    ("--config.mesh.tensor=3", "devices"),
+    ("--config.mesh.data=5000", "devices, but there are"),
+    ("--config.data.source=books:b.txt", "data.source: 'books:b.txt' is no source"),
+    ("--allow_change=modle", "no field or group 'modle'"),
+])
+def test_wrong_config_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, argument, fragment):
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", argument)
+  assert (code, len(lines)) == (CONFIG, 1)
+  assert fragment in lines[0]
+  assert files_under(tmp_path) == set()
+
+
+def test_all_problems_of_a_config_are_listed_at_once(capsys, tmp_path, recipe):
+  """Overrides, values, source and mesh."""
+  code, lines = run(
+      capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", "--config.sead=1",
+      "--config.model.width=x", "--config.model.num_heads=3", "--config.data.source=books",
+      "--config.phases[0].learning_rate=nan", "--config.mesh.data=5000")
+  assert code == CONFIG
+  for name in ("--config.sead", "--config.model.width", "model.num_heads=3", "data.source",
+               "learning_rate=nan", "mesh data=5000"):
+    assert sum(name in line for line in lines) == 1, name
+  assert len(lines) == 6
+
+
+@pytest.mark.parametrize("text, fragment", [
+    ("def get_config(:", "invalid syntax"),
+    ("import nothing_of_this_name", "line 1: ModuleNotFoundError"),
+    ("x = 1", "defines no get_config()"),
+    ("def get_config():\n  return None", "must return a config made by bertgpt.config.base()"),
+    ("def get_config():\n  x = 1\n  return x / 0", "line 3: ZeroDivisionError"),
+    ("from bertgpt.config import base\ndef get_config():\n  c = base()\n  c.sead = 1\n  return c",
+     "line 4: AttributeError"),
+    ("from bertgpt.config import base\ndef get_config():\n  c = base()\n  c.seed = 'a'\n  return c",
+     "line 4: TypeError"),
+    ("from bertgpt.config import base\ndef get_config():\n  c = base()\n  c.phases = (1,)\n"
+     "  return c", "phases must be a tuple of bertgpt.config.phase(...)"),
+])
+def test_broken_recipe_is_one_line_that_names_file_and_line(capsys, tmp_path, text, fragment):
+  path = tmp_path / "broken.py"
+  path.write_text(text)
+  code, lines = run(capsys, "train", f"--config={path}", f"--workdir={tmp_path / 'w'}")
+  assert (code, len(lines)) == (CONFIG, 1)
+  assert str(path) in lines[0] and fragment in lines[0]
+  assert not (tmp_path / "w").exists()
+
+
+# ------------------------------------------------------------- data, files
+
+
+def wrong_file(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
+  path = folder / name
+  path.write_bytes(content)
+  return path
+
+
+NO_UTF8 = b"a b c." * 9 + bytes([255])
+
+# name: (exit code, the arguments, made with a folder for files, part of the line)
+BAD_INPUTS = {
+    "missing text": (
+        DATA, lambda t: [f"--config.data.source=text:{t}/none.txt"], "no file matches"),
+    "empty text": (
+        DATA, lambda t: [f"--config.data.source=text:{wrong_file(t, 'empty.txt', b'')}"],
+        "no text"),
+    "invalid text": (
+        DATA, lambda t: [f"--config.data.source=text:{wrong_file(t, 'bad.txt', NO_UTF8)}"],
+        "bad.txt: invalid UTF-8 at byte 54"),
+    "smaller than a batch": (
+        DATA, lambda t: ["--config.phases[0].batch_size=8192"],
+        "fewer than phases[0].batch_size=8192"),
+    "no tokenizer": (
+        DATA, lambda t: [f"--config.tokenizer.path={wrong_file(t, 'a.model', b'x' * 99)}"],
+        "a.model: is no tokenizer"),
+    "missing tokenizer": (
+        DATA, lambda t: [f"--config.tokenizer.path={t}/none.model"], "no tokenizer there"),
+    "no corpus": (DATA, lambda t: [f"--config.data.corpus={t}"], "not a prepared corpus"),
+    "cache is a file": (
+        STORAGE, lambda t: [f"--config.data.cache_dir={wrong_file(t, 'cache', b'')}"], "cache"),
+    "compilation cache is a file": (
+        STORAGE, lambda t: [f"--config.system.compilation_cache={wrong_file(t, 'xla', b'')}/x"],
+        "system.compilation_cache="),
+    "vocabulary": (CONFIG, lambda t: ["--config.model.vocab_size=7"],
+                   "model.vocab_size=7, but the tokenizer has 90 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, name):
+  expected, arguments, fragment = BAD_INPUTS[name]
+  arguments = arguments(tmp_path)
+  before = files_under(tmp_path)
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'a/w'}",
+                    *arguments)
+  assert (code, len(lines)) == (expected, 1), lines
+  assert fragment in lines[0]
+  assert files_under(tmp_path) == before
+
+
+def test_tokenizer_of_another_corpus_is_refused(capsys, tmp_path, recipe):
+  corpus, folder = tmp_path / "corpus", tmp_path / "w"
+  assert run(capsys, "prepare", f"--config={recipe}", f"--out={corpus}")[0] == 0
+  assert run(capsys, "prepare", f"--config={recipe}", f"--out={tmp_path / 'other'}",
+             "--config.tokenizer.vocab_size=80")[0] == 0
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={folder}",
+                    f"--config.data.corpus={corpus}",
+                    f"--config.tokenizer.path={tmp_path / 'other/tokenizer'}")
+  assert (code, len(lines)) == (CONFIG, 1)
+  assert "is not the tokenizer that data.corpus=" in lines[0]
+  assert not folder.exists()
+
+
+def test_workdir_that_is_a_file_is_left_as_it_is(capsys, tmp_path, recipe):
+  path = wrong_file(tmp_path, "w", b"precious")
+  for place, expected in ((path, CONFIG), (path / "below", STORAGE)):
+    code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={place}")
+    assert (code, len(lines)) == (expected, 1)
+    assert f"--workdir {place}" in lines[0]
+  assert path.read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_workdir_without_permission_is_one_line(capsys, tmp_path, recipe):
+  tmp_path.chmod(0o500)
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}")
+  assert (code, len(lines)) == (STORAGE, 1)
+  assert "cannot be written (Permission denied)" in lines[0]
+
+
+@pytest.mark.parametrize("content, fragment", [
+    (None, "holds no run"), (b"{", "not the config of a run"), (b"{}", "not the config of a run"),
+    (b"\xff", "config.json is no text")])
+def test_folder_that_holds_no_run_is_not_evaluated(capsys, tmp_path, recipe, content, fragment):
+  if content is not None:
+    wrong_file(tmp_path, "config.json", content)
+  before = files_under(tmp_path)
+  commands = [["evaluate"]] + [["train", f"--config={recipe}"]] * (content is not None)
+  for command in commands:
+    code, lines = run(capsys, *command, f"--workdir={tmp_path}")
+    assert (code, len(lines)) == (CONFIG, 1), lines
+    assert str(tmp_path) in lines[0] and fragment in lines[0]
+  assert files_under(tmp_path) - {".lock"} == before
+
+
+# ----------------------------------------------------- what is no bad input
+
+
+def main_that_raises(monkeypatch, error: BaseException) -> None:
+  def fail(arguments):
+    raise error
+  monkeypatch.setattr(cli, "run_prepare", fail)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_storage_that_fails_anywhere_is_one_line(capsys, monkeypatch, number):
+  main_that_raises(monkeypatch, OSError(number, os.strerror(number), "/disk/file"))
+  code, (line,) = run(capsys, "prepare", "--config=c.py")
+  assert code == STORAGE
+  assert f"/disk/file: {os.strerror(number)}" in line
+
+
+def test_interrupt_is_one_line(capsys, monkeypatch):
+  main_that_raises(monkeypatch, KeyboardInterrupt())
+  code, (line,) = run(capsys, "prepare", "--config=c.py")
+  assert code == 130
+  assert "interrupted" in line
+  assert f"| {code} " in errors.__doc__
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), KeyError("x"), FileNotFoundError(2, "gone")])
+def test_a_bug_keeps_its_traceback(capsys, monkeypatch, bug):
+  main_that_raises(monkeypatch, bug)
+  with pytest.raises(type(bug)):
+    cli.main(["prepare", "--config=c.py"])
+
+
+# --------------------------------------------------------- real processes
+
+
+def start(*argv, **options) -> subprocess.Popen:
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  return subprocess.Popen([sys.executable, "-m", "bertgpt.cli", *map(str, argv)], text=True,
+                          env=environment, cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, **options)
+
+
+def test_a_process_ends_with_the_exit_code_and_without_traceback(tmp_path):
+  process = start("train", "--config=configs/demo.py", f"--workdir={tmp_path / 'w'}",
+                  "--config.model.widht=3")
+  out, err = process.communicate(timeout=120)
+  assert (process.returncode, out) == (CONFIG, "")
+  assert err == ("bertgpt train: --config.model.widht: no such field; "
+                 "did you mean --config.model.width?\n")
+
+
+def test_a_closed_pipe_is_no_traceback(recipe):
+  process = start("data", f"--config={recipe}")
+  process.stdout.close()
+  err = process.stderr.read()
+  assert process.wait(timeout=120) != 0
+  assert "Traceback" not in err
+
+
+def test_ctrl_c_while_preparing_is_one_line_and_leaves_no_corpus(tmp_path, recipe):
+  text = tmp_path / "long.txt"
+  text.write_text(small_runs.make_text(60_000))
+  process = start("prepare", f"--config={recipe}", f"--out={tmp_path / 'corpus'}",
+                  f"--config.data.source=text:{text}", start_new_session=True)
+  try:
+    while not list(tmp_path.glob(".corpus.partial")):
+      assert process.poll() is None, process.stderr.read()
+      time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  assert process.returncode == 130
+  assert "Traceback" not in err
+  assert "interrupted" in err.splitlines()[-1]
+  assert {p.name for p in tmp_path.iterdir()} <= {"long.txt", ".corpus.lock"}

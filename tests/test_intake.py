@@ -1,0 +1,152 @@
+"""Files that are damaged, endless or no text: the error names the place, or it is mended."""
+
+import gzip
+import json
+import lzma
+import pathlib
+import tracemalloc
+
+import pytest
+import zstandard
+
+from bertgpt.data import intake, sources
+from bertgpt.errors import DataError
+
+COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+
+
+def read(spec, **kwargs):
+  return list(sources.open_source(spec, **kwargs))
+
+
+def paragraphs(spec, **kwargs):
+  return [document.paragraphs for document in read(spec, **kwargs)]
+
+
+def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
+  path.write_bytes(content)
+  return path
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_members_of_a_compressed_file_are_read_one_after_the_other(tmp_path, ending):
+  parts = [COMPRESS[ending](b"First.\n\n"), COMPRESS[ending](b"Second.\n")]
+  path = write(tmp_path / f"a{ending}", b"".join(parts))
+  assert paragraphs(f"text:{path}") == [("First.",), ("Second.",)]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_a_cut_compressed_file_is_an_error_that_names_it(tmp_path, ending):
+  text = "\n".join(str(i * i) for i in range(100_000)).encode()
+  whole = COMPRESS[ending](text)
+  path = write(tmp_path / f"a{ending}", whole[:len(whole) // 2])
+  with pytest.raises(DataError, match=f"a{ending}: cannot be read"):
+    read(f"text:{path}")
+
+
+# --------------------------------------------------------- text that is none
+
+
+BAD = {
+    "invalid UTF-8": (b"Good one.\n\nSome \xff here.\n\nLast one.\n", 16),
+    "NUL character": ("Good one.\n\nÄ \0 here.\n\nLast one.\n".encode(), 14),
+}
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_error_names_file_and_byte(tmp_path, problem):
+  content, offset = BAD[problem]
+  path = write(tmp_path / "a.txt", content)
+  with pytest.raises(DataError, match=f"a.txt: {problem} at byte {offset};"):
+    read(f"text:{path}")
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_replace_marks_the_place_and_skip_drops_the_document(tmp_path, problem):
+  path = write(tmp_path / "a.txt", BAD[problem][0])
+  counts = sources.Counts()
+  first, bad, last = paragraphs(f"text:{path}", invalid_text="replace", counts=counts)
+  assert "\ufffd" in bad[0]
+  assert paragraphs(f"text:{path}", invalid_text="skip", counts=counts) == [first, last]
+  assert counts == {f"{problem}: replaced": 1, f"{problem}: document skipped": 1}
+
+
+@pytest.mark.parametrize("line,problem,mendable", [
+    (b'{"text": "lone \\ud800 half"}', "lone surrogate", True),
+    (b'{"text": "a \\u0000 b"}', "NUL character", True),
+    (b'{"text": "no end', "malformed JSON", False),
+    (b'{"txt": "no field"}', "no text in field 'text'", False),
+    (b'{"text": 5}', "no text in field 'text'", False),
+    (b'[1]', "no text in field 'text'", False),
+    (b'"text"', "no text in field 'text'", False)])
+def test_a_bad_record_of_jsonl(tmp_path, line, problem, mendable):
+  good = b'{"text": "Good."}\n'
+  path = write(tmp_path / "a.jsonl", good + line + b"\n" + good)
+  with pytest.raises(DataError, match=rf"a.jsonl: {problem}.* at byte \d+"):
+    read(f"jsonl:{path}")
+  assert paragraphs(f"jsonl:{path}", invalid_text="skip") == [("Good.",)] * 2
+  replaced = read(f"jsonl:{path}", invalid_text="replace")
+  assert len(replaced) == 2 + mendable
+  for document in replaced:
+    "".join(document.paragraphs).encode()
+
+
+def test_marks_carriage_returns_and_empty_documents_are_tallied(tmp_path):
+  path = write(tmp_path / "a.txt", b"\xef\xbb\xbfOne line.\r\nTwo.\r\n\r\nWord\r\n")
+  empty = write(tmp_path / "b.jsonl", b'{"text": " \\n "}')
+  counts = sources.Counts()
+  documents = read(f"text:{path},jsonl:{empty}", counts=counts)
+  assert [(d.paragraphs, d.offset) for d in documents] == [
+      (("One line.", "Two."), 3), (("Word",), 22)]
+  assert counts == {"byte-order marks removed": 1, "carriage returns removed": 3,
+                    "documents of one word": 1, "documents without text: skipped": 1}
+
+
+def test_utf16_is_named(tmp_path):
+  path = write(tmp_path / "a.txt", "Text".encode("utf-16"))
+  with pytest.raises(DataError, match="UTF-16; convert it"):
+    read(f"text:{path}", invalid_text="replace")
+
+
+@pytest.fixture(scope="module")
+def long_line(tmp_path_factory):
+  """A good document, one with a line of 50 MB, a good one; half a megabyte as .zst."""
+  path = tmp_path_factory.mktemp("long") / "a.zst"
+  line = ("wörd " * 8_400_000).encode()
+  return write(path, zstandard.compress(b"Good.\n\nBefore.\n" + line + b"\nAfter.\n\nLast.\n"))
+
+
+def test_a_line_of_50_mb_is_an_error_that_names_its_byte(long_line):
+  with pytest.raises(DataError, match="line of more than 16777216 bytes at byte 15;"):
+    read(f"text:{long_line}")
+
+
+def test_a_line_of_50_mb_is_cut_at_spaces_or_skipped(long_line):
+  spec = f"text+paragraphs:{long_line}"
+  assert paragraphs(spec, invalid_text="skip") == [("Good.",), ("Last.",)]
+  documents = read(spec, invalid_text="replace")
+  words = [word for d in documents[1:-1] for p in d.paragraphs for word in p.split(" ")]
+  assert words == ["Before.", *["wörd"] * 8_400_000, "After."]
+  sizes = [sum(len(p.encode()) for p in d.paragraphs) for d in documents]
+  assert max(sizes) <= intake.MAX_DOCUMENT_BYTES
+
+
+@pytest.mark.parametrize("mode", ["replace", "skip"])
+def test_memory_is_bounded_whatever_the_line(long_line, mode):
+  tracemalloc.start()
+  for _ in sources.open_source(f"text:{long_line}", invalid_text=mode):
+    pass
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 9 * intake.MAX_LINE_BYTES
+
+
+def test_long_documents_are_cut_and_nothing_is_lost(tmp_path):
+  lines = [f"{i} " + "x" * 1000 for i in range(9000)]
+  path = write(tmp_path / "a.txt", "\n".join(lines).encode())
+  record = write(tmp_path / "a.jsonl", json.dumps({"text": "\n".join(lines)}).encode())
+  for spec in (f"text:{path}", f"jsonl:{record}"):
+    counts = sources.Counts()
+    documents = paragraphs(spec, counts=counts)
+    assert len(documents) == 3 and counts["long documents cut"] > 0
+    assert [p for document in documents for p in document] == lines

@@ -1,0 +1,450 @@
+"""bertgpt.data.loader: rows against a plain assembly; a batch depends on its step alone."""
+
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+
+import numpy as np
+import pytest
+from memory_corpus import CLS, EOD, FIRST, PAD, SEP, document_of, make_corpus, random_corpus
+
+from bertgpt import config as config_lib
+from bertgpt.data import examples, loader
+from bertgpt.data.corpus import open_corpus
+from bertgpt.data.prepare import prepare
+from bertgpt.errors import ConfigError, DataError, PeerError
+
+ORDINARY = random_corpus(60, 12, 10)
+OBJECTIVES = ("mlm_nsp", "mlm", "causal")
+VARIANTS = [("mlm_nsp", {}), ("mlm_nsp", {"packing": False}), ("mlm", {}),
+            ("mlm", {"packing": False}), ("causal", {}), ("causal", {"packing": False}),
+            ("causal", {"isolate_documents": True})]
+every_variant = pytest.mark.parametrize(
+    "objective, data", VARIANTS, ids=["-".join([o, *d]) for o, d in VARIANTS])
+
+
+def make_config(objective="mlm_nsp", seq_len=32, batch_size=8, steps=40, **data):
+  config = config_lib.base()
+  config.objective.name = objective
+  config.data.update(data)
+  config.phases = (config_lib.phase(seq_len=seq_len, batch_size=batch_size, steps=steps),)
+  config.eval.batch_size = batch_size
+  return config
+
+
+def make_rows(corpus, config):
+  return loader.Rows(corpus, config, 0, config.seed)
+
+
+def read_epoch(corpus, config):
+  rows = make_rows(corpus, config)
+  return rows.read(np.arange(rows.rows_per_epoch))
+
+
+def assert_equal(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    assert a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]), name
+
+
+def join(batches):
+  return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+
+
+def train_batches(corpus, config, first_step=0, row_slice=slice(None)):
+  with loader.make_train_batches(corpus, config, 0, first_step, row_slice) as batches:
+    return list(batches)
+
+
+# ---------------------------------------------------------------- assembly
+
+
+def pad(values, length, fill=0):
+  return values + [fill] * (length - len(values))
+
+
+def assemble_token_by_token(corpus, objective, seq_len, plan, max_sequences):
+  """The rows of a plan, by appending."""
+  opening, closing = (EOD, EOD) if objective == "causal" else (CLS, SEP)
+  rows = []
+  for parts in np.split(plan.parts, plan.offsets[1:-1]):
+    tokens, sequences, positions, segments = [], [], [], []
+    nsp = np.zeros((3, max_sequences))
+    for part in parts:
+      text = corpus.tokens([part["document"]])[0][part["start"]:][:part["length"]].tolist()
+      piece = [opening] * int(part["opens"]) + text + [closing] * int(part["closes"])
+      if objective == "causal":
+        del tokens[len(sequences):]  # The part before has predicted the first token of this one.
+      elif objective == "mlm_nsp" and part["opens"]:
+        nsp[:, part["sequence"] - 1] = len(tokens), max(part["label"], 0), part["label"] >= 0
+      tokens += piece
+      size = len(piece) - (objective == "causal")
+      sequences += [part["sequence"]] * size
+      positions += [len(positions) - part["origin"] + i for i in range(size)]
+      segments += [part["segment"]] * size
+    tokens = pad(tokens, seq_len + (objective == "causal"), PAD)
+    row = {"tokens": tokens[:seq_len], "sequence_ids": pad(sequences, seq_len),
+           "positions": pad(positions, seq_len)}
+    if objective == "causal":
+      row |= {"targets": tokens[1:], "loss_weights": pad([1] * len(sequences), seq_len)}
+    else:
+      row["segment_ids"] = pad(segments, seq_len)
+    if objective == "mlm_nsp":
+      row |= dict(zip(("nsp_positions", "nsp_labels", "nsp_weights"), nsp, strict=True))
+    rows.append(row)
+  return {name: np.array([r[name] for r in rows],
+                         np.float32 if name.endswith("weights") else np.int32) for name in rows[0]}
+
+
+@every_variant
+@pytest.mark.parametrize("seq_len", [8, 32, 130])
+def test_rows_are_those_of_the_plan(objective, data, seq_len):
+  config = make_config(objective, seq_len, **data)
+  plan = examples.make_plan(ORDINARY, config, seq_len, (config.seed, 0, 0))
+  expected = assemble_token_by_token(ORDINARY, objective, seq_len, plan,
+                                     config_lib.max_sequences(config, seq_len))
+  assert_equal(read_epoch(ORDINARY, config), expected)
+
+
+def sequences_of(batch):
+  """Yields (row, sequence, columns) of every sequence of a batch."""
+  for row, ids in enumerate(batch["sequence_ids"]):
+    for sequence in range(1, ids.max() + 1):
+      yield row, sequence, np.flatnonzero(ids == sequence)
+
+
+@pytest.mark.parametrize("seq_len", [8, 32, 130])
+@pytest.mark.parametrize("packing", [True, False])
+def test_pairs_read_as_bert_reads_them(seq_len, packing):
+  """[CLS] A [SEP] B [SEP]; A and B are running text; B follows A or is of another document."""
+  batch = read_epoch(ORDINARY, make_config("mlm_nsp", seq_len, packing=packing))
+  filled = 0
+  for row, sequence, columns in sequences_of(batch):
+    tokens, segments = (batch[name][row, columns] for name in ("tokens", "segment_ids"))
+    assert np.array_equal(batch["positions"][row, columns], np.arange(len(columns)))
+    assert np.array_equal(columns, np.arange(columns[0], columns[0] + len(columns)))
+    first_sep, last_sep = np.flatnonzero(tokens == SEP)
+    assert tokens[0] == CLS and last_sep == len(tokens) - 1
+    assert np.array_equal(segments, np.arange(len(tokens)) > first_sep)
+    a, b = tokens[1:first_sep], tokens[first_sep + 1:last_sep]
+    assert np.all(np.diff(a) == 1) and np.all(np.diff(b) == 1) and len(a) and len(b)
+    (document,), (document_b,) = (set(document_of(ORDINARY, x).tolist()) for x in (a, b))
+    label = batch["nsp_labels"][row, sequence - 1]
+    assert (document == document_b) == (label == 0)
+    if label == 0:
+      assert a[-1] < b[0]
+    assert batch["nsp_positions"][row, sequence - 1] == columns[0]
+    assert batch["nsp_weights"][row, sequence - 1] == 1
+    filled += 1
+  assert batch["nsp_weights"].sum() == filled
+
+
+@every_variant
+def test_padding_is_padding_in_every_array(objective, data):
+  batch = read_epoch(ORDINARY, make_config(objective, 130, **data))
+  is_padding = batch["sequence_ids"] == 0
+  assert is_padding.any()
+  for name in batch.keys() & {"positions", "segment_ids", "loss_weights"}:
+    assert not batch[name][is_padding].any(), name
+  if objective != "causal":
+    assert np.all(batch["tokens"][is_padding] == PAD)
+  assert np.all(np.diff(is_padding.astype(int)) >= 0), "padding comes last"
+
+
+@pytest.mark.parametrize("seq_len", [8, 32, 130])
+@pytest.mark.parametrize("data", [{}, {"packing": False}, {"isolate_documents": True}])
+def test_causal_targets_are_the_next_tokens_and_each_occurs_once(seq_len, data):
+  batch = read_epoch(ORDINARY, make_config("causal", seq_len, **data))
+  here = batch["loss_weights"] > 0
+  tokens, targets = batch["tokens"][here], batch["targets"][here]
+  starts = np.cumsum(ORDINARY.document_lengths) - ORDINARY.document_lengths + FIRST
+  after_end = tokens == EOD
+  assert set(targets[after_end]) == set(starts)
+  ends = targets == EOD
+  assert np.array_equal(np.sort(tokens[ends]), starts + ORDINARY.document_lengths - 1)
+  rest = ~after_end & ~ends
+  assert np.all(targets[rest] == tokens[rest] + 1)
+  expected = np.concatenate([np.full(len(starts), EOD),
+                             FIRST + np.arange(ORDINARY.document_lengths.sum())])
+  assert np.array_equal(np.sort(targets), expected)
+
+
+def test_isolated_documents_are_sequences_of_their_own():
+  batch = read_epoch(ORDINARY, make_config("causal", 64, isolate_documents=True))
+  lengths = []
+  for row, _, columns in sequences_of(batch):
+    seen = np.concatenate([batch["tokens"][row, columns], batch["targets"][row, columns]])
+    assert len(set(document_of(ORDINARY, seen[seen >= FIRST]))) == 1
+    assert np.array_equal(batch["positions"][row, columns], np.arange(len(columns)))
+    assert columns[0] == 0 or batch["tokens"][row, columns[0]] == EOD
+    lengths.append(len(columns))
+  assert min(lengths) < 64, "no document ended within a row: nothing was tested"
+  joined = read_epoch(ORDINARY, make_config("causal", 64))
+  assert joined["sequence_ids"].max() == 1
+  assert np.array_equal(joined["tokens"], batch["tokens"])
+
+
+@pytest.mark.parametrize("documents", [
+    [[1]], [[1]] * 9, [[300]], [[5, 5, 5]], [[2], [1000], [3, 4]], [[], [4, 4], []],
+], ids=["one word", "words", "one sentence", "one document", "long sentence", "empty documents"])
+@every_variant
+def test_odd_corpora_make_rows(documents, objective, data):
+  batch = read_epoch(make_corpus(documents), make_config(objective, 16, **data))
+  assert (batch["sequence_ids"][:, 0] == 1).all()
+  if objective == "mlm_nsp" and len(documents) == 1:
+    assert not batch["nsp_labels"].any(), "there is no other document"
+    assert (batch["nsp_weights"].sum() == 0) == (len(documents[0]) == 1)
+
+
+# ------------------------------------------- a pure function of the step
+
+
+@every_variant
+def test_a_batch_does_not_depend_on_where_reading_starts(objective, data):
+  config = make_config(objective, steps=20, **data)
+  batches = train_batches(ORDINARY, config)
+  assert len(batches) == 20
+  for first in (0, 1, 7, 19, 20):
+    later = train_batches(ORDINARY, config, first_step=first)
+    assert len(later) == 20 - first
+    for a, b in zip(later, batches[first:], strict=True):
+      assert_equal(a, b)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_divide_a_batch(objective, hosts):
+  config = make_config(objective, steps=5)
+  whole = train_batches(ORDINARY, config)
+  shares = [train_batches(ORDINARY, config, row_slice=slice(8 * h // hosts, 8 * (h + 1) // hosts))
+            for h in range(hosts)]
+  for step, batch in enumerate(whole):
+    assert_equal(join([share[step] for share in shares]), batch)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("num_windows", [1, 3])
+def test_steps_go_through_the_epochs_row_by_row(objective, num_windows):
+  """Batches that straddle windows and epochs are made of the plans' rows, in order."""
+  config = make_config(objective)
+  rows = loader.Rows(ORDINARY, config, 0, config.seed, num_windows=num_windows)
+  fitted = [examples.make_plan(ORDINARY, config, 32, (config.seed, 0, epoch), window=window,
+                               num_windows=num_windows, num_rows=rows.rows_per_window)
+            for epoch in range(3) for window in range(num_windows)]
+  expected = join([assemble_token_by_token(ORDINARY, objective, 32, plan, 2) for plan in fitted])
+  numbers = np.arange(3 * rows.rows_per_epoch)
+  batch = join([rows.read(numbers[i:i + 13]) for i in range(0, len(numbers), 13)])
+  assert_equal(batch, expected)
+  backwards = join([rows.read(numbers[::-1][i:i + 50]) for i in range(0, len(numbers), 50)])
+  assert_equal(backwards, {name: x[::-1] for name, x in expected.items()})
+
+
+def test_seed_and_phase_make_other_rows():
+  config = make_config()
+  config.phases *= 2
+  hashes = {loader.batch_sha256(loader.Rows(ORDINARY, config, phase, seed).read(np.arange(8)))
+            for phase in (0, 1) for seed in (0, 1)}
+  assert len(hashes) == 4
+
+
+def test_rows_that_travelled_to_another_process_are_the_same():
+  rows = make_rows(ORDINARY, make_config())
+  assert_equal(pickle.loads(pickle.dumps(rows)).read(np.arange(8)), rows.read(np.arange(8)))
+
+
+def test_the_hash_sees_values_types_names_and_shapes():
+  batch = {"a": np.arange(6, dtype=np.int32), "b": np.zeros(2, np.float32)}
+  others = [batch | {"a": np.arange(6, dtype=np.int32)[::-1]}, batch | {"b": -batch["b"]},
+            batch | {"a": batch["a"].reshape(2, 3)}, batch | {"b": np.zeros(2, np.int32)},
+            {"c": batch["a"], "b": batch["b"]}]
+  assert len({loader.batch_sha256(b) for b in [batch, *others]}) == 6
+  assert loader.batch_sha256(batch | {"a": np.arange(12, dtype=np.int32)[::2] // 2}) == (
+      loader.batch_sha256(batch))
+
+
+# ---------------------------------------------------------------- readers
+
+
+def test_reader_processes_make_the_same_batches_and_their_death_is_an_error():
+  config = make_config(steps=200)
+  expected = train_batches(ORDINARY, make_config(steps=6))
+  config.data.reader_workers = 2
+  with loader.make_train_batches(ORDINARY, config, 0, 0, slice(None)) as batches:
+    for batch in expected:
+      assert_equal(next(batches), batch)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+      os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(PeerError, match="data.reader_workers"):
+      for _ in range(200):
+        next(batches)
+  assert not multiprocessing.active_children()
+
+
+@dataclasses.dataclass(frozen=True)
+class DamagedCorpus:
+  """Reads once, then never again."""
+
+  corpus: object
+  reads: list
+
+  def __getattr__(self, name):
+    return getattr(self.corpus, name)
+
+  def tokens(self, documents):
+    self.reads.append(1)
+    if len(self.reads) > 1:
+      raise DataError("shard 3: damaged")
+    return self.corpus.tokens(documents)
+
+
+def test_an_unreadable_batch_is_an_error_and_the_end(monkeypatch):
+  """Grain by itself would skip it and go on."""
+  monkeypatch.setattr(loader, "READ_THREADS", 1)
+  with loader.make_train_batches(DamagedCorpus(ORDINARY, []), make_config(), 0, 0,
+                                 slice(None)) as batches:
+    next(batches)
+    with pytest.raises(DataError, match="shard 3"):
+      next(batches)
+    assert list(batches) == []
+
+
+def test_a_closed_iterator_is_exhausted_and_leaves_no_thread():
+  before = set(threading.enumerate())
+  batches = loader.make_train_batches(ORDINARY, make_config(), 0, 0, slice(None))
+  next(batches)
+  batches.close()
+  batches.close()
+  for thread in set(threading.enumerate()) - before:
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+  assert list(batches) == []
+
+
+def test_a_corpus_smaller_than_a_batch_is_an_error_with_a_remedy():
+  with pytest.raises(DataError, match=r"phases\[0\].batch_size=10000; lower batch_size"):
+    loader.make_train_batches(ORDINARY, make_config(batch_size=10_000), 0, 0, slice(None))
+
+
+@pytest.mark.parametrize("objective, ids", [("mlm", {"cls_id": -1}), ("mlm_nsp", {"sep_id": -1}),
+                                            ("causal", {"eod_id": -1})])
+def test_a_tokenizer_without_the_special_tokens_is_an_error(objective, ids):
+  tokenizer = dataclasses.replace(ORDINARY.tokenizer, **ids)
+  with pytest.raises(DataError, match=f"objective.name='{objective}'"):
+    make_rows(dataclasses.replace(ORDINARY, tokenizer=tokenizer), make_config(objective))
+
+
+# ------------------------------------------------------------- evaluation
+
+
+@every_variant
+@pytest.mark.parametrize("batch_size, hosts", [(1, 1), (7, 1), (7, 2), (64, 2), (5000, 2)])
+def test_evaluation_reads_every_row_once(objective, data, batch_size, hosts):
+  """For every batch size and number of hosts: the rows of one epoch, then empty ones."""
+  config = make_config(objective, batch_size=batch_size, **data)
+  expected = read_epoch(ORDINARY, make_config(objective, **data))
+  cuts = [batch_size * h // hosts for h in range(hosts + 1)]
+  shares = [loader.make_eval_batches(ORDINARY, config, 0, slice(a, b))
+            for a, b in zip(cuts, cuts[1:], strict=False)]
+  batch = join([join(pieces) for pieces in zip(*shares, strict=True)])
+  num_rows = len(expected["tokens"])
+  assert len(batch["tokens"]) == -(-num_rows // batch_size) * batch_size
+  assert_equal({name: x[:num_rows] for name, x in batch.items()}, expected)
+  for name in batch.keys() & {"sequence_ids", "loss_weights", "nsp_weights"}:
+    assert not batch[name][num_rows:].any(), name
+
+
+def test_evaluation_does_not_depend_on_the_seed_and_stops_at_max_rows():
+  config = make_config()
+  config.eval.max_rows = 11
+  first = join(list(loader.make_eval_batches(ORDINARY, config, 0, slice(None))))
+  config.seed = 5
+  assert_equal(join(list(loader.make_eval_batches(ORDINARY, config, 0, slice(None)))), first)
+  assert (first["sequence_ids"][:, 0] > 0).sum() == 11
+
+
+def test_an_empty_validation_split_is_an_error():
+  with pytest.raises(DataError, match="data.validation_fraction"):
+    loader.make_eval_batches(make_corpus([[]]), make_config(), 0, slice(None))
+
+
+# ------------------------------------------------------------------ report
+
+
+def test_the_report_counts_what_is_in_the_rows():
+  config = make_config(seq_len=64, batch_size=4)
+  batch = read_epoch(ORDINARY, config)
+  text = loader.report(ORDINARY, config, [0, 3])
+  filled = batch["nsp_weights"] > 0
+  random_next = batch["nsp_labels"][filled].mean()
+  for line in (f"rows an epoch    {len(batch['tokens']):,}",
+               f"padding          {(batch['sequence_ids'] == 0).mean():.2%}",
+               f"sequences a row  {filled.sum() / len(filled):.2f}",
+               f"random next      {random_next:.2%} of {filled.sum():,} pairs",
+               f"step 3: sha256 {loader.batch_sha256(train_batches(ORDINARY, config)[3])}"):
+    assert f"{line}\n" in f"{text}\n"
+  assert sum(line.startswith("row ") for line in text.splitlines()) >= 5
+
+
+def test_the_report_shows_rows_as_the_mask_leaves_them():
+  def mask(batch):
+    return batch | {"tokens": np.full_like(batch["tokens"], 777),
+                    "predict_positions": np.full((len(batch["tokens"]), 2), 3),
+                    "predict_targets": np.full((len(batch["tokens"]), 2), 888),
+                    "predict_weights": np.tile([1.0, 0.0], (len(batch["tokens"]), 1))}
+  text = loader.report(ORDINARY, make_config(), [], mask)
+  assert "  A 777 777" in text and "to predict: 888\n" in text
+
+
+def test_the_report_refuses_a_step_beyond_the_run():
+  with pytest.raises(ConfigError, match="--steps=40: the run has steps 0 to 39"):
+    loader.report(ORDINARY, make_config(steps=40), [0, 40])
+
+
+# ------------------------------------------------------- a prepared corpus
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A prepared corpus of made-up sentences, with a trained WordPiece."""
+  folder = tmp_path_factory.mktemp("prepared")
+  rng = np.random.default_rng(0)
+  words = ["".join(rng.choice(list("abcdefgh"), n)) for n in rng.integers(2, 8, 300)]
+  documents = [[" ".join(rng.choice(words, n)) for n in rng.integers(3, 12, 9)] for _ in range(80)]
+  (folder / "text.txt").write_text("\n\n".join(map("\n".join, documents)))
+  config = config_lib.base()
+  config.data.source = f"text:{folder}/text.txt"
+  config.data.validation_fraction = 0.1
+  config.data.prepare_workers = 1
+  config.tokenizer.kind = "wordpiece"
+  config.tokenizer.vocab_size = 200
+  return prepare(config, folder / "corpus")
+
+
+@every_variant
+def test_rows_of_a_prepared_corpus_are_its_text(prepared, objective, data):
+  corpus = open_corpus(prepared, "train")
+  config = make_config(objective, **data)
+  plan = examples.make_plan(corpus, config, 32, (config.seed, 0, 0))
+  batch = read_epoch(corpus, config)
+  for row, parts in enumerate(np.split(plan.parts, plan.offsets[1:-1])):
+    for part in parts:
+      (tokens,) = corpus.tokens([part["document"]])
+      first = part["column"] + part["opens"]
+      length = min(part["length"], 32 - first)
+      assert np.array_equal(batch["tokens"][row, first:first + length],
+                            tokens[part["start"]:part["start"] + length])
+  assert batch["tokens"].dtype == np.int32
+  assert batch["tokens"].max() < corpus.tokenizer.vocab_size
+
+
+def test_threads_read_a_prepared_corpus_as_one_reader_does(prepared, monkeypatch):
+  corpus, config = open_corpus(prepared, "train"), make_config()
+  one = [loader.read_step(make_rows(corpus, config), 8, slice(None), step) for step in range(40)]
+  monkeypatch.setattr(loader, "READ_THREADS", 8)
+  for a, b in zip(train_batches(open_corpus(prepared, "train"), config), one, strict=True):
+    assert_equal(a, b)

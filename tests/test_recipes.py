@@ -1,0 +1,214 @@
+"""bertgpt.recipes: what a user can type, what survives JSON, what may change on resume."""
+
+import json
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt import recipes
+from bertgpt.errors import ConfigError
+
+
+def problems_of(call, *args) -> list[str]:
+  with pytest.raises(ConfigError) as e:
+    call(*args)
+  return str(e.value).splitlines()
+
+
+# --------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize("argument, group, name, value", [
+    ("--config.seed=7", None, "seed", 7),
+    ("--config.model.width=256", "model", "width", 256),
+    ("--config.model.dropout=0", "model", "dropout", 0.0),
+    ("--config.optimizer.epsilon=1e-8", "optimizer", "epsilon", 1e-8),
+    ("--config.log.tensorboard=false", "log", "tensorboard", False),
+    ("--config.data.source=jsonl:a=b/*.gz#text", "data", "source", "jsonl:a=b/*.gz#text"),
+    ("--config.data.source=text:a.txt,text:b.txt*2", "data", "source",
+     "text:a.txt,text:b.txt*2"),
+    ("--config.profile.steps=(10,20)", "profile", "steps", (10, 20)),
+])
+def test_override_sets_the_field_in_its_type(argument, group, name, value):
+  config = recipes.override(config_lib.base(), [argument])
+  result = (config[group] if group else config)[name]
+  assert result == value
+  assert type(result) is type(value)
+
+
+def test_override_leaves_its_argument_as_it_was():
+  config = config_lib.base()
+  before = recipes.to_json(config)
+  changed = recipes.override(config, ["--config.seed=1", "--config.phases[0].steps=3"])
+  assert recipes.to_json(config) == before
+  assert changed.seed == 1
+  assert changed.phases[0].steps == 3
+
+
+def test_override_reaches_every_phase():
+  config = config_lib.base()
+  config.phases = (config_lib.phase(), config_lib.phase())
+  config = recipes.override(config, ["--config.phases[1].learning_rate=0.5"])
+  assert [p.learning_rate for p in config.phases] == [1e-4, 0.5]
+
+
+def test_last_override_wins():
+  config = recipes.override(config_lib.base(), ["--config.seed=1", "--config.seed=2"])
+  assert config.seed == 2
+
+
+@pytest.mark.parametrize("argument, suggestion", [
+    ("--config.model.widht=3", "--config.model.width"),
+    ("--config.optimiser.name=lamb", "--config.optimizer.name"),
+    ("--config.phases[0].step=3", "--config.phases[0].steps"),
+])
+def test_unknown_field_is_one_line_with_a_suggestion(argument, suggestion):
+  field = argument.split("=")[0]
+  assert problems_of(recipes.override, config_lib.base(), [argument]) == [
+      f"{field}: no such field; did you mean {suggestion}?"]
+
+
+def test_phase_that_does_not_exist_is_no_field():
+  (line,) = problems_of(recipes.override, config_lib.base(), ["--config.phases[1].steps=3"])
+  assert line.startswith("--config.phases[1].steps: no such field")
+
+
+@pytest.mark.parametrize("argument, line", [
+    ("--config.seed=abc", "--config.seed: expected int, got 'abc'"),
+    ("--config.seed=", "--config.seed: expected int, got ''"),
+    ("--config.model.width=1.5", "--config.model.width: expected int, got '1.5'"),
+    ("--config.model.dropout=low", "--config.model.dropout: expected float, got 'low'"),
+    ("--config.log.tensorboard=maybe", "--config.log.tensorboard: expected bool, got 'maybe'"),
+    ("--config.phases[0].steps=many", "--config.phases[0].steps: expected int, got 'many'"),
+    ("--config.seed", "--config.seed: give the value as --config.seed=VALUE"),
+])
+def test_wrong_value_is_one_line(argument, line):
+  assert problems_of(recipes.override, config_lib.base(), [argument]) == [line]
+
+
+def test_all_wrong_overrides_are_reported_at_once():
+  arguments = ["--config.sead=1", "--config.model.width=x", "--config.seed=1", "--config.seed"]
+  assert len(problems_of(recipes.override, config_lib.base(), arguments)) == 3
+
+
+# ----------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("x = 1", "defines no get_config"),
+    ("def get_config(:", "SyntaxError"),
+    ("import no_such_module_anywhere", "no_such_module_anywhere"),
+    ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"
+     "  config.sead = 1\n  return config", "sead"),
+])
+def test_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, expected):
+  path = tmp_path / "recipe.py"
+  path.write_text(text)
+  (line,) = problems_of(recipes.load, str(path))
+  assert str(path) in line
+  assert expected in line
+
+
+def test_missing_recipe_is_named(tmp_path):
+  path = str(tmp_path / "nothing.py")
+  assert problems_of(recipes.load, path) == [f"--config {path}: no such file"]
+  assert problems_of(recipes.load_sweep, path) == [f"--config {path}: no such file"]
+
+
+def test_recipe_takes_an_argument_after_a_colon(tmp_path):
+  path = tmp_path / "recipe.py"
+  path.write_text("from bertgpt.config import base\ndef get_config(seed='0'):\n"
+                  "  config = base()\n  config.seed = int(seed)\n  return config")
+  assert recipes.load(str(path)).seed == 0
+  assert recipes.load(f"{path}:5").seed == 5
+
+
+def test_recipe_without_sweep_says_so(tmp_path):
+  path = tmp_path / "recipe.py"
+  path.write_text("from bertgpt.config import base as get_config")
+  (line,) = problems_of(recipes.load_sweep, str(path))
+  assert "get_sweep" in line
+
+
+# -------------------------------------------------------------------- JSON
+
+
+def test_json_round_trip_keeps_values_and_tuples():
+  config = config_lib.base()
+  config.phases = (config_lib.phase(steps=5), config_lib.phase(seq_len=512))
+  config.profile.steps = (1, 2)
+  config.data.source = 'text:"ü"\n'
+  again = recipes.from_json(recipes.to_json(config))
+  assert again == config
+  assert isinstance(again.phases, tuple)
+  assert again.mesh.axes.batch == ("data", "fsdp")
+  assert again.profile.steps == (1, 2)
+  with pytest.raises(AttributeError):
+    again.model.widht = 1
+  config_lib.validate(again)
+
+
+def test_json_of_another_version_is_refused_field_by_field():
+  stored = json.loads(recipes.to_json(config_lib.base()))
+  del stored["model"]["width"]
+  stored["model"]["depth"] = 3
+  stored["phases"][0]["steps"] = "many"
+  assert problems_of(recipes.from_json, json.dumps(stored)) == [
+      "config.json has the unknown field model.depth",
+      "config.json lacks the field model.width",
+      "config.json: phases[0].steps: expected int, got 'many'"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "3", '{"phases": 3}'])
+def test_text_that_is_no_config_is_refused(text):
+  (line,) = problems_of(recipes.from_json, text)
+  assert "not the config of a run" in line
+
+
+def test_json_runs_no_code(tmp_path):
+  stored = json.loads(recipes.to_json(config_lib.base()))
+  trap = f"__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"
+  stored["data"]["source"] = trap
+  assert recipes.from_json(json.dumps(stored)).data.source == trap
+  assert not (tmp_path / "ran").exists()
+
+
+# ------------------------------------------------------------- differences
+
+
+def test_equal_configs_do_not_differ():
+  assert recipes.differences(config_lib.base(), config_lib.base()) == []
+
+
+def test_differences_name_field_and_both_values():
+  config = recipes.override(config_lib.base(), ["--config.model.width=96", "--config.seed=1"])
+  assert recipes.differences(config_lib.base(), config) == [
+      "model.width: 768 -> 96", "seed: 0 -> 1"]
+
+
+@pytest.mark.parametrize("argument", [
+    "--config.phases[0].steps=5", "--config.checkpoint.keep=9", "--config.log.every_steps=1",
+    "--config.mesh.fsdp=2", "--config.mesh.axes.embed=()", "--config.eval.batch_size=8",
+    "--config.model.remat=full",
+])
+def test_fields_without_effect_on_the_result_may_change(argument):
+  config = recipes.override(config_lib.base(), [argument])
+  assert recipes.differences(config_lib.base(), config) == []
+
+
+def test_named_fields_and_groups_may_change_and_no_others():
+  old = config_lib.base()
+  new = recipes.override(old, ["--config.optimizer.b1=0.8", "--config.optimizer.b2=0.9",
+                                  "--config.phases[0].learning_rate=1.0"])
+  rate = "phases[0].learning_rate: 0.0001 -> 1.0"
+  assert recipes.differences(old, new, ["optimizer"]) == [rate]
+  assert recipes.differences(old, new, ["optimizer.b1", "phases"]) == [
+      "optimizer.b2: 0.999 -> 0.9"]
+  # A prefix of a name is not the name of a group.
+  assert rate in recipes.differences(old, new, ["phase", "optim"])
+
+
+def test_another_number_of_phases_is_a_difference():
+  old, new = config_lib.base(), config_lib.base()
+  new.phases = (config_lib.phase(), config_lib.phase())
+  assert "phases[1].seq_len: '(absent)' -> 128" in recipes.differences(old, new)

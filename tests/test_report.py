@@ -1,0 +1,166 @@
+"""bertgpt.report: the baselines against a plain count, and what a finished run shows."""
+
+import collections
+import math
+
+import jax
+import numpy as np
+import pytest
+from matplotlib import image
+
+from bertgpt import cli, evaluate, metrics, objectives, report, workdir
+from bertgpt.data import loader, prepare
+from bertgpt.data.corpus import open_corpus
+
+
+class Run:
+  """A finished run, its corpus, and the corpus' documents as lists of ids."""
+
+  def __init__(self, path):
+    self.trained = workdir.load_trained(path)
+    corpus = prepare.ensure_prepared(self.trained.config)
+    self.train_set, self.held_out = (open_corpus(corpus, s) for s in ("train", "validation"))
+    documents = self.train_set.tokens(np.arange(len(self.train_set)))
+    end = self.trained.tokenizer.eod_id
+    self.documents = [[*map(int, tokens), end] for tokens in documents]
+    size = self.trained.config.model.vocab_size
+    counts = collections.Counter(token for tokens in self.documents for token in tokens)
+    total = sum(counts.values()) + size
+    self.unigram = [(counts[token] + 1) / total for token in range(size)]
+
+
+@pytest.fixture(scope="module")
+def bert(finished_bert):
+  return Run(finished_bert)
+
+
+@pytest.fixture(scope="module")
+def gpt(finished_gpt):
+  return Run(finished_gpt)
+
+
+# --------------------------------------------------------------- baselines
+
+
+def test_unigram_probabilities_are_the_counts_plus_one(bert):
+  found = report.unigram_probabilities(bert.train_set, len(bert.unigram))
+  np.testing.assert_allclose(found, bert.unigram, rtol=1e-12)
+  assert found.sum() == pytest.approx(1)
+
+
+def test_masked_baseline_is_scored_on_the_masks_of_the_evaluation(bert):
+  """Row by row, where `evaluate` takes batches."""
+  config = bert.trained.config
+  vocabulary = workdir.make_vocabulary(bert.trained.tokenizer)
+  corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
+  best = bert.unigram.index(max(bert.unigram))
+  nats, correct, count = 0.0, 0, 0
+  with config.unlocked():
+    single = config.copy_and_resolve_references()
+  single.eval.batch_size = 1
+  for i, row in enumerate(loader.make_eval_batches(bert.held_out, single, 0, slice(0, 1))):
+    row = corrupt(row, jax.random.key(evaluate.EVAL_SEED), np.array([i], np.int32))
+    row = jax.device_get(row)
+    for target, weight in zip(row["predict_targets"][0], row["predict_weights"][0], strict=True):
+      if weight:
+        nats -= math.log(bert.unigram[target])
+        correct += target == best
+        count += 1
+  found = report.masked_unigram_baseline(bert.trained, bert.train_set, bert.held_out)
+  assert count > 30
+  assert found.accuracy == pytest.approx(correct / count)
+  assert found.perplexity == pytest.approx(math.exp(nats / count))
+
+
+def test_bigram_baseline_is_witten_and_bells(gpt):
+  """Of a sequence of documents in the order in which they were counted."""
+  order = np.random.default_rng(0).permutation(len(gpt.documents))
+  stream = [token for i in order for token in gpt.documents[i]]
+  after = collections.defaultdict(collections.Counter)
+  for first, second in zip(stream[:-1], stream[1:], strict=True):
+    after[first][second] += 1
+
+  def probability(first, second):
+    seen, kinds = sum(after[first].values()), len(after[first])
+    if not seen:
+      return gpt.unigram[second]
+    return (after[first][second] + kinds * gpt.unigram[second]) / (seen + kinds)
+
+  assert sum(probability(stream[0], t) for t in range(len(gpt.unigram))) == pytest.approx(1)
+  unigram_nats = bigram_nats = count = 0
+  for batch in loader.make_eval_batches(gpt.held_out, gpt.trained.config, 0, slice(0, 8)):
+    for first, second, weight in zip(*(batch[name].ravel().tolist() for name in
+                                       ("tokens", "targets", "loss_weights")), strict=True):
+      if weight:
+        unigram_nats -= math.log(gpt.unigram[second])
+        bigram_nats -= math.log(probability(first, second))
+        count += 1
+  found = report.causal_baselines(gpt.trained.config, gpt.train_set, gpt.held_out)
+  np.testing.assert_allclose(
+      found, (math.exp(unigram_nats / count), math.exp(bigram_nats / count)), rtol=1e-9)
+  assert found[1] < found[0]
+
+
+# ------------------------------------------------------------ what is shown
+
+
+def test_a_finished_run_has_its_report(finished):
+  text = (finished / "report.md").read_text()
+  assert text.startswith("Held-out results after 20 steps")
+  scores = {tag: points[-1][1] for tag, points in metrics.read_curves(finished).items()}
+  name = "mlm" if "MLM" in text else "lm"
+  row = next(line for line in text.splitlines() if "perplexity" in line)
+  assert float(row.split()[1 + (name == "mlm")]) == pytest.approx(
+      scores[f"eval/validation/{name}_perplexity"], abs=0.06)
+  assert str(finished / "loss.png") in text
+  assert ("guesses: " if name == "mlm" else "A sampled continuation") in text
+
+
+def test_the_curves_are_a_picture(finished):
+  pixels = image.imread(finished / "loss.png")
+  assert min(pixels.shape[:2]) > 200
+  assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 10
+
+
+def test_curves_of_a_run_too_short_to_be_logged(tmp_path):
+  report.plot_curves({"eval/validation/mlm_loss": [(3, 5.0)], "train/learning_rate": [(3, 0.1)]},
+                     tmp_path / "loss.png")
+  assert image.imread(tmp_path / "loss.png").size
+
+
+def test_guesses_are_words_of_held_out_sentences(bert):
+  lines = report.guess_words(bert.trained, bert.held_out)
+  assert lines and len(lines) % 2 == 0
+  for sentence, guesses in zip(lines[::2], lines[1::2], strict=True):
+    shares = [int(guess.rsplit(" ", 1)[1].rstrip("%"))
+              for guess in guesses.split(": ")[1].split(", ")]
+    assert len(shares) == 5 and shares == sorted(shares, reverse=True)
+    assert "[" in sentence and "]" in sentence
+
+
+def test_data_report_shows_masks_and_the_batches_that_training_sees(capsys, recipe, bert):
+  assert cli.main(["data", f"--config={recipe}", "--steps=0,7"]) == 0
+  text = capsys.readouterr().out
+  config = bert.trained.config
+  with loader.make_train_batches(bert.train_set, config, 0, 7, slice(0, 8)) as batches:
+    assert f"step 7: sha256 {loader.batch_sha256(next(batches))}" in text
+  assert "[MASK]" in text
+  assert "B follows A" in text or "B is random" in text
+
+
+def test_data_report_of_a_gpt(capsys, recipe):
+  assert cli.main(["data", f"--config={recipe}:causal"]) == 0
+  text = capsys.readouterr().out
+  assert [f"step {i}: sha256" in text for i in range(4)] == [True, True, True, False]
+  assert "[MASK]" not in text
+
+
+def test_evaluating_a_finished_run_gives_the_scores_of_its_end(capsys, finished):
+  expected = {tag.split("/")[-1]: points[-1][1]
+              for tag, points in metrics.read_curves(finished).items() if tag.startswith("eval/")}
+  capsys.readouterr()
+  assert cli.main(["evaluate", f"--workdir={finished}", "--config.eval.batch_size=16"]) == 0
+  found = dict(line.split() for line in capsys.readouterr().out.splitlines())
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    assert float(found[name]) == pytest.approx(value, rel=1e-4), name

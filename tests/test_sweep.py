@@ -1,0 +1,100 @@
+"""bertgpt.sweep: every run is trained once, and what is wrong is said before the first."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from bertgpt import cli, recipes, sweep
+from bertgpt.errors import DataError, UserError
+
+SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
+
+
+def mtimes(path):
+  return {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != "sweep.json"}
+
+
+def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch, capfd):
+  path = tmp_path / "sweep"
+  command = ["sweep", f"--config={recipe}", f"--workdir={path}", *SHORT,
+             f"--config.system.compilation_cache={tmp_path / 'xla'}"]
+  assert cli.main(command) == 0
+  rows = json.loads((path / "sweep.json").read_text())
+  assert [row["phases[0].learning_rate"] for row in rows] == [1e-2, 1e-3]
+  assert rows[0]["eval/validation/mlm_loss"] != rows[1]["eval/validation/mlm_loss"]
+  assert sweep.final_scores(path / "001").items() <= rows[1].items()
+  header, *lines = capfd.readouterr().out.splitlines()[-3:]
+  assert len(lines) == 2 and "eval/validation/mlm_loss" in header
+  assert f"{rows[1]['eval/validation/mlm_loss']:.5g}" in lines[1].split()
+
+  before = mtimes(path)
+  assert cli.main(command) == 0
+  assert mtimes(path) == before
+  assert json.loads((path / "sweep.json").read_text()) == rows
+
+  config = recipes.override(recipes.load(str(recipe)),
+                            [*SHORT, "--config.phases[0].learning_rate=1e-2"])
+  assert sweep.is_done(path / "000", config)
+  for change in ("--config.phases[0].steps=5", "--config.seed=1"):
+    assert not sweep.is_done(path / "000", recipes.override(config, [change])), change
+  assert not sweep.is_done(path / "002", config)
+
+
+def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recipe, capsys):
+  text = recipe.read_text().split("def get_sweep")[0]
+  broken = tmp_path / "broken.py"
+  broken.write_text(f'{text}def get_sweep():\n  return [{{"seed": 1}}, {{"sead": 1}}, '
+                    '{"model.num_heads": 3, "model.dropout": 2.0}]\n')
+  assert cli.main(["sweep", f"--config={broken}", f"--workdir={tmp_path / 'w'}"]) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.split("run ")[1].split(":")[0] for line in lines] == ["1", "2", "2"]
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("text, fragment", [
+    ("", "defines no get_sweep()"), ("return []", "must return dicts"),
+    ("return 1 / 0", "ZeroDivisionError"), ("return ['seed=1']", "must return dicts")])
+def test_a_sweep_that_is_none_is_one_line(tmp_path, recipe, capsys, text, fragment):
+  broken = tmp_path / "broken.py"
+  body = recipe.read_text().split("def get_sweep")[0]
+  broken.write_text(body + (f"def get_sweep():\n  {text}\n" if text else ""))
+  assert cli.main(["sweep", f"--config={broken}", f"--workdir={tmp_path / 'w'}"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert str(broken) in line and fragment in line
+
+
+def test_a_run_that_fails_ends_the_sweep_with_its_exit_code(tmp_path, recipe, capfd):
+  code = cli.main(["sweep", f"--config={recipe}", f"--workdir={tmp_path / 'w'}",
+                   f"--config.data.source=text:{tmp_path}/none.txt"])
+  assert code == DataError.exit_code
+  first, last = capfd.readouterr().err.splitlines()
+  assert first.startswith("bertgpt train: data.source: no file matches")
+  assert "run 0 of the sweep ended with exit code 65" in last
+
+
+def test_ctrl_c_lets_the_run_save():
+  """The terminal interrupts both processes; the sweep waits until the run has ended."""
+  script = ("import signal, sys, time\n"
+            "signal.signal(signal.SIGINT, lambda *_: (time.sleep(0.5), sys.exit(75)))\n"
+            "print('ready', flush=True)\n"
+            "time.sleep(60)")
+  with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+    child.stdout.readline()
+    handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+      os.kill(child.pid, signal.SIGINT)
+      signal.setitimer(signal.ITIMER_REAL, 0.1)
+      assert sweep.wait(child) == 75
+    finally:
+      signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_killed_run_is_no_success(monkeypatch):
+  monkeypatch.setattr(sys, "executable", "/bin/false")
+  with pytest.raises(UserError, match="exit code 1") as e:
+    sweep.train([], 3)
+  assert e.value.exit_code == 1

@@ -1,0 +1,146 @@
+"""bertgpt.workdir: a run that fails early leaves nothing; one that is there is not mixed up."""
+
+import json
+import shutil
+import types
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt import recipes, workdir
+from bertgpt.data import tokenizers
+from bertgpt.errors import ConfigError, DataError, StorageError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(finished_bert):
+  return tokenizers.load_tokenizer(finished_bert / "tokenizer")
+
+
+# ------------------------------------------------------------------ claims
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path):
+  with pytest.raises(DataError), workdir.claim(tmp_path / "a/b/w", True):
+    assert (tmp_path / "a/b/w").is_dir()
+    raise DataError("no text")
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_what_was_there(tmp_path):
+  folder = tmp_path / "w"
+  folder.mkdir()
+  (folder / "notes.txt").write_text("mine")
+  with pytest.raises(KeyboardInterrupt), workdir.claim(folder, True):
+    raise KeyboardInterrupt
+  assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_has_begun_stays(tmp_path, tokenizer):
+  with pytest.raises(DataError), workdir.claim(tmp_path / "w", True):
+    workdir.write_run(tmp_path / "w", config_lib.base(), tokenizer)
+    raise DataError("damaged")
+  assert workdir.read_config(tmp_path / "w") == config_lib.base()
+
+
+def test_one_run_at_a_time(tmp_path):
+  with workdir.claim(tmp_path / "w", True):
+    with pytest.raises(ConfigError, match="in use by process"), workdir.claim(tmp_path / "w", True):
+      pass
+    assert (tmp_path / "w").is_dir()  # The run that was refused removes nothing.
+    with workdir.claim(tmp_path / "w", False):  # Another process of the same run.
+      pass
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("")
+  for place, error in ((file, ConfigError), (file / "w", StorageError)):
+    with pytest.raises(error, match=f"--workdir {place}: "), workdir.claim(place, True):
+      pass
+
+
+# ----------------------------------------------------------- what a run is
+
+
+def test_a_changed_config_is_refused_field_by_field(tmp_path, tokenizer):
+  old = config_lib.base()
+  workdir.write_run(tmp_path, old, tokenizer)
+  new = recipes.override(old, ["--config.model.width=96", "--config.optimizer.b1=0.8",
+                               "--config.phases[0].steps=9", "--config.log.every_steps=1"])
+  with pytest.raises(ConfigError) as e:
+    workdir.check_unchanged(tmp_path, new, [])
+  assert [line.strip() for line in str(e.value).splitlines()[1:-1]] == [
+      "model.width: 768 -> 96", "optimizer.b1: 0.9 -> 0.8"]
+  workdir.check_unchanged(tmp_path, new, ["model.width", "optimizer"])
+  workdir.check_unchanged(tmp_path / "elsewhere", new, [])
+
+
+def test_checkpoints_without_their_config_are_not_built_upon(finished_bert, tmp_path):
+  folder = shutil.copytree(finished_bert, tmp_path / "w")
+  (folder / "config.json").unlink()
+  with pytest.raises(ConfigError, match="holds checkpoints, but no config.json"):
+    workdir.check_unchanged(folder, config_lib.base(), [])
+
+
+@pytest.mark.parametrize("leftover", ["tokenizer", "tokenizer.tmp", "config.json.tmp"])
+def test_what_a_killed_start_left_is_replaced(tmp_path, tokenizer, leftover):
+  (tmp_path / leftover).mkdir() if "tokenizer" in leftover else (tmp_path / leftover).touch()
+  if "tokenizer" in leftover:
+    (tmp_path / leftover / "tokenizer.json").write_text("{")
+  workdir.write_run(tmp_path, config_lib.base(), tokenizer)
+  assert {p.name for p in tmp_path.iterdir()} == {"config.json", "tokenizer"}
+  again = tokenizers.load_tokenizer(tmp_path / "tokenizer")
+  assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_damage_of_the_config_is_named_field_by_field(tmp_path, tokenizer):
+  workdir.write_run(tmp_path, config_lib.base(), tokenizer)
+  stored = json.loads((tmp_path / "config.json").read_text())
+  stored["model"] |= {"width": "wide", "depth": 3}
+  (tmp_path / "config.json").write_text(json.dumps(stored))
+  with pytest.raises(ConfigError) as e:
+    workdir.read_config(tmp_path)
+  unknown, wrong = str(e.value).splitlines()
+  assert unknown.startswith(f"{tmp_path}/config.json") and "model.depth" in unknown
+  assert "model.width: expected int, got 'wide'" in wrong
+
+
+# -------------------------------------------------------------- tokenizers
+
+
+def test_the_vocabulary_is_the_tokenizers(tokenizer):
+  config = workdir.resolve(config_lib.base(), tokenizer)
+  assert config.model.vocab_size == tokenizer.vocab_size
+  assert workdir.resolve(config, tokenizer) == config
+  config.model.vocab_size += 1
+  with pytest.raises(ConfigError, match=f"the tokenizer has {tokenizer.vocab_size} tokens"):
+    workdir.resolve(config, tokenizer)
+
+
+@pytest.mark.parametrize("objective, lacking", [("mlm", "cls, sep, mask"), ("causal", "eod")])
+def test_special_tokens_that_the_objective_needs(objective, lacking):
+  bare = types.SimpleNamespace(kind="bpe", vocab_size=9, pad_id=-1, cls_id=-1, sep_id=-1,
+                               mask_id=-1, eod_id=-1)
+  config = config_lib.base()
+  config.objective.name = objective
+  with pytest.raises(ConfigError, match=f"special tokens {lacking}; this one"):
+    workdir.resolve(config, bare)
+
+
+def test_unknown_words_may_be_predicted_and_other_specials_not(tokenizer):
+  vocabulary = workdir.make_vocabulary(tokenizer)
+  assert tokenizer.unk_id not in vocabulary.special_ids
+  assert {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id,
+          tokenizer.mask_id} <= set(vocabulary.special_ids)
+  assert -1 not in vocabulary.special_ids
+
+
+def test_a_trained_model_comes_with_its_own_tokenizer(finished_bert, tmp_path):
+  trained = workdir.load_trained(finished_bert)
+  assert trained.step == config_lib.total_steps(trained.config) == 20
+  folder = shutil.copytree(finished_bert, tmp_path / "w")
+  file = folder / "tokenizer" / "tokenizer.json"
+  file.write_text(file.read_text().replace("river", "rivet"))
+  with pytest.raises(DataError, match="not the tokenizer of the checkpoint at step 20"):
+    workdir.load_trained(folder)
