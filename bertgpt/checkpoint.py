@@ -76,9 +76,9 @@ class Checkpoints:
         if self._unfinished.exists():
           shutil.rmtree(self._unfinished)
         self._unfinished.mkdir(parents=True)
-      self._manager = _make_manager(self._unfinished)
     except OSError as e:
-      raise StorageError(f"{self._root}: cannot be written ({e.strerror or e})") from e
+      raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
+    self._writer = _make_writer()
     self._barrier = ocp.multihost.get_barrier_sync_fn()
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: tuple[int, concurrent.futures.Future] | None = None
@@ -121,8 +121,7 @@ class Checkpoints:
     sums = _sum_leaves(list(leaves.values()))  # Runs before whatever overwrites the state.
     items = {item: ocp.args.PyTreeSave(_nest(part)) for item, part in _split(leaves).items()}
     try:
-      # Without `force` Orbax would leave out a step below one that it has written: silently.
-      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+      self._writer.save(self._unfinished / str(step), args=ocp.args.Composite(**items))
     except Exception as e:
       raise _save_failed(self._root, step, e) from e
     types = {name: _type(leaf) for name, leaf in leaves.items()}
@@ -133,7 +132,7 @@ class Checkpoints:
 
   def _publish(self, step: int, types: dict[str, str], sums: jax.Array, metadata: dict) -> None:
     """Waits for Orbax; then process 0 adds the manifest and gives the step its name."""
-    self._manager.wait_until_finished()
+    self._writer.wait_until_finished()
     if jax.process_index() == 0:
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
       _write_manifest(self._unfinished / str(step), {
@@ -207,9 +206,8 @@ class Checkpoints:
     try:
       self._join()
     finally:
-      # Orbax raises the error of a failed save once in every thread; the worker has had it.
-      self._worker.submit(self._manager.close).result()
       self._worker.shutdown()
+      self._writer.close()
 
 
 def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
@@ -369,22 +367,21 @@ def _type(leaf: Any) -> str:
 # -------------------------------------------------------------- Orbax
 
 
-def _make_manager(path: pathlib.Path) -> ocp.CheckpointManager:
+def _make_writer() -> ocp.AsyncCheckpointer:
+  """Orbax without its CheckpointManager.
+
+  The manager keeps a process whose save has failed waiting for the others (20 minutes), asks
+  jax.distributed late and from a thread about the step of the save, which sets back the step
+  count that preemption is agreed on, and its steps are not ours.
+  """
   # Orbax raises its errors, and logs each with hundreds of lines too.
   logging.getLogger("absl").addFilter(
       lambda r: r.levelno < logging.ERROR or "/orbax/checkpoint/" not in r.pathname)
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  for item in ITEMS:
-    # Weights hardly shrink, and zstd would take the cores from the training for seconds.
-    registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
+  # Weights hardly shrink, and zstd would take the cores from the training for seconds.
+  handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS}
   # Where the directory cannot be made in the background, Orbax's writers wait 5 minutes for it.
   options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-  manager = ocp.CheckpointManager(path, handler_registry=registry,
-                                  options=ocp.CheckpointManagerOptions(async_options=options))
-  # Orbax asks jax.distributed about the step it has saved, late and from a thread, which sets
-  # back the step count that preemption is agreed on; the train loop alone may ask.
-  manager.reached_preemption = lambda step: False
-  return manager
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
 
 
 def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Any]:

@@ -1,12 +1,14 @@
 """`bertgpt <command>`: parse flags, start jax.distributed, dispatch."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
 import pathlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
 from bertgpt import recipes
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     arguments = parse(argv)
     name = f"bertgpt {arguments.command}"
-    arguments.run(arguments)
+    with hold_interrupt() as arguments.release_interrupt:
+      arguments.run(arguments)
     sys.stdout.flush()  # Here a closed pipe is still an exception that can be caught.
     return 0
   except UserError as e:
@@ -57,6 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{name}: {e.filename or 'a file'}: {e.strerror}; free or change the storage, then give "
           "the same command again", file=sys.stderr)
     return StorageError.exit_code
+
+
+@contextlib.contextmanager
+def hold_interrupt() -> Iterator[Callable[[], None]]:
+  """Ctrl-C raises KeyboardInterrupt when, or after, the function yielded is called; not before.
+
+  C++ libraries that are being imported crash at an exception, or swallow it.
+  """
+  is_held, was_pressed = True, False
+
+  def interrupt(signum, frame):
+    nonlocal was_pressed
+    was_pressed = True
+    if not is_held:
+      raise KeyboardInterrupt
+
+  def release() -> None:
+    nonlocal is_held
+    is_held = False
+    if was_pressed:
+      raise KeyboardInterrupt
+
+  previous = signal.signal(signal.SIGINT, interrupt)
+  try:
+    yield release
+  finally:
+    signal.signal(signal.SIGINT, previous)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -177,6 +207,7 @@ def count_devices() -> int:
 def start(arguments) -> None:
   if arguments.distributed:
     from bertgpt import process
+    arguments.release_interrupt()  # The others may be long in coming.
     process.start_distributed(arguments.distributed, arguments.distributed_timeout)
 
 
@@ -191,6 +222,7 @@ def run_train(arguments) -> None:
   start(arguments)
   from bertgpt import report, train
   path = absolute(arguments.workdir)
+  arguments.release_interrupt()
   train.train(config, path, allow_change)
   report.write(path)
 
@@ -207,6 +239,7 @@ def parse_fields(text: str, config: ConfigDict) -> list[str]:
 def run_evaluate(arguments) -> None:
   start(arguments)
   from bertgpt import evaluate
+  arguments.release_interrupt()
   results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
   for name, value in results.items():
     print(f"{name} {value:.6g}")
@@ -218,6 +251,7 @@ def run_prepare(arguments) -> None:
     raise ConfigError(f"data.corpus={config.data.corpus} is prepared already; leave it empty to "
                       "prepare data.source, or give --out")
   from bertgpt.data import prepare
+  arguments.release_interrupt()
   if arguments.out is None:
     print(prepare.ensure_prepared(config))
   else:
@@ -232,6 +266,7 @@ def run_data(arguments) -> None:
   else:
     steps = parse_steps(arguments.steps, num_steps)
   from bertgpt import report
+  arguments.release_interrupt()
   print(report.describe_data(config, steps))
 
 
@@ -248,6 +283,7 @@ def parse_steps(text: str, num_steps: int) -> list[int]:
 
 def run_sweep(arguments) -> None:
   from bertgpt import sweep
+  arguments.release_interrupt()
   sweep.run(arguments.config, absolute(arguments.workdir), arguments.overrides)
 
 

@@ -12,6 +12,7 @@ def get_config():
   config = base()
   config.data.source = "pydocs"
   config.data.validation_fraction = 0.03
+  config.tokenizer.model_type = "bpe"  # Trains in seconds.
   config.tokenizer.vocab_size = 4_096
   config.tokenizer.train_bytes = 4_000_000
   # No dropout: a run this short cannot overfit.

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import program as program_lib
 import pytest
 import small_runs
 
@@ -54,6 +55,21 @@ def finished_bert(recipe) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def finished_gpt(recipe) -> pathlib.Path:
   return _train(recipe, "causal")
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory) -> program_lib.Program:
+  """The program with a recipe of 40 steps, to be run in processes of its own."""
+  return program_lib.make_program(tmp_path_factory.mktemp("program"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(program) -> pathlib.Path:
+  """The workdir of an undisturbed run of `program`; not to be changed."""
+  workdir = program.folder / "finished"
+  result = program.train(workdir)
+  assert result.returncode == 0, result.stderr
+  return workdir
 
 
 def _train(recipe: pathlib.Path, objective: str) -> pathlib.Path:

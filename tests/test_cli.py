@@ -250,6 +250,24 @@ def test_interrupt_is_one_line(capsys, monkeypatch):
   assert f"| {code} " in errors.__doc__
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupt_waits_for_the_imports_and_for_nothing_else(capsys, monkeypatch, before):
+  reached = []
+
+  def prepare(arguments):
+    if before:
+      signal.raise_signal(signal.SIGINT)
+    reached.append("imported")
+    arguments.release_interrupt()
+    signal.raise_signal(signal.SIGINT)
+    reached.append("prepared")
+
+  monkeypatch.setattr(cli, "run_prepare", prepare)
+  assert run(capsys, "prepare", "--config=c.py")[0] == 130
+  assert reached == ["imported"]
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("bug", [ZeroDivisionError(), KeyError("x"), FileNotFoundError(2, "gone")])
 def test_a_bug_keeps_its_traceback(capsys, monkeypatch, bug):
   main_that_raises(monkeypatch, bug)

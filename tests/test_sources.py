@@ -45,11 +45,11 @@ def test_text_has_a_sentence_a_line_and_blank_lines_between_documents(tmp_path, 
 
 
 def test_jsonl_reads_the_named_field_as_running_text(tmp_path):
-  lines = [{"text": "no", "body": "It is so. Is it?\nNext paragraph."}, {"body": "Ein \ud83d\ude00."}]
+  lines = [{"text": "no", "body": "It is so. Is it?\nNext one."}, {"body": "Ein \ud83d\ude00."}]
   path = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, lines)).encode())
   documents = read(f"jsonl:{path}#body")
-  assert [d.paragraphs for d in documents] == [("It is so. Is it?", "Next paragraph."), ("Ein 😀.",)]
-  assert sources.split_sentences(documents[0], "en") == ["It is so.", "Is it?", "Next paragraph."]
+  assert [d.paragraphs for d in documents] == [("It is so. Is it?", "Next one."), ("Ein 😀.",)]
+  assert sources.split_sentences(documents[0], "en") == ["It is so.", "Is it?", "Next one."]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,9 @@ def mtimes(path):
   return {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != "sweep.json"}
 
 
+@pytest.mark.slow
 def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch, capfd):
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # Compiles faster.
   path = tmp_path / "sweep"
   command = ["sweep", f"--config={recipe}", f"--workdir={path}", *SHORT,
              f"--config.system.compilation_cache={tmp_path / 'xla'}"]

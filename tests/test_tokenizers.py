@@ -25,7 +25,10 @@ ENGLISH = [
     "She walked slowly towards the river; nobody followed her there.",
     "Numbers such as 3.5 or 1,000 were written down (in ink) every day.",
     "Reading, writing and walking were the things they liked doing most."]
-CHINESE = ["今天天气很好，我们去公园散步。", "他说：你好！世界很大，我们很小。", "我喜欢自然语言处理和机器学习。"]
+CHINESE = [
+    "今天天气很好，我们去公园散步。",
+    "他说：你好！世界很大，我们很小。",
+    "我喜欢自然语言处理和机器学习。"]
 
 
 def settings(kind, **fields):
@@ -57,7 +60,8 @@ def lines(data_dir):
           f"text:{data_dir}/lm/tinyshakespeare.txt.gz")
   sentences = itertools.chain.from_iterable(
       sources.split_sentences(document, "en") for document in sources.open_source(spec))
-  odd = ["naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত", "\tTabs\u200b and 😀👍🏽", "x" * 300, " "]
+  odd = ["naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত", "\tTabs\u200b and 😀👍🏽",
+         "x" * 300, " "]
   return [*odd, *itertools.islice(sentences, 10_000 - len(odd))]
 
 
@@ -116,7 +120,8 @@ import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 import test_tokenizers as t
 text = t.ENGLISH * 20 + t.CHINESE
-print(t.tokenizers.train_tokenizer(t.settings({kind!r}, vocab_size={SIZES[kind] + 25}), text).fingerprint())
+config = t.settings({kind!r}, vocab_size={SIZES[kind] + 25})
+print(t.tokenizers.train_tokenizer(config, text).fingerprint())
 """
   hashes = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                            env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "123"}

@@ -18,12 +18,11 @@ import json
 import multiprocessing
 import os
 import pathlib
+import queue
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import tqdm
@@ -60,11 +59,7 @@ def prepare(config, out_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def ensure_prepared(config) -> pathlib.Path:
-  """`config.data.corpus` if it is set, else the cached corpus, prepared now if missing.
-
-  Raises:
-    as `prepare`.
-  """
+  """`config.data.corpus` if it is set, else the cached corpus, prepared now if missing."""
   if config.data.corpus:
     return pathlib.Path(config.data.corpus).expanduser().absolute()
   recipe = make_recipe(config)
@@ -257,11 +252,9 @@ def text_key(text: bytes) -> int:
 
 def _with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
   with tqdm.tqdm(desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
-    for number, document in enumerate(documents, 1):
+    for document in documents:
       yield document
       bar.update(document.text_bytes)
-      if number % 256 == 0:
-        bar.set_postfix(documents=number, refresh=False)
 
 
 # ------------------------------------------------------------------ splits
@@ -308,27 +301,11 @@ def _split_name(is_validation: bool) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Worker:
-  """Settings of a worker process: all that `_encode_chunk` needs besides the text."""
+  """Settings of a worker process: all that it needs besides the text."""
 
   tokenizer_path: str
   language: str
   token_dtype: str
-
-
-_worker: tuple[_Worker, "tokenizers.Tokenizer"]  # Set once, in worker processes only.
-
-
-def _start_worker(settings: _Worker) -> None:
-  global _worker
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us.
-  threading.Thread(target=_exit_with_parent, daemon=True).start()
-  _worker = settings, tokenizers.load_tokenizer(settings.tokenizer_path)
-
-
-def _exit_with_parent() -> None:
-  """After kill -9 of the parent, a worker would wait for its next chunk for ever."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
 
 
 def _encode(documents: Iterable, worker: _Worker, num_workers: int,
@@ -340,34 +317,77 @@ def _encode(documents: Iterable, worker: _Worker, num_workers: int,
     skipped: tally of what was left out, added to.
   """
   num_workers = num_workers or len(os.sched_getaffinity(0))
-  # Spawned, not forked: the caller may run threads of JAX, which do not survive a fork.
-  pool = futures.ProcessPoolExecutor(
-      num_workers, multiprocessing.get_context("spawn"), _start_worker, (worker,))
-  try:
-    room = CHUNKS_PER_WORKER * num_workers * CHUNK_CHARS
-    for encoded, counts in _map_in_order(pool, _encode_chunk, _chunks(documents), room):
+  room = CHUNKS_PER_WORKER * num_workers * CHUNK_CHARS
+  with _start_workers(worker, num_workers) as submit:
+    for encoded, counts in _map_in_order(submit, _chunks(documents), room):
       skipped.update(counts)
       yield from encoded
-  except BrokenProcessPool as e:
-    raise PeerError("a prepare worker died, most likely for want of memory: lower "
-                    "data.prepare_workers") from e
-  finally:
-    pool.shutdown(cancel_futures=True)
 
 
-def _map_in_order(pool, function: Callable, sized: Iterable[tuple], room: int) -> Iterator:
-  """`function` of every item, in order; items under way add up to `room` at most, or are one.
+@contextlib.contextmanager
+def _start_workers(worker: _Worker, num_workers: int) -> Iterator[Callable[[list], futures.Future]]:
+  """Worker processes, each behind a pipe of its own that a thread of this process waits on.
 
-  Args:
-    sized: pairs of item and size.
+  Nothing is shared between workers. ProcessPoolExecutor has one queue for all, and waits for
+  ever when a worker is killed that holds its lock (seen on Python 3.11.7). Here a worker that
+  is gone is the end of a pipe; and so is, for a worker, a parent that is gone.
   """
+  # Spawned, not forked: the caller may run threads of JAX, which do not survive a fork.
+  context = multiprocessing.get_context("spawn")
+  idle, processes = queue.SimpleQueue(), []
+
+  def ask(chunk: list):
+    connection = idle.get()
+    try:
+      connection.send(chunk)
+      answer = connection.recv()
+    except (EOFError, ConnectionError) as e:
+      raise PeerError("a prepare worker died, most likely for want of memory: lower "
+                      "data.prepare_workers") from e
+    finally:
+      idle.put(connection)
+    if isinstance(answer, Exception):
+      raise answer
+    return answer
+
+  threads = futures.ThreadPoolExecutor(num_workers)
+  try:
+    for _ in range(num_workers):
+      ours, theirs = context.Pipe()
+      processes.append(context.Process(target=_serve, args=(theirs, worker), daemon=True))
+      processes[-1].start()
+      theirs.close()
+      idle.put(ours)
+    yield lambda chunk: threads.submit(ask, chunk)
+  finally:
+    for process in processes:
+      process.terminate()
+    threads.shutdown(cancel_futures=True)
+
+
+def _serve(connection, settings: _Worker) -> None:
+  """Runs in a worker: answers chunks of documents until the other end is closed."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us.
+  tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path)
+  with contextlib.suppress(EOFError, ConnectionError):
+    while True:
+      chunk = connection.recv()
+      try:
+        answer = _encode_chunk(chunk, settings, tokenizer)
+      except Exception as e:  # Raised again where the answer is received.
+        answer = e
+      connection.send(answer)
+
+
+def _map_in_order(submit: Callable, sized: Iterable[tuple], room: int) -> Iterator:
+  """Results of all (item, size), in order; those under way add up to `room`, or are one."""
   pending = collections.deque()
   for item, size in sized:
     while pending and size > room:
       future, freed = pending.popleft()
       yield future.result()
       room += freed
-    pending.append((pool.submit(function, item), size))
+    pending.append((submit(item), size))
     room -= size
   for future, _ in pending:
     yield future.result()
@@ -386,10 +406,9 @@ def _chunks(documents: Iterable[sources.Document]) -> Iterator[tuple[list, int]]
     yield chunk, size
 
 
-def _encode_chunk(
-    documents: list[sources.Document]) -> tuple[list[EncodedDocument], collections.Counter]:
-  """Runs in a worker: the documents that have tokens, and a tally of what was left out."""
-  settings, tokenizer = _worker
+def _encode_chunk(documents: list[sources.Document], settings: _Worker,
+                  tokenizer) -> tuple[list[EncodedDocument], collections.Counter]:
+  """The documents that have tokens, and a tally of what was left out."""
   counts = collections.Counter()
   sentences = [_sentences(document, settings.language) for document in documents]
   ids = iter(tokenizer.encode([s for texts in sentences for s in texts]))

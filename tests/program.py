@@ -1,0 +1,171 @@
+"""The program itself, run in processes of its own on a small text."""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import small_runs
+
+from bertgpt import checkpoint, metrics
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TIMEOUT_S = 240
+STEPS = 40
+
+RECIPE = '''
+from bertgpt.config import base, phase
+
+
+def get_config():
+  config = base()
+  config.data.source = "text:{folder}/text.txt"
+  config.data.cache_dir = "{folder}/cache"
+  config.data.validation_fraction = 0.2
+  config.data.prepare_workers = 1
+  config.tokenizer.kind = "wordpiece"
+  config.tokenizer.vocab_size = 90
+  config.model.update(num_layers=2, width=32, num_heads=4, mlp_dim=64, max_positions=32,
+                      dropout=0.1, attention_dropout=0.1, dtype="float32", dropout_rng="threefry")
+  config.objective.mask_prob = 0.25
+  config.phases = (phase(steps={steps}, seq_len=32, batch_size=16, micro_batches=2,
+                         learning_rate=1e-3, schedule="constant", warmup_steps=5),)
+  config.eval.update(every_steps=20, batch_size=16)
+  config.checkpoint.update(every_steps=10, every_minutes=0.0)
+  config.log.update(every_steps=1, tensorboard=False)
+  config.system.compilation_cache = "{folder}/xla"
+  return config
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """`bertgpt` with a recipe, a text and a compilation cache in `folder`."""
+
+  folder: pathlib.Path
+
+  def start(self, workdir, *arguments, devices=1, signal_at=None) -> subprocess.Popen:
+    """Starts `bertgpt train`.
+
+    Args:
+      signal_at: (step, signal that the process gets when the step has been started).
+    """
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "WATCH_ROWS": str(rows_path(workdir))}
+    if signal_at:
+      env["WATCH_SIGNAL"] = f"{signal_at[0]} {int(signal_at[1])}"
+    return subprocess.Popen([sys.executable, ROOT / "tests" / "watched.py", "train",
+                             f"--config={self.folder}/recipe.py", f"--workdir={workdir}",
+                             *arguments], env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+  def train(self, workdir, *arguments, **how) -> subprocess.CompletedProcess:
+    return finish(self.start(workdir, *arguments, **how))
+
+  def train_together(self, workdir, count, *arguments, signal_at=None, signal_to=0):
+    """The same command in `count` processes. Returns their results."""
+    port = free_port()
+    started = [self.start(workdir, f"--distributed=127.0.0.1:{port},{count},{i}", *arguments,
+                          signal_at=signal_at if i == signal_to else None)
+               for i in range(count)]
+    return [finish(process) for process in started]
+
+
+def make_program(folder: pathlib.Path) -> Program:
+  (folder / "recipe.py").write_text(RECIPE.format(folder=folder, steps=STEPS))
+  (folder / "text.txt").write_text(small_runs.make_text(120))
+  return Program(folder)
+
+
+def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+  """Waits for the process, which may not hang."""
+  try:
+    out, err = process.communicate(timeout=TIMEOUT_S)
+  except subprocess.TimeoutExpired as e:
+    process.kill()
+    raise AssertionError(f"it hangs:\n{''.join(process.communicate())}") from e
+  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+  """Returns when the condition holds or the process has ended."""
+  deadline = time.monotonic() + TIMEOUT_S
+  while not condition() and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+
+
+def kill_in_save(process: subprocess.Popen, workdir: pathlib.Path, step: int, delay_s: float):
+  """kill -9 so long after the checkpoint of the step has been begun."""
+  wait_for((workdir / "checkpoints" / "unfinished" / str(step)).exists, process)
+  time.sleep(delay_s)
+  process.send_signal(signal.SIGKILL)
+  return finish(process)
+
+
+def free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+# ------------------------------------------------------------ what a run leaves
+
+
+def fingerprints(workdir: pathlib.Path) -> dict[str, tuple]:
+  """Name, type and bits' hash of all parameters and optimizer state at the last step."""
+  step = checkpoint.committed_steps(workdir)[-1]
+  manifest = json.loads((workdir / "checkpoints" / str(step) / checkpoint.MANIFEST).read_text())
+  return manifest["content"]["leaves"]
+
+
+def curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+  """What is logged but times: tag -> [(step, value), ...]."""
+  return {tag: points for tag, points in metrics.read_curves(workdir).items()
+          if not tag.startswith("perf/")}
+
+
+def assert_close_losses(found: pathlib.Path, expected: pathlib.Path) -> None:
+  found, expected = curves(found), curves(expected)
+  for tag in (tag for tag in expected if tag.endswith("loss")):
+    np.testing.assert_allclose(found[tag], expected[tag], rtol=0, atol=1e-5, err_msg=tag)
+
+
+def rows_path(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir.with_name(workdir.name + ".rows")
+
+
+def rows_read(workdir: pathlib.Path) -> dict[int, list[str]]:
+  """Hashes of all rows of a run, by step, in the order of the global batch.
+
+  Rows that were read again, by a run that was resumed, must be the same.
+  """
+  rows = collections.defaultdict(dict)
+  for path in rows_path(workdir).iterdir():
+    for line in path.read_text().splitlines():
+      read = json.loads(line)
+      for i, digest in enumerate(read["rows"], read["first"]):
+        assert rows[read["step"]].setdefault(i, digest) == digest
+  return {step: [digest for _, digest in sorted(rows[step].items())] for step in sorted(rows)}
+
+
+def flip_bit(step: pathlib.Path) -> None:
+  """Changes one bit in the largest file of a checkpoint."""
+  path = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def stopped_step(stderr: str) -> int:
+  return int(re.search(r"stopped at step (\d+)", stderr)[1])

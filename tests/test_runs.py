@@ -1,0 +1,209 @@
+"""Runs that are stopped, killed, moved, damaged and started twice end as if nothing had been."""
+
+import random
+import shutil
+import signal
+
+import pytest
+from program import (
+    STEPS,
+    assert_close_losses,
+    curves,
+    fingerprints,
+    finish,
+    flip_bit,
+    kill_in_save,
+    rows_read,
+    stopped_step,
+    wait_for,
+)
+
+from bertgpt import checkpoint
+
+CHECKPOINTS = [20, 30, 40]
+
+
+@pytest.fixture
+def copy(finished_run, tmp_path):
+  """A copy of the finished run that a test may change."""
+  return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def contents(folder):
+  return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*"))
+          if path.is_file()}
+
+
+# -------------------------------------------------------------------- signals
+
+
+@pytest.fixture(scope="module")
+def stopped_run(program, finished_run, tmp_path_factory):
+  """A run that SIGTERM stops at step 13, Ctrl-C at step 20, and that then ends."""
+  path = tmp_path_factory.mktemp("stopped") / "run"
+  return path, [program.train(path, signal_at=at)
+                for at in ((13, signal.SIGTERM), (20, signal.SIGINT), None)]
+
+
+def test_a_signal_saves_the_step_and_exits_with_75(stopped_run):
+  _, results = stopped_run
+  assert [result.returncode for result in results] == [75, 75, 0]
+  assert [stopped_step(result.stderr) for result in results[:2]] == [13, 20]
+  assert "Traceback" not in "".join(result.stderr for result in results)
+
+
+def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(stopped_run, finished_run):
+  assert fingerprints(stopped_run[0]) == fingerprints(finished_run)
+
+
+def test_a_resumed_run_logs_every_step_once_with_the_same_values(stopped_run, finished_run):
+  found = curves(stopped_run[0])
+  assert [step for step, _ in found["train/loss"]] == list(range(1, STEPS + 1))
+  assert found == curves(finished_run)
+
+
+def test_a_resumed_run_reads_the_same_rows(stopped_run, finished_run):
+  assert rows_read(stopped_run[0]) == rows_read(finished_run)
+
+
+def test_a_finished_run_may_be_started_again(program, copy):
+  before = contents(copy / "checkpoints"), curves(copy)
+  assert program.train(copy).returncode == 0
+  assert (contents(copy / "checkpoints"), curves(copy)) == before
+
+
+def test_more_steps_go_on_and_fewer_are_refused(program, tmp_path, finished_run):
+  path = tmp_path / "run"
+  result = program.train(path, "--config.phases[0].steps=11")
+  assert result.returncode == 0, result.stderr
+  result = program.train(path, "--config.phases[0].steps=10")
+  assert result.returncode == 2 and "phases[].steps" in result.stderr
+  assert program.train(path).returncode == 0
+  assert fingerprints(path) == fingerprints(finished_run)
+
+
+# -------------------------------------------------------------------- kill -9
+
+
+def test_a_run_killed_in_a_save_goes_on(program, tmp_path, finished_run):
+  process = program.start(tmp_path / "run")
+  assert kill_in_save(process, tmp_path / "run", 20, 0.02).returncode == -signal.SIGKILL
+  assert program.train(tmp_path / "run").returncode == 0
+  assert fingerprints(tmp_path / "run") == fingerprints(finished_run)
+  assert curves(tmp_path / "run") == curves(finished_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_killed_again_and_again_ends_the_same(program, tmp_path, finished_run, seed):
+  rng, path = random.Random(seed), tmp_path / "run"
+  for step in (10, 20, 30):
+    kill_in_save(program.start(path), path, step, rng.uniform(0, 0.3))
+    program.train(path, signal_at=(step + rng.randint(1, 9), signal.SIGKILL))
+  assert program.train(path).returncode == 0
+  assert fingerprints(path) == fingerprints(finished_run)
+  assert curves(path) == curves(finished_run)
+
+
+# ------------------------------------------------------- meshes and processes
+
+
+def test_another_mesh_gives_the_same_losses_from_the_same_rows(program, tmp_path, finished_run):
+  path = tmp_path / "run"
+  assert program.train(path, devices=8, signal_at=(13, signal.SIGTERM)).returncode == 75
+  result = program.train(path, "--config.mesh.fsdp=2", "--config.mesh.tensor=2", devices=8)
+  assert result.returncode == 0, result.stderr
+  assert rows_read(path) == rows_read(finished_run)
+  assert_close_losses(path, finished_run)
+
+
+def test_two_processes_stop_together_and_one_goes_on(program, tmp_path, finished_run):
+  path = tmp_path / "run"
+  results = program.train_together(path, 2, signal_at=(13, signal.SIGTERM), signal_to=1)
+  assert [result.returncode for result in results] == [75, 75], results
+  stopped = {stopped_step(result.stderr) for result in results}
+  assert stopped == {checkpoint.committed_steps(path)[-1]} and max(stopped) < STEPS
+  assert program.train(path).returncode == 0
+  assert rows_read(path) == rows_read(finished_run)
+  assert_close_losses(path, finished_run)
+
+
+@pytest.mark.slow
+def test_four_processes_finish_what_two_began(program, tmp_path, finished_run):
+  path = tmp_path / "run"
+  results = program.train_together(path, 2, signal_at=(13, signal.SIGINT))
+  assert [result.returncode for result in results] == [75] * 2, results
+  results = program.train_together(path, 4)
+  assert [result.returncode for result in results] == [0] * 4, results
+  assert rows_read(path) == rows_read(finished_run)
+  assert_close_losses(path, finished_run)
+
+
+# ------------------------------------------------------------------- refusals
+
+
+def test_a_second_run_is_refused_while_the_first_lives(program, tmp_path):
+  lock = tmp_path / "run" / ".lock"
+  first = program.start(tmp_path / "run")
+  wait_for(lambda: lock.exists() and lock.read_text(), first)
+  first.send_signal(signal.SIGSTOP)
+  second = program.train(tmp_path / "run")
+  first.kill()
+  finish(first)
+  assert second.returncode == 2
+  assert len(second.stderr.splitlines()) == 1 and "in use" in second.stderr
+
+
+def test_a_changed_config_is_refused_field_by_field(program, copy):
+  before = contents(copy)
+  result = program.train(copy, "--config.seed=1", "--config.model.dropout=0.2",
+                         "--config.log.every_steps=5")
+  assert result.returncode == 2
+  assert "seed: 0 -> 1" in result.stderr and "model.dropout: 0.1 -> 0.2" in result.stderr
+  assert "log.every_steps" not in result.stderr
+  assert contents(copy) == before
+
+
+def test_a_change_that_is_named_or_harmless_is_allowed(program, copy):
+  result = program.train(copy, "--config.seed=1", "--config.log.every_steps=5",
+                         "--allow_change=seed")
+  assert result.returncode == 0, result.stderr
+
+
+# --------------------------------------------------------- damage, divergence
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used(program, copy, finished_run):
+  flip_bit(copy / "checkpoints" / "40")
+  result = program.train(copy)
+  assert result.returncode == 0, result.stderr
+  assert "WARNING" in result.stderr and "damaged" in result.stderr
+  assert fingerprints(copy) == fingerprints(finished_run)
+
+
+def test_nothing_is_overwritten_if_all_checkpoints_are_damaged(program, copy):
+  for step in CHECKPOINTS:
+    flip_bit(copy / "checkpoints" / str(step))
+  before = sorted(contents(copy / "checkpoints").values())
+  curves_before = curves(copy)
+  for _ in range(2):
+    assert program.train(copy).returncode == 65
+  assert sorted(contents(copy / "checkpoints").values()) == before
+  assert curves(copy) == curves_before
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(program, copy, finished_run):
+  result = program.train(copy, "--config.phases[0].learning_rate=1e30",
+                         "--config.phases[0].steps=80", "--config.train.max_bad_steps=10",
+                         "--config.checkpoint.every_steps=2", "--config.checkpoint.keep=1",
+                         "--allow_change=phases[0].learning_rate")
+  assert result.returncode == 70
+  assert "not finite" in result.stderr.splitlines()[-1]
+  assert checkpoint.committed_steps(copy)[-1] == STEPS
+  assert fingerprints(copy) == fingerprints(finished_run)
+
+
+def test_no_deprecated_call_is_made(program, tmp_path, monkeypatch):
+  monkeypatch.setenv("PYTHONWARNINGS", "error::DeprecationWarning")
+  result = program.train(tmp_path / "run", "--config.phases[0].steps=2")
+  assert result.returncode == 0, result.stderr

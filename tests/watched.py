@@ -1,0 +1,49 @@
+"""`bertgpt`, watched: its batches are written down, and it may be hit by a signal.
+
+  WATCH_ROWS    folder that gets the SHA-256 of every row of every training batch
+  WATCH_SIGNAL  'STEP NUMBER': this process gets the signal once the step has been started
+"""
+
+import json
+import os
+import pathlib
+import sys
+import uuid
+
+from bertgpt import cli, train
+from bertgpt.data import loader
+
+
+def write_rows(path: pathlib.Path) -> None:
+  read_step = loader.read_step
+  path.parent.mkdir(exist_ok=True)
+
+  def read(rows, batch_size, row_slice, step):
+    batch = read_step(rows, batch_size, row_slice, step)
+    count = len(batch["tokens"])
+    digests = [loader.batch_sha256({name: array[i] for name, array in batch.items()})
+               for i in range(count)]
+    first = range(batch_size)[row_slice].start
+    with path.open("a") as file:
+      file.write(json.dumps({"step": step, "first": first, "rows": digests}) + "\n")
+    return batch
+
+  loader.read_step = read
+
+
+def send_signal(at_step: int, number: int) -> None:
+  add = train.StepLog.add
+
+  def add_and_send(self, step, step_metrics):
+    add(self, step, step_metrics)
+    if step == at_step:
+      os.kill(os.getpid(), number)
+
+  train.StepLog.add = add_and_send
+
+
+if __name__ == "__main__":
+  write_rows(pathlib.Path(os.environ["WATCH_ROWS"]) / uuid.uuid4().hex)
+  if "WATCH_SIGNAL" in os.environ:
+    send_signal(*map(int, os.environ["WATCH_SIGNAL"].split()))
+  sys.exit(cli.main())
