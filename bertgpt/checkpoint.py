@@ -474,9 +474,9 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     content = json.loads(text)["content"]
     if text != _encode(content) or str(content["step"]) != path.name:
       raise ValueError
+    listed, found = content["files"], _list_files(path)
   except (FileNotFoundError, ValueError, KeyError, TypeError):
     raise Damaged(f"{MANIFEST} is missing or not as it was written") from None
-  listed, found = content["files"], _list_files(path)
   for name in sorted(listed.keys() | found.keys()):
     size = listed[name][0] if name in listed else "no"
     if found.get(name, "no") != size:

@@ -3,15 +3,16 @@
 import os
 import pathlib
 
-import program as program_lib
 import pytest
-import small_runs
 
-# Read by JAX when a test first uses it. Sharding is tested on devices that are not there; and
-# hundreds of small programs are compiled to run once or twice, so they are not optimised.
+# JAX reads these when it is imported, so they come first. Sharding is tested on devices that
+# are not there; and hundreds of programs are compiled to run once, so they are not optimised.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+import program as program_lib  # noqa: E402
+import small_runs  # noqa: E402
 
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

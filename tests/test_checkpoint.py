@@ -1,5 +1,6 @@
 """What is restored is what was saved, bit for bit, or it is not restored at all."""
 
+import contextlib
 import json
 import os
 import random
@@ -568,22 +569,42 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
 # -------------------------------------------------------------- several processes
 
 
-def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
+@contextlib.contextmanager
+def two_processes(code, workdir):
+  """Processes 0 and 1 of a run with two CPU devices each; `make` gives its state at a step."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-  code = """
-      import numpy as np, pathlib, time
+  prelude = """
+      import os, pathlib, resource
+      import numpy as np
+      from jax.experimental import multihost_utils
       from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
       jax.config.update("jax_cpu_collectives_implementation", "gloo")
       jax.config.update("jax_num_cpu_devices", 2)
       jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[3]))
       sharding = NamedSharding(Mesh(np.array(jax.devices()), "x"), P("x"))
-      make = jax.jit(lambda step: {"params": {"w": jnp.arange(64.) + step},
+      first = jax.process_index() == 0
+      make = jax.jit(lambda step: {"params": {"w": jnp.arange(2.**16) + step},
                                    "m": jnp.arange(8) * step}, out_shardings=sharding)
+      """
+  processes = [start(prelude + code, workdir, port, i) for i in range(2)]
+  try:
+    yield processes
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+
+
+def read_lines(process):
+  return [line for line in process.communicate(timeout=120)[0].splitlines() if "[Gloo]" not in line]
+
+
+def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
+  code = """
       like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                           make(0))
-      first = jax.process_index() == 0
       checkpoints = open_checkpoints(sys.argv[1], every_minutes=1e-9 if first else 1e9,
                                      every_steps=0)
       assert checkpoints.restore_latest(like) is None
@@ -592,6 +613,7 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
         checkpoints.save(step, make(step), {"step": step}, wait=step == 30)
       print("STEPS", checkpoint.committed_steps(sys.argv[1]))
       checkpoints.close()
+      multihost_utils.sync_global_devices("both have looked")
       if first:
         path = pathlib.Path(sys.argv[1], "checkpoints/30/params/manifest.ocdbt")
         path.write_bytes(path.read_bytes()[:-1])
@@ -602,18 +624,36 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
       checkpoints.save(40, state, {"step": 40})
       checkpoints.close()
       """
-  processes = [start(code, tmp_path, port, i) for i in range(2)]
-  outs = [[line for line in p.communicate(timeout=120)[0].splitlines() if "[Gloo]" not in line]
-          for p in processes]
+  with two_processes(code, tmp_path) as processes:
+    outs = [read_lines(process) for process in processes]
   assert [p.returncode for p in processes] == [0, 0], outs
   assert outs[0] == outs[1] == ["DUE [10, 20, 30]", "STEPS [20, 30]", "RESTORED 20 True"]
   assert checkpoint.committed_steps(tmp_path) == [20, 40]
   one = NamedSharding(make_mesh(1, 1), PartitionSpec())
-  like = {"params": {"w": jax.ShapeDtypeStruct((64,), jnp.float32, sharding=one)},
+  like = {"params": {"w": jax.ShapeDtypeStruct((2**16,), jnp.float32, sharding=one)},
           "m": jax.ShapeDtypeStruct((8,), jnp.int32, sharding=one)}
   state, metadata = restore(tmp_path, like)
   assert metadata == {"step": 40}
-  assert_same_bits(state, {"params": {"w": jnp.arange(64.) + 20}, "m": jnp.arange(8) * 20})
+  assert_same_bits(state, {"params": {"w": jnp.arange(2.**16) + 20}, "m": jnp.arange(8) * 20})
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_process_that_cannot_write_says_so_at_once(tmp_path, failing):
+  """The others wait for it in Orbax; that the run ends is for what watches over peers."""
+  with two_processes(f"""
+      checkpoints = open_checkpoints(sys.argv[1])
+      checkpoints.save(1, make(1), {{"step": 1}}, wait=True)
+      if jax.process_index() == {failing}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+      try:
+        checkpoints.save(2, make(2), {{"step": 2}}, wait=True)
+      except checkpoint.StorageError as e:
+        print(e, flush=True)
+        os._exit(e.exit_code)
+      """, tmp_path) as processes:
+    assert "File too large" in read_lines(processes[failing])[0]
+    assert processes[failing].returncode == StorageError.exit_code
+  assert checkpoint.committed_steps(tmp_path) == [1]
 
 
 # -------------------------------------------------------------- fingerprints

@@ -89,6 +89,7 @@ def test_a_disarmed_watchdog_does_nothing():
 
 
 def test_the_compilation_cache_is_private(tmp_path):
-  result = run_python(f"from bertgpt import process; process.use_compilation_cache('{tmp_path}/a/b')")
+  result = run_python("from bertgpt import process\n"
+                      f"process.use_compilation_cache('{tmp_path}/a/b')")
   assert result.returncode == 0, result.stderr
   assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0

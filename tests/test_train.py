@@ -151,12 +151,13 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe):
     objective = objectives.make_objective(config, vocabulary)
     state = train.make_abstract_state(config, mesh, model, objective)
     for phase in config.phases:
-      phase.batch_size = max(phase.batch_size, 64 * phase.micro_batches)
+      multiple = 64 * phase.micro_batches
+      phase.batch_size = -(-phase.batch_size // multiple) * multiple
       batch = abstract_batch(config, phase, mesh)
       step = jax.jit(train.make_train_step(config, model, objective, phase.micro_batches))
-      text = step.trace(state, batch).lower(lowering_platforms=("tpu",)).as_text()
-      assert "sharding" in text
-      step.trace(state, batch).lower(lowering_platforms=("cuda",))
+      traced = step.trace(state, batch)
+      for platform in ("tpu", "cuda"):
+        assert "sharding" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def abstract_batch(config, phase, mesh):

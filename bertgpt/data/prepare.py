@@ -328,9 +328,8 @@ def _encode(documents: Iterable, worker: _Worker, num_workers: int,
 def _start_workers(worker: _Worker, num_workers: int) -> Iterator[Callable[[list], futures.Future]]:
   """Worker processes, each behind a pipe of its own that a thread of this process waits on.
 
-  Nothing is shared between workers. ProcessPoolExecutor has one queue for all, and waits for
-  ever when a worker is killed that holds its lock (seen on Python 3.11.7). Here a worker that
-  is gone is the end of a pipe; and so is, for a worker, a parent that is gone.
+  ProcessPoolExecutor has one queue for all and can wait for ever once a worker was killed
+  (Python 3.11.7). Here a dead worker is a closed pipe; and so is, for a worker, a dead parent.
   """
   # Spawned, not forked: the caller may run threads of JAX, which do not survive a fork.
   context = multiprocessing.get_context("spawn")
@@ -363,6 +362,8 @@ def _start_workers(worker: _Worker, num_workers: int) -> Iterator[Callable[[list
     for process in processes:
       process.terminate()
     threads.shutdown(cancel_futures=True)
+    for process in processes:
+      process.join()
 
 
 def _serve(connection, settings: _Worker) -> None:

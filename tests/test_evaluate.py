@@ -1,0 +1,93 @@
+"""Held-out numbers do not depend on how they are computed, and count every row once."""
+
+import collections
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from program import ROOT, curves
+
+from bertgpt import evaluate, objectives, sharding, workdir
+from bertgpt.data import loader, prepare
+from bertgpt.data.corpus import open_corpus
+
+LAYOUTS = [(8, 1), (16, 1), (64, 1), (8, 8), (64, 8)]  # (batch size, devices)
+
+
+@pytest.fixture(scope="module")
+def trained(finished_run):
+  return workdir.load_trained(finished_run)
+
+
+@pytest.fixture(scope="module")
+def held_out(trained):
+  return open_corpus(prepare.ensure_prepared(trained.config), "validation")
+
+
+def make_evaluator(trained, held_out, batch_size, num_devices):
+  config = trained.config.copy_and_resolve_references()
+  config.eval.batch_size = batch_size
+  mesh = sharding.make_mesh(config, jax.devices()[:num_devices])
+  objective = objectives.make_objective(config, workdir.make_vocabulary(trained.tokenizer))
+  return evaluate.make_evaluator(config, mesh, held_out, trained.model, objective)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda p: f"rows{p[0]}-devices{p[1]}")
+def evaluator(request, trained, held_out):
+  return make_evaluator(trained, held_out, *request.param)
+
+
+@pytest.fixture(scope="module")
+def last_scores(finished_run):
+  """What the training run logged at its end."""
+  return {tag.rsplit("/", 1)[1]: points[-1][1] for tag, points in curves(finished_run).items()
+          if tag.startswith("eval/validation/")}
+
+
+def test_layout_does_not_change_the_numbers_of_the_training_run(evaluator, trained, last_scores):
+  params = jax.device_put(trained.params, sharding.shard_state(
+      trained.params, trained.params, evaluator.mesh, evaluator.config))
+  found = evaluate.run(evaluator, params, 0)
+  assert found.keys() == last_scores.keys()
+  for name, value in found.items():
+    assert value == pytest.approx(last_scores[name], rel=1e-5), name
+
+
+def test_every_row_is_counted_once(trained, held_out):
+  """The weights of all batches add up to those of the rows taken one at a time."""
+  objective = objectives.make_objective(trained.config, workdir.make_vocabulary(trained.tokenizer))
+  step = jax.jit(evaluate.make_eval_step(trained.model, objective))
+  rows = loader.Rows(held_out, trained.config, 0, loader.EVAL_SEED, num_windows=1)
+
+  def weigh(batches, size):
+    weights = collections.Counter()
+    for i, batch in enumerate(batches):
+      sums = step(trained.params, batch, np.arange(i * size, (i + 1) * size, dtype=np.int32))
+      weights.update({name: float(weight) for name, (_, weight) in sums.items()})
+    return weights
+
+  one_by_one = weigh((rows.read(np.array([i])) for i in range(rows.rows_per_epoch)), 1)
+  for size in (8, 16, 64):
+    config = trained.config.copy_and_resolve_references()
+    config.eval.batch_size = size
+    batches = loader.make_eval_batches(held_out, config, 0, slice(0, size))
+    assert weigh(batches, size) == one_by_one
+
+
+def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_scores):
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+  out = subprocess.run([sys.executable, "-m", "bertgpt.cli", "evaluate",
+                        f"--workdir={finished_run}"], env=env, check=True, capture_output=True,
+                       text=True, timeout=240).stdout
+  printed = dict(line.split() for line in out.splitlines())
+  assert printed == {name: f"{value:.6g}" for name, value in last_scores.items()}
+
+
+def test_bits_per_byte_of_a_uniform_guess(held_out):
+  """A coin per byte: as many nats as bytes have bits, spread over the tokens."""
+  nats = held_out.num_bytes * 8 * np.log(2)
+  num_predicted = held_out.document_lengths.sum() + len(held_out)
+  assert evaluate.bits_per_byte(nats / num_predicted, held_out) == pytest.approx(8)
