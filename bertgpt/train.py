@@ -243,11 +243,11 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
 
 def open_corpus(config: ConfigDict) -> tuple[corpus_lib.Corpus, corpus_lib.Corpus]:
   """The train and validation splits. Process 0 prepares what is missing, the others wait."""
-  if jax.process_index() == 0:
-    prepare.ensure_prepared(config)
+  is_first = jax.process_index() == 0
+  path = prepare.ensure_prepared(config) if is_first else None
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("corpus prepared")
-  path = prepare.ensure_prepared(config)
+  path = path or prepare.ensure_prepared(config)
   train_set, held_out = (corpus_lib.open_corpus(path, split) for split in corpus_lib.SPLITS)
   if jax.process_count() > 1:
     digest = np.frombuffer(bytes.fromhex(train_set.identity), np.int32)
