@@ -14,7 +14,6 @@ number for a name for a step. Here a step is what has a manifest that matches it
 import concurrent.futures
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -24,20 +23,18 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
-from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.errors import DataError, StorageError
+from bertgpt.fingerprint import name_leaves, sum_leaves
 
 MANIFEST = "manifest.json"
 ITEMS = ("params", "rest")
@@ -117,8 +114,8 @@ class Checkpoints:
     if step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, for step {newest} is there "
                       "already; go on from that one, or use another --workdir")
-    leaves = _name_leaves(state)
-    sums = _sum_leaves(list(leaves.values()))  # Runs before whatever overwrites the state.
+    leaves = name_leaves(state)
+    sums = sum_leaves(list(leaves.values()))  # Runs before whatever overwrites the state.
     items = {item: ocp.args.PyTreeSave(_nest(part)) for item, part in _split(leaves).items()}
     try:
       self._writer.save(self._unfinished / str(step), args=ocp.args.Composite(**items))
@@ -173,7 +170,7 @@ class Checkpoints:
       path = self._root / str(step)
       try:
         manifest = _read_manifest(path)
-        state = _restore(path, manifest["leaves"], _name_leaves(abstract_state))
+        state = _restore(path, manifest["leaves"], name_leaves(abstract_state))
         return jax.tree.structure(abstract_state).unflatten(state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:
@@ -231,7 +228,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       if abstract_params is None:
         params = _restore(path, saved, dict.fromkeys(saved))
         return _nest(dict(zip(saved, params, strict=True)))["params"], manifest["metadata"]
-      params = _restore(path, saved, _name_leaves({"params": abstract_params}))
+      params = _restore(path, saved, name_leaves({"params": abstract_params}))
       return jax.tree.structure(abstract_params).unflatten(params), manifest["metadata"]
     except Damaged as e:
       print(f"WARNING: {path} is damaged: {e}; the one before is used", file=sys.stderr, flush=True)
@@ -252,94 +249,7 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
   return steps
 
 
-@contextlib.contextmanager
-def lock_workdir(workdir: os.PathLike | str) -> Iterator[None]:
-  """Keeps other runs out of a workdir. The lock ends with the process, however it ends.
-
-  Raises:
-    ConfigError: another run has it.
-    StorageError: the workdir cannot be written.
-  """
-  path = pathlib.Path(os.path.abspath(workdir)) / ".lock"
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")
-  except OSError as e:
-    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror})") from e
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      raise ConfigError(f"--workdir {workdir} is in use by {file.read().strip() or 'another run'}; "
-                        "wait for it, stop it, or use another --workdir") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    yield
-
-
-# -------------------------------------------------------------- fingerprints
-
-
-def fingerprint(state: Any) -> dict[str, int]:
-  """A number per leaf that changes with any of its bits and with the order of its elements.
-
-  The sum, modulo 2^32, of a hash of every element's bits and position. Addition in uint32 is
-  exact in any order, so the mesh, the number of devices and the compiler do not matter.
-
-  Args:
-    state: pytree of numeric, bool or PRNG-key arrays, however sharded.
-  """
-  leaves = _name_leaves(state)
-  return dict(zip(leaves, np.asarray(_sum_leaves(list(leaves.values()))).tolist(), strict=True))
-
-
-def _sum_leaves(leaves: list[Any]) -> jax.Array:
-  """uint32[len(leaves)] on every device of the leaves' mesh; does not wait for it."""
-  shardings = (getattr(x, "sharding", None) for x in leaves)
-  meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
-  return _make_sum(NamedSharding(meshes[0], PartitionSpec()) if meshes else None)(leaves)
-
-
-@functools.cache
-def _make_sum(sharding: NamedSharding | None):
-  return jax.jit(lambda leaves: jnp.stack([_sum_leaf(x) for x in leaves]), out_shardings=sharding)
-
-
-def _sum_leaf(x: jax.Array) -> jax.Array:
-  """Folds one axis after the other into a sum of mixed bits and positions."""
-  bits = _to_bits(x)
-  while bits.ndim:
-    position = _mix(jnp.arange(1, bits.shape[-1] + 1, dtype=jnp.uint32))
-    bits = _mix(jnp.sum(_mix(bits ^ position), axis=-1, dtype=jnp.uint32))
-  return bits
-
-
-def _to_bits(x: jax.Array) -> jax.Array:
-  """uint32 of x's shape (with a trailing axis for types wider than 32 bits)."""
-  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-    return jax.random.key_data(x).astype(jnp.uint32)
-  if x.dtype == jnp.bool_:
-    return x.astype(jnp.uint32)
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-  return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-  """The bijection on uint32 that ends MurmurHash3 (Appleby, 2011)."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
-
-
 # -------------------------------------------------------------- leaves
-
-
-def _name_leaves(state: Any) -> dict[str, Any]:
-  """Leaves by '/'-joined path, in the tree's order."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -408,10 +318,10 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
       args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if x is None else
               ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
               for name, x in part.items()}
-      restored |= _name_leaves(reader.restore(path / item, args=ocp.args.PyTreeRestore(
+      restored |= name_leaves(reader.restore(path / item, args=ocp.args.PyTreeRestore(
           item=_nest(dict.fromkeys(part, 0)), restore_args=_nest(args))))
   leaves = [restored[name] for name in wanted]
-  for name, value in zip(wanted, np.asarray(_sum_leaves(leaves)).tolist(), strict=True):
+  for name, value in zip(wanted, np.asarray(sum_leaves(leaves)).tolist(), strict=True):
     if value != saved[name][1]:
       raise Damaged(f"{name} is not what was saved")
   return leaves

@@ -10,8 +10,11 @@
 """
 
 import contextlib
+import fcntl
+import os
 import pathlib
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -42,7 +45,7 @@ def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     yield
     return
   try:
-    with checkpoint.lock_workdir(workdir):
+    with lock(workdir):
       try:
         yield
       except BaseException:
@@ -54,6 +57,31 @@ def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
       for path in made:
         path.rmdir()
     raise
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps other runs out of a workdir. The lock ends with the process, however it ends.
+
+  Raises:
+    ConfigError: another run has it.
+    StorageError: the workdir cannot be written.
+  """
+  try:
+    file = (workdir / ".lock").open("a+")
+  except OSError as e:
+    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror})") from e
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      raise ConfigError(f"--workdir {workdir} is in use by {file.read().strip() or 'another run'}; "
+                        "wait for it, stop it, or use another --workdir") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    yield
 
 
 def create(workdir: pathlib.Path) -> None:

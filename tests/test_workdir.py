@@ -1,7 +1,10 @@
 """bertgpt.workdir: a run that fails early leaves nothing; one that is there is not mixed up."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -144,3 +147,24 @@ def test_a_trained_model_comes_with_its_own_tokenizer(finished_bert, tmp_path):
   file.write_text(file.read_text().replace("river", "rivet"))
   with pytest.raises(DataError, match="not the tokenizer of the checkpoint at step 20"):
     workdir.load_trained(folder)
+
+
+# ------------------------------------------------------------------- the lock
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
+  holder = subprocess.Popen(
+      [sys.executable, "-c", "import pathlib, sys, time\nfrom bertgpt import workdir\n"
+       "with workdir.lock(pathlib.Path(sys.argv[1])):\n"
+       "  print('locked', flush=True)\n  time.sleep(60)", str(tmp_path)],
+      stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+  assert holder.stdout.readline() == "locked\n"
+  refused = pytest.raises(ConfigError, match=f"{tmp_path} is in use by process {holder.pid} on ")
+  with refused, workdir.lock(tmp_path):
+    pass
+  holder.kill()
+  holder.wait()
+  with workdir.lock(tmp_path):  # The lock of the dead is none.
+    refused = pytest.raises(ConfigError, match=f"process {os.getpid()} ")
+    with refused, workdir.lock(tmp_path):
+      pass

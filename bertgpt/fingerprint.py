@@ -1,0 +1,66 @@
+"""Fingerprints of arrays on devices: whether a restored state is the one that was saved."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def fingerprint(state: Any) -> dict[str, int]:
+  """A number per leaf that changes with any of its bits and with the order of its elements.
+
+  The sum, modulo 2^32, of a hash of every element's bits and position. Addition in uint32 is
+  exact in any order, so the mesh, the number of devices and the compiler do not matter.
+
+  Args:
+    state: pytree of numeric, bool or PRNG-key arrays, however sharded.
+  """
+  leaves = name_leaves(state)
+  return dict(zip(leaves, np.asarray(sum_leaves(list(leaves.values()))).tolist(), strict=True))
+
+
+def sum_leaves(leaves: list[Any]) -> jax.Array:
+  """uint32[len(leaves)] on every device of the leaves' mesh; does not wait for it."""
+  shardings = (getattr(x, "sharding", None) for x in leaves)
+  meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
+  return _make_sum(NamedSharding(meshes[0], PartitionSpec()) if meshes else None)(leaves)
+
+
+@functools.cache
+def _make_sum(sharding: NamedSharding | None):
+  return jax.jit(lambda leaves: jnp.stack([_sum_leaf(x) for x in leaves]), out_shardings=sharding)
+
+
+def _sum_leaf(x: jax.Array) -> jax.Array:
+  """Folds one axis after the other into a sum of mixed bits and positions."""
+  bits = _to_bits(x)
+  while bits.ndim:
+    position = _mix(jnp.arange(1, bits.shape[-1] + 1, dtype=jnp.uint32))
+    bits = _mix(jnp.sum(_mix(bits ^ position), axis=-1, dtype=jnp.uint32))
+  return bits
+
+
+def _to_bits(x: jax.Array) -> jax.Array:
+  """uint32 of x's shape (with a trailing axis for types wider than 32 bits)."""
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return jax.random.key_data(x).astype(jnp.uint32)
+  if x.dtype == jnp.bool_:
+    return x.astype(jnp.uint32)
+  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+  return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """The bijection on uint32 that ends MurmurHash3 (Appleby, 2011)."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def name_leaves(state: Any) -> dict[str, Any]:
+  """Leaves by '/'-joined path, in the tree's order."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
