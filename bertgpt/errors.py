@@ -17,33 +17,33 @@ bug.
 
 
 class UserError(Exception):
-    """An error whose message is written for the person who typed the command.
+  """An error whose message is written for the person who typed the command.
 
-    The message names the file, field or flag and says what to do about it.
-    """
+  The message names the file, field or flag and says what to do about it.
+  """
 
-    exit_code = 2
+  exit_code = 2
 
 
 class ConfigError(UserError):
-    exit_code = 2
+  exit_code = 2
 
 
 class DataError(UserError):
-    exit_code = 65
+  exit_code = 65
 
 
 class PeerError(UserError):
-    exit_code = 69
+  exit_code = 69
 
 
 class DivergedError(UserError):
-    exit_code = 70
+  exit_code = 70
 
 
 class StorageError(UserError):
-    exit_code = 74
+  exit_code = 74
 
 
 class Preempted(UserError):
-    exit_code = 75
+  exit_code = 75
