@@ -305,8 +305,8 @@ def _range_problems(config):
     yield "objective.replace_with_mask + objective.replace_with_random: must not exceed 1"
   steps = config.profile.steps
   if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
-                    and 1 <= steps[0] <= steps[1]):
-    yield f"profile.steps={steps}: give (first, last), counted from 1"
+                    and 1 <= steps[0] <= steps[1] <= total_steps(config)):
+    yield f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps"
 
 
 def _model_problems(config):

@@ -162,3 +162,19 @@ def use_compilation_cache(folder: str) -> None:
       raise StorageError(f"system.compilation_cache={folder}: cannot be written ({e.strerror}); "
                          "choose another folder, or '' to do without") from e
     jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def trace(steps: tuple[int, ...], path: pathlib.Path, step: int, wait: Callable) -> None:
+  """Starts or ends the profiler's trace of the steps (first, last), before step `step`.
+
+  Args:
+    steps: empty for no trace.
+    path: folder the trace is written to; xprof and TensorBoard open it.
+    wait: returns when the step before is done.
+  """
+  if steps and step == steps[0]:
+    wait()
+    jax.profiler.start_trace(str(path))
+  if steps and step == steps[1] + 1:
+    wait()
+    jax.profiler.stop_trace()

@@ -178,7 +178,7 @@ def train(config: ConfigDict, path: pathlib.Path,
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
     for step, train_step, batch in batches:  # `step` counts from 1: it is done below.
       process.arm_watchdog(config.system.hang_timeout_minutes)
-      trace(config, path, step, log)
+      process.trace(config.profile.steps, path / "profile", step, log.flush)
       state, step_metrics = train_step(state, batch)
       log.add(step, step_metrics)
       stop = should_stop(step)
@@ -192,6 +192,7 @@ def train(config: ConfigDict, path: pathlib.Path,
                         "the same command goes on from there")
       if is_due(config.eval.every_steps, step) and step < last_step:
         log.evaluate(step, state.params)
+    process.trace(config.profile.steps, path / "profile", last_step + 1, log.flush)
     return log.evaluate(last_step, state.params)
 
 
@@ -279,16 +280,30 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}; "
                         f"bring that {name} back, or use another --workdir")
-    steps = config_lib.total_steps(run.config)
-    if int(state.step) > steps:
-      raise ConfigError(f"phases[].steps: {steps} in all, but the run in {run.path} has done "
-                        f"{int(state.step)} already; raise them, or use another --workdir")
+    check_phases(run, recipes.from_json(metadata["config"]), int(state.step))
     return state
   init = functools.partial(init_state, run.config, run.model, run.objective)
   state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, run.abstract_state))()
   if run.config.init_from:
     state = dataclasses.replace(state, params=load_params(run))
   return state
+
+
+def check_phases(run: Run, old: ConfigDict, step: int) -> None:
+  """Steps may be added to a run; what is behind it stays as it was.
+
+  Args:
+    old: config of the checkpoint at `step`.
+  Raises:
+    ConfigError: under the new config the run would not be where it is.
+  """
+  steps = config_lib.total_steps(run.config)
+  if step > steps:
+    raise ConfigError(f"phases[].steps: {steps} in all, but the run in {run.path} has done "
+                      f"{step} already; raise them, or use another --workdir")
+  if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(run.config, step - 1):
+    raise ConfigError(f"phases[].steps: the run in {run.path} has done {step} steps; those of the "
+                      "phases that are behind it cannot change; change the last one's")
 
 
 def load_params(run: Run) -> Any:
@@ -423,15 +438,3 @@ class StepLog:
 
 def is_due(every: int, step: int) -> bool:
   return every > 0 and step % every == 0
-
-
-def trace(config: ConfigDict, path: pathlib.Path, step: int, log: StepLog) -> None:
-  """Starts or ends the profiler's trace of the steps `config.profile.steps`."""
-  if not config.profile.steps:
-    return
-  first, last = config.profile.steps
-  if step == first:
-    jax.profiler.start_trace(str(path / "profile"))
-  if step == last + 1:
-    log.flush()  # Waits for the last traced step.
-    jax.profiler.stop_trace()

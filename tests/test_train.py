@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
 from bertgpt import models, objectives, recipes, sharding, train
+from bertgpt.errors import ConfigError
 
 RECIPES = sorted(glob.glob("configs/*.py"))
 
@@ -192,3 +193,13 @@ def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
     assert list(train.make_steps(run, start)) == everything[start:]
 
 
+@pytest.mark.parametrize("steps, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
+                                            ((4, 4), True), ((2, 2), True)], ids=str)
+def test_steps_may_be_added_only_ahead_of_the_run(steps, refused):
+  """A run of phases of 3 and 4 steps that has done 5."""
+  old, new = tiny.make_config(), tiny.make_config()
+  old.phases = tuple(config_lib.phase(steps=n) for n in (3, 4))
+  new.phases = tuple(config_lib.phase(steps=n) for n in steps)
+  run = train.Run(new, *[None] * 8)
+  with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
+    train.check_phases(run, old, 5)
