@@ -27,7 +27,6 @@ CHOICES = {
     "model.norm": ("post", "pre"),
     "model.activation": ("gelu_tanh", "gelu_erf"),
     "model.dtype": ("bfloat16", "float32"),
-    "model.attention": ("xla",),
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("threefry", "rbg"),
     "objective.name": ("mlm_nsp", "mlm", "causal"),
@@ -111,10 +110,11 @@ def base() -> ConfigDict:
   model.scale_residual_init = False        # GPT-2: projections into the residual start 1/sqrt(2 layers) smaller
   model.vocab_size = 0                     # 0: the tokenizer's; the table is padded to a multiple of 128
   model.dtype = "bfloat16"                 # of activations and products; parameters are float32
-  model.attention = "xla"
   model.remat = "none"                     # recompute in the backward pass: none | dots (keep matrix products) | full
   model.scan_unroll = 1                    # layers per iteration of the scan; 0: all, no loop
-  model.dropout_rng = "rbg"                # generator of dropout masks: rbg (fast) | threefry
+  # Generator of dropout masks. threefry: the same on every mesh, each device draws its rows.
+  # rbg: cheaper on one device, but every device draws the masks of the whole batch.
+  model.dropout_rng = "threefry"
 
   config.objective = objective = ConfigDict()
   objective.name = "mlm_nsp"               # mlm_nsp | mlm | causal
@@ -266,6 +266,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None) -> list[st
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
+  problems += [*_slot_problems(config), *_profile_problems(config)]
   if num_devices is not None:
     problems += _mesh_problems(config, num_devices)
   return problems
@@ -303,10 +304,6 @@ def _range_problems(config):
       yield f"{field}={values[field]}: must be at least 0 and below 1"
   if config.objective.replace_with_mask + config.objective.replace_with_random > 1 + 1e-9:
     yield "objective.replace_with_mask + objective.replace_with_random: must not exceed 1"
-  steps = config.profile.steps
-  if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
-                    and 1 <= steps[0] <= steps[1] <= total_steps(config)):
-    yield f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps"
 
 
 def _model_problems(config):
@@ -354,6 +351,22 @@ def _phase_problems(config, p, name):
     yield f"{name}: set warmup_steps or warmup_fraction, not both"
   if name == "phases[0]" and p.learning_rate_rule == "continuous":
     yield f"{name}.learning_rate_rule='continuous': the first phase has no curve before it"
+
+
+def _slot_problems(config):
+  slots = {}
+  for i, p in enumerate(config.phases):
+    first = slots.setdefault(p.seq_len, max_predictions(config, p))
+    if first != max_predictions(config, p):
+      yield (f"phases[{i}].max_predictions={p.max_predictions}: an earlier phase of the same "
+             f"seq_len={p.seq_len} has {first}; give both the same")
+
+
+def _profile_problems(config):
+  steps = config.profile.steps
+  if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
+                    and 1 <= steps[0] <= steps[1] <= total_steps(config)):
+    yield f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps"
 
 
 def _mesh_problems(config, num_devices):

@@ -11,8 +11,9 @@
 | 75        | `Preempted`       | stopped by a signal; a checkpoint is saved          |
 | 130       |                   | Ctrl-C outside the training loop                    |
 
-The numbers from 65 to 75 are those of BSD's sysexits.h. Any other number, with a traceback, is a
-bug.
+The numbers from 65 to 75 are those of BSD's sysexits.h. Code 1 with the stacks of all threads
+and the word "Timeout" comes from the watchdog: a step did not come, for a peer or a device hangs.
+Any other number, with a traceback, is a bug.
 """
 
 

@@ -1,6 +1,7 @@
 """Held-out metrics: every row of the validation split is counted exactly once."""
 
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,15 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, objectives, recipes, sharding, workdir
+from bertgpt import metrics, objectives, process, recipes, sharding, workdir
 from bertgpt.config import ConfigDict
-from bertgpt.data import loader, prepare
+from bertgpt.data import loader
 from bertgpt.data.corpus import Corpus, open_corpus
 from bertgpt.errors import ConfigError
 from bertgpt.models import Module
 from bertgpt.objectives import Objective
-
-EVAL_SEED = 0  # Of the masks: one fixed set for every run, so that runs can be compared.
 
 
 class Evaluator(NamedTuple):
@@ -45,7 +44,7 @@ def make_eval_step(model: Module, objective: Objective) -> Callable:
   """(params, batch, row_ids_B) -> sums. A row's masks depend on its number alone."""
 
   def eval_step(params, batch, row_ids_B):
-    batch = objective.corrupt(batch, jax.random.key(EVAL_SEED), row_ids_B)
+    batch = objective.corrupt(batch, jax.random.key(loader.EVAL_SEED), row_ids_B)
     return objective.evaluate(model, params, batch, None)
 
   return eval_step
@@ -67,6 +66,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   with sharding.use_mesh(mesh, config):
     rows = sharding.local_rows(mesh, config, batch_size)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
+      process.arm_watchdog(config.system.hang_timeout_minutes)
       batch = sharding.make_global_batch(local, mesh, config, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
       sums = evaluator.step(params, batch, row_ids)
@@ -74,6 +74,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
         window.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
       pending = sums
     window.add(jax.device_get(pending))
+  process.disarm_watchdog()
   means = metrics.with_perplexity(window.means())
   if "lm_loss" in means:
     means["bits_per_byte"] = bits_per_byte(means["lm_loss"], corpus)
@@ -98,10 +99,13 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
   trained = workdir.load_trained(path)
   config = recipes.override(trained.config, overrides)
   config_lib.validate(config)
-  held_out = open_corpus(prepare.ensure_prepared(config), "validation")
+  held_out = open_corpus(workdir.find_corpus(config), "validation")
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer; "
                       f"add --config.tokenizer.path={path}/tokenizer")
+  if held_out.identity != trained.corpus:
+    print(f"note: {held_out.path} is not the corpus of this run; these documents may be others "
+          "than those the run held out", file=sys.stderr)
   mesh = sharding.make_mesh(config)
   objective = objectives.make_objective(config, workdir.make_vocabulary(trained.tokenizer))
   evaluator = make_evaluator(config, mesh, held_out, trained.model, objective)

@@ -153,14 +153,15 @@ class Writer:
 
 def progress_line(step: int, last_step: int, scalars: Mapping[str, float], eta_s: float) -> str:
   """'step 120/4000  loss 6.31  lr 1.0e-04  |g| 1.20  52 ms  78k tok/s  MFU 41%  ETA 0:03:21'."""
-  parts = [f"step {step}/{last_step}", f"loss {scalars['train/loss']:.3f}",
-           f"lr {scalars['train/learning_rate']:.1e}", f"|g| {scalars['train/grad_norm']:.2f}",
+  loss, grad_norm = (scalars.get(f"train/{name}", math.nan) for name in ("loss", "grad_norm"))
+  parts = [f"step {step}/{last_step}", f"loss {loss:.3f}",
+           f"lr {scalars['train/learning_rate']:.1e}", f"|g| {grad_norm:.2f}",
            f"{scalars['perf/step_seconds'] * 1e3:.0f} ms",
            f"{scalars['perf/tokens_per_second'] / 1e3:.1f}k tok/s"]
   if "perf/mfu" in scalars:
     parts.append(f"MFU {scalars['perf/mfu']:.0%}")
-  if scalars.get("train/bad_steps"):
-    parts.append(f"NOT FINITE x{scalars['train/bad_steps']:.0f}")
+  if scalars.get("train/skipped_steps"):
+    parts.append(f"NOT FINITE, SKIPPED: {scalars['train/skipped_steps']}")
   parts.append(f"ETA {format_duration(eta_s)}")
   return "  ".join(parts)
 

@@ -130,6 +130,7 @@ def catch_signals() -> Iterator[Callable[[int], bool]]:
     signal.signal(signum, previous[signum])
 
   def pass_on(signum, frame):
+    signal.signal(signum, previous[signum])
     os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens to this one alone.
 
   alone = jax.process_count() == 1
@@ -164,17 +165,32 @@ def use_compilation_cache(folder: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 
-def trace(steps: tuple[int, ...], path: pathlib.Path, step: int, wait: Callable) -> None:
-  """Starts or ends the profiler's trace of the steps (first, last), before step `step`.
+@contextlib.contextmanager
+def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
+  """Traces the steps (first, last) with JAX's profiler; xprof and TensorBoard open the trace.
 
   Args:
     steps: empty for no trace.
-    path: folder the trace is written to; xprof and TensorBoard open it.
-    wait: returns when the step before is done.
+    path: folder the trace is written to.
+  Yields:
+    visit(step, wait), to be called before every step; wait() returns when the one before it
+    is done.
   """
-  if steps and step == steps[0]:
-    wait()
-    jax.profiler.start_trace(str(path))
-  if steps and step == steps[1] + 1:
-    wait()
-    jax.profiler.stop_trace()
+  is_on = False
+
+  def visit(step: int, wait: Callable) -> None:
+    nonlocal is_on
+    if steps and step == steps[0]:
+      wait()
+      jax.profiler.start_trace(str(path))
+      is_on = True
+    elif is_on and step == steps[1] + 1:
+      wait()
+      jax.profiler.stop_trace()
+      is_on = False
+
+  try:
+    yield visit
+  finally:
+    if is_on:
+      jax.profiler.stop_trace()

@@ -15,12 +15,13 @@ from ml_collections.config_flags import config_flags
 from bertgpt.config import ConfigDict, base, leaves, phase
 from bertgpt.errors import ConfigError, UserError
 
-# Fields that may differ when a run is resumed: they change neither the data, nor the
-# model, nor the update, or (steps) only say when to stop.
+# Fields that may differ when a run is resumed: they change neither the batches, nor the
+# model, nor the update. Steps may be added too; the learning rates of those to come then
+# follow the longer curve.
 RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
              "data.cache_dir", "data.corpus", "data.prepare_workers",
              "data.reader_workers", "data.prefetch", "train.max_bad_steps",
-             "model.remat", "model.scan_unroll", "model.attention")
+             "model.remat", "model.scan_unroll")
 
 
 # ----------------------------------------------------------------- loading

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bertgpt import evaluate, generate, metrics, objectives, workdir
+from bertgpt import generate, metrics, objectives, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import loader, prepare
+from bertgpt.data import loader
 from bertgpt.data.corpus import Corpus, open_corpus
 
 BASELINE_TOKENS = 20_000_000  # Training text that the n-gram baselines are counted on.
@@ -26,7 +26,7 @@ def write(path: pathlib.Path) -> None:
   writes.
   """
   trained = workdir.load_trained(path)
-  corpus_path = prepare.ensure_prepared(trained.config)
+  corpus_path = workdir.find_corpus(trained.config)
   train_set, held_out = open_corpus(corpus_path, "train"), open_corpus(corpus_path, "validation")
   curves = metrics.read_curves(path)
   scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
@@ -79,11 +79,11 @@ class Baseline(NamedTuple):
 def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Baseline:
   """Scores of the training text's token frequencies on the masked positions of the evaluation."""
   vocabulary = workdir.make_vocabulary(trained.tokenizer)
-  log_p = np.log(unigram_probabilities(train_set, vocabulary.size))
+  log_p = np.log(unigram_probabilities(train_set, vocabulary.size, is_causal=False))
   corrupt = jax.jit(objectives.make_objective(trained.config, vocabulary).corrupt)
   total = correct = weight = 0.0
   for batch, row_ids in _eval_batches(trained.config, held_out):
-    batch = jax.device_get(corrupt(batch, jax.random.key(evaluate.EVAL_SEED), row_ids))
+    batch = jax.device_get(corrupt(batch, jax.random.key(loader.EVAL_SEED), row_ids))
     targets, weights = batch["predict_targets"], batch["predict_weights"]
     total -= (log_p[targets] * weights).sum()
     correct += ((targets == log_p.argmax()) * weights).sum()
@@ -95,7 +95,7 @@ def causal_baselines(config: ConfigDict, train_set: Corpus,
                      held_out: Corpus) -> tuple[float, float]:
   """Perplexities of a unigram and of an interpolated bigram model (Witten & Bell 1991)."""
   size = config.model.vocab_size
-  unigram = unigram_probabilities(train_set, size)
+  unigram = unigram_probabilities(train_set, size, is_causal=True)
   pairs, counts = count_bigrams(train_set, size)
   firsts = pairs // size
   seen = np.bincount(firsts, counts, size)             # tokens that followed each token
@@ -114,12 +114,16 @@ def causal_baselines(config: ConfigDict, train_set: Corpus,
   return math.exp(unigram_nats / weight), math.exp(bigram_nats / weight)
 
 
-def unigram_probabilities(corpus: Corpus, vocab_size: int) -> np.ndarray:
-  """Token frequencies with one added to every count: float64 [vocab_size]."""
+def unigram_probabilities(corpus: Corpus, vocab_size: int, is_causal: bool) -> np.ndarray:
+  """Token frequencies with one added to every count: float64 [vocab_size].
+
+  Args:
+    is_causal: the end of every document is predicted too, and counts.
+  """
   counts = np.ones(vocab_size)
   for tokens in _sample_documents(corpus):
     counts += np.bincount(tokens, minlength=vocab_size)
-  counts[corpus.tokenizer.eod_id] += len(corpus)
+    counts[corpus.tokenizer.eod_id] += is_causal
   return counts / counts.sum()
 
 
@@ -151,13 +155,14 @@ def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, 
 def guess_words(trained, held_out: Corpus, num_sentences: int = 3) -> list[str]:
   """Held-out sentences with one word masked, and the five likeliest tokens there."""
   tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
-  is_whole = whole_words(tokenizer)
+  is_whole, continues = whole_words(tokenizer), tokenizer.continues_word()
+  longest = min(40, trained.config.model.max_positions - 2)
   lines = []
   for document in rng.permutation(len(held_out)):
     sentence = pick_sentence(held_out, int(document), rng)
-    places = [i for i in range(len(sentence)) if is_whole[sentence[i]]
-              and (i + 1 == len(sentence) or not tokenizer.continues_word()[sentence[i + 1]])]
-    if not 8 <= len(sentence) <= min(40, trained.config.model.max_positions - 2) or not places:
+    followed = np.append(continues[sentence[1:]], False)
+    places = np.flatnonzero(is_whole[sentence] & ~followed)
+    if not 8 <= len(sentence) <= longest or not len(places):
       continue
     place = int(rng.choice(places))
     tokens = np.concatenate([[tokenizer.cls_id], sentence, [tokenizer.sep_id]])
@@ -223,7 +228,7 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) 
 
 def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
   """What `bertgpt data` prints: the corpus, and the loader's report with masks as in training."""
-  corpus = open_corpus(prepare.ensure_prepared(config), "train")
+  corpus = open_corpus(workdir.find_corpus(config), "train")
   config = workdir.resolve(config, corpus.tokenizer)
   corrupt = objectives.make_objective(config, workdir.make_vocabulary(corpus.tokenizer)).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)

@@ -48,8 +48,8 @@ _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.Conte
 def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
   """A (data, fsdp, tensor) mesh over all devices, or the given ones.
 
-  Several TPU slices, or GPU hosts, are joined along `data` alone, so that only the
-  gradient sum crosses the slow network.
+  Several slices are joined along `data` alone, so that only the gradient sum crosses the
+  slow network between them.
 
   Raises:
     ConfigError: the axes do not multiply to the number of devices.
@@ -59,25 +59,15 @@ def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
   kinds = (AxisType.Auto,) * 3
-  islands = _count_islands(devices)
+  islands = len({getattr(d, "slice_index", 0) for d in devices})  # Each has a fast network.
   if islands > 1:
     if shape[0] % islands:
       raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
                         f"the network between {islands} slices; choose a product that fits in one")
     grid = mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // islands, fsdp, tensor), (islands, 1, 1), devices,
-        process_is_granule=not hasattr(devices[0], "slice_index"))
+        (shape[0] // islands, fsdp, tensor), (islands, 1, 1), devices)
     return Mesh(grid, MESH_AXES, axis_types=kinds)
   return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
-
-
-def _count_islands(devices) -> int:
-  """Groups of devices joined by a fast network: TPU slices, or GPU hosts."""
-  if hasattr(devices[0], "slice_index"):
-    return len({d.slice_index for d in devices})
-  if devices[0].platform == "gpu":
-    return len({d.process_index for d in devices})
-  return 1
 
 
 @contextlib.contextmanager
@@ -160,13 +150,18 @@ def batch_sharding(mesh: Mesh, config: config_lib.ConfigDict) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(tuple(config.mesh.axes.batch)))
 
 
-def local_rows(mesh: Mesh, config: config_lib.ConfigDict, batch_size: int) -> slice:
-  """The rows of a global batch that this process's devices hold."""
-  shards = batch_sharding(mesh, config).addressable_devices_indices_map((batch_size,))
-  rows = [index[0].indices(batch_size)[:2] for index in shards.values()]
-  start, stop = min(r[0] for r in rows), max(r[1] for r in rows)
-  assert sum(b - a for a, b in set(rows)) == stop - start, "a host's rows are contiguous"
-  return slice(start, stop)
+def local_rows(mesh: Mesh, config: config_lib.ConfigDict, batch_size: int,
+               devices=None) -> np.ndarray:
+  """Numbers of the rows of a global batch that this process's devices hold, ascending.
+
+  They need not follow each other: a mesh is laid along the wires, not along the hosts.
+
+  Args:
+    devices: other ones of the mesh than this process's.
+  """
+  shards = batch_sharding(mesh, config).devices_indices_map((batch_size,))
+  rows = [np.arange(batch_size)[shards[d]] for d in devices or mesh.local_devices]
+  return np.unique(np.concatenate(rows))
 
 
 def make_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, config: config_lib.ConfigDict,

@@ -31,7 +31,7 @@ from bertgpt import (
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import loader, prepare
+from bertgpt.data import loader
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.models import Module
 
@@ -65,7 +65,7 @@ def make_train_step(config: ConfigDict, model: Module, objective: objectives.Obj
 
   A step whose loss or gradient is not finite changes nothing but the step counters.
 
-  Returns metrics as (sum, weight) pairs of float32 scalars.
+  Returns metrics as (sum, weight) pairs of scalars.
   """
   schedule = optimizers.make_schedule(config)
   compute_gradients = make_gradients(config, model, objective, micro_batches)
@@ -170,15 +170,19 @@ def train(config: ConfigDict, path: pathlib.Path,
     config, last_step = run.config, config_lib.total_steps(run.config)
     checkpoints = stack.enter_context(contextlib.closing(make_checkpoints(run)))
     state = restore_or_init(run, checkpoints)
+    if jax.process_index() == 0:  # Only now: a start that is refused changes nothing.
+      workdir.write_run(path, config, run.corpus.tokenizer)
     first_step = int(state.step)
     log = stack.enter_context(contextlib.closing(StepLog(run, first_step)))
     if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
       log.evaluate(first_step, state.params)  # The signal or crash came before it.
     should_stop = stack.enter_context(process.catch_signals())
+    trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
+    stack.callback(process.disarm_watchdog)
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
     for step, train_step, batch in batches:  # `step` counts from 1: it is done below.
       process.arm_watchdog(config.system.hang_timeout_minutes)
-      process.trace(config.profile.steps, path / "profile", step, log.flush)
+      trace(step, log.flush)
       state, step_metrics = train_step(state, batch)
       log.add(step, step_metrics)
       stop = should_stop(step)
@@ -192,7 +196,6 @@ def train(config: ConfigDict, path: pathlib.Path,
                         "the same command goes on from there")
       if is_due(config.eval.every_steps, step) and step < last_step:
         log.evaluate(step, state.params)
-    process.trace(config.profile.steps, path / "profile", last_step + 1, log.flush)
     return log.evaluate(last_step, state.params)
 
 
@@ -223,14 +226,11 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   """
   config_lib.validate(config, jax.device_count())
   process.use_compilation_cache(config.system.compilation_cache)
-  is_first = jax.process_index() == 0
-  with workdir.claim(path, is_first):
+  with workdir.claim(path, jax.process_index() == 0):
     workdir.check_unchanged(path, config, allow_change)
     train_set, held_out = open_corpus(config)
     config = workdir.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config)
-    if is_first:
-      workdir.write_run(path, config, train_set.tokenizer)
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):
       model = models.make_model(config)
@@ -243,12 +243,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
 
 
 def open_corpus(config: ConfigDict) -> tuple[corpus_lib.Corpus, corpus_lib.Corpus]:
-  """The train and validation splits. Process 0 prepares what is missing, the others wait."""
-  is_first = jax.process_index() == 0
-  path = prepare.ensure_prepared(config) if is_first else None
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("corpus prepared")
-  path = path or prepare.ensure_prepared(config)
+  """The train and validation splits, the same on every host."""
+  path = workdir.find_corpus(config)
   train_set, held_out = (corpus_lib.open_corpus(path, split) for split in corpus_lib.SPLITS)
   if jax.process_count() > 1:
     digest = np.frombuffer(bytes.fromhex(train_set.identity), np.int32)
@@ -391,19 +387,24 @@ class StepLog:
       return True
     step, sums = self._pending[0], jax.device_get(self._pending[1])
     self._pending = None
-    self._window.add(sums)
+    is_finite = sums["bad_steps"][0] == 0
+    # A NaN would spoil the window; what was not applied is counted instead.
+    self._window.add(sums if is_finite else {"tokens": sums["tokens"]})
+    self._skipped += not is_finite
     limit = self._run.config.train.max_bad_steps
     if sums["bad_steps"][0] >= limit:
       raise DivergedError(f"step {step}: loss or gradient not finite in {limit} steps in a row; "
                           "none of them was applied. Lower phases[].learning_rate or look at "
                           "the data")
+    self._last = step, sums
     if is_due(self._run.config.log.every_steps, step):
       self._write(step, sums)
-    return sums["bad_steps"][0] == 0
+    return is_finite
 
   def evaluate(self, step: int, params: Any) -> dict[str, float]:
     self.flush()
-    process.disarm_watchdog()
+    if self._window.steps:
+      self._write(*self._last)
     phase_index, _ = config_lib.phase_at(self._run.config, step - 1)
     results = evaluate.run(self._run.evaluator, params, phase_index)
     name = self._run.evaluator.name
@@ -419,9 +420,10 @@ class StepLog:
   def _write(self, step: int, last: Any) -> None:
     config, window = self._run.config, self._window
     seconds = (time.monotonic() - self._clock) / window.steps
-    scalars = {f"train/{name}": mean for name, mean in window.means().items() if name != "tokens"}
-    scalars |= {f"train/{name}": float(last[name][0]) for name in ("learning_rate", "bad_steps")}
-    scalars |= {"perf/step_seconds": seconds,
+    scalars = {f"train/{name}": mean for name, mean in window.means().items()
+               if name not in ("tokens", "bad_steps")}
+    scalars |= {"train/learning_rate": float(last["learning_rate"][0]),
+                "train/skipped_steps": self._skipped, "perf/step_seconds": seconds,
                 "perf/tokens_per_second": window.total("tokens") / window.steps / seconds}
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     if peak:
@@ -433,7 +435,7 @@ class StepLog:
     self._restart()
 
   def _restart(self) -> None:
-    self._window, self._clock = metrics.Window(), time.monotonic()
+    self._window, self._skipped, self._clock = metrics.Window(), 0, time.monotonic()
 
 
 def is_due(every: int, step: int) -> bool:

@@ -11,6 +11,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import pathlib
 import shutil
@@ -19,12 +20,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
 from bertgpt import checkpoint, models, recipes
 from bertgpt.config import ConfigDict
-from bertgpt.data import tokenizers
+from bertgpt.data import prepare, tokenizers
+from bertgpt.data.corpus import is_corpus
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
 from bertgpt.objectives import Vocabulary
+
+PREPARE_TIMEOUT_S = 48 * 3600  # How long the others wait for process 0 to prepare a corpus.
+_searches = itertools.count()
 
 
 @contextlib.contextmanager
@@ -51,6 +61,9 @@ def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
       except BaseException:
         if not (workdir / "config.json").exists():
           (workdir / ".lock").unlink(missing_ok=True)
+          with contextlib.suppress(OSError):
+            (workdir / "checkpoints" / "unfinished").rmdir()
+            (workdir / "checkpoints").rmdir()
         raise
   except BaseException:
     with contextlib.suppress(OSError):  # A directory that holds something stays.
@@ -95,6 +108,32 @@ def create(workdir: pathlib.Path) -> None:
   except OSError as e:
     raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}); give a folder "
                        "where you may write") from e
+
+
+def find_corpus(config: ConfigDict) -> pathlib.Path:
+  """The prepared corpus of a config. Process 0 prepares what is missing, the others wait.
+
+  Only process 0 reads the source: the others learn from it where to look.
+
+  Raises:
+    DataError: the corpus is not where this process can read it.
+  """
+  if jax.process_count() == 1:
+    return prepare.ensure_prepared(config)
+  is_first = jax.process_index() == 0
+  path = prepare.ensure_prepared(config) if is_first else pathlib.Path()
+  # No collective of the devices: these give up long before a large corpus is prepared.
+  multihost.get_barrier_sync_fn()(key=f"bertgpt_corpus_{next(_searches)}",
+                                  timeout_ms=PREPARE_TIMEOUT_S * 1000)
+  name = np.zeros(256, np.uint8)
+  name[:len(path.name)] = np.frombuffer(path.name.encode(), np.uint8)
+  name = bytes(multihost_utils.broadcast_one_to_all(name)).rstrip(b"\0").decode()
+  if not is_first:
+    path = pathlib.Path(config.data.corpus or f"{config.data.cache_dir}/{name}").expanduser()
+    if not is_corpus(path):
+      raise DataError(f"{path}: process 0 has prepared this corpus, but it is not here; put "
+                      "data.cache_dir on storage that all hosts share")
+  return path.absolute()
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
@@ -189,6 +228,7 @@ class Trained(NamedTuple):
   Attributes:
     params: float32 arrays, as in `TrainState.params`.
     step: of the checkpoint they come from.
+    corpus: identity of the corpus it was trained on.
   """
 
   config: ConfigDict
@@ -196,6 +236,7 @@ class Trained(NamedTuple):
   params: dict[str, Any]
   tokenizer: tokenizers.Tokenizer
   step: int
+  corpus: str
 
 
 def load_trained(workdir: pathlib.Path) -> Trained:
@@ -212,4 +253,5 @@ def load_trained(workdir: pathlib.Path) -> Trained:
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
                     f"{metadata['step']}; restore the folder that the run was trained with")
-  return Trained(config, models.make_model(config), params, tokenizer, metadata["step"])
+  return Trained(config, models.make_model(config), params, tokenizer, metadata["step"],
+                 metadata["corpus"])

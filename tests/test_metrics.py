@@ -73,7 +73,7 @@ def test_only_the_first_process_writes(tmp_path):
 def test_progress_line_says_what_matters():
   line = metrics.progress_line(120, 4000, {
       "train/loss": 6.3125, "train/learning_rate": 1e-4, "train/grad_norm": 1.2,
-      "train/bad_steps": 0.0, "perf/step_seconds": 0.052, "perf/tokens_per_second": 78_000.0,
+      "train/skipped_steps": 0, "perf/step_seconds": 0.052, "perf/tokens_per_second": 78_000.0,
       "perf/mfu": 0.41}, 3801)
   assert line == ("step 120/4000  loss 6.312  lr 1.0e-04  |g| 1.20  52 ms  78.0k tok/s  MFU 41%  "
                   "ETA 1:03:21")

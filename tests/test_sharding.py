@@ -116,10 +116,16 @@ def test_a_wrong_mesh_is_refused():
     sharding.make_mesh(config, jax.devices())
 
 
-def test_rows_of_a_host_are_those_of_its_devices():
-  config = tiny.make_config(mesh=(2, 2, 2))
-  mesh = sharding.make_mesh(config, jax.devices())
-  assert sharding.local_rows(mesh, config, 32) == slice(0, 32)
+@pytest.mark.parametrize("mesh, host, rows", [
+    ((2, 2, 2), range(8), range(16)),
+    ((8, 1, 1), (0, 1, 4, 5), (0, 1, 2, 3, 8, 9, 10, 11)),  # As a TPU slice is cut into hosts.
+    ((2, 2, 2), (0, 1, 4, 5), (0, 1, 2, 3, 8, 9, 10, 11)),
+    ((2, 1, 4), (3,), range(8))], ids=str)
+def test_rows_of_a_host_are_those_of_its_devices(mesh, host, rows):
+  config = tiny.make_config(mesh=mesh)
+  devices = [jax.devices()[i] for i in host]
+  found = sharding.local_rows(sharding.make_mesh(config, jax.devices()), config, 16, devices)
+  assert found.tolist() == list(rows)
 
 
 def test_constrain_is_the_identity_without_a_mesh():

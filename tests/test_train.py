@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import tiny
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
-from bertgpt import models, objectives, recipes, sharding, train
+from bertgpt import models, objectives, process, recipes, sharding, train
 from bertgpt.errors import ConfigError
 
 RECIPES = sorted(glob.glob("configs/*.py"))
@@ -141,6 +142,7 @@ def abstract_mesh(config):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_lowers_for_tpu_and_gpu(recipe):
+  """With batches rounded up to what 64 devices divide: some recipes are for fewer."""
   config = recipes.load(recipe)
   config.model.vocab_size = min(config.tokenizer.vocab_size or 50257, 60000)
   if config.model.num_heads % 4:
@@ -203,3 +205,26 @@ def test_steps_may_be_added_only_ahead_of_the_run(steps, refused):
   run = train.Run(new, *[None] * 8)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
     train.check_phases(run, old, 5)
+
+
+def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_path):
+  config = tiny.make_config()
+  config.log.every_steps, config.log.tensorboard = 3, False
+  log = train.StepLog(train.Run(config, tmp_path, *[None] * 7), 0)
+  for step, loss in enumerate((2.0, np.nan, 4.0, 5.0), 1):
+    log.add(step, {"loss": (loss, 1), "grad_norm": (loss, 1), "learning_rate": (0.1, 1),
+                   "tokens": (100, 1), "bad_steps": (int(np.isnan(loss)), 1)})
+  log.close()
+  (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  scalars = json.loads(line, parse_constant=pytest.fail)
+  assert (scalars["step"], scalars["train/loss"], scalars["train/skipped_steps"]) == (3, 3.0, 1)
+
+
+def test_a_trace_is_written_and_a_run_resumed_inside_it_goes_on(tmp_path):
+  for first in (1, 3):
+    folder = tmp_path / str(first)
+    with process.tracer((2, 3), folder) as visit:
+      for step in range(first, 6):
+        visit(step, lambda: None)
+        jax.block_until_ready(jnp.ones(3) + step)
+    assert bool(list(folder.rglob("*.xplane.pb"))) == (first == 1)

@@ -18,12 +18,12 @@ def write_rows(path: pathlib.Path) -> None:
   read_step = loader.read_step
   path.parent.mkdir(exist_ok=True)
 
-  def read(rows, batch_size, row_slice, step):
-    batch = read_step(rows, batch_size, row_slice, step)
+  def read(rows, batch_size, local_rows, step):
+    batch = read_step(rows, batch_size, local_rows, step)
     count = len(batch["tokens"])
     digests = [loader.batch_sha256({name: array[i] for name, array in batch.items()})
                for i in range(count)]
-    first = range(batch_size)[row_slice].start
+    first = int(local_rows[0])
     with path.open("a") as file:
       file.write(json.dumps({"step": step, "first": first, "rows": digests}) + "\n")
     return batch

@@ -229,9 +229,9 @@ def _next_sentence_labels(parts: np.ndarray, rows: np.ndarray, num_rows: int,
 # ----------------------------------------------------------------- batches
 
 
-def read_step(rows: Rows, batch_size: int, row_slice: slice, step: int) -> Batch:
-  """The rows `row_slice` of the global batch of a step, counted from the phase's start."""
-  return rows.read(step * batch_size + np.arange(batch_size)[row_slice])
+def read_step(rows: Rows, batch_size: int, local_rows: np.ndarray | slice, step: int) -> Batch:
+  """The rows `local_rows` of the global batch of a step, counted from the phase's start."""
+  return rows.read(step * batch_size + np.arange(batch_size)[local_rows])
 
 
 def check_rows(corpus, config: ConfigDict) -> None:
@@ -255,21 +255,21 @@ def _check_rows(rows: Rows, corpus, config: ConfigDict, phase_index: int) -> Non
 
 
 def make_train_batches(corpus, config: ConfigDict, phase_index: int, first_step: int,
-                       row_slice: slice) -> "TrainBatches":
+                       local_rows: np.ndarray | slice) -> "TrainBatches":
   """This host's batches of a phase, from its step `first_step` to its last.
 
   `data.reader_workers` processes assemble them, or, if it is 0, threads; the batches are the same.
 
   Args:
     first_step: counted from the start of the phase.
-    row_slice: this host's rows of every global batch.
+    local_rows: this host's rows of every global batch, by number.
   Raises:
     DataError: an epoch has fewer rows than a batch.
   """
   phase, data = config.phases[phase_index], config.data
   rows = Rows(corpus, config, phase_index, config.seed)
   _check_rows(rows, corpus, config, phase_index)
-  read = functools.partial(read_step, rows, phase.batch_size, row_slice)
+  read = functools.partial(read_step, rows, phase.batch_size, local_rows)
   steps = grain.MapDataset.range(first_step, phase.steps)
   threads = 1 if data.reader_workers else READ_THREADS
   batches = steps.map(read).to_iter_dataset(
@@ -319,14 +319,14 @@ class TrainBatches:
 
 
 def make_eval_batches(corpus, config: ConfigDict, phase_index: int,
-                      row_slice: slice) -> Iterator[Batch]:
+                      local_rows: np.ndarray | slice) -> Iterator[Batch]:
   """All rows of the first epoch, once, in batches of `eval.batch_size`, for every run the same.
 
   Rows that fill up the last batch are empty: sequence_ids and weights are 0. With
   `eval.max_rows` only so many rows, a random choice, are read.
 
   Args:
-    row_slice: this host's rows of every global batch.
+    local_rows: this host's rows of every global batch, by number.
   Raises:
     DataError: the split holds no text.
   """
@@ -334,7 +334,7 @@ def make_eval_batches(corpus, config: ConfigDict, phase_index: int,
   num_rows = min(config.eval.max_rows or rows.rows_per_epoch, rows.rows_per_epoch)
   size = config.eval.batch_size
   return (rows.read(local[local < num_rows], len(local)) for local in
-          (first + np.arange(size)[row_slice] for first in range(0, num_rows, size)))
+          (first + np.arange(size)[local_rows] for first in range(0, num_rows, size)))
 
 
 def batch_sha256(batch: Batch) -> str:
