@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from bertgpt import cli, evaluate, metrics, objectives, report, workdir
+from bertgpt import cli, metrics, objectives, report, workdir
 from bertgpt.data import loader, prepare
 from bertgpt.data.corpus import open_corpus
 
@@ -21,8 +21,9 @@ class Run:
     corpus = prepare.ensure_prepared(self.trained.config)
     self.train_set, self.held_out = (open_corpus(corpus, s) for s in ("train", "validation"))
     documents = self.train_set.tokens(np.arange(len(self.train_set)))
-    end = self.trained.tokenizer.eod_id
-    self.documents = [[*map(int, tokens), end] for tokens in documents]
+    is_causal = self.trained.config.objective.name == "causal"
+    end = [self.trained.tokenizer.eod_id] * is_causal
+    self.documents = [[*map(int, tokens), *end] for tokens in documents]
     size = self.trained.config.model.vocab_size
     counts = collections.Counter(token for tokens in self.documents for token in tokens)
     total = sum(counts.values()) + size
@@ -42,10 +43,20 @@ def gpt(finished_gpt):
 # --------------------------------------------------------------- baselines
 
 
-def test_unigram_probabilities_are_the_counts_plus_one(bert):
-  found = report.unigram_probabilities(bert.train_set, len(bert.unigram))
-  np.testing.assert_allclose(found, bert.unigram, rtol=1e-12)
+@pytest.mark.parametrize("name", ["bert", "gpt"])
+def test_unigram_probabilities_are_the_counts_plus_one(name, request):
+  run = request.getfixturevalue(name)
+  found = report.unigram_probabilities(run.train_set, len(run.unigram), is_causal=name == "gpt")
+  np.testing.assert_allclose(found, run.unigram, rtol=1e-12)
   assert found.sum() == pytest.approx(1)
+
+
+def test_baselines_of_a_large_corpus_count_what_they_read(gpt, monkeypatch):
+  """A sample of documents has as many ends as documents."""
+  monkeypatch.setattr(report, "BASELINE_TOKENS", gpt.train_set.num_tokens // 10)
+  found = report.unigram_probabilities(gpt.train_set, len(gpt.unigram), is_causal=True)
+  end = gpt.trained.tokenizer.eod_id
+  assert found[end] == pytest.approx(gpt.unigram[end], rel=0.5)
 
 
 def test_masked_baseline_is_scored_on_the_masks_of_the_evaluation(bert):
@@ -59,7 +70,7 @@ def test_masked_baseline_is_scored_on_the_masks_of_the_evaluation(bert):
     single = config.copy_and_resolve_references()
   single.eval.batch_size = 1
   for i, row in enumerate(loader.make_eval_batches(bert.held_out, single, 0, slice(0, 1))):
-    row = corrupt(row, jax.random.key(evaluate.EVAL_SEED), np.array([i], np.int32))
+    row = corrupt(row, jax.random.key(loader.EVAL_SEED), np.array([i], np.int32))
     row = jax.device_get(row)
     for target, weight in zip(row["predict_targets"][0], row["predict_weights"][0], strict=True):
       if weight:
