@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -146,7 +147,8 @@ def catch_signals() -> Iterator[Callable[[int], bool]]:
 def arm_watchdog(minutes: float) -> None:
   """Ends the process, with a stack, unless it is called again in time: a peer may hang for ever."""
   if minutes:
-    faulthandler.dump_traceback_later(minutes * 60, exit=True)
+    # The real stderr: in a notebook sys.stderr is none that a dying process can write to.
+    faulthandler.dump_traceback_later(minutes * 60, exit=True, file=sys.__stderr__)
 
 
 def disarm_watchdog() -> None:
