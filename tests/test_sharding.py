@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -131,3 +132,32 @@ def test_rows_of_a_host_are_those_of_its_devices(mesh, host, rows):
 def test_constrain_is_the_identity_without_a_mesh():
   x = np.ones((2, 3), np.float32)
   assert sharding.constrain(x, "batch", None) is x
+
+
+# -------------------------------------------------------------- map_shards
+
+
+def _scale_and_count(x_BN, names):
+  """Twice the part, the number of this device along the batch, and the sum over the batch."""
+  rank = jax.lax.axis_index(names["batch"]) if names["batch"] else 0
+  return 2 * x_BN, jnp.full((1,), rank), jax.lax.psum(x_BN.sum(0), names["batch"])
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
+def test_map_shards_gives_every_device_its_part(mesh):
+  config = tiny.make_config(mesh=mesh)
+  x_BN = np.arange(32.0, dtype=np.float32).reshape(8, 4)
+  axes = ("batch", "heads")
+  apply = lambda x: sharding.map_shards(_scale_and_count, [axes],
+                                        (axes, ("batch",), ("heads",)), x)
+  with sharding.use_mesh(sharding.make_mesh(config, tiny.devices_of(config)), config):
+    doubled_BN, ranks, total_N = jax.jit(apply)(x_BN)
+  np.testing.assert_array_equal(doubled_BN, 2 * x_BN)
+  np.testing.assert_array_equal(ranks, np.arange(mesh[0] * mesh[1]))
+  np.testing.assert_array_equal(total_N, x_BN.sum(0))
+
+
+def test_map_shards_outside_a_mesh_is_the_function():
+  x_BN = np.ones((4, 4), np.float32)
+  doubled_BN, _, _ = sharding.map_shards(_scale_and_count, [("batch", "heads")], None, x_BN)
+  np.testing.assert_array_equal(doubled_BN, 2 * x_BN)
