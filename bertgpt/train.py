@@ -131,11 +131,11 @@ def make_gradients(config: ConfigDict, model: Module, objective: objectives.Obje
 def make_key(config: ConfigDict, stream: int, step) -> jax.Array:
   """The key of a random stream at a step.
 
-  Masks and initial values use threefry, whose bits are the same on every mesh; dropout
-  may use the cheaper rbg.
+  Masked positions and initial values use threefry, whose bits are the same on every mesh;
+  dropout may use the cheaper rbg (`hash` takes its words from a threefry key).
   """
-  kind = config.model.dropout_rng if stream == DROPOUT_STREAM else "threefry"
-  key = jax.random.key(config.seed, impl={"threefry": "threefry2x32", "rbg": "rbg"}[kind])
+  use_rbg = stream == DROPOUT_STREAM and config.model.dropout_rng == "rbg"
+  key = jax.random.key(config.seed, impl="rbg" if use_rbg else "threefry2x32")
   return jax.random.fold_in(jax.random.fold_in(key, stream), step)
 
 
