@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from bertgpt import kernels
 from bertgpt.errors import ConfigError
 
 ConfigDict = config_dict.ConfigDict
@@ -27,6 +28,7 @@ CHOICES = {
     "model.norm": ("post", "pre"),
     "model.activation": ("gelu_tanh", "gelu_erf"),
     "model.dtype": ("bfloat16", "float32"),
+    "model.attention": ("auto", "xla", *kernels.LIMITED),
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("hash", "threefry", "rbg"),
     "objective.name": ("mlm_nsp", "mlm", "causal"),
@@ -110,6 +112,7 @@ def base() -> ConfigDict:
   model.scale_residual_init = False        # GPT-2: projections into the residual start 1/sqrt(2 layers) smaller
   model.vocab_size = 0                     # 0: the tokenizer's; the table is padded to a multiple of 128
   model.dtype = "bfloat16"                 # of activations and products; parameters are float32
+  model.attention = "auto"                 # kernel: auto | xla (the only one with attention dropout) | cudnn (GPU) | splash (TPU)
   model.remat = "none"                     # recompute in the backward pass: none | dots (keep matrix products) | full
   model.scan_unroll = 1                    # layers per iteration of the scan; 0: all, no loop
   # Generator of dropout masks. hash: of an element's place, nearly free, never in memory. threefry:
@@ -245,20 +248,22 @@ PHASE_FRACTIONS = ("warmup_fraction", "end_fraction", "decay_fraction")
 AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
 
 
-def validate(config: ConfigDict, num_devices: int | None = None) -> None:
+def validate(config: ConfigDict, num_devices: int | None = None, platform: str = "") -> None:
   """Cross-checks the whole config before anything compiles.
 
   Args:
     num_devices: devices the mesh is laid over; None leaves these checks out.
+    platform: theirs, 'cpu', 'gpu' or 'tpu'; empty leaves these checks out.
   Raises:
     ConfigError: every problem found, one a line.
   """
-  problems = find_problems(config, num_devices)
+  problems = find_problems(config, num_devices, platform)
   if problems:
     raise ConfigError("\n".join(problems))
 
 
-def find_problems(config: ConfigDict, num_devices: int | None = None) -> list[str]:
+def find_problems(config: ConfigDict, num_devices: int | None = None,
+                  platform: str = "") -> list[str]:
   """What `validate` objects to, one line each."""
   problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
               *_axes_problems(config)]
@@ -266,7 +271,8 @@ def find_problems(config: ConfigDict, num_devices: int | None = None) -> list[st
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
-  problems += [*_slot_problems(config), *_profile_problems(config)]
+  problems += [*_attention_problems(config, platform), *_slot_problems(config),
+               *_profile_problems(config)]
   if num_devices is not None:
     problems += _mesh_problems(config, num_devices)
   return problems
@@ -351,6 +357,19 @@ def _phase_problems(config, p, name):
     yield f"{name}: set warmup_steps or warmup_fraction, not both"
   if name == "phases[0]" and p.learning_rate_rule == "continuous":
     yield f"{name}.learning_rate_rule='continuous': the first phase has no curve before it"
+
+
+def _attention_problems(config, platform):
+  model = config.model
+  if model.attention not in kernels.LIMITED or model.num_heads < 1:
+    return
+  found = {}  # A set in order: most obstacles are the same in every phase.
+  for p in config.phases:
+    found |= dict.fromkeys(kernels.obstacles(
+        model.attention, platform, model.dtype, p.seq_len, model.width // model.num_heads,
+        model.attention_dropout))
+  for obstacle in found:
+    yield f"model.attention={model.attention!r} needs {obstacle}; 'auto' chooses what can run"
 
 
 def _slot_problems(config):

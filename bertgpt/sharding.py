@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
 from bertgpt.config import MESH_AXES
@@ -44,6 +44,7 @@ PARAMETER_RULES = (
 )
 
 _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
+_platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 
 
 def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
@@ -56,7 +57,7 @@ def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
     ConfigError: the axes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  config_lib.validate(config, num_devices=len(devices))
+  config_lib.validate(config, num_devices=len(devices), platform=_platform_of(devices[0]))
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
   kinds = (AxisType.Auto,) * 3
@@ -72,14 +73,34 @@ def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh, config: config_lib.ConfigDict) -> Iterator[Mesh]:
-  """Sets the mesh and the meaning of logical axes for everything traced inside."""
-  token = _axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
+def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
+             platform: str = "") -> Iterator[Mesh | AbstractMesh]:
+  """Sets the mesh and the meaning of logical axes for everything traced inside.
+
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu', that an AbstractMesh stands for; empty: that of the mesh's
+      devices, or of this process where it has none.
+  """
+  if not platform and isinstance(mesh, Mesh):
+    platform = _platform_of(mesh.devices.flat[0])
+  enter = jax.set_mesh if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh
+  axes_token = _axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
+  platform_token = _platform.set(platform or jax.default_backend())
   try:
-    with jax.set_mesh(mesh):
+    with enter(mesh):
       yield mesh
   finally:
-    _axes.reset(token)
+    _platform.reset(platform_token)
+    _axes.reset(axes_token)
+
+
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu': what a program traced here is compiled for."""
+  return _platform.get(None) or jax.default_backend()
+
+
+def _platform_of(device: jax.Device) -> str:
+  return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:

@@ -33,7 +33,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import loader
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
-from bertgpt.models import Module
+from bertgpt.models import Module, attention
 
 MASK_STREAM, DROPOUT_STREAM, INIT_STREAM = range(3)  # Independent random streams of a run.
 
@@ -224,7 +224,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
 
   Holds the lock of the directory, and the mesh, while it is open.
   """
-  config_lib.validate(config, jax.device_count())
+  config_lib.validate(config, jax.device_count(), jax.default_backend())
   process.use_compilation_cache(config.system.compilation_cache)
   with workdir.claim(path, jax.process_index() == 0):
     workdir.check_unchanged(path, config, allow_change)
@@ -370,6 +370,8 @@ class StepLog:
                                   last_step=config_lib.total_steps(config),
                                   tensorboard=config.log.tensorboard,
                                   active=jax.process_index() == 0)
+    for line in attention.explain(config):
+      self._writer.message(line)
     self._pending: tuple[int, Any] | None = None
     self._restart()
 

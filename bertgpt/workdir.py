@@ -253,5 +253,7 @@ def load_trained(workdir: pathlib.Path) -> Trained:
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
                     f"{metadata['step']}; restore the folder that the run was trained with")
+  if config.model.attention != "xla":
+    config.model.attention = "auto"  # This machine need not be like the one of the training.
   return Trained(config, models.make_model(config), params, tokenizer, metadata["step"],
                  metadata["corpus"])

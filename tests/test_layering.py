@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "bertgpt"
 
 # Floors of the house, lowest first. A module may import its own floor and those below.
 FLOORS = (
-    {"errors"},
+    {"errors", "kernels"},
     {"config", "fingerprint", "presets"},
     {"recipes"},
     {"data", "checkpoint", "metrics", "optimizers", "process", "sharding"},

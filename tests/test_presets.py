@@ -67,4 +67,4 @@ def test_a_preset_decides_the_whole_architecture(name):
   model = base().model
   model.update(SIZES[name])  # An unknown field or a wrong type would raise.
   assert set(model) - set(SIZES[name]) == {
-      "vocab_size", "dtype", "remat", "scan_unroll", "dropout_rng"}
+      "vocab_size", "dtype", "attention", "remat", "scan_unroll", "dropout_rng"}

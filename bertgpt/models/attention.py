@@ -1,22 +1,34 @@
-"""Attention over packed rows.
+"""Attention over packed rows: one function, three kernels behind it.
+
+`xla` is written out in array operations: it runs everywhere and has dropout. `cudnn` (NVIDIA)
+and `splash` (TPU, Pallas) hold no [L, S] array in memory; every device runs them on its own
+rows and heads.
 
 Axes: B batch, L query length, S key length, N heads, H width of a head.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
+from bertgpt import kernels, sharding
+from bertgpt.config import ConfigDict
 from bertgpt.models.dropout import drop
+
+SPLASH_BLOCK = 512  # Queries and keys a step of the grid; [512, 512] float32 is 1 MB of VMEM.
 
 
 def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, sequence_ids_BL: jax.Array, *,
-           causal: bool, dropout: float, dropout_key: jax.Array | None) -> jax.Array:
+           kernel: str, causal: bool, dropout: float,
+           dropout_key: jax.Array | None) -> jax.Array:
   """Scaled dot-product attention in which a token sees only its own sequence.
 
   Logits and softmax are float32 whatever the inputs are.
 
   Args:
     sequence_ids_BL: int32; tokens with different ids do not see each other.
+    kernel: `config.model.attention`; see `kernels.choose`.
     causal: a token sees no later one.
     dropout: share of attention weights dropped when there is a key.
     dropout_key: None: no dropout.
@@ -24,13 +36,28 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, sequence_ids
   Returns:
     [B, L, N, H], the dtype of `v_BSNH`.
   """
-  scale = q_BLNH.shape[-1] ** -0.5
-  logits_BNLS = jnp.einsum("BLNH,BSNH->BNLS", q_BLNH * jnp.asarray(scale, q_BLNH.dtype), k_BSNH,
-                           preferred_element_type=jnp.float32)
-  mask_B1LS = make_mask(sequence_ids_BL, causal)
-  weights_BNLS = jax.nn.softmax(jnp.where(mask_B1LS, logits_BNLS, -1e30), axis=-1)
-  weights_BNLS = drop(weights_BNLS.astype(v_BSNH.dtype), dropout, dropout_key)
-  return jnp.einsum("BNLS,BSNH->BLNH", weights_BNLS, v_BSNH)
+  dropout = 0.0 if dropout_key is None else dropout
+  name, _ = kernels.choose(kernel, sharding.platform(), str(q_BLNH.dtype), q_BLNH.shape[1],
+                           q_BLNH.shape[3], dropout)
+  if name == "xla":
+    return _attend_xla(q_BLNH, k_BSNH, v_BSNH, make_mask(sequence_ids_BL, causal), dropout,
+                       dropout_key)
+  attend_part = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
+  axes = ("batch", None, "heads", None)
+  return sharding.map_shards(lambda *parts, names: attend_part(*parts, causal),
+                             [axes, axes, axes, ("batch", None)], axes,
+                             q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL)
+
+
+def explain(config: ConfigDict) -> list[str]:
+  """A line for every phase: which kernel computes attention in training, and why."""
+  model = config.model
+  lines = []
+  for i, phase in enumerate(config.phases):
+    name, reason = kernels.choose(model.attention, sharding.platform(), model.dtype, phase.seq_len,
+                                  model.width // model.num_heads, model.attention_dropout)
+    lines.append(f"phases[{i}], {phase.seq_len} tokens a row: attention by {name}: {reason}")
+  return lines
 
 
 def make_mask(sequence_ids_BL: jax.Array, causal: bool) -> jax.Array:
@@ -40,3 +67,82 @@ def make_mask(sequence_ids_BL: jax.Array, causal: bool) -> jax.Array:
     length = sequence_ids_BL.shape[1]
     mask_BLS &= jnp.tril(jnp.ones((length, length), bool))
   return mask_BLS[:, None]
+
+
+# --------------------------------------------------------------------- xla
+
+
+def _attend_xla(q_BLNH, k_BSNH, v_BSNH, mask_B1LS, dropout, dropout_key):
+  weights_BNLS = drop(_weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS), dropout, dropout_key)
+  return jnp.einsum("BNLS,BSNH->BLNH", weights_BNLS, v_BSNH)
+
+
+@jax.custom_vjp
+def _weigh(q_BLNH: jax.Array, k_BSNH: jax.Array, mask_B1LS: jax.Array) -> jax.Array:
+  """Attention weights [B, N, L, S], computed in float32, given in the dtype of the arguments.
+
+  In bfloat16, JAX's own derivative would multiply a float32 cotangent with `q` and `k`, at the
+  speed of float32, and keep the weights twice, in both precisions, beside the mask. Here all
+  products are of bfloat16 and the backward pass keeps the weights once.
+  """
+  logits_BNLS = jnp.einsum("BLNH,BSNH->BNLS", q_BLNH, k_BSNH, preferred_element_type=jnp.float32)
+  weights_BNLS = jax.nn.softmax(jnp.where(mask_B1LS, logits_BNLS, -1e30), axis=-1)
+  return weights_BNLS.astype(q_BLNH.dtype)
+
+
+def _weigh_forward(q_BLNH, k_BSNH, mask_B1LS):
+  weights_BNLS = _weigh(q_BLNH, k_BSNH, mask_B1LS)
+  return weights_BNLS, (q_BLNH, k_BSNH, weights_BNLS)
+
+
+def _weigh_backward(kept, g_BNLS):
+  q_BLNH, k_BSNH, weights_BNLS = kept
+  weights_BNLS = weights_BNLS.astype(jnp.float32)
+  g_BNLS = weights_BNLS * g_BNLS
+  g_BNLS = (g_BNLS - weights_BNLS * g_BNLS.sum(-1, keepdims=True)).astype(q_BLNH.dtype)
+  return (jnp.einsum("BNLS,BSNH->BLNH", g_BNLS, k_BSNH),
+          jnp.einsum("BNLS,BLNH->BSNH", g_BNLS, q_BLNH), None)
+
+
+_weigh.defvjp(_weigh_forward, _weigh_backward)
+
+
+def _scale(q_BLNH):
+  return jnp.asarray(q_BLNH.shape[-1] ** -0.5, q_BLNH.dtype)
+
+
+# ------------------------------------------------------- kernels of a device
+
+
+def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
+  """cuDNN's flash attention; it skips the future by itself, sequences are told by a bias."""
+  return jax.nn.dot_product_attention(q_BLNH, k_BSNH, v_BSNH, is_causal=causal,
+                                      mask=make_mask(sequence_ids_BL, causal=False),
+                                      implementation="cudnn")
+
+
+def _attend_splash(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
+  """Splash attention, interpreted where there is no TPU (slow: for tests)."""
+  _, length, heads, width = q_BLNH.shape
+  make_static_mask = splash_mask.CausalMask if causal else splash_mask.FullMask
+  attend_row = splash.make_splash_mha(
+      splash_mask.MultiHeadMask([make_static_mask((length, length))] * heads),
+      block_sizes=_block_sizes(length, width), head_shards=1, q_seq_shards=1,
+      interpret=sharding.platform() == "cpu")
+  qkv = (x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH))
+  x_BNLH = jax.vmap(attend_row)(*qkv, splash.SegmentIds(sequence_ids_BL, sequence_ids_BL))
+  return x_BNLH.swapaxes(1, 2)
+
+
+def _block_sizes(length: int, width: int) -> splash.BlockSizes:
+  """The largest blocks that divide the length.
+
+  One kernel makes all three gradients: five products a block in place of seven. The last
+  dimension in memory is padded to 128, so narrower heads go before the length: for heads of 64
+  and rows of 512 that takes a sixth off the bytes that the layer moves on a TPU v5e.
+  """
+  block = next(b for b in range(min(length, SPLASH_BLOCK), 0, -128) if length % b == 0)
+  layout = splash.QKVLayout.SEQ_MINOR if width % 128 else splash.QKVLayout.HEAD_DIM_MINOR
+  return splash.BlockSizes(block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
+                           use_fused_bwd_kernel=True, q_layout=layout, k_layout=layout,
+                           v_layout=layout)

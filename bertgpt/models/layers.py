@@ -73,8 +73,9 @@ class Attention(nn.Module):
     project = lambda name: make_dense(config, width, name)(x_BLD).reshape(
         *x_BLD.shape[:2], heads, width // heads)
     x_BLNH = attention.attend(
-        project("query"), project("key"), project("value"), sequence_ids_BL, causal=self.causal,
-        dropout=config.attention_dropout, dropout_key=dropout_key(self))
+        project("query"), project("key"), project("value"), sequence_ids_BL,
+        kernel=config.attention, causal=self.causal, dropout=config.attention_dropout,
+        dropout_key=dropout_key(self))
     return make_dense(config, width, "out", residual_std(config))(x_BLNH.reshape(x_BLD.shape))
 
 

@@ -1,0 +1,228 @@
+"""Every kernel against plain NumPy in float64, and no sequence sees another."""
+
+import functools
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.extend import core
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from bertgpt import config as config_lib
+from bertgpt import sharding
+from bertgpt.models import attention
+
+ROWS, LENGTH, HEADS, WIDTH = 2, 128, 2, 64
+KERNELS = ("xla", "splash")  # Those that run here; splash is interpreted.
+
+
+def make_ids(length=LENGTH):
+  """Rows with two or three sequences and, in the first, padding."""
+  at = np.arange(length)
+  first = np.where(at < length // 3, 1, np.where(at < length - 9, 2, 0))
+  return np.stack([first, 1 + (at > 20) + (at > length // 2)]).astype(np.int32)
+
+
+def make_inputs(dtype, length=LENGTH, rows=ROWS, heads=HEADS):
+  """Query, key, value and the cotangent of the result."""
+  rng = np.random.default_rng(0)
+  return [jnp.asarray(rng.normal(size=(rows, length, heads, WIDTH)), dtype) for _ in range(4)]
+
+
+@functools.partial(jax.jit, static_argnames=("kernel", "causal"))
+def compute(q, k, v, g, ids, kernel, causal):
+  """Result and the gradients of query, key and value."""
+  attend = functools.partial(attention.attend, sequence_ids_BL=ids, kernel=kernel, causal=causal,
+                             dropout=0.0, dropout_key=None)
+  x, backward = jax.vjp(attend, q, k, v)
+  return x, *backward(g)
+
+
+def np_compute(q, k, v, g, ids, causal):
+  q, k, v, g = (np.asarray(x, np.float64) for x in (q, k, v, g))
+  length, scale = q.shape[1], q.shape[-1] ** -0.5
+  allowed = ids[:, :, None] == ids[:, None, :]
+  if causal:
+    allowed &= np.arange(length)[:, None] >= np.arange(length)
+  p = np.exp(np.einsum("blnh,bsnh->bnls", q, k) * scale) * allowed[:, None]
+  p /= p.sum(-1, keepdims=True)
+  dp = np.einsum("blnh,bsnh->bnls", g, v)
+  ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
+  return (np.einsum("bnls,bsnh->blnh", p, v), np.einsum("bnls,bsnh->blnh", ds, k),
+          np.einsum("bnls,blnh->bsnh", ds, q), np.einsum("bnls,blnh->bsnh", p, g))
+
+
+def check_equal(found, expected, tolerance):
+  for name, x, y in zip(("result", "dq", "dk", "dv"), found, expected, strict=True):
+    np.testing.assert_allclose(np.asarray(x, np.float64), y, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 4e-2)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_result_and_gradients_equal_numpy(kernel, causal, dtype, tolerance):
+  inputs, ids = make_inputs(dtype), make_ids()
+  found = compute(*inputs, ids, kernel, causal)
+  assert {x.dtype for x in found} == {jnp.dtype(dtype)}
+  check_equal(found, np_compute(*inputs, ids, causal), tolerance)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_splash_in_several_blocks_equals_numpy(causal):
+  length = attention.SPLASH_BLOCK + 128
+  inputs, ids = make_inputs("float32", length, heads=1), make_ids(length)
+  check_equal(compute(*inputs, ids, "splash", causal), np_compute(*inputs, ids, causal), 1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_sequence_sees_another(kernel, causal):
+  """Where one is changed, results and gradients of the others stay bit for bit."""
+  inputs, ids = make_inputs("bfloat16"), make_ids()
+  changed = [jnp.where((ids == 2)[..., None, None], 9 - 5 * x, x) for x in inputs]
+  pairs = zip(compute(*inputs, ids, kernel, causal), compute(*changed, ids, kernel, causal),
+              strict=True)
+  for before, after in pairs:
+    np.testing.assert_array_equal(before[ids != 2], after[ids != 2])
+    assert (before[ids == 2] != after[ids == 2]).any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_device_attends_to_its_own_rows_and_heads(kernel):
+  config = tiny.make_config(mesh=(2, 2, 2))
+  inputs, ids = make_inputs("float32", rows=4), np.tile(make_ids(), (2, 1))
+  with sharding.use_mesh(sharding.make_mesh(config, tiny.devices_of(config)), config):
+    split = [jax.device_put(x, P(("data", "fsdp"), None, "tensor")) for x in inputs]
+    found = compute(*split, jax.device_put(ids, P(("data", "fsdp"))), kernel, False)
+  check_equal(found, np_compute(*inputs, ids, False), 1e-5)
+  assert {x.sharding.shard_shape(x.shape) for x in found} == {(1, LENGTH, 1, WIDTH)}
+
+
+@pytest.mark.parametrize("objective, layers, mesh", [
+    ("causal", 1, (1, 1, 1)),
+    pytest.param("mlm_nsp", 2, (2, 2, 2), marks=pytest.mark.slow)])
+def test_whole_model_with_splash_equals_the_plain_one(objective, layers, mesh, monkeypatch):
+  monkeypatch.setattr(tiny, "LENGTH", 128)  # Rows that splash can take.
+
+  def run(kernel, mesh):
+    config = tiny.make_config(objective, mesh=mesh, attention=kernel, num_layers=layers)
+    with tiny.Setup(config) as setup:
+      batch = setup.put(tiny.make_batch(config, rows=4))
+      grads, (loss, _) = setup.gradients()(setup.init().params, batch, 3)
+      return jax.device_get((loss, grads))
+
+  loss, grads = run("splash", mesh)
+  expected_loss, expected_grads = run("xla", (1, 1, 1))
+  assert loss == pytest.approx(expected_loss, rel=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), grads,
+               expected_grads)
+
+
+# ---------------------------------------------------------- the plain kernel
+
+
+def test_plain_products_of_bfloat16_stay_in_bfloat16():
+  inputs = make_inputs("bfloat16")
+  jaxpr = jax.make_jaxpr(lambda *x: compute(*x, make_ids(), "xla", False))(*inputs)
+  dots = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+  assert len(dots) == 6
+  assert {v.aval.dtype for e in dots for v in e.invars} == {jnp.dtype("bfloat16")}
+
+
+def equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+def test_plain_backward_pass_keeps_the_weights_once():
+  q, k, v, _ = make_inputs("bfloat16")
+  attend = functools.partial(attention.attend, sequence_ids_BL=jnp.asarray(make_ids()),
+                             kernel="xla", causal=False, dropout=0.0, dropout_key=None)
+  kept = {id(x): x for x in jax.tree.leaves(jax.vjp(attend, q, k, v)[1])
+          if x.shape[-2:] == (LENGTH, LENGTH)}
+  assert {x.dtype for x in kept.values()} == {jnp.dtype("bfloat16")}
+
+
+def test_attention_dropout_drops_and_scales_weights():
+  """Equal values: a result is the sum of the kept weights over 1 - rate, 1 on average."""
+  q, k, v, _ = make_inputs("float32", heads=8)
+  attend = functools.partial(attention.attend, q, k, jnp.ones_like(v), make_ids(), kernel="auto",
+                             causal=False, dropout=0.25)
+  np.testing.assert_allclose(attend(dropout_key=None), 1, atol=1e-5)
+  dropped = attend(dropout_key=jax.random.key(0))
+  assert dropped.std() > 0.05
+  assert dropped.mean() == pytest.approx(1, abs=0.02)
+
+
+# ------------------------------------------------------- kernels elsewhere
+
+
+def test_every_phase_says_which_kernel_and_why():
+  config = tiny.make_config(width=128, num_heads=2, dtype="bfloat16", attention_dropout=0.0)
+  config.phases = tuple(config_lib.phase(seq_len=length) for length in (128, 512))
+  mesh = AbstractMesh((1, 1, 1), config_lib.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  with sharding.use_mesh(mesh, config, platform="tpu"):
+    short, long = attention.explain(config)
+  assert short.startswith("phases[0], 128 tokens a row: attention by xla: ")
+  assert long.startswith("phases[1], 512 tokens a row: attention by splash: ")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_cudnn_is_lowered_for_cuda(causal):
+  config = tiny.make_config(mesh=(2, 2, 2))
+  mesh = AbstractMesh((2, 2, 2), config_lib.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  shapes = [jax.ShapeDtypeStruct((8, 512, 4, WIDTH), "bfloat16")] * 4
+  with sharding.use_mesh(mesh, config, platform="gpu"):
+    try:
+      traced = compute.trace(*shapes, jax.ShapeDtypeStruct((8, 512), "int32"), "auto", causal)
+    except RuntimeError as e:  # The version of cuDNN is asked for while tracing.
+      pytest.skip(f"jax[cuda] is not installed: {e}")
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  assert "fmhaScaleBiasSoftmax" in text and "fmhaScaleBiasSoftmaxBackward" in text
+  assert ("CAUSAL" in text) == causal
+  assert "tensor<2x512x2x64xbf16>" in text  # A device's own rows and heads.
+
+
+V5E = """
+import jax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec as P
+import test_attention as t
+from bertgpt import config as config_lib, sharding
+
+config = config_lib.base()
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+mesh = sharding.make_mesh(config, devices)
+rows = NamedSharding(mesh, P(("data", "fsdp")))
+x = jax.ShapeDtypeStruct((8, 512, 2, 64), "bfloat16", sharding=rows)
+ids = jax.ShapeDtypeStruct((8, 512), "int32", sharding=rows)
+with sharding.use_mesh(mesh, config):
+  for causal in (False, True):
+    program = t.compute.lower(x, x, x, x, ids, "auto", causal).compile()
+    assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2
+    assert program.output_shardings[0].is_equivalent_to(rows, 4), program.output_shardings
+"""
+
+
+def test_splash_compiles_for_tpu_v5e():
+  """Forward and backward, chosen by 'auto', every chip with its own rows."""
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu, the TPU compiler, is not installed")
+  tests = pathlib.Path(__file__).parent
+  env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+      "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+  result = subprocess.run([sys.executable, "-c", V5E], env=env, cwd=tests, check=False,
+                          capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr[-2000:]

@@ -1,0 +1,83 @@
+"""Which attention kernel is chosen where, and what the checks of a config say about it."""
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt import kernels
+from bertgpt.errors import ConfigError
+
+BF16 = {"dtype": "bfloat16", "length": 512, "head_width": 64, "dropout": 0.0}
+
+
+@pytest.mark.parametrize("platform, change, expected", [
+    ("tpu", {}, "splash"),
+    ("tpu", {"dtype": "float32"}, "splash"),
+    ("tpu", {"length": 256}, "splash"),
+    ("tpu", {"length": 128}, "xla"),
+    ("tpu", {"length": 500}, "xla"),
+    ("tpu", {"dropout": 0.1}, "xla"),
+    ("gpu", {}, "cudnn"),
+    ("gpu", {"length": 128}, "cudnn"),
+    ("gpu", {"dtype": "float32"}, "xla"),
+    ("gpu", {"head_width": 36}, "xla"),
+    ("gpu", {"length": 127}, "xla"),
+    ("gpu", {"dropout": 0.1}, "xla"),
+    ("cpu", {}, "xla"),
+])
+def test_auto_takes_the_best_kernel_that_can_run(platform, change, expected):
+  assert kernels.choose("auto", platform, **BF16 | change)[0] == expected
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_auto_says_when_attention_dropout_forces_the_plain_path(platform):
+  name, reason = kernels.choose("auto", platform, **BF16 | {"dropout": 0.1})
+  assert name == "xla" and "attention_dropout=0.0, not 0.1" in reason
+
+
+@pytest.mark.parametrize("requested, platform, expected", [
+    ("xla", "tpu", "xla"), ("xla", "gpu", "xla"), ("cudnn", "gpu", "cudnn"),
+    ("splash", "tpu", "splash"), ("splash", "cpu", "splash"),
+    ("splash", "gpu", "xla"), ("cudnn", "cpu", "xla"), ("cudnn", "tpu", "xla")])
+def test_a_kernel_asked_for_is_taken_where_it_can_run(requested, platform, expected):
+  assert kernels.choose(requested, platform, **BF16)[0] == expected
+
+
+def test_short_rows_do_not_overrule_a_kernel_asked_for():
+  assert kernels.choose("splash", "tpu", **BF16 | {"length": 128})[0] == "splash"
+
+
+# ------------------------------------------------------ checks of the config
+
+
+def make_config(attention, *lengths, **model):
+  config = config_lib.base()
+  config.model.update({"attention": attention, "attention_dropout": 0.0, **model})
+  config.phases = tuple(config_lib.phase(seq_len=length) for length in lengths)
+  return config
+
+
+def test_all_that_a_kernel_lacks_is_told_at_once():
+  config = make_config("cudnn", 128, 127, dtype="float32", attention_dropout=0.1, num_heads=96)
+  with pytest.raises(ConfigError) as error:
+    config_lib.validate(config, platform="tpu")
+  lines = str(error.value).splitlines()
+  assert all(line.startswith("model.attention='cudnn' needs ") for line in lines)
+  told = ("attention_dropout=0.0, not 0.1", "GPU", "'float32'", "tokens a row, not 127")
+  assert [sum(word in line for line in lines) for word in told] == [1, 1, 1, 1]
+  assert len(lines) == 4
+
+
+@pytest.mark.parametrize("attention, platform, length, problem", [
+    ("splash", "tpu", 200, "multiple of 128 tokens a row, not 200"),
+    ("splash", "gpu", 256, "a TPU"),
+    ("cudnn", "cpu", 256, "a GPU")])
+def test_a_kernel_that_cannot_run_is_refused(attention, platform, length, problem):
+  with pytest.raises(ConfigError, match=problem):
+    config_lib.validate(make_config(attention, length), platform=platform)
+
+
+@pytest.mark.parametrize("attention, platform", [
+    ("splash", "tpu"), ("splash", "cpu"), ("splash", ""), ("cudnn", "gpu"), ("cudnn", ""),
+    ("xla", "cpu"), ("auto", "cpu"), ("auto", "tpu")])
+def test_a_kernel_that_can_run_is_accepted(attention, platform):
+  config_lib.validate(make_config(attention, 128, 512), platform=platform)
