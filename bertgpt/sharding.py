@@ -117,7 +117,8 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
   for name in (name for names in in_axes for name in names if name):
     for axis in axes[name]:
       claims.setdefault(axis, name)
-  axes = {name: tuple(axis for axis in axes[name] if claims.get(axis) == name) for name in axes}
+  axes = {name: tuple(axis for axis in axes[name]
+                      if claims.get(axis) == name and mesh_shape[axis] > 1) for name in axes}
   in_specs = tuple(_spec(names, x.shape, mesh_shape, axes)
                    for names, x in zip(in_axes, args, strict=True))
   split = {name: entry or () for names, spec in zip(in_axes, in_specs, strict=True)

@@ -158,3 +158,12 @@ def test_no_buffer_of_the_step_has_the_size_of_the_logits():
   others = tiny.ROWS * 4 * tiny.LENGTH**2  # Attention probabilities.
   assert others < logits
   assert largest_float(compile_step(chunk).as_text()) <= max(chunk * TABLE_ROWS, others)
+
+
+def test_shards_are_not_summed_chunk_by_chunk():
+  """The gradient of the table crosses the network once, after the loop over the chunks."""
+  text = compile_step(8, mesh=(8, 1, 1)).as_text()
+  table = rf"f32\[{TABLE_ROWS},{32}\]"
+  lines = [line for line in text.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
+  assert any(re.search(table, line) for line in lines)
+  assert not [line for line in lines if "shard_map/while" in line]
