@@ -125,6 +125,9 @@ def base() -> ConfigDict:
   objective.replace_with_mask = 0.8        # of these: share shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... share shown as a random token; the rest is shown as it is
   objective.whole_words = False            # mask words, not pieces
+  # Positions of a device whose vocabulary logits are held at once. 0: as many as fit in
+  # models.cross_entropy.CHUNK_BYTES; -1: all, with their gradient by plain differentiation.
+  objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
   optimizer.name = "bert_adamw"            # bert_adamw | adamw | lamb | nvlamb | adafactor | muon
@@ -230,8 +233,8 @@ AT_LEAST = {
     "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
     "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
-    "model.scan_unroll": 0, "optimizer.clip_norm": 0, "optimizer.epsilon": 0,
-    "optimizer.weight_decay": 0, "train.max_bad_steps": 1, "eval.every_steps": 0,
+    "model.scan_unroll": 0, "objective.loss_chunk": -1, "optimizer.clip_norm": 0,
+    "optimizer.epsilon": 0, "optimizer.weight_decay": 0, "train.max_bad_steps": 1, "eval.every_steps": 0,
     "eval.batch_size": 1, "eval.max_rows": 0, "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0, "checkpoint.keep": 1, "log.every_steps": 1,
     "system.hang_timeout_minutes": 0,

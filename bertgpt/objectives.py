@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt.models import Module
+from bertgpt.models import Module, cross_entropy
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
@@ -68,27 +68,30 @@ def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
 
 def make_mlm_nsp(config: config_lib.ConfigDict, vocabulary: Vocabulary) -> Objective:
   """Masked LM + next sentence prediction (Devlin et al. 2018): mean + mean."""
+  score_mlm = _make_score_mlm(config)
 
   def weights(batch):
     return {"mlm_loss": batch["predict_weights"].sum(), "nsp_loss": batch["nsp_weights"].sum()}
 
   def evaluate(model, params, batch, dropout_key):
-    mlm_logits_BKV, nsp_logits_BP2 = _apply(model, params, _encoder_inputs(batch), dropout_key)
-    return (_score("mlm", mlm_logits_BKV, batch["predict_targets"], batch["predict_weights"])
-            | _score("nsp", nsp_logits_BP2, batch["nsp_labels"], batch["nsp_weights"]))
+    mlm, nsp_logits_BP2 = _predict(model, params, _encoder_inputs(batch), dropout_key)
+    nsp_weights_BP = batch["nsp_weights"]
+    nsp = cross_entropy.score_logits(nsp_logits_BP2, batch["nsp_labels"], nsp_weights_BP)
+    return score_mlm(mlm, batch) | _sums("nsp", nsp, nsp_weights_BP)
 
   return Objective(_make_corrupt(config, vocabulary), weights, evaluate, _encoder_inputs)
 
 
 def make_mlm(config: config_lib.ConfigDict, vocabulary: Vocabulary) -> Objective:
   """Masked LM alone (Liu et al. 2019, RoBERTa)."""
+  score_mlm = _make_score_mlm(config)
 
   def weights(batch):
     return {"mlm_loss": batch["predict_weights"].sum()}
 
   def evaluate(model, params, batch, dropout_key):
-    mlm_logits_BKV, _ = _apply(model, params, _encoder_inputs(batch), dropout_key)
-    return _score("mlm", mlm_logits_BKV, batch["predict_targets"], batch["predict_weights"])
+    mlm, _ = _predict(model, params, _encoder_inputs(batch), dropout_key)
+    return score_mlm(mlm, batch)
 
   return Objective(_make_corrupt(config, vocabulary), weights, evaluate, _encoder_inputs)
 
@@ -96,6 +99,16 @@ def make_mlm(config: config_lib.ConfigDict, vocabulary: Vocabulary) -> Objective
 def _encoder_inputs(batch: Batch) -> tuple:
   return (batch["tokens"], batch["segment_ids"], batch["sequence_ids"], batch["positions"],
           batch["predict_positions"], batch.get("nsp_positions"))
+
+
+def _make_score_mlm(config):
+
+  def score_mlm(prediction, batch):
+    weights_BK = batch["predict_weights"]
+    return _sums("mlm", cross_entropy.score(prediction, batch["predict_targets"], weights_BK,
+                                            config.objective.loss_chunk), weights_BK)
+
+  return score_mlm
 
 
 def _make_corrupt(config, vocabulary):
@@ -209,14 +222,16 @@ def _put(tokens_BL, positions_BK, values_BK):
 
 def make_causal(config: config_lib.ConfigDict, vocabulary: Vocabulary) -> Objective:
   """Next-token prediction (Radford et al. 2018, 2019)."""
-  del config, vocabulary
+  del vocabulary
 
   def weights(batch):
     return {"lm_loss": batch["loss_weights"].sum()}
 
   def evaluate(model, params, batch, dropout_key):
-    logits_BLV = _apply(model, params, inputs(batch), dropout_key)
-    return _score("lm", logits_BLV, batch["targets"], batch["loss_weights"])
+    prediction = _predict(model, params, inputs(batch), dropout_key)
+    weights_BL = batch["loss_weights"]
+    return _sums("lm", cross_entropy.score(prediction, batch["targets"], weights_BL,
+                                           config.objective.loss_chunk), weights_BL)
 
   def inputs(batch):
     return batch["tokens"], batch["sequence_ids"], batch["positions"]
@@ -230,25 +245,13 @@ OBJECTIVES = {"mlm_nsp": make_mlm_nsp, "mlm": make_mlm, "causal": make_causal}
 # ------------------------------------------------------------------ shared
 
 
-def _apply(model, params, inputs, dropout_key):
+def _predict(model, params, inputs, dropout_key):
   rngs = {} if dropout_key is None else {"dropout": dropout_key}
-  return model.apply({"params": params}, *inputs, rngs=rngs)
+  return model.apply({"params": params}, *inputs, rngs=rngs, method="predict")
 
 
-def _score(name: str, logits: jax.Array, targets: jax.Array, weights: jax.Array) -> Sums:
-  """Cross-entropy and accuracy. Args: logits f32 [..., V], targets int32, weights f32 [...]."""
+def _sums(name: str, scores: tuple[jax.Array, jax.Array], weights: jax.Array) -> Sums:
+  """What `cross_entropy.score` returned, by name and with the weight of all positions."""
+  loss, correct = scores
   weight = weights.sum()
-  loss = (cross_entropy(logits, targets) * weights).sum()
-  correct = ((logits.argmax(-1) == targets) * weights).sum()
   return {f"{name}_loss": (loss, weight), f"{name}_accuracy": (correct, weight)}
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-log p(target), float32 [...] of float32 logits [..., V].
-
-  The target's logit is picked by comparison, not by a gather: a gather along a
-  vocabulary that is split over devices would collect it on each of them.
-  """
-  is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-  target_logits = jnp.where(is_target, logits, 0).sum(-1)
-  return jax.nn.logsumexp(logits, axis=-1) - target_logits

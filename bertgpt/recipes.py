@@ -21,7 +21,7 @@ from bertgpt.errors import ConfigError, UserError
 RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
              "data.cache_dir", "data.corpus", "data.prepare_workers",
              "data.reader_workers", "data.prefetch", "train.max_bad_steps",
-             "model.attention", "model.remat", "model.scan_unroll")
+             "model.attention", "model.remat", "model.scan_unroll", "objective.loss_chunk")
 
 
 # ----------------------------------------------------------------- loading

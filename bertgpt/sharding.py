@@ -126,13 +126,20 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
     function: (*parts, names) -> parts; `names[logical axis]` are the mesh axes it is split over
       here, for `jax.lax.psum` and `jax.lax.axis_index`; () where it is whole.
     in_axes: logical axes of every argument's dimensions; an axis that does not divide a
-      dimension leaves it whole.
+      dimension leaves it whole. A mesh axis splits only the first logical axis that claims it:
+      a table whose vocabulary is stored over `fsdp`, as the batch is, comes gathered over `fsdp`.
     out_axes: logical axes of every result, in the structure of the results.
   """
   axes = _axes.get(None)
   if axes is None:
     return function(*args, names={name: () for names in in_axes for name in names if name})
   mesh_shape = jax.sharding.get_abstract_mesh().shape
+  claims: dict[str, str] = {}
+  for name in (name for names in in_axes for name in names if name):
+    for axis in axes[name]:
+      claims.setdefault(axis, name)
+  axes = {name: tuple(axis for axis in axes[name]
+                      if claims.get(axis) == name and mesh_shape[axis] > 1) for name in axes}
   in_specs = tuple(_spec(names, x.shape, mesh_shape, axes)
                    for names, x in zip(in_axes, args, strict=True))
   split = {name: entry or () for names, spec in zip(in_axes, in_specs, strict=True)

@@ -10,6 +10,7 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.models import layers
+from bertgpt.models.cross_entropy import Prediction
 
 
 class Bert(nn.Module):
@@ -43,11 +44,19 @@ class Bert(nn.Module):
     Returns:
       Masked-LM logits [B, K, V] and next-sentence logits [B, P, 2] or None, float32.
     """
+    mlm, nsp_logits_BP2 = self.predict(tokens_BL, segment_ids_BL, sequence_ids_BL, positions_BL,
+                                       predict_BK, nsp_positions_BP)
+    return mlm.logits(), nsp_logits_BP2
+
+  def predict(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, sequence_ids_BL: jax.Array,
+              positions_BL: jax.Array, predict_BK: jax.Array,
+              nsp_positions_BP: jax.Array | None) -> tuple[Prediction, jax.Array | None]:
+    """The same, with the masked-LM logits yet to be formed: a loss does not need all at once."""
     x_BLD = self.encode(tokens_BL, segment_ids_BL, sequence_ids_BL, positions_BL)
-    mlm_logits_BKV = self.masked_lm_logits(gather(x_BLD, predict_BK))
+    mlm = self.embeddings.predict(*self.mlm(gather(x_BLD, predict_BK)))
     if nsp_positions_BP is None:
-      return mlm_logits_BKV, None
-    return mlm_logits_BKV, self.next_sentence_logits(gather(x_BLD, nsp_positions_BP))
+      return mlm, None
+    return mlm, self.next_sentence_logits(gather(x_BLD, nsp_positions_BP))
 
   def encode(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, sequence_ids_BL: jax.Array,
              positions_BL: jax.Array) -> jax.Array:
@@ -56,7 +65,7 @@ class Bert(nn.Module):
 
   def masked_lm_logits(self, x: jax.Array) -> jax.Array:
     """Vocabulary logits, float32 [..., V], of features [..., D]."""
-    return self.embeddings.logits(*self.mlm(x))
+    return self.embeddings.predict(*self.mlm(x)).logits()
 
   def pool(self, x: jax.Array) -> jax.Array:
     """The pooled feature of a [CLS]: [..., D] of features [..., D]."""

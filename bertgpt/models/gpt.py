@@ -11,6 +11,7 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.models import layers
+from bertgpt.models.cross_entropy import Prediction
 
 
 class Gpt(nn.Module):
@@ -36,7 +37,12 @@ class Gpt(nn.Module):
     Args:
       tokens_BL, sequence_ids_BL, positions_BL: int32.
     """
-    return self.logits(self.decode(tokens_BL, sequence_ids_BL, positions_BL))
+    return self.predict(tokens_BL, sequence_ids_BL, positions_BL).logits()
+
+  def predict(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
+              positions_BL: jax.Array) -> Prediction:
+    """The same, with the logits yet to be formed: a loss does not need all at once."""
+    return self.embeddings.predict(self.decode(tokens_BL, sequence_ids_BL, positions_BL))
 
   def decode(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
              positions_BL: jax.Array) -> jax.Array:
@@ -46,4 +52,4 @@ class Gpt(nn.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Vocabulary logits, float32 [..., V], of features [..., D]."""
-    return self.embeddings.logits(x)
+    return self.embeddings.predict(x).logits()

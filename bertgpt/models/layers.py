@@ -24,6 +24,7 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt.config import padded_vocab_size
 from bertgpt.models import attention
+from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.sharding import constrain
 
@@ -161,15 +162,12 @@ class Embeddings(nn.Module):
     x_BLD = drop(x_BLD, self.config.dropout, dropout_key(self))
     return constrain(x_BLD, "batch", None, None)
 
-  def logits(self, x: jax.Array, bias_V: jax.Array | None = None) -> jax.Array:
-    """Tied output layer: float32 [..., V] from [..., D], V the rows of the padded table.
+  def predict(self, x: jax.Array, bias_V: jax.Array | float = 0.0) -> Prediction:
+    """Tied output layer over features [..., D]; V are the rows of the padded table.
 
     The rows that pad the vocabulary get a logit that never wins and adds nothing to
     the softmax.
     """
-    table_VD = self.token.embedding.astype(self.config.dtype)
-    logits = jnp.einsum("...D,VD->...V", x, table_VD, preferred_element_type=jnp.float32)
-    if bias_V is not None:
-      logits = logits + bias_V
+    table_VD = self.token.embedding
     is_token_V = jnp.arange(table_VD.shape[0]) < self.config.vocab_size
-    return jnp.where(is_token_V, logits, -1e9)
+    return Prediction(x, table_VD, jnp.where(is_token_V, bias_V, -1e9))

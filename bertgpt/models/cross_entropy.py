@@ -1,0 +1,177 @@
+"""Cross-entropy of an output layer, whose logits are never held for all positions at once.
+
+The gradient of a position's loss with respect to its logits, softmax - onehot, is known as soon
+as they are. So the forward pass goes through the positions in chunks and forms the gradients of
+features, table and bias while a chunk's logits are at hand; the backward pass only scales them,
+and no product is computed twice.
+
+Axes: B rows, L length, D width, V rows of the table, C positions of a chunk, S shards of the batch.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bertgpt.sharding import map_shards
+
+UNCHUNKED = -1
+CHUNK_BYTES = 2**28  # A device's float32 logits of one chunk, where the config leaves it open.
+CHUNK_MULTIPLE = 128  # Positions; rows of a TPU matrix unit.
+
+_POSITIONS, _FEATURES = ("batch", None), ("batch", None, None)
+_IN_AXES = (_FEATURES, ("vocab", None), ("vocab",), _POSITIONS, _POSITIONS)
+_SUMS_AXES = (("batch",), ("batch",))
+_GRADIENTS_AXES = (_FEATURES, ("batch", "vocab", None), ("batch", "vocab"))
+
+
+class Prediction(NamedTuple):
+  """Vocabulary logits that are yet to be formed: x table' + bias.
+
+  Attributes:
+    x: features [..., D] in the compute dtype.
+    table_VD: float32.
+    bias_V: float32; -1e9 for a row that is no token.
+  """
+
+  x: jax.Array
+  table_VD: jax.Array
+  bias_V: jax.Array
+
+  def logits(self) -> jax.Array:
+    """Float32 [..., V]."""
+    return _make_logits(self.x, self.table_VD.astype(self.x.dtype), self.bias_V)
+
+
+def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
+          chunk: int) -> tuple[jax.Array, jax.Array]:
+  """Weighted sums of -log p(target) and of how often the target alone is the likeliest token.
+
+  Differentiable in the prediction; the second sum has no gradient.
+
+  Args:
+    prediction: of every position, [B, L, ...].
+    targets_BL: int32.
+    weights_BL: float32; positions of weight 0 do not count.
+    chunk: positions a device holds the logits of at once; 0: as many as fit in CHUNK_BYTES;
+      -1: all, left to automatic differentiation.
+  Returns:
+    Two float32 scalars.
+  """
+  if chunk == UNCHUNKED:
+    return score_logits(prediction.logits(), targets_BL, weights_BL)
+  return _score_chunked(*prediction, targets_BL, weights_BL, chunk)
+
+
+def score_logits(logits: jax.Array, targets: jax.Array,
+                 weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """As `score`, of float32 logits [..., V] that are at hand."""
+  return _score_logits(logits, targets, weights, ())[0]
+
+
+def _make_logits(x, table_VD, bias_V):
+  return jnp.einsum("...D,VD->...V", x, table_VD, preferred_element_type=jnp.float32) + bias_V
+
+
+def _score_logits(logits, targets, weights, vocab_axes):
+  """((loss sum, correct sum), what their gradient needs) of float32 logits [..., V].
+
+  The target's logit is picked by comparison, not by a gather: a gather along a vocabulary that is
+  split over devices would collect it on each of them.
+
+  Args:
+    vocab_axes: mesh axes that the vocabulary is split over, of which this is a part.
+  """
+  rows = logits.shape[-1]
+  first = jax.lax.axis_index(vocab_axes) * rows if vocab_axes else 0
+  is_target = targets[..., None] == first + jnp.arange(rows)
+  highest = jax.lax.stop_gradient(logits).max(-1)
+  highest = jax.lax.pmax(highest, vocab_axes) if vocab_axes else highest
+  of_target = jax.lax.psum(jnp.where(is_target, logits, 0).sum(-1), vocab_axes)
+  total = jax.lax.psum(jnp.exp(logits - highest[..., None]).sum(-1), vocab_axes)
+  as_high = jax.lax.psum((logits >= of_target[..., None]).sum(-1), vocab_axes)
+  log_total = highest + jnp.log(total)
+  sums = ((log_total - of_target) * weights).sum(), ((as_high == 1) * weights).sum()
+  return sums, (log_total, is_target)
+
+
+# ----------------------------------------------------------- chunk by chunk
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _score_chunked(x_BLD, table_VD, bias_V, targets_BL, weights_BL, chunk):
+  sums = map_shards(functools.partial(_scan_chunks, chunk=chunk, with_gradients=False), _IN_AXES,
+                    _SUMS_AXES, x_BLD, table_VD.astype(x_BLD.dtype), bias_V, targets_BL, weights_BL)
+  return jax.tree.map(jnp.sum, sums)
+
+
+def _forward(x_BLD, table_VD, bias_V, targets_BL, weights_BL, chunk):
+  sums, gradients = map_shards(
+      functools.partial(_scan_chunks, chunk=chunk, with_gradients=True), _IN_AXES,
+      (_SUMS_AXES, _GRADIENTS_AXES), x_BLD, table_VD.astype(x_BLD.dtype), bias_V, targets_BL,
+      weights_BL)
+  return jax.tree.map(jnp.sum, sums), gradients
+
+
+def _backward(chunk, gradients, cotangents):
+  """Shards are summed only here, where the gradient of the table's other use is too."""
+  del chunk
+  scale, _ = cotangents
+  dx_BLD, dtable_SVD, dbias_SV = gradients
+  return ((dx_BLD * scale).astype(dx_BLD.dtype), (dtable_SVD * scale).sum(0),
+          (dbias_SV * scale).sum(0), None, None)
+
+
+_score_chunked.defvjp(_forward, _backward)
+
+
+def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chunk, with_gradients):
+  """A device's sums, [1] each, and the gradients of the first: [B, L, D], [1, V, D] and [1, V]."""
+  positions = targets_BL.size
+  size = chunk_size(positions, chunk or CHUNK_BYTES // (4 * len(bias_V)))
+  pieces = [_split(x, positions, size) for x in (x_BLD, targets_BL, weights_BL)]
+  vocab_axes = names["vocab"]
+
+  def add_chunk(totals, piece):
+    x_CD, targets_C, weights_C = piece
+    logits_CV = _make_logits(x_CD, table_VD, bias_V)
+    sums, (log_total_C, is_target_CV) = _score_logits(logits_CV, targets_C, weights_C, vocab_axes)
+    if not with_gradients:
+      return jax.tree.map(jnp.add, totals, sums), None
+    p_CV = jnp.exp(logits_CV - log_total_C[:, None])
+    dlogits_CV = (p_CV - is_target_CV) * weights_C[:, None]
+    narrow_CV = dlogits_CV.astype(x_CD.dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dx_CD = jax.lax.psum(product("CV,VD->CD", narrow_CV, table_VD), vocab_axes)
+    dtable_VD = product("CV,CD->VD", narrow_CV, x_CD)
+    totals = jax.tree.map(jnp.add, totals, (*sums, dtable_VD, dlogits_CV.sum(0)))
+    return totals, dx_CD.astype(x_CD.dtype)
+
+  zero = jnp.zeros((), jnp.float32)
+  shapes = (table_VD.shape, bias_V.shape) if with_gradients else ()
+  totals = (zero, zero, *(jnp.zeros(shape, jnp.float32) for shape in shapes))
+  totals, dx = jax.lax.scan(add_chunk, totals, pieces)
+  loss, correct, *rest = (total[None] for total in totals)
+  if not with_gradients:
+    return loss, correct
+  return (loss, correct), (dx.reshape(-1, x_BLD.shape[-1])[:positions].reshape(x_BLD.shape), *rest)
+
+
+def chunk_size(positions: int, most: int) -> int:
+  """Positions of a chunk: at most `most`, in as few chunks as that allows.
+
+  Up to twice as many chunks are made where they then divide the positions, in whole tiles.
+  """
+  fewest = -(-positions // max(most, 1))
+  for count in range(fewest, 2 * fewest):
+    if positions % (count * CHUNK_MULTIPLE) == 0:
+      return positions // count
+  return -(-positions // fewest)
+
+
+def _split(x, positions, size):
+  """[chunks, size, ...] of [B, L, ...], filled up with zeros."""
+  x = x.reshape(positions, *x.shape[2:])
+  x = jnp.pad(x, [(0, -positions % size)] + [(0, 0)] * (x.ndim - 1))
+  return x.reshape(-1, size, *x.shape[1:])
