@@ -143,8 +143,8 @@ class Embeddings(nn.Module):
 
   def setup(self):
     config = self.config
-    embed = lambda rows, std: nn.Embed(rows, config.width, dtype=config.dtype,
-                                       embedding_init=make_init(config, std))
+    # Looked up in float32: the gradient of a frequent token sums thousands of rows.
+    embed = lambda rows, std: nn.Embed(rows, config.width, embedding_init=make_init(config, std))
     self.token = embed(padded_vocab_size(config.vocab_size), config.init_std)
     self.position = embed(config.max_positions, config.position_init_std)
     if config.num_segments:
@@ -157,8 +157,7 @@ class Embeddings(nn.Module):
     x_BLD = self.token(tokens_BL) + self.position(positions_BL)
     if self.config.num_segments:
       x_BLD = x_BLD + self.segment(segment_ids_BL)
-    if self.use_norm:
-      x_BLD = self.norm(x_BLD)
+    x_BLD = self.norm(x_BLD) if self.use_norm else x_BLD.astype(self.config.dtype)
     x_BLD = drop(x_BLD, self.config.dropout, dropout_key(self))
     return constrain(x_BLD, "batch", None, None)
 
