@@ -139,7 +139,7 @@ def config_flag(command):
 
 
 def workdir_flag(command):
-  command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR",
+  command.add_argument("--workdir", required=True, type=folder, metavar="DIR",
                        help="folder of the run")
 
 
@@ -156,7 +156,7 @@ def allow_change_flag(command):
 
 
 def out_flag(command):
-  command.add_argument("--out", type=pathlib.Path, metavar="DIR",
+  command.add_argument("--out", type=folder, metavar="DIR",
                        help="where to write the corpus; default: the cache of the config")
 
 
@@ -213,6 +213,13 @@ def start(arguments) -> None:
 
 def absolute(path: pathlib.Path) -> pathlib.Path:
   return path.expanduser().absolute()
+
+
+def folder(text: str) -> pathlib.Path:
+  """The path of a flag; pathlib would make a local folder `gs:` of gs://bucket."""
+  if problem := config_lib.remote_problem(text):
+    raise argparse.ArgumentTypeError(problem)
+  return pathlib.Path(text)
 
 
 def run_train(arguments) -> None:

@@ -43,6 +43,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["train", "--config=c.py", "--workdir=w", "--config.seed", "3"], "unknown argument 3"),
     (["train", "--config=nothing.py", "--workdir=w"], "--config nothing.py: no such file"),
     (["evaluate"], "required: --workdir"),
+    (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
 ])
 def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment):
   monkeypatch.chdir(tmp_path)
@@ -85,6 +86,10 @@ def test_wrong_steps_are_one_line(capsys, recipe, steps, fragment):
     ("--config.mesh.data=5000", "devices, but there are"),
     ("--config.data.source=books:b.txt", "data.source: 'books:b.txt' is no source"),
     ("--allow_change=modle", "no field or group 'modle'"),
+    ("--workdir=gs://bucket/run", "--workdir: gs://bucket/run: only local paths"),
+    ("--config.data.source=text:gs://b/*.txt", "data.source=text:gs://b/*.txt: only local paths"),
+    ("--config.data.cache_dir=gs://bucket/c", "data.cache_dir=gs://bucket/c: only local paths"),
+    ("--config.tokenizer.path=s3://b/v.txt", "mount the storage (for gs://: gcsfuse), or use a"),
 ])
 def test_wrong_config_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, argument, fragment):
   code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", argument)

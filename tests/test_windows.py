@@ -76,7 +76,7 @@ def test_a_corpus_of_one_window_is_shuffled_document_by_document():
   """The order is part of what a seed means: it may not change between releases."""
   corpus = make_corpus(random_lengths(1000))
   (documents,) = draw_epoch(corpus, divide(corpus.document_lengths, 1), (3, 1, 4))
-  assert hashlib.sha256(documents.astype("<i8")).hexdigest() == "fdd999f27c610f40ceb998cfe7ae3d37e0d6b817cd9cc1f81a8a2c36fcb94c75"
+  assert hashlib.sha256(documents.astype("<i8")).hexdigest().startswith("fdd999f27c610f40")
 
 
 def test_a_corpus_without_tokens_is_an_error():
