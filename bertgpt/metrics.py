@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
@@ -122,7 +123,7 @@ class Writer:
       return
     parts = progress_parts(step, self._last_step, scalars, self._eta(step))
     if self._is_tty:
-      width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+      width = terminal_width()
       sys.stderr.write("\r" + fit_line(parts, width).ljust(width))
       self._open_line = True
     else:
@@ -136,6 +137,8 @@ class Writer:
     if self._open_line:
       sys.stderr.write("\n")
       self._open_line = False
+    if self._is_tty:
+      text = textwrap.fill(text, max(terminal_width(), 20), subsequent_indent="    ")
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -166,6 +169,11 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
   if scalars.get("train/skipped_steps"):
     parts.append(f"NOT FINITE, SKIPPED: {scalars['train/skipped_steps']}")
   return [*parts, f"ETA {format_duration(eta_s)}"]
+
+
+def terminal_width() -> int:
+  """Columns that can be written to without the next line being begun."""
+  return os.get_terminal_size(sys.stderr.fileno()).columns - 1
 
 
 def fit_line(parts: Sequence[str], width: int) -> str:

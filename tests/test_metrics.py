@@ -107,7 +107,7 @@ def test_a_terminal_shows_one_live_line_and_messages_of_their_own(tmp_path):
           f"w = metrics.Writer(pathlib.Path({str(tmp_path)!r}), first_step=0, last_step=3000,"
           " tensorboard=False)\n"
           "w.progress(1, scalars | {'train/loss': 1e6})\nw.progress(1000, scalars)\n"
-          "w.message('evaluated')\nw.progress(2000, scalars)\nw.progress(3000, scalars)\n"
+          "w.message('evaluated' + '  accuracy 0.1234' * 4)\nw.progress(2000, scalars)\nw.progress(3000, scalars)\n"
           "w.close()\nprint('bertgpt train: the end', file=sys.stderr)")
   ours, theirs = os.openpty()
   termios.tcsetwinsize(theirs, (24, 60))
@@ -116,10 +116,10 @@ def test_a_terminal_shows_one_live_line_and_messages_of_their_own(tmp_path):
   output = os.read(ours, 10_000).decode()
   os.close(ours)
   lines = screen_of(output)
-  assert [line.split("  ")[0] for line in lines] == [
-      "step 1000/3000", "evaluated", "step 3000/3000", "bertgpt train: the end", ""]
+  assert [line.strip().split("  ")[0] for line in lines] == [
+      "step 1000/3000", "evaluated", "0.1234", "step 3000/3000", "bertgpt train: the end", ""]
   assert max(map(len, lines)) < 60, "the live line would wrap"
-  assert lines[2].endswith("ETA 0:00:00")
+  assert lines[3].endswith("ETA 0:00:00")
 
 
 def test_jsonl_is_one_object_a_line(tmp_path):
