@@ -107,7 +107,8 @@ def test_a_terminal_shows_one_live_line_and_messages_of_their_own(tmp_path):
           f"w = metrics.Writer(pathlib.Path({str(tmp_path)!r}), first_step=0, last_step=3000,"
           " tensorboard=False)\n"
           "w.progress(1, scalars | {'train/loss': 1e6})\nw.progress(1000, scalars)\n"
-          "w.message('evaluated' + '  accuracy 0.1234' * 4)\nw.progress(2000, scalars)\nw.progress(3000, scalars)\n"
+          "w.message('evaluated' + '  accuracy 0.1234' * 4)\n"
+          "w.progress(2000, scalars)\nw.progress(3000, scalars)\n"
           "w.close()\nprint('bertgpt train: the end', file=sys.stderr)")
   ours, theirs = os.openpty()
   termios.tcsetwinsize(theirs, (24, 60))
