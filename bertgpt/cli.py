@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import recipes
+from bertgpt import guard, recipes
 from bertgpt.config import ConfigDict
-from bertgpt.errors import ConfigError, StorageError, UserError
+from bertgpt.errors import ConfigError, PeerError, StorageError, UserError
 
 # Modules are imported by the commands that need them: `bertgpt --help` and `prepare`
 # should not wait for JAX.
@@ -32,6 +32,18 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str):
     raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def run_program() -> int:
+  """`main` for a process of its own, which a guard stands behind if it is one of several."""
+  is_distributed = any(flag.split("=")[0] == "--distributed" for flag in sys.argv[1:])
+  if is_distributed:
+    guard.fork_worker("bertgpt")
+  code = main()
+  if is_distributed and code == PeerError.exit_code:
+    sys.stdout.flush()
+    os._exit(code)  # JAX would wait for those who are gone before it lets the process end.
+  return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +151,7 @@ def config_flag(command):
 
 
 def workdir_flag(command):
-  command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR",
+  command.add_argument("--workdir", required=True, type=folder, metavar="DIR",
                        help="folder of the run")
 
 
@@ -156,7 +168,7 @@ def allow_change_flag(command):
 
 
 def out_flag(command):
-  command.add_argument("--out", type=pathlib.Path, metavar="DIR",
+  command.add_argument("--out", type=folder, metavar="DIR",
                        help="where to write the corpus; default: the cache of the config")
 
 
@@ -215,16 +227,24 @@ def absolute(path: pathlib.Path) -> pathlib.Path:
   return path.expanduser().absolute()
 
 
+def folder(text: str) -> pathlib.Path:
+  """The path of a flag; pathlib would make a local folder `gs:` of gs://bucket."""
+  if problem := config_lib.remote_problem(text):
+    raise argparse.ArgumentTypeError(problem)
+  return pathlib.Path(text)
+
+
 def run_train(arguments) -> None:
   # Before the processes have joined, the devices of all cannot be counted.
   config = read_config(arguments, (lambda: None) if arguments.distributed else count_devices)
   allow_change = parse_fields(arguments.allow_change, config)
   start(arguments)
-  from bertgpt import report, train
+  from bertgpt import process, report, train
   path = absolute(arguments.workdir)
   arguments.release_interrupt()
-  train.train(config, path, allow_change)
-  report.write(path)
+  with process.name_lost_peer():
+    train.train(config, path, allow_change)
+    report.write(path)
 
 
 def parse_fields(text: str, config: ConfigDict) -> list[str]:
@@ -238,9 +258,10 @@ def parse_fields(text: str, config: ConfigDict) -> list[str]:
 
 def run_evaluate(arguments) -> None:
   start(arguments)
-  from bertgpt import evaluate
+  from bertgpt import evaluate, process
   arguments.release_interrupt()
-  results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
+  with process.name_lost_peer():
+    results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
   for name, value in results.items():
     print(f"{name} {value:.6g}")
 
@@ -288,4 +309,4 @@ def run_sweep(arguments) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(run_program())

@@ -247,6 +247,9 @@ PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "learning_rate": 0, "warmup_steps": 0, "power": 0}
 PHASE_FRACTIONS = ("warmup_fraction", "end_fraction", "decay_fraction")
 
+LOCAL_PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path",
+               "system.compilation_cache")
+
 # Logical axes of which one parameter has both: they must not be split over the same mesh axis.
 AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
 
@@ -269,7 +272,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
                   platform: str = "") -> list[str]:
   """What `validate` objects to, one line each."""
   problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
-              *_axes_problems(config)]
+              *_axes_problems(config), *_path_problems(config)]
   if any(not isinstance(p, ConfigDict) for p in config.phases) or not config.phases:
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
@@ -313,6 +316,21 @@ def _range_problems(config):
       yield f"{field}={values[field]}: must be at least 0 and below 1"
   if config.objective.replace_with_mask + config.objective.replace_with_random > 1 + 1e-9:
     yield "objective.replace_with_mask + objective.replace_with_random: must not exceed 1"
+
+
+def _path_problems(config):
+  values = dict(leaves(config))
+  for field in LOCAL_PATHS:
+    if problem := remote_problem(values[field]):
+      yield f"{field}={problem}"
+
+
+def remote_problem(path: str) -> str | None:
+  """What is wrong with a path on storage that is not mounted, as gs://bucket/file."""
+  if "://" not in path:
+    return None
+  return (f"{path}: only local paths are read and written; mount the storage (for gs://: "
+          "gcsfuse), or use a local or NFS path")
 
 
 def _model_problems(config):

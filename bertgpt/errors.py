@@ -5,7 +5,7 @@
 | 0         |                   | done                                                |
 | 2         | `ConfigError`     | bad flags or config                                 |
 | 65        | `DataError`       | bad data, tokenizer or checkpoint                   |
-| 69        | `PeerError`       | another process of the run is missing               |
+| 69        | `PeerError`       | another process of the run is missing, or was lost  |
 | 70        | `DivergedError`   | the loss or the gradients are no longer finite      |
 | 74        | `StorageError`    | a file could not be written or read                 |
 | 75        | `Preempted`       | stopped by a signal; a checkpoint is saved          |

@@ -5,8 +5,9 @@ import math
 import os
 import pathlib
 import sys
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bertgpt import config as config_lib
 
@@ -120,13 +121,13 @@ class Writer:
     """The live line: rewritten in place on a terminal, else one line a call."""
     if self._jsonl is None:
       return
-    line = progress_line(step, self._last_step, scalars, self._eta(step))
+    parts = progress_parts(step, self._last_step, scalars, self._eta(step))
     if self._is_tty:
-      width = os.get_terminal_size(sys.stderr.fileno()).columns
-      sys.stderr.write("\r" + line[:width - 1].ljust(width - 1))
+      width = terminal_width()
+      sys.stderr.write("\r" + fit_line(parts, width).ljust(width))
       self._open_line = True
     else:
-      sys.stderr.write(line + "\n")
+      sys.stderr.write("  ".join(parts) + "\n")
     sys.stderr.flush()
 
   def message(self, text: str) -> None:
@@ -136,6 +137,8 @@ class Writer:
     if self._open_line:
       sys.stderr.write("\n")
       self._open_line = False
+    if self._is_tty:
+      text = textwrap.fill(text, max(terminal_width(), 20), subsequent_indent="    ")
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -151,8 +154,11 @@ class Writer:
     return (time.monotonic() - self._start) / max(done, 1) * (self._last_step - step)
 
 
-def progress_line(step: int, last_step: int, scalars: Mapping[str, float], eta_s: float) -> str:
-  """'step 120/4000  loss 6.31  lr 1.0e-04  |g| 1.20  52 ms  78k tok/s  MFU 41%  ETA 0:03:21'."""
+def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
+                   eta_s: float) -> list[str]:
+  """['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s', 'MFU 41%',
+  'ETA 0:03:21'].
+  """
   loss, grad_norm = (scalars.get(f"train/{name}", math.nan) for name in ("loss", "grad_norm"))
   parts = [f"step {step}/{last_step}", f"loss {loss:.3f}",
            f"lr {scalars['train/learning_rate']:.1e}", f"|g| {grad_norm:.2f}",
@@ -162,8 +168,21 @@ def progress_line(step: int, last_step: int, scalars: Mapping[str, float], eta_s
     parts.append(f"MFU {scalars['perf/mfu']:.0%}")
   if scalars.get("train/skipped_steps"):
     parts.append(f"NOT FINITE, SKIPPED: {scalars['train/skipped_steps']}")
-  parts.append(f"ETA {format_duration(eta_s)}")
-  return "  ".join(parts)
+  return [*parts, f"ETA {format_duration(eta_s)}"]
+
+
+def terminal_width() -> int:
+  """Columns that can be written to without the next line being begun."""
+  return os.get_terminal_size(sys.stderr.fileno()).columns - 1
+
+
+def fit_line(parts: Sequence[str], width: int) -> str:
+  """The parts in one line of at most `width` characters, without those that matter least."""
+  for name in ("|g| ", "lr ", " ms", "k tok/s", "MFU "):
+    if len("  ".join(parts)) <= width:
+      break
+    parts = [part for part in parts if not (part.startswith(name) or part.endswith(name))]
+  return "  ".join(parts)[:max(width, 0)]
 
 
 def format_duration(seconds: float) -> str:

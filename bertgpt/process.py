@@ -114,6 +114,21 @@ def _first_line(e: Exception) -> str:
 
 
 @contextlib.contextmanager
+def name_lost_peer() -> Iterator[None]:
+  """Raises PeerError where a collective of CPUs fails because another process is gone.
+
+  Those of GPUs and TPUs hang instead, until JAX has missed the heartbeats and aborts: see `guard`.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if "Gloo" not in str(e):
+      raise
+    raise PeerError("another process of the run is gone; start all of them again: they go on from "
+                    "the last checkpoint") from e
+
+
+@contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[int], bool]]:
   """Turns SIGTERM and Ctrl-C into a question the loop asks after every step.
 

@@ -51,7 +51,9 @@ def describe_bert(trained, train_set: Corpus, held_out: Corpus, scores) -> list[
       f"  {'MLM accuracy':22}{scores['mlm_accuracy']:>10.1%}{baseline.accuracy:>10.1%}",
       f"  {'MLM perplexity':22}{scores['mlm_perplexity']:>10.1f}{baseline.perplexity:>10.1f}"]
   if "nsp_accuracy" in scores:
-    lines.append(f"  {'NSP accuracy':22}{scores['nsp_accuracy']:>10.1%}{0.5:>10.1%}")
+    share = larger_class_share(trained.config, held_out)
+    lines.append(f"  {'NSP accuracy':22}{scores['nsp_accuracy']:>10.1%}{share:>10.1%}"
+                 "  (share of the larger class)")
   guesses = guess_words(trained, held_out)
   if guesses:
     lines += ["", "Masked words of held-out sentences and the model's guesses:", "", *guesses]
@@ -89,6 +91,14 @@ def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Bas
     correct += ((targets == log_p.argmax()) * weights).sum()
     weight += weights.sum()
   return Baseline(correct / weight, math.exp(total / weight))
+
+
+def larger_class_share(config: ConfigDict, held_out: Corpus) -> float:
+  """NSP accuracy of the constant answer that is right more often, on the evaluation's pairs."""
+  count = np.zeros(2)  # Of next and of random pairs.
+  for batch, _ in _eval_batches(config, held_out):
+    count += np.bincount(batch["nsp_labels"].ravel(), batch["nsp_weights"].ravel(), minlength=2)
+  return float(count.max() / count.sum())
 
 
 def causal_baselines(config: ConfigDict, train_set: Corpus,

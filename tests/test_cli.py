@@ -13,6 +13,7 @@ import pytest
 import small_runs
 
 from bertgpt import cli, errors
+from bertgpt.data import corpus as corpus_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG, DATA, STORAGE = (error.exit_code for error in
@@ -43,6 +44,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["train", "--config=c.py", "--workdir=w", "--config.seed", "3"], "unknown argument 3"),
     (["train", "--config=nothing.py", "--workdir=w"], "--config nothing.py: no such file"),
     (["evaluate"], "required: --workdir"),
+    (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
 ])
 def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment):
   monkeypatch.chdir(tmp_path)
@@ -85,6 +87,10 @@ def test_wrong_steps_are_one_line(capsys, recipe, steps, fragment):
     ("--config.mesh.data=5000", "devices, but there are"),
     ("--config.data.source=books:b.txt", "data.source: 'books:b.txt' is no source"),
     ("--allow_change=modle", "no field or group 'modle'"),
+    ("--workdir=gs://bucket/run", "--workdir: gs://bucket/run: only local paths"),
+    ("--config.data.source=text:gs://b/*.txt", "data.source=text:gs://b/*.txt: only local paths"),
+    ("--config.data.cache_dir=gs://bucket/c", "data.cache_dir=gs://bucket/c: only local paths"),
+    ("--config.tokenizer.path=s3://b/v.txt", "mount the storage (for gs://: gcsfuse), or use a"),
 ])
 def test_wrong_config_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, argument, fragment):
   code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", argument)
@@ -279,7 +285,7 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch, bug):
 
 
 def start(*argv, **options) -> subprocess.Popen:
-  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  environment = options.pop("env", os.environ) | {"PYTHONPATH": str(ROOT)}
   return subprocess.Popen([sys.executable, "-m", "bertgpt.cli", *map(str, argv)], text=True,
                           env=environment, cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, **options)
@@ -320,3 +326,48 @@ def test_ctrl_c_while_preparing_is_one_line_and_leaves_no_corpus(tmp_path, recip
   assert "Traceback" not in err
   assert "interrupted" in err.splitlines()[-1]
   assert {p.name for p in tmp_path.iterdir()} <= {"long.txt", ".corpus.lock"}
+
+
+STORIES = '''
+import sys
+import tensorflow_datasets as tfds
+
+
+class Stories(tfds.core.GeneratorBasedBuilder):
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(
+        {"text": tfds.features.Text()}))
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i, text in enumerate(open(sys.argv[1]).read().split("\\n\\n")):
+      yield i, {"text": text}
+
+
+def main():
+  Stories(file_format="array_record").download_and_prepare()
+'''
+
+
+def test_a_dataset_is_read_by_the_name_that_tfds_knows_it_by(tmp_path, recipe, story):
+  """Prepared by TFDS itself, in the place that TFDS has for datasets, and without TensorFlow."""
+  package = tmp_path / "stories"
+  package.mkdir()
+  (package / "__init__.py").write_text(STORIES)  # TFDS finds the metadata beside the class.
+  environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path / "datasets")}
+  subprocess.run([sys.executable, "-c", "import stories; stories.main()", story], check=True,
+                 env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=120)
+  assert (tmp_path / "datasets" / "stories" / "1.0.0").is_dir()
+  process = start("prepare", f"--config={recipe}", f"--out={tmp_path / 'corpus'}",
+                  "--config.data.source=tfds:stories:train#text", env=environment)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  found = [corpus_lib.open_corpus(tmp_path / "corpus", split) for split in corpus_lib.SPLITS]
+  texts = story.read_text().split("\n\n")
+  assert sum(map(len, found)) == len(texts)
+  expected = sum(len(found[0].tokenizer.encode([text])[0]) for text in texts)
+  assert sum(corpus.num_tokens for corpus in found) == expected

@@ -9,6 +9,7 @@ from memory_corpus import make_corpus, random_corpus
 
 from bertgpt import config as config_lib
 from bertgpt.data import examples
+from bertgpt.data.windows import divide, ranges
 from bertgpt.errors import DataError
 
 CORPORA = {
@@ -293,9 +294,9 @@ def test_an_epoch_of_pairs_holds_every_sentence_once(corpus, seq_len, segment, m
   monkeypatch.setattr(examples, "SEGMENT_SENTENCES", segment)
   pairs = draw(corpus, seq_len - 3)
   seen = np.zeros(len(corpus.sentence_lengths), int)
-  np.add.at(seen, examples.ranges(pairs.first, pairs.cut - pairs.first), 1)
+  np.add.at(seen, ranges(pairs.first, pairs.cut - pairs.first), 1)
   follows = pairs.label == 0
-  np.add.at(seen, examples.ranges(pairs.first_b[follows], (pairs.last_b - pairs.first_b)[follows]),
+  np.add.at(seen, ranges(pairs.first_b[follows], (pairs.last_b - pairs.first_b)[follows]),
             1)
   assert np.all(seen == 1)
 
@@ -309,7 +310,7 @@ def count_tokens(corpus, plan):
   starts = np.cumsum(corpus.document_lengths) - corpus.document_lengths
   parts = plan.parts
   seen = np.zeros(corpus.document_lengths.sum(), int)
-  np.add.at(seen, examples.ranges(starts[parts["document"]] + parts["start"], parts["length"]), 1)
+  np.add.at(seen, ranges(starts[parts["document"]] + parts["start"], parts["length"]), 1)
   return seen
 
 
@@ -383,8 +384,8 @@ def test_a_plan_follows_from_its_key_and_no_two_epochs_are_alike(objective):
 @pytest.mark.parametrize("num_windows", [1, 2, 7, 100])
 def test_the_windows_of_an_epoch_divide_the_documents(num_windows):
   corpus = CORPORA["ordinary"]  # 40 documents: of 100 windows some can only repeat one.
-  plans = [make_plan(corpus, "mlm", 32, window=w, num_windows=num_windows)
-           for w in range(num_windows)]
+  windows = divide(corpus.document_lengths, num_windows)
+  plans = [make_plan(corpus, "mlm", 32, window=w, windows=windows) for w in range(num_windows)]
   seen = sum(count_tokens(corpus, plan) for plan in plans)
   assert seen.min() == 1
   if num_windows < 40:
@@ -395,7 +396,8 @@ def test_the_windows_of_an_epoch_divide_the_documents(num_windows):
 
 def test_windows_are_random_each_for_itself():
   corpus = make_corpus([[10] * 8] * 100)
-  first, second = (make_plan(corpus, "mlm_nsp", 64, window=w, num_windows=2) for w in range(2))
+  windows = divide(corpus.document_lengths, 2)
+  first, second = (make_plan(corpus, "mlm_nsp", 64, window=w, windows=windows) for w in range(2))
   assert not np.array_equal(first.parts["start"][:50], second.parts["start"][:50])
 
 

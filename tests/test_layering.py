@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "bertgpt"
 # Floors of the house, lowest first. A module may import its own floor and those below.
 FLOORS = (
     {"errors", "kernels"},
-    {"config", "fingerprint", "presets"},
+    {"config", "fingerprint", "guard", "presets"},
     {"recipes"},
     {"data", "checkpoint", "metrics", "optimizers", "process", "sharding"},
     {"models", "tasks"},

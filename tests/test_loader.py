@@ -15,6 +15,7 @@ from bertgpt import config as config_lib
 from bertgpt.data import examples, loader
 from bertgpt.data.corpus import open_corpus
 from bertgpt.data.prepare import prepare
+from bertgpt.data.windows import divide
 from bertgpt.errors import ConfigError, DataError, PeerError
 
 ORDINARY = random_corpus(60, 12, 10)
@@ -231,8 +232,9 @@ def test_steps_go_through_the_epochs_row_by_row(objective, num_windows):
   """Batches that straddle windows and epochs are made of the plans' rows, in order."""
   config = make_config(objective)
   rows = loader.Rows(ORDINARY, config, 0, config.seed, num_windows=num_windows)
+  windows = divide(ORDINARY.document_lengths, num_windows)
   fitted = [examples.make_plan(ORDINARY, config, 32, (config.seed, 0, epoch), window=window,
-                               num_windows=num_windows, num_rows=rows.rows_per_window)
+                               windows=windows, num_rows=rows.rows_per_window)
             for epoch in range(3) for window in range(num_windows)]
   expected = join([assemble_token_by_token(ORDINARY, objective, 32, plan, 2) for plan in fitted])
   numbers = np.arange(3 * rows.rows_per_epoch)

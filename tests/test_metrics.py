@@ -1,5 +1,9 @@
 import json
 import math
+import os
+import subprocess
+import sys
+import termios
 
 import pytest
 
@@ -70,13 +74,53 @@ def test_only_the_first_process_writes(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_line_says_what_matters():
-  line = metrics.progress_line(120, 4000, {
-      "train/loss": 6.3125, "train/learning_rate": 1e-4, "train/grad_norm": 1.2,
-      "train/skipped_steps": 0, "perf/step_seconds": 0.052, "perf/tokens_per_second": 78_000.0,
-      "perf/mfu": 0.41}, 3801)
-  assert line == ("step 120/4000  loss 6.312  lr 1.0e-04  |g| 1.20  52 ms  78.0k tok/s  MFU 41%  "
-                  "ETA 1:03:21")
+SCALARS = {"train/loss": 6.3125, "train/learning_rate": 1e-4, "train/grad_norm": 1.2,
+           "train/skipped_steps": 0, "perf/step_seconds": 0.052,
+           "perf/tokens_per_second": 78_000.0, "perf/mfu": 0.41}
+
+
+@pytest.mark.parametrize("width, line", [
+    (200, "step 120/4000  loss 6.312  lr 1.0e-04  |g| 1.20  52 ms  78.0k tok/s  MFU 41%  "
+          "ETA 1:03:21"),
+    (79, "step 120/4000  loss 6.312  lr 1.0e-04  52 ms  78.0k tok/s  MFU 41%  ETA 1:03:21"),
+    (60, "step 120/4000  loss 6.312  78.0k tok/s  MFU 41%  ETA 1:03:21"),
+    (40, "step 120/4000  loss 6.312  ETA 1:03:21"),
+    (10, "step 120/4"), (-1, "")])
+def test_progress_line_says_what_matters_in_the_room_there_is(width, line):
+  assert metrics.fit_line(metrics.progress_parts(120, 4000, SCALARS, 3801), width) == line
+
+
+def screen_of(output):
+  """What a terminal shows: a carriage return goes back, and what is there is written over."""
+  lines = []
+  for text in output.replace("\r\n", "\n").split("\n"):
+    shown = ""
+    for piece in text.split("\r"):
+      shown = piece + shown[len(piece):]
+    lines.append(shown.rstrip())
+  return lines
+
+
+def test_a_terminal_shows_one_live_line_and_messages_of_their_own(tmp_path):
+  code = ("import pathlib, sys\nfrom bertgpt import metrics\n"
+          f"scalars = {SCALARS}\n"
+          f"w = metrics.Writer(pathlib.Path({str(tmp_path)!r}), first_step=0, last_step=3000,"
+          " tensorboard=False)\n"
+          "w.progress(1, scalars | {'train/loss': 1e6})\nw.progress(1000, scalars)\n"
+          "w.message('evaluated' + '  accuracy 0.1234' * 4)\n"
+          "w.progress(2000, scalars)\nw.progress(3000, scalars)\n"
+          "w.close()\nprint('bertgpt train: the end', file=sys.stderr)")
+  ours, theirs = os.openpty()
+  termios.tcsetwinsize(theirs, (24, 60))
+  subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, timeout=60)
+  os.close(theirs)
+  output = os.read(ours, 10_000).decode()
+  os.close(ours)
+  lines = screen_of(output)
+  assert [line.strip().split("  ")[0] for line in lines] == [
+      "step 1000/3000", "evaluated", "0.1234", "step 3000/3000", "bertgpt train: the end", ""]
+  assert max(map(len, lines)) < 60, "the live line would wrap"
+  assert lines[3].endswith("ETA 0:00:00")
 
 
 def test_jsonl_is_one_object_a_line(tmp_path):

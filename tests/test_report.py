@@ -83,6 +83,17 @@ def test_masked_baseline_is_scored_on_the_masks_of_the_evaluation(bert):
   assert found.perplexity == pytest.approx(math.exp(nats / count))
 
 
+def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
+  """Pair by pair; the labels are not balanced, for a lone sentence is followed by a random one."""
+  labels = []
+  for batch in loader.make_eval_batches(bert.held_out, bert.trained.config, 0, slice(0, 8)):
+    for row, slot in zip(*np.nonzero(batch["nsp_weights"]), strict=True):
+      labels.append(int(batch["nsp_labels"][row, slot]))
+  share = max(labels.count(0), labels.count(1)) / len(labels)
+  found = report.larger_class_share(bert.trained.config, bert.held_out)
+  assert found == pytest.approx(share) and len(labels) > 10
+
+
 def test_bigram_baseline_is_witten_and_bells(gpt):
   """Of a sequence of documents in the order in which they were counted."""
   order = np.random.default_rng(0).permutation(len(gpt.documents))

@@ -145,6 +145,19 @@ def test_two_processes_stop_together_and_one_goes_on(program, tmp_path, finished
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_who_loses_a_peer_ends_with_69_and_all_go_on(program, tmp_path, finished_run, victim):
+  path = tmp_path / "run"
+  results = program.train_together(path, 2, signal_at=(13, signal.SIGKILL), signal_to=victim)
+  assert [results[victim].returncode, results[1 - victim].returncode] == [137, 69], results
+  assert "another process of the run is gone" in results[1 - victim].stderr.splitlines()[-1]
+  results = program.train_together(path, 2)
+  assert [result.returncode for result in results] == [0, 0], results
+  assert rows_read(path) == rows_read(finished_run)
+  assert_close_losses(path, finished_run)
+
+
+@pytest.mark.slow
 def test_four_processes_finish_what_two_began(program, tmp_path, finished_run):
   path = tmp_path / "run"
   results = program.train_together(path, 2, signal_at=(13, signal.SIGINT))

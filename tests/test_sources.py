@@ -113,7 +113,8 @@ def test_globs_are_read_by_name_and_know_folders(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["", "txt:a", "text", "text:", "pydocs:x", "0*text:a", "jsonl",
-                                  "tfds:name", "text:a,jsnol:b"])
+                                  "tfds:name", "text:a,jsnol:b", "jsonl:gs://b/*.gz#text",
+                                  "tfds:s3://b/set:train"])
 def test_what_is_no_source_is_a_config_error_before_reading(spec):
   with pytest.raises(ConfigError, match="data.source"):
     sources.open_source(spec)
@@ -128,10 +129,11 @@ def test_identity_follows_the_content_and_not_the_place(tmp_path):
   (tmp_path / "x").mkdir()
   a = write(tmp_path / "a.txt", b"same")
   moved = write(tmp_path / "x" / "b.txt", b"same")
-  before = sources.identity(f"text:{a}")
-  assert sources.identity(f"text:{moved}") == before
+  before = sources.identity(f"text:{a}", tmp_path)
+  assert sources.identity(f"text:{moved}", tmp_path) == before
   write(a, b"Same")
-  others = {sources.identity(f"{kind}:{a}") for kind in ("text", "text+paragraphs", "2*text")}
+  others = {sources.identity(f"{kind}:{a}", tmp_path)
+            for kind in ("text", "text+paragraphs", "2*text")}
   assert len(others | {before}) == 4
 
 

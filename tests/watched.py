@@ -10,11 +10,11 @@ import pathlib
 import sys
 import uuid
 
-from bertgpt import cli, train
-from bertgpt.data import loader
+from bertgpt import cli
 
 
 def write_rows(path: pathlib.Path) -> None:
+  from bertgpt.data import loader
   read_step = loader.read_step
   path.parent.mkdir(exist_ok=True)
 
@@ -32,6 +32,7 @@ def write_rows(path: pathlib.Path) -> None:
 
 
 def send_signal(at_step: int, number: int) -> None:
+  from bertgpt import train
   add = train.StepLog.add
 
   def add_and_send(self, step, step_metrics):
@@ -42,8 +43,14 @@ def send_signal(at_step: int, number: int) -> None:
   train.StepLog.add = add_and_send
 
 
-if __name__ == "__main__":
+def run_train(arguments) -> None:
+  """Loads JAX, which must not be there yet when the program forks."""
   write_rows(pathlib.Path(os.environ["WATCH_ROWS"]) / uuid.uuid4().hex)
   if "WATCH_SIGNAL" in os.environ:
     send_signal(*map(int, os.environ["WATCH_SIGNAL"].split()))
-  sys.exit(cli.main())
+  unwatched(arguments)
+
+
+if __name__ == "__main__":
+  unwatched, cli.run_train = cli.run_train, run_train
+  sys.exit(cli.run_program())

@@ -334,7 +334,7 @@ def report(manifest: dict) -> str:
   lines = [f"source     {manifest['source']}",
            f"tokenizer  {made_with['kind']}, {made_with['vocab_size']:,} ids, "
            f"fingerprint {made_with['fingerprint'][:12]}"]
-  lines += [f"{label:<18}" + "".join(f"{cell:>40}" for cell in cells) for label, *cells in rows]
+  lines += [f"{label:<18}" + "".join(f" {cell:>29}" for cell in cells) for label, *cells in rows]
   lines += [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
   return "\n".join(lines if manifest["skipped"] else [*lines, "nothing was skipped or mended"])
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertgpt.config import ConfigDict, max_sequences
 from bertgpt.data import packing
-from bertgpt.errors import DataError
+from bertgpt.data.windows import Windows, divide, draw_documents, make_rng, ranges
 
 # A walk through a document is a loop in which all documents advance together. Longer documents
 # are walked in segments of so many sentences or tokens, so that the loop stays short.
@@ -61,37 +61,25 @@ class Plan(NamedTuple):
     return Plan(self.parts[ranges(self.offsets[rows], counts)], offsets_of(counts))
 
 
-def make_plan(corpus, config: ConfigDict, seq_len: int, key: tuple[int, ...], *,
-              window: int = 0, num_windows: int = 1, num_rows: int | None = None) -> Plan:
+def make_plan(corpus, config: ConfigDict, seq_len: int, key: tuple[int, ...], *, window: int = 0,
+              windows: Windows | None = None, num_rows: int | None = None) -> Plan:
   """The shuffled rows of one window of an epoch.
-
-  An epoch is the corpus' documents in random order, cut into windows of about equally many
-  tokens that are planned one at a time, which bounds memory and the time to the first row.
 
   Args:
     corpus: has `document_offsets`, `document_lengths` and `sentence_lengths`.
     key: integers that name the epoch; all that is random follows from them and `window`.
+    windows: of an epoch; None: one, the whole corpus.
     num_rows: fit the plan to so many rows: rows too many are dropped, missing ones are filled
       up with repetitions, both at random. None: all rows, once.
   Raises:
     DataError: the corpus holds no token.
   """
-  documents = _make_rng(key).permutation(np.flatnonzero(corpus.document_lengths))
-  if not len(documents):
-    raise DataError(f"{corpus.path}: the {corpus.split} split holds no text; prepare it from "
-                    "more documents, or change data.validation_fraction")
-  ends = np.cumsum(corpus.document_lengths[documents])
-  first, last = np.searchsorted(ends, ends[-1] * np.arange(window, window + 2) // num_windows)
-  last = max(last + (window == num_windows - 1), first + 1)  # A giant can leave a window empty.
-  texts = select(corpus, documents[first:last])
-  rng = _make_rng((*key, window))
+  windows = windows or divide(corpus.document_lengths, 1)
+  texts = select(corpus, draw_documents(corpus, windows, window, key))
+  rng = make_rng((*key, window))
   plan = PLANNERS[config.objective.name](texts, config, seq_len, rng)
   order = rng.permutation(plan.num_rows)
   return plan.take(order if num_rows is None else np.resize(order, num_rows))
-
-
-def _make_rng(key: tuple[int, ...]) -> np.random.Generator:
-  return np.random.Generator(np.random.Philox(np.random.SeedSequence([k % 2**64 for k in key])))
 
 
 # --------------------------------------------------------------- documents
@@ -117,12 +105,6 @@ def select(corpus, documents: np.ndarray) -> Texts:
   counts = corpus.document_offsets[documents + 1] - first
   return Texts(documents, offsets_of(counts),
                offsets_of(corpus.sentence_lengths[ranges(first, counts)]))
-
-
-def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ...: int64 [sum of counts]."""
-  skipped = starts - (np.cumsum(counts) - counts)
-  return np.repeat(skipped, counts) + np.arange(counts.sum())
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from absl import flags
 
 from bertgpt.config import ConfigDict, max_sequences, phase_at, total_steps
 from bertgpt.data import examples
+from bertgpt.data.windows import divide, ranges
 from bertgpt.errors import ConfigError, DataError, PeerError
 
 Batch = dict[str, np.ndarray]
@@ -85,9 +86,9 @@ def make_layout(tokenizer, config: ConfigDict, seq_len: int) -> Layout:
 class Rows:
   """The rows of a phase by number; holds the plans of the windows read last.
 
-  Every window of every epoch is drawn afresh and fitted to the number of rows of the very
-  first one, so that a division leads from a row's number to its plan. An epoch thus covers the
-  corpus but for a few rows; the first one, if it is a single window, covers all of it.
+  Every window of every epoch is drawn afresh (see `windows`) and fitted to the number of rows of
+  the very first one, so that a division leads from a row's number to its plan. An epoch thus
+  covers the corpus but for a few rows; the first one, if it is a single window, covers all of it.
 
   Attributes:
     rows_per_window: rows of one plan.
@@ -100,7 +101,8 @@ class Rows:
     self._corpus, self._config, self._key = corpus, config, (seed, phase_index)
     self._layout = make_layout(corpus.tokenizer, config, self.seq_len)
     num_tokens = int(corpus.document_lengths.sum())
-    self._num_windows = num_windows or max(1, round(num_tokens / WINDOW_TOKENS))
+    self._windows = divide(corpus.document_lengths,
+                           num_windows or max(1, round(num_tokens / WINDOW_TOKENS)))
     self._plans: dict[int, examples.Plan] = {}
     self._lock = threading.Lock()
     self.rows_per_window = None  # As the first plan has it.
@@ -108,7 +110,7 @@ class Rows:
 
   @property
   def rows_per_epoch(self) -> int:
-    return self.rows_per_window * self._num_windows
+    return self.rows_per_window * self._windows.count
 
   def read(self, row_numbers: np.ndarray, num_rows: int | None = None) -> Batch:
     """The batch of the rows `row_numbers`, integers [B], in this order.
@@ -138,10 +140,10 @@ class Rows:
       if number not in self._plans:
         while len(self._plans) >= KEPT_PLANS:
           del self._plans[next(iter(self._plans))]
-        epoch, window = divmod(number, self._num_windows)
+        epoch, window = divmod(number, self._windows.count)
         self._plans[number] = examples.make_plan(
             self._corpus, self._config, self.seq_len, (*self._key, epoch), window=window,
-            num_windows=self._num_windows, num_rows=self.rows_per_window)
+            windows=self._windows, num_rows=self.rows_per_window)
       return self._plans[number]
 
   def _read_texts(self, parts: np.ndarray) -> list[np.ndarray]:
@@ -183,9 +185,9 @@ def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_r
   tokens[first[parts["opens"]]] = layout.opening_id
   tokens[(first_text + parts["length"])[parts["closes"]]] = layout.closing_id
   if texts:
-    tokens[examples.ranges(first_text, parts["length"])] = np.concatenate(texts)
+    tokens[ranges(first_text, parts["length"])] = np.concatenate(texts)
   sizes = sizes_of(parts, layout.objective)
-  places = examples.ranges(first, sizes)
+  places = ranges(first, sizes)
 
   def spread(values: np.ndarray) -> np.ndarray:
     array = np.zeros((num_rows, width), np.int32)

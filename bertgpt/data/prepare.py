@@ -87,7 +87,7 @@ def make_recipe(config) -> dict:
     made_of = {name: tokenizer[name] for name in names}
   return {
       "format_version": corpus_lib.FORMAT_VERSION,
-      "source_identity": sources.identity(data.source),
+      "source_identity": sources.identity(data.source, data.cache_dir),
       "tokenizer": made_of,
       "options": {n: data[n] for n in ("language", "validation_fraction", "invalid_text")},
   }

@@ -38,12 +38,15 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
 import sentencex
 
+from bertgpt.config import remote_problem
 from bertgpt.data import pydocs
+from bertgpt.data.digests import sha256_files
 from bertgpt.data.intake import MAX_DOCUMENT_BYTES, Counts, Intake, read_blocks, read_lines
 from bertgpt.errors import ConfigError, DataError
 
@@ -102,16 +105,20 @@ def open_source(spec: str, *, invalid_text: str = "error",
       _weigh(documents, source.weight) for source, documents in opened)
 
 
-def identity(spec: str) -> str:
+def identity(spec: str, cache_dir: str) -> str:
   """SHA-256 (hex) of what the source will read.
 
   It changes when the text does, and not when the files are moved.
+
+  Args:
+    cache_dir: remembers the digests of files, so that an unchanged one is read once; see
+      `digests` for what is trusted.
   """
   digest = hashlib.sha256()
   for source in parse(spec):
     kind = READERS[source.kind]
     digest.update(f"{source.kind} {source.split} {source.field} {source.weight}\n".encode())
-    for line in kind.identify(source):
+    for line in kind.identify(source, pathlib.Path(cache_dir).expanduser()):
       digest.update(line.encode() + b"\n")
   return digest.hexdigest()
 
@@ -184,6 +191,8 @@ def _parse_one(part: str) -> Source:
     raise ConfigError(f"data.source: {part!r}: the weight must be above 0")
   if bool(rest) != bool(READERS[kind].form):
     raise ConfigError(f"data.source: {part!r}: write {kind}{READERS[kind].form}")
+  if problem := remote_problem(part):
+    raise ConfigError(f"data.source={problem}")
   target, field = rest, "text"
   if "#" in READERS[kind].form and "#" in rest:
     target, _, field = rest.rpartition("#")
@@ -218,10 +227,9 @@ def _find_files(source: Source) -> list[str]:
   return paths
 
 
-def _identify_files(source: Source) -> Iterator[str]:
-  for path in _find_files(source):
-    with open(path, "rb") as f:
-      yield f"{os.path.getsize(path)} {hashlib.file_digest(f, 'sha256').hexdigest()}"
+def _identify_files(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
+  for path, digest in sha256_files(_find_files(source), cache_dir).items():
+    yield f"{os.path.getsize(path)} {digest}"
 
 
 # --------------------------------------------------------------- documents
@@ -349,7 +357,7 @@ def _feature(record, source: Source, name: str) -> bytes | str:
 def _tfds_builder(source: Source):
   # TFDS takes seconds to import and few sources need it.
   import tensorflow_datasets as tfds
-  is_folder = source.target.startswith((".", "/", "~")) or "://" in source.target
+  is_folder = source.target.startswith((".", "/", "~"))
   try:
     if is_folder:
       return tfds.builder_from_directory(os.path.expanduser(source.target))
@@ -359,7 +367,8 @@ def _tfds_builder(source: Source):
                     "give name/config:version or the folder of a prepared one") from e
 
 
-def _identify_tfds(source: Source) -> Iterator[str]:
+def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
+  del cache_dir
   info = _tfds_builder(source).info
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
@@ -379,11 +388,11 @@ class _Kind:
   """How one kind of source is written, opened and identified."""
   form: str
   open: Callable[[Source, Intake], Iterator[Document]]
-  identify: Callable[[Source], Iterable[str]] = _identify_files
+  identify: Callable[[Source, pathlib.Path], Iterable[str]] = _identify_files
 
 
 READERS = {
-    "pydocs": _Kind("", _open_pydocs, lambda source: pydocs.identify()),
+    "pydocs": _Kind("", _open_pydocs, lambda source, cache_dir: pydocs.identify()),
     "text": _Kind(":GLOB", functools.partial(_open_text, sentences_given=True)),
     "text+paragraphs": _Kind(":GLOB", functools.partial(_open_text, sentences_given=False)),
     "jsonl": _Kind(":GLOB#field", _open_jsonl),

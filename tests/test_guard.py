@@ -1,0 +1,75 @@
+"""bertgpt.guard: the parent ends as its worker, and a worker that JAX aborts has lost a peer."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(work):
+  """A guarded process; `work` is what its worker runs."""
+  code = ("import os, signal, sys, time\nfrom bertgpt import guard\n"
+          "guard.fork_worker('name')\nprint(os.getpid(), os.getppid(), flush=True)\n" + work)
+  return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def is_alive(pid):
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+@pytest.mark.parametrize("work, code", [
+    ("", 0), ("sys.exit(75)", 75), ("raise ValueError('x')", 1),
+    ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+def test_the_parent_ends_as_the_worker(work, code):
+  process = start(work)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == code
+  assert int(out.split()[1]) == process.pid
+  assert "name:" not in err
+
+
+def test_a_worker_that_is_aborted_has_lost_a_peer():
+  process = start("os.abort()")
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 69
+  assert len(err.splitlines()) == 1 and "name: JAX has ended this process" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_worker_once(number):
+  process = start(f"got = []\nsignal.signal({int(number)}, lambda *a: got.append(1))\n"
+                  "print('ready', flush=True)\nwhile not got: time.sleep(0.01)\n"
+                  "time.sleep(0.3)\nsys.exit(10 + len(got))")
+  process.stdout.readline()
+  process.stdout.readline()
+  process.send_signal(number)
+  process.communicate(timeout=60)
+  assert process.returncode == 11
+
+
+def test_the_terminals_ctrl_c_is_for_the_parent_alone():
+  process = start("print(os.getpgid(0), os.getpgid(os.getppid()))")
+  groups = process.communicate(timeout=60)[0].splitlines()[1].split()
+  assert groups[0] != groups[1]
+
+
+def test_a_worker_does_not_outlive_its_parent():
+  process = start("time.sleep(300)")
+  worker = int(process.stdout.readline().split()[0])
+  assert is_alive(worker)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  deadline = time.monotonic() + 20
+  while is_alive(worker):
+    assert time.monotonic() < deadline, "the worker lives on"
+    time.sleep(0.01)
