@@ -26,6 +26,7 @@ CHOICES = {
     "tokenizer.model_type": ("unigram", "bpe"),
     "model.family": ("bert", "gpt"),
     "model.norm": ("post", "pre"),
+    "model.position_init": ("normal", "sinusoid"),
     "model.activation": ("gelu_tanh", "gelu_erf"),
     "model.dtype": ("bfloat16", "float32"),
     "model.attention": ("auto", "xla", *kernels.LIMITED),
@@ -108,7 +109,8 @@ def base() -> ConfigDict:
   model.attention_dropout = 0.1
   model.init_std = 0.02
   model.truncated_init = True              # truncated at two deviations (BERT) or plain normal (GPT)
-  model.position_init_std = 0.02
+  model.position_init = "normal"           # of the learned table: normal | sinusoid (neighbours are soon found)
+  model.position_init_std = 0.02           # sinusoid: its root mean square
   model.scale_residual_init = False        # GPT-2: projections into the residual start 1/sqrt(2 layers) smaller
   model.vocab_size = 0                     # 0: the tokenizer's; the table is padded to a multiple of 128
   model.dtype = "bfloat16"                 # of activations and products; parameters are float32

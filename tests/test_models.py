@@ -181,6 +181,20 @@ def test_gpt_sizes_are_the_published_ones(preset, vocab_size, size):
   assert count_parameters(config, True) == size
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+def test_one_rotation_leads_from_every_sinusoid_position_to_the_next(family):
+  config = make_config(family, norm="post", position_init="sinusoid", position_init_std=0.05)
+  inputs = make_inputs(np.random.default_rng(0))
+  inputs = inputs if family == "bert" else (inputs[0], inputs[2], inputs[3])
+  params = models.make_model(config).init(jax.random.key(0), *inputs)["params"]
+  table = np.asarray(params["embeddings"]["position"]["embedding"], np.float64)
+  turned = table[:, :16] + 1j * table[:, 16:]  # (sin, cos) of one frequency, as one number.
+  steps = turned[1:] / turned[:-1]
+  np.testing.assert_allclose(steps, np.repeat(steps[:1], 23, axis=0), atol=1e-5)
+  assert len(np.unique(np.round(steps[0], 4))) == 16  # Every frequency another angle.
+  assert np.sqrt((table**2).mean()) == pytest.approx(0.05, rel=1e-5)
+
+
 def test_gpt2_residual_projections_start_smaller():
   """Radford et al. 2019, 2.3: by 1 / sqrt(number of residual layers)."""
   config = make_config("gpt", "pre", scale_residual_init=True, truncated_init=False, num_layers=8,

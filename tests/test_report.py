@@ -59,28 +59,36 @@ def test_baselines_of_a_large_corpus_count_what_they_read(gpt, monkeypatch):
   assert found[end] == pytest.approx(gpt.unigram[end], rel=0.5)
 
 
-def test_masked_baseline_is_scored_on_the_masks_of_the_evaluation(bert):
-  """Row by row, where `evaluate` takes batches."""
-  config = bert.trained.config
-  vocabulary = workdir.make_vocabulary(bert.trained.tokenizer)
+@pytest.mark.parametrize("with_mask, with_random", [(0.8, 0.1), (1.0, 0.0), (0.5, 0.0)])
+def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_random):
+  """Row by row, where `evaluate` takes batches, from the table of (target, shown)."""
+  with bert.trained.config.unlocked():
+    config = bert.trained.config.copy_and_resolve_references()
+  config.objective.update(replace_with_mask=with_mask, replace_with_random=with_random)
+  trained = bert.trained._replace(config=config)
+  vocabulary = workdir.make_vocabulary(trained.tokenizer)
   corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
-  best = bert.unigram.index(max(bert.unigram))
+  size = vocabulary.size
+  joint = np.array(bert.unigram)[:, None] * (  # [target, shown]
+      (1 - with_mask - with_random) * np.eye(size) + with_random / size)
+  joint[:, vocabulary.mask_id] = np.array(bert.unigram) * with_mask
   nats, correct, count = 0.0, 0, 0
-  with config.unlocked():
-    single = config.copy_and_resolve_references()
+  single = config.copy_and_resolve_references()
   single.eval.batch_size = 1
   for i, row in enumerate(loader.make_eval_batches(bert.held_out, single, 0, slice(0, 1))):
     row = corrupt(row, jax.random.key(loader.EVAL_SEED), np.array([i], np.int32))
     row = jax.device_get(row)
-    for target, weight in zip(row["predict_targets"][0], row["predict_weights"][0], strict=True):
+    for target, place, weight in zip(row["predict_targets"][0], row["predict_positions"][0],
+                                     row["predict_weights"][0], strict=True):
       if weight:
-        nats -= math.log(bert.unigram[target])
-        correct += target == best
+        posterior = joint[:, row["tokens"][0, place]]
+        nats -= math.log(posterior[target] / posterior.sum())
+        correct += target == posterior.argmax()
         count += 1
-  found = report.masked_unigram_baseline(bert.trained, bert.train_set, bert.held_out)
+  found = report.masked_unigram_baseline(trained, bert.train_set, bert.held_out)
   assert count > 30
   assert found.accuracy == pytest.approx(correct / count)
-  assert found.perplexity == pytest.approx(math.exp(nats / count))
+  assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-6)
 
 
 def test_nsp_baseline_is_the_share_of_the_larger_class(bert):

@@ -8,7 +8,7 @@ scanned. Dropout is on exactly when the caller passes a 'dropout' generator.
 | parameter                         | initial value                                       |
 |-----------------------------------|-----------------------------------------------------|
 | kernels, token, segment embedding | normal(0, init_std), or truncated at two deviations |
-| position embedding                | the same with position_init_std                     |
+| position embedding                | the same with position_init_std, or `init_sinusoid` |
 | attention/out, mlp/down kernels   | with `scale_residual_init`, sqrt(2 layers) smaller  |
 | biases                            | 0                                                   |
 | LayerNorm                         | scale 1, bias 0                                     |
@@ -45,6 +45,25 @@ def make_init(config: FrozenConfigDict, std: float) -> nn.initializers.Initializ
   if config.truncated_init:
     return nn.initializers.truncated_normal(std)
   return nn.initializers.normal(std)
+
+
+def init_sinusoid(std: float) -> nn.initializers.Initializer:
+  """sin(p w), cos(p w) at position p, whose root mean square is `std`.
+
+  One linear map leads from every position to its neighbour, which attention would otherwise
+  have to learn position by position. The wavelengths 2 pi / w are those of Vaswani et al. 2017
+  (arXiv:1706.03762, 3.5), but end at the length of the table instead of at 10,000.
+  """
+
+  def init(key, shape, dtype=jnp.float32):
+    del key
+    rows, width = shape
+    w = rows ** -(jnp.arange(0, width, 2) / width)
+    angles = jnp.arange(rows)[:, None] * w
+    table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
+    return (2 ** 0.5 * std * table).astype(dtype)
+
+  return init
 
 
 def make_dense(config: FrozenConfigDict, features: int, name: str, std: float = 0.0) -> nn.Dense:
@@ -144,11 +163,13 @@ class Embeddings(nn.Module):
   def setup(self):
     config = self.config
     # Looked up in float32: the gradient of a frequent token sums thousands of rows.
-    embed = lambda rows, std: nn.Embed(rows, config.width, embedding_init=make_init(config, std))
-    self.token = embed(padded_vocab_size(config.vocab_size), config.init_std)
-    self.position = embed(config.max_positions, config.position_init_std)
+    embed = lambda rows, init: nn.Embed(rows, config.width, embedding_init=init)
+    init, position_std = make_init(config, config.init_std), config.position_init_std
+    self.token = embed(padded_vocab_size(config.vocab_size), init)
+    self.position = embed(config.max_positions, init_sinusoid(position_std) if
+                          config.position_init == "sinusoid" else make_init(config, position_std))
     if config.num_segments:
-      self.segment = embed(config.num_segments, config.init_std)
+      self.segment = embed(config.num_segments, init)
     if self.use_norm:
       self.norm = make_norm(config, None)
 
