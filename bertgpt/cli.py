@@ -140,6 +140,8 @@ def make_parser() -> argparse.ArgumentParser:
       workdir_flag, distributed_flag)
   add("prepare", run_prepare, "Turn text into a prepared corpus.", config_flag, out_flag)
   add("data", run_data, "Show what batches a config makes.", config_flag, steps_flag)
+  add("plan", run_plan, "Predict memory, time and price on hardware that need not be there.",
+      config_flag, topology_flag, plan_flags)
   add("sweep", run_sweep, "Train every run of the config's get_sweep(), one after the other.",
       config_flag, workdir_flag)
   return parser
@@ -175,6 +177,22 @@ def out_flag(command):
 def steps_flag(command):
   command.add_argument("--steps", metavar="N,N",
                        help="steps whose batches are hashed; default: the first three")
+
+
+def topology_flag(command):
+  command.add_argument("--topology", required=True, metavar="KIND:SHAPE",
+                       help="v4, v5e, v5p or v6e as v5e:4x4 (v5e:4x4:2 for two slices); a100, h100 "
+                            "or h200 as h100:8 or h100:2x8 (nodes x GPUs)")
+
+
+def plan_flags(command):
+  command.add_argument("--phase", type=int, metavar="N", help="this phase alone, counted from 0")
+  command.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
+                       help="adds what the run will cost")
+  command.add_argument("--search", action="store_true",
+                       help="compile other micro-batches, remat, meshes and scans of the phase "
+                            "(the last one) and rank them")
+  command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 # ---------------------------------------------------------------- commands
@@ -300,6 +318,15 @@ def parse_steps(text: str, num_steps: int) -> list[int]:
     if not 0 <= step < num_steps:
       raise ConfigError(f"--steps={text}: the run has steps 0 to {num_steps - 1}, not {step}")
   return steps
+
+
+def run_plan(arguments) -> None:
+  from bertgpt import plan, topologies
+  topology = topologies.open_topology(arguments.topology)
+  config = read_config(arguments, lambda: len(topology.devices))
+  arguments.release_interrupt()
+  print(plan.run(config, topology, phase=arguments.phase, price=arguments.price_per_chip_hour,
+                 do_search=arguments.search, as_json=arguments.json))
 
 
 def run_sweep(arguments) -> None:

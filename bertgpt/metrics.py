@@ -10,25 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bertgpt import config as config_lib
-
-# Peak dense bfloat16 FLOP/s of one device, by a part of JAX's device_kind. Sources:
-# vendors' data sheets (NVIDIA A100 2020, H100 2022, H200 2023; Cloud TPU system
-# architecture pages, 2024). The first match wins.
-PEAK_FLOPS = (
-    ("H200", 989e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("TPU v6", 918e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
-)
+from bertgpt import hardware
 
 
 def peak_flops(device_kind: str) -> float | None:
   """FLOP/s of one device; None where it is not known, as for a CPU."""
-  return next((peak for name, peak in PEAK_FLOPS if name in device_kind), None)
+  chip = hardware.find_chip(device_kind)
+  return chip and chip.peak_flops
 
 
 def flops_per_step(config: config_lib.ConfigDict, phase: config_lib.ConfigDict) -> float:

@@ -15,13 +15,13 @@ PACKAGE = REPOSITORY / "bertgpt"
 FLOORS = (
     {"errors", "kernels"},
     {"config", "fingerprint", "guard", "presets"},
-    {"recipes"},
-    {"data", "checkpoint", "metrics", "optimizers", "process", "sharding"},
+    {"collectives", "recipes"},
+    {"data", "checkpoint", "metrics", "optimizers", "process", "roofline", "sharding", "topologies"},
     {"models", "tasks"},
     {"export", "generate", "objectives", "workdir"},
     {"evaluate"},
     {"train", "report"},
-    {"finetune", "plan", "sweep"},
+    {"aot", "finetune", "plan", "search", "sweep"},
     {"cli"},
 )
 

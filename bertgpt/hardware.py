@@ -1,0 +1,86 @@
+"""The one table of accelerators: what the data sheets say, and what of it a program reaches.
+
+Peaks are of one device as JAX counts them: a chip (TPU v4 and v5p with both cores joined) or a
+GPU. Sources of the columns:
+
+| column                      | source                                                            |
+|-----------------------------|-------------------------------------------------------------------|
+| peak_flops, HBM             | Cloud TPU system architecture pages (2024); NVIDIA data sheets of |
+|                             | A100 80GB SXM (2020), H100 SXM (2022), H200 SXM (2023)            |
+| links, link_bandwidth (TPU) | Austin et al. 2025, "How to Scale Your Model", table of TPUs      |
+| links, link_bandwidth (GPU) | NVLink 3 and 4: 300 and 450 GB/s a direction                      |
+| dcn_bandwidth               | TPU: Austin et al. 2025; GPU: DGX A100 and H100, 200 and 400 Gb/s |
+|                             | a GPU                                                             |
+| vector_flops                | TPU: 8 x 128 lanes x 4 units x cores x clock (Austin et al. 2025; |
+|                             | v4 and v6e: assumption, the same units); GPU: half of the FP32    |
+|                             | figure of the data sheet, which counts a fused one as two         |
+| tile                        | TPU: side of the matrix unit; GPU: 64, assumption                 |
+| usable_hbm                  | TPU: what the compiler allots a program, as libtpu 0.0.42 states  |
+|                             | it; GPU: 0.95, assumption                                         |
+"""
+
+from typing import NamedTuple
+
+GB, GIB = 1e9, 2**30
+
+
+class Chip(NamedTuple):
+  """One device.
+
+  Attributes:
+    device_kinds: parts of JAX's names of the device.
+    peak_flops: dense bfloat16 FLOP/s of the matrix units.
+    vector_flops: element operations a second outside the matrix units.
+    tile: matrix products whose sides are no multiples of it leave part of the unit idle.
+    hbm_bytes, usable_hbm: memory, and what of it a program may have.
+    hbm_bandwidth: bytes a second.
+    links: of the fast network (ICI, NVLink); link_bandwidth: bytes a second in one direction.
+    dcn_bandwidth: bytes a second and device between slices or nodes.
+    clock: of the cycles in the compiler's own estimates; 0: it makes none.
+  """
+
+  device_kinds: tuple[str, ...]
+  peak_flops: float
+  vector_flops: float
+  tile: int
+  hbm_bytes: float
+  usable_hbm: float
+  hbm_bandwidth: float
+  links: int
+  link_bandwidth: float
+  dcn_bandwidth: float
+  clock: float
+
+
+# The first that has a part of JAX's name wins: "TPU v5" is v5p.
+CHIPS = {
+    "h200": Chip(("H200",), 989e12, 33.5e12, 64, 141 * GB, 134 * GB, 4800 * GB,
+                 1, 450 * GB, 50 * GB, 0),
+    "h100": Chip(("H100",), 989e12, 33.5e12, 64, 80 * GB, 76 * GB, 3350 * GB,
+                 1, 450 * GB, 50 * GB, 0),
+    "a100": Chip(("A100",), 312e12, 9.75e12, 64, 80 * GB, 76 * GB, 2039 * GB,
+                 1, 300 * GB, 25 * GB, 0),
+    "v6e": Chip(("TPU v6",), 918e12, 7.2e12, 256, 32 * GIB, 31.25 * GIB, 1638 * GB,
+                4, 90 * GB, 12.5 * GB, 1.75e9),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 6.1e12, 128, 16 * GIB, 15.75 * GIB, 819 * GB,
+                4, 45 * GB, 3.125 * GB, 1.5e9),
+    "v5p": Chip(("TPU v5",), 459e12, 14.3e12, 128, 95 * GIB, 95.74 * GIB, 2765 * GB,
+                6, 90 * GB, 6.25 * GB, 1.75e9),
+    "v4": Chip(("TPU v4",), 275e12, 8.6e12, 128, 32 * GIB, 30.75 * GIB, 1228 * GB,
+               6, 45 * GB, 6.25 * GB, 1.05e9),
+}
+
+# What a good program reaches of a peak. Every prediction rests on these.
+EFFICIENCY = {
+    "matmul": 0.80,   # large products: 790 of 989 TFLOP/s measured on an H200; TPU: assumption
+    "vector": 0.60,   # assumption
+    "memory": 0.80,   # assumption
+    "network": 0.80,  # assumption
+}
+KERNEL_SECONDS = 1.2e-6  # start of a fused operation; XLA's estimates for TPU never go below it
+
+
+def find_chip(device_kind: str) -> Chip | None:
+  """The chip of a JAX device; None where it is not in the table, as a CPU."""
+  return next((chip for chip in CHIPS.values()
+               if any(kind in device_kind for kind in chip.device_kinds)), None)

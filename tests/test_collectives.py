@@ -1,0 +1,122 @@
+"""bertgpt.collectives: kinds, bytes, groups and wires of programs with known ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from bertgpt import collectives, hardware, hlo
+from bertgpt.collectives import Collective, Network, Place
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+BYTES = 256 * 4  # Of the array that every device holds.
+
+
+def collectives_of(function):
+  """(kind, axes, bytes, times) of a function that every one of 8 devices calls on f32 [256]."""
+  mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(AxisType.Auto,) * 3)
+  with jax.set_mesh(mesh):
+    mapped = jax.shard_map(function, in_specs=PartitionSpec(tuple(MESH)),
+                           out_specs=PartitionSpec(tuple(MESH)), check_vma=False)
+    text = jax.jit(mapped).lower(jnp.ones(8 * 256)).compile().as_text()
+  return [(c.kind, collectives.axes_of(c.groups[0], MESH), c.bytes, kernel.times)
+          for kernel in hlo.walk(hlo.parse(text))
+          if (c := collectives.collective_of(kernel.instruction, kernel.computation, 8))]
+
+
+def ring(axis):
+  return [(i, (i + 1) % MESH[axis]) for i in range(MESH[axis])]
+
+
+@pytest.mark.parametrize("function, expected", [
+    (lambda x: jax.lax.psum(x, "fsdp"), ("all-reduce", "fsdp", BYTES, 1)),
+    (lambda x: jax.lax.psum(x, ("data", "tensor")), ("all-reduce", "data+tensor", BYTES, 1)),
+    (lambda x: jax.lax.psum(x, tuple(MESH)), ("all-reduce", "data+fsdp+tensor", BYTES, 1)),
+    (lambda x: jax.lax.all_gather(x, "data").sum(0), ("all-gather", "data", 2 * BYTES, 1)),
+    (lambda x: jax.lax.psum_scatter(x, "tensor", tiled=True).repeat(2),
+     ("reduce-scatter", "tensor", BYTES, 1)),
+    (lambda x: jax.lax.all_to_all(x, "fsdp", 0, 0, tiled=True),
+     ("all-to-all", "fsdp", BYTES, 1)),
+    (lambda x: jax.lax.ppermute(x, "data", ring("data")),
+     ("collective-permute", "data", BYTES, 1)),
+    (lambda x: jax.lax.scan(lambda x, _: (jax.lax.psum(jnp.sin(x), "fsdp"), None), x, None,
+                            length=5)[0],
+     ("all-reduce", "fsdp", BYTES, 5))])
+def test_known_collectives_of_a_compiled_program(function, expected):
+  assert collectives_of(function) == [expected]
+
+
+def test_a_program_without_collectives():
+  assert collectives_of(jnp.sin) == []
+
+
+# Devices 0 to 7 as [data, fsdp, tensor]; groups along fsdp, in every notation of XLA.
+ALONG_FSDP = ((0, 2), (1, 3), (4, 6), (5, 7))
+
+
+@pytest.mark.parametrize("text", [
+    "replica_groups={{0,2},{1,3},{4,6},{5,7}}, use_global_device_ids=true",
+    "replica_groups=[4,2]<=[2,2,2]T(0,2,1), metadata={}",
+    "replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b'}, x=1",
+    "replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}",
+    "replica_groups=mesh['b'=2,'a'=4], device_ids=([2,2,2]T(1,0,2)) {'b'}",
+    "replica_groups=mesh['b'=2,'a'=4], device_ids=(0,1,4,5,2,3,6,7) {'b'}"])
+def test_all_notations_of_groups(text):
+  assert collectives.replica_groups(f"channel_id=1, {text}", 8) == ALONG_FSDP
+
+
+def test_without_groups_all_take_part():
+  assert collectives.replica_groups("replica_groups={}, to_apply=%add", 4) == ((0, 1, 2, 3),)
+
+
+# ------------------------------------------------------------------- wires
+
+
+CHIP = hardware.CHIPS["v5e"]._replace(link_bandwidth=1e9, dcn_bandwidth=1e8)
+GRID = {(x, y): 16 * x + y for x in range(16) for y in range(16)}
+
+
+def slice_of(islands=1):
+  places = [Place(i, xy) for i in range(islands) for xy in GRID]
+  return Network(CHIP, places, (16, 16), {"data": len(places)})
+
+
+def send(kind, group, network, size=1e6):
+  return collectives.traffic_of(Collective(kind, size, (tuple(group),)), network)
+
+
+@pytest.mark.parametrize("kind, rounds", [("all-reduce", 2), ("all-gather", 1),
+                                          ("reduce-scatter", 1)])
+def test_a_ring_sends_all_but_its_own_part(kind, rounds):
+  traffic = send(kind, range(16), slice_of())  # A whole column: a closed ring, two links.
+  assert traffic.fast_bytes == pytest.approx(rounds * 1e6 * 15 / 16)
+  assert traffic.slow_bytes == 0
+  assert traffic.seconds == pytest.approx(
+      traffic.fast_bytes / 2e9 / hardware.EFFICIENCY["network"])
+
+
+@pytest.mark.parametrize("group, links", [
+    (range(256), 4), (range(16), 2), (range(8), 1), ([0, 16, 1, 17], 2)])
+def test_links_that_a_group_has(group, links):
+  coords = [list(GRID)[i] for i in group]
+  assert collectives.fast_bandwidth(coords, slice_of()) == links * CHIP.link_bandwidth
+
+
+def test_between_slices_only_the_shards_are_sent():
+  traffic = send("all-reduce", range(512), slice_of(islands=2))
+  assert traffic.fast_bytes == pytest.approx(2e6 * 255 / 256)
+  assert traffic.slow_bytes == pytest.approx(2e6 / 256 / 2)
+
+
+def test_of_one_device_nothing_is_sent():
+  assert send("all-reduce", [3], slice_of()) == (0, 0, 0)
+
+
+def test_reduction_bytes_agree_with_a_ring_played_through():
+  """n - 1 rounds of scatter-reduce and as many of gather, a chunk a round."""
+  n, size = 8, 8000
+  chunk = size / n
+  sent = sum(chunk for _ in range(n - 1)) + sum(chunk for _ in range(n - 1))
+  network = Network(hardware.CHIPS["h100"], [Place(0, ())] * n, (), {"data": n})
+  np.testing.assert_allclose(send("all-reduce", range(n), network, size).fast_bytes, sent)
