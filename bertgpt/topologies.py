@@ -25,7 +25,8 @@ EXAMPLES = "as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200:2x8 
 # What libtpu reads when it is loaded: there is no metadata server, and no TPU to be alone on.
 TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3",
-                   "TPU_MIN_LOG_LEVEL": "3"}
+                   "TPU_MIN_LOG_LEVEL": "3",
+                   "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any that it knows: of the host, not the plan.
 
 # The CUDA compiler picks kernels by trying them, which needs the device.
 COMPILER_OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}

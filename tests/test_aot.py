@@ -1,0 +1,166 @@
+"""bertgpt.aot: the step that is compiled is the real one, and its answers add up."""
+
+import importlib.util
+import types
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from bertgpt import aot, hardware, metrics, objectives, topologies, train
+from bertgpt import config as config_lib
+from bertgpt.data import examples, loader
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                                  reason="the TPU compiler is not installed: pip install libtpu")
+
+
+def on_fake_devices(count=8, chip="v5e"):
+  """The CPU devices of the tests in the place of chips: their compiler is there everywhere."""
+  return FakeSlice("fake", "tpu", hardware.CHIPS[chip], (count, 1), 1, jax.devices()[:count])
+
+
+class FakeSlice(topologies.Topology):
+  def place(self, device):
+    return topologies.Place(0, (device.id, 0))
+
+
+@pytest.mark.parametrize("objective", ["mlm_nsp", "mlm", "causal"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_batch_is_the_loaders(objective, packing):
+  config = tiny.make_config(objective)
+  config.data.packing = packing
+  phase = config.phases[0]
+  layout = loader.Layout(objective, phase.seq_len, config_lib.max_sequences(config, phase.seq_len),
+                         0, 1, 2)
+  nothing = np.zeros(0, examples.PART), np.zeros(0, np.int64), []
+  made = loader.assemble(*nothing, phase.batch_size, layout)
+  with tiny.Setup(config) as setup:
+    planned = aot.abstract_batch(config, phase, setup.mesh)
+  assert {n: (x.shape, x.dtype) for n, x in planned.items()} == {
+      n: (x.shape, x.dtype) for n, x in made.items()}
+
+
+@pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
+def test_the_program_is_the_one_that_training_runs(objective):
+  """Word for word as it is lowered with a real state and batch."""
+  config = tiny.make_config(objective, mesh=(4, 2, 1))
+  with tiny.Setup(config) as setup:
+    objective_fns = objectives.make_objective(config, aot.make_vocabulary(tiny.VOCAB))
+    step = train.jit_train_step(config, setup.model, objective_fns, 1, setup.abstract)
+    trained = step.lower(setup.init(), setup.put(tiny.make_batch(config))).as_text()
+  config.data.max_sequences = 2
+  planned = aot.lower_step(config, 0, on_fake_devices()).program.as_text()
+  assert planned == trained
+
+
+@pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_compiled_flops_are_those_of_the_formula(objective, micro_batches):
+  """Scanned layers and micro-batches, counted by trip counts; the formula knows no program."""
+  config = tiny.make_config(objective, num_layers=3, width=128, mlp_dim=512)
+  config.phases[0].micro_batches = micro_batches
+  config.phases[0].max_predictions = 8
+  step = aot.compile_step(aot.lower_step(config, 0, on_fake_devices(1)), "tpu")
+  padded = config.copy_and_resolve_references()
+  padded.model.vocab_size = config_lib.padded_vocab_size(tiny.VOCAB)
+  formula = metrics.flops_per_step(padded, padded.phases[0])
+  assert step.roofline.matmul_flops == pytest.approx(formula, rel=0.01)
+
+
+def test_data_parallel_steps_send_the_gradients_once():
+  config = tiny.make_config(mesh=(8, 1, 1), width=64, mlp_dim=256)
+  step = aot.compile_step(aot.lower_step(config, 0, on_fake_devices()), "tpu")
+  rows = {(row.kind, row.axes): row.bytes for row in step.roofline.collectives}
+  table = 4 * config.model.width * config_lib.padded_vocab_size(tiny.VOCAB)
+  gradients = rows.pop(("all-reduce", "data"))
+  # The tied table's gradient comes in two parts, from the lookup and from the head.
+  assert gradients == pytest.approx(step.state[0] + table, rel=0.02)
+  assert sum(rows.values()) < 0.01 * gradients
+
+
+def test_state_is_split_over_fsdp():
+  whole = aot.lower_step(tiny.make_config(mesh=(8, 1, 1)), 0, on_fake_devices()).state
+  split = aot.lower_step(tiny.make_config(mesh=(1, 8, 1)), 0, on_fake_devices()).state
+  assert whole[0] == 4 * sum(x.size for x in jax.tree.leaves(tiny_params()))
+  assert whole[0] / 8 < split[0] < whole[0] / 4  # Norms and biases are on every chip.
+  assert whole[1] == pytest.approx(2 * whole[0], rel=1e-3)
+
+
+def tiny_params(num_layers=2):
+  with tiny.Setup(tiny.make_config(num_layers=num_layers)) as setup:
+    return setup.abstract.params
+
+
+def test_memory_adds_up_to_what_the_compiler_says():
+  stats = types.SimpleNamespace(argument_size_in_bytes=1000, output_size_in_bytes=910,
+                                alias_size_in_bytes=900, temp_size_in_bytes=70,
+                                generated_code_size_in_bytes=5)
+  memory = aot.read_memory(stats, (300, 600))
+  assert memory == (300, 600, 100, 80, 5)
+  assert memory.total == 1000 + 70 + 10 + 5  # Arguments, temporaries, new outputs, code.
+
+
+@pytest.mark.parametrize("message, needed, available", [
+    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+     "(59.90G) exceeds available HBM (15.75G).", 2**30 + 59.90 * 2**30, 15.75 * 2**30),
+    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+     "Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.", 17.25 * 2**30, 15.75 * 2**30),
+    ("RESOURCE_EXHAUSTED: of another kind", 0, 0)])
+def test_messages_of_a_full_memory(message, needed, available):
+  overflow = aot.parse_overflow(message, state=2**30)
+  assert (overflow.needed, overflow.available) == (needed, available)
+
+
+def test_equal_phases_share_a_program_and_times_add_up():
+  config = tiny.make_config(mesh=(8, 1, 1))
+  phase = config.phases[0]
+  config.phases = tuple(config_lib.phase(seq_len=phase.seq_len, batch_size=phase.batch_size,
+                                         steps=steps) for steps in (10, 30))
+  topology = on_fake_devices()
+  first, second = aot.make_plan(config, topology, [0, 1])
+  assert (first.step.phase_index, second.step.phase_index) == (0, 1)
+  assert first.step.roofline is second.step.roofline
+  assert second.hours == pytest.approx(3 * first.hours)
+  assert first.hours == pytest.approx(10 * first.step_seconds / 3600)
+  assert first.chip_hours == pytest.approx(8 * first.hours)
+  tokens = phase.batch_size * phase.seq_len
+  assert first.tokens_per_second * first.step_seconds == pytest.approx(tokens)
+  assert first.mfu == pytest.approx(metrics.flops_per_step(aot.assume_vocabulary(config), phase)
+                                    / first.step_seconds / (8 * topology.chip.peak_flops))
+
+
+def test_remedies_are_overrides_that_lower_memory():
+  config = tiny.make_config()
+  config.model.remat = "dots"
+  topology = on_fake_devices(chip="v5e")
+  step = aot.Step(config, 0, (12e9, 24e9), 1.0, None, None, aot.Overflow(20e9, 16e9, []))
+  assert aot.remedies(step, topology) == ["--config.mesh.fsdp=8", "--config.phases[0].micro_batches=2",
+                   "--config.model.remat=full"]
+
+
+# -------------------------------------------------------- the real compiler
+
+
+@needs_libtpu
+def test_a_step_compiled_for_tpu():
+  config = tiny.make_config(mesh=(4, 1, 1), num_layers=3, dtype="bfloat16")
+  topology = topologies.open_topology("v5e:2x2")
+  (phase,) = aot.make_plan(config, topology, [0])
+  step = phase.step
+  assert phase.fits and 0 < phase.mfu < 1
+  assert step.memory.total < topology.chip.usable_hbm
+  assert step.memory.parameters == 4 * sum(x.size for x in jax.tree.leaves(tiny_params(3)))
+  assert step.roofline.compiler_seconds > 0
+  assert {row.axes for row in step.roofline.collectives} == {"data"}
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit_is_an_answer():
+  config = tiny.make_config("causal", num_layers=1)
+  config.phases[0].batch_size = 2**22
+  (phase,) = aot.make_plan(config, topologies.open_topology("v5e:1x1"), [0])
+  assert not phase.fits
+  overflow = phase.step.overflow
+  assert overflow.needed > overflow.available == pytest.approx(15.75 * 2**30)

@@ -1,0 +1,93 @@
+"""bertgpt.plan: what the command says, on the real TPU compiler where it is installed."""
+
+import importlib.util
+import json
+import math
+import pathlib
+
+import pytest
+import tiny
+from test_aot import on_fake_devices
+
+from bertgpt import aot, cli, plan
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                                  reason="the TPU compiler is not installed: pip install libtpu")
+
+
+@pytest.fixture(scope="module")
+def small():
+  """(phases, topology) of a tiny run of two phases on eight devices."""
+  config = tiny.make_config(mesh=(8, 1, 1))
+  phase = config.phases[0]
+  config.phases = (phase, phase.copy_and_resolve_references())
+  config.phases[1].steps = 2_000
+  topology = on_fake_devices()
+  return aot.make_plan(config, topology, [0, 1]), topology
+
+
+def test_a_table_says_that_it_is_a_prediction(small):
+  text = plan.show(*small, price=2.0)
+  assert text.startswith("PREDICTION for 8 x fake")
+  assert text.count("predicted  ") == 2
+  chip_hours = sum(phase.chip_hours for phase in small[0])
+  assert f"{2 * chip_hours:,.0f} at 2 a chip-hour" in text
+
+
+def test_json_is_json_and_adds_up(small):
+  answer = json.loads(json.dumps(plan.to_json(*small, price=3.0), allow_nan=False))
+  assert answer["prediction"] is True and answer["chips"] == 8
+  assert answer["price"] == pytest.approx(3 * answer["chip_hours"])
+  assert answer["chip_hours"] == pytest.approx(8 * answer["hours"])
+  assert answer["hours"] == pytest.approx(sum(p["hours"] for p in answer["phases"]))
+  for phase in answer["phases"]:
+    memory = phase["memory_bytes_per_chip"]
+    parts = [memory[name] for name in aot.Memory._fields]
+    assert memory["total"] == pytest.approx(sum(parts))
+    assert memory["free"] == pytest.approx(answer["usable_hbm_per_chip"] - memory["total"])
+    assert sum(phase["seconds_by_resource"].values()) == pytest.approx(phase["step_seconds"])
+    assert phase["collectives"][0]["axes"] == "data"
+
+
+def overflow(small, *needs):
+  phases, topology = small
+  step = phases[0].step._replace(memory=None, roofline=None, overflow=aot.Overflow(*needs))
+  return [aot.predict(step, topology)], topology
+
+
+def test_too_little_memory_is_an_answer(small):
+  phases, topology = overflow(small, 20 * 2**30, 15.75 * 2**30, [("3G", "logits", "f32[8]")])
+  text = plan.show(phases, topology, price=None)
+  assert "DOES NOT FIT: 20.00 GiB needed of a chip, 15.75 there, 4.25 over" in text
+  assert "--config.phases[0].micro_batches=2" in text and "--config.model.remat=dots" in text
+  assert "3G  f32[8]  logits" in text and "the run" not in text
+  answer = json.loads(json.dumps(plan.to_json(phases, topology, 1.0), allow_nan=False))
+  assert answer["fits"] is False and answer["hours"] is answer["price"] is None
+  assert math.isnan(phases[0].mfu)
+
+
+@needs_libtpu
+def test_the_command(capsys, recipe):
+  code = cli.main(["plan", f"--config={recipe}", "--topology=v5e:2x2", "--json"])
+  answer = json.loads(capsys.readouterr().out)
+  assert code == 0 and answer["fits"] and answer["topology"] == "v5e:2x2"
+
+
+@pytest.mark.parametrize("arguments, fragment", [
+    (["--topology=v5e:4x5"], "--topology=v5e:4x5: a slice of v5e has two sides"),
+    ([], "required: --topology")])
+def test_wrong_flags_are_one_line(capsys, recipe, arguments, fragment):
+  code = cli.main(["plan", f"--config={recipe}", *arguments])
+  (line,) = capsys.readouterr().err.splitlines()
+  assert code == 2 and fragment in line
+
+
+@needs_libtpu
+@pytest.mark.parametrize("arguments, fragment", [
+    (["--phase=3"], "--phase=3: the config has phases 0 to 0"),
+    (["--config.mesh.fsdp=3"], "does not divide the 4 devices")])
+def test_a_config_that_does_not_fit_the_machine_is_one_line(capsys, recipe, arguments, fragment):
+  code = cli.main(["plan", f"--config={recipe}", "--topology=v5e:2x2", *arguments])
+  (line,) = capsys.readouterr().err.splitlines()
+  assert code == 2 and fragment in line

@@ -1,0 +1,73 @@
+"""bertgpt.topologies: names of machines, and what is said about those that cannot be."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from bertgpt import topologies
+from bertgpt.collectives import Place
+from bertgpt.errors import ConfigError
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                                  reason="the TPU compiler is not installed: pip install libtpu")
+needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
+                                reason="the CUDA compiler is not installed: jax[cuda12]")
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name, chips, islands", [
+    ("v5e:1x1", 1, 1), ("v5e:2x4", 8, 1), ("v5e:16x16", 256, 1), ("v5p:4x4x4", 64, 1),
+    ("v6e:16x16", 256, 1), ("v4:2x2x2", 8, 1), ("v5e:4x4:2", 32, 2)])
+def test_every_chip_is_one_device_with_its_own_place(name, chips, islands):
+  topology = topologies.open_topology(name)
+  places = {topology.place(device) for device in topology.devices}
+  assert len(topology.devices) == len(places) == chips
+  assert {place.island for place in places} == set(range(islands)) == set(
+      range(topology.islands))
+  assert all(at < side for place in places
+             for at, side in zip(place.coords, topology.torus, strict=True))
+
+
+@needs_cuda
+@pytest.mark.parametrize("name, gpus, nodes", [("h100:8", 8, 1), ("h200:2x8", 16, 2),
+                                               ("a100:1", 1, 1)])
+def test_gpus_know_their_node(name, gpus, nodes):
+  topology = topologies.open_topology(name)
+  assert len(topology.devices) == gpus and topology.islands == nodes
+  assert {topology.place(d) for d in topology.devices} == {Place(i, ()) for i in range(nodes)}
+
+
+@pytest.mark.parametrize("name, fragment", [
+    ("", "'' is none of"), ("tpu:4x4", "'tpu' is none of"), ("v5e", "'' is no shape"),
+    ("v5e:4xy", "'4xy' is no shape"), ("v5e:4x4:2:3", "is no shape"),
+    ("v5e:3x3", "a slice of v5e has two sides"), ("v5e:4", "two sides"),
+    ("v5e:4x4x4", "two sides"), ("v5p:4x4", "three sides"), ("v4:3x4x4", "multiple of 4"),
+    ("v5e:0x1", "at least 1"), ("v5e:4x4:0", "at least 1"), ("h100:9", "up to 8 GPUs"),
+    ("h100:2x2x8", "up to 8 GPUs"), ("h100:8:2", "up to 8 GPUs")])
+def test_what_is_no_machine_is_one_line(name, fragment):
+  with pytest.raises(ConfigError) as error:
+    topologies.open_topology(name)
+  assert str(error.value).startswith(f"--topology={name}: ") and fragment in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, package, remedy", [
+    ("v5e:2x2", "libtpu", "pip install libtpu"),
+    ("h100:8", "jax_plugins.xla_cuda12", "pip install 'jax[cuda12]'")])
+def test_a_compiler_that_is_missing_is_named(name, package, remedy):
+  script = ("import sys\n"
+            "sys.modules[sys.argv[1]] = None  # import raises ImportError\n"
+            "from bertgpt import cli\n"
+            "sys.exit(cli.main(['plan', '--config=configs/bert_tiny.py', sys.argv[2]]))")
+  # libtpu, once imported, leaves its path in the environment.
+  env = {key: value for key, value in os.environ.items() if key != "TPU_LIBRARY_PATH"}
+  result = subprocess.run([sys.executable, "-c", script, package, f"--topology={name}"],
+                          capture_output=True, text=True, check=False, env=env,
+                          cwd=pathlib.Path(__file__).parents[1])
+  assert result.returncode == 2
+  assert result.stderr.splitlines()[-1].endswith(remedy)
+  assert "Traceback" not in result.stderr
