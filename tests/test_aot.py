@@ -136,8 +136,8 @@ def test_remedies_are_overrides_that_lower_memory():
   config.model.remat = "dots"
   topology = on_fake_devices(chip="v5e")
   step = aot.Step(config, 0, (12e9, 24e9), 1.0, None, None, aot.Overflow(20e9, 16e9, []))
-  assert aot.remedies(step, topology) == ["--config.mesh.fsdp=8", "--config.phases[0].micro_batches=2",
-                   "--config.model.remat=full"]
+  assert aot.remedies(step, topology) == [
+      "--config.mesh.fsdp=8", "--config.phases[0].micro_batches=2", "--config.model.remat=full"]
 
 
 # -------------------------------------------------------- the real compiler

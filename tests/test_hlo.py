@@ -115,7 +115,7 @@ def test_bytes_of_an_elementwise_kernel():
 
 
 def test_a_scan_writes_its_rows_once():
-  """A row is written in place; that each step rewrote the whole stack would be 100 times as much."""
+  """A row is written in place; the whole stack at every step would be 100 times as much."""
   rows, width = 100, 512
 
   def run(x):

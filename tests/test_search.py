@@ -29,9 +29,11 @@ def test_variants_train_the_same_on_the_same_machine():
   assert fields == {"phases[0].micro_batches", "model.remat", "model.scan_unroll", "mesh.fsdp",
                     "mesh.tensor"}
   assert len({overrides for overrides, _ in found}) == len(found) > 20
-  for overrides, variant in found:
+  for _, variant in found:
     assert config_lib.find_problems(variant, 8) == []
-    assert recipes.override(config, overrides) == variant != config
+    assert variant != config
+  for overrides, variant in found[::20]:  # What is to be pasted makes the same config.
+    assert recipes.override(config, overrides) == variant
 
 
 def test_a_mesh_of_another_size_is_given_up():
