@@ -14,9 +14,10 @@ PACKAGE = REPOSITORY / "bertgpt"
 # Floors of the house, lowest first. A module may import its own floor and those below.
 FLOORS = (
     {"errors", "kernels"},
-    {"config", "fingerprint", "guard", "presets"},
+    {"config", "fingerprint", "guard", "hardware", "hlo", "presets"},
     {"collectives", "recipes"},
-    {"data", "checkpoint", "metrics", "optimizers", "process", "roofline", "sharding", "topologies"},
+    {"data", "checkpoint", "metrics", "optimizers", "process", "roofline", "sharding",
+     "topologies"},
     {"models", "tasks"},
     {"export", "generate", "objectives", "workdir"},
     {"evaluate"},
