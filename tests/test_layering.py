@@ -16,7 +16,7 @@ FLOORS = (
     {"errors", "kernels"},
     {"config", "fingerprint", "presets"},
     {"recipes"},
-    {"data", "checkpoint", "metrics", "optimizers", "process", "sharding"},
+    {"data", "checkpoint", "conversion", "metrics", "optimizers", "process", "sharding"},
     {"models", "tasks"},
     {"export", "generate", "objectives", "workdir"},
     {"evaluate"},
