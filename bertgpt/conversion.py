@@ -331,7 +331,7 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str,
 
 def _rename(tensors, hf_config):
   """Names as the tables have them."""
-  prefix = {"gpt2": "transformer.", "openai-gpt": "transformer."}.get(hf_config.get("model_type"))
+  prefix = "transformer." if hf_config.get("model_type") in ("gpt2", "openai-gpt") else None
   renamed = {}
   for name, x in tensors.items():
     if prefix and not name.startswith((prefix, "lm_head.")):
@@ -344,7 +344,7 @@ def _rename(tensors, hf_config):
 
 def _find_architecture(tensors, hf_config) -> str:
   kinds = {family.model_type: name for name, family in FAMILIES.items()}
-  kind = hf_config.get("model_type")
+  kind = str(hf_config.get("model_type"))
   if kind not in kinds:
     raise DataError(f"model_type={kind!r} in config.json: choose a model of "
                     f"{', '.join(sorted(kinds))}")
@@ -364,22 +364,24 @@ def _read_fields(name, hf_config) -> dict[str, Any]:
     if ours == "activation":
       names = {theirs: here for here, all_names in family.activations.items()
                for theirs in all_names}
-      if value not in names:
+      if str(value) not in names:
         raise DataError(f"{key}={value!r} in config.json: only {', '.join(names)} are supported")
       value = names[value]
+    elif isinstance(default, float):
+      value = _read_number(hf_config, key, default, float)
     elif value is not None or default is not None:
-      value = _read_number(hf_config, key, default, float if isinstance(default, float) else int)
+      value = _read_number(hf_config, key, default, least=1)
     fields[f"model.{ours}"] = value
   if fields.get("model.mlp_dim") is None:
     fields["model.mlp_dim"] = 4 * fields["model.width"]
   return fields
 
 
-def _read_number(hf_config, key, default, kind=int):
+def _read_number(hf_config, key, default, kind=int, least=0):
   value = hf_config.get(key, default)
-  if type(value) not in (int, kind) or value < 0:
+  if type(value) not in (int, kind) or not value >= least:
     raise DataError(f"{key}={value!r} in config.json: expected "
-                    + ("a whole number" if kind is int else "a number"))
+                    f"{'a whole number' if kind is int else 'a number'} of at least {least}")
   return kind(value)
 
 

@@ -178,12 +178,14 @@ def test_tensors_that_do_not_fit_are_named(change, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"model_type": "llama"}, "model_type='llama'"),
-    ({"model_type": None}, "model_type=None"),
+    ({"model_type": None}, "model_type='None'"),
+    ({"model_type": ["bert"]}, "model_type="),
+    ({"hidden_act": ["gelu"]}, "hidden_act="),
     ({"hidden_act": "relu"}, "hidden_act='relu'"),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
     ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
     ({"hidden_size": "32"}, "hidden_size='32'"),
-    ({"num_hidden_layers": -1}, "num_hidden_layers=-1"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
     ({"layer_norm_eps": None}, "layer_norm_eps=None"),
     ({"num_hidden_layers": 3}, "layer.2.attention.self.query.weight is missing"),
 ])
