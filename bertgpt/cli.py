@@ -138,6 +138,10 @@ def make_parser() -> argparse.ArgumentParser:
       config_flag, workdir_flag, distributed_flag, allow_change_flag)
   add("evaluate", run_evaluate, "Score a trained model on the validation split.",
       workdir_flag, distributed_flag)
+  add("export", run_export, "Write a trained model as a folder that transformers reads.",
+      workdir_flag, export_flag)
+  add("import", run_import, "Make a run of a model of transformers, to evaluate or to train on.",
+      from_flag, workdir_flag)
   add("prepare", run_prepare, "Turn text into a prepared corpus.", config_flag, out_flag)
   add("data", run_data, "Show what batches a config makes.", config_flag, steps_flag)
   add("plan", run_plan, "Predict memory, time and price on hardware that need not be there.",
@@ -172,6 +176,16 @@ def allow_change_flag(command):
 def out_flag(command):
   command.add_argument("--out", type=folder, metavar="DIR",
                        help="where to write the corpus; default: the cache of the config")
+
+
+def export_flag(command):
+  command.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR",
+                       help="new folder, for config.json, model.safetensors, tokenizer.json ...")
+
+
+def from_flag(command):
+  command.add_argument("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source",
+                       help="folder with config.json, model.safetensors and a tokenizer")
 
 
 def steps_flag(command):
@@ -282,6 +296,25 @@ def run_evaluate(arguments) -> None:
     results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
   for name, value in results.items():
     print(f"{name} {value:.6g}")
+
+
+def run_export(arguments) -> None:
+  from bertgpt import export
+  refuse_overrides(arguments)
+  arguments.release_interrupt()
+  print(export.export(absolute(arguments.workdir), absolute(arguments.out)))
+
+
+def run_import(arguments) -> None:
+  from bertgpt import export
+  refuse_overrides(arguments)
+  arguments.release_interrupt()
+  print(export.import_model(absolute(arguments.source), absolute(arguments.workdir)))
+
+
+def refuse_overrides(arguments) -> None:
+  if arguments.overrides:
+    raise ConfigError(f"{arguments.overrides[0]}: {arguments.command} takes no config fields")
 
 
 def run_prepare(arguments) -> None:

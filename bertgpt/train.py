@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -316,6 +317,9 @@ def load_params(run: Run) -> Any:
   if wrong:
     raise ConfigError(f"init_from={run.config.init_from}: not the parameters of this model:\n  "
                       + "\n  ".join(wrong))
+  if jax.process_index() == 0:
+    print(f"note: starting from the parameters of step {source.step} of {run.config.init_from}, "
+          "with a fresh optimizer", file=sys.stderr)
   return jax.tree_util.tree_map_with_path(
       lambda path, x: jax.device_put(found[sharding.path_of(path)], x.sharding),
       run.abstract_state.params)

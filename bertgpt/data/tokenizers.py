@@ -55,7 +55,7 @@ class Tokenizer(abc.ABC):
   """A trained tokenizer.
 
   Args:
-    data: content of its file.
+    data: content of its file; an attribute too.
 
   Attributes:
     kind: `config.tokenizer.kind`.
@@ -69,7 +69,7 @@ class Tokenizer(abc.ABC):
   _between_specials: ClassVar[str] = " "
 
   def __init__(self, data: bytes):
-    self._data = data
+    self.data = data
     id_of = {piece: i for i, piece in enumerate(self.pieces)}
     ids = [next((id_of[name] for name in names if name in id_of), -1)
            for names in SPECIAL_PIECES.values()]
@@ -78,7 +78,7 @@ class Tokenizer(abc.ABC):
     self.vocab_size = len(self.pieces)
 
   def __reduce__(self):
-    return type(self), (self._data,)
+    return type(self), (self.data,)
 
   @functools.cached_property
   @abc.abstractmethod
@@ -132,13 +132,13 @@ class Tokenizer(abc.ABC):
 
   def fingerprint(self) -> str:
     """SHA-256 (hex) of the file."""
-    return hashlib.sha256(self._data).hexdigest()
+    return hashlib.sha256(self.data).hexdigest()
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the file into `folder`, which is made if it is not there."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / self.file_name).write_bytes(self._data)
+    (folder / self.file_name).write_bytes(self.data)
 
 
 class SentencePiece(Tokenizer):
@@ -149,7 +149,7 @@ class SentencePiece(Tokenizer):
 
   @functools.cached_property
   def _processor(self):
-    return sentencepiece.SentencePieceProcessor(model_proto=self._data)
+    return sentencepiece.SentencePieceProcessor(model_proto=self.data)
 
   @functools.cached_property
   def pieces(self):
@@ -175,7 +175,7 @@ class _Json(Tokenizer):
 
   @functools.cached_property
   def _tokenizer(self):
-    tokenizer = tokenizers.Tokenizer.from_buffer(self._data)
+    tokenizer = tokenizers.Tokenizer.from_buffer(self.data)
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text.
     tokenizer.no_padding()
     tokenizer.no_truncation()

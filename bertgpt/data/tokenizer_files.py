@@ -1,0 +1,141 @@
+"""A tokenizer as the files that `transformers` reads.
+
+    tokenizer.json            the whole tokenizer, of SentencePiece too
+    tokenizer_config.json     class, longest text, special tokens by role
+    special_tokens_map.json   special tokens by role
+    vocab.txt                 WordPiece
+    vocab.json, merges.txt    byte-level BPE
+    tokenizer.model           SentencePiece
+
+There, as in all models of `transformers`, the name of a special token in a text is that token;
+`Tokenizer.encode` takes it for text.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2 as proto_lib
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from bertgpt.data.tokenizers import SentencePiece, Tokenizer, WordPiece
+from bertgpt.errors import DataError
+
+# Names of the roles there. GPT has one token for the begin and the end of a document.
+ENCODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "cls_token": "cls_id",
+                 "sep_token": "sep_id", "mask_token": "mask_id"}
+DECODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "bos_token": "eod_id",
+                 "eos_token": "eod_id"}
+SPACE = "\u2581"  # SentencePiece writes a space so.
+
+
+def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
+          num_segments: int) -> None:
+  """Writes the files of the table into `folder`.
+
+  Args:
+    is_encoder: for a BERT: texts are put between [CLS] and [SEP].
+    max_length: tokens a text may have.
+  Raises:
+    DataError: the tokenizer has no equal in `tokenizers`.
+  """
+  fast = to_fast(tokenizer, is_encoder)
+  fast.save(str(folder / "tokenizer.json"))
+  if isinstance(tokenizer, SentencePiece):
+    tokenizer.save(folder)
+  else:
+    fast.model.save(str(folder))
+  specials = special_tokens(tokenizer, is_encoder)
+  inputs = ["input_ids", "token_type_ids", "attention_mask"]
+  if num_segments < 2:
+    inputs.remove("token_type_ids")
+  settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
+              "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
+  if isinstance(tokenizer, WordPiece):
+    normalizer = json.loads(fast.to_str())["normalizer"] or {}
+    settings["do_lower_case"] = bool(normalizer.get("lowercase"))
+  for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", specials)):
+    (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
+  """Role there -> token, for the roles that the tokenizer has."""
+  roles = ENCODER_ROLES if is_encoder else DECODER_ROLES
+  ids = {role: getattr(tokenizer, name) for role, name in roles.items()}
+  return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
+
+
+def to_fast(tokenizer: Tokenizer, is_encoder: bool) -> tokenizers.Tokenizer:
+  """The tokenizer of the library `tokenizers` that gives the same ids.
+
+  Raises:
+    DataError: there is none.
+  """
+  if isinstance(tokenizer, SentencePiece):
+    fast = from_sentencepiece(tokenizer.data)
+  else:
+    fast = tokenizers.Tokenizer.from_buffer(tokenizer.data)
+  names = dict.fromkeys(special_tokens(tokenizer, is_encoder).values())
+  fast.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+  if is_encoder and fast.post_processor is None:
+    cls, sep = tokenizer.pieces[tokenizer.cls_id], tokenizer.pieces[tokenizer.sep_id]
+    fast.post_processor = processors.TemplateProcessing(
+        single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
+        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)])
+  return fast
+
+
+def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
+  """A unigram or BPE model of SentencePiece, from its file.
+
+  Raises:
+    DataError: the model does something that `tokenizers` cannot do.
+  """
+  proto = proto_lib.ModelProto.FromString(data)
+  trainer, rules = proto.trainer_spec, proto.normalizer_spec
+  builders = {proto_lib.TrainerSpec.UNIGRAM: _unigram, proto_lib.TrainerSpec.BPE: _bpe}
+  if (trainer.model_type not in builders or trainer.treat_whitespace_as_suffix
+      or not rules.escape_whitespaces):
+    raise DataError("tokenizer.model: only unigram and BPE models of SentencePiece that mark the "
+                    "beginnings of words can be exported")
+  fast = tokenizers.Tokenizer(builders[trainer.model_type](proto))
+  fast.normalizer = normalizers.Sequence(_normalizers(rules))
+  # Not split at the words: pieces are chosen for the whole text, and may cross them.
+  scheme = "always" if rules.add_dummy_prefix else "never"
+  fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+  fast.decoder = decoders.Sequence([decoders.ByteFallback(),
+                                    decoders.Metaspace(SPACE, prepend_scheme=scheme)])
+  kind = proto_lib.ModelProto.SentencePiece
+  for names, is_special in (((kind.CONTROL,), True), ((kind.USER_DEFINED,), False)):
+    fast.add_tokens([AddedToken(p.piece, normalized=False, special=is_special)
+                     for p in proto.pieces if p.type in names])
+  return fast
+
+
+def _normalizers(rules) -> list[Any]:
+  steps = []
+  if rules.precompiled_charsmap:
+    steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+  if rules.remove_extra_whitespaces:
+    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+  return steps
+
+
+def _unigram(proto) -> models.Model:
+  return models.Unigram([(p.piece, p.score) for p in proto.pieces], proto.trainer_spec.unk_id,
+                        proto.trainer_spec.byte_fallback)
+
+
+def _bpe(proto) -> models.Model:
+  """SentencePiece joins the neighbours that make the best piece; `tokenizers` lists such pairs."""
+  normal = proto_lib.ModelProto.SentencePiece.NORMAL
+  ids = {p.piece: i for i, p in enumerate(proto.pieces)}
+  score = {p.piece: p.score for p in proto.pieces if p.type == normal}
+  merges = []
+  for piece in sorted(score, key=lambda piece: (-score[piece], ids[piece])):
+    pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+    merges += sorted((pair for pair in pairs if score.keys() >= set(pair)),
+                     key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+  return models.BPE(ids, merges, unk_token=proto.trainer_spec.unk_piece, fuse_unk=True,
+                    byte_fallback=proto.trainer_spec.byte_fallback)

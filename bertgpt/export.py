@@ -1,0 +1,353 @@
+"""A trained model as a folder that `transformers` reads, and such a folder as a run.
+
+Both appear whole or not at all: they are written beside their place, read again, compared, and
+then renamed. No pickle is loaded and no code of a folder is run: what is read is JSON and
+safetensors.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import tokenizers as fast_tokenizers
+from safetensors import numpy as safetensors_numpy
+
+from bertgpt import checkpoint, conversion, recipes, workdir
+from bertgpt import config as config_lib
+from bertgpt.config import ConfigDict
+from bertgpt.data import tokenizer_files, tokenizers
+from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.fingerprint import name_leaves
+from bertgpt.metrics import read_curves
+from bertgpt.workdir import Trained
+
+WEIGHTS = "model.safetensors"
+PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json")
+
+
+@contextlib.contextmanager
+def appear(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
+  """A folder to write into, which becomes `path` at the end; if anything fails, it is removed.
+
+  Raises:
+    ConfigError: `path` is there already.
+  """
+  refuse_existing(path, flag)
+  scratch = path.with_name(f"{path.name}.unfinished")
+  shutil.rmtree(scratch, ignore_errors=True)  # Of a process that was killed here.
+  scratch.mkdir(parents=True)
+  try:
+    yield scratch
+    for file in scratch.rglob("*"):
+      if file.is_file():
+        with file.open("rb") as f:
+          os.fsync(f.fileno())
+    scratch.rename(path)
+  except BaseException:
+    shutil.rmtree(scratch, ignore_errors=True)
+    raise
+
+
+def refuse_existing(path: pathlib.Path, flag: str) -> None:
+  if os.path.lexists(path):
+    raise ConfigError(f"{flag} {path}: exists already; name a new folder, or remove it")
+
+
+# ------------------------------------------------------------------- export
+
+
+def export(source: pathlib.Path, out: pathlib.Path) -> str:
+  """Writes the newest checkpoint of the run in `source` as a model of `transformers`.
+
+  Returns:
+    What was written, in one line.
+  Raises:
+    ConfigError: `out` exists, there is no run in `source`, or `transformers` has no such model.
+    DataError: no usable checkpoint, or weights that are not finite.
+  """
+  refuse_existing(out, "--out")
+  trained = workdir.load_trained(source)
+  config, tokenizer = trained.config, trained.tokenizer
+  name = conversion.architecture_of(config)
+  if name == "RobertaForMaskedLM" and tokenizer.pad_id < 0:
+    raise ConfigError(f"--workdir {source}: its tokenizer has no padding token, from which "
+                      "transformers' RoBERTa counts positions; this model cannot be exported")
+  check_finite(trained, source)
+  pad_id = max(0, tokenizer.pad_id)
+  tensors = conversion.to_hugging_face(trained.params, config, pad_id)
+  settings = conversion.to_hugging_face_config(config, pad_id) | special_ids(trained)
+  with appear(out, "--out") as folder:
+    write_json(folder / "config.json", settings)
+    write_tensors(folder / WEIGHTS, tensors)
+    tokenizer_files.write(tokenizer, folder, is_encoder=config.model.family == "bert",
+                          max_length=config.model.max_positions,
+                          num_segments=config.model.num_segments)
+    if config.model.family == "gpt":
+      write_json(folder / "generation_config.json", special_ids(trained))
+    title = f"{name} with {sum(x.size for x in tensors.values()):,} parameters"
+    (folder / "README.md").write_text(model_card(trained, source, out, title), "utf-8")
+    check_written(folder, settings, tensors, tokenizer)
+  return f"{out}: {title}, from step {trained.step} of {source}"
+
+
+def check_finite(trained: Trained, source: pathlib.Path) -> None:
+  for name, x in name_leaves(trained.params).items():
+    if not np.isfinite(x).all():
+      raise DataError(f"--workdir {source}: the parameter {name} at step {trained.step} is not "
+                      "finite; export an earlier checkpoint")
+
+
+def special_ids(trained: Trained) -> dict[str, int]:
+  """As config.json and generation_config.json name them."""
+  tokenizer = trained.tokenizer
+  if trained.config.model.family == "bert":
+    ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+  else:
+    pad = tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eod_id
+    ids = (tokenizer.eod_id, tokenizer.eod_id, pad)
+  names = ("bos_token_id", "eos_token_id", "pad_token_id")
+  return {name: i for name, i in zip(names, ids, strict=True) if i >= 0}
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  try:
+    # transformers before version 5 asks for the format.
+    safetensors_numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+  except safetensors.SafetensorError as e:
+    raise StorageError(f"{path}: cannot be written ({e})") from e
+  umask = os.umask(0)  # The library makes the file for its owner alone.
+  os.umask(umask)
+  path.chmod(0o666 & ~umask)
+
+
+def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
+                  tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer) -> None:
+  """Reads the files again.
+
+  Raises:
+    StorageError: a file does not hold what was written.
+  """
+  def refuse(name):
+    raise StorageError(f"{folder / name}: does not hold what was written; the storage is unsound")
+
+  found = read_tensors(folder / WEIGHTS)
+  if found.keys() != tensors.keys() or any(
+      x.dtype != tensors[name].dtype or not np.array_equal(x, tensors[name])
+      for name, x in found.items()):
+    refuse(WEIGHTS)
+  if read_json(folder / "config.json") != json.loads(json.dumps(settings)):
+    refuse("config.json")
+  fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  if fast.get_vocab() != {piece: i for i, piece in enumerate(tokenizer.pieces)}:
+    refuse("tokenizer.json")
+
+
+# --------------------------------------------------------------- the model card
+
+
+USES = {"bert": ("fill-mask", "AutoModelForMaskedLM"),
+        "gpt": ("text-generation", "AutoModelForCausalLM")}
+TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE"}
+
+
+def model_card(trained: Trained, source: pathlib.Path, out: pathlib.Path, title: str) -> str:
+  """README.md of an exported model: what it is, where it comes from, what it can not do."""
+  config = trained.config
+  task, auto = USES[config.model.family]
+  model = config.model
+  return "\n".join([
+      "---", f"language: {config.data.language}", "library_name: transformers",
+      f"pipeline_tag: {task}", "---", "", f"# {out.name}", "",
+      f"A {title} in float32: {model.num_layers} layers, width {model.width}, {model.num_heads} "
+      f"heads, {model.max_positions} positions, {model.vocab_size:,} tokens of "
+      f"{TOKENIZERS[trained.tokenizer.kind]}.", "", "```python",
+      f"from transformers import {auto}, AutoTokenizer", "",
+      f'tokenizer = AutoTokenizer.from_pretrained("{out.name}")',
+      f'model = {auto}.from_pretrained("{out.name}")', "```", "",
+      "## Training", "", *describe_training(trained), "",
+      "## Held-out results", "", *describe_results(trained, source), "",
+      "## Limits", "", *(f"- {line}" for line in describe_limits(config)), "",
+      "## Commands", "", "```", "bertgpt train --config recipe.py --workdir DIR",
+      f"bertgpt export --workdir {source} --out {out}", "```", "",
+      "with this as recipe.py:", "", "```python", *recipe_lines(config), "```", ""])
+
+
+def describe_training(trained: Trained) -> list[str]:
+  config, step = trained.config, trained.step
+  if not step:
+    return ["The weights were imported, and not trained here."]
+  lines = [f"- Data: `{config.data.corpus or config.data.source}`, of which "
+           f"{config.data.validation_fraction:.1%} of the documents are held out; corpus "
+           f"`{trained.corpus[:16]}`.",
+           f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
+           f"{config.seed}."]
+  if config.init_from:
+    lines.append(f"- It began with the parameters in `{config.init_from}`.")
+  tokens, first = 0, 0
+  for phase in config.phases:
+    steps = min(phase.steps, step - first)
+    if steps > 0:
+      tokens += steps * phase.batch_size * phase.seq_len
+      lines.append(f"- {steps:,} steps of {phase.batch_size} rows x {phase.seq_len} tokens, peak "
+                   f"learning rate {phase.learning_rate:g} ({phase.schedule}).")
+    first += phase.steps
+  return [*lines, f"- In all {step:,} steps, {tokens:,} tokens with padding."]
+
+
+def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
+  """The last scores of the run that belong to the exported step."""
+  path = source / "metrics.jsonl"
+  scores = {}
+  for tag, points in (read_curves(source) if path.is_file() else {}).items():
+    points = [point for point in points if point[0] <= trained.step]
+    if tag.startswith("eval/") and points:
+      scores[tag.removeprefix("eval/")] = points[-1]
+  if not scores:
+    return ["None: it was not evaluated."]
+  return ["| metric | value | at step |", "|---|---|---|",
+          *(f"| {tag} | {value:.4g} | {step} |" for tag, (step, value) in sorted(scores.items()))]
+
+
+def describe_limits(config: ConfigDict) -> list[str]:
+  longest = max(phase.seq_len for phase in config.phases)
+  lines = ["It knows what its data says, with its mistakes and prejudices. It was not trained to "
+           "answer questions or to follow instructions.",
+           "The name of a special token in a text, as [MASK], is read as that token."]
+  if longest < config.model.max_positions:
+    lines.append(f"Positions from {longest} on were not trained in this run.")
+  if config.model.family == "bert" and config.objective.name == "mlm_nsp":
+    lines.append("`AutoModelForMaskedLM` leaves out the next-sentence head; "
+                 "`AutoModelForPreTraining` has it.")
+  return lines
+
+
+def recipe_lines(config: ConfigDict) -> list[str]:
+  """Python text of a recipe for this config."""
+  defaults, new_phase = dict(config_lib.leaves(config_lib.base())), config_lib.phase()
+  phases = [", ".join(f"{name}={p[name]!r}" for name in p if p[name] != new_phase[name])
+            for p in config.phases]
+  return ["from bertgpt.config import base, phase", "", "", "def get_config():",
+          "  config = base()",
+          *(f"  config.{field} = {value!r}" for field, value in config_lib.leaves(config)
+            if not field.startswith("phases[") and value != defaults[field]),
+          "  config.phases = (", *(f"      phase({fields})," for fields in phases), "  )",
+          "  return config"]
+
+
+# ------------------------------------------------------------------- import
+
+
+def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
+  """Makes a run of a model of `transformers`: its checkpoint at step 0, which was not trained.
+
+  Returns:
+    What was written, and how to go on with it.
+  Raises:
+    ConfigError: `path` exists, or `source` is no folder.
+    DataError: a file of `source` is missing, damaged, or of a model that is not ours.
+  """
+  refuse_existing(path, "--workdir")
+  if not source.is_dir():
+    raise ConfigError(f"--from {source}: no such folder")
+  hf_config = read_json(source / "config.json")
+  tensors = read_tensors(find_weights(source))
+  try:
+    params, fields = conversion.from_hugging_face(tensors, hf_config)
+  except DataError as e:
+    raise DataError(f"--from {source}: {e}") from e
+  tokenizer = load_tokenizer(source, fields["model.vocab_size"])
+  config = make_config(source, fields, path / "tokenizer", tokenizer)
+  metadata = {"config": recipes.to_json(config), "corpus": "", "step": 0,
+              "tokenizer": tokenizer.fingerprint()}
+  with appear(path, "--workdir") as folder:
+    with contextlib.closing(checkpoint.Checkpoints(
+        folder, every_steps=0, every_minutes=0, keep=1)) as checkpoints:
+      state = {"params": jax.tree.map(jnp.asarray, params)}
+      checkpoints.save(0, state, metadata, wait=True)
+    workdir.write_run(folder, config, tokenizer)
+    workdir.load_trained(folder)  # Compares hashes and fingerprints.
+  model_flags = " ".join(f"--config.{field}={value}" for field, value in fields.items()
+                         if field != "model.vocab_size")
+  return (f"{path}: the model of {source}, {sum(x.size for x in jax.tree.leaves(params)):,} "
+          "parameters\nto go on pretraining it, with a fresh optimizer, give a recipe:\n"
+          f"bertgpt train --config RECIPE --workdir NEW --config.init_from={path} "
+          f"--config.tokenizer.path={path}/tokenizer {model_flags}")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  if not path.is_file():
+    raise DataError(f"{path}: no such file; give a folder that save_pretrained() has written")
+  try:
+    content = json.loads(path.read_text("utf-8"))
+  except ValueError as e:
+    raise DataError(f"{path}: is no JSON ({e})") from e
+  if not isinstance(content, dict):
+    raise DataError(f"{path}: is no JSON object")
+  return content
+
+
+def find_weights(source: pathlib.Path) -> pathlib.Path:
+  path = source / WEIGHTS
+  if path.is_file():
+    return path
+  hint = "give a folder that save_pretrained() has written"
+  if (source / f"{WEIGHTS}.index.json").is_file():
+    hint = "the weights are in pieces; save them again with max_shard_size='100GB'"
+  elif pickle := next((name for name in PICKLES if (source / name).exists()), None):
+    hint = (f"{pickle} is a pickle, which can run code when it is read, and is never loaded; where "
+            "you trust it, load it with transformers and save it again with save_pretrained()")
+  raise DataError(f"{path}: no such file; {hint}")
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """All tensors of a safetensors file.
+
+  Raises:
+    DataError: it is cut short or damaged.
+  """
+  try:
+    return safetensors_numpy.load_file(path)
+  except (safetensors.SafetensorError, TypeError, ValueError) as e:
+    raise DataError(f"{path}: is no whole safetensors file ({e}); copy it again") from e
+
+
+def load_tokenizer(source: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
+  """The tokenizer beside the weights.
+
+  Raises:
+    DataError: there is none, or it has not `vocab_size` tokens.
+  """
+  model = source / tokenizers.SentencePiece.file_name
+  tokenizer = tokenizers.load_tokenizer(model if model.is_file() else source)
+  if tokenizer.vocab_size != vocab_size:
+    raise DataError(f"--from {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
+                    f"config.json says vocab_size={vocab_size}; bring the tokenizer that the "
+                    "model was trained with")
+  return tokenizer
+
+
+def make_config(source: pathlib.Path, fields: Mapping[str, Any], tokenizer_path: pathlib.Path,
+                tokenizer: tokenizers.Tokenizer) -> ConfigDict:
+  """The config of a run that holds an imported model."""
+  config = config_lib.base()
+  for field, value in fields.items():
+    recipes.set_field(config, field, value)
+  config.model.dtype = "float32"
+  config.tokenizer.kind = tokenizer.kind
+  config.tokenizer.path = str(tokenizer_path)
+  config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)
+  if problems := config_lib.find_problems(config):
+    raise DataError(f"--from {source}: {problems[0]}")
+  return workdir.resolve(config, tokenizer)

@@ -1,0 +1,195 @@
+"""Tables of conversion: what goes there comes back bit for bit, and what does not fit is named.
+
+That the models compute the same is shown with `transformers` in test_parity.py.
+"""
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+
+from bertgpt import conversion, recipes
+from bertgpt.errors import ConfigError, DataError
+
+MODELS = {
+    "BertForPreTraining": ("mlm_nsp", {}),
+    "BertForMaskedLM": ("mlm", {}),
+    "RobertaForMaskedLM": ("mlm", {"num_segments": 1, "activation": "gelu_erf"}),
+    "GPT2LMHeadModel": ("causal", {"mlp_dim": 96}),
+    "OpenAIGPTLMHeadModel": ("causal", {"norm": "post", "mlp_dim": 128}),
+}
+
+
+def make(name):
+  """(config, parameters that are all different) of a small model."""
+  objective, model = MODELS[name]
+  config = tiny.make_config(objective, **model)
+  with tiny.Setup(config) as setup:
+    shapes = setup.abstract.params
+  rng = np.random.default_rng(0)
+  return config, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+  return request.param, *make(request.param)
+
+
+def there(config, params):
+  return (conversion.to_hugging_face(params, config), conversion.to_hugging_face_config(config))
+
+
+def test_there_and_back_is_the_same_bit_for_bit(model):
+  name, config, params = model
+  tensors, hf_config = there(config, params)
+  assert hf_config["architectures"] == [name]
+  back, fields = conversion.from_hugging_face(tensors, hf_config)
+  for field, value in fields.items():
+    group, field = field.split(".")
+    assert config[group][field] == value
+  params["embeddings"]["token"]["embedding"][tiny.VOCAB:] = 0  # The padding is not carried over.
+  if config.model.family == "bert":
+    params["mlm"]["bias"][tiny.VOCAB:] = 0
+  assert jax.tree.all(jax.tree.map(np.array_equal, back, params))
+
+  for field, value in fields.items():
+    recipes.set_field(config, field, value)
+  again = conversion.to_hugging_face(back, config)
+  assert again.keys() == tensors.keys()
+  assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
+
+
+def test_tensors_are_contiguous_and_of_the_exact_vocabulary(model):
+  _, config, params = model
+  tensors, hf_config = there(config, params)
+  assert all(x.flags.c_contiguous and x.dtype == np.float32 for x in tensors.values())
+  assert hf_config["vocab_size"] == tiny.VOCAB
+  assert {x.shape[0] for name, x in tensors.items()
+          if "word_embeddings" in name or "wte" in name or "tokens_embed" in name
+          or name in ("cls.predictions.bias", "lm_head.bias")} == {tiny.VOCAB}
+
+
+def test_projections_are_where_gpt2_reads_them():
+  """openai/gpt-2, model.py (2019): c = conv1d(x); q, k, v = split(c, 3)."""
+  config, params = make("GPT2LMHeadModel")
+  tensors, _ = there(config, params)
+  attention = params["decoder"]["layers"]["attention"]
+  c_attn = tensors["transformer.h.1.attn.c_attn.weight"]
+  x = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
+  for name, part in zip(("query", "key", "value"), np.split(x @ c_attn, 3, axis=-1), strict=True):
+    np.testing.assert_allclose(part, x @ attention[name]["kernel"][1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad_id", [0, 1, 3])
+def test_robertas_positions_begin_after_its_padding(pad_id):
+  config, params = make("RobertaForMaskedLM")
+  table = conversion.to_hugging_face(params, config, pad_id)[
+      "roberta.embeddings.position_embeddings.weight"]
+  assert np.array_equal(table[pad_id + 1:], params["embeddings"]["position"]["embedding"])
+  assert conversion.to_hugging_face_config(config, pad_id)["max_position_embeddings"] == len(table)
+
+
+def test_a_model_without_segments_gets_one_that_adds_nothing():
+  config = tiny.make_config("mlm", num_segments=0)
+  _, params = make("BertForMaskedLM")
+  del params["embeddings"]["segment"]
+  tensors, hf_config = there(config, params)
+  assert hf_config["type_vocab_size"] == 1
+  assert not tensors["bert.embeddings.token_type_embeddings.weight"].any()
+
+
+def test_published_files_are_understood():
+  """Old names of LayerNorm, copies of tied tensors, buffers, a base model's names, bfloat16."""
+  config, params = make("BertForPreTraining")
+  tensors, hf_config = there(config, params)
+  expected, _ = conversion.from_hugging_face(tensors, hf_config)
+  old = {name.replace("LayerNorm.weight", "LayerNorm.gamma")
+         .replace("LayerNorm.bias", "LayerNorm.beta"): x for name, x in tensors.items()}
+  old["bert.embeddings.position_ids"] = np.arange(32)[None]
+  old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
+  old["cls.predictions.decoder.bias"] = old["cls.predictions.bias"]
+  found, _ = conversion.from_hugging_face(old, hf_config | {"architectures": ["BertForMaskedLM"]})
+  assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+
+  config, params = make("GPT2LMHeadModel")
+  tensors, hf_config = there(config, params)
+  halves = {name.removeprefix("transformer."): x.astype(ml_dtypes.bfloat16)
+            for name, x in tensors.items()}
+  halves["h.0.attn.bias"] = np.tril(np.ones((1, 1, 32, 32), bool))
+  found, _ = conversion.from_hugging_face(halves, hf_config)
+  expected, _ = conversion.from_hugging_face(
+      {name: x.astype(ml_dtypes.bfloat16).astype(np.float32) for name, x in tensors.items()},
+      hf_config)
+  assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+
+
+# ------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("objective, model, message", [
+    ("mlm_nsp", {"norm": "pre"}, "model.norm='pre'"),
+    ("mlm", {"norm": "pre"}, "model.norm='pre'"),
+    ("causal", {"num_segments": 2}, "model.num_segments=2"),
+    ("causal", {"norm": "post", "mlp_dim": 128, "activation": "gelu_erf"},
+     "model.activation='gelu_erf'"),
+    ("causal", {"norm": "post", "mlp_dim": 64}, "model.mlp_dim=64"),
+])
+def test_a_model_that_transformers_has_not_is_refused(objective, model, message):
+  with pytest.raises(ConfigError, match=message):
+    conversion.architecture_of(tiny.make_config(objective, **model))
+
+
+def test_a_parameter_too_many_or_too_few_is_named():
+  config, params = make("BertForPreTraining")
+  with pytest.raises(ConfigError, match="no place for the parameter extra"):
+    conversion.to_hugging_face(params | {"extra": np.zeros(2)}, config)
+  del params["nsp"]["bias"]
+  with pytest.raises(ConfigError, match="nsp/bias is missing"):
+    conversion.to_hugging_face(params, config)
+
+
+def replace(name, make_value):
+  def change(tensors):
+    tensors[name] = make_value(tensors[name])
+  return change
+
+
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: t.pop(WORDS), f"{WORDS} is missing"),
+    (lambda t: t.pop("bert.encoder.layer.1.output.dense.bias"), "layer.1.output.dense.bias is mis"),
+    (lambda t: t.update(surprise=np.zeros(3, np.float32)), "surprise has no place"),
+    (lambda t: t.update({"bert.encoder.layer.2.output.dense.bias": np.zeros(32)}),
+     "layer.2.output.dense.bias has no place"),
+    (replace(WORDS, lambda x: x[:-1]), r"\[249, 32\]; by config.json it is \[250, 32\]"),
+    (replace("bert.encoder.layer.0.output.dense.weight", lambda x: x.T), r"\[64, 32\]; by"),
+    (replace("cls.predictions.bias", lambda x: x.astype(np.int64)), "of type int64"),
+    (lambda t: t.update({"cls.predictions.decoder.weight": t[WORDS] + 1}), "weight differs"),
+])
+def test_tensors_that_do_not_fit_are_named(change, message):
+  tensors, hf_config = there(*make("BertForPreTraining"))
+  change(tensors)
+  with pytest.raises(DataError, match=message):
+    conversion.from_hugging_face(tensors, hf_config)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_type": "llama"}, "model_type='llama'"),
+    ({"model_type": None}, "model_type='None'"),
+    ({"model_type": ["bert"]}, "model_type="),
+    ({"hidden_act": ["gelu"]}, "hidden_act="),
+    ({"hidden_act": "relu"}, "hidden_act='relu'"),
+    ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+    ({"hidden_size": "32"}, "hidden_size='32'"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
+    ({"layer_norm_eps": None}, "layer_norm_eps=None"),
+    ({"num_hidden_layers": 3}, "layer.2.attention.self.query.weight is missing"),
+])
+def test_a_config_that_does_not_fit_is_named(change, message):
+  tensors, hf_config = there(*make("BertForPreTraining"))
+  with pytest.raises(DataError, match=message):
+    conversion.from_hugging_face(tensors, hf_config | change)

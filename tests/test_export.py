@@ -1,0 +1,318 @@
+"""bertgpt.export: a run goes to transformers' files and back unchanged; what is wrong is named."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from bertgpt import checkpoint, cli, conversion, export, recipes, workdir
+from bertgpt.errors import ConfigError, DataError, StorageError
+
+ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_tokens_map.json",
+                 "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+
+
+def run(capsys, *argv) -> tuple[int, list[str]]:
+  """(exit code, lines on stderr) of a command."""
+  capsys.readouterr()
+  code = cli.main([str(a) for a in argv])
+  return code, capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture(scope="session")
+def exported_bert(finished_bert, tmp_path_factory):
+  return _export(finished_bert, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def exported_gpt(finished_gpt, tmp_path_factory):
+  return _export(finished_gpt, tmp_path_factory)
+
+
+def _export(finished, tmp_path_factory):
+  out = tmp_path_factory.mktemp("exported") / "model"
+  assert cli.main(["export", f"--workdir={finished}", f"--out={out}"]) == 0
+  return out
+
+
+@pytest.fixture(params=["bert", "gpt"])
+def both(request, finished_bert, finished_gpt, exported_bert, exported_gpt):
+  """(run, what was exported of it)."""
+  return {"bert": (finished_bert, exported_bert), "gpt": (finished_gpt, exported_gpt)}[
+      request.param]
+
+
+def without_padding(trained):
+  """Leaves by path, the rows that pad the vocabulary set to 0."""
+  leaves = {jax.tree_util.keystr(path): np.array(x)
+            for path, x in jax.tree_util.tree_leaves_with_path(trained.params)}
+  size = trained.config.model.vocab_size
+  for name, x in leaves.items():
+    if "['token']" in name or name == "['mlm']['bias']":
+      x[size:] = 0
+  return leaves
+
+
+# ---------------------------------------------------------------- there and back
+
+
+def test_the_files(exported_bert, exported_gpt):
+  assert {path.name for path in exported_bert.iterdir()} == ENCODER_FILES
+  assert {path.name for path in exported_gpt.iterdir()} == ENCODER_FILES | {
+      "generation_config.json"}
+  assert {path.name for path in exported_bert.parent.iterdir()} == {"model"}
+  assert len({path.stat().st_mode for path in exported_bert.iterdir()}) == 1
+
+
+def test_an_export_imports_to_the_same_weights(both, tmp_path):
+  finished, exported = both
+  found = export.import_model(exported, tmp_path / "again")
+  assert "fresh optimizer" in found
+  before, after = workdir.load_trained(finished), workdir.load_trained(tmp_path / "again")
+  expected = without_padding(before)
+  for name, x in without_padding(after).items():
+    assert np.array_equal(x, expected.pop(name)), name
+  assert not expected and after.step == 0
+  assert after.tokenizer.pieces == before.tokenizer.pieces
+
+  export.export(tmp_path / "again", tmp_path / "out")
+  assert (tmp_path / "out/model.safetensors").read_bytes() == (
+      exported / "model.safetensors").read_bytes()
+  for name in ("config.json", "tokenizer_config.json"):
+    assert (tmp_path / "out" / name).read_text() == (exported / name).read_text()
+
+
+def test_an_imported_model_scores_as_the_one_it_comes_from(both, tmp_path, capsys):
+  finished, exported = both
+  assert cli.main(["import", f"--from={exported}", f"--workdir={tmp_path / 'w'}"]) == 0
+  config = workdir.read_config(finished)
+  fields = ("data.source", "data.cache_dir", "data.prepare_workers", "data.validation_fraction",
+            "eval.batch_size", "phases[0].seq_len")
+  values = dict(recipes.leaves(config))
+  scores = []
+  for path in (finished, tmp_path / "w"):
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--workdir={path}",
+                     *(f"--config.{name}={values[name]}" for name in fields)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Preparing prints lines too.
+    scores.append(dict(line for line in lines if len(line) == 2 and "_" in line[0]))
+  assert scores[0].keys() == scores[1].keys() and len(scores[0]) > 2
+  for name, value in scores[0].items():
+    assert float(scores[1][name]) == pytest.approx(float(value), abs=1e-5), name
+
+
+def test_training_goes_on_from_an_imported_model(recipe, exported_gpt, tmp_path, capsys):
+  assert cli.main(["import", f"--from={exported_gpt}", f"--workdir={tmp_path / 'w'}"]) == 0
+  capsys.readouterr()
+  code = cli.main(["train", f"--config={recipe}:causal", f"--workdir={tmp_path / 'run'}",
+                   f"--config.init_from={tmp_path / 'w'}", "--config.phases[0].steps=1",
+                   "--config.phases[0].learning_rate=0",
+                   f"--config.tokenizer.path={tmp_path / 'w'}/tokenizer"])
+  assert code == 0
+  assert "with a fresh optimizer" in capsys.readouterr().err
+  start, end = workdir.load_trained(tmp_path / "w"), workdir.load_trained(tmp_path / "run")
+  assert jax.tree.all(jax.tree.map(np.array_equal, start.params, end.params))
+
+
+def test_half_precision_is_read(tmp_path):
+  x = np.array([[1.5, -2.25]])
+  for dtype in (ml_dtypes.bfloat16, np.float16):
+    save_file({"x": x.astype(dtype)}, tmp_path / "half.safetensors")
+    assert np.array_equal(export.read_tensors(tmp_path / "half.safetensors")["x"], x.astype(dtype))
+
+
+# ------------------------------------------------------------------ the model card
+
+
+def test_the_card_names_data_results_and_a_recipe_that_gives_the_config(both, tmp_path):
+  finished, exported = both
+  card, trained = (exported / "README.md").read_text(), workdir.load_trained(finished)
+  tokens = 20 * 8 * 32
+  assert trained.config.data.source in card and f"{tokens:,} tokens" in card
+  assert f"bertgpt export --workdir {finished} --out {exported}" in card
+  last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()][-1]
+  (value,) = (x for tag, x in last.items() if tag.endswith("_perplexity"))
+  assert f"| {value:.4g} | 20 |" in card
+  recipe = card.split("```python\nfrom bertgpt")[1].split("```")[0]
+  (tmp_path / "recipe.py").write_text("from bertgpt" + recipe)
+  assert recipes.to_json(recipes.load(str(tmp_path / "recipe.py"))) == recipes.to_json(
+      trained.config)
+
+
+# ------------------------------------------------------------------ refusals of export
+
+
+def test_export_refuses_a_folder_that_exists(capsys, finished_bert, exported_bert):
+  before = sorted(exported_bert.iterdir())
+  code, lines = run(capsys, "export", f"--workdir={finished_bert}", f"--out={exported_bert}")
+  assert (code, len(lines)) == (2, 1) and "exists already" in lines[0]
+  assert sorted(exported_bert.iterdir()) == before
+
+
+def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, monkeypatch):
+  trained = workdir.load_trained(finished_bert)
+  trained.params["encoder"]["layers"]["mlp"]["up"]["kernel"][0, 3, 1] = np.nan
+  monkeypatch.setattr(workdir, "load_trained", lambda path: trained)
+  with pytest.raises(DataError, match="encoder/layers/mlp/up/kernel at step 20 is not finite"):
+    export.export(finished_bert, tmp_path / "out")
+  assert not list(tmp_path.iterdir())
+
+
+def test_export_refuses_a_model_that_transformers_has_not(finished_gpt, tmp_path, monkeypatch):
+  trained = workdir.load_trained(finished_gpt)
+  trained.config.model.num_segments = 2
+  monkeypatch.setattr(workdir, "load_trained", lambda path: trained)
+  with pytest.raises(ConfigError, match="model.num_segments=2"):
+    export.export(finished_gpt, tmp_path / "out")
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_fails_leaves_nothing(finished_gpt, tmp_path, monkeypatch):
+  monkeypatch.setattr(export, "check_written", lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    export.export(finished_gpt, tmp_path / "out")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
+  folder = shutil.copytree(exported_gpt, tmp_path / "out")
+  tensors = load_file(folder / "model.safetensors")
+  settings = json.loads((folder / "config.json").read_text())
+  tokenizer = export.load_tokenizer(folder, settings["vocab_size"])
+  export.check_written(folder, settings, tensors, tokenizer)
+  changed = dict(tensors)
+  changed["transformer.ln_f.bias"] = changed["transformer.ln_f.bias"] + 1
+  with pytest.raises(StorageError, match="model.safetensors: does not hold"):
+    export.check_written(folder, settings, changed, tokenizer)
+
+
+# ------------------------------------------------------------------ refusals of import
+
+
+def change_json(name, **changes):
+  def change(folder):
+    content = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps(content))
+  return change
+
+
+def change_tensors(make):
+  def change(folder):
+    save_file(make(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+  return change
+
+
+def cut(folder: pathlib.Path):
+  path = folder / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickle_only(folder: pathlib.Path):
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def other_tokenizer(folder: pathlib.Path):
+  (folder / "tokenizer.json").unlink()
+  with (folder / "vocab.txt").open("a") as f:
+    f.write("another\n")
+
+
+NORM = "bert.embeddings.LayerNorm.weight"
+
+
+@pytest.mark.parametrize("damage, message", [
+    (cut, "model.safetensors: is no whole safetensors file"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000), "is no whole safeten"),
+    (pickle_only, "pytorch_model.bin is a pickle"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
+     "the weights are in pieces"),
+    (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json: is no JSON"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "config.json: is no JSON object"),
+    (change_json("config.json", model_type="t5"), "model_type='t5'"),
+    (change_json("config.json", hidden_size=24), "has the shape [90, 16]; by config.json it is"),
+    (change_json("config.json", num_attention_heads=3), "model.num_heads=3 does not divide"),
+    (change_tensors(lambda t: {name: x for name, x in t.items() if name != NORM}),
+     f"the tensor {NORM} is missing"),
+    (change_tensors(lambda t: t | {"extra": t[NORM]}), "the tensor extra has no place"),
+    (change_tensors(lambda t: t | {NORM: t[NORM][1:]}), f"the tensor {NORM} has the shape [15]"),
+    (other_tokenizer, "its tokenizer has 91 tokens, but config.json says vocab_size=90"),
+    (lambda folder: [path.unlink() for path in folder.iterdir() if "vocab" in path.name
+                     or path.name == "tokenizer.json"], "no tokenizer there"),
+])
+def test_import_names_what_is_wrong(capsys, exported_bert, tmp_path, damage, message):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  damage(folder)
+  code, lines = run(capsys, "import", f"--from={folder}", f"--workdir={tmp_path / 'w'}")
+  assert (code, len(lines)) == (65, 1)
+  assert message in lines[0]
+  assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_import_refuses_a_workdir_that_exists_and_a_source_that_does_not(
+    capsys, exported_bert, finished_bert, tmp_path):
+  code, lines = run(capsys, "import", f"--from={exported_bert}", f"--workdir={finished_bert}")
+  assert (code, len(lines)) == (2, 1) and "exists already" in lines[0]
+  code, lines = run(capsys, "import", f"--from={tmp_path / 'no'}", f"--workdir={tmp_path / 'w'}")
+  assert (code, len(lines)) == (2, 1) and "no such folder" in lines[0]
+  code, lines = run(capsys, "import", f"--from={exported_bert}", f"--workdir={tmp_path / 'w'}",
+                    "--config.seed=1")
+  assert (code, len(lines)) == (2, 1) and "takes no config fields" in lines[0]
+  assert not list(tmp_path.iterdir())
+
+
+def test_import_that_fails_late_leaves_nothing(exported_bert, tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda *_, **__: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    export.import_model(exported_bert, tmp_path / "w")
+  assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ with transformers
+
+
+@pytest.mark.hf
+def test_transformers_reads_what_was_exported(both):
+  """The trained model there: the same logits for a text that its own tokenizer has cut."""
+  torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  finished, exported = both
+  trained = workdir.load_trained(finished)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+  is_bert = trained.config.model.family == "bert"
+  cls = transformers.AutoModelForPreTraining if is_bert else transformers.AutoModelForCausalLM
+  model, info = cls.from_pretrained(exported, output_loading_info=True)
+  assert not any(info.values()), info
+  assert type(model).__name__ == conversion.architecture_of(trained.config)
+
+  text = "The cat sees the dog near a tree."
+  ids = trained.tokenizer.encode([text])[0].tolist()
+  encoded = tokenizer(text, return_tensors="pt")
+  if is_bert:
+    ids = [trained.tokenizer.cls_id, *ids, trained.tokenizer.sep_id]
+    assert tokenizer.mask_token_id == trained.tokenizer.mask_id
+  else:
+    assert tokenizer.eos_token_id == model.generation_config.eos_token_id == (
+        trained.tokenizer.eod_id)
+  assert encoded["input_ids"][0].tolist() == ids
+
+  with torch.no_grad():
+    output = model(**encoded)
+  at = np.arange(len(ids))[None]
+  ones = np.ones_like(at)
+  if is_bert:
+    expected, nsp = trained.model.apply({"params": trained.params}, np.array([ids]), 0 * ones,
+                                        ones, at, at, np.zeros((1, 1), int))
+    found = output.prediction_logits
+    np.testing.assert_allclose(output.seq_relationship_logits.numpy(), nsp[:, 0], rtol=0,
+                               atol=1e-4)
+  else:
+    expected = trained.model.apply({"params": trained.params}, np.array([ids]), ones, at)
+    found = output.logits
+  np.testing.assert_allclose(found.numpy(), expected[..., :found.shape[-1]], rtol=0, atol=1e-4)

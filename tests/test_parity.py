@@ -1,0 +1,219 @@
+"""The same weights in `transformers` and here: logits, losses, gradients, and 50 steps of training.
+
+Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from bertgpt import conversion, models, objectives, optimizers, recipes, train
+
+torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+pytestmark = pytest.mark.hf
+
+ROWS, STEPS = 8, 50
+ENCODER = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 34,
+           "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+DECODER = {"vocab_size": tiny.VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32,
+           "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+           "bos_token_id": 0, "eos_token_id": 0}
+CASES = {
+    "bert": ("BertForPreTraining", ENCODER),
+    "bert, tanh": ("BertForPreTraining", ENCODER | {"hidden_act": "gelu_new"}),
+    "bert, masked LM": ("BertForMaskedLM", ENCODER | {"hidden_act": "gelu_pytorch_tanh"}),
+    "roberta": ("RobertaForMaskedLM", ENCODER | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "gpt2": ("GPT2LMHeadModel", DECODER | {"n_inner": 96}),
+    "gpt2, erf": ("GPT2LMHeadModel", DECODER | {"activation_function": "gelu"}),
+    "gpt1": ("OpenAIGPTLMHeadModel", DECODER),
+}
+
+
+def make_theirs(architecture, sizes):
+  """A model of transformers in which no parameter is 0 or 1, so that none hides an error."""
+  torch.manual_seed(0)
+  cls = getattr(transformers, architecture)
+  model = cls(cls.config_class(**sizes, architectures=[architecture])).eval()
+  with torch.no_grad():
+    for p in model.parameters():
+      p += 0.1 * torch.randn_like(p)
+  return model
+
+
+def to_ours(theirs):
+  """(config, parameters, tensors) of the same model here."""
+  tensors = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
+  params, fields = conversion.from_hugging_face(tensors, theirs.config.to_dict())
+  config = tiny.make_config(fields["objective.name"])
+  for field, value in fields.items():
+    recipes.set_field(config, field, value)
+  config.phases[0].batch_size = ROWS
+  return config, params, tensors
+
+
+def make_batch(config, seed=0):
+  """Rows of one sequence each, with padding after it. What is masked is decided here."""
+  rng = np.random.default_rng(seed)
+  length = rng.integers(16, tiny.LENGTH + 1, (ROWS, 1))
+  at = np.arange(tiny.LENGTH)
+  is_text = at < length
+  pad_id = 1  # RoBERTa counts positions by it.
+  batch = {"tokens": np.where(is_text, rng.integers(5, tiny.VOCAB, is_text.shape), pad_id),
+           "sequence_ids": is_text, "positions": np.where(is_text, at, 0)}
+  if config.objective.name == "causal":
+    batch |= {"targets": np.roll(batch["tokens"], -1, 1)}
+    weights = {"loss_weights": at + 1 < length}
+  else:
+    slots = rng.permuted(np.repeat(np.arange(1, 16)[None], ROWS, 0), axis=1)[:, :8]
+    batch |= {"segment_ids": (is_text & (at > 9)) * (config.model.num_segments > 1),
+              "predict_positions": slots,
+              "predict_targets": rng.integers(5, tiny.VOCAB, slots.shape)}
+    weights = {"predict_weights": rng.random(slots.shape) < 0.8}
+    if config.objective.name == "mlm_nsp":
+      batch |= {"nsp_positions": np.zeros((ROWS, 1)), "nsp_labels": rng.integers(0, 2, (ROWS, 1))}
+      weights |= {"nsp_weights": np.ones((ROWS, 1))}
+  return ({name: np.asarray(x, np.int32) for name, x in batch.items()}
+          | {name: np.asarray(x, np.float32) for name, x in weights.items()})
+
+
+def run_theirs(theirs, config, batch):
+  """(outputs, loss) as transformers computes them from its own kind of labels."""
+  tensor = lambda x: torch.tensor(np.asarray(x), dtype=torch.long)
+  inputs = {"input_ids": tensor(batch["tokens"]), "attention_mask": tensor(batch["sequence_ids"])}
+  if config.objective.name == "causal":
+    inputs["labels"] = tensor(np.where(batch["sequence_ids"] > 0, batch["tokens"], -100))
+  else:
+    labels = np.full((ROWS, tiny.LENGTH), -100)
+    for row, position, target, weight in zip(
+        np.arange(ROWS)[:, None].repeat(batch["predict_positions"].shape[1], 1).flat,
+        np.ravel(batch["predict_positions"]), np.ravel(batch["predict_targets"]),
+        np.ravel(batch["predict_weights"]), strict=True):
+      if weight:
+        labels[row, position] = target
+    inputs |= {"labels": tensor(labels), "token_type_ids": tensor(batch["segment_ids"])}
+    if config.objective.name == "mlm_nsp":
+      inputs["next_sentence_label"] = tensor(batch["nsp_labels"][:, 0])
+  output = theirs(**inputs)
+  return output, output.loss
+
+
+def total_loss(config, params, batch):
+  objective = objectives.make_objective(config, tiny.make_vocabulary())
+  sums = objective.evaluate(models.make_model(config), params, batch, None)
+  return objectives.total_loss(sums, objective.weights(batch))
+
+
+def our_logits(config, params, batch):
+  """Of every position, and of next sentences or None."""
+  model, every = models.make_model(config), jnp.tile(jnp.arange(tiny.LENGTH), (ROWS, 1))
+  inputs = (batch["tokens"], batch["sequence_ids"], batch["positions"])
+  if config.objective.name == "causal":
+    return model.apply({"params": params}, *inputs), None
+  tokens, sequence_ids, positions = inputs
+  return model.apply({"params": params}, tokens, batch["segment_ids"], sequence_ids, positions,
+                     every, batch.get("nsp_positions"))
+
+
+def assert_same_function(theirs, config, params):
+  """Logits of all tokens, loss, and gradients of one batch."""
+  batch = make_batch(config)
+  output, their_loss = run_theirs(theirs, config, batch)
+  their_loss.backward()
+
+  logits, nsp_logits = jax.jit(lambda p: our_logits(config, p, batch))(params)
+  expected = output.prediction_logits if nsp_logits is not None else output.logits
+  is_text = batch["sequence_ids"] > 0
+  np.testing.assert_allclose(logits[..., :tiny.VOCAB][is_text], expected.detach().numpy()[is_text],
+                             rtol=0, atol=1e-4)
+  if nsp_logits is not None:
+    np.testing.assert_allclose(nsp_logits[:, 0], output.seq_relationship_logits.detach().numpy(),
+                               rtol=0, atol=1e-4)
+
+  loss, grads = jax.jit(jax.value_and_grad(lambda p: total_loss(config, p, batch)))(params)
+  assert float(loss) == pytest.approx(their_loss.item(), abs=1e-4)
+  ours = conversion.to_hugging_face(grads, config)  # Linear, so it converts gradients too.
+  found = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+  assert ours.keys() == found.keys()
+  whole = np.sqrt(sum(np.sum(x**2) for x in found.values()))
+  for name, x in found.items():
+    # In exact arithmetic the bias of keys has no gradient: what is left is rounding.
+    limit = 1e-3 * np.linalg.norm(x) + 1e-6 * whole
+    skipped = 2 if "roberta.embeddings.position" in name else 0
+    assert np.linalg.norm(ours[name][skipped:] - x[skipped:]) < limit, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_imported_model_computes_the_same(case):
+  theirs = make_theirs(*CASES[case])
+  config, params, tensors = to_ours(theirs)
+  assert_same_function(theirs, config, params)
+
+  again = conversion.to_hugging_face(params, config)
+  assert again.keys() == tensors.keys()
+  for name, x in tensors.items():
+    skipped = 2 if "roberta.embeddings.position" in name else 0  # Rows that RoBERTa never reads.
+    assert np.array_equal(again[name][skipped:], x[skipped:]), name
+
+
+@pytest.mark.parametrize("objective, model", [
+    ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"}),
+    ("causal", {}), ("causal", {"norm": "post", "mlp_dim": 128})])
+def test_an_exported_model_computes_the_same(objective, model):
+  config = tiny.make_config(objective, **model)
+  with tiny.Setup(config) as setup:
+    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape),
+                          setup.init().params)
+  hf_config = conversion.to_hugging_face_config(config)
+  cls = getattr(transformers, hf_config["architectures"][0])
+  theirs = cls(cls.config_class(**hf_config)).eval()
+  tensors = conversion.to_hugging_face(params, config)
+  missing, unknown = theirs.load_state_dict(
+      {name: torch.tensor(x) for name, x in tensors.items()}, strict=False)
+  assert not unknown and set(missing) <= {name for name in theirs.state_dict() if "decoder" in name
+                                          or name == "lm_head.weight"}
+  theirs.tie_weights()
+  assert_same_function(theirs, config, params)
+
+
+# -------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("case", ["bert, tanh", "gpt2"])
+def test_training_follows_pytorch(case):
+  """AdamW with weight decay by our rules, clipping, warm-up: the loss of every one of 50 steps."""
+  theirs = make_theirs(*CASES[case])
+  config, params, _ = to_ours(theirs)
+  config.optimizer.update(name="adamw", b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=0.1)
+  config.phases[0].update(steps=STEPS, learning_rate=3e-3, warmup_steps=10)
+  decays = [p for name, p in theirs.named_parameters() if p.ndim == 2]
+  others = [p for name, p in theirs.named_parameters() if p.ndim == 1]
+  adamw = torch.optim.AdamW([{"params": decays, "weight_decay": 0.1},
+                             {"params": others, "weight_decay": 0.0}],
+                            betas=(0.9, 0.98), eps=1e-6)
+  schedule = optimizers.make_schedule(config)
+  # The masks are part of the batches: as in the other tests, they are not drawn in the step.
+  given = lambda setup: setup.objective._replace(corrupt=lambda batch, key, row_ids: batch)
+  found, expected = [], []
+  with tiny.Setup(config) as setup:
+    state = train.TrainState(jnp.int32(0), params,
+                             optimizers.make_optimizer(config, params).init(params), jnp.int32(0))
+    step = jax.jit(train.make_train_step(config, setup.model, given(setup), 1))
+    for i in range(STEPS):
+      batch = make_batch(config, seed=i % 5)  # Seen again and again, so that it learns.
+      state, metrics = step(state, setup.put(batch))
+      found.append(float(metrics["loss"][0]))
+
+      for group in adamw.param_groups:
+        group["lr"] = float(schedule(i))
+      _, loss = run_theirs(theirs, config, batch)
+      adamw.zero_grad()
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_(theirs.parameters(), config.optimizer.clip_norm)
+      adamw.step()
+      expected.append(loss.item())
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0)
+  assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])  # It learns: the steps are not empty.
