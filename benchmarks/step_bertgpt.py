@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.bare_step import BareStep
-from bertgpt import export, objectives, process, recipes
+from bertgpt import conversion, objectives, process, recipes
 from bertgpt.config import ConfigDict
 
 PAD, CLS, SEP, MASK = range(4)
@@ -50,7 +50,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
 
   return {
       "losses": losses, "time": time, "batches": batches,
-      "weights": lambda: export.to_hugging_face(jax.device_get(start(config).state.params), config),
+      "weights": lambda: conversion.to_hugging_face(start(config).state.params, config),
       "forget": lambda name: held.pop(name) and None,
       "device": lambda: jax.devices()[0].device_kind,
   }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from bertgpt import recipes
+from bertgpt import conversion, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
 
@@ -47,22 +47,13 @@ def make(config_json: str, device: str, compiled: bool) -> dict[str, Callable]:
 
 
 def make_model(config: ConfigDict) -> transformers.PreTrainedModel:
-  m = config.model
-  # gelu_pytorch_tanh is PyTorch's own kernel; gelu_new, the same function, is seven operations.
-  shared = {"vocab_size": m.vocab_size, "attn_implementation": "sdpa", "use_cache": False,
-            "initializer_range": m.init_std}
-  if m.family == "bert":
-    return transformers.BertForPreTraining(transformers.BertConfig(
-        hidden_size=m.width, num_hidden_layers=m.num_layers, num_attention_heads=m.num_heads,
-        intermediate_size=m.mlp_dim, max_position_embeddings=m.max_positions,
-        type_vocab_size=m.num_segments, layer_norm_eps=m.layer_norm_epsilon,
-        hidden_act="gelu_pytorch_tanh", hidden_dropout_prob=m.dropout,
-        attention_probs_dropout_prob=m.attention_dropout, **shared))
-  return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-      n_embd=m.width, n_layer=m.num_layers, n_head=m.num_heads, n_inner=m.mlp_dim,
-      n_positions=m.max_positions, layer_norm_epsilon=m.layer_norm_epsilon,
-      activation_function="gelu_pytorch_tanh", resid_pdrop=m.dropout, embd_pdrop=m.dropout,
-      attn_pdrop=m.attention_dropout, **shared))
+  fields = conversion.to_hugging_face_config(config)
+  cls = getattr(transformers, fields.pop("architectures")[0])
+  fields = {name: value for name, value in fields.items() if name not in ("model_type", "dtype")}
+  # The same function as gelu_new, which is seven operations, in a kernel of PyTorch's own.
+  fields = {name: "gelu_pytorch_tanh" if value == "gelu_new" else value
+            for name, value in fields.items()}
+  return cls(cls.config_class(**fields, use_cache=False, attn_implementation="sdpa"))
 
 
 def bert_loss(model, batch):
