@@ -24,6 +24,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.errors import UserError
 
 TOLERANCE = 1e-4  # Of losses that are to be the same.
+LEAVE_TIME_S = 10  # For a worker to end by itself.
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "tokenizers", "sentencepiece",
             "numpy")
 
@@ -145,6 +146,7 @@ class Worker:
 
   def close(self) -> None:
     self._pipe.close()
+    self._process.join(LEAVE_TIME_S)
     self._process.terminate()
     self._process.join()
 

@@ -3,16 +3,17 @@
 import importlib
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 
-from benchmarks import bare_step, packing, real_loop, side_by_side
+import benchmarks
+from benchmarks import bare_step, packing, real_loop, side_by_side, step
 from bertgpt import metrics, recipes, train, workdir
 from bertgpt.data import loader
 from bertgpt.errors import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("step", "packing", "input", "loop")
 
 
@@ -98,10 +99,10 @@ def test_a_worker_keeps_its_state_and_passes_errors_on():
 def test_the_bare_step_computes_what_the_run_does(recipe, finished_bert):
   """Same batches, same losses as `bertgpt train` logged: means of two steps each."""
   config = recipes.load(str(recipe))
-  step = bare_step.from_corpus(bare_step.open_train_set(config), config)
+  bare = bare_step.from_corpus(bare_step.open_train_set(config), config)
   logged = metrics.read_curves(finished_bert)["train/loss"][:2]
   assert [number for number, _ in logged] == [2, 4]
-  losses = np.reshape(step.losses(bare_step.BATCHES), (2, 2)).mean(1)
+  losses = np.reshape(bare.losses(bare_step.BATCHES), (2, 2)).mean(1)
   np.testing.assert_allclose(losses, [loss for _, loss in logged], rtol=1e-5)
 
 
@@ -128,6 +129,63 @@ def test_real_tokens_are_counted_as_the_batches_have_them(recipe):
   rows = loader.Rows(corpus, config, 0, config.seed)
   batch = rows.read(np.arange(rows.rows_per_epoch))
   assert packing.fill(corpus, config) == (batch["sequence_ids"] > 0).mean()
+
+
+# ----------------------------------------------------------- equal work
+
+
+@pytest.fixture(params=["bert_nano", "gpt_nano"])
+def sides(request):
+  """step.py's two sides in this process, as `make(their config fields)`."""
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  from benchmarks import step_bertgpt, step_hugging_face
+  arguments = side_by_side.parse("step", "", step.FLAGS, ["--config.system.compilation_cache="])
+  config = step.make_config(step.CASES[request.param], arguments)
+  ours = step_bertgpt.make(recipes.to_json(config), "cpu", {step.OURS: {}})
+
+  def make(fields):
+    theirs = step_hugging_face.make(
+        recipes.to_json(step_bertgpt.with_fields(config, fields)), "cpu", compiled=False)
+    return ours, theirs
+
+  return make
+
+
+def check(ours, theirs):
+  step.check_equal_work(lambda name, *a: ours[name](*a), lambda name, *a: theirs[name](*a))
+
+
+@pytest.mark.hf
+def test_the_same_weights_and_optimizer_give_the_same_losses(sides):
+  check(*sides({}))
+
+
+@pytest.mark.hf
+def test_other_weights_are_not_the_same_work(sides):
+  ours, theirs = sides({})
+  weights = ours["weights"]()
+  largest = max(weights, key=lambda name: weights[name].size)
+  changed = weights | {largest: weights[largest] * np.float32(1.01)}
+  with pytest.raises(SystemExit, match="not the same work"):
+    check(ours | {"weights": lambda: changed}, theirs)
+
+
+@pytest.mark.hf
+def test_another_update_is_not_the_same_work(sides):
+  """The first losses are the same, those after an update are not."""
+  with pytest.raises(SystemExit, match="not the same work"):
+    check(*sides({"phases[0].learning_rate": 2e-4}))
+
+
+def test_without_pytorch_one_line_says_what_to_install(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  monkeypatch.delitem(sys.modules, "benchmarks.step_hugging_face", raising=False)
+  monkeypatch.delattr(benchmarks, "step_hugging_face", raising=False)
+  assert run("step", "--cases=bert_nano") == ConfigError.exit_code
+  assert capsys.readouterr().err == (
+      "benchmarks.step: torch is not installed; pip install -e .[hf], or give --ablate to measure "
+      "our own step alone\n")
 
 
 # ------------------------------------------------------------ the commands
@@ -167,3 +225,20 @@ def test_loop_runs(recipe, tmp_path):
   report = json.loads((tmp_path / "l.json").read_text())
   assert report["command"].startswith(f"python -m benchmarks.loop --config={recipe}")
   assert "saving, once" in measured(tmp_path / "l.json")
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_step_runs(tmp_path):
+  assert run("step", "--cases=bert_nano,gpt_nano", "--rounds=1", "--seconds=0.01",
+             "--config.system.compilation_cache=", f"--out={tmp_path / 's.json'}") == 0
+  rows = measured(tmp_path / "s.json")
+  assert rows["bert_nano 4 x 32: bertgpt over Hugging Face eager, masked head"]["median"] > 0
+  assert rows["gpt_nano 2 x 32: bertgpt over Hugging Face eager, as shipped"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_ablation_runs(tmp_path):
+  assert run("step", "--cases=bert_nano", "--ablate", "--rounds=1", "--seconds=0.01",
+             "--config.system.compilation_cache=", f"--out={tmp_path / 'a.json'}") == 0
+  assert len(measured(tmp_path / "a.json")) >= len(step.ABLATIONS) - 2
