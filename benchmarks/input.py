@@ -11,6 +11,8 @@ waiting  the real `train.train`: the share of its time in which it waits for the
 """
 
 import argparse
+import contextlib
+import io
 import os
 import pathlib
 import sys
@@ -68,7 +70,8 @@ def measure_prepare(config: ConfigDict, path: pathlib.Path, arguments) -> list[R
   def prepare_all() -> float:
     with tempfile.TemporaryDirectory() as folder:
       start = time.perf_counter()
-      made = prepare.prepare(config, f"{folder}/corpus")
+      with contextlib.redirect_stdout(io.StringIO()):  # Its report.
+        made = prepare.prepare(config, f"{folder}/corpus")
       seconds = time.perf_counter() - start
       tokens["prepare"] = sum(corpus_lib.open_corpus(made, split).num_tokens
                               for split in corpus_lib.SPLITS)

@@ -18,7 +18,7 @@ import jax
 from benchmarks import bare_step, real_loop, side_by_side
 from benchmarks.side_by_side import Result, Row, Spread
 from bertgpt import process
-from bertgpt.config import ConfigDict, phase
+from bertgpt.config import ConfigDict
 
 EVERY = 10  # Steps from one evaluation, or checkpoint, to the next.
 
@@ -43,8 +43,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Result:
   recipe = side_by_side.read_config(arguments)
-  with recipe.unlocked():
-    recipe.phases = (phase(**recipe.phases[0].to_dict()),)
   process.use_compilation_cache(recipe.system.compilation_cache)
   parts = {name: PARTS[name] for name in arguments.parts.split(",") if name}
   silent = switched(recipe, SILENT)
@@ -87,7 +85,7 @@ def cost(name: str, times: list[float], without: list[float], every: int,
   if recipe_every:
     step = side_by_side.spread(without).median
     rows.append(Row(f"{name}, every {recipe_every} steps", scaled(one, 100 / (recipe_every * step)),
-                    "% of a step"))
+                    "% of the time"))
   return rows
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.bare_step import BareStep
 from bertgpt import conversion, objectives, process, recipes
 from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError
 
 PAD, CLS, SEP, MASK = range(4)
 FIRST_TOKEN = 4
@@ -25,6 +26,10 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
   """
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # PyTorch needs the other half.
   jax.config.update("jax_platforms", device)
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as e:  # The former where no plugin is installed.
+    raise ConfigError(f"--device={device}: JAX sees none; pip install -e .[cuda]") from e
   config = recipes.from_json(config_json)
   process.use_compilation_cache(config.system.compilation_cache)
   configs = {name: with_fields(config, fields) for name, fields in variants.items()}
