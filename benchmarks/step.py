@@ -189,7 +189,7 @@ def time_sides(sides, arguments: argparse.Namespace) -> dict[str, list[float]]:
   """Seconds of a step of every side, a round each."""
   number = {}
   for name, side in sides.items():
-    side(2)  # Compiles, and fills caches.
+    side(1)  # Compiles, and fills caches.
     number[name] = side_by_side.repeats(side(1), arguments.seconds)
   return side_by_side.time_in_turns(
       {name: functools.partial(side, number[name]) for name, side in sides.items()},
