@@ -67,8 +67,11 @@ ASKED = {
 
 # Our config with one thing changed, (name, overrides); the ratio is its time over ours.
 ABLATIONS = (
+    ("hash dropout", {"model.dropout_rng": "hash"}),
     ("threefry dropout", {"model.dropout_rng": "threefry"}),
     ("rbg dropout", {"model.dropout_rng": "rbg"}),
+    ("plain loss", {"objective.loss_chunk": -1}),
+    ("plain attention", {"model.attention": "xla"}),
     ("no dropout", {"model.dropout": 0.0, "model.attention_dropout": 0.0}),
     ("layers in a loop", {"model.scan_unroll": 1}),
     ("no loop over layers", {"model.scan_unroll": 0}),
