@@ -151,6 +151,7 @@ def check_equal_work(ours: Worker, theirs: Worker) -> None:
   batches = ours("batches", CHECKED_STEPS)
   losses |= {side: theirs("losses", side, batches) for side in theirs("names")}
   side_by_side.assert_equal_work(losses)
+  print("equal work: losses", *(f"{loss:.5f}" for loss in losses[OURS]), file=sys.stderr)
 
 
 # ------------------------------------------------------ against ourselves
