@@ -35,7 +35,6 @@ from bertgpt.errors import ConfigError
 
 CHUNK = 10_000  # Paragraphs that the bare tokenizer gets at once.
 TOKENS_TOLERANCE = 0.01  # `prepare` splits paragraphs into sentences.
-H100_FLOPS = 0.5 * 989e12  # FLOP/s of half of its peak: more than most runs reach.
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +108,7 @@ def bare_encoder(folder: pathlib.Path):
 
 def measure_loader(config: ConfigDict, path: pathlib.Path, arguments) -> list[Row]:
   from benchmarks import bare_step
-  from bertgpt import metrics, process, workdir
+  from bertgpt import process
   process.use_compilation_cache(config.system.compilation_cache)
   corpus = corpus_lib.open_corpus(path, "train")
   step = bare_step.from_corpus(corpus, config)
@@ -125,13 +124,10 @@ def measure_loader(config: ConfigDict, path: pathlib.Path, arguments) -> list[Ro
   phase = config.phases[0]
   slots = phase.batch_size * phase.seq_len
   speed = {name: side_by_side.per_second(slots, times[name]) for name in times}
-  flops = metrics.flops_per_step(workdir.resolve(config, corpus.tokenizer), phase)
   return [Row("loader on one core", speed["loader"], "tokens/s"),
           Row("train step", speed["step"], "tokens/s"),
           Row("loader on one core over the train step: speed",
-              side_by_side.ratio(times["step"], times["loader"]), asked="> 1"),
-          Row("H100s at half of their peak that one core would feed: predicted",
-              side_by_side.per_second(flops / H100_FLOPS, times["loader"]), "")]
+              side_by_side.ratio(times["step"], times["loader"]), asked="> 1")]
 
 
 def make_loader(config_json: str, path: str):
