@@ -1,0 +1,79 @@
+"""The jitted train step of a config by itself, on batches that lie on the device already."""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from bertgpt import models, objectives, sharding, train, workdir
+from bertgpt.config import ConfigDict
+from bertgpt.data import corpus as corpus_lib
+from bertgpt.data import loader
+
+BATCHES = 4  # That lie ready, when they come from a corpus.
+
+
+class BareStep:
+  """The step of the first phase on one device, as `train` makes it, and a state of its own.
+
+  Args:
+    config: with `model.vocab_size` set.
+    batches: as the loader makes them; taken in turns.
+  """
+
+  def __init__(self, config: ConfigDict, vocabulary: objectives.Vocabulary,
+               batches: Sequence[Mapping[str, np.ndarray]]):
+    self._config, self._done = config, 0
+    self._mesh = sharding.make_mesh(config, jax.devices()[:1])
+    phase = config.phases[0]
+    with sharding.use_mesh(self._mesh, config):
+      model = models.make_model(config)
+      self.objective = objectives.make_objective(config, vocabulary)
+      abstract = train.make_abstract_state(config, self._mesh, model, self.objective)
+      init = functools.partial(train.init_state, config, model, self.objective)
+      self.state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+      self._step = train.jit_train_step(config, model, self.objective, phase.micro_batches,
+                                        abstract)
+      self._batches = [sharding.make_global_batch(batch, self._mesh, config, phase.batch_size)
+                       for batch in batches]
+
+  def seconds(self, steps: int) -> float:
+    """Makes so many steps; returns what one took."""
+    start = time.perf_counter()
+    self._run(steps)
+    jax.block_until_ready(self.state)
+    return (time.perf_counter() - start) / steps
+
+  def losses(self, steps: int) -> list[float]:
+    """Makes so many steps; returns the loss of each."""
+    return [float(sums["loss"][0]) for _ in range(steps) for sums in [self._run(1)]]
+
+  def corrupt(self, step: int) -> dict[str, np.ndarray]:
+    """The batch of a step with its masks, as the step makes them."""
+    batch = self._batches[step % len(self._batches)]
+    key = train.make_key(self._config, train.MASK_STREAM, step)
+    rows = np.arange(len(batch["tokens"]))
+    return jax.device_get(jax.jit(self.objective.corrupt)(batch, key, rows))
+
+  def _run(self, steps: int):
+    with sharding.use_mesh(self._mesh, self._config):
+      for _ in range(steps):
+        batch = self._batches[self._done % len(self._batches)]
+        self.state, sums = self._step(self.state, batch)
+        self._done += 1
+    return sums
+
+
+def from_corpus(corpus: corpus_lib.Corpus, config: ConfigDict) -> BareStep:
+  """Args: config as the recipe has it, without the size of the vocabulary."""
+  config = workdir.resolve(config, corpus.tokenizer)
+  rows = slice(0, config.phases[0].batch_size)
+  with loader.make_train_batches(corpus, config, 0, 0, rows) as batches:
+    first = [next(batches) for _ in range(min(BATCHES, config.phases[0].steps))]
+  return BareStep(config, workdir.make_vocabulary(corpus.tokenizer), first)
+
+
+def open_train_set(config: ConfigDict) -> corpus_lib.Corpus:
+  return corpus_lib.open_corpus(workdir.find_corpus(config), "train")

@@ -1,0 +1,56 @@
+"""`bertgpt train` itself, with a clock at the place where it asks for the next batch."""
+
+import contextlib
+import pathlib
+import tempfile
+import time
+from typing import NamedTuple
+
+from bertgpt import train
+from bertgpt.config import ConfigDict, phase
+
+WARM_UP = 10  # Steps before the clock counts: the first evaluation compiles, too.
+
+
+class Clock(NamedTuple):
+  """Attributes, one element a step: asked, when its batch was asked for; got, when it came."""
+
+  asked: list[float]
+  got: list[float]
+
+  def seconds(self) -> float:
+    """Of a step, from the first one after the warm-up to the last one, which is left out."""
+    return (self.asked[-1] - self.asked[WARM_UP]) / (len(self.asked) - 1 - WARM_UP)
+
+  def waiting(self) -> float:
+    """Share of that time in which the loop waited for a batch."""
+    waited = sum(b - a for a, b in zip(self.asked[WARM_UP:-1], self.got[WARM_UP:-1], strict=True))
+    return waited / (self.asked[-1] - self.asked[WARM_UP])
+
+
+def run(config: ConfigDict, steps: int) -> Clock:
+  """Trains the first phase for WARM_UP + `steps` + 1 steps in a workdir that is gone afterwards.
+
+  What the program writes on the terminal goes to a file, as in `bertgpt train 2> log`.
+  """
+  config = config.copy_and_resolve_references()
+  first = config.phases[0].to_dict() | {"steps": WARM_UP + steps + 1}
+  config.phases = (phase(**first),)
+  clock, make_steps = Clock([], []), train.make_steps
+
+  def make_timed_steps(run, first_step):
+    with contextlib.closing(make_steps(run, first_step)) as inner:
+      for _ in range(config.phases[0].steps):
+        clock.asked.append(time.perf_counter())
+        step = next(inner)
+        clock.got.append(time.perf_counter())
+        yield step
+
+  with tempfile.TemporaryDirectory() as folder, open(f"{folder}/log", "w") as log:
+    train.make_steps = make_timed_steps
+    try:
+      with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+        train.train(config, pathlib.Path(folder) / "run")
+    finally:
+      train.make_steps = make_steps
+  return clock

@@ -1,0 +1,219 @@
+"""Our train step against Hugging Face's PyTorch models, and against itself with one thing changed.
+
+  python -m benchmarks.step --out=step.json                      on all cores, in float32
+  python -m benchmarks.step --device=cuda --compile              on one GPU, in bfloat16
+  python -m benchmarks.step --cases=bert_mini --ablate           our own step, part by part
+
+A step is forward, loss (masked tokens and next sentence, or next token), backward, clipping by the
+global norm, AdamW (fused in PyTorch), with dropout 0.1. Rows are full, so that neither side needs
+a mask for padding, and PyTorch is given none. Each framework has a process of its own that uses all
+cores, and rests while the other is timed. "As shipped" is BertForPreTraining, which scores the
+vocabulary at every position; "masked head" gathers the predicted positions first, as ours does.
+
+Before anything is timed, both train two steps without dropout in float32 from the same weights on
+the same masked batches: the losses must agree to 1e-4.
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from benchmarks import side_by_side
+from benchmarks.side_by_side import Result, Row, Worker
+from bertgpt import config as config_lib
+from bertgpt import metrics, presets, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError
+
+CHECKED_STEPS = 2
+OURS = "bertgpt"
+
+
+class Case(NamedTuple):
+  """Attributes: model, fields of `config.model`; shapes, device -> (rows, length)."""
+
+  model: Mapping[str, Any]
+  objective: str
+  vocab_size: int
+  shapes: Mapping[str, tuple[int, int]]
+
+
+CASES = {
+    "bert_base": Case(presets.BERT["base"], "mlm_nsp", 30_522,
+                      {"cpu": (8, 128), "cuda": (256, 128)}),
+    "bert_mini": Case(presets.BERT["mini"], "mlm_nsp", 30_522,
+                      {"cpu": (32, 128), "cuda": (1024, 128)}),
+    "gpt2_small": Case(presets.GPT2["small"], "causal", 50_257,
+                       {"cpu": (2, 512), "cuda": (32, 1024)}),
+    # For tests: seconds on any machine.
+    "bert_nano": Case(presets.BERT["tiny"] | {"num_layers": 1, "width": 32}, "mlm_nsp", 1_000,
+                      {"cpu": (4, 32), "cuda": (4, 32)}),
+    "gpt_nano": Case(presets.GPT2["small"] | {"num_layers": 1, "width": 48}, "causal", 1_000,
+                     {"cpu": (2, 32), "cuda": (2, 32)}),
+}
+DEFAULT_CASES = "bert_base,bert_mini,gpt2_small"
+
+# What is asked of us, over Hugging Face eager as shipped (CPU) or compiled (GPU).
+ASKED = {
+    ("cpu", "bert_base", "eager, as shipped"): ">= 1.0",
+    ("cpu", "bert_mini", "eager, as shipped"): ">= 1.6",
+    ("cpu", "gpt2_small", "eager, as shipped"): ">= 0.95",
+    ("cuda", "bert_base", "compiled, as shipped"): ">= 1.15",
+    ("cuda", "gpt2_small", "compiled, as shipped"): ">= 1.10",
+}
+
+# Our config with one thing changed, (name, overrides); the ratio is its time over ours.
+ABLATIONS = (
+    ("hash dropout", {"model.dropout_rng": "hash"}),
+    ("threefry dropout", {"model.dropout_rng": "threefry"}),
+    ("rbg dropout", {"model.dropout_rng": "rbg"}),
+    ("plain loss", {"objective.loss_chunk": -1}),
+    ("plain attention", {"model.attention": "xla"}),
+    ("no dropout", {"model.dropout": 0.0, "model.attention_dropout": 0.0}),
+    ("layers in a loop", {"model.scan_unroll": 1}),
+    ("no loop over layers", {"model.scan_unroll": 0}),
+    ("remat=dots", {"model.remat": "dots"}),
+    ("remat=full", {"model.remat": "full"}),
+)
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--cases", default=DEFAULT_CASES, metavar="NAME,NAME",
+                      help=f"among {', '.join(CASES)}; default: {DEFAULT_CASES}")
+  parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                      help="default: cpu, in float32; cuda: one GPU, in bfloat16")
+  parser.add_argument("--batch", type=int, metavar="ROWS", help="rows of a step")
+  parser.add_argument("--seq_len", type=int, metavar="N", help="tokens of a row")
+  parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+  parser.add_argument("--ablate", action="store_true",
+                      help="our own step with one thing changed instead of PyTorch's")
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+  names = arguments.cases.split(",")
+  if wrong := [name for name in names if name not in CASES]:
+    raise ConfigError(f"--cases={arguments.cases}: {wrong[0]!r} is none of {', '.join(CASES)}")
+  run = ablate if arguments.ablate else compare
+  results = [run(name, make_config(CASES[name], arguments), arguments) for name in names]
+  return Result(results[0].device, [row for result in results for row in result.rows])
+
+
+def make_config(case: Case, arguments: argparse.Namespace) -> ConfigDict:
+  """The config of both sides. Overrides of the command come last."""
+  rows, seq_len = case.shapes[arguments.device]
+  rows, seq_len = arguments.batch or rows, arguments.seq_len or seq_len
+  config = config_lib.base()
+  config.data.packing = False
+  config.model.update(case.model, vocab_size=case.vocab_size,
+                      dtype="float32" if arguments.device == "cpu" else "bfloat16")
+  config.objective.name = case.objective
+  config.optimizer.update(name="adamw", epsilon=1e-8)
+  config.phases = (config_lib.phase(
+      steps=1_000_000, seq_len=seq_len, batch_size=rows, learning_rate=1e-4, schedule="constant",
+      max_predictions=round(seq_len * 20 / 128)),)  # As published: 20 of 128.
+  config = recipes.override(config, arguments.overrides)
+  config_lib.validate(config)
+  return config
+
+
+# ------------------------------------------------------- against PyTorch
+
+
+def compare(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Result:
+  try:
+    from benchmarks import step_hugging_face
+  except ModuleNotFoundError as e:
+    raise ConfigError(f"{e.name} is not installed; pip install -e .[hf], or give --ablate to "
+                      "measure our own step alone") from e
+  from benchmarks import step_bertgpt
+  text = recipes.to_json(config)
+  with start(step_bertgpt.make, text, arguments.device, {OURS: {}}) as ours, \
+       start(step_hugging_face.make, text, arguments.device, arguments.compile) as theirs:
+    check_equal_work(ours, theirs)
+    sides = {OURS: functools.partial(ours, "time", OURS)}
+    sides |= {side: functools.partial(theirs, "time", side) for side in theirs("names")}
+    times = time_sides(sides, arguments)
+    device = ours("device")
+  return Result(device, [*speeds(title(name, config), times, config),
+                         *(Row(f"{title(name, config)}: {OURS} over Hugging Face {side}",
+                               side_by_side.ratio(times[side], times[OURS]),
+                               asked=ASKED.get((arguments.device, name, side), ""))
+                           for side in times if side != OURS)])
+
+
+def check_equal_work(ours: Worker, theirs: Worker) -> None:
+  """Raises SystemExit unless both sides have the same losses on the same batches."""
+  losses = {OURS: ours("losses", OURS, CHECKED_STEPS)}
+  theirs("load", ours("weights"))
+  batches = ours("batches", CHECKED_STEPS)
+  losses |= {side: theirs("losses", side, batches) for side in theirs("names")}
+  side_by_side.assert_equal_work(losses)
+  print("equal work: losses", *(f"{loss:.5f}" for loss in losses[OURS]), file=sys.stderr)
+
+
+# ------------------------------------------------------ against ourselves
+
+
+def ablate(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Result:
+  from benchmarks import step_bertgpt
+  changes = {change: fields for change, fields in ABLATIONS if differs(config, fields)}
+  rows = []
+  with start(step_bertgpt.make, recipes.to_json(config), arguments.device,
+             {OURS: {}} | changes) as ours:
+    expected = ours("losses", OURS, CHECKED_STEPS)
+    for change in changes:
+      side_by_side.assert_equal_work({OURS: expected,
+                                      change: ours("losses", change, CHECKED_STEPS)})
+      times = time_sides({side: functools.partial(ours, "time", side) for side in (OURS, change)},
+                         arguments)
+      ours("forget", change)
+      rows.append(Row(f"{title(name, config)}: time with {change}",
+                      side_by_side.ratio(times[change], times[OURS])))
+    return Result(ours("device"), rows)
+
+
+def differs(config: ConfigDict, fields: Mapping[str, Any]) -> bool:
+  values = dict(config_lib.leaves(config))
+  return any(values[field] != value for field, value in fields.items())
+
+
+# ------------------------------------------------------------------ shared
+
+
+@contextlib.contextmanager
+def start(make, *arguments) -> Iterator[Worker]:
+  with contextlib.closing(Worker(make, *arguments)) as worker:
+    yield worker
+
+
+def time_sides(sides, arguments: argparse.Namespace) -> dict[str, list[float]]:
+  """Seconds of a step of every side, a round each."""
+  number = {}
+  for name, side in sides.items():
+    side(1)  # Compiles, and fills caches.
+    number[name] = side_by_side.repeats(side(1), arguments.seconds)
+  return side_by_side.time_in_turns(
+      {name: functools.partial(side, number[name]) for name, side in sides.items()},
+      arguments.rounds)
+
+
+def speeds(label: str, times: Mapping[str, list[float]], config: ConfigDict) -> Iterator[Row]:
+  phase = config.phases[0]
+  flops = metrics.flops_per_step(config, phase)
+  for side, seconds in times.items():
+    tokens = side_by_side.per_second(phase.batch_size * phase.seq_len, seconds)
+    yield Row(f"{label}: {side}", tokens, "tokens/s")
+  yield Row(f"{label}: {OURS}", side_by_side.per_second(flops / 1e12, times[OURS]), "TFLOP/s")
+
+
+def title(name: str, config: ConfigDict) -> str:
+  return f"{name} {config.phases[0].batch_size} x {config.phases[0].seq_len}"
+
+
+FLAGS = (side_by_side.seconds_flag(2.0), flags)
+
+if __name__ == "__main__":
+  sys.exit(side_by_side.main("benchmarks.step", __doc__, FLAGS, measure))

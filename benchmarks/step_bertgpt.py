@@ -1,0 +1,96 @@
+"""Our side of step.py, in a process of its own."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.bare_step import BareStep
+from bertgpt import conversion, objectives, process, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError
+
+PAD, CLS, SEP, MASK = range(4)
+FIRST_TOKEN = 4
+
+
+def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]]
+         ) -> dict[str, Callable]:
+  """What step.py may call.
+
+  Args:
+    device: 'cpu' or 'cuda'.
+    variants: name -> fields that differ.
+  """
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # PyTorch needs the other half.
+  jax.config.update("jax_platforms", device)
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as e:  # The former where no plugin is installed.
+    raise ConfigError(f"--device={device}: JAX sees none; pip install -e .[cuda]") from e
+  config = recipes.from_json(config_json)
+  process.use_compilation_cache(config.system.compilation_cache)
+  configs = {name: with_fields(config, fields) for name, fields in variants.items()}
+  batch = make_batch(config)
+  held = {}
+
+  def start(config: ConfigDict) -> BareStep:
+    return BareStep(config, make_vocabulary(config.model.vocab_size), [batch])
+
+  def losses(name: str, steps: int) -> list[float]:
+    """Of the first steps, without dropout and in float32."""
+    with jax.default_matmul_precision("highest"):
+      return start(exactly(configs[name])).losses(steps)
+
+  def time(name: str, steps: int) -> float:
+    if name not in held:
+      held[name] = start(configs[name])
+    return held[name].seconds(steps)
+
+  def batches(steps: int) -> list[dict[str, np.ndarray]]:
+    fresh = start(config)
+    return [fresh.corrupt(step) for step in range(steps)]
+
+  return {
+      "losses": losses, "time": time, "batches": batches,
+      "weights": lambda: conversion.to_hugging_face(start(config).state.params, config),
+      "forget": lambda name: held.pop(name) and None,
+      "device": lambda: jax.devices()[0].device_kind,
+  }
+
+
+def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+  """A copy in which some fields, 'group.field' each, differ."""
+  return recipes.override(config, [f"--config.{name}={value}" for name, value in fields.items()])
+
+
+def exactly(config: ConfigDict) -> ConfigDict:
+  return with_fields(config, {"model.dropout": 0.0, "model.attention_dropout": 0.0,
+                              "model.dtype": "float32"})
+
+
+def make_vocabulary(size: int) -> objectives.Vocabulary:
+  return objectives.Vocabulary(size, MASK, tuple(range(FIRST_TOKEN)), np.zeros(size, bool))
+
+
+def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+  """Full rows of random tokens, as the loader would lay them out: a pair, or a part of a text."""
+  phase, rng = config.phases[0], np.random.default_rng(config.seed)
+  shape = rows, length = phase.batch_size, phase.seq_len
+  tokens = rng.integers(FIRST_TOKEN, config.model.vocab_size, shape, np.int32)
+  batch = {"tokens": tokens, "sequence_ids": np.ones(shape, np.int32),
+           "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1))}
+  if config.objective.name == "causal":
+    # Hugging Face shifts the labels itself, so that the last token of a row has none.
+    weights = np.ones(shape, np.float32)
+    weights[:, -1] = 0
+    return batch | {"targets": np.roll(tokens, -1, axis=1), "loss_weights": weights}
+  middle = length // 2
+  tokens[:, 0], tokens[:, middle], tokens[:, -1] = CLS, SEP, SEP
+  segments = np.tile((np.arange(length) > middle).astype(np.int32), (rows, 1))
+  return batch | {
+      "segment_ids": segments, "nsp_positions": np.zeros((rows, 1), np.int32),
+      "nsp_labels": rng.integers(0, 2, (rows, 1), np.int32),
+      "nsp_weights": np.ones((rows, 1), np.float32)}

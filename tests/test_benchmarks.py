@@ -1,0 +1,244 @@
+"""benchmarks/: what the numbers mean, that unequal work is refused, and that each command runs."""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+import benchmarks
+from benchmarks import bare_step, packing, real_loop, side_by_side, step
+from bertgpt import metrics, recipes, train, workdir
+from bertgpt.data import loader
+from bertgpt.errors import ConfigError
+
+COMMANDS = ("step", "packing", "input", "loop")
+
+
+def run(name: str, *argv) -> int:
+  module = importlib.import_module(f"benchmarks.{name}")
+  return side_by_side.main(f"benchmarks.{name}", module.__doc__, module.FLAGS, module.measure,
+                           [str(a) for a in argv])
+
+
+def measured(path: pathlib.Path) -> dict[str, dict]:
+  return {row["what"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+# ---------------------------------------------------------------- in turns
+
+
+def test_sides_take_turns_forwards_and_backwards():
+  order = []
+  side_by_side.time_in_turns({name: lambda name=name: order.append(name) or 1.0
+                              for name in "ABC"}, rounds=2)
+  assert "".join(order) == "ABCCBA" * 2
+
+
+def test_a_machine_that_slows_down_steadily_does_not_change_the_ratio():
+  """B takes twice A's time; every call is also 10 s slower than the one before."""
+  calls = []
+
+  def side(seconds):
+    calls.append(seconds)
+    return seconds + 10 * len(calls)
+
+  times = side_by_side.time_in_turns({"A": lambda: side(100.0), "B": lambda: side(200.0)}, 1)
+  # 1st and 4th call against 2nd and 3rd: both sides are 25 s slower on average.
+  assert times == {"A": [125.0], "B": [225.0]}
+
+
+def test_ratios_are_taken_within_a_round():
+  """The second round is ten times slower: each side's own spread is large, the ratio's is none."""
+  assert side_by_side.ratio([3.0, 30.0, 3.6], [2.0, 20.0, 2.0]) == (1.5, 1.5, 1.8)
+  assert side_by_side.per_second(6.0, [2.0, 1.0, 3.0]) == (3.0, 2.0, 6.0)
+
+
+def test_work_is_repeated_until_it_lasts_long_enough():
+  assert [side_by_side.repeats(s, 2.0) for s in (0.3, 1.0, 2.0, 50.0)] == [7, 2, 1, 1]
+
+
+@pytest.mark.parametrize("other", [[9.0, 8.0002], [9.0, float("nan")]])
+def test_unequal_losses_are_refused(other):
+  side_by_side.assert_equal_work({"a": [9.0, 8.0], "b": [9.00005, 7.99995]})
+  with pytest.raises(SystemExit, match="'a' and 'b'"):
+    side_by_side.assert_equal_work({"a": [9.0, 8.0], "b": other})
+
+
+def make_counter(start: int):
+  """What a worker does in the test below."""
+  total = [start]
+
+  def add(n):
+    if n < 0:
+      raise ConfigError("no less than nothing")
+    total[0] += n
+    return total[0]
+
+  return {"add": add}
+
+
+def test_a_worker_keeps_its_state_and_passes_errors_on():
+  worker = side_by_side.Worker(make_counter, 5)
+  try:
+    assert [worker("add", 2), worker("add", 3)] == [7, 10]
+    with pytest.raises(ConfigError, match="no less than nothing"):
+      worker("add", -1)
+    with pytest.raises(RuntimeError, match="KeyError"):
+      worker("subtract", 1)
+    assert worker("add", 1) == 11
+  finally:
+    worker.close()
+
+
+# ---------------------------------------------------------------- our step
+
+
+def test_the_bare_step_computes_what_the_run_does(recipe, finished_bert):
+  """Same batches, same losses as `bertgpt train` logged: means of two steps each."""
+  config = recipes.load(str(recipe))
+  bare = bare_step.from_corpus(bare_step.open_train_set(config), config)
+  logged = metrics.read_curves(finished_bert)["train/loss"][:2]
+  assert [number for number, _ in logged] == [2, 4]
+  losses = np.reshape(bare.losses(bare_step.BATCHES), (2, 2)).mean(1)
+  np.testing.assert_allclose(losses, [loss for _, loss in logged], rtol=1e-5)
+
+
+def test_the_clock_of_the_real_loop_sees_every_step_and_leaves_no_trace(recipe):
+  before = train.make_steps
+  clock = real_loop.run(recipes.load(str(recipe)), 5)
+  assert train.make_steps is before
+  assert len(clock.asked) == len(clock.got) == real_loop.WARM_UP + 5 + 1
+  assert all(a <= b for a, b in zip(clock.asked, clock.got, strict=True))
+  assert all(b <= a for a, b in zip(clock.asked[1:], clock.got, strict=False))
+
+
+def test_waiting_is_the_share_between_asking_and_getting():
+  """After the warm-up every step takes 4 s, 1 s of it waiting."""
+  asked = [float(i) for i in range(real_loop.WARM_UP)] + [100.0, 104.0, 108.0]
+  clock = real_loop.Clock(asked, [t + 1 for t in asked])
+  assert (clock.seconds(), clock.waiting()) == (4.0, 0.25)
+
+
+def test_real_tokens_are_counted_as_the_batches_have_them(recipe):
+  config = packing.at_length(recipes.load(str(recipe)), 64, 8, packing=True)
+  corpus = bare_step.open_train_set(config)
+  config = workdir.resolve(config, corpus.tokenizer)
+  rows = loader.Rows(corpus, config, 0, config.seed)
+  batch = rows.read(np.arange(rows.rows_per_epoch))
+  assert packing.fill(corpus, config) == (batch["sequence_ids"] > 0).mean()
+
+
+# ----------------------------------------------------------- equal work
+
+
+@pytest.fixture(params=["bert_nano", "gpt_nano"])
+def sides(request):
+  """step.py's two sides in this process, as `make(their config fields)`."""
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  from benchmarks import step_bertgpt, step_hugging_face
+  arguments = side_by_side.parse("step", "", step.FLAGS, ["--config.system.compilation_cache="])
+  config = step.make_config(step.CASES[request.param], arguments)
+  ours = step_bertgpt.make(recipes.to_json(config), "cpu", {step.OURS: {}})
+
+  def make(fields):
+    theirs = step_hugging_face.make(
+        recipes.to_json(step_bertgpt.with_fields(config, fields)), "cpu", compiled=False)
+    return ours, theirs
+
+  return make
+
+
+def check(ours, theirs):
+  step.check_equal_work(lambda name, *a: ours[name](*a), lambda name, *a: theirs[name](*a))
+
+
+@pytest.mark.hf
+def test_the_same_weights_and_optimizer_give_the_same_losses(sides):
+  check(*sides({}))
+
+
+@pytest.mark.hf
+def test_other_weights_are_not_the_same_work(sides):
+  ours, theirs = sides({})
+  weights = ours["weights"]()
+  largest = max(weights, key=lambda name: weights[name].size)
+  changed = weights | {largest: weights[largest] * np.float32(1.01)}
+  with pytest.raises(SystemExit, match="not the same work"):
+    check(ours | {"weights": lambda: changed}, theirs)
+
+
+@pytest.mark.hf
+def test_another_update_is_not_the_same_work(sides):
+  """The first losses are the same, those after an update are not."""
+  with pytest.raises(SystemExit, match="not the same work"):
+    check(*sides({"phases[0].learning_rate": 2e-4}))
+
+
+def test_without_pytorch_one_line_says_what_to_install(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  monkeypatch.delitem(sys.modules, "benchmarks.step_hugging_face", raising=False)
+  monkeypatch.delattr(benchmarks, "step_hugging_face", raising=False)
+  assert run("step", "--cases=bert_nano") == ConfigError.exit_code
+  assert capsys.readouterr().err == (
+      "benchmarks.step: torch is not installed; pip install -e .[hf], or give --ablate to measure "
+      "our own step alone\n")
+
+
+# ------------------------------------------------------------ the commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_wrong_flags(name, capsys):
+  with pytest.raises(SystemExit) as e:
+    run(name, "--help")
+  assert e.value.code == 0
+  assert "--out FILE" in capsys.readouterr().out
+  assert run(name, "--ruonds=2") == ConfigError.exit_code
+  assert "unknown argument --ruonds=2" in capsys.readouterr().err
+
+
+def test_packing_runs(recipe, tmp_path):
+  assert run("packing", f"--config={recipe}", "--lengths=64", "--tokens=256", "--rounds=1",
+             "--seconds=0.01", f"--out={tmp_path / 'p.json'}") == 0
+  rows = measured(tmp_path / "p.json")
+  gain, share, ideal = (rows[f"64 tokens: {what}"]["median"] for what in (
+      "packed over padded, real tokens a second", "share of the ideal", "the same, ideal"))
+  assert share == pytest.approx(gain / ideal)
+  assert ideal > 1
+
+
+def test_input_runs(recipe, tmp_path):
+  assert run("input", f"--config={recipe}", "--rounds=1", "--seconds=0.01", "--steps=3",
+             f"--out={tmp_path / 'i.json'}") == 0
+  rows = measured(tmp_path / "i.json")
+  assert 0 <= rows["share of a run's time that waits for a batch"]["median"] < 1
+
+
+@pytest.mark.slow
+def test_loop_runs(recipe, tmp_path):
+  assert run("loop", f"--config={recipe}", "--rounds=1", "--steps=10", "--parts=saving",
+             f"--out={tmp_path / 'l.json'}") == 0
+  report = json.loads((tmp_path / "l.json").read_text())
+  assert report["command"].startswith(f"python -m benchmarks.loop --config={recipe}")
+  assert "saving, once" in measured(tmp_path / "l.json")
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_step_runs(tmp_path):
+  assert run("step", "--cases=bert_nano,gpt_nano", "--rounds=1", "--seconds=0.01",
+             "--config.system.compilation_cache=", f"--out={tmp_path / 's.json'}") == 0
+  rows = measured(tmp_path / "s.json")
+  assert rows["bert_nano 4 x 32: bertgpt over Hugging Face eager, masked head"]["median"] > 0
+  assert rows["gpt_nano 2 x 32: bertgpt over Hugging Face eager, as shipped"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_ablation_runs(tmp_path):
+  assert run("step", "--cases=bert_nano", "--ablate", "--rounds=1", "--seconds=0.01",
+             "--config.system.compilation_cache=", f"--out={tmp_path / 'a.json'}") == 0
+  assert len(measured(tmp_path / "a.json")) >= len(step.ABLATIONS) - 2
