@@ -28,12 +28,17 @@ from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.sharding import constrain
 
+# Of activations and norms the backward pass keeps the input alone: what lies in between, up to six
+# arrays of the MLP's width, is cheaper computed again than written and read.
+_keep_input = functools.partial(jax.checkpoint, prevent_cse=False)
+Norm = nn.remat(nn.LayerNorm, prevent_cse=False)
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-    "gelu_erf": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": _keep_input(functools.partial(nn.gelu, approximate=True)),
+    "gelu_erf": _keep_input(functools.partial(nn.gelu, approximate=False)),
 }
 
-# What the backward pass keeps; the rest is computed again.
+# What the backward pass keeps of a layer; the rest is computed again.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -71,10 +76,9 @@ def make_dense(config: FrozenConfigDict, features: int, name: str, std: float = 
   return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
 
 
-def make_norm(config: FrozenConfigDict, name: str) -> nn.LayerNorm:
+def make_norm(config: FrozenConfigDict, name: str) -> nn.Module:
   """LayerNorm with float32 statistics; the two-pass variance, as the one-pass loses digits."""
-  return nn.LayerNorm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False,
-                      name=name)
+  return Norm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
 
 
 def residual_std(config: FrozenConfigDict) -> float:
