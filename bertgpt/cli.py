@@ -179,12 +179,12 @@ def out_flag(command):
 
 
 def export_flag(command):
-  command.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR",
+  command.add_argument("--out", required=True, type=folder, metavar="DIR",
                        help="new folder, for config.json, model.safetensors, tokenizer.json ...")
 
 
 def from_flag(command):
-  command.add_argument("--from", required=True, type=pathlib.Path, metavar="DIR", dest="source",
+  command.add_argument("--from", required=True, type=folder, metavar="DIR", dest="source",
                        help="folder with config.json, model.safetensors and a tokenizer")
 
 

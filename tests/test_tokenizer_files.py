@@ -104,7 +104,7 @@ def test_ids_of_sentencepiece_on_10000_lines(data_dir, model_type, lowercase):
       sources.split_sentences(document, "en") for document in sources.open_source(spec))
   lines, texts = list(itertools.islice(sentences, 10_000)), itertools.islice(sentences, 5_000)
   assert len(lines) == 10_000
-  tokenizer = train(texts, kind="sentencepiece", vocab_size=6_000, model_type=model_type,
+  tokenizer = train(texts, kind="sentencepiece", vocab_size=5_000, model_type=model_type,
                     lowercase=lowercase)
   fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
   found = [e.ids for e in fast.encode_batch(lines, add_special_tokens=False)]
