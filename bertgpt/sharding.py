@@ -151,6 +151,46 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
                        out_specs=out_specs, check_vma=False)(*args)
 
 
+def map_replicas(function: Callable, *args: Any) -> Any:
+  """Applies a function to what every replica of the model has, and keeps the results apart.
+
+  A replica is one place of the `data` axis. A sum over the results' first axis is then the only
+  thing that crosses the network between replicas, where XLA would otherwise sum all that is
+  replicated as soon as it is made, as in every turn of a loop.
+
+  Args:
+    args: trees of arrays [replicas, ...].
+  Returns:
+    The results, [replicas, ...].
+  """
+  axes = _axes.get(None)
+  if axes is None:
+    return jax.vmap(function)(*args)
+
+  def apply(*parts):
+    token = _axes.set({**axes, "batch": tuple(a for a in axes["batch"] if a != "data")})
+    try:
+      return function(*parts)
+    finally:
+      _axes.reset(token)
+
+  return jax.vmap(apply, spmd_axis_name="data")(*args)
+
+
+def constrain_replicas(x: jax.Array) -> jax.Array:
+  """Pins rows [pieces, replicas, rows of a replica, ...] to the devices that hold the rows."""
+  axes = _axes.get(None)
+  if axes is None:
+    return x
+  rows = tuple(a for a in axes["batch"] if a != "data")
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(None, "data", rows or None))
+
+
+def num_replicas() -> int:
+  """Places of the `data` axis; 1 outside `use_mesh`."""
+  return 1 if _axes.get(None) is None else jax.sharding.get_abstract_mesh().shape["data"]
+
+
 def parameter_axes(path: str) -> tuple[str | None, ...]:
   """Logical axes of the parameter at `path`.
 

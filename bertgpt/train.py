@@ -97,7 +97,7 @@ def make_gradients(config: ConfigDict, model: Module, objective: objectives.Obje
 
   The batch is corrupted and weighed before it is split, so neither the masks nor the loss
   depend on the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device
-  splits its own rows.
+  splits its own rows. The replicas of the model sum their gradients once, after the last piece.
   """
 
   def compute_gradients(params, batch, step):
@@ -115,16 +115,23 @@ def make_gradients(config: ConfigDict, model: Module, objective: objectives.Obje
     if micro_batches == 1:
       return grad_fn(params, batch, dropout_key)
 
+    replicas = sharding.num_replicas()
+
     def split(x):
-      x = x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-      return sharding.constrain(x, None, "batch", *[None] * (x.ndim - 2))
+      x = x.reshape(replicas, -1, micro_batches, *x.shape[1:])
+      return sharding.constrain_replicas(jnp.moveaxis(x, 2, 0))
 
     pieces = jax.tree.map(split, batch)
-    grads_of = lambda m: grad_fn(params, jax.tree.map(lambda x: x[m], pieces),
-                                 jax.random.fold_in(dropout_key, m))
+
+    def grads_of(m):
+      keys = jax.random.split(jax.random.fold_in(dropout_key, m), replicas)
+      return sharding.map_replicas(functools.partial(grad_fn, params),
+                                   jax.tree.map(lambda x: x[m], pieces), keys)
+
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
-    return jax.lax.fori_loop(0, micro_batches,
-                             lambda m, total: jax.tree.map(jnp.add, total, grads_of(m)), zeros)
+    total = jax.lax.fori_loop(0, micro_batches,
+                              lambda m, total: jax.tree.map(jnp.add, total, grads_of(m)), zeros)
+    return jax.tree.map(lambda x: x.sum(0), total)  # The one sum between replicas.
 
   return compute_gradients
 
