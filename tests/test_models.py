@@ -193,6 +193,8 @@ def test_one_rotation_leads_from_every_sinusoid_position_to_the_next(family):
   np.testing.assert_allclose(steps, np.repeat(steps[:1], 23, axis=0), atol=1e-5)
   assert len(np.unique(np.round(steps[0], 4))) == 16  # Every frequency another angle.
   assert np.sqrt((table**2).mean()) == pytest.approx(0.05, rel=1e-5)
+  # Positions are orthogonal, and of one length.
+  np.testing.assert_allclose(table @ table.T, 32 * 0.05**2 * np.eye(24), atol=1e-6)
 
 
 def test_gpt2_residual_projections_start_smaller():

@@ -56,14 +56,15 @@ def init_sinusoid(std: float) -> nn.initializers.Initializer:
   """sin(p w), cos(p w) at position p, whose root mean square is `std`.
 
   One linear map leads from every position to its neighbour, which attention would otherwise
-  have to learn position by position. The wavelengths 2 pi / w are those of Vaswani et al. 2017
-  (arXiv:1706.03762, 3.5), but end at the length of the table instead of at 10,000.
+  have to learn position by position (Vaswani et al. 2017, arXiv:1706.03762, 3.5). The
+  frequencies w are evenly spaced between 0 and pi, so that positions less than `width` apart are
+  orthogonal; of the paper's, most are so low that neighbours look alike.
   """
 
   def init(key, shape, dtype=jnp.float32):
     del key
     rows, width = shape
-    w = rows ** -(jnp.arange(0, width, 2) / width)
+    w = jnp.pi * (jnp.arange(0, width, 2) + 1) / width
     angles = jnp.arange(rows)[:, None] * w
     table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
     return (2 ** 0.5 * std * table).astype(dtype)
