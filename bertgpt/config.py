@@ -109,7 +109,7 @@ def base() -> ConfigDict:
   model.attention_dropout = 0.1
   model.init_std = 0.02
   model.truncated_init = True              # truncated at two deviations (BERT) or plain normal (GPT)
-  model.position_init = "normal"           # of the learned table: normal | sinusoid (neighbours are soon found)
+  model.position_init = "normal"           # of the learned table: normal | sinusoid (neighbours are found sooner)
   model.position_init_std = 0.02           # sinusoid: its root mean square
   model.scale_residual_init = False        # GPT-2: projections into the residual start 1/sqrt(2 layers) smaller
   model.vocab_size = 0                     # 0: the tokenizer's; the table is padded to a multiple of 128

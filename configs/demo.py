@@ -2,15 +2,16 @@
 
 Command    bertgpt train --config configs/demo.py --workdir runs/demo
 Hardware   Two CPU cores, under 5 minutes with the tokenizer and the corpus.
-Expected   EXPECTED
+Expected   After 2,000 of the 3,600 steps: held-out MLM accuracy 19.2% (unigram 2.5%), perplexity 82
+           (unigram 444), on rows of 32; NSP at the share of the larger class.
 
-What differs from the paper's recipe makes the model use the context after 500 steps; without,
-it is still at the tokens' frequencies after thousands:
+What differs from the paper's recipe brings the model to use the context after 600 steps, where
+it would otherwise stay at the tokens' frequencies (perplexity 411) for the whole run:
 
-* 40% of the tokens are predicted (Wettig et al. 2022, arXiv:2202.08005): more gradient a step;
-* all of them are shown as [MASK]: there is nothing to copy, only the context to read;
-* positions start as sinusoids, so that attention finds the neighbours;
-* Muon trains the matrices. AdamW: perplexity 420 after 600 steps, Muon 378 and falling.
+* Muon trains the matrices. On rows of 32: perplexity 378 after 600 steps, AdamW (1e-3) 420.
+* 40% of the tokens are predicted, all shown as [MASK]: more gradient from a step, nothing to
+  copy. Wettig et al. 2022, arXiv:2202.08005, find such rates good for large models too.
+* Positions start as sinusoids: perplexity 250 after 800 steps, 331 where they start at random.
 """
 
 from bertgpt.config import base, phase
@@ -25,14 +26,14 @@ def get_config():
   config.tokenizer.train_bytes = 4_000_000
   # No dropout: a run this short cannot overfit. The deviation is BERT's 0.02, which fits a width
   # of 768, times sqrt(768 / 128): attention starts less flat.
-  config.model.update(num_layers=2, width=128, num_heads=4, mlp_dim=512, max_positions=32,
+  config.model.update(num_layers=2, width=128, num_heads=4, mlp_dim=512, max_positions=64,
                       dropout=0.0, attention_dropout=0.0, dtype="float32", scan_unroll=0,
                       init_std=0.05, position_init="sinusoid", position_init_std=0.1)
   config.objective.update(name="mlm_nsp", mask_prob=0.4, replace_with_mask=1.0,
                           replace_with_random=0.0)
   config.optimizer.update(name="muon", b2=0.95)
   config.phases = (
-      phase(steps=4_000, seq_len=32, batch_size=32, learning_rate=4e-3, schedule="wsd",
+      phase(steps=3_600, seq_len=64, batch_size=16, learning_rate=4e-3, schedule="wsd",
             warmup_steps=100, decay_fraction=0.4),)
   config.eval.every_steps = 500
   config.eval.max_rows = 512

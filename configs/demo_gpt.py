@@ -2,7 +2,8 @@
 
 Command    bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
 Hardware   Two CPU cores, about 5 minutes with the tokenizer and the corpus.
-Expected   EXPECTED
+Expected   Held-out perplexity 49 after 1,000 of the 3,600 steps and falling (bigram 59.4, unigram
+           422.5).
 """
 
 import pathlib
@@ -21,6 +22,6 @@ def get_config():
   config.objective.name = "causal"
   config.optimizer.update(weight_decay=0.1)
   config.phases = (
-      phase(steps=4_000, seq_len=64, batch_size=16, learning_rate=6e-3, schedule="wsd",
+      phase(steps=3_600, seq_len=64, batch_size=16, learning_rate=6e-3, schedule="wsd",
             warmup_steps=100, decay_fraction=0.4),)
   return config
