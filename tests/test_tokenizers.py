@@ -89,7 +89,7 @@ def test_byte_bpe_equals_gpt2_on_10000_lines(data_dir, lines):
 
 @pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
 def test_both_names_of_gpt2_files_are_known_in_a_folder(tmp_path, trained, names):
-  tokenizer = json.loads(trained["bpe"]._data)["model"]
+  tokenizer = json.loads(trained["bpe"].data)["model"]
   (tmp_path / names[0]).write_text(json.dumps(tokenizer["vocab"]))
   merges = "\n".join(" ".join(pair) for pair in tokenizer["merges"])
   (tmp_path / names[1]).write_text(f"#version: 0.2\n{merges}\n")
