@@ -67,14 +67,12 @@ ASKED = {
 
 # Our config with one thing changed, (name, overrides); the ratio is its time over ours.
 ABLATIONS = (
-    ("hash dropout", {"model.dropout_rng": "hash"}),
     ("threefry dropout", {"model.dropout_rng": "threefry"}),
     ("rbg dropout", {"model.dropout_rng": "rbg"}),
     ("plain loss", {"objective.loss_chunk": -1}),
     ("plain attention", {"model.attention": "xla"}),
     ("no dropout", {"model.dropout": 0.0, "model.attention_dropout": 0.0}),
     ("layers in a loop", {"model.scan_unroll": 1}),
-    ("no loop over layers", {"model.scan_unroll": 0}),
     ("remat=dots", {"model.remat": "dots"}),
     ("remat=full", {"model.remat": "full"}),
 )
@@ -107,7 +105,7 @@ def make_config(case: Case, arguments: argparse.Namespace) -> ConfigDict:
   rows, seq_len = arguments.batch or rows, arguments.seq_len or seq_len
   config = config_lib.base()
   config.data.packing = False
-  config.model.update(case.model, vocab_size=case.vocab_size,
+  config.model.update(case.model, vocab_size=case.vocab_size, scan_unroll=0,
                       dtype="float32" if arguments.device == "cpu" else "bfloat16")
   config.objective.name = case.objective
   config.optimizer.update(name="adamw", epsilon=1e-8)
