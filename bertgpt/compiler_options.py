@@ -22,8 +22,10 @@ SETS = {
     "tpu_overlap": OptionSet("tpu", {
         # Sums of gradients start, and what does not need them goes on: the default of gathers ...
         "xla_enable_async_all_reduce": True,
-        # ... inside the kernels that compute meanwhile, which move the data along.
+        # ... inside the kernels that compute meanwhile, which move the data along ...
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+        # ... one array at a time: what is joined to a sum of several is not fused. Bytes.
+        "xla_jf_crs_combiner_threshold_in_bytes": 2**20,
     }),
     "gpu_overlap": OptionSet("gpu", {
         # Collectives start as early and are waited for as late as what they need allows.

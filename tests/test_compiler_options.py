@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,12 @@ from bertgpt import compiler_options
 from bertgpt import config as config_lib
 from bertgpt.errors import ConfigError
 
-# Data parallel, with one gradient to sum over the devices.
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                                  reason="the TPU compiler is not installed: pip install libtpu")
+needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
+                                reason="the CUDA compiler is not installed: jax[cuda12]")
+
+# Data parallel: six layers, whose gradients are summed over the devices in a loop.
 COMPILE = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -24,21 +30,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from bertgpt import topologies
 topology = topologies.open_topology(sys.argv[1])
 mesh = Mesh(np.array(topology.devices), "data")
-array = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.float32,
-                                                  sharding=NamedSharding(mesh, P(*axes)))
-step = jax.jit(lambda w, x: w - jax.grad(lambda w: jnp.tanh(x @ w).mean())(w)).lower(
-    array((256, 256)), array((64, 256), "data"))
+rows = NamedSharding(mesh, P("data"))
+def loss(params, x):
+  def layer(x, p):
+    y = jax.nn.gelu(x @ p[0].astype(x.dtype) + p[2].astype(x.dtype))
+    return jax.lax.with_sharding_constraint(x + y @ p[1].astype(x.dtype), rows), None
+  return (jax.lax.scan(layer, x, params)[0] ** 2).astype(jnp.float32).mean()
+def step(params, x):
+  return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params, x))
+array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32,
+                                            sharding=NamedSharding(mesh, P()))
+lowered = jax.jit(step).lower((array(6, 1024, 1024), array(6, 1024, 1024), array(6, 1024)),
+                              jax.ShapeDtypeStruct((8192, 1024), jnp.bfloat16, sharding=rows))
 for options in json.loads(sys.argv[2]):
   try:
-    step.compile(compiler_options=options)
-    print("accepted")
+    program = lowered.compile(compiler_options=options).as_text()
+    print("accepted,", program.count("AsyncCollective"))
   except jax.errors.JaxRuntimeError as e:
     print(str(e).splitlines()[0])
 """
 
 
 def compile_with(topology: str, sets: list[dict]) -> list[str]:
-  """What the compiler answers to every set of options."""
+  """What the compiler answers to every set; 'accepted,' and how many kernels hide a collective."""
   result = subprocess.run([sys.executable, "-c", COMPILE, topology, json.dumps(sets)],
                           capture_output=True, text=True, check=False,
                           cwd=pathlib.Path(__file__).parents[1],
@@ -47,16 +61,23 @@ def compile_with(topology: str, sets: list[dict]) -> list[str]:
   return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize("platform, topology, package", [
-    ("tpu", "v5e:2x2", "libtpu"), ("gpu", "h100:8", "jax_cuda12_plugin")])
-def test_the_compiler_accepts_every_option(platform, topology, package):
-  if importlib.util.find_spec(package) is None:
-    pytest.skip(f"the compiler of {platform} is not installed: {package}")
-  always = {"xla_gpu_autotune_level": 0} if platform == "gpu" else {}
-  sets = [always | s.options for s in compiler_options.SETS.values() if s.platform == platform]
-  *answers, answer = compile_with(topology, [*sets, {f"xla_{platform}_no_such_option": True}])
-  assert answers and set(answers) == {"accepted"}
-  assert "No such compile option" in answer  # So the compiler does look at them.
+@needs_libtpu
+def test_libtpu_accepts_every_option_and_hides_the_sums_of_gradients():
+  sets = [s.options for s in compiler_options.SETS.values() if s.platform == "tpu"]
+  plain, *answers, wrong = compile_with("v5e:2x2", [{}, *sets, {"xla_tpu_no_such_option": True}])
+  assert plain == "accepted, 0"
+  assert len(answers) == len(sets)
+  assert all(re.fullmatch("accepted, [1-9][0-9]*", answer) for answer in answers), answers
+  assert "No such compile option" in wrong  # So it does look at them.
+
+
+@needs_cuda
+def test_the_cuda_compiler_accepts_every_option():
+  sets = [{"xla_gpu_autotune_level": 0} | s.options for s in compiler_options.SETS.values()
+          if s.platform == "gpu"]
+  *answers, wrong = compile_with("h100:8", [*sets, {"xla_gpu_no_such_option": True}])
+  assert answers == ["accepted, 0"] * len(sets)
+  assert "No such compile option" in wrong
 
 
 @pytest.mark.parametrize("name", [n for n, s in compiler_options.SETS.items()
