@@ -3,7 +3,7 @@
 They go to the compiler with the program of the train step, so no environment variable has to be
 set before JAX starts, and `bertgpt plan` compiles with the same ones. This module needs no JAX.
 
-Sources: MaxText, benchmarks/xla_flags_library.py (2024), for what the TPU's options do; NVIDIA,
+Sources: MaxText, benchmarks/xla_flags_library.py (2024), for the TPU's options; NVIDIA,
 JAX-Toolbox, "Tips for High-Performance LLMs with JAX and XLA", and xla/debug_options_flags.cc for
 the GPU's.
 """
@@ -24,7 +24,9 @@ SETS = {
         "xla_enable_async_all_reduce": True,
         # ... inside the kernels that compute meanwhile, which move the data along ...
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
-        # ... one array at a time: what is joined to a sum of several is not fused. Bytes.
+        # ... one array at a time: what is joined to a sum of several is not fused. Bytes. Planned
+        # for BERT-large in rows of 512 on v5e:4x4, 10 ms of 22 ms of sums remain to be waited for;
+        # without this line, all.
         "xla_jf_crs_combiner_threshold_in_bytes": 2**20,
     }),
     "gpu_overlap": OptionSet("gpu", {
