@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from bertgpt import kernels
+from bertgpt import compiler_options, kernels
 from bertgpt.errors import ConfigError
 
 ConfigDict = config_dict.ConfigDict
@@ -34,6 +34,7 @@ CHOICES = {
     "model.dropout_rng": ("hash", "threefry", "rbg"),
     "objective.name": ("mlm_nsp", "mlm", "causal"),
     "optimizer.name": ("bert_adamw", "adamw", "lamb", "nvlamb", "adafactor", "muon"),
+    "system.xla_options": ("auto", "none", *compiler_options.SETS),
 }
 PHASE_CHOICES = {
     "schedule": ("linear", "polynomial", "cosine", "constant", "wsd"),
@@ -171,11 +172,12 @@ def base() -> ConfigDict:
   log.tensorboard = True
 
   config.profile = profile = ConfigDict()
-  profile.steps = ()                       # (first, last): trace these steps into workdir/profile
+  profile.steps = ()                       # first,last: trace these steps into workdir/profile, for xprof and TensorBoard
 
   config.system = system = ConfigDict()
   system.compilation_cache = "~/.cache/bertgpt/xla"  # empty: off
   system.hang_timeout_minutes = 30.0       # a step that takes longer ends the process with a stack; 0: off
+  system.xla_options = "auto"              # for the compiler of the train step: auto (what overlaps communication, on several devices) | none | a set of compiler_options.SETS
   config.lock()
   return config
 
@@ -280,7 +282,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
   problems += [*_attention_problems(config, platform), *_slot_problems(config),
-               *_profile_problems(config)]
+               *_profile_problems(config), *_option_problems(config, platform)]
   if num_devices is not None:
     problems += _mesh_problems(config, num_devices)
   return problems
@@ -409,6 +411,12 @@ def _profile_problems(config):
   if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
                     and 1 <= steps[0] <= steps[1] <= total_steps(config)):
     yield f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps"
+
+
+def _option_problems(config, platform):
+  name = config.system.xla_options
+  if name in compiler_options.SETS and platform not in ("", compiler_options.SETS[name].platform):
+    yield f"system.xla_options={name!r} is not for platform {platform!r}; 'auto' takes what fits"
 
 
 def _mesh_problems(config, num_devices):

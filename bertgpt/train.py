@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from bertgpt import (
     checkpoint,
+    compiler_options,
     evaluate,
     metrics,
     models,
@@ -353,8 +354,10 @@ def make_steps(run: Run, first_step: int) -> Iterator[tuple[int, Callable, Any]]
 def jit_train_step(config, model, objective, micro_batches: int, abstract_state: TrainState):
   """The step, compiled once; the old state's memory is given to the new one."""
   state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+  options = compiler_options.choose(config.system.xla_options, sharding.platform(),
+                                    jax.sharding.get_abstract_mesh().size)
   return jax.jit(make_train_step(config, model, objective, micro_batches), donate_argnums=0,
-                 out_shardings=(state_shardings, None))
+                 out_shardings=(state_shardings, None), compiler_options=options)
 
 
 def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict[str, jax.Array]]:

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "bertgpt"
 
 # Floors of the house, lowest first. A module may import its own floor and those below.
 FLOORS = (
-    {"errors", "kernels"},
+    {"compiler_options", "errors", "kernels"},
     {"config", "fingerprint", "guard", "hardware", "hlo", "presets"},
     {"collectives", "recipes"},
     {"data", "checkpoint", "conversion", "metrics", "optimizers", "process", "roofline",

@@ -28,6 +28,7 @@ def problems_of(call, *args) -> list[str]:
     ("--config.data.source=text:a.txt,text:b.txt*2", "data", "source",
      "text:a.txt,text:b.txt*2"),
     ("--config.profile.steps=(10,20)", "profile", "steps", (10, 20)),
+    ("--config.profile.steps=10,15", "profile", "steps", (10, 15)),
 ])
 def test_override_sets_the_field_in_its_type(argument, group, name, value):
   config = recipes.override(config_lib.base(), [argument])
