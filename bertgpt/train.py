@@ -98,7 +98,8 @@ def make_gradients(config: ConfigDict, model: Module, objective: objectives.Obje
 
   The batch is corrupted and weighed before it is split, so neither the masks nor the loss
   depend on the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device
-  splits its own rows. The replicas of the model sum their gradients once, after the last piece.
+  splits its own rows. The replicas of the model sum their gradients once, after the last piece;
+  each has dropout masks of its own.
   """
 
   def compute_gradients(params, batch, step):

@@ -1,9 +1,9 @@
 """A small GPT on the documentation that Python carries; `make demo-gpt` runs it.
 
 Command    bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
-Hardware   Two CPU cores, about 5 minutes with the tokenizer and the corpus.
-Expected   Held-out perplexity 49 after 1,000 of the 3,600 steps and falling (bigram 59.4, unigram
-           422.5).
+Hardware   Two CPU cores, 4 minutes with the tokenizer and the corpus.
+Expected   After 3,600 steps: held-out perplexity 26.8 (bigram 58.6, unigram 418.1), 1.528 bits per
+           byte.
 """
 
 import pathlib
