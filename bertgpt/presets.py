@@ -16,8 +16,8 @@ def _size(num_layers: int, width: int, num_heads: int) -> dict[str, int]:
 _BERT_FAMILY = {
     "family": "bert", "norm": "post", "layer_norm_epsilon": 1e-12, "activation": "gelu_tanh",
     "max_positions": 512, "num_segments": 2, "dropout": 0.1, "attention_dropout": 0.1,
-    "init_std": 0.02, "position_init_std": 0.02, "truncated_init": True,
-    "scale_residual_init": False,
+    "init_std": 0.02, "position_init": "normal", "position_init_std": 0.02,
+    "truncated_init": True, "scale_residual_init": False,
 }
 
 _GPT1_FAMILY = _BERT_FAMILY | {
