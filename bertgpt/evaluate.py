@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, objectives, process, recipes, sharding, workdir
+from bertgpt import metrics, models, objectives, process, recipes, sharding, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.data import loader
 from bertgpt.data.corpus import Corpus, open_corpus
@@ -108,7 +108,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
           "than those the run held out", file=sys.stderr)
   mesh = sharding.make_mesh(config)
   objective = objectives.make_objective(config, workdir.make_vocabulary(trained.tokenizer))
-  evaluator = make_evaluator(config, mesh, held_out, trained.model, objective)
+  evaluator = make_evaluator(config, mesh, held_out, models.make_model(config), objective)
   params = jax.device_put(trained.params,
                           sharding.shard_state(trained.params, trained.params, mesh, config))
   return run(evaluator, params, len(config.phases) - 1)

@@ -119,8 +119,8 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
                *args: jax.Array) -> Any:
   """Applies a function to every device's own part of its arguments.
 
-  For what XLA cannot split by itself: custom kernels, random bits of `rbg`, sums that are to stay
-  apart. Outside `use_mesh` the one part is the whole.
+  For what XLA cannot split by itself: custom kernels, and sums that are to stay apart. Outside
+  `use_mesh` the one part is the whole.
 
   Args:
     function: (*parts, names) -> parts; `names[logical axis]` are the mesh axes it is split over
@@ -168,7 +168,7 @@ def map_replicas(function: Callable, *args: Any) -> Any:
     return jax.vmap(function)(*args)
 
   def apply(*parts):
-    token = _axes.set({**axes, "batch": tuple(a for a in axes["batch"] if a != "data")})
+    token = _axes.set({name: tuple(a for a in axes[name] if a != "data") for name in axes})
     try:
       return function(*parts)
     finally:

@@ -101,7 +101,7 @@ def _open_tpu(name: str, kind: str, sides: list[int], islands: int) -> Topology:
   except (RuntimeError, jax.errors.JaxRuntimeError) as e:
     if "TPU support not installed" in str(e):
       raise ConfigError(f"--topology={name}: the TPU compiler is not installed; "
-                        "pip install libtpu") from e
+                        "pip install 'jax[tpu]'") from e
     raise ConfigError(f"--topology={name}: {_first_line(e)}") from e
   return Topology(name, "tpu", hardware.CHIPS[kind], tuple(sides), islands, devices)
 

@@ -253,7 +253,9 @@ def load_trained(workdir: pathlib.Path) -> Trained:
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
                     f"{metadata['step']}; restore the folder that the run was trained with")
+  # This machine need not be like the one of the training.
+  config.system.xla_options = "auto"
   if config.model.attention != "xla":
-    config.model.attention = "auto"  # This machine need not be like the one of the training.
+    config.model.attention = "auto"
   return Trained(config, models.make_model(config), params, tokenizer, metadata["step"],
                  metadata["corpus"])

@@ -2,8 +2,8 @@
 
 Command    bertgpt train --config configs/demo.py --workdir runs/demo
 Hardware   Two CPU cores, 4 min 21 s with the tokenizer and the corpus.
-Expected   After 3,600 steps: held-out MLM accuracy 23.1%, perplexity 55.0 (unigram 3.9%, 415.7), NSP
-           52.8%, no better than the share of the larger class.
+Expected   After 3,600 steps: held-out MLM accuracy 23.1%, perplexity 55.0 (unigram 3.9%, 415.7),
+           NSP 52.8%, no better than the share of the larger class.
 
 What differs from the paper's recipe brings the model to use the context after 600 steps, where
 it would otherwise stay at the tokens' frequencies (perplexity 411) for the whole run:

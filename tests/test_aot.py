@@ -13,7 +13,7 @@ from bertgpt import config as config_lib
 from bertgpt.data import examples, loader
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install libtpu")
+                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 
 
 def on_fake_devices(count=8, chip="v5e"):

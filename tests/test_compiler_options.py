@@ -18,7 +18,7 @@ from bertgpt import config as config_lib
 from bertgpt.errors import ConfigError
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install libtpu")
+                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
                                 reason="the CUDA compiler is not installed: jax[cuda12]")
 

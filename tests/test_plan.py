@@ -13,7 +13,7 @@ from bertgpt import aot, cli, plan
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install libtpu")
+                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_what_cannot_fit_is_not_compiled():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                    reason="the TPU compiler is not installed: pip install libtpu")
+                    reason="the TPU compiler is not installed: pip install jax[tpu]")
 def test_a_search_ranks_what_it_compiled():
   config = make_config()
   topology = topologies.open_topology("v5e:2x2")

@@ -13,7 +13,7 @@ from bertgpt.collectives import Place
 from bertgpt.errors import ConfigError
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install libtpu")
+                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
                                 reason="the CUDA compiler is not installed: jax[cuda12]")
 
@@ -56,7 +56,7 @@ def test_what_is_no_machine_is_one_line(name, fragment):
 
 
 @pytest.mark.parametrize("name, package, remedy", [
-    ("v5e:2x2", "libtpu", "pip install libtpu"),
+    ("v5e:2x2", "libtpu", "jax[tpu]"),
     ("h100:8", "jax_plugins.xla_cuda12", "pip install 'jax[cuda12]'")])
 def test_a_compiler_that_is_missing_is_named(name, package, remedy):
   script = ("import sys\n"

@@ -1,8 +1,8 @@
 """Attention over packed rows: one function, three kernels behind it.
 
 `xla` is written out in array operations: it runs everywhere and has dropout. `cudnn` (NVIDIA)
-and `splash` (TPU, Pallas) hold no [L, S] array in memory; every device runs them on its own
-rows and heads.
+and `splash` (TPU, Pallas) keep no [L, S] array of weights; every device runs them on its own rows
+and heads.
 
 Axes: B batch, L query length, S key length, N heads, H width of a head.
 """

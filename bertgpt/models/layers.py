@@ -148,7 +148,9 @@ class Stack(nn.Module):
     config = self.config
     block = Block
     if config.remat != "none":
-      block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+      # Without a loop, XLA would find the first computation again and keep its results.
+      is_loop = 0 < config.scan_unroll < config.num_layers
+      block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not is_loop)
     layers = nn.scan(block, length=config.num_layers, in_axes=nn.broadcast,
                      variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
                      unroll=config.scan_unroll or config.num_layers)
