@@ -3,8 +3,8 @@
   python benchmarks/scaling.py --config configs/bert_base.py --out scaling.json
 
 The training step of a recipe's phase is compiled for every slice, with the same rows a chip;
-nothing is run, so no TPU is needed (`pip install jax[tpu]`). Ideal, with data parallelism alone: the
-FLOPs of a chip stay, and the collectives carry the gradients once, at most 4 bytes a parameter.
+nothing is run, so no TPU is needed (`pip install -e .[plan]`). Ideal, with data parallelism alone:
+the FLOPs of a chip stay, and the collectives carry the gradients once, at most 4 bytes a parameter.
 Config fields are overridden as in `bertgpt`: --config.mesh.fsdp=4 (slices that are too small for
 that are left out).
 """

@@ -56,7 +56,7 @@ CASES = {
 }
 DEFAULT_CASES = "bert_base,bert_mini,gpt2_small"
 
-# What is asked of us, over Hugging Face eager as shipped (CPU) or compiled (GPU).
+# Targets, over Hugging Face eager as shipped (CPU) or compiled (GPU).
 ASKED = {
     ("cpu", "bert_base", "eager, as shipped"): ">= 1.0",
     ("cpu", "bert_mini", "eager, as shipped"): ">= 1.6",
