@@ -6,8 +6,8 @@ Command    bertgpt train --config configs/wiki_mini.py --workdir runs/wiki_mini 
 Data       10 M words or more, a document a line, in the field `text`. Without a vocabulary file a
            WordPiece of 30,522 is trained on the source.
 Hardware   Two CPU cores, about 20 minutes.
-Expected   Not yet run to its end; 480 ms a step. Masks, positions, first deviations and optimizer are
-           those of `demo.py`, for its reasons.
+Expected   Not yet run to its end; 480 ms a step. Masks, positions, first deviations and the
+           optimizer are those of `demo.py`, for its reasons.
 """
 
 from bertgpt import presets
