@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -45,6 +46,8 @@ PARAMETER_RULES = (
 
 _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
+_in_replica: contextvars.ContextVar[bool] = contextvars.ContextVar("in_replica", default=False)
+REPLICA = "replica"  # The name of the mapped axis inside `map_replicas`.
 
 
 def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
@@ -164,17 +167,38 @@ def map_replicas(function: Callable, *args: Any) -> Any:
     The results, [replicas, ...].
   """
   axes = _axes.get(None)
-  if axes is None:
-    return jax.vmap(function)(*args)
 
   def apply(*parts):
-    token = _axes.set({name: tuple(a for a in axes[name] if a != "data") for name in axes})
+    inner = axes and {name: tuple(a for a in axes[name] if a != "data") for name in axes}
+    tokens = _axes.set(inner), _in_replica.set(True)
     try:
       return function(*parts)
     finally:
-      _axes.reset(token)
+      _axes.reset(tokens[0])
+      _in_replica.reset(tokens[1])
 
-  return jax.vmap(apply, spmd_axis_name="data")(*args)
+  spread = {} if axes is None else {"spmd_axis_name": "data"}
+  return jax.vmap(apply, axis_name=REPLICA, **spread)(*args)
+
+
+def replica_index() -> jax.Array | int:
+  """The number of the replica inside `map_replicas`, and 0 outside."""
+  return jax.lax.axis_index(REPLICA).astype(jnp.uint32) if _in_replica.get() else 0
+
+
+def constrain_gradients(grads: Any) -> Any:
+  """Pins every replica's gradients [replicas, ...] to where the parameters lie."""
+  axes = _axes.get(None)
+  if axes is None:
+    return grads
+  inner = {name: tuple(a for a in axes[name] if a != "data") for name in axes}
+
+  def pin(path, x):
+    spec = _spec(parameter_axes(path_of(path)), x.shape[1:],
+                 jax.sharding.get_abstract_mesh().shape, inner)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *spec))
+
+  return jax.tree_util.tree_map_with_path(pin, grads)
 
 
 def constrain_replicas(x: jax.Array) -> jax.Array:

@@ -98,8 +98,7 @@ def make_gradients(config: ConfigDict, model: Module, objective: objectives.Obje
 
   The batch is corrupted and weighed before it is split, so neither the masks nor the loss
   depend on the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device
-  splits its own rows. The replicas of the model sum their gradients once, after the last piece;
-  each has dropout masks of its own.
+  splits its own rows. The replicas of the model sum their gradients once, after the last piece.
   """
 
   def compute_gradients(params, batch, step):
@@ -126,13 +125,16 @@ def make_gradients(config: ConfigDict, model: Module, objective: objectives.Obje
     pieces = jax.tree.map(split, batch)
 
     def grads_of(m):
-      keys = jax.random.split(jax.random.fold_in(dropout_key, m), replicas)
-      return sharding.map_replicas(functools.partial(grad_fn, params),
-                                   jax.tree.map(lambda x: x[m], pieces), keys)
+      key = jax.random.fold_in(dropout_key, m)
+      return sharding.map_replicas(lambda piece: grad_fn(params, piece, key),
+                                   jax.tree.map(lambda x: x[m], pieces))
+
+    def add_piece(m, total):
+      grads, sums = jax.tree.map(jnp.add, total, grads_of(m))
+      return sharding.constrain_gradients(grads), sums
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
-    total = jax.lax.fori_loop(0, micro_batches,
-                              lambda m, total: jax.tree.map(jnp.add, total, grads_of(m)), zeros)
+    total = jax.lax.fori_loop(0, micro_batches, add_piece, zeros)
     return jax.tree.map(lambda x: x.sum(0), total)  # The one sum between replicas.
 
   return compute_gradients

@@ -21,8 +21,8 @@ SOME = [((8, 1, 1), 1, "none", 1), ((8, 1, 1), 4, "full", 0), ((1, 8, 1), 1, "fu
         ((1, 1, 4), 1, "full", 0), ((1, 1, 4), 4, "none", 1), ((1, 1, 1), 4, "full", 1)]
 
 
-def compute(objective, mesh, micro_batches, remat, unroll):
-  config = tiny.make_config(objective, mesh=mesh, remat=remat, scan_unroll=unroll)
+def compute(objective, mesh, micro_batches, remat, unroll, **model):
+  config = tiny.make_config(objective, mesh=mesh, remat=remat, scan_unroll=unroll, **model)
   with tiny.Setup(config) as setup:
     state, batch = setup.init(), setup.put(tiny.make_batch(config))
     grads, (loss, sums) = setup.gradients(micro_batches)(state.params, batch, 3)
@@ -62,6 +62,17 @@ def test_causal_loss_and_gradients_do_not_depend_on_the_layout(layout, capfd):
 def test_loss_and_gradients_on_every_layout(objective, layout, capfd):
   check_equal(objective, *layout)
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_dropout_does_not_depend_on_the_mesh(micro_batches):
+  run = functools.partial(compute, dropout=0.1, attention_dropout=0.1)
+  alone = run("mlm_nsp", (1, 1, 1), micro_batches, "none", 1)
+  without = compute("mlm_nsp", (1, 1, 1), micro_batches, "none", 1)
+  assert abs(alone[2] - without[2]) > 1e-3
+  for layout in ((8, 1, 1), micro_batches, "none", 0), ((2, 2, 2), micro_batches, "full", 1):
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
+    jax.tree.map(close, run("mlm_nsp", *layout)[1:3], alone[1:3])
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from bertgpt import sharding
+
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """Inverted dropout of `x` [B, ...]; the identity without a key.
@@ -24,8 +26,11 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """
   if key is None or rate == 0:
     return x
+  replica = sharding.replica_index()
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    return _drop_by_hash(x, key, rate)
+    # Rows count through the replicas, so the mask does not depend on how many there are.
+    return _drop_by_hash(x, key.at[0].add(replica * x.shape[0]), rate)
+  key = jax.random.fold_in(key, replica)
   return _scale(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
 
 
