@@ -2,8 +2,9 @@
 # make demo-gpt   the same for a small GPT
 # make test       the fast tests;  make test-all: every test;  ARGS goes to pytest
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
+# make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make lint       ruff
-# make lock       resolve requirements.lock and requirements-hf.lock anew (needs uv)
+# make lock       resolve requirements.lock and those of the extras anew (needs uv)
 # make clean      remove .venv and caches; runs/ stays
 #
 # PYTHON names the interpreter that .venv is made with: make test PYTHON=python3.11
@@ -13,6 +14,7 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 UV ?= uv
 HF_STAMP := .venv/installed-hf
+PLAN_STAMP := .venv/installed-plan
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # ensurepip: Debian's python3 comes without it, and venv needs it.
@@ -21,7 +23,7 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo demo-gpt test test-all test-hf lint lock clean install install-hf
+.PHONY: demo demo-gpt test test-all test-hf test-tpu lint lock clean install install-hf install-plan
 
 demo: $(STAMP)
 	$(BIN)/bertgpt train --config configs/demo.py --workdir runs/demo
@@ -40,12 +42,17 @@ test-hf: $(HF_STAMP)
 	$(BIN)/python -c "import torch, transformers"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m hf $(ARGS)
 
+test-tpu: $(PLAN_STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "libtpu and not slow" $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
 install: $(STAMP)
 
 install-hf: $(HF_STAMP)
+
+install-plan: $(PLAN_STAMP)
 
 # The stamp comes last: an installation that was cut short is made again from nothing.
 $(STAMP): requirements.lock setup.cfg pyproject.toml
@@ -67,19 +74,26 @@ $(HF_STAMP): $(STAMP) requirements-hf.lock requirements-torch.lock
 	  --requirement requirements-torch.lock
 	@touch $@
 
-# One lock for every platform: resolved for the oldest Python, with markers for the newer.
+# Where no TPU is, JAX_PLATFORMS=cpu keeps the rest of JAX from looking for one.
+$(PLAN_STAMP): $(STAMP) requirements-plan.lock
+	@echo "Installing the compiler for TPUs into .venv, once ..."
+	@$(PIP) install --require-hashes --requirement requirements-plan.lock
+	@touch $@
+
+# One lock for every platform: resolved for the oldest Python, with markers for the newer. The
+# locks of the extras hold what requirements.lock does not, and neither PyTorch nor its CUDA.
 COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-config \
   --custom-compile-command "make lock"
 
-# requirements-hf.lock is what `hf` needs besides requirements.lock, without PyTorch and its CUDA.
 lock:
 	$(UV) $(COMPILE) --upgrade --extra dev --output-file requirements.lock --quiet setup.cfg
-	$(UV) $(COMPILE) --constraints requirements.lock --extra hf setup.cfg >requirements-hf.all
-	awk '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \
-	       name[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/} \
-	     FNR == NR {locked[name[1]]; next} !skip' \
-	  requirements.lock requirements-hf.all >requirements-hf.lock
-	rm requirements-hf.all
+	for extra in hf plan; do \
+	  $(UV) $(COMPILE) --constraints requirements.lock --extra $$extra setup.cfg >extra.all && \
+	  awk '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \
+	         name[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/} \
+	       FNR == NR {locked[name[1]]; next} !skip' \
+	    requirements.lock extra.all >requirements-$$extra.lock || exit 1; done
+	rm extra.all
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

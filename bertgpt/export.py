@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,9 +42,9 @@ def appear(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     ConfigError: `path` is there already.
   """
   refuse_existing(path, flag)
-  scratch = path.with_name(f"{path.name}.unfinished")
-  shutil.rmtree(scratch, ignore_errors=True)  # Of a process that was killed here.
-  scratch.mkdir(parents=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  scratch = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.unfinished-"))
+  scratch.chmod(path.parent.stat().st_mode & 0o777)  # mkdtemp shows it to its owner alone.
   try:
     yield scratch
     for file in scratch.rglob("*"):

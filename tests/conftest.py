@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import importlib.util
 import os
 import pathlib
 
@@ -14,7 +15,13 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 import program as program_lib  # noqa: E402
 import small_runs  # noqa: E402
 
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  if item.get_closest_marker("libtpu") and not HAS_LIBTPU:
+    pytest.skip("libtpu, the compiler for TPUs, is not installed: make test-tpu")
 
 
 @pytest.fixture(scope="session")

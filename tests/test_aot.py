@@ -1,6 +1,5 @@
 """bertgpt.aot: the step that is compiled is the real one, and its answers add up."""
 
-import importlib.util
 import types
 
 import jax
@@ -11,9 +10,6 @@ import tiny
 from bertgpt import aot, hardware, metrics, objectives, topologies, train
 from bertgpt import config as config_lib
 from bertgpt.data import examples, loader
-
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 
 
 def on_fake_devices(count=8, chip="v5e"):
@@ -145,7 +141,7 @@ def test_remedies_are_overrides_that_lower_memory():
 # -------------------------------------------------------- the real compiler
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_a_step_compiled_for_tpu():
   config = tiny.make_config(mesh=(4, 1, 1), num_layers=3, dtype="bfloat16")
   topology = topologies.open_topology("v5e:2x2")
@@ -158,7 +154,7 @@ def test_a_step_compiled_for_tpu():
   assert {row.axes for row in step.roofline.collectives} == {"data"}
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_a_step_that_does_not_fit_is_an_answer():
   config = tiny.make_config("causal", num_layers=1)
   config.phases[0].batch_size = 2**22

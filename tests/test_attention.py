@@ -1,7 +1,6 @@
 """Every kernel against plain NumPy in float64, and no sequence sees another."""
 
 import functools
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -214,10 +213,9 @@ with sharding.use_mesh(mesh, config):
 """
 
 
+@pytest.mark.libtpu
 def test_splash_compiles_for_tpu_v5e():
   """Forward and backward, chosen by 'auto', every chip with its own rows."""
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu, the TPU compiler, is not installed")
   tests = pathlib.Path(__file__).parent
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",

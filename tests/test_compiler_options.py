@@ -17,8 +17,6 @@ from bertgpt import compiler_options
 from bertgpt import config as config_lib
 from bertgpt.errors import ConfigError
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
                                 reason="the CUDA compiler is not installed: jax[cuda12]")
 
@@ -61,7 +59,7 @@ def compile_with(topology: str, sets: list[dict]) -> list[str]:
   return result.stdout.splitlines()
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_libtpu_accepts_every_option_and_hides_the_sums_of_gradients():
   sets = [s.options for s in compiler_options.SETS.values() if s.platform == "tpu"]
   plain, *answers, wrong = compile_with("v5e:2x2", [{}, *sets, {"xla_tpu_no_such_option": True}])

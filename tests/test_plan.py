@@ -1,6 +1,5 @@
 """bertgpt.plan: what the command says, on the real TPU compiler where it is installed."""
 
-import importlib.util
 import json
 import math
 import pathlib
@@ -12,8 +11,6 @@ from test_aot import on_fake_devices
 from bertgpt import aot, cli, plan
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def test_too_little_memory_is_an_answer(small):
   assert math.isnan(phases[0].mfu)
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_the_command(capsys, recipe):
   code = cli.main(["plan", f"--config={recipe}", "--topology=v5e:2x2", "--json"])
   answer = json.loads(capsys.readouterr().out)
@@ -83,7 +80,7 @@ def test_wrong_flags_are_one_line(capsys, recipe, arguments, fragment):
   assert code == 2 and fragment in line
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize("arguments, fragment", [
     (["--phase=3"], "--phase=3: the config has phases 0 to 0"),
     (["--config.mesh.fsdp=3"], "does not divide the 4 devices")])

@@ -12,13 +12,11 @@ from bertgpt import topologies
 from bertgpt.collectives import Place
 from bertgpt.errors import ConfigError
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="the TPU compiler is not installed: pip install jax[tpu]")
 needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
                                 reason="the CUDA compiler is not installed: jax[cuda12]")
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize("name, chips, islands", [
     ("v5e:1x1", 1, 1), ("v5e:2x4", 8, 1), ("v5e:16x16", 256, 1), ("v5p:4x4x4", 64, 1),
     ("v6e:16x16", 256, 1), ("v4:2x2x2", 8, 1), ("v5e:4x4:2", 32, 2)])
