@@ -249,7 +249,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       objective = objectives.make_objective(config, workdir.make_vocabulary(train_set.tokenizer))
       evaluator = evaluate.make_evaluator(config, mesh, held_out, model, objective)
       metadata = {"config": recipes.to_json(config), "corpus": train_set.identity,
-                  "tokenizer": train_set.tokenizer.fingerprint()}
+                  "tokenizer": train_set.tokenizer.fingerprint(),
+                  "data_order": loader.ORDER_VERSION}
       abstract = make_abstract_state(config, mesh, model, objective)
       yield Run(config, path, mesh, model, objective, train_set, evaluator, abstract, metadata)
 
@@ -288,6 +289,10 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}; "
                         f"bring that {name} back, or use another --workdir")
+    if metadata["data_order"] != loader.ORDER_VERSION:
+      raise DataError(f"{run.path}: its rows were read in order {metadata['data_order']}, this "
+                      f"program reads them in order {loader.ORDER_VERSION}; go on with the program "
+                      "that began it, or start another run with --config.init_from")
     check_phases(run, recipes.from_json(metadata["config"]), int(state.step))
     return state
   init = functools.partial(init_state, run.config, run.model, run.objective)

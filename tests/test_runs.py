@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, moved, damaged and started twice end as if nothing had been."""
 
+import json
 import random
 import shutil
 import signal
@@ -197,6 +198,20 @@ def test_a_change_that_is_named_or_harmless_is_allowed(program, copy):
   result = program.train(copy, "--config.seed=1", "--config.log.every_steps=5",
                          "--allow_change=seed")
   assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name, fragment", [
+    ("corpus", "another corpus"), ("tokenizer", "another tokenizer"), ("data_order", "in order 0")])
+def test_a_run_goes_on_only_with_what_it_was_trained_on(program, copy, name, fragment):
+  for step in CHECKPOINTS:
+    manifest = copy / "checkpoints" / str(step) / checkpoint.MANIFEST
+    content = json.loads(manifest.read_text())["content"]
+    content["metadata"][name] = type(content["metadata"][name])()
+    manifest.write_text(checkpoint._encode(content))
+  before = contents(copy)
+  result = program.train(copy)
+  assert result.returncode == 65 and fragment in result.stderr.splitlines()[-1]
+  assert contents(copy) == before
 
 
 # --------------------------------------------------------- damage, divergence

@@ -45,6 +45,10 @@ SURELY_ENOUGH = 64  # Batches' worth of tokens in a corpus whose rows need not b
 READ_THREADS = 2
 BATCHES_AHEAD = 4  # In host memory, beyond `data.prefetch` on the device.
 
+# Of the rows' order and content. Raise it with any change to them: a run that goes on would read
+# other rows than it would have.
+ORDER_VERSION = 1
+
 ROWS_SHOWN = 5  # By `report`.
 EVAL_SEED = 0  # One fixed plan of the validation split for all runs, so that they compare.
 
