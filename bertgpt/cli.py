@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import math
 import os
 import pathlib
 import signal
@@ -138,6 +139,11 @@ def make_parser() -> argparse.ArgumentParser:
       config_flag, workdir_flag, distributed_flag, allow_change_flag)
   add("evaluate", run_evaluate, "Score a trained model on the validation split.",
       workdir_flag, distributed_flag)
+  add("generate", run_generate, "Go on with texts, by a GPT.", workdir_flag, prompt_flags,
+      sampling_flags, batch_size_flag)
+  add("fill", run_fill, "Guess masked words, by a BERT.", workdir_flag, fill_flags)
+  add("embed", run_embed, "Write the features that a BERT has of texts.", workdir_flag,
+      embed_flags, batch_size_flag)
   add("export", run_export, "Write a trained model as a folder that transformers reads.",
       workdir_flag, export_flag)
   add("import", run_import, "Make a run of a model of transformers, to evaluate or to train on.",
@@ -178,6 +184,52 @@ def out_flag(command):
                        help="where to write the corpus; default: the cache of the config")
 
 
+def prompt_flags(command):
+  given = command.add_mutually_exclusive_group(required=True)
+  given.add_argument("--prompt", action="append", metavar="TEXT",
+                     help="text to go on with; may be given several times")
+  given.add_argument("--input", type=folder, metavar="FILE",
+                     help="a prompt a line; of a .jsonl file the field text")
+
+
+def sampling_flags(command):
+  command.add_argument("--max_tokens", type=number(int, 1), metavar="N",
+                       help="tokens added at most; default: 100, or what the rows of the training "
+                            "leave")
+  command.add_argument("--temperature", type=number(float, 0), default=1.0, metavar="T",
+                       help="0 takes the likeliest token; default: 1")
+  command.add_argument("--top_k", type=number(int, 0), default=0, metavar="K",
+                       help="draw among the K likeliest tokens; 0: among all")
+  command.add_argument("--top_p", type=number(float, 1e-6, 1), default=1.0, metavar="P",
+                       help="draw among the fewest likeliest tokens that have this probability "
+                            "together")
+  command.add_argument("--seed", type=number(int, 0), default=0, metavar="N",
+                       help="of the draws; default: 0")
+  command.add_argument("--num_samples", type=number(int, 1), default=1, metavar="N",
+                       help="continuations of each prompt")
+
+
+def batch_size_flag(command):
+  command.add_argument("--batch_size", type=number(int, 1), default=8, metavar="N",
+                       help="rows computed at a time; default: 8")
+
+
+def fill_flags(command):
+  command.add_argument("text", metavar="TEXT", help="with [MASK] in place of one word or more")
+  command.add_argument("--top", type=number(int, 1), default=5, metavar="N",
+                       help="words shown for each; default: 5")
+
+
+def embed_flags(command):
+  command.add_argument("--input", required=True, type=folder, metavar="FILE",
+                       help="a text a line; of a .jsonl file the field text")
+  command.add_argument("--out", required=True, type=folder, metavar="FILE",
+                       help="new .safetensors or .npy file")
+  command.add_argument("--layer", choices=("cls", "mean", "last", "last4"), default="mean",
+                       help="of each text the last layer at [CLS], or its mean (the default); of "
+                            "each token the last layer, or the last four side by side")
+
+
 def export_flag(command):
   command.add_argument("--out", required=True, type=folder, metavar="DIR",
                        help="new folder, for config.json, model.safetensors, tokenizer.json ...")
@@ -186,6 +238,18 @@ def export_flag(command):
 def from_flag(command):
   command.add_argument("--from", required=True, type=folder, metavar="DIR", dest="source",
                        help="folder with config.json, model.safetensors and a tokenizer")
+
+
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], int | float]:
+  """Reads the number of a flag, between two bounds."""
+  def read(text):
+    with contextlib.suppress(ValueError):
+      if low <= (value := kind(text)) <= high and value < math.inf:
+        return value
+    limit = "" if high == math.inf else f" and at most {high:g}"
+    what = "a whole number" if kind is int else "a number"
+    raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low:g}{limit}")
+  return read
 
 
 def steps_flag(command):
@@ -296,6 +360,34 @@ def run_evaluate(arguments) -> None:
     results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
   for name, value in results.items():
     print(f"{name} {value:.6g}")
+
+
+def run_generate(arguments) -> None:
+  refuse_overrides(arguments)
+  from bertgpt import generate
+  from bertgpt.data import texts
+  prompts = arguments.prompt or texts.read_texts(absolute(arguments.input), "--input")
+  sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+  arguments.release_interrupt()
+  print("\n\n".join(generate.run(
+      absolute(arguments.workdir), prompts, arguments.max_tokens, sampling, seed=arguments.seed,
+      num_samples=arguments.num_samples, batch_size=arguments.batch_size)))
+
+
+def run_fill(arguments) -> None:
+  refuse_overrides(arguments)
+  from bertgpt import fill
+  arguments.release_interrupt()
+  for line in fill.run(absolute(arguments.workdir), arguments.text, arguments.top):
+    print(line)
+
+
+def run_embed(arguments) -> None:
+  refuse_overrides(arguments)
+  from bertgpt import embed
+  arguments.release_interrupt()
+  print(embed.run(absolute(arguments.workdir), absolute(arguments.input), absolute(arguments.out),
+                  arguments.layer, arguments.batch_size))
 
 
 def run_export(arguments) -> None:
