@@ -137,8 +137,8 @@ def make_parser() -> argparse.ArgumentParser:
 
   add("train", run_train, "Train a model, or go on where the run in --workdir stopped.",
       config_flag, workdir_flag, distributed_flag, allow_change_flag)
-  add("evaluate", run_evaluate, "Score a trained model on the validation split.",
-      workdir_flag, distributed_flag)
+  add("evaluate", run_evaluate, "Score a trained model on the validation split, or zero-shot.",
+      workdir_flag, distributed_flag, suite_flags, batch_size_flag)
   add("generate", run_generate, "Go on with texts, by a GPT.", workdir_flag, prompt_flags,
       sampling_flags, batch_size_flag)
   add("fill", run_fill, "Guess masked words, by a BERT.", workdir_flag, fill_flags)
@@ -218,6 +218,18 @@ def fill_flags(command):
   command.add_argument("text", metavar="TEXT", help="with [MASK] in place of one word or more")
   command.add_argument("--top", type=number(int, 1), default=5, metavar="N",
                        help="words shown for each; default: 5")
+
+
+def suite_flags(command):
+  command.add_argument("--suite", metavar="NAME=FILE,...",
+                       help="zero-shot protocols: text, wikitext2, wikitext103, lambada, "
+                            "lambada_stop_words, lambada_last_token, pairs")
+  command.add_argument("--window", type=number(int, 0), default=0, metavar="N",
+                       help="of --suite: tokens seen at a time; default: as in training")
+  command.add_argument("--stride", type=number(int, 0), default=0, metavar="N",
+                       help="of --suite: tokens scored with each window; default: half of it")
+  command.add_argument("--limit", type=number(int, 0), default=0, metavar="N",
+                       help="of --suite: windows, passages, lines or pairs scored; default: all")
 
 
 def embed_flags(command):
@@ -353,6 +365,12 @@ def parse_fields(text: str, config: ConfigDict) -> list[str]:
 
 
 def run_evaluate(arguments) -> None:
+  if arguments.suite is not None:
+    run_suite(arguments)
+    return
+  for flag in ("window", "stride", "limit"):
+    if getattr(arguments, flag):
+      raise ConfigError(f"--{flag} belongs to --suite, which is not given")
   start(arguments)
   from bertgpt import evaluate, process
   arguments.release_interrupt()
@@ -360,6 +378,18 @@ def run_evaluate(arguments) -> None:
     results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
   for name, value in results.items():
     print(f"{name} {value:.6g}")
+
+
+def run_suite(arguments) -> None:
+  refuse_overrides(arguments)
+  if arguments.distributed:
+    raise ConfigError("--suite runs in one process; leave --distributed out")
+  from bertgpt import zero_shot
+  arguments.release_interrupt()
+  settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,
+                                arguments.batch_size)
+  for line in zero_shot.run(absolute(arguments.workdir), arguments.suite, settings):
+    print(line, flush=True)
 
 
 def run_generate(arguments) -> None:

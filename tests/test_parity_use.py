@@ -3,19 +3,23 @@
 Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped.
 """
 
+import math
+
 import numpy as np
 import pytest
 import small_runs
 import tiny
 
-from bertgpt import embed, generate, models
+from bertgpt import embed, generate, models, zero_shot
 from bertgpt.config import base
 from bertgpt.data import tokenizers
 from bertgpt.workdir import Trained
+from bertgpt.zero_shot import SUITES, Settings
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 test_parity = pytest.importorskip("test_parity", reason="needs transformers: make test-hf")
 pytestmark = pytest.mark.hf
+torch.set_num_threads(1)  # Models this small only wait for other threads.
 
 WINDOW = 256
 DECODER = test_parity.DECODER | {"n_positions": WINDOW}
@@ -46,6 +50,7 @@ def gpts(request):
 
 def test_greedy_output_is_that_of_transformers_for_200_tokens(gpts):
   theirs, ours = gpts
+  ours = ours._replace(tokenizer=type(ours.tokenizer)(ours.tokenizer.data))
   ours.tokenizer.eod_id = -1  # To the end.
   rng = np.random.default_rng(0)
   prompts = [rng.integers(5, 300, n) for n in (1, 40)]
@@ -91,3 +96,95 @@ def test_features_are_the_hidden_states_of_transformers(layer):
     expected = {"cls": hidden[-1][0, 0], "mean": hidden[-1][0].mean(0), "last": hidden[-1][0],
                 "last4": torch.cat(hidden[-4:], -1)[0]}[layer]
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-4)
+
+
+# ------------------------------------------------------------------- zero-shot
+
+
+TEXT = small_runs.make_text(8, seed=1)
+SENTENCES = [line for line in TEXT.split("\n") if line]
+
+
+def gpt_logp(theirs, ids):
+  """Of every token but the first."""
+  logits = theirs(torch.tensor([ids])).logits[0, :-1]
+  return -torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids[1:]),
+                                            reduction="none")
+
+
+def bert_logp(theirs, ours, ids):
+  """Of every token but [CLS] and [SEP], masked one at a time."""
+  whole = torch.tensor([ours.tokenizer.cls_id, *ids, ours.tokenizer.sep_id])
+  rows = whole.repeat(len(ids), 1)
+  at = torch.arange(len(ids))
+  rows[at, at + 1] = ours.tokenizer.mask_id
+  logits = theirs(rows).prediction_logits[at, at + 1].double()
+  return logits.log_softmax(-1)[at, torch.tensor(ids)]
+
+
+@torch.no_grad()
+def test_perplexity_is_that_of_pytorch(gpts):
+  theirs, ours = gpts
+  found = zero_shot.score_perplexity(ours, SUITES["text"], [TEXT], Settings(48, 20, 0, 8))
+  ids = [ours.tokenizer.eod_id, *ours.tokenizer.encode([TEXT])[0].tolist()]
+  nats, done = 0.0, 1  # The windows as in the guide of transformers to perplexity.
+  for end in [*range(48, len(ids), 20), len(ids)]:
+    nats -= float(gpt_logp(theirs, ids[max(0, end - 48):end])[done - end:].sum())
+    done = end
+  assert found["tokens"] == len(ids) - 1
+  assert found["token_perplexity"] == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-4)
+  assert found["word_perplexity"] == pytest.approx(math.exp(nats / len(TEXT.split())), rel=1e-4)
+  assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXT), rel=1e-4)
+
+
+@torch.no_grad()
+def test_last_words_are_those_of_pytorch(gpts):
+  """With targets of which the model has the half: the tokens that it says."""
+  theirs, ours = gpts
+  starts = ours.tokenizer.encode([sentence.rpartition(" ")[0] for sentence in SENTENCES[:16]])
+  said = generate.continue_prompts(ours, starts, 1, generate.GREEDY)
+  passages = [ours.tokenizer.decode(ids) + " " + (
+      "tree" if i % 2 else ours.tokenizer.decode(word).strip())
+      for i, (ids, word) in enumerate(zip(starts, said, strict=True))]
+  passages = [p for p in passages if not p.endswith(" ") and "\ufffd" not in p]
+  correct, nats = 0, 0.0
+  for passage in passages:
+    context, _, word = passage.rpartition(" ")
+    seen, target = (ours.tokenizer.encode([x])[0].tolist() for x in (context, " " + word))
+    logits = theirs(torch.tensor([seen + target])).logits[0, len(seen) - 1:-1].double()
+    correct += bool((logits.argmax(-1) == torch.tensor(target)).all())
+    nats -= float(logits.log_softmax(-1)[range(len(target)), target].sum())
+  found = zero_shot.score_last_word(ours, SUITES["lambada"], passages, Settings(WINDOW, 1, 0, 8))
+  assert found["accuracy"] == correct / len(passages)
+  assert found["perplexity"] == pytest.approx(math.exp(nats / len(passages)), rel=1e-3)
+
+
+@torch.no_grad()
+def test_masked_scores_are_those_of_pytorch():
+  theirs, ours = make_pair("BertForPreTraining", ENCODER | {"max_position_embeddings": 64})
+  settings = Settings(24, 12, 0, 16)
+  found = zero_shot.score_perplexity(ours, SUITES["text"], [TEXT], settings)
+  nats, tokens = 0.0, 0
+  for ids in (x.tolist() for x in ours.tokenizer.encode(SENTENCES)):
+    for first in range(0, len(ids), 22):
+      nats -= float(bert_logp(theirs, ours, ids[first:first + 22]).sum())
+    tokens += len(ids)
+  assert found["tokens"] == tokens
+  assert found["pseudo_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+
+  pairs = list(zip(SENTENCES[:6], SENTENCES[6:12], strict=True))
+  scores = [[float(bert_logp(theirs, ours, ours.tokenizer.encode([x])[0].tolist()).sum())
+             for x in pair] for pair in pairs]
+  found = zero_shot.score_pairs(ours, SUITES["pairs"], pairs, Settings(64, 1, 0, 16))
+  assert found["accuracy"] == np.mean([good > bad for good, bad in scores])
+
+
+@torch.no_grad()
+def test_pairs_are_those_of_pytorch(gpts):
+  theirs, ours = gpts
+  pairs = list(zip(SENTENCES[:12], SENTENCES[12:24], strict=True))
+  score = lambda text: float(gpt_logp(theirs, [
+      ours.tokenizer.eod_id, *ours.tokenizer.encode([text])[0].tolist()]).sum())
+  found = zero_shot.score_pairs(ours, SUITES["pairs"], pairs, Settings(WINDOW, 1, 0, 16))
+  assert found["accuracy"] == np.mean([score(good) > score(bad) for good, bad in pairs])
+  assert 0 < found["accuracy"] < 1
