@@ -39,14 +39,13 @@ def embed(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
     float32 arrays: [D], or [N, D * layers kept] of every token.
   """
   num_layers, is_by_token = LAYERS[layer]
-  features = [np.zeros(0, np.float32)] * len(tokens)
+  params, features = jax.device_put(trained.params), [np.zeros(0, np.float32)] * len(tokens)
   lengths = [len(ids) for ids in tokens]
   for which, size in buckets.batches(lengths, batch_size, trained.config.model.max_positions):
     tokens_BL = buckets.pad([tokens[i] for i in which], size, batch_size)
     lengths_B = np.zeros(len(tokens_BL), np.int32)
     lengths_B[:len(which)] = [lengths[i] for i in which]
-    x_BLD = jax.device_get(_features(trained.model, num_layers, trained.params, tokens_BL,
-                                     lengths_B))
+    x_BLD = jax.device_get(_features(trained.model, num_layers, params, tokens_BL, lengths_B))
     for i, x_LD in zip(which, x_BLD, strict=False):
       x_LD = x_LD[:lengths[i]]
       features[i] = (x_LD if is_by_token else x_LD[0] if layer == "cls" else x_LD.mean(0)).copy()

@@ -70,7 +70,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     raise ValueError(f"a prompt and what is added are {ends.max()} tokens, which exceed the "
                      f"model's {window} positions")
   rows = np.arange(len(prompts)) if rows is None else np.asarray(rows)
-  added = [np.zeros(0, np.int32)] * len(prompts)
+  params, added = jax.device_put(trained.params), [np.zeros(0, np.int32)] * len(prompts)
   for which, prompt_size in buckets.batches(lengths, batch_size, window):
     slots = buckets.bucket(int(ends[which].max()), window)
     tokens_BS = buckets.pad([prompts[i] for i in which], slots, batch_size)
@@ -78,7 +78,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     starts_B = np.pad(lengths[which], fill, constant_values=1)
     ends_B = np.pad(ends[which], fill, constant_values=1)
     tokens_BS, lengths_B = jax.device_get(_continue(
-        trained.model, prompt_size, trained.params, tokens_BS, starts_B, ends_B,
+        trained.model, prompt_size, params, tokens_BS, starts_B, ends_B,
         np.pad(rows[which], fill), trained.tokenizer.eod_id, jax.random.key(seed), sampling))
     for i, tokens_S, start, end in zip(which, tokens_BS, starts_B, lengths_B, strict=False):
       added[i] = tokens_S[start:end]

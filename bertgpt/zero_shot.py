@@ -146,7 +146,8 @@ def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
   for (name, file), content in zip(suites, read, strict=True):
     scores = SCORES[SUITES[name].score](trained, SUITES[name], content, settings)
     yield f"{name}: {pathlib.PurePath(file).name}, {scores.pop('protocol')}"
-    yield from (f"{name}/{metric} {value:.6g}" for metric, value in scores.items())
+    for metric, value in scores.items():
+      yield f"{name}/{metric} {value if isinstance(value, int) else format(value, '.6g')}"
 
 
 def resolve(settings: Settings, trained: Trained) -> Settings:
@@ -222,10 +223,10 @@ def score_rows(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
   if banned_V is None:
     banned_V = np.zeros(trained.config.model.vocab_size, bool)
   scored: list[Scored] = [Scored(*(np.zeros(0),) * 3)] * len(rows)
-  most = trained.config.model.max_positions
+  params, most = jax.device_put(trained.params), trained.config.model.max_positions
   for which, size in buckets.batches([len(row) for row in rows], batch_size, most):
     tokens_BL = buckets.pad([rows[i] for i in which], size, batch_size)
-    batch = jax.device_get(_score(trained.model, trained.params, tokens_BL, banned_V))
+    batch = jax.device_get(_score(trained.model, params, tokens_BL, banned_V))
     for i, *arrays in zip(which, *batch, strict=False):
       scored[i] = Scored(*(x_L[:len(rows[i])] for x_L in arrays))
   return scored
@@ -260,16 +261,17 @@ def score_masked(trained: Trained, rows: Sequence[np.ndarray], batch_size: int) 
   Returns:
     float32 [N] each.
   """
-  tokenizer, most = trained.tokenizer, trained.config.model.max_positions
+  params, tokenizer = jax.device_put(trained.params), trained.tokenizer
   whole = [np.array([tokenizer.cls_id, *row, tokenizer.sep_id], np.int32) for row in rows]
   scores = [np.zeros(len(row), np.float32) for row in rows]
   places = np.array([(i, at) for i, row in enumerate(rows) for at in range(1, len(row) + 1)])
   lengths = [len(whole[i]) for i, _ in places]
-  for which, size in buckets.batches(lengths, batch_size, most):
+  for which, size in buckets.batches(lengths, batch_size,
+                                      trained.config.model.max_positions):
     tokens_BL = buckets.pad([whole[i] for i, _ in places[which]], size, batch_size)
     fill = (0, len(tokens_BL) - len(which))
     logp_B = jax.device_get(_score_masked(
-        trained.model, trained.params, tokens_BL, np.pad([lengths[j] for j in which], fill),
+        trained.model, params, tokens_BL, np.pad([lengths[j] for j in which], fill),
         np.pad(places[which, 1], fill), tokenizer.mask_id))
     for (i, at), logp in zip(places[which], logp_B, strict=False):
       scores[i][at - 1] = logp

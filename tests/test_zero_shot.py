@@ -144,8 +144,9 @@ def test_wikitext_is_written_as_text(before, after):
 @pytest.mark.parametrize("name", ["lambada", "lambada_stop_words", "lambada_last_token"])
 def test_last_words(gpt, name):
   """The rules, said again: by guessing token after token."""
-  passages = PASSAGES + [f"{start} {word}" for start in ("The cat sees the dog near a", "The bird likes", "The")
-                         for word in (*small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]
+  starts = ("The cat sees the dog near a", "The bird likes", "The")
+  passages = PASSAGES + [f"{start} {word}" for start in starts for word in (
+      *small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]
   found = zero_shot.score_last_word(gpt, SUITES[name], passages, Settings(64, 32, 0, 4))
   allowed = ~zero_shot.stop_tokens(gpt.tokenizer)
   correct, nats = [], 0.0
