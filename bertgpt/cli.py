@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import difflib
 import errno
-import math
 import os
 import pathlib
 import signal
@@ -12,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import guard, recipes
+from bertgpt import flags, guard, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError, PeerError, StorageError, UserError
+from bertgpt.flags import folder
 
 # Modules are imported by the commands that need them: `bertgpt --help` and `prepare`
 # should not wait for JAX.
@@ -138,12 +138,12 @@ def make_parser() -> argparse.ArgumentParser:
   add("train", run_train, "Train a model, or go on where the run in --workdir stopped.",
       config_flag, workdir_flag, distributed_flag, allow_change_flag)
   add("evaluate", run_evaluate, "Score a trained model on the validation split, or zero-shot.",
-      workdir_flag, distributed_flag, suite_flags, batch_size_flag)
-  add("generate", run_generate, "Go on with texts, by a GPT.", workdir_flag, prompt_flags,
-      sampling_flags, batch_size_flag)
-  add("fill", run_fill, "Guess masked words, by a BERT.", workdir_flag, fill_flags)
+      workdir_flag, distributed_flag, flags.suite_flags, flags.batch_size_flag)
+  add("generate", run_generate, "Go on with texts, by a GPT.", workdir_flag, flags.prompt_flags,
+      flags.sampling_flags, flags.batch_size_flag)
+  add("fill", run_fill, "Guess masked words, by a BERT.", workdir_flag, flags.fill_flags)
   add("embed", run_embed, "Write the features that a BERT has of texts.", workdir_flag,
-      embed_flags, batch_size_flag)
+      flags.embed_flags, flags.batch_size_flag)
   add("export", run_export, "Write a trained model as a folder that transformers reads.",
       workdir_flag, export_flag)
   add("import", run_import, "Make a run of a model of transformers, to evaluate or to train on.",
@@ -184,64 +184,6 @@ def out_flag(command):
                        help="where to write the corpus; default: the cache of the config")
 
 
-def prompt_flags(command):
-  given = command.add_mutually_exclusive_group(required=True)
-  given.add_argument("--prompt", action="append", metavar="TEXT",
-                     help="text to go on with; may be given several times")
-  given.add_argument("--input", type=folder, metavar="FILE",
-                     help="a prompt a line; of a .jsonl file the field text")
-
-
-def sampling_flags(command):
-  command.add_argument("--max_tokens", type=number(int, 1), metavar="N",
-                       help="tokens added at most; default: 100, or what the rows of the training "
-                            "leave")
-  command.add_argument("--temperature", type=number(float, 0), default=1.0, metavar="T",
-                       help="0 takes the likeliest token; default: 1")
-  command.add_argument("--top_k", type=number(int, 0), default=0, metavar="K",
-                       help="draw among the K likeliest tokens; 0: among all")
-  command.add_argument("--top_p", type=number(float, 1e-6, 1), default=1.0, metavar="P",
-                       help="draw among the fewest likeliest tokens that have this probability "
-                            "together")
-  command.add_argument("--seed", type=number(int, 0), default=0, metavar="N",
-                       help="of the draws; default: 0")
-  command.add_argument("--num_samples", type=number(int, 1), default=1, metavar="N",
-                       help="continuations of each prompt")
-
-
-def batch_size_flag(command):
-  command.add_argument("--batch_size", type=number(int, 1), default=8, metavar="N",
-                       help="rows computed at a time; default: 8")
-
-
-def fill_flags(command):
-  command.add_argument("text", metavar="TEXT", help="with [MASK] in place of one word or more")
-  command.add_argument("--top", type=number(int, 1), default=5, metavar="N",
-                       help="words shown for each; default: 5")
-
-
-def suite_flags(command):
-  command.add_argument("--suite", metavar="NAME=FILE,...",
-                       help="zero-shot protocols: text, wikitext2, wikitext103, lambada, "
-                            "lambada_stop_words, lambada_last_token, pairs")
-  command.add_argument("--window", type=number(int, 0), default=0, metavar="N",
-                       help="of --suite: tokens seen at a time; default: as in training")
-  command.add_argument("--stride", type=number(int, 0), default=0, metavar="N",
-                       help="of --suite: tokens scored with each window; default: half of it")
-  command.add_argument("--limit", type=number(int, 0), default=0, metavar="N",
-                       help="of --suite: windows, passages, lines or pairs scored; default: all")
-
-
-def embed_flags(command):
-  command.add_argument("--input", required=True, type=folder, metavar="FILE",
-                       help="a text a line; of a .jsonl file the field text")
-  command.add_argument("--out", required=True, type=folder, metavar="FILE",
-                       help="new .safetensors or .npy file")
-  command.add_argument("--layer", choices=("cls", "mean", "last", "last4"), default="mean",
-                       help="of each text the last layer at [CLS], or its mean (the default); of "
-                            "each token the last layer, or the last four side by side")
-
-
 def export_flag(command):
   command.add_argument("--out", required=True, type=folder, metavar="DIR",
                        help="new folder, for config.json, model.safetensors, tokenizer.json ...")
@@ -250,18 +192,6 @@ def export_flag(command):
 def from_flag(command):
   command.add_argument("--from", required=True, type=folder, metavar="DIR", dest="source",
                        help="folder with config.json, model.safetensors and a tokenizer")
-
-
-def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], int | float]:
-  """Reads the number of a flag, between two bounds."""
-  def read(text):
-    with contextlib.suppress(ValueError):
-      if low <= (value := kind(text)) <= high and value < math.inf:
-        return value
-    limit = "" if high == math.inf else f" and at most {high:g}"
-    what = "a whole number" if kind is int else "a number"
-    raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low:g}{limit}")
-  return read
 
 
 def steps_flag(command):
@@ -335,13 +265,6 @@ def absolute(path: pathlib.Path) -> pathlib.Path:
   return path.expanduser().absolute()
 
 
-def folder(text: str) -> pathlib.Path:
-  """The path of a flag; pathlib would make a local folder `gs:` of gs://bucket."""
-  if problem := config_lib.remote_problem(text):
-    raise argparse.ArgumentTypeError(problem)
-  return pathlib.Path(text)
-
-
 def run_train(arguments) -> None:
   # Before the processes have joined, the devices of all cannot be counted.
   config = read_config(arguments, (lambda: None) if arguments.distributed else count_devices)
@@ -368,7 +291,7 @@ def run_evaluate(arguments) -> None:
   if arguments.suite is not None:
     run_suite(arguments)
     return
-  for flag in ("window", "stride", "limit"):
+  for flag in ("window", "stride", "limit", "batch_size"):
     if getattr(arguments, flag):
       raise ConfigError(f"--{flag} belongs to --suite, which is not given")
   start(arguments)
@@ -387,7 +310,7 @@ def run_suite(arguments) -> None:
   from bertgpt import zero_shot
   arguments.release_interrupt()
   settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,
-                                arguments.batch_size)
+                                arguments.batch_size or flags.BATCH_SIZE)
   for line in zero_shot.run(absolute(arguments.workdir), arguments.suite, settings):
     print(line, flush=True)
 
@@ -401,7 +324,7 @@ def run_generate(arguments) -> None:
   arguments.release_interrupt()
   print("\n\n".join(generate.run(
       absolute(arguments.workdir), prompts, arguments.max_tokens, sampling, seed=arguments.seed,
-      num_samples=arguments.num_samples, batch_size=arguments.batch_size)))
+      num_samples=arguments.num_samples, batch_size=arguments.batch_size or flags.BATCH_SIZE)))
 
 
 def run_fill(arguments) -> None:
@@ -417,7 +340,7 @@ def run_embed(arguments) -> None:
   from bertgpt import embed
   arguments.release_interrupt()
   print(embed.run(absolute(arguments.workdir), absolute(arguments.input), absolute(arguments.out),
-                  arguments.layer, arguments.batch_size))
+                  arguments.layer, arguments.batch_size or flags.BATCH_SIZE))
 
 
 def run_export(arguments) -> None:

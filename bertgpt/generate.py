@@ -156,12 +156,12 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
                          "masked words")
   window = trained.config.model.max_positions
   tokens = trained.tokenizer.encode(prompts)
-  for text, ids in zip(prompts, tokens, strict=True):
+  for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
     if not len(ids):
-      raise ConfigError(f"--prompt {text!r}: is empty; give a text to go on with")
+      raise ConfigError(f"prompt {i}: is empty; give a text to go on with")
     if len(ids) + (max_tokens or 1) > window:
-      raise ConfigError(f"--prompt {text[:40]!r}: its {len(ids)} tokens and {max_tokens or 1} more "
-                        f"exceed the model's {window} positions; shorten it or --max_tokens")
+      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {len(ids)} tokens and {max_tokens or 1} "
+                        f"more exceed the model's {window} positions; shorten it or --max_tokens")
   repeated = [ids for ids in tokens for _ in range(num_samples)]
   room = [max_tokens or default_tokens(trained, len(ids)) for ids in repeated]
   added = continue_prompts(trained, repeated, room, sampling, seed=seed, batch_size=batch_size)

@@ -330,14 +330,21 @@ def score_perplexity(trained: Trained, suite: Suite, documents: list[str],
     protocol = f"{len(lines)} lines of at most {room} tokens, each token masked once"
   if suite.detokenizer:
     protocol += f", {suite.detokenizer} detokenizer"
+  if not num_tokens:
+    raise ConfigError("--suite: there is no second token to score; give a longer text")
   name = "token_perplexity" if is_gpt else "pseudo_perplexity"
-  result = {"protocol": protocol, name: math.exp(nats / num_tokens), "tokens": num_tokens}
+  result = {"protocol": protocol, name: perplexity(nats / num_tokens), "tokens": num_tokens}
   if settings.limit or not is_gpt:
     return result
   num_words = sum(count_words(text, suite.counts_lines) for text in documents)
   num_bytes = sum(len(text.encode()) for text in documents)
-  return result | {"word_perplexity": math.exp(nats / num_words), "words": num_words,
+  return result | {"word_perplexity": perplexity(nats / num_words), "words": num_words,
                    "bits_per_byte": nats / num_bytes / math.log(2), "bytes": num_bytes}
+
+
+def perplexity(nats: float) -> float:
+  """Of the mean loss; infinite where it is no float, as of 'words' in scripts without spaces."""
+  return math.exp(nats) if nats < 700 else math.inf
 
 
 def count_words(text: str, counts_lines: bool) -> int:
@@ -377,6 +384,9 @@ def score_last_word(trained: Trained, suite: Suite, passages: list[str],
   words = trained.tokenizer.encode([f" {word}" for _, _, word in parts])
   rows = [np.concatenate(pair)[-settings.window:]
           for pair in zip(contexts, words, strict=True)]
+  if max(map(len, words)) >= settings.window:
+    raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens; give a --window of "
+                      "more")
   banned_V = stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None
   correct, nats = 0, 0.0
   for word, scored in zip(words, score_rows(trained, rows, settings.batch_size, banned_V),
@@ -388,7 +398,7 @@ def score_last_word(trained: Trained, suite: Suite, passages: list[str],
     correct += bool(is_right.all())
     nats -= float(scored.logp[-size:].sum(dtype=np.float64))
   return {"protocol": f"{len(passages)} passages, rule: {suite.rule}",
-          "accuracy": correct / len(passages), "perplexity": math.exp(nats / len(passages))}
+          "accuracy": correct / len(passages), "perplexity": perplexity(nats / len(passages))}
 
 
 def stop_tokens(tokenizer: Tokenizer) -> np.ndarray:

@@ -164,6 +164,12 @@ def test_every_prompt_may_have_its_own_number_of_tokens(gpt):
     generate.continue_prompts(gpt, [np.zeros(0, np.int32)], 3)
 
 
+@pytest.mark.parametrize("length, expected", [(1, 31), (20, 12), (31, 1), (32, 32), (63, 1)])
+def test_tokens_added_by_default_stay_in_the_rows_of_the_training(gpt, length, expected):
+  """Rows of 32 in the training, 64 positions in the model."""
+  assert generate.default_tokens(gpt, length) == expected
+
+
 def test_one_program_serves_prompts_of_a_bucket_and_every_sampling(gpt):
   generate.continue_prompts(gpt, encode(gpt, "The cat"), 9)
   before = generate._continue._cache_size()
@@ -196,8 +202,8 @@ def test_the_command_goes_on_with_each_prompt(capsys, finished_gpt, tmp_path):
 
 
 @pytest.mark.parametrize("flags, fragment", [
-    (["--prompt="], "--prompt '': is empty; give a text"),
-    (["--prompt=cat " * 1, "--max_tokens=64"], "exceed the model's 64 positions; shorten"),
+    (["--prompt=The", "--prompt="], "prompt 2: is empty; give a text"),
+    (["--prompt=cat", "--max_tokens=64"], "exceed the model's 64 positions; shorten"),
     (["--prompt=" + "cat " * 70], "exceed the model's 64 positions; shorten"),
     (["--prompt=cat", "--temperature=-1"], "--temperature: -1: give a number of at least 0"),
     (["--prompt=cat", "--top_p=1.5"], "--top_p: 1.5: give a number"),

@@ -103,6 +103,12 @@ def test_perplexities_of_a_gpt(gpt, stride):
       nats / len(TEXT + "The cat.") / math.log(2), rel=1e-5)
 
 
+def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):
+  found = zero_shot.score_perplexity(gpt, SUITES["text"], ["cat." * 300], Settings(64, 32, 0, 8))
+  assert found["words"] == 1 and found["word_perplexity"] == math.inf
+  assert math.isfinite(found["token_perplexity"])
+
+
 def test_pseudo_perplexity_of_a_bert(bert):
   found = zero_shot.score_perplexity(bert, SUITES["text"], [TEXT],
                                      Settings(window=12, stride=6, batch_size=7))
@@ -213,6 +219,7 @@ def files(tmp_path):
   (tmp_path / "b.tsv").write_text("good\tworse\na\tb\n")
   (tmp_path / "empty.txt").write_text("\n")
   (tmp_path / "long.tsv").write_text("good\tbad\n" + "cat " * 70 + "\tcat\n")
+  (tmp_path / "long.jsonl").write_text(json.dumps({"text": "The " + "a" * 9}))
   (tmp_path / "word.jsonl").write_text('{"text": "alone"}\n')
   return tmp_path
 
@@ -247,6 +254,8 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
     (["--suite=text=a.txt", "--distributed=auto"], "--suite runs in one process"),
     (["--suite=text=a.txt", "--config.seed=1"], "evaluate takes no config fields"),
     (["--stride=3"], "--stride belongs to --suite"),
+    (["--batch_size=3"], "--batch_size belongs to --suite"),
+    (["--suite=lambada=long.jsonl", "--window=4"], "a last word has 9 tokens; give a --window"),
 ])
 def test_bad_input_is_one_line(capsys, finished_gpt, files, monkeypatch, flags, fragment):
   monkeypatch.chdir(files)
