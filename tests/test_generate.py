@@ -1,5 +1,7 @@
 """bertgpt.generate: draws follow the distribution, and depend on seed, row and position alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,11 +100,17 @@ PROMPTS = ("The cat sees", "A", "The dog likes the river near a stone. The bird"
            "The cloud " * 15, "The tree")  # Of two buckets.
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, *inputs):
+  return model.apply({"params": params}, *inputs)
+
+
 def next_logits(gpt, tokens):
-  """Of the token after `tokens`, without a cache: the model sees these and nothing else."""
-  tokens = np.array([tokens], np.int32)
-  return gpt.model.apply({"params": gpt.params}, tokens, np.ones_like(tokens),
-                         np.arange(tokens.shape[1])[None])[0, -1, :gpt.tokenizer.vocab_size]
+  """Of the token after `tokens`, without a cache; what fills up the row comes later."""
+  row = np.zeros((1, 32), np.int32)
+  row[0, :len(tokens)] = tokens
+  logits = apply(gpt.model, gpt.params, row, np.ones_like(row), np.arange(32)[None])
+  return logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size]
 
 
 def test_greedy_is_the_argmax_after_every_prefix(gpt):

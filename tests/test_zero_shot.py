@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import small_runs
+import tensorflow_datasets as tfds
 
 from bertgpt import cli, workdir, zero_shot
 from bertgpt.zero_shot import SUITES, Settings
@@ -269,6 +270,23 @@ def test_lambada_is_not_for_a_bert(capsys, finished_bert, files):
                          f"--suite=text={files}/a.txt,lambada={files}/a.jsonl")
   assert (code, out, len(lines)) == (2, [], 1)
   assert "holds a BERT" in lines[0] and "lambada" in lines[0]
+
+
+def test_texts_may_be_a_dataset_of_tfds(capsys, finished_gpt, tmp_path, files, monkeypatch):
+  monkeypatch.chdir(files)
+  (tmp_path / "set").mkdir()
+  identity = tfds.core.dataset_info.DatasetIdentity(
+      name="toy", version="1.0.0", data_dir=str(tmp_path / "set"), module_name="toy")
+  features = tfds.features.FeaturesDict({"passage": tfds.features.Text()})
+  writer = tfds.core.SequentialWriter(
+      tfds.core.DatasetInfo(builder=identity, features=features), 300, file_format="array_record")
+  writer.initialize_splits(["test"])
+  writer.add_examples({"test": [{"passage": passage} for passage in PASSAGES]})
+  writer.close_all()
+  outputs = [run(capsys, "evaluate", f"--workdir={finished_gpt}", f"--suite=lambada={file}")
+             for file in (f"tfds:{tmp_path}/set:test#passage", "a.jsonl")]
+  assert [code for code, _, _ in outputs] == [0, 0]
+  assert outputs[0][1][1:] == outputs[1][1][1:]
 
 
 def test_a_dataset_that_is_not_there_is_named(capsys, finished_gpt):
