@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import guard, recipes
+from bertgpt import flags, guard, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError, PeerError, StorageError, UserError
+from bertgpt.flags import folder
 
 # Modules are imported by the commands that need them: `bertgpt --help` and `prepare`
 # should not wait for JAX.
@@ -136,8 +137,13 @@ def make_parser() -> argparse.ArgumentParser:
 
   add("train", run_train, "Train a model, or go on where the run in --workdir stopped.",
       config_flag, workdir_flag, distributed_flag, allow_change_flag)
-  add("evaluate", run_evaluate, "Score a trained model on the validation split.",
-      workdir_flag, distributed_flag)
+  add("evaluate", run_evaluate, "Score a trained model on the validation split, or zero-shot.",
+      workdir_flag, distributed_flag, flags.suite_flags, flags.batch_size_flag)
+  add("generate", run_generate, "Go on with texts, by a GPT.", workdir_flag, flags.prompt_flags,
+      flags.sampling_flags, flags.batch_size_flag)
+  add("fill", run_fill, "Guess masked words, by a BERT.", workdir_flag, flags.fill_flags)
+  add("embed", run_embed, "Write the features that a BERT has of texts.", workdir_flag,
+      flags.embed_flags, flags.batch_size_flag)
   add("export", run_export, "Write a trained model as a folder that transformers reads.",
       workdir_flag, export_flag)
   add("import", run_import, "Make a run of a model of transformers, to evaluate or to train on.",
@@ -259,13 +265,6 @@ def absolute(path: pathlib.Path) -> pathlib.Path:
   return path.expanduser().absolute()
 
 
-def folder(text: str) -> pathlib.Path:
-  """The path of a flag; pathlib would make a local folder `gs:` of gs://bucket."""
-  if problem := config_lib.remote_problem(text):
-    raise argparse.ArgumentTypeError(problem)
-  return pathlib.Path(text)
-
-
 def run_train(arguments) -> None:
   # Before the processes have joined, the devices of all cannot be counted.
   config = read_config(arguments, (lambda: None) if arguments.distributed else count_devices)
@@ -289,6 +288,12 @@ def parse_fields(text: str, config: ConfigDict) -> list[str]:
 
 
 def run_evaluate(arguments) -> None:
+  if arguments.suite is not None:
+    run_suite(arguments)
+    return
+  for flag in ("window", "stride", "limit", "batch_size"):
+    if getattr(arguments, flag):
+      raise ConfigError(f"--{flag} belongs to --suite, which is not given")
   start(arguments)
   from bertgpt import evaluate, process
   arguments.release_interrupt()
@@ -296,6 +301,46 @@ def run_evaluate(arguments) -> None:
     results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
   for name, value in results.items():
     print(f"{name} {value:.6g}")
+
+
+def run_suite(arguments) -> None:
+  refuse_overrides(arguments)
+  if arguments.distributed:
+    raise ConfigError("--suite runs in one process; leave --distributed out")
+  from bertgpt import zero_shot
+  arguments.release_interrupt()
+  settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,
+                                arguments.batch_size or flags.BATCH_SIZE)
+  for line in zero_shot.run(absolute(arguments.workdir), arguments.suite, settings):
+    print(line, flush=True)
+
+
+def run_generate(arguments) -> None:
+  refuse_overrides(arguments)
+  from bertgpt import generate
+  from bertgpt.data import texts
+  prompts = arguments.prompt or texts.read_texts(absolute(arguments.input), "--input")
+  sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+  arguments.release_interrupt()
+  print("\n\n".join(generate.run(
+      absolute(arguments.workdir), prompts, arguments.max_tokens, sampling, seed=arguments.seed,
+      num_samples=arguments.num_samples, batch_size=arguments.batch_size or flags.BATCH_SIZE)))
+
+
+def run_fill(arguments) -> None:
+  refuse_overrides(arguments)
+  from bertgpt import fill
+  arguments.release_interrupt()
+  for line in fill.run(absolute(arguments.workdir), arguments.text, arguments.top):
+    print(line)
+
+
+def run_embed(arguments) -> None:
+  refuse_overrides(arguments)
+  from bertgpt import embed
+  arguments.release_interrupt()
+  print(embed.run(absolute(arguments.workdir), absolute(arguments.input), absolute(arguments.out),
+                  arguments.layer, arguments.batch_size or flags.BATCH_SIZE))
 
 
 def run_export(arguments) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bertgpt import generate, metrics, objectives, workdir
+from bertgpt import fill, generate, metrics, objectives, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import loader
@@ -202,7 +202,7 @@ def guess_words(trained, held_out: Corpus, num_sentences: int = 3) -> list[str]:
       continue
     place = int(rng.choice(places))
     tokens = np.concatenate([[tokenizer.cls_id], sentence, [tokenizer.sep_id]])
-    p = generate.predict_masked(trained, tokens, place + 1)
+    p, = fill.predict_masked(trained, tokens, [place + 1])
     guesses = [f"{tokenizer.decode([i]).strip()} {p[i]:.0%}" for i in np.argsort(-p)[:5]]
     before, after = tokenizer.decode(sentence[:place]), tokenizer.decode(sentence[place + 1:])
     lines += [f"  {before} [{tokenizer.decode([sentence[place]]).strip()}] {after}",
@@ -234,9 +234,9 @@ def continuation(trained) -> str:
   if not len(prompt):
     prompt = np.array([trained.tokenizer.eod_id])
   room = trained.config.phases[-1].seq_len - len(prompt)
-  tokens = generate.sample(trained, prompt, min(60, room), temperature=0.8, top_k=40)
-  ends = np.flatnonzero(tokens == trained.tokenizer.eod_id)
-  return trained.tokenizer.decode(tokens[:ends[0]] if len(ends) else tokens)
+  added, = generate.continue_prompts(trained, [prompt], min(60, room),
+                                     generate.Sampling(temperature=0.8, top_k=40))
+  return trained.tokenizer.decode([*prompt, *added])
 
 
 def plot_curves(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) -> None:

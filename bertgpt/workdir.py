@@ -239,6 +239,26 @@ class Trained(NamedTuple):
   corpus: str
 
 
+def window(trained: Trained) -> int:
+  """Tokens of the longest rows that the model knows: of its training, or all if it was imported."""
+  longest = max(phase.seq_len for phase in trained.config.phases)
+  return longest if trained.step else trained.config.model.max_positions
+
+
+def require_family(trained: Trained, workdir: pathlib.Path, family: str, purpose: str) -> None:
+  """Refuses a model that is made for something else.
+
+  Args:
+    purpose: what the other family cannot do, and what to do instead.
+  Raises:
+    ConfigError: the model is of the other family.
+  """
+  found = trained.config.model.family
+  if found != family:
+    raise ConfigError(f"--workdir {workdir}: holds a {found.upper()}, which cannot {purpose}, or "
+                      f"give the --workdir of a {family.upper()}")
+
+
 def load_trained(workdir: pathlib.Path) -> Trained:
   """Opens the newest good checkpoint of a run.
 

@@ -1,20 +1,24 @@
-"""bertgpt.generate: draws follow the model's distribution, and [MASK] hides what it stands for."""
+"""bertgpt.generate: draws follow the distribution, and depend on seed, row and position alone."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt import generate, workdir
+from bertgpt import cli, generate, workdir
+from bertgpt.generate import GREEDY, Sampling
 
 DRAWS = 20_000
 LOGITS = np.array([2.0, 1.0, 0.0, -1.0, 3.0, 1.5], np.float32)
+CHI_SQUARE = {1: 15.1, 2: 18.4, 3: 21.1, 5: 25.7}  # Exceeded once in 10,000, by degrees of freedom.
 
 
-def frequencies(temperature, top_k=0):
+def count_draws(sampling):
   keys = jax.random.split(jax.random.key(0), DRAWS)
-  draw = jax.vmap(lambda key: generate.draw(jnp.asarray(LOGITS), temperature, top_k, key))
-  return np.bincount(draw(keys), minlength=len(LOGITS)) / DRAWS
+  rows = jnp.broadcast_to(LOGITS, (DRAWS, len(LOGITS)))
+  return np.bincount(generate.draw(rows, sampling, keys), minlength=len(LOGITS))
 
 
 def distribution(logits, temperature=1.0):
@@ -22,31 +26,65 @@ def distribution(logits, temperature=1.0):
   return weights / weights.sum()
 
 
+def assert_drawn_from(counts, p):
+  assert set(np.flatnonzero(counts)) == set(np.flatnonzero(p))
+  possible = p > 0
+  expected = p[possible] * DRAWS
+  chi_square = ((counts[possible] - expected) ** 2 / expected).sum()
+  assert chi_square < CHI_SQUARE[possible.sum() - 1]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_draws_follow_the_distribution(temperature):
-  p = distribution(LOGITS, temperature)
-  np.testing.assert_array_less(abs(frequencies(temperature) - p), 5 * np.sqrt(p / DRAWS))
+  assert_drawn_from(count_draws(Sampling(temperature)), distribution(LOGITS, temperature))
 
 
-def test_top_k_draws_among_the_k_likeliest_in_their_proportions():
+@pytest.mark.parametrize("sampling, best", [
+    (Sampling(top_k=3), [4, 0, 5]),
+    (Sampling(top_p=0.7), [4, 0]),        # 0.57 alone, 0.78 together.
+    (Sampling(top_p=0.85), [4, 0, 5]),
+    (Sampling(top_k=2, top_p=0.9), [4, 0]),
+    (Sampling(top_k=3, top_p=0.7), [4, 0]),  # Of the three 0.63 and 0.23.
+])
+def test_draws_are_among_the_likeliest_in_their_proportions(sampling, best):
   p = np.zeros(len(LOGITS))
-  best = [4, 0, 5]
   p[best] = distribution(LOGITS[best])
-  found = frequencies(1.0, top_k=3)
-  assert set(np.flatnonzero(found)) == set(best)
-  np.testing.assert_array_less(abs(found - p), 5 * np.sqrt(p / DRAWS) + 1e-9)
+  assert_drawn_from(count_draws(sampling), p)
 
 
-def test_top_k_of_all_or_more_changes_nothing():
-  for top_k in (len(LOGITS), 1000):
-    np.testing.assert_array_equal(frequencies(1.0, top_k=top_k), frequencies(1.0))
+@pytest.mark.parametrize("sampling", [Sampling(top_k=6), Sampling(top_k=1000), Sampling(top_p=1.0),
+                                      Sampling(top_k=6, top_p=1.0)])
+def test_what_leaves_nothing_out_changes_nothing(sampling):
+  np.testing.assert_array_equal(count_draws(sampling), count_draws(Sampling()))
 
 
 def test_temperature_0_takes_the_likeliest():
-  assert frequencies(0)[4] == 1
+  assert count_draws(GREEDY)[4] == DRAWS
 
 
-# ---------------------------------------------------------------- with models
+def kept_by_numpy(logits, top_k, top_p):
+  """Token by token: the k likeliest, of them the fewest with `top_p` of their probability."""
+  order = sorted(range(len(logits)), key=lambda token: -logits[token])[:top_k or len(logits)]
+  p, kept, mass = distribution(np.array(logits)[order]), [], 0.0
+  for token, share in zip(order, p, strict=True):
+    if mass < top_p or top_p == 1:
+      kept.append(token)
+    mass += share
+  return set(kept)
+
+
+def test_supports_are_those_of_a_plain_count():
+  rng = np.random.default_rng(0)
+  for _ in range(30):
+    logits = rng.normal(0, 3, 40).astype(np.float32)
+    top_k, top_p = int(rng.integers(0, 41)), float(rng.choice([1.0, rng.uniform(0.05, 1)]))
+    found = np.asarray(generate.restrict(jnp.asarray(logits[None]), top_k, top_p))[0]
+    kept = np.flatnonzero(np.isfinite(found))
+    assert set(kept) == kept_by_numpy(logits, top_k, top_p), (top_k, top_p)
+    np.testing.assert_array_equal(found[kept], logits[kept])
+
+
+# ---------------------------------------------------------------- with a model
 
 
 @pytest.fixture(scope="module")
@@ -54,56 +92,142 @@ def gpt(finished_gpt):
   return workdir.load_trained(finished_gpt)
 
 
-@pytest.fixture(scope="module")
-def bert(finished_bert):
-  return workdir.load_trained(finished_bert)
+def encode(gpt, *texts):
+  return gpt.tokenizer.encode(texts)
+
+
+PROMPTS = ("The cat sees", "A", "The dog likes the river near a stone. The bird",
+           "The cloud " * 15, "The tree")  # Of two buckets.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, *inputs):
+  return model.apply({"params": params}, *inputs)
 
 
 def next_logits(gpt, tokens):
-  """Of the token after `tokens`: the model sees these and nothing else."""
-  ones = np.ones((1, len(tokens)), np.int32)
-  x_1LD = gpt.model.apply({"params": gpt.params}, np.array([tokens]), ones,
-                          np.arange(len(tokens))[None], method="decode")
-  return gpt.model.apply({"params": gpt.params}, x_1LD[0, -1], method="logits")
+  """Of the token after `tokens`, without a cache; what fills up the row comes later."""
+  row = np.zeros((1, 32), np.int32)
+  row[0, :len(tokens)] = tokens
+  logits = apply(gpt.model, gpt.params, row, np.ones_like(row), np.arange(32)[None])
+  return logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size]
 
 
-def test_a_greedy_sample_is_the_argmax_after_every_prefix(gpt):
-  tokens = gpt.tokenizer.encode(["The cat sees"])[0].tolist()
-  found = generate.sample(gpt, np.array(tokens), 3, temperature=0)
-  for _ in range(3):
-    tokens.append(int(np.argmax(next_logits(gpt, tokens))))
-  assert found.tolist() == tokens
+def test_greedy_is_the_argmax_after_every_prefix(gpt):
+  prompts = encode(gpt, *PROMPTS[:2])
+  for prompt, added in zip(prompts, generate.continue_prompts(gpt, prompts, 4, GREEDY),
+                           strict=True):
+    tokens = prompt.tolist()
+    for token in added:
+      assert token == int(np.argmax(next_logits(gpt, tokens)))
+      tokens.append(int(token))
+    assert len(added) == 4 or np.argmax(next_logits(gpt, tokens)) == gpt.tokenizer.eod_id
 
 
-def test_a_sample_keeps_its_prompt_and_depends_on_the_seed_alone(gpt):
-  prompt = gpt.tokenizer.encode(["The cat"])[0]
-  samples = [generate.sample(gpt, prompt, 30, seed=seed) for seed in (0, 0, 1)]
-  for tokens in samples:
-    assert tokens[:len(prompt)].tolist() == prompt.tolist()
-    assert len(tokens) == len(prompt) + 30
-    assert 0 <= tokens.min() and tokens.max() < gpt.tokenizer.vocab_size  # Padded ids never win.
-  assert samples[0].tolist() == samples[1].tolist() != samples[2].tolist()
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.9, 20, 0.9)])
+def test_prompts_together_go_on_as_each_alone(gpt, sampling):
+  prompts = encode(gpt, *PROMPTS)
+  together = generate.continue_prompts(gpt, prompts, 20, sampling, seed=5, batch_size=4)
+  for i, prompt in enumerate(prompts):
+    alone, = generate.continue_prompts(gpt, [prompt], 20, sampling, seed=5, rows=[i])
+    assert alone.tolist() == together[i].tolist()
+  again = generate.continue_prompts(gpt, prompts[::-1], 20, sampling, seed=5,
+                                    rows=range(len(prompts))[::-1], batch_size=3)
+  assert [x.tolist() for x in again[::-1]] == [x.tolist() for x in together]
 
 
-def test_a_sample_ends_at_the_models_positions(gpt):
-  room = gpt.config.model.max_positions
-  assert len(generate.sample(gpt, np.array([5]), room - 1)) == room
-  with pytest.raises(ValueError, match=f"exceed the model's {room} positions"):
-    generate.sample(gpt, np.array([5]), room)
+def test_draws_differ_between_seeds_and_between_rows(gpt):
+  prompt, = encode(gpt, "The")
+  first, second = generate.continue_prompts(gpt, [prompt] * 2, 30, seed=0)
+  other, same = (generate.continue_prompts(gpt, [prompt], 30, seed=seed)[0] for seed in (1, 0))
+  assert same.tolist() == first.tolist()
+  assert first.tolist() != second.tolist() and first.tolist() != other.tolist()
+  assert all(0 <= x.min() and x.max() < gpt.tokenizer.vocab_size for x in (first, second, other))
+
+
+def test_a_continuation_ends_with_the_document(gpt):
+  """The stop is one that a longer continuation has: what comes before it stays as it was."""
+  prompts = encode(gpt, *PROMPTS[:3])
+  whole = generate.continue_prompts(gpt, prompts, 30, Sampling(0.9), seed=3)
+  stop = int(whole[0][7])
+  stopping = gpt._replace(tokenizer=type(gpt.tokenizer)(gpt.tokenizer.data))
+  stopping.tokenizer.eod_id = stop
+  for full, cut in zip(whole, generate.continue_prompts(stopping, prompts, 30, Sampling(0.9),
+                                                        seed=3), strict=True):
+    ends = np.flatnonzero(full == stop)
+    if len(full) == 30 or len(ends):  # Else it ended with the document before.
+      assert cut.tolist() == full[:ends[0] if len(ends) else 30].tolist()
+  assert len(cut) <= 30
+
+
+def test_every_prompt_may_have_its_own_number_of_tokens(gpt):
+  prompts = encode(gpt, *PROMPTS[:2])
+  room = gpt.config.model.max_positions - len(prompts[0])
+  added = generate.continue_prompts(gpt, prompts, [room, 3], Sampling(2.0), seed=1)
+  whole = generate.continue_prompts(gpt, prompts, room, Sampling(2.0), seed=1)
+  assert added[0].tolist() == whole[0].tolist() and added[1].tolist() == whole[1][:3].tolist()
+  with pytest.raises(ValueError, match=f"exceed the model's {gpt.config.model.max_positions} pos"):
+    generate.continue_prompts(gpt, prompts, room + 1)
   with pytest.raises(ValueError, match="prompt is empty"):
-    generate.sample(gpt, np.array([], np.int32), 3)
+    generate.continue_prompts(gpt, [np.zeros(0, np.int32)], 3)
 
 
-def test_a_masked_word_is_hidden_and_its_context_is_not(bert):
-  tokenizer = bert.tokenizer
-  ids = tokenizer.encode(["The cat sees the dog near a tree."])[0]
-  tokens = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id])
-  p = generate.predict_masked(bert, tokens, 2)
-  assert p.shape == (tokenizer.vocab_size,)
-  assert p.min() >= 0 and p.sum() == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize("length, expected", [(1, 31), (20, 12), (31, 1), (32, 32), (63, 1)])
+def test_tokens_added_by_default_stay_in_the_rows_of_the_training(gpt, length, expected):
+  """Rows of 32 in the training, 64 positions in the model."""
+  assert generate.default_tokens(gpt, length) == expected
 
-  hidden, context = tokens.copy(), tokens.copy()
-  hidden[2] = (tokens[2] + 1) % tokenizer.vocab_size
-  context[3:6] = tokens[6]
-  np.testing.assert_array_equal(generate.predict_masked(bert, hidden, 2), p)
-  assert abs(generate.predict_masked(bert, context, 2) - p).max() > 1e-5
+
+def test_one_program_serves_prompts_of_a_bucket_and_every_sampling(gpt):
+  generate.continue_prompts(gpt, encode(gpt, "The cat"), 9)
+  before = generate._continue._cache_size()
+  for text, sampling in (("The", GREEDY), ("The dog likes", Sampling(0.7, 5, 0.5))):
+    generate.continue_prompts(gpt, encode(gpt, text), 8, sampling, seed=9)
+  assert generate._continue._cache_size() == before
+
+
+# ------------------------------------------------------------------ the command
+
+
+def run(capsys, *argv):
+  """(exit code, stdout, lines on stderr)."""
+  capsys.readouterr()
+  code = cli.main([str(a) for a in argv])
+  output = capsys.readouterr()
+  return code, output.out, output.err.splitlines()
+
+
+def test_the_command_goes_on_with_each_prompt(capsys, finished_gpt, tmp_path):
+  prompts = tmp_path / "prompts.txt"
+  prompts.write_text("The cat\nThe dog sees\n")
+  flags = ["generate", f"--workdir={finished_gpt}", "--num_samples=2", "--max_tokens=5"]
+  code, out, _ = run(capsys, *flags, f"--input={prompts}")
+  assert code == 0
+  texts = out.rstrip("\n").split("\n\n")
+  assert [text[:7] for text in texts] == ["the cat"] * 2 + ["the dog"] * 2
+  assert texts[0] != texts[1]
+  assert run(capsys, *flags, "--prompt=The cat", "--prompt", "The dog sees")[1] == out
+
+
+@pytest.mark.parametrize("flags, fragment", [
+    (["--prompt=The", "--prompt="], "prompt 2: is empty; give a text"),
+    (["--prompt=cat", "--max_tokens=64"], "exceed the model's 64 positions; shorten"),
+    (["--prompt=" + "cat " * 70], "exceed the model's 64 positions; shorten"),
+    (["--prompt=cat", "--temperature=-1"], "--temperature: -1: give a number of at least 0"),
+    (["--prompt=cat", "--top_p=1.5"], "--top_p: 1.5: give a number"),
+    (["--prompt=cat", "--top_k=2.5"], "--top_k: 2.5: give a whole number of at least 0"),
+    (["--prompt=cat", "--temperature=nan"], "--temperature: nan: give a number"),
+    (["--input=nothing.txt"], "nothing.txt: no such file"),
+    ([], "one of the arguments --prompt --input is required"),
+    (["--prompt=cat", "--config.seed=1"], "generate takes no config fields"),
+])
+def test_bad_input_is_one_line(capsys, finished_gpt, flags, fragment):
+  code, out, lines = run(capsys, "generate", f"--workdir={finished_gpt}", *flags)
+  assert (code, out, len(lines)) == (2, "", 1)
+  assert fragment in lines[0]
+
+
+def test_a_bert_is_refused(capsys, finished_bert):
+  code, out, lines = run(capsys, "generate", f"--workdir={finished_bert}", "--prompt=The")
+  assert (code, out, len(lines)) == (2, "", 1)
+  assert "holds a BERT" in lines[0] and "`bertgpt fill`" in lines[0]

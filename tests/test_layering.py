@@ -14,13 +14,13 @@ PACKAGE = REPOSITORY / "bertgpt"
 # Floors of the house, lowest first. A module may import its own floor and those below.
 FLOORS = (
     {"compiler_options", "errors", "kernels"},
-    {"config", "fingerprint", "guard", "hardware", "hlo", "presets"},
+    {"config", "fingerprint", "flags", "guard", "hardware", "hlo", "presets"},
     {"collectives", "recipes"},
     {"data", "checkpoint", "conversion", "metrics", "optimizers", "process", "roofline",
      "sharding", "topologies"},
     {"models", "tasks"},
-    {"export", "generate", "objectives", "workdir"},
-    {"evaluate"},
+    {"embed", "export", "fill", "generate", "objectives", "workdir"},
+    {"evaluate", "zero_shot"},
     {"train", "report"},
     {"aot", "finetune", "plan", "search", "sweep"},
     {"cli"},

@@ -10,6 +10,7 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt import models, presets
 from bertgpt.config import padded_vocab_size
+from bertgpt.models import layers
 
 VOCAB = 300  # Padded to 384.
 
@@ -245,6 +246,36 @@ def test_gpt_sees_its_own_past_and_nothing_else(norm):
   ids = sequence_ids[0]
   expected = (ids[:, None] == ids[None, :]) & np.tri(len(ids), dtype=bool)
   np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("norm, model", [
+    ("pre", {}), ("post", {}), ("pre", {"scan_unroll": 0}), ("post", {"remat": "full"})])
+def test_a_cache_changes_no_logits(norm, model):
+  """Tokens in parts of any length, from a place of its own in every row."""
+  config = make_config("gpt", norm, num_layers=2, **model)
+  rng, rows, length = np.random.default_rng(0), 3, 20
+  tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)
+  positions = np.tile(np.arange(length), (rows, 1))
+  whole = (tokens, np.ones_like(tokens), positions)
+  gpt, params = init(config, whole)
+  expected = gpt.apply({"params": params}, *whole)
+
+  # Each row has its own prompt; what follows it there is not seen later.
+  prompts = np.array([7, 4, 1])
+  start = np.where(np.arange(7) < prompts[:, None], tokens[:, :7], 299)
+  cache = layers.make_cache(config.model, rows, 24)
+  _, cache = gpt.apply({"params": params}, start, positions[:, :7], cache, method="go_on")
+  at, found = prompts.copy(), np.zeros((rows, length, VOCAB))
+  for part in (1, 1, 3, 1, 7):
+    where = at[:, None] + np.arange(part)
+    x, cache = gpt.apply({"params": params}, np.take_along_axis(tokens, where, 1), where, cache,
+                         method="go_on")
+    logits = gpt.apply({"params": params}, x, method="logits")
+    np.put_along_axis(found, where[:, :, None], np.asarray(logits)[:, :, :VOCAB], 1)
+    at += part
+  for row, (first, last) in enumerate(zip(prompts, at, strict=True)):
+    np.testing.assert_allclose(found[row, first:last], expected[row, first:last, :VOCAB],
+                               rtol=0, atol=1e-5)
 
 
 def test_padded_ids_never_win_and_take_no_probability():

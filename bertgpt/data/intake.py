@@ -34,11 +34,14 @@ class Intake:
   Args:
     mode: error | replace | skip.
     counts: tally to add to.
+    remedy: what an error advises.
   """
 
-  def __init__(self, mode: str, counts: Counts):
+  def __init__(self, mode: str, counts: Counts,
+               remedy: str = "repair it or set data.invalid_text to replace or skip"):
     self.mode = mode
     self.counts = counts
+    self.remedy = remedy
 
   def reject(self, problem: str, path: str, offset: int, *, mendable: bool = True) -> None:
     """Raises a DataError, or tallies what is done instead.
@@ -47,8 +50,7 @@ class Intake:
       mendable: `replace` can do better than to drop the document.
     """
     if self.mode == "error":
-      raise DataError(f"{path}: {problem} at byte {offset}; repair it or set "
-                      "data.invalid_text to replace or skip")
+      raise DataError(f"{path}: {problem} at byte {offset}; {self.remedy}")
     replaced = self.mode == "replace" and mendable
     self.counts[f"{problem}: {'replaced' if replaced else 'document skipped'}"] += 1
 

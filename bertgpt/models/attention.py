@@ -7,6 +7,8 @@ and heads.
 Axes: B batch, L query length, S key length, N heads, H width of a head.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -17,6 +19,25 @@ from bertgpt.config import ConfigDict
 from bertgpt.models.dropout import drop
 
 SPLASH_BLOCK = 512  # Queries and keys a step of the grid; [512, 512] float32 is 1 MB of VMEM.
+
+
+class Cache(NamedTuple):
+  """Keys and values of a row's tokens so far. Slot s holds position s; the rest is never read.
+
+  Attributes:
+    k, v: [B, S, N, H] in the compute dtype; of a whole stack [layers, B, S, N, H].
+  """
+
+  k: jax.Array
+  v: jax.Array
+
+  def insert(self, new: "Cache", positions_BL: jax.Array) -> "Cache":
+    """The cache with the keys and values of L tokens of every row, at their positions."""
+    # Counted from the end, so that it is the same with and without layers before the rows.
+    rows_B1 = jnp.arange(positions_BL.shape[0])[:, None]
+    layers = (slice(None),) * (self.k.ndim - 4)
+    at = (*layers, rows_B1, positions_BL)
+    return Cache(self.k.at[at].set(new.k), self.v.at[at].set(new.v))
 
 
 def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, sequence_ids_BL: jax.Array, *,
@@ -47,6 +68,17 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, sequence_ids
   return sharding.map_shards(lambda *parts, names: attend_part(*parts, causal),
                              [axes, axes, axes, ("batch", None)], axes,
                              q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL)
+
+
+def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> jax.Array:
+  """As `attend`, causal, to the cached tokens of a row that is one sequence.
+
+  Args:
+    cache: of one layer; those of these tokens are in it.
+    positions_BL: int32, of the queries.
+  """
+  mask_BLS = jnp.arange(cache.k.shape[1]) <= positions_BL[:, :, None]
+  return _attend_xla(q_BLNH, cache.k, cache.v, mask_BLS[:, None], 0.0, None)
 
 
 def explain(config: ConfigDict) -> list[str]:

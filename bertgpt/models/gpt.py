@@ -11,6 +11,7 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.models import layers
+from bertgpt.models.attention import Cache
 from bertgpt.models.cross_entropy import Prediction
 
 
@@ -47,7 +48,22 @@ class Gpt(nn.Module):
   def decode(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
              positions_BL: jax.Array) -> jax.Array:
     """The last layer's features, [B, L, D] in the compute dtype."""
-    x_BLD = self.decoder(self.embeddings(tokens_BL, positions_BL), sequence_ids_BL)
+    return self.finish(self.decoder(self.embeddings(tokens_BL, positions_BL), sequence_ids_BL))
+
+  def go_on(self, tokens_BL: jax.Array, positions_BL: jax.Array,
+            cache: Cache) -> tuple[jax.Array, Cache]:
+    """The features of tokens that go on with rows, [B, L, D], and the cache with these tokens.
+
+    Args:
+      tokens_BL: int32.
+      positions_BL: int32. Of a row, all before its first are in the cache.
+      cache: of `layers.make_cache`, or of the call before.
+    """
+    x_BLD, cache = self.decoder(self.embeddings(tokens_BL, positions_BL), None, positions_BL,
+                                cache)
+    return self.finish(x_BLD), cache
+
+  def finish(self, x_BLD: jax.Array) -> jax.Array:
     return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
 
   def logits(self, x: jax.Array) -> jax.Array:

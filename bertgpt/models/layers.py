@@ -24,6 +24,7 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt.config import padded_vocab_size
 from bertgpt.models import attention
+from bertgpt.models.attention import Cache
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.sharding import constrain
@@ -88,20 +89,27 @@ def residual_std(config: FrozenConfigDict) -> float:
 
 
 class Attention(nn.Module):
+  """Self-attention, and with a cache the new keys and values; see `Stack`."""
+
   config: FrozenConfigDict
   causal: bool
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array) -> jax.Array:
+  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array, positions_BL: jax.Array | None,
+               cache: Cache | None) -> tuple[jax.Array, Cache | None]:
     config = self.config
     width, heads = config.width, config.num_heads
     project = lambda name: make_dense(config, width, name)(x_BLD).reshape(
         *x_BLD.shape[:2], heads, width // heads)
-    x_BLNH = attention.attend(
-        project("query"), project("key"), project("value"), sequence_ids_BL,
-        kernel=config.attention, causal=self.causal, dropout=config.attention_dropout,
-        dropout_key=dropout_key(self))
-    return make_dense(config, width, "out", residual_std(config))(x_BLNH.reshape(x_BLD.shape))
+    q_BLNH, new = project("query"), Cache(project("key"), project("value"))
+    if cache is None:
+      x_BLNH = attention.attend(
+          q_BLNH, *new, sequence_ids_BL, kernel=config.attention, causal=self.causal,
+          dropout=config.attention_dropout, dropout_key=dropout_key(self))
+    else:
+      x_BLNH = attention.attend_cached(q_BLNH, cache.insert(new, positions_BL), positions_BL)
+    out = make_dense(config, width, "out", residual_std(config))
+    return out(x_BLNH.reshape(x_BLD.shape)), None if cache is None else new
 
 
 class Mlp(nn.Module):
@@ -124,38 +132,61 @@ class Block(nn.Module):
   causal: bool
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array) -> tuple[jax.Array, None]:
+  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array | None,
+               positions_BL: jax.Array | None = None,
+               cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
     config = self.config
     self_attention = Attention(config, self.causal, name="attention")
-    parts = (("attention_norm", lambda x: self_attention(x, sequence_ids_BL)),
-             ("mlp_norm", Mlp(config, name="mlp")))
+    mlp = Mlp(config, name="mlp")
+    parts = (("attention_norm", lambda x: self_attention(x, sequence_ids_BL, positions_BL, cache)),
+             ("mlp_norm", lambda x: (mlp(x), None)))
+    new = []
     for norm_name, part in parts:
       norm = make_norm(config, norm_name)
-      y_BLD = part(x_BLD if config.norm == "post" else norm(x_BLD))
+      y_BLD, of_cache = part(x_BLD if config.norm == "post" else norm(x_BLD))
       x_BLD = x_BLD + drop(y_BLD, config.dropout, dropout_key(self))
       x_BLD = norm(x_BLD) if config.norm == "post" else x_BLD
-    return constrain(x_BLD, "batch", None, None), None
+      new.append(of_cache)
+    x_BLD = constrain(x_BLD, "batch", None, None)
+    self.sow("intermediates", "output", x_BLD)  # Kept where the caller asks for it.
+    return x_BLD, new[0]
 
 
 class Stack(nn.Module):
-  """All layers, scanned. The parameters are the same however far the scan is unrolled."""
+  """All layers, scanned. The parameters are the same however far the scan is unrolled.
+
+  With a cache the tokens go on with rows that each are one sequence: they see what is cached before
+  `positions_BL`, and one another; the result is (features, cache with these tokens).
+  `mutable=["intermediates"]` adds the features of every layer, `layers/output` [layers, B, L, D].
+  """
 
   config: FrozenConfigDict
   causal: bool
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array) -> jax.Array:
+  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array | None,
+               positions_BL: jax.Array | None = None,
+               cache: Cache | None = None) -> jax.Array | tuple[jax.Array, Cache]:
     config = self.config
     block = Block
     if config.remat != "none":
       # Without a loop, XLA would find the first computation again and keep its results.
       is_loop = 0 < config.scan_unroll < config.num_layers
       block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not is_loop)
-    layers = nn.scan(block, length=config.num_layers, in_axes=nn.broadcast,
-                     variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-                     unroll=config.scan_unroll or config.num_layers)
-    x_BLD, _ = layers(config, self.causal, name="layers")(x_BLD, sequence_ids_BL)
-    return x_BLD
+    layers = nn.scan(block, length=config.num_layers, in_axes=(nn.broadcast, nn.broadcast, 0),
+                     variable_axes={"params": 0, "intermediates": 0},
+                     split_rngs={"params": True, "dropout": True},
+                     unroll=config.scan_unroll or config.num_layers)(
+                         config, self.causal, name="layers")
+    x_BLD, new = layers(x_BLD, sequence_ids_BL, positions_BL, cache)
+    # The layers only read their part of the cache, which is then written once, in place.
+    return x_BLD if cache is None else (x_BLD, cache.insert(new, positions_BL))
+
+
+def make_cache(config: FrozenConfigDict, rows: int, slots: int) -> Cache:
+  """An empty cache of a stack for rows of up to `slots` tokens."""
+  shape = (config.num_layers, rows, slots, config.num_heads, config.width // config.num_heads)
+  return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 class Embeddings(nn.Module):

@@ -1,0 +1,102 @@
+"""bertgpt.fill: [MASK] hides what it stands for, and a template has one where the text says so."""
+
+import numpy as np
+import pytest
+
+from bertgpt import cli, fill, workdir
+from bertgpt import config as config_lib
+from bertgpt.data import tokenizers
+
+
+@pytest.fixture(scope="module")
+def bert(finished_bert):
+  return workdir.load_trained(finished_bert)
+
+
+def test_masked_words_are_hidden_and_their_context_is_not(bert):
+  tokenizer = bert.tokenizer
+  ids = tokenizer.encode(["The cat sees the dog near a tree."])[0]
+  tokens = np.array([tokenizer.cls_id, *ids, tokenizer.sep_id])
+  p = fill.predict_masked(bert, tokens, [2, 5])
+  assert p.shape == (2, tokenizer.vocab_size)
+  assert p.min() >= 0 and p.sum(1) == pytest.approx(1, abs=1e-5)
+
+  hidden, context = tokens.copy(), tokens.copy()
+  hidden[[2, 5]] = tokens[[5, 2]]
+  context[3:5] = tokens[6]
+  np.testing.assert_array_equal(fill.predict_masked(bert, hidden, [2, 5]), p)
+  assert abs(fill.predict_masked(bert, context, [2, 5]) - p).max() > 1e-5
+  assert abs(fill.predict_masked(bert, tokens, [2])[0] - p[0]).max() > 1e-5  # The other is shown.
+
+
+def test_rows_are_not_longer_than_the_text_in_effect(bert):
+  """What fills a row up is not seen: the model applied to the text alone says the same."""
+  tokenizer = bert.tokenizer
+  tokens = np.array([tokenizer.cls_id, *tokenizer.encode(["The bird likes a cloud."])[0],
+                     tokenizer.sep_id])
+  masked = tokens.copy()
+  masked[3] = tokenizer.mask_id
+  row = masked[None].astype(np.int32)
+  logits, _ = bert.model.apply({"params": bert.params}, row, row * 0, row * 0 + 1,
+                               np.arange(len(tokens))[None], np.array([[3]]), None)
+  logits = np.float64(logits[0, 0, :tokenizer.vocab_size])
+  expected = np.exp(logits) / np.exp(logits).sum()
+  np.testing.assert_allclose(fill.predict_masked(bert, tokens, [3])[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
+                                              ("bpe", 275)])
+def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
+  """The ids around it are those of the whole text, whose word is one token."""
+  texts = ["the cat saw the dog. the cat ran, and the dog ran."] * 20
+  config = config_lib.base().tokenizer
+  config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
+  tokenizer = tokenizers.train_tokenizer(config, texts)
+  for text, word in (("the cat ran.", "cat"), ("the cat.", "cat"), ("the dog, the cat", "cat")):
+    whole = tokenizer.encode([text])[0].tolist()
+    token = tokenizer.encode([" " + word])[0].tolist()
+    assert len(token) == 1  # The text is about these words.
+    expected = [tokenizer.mask_id if i == token[0] else i for i in whole]
+    assert fill.encode_template(tokenizer, text.replace(word, "[MASK]")).tolist() == expected
+  found = fill.encode_template(tokenizer, "[MASK] [MASK]")
+  assert found.tolist() == [tokenizer.mask_id] * 2
+
+
+# ------------------------------------------------------------------ the command
+
+
+def run(capsys, *argv):
+  """(exit code, lines on stdout, lines on stderr)."""
+  capsys.readouterr()
+  code = cli.main([str(a) for a in argv])
+  output = capsys.readouterr()
+  return code, output.out.splitlines(), output.err.splitlines()
+
+
+def test_the_command_names_the_likeliest_words_of_every_mask(capsys, finished_bert):
+  code, lines, _ = run(capsys, "fill", f"--workdir={finished_bert}", "--top=3",
+                       "The [MASK] sees the dog [MASK] a tree.")
+  assert code == 0 and [line.split(": ")[0] for line in lines] == ["[MASK] 1", "[MASK] 2"]
+  for line in lines:
+    shares = [float(guess.rsplit(" ", 1)[1].rstrip("%"))
+              for guess in line.split(": ")[1].split(", ")]
+    assert len(shares) == 3 and shares == sorted(shares, reverse=True) and shares[0] <= 100
+
+
+@pytest.mark.parametrize("flags, fragment", [
+    (["The cat sees the dog."], "has no [MASK]; write [MASK] in place of a word"),
+    ([""], "has no [MASK]"),
+    (["[MASK] " + "cat " * 70], "exceed the model's 64 positions; shorten it"),
+    (["[MASK]", "--top=0"], "--top: 0: give a whole number of at least 1"),
+    ([], "required: TEXT"),
+])
+def test_bad_input_is_one_line(capsys, finished_bert, flags, fragment):
+  code, out, lines = run(capsys, "fill", f"--workdir={finished_bert}", *flags)
+  assert (code, out, len(lines)) == (2, [], 1)
+  assert fragment in lines[0]
+
+
+def test_a_gpt_is_refused(capsys, finished_gpt):
+  code, out, lines = run(capsys, "fill", f"--workdir={finished_gpt}", "The [MASK]")
+  assert (code, out, len(lines)) == (2, [], 1)
+  assert "holds a GPT" in lines[0] and "`bertgpt generate`" in lines[0]

@@ -1,0 +1,190 @@
+"""What trained models are used for, beside `transformers` on the same weights.
+
+Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import small_runs
+import tiny
+
+from bertgpt import embed, generate, models, zero_shot
+from bertgpt.config import base
+from bertgpt.data import tokenizers
+from bertgpt.workdir import Trained
+from bertgpt.zero_shot import SUITES, Settings
+
+torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+test_parity = pytest.importorskip("test_parity", reason="needs transformers: make test-hf")
+pytestmark = pytest.mark.hf
+torch.set_num_threads(1)  # Models this small only wait for other threads.
+
+WINDOW = 256
+DECODER = test_parity.DECODER | {"n_positions": WINDOW}
+ENCODER = test_parity.ENCODER | {"num_hidden_layers": 5}
+
+
+def make_pair(architecture, sizes):
+  """(a model of transformers, the same as one trained here), with a byte-level tokenizer."""
+  config = base().tokenizer
+  config.update(kind="bpe", vocab_size=300)
+  tokenizer = tokenizers.train_tokenizer(config, [small_runs.make_text(30)])
+  theirs = test_parity.make_theirs(architecture, sizes | {"vocab_size": tokenizer.vocab_size})
+  with torch.no_grad():
+    for name, p in theirs.named_parameters():
+      if p.ndim == 2 and "tokens_embed" not in name and "wte" not in name:
+        p *= 4  # So that what is said depends on what was said, and does not repeat it.
+  config, params, _ = test_parity.to_ours(theirs)
+  return theirs, Trained(config, models.make_model(config), params, tokenizer, 0, "")
+
+
+@pytest.fixture(scope="module", params=["GPT2LMHeadModel", "OpenAIGPTLMHeadModel"])
+def gpts(request):
+  return make_pair(request.param, DECODER)
+
+
+# ------------------------------------------------------------------ generation
+
+
+def test_greedy_output_is_that_of_transformers_for_200_tokens(gpts):
+  theirs, ours = gpts
+  ours = ours._replace(tokenizer=type(ours.tokenizer)(ours.tokenizer.data))
+  ours.tokenizer.eod_id = -1  # To the end.
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(5, 300, n) for n in (1, 40)]
+  found = generate.continue_prompts(ours, prompts, 200, generate.GREEDY)
+  for prompt, added in zip(prompts, found, strict=True):
+    expected = theirs.generate(torch.tensor(prompt[None]), max_new_tokens=200, do_sample=False,
+                               eos_token_id=None, pad_token_id=0)[0, len(prompt):]
+    assert len(set(expected.tolist())) > 5  # No single token over and over.
+    assert added.tolist() == expected.tolist()
+
+
+def test_samples_follow_the_distribution_of_transformers(gpts):
+  """The first tokens of many rows: a chi-square over the ten likeliest and the rest."""
+  theirs, ours = gpts
+  prompt, draws = np.arange(5, 15), 2000
+  found = generate.continue_prompts(ours, [prompt] * draws, 1, generate.Sampling(0.7, 30, 0.9),
+                                    seed=1, batch_size=500)
+  counts = np.bincount([x[0] if len(x) else ours.tokenizer.eod_id for x in found],
+                       minlength=tiny.VOCAB)
+  from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+  scores = theirs(torch.tensor(prompt[None])).logits[:, -1]
+  for warp in (TemperatureLogitsWarper(0.7), TopKLogitsWarper(30), TopPLogitsWarper(0.9)):
+    scores = warp(None, scores)
+  p = scores.softmax(-1)[0].detach().numpy()
+  assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(p))
+  top = np.argsort(-p)[:10]
+  expected = draws * np.append(p[top], 1 - p[top].sum())
+  observed = np.append(counts[top], draws - counts[top].sum())
+  kept = expected > 1
+  assert ((observed - expected)[kept] ** 2 / expected[kept]).sum() < 35.6  # 10 degrees, 1e-4.
+
+
+# -------------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize("layer", embed.LAYERS)
+def test_features_are_the_hidden_states_of_transformers(layer):
+  theirs, ours = make_pair("BertForPreTraining", ENCODER)
+  rng = np.random.default_rng(1)
+  tokens = [rng.integers(5, 300, n) for n in (3, 34, 12, 20, 1)]
+  for ids, found in zip(tokens, embed.embed(ours, tokens, layer, 2), strict=True):
+    hidden = theirs.bert(torch.tensor(ids[None]), output_hidden_states=True).hidden_states
+    expected = {"cls": hidden[-1][0, 0], "mean": hidden[-1][0].mean(0), "last": hidden[-1][0],
+                "last4": torch.cat(hidden[-4:], -1)[0]}[layer]
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-4)
+
+
+# ------------------------------------------------------------------- zero-shot
+
+
+TEXT = small_runs.make_text(8, seed=1)
+SENTENCES = [line for line in TEXT.split("\n") if line]
+
+
+def gpt_logp(theirs, ids):
+  """Of every token but the first."""
+  logits = theirs(torch.tensor([ids])).logits[0, :-1]
+  return -torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids[1:]),
+                                            reduction="none")
+
+
+def bert_logp(theirs, ours, ids):
+  """Of every token but [CLS] and [SEP], masked one at a time."""
+  whole = torch.tensor([ours.tokenizer.cls_id, *ids, ours.tokenizer.sep_id])
+  rows = whole.repeat(len(ids), 1)
+  at = torch.arange(len(ids))
+  rows[at, at + 1] = ours.tokenizer.mask_id
+  logits = theirs(rows).prediction_logits[at, at + 1].double()
+  return logits.log_softmax(-1)[at, torch.tensor(ids)]
+
+
+@torch.no_grad()
+def test_perplexity_is_that_of_pytorch(gpts):
+  theirs, ours = gpts
+  found = zero_shot.score_perplexity(ours, SUITES["text"], [TEXT], Settings(48, 20, 0, 8))
+  ids = [ours.tokenizer.eod_id, *ours.tokenizer.encode([TEXT])[0].tolist()]
+  nats, done = 0.0, 1  # The windows as in the guide of transformers to perplexity.
+  for end in [*range(48, len(ids), 20), len(ids)]:
+    nats -= float(gpt_logp(theirs, ids[max(0, end - 48):end])[done - end:].sum())
+    done = end
+  assert found["tokens"] == len(ids) - 1
+  assert found["token_perplexity"] == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-4)
+  assert found["word_perplexity"] == pytest.approx(math.exp(nats / len(TEXT.split())), rel=1e-4)
+  assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXT), rel=1e-4)
+
+
+@torch.no_grad()
+def test_last_words_are_those_of_pytorch(gpts):
+  """With targets of which the model has the half: the tokens that it says."""
+  theirs, ours = gpts
+  starts = ours.tokenizer.encode([sentence.rpartition(" ")[0] for sentence in SENTENCES[:16]])
+  said = generate.continue_prompts(ours, starts, 1, generate.GREEDY)
+  passages = [ours.tokenizer.decode(ids) + " " + (
+      "tree" if i % 2 else ours.tokenizer.decode(word).strip())
+      for i, (ids, word) in enumerate(zip(starts, said, strict=True))]
+  passages = [p for p in passages if not p.endswith(" ") and "\ufffd" not in p]
+  correct, nats = 0, 0.0
+  for passage in passages:
+    context, _, word = passage.rpartition(" ")
+    seen, target = (ours.tokenizer.encode([x])[0].tolist() for x in (context, " " + word))
+    logits = theirs(torch.tensor([seen + target])).logits[0, len(seen) - 1:-1].double()
+    correct += bool((logits.argmax(-1) == torch.tensor(target)).all())
+    nats -= float(logits.log_softmax(-1)[range(len(target)), target].sum())
+  found = zero_shot.score_last_word(ours, SUITES["lambada"], passages, Settings(WINDOW, 1, 0, 8))
+  assert found["accuracy"] == correct / len(passages)
+  assert found["perplexity"] == pytest.approx(math.exp(nats / len(passages)), rel=1e-3)
+
+
+@torch.no_grad()
+def test_masked_scores_are_those_of_pytorch():
+  theirs, ours = make_pair("BertForPreTraining", ENCODER | {"max_position_embeddings": 64})
+  settings = Settings(24, 12, 0, 16)
+  found = zero_shot.score_perplexity(ours, SUITES["text"], [TEXT], settings)
+  nats, tokens = 0.0, 0
+  for ids in (x.tolist() for x in ours.tokenizer.encode(SENTENCES)):
+    for first in range(0, len(ids), 22):
+      nats -= float(bert_logp(theirs, ours, ids[first:first + 22]).sum())
+    tokens += len(ids)
+  assert found["tokens"] == tokens
+  assert found["pseudo_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+
+  pairs = list(zip(SENTENCES[:6], SENTENCES[6:12], strict=True))
+  scores = [[float(bert_logp(theirs, ours, ours.tokenizer.encode([x])[0].tolist()).sum())
+             for x in pair] for pair in pairs]
+  found = zero_shot.score_pairs(ours, SUITES["pairs"], pairs, Settings(64, 1, 0, 16))
+  assert found["accuracy"] == np.mean([good > bad for good, bad in scores])
+
+
+@torch.no_grad()
+def test_pairs_are_those_of_pytorch(gpts):
+  theirs, ours = gpts
+  pairs = list(zip(SENTENCES[:12], SENTENCES[12:24], strict=True))
+  score = lambda text: float(gpt_logp(theirs, [
+      ours.tokenizer.eod_id, *ours.tokenizer.encode([text])[0].tolist()]).sum())
+  found = zero_shot.score_pairs(ours, SUITES["pairs"], pairs, Settings(WINDOW, 1, 0, 16))
+  assert found["accuracy"] == np.mean([score(good) > score(bad) for good, bad in pairs])
+  assert 0 < found["accuracy"] < 1

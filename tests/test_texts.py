@@ -1,0 +1,56 @@
+"""bertgpt.data.texts: what lies in a file comes back in order; what does not is named."""
+
+import gzip
+import json
+
+import pytest
+
+from bertgpt.data import texts
+from bertgpt.errors import ConfigError, DataError
+
+
+def test_lines_come_in_order_with_empty_ones(tmp_path):
+  content = "first\n\n  third \u2028 still\r\nlast"
+  (tmp_path / "a.txt").write_bytes(content.encode())
+  (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
+  for name in ("a.txt", "a.txt.gz"):
+    found = texts.read_texts(tmp_path / name, "--input")
+    assert found == ["first", "", "  third \u2028 still", "last"]
+
+
+def test_fields_of_json_lines(tmp_path):
+  lines = [json.dumps({"id": i, "text": f"text\n{i}"}) for i in range(3)]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n\n")
+  assert texts.read_texts(tmp_path / "a.jsonl", "--input") == ["text\n0", "text\n1", "text\n2"]
+
+
+def test_columns_by_name(tmp_path):
+  (tmp_path / "a.tsv").write_text('bad\tid\tgood\nx "y\t1\tz\nu\t2\t"v"\n')
+  found = texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))
+  assert found == [("z", 'x "y'), ('"v"', "u")]
+
+
+@pytest.mark.parametrize("name, content, error, fragment", [
+    ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ConfigError, "line 2: has no text in a field"),
+    ("a.jsonl", b'{"text": "a"}\n{"text\n', DataError, "line 2: is no JSON"),
+    ("a.jsonl", b'{"text": 3}\n', ConfigError, "line 1: has no text in a field 'text'"),
+    ("a.txt", b"good\nb\xffd\n", DataError, "a.txt: invalid UTF-8 at byte 6; repair it"),
+    ("a.txt.gz", gzip.compress(b"text" * 100)[:-9], DataError, "a.txt.gz: cannot be read"),
+    ("b.txt", b"", ConfigError, "--input "),
+])
+def test_a_file_that_is_not_as_it_should_be(tmp_path, name, content, error, fragment):
+  if content:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(error, match=fragment):
+    texts.read_texts(tmp_path / name, "--input")
+
+
+@pytest.mark.parametrize("content, error, fragment", [
+    ("good\tworse\na\tb\n", ConfigError, "has no column bad; its first line must name good, bad"),
+    ("", ConfigError, "has no column good, bad"),
+    ("good\tbad\na\tb\nc\n", DataError, "line 3 has 1 values, the first line 2"),
+])
+def test_a_table_that_is_not_as_it_should_be(tmp_path, content, error, fragment):
+  (tmp_path / "a.tsv").write_text(content)
+  with pytest.raises(error, match=fragment):
+    texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))

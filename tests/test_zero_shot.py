@@ -1,0 +1,296 @@
+"""bertgpt.zero_shot: every number against the model's logits, taken one token at a time."""
+
+import functools
+import gzip
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import small_runs
+import tensorflow_datasets as tfds
+
+from bertgpt import cli, workdir, zero_shot
+from bertgpt.zero_shot import SUITES, Settings
+
+ROOM = 64  # The models' positions.
+TEXT = ("The cat sees the dog near a tree. The bird likes a cloud .\n\n"
+        "A road leaves the field near the river. The stone takes the light near a house.\n") * 2
+PASSAGES = ["The cat sees the dog near a tree", "The bird likes the stone near a cloud",
+            "A light finds the road near the", "The river holds the bird near a xylophone",
+            "The dog " * 40 + "river"]
+PAIRS = [("The cat sees the dog.", "The cat dog the sees."), ("A bird near a tree.", "A a a a a."),
+         ("tree tree", "The tree knows the road near a field."), ("The cat.", "The cat.")]
+
+
+@pytest.fixture(scope="module")
+def gpt(finished_gpt):
+  return workdir.load_trained(finished_gpt)
+
+
+@pytest.fixture(scope="module")
+def bert(finished_bert):
+  return workdir.load_trained(finished_bert)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, *inputs):
+  return model.apply({"params": params}, *inputs)
+
+
+def log_softmax(logits):
+  logits = np.float64(logits)
+  return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def after(gpt, tokens):
+  """Log-probabilities of what follows the tokens: [vocab_size]."""
+  row = np.zeros((1, ROOM), np.int32)
+  row[0, :len(tokens)] = tokens
+  logits = apply(gpt.model, gpt.params, row, np.ones_like(row), np.arange(ROOM)[None])
+  return log_softmax(logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size])
+
+
+def instead(bert, tokens, at):
+  """Log-probabilities of the token at a place, the others being seen: [vocab_size]."""
+  tokenizer, length = bert.tokenizer, len(tokens) + 2
+  row = np.zeros((1, ROOM), np.int32)
+  row[0, :length] = [tokenizer.cls_id, *tokens, tokenizer.sep_id]
+  row[0, at + 1] = tokenizer.mask_id
+  is_text = (np.arange(ROOM) < length)[None].astype(np.int32)
+  logits, _ = apply(bert.model, bert.params, row, row * 0, is_text, np.arange(ROOM)[None],
+                    np.array([[at + 1]]), None)
+  return log_softmax(logits[0, 0, :tokenizer.vocab_size])
+
+
+def encode(trained, text):
+  return trained.tokenizer.encode([text])[0].tolist()
+
+
+# ------------------------------------------------------------------ perplexity
+
+
+@pytest.mark.parametrize("size, stride", [(8, 4), (8, 1), (8, 7), (64, 32)])
+def test_windows_score_every_token_once_with_enough_before_it(size, stride):
+  for length in (1, 2, 7, 8, 9, 12, 13, 100):
+    scored = []
+    for first, first_scored, end in zero_shot.windows(length, size, stride):
+      assert 0 <= first < first_scored < end <= length and end - first <= size
+      assert first_scored - first >= min(size - stride, first_scored)
+      scored += range(first_scored, end)
+    assert scored == list(range(1, length))
+
+
+@pytest.mark.parametrize("stride", [8, 15])
+def test_perplexities_of_a_gpt(gpt, stride):
+  settings = Settings(window=16, stride=stride, batch_size=3)
+  documents = [TEXT, "The cat."]
+  found = zero_shot.score_perplexity(gpt, SUITES["text"], documents, settings)
+  nats, count = 0.0, 0
+  for document in documents:
+    tokens = [gpt.tokenizer.eod_id, *encode(gpt, document)]
+    for i in range(1, len(tokens)):
+      # In the first window all that is before; then the windows end every `stride` tokens.
+      ends = 16 + math.ceil(max(0, i + 1 - 16) / stride) * stride
+      first = max(0, min(ends, len(tokens)) - 16)
+      nats -= after(gpt, tokens[first:i])[tokens[i]]
+      count += 1
+  words = len([w for w in (TEXT + " The cat.").replace("\n", " ").split(" ") if w])
+  assert found["tokens"] == count and found["words"] == words
+  assert found["token_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
+  assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-5)
+  assert found["bits_per_byte"] == pytest.approx(
+      nats / len(TEXT + "The cat.") / math.log(2), rel=1e-5)
+
+
+def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):
+  found = zero_shot.score_perplexity(gpt, SUITES["text"], ["cat." * 300], Settings(64, 32, 0, 8))
+  assert found["words"] == 1 and found["word_perplexity"] == math.inf
+  assert math.isfinite(found["token_perplexity"])
+
+
+def test_pseudo_perplexity_of_a_bert(bert):
+  found = zero_shot.score_perplexity(bert, SUITES["text"], [TEXT],
+                                     Settings(window=12, stride=6, batch_size=7))
+  nats, count = 0.0, 0
+  for line in filter(None, TEXT.split("\n")):
+    tokens = encode(bert, line)
+    for piece in (tokens[i:i + 10] for i in range(0, len(tokens), 10)):
+      for at, token in enumerate(piece):
+        nats -= instead(bert, piece, at)[token]
+        count += 1
+  assert found["tokens"] == count
+  assert found["pseudo_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
+
+
+def test_wikitext_is_counted_as_published(data_dir):
+  """Merity et al. 2016, table 1: 245,569 tokens in the test set of WikiText-2."""
+  text = gzip.decompress((data_dir / "lm/wikitext-2/test.txt.gz").read_bytes()).decode()
+  assert zero_shot.count_words(text, SUITES["wikitext2"].counts_lines) == 245_569
+
+
+@pytest.mark.parametrize("before, after", [
+    (" = Robert <unk> = \n", "= Robert <unk> =\n"),
+    (" \n = = Career = = \n = = = 2000 – 2005 = = = \n", "\n== Career ==\n=== 2000 – 2005 ===\n"),
+    (" a guest @-@ starring role , in 2000 . It was , he said , 3 @.@ 5 ft ( 1 @,@ 100 mm ) ; so\n",
+     "a guest-starring role, in 2000. It was, he said, 3.5 ft (1,100 mm); so\n"),
+    (' he portrayed " Scott Parry " in " In Safe Hands " . \n',
+     'he portrayed "Scott Parry" in "In Safe Hands".\n'),
+    (" the boys ' coat , Jim 's and I 'll not\n", "the boys' coat, Jim's and I'll not\n"),
+    (" costs $ 5 or £ 3 : [ 2 ] ? yes !\n", "costs $5 or £3: [2]? yes!\n"),
+])
+def test_wikitext_is_written_as_text(before, after):
+  assert zero_shot.detokenize(before, "wikitext") == after
+  assert zero_shot.detokenize(before, "") == before
+
+
+# --------------------------------------------------------------------- LAMBADA
+
+
+@pytest.mark.parametrize("name", ["lambada", "lambada_stop_words", "lambada_last_token"])
+def test_last_words(gpt, name):
+  """The rules, said again: by guessing token after token."""
+  starts = ("The cat sees the dog near a", "The bird likes", "The")
+  passages = PASSAGES + [f"{start} {word}" for start in starts for word in (
+      *small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]
+  found = zero_shot.score_last_word(gpt, SUITES[name], passages, Settings(64, 32, 0, 4))
+  allowed = ~zero_shot.stop_tokens(gpt.tokenizer)
+  correct, nats = [], 0.0
+  for passage in passages:
+    context, word = passage.rsplit(" ", 1)
+    seen, target = encode(gpt, context), encode(gpt, word)
+    seen = seen[-(64 - len(target)):]
+    is_right = []
+    for i, token in enumerate(target):
+      logp = after(gpt, seen)
+      guess = np.where(allowed, logp, -np.inf) if "stop" in name and i == 0 else logp
+      is_right.append(guess.argmax() == token)
+      if i + 1 == len(target) or name != "lambada_last_token":
+        nats -= logp[token]
+      seen.append(token)
+    correct.append(is_right[-1] if name == "lambada_last_token" else all(is_right))
+  assert found["accuracy"] == pytest.approx(np.mean(correct))
+  assert found["perplexity"] == pytest.approx(math.exp(nats / len(passages)), rel=1e-4)
+  assert 0 < found["accuracy"] < 1
+
+
+def test_stop_tokens_are_no_guess_for_a_last_word(gpt):
+  is_stop = zero_shot.stop_tokens(gpt.tokenizer)
+  token = lambda text: encode(gpt, text)[0]
+  assert is_stop[[token("the"), token("a"), token("."), gpt.tokenizer.eod_id]].all()
+  assert not is_stop[[token("tree"), token("cat")]].any()
+
+
+# ------------------------------------------------------------------------ pairs
+
+
+def test_pairs_by_a_gpt(gpt):
+  score = lambda tokens: sum(after(gpt, [gpt.tokenizer.eod_id, *tokens[:i]])[token]
+                             for i, token in enumerate(tokens))
+  scores = [[score(encode(gpt, sentence)) for sentence in pair] for pair in PAIRS]
+  found = zero_shot.score_pairs(gpt, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
+
+
+def test_pairs_by_a_bert(bert):
+  score = lambda tokens: sum(instead(bert, tokens, i)[t] for i, t in enumerate(tokens))
+  scores = [[score(encode(bert, sentence)) for sentence in pair] for pair in PAIRS]
+  found = zero_shot.score_pairs(bert, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
+
+
+# ------------------------------------------------------------------ the command
+
+
+def run(capsys, *argv):
+  """(exit code, lines on stdout, lines on stderr)."""
+  capsys.readouterr()
+  code = cli.main([str(a) for a in argv])
+  output = capsys.readouterr()
+  return code, output.out.splitlines(), output.err.splitlines()
+
+
+@pytest.fixture
+def files(tmp_path):
+  (tmp_path / "a.txt").write_text(TEXT)
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in PASSAGES))
+  rows = [("good", "bad"), *PAIRS[:3]]
+  (tmp_path / "a.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+  (tmp_path / "b.tsv").write_text("good\tworse\na\tb\n")
+  (tmp_path / "empty.txt").write_text("\n")
+  (tmp_path / "long.tsv").write_text("good\tbad\n" + "cat " * 70 + "\tcat\n")
+  (tmp_path / "long.jsonl").write_text(json.dumps({"text": "The " + "a" * 9}))
+  (tmp_path / "word.jsonl").write_text('{"text": "alone"}\n')
+  return tmp_path
+
+
+def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, monkeypatch):
+  monkeypatch.chdir(files)
+  is_gpt = workdir.read_config(finished).model.family == "gpt"
+  suites = "text=a.txt,pairs=a.tsv" + ",lambada=a.jsonl,text=a.jsonl" * is_gpt
+  code, lines, _ = run(capsys, "evaluate", f"--workdir={finished}", f"--suite={suites}",
+                       "--window=32")
+  assert code == 0
+  scores = dict(line.split(" ") for line in lines if "/" in line.split(" ")[0])
+  assert 0 <= float(scores["pairs/accuracy"]) <= 1
+  assert ("lambada/accuracy" in scores) == is_gpt
+  assert any("32 tokens, 16 scored" in line for line in lines) == is_gpt
+  limited = run(capsys, "evaluate", f"--workdir={finished}", "--suite=pairs=a.tsv", "--limit=2")
+  assert limited[1][0].startswith("pairs: a.tsv, 2 pairs, ")
+
+
+@pytest.mark.parametrize("flags, fragment", [
+    (["--suite=lambda=a.jsonl"], "--suite lambda: no such suite; did you mean lambada?"),
+    (["--suite=lambada"], "give lambada=FILE with lambada_test.jsonl of openai/gpt-2"),
+    (["--suite="], "names none; choose among text, wikitext2"),
+    (["--suite=text=none.txt"], "--suite text none.txt: no such file"),
+    (["--suite=text=empty.txt"], "--suite text empty.txt: holds no text"),
+    (["--suite=pairs=b.tsv"], "--suite pairs b.tsv: has no column bad"),
+    (["--suite=pairs=long.tsv"], "has 70 tokens; give sentences of 1 to 30"),
+    (["--suite=lambada=word.jsonl"], "the passage 'alone' has nothing before its last word"),
+    (["--suite=text=a.txt", "--window=65"], "--window=65: the model has 64 positions"),
+    (["--suite=text=a.txt", "--stride=32"], "--stride=32: must be less than the window of 32"),
+    (["--suite=text=a.txt", "--limit=x"], "--limit: x: give a whole number"),
+    (["--suite=text=a.txt", "--distributed=auto"], "--suite runs in one process"),
+    (["--suite=text=a.txt", "--config.seed=1"], "evaluate takes no config fields"),
+    (["--stride=3"], "--stride belongs to --suite"),
+    (["--batch_size=3"], "--batch_size belongs to --suite"),
+    (["--suite=lambada=long.jsonl", "--window=4"], "a last word has 9 tokens; give a --window"),
+])
+def test_bad_input_is_one_line(capsys, finished_gpt, files, monkeypatch, flags, fragment):
+  monkeypatch.chdir(files)
+  code, out, lines = run(capsys, "evaluate", f"--workdir={finished_gpt}", *flags)
+  assert (code, out, len(lines)) == (2, [], 1)
+  assert fragment in lines[0]
+
+
+def test_lambada_is_not_for_a_bert(capsys, finished_bert, files):
+  code, out, lines = run(capsys, "evaluate", f"--workdir={finished_bert}",
+                         f"--suite=text={files}/a.txt,lambada={files}/a.jsonl")
+  assert (code, out, len(lines)) == (2, [], 1)
+  assert "holds a BERT" in lines[0] and "lambada" in lines[0]
+
+
+def test_texts_may_be_a_dataset_of_tfds(capsys, finished_gpt, tmp_path, files, monkeypatch):
+  monkeypatch.chdir(files)
+  (tmp_path / "set").mkdir()
+  identity = tfds.core.dataset_info.DatasetIdentity(
+      name="toy", version="1.0.0", data_dir=str(tmp_path / "set"), module_name="toy")
+  features = tfds.features.FeaturesDict({"passage": tfds.features.Text()})
+  writer = tfds.core.SequentialWriter(
+      tfds.core.DatasetInfo(builder=identity, features=features), 300, file_format="array_record")
+  writer.initialize_splits(["test"])
+  writer.add_examples({"test": [{"passage": passage} for passage in PASSAGES]})
+  writer.close_all()
+  outputs = [run(capsys, "evaluate", f"--workdir={finished_gpt}", f"--suite=lambada={file}")
+             for file in (f"tfds:{tmp_path}/set:test#passage", "a.jsonl")]
+  assert [code for code, _, _ in outputs] == [0, 0]
+  assert outputs[0][1][1:] == outputs[1][1][1:]
+
+
+def test_a_dataset_that_is_not_there_is_named(capsys, finished_gpt):
+  code, out, lines = run(capsys, "evaluate", f"--workdir={finished_gpt}",
+                         "--suite=lambada=tfds:lambda_none:test#passage")
+  assert (code, out, len(lines)) == (65, [], 1)
+  assert "--suite lambada: TFDS knows no dataset 'lambda_none'" in lines[0]
