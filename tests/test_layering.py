@@ -15,11 +15,12 @@ PACKAGE = REPOSITORY / "bertgpt"
 FLOORS = (
     {"compiler_options", "errors", "kernels"},
     {"config", "fingerprint", "guard", "hardware", "hlo", "presets"},
-    {"collectives", "recipes"},
+    {"collectives", "finetune_config", "recipes"},
     {"data", "checkpoint", "conversion", "metrics", "optimizers", "process", "roofline",
      "sharding", "topologies"},
     {"models", "tasks"},
     {"export", "generate", "objectives", "workdir"},
+    {"task_objectives"},
     {"evaluate"},
     {"train", "report"},
     {"aot", "finetune", "plan", "search", "sweep"},
