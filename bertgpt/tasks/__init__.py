@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bertgpt.errors import ConfigError
-from bertgpt.tasks import glue, ner
+from bertgpt.tasks import glue, ner, squad
 from bertgpt.tasks.rows import Format, Task
 
 
@@ -18,6 +18,7 @@ class Entry(NamedTuple):
 TASKS = {
     **{name: Entry(glue.open_task, ("bert", "gpt")) for name in glue.TASKS},
     "ner": Entry(ner.open_task, ("bert",)),
+    **{name: Entry(squad.open_task, ("bert",)) for name in squad.VERSIONS},
 }
 
 

@@ -1,11 +1,13 @@
 """The files of a task: found by their official names, plain or compressed, and read as lines."""
 
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from bertgpt.data.intake import Counts, Intake, read_lines
+from bertgpt.data.intake import DAMAGED, Counts, Intake, open_file, read_lines
 from bertgpt.errors import DataError
 
 ENDINGS = ("", ".gz", ".xz", ".zst")
@@ -51,6 +53,21 @@ def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   except DataError as e:  # Its remedy is a field of pretraining.
     raise DataError(str(e).replace("repair it or set data.invalid_text to replace or skip",
                                    "repair the file")) from e
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The value in a file of JSON, plain or compressed.
+
+  Raises:
+    DataError: it is damaged, or none.
+  """
+  try:
+    with open_file(str(path)) as f:
+      return json.loads(f.read())
+  except DAMAGED as e:
+    raise DataError(f"{path}: cannot be read ({e or type(e).__name__}); fetch it again") from e
+  except ValueError as e:  # No JSON, or no UTF-8.
+    raise DataError(f"{path}: is no JSON ({e}); give an official file") from e
 
 
 def choose_examples(count: int, limit: int, *, is_random: bool) -> np.ndarray:
