@@ -141,6 +141,48 @@ def short(tuning, finished_bert, tmp_path_factory):
   return out
 
 
+def test_words_are_labelled(tuning, finished_bert, tmp_path):
+  """The second word of every sentence, and the last."""
+  lines = []
+  for sentence in [line for line in small_runs.make_text(20).splitlines() if line][:16]:
+    words = sentence.rstrip(".").split()
+    lines += [f"{word}\t{'B-who' if i == 1 else 'B-where' if i == len(words) - 1 else 'O'}"
+              for i, word in enumerate(words)] + [""]
+  for name in ("train", "dev"):
+    (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+  assert run(tuning, finished_bert, tmp_path / "out", "--task=ner",
+             f"--config.task.data={tmp_path}", "--config.epochs=60") == 0
+  assert results_of(tmp_path / "out")["runs"][0]["dev"] == {"f1": 1.0}
+  written = (tmp_path / "out" / "lr0.01-seed0" / "predictions" / "dev.conll").read_text()
+  assert [line.replace(" ", "\t").rsplit("\t", 1)[0] for line in written.splitlines()] == lines
+
+
+def test_questions_are_answered(tuning, finished_bert, tmp_path):
+  """Who does it: the second word, in one of two windows."""
+  paragraphs = []
+  for i, sentence in enumerate([x for x in small_runs.make_text(20).splitlines() if x][:16]):
+    answer = sentence.split()[1]
+    paragraphs.append({"context": sentence, "qas": [{
+        "id": f"q{i}", "question": f"who {sentence.split()[2]} it", "answers": [
+            {"answer_start": sentence.index(answer), "text": answer}]}]})
+  for name in ("train", "dev"):
+    (tmp_path / f"{name}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+  assert run(tuning, finished_bert, tmp_path / "out", "--task=squad",
+             f"--config.task.data={tmp_path}", "--config.task.max_question=8",
+             "--config.task.max_length=16", "--config.task.stride=3", "--config.epochs=60") == 0
+  assert results_of(tmp_path / "out")["runs"][0]["dev"]["em"] == 1.0
+  folder = tmp_path / "out" / "lr0.01-seed0" / "predictions"
+  assert json.loads((folder / "predictions.json").read_text()) == {
+      f"q{i}": p["qas"][0]["answers"][0]["text"] for i, p in enumerate(paragraphs)}
+
+
+def test_a_gpt_is_refused_where_it_cannot_work(tuning, finished_gpt, tmp_path, capsys):
+  assert run(tuning, finished_gpt, tmp_path / "out", "--task=squad") == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "--task squad needs a bert, but the run of --init is a gpt" in line
+  assert files_under(tmp_path) == set()
+
+
 def test_random_weights_are_another_start_of_the_same_model(short, tuning, finished_bert, tmp_path):
   assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.from_scratch=true") == 0
   outs = short, tmp_path
