@@ -148,6 +148,8 @@ def make_parser() -> argparse.ArgumentParser:
       workdir_flag, export_flag)
   add("import", run_import, "Make a run of a model of transformers, to evaluate or to train on.",
       from_flag, workdir_flag)
+  add("finetune", run_finetune, "Train a trained model on a task, and score it.",
+      config_flag, finetune_flags)
   add("prepare", run_prepare, "Turn text into a prepared corpus.", config_flag, out_flag)
   add("data", run_data, "Show what batches a config makes.", config_flag, steps_flag)
   add("plan", run_plan, "Predict memory, time and price on hardware that need not be there.",
@@ -192,6 +194,14 @@ def export_flag(command):
 def from_flag(command):
   command.add_argument("--from", required=True, type=folder, metavar="DIR", dest="source",
                        help="folder with config.json, model.safetensors and a tokenizer")
+
+
+def finetune_flags(command):
+  command.add_argument("--init", required=True, type=folder, metavar="DIR",
+                       help="folder of the pretrained or imported run")
+  command.add_argument("--task", metavar="NAME", help="as sst2; default: the recipe's")
+  command.add_argument("--workdir", type=folder, metavar="DIR",
+                       help="where the results go; default: finetune-TASK in the folder of --init")
 
 
 def steps_flag(command):
@@ -355,6 +365,21 @@ def run_import(arguments) -> None:
   refuse_overrides(arguments)
   arguments.release_interrupt()
   print(export.import_model(absolute(arguments.source), absolute(arguments.workdir)))
+
+
+def run_finetune(arguments) -> None:
+  from bertgpt import finetune_config, tasks
+  recipe = recipes.load(arguments.config, finetune_config.base)
+  config, problems = recipes.try_override(recipe, arguments.overrides)
+  config.task.name = arguments.task or config.task.name
+  problems += tasks.name_problems(config.task.name) + finetune_config.find_problems(config)
+  if problems:
+    raise ConfigError("\n".join(problems))
+  from bertgpt import finetune
+  init = absolute(arguments.init)
+  arguments.release_interrupt()
+  finetune.finetune(init, config, absolute(arguments.workdir or
+                                           init / f"finetune-{config.task.name}"))
 
 
 def refuse_overrides(arguments) -> None:

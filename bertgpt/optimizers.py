@@ -158,7 +158,7 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
 # Hidden matrices. Embeddings and output heads are for AdamW (Jordan et al., 2024).
 MUON_RULES: tuple[tuple[str, str], ...] = (
     (r"(^|/)layers/.*kernel$", "muon"),
-    (r"^(pooler|mlm/dense)/kernel$", "muon"),
+    (r"(^|/)(pooler|mlm/dense)/kernel$", "muon"),
     (r"", "adamw"),
 )
 

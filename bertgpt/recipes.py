@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -27,17 +27,20 @@ RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
 # ----------------------------------------------------------------- loading
 
 
-def load(path: str) -> ConfigDict:
+def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """Runs the recipe `path` (or `path:argument`) and returns its config, locked.
 
+  Args:
+    make_base: `base` of the module whose config it is to be.
   Raises:
-    ConfigError: no such file, no `get_config`, it raises, or it returns no config.
+    ConfigError: no such file, no `get_config`, it raises, or it returns no such config.
   """
   config = _call(path, "get_config")
-  if not isinstance(config, ConfigDict) or config.keys() != base().keys():
+  if not isinstance(config, ConfigDict) or config.keys() != make_base().keys():
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
-                      "bertgpt.config.base()")
-  if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in config.phases):
+                      f"{make_base.__module__}.base()")
+  phases = config.phases if "phases" in config else ()
+  if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in phases):
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
   config.lock()
   return config
@@ -93,7 +96,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDict, list[str]]:
   """As `override`, but returns the lines, with a config that has the other arguments applied."""
   config = config.copy_and_resolve_references()
-  config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
+  if "phases" in config:
+    config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
   problems = []
   for argument in arguments:
     field = argument.split("=", 1)[0].removeprefix("--config.")
@@ -130,16 +134,19 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(_to_plain(config), indent=2)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """Rebuilds a config from JSON. Runs no code; lists become tuples again.
 
+  Args:
+    make_base: as of `load`.
   Raises:
     ConfigError: the text is no config of this version, field by field.
   """
-  config = base()
+  config = make_base()
   try:
     stored = json.loads(text)
-    config.phases = tuple(phase() for _ in stored["phases"])
+    if "phases" in config:
+      config.phases = tuple(phase() for _ in stored["phases"])
   except (json.JSONDecodeError, KeyError, TypeError) as e:
     raise ConfigError(f"config.json is not the config of a run: {_one_line(e)}") from e
   problems = []

@@ -40,8 +40,8 @@ PARAMETER_RULES = (
     (r"(embeddings/norm|final_norm|mlm/norm)/(scale|bias)$", (None,)),
     (r"mlm/bias$", ("vocab",)),
     (r"(pooler|mlm/dense)/kernel$", ("embed", None)),
-    (r"(pooler|mlm/dense|nsp)/bias$", (None,)),
-    (r"nsp/kernel$", (None, None)),
+    (r"(pooler|mlm/dense|nsp|head)/bias$", (None,)),
+    (r"(nsp|head)/kernel$", (None, None)),
 )
 
 _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")

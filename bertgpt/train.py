@@ -385,14 +385,15 @@ def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict
 class StepLog:
   """Reads the metrics of a step after the next one was started; logs; finds divergence."""
 
-  def __init__(self, run: Run, first_step: int):
+  def __init__(self, run: Run, first_step: int, *, is_static: bool = True):
+    """Args: is_static: all rows are as long as their phase says; else there is no MFU."""
     config = run.config
-    self._run = run
+    self._run, self._is_static = run, is_static
     self._writer = metrics.Writer(run.path, first_step=first_step,
                                   last_step=config_lib.total_steps(config),
                                   tensorboard=config.log.tensorboard,
                                   active=jax.process_index() == 0)
-    for line in attention.explain(config):
+    for line in attention.explain(config) if is_static else ():
       self._writer.message(line)
     self._pending: tuple[int, Any] | None = None
     self._restart()
@@ -426,17 +427,24 @@ class StepLog:
     return is_finite
 
   def evaluate(self, step: int, params: Any) -> dict[str, float]:
+    self.settle()
+    phase_index, _ = config_lib.phase_at(self._run.config, step - 1)
+    results = evaluate.run(self._run.evaluator, params, phase_index)
+    self.record(step, self._run.evaluator.name, results)
+    return results
+
+  def settle(self) -> None:
+    """Logs all steps added so far, before an evaluation."""
     self.flush()
     if self._window.steps:
       self._write(*self._last)
-    phase_index, _ = config_lib.phase_at(self._run.config, step - 1)
-    results = evaluate.run(self._run.evaluator, params, phase_index)
-    name = self._run.evaluator.name
+
+  def record(self, step: int, name: str, results: dict[str, float]) -> None:
+    """Logs an evaluation on the set `name`."""
     self._writer.write(step, {f"eval/{name}/{metric}": value for metric, value in results.items()})
     self._writer.message(f"step {step}  {name}: "
                          + "  ".join(f"{metric} {value:.4g}" for metric, value in results.items()))
     self._restart()  # Evaluation is no step time.
-    return results
 
   def close(self) -> None:
     self._writer.close()
@@ -450,7 +458,7 @@ class StepLog:
                 "train/skipped_steps": self._skipped, "perf/step_seconds": seconds,
                 "perf/tokens_per_second": window.total("tokens") / window.steps / seconds}
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
-    if peak:
+    if peak and self._is_static:
       phase = config.phases[config_lib.phase_at(config, step - 1)[0]]
       scalars["perf/mfu"] = (metrics.flops_per_step(config, phase) / seconds
                              / (peak * jax.device_count()))

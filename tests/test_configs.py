@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import recipes
+from bertgpt import finetune_config, recipes, tasks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+TASKS = sorted(path.stem for path in CONFIGS.glob("finetune_*.py"))
+RECIPES = sorted({path.stem for path in CONFIGS.glob("*.py")} - set(TASKS))
 SWEEPS = ("bert_base", "wiki_mini")
 
 
@@ -47,7 +48,7 @@ def test_recipe_survives_json(name):
   assert recipes.from_json(recipes.to_json(config)) == config
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *TASKS])
 def test_docstring_names_command_hardware_and_result(name):
   text = docstring(name)
   for heading in ("Command  ", "Hardware  ", "Expected  "):
@@ -64,6 +65,17 @@ def test_the_command_of_the_docstring_is_accepted(name):
   assert words[4:6] == ["--workdir", f"runs/{name}"]
   assert all(word.startswith("--config.") for word in words[6:])
   config_lib.validate(recipes.override(load(name), words[6:]))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_command_of_a_tasks_docstring_is_accepted(name):
+  command = docstring(name).split("Command ")[1].replace("\\\n", " ").split("\n")[0]
+  words = shlex.split(command)
+  assert words[:5] == ["bertgpt", "finetune", "--config", f"configs/{name}.py", "--init"]
+  flags = [word for word in words if word.startswith("--config.")]
+  config = recipes.override(recipes.load(str(CONFIGS / f"{name}.py"), finetune_config.base), flags)
+  task = words[words.index("--task") + 1] if "--task" in words else config.task.name
+  assert finetune_config.find_problems(config) == [] == tasks.name_problems(task)
 
 
 @pytest.mark.parametrize("name", RECIPES)

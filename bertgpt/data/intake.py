@@ -94,10 +94,9 @@ def read_lines(path: str, intake: Intake, *, mendable: bool) -> Iterator[tuple[i
   Raises:
     DataError: the file is damaged or cut short, or holds what `intake` rejects.
   """
-  opener = _OPENERS.get(os.path.splitext(path)[1], functools.partial(open, mode="rb"))
   offset, rest, inside = 0, b"", False
   try:
-    with opener(path) as f:
+    with open_file(path) as f:
       offset = len(f.read(_mark_length(f.peek(3), path, intake)))
       while line := rest + f.readline(MAX_LINE_BYTES - len(rest)):
         is_long = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
@@ -108,9 +107,14 @@ def read_lines(path: str, intake: Intake, *, mendable: bool) -> Iterator[tuple[i
         keep = not (is_long or inside) or (mendable and intake.mode == "replace")
         yield offset, line[:cut] if keep else None
         offset, rest, inside = offset + cut, line[cut:], is_long
-  except _DAMAGED as e:
+  except DAMAGED as e:
     raise DataError(f"{path}: cannot be read beyond byte {offset} ({e or type(e).__name__}); "
                     "check the file or fetch it again") from e
+
+
+def open_file(path: str) -> BinaryIO:
+  """The bytes of a plain or compressed file. Reading raises one of `DAMAGED` where it is broken."""
+  return _OPENERS.get(os.path.splitext(path)[1], functools.partial(open, mode="rb"))(path)
 
 
 def read_blocks(path: str, intake: Intake) -> Iterator[tuple[int, bytes]]:
@@ -197,4 +201,4 @@ _OPENERS: dict[str, Callable[[str], BinaryIO]] = {
     ".xz": lzma.open,
     ".zst": lambda path: io.BufferedReader(_ZstdFile(path), 1 << 17),
 }
-_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)

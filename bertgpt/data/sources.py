@@ -40,7 +40,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import sentencex
 
@@ -317,18 +317,43 @@ def _json_field(record: str, field: str, path: str, offset: int, intake: Intake)
 
 
 def _open_tfds(source: Source, intake: Intake) -> Iterator[Document]:
-  builder = _tfds_builder(source)
-  try:
-    records = builder.as_data_source(split=source.split)
-  except Exception as e:  # TFDS raises its own and bare errors for one cause.
-    raise DataError(f"data.source: tfds:{source.target}:{source.split} cannot be read "
-                    f"({_one_line(e)}); prepare it with tfds.builder({source.target!r}, "
-                    "file_format='array_record').download_and_prepare()") from e
-  return _read_records(records, source, intake)
+  return _read_records(open_dataset(source.target, source.split), source, intake)
 
 
 def _read_records(records, source: Source, intake: Intake) -> Iterator[Document]:
   name = f"tfds:{source.target}:{source.split}"
+  for i, record in read_dataset(records, name):
+    value, path = _feature(record, source, name), f"{name} record {i}"
+    make_clean = intake.decode if isinstance(value, bytes) else intake.clean
+    text = make_clean(value, path, 0)
+    if text is not None:
+      yield from _make_documents(Document((text,), False, path), intake.counts)
+
+
+def open_dataset(target: str, split: str, field: str = "data.source") -> Sequence:
+  """The records of a split of a dataset prepared by TFDS, for random access.
+
+  Args:
+    target: name/config:version, or a folder.
+    field: of the config, for messages.
+  Raises:
+    DataError: there is no such dataset or split, or it is not prepared.
+  """
+  builder = open_builder(target, field)
+  try:
+    return builder.as_data_source(split=split)
+  except Exception as e:  # TFDS raises its own and bare errors for one cause.
+    raise DataError(f"{field}: tfds:{target}:{split} cannot be read "
+                    f"({_one_line(e)}); prepare it with tfds.builder({target!r}, "
+                    "file_format='array_record').download_and_prepare()") from e
+
+
+def read_dataset(records: Sequence, name: str) -> Iterator[tuple[int, dict]]:
+  """(number, record) of every record.
+
+  Args:
+    name: for messages.
+  """
   for first in range(0, len(records), 256):
     batch = range(first, min(first + 256, len(records)))
     try:
@@ -336,12 +361,7 @@ def _read_records(records, source: Source, intake: Intake) -> Iterator[Document]
     except Exception as e:  # ArrayRecord and the decoders of TFDS raise bare errors.
       raise DataError(f"{name}: records from {first} cannot be read ({_one_line(e)}); "
                       "prepare the dataset again") from e
-    for i, record in zip(batch, values, strict=True):
-      value, path = _feature(record, source, name), f"{name} record {i}"
-      make_clean = intake.decode if isinstance(value, bytes) else intake.clean
-      text = make_clean(value, path, 0)
-      if text is not None:
-        yield from _make_documents(Document((text,), False, path), intake.counts)
+    yield from zip(batch, values, strict=True)
 
 
 def _feature(record, source: Source, name: str) -> bytes | str:
@@ -354,22 +374,23 @@ def _feature(record, source: Source, name: str) -> bytes | str:
   return record
 
 
-def _tfds_builder(source: Source):
+def open_builder(target: str, field: str = "data.source"):
+  """The TFDS builder of a dataset. Arguments as of `open_dataset`."""
   # TFDS takes seconds to import and few sources need it.
   import tensorflow_datasets as tfds
-  is_folder = source.target.startswith((".", "/", "~"))
+  is_folder = target.startswith((".", "/", "~"))
   try:
     if is_folder:
-      return tfds.builder_from_directory(os.path.expanduser(source.target))
-    return tfds.builder(source.target)
+      return tfds.builder_from_directory(os.path.expanduser(target))
+    return tfds.builder(target)
   except Exception as e:  # As above.
-    raise DataError(f"data.source: TFDS knows no dataset {source.target!r} ({_one_line(e)}); "
+    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({_one_line(e)}); "
                     "give name/config:version or the folder of a prepared one") from e
 
 
 def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
   del cache_dir
-  info = _tfds_builder(source).info
+  info = open_builder(source.target).info
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
 

@@ -1,0 +1,404 @@
+"""A pretrained model on a task: several rates and seeds, official metrics, predictions.
+
+    workdir/
+      config.json            of the fine-tuning
+      results.json           every run, the medians, the best run; renewed after each run
+      report.md              the same to read
+      lr5e-05-seed0/         a run:
+        metrics.jsonl
+        predictions/         in the official format, of every set
+        checkpoints/         the weights
+
+A run is a function of its config, its seed and the weights it starts from. Runs that are done are
+kept when the command is given again; one that was stopped is begun anew.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import FrozenConfigDict
+
+from bertgpt import (
+    checkpoint,
+    finetune_config,
+    process,
+    recipes,
+    sharding,
+    sweep,
+    task_objectives,
+    tasks,
+    train,
+    workdir,
+)
+from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError, DataError, Preempted
+from bertgpt.models import Module
+from bertgpt.objectives import Objective
+from bertgpt.tasks import rows as rows_lib
+from bertgpt.tasks.rows import Rows, Task
+from bertgpt.workdir import Trained
+
+
+class Setup(NamedTuple):
+  """What all runs share.
+
+  Attributes:
+    config: of the fine-tuning.
+    init: folder of the pretrained run.
+  """
+
+  config: ConfigDict
+  init: pathlib.Path
+  pretrained: Trained
+  task: Task
+  head: task_objectives.Head
+  mesh: Mesh
+  path: pathlib.Path
+
+
+class Program(NamedTuple):
+  """The compiled parts of the runs with one learning rate.
+
+  Attributes:
+    config: an ordinary one, of `finetune_config.run_config`.
+    step: (state, batch) -> (state, metrics).
+    predict: (params, batch) -> outputs.
+  """
+
+  config: ConfigDict
+  model: Module
+  objective: Objective
+  abstract: train.TrainState
+  step: Callable
+  predict: Callable
+
+
+def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict[str, Any]:
+  """Fine-tunes the newest checkpoint of the run in `init`, once for every rate and seed.
+
+  Returns:
+    What results.json holds.
+  Raises:
+    UserError: see `errors`; before anything is written, where the input is wrong.
+  """
+  process.use_compilation_cache(config.system.compilation_cache)
+  pretrained = workdir.load_trained(init)
+  tasks.check_family(config.task.name, pretrained.config.model.family)
+  check_steps(config, pretrained)
+  form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
+  task = tasks.open_task(config.task, form)
+  is_first = jax.process_index() == 0
+  with workdir.claim(path, is_first):
+    results = read_results(path, config, pretrained, init)
+    setup = open_setup(config, init, pretrained, task, path)
+    if is_first:
+      write_json(path / "config.json", recipes.to_json(config))
+      print("\n".join(describe(setup)), flush=True)
+    with process.catch_signals() as should_stop:
+      for rate in config.learning_rates:
+        seeds = [s for s in config.seeds if find_run(results["runs"], rate, s) is None]
+        program = make_program(setup, rate) if seeds else None
+        for seed in seeds:
+          if is_first:
+            print(f"learning rate {rate:g}, seed {seed}: {path / run_name(rate, seed)}", flush=True)
+          results["runs"].append(do_run(setup, program, rate, seed, should_stop))
+          if is_first:
+            write_json(path / "results.json", json.dumps(summarise(results, config), indent=2))
+    results = summarise(results, config)
+    if is_first:
+      write_json(path / "results.json", json.dumps(results, indent=2))
+      text = "\n".join([*describe(setup), "", *report(results, config, task)]) + "\n"
+      (path / "report.md").write_text(text)
+      print("\n" + "\n".join(report(results, config, task)))
+  return results
+
+
+def runs_of(config: ConfigDict) -> list[tuple[float, int]]:
+  return [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
+
+
+def run_name(rate: float, seed: int) -> str:
+  return f"lr{rate:g}-seed{seed}"
+
+
+def check_steps(config: ConfigDict, pretrained: Trained) -> None:
+  """The config of a run, before the data is read."""
+  run = make_run_config(config, pretrained, 1, config.learning_rates[0])
+  finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
+
+
+def make_run_config(config, pretrained, steps, rate):
+  size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config.model.family)
+  return finetune_config.run_config(pretrained.config, config, steps=steps, learning_rate=rate,
+                                    vocab_size=size)
+
+
+def open_setup(config, init, pretrained, task, path) -> Setup:
+  head = task_objectives.HEADS[pretrained.config.model.family, task.kind]
+  mesh = sharding.make_mesh(make_run_config(config, pretrained, 1, config.learning_rates[0]))
+  return Setup(config, init, pretrained, task, head, mesh, path)
+
+
+# ------------------------------------------------------------------ one run
+
+
+def do_run(setup: Setup, program: Program, rate: float, seed: int,
+           should_stop: Callable[[int], bool]) -> dict[str, Any]:
+  """Trains and scores one run, and writes its folder. Returns its line of results.json."""
+  folder = setup.path / run_name(rate, seed)
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)  # Of a start that was stopped.
+    folder.mkdir()
+  start = time.monotonic()
+  with sharding.use_mesh(setup.mesh, program.config):
+    run = train.Run(program.config, folder, *[None] * 7)
+    with contextlib.closing(train.StepLog(run, 0, is_static=False)) as log:
+      state = init_state(setup, program, seed)
+      scores, outputs = {}, {}
+      for step, batch, is_end in make_steps(setup, seed):
+        process.arm_watchdog(program.config.system.hang_timeout_minutes)
+        state, step_metrics = program.step(state, batch)
+        log.add(step, step_metrics)
+        if should_stop(step):
+          raise Preempted(f"stopped in run {folder.name}; the same command begins it again, and "
+                          "keeps those that are done")
+        if is_end:
+          log.settle()
+          is_last = step == program.config.phases[0].steps
+          if is_last or setup.config.eval.every_epoch:
+            scores, outputs = evaluate(setup, program, state.params, with_tests=is_last)
+            for name, results in scores.items():
+              log.record(step, name, results)
+    process.disarm_watchdog()
+    write_predictions(setup.task, outputs, folder / "predictions")
+    if setup.config.save:
+      save(program.config, setup, state, folder)
+  return {"learning_rate": rate, "seed": seed, "folder": folder.name, "steps": step,
+          "seconds": round(time.monotonic() - start, 1), **scores}
+
+
+def make_program(setup: Setup, rate: float) -> Program:
+  """The same for all seeds, so compiled once for each shape of a batch."""
+  config = make_run_config(setup.config, setup.pretrained, count_steps(setup), rate)
+  model = setup.head.make_model(FrozenConfigDict(config.model), setup.task.num_outputs)
+  objective = setup.head.make_objective(config, setup.config.task.lm_weight)
+  with sharding.use_mesh(setup.mesh, config):
+    abstract = train.make_abstract_state(config, setup.mesh, model, objective)
+    step = train.jit_train_step(config, model, objective, setup.config.micro_batches, abstract)
+  predict = jax.jit(functools.partial(setup.head.predict, model),
+                    out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
+  return Program(config, model, objective, abstract, step, predict)
+
+
+def count_steps(setup: Setup) -> int:
+  return setup.config.epochs * math.ceil(len(setup.task.train) / setup.config.batch_size)
+
+
+def make_steps(setup: Setup, seed: int) -> Iterator[tuple[int, dict, bool]]:
+  """(number of the step counted from 1, batch on the devices, does an epoch end with it)."""
+  config, train_rows = setup.config, setup.task.train
+  lengths, step = train_rows.lengths, 0
+  for epoch in range(config.epochs):
+    order = rows_lib.order_epoch(lengths, config.batch_size, seed, epoch, config.group_by_length)
+    for i, index in enumerate(order):
+      step += 1
+      yield (step, put_batch(setup, train_rows, index, config.batch_size, seed),
+             i == len(order) - 1)
+
+
+def put_batch(setup: Setup, chosen: Rows, index: np.ndarray, batch_size: int,
+              seed: int = 0) -> dict[str, jax.Array]:
+  batch = rows_lib.collate(chosen, index, batch_size, setup.config.task.max_length, seed)
+  local = sharding.local_rows(setup.mesh, setup.config, batch_size)
+  return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, setup.mesh,
+                                    setup.config, batch_size)
+
+
+def init_state(setup: Setup, program: Program, seed: int) -> train.TrainState:
+  """Random weights of the seed; those of the pretrained model in their place, where it has them."""
+  config = program.config.copy_and_resolve_references()
+  config.seed = seed
+  init = functools.partial(train.init_state, config, program.model, program.objective)
+  state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract))()
+  if setup.config.from_scratch:
+    return state
+  found = {f"body/{sharding.path_of(path)}": x for path, x in
+           jax.tree_util.tree_leaves_with_path(setup.pretrained.params)}
+
+  def choose(path, fresh):
+    name = sharding.path_of(path)
+    return put_pretrained(name, fresh, found[name]) if name in found else fresh
+
+  return dataclasses.replace(
+      state, params=jax.tree_util.tree_map_with_path(choose, state.params))
+
+
+def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray) -> jax.Array:
+  """The trained array where the fresh one lies.
+
+  A token table may have grown: its new tokens, which lie where padding was, stay fresh.
+
+  Raises:
+    DataError: it is another array.
+  """
+  if name.endswith("token/embedding") and fresh.shape[0] >= trained.shape[0]:
+    return jax.jit(lambda new, old: new.at[:len(old)].set(old), donate_argnums=0,
+                   out_shardings=fresh.sharding)(fresh, trained)
+  if fresh.shape != trained.shape:
+    raise DataError(f"{name}: the checkpoint has {trained.shape}, its config says {fresh.shape}; "
+                    "restore the run's folder")
+  return jax.device_put(trained, fresh.sharding)
+
+
+def evaluate(setup: Setup, program: Program, params: Any, *, with_tests: bool
+             ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+  """(official metrics by set, outputs by set)."""
+  sets = [s for s in setup.task.evals if s.score or with_tests]
+  outputs = {s.name: predict(setup, program, params, s.rows) for s in sets}
+  return {s.name: s.score(outputs[s.name]) for s in sets if s.score}, outputs
+
+
+def predict(setup: Setup, program: Program, params: Any, chosen: Rows) -> Any:
+  """Outputs of every row, in order: [N], or a list of arrays [..., length]."""
+  outputs, pending = [None] * len(chosen), None
+  size = setup.config.eval.batch_size
+
+  def collect(index, values):
+    values = np.asarray(values)
+    for row, i in enumerate(index):
+      outputs[i] = values[row] if values.ndim == 1 else values[row, ..., :len(chosen.tokens[i])]
+
+  for index in rows_lib.order_evaluation(chosen.lengths, size):
+    process.arm_watchdog(setup.config.system.hang_timeout_minutes)
+    started = index, program.predict(params, put_batch(setup, chosen, index, size))
+    if pending is not None:
+      collect(*pending)  # While the batch just started runs.
+    pending = started
+  collect(*pending)
+  return np.array(outputs) if np.ndim(outputs[0]) == 0 else outputs
+
+
+def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path) -> None:
+  if jax.process_index() == 0:
+    folder.mkdir()
+    for s in task.evals:
+      s.write(outputs[s.name], folder)
+
+
+def save(config: ConfigDict, setup: Setup, state: train.TrainState, folder: pathlib.Path) -> None:
+  """The weights as a checkpoint; the optimizer has done its work."""
+  metadata = {"config": recipes.to_json(config), "corpus": setup.pretrained.corpus,
+              "tokenizer": setup.pretrained.tokenizer.fingerprint(), "step": int(state.step),
+              "task": setup.task.name}
+  with contextlib.closing(checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0,
+                                                 keep=1)) as checkpoints:
+    state = dataclasses.replace(state, opt_state=())
+    checkpoints.save(int(state.step), state, metadata, wait=True)
+
+
+# ----------------------------------------------------------------- results
+
+
+def read_results(path: pathlib.Path, config: ConfigDict, pretrained: Trained,
+                 init: pathlib.Path) -> dict[str, Any]:
+  """What earlier starts of the same fine-tuning have done.
+
+  Raises:
+    ConfigError: the folder holds something else.
+  """
+  start = {"workdir": str(init), "step": pretrained.step}
+  results = {"task": config.task.name, "init": start, "runs": []}
+  stored = path / "config.json"
+  if not stored.exists():
+    return results
+  try:
+    old = recipes.from_json(stored.read_text("utf-8"), finetune_config.base)
+  except (ConfigError, UnicodeDecodeError):
+    raise ConfigError(f"--workdir {path}: holds something else than a fine-tuning of this version; "
+                      "give another folder") from None
+  lines = recipes.differences(old, config, finetune_config.RESUMABLE)
+  if (path / "results.json").exists():
+    results = json.loads((path / "results.json").read_text())
+    if results["init"] != start:
+      lines.append(f"--init: {results['init']} -> {start}")
+  if lines:
+    raise ConfigError(f"--workdir {path} holds another fine-tuning:\n  " + "\n  ".join(lines)
+                      + "\nuse another --workdir")
+  return results
+
+
+def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | None:
+  return next((run for run in runs if (run["learning_rate"], run["seed"]) == (rate, seed)), None)
+
+
+def write_json(path: pathlib.Path, text: str) -> None:
+  scratch = path.with_name(path.name + ".tmp")
+  scratch.write_text(text + "\n")
+  scratch.replace(path)
+
+
+def summarise(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+  """Adds, of the runs that the config asks for, the medians over the seeds and the best run."""
+  runs = [run for rate, seed in runs_of(config)
+          if (run := find_run(results["runs"], rate, seed))]
+  medians = []
+  for rate in config.learning_rates:
+    of_rate = [run for run in runs if run["learning_rate"] == rate]
+    if of_rate:
+      medians.append({"learning_rate": rate, "seeds": len(of_rate), **{
+          name: {metric: statistics.median(run[name][metric] for run in of_rate)
+                 for metric in of_rate[0][name]}
+          for name in sets_of(of_rate[0])}})
+  return results | {"medians": medians, "best_rate": max(medians, key=dev_score)["learning_rate"],
+                    "best_run": max(runs, key=dev_score)["folder"]}
+
+
+def sets_of(run: dict[str, Any]) -> list[str]:
+  return [name for name, value in run.items() if isinstance(value, dict)]
+
+
+def dev_score(run: dict[str, Any]) -> float:
+  """The mean of the task's metrics on the dev set, as GLUE has it."""
+  return statistics.fmean(run["dev"].values())
+
+
+def describe(setup: Setup) -> list[str]:
+  config, task, pretrained = setup.config, setup.task, setup.pretrained
+  start = (f"random weights, the model and tokenizer of {setup.init}" if config.from_scratch
+           else f"step {pretrained.step} of {setup.init}")
+  counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
+  return [f"{task.name}: {len(task.train)} training rows, {counts}; from {start}",
+          *(f"note: {note}" for note in task.notes)]
+
+
+def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]:
+  """Every run, the medians and what the most frequent answer scores, as a table."""
+  table = []
+  for rate, seed in runs_of(config):
+    run = find_run(results["runs"], rate, seed)
+    table.append({"learning rate": f"{rate:g}", "seed": seed, **flatten(run),
+                  "seconds": run["seconds"]})
+  for median in results["medians"]:
+    table.append({"learning rate": f"{median['learning_rate']:g}", "seed": "median",
+                  **flatten(median)})
+  table.append({"learning rate": "", "seed": "baseline", **flatten(task.baseline)})
+  lines = ["  " + line for line in sweep.format_table(table)]
+  return [*lines, "", f"Best on dev: {results['best_run']}; best median: learning rate "
+          f"{results['best_rate']:g}. Baseline: the answer most frequent in training."]
+
+
+def flatten(run: dict[str, Any]) -> dict[str, str]:
+  return {f"{name} {metric}": f"{value:.1%}" for name in sets_of(run)
+          for metric, value in run[name].items()}

@@ -1,0 +1,239 @@
+"""The nine GLUE tasks (Wang et al. 2018, arXiv:1804.07461): files, labels, metrics, submissions.
+
+| where                           | form of `task.data`                                        |
+|---------------------------------|------------------------------------------------------------|
+| the official files              | folder with SST-2/train.tsv ..., or with train.tsv itself  |
+| TFDS, prepared as ArrayRecord   | tfds:glue/sst2, or tfds:FOLDER of a prepared one           |
+
+Test files are predicted where they are. Predictions have the official form, `index TAB
+prediction`, and the name of the submission.
+"""
+
+import functools
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from bertgpt.data import sources
+from bertgpt.errors import DataError
+from bertgpt.tasks import files
+from bertgpt.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.tasks.scores import METRICS
+
+
+class Glue(NamedTuple):
+  """One task.
+
+  Attributes:
+    folder: of the official files; the submission's name too.
+    texts: columns of the texts.
+    label: column of the label.
+    labels: in the order of TFDS, which numbers them; () for a score from 0 to 5.
+    metrics: names in `scores.METRICS`.
+    features: names of the texts in TFDS.
+    splits: (set, suffix of file and split, suffix of the submission).
+    header: columns of files that have no header.
+    skips_short: lines that lack columns are left out: their texts hold line breaks.
+  """
+
+  folder: str
+  texts: tuple[str, ...]
+  label: str
+  labels: tuple[str, ...]
+  metrics: tuple[str, ...]
+  features: tuple[str, ...]
+  splits: tuple[tuple[str, str, str], ...] = (("", "", ""),)
+  header: tuple[str, ...] = ()
+  skips_short: bool = False
+
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILS = ("entailment", "not_entailment")
+_MNLI_SPLITS = (("", "_matched", "-m"), ("_mismatched", "_mismatched", "-mm"))
+
+TASKS = {
+    "cola": Glue("CoLA", ("sentence",), "label", ("0", "1"), ("matthews",), ("sentence",),
+                 header=("source", "label", "mark", "sentence")),
+    "sst2": Glue("SST-2", ("sentence",), "label", ("0", "1"), ("accuracy",), ("sentence",)),
+    "mrpc": Glue("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), ("f1", "accuracy"),
+                 _PAIR),
+    "stsb": Glue("STS-B", _PAIR, "score", (), ("pearson", "spearman"), _PAIR),
+    "qqp": Glue("QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("f1", "accuracy"),
+                ("question1", "question2"), skips_short=True),
+    "mnli": Glue("MNLI", _PAIR, "gold_label", ("entailment", "neutral", "contradiction"),
+                 ("accuracy",), ("premise", "hypothesis"), _MNLI_SPLITS),
+    "qnli": Glue("QNLI", ("question", "sentence"), "label", _ENTAILS, ("accuracy",),
+                 ("question", "sentence")),
+    "rte": Glue("RTE", _PAIR, "label", _ENTAILS, ("accuracy",), _PAIR),
+    "wnli": Glue("WNLI", _PAIR, "label", ("0", "1"), ("accuracy",), _PAIR),
+}
+
+
+class Table(NamedTuple):
+  """Examples as they lie in a file: texts by column, labels as numbers, or None in a test set."""
+
+  texts: tuple[list[str], ...]
+  labels: np.ndarray | None
+  skipped: int = 0
+
+
+def open_task(config, form: Format) -> Task:
+  """Reads the files of `config.task`.
+
+  Raises:
+    DataError: they are missing, or not as the task has them.
+  """
+  glue = TASKS[config.name]
+  read = _read_tfds if config.data.startswith("tfds:") else _read_files
+  table = read(config.data, glue, "train", "", needed=True)
+  chosen = files.choose_examples(len(table.texts[0]), config.max_train_examples, is_random=True)
+  train = make_rows(_take(table, chosen), glue, form)
+  evals, baseline, skipped = [], {}, table.skipped
+  for set_suffix, file_suffix, submission_suffix in glue.splits:
+    for name in ("dev", "test"):
+      table = read(config.data, glue, name, file_suffix, needed=name == "dev")
+      if table is None:
+        continue
+      skipped += table.skipped
+      if name == "dev":
+        first = files.choose_examples(len(table.texts[0]), config.max_dev_examples,
+                                      is_random=False)
+        table = _take(table, first)
+        constant = np.full(len(first), most_frequent(train.labels))
+        baseline[name + set_suffix] = score(glue, table.labels, constant)
+      file_name = f"{glue.folder}{submission_suffix}{'' if name == 'test' else '.dev'}.tsv"
+      evals.append(EvalSet(
+          name + set_suffix, make_rows(table, glue, form),
+          functools.partial(score, glue, table.labels) if name == "dev" else None,
+          functools.partial(write, glue, file_name)))
+  notes = (f"{skipped} lines lack columns and were left out",) if skipped else ()
+  return Task(config.name, "classes" if glue.labels else "values", max(len(glue.labels), 1),
+              train, tuple(evals), baseline, notes)
+
+
+def make_rows(table: Table, glue: Glue, form: Format) -> Rows:
+  encoded = [form.tokenizer.encode(texts) for texts in table.texts]
+  pairs = [form.make_row(*texts) for texts in zip(*encoded, strict=True)]
+  labels = table.labels
+  if labels is None:
+    labels = np.zeros(len(pairs), np.int32 if glue.labels else np.float32)
+  return Rows([tokens for tokens, _ in pairs], [segments for _, segments in pairs], labels)
+
+
+def score(glue: Glue, labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+  return {name: METRICS[name](labels, outputs) for name in glue.metrics}
+
+
+def most_frequent(labels: np.ndarray) -> float:
+  """The class seen most often; of scores, the mean."""
+  return int(np.bincount(labels).argmax()) if labels.dtype == np.int32 else float(labels.mean())
+
+
+def write(glue: Glue, name: str, outputs: np.ndarray, folder: pathlib.Path) -> None:
+  """The submission: a header, then index and prediction of every row."""
+  values = [glue.labels[i] for i in outputs] if glue.labels else [
+      f"{min(max(value, 0.0), 5.0):.3f}" for value in outputs]
+  lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]
+  (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def _take(table: Table, index: np.ndarray) -> Table:
+  return Table(tuple([column[i] for i in index] for column in table.texts), table.labels[index])
+
+
+# ------------------------------------------------------------ official files
+
+
+def _read_files(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> Table | None:
+  suffix = "" if name == "train" else suffix
+  file_name = f"{name}{suffix}.tsv"
+  path = files.find(data, [f"{glue.folder}/{file_name}", file_name], needed=needed)
+  return path and read_table(path, glue, is_test=name == "test")
+
+
+def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
+  """A TSV file of the task, without quoting.
+
+  Raises:
+    DataError: names the column, or the line, that is not as it should be.
+  """
+  lines = files.read_text_lines(path)
+  header = list(glue.header)
+  if is_test or not header:
+    header = next(lines, (1, ""))[1].split("\t")
+  wanted = [*glue.texts] if is_test else [*glue.texts, glue.label]
+  if missing := [name for name in wanted if name not in header]:
+    raise DataError(f"{path}: lacks the column {', '.join(missing)}, it has "
+                    f"{', '.join(header)}; give the official {glue.folder} file")
+  places = [header.index(name) for name in wanted]
+  columns, skipped = [[] for _ in wanted], 0
+  for number, line in lines:
+    cells = line.split("\t")
+    if len(cells) <= max(places):
+      if not line or glue.skips_short:
+        skipped += bool(line)
+        continue
+      raise DataError(f"{path}, line {number}: has {len(cells)} columns, not {len(header)}; "
+                      f"repair the line ({' '.join(line.split())[:40]!r})")
+    for column, place in zip(columns, places, strict=True):
+      column.append(cells[place])
+    if not is_test:
+      columns[-1][-1] = _parse_label(glue, columns[-1][-1], f"{path}, line {number}")
+  if not columns[0]:
+    raise DataError(f"{path}: holds no examples; give the official {glue.folder} file")
+  if is_test:
+    return Table(tuple(columns), None, skipped)
+  *texts, labels = columns
+  return Table(tuple(texts), _as_array(glue, labels), skipped)
+
+
+def _parse_label(glue: Glue, text: str, where: str) -> float:
+  if glue.labels:
+    if text in glue.labels:
+      return glue.labels.index(text)
+    allowed = f"one of {', '.join(glue.labels)}"
+  else:
+    try:
+      if 0 <= float(text) <= 5:
+        return float(text)
+    except ValueError:
+      pass
+    allowed = "a number from 0 to 5"
+  raise DataError(f"{where}: label {text[:40]!r} is not {allowed} ({glue.folder}, column "
+                  f"{glue.label}); repair the file")
+
+
+def _as_array(glue: Glue, labels: list) -> np.ndarray:
+  return np.array(labels, np.int32 if glue.labels else np.float32)
+
+
+# ---------------------------------------------------------------------- TFDS
+
+
+def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> Table | None:
+  split = {"train": "train", "dev": f"validation{suffix}", "test": f"test{suffix}"}[name]
+  target = data.removeprefix("tfds:")
+  if not needed and split not in sources.open_builder(target, "task.data").info.splits:
+    return None
+  records = sources.open_dataset(target, split, "task.data")
+  texts, labels = tuple([] for _ in glue.features), []
+  for i, record in sources.read_dataset(records, f"{data}:{split}"):
+    where = f"{data}:{split} record {i}"
+    for column, feature in zip(texts, glue.features, strict=True):
+      column.append(_feature(record, feature, where, glue).decode())
+    label = _feature(record, "label", where, glue)
+    if name != "test" and not (0 <= label < len(glue.labels) if glue.labels else 0 <= label <= 5):
+      raise DataError(f"{where}: label {label} is out of range for {glue.folder}; give the task's "
+                      "own dataset")
+    labels.append(label)
+  if not labels:
+    raise DataError(f"{data}:{split}: holds no examples; give the task's own dataset")
+  return Table(texts, None if name == "test" else _as_array(glue, labels))
+
+
+def _feature(record: dict, name: str, where: str, glue: Glue):
+  if name not in record:
+    raise DataError(f"{where}: no feature {name!r}, it has {', '.join(record)}; give the dataset "
+                    f"of {glue.folder}")
+  return record[name]

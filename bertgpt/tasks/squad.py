@@ -1,0 +1,286 @@
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): the answer to a question, a span of a text.
+
+Long texts are read in windows that overlap. A window is asked for the answer's first and last
+token; where it does not hold the answer, and in 2.0 where there is none, both are the [CLS].
+"""
+
+import collections
+import functools
+import json
+import pathlib
+import re
+import string
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bertgpt.data.offsets import encode_with_offsets
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.tasks import files
+from bertgpt.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.tasks.scores import harmonic_mean
+
+VERSIONS = {"squad": "v1.1", "squad2": "v2.0"}
+
+
+class Question(NamedTuple):
+  """Attributes: answers: (first character, text), none where there is no answer."""
+
+  id: str
+  question: str
+  context: str
+  answers: tuple[tuple[int, str], ...]
+
+
+class Window(NamedTuple):
+  """A part of a context, as one row.
+
+  Attributes:
+    question: its number.
+    first: place in the row of the first token of the context.
+    offsets: characters of the window's tokens, int32 [N, 2].
+    is_best: bool [N], no other window shows more of the token's surroundings.
+  """
+
+  question: int
+  first: int
+  offsets: np.ndarray
+  is_best: np.ndarray
+
+
+class Guess(NamedTuple):
+  """A span and the sum of its two logits."""
+
+  score: float
+  text: str
+
+
+def open_task(config, form: Format) -> Task:
+  """Reads the files of `config.task`.
+
+  Raises:
+    ConfigError: no room for a context.
+    DataError: files are missing, or not in the official format.
+  """
+  if config.max_length <= config.max_question + 3:
+    raise ConfigError(f"task.max_length={config.max_length} leaves no room for a text beside "
+                      f"task.max_question={config.max_question}; make it longer")
+  version = VERSIONS[config.name]
+  train = _read_set(config, "train", version)
+  train = [train[i] for i in
+           files.choose_examples(len(train), config.max_train_examples, is_random=True)]
+  evals, baseline = [], {}
+  for name in ("dev", "test"):
+    questions = _read_set(config, name, version)
+    if not questions:
+      continue
+    if name == "dev":
+      questions = questions[:config.max_dev_examples or None]
+    rows, windows = make_rows(questions, config, form)
+    predict = functools.partial(find_answers, questions, windows, config)
+    evals.append(EvalSet(name, rows,
+                         lambda outputs, q=questions, p=predict: score(q, p(outputs)[0]),
+                         functools.partial(write, name, predict, config.name == "squad2")))
+    baseline[name] = score(questions, {question.id: "" for question in questions})
+  return Task(config.name, "spans", 2, make_rows(train, config, form)[0], tuple(evals), baseline)
+
+
+def _read_set(config, name: str, version: str) -> list[Question]:
+  paths = files.find_given(config.data, config[name], [f"{name}-{version}.json"],
+                           needed=name != "test")
+  return [question for path in paths for question in read_questions(path)]
+
+
+def read_questions(path: pathlib.Path) -> list[Question]:
+  """The questions of a file in the official JSON.
+
+  Raises:
+    DataError: it is not; or an answer is not where it is said to be.
+  """
+  content = files.read_json(path)
+  try:
+    questions = [Question(qa["id"], qa["question"], paragraph["context"],
+                          tuple((answer["answer_start"], answer["text"])
+                                for answer in _answers(qa)))
+                 for article in content["data"]
+                 for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+  except (KeyError, TypeError) as e:
+    raise DataError(f"{path}: not in SQuAD's JSON ({type(e).__name__}: {e}); give an official "
+                    "file") from e
+  for question in questions:
+    for start, answer in question.answers:
+      if question.context[start:start + len(answer)] != answer or not answer:
+        raise DataError(f"{path}: question {question.id}: its answer {answer[:40]!r} is not at "
+                        f"character {start} of the context; repair the file")
+  if not questions:
+    raise DataError(f"{path}: holds no questions; give an official file")
+  return questions
+
+
+def _answers(qa):
+  return () if qa.get("is_impossible") else qa["answers"]
+
+
+# ----------------------------------------------------------------- windows
+
+
+def make_rows(questions: Sequence[Question], config, form: Format) -> tuple[Rows, list[Window]]:
+  """The windows of all questions; labels are the first answer's tokens."""
+  contexts = list(dict.fromkeys(question.context for question in questions))
+  encoded = dict(zip(contexts, encode_with_offsets(form.tokenizer, contexts), strict=True))
+  tokens, segments, labels, windows = [], [], [], []
+  asked = form.tokenizer.encode([question.question for question in questions])
+  for number, (question, q_ids) in enumerate(zip(questions, asked, strict=True)):
+    ids, offsets = encoded[question.context]
+    head = np.concatenate([[form.first], q_ids[:config.max_question], [form.between]])
+    span = find_span(question, offsets)
+    parts = cut(len(ids), config.max_length - len(head) - 1, config.stride)
+    for (start, end), is_best in zip(parts, best_windows(parts), strict=True):
+      tokens.append(np.concatenate([head, ids[start:end], [form.last]]).astype(np.int32))
+      segments.append(np.repeat([0, int(form.segments)],
+                                [len(head), end - start + 1]).astype(np.int32))
+      is_inside = span is not None and start <= span[0] and span[1] < end
+      labels.append([len(head) + i - start for i in span] if is_inside else [0, 0])
+      windows.append(Window(number, len(head), offsets[start:end], is_best))
+  return Rows(tokens, segments, np.array(labels, np.int32)), windows
+
+
+def find_span(question: Question, offsets: np.ndarray) -> tuple[int, int] | None:
+  """First and last token of the first answer; None where there is none."""
+  if not question.answers or not len(offsets):
+    return None
+  first, text = question.answers[0]
+  touched = np.flatnonzero((offsets[:, 1] > first) & (offsets[:, 0] < first + len(text)))
+  return (int(touched[0]), int(touched[-1])) if len(touched) else None
+
+
+def cut(length: int, room: int, stride: int) -> list[tuple[int, int]]:
+  """(first token, token after the last) of every window; the last one ends the text."""
+  parts, start = [], 0
+  while True:
+    end = min(start + room, length)
+    parts.append((start, end))
+    if end == length:
+      return parts
+    start += min(stride, room)
+
+
+def best_windows(parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+  """For every window, whether it is the one that shows most around a token: bool [N].
+
+  Most is the smaller of the tokens before and after it, then the longer window, then the earlier
+  (google-research/bert, run_squad.py, 2018).
+  """
+  scores = np.full((len(parts), parts[-1][1]), -np.inf)
+  for row, (start, end) in zip(scores, parts, strict=True):
+    at = np.arange(end - start)
+    row[start:end] = np.minimum(at, end - start - 1 - at) + 0.01 * (end - start)
+  best = scores.argmax(0) if scores.size else np.zeros(0, int)
+  return [best[start:end] == i for i, (start, end) in enumerate(parts)]
+
+
+# ----------------------------------------------------------------- answers
+
+
+def find_answers(questions: Sequence[Question], windows: Sequence[Window], config,
+                 outputs: Sequence[np.ndarray]
+                 ) -> tuple[dict[str, str], dict[str, list[Guess]], dict[str, float]]:
+  """The answer to every question, its best guesses, and by how much "no answer" beats the best.
+
+  Args:
+    outputs: for every window, the logits of start and end [2, length].
+  """
+  guesses = [[] for _ in questions]
+  nulls = np.full(len(questions), np.inf)
+  for window, logits in zip(windows, outputs, strict=True):
+    context = questions[window.question].context
+    guesses[window.question] += find_spans(window, logits, context, config)
+    # The least sure window counts, as in run_squad.py.
+    nulls[window.question] = min(nulls[window.question], float(logits[0, 0] + logits[1, 0]))
+  answers, n_best, odds = {}, {}, {}
+  for question, found, null in zip(questions, guesses, nulls, strict=True):
+    found = keep_best(found, config.n_best)
+    best = found[0] if found else Guess(-np.inf, "")
+    odds[question.id] = float(null - best.score)
+    is_null = config.name == "squad2" and odds[question.id] > config.null_threshold
+    answers[question.id] = "" if is_null else best.text
+    if config.name == "squad2":
+      found = sorted([*found, Guess(null, "")], key=lambda guess: -guess.score)
+    n_best[question.id] = found
+  return answers, n_best, odds
+
+
+def find_spans(window: Window, logits: np.ndarray, context: str, config) -> list[Guess]:
+  """Spans of the window's likeliest starts and ends, the best first."""
+  inside = slice(window.first, window.first + len(window.offsets))
+  starts, ends = (np.argsort(-row[inside], kind="stable")[:config.n_best] for row in logits)
+  starts = starts[window.is_best[starts]]
+  scores = logits[0, inside][starts][:, None] + logits[1, inside][ends][None]
+  lengths = ends[None] - starts[:, None] + 1
+  scores = np.where((lengths >= 1) & (lengths <= config.max_answer), scores, -np.inf)
+  order = np.argsort(-scores, axis=None, kind="stable")[:config.n_best]
+  found = []
+  for i, j in zip(*np.unravel_index(order, scores.shape), strict=True):
+    if np.isfinite(scores[i, j]):
+      first, last = window.offsets[starts[i], 0], window.offsets[ends[j], 1]
+      found.append(Guess(float(scores[i, j]), context[first:last].strip()))
+  return found
+
+
+def keep_best(guesses: Sequence[Guess], count: int) -> list[Guess]:
+  """The best of every text, in order."""
+  best: dict[str, Guess] = {}
+  for guess in sorted(guesses, key=lambda guess: -guess.score):
+    if guess.text:
+      best.setdefault(guess.text, guess)
+  return list(best.values())[:count]
+
+
+def write(name: str, predict, with_odds: bool, outputs, folder: pathlib.Path) -> None:
+  """predictions.json and nbest_predictions.json as run_squad.py has them; 2.0: null_odds.json.
+
+  Those of the test set have `test_` before their names.
+  """
+  answers, n_best, odds = predict(outputs)
+  prefix = "" if name == "dev" else f"{name}_"
+  contents = {"predictions": answers, "nbest_predictions": {
+      id_: [{"text": guess.text, "score": guess.score} for guess in found]
+      for id_, found in n_best.items()}}
+  if with_odds:
+    contents["null_odds"] = odds
+  for stem, content in contents.items():
+    (folder / f"{prefix}{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+# ------------------------------------------------------------------ scores
+
+
+def score(questions: Sequence[Question], answers: dict[str, str]) -> dict[str, float]:
+  """Exact match and F1 as in the official scripts: the best of the given answers, the mean of all.
+
+  A question without an answer has the answer "".
+  """
+  exact = f1 = 0.0
+  for question in questions:
+    found = answers.get(question.id)
+    expected = [text for _, text in question.answers if normalize(text)] or [""]
+    if found is not None:
+      exact += max(normalize(found) == normalize(text) for text in expected)
+      f1 += max(word_f1(found, text) for text in expected)
+  return {"em": exact / len(questions), "f1": f1 / len(questions)}
+
+
+def word_f1(found: str, expected: str) -> float:
+  """F1 of the bags of normalised words."""
+  found, expected = normalize(found).split(), normalize(expected).split()
+  if not found or not expected:
+    return float(found == expected)
+  common = collections.Counter(found) & collections.Counter(expected)
+  return harmonic_mean(sum(common.values()), len(found), len(expected))
+
+
+def normalize(text: str) -> str:
+  """Lower case, without ASCII punctuation and the words a, an, the; spaces single."""
+  text = text.lower().translate(str.maketrans("", "", string.punctuation))
+  return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())

@@ -1,0 +1,301 @@
+"""Fine-tuning from a checkpoint to results, through the command."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import small_runs
+
+from bertgpt import checkpoint, cli, finetune, metrics, recipes, workdir
+from bertgpt.finetune import flatten, put_pretrained, summarise
+
+RECIPE = """
+from bertgpt.finetune_config import base
+
+
+def get_config():
+  config = base()
+  config.task.update(name="sst2", data="{data}", max_length=32)
+  config.learning_rates = (1e-2,)
+  config.batch_size = 16
+  config.epochs = 150
+  config.optimizer.name = "adamw"
+  config.eval.every_epoch = False
+  config.log.every_steps = 10
+  config.system.compilation_cache = ""
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """SST-2 files of 16 sentences with labels drawn by lot; dev is the same, test has no labels."""
+  folder = tmp_path_factory.mktemp("glue")
+  sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
+  labels = np.random.default_rng(0).permutation([0, 1] * 8)
+  (folder / "SST-2").mkdir()
+  for name in ("train", "dev"):
+    (folder / "SST-2" / f"{name}.tsv").write_text("".join(
+        f"{a}\t{b}\n" for a, b in [("sentence", "label"), *zip(sentences, labels, strict=True)]))
+  (folder / "SST-2" / "test.tsv").write_text("".join(
+      f"{a}\t{b}\n" for a, b in [("index", "sentence"), *enumerate(sentences)]))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def tuning(data):
+  """A recipe that learns 16 examples by heart."""
+  path = data / "recipe.py"
+  path.write_text(RECIPE.format(data=data))
+  return path
+
+
+def run(tuning, init, out, *arguments):
+  return cli.main(["finetune", f"--config={tuning}", f"--init={init}", f"--workdir={out}",
+                   *arguments])
+
+
+def results_of(out):
+  return json.loads((out / "results.json").read_text())
+
+
+def losses_of(out, name):
+  return metrics.read_curves(out / name)["train/task_loss"]
+
+
+def predictions_of(out, name, file_name):
+  text = (out / name / "predictions" / file_name).read_text()
+  return [line.split("\t")[1] for line in text.splitlines()[1:]]
+
+
+@pytest.fixture(scope="module")
+def tuned(tuning, finished_bert, tmp_path_factory):
+  """Two seeds of a BERT."""
+  out = tmp_path_factory.mktemp("tuned") / "out"
+  assert run(tuning, finished_bert, out, "--config.seeds=0,1") == 0
+  return out
+
+
+def test_sixteen_examples_are_learnt_by_heart(tuned):
+  results = results_of(tuned)
+  assert [run["dev"]["accuracy"] for run in results["runs"]] == [1.0, 1.0]
+  assert results["medians"] == [
+      {"learning_rate": 1e-2, "seeds": 2, "dev": {"accuracy": 1.0}}]
+  assert results["init"]["step"] == 20
+  assert "100.0%" in (tuned / "report.md").read_text()
+
+
+def test_predictions_are_those_that_were_scored(tuned, data):
+  labels = [line.split("\t")[1] for line in
+            (data / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
+  for file_name in ("SST-2.dev.tsv", "SST-2.tsv"):  # The test set has the sentences of dev.
+    assert predictions_of(tuned, "lr0.01-seed1", file_name) == labels
+
+
+def test_a_run_is_a_function_of_its_seed(tuned, tuning, finished_bert, tmp_path):
+  """Also where other seeds ran before it."""
+  assert run(tuning, finished_bert, tmp_path / "again", "--config.seeds=1,") == 0
+  first, again = (losses_of(out, "lr0.01-seed1") for out in (tuned, tmp_path / "again"))
+  assert first == again
+  assert first != losses_of(tuned, "lr0.01-seed0")
+
+
+def test_the_weights_are_kept_as_a_checkpoint(tuned, finished_bert):
+  params, metadata = checkpoint.restore_params(tuned / "lr0.01-seed0")
+  assert set(params) == {"body", "head"} and metadata["task"] == "sst2"
+  before = workdir.load_trained(finished_bert).params["encoder"]["layers"]["mlp"]["up"]["kernel"]
+  after = params["body"]["encoder"]["layers"]["mlp"]["up"]["kernel"]
+  assert 0 < np.abs(after - before).max() < 0.5
+
+
+def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, capsys):
+  """A further seed may be added."""
+  out = tmp_path / "out"
+  shutil.copytree(tuned, out)
+  before = (out / "lr0.01-seed0" / "metrics.jsonl").stat().st_mtime_ns
+  assert run(tuning, finished_bert, out, "--config.seeds=0,1,2") == 0
+  assert (out / "lr0.01-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+  assert [run["seed"] for run in results_of(out)["runs"]] == [0, 1, 2]
+  assert "median" in capsys.readouterr().out
+
+
+def test_a_gpt_learns_them_too(tuning, finished_gpt, tmp_path):
+  """With tokens that its vocabulary has not, and the language model beside the task."""
+  assert run(tuning, finished_gpt, tmp_path / "out") == 0
+  assert results_of(tmp_path / "out")["runs"][0]["dev"]["accuracy"] == 1.0
+  curves = metrics.read_curves(tmp_path / "out" / "lr0.01-seed0")
+  losses = [value for _, value in curves["train/lm_loss"]]
+  assert losses[-1] < losses[0]
+
+
+SHORT = ("--config.epochs=2", "--config.log.every_steps=1")
+
+
+@pytest.fixture(scope="module")
+def short(tuning, finished_bert, tmp_path_factory):
+  """Two steps."""
+  out = tmp_path_factory.mktemp("short") / "out"
+  assert run(tuning, finished_bert, out, *SHORT) == 0
+  return out
+
+
+def test_words_are_labelled(tuning, finished_bert, tmp_path):
+  """The second word of every sentence, and the last."""
+  lines = []
+  for sentence in [line for line in small_runs.make_text(20).splitlines() if line][:16]:
+    words = sentence.rstrip(".").split()
+    lines += [f"{word}\t{'B-who' if i == 1 else 'B-where' if i == len(words) - 1 else 'O'}"
+              for i, word in enumerate(words)] + [""]
+  for name in ("train", "dev"):
+    (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+  assert run(tuning, finished_bert, tmp_path / "out", "--task=ner",
+             f"--config.task.data={tmp_path}", "--config.epochs=60") == 0
+  assert results_of(tmp_path / "out")["runs"][0]["dev"] == {"f1": 1.0}
+  written = (tmp_path / "out" / "lr0.01-seed0" / "predictions" / "dev.conll").read_text()
+  assert [line.replace(" ", "\t").rsplit("\t", 1)[0] for line in written.splitlines()] == lines
+
+
+def test_questions_are_answered(tuning, finished_bert, tmp_path):
+  """Who does it: the second word, in one of two windows."""
+  paragraphs = []
+  for i, sentence in enumerate([x for x in small_runs.make_text(20).splitlines() if x][:16]):
+    answer = sentence.split()[1]
+    paragraphs.append({"context": sentence, "qas": [{
+        "id": f"q{i}", "question": f"who {sentence.split()[2]} it", "answers": [
+            {"answer_start": sentence.index(answer), "text": answer}]}]})
+  for name in ("train", "dev"):
+    (tmp_path / f"{name}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+  assert run(tuning, finished_bert, tmp_path / "out", "--task=squad",
+             f"--config.task.data={tmp_path}", "--config.task.max_question=8",
+             "--config.task.max_length=16", "--config.task.stride=3", "--config.epochs=60") == 0
+  assert results_of(tmp_path / "out")["runs"][0]["dev"]["em"] == 1.0
+  folder = tmp_path / "out" / "lr0.01-seed0" / "predictions"
+  assert json.loads((folder / "predictions.json").read_text()) == {
+      f"q{i}": p["qas"][0]["answers"][0]["text"] for i, p in enumerate(paragraphs)}
+
+
+def test_a_gpt_is_refused_where_it_cannot_work(tuning, finished_gpt, tmp_path, capsys):
+  assert run(tuning, finished_gpt, tmp_path / "out", "--task=squad") == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "--task squad needs a bert, but the run of --init is a gpt" in line
+  assert files_under(tmp_path) == set()
+
+
+def test_random_weights_are_another_start_of_the_same_model(short, tuning, finished_bert, tmp_path):
+  assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.from_scratch=true") == 0
+  outs = short, tmp_path
+  assert losses_of(short, "lr0.01-seed0") != losses_of(tmp_path, "lr0.01-seed0")
+  shapes = [{name: leaf[0] for name, leaf in json.loads(
+      (out / "lr0.01-seed0/checkpoints/2/manifest.json").read_text())["content"][
+          "leaves"].items()} for out in outs]
+  assert shapes[0] == shapes[1]
+
+
+def test_new_tokens_leave_the_trained_rows_as_they_are():
+  import jax.numpy as jnp
+  trained = np.arange(12, dtype=np.float32).reshape(6, 2)
+  fresh = jnp.full((9, 2), -1.0)
+  table = np.asarray(put_pretrained("body/embeddings/token/embedding", fresh, trained))
+  assert (table[:6] == trained).all() and (table[6:] == -1).all()
+
+
+def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
+  """All devices hold examples in the other one."""
+  assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.mesh.fsdp=2",
+             "--config.mesh.tensor=2", "--config.micro_batches=2") == 0
+  np.testing.assert_allclose(losses_of(tmp_path, "lr0.01-seed0"),
+                             losses_of(short, "lr0.01-seed0"), rtol=1e-5)
+
+
+# --------------------------------------------------------------- summaries
+
+
+def test_medians_and_the_best_run():
+  config = finetune.finetune_config.base()
+  config.learning_rates, config.seeds = (1e-5, 2e-5), (0, 1, 2)
+  values = {1e-5: (0.5, 0.9, 0.6), 2e-5: (0.7, 0.7, 0.1)}
+  runs = [{"learning_rate": rate, "seed": seed, "folder": f"{rate}-{seed}",
+           "dev": {"f1": value, "accuracy": value / 2}}
+          for rate, of_seeds in values.items() for seed, value in enumerate(of_seeds)]
+  results = summarise({"runs": runs}, config)
+  assert [m["dev"]["f1"] for m in results["medians"]] == [0.6, 0.7]
+  assert (results["best_rate"], results["best_run"]) == (2e-5, "1e-05-1")
+  assert flatten(results["medians"][0]) == {"dev f1": "60.0%", "dev accuracy": "30.0%"}
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def files_under(path: pathlib.Path) -> set[str]:
+  return {str(p.relative_to(path)) for p in path.rglob("*")}
+
+
+@pytest.mark.parametrize("arguments, code, fragment", [
+    (["--task=sst3"], 2, "--task sst3: choose one of cola,"),
+    (["--task=rte"], 65, "holds no RTE/train.tsv"),
+    (["--config.task.data="], 2, "task.data: give the folder"),
+    (["--config.task.data=/none"], 65, "task.data=/none: no such folder"),
+    (["--config.task.max_length=500"], 2, "task.max_length=500 is longer than model.max_positions"),
+    (["--config.epoch=2"], 2, "--config.epoch: no such field; did you mean --config.epochs?"),
+    (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows does not divide"),
+    (["--init=/none"], 2, "/none: holds no run"),
+])
+def test_wrong_input_is_one_line_and_makes_nothing(tuning, finished_bert, tmp_path, capsys,
+                                                   arguments, code, fragment):
+  before = files_under(finished_bert)
+  assert run(tuning, finished_bert, tmp_path / "out", *arguments) == code
+  (line,) = capsys.readouterr().err.splitlines()
+  assert fragment in line
+  assert files_under(tmp_path) == set() and files_under(finished_bert) == before
+
+
+def test_a_recipe_of_pretraining_is_none_of_a_task(recipe, finished_bert, tmp_path, capsys):
+  assert run(recipe, finished_bert, tmp_path / "out") == 2
+  assert "must return a config made by bertgpt.finetune_config.base()" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument, fragment", [
+    ("--config.epochs=3", "epochs: 150 -> 3"),
+    ("--config.from_scratch=true", "from_scratch: False -> True"),
+    ("--task=cola", "task.name: 'sst2' -> 'cola'"),
+])
+def test_another_fine_tuning_needs_another_folder(tuned, tuning, finished_bert, data, capsys,
+                                                  argument, fragment):
+  (data / "CoLA").mkdir(exist_ok=True)
+  for name in ("train", "dev"):
+    (data / "CoLA" / f"{name}.tsv").write_text("src\t1\t*\tthe cat\n")
+  before = (tuned / "results.json").read_text()
+  assert run(tuning, finished_bert, tuned, argument) == 2
+  assert fragment in capsys.readouterr().err
+  assert (tuned / "results.json").read_text() == before
+
+
+def test_the_folder_of_a_pretraining_is_refused(tuning, finished_bert, capsys):
+  before = files_under(finished_bert)
+  assert run(tuning, finished_bert, finished_bert) == 2
+  assert "holds something else than a fine-tuning" in capsys.readouterr().err
+  assert files_under(finished_bert) == before
+
+
+def test_a_stopped_fine_tuning_goes_on_with_the_next_run(tuning, finished_bert, tmp_path,
+                                                         monkeypatch):
+  """SIGTERM in the second run: the first is kept, the second is begun anew."""
+  import os
+  import signal
+  add, out = finetune.train.StepLog.add, tmp_path / "out"
+
+  def add_and_stop(self, step, step_metrics):
+    add(self, step, step_metrics)
+    if step == 5 and (out / "lr0.01-seed1").exists():
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  arguments = ("--config.seeds=0,1", "--config.epochs=10")
+  with monkeypatch.context() as patch:
+    patch.setattr(finetune.train.StepLog, "add", add_and_stop)
+    assert run(tuning, finished_bert, out, *arguments) == 75
+  assert [r["seed"] for r in results_of(out)["runs"]] == [0]
+  assert run(tuning, finished_bert, out, *arguments) == 0
+  assert [r["seed"] for r in results_of(out)["runs"]] == [0, 1]
+  assert recipes.from_json((out / "config.json").read_text(), finetune.finetune_config.base)

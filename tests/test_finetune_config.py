@@ -1,0 +1,81 @@
+"""The config of a fine-tuning: what is wrong is named; a run's config takes the model as it is."""
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt import finetune_config, recipes
+from bertgpt.errors import ConfigError
+
+
+def make_config(**fields):
+  config = finetune_config.base()
+  config.task.data = "glue"
+  for field, value in fields.items():
+    recipes.set_field(config, field.replace("__", "."), value)
+  return config
+
+
+def make_run(config, **pretrained):
+  trained = config_lib.base()
+  trained.model.update({"num_layers": 3, "vocab_size": 99, "dropout": 0.3} | pretrained)
+  trained.phases = (config_lib.phase(seq_len=64), config_lib.phase(seq_len=512))
+  return finetune_config.run_config(trained, config, steps=40, learning_rate=3e-5, vocab_size=102)
+
+
+@pytest.mark.parametrize("fields, problem", [
+    ({"task__data": ""}, "task.data: give the folder"),
+    ({"task__data": "gs://bucket/glue"}, "task.data=gs://bucket/glue: only local paths"),
+    ({"task__data": "tfds:gs://bucket/glue"}, "only local paths"),
+    ({"seeds": ()}, "seeds=(): give numbers from 0 on"),
+    ({"seeds": (0, -1)}, "seeds=(0, -1)"),
+    ({"seeds": (1, 2, 1)}, "seeds=(1, 2, 1) names a run twice"),
+    ({"learning_rates": (0.0,)}, "learning_rates=(0.0,): give numbers above 0"),
+    ({"epochs": 0}, "epochs=0: must be at least 1"),
+    ({"dropout": 1.0}, "dropout=1.0: must be at least 0 and below 1, or -1"),
+    ({"warmup_fraction": 1.5}, "warmup_fraction=1.5"),
+    ({"task__truncation": "middle"}, "choose one of head, tail, head_tail"),
+    ({"task__max_length": 4}, "task.max_length=4: must be at least 8"),
+])
+def test_what_is_wrong_is_named(fields, problem):
+  (found,) = finetune_config.find_problems(make_config(**fields))
+  assert problem in found
+
+
+def test_the_defaults_need_data_alone():
+  assert finetune_config.find_problems(make_config()) == []
+
+
+def test_a_run_has_the_model_and_the_recipes_training():
+  config = make_config(batch_size=16, task__max_length=64, optimizer__weight_decay=0.2)
+  run = make_run(config)
+  (phase,) = run.phases
+  assert (phase.steps, phase.seq_len, phase.batch_size) == (40, 64, 16)
+  assert (phase.learning_rate, phase.schedule, phase.warmup_fraction) == (3e-5, "linear", 0.1)
+  assert (run.model.num_layers, run.model.vocab_size, run.model.dropout) == (3, 102, 0.3)
+  assert run.optimizer.weight_decay == 0.2
+  finetune_config.validate_run(run, 1, "cpu")
+
+
+def test_dropout_may_differ_from_pretraining():
+  run = make_run(make_config(dropout=0.1), dropout=0.0, attention_dropout=0.0)
+  assert (run.model.dropout, run.model.attention_dropout) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize("fields, devices, fragment", [
+    ({"task__max_length": 600}, 1, "task.max_length=600 is longer than model.max_positions=512"),
+    ({"micro_batches": 3}, 1, "micro_batches=3 does not divide batch_size=32"),
+    ({"batch_size": 6}, 4, "batch_size: a micro-batch of 6 rows does not divide"),
+    ({"optimizer__name": "sgd"}, 1, "optimizer.name='sgd': choose one of"),
+])
+def test_problems_of_a_run_are_told_in_the_recipes_words(fields, devices, fragment):
+  with pytest.raises(ConfigError) as e:
+    finetune_config.validate_run(make_run(make_config(**fields)), devices, "cpu")
+  assert fragment in str(e.value) and "phases" not in str(e.value)
+
+
+def test_json_brings_the_config_back():
+  config = make_config(seeds=(3, 4), learning_rates=(1e-5, 2e-5), task__truncation="tail")
+  text = recipes.to_json(config)
+  assert recipes.from_json(text, finetune_config.base) == config
+  with pytest.raises(ConfigError, match="is not the config of a run"):
+    recipes.from_json(text)

@@ -1,0 +1,252 @@
+"""The nine GLUE tasks: official files and TFDS give the same examples; predictions go back."""
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from bertgpt import finetune_config
+from bertgpt.data import tokenizers
+from bertgpt.errors import DataError
+from bertgpt.tasks import glue
+from bertgpt.tasks import rows as rows_lib
+
+TEXTS = (("the cat sees a dog", "a dog is seen"), ("who likes it", "it likes who"),
+         ("the river", "a bird"))
+
+# (header of train and dev, header of test, labels of three rows); as in the GLUE archives.
+OFFICIAL = {
+    "cola": (None, "index\tsentence", ("1", "0", "1")),
+    "sst2": ("sentence\tlabel", "index\tsentence", ("1", "0", "1")),
+    "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+             "index\t#1 ID\t#2 ID\t#1 String\t#2 String", ("1", "0", "1")),
+    "stsb": ("index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\t"
+             "score", "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\t"
+             "sentence2", ("5.000", "0.25", "3.8")),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "id\tquestion1\tquestion2",
+            ("1", "0", "1")),
+    "mnli": ("index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label",
+             "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2",
+             ("contradiction", "entailment", "neutral")),
+    "qnli": ("index\tquestion\tsentence\tlabel", "index\tquestion\tsentence",
+             ("not_entailment", "entailment", "entailment")),
+    "rte": ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2",
+            ("not_entailment", "entailment", "entailment")),
+    "wnli": ("index\tsentence1\tsentence2\tlabel", "index\tsentence1\tsentence2",
+             ("1", "0", "1")),
+}
+NUMBERS = {"stsb": [5.0, 0.25, 3.8], "mnli": [2, 0, 1], "qnli": [1, 0, 0], "rte": [1, 0, 0]}
+
+
+def make_line(header, number, texts, label):
+  cells = {"sentence": texts[0], "question": texts[0], "sentence1": texts[0],
+           "question1": texts[0], "#1 String": texts[0], "sentence2": texts[1],
+           "question2": texts[1], "#2 String": texts[1], "label": label, "Quality": label,
+           "score": label, "is_duplicate": label, "gold_label": label, "index": str(number)}
+  names = header.split("\t")
+  if "question" in names and "sentence" in names:
+    cells["sentence"] = texts[1]
+  return "\t".join(cells.get(name, "x") for name in names)
+
+
+def write_official(folder, name, rows=1):
+  """train, dev and test files of a task; returns the folder for `task.data`."""
+  header, test_header, labels = OFFICIAL[name]
+  lines = [make_line(header or "label\tsentence", i, texts, label)
+           for i, (texts, label) in enumerate(zip(TEXTS, labels, strict=True))]
+  if header is None:
+    lines = ["src\t" + line.replace("\t", "\t*\t") for line in lines]
+  place = folder / glue.TASKS[name].folder
+  place.mkdir(parents=True)
+  suffixes = ("_matched", "_mismatched") if name == "mnli" else ("",)
+  for file_name in ["train", *(f"dev{s}" for s in suffixes)]:
+    content = [header] * bool(header) + lines * rows
+    (place / f"{file_name}.tsv").write_text("\n".join(content) + "\n")
+  for suffix in suffixes:
+    (place / f"test{suffix}.tsv").write_text("\n".join(
+        [test_header, *(make_line(test_header, i, t, "") for i, t in enumerate(TEXTS))]) + "\n")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def form():
+  config = types.SimpleNamespace(kind="wordpiece", vocab_size=60, lowercase=True)
+  tokenizer = tokenizers.train_tokenizer(config, [t for pair in TEXTS for t in pair] * 9)
+  return rows_lib.make_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
+                              finetune_config.base().task)
+
+
+def open_task(name, data, form, **fields):
+  config = finetune_config.base().task
+  config.update(name=name, data=str(data), **fields)
+  return glue.open_task(config, form)
+
+
+def texts_of(rows, form):
+  return [form.tokenizer.decode(tokens) for tokens in rows.tokens]
+
+
+def expected_texts(name):
+  is_pair = len(glue.TASKS[name].texts) == 2
+  return [f"[CLS] {a} [SEP] {b} [SEP]" if is_pair else f"[CLS] {a} [SEP]" for a, b in TEXTS]
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_files_are_read(tmp_path, form, name):
+  task = open_task(name, write_official(tmp_path, name), form)
+  sets = ["dev", "test", "dev_mismatched", "test_mismatched"] if name == "mnli" else ["dev", "test"]
+  assert [s.name for s in task.evals] == sets
+  assert all(texts_of(rows, form) == expected_texts(name)
+             for rows in (task.train, *(s.rows for s in task.evals)))
+  numbers = NUMBERS.get(name, [1, 0, 1])
+  assert task.train.labels.tolist() == pytest.approx(numbers)
+  for s in task.evals:
+    if s.name.startswith("dev"):
+      assert list(s.score(np.array(numbers)).values()) == pytest.approx([1.0] * len(
+          glue.TASKS[name].metrics))
+    else:
+      assert s.score is None
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_predictions_are_those_of_the_official_form(tmp_path, form, name):
+  task = open_task(name, write_official(tmp_path / "data", name), form)
+  outputs = np.array(NUMBERS.get(name, [1, 0, 1]))
+  for s in task.evals:
+    s.write(outputs, tmp_path)
+  folder = glue.TASKS[name].folder
+  names = {"mnli": ["MNLI-m", "MNLI-mm"]}.get(name, [folder])
+  for file_name in names:
+    header, *lines = (tmp_path / f"{file_name}.tsv").read_text().splitlines()
+    assert header == "index\tprediction"
+    written = [line.split("\t") for line in lines]
+    assert [index for index, _ in written] == ["0", "1", "2"]
+    if name == "stsb":
+      assert [float(value) for _, value in written] == pytest.approx([5.0, 0.25, 3.8])
+    else:
+      assert [value for _, value in written] == list(OFFICIAL[name][2])
+
+
+def test_scores_beyond_the_scale_are_written_within_it(tmp_path):
+  glue.write(glue.TASKS["stsb"], "S.tsv", np.array([-0.3, 5.2, 2.0]), tmp_path)
+  assert (tmp_path / "S.tsv").read_text().split()[3::2] == ["0.000", "5.000", "2.000"]
+
+
+def test_quotes_are_text(tmp_path, form):
+  """GLUE files are read with quoting off."""
+  write_official(tmp_path, "sst2")
+  (tmp_path / "SST-2" / "train.tsv").write_text('sentence\tlabel\n"the cat\t1\na "dog" sees\t0\n')
+  task = open_task("sst2", tmp_path / "SST-2", form)  # The task's own folder will do too.
+  assert task.train.labels.tolist() == [1, 0]
+
+
+def test_the_baseline_answers_what_training_has_most(tmp_path, form):
+  task = open_task("sst2", write_official(tmp_path, "sst2"), form)
+  assert task.baseline == {"dev": {"accuracy": pytest.approx(2 / 3)}}
+
+
+def test_fewer_examples(tmp_path, form):
+  task = open_task("rte", write_official(tmp_path, "rte", rows=20), form, max_train_examples=7,
+                   max_dev_examples=4)
+  assert len(task.train) == 7 and len(task.evals[0].rows) == 4 and len(task.evals[1].rows) == 3
+  assert texts_of(task.evals[0].rows, form) == (expected_texts("rte") * 2)[:4]
+
+
+# ----------------------------------------------------------------- bad data
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("sst2", "sentence\tlbael\na\t1\n", "lacks the column label, it has sentence, lbael"),
+    ("sst2", "sentence\tlabel\na\t1\nb\n", "train.tsv, line 3: has 1 columns, not 2"),
+    ("sst2", "sentence\tlabel\na\t2\n", "line 2: label '2' is not one of 0, 1"),
+    ("rte", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n",
+     "label 'maybe' is not one of entailment, not_entailment"),
+    ("stsb", OFFICIAL["stsb"][0] + "\n" + "x\t" * 9 + "5.1\n", "label '5.1' is not a number"),
+    ("stsb", OFFICIAL["stsb"][0] + "\n" + "x\t" * 9 + "nan\n", "label 'nan' is not a number"),
+    ("cola", "s\t2\t*\ttext\n", "line 1: label '2' is not one of 0, 1"),
+    ("sst2", "sentence\tlabel\n", "train.tsv: holds no examples"),
+    ("sst2", "", "lacks the column sentence, label"),
+])
+def test_wrong_files_are_named(tmp_path, form, name, content, message):
+  write_official(tmp_path, name)
+  (tmp_path / glue.TASKS[name].folder / "train.tsv").write_text(content)
+  with pytest.raises(DataError) as e:
+    open_task(name, tmp_path, form)
+  assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_missing_files_are_named(tmp_path, form):
+  write_official(tmp_path, "sst2")
+  with pytest.raises(DataError, match="holds no RTE/train.tsv or train.tsv"):
+    open_task("rte", tmp_path, form)
+  (tmp_path / "SST-2" / "dev.tsv").unlink()
+  with pytest.raises(DataError, match="holds no SST-2/dev.tsv"):
+    open_task("sst2", tmp_path, form)
+
+
+def test_questions_with_line_breaks_are_left_out_and_counted(tmp_path, form):
+  """Some lines of QQP's own files are torn."""
+  write_official(tmp_path, "qqp")
+  path = tmp_path / "QQP" / "train.tsv"
+  path.write_text(path.read_text() + "9\tx\ttorn\n")
+  task = open_task("qqp", tmp_path, form)
+  assert len(task.train) == 3 and task.notes == ("1 lines lack columns and were left out",)
+
+
+# --------------------------------------------------------------------- TFDS
+
+
+def write_tfds(folder, name, labels):
+  """The task as TFDS prepares it, in ArrayRecord."""
+  spec = glue.TASKS[name]
+  folder.mkdir()
+  text = tfds.features.Text()
+  label = tfds.features.Scalar(np.float32) if not spec.labels else (
+      tfds.features.ClassLabel(names=spec.labels))
+  features = tfds.features.FeaturesDict(
+      {**{feature: text for feature in spec.features}, "label": label, "idx": np.int32})
+  identity = tfds.core.dataset_info.DatasetIdentity(
+      name="toy", version="1.0.0", data_dir=str(folder), module_name="toy")
+  writer = tfds.core.SequentialWriter(
+      tfds.core.DatasetInfo(builder=identity, features=features), 300, file_format="array_record")
+  splits = ["train", "validation", "test"]
+  writer.initialize_splits(splits)
+  for split in splits:
+    writer.add_examples({split: [
+        {**dict(zip(spec.features, texts, strict=False)), "idx": i,
+         "label": -1 if split == "test" else label}
+        for i, (texts, label) in enumerate(zip(TEXTS, labels, strict=True))]})
+  writer.close_all()
+  return f"tfds:{folder}"
+
+
+@pytest.mark.parametrize("name", ["rte", "stsb", "sst2"])
+def test_tfds_gives_what_the_files_give(tmp_path, form, name):
+  data = write_tfds(tmp_path / "tfds", name, NUMBERS.get(name, [1, 0, 1]))
+  found = open_task(name, data, form)
+  expected = open_task(name, write_official(tmp_path / "files", name), form)
+  for one, other in zip([found.train, *(s.rows for s in found.evals)],
+                        [expected.train, *(s.rows for s in expected.evals)], strict=True):
+    assert texts_of(one, form) == texts_of(other, form)
+    np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_a_dataset_of_another_task_is_named(tmp_path, form):
+  data = write_tfds(tmp_path / "tfds", "sst2", [1, 0, 1])
+  with pytest.raises(DataError, match="no feature 'sentence1', it has .*; give the dataset of RTE"):
+    open_task("rte", data, form)
+  with pytest.raises(DataError, match="task.data: TFDS knows no dataset"):
+    open_task("rte", f"tfds:{tmp_path}/none", form)
+
+
+# --------------------------------------------------------------- real files
+
+
+@pytest.mark.parametrize("name, train, dev, share", [
+    ("cola", 8551, 1043, 0.704), ("sst2", 67349, 872, 0.558), ("rte", 2490, 277, 0.498)])
+def test_the_published_counts(data_dir, form, name, train, dev, share):
+  """Wang et al. 2018, table 1; the share of label 1 in training."""
+  task = open_task(name, data_dir / "glue", form)
+  assert (len(task.train), len(task.evals[0].rows)) == (train, dev)
+  assert task.train.labels.mean() == pytest.approx(share, abs=5e-4)

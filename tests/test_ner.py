@@ -1,0 +1,177 @@
+"""CoNLL files: labels sit on first pieces, every word is predicted, entities count as wholes."""
+
+import types
+
+import numpy as np
+import pytest
+
+from bertgpt import finetune_config
+from bertgpt.data import tokenizers
+from bertgpt.errors import DataError
+from bertgpt.tasks import ner
+from bertgpt.tasks import rows as rows_lib
+
+CONLL = """-DOCSTART- -X- O O
+
+Anna NNP B-NP B-person
+Maria NNP I-NP I-person
+flew VBD B-VP O
+to TO B-PP O
+Rotterdam NNP B-NP B-location
+
+unseenwords NN B-NP O
+"""
+
+
+def make_form(kind="wordpiece", max_length=64, lowercase=True):
+  config = types.SimpleNamespace(kind=kind, vocab_size=300 if kind == "bpe" else 60,
+                                 lowercase=lowercase, model_type="bpe")
+  text = ["anna flew to maria", "a river runs near the rotterdam dam", "unseen words"] * 9
+  return rows_lib.make_format(tokenizers.train_tokenizer(config, text),
+                              types.SimpleNamespace(family="bert", num_segments=2),
+                              types.SimpleNamespace(max_length=max_length, truncation="head"))
+
+
+def open_task(folder, form, **fields):
+  config = finetune_config.base().task
+  config.update(name="ner", data=str(folder), **fields)
+  return ner.open_task(config, form)
+
+
+def sentence(text):
+  words, tags = zip(*(item.rsplit("/", 1) for item in text.split()), strict=True)
+  return ner.Sentence(list(words), list(tags))
+
+
+def test_conll_files_are_read(tmp_path):
+  (tmp_path / "a.txt").write_text(CONLL)
+  assert ner.read_conll(tmp_path / "a.txt") == [
+      sentence("Anna/B-person Maria/I-person flew/O to/O Rotterdam/B-location"),
+      sentence("unseenwords/O")]
+
+
+def test_tabs_keep_what_is_in_a_word(tmp_path):
+  (tmp_path / "a.conll").write_text("two words\tB-x\n \t\n:\tO\n\t\n")
+  assert ner.read_conll(tmp_path / "a.conll") == [
+      ner.Sentence(["two words"], ["B-x"]), ner.Sentence([":"], ["O"])]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "bpe"])
+def test_the_label_of_a_word_is_at_its_first_piece(kind):
+  form = make_form(kind)
+  form = form._replace(first=2, last=3) if kind == "bpe" else form
+  s = sentence("anna/B-p mariana/I-p flew/O rotterdamer/B-l \u200b/O end/O")
+  tags = ["O", "B-l", "B-p", "I-p"]
+  labelled = ner.make_rows([s], tags, form)
+  (tokens,), (labels,), (places,) = labelled.rows.tokens, labelled.rows.labels, labelled.places
+  at = np.flatnonzero(labels >= 0)
+  assert [(0, i) for i in at] == places and len(at) == len(s.words)
+  assert [tags[i] for i in labels[at]] == s.tags
+  # Decoded from one label to the next: the words.
+  words = [form.tokenizer.decode(tokens[a:b]).strip()
+           for a, b in zip(at, [*at[1:], len(tokens) - 1], strict=True)]
+  assert [w for i, w in enumerate(words) if i not in (4, 5)] == [
+      w for i, w in enumerate(s.words) if i not in (4, 5)]
+
+
+def test_long_sentences_are_cut_between_words_and_lose_none():
+  form = make_form(max_length=10)
+  s = sentence(" ".join(f"{w}/O" for w in "anna flew to maria rotterdam river".split() * 5))
+  labelled = ner.make_rows([s], ["O"], form)
+  assert len(labelled.rows) > 3 and max(labelled.rows.lengths) <= 10
+  text = " ".join(form.tokenizer.decode(t[1:-1]) for t in labelled.rows.tokens)
+  assert text == " ".join(s.words)
+  assert sum((labels >= 0).sum() for labels in labelled.rows.labels) == len(s.words)
+
+
+def test_a_word_longer_than_the_window_keeps_its_start():
+  form = make_form(max_length=8)
+  labelled = ner.make_rows([sentence("xyxyxyxyxyxyxyxyxyxy/O a/O")], ["O"], form)
+  assert max(labelled.rows.lengths) <= 8 and len(labelled.places[0]) == 2
+
+
+def test_a_task_of_three_files(tmp_path):
+  (tmp_path / "wnut17train.conll").write_text(CONLL)
+  (tmp_path / "emerging.dev.conll").write_text("Anna\tB-person\n\nTo\tB-group\n")
+  (tmp_path / "mine.txt").write_text("a B-location\n")
+  task = open_task(tmp_path, make_form(), test="mine.txt")
+  assert task.num_outputs == 4 and task.notes == ("1 words have tags that training has not",)
+  dev, test = task.evals
+  outputs = [np.full(len(t), 2) for t in dev.rows.tokens]  # O, B-location, B-person, I-person
+  assert dev.score(outputs) == {"f1": pytest.approx(1 / 2)}
+  assert task.baseline == {"dev": {"f1": 0.0}, "test": {"f1": 0.0}}
+  dev.write(outputs, tmp_path)
+  assert (tmp_path / "dev.conll").read_text() == (
+      "Anna B-person B-person\n\nTo B-group B-person\n\n")
+  assert test.rows.labels[0].tolist().count(1) == 1
+
+
+@pytest.mark.parametrize("text, message", [
+    ("Anna B-person\nflew\n", "train.txt, line 2: has no tag ('flew')"),
+    ("Anna PER\n", "train.txt, line 1: tag 'PER' is none of O, B-TYPE, I-TYPE"),
+    ("\n\n", "train.txt: holds no sentences"),
+])
+def test_wrong_files_are_named(tmp_path, text, message):
+  (tmp_path / "train.txt").write_text(text)
+  (tmp_path / "dev.txt").write_text("a O\n")
+  with pytest.raises(DataError) as e:
+    open_task(tmp_path, make_form())
+  assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_missing_files_are_named(tmp_path):
+  with pytest.raises(DataError, match="holds no wnut17train.conll or eng.train or"):
+    open_task(tmp_path, make_form())
+  (tmp_path / "train.txt").write_text(CONLL)
+  (tmp_path / "dev.txt").write_text(CONLL)
+  with pytest.raises(DataError, match="holds no other.txt"):
+    open_task(tmp_path, make_form(), dev="other.txt")
+
+
+# ------------------------------------------------------------------ scores
+
+
+def test_entities_are_right_as_wholes():
+  """Three of the one side, three of the other, one in common."""
+  expected = [["B-a", "I-a", "O", "B-b"], ["O", "B-a"]]
+  found = [["B-a", "O", "O", "B-b"], ["B-b", "B-b"]]
+  assert ner.score(expected, expected) == {"f1": 1.0}
+  assert ner.score(expected, found) == {"f1": pytest.approx(2 * 1 / (3 + 4))}
+
+
+@pytest.mark.parametrize("tags, expected", [
+    ("O B-a I-a O", {("a", 1, 3)}),
+    ("B-a B-a I-a", {("a", 0, 1), ("a", 1, 3)}),
+    ("I-a I-a I-b", {("a", 0, 2), ("b", 2, 3)}),
+    ("B-a I-b", {("a", 0, 1), ("b", 1, 2)}),
+    ("O O", set()),
+])
+def test_where_entities_begin_and_end(tags, expected):
+  assert ner.entities(tags.split()) == expected
+
+
+@pytest.mark.hf
+def test_seqeval_agrees():
+  seqeval = pytest.importorskip("seqeval.metrics")
+  rng = np.random.default_rng(0)
+  tags = ["O", "O", "B-a", "I-a", "B-b", "I-b"]
+  for _ in range(50):
+    draw = lambda: [[tags[i] for i in rng.integers(0, 6, 12)] for _ in range(20)]
+    expected, found = draw(), draw()
+    for one, other in zip(expected, found, strict=True):
+      other[:8] = one[:8]
+    assert ner.score(expected, found)["f1"] == pytest.approx(
+        seqeval.f1_score(expected, found), abs=1e-12)
+
+
+# --------------------------------------------------------------- real files
+
+
+def test_the_published_counts(data_dir):
+  """WNUT 2017 (Derczynski et al.): sentences, and entities of the training file."""
+  counts = {}
+  for name, names in ner.NAMES.items():
+    (path,) = ner.files.find_given(str(data_dir / "ner" / "wnut17"), "", names)
+    counts[name] = ner.read_conll(path)
+  assert {name: len(s) for name, s in counts.items()} == {"train": 3394, "dev": 1009, "test": 1287}
+  assert sum(len(ner.entities(s.tags)) for s in counts["train"]) == 1975

@@ -1,0 +1,246 @@
+"""SQuAD: windows lose nothing, spans come back as text, scores follow the official rules."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from bertgpt import finetune_config
+from bertgpt.data import tokenizers
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.tasks import rows as rows_lib
+from bertgpt.tasks import squad
+
+CONTEXT = ("The cat saw a dog near the river. Its house stood on a stone, and a bird of 1999 "
+           "knew it (so they say).")
+
+
+def make_form(max_length=64, kind="wordpiece"):
+  config = types.SimpleNamespace(kind=kind, vocab_size=80, lowercase=True, model_type="bpe")
+  tokenizer = tokenizers.train_tokenizer(config, [CONTEXT.lower(), "who saw what?"] * 20)
+  return rows_lib.make_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
+                              types.SimpleNamespace(max_length=max_length, truncation="head"))
+
+
+def make_config(**fields):
+  config = finetune_config.base().task
+  config.update({"name": "squad", "max_length": 64, "max_question": 8, "stride": 10} | fields)
+  return config
+
+
+def question(answer, id_="q0", context=CONTEXT):
+  answers = ((context.index(answer), answer),) if answer else ()
+  return squad.Question(id_, "Who saw what?", context, answers)
+
+
+def perfect_outputs(rows):
+  """Logits that are sure of the labels."""
+  outputs = []
+  for tokens, label in zip(rows.tokens, rows.labels, strict=True):
+    logits = np.zeros((2, len(tokens)), np.float32)
+    logits[0, label[0]] = logits[1, label[1]] = 9.0
+    outputs.append(logits)
+  return outputs
+
+
+def write_json(path, *questions, **more):
+  path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": [
+      {"context": q.context, "qas": [{"id": q.id, "question": q.question, "answers": [
+          {"answer_start": start, "text": text} for start, text in q.answers]} | more]}
+      for q in questions]}]}))
+
+
+# ----------------------------------------------------------------- windows
+
+
+def test_a_row_reads_as_the_paper_has_it():
+  form = make_form()
+  rows, windows = squad.make_rows([question("a dog")], make_config(), form)
+  text = form.tokenizer.decode(rows.tokens[0])
+  assert text.startswith("[CLS] who saw what? [SEP] the cat saw a dog") and text.endswith("[SEP]")
+  start, end = rows.labels[0]
+  assert form.tokenizer.decode(rows.tokens[0][start:end + 1]) == "a dog"
+  first = windows[0].first
+  assert rows.segment_ids[0].tolist() == [0] * first + [1] * (len(rows.tokens[0]) - first)
+
+
+@pytest.mark.parametrize("length, room, stride", [
+    (5, 10, 4), (10, 10, 4), (11, 10, 4), (37, 10, 4), (38, 10, 10), (100, 7, 20), (0, 5, 2)])
+def test_windows_cover_every_token_and_one_of_them_is_best(length, room, stride):
+  parts = squad.cut(length, room, stride)
+  assert all(end - start <= room for start, end in parts)
+  covered, best = np.zeros(length, int), np.zeros(length, int)
+  chosen = squad.best_windows(parts)
+  for (start, end), is_best in zip(parts, chosen, strict=True):
+    covered[start:end] += 1
+    best[start:end] += is_best
+  assert (covered >= 1).all() and (best == 1).all()
+  for token in range(length):  # By definition: least of left and right, the most over windows.
+    shown = [min(token - start, end - 1 - token) if start <= token < end else -1
+             for start, end in parts]
+    (of_best,) = [i for i, (start, end) in enumerate(parts)
+                  if start <= token < end and chosen[i][token - start]]
+    assert shown[of_best] == max(shown)
+
+
+def test_an_answer_is_asked_where_a_window_holds_it_whole():
+  form, config = make_form(), make_config(max_length=24)
+  q = question("a stone")
+  rows, windows = squad.make_rows([q], config, form)
+  assert len(windows) > 2 and max(rows.lengths) == 24
+  for tokens, label, window in zip(rows.tokens, rows.labels, windows, strict=True):
+    text = CONTEXT[window.offsets[0, 0]:window.offsets[-1, 1]]
+    if "a stone" in text:
+      assert form.tokenizer.decode(tokens[label[0]:label[1] + 1]) == "a stone"
+    else:
+      assert label.tolist() == [0, 0]
+  assert rows.labels.any() and not rows.labels.all()
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
+@pytest.mark.parametrize("answer", ["The cat", "1999", "so they say", "Its house", "it"])
+def test_answers_come_back_as_they_stand_in_the_text(answer, kind):
+  form, config = make_form(kind=kind), make_config(max_length=32)
+  q = question(answer)
+  rows, windows = squad.make_rows([q], config, form)
+  answers, n_best, _ = squad.find_answers([q], windows, config, perfect_outputs(rows))
+  assert squad.normalize(answers["q0"]) == squad.normalize(answer)
+  assert n_best["q0"][0].text == answers["q0"] and len(n_best["q0"]) > 5
+
+
+def test_questions_are_cut():
+  form = make_form()
+  q = question("a dog")._replace(question="who " * 50)
+  rows, windows = squad.make_rows([q], make_config(), form)
+  assert windows[0].first == 8 + 2
+
+
+def test_spans_end_after_they_start_and_are_not_longer_than_asked():
+  form, config = make_form(), make_config(max_answer=3)
+  q = question("a dog")
+  rows, (window,) = squad.make_rows([q], config, form)
+  logits = np.random.default_rng(0).normal(size=(2, len(rows.tokens[0])))
+  found = squad.find_spans(window, logits, CONTEXT, config)
+  scores = {}
+  for i in range(len(window.offsets)):  # All spans, one after the other.
+    for j in range(i, min(i + 3, len(window.offsets))):
+      text = CONTEXT[window.offsets[i, 0]:window.offsets[j, 1]].strip()
+      scores[text] = max(scores.get(text, -9), logits[0, window.first + i]
+                         + logits[1, window.first + j])
+  best = max(scores, key=scores.get)
+  assert found[0].text == best and found[0].score == pytest.approx(scores[best])
+  assert [g.score for g in found] == sorted((g.score for g in found), reverse=True)
+
+
+def test_no_answer_is_given_from_the_threshold_on():
+  form, config = make_form(), make_config(name="squad2")
+  q = question("a dog")
+  rows, windows = squad.make_rows([q], config, form)
+  logits = np.zeros((2, len(rows.tokens[0])))
+  start, end = rows.labels[0]
+  logits[0, start], logits[1, end], logits[:, 0] = 3.0, 3.0, 4.0
+  for threshold, answer in ((1.9, ""), (2.1, "a dog")):
+    config.null_threshold = threshold
+    answers, n_best, odds = squad.find_answers([q], windows, config, [logits])
+    assert odds["q0"] == pytest.approx(8 - 6) and answers["q0"] == answer
+  assert [g.text for g in n_best["q0"]][:2] == ["", "a dog"]
+
+
+# ------------------------------------------------------------------- files
+
+
+def test_a_task_from_files_to_predictions(tmp_path):
+  for name, answer in (("train", "a dog"), ("dev", "The cat")):
+    write_json(tmp_path / f"{name}-v1.1.json", question(answer))
+  task = squad.open_task(make_config(data=str(tmp_path)), make_form())
+  (dev,) = task.evals
+  outputs = perfect_outputs(dev.rows)
+  assert dev.score(outputs) == {"em": 1.0, "f1": 1.0}
+  assert task.baseline == {"dev": {"em": 0.0, "f1": 0.0}}
+  dev.write(outputs, tmp_path)
+  assert json.loads((tmp_path / "predictions.json").read_text()) == {"q0": "The cat"}
+  assert json.loads((tmp_path / "nbest_predictions.json").read_text())["q0"][0]["text"] == "The cat"
+  assert not (tmp_path / "null_odds.json").exists()
+
+
+def test_questions_without_answers(tmp_path):
+  for name in ("train", "dev"):
+    write_json(tmp_path / f"{name}-v2.0.json", question(""), is_impossible=True,
+               plausible_answers=[{"answer_start": 0, "text": "The"}])
+  task = squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_form())
+  assert task.train.labels.tolist() == [[0, 0]]
+  (dev,) = task.evals
+  assert task.baseline == {"dev": {"em": 1.0, "f1": 1.0}}
+  assert dev.score(perfect_outputs(dev.rows)) == {"em": 1.0, "f1": 1.0}
+  dev.write(perfect_outputs(dev.rows), tmp_path)
+  assert json.loads((tmp_path / "predictions.json").read_text()) == {"q0": ""}
+  assert json.loads((tmp_path / "null_odds.json").read_text())["q0"] > 0
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "dev-v1.1.json: is no JSON"),
+    ("[]", "dev-v1.1.json: not in SQuAD's JSON (TypeError"),
+    ('{"data": [{"paragraphs": [{"qas": []}]}]}', "holds no questions"),
+    ('{"data": [{"paragraphs": [{"qas": [{"id": "x"}]}]}]}', "(KeyError: 'question')"),
+])
+def test_what_is_no_squad_is_named(tmp_path, content, message):
+  (tmp_path / "dev-v1.1.json").write_text(content)
+  with pytest.raises(DataError) as e:
+    squad.read_questions(tmp_path / "dev-v1.1.json")
+  assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_an_answer_that_is_not_in_its_context_is_named(tmp_path):
+  wrong = question("a dog", "q7")._replace(answers=((13, "a dog"),))
+  write_json(tmp_path / "train.json", wrong)
+  with pytest.raises(DataError, match="question q7: its answer 'a dog' is not at character 13"):
+    squad.read_questions(tmp_path / "train.json")
+
+
+def test_no_room_for_a_text_is_an_error():
+  with pytest.raises(ConfigError, match="task.max_length=64 leaves no room"):
+    squad.open_task(make_config(max_question=61), make_form())
+
+
+# ------------------------------------------------------------------ scores
+
+
+@pytest.mark.parametrize("found, expected, em, f1", [
+    ("The Cat!", ["cat"], 1, 1),
+    ("a cat's  house", ["Cats house"], 1, 1),
+    ("black cat", ["the cat", "a dog"], 0, 2 / 3),
+    ("cat cat dog", ["cat dog dog"], 0, 2 / 3),
+    ("dog", ["cat"], 0, 0),
+    ("", [], 1, 1),
+    ("the", [], 1, 1),
+    ("dog", [], 0, 0),
+])
+def test_scores_follow_the_official_rules(found, expected, em, f1):
+  q = squad.Question("q", "", "", tuple((0, text) for text in expected))
+  assert squad.score([q], {"q": found}) == {"em": em, "f1": pytest.approx(f1)}
+
+
+def test_a_missing_prediction_scores_nothing():
+  assert squad.score([question("")], {}) == {"em": 0.0, "f1": 0.0}
+
+
+# --------------------------------------------------------------- real files
+
+
+@pytest.mark.parametrize("name, count", [("train-v1.1.first12articles.json.gz", 4370),
+                                         ("dev-v1.1.rebuilt.json.gz", 10570)])
+def test_answers_of_real_files_come_back(data_dir, name, count):
+  """From the labels of all windows; but for those that end within a word, as "1960" in 1960s."""
+  questions = squad.read_questions(data_dir / "squad" / name)
+  assert len(questions) == count
+  questions = questions[::10]
+  tokenizer = tokenizers.load_tokenizer(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
+  form = rows_lib.make_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
+                              make_config(max_length=384))
+  config = make_config(max_length=384, max_question=64, stride=128, max_answer=60)
+  rows, windows = squad.make_rows(questions, config, form)
+  answers, _, _ = squad.find_answers(questions, windows, config, perfect_outputs(rows))
+  exact = np.mean([squad.normalize(answers[q.id]) == squad.normalize(q.answers[0][1])
+                   for q in questions])
+  assert exact > 0.985
