@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from bertgpt import models, objectives, sharding, train, workdir
+from bertgpt import models, objectives, sharding, steps, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import loader
@@ -31,10 +31,10 @@ class BareStep:
     with sharding.use_mesh(self._mesh, config):
       model = models.make_model(config)
       self.objective = objectives.make_objective(config, vocabulary)
-      abstract = train.make_abstract_state(config, self._mesh, model, self.objective)
-      init = functools.partial(train.init_state, config, model, self.objective)
+      abstract = steps.make_abstract_state(config, self._mesh, model, self.objective)
+      init = functools.partial(steps.init_state, config, model, self.objective)
       self.state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
-      self._step = train.jit_train_step(config, model, self.objective, phase.micro_batches,
+      self._step = steps.jit_train_step(config, model, self.objective, phase.micro_batches,
                                         abstract)
       self._batches = [sharding.make_global_batch(batch, self._mesh, config, phase.batch_size)
                        for batch in batches]
@@ -53,7 +53,7 @@ class BareStep:
   def corrupt(self, step: int) -> dict[str, np.ndarray]:
     """The batch of a step with its masks, as the step makes them."""
     batch = self._batches[step % len(self._batches)]
-    key = train.make_key(self._config, train.MASK_STREAM, step)
+    key = steps.make_key(self._config, steps.MASK_STREAM, step)
     rows = np.arange(len(batch["tokens"]))
     return jax.device_get(jax.jit(self.objective.corrupt)(batch, key, rows))
 

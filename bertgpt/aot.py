@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bertgpt import collectives, metrics, models, objectives, roofline, sharding, train
+from bertgpt import collectives, metrics, models, objectives, roofline, sharding, steps
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.topologies import COMPILER_OPTIONS, Topology
@@ -144,8 +144,8 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   with sharding.use_mesh(mesh, config):
     model = models.make_model(config)
     objective = objectives.make_objective(config, make_vocabulary(config.model.vocab_size))
-    state = train.make_abstract_state(config, mesh, model, objective)
-    step = train.jit_train_step(config, model, objective, phase.micro_batches, state)
+    state = steps.make_abstract_state(config, mesh, model, objective)
+    step = steps.jit_train_step(config, model, objective, phase.micro_batches, state)
     program = step.lower(state, abstract_batch(config, phase, mesh))
   network = collectives.Network(topology.chip, [topology.place(d) for d in mesh.devices.flat],
                              topology.torus, dict(mesh.shape))

@@ -36,16 +36,17 @@ from bertgpt import (
     process,
     recipes,
     sharding,
+    steps,
     sweep,
     task_objectives,
     tasks,
-    train,
     workdir,
 )
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.models import Module
 from bertgpt.objectives import Objective
+from bertgpt.step_log import StepLog
 from bertgpt.tasks import rows as rows_lib
 from bertgpt.tasks.rows import Rows, Task
 from bertgpt.workdir import Trained
@@ -80,7 +81,7 @@ class Program(NamedTuple):
   config: ConfigDict
   model: Module
   objective: Objective
-  abstract: train.TrainState
+  abstract: steps.TrainState
   step: Callable
   predict: Callable
 
@@ -163,8 +164,7 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
     folder.mkdir()
   start = time.monotonic()
   with sharding.use_mesh(setup.mesh, program.config):
-    run = train.Run(program.config, folder, *[None] * 7)
-    with contextlib.closing(train.StepLog(run, 0, is_static=False)) as log:
+    with contextlib.closing(StepLog(program.config, folder, 0, is_static=False)) as log:
       state = init_state(setup, program, seed)
       scores, outputs = {}, {}
       for step, batch, is_end in make_steps(setup, seed):
@@ -195,8 +195,8 @@ def make_program(setup: Setup, rate: float) -> Program:
   model = setup.head.make_model(FrozenConfigDict(config.model), setup.task.num_outputs)
   objective = setup.head.make_objective(config, setup.config.task.lm_weight)
   with sharding.use_mesh(setup.mesh, config):
-    abstract = train.make_abstract_state(config, setup.mesh, model, objective)
-    step = train.jit_train_step(config, model, objective, setup.config.micro_batches, abstract)
+    abstract = steps.make_abstract_state(config, setup.mesh, model, objective)
+    step = steps.jit_train_step(config, model, objective, setup.config.micro_batches, abstract)
   predict = jax.jit(functools.partial(setup.head.predict, model),
                     out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
   return Program(config, model, objective, abstract, step, predict)
@@ -226,11 +226,11 @@ def put_batch(setup: Setup, chosen: Rows, index: np.ndarray, batch_size: int,
                                     setup.config, batch_size)
 
 
-def init_state(setup: Setup, program: Program, seed: int) -> train.TrainState:
+def init_state(setup: Setup, program: Program, seed: int) -> steps.TrainState:
   """Random weights of the seed; those of the pretrained model in their place, where it has them."""
   config = program.config.copy_and_resolve_references()
   config.seed = seed
-  init = functools.partial(train.init_state, config, program.model, program.objective)
+  init = functools.partial(steps.init_state, config, program.model, program.objective)
   state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract))()
   if setup.config.from_scratch:
     return state
@@ -297,7 +297,7 @@ def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path)
       s.write(outputs[s.name], folder)
 
 
-def save(config: ConfigDict, setup: Setup, state: train.TrainState, folder: pathlib.Path) -> None:
+def save(config: ConfigDict, setup: Setup, state: steps.TrainState, folder: pathlib.Path) -> None:
   """The weights as a checkpoint; the optimizer has done its work."""
   metadata = {"config": recipes.to_json(config), "corpus": setup.pretrained.corpus,
               "tokenizer": setup.pretrained.tokenizer.fingerprint(), "step": int(state.step),

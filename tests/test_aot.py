@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import aot, hardware, metrics, objectives, topologies, train
+from bertgpt import aot, hardware, metrics, objectives, steps, topologies
 from bertgpt import config as config_lib
 from bertgpt.data import examples, loader
 
@@ -44,7 +44,7 @@ def test_the_program_is_the_one_that_training_runs(objective):
   config = tiny.make_config(objective, mesh=(4, 2, 1))
   with tiny.Setup(config) as setup:
     objective_fns = objectives.make_objective(config, aot.make_vocabulary(tiny.VOCAB))
-    step = train.jit_train_step(config, setup.model, objective_fns, 1, setup.abstract)
+    step = steps.jit_train_step(config, setup.model, objective_fns, 1, setup.abstract)
     trained = step.lower(setup.init(), setup.put(tiny.make_batch(config))).as_text()
   config.data.max_sequences = 2
   planned = aot.lower_step(config, 0, on_fake_devices()).program.as_text()

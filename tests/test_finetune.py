@@ -284,7 +284,7 @@ def test_a_stopped_fine_tuning_goes_on_with_the_next_run(tuning, finished_bert, 
   """SIGTERM in the second run: the first is kept, the second is begun anew."""
   import os
   import signal
-  add, out = finetune.train.StepLog.add, tmp_path / "out"
+  add, out = finetune.StepLog.add, tmp_path / "out"
 
   def add_and_stop(self, step, step_metrics):
     add(self, step, step_metrics)
@@ -293,7 +293,7 @@ def test_a_stopped_fine_tuning_goes_on_with_the_next_run(tuning, finished_bert, 
 
   arguments = ("--config.seeds=0,1", "--config.epochs=10")
   with monkeypatch.context() as patch:
-    patch.setattr(finetune.train.StepLog, "add", add_and_stop)
+    patch.setattr(finetune.StepLog, "add", add_and_stop)
     assert run(tuning, finished_bert, out, *arguments) == 75
   assert [r["seed"] for r in results_of(out)["runs"]] == [0]
   assert run(tuning, finished_bert, out, *arguments) == 0

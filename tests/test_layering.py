@@ -20,7 +20,7 @@ FLOORS = (
      "sharding", "topologies"},
     {"models", "tasks"},
     {"embed", "export", "fill", "generate", "objectives", "workdir"},
-    {"evaluate", "task_objectives", "zero_shot"},
+    {"evaluate", "step_log", "steps", "task_objectives", "zero_shot"},
     {"train", "report"},
     {"aot", "finetune", "plan", "search", "sweep"},
     {"cli"},

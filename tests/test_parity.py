@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import conversion, models, objectives, optimizers, recipes, train
+from bertgpt import conversion, models, objectives, optimizers, recipes, steps
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
@@ -199,9 +199,9 @@ def test_training_follows_pytorch(case):
   given = lambda setup: setup.objective._replace(corrupt=lambda batch, key, row_ids: batch)
   found, expected = [], []
   with tiny.Setup(config) as setup:
-    state = train.TrainState(jnp.int32(0), params,
+    state = steps.TrainState(jnp.int32(0), params,
                              optimizers.make_optimizer(config, params).init(params), jnp.int32(0))
-    step = jax.jit(train.make_train_step(config, setup.model, given(setup), 1))
+    step = jax.jit(steps.make_train_step(config, setup.model, given(setup), 1))
     for i in range(STEPS):
       batch = make_batch(config, seed=i % 5)  # Seen again and again, so that it learns.
       state, metrics = step(state, setup.put(batch))

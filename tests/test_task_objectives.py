@@ -6,7 +6,7 @@ import pytest
 import tiny
 from ml_collections import FrozenConfigDict
 
-from bertgpt import objectives, task_objectives, train
+from bertgpt import objectives, steps, task_objectives
 from bertgpt.tasks import rows as rows_lib
 from bertgpt.tasks.rows import Rows
 
@@ -29,7 +29,7 @@ def make_head(family, kind, **model):
   head = task_objectives.HEADS[family, kind]
   module = head.make_model(FrozenConfigDict(config.model), KINDS[kind])
   objective = head.make_objective(config, 0.5)
-  params = jax.jit(lambda: train.init_state(config, module, objective).params)()
+  params = jax.jit(lambda: steps.init_state(config, module, objective).params)()
   # Zeros, as biases start, would hide much.
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(1)
@@ -151,7 +151,7 @@ def test_gradients_do_not_depend_on_micro_batches(family, kind):
   _, module, objective, params = make_head(family, kind)
   config = tiny.make_config()
   batch = collate(make_rows(kind, count=7), 8, 16)
-  results = [jax.jit(train.make_gradients(config, module, objective, pieces))(params, batch, 0)[0]
+  results = [jax.jit(steps.make_gradients(config, module, objective, pieces))(params, batch, 0)[0]
              for pieces in (1, 4)]
   for one, other in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -1,186 +1,22 @@
-"""The train step: what it applies, what it refuses, and that it learns."""
+"""The loop: every step of every phase once, from wherever a run goes on; its trace."""
 
 import contextlib
-import glob
-import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
-from bertgpt import models, objectives, process, recipes, sharding, train
+from bertgpt import process, steps, train
 from bertgpt.errors import ConfigError
-
-RECIPES = sorted(glob.glob("configs/*.py"))
-
-
-@pytest.mark.parametrize("objective", ["mlm_nsp", "mlm", "causal"])
-def test_the_loss_of_one_batch_falls(objective):
-  config = tiny.make_config(objective, dropout=0.1, attention_dropout=0.1)
-  config.phases[0].learning_rate = 1e-3
-  with tiny.Setup(config) as setup:
-    state, step = setup.init(), setup.step()
-    batch = setup.put(tiny.make_batch(config))
-    losses = []
-    for _ in range(40):
-      state, metrics = step(state, batch)
-      losses.append(float(metrics["loss"][0]))
-  assert int(state.step) == 40
-  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-  uniform = np.log(tiny.VOCAB) + (np.log(2) if objective == "mlm_nsp" else 0)
-  assert losses[0] == pytest.approx(uniform, rel=0.03)
-
-
-def test_first_losses_of_a_seed_are_those_on_record():
-  """Golden numbers: any change to initial values, masks, loss or update shows here."""
-  config = tiny.make_config()
-  with tiny.Setup(config) as setup:
-    state, step = setup.init(), setup.step()
-    batch = setup.put(tiny.make_batch(config))
-    losses = []
-    for _ in range(3):
-      state, metrics = step(state, batch)
-      losses.append(float(metrics["loss"][0]))
-  np.testing.assert_allclose(losses, GOLDEN, rtol=2e-5)
-
-
-GOLDEN = (6.211855, 6.152495, 6.248095)
-
-
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(micro_batches):
-  config = tiny.make_config()
-  with tiny.Setup(config) as setup:
-    step, batch = setup.step(micro_batches), setup.put(tiny.make_batch(config))
-    state, _ = step(setup.init(), batch)
-    table = state.params["embeddings"]["token"]["embedding"]
-    params = jax.tree.map(jnp.copy, state.params)
-    params["embeddings"]["token"]["embedding"] = table.at[7].set(jnp.nan)
-    spoiled = train.TrainState(state.step, params, state.opt_state, state.bad_steps)
-    before = jax.device_get(spoiled)
-    for expected in (1, 2):
-      spoiled, metrics = step(spoiled, batch)
-      assert metrics["bad_steps"][0] == expected
-    after = jax.device_get(spoiled)
-    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state),
-                 (before.params, before.opt_state))
-    assert after.step == before.step + 2
-    healed = {**after.params, "embeddings": before.params["embeddings"]}
-    healed["embeddings"]["token"]["embedding"] = np.nan_to_num(table)
-    healed = train.TrainState(after.step, healed, after.opt_state, after.bad_steps)
-    state, metrics = step(healed, batch)
-    assert state.bad_steps == 0 and np.isfinite(metrics["loss"][0])
-
-
-def test_the_same_step_gives_the_same_bits():
-  config = tiny.make_config(dropout=0.1, attention_dropout=0.1)
-  with tiny.Setup(config) as setup:
-    step, batch = setup.step(4), setup.put(tiny.make_batch(config))
-    results = [jax.device_get(step(setup.init(), batch)) for _ in range(2)]
-  jax.tree.map(np.testing.assert_array_equal, *results)
-
-
-def test_masks_use_the_partitionable_generator():
-  """Otherwise they would depend on the mesh."""
-  assert jax.config.jax_threefry_partitionable
-  key = train.make_key(tiny.make_config(), train.MASK_STREAM, 0)
-  assert jax.random.key_impl(key) == "threefry2x32"
-
-
-@pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
-def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
-  config = tiny.make_config(objective)
-  batch = tiny.make_batch(config, rows=8)
-  if objective == "mlm_nsp":
-    mlm_nsp = objectives.make_objective(config, tiny.make_vocabulary())
-    batch = jax.device_get(jax.jit(mlm_nsp.corrupt)(batch, jax.random.key(0), np.arange(8)))
-  with tiny.Setup(config) as setup:
-    params = setup.init().params
-    evaluate = jax.jit(lambda b: setup.objective.evaluate(setup.model, params, b, None))
-    packed, apart = evaluate(batch), evaluate(unpack(batch))
-  for name in packed:
-    np.testing.assert_allclose(packed[name], apart[name], rtol=1e-5)
-
-
-def unpack(batch):
-  """Every sequence in a row of its own, its tokens moved to the front."""
-  rows = []
-  for row in range(len(batch["tokens"])):
-    for sequence in (1, 2):
-      where = np.flatnonzero(batch["sequence_ids"][row] == sequence)
-      move = lambda x: np.pad(x[row][where], (0, tiny.LENGTH - len(where)))  # noqa: B023
-      new = {name: move(batch[name]) for name in
-             ("tokens", "positions", "segment_ids", "targets", "loss_weights") if name in batch}
-      new["sequence_ids"] = (np.arange(tiny.LENGTH) < len(where)).astype(np.int32)
-      if "predict_positions" in batch:
-        inside = np.isin(batch["predict_positions"][row], where)
-        new["predict_positions"] = np.where(inside, batch["predict_positions"][row] - where[0], 0)
-        new["predict_targets"] = batch["predict_targets"][row]
-        new["predict_weights"] = batch["predict_weights"][row] * inside
-        new["nsp_positions"] = np.zeros(1, np.int32)
-        new |= {name: batch[name][row][[sequence - 1]] for name in ("nsp_labels", "nsp_weights")}
-      rows.append(new)
-  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-# ------------------------------------------------------- other platforms
-
-
-@contextlib.contextmanager
-def abstract_mesh(config):
-  """64 x 4 devices that are not there."""
-  mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-  token = sharding._axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
-  with jax.sharding.use_abstract_mesh(mesh):
-    yield mesh
-  sharding._axes.reset(token)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_lowers_for_tpu_and_gpu(recipe):
-  """With batches rounded up to what 64 devices divide: some recipes are for fewer."""
-  config = recipes.load(recipe)
-  config.model.vocab_size = min(config.tokenizer.vocab_size or 50257, 60000)
-  if config.model.num_heads % 4:
-    config.mesh.axes.heads = ()  # 25 heads of GPT-2 XL do not divide over 4.
-  vocabulary = objectives.Vocabulary(config.model.vocab_size, 4, (0, 2, 3),
-                                     np.zeros(config.model.vocab_size, bool))
-  with abstract_mesh(config) as mesh:
-    model = models.make_model(config)
-    objective = objectives.make_objective(config, vocabulary)
-    state = train.make_abstract_state(config, mesh, model, objective)
-    for phase in config.phases:
-      multiple = 64 * phase.micro_batches
-      phase.batch_size = -(-phase.batch_size // multiple) * multiple
-      batch = abstract_batch(config, phase, mesh)
-      step = jax.jit(train.make_train_step(config, model, objective, phase.micro_batches))
-      traced = step.trace(state, batch)
-      for platform in ("tpu", "cuda"):
-        assert "sharding" in traced.lower(lowering_platforms=(platform,)).as_text()
-
-
-def abstract_batch(config, phase, mesh):
-  rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-  make = lambda width, dtype: jax.ShapeDtypeStruct((phase.batch_size, width), dtype, sharding=rows)
-  ids = make(phase.seq_len, jnp.int32)
-  batch = {"tokens": ids, "sequence_ids": ids, "positions": ids}
-  if config.objective.name == "causal":
-    return batch | {"targets": ids, "loss_weights": make(phase.seq_len, jnp.float32)}
-  sequences = config_lib.max_sequences(config, phase.seq_len)
-  return batch | {"segment_ids": ids, "nsp_positions": make(sequences, jnp.int32),
-                  "nsp_labels": make(sequences, jnp.int32),
-                  "nsp_weights": make(sequences, jnp.float32)}
 
 
 def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
   config = tiny.make_config()
   config.phases = tuple(config_lib.phase(steps=n, micro_batches=m) for n, m in ((3, 1), (4, 2)))
   run = train.Run(config, *[None] * 8)
-  monkeypatch.setattr(train, "jit_train_step", lambda *args: args[3])
+  monkeypatch.setattr(steps, "jit_train_step", lambda *args: args[3])
 
   def batches(run, phase, first):
     while True:
@@ -195,29 +31,16 @@ def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
     assert list(train.make_steps(run, start)) == everything[start:]
 
 
-@pytest.mark.parametrize("steps, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
+@pytest.mark.parametrize("added, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
                                             ((4, 4), True), ((2, 2), True)], ids=str)
-def test_steps_may_be_added_only_ahead_of_the_run(steps, refused):
+def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
   """A run of phases of 3 and 4 steps that has done 5."""
   old, new = tiny.make_config(), tiny.make_config()
   old.phases = tuple(config_lib.phase(steps=n) for n in (3, 4))
-  new.phases = tuple(config_lib.phase(steps=n) for n in steps)
+  new.phases = tuple(config_lib.phase(steps=n) for n in added)
   run = train.Run(new, *[None] * 8)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
     train.check_phases(run, old, 5)
-
-
-def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_path):
-  config = tiny.make_config()
-  config.log.every_steps, config.log.tensorboard = 3, False
-  log = train.StepLog(train.Run(config, tmp_path, *[None] * 7), 0)
-  for step, loss in enumerate((2.0, np.nan, 4.0, 5.0), 1):
-    log.add(step, {"loss": (loss, 1), "grad_norm": (loss, 1), "learning_rate": (0.1, 1),
-                   "tokens": (100, 1), "bad_steps": (int(np.isnan(loss)), 1)})
-  log.close()
-  (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  scalars = json.loads(line, parse_constant=pytest.fail)
-  assert (scalars["step"], scalars["train/loss"], scalars["train/skipped_steps"]) == (3, 3.0, 1)
 
 
 def test_a_trace_is_written_and_a_run_resumed_inside_it_goes_on(tmp_path):

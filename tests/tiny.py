@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt import models, objectives, sharding, train
+from bertgpt import models, objectives, sharding, steps
 
 VOCAB, CLS, SEP, MASK = 250, 2, 3, 4
 LENGTH, ROWS = 32, 32
@@ -71,22 +71,22 @@ class Setup:
   def __enter__(self):
     self._context = sharding.use_mesh(self.mesh, self.config)
     self._context.__enter__()
-    self.abstract = train.make_abstract_state(self.config, self.mesh, self.model, self.objective)
+    self.abstract = steps.make_abstract_state(self.config, self.mesh, self.model, self.objective)
     return self
 
   def __exit__(self, *exc):
     self._context.__exit__(*exc)
 
   def init(self):
-    init = functools.partial(train.init_state, self.config, self.model, self.objective)
+    init = functools.partial(steps.init_state, self.config, self.model, self.objective)
     return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))()
 
   def put(self, batch):
     return sharding.make_global_batch(batch, self.mesh, self.config, len(batch["tokens"]))
 
   def step(self, micro_batches=1):
-    return train.jit_train_step(self.config, self.model, self.objective, micro_batches,
+    return steps.jit_train_step(self.config, self.model, self.objective, micro_batches,
                                 self.abstract)
 
   def gradients(self, micro_batches=1):
-    return jax.jit(train.make_gradients(self.config, self.model, self.objective, micro_batches))
+    return jax.jit(steps.make_gradients(self.config, self.model, self.objective, micro_batches))

@@ -32,15 +32,15 @@ def write_rows(path: pathlib.Path) -> None:
 
 
 def send_signal(at_step: int, number: int) -> None:
-  from bertgpt import train
-  add = train.StepLog.add
+  from bertgpt.step_log import StepLog
+  add = StepLog.add
 
   def add_and_send(self, step, step_metrics):
     add(self, step, step_metrics)
     if step == at_step:
       os.kill(os.getpid(), number)
 
-  train.StepLog.add = add_and_send
+  StepLog.add = add_and_send
 
 
 def run_train(arguments) -> None:
