@@ -33,6 +33,7 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("hash", "threefry", "rbg"),
     "objective.name": ("mlm_nsp", "mlm", "causal"),
+    "objective.bias_init": ("zeros", "frequencies"),
     "optimizer.name": ("bert_adamw", "adamw", "lamb", "nvlamb", "adafactor", "muon"),
     "system.xla_options": ("auto", "none", *compiler_options.SETS),
 }
@@ -128,6 +129,7 @@ def base() -> ConfigDict:
   objective.replace_with_mask = 0.8        # of these: share shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... share shown as a random token; the rest is shown as it is
   objective.whole_words = False            # mask words, not pieces
+  objective.bias_init = "zeros"            # masked LM's output bias starts as: zeros | frequencies (log of the tokens')
   # Positions of a device whose vocabulary logits are held at once. 0: as many as fit in
   # models.cross_entropy.CHUNK_BYTES; -1: all, with their gradient by plain differentiation.
   objective.loss_chunk = 0
@@ -346,6 +348,8 @@ def _model_problems(config):
            "bert takes mlm_nsp or mlm, gpt takes causal")
   if config.objective.name == "mlm_nsp" and model.num_segments < 2:
     yield f"model.num_segments={model.num_segments}: objective mlm_nsp needs 2"
+  if config.objective.name == "causal" and config.objective.bias_init != "zeros":
+    yield "objective.bias_init: a GPT has no output bias; leave it at zeros"
   if config.objective.name != "causal" and config.objective.mask_prob == 0:
     yield "objective.mask_prob=0.0: nothing would be predicted; 0.15 is BERT's"
 

@@ -5,6 +5,8 @@ and the kind of dropout come from the run that is fine-tuned; `run_config` puts 
 an ordinary config, so that the train step, sharding and optimizers are those of pretraining.
 """
 
+import math
+
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
@@ -75,7 +77,8 @@ def find_problems(config: ConfigDict) -> list[str]:
               for field, low in AT_LEAST.items() if not values[field] >= low]
   if not config.seeds or not all(isinstance(seed, int) and seed >= 0 for seed in config.seeds):
     problems.append(f"seeds={config.seeds}: give numbers from 0 on, as 0,1,2")
-  if not config.learning_rates or not all(rate > 0 for rate in config.learning_rates):
+  rates = config.learning_rates
+  if not rates or not all(isinstance(r, (int, float)) and 0 < r < math.inf for r in rates):
     problems.append(f"learning_rates={config.learning_rates}: give numbers above 0, as 2e-5,5e-5")
   for field in ("seeds", "learning_rates"):
     if len(set(config[field])) < len(config[field]):

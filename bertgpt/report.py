@@ -12,10 +12,9 @@ import numpy as np
 from bertgpt import fill, generate, metrics, objectives, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import loader
+from bertgpt.data import frequencies, loader
 from bertgpt.data.corpus import Corpus, open_corpus
 
-BASELINE_TOKENS = 20_000_000  # Training text that the n-gram baselines are counted on.
 PROMPT = "The function returns"
 
 
@@ -85,7 +84,7 @@ def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Bas
   of BERT's targets a tenth is shown as it is, and just copying those is worth 10% accuracy.
   """
   vocabulary = workdir.make_vocabulary(trained.tokenizer)
-  unigram = unigram_probabilities(train_set, vocabulary.size, is_causal=False)
+  unigram = frequencies.unigram_probabilities(train_set, vocabulary.size, is_causal=False)
   corrupt = jax.jit(objectives.make_objective(trained.config, vocabulary).corrupt)
   total = correct = weight = 0.0
   for batch, row_ids in _eval_batches(trained.config, held_out):
@@ -131,7 +130,7 @@ def causal_baselines(config: ConfigDict, train_set: Corpus,
                      held_out: Corpus) -> tuple[float, float]:
   """Perplexities of a unigram and of an interpolated bigram model (Witten & Bell 1991)."""
   size = config.model.vocab_size
-  unigram = unigram_probabilities(train_set, size, is_causal=True)
+  unigram = frequencies.unigram_probabilities(train_set, size, is_causal=True)
   pairs, counts = count_bigrams(train_set, size)
   firsts = pairs // size
   seen = np.bincount(firsts, counts, size)             # tokens that followed each token
@@ -150,33 +149,13 @@ def causal_baselines(config: ConfigDict, train_set: Corpus,
   return math.exp(unigram_nats / weight), math.exp(bigram_nats / weight)
 
 
-def unigram_probabilities(corpus: Corpus, vocab_size: int, is_causal: bool) -> np.ndarray:
-  """Token frequencies with one added to every count: float64 [vocab_size].
-
-  Args:
-    is_causal: the end of every document is predicted too, and counts.
-  """
-  counts = np.ones(vocab_size)
-  for tokens in _sample_documents(corpus):
-    counts += np.bincount(tokens, minlength=vocab_size)
-    counts[corpus.tokenizer.eod_id] += is_causal
-  return counts / counts.sum()
-
-
 def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
   """Sorted keys first * vocab_size + second, int64, and how often each occurs, int64."""
   end = np.array([corpus.tokenizer.eod_id])
-  stream = np.concatenate([part for tokens in _sample_documents(corpus) for part in (tokens, end)])
+  stream = np.concatenate([part for tokens in frequencies.sample_documents(corpus)
+                           for part in (tokens, end)])
   stream = stream.astype(np.int64)
   return np.unique(stream[:-1] * vocab_size + stream[1:], return_counts=True)
-
-
-def _sample_documents(corpus: Corpus) -> Iterator[np.ndarray]:
-  """Documents in random order, up to BASELINE_TOKENS in all."""
-  order = np.random.default_rng(0).permutation(len(corpus))
-  count = np.searchsorted(np.cumsum(corpus.document_lengths[order]), BASELINE_TOKENS) + 1
-  for chunk in np.array_split(order[:count], max(1, count // 1000)):
-    yield from corpus.tokens(chunk)
 
 
 def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, np.ndarray]]:

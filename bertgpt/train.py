@@ -28,7 +28,7 @@ from bertgpt import (
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import loader
+from bertgpt.data import frequencies, loader
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.models import Module
 from bertgpt.step_log import StepLog, is_due
@@ -159,7 +159,24 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
   state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, run.abstract_state))()
   if run.config.init_from:
     state = dataclasses.replace(state, params=load_params(run))
+  elif run.config.objective.bias_init == "frequencies":
+    state = dataclasses.replace(state, params=add_frequencies(run, state.params))
   return state
+
+
+def add_frequencies(run: Run, params: Any) -> Any:
+  """The parameters with the log frequencies of the training set's tokens as output bias.
+
+  Else a short run first learns these, a learning rate a step, and where the vocabulary is large
+  it bends the token table to that end: all rare tokens come to look alike.
+  """
+  size = run.config.model.vocab_size
+  found = frequencies.unigram_probabilities(run.corpus, size, is_causal=False)
+  bias = params["mlm"]["bias"]
+  whole = np.zeros(bias.shape, np.float32)
+  whole[:size] = np.log(found)
+  placed = jax.make_array_from_callback(whole.shape, bias.sharding, lambda index: whole[index])
+  return {**params, "mlm": {**params["mlm"], "bias": placed}}
 
 
 def check_phases(run: Run, old: ConfigDict, step: int) -> None:

@@ -30,6 +30,8 @@ def make_run(config, **pretrained):
     ({"seeds": (0, -1)}, "seeds=(0, -1)"),
     ({"seeds": (1, 2, 1)}, "seeds=(1, 2, 1) names a run twice"),
     ({"learning_rates": (0.0,)}, "learning_rates=(0.0,): give numbers above 0"),
+    ({"learning_rates": ("a", 1e-5)}, "give numbers above 0"),
+    ({"learning_rates": (float("nan"),)}, "give numbers above 0"),
     ({"epochs": 0}, "epochs=0: must be at least 1"),
     ({"dropout": 1.0}, "dropout=1.0: must be at least 0 and below 1, or -1"),
     ({"warmup_fraction": 1.5}, "warmup_fraction=1.5"),

@@ -43,22 +43,6 @@ def gpt(finished_gpt):
 # --------------------------------------------------------------- baselines
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt"])
-def test_unigram_probabilities_are_the_counts_plus_one(name, request):
-  run = request.getfixturevalue(name)
-  found = report.unigram_probabilities(run.train_set, len(run.unigram), is_causal=name == "gpt")
-  np.testing.assert_allclose(found, run.unigram, rtol=1e-12)
-  assert found.sum() == pytest.approx(1)
-
-
-def test_baselines_of_a_large_corpus_count_what_they_read(gpt, monkeypatch):
-  """A sample of documents has as many ends as documents."""
-  monkeypatch.setattr(report, "BASELINE_TOKENS", gpt.train_set.num_tokens // 10)
-  found = report.unigram_probabilities(gpt.train_set, len(gpt.unigram), is_causal=True)
-  end = gpt.trained.tokenizer.eod_id
-  assert found[end] == pytest.approx(gpt.unigram[end], rel=0.5)
-
-
 @pytest.mark.parametrize("with_mask, with_random", [(0.8, 0.1), (1.0, 0.0), (0.5, 0.0)])
 def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_random):
   """Row by row, where `evaluate` takes batches, from the table of (target, shown)."""

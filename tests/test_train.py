@@ -43,6 +43,34 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
     train.check_phases(run, old, 5)
 
 
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_the_output_bias_may_start_at_the_frequencies(mesh):
+  """A model that says nothing else then predicts as a unigram model does."""
+  config = tiny.make_config("mlm", mesh=mesh)
+  lengths = np.full(50, 20)
+  corpus = memory_corpus.MemoryCorpus(np.arange(50) * 20, lengths, lengths)
+  corpus = dataclasses.replace(corpus, document_lengths=np.minimum(lengths, 4))
+  with tiny.Setup(config) as setup:
+    state = setup.init()
+    run = train.Run(config, None, setup.mesh, setup.model, setup.objective, corpus,
+                    *[None] * 3)
+    params = train.add_frequencies(run, state.params)
+    bias = params["mlm"]["bias"]
+    assert bias.sharding == state.params["mlm"]["bias"].sharding
+    table = params["embeddings"]["token"]["embedding"]
+    params["embeddings"] = {**params["embeddings"],
+                            "token": {"embedding": jnp.zeros_like(table)}}
+    batch = setup.put(tiny.make_batch(config))
+    sums = setup.objective.evaluate(setup.model, params, setup.objective.corrupt(
+        batch, jax.random.key(0), jnp.arange(tiny.ROWS)), None)
+  q = frequencies.unigram_probabilities(corpus, tiny.VOCAB, is_causal=False)
+  np.testing.assert_allclose(bias[:tiny.VOCAB], np.log(q), rtol=1e-6)
+  assert len(set(q)) > 1
+  tokens = np.asarray(batch["tokens"])
+  assert np.log(q).min() <= -float(sums["mlm_loss"][0] / sums["mlm_loss"][1]) <= np.log(q).max()
+  assert tokens.max() < tiny.VOCAB
+
+
 def test_a_trace_is_written_and_a_run_resumed_inside_it_goes_on(tmp_path):
   for first in (1, 3):
     folder = tmp_path / str(first)
