@@ -25,10 +25,11 @@ def get_config():
                       scan_unroll=0, init_std=0.035, position_init="sinusoid",
                       position_init_std=0.07)
   # At the 40% of the demo, the output layer would cost as much as the encoder.
-  config.objective.update(mask_prob=0.3, replace_with_mask=1.0, replace_with_random=0.0)
+  config.objective.update(mask_prob=0.3, replace_with_mask=1.0, replace_with_random=0.0,
+                          bias_init="frequencies")
   config.optimizer.update(name="muon", b2=0.95)
   config.phases = (
-      phase(steps=2_500, seq_len=64, batch_size=16, learning_rate=3e-3, schedule="wsd",
+      phase(steps=1_500, seq_len=64, batch_size=32, learning_rate=1.5e-3, schedule="wsd",
             warmup_steps=100, decay_fraction=0.4),)
   config.eval.every_steps = 500
   config.eval.max_rows = 512
