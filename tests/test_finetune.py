@@ -20,7 +20,7 @@ def get_config():
   config.task.update(name="sst2", data="{data}", max_length=32)
   config.learning_rates = (1e-2,)
   config.batch_size = 16
-  config.epochs = 150
+  config.epochs = 90
   config.optimizer.name = "adamw"
   config.eval.every_epoch = False
   config.log.every_steps = 10
@@ -257,7 +257,7 @@ def test_a_recipe_of_pretraining_is_none_of_a_task(recipe, finished_bert, tmp_pa
 
 
 @pytest.mark.parametrize("argument, fragment", [
-    ("--config.epochs=3", "epochs: 150 -> 3"),
+    ("--config.epochs=3", "epochs: 90 -> 3"),
     ("--config.from_scratch=true", "from_scratch: False -> True"),
     ("--task=cola", "task.name: 'sst2' -> 'cola'"),
 ])
