@@ -5,9 +5,17 @@ Command    bertgpt train --config configs/wiki_mini.py --workdir runs/wiki_mini 
              --config.tokenizer.path=bert-base-uncased-vocab.txt
 Data       10 M words or more, a document a line, in the field `text`. Without a vocabulary file a
            WordPiece of 30,522 is trained on the source.
-Hardware   Two CPU cores, about 20 minutes.
-Expected   Not yet run to its end; 480 ms a step. Masks, positions, first deviations and the
-           optimizer are those of `demo.py`, for its reasons.
+Hardware   Two CPU cores, 22 minutes.
+Expected   On 7.9 M tokens of Wikipedia and of old books, with BERT's vocabulary, held out:
+             step                 125   250   500   750  1000  1250  1500  no context
+             MLM perplexity      1547  1520  1374  1314  1243  1197  1166        1437
+             NSP accuracy, %     60.2  60.2  62.2  63.1  67.2  68.0  68.3        60.2
+           It knows what a text is about, and hardly any grammar: 3 M tokens are few. The
+           unigram model needs no context; 60.2 is the share of the larger class.
+
+What such a short run needs, besides the recipe of `demo.py`: the output bias starts at the tokens'
+frequencies. From zeros, and with rows by 16, the run was at 1,405 after as many tokens as here make
+1,264: most of it went into learning frequencies, for which all rare tokens' vectors became alike.
 """
 
 from bertgpt import presets
