@@ -7,22 +7,21 @@
       lr5e-05-seed0/         a run:
         metrics.jsonl
         predictions/         in the official format, of every set
-        checkpoints/         the weights
+        checkpoints/         the weights, with `save`
 
 A run is a function of its config, its seed and the weights it starts from. Runs that are done are
-kept when the command is given again; one that was stopped is begun anew.
+kept when the command is given again, if weights and data are the same; one that was stopped is
+begun anew. It is all one process.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import shutil
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -37,13 +36,13 @@ from bertgpt import (
     recipes,
     sharding,
     steps,
-    sweep,
     task_objectives,
     tasks,
     workdir,
 )
+from bertgpt import finetune_results as results_lib
 from bertgpt.config import ConfigDict
-from bertgpt.errors import ConfigError, DataError, Preempted
+from bertgpt.errors import DataError, DivergedError, Preempted
 from bertgpt.models import Module
 from bertgpt.objectives import Objective
 from bertgpt.step_log import StepLog
@@ -92,50 +91,40 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   Returns:
     What results.json holds.
   Raises:
+    DivergedError: every run did.
     UserError: see `errors`; before anything is written, where the input is wrong.
   """
   process.use_compilation_cache(config.system.compilation_cache)
   pretrained = workdir.load_trained(init)
   tasks.check_family(config.task.name, pretrained.config.model.family)
-  check_steps(config, pretrained)
+  check_run(config, pretrained)
   form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
   task = tasks.open_task(config.task, form)
-  is_first = jax.process_index() == 0
-  with workdir.claim(path, is_first):
-    results = read_results(path, config, pretrained, init)
+  with workdir.claim(path, is_first=True):
+    results = results_lib.read_results(path, config, results_lib.identify(init, pretrained, task))
     setup = open_setup(config, init, pretrained, task, path)
-    if is_first:
-      write_json(path / "config.json", recipes.to_json(config))
-      print("\n".join(describe(setup)), flush=True)
+    results_lib.write_json(path / "config.json", recipes.to_json(config))
+    print("\n".join(describe(setup)), flush=True)
     with process.catch_signals() as should_stop:
       for rate in config.learning_rates:
-        seeds = [s for s in config.seeds if find_run(results["runs"], rate, s) is None]
+        done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
+        seeds = [seed for seed in config.seeds if seed not in done]
         program = make_program(setup, rate) if seeds else None
         for seed in seeds:
-          if is_first:
-            print(f"learning rate {rate:g}, seed {seed}: {path / run_name(rate, seed)}", flush=True)
-          results["runs"].append(do_run(setup, program, rate, seed, should_stop))
-          if is_first:
-            write_json(path / "results.json", json.dumps(summarise(results, config), indent=2))
-    results = summarise(results, config)
-    if is_first:
-      write_json(path / "results.json", json.dumps(results, indent=2))
-      text = "\n".join([*describe(setup), "", *report(results, config, task)]) + "\n"
-      (path / "report.md").write_text(text)
-      print("\n" + "\n".join(report(results, config, task)))
+          results["runs"].append(try_run(setup, program, rate, seed, should_stop))
+          results_lib.write_results(path, results, config)
+    results = results_lib.write_results(path, results, config)
+    if results["best_run"] is None:
+      raise DivergedError(f"--workdir {path}: every run diverged; use another --workdir with lower "
+                          "learning_rates, or look at the data")
+    lines = results_lib.report(results, config, task)
+    (path / "report.md").write_text("\n".join([*describe(setup), "", *lines]) + "\n")
+    print("\n" + "\n".join(lines))
   return results
 
 
-def runs_of(config: ConfigDict) -> list[tuple[float, int]]:
-  return [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
-
-
-def run_name(rate: float, seed: int) -> str:
-  return f"lr{rate:g}-seed{seed}"
-
-
-def check_steps(config: ConfigDict, pretrained: Trained) -> None:
-  """The config of a run, before the data is read."""
+def check_run(config: ConfigDict, pretrained: Trained) -> None:
+  """Raises ConfigError where no run can be made of the two; before the data is read."""
   run = make_run_config(config, pretrained, 1, config.learning_rates[0])
   finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
 
@@ -152,18 +141,49 @@ def open_setup(config, init, pretrained, task, path) -> Setup:
   return Setup(config, init, pretrained, task, head, mesh, path)
 
 
+def describe(setup: Setup) -> list[str]:
+  config, task, pretrained = setup.config, setup.task, setup.pretrained
+  start = (f"random weights, the model and tokenizer of {setup.init}" if config.from_scratch
+           else f"step {pretrained.step} of {setup.init}")
+  counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
+  pools = pretrained.config.model.family == "bert" and task.kind in ("classes", "values")
+  is_fresh = pools and not config.from_scratch and "pooler" not in pretrained.params
+  return [f"{task.name}: {len(task.train)} training rows, {counts}; from {start}",
+          *["note: the checkpoint has no pooler; its weights are random"] * is_fresh,
+          *(f"note: {note}" for note in task.notes)]
+
+
 # ------------------------------------------------------------------ one run
+
+
+def try_run(setup: Setup, program: Program, rate: float, seed: int,
+            should_stop: Callable[[int], bool]) -> dict[str, Any]:
+  """The run's line of results.json, also where it diverges: the others may do better.
+
+  Raises:
+    Preempted: a signal has come.
+  """
+  name = results_lib.run_name(rate, seed)
+  if should_stop(0):
+    raise Preempted(f"stopped before run {name}; the same command goes on with it")
+  print(f"learning rate {rate!r}, seed {seed}: {setup.path / name}", flush=True)
+  try:
+    return do_run(setup, program, rate, seed, should_stop)
+  except DivergedError:
+    print(f"{name} diverged: loss or gradient not finite; it is left out", flush=True)
+    return {"learning_rate": rate, "seed": seed, "folder": name, "diverged": True}
 
 
 def do_run(setup: Setup, program: Program, rate: float, seed: int,
            should_stop: Callable[[int], bool]) -> dict[str, Any]:
   """Trains and scores one run, and writes its folder. Returns its line of results.json."""
-  folder = setup.path / run_name(rate, seed)
-  if jax.process_index() == 0:
-    shutil.rmtree(folder, ignore_errors=True)  # Of a start that was stopped.
-    folder.mkdir()
+  folder = setup.path / results_lib.run_name(rate, seed)
+  shutil.rmtree(folder, ignore_errors=True)  # Of a start that was stopped.
+  folder.mkdir()
   start = time.monotonic()
-  with sharding.use_mesh(setup.mesh, program.config):
+  with contextlib.ExitStack() as stack:
+    stack.callback(process.disarm_watchdog)  # Also after an error.
+    stack.enter_context(sharding.use_mesh(setup.mesh, program.config))
     with contextlib.closing(StepLog(program.config, folder, 0, is_static=False)) as log:
       state = init_state(setup, program, seed)
       scores, outputs = {}, {}
@@ -227,7 +247,11 @@ def put_batch(setup: Setup, chosen: Rows, index: np.ndarray, batch_size: int,
 
 
 def init_state(setup: Setup, program: Program, seed: int) -> steps.TrainState:
-  """Random weights of the seed; those of the pretrained model in their place, where it has them."""
+  """The pretrained weights; random ones of the seed for the head, and a pooler that is missing.
+
+  Raises:
+    DataError: the checkpoint lacks others, or has them in another shape.
+  """
   config = program.config.copy_and_resolve_references()
   config.seed = seed
   init = functools.partial(steps.init_state, config, program.model, program.objective)
@@ -239,23 +263,33 @@ def init_state(setup: Setup, program: Program, seed: int) -> steps.TrainState:
 
   def choose(path, fresh):
     name = sharding.path_of(path)
-    return put_pretrained(name, fresh, found[name]) if name in found else fresh
+    if name in found:
+      return put_pretrained(name, fresh, found[name], setup.pretrained.config.model.vocab_size)
+    if not name.startswith(("head/", "body/pooler/")):
+      raise DataError(f"{name}: is not in the checkpoint of --init {setup.init}; restore the run's "
+                      "folder")
+    return fresh
 
   return dataclasses.replace(
       state, params=jax.tree_util.tree_map_with_path(choose, state.params))
 
 
-def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray) -> jax.Array:
+def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray,
+                   vocab_size: int) -> jax.Array:
   """The trained array where the fresh one lies.
 
-  A token table may have grown: its new tokens, which lie where padding was, stay fresh.
+  Of a token table the trained tokens only: new ones, which lie where padding was, stay fresh.
+
+  Args:
+    vocab_size: tokens of the trained model.
 
   Raises:
     DataError: it is another array.
   """
-  if name.endswith("token/embedding") and fresh.shape[0] >= trained.shape[0]:
+  if (name.endswith("token/embedding") and fresh.shape[1:] == trained.shape[1:]
+      and vocab_size <= len(trained) <= len(fresh)):
     return jax.jit(lambda new, old: new.at[:len(old)].set(old), donate_argnums=0,
-                   out_shardings=fresh.sharding)(fresh, trained)
+                   out_shardings=fresh.sharding)(fresh, trained[:vocab_size])
   if fresh.shape != trained.shape:
     raise DataError(f"{name}: the checkpoint has {trained.shape}, its config says {fresh.shape}; "
                     "restore the run's folder")
@@ -291,10 +325,9 @@ def predict(setup: Setup, program: Program, params: Any, chosen: Rows) -> Any:
 
 
 def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path) -> None:
-  if jax.process_index() == 0:
-    folder.mkdir()
-    for s in task.evals:
-      s.write(outputs[s.name], folder)
+  folder.mkdir()
+  for s in task.evals:
+    s.write(outputs[s.name], folder)
 
 
 def save(config: ConfigDict, setup: Setup, state: steps.TrainState, folder: pathlib.Path) -> None:
@@ -306,99 +339,3 @@ def save(config: ConfigDict, setup: Setup, state: steps.TrainState, folder: path
                                                  keep=1)) as checkpoints:
     state = dataclasses.replace(state, opt_state=())
     checkpoints.save(int(state.step), state, metadata, wait=True)
-
-
-# ----------------------------------------------------------------- results
-
-
-def read_results(path: pathlib.Path, config: ConfigDict, pretrained: Trained,
-                 init: pathlib.Path) -> dict[str, Any]:
-  """What earlier starts of the same fine-tuning have done.
-
-  Raises:
-    ConfigError: the folder holds something else.
-  """
-  start = {"workdir": str(init), "step": pretrained.step}
-  results = {"task": config.task.name, "init": start, "runs": []}
-  stored = path / "config.json"
-  if not stored.exists():
-    return results
-  try:
-    old = recipes.from_json(stored.read_text("utf-8"), finetune_config.base)
-  except (ConfigError, UnicodeDecodeError):
-    raise ConfigError(f"--workdir {path}: holds something else than a fine-tuning of this version; "
-                      "give another folder") from None
-  lines = recipes.differences(old, config, finetune_config.RESUMABLE)
-  if (path / "results.json").exists():
-    results = json.loads((path / "results.json").read_text())
-    if results["init"] != start:
-      lines.append(f"--init: {results['init']} -> {start}")
-  if lines:
-    raise ConfigError(f"--workdir {path} holds another fine-tuning:\n  " + "\n  ".join(lines)
-                      + "\nuse another --workdir")
-  return results
-
-
-def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | None:
-  return next((run for run in runs if (run["learning_rate"], run["seed"]) == (rate, seed)), None)
-
-
-def write_json(path: pathlib.Path, text: str) -> None:
-  scratch = path.with_name(path.name + ".tmp")
-  scratch.write_text(text + "\n")
-  scratch.replace(path)
-
-
-def summarise(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-  """Adds, of the runs that the config asks for, the medians over the seeds and the best run."""
-  runs = [run for rate, seed in runs_of(config)
-          if (run := find_run(results["runs"], rate, seed))]
-  medians = []
-  for rate in config.learning_rates:
-    of_rate = [run for run in runs if run["learning_rate"] == rate]
-    if of_rate:
-      medians.append({"learning_rate": rate, "seeds": len(of_rate), **{
-          name: {metric: statistics.median(run[name][metric] for run in of_rate)
-                 for metric in of_rate[0][name]}
-          for name in sets_of(of_rate[0])}})
-  return results | {"medians": medians, "best_rate": max(medians, key=dev_score)["learning_rate"],
-                    "best_run": max(runs, key=dev_score)["folder"]}
-
-
-def sets_of(run: dict[str, Any]) -> list[str]:
-  return [name for name, value in run.items() if isinstance(value, dict)]
-
-
-def dev_score(run: dict[str, Any]) -> float:
-  """The mean of the task's metrics on the dev set, as GLUE has it."""
-  return statistics.fmean(run["dev"].values())
-
-
-def describe(setup: Setup) -> list[str]:
-  config, task, pretrained = setup.config, setup.task, setup.pretrained
-  start = (f"random weights, the model and tokenizer of {setup.init}" if config.from_scratch
-           else f"step {pretrained.step} of {setup.init}")
-  counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
-  return [f"{task.name}: {len(task.train)} training rows, {counts}; from {start}",
-          *(f"note: {note}" for note in task.notes)]
-
-
-def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]:
-  """Every run, the medians and what the most frequent answer scores, as a table."""
-  table = []
-  for rate, seed in runs_of(config):
-    run = find_run(results["runs"], rate, seed)
-    table.append({"learning rate": f"{rate:g}", "seed": seed, **flatten(run),
-                  "seconds": run["seconds"]})
-  for median in results["medians"]:
-    table.append({"learning rate": f"{median['learning_rate']:g}", "seed": "median",
-                  **flatten(median)})
-  table.append({"learning rate": "", "seed": "baseline", **flatten(task.baseline)})
-  lines = ["  " + line for line in sweep.format_table(table)]
-  return [*lines, "", f"Best on dev: {results['best_run']}; best median: learning rate "
-          f"{results['best_rate']:g}. Baseline: the answer most frequent in training."]
-
-
-def flatten(run: dict[str, Any]) -> dict[str, str]:
-  return {f"{name} {metric}": f"{value:.1%}" for name in sets_of(run)
-          for metric, value in run[name].items()}

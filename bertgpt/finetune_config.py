@@ -29,7 +29,7 @@ def base() -> ConfigDict:
   config.dropout = AS_PRETRAINED           # of hidden states and attention; -1: as in pretraining
   config.group_by_length = True            # batches of texts about as long: less padding, less chance
   config.from_scratch = False              # random weights in place of the trained ones, to compare
-  config.save = True                       # keep the weights of every run
+  config.save = False                      # keep the weights of every run; no command reads them yet
 
   config.task = task = ConfigDict()
   task.name = "sst2"                       # see tasks.TASKS; --task sets it
@@ -75,8 +75,10 @@ def find_problems(config: ConfigDict) -> list[str]:
   values = dict(config_lib.leaves(config))
   problems = [f"{field}={values[field]}: must be at least {low}"
               for field, low in AT_LEAST.items() if not values[field] >= low]
-  if not config.seeds or not all(isinstance(seed, int) and seed >= 0 for seed in config.seeds):
-    problems.append(f"seeds={config.seeds}: give numbers from 0 on, as 0,1,2")
+  # Seeds travel in the batch, as int32.
+  if not config.seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31
+                                 for seed in config.seeds):
+    problems.append(f"seeds={config.seeds}: give numbers from 0 on, below 2**31, as 0,1,2")
   rates = config.learning_rates
   if not rates or not all(isinstance(r, (int, float)) and 0 < r < math.inf for r in rates):
     problems.append(f"learning_rates={config.learning_rates}: give numbers above 0, as 2e-5,5e-5")
@@ -112,6 +114,7 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
   """
   run = pretrained.copy_and_resolve_references()
   run.seed = 0
+  run.profile.steps = ()  # Of a pretraining, which has other steps.
   run.phases = (config_lib.phase(
       steps=steps, seq_len=config.task.max_length, batch_size=config.batch_size,
       micro_batches=config.micro_batches, learning_rate=learning_rate, schedule="linear",

@@ -9,7 +9,8 @@ import pytest
 import small_runs
 
 from bertgpt import checkpoint, cli, finetune, metrics, recipes, workdir
-from bertgpt.finetune import flatten, put_pretrained, summarise
+from bertgpt.errors import DataError
+from bertgpt.finetune import put_pretrained
 
 RECIPE = """
 from bertgpt.finetune_config import base
@@ -23,6 +24,7 @@ def get_config():
   config.epochs = 90
   config.optimizer.name = "adamw"
   config.eval.every_epoch = False
+  config.save = True
   config.log.every_steps = 10
   config.system.compilation_cache = ""
   return config
@@ -194,11 +196,103 @@ def test_random_weights_are_another_start_of_the_same_model(short, tuning, finis
 
 
 def test_new_tokens_leave_the_trained_rows_as_they_are():
+  """Of a table of 256 rows, 250 are trained; the others are padding, and none of the new tokens."""
   import jax.numpy as jnp
-  trained = np.arange(12, dtype=np.float32).reshape(6, 2)
-  fresh = jnp.full((9, 2), -1.0)
-  table = np.asarray(put_pretrained("body/embeddings/token/embedding", fresh, trained))
-  assert (table[:6] == trained).all() and (table[6:] == -1).all()
+  trained = np.arange(512, dtype=np.float32).reshape(256, 2)
+  for rows in (256, 384):
+    fresh = jnp.full((rows, 2), -1.0)
+    table = np.asarray(put_pretrained("body/embeddings/token/embedding", fresh, trained, 250))
+    assert (table[:250] == trained[:250]).all() and (table[250:] == -1).all()
+  with pytest.raises(DataError, match="the checkpoint has"):
+    put_pretrained("body/embeddings/token/embedding", jnp.zeros((256, 3)), trained, 250)
+
+
+@pytest.fixture
+def with_params(finished_bert, monkeypatch):
+  """Changes the trained parameters that fine-tuning reads, in place."""
+  trained = workdir.load_trained(finished_bert)
+
+  def change(edit):
+    edit(trained.params)
+    monkeypatch.setattr(workdir, "load_trained", lambda path: trained)
+
+  return change
+
+
+def test_a_missing_parameter_is_named(with_params, tuning, finished_bert, tmp_path, capsys):
+  with_params(lambda params: params["embeddings"].pop("segment"))
+  assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 65
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "body/embeddings/segment/embedding: is not in the checkpoint" in line
+
+
+def test_a_pooler_may_be_missing(with_params, tuning, finished_bert, tmp_path, capsys):
+  with_params(lambda params: params.pop("pooler"))
+  assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 0
+  assert "note: the checkpoint has no pooler" in capsys.readouterr().out
+
+
+def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finished_bert, data,
+                                             tmp_path, capsys):
+  """The folder of the data may move; one sentence or one weight that changes is refused."""
+  out, moved = tmp_path / "out", tmp_path / "moved"
+  shutil.copytree(short, out)
+  shutil.copytree(data, moved)
+  arguments = (*SHORT, f"--config.task.data={moved}")
+  assert run(tuning, finished_bert, out, *arguments) == 0
+  before = (out / "results.json").read_text()
+  path = moved / "SST-2" / "dev.tsv"
+  path.write_text(path.read_text().replace("The", "A", 1))
+  with_params(lambda params: params["pooler"]["bias"].__setitem__(0, 7.0))
+  capsys.readouterr()
+  assert run(tuning, finished_bert, out, *arguments) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert "  --init: not the same params as before" in lines
+  assert "  task.data: not the same dev as before" in lines
+  assert (out / "results.json").read_text() == before
+
+
+def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsys):
+  """Weights of 1e30 overflow; where all runs do that, it is an error."""
+  out = tmp_path / "out"
+  arguments = ("--config.epochs=30", "--config.optimizer.clip_norm=0", "--config.save=false")
+  assert run(tuning, finished_bert, out, *arguments, "--config.learning_rates=1e30,1e-2") == 0
+  first, second = results_of(out)["runs"]
+  assert first == {"learning_rate": 1e30, "seed": 0, "folder": "lr1e+30-seed0", "diverged": True}
+  assert second["dev"]["accuracy"] > 0
+  assert [m["learning_rate"] for m in results_of(out)["medians"]] == [1e-2]
+  assert results_of(out)["best_run"] == "lr0.01-seed0"
+  assert "diverged" in (out / "report.md").read_text()
+  assert not (out / "lr0.01-seed0" / "checkpoints").exists()
+  capsys.readouterr()
+  assert run(tuning, finished_bert, out, *arguments, "--config.learning_rates=1e30,") == 70
+  assert "every run diverged" in capsys.readouterr().err
+
+
+def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypatch):
+  """Else it would end the process of whoever caught the error."""
+  armed = []
+  monkeypatch.setattr(finetune.process, "arm_watchdog", lambda minutes: armed.append(True))
+  monkeypatch.setattr(finetune.process, "disarm_watchdog", armed.clear)
+
+  def fail(*arguments, **named):
+    assert armed
+    raise DataError("as it may happen")
+
+  monkeypatch.setattr(finetune, "evaluate", fail)
+  assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 65
+  assert not armed
+
+
+def test_a_stop_between_runs_begins_none(short, tuning, finished_bert, tmp_path, monkeypatch):
+  """The folder of a run that was stopped before stays as it is."""
+  import contextlib
+  out = tmp_path / "out"
+  shutil.copytree(short, out)
+  monkeypatch.setattr(finetune.process, "catch_signals",
+                      lambda: contextlib.nullcontext(lambda step: True))
+  assert run(tuning, finished_bert, out, *SHORT, "--config.seeds=0,1") == 75
+  assert not (out / "lr0.01-seed1").exists()
 
 
 def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
@@ -207,22 +301,6 @@ def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
              "--config.mesh.tensor=2", "--config.micro_batches=2") == 0
   np.testing.assert_allclose(losses_of(tmp_path, "lr0.01-seed0"),
                              losses_of(short, "lr0.01-seed0"), rtol=1e-5)
-
-
-# --------------------------------------------------------------- summaries
-
-
-def test_medians_and_the_best_run():
-  config = finetune.finetune_config.base()
-  config.learning_rates, config.seeds = (1e-5, 2e-5), (0, 1, 2)
-  values = {1e-5: (0.5, 0.9, 0.6), 2e-5: (0.7, 0.7, 0.1)}
-  runs = [{"learning_rate": rate, "seed": seed, "folder": f"{rate}-{seed}",
-           "dev": {"f1": value, "accuracy": value / 2}}
-          for rate, of_seeds in values.items() for seed, value in enumerate(of_seeds)]
-  results = summarise({"runs": runs}, config)
-  assert [m["dev"]["f1"] for m in results["medians"]] == [0.6, 0.7]
-  assert (results["best_rate"], results["best_run"]) == (2e-5, "1e-05-1")
-  assert flatten(results["medians"][0]) == {"dev f1": "60.0%", "dev accuracy": "30.0%"}
 
 
 # ---------------------------------------------------------------- bad input
@@ -239,6 +317,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["--config.task.data=/none"], 65, "task.data=/none: no such folder"),
     (["--config.task.max_length=500"], 2, "task.max_length=500 is longer than model.max_positions"),
     (["--config.epoch=2"], 2, "--config.epoch: no such field; did you mean --config.epochs?"),
+    (["--config.task.dev=my.tsv"], 2, "task.dev=my.tsv: the files of sst2 have their"),
     (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows does not divide"),
     (["--init=/none"], 2, "/none: holds no run"),
 ])

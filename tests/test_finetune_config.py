@@ -18,6 +18,7 @@ def make_config(**fields):
 def make_run(config, **pretrained):
   trained = config_lib.base()
   trained.model.update({"num_layers": 3, "vocab_size": 99, "dropout": 0.3} | pretrained)
+  trained.profile.steps = (900, 905)
   trained.phases = (config_lib.phase(seq_len=64), config_lib.phase(seq_len=512))
   return finetune_config.run_config(trained, config, steps=40, learning_rate=3e-5, vocab_size=102)
 
@@ -28,6 +29,7 @@ def make_run(config, **pretrained):
     ({"task__data": "tfds:gs://bucket/glue"}, "only local paths"),
     ({"seeds": ()}, "seeds=(): give numbers from 0 on"),
     ({"seeds": (0, -1)}, "seeds=(0, -1)"),
+    ({"seeds": (2**31,)}, "seeds=(2147483648,): give numbers from 0 on, below 2**31"),
     ({"seeds": (1, 2, 1)}, "seeds=(1, 2, 1) names a run twice"),
     ({"learning_rates": (0.0,)}, "learning_rates=(0.0,): give numbers above 0"),
     ({"learning_rates": ("a", 1e-5)}, "give numbers above 0"),

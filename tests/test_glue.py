@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from bertgpt import finetune_config
 from bertgpt.data import tokenizers
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import glue
 from bertgpt.tasks import rows as rows_lib
 
@@ -174,6 +174,21 @@ def test_wrong_files_are_named(tmp_path, form, name, content, message):
   with pytest.raises(DataError) as e:
     open_task(name, tmp_path, form)
   assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_bytes_that_are_no_text_are_named_with_a_remedy_that_is_there(tmp_path, form):
+  """Not data.invalid_text, which is a field of pretraining."""
+  write_official(tmp_path, "sst2")
+  (tmp_path / "SST-2" / "train.tsv").write_bytes(b"sentence\tlabel\na\xff\t1\n")
+  with pytest.raises(DataError, match="invalid UTF-8 at byte 16; repair the file$"):
+    open_task("sst2", tmp_path, form)
+
+
+@pytest.mark.parametrize("field", ["train", "dev", "test"])
+def test_other_names_of_files_are_refused(tmp_path, form, field):
+  write_official(tmp_path, "sst2")
+  with pytest.raises(ConfigError, match=f"task.{field}=my.tsv: the files of sst2 have their off"):
+    open_task("sst2", tmp_path, form, **{field: "my.tsv"})
 
 
 def test_missing_files_are_named(tmp_path, form):

@@ -22,7 +22,7 @@ FLOORS = (
     {"embed", "export", "fill", "generate", "objectives", "workdir"},
     {"evaluate", "step_log", "steps", "task_objectives", "zero_shot"},
     {"train", "report"},
-    {"aot", "finetune", "plan", "search", "sweep"},
+    {"aot", "finetune", "finetune_results", "plan", "search", "sweep"},
     {"cli"},
 )
 

@@ -109,6 +109,7 @@ def test_a_task_of_three_files(tmp_path):
 @pytest.mark.parametrize("text, message", [
     ("Anna B-person\nflew\n", "train.txt, line 2: has no tag ('flew')"),
     ("Anna PER\n", "train.txt, line 1: tag 'PER' is none of O, B-TYPE, I-TYPE"),
+    ("Anna B-\n", "train.txt, line 1: tag 'B-' is none of O, B-TYPE, I-TYPE"),
     ("\n\n", "train.txt: holds no sentences"),
 ])
 def test_wrong_files_are_named(tmp_path, text, message):

@@ -198,6 +198,29 @@ def test_an_answer_that_is_not_in_its_context_is_named(tmp_path):
     squad.read_questions(tmp_path / "train.json")
 
 
+@pytest.mark.parametrize("start, text", [("13", "a dog"), (-4, "say)"), (None, "a"), (0, 5)])
+def test_an_answer_that_is_no_place_and_text_is_named(tmp_path, start, text):
+  write_json(tmp_path / "train.json", question("", "q7")._replace(answers=((start, text),)))
+  with pytest.raises(DataError, match=f"question q7: answer_start={start!r} and text") as e:
+    squad.read_questions(tmp_path / "train.json")
+  assert "\n" not in str(e.value)
+
+
+def test_every_question_of_1_1_has_an_answer(tmp_path):
+  write_json(tmp_path / "train-v1.1.json", question("a dog"), question("", "q7"))
+  with pytest.raises(DataError, match="question q7 has no answer"):
+    squad.open_task(make_config(data=str(tmp_path)), make_form())
+
+
+def test_odds_are_numbers_where_there_is_no_text(tmp_path):
+  """JSON has no infinity."""
+  empty = squad.Question("q0", "Who saw what?", " ", ())
+  rows, windows = squad.make_rows([empty], make_config(), make_form())
+  answers, _, odds = squad.find_answers([empty], windows, make_config(name="squad2"),
+                                        perfect_outputs(rows))
+  assert answers == {"q0": ""} and 1e8 < odds["q0"] < np.inf
+
+
 def test_no_room_for_a_text_is_an_error():
   with pytest.raises(ConfigError, match="task.max_length=64 leaves no room"):
     squad.open_task(make_config(max_question=61), make_form())

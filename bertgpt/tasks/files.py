@@ -46,13 +46,9 @@ def find_given(folder: str, given: str, names: Sequence[str], *,
 
 def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   """(number from 1, line without its end) of a file in UTF-8."""
-  intake = Intake("error", Counts())
-  try:
-    for number, (offset, line) in enumerate(read_lines(str(path), intake, mendable=False), 1):
-      yield number, intake.decode(line, str(path), offset).rstrip("\r\n")
-  except DataError as e:  # Its remedy is a field of pretraining.
-    raise DataError(str(e).replace("repair it or set data.invalid_text to replace or skip",
-                                   "repair the file")) from e
+  intake = Intake("error", Counts(), remedy="repair the file")
+  for number, (offset, line) in enumerate(read_lines(str(path), intake, mendable=False), 1):
+    yield number, intake.decode(line, str(path), offset).rstrip("\r\n")
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.data import sources
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import files
 from bertgpt.tasks.rows import EvalSet, Format, Rows, Task
 from bertgpt.tasks.scores import METRICS
@@ -82,8 +82,13 @@ def open_task(config, form: Format) -> Task:
   """Reads the files of `config.task`.
 
   Raises:
+    ConfigError: it names files; those of GLUE have their names.
     DataError: they are missing, or not as the task has them.
   """
+  for name in ("train", "dev", "test"):
+    if config[name]:
+      raise ConfigError(f"task.{name}={config[name]}: the files of {config.name} have their "
+                        "official names; leave it empty, and give their folder as task.data")
   glue = TASKS[config.name]
   read = _read_tfds if config.data.startswith("tfds:") else _read_files
   table = read(config.data, glue, "train", "", needed=True)

@@ -94,7 +94,7 @@ def read_conll(path: pathlib.Path) -> list[Sentence]:
       raise DataError(f"{path}, line {number}: has no tag ({line[:40]!r}); a line is a word and "
                       "its tag, as 'Berlin B-location'")
     tag = cells[-1].strip()
-    if tag != "O" and tag[:2] not in ("B-", "I-"):
+    if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
       raise DataError(f"{path}, line {number}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE; "
                       "convert the file to BIO")
     words.append(cells[0])

@@ -4,6 +4,7 @@ Axes: B rows, L length.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -42,6 +43,15 @@ class Rows:
   @property
   def lengths(self) -> np.ndarray:
     return np.array([len(tokens) for tokens in self.tokens])
+
+  def fingerprint(self) -> str:
+    """Changes with any token, segment, label or the order of the rows."""
+    labels = [self.labels] if isinstance(self.labels, np.ndarray) else self.labels
+    digest = hashlib.sha256(self.lengths.astype("<i8").tobytes())
+    for arrays in (self.tokens, self.segment_ids, labels):
+      for x in arrays:
+        digest.update(x.tobytes())
+    return digest.hexdigest()
 
 
 class EvalSet(NamedTuple):

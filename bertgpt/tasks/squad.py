@@ -23,6 +23,8 @@ from bertgpt.tasks.scores import harmonic_mean
 
 VERSIONS = {"squad": "v1.1", "squad2": "v2.0"}
 
+NO_SPAN = -1e9  # Score where no span can be chosen; finite, for JSON has no infinity.
+
 
 class Question(NamedTuple):
   """Attributes: answers: (first character, text), none where there is no answer."""
@@ -89,7 +91,14 @@ def open_task(config, form: Format) -> Task:
 def _read_set(config, name: str, version: str) -> list[Question]:
   paths = files.find_given(config.data, config[name], [f"{name}-{version}.json"],
                            needed=name != "test")
-  return [question for path in paths for question in read_questions(path)]
+  questions = []
+  for path in paths:
+    found = read_questions(path)
+    if version == "v1.1" and (lacking := [q.id for q in found if not q.answers]):
+      raise DataError(f"{path}: question {lacking[0]} has no answer, as none in SQuAD 1.1; "
+                      "use --task squad2, or take it out")
+    questions += found
+  return questions
 
 
 def read_questions(path: pathlib.Path) -> list[Question]:
@@ -110,6 +119,10 @@ def read_questions(path: pathlib.Path) -> list[Question]:
                     "file") from e
   for question in questions:
     for start, answer in question.answers:
+      if not isinstance(start, int) or start < 0 or not isinstance(answer, str):
+        raise DataError(f"{path}: question {question.id}: answer_start={start!r} and text="
+                        f"{str(answer)[:40]!r} are not a number from 0 on and a text; repair the "
+                        "file")
       if question.context[start:start + len(answer)] != answer or not answer:
         raise DataError(f"{path}: question {question.id}: its answer {answer[:40]!r} is not at "
                         f"character {start} of the context; repair the file")
@@ -201,7 +214,7 @@ def find_answers(questions: Sequence[Question], windows: Sequence[Window], confi
   answers, n_best, odds = {}, {}, {}
   for question, found, null in zip(questions, guesses, nulls, strict=True):
     found = keep_best(found, config.n_best)
-    best = found[0] if found else Guess(-np.inf, "")
+    best = found[0] if found else Guess(NO_SPAN, "")
     odds[question.id] = float(null - best.score)
     is_null = config.name == "squad2" and odds[question.id] > config.null_threshold
     answers[question.id] = "" if is_null else best.text

@@ -1,0 +1,143 @@
+"""What a fine-tuning has found out: results.json, the medians, the table.
+
+    {"task", "init": what the runs start from, "rows": what they learn and are scored on,
+     "runs": [{"learning_rate", "seed", "folder", "steps", "seconds", "dev": {"f1": 0.9}},
+              {"learning_rate", "seed", "folder", "diverged": true}],
+     "medians": [{"learning_rate", "seeds", "dev": {...}}], "best_rate", "best_run"}
+"""
+
+import hashlib
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from bertgpt import finetune_config, recipes, sweep
+from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError
+from bertgpt.fingerprint import name_leaves
+from bertgpt.tasks.rows import Task
+from bertgpt.workdir import Trained
+
+
+def runs_of(config: ConfigDict) -> list[tuple[float, int]]:
+  return [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
+
+
+def run_name(rate: float, seed: int) -> str:
+  return f"lr{rate!r}-seed{seed}"  # All digits: no two rates share a folder.
+
+
+def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, Any]:
+  """What a run starts from and learns, wherever it lies: `init` and `rows` of results.json."""
+  digest = hashlib.sha256()
+  for name, x in name_leaves(pretrained.params).items():
+    digest.update(f"{name} {x.dtype} {x.shape}".encode())
+    digest.update(x.tobytes())
+  scored = {s.name: s.rows.fingerprint() for s in task.evals if s.score}
+  return {"init": {"workdir": str(init), "step": pretrained.step, "corpus": pretrained.corpus,
+                   "tokenizer": pretrained.tokenizer.fingerprint(), "params": digest.hexdigest()},
+          "rows": {"train": task.train.fingerprint(), **scored}}
+
+
+def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any]
+                 ) -> dict[str, Any]:
+  """What earlier starts of the same fine-tuning have done.
+
+  Args:
+    identity: of this start, by `identify`. Folders may have moved.
+  Raises:
+    ConfigError: the workdir holds something else.
+  """
+  results = {"task": config.task.name, **identity, "runs": []}
+  stored = path / "config.json"
+  if not stored.exists():
+    return results
+  try:
+    old = recipes.from_json(stored.read_text("utf-8"), finetune_config.base)
+  except (ConfigError, UnicodeDecodeError):
+    raise ConfigError(f"--workdir {path}: holds something else than a fine-tuning of this version; "
+                      "give another folder") from None
+  lines = recipes.differences(old, config, finetune_config.RESUMABLE)
+  if (path / "results.json").exists():
+    results = json.loads((path / "results.json").read_text())
+    for flag, field in (("--init", "init"), ("task.data", "rows")):
+      old_parts, parts = results.get(field, {}) | {"workdir": ""}, identity[field] | {"workdir": ""}
+      names = [n for n in {**parts, **old_parts} if parts.get(n) != old_parts.get(n)]
+      if names:
+        lines.append(f"{flag}: not the same {', '.join(names)} as before")
+  if lines:
+    raise ConfigError(f"--workdir {path} holds another fine-tuning:\n  " + "\n  ".join(lines)
+                      + "\nuse another --workdir")
+  return results
+
+
+def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | None:
+  return next((run for run in runs if (run["learning_rate"], run["seed"]) == (rate, seed)), None)
+
+
+def write_results(path: pathlib.Path, results: dict[str, Any], config: ConfigDict
+                  ) -> dict[str, Any]:
+  """Writes results.json, with the summary, and returns what it holds."""
+  results = summarise(results, config)
+  write_json(path / "results.json", json.dumps(results, indent=2))
+  return results
+
+
+def write_json(path: pathlib.Path, text: str) -> None:
+  scratch = path.with_name(path.name + ".tmp")
+  scratch.write_text(text + "\n")
+  scratch.replace(path)
+
+
+def summarise(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+  """Adds, of the runs that the config asks for, the medians over the seeds and the best run.
+
+  Runs that diverged are left out; where all did, the best is None.
+  """
+  runs = [run for rate, seed in runs_of(config)
+          if (run := find_run(results["runs"], rate, seed)) and "diverged" not in run]
+  medians = []
+  for rate in config.learning_rates:
+    of_rate = [run for run in runs if run["learning_rate"] == rate]
+    if of_rate:
+      medians.append({"learning_rate": rate, "seeds": len(of_rate), **{
+          name: {metric: statistics.median(run[name][metric] for run in of_rate)
+                 for metric in of_rate[0][name]}
+          for name in sets_of(of_rate[0])}})
+  best = {"best_rate": max(medians, key=dev_score)["learning_rate"],
+          "best_run": max(runs, key=dev_score)["folder"]} if runs else {
+              "best_rate": None, "best_run": None}
+  return results | {"medians": medians} | best
+
+
+def sets_of(run: dict[str, Any]) -> list[str]:
+  return [name for name, value in run.items() if isinstance(value, dict)]
+
+
+def dev_score(run: dict[str, Any]) -> float:
+  """The mean of the task's metrics on the dev set, as GLUE has it."""
+  return statistics.fmean(run["dev"].values())
+
+
+def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]:
+  """Every run, the medians and what the most frequent answer scores, as a table."""
+  table = []
+  for rate, seed in runs_of(config):
+    run = find_run(results["runs"], rate, seed)
+    scores = flatten(run) or dict.fromkeys(flatten(task.baseline), "diverged")
+    table.append({"learning rate": repr(rate), "seed": seed, **scores,
+                  "seconds": run.get("seconds", "")})
+  for median in results["medians"]:
+    table.append({"learning rate": repr(median["learning_rate"]), "seed": "median",
+                  **flatten(median)})
+  table.append({"learning rate": "", "seed": "baseline", **flatten(task.baseline)})
+  lines = ["  " + line for line in sweep.format_table(table)]
+  return [*lines, "", f"Best on dev: {results['best_run']}; best median: learning rate "
+          f"{results['best_rate']!r}. Baseline: the answer most frequent in training."]
+
+
+def flatten(run: dict[str, Any]) -> dict[str, str]:
+  return {f"{name} {metric}": f"{value:.1%}" for name in sets_of(run)
+          for metric, value in run[name].items()}

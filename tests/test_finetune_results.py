@@ -1,0 +1,49 @@
+"""Medians, the best run and the table, of runs that are made up."""
+
+import types
+
+from bertgpt import finetune_config
+from bertgpt.finetune_results import flatten, report, run_name, runs_of, summarise
+
+
+def make_config(rates, seeds=(0, 1, 2)):
+  config = finetune_config.base()
+  config.learning_rates, config.seeds = rates, seeds
+  return config
+
+
+def make_runs(values):
+  """{rate: dev F1 by seed}; None diverged."""
+  return [{"learning_rate": rate, "seed": seed, "folder": f"{rate}-{seed}", **(
+      {"diverged": True} if value is None else
+      {"seconds": 1.0, "dev": {"f1": value, "accuracy": value / 2}})}
+          for rate, of_seeds in values.items() for seed, value in enumerate(of_seeds)]
+
+
+def test_medians_and_the_best_run():
+  runs = make_runs({1e-5: (0.5, 0.9, 0.6), 2e-5: (0.7, 0.7, 0.1)})
+  results = summarise({"runs": runs}, make_config((1e-5, 2e-5)))
+  assert [m["dev"]["f1"] for m in results["medians"]] == [0.6, 0.7]
+  assert (results["best_rate"], results["best_run"]) == (2e-5, "1e-05-1")
+  assert flatten(results["medians"][0]) == {"dev f1": "60.0%", "dev accuracy": "30.0%"}
+
+
+def test_runs_that_diverged_do_not_count():
+  config = make_config((1e-5, 2e-5))
+  runs = make_runs({1e-5: (None, 0.9, 0.6), 2e-5: (None, None, None)})
+  results = summarise({"runs": runs}, config)
+  assert results["medians"] == [
+      {"learning_rate": 1e-5, "seeds": 2, "dev": {"f1": 0.75, "accuracy": 0.375}}]
+  task = types.SimpleNamespace(baseline={"dev": {"f1": 0.5, "accuracy": 0.25}})
+  lines = [line.split() for line in report(results, config, task)]
+  assert lines[0] == ["learning", "rate", "seed", "dev", "f1", "dev", "accuracy", "seconds"]
+  assert lines[1] == ["1e-05", "0", "diverged", "diverged"]
+  results = summarise({"runs": runs[3:]}, make_config((2e-5,)))
+  assert (results["medians"], results["best_rate"], results["best_run"]) == ([], None, None)
+
+
+def test_every_run_has_a_folder_of_its_own():
+  """Also where six digits are the same."""
+  config = make_config((1e-5, 1.0000001e-5, 3e-4))
+  names = [run_name(*run) for run in runs_of(config)]
+  assert len(set(names)) == 9 and names[0] == "lr1e-05-seed0"
