@@ -255,13 +255,8 @@ def source_problems(config: ConfigDict) -> list[str]:
 
 
 def count_devices() -> int:
-  import jax
-  try:
-    return jax.device_count()
-  except RuntimeError as e:
-    reason = str(e).splitlines()[0]
-    raise ConfigError(f"JAX cannot use the devices ({reason}); see JAX_PLATFORMS, and whether "
-                      "another process holds them") from e
+  from bertgpt import process
+  return process.count_devices()
 
 
 def start(arguments) -> None:

@@ -24,9 +24,9 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
     with contextlib.suppress(ValueError):
       if low <= (value := kind(text)) <= high and value < math.inf:
         return value
-    limit = "" if high == math.inf else f" and at most {high:g}"
+    limit = "" if high == math.inf else f" and at most {high}"
     what = "a whole number" if kind is int else "a number"
-    raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low:g}{limit}")
+    raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low}{limit}")
   return read
 
 
@@ -44,14 +44,14 @@ def sampling_flags(command):
                             "leave")
   command.add_argument("--temperature", type=number(float, 0), default=1.0, metavar="T",
                        help="0 takes the likeliest token; default: 1")
-  command.add_argument("--top_k", type=number(int, 0), default=0, metavar="K",
+  command.add_argument("--top_k", type=number(int, 0, 2**31 - 1), default=0, metavar="K",
                        help="draw among the K likeliest tokens; 0: among all")
   command.add_argument("--top_p", type=number(float, 1e-6, 1), default=1.0, metavar="P",
                        help="draw among the fewest likeliest tokens that have this probability "
                             "together")
-  command.add_argument("--seed", type=number(int, 0), default=0, metavar="N",
+  command.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N",
                        help="of the draws; default: 0")
-  command.add_argument("--num_samples", type=number(int, 1), default=1, metavar="N",
+  command.add_argument("--num_samples", type=number(int, 1, 2**16), default=1, metavar="N",
                        help="continuations of each prompt")
 
 

@@ -1,7 +1,7 @@
 """Continuations of a GPT, with a cache of keys and values.
 
-A draw is a function of (seed, row, position) and of the distribution alone: a continuation does
-not depend on what else is in the batch.
+A draw is a function of (seed, row, position) and of the distribution alone, where a row stands for
+a prompt and the number of its sample: a continuation does not depend on what else is in the batch.
 
 Axes: B rows, S slots of a row, V vocabulary.
 """
@@ -54,7 +54,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   Args:
     prompts: int [N] each, of at least one token.
     max_tokens: of all prompts, or of each; with it they must fit into the model's positions.
-    rows: numbers that stand for the prompts in the draws; default: 0, 1, ...
+    rows: numbers below 2^32 that stand for the prompts in the draws; default: 0, 1, ...
     batch_size: prompts at a time.
   Returns:
     What was added to each: int32, without the end-of-document token that stopped it.
@@ -69,7 +69,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   if ends.max() > window:
     raise ValueError(f"a prompt and what is added are {ends.max()} tokens, which exceed the "
                      f"model's {window} positions")
-  rows = np.arange(len(prompts)) if rows is None else np.asarray(rows)
+  rows = np.asarray(range(len(prompts)) if rows is None else rows, np.uint32)
   params, added = jax.device_put(trained.params), [np.zeros(0, np.int32)] * len(prompts)
   for which, prompt_size in buckets.batches(lengths, batch_size, window):
     slots = buckets.bucket(int(ends[which].max()), window)
@@ -164,7 +164,11 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
                         f"more exceed the model's {window} positions; shorten it or --max_tokens")
   repeated = [ids for ids in tokens for _ in range(num_samples)]
   room = [max_tokens or default_tokens(trained, len(ids)) for ids in repeated]
-  added = continue_prompts(trained, repeated, room, sampling, seed=seed, batch_size=batch_size)
+  # The draws of a sample do not depend on how many there are; those of the first 2^16 prompts are
+  # all different.
+  rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
+  added = continue_prompts(trained, repeated, room, sampling, seed=seed,
+                           rows=np.array(rows) % 2**32, batch_size=batch_size)
   return [trained.tokenizer.decode([*ids, *more])
           for ids, more in zip(repeated, added, strict=True)]
 

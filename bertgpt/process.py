@@ -109,6 +109,19 @@ def _report(host: str, port: int, index: int, timeout_s: float) -> None:
       time.sleep(0.5)
 
 
+def count_devices() -> int:
+  """Devices of all processes; the first call opens them.
+
+  Raises:
+    ConfigError: they cannot be opened.
+  """
+  try:
+    return jax.device_count()
+  except RuntimeError as e:
+    raise ConfigError(f"JAX cannot use the devices ({_first_line(e)}); see JAX_PLATFORMS, and "
+                      "whether another process holds them") from e
+
+
 def _first_line(e: Exception) -> str:
   return (str(e).strip().splitlines() or [type(e).__name__])[0]
 

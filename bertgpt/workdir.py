@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from bertgpt import checkpoint, models, recipes
+from bertgpt import checkpoint, models, process, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.data import prepare, tokenizers
 from bertgpt.data.corpus import is_corpus
@@ -263,10 +263,11 @@ def load_trained(workdir: pathlib.Path) -> Trained:
   """Opens the newest good checkpoint of a run.
 
   Raises:
-    ConfigError: there is no run in `workdir`.
+    ConfigError: there is no run in `workdir`, or no device can be opened.
     DataError: no usable checkpoint, or a tokenizer that does not belong to it.
   """
   read_config(workdir)
+  process.count_devices()
   params, metadata = checkpoint.restore_params(workdir)
   config = recipes.from_json(metadata["config"])
   tokenizer = tokenizers.load_tokenizer(str(workdir / "tokenizer"))

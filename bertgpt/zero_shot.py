@@ -376,12 +376,16 @@ def score_last_word(trained: Trained, suite: Suite, passages: list[str],
                     settings: Settings) -> dict[str, float | str]:
   """How often the last word of a passage is guessed, and the perplexity of the target."""
   passages = [text.strip() for text in passages if text.strip()][:settings.limit or None]
-  parts = [text.rpartition(" ") for text in passages]
-  if alone := [word for context, _, word in parts if not context]:
+  parts = [text.rsplit(maxsplit=1) for text in passages]  # At any white space.
+  if alone := [part[0] for part in parts if len(part) == 1]:
     raise ConfigError(f"--suite: the passage {alone[0]!r} has nothing before its last word; give "
                       f"{suite.file}")
-  contexts = trained.tokenizer.encode([context for context, _, _ in parts])
-  words = trained.tokenizer.encode([f" {word}" for _, _, word in parts])
+  contexts = trained.tokenizer.encode([context for context, _ in parts])
+  words = trained.tokenizer.encode([f" {word}" for _, word in parts])
+  for text, context, word in zip(passages, contexts, words, strict=True):
+    if not (len(context) and len(word)):
+      raise ConfigError(f"--suite: the passage {text[-40:]!r} has no tokens "
+                        f"{'in' if len(context) else 'before'} its last word; take it out")
   rows = [np.concatenate(pair)[-settings.window:]
           for pair in zip(contexts, words, strict=True)]
   if max(map(len, words)) >= settings.window:

@@ -300,6 +300,16 @@ def test_a_process_ends_with_the_exit_code_and_without_traceback(tmp_path):
                  "did you mean --config.model.width?\n")
 
 
+def test_devices_that_cannot_be_opened_are_one_line(finished_gpt):
+  process = start("generate", f"--workdir={finished_gpt}", "--prompt=The",
+                  env=os.environ | {"JAX_PLATFORMS": "abacus"})
+  out, err = process.communicate(timeout=120)
+  assert (process.returncode, out) == (CONFIG, "")
+  (line,) = err.splitlines()
+  assert line.startswith("bertgpt generate: JAX cannot use the devices (")
+  assert "abacus" in line and "see JAX_PLATFORMS" in line
+
+
 def test_a_closed_pipe_is_no_traceback(recipe):
   process = start("data", f"--config={recipe}")
   process.stdout.close()

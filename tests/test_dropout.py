@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import sharding
+from bertgpt import objectives, sharding, steps
 from bertgpt.models import dropout
 
 RATE = 0.1
@@ -97,10 +97,32 @@ def test_the_mask_is_the_same_on_every_mesh(mesh):
 
 @pytest.mark.parametrize("generator", ["hash", "threefry", "rbg"])
 def test_a_model_drops_with_every_generator(generator):
-  config = tiny.make_config(dropout=0.2, attention_dropout=0.2, dropout_rng=generator)
-  with tiny.Setup(config) as setup:
-    state, batch = setup.init(), setup.put(tiny.make_batch(config))
-    compute = setup.gradients()
-    losses = [float(compute(state.params, batch, step)[1][0]) for step in (0, 0, 1)]
-  # The masked positions change with the step as well; without dropout they change it less.
-  assert losses[0] == losses[1] != losses[2]
+  dropping = tiny.make_config(dropout=0.5, attention_dropout=0.5, dropout_rng=generator)
+  losses = []
+  for config in (dropping, dropping, tiny.make_config()):
+    with tiny.Setup(config) as setup:
+      state, batch = setup.init(), setup.put(tiny.make_batch(config))
+      losses.append(float(setup.gradients()(state.params, batch, 0)[1][0]))
+  assert losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-3
+
+
+@pytest.mark.parametrize("generator", ["hash", "threefry", "rbg"])
+def test_pieces_and_replicas_drop_apart(generator):
+  """A loss whose gradient is its mask: two pieces of two replicas add up four masks.
+
+  The sum has the variance of four independent ones; any two that are alike add an eighth.
+  """
+  config, width = tiny.make_config(mesh=(2, 1, 1), dropout_rng=generator), 2**16
+
+  def evaluate(model, params, batch, key):
+    key = jax.random.key_data(key) if generator == "hash" else key
+    return {"loss": (dropout.drop(params["final_norm"]["scale"], 0.5, key).sum(), 1)}
+
+  plain = objectives.Objective(lambda batch, key, rows: batch, lambda batch: {"loss": 1}, evaluate,
+                               lambda batch: ())
+  with sharding.use_mesh(sharding.make_mesh(config, tiny.devices_of(config)), config):
+    grads, _ = jax.jit(steps.make_gradients(config, None, plain, 2))(
+        {"final_norm": {"scale": jnp.ones(width)}}, tiny.make_batch(config), 0)
+  kept = np.asarray(grads["final_norm"]["scale"]) / 2  # Of an element, 0 to 4 of the masks.
+  assert abs(z_score(kept - 2)) < 4.5
+  assert kept.var() == pytest.approx(1, abs=0.03)

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from bertgpt import flags
+from bertgpt import embed, flags, zero_shot
 
 
 @pytest.mark.parametrize("kind, low, high, text, value", [
@@ -29,6 +29,30 @@ def test_others_are_refused(kind, low, high, text, fragment):
 def test_without_an_upper_bound_infinity_is_still_no_number(text):
   with pytest.raises(argparse.ArgumentTypeError):
     flags.number(float, 0)(text)
+
+
+def read(add_flags, *argv):
+  command = argparse.ArgumentParser(exit_on_error=False)
+  add_flags(command)
+  return command.parse_args(argv)
+
+
+@pytest.mark.parametrize("flag, most", [
+    ("seed", 4294967295), ("top_k", 2147483647), ("num_samples", 65536)])
+def test_numbers_for_the_device_fit_into_its_words(flag, most):
+  assert getattr(read(flags.sampling_flags, f"--{flag}={most}"), flag) == most
+  with pytest.raises(argparse.ArgumentError, match=f"and at most {most}"):
+    read(flags.sampling_flags, f"--{flag}={most + 1}")
+
+
+def test_layers_and_suites_are_those_that_there_are():
+  """Written twice, so that --help need not wait for JAX."""
+  command = argparse.ArgumentParser()
+  flags.embed_flags(command)
+  flags.suite_flags(command)
+  actions = {action.dest: action for action in command._actions}
+  assert tuple(actions["layer"].choices) == tuple(embed.LAYERS)
+  assert actions["suite"].help.partition(": ")[2].split(", ") == list(zero_shot.SUITES)
 
 
 def test_a_bucket_is_no_folder():

@@ -209,6 +209,17 @@ def test_the_command_goes_on_with_each_prompt(capsys, finished_gpt, tmp_path):
   assert run(capsys, *flags, "--prompt=The cat", "--prompt", "The dog sees")[1] == out
 
 
+def test_a_sample_depends_neither_on_their_number_nor_on_the_other_prompts(capsys, finished_gpt):
+  texts = {}
+  for samples, prompts in ((1, 2), (3, 2), (3, 1)):
+    code, out, _ = run(capsys, "generate", f"--workdir={finished_gpt}", "--max_tokens=8",
+                       f"--num_samples={samples}", *["--prompt=The cat"] * prompts)
+    texts[samples, prompts] = out.rstrip("\n").split("\n\n")
+    assert (code, len(texts[samples, prompts])) == (0, samples * prompts)
+  assert texts[3, 2][::3] == texts[1, 2] and texts[3, 2][:3] == texts[3, 1]
+  assert len(set(texts[3, 2])) == 6
+
+
 @pytest.mark.parametrize("flags, fragment", [
     (["--prompt=The", "--prompt="], "prompt 2: is empty; give a text"),
     (["--prompt=cat", "--max_tokens=64"], "exceed the model's 64 positions; shorten"),
@@ -217,6 +228,8 @@ def test_the_command_goes_on_with_each_prompt(capsys, finished_gpt, tmp_path):
     (["--prompt=cat", "--top_p=1.5"], "--top_p: 1.5: give a number"),
     (["--prompt=cat", "--top_k=2.5"], "--top_k: 2.5: give a whole number of at least 0"),
     (["--prompt=cat", "--temperature=nan"], "--temperature: nan: give a number"),
+    (["--prompt=cat", "--seed=4294967296"], "--seed: 4294967296: give a whole number of at least 0 "
+     "and at most 4294967295"),
     (["--input=nothing.txt"], "nothing.txt: no such file"),
     ([], "one of the arguments --prompt --input is required"),
     (["--prompt=cat", "--config.seed=1"], "generate takes no config fields"),

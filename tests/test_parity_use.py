@@ -149,7 +149,7 @@ def test_last_words_are_those_of_pytorch(gpts):
   passages = [p for p in passages if not p.endswith(" ") and "\ufffd" not in p]
   correct, nats = 0, 0.0
   for passage in passages:
-    context, _, word = passage.rpartition(" ")
+    context, word = passage.rsplit(maxsplit=1)
     seen, target = (ours.tokenizer.encode([x])[0].tolist() for x in (context, " " + word))
     logits = theirs(torch.tensor([seen + target])).logits[0, len(seen) - 1:-1].double()
     correct += bool((logits.argmax(-1) == torch.tensor(target)).all())

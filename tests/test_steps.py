@@ -1,6 +1,5 @@
 """The train step: what it applies, what it refuses, and that it learns."""
 
-import contextlib
 import glob
 
 import jax
@@ -12,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
 from bertgpt import models, objectives, recipes, sharding, steps
+from bertgpt.models import attention
 
 RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path)
 
@@ -128,37 +128,36 @@ def unpack(batch):
 # ------------------------------------------------------- other platforms
 
 
-@contextlib.contextmanager
-def abstract_mesh(config):
-  """64 x 4 devices that are not there."""
-  mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-  token = sharding._axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
-  with jax.sharding.use_abstract_mesh(mesh):
-    yield mesh
-  sharding._axes.reset(token)
-
-
+@pytest.mark.parametrize("platform, lowered", [("tpu", "tpu"), ("gpu", "cuda")])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_lowers_for_tpu_and_gpu(recipe):
-  """With batches rounded up to what 64 devices divide: some recipes are for fewer."""
+def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
+  """For 64 x 4 devices that are not there, with the kernel that 'auto' takes on a TPU.
+
+  With plain attention on a GPU: cuDNN's version is asked for while tracing (`test_attention`
+  lowers it where it is installed). Batches are rounded up to what 64 devices divide: some recipes
+  are for fewer.
+  """
   config = recipes.load(recipe)
+  config.model.attention = "auto" if platform == "tpu" else "xla"
   config.model.vocab_size = min(config.tokenizer.vocab_size or 50257, 60000)
   if config.model.num_heads % 4:
     config.mesh.axes.heads = ()  # 25 heads of GPT-2 XL do not divide over 4.
   vocabulary = objectives.Vocabulary(config.model.vocab_size, 4, (0, 2, 3),
                                      np.zeros(config.model.vocab_size, bool))
-  with abstract_mesh(config) as mesh:
+  mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  with sharding.use_mesh(mesh, config, platform):
+    kernels = attention.explain(config)
     model = models.make_model(config)
     objective = objectives.make_objective(config, vocabulary)
     state = steps.make_abstract_state(config, mesh, model, objective)
-    for phase in config.phases:
+    for phase, kernel in zip(config.phases, kernels, strict=True):
       multiple = 64 * phase.micro_batches
       phase.batch_size = -(-phase.batch_size // multiple) * multiple
       batch = abstract_batch(config, phase, mesh)
       step = jax.jit(steps.make_train_step(config, model, objective, phase.micro_batches))
-      traced = step.trace(state, batch)
-      for platform in ("tpu", "cuda"):
-        assert "sharding" in traced.lower(lowering_platforms=(platform,)).as_text()
+      text = step.trace(state, batch).lower(lowering_platforms=(lowered,)).as_text()
+      assert "sharding" in text
+      assert ("tpu_custom_call" in text) == ("attention by splash" in kernel)
 
 
 def abstract_batch(config, phase, mesh):

@@ -37,12 +37,21 @@ def test_columns_by_name(tmp_path):
     ("a.txt", b"good\nb\xffd\n", DataError, "a.txt: invalid UTF-8 at byte 6; repair it"),
     ("a.txt.gz", gzip.compress(b"text" * 100)[:-9], DataError, "a.txt.gz: cannot be read"),
     ("b.txt", b"", ConfigError, "--input "),
+    ("a.jsonl", b"\n", ConfigError, "--input .*a.jsonl: holds no text"),
+    ("a.txt", b"\n \r\n", ConfigError, "--input .*a.txt: holds no text"),
 ])
 def test_a_file_that_is_not_as_it_should_be(tmp_path, name, content, error, fragment):
   if content:
     (tmp_path / name).write_bytes(content)
   with pytest.raises(error, match=fragment):
     texts.read_texts(tmp_path / name, "--input")
+
+
+def test_a_table_is_cut_at_tabs_and_line_feeds_alone(tmp_path):
+  odd, long = "a\u2028b\x85c\x0bd", "word " * 30_000
+  (tmp_path / "a.tsv").write_bytes(f"good\tbad\r\n{odd}\t{long}\r\n\r\nu\tv\n\n".encode())
+  found = texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))
+  assert found == [(odd, long), ("u", "v")]
 
 
 @pytest.mark.parametrize("content, error, fragment", [

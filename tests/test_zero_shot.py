@@ -175,6 +175,13 @@ def test_last_words(gpt, name):
   assert 0 < found["accuracy"] < 1
 
 
+def test_a_last_word_comes_after_any_white_space(gpt):
+  settings = Settings(64, 32, 0, 4)
+  score = lambda *passages: zero_shot.score_last_word(gpt, SUITES["lambada"], passages, settings)
+  plain = score("The cat sees the dog near a tree", "The bird likes the stone")
+  assert score("The cat sees the dog near a\n tree", "The bird likes the \tstone\n") == plain
+
+
 def test_stop_tokens_are_no_guess_for_a_last_word(gpt):
   is_stop = zero_shot.stop_tokens(gpt.tokenizer)
   token = lambda text: encode(gpt, text)[0]
@@ -222,6 +229,9 @@ def files(tmp_path):
   (tmp_path / "long.tsv").write_text("good\tbad\n" + "cat " * 70 + "\tcat\n")
   (tmp_path / "long.jsonl").write_text(json.dumps({"text": "The " + "a" * 9}))
   (tmp_path / "word.jsonl").write_text('{"text": "alone"}\n')
+  (tmp_path / "no_word.jsonl").write_text(json.dumps({"text": "The cat \x01"}))
+  (tmp_path / "no_context.jsonl").write_text(json.dumps({"text": "\x01 cat"}))
+  (tmp_path / "empty.jsonl").write_text("\n")
   return tmp_path
 
 
@@ -249,6 +259,9 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
     (["--suite=pairs=b.tsv"], "--suite pairs b.tsv: has no column bad"),
     (["--suite=pairs=long.tsv"], "has 70 tokens; give sentences of 1 to 30"),
     (["--suite=lambada=word.jsonl"], "the passage 'alone' has nothing before its last word"),
+    (["--suite=lambada=no_word.jsonl"], "'The cat \\x01' has no tokens in its last word"),
+    (["--suite=lambada=no_context.jsonl"], "'\\x01 cat' has no tokens before its last word"),
+    (["--suite=lambada=empty.jsonl"], "--suite lambada empty.jsonl: holds no text"),
     (["--suite=text=a.txt", "--window=65"], "--window=65: the model has 64 positions"),
     (["--suite=text=a.txt", "--stride=32"], "--stride=32: must be less than the window of 32"),
     (["--suite=text=a.txt", "--limit=x"], "--limit: x: give a whole number"),

@@ -1,6 +1,5 @@
 """Short texts from a file, all at once and in order: for what is done with a trained model."""
 
-import csv
 import json
 import pathlib
 from collections.abc import Sequence
@@ -29,14 +28,18 @@ def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
   """A text a line; of a .jsonl file, the field of the object in each line that has one.
 
   Raises:
-    ConfigError: there is no such file, or an object in it lacks the field.
+    ConfigError: there is no such file, it holds no text, or an object in it lacks the field.
     DataError: as `read_text`, or a line is no JSON.
   """
   lines = read_text(path, flag).removesuffix("\n").split("\n")
-  if ".jsonl" not in path.suffixes:
-    return [line.removesuffix("\r") for line in lines]
-  return [_field(line, field, f"{flag} {path}: line {i}")
-          for i, line in enumerate(lines, 1) if line.strip()]
+  if ".jsonl" in path.suffixes:
+    found = [_field(line, field, f"{flag} {path}: line {i}")
+             for i, line in enumerate(lines, 1) if line.strip()]
+  else:
+    found = [line.removesuffix("\r") for line in lines]
+  if not any(text.strip() for text in found):
+    raise ConfigError(f"{flag} {path}: holds no text; give a text a line")
+  return found
 
 
 def _field(line: str, field: str, place: str) -> str:
@@ -53,18 +56,22 @@ def _field(line: str, field: str, place: str) -> str:
 def read_columns(path: pathlib.Path, flag: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
   """The named columns of a file of tab-separated values, whose first line names them.
 
+  Quotes mean nothing, and blank lines are passed over.
+
   Raises:
     ConfigError: there is no such file, or it lacks a column.
     DataError: as `read_text`, or a line has too few values.
   """
-  lines = read_text(path, flag).splitlines()
-  header, *rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if lines else [[]]
+  # str.splitlines would cut at U+2028 and its like too.
+  header, *rows = [line.removesuffix("\r").split("\t")
+                   for line in read_text(path, flag).split("\n")]
   if missing := [column for column in columns if column not in header]:
     raise ConfigError(f"{flag} {path}: has no column {', '.join(missing)}; its first line must "
                       f"name {', '.join(columns)}, parted by tabs")
   places = [header.index(column) for column in columns]
-  for i, row in enumerate(rows, 2):
+  numbered = [(i, row) for i, row in enumerate(rows, 2) if row != [""]]
+  for i, row in numbered:
     if len(row) <= max(places):
       raise DataError(f"{flag} {path}: line {i} has {len(row)} values, the first line "
                       f"{len(header)}; repair it")
-  return [tuple(row[place] for place in places) for row in rows]
+  return [tuple(row[place] for place in places) for _, row in numbered]
