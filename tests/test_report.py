@@ -11,6 +11,7 @@ from matplotlib import image
 from bertgpt import cli, metrics, objectives, report, workdir
 from bertgpt.data import loader, prepare
 from bertgpt.data.corpus import open_corpus
+from bertgpt.errors import DataError
 
 
 class Run:
@@ -178,3 +179,11 @@ def test_evaluating_a_finished_run_gives_the_scores_of_its_end(capsys, finished)
   assert found.keys() == expected.keys()
   for name, value in expected.items():
     assert float(found[name]) == pytest.approx(value, rel=1e-4), name
+
+
+def test_a_text_that_has_changed_since_gets_no_report(finished_bert, monkeypatch):
+  """Its tokens may mean something else."""
+  trained = workdir.load_trained(finished_bert)._replace(corpus="0" * 64)
+  monkeypatch.setattr(workdir, "load_trained", lambda path: trained)
+  with pytest.raises(DataError, match="has changed since the run began"):
+    report.write(finished_bert)
