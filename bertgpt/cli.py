@@ -279,8 +279,7 @@ def run_train(arguments) -> None:
   path = absolute(arguments.workdir)
   arguments.release_interrupt()
   with process.name_lost_peer():
-    train.train(config, path, allow_change)
-    report.write(path)
+    report.write(path, train.train(config, path, allow_change))
 
 
 def parse_fields(text: str, config: ConfigDict) -> list[str]:

@@ -39,6 +39,22 @@ class Sampling(NamedTuple):
   top_p: float = 1.0
 
 
+class Batch(NamedTuple):
+  """Rows that are continued together.
+
+  Attributes:
+    tokens: int32 [B, S]; what is beyond the prompt is written over.
+    lengths: int [B], tokens of the prompts.
+    ends: int [B], the most tokens that a row may come to have.
+    rows: uint32 [B], numbers that stand for the rows in the draws.
+  """
+
+  tokens: np.ndarray
+  lengths: np.ndarray
+  ends: np.ndarray
+  rows: np.ndarray
+
+
 PLAIN, GREEDY = Sampling(), Sampling(temperature=0.0)
 
 
@@ -77,18 +93,19 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     fill = (0, len(tokens_BS) - len(which))  # Rows that are at their end when they begin.
     starts_B = np.pad(lengths[which], fill, constant_values=1)
     ends_B = np.pad(ends[which], fill, constant_values=1)
+    batch = Batch(tokens_BS, starts_B, ends_B, np.pad(rows[which], fill))
     tokens_BS, lengths_B = jax.device_get(_continue(
-        trained.model, prompt_size, params, tokens_BS, starts_B, ends_B,
-        np.pad(rows[which], fill), trained.tokenizer.eod_id, jax.random.key(seed), sampling))
+        trained.model, prompt_size, params, batch, trained.tokenizer.eod_id,
+        jax.random.key(seed), sampling))
     for i, tokens_S, start, end in zip(which, tokens_BS, starts_B, lengths_B, strict=False):
       added[i] = tokens_S[start:end]
   return added
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _continue(model, prompt_size, params, tokens_BS, lengths_B, ends_B, rows_B, stop_id, key,
-              sampling):
+def _continue(model, prompt_size, params, batch, stop_id, key, sampling):
   """(tokens_BS with what is added, lengths_B of all)."""
+  tokens_BS, lengths_B, ends_B, rows_B = batch
   num_rows, slots = tokens_BS.shape
   apply = functools.partial(model.apply, {"params": params})
   key_of = jax.vmap(lambda row, at: jax.random.fold_in(jax.random.fold_in(key, row), at))

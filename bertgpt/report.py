@@ -14,23 +14,21 @@ from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import frequencies, loader
 from bertgpt.data.corpus import Corpus, open_corpus
-from bertgpt.errors import DataError
 
 PROMPT = "The function returns"
 
 
-def write(path: pathlib.Path) -> None:
+def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
   """Writes and prints report.md and loss.png of the finished run in `path`.
 
   With several processes all take part, because they read the checkpoint together; process 0
   writes.
+
+  Args:
+    corpus_path: of the corpus that the run was trained on.
   """
   trained = workdir.load_trained(path)
-  corpus_path = workdir.find_corpus(trained.config)
   train_set, held_out = open_corpus(corpus_path, "train"), open_corpus(corpus_path, "validation")
-  if train_set.identity != trained.corpus:
-    raise DataError(f"{path}: {trained.config.data.source} has changed since the run began, so "
-                    "there is no report; the checkpoints are good, and a new run has the new text")
   curves = metrics.read_curves(path)
   scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
             if tag.startswith("eval/validation/")}

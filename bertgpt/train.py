@@ -36,13 +36,13 @@ from bertgpt.steps import TrainState
 
 
 def train(config: ConfigDict, path: pathlib.Path,
-          allow_change: Sequence[str] = ()) -> dict[str, float]:
+          allow_change: Sequence[str] = ()) -> pathlib.Path:
   """Trains, or goes on training, the run in the directory `path`.
 
   Args:
     allow_change: config fields that may differ from those the run was started with.
   Returns:
-    The held-out metrics at the end.
+    The folder of the corpus. Looked for again it might be another: a text may change meanwhile.
   Raises:
     UserError: see `errors`; `Preempted` after a signal, with a checkpoint saved.
   """
@@ -77,7 +77,8 @@ def train(config: ConfigDict, path: pathlib.Path,
                         "the same command goes on from there")
       if is_due(config.eval.every_steps, step) and step < last_step:
         evaluate_step(run, log, step, state.params)
-    return evaluate_step(run, log, last_step, state.params)
+    evaluate_step(run, log, last_step, state.params)
+    return run.corpus.path
 
 
 class Run(NamedTuple):
@@ -250,10 +251,9 @@ def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict
     yield from queue
 
 
-def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> dict[str, float]:
-  """The held-out metrics after a step, logged."""
+def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> None:
+  """Logs the held-out metrics after a step."""
   log.settle()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
   results = evaluate.run(run.evaluator, params, phase_index)
   log.record(step, run.evaluator.name, results)
-  return results

@@ -16,17 +16,22 @@ from bertgpt.models import attention
 RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path)
 
 
+def make_steps(setup, count):
+  """The state after so many steps on one batch, and their losses."""
+  state, step = setup.init(), setup.step()
+  batch, losses = setup.put(tiny.make_batch(setup.config)), []
+  for _ in range(count):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics["loss"][0]))
+  return state, losses
+
+
 @pytest.mark.parametrize("objective", ["mlm_nsp", "mlm", "causal"])
 def test_the_loss_of_one_batch_falls(objective):
   config = tiny.make_config(objective, dropout=0.1, attention_dropout=0.1)
   config.phases[0].learning_rate = 1e-3
   with tiny.Setup(config) as setup:
-    state, step = setup.init(), setup.step()
-    batch = setup.put(tiny.make_batch(config))
-    losses = []
-    for _ in range(40):
-      state, metrics = step(state, batch)
-      losses.append(float(metrics["loss"][0]))
+    state, losses = make_steps(setup, 40)
   assert int(state.step) == 40
   assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
   uniform = np.log(tiny.VOCAB) + (np.log(2) if objective == "mlm_nsp" else 0)
@@ -37,12 +42,7 @@ def test_first_losses_of_a_seed_are_those_on_record():
   """Golden numbers: any change to initial values, masks, loss or update shows here."""
   config = tiny.make_config()
   with tiny.Setup(config) as setup:
-    state, step = setup.init(), setup.step()
-    batch = setup.put(tiny.make_batch(config))
-    losses = []
-    for _ in range(3):
-      state, metrics = step(state, batch)
-      losses.append(float(metrics["loss"][0]))
+    _, losses = make_steps(setup, 3)
   np.testing.assert_allclose(losses, GOLDEN, rtol=2e-5)
 
 

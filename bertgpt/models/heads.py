@@ -15,8 +15,8 @@ from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.models.gpt import Gpt
 
 
-class BertClassifier(nn.Module):
-  """Outputs of a text or a pair, from the pooled [CLS] (Devlin et al. 2018, 4.1).
+class TaskModel(nn.Module):
+  """What all of them have: `body` and `head`.
 
   Attributes:
     config: `config.model` with `vocab_size` set.
@@ -27,8 +27,14 @@ class BertClassifier(nn.Module):
   num_outputs: int
 
   def setup(self):
-    self.body = Bert(self.config)
-    self.head = make_head(self.config, self.num_outputs)
+    self.body = {"bert": Bert, "gpt": Gpt}[self.config.family](self.config)
+    # In float32 whatever the body computes in: outputs are compared with each other.
+    self.head = nn.Dense(self.num_outputs, dtype=jnp.float32,
+                         kernel_init=layers.make_init(self.config, self.config.init_std))
+
+
+class BertClassifier(TaskModel):
+  """Outputs of a text or a pair, from the pooled [CLS] (Devlin et al. 2018, 4.1)."""
 
   def __call__(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, sequence_ids_BL: jax.Array,
                positions_BL: jax.Array) -> jax.Array:
@@ -38,20 +44,14 @@ class BertClassifier(nn.Module):
     return self.head(drop(pooled_BD, self.config.dropout, dropout_key(self)))
 
 
-class BertTagger(nn.Module):
+class BertTagger(TaskModel):
   """Outputs of every token: labels of words, or start and end of an answer.
 
   Attributes:
     use_dropout: on the last layer's features; BERT's code has it for labels, not for answers.
   """
 
-  config: FrozenConfigDict
-  num_outputs: int
   use_dropout: bool
-
-  def setup(self):
-    self.body = Bert(self.config)
-    self.head = make_head(self.config, self.num_outputs)
 
   def __call__(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, sequence_ids_BL: jax.Array,
                positions_BL: jax.Array) -> jax.Array:
@@ -62,15 +62,8 @@ class BertTagger(nn.Module):
     return self.head(x_BLD)
 
 
-class GptClassifier(nn.Module):
+class GptClassifier(TaskModel):
   """Outputs of a text or a pair, from the last token's features (Radford et al. 2018, 3.2)."""
-
-  config: FrozenConfigDict
-  num_outputs: int
-
-  def setup(self):
-    self.body = Gpt(self.config)
-    self.head = make_head(self.config, self.num_outputs)
 
   def __call__(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
                positions_BL: jax.Array) -> tuple[jax.Array, Prediction]:
@@ -80,9 +73,3 @@ class GptClassifier(nn.Module):
     last_BD = gather(x_BLD, last_B1)[:, 0]
     outputs_BC = self.head(drop(last_BD, self.config.dropout, dropout_key(self)))
     return outputs_BC, self.body.embeddings.predict(x_BLD)
-
-
-def make_head(config: FrozenConfigDict, num_outputs: int) -> nn.Dense:
-  """In float32 whatever the body computes in: outputs are compared with each other."""
-  return nn.Dense(num_outputs, dtype=jnp.float32,
-                  kernel_init=layers.make_init(config, config.init_std))
