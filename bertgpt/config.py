@@ -243,7 +243,7 @@ AT_LEAST = {
     "optimizer.epsilon": 0, "optimizer.weight_decay": 0, "train.max_bad_steps": 1, "eval.every_steps": 0,
     "eval.batch_size": 1, "eval.max_rows": 0, "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0, "checkpoint.keep": 1, "log.every_steps": 1,
-    "system.hang_timeout_minutes": 0,
+    "system.hang_timeout_minutes": 0, "mesh.fsdp": 1, "mesh.tensor": 1,
 }
 FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
              "objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random")
@@ -269,8 +269,7 @@ def validate(config: ConfigDict, num_devices: int | None = None, platform: str =
   Raises:
     ConfigError: every problem found, one a line.
   """
-  problems = find_problems(config, num_devices, platform)
-  if problems:
+  if problems := find_problems(config, num_devices, platform):
     raise ConfigError("\n".join(problems))
 
 
@@ -285,7 +284,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     problems += _phase_problems(config, p, f"phases[{i}]")
   problems += [*_attention_problems(config, platform), *_slot_problems(config),
                *_profile_problems(config), *_option_problems(config, platform)]
-  if num_devices is not None:
+  if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
   return problems
 
@@ -424,12 +423,8 @@ def _option_problems(config, platform):
 
 
 def _mesh_problems(config, num_devices):
-  mesh = config.mesh
-  for axis in ("fsdp", "tensor"):
-    if mesh[axis] < 1:
-      return [f"mesh.{axis}={mesh[axis]}: must be at least 1"]
+  mesh, data = config.mesh, config.mesh.data
   rest = mesh.fsdp * mesh.tensor
-  data = mesh.data
   if data == -1:
     if num_devices % rest:
       return [f"mesh.fsdp={mesh.fsdp} x mesh.tensor={mesh.tensor} does not divide the "

@@ -52,6 +52,7 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.optimizer.epsilon=nan", "optimizer.epsilon=nan: must be at least 0"),
     ("--config.optimizer.b1=1", "optimizer.b1=1.0: must be at least 0 and below 1"),
     ("--config.seed=-1", "seed=-1: must be at least 0"),
+    ("--config.mesh.tensor=0", "mesh.tensor=0: must be at least 1"),
     ("--config.objective.mask_prob=0", "nothing would be predicted"),
     ("--config.mesh.axes.mlp=('model',)", "mesh.axes.mlp names 'model': choose among data, fsdp"),
     ("--config.mesh.axes.batch=('data','data')", "names an axis twice"),
@@ -89,7 +90,6 @@ def test_all_problems_are_listed_at_once():
     (["--config.phases[0].micro_batches=64"], 8, "a micro-batch of 4 rows does not divide"),
     (["--config.eval.batch_size=12"], 8, "eval.batch_size=12 does not divide"),
     (["--config.mesh.tensor=8"], 8, "mesh.tensor=8 does not divide model.num_heads=12"),
-    (["--config.mesh.tensor=0"], 8, "mesh.tensor=0: must be at least 1"),
 ])
 def test_mesh_that_does_not_fit_is_refused(arguments, num_devices, fragment):
   config = recipes.override(config_lib.base(), arguments)
