@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bertgpt import cli, recipes
+from bertgpt import cli, huge_pages, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.errors import UserError
 
@@ -181,6 +181,8 @@ def main(module: str, description: str, flags: Sequence[Callable],
     module: name of the benchmark, for the command that is recorded.
     flags: functions that add flags to a parser.
   """
+  if argv is None:
+    huge_pages.restart()  # As the program itself does.
   argv = sys.argv[1:] if argv is None else list(argv)
   try:
     arguments = parse(module, description, flags, argv)

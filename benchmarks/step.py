@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row, Worker
 from bertgpt import config as config_lib
-from bertgpt import metrics, presets, recipes
+from bertgpt import huge_pages, metrics, presets, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
 
@@ -86,6 +86,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--batch", type=int, metavar="ROWS", help="rows of a step")
   parser.add_argument("--seq_len", type=int, metavar="N", help="tokens of a row")
   parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+  parser.add_argument("--huge_pages", action="store_true",
+                      help="for PyTorch too; Linux gives them to who asks, and ours does")
   parser.add_argument("--ablate", action="store_true",
                       help="our own step with one thing changed instead of PyTorch's")
 
@@ -129,7 +131,8 @@ def compare(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Res
   from benchmarks import step_bertgpt
   text = recipes.to_json(config)
   with start(step_bertgpt.make, text, arguments.device, {OURS: {}}) as ours, \
-       start(step_hugging_face.make, text, arguments.device, arguments.compile) as theirs:
+       start(step_hugging_face.make, text, arguments.device, arguments.compile,
+             huge=arguments.huge_pages) as theirs:
     check_equal_work(ours, theirs)
     sides = {OURS: functools.partial(ours, "time", OURS)}
     sides |= {side: functools.partial(theirs, "time", side) for side in theirs("names")}
@@ -182,8 +185,11 @@ def differs(config: ConfigDict, fields: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def start(make, *arguments) -> Iterator[Worker]:
-  with contextlib.closing(Worker(make, *arguments)) as worker:
+def start(make, *arguments, huge: bool = True) -> Iterator[Worker]:
+  """Args: huge: whether the process has huge pages, as `bertgpt train` has."""
+  with huge_pages.for_children() if huge else contextlib.nullcontext():
+    worker = Worker(make, *arguments)
+  with contextlib.closing(worker):
     yield worker
 
 

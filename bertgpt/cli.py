@@ -6,12 +6,13 @@ import difflib
 import errno
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import flags, guard, recipes
+from bertgpt import flags, guard, huge_pages, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError, PeerError, StorageError, UserError
 from bertgpt.flags import folder
@@ -19,6 +20,8 @@ from bertgpt.flags import folder
 # Modules are imported by the commands that need them: `bertgpt --help` and `prepare`
 # should not wait for JAX.
 
+
+HEAVY = ("train", "evaluate", "finetune")  # Commands that allocate much memory, step by step.
 
 INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, as shells have it.
 
@@ -31,12 +34,31 @@ STORAGE_ERRORS = frozenset({
 class Parser(argparse.ArgumentParser):
   """Says in one line what is wrong with the flags."""
 
+  def parse_known_args(self, args=None, namespace=None):
+    self._given = args
+    return super().parse_known_args(args, namespace)
+
   def error(self, message: str):
+    if "are required" in message:  # Perhaps it is there, misspelt.
+      message = self.find_unknown(self._given) or message
     raise ConfigError(f"{message}; see {self.prog} --help")
+
+  def find_unknown(self, given: Sequence[str]) -> str | None:
+    """What is wrong with the first flag that is none of this command."""
+    known = re.findall(r"--\w+", self.format_usage())
+    for flag in given:
+      name = flag.split("=")[0]
+      if name.startswith("--") and not name.startswith("--config.") and name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"unknown argument {flag}; {hint}config fields are given as --config.FIELD=VALUE"
+    return None
 
 
 def run_program() -> int:
   """`main` for a process of its own, which a guard stands behind if it is one of several."""
+  if sys.argv[1:2] and sys.argv[1] in HEAVY:
+    huge_pages.restart()
   is_distributed = any(flag.split("=")[0] == "--distributed" for flag in sys.argv[1:])
   if is_distributed:
     guard.fork_worker("bertgpt")

@@ -80,8 +80,7 @@ class Writer:
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
                tensorboard: bool, active: bool = True):
     self._last_step = last_step
-    self._start = time.monotonic()
-    self._first_step = first_step
+    self._since: tuple[int, float] | None = None  # Step and time of the first progress line.
     self._is_tty = sys.stderr.isatty()
     self._open_line = False
     self._jsonl = self._events = None
@@ -137,13 +136,16 @@ class Writer:
       if file is not None:
         file.close()
 
-  def _eta(self, step: int) -> float:
-    done = step - self._first_step
-    return (time.monotonic() - self._start) / max(done, 1) * (self._last_step - step)
+  def _eta(self, step: int) -> float | None:
+    """Seconds to the end; None at first, for what came before was compilation above all."""
+    first, start = self._since = self._since or (step, time.monotonic())
+    if step == first:
+      return None
+    return (time.monotonic() - start) / (step - first) * (self._last_step - step)
 
 
 def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
-                   eta_s: float) -> list[str]:
+                   eta_s: float | None) -> list[str]:
   """['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s', 'MFU 41%',
   'ETA 0:03:21'].
   """
@@ -156,7 +158,7 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
     parts.append(f"MFU {scalars['perf/mfu']:.0%}")
   if scalars.get("train/skipped_steps"):
     parts.append(f"NOT FINITE, SKIPPED: {scalars['train/skipped_steps']}")
-  return [*parts, f"ETA {format_duration(eta_s)}"]
+  return parts if eta_s is None else [*parts, f"ETA {format_duration(eta_s)}"]
 
 
 def terminal_width() -> int:

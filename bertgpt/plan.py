@@ -64,7 +64,8 @@ def describe(topology: Topology) -> str:
 def _show_phase(phase: Phase, topology: Topology) -> list[str]:
   step, shape = phase.step, phase.step.phase
   title = (f"phase {step.phase_index}: {shape.steps:,} steps of {shape.batch_size:,} x "
-           f"{shape.seq_len:,} tokens in {shape.micro_batches} pieces")
+           f"{shape.seq_len:,} tokens in "
+           + ("one piece" if shape.micro_batches == 1 else f"{shape.micro_batches} pieces"))
   if not phase.fits:
     return [title, *_show_overflow(step, topology)]
   return [title, *_show_memory(step.memory, topology), *_show_work(phase, topology),

@@ -67,6 +67,9 @@ class StepLog:
     if self._window.steps:
       self._write(*self._last)
 
+  def message(self, text: str) -> None:
+    self._writer.message(text)
+
   def record(self, step: int, name: str, results: dict[str, float]) -> None:
     """Logs an evaluation on the set `name`."""
     self._writer.write(step, {f"eval/{name}/{metric}": value for metric, value in results.items()})

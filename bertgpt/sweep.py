@@ -1,6 +1,5 @@
 """A sweep: every run of a recipe's get_sweep(), one process after the other."""
 
-import contextlib
 import json
 import pathlib
 import signal
@@ -12,7 +11,7 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt import metrics, recipes, workdir
 from bertgpt.config import ConfigDict
-from bertgpt.errors import ConfigError, UserError
+from bertgpt.errors import ConfigError, Preempted, UserError
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
@@ -62,12 +61,24 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
 
 
 def train(arguments: Sequence[str], number: int) -> None:
-  """`bertgpt train` in a process of its own, which gives its devices back."""
+  """`bertgpt train` in a process of its own, which gives its devices back.
+
+  Raises:
+    UserError: it failed; with its exit code.
+    Preempted: a signal came, of which the run made nothing: it was at its end.
+  """
   command = [sys.executable, "-m", "bertgpt.cli", "train", *arguments]
   with subprocess.Popen(command) as child:
-    handler = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    stopped = False
+
+    def stop(*_) -> None:
+      nonlocal stopped
+      stopped = True
+      child.terminate()
+
+    handler = signal.signal(signal.SIGTERM, stop)
     try:
-      code = wait(child)
+      code, interrupted = wait(child)
     finally:
       signal.signal(signal.SIGTERM, handler)
   if code:
@@ -75,13 +86,18 @@ def train(arguments: Sequence[str], number: int) -> None:
                       "the same sweep again: finished runs are kept")
     error.exit_code = code if code > 0 else 128 - code  # Below 0: killed by a signal.
     raise error
+  if stopped or interrupted:
+    raise Preempted(f"stopped after run {number} of the sweep; the same command goes on from there")
 
 
-def wait(child: subprocess.Popen) -> int:
-  """Its exit code. The terminal sends Ctrl-C to the child too, which needs time to save."""
+def wait(child: subprocess.Popen) -> tuple[int, bool]:
+  """Its exit code, and whether Ctrl-C came: to the child too, which needs time to save."""
+  interrupted = False
   while True:
-    with contextlib.suppress(KeyboardInterrupt):
-      return child.wait()
+    try:
+      return child.wait(), interrupted
+    except KeyboardInterrupt:
+      interrupted = True
 
 
 def final_scores(folder: pathlib.Path) -> dict[str, float]:

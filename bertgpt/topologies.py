@@ -101,7 +101,7 @@ def _open_tpu(name: str, kind: str, sides: list[int], islands: int) -> Topology:
   except (RuntimeError, jax.errors.JaxRuntimeError) as e:
     if "TPU support not installed" in str(e):
       raise ConfigError(f"--topology={name}: the TPU compiler is not installed; "
-                        "pip install 'jax[tpu]'") from e
+                        "in the source tree: make install-plan, or pip install -e .[plan]") from e
     raise ConfigError(f"--topology={name}: {_first_line(e)}") from e
   return Topology(name, "tpu", hardware.CHIPS[kind], tuple(sides), islands, devices)
 
@@ -167,7 +167,7 @@ def _open_gpu(name: str, kind: str, sides: list[int], islands: int) -> Topology:
         platform="cuda", target_config=target_config(kind), topology=f"1x{nodes}x{gpus}").devices
   except NotImplementedError as e:
     raise ConfigError(f"--topology={name}: the CUDA compiler is not installed; "
-                      "pip install 'jax[cuda12]'") from e
+                      "in the source tree: pip install -e .[cuda]") from e
   return Topology(name, "cuda", hardware.CHIPS[kind], (), nodes, devices)
 
 

@@ -55,6 +55,9 @@ def train(config: ConfigDict, path: pathlib.Path,
       workdir.write_run(path, config, run.corpus.tokenizer)
     first_step = int(state.step)
     log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
+    if first_step:
+      log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
+                  f"{path}: going on after step {first_step}")
     if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
       evaluate_step(run, log, first_step, state.params)  # The signal or crash came before it.
     should_stop = stack.enter_context(process.catch_signals())

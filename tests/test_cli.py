@@ -39,7 +39,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["trian"], "invalid choice: 'trian'"),
     (["train", "--workdir=w"], "required: --config"),
     (["train", "--config=c.py"], "required: --workdir"),
-    (["train", "--config=c.py", "--wrokdir=w"], "required: --workdir"),
+    (["train", "--config=c.py", "--wrokdir=w"], "--wrokdir=w; did you mean --workdir?"),
     (["train", "--config=c.py", "--workdir=w", "--wrokdir=w"], "did you mean --workdir?"),
     (["train", "--config=c.py", "--workdir=w", "--config.seed", "3"], "unknown argument 3"),
     (["train", "--config=nothing.py", "--workdir=w"], "--config nothing.py: no such file"),

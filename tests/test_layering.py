@@ -14,7 +14,8 @@ PACKAGE = REPOSITORY / "bertgpt"
 # Floors of the house, lowest first. A module may import its own floor and those below.
 FLOORS = (
     {"compiler_options", "errors", "kernels"},
-    {"config", "fingerprint", "flags", "guard", "hardware", "hlo", "presets"},
+    {"config", "fingerprint", "flags", "guard", "hardware", "hlo", "huge_pages",
+     "presets"},
     {"collectives", "finetune_config", "recipes"},
     {"data", "checkpoint", "conversion", "metrics", "optimizers", "process", "roofline",
      "sharding", "topologies"},

@@ -121,6 +121,7 @@ def test_a_terminal_shows_one_live_line_and_messages_of_their_own(tmp_path):
       "step 1000/3000", "evaluated", "0.1234", "step 3000/3000", "bertgpt train: the end", ""]
   assert max(map(len, lines)) < 60, "the live line would wrap"
   assert lines[3].endswith("ETA 0:00:00")
+  assert output.count("ETA") == 3, "the first line is too early for one"
 
 
 def test_jsonl_is_one_object_a_line(tmp_path):

@@ -47,10 +47,13 @@ def stopped_run(program, finished_run, tmp_path_factory):
 
 
 def test_a_signal_saves_the_step_and_exits_with_75(stopped_run):
-  _, results = stopped_run
+  path, results = stopped_run
   assert [result.returncode for result in results] == [75, 75, 0]
   assert [stopped_step(result.stderr) for result in results[:2]] == [13, 20]
   assert "Traceback" not in "".join(result.stderr for result in results)
+  assert "going on" not in results[0].stderr
+  assert f"{path}: going on after step 13\n" in results[1].stderr
+  assert f"{path}: going on after step 20\n" in results[2].stderr
 
 
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(stopped_run, finished_run):
@@ -69,7 +72,8 @@ def test_a_resumed_run_reads_the_same_rows(stopped_run, finished_run):
 
 def test_a_finished_run_may_be_started_again(program, copy):
   before = contents(copy / "checkpoints"), curves(copy)
-  assert program.train(copy).returncode == 0
+  result = program.train(copy)
+  assert result.returncode == 0 and f"{copy}: done, {STEPS} steps\n" in result.stderr
   assert (contents(copy / "checkpoints"), curves(copy)) == before
 
 

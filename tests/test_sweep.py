@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bertgpt import cli, recipes, sweep
-from bertgpt.errors import DataError, UserError
+from bertgpt.errors import DataError, Preempted, UserError
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 
@@ -90,7 +90,7 @@ def test_ctrl_c_lets_the_run_save():
     try:
       os.kill(child.pid, signal.SIGINT)
       signal.setitimer(signal.ITIMER_REAL, 0.1)
-      assert sweep.wait(child) == 75
+      assert sweep.wait(child) == (75, True)
     finally:
       signal.signal(signal.SIGALRM, handler)
 
@@ -100,3 +100,18 @@ def test_a_killed_run_is_no_success(monkeypatch):
   with pytest.raises(UserError, match="exit code 1") as e:
     sweep.train([], 3)
   assert e.value.exit_code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch, tmp_path, number):
+  done = tmp_path / "done"
+  done.write_text("#!/bin/sh\ntrap '' TERM INT\nsleep 0.5\n")
+  done.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(done))
+  handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+  try:
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with pytest.raises(Preempted, match="stopped after run 2 of the sweep"):
+      sweep.train([], 2)
+  finally:
+    signal.signal(signal.SIGALRM, handler)

@@ -1,0 +1,65 @@
+"""bertgpt.huge_pages: a program starts again once, and then its memory is in huge pages."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bertgpt import huge_pages
+
+PROGRAM = """
+import os, pathlib, sys
+from bertgpt import huge_pages
+huge_pages.SETTING = pathlib.Path(sys.argv[1])
+print("started", os.getpid(), flush=True)
+huge_pages.restart()
+held = b"x" * 2**27
+kib = [line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")]
+print(os.environ.get("GLIBC_TUNABLES"), int(kib[0].split()[1]) // 1024)
+"""
+
+
+@pytest.fixture
+def setting(tmp_path):
+  path = tmp_path / "enabled"
+  path.write_text("always [madvise] never\n")
+  return path
+
+
+def run(setting, **environment):
+  clean = {name: value for name, value in os.environ.items() if name != huge_pages.VARIABLE}
+  result = subprocess.run([sys.executable, "-c", PROGRAM, str(setting)], text=True, check=True,
+                          stdout=subprocess.PIPE, env=clean | environment)
+  return [line.split() for line in result.stdout.splitlines()]
+
+
+@pytest.mark.skipif(not huge_pages.on_request(), reason="Linux gives huge pages to all or to none")
+def test_a_program_starts_again_once_and_its_memory_is_in_huge_pages(setting):
+  first, second, (variable, mebibytes) = run(setting)
+  assert first == second, "the same process"
+  assert variable == "None", "a process it starts would have them unasked"
+  assert int(mebibytes) >= 120
+
+
+@pytest.mark.parametrize("text, environment, expected", [
+    ("[always] madvise never", {}, "None"),
+    ("always madvise [never]", {}, "None"),
+    ("always [madvise] never", {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0"),
+    (None, {}, "None")])
+def test_a_program_goes_on_where_there_is_nothing_to_gain(setting, text, environment, expected):
+  setting.unlink() if text is None else setting.write_text(text)
+  (started, (variable, _)) = run(setting, **environment)
+  assert started[0] == "started" and variable == expected
+
+
+def test_children_are_given_the_wish_meanwhile(setting, monkeypatch):
+  monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
+  monkeypatch.setattr(huge_pages, "SETTING", setting)
+  with huge_pages.for_children():
+    assert os.environ[huge_pages.VARIABLE] == huge_pages.WISH
+  assert huge_pages.VARIABLE not in os.environ
+  monkeypatch.setenv(huge_pages.VARIABLE, "glibc.malloc.check=0")
+  with huge_pages.for_children():
+    assert os.environ[huge_pages.VARIABLE] == "glibc.malloc.check=0"
+  assert huge_pages.VARIABLE in os.environ
