@@ -2,9 +2,9 @@
 
 On a CPU, XLA allocates a program's temporary memory anew at every execution. In pages of 4 KiB,
 Linux stops the program at the first touch of each, to clear it: 13% of the CPU time of a step of
-GPT-2, 23% of that of the demo. In pages of 2 MiB there is hardly anything to stop for. glibc's malloc
-asks for them if it is told to (GNU C Library manual, "Memory Allocation Tunables"), but it listens
-only when a process starts.
+GPT-2, 23% of that of the demo. In pages of 2 MiB there is hardly anything to stop for. glibc's
+malloc asks for them if it is told to (GNU C Library manual, "Memory Allocation Tunables"), but it
+listens only when a process starts.
 """
 
 import contextlib
