@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -17,6 +18,11 @@ import small_runs  # noqa: E402
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+# A shell starts what it is to run in the background deaf to Ctrl-C, and tests send it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
