@@ -155,7 +155,8 @@ def test_who_loses_a_peer_ends_with_69_and_all_go_on(program, tmp_path, finished
   path = tmp_path / "run"
   results = program.train_together(path, 2, signal_at=(13, signal.SIGKILL), signal_to=victim)
   assert [results[victim].returncode, results[1 - victim].returncode] == [137, 69], results
-  assert "another process of the run is gone" in results[1 - victim].stderr.splitlines()[-1]
+  # Not always its last line: JAX's own threads have something to say too.
+  assert "another process of the run is gone" in results[1 - victim].stderr
   results = program.train_together(path, 2)
   assert [result.returncode for result in results] == [0, 0], results
   assert rows_read(path) == rows_read(finished_run)
