@@ -8,12 +8,14 @@
 | `GPT2LMHeadModel`      | gpt, norm pre                                                       |
 | `OpenAIGPTLMHeadModel` | gpt, norm post (GPT-1)                                              |
 
+A fine-tuned encoder is one of `TUNED`, which are only written.
+
 Letters for the size of an axis: V vocabulary, P positions, S segments, D width, F width of the
 MLP. Ours are [in, out] matrices with the layers stacked on a leading axis.
 """
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,15 +215,50 @@ FAMILIES = {
 }
 
 
+
+def _tuned(base, *rules):
+  return FAMILIES[base]._replace(tied={}, rules=[
+      *(rule for rule in FAMILIES[base].rules if rule.ours.startswith(("embeddings", "encoder"))),
+      *rules])
+
+
+def _sequence(base, pooler, head):
+  return _tuned(base, *_linear("pooler", pooler, "DD"), *_linear("head", head, "DC"))
+
+
+# Kinds of tasks whose outputs have names there -> what it calls them, which tells the loss.
+PROBLEMS = {"classes": "single_label_classification", "values": "regression", "tokens": None}
+
+# (what it was before, kind of the task) -> architecture. C: outputs of the task.
+TUNED = {
+    (base, kind): (f"{prefix}For{name}", family)
+    for base, prefix, pooler, head in (
+        ("BertForPreTraining", "Bert", "bert.pooler.dense", "classifier"),
+        ("BertForMaskedLM", "Bert", "bert.pooler.dense", "classifier"),
+        ("RobertaForMaskedLM", "Roberta", "classifier.dense", "classifier.out_proj"))
+    for kind, name, family in (
+        ("classes", "SequenceClassification", _sequence(base, pooler, head)),
+        ("values", "SequenceClassification", _sequence(base, pooler, head)),
+        ("tokens", "TokenClassification", _tuned(base, *_linear("head", "classifier", "DC"))),
+        ("spans", "QuestionAnswering", _tuned(base, *_linear("head", "qa_outputs", "DC"))))
+}
+
+
 # ------------------------------------------------------------- there, from here
 
 
-def architecture_of(config: ConfigDict) -> str:
+def architecture_of(config: ConfigDict, kind: str = "") -> str:
   """The architecture that computes just what the model of a config computes.
 
+  Args:
+    kind: of the task it was fine-tuned on, as in `tasks.rows.Task`; empty: it was not.
   Raises:
     ConfigError: `transformers` has none; names the field.
   """
+  return _find_family(config, kind)[0]
+
+
+def _find_family(config: ConfigDict, kind: str) -> tuple[str, Family]:
   model, objective = config.model, config.objective.name
   if model.family == "bert" and objective == "mlm":
     is_roberta = model.num_segments < 2 and model.activation == "gelu_erf"
@@ -242,45 +279,57 @@ def architecture_of(config: ConfigDict) -> str:
   if name == "OpenAIGPTLMHeadModel" and model.mlp_dim != 4 * model.width:
     raise ConfigError(f"model.mlp_dim={model.mlp_dim}: transformers' {name} has an MLP of 4 x "
                       f"model.width = {4 * model.width}; this model cannot be exported")
-  return name
+  if not kind:
+    return name, family
+  if (name, kind) not in TUNED:
+    raise ConfigError(f"a {name} that was fine-tuned reads tokens of its own, which transformers "
+                      "has not; this model cannot be exported, its predictions are in its folder")
+  return TUNED[name, kind]
 
 
-def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int = 1
-                    ) -> dict[str, np.ndarray]:
+def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int = 1,
+                    kind: str = "") -> dict[str, np.ndarray]:
   """Tensors as `transformers` names and stores them, without the rows that pad the vocabulary.
 
   Args:
     params: nested dicts of arrays, as in `TrainState.params`.
     config: of the run, with `model.vocab_size` set.
     pad_id: RoBERTa only: its positions begin at `pad_id` + 1. 1 is that of the published ones.
+    kind: see `architecture_of`.
   Returns:
     float32, contiguous.
   Raises:
     ConfigError: see `architecture_of`; or a parameter that the architecture does not have.
   """
-  family = FAMILIES[architecture_of(config)]
+  architecture, family = _find_family(config, kind)
   sizes = _sizes(config.model, pad_id)
-  leaves = {name: np.asarray(x, np.float32) for name, x in name_leaves(params).items()}
+  leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
+            for name, x in name_leaves(params).items()}
   if config.model.family == "bert" and config.model.num_segments == 0:
     leaves["embeddings/segment/embedding"] = np.zeros((1, sizes["D"]), np.float32)
   parts = collections.defaultdict(list)
   for rule in family.rules:
     if rule.ours not in leaves:
-      raise ConfigError(f"the parameter {rule.ours} is missing; {architecture_of(config)} has it")
+      raise ConfigError(f"the parameter {rule.ours} is missing; {architecture} has it")
     array = leaves.pop(rule.ours)
     for i, x in enumerate(array if _is_stacked(rule) else [array]):
       parts[rule.theirs.format(i)].append(LAYOUTS[rule.layout].write(x, sizes))
   if leaves:
-    raise ConfigError(f"{architecture_of(config)} has no place for the parameter {min(leaves)}")
+    raise ConfigError(f"{architecture} has no place for the parameter {min(leaves)}")
   # ascontiguousarray: the writer of safetensors takes the memory as it lies.
   return {name: np.ascontiguousarray(np.concatenate(x, axis=-1) if len(x) > 1 else x[0])
           for name, x in parts.items()}
 
 
-def to_hugging_face_config(config: ConfigDict, pad_id: int = 1) -> dict[str, Any]:
-  """What config.json says of the architecture. See `to_hugging_face`."""
-  name = architecture_of(config)
-  family, model = FAMILIES[name], config.model
+def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
+                           labels: Sequence[str] = ()) -> dict[str, Any]:
+  """What config.json says of the architecture. See `to_hugging_face`.
+
+  Args:
+    labels: of a fine-tuned model: what its outputs stand for.
+  """
+  name, family = _find_family(config, kind)
+  model = config.model
   values = {theirs: model[ours] for theirs, ours, _ in family.fields}
   for key, ours, _ in family.fields:
     if ours == "activation":
@@ -289,6 +338,10 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1) -> dict[str, Any
       values[key] = max(1, model.num_segments)
     if ours == "max_positions" and _skips(family):
       values[key] += pad_id + 1
+  if kind in PROBLEMS:
+    values |= {"id2label": {str(i): label for i, label in enumerate(labels)},
+               "label2id": {label: i for i, label in enumerate(labels)},
+               "problem_type": PROBLEMS[kind]}
   return {"architectures": [name], "model_type": family.model_type, "dtype": "float32",
           **values, **family.fixed}
 

@@ -21,13 +21,12 @@ import safetensors
 import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
-from bertgpt import checkpoint, conversion, recipes, workdir
+from bertgpt import checkpoint, conversion, model_card, recipes, workdir
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data import tokenizer_files, tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.fingerprint import name_leaves
-from bertgpt.metrics import read_curves
 from bertgpt.workdir import Trained
 
 WEIGHTS = "model.safetensors"
@@ -68,6 +67,8 @@ def refuse_existing(path: pathlib.Path, flag: str) -> None:
 def export(source: pathlib.Path, out: pathlib.Path) -> str:
   """Writes the newest checkpoint of the run in `source` as a model of `transformers`.
 
+  The run may be one of a fine-tuning.
+
   Returns:
     What was written, in one line.
   Raises:
@@ -75,16 +76,18 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     DataError: no usable checkpoint, or weights that are not finite.
   """
   refuse_existing(out, "--out")
-  trained = workdir.load_trained(source)
+  trained = workdir.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
-  name = conversion.architecture_of(config)
-  if name == "RobertaForMaskedLM" and tokenizer.pad_id < 0:
+  kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
+  name = conversion.architecture_of(config, kind)
+  if name.startswith("Roberta") and tokenizer.pad_id < 0:
     raise ConfigError(f"--workdir {source}: its tokenizer has no padding token, from which "
                       "transformers' RoBERTa counts positions; this model cannot be exported")
   check_finite(trained, source)
   pad_id = max(0, tokenizer.pad_id)
-  tensors = conversion.to_hugging_face(trained.params, config, pad_id)
-  settings = conversion.to_hugging_face_config(config, pad_id) | special_ids(trained)
+  tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind)
+  settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels)
+              | special_ids(trained))
   with appear(out, "--out") as folder:
     write_json(folder / "config.json", settings)
     write_tensors(folder / WEIGHTS, tensors)
@@ -94,7 +97,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     if config.model.family == "gpt":
       write_json(folder / "generation_config.json", special_ids(trained))
     title = f"{name} with {sum(x.size for x in tensors.values()):,} parameters"
-    (folder / "README.md").write_text(model_card(trained, source, out, title), "utf-8")
+    (folder / "README.md").write_text(model_card.write(trained, source, out, title), "utf-8")
     check_written(folder, settings, tensors, tokenizer)
   return f"{out}: {title}, from step {trained.step} of {source}"
 
@@ -153,98 +156,6 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   if fast.get_vocab() != {piece: i for i, piece in enumerate(tokenizer.pieces)}:
     refuse("tokenizer.json")
-
-
-# --------------------------------------------------------------- the model card
-
-
-USES = {"bert": ("fill-mask", "AutoModelForMaskedLM"),
-        "gpt": ("text-generation", "AutoModelForCausalLM")}
-TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE"}
-
-
-def model_card(trained: Trained, source: pathlib.Path, out: pathlib.Path, title: str) -> str:
-  """README.md of an exported model: what it is, where it comes from, what it can not do."""
-  config = trained.config
-  task, auto = USES[config.model.family]
-  model = config.model
-  return "\n".join([
-      "---", f"language: {config.data.language}", "library_name: transformers",
-      f"pipeline_tag: {task}", "---", "", f"# {out.name}", "",
-      f"A {title} in float32: {model.num_layers} layers, width {model.width}, {model.num_heads} "
-      f"heads, {model.max_positions} positions, {model.vocab_size:,} tokens of "
-      f"{TOKENIZERS[trained.tokenizer.kind]}.", "", "```python",
-      f"from transformers import {auto}, AutoTokenizer", "",
-      f'tokenizer = AutoTokenizer.from_pretrained("{out.name}")',
-      f'model = {auto}.from_pretrained("{out.name}")', "```", "",
-      "## Training", "", *describe_training(trained), "",
-      "## Held-out results", "", *describe_results(trained, source), "",
-      "## Limits", "", *(f"- {line}" for line in describe_limits(config)), "",
-      "## Commands", "", "```", "bertgpt train --config recipe.py --workdir DIR",
-      f"bertgpt export --workdir {source} --out {out}", "```", "",
-      "with this as recipe.py:", "", "```python", *recipe_lines(config), "```", ""])
-
-
-def describe_training(trained: Trained) -> list[str]:
-  config, step = trained.config, trained.step
-  if not step:
-    return ["The weights were imported, and not trained here."]
-  lines = [f"- Data: `{config.data.corpus or config.data.source}`, of which "
-           f"{config.data.validation_fraction:.1%} of the documents are held out; corpus "
-           f"`{trained.corpus[:16]}`.",
-           f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
-           f"{config.seed}."]
-  if config.init_from:
-    lines.append(f"- It began with the parameters in `{config.init_from}`.")
-  tokens, first = 0, 0
-  for phase in config.phases:
-    steps = min(phase.steps, step - first)
-    if steps > 0:
-      tokens += steps * phase.batch_size * phase.seq_len
-      lines.append(f"- {steps:,} steps of {phase.batch_size} rows x {phase.seq_len} tokens, peak "
-                   f"learning rate {phase.learning_rate:g} ({phase.schedule}).")
-    first += phase.steps
-  return [*lines, f"- In all {step:,} steps, {tokens:,} tokens with padding."]
-
-
-def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
-  """The last scores of the run that belong to the exported step."""
-  path = source / "metrics.jsonl"
-  scores = {}
-  for tag, points in (read_curves(source) if path.is_file() else {}).items():
-    points = [point for point in points if point[0] <= trained.step]
-    if tag.startswith("eval/") and points:
-      scores[tag.removeprefix("eval/")] = points[-1]
-  if not scores:
-    return ["None: it was not evaluated."]
-  return ["| metric | value | at step |", "|---|---|---|",
-          *(f"| {tag} | {value:.4g} | {step} |" for tag, (step, value) in sorted(scores.items()))]
-
-
-def describe_limits(config: ConfigDict) -> list[str]:
-  longest = max(phase.seq_len for phase in config.phases)
-  lines = ["It knows what its data says, with its mistakes and prejudices. It was not trained to "
-           "answer questions or to follow instructions.",
-           "The name of a special token in a text, as [MASK], is read as that token."]
-  if longest < config.model.max_positions:
-    lines.append(f"Positions from {longest} on were not trained in this run.")
-  if config.model.family == "bert" and config.objective.name == "mlm_nsp":
-    lines.append("`AutoModelForMaskedLM` leaves out the next-sentence head; "
-                 "`AutoModelForPreTraining` has it.")
-  return lines
-
-
-def recipe_lines(config: ConfigDict) -> list[str]:
-  """Python text of a recipe for this config."""
-  defaults, new_phase = dict(config_lib.leaves(config_lib.base())), config_lib.phase()
-  phases = [", ".join(f"{name}={p[name]!r}" for name in p if p[name] != new_phase[name])
-            for p in config.phases]
-  return ["from bertgpt.config import base, phase", "", "", "def get_config():",
-          "  config = base()",
-          *(f"  config.{field} = {value!r}" for field, value in config_lib.leaves(config)
-            if not field.startswith("phases[") and value != defaults[field]),
-          "  config.phases = (", *(f"      phase({fields})," for fields in phases), "  )",
-          "  return config"]
 
 
 # ------------------------------------------------------------------- import

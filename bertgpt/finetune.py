@@ -7,7 +7,7 @@
       lr5e-05-seed0/         a run:
         metrics.jsonl
         predictions/         in the official format, of every set
-        checkpoints/         the weights, with `save`
+        config.json, tokenizer/, checkpoints/    the weights, of the runs that `save` says
 
 A run is a function of its config, its seed and the weights it starts from. Runs that are done are
 kept when the command is given again, if weights and data are the same; one that was stopped is
@@ -112,7 +112,9 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
         program = make_program(setup, rate) if seeds else None
         for seed in seeds:
           results["runs"].append(try_run(setup, program, rate, seed, should_stop))
-          results_lib.write_results(path, results, config)
+          summary = results_lib.write_results(path, results, config)
+          if config.save == "best":
+            forget_others(path, config, summary["best_run"])
     results = results_lib.write_results(path, results, config)
     if results["best_run"] is None:
       raise DivergedError(f"--workdir {path}: every run diverged; use another --workdir with lower "
@@ -203,8 +205,8 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
               log.record(step, name, results)
     process.disarm_watchdog()
     write_predictions(setup.task, outputs, folder / "predictions")
-    if setup.config.save:
-      save(program.config, setup, state, folder)
+    if setup.config.save != "none":
+      save(setup, program.config, state, folder, seed)
   return {"learning_rate": rate, "seed": seed, "folder": folder.name, "steps": step,
           "seconds": round(time.monotonic() - start, 1), **scores}
 
@@ -212,7 +214,7 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
 def make_program(setup: Setup, rate: float) -> Program:
   """The same for all seeds, so compiled once for each shape of a batch."""
   config = make_run_config(setup.config, setup.pretrained, count_steps(setup), rate)
-  model = setup.head.make_model(FrozenConfigDict(config.model), setup.task.num_outputs)
+  model = setup.head.make_model(FrozenConfigDict(config.model), len(setup.task.labels))
   objective = setup.head.make_objective(config, setup.config.task.lm_weight)
   with sharding.use_mesh(setup.mesh, config):
     abstract = steps.make_abstract_state(config, setup.mesh, model, objective)
@@ -330,12 +332,25 @@ def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path)
     s.write(outputs[s.name], folder)
 
 
-def save(config: ConfigDict, setup: Setup, state: steps.TrainState, folder: pathlib.Path) -> None:
-  """The weights as a checkpoint; the optimizer has done its work."""
+def save(setup: Setup, config: ConfigDict, state: steps.TrainState, folder: pathlib.Path,
+         seed: int) -> None:
+  """Makes the folder a run, as `workdir` has it; the optimizer has done its work."""
+  task = {"name": setup.task.name, "kind": setup.task.kind, "labels": setup.task.labels,
+          "seed": seed, "init": str(setup.init), "init_step": setup.pretrained.step,
+          "config": recipes.to_json(setup.config)}
   metadata = {"config": recipes.to_json(config), "corpus": setup.pretrained.corpus,
               "tokenizer": setup.pretrained.tokenizer.fingerprint(), "step": int(state.step),
-              "task": setup.task.name}
+              "task": task}
   with contextlib.closing(checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0,
                                                  keep=1)) as checkpoints:
     state = dataclasses.replace(state, opt_state=())
     checkpoints.save(int(state.step), state, metadata, wait=True)
+  workdir.write_run(folder, config, setup.pretrained.tokenizer)
+
+
+def forget_others(path: pathlib.Path, config: ConfigDict, best: str | None) -> None:
+  """Removes the weights of all runs that the config asks for but the best."""
+  for run in results_lib.runs_of(config):
+    folder = path / results_lib.run_name(*run)
+    if folder.name != best:
+      workdir.remove_run(folder)

@@ -14,6 +14,7 @@ from bertgpt.errors import ConfigError
 AS_PRETRAINED = -1.0
 
 TRUNCATIONS = ("head", "tail", "head_tail")
+SAVES = ("best", "all", "none")
 
 
 def base() -> ConfigDict:
@@ -29,7 +30,7 @@ def base() -> ConfigDict:
   config.dropout = AS_PRETRAINED           # of hidden states and attention; -1: as in pretraining
   config.group_by_length = True            # batches of texts about as long: less padding, less chance
   config.from_scratch = False              # random weights in place of the trained ones, to compare
-  config.save = False                      # keep the weights of every run; no command reads them yet
+  config.save = "best"                     # weights that are kept: of the `best` run on dev, of `all`, of `none`
 
   config.task = task = ConfigDict()
   task.name = "sst2"                       # see tasks.TASKS; --task sets it
@@ -89,9 +90,9 @@ def find_problems(config: ConfigDict) -> list[str]:
     problems.append(f"warmup_fraction={config.warmup_fraction}: must be between 0 and 1")
   if config.dropout != AS_PRETRAINED and not 0 <= config.dropout < 1:
     problems.append(f"dropout={config.dropout}: must be at least 0 and below 1, or -1")
-  if config.task.truncation not in TRUNCATIONS:
-    problems.append(f"task.truncation={config.task.truncation!r}: choose one of "
-                    f"{', '.join(TRUNCATIONS)}")
+  for field, choices in (("task.truncation", TRUNCATIONS), ("save", SAVES)):
+    if values[field] not in choices:
+      problems.append(f"{field}={values[field]!r}: choose one of {', '.join(choices)}")
   if not config.task.data:
     problems.append("task.data: give the folder that holds the task's files, as "
                     "--config.task.data=glue")

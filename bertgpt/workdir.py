@@ -139,6 +139,9 @@ def find_corpus(config: ConfigDict) -> pathlib.Path:
 def read_config(workdir: pathlib.Path) -> ConfigDict:
   """The resolved config of a run. Nothing in the workdir is executed."""
   path = workdir / "config.json"
+  if (workdir / "results.json").is_file():
+    raise ConfigError(f"--workdir {workdir}: is a fine-tuning, whose runs are folders in it; give "
+                      "the one that results.json names as best_run")
   if not path.is_file():
     raise ConfigError(f"--workdir {workdir}: holds no run (no config.json); "
                       "give the --workdir of a `bertgpt train`")
@@ -187,6 +190,13 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
   scratch.replace(workdir / "config.json")  # Last: from here on there is a run.
 
 
+def remove_run(workdir: pathlib.Path) -> None:
+  """Takes away what makes a folder a run; its curves and other files stay."""
+  (workdir / "config.json").unlink(missing_ok=True)
+  for name in ("checkpoints", "tokenizer"):
+    shutil.rmtree(workdir / name, ignore_errors=True)
+
+
 def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
   """The config with what follows from the tokenizer filled in.
 
@@ -229,6 +239,8 @@ class Trained(NamedTuple):
     params: float32 arrays, as in `TrainState.params`.
     step: of the checkpoint they come from.
     corpus: identity of the corpus it was trained on.
+    task: what it was fine-tuned on, as `finetune.save` has it; None: it was not. Else `params` are
+      those of a model of `models.heads`, and `model` is what it comes from.
   """
 
   config: ConfigDict
@@ -237,6 +249,7 @@ class Trained(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   step: int
   corpus: str
+  task: dict[str, Any] | None = None
 
 
 def window(trained: Trained) -> int:
@@ -260,12 +273,21 @@ def require_family(trained: Trained, workdir: pathlib.Path, family: str, purpose
 
 
 def load_trained(workdir: pathlib.Path) -> Trained:
-  """Opens the newest good checkpoint of a run.
+  """Opens the newest good checkpoint of a pretraining.
 
   Raises:
-    ConfigError: there is no run in `workdir`, or no device can be opened.
+    ConfigError: there is none in `workdir`, or no device can be opened.
     DataError: no usable checkpoint, or a tokenizer that does not belong to it.
   """
+  trained = load_checkpoint(workdir)
+  if trained.task:
+    raise ConfigError(f"--workdir {workdir}: holds a model fine-tuned on {trained.task['name']}, "
+                      "which only `bertgpt export` reads; give the --workdir of a `bertgpt train`")
+  return trained
+
+
+def load_checkpoint(workdir: pathlib.Path) -> Trained:
+  """As `load_trained`, also of a model that was fine-tuned."""
   read_config(workdir)
   process.count_devices()
   params, metadata = checkpoint.restore_params(workdir)
@@ -279,4 +301,4 @@ def load_trained(workdir: pathlib.Path) -> Trained:
   if config.model.attention != "xla":
     config.model.attention = "auto"
   return Trained(config, models.make_model(config), params, tokenizer, metadata["step"],
-                 metadata["corpus"])
+                 metadata["corpus"], metadata.get("task"))

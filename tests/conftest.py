@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 
+import numpy as np
 import pytest
 
 # JAX reads these when it is imported, so they come first. Sharding is tested on devices that
@@ -69,6 +70,39 @@ def finished_bert(recipe) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def finished_gpt(recipe) -> pathlib.Path:
   return _train(recipe, "causal")
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory) -> pathlib.Path:
+  """SST-2 files of 16 sentences with labels drawn by lot; dev is the same, test has no labels."""
+  folder = tmp_path_factory.mktemp("glue")
+  sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
+  labels = np.random.default_rng(0).permutation([0, 1] * 8)
+  (folder / "SST-2").mkdir()
+  for name in ("train", "dev"):
+    (folder / "SST-2" / f"{name}.tsv").write_text("".join(
+        f"{a}\t{b}\n" for a, b in [("sentence", "label"), *zip(sentences, labels, strict=True)]))
+  (folder / "SST-2" / "test.tsv").write_text("".join(
+      f"{a}\t{b}\n" for a, b in [("index", "sentence"), *enumerate(sentences)]))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def tuning(glue) -> pathlib.Path:
+  """A recipe that learns 16 examples by heart."""
+  path = glue / "recipe.py"
+  path.write_text(small_runs.TUNING.format(data=glue))
+  return path
+
+
+@pytest.fixture(scope="session")
+def tuned(tuning, finished_bert, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a fine-tuning with two seeds."""
+  from bertgpt import cli
+  out = tmp_path_factory.mktemp("tuned") / "out"
+  assert cli.main(["finetune", f"--config={tuning}", f"--init={finished_bert}",
+                   f"--workdir={out}", "--config.seeds=0,1"]) == 0
+  return out
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,23 @@ def get_sweep():
   return [{{"phases[0].learning_rate": rate}} for rate in (1e-2, 1e-3)]
 """
 
+TUNING = """
+from bertgpt.finetune_config import base
+
+
+def get_config():
+  config = base()
+  config.task.update(name="sst2", data="{data}", max_length=32)
+  config.learning_rates = (1e-2,)
+  config.batch_size = 16
+  config.epochs = 90
+  config.optimizer.name = "adamw"
+  config.eval.every_epoch = False
+  config.log.every_steps = 10
+  config.system.compilation_cache = ""
+  return config
+"""
+
 
 def make_text(num_documents: int, seed: int = 0) -> str:
   """Documents of one short sentence a line, blank lines between them."""

@@ -127,22 +127,47 @@ def test_half_precision_is_read(tmp_path):
     assert np.array_equal(export.read_tensors(tmp_path / "half.safetensors")["x"], x.astype(dtype))
 
 
-# ------------------------------------------------------------------ the model card
+# --------------------------------------------------------- what was fine-tuned
 
 
-def test_the_card_names_data_results_and_a_recipe_that_gives_the_config(both, tmp_path):
-  finished, exported = both
-  card, trained = (exported / "README.md").read_text(), workdir.load_trained(finished)
-  tokens = 20 * 8 * 32
-  assert trained.config.data.source in card and f"{tokens:,} tokens" in card
-  assert f"bertgpt export --workdir {finished} --out {exported}" in card
-  last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()][-1]
-  (value,) = (x for tag, x in last.items() if tag.endswith("_perplexity"))
-  assert f"| {value:.4g} | 20 |" in card
-  recipe = card.split("```python\nfrom bertgpt")[1].split("```")[0]
-  (tmp_path / "recipe.py").write_text("from bertgpt" + recipe)
-  assert recipes.to_json(recipes.load(str(tmp_path / "recipe.py"))) == recipes.to_json(
-      trained.config)
+@pytest.fixture(scope="module")
+def exported_tuned(tuned, tmp_path_factory):
+  """The best run of a fine-tuning on SST-2."""
+  return _export(tuned / "lr0.01-seed0", tmp_path_factory)
+
+
+def test_a_fine_tuned_encoder_is_a_classifier(exported_tuned):
+  assert {path.name for path in exported_tuned.iterdir()} == ENCODER_FILES
+  settings = json.loads((exported_tuned / "config.json").read_text())
+  assert settings["architectures"] == ["BertForSequenceClassification"]
+  assert settings["id2label"] == {"0": "0", "1": "1"}
+  tensors = load_file(exported_tuned / "model.safetensors")
+  assert tensors["classifier.weight"].shape == (2, 16)
+  assert not any(name.startswith("cls.") for name in tensors)
+
+
+def test_a_fine_tuned_gpt_is_refused(tuning, finished_gpt, tmp_path, capsys):
+  out = tmp_path / "tuned"
+  assert cli.main(["finetune", f"--config={tuning}", f"--init={finished_gpt}", f"--workdir={out}",
+                   "--config.epochs=1"]) == 0
+  code, lines = run(capsys, "export", f"--workdir={out}/lr0.01-seed0", f"--out={tmp_path / 'out'}")
+  assert (code, len(lines)) == (2, 1) and "reads tokens of its own" in lines[0]
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.hf
+def test_transformers_predicts_what_fine_tuning_has_predicted(exported_tuned, tuned, glue):
+  """From the sentences themselves, through its own tokenizer."""
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  _, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+      exported_tuned, output_loading_info=True)
+  assert not any(info.values()), info
+  classify = transformers.pipeline("text-classification", model=str(exported_tuned))
+  lines = (glue / "SST-2" / "dev.tsv").read_text().splitlines()[1:]
+  written = (tuned / "lr0.01-seed0" / "predictions" / "SST-2.dev.tsv").read_text().splitlines()[1:]
+  found = classify([line.split("\t")[0] for line in lines])
+  assert [answer["label"] for answer in found] == [line.split("\t")[1] for line in written]
 
 
 # ------------------------------------------------------------------ refusals of export
@@ -158,7 +183,7 @@ def test_export_refuses_a_folder_that_exists(capsys, finished_bert, exported_ber
 def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, monkeypatch):
   trained = workdir.load_trained(finished_bert)
   trained.params["encoder"]["layers"]["mlp"]["up"]["kernel"][0, 3, 1] = np.nan
-  monkeypatch.setattr(workdir, "load_trained", lambda path: trained)
+  monkeypatch.setattr(workdir, "load_checkpoint", lambda path: trained)
   with pytest.raises(DataError, match="encoder/layers/mlp/up/kernel at step 20 is not finite"):
     export.export(finished_bert, tmp_path / "out")
   assert not list(tmp_path.iterdir())
@@ -167,7 +192,7 @@ def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, mon
 def test_export_refuses_a_model_that_transformers_has_not(finished_gpt, tmp_path, monkeypatch):
   trained = workdir.load_trained(finished_gpt)
   trained.config.model.num_segments = 2
-  monkeypatch.setattr(workdir, "load_trained", lambda path: trained)
+  monkeypatch.setattr(workdir, "load_checkpoint", lambda path: trained)
   with pytest.raises(ConfigError, match="model.num_segments=2"):
     export.export(finished_gpt, tmp_path / "out")
   assert not list(tmp_path.iterdir())

@@ -8,50 +8,9 @@ import numpy as np
 import pytest
 import small_runs
 
-from bertgpt import checkpoint, cli, finetune, metrics, recipes, workdir
+from bertgpt import cli, finetune, metrics, recipes, workdir
 from bertgpt.errors import DataError
 from bertgpt.finetune import put_pretrained
-
-RECIPE = """
-from bertgpt.finetune_config import base
-
-
-def get_config():
-  config = base()
-  config.task.update(name="sst2", data="{data}", max_length=32)
-  config.learning_rates = (1e-2,)
-  config.batch_size = 16
-  config.epochs = 90
-  config.optimizer.name = "adamw"
-  config.eval.every_epoch = False
-  config.save = True
-  config.log.every_steps = 10
-  config.system.compilation_cache = ""
-  return config
-"""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  """SST-2 files of 16 sentences with labels drawn by lot; dev is the same, test has no labels."""
-  folder = tmp_path_factory.mktemp("glue")
-  sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
-  labels = np.random.default_rng(0).permutation([0, 1] * 8)
-  (folder / "SST-2").mkdir()
-  for name in ("train", "dev"):
-    (folder / "SST-2" / f"{name}.tsv").write_text("".join(
-        f"{a}\t{b}\n" for a, b in [("sentence", "label"), *zip(sentences, labels, strict=True)]))
-  (folder / "SST-2" / "test.tsv").write_text("".join(
-      f"{a}\t{b}\n" for a, b in [("index", "sentence"), *enumerate(sentences)]))
-  return folder
-
-
-@pytest.fixture(scope="module")
-def tuning(data):
-  """A recipe that learns 16 examples by heart."""
-  path = data / "recipe.py"
-  path.write_text(RECIPE.format(data=data))
-  return path
 
 
 def run(tuning, init, out, *arguments):
@@ -72,14 +31,6 @@ def predictions_of(out, name, file_name):
   return [line.split("\t")[1] for line in text.splitlines()[1:]]
 
 
-@pytest.fixture(scope="module")
-def tuned(tuning, finished_bert, tmp_path_factory):
-  """Two seeds of a BERT."""
-  out = tmp_path_factory.mktemp("tuned") / "out"
-  assert run(tuning, finished_bert, out, "--config.seeds=0,1") == 0
-  return out
-
-
 def test_sixteen_examples_are_learnt_by_heart(tuned):
   results = results_of(tuned)
   assert [run["dev"]["accuracy"] for run in results["runs"]] == [1.0, 1.0]
@@ -89,9 +40,9 @@ def test_sixteen_examples_are_learnt_by_heart(tuned):
   assert "100.0%" in (tuned / "report.md").read_text()
 
 
-def test_predictions_are_those_that_were_scored(tuned, data):
+def test_predictions_are_those_that_were_scored(tuned, glue):
   labels = [line.split("\t")[1] for line in
-            (data / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
+            (glue / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
   for file_name in ("SST-2.dev.tsv", "SST-2.tsv"):  # The test set has the sentences of dev.
     assert predictions_of(tuned, "lr0.01-seed1", file_name) == labels
 
@@ -104,12 +55,43 @@ def test_a_run_is_a_function_of_its_seed(tuned, tuning, finished_bert, tmp_path)
   assert first != losses_of(tuned, "lr0.01-seed0")
 
 
-def test_the_weights_are_kept_as_a_checkpoint(tuned, finished_bert):
-  params, metadata = checkpoint.restore_params(tuned / "lr0.01-seed0")
-  assert set(params) == {"body", "head"} and metadata["task"] == "sst2"
+def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
+  """Both are perfect, and the first is taken."""
+  assert results_of(tuned)["best_run"] == "lr0.01-seed0"
+  assert weights_under(tuned) == {"lr0.01-seed0"}
+  found = workdir.load_checkpoint(tuned / "lr0.01-seed0")
+  assert set(found.params) == {"body", "head"}
+  assert (found.task["name"], found.task["labels"], found.task["seed"]) == ("sst2", ["0", "1"], 0)
   before = workdir.load_trained(finished_bert).params["encoder"]["layers"]["mlp"]["up"]["kernel"]
-  after = params["body"]["encoder"]["layers"]["mlp"]["up"]["kernel"]
+  after = found.params["body"]["encoder"]["layers"]["mlp"]["up"]["kernel"]
   assert 0 < np.abs(after - before).max() < 0.5
+
+
+def weights_under(out) -> set[str]:
+  """Folders of a fine-tuning that hold a run's weights; the others hold nothing of them."""
+  folders = {path.parent.name for path in out.glob("*/checkpoints")}
+  for name in ("config.json", "tokenizer"):
+    assert {path.parent.name for path in out.glob(f"*/{name}")} == folders
+  return folders
+
+
+@pytest.mark.parametrize("save, kept", [
+    ("best", {"lr0.01-seed0"}), ("none", set()), ("all", {"lr1e-09-seed0", "lr0.01-seed0"})])
+def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
+  """A rate that learns nothing comes first, and gives way to the better one."""
+  rates = "--config.learning_rates=1e-9,1e-2"
+  assert run(tuning, finished_bert, tmp_path, rates, f"--config.save={save}") == 0
+  assert results_of(tmp_path)["best_run"] == "lr0.01-seed0"
+  assert weights_under(tmp_path) == kept
+
+
+def test_what_was_fine_tuned_is_refused_where_it_cannot_work(tuned, capsys):
+  best = tuned / "lr0.01-seed0"
+  for path, fragment in ((best, "holds a model fine-tuned on sst2, which only `bertgpt export`"),
+                         (tuned, "is a fine-tuning, whose runs are folders in it")):
+    assert cli.main(["fill", f"--workdir={path}", "the [MASK]"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--workdir {path}: {fragment}" in line
 
 
 def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, capsys):
@@ -232,12 +214,12 @@ def test_a_pooler_may_be_missing(with_params, tuning, finished_bert, tmp_path, c
   assert "note: the checkpoint has no pooler" in capsys.readouterr().out
 
 
-def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finished_bert, data,
+def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finished_bert, glue,
                                              tmp_path, capsys):
   """The folder of the data may move; one sentence or one weight that changes is refused."""
   out, moved = tmp_path / "out", tmp_path / "moved"
   shutil.copytree(short, out)
-  shutil.copytree(data, moved)
+  shutil.copytree(glue, moved)
   arguments = (*SHORT, f"--config.task.data={moved}")
   assert run(tuning, finished_bert, out, *arguments) == 0
   before = (out / "results.json").read_text()
@@ -255,7 +237,7 @@ def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finishe
 def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsys):
   """Weights of 1e30 overflow; where all runs do that, it is an error."""
   out = tmp_path / "out"
-  arguments = ("--config.epochs=30", "--config.optimizer.clip_norm=0", "--config.save=false")
+  arguments = ("--config.epochs=30", "--config.optimizer.clip_norm=0", "--config.save=none")
   assert run(tuning, finished_bert, out, *arguments, "--config.learning_rates=1e30,1e-2") == 0
   first, second = results_of(out)["runs"]
   assert first == {"learning_rate": 1e30, "seed": 0, "folder": "lr1e+30-seed0", "diverged": True}
@@ -316,6 +298,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["--config.task.data="], 2, "task.data: give the folder"),
     (["--config.task.data=/none"], 65, "task.data=/none: no such folder"),
     (["--config.task.max_length=500"], 2, "task.max_length=500 is longer than model.max_positions"),
+    (["--config.save=false"], 2, "save='false': choose one of best, all, none"),
     (["--config.epoch=2"], 2, "--config.epoch: no such field; did you mean --config.epochs?"),
     (["--config.task.dev=my.tsv"], 2, "task.dev=my.tsv: the files of sst2 have their"),
     (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows does not divide"),
@@ -340,11 +323,11 @@ def test_a_recipe_of_pretraining_is_none_of_a_task(recipe, finished_bert, tmp_pa
     ("--config.from_scratch=true", "from_scratch: False -> True"),
     ("--task=cola", "task.name: 'sst2' -> 'cola'"),
 ])
-def test_another_fine_tuning_needs_another_folder(tuned, tuning, finished_bert, data, capsys,
+def test_another_fine_tuning_needs_another_folder(tuned, tuning, finished_bert, glue, capsys,
                                                   argument, fragment):
-  (data / "CoLA").mkdir(exist_ok=True)
+  (glue / "CoLA").mkdir(exist_ok=True)
   for name in ("train", "dev"):
-    (data / "CoLA" / f"{name}.tsv").write_text("src\t1\t*\tthe cat\n")
+    (glue / "CoLA" / f"{name}.tsv").write_text("src\t1\t*\tthe cat\n")
   before = (tuned / "results.json").read_text()
   assert run(tuning, finished_bert, tuned, argument) == 2
   assert fragment in capsys.readouterr().err

@@ -20,7 +20,7 @@ FLOORS = (
     {"data", "checkpoint", "conversion", "metrics", "optimizers", "process", "roofline",
      "sharding", "topologies"},
     {"models", "tasks"},
-    {"embed", "export", "fill", "generate", "objectives", "workdir"},
+    {"embed", "export", "fill", "generate", "model_card", "objectives", "workdir"},
     {"evaluate", "step_log", "steps", "task_objectives", "zero_shot"},
     {"train", "report"},
     {"aot", "finetune", "finetune_results", "plan", "search", "sweep"},

@@ -95,7 +95,8 @@ def test_a_task_of_three_files(tmp_path):
   (tmp_path / "emerging.dev.conll").write_text("Anna\tB-person\n\nTo\tB-group\n")
   (tmp_path / "mine.txt").write_text("a B-location\n")
   task = open_task(tmp_path, make_form(), test="mine.txt")
-  assert task.num_outputs == 4 and task.notes == ("1 words have tags that training has not",)
+  assert task.labels == ("O", "B-location", "B-person", "I-person")
+  assert task.notes == ("1 words have tags that training has not",)
   dev, test = task.evals
   outputs = [np.full(len(t), 2) for t in dev.rows.tokens]  # O, B-location, B-person, I-person
   assert dev.score(outputs) == {"f1": pytest.approx(1 / 2)}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import FrozenConfigDict
 
-from bertgpt import conversion, models, objectives, optimizers, recipes, steps
+from bertgpt import conversion, models, objectives, optimizers, recipes, steps, task_objectives
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
@@ -177,6 +178,41 @@ def test_an_exported_model_computes_the_same(objective, model):
                                           or name == "lm_head.weight"}
   theirs.tie_weights()
   assert_same_function(theirs, config, params)
+
+
+@pytest.mark.parametrize("kind, labels", [
+    ("classes", "abc"), ("values", "s"), ("tokens", "abcd"), ("spans", "se")])
+@pytest.mark.parametrize("objective, changes", [
+    ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"})])
+def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
+  config = tiny.make_config(objective, **changes)
+  model = task_objectives.HEADS["bert", kind].make_model(FrozenConfigDict(config.model),
+                                                         len(labels))
+  batch = make_batch(config)
+  inputs = [batch[name] for name in ("tokens", "segment_ids", "sequence_ids", "positions")]
+  params = model.init(jax.random.key(0), *inputs)["params"]
+  params = jax.tree.map(
+      lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+  hf_config = conversion.to_hugging_face_config(config, kind=kind, labels=labels)
+  cls = getattr(transformers, hf_config["architectures"][0])
+  theirs = cls(cls.config_class(**hf_config)).eval()
+  theirs.load_state_dict({name: torch.tensor(x) for name, x in
+                          conversion.to_hugging_face(params, config, kind=kind).items()})
+  tensor = lambda name: torch.tensor(np.asarray(batch[name]), dtype=torch.long)
+  with torch.no_grad():
+    output = theirs(input_ids=tensor("tokens"), attention_mask=tensor("sequence_ids"),
+                    token_type_ids=tensor("segment_ids"))
+  expected = (torch.stack([output.start_logits, output.end_logits], -1) if kind == "spans"
+              else output.logits).numpy()
+  found = np.asarray(model.apply({"params": params}, *inputs))
+  assert found.shape == expected.shape
+  if kind in ("tokens", "spans"):
+    is_text = np.asarray(batch["sequence_ids"]) > 0
+    found, expected = found[is_text], expected[is_text]
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+  if kind in conversion.PROBLEMS:
+    assert list(theirs.config.id2label.values()) == list(labels)
 
 
 # -------------------------------------------------------------------- training

@@ -113,7 +113,7 @@ def open_task(config, form: Format) -> Task:
           functools.partial(score, glue, table.labels) if name == "dev" else None,
           functools.partial(write, glue, file_name)))
   notes = (f"{skipped} lines lack columns and were left out",) if skipped else ()
-  return Task(config.name, "classes" if glue.labels else "values", max(len(glue.labels), 1),
+  return Task(config.name, "classes" if glue.labels else "values", glue.labels or ("score",),
               train, tuple(evals), baseline, notes)
 
 

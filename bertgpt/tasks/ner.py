@@ -68,7 +68,7 @@ def open_task(config, form: Format) -> Task:
     baseline[name] = score([s.tags for s in sentences], [["O"] * len(s.tags) for s in sentences])
   notes = (f"{unknown} words have tags that training has not",) if unknown else ()
   train_rows = make_rows([train[i] for i in chosen], tags, form).rows
-  return Task(config.name, "tokens", len(tags), train_rows, tuple(evals), baseline, notes)
+  return Task(config.name, "tokens", tuple(tags), train_rows, tuple(evals), baseline, notes)
 
 
 def _read_set(config, name: str) -> list[Sentence]:

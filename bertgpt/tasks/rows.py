@@ -75,14 +75,14 @@ class Task(NamedTuple):
 
   Attributes:
     kind: of the outputs; a key of `task_objectives.HEADS` together with the family.
-    num_outputs: C.
+    labels: what each of the model's outputs stands for; C of them.
     baseline: scores of the answer that is most frequent in training, on every set with labels.
     notes: what the user should know of the data.
   """
 
   name: str
   kind: str
-  num_outputs: int
+  labels: tuple[str, ...]
   train: Rows
   evals: tuple[EvalSet, ...]
   baseline: dict[str, dict[str, float]]

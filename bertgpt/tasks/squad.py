@@ -85,7 +85,8 @@ def open_task(config, form: Format) -> Task:
                          lambda outputs, q=questions, p=predict: score(q, p(outputs)[0]),
                          functools.partial(write, name, predict, config.name == "squad2")))
     baseline[name] = score(questions, {question.id: "" for question in questions})
-  return Task(config.name, "spans", 2, make_rows(train, config, form)[0], tuple(evals), baseline)
+  return Task(config.name, "spans", ("start", "end"), make_rows(train, config, form)[0],
+              tuple(evals), baseline)
 
 
 def _read_set(config, name: str, version: str) -> list[Question]:

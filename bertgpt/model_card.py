@@ -1,0 +1,158 @@
+"""README.md of an exported model: what it is, where it comes from, what it can not do."""
+
+import pathlib
+from typing import NamedTuple
+
+from bertgpt import config as config_lib
+from bertgpt import finetune_config, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.metrics import read_curves
+from bertgpt.workdir import Trained
+
+
+class Use(NamedTuple):
+  """What `transformers` does with a model: a pipeline, and the class that reads it."""
+
+  pipeline: str
+  auto: str
+
+
+# By family, or by kind of the task.
+USES = {
+    "bert": Use("fill-mask", "AutoModelForMaskedLM"),
+    "gpt": Use("text-generation", "AutoModelForCausalLM"),
+    "classes": Use("text-classification", "AutoModelForSequenceClassification"),
+    "values": Use("text-classification", "AutoModelForSequenceClassification"),
+    "tokens": Use("token-classification", "AutoModelForTokenClassification"),
+    "spans": Use("question-answering", "AutoModelForQuestionAnswering"),
+}
+TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE"}
+
+
+def write(trained: Trained, source: pathlib.Path, out: pathlib.Path, title: str) -> str:
+  """The text of README.md.
+
+  Args:
+    source, out: folders of the run and of the exported model.
+    title: architecture and number of parameters.
+  """
+  config, model, task = trained.config, trained.config.model, trained.task
+  use = USES[task["kind"] if task else model.family]
+  if task:
+    command = f"bertgpt finetune --config recipe.py --init {task['init']} --workdir DIR"
+    recipe = tuning_recipe(task)
+  else:
+    command, recipe = "bertgpt train --config recipe.py --workdir DIR", training_recipe(config)
+  return "\n".join([
+      "---", f"language: {config.data.language}", "library_name: transformers",
+      f"pipeline_tag: {use.pipeline}", "---", "", f"# {out.name}", "",
+      f"A {title} in float32: {model.num_layers} layers, width {model.width}, {model.num_heads} "
+      f"heads, {model.max_positions} positions, {model.vocab_size:,} tokens of "
+      f"{TOKENIZERS[trained.tokenizer.kind]}.", "", "```python",
+      f"from transformers import {use.auto}, AutoTokenizer", "",
+      f'tokenizer = AutoTokenizer.from_pretrained("{out.name}")',
+      f'model = {use.auto}.from_pretrained("{out.name}")', "```", "",
+      "## Training", "", *(describe_tuning if task else describe_training)(trained), "",
+      "## Held-out results", "", *describe_results(trained, source), "",
+      "## Limits", "", *(f"- {line}" for line in describe_limits(trained)), "",
+      "## Commands", "", "```", command, f"bertgpt export --workdir {source} --out {out}", "```",
+      "", "with this as recipe.py:", "", "```python", *recipe, "```", ""])
+
+
+def describe_training(trained: Trained) -> list[str]:
+  config, step = trained.config, trained.step
+  if not step:
+    return ["The weights were imported, and not trained here."]
+  lines = [f"- Data: `{config.data.corpus or config.data.source}`, of which "
+           f"{config.data.validation_fraction:.1%} of the documents are held out; corpus "
+           f"`{trained.corpus[:16]}`.",
+           f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
+           f"{config.seed}."]
+  if config.init_from:
+    lines.append(f"- It began with the parameters in `{config.init_from}`.")
+  tokens, first = 0, 0
+  for phase in config.phases:
+    steps = min(phase.steps, step - first)
+    if steps > 0:
+      tokens += steps * phase.batch_size * phase.seq_len
+      lines.append(f"- {steps:,} steps of {phase.batch_size} rows x {phase.seq_len} tokens, peak "
+                   f"learning rate {phase.learning_rate:g} ({phase.schedule}).")
+    first += phase.steps
+  return [*lines, f"- In all {step:,} steps, {tokens:,} tokens with padding."]
+
+
+def describe_tuning(trained: Trained) -> list[str]:
+  config, task = trained.config, trained.task
+  tuning = read_tuning(task)
+  (phase,) = config.phases
+  if tuning.from_scratch:
+    start = "random weights of the model"
+    before = []
+  else:
+    start = f"step {task['init_step']:,}"
+    before = [f"- That was trained on `{config.data.corpus or config.data.source}`; corpus "
+              f"`{trained.corpus[:16]}`." if trained.corpus else
+              "- That was imported, and not trained here."]
+  return [f"- Fine-tuned on {task['name']} (`{tuning.task.data}`) from {start} of "
+          f"`{task['init']}`.", *before,
+          f"- {trained.step:,} steps of {phase.batch_size} examples ({tuning.epochs} epochs), peak "
+          f"learning rate {phase.learning_rate:g} ({phase.schedule}), optimizer "
+          f"{config.optimizer.name}, seed {task['seed']}."]
+
+
+def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
+  """The last scores of the run that belong to the exported step."""
+  path = source / "metrics.jsonl"
+  scores = {}
+  for tag, points in (read_curves(source) if path.is_file() else {}).items():
+    points = [point for point in points if point[0] <= trained.step]
+    if tag.startswith("eval/") and points:
+      scores[tag.removeprefix("eval/")] = points[-1]
+  if not scores:
+    return ["None: it was not evaluated."]
+  return ["| metric | value | at step |", "|---|---|---|",
+          *(f"| {tag} | {value:.4g} | {step} |" for tag, (step, value) in sorted(scores.items()))]
+
+
+def describe_limits(trained: Trained) -> list[str]:
+  config, task = trained.config, trained.task
+  longest = max(phase.seq_len for phase in config.phases)
+  lines = ["It knows what its data says, with its mistakes and prejudices. "
+           + ("It was not trained to answer questions or to follow instructions." if not task else
+              "It was made for texts like those of its task, and scored on no others."),
+           "The name of a special token in a text, as [MASK], is read as that token."]
+  if task:
+    lines.append(f"Rows of its task had at most {longest} tokens.")
+  elif longest < config.model.max_positions:
+    lines.append(f"Positions from {longest} on were not trained in this run.")
+  if config.model.family == "bert" and config.objective.name == "mlm_nsp" and not task:
+    lines.append("`AutoModelForMaskedLM` leaves out the next-sentence head; "
+                 "`AutoModelForPreTraining` has it.")
+  return lines
+
+
+def training_recipe(config: ConfigDict) -> list[str]:
+  """Python text of a recipe for the config of a pretraining."""
+  new_phase = config_lib.phase()
+  phases = [", ".join(f"{name}={p[name]!r}" for name in p if p[name] != new_phase[name])
+            for p in config.phases]
+  return ["from bertgpt.config import base, phase", "", "", "def get_config():",
+          "  config = base()", *changed_fields(config, config_lib.base()), "  config.phases = (",
+          *(f"      phase({fields})," for fields in phases), "  )", "  return config"]
+
+
+def tuning_recipe(task: dict) -> list[str]:
+  """Python text of a recipe for a fine-tuning."""
+  return ["from bertgpt.finetune_config import base", "", "", "def get_config():",
+          "  config = base()", *changed_fields(read_tuning(task), finetune_config.base()),
+          "  return config"]
+
+
+def read_tuning(task: dict) -> ConfigDict:
+  return recipes.from_json(task["config"], finetune_config.base)
+
+
+def changed_fields(config: ConfigDict, default: ConfigDict) -> list[str]:
+  defaults = dict(config_lib.leaves(default))
+  return [f"  config.{field} = {value!r}" for field, value in config_lib.leaves(config)
+          if not field.startswith("phases[") and value != defaults[field]]

@@ -1,0 +1,47 @@
+"""bertgpt.model_card: what it says is so, and its recipe gives the run's config."""
+
+import json
+import pathlib
+
+from bertgpt import finetune_config, model_card, recipes, workdir
+
+OUT = pathlib.Path("out/model")
+
+
+def load_recipe(card, folder, base):
+  recipe = card.split("```python\nfrom bertgpt")[1].split("```")[0]
+  (folder / "recipe.py").write_text("from bertgpt" + recipe)
+  return recipes.to_json(recipes.load(str(folder / "recipe.py"), base))
+
+
+def test_of_a_pretraining(finished, tmp_path):
+  trained = workdir.load_trained(finished)
+  card = model_card.write(trained, finished, OUT, "Model with 7 parameters")
+  tokens = 20 * 8 * 32
+  assert trained.config.data.source in card and f"{tokens:,} tokens" in card
+  assert f"bertgpt export --workdir {finished} --out {OUT}" in card
+  last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()][-1]
+  (value,) = (x for tag, x in last.items() if tag.endswith("_perplexity"))
+  assert f"| {value:.4g} | 20 |" in card
+  assert load_recipe(card, tmp_path, recipes.base) == recipes.to_json(trained.config)
+
+
+def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
+  source = tuned / "lr0.01-seed0"
+  card = model_card.write(workdir.load_checkpoint(source), source, OUT, "Model with 7 parameters")
+  assert "pipeline_tag: text-classification" in card
+  assert f"Fine-tuned on sst2 (`{tuning.parent}`) from step 20 of `{finished_bert}`" in card
+  assert "90 steps of 16 examples (90 epochs), peak learning rate 0.01 (linear)" in card
+  assert "| dev/accuracy | 1 | 90 |" in card
+  assert f"bertgpt finetune --config recipe.py --init {finished_bert} --workdir DIR" in card
+  stored = (tuned / "config.json").read_text().rstrip()
+  assert load_recipe(card, tmp_path, finetune_config.base) == stored
+
+
+def test_of_random_weights(tuned):
+  trained = workdir.load_checkpoint(tuned / "lr0.01-seed0")
+  config = model_card.read_tuning(trained.task)
+  config.from_scratch = True
+  trained = trained._replace(task=trained.task | {"config": recipes.to_json(config)})
+  lines = model_card.describe_tuning(trained)
+  assert "from random weights of the model of `" in lines[0] and len(lines) == 2
