@@ -6,7 +6,6 @@ import difflib
 import errno
 import os
 import pathlib
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,24 +34,28 @@ class Parser(argparse.ArgumentParser):
   """Says in one line what is wrong with the flags."""
 
   def parse_known_args(self, args=None, namespace=None):
+    """As argparse's; what is left over are config fields, all else is an error."""
     self._given = args
-    return super().parse_known_args(args, namespace)
+    namespace, rest = super().parse_known_args(args, namespace)
+    for flag in rest:
+      if not flag.startswith("--config."):
+        self.error(self.describe_unknown(flag))
+    return namespace, rest
 
   def error(self, message: str):
-    if "are required" in message:  # Perhaps it is there, misspelt.
-      message = self.find_unknown(self._given) or message
+    if "required" in message and self._subparsers is None:  # Perhaps it is there, misspelt.
+      unknown = [flag for flag in self._given if flag.startswith("--")
+                 and not flag.startswith("--config.") and flag.split("=")[0] not in self._flags()]
+      message = self.describe_unknown(unknown[0]) if unknown else message
     raise ConfigError(f"{message}; see {self.prog} --help")
 
-  def find_unknown(self, given: Sequence[str]) -> str | None:
-    """What is wrong with the first flag that is none of this command."""
-    known = re.findall(r"--\w+", self.format_usage())
-    for flag in given:
-      name = flag.split("=")[0]
-      if name.startswith("--") and not name.startswith("--config.") and name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"unknown argument {flag}; {hint}config fields are given as --config.FIELD=VALUE"
-    return None
+  def describe_unknown(self, flag: str) -> str:
+    close = difflib.get_close_matches(flag.split("=")[0], self._flags(), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown argument {flag}; {hint}config fields are given as --config.FIELD=VALUE"
+
+  def _flags(self) -> list[str]:
+    return [flag for flag in self._option_string_actions if flag.startswith("--")]
 
 
 def run_program() -> int:
@@ -130,16 +133,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   Raises:
     ConfigError: unknown, missing or malformed flags.
   """
-  parser = make_parser()
-  arguments, overrides = parser.parse_known_args(argv)
-  known = [name for name in vars(arguments) if name not in ("command", "run")]
-  for flag in overrides:
-    if not flag.startswith("--config."):
-      close = difflib.get_close_matches(flag.split("=")[0].lstrip("-"), known, n=1)
-      hint = f"did you mean --{close[0]}? " if close and flag.startswith("-") else ""
-      parser.error(f"unknown argument {flag}; {hint}config fields are given as "
-                   "--config.FIELD=VALUE")
-  arguments.overrides = overrides
+  arguments, arguments.overrides = make_parser().parse_known_args(argv)
   return arguments
 
 

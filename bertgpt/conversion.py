@@ -215,6 +215,9 @@ FAMILIES = {
 }
 
 
+# Kinds of tasks whose outputs have names there -> what it calls them, which tells the loss.
+PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
+
 
 def _tuned(base, *rules):
   return FAMILIES[base]._replace(tied={}, rules=[
@@ -226,14 +229,10 @@ def _sequence(base, pooler, head):
   return _tuned(base, *_linear("pooler", pooler, "DD"), *_linear("head", head, "DC"))
 
 
-# Kinds of tasks whose outputs have names there -> what it calls them, which tells the loss.
-PROBLEMS = {"classes": "single_label_classification", "values": "regression", "tokens": None}
-
-# (what it was before, kind of the task) -> architecture. C: outputs of the task.
+# (model_type, kind of the task) -> architecture. C: outputs of the task.
 TUNED = {
-    (base, kind): (f"{prefix}For{name}", family)
+    (FAMILIES[base].model_type, kind): (f"{prefix}For{name}", family)
     for base, prefix, pooler, head in (
-        ("BertForPreTraining", "Bert", "bert.pooler.dense", "classifier"),
         ("BertForMaskedLM", "Bert", "bert.pooler.dense", "classifier"),
         ("RobertaForMaskedLM", "Roberta", "classifier.dense", "classifier.out_proj"))
     for kind, name, family in (
@@ -281,10 +280,10 @@ def _find_family(config: ConfigDict, kind: str) -> tuple[str, Family]:
                       f"model.width = {4 * model.width}; this model cannot be exported")
   if not kind:
     return name, family
-  if (name, kind) not in TUNED:
+  if (family.model_type, kind) not in TUNED:
     raise ConfigError(f"a {name} that was fine-tuned reads tokens of its own, which transformers "
                       "has not; this model cannot be exported, its predictions are in its folder")
-  return TUNED[name, kind]
+  return TUNED[family.model_type, kind]
 
 
 def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int = 1,
@@ -338,10 +337,10 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
       values[key] = max(1, model.num_segments)
     if ours == "max_positions" and _skips(family):
       values[key] += pad_id + 1
-  if kind in PROBLEMS:
+  if kind in PROBLEM_TYPES:
     values |= {"id2label": {str(i): label for i, label in enumerate(labels)},
                "label2id": {label: i for i, label in enumerate(labels)},
-               "problem_type": PROBLEMS[kind]}
+               "problem_type": PROBLEM_TYPES[kind]}
   return {"architectures": [name], "model_type": family.model_type, "dtype": "float32",
           **values, **family.fixed}
 

@@ -79,7 +79,10 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   trained = workdir.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
-  name = conversion.architecture_of(config, kind)
+  try:
+    name = conversion.architecture_of(config, kind)
+  except ConfigError as e:
+    raise ConfigError(f"--workdir {source}: {e}") from e
   if name.startswith("Roberta") and tokenizer.pad_id < 0:
     raise ConfigError(f"--workdir {source}: its tokenizer has no padding token, from which "
                       "transformers' RoBERTa counts positions; this model cannot be exported")
@@ -93,7 +96,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     write_tensors(folder / WEIGHTS, tensors)
     tokenizer_files.write(tokenizer, folder, is_encoder=config.model.family == "bert",
                           max_length=config.model.max_positions,
-                          num_segments=config.model.num_segments)
+                          num_segments=config.model.num_segments, is_tuned=bool(kind))
     if config.model.family == "gpt":
       write_json(folder / "generation_config.json", special_ids(trained))
     title = f"{name} with {sum(x.size for x in tensors.values()):,} parameters"

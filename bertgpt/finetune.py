@@ -95,7 +95,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     UserError: see `errors`; before anything is written, where the input is wrong.
   """
   process.use_compilation_cache(config.system.compilation_cache)
-  pretrained = workdir.load_trained(init)
+  pretrained = workdir.load_trained(init, "--init")
   tasks.check_family(config.task.name, pretrained.config.model.family)
   check_run(config, pretrained)
   form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
@@ -105,21 +105,29 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     setup = open_setup(config, init, pretrained, task, path)
     results_lib.write_json(path / "config.json", recipes.to_json(config))
     print("\n".join(describe(setup)), flush=True)
+    kept = None  # Folder with the weights of the best run of this start.
     with process.catch_signals() as should_stop:
       for rate in config.learning_rates:
         done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
         seeds = [seed for seed in config.seeds if seed not in done]
         program = make_program(setup, rate) if seeds else None
         for seed in seeds:
-          results["runs"].append(try_run(setup, program, rate, seed, should_stop))
-          summary = results_lib.write_results(path, results, config)
-          if config.save == "best":
-            forget_others(path, config, summary["best_run"])
+          run = try_run(setup, program, rate, seed, should_stop,
+                        functools.partial(should_save, config, results))
+          results["runs"].append(run)
+          results_lib.write_results(path, results, config)
+          if config.save == "best" and workdir.is_run(path / run["folder"]):
+            if kept:  # What earlier starts have kept may have been asked for, and stays.
+              workdir.remove_run(kept)
+            kept = path / run["folder"]
     results = results_lib.write_results(path, results, config)
     if results["best_run"] is None:
       raise DivergedError(f"--workdir {path}: every run diverged; use another --workdir with lower "
                           "learning_rates, or look at the data")
     lines = results_lib.report(results, config, task)
+    best = path / results["best_run"]
+    lines.append(f"Its weights: {best}" if workdir.is_run(best) else
+                 f"Its weights were not kept: it was done with save={config.save}, or before that")
     (path / "report.md").write_text("\n".join([*describe(setup), "", *lines]) + "\n")
     print("\n" + "\n".join(lines))
   return results
@@ -158,8 +166,17 @@ def describe(setup: Setup) -> list[str]:
 # ------------------------------------------------------------------ one run
 
 
+def should_save(config: ConfigDict, results: dict[str, Any], run: dict[str, Any]) -> bool:
+  """Whether the weights of `run`, which is not among the results yet, are kept."""
+  if config.save != "best":
+    return config.save == "all"
+  results = results_lib.summarise(results | {"runs": [*results["runs"], run]}, config)
+  return results["best_run"] == run["folder"]
+
+
 def try_run(setup: Setup, program: Program, rate: float, seed: int,
-            should_stop: Callable[[int], bool]) -> dict[str, Any]:
+            should_stop: Callable[[int], bool], should_save: Callable[[dict], bool]
+            ) -> dict[str, Any]:
   """The run's line of results.json, also where it diverges: the others may do better.
 
   Raises:
@@ -170,14 +187,15 @@ def try_run(setup: Setup, program: Program, rate: float, seed: int,
     raise Preempted(f"stopped before run {name}; the same command goes on with it")
   print(f"learning rate {rate!r}, seed {seed}: {setup.path / name}", flush=True)
   try:
-    return do_run(setup, program, rate, seed, should_stop)
+    return do_run(setup, program, rate, seed, should_stop, should_save)
   except DivergedError:
     print(f"{name} diverged: loss or gradient not finite; it is left out", flush=True)
     return {"learning_rate": rate, "seed": seed, "folder": name, "diverged": True}
 
 
 def do_run(setup: Setup, program: Program, rate: float, seed: int,
-           should_stop: Callable[[int], bool]) -> dict[str, Any]:
+           should_stop: Callable[[int], bool], should_save: Callable[[dict], bool]
+           ) -> dict[str, Any]:
   """Trains and scores one run, and writes its folder. Returns its line of results.json."""
   folder = setup.path / results_lib.run_name(rate, seed)
   shutil.rmtree(folder, ignore_errors=True)  # Of a start that was stopped.
@@ -205,10 +223,11 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
               log.record(step, name, results)
     process.disarm_watchdog()
     write_predictions(setup.task, outputs, folder / "predictions")
-    if setup.config.save != "none":
+    run = {"learning_rate": rate, "seed": seed, "folder": folder.name, "steps": step,
+           "seconds": round(time.monotonic() - start, 1), **scores}
+    if should_save(run):
       save(setup, program.config, state, folder, seed)
-  return {"learning_rate": rate, "seed": seed, "folder": folder.name, "steps": step,
-          "seconds": round(time.monotonic() - start, 1), **scores}
+  return run
 
 
 def make_program(setup: Setup, rate: float) -> Program:
@@ -346,11 +365,3 @@ def save(setup: Setup, config: ConfigDict, state: steps.TrainState, folder: path
     state = dataclasses.replace(state, opt_state=())
     checkpoints.save(int(state.step), state, metadata, wait=True)
   workdir.write_run(folder, config, setup.pretrained.tokenizer)
-
-
-def forget_others(path: pathlib.Path, config: ConfigDict, best: str | None) -> None:
-  """Removes the weights of all runs that the config asks for but the best."""
-  for run in results_lib.runs_of(config):
-    folder = path / results_lib.run_name(*run)
-    if folder.name != best:
-      workdir.remove_run(folder)

@@ -13,7 +13,8 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-VARIABLE, WISH = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+VARIABLE, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+MARKER = "BERTGPT_RESTARTED"
 SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -23,28 +24,29 @@ def restart() -> None:
   To be called before anything that is slow or would be done twice. Whoever has set
   GLIBC_TUNABLES knows better. Processes that this one starts decide for themselves.
   """
-  if os.environ.get(VARIABLE) == WISH:
-    del os.environ[VARIABLE]
-  elif VARIABLE not in os.environ and on_request():
+  if os.environ.pop(MARKER, None):
+    os.environ.pop(VARIABLE, None)
+  elif VARIABLE not in os.environ and is_on_request():
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, sys.orig_argv, os.environ | {VARIABLE: WISH})
+    with contextlib.suppress(OSError):  # Then it goes on without.
+      os.execve(sys.executable, sys.orig_argv, os.environ | {VARIABLE: TUNABLE, MARKER: "1"})
 
 
 @contextlib.contextmanager
 def for_children() -> Iterator[None]:
   """Processes that are started meanwhile have huge pages."""
-  if VARIABLE in os.environ or not on_request():
+  if VARIABLE in os.environ or not is_on_request():
     yield
     return
-  os.environ[VARIABLE] = WISH
+  os.environ[VARIABLE] = TUNABLE
   try:
     yield
   finally:
     del os.environ[VARIABLE]
 
 
-def on_request() -> bool:
+def is_on_request() -> bool:
   """Whether Linux gives huge pages to those who ask; else to all or to none, or it is no Linux."""
   try:
     return "[madvise]" in SETTING.read_text()

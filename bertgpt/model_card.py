@@ -53,7 +53,8 @@ def write(trained: Trained, source: pathlib.Path, out: pathlib.Path, title: str)
       f'tokenizer = AutoTokenizer.from_pretrained("{out.name}")',
       f'model = {use.auto}.from_pretrained("{out.name}")', "```", "",
       "## Training", "", *(describe_tuning if task else describe_training)(trained), "",
-      "## Held-out results", "", *describe_results(trained, source), "",
+      *(["## Results on the development set", "", describe_choice(task), ""] if task else
+        ["## Held-out results", ""]), *describe_results(trained, source), "",
       "## Limits", "", *(f"- {line}" for line in describe_limits(trained)), "",
       "## Commands", "", "```", command, f"bertgpt export --workdir {source} --out {out}", "```",
       "", "with this as recipe.py:", "", "```python", *recipe, "```", ""])
@@ -114,20 +115,45 @@ def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
           *(f"| {tag} | {value:.4g} | {step} |" for tag, (step, value) in sorted(scores.items()))]
 
 
+def describe_choice(task: dict) -> str:
+  tuning = read_tuning(task)
+  count = len(tuning.learning_rates) * len(tuning.seeds)
+  if tuning.save == "best" and count > 1:
+    return f"The best of {count} runs (learning rates, seeds) by this score, which flatters it."
+  return f"One of {count} runs (learning rates, seeds)."
+
+
 def describe_limits(trained: Trained) -> list[str]:
-  config, task = trained.config, trained.task
+  common = ["The name of a special token in a text, as [MASK], is read as that token."]
+  return [*(limits_of_tuning if trained.task else limits_of_training)(trained), *common]
+
+
+def limits_of_training(trained: Trained) -> list[str]:
+  config = trained.config
   longest = max(phase.seq_len for phase in config.phases)
-  lines = ["It knows what its data says, with its mistakes and prejudices. "
-           + ("It was not trained to answer questions or to follow instructions." if not task else
-              "It was made for texts like those of its task, and scored on no others."),
-           "The name of a special token in a text, as [MASK], is read as that token."]
-  if task:
-    lines.append(f"Rows of its task had at most {longest} tokens.")
-  elif longest < config.model.max_positions:
+  lines = ["It knows what its data says, with its mistakes and prejudices. It was not trained to "
+           "answer questions or to follow instructions."]
+  if longest < config.model.max_positions:
     lines.append(f"Positions from {longest} on were not trained in this run.")
-  if config.model.family == "bert" and config.objective.name == "mlm_nsp" and not task:
+  if config.model.family == "bert" and config.objective.name == "mlm_nsp":
     lines.append("`AutoModelForMaskedLM` leaves out the next-sentence head; "
                  "`AutoModelForPreTraining` has it.")
+  return lines
+
+
+def limits_of_tuning(trained: Trained) -> list[str]:
+  kind, task = trained.task["kind"], read_tuning(trained.task).task
+  lines = ["It knows what its data says, with its mistakes and prejudices. It was made for texts "
+           "like those of its task, and scored on no others.",
+           f"Rows of its task had at most {task.max_length} tokens."]
+  if kind in ("classes", "values"):
+    lines.append(f"Of longer texts it was shown the {task.truncation}.")
+  if kind == "tokens":
+    lines.append("Only the first token of a word was labelled: the pipeline wants "
+                 'aggregation_strategy="first".')
+  if task.name == "squad2":
+    lines.append("That there is no answer was said where it scored better by "
+                 f"{task.null_threshold:g}; the threshold does not travel with the model.")
   return lines
 
 

@@ -13,6 +13,8 @@ from bertgpt import metrics, recipes, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError, Preempted, UserError
 
+INTERRUPTED = 130  # Exit code of a run that Ctrl-C met before its first step.
+
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
   """Trains run i in `path`/<i>; one that was stopped is resumed, one that is done is kept.
@@ -32,11 +34,17 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
     print(f"[{i + 1}/{len(runs)}] {' '.join(arguments)}", flush=True)
     if not is_done(folder, configs[i]):
       train([f"--config={recipe}", f"--workdir={folder}", *overrides, *arguments], i)
-    table.append({"workdir": str(folder), **runs[i], **final_scores(folder)})
+    fields = dict(config_lib.leaves(configs[i]))  # Of plain types, whatever get_sweep() has.
+    table.append({"workdir": str(folder), **{field: fields[field] for field in runs[i]},
+                  **final_scores(folder)})
+    write_table(path, table)
+  print("\n".join(format_table(table)))
+
+
+def write_table(path: pathlib.Path, table: Sequence[Mapping[str, Any]]) -> None:
   scratch = path / "sweep.json.tmp"
   scratch.write_text(json.dumps(table, indent=2) + "\n")
   scratch.replace(path / "sweep.json")
-  print("\n".join(format_table(table)))
 
 
 def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:
@@ -57,7 +65,7 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
     return False
   stored = workdir.read_config(folder)
   return (not recipes.differences(stored, config, ["model.vocab_size"])
-          and config_lib.total_steps(stored) == config_lib.total_steps(config))
+          and [p.steps for p in stored.phases] == [p.steps for p in config.phases])
 
 
 def train(arguments: Sequence[str], number: int) -> None:
@@ -65,29 +73,34 @@ def train(arguments: Sequence[str], number: int) -> None:
 
   Raises:
     UserError: it failed; with its exit code.
-    Preempted: a signal came, of which the run made nothing: it was at its end.
+    Preempted: a signal came, to the run or to the sweep; also where the run made nothing of it,
+      because it was at its end.
   """
   command = [sys.executable, "-m", "bertgpt.cli", "train", *arguments]
-  with subprocess.Popen(command) as child:
-    stopped = False
+  child, stopped = None, False
 
-    def stop(*_) -> None:
-      nonlocal stopped
-      stopped = True
+  def stop(*_) -> None:
+    nonlocal stopped
+    stopped = True
+    if child:
       child.terminate()
 
-    handler = signal.signal(signal.SIGTERM, stop)
-    try:
-      code, interrupted = wait(child)
-    finally:
-      signal.signal(signal.SIGTERM, handler)
+  handler = signal.signal(signal.SIGTERM, stop)
+  try:
+    child = subprocess.Popen(command)
+    if stopped:  # Before there was a child to be told.
+      child.terminate()
+    code, interrupted = wait(child)
+  finally:
+    signal.signal(signal.SIGTERM, handler)
+  ended_by_signal = code in (0, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
+  if code == Preempted.exit_code or ((stopped or interrupted) and ended_by_signal):
+    raise Preempted(f"stopped in run {number} of the sweep; the same command goes on from there")
   if code:
     error = UserError(f"run {number} of the sweep ended with exit code {code}; mend it and start "
                       "the same sweep again: finished runs are kept")
     error.exit_code = code if code > 0 else 128 - code  # Below 0: killed by a signal.
     raise error
-  if stopped or interrupted:
-    raise Preempted(f"stopped after run {number} of the sweep; the same command goes on from there")
 
 
 def wait(child: subprocess.Popen) -> tuple[int, bool]:

@@ -51,9 +51,11 @@ def train(config: ConfigDict, path: pathlib.Path,
     config, last_step = run.config, config_lib.total_steps(run.config)
     checkpoints = stack.enter_context(contextlib.closing(make_checkpoints(run)))
     state = restore_or_init(run, checkpoints)
+    first_step = int(state.step)
     if jax.process_index() == 0:  # Only now: a start that is refused changes nothing.
       workdir.write_run(path, config, run.corpus.tokenizer)
-    first_step = int(state.step)
+      if first_step < last_step:  # The report of a run that is prolonged.
+        (path / "report.md").unlink(missing_ok=True)
     log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
     if first_step:
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
@@ -202,7 +204,8 @@ def check_phases(run: Run, old: ConfigDict, step: int) -> None:
 
 def load_params(run: Run) -> Any:
   """The parameters of `config.init_from`, laid out for this run."""
-  source = workdir.load_trained(pathlib.Path(run.config.init_from).expanduser())
+  source = workdir.load_trained(pathlib.Path(run.config.init_from).expanduser(),
+                                "--config.init_from")
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
     raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer; set "
                       f"--config.tokenizer.path={run.config.init_from}/tokenizer")

@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from bertgpt import checkpoint, models, process, recipes
+from bertgpt import checkpoint, finetune_config, models, process, recipes
 from bertgpt.config import ConfigDict
 from bertgpt.data import prepare, tokenizers
 from bertgpt.data.corpus import is_corpus
@@ -136,21 +136,34 @@ def find_corpus(config: ConfigDict) -> pathlib.Path:
   return path.absolute()
 
 
-def read_config(workdir: pathlib.Path) -> ConfigDict:
-  """The resolved config of a run. Nothing in the workdir is executed."""
+def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
+  """The resolved config of a run. Nothing in the workdir is executed.
+
+  Args:
+    flag: that gave the workdir.
+  """
   path = workdir / "config.json"
-  if (workdir / "results.json").is_file():
-    raise ConfigError(f"--workdir {workdir}: is a fine-tuning, whose runs are folders in it; give "
-                      "the one that results.json names as best_run")
   if not path.is_file():
-    raise ConfigError(f"--workdir {workdir}: holds no run (no config.json); "
+    raise ConfigError(f"{flag} {workdir}: holds no run (no config.json); "
                       "give the --workdir of a `bertgpt train`")
   try:
     return recipes.from_json(path.read_text("utf-8"))
   except (ConfigError, UnicodeDecodeError) as e:
+    if is_tuning(path):
+      raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it, and "
+                        "only `bertgpt export` reads those") from e
     lines = str(e) if isinstance(e, ConfigError) else f"config.json is no text ({e.reason})"
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in lines.splitlines())
                       + "; bring the file back from a copy, or use another --workdir") from e
+
+
+def is_tuning(config_path: pathlib.Path) -> bool:
+  """Whether a config.json is that of a fine-tuning."""
+  try:
+    recipes.from_json(config_path.read_text("utf-8"), finetune_config.base)
+  except (ConfigError, UnicodeDecodeError):
+    return False
+  return True
 
 
 def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[str]) -> None:
@@ -190,8 +203,13 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
   scratch.replace(workdir / "config.json")  # Last: from here on there is a run.
 
 
+def is_run(workdir: pathlib.Path) -> bool:
+  """Whether `write_run` has been there."""
+  return (workdir / "config.json").is_file()
+
+
 def remove_run(workdir: pathlib.Path) -> None:
-  """Takes away what makes a folder a run; its curves and other files stay."""
+  """Deletes what makes a folder a run, the weights too; its curves and other files stay."""
   (workdir / "config.json").unlink(missing_ok=True)
   for name in ("checkpoints", "tokenizer"):
     shutil.rmtree(workdir / name, ignore_errors=True)
@@ -272,23 +290,25 @@ def require_family(trained: Trained, workdir: pathlib.Path, family: str, purpose
                       f"give the --workdir of a {family.upper()}")
 
 
-def load_trained(workdir: pathlib.Path) -> Trained:
+def load_trained(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
   """Opens the newest good checkpoint of a pretraining.
 
+  Args:
+    flag: that gave the workdir.
   Raises:
     ConfigError: there is none in `workdir`, or no device can be opened.
     DataError: no usable checkpoint, or a tokenizer that does not belong to it.
   """
-  trained = load_checkpoint(workdir)
+  trained = load_checkpoint(workdir, flag)
   if trained.task:
-    raise ConfigError(f"--workdir {workdir}: holds a model fine-tuned on {trained.task['name']}, "
+    raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {trained.task['name']}, "
                       "which only `bertgpt export` reads; give the --workdir of a `bertgpt train`")
   return trained
 
 
-def load_checkpoint(workdir: pathlib.Path) -> Trained:
+def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
   """As `load_trained`, also of a model that was fine-tuned."""
-  read_config(workdir)
+  read_config(workdir, flag)
   process.count_devices()
   params, metadata = checkpoint.restore_params(workdir)
   config = recipes.from_json(metadata["config"])

@@ -44,6 +44,12 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["train", "--config=c.py", "--workdir=w", "--config.seed", "3"], "unknown argument 3"),
     (["train", "--config=nothing.py", "--workdir=w"], "--config nothing.py: no such file"),
     (["evaluate"], "required: --workdir"),
+    (["--config=c.py", "--workdir=w"], "the following arguments are required: command"),
+    (["generate", "--workdir=w", "--promtp=x"], "--promtp=x; did you mean --prompt?"),
+    (["import", "--from=f", "--workdir=w", "--sauce=1"],
+     "unknown argument --sauce=1; config fields are given"),
+    (["fill", "--workdir=w", "hello", "--tpo=3"], "did you mean --top?"),
+    (["fill", "--workdir=w", "hello", "--tpo=3"], "see bertgpt fill --help"),
     (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
 ])
 def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment):

@@ -8,10 +8,16 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import small_runs
+import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
-from bertgpt import checkpoint, cli, conversion, export, recipes, workdir
+from bertgpt import checkpoint, cli, conversion, export, finetune_config, recipes, workdir
+from bertgpt.config import base
+from bertgpt.data import tokenizer_files, tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.tasks.rows import make_format
 
 ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_tokens_map.json",
                  "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
@@ -144,6 +150,27 @@ def test_a_fine_tuned_encoder_is_a_classifier(exported_tuned):
   tensors = load_file(exported_tuned / "model.safetensors")
   assert tensors["classifier.weight"].shape == (2, 16)
   assert not any(name.startswith("cls.") for name in tensors)
+
+
+def test_two_texts_are_put_as_fine_tuning_has_put_them(tmp_path):
+  """RoBERTa's own way has two separators between them, and none for fine-tuning here."""
+  config = base().tokenizer
+  config.update(kind="bpe", vocab_size=300)
+  tokenizer = tokenizers.train_tokenizer(config, [small_runs.make_text(30)])
+  own = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
+  pieces = tokenizer.pieces
+  own.post_processor = processors.RobertaProcessing(
+      (pieces[tokenizer.sep_id], tokenizer.sep_id), (pieces[tokenizer.cls_id], tokenizer.cls_id))
+  tokenizer = tokenizers.ByteBPE(own.to_str().encode())
+  model, task = base().model, finetune_config.base().task
+  row = make_format(tokenizer, model, task).make_row(*tokenizer.encode(["The cat", "sees it"]))
+  for is_tuned, same in ((True, True), (False, False)):
+    fast = tokenizer_files.to_fast(tokenizer, True, is_tuned)
+    found = fast.encode("The cat", "sees it")
+    assert (found.ids == row[0].tolist()) == same
+    if is_tuned:
+      assert found.type_ids == row[1].tolist()
+      assert found.offsets[2][0] == 4, "the space before a word is no part of it"
 
 
 def test_a_fine_tuned_gpt_is_refused(tuning, finished_gpt, tmp_path, capsys):

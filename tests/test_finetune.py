@@ -85,10 +85,28 @@ def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
   assert weights_under(tmp_path) == kept
 
 
+def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, capsys):
+  """Also where a later start keeps the best alone, and where the best has none."""
+  def tune(*arguments):
+    assert run(tuning, finished_bert, tmp_path, *SHORT, *arguments) == 0
+    return results_of(tmp_path)["best_run"]
+
+  assert tune("--config.save=all", "--config.learning_rates=1e-9,2e-9") == "lr1e-09-seed0"
+  assert weights_under(tmp_path) == {"lr1e-09-seed0", "lr2e-09-seed0"}
+  tune("--config.learning_rates=1e-9,2e-9,3e-9")
+  assert weights_under(tmp_path) == {"lr1e-09-seed0", "lr2e-09-seed0"}
+  assert f"Its weights: {tmp_path}/lr1e-09-seed0" in capsys.readouterr().out
+
+  tune("--config.save=none", "--config.learning_rates=4e-9,")
+  assert tune("--config.learning_rates=4e-9,5e-9") == "lr4e-09-seed0"
+  assert weights_under(tmp_path) == {"lr1e-09-seed0", "lr2e-09-seed0"}
+  assert "Its weights were not kept" in capsys.readouterr().out
+
+
 def test_what_was_fine_tuned_is_refused_where_it_cannot_work(tuned, capsys):
   best = tuned / "lr0.01-seed0"
   for path, fragment in ((best, "holds a model fine-tuned on sst2, which only `bertgpt export`"),
-                         (tuned, "is a fine-tuning, whose runs are folders in it")):
+                         (tuned, "is a fine-tuning; its runs are the folders in it")):
     assert cli.main(["fill", f"--workdir={path}", "the [MASK]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--workdir {path}: {fragment}" in line
@@ -196,7 +214,7 @@ def with_params(finished_bert, monkeypatch):
 
   def change(edit):
     edit(trained.params)
-    monkeypatch.setattr(workdir, "load_trained", lambda path: trained)
+    monkeypatch.setattr(workdir, "load_trained", lambda path, flag: trained)
 
   return change
 

@@ -13,6 +13,8 @@ import os, pathlib, sys
 from bertgpt import huge_pages
 huge_pages.SETTING = pathlib.Path(sys.argv[1])
 print("started", os.getpid(), flush=True)
+if sys.argv[2:]:
+  sys.executable = sys.argv[2]
 huge_pages.restart()
 held = b"x" * 2**27
 kib = [line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")]
@@ -27,14 +29,15 @@ def setting(tmp_path):
   return path
 
 
-def run(setting, **environment):
+def run(setting, *arguments, **environment):
   clean = {name: value for name, value in os.environ.items() if name != huge_pages.VARIABLE}
-  result = subprocess.run([sys.executable, "-c", PROGRAM, str(setting)], text=True, check=True,
-                          stdout=subprocess.PIPE, env=clean | environment)
+  result = subprocess.run([sys.executable, "-c", PROGRAM, str(setting), *arguments], text=True,
+                          check=True, stdout=subprocess.PIPE, env=clean | environment)
   return [line.split() for line in result.stdout.splitlines()]
 
 
-@pytest.mark.skipif(not huge_pages.on_request(), reason="Linux gives huge pages to all or to none")
+@pytest.mark.skipif(not huge_pages.is_on_request(),
+                    reason="Linux gives huge pages to all or to none")
 def test_a_program_starts_again_once_and_its_memory_is_in_huge_pages(setting):
   first, second, (variable, mebibytes) = run(setting)
   assert first == second, "the same process"
@@ -46,6 +49,7 @@ def test_a_program_starts_again_once_and_its_memory_is_in_huge_pages(setting):
     ("[always] madvise never", {}, "None"),
     ("always madvise [never]", {}, "None"),
     ("always [madvise] never", {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0"),
+    ("always [madvise] never", {"GLIBC_TUNABLES": huge_pages.TUNABLE}, huge_pages.TUNABLE),
     (None, {}, "None")])
 def test_a_program_goes_on_where_there_is_nothing_to_gain(setting, text, environment, expected):
   setting.unlink() if text is None else setting.write_text(text)
@@ -53,11 +57,16 @@ def test_a_program_goes_on_where_there_is_nothing_to_gain(setting, text, environ
   assert started[0] == "started" and variable == expected
 
 
+def test_a_program_goes_on_where_it_cannot_start_again(setting):
+  (started, (variable, _)) = run(setting, "/none/python")
+  assert started[0] == "started" and variable == "None"
+
+
 def test_children_are_given_the_wish_meanwhile(setting, monkeypatch):
   monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
   monkeypatch.setattr(huge_pages, "SETTING", setting)
   with huge_pages.for_children():
-    assert os.environ[huge_pages.VARIABLE] == huge_pages.WISH
+    assert os.environ[huge_pages.VARIABLE] == huge_pages.TUNABLE
   assert huge_pages.VARIABLE not in os.environ
   monkeypatch.setenv(huge_pages.VARIABLE, "glibc.malloc.check=0")
   with huge_pages.for_children():

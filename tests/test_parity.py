@@ -211,7 +211,7 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
     is_text = np.asarray(batch["sequence_ids"]) > 0
     found, expected = found[is_text], expected[is_text]
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-  if kind in conversion.PROBLEMS:
+  if kind in conversion.PROBLEM_TYPES:
     assert list(theirs.config.id2label.values()) == list(labels)
 
 

@@ -1,5 +1,6 @@
 """bertgpt.sweep: every run is trained once, and what is wrong is said before the first."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from bertgpt import cli, recipes, sweep
+from bertgpt import cli, process, recipes, sweep, train
 from bertgpt.errors import DataError, Preempted, UserError
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
@@ -45,6 +46,13 @@ def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch
     assert not sweep.is_done(path / "000", recipes.override(config, [change])), change
   assert not sweep.is_done(path / "002", config)
 
+  # Prolonged and stopped: what was its end is none any more.
+  longer = recipes.override(config, ["--config.phases[0].steps=6"])
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
+    patch.setattr(process, "catch_signals", lambda: contextlib.nullcontext(lambda step: True))
+    train.train(longer, path / "000")
+  assert not sweep.is_done(path / "000", longer)
+
 
 def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recipe, capsys):
   text = recipe.read_text().split("def get_sweep")[0]
@@ -55,6 +63,19 @@ def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recip
   lines = capsys.readouterr().err.splitlines()
   assert [line.split("run ")[1].split(":")[0] for line in lines] == ["1", "2", "2"]
   assert not (tmp_path / "w").exists()
+
+
+def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
+  """They are no JSON by themselves."""
+  numbers = tmp_path / "numbers.py"
+  body = recipe.read_text().split("def get_sweep")[0]
+  numbers.write_text(f'{body}import numpy as np\ndef get_sweep():\n'
+                     '  return [{"seed": seed} for seed in np.arange(2)]\n')
+  monkeypatch.setattr(sweep, "train", lambda arguments, i: (tmp_path / "w").mkdir(exist_ok=True))
+  monkeypatch.setattr(sweep, "final_scores", lambda folder: {"eval/loss": 1.5})
+  assert cli.main(["sweep", f"--config={numbers}", f"--workdir={tmp_path / 'w'}"]) == 0
+  rows = json.loads((tmp_path / "w" / "sweep.json").read_text())
+  assert [row["seed"] for row in rows] == [0, 1]
 
 
 @pytest.mark.parametrize("text, fragment", [
@@ -102,6 +123,15 @@ def test_a_killed_run_is_no_success(monkeypatch):
   assert e.value.exit_code == 1
 
 
+def test_a_run_that_was_stopped_is_no_failure(monkeypatch, tmp_path):
+  stopped = tmp_path / "stopped"
+  stopped.write_text(f"#!/bin/sh\nexit {Preempted.exit_code}\n")
+  stopped.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(stopped))
+  with pytest.raises(Preempted, match="stopped in run 3 of the sweep"):
+    sweep.train([], 3)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch, tmp_path, number):
   done = tmp_path / "done"
@@ -111,7 +141,7 @@ def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch
   handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
   try:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
-    with pytest.raises(Preempted, match="stopped after run 2 of the sweep"):
+    with pytest.raises(Preempted, match="stopped in run 2 of the sweep"):
       sweep.train([], 2)
   finally:
     signal.signal(signal.SIGALRM, handler)

@@ -19,7 +19,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from bertgpt.data.tokenizers import SentencePiece, Tokenizer, WordPiece
+from bertgpt.data.tokenizers import ByteBPE, SentencePiece, Tokenizer, WordPiece
 from bertgpt.errors import DataError
 
 # Names of the roles there. GPT has one token for the begin and the end of a document.
@@ -31,16 +31,18 @@ SPACE = "\u2581"  # SentencePiece writes a space so.
 
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
-          num_segments: int) -> None:
+          num_segments: int, is_tuned: bool = False) -> None:
   """Writes the files of the table into `folder`.
 
   Args:
     is_encoder: for a BERT: texts are put between [CLS] and [SEP].
     max_length: tokens a text may have.
+    is_tuned: texts are put so also where the tokenizer does it otherwise, as RoBERTa's does with
+      two of them: the model was fine-tuned on `tasks.rows.Format`.
   Raises:
     DataError: the tokenizer has no equal in `tokenizers`.
   """
-  fast = to_fast(tokenizer, is_encoder)
+  fast = to_fast(tokenizer, is_encoder, is_tuned)
   fast.save(str(folder / "tokenizer.json"))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
@@ -66,8 +68,9 @@ def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
   return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
 
 
-def to_fast(tokenizer: Tokenizer, is_encoder: bool) -> tokenizers.Tokenizer:
-  """The tokenizer of the library `tokenizers` that gives the same ids.
+def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
+            ) -> tokenizers.Tokenizer:
+  """The tokenizer of the library `tokenizers` that gives the same ids; see `write`.
 
   Raises:
     DataError: there is none.
@@ -78,11 +81,14 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool) -> tokenizers.Tokenizer:
     fast = tokenizers.Tokenizer.from_buffer(tokenizer.data)
   names = dict.fromkeys(special_tokens(tokenizer, is_encoder).values())
   fast.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-  if is_encoder and fast.post_processor is None:
+  if is_encoder and (fast.post_processor is None or is_tuned):
     cls, sep = tokenizer.pieces[tokenizer.cls_id], tokenizer.pieces[tokenizer.sep_id]
-    fast.post_processor = processors.TemplateProcessing(
+    template = processors.TemplateProcessing(
         single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)])
+    # Of byte-level BPE, spaces are no part of an answer that is cut out of its text.
+    fast.post_processor = (processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+                           if isinstance(tokenizer, ByteBPE) else template)
   return fast
 
 
