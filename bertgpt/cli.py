@@ -165,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
   add("import", run_import, "Make a run of a model of transformers, to evaluate or to train on.",
       from_flag, workdir_flag)
   add("finetune", run_finetune, "Train a trained model on a task, and score it.",
-      config_flag, finetune_flags)
+      config_flag, finetune_flags, distributed_flag)
   add("prepare", run_prepare, "Turn text into a prepared corpus.", config_flag, out_flag)
   add("data", run_data, "Show what batches a config makes.", config_flag, steps_flag)
   add("plan", run_plan, "Predict memory, time and price on hardware that need not be there.",
@@ -385,11 +385,13 @@ def run_finetune(arguments) -> None:
   problems += tasks.name_problems(config.task.name) + finetune_config.find_problems(config)
   if problems:
     raise ConfigError("\n".join(problems))
-  from bertgpt import finetune
+  start(arguments)
+  from bertgpt import finetune, process
   init = absolute(arguments.init)
+  path = absolute(arguments.workdir or init / f"finetune-{config.task.name}")
   arguments.release_interrupt()
-  finetune.finetune(init, config, absolute(arguments.workdir or
-                                           init / f"finetune-{config.task.name}"))
+  with process.name_lost_peer():
+    finetune.finetune(init, config, path)
 
 
 def refuse_overrides(arguments) -> None:

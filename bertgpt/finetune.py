@@ -11,12 +11,13 @@
 
 A run is a function of its config, its seed and the weights it starts from. Runs that are done are
 kept when the command is given again, if weights and data are the same; one that was stopped is
-begun anew. It is all one process.
+begun anew. With several processes all compute, and the first one writes.
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import shutil
@@ -100,37 +101,56 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   check_run(config, pretrained)
   form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
   task = tasks.open_task(config.task, form)
-  with workdir.claim(path, is_first=True):
+  is_first = jax.process_index() == 0  # The others compute, and write nothing.
+  with workdir.claim(path, is_first):
     results = results_lib.read_results(path, config, results_lib.identify(init, pretrained, task))
     setup = open_setup(config, init, pretrained, task, path)
-    results_lib.write_json(path / "config.json", recipes.to_json(config))
-    print("\n".join(describe(setup)), flush=True)
-    kept = None  # Folder with the weights of the best run of this start.
-    with process.catch_signals() as should_stop:
-      for rate in config.learning_rates:
-        done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
-        seeds = [seed for seed in config.seeds if seed not in done]
-        program = make_program(setup, rate) if seeds else None
-        for seed in seeds:
-          run = try_run(setup, program, rate, seed, should_stop,
-                        functools.partial(should_save, config, results))
-          results["runs"].append(run)
-          results_lib.write_results(path, results, config)
-          if config.save == "best" and workdir.is_run(path / run["folder"]):
-            if kept:  # What earlier starts have kept may have been asked for, and stays.
-              workdir.remove_run(kept)
-            kept = path / run["folder"]
-    results = results_lib.write_results(path, results, config)
+    if is_first:
+      results_lib.write_json(path / "config.json", recipes.to_json(config))
+      print("\n".join(describe(setup)), flush=True)
+    run_missing(setup, results)
+    results = results_lib.summarise(results, config)
+    if is_first:
+      results_lib.write_results(path, results)
     if results["best_run"] is None:
       raise DivergedError(f"--workdir {path}: every run diverged; use another --workdir with lower "
                           "learning_rates, or look at the data")
-    lines = results_lib.report(results, config, task)
-    best = path / results["best_run"]
-    lines.append(f"Its weights: {best}" if workdir.is_run(best) else
-                 f"Its weights were not kept: it was done with save={config.save}, or before that")
-    (path / "report.md").write_text("\n".join([*describe(setup), "", *lines]) + "\n")
-    print("\n" + "\n".join(lines))
+    if is_first:
+      lines = results_lib.report(results, config, task)
+      best = path / results["best_run"]
+      lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not kept: "
+                   f"it was done with save={config.save}, or before that")
+      (path / "report.md").write_text("\n".join([*describe(setup), "", *lines]) + "\n")
+      print("\n" + "\n".join(lines))
   return results
+
+
+def run_missing(setup: Setup, results: dict[str, Any]) -> None:
+  """Does the runs that are not among the results, and puts them there; keeps weights.
+
+  Raises:
+    Preempted: a signal has come.
+  """
+  config, kept, count = setup.config, None, itertools.count()
+  with process.catch_signals() as is_time:
+    # Steps are counted through all runs: by their number several processes agree where to stop.
+    should_stop = lambda: is_time(next(count))
+    for rate in config.learning_rates:
+      done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
+      seeds = [seed for seed in config.seeds if seed not in done]
+      program = make_program(setup, rate) if seeds else None
+      for seed in seeds:
+        run = try_run(setup, program, rate, seed, should_stop,
+                      functools.partial(should_save, config, results))
+        results["runs"].append(run)
+        summary = results_lib.summarise(results, config)
+        if jax.process_index() == 0:
+          results_lib.write_results(setup.path, summary)
+          if kept and config.save == "best" and summary["best_run"] == run["folder"]:
+            # Only what this start has kept: what is older may have been asked for.
+            workdir.remove_run(setup.path / kept)
+        if summary["best_run"] == run["folder"]:
+          kept = run["folder"]
 
 
 def check_run(config: ConfigDict, pretrained: Trained) -> None:
@@ -175,7 +195,7 @@ def should_save(config: ConfigDict, results: dict[str, Any], run: dict[str, Any]
 
 
 def try_run(setup: Setup, program: Program, rate: float, seed: int,
-            should_stop: Callable[[int], bool], should_save: Callable[[dict], bool]
+            should_stop: Callable[[], bool], should_save: Callable[[dict], bool]
             ) -> dict[str, Any]:
   """The run's line of results.json, also where it diverges: the others may do better.
 
@@ -183,9 +203,10 @@ def try_run(setup: Setup, program: Program, rate: float, seed: int,
     Preempted: a signal has come.
   """
   name = results_lib.run_name(rate, seed)
-  if should_stop(0):
+  if should_stop():
     raise Preempted(f"stopped before run {name}; the same command goes on with it")
-  print(f"learning rate {rate!r}, seed {seed}: {setup.path / name}", flush=True)
+  if jax.process_index() == 0:
+    print(f"learning rate {rate!r}, seed {seed}: {setup.path / name}", flush=True)
   try:
     return do_run(setup, program, rate, seed, should_stop, should_save)
   except DivergedError:
@@ -194,12 +215,13 @@ def try_run(setup: Setup, program: Program, rate: float, seed: int,
 
 
 def do_run(setup: Setup, program: Program, rate: float, seed: int,
-           should_stop: Callable[[int], bool], should_save: Callable[[dict], bool]
+           should_stop: Callable[[], bool], should_save: Callable[[dict], bool]
            ) -> dict[str, Any]:
   """Trains and scores one run, and writes its folder. Returns its line of results.json."""
   folder = setup.path / results_lib.run_name(rate, seed)
-  shutil.rmtree(folder, ignore_errors=True)  # Of a start that was stopped.
-  folder.mkdir()
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)  # Of a start that was stopped.
+    folder.mkdir()
   start = time.monotonic()
   with contextlib.ExitStack() as stack:
     stack.callback(process.disarm_watchdog)  # Also after an error.
@@ -211,7 +233,7 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
         process.arm_watchdog(program.config.system.hang_timeout_minutes)
         state, step_metrics = program.step(state, batch)
         log.add(step, step_metrics)
-        if should_stop(step):
+        if should_stop():
           raise Preempted(f"stopped in run {folder.name}; the same command begins it again, and "
                           "keeps those that are done")
         if is_end:
@@ -222,7 +244,8 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
             for name, results in scores.items():
               log.record(step, name, results)
     process.disarm_watchdog()
-    write_predictions(setup.task, outputs, folder / "predictions")
+    if jax.process_index() == 0:
+      write_predictions(setup.task, outputs, folder / "predictions")
     run = {"learning_rate": rate, "seed": seed, "folder": folder.name, "steps": step,
            "seconds": round(time.monotonic() - start, 1), **scores}
     if should_save(run):
@@ -364,4 +387,5 @@ def save(setup: Setup, config: ConfigDict, state: steps.TrainState, folder: path
                                                  keep=1)) as checkpoints:
     state = dataclasses.replace(state, opt_state=())
     checkpoints.save(int(state.step), state, metadata, wait=True)
-  workdir.write_run(folder, config, setup.pretrained.tokenizer)
+  if jax.process_index() == 0:
+    workdir.write_run(folder, config, setup.pretrained.tokenizer)

@@ -77,12 +77,8 @@ def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | N
   return next((run for run in runs if (run["learning_rate"], run["seed"]) == (rate, seed)), None)
 
 
-def write_results(path: pathlib.Path, results: dict[str, Any], config: ConfigDict
-                  ) -> dict[str, Any]:
-  """Writes results.json, with the summary, and returns what it holds."""
-  results = summarise(results, config)
+def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
   write_json(path / "results.json", json.dumps(results, indent=2))
-  return results
 
 
 def write_json(path: pathlib.Path, text: str) -> None:

@@ -1,10 +1,14 @@
 """Fine-tuning from a checkpoint to results, through the command."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import program
 import pytest
 import small_runs
 
@@ -303,6 +307,28 @@ def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
                              losses_of(short, "lr0.01-seed0"), rtol=1e-5)
 
 
+def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_path):
+  """Each has half of the examples; the first alone writes and prints."""
+  port, out = program.free_port(), tmp_path / "out"
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(program.ROOT)}
+  started = [subprocess.Popen(
+      [sys.executable, "-m", "bertgpt.cli", "finetune", f"--config={tuning}",
+       f"--init={finished_bert}", f"--workdir={out}", *SHORT, "--config.seeds=0,1",
+       f"--distributed=127.0.0.1:{port},2,{i}"], env=environment, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+  first, second = map(program.finish, started)
+  assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+  assert "Best on dev" in first.stdout
+  assert all(line.startswith("[Gloo]") for line in second.stdout.splitlines())
+  np.testing.assert_allclose(losses_of(out, "lr0.01-seed0"), losses_of(short, "lr0.01-seed0"),
+                             rtol=1e-5)
+  assert {r["seed"]: r["dev"] for r in results_of(out)["runs"]}[0] == (
+      results_of(short)["runs"][0]["dev"])
+  best = out / results_of(out)["best_run"]
+  assert weights_under(out) == {best.name}
+  assert workdir.load_checkpoint(best).task["name"] == "sst2"
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -362,7 +388,6 @@ def test_the_folder_of_a_pretraining_is_refused(tuning, finished_bert, capsys):
 def test_a_stopped_fine_tuning_goes_on_with_the_next_run(tuning, finished_bert, tmp_path,
                                                          monkeypatch):
   """SIGTERM in the second run: the first is kept, the second is begun anew."""
-  import os
   import signal
   add, out = finetune.StepLog.add, tmp_path / "out"
 
