@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -44,8 +45,9 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str):
     if "required" in message and self._subparsers is None:  # Perhaps it is there, misspelt.
-      unknown = [flag for flag in self._given if flag.startswith("--")
-                 and not flag.startswith("--config.") and flag.split("=")[0] not in self._flags()]
+      names = [flag.split("=")[0] for flag in self._given]
+      unknown = [flag for flag, name in zip(self._given, names, strict=True)
+                 if re.fullmatch(r"--\w+", name) and name not in self._flags()]
       message = self.describe_unknown(unknown[0]) if unknown else message
     raise ConfigError(f"{message}; see {self.prog} --help")
 

@@ -17,7 +17,9 @@ begun anew. With several processes all compute, and the first one writes.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import math
 import pathlib
 import shutil
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
@@ -43,7 +46,7 @@ from bertgpt import (
 )
 from bertgpt import finetune_results as results_lib
 from bertgpt.config import ConfigDict
-from bertgpt.errors import DataError, DivergedError, Preempted
+from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.models import Module
 from bertgpt.objectives import Objective
 from bertgpt.step_log import StepLog
@@ -103,7 +106,9 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   task = tasks.open_task(config.task, form)
   is_first = jax.process_index() == 0  # The others compute, and write nothing.
   with workdir.claim(path, is_first):
-    results = results_lib.read_results(path, config, results_lib.identify(init, pretrained, task))
+    identity = results_lib.identify(init, pretrained, task)
+    results = results_lib.read_results(path, config, identity)
+    check_agreement(config, identity, results)
     setup = open_setup(config, init, pretrained, task, path)
     if is_first:
       results_lib.write_json(path / "config.json", recipes.to_json(config))
@@ -123,6 +128,26 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
       (path / "report.md").write_text("\n".join([*describe(setup), "", *lines]) + "\n")
       print("\n" + "\n".join(lines))
   return results
+
+
+def check_agreement(config: ConfigDict, identity: dict[str, Any], results: dict[str, Any]) -> None:
+  """Raises ConfigError, in every process, where they would not do the same runs."""
+  if jax.process_count() == 1:
+    return
+  init = {name: value for name, value in identity["init"].items() if name != "workdir"}
+  done = [(run["learning_rate"], run["seed"]) for run in results["runs"]]
+  digests = multihost_utils.process_allgather(np.stack([
+      np.frombuffer(hashlib.sha256(part.encode()).digest(), np.int32)
+      for part in (recipes.to_json(config), json.dumps([init, identity["rows"]]),
+                   json.dumps(done))]))
+  is_same = (digests == digests[0]).all(axis=(0, 2))
+  for same, line in zip(is_same, (
+      "the processes have different configs; give all the same command",
+      "--init, task.data: the processes read different weights or rows; give all the same files",
+      "--workdir: the processes find different runs in it; put it on storage that all share"),
+      strict=True):
+    if not same:
+      raise ConfigError(line)
 
 
 def run_missing(setup: Setup, results: dict[str, Any]) -> None:
@@ -210,7 +235,8 @@ def try_run(setup: Setup, program: Program, rate: float, seed: int,
   try:
     return do_run(setup, program, rate, seed, should_stop, should_save)
   except DivergedError:
-    print(f"{name} diverged: loss or gradient not finite; it is left out", flush=True)
+    if jax.process_index() == 0:
+      print(f"{name} diverged: loss or gradient not finite; it is left out", flush=True)
     return {"learning_rate": rate, "seed": seed, "folder": name, "diverged": True}
 
 
@@ -220,7 +246,8 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
   """Trains and scores one run, and writes its folder. Returns its line of results.json."""
   folder = setup.path / results_lib.run_name(rate, seed)
   if jax.process_index() == 0:
-    shutil.rmtree(folder, ignore_errors=True)  # Of a start that was stopped.
+    if folder.exists():  # Of a start that was stopped.
+      shutil.rmtree(folder)
     folder.mkdir()
   start = time.monotonic()
   with contextlib.ExitStack() as stack:
@@ -337,7 +364,7 @@ def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray,
   if fresh.shape != trained.shape:
     raise DataError(f"{name}: the checkpoint has {trained.shape}, its config says {fresh.shape}; "
                     "restore the run's folder")
-  return jax.device_put(trained, fresh.sharding)
+  return jax.make_array_from_callback(trained.shape, fresh.sharding, lambda index: trained[index])
 
 
 def evaluate(setup: Setup, program: Program, params: Any, *, with_tests: bool

@@ -39,8 +39,8 @@ def fork_worker(name: str) -> None:
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   if code == -signal.SIGABRT:
     print(f"{name}: JAX has ended this process, as its messages above say: most likely another "
-          "process of the run is gone. Start all of them again: they go on from the last "
-          "checkpoint", file=sys.stderr, flush=True)
+          "process of the run is gone. Start all of them again: they go on with what "
+          "was saved", file=sys.stderr, flush=True)
     code = PeerError.exit_code
   os._exit(code if code >= 0 else 128 - code)  # As shells have it: 137 after kill -9.
 

@@ -137,8 +137,8 @@ def name_lost_peer() -> Iterator[None]:
   except jax.errors.JaxRuntimeError as e:
     if "Gloo" not in str(e):
       raise
-    raise PeerError("another process of the run is gone; start all of them again: they go on from "
-                    "the last checkpoint") from e
+    raise PeerError("another process of the run is gone; start all of them again: they go on with "
+                    "what was saved") from e
 
 
 @contextlib.contextmanager

@@ -53,9 +53,9 @@ def train(config: ConfigDict, path: pathlib.Path,
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     if jax.process_index() == 0:  # Only now: a start that is refused changes nothing.
-      workdir.write_run(path, config, run.corpus.tokenizer)
       if first_step < last_step:  # The report of a run that is prolonged.
         (path / "report.md").unlink(missing_ok=True)
+      workdir.write_run(path, config, run.corpus.tokenizer)
     log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
     if first_step:
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else

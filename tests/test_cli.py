@@ -49,6 +49,9 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["import", "--from=f", "--workdir=w", "--sauce=1"],
      "unknown argument --sauce=1; config fields are given"),
     (["fill", "--workdir=w", "hello", "--tpo=3"], "did you mean --top?"),
+    (["fill", "--", "the [MASK]"], "required: --workdir"),
+    (["generate", "--prompt", "-- hello"], "required: --workdir"),
+    (["train", "--config=c.py", "--config.seed=3"], "required: --workdir"),
     (["fill", "--workdir=w", "hello", "--tpo=3"], "see bertgpt fill --help"),
     (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
 ])

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -307,16 +308,22 @@ def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
                              losses_of(short, "lr0.01-seed0"), rtol=1e-5)
 
 
+def start_two(tuning, init, out, *arguments, differing=((), ())):
+  """The command in two processes of two devices each."""
+  port = program.free_port()
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(program.ROOT)}
+  return [subprocess.Popen(
+      [sys.executable, "-m", "bertgpt.cli", "finetune", f"--config={tuning}", f"--init={init}",
+       f"--workdir={out}", *arguments, *differing[i], f"--distributed=127.0.0.1:{port},2,{i}"],
+      env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+          for i in range(2)]
+
+
 def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_path):
   """Each has half of the examples; the first alone writes and prints."""
-  port, out = program.free_port(), tmp_path / "out"
-  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(program.ROOT)}
-  started = [subprocess.Popen(
-      [sys.executable, "-m", "bertgpt.cli", "finetune", f"--config={tuning}",
-       f"--init={finished_bert}", f"--workdir={out}", *SHORT, "--config.seeds=0,1",
-       f"--distributed=127.0.0.1:{port},2,{i}"], env=environment, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
-  first, second = map(program.finish, started)
+  out = tmp_path / "out"
+  first, second = map(program.finish, start_two(tuning, finished_bert, out, *SHORT,
+                                                "--config.seeds=0,1", "--config.save=all"))
   assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
   assert "Best on dev" in first.stdout
   assert all(line.startswith("[Gloo]") for line in second.stdout.splitlines())
@@ -324,9 +331,39 @@ def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_pat
                              rtol=1e-5)
   assert {r["seed"]: r["dev"] for r in results_of(out)["runs"]}[0] == (
       results_of(short)["runs"][0]["dev"])
-  best = out / results_of(out)["best_run"]
-  assert weights_under(out) == {best.name}
-  assert workdir.load_checkpoint(best).task["name"] == "sst2"
+  assert weights_under(out) == {"lr0.01-seed0", "lr0.01-seed1"}
+  assert workdir.load_checkpoint(out / "lr0.01-seed1").task["name"] == "sst2"
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(tuning, finished_bert, tmp_path):
+  """In the third run, of which one process is told; the first one has diverged."""
+  out = tmp_path / "out"
+  arguments = ("--config.learning_rates=1e30,1e-9,1e-2", "--config.optimizer.clip_norm=0",
+               "--config.epochs=60", "--config.log.every_steps=1")
+  both = start_two(tuning, finished_bert, out, *arguments)
+  program.wait_for((out / "lr0.01-seed0" / "metrics.jsonl").exists, both[0])
+  both[1].send_signal(signal.SIGTERM)
+  results = [program.finish(process) for process in both]
+  assert [result.returncode for result in results] == [75, 75], results[0].stderr
+  assert [r["learning_rate"] for r in results_of(out)["runs"]] == [1e30, 1e-9]
+  assert weights_under(out) == {"lr1e-09-seed0"}
+
+  results = list(map(program.finish, start_two(tuning, finished_bert, out, *arguments)))
+  assert [result.returncode for result in results] == [0, 0], results[0].stderr
+  assert results_of(out)["best_run"] == "lr0.01-seed0"
+  assert "lr1e+30-seed0 diverged" not in results[1].stdout
+  assert len(losses_of(out, "lr0.01-seed0")) == 60
+
+
+@pytest.mark.slow
+def test_processes_that_would_do_different_runs_are_refused(tuning, finished_bert, tmp_path):
+  both = start_two(tuning, finished_bert, tmp_path / "out", *SHORT,
+                   differing=(["--config.seeds=0,1"], ["--config.seeds=0,2"]))
+  for result in map(program.finish, both):
+    assert result.returncode == 2
+    assert "the processes have different configs" in result.stderr
+  assert files_under(tmp_path) == set()
 
 
 # ---------------------------------------------------------------- bad input
@@ -388,7 +425,6 @@ def test_the_folder_of_a_pretraining_is_refused(tuning, finished_bert, capsys):
 def test_a_stopped_fine_tuning_goes_on_with_the_next_run(tuning, finished_bert, tmp_path,
                                                          monkeypatch):
   """SIGTERM in the second run: the first is kept, the second is begun anew."""
-  import signal
   add, out = finetune.StepLog.add, tmp_path / "out"
 
   def add_and_stop(self, step, step_metrics):
