@@ -146,7 +146,7 @@ def test_a_fine_tuned_encoder_is_a_classifier(exported_tuned):
   assert {path.name for path in exported_tuned.iterdir()} == ENCODER_FILES
   settings = json.loads((exported_tuned / "config.json").read_text())
   assert settings["architectures"] == ["BertForSequenceClassification"]
-  assert settings["id2label"] == {"0": "0", "1": "1"}
+  assert settings["id2label"] == {"0": "negative", "1": "positive"}
   tensors = load_file(exported_tuned / "model.safetensors")
   assert tensors["classifier.weight"].shape == (2, 16)
   assert not any(name.startswith("cls.") for name in tensors)
@@ -194,7 +194,8 @@ def test_transformers_predicts_what_fine_tuning_has_predicted(exported_tuned, tu
   lines = (glue / "SST-2" / "dev.tsv").read_text().splitlines()[1:]
   written = (tuned / "lr0.01-seed0" / "predictions" / "SST-2.dev.tsv").read_text().splitlines()[1:]
   found = classify([line.split("\t")[0] for line in lines])
-  assert [answer["label"] for answer in found] == [line.split("\t")[1] for line in written]
+  names = {"negative": "0", "positive": "1"}
+  assert [names[answer["label"]] for answer in found] == [line.split("\t")[1] for line in written]
 
 
 # ------------------------------------------------------------------ refusals of export

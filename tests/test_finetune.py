@@ -66,7 +66,8 @@ def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
   assert weights_under(tuned) == {"lr0.01-seed0"}
   found = workdir.load_checkpoint(tuned / "lr0.01-seed0")
   assert set(found.params) == {"body", "head"}
-  assert (found.task["name"], found.task["labels"], found.task["seed"]) == ("sst2", ["0", "1"], 0)
+  assert (found.task["name"], found.task["labels"], found.task["seed"]) == (
+      "sst2", ["negative", "positive"], 0)
   before = workdir.load_trained(finished_bert).params["encoder"]["layers"]["mlp"]["up"]["kernel"]
   after = found.params["body"]["encoder"]["layers"]["mlp"]["up"]["kernel"]
   assert 0 < np.abs(after - before).max() < 0.5

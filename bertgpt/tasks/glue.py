@@ -30,6 +30,7 @@ class Glue(NamedTuple):
     texts: columns of the texts.
     label: column of the label.
     labels: in the order of TFDS, which numbers them; () for a score from 0 to 5.
+    names: TFDS' words for labels that are numbers.
     metrics: names in `scores.METRICS`.
     features: names of the texts in TFDS.
     splits: (set, suffix of file and split, suffix of the submission).
@@ -46,6 +47,7 @@ class Glue(NamedTuple):
   splits: tuple[tuple[str, str, str], ...] = (("", "", ""),)
   header: tuple[str, ...] = ()
   skips_short: bool = False
+  names: tuple[str, ...] = ()
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -54,19 +56,23 @@ _MNLI_SPLITS = (("", "_matched", "-m"), ("_mismatched", "_mismatched", "-mm"))
 
 TASKS = {
     "cola": Glue("CoLA", ("sentence",), "label", ("0", "1"), ("matthews",), ("sentence",),
-                 header=("source", "label", "mark", "sentence")),
-    "sst2": Glue("SST-2", ("sentence",), "label", ("0", "1"), ("accuracy",), ("sentence",)),
+                 header=("source", "label", "mark", "sentence"),
+                 names=("unacceptable", "acceptable")),
+    "sst2": Glue("SST-2", ("sentence",), "label", ("0", "1"), ("accuracy",), ("sentence",),
+                 names=("negative", "positive")),
     "mrpc": Glue("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), ("f1", "accuracy"),
-                 _PAIR),
+                 _PAIR, names=("not_equivalent", "equivalent")),
     "stsb": Glue("STS-B", _PAIR, "score", (), ("pearson", "spearman"), _PAIR),
     "qqp": Glue("QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("f1", "accuracy"),
-                ("question1", "question2"), skips_short=True),
+                ("question1", "question2"), skips_short=True,
+                names=("not_duplicate", "duplicate")),
     "mnli": Glue("MNLI", _PAIR, "gold_label", ("entailment", "neutral", "contradiction"),
                  ("accuracy",), ("premise", "hypothesis"), _MNLI_SPLITS),
     "qnli": Glue("QNLI", ("question", "sentence"), "label", _ENTAILS, ("accuracy",),
                  ("question", "sentence")),
     "rte": Glue("RTE", _PAIR, "label", _ENTAILS, ("accuracy",), _PAIR),
-    "wnli": Glue("WNLI", _PAIR, "label", ("0", "1"), ("accuracy",), _PAIR),
+    "wnli": Glue("WNLI", _PAIR, "label", ("0", "1"), ("accuracy",), _PAIR,
+                 names=("not_entailment", "entailment")),
 }
 
 
@@ -113,8 +119,8 @@ def open_task(config, form: Format) -> Task:
           functools.partial(score, glue, table.labels) if name == "dev" else None,
           functools.partial(write, glue, file_name)))
   notes = (f"{skipped} lines lack columns and were left out",) if skipped else ()
-  return Task(config.name, "classes" if glue.labels else "values", glue.labels or ("score",),
-              train, tuple(evals), baseline, notes)
+  return Task(config.name, "classes" if glue.labels else "values",
+              glue.names or glue.labels or ("score",), train, tuple(evals), baseline, notes)
 
 
 def make_rows(table: Table, glue: Glue, form: Format) -> Rows:
