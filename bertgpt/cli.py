@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from bertgpt import config as config_lib
 from bertgpt import flags, guard, huge_pages, recipes
 from bertgpt.config import ConfigDict
-from bertgpt.errors import ConfigError, PeerError, StorageError, UserError
+from bertgpt.errors import INTERRUPTED, ConfigError, PeerError, StorageError, UserError
 from bertgpt.flags import folder
 
 # Modules are imported by the commands that need them: `bertgpt --help` and `prepare`
@@ -22,8 +22,6 @@ from bertgpt.flags import folder
 
 
 HEAVY = ("train", "evaluate", "finetune")  # Commands that allocate much memory, step by step.
-
-INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, as shells have it.
 
 # OSErrors that are the storage's or the user's, not a bug's.
 STORAGE_ERRORS = frozenset({

@@ -17,6 +17,8 @@ and the word "Timeout" comes from the watchdog: a step did not come, for a peer 
 Any other number, with a traceback, is a bug.
 """
 
+INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, as shells have it.
+
 
 class UserError(Exception):
   """An error whose message is written for the person who typed the command.

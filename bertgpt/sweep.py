@@ -11,9 +11,7 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt import metrics, recipes, workdir
 from bertgpt.config import ConfigDict
-from bertgpt.errors import ConfigError, Preempted, UserError
-
-INTERRUPTED = 130  # Exit code of a run that Ctrl-C met before its first step.
+from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
