@@ -25,8 +25,7 @@ import tokenizers
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row
 from bertgpt import config as config_lib
-from bertgpt import recipes
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import loader, prepare, sources
 from bertgpt.errors import ConfigError

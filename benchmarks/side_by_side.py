@@ -19,8 +19,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bertgpt import cli, huge_pages, recipes
-from bertgpt.config import ConfigDict
+from bertgpt import cli, huge_pages
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import UserError
 
 TOLERANCE = 1e-4  # Of losses that are to be the same.

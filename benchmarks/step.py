@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row, Worker
 from bertgpt import config as config_lib
-from bertgpt import huge_pages, metrics, presets, recipes
-from bertgpt.config import ConfigDict
+from bertgpt import huge_pages, metrics
+from bertgpt.config import ConfigDict, presets, recipes
 from bertgpt.errors import ConfigError
 
 CHECKED_STEPS = 2

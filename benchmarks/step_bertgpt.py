@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from benchmarks.bare_step import BareStep
-from bertgpt import conversion, objectives, process, recipes
-from bertgpt.config import ConfigDict
+from bertgpt import conversion, objectives, process
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import ConfigError
 
 PAD, CLS, SEP, MASK = range(4)

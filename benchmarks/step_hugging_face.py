@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import transformers
 
-from bertgpt import conversion, recipes
-from bertgpt.config import ConfigDict
+from bertgpt import conversion
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import ConfigError
 
 IGNORED = -100  # PyTorch's label of a position that is not predicted.

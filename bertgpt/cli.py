@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import flags, guard, huge_pages, recipes
-from bertgpt.config import ConfigDict
+from bertgpt import flags, guard, huge_pages
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import INTERRUPTED, ConfigError, PeerError, StorageError, UserError
 from bertgpt.flags import folder
 
@@ -378,7 +378,8 @@ def run_import(arguments) -> None:
 
 
 def run_finetune(arguments) -> None:
-  from bertgpt import finetune_config, tasks
+  from bertgpt import tasks
+  from bertgpt.config import finetuning as finetune_config
   recipe = recipes.load(arguments.config, finetune_config.base)
   config, problems = recipes.try_override(recipe, arguments.overrides)
   config.task.name = arguments.task or config.task.name

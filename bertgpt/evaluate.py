@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, models, objectives, process, recipes, sharding, workdir
-from bertgpt.config import ConfigDict
+from bertgpt import metrics, models, objectives, process, sharding, workdir
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.data import loader
 from bertgpt.data.corpus import Corpus, open_corpus
 from bertgpt.errors import ConfigError

@@ -21,9 +21,9 @@ import safetensors
 import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
-from bertgpt import checkpoint, conversion, model_card, recipes, workdir
+from bertgpt import checkpoint, conversion, model_card, workdir
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.data import tokenizer_files, tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.fingerprint import name_leaves

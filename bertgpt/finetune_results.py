@@ -13,8 +13,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt import finetune_config, recipes, sweep
-from bertgpt.config import ConfigDict
+from bertgpt import sweep
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
 from bertgpt.fingerprint import name_leaves
 from bertgpt.tasks.rows import Task

@@ -4,8 +4,8 @@ import pathlib
 from typing import NamedTuple
 
 from bertgpt import config as config_lib
-from bertgpt import finetune_config, recipes
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.metrics import read_curves
 from bertgpt.workdir import Trained
 
@@ -169,7 +169,7 @@ def training_recipe(config: ConfigDict) -> list[str]:
 
 def tuning_recipe(task: dict) -> list[str]:
   """Python text of a recipe for a fine-tuning."""
-  return ["from bertgpt.finetune_config import base", "", "", "def get_config():",
+  return ["from bertgpt.config.finetuning import base", "", "", "def get_config():",
           "  config = base()", *changed_fields(read_tuning(task), finetune_config.base()),
           "  return config"]
 

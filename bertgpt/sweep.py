@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, recipes, workdir
-from bertgpt.config import ConfigDict
+from bertgpt import metrics, workdir
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 
 

@@ -14,19 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bertgpt import (
-    checkpoint,
-    evaluate,
-    models,
-    objectives,
-    process,
-    recipes,
-    sharding,
-    steps,
-    workdir,
-)
+from bertgpt import checkpoint, evaluate, models, objectives, process, sharding, steps, workdir
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, recipes
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import frequencies, loader
 from bertgpt.errors import ConfigError, DataError, Preempted

@@ -25,8 +25,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from bertgpt import checkpoint, finetune_config, models, process, recipes
-from bertgpt.config import ConfigDict
+from bertgpt import checkpoint, models, process
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.data import prepare, tokenizers
 from bertgpt.data.corpus import is_corpus
 from bertgpt.errors import ConfigError, DataError, StorageError

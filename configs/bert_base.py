@@ -15,8 +15,7 @@ The paper does not pack. With --config.data.packing=True a row of 128 holds more
 number of steps then reads more of it.
 """
 
-from bertgpt import presets
-from bertgpt.config import base, phase
+from bertgpt.config import base, phase, presets
 
 
 def get_config():

@@ -11,7 +11,7 @@ Status     Not yet run.
 import pathlib
 
 from bertgpt.config import phase
-from bertgpt.recipes import load
+from bertgpt.config.recipes import load
 
 
 def get_config():

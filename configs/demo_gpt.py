@@ -8,9 +8,8 @@ Expected   After 3,600 steps: held-out perplexity 26.8 (bigram 58.6, unigram 418
 
 import pathlib
 
-from bertgpt import presets
-from bertgpt.config import phase
-from bertgpt.recipes import load
+from bertgpt.config import phase, presets
+from bertgpt.config.recipes import load
 
 
 def get_config():

@@ -7,7 +7,7 @@ Hardware   Any.
 Expected   BERT-base, dev: MNLI 84.4, QNLI 88.4, MRPC 86.7, SST-2 92.7 (Devlin et al. 2018).
 """
 
-from bertgpt.finetune_config import base
+from bertgpt.config.finetuning import base
 
 
 def get_config():

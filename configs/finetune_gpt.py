@@ -8,7 +8,7 @@ Hardware   Any.
 Expected   GPT-1: SST-2 91.3, CoLA 45.4, RTE 56.0, on the test sets (Radford et al. 2018).
 """
 
-from bertgpt.finetune_config import base
+from bertgpt.config.finetuning import base
 
 
 def get_config():

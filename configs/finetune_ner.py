@@ -9,7 +9,7 @@ Expected   BERT-base, CoNLL 2003: dev F1 96.4, test 92.4 (Devlin et al. 2018, ca
            document as context, which is not given here).
 """
 
-from bertgpt.finetune_config import base
+from bertgpt.config.finetuning import base
 
 
 def get_config():

@@ -8,7 +8,7 @@ Hardware   Any; the rows of the paper are 384 tokens long.
 Expected   BERT-base, 1.1, dev: EM 80.8, F1 88.5 (Devlin et al. 2018).
 """
 
-from bertgpt.finetune_config import base
+from bertgpt.config.finetuning import base
 
 
 def get_config():

@@ -10,8 +10,7 @@ Expected   Token perplexity 18.4 on BooksCorpus (Radford et al. 2018). It depend
 Status     Not yet run.
 """
 
-from bertgpt import presets
-from bertgpt.config import base, phase
+from bertgpt.config import base, phase, presets
 
 
 def get_config():

@@ -10,8 +10,8 @@ Status     Not yet run.
 
 import pathlib
 
-from bertgpt import presets
-from bertgpt.recipes import load
+from bertgpt.config import presets
+from bertgpt.config.recipes import load
 
 
 def get_config():

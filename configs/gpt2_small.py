@@ -13,8 +13,7 @@ Expected   Validation loss 2.85 on OpenWebText (nanoGPT, README, 600k steps). Af
 Status     Not yet run.
 """
 
-from bertgpt import presets
-from bertgpt.config import base, phase
+from bertgpt.config import base, phase, presets
 
 
 def get_config():

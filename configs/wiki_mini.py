@@ -24,8 +24,7 @@ how frequent words are and what the text is about, and no grammar. Measured, hel
   into learning frequencies, for which all rare tokens' vectors became alike.
 """
 
-from bertgpt import presets
-from bertgpt.config import base, phase
+from bertgpt.config import base, phase, presets
 
 
 def get_config():

@@ -36,7 +36,7 @@ def get_sweep():
 """
 
 TUNING = """
-from bertgpt.finetune_config import base
+from bertgpt.config.finetuning import base
 
 
 def get_config():

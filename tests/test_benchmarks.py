@@ -10,7 +10,8 @@ import pytest
 
 import benchmarks
 from benchmarks import bare_step, packing, real_loop, side_by_side, step
-from bertgpt import metrics, recipes, train, workdir
+from bertgpt import metrics, train, workdir
+from bertgpt.config import recipes
 from bertgpt.data import loader
 from bertgpt.errors import ConfigError
 

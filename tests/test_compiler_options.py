@@ -1,4 +1,4 @@
-"""bertgpt.compiler_options: the compilers know every option, and the step of training uses them."""
+"""bertgpt.config.compiler_options: the compilers know every option, and the step of training uses them."""
 
 import importlib.util
 import json
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import compiler_options
 from bertgpt import config as config_lib
+from bertgpt.config import compiler_options
 from bertgpt.errors import ConfigError
 
 needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,

@@ -3,7 +3,7 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import recipes
+from bertgpt.config import recipes
 from bertgpt.errors import ConfigError
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import conversion, recipes
+from bertgpt import conversion
+from bertgpt.config import recipes
 from bertgpt.errors import ConfigError, DataError
 
 MODELS = {

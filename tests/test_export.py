@@ -13,8 +13,9 @@ import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import processors
 
-from bertgpt import checkpoint, cli, conversion, export, finetune_config, recipes, workdir
-from bertgpt.config import base
+from bertgpt import checkpoint, cli, conversion, export, workdir
+from bertgpt.config import base, recipes
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.data import tokenizer_files, tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.tasks.rows import make_format

@@ -13,7 +13,8 @@ import program
 import pytest
 import small_runs
 
-from bertgpt import cli, finetune, metrics, recipes, workdir
+from bertgpt import cli, finetune, metrics, workdir
+from bertgpt.config import recipes
 from bertgpt.errors import DataError
 from bertgpt.finetune import put_pretrained
 
@@ -397,7 +398,7 @@ def test_wrong_input_is_one_line_and_makes_nothing(tuning, finished_bert, tmp_pa
 
 def test_a_recipe_of_pretraining_is_none_of_a_task(recipe, finished_bert, tmp_path, capsys):
   assert run(recipe, finished_bert, tmp_path / "out") == 2
-  assert "must return a config made by bertgpt.finetune_config.base()" in capsys.readouterr().err
+  assert "must return a config made by bertgpt.config.finetuning.base()" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument, fragment", [

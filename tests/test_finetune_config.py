@@ -3,7 +3,8 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import finetune_config, recipes
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.config import recipes
 from bertgpt.errors import ConfigError
 
 

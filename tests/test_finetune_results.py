@@ -2,7 +2,7 @@
 
 import types
 
-from bertgpt import finetune_config
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.finetune_results import flatten, report, run_name, runs_of, summarise
 
 

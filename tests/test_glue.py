@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bertgpt import finetune_config
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.data import tokenizers
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import glue

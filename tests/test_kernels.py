@@ -3,7 +3,7 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import kernels
+from bertgpt.config import attention_kernels as kernels
 from bertgpt.errors import ConfigError
 
 BF16 = {"dtype": "bfloat16", "length": 512, "head_width": 64, "dropout": 0.0}

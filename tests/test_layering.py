@@ -13,10 +13,10 @@ PACKAGE = REPOSITORY / "bertgpt"
 
 # Floors of the house, lowest first. A module may import its own floor and those below.
 FLOORS = (
-    {"compiler_options", "errors", "kernels"},
-    {"config", "fingerprint", "flags", "guard", "hardware", "hlo", "huge_pages",
-     "presets"},
-    {"collectives", "finetune_config", "recipes"},
+    {"errors"},
+    {"config"},
+    {"fingerprint", "flags", "guard", "hardware", "hlo", "huge_pages"},
+    {"collectives"},
     {"data", "checkpoint", "conversion", "metrics", "optimizers", "process", "roofline",
      "sharding", "topologies"},
     {"models", "tasks"},

@@ -8,7 +8,8 @@ import termios
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, presets
+from bertgpt import metrics
+from bertgpt.config import presets
 
 
 @pytest.mark.parametrize("model, vocab, objective, seq_len, predictions, gigaflops", [

@@ -3,7 +3,9 @@
 import json
 import pathlib
 
-from bertgpt import finetune_config, model_card, recipes, workdir
+from bertgpt import model_card, workdir
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.config import recipes
 
 OUT = pathlib.Path("out/model")
 

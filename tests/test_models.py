@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import models, presets
-from bertgpt.config import padded_vocab_size
+from bertgpt import models
+from bertgpt.config import padded_vocab_size, presets
 from bertgpt.models import layers
 
 VOCAB = 300  # Padded to 384.

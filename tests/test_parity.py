@@ -10,7 +10,8 @@ import pytest
 import tiny
 from ml_collections import FrozenConfigDict
 
-from bertgpt import conversion, models, objectives, optimizers, recipes, steps, task_objectives
+from bertgpt import conversion, models, objectives, optimizers, steps, task_objectives
+from bertgpt.config import recipes
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")

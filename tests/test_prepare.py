@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import recipes
+from bertgpt.config import recipes
 from bertgpt.data import corpus, corpus_writer, prepare, sources, tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 

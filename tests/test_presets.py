@@ -1,9 +1,8 @@
-"""bertgpt.presets: the sizes, by the parameter counts that they must give."""
+"""bertgpt.config.presets: the sizes, by the parameter counts that they must give."""
 
 import pytest
 
-from bertgpt import presets
-from bertgpt.config import base
+from bertgpt.config import base, presets
 
 
 def stack_parameters(size) -> int:

@@ -1,11 +1,11 @@
-"""bertgpt.recipes: what a user can type, what survives JSON, what may change on resume."""
+"""bertgpt.config.recipes: what a user can type, what survives JSON, what may change on resume."""
 
 import json
 
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import recipes
+from bertgpt.config import recipes
 from bertgpt.errors import ConfigError
 
 

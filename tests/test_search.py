@@ -7,8 +7,9 @@ import pytest
 import tiny
 from test_aot import on_fake_devices
 
-from bertgpt import aot, recipes, search, topologies
+from bertgpt import aot, search, topologies
 from bertgpt import config as config_lib
+from bertgpt.config import recipes
 
 
 def make_config():

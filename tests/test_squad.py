@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from bertgpt import finetune_config
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.data import tokenizers
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import rows as rows_lib

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from bertgpt import cli, process, recipes, sweep, train
+from bertgpt import cli, process, sweep, train
+from bertgpt.config import recipes
 from bertgpt.errors import DataError, Preempted, UserError
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]

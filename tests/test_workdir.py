@@ -10,7 +10,8 @@ import types
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import recipes, workdir
+from bertgpt import workdir
+from bertgpt.config import recipes
 from bertgpt.data import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 

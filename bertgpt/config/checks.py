@@ -1,0 +1,232 @@
+"""Cross-checks of a whole pretraining config, before anything compiles."""
+
+import math
+
+from bertgpt.config import attention_kernels as kernels
+from bertgpt.config import compiler_options
+from bertgpt.config.pretraining import (
+  CHOICES,
+  MESH_AXES,
+  PHASE_CHOICES,
+  ConfigDict,
+  leaves,
+  max_predictions,
+  total_steps,
+)
+from bertgpt.errors import ConfigError
+
+AT_LEAST = {
+    "seed": 0,
+    "data.prepare_workers": 0, "data.reader_workers": 0, "data.prefetch": 1,
+    "data.max_sequences": 0, "tokenizer.vocab_size": 1, "tokenizer.train_bytes": 1,
+    "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
+    "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
+    "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
+    "model.scan_unroll": 0, "objective.loss_chunk": -1, "optimizer.clip_norm": 0,
+    "optimizer.epsilon": 0, "optimizer.weight_decay": 0, "train.max_bad_steps": 1, "eval.every_steps": 0,
+    "eval.batch_size": 1, "eval.max_rows": 0, "checkpoint.every_steps": 0,
+    "checkpoint.every_minutes": 0, "checkpoint.keep": 1, "log.every_steps": 1,
+    "system.hang_timeout_minutes": 0, "mesh.fsdp": 1, "mesh.tensor": 1,
+}
+FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
+             "objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random")
+BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
+             "optimizer.momentum")
+PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
+                  "max_predictions": 0, "learning_rate": 0, "warmup_steps": 0, "power": 0}
+PHASE_FRACTIONS = ("warmup_fraction", "end_fraction", "decay_fraction")
+
+LOCAL_PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path",
+               "system.compilation_cache")
+
+# Logical axes of which one parameter has both: they must not be split over the same mesh axis.
+AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
+
+
+def validate(config: ConfigDict, num_devices: int | None = None, platform: str = "") -> None:
+  """Cross-checks the whole config before anything compiles.
+
+  Args:
+    num_devices: devices the mesh is laid over; None leaves these checks out.
+    platform: theirs, 'cpu', 'gpu' or 'tpu'; empty leaves these checks out.
+  Raises:
+    ConfigError: every problem found, one a line.
+  """
+  if problems := find_problems(config, num_devices, platform):
+    raise ConfigError("\n".join(problems))
+
+
+def find_problems(config: ConfigDict, num_devices: int | None = None,
+                  platform: str = "") -> list[str]:
+  """What `validate` objects to, one line each."""
+  problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
+              *_axes_problems(config), *_path_problems(config)]
+  if any(not isinstance(p, ConfigDict) for p in config.phases) or not config.phases:
+    return [*problems, "phases: give a tuple of at least one phase(...)"]
+  for i, p in enumerate(config.phases):
+    problems += _phase_problems(config, p, f"phases[{i}]")
+  problems += [*_attention_problems(config, platform), *_slot_problems(config),
+               *_profile_problems(config), *_option_problems(config, platform)]
+  if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
+    problems += _mesh_problems(config, num_devices)
+  return problems
+
+
+def _choice_problems(config):
+  for field, choices in CHOICES.items():
+    group, name = field.split(".")
+    yield from _outside(field, config[group][name], choices)
+
+
+def _outside(field, value, choices):
+  if value not in choices:
+    yield f"{field}={value!r}: choose one of {', '.join(choices)}"
+
+
+def _below(field, value, low):
+  if not low <= value < math.inf:  # NaN is not either.
+    yield f"{field}={value}: must be at least {low}" + (" and finite" if value >= low else "")
+
+
+def _no_fraction(field, value):
+  if not 0 <= value <= 1:
+    yield f"{field}={value}: must be between 0 and 1"
+
+
+def _range_problems(config):
+  values = dict(leaves(config))
+  for field, low in AT_LEAST.items():
+    yield from _below(field, values[field], low)
+  for field in FRACTIONS:
+    yield from _no_fraction(field, values[field])
+  for field in BELOW_ONE:
+    if not 0 <= values[field] < 1:
+      yield f"{field}={values[field]}: must be at least 0 and below 1"
+  if config.objective.replace_with_mask + config.objective.replace_with_random > 1 + 1e-9:
+    yield "objective.replace_with_mask + objective.replace_with_random: must not exceed 1"
+
+
+def _path_problems(config):
+  values = dict(leaves(config))
+  for field in LOCAL_PATHS:
+    if problem := remote_problem(values[field]):
+      yield f"{field}={problem}"
+
+
+def remote_problem(path: str) -> str | None:
+  """What is wrong with a path on storage that is not mounted, as gs://bucket/file."""
+  if "://" not in path:
+    return None
+  return (f"{path}: only local paths are read and written; mount the storage (for gs://: "
+          "gcsfuse), or use a local or NFS path")
+
+
+def _model_problems(config):
+  model = config.model
+  if model.num_heads > 0 and model.width % model.num_heads:
+    yield f"model.num_heads={model.num_heads} does not divide model.width={model.width}"
+  if (model.family == "bert") == (config.objective.name == "causal"):
+    yield (f"objective.name={config.objective.name!r} does not fit model.family={model.family!r}: "
+           "bert takes mlm_nsp or mlm, gpt takes causal")
+  if config.objective.name == "mlm_nsp" and model.num_segments < 2:
+    yield f"model.num_segments={model.num_segments}: objective mlm_nsp needs 2"
+  if config.objective.name == "causal" and config.objective.bias_init != "zeros":
+    yield "objective.bias_init: a GPT has no output bias; leave it at zeros"
+  if config.objective.name != "causal" and config.objective.mask_prob == 0:
+    yield "objective.mask_prob=0.0: nothing would be predicted; 0.15 is BERT's"
+
+
+def _axes_problems(config):
+  axes = config.mesh.axes
+  for name in axes:
+    for axis in axes[name]:
+      if axis not in MESH_AXES:
+        yield f"mesh.axes.{name} names {axis!r}: choose among {', '.join(MESH_AXES)}"
+    if len(set(axes[name])) < len(axes[name]):
+      yield f"mesh.axes.{name}={tuple(axes[name])} names an axis twice"
+  for one, other in AXES_TOGETHER:
+    if shared := set(axes[one]) & set(axes[other]):
+      yield (f"mesh.axes.{one} and mesh.axes.{other} both name {', '.join(sorted(shared))}: "
+             "a parameter has both, and can be split over it once")
+
+
+def _phase_problems(config, p, name):
+  for field, choices in PHASE_CHOICES.items():
+    yield from _outside(f"{name}.{field}", p[field], choices)
+  for field, low in PHASE_AT_LEAST.items():
+    yield from _below(f"{name}.{field}", p[field], low)
+  for field in PHASE_FRACTIONS:
+    yield from _no_fraction(f"{name}.{field}", p[field])
+  if p.seq_len > config.model.max_positions:
+    yield (f"{name}.seq_len={p.seq_len} is longer than "
+           f"model.max_positions={config.model.max_positions}")
+  if p.micro_batches > 0 and p.batch_size % p.micro_batches:
+    yield f"{name}.micro_batches={p.micro_batches} does not divide {name}.batch_size={p.batch_size}"
+  if p.max_predictions > p.seq_len:
+    yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
+  if p.warmup_steps and p.warmup_fraction:
+    yield f"{name}: set warmup_steps or warmup_fraction, not both"
+  if name == "phases[0]" and p.learning_rate_rule == "continuous":
+    yield f"{name}.learning_rate_rule='continuous': the first phase has no curve before it"
+
+
+def _attention_problems(config, platform):
+  model = config.model
+  if model.attention not in kernels.LIMITED or model.num_heads < 1:
+    return
+  found = {}  # A set in order: most obstacles are the same in every phase.
+  for p in config.phases:
+    found |= dict.fromkeys(kernels.obstacles(
+        model.attention, platform, model.dtype, p.seq_len, model.width // model.num_heads,
+        model.attention_dropout))
+  for obstacle in found:
+    yield f"model.attention={model.attention!r} needs {obstacle}; 'auto' chooses what can run"
+
+
+def _slot_problems(config):
+  slots = {}
+  for i, p in enumerate(config.phases):
+    first = slots.setdefault(p.seq_len, max_predictions(config, p))
+    if first != max_predictions(config, p):
+      yield (f"phases[{i}].max_predictions={p.max_predictions}: an earlier phase of the same "
+             f"seq_len={p.seq_len} has {first}; give both the same")
+
+
+def _profile_problems(config):
+  steps = config.profile.steps
+  if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
+                    and 1 <= steps[0] <= steps[1] <= total_steps(config)):
+    yield f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps"
+
+
+def _option_problems(config, platform):
+  name = config.system.xla_options
+  if name in compiler_options.SETS and platform not in ("", compiler_options.SETS[name].platform):
+    yield f"system.xla_options={name!r} is not for platform {platform!r}; 'auto' takes what fits"
+
+
+def _mesh_problems(config, num_devices):
+  mesh, data = config.mesh, config.mesh.data
+  rest = mesh.fsdp * mesh.tensor
+  if data == -1:
+    if num_devices % rest:
+      return [f"mesh.fsdp={mesh.fsdp} x mesh.tensor={mesh.tensor} does not divide the "
+              f"{num_devices} devices"]
+    data = num_devices // rest
+  if data * rest != num_devices:
+    return [f"mesh data={data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {data * rest} devices, "
+            f"but there are {num_devices}; mesh.data=-1 takes all that the others leave"]
+  problems = []
+  for i, p in enumerate(config.phases):
+    rows = p.batch_size // max(1, p.micro_batches)
+    if rows % (data * mesh.fsdp):
+      problems.append(f"phases[{i}]: a micro-batch of {rows} rows does not divide "
+                      f"over data x fsdp = {data * mesh.fsdp} devices")
+  if config.eval.batch_size % (data * mesh.fsdp):
+    problems.append(f"eval.batch_size={config.eval.batch_size} does not divide over "
+                    f"data x fsdp = {data * mesh.fsdp} devices")
+  for field in ("num_heads", "mlp_dim"):
+    if config.model[field] % mesh.tensor:
+      problems.append(f"mesh.tensor={mesh.tensor} does not divide "
+                      f"model.{field}={config.model[field]}")
+  return problems
