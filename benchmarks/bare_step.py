@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from bertgpt import models, objectives, sharding, steps, workdir
+from bertgpt import models, objectives, steps, workdir
 from bertgpt.config import ConfigDict
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import loader
+from bertgpt.devices import sharding
 
 BATCHES = 4  # That lie ready, when they come from a corpus.
 

@@ -107,7 +107,7 @@ def bare_encoder(folder: pathlib.Path):
 
 def measure_loader(config: ConfigDict, path: pathlib.Path, arguments) -> list[Row]:
   from benchmarks import bare_step
-  from bertgpt import process
+  from bertgpt.devices import process
   process.use_compilation_cache(config.system.compilation_cache)
   corpus = corpus_lib.open_corpus(path, "train")
   step = bare_step.from_corpus(corpus, config)

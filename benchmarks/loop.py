@@ -17,8 +17,8 @@ import jax
 
 from benchmarks import bare_step, real_loop, side_by_side
 from benchmarks.side_by_side import Result, Row, Spread
-from bertgpt import process
 from bertgpt.config import ConfigDict
+from bertgpt.devices import process
 
 EVERY = 10  # Steps from one evaluation, or checkpoint, to the next.
 

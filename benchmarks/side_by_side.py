@@ -19,8 +19,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bertgpt import cli, huge_pages
+from bertgpt import cli
 from bertgpt.config import ConfigDict, recipes
+from bertgpt.devices import huge_pages
 from bertgpt.errors import UserError
 
 TOLERANCE = 1e-4  # Of losses that are to be the same.

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from benchmarks.bare_step import BareStep
-from bertgpt import conversion, objectives, process
+from bertgpt import conversion, objectives
 from bertgpt.config import ConfigDict, recipes
+from bertgpt.devices import process
 from bertgpt.errors import ConfigError
 
 PAD, CLS, SEP, MASK = range(4)

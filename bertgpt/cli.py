@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import flags, guard, huge_pages
+from bertgpt import flags
 from bertgpt.config import ConfigDict, recipes
+from bertgpt.devices import guard, huge_pages
 from bertgpt.errors import INTERRUPTED, ConfigError, PeerError, StorageError, UserError
 from bertgpt.flags import folder
 
@@ -271,13 +272,13 @@ def source_problems(config: ConfigDict) -> list[str]:
 
 
 def count_devices() -> int:
-  from bertgpt import process
+  from bertgpt.devices import process
   return process.count_devices()
 
 
 def start(arguments) -> None:
   if arguments.distributed:
-    from bertgpt import process
+    from bertgpt.devices import process
     arguments.release_interrupt()  # The others may be long in coming.
     process.start_distributed(arguments.distributed, arguments.distributed_timeout)
 
@@ -291,7 +292,8 @@ def run_train(arguments) -> None:
   config = read_config(arguments, (lambda: None) if arguments.distributed else count_devices)
   allow_change = parse_fields(arguments.allow_change, config)
   start(arguments)
-  from bertgpt import process, report, train
+  from bertgpt import report, train
+  from bertgpt.devices import process
   path = absolute(arguments.workdir)
   arguments.release_interrupt()
   with process.name_lost_peer():
@@ -315,7 +317,8 @@ def run_evaluate(arguments) -> None:
     if getattr(arguments, flag):
       raise ConfigError(f"--{flag} belongs to --suite, which is not given")
   start(arguments)
-  from bertgpt import evaluate, process
+  from bertgpt import evaluate
+  from bertgpt.devices import process
   arguments.release_interrupt()
   with process.name_lost_peer():
     results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
@@ -387,7 +390,8 @@ def run_finetune(arguments) -> None:
   if problems:
     raise ConfigError("\n".join(problems))
   start(arguments)
-  from bertgpt import finetune, process
+  from bertgpt import finetune
+  from bertgpt.devices import process
   init = absolute(arguments.init)
   path = absolute(arguments.workdir or init / f"finetune-{config.task.name}")
   arguments.release_interrupt()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bertgpt import hardware
+from bertgpt.devices import hardware
 from bertgpt.hlo import COLLECTIVES, Computation, Instruction
 
 

@@ -33,10 +33,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
-from bertgpt import checkpoint, process, sharding, steps, task_objectives, tasks, workdir
+from bertgpt import checkpoint, steps, task_objectives, tasks, workdir
 from bertgpt import finetune_results as results_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.models import Module
 from bertgpt.objectives import Objective

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import hardware
+from bertgpt.devices import hardware
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from bertgpt import aot, hardware
+from bertgpt import aot
 from bertgpt import config as config_lib
 from bertgpt.aot import Phase, Step
 from bertgpt.config import ConfigDict, recipes
+from bertgpt.devices import hardware
 from bertgpt.topologies import Topology
 
 COMPILATIONS = 8

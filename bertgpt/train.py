@@ -14,11 +14,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bertgpt import checkpoint, evaluate, models, objectives, process, sharding, steps, workdir
+from bertgpt import checkpoint, evaluate, models, objectives, steps, workdir
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data import corpus as corpus_lib
 from bertgpt.data import frequencies, loader
+from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.models import Module
 from bertgpt.step_log import StepLog, is_due

@@ -25,11 +25,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from bertgpt import checkpoint, models, process
+from bertgpt import checkpoint, models
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data import prepare, tokenizers
 from bertgpt.data.corpus import is_corpus
+from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
 from bertgpt.objectives import Vocabulary

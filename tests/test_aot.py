@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import aot, hardware, metrics, objectives, steps, topologies
+from bertgpt import aot, metrics, objectives, steps, topologies
 from bertgpt import config as config_lib
 from bertgpt.data import examples, loader
+from bertgpt.devices import hardware
 
 
 def on_fake_devices(count=8, chip="v5e"):

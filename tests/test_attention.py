@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from bertgpt import config as config_lib
-from bertgpt import sharding
+from bertgpt.devices import sharding
 from bertgpt.models import attention
 
 ROWS, LENGTH, HEADS, WIDTH = 2, 128, 2, 64

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from bertgpt import collectives, hardware, hlo
+from bertgpt import collectives, hlo
 from bertgpt.collectives import Collective, Network, Place
+from bertgpt.devices import hardware
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 BYTES = 256 * 4  # Of the array that every device holds.

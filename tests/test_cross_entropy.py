@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import sharding
+from bertgpt.devices import sharding
 from bertgpt.models import cross_entropy
 from bertgpt.models.cross_entropy import UNCHUNKED, Prediction
 

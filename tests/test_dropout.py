@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import objectives, sharding, steps
+from bertgpt import objectives, steps
+from bertgpt.devices import sharding
 from bertgpt.models import dropout
 
 RATE = 0.1

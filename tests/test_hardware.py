@@ -1,8 +1,9 @@
-"""bertgpt.hardware: the table is whole, and JAX's names of devices find their rows."""
+"""bertgpt.devices.hardware: the table is whole, and JAX's names of devices find their rows."""
 
 import pytest
 
-from bertgpt import hardware, metrics
+from bertgpt import metrics
+from bertgpt.devices import hardware
 
 
 @pytest.mark.parametrize("device_kind, name, teraflops", [

@@ -1,4 +1,4 @@
-"""bertgpt.huge_pages: a program starts again once, and then its memory is in huge pages."""
+"""bertgpt.devices.huge_pages: a program starts again once, and then its memory is in huge pages."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bertgpt import huge_pages
+from bertgpt.devices import huge_pages
 
 PROGRAM = """
 import os, pathlib, sys

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from bertgpt import process
+from bertgpt.devices import process
 from bertgpt.errors import ConfigError, PeerError
 
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bertgpt import hardware, hlo, roofline
+from bertgpt import hlo, roofline
 from bertgpt.collectives import Network, Place
+from bertgpt.devices import hardware
 
 CHIP = hardware.CHIPS["v5e"]._replace(peak_flops=1e12, vector_flops=1e9, hbm_bandwidth=1e9, tile=1,
                                       link_bandwidth=1e6, clock=1e6)

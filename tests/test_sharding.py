@@ -10,7 +10,8 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from bertgpt import objectives, sharding
+from bertgpt import objectives
+from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))

@@ -10,8 +10,9 @@ import tiny
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
-from bertgpt import models, objectives, sharding, steps
+from bertgpt import models, objectives, steps
 from bertgpt.config import recipes
+from bertgpt.devices import sharding
 from bertgpt.models import attention
 
 RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path)

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from bertgpt import cli, process, sweep, train
+from bertgpt import cli, sweep, train
 from bertgpt.config import recipes
+from bertgpt.devices import process
 from bertgpt.errors import DataError, Preempted, UserError
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]

@@ -10,8 +10,9 @@ import pytest
 import tiny
 
 from bertgpt import config as config_lib
-from bertgpt import process, steps, train
+from bertgpt import steps, train
 from bertgpt.data import frequencies
+from bertgpt.devices import process
 from bertgpt.errors import ConfigError
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt import models, objectives, sharding, steps
+from bertgpt import models, objectives, steps
+from bertgpt.devices import sharding
 
 VOCAB, CLS, SEP, MASK = 250, 2, 3, 4
 LENGTH, ROWS = 32, 32

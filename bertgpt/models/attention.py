@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from bertgpt import sharding
 from bertgpt.config import ConfigDict
 from bertgpt.config import attention_kernels as kernels
+from bertgpt.devices import sharding
 from bertgpt.models.dropout import drop
 
 SPLASH_BLOCK = 512  # Queries and keys a step of the grid; [512, 512] float32 is 1 MB of VMEM.

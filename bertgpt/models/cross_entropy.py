@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bertgpt.sharding import map_shards
+from bertgpt.devices.sharding import map_shards
 
 UNCHUNKED = -1
 CHUNK_BYTES = 2**28  # A device's float32 logits of one chunk, where the config leaves it open.

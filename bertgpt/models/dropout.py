@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from bertgpt import sharding
+from bertgpt.devices import sharding
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -23,11 +23,11 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.config import padded_vocab_size
+from bertgpt.devices.sharding import constrain
 from bertgpt.models import attention
 from bertgpt.models.attention import Cache
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
-from bertgpt.sharding import constrain
 
 # Of activations and norms the backward pass keeps the input alone: what lies in between, up to six
 # arrays of the MLP's width, is cheaper computed again than written and read.
