@@ -9,8 +9,8 @@ import numpy as np
 
 from bertgpt import models, objectives, steps, workdir
 from bertgpt.config import ConfigDict
-from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import loader
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.devices import sharding
 
 BATCHES = 4  # That lie ready, when they come from a corpus.

@@ -26,8 +26,10 @@ from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
-from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import loader, prepare, sources
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus import prepare
+from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError
 
 # The processes that `prepare` starts import this file again: JAX is imported by what needs it.

@@ -18,7 +18,7 @@ from benchmarks import bare_step, side_by_side
 from benchmarks.side_by_side import Row, Spread, spread
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.data import loader
+from bertgpt.data.batches import loader
 
 ROWS_COUNTED = 2**17  # Of an epoch, at most.
 ASKED = {512: ">= 0.93"}  # Share of the ideal, by length.

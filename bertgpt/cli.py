@@ -262,7 +262,7 @@ def read_config(arguments, num_devices: Callable[[], int | None] = lambda: None)
 
 
 def source_problems(config: ConfigDict) -> list[str]:
-  from bertgpt.data import sources
+  from bertgpt.data.text import sources
   try:
     if not config.data.corpus:
       sources.parse(config.data.source)
@@ -341,7 +341,7 @@ def run_suite(arguments) -> None:
 def run_generate(arguments) -> None:
   refuse_overrides(arguments)
   from bertgpt import generate
-  from bertgpt.data import texts
+  from bertgpt.data.text import texts
   prompts = arguments.prompt or texts.read_texts(absolute(arguments.input), "--input")
   sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
   arguments.release_interrupt()
@@ -409,7 +409,7 @@ def run_prepare(arguments) -> None:
   if arguments.out is None and config.data.corpus:
     raise ConfigError(f"data.corpus={config.data.corpus} is prepared already; leave it empty to "
                       "prepare data.source, or give --out")
-  from bertgpt.data import prepare
+  from bertgpt.data.corpus import prepare
   arguments.release_interrupt()
   if arguments.out is None:
     print(prepare.ensure_prepared(config))

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import export, workdir
-from bertgpt.data import buckets, texts
+from bertgpt.data.batches import buckets
+from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError
 from bertgpt.workdir import Trained
 

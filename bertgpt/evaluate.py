@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from bertgpt import config as config_lib
 from bertgpt import metrics, models, objectives, workdir
 from bertgpt.config import ConfigDict, recipes
-from bertgpt.data import loader
-from bertgpt.data.corpus import Corpus, open_corpus
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.models import Module

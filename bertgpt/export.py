@@ -24,7 +24,8 @@ from safetensors import numpy as safetensors_numpy
 from bertgpt import checkpoint, conversion, model_card, workdir
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
-from bertgpt.data import tokenizer_files, tokenizers
+from bertgpt.data import tokenizer_files
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.fingerprint import name_leaves
 from bertgpt.workdir import Trained

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import workdir
-from bertgpt.data import buckets
-from bertgpt.data.tokenizers import Tokenizer
+from bertgpt.data.batches import buckets
+from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.workdir import Trained
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import workdir
-from bertgpt.data import buckets
+from bertgpt.data.batches import buckets
 from bertgpt.errors import ConfigError
 from bertgpt.models import layers
 from bertgpt.workdir import Trained

@@ -11,9 +11,10 @@ import numpy as np
 
 from bertgpt import fill, generate, metrics, objectives, workdir
 from bertgpt.config import ConfigDict
-from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import frequencies, loader
-from bertgpt.data.corpus import Corpus, open_corpus
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus import frequencies
+from bertgpt.data.corpus.corpus import Corpus, open_corpus
 
 PROMPT = "The function returns"
 

@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from bertgpt import checkpoint, evaluate, models, objectives, steps, workdir
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
-from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import frequencies, loader
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.models import Module

@@ -28,8 +28,9 @@ from orbax.checkpoint import multihost
 from bertgpt import checkpoint, models
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data import prepare, tokenizers
-from bertgpt.data.corpus import is_corpus
+from bertgpt.data.corpus import prepare
+from bertgpt.data.corpus.corpus import is_corpus
+from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module

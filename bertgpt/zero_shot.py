@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import workdir
-from bertgpt.data import buckets, sources, texts
-from bertgpt.data.tokenizers import Tokenizer
+from bertgpt.data.batches import buckets
+from bertgpt.data.text import sources, texts
+from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.workdir import Trained
 

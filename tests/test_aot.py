@@ -9,7 +9,7 @@ import tiny
 
 from bertgpt import aot, metrics, objectives, steps, topologies
 from bertgpt import config as config_lib
-from bertgpt.data import examples, loader
+from bertgpt.data.batches import examples, loader
 from bertgpt.devices import hardware
 
 

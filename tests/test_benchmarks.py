@@ -12,7 +12,7 @@ import benchmarks
 from benchmarks import bare_step, packing, real_loop, side_by_side, step
 from bertgpt import metrics, train, workdir
 from bertgpt.config import recipes
-from bertgpt.data import loader
+from bertgpt.data.batches import loader
 from bertgpt.errors import ConfigError
 
 COMMANDS = ("step", "packing", "input", "loop")

@@ -1,9 +1,9 @@
-"""bertgpt.data.buckets: every row once, in few shapes."""
+"""bertgpt.data.batches.buckets: every row once, in few shapes."""
 
 import numpy as np
 import pytest
 
-from bertgpt.data import buckets
+from bertgpt.data.batches import buckets
 
 
 @pytest.mark.parametrize("length, most, expected", [

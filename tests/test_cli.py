@@ -13,7 +13,7 @@ import pytest
 import small_runs
 
 from bertgpt import cli, errors
-from bertgpt.data import corpus as corpus_lib
+from bertgpt.data.corpus import corpus as corpus_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG, DATA, STORAGE = (error.exit_code for error in

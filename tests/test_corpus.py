@@ -1,4 +1,4 @@
-"""bertgpt.data.corpus: the layout against TFDS, random reads, damage."""
+"""bertgpt.data.corpus.corpus: the layout against TFDS, random reads, damage."""
 
 import json
 import pickle
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bertgpt.data import corpus, corpus_writer
+from bertgpt.data.corpus import corpus
+from bertgpt.data.corpus import writer as corpus_writer
 from bertgpt.errors import DataError
 
 # Lengths around the steps of the varints in a record: 2**7 and 2**14 bytes.
@@ -207,8 +208,8 @@ def test_no_corpus_at_all(tmp_path):
 
 
 def test_importing_loads_no_jax_and_no_tensorflow():
-  code = ("import sys; import bertgpt.data.corpus; first = set(sys.modules);"
-          "import bertgpt.data.prepare;"
+  code = ("import sys; import bertgpt.data.corpus.corpus; first = set(sys.modules);"
+          "import bertgpt.data.corpus.prepare;"
           "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'flax', 'grain'};"
           "print(sorted(heavy & set(sys.modules)), {'tokenizers', 'sentencepiece'} & first)")
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,11 +1,12 @@
-"""bertgpt.data.corpus_writer: totals, shards, files that grow, disks that do not."""
+"""bertgpt.data.corpus.writer: totals, shards, files that grow, disks that do not."""
 
 import resource
 
 import numpy as np
 import pytest
 
-from bertgpt.data import corpus, corpus_writer
+from bertgpt.data.corpus import corpus
+from bertgpt.data.corpus import writer as corpus_writer
 
 
 def make_document(sentence_lengths):

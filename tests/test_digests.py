@@ -1,4 +1,4 @@
-"""bertgpt.data.digests: an unchanged file is read once, a changed one again."""
+"""bertgpt.data.text.digests: an unchanged file is read once, a changed one again."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bertgpt.data import digests
+from bertgpt.data.text import digests
 
 SIZE = 4 * 2**20
 

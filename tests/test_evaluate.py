@@ -11,8 +11,9 @@ import pytest
 from program import ROOT, curves
 
 from bertgpt import evaluate, objectives, workdir
-from bertgpt.data import loader, prepare
-from bertgpt.data.corpus import open_corpus
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import prepare
+from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.devices import sharding
 
 LAYOUTS = [(8, 1), (16, 1), (64, 1), (8, 8), (64, 8)]  # (batch size, devices)

@@ -1,4 +1,4 @@
-"""bertgpt.data.examples: BERT's algorithm against a plain copy of it; what is conserved."""
+"""bertgpt.data.batches.examples: BERT's algorithm against a plain copy of it; what is conserved."""
 
 import random
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import pytest
 from memory_corpus import make_corpus, random_corpus
 
 from bertgpt import config as config_lib
-from bertgpt.data import examples
-from bertgpt.data.windows import divide, ranges
+from bertgpt.data.batches import examples
+from bertgpt.data.batches.windows import divide, ranges
 from bertgpt.errors import DataError
 
 CORPORA = {

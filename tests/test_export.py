@@ -16,7 +16,8 @@ from tokenizers import processors
 from bertgpt import checkpoint, cli, conversion, export, workdir
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data import tokenizer_files, tokenizers
+from bertgpt.data import tokenizer_files
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.tasks.rows import make_format
 

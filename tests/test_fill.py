@@ -5,7 +5,7 @@ import pytest
 
 from bertgpt import cli, fill, workdir
 from bertgpt import config as config_lib
-from bertgpt.data import tokenizers
+from bertgpt.data.tokens import tokenizers
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""bertgpt.data.frequencies against a plain count."""
+"""bertgpt.data.corpus.frequencies against a plain count."""
 
 import collections
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from memory_corpus import EOD, FIRST, MemoryCorpus
 
-from bertgpt.data import frequencies
+from bertgpt.data.corpus import frequencies
 
 LENGTHS = np.array([3, 40, 1, 25, 7] * 20)
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data import tokenizers
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import glue
 from bertgpt.tasks import rows as rows_lib

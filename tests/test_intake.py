@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 import zstandard
 
-from bertgpt.data import intake, sources
+from bertgpt.data.text import intake, sources
 from bertgpt.errors import DataError
 
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}

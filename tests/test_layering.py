@@ -40,7 +40,7 @@ JAX = ("jax", "flax", "optax", "orbax")
 
 
 def name_of(path: pathlib.Path) -> str:
-  """Dotted name of a module of the repository: 'bertgpt.data.corpus', 'bertgpt.data'."""
+  """Dotted name of a module of the repository: 'bertgpt.data.corpus.corpus', 'bertgpt.data'."""
   parts = path.relative_to(REPOSITORY).with_suffix("").parts
   return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -141,8 +141,8 @@ def test_imports_have_no_cycle():
 ])
 def test_an_upward_import_is_seen_in_every_form(text):
   modules = ("bertgpt", "bertgpt.config", "bertgpt.evaluate", "bertgpt.train",
-             "bertgpt.models.bert", "bertgpt.data.corpus")
-  (edge,) = upward_edges("bertgpt.data.corpus", ast.parse(text), modules)
+             "bertgpt.models.bert", "bertgpt.data.corpus.corpus")
+  (edge,) = upward_edges("bertgpt.data.corpus.corpus", ast.parse(text), modules)
   assert edge.startswith("bertgpt.data.corpus imports bertgpt.")
 
 

@@ -1,4 +1,4 @@
-"""bertgpt.data.loader: rows against a plain assembly; a batch depends on its step alone."""
+"""bertgpt.data.batches.loader: rows against a plain assembly; a batch depends on its step alone."""
 
 import dataclasses
 import multiprocessing
@@ -12,10 +12,10 @@ import pytest
 from memory_corpus import CLS, EOD, FIRST, PAD, SEP, document_of, make_corpus, random_corpus
 
 from bertgpt import config as config_lib
-from bertgpt.data import examples, loader
-from bertgpt.data.corpus import open_corpus
-from bertgpt.data.prepare import prepare
-from bertgpt.data.windows import divide
+from bertgpt.data.batches import examples, loader
+from bertgpt.data.batches.windows import divide
+from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.data.corpus.prepare import prepare
 from bertgpt.errors import ConfigError, DataError, PeerError
 
 ORDINARY = random_corpus(60, 12, 10)

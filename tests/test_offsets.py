@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from bertgpt.data import offsets, tokenizers
+from bertgpt.data.tokens import offsets, tokenizers
 
 TEXT = ["The café finds 3 “Über” dogs —  in U.S.  now!", "", " a\tb 今天 x", "plain words here"]
 

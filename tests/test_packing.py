@@ -1,12 +1,12 @@
-"""bertgpt.data.packing: every sequence once, rows that hold, little left empty, no bias."""
+"""bertgpt.data.batches.packing: every sequence once, rows that hold, little left empty, no bias."""
 
 import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.data import examples, packing
-from bertgpt.data.corpus import open_corpus
-from bertgpt.data.prepare import prepare
+from bertgpt.data.batches import examples, packing
+from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.data.corpus.prepare import prepare
 
 
 def pack(lengths, row_length, max_per_row, seed=0):

@@ -12,7 +12,7 @@ import tiny
 
 from bertgpt import embed, generate, models, zero_shot
 from bertgpt.config import base
-from bertgpt.data import tokenizers
+from bertgpt.data.tokens import tokenizers
 from bertgpt.workdir import Trained
 from bertgpt.zero_shot import SUITES, Settings
 

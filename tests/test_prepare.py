@@ -1,4 +1,4 @@
-"""bertgpt.data.prepare: from text to a corpus, on any number of workers, or not at all."""
+"""bertgpt.data.corpus.prepare: from text to a corpus, on any number of workers, or not at all."""
 
 import collections
 import contextlib
@@ -16,7 +16,10 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
-from bertgpt.data import corpus, corpus_writer, prepare, sources, tokenizers
+from bertgpt.data.corpus import corpus, prepare
+from bertgpt.data.corpus import writer as corpus_writer
+from bertgpt.data.text import sources
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 
-from bertgpt.data import pydocs, sources
+from bertgpt.data.text import pydocs, sources
 
 DOCSTRING = '''Adds two numbers that the caller gives.
 

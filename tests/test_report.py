@@ -10,8 +10,9 @@ import pytest
 from matplotlib import image
 
 from bertgpt import cli, metrics, objectives, report, workdir
-from bertgpt.data import loader, prepare
-from bertgpt.data.corpus import open_corpus
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import prepare
+from bertgpt.data.corpus.corpus import open_corpus
 
 
 class Run:

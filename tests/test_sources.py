@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from bertgpt.data import sources
+from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError, DataError
 
 COMPRESS = {".txt": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data import tokenizers
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import rows as rows_lib
 from bertgpt.tasks import squad

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bertgpt import tasks
-from bertgpt.data import tokenizers
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import files
 from bertgpt.tasks import rows as rows_lib

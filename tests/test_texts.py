@@ -1,11 +1,11 @@
-"""bertgpt.data.texts: what lies in a file comes back in order; what does not is named."""
+"""bertgpt.data.text.texts: what lies in a file comes back in order; what does not is named."""
 
 import gzip
 import json
 
 import pytest
 
-from bertgpt.data import texts
+from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError, DataError
 
 

@@ -9,7 +9,9 @@ import small_runs
 import tokenizers as fast_tokenizers
 
 from bertgpt import config as config_lib
-from bertgpt.data import sources, tokenizer_files, tokenizers
+from bertgpt.data import tokenizer_files
+from bertgpt.data.text import sources
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import DataError
 
 ODD = ["", " ", "  two  spaces\tand a tab ", "naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত",

@@ -14,7 +14,8 @@ import pytest
 from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from bertgpt import config as config_lib
-from bertgpt.data import sources, tokenizers
+from bertgpt.data.text import sources
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import DataError
 
 KINDS = ("sentencepiece", "wordpiece", "bpe")

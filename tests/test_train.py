@@ -11,7 +11,7 @@ import tiny
 
 from bertgpt import config as config_lib
 from bertgpt import steps, train
-from bertgpt.data import frequencies
+from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError
 

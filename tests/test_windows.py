@@ -1,4 +1,4 @@
-"""bertgpt.data.windows: what an epoch's windows hold together and apart."""
+"""bertgpt.data.batches.windows: what an epoch's windows hold together and apart."""
 
 import hashlib
 import types
@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from bertgpt.data import windows as windows_lib
-from bertgpt.data.windows import divide, draw_documents, ranges
+from bertgpt.data.batches import windows as windows_lib
+from bertgpt.data.batches.windows import divide, draw_documents, ranges
 from bertgpt.errors import DataError
 
 

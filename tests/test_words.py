@@ -2,7 +2,7 @@
 
 import pytest
 
-from bertgpt.data import words
+from bertgpt.data.tokens import words
 
 
 @pytest.mark.parametrize("piece,expected", [

@@ -12,7 +12,7 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt import workdir
 from bertgpt.config import recipes
-from bertgpt.data import tokenizers
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 
 

@@ -14,7 +14,7 @@ from bertgpt import cli
 
 
 def write_rows(path: pathlib.Path) -> None:
-  from bertgpt.data import loader
+  from bertgpt.data.batches import loader
   read_step = loader.read_step
   path.parent.mkdir(exist_ok=True)
 

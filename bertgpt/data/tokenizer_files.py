@@ -19,7 +19,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from bertgpt.data.tokenizers import ByteBPE, SentencePiece, Tokenizer, WordPiece
+from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer, WordPiece
 from bertgpt.errors import DataError
 
 # Names of the roles there. GPT has one token for the begin and the end of a document.

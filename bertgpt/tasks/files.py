@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.data.intake import DAMAGED, Counts, Intake, open_file, read_lines
+from bertgpt.data.text.intake import DAMAGED, Counts, Intake, open_file, read_lines
 from bertgpt.errors import DataError
 
 ENDINGS = ("", ".gz", ".xz", ".zst")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertgpt.data import sources
+from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import files
 from bertgpt.tasks.rows import EvalSet, Format, Rows, Task

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.data.tokenizers import Tokenizer
+from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
 
 # Lengths that batches are padded to: each is a compiled program, so they are few.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertgpt.data.offsets import encode_with_offsets
+from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.tasks import files
 from bertgpt.tasks.rows import EvalSet, Format, Rows, Task

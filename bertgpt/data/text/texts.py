@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from bertgpt.data.intake import Counts, Intake, read_lines
+from bertgpt.data.text.intake import Counts, Intake, read_lines
 from bertgpt.errors import ConfigError, DataError
 
 

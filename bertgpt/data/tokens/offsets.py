@@ -7,7 +7,7 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_pb2
 
-from bertgpt.data.tokenizers import SentencePiece, Tokenizer
+from bertgpt.data.tokens.tokenizers import SentencePiece, Tokenizer
 
 
 def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]

@@ -33,8 +33,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from bertgpt.data.sources import cut_at_spaces
-from bertgpt.data.words import BYTE_OF_CHAR, goes_on, join_cjk
+from bertgpt.data.text.sources import cut_at_spaces
+from bertgpt.data.tokens.words import BYTE_OF_CHAR, goes_on, join_cjk
 from bertgpt.errors import DataError
 
 # Special ids by role, and the names they have in tokenizers trained elsewhere; the first that

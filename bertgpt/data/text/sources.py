@@ -45,9 +45,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import sentencex
 
 from bertgpt.config import remote_problem
-from bertgpt.data import pydocs
-from bertgpt.data.digests import sha256_files
-from bertgpt.data.intake import MAX_DOCUMENT_BYTES, Counts, Intake, read_blocks, read_lines
+from bertgpt.data.text import pydocs
+from bertgpt.data.text.digests import sha256_files
+from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, Intake, read_blocks, read_lines
 from bertgpt.errors import ConfigError, DataError
 
 MAX_SENTENCE_CHARS = 1 << 14  # What is longer is no sentence; a tokenizer's memory grows with it.
@@ -186,7 +186,7 @@ def _parse_one(part: str) -> Source:
   weight = float(match["weight"] or 1)
   if kind not in READERS:
     raise ConfigError(f"data.source: {part!r} is no source; it starts with one of "
-                      f"{', '.join(READERS)} (see bertgpt/data/sources.py)")
+                      f"{', '.join(READERS)} (see bertgpt/data/text/sources.py)")
   if weight <= 0:
     raise ConfigError(f"data.source: {part!r}: the weight must be above 0")
   if bool(rest) != bool(READERS[kind].form):

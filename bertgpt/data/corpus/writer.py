@@ -1,6 +1,6 @@
 """Writes a prepared corpus: shards, index arrays, TFDS' description and the manifest.
 
-The layout itself is `bertgpt.data.corpus`'s.
+The layout itself is `bertgpt.data.corpus.corpus`'s.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from array_record.python import array_record_module
 
-from bertgpt.data.corpus import (
+from bertgpt.data.corpus.corpus import (
     DATASET_NAME,
     INDEX_DTYPES,
     MANIFEST,

@@ -1,6 +1,6 @@
 """Text files as they are: compressed, with endless lines, with bytes that are no text.
 
-What `data.invalid_text` says about such text, and the numbers, stand in `bertgpt.data.sources`.
+What `data.invalid_text` says about such text, and the numbers, stand in `bertgpt.data.text.sources`.
 """
 
 import codecs

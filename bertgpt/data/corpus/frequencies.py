@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bertgpt.data.corpus import Corpus
+from bertgpt.data.corpus.corpus import Corpus
 
 SAMPLE_TOKENS = 20_000_000
 

@@ -27,9 +27,10 @@ from concurrent import futures
 import numpy as np
 import tqdm
 
-from bertgpt.data import corpus as corpus_lib
-from bertgpt.data import sources, tokenizers
-from bertgpt.data.corpus_writer import EncodedDocument, SplitWriter, write_metadata
+from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
+from bertgpt.data.text import sources
+from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
 CHUNK_CHARS = 2**19            # Text sent to a worker at once.

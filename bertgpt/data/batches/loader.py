@@ -29,8 +29,8 @@ import numpy as np
 from absl import flags
 
 from bertgpt.config import ConfigDict, max_sequences, phase_at, total_steps
-from bertgpt.data import examples
-from bertgpt.data.windows import divide, ranges
+from bertgpt.data.batches import examples
+from bertgpt.data.batches.windows import divide, ranges
 from bertgpt.errors import ConfigError, DataError, PeerError
 
 Batch = dict[str, np.ndarray]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.config import ConfigDict, max_sequences
-from bertgpt.data import packing
-from bertgpt.data.windows import Windows, divide, draw_documents, make_rng, ranges
+from bertgpt.data.batches import packing
+from bertgpt.data.batches.windows import Windows, divide, draw_documents, make_rng, ranges
 
 # A walk through a document is a loop in which all documents advance together. Longer documents
 # are walked in segments of so many sentences or tokens, so that the loop stays short.

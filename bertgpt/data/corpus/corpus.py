@@ -7,7 +7,7 @@ A corpus is a folder with
   - `tokenizer/`, the tokenizer the ids belong to;
   - `manifest.json`: what it was made from, counts, and size and SHA-256 of every file.
 
-`bertgpt.data.prepare` makes one from raw text, through `bertgpt.data.corpus_writer`.
+`bertgpt.data.corpus.prepare` makes one from raw text, through `bertgpt.data.corpus.writer`.
 """
 
 import dataclasses
@@ -161,13 +161,13 @@ class Corpus:
 
   @functools.cached_property
   def tokenizer(self):
-    """The `bertgpt.data.tokenizers` tokenizer of the ids.
+    """The `bertgpt.data.tokens.tokenizers` tokenizer of the ids.
 
     Raises:
       DataError: it is not the one the corpus was made with.
     """
     # Imported here: processes that only read ids need not load the tokenizer libraries.
-    from bertgpt.data import tokenizers
+    from bertgpt.data.tokens import tokenizers
 
     tokenizer = tokenizers.load_tokenizer(os.fspath(self.path / TOKENIZER))
     if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:

@@ -1,0 +1,1 @@
+"""Rows and batches: a pure function of (corpus, config, seed, step)."""

@@ -1,0 +1,1 @@
+"""The prepared corpus: how it is made, stored and read."""

@@ -1,0 +1,1 @@
+"""Text from files, documentation and datasets, decoded and identified."""

@@ -1,0 +1,1 @@
+"""Tokenizers, and what words and characters their tokens stand for."""
