@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from bertgpt import models, objectives, steps, workdir
+from bertgpt import models, objectives, steps
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.devices import sharding
+from bertgpt.runs import workdir
 
 BATCHES = 4  # That lie ready, when they come from a corpus.
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from bertgpt.config import ConfigDict, padded_vocab_size
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.fingerprint import name_leaves
+from bertgpt.runs.fingerprint import name_leaves
 
 Sizes = dict[str, int]  # By letter; "skip": rows that come before position 0.
 

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt import export, workdir
+from bertgpt import export
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError
-from bertgpt.workdir import Trained
+from bertgpt.runs import workdir
+from bertgpt.runs.workdir import Trained
 
 # What is kept of a text: the number of layers, side by side, and whether of every token.
 LAYERS = {

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, models, objectives, workdir
+from bertgpt import metrics, models, objectives
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
@@ -19,6 +19,7 @@ from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.models import Module
 from bertgpt.objectives import Objective
+from bertgpt.runs import workdir
 
 
 class Evaluator(NamedTuple):

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt import workdir
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
-from bertgpt.workdir import Trained
+from bertgpt.runs import workdir
+from bertgpt.runs.workdir import Trained
 
 MASK = "[MASK]"
 

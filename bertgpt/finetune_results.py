@@ -17,9 +17,9 @@ from bertgpt import sweep
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
-from bertgpt.fingerprint import name_leaves
+from bertgpt.runs.fingerprint import name_leaves
+from bertgpt.runs.workdir import Trained
 from bertgpt.tasks.rows import Task
-from bertgpt.workdir import Trained
 
 
 def runs_of(config: ConfigDict) -> list[tuple[float, int]]:

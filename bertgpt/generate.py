@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt import workdir
 from bertgpt.data.batches import buckets
 from bertgpt.errors import ConfigError
 from bertgpt.models import layers
-from bertgpt.workdir import Trained
+from bertgpt.runs import workdir
+from bertgpt.runs.workdir import Trained
 
 DEFAULT_TOKENS = 100
 

@@ -7,7 +7,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.metrics import read_curves
-from bertgpt.workdir import Trained
+from bertgpt.runs.workdir import Trained
 
 
 class Use(NamedTuple):

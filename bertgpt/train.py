@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bertgpt import checkpoint, evaluate, models, objectives, steps, workdir
 from bertgpt import config as config_lib
+from bertgpt import evaluate, models, objectives, steps
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -23,6 +23,7 @@ from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.models import Module
+from bertgpt.runs import checkpoint, workdir
 from bertgpt.step_log import StepLog, is_due
 from bertgpt.steps import TrainState
 

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt import workdir
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import sources, texts
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.workdir import Trained
+from bertgpt.runs import workdir
+from bertgpt.runs.workdir import Trained
 
 
 class Suite(NamedTuple):

@@ -15,7 +15,8 @@ import time
 import numpy as np
 import small_runs
 
-from bertgpt import checkpoint, metrics
+from bertgpt import metrics
+from bertgpt.runs import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT_S = 240

@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bertgpt import checkpoint
 from bertgpt.errors import DataError, StorageError
+from bertgpt.runs import checkpoint
 
 try:
   jax.config.update("jax_num_cpu_devices", 8)
@@ -33,7 +33,7 @@ TRAINER = """
 import sys
 import jax, jax.numpy as jnp
 from bertgpt import checkpoint
-from bertgpt.fingerprint import fingerprint
+from bertgpt.runs.fingerprint import fingerprint
 
 def make_state(step):  # Every element says which step it belongs to.
   return {"params": {f"w{i}": jnp.full((128, 1024), step, jnp.float32) for i in range(4)},

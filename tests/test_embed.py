@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bertgpt import cli, embed, export, workdir
+from bertgpt import cli, embed, export
 from bertgpt.errors import StorageError
+from bertgpt.runs import workdir
 
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,
          "The tree likes the river near a field.", "The " * 100]

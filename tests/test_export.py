@@ -13,12 +13,13 @@ import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import processors
 
-from bertgpt import checkpoint, cli, conversion, export, workdir
+from bertgpt import cli, conversion, export
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data import tokenizer_files
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.runs import checkpoint, workdir
 from bertgpt.tasks.rows import make_format
 
 ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_tokens_map.json",

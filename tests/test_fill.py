@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from bertgpt import cli, fill, workdir
+from bertgpt import cli, fill
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import tokenizers
+from bertgpt.runs import workdir
 
 
 @pytest.fixture(scope="module")

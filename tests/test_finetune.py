@@ -13,10 +13,11 @@ import program
 import pytest
 import small_runs
 
-from bertgpt import cli, finetune, metrics, workdir
+from bertgpt import cli, finetune, metrics
 from bertgpt.config import recipes
 from bertgpt.errors import DataError
 from bertgpt.finetune import put_pretrained
+from bertgpt.runs import workdir
 
 
 def run(tuning, init, out, *arguments):

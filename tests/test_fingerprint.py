@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bertgpt.fingerprint import fingerprint
+from bertgpt.runs.fingerprint import fingerprint
 
 # A change of these numbers means that checkpoints of older versions are taken for damaged.
 GOLDEN = {"bfloat16": 2187580879, "bool": 1264046929, "float32": 4063337207, "int32": 2815426340,

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt import cli, generate, workdir
+from bertgpt import cli, generate
 from bertgpt.generate import GREEDY, Sampling
+from bertgpt.runs import workdir
 
 DRAWS = 20_000
 LOGITS = np.array([2.0, 1.0, 0.0, -1.0, 3.0, 1.5], np.float32)

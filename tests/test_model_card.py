@@ -3,9 +3,10 @@
 import json
 import pathlib
 
-from bertgpt import model_card, workdir
+from bertgpt import model_card
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
+from bertgpt.runs import workdir
 
 OUT = pathlib.Path("out/model")
 

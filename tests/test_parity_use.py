@@ -13,7 +13,7 @@ import tiny
 from bertgpt import embed, generate, models, zero_shot
 from bertgpt.config import base
 from bertgpt.data.tokens import tokenizers
-from bertgpt.workdir import Trained
+from bertgpt.runs.workdir import Trained
 from bertgpt.zero_shot import SUITES, Settings
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")

@@ -19,7 +19,7 @@ from program import (
     wait_for,
 )
 
-from bertgpt import checkpoint
+from bertgpt.runs import checkpoint
 
 CHECKPOINTS = [20, 30, 40]
 

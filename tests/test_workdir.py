@@ -1,4 +1,4 @@
-"""bertgpt.workdir: a run that fails early leaves nothing; one that is there is not mixed up."""
+"""bertgpt.runs.workdir: a run that fails early leaves nothing; one that is there is not mixed up."""
 
 import json
 import os
@@ -10,10 +10,10 @@ import types
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import workdir
 from bertgpt.config import recipes
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.runs import workdir
 
 
 @pytest.fixture(scope="module")

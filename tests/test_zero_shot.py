@@ -11,7 +11,8 @@ import pytest
 import small_runs
 import tensorflow_datasets as tfds
 
-from bertgpt import cli, workdir, zero_shot
+from bertgpt import cli, zero_shot
+from bertgpt.runs import workdir
 from bertgpt.zero_shot import SUITES, Settings
 
 ROOM = 64  # The models' positions.

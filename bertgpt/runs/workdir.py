@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from bertgpt import checkpoint, models
+from bertgpt import models
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.corpus import prepare
@@ -35,6 +35,7 @@ from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
 from bertgpt.objectives import Vocabulary
+from bertgpt.runs import checkpoint
 
 PREPARE_TIMEOUT_S = 48 * 3600  # How long the others wait for process 0 to prepare a corpus.
 _searches = itertools.count()

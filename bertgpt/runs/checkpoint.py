@@ -34,7 +34,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from bertgpt.errors import DataError, StorageError
-from bertgpt.fingerprint import name_leaves, sum_leaves
+from bertgpt.runs.fingerprint import name_leaves, sum_leaves
 
 MANIFEST = "manifest.json"
 ITEMS = ("params", "rest")
