@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from bertgpt import models, objectives, steps
+from bertgpt import models
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.devices import sharding
 from bertgpt.runs import workdir
+from bertgpt.training import objectives, steps
 
 BATCHES = 4  # That lie ready, when they come from a corpus.
 

@@ -6,8 +6,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from bertgpt import train
 from bertgpt.config import ConfigDict, phase
+from bertgpt.training import loop as train
 
 WARM_UP = 10  # Steps before the clock counts: the first evaluation compiles, too.
 

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row, Worker
 from bertgpt import config as config_lib
-from bertgpt import metrics
 from bertgpt.config import ConfigDict, presets, recipes
 from bertgpt.devices import huge_pages
 from bertgpt.errors import ConfigError
+from bertgpt.training import metrics
 
 CHECKED_STEPS = 2
 OURS = "bertgpt"

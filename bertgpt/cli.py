@@ -292,8 +292,9 @@ def run_train(arguments) -> None:
   config = read_config(arguments, (lambda: None) if arguments.distributed else count_devices)
   allow_change = parse_fields(arguments.allow_change, config)
   start(arguments)
-  from bertgpt import report, train
+  from bertgpt import report
   from bertgpt.devices import process
+  from bertgpt.training import loop as train
   path = absolute(arguments.workdir)
   arguments.release_interrupt()
   with process.name_lost_peer():
@@ -317,8 +318,8 @@ def run_evaluate(arguments) -> None:
     if getattr(arguments, flag):
       raise ConfigError(f"--{flag} belongs to --suite, which is not given")
   start(arguments)
-  from bertgpt import evaluate
   from bertgpt.devices import process
+  from bertgpt.training import evaluate
   arguments.release_interrupt()
   with process.name_lost_peer():
     results = evaluate.evaluate_workdir(absolute(arguments.workdir), arguments.overrides)
@@ -450,7 +451,7 @@ def run_plan(arguments) -> None:
 
 
 def run_sweep(arguments) -> None:
-  from bertgpt import sweep
+  from bertgpt.training import sweep
   arguments.release_interrupt()
   sweep.run(arguments.config, absolute(arguments.workdir), arguments.overrides)
 

@@ -34,18 +34,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from bertgpt import finetune_results as results_lib
-from bertgpt import steps, task_objectives, tasks
+from bertgpt import task_objectives, tasks
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.models import Module
-from bertgpt.objectives import Objective
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.workdir import Trained
-from bertgpt.step_log import StepLog
 from bertgpt.tasks import rows as rows_lib
 from bertgpt.tasks.rows import Rows, Task
+from bertgpt.training import steps
+from bertgpt.training.objectives import Objective
+from bertgpt.training.step_log import StepLog
 
 
 class Setup(NamedTuple):

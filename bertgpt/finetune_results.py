@@ -13,13 +13,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt import sweep
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
 from bertgpt.runs.fingerprint import name_leaves
 from bertgpt.runs.workdir import Trained
 from bertgpt.tasks.rows import Task
+from bertgpt.training import sweep
 
 
 def runs_of(config: ConfigDict) -> list[tuple[float, int]]:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.metrics import read_curves
 from bertgpt.runs.workdir import Trained
+from bertgpt.training.metrics import read_curves
 
 
 class Use(NamedTuple):

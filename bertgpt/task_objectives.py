@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from bertgpt.config import ConfigDict
 from bertgpt.models import Module, cross_entropy, heads
-from bertgpt.objectives import Batch, Objective, Sums
+from bertgpt.training.objectives import Batch, Objective, Sums
 
 NEVER = -1e9  # Logit of a position that cannot be chosen.
 

@@ -15,8 +15,8 @@ import time
 import numpy as np
 import small_runs
 
-from bertgpt import metrics
 from bertgpt.runs import checkpoint
+from bertgpt.training import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT_S = 240

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import aot, metrics, objectives, steps, topologies
+from bertgpt import aot, topologies
 from bertgpt import config as config_lib
 from bertgpt.data.batches import examples, loader
 from bertgpt.devices import hardware
+from bertgpt.training import metrics, objectives, steps
 
 
 def on_fake_devices(count=8, chip="v5e"):

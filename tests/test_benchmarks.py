@@ -10,11 +10,12 @@ import pytest
 
 import benchmarks
 from benchmarks import bare_step, packing, real_loop, side_by_side, step
-from bertgpt import metrics, train
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.errors import ConfigError
 from bertgpt.runs import workdir
+from bertgpt.training import loop as train
+from bertgpt.training import metrics
 
 COMMANDS = ("step", "packing", "input", "loop")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import objectives, steps
 from bertgpt.devices import sharding
 from bertgpt.models import dropout
+from bertgpt.training import objectives, steps
 
 RATE = 0.1
 SHAPE = (16, 4, 64, 64)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from program import ROOT, curves
 
-from bertgpt import evaluate, objectives
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.devices import sharding
 from bertgpt.runs import workdir
+from bertgpt.training import evaluate, objectives
 
 LAYOUTS = [(8, 1), (16, 1), (64, 1), (8, 8), (64, 8)]  # (batch size, devices)
 

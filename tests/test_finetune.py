@@ -13,11 +13,12 @@ import program
 import pytest
 import small_runs
 
-from bertgpt import cli, finetune, metrics
+from bertgpt import cli, finetune
 from bertgpt.config import recipes
 from bertgpt.errors import DataError
 from bertgpt.finetune import put_pretrained
 from bertgpt.runs import workdir
+from bertgpt.training import metrics
 
 
 def run(tuning, init, out, *arguments):

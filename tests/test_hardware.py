@@ -2,8 +2,8 @@
 
 import pytest
 
-from bertgpt import metrics
 from bertgpt.devices import hardware
+from bertgpt.training import metrics
 
 
 @pytest.mark.parametrize("device_kind, name, teraflops", [

@@ -134,13 +134,13 @@ def test_imports_have_no_cycle():
 
 
 @pytest.mark.parametrize("text", [
-    "from bertgpt.train import train",
+    "from bertgpt.training.loop import train",
     "from bertgpt import config, evaluate",
     "import bertgpt.models.bert as b",
     "def f():\n  from bertgpt.models import bert",
 ])
 def test_an_upward_import_is_seen_in_every_form(text):
-  modules = ("bertgpt", "bertgpt.config", "bertgpt.evaluate", "bertgpt.train",
+  modules = ("bertgpt", "bertgpt.config", "bertgpt.training.evaluate", "bertgpt.training.loop",
              "bertgpt.models.bert", "bertgpt.data.corpus.corpus")
   (edge,) = upward_edges("bertgpt.data.corpus.corpus", ast.parse(text), modules)
   assert edge.startswith("bertgpt.data.corpus imports bertgpt.")

@@ -8,8 +8,8 @@ import termios
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import metrics
 from bertgpt.config import presets
+from bertgpt.training import metrics
 
 
 @pytest.mark.parametrize("model, vocab, objective, seq_len, predictions, gigaflops", [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import optimizers
+from bertgpt.training import optimizers
 
 NUM_LAYERS = 3
 STEPS = 20

@@ -10,8 +10,9 @@ import pytest
 import tiny
 from ml_collections import FrozenConfigDict
 
-from bertgpt import conversion, models, objectives, optimizers, steps, task_objectives
+from bertgpt import conversion, models, task_objectives
 from bertgpt.config import recipes
+from bertgpt.training import objectives, optimizers, steps
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")

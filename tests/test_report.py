@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from bertgpt import cli, metrics, objectives, report
+from bertgpt import cli, report
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.runs import workdir
+from bertgpt.training import metrics, objectives
 
 
 class Run:

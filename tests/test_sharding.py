@@ -10,9 +10,9 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from bertgpt import objectives
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
+from bertgpt.training import objectives
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
 ALL = list(itertools.product(MESHES, (1, 4), ("none", "full"), (1, 0)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import step_log
+from bertgpt.training import step_log
 
 
 def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_path):

@@ -10,10 +10,11 @@ import tiny
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
-from bertgpt import models, objectives, steps
+from bertgpt import models
 from bertgpt.config import recipes
 from bertgpt.devices import sharding
 from bertgpt.models import attention
+from bertgpt.training import objectives, steps
 
 RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path)
 

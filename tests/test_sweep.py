@@ -1,4 +1,4 @@
-"""bertgpt.sweep: every run is trained once, and what is wrong is said before the first."""
+"""bertgpt.training.sweep: every run is trained once, and what is wrong is said before the first."""
 
 import contextlib
 import json
@@ -9,10 +9,12 @@ import sys
 
 import pytest
 
-from bertgpt import cli, sweep, train
+from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.devices import process
 from bertgpt.errors import DataError, Preempted, UserError
+from bertgpt.training import loop as train
+from bertgpt.training import sweep
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 

@@ -6,9 +6,10 @@ import pytest
 import tiny
 from ml_collections import FrozenConfigDict
 
-from bertgpt import objectives, steps, task_objectives
+from bertgpt import task_objectives
 from bertgpt.tasks import rows as rows_lib
 from bertgpt.tasks.rows import Rows
+from bertgpt.training import objectives, steps
 
 KINDS = {"classes": 3, "values": 1, "tokens": 4, "spans": 2}
 

@@ -10,10 +10,11 @@ import pytest
 import tiny
 
 from bertgpt import config as config_lib
-from bertgpt import steps, train
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError
+from bertgpt.training import loop as train
+from bertgpt.training import steps
 
 
 def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):

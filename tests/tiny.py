@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt import models, objectives, steps
+from bertgpt import models
 from bertgpt.devices import sharding
+from bertgpt.training import objectives, steps
 
 VOCAB, CLS, SEP, MASK = 250, 2, 3, 4
 LENGTH, ROWS = 32, 32

@@ -32,7 +32,7 @@ def write_rows(path: pathlib.Path) -> None:
 
 
 def send_signal(at_step: int, number: int) -> None:
-  from bertgpt.step_log import StepLog
+  from bertgpt.training.step_log import StepLog
   add = StepLog.add
 
   def add_and_send(self, step, step_metrics):

@@ -34,8 +34,8 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
-from bertgpt.objectives import Vocabulary
 from bertgpt.runs import checkpoint
+from bertgpt.training.objectives import Vocabulary
 
 PREPARE_TIMEOUT_S = 48 * 3600  # How long the others wait for process 0 to prepare a corpus.
 _searches = itertools.count()

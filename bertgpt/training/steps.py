@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bertgpt import objectives, optimizers
 from bertgpt.config import ConfigDict, compiler_options
 from bertgpt.devices import sharding
 from bertgpt.models import Module
+from bertgpt.training import objectives, optimizers
 
 MASK_STREAM, DROPOUT_STREAM, INIT_STREAM = range(3)  # Independent random streams of a run.
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 
 from bertgpt import config as config_lib
-from bertgpt import metrics
 from bertgpt.config import ConfigDict
 from bertgpt.errors import DivergedError
 from bertgpt.models import attention
+from bertgpt.training import metrics
 
 
 class StepLog:

@@ -11,15 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import metrics, models, objectives
+from bertgpt import models
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.models import Module
-from bertgpt.objectives import Objective
 from bertgpt.runs import workdir
+from bertgpt.training import metrics, objectives
+from bertgpt.training.objectives import Objective
 
 
 class Evaluator(NamedTuple):

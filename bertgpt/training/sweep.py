@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt import metrics
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 from bertgpt.runs import workdir
+from bertgpt.training import metrics
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import evaluate, models, objectives, steps
+from bertgpt import models
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -24,8 +24,9 @@ from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.models import Module
 from bertgpt.runs import checkpoint, workdir
-from bertgpt.step_log import StepLog, is_due
-from bertgpt.steps import TrainState
+from bertgpt.training import evaluate, objectives, steps
+from bertgpt.training.step_log import StepLog, is_due
+from bertgpt.training.steps import TrainState
 
 
 def train(config: ConfigDict, path: pathlib.Path,

@@ -194,7 +194,7 @@ def _match(rules, tree):
         return result
     patterns = ", ".join(pattern for pattern, _ in rules)
     raise ValueError(f"parameter {name!r} matches none of the rules {patterns}: "
-                     "add one in bertgpt/optimizers.py")
+                     "add one in bertgpt/training/optimizers.py")
 
   return jax.tree_util.tree_map_with_path(value, tree)
 
