@@ -14,10 +14,10 @@ import sys
 
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Row, spread
-from bertgpt import aot, topologies
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
+from bertgpt.planning import aot, topologies
 
 SLICES = {"v5e": ("1x1", "2x2", "4x4", "8x8", "16x16"),
           "v6e": ("1x1", "2x2", "4x4", "8x8", "16x16"),

@@ -442,7 +442,7 @@ def parse_steps(text: str, num_steps: int) -> list[int]:
 
 
 def run_plan(arguments) -> None:
-  from bertgpt import plan, topologies
+  from bertgpt.planning import plan, topologies
   topology = topologies.open_topology(arguments.topology)
   config = read_config(arguments, lambda: len(topology.devices))
   arguments.release_interrupt()

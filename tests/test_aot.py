@@ -1,4 +1,4 @@
-"""bertgpt.aot: the step that is compiled is the real one, and its answers add up."""
+"""bertgpt.planning.aot: the step that is compiled is the real one, and its answers add up."""
 
 import types
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import aot, topologies
 from bertgpt import config as config_lib
 from bertgpt.data.batches import examples, loader
 from bertgpt.devices import hardware
+from bertgpt.planning import aot, topologies
 from bertgpt.training import metrics, objectives, steps
 
 

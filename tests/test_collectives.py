@@ -1,4 +1,4 @@
-"""bertgpt.collectives: kinds, bytes, groups and wires of programs with known ones."""
+"""bertgpt.planning.collectives: kinds, bytes, groups and wires of programs with known ones."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from bertgpt import collectives, hlo
-from bertgpt.collectives import Collective, Network, Place
 from bertgpt.devices import hardware
+from bertgpt.planning import collectives, hlo
+from bertgpt.planning.collectives import Collective, Network, Place
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 BYTES = 256 * 4  # Of the array that every device holds.

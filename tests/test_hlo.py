@@ -1,11 +1,11 @@
-"""bertgpt.hlo: work read from programs, against XLA's own count and against closed forms."""
+"""bertgpt.planning.hlo: work read from programs, against XLA's own count and against closed forms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt import hlo
+from bertgpt.planning import hlo
 
 
 def compile_text(function, *shapes):

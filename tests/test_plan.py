@@ -1,4 +1,4 @@
-"""bertgpt.plan: what the command says, on the real TPU compiler where it is installed."""
+"""bertgpt.planning.plan: what the command says, on the real TPU compiler where it is installed."""
 
 import json
 import math
@@ -8,7 +8,8 @@ import pytest
 import tiny
 from test_aot import on_fake_devices
 
-from bertgpt import aot, cli, plan
+from bertgpt import cli
+from bertgpt.planning import aot, plan
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

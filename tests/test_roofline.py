@@ -1,12 +1,12 @@
-"""bertgpt.roofline: times against closed forms, on a chip with round figures."""
+"""bertgpt.planning.roofline: times against closed forms, on a chip with round figures."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from bertgpt import hlo, roofline
-from bertgpt.collectives import Network, Place
 from bertgpt.devices import hardware
+from bertgpt.planning import hlo, roofline
+from bertgpt.planning.collectives import Network, Place
 
 CHIP = hardware.CHIPS["v5e"]._replace(peak_flops=1e12, vector_flops=1e9, hbm_bandwidth=1e9, tile=1,
                                       link_bandwidth=1e6, clock=1e6)

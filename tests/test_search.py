@@ -1,4 +1,4 @@
-"""bertgpt.search: variants are valid, the same training, and chosen by what they need."""
+"""bertgpt.planning.search: variants are valid, the same training, and chosen by what they need."""
 
 import importlib.util
 
@@ -7,9 +7,9 @@ import pytest
 import tiny
 from test_aot import on_fake_devices
 
-from bertgpt import aot, search, topologies
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
+from bertgpt.planning import aot, search, topologies
 
 
 def make_config():

@@ -1,4 +1,4 @@
-"""bertgpt.topologies: names of machines, and what is said about those that cannot be."""
+"""bertgpt.planning.topologies: names of machines, and what is said about those that cannot be."""
 
 import importlib.util
 import os
@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from bertgpt import topologies
-from bertgpt.collectives import Place
 from bertgpt.errors import ConfigError
+from bertgpt.planning import topologies
+from bertgpt.planning.collectives import Place
 
 needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
                                 reason="the CUDA compiler is not installed: jax[cuda12]")

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
-from bertgpt.collectives import Place
 from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
+from bertgpt.planning.collectives import Place
 
 EXAMPLES = "as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200:2x8 (nodes x GPUs)"
 

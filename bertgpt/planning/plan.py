@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt import aot, roofline, search
-from bertgpt.aot import Memory, Phase, Step
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
-from bertgpt.topologies import Topology
+from bertgpt.planning import aot, roofline, search
+from bertgpt.planning.aot import Memory, Phase, Step
+from bertgpt.planning.topologies import Topology
 
 
 def run(config: ConfigDict, topology: Topology, *, phase: int | None, price: float | None,

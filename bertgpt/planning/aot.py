@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bertgpt import collectives, models, roofline
 from bertgpt import config as config_lib
+from bertgpt import models
 from bertgpt.config import ConfigDict
 from bertgpt.devices import sharding
-from bertgpt.topologies import COMPILER_OPTIONS, Topology
+from bertgpt.planning import collectives, roofline
+from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
 from bertgpt.training import metrics, objectives, steps
 
 COMPILER_THREADS = 2  # A compilation uses one core most of the time, and up to 3 GB.

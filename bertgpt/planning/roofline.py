@@ -12,8 +12,8 @@ prediction: it knows neither the schedule inside a kernel nor contention.
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from bertgpt import collectives, hlo
 from bertgpt.devices import hardware
+from bertgpt.planning import collectives, hlo
 
 
 class Row(NamedTuple):

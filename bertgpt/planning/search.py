@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from bertgpt import aot
 from bertgpt import config as config_lib
-from bertgpt.aot import Phase, Step
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.devices import hardware
-from bertgpt.topologies import Topology
+from bertgpt.planning import aot
+from bertgpt.planning.aot import Phase, Step
+from bertgpt.planning.topologies import Topology
 
 COMPILATIONS = 8
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bertgpt.devices import hardware
-from bertgpt.hlo import COLLECTIVES, Computation, Instruction
+from bertgpt.planning.hlo import COLLECTIVES, Computation, Instruction
 
 
 class Collective(NamedTuple):
