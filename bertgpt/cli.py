@@ -382,8 +382,8 @@ def run_import(arguments) -> None:
 
 
 def run_finetune(arguments) -> None:
-  from bertgpt import tasks
   from bertgpt.config import finetuning as finetune_config
+  from bertgpt.finetuning import tasks
   recipe = recipes.load(arguments.config, finetune_config.base)
   config, problems = recipes.try_override(recipe, arguments.overrides)
   config.task.name = arguments.task or config.task.name
@@ -391,8 +391,8 @@ def run_finetune(arguments) -> None:
   if problems:
     raise ConfigError("\n".join(problems))
   start(arguments)
-  from bertgpt import finetune
   from bertgpt.devices import process
+  from bertgpt.finetuning import loop as finetune
   init = absolute(arguments.init)
   path = absolute(arguments.workdir or init / f"finetune-{config.task.name}")
   arguments.release_interrupt()

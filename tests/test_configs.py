@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt import tasks
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
+from bertgpt.finetuning import tasks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TASKS = sorted(path.stem for path in CONFIGS.glob("finetune_*.py"))

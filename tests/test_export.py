@@ -19,8 +19,8 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.data import tokenizer_files
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.finetuning.tasks.rows import make_format
 from bertgpt.runs import checkpoint, workdir
-from bertgpt.tasks.rows import make_format
 
 ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_tokens_map.json",
                  "tokenizer.json", "tokenizer_config.json", "vocab.txt"}

@@ -13,10 +13,11 @@ import program
 import pytest
 import small_runs
 
-from bertgpt import cli, finetune
+from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.errors import DataError
-from bertgpt.finetune import put_pretrained
+from bertgpt.finetuning import loop as finetune
+from bertgpt.finetuning.loop import put_pretrained
 from bertgpt.runs import workdir
 from bertgpt.training import metrics
 

@@ -3,7 +3,7 @@
 import types
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.finetune_results import flatten, report, run_name, runs_of, summarise
+from bertgpt.finetuning.results import flatten, report, run_name, runs_of, summarise
 
 
 def make_config(rates, seeds=(0, 1, 2)):

@@ -9,8 +9,8 @@ import tensorflow_datasets as tfds
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.tasks import glue
-from bertgpt.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks import glue
+from bertgpt.finetuning.tasks import rows as rows_lib
 
 TEXTS = (("the cat sees a dog", "a dog is seen"), ("who likes it", "it likes who"),
          ("the river", "a bird"))

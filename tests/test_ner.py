@@ -8,8 +8,8 @@ import pytest
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import DataError
-from bertgpt.tasks import ner
-from bertgpt.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks import ner
+from bertgpt.finetuning.tasks import rows as rows_lib
 
 CONLL = """-DOCSTART- -X- O O
 

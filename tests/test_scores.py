@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bertgpt.tasks import scores
+from bertgpt.finetuning.tasks import scores
 
 
 def draw(seed, share):

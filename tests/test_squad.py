@@ -9,8 +9,8 @@ import pytest
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.tasks import rows as rows_lib
-from bertgpt.tasks import squad
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks import squad
 
 CONTEXT = ("The cat saw a dog near the river. Its house stood on a stone, and a bird of 1999 "
            "knew it (so they say).")

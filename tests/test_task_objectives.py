@@ -6,9 +6,9 @@ import pytest
 import tiny
 from ml_collections import FrozenConfigDict
 
-from bertgpt import task_objectives
-from bertgpt.tasks import rows as rows_lib
-from bertgpt.tasks.rows import Rows
+from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks.rows import Rows
 from bertgpt.training import objectives, steps
 
 KINDS = {"classes": 3, "values": 1, "tokens": 4, "spans": 2}

@@ -8,12 +8,12 @@ import types
 import numpy as np
 import pytest
 
-from bertgpt import tasks
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.tasks import files
-from bertgpt.tasks import rows as rows_lib
-from bertgpt.tasks.rows import Rows
+from bertgpt.finetuning import tasks
+from bertgpt.finetuning.tasks import files
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks.rows import Rows
 
 NAMESPACE = types.SimpleNamespace
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.tasks import files
-from bertgpt.tasks.rows import EvalSet, Format, Rows, Task
-from bertgpt.tasks.scores import METRICS
+from bertgpt.finetuning.tasks import files
+from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.finetuning.tasks.scores import METRICS
 
 
 class Glue(NamedTuple):

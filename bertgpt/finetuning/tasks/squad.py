@@ -17,9 +17,9 @@ import numpy as np
 
 from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.tasks import files
-from bertgpt.tasks.rows import EvalSet, Format, Rows, Task
-from bertgpt.tasks.scores import harmonic_mean
+from bertgpt.finetuning.tasks import files
+from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.finetuning.tasks.scores import harmonic_mean
 
 VERSIONS = {"squad": "v1.1", "squad2": "v2.0"}
 

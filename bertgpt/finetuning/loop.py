@@ -33,17 +33,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
-from bertgpt import finetune_results as results_lib
-from bertgpt import task_objectives, tasks
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
+from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.finetuning import results as results_lib
+from bertgpt.finetuning import tasks
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.models import Module
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.workdir import Trained
-from bertgpt.tasks import rows as rows_lib
-from bertgpt.tasks.rows import Rows, Task
 from bertgpt.training import steps
 from bertgpt.training.objectives import Objective
 from bertgpt.training.step_log import StepLog

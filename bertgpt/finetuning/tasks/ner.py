@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.errors import DataError
-from bertgpt.tasks import files
-from bertgpt.tasks.rows import EvalSet, Format, Rows, Task
-from bertgpt.tasks.scores import harmonic_mean
+from bertgpt.finetuning.tasks import files
+from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.finetuning.tasks.scores import harmonic_mean
 
 # Official names, in WNUT 2017 and CoNLL 2003.
 NAMES = {

@@ -16,9 +16,9 @@ from typing import Any
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
+from bertgpt.finetuning.tasks.rows import Task
 from bertgpt.runs.fingerprint import name_leaves
 from bertgpt.runs.workdir import Trained
-from bertgpt.tasks.rows import Task
 from bertgpt.training import sweep
 
 

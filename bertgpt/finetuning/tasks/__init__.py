@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bertgpt.errors import ConfigError
-from bertgpt.tasks import glue, ner, squad
-from bertgpt.tasks.rows import Format, Task
+from bertgpt.finetuning.tasks import glue, ner, squad
+from bertgpt.finetuning.tasks.rows import Format, Task
 
 
 class Entry(NamedTuple):
