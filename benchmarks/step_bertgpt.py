@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from benchmarks.bare_step import BareStep
-from bertgpt import conversion
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError
+from bertgpt.hub import conversion
 from bertgpt.training import objectives
 
 PAD, CLS, SEP, MASK = range(4)

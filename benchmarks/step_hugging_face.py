@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import transformers
 
-from bertgpt import conversion
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import ConfigError
+from bertgpt.hub import conversion
 
 IGNORED = -100  # PyTorch's label of a position that is not predicted.
 

@@ -368,14 +368,14 @@ def run_embed(arguments) -> None:
 
 
 def run_export(arguments) -> None:
-  from bertgpt import export
+  from bertgpt.hub import export
   refuse_overrides(arguments)
   arguments.release_interrupt()
   print(export.export(absolute(arguments.workdir), absolute(arguments.out)))
 
 
 def run_import(arguments) -> None:
-  from bertgpt import export
+  from bertgpt.hub import export
   refuse_overrides(arguments)
   arguments.release_interrupt()
   print(export.import_model(absolute(arguments.source), absolute(arguments.workdir)))

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt import export
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError
+from bertgpt.hub import export
 from bertgpt.runs import workdir
 from bertgpt.runs.workdir import Trained
 

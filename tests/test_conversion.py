@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import conversion
 from bertgpt.config import recipes
 from bertgpt.errors import ConfigError, DataError
+from bertgpt.hub import conversion
 
 MODELS = {
     "BertForPreTraining": ("mlm_nsp", {}),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bertgpt import cli, embed, export
+from bertgpt import cli, embed
 from bertgpt.errors import StorageError
+from bertgpt.hub import export
 from bertgpt.runs import workdir
 
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,

@@ -1,4 +1,4 @@
-"""bertgpt.export: a run goes to transformers' files and back unchanged; what is wrong is named."""
+"""bertgpt.hub.export: a run goes to transformers' files and back unchanged; what is wrong is named."""
 
 import json
 import pathlib
@@ -13,13 +13,13 @@ import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import processors
 
-from bertgpt import cli, conversion, export
+from bertgpt import cli
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data import tokenizer_files
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning.tasks.rows import make_format
+from bertgpt.hub import conversion, export, tokenizer_files
 from bertgpt.runs import checkpoint, workdir
 
 ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_tokens_map.json",

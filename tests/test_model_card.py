@@ -1,11 +1,11 @@
-"""bertgpt.model_card: what it says is so, and its recipe gives the run's config."""
+"""bertgpt.hub.model_card: what it says is so, and its recipe gives the run's config."""
 
 import json
 import pathlib
 
-from bertgpt import model_card
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
+from bertgpt.hub import model_card
 from bertgpt.runs import workdir
 
 OUT = pathlib.Path("out/model")

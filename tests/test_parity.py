@@ -10,9 +10,10 @@ import pytest
 import tiny
 from ml_collections import FrozenConfigDict
 
-from bertgpt import conversion, models
+from bertgpt import models
 from bertgpt.config import recipes
 from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.hub import conversion
 from bertgpt.training import objectives, optimizers, steps
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")

@@ -1,4 +1,4 @@
-"""bertgpt.data.tokenizer_files: tokenizer.json gives our ids, and the other files fit to it."""
+"""bertgpt.hub.tokenizer_files: tokenizer.json gives our ids, and the other files fit to it."""
 
 import itertools
 import json
@@ -9,10 +9,10 @@ import small_runs
 import tokenizers as fast_tokenizers
 
 from bertgpt import config as config_lib
-from bertgpt.data import tokenizer_files
 from bertgpt.data.text import sources
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import DataError
+from bertgpt.hub import tokenizer_files
 
 ODD = ["", " ", "  two  spaces\tand a tab ", "naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত",
        "Tabs\u200b and 😀👍🏽", "x" * 300, "e\u0301 \ufb01 ½ Å ｆｕｌｌ",

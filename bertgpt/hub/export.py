@@ -22,11 +22,10 @@ import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
 from bertgpt import config as config_lib
-from bertgpt import conversion, model_card
 from bertgpt.config import ConfigDict, recipes
-from bertgpt.data import tokenizer_files
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.hub import conversion, model_card, tokenizer_files
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.fingerprint import name_leaves
 from bertgpt.runs.workdir import Trained

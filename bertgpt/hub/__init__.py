@@ -1,0 +1,1 @@
+"""Exchange with Hugging Face: conversion of weights, tokenizer files, model cards."""
