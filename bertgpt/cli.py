@@ -331,7 +331,7 @@ def run_suite(arguments) -> None:
   refuse_overrides(arguments)
   if arguments.distributed:
     raise ConfigError("--suite runs in one process; leave --distributed out")
-  from bertgpt import zero_shot
+  from bertgpt.inference import zero_shot
   arguments.release_interrupt()
   settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,
                                 arguments.batch_size or flags.BATCH_SIZE)
@@ -341,8 +341,8 @@ def run_suite(arguments) -> None:
 
 def run_generate(arguments) -> None:
   refuse_overrides(arguments)
-  from bertgpt import generate
   from bertgpt.data.text import texts
+  from bertgpt.inference import generate
   prompts = arguments.prompt or texts.read_texts(absolute(arguments.input), "--input")
   sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
   arguments.release_interrupt()
@@ -353,7 +353,7 @@ def run_generate(arguments) -> None:
 
 def run_fill(arguments) -> None:
   refuse_overrides(arguments)
-  from bertgpt import fill
+  from bertgpt.inference import fill
   arguments.release_interrupt()
   for line in fill.run(absolute(arguments.workdir), arguments.text, arguments.top):
     print(line)
@@ -361,7 +361,7 @@ def run_fill(arguments) -> None:
 
 def run_embed(arguments) -> None:
   refuse_overrides(arguments)
-  from bertgpt import embed
+  from bertgpt.inference import embed
   arguments.release_interrupt()
   print(embed.run(absolute(arguments.workdir), absolute(arguments.input), absolute(arguments.out),
                   arguments.layer, arguments.batch_size or flags.BATCH_SIZE))

@@ -1,12 +1,13 @@
-"""bertgpt.embed: features of every text in order, whatever else is in its batch."""
+"""bertgpt.inference.embed: features of every text in order, whatever else is in its batch."""
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bertgpt import cli, embed
+from bertgpt import cli
 from bertgpt.errors import StorageError
 from bertgpt.hub import export
+from bertgpt.inference import embed
 from bertgpt.runs import workdir
 
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,

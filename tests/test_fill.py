@@ -1,11 +1,12 @@
-"""bertgpt.fill: [MASK] hides what it stands for, and a template has one where the text says so."""
+"""bertgpt.inference.fill: [MASK] hides what it stands for, and a template has one where the text says so."""
 
 import numpy as np
 import pytest
 
-from bertgpt import cli, fill
+from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import tokenizers
+from bertgpt.inference import fill
 from bertgpt.runs import workdir
 
 

@@ -4,7 +4,8 @@ import argparse
 
 import pytest
 
-from bertgpt import embed, flags, zero_shot
+from bertgpt import flags
+from bertgpt.inference import embed, zero_shot
 
 
 @pytest.mark.parametrize("kind, low, high, text, value", [

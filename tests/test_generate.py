@@ -1,4 +1,4 @@
-"""bertgpt.generate: draws follow the distribution, and depend on seed, row and position alone."""
+"""bertgpt.inference.generate: draws follow the distribution, and depend on seed, row and position alone."""
 
 import functools
 
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt import cli, generate
-from bertgpt.generate import GREEDY, Sampling
+from bertgpt import cli
+from bertgpt.inference import generate
+from bertgpt.inference.generate import GREEDY, Sampling
 from bertgpt.runs import workdir
 
 DRAWS = 20_000

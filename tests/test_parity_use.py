@@ -10,11 +10,12 @@ import pytest
 import small_runs
 import tiny
 
-from bertgpt import embed, generate, models, zero_shot
+from bertgpt import models
 from bertgpt.config import base
 from bertgpt.data.tokens import tokenizers
+from bertgpt.inference import embed, generate, zero_shot
+from bertgpt.inference.zero_shot import SUITES, Settings
 from bertgpt.runs.workdir import Trained
-from bertgpt.zero_shot import SUITES, Settings
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 test_parity = pytest.importorskip("test_parity", reason="needs transformers: make test-hf")

@@ -1,4 +1,4 @@
-"""bertgpt.zero_shot: every number against the model's logits, taken one token at a time."""
+"""bertgpt.inference.zero_shot: every number against the model's logits, taken one token at a time."""
 
 import functools
 import gzip
@@ -11,9 +11,10 @@ import pytest
 import small_runs
 import tensorflow_datasets as tfds
 
-from bertgpt import cli, zero_shot
+from bertgpt import cli
+from bertgpt.inference import zero_shot
+from bertgpt.inference.zero_shot import SUITES, Settings
 from bertgpt.runs import workdir
-from bertgpt.zero_shot import SUITES, Settings
 
 ROOM = 64  # The models' positions.
 TEXT = ("The cat sees the dog near a tree. The bird likes a cloud .\n\n"

@@ -1,0 +1,1 @@
+"""A trained model in use: generate, fill, embed, zero-shot evaluation."""
