@@ -1,4 +1,4 @@
-"""bertgpt.report: the baselines against a plain count, and what a finished run shows."""
+"""bertgpt.report.end_of_run: the baselines against a plain count, and what a finished run shows."""
 
 import collections
 import math
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from bertgpt import cli, report
+from bertgpt import cli
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.report.end_of_run import end_of_run as report
 from bertgpt.runs import workdir
 from bertgpt.training import metrics, objectives
 
