@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt import config as config_lib
-from bertgpt import flags
+from bertgpt.commands import flags
+from bertgpt.commands.flags import folder
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.devices import guard, huge_pages
 from bertgpt.errors import INTERRUPTED, ConfigError, PeerError, StorageError, UserError
-from bertgpt.flags import folder
 
 # Modules are imported by the commands that need them: `bertgpt --help` and `prepare`
 # should not wait for JAX.

@@ -1,10 +1,10 @@
-"""bertgpt.flags: a number outside its bounds, or none, is refused with the bounds."""
+"""bertgpt.commands.flags: a number outside its bounds, or none, is refused with the bounds."""
 
 import argparse
 
 import pytest
 
-from bertgpt import flags
+from bertgpt.commands import flags
 from bertgpt.inference import embed, zero_shot
 
 
