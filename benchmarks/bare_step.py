@@ -11,8 +11,9 @@ from bertgpt import models
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.tokens.vocabulary import Vocabulary, make_vocabulary
 from bertgpt.devices import sharding
-from bertgpt.runs import workdir
+from bertgpt.runs import corpora
 from bertgpt.training import objectives, steps
 
 BATCHES = 4  # That lie ready, when they come from a corpus.
@@ -26,7 +27,7 @@ class BareStep:
     batches: as the loader makes them; taken in turns.
   """
 
-  def __init__(self, config: ConfigDict, vocabulary: objectives.Vocabulary,
+  def __init__(self, config: ConfigDict, vocabulary: Vocabulary,
                batches: Sequence[Mapping[str, np.ndarray]]):
     self._config, self._done = config, 0
     self._mesh = sharding.make_mesh(config, jax.devices()[:1])
@@ -71,12 +72,12 @@ class BareStep:
 
 def from_corpus(corpus: corpus_lib.Corpus, config: ConfigDict) -> BareStep:
   """Args: config as the recipe has it, without the size of the vocabulary."""
-  config = workdir.resolve(config, corpus.tokenizer)
+  config = corpora.resolve(config, corpus.tokenizer)
   rows = slice(0, config.phases[0].batch_size)
   with loader.make_train_batches(corpus, config, 0, 0, rows) as batches:
     first = [next(batches) for _ in range(min(BATCHES, config.phases[0].steps))]
-  return BareStep(config, workdir.make_vocabulary(corpus.tokenizer), first)
+  return BareStep(config, make_vocabulary(corpus.tokenizer), first)
 
 
 def open_train_set(config: ConfigDict) -> corpus_lib.Corpus:
-  return corpus_lib.open_corpus(workdir.find_corpus(config), "train")
+  return corpus_lib.open_corpus(corpora.find_corpus(config), "train")

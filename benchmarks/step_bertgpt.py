@@ -9,10 +9,10 @@ import numpy as np
 
 from benchmarks.bare_step import BareStep
 from bertgpt.config import ConfigDict, recipes
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError
 from bertgpt.hub import conversion
-from bertgpt.training import objectives
 
 PAD, CLS, SEP, MASK = range(4)
 FIRST_TOKEN = 4
@@ -73,8 +73,8 @@ def exactly(config: ConfigDict) -> ConfigDict:
                               "model.dtype": "float32"})
 
 
-def make_vocabulary(size: int) -> objectives.Vocabulary:
-  return objectives.Vocabulary(size, MASK, tuple(range(FIRST_TOKEN)), np.zeros(size, bool))
+def make_vocabulary(size: int) -> Vocabulary:
+  return Vocabulary(size, MASK, tuple(range(FIRST_TOKEN)), np.zeros(size, bool))
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from benchmarks import bare_step, packing, real_loop, side_by_side, step
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.errors import ConfigError
-from bertgpt.runs import workdir
+from bertgpt.runs import corpora
 from bertgpt.training import loop as train
 from bertgpt.training import metrics
 
@@ -128,7 +128,7 @@ def test_waiting_is_the_share_between_asking_and_getting():
 def test_real_tokens_are_counted_as_the_batches_have_them(recipe):
   config = packing.at_length(recipes.load(str(recipe)), 64, 8, packing=True)
   corpus = bare_step.open_train_set(config)
-  config = workdir.resolve(config, corpus.tokenizer)
+  config = corpora.resolve(config, corpus.tokenizer)
   rows = loader.Rows(corpus, config, 0, config.seed)
   batch = rows.read(np.arange(rows.rows_per_epoch))
   assert packing.fill(corpus, config) == (batch["sequence_ids"] > 0).mean()

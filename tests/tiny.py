@@ -7,6 +7,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import models
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.training import objectives, steps
 
@@ -32,7 +33,7 @@ def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):
 
 
 def make_vocabulary():
-  return objectives.Vocabulary(VOCAB, MASK, (0, CLS, SEP, MASK), np.arange(VOCAB) % 3 == 0)
+  return Vocabulary(VOCAB, MASK, (0, CLS, SEP, MASK), np.arange(VOCAB) % 3 == 0)
 
 
 def make_batch(config, seed=0, rows=ROWS):

@@ -44,7 +44,8 @@ from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.models import Module
 from bertgpt.runs import checkpoint, workdir
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
 from bertgpt.training import steps
 from bertgpt.training.objectives import Objective
 from bertgpt.training.step_log import StepLog
@@ -94,7 +95,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     UserError: see `errors`; before anything is written, where the input is wrong.
   """
   process.use_compilation_cache(config.system.compilation_cache)
-  pretrained = workdir.load_trained(init, "--init")
+  pretrained = trained_lib.load_trained(init, "--init")
   tasks.check_family(config.task.name, pretrained.config.model.family)
   check_run(config, pretrained)
   form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)

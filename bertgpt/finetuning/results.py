@@ -18,7 +18,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks.rows import Task
 from bertgpt.runs.fingerprint import name_leaves
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs.trained import Trained
 from bertgpt.training import sweep
 
 

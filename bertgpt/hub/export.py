@@ -26,9 +26,10 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.hub import conversion, model_card, tokenizer_files
-from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import checkpoint, corpora, workdir
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.fingerprint import name_leaves
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs.trained import Trained
 
 WEIGHTS = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json")
@@ -77,7 +78,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     DataError: no usable checkpoint, or weights that are not finite.
   """
   refuse_existing(out, "--out")
-  trained = workdir.load_checkpoint(source)
+  trained = trained_lib.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
   try:
@@ -193,7 +194,7 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
       state = {"params": jax.tree.map(jnp.asarray, params)}
       checkpoints.save(0, state, metadata, wait=True)
     workdir.write_run(folder, config, tokenizer)
-    workdir.load_trained(folder)  # Compares hashes and fingerprints.
+    trained_lib.load_trained(folder)  # Compares hashes and fingerprints.
   model_flags = " ".join(f"--config.{field}={value}" for field, value in fields.items()
                          if field != "model.vocab_size")
   return (f"{path}: the model of {source}, {sum(x.size for x in jax.tree.leaves(params)):,} "
@@ -266,4 +267,4 @@ def make_config(source: pathlib.Path, fields: Mapping[str, Any], tokenizer_path:
   config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)
   if problems := config_lib.find_problems(config):
     raise DataError(f"--from {source}: {problems[0]}")
-  return workdir.resolve(config, tokenizer)
+  return corpora.resolve(config, tokenizer)

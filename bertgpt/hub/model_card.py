@@ -6,7 +6,7 @@ from typing import NamedTuple
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs.trained import Trained
 from bertgpt.training.metrics import read_curves
 
 

@@ -17,8 +17,8 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError
 from bertgpt.hub import export
-from bertgpt.runs import workdir
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
 
 # What is kept of a text: the number of layers, side by side, and whether of every token.
 LAYERS = {
@@ -80,8 +80,8 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   """
   check_out(out, layer)
   lines = texts.read_texts(source, "--input")
-  trained = workdir.load_trained(path)
-  workdir.require_family(trained, path, "bert", "give features of [CLS]; use the model itself")
+  trained = trained_lib.load_trained(path)
+  trained_lib.require_family(trained, path, "bert", "give features of [CLS]; use the model itself")
   if trained.config.model.num_layers < LAYERS[layer][0]:
     raise ConfigError(f"--layer {layer}: the model has only {trained.config.model.num_layers} "
                       "layers; choose last")

@@ -15,8 +15,8 @@ import numpy as np
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
-from bertgpt.runs import workdir
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
 
 MASK = "[MASK]"
 
@@ -85,8 +85,8 @@ def run(path: pathlib.Path, text: str, top: int) -> list[str]:
   Raises:
     ConfigError: no BERT in `path`, no mask in the text, or more text than the model has positions.
   """
-  trained = workdir.load_trained(path)
-  workdir.require_family(trained, path, "bert", "fill in words; `bertgpt generate` goes on with a "
+  trained = trained_lib.load_trained(path)
+  trained_lib.require_family(trained, path, "bert", "fill in words; `bertgpt generate` goes on with a "
                          "text")
   tokenizer, window = trained.tokenizer, trained.config.model.max_positions
   tokens = np.array([tokenizer.cls_id, *encode_template(tokenizer, text), tokenizer.sep_id])

@@ -18,8 +18,8 @@ import numpy as np
 from bertgpt.data.batches import buckets
 from bertgpt.errors import ConfigError
 from bertgpt.models import layers
-from bertgpt.runs import workdir
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
 
 DEFAULT_TOKENS = 100
 
@@ -168,8 +168,8 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
   Raises:
     ConfigError: no GPT in `path`, or a prompt that is empty or too long.
   """
-  trained = workdir.load_trained(path)
-  workdir.require_family(trained, path, "gpt", "go on with a text; `bertgpt fill` guesses its "
+  trained = trained_lib.load_trained(path)
+  trained_lib.require_family(trained, path, "gpt", "go on with a text; `bertgpt fill` guesses its "
                          "masked words")
   window = trained.config.model.max_positions
   tokens = trained.tokenizer.encode(prompts)
@@ -192,6 +192,6 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
 
 def default_tokens(trained: Trained, length: int) -> int:
   """Tokens to add to a prompt: not beyond the rows of the training, unless the prompt is."""
-  trained_on = workdir.window(trained)
+  trained_on = trained_lib.window(trained)
   room = (trained_on if length < trained_on else trained.config.model.max_positions) - length
   return min(DEFAULT_TOKENS, room)

@@ -24,8 +24,8 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.text import sources, texts
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import workdir
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
 
 
 class Suite(NamedTuple):
@@ -138,11 +138,11 @@ def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
     DataError: a file that is not what the suite needs.
   """
   suites = parse(spec)
-  trained = workdir.load_trained(path)
+  trained = trained_lib.load_trained(path)
   settings = resolve(settings, trained)
   for name, _ in suites:
     if SUITES[name].score == "last_word":
-      workdir.require_family(trained, path, "gpt", f"be scored by {name}; use pairs or text")
+      trained_lib.require_family(trained, path, "gpt", f"be scored by {name}; use pairs or text")
   read = [read_suite(SUITES[name], file, f"--suite {name}") for name, file in suites]
   for (name, file), content in zip(suites, read, strict=True):
     scores = SCORES[SUITES[name].score](trained, SUITES[name], content, settings)
@@ -157,7 +157,7 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
   Raises:
     ConfigError: a window that the model has not, or a stride that leaves nothing to see.
   """
-  most, window = trained.config.model.max_positions, settings.window or workdir.window(trained)
+  most, window = trained.config.model.max_positions, settings.window or trained_lib.window(trained)
   if not 4 <= window <= most:
     raise ConfigError(f"--window={window}: the model has {most} positions; give 4 to {most}")
   stride = settings.stride or window // 2

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import ConfigDict
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.planning import collectives, roofline
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
@@ -104,9 +105,9 @@ def assume_vocabulary(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def make_vocabulary(size: int) -> objectives.Vocabulary:
+def make_vocabulary(size: int) -> Vocabulary:
   """Special tokens first, as tokenizers trained here have them; the work is the same for any."""
-  return objectives.Vocabulary(size, mask_id=4, special_ids=(0, 1, 2, 3, 4),
+  return Vocabulary(size, mask_id=4, special_ids=(0, 1, 2, 3, 4),
                                continues_word=np.zeros(size, bool))
 
 

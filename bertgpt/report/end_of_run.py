@@ -14,8 +14,10 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
+from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.inference import fill, generate
-from bertgpt.runs import workdir
+from bertgpt.runs import corpora
+from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics, objectives
 
 PROMPT = "The function returns"
@@ -30,7 +32,7 @@ def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
   Args:
     corpus_path: of the corpus that the run was trained on.
   """
-  trained = workdir.load_trained(path)
+  trained = trained_lib.load_trained(path)
   train_set, held_out = open_corpus(corpus_path, "train"), open_corpus(corpus_path, "validation")
   curves = metrics.read_curves(path)
   scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
@@ -88,7 +90,7 @@ def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Bas
   It knows the training text's token frequencies and what is shown at the position itself:
   of BERT's targets a tenth is shown as it is, and just copying those is worth 10% accuracy.
   """
-  vocabulary = workdir.make_vocabulary(trained.tokenizer)
+  vocabulary = make_vocabulary(trained.tokenizer)
   unigram = frequencies.unigram_probabilities(train_set, vocabulary.size, is_causal=False)
   corrupt = jax.jit(objectives.make_objective(trained.config, vocabulary).corrupt)
   total = correct = weight = 0.0
@@ -248,9 +250,9 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) 
 
 def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
   """What `bertgpt data` prints: the corpus, and the loader's report with masks as in training."""
-  corpus = open_corpus(workdir.find_corpus(config), "train")
-  config = workdir.resolve(config, corpus.tokenizer)
-  corrupt = objectives.make_objective(config, workdir.make_vocabulary(corpus.tokenizer)).corrupt
+  corpus = open_corpus(corpora.find_corpus(config), "train")
+  config = corpora.resolve(config, corpus.tokenizer)
+  corrupt = objectives.make_objective(config, make_vocabulary(corpus.tokenizer)).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
   return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), "",
                     loader.report(corpus, config, steps, mask_fn=mask)])

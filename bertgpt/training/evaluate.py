@@ -15,10 +15,12 @@ from bertgpt import models
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
+from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.models import Module
-from bertgpt.runs import workdir
+from bertgpt.runs import corpora
+from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics, objectives
 from bertgpt.training.objectives import Objective
 
@@ -99,10 +101,10 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
   Args:
     overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
   """
-  trained = workdir.load_trained(path)
+  trained = trained_lib.load_trained(path)
   config = recipes.override(trained.config, overrides)
   config_lib.validate(config)
-  held_out = open_corpus(workdir.find_corpus(config), "validation")
+  held_out = open_corpus(corpora.find_corpus(config), "validation")
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer; "
                       f"add --config.tokenizer.path={path}/tokenizer")
@@ -110,7 +112,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
     print(f"note: {held_out.path} is not the corpus of this run; these documents may be others "
           "than those the run held out", file=sys.stderr)
   mesh = sharding.make_mesh(config)
-  objective = objectives.make_objective(config, workdir.make_vocabulary(trained.tokenizer))
+  objective = objectives.make_objective(config, make_vocabulary(trained.tokenizer))
   evaluator = make_evaluator(config, mesh, held_out, models.make_model(config), objective)
   params = jax.device_put(trained.params,
                           sharding.shard_state(trained.params, trained.params, mesh, config))

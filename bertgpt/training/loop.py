@@ -20,10 +20,12 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import frequencies
+from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.models import Module
-from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import checkpoint, corpora, workdir
+from bertgpt.runs import trained as trained_lib
 from bertgpt.training import evaluate, objectives, steps
 from bertgpt.training.step_log import StepLog, is_due
 from bertgpt.training.steps import TrainState
@@ -110,12 +112,12 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   with workdir.claim(path, jax.process_index() == 0):
     workdir.check_unchanged(path, config, allow_change)
     train_set, held_out = open_corpus(config)
-    config = workdir.resolve(config, train_set.tokenizer)
+    config = corpora.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config)
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):
       model = models.make_model(config)
-      objective = objectives.make_objective(config, workdir.make_vocabulary(train_set.tokenizer))
+      objective = objectives.make_objective(config, make_vocabulary(train_set.tokenizer))
       evaluator = evaluate.make_evaluator(config, mesh, held_out, model, objective)
       metadata = {"config": recipes.to_json(config), "corpus": train_set.identity,
                   "tokenizer": train_set.tokenizer.fingerprint(),
@@ -126,7 +128,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
 
 def open_corpus(config: ConfigDict) -> tuple[corpus_lib.Corpus, corpus_lib.Corpus]:
   """The train and validation splits, the same on every host."""
-  path = workdir.find_corpus(config)
+  path = corpora.find_corpus(config)
   train_set, held_out = (corpus_lib.open_corpus(path, split) for split in corpus_lib.SPLITS)
   if jax.process_count() > 1:
     digest = np.frombuffer(bytes.fromhex(train_set.identity), np.int32)
@@ -198,7 +200,7 @@ def check_phases(run: Run, old: ConfigDict, step: int) -> None:
 
 def load_params(run: Run) -> Any:
   """The parameters of `config.init_from`, laid out for this run."""
-  source = workdir.load_trained(pathlib.Path(run.config.init_from).expanduser(),
+  source = trained_lib.load_trained(pathlib.Path(run.config.init_from).expanduser(),
                                 "--config.init_from")
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
     raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer; set "

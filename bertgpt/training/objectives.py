@@ -14,26 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import config as config_lib
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Module, cross_entropy
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
-
-
-class Vocabulary(NamedTuple):
-  """What an objective knows of the tokenizer.
-
-  Attributes:
-    size: ids are below it.
-    mask_id: id of [MASK]; -1 where there is none.
-    special_ids: ids that are never predicted.
-    continues_word: bool [size], the token goes on the word before it.
-  """
-
-  size: int
-  mask_id: int
-  special_ids: tuple[int, ...]
-  continues_word: np.ndarray
 
 
 class Objective(NamedTuple):

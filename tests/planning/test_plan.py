@@ -11,7 +11,7 @@ from test_aot import on_fake_devices
 from bertgpt import cli
 from bertgpt.planning import aot, plan
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def compile_with(topology: str, sets: list[dict]) -> list[str]:
   """What the compiler answers to every set; 'accepted,' and how many kernels hide a collective."""
   result = subprocess.run([sys.executable, "-c", COMPILE, topology, json.dumps(sets)],
                           capture_output=True, text=True, check=False,
-                          cwd=pathlib.Path(__file__).parents[1],
+                          cwd=pathlib.Path(__file__).parents[2],
                           env={**os.environ, "XLA_FLAGS": ""})
   assert result.returncode == 0, result.stderr
   return result.stdout.splitlines()

@@ -18,6 +18,7 @@ from bertgpt.config import recipes
 from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
 from bertgpt.finetuning.loop import put_pretrained
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
 from bertgpt.training import metrics
 
@@ -68,11 +69,11 @@ def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
   """Both are perfect, and the first is taken."""
   assert results_of(tuned)["best_run"] == "lr0.01-seed0"
   assert weights_under(tuned) == {"lr0.01-seed0"}
-  found = workdir.load_checkpoint(tuned / "lr0.01-seed0")
+  found = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
   assert set(found.params) == {"body", "head"}
   assert (found.task["name"], found.task["labels"], found.task["seed"]) == (
       "sst2", ["negative", "positive"], 0)
-  before = workdir.load_trained(finished_bert).params["encoder"]["layers"]["mlp"]["up"]["kernel"]
+  before = trained_lib.load_trained(finished_bert).params["encoder"]["layers"]["mlp"]["up"]["kernel"]
   after = found.params["body"]["encoder"]["layers"]["mlp"]["up"]["kernel"]
   assert 0 < np.abs(after - before).max() < 0.5
 
@@ -220,7 +221,7 @@ def test_new_tokens_leave_the_trained_rows_as_they_are():
 @pytest.fixture
 def with_params(finished_bert, monkeypatch):
   """Changes the trained parameters that fine-tuning reads, in place."""
-  trained = workdir.load_trained(finished_bert)
+  trained = trained_lib.load_trained(finished_bert)
 
   def change(edit):
     edit(trained.params)
@@ -337,7 +338,7 @@ def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_pat
   assert {r["seed"]: r["dev"] for r in results_of(out)["runs"]}[0] == (
       results_of(short)["runs"][0]["dev"])
   assert weights_under(out) == {"lr0.01-seed0", "lr0.01-seed1"}
-  assert workdir.load_checkpoint(out / "lr0.01-seed1").task["name"] == "sst2"
+  assert trained_lib.load_checkpoint(out / "lr0.01-seed1").task["name"] == "sst2"
 
 
 @pytest.mark.slow

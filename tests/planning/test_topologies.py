@@ -65,7 +65,7 @@ def test_a_compiler_that_is_missing_is_named(name, package, remedy):
   env = {key: value for key, value in os.environ.items() if key != "TPU_LIBRARY_PATH"}
   result = subprocess.run([sys.executable, "-c", script, package, f"--topology={name}"],
                           capture_output=True, text=True, check=False, env=env,
-                          cwd=pathlib.Path(__file__).parents[1])
+                          cwd=pathlib.Path(__file__).parents[2])
   assert result.returncode == 2
   assert result.stderr.splitlines()[-1].endswith(remedy)
   assert "Traceback" not in result.stderr

@@ -10,7 +10,7 @@ import pytest
 from bertgpt import cli
 from bertgpt.inference import generate
 from bertgpt.inference.generate import GREEDY, Sampling
-from bertgpt.runs import workdir
+from bertgpt.runs import trained as trained_lib
 
 DRAWS = 20_000
 LOGITS = np.array([2.0, 1.0, 0.0, -1.0, 3.0, 1.5], np.float32)
@@ -91,7 +91,7 @@ def test_supports_are_those_of_a_plain_count():
 
 @pytest.fixture(scope="module")
 def gpt(finished_gpt):
-  return workdir.load_trained(finished_gpt)
+  return trained_lib.load_trained(finished_gpt)
 
 
 def encode(gpt, *texts):

@@ -15,7 +15,7 @@ from bertgpt.config import base
 from bertgpt.data.tokens import tokenizers
 from bertgpt.inference import embed, generate, zero_shot
 from bertgpt.inference.zero_shot import SUITES, Settings
-from bertgpt.runs.workdir import Trained
+from bertgpt.runs.trained import Trained
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 test_parity = pytest.importorskip("test_parity", reason="needs transformers: make test-hf")

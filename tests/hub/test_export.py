@@ -21,6 +21,7 @@ from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning.tasks.rows import make_format
 from bertgpt.hub import conversion, export, tokenizer_files
 from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import trained as trained_lib
 
 ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_tokens_map.json",
                  "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
@@ -82,7 +83,7 @@ def test_an_export_imports_to_the_same_weights(both, tmp_path):
   finished, exported = both
   found = export.import_model(exported, tmp_path / "again")
   assert "fresh optimizer" in found
-  before, after = workdir.load_trained(finished), workdir.load_trained(tmp_path / "again")
+  before, after = trained_lib.load_trained(finished), trained_lib.load_trained(tmp_path / "again")
   expected = without_padding(before)
   for name, x in without_padding(after).items():
     assert np.array_equal(x, expected.pop(name)), name
@@ -125,7 +126,7 @@ def test_training_goes_on_from_an_imported_model(recipe, exported_gpt, tmp_path,
                    f"--config.tokenizer.path={tmp_path / 'w'}/tokenizer"])
   assert code == 0
   assert "with a fresh optimizer" in capsys.readouterr().err
-  start, end = workdir.load_trained(tmp_path / "w"), workdir.load_trained(tmp_path / "run")
+  start, end = trained_lib.load_trained(tmp_path / "w"), trained_lib.load_trained(tmp_path / "run")
   assert jax.tree.all(jax.tree.map(np.array_equal, start.params, end.params))
 
 
@@ -212,7 +213,7 @@ def test_export_refuses_a_folder_that_exists(capsys, finished_bert, exported_ber
 
 
 def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, monkeypatch):
-  trained = workdir.load_trained(finished_bert)
+  trained = trained_lib.load_trained(finished_bert)
   trained.params["encoder"]["layers"]["mlp"]["up"]["kernel"][0, 3, 1] = np.nan
   monkeypatch.setattr(workdir, "load_checkpoint", lambda path: trained)
   with pytest.raises(DataError, match="encoder/layers/mlp/up/kernel at step 20 is not finite"):
@@ -221,7 +222,7 @@ def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, mon
 
 
 def test_export_refuses_a_model_that_transformers_has_not(finished_gpt, tmp_path, monkeypatch):
-  trained = workdir.load_trained(finished_gpt)
+  trained = trained_lib.load_trained(finished_gpt)
   trained.config.model.num_segments = 2
   monkeypatch.setattr(workdir, "load_checkpoint", lambda path: trained)
   with pytest.raises(ConfigError, match="model.num_segments=2"):
@@ -339,7 +340,7 @@ def test_transformers_reads_what_was_exported(both):
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   finished, exported = both
-  trained = workdir.load_trained(finished)
+  trained = trained_lib.load_trained(finished)
   tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
   is_bert = trained.config.model.family == "bert"
   cls = transformers.AutoModelForPreTraining if is_bert else transformers.AutoModelForCausalLM

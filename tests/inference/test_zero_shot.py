@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from bertgpt import cli
 from bertgpt.inference import zero_shot
 from bertgpt.inference.zero_shot import SUITES, Settings
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
 
 ROOM = 64  # The models' positions.
@@ -28,12 +29,12 @@ PAIRS = [("The cat sees the dog.", "The cat dog the sees."), ("A bird near a tre
 
 @pytest.fixture(scope="module")
 def gpt(finished_gpt):
-  return workdir.load_trained(finished_gpt)
+  return trained_lib.load_trained(finished_gpt)
 
 
 @pytest.fixture(scope="module")
 def bert(finished_bert):
-  return workdir.load_trained(finished_bert)
+  return trained_lib.load_trained(finished_bert)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -12,8 +12,10 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
-from bertgpt.runs import workdir
+from bertgpt.runs import corpora, workdir
+from bertgpt.runs import trained as trained_lib
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +116,12 @@ def test_damage_of_the_config_is_named_field_by_field(tmp_path, tokenizer):
 
 
 def test_the_vocabulary_is_the_tokenizers(tokenizer):
-  config = workdir.resolve(config_lib.base(), tokenizer)
+  config = corpora.resolve(config_lib.base(), tokenizer)
   assert config.model.vocab_size == tokenizer.vocab_size
-  assert workdir.resolve(config, tokenizer) == config
+  assert corpora.resolve(config, tokenizer) == config
   config.model.vocab_size += 1
   with pytest.raises(ConfigError, match=f"the tokenizer has {tokenizer.vocab_size} tokens"):
-    workdir.resolve(config, tokenizer)
+    corpora.resolve(config, tokenizer)
 
 
 @pytest.mark.parametrize("objective, lacking", [("mlm", "cls, sep, mask"), ("causal", "eod")])
@@ -129,11 +131,11 @@ def test_special_tokens_that_the_objective_needs(objective, lacking):
   config = config_lib.base()
   config.objective.name = objective
   with pytest.raises(ConfigError, match=f"special tokens {lacking}; this one"):
-    workdir.resolve(config, bare)
+    corpora.resolve(config, bare)
 
 
 def test_unknown_words_may_be_predicted_and_other_specials_not(tokenizer):
-  vocabulary = workdir.make_vocabulary(tokenizer)
+  vocabulary = make_vocabulary(tokenizer)
   assert tokenizer.unk_id not in vocabulary.special_ids
   assert {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id,
           tokenizer.mask_id} <= set(vocabulary.special_ids)
@@ -141,13 +143,13 @@ def test_unknown_words_may_be_predicted_and_other_specials_not(tokenizer):
 
 
 def test_a_trained_model_comes_with_its_own_tokenizer(finished_bert, tmp_path):
-  trained = workdir.load_trained(finished_bert)
+  trained = trained_lib.load_trained(finished_bert)
   assert trained.step == config_lib.total_steps(trained.config) == 20
   folder = shutil.copytree(finished_bert, tmp_path / "w")
   file = folder / "tokenizer" / "tokenizer.json"
   file.write_text(file.read_text().replace("river", "rivet"))
   with pytest.raises(DataError, match="not the tokenizer of the checkpoint at step 20"):
-    workdir.load_trained(folder)
+    trained_lib.load_trained(folder)
 
 
 # ------------------------------------------------------------------- the lock

@@ -8,7 +8,7 @@ from bertgpt import cli
 from bertgpt.errors import StorageError
 from bertgpt.hub import export
 from bertgpt.inference import embed
-from bertgpt.runs import workdir
+from bertgpt.runs import trained as trained_lib
 
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,
          "The tree likes the river near a field.", "The " * 100]
@@ -16,7 +16,7 @@ TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,
 
 @pytest.fixture(scope="module")
 def bert(finished_bert):
-  return workdir.load_trained(finished_bert)
+  return trained_lib.load_trained(finished_bert)
 
 
 @pytest.fixture

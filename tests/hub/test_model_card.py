@@ -6,7 +6,7 @@ import pathlib
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
 from bertgpt.hub import model_card
-from bertgpt.runs import workdir
+from bertgpt.runs import trained as trained_lib
 
 OUT = pathlib.Path("out/model")
 
@@ -18,7 +18,7 @@ def load_recipe(card, folder, base):
 
 
 def test_of_a_pretraining(finished, tmp_path):
-  trained = workdir.load_trained(finished)
+  trained = trained_lib.load_trained(finished)
   card = model_card.write(trained, finished, OUT, "Model with 7 parameters")
   tokens = 20 * 8 * 32
   assert trained.config.data.source in card and f"{tokens:,} tokens" in card
@@ -31,7 +31,7 @@ def test_of_a_pretraining(finished, tmp_path):
 
 def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   source = tuned / "lr0.01-seed0"
-  card = model_card.write(workdir.load_checkpoint(source), source, OUT, "Model with 7 parameters")
+  card = model_card.write(trained_lib.load_checkpoint(source), source, OUT, "Model with 7 parameters")
   assert "pipeline_tag: text-classification" in card
   assert f"Fine-tuned on sst2 (`{tuning.parent}`) from step 20 of `{finished_bert}`" in card
   assert "90 steps of 16 examples (90 epochs), peak learning rate 0.01 (linear)" in card
@@ -42,7 +42,7 @@ def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
 
 
 def test_of_random_weights(tuned):
-  trained = workdir.load_checkpoint(tuned / "lr0.01-seed0")
+  trained = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
   config = model_card.read_tuning(trained.task)
   config.from_scratch = True
   trained = trained._replace(task=trained.task | {"config": recipes.to_json(config)})

@@ -13,8 +13,9 @@ from program import ROOT, curves
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import sharding
-from bertgpt.runs import workdir
+from bertgpt.runs import trained as trained_lib
 from bertgpt.training import evaluate, objectives
 
 LAYOUTS = [(8, 1), (16, 1), (64, 1), (8, 8), (64, 8)]  # (batch size, devices)
@@ -22,7 +23,7 @@ LAYOUTS = [(8, 1), (16, 1), (64, 1), (8, 8), (64, 8)]  # (batch size, devices)
 
 @pytest.fixture(scope="module")
 def trained(finished_run):
-  return workdir.load_trained(finished_run)
+  return trained_lib.load_trained(finished_run)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def make_evaluator(trained, held_out, batch_size, num_devices):
   config = trained.config.copy_and_resolve_references()
   config.eval.batch_size = batch_size
   mesh = sharding.make_mesh(config, jax.devices()[:num_devices])
-  objective = objectives.make_objective(config, workdir.make_vocabulary(trained.tokenizer))
+  objective = objectives.make_objective(config, make_vocabulary(trained.tokenizer))
   return evaluate.make_evaluator(config, mesh, held_out, trained.model, objective)
 
 
@@ -61,7 +62,7 @@ def test_layout_does_not_change_the_numbers_of_the_training_run(evaluator, train
 
 def test_every_row_is_counted_once(trained, held_out):
   """The weights of all batches add up to those of the rows taken one at a time."""
-  objective = objectives.make_objective(trained.config, workdir.make_vocabulary(trained.tokenizer))
+  objective = objectives.make_objective(trained.config, make_vocabulary(trained.tokenizer))
   step = jax.jit(evaluate.make_eval_step(trained.model, objective))
   rows = loader.Rows(held_out, trained.config, 0, loader.EVAL_SEED, num_windows=1)
 

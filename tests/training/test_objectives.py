@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.training import objectives
-from bertgpt.training.objectives import Vocabulary
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
 VOCAB = 1000

@@ -7,12 +7,12 @@ from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import tokenizers
 from bertgpt.inference import fill
-from bertgpt.runs import workdir
+from bertgpt.runs import trained as trained_lib
 
 
 @pytest.fixture(scope="module")
 def bert(finished_bert):
-  return workdir.load_trained(finished_bert)
+  return trained_lib.load_trained(finished_bert)
 
 
 def test_masked_words_are_hidden_and_their_context_is_not(bert):

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import recipes
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import attention
 from bertgpt.training import objectives, steps
@@ -145,7 +146,7 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
   config.model.vocab_size = min(config.tokenizer.vocab_size or 50257, 60000)
   if config.model.num_heads % 4:
     config.mesh.axes.heads = ()  # 25 heads of GPT-2 XL do not divide over 4.
-  vocabulary = objectives.Vocabulary(config.model.vocab_size, 4, (0, 2, 3),
+  vocabulary = Vocabulary(config.model.vocab_size, 4, (0, 2, 3),
                                      np.zeros(config.model.vocab_size, bool))
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform):

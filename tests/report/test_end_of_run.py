@@ -13,7 +13,9 @@ from bertgpt import cli
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.report.end_of_run import end_of_run as report
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
 from bertgpt.training import metrics, objectives
 
@@ -22,7 +24,7 @@ class Run:
   """A finished run, its corpus, and the corpus' documents as lists of ids."""
 
   def __init__(self, path):
-    self.trained = workdir.load_trained(path)
+    self.trained = trained_lib.load_trained(path)
     corpus = prepare.ensure_prepared(self.trained.config)
     self.train_set, self.held_out = (open_corpus(corpus, s) for s in ("train", "validation"))
     documents = self.train_set.tokens(np.arange(len(self.train_set)))
@@ -55,7 +57,7 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
     config = bert.trained.config.copy_and_resolve_references()
   config.objective.update(replace_with_mask=with_mask, replace_with_random=with_random)
   trained = bert.trained._replace(config=config)
-  vocabulary = workdir.make_vocabulary(trained.tokenizer)
+  vocabulary = make_vocabulary(trained.tokenizer)
   corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
   size = vocabulary.size
   joint = np.array(bert.unigram)[:, None] * (  # [target, shown]
