@@ -23,7 +23,7 @@ class Specials:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryCorpus:
-  """The attributes of `bertgpt.data.corpus.corpus.Corpus`. Token i of the corpus has the id FIRST + i."""
+  """The attributes of `data.corpus.corpus.Corpus`. Token i of the corpus has the id FIRST + i."""
 
   document_offsets: np.ndarray
   document_lengths: np.ndarray

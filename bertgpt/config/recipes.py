@@ -1,10 +1,12 @@
 """Configs as users give them: recipes, overrides, config.json, and what may change on resume."""
 
 import difflib
+import importlib
 import importlib.util
 import json
 import os
 import pathlib
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +24,14 @@ RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
              "data.cache_dir", "data.corpus", "data.prepare_workers",
              "data.reader_workers", "data.prefetch", "train.max_bad_steps",
              "model.attention", "model.remat", "model.scan_unroll", "objective.loss_chunk")
+
+
+# Names by which the recipes of version 0.1 import modules -> where these are now.
+FORMER_NAMES = {
+    "bertgpt.finetune_config": "bertgpt.config.finetuning",
+    "bertgpt.presets": "bertgpt.config.presets",
+    "bertgpt.recipes": "bertgpt.config.recipes",
+}
 
 
 # ----------------------------------------------------------------- loading
@@ -67,6 +77,8 @@ def _call(path: str, function: str):
   if spec is None:
     raise ConfigError(f"--config {name}: not a Python file")
   module = importlib.util.module_from_spec(spec)
+  for former, now in FORMER_NAMES.items():
+    sys.modules.setdefault(former, importlib.import_module(now))
   try:
     spec.loader.exec_module(module)
     if not hasattr(module, function):

@@ -86,8 +86,8 @@ def run(path: pathlib.Path, text: str, top: int) -> list[str]:
     ConfigError: no BERT in `path`, no mask in the text, or more text than the model has positions.
   """
   trained = trained_lib.load_trained(path)
-  trained_lib.require_family(trained, path, "bert", "fill in words; `bertgpt generate` goes on with a "
-                         "text")
+  trained_lib.require_family(trained, path, "bert", "fill in words; `bertgpt generate` goes on "
+                             "with a text")
   tokenizer, window = trained.tokenizer, trained.config.model.max_positions
   tokens = np.array([tokenizer.cls_id, *encode_template(tokenizer, text), tokenizer.sep_id])
   masks = np.flatnonzero(tokens == tokenizer.mask_id)

@@ -1,4 +1,6 @@
-"""bertgpt.config.compiler_options: the compilers know every option, and the step of training uses them."""
+"""bertgpt.config.compiler_options: the compilers know every option, and the step of training uses
+them.
+"""
 
 import importlib.util
 import json

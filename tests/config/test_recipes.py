@@ -213,3 +213,15 @@ def test_another_number_of_phases_is_a_difference():
   old, new = config_lib.base(), config_lib.base()
   new.phases = (config_lib.phase(), config_lib.phase())
   assert "phases[1].seq_len: '(absent)' -> 128" in recipes.differences(old, new)
+
+
+@pytest.mark.parametrize("line", [
+    "from bertgpt import presets, recipes",
+    "from bertgpt.presets import BERT",
+    "from bertgpt.recipes import load",
+    "from bertgpt.finetune_config import base as tuning_base",
+])
+def test_a_recipe_of_version_0_1_still_finds_what_it_imports(tmp_path, line):
+  path = tmp_path / "recipe.py"
+  path.write_text(f"{line}\nfrom bertgpt.config import base as get_config\n")
+  assert recipes.load(str(path)).seed == 0

@@ -1,4 +1,6 @@
-"""bertgpt.devices.guard: the parent ends as its worker, and a worker that JAX aborts has lost a peer."""
+"""bertgpt.devices.guard: the parent ends as its worker, and a worker that JAX aborts has lost a
+peer.
+"""
 
 import os
 import pathlib

@@ -19,7 +19,6 @@ from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
 from bertgpt.finetuning.loop import put_pretrained
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs import workdir
 from bertgpt.training import metrics
 
 
@@ -73,7 +72,8 @@ def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
   assert set(found.params) == {"body", "head"}
   assert (found.task["name"], found.task["labels"], found.task["seed"]) == (
       "sst2", ["negative", "positive"], 0)
-  before = trained_lib.load_trained(finished_bert).params["encoder"]["layers"]["mlp"]["up"]["kernel"]
+  params = trained_lib.load_trained(finished_bert).params
+  before = params["encoder"]["layers"]["mlp"]["up"]["kernel"]
   after = found.params["body"]["encoder"]["layers"]["mlp"]["up"]["kernel"]
   assert 0 < np.abs(after - before).max() < 0.5
 
@@ -225,7 +225,7 @@ def with_params(finished_bert, monkeypatch):
 
   def change(edit):
     edit(trained.params)
-    monkeypatch.setattr(workdir, "load_trained", lambda path, flag: trained)
+    monkeypatch.setattr(trained_lib, "load_trained", lambda path, flag: trained)
 
   return change
 

@@ -1,4 +1,6 @@
-"""bertgpt.hub.export: a run goes to transformers' files and back unchanged; what is wrong is named."""
+"""bertgpt.hub.export: a run goes to transformers' files and back unchanged; what is wrong is
+named.
+"""
 
 import json
 import pathlib
@@ -215,7 +217,7 @@ def test_export_refuses_a_folder_that_exists(capsys, finished_bert, exported_ber
 def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, monkeypatch):
   trained = trained_lib.load_trained(finished_bert)
   trained.params["encoder"]["layers"]["mlp"]["up"]["kernel"][0, 3, 1] = np.nan
-  monkeypatch.setattr(workdir, "load_checkpoint", lambda path: trained)
+  monkeypatch.setattr(trained_lib, "load_checkpoint", lambda path: trained)
   with pytest.raises(DataError, match="encoder/layers/mlp/up/kernel at step 20 is not finite"):
     export.export(finished_bert, tmp_path / "out")
   assert not list(tmp_path.iterdir())
@@ -224,7 +226,7 @@ def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, mon
 def test_export_refuses_a_model_that_transformers_has_not(finished_gpt, tmp_path, monkeypatch):
   trained = trained_lib.load_trained(finished_gpt)
   trained.config.model.num_segments = 2
-  monkeypatch.setattr(workdir, "load_checkpoint", lambda path: trained)
+  monkeypatch.setattr(trained_lib, "load_checkpoint", lambda path: trained)
   with pytest.raises(ConfigError, match="model.num_segments=2"):
     export.export(finished_gpt, tmp_path / "out")
   assert not list(tmp_path.iterdir())

@@ -31,7 +31,8 @@ def test_of_a_pretraining(finished, tmp_path):
 
 def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   source = tuned / "lr0.01-seed0"
-  card = model_card.write(trained_lib.load_checkpoint(source), source, OUT, "Model with 7 parameters")
+  trained = trained_lib.load_checkpoint(source)
+  card = model_card.write(trained, source, OUT, "Model with 7 parameters")
   assert "pipeline_tag: text-classification" in card
   assert f"Fine-tuned on sst2 (`{tuning.parent}`) from step 20 of `{finished_bert}`" in card
   assert "90 steps of 16 examples (90 epochs), peak learning rate 0.01 (linear)" in card

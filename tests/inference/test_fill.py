@@ -1,4 +1,6 @@
-"""bertgpt.inference.fill: [MASK] hides what it stands for, and a template has one where the text says so."""
+"""bertgpt.inference.fill: [MASK] hides what it stands for, and a template has one where the text
+says so.
+"""
 
 import numpy as np
 import pytest

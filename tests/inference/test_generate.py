@@ -1,4 +1,6 @@
-"""bertgpt.inference.generate: draws follow the distribution, and depend on seed, row and position alone."""
+"""bertgpt.inference.generate: draws follow the distribution, and depend on seed, row and position
+alone.
+"""
 
 import functools
 

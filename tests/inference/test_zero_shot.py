@@ -1,4 +1,6 @@
-"""bertgpt.inference.zero_shot: every number against the model's logits, taken one token at a time."""
+"""bertgpt.inference.zero_shot: every number against the model's logits, taken one token at a
+time.
+"""
 
 import functools
 import gzip

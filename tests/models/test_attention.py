@@ -216,7 +216,7 @@ with sharding.use_mesh(mesh, config):
 @pytest.mark.libtpu
 def test_splash_compiles_for_tpu_v5e():
   """Forward and backward, chosen by 'auto', every chip with its own rows."""
-  tests = pathlib.Path(__file__).parent
+  tests = pathlib.Path(__file__).parents[1]
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
       "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu",

@@ -1,4 +1,6 @@
-"""bertgpt.planning.hlo: work read from programs, against XLA's own count and against closed forms."""
+"""bertgpt.planning.hlo: work read from programs, against XLA's own count and against closed
+forms.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -15,8 +15,8 @@ from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.report.end_of_run import end_of_run as report
+from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs import workdir
 from bertgpt.training import metrics, objectives
 
 
@@ -191,7 +191,7 @@ def test_the_report_is_on_the_text_of_the_run(finished_bert, bert, tmp_path, mon
   """A text that changes while a run trains has another corpus, and maybe another tokenizer."""
   path = shutil.copytree(finished_bert, tmp_path / "run")
   (path / "report.md").unlink()
-  monkeypatch.setattr(workdir, "find_corpus", lambda config: pytest.fail("looked for again"))
+  monkeypatch.setattr(corpora, "find_corpus", lambda config: pytest.fail("looked for again"))
   report.write(path, bert.train_set.path)
   written, first = ((p / "report.md").read_text() for p in (path, finished_bert))
   assert written.replace(str(path), str(finished_bert)) == first

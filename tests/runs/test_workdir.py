@@ -1,4 +1,6 @@
-"""bertgpt.runs.workdir: a run that fails early leaves nothing; one that is there is not mixed up."""
+"""bertgpt.runs.workdir: a run that fails early leaves nothing; one that is there is not mixed
+up.
+"""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """Text files as they are: compressed, with endless lines, with bytes that are no text.
 
-What `data.invalid_text` says about such text, and the numbers, stand in `bertgpt.data.text.sources`.
+`bertgpt.data.text.sources` says what `data.invalid_text` does about such text.
 """
 
 import codecs

@@ -22,7 +22,7 @@ from bertgpt.data.text import sources
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[3]
 DATA = pathlib.Path(os.environ.get("BERTGPT_TEST_DATA", ROOT.parent / "shared" / "data"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

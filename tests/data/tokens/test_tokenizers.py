@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import pathlib
 import pickle
 import re
 import subprocess
@@ -17,6 +18,8 @@ from bertgpt import config as config_lib
 from bertgpt.data.text import sources
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import DataError
+
+TESTS = pathlib.Path(__file__).parents[2]
 
 KINDS = ("sentencepiece", "wordpiece", "bpe")
 SIZES = {"sentencepiece": 80, "wordpiece": 160, "bpe": 330}
@@ -118,7 +121,7 @@ def test_specials_come_first_and_text_never_yields_them(trained, kind):
 def test_training_twice_gives_the_same_file(kind):
   code = f"""
 import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path[:0] = [{os.path.dirname(__file__)!r}, {str(TESTS)!r}]
 import test_tokenizers as t
 text = t.ENGLISH * 20 + t.CHINESE
 config = t.settings({kind!r}, vocab_size={SIZES[kind] + 25})
