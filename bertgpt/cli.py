@@ -293,7 +293,7 @@ def run_train(arguments) -> None:
   allow_change = parse_fields(arguments.allow_change, config)
   start(arguments)
   from bertgpt.devices import process
-  from bertgpt.report.end_of_run import end_of_run as report
+  from bertgpt.report import end_of_run as report
   from bertgpt.training import loop as train
   path = absolute(arguments.workdir)
   arguments.release_interrupt()
@@ -425,7 +425,7 @@ def run_data(arguments) -> None:
     steps = list(range(min(3, num_steps)))
   else:
     steps = parse_steps(arguments.steps, num_steps)
-  from bertgpt.report.end_of_run import end_of_run as report
+  from bertgpt.report import end_of_run as report
   arguments.release_interrupt()
   print(report.describe_data(config, steps))
 

@@ -27,7 +27,7 @@ COMPILE = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from bertgpt import topologies
+from bertgpt.planning import topologies
 topology = topologies.open_topology(sys.argv[1])
 mesh = Mesh(np.array(topology.devices), "data")
 rows = NamedSharding(mesh, P("data"))

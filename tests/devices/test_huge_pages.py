@@ -10,7 +10,7 @@ from bertgpt.devices import huge_pages
 
 PROGRAM = """
 import os, pathlib, sys
-from bertgpt import huge_pages
+from bertgpt.devices import huge_pages
 huge_pages.SETTING = pathlib.Path(sys.argv[1])
 print("started", os.getpid(), flush=True)
 if sys.argv[2:]:

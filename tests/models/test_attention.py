@@ -197,7 +197,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec as P
 import test_attention as t
-from bertgpt import config as config_lib, sharding
+from bertgpt import config as config_lib
+from bertgpt.devices import sharding
 
 config = config_lib.base()
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
@@ -220,7 +221,7 @@ def test_splash_compiles_for_tpu_v5e():
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
       "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+      "PYTHONPATH": os.pathsep.join(map(str, [tests / "models", tests, tests.parent]))}
   result = subprocess.run([sys.executable, "-c", V5E], env=env, cwd=tests, check=False,
                           capture_output=True, text=True)
   assert result.returncode == 0, result.stderr[-2000:]

@@ -6,22 +6,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
 from bertgpt.data.batches import examples, loader
-from bertgpt.devices import hardware
 from bertgpt.planning import aot, topologies
 from bertgpt.training import metrics, objectives, steps
-
-
-def on_fake_devices(count=8, chip="v5e"):
-  """The CPU devices of the tests in the place of chips: their compiler is there everywhere."""
-  return FakeSlice("fake", "tpu", hardware.CHIPS[chip], (count, 1), 1, jax.devices()[:count])
-
-
-class FakeSlice(topologies.Topology):
-  def place(self, device):
-    return topologies.Place(0, (device.id, 0))
 
 
 @pytest.mark.parametrize("objective", ["mlm_nsp", "mlm", "causal"])

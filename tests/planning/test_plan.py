@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 import tiny
-from test_aot import on_fake_devices
+from fake_slice import on_fake_devices
 
 from bertgpt import cli
 from bertgpt.planning import aot, plan

@@ -5,7 +5,7 @@ import importlib.util
 import jax
 import pytest
 import tiny
-from test_aot import on_fake_devices
+from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
 from bertgpt.config import recipes

@@ -14,7 +14,7 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
-from bertgpt.report.end_of_run import end_of_run as report
+from bertgpt.report import end_of_run as report
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics, objectives

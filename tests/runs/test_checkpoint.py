@@ -32,7 +32,7 @@ except RuntimeError:
 TRAINER = """
 import sys
 import jax, jax.numpy as jnp
-from bertgpt import checkpoint
+from bertgpt.runs import checkpoint
 from bertgpt.runs.fingerprint import fingerprint
 
 def make_state(step):  # Every element says which step it belongs to.

@@ -1,0 +1,16 @@
+"""A topology whose devices are the CPU's."""
+
+import jax
+
+from bertgpt.devices import hardware
+from bertgpt.planning import topologies
+
+
+def on_fake_devices(count=8, chip="v5e"):
+  """The CPU devices of the tests in the place of chips: their compiler is there everywhere."""
+  return FakeSlice("fake", "tpu", hardware.CHIPS[chip], (count, 1), 1, jax.devices()[:count])
+
+
+class FakeSlice(topologies.Topology):
+  def place(self, device):
+    return topologies.Place(0, (device.id, 0))
