@@ -8,7 +8,7 @@ Expected   After 3,600 steps: held-out perplexity 26.8 (bigram 58.6, unigram 418
 
 import pathlib
 
-from bertgpt.config import phase, presets
+from bertgpt.config import base, phase, presets
 from bertgpt.config.recipes import load
 
 
@@ -18,6 +18,7 @@ def get_config():
   config.model.update(num_layers=2, width=128, num_heads=4, mlp_dim=512, max_positions=128,
                       dropout=0.0, attention_dropout=0.0, position_init="normal",
                       position_init_std=0.02)
+  config.objective.update(base().objective)  # Nothing is masked.
   config.objective.name = "causal"
   config.optimizer.update(weight_decay=0.1)
   config.phases = (

@@ -209,7 +209,10 @@ TESTED_TOGETHER = {
                     "models/test_models.py"),
     **dict.fromkeys(("finetuning.tasks.files", "finetuning.tasks.rows"),
                     "finetuning/tasks/test_tasks.py"),
-    **dict.fromkeys(("config.pretraining",), "config/test_checks.py"),
+    "config.pretraining": "config/test_checks.py",
+    "config.choices": "config/test_unread.py",
+    **dict.fromkeys(("config.families.family", "config.families.bert", "config.families.gpt"),
+                    "config/test_families.py"),
     **dict.fromkeys(("runs.corpora", "runs.trained", "data.tokens.vocabulary"),
                     "runs/test_workdir.py"),
 }

@@ -3,6 +3,7 @@
 A recipe imports `base` and `phase` from here. Nothing in this folder imports JAX.
 """
 
+from bertgpt.config import unread
 from bertgpt.config.checks import find_problems, remote_problem, validate
 from bertgpt.config.pretraining import (
     CHOICES,
@@ -22,5 +23,5 @@ from bertgpt.config.pretraining import (
 __all__ = [
     "CHOICES", "MESH_AXES", "PHASE_CHOICES", "ConfigDict", "base", "find_problems", "leaves",
     "max_predictions", "max_sequences", "padded_vocab_size", "phase", "phase_at",
-    "remote_problem", "total_steps", "validate",
+    "remote_problem", "total_steps", "unread", "validate",
 ]

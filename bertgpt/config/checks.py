@@ -3,7 +3,7 @@
 import math
 
 from bertgpt.config import attention_kernels as kernels
-from bertgpt.config import compiler_options
+from bertgpt.config import choices, compiler_options, families
 from bertgpt.config.pretraining import (
   CHOICES,
   MESH_AXES,
@@ -74,9 +74,9 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
 
 
 def _choice_problems(config):
-  for field, choices in CHOICES.items():
+  for field, names in CHOICES.items():
     group, name = field.split(".")
-    yield from _outside(field, config[group][name], choices)
+    yield from _outside(field, config[group][name], names)
 
 
 def _outside(field, value, choices):
@@ -126,14 +126,17 @@ def _model_problems(config):
   model = config.model
   if model.num_heads > 0 and model.width % model.num_heads:
     yield f"model.num_heads={model.num_heads} does not divide model.width={model.width}"
-  if (model.family == "bert") == (config.objective.name == "causal"):
-    yield (f"objective.name={config.objective.name!r} does not fit model.family={model.family!r}: "
-           "bert takes mlm_nsp or mlm, gpt takes causal")
-  if config.objective.name == "mlm_nsp" and model.num_segments < 2:
-    yield f"model.num_segments={model.num_segments}: objective mlm_nsp needs 2"
-  if config.objective.name == "causal" and config.objective.bias_init != "zeros":
-    yield "objective.bias_init: a GPT has no output bias; leave it at zeros"
-  if config.objective.name != "causal" and config.objective.mask_prob == 0:
+  family = families.FAMILIES.get(model.family)
+  objective = choices.OBJECTIVES.get(config.objective.name)
+  if family is None or objective is None:
+    return
+  if config.objective.name not in family.objectives:
+    yield (f"objective.name={config.objective.name!r} does not train model.family="
+           f"{model.family!r}. Choose one of {', '.join(family.objectives)}, or another family")
+  if objective.has_pairs and model.num_segments < 2:
+    yield (f"model.num_segments={model.num_segments}: objective {config.objective.name} needs 2, "
+           "one for each part of a pair")
+  if not objective.predicts_all and config.objective.mask_prob == 0:
     yield "objective.mask_prob=0.0: nothing would be predicted; 0.15 is BERT's"
 
 
@@ -152,8 +155,8 @@ def _axes_problems(config):
 
 
 def _phase_problems(config, p, name):
-  for field, choices in PHASE_CHOICES.items():
-    yield from _outside(f"{name}.{field}", p[field], choices)
+  for field, names in PHASE_CHOICES.items():
+    yield from _outside(f"{name}.{field}", p[field], names)
   for field, low in PHASE_AT_LEAST.items():
     yield from _below(f"{name}.{field}", p[field], low)
   for field in PHASE_FRACTIONS:

@@ -10,8 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from bertgpt.config import attention_kernels as kernels
-from bertgpt.config import compiler_options
+from bertgpt.config import attention_kernels, choices, compiler_options, families
 
 ConfigDict = config_dict.ConfigDict
 
@@ -23,21 +22,21 @@ CHOICES = {
     "data.invalid_text": ("error", "replace", "skip"),
     "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe"),
     "tokenizer.model_type": ("unigram", "bpe"),
-    "model.family": ("bert", "gpt"),
+    "model.family": tuple(families.FAMILIES),
     "model.norm": ("post", "pre"),
     "model.position_init": ("normal", "sinusoid"),
     "model.activation": ("gelu_tanh", "gelu_erf"),
     "model.dtype": ("bfloat16", "float32"),
-    "model.attention": ("auto", "xla", *kernels.LIMITED),
+    "model.attention": ("auto", "xla", *attention_kernels.LIMITED),
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("hash", "threefry", "rbg"),
-    "objective.name": ("mlm_nsp", "mlm", "causal"),
+    "objective.name": tuple(choices.OBJECTIVES),
     "objective.bias_init": ("zeros", "frequencies"),
-    "optimizer.name": ("bert_adamw", "adamw", "lamb", "nvlamb", "adafactor", "muon"),
+    "optimizer.name": tuple(choices.OPTIMIZERS),
     "system.xla_options": ("auto", "none", *compiler_options.SETS),
 }
 PHASE_CHOICES = {
-    "schedule": ("linear", "polynomial", "cosine", "constant", "wsd"),
+    "schedule": tuple(choices.SCHEDULES),
     "learning_rate_rule": ("continuous", "restart"),
 }
 

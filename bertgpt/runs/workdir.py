@@ -18,7 +18,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, StorageError
@@ -143,7 +143,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
                         "file back from a copy, or use another --workdir")
     return
   # The vocabulary's size is resolved later, and the tokenizer's hash is checked then.
-  allowed = (*allowed, "model.vocab_size")
+  allowed = (*allowed, "model.vocab_size", *unread.irrelevant_fields(config))
   lines = recipes.differences(read_config(workdir), config, allowed)
   if lines:
     raise ConfigError(f"--workdir {workdir} holds a run with another config:\n  "

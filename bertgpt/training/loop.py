@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import frequencies
@@ -111,6 +111,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   process.use_compilation_cache(config.system.compilation_cache)
   with workdir.claim(path, jax.process_index() == 0):
     workdir.check_unchanged(path, config, allow_change)
+    if not workdir.is_run(path):
+      unread.check(config)
     train_set, held_out = open_corpus(config)
     config = corpora.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config)

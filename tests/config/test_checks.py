@@ -31,7 +31,7 @@ def test_defaults_are_valid_on_any_number_of_devices():
 
 @pytest.mark.parametrize("argument, fragment", [
     ("--config.model.num_heads=7", "model.num_heads=7 does not divide model.width=768"),
-    ("--config.objective.name=causal", "objective.name='causal' does not fit"),
+    ("--config.objective.name=causal", "objective.name='causal' does not train model.family"),
     ("--config.model.norm=middle", "choose one of post, pre"),
     ("--config.phases[0].schedule=step", "phases[0].schedule='step': choose one of linear"),
     ("--config.phases[0].seq_len=1024", "longer than model.max_positions=512"),

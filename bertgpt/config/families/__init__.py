@@ -1,0 +1,22 @@
+"""Families of models: a record each, which needs no JAX, and one line in the table.
+
+No code outside the table and the files named after a family compares a family's name: it asks
+`find(config).can("generate")`.
+"""
+
+from ml_collections import ConfigDict
+
+from bertgpt.config.families import bert, gpt
+from bertgpt.config.families.family import CAPABILITIES, Family
+
+__all__ = ["CAPABILITIES", "FAMILIES", "Family", "find"]
+
+FAMILIES: dict[str, Family] = {
+    "bert": bert.FAMILY,
+    "gpt": gpt.FAMILY,
+}
+
+
+def find(config: ConfigDict) -> Family:
+  """Returns the record of the family that `config.model.family` names."""
+  return FAMILIES[config.model.family]

@@ -1,0 +1,36 @@
+"""BERT, and RoBERTa, which is a BERT without segments and next sentences."""
+
+from bertgpt.config.families.family import Family, flops_of_layers, four_times
+
+_COMMON = {
+    "family": "bert", "norm": "post", "layer_norm_epsilon": 1e-12, "activation": "gelu_tanh",
+    "max_positions": 512, "num_segments": 2, "dropout": 0.1, "attention_dropout": 0.1,
+    "init_std": 0.02, "position_init": "normal", "position_init_std": 0.02,
+    "truncated_init": True, "scale_residual_init": False,
+}
+
+# Base and large: Devlin et al. 2018 (arXiv:1810.04805). The others: Turc et al. 2019
+# (arXiv:1908.08962).
+PRESETS = {
+    "tiny": _COMMON | four_times(2, 128, 2),
+    "mini": _COMMON | four_times(4, 256, 4),
+    "small": _COMMON | four_times(4, 512, 8),
+    "medium": _COMMON | four_times(8, 512, 8),
+    "base": _COMMON | four_times(12, 768, 12),
+    "large": _COMMON | four_times(24, 1024, 16),
+}
+
+
+def _flops_per_token(model, seq_len, predicted):
+  d = model.width
+  return flops_of_layers(model, seq_len) + 2 * predicted * (d * model.vocab_size + d * d)
+
+
+FAMILY = Family(
+    kind="encoder",
+    objectives=("mlm_nsp", "mlm"),
+    abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),
+    reads=frozenset({"num_segments"}),
+    flops_per_token=_flops_per_token,
+    presets=PRESETS,
+)

@@ -1,0 +1,70 @@
+"""The record that says what a family of models is."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+# What a trained model of a family may be able to do; see `Family.can`.
+CAPABILITIES = frozenset({
+    "generate",      # continue a text
+    "fill",          # guess masked words
+    "embed",         # features of texts
+    "score",         # log-probability of each token after those before it
+    "pseudo_score",  # log-probability of each token among all the others
+    "classes", "values", "tokens", "spans",  # kinds of tasks that it can be fine-tuned on
+})
+
+
+class Family(NamedTuple):
+  """One family of models. Its other parts are found by its name.
+
+  `bertgpt/models/NAME.py` holds the module and the table of its parameters,
+  `bertgpt/hub/NAME.py` the table that leads to and from `transformers`.
+
+  Attributes:
+    kind: 'encoder', whose tokens see the whole sequence, or 'decoder', whose tokens see those
+      before them. Rows of tasks, tokenizer files and output layers are made for a kind.
+    objectives: names of the objectives that train it, keys of `choices.OBJECTIVES`.
+    abilities: those of `CAPABILITIES` that it has.
+    reads: fields of `config.model` that it reads and some other family does not.
+    flops_per_token: (config.model, tokens per row, share of the tokens that are predicted) ->
+      FLOPs of the forward pass per token: matrix products only, a multiply-add counted as two.
+    presets: name of a published size -> fields of `config.model`.
+  """
+
+  kind: str
+  objectives: tuple[str, ...]
+  abilities: frozenset[str]
+  reads: frozenset[str]
+  flops_per_token: Callable[[ConfigDict, int, float], float]
+  presets: Mapping[str, Mapping[str, Any]]
+
+  def can(self, ability: str) -> bool:
+    """Returns whether models of the family have one of `CAPABILITIES`.
+
+    Raises:
+      ValueError: there is no such ability; a misspelled one would always be False.
+    """
+    if ability not in CAPABILITIES:
+      raise ValueError(f"no ability {ability!r}; there are {', '.join(sorted(CAPABILITIES))}")
+    return ability in self.abilities
+
+
+def flops_of_layers(model: ConfigDict, seq_len: int) -> float:
+  """Forward FLOPs per token of the transformer layers.
+
+  Projections cost 4 d^2 multiply-adds, the MLP 2 d f, attention 2 d L with its full square,
+  causal or not (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+
+  Args:
+    model: `config.model`.
+    seq_len: tokens per row.
+  """
+  d = model.width
+  return model.num_layers * 2 * (4 * d * d + 2 * d * model.mlp_dim + 2 * seq_len * d)
+
+
+def four_times(num_layers: int, width: int, num_heads: int) -> dict[str, int]:
+  """Fields of a size whose MLP is four times as wide as the model."""
+  return {"num_layers": num_layers, "width": width, "num_heads": num_heads, "mlp_dim": 4 * width}

@@ -1,0 +1,81 @@
+"""Fields that a config sets and nothing would read.
+
+A run is not begun with such a config: whoever set the field expects something of it. A run that
+was begun with one, by an earlier version, continues, since the field changes nothing.
+"""
+
+from collections.abc import Iterator
+
+from bertgpt.config import choices, families
+from bertgpt.config.pretraining import ConfigDict, base, leaves, phase
+from bertgpt.errors import ConfigError
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses a config that sets a field which its choices do not read.
+
+  Raises:
+    ConfigError: one line for every such field.
+  """
+  if problems := [line for _, line in _find(config)]:
+    raise ConfigError("\n".join(problems))
+
+
+def irrelevant_fields(config: ConfigDict) -> set[str]:
+  """Returns the fields 'a.b' that the chosen family, objective and optimizer never read."""
+  return {field for _, _, fields in _irrelevant(config) for field in fields}
+
+
+def _find(config) -> Iterator[tuple[str, str]]:
+  """Yields (field, what is wrong with it)."""
+  yield from _find_in_groups(config)
+  curve = None  # The phase whose learning rates hold.
+  for i, p in enumerate(config.phases):
+    is_continued = curve is not None and p.learning_rate_rule == "continuous"
+    for field, reason in _find_in_phase(config, p, curve if is_continued else None):
+      yield f"phases[{i}].{field}", f"phases[{i}].{field}={p[field]!r}: {reason}"
+    curve = curve if is_continued else p
+
+
+def _irrelevant(config) -> Iterator[tuple[str, str, list[str]]]:
+  """Yields (field that names a choice, the choice, fields that only other choices read)."""
+  values = dict(leaves(config))
+  for choice, readers in (
+      ("model.family", {name: {f"model.{field}" for field in family.reads}
+                        for name, family in families.FAMILIES.items()}),
+      ("objective.name", {name: objective.reads
+                          for name, objective in choices.OBJECTIVES.items()}),
+      ("optimizer.name", choices.OPTIMIZERS)):
+    name = values[choice]
+    yield choice, name, sorted(set().union(*readers.values()) - readers[name])
+
+
+def _find_in_groups(config):
+  values, defaults = dict(leaves(config)), dict(leaves(base()))
+  for choice, name, fields in _irrelevant(config):
+    for field in fields:
+      if values[field] not in (defaults[field], choices.UNUSED.get(field, defaults[field])):
+        yield field, (f"{field}={values[field]!r}: {choice}={name!r} does not read it. Leave it "
+                      f"at {defaults[field]!r}")
+
+
+def _find_in_phase(config, p, continued):
+  """Yields (field of the phase, reason).
+
+  Args:
+    continued: the phase whose curve `p` continues, or None.
+  """
+  default = phase()
+  if p.max_predictions and choices.OBJECTIVES[config.objective.name].predicts_all:
+    yield "max_predictions", (f"objective.name={config.objective.name!r} predicts every token. "
+                              "Leave it at 0")
+  if continued is not None:
+    for field in choices.CURVE:
+      if p[field] not in (default[field], continued[field]):
+        yield field, ("with learning_rate_rule='continuous' the curve of the phase before "
+                      f"continues, whose {field} is {continued[field]!r}. Leave it out, or set "
+                      "learning_rate_rule='restart'")
+    return
+  for field in sorted(set().union(*choices.SCHEDULES.values()) - choices.SCHEDULES[p.schedule]):
+    if p[field] != default[field]:
+      yield field, (f"schedule={p.schedule!r} does not read it. Leave it at {default[field]!r}")

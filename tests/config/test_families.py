@@ -1,0 +1,37 @@
+"""bertgpt.config.families: records that say what a family can do."""
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt.config import choices, families, presets
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_a_record_names_what_exists(name):
+  family = families.FAMILIES[name]
+  assert family.kind in ("encoder", "decoder")
+  assert set(family.objectives) <= choices.OBJECTIVES.keys()
+  assert family.abilities <= families.CAPABILITIES
+  assert {fields["family"] for fields in family.presets.values()} == {name}
+
+
+def test_every_objective_trains_a_family():
+  trained = {name for family in families.FAMILIES.values() for name in family.objectives}
+  assert trained == choices.OBJECTIVES.keys()
+
+
+def test_a_misspelled_ability_is_an_error_and_not_no():
+  with pytest.raises(ValueError, match="no ability 'generates'"):
+    families.FAMILIES["gpt"].can("generates")
+
+
+@pytest.mark.parametrize("fields, seq_len, predicted, gflops", [
+    (presets.BERT["base"], 128, 20 / 128, 0.546), (presets.BERT["base"], 512, 77 / 512, 0.588),
+    (presets.BERT["large"], 128, 20 / 128, 1.880), (presets.BERT["large"], 512, 77 / 512, 1.992),
+    (presets.GPT2["small"], 1024, 1.0, 0.854)])
+def test_training_flops_per_token_are_the_published_ones(fields, seq_len, predicted, gflops):
+  """Three times the forward pass; the vocabularies are those of the published models."""
+  config = config_lib.base()
+  config.model.update(fields, vocab_size=50257 if predicted == 1 else 30522)
+  flops = 3 * families.find(config).flops_per_token(config.model, seq_len, predicted)
+  assert flops / 1e9 == pytest.approx(gflops, abs=6e-4)

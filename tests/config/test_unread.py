@@ -1,0 +1,84 @@
+"""bertgpt.config.unread: no field is set that nothing reads, and nothing else is refused."""
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt.config import choices, families, presets, recipes, unread
+from bertgpt.errors import ConfigError
+
+
+def make_config(objective="mlm_nsp", **overrides):
+  config = config_lib.base()
+  config.objective.name = objective
+  config.model.update(presets.GPT2["small"] if objective == "causal" else presets.BERT["tiny"])
+  return recipes.override(config, [f"--config.{field}={value}"
+                                   for field, value in overrides.items()])
+
+
+@pytest.mark.parametrize("objective, field, value", [
+    ("causal", "objective.whole_words", True),
+    ("causal", "objective.mask_prob", 0.3),
+    ("causal", "objective.bias_init", "frequencies"),
+    ("causal", "data.random_next_prob", 0.3),
+    ("causal", "data.short_sequence_prob", 0.2),
+    ("causal", "model.num_segments", 3),
+    ("causal", "phases[0].max_predictions", 20),
+    ("mlm", "data.random_next_prob", 0.3),
+    ("mlm", "data.short_sequence_prob", 0.2),
+    ("mlm", "data.isolate_documents", True),
+    ("mlm", "data.max_sequences", 3),
+    ("mlm_nsp", "data.isolate_documents", True),
+    ("mlm_nsp", "optimizer.momentum", 0.9),
+    ("mlm_nsp", "phases[0].power", 0.5),
+    ("mlm_nsp", "phases[0].decay_fraction", 0.3),
+])
+def test_a_field_of_another_choice_is_refused_by_its_name(objective, field, value):
+  with pytest.raises(ConfigError) as error:
+    unread.check(make_config(objective, **{field: value}))
+  (line,) = str(error.value).splitlines()
+  assert line.startswith(f"{field}=") and "Leave it at" in line
+
+
+@pytest.mark.parametrize("objective", choices.OBJECTIVES)
+def test_defaults_and_the_presets_of_a_family_are_accepted(objective):
+  for family in families.FAMILIES.values():
+    for fields in family.presets.values():
+      config = make_config(objective)
+      config.model.update(fields)
+      if objective in family.objectives:
+        unread.check(config)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("learning_rate", 7.0), ("schedule", "cosine"), ("warmup_steps", 5), ("warmup_fraction", 0.5),
+    ("end_fraction", 0.5), ("power", 0.5), ("decay_fraction", 0.5)])
+def test_a_continued_curve_takes_no_fields_of_its_own(field, value):
+  config = make_config()
+  first = config_lib.phase(learning_rate=1e-3)
+  config.phases = first, config_lib.phase(learning_rate_rule="continuous", **{field: value})
+  with pytest.raises(ConfigError, match=rf"phases\[1\].{field}=.*the curve of the phase before"):
+    unread.check(config)
+  config.phases[0][field] = value  # It may repeat what holds for both.
+  assert all("phases[1]" not in problem for problem in problems_of(config))
+
+
+def problems_of(config):
+  try:
+    unread.check(config)
+  except ConfigError as e:
+    return str(e).splitlines()
+  return []
+
+
+def test_fields_that_nothing_reads_do_not_matter_when_a_run_continues():
+  assert "objective.mask_prob" in unread.irrelevant_fields(make_config("causal"))
+  assert "objective.mask_prob" not in unread.irrelevant_fields(make_config("mlm"))
+
+
+def test_every_field_in_the_tables_exists():
+  fields = dict(config_lib.leaves(config_lib.base()))
+  named = {field for objective in choices.OBJECTIVES.values() for field in objective.reads}
+  named |= {field for reads in choices.OPTIMIZERS.values() for field in reads}
+  named |= {f"model.{field}" for family in families.FAMILIES.values() for field in family.reads}
+  assert named | choices.UNUSED.keys() <= fields.keys()
+  assert set(choices.CURVE) | set().union(*choices.SCHEDULES.values()) <= set(config_lib.phase())
