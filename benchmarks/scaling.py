@@ -74,16 +74,16 @@ def compile_for(config: ConfigDict, name: str, phase_index: int, rows_per_chip: 
 
 def parameter_bytes(config: ConfigDict, step) -> float:
   """Bytes of all parameters in float32; a little more, where a mesh leaves small ones whole."""
-  return step.state[0] * config.mesh.fsdp * config.mesh.tensor
+  return step.state_bytes.parameters * config.mesh.fsdp * config.mesh.tensor
 
 
 def payload(step) -> float:
-  return sum(row.bytes for row in step.roofline.collectives)
+  return sum(total.bytes for total in step.roofline.collectives)
 
 
 def describe(name: str, step, parameters: float) -> list[Row]:
   roof = step.roofline
-  sent = sum(row.fast_bytes + row.slow_bytes for row in roof.collectives)
+  sent = sum(total.fast_bytes + total.slow_bytes for total in roof.collectives)
   return [Row(f"{name}: {what}", spread([value]), unit) for what, value, unit in (
       ("matrix products of a chip", roof.matmul_flops / 1e9, "GFLOP"),
       ("payload of the collectives", payload(step) / 1e6, "MB"),

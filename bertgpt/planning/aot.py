@@ -1,9 +1,9 @@
 """The real training step, compiled ahead of time for a machine that is not there.
 
 The step of a phase is lowered on abstract arrays and compiled by the real compiler (`topologies`);
-what it takes is read from the compiled program (`hlo`, `roofline`). Nothing is run and no data is
-read. Layers stay scanned as the config has them: the program compiles in a part of the time, and
-the body of a loop is counted as often as it is run.
+its memory, work and time are read from the compiled program (`hlo`, `roofline`). Nothing runs and
+no data is read. Layers stay scanned as in the config: the program compiles in a fraction of the
+time, and the body of a loop is counted as often as it runs.
 """
 
 import concurrent.futures
@@ -30,12 +30,22 @@ from bertgpt.training import metrics, objectives, steps
 COMPILER_THREADS = 2  # A compilation uses one core most of the time, and up to 3 GB.
 
 
+class StateBytes(NamedTuple):
+  """Bytes of the training state on one chip."""
+
+  parameters: float
+  optimizer: float
+
+
 class Memory(NamedTuple):
-  """Bytes of one chip, by what they hold; the sum is what the program takes.
+  """Bytes of one chip, by what they hold.
 
   Attributes:
+    parameters: float32 parameters.
+    optimizer: state of the optimizer.
     batch: inputs, counters, and what the layout of arrays adds to them.
-    activations: with gradients and all else that lives within a step.
+    activations: activations, gradients and everything else that lives within a step.
+    code: the program itself.
   """
 
   parameters: float
@@ -46,6 +56,7 @@ class Memory(NamedTuple):
 
   @property
   def total(self) -> float:
+    """Bytes that the program takes."""
     return sum(self)
 
 
@@ -53,8 +64,9 @@ class Overflow(NamedTuple):
   """The compiler's answer to a program that does not fit.
 
   Attributes:
-    needed, available: bytes of a chip; 0 where the compiler does not say.
-    largest: (bytes as written, operation, shape) of the largest arrays.
+    needed: bytes per chip that the program would take; 0 if the compiler does not say.
+    available: bytes per chip that it may take; 0 if the compiler does not say.
+    largest: (size as written, operation, shape) of the largest arrays.
   """
 
   needed: float
@@ -62,17 +74,22 @@ class Overflow(NamedTuple):
   largest: list[tuple[str, str, str]]
 
 
-class Step(NamedTuple):
-  """The compiled step of a phase. One of `overflow` and (`memory`, `roofline`) is None.
+class CompiledStep(NamedTuple):
+  """The compiled step of a phase.
 
   Attributes:
-    state: (parameters, optimizer) bytes of a chip.
-    analytic_flops: useful work of a step, of all chips.
+    config: the run's config.
+    phase_index: number of the phase whose step this is.
+    state_bytes: parameters and optimizer, bytes per chip.
+    analytic_flops: FLOPs of useful work per step, all chips together.
+    memory: bytes per chip; None if the program does not fit.
+    roofline: work and predicted time per chip; None if the program does not fit.
+    overflow: the compiler's answer if the program does not fit, otherwise None.
   """
 
   config: ConfigDict
   phase_index: int
-  state: tuple[float, float]
+  state_bytes: StateBytes
   analytic_flops: float
   memory: Memory | None
   roofline: roofline.Roofline | None
@@ -80,13 +97,24 @@ class Step(NamedTuple):
 
   @property
   def phase(self) -> ConfigDict:
+    """The phase whose step this is."""
     return self.config.phases[self.phase_index]
 
 
-class Phase(NamedTuple):
-  """What a phase will take, all chips together. Times are predictions, nan if it does not fit."""
+class PhasePlan(NamedTuple):
+  """Prediction for a phase, all chips together; every number is nan if the step does not compile.
 
-  step: Step
+  Attributes:
+    step: the compiled step.
+    fits: whether it fits the memory of a chip.
+    step_seconds: time per step.
+    tokens_per_second: tokens per second, padding included.
+    mfu: model FLOPs utilization, analytic FLOPs over peak.
+    hours: time of the whole phase.
+    chip_hours: hours times chips.
+  """
+
+  step: CompiledStep
   fits: bool
   step_seconds: float
   tokens_per_second: float
@@ -99,16 +127,29 @@ class Phase(NamedTuple):
 
 
 def assume_vocabulary(config: ConfigDict) -> ConfigDict:
-  """The config with the vocabulary that its tokenizer is to have: no tokenizer is read."""
+  """Returns a config whose model has the vocabulary that its tokenizer will have.
+
+  Args:
+    config: the run's config; model.vocab_size 0 stands for the tokenizer's size. No tokenizer is
+      read.
+  Returns:
+    A copy with model.vocab_size set.
+  """
   config = config.copy_and_resolve_references()
   config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
   return config
 
 
 def make_vocabulary(size: int) -> Vocabulary:
-  """Special tokens first, as tokenizers trained here have them; the work is the same for any."""
+  """Returns a vocabulary with the special tokens first, as tokenizers trained here have them.
+
+  The work of a step is the same for any vocabulary of this size.
+
+  Args:
+    size: number of tokens.
+  """
   return Vocabulary(size, mask_id=4, special_ids=(0, 1, 2, 3, 4),
-                               continues_word=np.zeros(size, bool))
+                    continues_word=np.zeros(size, bool))
 
 
 def abstract_batch(config: ConfigDict, phase: ConfigDict, mesh: Mesh) -> dict[str, Any]:
@@ -127,19 +168,33 @@ def abstract_batch(config: ConfigDict, phase: ConfigDict, mesh: Mesh) -> dict[st
   return batch
 
 
-class Lowered(NamedTuple):
-  """A step ready to be compiled."""
+class LoweredStep(NamedTuple):
+  """A step ready to be compiled.
+
+  Attributes:
+    config: the run's config.
+    phase_index: number of the phase whose step this is.
+    program: the lowered step.
+    network: the machine as its collectives see it.
+    state_bytes: parameters and optimizer, bytes per chip.
+  """
 
   config: ConfigDict
   phase_index: int
   program: jax.stages.Lowered
   network: collectives.Network
-  state: tuple[float, float]
+  state_bytes: StateBytes
 
 
-def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowered:
-  """The training step of a phase on abstract arrays.
+def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> LoweredStep:
+  """Lowers the training step of a phase on abstract arrays.
 
+  Args:
+    config: the run's config, with model.vocab_size set (`assume_vocabulary`).
+    phase_index: number of the phase.
+    topology: the machine to compile for.
+  Returns:
+    The lowered step.
   Raises:
     ConfigError: the mesh does not fit the machine.
   """
@@ -152,108 +207,164 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
     step = steps.jit_train_step(config, model, objective, phase.micro_batches, state)
     program = step.lower(state, abstract_batch(config, phase, mesh))
   network = collectives.Network(topology.chip, [topology.place(d) for d in mesh.devices.flat],
-                             topology.torus, dict(mesh.shape))
-  return Lowered(config, phase_index, program, network,
-                 (shard_bytes(state.params), shard_bytes(state.opt_state)))
+                                topology.torus, dict(mesh.shape))
+  return LoweredStep(config, phase_index, program, network,
+                     StateBytes(shard_bytes(state.params), shard_bytes(state.opt_state)))
 
 
 def shard_bytes(tree: Any) -> float:
-  """Bytes of a tree of ShapeDtypeStructs on one device."""
+  """Returns the bytes that one device holds of a tree.
+
+  Args:
+    tree: ShapeDtypeStructs with shardings.
+  """
   return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
                    for x in jax.tree.leaves(tree)))
 
 
-def compile_step(lowered: Lowered, platform: str) -> Step:
-  """Compiles, and reads from the program what a step takes. Too little memory is an answer."""
+def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
+  """Compiles a step and reads from the program what it takes.
+
+  Args:
+    lowered: the step.
+    platform: 'tpu' or 'cuda'.
+  Returns:
+    The compiled step; a program that does not fit is an answer, with `overflow` set.
+  Raises:
+    jax.errors.JaxRuntimeError: the compiler fails for a reason other than memory.
+  """
   config, phase = lowered.config, lowered.config.phases[lowered.phase_index]
   flops = metrics.flops_per_step(config, phase)
-  answer = functools.partial(Step, config, lowered.phase_index, lowered.state, flops)
+  answer = functools.partial(CompiledStep, config, lowered.phase_index, lowered.state_bytes, flops)
   try:
     compiled = lowered.program.compile(compiler_options=COMPILER_OPTIONS[platform])
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
-    return answer(None, None, parse_overflow(str(e), sum(lowered.state)))
-  return answer(read_memory(compiled.memory_analysis(), lowered.state),
-                roofline.analyse(compiled.as_text(), lowered.network,
+    return answer(None, None, parse_overflow(str(e), sum(lowered.state_bytes)))
+  return answer(read_memory(compiled.memory_analysis(), lowered.state_bytes),
+                roofline.analyze(compiled.as_text(), lowered.network,
                                  flops / len(lowered.network.places)), None)
 
 
-def read_memory(stats, state: tuple[float, float]) -> Memory:
-  """Splits the compiler's sums. The new state takes the old one's place."""
-  parameters, optimizer = state
-  return Memory(parameters, optimizer, stats.argument_size_in_bytes - parameters - optimizer,
-                stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
-                stats.generated_code_size_in_bytes)
-
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def parse_overflow(message: str, state: float) -> Overflow:
-  """Reads libtpu's RESOURCE_EXHAUSTED, of which there are two.
+def read_memory(stats: Any, state_bytes: StateBytes) -> Memory:
+  """Splits the compiler's sums by what they hold.
 
   Args:
-    state: bytes of parameters and optimizer, which one of them leaves out.
+    stats: `compiled.memory_analysis()`, bytes per chip. The new state takes the old one's place, so
+      aliased outputs do not count.
+    state_bytes: parameters and optimizer, bytes per chip; the other arguments are the batch.
+  Returns:
+    Bytes per chip.
   """
-  used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  arguments = stats.argument_size_in_bytes - state_bytes.parameters - state_bytes.optimizer
+  temporaries = (stats.temp_size_in_bytes + stats.output_size_in_bytes
+                 - stats.alias_size_in_bytes)
+  return Memory(*state_bytes, arguments, temporaries, stats.generated_code_size_in_bytes)
+
+
+_BYTES_PER_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+_USED_OF = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
+_TEMPORARIES = re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
+_LARGEST = re.compile(r'Size: ([\d.]+[KMGT]?)B?\s+(?:Operator: op_name="([^"]*)"[^\n]*\s+)?'
+                      r"Shape: (\w+\[[\d,]*\])")
+
+
+def parse_overflow(message: str, state_bytes: float) -> Overflow:
+  """Parses either of libtpu's two RESOURCE_EXHAUSTED messages.
+
+  Args:
+    message: the compiler's message.
+    state_bytes: parameters and optimizer per chip, which one of the messages leaves out.
+  Returns:
+    Bytes per chip, 0 if the message is of another kind.
+  """
   needed = available = 0.0
-  if used:
-    needed = float(used[1]) * _UNITS[used[2]]
-    available = float(used[3]) * _UNITS[used[4]]
-  elif used := re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM "
-                         r"\(([\d.]+)([KMGT]?)\)", message):
-    needed = state + float(used[1]) * _UNITS[used[2]]
-    available = float(used[3]) * _UNITS[used[4]]
-  largest = re.findall(r'Size: ([\d.]+[KMGT]?)B?\s+(?:Operator: op_name="([^"]*)"[^\n]*\s+)?'
-                       r"Shape: (\w+\[[\d,]*\])", message)
-  return Overflow(needed, available, largest)
+  if found := _USED_OF.search(message):
+    needed, available = _bytes(*found.group(1, 2)), _bytes(*found.group(3, 4))
+  elif found := _TEMPORARIES.search(message):
+    needed, available = state_bytes + _bytes(*found.group(1, 2)), _bytes(*found.group(3, 4))
+  return Overflow(needed, available, _LARGEST.findall(message))
+
+
+def _bytes(number: str, unit: str) -> float:
+  return float(number) * _BYTES_PER_UNIT[unit]
 
 
 # -------------------------------------------------------------- predicting
 
 
-def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> list[Phase]:
-  """Compiles the step of every phase, equal ones once, and predicts what the phases take."""
+def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> list[PhasePlan]:
+  """Compiles the step of every phase and predicts what the phases take.
+
+  Phases with equal programs share one compilation.
+
+  Args:
+    config: the run's config.
+    topology: the machine to compile for.
+    phases: numbers of the phases.
+  Returns:
+    One plan per phase, in the order of `phases`.
+  Raises:
+    ConfigError: the mesh does not fit the machine.
+  """
   config = assume_vocabulary(config)
-  programs = {_shape_of(config.phases[i]): i for i in reversed(phases)}
-  lowered = [lower_step(config, i, topology) for i in sorted(programs.values())]
+  first_with = {_program_key(config.phases[i]): i for i in reversed(phases)}
+  lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]
   with concurrent.futures.ThreadPoolExecutor(COMPILER_THREADS) as pool:
-    steps = list(pool.map(functools.partial(compile_step, platform=topology.platform), lowered))
-  by_shape = {_shape_of(step.phase): step for step in steps}
-  return [predict(by_shape[_shape_of(config.phases[i])]._replace(phase_index=i), topology)
+    compiled = list(pool.map(functools.partial(compile_step, platform=topology.platform), lowered))
+  by_key = {_program_key(step.phase): step for step in compiled}
+  return [predict(by_key[_program_key(config.phases[i])]._replace(phase_index=i), topology)
           for i in phases]
 
 
-def _shape_of(phase: ConfigDict) -> tuple:
-  """What a phase's program depends on, but for its learning rates."""
+def _program_key(phase: ConfigDict) -> tuple:
+  """Returns what the work of a phase's program depends on; learning rates do not change it."""
   return phase.seq_len, phase.batch_size, phase.micro_batches, phase.max_predictions
 
 
-def predict(step: Step, topology: Topology) -> Phase:
+def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
+  """Predicts what the phase of a compiled step takes.
+
+  Args:
+    step: the compiled step.
+    topology: the machine that it was compiled for.
+  Returns:
+    The plan of the phase. MFU is as in Chowdhery et al. 2022, "PaLM: Scaling language modeling with
+    pathways", appendix B.
+  """
   chips, phase = len(topology.devices), step.phase
   if step.overflow:
-    return Phase(step, False, *[math.nan] * 5)
+    return PhasePlan(step, False, *[math.nan] * 5)
   seconds = step.roofline.seconds
   hours = seconds * phase.steps / 3600
-  return Phase(step, step.memory.total <= topology.chip.usable_hbm, seconds,
-               phase.batch_size * phase.seq_len / seconds,
-               step.analytic_flops / (seconds * chips * topology.chip.peak_flops), hours,
-               hours * chips)
+  return PhasePlan(
+      step, fits=step.memory.total <= topology.chip.usable_hbm, step_seconds=seconds,
+      tokens_per_second=phase.batch_size * phase.seq_len / seconds,
+      mfu=step.analytic_flops / (seconds * chips * topology.chip.peak_flops),
+      hours=hours, chip_hours=hours * chips)
 
 
-def remedies(step: Step, topology: Topology) -> list[str]:
-  """Overrides that lower the memory of a chip, what costs least time first."""
+def remedies(step: CompiledStep, topology: Topology) -> list[str]:
+  """Returns overrides that lower the memory per chip, those that cost least time first.
+
+  Args:
+    step: a step that does not fit.
+    topology: the machine that it was compiled for.
+  Returns:
+    Flags to paste, or one sentence if there are none.
+  """
   config, i, phase = step.config, step.phase_index, step.phase
   chips = len(topology.devices)
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
-  found = []
-  if sum(step.state) * fsdp > topology.chip.usable_hbm / 8 and fsdp * tensor < chips:
-    found.append(f"--config.mesh.fsdp={min(chips // tensor, 8 * fsdp)}")
+  flags = []
+  if sum(step.state_bytes) * fsdp > topology.chip.usable_hbm / 8 and fsdp * tensor < chips:
+    flags.append(f"--config.mesh.fsdp={min(chips // tensor, 8 * fsdp)}")
   rows = phase.batch_size // phase.micro_batches // (chips // tensor)
   if rows % 2 == 0:
-    found.append(f"--config.phases[{i}].micro_batches={phase.micro_batches * 2}")
+    flags.append(f"--config.phases[{i}].micro_batches={phase.micro_batches * 2}")
   stronger = {"none": "dots", "dots": "full"}
   if config.model.remat in stronger:
-    found.append(f"--config.model.remat={stronger[config.model.remat]}")
-  return found or ["more chips, or a kind with more memory"]
+    flags.append(f"--config.model.remat={stronger[config.model.remat]}")
+  return flags or ["more chips, or a kind with more memory"]

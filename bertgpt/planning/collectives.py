@@ -1,7 +1,7 @@
-"""Collectives of a compiled program: who takes part, what they send, over which network.
+"""Collectives of a compiled program: which devices take part, what they send, over which network.
 
-A group of devices is known by its partition numbers, which follow the order of the mesh; where
-these devices lie says which wires it uses.
+A group of devices is known by its partition numbers, which follow the order of the mesh; the places
+of these devices tell which wires the group uses.
 """
 
 import collections
@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bertgpt.devices import hardware
-from bertgpt.planning.hlo import COLLECTIVES, Computation, Instruction
+from bertgpt.planning.hlo import COLLECTIVES, Instruction
+
+Groups = tuple[tuple[int, ...], ...]
 
 
 class Collective(NamedTuple):
@@ -19,36 +21,55 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: one of COLLECTIVES.
-    bytes: of the whole array as one device sees it: the reduced, the gathered, the exchanged.
+    bytes: size of the whole array as one device sees it: the reduced, gathered or exchanged one.
     groups: partition numbers of the devices that take part together; for permutes the pairs.
   """
 
   kind: str
   bytes: float
-  groups: tuple[tuple[int, ...], ...]
+  groups: Groups
 
 
-def collective_of(instruction: Instruction, computation: Computation,
-                  num_devices: int) -> Collective | None:
-  """The collective that an instruction is or starts, or None."""
-  kind = instruction.opcode.removesuffix("-start")
-  if kind not in COLLECTIVES:
+def is_collective(instruction: Instruction) -> bool:
+  """Returns whether an instruction is a collective or starts one."""
+  return instruction.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def collective_of(instruction: Instruction, num_devices: int) -> Collective | None:
+  """Returns the collective that an instruction is or starts.
+
+  Args:
+    instruction: any instruction; a fusion itself is never a collective, its parts may be.
+    num_devices: devices that run the program.
+  Returns:
+    The collective; None for any other instruction.
+  """
+  if not is_collective(instruction):
     return None
+  kind = instruction.opcode.removesuffix("-start")
   pairs = instruction.attribute(r"source_target_pairs=\{(\{[^=]*?\})\}")
-  groups = _explicit(pairs) if pairs else replica_groups(instruction.attributes, num_devices)
-  size = sum(a.bytes for name in instruction.operands for a in computation.shape(name))
+  groups = (_explicit_groups(pairs) if pairs
+            else replica_groups(instruction.attributes, num_devices))
+  size = sum(array.bytes for number in range(len(instruction.operands))
+             for array in instruction.operand_shape(number))
   return Collective(kind, size * (len(groups[0]) if kind == "all-gather" else 1), groups)
 
 
-def replica_groups(attributes: str, num_devices: int) -> tuple[tuple[int, ...], ...]:
-  """The groups in any of XLA's notations; without any, all devices are one group.
+def replica_groups(attributes: str, num_devices: int) -> Groups:
+  """Returns the groups of devices of a collective, written in any of XLA's notations.
 
   {{0,1},{2,3}}   [2,4]<=[4,2]T(1,0)   mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}
+
+  Args:
+    attributes: the instruction's attributes.
+    num_devices: devices that run the program.
+  Returns:
+    Partition numbers, group by group; all devices in one group if the attributes name none.
   """
   if found := re.search(r"replica_groups=\{(\{[^=]*?\})\}", attributes):
-    return _explicit(found[1])
+    return _explicit_groups(found[1])
   if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-    shape, dims, order = ([int(x) for x in (text or "").split(",") if x] for text in found.groups())
+    shape, dims, order = map(_integers, found.groups())
     return _iota_groups(dims, order or range(len(dims)), shape[-1])
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? "
                         r"\{([^}]*)\}", attributes):
@@ -56,31 +77,37 @@ def replica_groups(attributes: str, num_devices: int) -> tuple[tuple[int, ...], 
   return (tuple(range(num_devices)),)
 
 
-def _mesh_groups(mesh: str, device_ids: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
-  """Groups along some axes of a mesh; an axis may be used in part: 'a':(2)4 is 4 after 2."""
-  dims, used = [], []
+def _mesh_groups(mesh: str, device_ids: str | None, axes: str) -> Groups:
+  """Returns groups along some axes of a mesh; of an axis 'a':(2)4 takes the factor 4 after 2."""
   parts = {name: (int(before or 1), int(size or 0))
            for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", axes)}
+  dims, in_group = [], []  # Every axis becomes three: before its part, the part, the rest.
   for name, size in re.findall(r"'([^']*)'=(\d+)", mesh):
     before, width = parts.get(name, (int(size), 1))
     width = width or int(size)
     if name in parts:
-      used.append(len(dims) + 1)
+      in_group.append(len(dims) + 1)
     dims += [before, width, int(size) // (before * width)]
-  kept = [i for i in range(len(dims)) if i not in used]
-  groups = _iota_groups(dims, kept + used, math.prod(dims[i] for i in used))
+  across = [i for i in range(len(dims)) if i not in in_group]
+  groups = _iota_groups(dims, across + in_group, math.prod(dims[i] for i in in_group))
   if not device_ids:
     return groups
-  if iota := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", device_ids):
-    shape, order = ([int(x) for x in (text or "").split(",") if x] for text in iota.groups())
-    (ids,) = _iota_groups(shape, order or range(len(shape)), math.prod(shape))
-  else:
-    ids = [int(x) for x in device_ids.split(",")]
+  ids = _device_ids(device_ids)
   return tuple(tuple(ids[i] for i in group) for group in groups)
 
 
-def _iota_groups(dims, order, group_size) -> tuple[tuple[int, ...], ...]:
-  """range(prod(dims)) reshaped to dims, transposed by order, cut into groups."""
+def _device_ids(text: str) -> Sequence[int]:
+  """Returns the devices of a mesh in its order, from '[2,4]T(1,0)' or a list."""
+  iota = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+  if not iota:
+    return _integers(text)
+  shape, order = map(_integers, iota.groups())
+  (ids,) = _iota_groups(shape, order or range(len(shape)), math.prod(shape))
+  return ids
+
+
+def _iota_groups(dims: Sequence[int], order: Sequence[int], group_size: int) -> Groups:
+  """Returns range(prod(dims)), reshaped to dims, transposed by order and cut into groups."""
   strides = [math.prod(dims[i + 1:]) for i in range(len(dims))]
   flat = [0]
   for axis in order:
@@ -88,18 +115,26 @@ def _iota_groups(dims, order, group_size) -> tuple[tuple[int, ...], ...]:
   return tuple(tuple(flat[i:i + group_size]) for i in range(0, len(flat), group_size))
 
 
-def _explicit(text: str) -> tuple[tuple[int, ...], ...]:
-  return tuple(tuple(int(x) for x in group.split(","))
-               for group in re.findall(r"\{([\d,]+)\}", text))
+def _explicit_groups(text: str) -> Groups:
+  return tuple(tuple(_integers(group)) for group in re.findall(r"\{([\d,]+)\}", text))
+
+
+def _integers(text: str | None) -> list[int]:
+  return [int(number) for number in (text or "").split(",") if number]
 
 
 # -------------------------------------------------------------------- wires
 
 
 class Place(NamedTuple):
-  """Where a device is: number of its slice or node, and its coordinates inside."""
+  """A device's place in the machine.
 
-  island: int
+  Attributes:
+    slice_index: number of its TPU slice or GPU node.
+    coords: coordinates of the chip in its slice, one per axis of the torus; () in a node.
+  """
+
+  slice_index: int
   coords: tuple[int, ...]
 
 
@@ -107,8 +142,9 @@ class Network(NamedTuple):
   """The machine as collectives see it.
 
   Attributes:
-    places: by partition number, which is the order of the mesh.
-    torus: chips of a slice along its axes; () for the switch of a GPU node.
+    chip: data sheet of every device.
+    places: place of each device by partition number, which is the order of the mesh.
+    torus: number of chips along each axis of a slice; () for the switch of a GPU node.
     mesh_shape: axis -> size, in the order of the mesh.
   """
 
@@ -119,45 +155,66 @@ class Network(NamedTuple):
 
 
 class Traffic(NamedTuple):
-  """What one group's collective puts on the wires, bytes a device and seconds."""
+  """What one run of a collective puts on the wires.
+
+  Attributes:
+    fast_bytes: bytes that a device sends over ICI or NVLink.
+    slow_bytes: bytes that a device sends over the network between slices or nodes.
+    seconds: time on the wires.
+  """
 
   fast_bytes: float
   slow_bytes: float
   seconds: float
 
 
-# Sends of a device in a ring, as a share of the array.
+# How often a device sends the array around a ring; once for the kinds that are not here.
 _ROUNDS = {"all-reduce": 2.0}
 
 
 def traffic_of(collective: Collective, network: Network) -> Traffic:
-  """Rings along every axis of a slice that the group spans, then between slices or nodes.
+  """Returns the traffic of a collective: rings within slices, then between slices or nodes.
 
-  Of an array of b bytes over n devices a gather, a scatter or an exchange sends b (n - 1) / n, a
-  reduction twice that; between m islands only the n-th part of it is left to send.
+  Over n devices a gather, a scatter or an exchange of b bytes sends b (n - 1) / n per device, a
+  reduction twice that. Between slices only the n-th part is left to send (ring algorithms:
+  Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations",
+  J. Parallel Distrib. Comput. 69).
+
+  Args:
+    collective: its first group stands for all of them.
+    network: the machine.
+  Returns:
+    Bytes per device and seconds, at the share of the bandwidth that hardware.EFFICIENCY states.
   """
-  chip, group = network.chip, collective.groups[0]
-  members = collections.defaultdict(list)
-  for number in group:
-    members[network.places[number].island].append(network.places[number].coords)
-  islands, inside = len(members), max(members.values(), key=len)
+  chip = network.chip
+  members = collections.defaultdict(list)  # Coordinates by slice.
+  for number in collective.groups[0]:
+    members[network.places[number].slice_index].append(network.places[number].coords)
+  num_slices, inside = len(members), max(members.values(), key=len)
   if collective.kind == "collective-permute":
-    fast, slow = (0.0, collective.bytes) if islands > 1 else (collective.bytes, 0.0)
+    fast, slow = (0.0, collective.bytes) if num_slices > 1 else (collective.bytes, 0.0)
     bandwidth = chip.link_bandwidth
   else:
     rounds = _ROUNDS.get(collective.kind, 1.0)
     fast = rounds * collective.bytes * (1 - 1 / len(inside))
-    slow = rounds * collective.bytes / len(inside) * (1 - 1 / islands)
+    slow = rounds * collective.bytes / len(inside) * (1 - 1 / num_slices)
     bandwidth = fast_bandwidth(inside, network)
   seconds = (fast / bandwidth + slow / chip.dcn_bandwidth) / hardware.EFFICIENCY["network"]
   return Traffic(fast, slow, seconds)
 
 
 def fast_bandwidth(coords: Sequence[tuple[int, ...]], network: Network) -> float:
-  """Bytes a second that a device can send in its group: both ways round every ring it is in.
+  """Returns the bytes per second that a device can send within its slice or node.
 
-  An axis closes to a ring where the slice has the whole of it: 16 chips of a v5e or v6e, a
-  multiple of 4 of a v4 or v5p. Otherwise it is a line, whose end has one link.
+  A device sends both ways around every ring that it is in. An axis closes to a ring if the slice
+  has all of it: 16 chips for v5e and v6e, a multiple of 4 for v4 and v5p. Otherwise it is a line,
+  whose end has one link (Austin et al. 2025, "How to Scale Your Model", part 2).
+
+  Args:
+    coords: coordinates of the devices in the group.
+    network: the machine.
+  Returns:
+    Bytes per second of one device, at the peak of its links.
   """
   chip = network.chip
   if not network.torus:
@@ -172,7 +229,14 @@ def fast_bandwidth(coords: Sequence[tuple[int, ...]], network: Network) -> float
 
 
 def axes_of(group: Sequence[int], mesh_shape: Mapping[str, int]) -> str:
-  """Mesh axes along which the devices of a group differ, as 'data+fsdp'; '-' for none."""
+  """Returns the mesh axes along which the devices of a group differ.
+
+  Args:
+    group: partition numbers of its devices.
+    mesh_shape: axis -> size, in the order of the mesh.
+  Returns:
+    Names as 'data+fsdp'; '-' if no axis differs.
+  """
   differing, stride = [], 1
   for axis, size in reversed(mesh_shape.items()):
     if len({number // stride % size for number in group}) > 1:

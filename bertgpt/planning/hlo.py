@@ -1,45 +1,36 @@
-"""What a compiled program does, read from its text: matrix products, bytes, collectives.
+"""Compiled programs as objects, parsed from XLA's text: modules, computations, instructions.
 
-XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count; here the walk
-from the entry multiplies everything inside a loop by it. A program with scanned layers, which
-compiles many times faster than an unrolled one, is thus counted in full.
+  text -> parse -> HloModule -> executions: instructions, each with its runs per step
 
-  text -> parse -> Program -> walk -> kernels, each with how often a step runs it
+XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count; `executions`
+multiplies everything inside a loop by that count. A program with scanned layers, which compiles
+many times faster than an unrolled one, is therefore counted in full.
 
-Sizes are of one device: the text is the program after partitioning.
+Sizes are per device: the text is the program after partitioning. Notation: XLA documentation,
+"Operation semantics" and "Shapes and layout" (openxla.org/xla, 2025).
 """
 
-import functools
+import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
-
-# Bits of an element.
-BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
                "collective-permute", "collective-broadcast")
 
-# Neither read nor write memory: names for what is there, and what is counted by its own parts.
-FREE = frozenset({
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-    "call", "after-all", "opt-barrier", "partition-id", "replica-id", "add-dependency"})
-
-# Move or name elements and compute nothing.
-NO_ARITHMETIC = FREE | {
-    "broadcast", "reshape", "transpose", "copy", "slice", "dynamic-slice", "dynamic-update-slice",
-    "pad", "concatenate", "gather", "scatter", "iota", "reverse", "convert", "bitcast-convert",
-    "fusion", "dot", "convolution", "custom-call", *COLLECTIVES}
-# Steps of a polynomial on a vector unit (assumption); everything else is one.
-SLOW_ARITHMETIC = {"exponential": 6, "log": 6, "tanh": 8, "logistic": 8, "power": 12, "divide": 4,
-                   "sqrt": 4, "rsqrt": 4, "erf": 12, "sine": 12, "cosine": 12}
-
-ALIASES = ("bitcast", "reshape", "get-tuple-element", "convert", "copy")
+# Bits per element of the types whose name does not say it.
+ELEMENT_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
 
 class Array(NamedTuple):
-  """One array of a shape; `in_hbm` is False for TPU's on-chip memories."""
+  """The type of one array.
+
+  Attributes:
+    bits: bits per element.
+    dims: sizes of the dimensions; () for a scalar.
+    in_hbm: False for the on-chip memories of a TPU.
+  """
 
   bits: int
   dims: tuple[int, ...]
@@ -47,19 +38,32 @@ class Array(NamedTuple):
 
   @property
   def size(self) -> int:
+    """Number of elements."""
     return math.prod(self.dims)
 
   @property
   def bytes(self) -> float:
+    """Bytes in any memory."""
     return self.bits * self.size / 8
 
   @property
   def hbm_bytes(self) -> float:
+    """Bytes in HBM: all or none."""
     return self.bytes if self.in_hbm else 0
 
 
-class Instruction(NamedTuple):
-  """`name = shape opcode(operands), attributes`. A tuple's arrays are flat in `shape`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Instruction:
+  """`name = shape opcode(operands), attributes` in a computation.
+
+  Attributes:
+    shape: arrays of the result; those of nested tuples are flat.
+    operands: names of instructions in the same computation. A parameter has its number here and a
+      constant its value.
+    attributes: text after the operands.
+    is_root: whether its result is that of the computation.
+    computation: the computation that holds it.
+  """
 
   name: str
   shape: tuple[Array, ...]
@@ -67,33 +71,122 @@ class Instruction(NamedTuple):
   operands: tuple[str, ...]
   attributes: str
   is_root: bool
+  computation: "Computation" = dataclasses.field(repr=False)
+
+  @property
+  def bytes(self) -> float:
+    """Bytes of the result."""
+    return sum(array.bytes for array in self.shape)
+
+  @property
+  def is_start_or_done(self) -> bool:
+    """Whether it is one half of an asynchronous pair."""
+    return self.opcode.endswith(("-start", "-done"))
+
+  @property
+  def users(self) -> list["Instruction"]:
+    """Instructions that have it as an operand."""
+    return [i for i in self.computation.instructions.values() if self.name in i.operands]
+
+  @property
+  def fused(self) -> "Computation":
+    """The computation inside a fusion."""
+    ((computation, _),) = self.called()
+    return computation
 
   def attribute(self, pattern: str) -> str | None:
+    """Searches the attributes.
+
+    Args:
+      pattern: a regular expression with a group.
+    Returns:
+      The text of the first group; None if the attributes do not match.
+    """
     found = re.search(pattern, self.attributes)
     return found and found[1]
 
+  def operand(self, number: int) -> "Instruction | None":
+    """Returns an operand.
 
-class Computation(NamedTuple):
+    Args:
+      number: position among the operands; -1 is the last.
+    Returns:
+      The instruction; None if the operand is not one, such as a parameter's number.
+    """
+    return self.computation.instructions.get(self.operands[number])
+
+  def operand_shape(self, number: int) -> tuple[Array, ...]:
+    """Returns the arrays of an operand.
+
+    Args:
+      number: position among the operands; -1 is the last.
+    Returns:
+      Its arrays; () if the operand is not an instruction.
+    """
+    operand = self.operand(number)
+    return operand.shape if operand else ()
+
+  def called(self) -> list[tuple["Computation", float]]:
+    """Returns (computation, runs per run of this instruction) for everything that it calls.
+
+    The element functions of reductions are left out.
+    """
+    computations = self.computation.module.computations
+    if self.opcode == "while":
+      return [(computations[self.attribute(r"body=%?([\w.$-]+)")], trip_count(self))]
+    if self.opcode == "conditional":
+      names = self.attribute(r"branch_computations=\{([^}]*)\}")
+      names = names.split(",") if names else re.findall(
+          r"(?:true|false)_computation=%?([\w.$-]+)", self.attributes)
+      return [(computations[name.strip().lstrip("%")], 1.0) for name in names]
+    if self.opcode in ("fusion", "call", "async-start"):
+      name = self.attribute(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.$-]+)")
+      return [(computations[name], 1.0)]
+    return []
+
+  def parts(self) -> Iterator["Instruction"]:
+    """Yields the instruction itself and, if it is a fusion, everything inside."""
+    yield self
+    if self.opcode == "fusion":
+      for part in self.fused.instructions.values():
+        yield from part.parts()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computation:
+  """A function of the module: its instructions by name, in the order in which they are scheduled.
+  """
+
   name: str
-  instructions: Mapping[str, Instruction]
+  module: "HloModule" = dataclasses.field(repr=False)
+  instructions: dict[str, Instruction] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
   def root(self) -> Instruction:
+    """The instruction whose result is that of the computation."""
     return next(i for i in self.instructions.values() if i.is_root)
 
-  def shape(self, name: str) -> tuple[Array, ...]:
-    return self.instructions[name].shape if name in self.instructions else ()
+  def parameter(self, number: int) -> Instruction | None:
+    """Returns a parameter.
 
-  def users(self, name: str) -> list[Instruction]:
-    return [i for i in self.instructions.values() if name in i.operands]
+    Args:
+      number: its position, from 0.
+    Returns:
+      The parameter; None if there is none of that number.
+    """
+    return next((i for i in self.instructions.values()
+                 if i.opcode == "parameter" and i.operands == (str(number),)), None)
 
 
-class Program(NamedTuple):
-  entry: str
-  computations: Mapping[str, Computation]
+@dataclasses.dataclass(eq=False)
+class HloModule:
+  """A compiled program: its computations by name, and the name of the one that a step runs."""
+
+  entry: str = ""
+  computations: dict[str, Computation] = dataclasses.field(default_factory=dict)
 
 
-# ------------------------------------------------------------------ reading
+# ------------------------------------------------------------------ parsing
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.$-]+) \(.*\{$")
@@ -102,33 +195,49 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
-def parse(text: str) -> Program:
-  """Reads the text of a compiled module, `compiled.as_text()`."""
-  computations, entry, name, instructions = {}, "", "", {}
+def parse(text: str) -> HloModule:
+  """Parses the text of a compiled program.
+
+  Args:
+    text: `compiled.as_text()`.
+  Returns:
+    The module.
+  Raises:
+    ValueError: an instruction's parentheses do not match.
+  """
+  module, computation = HloModule(), None
   for line in text.splitlines():
     if header := _HEADER.match(line):
-      name, instructions = header[2], {}
-      computations[name] = Computation(name, instructions)
-      entry = name if header[1] else entry
-    elif name and (start := _INSTRUCTION.match(line)):
-      rest = _COMMENT.sub("", line[start.end():])
-      instruction = _parse_instruction(start[2], rest, bool(start[1]))
-      instructions[instruction.name] = instruction
-  return Program(entry, computations)
+      computation = Computation(header[2], module)
+      module.computations[computation.name] = computation
+      if header[1]:
+        module.entry = computation.name
+    elif computation and (start := _INSTRUCTION.match(line)):
+      definition = _COMMENT.sub("", line[start.end():])
+      instruction = _parse_instruction(start[2], definition, bool(start[1]), computation)
+      computation.instructions[instruction.name] = instruction
+  return module
 
 
-def _parse_instruction(name: str, rest: str, is_root: bool) -> Instruction:
-  split = _end_of_parentheses(rest, 0) if rest.startswith("(") else rest.index(" ")
-  shape, rest = rest[:split], rest[split:].lstrip()
+def _parse_instruction(name: str, definition: str, is_root: bool,
+                       computation: Computation) -> Instruction:
+  """Parses the text that follows `name = `."""
+  split = (_end_of_parentheses(definition, 0) if definition.startswith("(")
+           else definition.index(" "))
+  shape, rest = definition[:split], definition[split:].lstrip()
   opening = rest.index("(")
   closing = _end_of_parentheses(rest, opening)
-  operands = tuple(re.findall(r"%([\w.$-]+)", rest[opening:closing]))
-  if rest[:opening] in ("parameter", "constant"):
-    operands = (rest[opening + 1:closing - 1],)  # Its number, its value.
-  return Instruction(name, parse_shape(shape), rest[:opening], operands, rest[closing:], is_root)
+  opcode = rest[:opening]
+  if opcode in ("parameter", "constant"):
+    operands = (rest[opening + 1:closing - 1],)
+  else:
+    operands = tuple(re.findall(r"%([\w.$-]+)", rest[opening:closing]))
+  return Instruction(name, parse_shape(shape), opcode, operands, rest[closing:], is_root,
+                     computation)
 
 
 def _end_of_parentheses(text: str, start: int) -> int:
+  """Returns the index after the parenthesis that closes the one at `start`."""
   depth = 0
   for at in range(start, len(text)):
     depth += (text[at] == "(") - (text[at] == ")")
@@ -138,263 +247,72 @@ def _end_of_parentheses(text: str, start: int) -> int:
 
 
 def parse_shape(text: str) -> tuple[Array, ...]:
-  """The arrays of 'f32[2,3]{1,0}' or of a tuple, nested ones flat."""
+  """Parses 'f32[2,3]{1,0}' or a tuple of shapes.
+
+  Args:
+    text: one shape, with or without its layout, in which `S(n)` with n > 0 is on-chip memory.
+  Returns:
+    Its arrays, those of nested tuples flat.
+  """
   arrays = []
-  for kind, dims, layout in _ARRAY.findall(text):
+  for element_type, dims, layout in _ARRAY.findall(text):
     sizes = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
     memory = re.search(r"S\((\d+)\)", layout)
-    arrays.append(Array(bits_of(kind), sizes, not memory or memory[1] == "0"))
+    arrays.append(Array(element_bits(element_type), sizes, not memory or memory[1] == "0"))
   return tuple(arrays)
 
 
-def bits_of(kind: str) -> int:
-  """Of an element: 'bf16' 16, 'f8e4m3fn' 8, 's4' 4."""
-  return BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])
+def element_bits(element_type: str) -> int:
+  """Returns the bits per element of a type: 16 for 'bf16', 8 for 'f8e4m3fn', 4 for 's4'."""
+  if element_type in ELEMENT_BITS:
+    return ELEMENT_BITS[element_type]
+  return int(re.search(r"\d+", element_type)[0])
 
 
 # ------------------------------------------------------------------ walking
 
 
-class Kernel(NamedTuple):
-  """An operation of its own, and how often a step runs it."""
+class Execution(NamedTuple):
+  """An instruction that runs as an operation of its own, and its runs per step."""
 
   instruction: Instruction
-  computation: Computation
-  times: float
+  runs: float
 
 
-def walk(program: Program) -> Iterator[Kernel]:
-  """Every kernel in the order of a step, loops by their trip counts, branches as if all ran."""
-  yield from _walk(program, program.computations[program.entry], 1.0)
+def executions(module: HloModule) -> Iterator[Execution]:
+  """Yields what a step runs, in the order of the schedule.
+
+  Args:
+    module: the compiled step.
+  Yields:
+    Every instruction outside fusions. Those in loops run as often as the trip counts say, those in
+    the branches of a conditional as if every branch ran.
+  """
+  yield from _executions(module.computations[module.entry], 1.0)
 
 
-def _walk(program, computation, times) -> Iterator[Kernel]:
+def _executions(computation: Computation, runs: float) -> Iterator[Execution]:
   for instruction in computation.instructions.values():
     if instruction.opcode in ("while", "call", "conditional", "async-start"):
-      for name, count in _called(program, instruction):
-        yield from _walk(program, program.computations[name], times * count)
+      for called, runs_per_call in instruction.called():
+        yield from _executions(called, runs * runs_per_call)
     else:
-      yield Kernel(instruction, computation, times)
+      yield Execution(instruction, runs)
 
 
-def parts(program: Program, instruction: Instruction,
-          computation: Computation) -> Iterator[tuple[Instruction, Computation]]:
-  """A kernel and, where it is a fusion, everything in it."""
-  yield instruction, computation
-  if instruction.opcode == "fusion":
-    inner = program.computations[_called(program, instruction)[0][0]]
-    for part in inner.instructions.values():
-      yield from parts(program, part, inner)
+def trip_count(loop: Instruction) -> float:
+  """Returns how often the body of a loop runs.
 
-
-def _called(program: Program, instruction: Instruction) -> list[tuple[str, float]]:
-  """(computation, runs) of a call; the element functions of reductions are left out."""
-  if instruction.opcode == "while":
-    return [(instruction.attribute(r"body=%?([\w.$-]+)"), trip_count(program, instruction))]
-  if instruction.opcode == "conditional":
-    names = instruction.attribute(r"branch_computations=\{([^}]*)\}")
-    names = names or ",".join(re.findall(r"(?:true|false)_computation=%?([\w.$-]+)",
-                                         instruction.attributes))
-    return [(name.strip().lstrip("%"), 1.0) for name in names.split(",")]
-  if instruction.opcode in ("fusion", "call", "async-start"):
-    name = instruction.attribute(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.$-]+)")
-    return [(name, 1.0)]
-  return []
-
-
-def trip_count(program: Program, loop: Instruction) -> float:
-  """Of a `while` that counts from 0 by 1, as those of `scan` and `fori_loop`; else 1."""
+  Args:
+    loop: a `while` that counts from 0 by 1, as `scan` and `fori_loop` make them.
+  Returns:
+    The count that the compiler states, otherwise the largest integer in the loop's condition; 1 if
+    there is neither.
+  """
   known = loop.attribute(r'known_trip_count[^}]*?"n":\s*"(\d+)"')
   if known:
     return float(known)
-  condition = program.computations[loop.attribute(r"condition=%?([\w.$-]+)")]
-  limits = [int(i.operands[0]) for i in _integer_constants(condition)]
+  condition = loop.computation.module.computations[loop.attribute(r"condition=%?([\w.$-]+)")]
+  limits = [int(i.operands[0]) for i in condition.instructions.values()
+            if i.opcode == "constant" and i.operands[0].isdigit()]
   return float(max(limits, default=1))
-
-
-def _integer_constants(computation: Computation) -> list[Instruction]:
-  return [i for i in computation.instructions.values()
-          if i.opcode == "constant" and i.operands and i.operands[0].isdigit()]
-
-
-# ------------------------------------------------------------ matrix products
-
-
-class Product(NamedTuple):
-  """A batch of matrix products [m, k] x [k, n], `flops` in all."""
-
-  flops: float
-  m: float
-  n: float
-  k: float
-
-
-def product_of(instruction: Instruction, computation: Computation) -> Product | None:
-  """The work of a dot, a convolution or a call of cuBLAS; None for anything else."""
-  if instruction.opcode == "dot" or instruction.opcode == "custom-call" and \
-      "__cublas$" in instruction.attributes:
-    return _dot(instruction, computation)
-  if instruction.opcode == "convolution":
-    return _convolution(instruction, computation)
-  return None
-
-
-def _dot(instruction, computation) -> Product:
-  lhs, rhs = (computation.shape(name)[0].dims for name in instruction.operands[:2])
-  dims = functools.partial(_dimensions, instruction)
-  contracted = dims("lhs_contracting_dims", "lhs_contracting_dimensions")
-  batch = dims("lhs_batch_dims", "lhs_batch_dimensions")
-  k = math.prod(lhs[d] for d in contracted)
-  batches = math.prod(lhs[d] for d in batch)
-  m, n = math.prod(lhs) / (k * batches), math.prod(rhs) / (k * batches)
-  return Product(2.0 * batches * m * n * k, m, n, k)
-
-
-def _dimensions(instruction: Instruction, *names: str) -> list[int]:
-  """A dimension list, in HLO's own notation or in cuBLAS's JSON."""
-  for name in names:
-    text = instruction.attribute(rf'"?{name}"?[=:][{{\[]([^}}\]]*)[}}\]]')
-    if text is not None:
-      return [int(d) for d in re.findall(r"\d+", text)]
-  return []
-
-
-def _convolution(instruction, computation) -> Product:
-  """On TPU every product is one; windows with dilation and padding spell out batches.
-
-  A position of the window counts where it meets an element of the input (XLA's
-  HloCostAnalysis::HandleConvolution).
-  """
-  lhs, rhs = (computation.shape(name)[0].dims for name in instruction.operands[:2])
-  out = instruction.shape[0].dims
-  in_labels, kernel_labels, out_labels = re.match(
-      r"(\w+)_(\w+)->(\w+)", instruction.attribute(r"dim_labels=(\S+?)(?:,|\s|$)")).groups()
-  window = {"size": None, "stride": None, "pad": None, "lhs_dilate": None, "rhs_dilate": None}
-  text = instruction.attribute(r"window=\{([^}]*)\}") or ""
-  window |= dict(item.split("=") for item in text.split())
-  spatial = sorted(c for c in out_labels if c.isdigit())
-  get = lambda field, i, default: (window[field].split("x")[i] if window[field] else default)
-  positions = 1
-  for i, c in enumerate(spatial):
-    low, high = map(int, get("pad", i, "0_0").split("_"))
-    del high  # The number of outputs says it.
-    positions *= _valid_positions(
-        lhs[in_labels.index(c)], rhs[kernel_labels.index(c)], out[out_labels.index(c)],
-        int(get("stride", i, 1)), low, int(get("lhs_dilate", i, 1)), int(get("rhs_dilate", i, 1)))
-  k = rhs[kernel_labels.index("i")]
-  groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
-  m, n = out[out_labels.index("b")], out[out_labels.index("f")]
-  flops = 2.0 * k * n * m * positions / groups
-  outputs = math.prod(out[out_labels.index(c)] for c in spatial)
-  return Product(flops, m, n, k * max(1.0, positions / outputs))
-
-
-@functools.cache
-def _valid_positions(size, kernel, outputs, stride, low, lhs_dilate, rhs_dilate) -> int:
-  """(output, kernel position) pairs of one dimension that meet an element of the input."""
-  count = 0
-  for position in range(kernel):
-    for out in range(outputs):
-      at = out * stride + position * rhs_dilate - low
-      count += at % lhs_dilate == 0 and 0 <= at // lhs_dilate < size
-  return count
-
-
-# ----------------------------------------------------------- vector arithmetic
-
-
-def vector_operations(instruction: Instruction, computation: Computation) -> float:
-  """Element operations outside the matrix units, of a plain instruction."""
-  if instruction.opcode in NO_ARITHMETIC or instruction.opcode.endswith(("-start", "-done")):
-    return 0.0
-  if instruction.opcode in ("reduce", "reduce-window") and instruction.operands:
-    return float(sum(a.size for a in computation.shape(instruction.operands[0])))
-  return float(SLOW_ARITHMETIC.get(instruction.opcode, 1)
-               * max((a.size for a in instruction.shape), default=0))
-
-
-# ---------------------------------------------------------------- HBM bytes
-
-
-def hbm_bytes(program: Program, instruction: Instruction, computation: Computation) -> float:
-  """Bytes that a kernel reads from and writes to HBM.
-
-  Where only a part of an operand is read (slices, gathers), or a part of a result written in
-  place, the part counts. Copies to and from TPU's on-chip memory count on the side of HBM.
-  """
-  if (instruction.opcode in FREE or instruction.opcode.endswith("-done")
-      or 'custom_call_target="AllocateBuffer"' in instruction.attributes):
-    return 0.0
-  if instruction.opcode in ("copy-start", "slice-start"):
-    # (destination, source, ...) or ((source), destination, ...): the smaller is what moves.
-    source, destination = sorted(instruction.shape[:2], key=lambda a: a.size)[::-1]
-    moved = min(source.bytes, destination.bytes)
-    return moved * (source.in_hbm + destination.in_hbm)
-  read = sum(_read_bytes(program, computation, operand, instruction, number)
-             for number, operand in enumerate(instruction.operands))
-  return read + _written_bytes(program, instruction, computation)
-
-
-def _read_bytes(program, computation, name, user, number) -> float:
-  """Bytes of the operand `name` that `user`, whose operand of this number it is, reads."""
-  arrays = computation.shape(name)
-  whole = sum(a.hbm_bytes for a in arrays)
-  if not whole:
-    return 0.0
-  part = _part_read(program, user, computation, number)
-  return whole if part is None else min(whole, part)
-
-
-def _part_read(program, user, computation, number) -> float | None:
-  """Bytes of its operand of this number that `user` reads, None for all of it."""
-  if user.opcode in ("dynamic-slice", "slice") or user.opcode == "gather" and number == 0:
-    return sum(a.bytes for a in user.shape) if number == 0 else None
-  if user.opcode == "dynamic-update-slice" and number == 0:
-    return 0.0
-  if user.opcode == "scatter" and number == 0:
-    return sum(a.bytes for a in computation.shape(user.operands[-1]))
-  if user.opcode == "fusion":
-    inner = program.computations[_called(program, user)[0][0]]
-    parameter = next((i.name for i in inner.instructions.values()
-                      if i.opcode == "parameter" and i.operands == (str(number),)), None)
-    return 0.0 if parameter is None else _part_used(program, inner, parameter)
-  return None
-
-
-def _part_used(program, computation, name) -> float | None:
-  """Bytes of a fused computation's parameter that all its users together read."""
-  total = 0.0
-  for user in computation.users(name):
-    for number in (n for n, operand in enumerate(user.operands) if operand == name):
-      part = (_part_used(program, computation, user.name) if user.opcode in ALIASES
-              else _part_read(program, user, computation, number))
-      if part is None or user.is_root and user.opcode in ALIASES:
-        return None
-      total += part
-  return total
-
-
-def _written_bytes(program, instruction, computation) -> float:
-  results = [instruction]
-  if instruction.opcode == "fusion":
-    computation = program.computations[_called(program, instruction)[0][0]]
-    root = computation.root
-    results = ([computation.instructions[name] for name in root.operands]
-               if root.opcode == "tuple" else [root])
-  written = 0.0
-  for result, shape in zip(results, _by_result(instruction.shape, len(results)), strict=True):
-    while result.opcode in ALIASES and result.operands[0] in computation.instructions:
-      result = computation.instructions[result.operands[0]]
-    if result.opcode == "fusion" and len(results) == 1:
-      written += min(sum(a.hbm_bytes for a in shape),
-                     _written_bytes(program, result, computation))
-    elif result.opcode in ("dynamic-update-slice", "scatter") and any(a.in_hbm for a in shape):
-      update = result.operands[1 if result.opcode == "dynamic-update-slice" else -1]
-      written += sum(a.bytes for a in computation.shape(update))
-    else:
-      written += sum(a.hbm_bytes for a in shape)
-  return written
-
-
-def _by_result(shape: Sequence[Array], count: int) -> list[Sequence[Array]]:
-  return [shape] if count == 1 else [(array,) for array in shape[:count]]

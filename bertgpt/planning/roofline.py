@@ -1,194 +1,352 @@
-"""Step time as a roofline predicts it: for every kernel the resource that it uses up longest.
+"""Step time predicted by a roofline: for each operation, the resource that it uses longest.
 
-  kernel     max(matrix products / peak, vector operations / peak, HBM bytes / bandwidth, start)
-  on chip    the sum over kernels, but at least all HBM bytes / bandwidth (copies that run ahead)
-  network    of every collective, what is not hidden behind kernels between its start and its end
+  operation  max(matrix products / peak, vector operations / peak, HBM bytes / bandwidth, start)
+  on chip    the sum over operations, but at least all HBM bytes / bandwidth (copies run ahead)
+  network    for each collective, the time not hidden behind operations between its start and end
   step       on chip + network + work that the text does not show (custom calls), at peak
 
-Peaks are those of `hardware.CHIPS`, each times its share of `hardware.EFFICIENCY`. This is a
-prediction: it knows neither the schedule inside a kernel nor contention.
+Peaks are those of `hardware.CHIPS`, each times its share in `hardware.EFFICIENCY`. This is a
+prediction: it knows neither the schedule inside an operation nor contention. The model: Williams,
+Waterman and Patterson 2009, "Roofline: an insightful visual performance model for multicore
+architectures", CACM 52(4).
 """
 
-from collections import Counter, defaultdict
+import dataclasses
 from typing import NamedTuple
 
 from bertgpt.devices import hardware
-from bertgpt.planning import collectives, hlo
+from bertgpt.planning import collectives, hlo, hlo_costs
+from bertgpt.planning.collectives import Collective, Network, Traffic
+from bertgpt.planning.hlo import Execution, Instruction
 
 
-class Row(NamedTuple):
-  """All collectives of one kind over the same mesh axes, of a step.
+@dataclasses.dataclass
+class CollectiveTotals:
+  """All collectives of one kind over the same mesh axes, summed over a step.
 
   Attributes:
-    bytes: of the arrays, a device; fast_bytes, slow_bytes: what it sends over ICI or NVLink and
-      over the network between slices or nodes.
-    seconds, exposed_seconds: on the wires, and what the step waits for.
+    kind: one of hlo.COLLECTIVES.
+    axes: mesh axes as 'data+fsdp'.
+    count: collectives per step.
+    bytes: sizes of the arrays, as one device sees them.
+    fast_bytes: bytes that a device sends over ICI or NVLink.
+    slow_bytes: bytes that a device sends over the network between slices or nodes.
+    seconds: time on the wires.
+    exposed_seconds: the part of it that the step waits for.
   """
 
   kind: str
   axes: str
-  count: float
-  bytes: float
-  fast_bytes: float
-  slow_bytes: float
-  seconds: float
-  exposed_seconds: float
+  count: float = 0.0
+  bytes: float = 0.0
+  fast_bytes: float = 0.0
+  slow_bytes: float = 0.0
+  seconds: float = 0.0
+  exposed_seconds: float = 0.0
+
+  def add(self, collective: Collective, traffic: Traffic, runs: float) -> None:
+    """Adds a collective.
+
+    Args:
+      collective: its arrays.
+      traffic: what one run of it sends.
+      runs: runs per step.
+    """
+    self.count += runs
+    self.bytes += collective.bytes * runs
+    self.fast_bytes += traffic.fast_bytes * runs
+    self.slow_bytes += traffic.slow_bytes * runs
+    self.seconds += traffic.seconds * runs
 
 
 class Roofline(NamedTuple):
   """One device's work in a step, and the time that it is predicted to take.
 
   Attributes:
-    matmul_flops: of the program, loops in full; hidden_flops: the analytic count beyond them.
-    seconds_by: resource -> seconds of the step that it binds; their sum is `seconds`.
-    compiler_seconds: the sum of the compiler's own estimates of kernels, where it makes them.
+    matmul_flops: FLOPs of the program's matrix products, loops in full.
+    hidden_flops: analytic FLOPs beyond those, thought to be in custom calls.
+    vector_operations: element operations outside the matrix units.
+    hbm_bytes: bytes read and written.
+    operations: operations that run on their own; each takes time to start.
+    collectives: by kind and axes, most bytes first.
+    seconds_by: resource -> seconds of the step that it bounds; their sum is `seconds`.
+    compiler_seconds: the sum of the compiler's own estimates; 0 if it makes none.
   """
 
   matmul_flops: float
   hidden_flops: float
   vector_operations: float
   hbm_bytes: float
-  kernels: float
-  collectives: list[Row]
+  operations: float
+  collectives: list[CollectiveTotals]
   seconds_by: dict[str, float]
   compiler_seconds: float
 
   @property
   def seconds(self) -> float:
+    """Predicted time of the step."""
     return sum(self.seconds_by.values())
 
   @property
   def bound(self) -> str:
+    """The resource that bounds most of the step."""
     return max(self.seconds_by, key=self.seconds_by.get)
 
 
-def analyse(text: str, network: collectives.Network, analytic_flops: float = 0.0) -> Roofline:
-  """The roofline of a compiled program.
+def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Roofline:
+  """Returns the roofline of a compiled program.
 
   Args:
     text: `compiled.as_text()`.
-    analytic_flops: of useful work, a device; what is missing from the program's matrix products is
-      thought to be in kernels that the text does not show.
+    network: the machine that runs it.
+    analytic_flops: FLOPs of useful work per device. What the program's matrix products lack of them
+      is thought to be in operations that the text does not show.
+  Returns:
+    Work and times of one device in one step.
   """
-  program, chip = hlo.parse(text), network.chip
-  meter = _Meter(program, network)
-  for kernel in hlo.walk(program):
-    meter.add(kernel)
-  meter.finish_all()
-  hidden = max(0.0, analytic_flops - meter.totals["flops"])
-  by = dict(meter.seconds)
-  by["matmul"] += hidden / (chip.peak_flops * hardware.EFFICIENCY["matmul"])
-  copies = meter.totals["bytes"] / (chip.hbm_bandwidth * hardware.EFFICIENCY["memory"])
-  on_chip = sum(by[name] for name in ("matmul", "vector", "memory", "start"))
-  by["memory"] += max(0.0, copies - on_chip)
-  return Roofline(meter.totals["flops"], hidden, meter.totals["vector"], meter.totals["bytes"],
-                  meter.totals["kernels"], meter.rows(), by,
-                  meter.totals["cycles"] / chip.clock if chip.clock else 0.0)
+  chip, chip_work, transfers = network.chip, _ChipWork(network.chip), _Transfers(network)
+  for execution in hlo.executions(hlo.parse(text)):
+    if transfers.is_end_of_one(execution.instruction):
+      transfers.end(execution.instruction.operands[0], chip_work.seconds)
+      continue
+    started = chip_work.seconds
+    if not collectives.is_collective(execution.instruction):
+      chip_work.add(execution)
+    for part in execution.instruction.parts():
+      if collective := collectives.collective_of(part, len(network.places)):
+        transfers.add(collective, part, execution, _Span(started, chip_work.seconds))
+  transfers.end_all()
+  work = chip_work.total
+  hidden = max(0.0, analytic_flops - work.matmul_flops)
+  return Roofline(work.matmul_flops, hidden, work.vector_operations, work.hbm_bytes,
+                  chip_work.operations, transfers.totals(),
+                  _seconds_by(chip_work, transfers.exposed_seconds, hidden),
+                  work.compiler_cycles / chip.clock if chip.clock else 0.0)
 
 
-class _Pending(NamedTuple):
-  """A collective under way: seconds on the wires, and the on-chip clock around it."""
+def _seconds_by(chip_work: "_ChipWork", exposed_seconds: float,
+                hidden_flops: float) -> dict[str, float]:
+  """Returns resource -> seconds of the step, with what no single operation shows."""
+  chip = chip_work.chip
+  on_chip = dict(chip_work.seconds_by)
+  on_chip["matmul"] += hidden_flops / (chip.peak_flops * hardware.EFFICIENCY["matmul"])
+  copies = chip_work.total.hbm_bytes / (chip.hbm_bandwidth * hardware.EFFICIENCY["memory"])
+  on_chip["memory"] += max(0.0, copies - sum(on_chip.values()))
+  start = on_chip.pop("start")
+  return on_chip | {"network": exposed_seconds, "start": start}
 
-  row: tuple[str, str]
-  seconds: float
-  times: float
+
+# ------------------------------------------------------------------ on chip
+
+
+@dataclasses.dataclass
+class Work:
+  """Work of one device.
+
+  Attributes:
+    matmul_flops: FLOPs of matrix products.
+    padded_flops: the same, with the sides of products filled up to the matrix unit.
+    vector_operations: element operations outside the matrix units.
+    hbm_bytes: bytes read and written.
+    compiler_cycles: the compiler's own estimate; 0 if it makes none.
+  """
+
+  matmul_flops: float = 0.0
+  padded_flops: float = 0.0
+  vector_operations: float = 0.0
+  hbm_bytes: float = 0.0
+  compiler_cycles: float = 0.0
+
+  def add(self, other: "Work", runs: float) -> None:
+    """Adds other work.
+
+    Args:
+      other: work of one run.
+      runs: runs per step.
+    """
+    for field in dataclasses.fields(self):
+      setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name) * runs)
+
+
+def work_of(instruction: Instruction, tile: int) -> Work:
+  """Returns the work of one run of an operation.
+
+  Args:
+    instruction: one that runs as an operation of its own, with its parts if it is a fusion.
+    tile: side of the matrix unit, in elements.
+  Returns:
+    The work of one device.
+  """
+  parts = list(instruction.parts())
+  products = [product for part in parts if (product := hlo_costs.product_of(part))]
+  cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
+  return Work(sum(product.flops for product in products),
+              sum(padded_flops(product, tile) for product in products),
+              sum(hlo_costs.vector_operations(part) for part in parts),
+              hlo_costs.hbm_bytes(instruction), float(cycles or 0))
+
+
+def padded_flops(product: hlo_costs.Product, tile: int) -> float:
+  """Returns the FLOPs of a product whose sides are filled up to the matrix unit.
+
+  Args:
+    product: the contracted side is filled, and the one of the other two that wastes less.
+    tile: side of the matrix unit, in elements.
+  Returns:
+    FLOPs, at least those of the product.
+  """
+  def fill(size: float) -> float:
+    return -(-size // tile) * tile / size
+  return product.flops * fill(product.k) * min(fill(product.m), fill(product.n))
+
+
+def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
+  """Returns the time that each resource is busy during one run of an operation.
+
+  Args:
+    work: of one run, on one device.
+    chip: the device.
+  Returns:
+    Resource -> seconds, at the share of its peak that hardware.EFFICIENCY states.
+  """
+  share = hardware.EFFICIENCY
+  return {"matmul": work.padded_flops / (chip.peak_flops * share["matmul"]),
+          "vector": work.vector_operations / (chip.vector_flops * share["vector"]),
+          "memory": work.hbm_bytes / (chip.hbm_bandwidth * share["memory"]),
+          "start": hardware.KERNEL_SECONDS}
+
+
+class _ChipWork:
+  """Sums over the operations so far.
+
+  Attributes:
+    total: work of all operations.
+    operations: number of operations that take time.
+    seconds_by: resource -> seconds of the operations that it bounds.
+    seconds: on-chip time, which is the clock for collectives.
+  """
+
+  def __init__(self, chip: hardware.Chip):
+    self.chip = chip
+    self.total = Work()
+    self.operations = 0.0
+    self.seconds_by = dict.fromkeys(("matmul", "vector", "memory", "start"), 0.0)
+    self.seconds = 0.0
+
+  def add(self, execution: Execution) -> None:
+    """Adds an operation that is not a collective."""
+    instruction, runs = execution
+    work = work_of(instruction, self.chip.tile)
+    self.total.add(work, runs)
+    if instruction.opcode in hlo_costs.FREE or instruction.is_start_or_done:
+      return  # Copies that run ahead count only in the total of bytes.
+    busy = operation_seconds(work, self.chip)
+    bound = max(busy, key=busy.get)
+    self.operations += runs
+    self.seconds_by[bound] += busy[bound] * runs
+    self.seconds += busy[bound] * runs
+
+
+# ------------------------------------------------------------------ network
+
+
+class _Span(NamedTuple):
+  """Two moments of the on-chip clock, in seconds."""
+
   started: float
   ended: float
 
 
-class _Meter:
-  """Adds up kernels in the order of the program; `clock` is on-chip time so far."""
+@dataclasses.dataclass
+class _Transfer:
+  """A collective under way.
 
-  def __init__(self, program: hlo.Program, network: collectives.Network):
-    self._program, self._network = program, network
-    self._clock = 0.0
-    self._pending: dict[str, _Pending] = {}
-    self._rows = defaultdict(lambda: [0.0] * 6)
-    self.totals = Counter()
-    self.seconds = {name: 0.0 for name in ("matmul", "vector", "memory", "network", "start")}
+  Attributes:
+    totals: totals of its kind and axes.
+    seconds: time on the wires of one run.
+    runs: runs per step.
+    span: on-chip time from its start to its end, all runs together.
+  """
 
-  def add(self, kernel: hlo.Kernel) -> None:
-    instruction, computation, times = kernel
-    if instruction.opcode.endswith("-done") and instruction.operands[0] in self._pending:
-      name = instruction.operands[0]
-      self._pending[name] = self._pending[name]._replace(ended=self._clock)
-      self.finish(name)
-      return
-    parts = list(hlo.parts(self._program, instruction, computation))
-    started = self._clock
-    if not is_collective(instruction):
-      self._compute(parts, instruction, computation, times)
-    for part, where in parts:
-      collective = collectives.collective_of(part, where, len(self._network.places))
-      if collective:
-        self._communicate(collective, part, kernel, started)
+  totals: CollectiveTotals
+  seconds: float
+  runs: float
+  span: _Span
 
-  def _compute(self, parts, instruction, computation, times) -> None:
-    """Adds a kernel's own work."""
-    chip, share = self._network.chip, hardware.EFFICIENCY
-    products = [p for part in parts if (p := hlo.product_of(*part))]
-    vector = sum(hlo.vector_operations(*part) for part in parts)
-    moved = hlo.hbm_bytes(self._program, instruction, computation)
-    cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
-    for name, amount in (("flops", sum(p.flops for p in products)), ("vector", vector),
-                         ("bytes", moved), ("cycles", float(cycles or 0))):
-      self.totals[name] += amount * times
-    if instruction.opcode in hlo.FREE or instruction.opcode.endswith(("-start", "-done")):
-      return  # Copies that run ahead count in the total of bytes alone.
-    needs = {"matmul": sum(padded_flops(p, chip.tile) for p in products)
-             / (chip.peak_flops * share["matmul"]),
-             "vector": vector / (chip.vector_flops * share["vector"]),
-             "memory": moved / (chip.hbm_bandwidth * share["memory"]),
-             "start": hardware.KERNEL_SECONDS}
-    binding = max(needs, key=needs.get)
-    self.seconds[binding] += needs[binding] * times
-    self.totals["kernels"] += times
-    self._clock += needs[binding] * times
+  def exposed_seconds(self) -> float:
+    """Returns the seconds per step that nothing hides."""
+    hidden = (self.span.ended - self.span.started) / self.runs
+    return max(0.0, self.seconds - hidden) * self.runs
 
-  def _communicate(self, collective, part, kernel, started) -> None:
-    """Counts a collective once: on TPU a hidden one shows up in every kernel that hides it."""
-    is_fused = part is not kernel.instruction
+
+class _Transfers:
+  """Sums over the collectives so far.
+
+  Attributes:
+    exposed_seconds: time that the step waits for the collectives that have ended.
+  """
+
+  def __init__(self, network: Network):
+    self._network = network
+    self._totals: dict[tuple[str, str], CollectiveTotals] = {}
+    self._under_way: dict[str, _Transfer] = {}
+    self.exposed_seconds = 0.0
+
+  def totals(self) -> list[CollectiveTotals]:
+    """Returns the totals by kind and axes, most bytes first."""
+    return sorted(self._totals.values(), key=lambda totals: -totals.bytes)
+
+  def add(self, collective: Collective, part: Instruction, execution: Execution,
+          span: _Span) -> None:
+    """Counts a collective once: on TPU a hidden one shows up in every operation that hides it.
+
+    Args:
+      collective: what it sends.
+      part: the collective's instruction, inside the executed one if that is a fusion.
+      execution: the executed instruction.
+      span: on-chip time before and after the executed instruction.
+    """
+    is_fused = part is not execution.instruction
     channel = part.attribute(r"channel_id=(\d+)") if is_fused else None
-    name = f"{kernel.computation.name}/{channel}" if channel else part.name
-    if channel and name in self._pending:
-      self._pending[name] = self._pending[name]._replace(ended=self._clock)
+    name = f"{execution.instruction.computation.name}/{channel}" if channel else part.name
+    if channel and name in self._under_way:
+      self._extend(name, span.ended)
       return
-    traffic = collectives.traffic_of(collective, self._network)
-    row = (collective.kind, collectives.axes_of(collective.groups[0], self._network.mesh_shape))
-    for i, amount in enumerate((1, collective.bytes, traffic.fast_bytes, traffic.slow_bytes,
-                                traffic.seconds)):
-      self._rows[row][i] += amount * kernel.times
-    pending = _Pending(row, traffic.seconds, kernel.times, started, self._clock)
+    transfer = self._count(collective, execution.runs, span)
     if is_fused or part.opcode.endswith("-start"):
-      self._pending[name] = pending
+      self._under_way[name] = transfer
     else:
-      self._expose(pending)
+      self._expose(transfer)
 
-  def finish(self, name: str) -> None:
-    """A collective is done, or all kernels that hid it have been seen."""
-    self._expose(self._pending.pop(name))
+  def _count(self, collective: Collective, runs: float, span: _Span) -> _Transfer:
+    axes = collectives.axes_of(collective.groups[0], self._network.mesh_shape)
+    totals = self._totals.setdefault((collective.kind, axes),
+                                     CollectiveTotals(collective.kind, axes))
+    traffic = collectives.traffic_of(collective, self._network)
+    totals.add(collective, traffic, runs)
+    return _Transfer(totals, traffic.seconds, runs, span)
 
-  def finish_all(self) -> None:
-    for name in list(self._pending):
-      self.finish(name)
+  def is_end_of_one(self, instruction: Instruction) -> bool:
+    """Returns whether an instruction is the `-done` of a collective under way."""
+    return (instruction.opcode.endswith("-done")
+            and instruction.operands[0] in self._under_way)
 
-  def _expose(self, pending: "_Pending") -> None:
-    hidden = (pending.ended - pending.started) / pending.times
-    exposed = max(0.0, pending.seconds - hidden) * pending.times
-    self._rows[pending.row][5] += exposed
-    self.seconds["network"] += exposed
+  def end(self, name: str, now: float) -> None:
+    """Ends a collective at a moment of the on-chip clock."""
+    self._extend(name, now)
+    self._expose(self._under_way.pop(name))
 
-  def rows(self) -> list[Row]:
-    return [Row(*name, *amounts) for name, amounts in
-            sorted(self._rows.items(), key=lambda item: -item[1][1])]
+  def end_all(self) -> None:
+    """Ends the collectives in fusions, each after the last operation that hid it."""
+    for transfer in self._under_way.values():
+      self._expose(transfer)
+    self._under_way.clear()
 
+  def _extend(self, name: str, now: float) -> None:
+    transfer = self._under_way[name]
+    transfer.span = transfer.span._replace(ended=now)
 
-def is_collective(instruction: hlo.Instruction) -> bool:
-  return instruction.opcode.removesuffix("-start") in hlo.COLLECTIVES
-
-
-def padded_flops(product: hlo.Product, tile: int) -> float:
-  """With the contracted side, and the better of the others, filled up to the matrix unit."""
-  def fill(size):
-    return -(-size // tile) * tile / size
-  return product.flops * fill(product.k) * min(fill(product.m), fill(product.n))
+  def _expose(self, transfer: _Transfer) -> None:
+    exposed = transfer.exposed_seconds()
+    transfer.totals.exposed_seconds += exposed
+    self.exposed_seconds += exposed

@@ -20,15 +20,16 @@ from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
 from bertgpt.planning.collectives import Place
 
-EXAMPLES = "as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200:2x8 (nodes x GPUs)"
+EXAMPLES = "such as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200:2x8 (nodes x GPUs)"
 
-# What libtpu reads when it is loaded: there is no metadata server, and no TPU to be alone on.
+# Variables that libtpu reads when it is loaded: there is no metadata server to ask and no TPU to
+# lock.
 TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3",
                    "TPU_MIN_LOG_LEVEL": "3",
-                   "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any that it knows: of the host, not the plan.
+                   "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any type it knows: the host's, not the plan's.
 
-# The CUDA compiler picks kernels by trying them, which needs the device.
+# The CUDA compiler would choose kernels by timing them on the device, which is not there.
 COMPILER_OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
 
 
@@ -36,19 +37,27 @@ class Topology(NamedTuple):
   """A machine.
 
   Attributes:
-    torus: chips of one slice along its axes; () for GPUs.
-    islands: slices or nodes.
-    devices: of JAX, fit to compile for only.
+    name: the value of --topology.
+    platform: 'tpu' or 'cuda'.
+    chip: data sheet of every device.
+    torus: number of chips along each axis of a slice; () for GPUs.
+    num_slices: number of TPU slices, or of GPU nodes.
+    devices: JAX devices, fit only to compile for.
   """
 
   name: str
   platform: str
   chip: hardware.Chip
   torus: tuple[int, ...]
-  islands: int
+  num_slices: int
   devices: Sequence[jax.Device]
 
   def place(self, device: jax.Device) -> Place:
+    """Returns where a device is.
+
+    Args:
+      device: one of `devices`.
+    """
     if self.platform == "cuda":
       return Place(device.process_index, ())
     return Place(getattr(device, "slice_index", None) or 0,
@@ -56,30 +65,36 @@ class Topology(NamedTuple):
 
 
 def open_topology(name: str) -> Topology:
-  """The machine of a --topology.
+  """Opens a machine by its name.
 
+  JAX is set to the CPU for everything but compiling for the machine.
+
+  Args:
+    name: KIND:SHAPE, or KIND:SHAPE:SLICES for TPUs.
+  Returns:
+    The machine.
   Raises:
-    ConfigError: no such machine, or its compiler is not installed.
+    ConfigError: there is no such machine, or its compiler is not installed.
   """
   kind, _, rest = name.partition(":")
   if kind not in hardware.CHIPS:
-    raise ConfigError(f"--topology={name}: {kind!r} is none of {', '.join(hardware.CHIPS)}; give "
+    raise ConfigError(f"--topology={name}: {kind!r} is none of {', '.join(hardware.CHIPS)}. Give "
                       f"KIND:SHAPE, {EXAMPLES}")
   shape, *slices = rest.split(":")
   try:
-    sides, (islands,) = [int(side) for side in shape.split("x")], map(int, slices or ["1"])
+    sides, (num_slices,) = [int(side) for side in shape.split("x")], map(int, slices or ["1"])
   except ValueError:
-    raise ConfigError(f"--topology={name}: {rest!r} is no shape; give KIND:SHAPE, "
+    raise ConfigError(f"--topology={name}: {rest!r} is not a shape. Give KIND:SHAPE, "
                       f"{EXAMPLES}") from None
-  if min(*sides, islands) < 1:
-    raise ConfigError(f"--topology={name}: sides are at least 1")
+  if min(*sides, num_slices) < 1:
+    raise ConfigError(f"--topology={name}: every side and the number of slices must be at least 1")
   use_host_for_everything_else()
   open_kind = _open_tpu if kind.startswith("v") else _open_gpu
-  return open_kind(name, kind, sides, islands)
+  return open_kind(name, sides, num_slices)
 
 
 def use_host_for_everything_else() -> None:
-  """Devices that are there must not be taken: a plan needs none."""
+  """Keeps JAX and libtpu from taking the devices of this host: a plan needs none."""
   os.environ.update({key: os.environ.get(key, value) for key, value in TPU_ENVIRONMENT.items()})
   jax.config.update("jax_platforms", "cpu")
 
@@ -87,12 +102,12 @@ def use_host_for_everything_else() -> None:
 # ---------------------------------------------------------------------- TPU
 
 
-def _open_tpu(name: str, kind: str, sides: list[int], islands: int) -> Topology:
-  dimensions = hardware.CHIPS[kind].links // 2
-  _check_sides(name, kind, sides, dimensions)
-  # Hosts of four chips, but for what is smaller than that.
+def _open_tpu(name: str, sides: list[int], num_slices: int) -> Topology:
+  kind = name.partition(":")[0]
+  _check_sides(name, sides, dimensions=hardware.CHIPS[kind].links // 2)
+  # Hosts have four chips, unless the slice is smaller than that.
   host = tuple(min(2, side) for side in (*sides, 1)[:2]) + (1,)
-  options = {"chips_per_host_bounds": host, "num_slices": islands}
+  options = {"chips_per_host_bounds": host, "num_slices": num_slices}
   if kind == "v4":
     options["chip_config_name"] = "megacore"  # Both cores of a chip as one device, as on the VMs.
   try:
@@ -100,14 +115,18 @@ def _open_tpu(name: str, kind: str, sides: list[int], islands: int) -> Topology:
                                            "tpu", **options).devices
   except (RuntimeError, jax.errors.JaxRuntimeError) as e:
     if "TPU support not installed" in str(e):
-      raise ConfigError(f"--topology={name}: the TPU compiler is not installed; "
-                        "in the source tree: make install-plan, or pip install -e .[plan]") from e
+      raise ConfigError(f"--topology={name}: the TPU compiler is not installed. "
+                        "In the source tree: make install-plan, or pip install -e .[plan]") from e
     raise ConfigError(f"--topology={name}: {_first_line(e)}") from e
-  return Topology(name, "tpu", hardware.CHIPS[kind], tuple(sides), islands, devices)
+  return Topology(name, "tpu", hardware.CHIPS[kind], tuple(sides), num_slices, devices)
 
 
-def _check_sides(name: str, kind: str, sides: list[int], dimensions: int) -> None:
-  """Shapes that are sold: powers of two up to 16 x 16; cubes of 4 x 4 x 4 and parts of one."""
+def _check_sides(name: str, sides: list[int], dimensions: int) -> None:
+  """Refuses shapes that are not sold.
+
+  Two sides: powers of two up to 16 x 16. Three sides: cubes of 4 x 4 x 4 and parts of one (Cloud
+  TPU system architecture pages, 2024).
+  """
   if dimensions == 2:
     good = all(side in (1, 2, 4, 8, 16) for side in sides)
     rule = "two sides out of 1, 2, 4, 8, 16"
@@ -115,19 +134,40 @@ def _check_sides(name: str, kind: str, sides: list[int], dimensions: int) -> Non
     good = all(side in (1, 2) or side % 4 == 0 for side in sides)
     rule = "three sides, each 1, 2 or a multiple of 4"
   if len(sides) != dimensions or not good:
-    raise ConfigError(f"--topology={name}: a slice of {kind} has {rule}")
+    raise ConfigError(f"--topology={name}: a slice of {name.partition(':')[0]} has {rule}")
 
 
 # ---------------------------------------------------------------------- GPU
 
 
-# What the compiler asks of a device, by kind: multiprocessors, clock, L2, shared memory a block and
-# a multiprocessor, compute capability, name. Sources: CUDA C++ programming guide 12, table of
-# compute capabilities; NVIDIA's architecture papers of A100 (2020) and H100 (2022).
+class _Gpu(NamedTuple):
+  """Properties of a GPU that the compiler asks for.
+
+  Sources: CUDA C++ programming guide 12, table of compute capabilities; NVIDIA's architecture
+  papers of A100 (2020) and H100 (2022).
+
+  Attributes:
+    cores: multiprocessors.
+    clock: GHz.
+    l2_bytes: cache of the device.
+    shared_bytes_per_block, shared_bytes_per_core: shared memory at most.
+    compute_capability: (major, minor).
+    name: NVIDIA's name of it.
+  """
+
+  cores: int
+  clock: float
+  l2_bytes: int
+  shared_bytes_per_block: int
+  shared_bytes_per_core: int
+  compute_capability: tuple[int, int]
+  name: str
+
+
 _GPUS = {
-    "a100": (108, 1.41, 41_943_040, 166_912, 167_936, (8, 0), "NVIDIA A100-SXM4-80GB"),
-    "h100": (132, 1.98, 52_428_800, 232_448, 233_472, (9, 0), "NVIDIA H100 80GB HBM3"),
-    "h200": (132, 1.98, 62_914_560, 232_448, 233_472, (9, 0), "NVIDIA H200"),
+    "a100": _Gpu(108, 1.41, 41_943_040, 166_912, 167_936, (8, 0), "NVIDIA A100-SXM4-80GB"),
+    "h100": _Gpu(132, 1.98, 52_428_800, 232_448, 233_472, (9, 0), "NVIDIA H100 80GB HBM3"),
+    "h200": _Gpu(132, 1.98, 62_914_560, 232_448, 233_472, (9, 0), "NVIDIA H200"),
 }
 
 _TARGET_CONFIG = """
@@ -135,50 +175,55 @@ gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
-  shared_memory_per_core: {shared_core}
+  shared_memory_per_core: {gpu.shared_bytes_per_core}
   threads_per_core_limit: 2048
-  core_count: {cores}
+  core_count: {gpu.cores}
   fpus_per_core: {fpus}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-  memory_bandwidth: {bandwidth:.0f}
-  l2_cache_size: {l2}
-  clock_rate_ghz: {clock}
-  device_memory_size: {memory:.0f}
-  shared_memory_per_block_optin: {shared_block}
+  memory_bandwidth: {chip.hbm_bandwidth:.0f}
+  l2_cache_size: {gpu.l2_bytes}
+  clock_rate_ghz: {gpu.clock}
+  device_memory_size: {chip.hbm_bytes:.0f}
+  shared_memory_per_block_optin: {gpu.shared_bytes_per_block}
   cuda_compute_capability {{ major: {major} minor: {minor} }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}
-device_description_str: "{name}"
+device_description_str: "{gpu.name}"
 """
 
 
-def _open_gpu(name: str, kind: str, sides: list[int], islands: int) -> Topology:
+def _open_gpu(name: str, sides: list[int], num_slices: int) -> Topology:
+  kind = name.partition(":")[0]
   nodes, gpus = (1, *sides)[-2:]
-  if len(sides) > 2 or islands > 1 or gpus > 8:
-    raise ConfigError(f"--topology={name}: give GPUS or NODESxGPUS, up to 8 GPUs a node, as "
-                      f"{kind}:8 or {kind}:2x8")
+  if len(sides) > 2 or num_slices > 1 or gpus > 8:
+    raise ConfigError(f"--topology={name}: a node has up to 8 GPUs. Give GPUS or NODESxGPUS, such "
+                      f"as {kind}:8 or {kind}:2x8")
   try:
     devices = topologies.get_topology_desc(
         platform="cuda", target_config=target_config(kind), topology=f"1x{nodes}x{gpus}").devices
   except NotImplementedError as e:
-    raise ConfigError(f"--topology={name}: the CUDA compiler is not installed; "
-                      "in the source tree: pip install -e .[cuda]") from e
+    raise ConfigError(f"--topology={name}: the CUDA compiler is not installed. "
+                      "In the source tree: pip install -e .[cuda]") from e
   return Topology(name, "cuda", hardware.CHIPS[kind], (), nodes, devices)
 
 
 def target_config(kind: str) -> str:
-  """XLA's description of a GPU, a text proto of stream_executor.GpuTargetConfigProto."""
-  chip = hardware.CHIPS[kind]
-  cores, clock, l2, shared_block, shared_core, (major, minor), name = _GPUS[kind]
-  return _TARGET_CONFIG.format(
-      cores=cores, clock=clock, l2=l2, shared_block=shared_block, shared_core=shared_core,
-      fpus=64 if major == 8 else 128, bandwidth=chip.hbm_bandwidth, memory=chip.hbm_bytes,
-      major=major, minor=minor, name=name)
+  """Returns XLA's description of a GPU.
+
+  Args:
+    kind: 'a100', 'h100' or 'h200'.
+  Returns:
+    A text proto of stream_executor.GpuTargetConfigProto.
+  """
+  gpu = _GPUS[kind]
+  major, minor = gpu.compute_capability
+  return _TARGET_CONFIG.format(gpu=gpu, chip=hardware.CHIPS[kind], major=major, minor=minor,
+                               fpus=64 if major == 8 else 128)
 
 
 def _first_line(e: Exception) -> str:

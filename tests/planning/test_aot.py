@@ -62,17 +62,18 @@ def test_data_parallel_steps_send_the_gradients_once(micro_batches):
   config = tiny.make_config(mesh=(8, 1, 1), width=64, mlp_dim=256)
   config.phases[0].micro_batches = micro_batches
   step = aot.compile_step(aot.lower_step(config, 0, on_fake_devices()), "tpu")
-  rows = {(row.kind, row.axes): row.bytes for row in step.roofline.collectives}
+  sent = {(total.kind, total.axes): total.bytes for total in step.roofline.collectives}
   table = 4 * config.model.width * config_lib.padded_vocab_size(tiny.VOCAB)
-  gradients = rows.pop(("all-reduce", "data"))
+  gradients = sent.pop(("all-reduce", "data"))
   # From a single piece the tied table's gradient comes in two parts, of the lookup and of the head.
-  assert gradients == pytest.approx(step.state[0] + table * (micro_batches == 1), rel=0.02)
-  assert sum(rows.values()) < 0.01 * gradients
+  expected = step.state_bytes.parameters + table * (micro_batches == 1)
+  assert gradients == pytest.approx(expected, rel=0.02)
+  assert sum(sent.values()) < 0.01 * gradients
 
 
 def test_state_is_split_over_fsdp():
-  whole = aot.lower_step(tiny.make_config(mesh=(8, 1, 1)), 0, on_fake_devices()).state
-  split = aot.lower_step(tiny.make_config(mesh=(1, 8, 1)), 0, on_fake_devices()).state
+  whole = aot.lower_step(tiny.make_config(mesh=(8, 1, 1)), 0, on_fake_devices()).state_bytes
+  split = aot.lower_step(tiny.make_config(mesh=(1, 8, 1)), 0, on_fake_devices()).state_bytes
   assert whole[0] == 4 * sum(x.size for x in jax.tree.leaves(tiny_params()))
   assert whole[0] / 8 < split[0] < whole[0] / 4  # Norms and biases are on every chip.
   assert whole[1] == pytest.approx(2 * whole[0], rel=1e-3)
@@ -87,7 +88,7 @@ def test_memory_adds_up_to_what_the_compiler_says():
   stats = types.SimpleNamespace(argument_size_in_bytes=1000, output_size_in_bytes=910,
                                 alias_size_in_bytes=900, temp_size_in_bytes=70,
                                 generated_code_size_in_bytes=5)
-  memory = aot.read_memory(stats, (300, 600))
+  memory = aot.read_memory(stats, aot.StateBytes(300, 600))
   assert memory == (300, 600, 100, 80, 5)
   assert memory.total == 1000 + 70 + 10 + 5  # Arguments, temporaries, new outputs, code.
 
@@ -99,7 +100,7 @@ def test_memory_adds_up_to_what_the_compiler_says():
      "Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.", 17.25 * 2**30, 15.75 * 2**30),
     ("RESOURCE_EXHAUSTED: of another kind", 0, 0)])
 def test_messages_of_a_full_memory(message, needed, available):
-  overflow = aot.parse_overflow(message, state=2**30)
+  overflow = aot.parse_overflow(message, state_bytes=2**30)
   assert (overflow.needed, overflow.available) == (needed, available)
 
 
@@ -125,7 +126,8 @@ def test_remedies_are_overrides_that_lower_memory():
   config = tiny.make_config()
   config.model.remat = "dots"
   topology = on_fake_devices(chip="v5e")
-  step = aot.Step(config, 0, (12e9, 24e9), 1.0, None, None, aot.Overflow(20e9, 16e9, []))
+  step = aot.CompiledStep(config, 0, aot.StateBytes(12e9, 24e9), 1.0, None, None,
+                          aot.Overflow(20e9, 16e9, []))
   assert aot.remedies(step, topology) == [
       "--config.mesh.fsdp=8", "--config.phases[0].micro_batches=2", "--config.model.remat=full"]
 
@@ -143,7 +145,7 @@ def test_a_step_compiled_for_tpu():
   assert step.memory.total < topology.chip.usable_hbm
   assert step.memory.parameters == 4 * sum(x.size for x in jax.tree.leaves(tiny_params(3)))
   assert step.roofline.compiler_seconds > 0
-  assert {row.axes for row in step.roofline.collectives} == {"data"}
+  assert {total.axes for total in step.roofline.collectives} == {"data"}
 
 
 @pytest.mark.libtpu

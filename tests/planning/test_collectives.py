@@ -15,15 +15,15 @@ BYTES = 256 * 4  # Of the array that every device holds.
 
 
 def collectives_of(function):
-  """(kind, axes, bytes, times) of a function that every one of 8 devices calls on f32 [256]."""
+  """(kind, axes, bytes, runs) of a function that every one of 8 devices calls on f32 [256]."""
   mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(AxisType.Auto,) * 3)
   with jax.set_mesh(mesh):
     mapped = jax.shard_map(function, in_specs=PartitionSpec(tuple(MESH)),
                            out_specs=PartitionSpec(tuple(MESH)), check_vma=False)
     text = jax.jit(mapped).lower(jnp.ones(8 * 256)).compile().as_text()
-  return [(c.kind, collectives.axes_of(c.groups[0], MESH), c.bytes, kernel.times)
-          for kernel in hlo.walk(hlo.parse(text))
-          if (c := collectives.collective_of(kernel.instruction, kernel.computation, 8))]
+  return [(c.kind, collectives.axes_of(c.groups[0], MESH), c.bytes, execution.runs)
+          for execution in hlo.executions(hlo.parse(text))
+          if (c := collectives.collective_of(execution.instruction, 8))]
 
 
 def ring(axis):
@@ -78,8 +78,8 @@ CHIP = hardware.CHIPS["v5e"]._replace(link_bandwidth=1e9, dcn_bandwidth=1e8)
 GRID = {(x, y): 16 * x + y for x in range(16) for y in range(16)}
 
 
-def slice_of(islands=1):
-  places = [Place(i, xy) for i in range(islands) for xy in GRID]
+def slices(count=1):
+  places = [Place(i, xy) for i in range(count) for xy in GRID]
   return Network(CHIP, places, (16, 16), {"data": len(places)})
 
 
@@ -90,7 +90,7 @@ def send(kind, group, network, size=1e6):
 @pytest.mark.parametrize("kind, rounds", [("all-reduce", 2), ("all-gather", 1),
                                           ("reduce-scatter", 1)])
 def test_a_ring_sends_all_but_its_own_part(kind, rounds):
-  traffic = send(kind, range(16), slice_of())  # A whole column: a closed ring, two links.
+  traffic = send(kind, range(16), slices())  # A whole column: a closed ring, two links.
   assert traffic.fast_bytes == pytest.approx(rounds * 1e6 * 15 / 16)
   assert traffic.slow_bytes == 0
   assert traffic.seconds == pytest.approx(
@@ -101,23 +101,32 @@ def test_a_ring_sends_all_but_its_own_part(kind, rounds):
     (range(256), 4), (range(16), 2), (range(8), 1), ([0, 16, 1, 17], 2)])
 def test_links_that_a_group_has(group, links):
   coords = [list(GRID)[i] for i in group]
-  assert collectives.fast_bandwidth(coords, slice_of()) == links * CHIP.link_bandwidth
+  assert collectives.fast_bandwidth(coords, slices()) == links * CHIP.link_bandwidth
 
 
 def test_between_slices_only_the_shards_are_sent():
-  traffic = send("all-reduce", range(512), slice_of(islands=2))
+  traffic = send("all-reduce", range(512), slices(count=2))
   assert traffic.fast_bytes == pytest.approx(2e6 * 255 / 256)
   assert traffic.slow_bytes == pytest.approx(2e6 / 256 / 2)
 
 
 def test_of_one_device_nothing_is_sent():
-  assert send("all-reduce", [3], slice_of()) == (0, 0, 0)
+  assert send("all-reduce", [3], slices()) == (0, 0, 0)
 
 
-def test_reduction_bytes_agree_with_a_ring_played_through():
-  """n - 1 rounds of scatter-reduce and as many of gather, a chunk a round."""
-  n, size = 8, 8000
-  chunk = size / n
-  sent = sum(chunk for _ in range(n - 1)) + sum(chunk for _ in range(n - 1))
+def test_bytes_of_a_reduction_are_those_of_a_ring_played_through():
+  """Scatter-reduce, then gather, of n chunks; it is played until all devices have the sum."""
+  n, chunk = 8, 125
+  arrays = np.random.default_rng(0).integers(0, 9, (n, n, chunk))  # [device, chunk, element]
+  expected, sent = arrays.sum(axis=0), np.zeros(n)
+  for step in range(2 * (n - 1)):
+    messages = [(device, (device - step) % n) for device in range(n)]
+    contents = [arrays[device, number].copy() for device, number in messages]
+    for (device, number), content in zip(messages, contents, strict=True):
+      to = (device + 1) % n
+      arrays[to, number] = content + (arrays[to, number] if step < n - 1 else 0)
+      sent[device] += content.size * 8
+  np.testing.assert_array_equal(arrays, np.broadcast_to(expected, arrays.shape))
   network = Network(hardware.CHIPS["h100"], [Place(0, ())] * n, (), {"data": n})
-  np.testing.assert_allclose(send("all-reduce", range(n), network, size).fast_bytes, sent)
+  traffic = send("all-reduce", range(n), network, size=n * chunk * 8)
+  np.testing.assert_allclose(traffic.fast_bytes, sent)

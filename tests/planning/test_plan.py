@@ -30,7 +30,7 @@ def test_a_table_says_that_it_is_a_prediction(small):
   assert text.startswith("PREDICTION for 8 x fake")
   assert text.count("predicted  ") == 2
   chip_hours = sum(phase.chip_hours for phase in small[0])
-  assert f"{2 * chip_hours:,.0f} at 2 a chip-hour" in text
+  assert f"{2 * chip_hours:,.0f} at 2 per chip-hour" in text
 
 
 def test_json_is_json_and_adds_up(small):
@@ -57,7 +57,7 @@ def overflow(small, *needs):
 def test_too_little_memory_is_an_answer(small):
   phases, topology = overflow(small, 20 * 2**30, 15.75 * 2**30, [("3G", "logits", "f32[8]")])
   text = plan.show(phases, topology, price=None)
-  assert "DOES NOT FIT: 20.00 GiB needed of a chip, 15.75 there, 4.25 over" in text
+  assert "DOES NOT FIT: 20.00 GiB needed per chip, 15.75 GiB available, 4.25 GiB over" in text
   assert "--config.phases[0].micro_batches=2" in text and "--config.model.remat=dots" in text
   assert "3G  f32[8]  logits" in text and "the run" not in text
   answer = json.loads(json.dumps(plan.to_json(phases, topology, 1.0), allow_nan=False))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from bertgpt.devices import hardware
-from bertgpt.planning import hlo, roofline
+from bertgpt.planning import hlo_costs, roofline
 from bertgpt.planning.collectives import Network, Place
 
 CHIP = hardware.CHIPS["v5e"]._replace(peak_flops=1e12, vector_flops=1e9, hbm_bandwidth=1e9, tile=1,
@@ -14,25 +14,25 @@ NETWORK = Network(CHIP, [Place(0, (x, 0)) for x in range(4)], (4, 1), {"data": 4
 SHARE = hardware.EFFICIENCY
 
 
-def analyse(text, **arguments):
-  return roofline.analyse(text, NETWORK._replace(**arguments))
+def analyze(text, **arguments):
+  return roofline.analyze(text, NETWORK._replace(**arguments))
 
 
-def kernel_text(body):
+def program_text(body):
   return f"HloModule m\nENTRY %main (p: f32[1000,1000]) -> f32[1000,1000] {{\n{body}\n}}\n"
 
 
-DOT = kernel_text("""  %p = f32[1000,1000]{1,0} parameter(0)
+DOT = program_text("""  %p = f32[1000,1000]{1,0} parameter(0)
   ROOT %d = f32[1000,1000]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}""")
 
 
 def test_a_product_takes_its_flops_or_its_bytes():
   flops, size = 2e9, 3 * 4e6
-  roof = analyse(DOT)
-  assert roof.matmul_flops == flops and roof.hbm_bytes == size and roof.kernels == 1
+  roof = analyze(DOT)
+  assert roof.matmul_flops == flops and roof.hbm_bytes == size and roof.operations == 1
   assert roof.bound == "memory"
   assert roof.seconds == pytest.approx(size / 1e9 / SHARE["memory"])
-  slow = analyse(DOT, chip=CHIP._replace(peak_flops=1e10))
+  slow = analyze(DOT, chip=CHIP._replace(peak_flops=1e10))
   assert slow.bound == "matmul"
   assert slow.seconds == pytest.approx(flops / 1e10 / SHARE["matmul"])
 
@@ -44,21 +44,21 @@ def test_elementwise_work_takes_the_vector_unit():
     return x
 
   text = jax.jit(run).lower(jnp.ones((1000, 1000))).compile().as_text()
-  roof = analyse(text)
+  roof = analyze(text)
   assert roof.bound == "vector" and roof.matmul_flops == 0
   assert roof.seconds == pytest.approx(40 * 1e6 / 1e9 / SHARE["vector"], rel=0.1)
 
 
-def test_small_kernels_take_the_time_to_start():
+def test_small_operations_take_the_time_to_start():
   text = DOT.replace("1000", "2")
-  assert analyse(text).seconds == hardware.KERNEL_SECONDS
+  assert analyze(text).seconds == hardware.KERNEL_SECONDS
 
 
 @pytest.mark.parametrize("m, n, k, tile, factor", [
     (128, 128, 128, 128, 1), (128, 128, 64, 128, 2), (1, 1024, 128, 128, 1),
     (64, 64, 64, 128, 4), (192, 192, 128, 128, 4 / 3), (256, 8, 100, 1, 1)])
 def test_matrix_units_are_filled_by_whole_tiles(m, n, k, tile, factor):
-  product = hlo.Product(1.0, m, n, k)
+  product = hlo_costs.Product(1.0, m, n, k)
   assert roofline.padded_flops(product, tile) == pytest.approx(factor)
 
 
@@ -75,21 +75,21 @@ DONE = "  ROOT %r = f32[1000,1000]{1,0} all-reduce-done(%s)"
 def test_a_collective_hides_behind_what_runs_meanwhile():
   wire = 2 * 4e6 * 3 / 4 / 1e6 / SHARE["network"]
   work = 3 * 4e6 / 1e9 / SHARE["memory"]
-  exposed = analyse(kernel_text(REDUCE + START + DONE + "\n" + WORK))
-  hidden = analyse(kernel_text(REDUCE + START + WORK + DONE))
-  sync = analyse(kernel_text(REDUCE + WORK + DONE.replace("all-reduce-done(%s)", "copy(%w)")
+  exposed = analyze(program_text(REDUCE + START + DONE + "\n" + WORK))
+  hidden = analyze(program_text(REDUCE + START + WORK + DONE))
+  sync = analyze(program_text(REDUCE + WORK + DONE.replace("all-reduce-done(%s)", "copy(%w)")
                              + "\n" + START.replace("-start", "")))
   assert exposed.seconds_by["network"] == pytest.approx(wire)
   assert sync.seconds_by["network"] == pytest.approx(wire)
   assert hidden.seconds_by["network"] == pytest.approx(wire - work)
-  fast = analyse(kernel_text(REDUCE + START + WORK + DONE),
+  fast = analyze(program_text(REDUCE + START + WORK + DONE),
                  chip=CHIP._replace(link_bandwidth=1e12))
   assert fast.seconds_by["network"] == 0
   assert [(r.kind, r.axes, r.count, r.bytes) for r in hidden.collectives] == [
       ("all-reduce", "data", 1, 4e6)]
 
 
-def test_a_collective_in_several_kernels_is_one():
+def test_a_collective_in_several_fusions_is_one():
   """TPU hides a collective in fusions that each hold it; its channel tells that it is the same."""
   fused = """%part{n} (a: f32[1000,1000]) -> f32[1000,1000] {{
   %a = f32[1000,1000]{{1,0}} parameter(0)
@@ -99,19 +99,19 @@ def test_a_collective_in_several_kernels_is_one():
   calls = "  %p = f32[1000,1000]{1,0} parameter(0)\n" + "".join(
       f"  {'ROOT ' if i == 2 else ''}%f{i} = f32[1000,1000]{{1,0}} fusion(%p), kind=kCustom, "
       f"calls=%part{part}\n" for i, part in enumerate((1, 1, 2)))
-  text = "HloModule m\n" + fused.format(n=1) + fused.format(n=2) + kernel_text(calls)[12:]
-  (row,) = analyse(text).collectives
-  assert (row.count, row.bytes) == (2, 2 * 4e6)
+  text = "HloModule m\n" + fused.format(n=1) + fused.format(n=2) + program_text(calls)[12:]
+  (total,) = analyze(text).collectives
+  assert (total.count, total.bytes) == (2, 2 * 4e6)
 
 
 def test_work_that_the_text_does_not_show_is_added():
-  roof = roofline.analyse(DOT, NETWORK, analytic_flops=5e9)
+  roof = roofline.analyze(DOT, NETWORK, analytic_flops=5e9)
   assert roof.hidden_flops == 3e9
-  assert roof.seconds == pytest.approx(analyse(DOT).seconds + 3e9 / 1e12 / SHARE["matmul"])
-  assert roofline.analyse(DOT, NETWORK, analytic_flops=1e9).hidden_flops == 0
+  assert roof.seconds == pytest.approx(analyze(DOT).seconds + 3e9 / 1e12 / SHARE["matmul"])
+  assert roofline.analyze(DOT, NETWORK, analytic_flops=1e9).hidden_flops == 0
 
 
 def test_the_compilers_own_estimates_are_summed():
   text = DOT.replace("rhs_contracting_dims={0}",
                      'rhs_contracting_dims={0}, backend_config={"estimated_cycles":"500"}')
-  assert analyse(text).compiler_seconds == 500 / CHIP.clock
+  assert analyze(text).compiler_seconds == 500 / CHIP.clock

@@ -19,12 +19,12 @@ def make_config():
 
 
 def make_step(config):
-  return aot.Step(config, 0, (4e6, 8e6), 1e12, None, None, None)
+  return aot.CompiledStep(config, 0, aot.StateBytes(4e6, 8e6), 1e12, None, None, None)
 
 
 def test_variants_train_the_same_on_the_same_machine():
   config = make_config()
-  found = list(search.variants(config, 0, 8))
+  found = list(search.make_variants(config, 0, 8))
   fields = {override.split("=")[0].removeprefix("--config.")
             for overrides, _ in found for override in overrides}
   assert fields == {"phases[0].micro_batches", "model.remat", "model.scan_unroll", "mesh.fsdp",
@@ -41,7 +41,7 @@ def test_a_mesh_of_another_size_is_given_up():
   """A recipe that names data=8 must let it go when fsdp grows."""
   config = make_config()
   config.mesh.data = 8
-  for overrides, variant in search.variants(config, 0, 8):
+  for overrides, variant in search.make_variants(config, 0, 8):
     assert ("--config.mesh.data=-1" in overrides) == (variant.mesh.fsdp * variant.mesh.tensor > 1)
 
 
@@ -62,17 +62,17 @@ def test_the_estimate_is_of_the_size_of_the_program():
   config.phases[0].batch_size = 256
   topology = on_fake_devices(1)
   step = aot.compile_step(aot.lower_step(config, 0, topology), "tpu")
-  estimate = search.estimate_bytes(config, 0, sum(step.state), topology)
+  estimate = search.estimate_bytes(config, 0, sum(step.state_bytes), topology)
   assert 0.5 < estimate / step.memory.total < 2
 
 
 def test_what_cannot_fit_is_not_compiled():
   config = make_config()
   topology = on_fake_devices()
-  roomy = search.choose(make_step(config), topology)
-  assert len(roomy) == search.COMPILATIONS
+  roomy = search.choose_variants(make_step(config), topology)
+  assert len(roomy) == search.MAX_COMPILATIONS
   chip = topology.chip._replace(usable_hbm=0)
-  assert search.choose(make_step(config), topology._replace(chip=chip)) == []
+  assert search.choose_variants(make_step(config), topology._replace(chip=chip)) == []
 
 
 @pytest.mark.slow
@@ -83,8 +83,8 @@ def test_a_search_ranks_what_it_compiled():
   topology = topologies.open_topology("v5e:2x2")
   (phase,) = aot.make_plan(config, topology, [0])
   ranked = search.search(phase.step, topology)
-  assert len(ranked) == 1 + search.COMPILATIONS
+  assert len(ranked) == 1 + search.MAX_COMPILATIONS
   assert () in [r.overrides for r in ranked]
-  times = [r.phase.step_seconds for r in ranked if r.phase.fits]
+  times = [r.plan.step_seconds for r in ranked if r.plan.fits]
   assert times == sorted(times)
   assert jax.default_backend() == "cpu"

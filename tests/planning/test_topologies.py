@@ -17,15 +17,15 @@ needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is
 
 
 @pytest.mark.libtpu
-@pytest.mark.parametrize("name, chips, islands", [
+@pytest.mark.parametrize("name, chips, num_slices", [
     ("v5e:1x1", 1, 1), ("v5e:2x4", 8, 1), ("v5e:16x16", 256, 1), ("v5p:4x4x4", 64, 1),
     ("v6e:16x16", 256, 1), ("v4:2x2x2", 8, 1), ("v5e:4x4:2", 32, 2)])
-def test_every_chip_is_one_device_with_its_own_place(name, chips, islands):
+def test_every_chip_is_one_device_with_its_own_place(name, chips, num_slices):
   topology = topologies.open_topology(name)
   places = {topology.place(device) for device in topology.devices}
   assert len(topology.devices) == len(places) == chips
-  assert {place.island for place in places} == set(range(islands)) == set(
-      range(topology.islands))
+  assert {place.slice_index for place in places} == set(range(num_slices)) == set(
+      range(topology.num_slices))
   assert all(at < side for place in places
              for at, side in zip(place.coords, topology.torus, strict=True))
 
@@ -35,13 +35,13 @@ def test_every_chip_is_one_device_with_its_own_place(name, chips, islands):
                                                ("a100:1", 1, 1)])
 def test_gpus_know_their_node(name, gpus, nodes):
   topology = topologies.open_topology(name)
-  assert len(topology.devices) == gpus and topology.islands == nodes
+  assert len(topology.devices) == gpus and topology.num_slices == nodes
   assert {topology.place(d) for d in topology.devices} == {Place(i, ()) for i in range(nodes)}
 
 
 @pytest.mark.parametrize("name, fragment", [
-    ("", "'' is none of"), ("tpu:4x4", "'tpu' is none of"), ("v5e", "'' is no shape"),
-    ("v5e:4xy", "'4xy' is no shape"), ("v5e:4x4:2:3", "is no shape"),
+    ("", "'' is none of"), ("tpu:4x4", "'tpu' is none of"), ("v5e", "'' is not a shape"),
+    ("v5e:4xy", "'4xy' is not a shape"), ("v5e:4x4:2:3", "is not a shape"),
     ("v5e:3x3", "a slice of v5e has two sides"), ("v5e:4", "two sides"),
     ("v5e:4x4x4", "two sides"), ("v5p:4x4", "three sides"), ("v4:3x4x4", "multiple of 4"),
     ("v5e:0x1", "at least 1"), ("v5e:4x4:0", "at least 1"), ("h100:9", "up to 8 GPUs"),

@@ -1,0 +1,272 @@
+"""Costs of instructions of a compiled program: matrix products, vector operations, HBM bytes.
+
+Every function takes an `hlo.Instruction` and counts one run of it on one device. Products and
+convolutions are counted as XLA's HloCostAnalysis counts them (openxla/xla,
+xla/service/hlo_cost_analysis.cc, 2025); arrays in on-chip memory cost no HBM bytes.
+"""
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+from bertgpt.planning.hlo import COLLECTIVES, Array, Instruction
+
+# Opcodes that neither read nor write memory: they name a value, or their parts are counted.
+FREE = frozenset({
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "opt-barrier", "partition-id", "replica-id", "add-dependency"})
+
+# Opcodes that move or name elements and compute nothing.
+NO_ARITHMETIC = FREE | {
+    "broadcast", "reshape", "transpose", "copy", "slice", "dynamic-slice", "dynamic-update-slice",
+    "pad", "concatenate", "gather", "scatter", "iota", "reverse", "convert", "bitcast-convert",
+    "fusion", "dot", "convolution", "custom-call", *COLLECTIVES}
+
+# Operations per element on a vector unit, which evaluates a polynomial (assumption); any other
+# opcode is one operation.
+OPERATIONS_PER_ELEMENT = {
+    "exponential": 6, "log": 6, "tanh": 8, "logistic": 8, "power": 12, "divide": 4, "sqrt": 4,
+    "rsqrt": 4, "erf": 12, "sine": 12, "cosine": 12}
+
+# Opcodes whose result is their first operand, perhaps in another type or place.
+ALIASES = ("bitcast", "reshape", "get-tuple-element", "convert", "copy")
+
+
+# ------------------------------------------------------------ matrix products
+
+
+class Product(NamedTuple):
+  """A batch of matrix products [m, k] x [k, n].
+
+  Attributes:
+    flops: FLOPs of the whole batch; a multiplication and an addition are two.
+    m, n, k: sizes of one product.
+  """
+
+  flops: float
+  m: float
+  n: float
+  k: float
+
+
+def product_of(instruction: Instruction) -> Product | None:
+  """Returns the matrix products of a plain instruction.
+
+  Args:
+    instruction: a dot, a convolution or a call of cuBLAS has some; a fusion itself has none, only
+      its parts.
+  Returns:
+    The products; None for any other instruction.
+  """
+  is_cublas = instruction.opcode == "custom-call" and "__cublas$" in instruction.attributes
+  if instruction.opcode == "dot" or is_cublas:
+    return _dot(instruction)
+  if instruction.opcode == "convolution":
+    return _convolution(instruction)
+  return None
+
+
+def _dot(instruction: Instruction) -> Product:
+  lhs, rhs = (instruction.operand_shape(number)[0].dims for number in (0, 1))
+  contracted = _dimensions(instruction, "lhs_contracting_dims", "lhs_contracting_dimensions")
+  batch = _dimensions(instruction, "lhs_batch_dims", "lhs_batch_dimensions")
+  k = math.prod(lhs[d] for d in contracted)
+  batches = math.prod(lhs[d] for d in batch)
+  m, n = math.prod(lhs) / (k * batches), math.prod(rhs) / (k * batches)
+  return Product(2.0 * batches * m * n * k, m, n, k)
+
+
+def _dimensions(instruction: Instruction, *names: str) -> list[int]:
+  """Returns a list of dimensions by its name in HLO's own notation or in cuBLAS's JSON."""
+  for name in names:
+    text = instruction.attribute(rf'"?{name}"?[=:][{{\[]([^}}\]]*)[}}\]]')
+    if text is not None:
+      return [int(d) for d in re.findall(r"\d+", text)]
+  return []
+
+
+class _WindowDimension(NamedTuple):
+  """One spatial dimension of a convolution, in elements."""
+
+  input_size: int
+  filter_size: int
+  output_size: int
+  stride: int
+  padding_low: int
+  input_dilation: int
+  filter_dilation: int
+
+
+def _convolution(instruction: Instruction) -> Product:
+  """Returns a convolution as matrix products.
+
+  On TPU every product is a convolution; windows with dilation and padding spell out batches. Only
+  positions of the window that meet an element of the input count, as in
+  HloCostAnalysis::HandleConvolution.
+  """
+  labels = instruction.attribute(r"dim_labels=(\S+?)(?:,|\s|$)")
+  input_labels, filter_labels, output_labels = re.match(r"(\w+)_(\w+)->(\w+)", labels).groups()
+  inputs = dict(zip(input_labels, instruction.operand_shape(0)[0].dims, strict=True))
+  filters = dict(zip(filter_labels, instruction.operand_shape(1)[0].dims, strict=True))
+  outputs = dict(zip(output_labels, instruction.shape[0].dims, strict=True))
+  spatial = sorted(label for label in outputs if label.isdigit())
+  window = dict(item.split("=") for item in
+                (instruction.attribute(r"window=\{([^}]*)\}") or "").split())
+
+  def field(name: str, i: int, default: str) -> str:
+    return window[name].split("x")[i] if name in window else default
+
+  positions = math.prod(
+      _valid_positions(_WindowDimension(
+          inputs[label], filters[label], outputs[label], int(field("stride", i, "1")),
+          int(field("pad", i, "0_0").split("_")[0]), int(field("lhs_dilate", i, "1")),
+          int(field("rhs_dilate", i, "1"))))
+      for i, label in enumerate(spatial))
+  m, n, k = outputs["b"], outputs["f"], filters["i"]
+  groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
+  flops = 2.0 * k * n * m * positions / groups
+  places = math.prod(outputs[label] for label in spatial)
+  return Product(flops, m, n, k * max(1.0, positions / places))
+
+
+@functools.cache
+def _valid_positions(window: _WindowDimension) -> int:
+  """Counts the (output, filter position) pairs that meet an element of the input."""
+  count = 0
+  for position in range(window.filter_size):
+    for output in range(window.output_size):
+      at = output * window.stride + position * window.filter_dilation - window.padding_low
+      count += (at % window.input_dilation == 0
+                and 0 <= at // window.input_dilation < window.input_size)
+  return count
+
+
+# ----------------------------------------------------------- vector arithmetic
+
+
+def vector_operations(instruction: Instruction) -> float:
+  """Returns the element operations of a plain instruction outside the matrix units.
+
+  Args:
+    instruction: a fusion itself has none, only its parts.
+  Returns:
+    Operations; a transcendental function is several (OPERATIONS_PER_ELEMENT).
+  """
+  if instruction.opcode in NO_ARITHMETIC or instruction.is_start_or_done:
+    return 0.0
+  if instruction.opcode in ("reduce", "reduce-window") and instruction.operands:
+    return float(sum(array.size for array in instruction.operand_shape(0)))
+  return float(OPERATIONS_PER_ELEMENT.get(instruction.opcode, 1)
+               * max((array.size for array in instruction.shape), default=0))
+
+
+# ---------------------------------------------------------------- HBM bytes
+
+
+def hbm_bytes(instruction: Instruction) -> float:
+  """Returns the bytes that an instruction reads from and writes to HBM.
+
+  If only a part of an operand is read (slices, gathers), or a part of the result is written in
+  place, the part counts. Copies to and from the on-chip memories of a TPU count on the side of HBM.
+
+  Args:
+    instruction: one that runs as an operation of its own; a fusion is counted with its parts.
+  Returns:
+    Bytes, read and written together.
+  """
+  if (instruction.opcode in FREE or instruction.opcode.endswith("-done")
+      or 'custom_call_target="AllocateBuffer"' in instruction.attributes):
+    return 0.0
+  if instruction.opcode in ("copy-start", "slice-start"):
+    return _copied_bytes(instruction)
+  read = sum(_read_bytes(instruction, number) for number in range(len(instruction.operands)))
+  return read + _written_bytes(instruction)
+
+
+def _copied_bytes(start: Instruction) -> float:
+  """Returns the HBM traffic of an asynchronous copy.
+
+  The shape is (destination, source, ...) or ((source), destination, ...): the smaller is what
+  moves.
+  """
+  destination, source = sorted(start.shape[:2], key=lambda array: array.size)
+  return min(source.bytes, destination.bytes) * (source.in_hbm + destination.in_hbm)
+
+
+def _read_bytes(instruction: Instruction, number: int) -> float:
+  """Returns the bytes of the operand of that number that the instruction reads from HBM."""
+  whole = sum(array.hbm_bytes for array in instruction.operand_shape(number))
+  if not whole:
+    return 0.0
+  part = _part_read(instruction, number)
+  return whole if part is None else min(whole, part)
+
+
+def _part_read(instruction: Instruction, number: int) -> float | None:
+  """Returns the bytes of the operand of that number that are read, None if all of them are."""
+  if instruction.opcode == "fusion":
+    parameter = instruction.fused.parameter(number)
+    return 0.0 if parameter is None else _part_used(parameter)
+  if number == 0 and instruction.opcode in ("slice", "dynamic-slice", "gather"):
+    return instruction.bytes
+  if number == 0 and instruction.opcode in ("dynamic-update-slice", "scatter"):
+    return 0.0 if instruction.opcode == "dynamic-update-slice" else _update_bytes(instruction)
+  return None
+
+
+def _part_used(value: Instruction) -> float | None:
+  """Returns the bytes of a value in a fusion that all its users read, None if all of them are."""
+  total = 0.0
+  for user in value.users:
+    is_alias = user.opcode in ALIASES
+    for number in (n for n, operand in enumerate(user.operands) if operand == value.name):
+      part = _part_used(user) if is_alias else _part_read(user, number)
+      if part is None or user.is_root and is_alias:
+        return None
+      total += part
+  return total
+
+
+def _update_bytes(instruction: Instruction) -> float:
+  """Returns the bytes of the update of a scatter or a dynamic-update-slice."""
+  number = 1 if instruction.opcode == "dynamic-update-slice" else -1
+  return sum(array.bytes for array in instruction.operand_shape(number))
+
+
+def _written_bytes(instruction: Instruction) -> float:
+  """Returns the bytes that an instruction writes to HBM."""
+  results = _results(instruction)
+  if len(results) == 1:
+    return _result_bytes(results[0], instruction.shape, is_only=True)
+  shapes = [(array,) for array in instruction.shape[:len(results)]]
+  return sum((_result_bytes(result, shape, is_only=False)
+              for result, shape in zip(results, shapes, strict=True)), start=0.0)
+
+
+def _results(instruction: Instruction) -> list[Instruction]:
+  """Returns the instructions that compute the results: of a fusion those inside."""
+  if instruction.opcode != "fusion":
+    return [instruction]
+  root = instruction.fused.root
+  if root.opcode != "tuple":
+    return [root]
+  return [root.operand(number) for number in range(len(root.operands))]
+
+
+def _result_bytes(result: Instruction, shape: tuple[Array, ...], is_only: bool) -> float:
+  """Returns the bytes of one result that are written to HBM.
+
+  Args:
+    result: the instruction that computes it.
+    shape: the result as the instruction outside the fusion has it, which knows its memory.
+    is_only: whether there is no other result.
+  """
+  while result.opcode in ALIASES and result.operand(0):
+    result = result.operand(0)
+  whole = sum(array.hbm_bytes for array in shape)
+  if result.opcode == "fusion" and is_only:
+    return min(whole, _written_bytes(result))
+  if result.opcode in ("dynamic-update-slice", "scatter") and any(a.in_hbm for a in shape):
+    return _update_bytes(result)
+  return whole

@@ -1,0 +1,153 @@
+"""bertgpt.planning.hlo_costs: work of programs, against XLA's own count and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertgpt.planning import hlo, hlo_costs
+
+
+def compile_text(function, *shapes):
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  compiled = jax.jit(function).lower(*arguments).compile()
+  return compiled, hlo.parse(compiled.as_text())
+
+
+def matmul_flops(module):
+  return sum(product.flops * execution.runs for execution in hlo.executions(module)
+             for part in execution.instruction.parts()
+             if (product := hlo_costs.product_of(part)))
+
+
+def moved_bytes(module):
+  return sum(hlo_costs.hbm_bytes(execution.instruction) * execution.runs
+             for execution in hlo.executions(module))
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  """XLA's own count takes the body of the loop once."""
+  def run(x, w):
+    return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
+
+  compiled, module = compile_text(run, (16, 32), (32, 32))
+  assert matmul_flops(module) == 7 * 2 * 16 * 32 * 32
+  assert compiled.cost_analysis()["flops"] < 2 * matmul_flops(module) / 7
+
+
+def test_loops_in_loops_multiply():
+  def run(x, w):
+    inner = lambda x, _: (jnp.tanh(x @ w), None)
+    outer = lambda i, x: jax.lax.scan(inner, x, None, length=3)[0]
+    return jax.lax.fori_loop(0, 5, outer, x)
+
+  _, module = compile_text(run, (8, 16), (16, 16))
+  assert matmul_flops(module) == 15 * 2 * 8 * 16 * 16
+
+
+def test_batched_products():
+  _, module = compile_text(lambda x, y: jnp.einsum("bnlh,bnsh->bnls", x, y),
+                            (3, 4, 10, 6), (3, 4, 11, 6))
+  (product,) = [p for execution in hlo.executions(module)
+                for part in execution.instruction.parts() if (p := hlo_costs.product_of(part))]
+  assert product.flops == 2 * 3 * 4 * 10 * 11 * 6
+  assert {product.m, product.n} == {10, 11} and product.k == 6
+
+
+@pytest.mark.parametrize("window", [
+    {"window_strides": (1, 1), "padding": ((0, 0), (0, 0))},
+    {"window_strides": (2, 1), "padding": ((1, 2), (3, 0))},
+    {"window_strides": (1, 3), "padding": ((2, 2), (1, 1)), "lhs_dilation": (2, 3)},
+    {"window_strides": (1, 1), "padding": ((0, 0), (2, 2)), "rhs_dilation": (2, 2)}])
+def test_convolutions_are_counted_as_xla_counts_them(window):
+  """Only positions of the window that meet the input."""
+  convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, **window)
+  compiled, module = compile_text(convolve, (2, 3, 12, 13), (5, 3, 3, 4))
+  assert 0 < matmul_flops(module) == compiled.cost_analysis()["flops"]
+
+
+ATTENTION_ON_TPU = """HloModule m
+ENTRY %main (q: bf16[16,128,12,64], k: bf16[16,128,12,64]) -> f32[16,12,128,128] {
+  %q = bf16[16,128,12,64]{3,1,2,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[16,128,12,64]{3,1,2,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %c = f32[16,12,128,128]{2,3,1,0:T(8,128)} convolution(%q, %k), \
+window={size=16x12 stride=15x11 lhs_dilate=16x12}, dim_labels=0b1f_0o1i->01bf
+}
+"""
+
+
+def test_products_that_tpu_writes_as_dilated_windows():
+  module = hlo.parse(ATTENTION_ON_TPU)
+  convolution = module.computations["main"].root
+  assert hlo_costs.product_of(convolution) == (2 * 16 * 12 * 128 * 128 * 64, 128, 128, 64)
+  # The keys lie in on-chip memory.
+  assert moved_bytes(module) == 16 * 128 * 12 * 64 * 2 + 16 * 12 * 128 * 128 * 4
+
+
+def test_bytes_of_an_elementwise_operation():
+  _, module = compile_text(lambda x, y: jnp.tanh(x) * y + 1, (64, 128), (64, 128))
+  assert moved_bytes(module) == 3 * 64 * 128 * 4
+
+
+ASYNC_COPY = """HloModule m
+ENTRY %main (p: f32[100]) -> f32[100] {
+  %p = f32[100]{0} parameter(0)
+  %s = (f32[100]{0:S(1)}, f32[100]{0}, u32[]{:S(2)}) copy-start(%p)
+  ROOT %d = f32[100]{0:S(1)} copy-done(%s)
+}
+"""
+
+
+def test_a_copy_into_on_chip_memory_is_read_once_and_not_written():
+  assert moved_bytes(hlo.parse(ASYNC_COPY)) == 400
+  assert moved_bytes(hlo.parse(ASYNC_COPY.replace("S(1)", "S(0)"))) == 800
+
+
+UPDATE_IN_PLACE = """HloModule m
+%fused (x: f32[1000,8], row: f32[1,8], i: s32[]) -> f32[1000,8] {
+  %x = f32[1000,8]{1,0} parameter(0)
+  %row = f32[1,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %u = f32[1000,8]{1,0} dynamic-update-slice(%x, %row, %i, %zero)
+}
+ENTRY %main (x: f32[1000,8], row: f32[1,8], i: s32[]) -> f32[1000,8] {
+  %x = f32[1000,8]{1,0} parameter(0)
+  %row = f32[1,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %f = f32[1000,8]{1,0} fusion(%x, %row, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_a_fused_update_in_place_moves_only_the_row():
+  row, index = 8 * 4, 4
+  assert moved_bytes(hlo.parse(UPDATE_IN_PLACE)) == row + index + row
+
+
+def test_a_gather_reads_only_its_rows():
+  _, module = compile_text(lambda x, i: x[i.astype(jnp.int32)], (10_000, 16), (4,))
+  assert moved_bytes(module) < 10 * 4 * 16 * 4
+
+
+def test_a_scan_writes_its_rows_once():
+  """A row is written in place; the whole stack at every step would be 100 times as much."""
+  rows, width = 100, 512
+
+  def run(x):
+    return jax.lax.scan(lambda x, _: (x * 1.5, x + 1), x, None, length=rows)[1]
+
+  _, module = compile_text(run, (width,))
+  once = rows * width * 4
+  assert 2 * once <= moved_bytes(module) <= 8 * once
+
+
+def test_vector_operations_are_near_xlas_count():
+  def run(x, y):
+    return jnp.where(x > 0, x * y, x - y).sum(axis=1) / 2
+
+  compiled, module = compile_text(run, (128, 256), (128, 256))
+  counted = sum(hlo_costs.vector_operations(part) * execution.runs
+                for execution in hlo.executions(module)
+                for part in execution.instruction.parts())
+  np.testing.assert_allclose(counted, compiled.cost_analysis()["flops"], rtol=0.35)
