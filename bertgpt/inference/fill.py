@@ -39,6 +39,22 @@ def predict_masked(trained: Trained, tokens: np.ndarray, positions: Sequence[int
   return np.asarray(p_MV)
 
 
+def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
+  """Returns the likeliest tokens that a reader can see, the likeliest first.
+
+  Special tokens are left out, [UNK] among them: it is a target of the training, but no word.
+
+  Args:
+    p_V: float [vocab_size], the probability of every token.
+    top: how many tokens; fewer are returned if the vocabulary has fewer.
+  Returns:
+    int64 [top] ids.
+  """
+  hidden = {*tokenizer.special_ids, tokenizer.unk_id} - {-1}
+  shown = np.setdiff1d(np.arange(tokenizer.vocab_size), list(hidden))
+  return shown[np.argsort(-p_V[shown], kind="stable")[:top]]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(model, params, tokens_BL, lengths_B, predict_BM):
   positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
@@ -100,7 +116,7 @@ def run(path: pathlib.Path, text: str, top: int) -> list[str]:
   lines = []
   for i, p_V in enumerate(predict_masked(trained, tokens, masks), 1):
     guesses = [f"{name_token(tokenizer, t, continues[t])} {p_V[t]:.1%}"
-               for t in np.argsort(-p_V)[:top]]
+               for t in likeliest(tokenizer, p_V, top)]
     lines.append(f"{MASK} {i}: {', '.join(guesses)}")
   return lines
 

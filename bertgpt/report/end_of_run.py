@@ -3,7 +3,8 @@
 import functools
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -40,40 +41,92 @@ def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
   describe = describe_gpt if trained.config.model.family == "gpt" else describe_bert
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} documents):", ""]
-  lines += describe(trained, train_set, held_out, scores)
+  described = describe(trained, train_set, held_out, scores)
+  lines += described.lines
   if jax.process_index() > 0:
     return
-  plot_curves(curves, path / "loss.png")
+  plot_curves(curves, path / "loss.png", described.baselines, trained.config.phases)
   lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
   (path / "report.md").write_text(text)
   print("\n" + text, end="")
 
 
-def describe_bert(trained, train_set: Corpus, held_out: Corpus, scores) -> list[str]:
-  baseline = masked_unigram_baseline(trained, train_set, held_out)
-  lines = [
-      f"  {'':22}{'model':>10}{'unigram':>10}",
-      f"  {'MLM accuracy':22}{scores['mlm_accuracy']:>10.1%}{baseline.accuracy:>10.1%}",
-      f"  {'MLM perplexity':22}{scores['mlm_perplexity']:>10.1f}{baseline.perplexity:>10.1f}"]
+class Description(NamedTuple):
+  """What a report says about a model.
+
+  Attributes:
+    lines: the table of scores and the samples.
+    baselines: name of a metric, as in 'mlm_loss' -> (value without a model, its name).
+  """
+
+  lines: list[str]
+  baselines: dict[str, tuple[float, str]]
+
+
+def describe_bert(trained, train_set: Corpus, held_out: Corpus,
+                  scores: Mapping[str, float]) -> Description:
+  """Returns the scores of both heads next to their baselines, and masked words with guesses.
+
+  Args:
+    scores: name of a held-out metric, as in 'mlm_accuracy' -> its value at the end of the run.
+  """
+  unigram = masked_unigram_baseline(trained, train_set, held_out)
+  table = [
+      ("", "model", "unigram", ""),
+      ("MLM accuracy", f"{scores['mlm_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
+       "masked tokens guessed right"),
+      ("MLM perplexity", f"{scores['mlm_perplexity']:.1f}", f"{unigram.perplexity:.1f}",
+       "lower is better; 1 would be certainty")]
+  baselines = {"mlm_loss": (math.log(unigram.perplexity), "token frequencies, no context")}
+  notes = ["unigram: knows how frequent each token is, and sees no context."]
   if "nsp_accuracy" in scores:
     share = larger_class_share(trained.config, held_out)
-    lines.append(f"  {'NSP accuracy':22}{scores['nsp_accuracy']:>10.1%}{share:>10.1%}"
-                 "  (share of the larger class)")
-  guesses = guess_words(trained, held_out)
-  if guesses:
-    lines += ["", "Masked words of held-out sentences and the model's guesses:", "", *guesses]
-  return lines
+    baselines["nsp_accuracy"] = share, "always the more frequent answer"
+    table += [("", "", "", ""), ("", "model", "constant", ""),
+              ("NSP accuracy", f"{scores['nsp_accuracy']:.1%}", f"{share:.1%}",
+               "does the second text follow the first?")]
+    notes += ["constant: always gives the more frequent answer (share of the larger class)."]
+  lines = [*align(table), "", *(f"  {note}" for note in notes)]
+  if guesses := guess_words(trained, held_out):
+    lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
+              "", *guesses]
+  return Description(lines, baselines)
 
 
-def describe_gpt(trained, train_set: Corpus, held_out: Corpus, scores) -> list[str]:
+def describe_gpt(trained, train_set: Corpus, held_out: Corpus,
+                 scores: Mapping[str, float]) -> Description:
+  """Returns the scores next to their baselines, and a sampled continuation.
+
+  Args:
+    scores: name of a held-out metric, as in 'lm_perplexity' -> its value at the end of the run.
+  """
   unigram, bigram = causal_baselines(trained.config, train_set, held_out)
-  return [
-      f"  {'':22}{'model':>10}{'bigram':>10}{'unigram':>10}",
-      f"  {'perplexity':22}{scores['lm_perplexity']:>10.1f}{bigram:>10.1f}{unigram:>10.1f}",
-      f"  {'bits per byte':22}{scores['bits_per_byte']:>10.3f}",
+  table = [
+      ("", "model", "bigram", "unigram", ""),
+      ("perplexity", f"{scores['lm_perplexity']:.1f}", f"{bigram:.1f}", f"{unigram:.1f}",
+       "lower is better; 1 would be certainty"),
+      ("bits per byte", f"{scores['bits_per_byte']:.3f}", "", "", "comparable between tokenizers")]
+  lines = [
+      *align(table), "",
+      "  bigram: knows which token follows which. unigram: knows how frequent each token is.",
       "", "A sampled continuation (temperature 0.8, top 40):", "",
-      "  " + continuation(trained).replace("\n", "\n  ")]
+      *(line for text in continuation(trained).splitlines() for line in wrap(text))]
+  return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")})
+
+
+def wrap(text: str) -> list[str]:
+  """Returns the text as indented lines of at most 96 characters."""
+  return textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
+
+
+def align(table: Sequence[Sequence[str]]) -> list[str]:
+  """Returns the rows as lines: first column to the left, notes last, numbers to the right."""
+  lines = []
+  for name, *numbers, note in table:
+    cells = "".join(f"{number:>10}" for number in numbers)
+    lines.append(f"  {name:16}{cells}   {note}".rstrip())
+  return lines
 
 
 # --------------------------------------------------------------- baselines
@@ -174,8 +227,11 @@ def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, 
 # ----------------------------------------------------------------- samples
 
 
-def guess_words(trained, held_out: Corpus, num_sentences: int = 3) -> list[str]:
-  """Held-out sentences with one word masked, and the five likeliest tokens there."""
+def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
+  """Returns held-out sentences with one word masked, and the five likeliest tokens there.
+
+  The word's own probability follows where the word is not among the five.
+  """
   tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
   is_whole, continues = whole_words(tokenizer), tokenizer.continues_word()
   longest = min(40, trained.config.model.max_positions - 2)
@@ -187,13 +243,17 @@ def guess_words(trained, held_out: Corpus, num_sentences: int = 3) -> list[str]:
     if not 8 <= len(sentence) <= longest or not len(places):
       continue
     place = int(rng.choice(places))
+    word = sentence[place]
     tokens = np.concatenate([[tokenizer.cls_id], sentence, [tokenizer.sep_id]])
     p, = fill.predict_masked(trained, tokens, [place + 1])
-    guesses = [f"{tokenizer.decode([i]).strip()} {p[i]:.0%}" for i in np.argsort(-p)[:5]]
+    name = lambda i, p=p: f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
+    likeliest = fill.likeliest(tokenizer, p, 5)
+    rest = "" if word in likeliest else f" ... {name(word)}"
     before, after = tokenizer.decode(sentence[:place]), tokenizer.decode(sentence[place + 1:])
-    lines += [f"  {before} [{tokenizer.decode([sentence[place]]).strip()}] {after}",
-              f"      guesses: {', '.join(guesses)}"]
-    if len(lines) == 2 * num_sentences:
+    text = f"{before} [{tokenizer.decode([word]).strip()}] {after}".strip()
+    lines += [*wrap(text), f"      guesses: {', '.join(map(name, likeliest))}{rest}"]
+    num_sentences -= 1
+    if not num_sentences:
       break
   return lines
 
@@ -225,24 +285,80 @@ def continuation(trained) -> str:
   return trained.tokenizer.decode([*prompt, *added])
 
 
-def plot_curves(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) -> None:
-  """Every loss of the run over its steps, training and held-out."""
+# Metric -> (title, label of its axis); `plot_curves` draws a panel for each that a run has.
+# Another loss gets one too, under its own name.
+PANELS = {
+    "mlm_loss": ("Masked language model", "loss per masked token, nats"),
+    "lm_loss": ("Next token", "loss per token, nats"),
+    "nsp_accuracy": ("Next-sentence prediction", "accuracy"),
+}
+
+NOT_SHOWN = ("nsp_loss",)  # Its panel is that of the accuracy, which is easier to read.
+SMOOTHED_SHARE = 0.05  # The training's NSP accuracy is averaged over this share of its points.
+
+
+def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib.Path,
+                baselines: Mapping[str, tuple[float, str]], phases: Sequence[ConfigDict]) -> None:
+  """Draws what the run learned, step by step, in training and held out.
+
+  Args:
+    curves: tag of a metric -> [(step, value)], as `metrics.read_curves` returns them.
+    path: of the picture, a PNG file.
+    baselines: name of a metric -> (value without a model, its name); a dashed line.
+    phases: of the run. Rows of another length make another task, so a dotted line separates
+      phases, and next-sentence accuracy is shown for the last phase, the one of its baseline.
+  """
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
-  names = sorted({tag.split("/")[-1] for tag in curves if tag.endswith("_loss")})
-  figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.5), squeeze=False)
+  from matplotlib.ticker import PercentFormatter
+  found = dict.fromkeys(tag.split("/")[-1] for tag in curves)
+  names = [name for name in found
+           if name in PANELS or name.endswith("_loss") and name not in NOT_SHOWN]
+  figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
+  starts = np.cumsum([0, *(p.steps for p in phases)])[:-1]
   for axis, name in zip(axes[0], names, strict=True):
-    for tag, label, style in ((f"train/{name}", "training", "-"),
-                              (f"eval/validation/{name}", "held out", "o-")):
-      if tag in curves:
-        axis.plot(*zip(*curves[tag], strict=True), style, label=label, markersize=3, linewidth=1)
-    axis.set(title=name, xlabel="step", ylabel="nats")
+    title, label = PANELS.get(name, (name, "nats"))
+    is_share = name.endswith("accuracy")
+    first_step = starts[-1] if is_share else 0
+    for tag, legend, style in (
+        (f"train/{name}", "training", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}),
+        (f"eval/validation/{name}", "held out", {"color": "tab:orange", "marker": "o",
+                                                 "markersize": 4})):
+      points = np.array([point for point in curves.get(tag, ()) if point[0] > first_step])
+      if len(points):
+        if is_share and legend == "training":
+          points = smooth(points, max(1, round(SMOOTHED_SHARE * len(points))))
+        axis.plot(*points.T, label=legend, **style)
+    if name in baselines:
+      value, legend = baselines[name]
+      axis.axhline(value, color="tab:gray", linestyle="--", linewidth=1, label=legend)
+    if not is_share:
+      for start, phase in zip(starts[1:], phases[1:], strict=True):
+        axis.axvline(start, color="tab:gray", linestyle=":", linewidth=1)
+        axis.annotate(f" rows of {phase.seq_len} tokens", (start, 0.02), fontsize="small",
+                      xycoords=("data", "axes fraction"), color="tab:gray")
+    if is_share:
+      axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+      low, high = axis.get_ylim()
+      axis.set_ylim(min(low, 0.45), max(high, 0.75))
+    axis.set(title=title, xlabel="step", ylabel=label)
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
   figure.tight_layout()
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def smooth(points: np.ndarray, width: int) -> np.ndarray:
+  """Returns the means of every `width` consecutive points: float64 [N - width + 1, 2].
+
+  Args:
+    points: float64 [N, 2], N >= width.
+  """
+  kernel = np.full(width, 1 / width)
+  return np.stack([np.convolve(column, kernel, "valid") for column in points.T], axis=1)
 
 
 # -------------------------------------------------------------- bertgpt data

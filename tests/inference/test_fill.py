@@ -50,6 +50,24 @@ def test_rows_are_not_longer_than_the_text_in_effect(bert):
 
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
                                               ("bpe", 275)])
+def test_no_special_token_is_a_guess(kind, vocab_size):
+  """Even if the model is sure of them; all others remain, in the order of their probability."""
+  config = config_lib.base().tokenizer
+  config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
+  tokenizer = tokenizers.train_tokenizer(config, ["the cat saw the dog, and the dog ran."] * 20)
+  specials = {i for i, piece in enumerate(tokenizer.pieces)
+              if piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>")}
+  assert len(specials) >= 5
+  p = np.arange(1.0, 1 + tokenizer.vocab_size)
+  p[list(specials)] = 1e6
+  p /= p.sum()
+  expected = [i for i in reversed(range(tokenizer.vocab_size)) if i not in specials]
+  assert fill.likeliest(tokenizer, p, 10 ** 6).tolist() == expected
+  assert fill.likeliest(tokenizer, p, 3).tolist() == expected[:3]
+
+
+@pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
+                                              ("bpe", 275)])
 def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
   """The ids around it are those of the whole text, whose word is one token."""
   texts = ["the cat saw the dog. the cat ran, and the dog ran."] * 20
@@ -85,6 +103,17 @@ def test_the_command_names_the_likeliest_words_of_every_mask(capsys, finished_be
     shares = [float(guess.rsplit(" ", 1)[1].rstrip("%"))
               for guess in line.split(": ")[1].split(", ")]
     assert len(shares) == 3 and shares == sorted(shares, reverse=True) and shares[0] <= 100
+
+
+def test_the_command_never_names_a_special_token(capsys, finished_bert, bert):
+  """Asked for all there is, it names every other token."""
+  tokenizer = bert.tokenizer
+  code, (line,), _ = run(capsys, "fill", f"--workdir={finished_bert}", "--top=1000000",
+                         "The [MASK] sees the dog.")
+  names = [guess.rsplit(" ", 1)[0] for guess in line.removeprefix("[MASK] 1: ").split("%, ")]
+  assert code == 0 and len(names) == tokenizer.vocab_size - len(
+      {*tokenizer.special_ids, tokenizer.unk_id} - {-1})
+  assert not {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} & set(names)
 
 
 @pytest.mark.parametrize("flags, fragment", [

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import re
 import shutil
 
 import jax
@@ -10,10 +11,12 @@ import pytest
 from matplotlib import image
 
 from bertgpt import cli
+from bertgpt import config as config_lib
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
+from bertgpt.inference import fill
 from bertgpt.report import end_of_run as report
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
@@ -131,10 +134,22 @@ def test_a_finished_run_has_its_report(finished):
   scores = {tag: points[-1][1] for tag, points in metrics.read_curves(finished).items()}
   name = "mlm" if "MLM" in text else "lm"
   row = next(line for line in text.splitlines() if "perplexity" in line)
-  assert float(row.split()[1 + (name == "mlm")]) == pytest.approx(
+  assert float(row.split("perplexity")[1].split()[0]) == pytest.approx(
       scores[f"eval/validation/{name}_perplexity"], abs=0.06)
   assert str(finished / "loss.png") in text
   assert ("guesses: " if name == "mlm" else "A sampled continuation") in text
+
+
+def test_columns_of_the_report_are_aligned(finished):
+  """Numbers of a table end below the names of their columns, and no line is too long to read."""
+  lines = (finished / "report.md").read_text().splitlines()
+  header = next(i for i, line in enumerate(lines) if line.split()[:1] == ["model"])
+  ends = [lines[header].index(name) + len(name) for name in lines[header].split()]
+  for line in lines[header + 1:header + 3]:
+    for end in ends:
+      assert line[:end].rstrip() == line[:end] and line[end:end + 1] in ("", " ") or (
+          not line[end - 10:end].strip())
+  assert max(len(line) for line in lines[:-1]) <= 100
 
 
 def test_the_curves_are_a_picture(finished):
@@ -143,20 +158,89 @@ def test_the_curves_are_a_picture(finished):
   assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 10
 
 
+def draw(monkeypatch, tmp_path, curves, baselines, steps):
+  """The panels of the picture, as matplotlib has them."""
+  from matplotlib import pyplot as plt
+  monkeypatch.setattr(plt, "close", lambda figure: None)
+  phases = [config_lib.phase(steps=n, seq_len=16 << i) for i, n in enumerate(steps)]
+  report.plot_curves(curves, tmp_path / "loss.png", baselines, phases)
+  axes = plt.gcf().axes
+  monkeypatch.undo()
+  plt.close("all")
+  return axes
+
+
+def test_panels_show_curves_next_to_their_baselines(monkeypatch, tmp_path):
+  """A loss over all steps; next-sentence accuracy in the last phase, whose baseline it has."""
+  steps = np.arange(10, 410, 10)
+  curves = {"train/loss": [(s, 7.0) for s in steps],
+            "train/mlm_loss": [(s, 6.0 - s / 200) for s in steps],
+            "train/nsp_loss": [(s, 0.69) for s in steps],
+            "train/nsp_accuracy": [(s, 0.95 if s <= 100 else 0.6) for s in steps],
+            "eval/validation/mlm_loss": [(200, 5.0), (400, 4.2)],
+            "eval/validation/nsp_accuracy": [(100, 0.95), (200, 0.58), (400, 0.64)]}
+  baselines = {"mlm_loss": (6.1, "frequencies"), "nsp_accuracy": (0.55, "the larger class")}
+  loss, accuracy = draw(monkeypatch, tmp_path, curves, baselines, (100, 300))
+  lines = {line.get_label(): line for line in loss.lines}
+  assert lines["training"].get_xydata().tolist() == [[s, 6.0 - s / 200] for s in steps]
+  assert lines["held out"].get_xydata().tolist() == [[200, 5.0], [400, 4.2]]
+  assert set(lines["frequencies"].get_ydata()) == {6.1}
+  lines = {line.get_label(): line for line in accuracy.lines}
+  assert lines["held out"].get_xydata().tolist() == [[200, 0.58], [400, 0.64]]
+  np.testing.assert_allclose(lines["training"].get_ydata(), 0.6)
+  assert min(lines["training"].get_xdata()) > 100
+  assert set(lines["the larger class"].get_ydata()) == {0.55}
+  for axis in (loss, accuracy):
+    assert axis.get_title() and axis.get_xlabel() == "step" and axis.get_ylabel()
+    low, high = axis.get_ylim()
+    assert all(low <= y <= high for line in axis.lines if line.get_label() in lines
+               for y in line.get_ydata())
+    assert {text.get_text() for text in axis.get_legend().get_texts()} >= {"training", "held out"}
+
+
+def test_a_loss_without_a_title_has_a_panel(monkeypatch, tmp_path):
+  axis, = draw(monkeypatch, tmp_path, {"train/span_loss": [(10, 3.0), (20, 2.0)]}, {}, (20,))
+  assert axis.get_title() == "span_loss"
+
+
+def test_smoothing_is_the_mean_of_neighbours():
+  points = np.array([[10, 1.0], [20, 4.0], [30, 1.0], [40, 7.0]])
+  np.testing.assert_allclose(report.smooth(points, 3), [[20, 2.0], [30, 4.0]])
+  np.testing.assert_array_equal(report.smooth(points, 1), points)
+
+
 def test_curves_of_a_run_too_short_to_be_logged(tmp_path):
   report.plot_curves({"eval/validation/mlm_loss": [(3, 5.0)], "train/learning_rate": [(3, 0.1)]},
-                     tmp_path / "loss.png")
+                     tmp_path / "loss.png", {}, [config_lib.phase(steps=3)])
   assert image.imread(tmp_path / "loss.png").size
 
 
 def test_guesses_are_words_of_held_out_sentences(bert):
-  lines = report.guess_words(bert.trained, bert.held_out)
-  assert lines and len(lines) % 2 == 0
-  for sentence, guesses in zip(lines[::2], lines[1::2], strict=True):
-    shares = [int(guess.rsplit(" ", 1)[1].rstrip("%"))
-              for guess in guesses.split(": ")[1].split(", ")]
+  text = "\n".join(report.guess_words(bert.trained, bert.held_out))
+  found = re.findall(r"^  (\S.*(?:\n  \S.*)*)\n      guesses: (.*)$", text, re.MULTILINE)
+  assert len(found) == 5
+  for sentence, guesses in found:
+    word, = re.findall(r"\[(\w+)\]", sentence)
+    likeliest, _, own = guesses.partition(" ... ")
+    names, shares = zip(*(guess.rsplit(" ", 1) for guess in likeliest.split(", ")), strict=True)
+    shares = [int(share.rstrip("%")) for share in shares]
     assert len(shares) == 5 and shares == sorted(shares, reverse=True)
-    assert "[" in sentence and "]" in sentence
+    assert own.rsplit(" ", 1)[0] == ("" if word in names else word)
+
+
+def test_special_tokens_are_no_guesses(bert):
+  """Even of a model that is sure of them, as one early in its training can be of [UNK]."""
+  tokenizer = bert.trained.tokenizer
+  specials = sorted({*tokenizer.special_ids, tokenizer.unk_id} - {-1})
+  params = jax.tree.map(np.array, bert.trained.params)
+  params["mlm"]["bias"][specials] = 50.0
+  trained = bert.trained._replace(params=params)
+  tokens = np.array([tokenizer.cls_id, tokenizer.mask_id, tokenizer.sep_id])
+  assert fill.predict_masked(trained, tokens, [1])[0, specials].sum() > 0.99
+  lines = [line for line in report.guess_words(trained, bert.held_out) if "guesses: " in line]
+  assert len(lines) == 5
+  for name in ("PAD", "UNK", "CLS", "SEP", "MASK", "endoftext"):
+    assert not any(name in line for line in lines)
 
 
 def test_data_report_shows_masks_and_the_batches_that_training_sees(capsys, recipe, bert):
