@@ -13,6 +13,7 @@ import pytest
 import small_runs
 
 from bertgpt import cli, errors
+from bertgpt.commands import prepare
 from bertgpt.data.corpus import corpus as corpus_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -53,6 +54,12 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["generate", "--prompt", "-- hello"], "required: --workdir"),
     (["train", "--config=c.py", "--config.seed=3"], "required: --workdir"),
     (["fill", "--workdir=w", "hello", "--tpo=3"], "see bertgpt fill --help"),
+    (["fill", "--workdir=w", "hello", "--config.seed=3"],
+     "--config.seed=3: fill takes no config fields"),
+    (["generate", "--workdir=w", "--prompt=a", "--input=b"], "not allowed with argument --prompt"),
+    (["generate", "--workdir=w"], "--prompt --input is required"),
+    (["fill", "--wrokdir=w", "--top=0", "a"], "argument --top: 0: give a whole number"),
+    (["fill", "--wrokdir=required", "a"], "--wrokdir=required; did you mean --workdir?"),
     (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
 ])
 def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment):
@@ -246,7 +253,8 @@ def test_folder_that_holds_no_run_is_not_evaluated(capsys, tmp_path, recipe, con
 def main_that_raises(monkeypatch, error: BaseException) -> None:
   def fail(arguments):
     raise error
-  monkeypatch.setattr(cli, "run_prepare", fail)
+  monkeypatch.setattr(prepare, "check", lambda arguments: None)
+  monkeypatch.setattr(prepare, "run", fail)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
@@ -266,20 +274,27 @@ def test_interrupt_is_one_line(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_an_interrupt_waits_for_the_imports_and_for_nothing_else(capsys, monkeypatch, before):
+def test_an_interrupt_waits_for_the_imports_and_for_nothing_else(capsys, monkeypatch, tmp_path,
+                                                                 before):
   reached = []
 
-  def prepare(arguments):
-    if before:
-      signal.raise_signal(signal.SIGINT)
-    reached.append("imported")
-    arguments.release_interrupt()
+  def prepare_corpus(arguments):
+    reached.append("started")
     signal.raise_signal(signal.SIGINT)
     reached.append("prepared")
 
-  monkeypatch.setattr(cli, "run_prepare", prepare)
-  assert run(capsys, "prepare", "--config=c.py")[0] == 130
-  assert reached == ["imported"]
+  (tmp_path / "slow_import.py").write_text(
+      f"import signal\n{'signal.raise_signal(signal.SIGINT)' if before else ''}\nis_whole = True")
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(prepare, "check", lambda arguments: None)
+  monkeypatch.setattr(prepare, "USES", ("slow_import",))
+  monkeypatch.setattr(prepare, "run", prepare_corpus)
+  try:
+    assert run(capsys, "prepare", "--config=c.py")[0] == 130
+    assert sys.modules["slow_import"].is_whole
+  finally:
+    sys.modules.pop("slow_import", None)
+  assert reached == ([] if before else ["started"])
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -295,7 +310,7 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch, bug):
 
 def start(*argv, **options) -> subprocess.Popen:
   environment = options.pop("env", os.environ) | {"PYTHONPATH": str(ROOT)}
-  return subprocess.Popen([sys.executable, "-m", "bertgpt.cli", *map(str, argv)], text=True,
+  return subprocess.Popen([sys.executable, "-m", "bertgpt", *map(str, argv)], text=True,
                           env=environment, cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, **options)
 

@@ -215,6 +215,13 @@ TESTED_TOGETHER = {
                     "config/test_families.py"),
     **dict.fromkeys(("runs.corpora", "runs.trained", "data.tokens.vocabulary"),
                     "runs/test_workdir.py"),
+    # What these do is tested where it is done, by commands as a user types them.
+    **dict.fromkeys(("__main__", "commands.fill", "commands.parser", "commands.prepare"),
+                    "test_cli.py"),
+    **dict.fromkeys(("commands.export", "commands.import_"), "hub/test_export.py"),
+    "commands.finetune": "finetuning/test_loop.py",
+    "commands.plan": "planning/test_plan.py",
+    "commands.sweep": "training/test_sweep.py",
 }
 
 

@@ -11,6 +11,7 @@ import sys
 import uuid
 
 from bertgpt import cli
+from bertgpt.commands import train
 
 
 def write_rows(path: pathlib.Path) -> None:
@@ -43,14 +44,14 @@ def send_signal(at_step: int, number: int) -> None:
   StepLog.add = add_and_send
 
 
-def run_train(arguments) -> None:
+def run_watched(arguments) -> None:
   """Loads JAX, which must not be there yet when the program forks."""
   write_rows(pathlib.Path(os.environ["WATCH_ROWS"]) / uuid.uuid4().hex)
   if "WATCH_SIGNAL" in os.environ:
     send_signal(*map(int, os.environ["WATCH_SIGNAL"].split()))
-  unwatched(arguments)
+  run_unwatched(arguments)
 
 
 if __name__ == "__main__":
-  unwatched, cli.run_train = cli.run_train, run_train
+  run_unwatched, train.run = train.run, run_watched
   sys.exit(cli.run_program())

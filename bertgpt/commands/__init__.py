@@ -1,1 +1,30 @@
-"""The commands of the program."""
+"""The commands of the program: one module and one line of the table per command.
+
+The module of a command has
+
+  HELP       its line in `bertgpt --help`
+  USES       the modules that `run` imports; Ctrl-C waits while they are loaded
+  add_flags  (parser): adds the flags of the command
+  check      (arguments), optional: reads and checks whatever needs neither devices nor the other
+             processes of a run, so that a wrong flag is refused at once
+  run        (arguments) -> exit code; None stands for 0
+
+`bertgpt.cli` calls them in this order. Every start of the program loads all of these modules, so
+what is slow to import (JAX, but also the config) is imported inside their functions.
+"""
+
+# Name of the command -> its module, in the order of `bertgpt --help`.
+COMMANDS = {
+    "train": "bertgpt.commands.train",
+    "evaluate": "bertgpt.commands.evaluate",
+    "generate": "bertgpt.commands.generate",
+    "fill": "bertgpt.commands.fill",
+    "embed": "bertgpt.commands.embed",
+    "export": "bertgpt.commands.export",
+    "import": "bertgpt.commands.import_",
+    "finetune": "bertgpt.commands.finetune",
+    "prepare": "bertgpt.commands.prepare",
+    "data": "bertgpt.commands.data",
+    "plan": "bertgpt.commands.plan",
+    "sweep": "bertgpt.commands.sweep",
+}

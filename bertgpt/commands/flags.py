@@ -1,4 +1,4 @@
-"""Flags of the commands that use trained models, and how values of flags are read."""
+"""Flags that several commands have, how values of flags are read, and the config they name."""
 
 import argparse
 import contextlib
@@ -6,20 +6,30 @@ import math
 import pathlib
 from collections.abc import Callable
 
-from bertgpt import config as config_lib
+from bertgpt.errors import ConfigError
 
-BATCH_SIZE = 8  # Rows, where --batch_size is not given.
+BATCH_SIZE = 8  # Rows, if --batch_size is not given.
+FIELDS_NOTE = ("Config fields are overridden by --config.FIELD=VALUE, as in "
+               "--config.model.num_layers=4.")
 
 
-def folder(text: str) -> pathlib.Path:
-  """The path of a flag; pathlib would make a local folder `gs:` of gs://bucket."""
+# ------------------------------------------------------------------ values
+
+
+def local_path(text: str) -> pathlib.Path:
+  """Returns the absolute path of a flag; pathlib would make a local folder `gs:` of gs://bucket.
+
+  Raises:
+    argparse.ArgumentTypeError: the path is not on a file system.
+  """
+  from bertgpt import config as config_lib
   if problem := config_lib.remote_problem(text):
     raise argparse.ArgumentTypeError(problem)
-  return pathlib.Path(text)
+  return pathlib.Path(text).expanduser().absolute()
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], int | float]:
-  """Reads the number of a flag, between two bounds."""
+  """Returns a function that reads the number of a flag, between two bounds."""
   def read(text):
     with contextlib.suppress(ValueError):
       if low <= (value := kind(text)) <= high and value < math.inf:
@@ -30,59 +40,97 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
   return read
 
 
-def prompt_flags(command):
-  given = command.add_mutually_exclusive_group(required=True)
-  given.add_argument("--prompt", action="append", metavar="TEXT",
-                     help="text to go on with; may be given several times")
-  given.add_argument("--input", type=folder, metavar="FILE",
-                     help="a prompt a line; of a .jsonl file the field text")
+# ------------------------------------------------------------------- flags
 
 
-def sampling_flags(command):
-  command.add_argument("--max_tokens", type=number(int, 1), metavar="N",
-                       help="tokens added at most; default: 100, or what the rows of the training "
-                            "leave")
-  command.add_argument("--temperature", type=number(float, 0), default=1.0, metavar="T",
-                       help="0 takes the likeliest token; default: 1")
-  command.add_argument("--top_k", type=number(int, 0, 2**31 - 1), default=0, metavar="K",
-                       help="draw among the K likeliest tokens; 0: among all")
-  command.add_argument("--top_p", type=number(float, 1e-6, 1), default=1.0, metavar="P",
-                       help="draw among the fewest likeliest tokens that have this probability "
-                            "together")
-  command.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N",
-                       help="of the draws; default: 0")
-  command.add_argument("--num_samples", type=number(int, 1, 2**16), default=1, metavar="N",
-                       help="continuations of each prompt")
+def add_config(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--config", required=True, metavar="FILE", dest="recipe",
+                      help="a recipe, as configs/demo.py")
+  add_config_fields(parser)
 
 
-def batch_size_flag(command):
-  command.add_argument("--batch_size", type=number(int, 1), metavar="N",
-                       help=f"rows computed at a time; default: {BATCH_SIZE}")
+def add_config_fields(parser: argparse.ArgumentParser) -> None:
+  """Lets the command take --config.FIELD=VALUE; others refuse them."""
+  parser.set_defaults(takes_fields=True)
+  parser.epilog = FIELDS_NOTE
 
 
-def fill_flags(command):
-  command.add_argument("text", metavar="TEXT", help="with [MASK] in place of one word or more")
-  command.add_argument("--top", type=number(int, 1), default=5, metavar="N",
-                       help="words shown for each; default: 5")
+def add_workdir(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, type=local_path, metavar="DIR",
+                      help="folder of the run")
 
 
-def embed_flags(command):
-  command.add_argument("--input", required=True, type=folder, metavar="FILE",
-                       help="a text a line; of a .jsonl file the field text")
-  command.add_argument("--out", required=True, type=folder, metavar="FILE",
-                       help="new .safetensors or .npy file")
-  command.add_argument("--layer", choices=("cls", "mean", "last", "last4"), default="mean",
-                       help="of each text the last layer at [CLS], or its mean (the default); of "
-                            "each token the last layer, or the last four side by side")
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+  """Flags of a command that computes for long: on many hosts, and with huge pages on a CPU."""
+  parser.set_defaults(is_heavy=True)
+  parser.add_argument("--distributed", default="", metavar="auto|HOST:PORT,N,I",
+                      help="join several processes: auto on TPU pods, SLURM and Kubernetes")
+  parser.add_argument("--distributed_timeout", type=float, default=300, metavar="SECONDS",
+                      help="for all processes to find each other")
 
 
-def suite_flags(command):
-  command.add_argument("--suite", metavar="NAME=FILE,...",
-                       help="zero-shot protocols: text, wikitext2, wikitext103, lambada, "
-                            "lambada_stop_words, lambada_last_token, pairs")
-  command.add_argument("--window", type=number(int, 0), default=0, metavar="N",
-                       help="of --suite: tokens seen at a time; default: as in training")
-  command.add_argument("--stride", type=number(int, 0), default=0, metavar="N",
-                       help="of --suite: tokens scored with each window; default: half of it")
-  command.add_argument("--limit", type=number(int, 0), default=0, metavar="N",
-                       help="of --suite: windows, passages, lines or pairs scored; default: all")
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--batch_size", type=number(int, 1), metavar="N",
+                      help=f"rows computed at a time; default: {BATCH_SIZE}")
+
+
+# ------------------------------------------------------------------ config
+
+
+def try_config(arguments: argparse.Namespace):
+  """Returns the recipe with its overrides, and a line per wrong override and for a wrong source.
+
+  Raises:
+    ConfigError: there is no such recipe, or it is broken.
+  """
+  from bertgpt.config import recipes
+  from bertgpt.data.text import sources
+  config, problems = recipes.try_override(recipes.load(arguments.recipe), arguments.overrides)
+  try:
+    if not config.data.corpus:
+      sources.parse(config.data.source)
+  except ConfigError as e:
+    problems.append(str(e))
+  return config, problems
+
+
+def read_config(arguments: argparse.Namespace):
+  """Returns the recipe with its overrides, validated as far as that needs no devices.
+
+  Raises:
+    ConfigError: every problem, one per line.
+  """
+  from bertgpt import config as config_lib
+  config, problems = try_config(arguments)
+  refuse(problems + config_lib.find_problems(config))
+  return config
+
+
+def read_unvalidated(arguments: argparse.Namespace, devices: Callable[[], tuple[int, str]]):
+  """Returns the recipe with its overrides, for a function that validates it.
+
+  Args:
+    devices: returns the number and the platform of the devices; called only if an override or
+      the source is wrong, to list all problems of the config together.
+  Raises:
+    ConfigError: every problem, one per line, if an override or the source is wrong.
+  """
+  from bertgpt import config as config_lib
+  config, problems = try_config(arguments)
+  if problems:
+    refuse(problems + config_lib.find_problems(config, *devices()))
+  return config
+
+
+def own_devices() -> tuple[int, str]:
+  """Returns the number of devices, and 'cpu', 'gpu' or 'tpu'."""
+  import jax
+
+  from bertgpt.devices import process
+  return process.count_devices(), jax.default_backend()
+
+
+def refuse(problems: list[str]) -> None:
+  """Raises ConfigError if there are problems."""
+  if problems:
+    raise ConfigError("\n".join(problems))

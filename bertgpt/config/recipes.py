@@ -47,8 +47,9 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """
   config = _call(path, "get_config")
   if not isinstance(config, ConfigDict) or config.keys() != make_base().keys():
+    module = make_base.__module__.removesuffix(".pretraining")  # As recipes import it.
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
-                      f"{make_base.__module__}.base()")
+                      f"{module}.base()")
   phases = config.phases if "phases" in config else ()
   if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in phases):
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")

@@ -75,7 +75,7 @@ def train(arguments: Sequence[str], number: int) -> None:
     Preempted: a signal came, to the run or to the sweep; also where the run made nothing of it,
       because it was at its end.
   """
-  command = [sys.executable, "-m", "bertgpt.cli", "train", *arguments]
+  command = [sys.executable, "-m", "bertgpt", "train", *arguments]
   child, stopped = None, False
 
   def stop(*_) -> None:

@@ -1,11 +1,11 @@
-"""bertgpt.commands.flags: a number outside its bounds, or none, is refused with the bounds."""
+"""bertgpt.commands.flags: numbers keep to their bounds, paths are absolute and local."""
 
 import argparse
+import pathlib
 
 import pytest
 
 from bertgpt.commands import flags
-from bertgpt.inference import embed, zero_shot
 
 
 @pytest.mark.parametrize("kind, low, high, text, value", [
@@ -32,31 +32,13 @@ def test_without_an_upper_bound_infinity_is_still_no_number(text):
     flags.number(float, 0)(text)
 
 
-def read(add_flags, *argv):
-  command = argparse.ArgumentParser(exit_on_error=False)
-  add_flags(command)
-  return command.parse_args(argv)
+def test_paths_are_absolute(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", "/home/someone")
+  assert flags.local_path("runs/a") == tmp_path / "runs/a"
+  assert flags.local_path("~/a") == pathlib.Path("/home/someone/a")
 
 
-@pytest.mark.parametrize("flag, most", [
-    ("seed", 4294967295), ("top_k", 2147483647), ("num_samples", 65536)])
-def test_numbers_for_the_device_fit_into_its_words(flag, most):
-  assert getattr(read(flags.sampling_flags, f"--{flag}={most}"), flag) == most
-  with pytest.raises(argparse.ArgumentError, match=f"and at most {most}"):
-    read(flags.sampling_flags, f"--{flag}={most + 1}")
-
-
-def test_layers_and_suites_are_those_that_there_are():
-  """Written twice, so that --help need not wait for JAX."""
-  command = argparse.ArgumentParser()
-  flags.embed_flags(command)
-  flags.suite_flags(command)
-  actions = {action.dest: action for action in command._actions}
-  assert tuple(actions["layer"].choices) == tuple(embed.LAYERS)
-  assert actions["suite"].help.partition(": ")[2].split(", ") == list(zero_shot.SUITES)
-
-
-def test_a_bucket_is_no_folder():
-  assert str(flags.folder("runs/a")) == "runs/a"
+def test_a_bucket_is_no_path():
   with pytest.raises(argparse.ArgumentTypeError, match="gs://b/run: only local paths"):
-    flags.folder("gs://b/run")
+    flags.local_path("gs://b/run")

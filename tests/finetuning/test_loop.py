@@ -319,7 +319,7 @@ def start_two(tuning, init, out, *arguments, differing=((), ())):
   port = program.free_port()
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(program.ROOT)}
   return [subprocess.Popen(
-      [sys.executable, "-m", "bertgpt.cli", "finetune", f"--config={tuning}", f"--init={init}",
+      [sys.executable, "-m", "bertgpt", "finetune", f"--config={tuning}", f"--init={init}",
        f"--workdir={out}", *arguments, *differing[i], f"--distributed=127.0.0.1:{port},2,{i}"],
       env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
           for i in range(2)]

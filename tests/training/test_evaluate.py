@@ -83,7 +83,7 @@ def test_every_row_is_counted_once(trained, held_out):
 
 def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_scores):
   env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
-  out = subprocess.run([sys.executable, "-m", "bertgpt.cli", "evaluate",
+  out = subprocess.run([sys.executable, "-m", "bertgpt", "evaluate",
                         f"--workdir={finished_run}"], env=env, check=True, capture_output=True,
                        text=True, timeout=240).stdout
   printed = dict(line.split() for line in out.splitlines())

@@ -1,0 +1,42 @@
+"""`bertgpt data`: the batches of a config, shown."""
+
+from bertgpt.commands import flags
+from bertgpt.errors import ConfigError
+
+HELP = "Show what batches a config makes."
+USES = ("bertgpt.report.end_of_run",)
+
+
+def add_flags(parser):
+  flags.add_config(parser)
+  parser.add_argument("--steps", metavar="N,N",
+                      help="steps whose batches are hashed; default: the first three")
+
+
+def check(arguments):
+  from bertgpt import config as config_lib
+  arguments.config = flags.read_config(arguments)
+  num_steps = config_lib.total_steps(arguments.config)
+  arguments.steps = (list(range(min(3, num_steps))) if arguments.steps is None
+                     else parse_steps(arguments.steps, num_steps))
+
+
+def run(arguments):
+  from bertgpt.report import end_of_run
+  print(end_of_run.describe_data(arguments.config, arguments.steps))
+
+
+def parse_steps(text: str, num_steps: int) -> list[int]:
+  """Returns the numbers of --steps, counted from 0.
+
+  Raises:
+    ConfigError: not numbers, or the run has no such steps.
+  """
+  try:
+    steps = [int(step) for step in text.split(",") if step.strip()]
+  except ValueError:
+    raise ConfigError(f"--steps={text}: give numbers, as 0,1,2") from None
+  for step in steps:
+    if not 0 <= step < num_steps:
+      raise ConfigError(f"--steps={text}: the run has steps 0 to {num_steps - 1}, not {step}")
+  return steps

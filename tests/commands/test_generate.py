@@ -1,0 +1,18 @@
+"""bertgpt.commands.generate: numbers that the device computes with fit into its words."""
+
+import argparse
+
+import pytest
+
+from bertgpt.commands import generate
+
+
+@pytest.mark.parametrize("flag, most", [
+    ("seed", 4294967295), ("top_k", 2147483647), ("num_samples", 65536)])
+def test_numbers_for_the_device_fit_into_its_words(flag, most):
+  parser = argparse.ArgumentParser(exit_on_error=False)
+  generate.add_flags(parser)
+  argv = ["--workdir=w", "--prompt=a"]
+  assert getattr(parser.parse_args([*argv, f"--{flag}={most}"]), flag) == most
+  with pytest.raises(argparse.ArgumentError, match=f"and at most {most}"):
+    parser.parse_args([*argv, f"--{flag}={most + 1}"])
