@@ -55,7 +55,7 @@ install-hf: $(HF_STAMP)
 install-plan: $(PLAN_STAMP)
 
 # The stamp comes last: an installation that was cut short is made again from nothing.
-$(STAMP): requirements.lock setup.cfg pyproject.toml
+$(STAMP): requirements.lock setup.cfg setup.py pyproject.toml
 	@$(or $(PYTHON),false) -c '$(USABLE)' || { \
 	  echo "bertgpt needs Python 3.11 or newer with venv (Debian, Ubuntu: apt install python3-venv)." >&2; \
 	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }

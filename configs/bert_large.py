@@ -8,13 +8,10 @@ Expected   Held-out MLM perplexity 3.23 (Devlin et al. 2018, arXiv:1810.04805, t
 Status     Not yet run.
 """
 
-import pathlib
-
-from bertgpt.config import presets
-from bertgpt.config.recipes import load
+from bertgpt.config import presets, recipes
 
 
 def get_config():
-  config = load(str(pathlib.Path(__file__).with_name("bert_base.py")))
+  config = recipes.beside(__file__, "bert_base")
   config.model.update(presets.BERT["large"])
   return config

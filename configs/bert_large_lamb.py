@@ -8,14 +8,11 @@ Expected   Training loss (MLM + NSP) 1.24-1.27 at the end, SQuAD 1.1 F1 90.7 (NV
 Status     Not yet run.
 """
 
-import pathlib
-
-from bertgpt.config import phase
-from bertgpt.config.recipes import load
+from bertgpt.config import phase, recipes
 
 
 def get_config():
-  config = load(str(pathlib.Path(__file__).with_name("bert_large.py")))
+  config = recipes.beside(__file__, "bert_large")
   config.optimizer.name = "nvlamb"
   # Rate and step count start anew in the second phase; NVIDIA's curve is (1 - t)^0.5.
   config.phases = (

@@ -7,13 +7,10 @@ Expected   GLUE test average 64.2 after fine-tuning (google-research/bert, READM
 Status     Not yet run.
 """
 
-import pathlib
-
-from bertgpt.config import presets
-from bertgpt.config.recipes import load
+from bertgpt.config import presets, recipes
 
 
 def get_config():
-  config = load(str(pathlib.Path(__file__).with_name("bert_base.py")))
+  config = recipes.beside(__file__, "bert_base")
   config.model.update(presets.BERT["tiny"])
   return config

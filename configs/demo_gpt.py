@@ -6,14 +6,11 @@ Expected   After 3,600 steps: held-out perplexity 26.8 (bigram 58.6, unigram 418
            byte.
 """
 
-import pathlib
-
-from bertgpt.config import base, phase, presets
-from bertgpt.config.recipes import load
+from bertgpt.config import base, phase, presets, recipes
 
 
 def get_config():
-  config = load(str(pathlib.Path(__file__).with_name("demo.py")))
+  config = recipes.beside(__file__, "demo")
   config.model.update(presets.GPT2["small"])
   config.model.update(num_layers=2, width=128, num_heads=4, mlp_dim=512, max_positions=128,
                       dropout=0.0, attention_dropout=0.0, position_init="normal",

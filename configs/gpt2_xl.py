@@ -8,14 +8,11 @@ Expected   No published figure for this recipe. The peak rate is that of GPT-3 X
 Status     Not yet run.
 """
 
-import pathlib
-
-from bertgpt.config import presets
-from bertgpt.config.recipes import load
+from bertgpt.config import presets, recipes
 
 
 def get_config():
-  config = load(str(pathlib.Path(__file__).with_name("gpt2_small.py")))
+  config = recipes.beside(__file__, "gpt2_small")
   config.model.update(presets.GPT2["xl"], dropout=0.0, attention_dropout=0.0)
   config.phases[0].update(learning_rate=2e-4, micro_batches=30)
   return config

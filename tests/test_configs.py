@@ -150,7 +150,7 @@ def test_gpt2_run():
 
 def test_loading_recipes_needs_no_jax():
   """`bertgpt prepare` and typos in a config should not wait for it."""
-  script = ("import sys; from bertgpt import recipes\n"
+  script = ("import sys; from bertgpt.config import recipes\n"
             "for path in sys.argv[1:]: recipes.load(path)\n"
             "print(*{'jax', 'flax', 'tensorflow'} & set(sys.modules))")
   paths = [str(CONFIGS / f"{name}.py") for name in RECIPES]

@@ -44,8 +44,9 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--config", required=True, metavar="FILE", dest="recipe",
-                      help="a recipe, as configs/demo.py")
+  parser.add_argument("--config", required=True, metavar="RECIPE", dest="recipe",
+                      help="the file of a recipe, or the name of one that comes with bertgpt, as "
+                           "bert_base; `--config help` lists them")
   add_config_fields(parser)
 
 

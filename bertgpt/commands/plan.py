@@ -3,7 +3,7 @@
 from bertgpt.commands import flags
 
 HELP = "Predict memory, time and price on hardware that need not be there."
-USES = ("bertgpt.planning.plan",)
+USES = ("bertgpt.planning.plan", "bertgpt.planning.topologies")
 
 
 def add_flags(parser):

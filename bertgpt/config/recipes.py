@@ -38,12 +38,14 @@ FORMER_NAMES = {
 
 
 def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
-  """Runs the recipe `path` (or `path:argument`) and returns its config, locked.
+  """Runs a recipe and returns its config, locked.
 
   Args:
+    path: file of the recipe, or its name if it comes with bertgpt; then perhaps ':' and an
+      argument for its get_config().
     make_base: `base` of the module whose config it is to be.
   Raises:
-    ConfigError: no such file, no `get_config`, it raises, or it returns no such config.
+    ConfigError: no such recipe, no `get_config`, it raises, or it returns no such config.
   """
   config = _call(path, "get_config")
   if not isinstance(config, ConfigDict) or config.keys() != make_base().keys():
@@ -55,6 +57,17 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
   config.lock()
   return config
+
+
+def beside(file: str, name: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
+  """Returns the config of another recipe in the same folder: the one that a recipe starts from.
+
+  Args:
+    file: `__file__` of the recipe that asks.
+    name: name of the other one, as 'bert_base'.
+    make_base: as for `load`.
+  """
+  return load(str(pathlib.Path(file).with_name(f"{name}.py")), make_base)
 
 
 def load_sweep(path: str) -> list[dict[str, Any]]:
@@ -69,12 +82,48 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
   return runs
 
 
+def folder() -> pathlib.Path:
+  """Returns the folder of the recipes that come with bertgpt: configs/ of the repository.
+
+  An installed package has them in a folder of its own.
+  """
+  package = pathlib.Path(__file__).parents[1]
+  installed = package / "configs"
+  return installed if installed.is_dir() else package.with_name("configs")
+
+
+def names() -> list[str]:
+  """Returns the names of the recipes that come with bertgpt, sorted."""
+  return sorted(path.stem for path in folder().glob("*.py"))
+
+
+def find(name: str) -> str:
+  """Returns the file of a recipe. A file of this name comes before a recipe of this name.
+
+  Args:
+    name: a path, or the name of a recipe that comes with bertgpt, as 'bert_base'.
+  Raises:
+    ConfigError: neither; with the closest names, or else with all.
+  """
+  if os.path.isfile(name):
+    return os.path.abspath(name)
+  known, path = names(), pathlib.Path(name)
+  if name in known:
+    return str(folder() / f"{name}.py")
+  if len(path.parts) > 1:
+    hint = f"; did you mean --config {path.stem}?" if path.stem in known else ""
+    raise ConfigError(f"--config {name}: no such file{hint}")
+  close = difflib.get_close_matches(path.stem, known, n=3)
+  hint = (f"did you mean {' or '.join(close)}?" if close else
+          f"the recipes that come with bertgpt are {', '.join(known)}")
+  raise ConfigError(f"--config {name}: no such file or recipe; {hint}")
+
+
 def _call(path: str, function: str):
-  """The result of a function of a recipe. What it raises is one line: it is the user's to mend."""
+  """Returns the result of a function of a recipe. An error in the recipe becomes one line."""
   name, *argument = path.split(":", 1)
-  if not os.path.isfile(name):
-    raise ConfigError(f"--config {name}: no such file")
-  spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, name)
+  file = find(name)
+  spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
   if spec is None:
     raise ConfigError(f"--config {name}: not a Python file")
   module = importlib.util.module_from_spec(spec)
@@ -89,7 +138,7 @@ def _call(path: str, function: str):
     raise
   except Exception as e:
     lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__)
-             if frame.filename == name]
+             if frame.filename == file]
     where = f"{name}, line {lines[-1]}" if lines else name
     raise ConfigError(f"--config {where}: {_one_line(e)}") from e
 

@@ -1,12 +1,15 @@
 """bertgpt.config.recipes: what a user can type, what survives JSON, what may change on resume."""
 
 import json
+import pathlib
 
 import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.errors import ConfigError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def problems_of(call, *args) -> list[str]:
@@ -114,6 +117,57 @@ def test_missing_recipe_is_named(tmp_path):
   path = str(tmp_path / "nothing.py")
   assert problems_of(recipes.load, path) == [f"--config {path}: no such file"]
   assert problems_of(recipes.load_sweep, path) == [f"--config {path}: no such file"]
+
+
+def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert recipes.load("bert_tiny").model.width == 128
+  assert recipes.load_sweep("bert_base") == recipes.load_sweep(str(CONFIGS / "bert_base.py"))
+  assert recipes.names() == sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def test_a_file_comes_before_a_recipe_of_its_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "bert_base").write_text("")
+  assert problems_of(recipes.load, "bert_base") == ["--config bert_base: not a Python file"]
+  (tmp_path / "bert_tiny").mkdir()
+  assert recipes.load("bert_tiny").model.width == 128
+
+
+def test_a_name_takes_an_argument_too(monkeypatch, tmp_path):
+  (tmp_path / "mine.py").write_text("from bertgpt.config import base\ndef get_config(seed='0'):\n"
+                                    "  config = base()\n  config.seed = int(seed)\n"
+                                    "  return config")
+  monkeypatch.setattr(recipes, "folder", lambda: tmp_path)
+  assert [recipes.load(name).seed for name in ("mine", "mine:5")] == [0, 5]
+
+
+@pytest.mark.parametrize("name, hint", [
+    ("bert_bse", "no such file or recipe; did you mean bert_base"),
+    ("bert_base.py", "no such file or recipe; did you mean bert_base or"),
+    ("help", "no such file or recipe; the recipes that come with bertgpt are bert_base, "),
+    ("recipes/bert_base.py", "no such file; did you mean --config bert_base?"),
+])
+def test_a_recipe_that_is_not_there_is_one_line_with_a_hint(tmp_path, monkeypatch, name, hint):
+  monkeypatch.chdir(tmp_path)
+  (line,) = problems_of(recipes.load, name)
+  assert line.startswith(f"--config {name}: {hint}")
+
+
+def test_a_recipe_starts_from_the_one_beside_it_and_not_from_one_of_that_name(tmp_path):
+  (tmp_path / "bert_base.py").write_text("from bertgpt.config import base\ndef get_config():\n"
+                                         "  config = base()\n  config.seed = 7\n"
+                                         "  return config")
+  (tmp_path / "mine.py").write_text("from bertgpt.config import recipes\ndef get_config():\n"
+                                    "  return recipes.beside(__file__, 'bert_base')")
+  assert recipes.load(str(tmp_path / "mine.py")).seed == 7
+
+
+def test_a_line_of_a_recipe_is_named_for_a_relative_path_too(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine.py").write_text("\n\nx = 1 / 0")
+  assert problems_of(recipes.load, "./mine.py") == [
+      "--config ./mine.py, line 3: ZeroDivisionError: division by zero"]
 
 
 def test_recipe_takes_an_argument_after_a_colon(tmp_path):

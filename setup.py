@@ -1,0 +1,6 @@
+"""What setup.cfg cannot say: the recipes of configs/ are installed inside the package."""
+
+from setuptools import find_packages, setup
+
+setup(packages=[*find_packages(include=["bertgpt", "bertgpt.*"]), "bertgpt.configs"],
+      package_dir={"bertgpt.configs": "configs"})
