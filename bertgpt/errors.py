@@ -17,6 +17,7 @@ and the word "Timeout" comes from the watchdog: a step did not come, for a peer 
 Any other number, with a traceback, is a bug.
 """
 
+MAX_LINE_CHARS = 300  # Some libraries write pages.
 INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, as shells have it.
 
 
@@ -51,3 +52,26 @@ class StorageError(UserError):
 
 class Preempted(UserError):
   exit_code = 75
+
+
+def one_line(e: BaseException) -> str:
+  """Returns what an exception says, as one line for a message that quotes it.
+
+  The system's errors give the reason and the file, "No such file or directory: a.txt". Libraries
+  raise RuntimeError, ValueError and Exception with whole sentences, which are quoted as they
+  are. Other messages mean little without the type, "KeyError: 'name'"; an empty one is replaced
+  by it.
+
+  Args:
+    e: any exception.
+  Returns:
+    At most MAX_LINE_CHARS characters; white space is collapsed.
+  """
+  if isinstance(e, OSError) and e.strerror:
+    line = f"{e.strerror}: {e.filename}" if e.filename else e.strerror
+  elif type(e) is Exception or isinstance(e, (UserError, OSError, RuntimeError, ValueError)):
+    line = str(e)
+  else:
+    line = f"{type(e).__name__}: {e}"
+  line = " ".join(line.split()).removesuffix(":") or type(e).__name__
+  return line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS - 3] + "..."

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from bertgpt.config import ConfigDict, base, leaves, phase
-from bertgpt.errors import ConfigError, UserError
+from bertgpt.errors import ConfigError, UserError, one_line
 
 # Fields that may differ when a run is resumed: they change neither the batches, nor the
 # model, nor the update. Steps may be added too; the learning rates of those to come then
@@ -140,7 +140,7 @@ def _call(path: str, function: str):
     lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__)
              if frame.filename == file]
     where = f"{name}, line {lines[-1]}" if lines else name
-    raise ConfigError(f"--config {where}: {_one_line(e)}") from e
+    raise ConfigError(f"--config {where}: {one_line(e)}") from e
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -184,10 +184,6 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
   return config, problems
 
 
-def _one_line(e: Exception) -> str:
-  return f"{type(e).__name__}: {' '.join(str(e).split())}"
-
-
 # -------------------------------------------------------------------- JSON
 
 
@@ -210,7 +206,7 @@ def from_json(text: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDi
     if "phases" in config:
       config.phases = tuple(phase() for _ in stored["phases"])
   except (json.JSONDecodeError, KeyError, TypeError) as e:
-    raise ConfigError(f"config.json is not the config of a run: {_one_line(e)}") from e
+    raise ConfigError(f"config.json is not the config of a run: {one_line(e)}") from e
   problems = []
   fields = dict(leaves(config))
   values = dict(_plain_leaves(stored))

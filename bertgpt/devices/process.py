@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from bertgpt.errors import ConfigError, PeerError, StorageError
+from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
 
 def start_distributed(spec: str, timeout_s: float) -> None:
@@ -60,7 +60,7 @@ def _initialize(timeout_s: float, **arguments) -> None:
   try:
     jax.distributed.initialize(initialization_timeout=math.ceil(timeout_s), **arguments)
   except RuntimeError as e:
-    raise PeerError(f"--distributed: the processes did not come together: {_first_line(e)}") from e
+    raise PeerError(f"--distributed: the processes did not come together: {one_line(e)}") from e
 
 
 def _gather(port: int, count: int, timeout_s: float) -> None:
@@ -118,12 +118,8 @@ def count_devices() -> int:
   try:
     return jax.device_count()
   except RuntimeError as e:
-    raise ConfigError(f"JAX cannot use the devices ({_first_line(e)}); see JAX_PLATFORMS, and "
+    raise ConfigError(f"JAX cannot use the devices ({one_line(e)}); see JAX_PLATFORMS, and "
                       "whether another process holds them") from e
-
-
-def _first_line(e: Exception) -> str:
-  return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 
 @contextlib.contextmanager

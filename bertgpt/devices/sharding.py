@@ -8,7 +8,6 @@ its parameter, because its path ends in the parameter's path.
 import contextlib
 import contextvars
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertgpt import config as config_lib
+from bertgpt import trees
 from bertgpt.config import MESH_AXES
 from bertgpt.errors import ConfigError
 
@@ -194,7 +194,7 @@ def constrain_gradients(grads: Any) -> Any:
   inner = {name: tuple(a for a in axes[name] if a != "data") for name in axes}
 
   def pin(path, x):
-    spec = _spec(parameter_axes(path_of(path)), x.shape[1:],
+    spec = _spec(parameter_axes(trees.path_of(path)), x.shape[1:],
                  jax.sharding.get_abstract_mesh().shape, inner)
     return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *spec))
 
@@ -221,15 +221,7 @@ def parameter_axes(path: str) -> tuple[str | None, ...]:
   Raises:
     ValueError: no rule matches; every parameter needs one.
   """
-  for pattern, axes in PARAMETER_RULES:
-    if re.search(pattern, path):
-      return axes
-  raise ValueError(f"no rule in sharding.PARAMETER_RULES matches the parameter {path}")
-
-
-def path_of(key_path) -> str:
-  """'a/b/c' of a JAX key path."""
-  return jax.tree_util.keystr(key_path, simple=True, separator="/")
+  return trees.first_match(PARAMETER_RULES, path)
 
 
 def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDict) -> Any:
@@ -242,10 +234,10 @@ def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDi
     state: tree of arrays or ShapeDtypeStructs.
     params: the parameters, same kinds of leaves.
   """
-  shapes = {path_of(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  shapes = {path: leaf.shape for path, leaf in trees.named_leaves(params).items()}
 
   def place(key_path, leaf):
-    parts = path_of(key_path).split("/")
+    parts = trees.path_of(key_path).split("/")
     for i in range(len(parts)):
       path = "/".join(parts[i:])
       if shapes.get(path) == leaf.shape:

@@ -33,6 +33,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
+from bertgpt import trees
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import process, sharding
@@ -325,11 +326,10 @@ def init_state(setup: Setup, program: Program, seed: int) -> steps.TrainState:
   state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract))()
   if setup.config.from_scratch:
     return state
-  found = {f"body/{sharding.path_of(path)}": x for path, x in
-           jax.tree_util.tree_leaves_with_path(setup.pretrained.params)}
+  found = trees.named_leaves({"body": setup.pretrained.params})
 
   def choose(path, fresh):
-    name = sharding.path_of(path)
+    name = trees.path_of(path)
     if name in found:
       return put_pretrained(name, fresh, found[name], setup.pretrained.config.model.vocab_size)
     if not name.startswith(("head/", "body/pooler/")):

@@ -13,11 +13,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from bertgpt import trees
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks.rows import Task
-from bertgpt.runs.fingerprint import name_leaves
 from bertgpt.runs.trained import Trained
 from bertgpt.training import sweep
 
@@ -33,7 +33,7 @@ def run_name(rate: float, seed: int) -> str:
 def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, Any]:
   """What a run starts from and learns, wherever it lies: `init` and `rows` of results.json."""
   digest = hashlib.sha256()
-  for name, x in name_leaves(pretrained.params).items():
+  for name, x in trees.named_leaves(pretrained.params).items():
     digest.update(f"{name} {x.dtype} {x.shape}".encode())
     digest.update(x.tobytes())
   scored = {s.name: s.rows.fingerprint() for s in task.evals if s.score}

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt import trees
 from bertgpt.config import ConfigDict, padded_vocab_size
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs.fingerprint import name_leaves
 
 Sizes = dict[str, int]  # By letter; "skip": rows that come before position 0.
 
@@ -303,7 +303,7 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   architecture, family = _find_family(config, kind)
   sizes = _sizes(config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
-            for name, x in name_leaves(params).items()}
+            for name, x in trees.named_leaves(params).items()}
   if config.model.family == "bert" and config.model.num_segments == 0:
     leaves["embeddings/segment/embedding"] = np.zeros((1, sizes["D"]), np.float32)
   parts = collections.defaultdict(list)
@@ -369,16 +369,16 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str,
   fields["model.max_positions"] -= skip
   sizes = _sizes({field.removeprefix("model."): x for field, x in fields.items()}, skip - 1)
   tensors = _drop_repeated(tensors, family)
-  params: dict[str, Any] = {}
+  leaves: dict[str, np.ndarray] = {}
   for theirs, rules in _by_tensor(family.rules).items():
     count = fields["model.num_layers"] if _is_stacked(rules[0]) else 1
     layers = [_take(tensors, theirs.format(i), rules, sizes) for i in range(count)]
     for rule, *parts in zip(rules, *layers, strict=True):
-      _put(params, rule.ours, np.stack(parts) if _is_stacked(rule) else parts[0])
+      leaves[rule.ours] = np.stack(parts) if _is_stacked(rule) else parts[0]
   if tensors:
     raise DataError(f"the tensor {min(tensors)} has no place in a {name} of "
                     f"{fields['model.num_layers']} layers")
-  return params, fields
+  return trees.nest(leaves), fields
 
 
 def _rename(tensors, hf_config):
@@ -475,13 +475,6 @@ def _by_tensor(rules: list[Rule]) -> dict[str, list[Rule]]:
   for rule in rules:
     groups[rule.theirs].append(rule)
   return groups
-
-
-def _put(params, path, array):
-  *folders, last = path.split("/")
-  for folder in folders:
-    params = params.setdefault(folder, {})
-  params[last] = array
 
 
 def _is_stacked(rule: Rule) -> bool:

@@ -22,13 +22,13 @@ import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
 from bertgpt import config as config_lib
+from bertgpt import trees
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.tokens import tokenizers
-from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub import conversion, model_card, tokenizer_files
 from bertgpt.runs import checkpoint, corpora, workdir
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs.fingerprint import name_leaves
 from bertgpt.runs.trained import Trained
 
 WEIGHTS = "model.safetensors"
@@ -108,7 +108,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
 
 
 def check_finite(trained: Trained, source: pathlib.Path) -> None:
-  for name, x in name_leaves(trained.params).items():
+  for name, x in trees.named_leaves(trained.params).items():
     if not np.isfinite(x).all():
       raise DataError(f"--workdir {source}: the parameter {name} at step {trained.step} is not "
                       "finite; export an earlier checkpoint")
@@ -135,7 +135,7 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None
     # transformers before version 5 asks for the format.
     safetensors_numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
   except safetensors.SafetensorError as e:
-    raise StorageError(f"{path}: cannot be written ({e})") from e
+    raise StorageError(f"{path}: cannot be written ({one_line(e)})") from e
   umask = os.umask(0)  # The library makes the file for its owner alone.
   os.umask(umask)
   path.chmod(0o666 & ~umask)
@@ -237,7 +237,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     return safetensors_numpy.load_file(path)
   except (safetensors.SafetensorError, TypeError, ValueError) as e:
-    raise DataError(f"{path}: is no whole safetensors file ({e}); copy it again") from e
+    raise DataError(f"{path}: is no whole safetensors file ({one_line(e)}); copy it again") from e
 
 
 def load_tokenizer(source: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:

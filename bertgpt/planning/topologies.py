@@ -17,7 +17,7 @@ import jax
 from jax.experimental import topologies
 
 from bertgpt.devices import hardware
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, one_line
 from bertgpt.planning.collectives import Place
 
 EXAMPLES = "such as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200:2x8 (nodes x GPUs)"
@@ -117,7 +117,7 @@ def _open_tpu(name: str, sides: list[int], num_slices: int) -> Topology:
     if "TPU support not installed" in str(e):
       raise ConfigError(f"--topology={name}: the TPU compiler is not installed. "
                         "In the source tree: make install-plan, or pip install -e .[plan]") from e
-    raise ConfigError(f"--topology={name}: {_first_line(e)}") from e
+    raise ConfigError(f"--topology={name}: {one_line(e)}") from e
   return Topology(name, "tpu", hardware.CHIPS[kind], tuple(sides), num_slices, devices)
 
 
@@ -224,7 +224,3 @@ def target_config(kind: str) -> str:
   major, minor = gpu.compute_capability
   return _TARGET_CONFIG.format(gpu=gpu, chip=hardware.CHIPS[kind], major=major, minor=minor,
                                fpus=64 if major == 8 else 128)
-
-
-def _first_line(e: Exception) -> str:
-  return (str(e).strip().splitlines() or [type(e).__name__])[0]

@@ -14,7 +14,6 @@ number for a name for a step. Here a step is what has a manifest that matches it
 import concurrent.futures
 import contextlib
 import errno
-import functools
 import hashlib
 import itertools
 import json
@@ -33,8 +32,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bertgpt.errors import DataError, StorageError
-from bertgpt.runs.fingerprint import name_leaves, sum_leaves
+from bertgpt.errors import DataError, StorageError, one_line
+from bertgpt.runs.fingerprint import sum_leaves
+from bertgpt.trees import named_leaves, nest
 
 MANIFEST = "manifest.json"
 ITEMS = ("params", "rest")
@@ -114,9 +114,10 @@ class Checkpoints:
     if step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, for step {newest} is there "
                       "already; go on from that one, or use another --workdir")
-    leaves = name_leaves(state)
+    leaves = named_leaves(state)
     sums = sum_leaves(list(leaves.values()))  # Runs before whatever overwrites the state.
-    items = {item: ocp.args.PyTreeSave(_nest(part)) for item, part in _split(leaves).items()}
+    # Nested dicts: what Orbax sees does not depend on our classes.
+    items = {item: ocp.args.PyTreeSave(nest(part)) for item, part in _split(leaves).items()}
     try:
       self._writer.save(self._unfinished / str(step), args=ocp.args.Composite(**items))
     except Exception as e:
@@ -170,7 +171,7 @@ class Checkpoints:
       path = self._root / str(step)
       try:
         manifest = _read_manifest(path)
-        state = _restore(path, manifest["leaves"], name_leaves(abstract_state))
+        state = _restore(path, manifest["leaves"], named_leaves(abstract_state))
         return jax.tree.structure(abstract_state).unflatten(state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:
@@ -227,8 +228,8 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       saved = _split(manifest["leaves"])["params"]
       if abstract_params is None:
         params = _restore(path, saved, dict.fromkeys(saved))
-        return _nest(dict(zip(saved, params, strict=True)))["params"], manifest["metadata"]
-      params = _restore(path, saved, name_leaves({"params": abstract_params}))
+        return nest(dict(zip(saved, params, strict=True)))["params"], manifest["metadata"]
+      params = _restore(path, saved, named_leaves({"params": abstract_params}))
       return jax.tree.structure(abstract_params).unflatten(params), manifest["metadata"]
     except Damaged as e:
       print(f"WARNING: {path} is damaged: {e}; the one before is used", file=sys.stderr, flush=True)
@@ -250,15 +251,6 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
 
 
 # -------------------------------------------------------------- leaves
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested dicts from '/'-joined paths: what Orbax sees does not depend on our classes."""
-  tree: dict[str, Any] = {}
-  for name, leaf in leaves.items():
-    *folders, last = name.split("/")
-    functools.reduce(lambda node, folder: node.setdefault(folder, {}), folders, tree)[last] = leaf
-  return tree
 
 
 def _split(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -318,8 +310,8 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
       args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if x is None else
               ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
               for name, x in part.items()}
-      restored |= name_leaves(reader.restore(path / item, args=ocp.args.PyTreeRestore(
-          item=_nest(dict.fromkeys(part, 0)), restore_args=_nest(args))))
+      restored |= named_leaves(reader.restore(path / item, args=ocp.args.PyTreeRestore(
+          item=nest(dict.fromkeys(part, 0)), restore_args=nest(args))))
   leaves = [restored[name] for name in wanted]
   for name, value in zip(wanted, np.asarray(sum_leaves(leaves)).tolist(), strict=True):
     if value != saved[name][1]:
@@ -434,8 +426,7 @@ def _none_usable(root: pathlib.Path) -> DataError:
 
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
-  reason = " ".join(str(error).split()) or type(error).__name__
-  if code := re.search(r"os_error_code='(\d+)'", reason):  # TensorStore's, deep in a long text.
-    reason = os.strerror(int(code[1]))
-  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason[:300]}); "
+  code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, deep in a long text.
+  reason = os.strerror(int(code[1])) if code else one_line(error)
+  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}); "
                       "those before it are as they were")

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bertgpt import trees
+
 
 def fingerprint(state: Any) -> dict[str, int]:
   """A number per leaf that changes with any of its bits and with the order of its elements.
@@ -18,7 +20,7 @@ def fingerprint(state: Any) -> dict[str, int]:
   Args:
     state: pytree of numeric, bool or PRNG-key arrays, however sharded.
   """
-  leaves = name_leaves(state)
+  leaves = trees.named_leaves(state)
   return dict(zip(leaves, np.asarray(sum_leaves(list(leaves.values()))).tolist(), strict=True))
 
 
@@ -58,9 +60,3 @@ def _mix(x: jax.Array) -> jax.Array:
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
-
-
-def name_leaves(state: Any) -> dict[str, Any]:
-  """Leaves by '/'-joined path, in the tree's order."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import models
+from bertgpt import models, trees
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -207,9 +207,8 @@ def load_params(run: Run) -> Any:
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
     raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer; set "
                       f"--config.tokenizer.path={run.config.init_from}/tokenizer")
-  wanted = {sharding.path_of(p): x for p, x in
-            jax.tree_util.tree_leaves_with_path(run.abstract_state.params)}
-  found = {sharding.path_of(p): x for p, x in jax.tree_util.tree_leaves_with_path(source.params)}
+  wanted = trees.named_leaves(run.abstract_state.params)
+  found = trees.named_leaves(source.params)
   wrong = [f"{path}: {found[path].shape if path in found else 'absent'}, needs {x.shape}"
            for path, x in wanted.items() if path not in found or found[path].shape != x.shape]
   if wrong:
@@ -219,7 +218,7 @@ def load_params(run: Run) -> Any:
     print(f"note: starting from the parameters of step {source.step} of {run.config.init_from}, "
           "with a fresh optimizer", file=sys.stderr)
   return jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.device_put(found[sharding.path_of(path)], x.sharding),
+      lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),
       run.abstract_state.params)
 
 

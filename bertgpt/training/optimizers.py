@@ -29,7 +29,6 @@ or, where they do not apply, are placeholders of one element a layer, as `v` the
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bertgpt import trees
 from bertgpt.config import ConfigDict
 
 # ------------------------------------------------------------ learning rate
@@ -186,17 +186,8 @@ def decay_mask(params: Any) -> Any:
 def _match(rules, tree):
   """The value of the first rule that matches, for every leaf of `tree`."""
 
-  def value(path, leaf):
-    del leaf
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    for pattern, result in rules:
-      if re.search(pattern, name):
-        return result
-    patterns = ", ".join(pattern for pattern, _ in rules)
-    raise ValueError(f"parameter {name!r} matches none of the rules {patterns}: "
-                     "add one in bertgpt/training/optimizers.py")
-
-  return jax.tree_util.tree_map_with_path(value, tree)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: trees.first_match(rules, trees.path_of(path)), tree)
 
 
 # --------------------------------------------------------------- transforms

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
+from bertgpt import trees
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
 from bertgpt.training import objectives
@@ -93,7 +94,7 @@ def test_parameters_and_moments_are_split_as_the_table_says():
   with tiny.Setup(config) as setup:
     state = setup.init()
   leaves = jax.tree_util.tree_leaves_with_path(state)
-  specs = {sharding.path_of(path): x.sharding.spec for path, x in leaves}
+  specs = {trees.path_of(path): x.sharding.spec for path, x in leaves}
   kernel = "encoder/layers/attention/query/kernel"
   assert specs[f"params/{kernel}"] == P(None, "fsdp", "tensor")
   assert specs["params/embeddings/token/embedding"] == P(("tensor", "fsdp"), None)

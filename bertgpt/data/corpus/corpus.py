@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from array_record.python import array_record_module
 
-from bertgpt.errors import DataError
+from bertgpt.errors import DataError, one_line
 
 FORMAT_VERSION = 1
 DATASET_NAME = "bertgpt_corpus"
@@ -210,7 +210,7 @@ class Corpus:
       records = self._readers[shard].read((documents - first).tolist())
       return [tokens_of_record(r, n, dtype) for r, n in zip(records, lengths, strict=True)]
     except (IndexError, OSError, RuntimeError, ValueError) as e:
-      raise DataError(f"{path}: damaged ({first_line(e)}); prepare the corpus again") from e
+      raise DataError(f"{path}: damaged ({one_line(e)}); prepare the corpus again") from e
 
   @property
   def _split_info(self) -> dict:
@@ -229,11 +229,6 @@ def open_shard(path: pathlib.Path):
   """An ArrayRecord reader tuned for random access."""
   return array_record_module.ArrayRecordReader(
       os.fspath(path), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
-
-
-def first_line(e: Exception) -> str:
-  """array_record's messages can be long, or empty."""
-  return (str(e).strip().splitlines() or ["unreadable"])[0][:200]
 
 
 # ----------------------------------------------------------------- opening
@@ -279,7 +274,7 @@ def read_manifest(path: pathlib.Path) -> dict:
     raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}); make one with "
                     "`bertgpt prepare`") from None
   except (OSError, ValueError, KeyError, TypeError) as e:
-    raise DataError(f"{file}: unreadable ({first_line(e)}); prepare the corpus again") from e
+    raise DataError(f"{file}: unreadable ({one_line(e)}); prepare the corpus again") from e
   if version != FORMAT_VERSION:
     raise DataError(f"{file}: format version {version}, this program reads {FORMAT_VERSION}; "
                     "prepare the corpus again")

@@ -18,12 +18,12 @@ from bertgpt.data.corpus.corpus import (
     DATASET_NAME,
     INDEX_DTYPES,
     MANIFEST,
-    first_line,
     index_file,
     open_shard,
     sha256_file,
     shard_file,
 )
+from bertgpt.errors import one_line
 
 SHARD_BYTES = 2**28
 PERCENTILES = (5, 50, 95, 99, 100)
@@ -136,7 +136,7 @@ def _as_os_error(file: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except RuntimeError as e:
-    raise OSError(errno.EIO, f"not written ({first_line(e)})", os.fspath(file)) from e
+    raise OSError(errno.EIO, f"not written ({one_line(e)})", os.fspath(file)) from e
 
 
 class _ArrayWriter:

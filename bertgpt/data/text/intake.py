@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from bertgpt.errors import DataError
+from bertgpt.errors import DataError, one_line
 
 MAX_LINE_BYTES = 1 << 24
 MAX_DOCUMENT_BYTES = 1 << 22
@@ -108,7 +108,7 @@ def read_lines(path: str, intake: Intake, *, mendable: bool) -> Iterator[tuple[i
         yield offset, line[:cut] if keep else None
         offset, rest, inside = offset + cut, line[cut:], is_long
   except DAMAGED as e:
-    raise DataError(f"{path}: cannot be read beyond byte {offset} ({e or type(e).__name__}); "
+    raise DataError(f"{path}: cannot be read beyond byte {offset} ({one_line(e)}); "
                     "check the file or fetch it again") from e
 
 

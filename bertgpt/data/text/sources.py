@@ -48,7 +48,7 @@ from bertgpt.config import remote_problem
 from bertgpt.data.text import pydocs
 from bertgpt.data.text.digests import sha256_files
 from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, Intake, read_blocks, read_lines
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError, DataError, one_line
 
 MAX_SENTENCE_CHARS = 1 << 14  # What is longer is no sentence; a tokenizer's memory grows with it.
 
@@ -344,7 +344,7 @@ def open_dataset(target: str, split: str, field: str = "data.source") -> Sequenc
     return builder.as_data_source(split=split)
   except Exception as e:  # TFDS raises its own and bare errors for one cause.
     raise DataError(f"{field}: tfds:{target}:{split} cannot be read "
-                    f"({_one_line(e)}); prepare it with tfds.builder({target!r}, "
+                    f"({one_line(e)}); prepare it with tfds.builder({target!r}, "
                     "file_format='array_record').download_and_prepare()") from e
 
 
@@ -359,7 +359,7 @@ def read_dataset(records: Sequence, name: str) -> Iterator[tuple[int, dict]]:
     try:
       values = records.__getitems__(list(batch))
     except Exception as e:  # ArrayRecord and the decoders of TFDS raise bare errors.
-      raise DataError(f"{name}: records from {first} cannot be read ({_one_line(e)}); "
+      raise DataError(f"{name}: records from {first} cannot be read ({one_line(e)}); "
                       "prepare the dataset again") from e
     yield from zip(batch, values, strict=True)
 
@@ -384,7 +384,7 @@ def open_builder(target: str, field: str = "data.source"):
       return tfds.builder_from_directory(os.path.expanduser(target))
     return tfds.builder(target)
   except Exception as e:  # As above.
-    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({_one_line(e)}); "
+    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({one_line(e)}); "
                     "give name/config:version or the folder of a prepared one") from e
 
 
@@ -398,10 +398,6 @@ def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
 def _open_pydocs(source: Source, intake: Intake) -> Iterator[Document]:
   for name, paragraphs in pydocs.read_documents():
     yield Document(paragraphs, False, name)
-
-
-def _one_line(e: Exception) -> str:
-  return " ".join(str(e).split())[:120] or type(e).__name__
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bertgpt.data.text.sources import cut_at_spaces
 from bertgpt.data.tokens.words import BYTE_OF_CHAR, goes_on, join_cjk
-from bertgpt.errors import DataError
+from bertgpt.errors import DataError, one_line
 
 # Special ids by role, and the names they have in tokenizers trained elsewhere; the first that
 # is in the vocabulary counts. eod ends a document of GPT; BERT's vocabularies have [SEP] for it.
@@ -392,8 +392,7 @@ def _load(loader: Callable[[pathlib.Path], Tokenizer], file: pathlib.Path) -> To
   except DataError:
     raise
   except Exception as e:  # Both libraries raise bare exceptions.
-    reason = " ".join(str(e).split())[:200] or type(e).__name__
-    raise DataError(f"{file}: is no tokenizer ({reason}); give {_GIVE}") from e
+    raise DataError(f"{file}: is no tokenizer ({one_line(e)}); give {_GIVE}") from e
 
 
 _JSON_KINDS = {("WordPiece", "WordPiece"): WordPiece, ("BPE", "ByteLevel"): ByteBPE}

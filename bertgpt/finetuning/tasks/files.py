@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bertgpt.data.text.intake import DAMAGED, Counts, Intake, open_file, read_lines
-from bertgpt.errors import DataError
+from bertgpt.errors import DataError, one_line
 
 ENDINGS = ("", ".gz", ".xz", ".zst")
 
@@ -61,7 +61,7 @@ def read_json(path: pathlib.Path) -> Any:
     with open_file(str(path)) as f:
       return json.loads(f.read())
   except DAMAGED as e:
-    raise DataError(f"{path}: cannot be read ({e or type(e).__name__}); fetch it again") from e
+    raise DataError(f"{path}: cannot be read ({one_line(e)}); fetch it again") from e
   except ValueError as e:  # No JSON, or no UTF-8.
     raise DataError(f"{path}: is no JSON ({e}); give an official file") from e
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.data.tokens.offsets import encode_with_offsets
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError, DataError, one_line
 from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
 from bertgpt.finetuning.tasks.scores import harmonic_mean
@@ -116,8 +116,7 @@ def read_questions(path: pathlib.Path) -> list[Question]:
                  for article in content["data"]
                  for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
   except (KeyError, TypeError) as e:
-    raise DataError(f"{path}: not in SQuAD's JSON ({type(e).__name__}: {e}); give an official "
-                    "file") from e
+    raise DataError(f"{path}: not in SQuAD's JSON ({one_line(e)}); give an official file") from e
   for question in questions:
     for start, answer in question.answers:
       if not isinstance(start, int) or start < 0 or not isinstance(answer, str):

@@ -258,7 +258,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 _SCRIPT = """
 import resource, sys
 from bertgpt.config import recipes
-from bertgpt.data import prepare
+from bertgpt.data.corpus import prepare
 from bertgpt.errors import UserError
 config = recipes.from_json(open(sys.argv[1]).read())
 if len(sys.argv) > 3:

@@ -52,7 +52,7 @@ def test_prose_of_a_docstring_is_kept_without_code_tables_and_markup():
 
 
 def test_pydocs_are_the_same_twice_and_hold_documents_of_several_sentences():
-  code = ("import hashlib; from bertgpt.data import pydocs;"
+  code = ("import hashlib; from bertgpt.data.text import pydocs;"
           "print(hashlib.sha256(repr(list(pydocs.read_documents(400_000))).encode()).hexdigest())")
   hashes = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                            env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "12"}

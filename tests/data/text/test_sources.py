@@ -88,7 +88,7 @@ def test_tfds_errors_name_what_is_missing(dataset, end, message):
 
 
 def test_tfds_source_imports_no_tensorflow(dataset):
-  code = ("import sys; from bertgpt.data import sources;"
+  code = ("import sys; from bertgpt.data.text import sources;"
           f"print(len(list(sources.open_source('tfds:{dataset}:train'))),"
           "[m for m in ('tensorflow', 'jax') if m in sys.modules])")
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
