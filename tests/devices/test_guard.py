@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def start(work):
   """A guarded process; `work` is what its worker runs."""
-  code = ("import os, signal, sys, time\nfrom bertgpt import guard\n"
+  code = ("import os, signal, sys, time\nfrom bertgpt.devices import guard\n"
           "guard.fork_worker('name')\nprint(os.getpid(), os.getppid(), flush=True)\n" + work)
   return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)

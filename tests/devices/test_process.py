@@ -76,20 +76,20 @@ def run_python(code):
 
 
 def test_the_watchdog_ends_a_process_that_hangs_and_shows_where():
-  result = run_python("import time; from bertgpt import process\n"
+  result = run_python("import time; from bertgpt.devices import process\n"
                       "def stuck(): time.sleep(100)\n"
                       "process.arm_watchdog(0.01); stuck()")
   assert result.returncode != 0 and "stuck" in result.stderr
 
 
 def test_a_disarmed_watchdog_does_nothing():
-  result = run_python("import time; from bertgpt import process\n"
+  result = run_python("import time; from bertgpt.devices import process\n"
                       "process.arm_watchdog(0.005); process.disarm_watchdog(); time.sleep(1)")
   assert result.returncode == 0, result.stderr
 
 
 def test_the_compilation_cache_is_private(tmp_path):
-  result = run_python("from bertgpt import process\n"
+  result = run_python("from bertgpt.devices import process\n"
                       f"process.use_compilation_cache('{tmp_path}/a/b')")
   assert result.returncode == 0, result.stderr
   assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0

@@ -159,7 +159,7 @@ def test_a_trained_model_comes_with_its_own_tokenizer(finished_bert, tmp_path):
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
   holder = subprocess.Popen(
-      [sys.executable, "-c", "import pathlib, sys, time\nfrom bertgpt import workdir\n"
+      [sys.executable, "-c", "import pathlib, sys, time\nfrom bertgpt.runs import workdir\n"
        "with workdir.lock(pathlib.Path(sys.argv[1])):\n"
        "  print('locked', flush=True)\n  time.sleep(60)", str(tmp_path)],
       stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})

@@ -103,7 +103,7 @@ def screen_of(output):
 
 
 def test_a_terminal_shows_one_live_line_and_messages_of_their_own(tmp_path):
-  code = ("import pathlib, sys\nfrom bertgpt import metrics\n"
+  code = ("import pathlib, sys\nfrom bertgpt.training import metrics\n"
           f"scalars = {SCALARS}\n"
           f"w = metrics.Writer(pathlib.Path({str(tmp_path)!r}), first_step=0, last_step=3000,"
           " tensorboard=False)\n"
