@@ -106,7 +106,7 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
   """
   chip, chip_work, transfers = network.chip, _ChipWork(network.chip), _Transfers(network)
   for execution in hlo.executions(hlo.parse(text)):
-    if transfers.is_end_of_one(execution.instruction):
+    if transfers.is_end(execution.instruction):
       transfers.end(execution.instruction.operands[0], chip_work.seconds)
       continue
     started = chip_work.seconds
@@ -326,7 +326,7 @@ class _Transfers:
     totals.add(collective, traffic, runs)
     return _Transfer(totals, traffic.seconds, runs, span)
 
-  def is_end_of_one(self, instruction: Instruction) -> bool:
+  def is_end(self, instruction: Instruction) -> bool:
     """Returns whether an instruction is the `-done` of a collective under way."""
     return (instruction.opcode.endswith("-done")
             and instruction.operands[0] in self._under_way)
