@@ -16,12 +16,13 @@ from bertgpt.config.pretraining import (
     max_sequences,
     padded_vocab_size,
     phase,
-    phase_at,
+  phase_at,
+  predicted_share,
     total_steps,
 )
 
 __all__ = [
     "CHOICES", "MESH_AXES", "PHASE_CHOICES", "ConfigDict", "base", "find_problems", "leaves",
-    "max_predictions", "max_sequences", "padded_vocab_size", "phase", "phase_at",
+    "max_predictions", "max_sequences", "padded_vocab_size", "phase", "phase_at", "predicted_share",
     "remote_problem", "total_steps", "unread", "validate",
 ]

@@ -20,6 +20,7 @@ AT_LEAST = {
     "data.prepare_workers": 0, "data.reader_workers": 0, "data.prefetch": 1,
     "data.max_sequences": 0, "tokenizer.vocab_size": 1, "tokenizer.train_bytes": 1,
     "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
+    "model.embedding_width": 0, "model.layer_groups": 0,
     "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
     "model.scan_unroll": 0, "objective.loss_chunk": -1, "optimizer.clip_norm": 0,
@@ -126,6 +127,9 @@ def _model_problems(config):
   model = config.model
   if model.num_heads > 0 and model.width % model.num_heads:
     yield f"model.num_heads={model.num_heads} does not divide model.width={model.width}"
+  if model.layer_groups > 0 and model.num_layers % model.layer_groups:
+    yield (f"model.layer_groups={model.layer_groups} does not divide "
+           f"model.num_layers={model.num_layers}")
   family = families.FAMILIES.get(model.family)
   objective = choices.OBJECTIVES.get(config.objective.name)
   if family is None or objective is None:

@@ -100,6 +100,8 @@ def base() -> ConfigDict:
   model.width = 768
   model.num_heads = 12
   model.mlp_dim = 3072
+  model.embedding_width = 0                # albert: width of the embedding tables; 0: model.width
+  model.layer_groups = 0                   # albert: groups of layers that share their parameters; 0: none share
   model.max_positions = 512
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   model.norm = "post"                      # LayerNorm after the residual (BERT, GPT-1) or before the block (GPT-2): post | pre
@@ -214,6 +216,13 @@ def phase_at(config: ConfigDict, step: int) -> tuple[int, int]:
 def max_predictions(config: ConfigDict, p: ConfigDict) -> int:
   """Prediction slots of a row in phase `p` (static: it is a shape)."""
   return p.max_predictions or max(1, round(p.seq_len * config.objective.mask_prob))
+
+
+def predicted_share(config: ConfigDict, p: ConfigDict) -> float:
+  """Returns the share of a row's tokens that the output layer is computed for in phase `p`."""
+  if choices.OBJECTIVES[config.objective.name].predicts_all:
+    return 1.0
+  return max_predictions(config, p) / p.seq_len
 
 
 def max_sequences(config: ConfigDict, seq_len: int) -> int:

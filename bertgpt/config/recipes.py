@@ -34,6 +34,11 @@ FORMER_NAMES = {
 }
 
 
+# Fields that version 0.1 did not have. A config.json without them has their defaults, with which
+# a model is what it was.
+ADDED_FIELDS = {"model.embedding_width", "model.layer_groups"}
+
+
 # ----------------------------------------------------------------- loading
 
 
@@ -210,7 +215,7 @@ def from_json(text: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDi
   problems = []
   fields = dict(leaves(config))
   values = dict(_plain_leaves(stored))
-  for field in fields.keys() - values.keys():
+  for field in fields.keys() - values.keys() - ADDED_FIELDS:
     problems.append(f"config.json lacks the field {field}")
   for field in values.keys() - fields.keys():
     problems.append(f"config.json has the unknown field {field}")

@@ -1,8 +1,8 @@
-"""The mesh, and the one table that says how every array lies on it.
+"""The mesh, and how every array lies on it.
 
-A parameter's path picks its logical axes (`PARAMETER_RULES`, first match wins);
-`config.mesh.axes` maps logical axes to mesh axes. The optimizer's state follows
-its parameter, because its path ends in the parameter's path.
+The path of a parameter leads to its logical axes, by the table of its family
+(`models.parameter_table`); `config.mesh.axes` maps logical axes to mesh axes. The optimizer's
+state follows its parameter, because its path ends in the parameter's path.
 """
 
 import contextlib
@@ -22,27 +22,8 @@ from bertgpt import trees
 from bertgpt.config import MESH_AXES
 from bertgpt.errors import ConfigError
 
-# (pattern over the '/'-joined path, logical axes of the array). Layers are stacked:
-# their leading axis is 'layers', which is never split. Embeddings are split over the
-# vocabulary: split over the width, XLA rebuilds the whole table for every lookup.
-PARAMETER_RULES = (
-    (r"layers/attention/(query|key|value)/kernel$", ("layers", "embed", "heads")),
-    (r"layers/attention/(query|key|value)/bias$", ("layers", "heads")),
-    (r"layers/attention/out/kernel$", ("layers", "heads", "embed")),
-    (r"layers/attention/out/bias$", ("layers", None)),
-    (r"layers/mlp/up/kernel$", ("layers", "embed", "mlp")),
-    (r"layers/mlp/up/bias$", ("layers", "mlp")),
-    (r"layers/mlp/down/kernel$", ("layers", "mlp", "embed")),
-    (r"layers/mlp/down/bias$", ("layers", None)),
-    (r"layers/(attention|mlp)_norm/(scale|bias)$", ("layers", None)),
-    (r"embeddings/token/embedding$", ("vocab", None)),
-    (r"embeddings/(position|segment)/embedding$", (None, None)),
-    (r"(embeddings/norm|final_norm|mlm/norm)/(scale|bias)$", (None,)),
-    (r"mlm/bias$", ("vocab",)),
-    (r"(pooler|mlm/dense)/kernel$", ("embed", None)),
-    (r"(pooler|mlm/dense|nsp|head)/bias$", (None,)),
-    (r"(nsp|head)/kernel$", (None, None)),
-)
+LogicalAxes = tuple[str | None, ...]
+AxesOf = Callable[[str], LogicalAxes]
 
 _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
@@ -115,9 +96,6 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-LogicalAxes = tuple[str | None, ...]
-
-
 def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any,
                *args: jax.Array) -> Any:
   """Applies a function to every device's own part of its arguments.
@@ -186,15 +164,20 @@ def replica_index() -> jax.Array | int:
   return jax.lax.axis_index(REPLICA).astype(jnp.uint32) if _in_replica.get() else 0
 
 
-def constrain_gradients(grads: Any) -> Any:
-  """Pins every replica's gradients [replicas, ...] to where the parameters lie."""
+def constrain_gradients(grads: Any, axes_of: AxesOf) -> Any:
+  """Pins every replica's gradients [replicas, ...] to where the parameters lie.
+
+  Args:
+    grads: a tree with the paths of the parameters.
+    axes_of: path of a parameter -> its logical axes.
+  """
   axes = _axes.get(None)
   if axes is None:
     return grads
   inner = {name: tuple(a for a in axes[name] if a != "data") for name in axes}
 
   def pin(path, x):
-    spec = _spec(parameter_axes(trees.path_of(path)), x.shape[1:],
+    spec = _spec(axes_of(trees.path_of(path)), x.shape[1:],
                  jax.sharding.get_abstract_mesh().shape, inner)
     return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *spec))
 
@@ -215,16 +198,10 @@ def num_replicas() -> int:
   return 1 if _axes.get(None) is None else jax.sharding.get_abstract_mesh().shape["data"]
 
 
-def parameter_axes(path: str) -> tuple[str | None, ...]:
-  """Logical axes of the parameter at `path`.
-
-  Raises:
-    ValueError: no rule matches; every parameter needs one.
-  """
-  return trees.first_match(PARAMETER_RULES, path)
 
 
-def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDict) -> Any:
+def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDict,
+                axes_of: AxesOf) -> Any:
   """A NamedSharding for every leaf of a train state, or of any tree around parameters.
 
   A leaf whose path ends in a parameter's path and which has its shape lies as the
@@ -233,6 +210,7 @@ def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDi
   Args:
     state: tree of arrays or ShapeDtypeStructs.
     params: the parameters, same kinds of leaves.
+    axes_of: path of a parameter -> its logical axes.
   """
   shapes = {path: leaf.shape for path, leaf in trees.named_leaves(params).items()}
 
@@ -241,7 +219,7 @@ def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDi
     for i in range(len(parts)):
       path = "/".join(parts[i:])
       if shapes.get(path) == leaf.shape:
-        spec = _spec(parameter_axes(path), leaf.shape, mesh.shape, config.mesh.axes)
+        spec = _spec(axes_of(path), leaf.shape, mesh.shape, config.mesh.axes)
         return NamedSharding(mesh, spec)
     return NamedSharding(mesh, PartitionSpec())
 

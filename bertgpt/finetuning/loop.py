@@ -34,7 +34,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from bertgpt import trees
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
@@ -43,12 +43,10 @@ from bertgpt.finetuning import results as results_lib
 from bertgpt.finetuning import tasks
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
-from bertgpt.models import Module
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 from bertgpt.training import steps
-from bertgpt.training.objectives import Objective
 from bertgpt.training.step_log import StepLog
 
 
@@ -73,14 +71,12 @@ class Program(NamedTuple):
   """The compiled parts of the runs with one learning rate.
 
   Attributes:
-    config: an ordinary one, of `finetune_config.run_config`.
+    training: what is trained; its config is an ordinary one, of `finetune_config.run_config`.
     step: (state, batch) -> (state, metrics).
     predict: (params, batch) -> outputs.
   """
 
-  config: ConfigDict
-  model: Module
-  objective: Objective
+  training: steps.Setup
   abstract: steps.TrainState
   step: Callable
   predict: Callable
@@ -97,9 +93,9 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   """
   process.use_compilation_cache(config.system.compilation_cache)
   pretrained = trained_lib.load_trained(init, "--init")
-  tasks.check_family(config.task.name, pretrained.config.model.family)
+  tasks.check_family(config.task.name, pretrained.config)
   check_run(config, pretrained)
-  form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
+  form = rows_lib.make_format(pretrained.tokenizer, pretrained.config, config.task)
   task = tasks.open_task(config.task, form)
   is_first = jax.process_index() == 0  # The others compute, and write nothing.
   with workdir.claim(path, is_first):
@@ -182,13 +178,13 @@ def check_run(config: ConfigDict, pretrained: Trained) -> None:
 
 
 def make_run_config(config, pretrained, steps, rate):
-  size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config.model.family)
+  size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config)
   return finetune_config.run_config(pretrained.config, config, steps=steps, learning_rate=rate,
                                     vocab_size=size)
 
 
 def open_setup(config, init, pretrained, task, path) -> Setup:
-  head = task_objectives.HEADS[pretrained.config.model.family, task.kind]
+  head = task_objectives.find_head(pretrained.config, task.kind)
   mesh = sharding.make_mesh(make_run_config(config, pretrained, 1, config.learning_rates[0]))
   return Setup(config, init, pretrained, task, head, mesh, path)
 
@@ -198,7 +194,8 @@ def describe(setup: Setup) -> list[str]:
   start = (f"random weights, the model and tokenizer of {setup.init}" if config.from_scratch
            else f"step {pretrained.step} of {setup.init}")
   counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
-  pools = pretrained.config.model.family == "bert" and task.kind in ("classes", "values")
+  pools = (families.find(pretrained.config).kind == "encoder"
+           and task.kind in ("classes", "values"))
   is_fresh = pools and not config.from_scratch and "pooler" not in pretrained.params
   return [f"{task.name}: {len(task.train)} training rows, {counts}; from {start}",
           *["note: the checkpoint has no pooler; its weights are random"] * is_fresh,
@@ -249,12 +246,12 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
   start = time.monotonic()
   with contextlib.ExitStack() as stack:
     stack.callback(process.disarm_watchdog)  # Also after an error.
-    stack.enter_context(sharding.use_mesh(setup.mesh, program.config))
-    with contextlib.closing(StepLog(program.config, folder, 0, is_static=False)) as log:
+    stack.enter_context(sharding.use_mesh(setup.mesh, program.training.config))
+    with contextlib.closing(StepLog(program.training.config, folder, 0, is_static=False)) as log:
       state = init_state(setup, program, seed)
       scores, outputs = {}, {}
       for step, batch, is_end in make_steps(setup, seed):
-        process.arm_watchdog(program.config.system.hang_timeout_minutes)
+        process.arm_watchdog(program.training.config.system.hang_timeout_minutes)
         state, step_metrics = program.step(state, batch)
         log.add(step, step_metrics)
         if should_stop():
@@ -262,7 +259,7 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
                           "keeps those that are done")
         if is_end:
           log.settle()
-          is_last = step == program.config.phases[0].steps
+          is_last = step == program.training.config.phases[0].steps
           if is_last or setup.config.eval.every_epoch:
             scores, outputs = evaluate(setup, program, state.params, with_tests=is_last)
             for name, results in scores.items():
@@ -273,7 +270,7 @@ def do_run(setup: Setup, program: Program, rate: float, seed: int,
     run = {"learning_rate": rate, "seed": seed, "folder": folder.name, "steps": step,
            "seconds": round(time.monotonic() - start, 1), **scores}
     if should_save(run):
-      save(setup, program.config, state, folder, seed)
+      save(setup, program.training.config, state, folder, seed)
   return run
 
 
@@ -282,12 +279,13 @@ def make_program(setup: Setup, rate: float) -> Program:
   config = make_run_config(setup.config, setup.pretrained, count_steps(setup), rate)
   model = setup.head.make_model(FrozenConfigDict(config.model), len(setup.task.labels))
   objective = setup.head.make_objective(config, setup.config.task.lm_weight)
+  training = steps.Setup(config, setup.mesh, model, objective)
   with sharding.use_mesh(setup.mesh, config):
-    abstract = steps.make_abstract_state(config, setup.mesh, model, objective)
-    step = steps.jit_train_step(config, model, objective, setup.config.micro_batches, abstract)
+    abstract = steps.make_abstract_state(training)
+    step = steps.jit_train_step(training, setup.config.micro_batches, abstract)
   predict = jax.jit(functools.partial(setup.head.predict, model),
                     out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
-  return Program(config, model, objective, abstract, step, predict)
+  return Program(training, abstract, step, predict)
 
 
 def count_steps(setup: Setup) -> int:
@@ -320,10 +318,9 @@ def init_state(setup: Setup, program: Program, seed: int) -> steps.TrainState:
   Raises:
     DataError: the checkpoint lacks others, or has them in another shape.
   """
-  config = program.config.copy_and_resolve_references()
+  config = program.training.config.copy_and_resolve_references()
   config.seed = seed
-  init = functools.partial(steps.init_state, config, program.model, program.objective)
-  state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract))()
+  state = steps.make_state(program.training._replace(config=config), program.abstract)
   if setup.config.from_scratch:
     return state
   found = trees.named_leaves({"body": setup.pretrained.params})

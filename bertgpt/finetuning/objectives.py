@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bertgpt.config import ConfigDict
-from bertgpt.models import Module, cross_entropy, heads
+from bertgpt.config import ConfigDict, families
+from bertgpt.data.batches.parts import Specs, sequence_specs
+from bertgpt.models import Inputs, Module, cross_entropy, heads
 from bertgpt.training.objectives import Batch, Objective, Sums
 
 NEVER = -1e9  # Logit of a position that cannot be chosen.
@@ -35,32 +37,31 @@ class Head(NamedTuple):
   predict: Callable[[Module, dict, Batch], jax.Array]
 
 
-def _encoder_inputs(batch: Batch) -> tuple:
-  return batch["tokens"], batch["segment_ids"], batch["sequence_ids"], batch["positions"]
-
-
-def _decoder_inputs(batch: Batch) -> tuple:
-  return batch["tokens"], batch["sequence_ids"], batch["positions"]
-
-
-def _apply(model, params, inputs, batch, dropout_key):
+def _apply(model, params, batch, keys):
   """The seed comes with the batch: one compiled step serves every run."""
   rngs = {}
-  if dropout_key is not None:
-    rngs = {"dropout": jax.random.fold_in(dropout_key, batch["seed"][0])}
-  return model.apply({"params": params}, *inputs(batch), rngs=rngs)
+  if "dropout" in keys:
+    rngs = {"dropout": jax.random.fold_in(keys["dropout"], batch["seed"][0])}
+  return model.apply({"params": params}, Inputs.of(batch), rngs=rngs)
 
 
-def _make(score: Callable[[jax.Array, Batch], Sums], inputs=_encoder_inputs) -> Objective:
-  """The objective with one loss, `task_loss`, over examples."""
+def _specs(phase: ConfigDict) -> Specs:
+  """Returns what a batch holds that the model reads; labels differ between tasks."""
+  return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
 
-  def evaluate(model, params, batch, dropout_key):
-    return score(_apply(model, params, inputs, batch, dropout_key), batch)
+
+def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: ConfigDict,
+                            lm_weight: float) -> Objective:
+  """Returns the objective with one loss, `task_loss`, over examples."""
+  del config, lm_weight
+
+  def evaluate(model, params, batch, keys):
+    return score(_apply(model, params, batch, keys), batch)
 
   def weights(batch):
     return {"task_loss": _task_weight(batch)}
 
-  return Objective(_keep, weights, evaluate, inputs)
+  return Objective(_specs, _keep, weights, evaluate, Inputs.of)
 
 
 def _keep(batch, key, row_ids):
@@ -117,9 +118,9 @@ def _possible(logits_BL2, batch):
   return jnp.where(batch["sequence_ids"][:, None] > 0, jnp.swapaxes(logits_BL2, 1, 2), NEVER)
 
 
-def make_gpt_objective(score: Callable[[jax.Array, Batch], Sums], config: ConfigDict,
+def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: ConfigDict,
                        lm_weight: float) -> Objective:
-  """The task's loss + lm_weight * the language model's (Radford et al. 2018, eq. 5).
+  """Returns the task's loss + lm_weight * the language model's (Radford et al. 2018, eq. 5).
 
   The auxiliary loss is a mean over all tokens of the batch but the first of each row.
   """
@@ -130,8 +131,8 @@ def make_gpt_objective(score: Callable[[jax.Array, Batch], Sums], config: Config
       both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
     return both
 
-  def evaluate(model, params, batch, dropout_key):
-    outputs_BC, prediction = _apply(model, params, _decoder_inputs, batch, dropout_key)
+  def evaluate(model, params, batch, keys):
+    outputs_BC, prediction = _apply(model, params, batch, keys)
     sums = score(outputs_BC, batch)
     if lm_weight:
       targets_BL, weights_BL = _lm_targets(batch)
@@ -140,7 +141,7 @@ def make_gpt_objective(score: Callable[[jax.Array, Batch], Sums], config: Config
       sums["lm_loss"] = loss, weights_BL.sum()
     return sums
 
-  return Objective(_keep, weights, evaluate, _decoder_inputs)
+  return Objective(_specs, _keep, weights, evaluate, Inputs.of)
 
 
 def _lm_targets(batch):
@@ -152,19 +153,14 @@ def _lm_targets(batch):
 # -------------------------------------------------------------- predictions
 
 
-def _predict(model, params, batch, *, inputs, finish):
-  return finish(_apply(model, params, inputs, batch, None), batch)
+def _encoder_head(make_model, score, finish) -> Head:
+  return Head(make_model, functools.partial(_make_encoder_objective, score),
+              lambda model, params, batch: finish(_apply(model, params, batch, {}), batch))
 
 
-def _bert_head(make_model, score, finish) -> Head:
-  return Head(make_model, lambda config, lm_weight: _make(score),
-              functools.partial(_predict, inputs=_encoder_inputs, finish=finish))
-
-
-def _gpt_head(score, finish) -> Head:
-  return Head(heads.GptClassifier, functools.partial(make_gpt_objective, score),
-              functools.partial(_predict, inputs=_decoder_inputs,
-                                finish=lambda outputs, batch: finish(outputs[0], batch)))
+def _decoder_head(score, finish) -> Head:
+  return Head(heads.DecoderClassifier, functools.partial(_make_decoder_objective, score),
+              lambda model, params, batch: finish(_apply(model, params, batch, {})[0], batch))
 
 
 def _classes(logits, batch):
@@ -175,14 +171,23 @@ def _values(outputs_B1, batch):
   return outputs_B1[:, 0]
 
 
-# (family, kind of task) -> head
+# (kind of family, kind of task) -> head
 HEADS = {
-    ("bert", "classes"): _bert_head(heads.BertClassifier, score_classes, _classes),
-    ("bert", "values"): _bert_head(heads.BertClassifier, score_values, _values),
-    ("bert", "tokens"): _bert_head(functools.partial(heads.BertTagger, use_dropout=True),
-                                   score_tokens, _classes),
-    ("bert", "spans"): _bert_head(functools.partial(heads.BertTagger, use_dropout=False),
-                                  score_spans, _possible),
-    ("gpt", "classes"): _gpt_head(score_classes, _classes),
-    ("gpt", "values"): _gpt_head(score_values, _values),
+    ("encoder", "classes"): _encoder_head(heads.EncoderClassifier, score_classes, _classes),
+    ("encoder", "values"): _encoder_head(heads.EncoderClassifier, score_values, _values),
+    ("encoder", "tokens"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=True),
+                                         score_tokens, _classes),
+    ("encoder", "spans"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=False),
+                                        score_spans, _possible),
+    ("decoder", "classes"): _decoder_head(score_classes, _classes),
+    ("decoder", "values"): _decoder_head(score_values, _values),
 }
+
+
+def find_head(config: ConfigDict, kind: str) -> Head:
+  """Returns the head of a task for the family of a config.
+
+  Args:
+    kind: of the task, as in `tasks.rows.Task`.
+  """
+  return HEADS[families.find(config).kind, kind]

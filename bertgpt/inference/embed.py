@@ -17,6 +17,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError
 from bertgpt.hub import export
+from bertgpt.models import Inputs, layers
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
@@ -57,11 +58,9 @@ def embed(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _features(model, num_layers, params, tokens_BL, lengths_B):
   """The last layers side by side, the last one last: float32 [B, L, E * D]."""
-  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-  is_text_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
-  _, kept = model.apply({"params": params}, tokens_BL, jnp.zeros_like(tokens_BL), is_text_BL,
-                        positions_BL, method="encode", mutable=["intermediates"])
-  x_EBLD = kept["intermediates"]["encoder"]["layers"]["output"][0][-num_layers:]
+  _, kept = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B),
+                        method="features", mutable=["intermediates"])
+  x_EBLD = layers.layer_outputs(kept["intermediates"]["encoder"])[-num_layers:]
   return jnp.concatenate(list(x_EBLD.astype(jnp.float32)), axis=-1)
 
 
@@ -81,7 +80,7 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   check_out(out, layer)
   lines = texts.read_texts(source, "--input")
   trained = trained_lib.load_trained(path)
-  trained_lib.require_family(trained, path, "bert", "give features of [CLS]; use the model itself")
+  trained_lib.require(trained, path, "embed", "give features of [CLS]; use the model itself")
   if trained.config.model.num_layers < LAYERS[layer][0]:
     raise ConfigError(f"--layer {layer}: the model has only {trained.config.model.num_layers} "
                       "layers; choose last")

@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
+from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
@@ -57,10 +57,8 @@ def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(model, params, tokens_BL, lengths_B, predict_BM):
-  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-  is_text_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
-  logits_BMV, _ = model.apply({"params": params}, tokens_BL, jnp.zeros_like(tokens_BL), is_text_BL,
-                              positions_BL, predict_BM, None)
+  inputs = Inputs.of_texts(tokens_BL, lengths_B)._replace(predict_positions_BK=predict_BM)
+  logits_BMV, _ = model.apply({"params": params}, inputs)
   return jax.nn.softmax(logits_BMV[..., :model.config.vocab_size])
 
 
@@ -102,8 +100,7 @@ def run(path: pathlib.Path, text: str, top: int) -> list[str]:
     ConfigError: no BERT in `path`, no mask in the text, or more text than the model has positions.
   """
   trained = trained_lib.load_trained(path)
-  trained_lib.require_family(trained, path, "bert", "fill in words; `bertgpt generate` goes on "
-                             "with a text")
+  trained_lib.require(trained, path, "fill", "fill in words; `bertgpt generate` continues a text")
   tokenizer, window = trained.tokenizer, trained.config.model.max_positions
   tokens = np.array([tokenizer.cls_id, *encode_template(tokenizer, text), tokenizer.sep_id])
   masks = np.flatnonzero(tokens == tokenizer.mask_id)

@@ -114,7 +114,7 @@ def _continue(model, prompt_size, params, batch, stop_id, key, sampling):
     tokens_BS, cache, lengths_B, is_done_B = state
     last_B1 = lengths_B[:, None] - 1
     x_B1D, cache = apply(jnp.take_along_axis(tokens_BS, last_B1, axis=1), last_B1, cache,
-                         method="go_on")
+                         method="extend")
     logits_BV = apply(x_B1D[:, 0], method="logits")[:, :model.config.vocab_size]
     drawn_B = draw(logits_BV, sampling, key_of(rows_B, lengths_B))
     is_done_B |= drawn_B == stop_id
@@ -126,7 +126,7 @@ def _continue(model, prompt_size, params, batch, stop_id, key, sampling):
   # What follows a shorter prompt is written over before it is seen.
   positions_BP = jnp.broadcast_to(jnp.arange(prompt_size), (num_rows, prompt_size))
   _, cache = apply(tokens_BS[:, :prompt_size], positions_BP,
-                   layers.make_cache(model.config, num_rows, slots), method="go_on")
+                   layers.make_cache(model.config, num_rows, slots), method="extend")
   tokens_BS, _, lengths_B, _ = jax.lax.while_loop(
       lambda state: ~state[-1].all(), add, (tokens_BS, cache, lengths_B, lengths_B >= ends_B))
   return tokens_BS, lengths_B
@@ -169,8 +169,8 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
     ConfigError: no GPT in `path`, or a prompt that is empty or too long.
   """
   trained = trained_lib.load_trained(path)
-  trained_lib.require_family(trained, path, "gpt", "go on with a text; `bertgpt fill` guesses its "
-                         "masked words")
+  trained_lib.require(trained, path, "generate", "continue a text; `bertgpt fill` guesses its "
+                      "masked words")
   window = trained.config.model.max_positions
   tokens = trained.tokenizer.encode(prompts)
   for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):

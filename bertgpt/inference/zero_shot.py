@@ -24,6 +24,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.text import sources, texts
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError, DataError
+from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
@@ -142,7 +143,7 @@ def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
   settings = resolve(settings, trained)
   for name, _ in suites:
     if SUITES[name].score == "last_word":
-      trained_lib.require_family(trained, path, "gpt", f"be scored by {name}; use pairs or text")
+      trained_lib.require(trained, path, "score", f"be scored by {name}; use pairs or text")
   read = [read_suite(SUITES[name], file, f"--suite {name}") for name, file in suites]
   for (name, file), content in zip(suites, read, strict=True):
     scores = SCORES[SUITES[name].score](trained, SUITES[name], content, settings)
@@ -236,9 +237,8 @@ def score_rows(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model, params, tokens_BL, banned_V):
   """Scored [B, L]. Logits are formed row by row: those of all would not fit."""
-  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-  x_BLD = model.apply({"params": params}, tokens_BL, jnp.ones_like(tokens_BL), positions_BL,
-                      method="decode")
+  lengths_B = jnp.full(len(tokens_BL), tokens_BL.shape[1])
+  x_BLD = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B), method="features")
 
   def score_row(row):
     x_LD, targets_L = row
@@ -281,12 +281,10 @@ def score_masked(trained: Trained, rows: Sequence[np.ndarray], batch_size: int) 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score_masked(model, params, tokens_BL, lengths_B, at_B, mask_id):
-  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-  is_text_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
   rows_B = jnp.arange(len(tokens_BL))
-  logits_B1V, _ = model.apply(
-      {"params": params}, tokens_BL.at[rows_B, at_B].set(mask_id), jnp.zeros_like(tokens_BL),
-      is_text_BL, positions_BL, at_B[:, None], None)
+  inputs = Inputs.of_texts(tokens_BL.at[rows_B, at_B].set(mask_id), lengths_B)
+  logits_B1V, _ = model.apply({"params": params},
+                              inputs._replace(predict_positions_BK=at_B[:, None]))
   logp_BV = jax.nn.log_softmax(logits_B1V[:, 0, :model.config.vocab_size])
   return logp_BV[rows_B, tokens_BL[rows_B, at_B]]
 
@@ -313,7 +311,7 @@ def score_perplexity(trained: Trained, suite: Suite, documents: list[str],
   Words and bytes are those of the text as it is in the file. A GPT sees the end of another document
   before a document; a BERT sees one line, or so much of it as fits, at a time.
   """
-  is_gpt = trained.config.model.family == "gpt"
+  is_gpt = trained.can("score")
   if not is_gpt:
     documents = [line for text in documents for line in text.split("\n") if line.strip()]
   encoded = trained.tokenizer.encode([detokenize(text, suite.detokenizer) for text in documents])
@@ -425,7 +423,7 @@ def score_pairs(trained: Trained, suite: Suite, pairs: list[tuple[str, str]],
   pairs = pairs[:settings.limit or None]
   sentences = [sentence for pair in pairs for sentence in pair]
   encoded = trained.tokenizer.encode(sentences)
-  is_gpt = trained.config.model.family == "gpt"
+  is_gpt = trained.can("score")
   for sentence, ids in zip(sentences, encoded, strict=True):
     if not 0 < len(ids) <= settings.window - 2:
       raise ConfigError(f"--suite pairs: {sentence[:40]!r} has {len(ids)} tokens; give sentences "

@@ -7,6 +7,7 @@ and heads.
 Axes: B batch, L query length, S key length, N heads, H width of a head.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -14,8 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from bertgpt.config import ConfigDict
-from bertgpt.config import attention_kernels as kernels
+from bertgpt.config import ConfigDict, attention_kernels
 from bertgpt.devices import sharding
 from bertgpt.models.dropout import drop
 
@@ -41,34 +41,77 @@ class Cache(NamedTuple):
     return Cache(self.k.at[at].set(new.k), self.v.at[at].set(new.v))
 
 
-def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, sequence_ids_BL: jax.Array, *,
-           kernel: str, causal: bool, dropout: float,
-           dropout_key: jax.Array | None) -> jax.Array:
-  """Scaled dot-product attention in which a token sees only its own sequence.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+  """Which keys a query may look at: those of its own sequence that all the rest allows.
+
+  Only the sequences and `causal` are known to the fused kernels; what else is set makes attention
+  fall back to `xla`.
+
+  Attributes:
+    sequence_ids_BL: int32; tokens with different ids do not see each other.
+    causal: a query sees no later key.
+    prefix_BL: bool, True for the tokens of a prefix, which see each other whatever `causal` says.
+      None: there is no prefix.
+    order_BL: int32, place of every token in an order of prediction: a query sees the keys whose
+      place is not behind its own (Yang et al. 2019, arXiv:1906.08237). None: any place.
+    window: a query sees the keys at most so many positions away. None: at any distance.
+  """
+
+  sequence_ids_BL: jax.Array
+  prefix_BL: jax.Array | None = None
+  order_BL: jax.Array | None = None
+  causal: bool = dataclasses.field(default=False, metadata={"static": True})
+  window: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+  @property
+  def is_plain(self) -> bool:
+    """Whether the fused kernels can do it: sequences, and causal or not."""
+    return self.prefix_BL is None and self.order_BL is None and self.window is None
+
+  def mask(self) -> jax.Array:
+    """Returns True where query l may look at key s: bool [B, 1, L, L]."""
+    at = jnp.arange(self.sequence_ids_BL.shape[1])
+    mask_BLS = self.sequence_ids_BL[:, :, None] == self.sequence_ids_BL[:, None, :]
+    if self.causal:
+      earlier_BLS = jnp.broadcast_to(at[:, None] >= at, mask_BLS.shape)
+      if self.prefix_BL is not None:
+        earlier_BLS |= self.prefix_BL[:, :, None] & self.prefix_BL[:, None, :]
+      mask_BLS &= earlier_BLS
+    if self.order_BL is not None:
+      mask_BLS &= self.order_BL[:, :, None] >= self.order_BL[:, None, :]
+    if self.window is not None:
+      mask_BLS &= abs(at[:, None] - at) <= self.window
+    return mask_BLS[:, None]
+
+
+def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: Visibility, *,
+           kernel: str, dropout: float, dropout_key: jax.Array | None) -> jax.Array:
+  """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, 3.2.1).
 
   Logits and softmax are float32 whatever the inputs are.
 
   Args:
-    sequence_ids_BL: int32; tokens with different ids do not see each other.
-    kernel: `config.model.attention`; see `kernels.choose`.
-    causal: a token sees no later one.
+    q_BLNH, k_BSNH, v_BSNH: of one dtype.
+    visibility: which keys a query may look at.
+    kernel: `config.model.attention`; see `attention_kernels.choose`.
     dropout: share of attention weights dropped when there is a key.
     dropout_key: None: no dropout.
-
   Returns:
     [B, L, N, H], the dtype of `v_BSNH`.
   """
   dropout = 0.0 if dropout_key is None else dropout
-  name, _ = kernels.choose(kernel, sharding.platform(), str(q_BLNH.dtype), q_BLNH.shape[1],
-                           q_BLNH.shape[3], dropout)
+  name, _ = attention_kernels.choose(
+      kernel if visibility.is_plain else "xla", sharding.platform(), str(q_BLNH.dtype),
+      q_BLNH.shape[1], q_BLNH.shape[3], dropout)
   if name == "xla":
-    return _attend_xla(q_BLNH, k_BSNH, v_BSNH, make_mask(sequence_ids_BL, causal), dropout,
-                       dropout_key)
+    return _attend_xla(q_BLNH, k_BSNH, v_BSNH, visibility.mask(), dropout, dropout_key)
   attend_part = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
   axes = ("batch", None, "heads", None)
-  return sharding.map_shards(lambda *parts, names: attend_part(*parts, causal),
+  return sharding.map_shards(lambda *parts, names: attend_part(*parts, visibility.causal),
                              [axes, axes, axes, ("batch", None)], axes,
-                             q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL)
+                             q_BLNH, k_BSNH, v_BSNH, visibility.sequence_ids_BL)
 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> jax.Array:
@@ -87,19 +130,11 @@ def explain(config: ConfigDict) -> list[str]:
   model = config.model
   lines = []
   for i, phase in enumerate(config.phases):
-    name, reason = kernels.choose(model.attention, sharding.platform(), model.dtype, phase.seq_len,
-                                  model.width // model.num_heads, model.attention_dropout)
+    name, reason = attention_kernels.choose(
+        model.attention, sharding.platform(), model.dtype, phase.seq_len,
+        model.width // model.num_heads, model.attention_dropout)
     lines.append(f"phases[{i}], {phase.seq_len} tokens a row: attention by {name}: {reason}")
   return lines
-
-
-def make_mask(sequence_ids_BL: jax.Array, causal: bool) -> jax.Array:
-  """True where query l may look at key s: bool [B, 1, L, L]."""
-  mask_BLS = sequence_ids_BL[:, :, None] == sequence_ids_BL[:, None, :]
-  if causal:
-    length = sequence_ids_BL.shape[1]
-    mask_BLS &= jnp.tril(jnp.ones((length, length), bool))
-  return mask_BLS[:, None]
 
 
 # --------------------------------------------------------------------- xla
@@ -150,7 +185,7 @@ def _scale(q_BLNH):
 def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
   """cuDNN's flash attention; it skips the future by itself, sequences are told by a bias."""
   return jax.nn.dot_product_attention(q_BLNH, k_BSNH, v_BSNH, is_causal=causal,
-                                      mask=make_mask(sequence_ids_BL, causal=False),
+                                      mask=Visibility(sequence_ids_BL).mask(),
                                       implementation="cudnn")
 
 

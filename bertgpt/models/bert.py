@@ -10,7 +10,10 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.models import layers
+from bertgpt.models.attention import Visibility
 from bertgpt.models.cross_entropy import Prediction
+from bertgpt.models.inputs import Inputs
+from bertgpt.models.parameters import Param
 
 
 class Bert(nn.Module):
@@ -18,62 +21,63 @@ class Bert(nn.Module):
 
   Attributes:
     config: `config.model` with `vocab_size` set.
+    pair_head: name of the output layer over pairs.
   """
 
   config: FrozenConfigDict
+  pair_head: str = "nsp"
 
   def setup(self):
     config = self.config
-    self.embeddings = layers.Embeddings(config, use_norm=True)
-    self.encoder = layers.Stack(config, causal=False)
+    self.embeddings = layers.Embeddings(config, use_norm=True, use_segments=True)
+    self.encoder = layers.Stack(config)
+    if config.norm == "pre":
+      self.final_norm = layers.make_norm(config, None)
     self.pooler = layers.make_dense(config, config.width, None)
     self.mlm = MaskedLmTransform(config)
-    self.nsp = layers.make_dense(config, 2, None)
+    self.pairs = layers.make_dense(config, 2, self.pair_head)
 
-  def __call__(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, sequence_ids_BL: jax.Array,
-               positions_BL: jax.Array, predict_BK: jax.Array,
-               nsp_positions_BP: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Both heads on chosen positions, so that no logits are made for the others.
-
-    Args:
-      tokens_BL, segment_ids_BL, sequence_ids_BL, positions_BL: int32.
-      predict_BK: int32, positions whose token is predicted.
-      nsp_positions_BP: int32, positions of the [CLS] of every sequence. None leaves the
-        pooler and the next-sentence head out (RoBERTa).
+  def __call__(self, inputs: Inputs) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the logits of both heads at chosen positions; none are made for the others.
 
     Returns:
-      Masked-LM logits [B, K, V] and next-sentence logits [B, P, 2] or None, float32.
+      Masked-LM logits [B, K, V] and pair logits [B, P, 2] or None, float32.
     """
-    mlm, nsp_logits_BP2 = self.predict(tokens_BL, segment_ids_BL, sequence_ids_BL, positions_BL,
-                                       predict_BK, nsp_positions_BP)
-    return mlm.logits(), nsp_logits_BP2
+    mlm, pair_logits_BP2 = self.predict(inputs)
+    return mlm.logits(), pair_logits_BP2
 
-  def predict(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, sequence_ids_BL: jax.Array,
-              positions_BL: jax.Array, predict_BK: jax.Array,
-              nsp_positions_BP: jax.Array | None) -> tuple[Prediction, jax.Array | None]:
-    """The same, with the masked-LM logits yet to be formed: a loss does not need all at once."""
-    x_BLD = self.encode(tokens_BL, segment_ids_BL, sequence_ids_BL, positions_BL)
-    mlm = self.embeddings.predict(*self.mlm(gather(x_BLD, predict_BK)))
-    if nsp_positions_BP is None:
+  def predict(self, inputs: Inputs) -> tuple[Prediction, jax.Array | None]:
+    """Returns the same with the masked-LM logits not yet formed: a loss needs few at a time."""
+    x_BLD = self.features(inputs)
+    x_BKD = x_BLD
+    if inputs.predict_positions_BK is not None:
+      x_BKD = gather(x_BLD, inputs.predict_positions_BK)
+    mlm = self.embeddings.predict(*self.mlm(x_BKD))
+    if inputs.pair_positions_BP is None:
       return mlm, None
-    return mlm, self.next_sentence_logits(gather(x_BLD, nsp_positions_BP))
+    return mlm, self.pair_logits(gather(x_BLD, inputs.pair_positions_BP))
 
-  def encode(self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, sequence_ids_BL: jax.Array,
-             positions_BL: jax.Array) -> jax.Array:
-    """The last layer's features, [B, L, D] in the compute dtype."""
-    return self.encoder(self.embeddings(tokens_BL, positions_BL, segment_ids_BL), sequence_ids_BL)
+  def features(self, inputs: Inputs) -> jax.Array:
+    """Returns the last layer's features, [B, L, D] in the compute dtype."""
+    x_BLD = self.embeddings(inputs.tokens_BL, inputs.positions_BL, inputs.segment_ids_BL)
+    visibility = Visibility(inputs.sequence_ids_BL)
+    x_BLD, _ = self.encoder(x_BLD, layers.Context(visibility, inputs.positions_BL))
+    return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
 
   def masked_lm_logits(self, x: jax.Array) -> jax.Array:
-    """Vocabulary logits, float32 [..., V], of features [..., D]."""
+    """Returns vocabulary logits, float32 [..., V], of features [..., D]."""
     return self.embeddings.predict(*self.mlm(x)).logits()
 
   def pool(self, x: jax.Array) -> jax.Array:
-    """The pooled feature of a [CLS]: [..., D] of features [..., D]."""
+    """Returns the pooled feature of a [CLS]: [..., D] of features [..., D]."""
     return jnp.tanh(self.pooler(x))
 
-  def next_sentence_logits(self, x: jax.Array) -> jax.Array:
-    """(is next, is random), float32 [..., 2], of features [..., D] of a [CLS]."""
-    return self.nsp(self.pool(x)).astype(jnp.float32)
+  def pair_logits(self, x: jax.Array) -> jax.Array:
+    """Returns the logits of the two kinds of pairs, float32 [..., 2], of [CLS] features [..., D].
+
+    Class 0 is a pair as it stands in the text.
+    """
+    return self.pairs(self.pool(x)).astype(jnp.float32)
 
 
 class MaskedLmTransform(nn.Module):
@@ -83,13 +87,29 @@ class MaskedLmTransform(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns features of the table's width and the bias [V] of its padded rows."""
     config = self.config
-    x = layers.ACTIVATIONS[config.activation](layers.make_dense(config, config.width, "dense")(x))
+    dense = layers.make_dense(config, config.embedding_width or config.width, "dense")
+    x = layers.ACTIVATIONS[config.activation](dense(x))
     rows = layers.padded_vocab_size(config.vocab_size)
     bias_V = self.param("bias", nn.initializers.zeros, (rows,))
     return layers.make_norm(config, "norm")(x), bias_V
 
 
 def gather(x_BLD: jax.Array, positions_BK: jax.Array) -> jax.Array:
-  """Features at chosen positions: [B, K, D]."""
+  """Returns the features at chosen positions: [B, K, D]."""
   return jnp.take_along_axis(x_BLD, positions_BK[:, :, None], axis=1)
+
+
+MODEL = Bert
+
+PARAMETERS = (
+    *layers.EMBEDDING_PARAMETERS,
+    *layers.STACK_PARAMETERS,
+    Param(r"(pooler|mlm/dense)/kernel$", ("embed", None), is_matrix=True),
+    Param(r"(pooler|mlm/dense)/bias$", (None,), decays=False),
+    Param(r"mlm/norm/(scale|bias)$", (None,), decays=False),
+    Param(r"mlm/bias$", ("vocab",), decays=False),
+    Param(r"nsp/kernel$", (None, None)),
+    Param(r"nsp/bias$", (None,), decays=False),
+)

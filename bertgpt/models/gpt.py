@@ -11,8 +11,9 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.models import layers
-from bertgpt.models.attention import Cache
+from bertgpt.models.attention import Cache, Visibility
 from bertgpt.models.cross_entropy import Prediction
+from bertgpt.models.inputs import Inputs
 
 
 class Gpt(nn.Module):
@@ -26,46 +27,46 @@ class Gpt(nn.Module):
 
   def setup(self):
     config = self.config
-    self.embeddings = layers.Embeddings(config, use_norm=False)
-    self.decoder = layers.Stack(config, causal=True)
+    self.embeddings = layers.Embeddings(config, use_norm=False, use_segments=False)
+    self.decoder = layers.Stack(config)
     if config.norm == "pre":
       self.final_norm = layers.make_norm(config, None)
 
-  def __call__(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
-               positions_BL: jax.Array) -> jax.Array:
-    """Logits of the next token at every position, float32 [B, L, V].
+  def __call__(self, inputs: Inputs) -> jax.Array:
+    """Returns the logits of the next token at every position, float32 [B, L, V]."""
+    return self.predict(inputs).logits()
 
-    Args:
-      tokens_BL, sequence_ids_BL, positions_BL: int32.
-    """
-    return self.predict(tokens_BL, sequence_ids_BL, positions_BL).logits()
+  def predict(self, inputs: Inputs) -> Prediction:
+    """Returns the same with the logits not yet formed: a loss needs few at a time."""
+    return self.embeddings.predict(self.features(inputs))
 
-  def predict(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
-              positions_BL: jax.Array) -> Prediction:
-    """The same, with the logits yet to be formed: a loss does not need all at once."""
-    return self.embeddings.predict(self.decode(tokens_BL, sequence_ids_BL, positions_BL))
+  def features(self, inputs: Inputs) -> jax.Array:
+    """Returns the last layer's features, [B, L, D] in the compute dtype."""
+    visibility = Visibility(inputs.sequence_ids_BL, causal=True)
+    x_BLD, _ = self._decode(inputs.tokens_BL, layers.Context(visibility, inputs.positions_BL))
+    return x_BLD
 
-  def decode(self, tokens_BL: jax.Array, sequence_ids_BL: jax.Array,
-             positions_BL: jax.Array) -> jax.Array:
-    """The last layer's features, [B, L, D] in the compute dtype."""
-    return self.finish(self.decoder(self.embeddings(tokens_BL, positions_BL), sequence_ids_BL))
-
-  def go_on(self, tokens_BL: jax.Array, positions_BL: jax.Array,
-            cache: Cache) -> tuple[jax.Array, Cache]:
-    """The features of tokens that go on with rows, [B, L, D], and the cache with these tokens.
+  def extend(self, tokens_BL: jax.Array, positions_BL: jax.Array,
+             cache: Cache) -> tuple[jax.Array, Cache]:
+    """Returns the features [B, L, D] of tokens that continue rows, and the cache with them.
 
     Args:
       tokens_BL: int32.
-      positions_BL: int32. Of a row, all before its first are in the cache.
+      positions_BL: int32. All tokens of a row before its first position here are in the cache.
       cache: of `layers.make_cache`, or of the call before.
     """
-    x_BLD, cache = self.decoder(self.embeddings(tokens_BL, positions_BL), None, positions_BL,
-                                cache)
-    return self.finish(x_BLD), cache
-
-  def finish(self, x_BLD: jax.Array) -> jax.Array:
-    return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
+    return self._decode(tokens_BL, layers.Context(None, positions_BL), cache)
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """Vocabulary logits, float32 [..., V], of features [..., D]."""
+    """Returns vocabulary logits, float32 [..., V], of features [..., D]."""
     return self.embeddings.predict(x).logits()
+
+  def _decode(self, tokens_BL, context, cache=None):
+    x_BLD = self.embeddings(tokens_BL, context.positions_BL)
+    x_BLD, cache = self.decoder(x_BLD, context, cache)
+    return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD, cache
+
+
+MODEL = Gpt
+
+PARAMETERS = (*layers.EMBEDDING_PARAMETERS, *layers.STACK_PARAMETERS)

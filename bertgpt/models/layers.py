@@ -1,6 +1,7 @@
-"""The transformer stack under both families.
+"""The transformer stack under the families.
 
-Axes: B batch, L length, D width, N heads, H width of a head, F width of the MLP.
+Axes: B batch, L length, D width, E width of the embeddings, N heads, H width of a head, F width of
+the MLP.
 
 Every matrix is stored [in, out] in float32; layers are stacked on a leading axis and
 scanned. Dropout is on exactly when the caller passes a 'dropout' generator.
@@ -15,7 +16,8 @@ scanned. Dropout is on exactly when the caller passes a 'dropout' generator.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +27,13 @@ from ml_collections import FrozenConfigDict
 from bertgpt.config import padded_vocab_size
 from bertgpt.devices.sharding import constrain
 from bertgpt.models import attention
-from bertgpt.models.attention import Cache
+from bertgpt.models.attention import Cache, Visibility
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
+from bertgpt.models.parameters import Param
 
-# Of activations and norms the backward pass keeps the input alone: what lies in between, up to six
-# arrays of the MLP's width, is cheaper computed again than written and read.
+# For activations and norms, the backward pass saves only the input: what lies in between, up to
+# six arrays of the MLP's width, is cheaper to compute again than to write and read.
 _keep_input = functools.partial(jax.checkpoint, prevent_cse=False)
 Norm = nn.remat(nn.LayerNorm, prevent_cse=False)
 
@@ -38,6 +41,29 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": _keep_input(functools.partial(nn.gelu, approximate=True)),
     "gelu_erf": _keep_input(functools.partial(nn.gelu, approximate=False)),
 }
+
+# Lines of the tables of parameters. Embeddings are split over the vocabulary: split over the width,
+# XLA rebuilds the whole table for every lookup.
+EMBEDDING_PARAMETERS = (
+    Param(r"embeddings/token/embedding$", ("vocab", None)),
+    Param(r"embeddings/(position|segment)/embedding$", (None, None)),
+    Param(r"embeddings/norm/(scale|bias)$", (None,), decays=False),
+    Param(r"embeddings/project/kernel$", (None, "embed"), is_matrix=True),
+    Param(r"embeddings/project/bias$", (None,), decays=False),
+)
+STACK_PARAMETERS = (
+    Param(r"layers/attention/(query|key|value)/kernel$", ("layers", "embed", "heads"),
+          is_matrix=True),
+    Param(r"layers/attention/(query|key|value)/bias$", ("layers", "heads"), decays=False),
+    Param(r"layers/attention/out/kernel$", ("layers", "heads", "embed"), is_matrix=True),
+    Param(r"layers/attention/out/bias$", ("layers", None), decays=False),
+    Param(r"layers/mlp/up/kernel$", ("layers", "embed", "mlp"), is_matrix=True),
+    Param(r"layers/mlp/up/bias$", ("layers", "mlp"), decays=False),
+    Param(r"layers/mlp/down/kernel$", ("layers", "mlp", "embed"), is_matrix=True),
+    Param(r"layers/mlp/down/bias$", ("layers", None), decays=False),
+    Param(r"layers/(attention|mlp)_norm/(scale|bias)$", ("layers", None), decays=False),
+    Param(r"final_norm/(scale|bias)$", (None,), decays=False),
+)
 
 # What the backward pass keeps of a layer; the rest is computed again.
 REMAT_POLICIES = {
@@ -88,31 +114,47 @@ def residual_std(config: FrozenConfigDict) -> float:
   return config.init_std * ((2 * config.num_layers) ** -0.5 if config.scale_residual_init else 1.0)
 
 
+class Context(NamedTuple):
+  """What every layer reads besides the features. It passes through the scan once, as it is.
+
+  Attributes:
+    visibility: which keys a query may look at; None with a cache, whose rows are one sequence.
+    positions_BL: int32, positions of the tokens in their sequences.
+  """
+
+  visibility: Visibility | None
+  positions_BL: jax.Array
+
+
 class Attention(nn.Module):
-  """Self-attention, and with a cache the new keys and values; see `Stack`."""
+  """Multi-head self-attention; see `Stack` for the arguments."""
 
   config: FrozenConfigDict
-  causal: bool
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array, positions_BL: jax.Array | None,
+  def __call__(self, x_BLD: jax.Array, context: Context,
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
     config = self.config
     width, heads = config.width, config.num_heads
     project = lambda name: make_dense(config, width, name)(x_BLD).reshape(
         *x_BLD.shape[:2], heads, width // heads)
-    q_BLNH, new = project("query"), Cache(project("key"), project("value"))
+    q_BLNH, k_BLNH, v_BLNH = project("query"), project("key"), project("value")
+    new = None
     if cache is None:
       x_BLNH = attention.attend(
-          q_BLNH, *new, sequence_ids_BL, kernel=config.attention, causal=self.causal,
+          q_BLNH, k_BLNH, v_BLNH, context.visibility, kernel=config.attention,
           dropout=config.attention_dropout, dropout_key=dropout_key(self))
     else:
-      x_BLNH = attention.attend_cached(q_BLNH, cache.insert(new, positions_BL), positions_BL)
+      new = Cache(k_BLNH, v_BLNH)
+      x_BLNH = attention.attend_cached(q_BLNH, cache.insert(new, context.positions_BL),
+                                       context.positions_BL)
     out = make_dense(config, width, "out", residual_std(config))
-    return out(x_BLNH.reshape(x_BLD.shape)), None if cache is None else new
+    return out(x_BLNH.reshape(x_BLD.shape)), new
 
 
 class Mlp(nn.Module):
+  """Two dense layers with the activation between them."""
+
   config: FrozenConfigDict
 
   @nn.compact
@@ -123,68 +165,110 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer: attention, then the MLP, each beside a residual connection.
+  """One layer: attention, then the MLP, each with a residual connection.
 
   `norm='post'` is x = norm(x + f(x)) (BERT, GPT-1), 'pre' is x = x + f(norm(x)) (GPT-2).
   """
 
   config: FrozenConfigDict
-  causal: bool
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array | None,
-               positions_BL: jax.Array | None = None,
-               cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+  def __call__(self, x_BLD: jax.Array, context: Context,
+               cache: Cache | None) -> tuple[jax.Array, Cache | None]:
     config = self.config
-    self_attention = Attention(config, self.causal, name="attention")
-    mlp = Mlp(config, name="mlp")
-    parts = (("attention_norm", lambda x: self_attention(x, sequence_ids_BL, positions_BL, cache)),
-             ("mlp_norm", lambda x: (mlp(x), None)))
-    new = []
-    for norm_name, part in parts:
-      norm = make_norm(config, norm_name)
-      y_BLD, of_cache = part(x_BLD if config.norm == "post" else norm(x_BLD))
-      x_BLD = x_BLD + drop(y_BLD, config.dropout, dropout_key(self))
-      x_BLD = norm(x_BLD) if config.norm == "post" else x_BLD
-      new.append(of_cache)
+    attend, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
+    attention_norm, mlp_norm = make_norm(config, "attention_norm"), make_norm(config, "mlp_norm")
+    drop_out = lambda x: drop(x, config.dropout, dropout_key(self))
+    if config.norm == "post":
+      y_BLD, new = attend(x_BLD, context, cache)
+      x_BLD = attention_norm(x_BLD + drop_out(y_BLD))
+      x_BLD = mlp_norm(x_BLD + drop_out(mlp(x_BLD)))
+    else:
+      y_BLD, new = attend(attention_norm(x_BLD), context, cache)
+      x_BLD = x_BLD + drop_out(y_BLD)
+      x_BLD = x_BLD + drop_out(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)
-    self.sow("intermediates", "output", x_BLD)  # Kept where the caller asks for it.
-    return x_BLD, new[0]
+    self.sow("intermediates", "output", x_BLD)  # Kept if the caller asks for it.
+    return x_BLD, new
 
 
 class Stack(nn.Module):
   """All layers, scanned. The parameters are the same however far the scan is unrolled.
 
-  With a cache the tokens go on with rows that each are one sequence: they see what is cached before
-  `positions_BL`, and one another; the result is (features, cache with these tokens).
-  `mutable=["intermediates"]` adds the features of every layer, `layers/output` [layers, B, L, D].
+  With `config.layer_groups` = G below the number of layers, the layers come in G runs of equal
+  length and those of a run share their parameters, which are then stacked over G (Lan et al. 2019,
+  arXiv:1909.11942).
+
+  `mutable=["intermediates"]` adds the features of every layer; see `layer_outputs`.
   """
 
   config: FrozenConfigDict
-  causal: bool
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, sequence_ids_BL: jax.Array | None,
-               positions_BL: jax.Array | None = None,
-               cache: Cache | None = None) -> jax.Array | tuple[jax.Array, Cache]:
+  def __call__(self, x_BLD: jax.Array, context: Context,
+               cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+    """Returns the features [B, L, D] and the cache with these tokens.
+
+    Args:
+      cache: keys and values of the tokens before these. Every row is then one sequence, and a
+        token sees what is cached before its position. None: there is no cache, before or after.
+    """
     config = self.config
-    block = Block
-    if config.remat != "none":
-      # Without a loop, XLA would find the first computation again and keep its results.
-      is_loop = 0 < config.scan_unroll < config.num_layers
-      block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not is_loop)
-    layers = nn.scan(block, length=config.num_layers, in_axes=(nn.broadcast, nn.broadcast, 0),
+    groups = config.layer_groups or config.num_layers
+    body = _remat(config, is_loop=0 < config.scan_unroll < config.num_layers)
+    if groups < config.num_layers:
+      body = _make_group(body, config.num_layers // groups)
+    layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0),
                      variable_axes={"params": 0, "intermediates": 0},
                      split_rngs={"params": True, "dropout": True},
-                     unroll=config.scan_unroll or config.num_layers)(
-                         config, self.causal, name="layers")
-    x_BLD, new = layers(x_BLD, sequence_ids_BL, positions_BL, cache)
+                     unroll=min(config.scan_unroll or groups, groups))(config, name="layers")
+    x_BLD, new = layers(x_BLD, context, cache)
     # The layers only read their part of the cache, which is then written once, in place.
-    return x_BLD if cache is None else (x_BLD, cache.insert(new, positions_BL))
+    return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)
+
+
+def _remat(config, is_loop):
+  """Returns the class of a layer whose backward pass keeps what `config.remat` says.
+
+  Args:
+    is_loop: whether the layer is the body of a loop. Outside one XLA would find the first
+      computation again and keep its results.
+  """
+  if config.remat == "none":
+    return Block
+  return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not is_loop)
+
+
+def _make_group(block, length):
+  """Returns the class of `length` layers with the parameters of one, at the paths of one."""
+
+  class Group(nn.Module):
+    config: FrozenConfigDict
+
+    def setup(self):
+      self.layers = nn.scan(block, length=length, in_axes=(nn.broadcast, 0),
+                            variable_broadcast="params", variable_axes={"intermediates": 0},
+                            split_rngs={"params": False, "dropout": True})(self.config)
+      nn.share_scope(self, self.layers)
+
+    def __call__(self, x_BLD, context, cache):
+      return self.layers(x_BLD, context, cache)
+
+  return Group
+
+
+def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
+  """Returns the features of every layer, [layers, B, L, D].
+
+  Args:
+    intermediates: the collection that `Stack` fills, of the module that holds it as `layers`.
+  """
+  (output,) = intermediates["layers"]["output"]
+  return output.reshape(-1, *output.shape[-3:])
 
 
 def make_cache(config: FrozenConfigDict, rows: int, slots: int) -> Cache:
-  """An empty cache of a stack for rows of up to `slots` tokens."""
+  """Returns an empty cache of a stack for rows of up to `slots` tokens."""
   shape = (config.num_layers, rows, slots, config.num_heads, config.width // config.num_heads)
   return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
@@ -192,36 +276,56 @@ def make_cache(config: FrozenConfigDict, rows: int, slots: int) -> Cache:
 class Embeddings(nn.Module):
   """Token, position and segment embeddings, summed.
 
-  The token table has its vocabulary padded to a multiple of 128 rows.
+  The token table has its vocabulary padded to a multiple of 128 rows. With
+  `config.embedding_width` the tables and their norm have that width, and a dense layer leads from
+  it to `config.width` (Lan et al. 2019, arXiv:1909.11942).
+
+  Attributes:
+    use_norm: LayerNorm on the sum, as in BERT.
+    use_segments: there are segment embeddings, as many as `config.num_segments`.
   """
 
   config: FrozenConfigDict
   use_norm: bool
+  use_segments: bool
 
   def setup(self):
     config = self.config
+    width = config.embedding_width or config.width
     # Looked up in float32: the gradient of a frequent token sums thousands of rows.
-    embed = lambda rows, init: nn.Embed(rows, config.width, embedding_init=init)
+    embed = lambda rows, init: nn.Embed(rows, width, embedding_init=init)
     init, position_std = make_init(config, config.init_std), config.position_init_std
     self.token = embed(padded_vocab_size(config.vocab_size), init)
     self.position = embed(config.max_positions, init_sinusoid(position_std) if
                           config.position_init == "sinusoid" else make_init(config, position_std))
-    if config.num_segments:
+    self.has_segments = self.use_segments and config.num_segments > 0
+    if self.has_segments:
       self.segment = embed(config.num_segments, init)
     if self.use_norm:
       self.norm = make_norm(config, None)
+    self.is_factorized = width != config.width
+    if self.is_factorized:
+      self.project = make_dense(config, config.width, None)
 
   def __call__(self, tokens_BL: jax.Array, positions_BL: jax.Array,
                segment_ids_BL: jax.Array | None = None) -> jax.Array:
-    x_BLD = self.token(tokens_BL) + self.position(positions_BL)
-    if self.config.num_segments:
-      x_BLD = x_BLD + self.segment(segment_ids_BL)
-    x_BLD = self.norm(x_BLD) if self.use_norm else x_BLD.astype(self.config.dtype)
-    x_BLD = drop(x_BLD, self.config.dropout, dropout_key(self))
+    """Returns features [B, L, D] in the compute dtype.
+
+    Args:
+      tokens_BL, positions_BL: int32.
+      segment_ids_BL: int32; None: every token is of segment 0.
+    """
+    x_BLE = self.token(tokens_BL) + self.position(positions_BL)
+    if self.has_segments:
+      segment_ids_BL = jnp.zeros_like(tokens_BL) if segment_ids_BL is None else segment_ids_BL
+      x_BLE = x_BLE + self.segment(segment_ids_BL)
+    x_BLE = self.norm(x_BLE) if self.use_norm else x_BLE.astype(self.config.dtype)
+    x_BLE = drop(x_BLE, self.config.dropout, dropout_key(self))
+    x_BLD = self.project(x_BLE) if self.is_factorized else x_BLE
     return constrain(x_BLD, "batch", None, None)
 
   def predict(self, x: jax.Array, bias_V: jax.Array | float = 0.0) -> Prediction:
-    """Tied output layer over features [..., D]; V are the rows of the padded table.
+    """Returns the tied output layer over features [..., E]; V are the rows of the padded table.
 
     The rows that pad the vocabulary get a logit that never wins and adds nothing to
     the softmax.

@@ -14,18 +14,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bertgpt import config as config_lib
-from bertgpt import models
 from bertgpt.config import ConfigDict
+from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.planning import collectives, roofline
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
-from bertgpt.training import metrics, objectives, steps
+from bertgpt.training import metrics, steps
+from bertgpt.training.steps import shape_of
 
 COMPILER_THREADS = 2  # A compilation uses one core most of the time, and up to 3 GB.
 
@@ -153,19 +152,10 @@ def make_vocabulary(size: int) -> Vocabulary:
 
 
 def abstract_batch(config: ConfigDict, phase: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """ShapeDtypeStructs of what `data.loader` makes for the phase."""
-  rows, length = phase.batch_size, phase.seq_len
-  pairs = config_lib.max_sequences(config, length)
+  """Returns ShapeDtypeStructs of what the loader makes for the phase."""
   layout = sharding.batch_sharding(mesh, config)
-  array = lambda width, dtype=jnp.int32: jax.ShapeDtypeStruct((rows, width), dtype, sharding=layout)
-  batch = {name: array(length) for name in ("tokens", "sequence_ids", "positions")}
-  if config.objective.name == "causal":
-    return batch | {"targets": array(length), "loss_weights": array(length, jnp.float32)}
-  batch |= {"segment_ids": array(length)}
-  if config.objective.name == "mlm_nsp":
-    batch |= {"nsp_positions": array(pairs), "nsp_labels": array(pairs),
-              "nsp_weights": array(pairs, jnp.float32)}
-  return batch
+  return {name: jax.ShapeDtypeStruct((phase.batch_size, *shape), dtype, sharding=layout)
+          for name, (shape, dtype) in formats.specs(config, phase).items()}
 
 
 class LoweredStep(NamedTuple):
@@ -201,10 +191,9 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   phase = config.phases[phase_index]
   mesh = sharding.make_mesh(config, topology.devices)
   with sharding.use_mesh(mesh, config):
-    model = models.make_model(config)
-    objective = objectives.make_objective(config, make_vocabulary(config.model.vocab_size))
-    state = steps.make_abstract_state(config, mesh, model, objective)
-    step = steps.jit_train_step(config, model, objective, phase.micro_batches, state)
+    setup = steps.make_setup(config, mesh, make_vocabulary(config.model.vocab_size))
+    state = steps.make_abstract_state(setup)
+    step = steps.jit_train_step(setup, phase.micro_batches, state)
     program = step.lower(state, abstract_batch(config, phase, mesh))
   network = collectives.Network(topology.chip, [topology.place(d) for d in mesh.devices.flat],
                                 topology.torus, dict(mesh.shape))
@@ -310,18 +299,13 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
     ConfigError: the mesh does not fit the machine.
   """
   config = assume_vocabulary(config)
-  first_with = {_program_key(config.phases[i]): i for i in reversed(phases)}
+  first_with = {shape_of(config.phases[i]): i for i in reversed(phases)}
   lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]
   with concurrent.futures.ThreadPoolExecutor(COMPILER_THREADS) as pool:
     compiled = list(pool.map(functools.partial(compile_step, platform=topology.platform), lowered))
-  by_key = {_program_key(step.phase): step for step in compiled}
-  return [predict(by_key[_program_key(config.phases[i])]._replace(phase_index=i), topology)
+  by_key = {shape_of(step.phase): step for step in compiled}
+  return [predict(by_key[shape_of(config.phases[i])]._replace(phase_index=i), topology)
           for i in phases]
-
-
-def _program_key(phase: ConfigDict) -> tuple:
-  """Returns what the work of a phase's program depends on; learning rates do not change it."""
-  return phase.seq_len, phase.batch_size, phase.micro_batches, phase.max_predictions
 
 
 def predict(step: CompiledStep, topology: Topology) -> PhasePlan:

@@ -156,7 +156,7 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
   sizes = (m.width, m.mlp_dim, m.num_heads * phase.seq_len)
   saved = sum(factor * size for factor, size in zip(SAVED_BYTES[m.remat], sizes, strict=True))
   working = sum(factor * size for factor, size in zip(SAVED_BYTES["none"], sizes, strict=True))
-  predicted = 1.0 if config.objective.name == "causal" else config.objective.mask_prob
+  predicted = config_lib.predicted_share(config, phase)
   activations = tokens / mesh.tensor * (m.num_layers * saved + working)
   logits = tokens / mesh.tensor * predicted * 8 * m.vocab_size
   return state_bytes * 4 / 3 / (mesh.fsdp * mesh.tensor) + activations + logits

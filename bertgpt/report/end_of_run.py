@@ -38,7 +38,7 @@ def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
   curves = metrics.read_curves(path)
   scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
             if tag.startswith("eval/validation/")}
-  describe = describe_gpt if trained.config.model.family == "gpt" else describe_bert
+  describe = describe_decoder if trained.can("generate") else describe_encoder
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} documents):", ""]
   described = describe(trained, train_set, held_out, scores)
@@ -64,7 +64,7 @@ class Description(NamedTuple):
   baselines: dict[str, tuple[float, str]]
 
 
-def describe_bert(trained, train_set: Corpus, held_out: Corpus,
+def describe_encoder(trained, train_set: Corpus, held_out: Corpus,
                   scores: Mapping[str, float]) -> Description:
   """Returns the scores of both heads next to their baselines, and masked words with guesses.
 
@@ -94,7 +94,7 @@ def describe_bert(trained, train_set: Corpus, held_out: Corpus,
   return Description(lines, baselines)
 
 
-def describe_gpt(trained, train_set: Corpus, held_out: Corpus,
+def describe_decoder(trained, train_set: Corpus, held_out: Corpus,
                  scores: Mapping[str, float]) -> Description:
   """Returns the scores next to their baselines, and a sampled continuation.
 

@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.batches import formats
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import is_corpus
 from bertgpt.data.tokens import tokenizers
@@ -63,10 +64,5 @@ def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
       raise ConfigError(f"model.vocab_size={config.model.vocab_size}, but the tokenizer has "
                         f"{tokenizer.vocab_size} tokens; leave model.vocab_size at 0")
     config.model.vocab_size = tokenizer.vocab_size
-  needed = ("eod_id",) if config.objective.name == "causal" else ("cls_id", "sep_id", "mask_id")
-  lacking = [name.removesuffix("_id") for name in needed if getattr(tokenizer, name) < 0]
-  if lacking:
-    raise ConfigError(f"objective.name={config.objective.name!r} needs a tokenizer with the "
-                      f"special tokens {', '.join(lacking)}; this one ({tokenizer.kind}) has none. "
-                      "Set tokenizer.path to another, or train one")
+  formats.check_tokenizer(config, tokenizer)
   return config

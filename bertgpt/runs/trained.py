@@ -4,7 +4,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from bertgpt import models
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
@@ -32,6 +32,10 @@ class Trained(NamedTuple):
   corpus: str
   task: dict[str, Any] | None = None
 
+  def can(self, ability: str) -> bool:
+    """Returns whether the model's family has an ability; see `families.CAPABILITIES`."""
+    return families.find(self.config).can(ability)
+
 
 def window(trained: Trained) -> int:
   """Tokens of the longest rows that the model knows: of its training, or all if it was imported."""
@@ -39,18 +43,19 @@ def window(trained: Trained) -> int:
   return longest if trained.step else trained.config.model.max_positions
 
 
-def require_family(trained: Trained, workdir: pathlib.Path, family: str, purpose: str) -> None:
+def require(trained: Trained, workdir: pathlib.Path, ability: str, purpose: str) -> None:
   """Refuses a model that is made for something else.
 
   Args:
-    purpose: what the other family cannot do, and what to do instead.
+    ability: what it must be able to do, one of `families.CAPABILITIES`.
+    purpose: what that is, as a verb phrase, and what to do instead.
   Raises:
-    ConfigError: the model is of the other family.
+    ConfigError: its family cannot.
   """
-  found = trained.config.model.family
-  if found != family:
-    raise ConfigError(f"--workdir {workdir}: holds a {found.upper()}, which cannot {purpose}, or "
-                      f"give the --workdir of a {family.upper()}")
+  if not trained.can(ability):
+    able = [name.upper() for name, family in families.FAMILIES.items() if family.can(ability)]
+    raise ConfigError(f"--workdir {workdir}: holds a {trained.config.model.family.upper()}, which "
+                      f"cannot {purpose}, or give the --workdir of a {' or '.join(able)}")
 
 
 def load_trained(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:

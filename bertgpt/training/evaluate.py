@@ -8,21 +8,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import choices, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
-from bertgpt.models import Module
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import metrics, objectives
-from bertgpt.training.objectives import Objective
+from bertgpt.training import metrics
+from bertgpt.training.steps import Setup, make_setup
 
 
 class Evaluator(NamedTuple):
@@ -34,23 +32,24 @@ class Evaluator(NamedTuple):
   """
 
   name: str
-  config: ConfigDict
-  mesh: Mesh
+  setup: Setup
   corpus: Corpus
   step: Callable
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh, corpus: Corpus, model: Module,
-                   objective: Objective, name: str = "validation") -> Evaluator:
-  return Evaluator(name, config, mesh, corpus, jax.jit(make_eval_step(model, objective)))
+def make_evaluator(setup: Setup, corpus: Corpus, name: str = "validation") -> Evaluator:
+  """Returns the evaluator of a held-out corpus; `name` is its tag."""
+  return Evaluator(name, setup, corpus, jax.jit(make_eval_step(setup)))
 
 
-def make_eval_step(model: Module, objective: Objective) -> Callable:
-  """(params, batch, row_ids_B) -> sums. A row's masks depend on its number alone."""
+def make_eval_step(setup: Setup) -> Callable:
+  """Returns (params, batch, row_ids_B) -> sums. A row's masks depend on its number only."""
+  objective = setup.objective
 
   def eval_step(params, batch, row_ids_B):
-    batch = objective.corrupt(batch, jax.random.key(loader.EVAL_SEED), row_ids_B)
-    return objective.evaluate(model, params, batch, None)
+    key = jax.random.key(loader.EVAL_SEED)
+    batch = objective.corrupt(batch, key, row_ids_B)
+    return objective.evaluate(setup.model, params, batch, {"sample": key})
 
   return eval_step
 
@@ -65,7 +64,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
     'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
     'lm_perplexity', 'bits_per_byte'.
   """
-  config, mesh, corpus = evaluator.config, evaluator.mesh, evaluator.corpus
+  (config, mesh, *_), corpus = evaluator.setup, evaluator.corpus
   batch_size = config.eval.batch_size
   window, pending = metrics.Window(), None
   with sharding.use_mesh(mesh, config):
@@ -80,8 +79,8 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
       pending = sums
     window.add(jax.device_get(pending))
   process.disarm_watchdog()
-  means = metrics.with_perplexity(window.means())
-  if "lm_loss" in means:
+  means = metrics.with_perplexity(window.means(), choices.OBJECTIVES[config.objective.name].loss)
+  if choices.OBJECTIVES[config.objective.name].predicts_all:
     means["bits_per_byte"] = bits_per_byte(means["lm_loss"], corpus)
   return means
 
@@ -112,8 +111,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
     print(f"note: {held_out.path} is not the corpus of this run; these documents may be others "
           "than those the run held out", file=sys.stderr)
   mesh = sharding.make_mesh(config)
-  objective = objectives.make_objective(config, make_vocabulary(trained.tokenizer))
-  evaluator = make_evaluator(config, mesh, held_out, models.make_model(config), objective)
-  params = jax.device_put(trained.params,
-                          sharding.shard_state(trained.params, trained.params, mesh, config))
+  evaluator = make_evaluator(make_setup(config, mesh, make_vocabulary(trained.tokenizer)), held_out)
+  params = jax.device_put(trained.params, sharding.shard_state(
+      trained.params, trained.params, mesh, config, models.axes_of(config)))
   return run(evaluator, params, len(config.phases) - 1)

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt import models, trees
+from bertgpt import trees
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -23,10 +21,9 @@ from bertgpt.data.corpus import frequencies
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
-from bertgpt.models import Module
 from bertgpt.runs import checkpoint, corpora, workdir
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import evaluate, objectives, steps
+from bertgpt.training import evaluate, steps
 from bertgpt.training.step_log import StepLog, is_due
 from bertgpt.training.steps import TrainState
 
@@ -92,9 +89,7 @@ class Run(NamedTuple):
 
   config: ConfigDict
   path: pathlib.Path
-  mesh: Mesh
-  model: Module
-  objective: objectives.Objective
+  setup: steps.Setup
   corpus: corpus_lib.Corpus
   evaluator: evaluate.Evaluator
   abstract_state: TrainState
@@ -118,14 +113,13 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     loader.check_rows(train_set, config)
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):
-      model = models.make_model(config)
-      objective = objectives.make_objective(config, make_vocabulary(train_set.tokenizer))
-      evaluator = evaluate.make_evaluator(config, mesh, held_out, model, objective)
+      setup = steps.make_setup(config, mesh, make_vocabulary(train_set.tokenizer))
+      evaluator = evaluate.make_evaluator(setup, held_out)
       metadata = {"config": recipes.to_json(config), "corpus": train_set.identity,
                   "tokenizer": train_set.tokenizer.fingerprint(),
                   "data_order": loader.ORDER_VERSION}
-      abstract = steps.make_abstract_state(config, mesh, model, objective)
-      yield Run(config, path, mesh, model, objective, train_set, evaluator, abstract, metadata)
+      yield Run(config, path, setup, train_set, evaluator, steps.make_abstract_state(setup),
+                metadata)
 
 
 def open_corpus(config: ConfigDict) -> tuple[corpus_lib.Corpus, corpus_lib.Corpus]:
@@ -159,8 +153,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
                       "that began it, or start another run with --config.init_from")
     check_phases(run, recipes.from_json(metadata["config"]), int(state.step))
     return state
-  init = functools.partial(steps.init_state, run.config, run.model, run.objective)
-  state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, run.abstract_state))()
+  state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:
     state = dataclasses.replace(state, params=load_params(run))
   elif run.config.objective.bias_init == "frequencies":
@@ -226,14 +219,19 @@ def load_params(run: Run) -> Any:
 
 
 def make_steps(run: Run, first_step: int) -> Iterator[tuple[int, Callable, Any]]:
-  """(number of the step counted from 1, jitted step, batch on the devices), phase by phase."""
-  phase_start = 0
+  """Yields (number of the step counted from 1, jitted step, batch on the devices).
+
+  Phases of the same shape share one program.
+  """
+  phase_start, programs = 0, {}
   for i, phase in enumerate(run.config.phases):
     phase_end = phase_start + phase.steps
     if first_step < phase_end:
       start = max(first_step, phase_start)
-      train_step = steps.jit_train_step(run.config, run.model, run.objective, phase.micro_batches,
-                                  run.abstract_state)
+      shape = steps.shape_of(phase)
+      if shape not in programs:
+        programs[shape] = steps.jit_train_step(run.setup, phase.micro_batches, run.abstract_state)
+      train_step = programs[shape]
       with contextlib.closing(device_batches(run, i, start - phase_start)) as batches:
         for step, batch in zip(range(start + 1, phase_end + 1), batches, strict=False):
           yield step, train_step, batch
@@ -243,12 +241,13 @@ def make_steps(run: Run, first_step: int) -> Iterator[tuple[int, Callable, Any]]
 def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict[str, jax.Array]]:
   """Batches of a phase from its step `first_step` on, `data.prefetch` of them in flight."""
   batch_size = run.config.phases[phase_index].batch_size
-  rows = sharding.local_rows(run.mesh, run.config, batch_size)
+  mesh = run.setup.mesh
+  rows = sharding.local_rows(mesh, run.config, batch_size)
   queue: collections.deque = collections.deque()
   with contextlib.closing(loader.make_train_batches(run.corpus, run.config, phase_index, first_step,
                                                     rows)) as batches:
     for batch in batches:
-      queue.append(sharding.make_global_batch(batch, run.mesh, run.config, batch_size))
+      queue.append(sharding.make_global_batch(batch, mesh, run.config, batch_size))
       if len(queue) > run.config.data.prefetch:
         yield queue.popleft()
     yield from queue

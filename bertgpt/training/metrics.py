@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bertgpt import config as config_lib
+from bertgpt.config import families
 from bertgpt.devices import hardware
 
 
@@ -25,13 +26,9 @@ def flops_per_step(config: config_lib.ConfigDict, phase: config_lib.ConfigDict) 
   Attention is counted in full, also where it is causal, and recomputation is not
   counted, so that MFU measures useful work (Chowdhery et al. 2022, appendix B).
   """
-  m = config.model
-  d, tokens = m.width, phase.batch_size * phase.seq_len
-  layers = m.num_layers * (6 * (4 * d * d + 2 * d * m.mlp_dim) + 12 * phase.seq_len * d)
-  if config.objective.name == "causal":
-    return tokens * (layers + 6 * d * m.vocab_size)
-  predictions = config_lib.max_predictions(config, phase) / phase.seq_len
-  return tokens * (layers + 6 * predictions * (d * m.vocab_size + d * d))
+  predicted = config_lib.predicted_share(config, phase)
+  forward = families.find(config).flops_per_token(config.model, phase.seq_len, predicted)
+  return 3 * phase.batch_size * phase.seq_len * forward
 
 
 # ------------------------------------------------------------------- sums
@@ -58,11 +55,12 @@ class Window:
     return {name: total / weight for name, (total, weight) in self._sums.items() if weight}
 
 
-def with_perplexity(means: Mapping[str, float]) -> dict[str, float]:
-  """Adds exp(loss) of every language-model loss."""
-  named = {name.replace("_loss", "_perplexity"): math.exp(min(loss, 700.0))
-           for name, loss in means.items() if name in ("mlm_loss", "lm_loss")}
-  return {**means, **named}
+def with_perplexity(means: Mapping[str, float], loss: str) -> dict[str, float]:
+  """Adds exp(loss) of the metric `loss`, as 'mlm_perplexity' of 'mlm_loss', if it is there."""
+  if loss not in means:
+    return dict(means)
+  name = loss.removesuffix("_loss") + "_perplexity"
+  return {**means, name: math.exp(min(means[loss], 700.0))}
 
 
 # ---------------------------------------------------------------- writers

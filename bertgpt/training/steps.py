@@ -3,19 +3,43 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
+from bertgpt import models
 from bertgpt.config import ConfigDict, compiler_options
+from bertgpt.data.batches import formats
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import Module
-from bertgpt.training import objectives, optimizers
+from bertgpt.training import objectives, optimizers, schedules
 
-MASK_STREAM, DROPOUT_STREAM, INIT_STREAM = range(3)  # Independent random streams of a run.
+# Independent random streams of a run.
+MASK_STREAM, DROPOUT_STREAM, INIT_STREAM, SAMPLE_STREAM = range(4)
+
+
+class Setup(NamedTuple):
+  """What is trained, on what: the things that every part of training reads and none changes.
+
+  Attributes:
+    config: a whole config, with `model.vocab_size` set.
+    mesh: over the devices; an AbstractMesh if there are none.
+  """
+
+  config: ConfigDict
+  mesh: Mesh | AbstractMesh
+  model: Module
+  objective: objectives.Objective
+
+
+def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary) -> Setup:
+  """Returns the model and the objective that a config names, to be trained on a mesh."""
+  return Setup(config, mesh, models.make_model(config),
+               objectives.make_objective(config, vocabulary))
 
 
 @jax.tree_util.register_dataclass
@@ -39,20 +63,21 @@ class TrainState:
 # -------------------------------------------------------------- one step
 
 
-def make_train_step(config: ConfigDict, model: Module, objective: objectives.Objective,
-                    micro_batches: int) -> Callable:
-  """The pure function (state, batch) -> (state, metrics) of one phase.
+def make_train_step(setup: Setup, micro_batches: int) -> Callable:
+  """Returns the pure function (state, batch) -> (state, metrics) of a phase.
 
-  A step whose loss or gradient is not finite changes nothing but the step counters.
+  A step whose loss or gradient is not finite changes nothing but the step counters. Metrics are
+  (sum, weight) pairs of scalars.
 
-  Returns metrics as (sum, weight) pairs of scalars.
+  Args:
+    micro_batches: pieces that a batch is split into.
   """
-  schedule = optimizers.make_schedule(config)
-  compute_gradients = make_gradients(config, model, objective, micro_batches)
+  schedule = schedules.make_schedule(setup.config)
+  optimizer = optimizers.make_optimizer(setup.config)
+  compute_gradients = make_gradients(setup, micro_batches)
 
   def train_step(state: TrainState, batch):
     grads, (loss, sums) = compute_gradients(state.params, batch, state.step)
-    optimizer = optimizers.make_optimizer(config, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     learning_rate = schedule(state.step)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
@@ -70,29 +95,31 @@ def make_train_step(config: ConfigDict, model: Module, objective: objectives.Obj
   return train_step
 
 
-def make_gradients(config: ConfigDict, model: Module, objective: objectives.Objective,
-                   micro_batches: int) -> Callable:
-  """(params, batch, step) -> (gradients, (loss, sums)) of the whole batch.
+def make_gradients(setup: Setup, micro_batches: int) -> Callable:
+  """Returns (params, batch, step) -> (gradients, (loss, sums)) of the whole batch.
 
   The batch is corrupted and weighed before it is split, so neither the masks nor the loss
   depend on the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device
   splits its own rows. The replicas of the model sum their gradients once, after the last piece.
   """
+  config, _, model, objective = setup
+  axes_of = models.axes_of(config)
 
   def compute_gradients(params, batch, step):
     rows = batch["tokens"].shape[0]
     batch = dict(objective.corrupt(batch, make_key(config, MASK_STREAM, step), jnp.arange(rows)))
     weights = objective.weights(batch)
-    dropout_key = make_key(config, DROPOUT_STREAM, step)
+    keys = {"dropout": make_key(config, DROPOUT_STREAM, step),
+            "sample": make_key(config, SAMPLE_STREAM, step)}
 
-    def loss_fn(params, piece, key):
-      sums = objective.evaluate(model, params, piece, key)
+    def loss_fn(params, piece, keys):
+      sums = objective.evaluate(model, params, piece, keys)
       loss = objectives.total_loss(sums, weights)
       return loss, (loss, sums)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if micro_batches == 1:
-      return grad_fn(params, batch, dropout_key)
+      return grad_fn(params, batch, keys)
 
     replicas = sharding.num_replicas()
 
@@ -103,13 +130,13 @@ def make_gradients(config: ConfigDict, model: Module, objective: objectives.Obje
     pieces = jax.tree.map(split, batch)
 
     def grads_of(m):
-      key = jax.random.fold_in(dropout_key, m)
-      return sharding.map_replicas(lambda piece: grad_fn(params, piece, key),
+      piece_keys = {name: jax.random.fold_in(key, m) for name, key in keys.items()}
+      return sharding.map_replicas(lambda piece: grad_fn(params, piece, piece_keys),
                                    jax.tree.map(lambda x: x[m], pieces))
 
     def add_piece(m, total):
       grads, sums = jax.tree.map(jnp.add, total, grads_of(m))
-      return sharding.constrain_gradients(grads), sums
+      return sharding.constrain_gradients(grads, axes_of), sums
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
     total = jax.lax.fori_loop(0, micro_batches, add_piece, zeros)
@@ -129,31 +156,40 @@ def make_key(config: ConfigDict, stream: int, step) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(key, stream), step)
 
 
-def init_state(config: ConfigDict, model: Module, objective: objectives.Objective) -> TrainState:
-  """The state at step 0; jit it with `out_shardings` to build it in place."""
-  shape = (1, config.phases[0].seq_len)
-  blank = {name: jnp.zeros(shape, jnp.int32) for name in
-           ("tokens", "segment_ids", "sequence_ids", "positions", "predict_positions")}
-  if config.objective.name == "mlm_nsp":
-    blank["nsp_positions"] = jnp.zeros((1, 1), jnp.int32)
-  params = model.init(make_key(config, INIT_STREAM, 0), *objective.init_inputs(blank))["params"]
+def init_state(setup: Setup) -> TrainState:
+  """Returns the state at step 0; jit it with `out_shardings` to build it in place."""
+  config, objective = setup.config, setup.objective
+  blank = jax.tree.map(jnp.asarray, formats.make_zeros(objective.specs(config.phases[0]), 1))
+  params = setup.model.init(make_key(config, INIT_STREAM, 0),
+                            objective.init_inputs(blank))["params"]
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, optimizers.make_optimizer(config, params).init(params), zero)
+  return TrainState(zero, params, optimizers.make_optimizer(config).init(params), zero)
 
 
-def make_abstract_state(config: ConfigDict, mesh: Mesh, model: Module,
-                        objective: objectives.Objective) -> TrainState:
-  """Shapes, dtypes and shardings of the state; nothing is computed."""
-  shapes = jax.eval_shape(functools.partial(init_state, config, model, objective))
-  shardings = sharding.shard_state(shapes, shapes.params, mesh, config)
+def make_abstract_state(setup: Setup) -> TrainState:
+  """Returns shapes, dtypes and shardings of the state; nothing is computed."""
+  shapes = jax.eval_shape(functools.partial(init_state, setup))
+  shardings = sharding.shard_state(shapes, shapes.params, setup.mesh, setup.config,
+                                   models.axes_of(setup.config))
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                       shapes, shardings)
 
 
-def jit_train_step(config, model, objective, micro_batches: int, abstract_state: TrainState):
-  """The step, compiled once; the old state's memory is given to the new one."""
+def make_state(setup: Setup, abstract_state: TrainState) -> TrainState:
+  """Returns the state at step 0, each part of it made on the devices where it lies."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+  return jax.jit(functools.partial(init_state, setup), out_shardings=shardings)()
+
+
+def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState) -> Callable:
+  """Returns the step, compiled once; the old state's memory is given to the new one."""
   state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  options = compiler_options.choose(config.system.xla_options, sharding.platform(),
+  options = compiler_options.choose(setup.config.system.xla_options, sharding.platform(),
                                     jax.sharding.get_abstract_mesh().size)
-  return jax.jit(make_train_step(config, model, objective, micro_batches), donate_argnums=0,
+  return jax.jit(make_train_step(setup, micro_batches), donate_argnums=0,
                  out_shardings=(state_shardings, None), compiler_options=options)
+
+
+def shape_of(phase: ConfigDict) -> tuple:
+  """Returns what the program of a phase depends on: phases with equal ones share it."""
+  return phase.seq_len, phase.batch_size, phase.micro_batches, phase.max_predictions

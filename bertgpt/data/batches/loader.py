@@ -4,36 +4,27 @@ Rows of a phase are numbered through all its epochs. Step s of a phase is rows
 [s B, (s + 1) B); a row's number says which row of which epoch's plan it is. There is no state:
 reading may start at any step, in any number of threads, processes or hosts.
 
-Shapes: B rows, L tokens a row, P sequences a row at most. Arrays of a batch, int32 [B, L]:
-  tokens         token ids; padding is [PAD], or 0 where the tokenizer has none
+Arrays that every batch holds, int32 [B, L] for B rows of L tokens:
+  tokens         token ids; padding is [PAD], or 0 if the tokenizer has none
   sequence_ids   0: padding; 1, 2, ...: the sequence of the row; sequences must not mix
   positions      0, 1, ... from the first token of the sequence
-and, of masked LM,
-  segment_ids    [B, L]  0: A, 1: B
-  nsp_positions  [B, P]  of every pair's [CLS]; 0 in empty slots
-  nsp_labels     [B, P]  0: B is the next text, 1: B is from another document
-  nsp_weights    [B, P]  float32; 0 in empty slots
-the last three only of pairs; of causal LM,
-  targets        [B, L]  the next token
-  loss_weights   [B, L]  float32; 0 on padding
+The row format of the objective adds its own (`formats`).
 """
 
 import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
-from bertgpt.config import ConfigDict, max_sequences, phase_at, total_steps
-from bertgpt.data.batches import examples
-from bertgpt.data.batches.windows import divide, ranges
+from bertgpt.config import ConfigDict, phase_at, total_steps
+from bertgpt.data.batches import formats
+from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, token_sizes
+from bertgpt.data.batches.windows import divide
 from bertgpt.errors import ConfigError, DataError, PeerError
-
-Batch = dict[str, np.ndarray]
 
 # An epoch of more tokens is planned in several windows: memory and the time before the first
 # batch stay bounded (about 1.5 M pairs of 128 tokens: some seconds, half a GiB).
@@ -56,37 +47,6 @@ EVAL_SEED = 0  # One fixed plan of the validation split for all runs, so that th
 # -------------------------------------------------------------------- rows
 
 
-class Layout(NamedTuple):
-  """What `assemble` knows besides the parts.
-
-  Attributes:
-    objective: 'mlm_nsp', 'mlm' or 'causal'.
-    seq_len: L.
-    max_sequences: P.
-    pad_id, opening_id, closing_id: special tokens.
-  """
-
-  objective: str
-  seq_len: int
-  max_sequences: int
-  pad_id: int
-  opening_id: int
-  closing_id: int
-
-
-def make_layout(tokenizer, config: ConfigDict, seq_len: int) -> Layout:
-  """Raises DataError if the tokenizer lacks a special token that the objective needs."""
-  objective = config.objective.name
-  names = ("eod_id", "eod_id") if objective == "causal" else ("cls_id", "sep_id")
-  opening_id, closing_id = (getattr(tokenizer, name) for name in names)
-  if min(opening_id, closing_id) < 0:
-    missing = "end-of-document" if objective == "causal" else "[CLS] or [SEP]"
-    raise DataError(f"the {tokenizer.kind} tokenizer has no {missing} token, which objective.name="
-                    f"{objective!r} needs; set tokenizer.path to one that has it and prepare again")
-  return Layout(objective, seq_len, max_sequences(config, seq_len), max(tokenizer.pad_id, 0),
-                opening_id, closing_id)
-
-
 class Rows:
   """The rows of a phase by number; holds the plans of the windows read last.
 
@@ -103,11 +63,11 @@ class Rows:
                num_windows: int | None = None):
     self.seq_len = config.phases[phase_index].seq_len
     self._corpus, self._config, self._key = corpus, config, (seed, phase_index)
-    self._layout = make_layout(corpus.tokenizer, config, self.seq_len)
+    self._layout = formats.make_layout(corpus.tokenizer, config, self.seq_len)
     num_tokens = int(corpus.document_lengths.sum())
     self._windows = divide(corpus.document_lengths,
                            num_windows or max(1, round(num_tokens / WINDOW_TOKENS)))
-    self._plans: dict[int, examples.Plan] = {}
+    self._plans: dict[int, Plan] = {}
     self._lock = threading.Lock()
     self.rows_per_window = None  # As the first plan has it.
     self.rows_per_window = self._plan(0).num_rows
@@ -124,13 +84,15 @@ class Rows:
     """
     parts, rows = self.plan(row_numbers)
     num_rows = len(row_numbers) if num_rows is None else num_rows
-    return assemble(parts, rows, self._read_texts(parts), num_rows, self._layout)
+    batch = formats.find(self._config).assemble(parts, rows, self._read_texts(parts), num_rows,
+                                                self._layout)
+    return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
   def plan(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(PART [N], int64 [N]): the parts of the rows, and of each its row's index in [0, B)."""
     row_numbers = np.asarray(row_numbers, np.int64)
     window, row = np.divmod(row_numbers, self.rows_per_window)
-    parts, rows = [np.zeros(0, examples.PART)], [row[:0]]
+    parts, rows = [np.zeros(0, PART)], [row[:0]]
     for w in np.unique(window).tolist():
       index = np.flatnonzero(window == w)
       plan = self._plan(w).take(row[index])
@@ -138,14 +100,14 @@ class Rows:
       rows.append(np.repeat(index, np.diff(plan.offsets)))
     return np.concatenate(parts), np.concatenate(rows)
 
-  def _plan(self, number: int) -> examples.Plan:
+  def _plan(self, number: int) -> Plan:
     """The plan of the window `number`, counted through all epochs."""
     with self._lock:  # Reader threads that need the same new plan wait for one of them.
       if number not in self._plans:
         while len(self._plans) >= KEPT_PLANS:
           del self._plans[next(iter(self._plans))]
         epoch, window = divmod(number, self._windows.count)
-        self._plans[number] = examples.make_plan(
+        self._plans[number] = formats.make_plan(
             self._corpus, self._config, self.seq_len, (*self._key, epoch), window=window,
             windows=self._windows, num_rows=self.rows_per_window)
       return self._plans[number]
@@ -164,72 +126,6 @@ class Rows:
 
   def __setstate__(self, state):
     self.__dict__.update(state, _lock=threading.Lock())
-
-
-# ---------------------------------------------------------------- assembly
-
-
-def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
-             layout: Layout) -> Batch:
-  """Puts the parts into rows, all tokens at once.
-
-  Args:
-    parts: PART [N].
-    rows: integers [N], the row of every part.
-    texts: N arrays, part["length"] token ids each.
-    num_rows: B.
-  Returns:
-    The batch as the module's docstring describes it.
-  """
-  is_causal = layout.objective == "causal"
-  width = layout.seq_len + is_causal  # The last target lies behind the row.
-  first = rows * width + parts["column"]
-  first_text = first + parts["opens"]
-  tokens = np.full(num_rows * width, layout.pad_id, np.int32)
-  tokens[first[parts["opens"]]] = layout.opening_id
-  tokens[(first_text + parts["length"])[parts["closes"]]] = layout.closing_id
-  if texts:
-    tokens[ranges(first_text, parts["length"])] = np.concatenate(texts)
-  sizes = sizes_of(parts, layout.objective)
-  places = ranges(first, sizes)
-
-  def spread(values: np.ndarray) -> np.ndarray:
-    array = np.zeros((num_rows, width), np.int32)
-    array.ravel()[places] = np.repeat(values, sizes)
-    return array[:, :layout.seq_len]
-
-  sequence_ids = spread(parts["sequence"])
-  columns = np.arange(layout.seq_len, dtype=np.int32)
-  positions = np.where(sequence_ids > 0, columns - spread(parts["origin"]), 0)
-  batch = {"sequence_ids": sequence_ids, "positions": positions}
-  tokens = tokens.reshape(num_rows, width)
-  if is_causal:
-    batch |= {"tokens": tokens[:, :-1], "targets": tokens[:, 1:],
-              "loss_weights": (sequence_ids > 0).astype(np.float32)}
-  else:
-    batch |= {"tokens": tokens, "segment_ids": spread(parts["segment"])}
-  if layout.objective == "mlm_nsp":
-    batch |= _next_sentence_labels(parts, rows, num_rows, layout.max_sequences)
-  return {name: np.ascontiguousarray(array) for name, array in batch.items()}
-
-
-def sizes_of(parts: np.ndarray, objective: str) -> np.ndarray:
-  """Tokens of every part that are inputs, int32 [N]: in causal LM the last is only a target."""
-  return parts["opens"] + parts["length"] + parts["closes"] - (objective == "causal")
-
-
-def _next_sentence_labels(parts: np.ndarray, rows: np.ndarray, num_rows: int,
-                          max_per_row: int) -> Batch:
-  """nsp_positions, nsp_labels and nsp_weights [num_rows, max_per_row] of the pairs' parts."""
-  opens = parts["opens"]
-  pairs, slots = parts[opens], (rows[opens], parts["sequence"][opens] - 1)
-  shape = num_rows, max_per_row
-  batch = {"nsp_positions": np.zeros(shape, np.int32), "nsp_labels": np.zeros(shape, np.int32),
-           "nsp_weights": np.zeros(shape, np.float32)}
-  batch["nsp_positions"][slots] = pairs["column"]
-  batch["nsp_labels"][slots] = np.maximum(pairs["label"], 0)
-  batch["nsp_weights"][slots] = pairs["label"] != examples.NO_LABEL
-  return batch
 
 
 # ----------------------------------------------------------------- batches
@@ -373,7 +269,7 @@ def report(corpus, config: ConfigDict, steps: Sequence[int],
   phases = [Rows(corpus, config, i, config.seed) for i in range(len(config.phases))]
   lines = [line for i, rows in enumerate(phases) for line in _describe_phase(config, i, rows)]
   lines += _show_rows(phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch))),
-                      corpus.tokenizer, mask_fn)
+                      corpus.tokenizer, formats.find(config), mask_fn)
   for step in steps:
     i, first = phase_at(config, step)
     size = config.phases[i].batch_size
@@ -387,9 +283,10 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
   phase = config.phases[phase_index]
   num_rows = rows.rows_per_window
   parts, _ = rows.plan(np.arange(num_rows))
-  sizes = sizes_of(parts, config.objective.name)
+  row_format = formats.find(config)
+  sizes = token_sizes(parts) - row_format.HAS_TARGET
   lengths = np.add.reduceat(sizes, np.flatnonzero(parts["column"] == parts["origin"]))
-  labels = parts["label"][parts["label"] != examples.NO_LABEL]
+  labels = parts["label"][parts["label"] != NO_LABEL]
   lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
            f"{phase.seq_len:,} tokens",
            f"  rows an epoch    {rows.rows_per_epoch:,}",
@@ -397,7 +294,7 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
            f"  padding          {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
            f"  sequences a row  {len(lengths) / num_rows:.2f}"]
   if len(labels):
-    lines.append(f"  random next      {labels.mean():.2%} of {len(labels):,} pairs")
+    lines.append(f"  {row_format.PAIR_SHARE:<16} {labels.mean():.2%} of {len(labels):,} pairs")
   counts, edges = np.histogram(lengths, bins=8, range=(0.5, phase.seq_len + 0.5))
   shares = counts / len(lengths)
   return lines + ["  sequence lengths"] + [
@@ -405,13 +302,15 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
       for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)]
 
 
-def _show_rows(batch: Batch, tokenizer, mask_fn: Callable[[Batch], Batch] | None) -> list[str]:
+def _show_rows(batch: Batch, tokenizer, row_format,
+               mask_fn: Callable[[Batch], Batch] | None) -> list[str]:
   """The rows' segments as text, and what is to be predicted where `mask_fn` says so."""
   shown = mask_fn(batch) if mask_fn else batch
   lines = []
   for row, ids in enumerate(shown["sequence_ids"]):
     for sequence in range(1, ids.max() + 1):
-      lines.append(f"row {row}, sequence {sequence}{_label_text(batch, row, sequence)}")
+      label = _label_text(batch, row_format, row, sequence)
+      lines.append(f"row {row}, sequence {sequence}{label}")
       for segment, name in enumerate("AB" if "segment_ids" in batch else " "):
         here = ids == sequence
         if "segment_ids" in batch:
@@ -426,7 +325,8 @@ def _show_rows(batch: Batch, tokenizer, mask_fn: Callable[[Batch], Batch] | None
   return lines
 
 
-def _label_text(batch: Batch, row: int, sequence: int) -> str:
-  if "nsp_labels" not in batch or not batch["nsp_weights"][row, sequence - 1]:
+def _label_text(batch: Batch, row_format, row: int, sequence: int) -> str:
+  name = row_format.PAIR_NAME
+  if not name or not batch[f"{name}_weights"][row, sequence - 1]:
     return ""
-  return (", B follows A", ", B is random")[batch["nsp_labels"][row, sequence - 1]]
+  return f", {row_format.PAIR_LABELS[batch[f'{name}_labels'][row, sequence - 1]]}"

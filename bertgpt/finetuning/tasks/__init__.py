@@ -3,28 +3,37 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks import glue, ner, squad
 from bertgpt.finetuning.tasks.rows import Format, Task
 
 
 class Entry(NamedTuple):
-  """Args: open: (config.task, format) -> task; families: that can do it."""
+  """A task that can be named.
+
+  Attributes:
+    open: (config.task, format) -> task.
+    kind: of its outputs, an ability of `families.CAPABILITIES`.
+  """
 
   open: Callable[[Any, Format], Task]
-  families: tuple[str, ...]
+  kind: str
 
 
 TASKS = {
-    **{name: Entry(glue.open_task, ("bert", "gpt")) for name in glue.TASKS},
-    "ner": Entry(ner.open_task, ("bert",)),
-    **{name: Entry(squad.open_task, ("bert",)) for name in squad.VERSIONS},
+    **{name: Entry(glue.open_task, "classes" if task.labels else "values")
+       for name, task in glue.TASKS.items()},
+    "ner": Entry(ner.open_task, "tokens"),
+    **{name: Entry(squad.open_task, "spans") for name in squad.VERSIONS},
 }
 
 
-def open_task(config, form: Format) -> Task:
-  """The task that `config.task` names, with its data.
+def open_task(config: ConfigDict, form: Format) -> Task:
+  """Returns the task that `config.name` names, with its data.
 
+  Args:
+    config: the group `task` of a fine-tuning's config.
   Raises:
     DataError: the data is missing, or not as the task has it.
   """
@@ -32,12 +41,22 @@ def open_task(config, form: Format) -> Task:
 
 
 def name_problems(name: str) -> list[str]:
+  """Returns what is wrong with the name of a task, one line each."""
   return [] if name in TASKS else [f"--task {name}: choose one of {', '.join(TASKS)}"]
 
 
-def check_family(name: str, family: str) -> None:
-  """Raises ConfigError where models of the family cannot do the task."""
-  if family not in TASKS[name].families:
-    raise ConfigError(f"--task {name} needs a {' or '.join(TASKS[name].families)}, but the run of "
-                      f"--init is a {family}; give another --init, or one of the tasks "
-                      f"{', '.join(n for n, entry in TASKS.items() if family in entry.families)}")
+def check_family(name: str, config: ConfigDict) -> None:
+  """Checks that models of a family can do a task.
+
+  Args:
+    config: of the pretrained run.
+  Raises:
+    ConfigError: they cannot.
+  """
+  family = families.find(config)
+  if not family.can(TASKS[name].kind):
+    able = [f for f, record in families.FAMILIES.items() if record.can(TASKS[name].kind)]
+    others = [n for n, entry in TASKS.items() if family.can(entry.kind)]
+    raise ConfigError(f"--task {name} needs a {' or '.join(able)}, but the run of --init is a "
+                      f"{config.model.family}; give another --init, or one of the tasks "
+                      f"{', '.join(others)}")

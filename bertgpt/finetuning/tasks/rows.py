@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
 
@@ -118,27 +119,30 @@ class Format(NamedTuple):
     return tokens.astype(np.int32), segment_ids.astype(np.int32)
 
 
-def make_format(tokenizer: Tokenizer, model, task) -> Format:
-  """BERT's [CLS] a [SEP] b [SEP], or GPT's start a delimiter b extract with tokens of its own.
+def make_format(tokenizer: Tokenizer, config: ConfigDict, task: ConfigDict) -> Format:
+  """Returns an encoder's [CLS] a [SEP] b [SEP], or a decoder's start a delimiter b extract.
+
+  The tokens of a decoder are new ones (Radford et al. 2018, 3.3).
 
   Args:
-    model, task: groups of the run's config and of the fine-tuning's.
+    config: of the pretrained run.
+    task: group of the fine-tuning's config.
   Raises:
-    ConfigError: the tokenizer lacks BERT's special tokens.
+    ConfigError: the tokenizer lacks an encoder's special tokens.
   """
-  if model.family == "gpt":
+  if families.find(config).kind == "decoder":
     size = tokenizer.vocab_size
     return Format(tokenizer, size, size + 1, size + 2, False, task.max_length, task.truncation)
   if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
     raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], so no text can be "
                       "marked; fine-tune a run whose tokenizer has them")
   return Format(tokenizer, tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id,
-                model.num_segments >= 2, task.max_length, task.truncation)
+                config.model.num_segments >= 2, task.max_length, task.truncation)
 
 
-def vocab_size(tokenizer: Tokenizer, family: str) -> int:
-  """Tokens of the model, with those that `make_format` adds."""
-  return tokenizer.vocab_size + (NEW_TOKENS if family == "gpt" else 0)
+def vocab_size(tokenizer: Tokenizer, config: ConfigDict) -> int:
+  """Returns the number of the model's tokens, with those that `make_format` adds."""
+  return tokenizer.vocab_size + (NEW_TOKENS if families.find(config).kind == "decoder" else 0)
 
 
 def truncate(tokens: np.ndarray, size: int, mode: str) -> np.ndarray:

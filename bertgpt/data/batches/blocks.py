@@ -1,0 +1,82 @@
+"""Rows of running text, for next-token prediction.
+
+Arrays of a batch besides those of every format:
+  targets       int32 [B, L]  the next token
+  loss_weights  float32 [B, L]  0 on padding
+"""
+
+import numpy as np
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.batches.parts import (
+    NO_LABEL,
+    PART,
+    Batch,
+    Layout,
+    Plan,
+    Specs,
+    Texts,
+    cut_stream,
+    paint,
+    sequence_arrays,
+    sequence_specs,
+    stream_starts,
+)
+from bertgpt.data.batches.windows import ranges
+
+SPECIALS = ("eod_id", "eod_id")  # The end of a document opens the next one.
+
+PAIR_NAME = ""  # No pairs.
+
+HAS_TARGET = True  # The last target of a row lies behind it.
+
+
+def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
+  """GPT's rows: `seq_len` places of the stream, or, without packing, of a single document.
+
+  The places are the targets, the inputs are one place behind: every token and every end of
+  document is predicted exactly once an epoch. What comes before a document is an end of
+  document, which thus opens it. With `data.isolate_documents` every document of a row is a
+  sequence of its own.
+  """
+  del rng
+  starts = stream_starts(texts)
+  if config.data.packing:
+    begins = np.arange(0, starts[-1], seq_len)
+    ends = np.minimum(begins + seq_len, starts[-1])
+  else:
+    pieces = -(-np.diff(starts) // seq_len)
+    document = np.repeat(np.arange(len(pieces)), pieces)
+    begins = starts[document] + seq_len * ranges(np.zeros_like(pieces), pieces)
+    ends = np.minimum(begins + seq_len, starts[document + 1])
+  cuts = cut_stream(starts, begins, ends)
+  parts = np.zeros(len(cuts.document), PART)
+  parts["document"] = texts.documents[cuts.document]
+  parts["start"] = np.maximum(cuts.first - 1, 0)
+  parts["length"] = np.minimum(cuts.last, cuts.size - 1) - parts["start"]
+  parts["column"] = cuts.column
+  parts["opens"] = cuts.first == 0
+  parts["closes"] = cuts.last == cuts.size
+  parts["sequence"] = 1
+  parts["label"] = NO_LABEL
+  if config.data.isolate_documents:
+    parts["origin"] = cuts.column
+    parts["sequence"] = cuts.rank + 1
+  return Plan(parts, cuts.offsets)
+
+
+def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
+  """Returns what a batch of the phase holds."""
+  del config
+  row = (phase.seq_len,)
+  return sequence_specs(phase.seq_len) | {
+      "targets": (row, np.int32), "loss_weights": (row, np.float32)}
+
+
+def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
+             layout: Layout) -> Batch:
+  """Returns the batch of some rows; arguments as of `parts.paint`."""
+  canvas = paint(parts, rows, texts, num_rows, layout, has_target=HAS_TARGET)
+  batch = sequence_arrays(parts, canvas)
+  return batch | {"tokens": canvas.tokens[:, :-1], "targets": canvas.tokens[:, 1:],
+                  "loss_weights": (batch["sequence_ids"] > 0).astype(np.float32)}

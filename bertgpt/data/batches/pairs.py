@@ -1,0 +1,224 @@
+"""Rows of sentence pairs, [CLS] A [SEP] B [SEP], as BERT was trained on.
+
+Arrays of a batch besides those of every format, for rows of P pairs at most:
+  segment_ids    int32 [B, L]  0: A, 1: B
+  nsp_positions  int32 [B, P]  of every pair's [CLS]; 0 in empty slots
+  nsp_labels     int32 [B, P]  0: B is the next text, 1: B is from another document
+  nsp_weights    float32 [B, P]  0 in empty slots
+
+Axes: C chunks; the others are those of `parts`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bertgpt.config import ConfigDict, max_sequences
+from bertgpt.data.batches import packing
+from bertgpt.data.batches.parts import (
+    NO_LABEL,
+    PART,
+    Batch,
+    Layout,
+    Plan,
+    Specs,
+    Texts,
+    offsets_of,
+    paint,
+    sequence_arrays,
+    sequence_specs,
+)
+from bertgpt.data.batches.windows import ranges
+
+SPECIALS = ("cls_id", "sep_id")  # What opens a sequence, and what closes each of its parts.
+
+PAIR_NAME = "nsp"  # Prefix of the arrays of labels.
+PAIR_LABELS = ("B follows A", "B is random")  # By label, for people.
+PAIR_SHARE = "random next"  # What the share of label 1 is called.
+
+# A walk through a document is a loop in which all documents advance together. Longer documents
+# are walked in segments of at most this many sentences, so that the loop stays short.
+SEGMENT_SENTENCES = 4096
+
+HAS_TARGET = False  # No token lies behind a row.
+
+
+class Pairs(NamedTuple):
+  """BERT's sentence pairs before truncation, int64 [C] each.
+
+  Documents and sentences are numbered within the `Texts`.
+
+  Attributes:
+    document, first, cut, last: the chunk is sentences first..last, A is first..cut.
+    document_b, first_b, last_b: B; cut..last of the same document where the label is 0.
+    label: 0: B is what follows A; 1: B is from another document; NO_LABEL: there is no B.
+    target: length that was aimed at, without special tokens.
+  """
+
+  document: np.ndarray
+  first: np.ndarray
+  cut: np.ndarray
+  last: np.ndarray
+  document_b: np.ndarray
+  first_b: np.ndarray
+  last_b: np.ndarray
+  label: np.ndarray
+  target: np.ndarray
+
+
+def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
+  """Rows of one or, packed, several sequences [CLS] A [SEP] B [SEP]."""
+  max_tokens = seq_len - 3
+  parts = make_parts(texts, draw_pairs(texts, config.data, max_tokens, rng), max_tokens, rng)
+  lengths = parts["length"].sum(axis=1) + 3
+  if config.data.packing:
+    members, offsets = packing.pack(lengths, seq_len, max_sequences(config, seq_len), rng)
+  else:
+    members = np.arange(len(lengths))
+    offsets = np.arange(len(lengths) + 1)
+  return place_pairs(parts[members], offsets)
+
+
+def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.Generator) -> Pairs:
+  """Pairs by the algorithm of create_pretraining_data.py (google-research/bert, 2018).
+
+  A pass through a document gathers sentences up to a target length, which is `max_tokens`
+  or, with probability `data.short_sequence_prob`, uniform in 2..max_tokens. The chunk is cut at
+  a random sentence boundary. With probability `data.random_next_prob`, and always if the
+  chunk is one sentence, B is instead a run of sentences from a random place in another
+  document, and the pass goes on after A; else it goes on after the chunk.
+
+  Of a single document there is no other: B then always follows A, chunks have two sentences or
+  more, and a last sentence that is left alone gets no B and no label.
+  """
+  has_other = len(texts.documents) > 1
+  document, first, end = _segments(texts)
+  target = np.full(len(first), max_tokens)
+  is_short = rng.random(len(first)) < data.short_sequence_prob
+  target[is_short] = rng.integers(2, max_tokens, is_short.sum(), endpoint=True)
+  chunks = []
+  while len(first):
+    last = _gather(texts.bounds, first, target, end)
+    if not has_other:
+      last = np.minimum(np.maximum(last, first + 2), end)
+    is_single = last - first == 1
+    cut = first + rng.integers(1, np.where(is_single, 2, last - first))
+    is_random = has_other & (is_single | (rng.random(len(first)) < data.random_next_prob))
+    chunks.append((document, first, cut, last, is_random, target))
+    first = np.where(is_random, cut, last)
+    goes_on = first < end
+    document, first, end, target = (x[goes_on] for x in (document, first, end, target))
+  document, first, cut, last, is_random, target = map(np.concatenate, zip(*chunks, strict=True))
+  label = np.where(is_random, 1, np.where(cut < last, 0, NO_LABEL))
+  document_b, first_b, last_b = document.copy(), cut.copy(), last.copy()
+  room = target - (texts.bounds[cut] - texts.bounds[first])
+  document_b[is_random], first_b[is_random], last_b[is_random] = _draw_random_next(
+      texts, document[is_random], room[is_random], rng)
+  return Pairs(document, first, cut, last, document_b, first_b, last_b, label, target)
+
+
+def _segments(texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(document, first sentence, end) of every run of sentences that is walked by itself."""
+  pieces = -(-np.diff(texts.offsets) // SEGMENT_SENTENCES)
+  document = np.repeat(np.arange(len(pieces)), pieces)
+  first = texts.offsets[document] + SEGMENT_SENTENCES * ranges(np.zeros_like(pieces), pieces)
+  return document, first, np.minimum(first + SEGMENT_SENTENCES, texts.offsets[document + 1])
+
+
+def _gather(bounds: np.ndarray, first: np.ndarray, tokens: np.ndarray,
+            end: np.ndarray) -> np.ndarray:
+  """End of the fewest sentences from `first` on that hold `tokens` tokens, at most `end`."""
+  return np.minimum(np.searchsorted(bounds, bounds[first] + np.maximum(tokens, 1)), end)
+
+
+def _draw_random_next(texts: Texts, document: np.ndarray, room: np.ndarray,
+                      rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(document, first sentence, end) of random runs of `room` tokens in other documents."""
+  if not len(document):
+    return document, document, document
+  other = rng.integers(0, len(texts.documents) - 1, len(document))
+  other += other >= document
+  first = rng.integers(texts.offsets[other], texts.offsets[other + 1])
+  return other, first, _gather(texts.bounds, first, room, texts.offsets[other + 1])
+
+
+def truncate(length_a: np.ndarray, length_b: np.ndarray, max_tokens: int,
+             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Cuts pairs down to `max_tokens`: (skip_a, keep_a, skip_b, keep_b), int64 [C] each.
+
+  Closed form of the published loop, which takes one token at a time from the longer part (from
+  B if they are equal), at its front or its back at random: the front loses a binomial share.
+  """
+  keep_b = np.minimum(length_b, np.maximum(max_tokens - length_a, max_tokens // 2))
+  keep_a = np.minimum(length_a, max_tokens - keep_b)
+  return (rng.binomial(length_a - keep_a, 0.5), keep_a,
+          rng.binomial(length_b - keep_b, 0.5), keep_b)
+
+
+def make_parts(texts: Texts, pairs: Pairs, max_tokens: int,
+                rng: np.random.Generator) -> np.ndarray:
+  """PART [C, 2], the two parts of every pair, not yet placed in a row."""
+  bounds = texts.bounds
+  length_a = bounds[pairs.cut] - bounds[pairs.first]
+  length_b = bounds[pairs.last_b] - bounds[pairs.first_b]
+  skip_a, keep_a, skip_b, keep_b = truncate(length_a, length_b, max_tokens, rng)
+  parts = np.zeros((len(length_a), 2), PART)
+  spans = ((pairs.document, pairs.first, skip_a, keep_a),
+           (pairs.document_b, pairs.first_b, skip_b, keep_b))
+  for segment, (document, first, skip, keep) in enumerate(spans):
+    part = parts[:, segment]
+    part["document"] = texts.documents[document]
+    part["start"] = bounds[first] - bounds[texts.offsets[document]] + skip
+    part["length"] = keep
+    part["segment"] = segment
+  parts["opens"][:, 0] = parts["closes"] = True
+  parts["label"] = np.stack([pairs.label, np.full_like(pairs.label, NO_LABEL)], axis=1)
+  return parts
+
+
+def place_pairs(parts: np.ndarray, offsets: np.ndarray) -> Plan:
+  """Gives the pairs `parts`, PART [C, 2], their places; row r is offsets[r]..offsets[r + 1]."""
+  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
+  before = offsets_of(parts["length"].sum(axis=1) + 3)
+  origin = before[:-1] - before[row_starts]
+  parts["origin"] = origin[:, None]
+  parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)
+  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
+  return Plan(parts.ravel(), 2 * offsets)
+
+
+# ---------------------------------------------------------------- assembly
+
+
+def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
+  """Returns what a batch of the phase holds."""
+  pairs = (max_sequences(config, phase.seq_len),)
+  return sequence_specs(phase.seq_len) | {
+      "segment_ids": ((phase.seq_len,), np.int32), **label_specs(PAIR_NAME, pairs)}
+
+
+def label_specs(name: str, shape: tuple[int, ...]) -> Specs:
+  """Returns the specs of the three arrays of labels, whose names begin with `name`."""
+  return {f"{name}_positions": (shape, np.int32), f"{name}_labels": (shape, np.int32),
+          f"{name}_weights": (shape, np.float32)}
+
+
+def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
+             layout: Layout) -> Batch:
+  """Returns the batch of some rows; arguments as of `parts.paint`."""
+  return assemble_pairs(parts, rows, texts, num_rows, layout, PAIR_NAME)
+
+
+def assemble_pairs(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
+                   layout: Layout, name: str) -> Batch:
+  """Returns the batch of rows of pairs, whose labels are called `name`."""
+  canvas = paint(parts, rows, texts, num_rows, layout)
+  opens = parts["opens"]
+  pairs, slots = parts[opens], (rows[opens], parts["sequence"][opens] - 1)
+  batch = {array: np.zeros((num_rows, *shape), dtype) for array, (shape, dtype)
+           in label_specs(name, (layout.max_sequences,)).items()}
+  batch[f"{name}_positions"][slots] = pairs["column"]
+  batch[f"{name}_labels"][slots] = np.maximum(pairs["label"], 0)
+  batch[f"{name}_weights"][slots] = pairs["label"] != NO_LABEL
+  return batch | {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
+                  **sequence_arrays(parts, canvas)}

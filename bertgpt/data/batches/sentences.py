@@ -1,0 +1,103 @@
+"""Rows of whole sentences, [CLS] text [SEP], one sequence a row, as RoBERTa was trained on.
+
+Arrays of a batch besides those of every format:
+  segment_ids  int32 [B, L]  0
+"""
+
+import numpy as np
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.batches.parts import (
+    NO_LABEL,
+    PART,
+    Batch,
+    Layout,
+    Plan,
+    Specs,
+    Texts,
+    cut_stream,
+    paint,
+    sequence_arrays,
+    sequence_specs,
+    stream_starts,
+)
+
+SPECIALS = ("cls_id", "sep_id")
+
+PAIR_NAME = ""  # No pairs.
+
+HAS_TARGET = False
+
+# A walk through the text is a loop in which all segments of it advance together; segments of at
+# most this many tokens keep the loop short.
+SEGMENT_TOKENS = 2**16
+
+# A row ends inside a sentence only if it would otherwise leave more than this share of its tokens
+# unused.
+MAX_UNUSED = 1 / 16
+
+
+def plan(texts: Texts, config: ConfigDict, seq_len: int,
+                   rng: np.random.Generator) -> Plan:
+  """RoBERTa's rows (Liu et al. 2019): [CLS] text [SEP], one sequence a row.
+
+  Packed, sentences are taken up to the length across documents, with a [SEP] between them;
+  a sentence is cut where it would leave more than MAX_UNUSED of the row empty. Without
+  packing a row stays in one document and cuts only sentences that are longer than itself.
+  """
+  del rng
+  starts = stream_starts(texts)
+  begins, ends = _walk_sentences(texts, starts, seq_len, config.data.packing)
+  cuts = cut_stream(starts, begins, ends)
+  parts = np.zeros(len(cuts.document), PART)
+  parts["document"] = texts.documents[cuts.document]
+  parts["start"] = cuts.first
+  parts["length"] = np.minimum(cuts.last, cuts.size - 1) - cuts.first
+  parts["opens"] = cuts.rank == 0
+  parts["closes"] = True
+  parts["column"] = cuts.column + ~parts["opens"]  # [CLS] is no place of the stream.
+  parts["sequence"] = 1
+  parts["label"] = NO_LABEL
+  return Plan(parts, cuts.offsets)
+
+
+def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int,
+                    crosses_documents: bool) -> tuple[np.ndarray, np.ndarray]:
+  """(begins, ends) of the rows of `plan` in the stream, int64 [R] each."""
+  num_documents = len(texts.documents)
+  document = np.repeat(np.arange(num_documents), np.diff(texts.offsets))
+  edges = texts.bounds + np.append(document, num_documents)  # Sentence starts, and the end.
+  segments = edges[np.searchsorted(edges, np.arange(0, edges[-1], SEGMENT_TOKENS))]
+  if not crosses_documents:
+    segments = np.concatenate([segments, starts])
+  segments = np.unique(np.append(segments, edges[-1]))
+  begin, limit = segments[:-1], segments[1:]
+  max_unused = int(seq_len * MAX_UNUSED) if crosses_documents else seq_len
+  rows = []
+  while len(begin):
+    reach = begin + seq_len - 2
+    # The closing [SEP] of the row serves as that of the document.
+    reach += starts[np.minimum(np.searchsorted(starts, reach, side="right"),
+                               num_documents)] == reach + 1
+    edge = edges[np.searchsorted(edges, reach, side="right") - 1]
+    end = np.where((reach - edge <= max_unused) & (edge > begin), edge, reach)
+    end = np.minimum(end, limit)
+    rows.append((begin, end))
+    goes_on = end < limit
+    begin, limit = end[goes_on], limit[goes_on]
+  begins, ends = map(np.concatenate, zip(*rows, strict=True))
+  return begins, ends
+
+
+def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
+  """Returns what a batch of the phase holds."""
+  del config
+  return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
+
+
+def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
+             layout: Layout) -> Batch:
+  """Returns the batch of some rows; arguments as of `parts.paint`."""
+  canvas = paint(parts, rows, texts, num_rows, layout)
+  return {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
+          **sequence_arrays(parts, canvas)}

@@ -1,0 +1,49 @@
+"""What every model takes.
+
+Axes: B batch, L length, K predicted positions of a row, P sequences of a row.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Inputs(NamedTuple):
+  """Rows of tokens, and which positions the output layers are wanted for.
+
+  Attributes:
+    tokens_BL: int32 ids.
+    sequence_ids_BL: int32; 0: padding. Tokens with different ids do not see each other.
+    positions_BL: int32; 0, 1, ... from the first token of a sequence.
+    segment_ids_BL: int32; 0: A, 1: B. None: all A.
+    predict_positions_BK: int32, positions whose token is predicted. None: every position.
+    pair_positions_BP: int32, positions of the [CLS] of every sequence. None: the output layer of
+      pairs is left out.
+  """
+
+  tokens_BL: jax.Array
+  sequence_ids_BL: jax.Array
+  positions_BL: jax.Array
+  segment_ids_BL: jax.Array | None = None
+  predict_positions_BK: jax.Array | None = None
+  pair_positions_BP: jax.Array | None = None
+
+  @classmethod
+  def of(cls, batch: Mapping[str, jax.Array]) -> "Inputs":
+    """Returns the inputs in a batch, whose names are those of the row formats."""
+    return cls(batch["tokens"], batch["sequence_ids"], batch["positions"],
+               batch.get("segment_ids"), batch.get("predict_positions"))
+
+  @classmethod
+  def of_texts(cls, tokens_BL: jax.Array, lengths_B: jax.Array) -> "Inputs":
+    """Returns rows of one text each.
+
+    Args:
+      tokens_BL: int32 ids, filled up at the end.
+      lengths_B: int32, tokens of every text.
+    """
+    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    is_text_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
+    return cls(tokens_BL, is_text_BL, positions_BL)

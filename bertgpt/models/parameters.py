@@ -1,0 +1,46 @@
+"""The table of a family's parameters: one line says how each is sharded and optimized.
+
+A model file holds the table `PARAMETERS` of its family, made of its own lines and those of the
+layers that it uses. Paths of parameters are part of the interface: checkpoints, conversion to
+`transformers` and these tables name them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bertgpt import trees
+
+
+class Param(NamedTuple):
+  """One line of a table.
+
+  Attributes:
+    pattern: regular expression, searched in the '/'-joined path; the first line that matches
+      counts.
+    axes: logical axis of every dimension, a key of `config.mesh.axes`, or 'layers' (the stacked
+      layers, never split), or None.
+    decays: takes weight decay. BERT decays everything but biases and LayerNorm.
+    is_matrix: a hidden matrix, which Muon orthogonalizes; embeddings and output layers are not.
+  """
+
+  pattern: str
+  axes: tuple[str | None, ...]
+  decays: bool = True
+  is_matrix: bool = False
+
+  @property
+  def is_stacked(self) -> bool:
+    """Whether the first axis counts layers: norms and moments are then taken layer by layer."""
+    return self.axes[0] == "layers"
+
+
+Table = Sequence[Param]
+
+
+def find(table: Table, path: str) -> Param:
+  """Returns the first line of a table whose pattern occurs in the path of a parameter.
+
+  Raises:
+    ValueError: there is none; every parameter needs a line in the file of its family.
+  """
+  return trees.first_match([(param.pattern, param) for param in table], path)

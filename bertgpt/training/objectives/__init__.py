@@ -1,0 +1,20 @@
+"""Pretraining objectives, one file each, found by its name: corruption and loss.
+
+The other half of an objective, its rows, is in `bertgpt/data/batches/`.
+"""
+
+import functools
+import importlib
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.batches import formats
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.training.objectives.objective import Batch, Keys, Objective, Sums, total_loss
+
+__all__ = ["Batch", "Keys", "Objective", "Sums", "make_objective", "total_loss"]
+
+
+def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
+  """Returns the objective that `config.objective` names, a key of `choices.OBJECTIVES`."""
+  module = importlib.import_module(f"{__name__}.{config.objective.name}")
+  return module.make(config, vocabulary, functools.partial(formats.specs, config))

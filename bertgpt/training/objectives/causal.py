@@ -1,0 +1,23 @@
+"""Next-token prediction (Radford et al. 2018, 2019)."""
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.models import Inputs, cross_entropy
+from bertgpt.training.objectives.objective import Objective, name_sums, predict
+
+
+def make(config: ConfigDict, vocabulary: Vocabulary, specs) -> Objective:
+  """Returns the objective; the loss is the mean over all tokens that are not padding."""
+  del vocabulary
+
+  def weights(batch):
+    return {"lm_loss": batch["loss_weights"].sum()}
+
+  def evaluate(model, params, batch, keys):
+    prediction = predict(model, params, Inputs.of(batch), keys)
+    weights_BL = batch["loss_weights"]
+    scores = cross_entropy.score(prediction, batch["targets"], weights_BL,
+                                 config.objective.loss_chunk)
+    return name_sums("lm", scores, weights_BL)
+
+  return Objective(specs, lambda batch, key, row_ids: batch, weights, evaluate, Inputs.of)

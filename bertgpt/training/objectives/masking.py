@@ -1,0 +1,169 @@
+"""Masks: which tokens of a row are predicted, and what the model sees in their place.
+
+Axes: B rows, L length, K prediction slots of a row, V vocabulary, W words of a row.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertgpt import config as config_lib
+from bertgpt.config import ConfigDict
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.models import Inputs, cross_entropy
+from bertgpt.training.objectives.objective import Batch, Sums, name_sums
+
+
+def init_inputs(batch: Batch) -> Inputs:
+  """Returns inputs that create all parameters of a masked LM, with one slot per row."""
+  slots_BK = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)
+  return Inputs.of(batch)._replace(predict_positions_BK=slots_BK)
+
+
+def weigh_mlm(batch: Batch) -> dict[str, jax.Array]:
+  """Returns the weight of the masked-LM loss: the number of predicted tokens."""
+  return {"mlm_loss": batch["predict_weights"].sum()}
+
+
+def score_mlm(prediction: cross_entropy.Prediction, batch: Batch, loss_chunk: int) -> Sums:
+  """Returns the sums of the masked-LM loss and accuracy.
+
+  Args:
+    prediction: of the slots, [B, K].
+    loss_chunk: `config.objective.loss_chunk`.
+  """
+  weights_BK = batch["predict_weights"]
+  scores = cross_entropy.score(prediction, batch["predict_targets"], weights_BK, loss_chunk)
+  return name_sums("mlm", scores, weights_BK)
+
+
+def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
+  """Returns (batch, key, row_ids_B) -> batch with some tokens replaced and the slots filled.
+
+  The result holds, besides what the batch held, `predict_positions` and `predict_targets` int32
+  [B, K] and `predict_weights` float32 [B, K]. What happens to a row depends on the key and its
+  row id only.
+  """
+  slots = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
+  objective = config.objective
+  choose = choose_words if objective.whole_words else choose_tokens
+  is_special_V = np.zeros(config_lib.padded_vocab_size(vocabulary.size), bool)
+  is_special_V[list(vocabulary.special_ids)] = True
+
+  def corrupt(batch, key, row_ids_B):
+    tokens_BL = batch["tokens"]
+    row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
+    keys_B3 = jax.vmap(lambda k: jax.random.split(k, 3))(row_keys_B)
+    is_candidate_BL = (batch["sequence_ids"] > 0) & ~jnp.asarray(is_special_V)[tokens_BL]
+    count_B = count_predictions((batch["sequence_ids"] > 0).sum(1), objective.mask_prob,
+                                slots[tokens_BL.shape[1]])
+    continues_BL = (jnp.asarray(vocabulary.continues_word)[tokens_BL]
+                    if objective.whole_words else None)
+    positions_BK, weights_BK = choose(keys_B3[:, 0], is_candidate_BL, continues_BL, count_B,
+                                      slots[tokens_BL.shape[1]])
+    targets_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
+    shown_BK = replace_tokens(keys_B3[:, 1], keys_B3[:, 2], targets_BK, objective, vocabulary)
+    shown_BK = jnp.where(weights_BK > 0, shown_BK, targets_BK)
+    return {**batch, "tokens": _put(tokens_BL, positions_BK, shown_BK),
+            "predict_positions": positions_BK, "predict_targets": targets_BK,
+            "predict_weights": weights_BK}
+
+  return corrupt
+
+
+def count_predictions(length_B: jax.Array, mask_prob: float, slots: int) -> jax.Array:
+  """Returns the number of tokens to predict in a row, int32 [B].
+
+  round(length * mask_prob), at least 1, at most `slots`; 0 in an empty row
+  (create_pretraining_data.py, google-research/bert, 2018).
+
+  Args:
+    length_B: int32, tokens of every row with [CLS] and [SEP].
+    mask_prob: share of them that is predicted.
+    slots: prediction slots per row.
+  """
+  count_B = jnp.clip(jnp.round(length_B * mask_prob).astype(jnp.int32), 1, slots)
+  return jnp.where(length_B > 0, count_B, 0)
+
+
+def choose_tokens(keys_B, is_candidate_BL, continues_BL, count_B, slots):
+  """Chooses `count_B` candidates in every row, uniformly.
+
+  Args:
+    keys_B: random keys, one per row.
+    is_candidate_BL: bool, tokens that may be predicted.
+    continues_BL: not read.
+    count_B: int32, tokens to choose in every row.
+    slots: K, at least the largest count.
+  Returns:
+    positions_BK int32 in random order, distinct; weights_BK float32, 1 for chosen slots.
+  """
+  del continues_BL
+  length = is_candidate_BL.shape[1]
+  scores_BL = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
+  order_BL = jnp.argsort(jnp.where(is_candidate_BL, scores_BL, 2.0), axis=1)
+  count_B = jnp.minimum(count_B, is_candidate_BL.sum(1))
+  return _slots(order_BL, count_B, slots)
+
+
+def choose_words(keys_B, is_candidate_BL, continues_BL, count_B, slots):
+  """Chooses whole words in random order, skipping a word that would exceed `count_B` tokens.
+
+  A word is a token and the tokens after it that continue it; only candidates belong to
+  words (create_pretraining_data.py, google-research/bert, 2019).
+
+  Args:
+    continues_BL: bool, tokens that continue the word before them. The others: as for
+      `choose_tokens`.
+  Returns:
+    What `choose_tokens` returns.
+  """
+  length = is_candidate_BL.shape[1]
+  follows_BL = jnp.pad(is_candidate_BL[:, :-1], ((0, 0), (1, 0)))
+  starts_BL = is_candidate_BL & ~(continues_BL & follows_BL)
+  word_BL = jnp.where(is_candidate_BL, jnp.cumsum(starts_BL, axis=1), 0)  # 0: no word
+  rows_B1 = jnp.arange(word_BL.shape[0])[:, None]
+  size_BW = jnp.zeros((word_BL.shape[0], length + 1), jnp.int32).at[rows_B1, word_BL].add(1)
+  size_BW = size_BW.at[:, 0].set(length + 1)  # Too long to be taken.
+  scores_BW = jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(keys_B)
+  order_BW = jnp.argsort(jnp.where(size_BW > 0, scores_BW, 2.0), axis=1)
+
+  def take(taken_B, word_B):
+    size_B = jnp.take_along_axis(size_BW, word_B[:, None], axis=1)[:, 0]
+    fits_B = taken_B + size_B <= count_B
+    return taken_B + jnp.where(fits_B, size_B, 0), fits_B
+
+  taken_B, fits_WB = jax.lax.scan(take, jnp.zeros_like(count_B), order_BW.T)
+  rank_BW = jnp.argsort(order_BW, axis=1)
+  chosen_BW = jnp.take_along_axis(fits_WB.T & (jnp.take_along_axis(size_BW, order_BW, 1) > 0),
+                                  rank_BW, axis=1)
+  chosen_BL = jnp.take_along_axis(chosen_BW, word_BL, axis=1) & is_candidate_BL
+  return _slots(jnp.argsort(~chosen_BL, axis=1, stable=True), taken_B, slots)
+
+
+def _slots(order_BL, count_B, slots):
+  positions_BK = order_BL[:, :slots].astype(jnp.int32)
+  return positions_BK, (jnp.arange(slots) < count_B[:, None]).astype(jnp.float32)
+
+
+def replace_tokens(kind_keys_B, token_keys_B, targets_BK, objective,
+                   vocabulary: Vocabulary) -> jax.Array:
+  """Returns what the model sees in place of the targets: int32 [B, K].
+
+  [MASK] with probability `replace_with_mask`, a uniform id of the whole vocabulary with
+  `replace_with_random`, else the token itself.
+  """
+  slots = targets_BK.shape[1]
+  draw_id = lambda key: jax.random.randint(key, (slots,), 0, vocabulary.size)
+  kind_BK = jax.vmap(lambda key: jax.random.uniform(key, (slots,)))(kind_keys_B)
+  random_BK = jax.vmap(draw_id)(token_keys_B)
+  with_mask = objective.replace_with_mask
+  shown_BK = jnp.where(kind_BK < with_mask + objective.replace_with_random, random_BK, targets_BK)
+  return jnp.where(kind_BK < with_mask, vocabulary.mask_id, shown_BK)
+
+
+def _put(tokens_BL, positions_BK, values_BK):
+  rows_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
+  return tokens_BL.at[rows_B1, positions_BK].set(values_BK, unique_indices=True)

@@ -1,0 +1,18 @@
+"""Masked LM alone (Liu et al. 2019, RoBERTa, arXiv:1907.11692)."""
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.models import Inputs
+from bertgpt.training.objectives import masking
+from bertgpt.training.objectives.objective import Objective, predict
+
+
+def make(config: ConfigDict, vocabulary: Vocabulary, specs) -> Objective:
+  """Returns the objective; the loss is the mean over the predicted tokens."""
+
+  def evaluate(model, params, batch, keys):
+    mlm, _ = predict(model, params, Inputs.of(batch), keys)
+    return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
+
+  return Objective(specs, masking.make_corrupt(config, vocabulary), masking.weigh_mlm, evaluate,
+                   masking.init_inputs)

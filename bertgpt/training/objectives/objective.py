@@ -1,0 +1,58 @@
+"""The half of an objective that is jitted into the step, and what they share.
+
+A loss is a sum and a weight; the train step divides once, by the weight of the whole global batch,
+so that the loss is the same for every mesh and number of micro-batches.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.batches.parts import Specs
+from bertgpt.models import Inputs, Module
+
+Batch = Mapping[str, jax.Array]
+Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
+
+
+class Objective(NamedTuple):
+  """One objective, as pure functions.
+
+  Attributes:
+    specs: phase of the config -> what a batch holds before it is corrupted.
+    corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. What happens to a
+      row depends on the key and its row id only, not on the batch around it.
+    weights: corrupted batch -> weight of every loss term, float32 scalars.
+    evaluate: (model, params, corrupted batch, keys) -> sums of the loss terms and of the other
+      metrics.
+    init_inputs: batch of zeros -> inputs of the model that create all parameters.
+  """
+
+  specs: Callable[[ConfigDict], Specs]
+  corrupt: Callable[[Batch, jax.Array, jax.Array], Batch]
+  weights: Callable[[Batch], dict[str, jax.Array]]
+  evaluate: Callable[[Module, Any, Batch, Keys], Sums]
+  init_inputs: Callable[[Batch], Inputs]
+
+
+def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
+  """Returns the number that is minimized: the sum over loss terms of sum / global weight."""
+  return sum((sums[name][0] / jnp.maximum(weight, 1) for name, weight in weights.items()),
+             jnp.zeros(()))
+
+
+def predict(model: Module, params: Any, inputs: Inputs, keys: Keys) -> Any:
+  """Returns what `model.predict` returns, with dropout if there is a key for it."""
+  rngs = {"dropout": keys["dropout"]} if "dropout" in keys else {}
+  return model.apply({"params": params}, inputs, rngs=rngs, method="predict")
+
+
+def name_sums(name: str, scores: tuple[jax.Array, jax.Array], weights: jax.Array) -> Sums:
+  """Returns what `cross_entropy.score` returned, by name and with the weight of all positions."""
+  loss, correct = scores
+  weight = weights.sum()
+  return {f"{name}_loss": (loss, weight), f"{name}_accuracy": (correct, weight)}

@@ -1,0 +1,52 @@
+"""Optimizers named by their source: one file each, found by its name.
+
+An optimizer is an expression of small optax transforms that turns a gradient into a
+direction u; the train step applies the rate of its own step counter,
+
+    params <- params - schedule(step) * u,
+
+so weight decay (`+ weight_decay * p` inside u) is decoupled from the gradient. A gradient that
+is not finite is the train step's business. All read `optimizer.weight_decay` and `clip_norm`:
+
+| name         | moments                             | decay, trust ratio       | reads besides    |
+|--------------|-------------------------------------|--------------------------|------------------|
+| `bert_adamw` | Adam without bias correction        | decay by rule            | b1, b2, epsilon  |
+| `adamw`      | Adam                                | decay by rule            | b1, b2, epsilon  |
+| `lamb`       | Adam                                | decay by rule, ratio all | b1, b2, epsilon  |
+| `nvlamb`     | Adam of the normalised gradient     | both by rule             | b1, b2, epsilon  |
+| `adafactor`  | factored second moment, no first    | decay by rule            |                  |
+| `muon`       | matrices: momentum; the rest: Adam  | decay by rule            | all the above,   |
+|              |                                     |                          | momentum         |
+
+Which parameters decay, which are matrices and which are stacked over the layers stands in the
+table of the family (`models.parameters`).
+
+Every tree of moments copies the parameter tree, so the key path of a moment ends in its
+parameter's path (`1/0/mu/encoder/layers/mlp/up/kernel`) and it is sharded like it. What has
+another shape may be replicated: counters, and Adafactor's `v_row` and `v_col`, whose paths end
+in a parameter's path too but which keep one of a matrix's two axes (the smaller, the larger)
+or, where they do not apply, are placeholders of one element a layer, as `v` then is.
+"""
+
+import importlib
+
+import optax
+
+from bertgpt import models
+from bertgpt.config import ConfigDict
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """Returns the optimizer that `config.optimizer` names, after clipping by the global norm.
+
+  Args:
+    config: a whole config; `optimizer`, `model.family` and, for some, `phases` are read.
+  Returns:
+    A transform whose `update(gradients, state, params)` gives the direction `u` of
+    `params - learning_rate * u`; float32 in, float32 out. Its state: see the module. It raises
+    ValueError if no line of the family's table matches a parameter.
+  """
+  clip_norm = config.optimizer.clip_norm
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  module = importlib.import_module(f"{__name__}.{config.optimizer.name}")
+  return optax.chain(clip, module.make(config, models.parameter_table(config)))

@@ -1,0 +1,17 @@
+"""AdamW."""
+
+import optax
+
+from bertgpt.config import ConfigDict
+from bertgpt.models import Table
+from bertgpt.training.optimizers.transforms import add_decay, scale_by_adam
+
+
+def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
+  """Adam with bias correction and decoupled weight decay.
+
+  References:
+    Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017,
+      https://arxiv.org/abs/1711.05101
+  """
+  return optax.chain(scale_by_adam(config), add_decay(config, table))

@@ -1,0 +1,36 @@
+"""LAMB, by NVIDIA's recipe for BERT."""
+
+import optax
+
+from bertgpt.config import ConfigDict
+from bertgpt.models import Table
+from bertgpt.training.optimizers.transforms import (
+  add_decay,
+  decay_mask,
+  normalize_by_global_norm,
+  per_layer,
+  scale_by_restarted_adam,
+)
+from bertgpt.training.schedules import find_curves
+
+
+def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
+  """NVIDIA's LAMB: a normalised gradient, and no trust ratio on biases and LayerNorm.
+
+  The gradient is first divided by its global norm, which makes `optimizer.clip_norm` idle
+  (NVIDIA's article has it so; its kernel divides only where the norm exceeds 1). Arrays
+  without weight decay take Adam's direction as it is. Where a phase restarts the learning
+  rate, the count of the bias correction restarts and the moments are kept, as NVIDIA's
+  phase 2 does.
+
+  References:
+    NVIDIA, Pretraining BERT with Layer-wise Adaptive Learning Rates (article), 2019
+    NVIDIA, DeepLearningExamples, PyTorch/LanguageModeling/BERT, 2021
+  """
+  optimizer = config.optimizer
+  restarts = tuple(curve.first_step for curve in find_curves(config.phases))
+  return optax.chain(
+      normalize_by_global_norm(),
+      scale_by_restarted_adam(optimizer.b1, optimizer.b2, optimizer.epsilon, restarts),
+      add_decay(config, table),
+      optax.masked(per_layer(optax.scale_by_trust_ratio(), table), decay_mask(table)))

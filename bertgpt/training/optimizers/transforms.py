@@ -1,0 +1,164 @@
+"""Transforms of which the optimizers are made.
+
+Whatever an algorithm does to "a layer", "a tensor" or "a matrix" is done to each slice of a
+stacked array by itself.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bertgpt.config import ConfigDict
+from bertgpt.models import parameters
+from bertgpt.models.parameters import Param, Table
+from bertgpt.trees import path_of
+
+
+def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
+  """Returns a function that replaces every leaf of a tree of parameters by a label.
+
+  Args:
+    table: of the parameters; see `models.parameters`.
+    choose: line of the table -> label.
+  Returns:
+    tree -> tree of labels. It raises ValueError if no line matches a parameter.
+  """
+
+  def label_tree(tree):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: choose(parameters.find(table, path_of(path))), tree)
+
+  return label_tree
+
+
+def add_decay(config: ConfigDict, table: Table) -> optax.GradientTransformation:
+  """Adds `optimizer.weight_decay` times the parameters that decay, by the table."""
+  return optax.add_decayed_weights(config.optimizer.weight_decay, mask=decay_mask(table))
+
+
+def decay_mask(table: Table) -> Callable[[Any], Any]:
+  """Returns a function from a tree of parameters to the bools that say which ones decay."""
+  return label(table, lambda param: param.decays)
+
+
+def scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
+  """Adam's direction with bias correction (Kingma and Ba 2014, arXiv:1412.6980)."""
+  optimizer = config.optimizer
+  return optax.scale_by_adam(optimizer.b1, optimizer.b2, eps=optimizer.epsilon)
+
+
+def per_layer(transform: optax.GradientTransformation,
+              table: Table) -> optax.GradientTransformation:
+  """Applies a transform to each layer of the stacked arrays by itself.
+
+  For transforms that treat an array as one thing (norms, factored moments).
+
+  Args:
+    transform: any transform that treats the leaves of its tree one by one.
+    table: of the parameters; says which arrays are stacked.
+
+  Returns:
+    A transform; in the state of stacked arrays everything has a leading layer axis.
+  """
+
+  def over_layers(function):
+    # vmap refuses trees without arrays.
+    return lambda *trees: (
+        jax.vmap(function) if jax.tree.leaves(trees[0]) else function)(*trees)
+
+  stacked = optax.GradientTransformation(
+      over_layers(transform.init), over_layers(transform.update))
+  return optax.partition({"stacked": stacked, "single": transform},
+                         label(table, lambda param: "stacked" if param.is_stacked else "single"))
+
+
+def scale_by_restarted_adam(
+    b1: float, b2: float, epsilon: float, restarts: tuple[int, ...]
+) -> optax.GradientTransformation:
+  """Adam's direction m / (sqrt(v) + epsilon) with another bias correction than optax's.
+
+  The moments are always kept; `restarts` says where the count t of the correction
+  m / (1 - b1^t), v / (1 - b2^t) starts anew; no entry means no correction at all.
+
+  Args:
+    b1, b2: decay of the first and the second moment.
+    epsilon: added to the denominator.
+    restarts: numbers of the updates (0-based) for which t = 1.
+
+  Returns:
+    A transform with the state of `optax.scale_by_adam`.
+
+  References:
+    Kingma and Ba, Adam, 2014, https://arxiv.org/abs/1412.6980
+    NVIDIA, DeepLearningExamples, PyTorch/LanguageModeling/BERT/run_pretraining.py, 2021
+      (phase 2 sets the step to 0 and keeps the moments)
+  """
+
+  def init(params):
+    return optax.ScaleByAdamState(
+        count=jnp.zeros((), jnp.int32), mu=optax.tree.zeros_like(params),
+        nu=optax.tree.zeros_like(params))
+
+  def correction(decay, count):
+    if not restarts:
+      return 1.0
+    starts = jnp.asarray(restarts, jnp.int32)
+    t = 1 + count - jnp.max(jnp.where(starts <= count, starts, 0))
+    return 1 - decay ** t.astype(jnp.float32)
+
+  def update(updates, state, params=None):
+    del params
+    mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+    nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+    c1, c2 = correction(b1, state.count), correction(b2, state.count)
+    directions = jax.tree.map(lambda m, v: m / c1 / (jnp.sqrt(v / c2) + epsilon), mu, nu)
+    return directions, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def normalize_by_global_norm() -> optax.GradientTransformation:
+  """Divides the gradient by its norm over all parameters; a gradient of 0 stays 0."""
+
+  def divide(updates, params):
+    del params
+    norm = optax.tree.norm(updates)
+    return jax.tree.map(lambda g: g / jnp.where(norm > 0, norm, 1), updates)
+
+  return optax.stateless(divide)
+
+
+def orthogonalize() -> optax.GradientTransformation:
+  """Replaces a matrix G = U S V' by about 0.2 sqrt(max(in, out)) U V', slice by slice.
+
+  Five steps of a quintic Newton-Schulz iteration bring the singular values near 1 (within
+  about 0.7 and 1.2); the factor gives the result the root mean square of a typical AdamW
+  step, so that both can share learning rate and weight decay.
+
+  Returns:
+    A stateless transform of arrays [..., in, out].
+
+  References:
+    Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024,
+      https://kellerjordan.github.io/posts/muon (coefficients)
+    Liu et al., Muon is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982
+      (factor)
+  """
+
+  def iterate(x):
+    a, b, c = 3.4445, -4.7750, 2.0315
+    gram = x @ x.mT
+    return a * x + (b * gram + c * gram @ gram) @ x
+
+  def direction(g, _):
+    is_tall = g.shape[-2] > g.shape[-1]
+    x = g.mT if is_tall else g  # The Gram matrix is then the smaller of the two.
+    x = x / jnp.maximum(jnp.linalg.norm(x, axis=(-2, -1), keepdims=True), 1e-20)
+    for _ in range(5):
+      x = iterate(x)
+    return 0.2 * max(g.shape[-2:]) ** 0.5 * (x.mT if is_tall else x)
+
+  return optax.stateless_with_tree_map(direction)

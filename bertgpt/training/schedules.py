@@ -1,0 +1,114 @@
+"""Learning rates as functions of the step."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bertgpt.config import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A learning-rate curve: one `restart` phase and the `continuous` ones that follow it."""
+
+  phase: ConfigDict
+  first_step: int
+  steps: int
+
+  @property
+  def warmup(self) -> float:
+    """Length of the warm-up in steps; a share of the curve is not rounded, as at NVIDIA."""
+    return self.phase.warmup_steps or self.phase.warmup_fraction * self.steps
+
+
+def _linear(step, curve):
+  # The difference is taken in integers: in float32, 1 - 999_999 / 1e6 is 1% off.
+  return jnp.maximum(curve.steps - step, 0) / curve.steps
+
+
+def _cosine(step, curve):
+  progress = (step - curve.warmup) / max(curve.steps - curve.warmup, 1)
+  return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+
+
+def _wsd(step, curve):
+  decay_steps = curve.phase.decay_fraction * curve.steps
+  progress = (step - (curve.steps - decay_steps)) / max(decay_steps, 1)
+  return 1 - jnp.clip(progress, 0, 1) ** curve.phase.power
+
+
+# (step of the curve, curve) -> what is left of the way from the end rate (0) to the peak (1)
+SCHEDULES: dict[str, Callable[[jax.Array, Curve], jax.Array]] = {
+    "linear": _linear,
+    "polynomial": lambda step, curve: _linear(step, curve) ** curve.phase.power,
+    "cosine": _cosine,
+    "constant": lambda step, curve: jnp.float32(1),
+    "wsd": _wsd,
+}
+
+
+def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+  """The learning rate as a function of the step, over all of `config.phases`.
+
+  `schedule(s)` is the rate of the update with the 0-based number s, as in
+  google-research/bert: under warm-up the first update has rate 0, and the last one of a
+  linear decay has peak / steps. NVIDIA counts from 1, so its rates come one update earlier.
+
+  Warm-up is peak * step / warmup. After it, with e = `end_fraction`, the rate is
+  peak * (e + (1 - e) * d), where d falls from 1 to 0:
+
+  * linear: 1 - step / steps, counted from step 0 and not from the end of the warm-up, as in
+    BERT: at the end of the warm-up the rate drops to peak * (1 - warmup / steps);
+  * polynomial: the same to the exponent `power` (NVIDIA's PolyWarmUpScheduler: 0.5);
+  * cosine: half a cosine from the end of the warm-up, as in nanoGPT;
+  * constant: 1, whatever e is;
+  * wsd: 1, and over the last `decay_fraction` of the steps 1 - t ** `power`, where t goes
+    from 0 to 1: power 1 is linear, power 0.5 the "1-sqrt" shape.
+
+  A phase with the rule `continuous` lengthens the curve of the phase before it, whose peak,
+  shape and warm-up hold for both; a `restart` phase starts a curve at its own step 0. Past
+  the last step the rate stays at its end.
+
+  Returns:
+    A traceable function from a step (int32, any shape) to the rate (float32, that shape).
+
+  References:
+    google-research/bert, optimization.py, 2018
+    NVIDIA, DeepLearningExamples, PyTorch/LanguageModeling/BERT/schedulers.py, 2021
+    Hu et al., MiniCPM, 2024, https://arxiv.org/abs/2404.06395 (WSD)
+    Haegele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+      Durations, 2024, https://arxiv.org/abs/2405.18392 (1-sqrt)
+  """
+  curves = find_curves(config.phases)
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.int32)
+    rate = _rate(step, curves[0])
+    for curve in curves[1:]:
+      rate = jnp.where(step < curve.first_step, rate, _rate(step, curve))
+    return rate.astype(jnp.float32)
+
+  return schedule
+
+
+def find_curves(phases) -> tuple[Curve, ...]:
+  """Returns the curves of a run's phases, in order."""
+  curves, first_step = [], 0
+  for phase in phases:
+    if phase.learning_rate_rule == "continuous":
+      curves[-1] = dataclasses.replace(curves[-1], steps=curves[-1].steps + phase.steps)
+    else:
+      curves.append(Curve(phase, first_step, phase.steps))
+    first_step += phase.steps
+  return tuple(curves)
+
+
+def _rate(step, curve):
+  phase, step = curve.phase, step - curve.first_step
+  left = SCHEDULES[phase.schedule](step, curve)
+  share = phase.end_fraction + (1 - phase.end_fraction) * left
+  if curve.warmup:
+    share = jnp.where(step < curve.warmup, step / curve.warmup, share)
+  return phase.learning_rate * jnp.broadcast_to(share, step.shape)
