@@ -1,15 +1,12 @@
 """A model and a batch small enough to compile in a second, for many tests."""
 
-import functools
-
 import jax
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt import models
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
-from bertgpt.training import objectives, steps
+from bertgpt.training import steps
 
 VOCAB, CLS, SEP, MASK = 250, 2, 3, 4
 LENGTH, ROWS = 32, 32
@@ -68,28 +65,26 @@ class Setup:
   def __init__(self, config):
     self.config = config
     self.mesh = sharding.make_mesh(config, devices_of(config))
-    self.model = models.make_model(config)
-    self.objective = objectives.make_objective(config, make_vocabulary())
+    self.training = steps.make_setup(config, self.mesh, make_vocabulary())
+    self.model, self.objective = self.training.model, self.training.objective
 
   def __enter__(self):
     self._context = sharding.use_mesh(self.mesh, self.config)
     self._context.__enter__()
-    self.abstract = steps.make_abstract_state(self.config, self.mesh, self.model, self.objective)
+    self.abstract = steps.make_abstract_state(self.training)
     return self
 
   def __exit__(self, *exc):
     self._context.__exit__(*exc)
 
   def init(self):
-    init = functools.partial(steps.init_state, self.config, self.model, self.objective)
-    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))()
+    return steps.make_state(self.training, self.abstract)
 
   def put(self, batch):
     return sharding.make_global_batch(batch, self.mesh, self.config, len(batch["tokens"]))
 
   def step(self, micro_batches=1):
-    return steps.jit_train_step(self.config, self.model, self.objective, micro_batches,
-                                self.abstract)
+    return steps.jit_train_step(self.training, micro_batches, self.abstract)
 
   def gradients(self, micro_batches=1):
-    return jax.jit(steps.make_gradients(self.config, self.model, self.objective, micro_batches))
+    return jax.jit(steps.make_gradients(self.training, micro_batches))

@@ -95,7 +95,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   pretrained = trained_lib.load_trained(init, "--init")
   tasks.check_family(config.task.name, pretrained.config)
   check_run(config, pretrained)
-  form = rows_lib.make_format(pretrained.tokenizer, pretrained.config, config.task)
+  form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
   task = tasks.open_task(config.task, form)
   is_first = jax.process_index() == 0  # The others compute, and write nothing.
   with workdir.claim(path, is_first):
@@ -178,7 +178,7 @@ def check_run(config: ConfigDict, pretrained: Trained) -> None:
 
 
 def make_run_config(config, pretrained, steps, rate):
-  size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config)
+  size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config.model.family)
   return finetune_config.run_config(pretrained.config, config, steps=steps, learning_rate=rate,
                                     vocab_size=size)
 

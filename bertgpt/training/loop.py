@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,8 @@ def train(config: ConfigDict, path: pathlib.Path,
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     stack.callback(process.disarm_watchdog)
-    batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
+    batches = stack.enter_context(contextlib.closing(make_steps(
+        run.setup, run.abstract_state, first_step, functools.partial(device_batches, run))))
     for step, train_step, batch in batches:  # `step` counts from 1: it is done below.
       process.arm_watchdog(config.system.hang_timeout_minutes)
       trace(step, log.flush)
@@ -151,45 +153,48 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       raise DataError(f"{run.path}: its rows were read in order {metadata['data_order']}, this "
                       f"program reads them in order {loader.ORDER_VERSION}; go on with the program "
                       "that began it, or start another run with --config.init_from")
-    check_phases(run, recipes.from_json(metadata["config"]), int(state.step))
+    check_phases(recipes.from_json(metadata["config"]), run.config, int(state.step), run.path)
     return state
   state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:
     state = dataclasses.replace(state, params=load_params(run))
   elif run.config.objective.bias_init == "frequencies":
-    state = dataclasses.replace(state, params=add_frequencies(run, state.params))
+    state = dataclasses.replace(state, params=add_frequencies(
+        state.params, run.corpus, run.config.model.vocab_size))
   return state
 
 
-def add_frequencies(run: Run, params: Any) -> Any:
-  """The parameters with the log frequencies of the training set's tokens as output bias.
+def add_frequencies(params: Any, corpus: corpus_lib.Corpus, vocab_size: int) -> Any:
+  """Returns the parameters with the log frequencies of a corpus' tokens as output bias.
 
-  Else a short run first learns these, a learning rate a step, and where the vocabulary is large
-  it bends the token table to that end: all rare tokens come to look alike.
+  Otherwise a short run spends its first steps learning these frequencies, about one learning rate
+  per step; with a large vocabulary it distorts the embedding table to do so, in which all rare
+  tokens come to look alike.
   """
-  size = run.config.model.vocab_size
-  found = frequencies.unigram_probabilities(run.corpus, size, is_causal=False)
+  found = frequencies.unigram_probabilities(corpus, vocab_size, is_causal=False)
   bias = params["mlm"]["bias"]
   whole = np.zeros(bias.shape, np.float32)
-  whole[:size] = np.log(found)
+  whole[:vocab_size] = np.log(found)
   placed = jax.make_array_from_callback(whole.shape, bias.sharding, lambda index: whole[index])
   return {**params, "mlm": {**params["mlm"], "bias": placed}}
 
 
-def check_phases(run: Run, old: ConfigDict, step: int) -> None:
-  """Steps may be added to a run; what is behind it stays as it was.
+def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path) -> None:
+  """Checks that steps were only added to a run: what is behind it stays as it was.
 
   Args:
     old: config of the checkpoint at `step`.
+    new: config of this start.
+    path: of the run.
   Raises:
     ConfigError: under the new config the run would not be where it is.
   """
-  total = config_lib.total_steps(run.config)
+  total = config_lib.total_steps(new)
   if step > total:
-    raise ConfigError(f"phases[].steps: {total} in all, but the run in {run.path} has done "
+    raise ConfigError(f"phases[].steps: {total} in all, but the run in {path} has done "
                       f"{step} already; raise them, or use another --workdir")
-  if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(run.config, step - 1):
-    raise ConfigError(f"phases[].steps: the run in {run.path} has done {step} steps; those of the "
+  if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(new, step - 1):
+    raise ConfigError(f"phases[].steps: the run in {path} has done {step} steps; those of the "
                       "phases that are behind it cannot change; change the last one's")
 
 
@@ -218,21 +223,27 @@ def load_params(run: Run) -> Any:
 # -------------------------------------------------------- the loop's parts
 
 
-def make_steps(run: Run, first_step: int) -> Iterator[tuple[int, Callable, Any]]:
+def make_steps(setup: steps.Setup, abstract_state: TrainState, first_step: int,
+               open_batches: Callable) -> Iterator[tuple[int, Callable, Any]]:
   """Yields (number of the step counted from 1, jitted step, batch on the devices).
 
   Phases of the same shape share one program.
+
+  Args:
+    first_step: number of steps that are done.
+    open_batches: (phase index, first step counted from the start of the phase) -> iterator of the
+      phase's batches, to be closed.
   """
   phase_start, programs = 0, {}
-  for i, phase in enumerate(run.config.phases):
+  for i, phase in enumerate(setup.config.phases):
     phase_end = phase_start + phase.steps
     if first_step < phase_end:
       start = max(first_step, phase_start)
       shape = steps.shape_of(phase)
       if shape not in programs:
-        programs[shape] = steps.jit_train_step(run.setup, phase.micro_batches, run.abstract_state)
+        programs[shape] = steps.jit_train_step(setup, phase.micro_batches, abstract_state)
       train_step = programs[shape]
-      with contextlib.closing(device_batches(run, i, start - phase_start)) as batches:
+      with contextlib.closing(open_batches(i, start - phase_start)) as batches:
         for step, batch in zip(range(start + 1, phase_end + 1), batches, strict=False):
           yield step, train_step, batch
     phase_start = phase_end

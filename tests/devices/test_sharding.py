@@ -10,6 +10,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
+from bertgpt import models
 from bertgpt import trees
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
@@ -112,8 +113,9 @@ def test_fsdp_divides_the_memory_of_the_state():
 
 
 def test_a_parameter_without_a_rule_is_an_error():
+  axes_of = models.axes_of(tiny.make_config())
   with pytest.raises(ValueError, match="encoder/layers/new/kernel"):
-    sharding.parameter_axes("encoder/layers/new/kernel")
+    axes_of("encoder/layers/new/kernel")
 
 
 def test_an_axis_that_does_not_divide_leaves_the_dimension_whole():

@@ -22,6 +22,7 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning.tasks.rows import make_format
 from bertgpt.hub import conversion, export, tokenizer_files
+from bertgpt.models import Inputs
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
 
@@ -363,15 +364,14 @@ def test_transformers_reads_what_was_exported(both):
 
   with torch.no_grad():
     output = model(**encoded)
-  at = np.arange(len(ids))[None]
-  ones = np.ones_like(at)
+  inputs = Inputs.of_texts(np.array([ids]), np.array([len(ids)]))
   if is_bert:
-    expected, nsp = trained.model.apply({"params": trained.params}, np.array([ids]), 0 * ones,
-                                        ones, at, at, np.zeros((1, 1), int))
+    expected, nsp = trained.model.apply({"params": trained.params}, inputs._replace(
+        pair_positions_BP=np.zeros((1, 1), int)))
     found = output.prediction_logits
     np.testing.assert_allclose(output.seq_relationship_logits.numpy(), nsp[:, 0], rtol=0,
                                atol=1e-4)
   else:
-    expected = trained.model.apply({"params": trained.params}, np.array([ids]), ones, at)
+    expected = trained.model.apply({"params": trained.params}, inputs)
     found = output.logits
   np.testing.assert_allclose(found.numpy(), expected[..., :found.shape[-1]], rtol=0, atol=1e-4)

@@ -14,7 +14,8 @@ from bertgpt import models
 from bertgpt.config import recipes
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.hub import conversion
-from bertgpt.training import objectives, optimizers, steps
+from bertgpt.models import Inputs
+from bertgpt.training import objectives, optimizers, schedules, steps
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
@@ -108,19 +109,18 @@ def run_theirs(theirs, config, batch):
 
 def total_loss(config, params, batch):
   objective = objectives.make_objective(config, tiny.make_vocabulary())
-  sums = objective.evaluate(models.make_model(config), params, batch, None)
+  sums = objective.evaluate(models.make_model(config), params, batch, {})
   return objectives.total_loss(sums, objective.weights(batch))
 
 
 def our_logits(config, params, batch):
   """Of every position, and of next sentences or None."""
   model, every = models.make_model(config), jnp.tile(jnp.arange(tiny.LENGTH), (ROWS, 1))
-  inputs = (batch["tokens"], batch["sequence_ids"], batch["positions"])
+  inputs = Inputs.of(batch)
   if config.objective.name == "causal":
-    return model.apply({"params": params}, *inputs), None
-  tokens, sequence_ids, positions = inputs
-  return model.apply({"params": params}, tokens, batch["segment_ids"], sequence_ids, positions,
-                     every, batch.get("nsp_positions"))
+    return model.apply({"params": params}, inputs), None
+  return model.apply({"params": params}, inputs._replace(
+      predict_positions_BK=every, pair_positions_BP=batch.get("nsp_positions")))
 
 
 def assert_same_function(theirs, config, params):
@@ -190,11 +190,11 @@ def test_an_exported_model_computes_the_same(objective, model):
     ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"})])
 def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
   config = tiny.make_config(objective, **changes)
-  model = task_objectives.HEADS["bert", kind].make_model(FrozenConfigDict(config.model),
-                                                         len(labels))
+  model = task_objectives.HEADS["encoder", kind].make_model(FrozenConfigDict(config.model),
+                                                            len(labels))
   batch = make_batch(config)
-  inputs = [batch[name] for name in ("tokens", "segment_ids", "sequence_ids", "positions")]
-  params = model.init(jax.random.key(0), *inputs)["params"]
+  inputs = Inputs.of(batch)
+  params = model.init(jax.random.key(0), inputs)["params"]
   params = jax.tree.map(
       lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
@@ -209,7 +209,7 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
                     token_type_ids=tensor("segment_ids"))
   expected = (torch.stack([output.start_logits, output.end_logits], -1) if kind == "spans"
               else output.logits).numpy()
-  found = np.asarray(model.apply({"params": params}, *inputs))
+  found = np.asarray(model.apply({"params": params}, inputs))
   assert found.shape == expected.shape
   if kind in ("tokens", "spans"):
     is_text = np.asarray(batch["sequence_ids"]) > 0
@@ -234,14 +234,14 @@ def test_training_follows_pytorch(case):
   adamw = torch.optim.AdamW([{"params": decays, "weight_decay": 0.1},
                              {"params": others, "weight_decay": 0.0}],
                             betas=(0.9, 0.98), eps=1e-6)
-  schedule = optimizers.make_schedule(config)
+  schedule = schedules.make_schedule(config)
   # The masks are part of the batches: as in the other tests, they are not drawn in the step.
   given = lambda setup: setup.objective._replace(corrupt=lambda batch, key, row_ids: batch)
   found, expected = [], []
   with tiny.Setup(config) as setup:
     state = steps.TrainState(jnp.int32(0), params,
-                             optimizers.make_optimizer(config, params).init(params), jnp.int32(0))
-    step = jax.jit(steps.make_train_step(config, setup.model, given(setup), 1))
+                             optimizers.make_optimizer(config).init(params), jnp.int32(0))
+    step = jax.jit(steps.make_train_step(setup.training._replace(objective=given(setup)), 1))
     for i in range(STEPS):
       batch = make_batch(config, seed=i % 5)  # Seen again and again, so that it learns.
       state, metrics = step(state, setup.put(batch))

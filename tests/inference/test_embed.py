@@ -8,6 +8,7 @@ from bertgpt import cli
 from bertgpt.errors import StorageError
 from bertgpt.hub import export
 from bertgpt.inference import embed
+from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,
@@ -42,8 +43,8 @@ def encode(bert, text):
 def last_layer(bert, text):
   """Of the text alone, in a row of its length: [N, D]."""
   row = encode(bert, text)[None].astype(np.int32)
-  return bert.model.apply({"params": bert.params}, row, row * 0, row * 0 + 1,
-                          np.arange(row.shape[1])[None], method="encode")[0]
+  inputs = Inputs.of_texts(row, np.array([row.shape[1]]))
+  return bert.model.apply({"params": bert.params}, inputs, method="features")[0]
 
 
 def test_features_are_those_of_each_text_alone_in_order(capsys, bert, finished_bert, source,

@@ -9,6 +9,7 @@ from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import tokenizers
 from bertgpt.inference import fill
+from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 
 
@@ -41,8 +42,9 @@ def test_rows_are_not_longer_than_the_text_in_effect(bert):
   masked = tokens.copy()
   masked[3] = tokenizer.mask_id
   row = masked[None].astype(np.int32)
-  logits, _ = bert.model.apply({"params": bert.params}, row, row * 0, row * 0 + 1,
-                               np.arange(len(tokens))[None], np.array([[3]]), None)
+  inputs = Inputs.of_texts(row, np.array([len(tokens)]))
+  logits, _ = bert.model.apply({"params": bert.params},
+                               inputs._replace(predict_positions_BK=np.array([[3]])))
   logits = np.float64(logits[0, 0, :tokenizer.vocab_size])
   expected = np.exp(logits) / np.exp(logits).sum()
   np.testing.assert_allclose(fill.predict_masked(bert, tokens, [3])[0], expected, atol=1e-6)

@@ -12,6 +12,7 @@ import pytest
 from bertgpt import cli
 from bertgpt.inference import generate
 from bertgpt.inference.generate import GREEDY, Sampling
+from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 
 DRAWS = 20_000
@@ -105,15 +106,15 @@ PROMPTS = ("The cat sees", "A", "The dog likes the river near a stone. The bird"
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def apply(model, params, *inputs):
-  return model.apply({"params": params}, *inputs)
+def apply(model, params, inputs):
+  return model.apply({"params": params}, inputs)
 
 
 def next_logits(gpt, tokens):
   """Of the token after `tokens`, without a cache; what fills up the row comes later."""
   row = np.zeros((1, 32), np.int32)
   row[0, :len(tokens)] = tokens
-  logits = apply(gpt.model, gpt.params, row, np.ones_like(row), np.arange(32)[None])
+  logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([32])))
   return logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size]
 
 

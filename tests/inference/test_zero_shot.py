@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from bertgpt import cli
 from bertgpt.inference import zero_shot
 from bertgpt.inference.zero_shot import SUITES, Settings
+from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
 
@@ -40,8 +41,8 @@ def bert(finished_bert):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def apply(model, params, *inputs):
-  return model.apply({"params": params}, *inputs)
+def apply(model, params, inputs):
+  return model.apply({"params": params}, inputs)
 
 
 def log_softmax(logits):
@@ -53,7 +54,7 @@ def after(gpt, tokens):
   """Log-probabilities of what follows the tokens: [vocab_size]."""
   row = np.zeros((1, ROOM), np.int32)
   row[0, :len(tokens)] = tokens
-  logits = apply(gpt.model, gpt.params, row, np.ones_like(row), np.arange(ROOM)[None])
+  logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([ROOM])))
   return log_softmax(logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size])
 
 
@@ -64,8 +65,9 @@ def instead(bert, tokens, at):
   row[0, :length] = [tokenizer.cls_id, *tokens, tokenizer.sep_id]
   row[0, at + 1] = tokenizer.mask_id
   is_text = (np.arange(ROOM) < length)[None].astype(np.int32)
-  logits, _ = apply(bert.model, bert.params, row, row * 0, is_text, np.arange(ROOM)[None],
-                    np.array([[at + 1]]), None)
+  inputs = Inputs.of_texts(row, is_text.sum(1))
+  logits, _ = apply(bert.model, bert.params,
+                    inputs._replace(predict_positions_BK=np.array([[at + 1]])))
   return log_softmax(logits[0, 0, :tokenizer.vocab_size])
 
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from bertgpt import config as config_lib
 from bertgpt.devices import sharding
 from bertgpt.models import attention
+from bertgpt.models.attention import Visibility
 
 ROWS, LENGTH, HEADS, WIDTH = 2, 128, 2, 64
 KERNELS = ("xla", "splash")  # Those that run here; splash is interpreted.
@@ -39,8 +40,9 @@ def make_inputs(dtype, length=LENGTH, rows=ROWS, heads=HEADS):
 @functools.partial(jax.jit, static_argnames=("kernel", "causal"))
 def compute(q, k, v, g, ids, kernel, causal):
   """Result and the gradients of query, key and value."""
-  attend = functools.partial(attention.attend, sequence_ids_BL=ids, kernel=kernel, causal=causal,
-                             dropout=0.0, dropout_key=None)
+  visibility = Visibility(ids, causal=causal)
+  attend = functools.partial(attention.attend, visibility=visibility, kernel=kernel, dropout=0.0,
+                             dropout_key=None)
   x, backward = jax.vjp(attend, q, k, v)
   return x, *backward(g)
 
@@ -125,6 +127,46 @@ def test_whole_model_with_splash_equals_the_plain_one(objective, layers, mesh, m
                expected_grads)
 
 
+# ------------------------------------------------------------ who may see whom
+
+
+def np_mask(visibility):
+  """One pair of a query and a key at a time."""
+  v = visibility
+  rows, length = v.sequence_ids_BL.shape
+  mask = np.zeros((rows, 1, length, length), bool)
+  for b, q, k in np.ndindex(rows, length, length):
+    is_prefix = v.prefix_BL is not None and v.prefix_BL[b, q] and v.prefix_BL[b, k]
+    mask[b, 0, q, k] = (
+        v.sequence_ids_BL[b, q] == v.sequence_ids_BL[b, k]
+        and (not v.causal or k <= q or is_prefix)
+        and (v.order_BL is None or v.order_BL[b, k] <= v.order_BL[b, q])
+        and (v.window is None or abs(q - k) <= v.window))
+  return mask
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("has_prefix", [False, True])
+@pytest.mark.parametrize("has_order", [False, True])
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_mask_is_what_its_fields_say(causal, has_prefix, has_order, window):
+  rng, ids = np.random.default_rng(0), make_ids(30)
+  visibility = Visibility(
+      ids, causal=causal, window=window,
+      prefix_BL=np.arange(30) < np.array([[4], [9]]) if has_prefix else None,
+      order_BL=np.stack([rng.permutation(30) for _ in ids]) if has_order else None)
+  np.testing.assert_array_equal(visibility.mask(), np_mask(visibility))
+
+
+def test_fused_kernels_are_not_asked_for_what_they_cannot():
+  """A window is not given to splash, which would ignore it."""
+  q, k, v, _ = make_inputs("float32")
+  visibility = Visibility(make_ids(), window=5)
+  found, plain = (attention.attend(q, k, v, visibility, kernel=kernel, dropout=0.0,
+                                   dropout_key=None) for kernel in ("splash", "xla"))
+  np.testing.assert_array_equal(found, plain)
+
+
 # ---------------------------------------------------------- the plain kernel
 
 
@@ -145,8 +187,8 @@ def equations(jaxpr):
 
 def test_plain_backward_pass_keeps_the_weights_once():
   q, k, v, _ = make_inputs("bfloat16")
-  attend = functools.partial(attention.attend, sequence_ids_BL=jnp.asarray(make_ids()),
-                             kernel="xla", causal=False, dropout=0.0, dropout_key=None)
+  attend = functools.partial(attention.attend, visibility=Visibility(jnp.asarray(make_ids())),
+                             kernel="xla", dropout=0.0, dropout_key=None)
   kept = {id(x): x for x in jax.tree.leaves(jax.vjp(attend, q, k, v)[1])
           if x.shape[-2:] == (LENGTH, LENGTH)}
   assert {x.dtype for x in kept.values()} == {jnp.dtype("bfloat16")}
@@ -155,8 +197,8 @@ def test_plain_backward_pass_keeps_the_weights_once():
 def test_attention_dropout_drops_and_scales_weights():
   """Equal values: a result is the sum of the kept weights over 1 - rate, 1 on average."""
   q, k, v, _ = make_inputs("float32", heads=8)
-  attend = functools.partial(attention.attend, q, k, jnp.ones_like(v), make_ids(), kernel="auto",
-                             causal=False, dropout=0.25)
+  attend = functools.partial(attention.attend, q, k, jnp.ones_like(v), Visibility(make_ids()),
+                             kernel="auto", dropout=0.25)
   np.testing.assert_allclose(attend(dropout_key=None), 1, atol=1e-5)
   dropped = attend(dropout_key=jax.random.key(0))
   assert dropped.std() > 0.05

@@ -115,14 +115,16 @@ def test_pieces_and_replicas_drop_apart(generator):
   """
   config, width = tiny.make_config(mesh=(2, 1, 1), dropout_rng=generator), 2**16
 
-  def evaluate(model, params, batch, key):
+  def evaluate(model, params, batch, keys):
+    key = keys["dropout"]
     key = jax.random.key_data(key) if generator == "hash" else key
     return {"loss": (dropout.drop(params["final_norm"]["scale"], 0.5, key).sum(), 1)}
 
-  plain = objectives.Objective(lambda batch, key, rows: batch, lambda batch: {"loss": 1}, evaluate,
-                               lambda batch: ())
-  with sharding.use_mesh(sharding.make_mesh(config, tiny.devices_of(config)), config):
-    grads, _ = jax.jit(steps.make_gradients(config, None, plain, 2))(
+  plain = objectives.Objective(lambda phase: {}, lambda batch, key, rows: batch,
+                               lambda batch: {"loss": 1}, evaluate, lambda batch: ())
+  mesh = sharding.make_mesh(config, tiny.devices_of(config))
+  with sharding.use_mesh(mesh, config):
+    grads, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain), 2))(
         {"final_norm": {"scale": jnp.ones(width)}}, tiny.make_batch(config), 0)
   kept = np.asarray(grads["final_norm"]["scale"]) / 2  # Of an element, 0 to 4 of the masks.
   assert abs(z_score(kept - 2)) < 4.5

@@ -10,7 +10,7 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import padded_vocab_size, presets
-from bertgpt.models import layers
+from bertgpt.models import Inputs, layers
 
 VOCAB = 300  # Padded to 384.
 
@@ -34,13 +34,19 @@ def make_inputs(rng, rows=2, length=24):
   tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)
   segments = rng.integers(0, 2, (rows, length)).astype(np.int32)
   predict = rng.integers(0, 19, (rows, 4)).astype(np.int32)
-  return tokens, segments, sequence_ids, positions, predict, np.repeat([[0, 10]], rows, axis=0)
+  return Inputs(tokens, sequence_ids, positions, segments, predict,
+                np.repeat([[0, 10]], rows, axis=0))
+
+
+def make_text_inputs(tokens):
+  """Rows of one text each, all of them full."""
+  return Inputs.of_texts(tokens, jnp.full(len(tokens), tokens.shape[1]))
 
 
 def init(config, inputs, seed=0):
   """Random parameters, biases and norms too, so that none of them hides an error."""
   model = models.make_model(config)
-  params = model.init(jax.random.key(seed), *inputs)["params"]
+  params = model.init(jax.random.key(seed), inputs)["params"]
   keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params))))
   return model, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
 
@@ -99,13 +105,14 @@ def to_float64(params):
   return jax.tree.map(lambda p: np.asarray(p, np.float64), params)
 
 
-@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
-def test_bert_equals_numpy(activation):
-  config = make_config(activation=activation)
+@pytest.mark.parametrize("norm, activation", [
+    ("post", "gelu_tanh"), ("post", "gelu_erf"), ("pre", "gelu_tanh")])
+def test_bert_equals_numpy(norm, activation):
+  config = make_config(norm=norm, activation=activation)
   inputs = make_inputs(np.random.default_rng(0))
-  tokens, segments, sequence_ids, positions, predict, cls = inputs
+  tokens, sequence_ids, positions, segments, predict, cls = inputs
   model, params = init(config, inputs)
-  mlm, nsp = model.apply({"params": params}, *inputs)
+  mlm, nsp = model.apply({"params": params}, inputs)
 
   p = to_float64(params)
   e = p["embeddings"]
@@ -113,6 +120,7 @@ def test_bert_equals_numpy(activation):
        + e["segment"]["embedding"][segments])
   x = np_norm(x, e["norm"], 1e-12)
   x = np_stack(x, p["encoder"]["layers"], sequence_ids, config.model, causal=False)
+  x = np_norm(x, p["final_norm"], 1e-12) if norm == "pre" else x
   rows = np.arange(len(x))[:, None]
   y = np_gelu(np_dense(x[rows, predict], p["mlm"]["dense"]), activation)
   y = np_norm(y, p["mlm"]["norm"], 1e-12)
@@ -125,9 +133,10 @@ def test_bert_equals_numpy(activation):
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_gpt_equals_numpy(norm):
   config = make_config("gpt", norm)
-  tokens, _, sequence_ids, positions, _, _ = make_inputs(np.random.default_rng(0))
-  model, params = init(config, (tokens, sequence_ids, positions))
-  logits = model.apply({"params": params}, tokens, sequence_ids, positions)
+  inputs = make_inputs(np.random.default_rng(0))
+  tokens, sequence_ids, positions, *_ = inputs
+  model, params = init(config, inputs)
+  logits = model.apply({"params": params}, inputs)
 
   p = to_float64(params)
   e = p["embeddings"]
@@ -145,8 +154,7 @@ def count_parameters(config, with_pretraining_heads):
   """Parameters of the unpadded vocabulary, from shapes alone."""
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   model = models.make_model(config)
-  inputs = (ids,) * 6 if config.model.family == "bert" else (ids,) * 3
-  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+  params = jax.eval_shape(model.init, jax.random.key(0), Inputs(*[ids] * 6))["params"]
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   padding = padded_vocab_size(config.model.vocab_size) - config.model.vocab_size
   total = size(params) - padding * config.model.width
@@ -186,8 +194,7 @@ def test_gpt_sizes_are_the_published_ones(preset, vocab_size, size):
 def test_one_rotation_leads_from_every_sinusoid_position_to_the_next(family):
   config = make_config(family, norm="post", position_init="sinusoid", position_init_std=0.05)
   inputs = make_inputs(np.random.default_rng(0))
-  inputs = inputs if family == "bert" else (inputs[0], inputs[2], inputs[3])
-  params = models.make_model(config).init(jax.random.key(0), *inputs)["params"]
+  params = models.make_model(config).init(jax.random.key(0), inputs)["params"]
   table = np.asarray(params["embeddings"]["position"]["embedding"], np.float64)
   turned = table[:, :16] + 1j * table[:, 16:]  # (sin, cos) of one frequency, as one number.
   steps = turned[1:] / turned[:-1]
@@ -202,8 +209,8 @@ def test_gpt2_residual_projections_start_smaller():
   """Radford et al. 2019, 2.3: by 1 / sqrt(number of residual layers)."""
   config = make_config("gpt", "pre", scale_residual_init=True, truncated_init=False, num_layers=8,
                        width=128)
-  ids = jnp.zeros((1, 8), jnp.int32)
-  params = models.make_model(config).init(jax.random.key(0), ids, ids, ids)["params"]
+  inputs = make_text_inputs(jnp.zeros((1, 8), jnp.int32))
+  params = models.make_model(config).init(jax.random.key(0), inputs)["params"]
   layers = params["decoder"]["layers"]
   for kernel in (layers["attention"]["out"]["kernel"], layers["mlp"]["down"]["kernel"]):
     assert float(kernel.std()) == pytest.approx(0.02 / 4, rel=0.02)
@@ -216,9 +223,7 @@ def test_gpt2_residual_projections_start_smaller():
 def influence(config, inputs):
   """[L, L] absolute gradient of the features at l with respect to the embedding at s, row 0."""
   model, params = init(config, inputs)
-  tokens = inputs[0]
-  method = "encode" if config.model.family == "bert" else "decode"
-  arguments = inputs[1:4] if config.model.family == "bert" else inputs[1:3]
+  tokens = inputs.tokens_BL
 
   def features(offset_LD):
     # A token of its own for every place, whose embedding is moved.
@@ -226,7 +231,8 @@ def influence(config, inputs):
     table = params["embeddings"]["token"]["embedding"]
     moved = params | {"embeddings": params["embeddings"] | {
         "token": {"embedding": table.at[: tokens.shape[1]].add(offset_LD)}}}
-    return model.apply({"params": moved}, places, *(a[:1] for a in arguments), method=method)[0]
+    row = jax.tree.map(lambda x: x[:1], inputs)._replace(tokens_BL=places)
+    return model.apply({"params": moved}, row, method="features")[0]
 
   jacobian = jax.jacrev(lambda x: features(x) @ jax.random.normal(jax.random.key(3), (32,)))
   return np.abs(jacobian(jnp.zeros((tokens.shape[1], 32)))).sum(-1)
@@ -235,15 +241,15 @@ def influence(config, inputs):
 def test_bert_sees_its_whole_sequence_and_nothing_else():
   inputs = make_inputs(np.random.default_rng(0))
   seen = influence(make_config(), inputs) > 0
-  ids = inputs[2][0]
+  ids = inputs.sequence_ids_BL[0]
   np.testing.assert_array_equal(seen, ids[:, None] == ids[None, :])
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_gpt_sees_its_own_past_and_nothing_else(norm):
-  tokens, _, sequence_ids, positions, _, _ = make_inputs(np.random.default_rng(0))
-  seen = influence(make_config("gpt", norm), (tokens, sequence_ids, positions)) > 0
-  ids = sequence_ids[0]
+  inputs = make_inputs(np.random.default_rng(0))
+  seen = influence(make_config("gpt", norm), inputs) > 0
+  ids = inputs.sequence_ids_BL[0]
   expected = (ids[:, None] == ids[None, :]) & np.tri(len(ids), dtype=bool)
   np.testing.assert_array_equal(seen, expected)
 
@@ -256,20 +262,20 @@ def test_a_cache_changes_no_logits(norm, model):
   rng, rows, length = np.random.default_rng(0), 3, 20
   tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)
   positions = np.tile(np.arange(length), (rows, 1))
-  whole = (tokens, np.ones_like(tokens), positions)
+  whole = make_text_inputs(tokens)
   gpt, params = init(config, whole)
-  expected = gpt.apply({"params": params}, *whole)
+  expected = gpt.apply({"params": params}, whole)
 
   # Each row has its own prompt; what follows it there is not seen later.
   prompts = np.array([7, 4, 1])
   start = np.where(np.arange(7) < prompts[:, None], tokens[:, :7], 299)
   cache = layers.make_cache(config.model, rows, 24)
-  _, cache = gpt.apply({"params": params}, start, positions[:, :7], cache, method="go_on")
+  _, cache = gpt.apply({"params": params}, start, positions[:, :7], cache, method="extend")
   at, found = prompts.copy(), np.zeros((rows, length, VOCAB))
   for part in (1, 1, 3, 1, 7):
     where = at[:, None] + np.arange(part)
     x, cache = gpt.apply({"params": params}, np.take_along_axis(tokens, where, 1), where, cache,
-                         method="go_on")
+                         method="extend")
     logits = gpt.apply({"params": params}, x, method="logits")
     np.put_along_axis(found, where[:, :, None], np.asarray(logits)[:, :, :VOCAB], 1)
     at += part
@@ -283,7 +289,7 @@ def test_padded_ids_never_win_and_take_no_probability():
   inputs = make_inputs(np.random.default_rng(0))
   model, params = init(config, inputs)
   params["mlm"]["bias"] = params["mlm"]["bias"].at[VOCAB:].set(1e6)
-  mlm, _ = model.apply({"params": params}, *inputs)
+  mlm, _ = model.apply({"params": params}, inputs)
   assert mlm.shape[-1] == 384
   assert (mlm.argmax(-1) < VOCAB).all()
   assert float(jax.nn.softmax(mlm)[..., VOCAB:].sum()) == 0
@@ -294,11 +300,11 @@ def test_bfloat16_compute_keeps_float32_where_it_matters():
   inputs = make_inputs(np.random.default_rng(0))
   model, params = init(config, inputs)
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-  mlm, nsp = model.apply({"params": params}, *inputs)
+  mlm, nsp = model.apply({"params": params}, inputs)
   assert mlm.dtype == nsp.dtype == jnp.float32
-  exact, _ = models.make_model(make_config()).apply({"params": params}, *inputs)
+  exact, _ = models.make_model(make_config()).apply({"params": params}, inputs)
   np.testing.assert_allclose(mlm[..., :VOCAB], exact[..., :VOCAB], atol=0.15)
-  text = jax.jit(model.apply).lower({"params": params}, *inputs).as_text()
+  text = jax.jit(model.apply).lower({"params": params}, inputs).as_text()
   assert all("f32" in line for line in text.splitlines() if "stablehlo.exponential" in line)
 
 
@@ -306,7 +312,7 @@ def test_dropout_is_on_only_with_a_key():
   config = make_config()
   inputs = make_inputs(np.random.default_rng(0))
   model, params = init(config, inputs)
-  apply = lambda **kw: np.asarray(model.apply({"params": params}, *inputs, **kw)[0])
+  apply = lambda **kw: np.asarray(model.apply({"params": params}, inputs, **kw)[0])
   np.testing.assert_array_equal(apply(), apply())
   one, two = (apply(rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
   assert np.abs(one - apply()).max() > 0.1 and np.abs(one - two).max() > 0.1

@@ -9,7 +9,7 @@ import tiny
 from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
-from bertgpt.data.batches import examples, loader
+from bertgpt.data.batches import formats, parts
 from bertgpt.planning import aot, topologies
 from bertgpt.training import metrics, objectives, steps
 
@@ -20,10 +20,9 @@ def test_the_batch_is_the_loaders(objective, packing):
   config = tiny.make_config(objective)
   config.data.packing = packing
   phase = config.phases[0]
-  layout = loader.Layout(objective, phase.seq_len, config_lib.max_sequences(config, phase.seq_len),
-                         0, 1, 2)
-  nothing = np.zeros(0, examples.PART), np.zeros(0, np.int64), []
-  made = loader.assemble(*nothing, phase.batch_size, layout)
+  layout = parts.Layout(phase.seq_len, config_lib.max_sequences(config, phase.seq_len), 0, 1, 2)
+  nothing = np.zeros(0, parts.PART), np.zeros(0, np.int64), []
+  made = formats.find(config).assemble(*nothing, phase.batch_size, layout)
   with tiny.Setup(config) as setup:
     planned = aot.abstract_batch(config, phase, setup.mesh)
   assert {n: (x.shape, x.dtype) for n, x in planned.items()} == {
@@ -36,7 +35,7 @@ def test_the_program_is_the_one_that_training_runs(objective):
   config = tiny.make_config(objective, mesh=(4, 2, 1))
   with tiny.Setup(config) as setup:
     objective_fns = objectives.make_objective(config, aot.make_vocabulary(tiny.VOCAB))
-    step = steps.jit_train_step(config, setup.model, objective_fns, 1, setup.abstract)
+    step = steps.jit_train_step(setup.training._replace(objective=objective_fns), 1, setup.abstract)
     trained = step.lower(setup.init(), setup.put(tiny.make_batch(config))).as_text()
   config.data.max_sequences = 2
   planned = aot.lower_step(config, 0, on_fake_devices()).program.as_text()

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from program import ROOT, curves
 
+from bertgpt import models
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import sharding
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import evaluate, objectives
+from bertgpt.training import evaluate, steps
 
 LAYOUTS = [(8, 1), (16, 1), (64, 1), (8, 8), (64, 8)]  # (batch size, devices)
 
@@ -35,8 +36,8 @@ def make_evaluator(trained, held_out, batch_size, num_devices):
   config = trained.config.copy_and_resolve_references()
   config.eval.batch_size = batch_size
   mesh = sharding.make_mesh(config, jax.devices()[:num_devices])
-  objective = objectives.make_objective(config, make_vocabulary(trained.tokenizer))
-  return evaluate.make_evaluator(config, mesh, held_out, trained.model, objective)
+  setup = steps.make_setup(config, mesh, make_vocabulary(trained.tokenizer))
+  return evaluate.make_evaluator(setup, held_out)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda p: f"rows{p[0]}-devices{p[1]}")
@@ -53,7 +54,8 @@ def last_scores(finished_run):
 
 def test_layout_does_not_change_the_numbers_of_the_training_run(evaluator, trained, last_scores):
   params = jax.device_put(trained.params, sharding.shard_state(
-      trained.params, trained.params, evaluator.mesh, evaluator.config))
+      trained.params, trained.params, evaluator.setup.mesh, trained.config,
+      models.axes_of(trained.config)))
   found = evaluate.run(evaluator, params, 0)
   assert found.keys() == last_scores.keys()
   for name, value in found.items():
@@ -62,8 +64,9 @@ def test_layout_does_not_change_the_numbers_of_the_training_run(evaluator, train
 
 def test_every_row_is_counted_once(trained, held_out):
   """The weights of all batches add up to those of the rows taken one at a time."""
-  objective = objectives.make_objective(trained.config, make_vocabulary(trained.tokenizer))
-  step = jax.jit(evaluate.make_eval_step(trained.model, objective))
+  mesh = sharding.make_mesh(trained.config)
+  setup = steps.make_setup(trained.config, mesh, make_vocabulary(trained.tokenizer))
+  step = jax.jit(evaluate.make_eval_step(setup))
   rows = loader.Rows(held_out, trained.config, 0, loader.EVAL_SEED, num_windows=1)
 
   def weigh(batches, size):

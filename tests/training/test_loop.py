@@ -1,6 +1,7 @@
 """The loop: every step of every phase once, from wherever a run goes on; its trace."""
 
 import contextlib
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +21,20 @@ from bertgpt.training import steps
 def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
   config = tiny.make_config()
   config.phases = tuple(config_lib.phase(steps=n, micro_batches=m) for n, m in ((3, 1), (4, 2)))
-  run = train.Run(config, *[None] * 8)
-  monkeypatch.setattr(steps, "jit_train_step", lambda *args: args[3])
+  monkeypatch.setattr(steps, "jit_train_step", lambda setup, micro_batches, state: micro_batches)
 
-  def batches(run, phase, first):
+  def batches(phase, first):
     while True:
       yield phase, first
       first += 1
 
-  monkeypatch.setattr(train, "device_batches", batches)
-  everything = [(step, micro, batch) for step, micro, batch in train.make_steps(run, 0)]
+  setup = steps.Setup(config, mesh=None, model=None, objective=None)
+  visit = lambda start: list(train.make_steps(setup, None, start, batches))
+  everything = visit(0)
   assert everything == [(1, 1, (0, 0)), (2, 1, (0, 1)), (3, 1, (0, 2)),
                         (4, 2, (1, 0)), (5, 2, (1, 1)), (6, 2, (1, 2)), (7, 2, (1, 3))]
   for start in range(8):
-    assert list(train.make_steps(run, start)) == everything[start:]
+    assert visit(start) == everything[start:]
 
 
 @pytest.mark.parametrize("added, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
@@ -43,9 +44,8 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
   old, new = tiny.make_config(), tiny.make_config()
   old.phases = tuple(config_lib.phase(steps=n) for n in (3, 4))
   new.phases = tuple(config_lib.phase(steps=n) for n in added)
-  run = train.Run(new, *[None] * 8)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
-    train.check_phases(run, old, 5)
+    train.check_phases(old, new, 5, pathlib.Path("run"))
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
@@ -55,15 +55,14 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
   corpus = memory_corpus.MemoryCorpus(np.arange(8) * 20, np.arange(1, 9), np.arange(1, 9))
   with tiny.Setup(config) as setup:
     state = setup.init()
-    run = train.Run(config, None, setup.mesh, setup.model, setup.objective, corpus, *[None] * 3)
-    params = train.add_frequencies(run, state.params)
+    params = train.add_frequencies(state.params, corpus, tiny.VOCAB)
     bias, table = params["mlm"]["bias"], params["embeddings"]["token"]["embedding"]
     assert bias.sharding == state.params["mlm"]["bias"].sharding
     silent = params | {"embeddings": params["embeddings"]
                        | {"token": {"embedding": jnp.zeros_like(table)}}}
     batch = setup.objective.corrupt(setup.put(tiny.make_batch(config)), jax.random.key(0),
                                     jnp.arange(tiny.ROWS))
-    loss, weight = setup.objective.evaluate(setup.model, silent, batch, None)["mlm_loss"]
+    loss, weight = setup.objective.evaluate(setup.model, silent, batch, {})["mlm_loss"]
   q = frequencies.unigram_probabilities(corpus, tiny.VOCAB, is_causal=False)
   assert len(set(q)) > 1
   batch = jax.device_get(batch)

@@ -35,7 +35,7 @@ def test_window_divides_sums_once():
   window.add({"loss": (2.0, 1.0)})
   window.add({"loss": (9.0, 3.0), "empty": (0.0, 0.0)})
   assert window.means() == {"loss": 11 / 4}
-  assert metrics.with_perplexity({"mlm_loss": 1.0})["mlm_perplexity"] == math.e
+  assert metrics.with_perplexity({"mlm_loss": 1.0}, "mlm_loss")["mlm_perplexity"] == math.e
 
 
 def test_a_resumed_curve_has_every_step_once(tmp_path):

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType
 
-from bertgpt import config as config_lib
-from bertgpt import models
 from bertgpt.config import recipes
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import attention
+from bertgpt.planning import aot
 from bertgpt.training import objectives, steps
 
 RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path)
@@ -102,7 +101,7 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
     batch = jax.device_get(jax.jit(mlm_nsp.corrupt)(batch, jax.random.key(0), np.arange(8)))
   with tiny.Setup(config) as setup:
     params = setup.init().params
-    evaluate = jax.jit(lambda b: setup.objective.evaluate(setup.model, params, b, None))
+    evaluate = jax.jit(lambda b: setup.objective.evaluate(setup.model, params, b, {}))
     packed, apart = evaluate(batch), evaluate(unpack(batch))
   for name in packed:
     np.testing.assert_allclose(packed[name], apart[name], rtol=1e-5)
@@ -151,27 +150,13 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform):
     kernels = attention.explain(config)
-    model = models.make_model(config)
-    objective = objectives.make_objective(config, vocabulary)
-    state = steps.make_abstract_state(config, mesh, model, objective)
+    setup = steps.make_setup(config, mesh, vocabulary)
+    state = steps.make_abstract_state(setup)
     for phase, kernel in zip(config.phases, kernels, strict=True):
       multiple = 64 * phase.micro_batches
       phase.batch_size = -(-phase.batch_size // multiple) * multiple
-      batch = abstract_batch(config, phase, mesh)
-      step = jax.jit(steps.make_train_step(config, model, objective, phase.micro_batches))
+      batch = aot.abstract_batch(config, phase, mesh)
+      step = jax.jit(steps.make_train_step(setup, phase.micro_batches))
       text = step.trace(state, batch).lower(lowering_platforms=(lowered,)).as_text()
       assert "sharding" in text
       assert ("tpu_custom_call" in text) == ("attention by splash" in kernel)
-
-
-def abstract_batch(config, phase, mesh):
-  rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-  make = lambda width, dtype: jax.ShapeDtypeStruct((phase.batch_size, width), dtype, sharding=rows)
-  ids = make(phase.seq_len, jnp.int32)
-  batch = {"tokens": ids, "sequence_ids": ids, "positions": ids}
-  if config.objective.name == "causal":
-    return batch | {"targets": ids, "loss_weights": make(phase.seq_len, jnp.float32)}
-  sequences = config_lib.max_sequences(config, phase.seq_len)
-  return batch | {"segment_ids": ids, "nsp_positions": make(sequences, jnp.int32),
-                  "nsp_labels": make(sequences, jnp.int32),
-                  "nsp_weights": make(sequences, jnp.float32)}

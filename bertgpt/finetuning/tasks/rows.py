@@ -119,30 +119,30 @@ class Format(NamedTuple):
     return tokens.astype(np.int32), segment_ids.astype(np.int32)
 
 
-def make_format(tokenizer: Tokenizer, config: ConfigDict, task: ConfigDict) -> Format:
+def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Format:
   """Returns an encoder's [CLS] a [SEP] b [SEP], or a decoder's start a delimiter b extract.
 
   The tokens of a decoder are new ones (Radford et al. 2018, 3.3).
 
   Args:
-    config: of the pretrained run.
+    model: group of the pretrained run's config.
     task: group of the fine-tuning's config.
   Raises:
     ConfigError: the tokenizer lacks an encoder's special tokens.
   """
-  if families.find(config).kind == "decoder":
+  if families.FAMILIES[model.family].kind == "decoder":
     size = tokenizer.vocab_size
     return Format(tokenizer, size, size + 1, size + 2, False, task.max_length, task.truncation)
   if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
     raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], so no text can be "
                       "marked; fine-tune a run whose tokenizer has them")
   return Format(tokenizer, tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id,
-                config.model.num_segments >= 2, task.max_length, task.truncation)
+                model.num_segments >= 2, task.max_length, task.truncation)
 
 
-def vocab_size(tokenizer: Tokenizer, config: ConfigDict) -> int:
+def vocab_size(tokenizer: Tokenizer, family: str) -> int:
   """Returns the number of the model's tokens, with those that `make_format` adds."""
-  return tokenizer.vocab_size + (NEW_TOKENS if families.find(config).kind == "decoder" else 0)
+  return tokenizer.vocab_size + (NEW_TOKENS if families.FAMILIES[family].kind == "decoder" else 0)
 
 
 def truncate(tokens: np.ndarray, size: int, mode: str) -> np.ndarray:

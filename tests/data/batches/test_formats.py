@@ -1,4 +1,4 @@
-"""bertgpt.data.batches.examples: BERT's algorithm against a plain copy of it; what is conserved."""
+"""bertgpt.data.batches.formats: BERT's algorithm against a plain copy of it; what is conserved."""
 
 import random
 from typing import NamedTuple
@@ -8,7 +8,9 @@ import pytest
 from memory_corpus import make_corpus, random_corpus
 
 from bertgpt import config as config_lib
-from bertgpt.data.batches import examples
+from bertgpt.data.batches import formats
+from bertgpt.data.batches import pairs as pairs_lib
+from bertgpt.data.batches import parts as parts_lib
 from bertgpt.data.batches.windows import divide, ranges
 from bertgpt.errors import DataError
 
@@ -34,11 +36,11 @@ def make_config(objective="mlm_nsp", **data):
 
 
 def make_texts(corpus):
-  return examples.select(corpus, np.flatnonzero(corpus.document_lengths))
+  return parts_lib.select(corpus, np.flatnonzero(corpus.document_lengths))
 
 
 def draw(corpus, max_tokens, seed=0, **data):
-  return examples.draw_pairs(make_texts(corpus), make_config(**data).data, max_tokens,
+  return pairs_lib.draw_pairs(make_texts(corpus), make_config(**data).data, max_tokens,
                              np.random.default_rng(seed))
 
 
@@ -243,7 +245,7 @@ def test_a_single_document_is_its_own_next():
     pairs = draw(CORPORA["one document"], 30, seed)
     assert 1 not in pairs.label
     alone = pairs.last - pairs.first == 1
-    assert alone.sum() <= 1 and np.all((pairs.label == examples.NO_LABEL) == alone)
+    assert alone.sum() <= 1 and np.all((pairs.label == parts_lib.NO_LABEL) == alone)
 
 
 # -------------------------------------------------------------- truncation
@@ -262,7 +264,7 @@ def truncate_step_by_step(a, b, max_tokens, rng):
 @pytest.mark.parametrize("max_tokens", [5, 6, 17])
 def test_truncation_keeps_as_much_of_each_part_as_published(max_tokens):
   a, b = (x.ravel() for x in np.meshgrid(np.arange(1, 24), np.arange(1, 24)))
-  skip_a, keep_a, skip_b, keep_b = examples.truncate(a, b, max_tokens, np.random.default_rng(0))
+  skip_a, keep_a, skip_b, keep_b = pairs_lib.truncate(a, b, max_tokens, np.random.default_rng(0))
   for n in range(len(a)):
     left_a, left_b = list(range(a[n])), list(range(b[n]))
     truncate_step_by_step(left_a, left_b, max_tokens, random.Random(n))
@@ -272,7 +274,8 @@ def test_truncation_keeps_as_much_of_each_part_as_published(max_tokens):
 
 def test_truncation_takes_front_and_back_as_often_as_published():
   size, rng = 20_000, random.Random(0)
-  skips = examples.truncate(np.full(size, 30), np.full(size, 22), 33, np.random.default_rng(0))[::2]
+  lengths = np.full(size, 30), np.full(size, 22)
+  skips = pairs_lib.truncate(*lengths, 33, np.random.default_rng(0))[::2]
   published = np.zeros((2, size))
   for n in range(size):
     a, b = list(range(30)), list(range(22))
@@ -291,7 +294,7 @@ def test_truncation_takes_front_and_back_as_often_as_published():
 @pytest.mark.parametrize("segment", [3, 4096])
 def test_an_epoch_of_pairs_holds_every_sentence_once(corpus, seq_len, segment, monkeypatch):
   """As A, or as the B that follows it; random B come on top."""
-  monkeypatch.setattr(examples, "SEGMENT_SENTENCES", segment)
+  monkeypatch.setattr(pairs_lib, "SEGMENT_SENTENCES", segment)
   pairs = draw(corpus, seq_len - 3)
   seen = np.zeros(len(corpus.sentence_lengths), int)
   np.add.at(seen, ranges(pairs.first, pairs.cut - pairs.first), 1)
@@ -302,7 +305,7 @@ def test_an_epoch_of_pairs_holds_every_sentence_once(corpus, seq_len, segment, m
 
 
 def make_plan(corpus, objective, seq_len, key=(0,), data=None, **kwargs):
-  return examples.make_plan(corpus, make_config(objective, **(data or {})), seq_len, key, **kwargs)
+  return formats.make_plan(corpus, make_config(objective, **(data or {})), seq_len, key, **kwargs)
 
 
 def count_tokens(corpus, plan):
@@ -363,11 +366,11 @@ def test_an_epoch_of_causal_lm_predicts_every_token_and_every_end_once(corpus, s
 def test_one_giant_document_is_no_slow_loop(monkeypatch):
   """The walk is a loop over chunk numbers: its length must not be that of the document."""
   rounds = []
-  gather = examples._gather
-  monkeypatch.setattr(examples, "_gather", lambda *args: rounds.append(1) or gather(*args))
+  gather = pairs_lib._gather
+  monkeypatch.setattr(pairs_lib, "_gather", lambda *args: rounds.append(1) or gather(*args))
   pairs = draw(make_corpus([[20] * 200_000, [5, 5]]), 125)
   assert len(pairs.document) > 200_000 / 7
-  assert len(rounds) <= examples.SEGMENT_SENTENCES + 1
+  assert len(rounds) <= pairs_lib.SEGMENT_SENTENCES + 1
 
 
 # -------------------------------------------------------- epochs, windows

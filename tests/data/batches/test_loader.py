@@ -12,7 +12,7 @@ import pytest
 from memory_corpus import CLS, EOD, FIRST, PAD, SEP, document_of, make_corpus, random_corpus
 
 from bertgpt import config as config_lib
-from bertgpt.data.batches import examples, loader
+from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.corpus.prepare import prepare
@@ -104,7 +104,7 @@ def assemble_token_by_token(corpus, objective, seq_len, plan, max_sequences):
 @pytest.mark.parametrize("seq_len", [8, 32, 130])
 def test_rows_are_those_of_the_plan(objective, data, seq_len):
   config = make_config(objective, seq_len, **data)
-  plan = examples.make_plan(ORDINARY, config, seq_len, (config.seed, 0, 0))
+  plan = formats.make_plan(ORDINARY, config, seq_len, (config.seed, 0, 0))
   expected = assemble_token_by_token(ORDINARY, objective, seq_len, plan,
                                      config_lib.max_sequences(config, seq_len))
   assert_equal(read_epoch(ORDINARY, config), expected)
@@ -233,7 +233,7 @@ def test_steps_go_through_the_epochs_row_by_row(objective, num_windows):
   config = make_config(objective)
   rows = loader.Rows(ORDINARY, config, 0, config.seed, num_windows=num_windows)
   windows = divide(ORDINARY.document_lengths, num_windows)
-  fitted = [examples.make_plan(ORDINARY, config, 32, (config.seed, 0, epoch), window=window,
+  fitted = [formats.make_plan(ORDINARY, config, 32, (config.seed, 0, epoch), window=window,
                                windows=windows, num_rows=rows.rows_per_window)
             for epoch in range(3) for window in range(num_windows)]
   expected = join([assemble_token_by_token(ORDINARY, objective, 32, plan, 2) for plan in fitted])
@@ -431,7 +431,7 @@ def prepared(tmp_path_factory):
 def test_rows_of_a_prepared_corpus_are_its_text(prepared, objective, data):
   corpus = open_corpus(prepared, "train")
   config = make_config(objective, **data)
-  plan = examples.make_plan(corpus, config, 32, (config.seed, 0, 0))
+  plan = formats.make_plan(corpus, config, 32, (config.seed, 0, 0))
   batch = read_epoch(corpus, config)
   for row, parts in enumerate(np.split(plan.parts, plan.offsets[1:-1])):
     for part in parts:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.data.batches import examples, packing
+from bertgpt.data.batches import formats, packing
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.corpus.prepare import prepare
 
@@ -70,7 +70,7 @@ def test_which_equals_share_a_row_is_random():
 @pytest.mark.parametrize("seq_len, least", [(128, 0.95), (512, 0.97)])
 def test_pairs_of_wikipedia_fill_the_rows(wikipedia, seq_len, least):
   config = config_lib.base()
-  plan = examples.make_plan(wikipedia, config, seq_len, (0,))
+  plan = formats.make_plan(wikipedia, config, seq_len, (0,))
   tokens = plan.parts["length"] + plan.parts["opens"] + plan.parts["closes"]
   assert tokens.sum() / plan.num_rows / seq_len >= least
 
