@@ -1,20 +1,18 @@
 """The jitted train step of a config by itself, on batches that lie on the device already."""
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from bertgpt import models
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.tokens.vocabulary import Vocabulary, make_vocabulary
 from bertgpt.devices import sharding
 from bertgpt.runs import corpora
-from bertgpt.training import objectives, steps
+from bertgpt.training import steps
 
 BATCHES = 4  # That lie ready, when they come from a corpus.
 
@@ -33,13 +31,11 @@ class BareStep:
     self._mesh = sharding.make_mesh(config, jax.devices()[:1])
     phase = config.phases[0]
     with sharding.use_mesh(self._mesh, config):
-      model = models.make_model(config)
-      self.objective = objectives.make_objective(config, vocabulary)
-      abstract = steps.make_abstract_state(config, self._mesh, model, self.objective)
-      init = functools.partial(steps.init_state, config, model, self.objective)
-      self.state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
-      self._step = steps.jit_train_step(config, model, self.objective, phase.micro_batches,
-                                        abstract)
+      setup = steps.make_setup(config, self._mesh, vocabulary)
+      self.objective = setup.objective
+      abstract = steps.make_abstract_state(setup)
+      self.state = steps.make_state(setup, abstract)
+      self._step = steps.jit_train_step(setup, phase.micro_batches, abstract)
       self._batches = [sharding.make_global_batch(batch, self._mesh, config, phase.batch_size)
                        for batch in batches]
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-PAD, CLS, SEP, EOD, FIRST = 0, 1, 2, 3, 10
+PAD, CLS, SEP, EOD, MASK, FIRST = 0, 1, 2, 3, 4, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Specials:
   cls_id: int = CLS
   sep_id: int = SEP
   eod_id: int = EOD
+  mask_id: int = MASK
 
   def decode(self, ids):
     return " ".join(str(int(i)) for i in ids)

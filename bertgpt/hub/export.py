@@ -23,7 +23,7 @@ from safetensors import numpy as safetensors_numpy
 
 from bertgpt import config as config_lib
 from bertgpt import trees
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub import conversion, model_card, tokenizer_files
@@ -82,12 +82,13 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   config, tokenizer = trained.config, trained.tokenizer
   kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
   try:
-    name = conversion.architecture_of(config, kind)
+    architecture = conversion.find_architecture(config, kind)
   except ConfigError as e:
     raise ConfigError(f"--workdir {source}: {e}") from e
-  if name.startswith("Roberta") and tokenizer.pad_id < 0:
+  if architecture.skips_positions and tokenizer.pad_id < 0:
     raise ConfigError(f"--workdir {source}: its tokenizer has no padding token, from which "
-                      "transformers' RoBERTa counts positions; this model cannot be exported")
+                      f"transformers' {architecture.name} counts positions; this model cannot be "
+                      "exported")
   check_finite(trained, source)
   pad_id = max(0, tokenizer.pad_id)
   tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind)
@@ -96,13 +97,14 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   with appear(out, "--out") as folder:
     write_json(folder / "config.json", settings)
     write_tensors(folder / WEIGHTS, tensors)
-    tokenizer_files.write(tokenizer, folder, is_encoder=config.model.family == "bert",
+    tokenizer_files.write(tokenizer, folder, is_encoder=families.find(config).kind == "encoder",
                           max_length=config.model.max_positions,
                           num_segments=config.model.num_segments, is_tuned=bool(kind))
-    if config.model.family == "gpt":
+    if trained.can("generate"):
       write_json(folder / "generation_config.json", special_ids(trained))
-    title = f"{name} with {sum(x.size for x in tensors.values()):,} parameters"
-    (folder / "README.md").write_text(model_card.write(trained, source, out, title), "utf-8")
+    title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
+    card = model_card.write(trained, architecture, source, out, title)
+    (folder / "README.md").write_text(card, "utf-8")
     check_written(folder, settings, tensors, tokenizer)
   return f"{out}: {title}, from step {trained.step} of {source}"
 
@@ -117,7 +119,7 @@ def check_finite(trained: Trained, source: pathlib.Path) -> None:
 def special_ids(trained: Trained) -> dict[str, int]:
   """As config.json and generation_config.json name them."""
   tokenizer = trained.tokenizer
-  if trained.config.model.family == "bert":
+  if families.find(trained.config).kind == "encoder":
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
   else:
     pad = tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eod_id

@@ -1,63 +1,87 @@
-"""README.md of an exported model: what it is, where it comes from, what it can not do."""
+"""README.md of an exported model: what it is, where it comes from, what it cannot do."""
 
 import pathlib
-from typing import NamedTuple
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.hub.architecture import Architecture
 from bertgpt.runs.trained import Trained
 from bertgpt.training.metrics import read_curves
 
-
-class Use(NamedTuple):
-  """What `transformers` does with a model: a pipeline, and the class that reads it."""
-
-  pipeline: str
-  auto: str
-
-
-# By family, or by kind of the task.
-USES = {
-    "bert": Use("fill-mask", "AutoModelForMaskedLM"),
-    "gpt": Use("text-generation", "AutoModelForCausalLM"),
-    "classes": Use("text-classification", "AutoModelForSequenceClassification"),
-    "values": Use("text-classification", "AutoModelForSequenceClassification"),
-    "tokens": Use("token-classification", "AutoModelForTokenClassification"),
-    "spans": Use("question-answering", "AutoModelForQuestionAnswering"),
-}
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE"}
 
 
-def write(trained: Trained, source: pathlib.Path, out: pathlib.Path, title: str) -> str:
-  """The text of README.md.
+CARD = """\
+---
+language: {language}
+library_name: transformers
+pipeline_tag: {pipeline}
+---
+
+# {name}
+
+A {title} in float32: {num_layers} layers, width {width}, {num_heads} heads, {max_positions} positions, {vocab_size:,} tokens of {tokenizer}.
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = {auto}.from_pretrained("{name}")
+```
+
+## Training
+
+{training}
+
+{results}
+
+## Limits
+
+{limits}
+
+## Commands
+
+```
+{command}
+bertgpt export --workdir {source} --out {out}
+```
+
+with this as recipe.py:
+
+```python
+{recipe}
+```
+"""
+
+
+def write(trained: Trained, architecture: Architecture, source: pathlib.Path, out: pathlib.Path,
+          title: str) -> str:
+  """Returns the text of README.md.
 
   Args:
+    architecture: what the model is for `transformers`.
     source, out: folders of the run and of the exported model.
-    title: architecture and number of parameters.
+    title: name of the architecture and number of parameters.
   """
   config, model, task = trained.config, trained.config.model, trained.task
-  use = USES[task["kind"] if task else model.family]
   if task:
+    training, recipe = describe_tuning(trained), tuning_recipe(task)
     command = f"bertgpt finetune --config recipe.py --init {task['init']} --workdir DIR"
-    recipe = tuning_recipe(task)
+    results = ["## Results on the development set", "", describe_choice(task), ""]
   else:
-    command, recipe = "bertgpt train --config recipe.py --workdir DIR", training_recipe(config)
-  return "\n".join([
-      "---", f"language: {config.data.language}", "library_name: transformers",
-      f"pipeline_tag: {use.pipeline}", "---", "", f"# {out.name}", "",
-      f"A {title} in float32: {model.num_layers} layers, width {model.width}, {model.num_heads} "
-      f"heads, {model.max_positions} positions, {model.vocab_size:,} tokens of "
-      f"{TOKENIZERS[trained.tokenizer.kind]}.", "", "```python",
-      f"from transformers import {use.auto}, AutoTokenizer", "",
-      f'tokenizer = AutoTokenizer.from_pretrained("{out.name}")',
-      f'model = {use.auto}.from_pretrained("{out.name}")', "```", "",
-      "## Training", "", *(describe_tuning if task else describe_training)(trained), "",
-      *(["## Results on the development set", "", describe_choice(task), ""] if task else
-        ["## Held-out results", ""]), *describe_results(trained, source), "",
-      "## Limits", "", *(f"- {line}" for line in describe_limits(trained)), "",
-      "## Commands", "", "```", command, f"bertgpt export --workdir {source} --out {out}", "```",
-      "", "with this as recipe.py:", "", "```python", *recipe, "```", ""])
+    training, recipe = describe_training(trained), training_recipe(config)
+    command = "bertgpt train --config recipe.py --workdir DIR"
+    results = ["## Held-out results", ""]
+  return CARD.format(
+      language=config.data.language, pipeline=architecture.pipeline, auto=architecture.auto,
+      name=out.name, title=title, tokenizer=TOKENIZERS[trained.tokenizer.kind],
+      **{field: model[field] for field in ("num_layers", "width", "num_heads", "max_positions",
+                                           "vocab_size")},
+      training="\n".join(training),
+      results="\n".join([*results, *describe_results(trained, source)]),
+      limits="\n".join(f"- {line}" for line in describe_limits(trained, architecture)),
+      command=command, source=source, out=out, recipe="\n".join(recipe))
 
 
 def describe_training(trained: Trained) -> list[str]:
@@ -123,9 +147,11 @@ def describe_choice(task: dict) -> str:
   return f"One of {count} runs (learning rates, seeds)."
 
 
-def describe_limits(trained: Trained) -> list[str]:
-  common = ["The name of a special token in a text, as [MASK], is read as that token."]
-  return [*(limits_of_tuning if trained.task else limits_of_training)(trained), *common]
+def describe_limits(trained: Trained, architecture: Architecture) -> list[str]:
+  """Returns what the model cannot do, one sentence or two per line."""
+  lines = limits_of_tuning(trained) if trained.task else [
+      *limits_of_training(trained), *architecture.limits]
+  return [*lines, "The name of a special token in a text, as [MASK], is read as that token."]
 
 
 def limits_of_training(trained: Trained) -> list[str]:
@@ -135,9 +161,6 @@ def limits_of_training(trained: Trained) -> list[str]:
            "answer questions or to follow instructions."]
   if longest < config.model.max_positions:
     lines.append(f"Positions from {longest} on were not trained in this run.")
-  if config.model.family == "bert" and config.objective.name == "mlm_nsp":
-    lines.append("`AutoModelForMaskedLM` leaves out the next-sentence head; "
-                 "`AutoModelForPreTraining` has it.")
   return lines
 
 

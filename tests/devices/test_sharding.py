@@ -10,8 +10,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from bertgpt import models
-from bertgpt import trees
+from bertgpt import models, trees
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
 from bertgpt.training import objectives

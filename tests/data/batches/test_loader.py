@@ -336,7 +336,7 @@ def test_a_corpus_smaller_than_a_batch_is_an_error_with_a_remedy():
                                             ("causal", {"eod_id": -1})])
 def test_a_tokenizer_without_the_special_tokens_is_an_error(objective, ids):
   tokenizer = dataclasses.replace(ORDINARY.tokenizer, **ids)
-  with pytest.raises(DataError, match=f"objective.name='{objective}'"):
+  with pytest.raises(ConfigError, match=f"objective.name='{objective}'"):
     make_rows(dataclasses.replace(ORDINARY, tokenizer=tokenizer), make_config(objective))
 
 

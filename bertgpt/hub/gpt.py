@@ -1,0 +1,71 @@
+"""GPT-1 and GPT-2.
+
+| architecture           | what it is here   |
+|------------------------|-------------------|
+| `GPT2LMHeadModel`      | norm pre          |
+| `OpenAIGPTLMHeadModel` | norm post (GPT-1) |
+"""
+
+from bertgpt.config import ConfigDict
+from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, conv1d, norm
+
+
+def _decoder(tokens, positions):
+  layer = "transformer.h.{}"
+  return [
+      Rule("embeddings/token/embedding", f"transformer.{tokens}.weight", "VD", "vocabulary"),
+      Rule("embeddings/position/embedding", f"transformer.{positions}.weight", "PD"),
+      *norm("decoder/layers/attention_norm", f"{layer}.ln_1"),
+      *conv1d("decoder/layers/attention/query", f"{layer}.attn.c_attn", "DD"),
+      *conv1d("decoder/layers/attention/key", f"{layer}.attn.c_attn", "DD"),
+      *conv1d("decoder/layers/attention/value", f"{layer}.attn.c_attn", "DD"),
+      *conv1d("decoder/layers/attention/out", f"{layer}.attn.c_proj", "DD"),
+      *norm("decoder/layers/mlp_norm", f"{layer}.ln_2"),
+      *conv1d("decoder/layers/mlp/up", f"{layer}.mlp.c_fc", "DF"),
+      *conv1d("decoder/layers/mlp/down", f"{layer}.mlp.c_proj", "FD"),
+  ]
+
+
+def _find_mlp_problem(model):
+  if model.mlp_dim == 4 * model.width:
+    return None
+  return (f"model.mlp_dim={model.mlp_dim}: transformers' OpenAIGPTLMHeadModel has an MLP of 4 x "
+          f"model.width = {4 * model.width}")
+
+
+_FIELDS = (
+    ("vocab_size", "vocab_size", 50257), ("n_embd", "width", 768), ("n_layer", "num_layers", 12),
+    ("n_head", "num_heads", 12), ("n_positions", "max_positions", 1024),
+    ("layer_norm_epsilon", "layer_norm_epsilon", 1e-5), ("embd_pdrop", "dropout", 0.1),
+    ("resid_pdrop", "dropout", 0.1), ("attn_pdrop", "attention_dropout", 0.1),
+    ("initializer_range", "init_std", 0.02),
+)
+_OURS = {"model.family": "gpt", "objective.name": "causal"}
+
+GPT2 = Architecture(
+    name="GPT2LMHeadModel", model_type="gpt2", ours=_OURS | {"model.norm": "pre"},
+    fields=(*_FIELDS, ("n_inner", "mlp_dim", None),
+            ("activation_function", "activation", "gelu_new")),
+    fixed=TIED | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+                  "add_cross_attention": False},
+    tied={"lm_head.weight": "transformer.wte.weight"}, activations=GELU,
+    rules=[*_decoder("wte", "wpe"), *norm("final_norm", "transformer.ln_f")],
+    pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
+    outside=("lm_head.",))
+
+GPT1 = Architecture(
+    name="OpenAIGPTLMHeadModel", model_type="openai-gpt", ours=_OURS | {"model.norm": "post"},
+    fields=(*_FIELDS, ("afn", "activation", "gelu")), fixed=TIED,
+    tied={"lm_head.weight": "transformer.tokens_embed.weight"},
+    # What it calls gelu is the approximation; it has no other.
+    activations={"gelu_tanh": ("gelu", "gelu_new")},
+    rules=_decoder("tokens_embed", "positions_embed"),
+    pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
+    outside=("lm_head.",), find_problem=_find_mlp_problem)
+
+ARCHITECTURES = (GPT2, GPT1)
+
+
+def choose(config: ConfigDict) -> Architecture:
+  """Returns GPT-2 for pre-norm models, and GPT-1 for the others."""
+  return GPT2 if config.model.norm == GPT2.ours["model.norm"] else GPT1
