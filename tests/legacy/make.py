@@ -38,8 +38,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
-from bertgpt import cli, finetune_config, recipes  # noqa: E402
-from bertgpt.step_log import StepLog  # noqa: E402
+from bertgpt import cli, finetune_config, recipes, step_log  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 OPTIMIZERS = ("adamw", "lamb", "nvlamb", "adafactor")
@@ -161,16 +160,16 @@ def make_run(name: str, recipe: str, last_step: int, steps: str) -> dict:
 @contextlib.contextmanager
 def stop_after(last_step: int):
   """Sends this process SIGTERM when the step has been started."""
-  add = StepLog.add
+  add = step_log.StepLog.add
 
   def add_and_send(self, step, step_metrics):
     add(self, step, step_metrics)
     if step == last_step:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  StepLog.add = add_and_send
+  step_log.StepLog.add = add_and_send
   yield
-  StepLog.add = add
+  step_log.StepLog.add = add
 
 
 def read_metrics(workdir: str) -> list[dict]:
