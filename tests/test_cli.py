@@ -101,7 +101,7 @@ def test_wrong_steps_are_one_line(capsys, recipe, steps, fragment):
     ("--config.mesh.axes.mlp=('model',)", "mesh.axes.mlp names 'model'"),
     ("--config.mesh.tensor=3", "devices"),
     ("--config.mesh.data=5000", "devices, but there are"),
-    ("--config.data.source=books:b.txt", "data.source: 'books:b.txt' is no source"),
+    ("--config.data.source=books:b.txt", "data.source: 'books:b.txt' is not a valid source"),
     ("--allow_change=modle", "no field or group 'modle'"),
     ("--workdir=gs://bucket/run", "--workdir: gs://bucket/run: only local paths"),
     ("--config.data.source=text:gs://b/*.txt", "data.source=text:gs://b/*.txt: only local paths"),

@@ -1,1 +1,1 @@
-"""From text to batches. NumPy only: reader processes must start without JAX."""
+"""Data, from text to batches. NumPy only: reader processes must start without JAX."""

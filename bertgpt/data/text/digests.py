@@ -1,11 +1,11 @@
 """SHA-256 of files that may be large, remembered between starts.
 
-A digest is kept beside what the file system said of the file when it was read: absolute path,
-size, inode, and the times of the last change of content (mtime) and of anything (ctime), in
-nanoseconds. While these are the same, the file is taken to be the same and is not read. So the
-file system's clock is trusted, and that nobody writes to the disk behind the file system's
-back. An editor, `cp`, `rsync`, `touch` or a write in place, also one that sets mtime back, is
-noticed. A file that changed within SETTLED_S before it was read is read again the next time: the
+A digest is stored with the state of the file when it was read: absolute path, size, inode, and
+the times of the last change of the content (mtime) and of anything (ctime), in nanoseconds. While
+these are the same, the file is assumed to be the same and is not read. This relies on the clock of
+the file system, and on nobody writing to the disk behind the file system's back. A change by an
+editor, `cp`, `rsync`, `touch` or a write in place is noticed, even if it sets mtime back. A file
+that changed within SETTLED_SECONDS before it was read is read again the next time, because the
 clock of some file systems is coarse.
 """
 
@@ -17,17 +17,23 @@ import pathlib
 import time
 from collections.abc import Iterable
 
-MIN_BYTES = 2**20  # Smaller files are read faster than they are looked up.
-SETTLED_S = 2.0
+MIN_BYTES = 2**20  # Reading a smaller file is faster than looking it up.
+SETTLED_SECONDS = 2.0
 CACHE = "digests.json"
 
 
 def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str]:
-  """Path -> SHA-256 (hex). Reads the files whose digest `cache_dir` does not hold.
+  """Returns {path: SHA-256 (hex)}. Reads only the files whose digest is not in the cache.
 
-  A cache that cannot be read or written is no error.
+  A cache that cannot be read or written is ignored.
+
+  Args:
+    paths: files to identify.
+    cache_dir: folder of the cache file; created if it does not exist.
+  Raises:
+    OSError: a file of `paths` cannot be read.
   """
-  known, found, digests = _load(cache_dir / CACHE), {}, {}
+  known, new_entries, digests = _load(cache_dir / CACHE), {}, {}
   for path in paths:
     key, before = os.path.abspath(path), _state(path)
     entry = known.get(key)
@@ -38,16 +44,16 @@ def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str
     with open(path, "rb") as f:
       digests[path] = hashlib.file_digest(f, "sha256").hexdigest()
     size, _, *changes = before
-    is_settled = started - max(changes) / 1e9 > SETTLED_S and _state(path) == before
+    is_settled = started - max(changes) / 1e9 > SETTLED_SECONDS and _state(path) == before
     if size >= MIN_BYTES and is_settled:
-      found[key] = {"state": before, "sha256": digests[path]}
-  if found:
-    _save(cache_dir / CACHE, _load(cache_dir / CACHE) | found)
+      new_entries[key] = {"state": before, "sha256": digests[path]}
+  if new_entries:
+    _save(cache_dir / CACHE, _load(cache_dir / CACHE) | new_entries)
   return digests
 
 
 def _state(path: str) -> list[int]:
-  """Size, inode, mtime and ctime (ns): what tells one content of a file from another."""
+  """Returns size, inode, mtime and ctime (ns), which change when the content does."""
   s = os.stat(path)
   return [s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns]
 
@@ -61,7 +67,11 @@ def _load(file: pathlib.Path) -> dict:
 
 
 def _save(file: pathlib.Path, known: dict) -> None:
-  """Whole or not at all. Of two writers the later one wins: the other reads once more."""
+  """Writes the cache file completely or not at all.
+
+  If two processes write at once, the later one wins, and the digests of the other are computed
+  once more.
+  """
   scratch = file.with_suffix(f".{os.getpid()}.tmp")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)

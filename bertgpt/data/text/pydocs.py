@@ -1,10 +1,10 @@
-"""The text that every Python installation carries: docstrings and the language reference.
+"""The text that comes with every Python installation: docstrings and the language reference.
 
-The docstrings of the standard library and of the installed packages are read with `ast`, nothing
+The docstrings of the standard library and of the installed packages are read with `ast`; nothing
 is imported or run. One file makes one document: the docstring of the module, then those of its
-classes and functions in the order of the file. `pydoc_data.topics` gives one document a topic.
-Only prose is kept: no doctests, literal blocks, tables, lists of parameters; a paragraph that
-was seen before is left out. The result depends on the installed files only.
+classes and functions in the order of the file. `pydoc_data.topics` gives one document per topic.
+Only prose is kept, without doctests, literal blocks, tables and lists of parameters. A paragraph
+that has occurred before is left out. The result depends only on the installed files.
 """
 
 import ast
@@ -20,8 +20,8 @@ MAX_BYTES = 20_000_000  # A generous corpus for a demonstration; more would only
 
 _SKIPPED_FOLDERS = {"__pycache__", "_vendor", "bertgpt", "dist-packages", "site-packages",
                     "test", "testdata", "testing", "tests"}
-# A file is parsed when so many bytes and this share of it stand in triple quotes. Parsing is what
-# takes the time: this leaves out 12% of the documentation and 60% of the work.
+# A file is parsed only if at least this many bytes, and this share of it, are in triple quotes.
+# Parsing takes most of the time: the limits skip 60% of the work and 12% of the documentation.
 _MIN_DOC_BYTES = 500
 _MIN_DOC_SHARE = 0.2
 _MIN_DOCUMENT_WORDS = 50
@@ -31,7 +31,11 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def read_documents(max_bytes: int = MAX_BYTES) -> Iterator[tuple[str, tuple[str, ...]]]:
-  """Yields (name, paragraphs) of every document, until they are `max_bytes` of UTF-8."""
+  """Yields (name, paragraphs) of every document.
+
+  Args:
+    max_bytes: UTF-8 bytes of all documents together, at most.
+  """
   seen: set[bytes] = set()
   for name, texts in _raw_documents():
     paragraphs = [p for text in texts for p in prose_paragraphs(text)]
@@ -45,7 +49,7 @@ def read_documents(max_bytes: int = MAX_BYTES) -> Iterator[tuple[str, tuple[str,
 
 
 def identify() -> Iterator[str]:
-  """Lines that change when the installed files do: their names and sizes."""
+  """Yields lines that change when the installed files do: their names and sizes."""
   for root, path in _python_files():
     yield f"{os.path.relpath(path, root)} {os.path.getsize(path)}"
 
@@ -76,7 +80,7 @@ def _topics() -> dict[str, str]:
 
 
 def _python_files() -> Iterator[tuple[str, str]]:
-  """(root, file) of the standard library and then of the installed packages, by name."""
+  """Yields (root, file) of the standard library and then of the installed packages, by name."""
   names = ("stdlib", "platstdlib", "purelib", "platlib")
   for root in dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in names):
     for folder, folders, files in os.walk(root):
@@ -87,13 +91,13 @@ def _python_files() -> Iterator[tuple[str, str]]:
 
 
 def _docstrings(source: bytes) -> list[str]:
-  """The docstrings of a module, in order; none if it has few or cannot be parsed."""
+  """Returns the docstrings of a module in order; [] if it has few or cannot be parsed."""
   quoted = sum(len(match[2]) for match in _TRIPLE_QUOTED.finditer(source))
   if quoted < max(_MIN_DOC_BYTES, _MIN_DOC_SHARE * len(source)):
     return []
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # Invalid escapes in the files of others.
+      warnings.simplefilter("ignore")  # Invalid escapes in files of other projects.
       tree = ast.parse(source)
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return []
@@ -118,11 +122,12 @@ _REWRITES = ((_ROLE, r"\1"), (_CODE, r"\1"), (_EMPHASIS, r"\1"), (re.compile(r"\
 
 _HEADING_LINE = re.compile(r"\s*([-=~^*#+\"'])\1{2,}\s*")
 _CODE_LINE = re.compile(r"\s*(?:>>>|\.\.\. |\.\. |[$%] |@\w)")
-# "- ", "2. ", "name (type): " and numpydoc's line "name : type" begin a unit and are left out.
+# "- ", "2. ", "name (type): " and the line "name : type" of numpydoc begin a unit; the match
+# itself is left out.
 _ITEM = re.compile(r"\s*(?:[-*+\u2022] +|\(?\d{1,2}[.)] +|\*{0,2}[\w.]+(?: ?\([^)]*\))?: +"
                    r"|\*{0,2}\w[\w*, .]* : .*)")
 
-# Whole sentences; what follows them, such as the lead of an example, is left out.
+# Complete sentences. Text after the last one, such as the introduction of an example, is left out.
 _SENTENCES = re.compile(r"[A-Z\"'(].*[.!?][)\"']?(?= |$)")
 _NOT_PROSE = re.compile(r"[{}\\|]|\.{4,}|-{3,}|==|https?://|\S {3,}\S")
 _MIN_WORDS = 5
@@ -130,7 +135,11 @@ _MIN_LETTERS = 0.8  # Share of letters and spaces in prose; code and formulas ha
 
 
 def prose_paragraphs(text: str) -> Iterator[str]:
-  """The paragraphs of a docstring that are running text, one line each, without markup."""
+  """Yields the paragraphs of a docstring that are running text, as one line without markup.
+
+  Args:
+    text: docstring without its indentation, as `inspect.cleandoc` returns it.
+  """
   for unit in _units(text.expandtabs().splitlines()):
     if _NOT_PROSE.search(unit):
       continue
@@ -142,12 +151,12 @@ def prose_paragraphs(text: str) -> Iterator[str]:
 
 
 def _units(lines: list[str]) -> Iterator[str]:
-  """Runs of lines that belong together: of one indentation, between blank lines, one list item.
+  """Yields runs of lines with one indentation, between blank lines, or of one list item.
 
   Headings, doctests (up to a blank line), directives and literal blocks are left out.
   """
   unit, indent, is_item = [], 0, False
-  in_doctest, code_indent = False, None  # Lines indented further than that are code.
+  in_doctest, code_indent = False, None  # Lines indented further than `code_indent` are code.
   for line in [*lines, ""]:
     depth, is_blank = len(line) - len(line.lstrip()), not line.strip()
     item, is_code = _ITEM.match(line), bool(_CODE_LINE.match(line))

@@ -1,33 +1,34 @@
-"""Documents from the places where text lies, one at a time and in a fixed order.
+"""Documents from files and datasets, one at a time and in a fixed order.
 
 A source is one string; several are joined by commas:
 
-| source                        | what it reads                                                  |
-|-------------------------------|----------------------------------------------------------------|
-| `pydocs`                      | the documentation that every Python installation carries       |
-| `text:GLOB`                   | one sentence a line, a blank line between documents            |
-| `text+paragraphs:GLOB`        | running text: one paragraph a line, blank lines as above       |
-| `jsonl:GLOB#field`            | running text: one JSON object a line (`#text` if not given)    |
-| `tfds:name/config:split#feature`   | running text: a dataset prepared by TFDS as ArrayRecord   |
-| `tfds:/prepared/folder:split#feature` | the same, by its folder                                |
+| source                                | what it reads                                          |
+|---------------------------------------|--------------------------------------------------------|
+| `pydocs`                              | the documentation in every Python installation         |
+| `text:GLOB`                           | one sentence per line, blank lines between documents   |
+| `text+paragraphs:GLOB`                | one paragraph per line, blank lines between documents  |
+| `jsonl:GLOB#field`                    | running text: one JSON object per line; default `#text`|
+| `tfds:name/config:split#feature`      | running text: a dataset that TFDS prepared as          |
+|                                       | ArrayRecord                                            |
+| `tfds:/prepared/folder:split#feature` | the same, given by its folder                          |
 
 A number before a source is its weight in documents: `2*text:a.txt,0.5*jsonl:b.jsonl` reads
 every document of the first twice and every second document of the second. Files may end in
-.gz, .xz or .zst. Globs know `**`; files are read in the order of their names.
+.gz, .xz or .zst. Globs may contain `**`; files are read in the order of their names.
 
-What is not clean text is treated as `data.invalid_text` says and tallied in `Counts`:
+`data.invalid_text` decides about text that is not clean, and `Counts` counts it:
 
-| found                                    | error      | replace                | skip          |
+| problem                                  | error      | replace                | skip          |
 |------------------------------------------|------------|------------------------|---------------|
 | invalid UTF-8, NUL, lone surrogate       | DataError  | U+FFFD in its place    | drop document |
 | a line of more than `MAX_LINE_BYTES`     | DataError  | cut; JSON: drop it     | drop document |
 | a line of JSON without the text          | DataError  | drop document          | drop document |
 
-A DataError names the file and the byte, counted in the decompressed stream. Never an error, only
-tallied: a byte-order mark at the start of a file and carriage returns (removed), documents
-without text (dropped), documents of one word (kept), documents of more than
-`MAX_DOCUMENT_BYTES` (cut into several, between paragraphs where possible). So these two
-constants, 16 MiB and 4 MiB, bound the memory, whatever the input.
+A DataError names the file and the byte, counted in the decompressed stream. Other irregularities
+are never an error but only counted: a byte-order mark at the start of a file and carriage returns
+(removed), documents without text (dropped), documents of one word (kept), documents of more than
+`MAX_DOCUMENT_BYTES` (cut into several, between paragraphs if possible). So the two constants,
+16 MiB and 4 MiB, bound the memory, whatever the input.
 """
 
 import dataclasses
@@ -41,16 +42,24 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import sentencex
 
 from bertgpt.config import remote_problem
 from bertgpt.data.text import pydocs
 from bertgpt.data.text.digests import sha256_files
-from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, Intake, read_blocks, read_lines
+from bertgpt.data.text.intake import (
+    MAX_DOCUMENT_BYTES,
+    Counts,
+    TextCleaner,
+    read_blocks,
+    read_lines,
+)
 from bertgpt.errors import ConfigError, DataError, one_line
 
-MAX_SENTENCE_CHARS = 1 << 14  # What is longer is no sentence; a tokenizer's memory grows with it.
+# Longer sentences are cut: the memory of a tokenizer grows with the length of its input.
+MAX_SENTENCE_CHARS = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +68,9 @@ class Document:
 
   Attributes:
     paragraphs: text without line breaks, none empty.
-    sentences_given: every paragraph is one sentence already.
+    sentences_given: whether every paragraph is already one sentence.
     path: file; for datasets, name and number of the record.
-    offset: byte of the decompressed file where it starts.
+    offset: byte of the decompressed file where the document starts.
   """
   paragraphs: tuple[str, ...]
   sentences_given: bool
@@ -75,9 +84,9 @@ class Source:
 
   Attributes:
     kind: key of `READERS`.
-    target: glob, dataset name or folder.
-    split: of a dataset.
-    field: of the JSON objects, or feature of the dataset.
+    target: glob, dataset name or folder; '' for pydocs.
+    split: split of a dataset; '' for other kinds.
+    field: field of the JSON objects, or feature of the dataset.
     weight: how often every document is read.
   """
   kind: str
@@ -92,27 +101,31 @@ def open_source(spec: str, *, invalid_text: str = "error",
   """Opens a source and yields its documents, in an order that depends on the files only.
 
   Args:
-    spec: see the module's docstring.
-    invalid_text: error | replace | skip.
-    counts: tally to add to.
+    spec: `config.data.source`; see the docstring of the module.
+    invalid_text: 'error', 'replace' or 'skip'.
+    counts: tally to add to; None: not counted.
   Raises:
-    ConfigError: at once, when `spec` is no source.
-    DataError: at once, when a source has no files; while reading, when text is not clean.
+    ConfigError: at once, if `spec` is not a valid source.
+    DataError: at once, if a source has no files; while reading, if text is not clean.
   """
-  intake = Intake(invalid_text, Counts() if counts is None else counts)
-  opened = [(source, READERS[source.kind].open(source, intake)) for source in parse(spec)]
+  cleaner = TextCleaner(invalid_text, Counts() if counts is None else counts)
+  opened = [(source, READERS[source.kind].open(source, cleaner)) for source in parse(spec)]
   return itertools.chain.from_iterable(
       _weigh(documents, source.weight) for source, documents in opened)
 
 
 def identity(spec: str, cache_dir: str) -> str:
-  """SHA-256 (hex) of what the source will read.
+  """Returns a SHA-256 (hex) that identifies the text of a source.
 
-  It changes when the text does, and not when the files are moved.
+  It changes when the text does, but not when the files are moved.
 
   Args:
-    cache_dir: remembers the digests of files, so that an unchanged one is read once; see
-      `digests` for what is trusted.
+    spec: `config.data.source`.
+    cache_dir: folder that keeps the digests of files, so that an unchanged file is read only once;
+      see `digests` for how changes are noticed.
+  Raises:
+    ConfigError: `spec` is not a valid source.
+    DataError: a source has no files, or TFDS does not know the dataset.
   """
   digest = hashlib.sha256()
   for source in parse(spec):
@@ -124,10 +137,11 @@ def identity(spec: str, cache_dir: str) -> str:
 
 
 def split_sentences(document: Document, language: str) -> list[str]:
-  """The sentences of a document, in order, none empty.
+  """Returns the sentences of a document in order, none of them empty.
 
   Args:
-    language: ISO 639-1; abbreviations and quotes are treated by its rules. An end mark of any
+    document: text; kept as it is if its sentences are given.
+    language: ISO 639-1 code. Its rules apply to abbreviations and quotes; an end mark of any
       script ends a sentence in every language.
   """
   if document.sentences_given:
@@ -143,7 +157,7 @@ def _split_paragraph(paragraph: str, language: str) -> Iterator[str]:
   sentence = ""
   for segment in sentencex.segment(language, paragraph):
     sentence += segment
-    # sentencex also cuts "os.path": a mark in ASCII ends a sentence only before a space.
+    # sentencex also cuts "os.path": an ASCII mark ends a sentence only before a space.
     if segment[-1].isspace() or not segment[-1].isascii():
       if sentence := sentence.strip():
         yield sentence
@@ -153,7 +167,14 @@ def _split_paragraph(paragraph: str, language: str) -> Iterator[str]:
 
 
 def cut_at_spaces(text: str, max_chars: int) -> list[str]:
-  """Cuts `text` into pieces of at most `max_chars`, at spaces where there are any."""
+  """Cuts a text into pieces, at spaces if there are any.
+
+  Args:
+    text: any text.
+    max_chars: characters per piece, at most.
+  Returns:
+    The pieces. A space at which the text is cut is in none of them.
+  """
   pieces, start = [], 0
   while len(text) - start > max_chars:
     space = text.rfind(" ", start + 1, start + max_chars + 1)
@@ -174,8 +195,10 @@ _TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_]\w*(?:\[[^\]]*\])?)")
 def parse(spec: str) -> tuple[Source, ...]:
   """Parses 'kind:target,...'.
 
+  Args:
+    spec: `config.data.source`; see the docstring of the module.
   Raises:
-    ConfigError: names the part that is no source.
+    ConfigError: a part is not a valid source; the message names the part.
   """
   return tuple(_parse_one(part.strip()) for part in _NEXT_SOURCE.split(spec))
 
@@ -185,12 +208,12 @@ def _parse_one(part: str) -> Source:
   kind, rest = match["kind"], match["rest"]
   weight = float(match["weight"] or 1)
   if kind not in READERS:
-    raise ConfigError(f"data.source: {part!r} is no source; it starts with one of "
+    raise ConfigError(f"data.source: {part!r} is not a valid source. Start it with one of "
                       f"{', '.join(READERS)} (see bertgpt/data/text/sources.py)")
   if weight <= 0:
-    raise ConfigError(f"data.source: {part!r}: the weight must be above 0")
+    raise ConfigError(f"data.source: {part!r}: the weight must be greater than 0")
   if bool(rest) != bool(READERS[kind].form):
-    raise ConfigError(f"data.source: {part!r}: write {kind}{READERS[kind].form}")
+    raise ConfigError(f"data.source: {part!r} is malformed. Write {kind}{READERS[kind].form}")
   if problem := remote_problem(part):
     raise ConfigError(f"data.source={problem}")
   target, field = rest, "text"
@@ -200,12 +223,12 @@ def _parse_one(part: str) -> Source:
     return Source(kind, os.path.expanduser(target), "", field, weight)
   name = _TFDS.fullmatch(target)
   if name is None:
-    raise ConfigError(f"data.source: {part!r}: write tfds{READERS[kind].form}")
+    raise ConfigError(f"data.source: {part!r} is malformed. Write tfds{READERS[kind].form}")
   return Source(kind, name["target"], name["split"], field, weight)
 
 
 def _weigh(documents: Iterable[Document], weight: float) -> Iterator[Document]:
-  """Document i is read floor((i + 1) w) - floor(i w) times."""
+  """Yields document i floor((i + 1) w) - floor(i w) times, for the weight w."""
   if weight == 1:
     yield from documents
     return
@@ -219,11 +242,11 @@ def _weigh(documents: Iterable[Document], weight: float) -> Iterator[Document]:
 def _find_files(source: Source) -> list[str]:
   paths = sorted(p for p in glob.glob(source.target, recursive=True) if os.path.isfile(p))
   if not paths:
-    raise DataError(f"data.source: no file matches {source.target!r}; "
-                    "give an existing path or glob (relative to the current directory)")
+    raise DataError(f"data.source: no file matches {source.target!r}. "
+                    "Give an existing path or glob (relative to the current directory)")
   for path in paths:
     if not os.access(path, os.R_OK):
-      raise DataError(f"data.source: {path} may not be read; change its permissions")
+      raise DataError(f"data.source: {path} cannot be read. Change its permissions")
   return paths
 
 
@@ -239,7 +262,14 @@ _ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
 
 
 def _make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
-  """The document with its text parted at line breaks: none if empty, several if too long."""
+  """Splits the text of a document into paragraphs at line breaks.
+
+  Args:
+    whole: document with its whole text as the only paragraph.
+    counts: tally to add to.
+  Yields:
+    The document; none if it is empty, several if it is too long.
+  """
   text, = whole.paragraphs
   if "\r" in text:
     counts["carriage returns removed"] += text.count("\r")
@@ -261,7 +291,7 @@ def _make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
 
 
 def _group(paragraphs: list[str]) -> Iterator[list[str]]:
-  """Paragraphs in groups of at most `MAX_DOCUMENT_BYTES`; longer ones are cut at spaces."""
+  """Yields groups of paragraphs of at most `MAX_DOCUMENT_BYTES`; cuts longer ones at spaces."""
   group, size = [], 0
   for piece in (p for long in paragraphs for p in cut_at_spaces(long, MAX_DOCUMENT_BYTES // 4)):
     length = len(piece.encode())
@@ -276,106 +306,119 @@ def _group(paragraphs: list[str]) -> Iterator[list[str]]:
 # ----------------------------------------------------------------- readers
 
 
-def _open_text(source: Source, intake: Intake, *, sentences_given: bool) -> Iterator[Document]:
+def _open_text(source: Source, cleaner: TextCleaner, *,
+               sentences_given: bool) -> Iterator[Document]:
   return itertools.chain.from_iterable(
-      _read_text(path, sentences_given, intake) for path in _find_files(source))
+      _read_text(path, sentences_given, cleaner) for path in _find_files(source))
 
 
-def _read_text(path: str, sentences_given: bool, intake: Intake) -> Iterator[Document]:
-  for offset, block in read_blocks(path, intake):
-    text = intake.decode(block, path, offset)
+def _read_text(path: str, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
+  for offset, block in read_blocks(path, cleaner):
+    text = cleaner.decode(block, path, offset)
     if text is not None:
-      yield from _make_documents(Document((text,), sentences_given, path, offset), intake.counts)
+      yield from _make_documents(Document((text,), sentences_given, path, offset), cleaner.counts)
 
 
-def _open_jsonl(source: Source, intake: Intake) -> Iterator[Document]:
+def _open_jsonl(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
   return itertools.chain.from_iterable(
-      _read_jsonl(path, source.field, intake) for path in _find_files(source))
+      _read_jsonl(path, source.field, cleaner) for path in _find_files(source))
 
 
-def _read_jsonl(path: str, field: str, intake: Intake) -> Iterator[Document]:
-  for offset, line in read_lines(path, intake, mendable=False):
+def _read_jsonl(path: str, field: str, cleaner: TextCleaner) -> Iterator[Document]:
+  for offset, line in read_lines(path, cleaner, can_replace=False):
     if line is None or not line.strip():
       continue
-    record = intake.decode(line, path, offset)
-    text = record and _json_field(record, field, path, offset, intake)
-    text = text and intake.clean(text, path, offset)
+    record = cleaner.decode(line, path, offset)
+    text = record and _json_field(record, field, path, offset, cleaner)
+    text = text and cleaner.clean(text, path, offset)
     if text is not None:
-      yield from _make_documents(Document((text,), False, path, offset), intake.counts)
+      yield from _make_documents(Document((text,), False, path, offset), cleaner.counts)
 
 
-def _json_field(record: str, field: str, path: str, offset: int, intake: Intake) -> str | None:
+def _json_field(record: str, field: str, path: str, offset: int,
+                cleaner: TextCleaner) -> str | None:
   try:
     value = json.loads(record)
   except (json.JSONDecodeError, RecursionError):
-    return intake.reject("malformed JSON", path, offset, mendable=False)
+    return cleaner.reject("malformed JSON", path, offset, can_replace=False)
   text = value.get(field) if isinstance(value, dict) else None
   if not isinstance(text, str):
     problem = f"no text in field {field!r} of the JSON object"
-    return intake.reject(problem, path, offset, mendable=False)
+    return cleaner.reject(problem, path, offset, can_replace=False)
   return text
 
 
-def _open_tfds(source: Source, intake: Intake) -> Iterator[Document]:
-  return _read_records(open_dataset(source.target, source.split), source, intake)
+def _open_tfds(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
+  return _read_records(open_dataset(source.target, source.split), source, cleaner)
 
 
-def _read_records(records, source: Source, intake: Intake) -> Iterator[Document]:
+def _read_records(records, source: Source, cleaner: TextCleaner) -> Iterator[Document]:
   name = f"tfds:{source.target}:{source.split}"
   for i, record in read_dataset(records, name):
     value, path = _feature(record, source, name), f"{name} record {i}"
-    make_clean = intake.decode if isinstance(value, bytes) else intake.clean
+    make_clean = cleaner.decode if isinstance(value, bytes) else cleaner.clean
     text = make_clean(value, path, 0)
     if text is not None:
-      yield from _make_documents(Document((text,), False, path), intake.counts)
+      yield from _make_documents(Document((text,), False, path), cleaner.counts)
 
 
 def open_dataset(target: str, split: str, field: str = "data.source") -> Sequence:
-  """The records of a split of a dataset prepared by TFDS, for random access.
+  """Opens the records of a split of a dataset prepared by TFDS, for random access.
 
   Args:
     target: name/config:version, or a folder.
-    field: of the config, for messages.
+    split: name of the split, possibly with a range, as 'train[:10%]'.
+    field: config field that names the dataset, for messages.
   Raises:
     DataError: there is no such dataset or split, or it is not prepared.
   """
   builder = open_builder(target, field)
   try:
     return builder.as_data_source(split=split)
-  except Exception as e:  # TFDS raises its own and bare errors for one cause.
+  except Exception as e:  # TFDS raises errors of many types for one cause.
     raise DataError(f"{field}: tfds:{target}:{split} cannot be read "
-                    f"({one_line(e)}); prepare it with tfds.builder({target!r}, "
+                    f"({one_line(e)}). Prepare it with tfds.builder({target!r}, "
                     "file_format='array_record').download_and_prepare()") from e
 
 
 def read_dataset(records: Sequence, name: str) -> Iterator[tuple[int, dict]]:
-  """(number, record) of every record.
+  """Yields (number, record) for every record.
 
   Args:
-    name: for messages.
+    records: a split, as `open_dataset` returns it.
+    name: name of the dataset, for messages.
+  Raises:
+    DataError: a record cannot be read.
   """
   for first in range(0, len(records), 256):
     batch = range(first, min(first + 256, len(records)))
     try:
       values = records.__getitems__(list(batch))
     except Exception as e:  # ArrayRecord and the decoders of TFDS raise bare errors.
-      raise DataError(f"{name}: records from {first} cannot be read ({one_line(e)}); "
-                      "prepare the dataset again") from e
+      raise DataError(f"{name}: records from {first} cannot be read ({one_line(e)}). "
+                      "Prepare the dataset again") from e
     yield from zip(batch, values, strict=True)
 
 
 def _feature(record, source: Source, name: str) -> bytes | str:
   for key in source.field.split("/"):
     if not isinstance(record, dict) or key not in record:
-      raise DataError(f"{name}: no feature {source.field!r}; choose one of {', '.join(record)}")
+      raise DataError(f"{name}: no feature {source.field!r}. Choose one of {', '.join(record)}")
     record = record[key]
   if not isinstance(record, (bytes, str)):
-    raise DataError(f"{name}: feature {source.field!r} is no text")
+    raise DataError(f"{name}: feature {source.field!r} is not text. Name one that is")
   return record
 
 
-def open_builder(target: str, field: str = "data.source"):
-  """The TFDS builder of a dataset. Arguments as of `open_dataset`."""
+def open_builder(target: str, field: str = "data.source") -> Any:
+  """Returns the TFDS builder of a dataset.
+
+  Args:
+    target: name/config:version, or a folder.
+    field: config field that names the dataset, for messages.
+  Raises:
+    DataError: TFDS does not know the dataset.
+  """
   # TFDS takes seconds to import and few sources need it.
   import tensorflow_datasets as tfds
   is_folder = target.startswith((".", "/", "~"))
@@ -384,8 +427,8 @@ def open_builder(target: str, field: str = "data.source"):
       return tfds.builder_from_directory(os.path.expanduser(target))
     return tfds.builder(target)
   except Exception as e:  # As above.
-    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({one_line(e)}); "
-                    "give name/config:version or the folder of a prepared one") from e
+    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({one_line(e)}). "
+                    "Give name/config:version or the folder of a prepared one") from e
 
 
 def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
@@ -395,16 +438,16 @@ def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
 
 
-def _open_pydocs(source: Source, intake: Intake) -> Iterator[Document]:
+def _open_pydocs(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
   for name, paragraphs in pydocs.read_documents():
     yield Document(paragraphs, False, name)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-  """How one kind of source is written, opened and identified."""
+  """One kind of source: the form of its target, how it is opened and how it is identified."""
   form: str
-  open: Callable[[Source, Intake], Iterator[Document]]
+  open: Callable[[Source, TextCleaner], Iterator[Document]]
   identify: Callable[[Source, pathlib.Path], Iterable[str]] = _identify_files
 
 

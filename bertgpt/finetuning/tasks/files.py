@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.data.text.intake import DAMAGED, Counts, Intake, open_file, read_lines
+from bertgpt.data.text.intake import DAMAGED, Counts, TextCleaner, open_file, read_lines
 from bertgpt.errors import DataError, one_line
 
 ENDINGS = ("", ".gz", ".xz", ".zst")
@@ -46,9 +46,9 @@ def find_given(folder: str, given: str, names: Sequence[str], *,
 
 def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   """(number from 1, line without its end) of a file in UTF-8."""
-  intake = Intake("error", Counts(), remedy="repair the file")
-  for number, (offset, line) in enumerate(read_lines(str(path), intake, mendable=False), 1):
-    yield number, intake.decode(line, str(path), offset).rstrip("\r\n")
+  cleaner = TextCleaner("error", Counts(), remedy="Repair the file")
+  for number, (offset, line) in enumerate(read_lines(str(path), cleaner, can_replace=False), 1):
+    yield number, cleaner.decode(line, str(path), offset).rstrip("\r\n")
 
 
 def read_json(path: pathlib.Path) -> Any:

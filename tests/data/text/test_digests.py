@@ -16,7 +16,7 @@ SIZE = 4 * 2**20
 @pytest.fixture
 def file(tmp_path, monkeypatch):
   """A file that was changed long enough ago to be remembered."""
-  monkeypatch.setattr(digests, "SETTLED_S", 0.05)
+  monkeypatch.setattr(digests, "SETTLED_SECONDS", 0.05)
   path = tmp_path / "text.txt"
   path.write_bytes(os.urandom(SIZE))
   time.sleep(0.1)
@@ -24,12 +24,12 @@ def file(tmp_path, monkeypatch):
 
 
 def bytes_read():
-  """That this process has asked the system for."""
+  """Returns the bytes that this process has read so far."""
   return int(pathlib.Path("/proc/self/io").read_text().split()[1])
 
 
 def digest(path, cache):
-  """(whether the file was read, whether its digest is right)"""
+  """Returns (whether the file was read, whether its digest is right)."""
   before = bytes_read()
   found = digests.sha256_files([str(path)], cache)
   was_read = bytes_read() - before >= SIZE
@@ -46,7 +46,7 @@ def test_an_unchanged_file_is_read_once(file, tmp_path, monkeypatch):
 
 
 def write_in_place(path):
-  """The same size, inode and mtime."""
+  """Changes the content, but not the size, the inode and mtime."""
   times = path.stat().st_atime_ns, path.stat().st_mtime_ns
   with path.open("r+b") as f:
     f.write(b"changed")
@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(file):
   assert digest(file, file / "no_folder") == (True, True)
 
 
-def test_files_are_remembered_beside_each_other(file, tmp_path):
+def test_several_files_are_remembered(file, tmp_path):
   other = tmp_path / "other.txt"
   other.write_bytes(os.urandom(SIZE))
   time.sleep(0.1)

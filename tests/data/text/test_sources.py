@@ -1,4 +1,4 @@
-"""Documents come out whole, in order and clean, or the error says where they are not."""
+"""Documents come out whole, in order and clean, or the error says where one is not."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
-def test_text_has_a_sentence_a_line_and_blank_lines_between_documents(tmp_path, ending):
+def test_text_has_one_sentence_per_line_and_blank_lines_between_documents(tmp_path, ending):
   text = "One.\nTwo, too.\n\n \t\nÜber.\n二。\n".encode()
   path = write(tmp_path / f"a{ending}", COMPRESS[ending](text))
   documents = read(f"text:{path}")
@@ -81,7 +81,7 @@ def test_tfds_split_may_be_a_part_and_the_feature_nested(dataset):
 
 @pytest.mark.parametrize("end,message", [
     (":test#text", "test"), (":train#no", "choose one of meta, n, text"),
-    (":train#n", "is no text"), ("/none:train#text", "TFDS knows no dataset")])
+    (":train#n", "is not text"), ("/none:train#text", "TFDS knows no dataset")])
 def test_tfds_errors_name_what_is_missing(dataset, end, message):
   with pytest.raises(DataError, match=message):
     read(f"tfds:{dataset}{end}")
@@ -115,7 +115,7 @@ def test_globs_are_read_by_name_and_know_folders(tmp_path):
 @pytest.mark.parametrize("spec", ["", "txt:a", "text", "text:", "pydocs:x", "0*text:a", "jsonl",
                                   "tfds:name", "text:a,jsnol:b", "jsonl:gs://b/*.gz#text",
                                   "tfds:s3://b/set:train"])
-def test_what_is_no_source_is_a_config_error_before_reading(spec):
+def test_an_invalid_source_is_a_config_error_before_reading(spec):
   with pytest.raises(ConfigError, match="data.source"):
     sources.open_source(spec)
 

@@ -1,4 +1,4 @@
-"""bertgpt.data.text.texts: what lies in a file comes back in order; what does not is named."""
+"""bertgpt.data.text.texts: texts come back in order, and errors name the line at fault."""
 
 import gzip
 import json
@@ -32,22 +32,22 @@ def test_columns_by_name(tmp_path):
 
 @pytest.mark.parametrize("name, content, error, fragment", [
     ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ConfigError, "line 2: has no text in a field"),
-    ("a.jsonl", b'{"text": "a"}\n{"text\n', DataError, "line 2: is no JSON"),
+    ("a.jsonl", b'{"text": "a"}\n{"text\n', DataError, "line 2: is not valid JSON"),
     ("a.jsonl", b'{"text": 3}\n', ConfigError, "line 1: has no text in a field 'text'"),
-    ("a.txt", b"good\nb\xffd\n", DataError, "a.txt: invalid UTF-8 at byte 6; repair it"),
+    ("a.txt", b"good\nb\xffd\n", DataError, "a.txt: invalid UTF-8 at byte 6. Repair it"),
     ("a.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-9], DataError, "a.txt.gz: cannot be read"),
     ("b.txt", b"", ConfigError, "--input "),
     ("a.jsonl", b"\n", ConfigError, "--input .*a.jsonl: holds no text"),
     ("a.txt", b"\n \r\n", ConfigError, "--input .*a.txt: holds no text"),
 ])
-def test_a_file_that_is_not_as_it_should_be(tmp_path, name, content, error, fragment):
+def test_an_invalid_file_is_an_error_that_names_the_line(tmp_path, name, content, error, fragment):
   if content:
     (tmp_path / name).write_bytes(content)
   with pytest.raises(error, match=fragment):
     texts.read_texts(tmp_path / name, "--input")
 
 
-def test_a_table_is_cut_at_tabs_and_line_feeds_alone(tmp_path):
+def test_a_table_is_cut_only_at_tabs_and_line_feeds(tmp_path):
   odd, long = "a\u2028b\x85c\x0bd", "word " * 30_000
   (tmp_path / "a.tsv").write_bytes(f"good\tbad\r\n{odd}\t{long}\r\n\r\nu\tv\n\n".encode())
   found = texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))
@@ -55,11 +55,11 @@ def test_a_table_is_cut_at_tabs_and_line_feeds_alone(tmp_path):
 
 
 @pytest.mark.parametrize("content, error, fragment", [
-    ("good\tworse\na\tb\n", ConfigError, "has no column bad; its first line must name good, bad"),
+    ("good\tworse\na\tb\n", ConfigError, "has no column bad. Its first line must name good, bad"),
     ("", ConfigError, "has no column good, bad"),
     ("good\tbad\na\tb\nc\n", DataError, "line 3 has 1 values, the first line 2"),
 ])
-def test_a_table_that_is_not_as_it_should_be(tmp_path, content, error, fragment):
+def test_an_invalid_table_is_an_error_that_says_where(tmp_path, content, error, fragment):
   (tmp_path / "a.tsv").write_text(content)
   with pytest.raises(error, match=fragment):
     texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))

@@ -180,7 +180,7 @@ def test_bytes_that_are_no_text_are_named_with_a_remedy_that_is_there(tmp_path, 
   """Not data.invalid_text, which is a field of pretraining."""
   write_official(tmp_path, "sst2")
   (tmp_path / "SST-2" / "train.tsv").write_bytes(b"sentence\tlabel\na\xff\t1\n")
-  with pytest.raises(DataError, match="invalid UTF-8 at byte 16; repair the file$"):
+  with pytest.raises(DataError, match="invalid UTF-8 at byte 16. Repair the file$"):
     open_task("sst2", tmp_path, form)
 
 

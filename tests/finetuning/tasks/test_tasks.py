@@ -175,7 +175,7 @@ def test_files_are_found_by_any_official_name_and_compressed(tmp_path):
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
   (tmp_path / "a.tsv").write_bytes(b"good\n\xff bad\n")
-  with pytest.raises(DataError, match=r"a.tsv: invalid UTF-8 at byte 5; repair the file$"):
+  with pytest.raises(DataError, match=r"a.tsv: invalid UTF-8 at byte 5. Repair the file$"):
     list(files.read_text_lines(tmp_path / "a.tsv"))
 
 
