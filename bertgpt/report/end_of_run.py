@@ -230,7 +230,7 @@ def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, 
 def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
   """Returns held-out sentences with one word masked, and the five likeliest tokens there.
 
-  The word's own probability follows where the word is not among the five.
+  The rank of the word follows if the word is not among the five.
   """
   tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
   is_whole, continues = whole_words(tokenizer), tokenizer.continues_word()
@@ -243,15 +243,18 @@ def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
     if not 8 <= len(sentence) <= longest or not len(places):
       continue
     place = int(rng.choice(places))
-    word = sentence[place]
+    hidden = sentence[place]
     tokens = np.concatenate([[tokenizer.cls_id], sentence, [tokenizer.sep_id]])
     p, = fill.predict_masked(trained, tokens, [place + 1])
-    name = lambda i, p=p: f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
     likeliest = fill.likeliest(tokenizer, p, 5)
-    rest = "" if word in likeliest else f" ... {name(word)}"
-    before, after = tokenizer.decode(sentence[:place]), tokenizer.decode(sentence[place + 1:])
-    text = f"{before} [{tokenizer.decode([word]).strip()}] {after}".strip()
-    lines += [*wrap(text), f"      guesses: {', '.join(map(name, likeliest))}{rest}"]
+    guesses = ", ".join(f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
+                        for i in likeliest)
+    # What is decoded in one piece has its spaces where they belong.
+    before, through, whole = (tokenizer.decode(sentence[:n]) for n in (place, place + 1, None))
+    word = through[len(before):].strip()
+    rank = "" if hidden in likeliest else f" ({word}: rank {(p > p[hidden]).sum() + 1})"
+    lines += [*wrap(f"{before} [{word}]{whole[len(through):]}".strip()),
+              f"      guesses: {guesses}{rank}"]
     num_sentences -= 1
     if not num_sentences:
       break

@@ -221,11 +221,25 @@ def test_guesses_are_words_of_held_out_sentences(bert):
   assert len(found) == 5
   for sentence, guesses in found:
     word, = re.findall(r"\[(\w+)\]", sentence)
-    likeliest, _, own = guesses.partition(" ... ")
+    likeliest, _, own = guesses.partition(" (")
     names, shares = zip(*(guess.rsplit(" ", 1) for guess in likeliest.split(", ")), strict=True)
     shares = [int(share.rstrip("%")) for share in shares]
     assert len(shares) == 5 and shares == sorted(shares, reverse=True)
-    assert own.rsplit(" ", 1)[0] == ("" if word in names else word)
+    if word in names:
+      assert not own
+    else:
+      assert own.startswith(f"{word}: rank ") and int(own.rstrip(")").rsplit(" ", 1)[1]) > 5
+
+
+def test_sentences_with_a_hidden_word_are_as_they_were(bert):
+  """But for the brackets: no space before a full stop."""
+  documents = [bert.trained.tokenizer.decode(tokens)
+               for tokens in bert.held_out.tokens(np.arange(len(bert.held_out)))]
+  lines = report.guess_words(bert.trained, bert.held_out)
+  sentences = [line.strip() for line in lines if "guesses: " not in line]
+  assert len(sentences) == 5
+  for sentence in sentences:
+    assert any(sentence.replace("[", "").replace("]", "") in text for text in documents)
 
 
 def test_special_tokens_are_no_guesses(bert):
