@@ -176,7 +176,7 @@ BAD_INPUTS = {
         "fewer than phases[0].batch_size=8192"),
     "no tokenizer": (
         DATA, lambda t: [f"--config.tokenizer.path={wrong_file(t, 'a.model', b'x' * 99)}"],
-        "a.model: is no tokenizer"),
+        "a.model: is not a tokenizer"),
     "missing tokenizer": (
         DATA, lambda t: [f"--config.tokenizer.path={t}/none.model"], "no tokenizer there"),
     "no corpus": (DATA, lambda t: [f"--config.data.corpus={t}"], "not a prepared corpus"),

@@ -1,13 +1,13 @@
-"""A prepared corpus: how it lies on disk, and how one split of it is read.
+"""A prepared corpus: its layout on disk, and how a split of it is read.
 
 A corpus is a folder with
   - an ordinary TFDS dataset (ArrayRecord shards, `features.json`, `dataset_info.json`)
     whose examples are documents: `tokens` and `sentence_lengths`;
   - `<split>-<name>.npy`, the lengths of all documents and sentences, mapped into memory;
-  - `tokenizer/`, the tokenizer the ids belong to;
-  - `manifest.json`: what it was made from, counts, and size and SHA-256 of every file.
+  - `tokenizer/`, the tokenizer that the ids belong to;
+  - `manifest.json`: source and options, counts, and size and SHA-256 of every file.
 
-`bertgpt.data.corpus.prepare` makes one from raw text, through `bertgpt.data.corpus.writer`.
+`bertgpt.data.corpus.prepare` makes a corpus from raw text with `bertgpt.data.corpus.writer`.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
@@ -30,7 +31,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 INDEX_DTYPES = {"document_offsets": "<i8", "document_lengths": "<i8", "sentence_lengths": "<i4"}
 
-# One thread and no readahead: what array_record advises for random access.
+# One thread and no readahead, as the documentation of array_record advises for random access.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 4096
 _LENGTH_DELIMITED = 2  # Wire type of nested messages, strings and bytes.
@@ -40,37 +41,56 @@ _LENGTH_DELIMITED = 2  # Wire type of nested messages, strings and bytes.
 
 
 def index_file(split: str, name: str) -> str:
-  """File of the index array `name` of `split`, relative to the corpus."""
+  """Returns the file of an index array, relative to the corpus.
+
+  Args:
+    split: one of `SPLITS`.
+    name: key of `INDEX_DTYPES`.
+  """
   return f"{split}-{name}.npy"
 
 
 def shard_file(split: str, shard: int, num_shards: int) -> str:
-  """File of one ArrayRecord shard, named as TFDS expects it."""
+  """Returns the file of an ArrayRecord shard, named as TFDS expects it.
+
+  Args:
+    split: one of `SPLITS`.
+    shard: number of the shard, from 0.
+    num_shards: number of shards of the split.
+  """
   return f"{DATASET_NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
 
 
 def token_dtype(vocab_size: int) -> str:
-  """The narrowest of uint16 and int32 (little-endian) that holds every id."""
+  """Returns the narrowest of uint16 and int32 (little-endian) that holds every id.
+
+  Args:
+    vocab_size: number of ids.
+  """
   return "<u2" if vocab_size <= 2**16 else "<i4"
 
 
 def encode_record(tokens: np.ndarray, sentence_lengths: np.ndarray) -> bytes:
-  """One document as the `tf.train.Example` that TFDS writes for the corpus' features.
+  """Returns a document as the `tf.train.Example` that TFDS writes for the features of a corpus.
 
-  Written by hand for two reasons: protobuf's own serialisation of a map has no fixed order,
-  and the corpus is to be the same bytes every time; and with `tokens` as the last feature
-  its values are the tail of the record, so that `tokens_of_record` needs no parser.
+  It is written by hand for two reasons: protobuf serializes a map in no fixed order, but the
+  corpus must be the same bytes every time; and with `tokens` as the last feature, their values are
+  the tail of the record, so that `tokens_of_record` needs no parser.
 
   Args:
-    tokens: [N] in the corpus' token dtype.
-    sentence_lengths: [S] int32, adding up to N.
+    tokens: [N] in the token dtype of the corpus.
+    sentence_lengths: int32 [S], tokens; their sum is N.
   """
   return _field(1, _feature("sentence_lengths", sentence_lengths) + _feature("tokens", tokens))
 
 
 def tokens_of_record(record: bytes, length: int, dtype: str) -> np.ndarray:
-  """The tokens of a record made by `encode_record`, without a copy.
+  """Returns the tokens of a record made by `encode_record`, without a copy.
 
+  Args:
+    record: the whole record.
+    length: tokens of the document.
+    dtype: token dtype of the corpus.
   Returns:
     [length] of `dtype`, read-only.
   Raises:
@@ -94,7 +114,7 @@ def _field(number: int, payload: bytes) -> bytes:
 
 
 def _field_header(number: int, length: int) -> bytes:
-  """Tag and length of a length-delimited field, the length as a base-128 varint."""
+  """Returns tag and length of a length-delimited field, the length as a base-128 varint."""
   header = bytearray([number << 3 | _LENGTH_DELIMITED])
   while length >= 0x80:
     header.append(length & 0x7F | 0x80)
@@ -104,6 +124,7 @@ def _field_header(number: int, length: int) -> bytes:
 
 
 def sha256_file(path: pathlib.Path) -> str:
+  """Returns the SHA-256 (hex) of a file, which is always read; `digests` remembers them."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -115,16 +136,16 @@ def sha256_file(path: pathlib.Path) -> str:
 class Corpus:
   """One split of a prepared corpus of D documents and S sentences; see `open_corpus`.
 
-  Pickles as its path: a reader process maps the index arrays anew.
+  It is pickled as its path, and a reader process maps the index arrays again.
 
   Attributes:
     path: folder of the corpus.
     split: 'train' or 'validation'.
-    manifest: the content of manifest.json.
-    document_offsets: int64 [D+1]; sentences of document d are
+    manifest: content of manifest.json.
+    document_offsets: int64 [D+1]; the sentences of document d are
       `sentence_lengths[document_offsets[d]:document_offsets[d + 1]]`.
-    document_lengths: int64 [D], tokens; at least 1.
-    sentence_lengths: int32 [S], tokens; at least 1; documents in order.
+    document_lengths: int64 [D], tokens of every document, at least 1.
+    sentence_lengths: int32 [S], tokens of every sentence, at least 1, document by document.
   """
 
   path: pathlib.Path
@@ -142,48 +163,53 @@ class Corpus:
 
   @property
   def num_tokens(self) -> int:
+    """Tokens of the split."""
     return self._split_info["tokens"]
 
   @property
   def num_bytes(self) -> int:
-    """UTF-8 bytes of the text that the split's tokens stand for."""
+    """UTF-8 bytes of the text that became the tokens of the split."""
     return self._split_info["text_bytes"]
 
   @property
   def token_dtype(self) -> np.dtype:
+    """Dtype in which token ids are stored: uint16 or int32."""
     return np.dtype(self.manifest["token_dtype"])
 
   @functools.cached_property
   def identity(self) -> str:
-    """SHA-256 of the manifest, which holds that of every file; but not where the text lay."""
+    """SHA-256 (hex) of the manifest without the path of the text.
+
+    The manifest holds the SHA-256 of every file, so equal identities mean equal corpora.
+    """
     content = {name: value for name, value in self.manifest.items() if name != "source"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
   @functools.cached_property
-  def tokenizer(self):
-    """The `bertgpt.data.tokens.tokenizers` tokenizer of the ids.
+  def tokenizer(self) -> Any:
+    """The `Tokenizer` of `bertgpt.data.tokens.tokenizers` that made the ids.
 
     Raises:
-      DataError: it is not the one the corpus was made with.
+      DataError: the tokenizer in the folder is not the one that the corpus was made with.
     """
     # Imported here: processes that only read ids need not load the tokenizer libraries.
     from bertgpt.data.tokens import tokenizers
 
     tokenizer = tokenizers.load_tokenizer(os.fspath(self.path / TOKENIZER))
     if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
-      raise DataError(f"{self.path / TOKENIZER}: not the tokenizer this corpus was prepared with; "
-                      "prepare the corpus again")
+      raise DataError(f"{self.path / TOKENIZER}: not the tokenizer this corpus was prepared with. "
+                      "Prepare the corpus again")
     return tokenizer
 
   def tokens(self, documents: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-    """Token ids of whole documents, in the order asked for; best called with many at once.
+    """Reads the token ids of whole documents; fastest with many documents per call.
 
     Args:
-      documents: integers [N] in [0, D), in any order, repeats allowed.
+      documents: integers [N] in [0, D), in any order, possibly repeated.
     Returns:
       N read-only arrays of `token_dtype`, document_lengths[documents[i]] ids each.
     Raises:
-      IndexError: a document out of range.
+      IndexError: a number of a document is out of range.
       DataError: a shard is damaged.
     """
     documents = np.asarray(documents, np.int64)
@@ -191,16 +217,16 @@ class Corpus:
       raise IndexError(f"documents must be in [0, {len(self)})")
     ends = self._shard_ends
     shards = np.searchsorted(ends, documents, side="right")
-    found: list[np.ndarray] = [None] * len(documents)
+    token_arrays: list[np.ndarray] = [None] * len(documents)
     for shard in np.unique(shards):
-      rows = np.flatnonzero(shards == shard)
+      places = np.flatnonzero(shards == shard)
       first = ends[shard - 1] if shard else 0
-      for row, tokens in zip(rows, self._read(shard, documents[rows], first), strict=True):
-        found[row] = tokens
-    return found
+      for place, tokens in zip(places, self._read(shard, documents[places], first), strict=True):
+        token_arrays[place] = tokens
+    return token_arrays
 
   def _read(self, shard: int, documents: np.ndarray, first: int) -> list[np.ndarray]:
-    """Tokens of documents that all lie in `shard`, whose first document is `first`."""
+    """Reads the tokens of documents in one shard, whose first document is `first`."""
     lengths = self.document_lengths[documents].tolist()
     dtype = self.manifest["token_dtype"]
     path = self.path / self._split_info["shards"][shard]["file"]
@@ -210,7 +236,7 @@ class Corpus:
       records = self._readers[shard].read((documents - first).tolist())
       return [tokens_of_record(r, n, dtype) for r, n in zip(records, lengths, strict=True)]
     except (IndexError, OSError, RuntimeError, ValueError) as e:
-      raise DataError(f"{path}: damaged ({one_line(e)}); prepare the corpus again") from e
+      raise DataError(f"{path}: damaged ({one_line(e)}). Prepare the corpus again") from e
 
   @property
   def _split_info(self) -> dict:
@@ -225,8 +251,8 @@ class Corpus:
     return {}
 
 
-def open_shard(path: pathlib.Path):
-  """An ArrayRecord reader tuned for random access."""
+def open_shard(path: pathlib.Path) -> array_record_module.ArrayRecordReader:
+  """Opens an ArrayRecord file for random access."""
   return array_record_module.ArrayRecordReader(
       os.fspath(path), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
 
@@ -235,14 +261,14 @@ def open_shard(path: pathlib.Path):
 
 
 def is_corpus(path: pathlib.Path) -> bool:
-  """Whether a finished corpus lies at `path`: prepare writes the manifest last."""
+  """Returns whether a folder holds a complete corpus, whose manifest is written last."""
   return (path / MANIFEST).is_file()
 
 
 def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
-  """Opens one split after checking the folder against its manifest.
+  """Opens one split, after checking the folder against its manifest.
 
-  Shards are checked by size only: ArrayRecord finds damage when it reads.
+  Only the size of shards is checked, because ArrayRecord detects damage when it reads them.
 
   Args:
     path: folder written by `prepare`.
@@ -254,30 +280,32 @@ def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
   manifest = read_manifest(path)
   _check_files(path, manifest)
   if split not in manifest["splits"]:
-    raise DataError(f"{path}: no split {split!r}; choose one of {', '.join(manifest['splits'])}")
+    raise DataError(f"{path}: no split {split!r}. Choose one of {', '.join(manifest['splits'])}")
   corpus = _load_split(path, split)
   _check_index(corpus)
   return corpus
 
 
 def read_manifest(path: pathlib.Path) -> dict:
-  """The manifest of the corpus at `path`.
+  """Returns the manifest of a corpus.
 
+  Args:
+    path: folder of the corpus.
   Raises:
-    DataError: there is none, or it is of another format version.
+    DataError: there is no manifest, or it has another format version.
   """
   file = path / MANIFEST
   try:
     manifest = json.loads(file.read_text("utf-8"))
     version = manifest["format_version"]
   except (FileNotFoundError, NotADirectoryError):
-    raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}); make one with "
+    raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}). Make one with "
                     "`bertgpt prepare`") from None
   except (OSError, ValueError, KeyError, TypeError) as e:
-    raise DataError(f"{file}: unreadable ({one_line(e)}); prepare the corpus again") from e
+    raise DataError(f"{file}: unreadable ({one_line(e)}). Prepare the corpus again") from e
   if version != FORMAT_VERSION:
-    raise DataError(f"{file}: format version {version}, this program reads {FORMAT_VERSION}; "
-                    "prepare the corpus again")
+    raise DataError(f"{file}: has format version {version}, but this program reads "
+                    f"{FORMAT_VERSION}. Prepare the corpus again")
   return manifest
 
 
@@ -291,13 +319,13 @@ def _check_files(path: pathlib.Path, manifest: dict) -> None:
   for name, expected in manifest["files"].items():
     file = path / name
     if not file.is_file():
-      raise DataError(f"{file}: missing; prepare the corpus again")
+      raise DataError(f"{file}: missing. Prepare the corpus again")
     if file.stat().st_size != expected["bytes"]:
-      raise DataError(f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']}; "
-                      "prepare the corpus again")
+      raise DataError(f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']}. "
+                      "Prepare the corpus again")
     if name not in shards and sha256_file(file) != expected["sha256"]:
-      raise DataError(f"{file}: damaged (its SHA-256 is not the manifest's); "
-                      "prepare the corpus again")
+      raise DataError(f"{file}: damaged (its SHA-256 differs from the manifest). "
+                      "Prepare the corpus again")
 
 
 def _check_index(corpus: Corpus) -> None:
@@ -308,21 +336,25 @@ def _check_index(corpus: Corpus) -> None:
       "sentences": (len(corpus.sentence_lengths), int(corpus.document_offsets[-1])),
       "tokens": (int(corpus.document_lengths.sum()),),
   }
-  for name, found in counts.items():
-    if set(found) != {info[name]}:
-      raise DataError(f"{corpus.path}: the index of {corpus.split} holds {max(found)} {name}, the "
-                      f"manifest says {info[name]}; prepare the corpus again")
+  for name, index_counts in counts.items():
+    if set(index_counts) != {info[name]}:
+      raise DataError(f"{corpus.path}: the index of {corpus.split} holds {max(index_counts)} "
+                      f"{name}, but the manifest says {info[name]}. Prepare the corpus again")
   if info["max_id"] >= manifest["tokenizer"]["vocab_size"]:
     raise DataError(f"{corpus.path}: token id {info['max_id']} in {corpus.split} is beyond the "
-                    f"vocabulary of {manifest['tokenizer']['vocab_size']}; "
-                    "prepare the corpus again")
+                    f"vocabulary of {manifest['tokenizer']['vocab_size']}. "
+                    "Prepare the corpus again")
 
 
 # ------------------------------------------------------------------ report
 
 
 def report(manifest: dict) -> str:
-  """What a corpus holds and what was left out or mended, as lines of text."""
+  """Returns lines of text about a corpus: its size, and what was skipped or replaced.
+
+  Args:
+    manifest: content of manifest.json.
+  """
   made_with, splits = manifest["tokenizer"], manifest["splits"]
   rows = [("", *splits)]
   rows += [(label, *map(cell, splits.values())) for label, cell in _REPORT_ROWS]
@@ -331,7 +363,7 @@ def report(manifest: dict) -> str:
            f"fingerprint {made_with['fingerprint'][:12]}"]
   lines += [f"{label:<18}" + "".join(f" {cell:>29}" for cell in cells) for label, *cells in rows]
   lines += [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
-  return "\n".join(lines if manifest["skipped"] else [*lines, "nothing was skipped or mended"])
+  return "\n".join(lines if manifest["skipped"] else [*lines, "nothing was skipped or replaced"])
 
 
 def _percentiles(split: dict, name: str) -> str:
@@ -342,7 +374,7 @@ _REPORT_ROWS = (
     ("documents", lambda split: f"{split['documents']:,}"),
     ("sentences", lambda split: f"{split['sentences']:,}"),
     ("tokens", lambda split: f"{split['tokens']:,}"),
-    ("bytes a token", lambda split: f"{split['text_bytes'] / split['tokens']:.3f}"),
+    ("bytes per token", lambda split: f"{split['text_bytes'] / split['tokens']:.3f}"),
     ("unknown tokens", lambda split: f"{split['unknown'] / split['tokens']:.4%}"),
     ("length percentiles", lambda split: ", ".join(split["document_length_percentiles"])),
     ("  of documents", lambda split: _percentiles(split, "document")),

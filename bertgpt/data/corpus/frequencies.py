@@ -1,4 +1,4 @@
-"""How often the tokens of a corpus occur, counted on a part of it."""
+"""Frequencies of the tokens of a corpus, counted on a part of it."""
 
 from collections.abc import Iterator
 
@@ -10,10 +10,12 @@ SAMPLE_TOKENS = 20_000_000
 
 
 def unigram_probabilities(corpus: Corpus, vocab_size: int, is_causal: bool) -> np.ndarray:
-  """Token frequencies with one added to every count: float64 [vocab_size].
+  """Returns token frequencies, with one added to every count: float64 [vocab_size].
 
   Args:
-    is_causal: the end of every document is predicted too, and counts.
+    corpus: split whose tokens are counted.
+    vocab_size: number of ids, possibly padded.
+    is_causal: whether the end of every document is also predicted, and therefore counted.
   """
   counts = np.ones(vocab_size)
   for tokens in sample_documents(corpus):
@@ -23,7 +25,7 @@ def unigram_probabilities(corpus: Corpus, vocab_size: int, is_causal: bool) -> n
 
 
 def sample_documents(corpus: Corpus) -> Iterator[np.ndarray]:
-  """Documents in random order, up to SAMPLE_TOKENS in all."""
+  """Yields the token ids of documents in random order, about SAMPLE_TOKENS in total."""
   order = np.random.default_rng(0).permutation(len(corpus))
   count = np.searchsorted(np.cumsum(corpus.document_lengths[order]), SAMPLE_TOKENS) + 1
   for chunk in np.array_split(order[:count], max(1, count // 1000)):

@@ -1,11 +1,11 @@
 """Raw text to a prepared corpus: documents -> sentences -> token ids -> ArrayRecord.
 
-The calling process reads the sources, in order, and writes the shards, in order. Worker
-processes do the rest in between: sentences, token ids, serialisation. What they return
-depends on the text alone, so the corpus is the same bytes for any number of workers. Only
-a few chunks of text per worker are under way at any time, which bounds the memory.
+The calling process reads the sources in order and writes the shards in order. Worker processes do
+the work in between: sentences, token ids, serialization. Their results depend only on the text, so
+the corpus has the same bytes for any number of workers. At any time only a few chunks of text per
+worker are in memory.
 
-A corpus is built in a hidden folder beside its place and renamed at the very end.
+A corpus is built in a hidden folder next to its final place and renamed at the very end.
 """
 
 import collections
@@ -27,40 +27,49 @@ from concurrent import futures
 import numpy as np
 import tqdm
 
+from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import sources
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
-CHUNK_CHARS = 2**19            # Text sent to a worker at once.
-CHUNKS_PER_WORKER = 3          # Under way: one in work, the others so that none waits.
+CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
+CHUNKS_PER_WORKER = 3  # Chunks in memory: one being encoded, the others so that no worker waits.
 
 
 # ------------------------------------------------------------ entry points
 
 
-def prepare(config, out_dir: str | os.PathLike) -> pathlib.Path:
-  """Prepares `config.data.source` as a corpus at `out_dir` and prints a report.
+def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
+  """Prepares `config.data.source` as a corpus and prints a report.
 
-  If the same corpus is there already, nothing is done. Two runs for one place take turns.
+  Does nothing if the same corpus exists already. Two processes with the same folder take turns.
 
   Args:
-    config: the fields of `config.data` and `config.tokenizer` are read.
+    config: whole config, of which `data` and `tokenizer` are read.
     out_dir: new folder.
   Returns:
     The path of the corpus.
   Raises:
     ConfigError: `out_dir` holds something else.
-    DataError: bad source or tokenizer; no document for one of the splits.
+    DataError: the source or the tokenizer is unusable, or a split would have no document.
     PeerError: a worker process died.
     StorageError: a file could not be written.
   """
   return _prepare(config, pathlib.Path(out_dir).expanduser().absolute(), make_recipe(config))
 
 
-def ensure_prepared(config) -> pathlib.Path:
-  """`config.data.corpus` if it is set, else the cached corpus, prepared now if missing."""
+def ensure_prepared(config: ConfigDict) -> pathlib.Path:
+  """Returns `config.data.corpus`, or if that is '', the corpus in the cache.
+
+  Prepares the latter if it does not exist yet.
+
+  Args:
+    config: whole config, of which `data` and `tokenizer` are read.
+  Raises:
+    UserError: as `prepare`.
+  """
   if config.data.corpus:
     return pathlib.Path(config.data.corpus).expanduser().absolute()
   recipe = make_recipe(config)
@@ -68,18 +77,26 @@ def ensure_prepared(config) -> pathlib.Path:
   return path if corpus_lib.is_corpus(path) else _prepare(config, path, recipe)
 
 
-def cached_corpus_path(config) -> pathlib.Path:
-  """Where the cache keeps, or will keep, the corpus of this source, tokenizer and options."""
+def cached_corpus_path(config: ConfigDict) -> pathlib.Path:
+  """Returns the place in the cache for the corpus of a source, tokenizer and options.
+
+  Args:
+    config: whole config, of which `data` and `tokenizer` are read.
+  """
   return _cached_path(config, make_recipe(config))
 
 
-def _cached_path(config, recipe: dict) -> pathlib.Path:
+def _cached_path(config: ConfigDict, recipe: dict) -> pathlib.Path:
   key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
   return pathlib.Path(config.data.cache_dir).expanduser().absolute() / f"corpus-{key[:20]}"
 
 
-def make_recipe(config) -> dict:
-  """All that decides the content of a corpus; equal recipes give equal bytes."""
+def make_recipe(config: ConfigDict) -> dict:
+  """Returns everything that determines the content of a corpus; equal recipes give equal bytes.
+
+  Args:
+    config: whole config, of which `data` and `tokenizer` are read.
+  """
   data, tokenizer = config.data, config.tokenizer
   if tokenizer.path:
     made_of = {"fingerprint": tokenizers.load_tokenizer(tokenizer.path).fingerprint()}
@@ -97,14 +114,14 @@ def make_recipe(config) -> dict:
 # ---------------------------------------------------- one folder, all or nothing
 
 
-def _prepare(config, path: pathlib.Path, recipe: dict) -> pathlib.Path:
+def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict) -> pathlib.Path:
   partial = path.with_name(f".{path.name}.partial")
   with _as_storage_error(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.with_name(f".{path.name}.lock")):
       if _is_done(path, recipe):
         return path
-      shutil.rmtree(partial, ignore_errors=True)  # Left by one that was killed.
+      shutil.rmtree(partial, ignore_errors=True)  # Left by a process that was killed.
       partial.mkdir()
       try:
         manifest = _build(config, partial, recipe)
@@ -116,16 +133,16 @@ def _prepare(config, path: pathlib.Path, recipe: dict) -> pathlib.Path:
 
 
 def _is_done(path: pathlib.Path, recipe: dict) -> bool:
-  """Whether the corpus of this recipe lies at `path`; False if nothing does.
+  """Returns whether the corpus of a recipe is complete at `path`; False if nothing is there.
 
   Raises:
-    ConfigError: something else does.
+    ConfigError: something else is there.
   """
   if corpus_lib.is_corpus(path) and corpus_lib.read_manifest(path)["recipe"] == recipe:
     return True
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-    raise ConfigError(f"{path}: exists and was not made from this source, tokenizer and options; "
-                      "delete it or choose another place")
+    raise ConfigError(f"{path}: exists and was not made from this source, tokenizer and options. "
+                      "Delete it or choose another place")
   return False
 
 
@@ -146,7 +163,7 @@ def _as_storage_error(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as e:
-    raise StorageError(f"{e.filename or path}: {e.strerror or e}; the corpus {path} "
+    raise StorageError(f"{e.filename or path}: {e.strerror or e}. The corpus {path} "
                        "was not prepared") from e
 
 
@@ -169,8 +186,8 @@ def _fsync(path: pathlib.Path) -> None:
 # ---------------------------------------------------------------- pipeline
 
 
-def _build(config, folder: pathlib.Path, recipe: dict) -> dict:
-  """Writes the whole corpus into the empty `folder`; returns its manifest."""
+def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
+  """Writes the whole corpus into an empty folder and returns its manifest."""
   data, skipped = config.data, sources.Counts()
   border = validation_border(data.validation_fraction)
   tokenizer = _make_tokenizer(config, border)
@@ -198,25 +215,25 @@ def _build(config, folder: pathlib.Path, recipe: dict) -> dict:
 
 def _check_splits(source: str, num_train: int, num_validation: int) -> None:
   if not num_train + num_validation:
-    raise DataError(f"data.source={source}: no document with text; check the path and the field")
+    raise DataError(f"data.source={source}: no document with text. Check the path and the field")
   if not num_train or not num_validation:
     raise DataError(f"data.source={source}: at least two different documents are needed, one to "
-                    "train on and one to hold out; give more text, or separate its documents")
+                    "train on and one to hold out. Give more text, or separate its documents")
 
 
-def _make_tokenizer(config, border: int):
+def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
   if config.tokenizer.path:
     return tokenizers.load_tokenizer(config.tokenizer.path)
   documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text)
   sample = sample_documents(documents, config.tokenizer.train_bytes, border)
   if not sample:
-    raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on; check "
+    raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on. Check "
                     "the path and the field, and data.validation_fraction")
   return tokenizers.train_tokenizer(config.tokenizer, _drain(sample, config.data.language))
 
 
 def _drain(sample: list[sources.Document], language: str) -> Iterator[str]:
-  """The sentences of the sample, which it empties: training needs the memory."""
+  """Yields the sentences of a sample and empties it, because training needs the memory."""
   sample.reverse()
   while sample:
     yield from sources.split_sentences(sample.pop(), language)
@@ -224,10 +241,15 @@ def _drain(sample: list[sources.Document], language: str) -> Iterator[str]:
 
 def sample_documents(documents: Iterable[sources.Document], max_bytes: int,
                      border: int) -> list[sources.Document]:
-  """The documents with the largest keys, `max_bytes` of text or just above, in their order.
+  """Returns the documents with the largest keys, in their order.
 
-  Keys are hashes, so the sample is spread evenly over the corpus; they grow away from the
-  validation split, which lies below `border` and is not sampled.
+  Keys are hashes, so the sample is spread evenly over the corpus. The validation split has the
+  smallest keys and is not sampled.
+
+  Args:
+    documents: documents of the source.
+    max_bytes: UTF-8 bytes of the sample. It exceeds them by less than its smallest-keyed document.
+    border: documents with smaller keys are held out.
   """
   heap, total = [], 0
   for order, document in enumerate(documents):
@@ -247,7 +269,11 @@ def _text(document: sources.Document) -> str:
 
 
 def text_key(text: bytes) -> int:
-  """64-bit hash of a document's text (UTF-8): equal texts have equal keys."""
+  """Returns a 64-bit hash of a text, so that equal texts have equal keys.
+
+  Args:
+    text: UTF-8.
+  """
   return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
@@ -262,16 +288,26 @@ def _with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocu
 
 
 def validation_border(fraction: float) -> int:
-  """Documents with a key below this are held out."""
+  """Returns the key below which documents are held out.
+
+  Args:
+    fraction: `config.data.validation_fraction`, in [0, 1].
+  """
   return int(fraction * 2**64)
 
 
 def assign_splits(documents: Iterable[EncodedDocument],
                   border: int) -> Iterator[tuple[str, EncodedDocument]]:
-  """Pairs ('train' or 'validation', document), by the key; neither split stays empty.
+  """Assigns documents to splits by their keys, so that neither split stays empty.
 
-  While all keys lie on one side of the border, the document nearest to it is held back with
-  its duplicates. If the corpus ends so, they are the other split.
+  As long as all keys lie on one side of the border, the document nearest to it is held back,
+  together with its duplicates. If the corpus ends in that state, they become the other split.
+
+  Args:
+    documents: documents in order.
+    border: documents with smaller keys belong to the validation split.
+  Yields:
+    ('train' or 'validation', document).
   """
   documents = iter(documents)
   side, held, held_distance = None, [], 0
@@ -287,7 +323,7 @@ def assign_splits(documents: Iterable[EncodedDocument],
       yield from ((_split_name(side), d) for d in held)
       held, held_distance = [document], distance
     elif distance == held_distance:
-      held.append(held[0])  # The same text: no need to keep it twice in memory.
+      held.append(held[0])  # The same text, which is not kept in memory twice.
     else:
       yield _split_name(side), document
   yield from ((_split_name(not side), d) for d in held)
@@ -302,7 +338,7 @@ def _split_name(is_validation: bool) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Worker:
-  """Settings of a worker process: all that it needs besides the text."""
+  """Settings of a worker process: everything that it needs except the text."""
 
   tokenizer_path: str
   language: str
@@ -311,11 +347,13 @@ class _Worker:
 
 def _encode(documents: Iterable, worker: _Worker, num_workers: int,
             skipped: collections.Counter) -> Iterator[EncodedDocument]:
-  """Encodes documents in worker processes; they come out in order.
+  """Encodes documents in worker processes and yields them in order.
 
   Args:
-    num_workers: 0 for one a core.
-    skipped: tally of what was left out, added to.
+    documents: documents of the source.
+    worker: settings of the processes.
+    num_workers: number of processes; 0: one per core.
+    skipped: tally of the documents that are left out; added to.
   """
   num_workers = num_workers or len(os.sched_getaffinity(0))
   room = CHUNKS_PER_WORKER * num_workers * CHUNK_CHARS
@@ -327,10 +365,13 @@ def _encode(documents: Iterable, worker: _Worker, num_workers: int,
 
 @contextlib.contextmanager
 def _start_workers(worker: _Worker, num_workers: int) -> Iterator[Callable[[list], futures.Future]]:
-  """Worker processes, each behind a pipe of its own that a thread of this process waits on.
+  """Worker processes, each with its own pipe, on which a thread of this process waits.
 
-  ProcessPoolExecutor has one queue for all and can wait for ever once a worker was killed
-  (Python 3.11.7). Here a dead worker is a closed pipe; and so is, for a worker, a dead parent.
+  ProcessPoolExecutor has one queue for all workers and can wait forever after one was killed
+  (Python 3.11.7). Here a dead worker is a closed pipe, and so is a dead parent for a worker.
+
+  Yields:
+    A function that sends a chunk to a worker and returns the future of the answer.
   """
   # Spawned, not forked: the caller may run threads of JAX, which do not survive a fork.
   context = multiprocessing.get_context("spawn")
@@ -342,7 +383,7 @@ def _start_workers(worker: _Worker, num_workers: int) -> Iterator[Callable[[list
       connection.send(chunk)
       answer = connection.recv()
     except (EOFError, ConnectionError) as e:
-      raise PeerError("a prepare worker died, most likely for want of memory: lower "
+      raise PeerError("a prepare worker died, most likely because memory ran out. Lower "
                       "data.prepare_workers") from e
     finally:
       idle.put(connection)
@@ -369,20 +410,26 @@ def _start_workers(worker: _Worker, num_workers: int) -> Iterator[Callable[[list
 
 def _serve(connection, settings: _Worker) -> None:
   """Runs in a worker: answers chunks of documents until the other end is closed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers.
   tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path)
   with contextlib.suppress(EOFError, ConnectionError):
     while True:
       chunk = connection.recv()
       try:
         answer = _encode_chunk(chunk, settings, tokenizer)
-      except Exception as e:  # Raised again where the answer is received.
+      except Exception as e:  # The parent raises it again.
         answer = e
       connection.send(answer)
 
 
 def _map_in_order(submit: Callable, sized: Iterable[tuple], room: int) -> Iterator:
-  """Results of all (item, size), in order; those under way add up to `room`, or are one."""
+  """Yields the results of all items in order.
+
+  Args:
+    submit: starts the work on an item and returns its future.
+    sized: (item, size) pairs.
+    room: sum of the sizes of the pending items, at most; a single item may be larger.
+  """
   pending = collections.deque()
   for item, size in sized:
     while pending and size > room:
@@ -396,7 +443,7 @@ def _map_in_order(submit: Callable, sized: Iterable[tuple], room: int) -> Iterat
 
 
 def _chunks(documents: Iterable[sources.Document]) -> Iterator[tuple[list, int]]:
-  """Lists of whole documents of `CHUNK_CHARS` together or just above, and their characters."""
+  """Yields (documents, characters), each with whole documents of at least `CHUNK_CHARS`."""
   chunk, size = [], 0
   for document in documents:
     chunk.append(document)
@@ -409,16 +456,18 @@ def _chunks(documents: Iterable[sources.Document]) -> Iterator[tuple[list, int]]
 
 
 def _encode_chunk(documents: list[sources.Document], settings: _Worker,
-                  tokenizer) -> tuple[list[EncodedDocument], collections.Counter]:
-  """The documents that have tokens, and a tally of what was left out."""
+                  tokenizer: tokenizers.Tokenizer
+                  ) -> tuple[list[EncodedDocument], collections.Counter]:
+  """Returns the documents that have tokens, and a tally of those that are left out."""
   counts = collections.Counter()
   sentences = [_sentences(document, settings.language) for document in documents]
   ids = iter(tokenizer.encode([s for texts in sentences for s in texts]))
   encoded = []
   for document, texts in zip(documents, sentences, strict=True):
-    found = [next(ids) for _ in texts]
-    if any(map(len, found)):
-      encoded.append(_encoded_document(document, found, settings.token_dtype, tokenizer.unk_id))
+    sentence_ids = [next(ids) for _ in texts]
+    if any(map(len, sentence_ids)):
+      encoded.append(
+          _encoded_document(document, sentence_ids, settings.token_dtype, tokenizer.unk_id))
     else:
       counts["documents without a token: skipped"] += 1
   return encoded, counts
@@ -426,7 +475,7 @@ def _encode_chunk(documents: list[sources.Document], settings: _Worker,
 
 def _encoded_document(document: sources.Document, ids: list[np.ndarray], dtype: str,
                       unk_id: int) -> EncodedDocument:
-  """Args: ids: of every sentence; those without a token leave no trace."""
+  """Returns a document with the ids of its sentences; sentences without a token are dropped."""
   text, tokens = _text(document).encode(), np.concatenate(ids)
   lengths = np.fromiter(filter(None, map(len, ids)), np.int32)
   return EncodedDocument(
@@ -436,9 +485,9 @@ def _encoded_document(document: sources.Document, ids: list[np.ndarray], dtype: 
 
 
 def _sentences(document: sources.Document, language: str) -> list[str]:
-  """The sentences of a document, each with the white space before it.
+  """Returns the sentences of a document, each with the white space before it.
 
-  Joined they are the text again, so byte-level BPE gives the ids it gives to running text.
+  Joined they are the whole text, so byte-level BPE yields the same ids as for running text.
   The other tokenizers drop white space at the start.
   """
   text = _text(document)

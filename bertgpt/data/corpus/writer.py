@@ -1,6 +1,6 @@
-"""Writes a prepared corpus: shards, index arrays, TFDS' description and the manifest.
+"""Writer of a prepared corpus: shards, index arrays, metadata of TFDS and the manifest.
 
-The layout itself is `bertgpt.data.corpus.corpus`'s.
+`bertgpt.data.corpus.corpus` describes the layout.
 """
 
 import contextlib
@@ -27,25 +27,43 @@ from bertgpt.errors import one_line
 
 SHARD_BYTES = 2**28
 PERCENTILES = (5, 50, 95, 99, 100)
-MAX_COUNTED_LENGTH = 2**20  # Longer documents are this long to the percentiles.
-# Uncompressed: 20% larger than zstd, but six times as fast to write, twice as fast to read.
+MAX_COUNTED_LENGTH = 2**20  # Tokens; the percentiles count longer documents with this length.
+# Uncompressed records are 20% larger than with zstd, but six times as fast to write and twice as
+# fast to read.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedDocument:
-  """A document ready to be written."""
+  """A document that is ready to be written.
 
-  key: int                      # 64-bit hash of its text
-  record: bytes                 # by `encode_record`
-  sentence_lengths: np.ndarray  # int32 [S], tokens, each at least 1
-  text_bytes: int               # UTF-8, of the text that became tokens
-  num_unknown: int              # tokens that are the unknown token
+  Attributes:
+    key: 64-bit hash of its text.
+    record: tokens and sentence lengths, made by `encode_record`.
+    sentence_lengths: int32 [S], tokens of every sentence, at least 1.
+    text_bytes: UTF-8 bytes of the text that became tokens.
+    num_unknown: number of unknown tokens.
+    max_id: largest token id.
+  """
+
+  key: int
+  record: bytes
+  sentence_lengths: np.ndarray
+  text_bytes: int
+  num_unknown: int
   max_id: int
 
 
 class SplitWriter:
-  """Writes the shards and index arrays of one split, in constant memory."""
+  """Writer of the shards and index arrays of one split, in constant memory.
+
+  Args:
+    folder: folder of the corpus.
+    split: 'train' or 'validation'.
+
+  Attributes:
+    num_documents: documents written so far.
+  """
 
   def __init__(self, folder: pathlib.Path, split: str):
     self.num_documents = 0
@@ -58,8 +76,10 @@ class SplitWriter:
     self._index["document_offsets"].append(0)
 
   def write(self, document: EncodedDocument) -> None:
-    """Adds a document.
+    """Appends a document to the split.
 
+    Args:
+      document: its key is not written.
     Raises:
       OSError: a file could not be written.
     """
@@ -81,8 +101,10 @@ class SplitWriter:
     self._index["sentence_lengths"].append(document.sentence_lengths)
 
   def finish(self) -> dict:
-    """Closes all files and gives the shards their names; the split's part of the manifest.
+    """Closes all files and gives the shards their final names.
 
+    Returns:
+      The part of the manifest about the split.
     Raises:
       OSError: a file could not be written.
     """
@@ -97,7 +119,7 @@ class SplitWriter:
             "sentence_length_percentiles": self._percentiles("sentence_lengths")}
 
   def _new_shard(self, number: int) -> pathlib.Path:
-    """The name of a shard as long as their number is not known."""
+    """Returns the name of a shard until the number of shards is known."""
     return self._folder / f"{self._split}-{number}.new"
 
   def _start_shard(self) -> None:
@@ -107,7 +129,7 @@ class SplitWriter:
     self._shards.append({"documents": 0, "bytes": 0})
 
   def _end_shard(self) -> None:
-    """Closes the shard and counts what reached the disk: a full one is not always reported."""
+    """Closes the shard and counts its records, because a full disk is not always reported."""
     if self._writer is None:
       return
     file, shard = self._new_shard(len(self._shards) - 1), self._shards[-1]
@@ -119,7 +141,10 @@ class SplitWriter:
                     os.fspath(file))
 
   def _percentiles(self, name: str) -> dict[str, int]:
-    """Lengths that these percents of the array do not exceed, by counting: O(1) memory."""
+    """Returns percent -> length that this share of an index array does not exceed.
+
+    Counting the lengths takes constant memory, whatever the size of the array.
+    """
     array = np.load(self._folder / index_file(self._split, name), mmap_mode="r")
     counts = np.zeros(MAX_COUNTED_LENGTH + 1, np.int64)
     for start in range(0, len(array), MAX_COUNTED_LENGTH):
@@ -132,7 +157,7 @@ class SplitWriter:
 
 @contextlib.contextmanager
 def _as_os_error(file: pathlib.Path) -> Iterator[None]:
-  """array_record raises RuntimeError for a full disk and the like."""
+  """Turns the RuntimeError that array_record raises, as for a full disk, into an OSError."""
   try:
     yield
   except RuntimeError as e:
@@ -140,7 +165,7 @@ def _as_os_error(file: pathlib.Path) -> Iterator[None]:
 
 
 class _ArrayWriter:
-  """Writes a one-dimensional .npy file of a length that is known only at the end."""
+  """Writer of a one-dimensional .npy file whose length is known only at the end."""
 
   def __init__(self, path: pathlib.Path, dtype: str):
     self._file, self._dtype, self._length = open(path, "wb"), dtype, 0
@@ -157,16 +182,19 @@ class _ArrayWriter:
     self._file.close()
 
   def _write_header(self) -> None:
-    # NumPy pads the header so that the first axis can grow and the header still fits.
+    # NumPy pads the header, so that it still fits when the first axis has grown.
     np.lib.format.write_array_header_1_0(
         self._file, {"descr": self._dtype, "fortran_order": False, "shape": (self._length,)})
 
 
 def write_metadata(folder: pathlib.Path, manifest: dict) -> dict:
-  """Writes TFDS' description and, last of all, the manifest; returns it with `files` added.
+  """Writes the metadata of TFDS and, as the last file, the manifest.
 
   Args:
-    manifest: all but `files`.
+    folder: folder of the corpus with all other files.
+    manifest: content of the manifest without `files`.
+  Returns:
+    The manifest with `files`: name -> size in bytes and SHA-256.
   """
   _write_tfds_metadata(folder, manifest)
   files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
@@ -178,7 +206,7 @@ def write_metadata(folder: pathlib.Path, manifest: dict) -> dict:
 
 
 def _write_tfds_metadata(folder: pathlib.Path, manifest: dict) -> None:
-  # Imported here: it takes a third of a second, and reading a corpus does not need it.
+  # Imported here because it takes a third of a second, and reading a corpus does not need it.
   import tensorflow_datasets as tfds
 
   def tensor(dtype):

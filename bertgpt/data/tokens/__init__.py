@@ -1,1 +1,1 @@
-"""Tokenizers, and what words and characters their tokens stand for."""
+"""Tokenizers, and the words and characters that their tokens stand for."""

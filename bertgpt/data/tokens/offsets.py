@@ -1,4 +1,4 @@
-"""Where in a text every token comes from."""
+"""Positions of tokens in the text that they come from."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,15 @@ from bertgpt.data.tokens.tokenizers import SentencePiece, Tokenizer
 
 def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
                         ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Token ids of every text, as `tokenizer.encode` gives them, and where they are in it.
+  """Returns the token ids of every text, and where each token is in the text.
 
+  Args:
+    tokenizer: any tokenizer; the ids are those of its `encode`.
+    texts: any texts.
   Returns:
-    For every text int32 [N] and int32 [N, 2]: the first character of a token and the one after its
-    last. A token may hold spaces before its word; tokens may share a character that was taken
-    apart, and one that came out of nothing is empty.
+    For every text, ids int32 [N] and characters int32 [N, 2]: the first character of a token and
+    the one after its last. A token may include spaces before its word. Several tokens may share a
+    character whose bytes were split between them, and a token that the tokenizer inserted is empty.
   """
   if isinstance(tokenizer, SentencePiece):
     return _encode_sentencepiece(tokenizer, texts)
@@ -29,7 +32,8 @@ def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
           for e in library.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def _encode_sentencepiece(tokenizer, texts):
+def _encode_sentencepiece(tokenizer: SentencePiece, texts: Sequence[str]
+                          ) -> list[tuple[np.ndarray, np.ndarray]]:
   processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.data)
   encoded = []
   for text, data in zip(texts, processor.encode(list(texts), out_type="serialized_proto"),
@@ -42,7 +46,7 @@ def _encode_sentencepiece(tokenizer, texts):
 
 
 def _characters_of_bytes(text: str) -> np.ndarray:
-  """Number of the character that begins at or holds a byte of the UTF-8: int32 [bytes + 1]."""
+  """Returns, for every byte of the UTF-8, the number of its character: int32 [bytes + 1]."""
   data = np.frombuffer(text.encode(), np.uint8)
   starts = np.cumsum((data & 0xC0) != 0x80, dtype=np.int32)
   return np.append(starts - 1, len(text)).astype(np.int32)

@@ -3,16 +3,19 @@
 | `config.tokenizer.kind` | trained here            | also loaded from                        |
 |-------------------------|-------------------------|-----------------------------------------|
 | `sentencepiece`         | unigram or BPE          | any `*.model`                           |
-| `wordpiece`             | with BERT's normaliser  | BERT's `vocab.txt`                      |
+| `wordpiece`             | with BERT's normalizer  | BERT's `vocab.txt`                      |
 | `bpe`                   | byte-level, as in GPT-2 | `encoder.json` with `vocab.bpe`, or     |
 |                         |                         | `vocab.json` with `merges.txt`          |
 
-The last two are also loaded from a `tokenizer.json` of Hugging Face. Trained ones begin with the
-ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. Text never yields a special id,
-even where it says "[MASK]". A saved tokenizer is a folder with one file, `tokenizer.model` or
-`tokenizer.json`, which other programs read too.
+WordPiece and BPE are also loaded from a `tokenizer.json` of Hugging Face. Tokenizers trained here
+begin with the ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. Text never yields
+a special id, even if it contains "[MASK]". A saved tokenizer is a folder with one file,
+`tokenizer.model` or `tokenizer.json`, which other programs can read too.
 
-The same text, in the same order, gives the same file with the same versions of the libraries.
+The same text in the same order gives the same file, with the same versions of the libraries.
+
+Sources: SentencePiece, Kudo and Richardson 2018 (arXiv:1808.06226); WordPiece, Devlin et al. 2018
+(arXiv:1810.04805) and google-research/bert; byte-level BPE, openai/gpt-2, 2019.
 """
 
 import abc
@@ -33,12 +36,13 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from bertgpt.config import ConfigDict
 from bertgpt.data.text.sources import cut_at_spaces
-from bertgpt.data.tokens.words import BYTE_OF_CHAR, goes_on, join_cjk
+from bertgpt.data.tokens.words import BYTE_OF_CHAR, is_continuation, join_cjk
 from bertgpt.errors import DataError, one_line
 
-# Special ids by role, and the names they have in tokenizers trained elsewhere; the first that
-# is in the vocabulary counts. eod ends a document of GPT; BERT's vocabularies have [SEP] for it.
+# Special tokens: role -> possible names. The first name that is in the vocabulary is used. eod is
+# the end of a document for GPT; in BERT's vocabularies, [SEP] serves as eod.
 SPECIAL_PIECES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -48,20 +52,22 @@ SPECIAL_PIECES = {
     "eod": ("<|endoftext|>", "</s>", "[SEP]"),
 }
 _NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
-_ENCODE_CHARS = 1 << 20  # Text encoded at a time: `tokenizers` needs about 200 bytes a token.
+_ENCODE_CHARS = 1 << 20  # Characters per call: `tokenizers` needs about 200 bytes per token.
 
 
 class Tokenizer(abc.ABC):
   """A trained tokenizer.
 
   Args:
-    data: content of its file; an attribute too.
+    data: content of the tokenizer's file.
 
   Attributes:
+    data: content of the tokenizer's file.
     kind: `config.tokenizer.kind`.
+    file_name: name of the file that `save` writes.
     vocab_size: number of ids.
-    pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: special ids; -1 where there is none.
-    special_ids: sorted ids that `encode` never returns. [UNK] is not among them.
+    pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: special ids; -1: the vocabulary has none.
+    special_ids: sorted ids that `encode` never returns; [UNK] is not one of them.
   """
 
   kind: ClassVar[str]
@@ -83,36 +89,43 @@ class Tokenizer(abc.ABC):
   @functools.cached_property
   @abc.abstractmethod
   def pieces(self) -> tuple[str, ...]:
-    """The vocabulary as the library writes it, by id."""
+    """The pieces of the vocabulary by id, as the library writes them."""
 
   @abc.abstractmethod
   def _encode(self, texts: list[str]) -> list[list[int]]:
-    """Ids of every text."""
+    """Returns the ids of every text."""
 
   @abc.abstractmethod
   def _decode(self, ids: list[int]) -> str:
-    """Text of ids that are no specials."""
+    """Returns the text of ids that are not special."""
 
   @abc.abstractmethod
   def _continues_word(self, piece: str) -> bool:
-    """Whether a piece that is no special goes on the word before it."""
+    """Returns whether a piece that is not special continues the word before it."""
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of every text, int32[num_tokens], without special ids.
+    """Returns the token ids of every text, int32 [tokens] each, without special ids.
 
-    Uses all cores; one thread in a worker process of `multiprocessing`.
+    Uses all cores, but only one thread in a worker process of `multiprocessing`.
+
+    Args:
+      texts: any texts; lone surrogates are encoded as '?'.
     """
     arrays = []
     for batch in _batches(texts, _ENCODE_CHARS):
       try:
         ids = self._encode(batch)
-      except (TypeError, UnicodeError, RuntimeError):  # A lone surrogate, by library.
+      except (TypeError, UnicodeError, RuntimeError):  # Each library's error for a lone surrogate.
         ids = self._encode([text.encode(errors="replace").decode() for text in batch])
       arrays.extend(np.array(i, np.int32) for i in ids)
     return arrays
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of token ids; special ids are written by their names."""
+    """Returns the text of token ids.
+
+    Args:
+      ids: token ids; special ids are written as their names.
+    """
     named = {*self.special_ids, self.unk_id}
     parts = []
     for is_special, group in itertools.groupby(map(int, ids), key=named.__contains__):
@@ -121,28 +134,32 @@ class Tokenizer(abc.ABC):
     return self._between_specials.join(parts)
 
   def continues_word(self) -> np.ndarray:
-    """bool[vocab_size]: the piece goes on the word before it.
+    """Returns which pieces continue the word before them, bool [vocab_size].
 
-    Where pieces carry no mark of their own (SentencePiece, byte-level BPE), those that begin with
-    punctuation or with a character of a script without spaces start a word, as in BERT.
+    If the pieces carry no mark of their own (SentencePiece, byte-level BPE), a piece that begins
+    with punctuation or with a character of a script without spaces starts a word, as in BERT.
     """
     named = {*self.special_ids, self.unk_id}
     return np.array([i not in named and self._continues_word(piece)
                      for i, piece in enumerate(self.pieces)])
 
   def fingerprint(self) -> str:
-    """SHA-256 (hex) of the file."""
+    """Returns the SHA-256 (hex) of the tokenizer's file."""
     return hashlib.sha256(self.data).hexdigest()
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the file into `folder`, which is made if it is not there."""
+    """Writes the tokenizer's file.
+
+    Args:
+      folder: where to write it; created if it does not exist.
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / self.file_name).write_bytes(self.data)
 
 
 class SentencePiece(Tokenizer):
-  """A SentencePiece model, unigram or BPE; its normaliser is part of it."""
+  """A SentencePiece model, unigram or BPE, which includes its normalizer."""
 
   kind = "sentencepiece"
   file_name = "tokenizer.model"
@@ -152,7 +169,7 @@ class SentencePiece(Tokenizer):
     return sentencepiece.SentencePieceProcessor(model_proto=self.data)
 
   @functools.cached_property
-  def pieces(self):
+  def pieces(self) -> tuple[str, ...]:
     return tuple(self._processor.id_to_piece(list(range(self._processor.vocab_size()))))
 
   def _encode(self, texts):
@@ -165,11 +182,11 @@ class SentencePiece(Tokenizer):
   def _continues_word(self, piece):
     byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
     part = bytes.fromhex(byte[1]) if byte else piece.encode()
-    return not piece.startswith("\u2581") and goes_on(part)
+    return not piece.startswith("\u2581") and is_continuation(part)
 
 
 class _Json(Tokenizer):
-  """What WordPiece and byte-level BPE share: the library and its file."""
+  """The common part of WordPiece and byte-level BPE: the library and its file."""
 
   file_name = "tokenizer.json"
 
@@ -182,10 +199,10 @@ class _Json(Tokenizer):
     return tokenizer
 
   @functools.cached_property
-  def pieces(self):
+  def pieces(self) -> tuple[str, ...]:
     ids = self._tokenizer.get_vocab()
     if sorted(ids.values()) != list(range(len(ids))):
-      raise ValueError("its ids are not 0, 1, 2, ...")
+      raise ValueError("its ids are not consecutive from 0")
     return tuple(sorted(ids, key=ids.get))
 
   def _encode(self, texts):
@@ -199,7 +216,10 @@ class _Json(Tokenizer):
 
 
 class WordPiece(_Json):
-  """BERT's: words, marks and CJK characters, each cut into the longest pieces from the left."""
+  """BERT's tokenizer: words, punctuation and CJK characters, cut into pieces.
+
+  Each is cut into the longest pieces of the vocabulary, from the left.
+  """
 
   kind = "wordpiece"
 
@@ -211,14 +231,15 @@ class WordPiece(_Json):
 
 
 class ByteBPE(_Json):
-  """GPT-2's: pieces are made of bytes, so that every text can be written."""
+  """GPT-2's tokenizer: its pieces consist of bytes, so that it can represent every text."""
 
   kind = "bpe"
   _between_specials = ""
 
   def _continues_word(self, piece):
     # Pieces added to the vocabulary of GPT-2 need not be made of bytes.
-    return BYTE_OF_CHAR.keys() >= set(piece) and goes_on(bytes(BYTE_OF_CHAR[c] for c in piece))
+    return BYTE_OF_CHAR.keys() >= set(piece) and is_continuation(
+        bytes(BYTE_OF_CHAR[c] for c in piece))
 
 
 def _is_worker() -> bool:
@@ -240,23 +261,23 @@ def _batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
 # ---------------------------------------------------------------- training
 
 
-def train_tokenizer(config, texts: Iterable[str]) -> Tokenizer:
-  """Trains on `texts`, which are held in memory.
+def train_tokenizer(config: ConfigDict, texts: Iterable[str]) -> Tokenizer:
+  """Trains a tokenizer on texts, which are held in memory.
 
   Args:
     config: `config.tokenizer`: kind, vocab_size, model_type, lowercase.
-    texts: sentences or paragraphs, in a fixed order.
+    texts: sentences or paragraphs in a fixed order.
   Raises:
-    DataError: there is no text, or not enough of it for the vocabulary.
+    DataError: there is no text, or not enough for the size of the vocabulary.
   """
   texts = [text for text in texts if text.strip()]
   if not texts:
-    raise DataError("tokenizer: there is no text to train on; check data.source")
+    raise DataError("tokenizer: there is no text to train on. Check data.source")
   return _TRAINERS[config.kind](config, texts)
 
 
-def _train_sentencepiece(config, texts: list[str]) -> SentencePiece:
-  # SentencePiece leaves out lines of more than 4,192 bytes; a character has at most 4.
+def _train_sentencepiece(config: ConfigDict, texts: list[str]) -> SentencePiece:
+  # SentencePiece skips lines of more than 4,192 bytes; a character has at most 4.
   lines = (piece for text in texts for piece in cut_at_spaces(text, 1000))
   model = io.BytesIO()
   pad, unk, *controls = _NEW_SPECIALS
@@ -268,15 +289,17 @@ def _train_sentencepiece(config, texts: list[str]) -> SentencePiece:
         byte_fallback=config.vocab_size >= _BYTE_FALLBACK_FROM,
         pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece=pad, unk_piece=unk,
         control_symbols=controls,
-        # The result depends on it, so it is not the number of cores.
+        # A constant, not the number of cores, because the result depends on it.
         num_threads=16)
   except RuntimeError as e:
     raise _sentencepiece_error(config.vocab_size, str(e)) from e
   return SentencePiece(model.getvalue())
 
 
-_MAX_ALPHABET = 10_000  # Characters; the library's default of 1,000 is too few for Chinese.
-_BYTE_FALLBACK_FROM = 4096  # The 256 byte pieces would be too large a part of a smaller vocabulary.
+_MAX_ALPHABET = 10_000  # Characters; the library's default of 1,000 is too small for Chinese.
+# Size of the vocabulary from which characters outside of it are written as bytes. The 256 pieces
+# for bytes would be too large a part of a smaller vocabulary.
+_BYTE_FALLBACK_FROM = 4096
 _SENTENCEPIECE_SIZES = (
     (re.compile(r"too high.*<= (\d+)"), "at most"),
     (re.compile(r"smaller than required_chars\. \d+ vs (\d+)"), "at least"),
@@ -285,22 +308,24 @@ _SENTENCEPIECE_SIZES = (
 
 def _sentencepiece_error(size: int, message: str) -> DataError:
   for pattern, relation in _SENTENCEPIECE_SIZES:
-    if found := pattern.search(message):
-      # Below the border there are no byte pieces.
-      bytes_left_out = 256 * (int(found[1]) < _BYTE_FALLBACK_FROM <= size)
-      return _size_error(size, relation, int(found[1]) - bytes_left_out)
+    if match := pattern.search(message):
+      limit = int(match[1])
+      # A vocabulary of that size may be too small for the 256 pieces for bytes.
+      byte_pieces = 256 * (limit < _BYTE_FALLBACK_FROM <= size)
+      return _size_error(size, relation, limit - byte_pieces)
   return DataError(f"tokenizer: SentencePiece cannot train on this text: {message.splitlines()[0]}")
 
 
 def _size_error(size: int, relation: str, possible: int) -> DataError:
-  return DataError(f"tokenizer.vocab_size={size} does not fit the text: set it to {relation} "
+  return DataError(f"tokenizer.vocab_size={size} does not fit the text. Set it to {relation} "
                    f"{possible}, or give other text in data.source")
 
 
-def _train_wordpiece(config, texts: list[str]) -> WordPiece:
+def _train_wordpiece(config: ConfigDict, texts: list[str]) -> WordPiece:
   tokenizer = _bert_pipeline({}, config.lowercase)
   # The library numbers the characters inside words in the order of a hash table, which differs
-  # from run to run, and decides ties by number. So they are found first and given in order.
+  # from run to run, and breaks ties by number. So a first pass finds them, and the second one
+  # gets them in a fixed order.
   tokenizer.train_from_iterator(texts, _wordpiece_trainer(1, _NEW_SPECIALS))
   characters = sorted(tokenizer.get_vocab().keys() - set(_NEW_SPECIALS))
   _check_size(config.vocab_size, least=len(_NEW_SPECIALS) + len(characters))
@@ -316,7 +341,7 @@ def _wordpiece_trainer(vocab_size: int, first: list[str]):
                                    limit_alphabet=_MAX_ALPHABET, show_progress=False)
 
 
-def _train_byte_bpe(config, texts: list[str]) -> ByteBPE:
+def _train_byte_bpe(config: ConfigDict, texts: list[str]) -> ByteBPE:
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   _check_size(config.vocab_size, least=len(_NEW_SPECIALS) + len(alphabet))
   tokenizer = _byte_bpe_pipeline(models.BPE())
@@ -344,13 +369,15 @@ _TRAINERS: dict[str, Callable[..., Tokenizer]] = {
 # ----------------------------------------------------------------- loading
 
 
-_MAX_WORD = 100  # Characters; a longer word is [UNK] in tokenizers' BERT (200 in Google's).
+# Characters; a longer word is [UNK]. The limit of BERT in `tokenizers`; google-research/bert has
+# 200.
+_MAX_WORD = 100
 
 
 def _bert_pipeline(vocabulary: dict[str, int], lowercase: bool):
   tokenizer = tokenizers.Tokenizer(models.WordPiece(
       vocabulary, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
-  # strip_accents=None: with the case, as in google-research/bert.
+  # strip_accents=None: accents are stripped if the text is lower-cased, as in google-research/bert.
   tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=None, lowercase=lowercase)
   tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   tokenizer.decoder = decoders.WordPiece()
@@ -369,13 +396,15 @@ def _serialize(tokenizer) -> bytes:
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-  """Loads a file of the table above, or a folder that holds one.
+  """Loads a tokenizer from a file of the table above, or from a folder with such a file.
 
-  A BERT `vocab.txt` is lower-cased, and its accents stripped, unless some of its pieces have
-  capital letters.
+  With a BERT `vocab.txt`, text is lower-cased and its accents are stripped, unless at least 1% of
+  the pieces have capital letters.
 
+  Args:
+    path: file or folder.
   Raises:
-    DataError: there is no tokenizer at `path`; names the file.
+    DataError: there is no tokenizer at `path`; the message names the file.
   """
   path = pathlib.Path(path).expanduser()
   files = [path] if path.is_file() else [path / name for name in _FILE_NAMES]
@@ -383,7 +412,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     loader = next((load for ending, load in _LOADERS.items() if file.name.endswith(ending)), None)
     if file.is_file() and loader:
       return _load(loader, file)
-  raise DataError(f"{path}: no tokenizer there; give {_GIVE}")
+  raise DataError(f"{path}: no tokenizer there. Give {_FORMS}")
 
 
 def _load(loader: Callable[[pathlib.Path], Tokenizer], file: pathlib.Path) -> Tokenizer:
@@ -391,8 +420,8 @@ def _load(loader: Callable[[pathlib.Path], Tokenizer], file: pathlib.Path) -> To
     return loader(file)
   except DataError:
     raise
-  except Exception as e:  # Both libraries raise bare exceptions.
-    raise DataError(f"{file}: is no tokenizer ({one_line(e)}); give {_GIVE}") from e
+  except Exception as e:  # Both libraries raise plain Exceptions.
+    raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {_FORMS}") from e
 
 
 _JSON_KINDS = {("WordPiece", "WordPiece"): WordPiece, ("BPE", "ByteLevel"): ByteBPE}
@@ -403,14 +432,14 @@ def _load_json(file: pathlib.Path) -> Tokenizer:
   content = json.loads(data)
   kind, decoder = content["model"]["type"], (content["decoder"] or {}).get("type")
   if (kind, decoder) not in _JSON_KINDS:
-    raise DataError(f"{file}: a model of type {kind} with decoder {decoder} is not supported; "
-                    "WordPiece and byte-level BPE are")
+    raise DataError(f"{file}: a model of type {kind} with decoder {decoder} is not supported. "
+                    "Give a WordPiece or a byte-level BPE")
   return _JSON_KINDS[kind, decoder](data)
 
 
 def _load_sentencepiece(file: pathlib.Path) -> SentencePiece:
   data = file.read_bytes()
-  if not data:  # The library takes it for a model.
+  if not data:  # The library would accept it as a model.
     raise ValueError("the file is empty")
   return SentencePiece(data)
 
@@ -420,10 +449,10 @@ def _load_bert_vocabulary(file: pathlib.Path) -> WordPiece:
   lines = file.read_bytes().decode().removesuffix("\n").split("\n")
   pieces = [line.removesuffix("\r") for line in lines]
   if missing := [name for name in _NEW_SPECIALS[:4] if name not in pieces]:
-    raise DataError(f"{file}: no BERT vocabulary: it lacks {', '.join(missing)}")
+    raise DataError(f"{file}: is not a BERT vocabulary. It lacks {', '.join(missing)}")
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
   if len(vocabulary) < len(pieces):
-    raise DataError(f"{file}: no BERT vocabulary: it names a piece twice")
+    raise DataError(f"{file}: is not a BERT vocabulary. It names a piece twice")
   lowercase = sum(p != p.lower() for p in pieces if not p.startswith("[")) < len(pieces) / 100
   return WordPiece(_serialize(_bert_pipeline(vocabulary, lowercase)))
 
@@ -431,7 +460,7 @@ def _load_bert_vocabulary(file: pathlib.Path) -> WordPiece:
 def _load_gpt2(file: pathlib.Path, ending: str, merges_ending: str) -> ByteBPE:
   merges = file.with_name(file.name.removesuffix(ending) + merges_ending)
   if not merges.is_file():
-    raise DataError(f"{file}: the merges are missing; put {merges.name} beside it")
+    raise DataError(f"{file}: the merges are missing. Put {merges.name} into the same folder")
   model = models.BPE.from_file(str(file), str(merges))
   return ByteBPE(_serialize(_byte_bpe_pipeline(model)))
 
@@ -444,4 +473,4 @@ _LOADERS: dict[str, Callable[[pathlib.Path], Tokenizer]] = {
     "vocab.json": lambda file: _load_gpt2(file, "vocab.json", "merges.txt"),
 }
 _FILE_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "encoder.json", "vocab.json")
-_GIVE = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"
+_FORMS = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"

@@ -1,4 +1,4 @@
-"""What objectives know of a tokenizer."""
+"""The part of a tokenizer that objectives need."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
 class Vocabulary(NamedTuple):
-  """What an objective knows of the tokenizer.
+  """The part of a tokenizer that an objective needs.
 
   Attributes:
-    size: ids are below it.
-    mask_id: id of [MASK]; -1 where there is none.
+    size: number of token ids.
+    mask_id: id of [MASK]; -1: the tokenizer has none.
     special_ids: ids that are never predicted.
-    continues_word: bool [size], the token goes on the word before it.
+    continues_word: bool [size], whether a token continues the word before it.
   """
 
   size: int
@@ -24,7 +24,11 @@ class Vocabulary(NamedTuple):
 
 
 def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-  """What objectives need of a tokenizer. [UNK] stands for text, so it may be predicted."""
+  """Returns the vocabulary of a tokenizer.
+
+  Args:
+    tokenizer: its [UNK] stands for text, so it is not one of the `special_ids`.
+  """
   ids = {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.eod_id}
   return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(sorted(ids - {-1})),
                     tokenizer.continues_word())

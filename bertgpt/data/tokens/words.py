@@ -1,8 +1,8 @@
-"""Where words begin, told from UTF-8 alone: for vocabularies whose pieces carry no mark of it."""
+"""Starts of words, judged only from UTF-8, for vocabularies whose pieces do not mark them."""
 
 import re
 
-# Scripts written without spaces: Thai, Lao, Burmese, Khmer, Kana, Han with its extensions.
+# Scripts without spaces: Thai, Lao, Burmese, Khmer, Kana, Han with its extensions.
 _UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
              "\uf900-\ufaff\U00020000-\U0003ffff")
 _STARTS_WORD = re.compile(rf"[{_UNSPACED}]|\W")
@@ -11,22 +11,22 @@ _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
 _SPACE_IN_CJK = re.compile(rf"(?<=[{_CJK}]) (?=[{_CJK}])")
 
 
-def goes_on(piece: bytes) -> bool:
-  """Whether a piece goes on a word, judged by its first character.
+def is_continuation(piece: bytes) -> bool:
+  """Returns whether a piece continues a word, judged by its first character.
 
   A space, punctuation and characters of scripts without spaces start a word of their own.
 
   Args:
-    piece: UTF-8, not empty, that may begin or end inside a character.
+    piece: UTF-8, not empty; may begin or end inside a character.
   """
   begins_inside = 0x80 <= piece[0] < 0xC0
-  # Where the end of the first character is missing, the lowest that begins so stands for it.
+  # If the end of the first character is missing, assume the lowest character with this beginning.
   first = (piece + b"\x80\x80\x80").decode(errors="ignore")
   return begins_inside or not _STARTS_WORD.match(first)
 
 
 def join_cjk(text: str) -> str:
-  """`text` without the spaces between its CJK characters."""
+  """Returns a text without the spaces between its CJK characters."""
   return _SPACE_IN_CJK.sub("", text)
 
 
@@ -36,5 +36,6 @@ def _byte_of_char() -> dict[str, int]:
   return {**{chr(b): b for b in plain}, **{chr(256 + i): b for i, b in enumerate(rest)}}
 
 
-# The byte for every character of a byte-level vocabulary (openai/gpt-2 encoder.py, 2019).
+# Character of a byte-level vocabulary -> the byte that it stands for (openai/gpt-2, encoder.py,
+# 2019).
 BYTE_OF_CHAR = _byte_of_char()

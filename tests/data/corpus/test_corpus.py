@@ -14,12 +14,12 @@ from bertgpt.data.corpus import corpus
 from bertgpt.data.corpus import writer as corpus_writer
 from bertgpt.errors import DataError
 
-# Lengths around the steps of the varints in a record: 2**7 and 2**14 bytes.
+# Lengths around which the varints in a record become longer: 2**7 and 2**14 bytes.
 EDGES = (1, 61, 62, 63, 64, 127, 128, 4095, 8190, 8191, 8192, 70_000)
 
 
 def make_documents(rng, vocab_size, lengths):
-  """Token ids of every document, and the lengths of its sentences."""
+  """Returns (token ids, lengths of the sentences) of every document."""
   documents = []
   for length in lengths:
     cuts = np.unique(rng.integers(1, length, 4)) if length > 1 else np.array([], int)
@@ -49,7 +49,7 @@ def write_corpus(folder, splits, vocab_size):
 
 @pytest.fixture
 def small(tmp_path):
-  """(folder, documents of its train split)"""
+  """Returns (folder, documents of its train split)."""
   rng = np.random.default_rng(0)
   documents = make_documents(rng, 300, rng.integers(1, 900, 60))
   write_corpus(tmp_path / "corpus", {"train": documents, "validation": documents[:2]}, 300)
@@ -73,7 +73,7 @@ def test_tfds_reads_what_the_fast_path_reads(tmp_path, vocab_size, dtype):
       np.testing.assert_array_equal(example["sentence_lengths"], true_lengths)
 
 
-def test_records_are_what_tfds_itself_serialises():
+def test_records_are_what_tfds_itself_serializes():
   from tensorflow_datasets.proto import tf_example_pb2
   tokens, lengths = np.arange(300, dtype="<u2"), np.array([100, 200], np.int32)
   record = corpus.encode_record(tokens, lengths)
@@ -190,7 +190,7 @@ def test_manifests_that_do_not_fit(small):
   cases = {
       "format version 99": manifest | {"format_version": 99},
       "beyond the vocabulary of 7": manifest | {"tokenizer": {"vocab_size": 7}},
-      "the manifest says 1;": manifest | {"splits": {"train": train | {"tokens": 1}}},
+      "the manifest says 1\\.": manifest | {"splits": {"train": train | {"tokens": 1}}},
       "no split 'train'": manifest | {"splits": {}},
       "unreadable": [],
   }

@@ -12,7 +12,7 @@ LENGTHS = np.array([3, 40, 1, 25, 7] * 20)
 
 
 class RepeatingCorpus(MemoryCorpus):
-  """Of few different tokens."""
+  """A corpus of few different tokens."""
 
   def tokens(self, documents):
     return [FIRST + (ids - FIRST) % 11 for ids in super().tokens(documents)]
@@ -32,7 +32,7 @@ def test_unigram_probabilities_are_the_counts_plus_one(corpus, is_causal):
                              [(counts[token] + 1) / total for token in range(30)], rtol=1e-12)
 
 
-def test_of_a_large_corpus_a_sample_is_counted(corpus, monkeypatch):
+def test_a_sample_of_a_large_corpus_is_counted(corpus, monkeypatch):
   """A sample of documents has as many ends as documents."""
   monkeypatch.setattr(frequencies, "SAMPLE_TOKENS", LENGTHS.sum() // 4)
   sample = list(frequencies.sample_documents(corpus))

@@ -28,7 +28,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def write_text(path, num_documents, seed=0, words=60):
-  """Documents of random words, one sentence a line, separated by blank lines."""
+  """Writes documents of random words, one sentence per line, separated by blank lines."""
   rng = np.random.default_rng(seed)
   documents = []
   for _ in range(num_documents):
@@ -42,13 +42,13 @@ def write_text(path, num_documents, seed=0, words=60):
 
 
 def write_much_text(path):
-  """10 MB, some seconds of work: 300 documents again and again."""
+  """Writes 10 MB, which take some seconds of work: 300 documents, many times."""
   documents = write_text(path, 300)
   path.write_text("\n\n".join(documents * 20))
 
 
 def make_config(tmp_path, source=None, workers=1, **data):
-  """A config over `text.txt` with a character-level WordPiece, which knows every letter."""
+  """Returns a config for `text.txt` with a WordPiece tokenizer of single letters."""
   vocabulary = tmp_path / "vocab.txt"
   specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
   pieces = [*specials, ".", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
@@ -63,13 +63,13 @@ def make_config(tmp_path, source=None, workers=1, **data):
 
 
 def hashes(folder):
-  """SHA-256 of every file of a folder."""
+  """Returns the SHA-256 of every file of a folder."""
   return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
           for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def read_all(path):
-  """{split: the token ids of all documents, as tuples}"""
+  """Returns {split: the token ids of all documents, as tuples}."""
   opened = {split: corpus.open_corpus(path, split) for split in corpus.SPLITS}
   return {split: [tuple(t.tolist()) for t in c.tokens(np.arange(len(c)))]
           for split, c in opened.items()}
@@ -107,7 +107,7 @@ def test_every_document_is_in_one_split_with_its_ids(tmp_path, capsys):
   assert 20 < len(found["validation"]) < 70
   first = {ids: i for i, ids in reversed(list(enumerate(expected)))}
   order = [first[ids] for ids in found["train"][:len(set(found["train"]))]]
-  assert (np.diff(order) < 0).sum() <= 1  # In order, but for the one held back at the start.
+  assert (np.diff(order) < 0).sum() <= 1  # In order, except the document that was held back.
 
   manifest = corpus.read_manifest(path)
   splits = manifest["splits"].values()
@@ -271,7 +271,7 @@ except UserError as e:
 
 
 def start(tmp_path, config, *arguments):
-  """`prepare` in a process of its own, killable."""
+  """Starts `prepare` in a process of its own, which can be killed."""
   (tmp_path / "config.json").write_text(recipes.to_json(config))
   return subprocess.Popen(
       [sys.executable, "-c", _SCRIPT, tmp_path / "config.json", *map(str, arguments)],
@@ -332,7 +332,8 @@ def test_two_at_once(tmp_path):
   runs = [start(tmp_path, config, tmp_path / "out" / "corpus") for _ in range(2)]
   outputs = [run.communicate()[0] for run in runs]
   assert [run.returncode for run in runs] == [0, 0]
-  assert sum("sentences" in output for output in outputs) == 1  # One made it, one found it.
+  # One process made the corpus, the other found it.
+  assert sum("sentences" in output for output in outputs) == 1
   assert corpus.open_corpus(tmp_path / "out" / "corpus", "train").tokens([0])
 
 
@@ -358,7 +359,7 @@ def kill_first_child():
 
 
 def tree_mebibytes(pid):
-  """Memory of a process and all below it; shared pages are counted once (PSS)."""
+  """Returns the memory of a process and its descendants; shared pages count once (PSS)."""
   kibibytes = 0
   with contextlib.suppress(OSError):
     rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().split()

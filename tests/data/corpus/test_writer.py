@@ -1,4 +1,4 @@
-"""bertgpt.data.corpus.writer: totals, shards, files that grow, disks that do not."""
+"""bertgpt.data.corpus.writer: totals, shards, growing files, full disks."""
 
 import resource
 

@@ -1,4 +1,4 @@
-"""Tokens and where they come from: the ids of `encode`, and the text of each."""
+"""bertgpt.data.tokens.offsets: the ids are those of `encode`, and each has its text."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Ids are those of the original pipelines; training, words, decoding and files behave."""
+"""bertgpt.data.tokens.tokenizers: ids of the original pipelines; training, words and files."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def settings(kind, **fields):
 
 @pytest.fixture(scope="module")
 def trained():
-  """One small tokenizer of every kind."""
+  """Returns one small tokenizer of every kind."""
   return {kind: tokenizers.train_tokenizer(settings(kind), ENGLISH * 20) for kind in KINDS}
 
 
@@ -58,7 +58,7 @@ def write_bert_vocabulary(folder, pieces=("the", "cat", "##s", "Cat", "##,")):
 
 @pytest.fixture(scope="module")
 def lines(data_dir):
-  """10,000 sentences of Wikipedia and books, and some that are odd."""
+  """Returns 10,000 sentences of Wikipedia and books, and some odd ones."""
   spec = (f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz,"
           f"jsonl:{data_dir}/lm/gutenberg/heldout.jsonl.xz,"
           f"text:{data_dir}/lm/tinyshakespeare.txt.gz")
@@ -186,7 +186,7 @@ def test_decode_gives_the_text_back(trained, kind):
   for text in ENGLISH:
     ids, = tokenizer.encode([text])
     assert ids.dtype == np.int32
-    # BERT's pieces do not tell where a mark was set without a space.
+    # BERT's pieces do not tell which punctuation marks had no space before them.
     strip = "".join if kind != "wordpiece" else lambda t: "".join(t).replace(" ", "")
     assert strip(tokenizer.decode(ids)) == strip(fold(text))
 
@@ -201,7 +201,7 @@ def test_decode_writes_specials_by_name(trained, kind):
 
 
 def whole_words(tokenizer, text):
-  """The words of a text, by the table."""
+  """Returns the words of a text according to `continues_word`."""
   continues, groups = tokenizer.continues_word(), []
   for i in tokenizer.encode([text])[0].tolist():
     if groups and continues[i]:
@@ -229,7 +229,7 @@ def test_chinese_characters_are_words_and_decode(kind):
     ids, = tokenizer.encode([text])
     assert tokenizer.unk_id not in ids
     decoded = tokenizer.decode(ids)
-    # NFKC writes the wide marks of Chinese narrow.
+    # NFKC replaces the wide punctuation marks of Chinese by narrow ones.
     assert decoded.translate(str.maketrans(",:!", "，：！")) == text
     groups = whole_words(tokenizer, text)
     assert max(map(len, groups)) <= 12 and len(groups) >= len(text) // 4
@@ -303,7 +303,7 @@ NO_TOKENIZERS = {
 
 
 @pytest.mark.parametrize("name", NO_TOKENIZERS)
-def test_a_file_that_is_no_tokenizer_is_one_line_that_names_it(tmp_path, name):
+def test_a_file_that_is_not_a_tokenizer_is_one_line_that_names_it(tmp_path, name):
   path = tmp_path / name
   path.parent.mkdir(exist_ok=True)
   path.write_bytes(NO_TOKENIZERS[name])

@@ -1,4 +1,4 @@
-"""Where words begin is told from UTF-8 that may be cut anywhere."""
+"""bertgpt.data.tokens.words: starts of words in UTF-8 that may be cut anywhere."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from bertgpt.data.tokens import words
     ("天".encode()[:2], False), ("天".encode()[2:], True),
     ("天".encode()[2:] + b" a", True), ("ж".encode()[:1], True)])
 def test_words_are_told_from_bytes_that_may_cut_a_character(piece, expected):
-  assert words.goes_on(piece) is expected
+  assert words.is_continuation(piece) is expected
 
 
 def test_spaces_between_cjk_characters_go_and_others_stay():
