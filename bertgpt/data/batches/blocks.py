@@ -1,6 +1,6 @@
 """Rows of running text, for next-token prediction.
 
-Arrays of a batch besides those of every format:
+Arrays of a batch in addition to those of every format:
   targets       int32 [B, L]  the next token
   loss_weights  float32 [B, L]  0 on padding
 """
@@ -28,16 +28,22 @@ SPECIALS = ("eod_id", "eod_id")  # The end of a document opens the next one.
 
 PAIR_NAME = ""  # No pairs.
 
-HAS_TARGET = True  # The last target of a row lies behind it.
+HAS_TARGET = True  # The target of a row's last token is the token after the row.
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
-  """GPT's rows: `seq_len` places of the stream, or, without packing, of a single document.
+  """Returns rows of `seq_len` places of the stream, or of one document without packing.
 
-  The places are the targets, the inputs are one place behind: every token and every end of
-  document is predicted exactly once an epoch. What comes before a document is an end of
-  document, which thus opens it. With `data.isolate_documents` every document of a row is a
-  sequence of its own.
+  The places are the targets, and the inputs are one place earlier, so that every token and every
+  end of document is predicted exactly once per epoch. The token before a document is an end of
+  document, so the same token opens the next one. With `data.isolate_documents`, every document of
+  a row is a sequence of its own.
+
+  Args:
+    texts: documents of the plan.
+    config: whole config; `data.packing` and `data.isolate_documents` are read.
+    seq_len: tokens per row.
+    rng: not used; the rows follow from the texts.
   """
   del rng
   starts = stream_starts(texts)
@@ -66,7 +72,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
 
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
-  """Returns what a batch of the phase holds."""
+  """Returns the schema of a batch of the phase."""
   del config
   row = (phase.seq_len,)
   return sequence_specs(phase.seq_len) | {
@@ -75,7 +81,7 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
 
 def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
              layout: Layout) -> Batch:
-  """Returns the batch of some rows; arguments as of `parts.paint`."""
+  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
   canvas = paint(parts, rows, texts, num_rows, layout, has_target=HAS_TARGET)
   batch = sequence_arrays(parts, canvas)
   return batch | {"tokens": canvas.tokens[:, :-1], "targets": canvas.tokens[:, 1:],

@@ -1,4 +1,4 @@
-"""Rows in few lengths, so that few programs are compiled for them.
+"""Rows in few different lengths, so that few programs are compiled for them.
 
 Axes: B rows, L length.
 """
@@ -11,26 +11,40 @@ SMALLEST = 32
 
 
 def bucket(length: int, most: int) -> int:
-  """The smallest of 32, 64, 128, ... that holds `length`; `most` where that is less."""
+  """Returns the smallest of 32, 64, 128, ... that is at least `length`.
+
+  Args:
+    length: tokens of a row.
+    most: upper limit of the result, such as the positions of the model.
+  """
   return min(most, max(SMALLEST, 1 << (length - 1).bit_length()))
 
 
 def batches(lengths: Sequence[int], batch_size: int, most: int) -> Iterator[tuple[np.ndarray, int]]:
-  """(which, length of their rows): every row once, with those of its bucket, in their order.
+  """Yields batches in which all rows have the same bucket, until every row has occurred once.
 
   Args:
-    lengths: of the rows, at most `most`.
-    batch_size: rows of a batch, at most.
+    lengths: tokens of every row, at most `most`.
+    batch_size: rows per batch, at most.
+    most: upper limit of the buckets.
+  Yields:
+    (integers [B], numbers of the rows in ascending order; their bucket).
   """
   sizes = np.array([bucket(int(length), most) for length in lengths])
   for size in np.unique(sizes):
-    of_size = np.flatnonzero(sizes == size)
-    for first in range(0, len(of_size), batch_size):
-      yield of_size[first:first + batch_size], int(size)
+    rows = np.flatnonzero(sizes == size)
+    for first in range(0, len(rows), batch_size):
+      yield rows[first:first + batch_size], int(size)
 
 
 def pad(rows: Sequence[np.ndarray], length: int, batch_size: int) -> np.ndarray:
-  """The rows, filled up with 0: int32 [B, L], B being a power of two or `batch_size`."""
+  """Returns rows padded with 0: int32 [B, L], where B is a power of two or `batch_size`.
+
+  Args:
+    rows: at most `batch_size` arrays of at most `length` token ids.
+    length: L.
+    batch_size: upper limit of B.
+  """
   count = min(batch_size, 1 << (len(rows) - 1).bit_length())
   tokens_BL = np.zeros((count, length), np.int32)
   for row_L, tokens in zip(tokens_BL, rows, strict=False):

@@ -1,11 +1,11 @@
-"""The row format of an objective, found by the name in `choices.OBJECTIVES`.
+"""The row format of an objective, found by its name in `choices.OBJECTIVES`.
 
 A row format is a module of this folder, the data half of an objective:
 
-| name                                           | what it is                                   |
+| name                                           | meaning                                      |
 |------------------------------------------------|----------------------------------------------|
 | `SPECIALS`                                     | tokens that open and close a part            |
-| `HAS_TARGET`                                   | whether a target lies behind a row           |
+| `HAS_TARGET`                                   | whether a row is followed by a last target   |
 | `PAIR_NAME`                                    | prefix of the arrays of pair labels, or ''   |
 | `plan(texts, config, seq_len, rng)`            | which parts make the rows of an epoch        |
 | `specs(config, phase)`                         | the only schema of a batch                   |
@@ -14,40 +14,54 @@ A row format is a module of this folder, the data half of an objective:
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertgpt.config import ConfigDict, choices, max_sequences
 from bertgpt.data.batches.parts import Batch, Layout, Plan, Specs, select
 from bertgpt.data.batches.windows import Windows, divide, draw_documents, make_rng
+from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError
+
+if TYPE_CHECKING:  # Reader processes start without the libraries of tokenizers.
+  from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
 def find(config: ConfigDict) -> ModuleType:
-  """Returns the row format of `config.objective`."""
+  """Returns the module of the row format of `config.objective`."""
   rows = choices.OBJECTIVES[config.objective.name].rows
   return importlib.import_module(f"bertgpt.data.batches.{rows}")
 
 
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
-  """Returns name -> (shape of a row, dtype) of what a batch of the phase holds.
+  """Returns the schema of a batch: name -> (shape per row, dtype).
 
-  Nothing else knows what a batch holds: the zeros of initialization, the abstract batches of the
-  planner and the batches of tests are made from it.
+  It is the only schema: the zeros for initialization, the abstract batches of the planner and the
+  batches of tests are made from it.
+
+  Args:
+    config: whole config.
+    phase: one of `config.phases`.
   """
   return find(config).specs(config, phase)
 
 
 def make_zeros(row_specs: Specs, num_rows: int) -> Batch:
-  """Returns a batch of zeros, which is padding throughout."""
+  """Returns a batch of zeros, which consists only of padding.
+
+  Args:
+    row_specs: schema of the batch.
+    num_rows: B.
+  """
   return {name: np.zeros((num_rows, *shape), dtype) for name, (shape, dtype) in row_specs.items()}
 
 
-def check_tokenizer(config: ConfigDict, tokenizer) -> None:
-  """Checks that the tokenizer has the special tokens that the objective needs.
+def check_tokenizer(config: ConfigDict, tokenizer: "Tokenizer") -> None:
+  """Checks that a tokenizer has the special tokens that the objective needs.
 
   Raises:
-    ConfigError: it lacks some; names them.
+    ConfigError: some are missing; the message names them.
   """
   needs = choices.OBJECTIVES[config.objective.name].needs
   lacking = [name for name in needs if getattr(tokenizer, f"{name}_id") < 0]
@@ -57,11 +71,15 @@ def check_tokenizer(config: ConfigDict, tokenizer) -> None:
                       "lacks. Set tokenizer.path to another, or train one")
 
 
-def make_layout(tokenizer, config: ConfigDict, seq_len: int) -> Layout:
-  """Returns the layout of rows of `seq_len` tokens.
+def make_layout(tokenizer: "Tokenizer", config: ConfigDict, seq_len: int) -> Layout:
+  """Returns the layout of rows.
 
+  Args:
+    tokenizer: tokenizer of the corpus.
+    config: whole config.
+    seq_len: tokens per row.
   Raises:
-    ConfigError: see `check_tokenizer`.
+    ConfigError: the tokenizer lacks special tokens, see `check_tokenizer`.
   """
   check_tokenizer(config, tokenizer)
   opening_id, closing_id = (getattr(tokenizer, name) for name in find(config).SPECIALS)
@@ -69,16 +87,20 @@ def make_layout(tokenizer, config: ConfigDict, seq_len: int) -> Layout:
                 closing_id)
 
 
-def make_plan(corpus, config: ConfigDict, seq_len: int, key: tuple[int, ...], *, window: int = 0,
-              windows: Windows | None = None, num_rows: int | None = None) -> Plan:
-  """The shuffled rows of one window of an epoch.
+def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, ...], *,
+              window: int = 0, windows: Windows | None = None,
+              num_rows: int | None = None) -> Plan:
+  """Returns the shuffled rows of one window of an epoch.
 
   Args:
-    corpus: has `document_offsets`, `document_lengths` and `sentence_lengths`.
-    key: integers that name the epoch; all that is random follows from them and `window`.
-    windows: of an epoch; None: one, the whole corpus.
-    num_rows: fit the plan to so many rows: rows too many are dropped, missing ones are filled
-      up with repetitions, both at random. None: all rows, once.
+    corpus: only its index arrays are read.
+    config: whole config.
+    seq_len: tokens per row.
+    key: integers that identify the epoch. All randomness follows from them and `window`.
+    window: number of the window within the epoch.
+    windows: division of an epoch; None: one window, the whole corpus.
+    num_rows: rows of the plan: superfluous rows are dropped and missing ones are filled with
+      repetitions, both at random. None: all rows, once.
   Raises:
     DataError: the corpus holds no token.
   """

@@ -1,20 +1,23 @@
 """Batches: a pure function of (corpus, config, seed, step).
 
-Rows of a phase are numbered through all its epochs. Step s of a phase is rows
-[s B, (s + 1) B); a row's number says which row of which epoch's plan it is. There is no state:
-reading may start at any step, in any number of threads, processes or hosts.
+The rows of a phase are numbered through all its epochs. Step s of a phase consists of the rows
+[s B, (s + 1) B), and the number of a row determines its epoch and its place in the plan of that
+epoch. There is no state: reading may start at any step, in any number of threads, processes or
+hosts.
 
-Arrays that every batch holds, int32 [B, L] for B rows of L tokens:
-  tokens         token ids; padding is [PAD], or 0 if the tokenizer has none
-  sequence_ids   0: padding; 1, 2, ...: the sequence of the row; sequences must not mix
+Arrays of every batch, int32 [B, L] for B rows of L tokens:
+  tokens         token ids; padding is [PAD], or 0 if the tokenizer has no [PAD]
+  sequence_ids   0: padding; 1, 2, ...: number of the sequence, which must not see the others
   positions      0, 1, ... from the first token of the sequence
-The row format of the objective adds its own (`formats`).
+The row format of the objective adds its own arrays (`formats`).
 """
 
 import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import grain
 import numpy as np
@@ -24,42 +27,57 @@ from bertgpt.config import ConfigDict, phase_at, total_steps
 from bertgpt.data.batches import formats
 from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, token_sizes
 from bertgpt.data.batches.windows import divide
+from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError, DataError, PeerError
 
-# An epoch of more tokens is planned in several windows: memory and the time before the first
-# batch stay bounded (about 1.5 M pairs of 128 tokens: some seconds, half a GiB).
+if TYPE_CHECKING:  # Reader processes start without the libraries of tokenizers.
+  from bertgpt.data.tokens.tokenizers import Tokenizer
+
+# Larger epochs are planned in several windows, which bounds the memory and the time before the
+# first batch: some seconds and half a GiB for the 1.5 million pairs of 128 tokens in a window.
 WINDOW_TOKENS = 2**27
 KEPT_PLANS = 2  # A batch may hold the end of one window and the start of the next.
 
-SURELY_ENOUGH = 64  # Batches' worth of tokens in a corpus whose rows need not be counted.
+# A corpus whose tokens would fill at least this many batches has enough rows; they need not be
+# counted.
+AMPLE_BATCHES = 64
 
 READ_THREADS = 2
-BATCHES_AHEAD = 4  # In host memory, beyond `data.prefetch` on the device.
+BATCHES_AHEAD = 4  # Batches in host memory, in addition to `data.prefetch` on the device.
 
-# Of the rows' order and content. Raise it with any change to them: a run that goes on would read
-# other rows than it would have.
+# Version of the order and the content of the rows. Raise it with any change to them: a resumed run
+# would read other rows than without the interruption.
 ORDER_VERSION = 1
 
-ROWS_SHOWN = 5  # By `report`.
-EVAL_SEED = 0  # One fixed plan of the validation split for all runs, so that they compare.
+ROWS_SHOWN = 5  # Rows that `report` prints.
+EVAL_SEED = 0  # One fixed plan of the validation split, so that all runs are comparable.
 
 
 # -------------------------------------------------------------------- rows
 
 
 class Rows:
-  """The rows of a phase by number; holds the plans of the windows read last.
+  """The rows of a phase by number, with the plans of the windows that were read last.
 
-  Every window of every epoch is drawn afresh (see `windows`) and fitted to the number of rows of
-  the very first one, so that a division leads from a row's number to its plan. An epoch thus
-  covers the corpus but for a few rows; the first one, if it is a single window, covers all of it.
+  Every window of every epoch is drawn independently (see `windows`) and fitted to the number of
+  rows of the very first one, so that a division leads from the number of a row to its plan. So an
+  epoch covers the corpus except for a few rows, and the first one covers all of it if it is a
+  single window.
+
+  Args:
+    corpus: split to read.
+    config: whole config.
+    phase_index: number of the phase.
+    seed: seed of all plans.
+    num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
 
   Attributes:
+    seq_len: tokens per row.
     rows_per_window: rows of one plan.
     rows_per_epoch: rows after which a new epoch begins.
   """
 
-  def __init__(self, corpus, config: ConfigDict, phase_index: int, seed: int,
+  def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int, seed: int,
                num_windows: int | None = None):
     self.seq_len = config.phases[phase_index].seq_len
     self._corpus, self._config, self._key = corpus, config, (seed, phase_index)
@@ -69,18 +87,20 @@ class Rows:
                            num_windows or max(1, round(num_tokens / WINDOW_TOKENS)))
     self._plans: dict[int, Plan] = {}
     self._lock = threading.Lock()
-    self.rows_per_window = None  # As the first plan has it.
+    self.rows_per_window = None  # The first plan takes all its rows, and sets the number.
     self.rows_per_window = self._plan(0).num_rows
 
   @property
   def rows_per_epoch(self) -> int:
+    """Rows after which a new epoch begins."""
     return self.rows_per_window * self._windows.count
 
   def read(self, row_numbers: np.ndarray, num_rows: int | None = None) -> Batch:
-    """The batch of the rows `row_numbers`, integers [B], in this order.
+    """Returns the batch of some rows.
 
     Args:
-      num_rows: rows of the batch, if more than B; the last ones are empty.
+      row_numbers: integers [B], numbers of the rows, in the order of the batch.
+      num_rows: rows of the batch, at least B, of which the last ones are empty; None: B.
     """
     parts, rows = self.plan(row_numbers)
     num_rows = len(row_numbers) if num_rows is None else num_rows
@@ -89,7 +109,13 @@ class Rows:
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
   def plan(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(PART [N], int64 [N]): the parts of the rows, and of each its row's index in [0, B)."""
+    """Returns the parts of some rows.
+
+    Args:
+      row_numbers: integers [B], numbers of the rows.
+    Returns:
+      (PART [N], the parts; int64 [N], the row in [0, B) of every part).
+    """
     row_numbers = np.asarray(row_numbers, np.int64)
     window, row = np.divmod(row_numbers, self.rows_per_window)
     parts, rows = [np.zeros(0, PART)], [row[:0]]
@@ -101,8 +127,8 @@ class Rows:
     return np.concatenate(parts), np.concatenate(rows)
 
   def _plan(self, number: int) -> Plan:
-    """The plan of the window `number`, counted through all epochs."""
-    with self._lock:  # Reader threads that need the same new plan wait for one of them.
+    """Returns the plan of a window, whose number counts through all epochs."""
+    with self._lock:  # One reader thread makes a new plan; the others that need it wait.
       if number not in self._plans:
         while len(self._plans) >= KEPT_PLANS:
           del self._plans[next(iter(self._plans))]
@@ -113,7 +139,7 @@ class Rows:
       return self._plans[number]
 
   def _read_texts(self, parts: np.ndarray) -> list[np.ndarray]:
-    """The token ids of every part's span. A document is read once, however often it occurs."""
+    """Reads the token ids of every part. A document is read only once, even for many parts."""
     documents, which = np.unique(parts["document"], return_inverse=True)
     tokens = self._corpus.tokens(documents)
     stops = parts["start"] + parts["length"]
@@ -121,7 +147,7 @@ class Rows:
             zip(which.tolist(), parts["start"].tolist(), stops.tolist(), strict=True)]
 
   def __getstate__(self):
-    """A reader process makes its own plans and lock."""
+    """Leaves out the plans and the lock, because a reader process makes its own."""
     return {**self.__dict__, "_plans": {}, "_lock": None}
 
   def __setstate__(self, state):
@@ -132,39 +158,53 @@ class Rows:
 
 
 def read_step(rows: Rows, batch_size: int, local_rows: np.ndarray | slice, step: int) -> Batch:
-  """The rows `local_rows` of the global batch of a step, counted from the phase's start."""
+  """Returns this host's part of the global batch of a step.
+
+  Args:
+    rows: rows of the phase.
+    batch_size: rows of the global batch.
+    local_rows: rows of this host within the global batch.
+    step: number of the step, from the start of the phase.
+  """
   return rows.read(step * batch_size + np.arange(batch_size)[local_rows])
 
 
-def check_rows(corpus, config: ConfigDict) -> None:
-  """Checks before training starts that an epoch of every phase fills a batch.
+def check_rows(corpus: Corpus, config: ConfigDict) -> None:
+  """Checks that an epoch of every phase fills at least one batch.
 
+  Args:
+    corpus: split to train on.
+    config: whole config.
   Raises:
-    DataError: it does not.
+    DataError: an epoch has fewer rows than a batch.
   """
   for i, phase in enumerate(config.phases):
-    if corpus.num_tokens < SURELY_ENOUGH * phase.batch_size * phase.seq_len:
+    if corpus.num_tokens < AMPLE_BATCHES * phase.batch_size * phase.seq_len:
       _check_rows(Rows(corpus, config, i, config.seed), corpus, config, i)
 
 
-def _check_rows(rows: Rows, corpus, config: ConfigDict, phase_index: int) -> None:
+def _check_rows(rows: Rows, corpus: Corpus, config: ConfigDict, phase_index: int) -> None:
   phase = config.phases[phase_index]
   if rows.rows_per_epoch < phase.batch_size:
     raise DataError(
         f"{corpus.path}: the {corpus.split} split makes {rows.rows_per_epoch} rows of "
-        f"{phase.seq_len} tokens, fewer than phases[{phase_index}].batch_size={phase.batch_size}; "
-        "lower batch_size or seq_len, or prepare more text")
+        f"{phase.seq_len} tokens, fewer than phases[{phase_index}].batch_size={phase.batch_size}. "
+        "Lower batch_size or seq_len, or prepare more text")
 
 
-def make_train_batches(corpus, config: ConfigDict, phase_index: int, first_step: int,
+def make_train_batches(corpus: Corpus, config: ConfigDict, phase_index: int, first_step: int,
                        local_rows: np.ndarray | slice) -> "TrainBatches":
-  """This host's batches of a phase, from its step `first_step` to its last.
+  """Starts reading this host's batches of a phase, up to its last step.
 
-  `data.reader_workers` processes assemble them, or, if it is 0, threads; the batches are the same.
+  The batches are assembled by `data.reader_workers` processes, or by threads if that is 0. They
+  are the same in both cases.
 
   Args:
-    first_step: counted from the start of the phase.
-    local_rows: this host's rows of every global batch, by number.
+    corpus: split to train on.
+    config: whole config.
+    phase_index: number of the phase.
+    first_step: number of the first step, from the start of the phase.
+    local_rows: rows of this host within every global batch.
   Raises:
     DataError: an epoch has fewer rows than a batch.
   """
@@ -177,7 +217,7 @@ def make_train_batches(corpus, config: ConfigDict, phase_index: int, first_step:
   batches = steps.map(read).to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BATCHES_AHEAD))
   if data.reader_workers:
-    # Grain hands its flags on to its processes; unparsed ones would be an error.
+    # Grain passes its flags to its processes, which fails if they are not parsed.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(grain.MultiprocessingOptions(
@@ -186,7 +226,13 @@ def make_train_batches(corpus, config: ConfigDict, phase_index: int, first_step:
 
 
 class TrainBatches:
-  """Iterator that owns reader threads or processes: close it, or use it in a `with`."""
+  """Iterator over batches that owns reader threads or processes.
+
+  Close it, or use it in a `with` statement.
+
+  Args:
+    dataset: batches, as Grain reads them.
+  """
 
   def __init__(self, dataset: grain.IterDataset):
     self._iterator = iter(dataset)
@@ -200,15 +246,15 @@ class TrainBatches:
     try:
       return next(self._iterator)
     except BaseException as e:
-      # Grain would go on behind the batch that failed.
+      # Grain would skip the batch that failed and continue with the next.
       self.close()
       if isinstance(e, RuntimeError) and "terminated unexpectedly" in str(e):
-        raise PeerError("a reader process ended unexpectedly (out of memory?); lower "
+        raise PeerError("a reader process ended unexpectedly (out of memory?). Lower "
                         "data.reader_workers, or set it to 0") from e
       raise
 
   def close(self) -> None:
-    """Ends the readers. A closed iterator is exhausted."""
+    """Ends the readers. Afterwards the iterator yields nothing."""
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
@@ -220,15 +266,18 @@ class TrainBatches:
     self.close()
 
 
-def make_eval_batches(corpus, config: ConfigDict, phase_index: int,
+def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
                       local_rows: np.ndarray | slice) -> Iterator[Batch]:
-  """All rows of the first epoch, once, in batches of `eval.batch_size`, for every run the same.
+  """Returns an iterator over the rows of one epoch, in batches of `eval.batch_size`.
 
-  Rows that fill up the last batch are empty: sequence_ids and weights are 0. With
-  `eval.max_rows` only so many rows, a random choice, are read.
+  The rows are the same for every run. The last batch is filled with empty rows, whose
+  sequence_ids and weights are 0. With `eval.max_rows`, a random choice of that many rows is read.
 
   Args:
-    local_rows: this host's rows of every global batch, by number.
+    corpus: split to evaluate on.
+    config: whole config.
+    phase_index: number of the phase, whose `seq_len` the rows have.
+    local_rows: rows of this host within every global batch.
   Raises:
     DataError: the split holds no text.
   """
@@ -240,7 +289,7 @@ def make_eval_batches(corpus, config: ConfigDict, phase_index: int,
 
 
 def batch_sha256(batch: Batch) -> str:
-  """SHA-256 (hex) of a batch's names, types, shapes and values."""
+  """Returns the SHA-256 (hex) of the names, dtypes, shapes and values of a batch."""
   digest = hashlib.sha256()
   for name in sorted(batch):
     array = np.ascontiguousarray(batch[name])
@@ -252,15 +301,19 @@ def batch_sha256(batch: Batch) -> str:
 # ------------------------------------------------------------------ report
 
 
-def report(corpus, config: ConfigDict, steps: Sequence[int],
+def report(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
            mask_fn: Callable[[Batch], Batch] | None = None) -> str:
-  """What training will see: every phase in numbers, some rows as text, hashes of batches.
+  """Returns lines of text about the batches of a run.
+
+  They hold numbers about every phase, some rows as text and hashes of batches.
 
   Args:
-    steps: whose global batches are hashed, counted from 0 through the whole run.
-    mask_fn: batch -> batch with masks, applied to the rows before they are shown.
+    corpus: split to train on.
+    config: whole config.
+    steps: steps whose global batches are hashed, counted from 0 through the whole run.
+    mask_fn: batch -> batch with masks, applied to the rows before they are shown; None: no masks.
   Raises:
-    ConfigError: a step beyond the run.
+    ConfigError: a step is beyond the run.
     DataError: the corpus holds no text or does not fit the objective.
   """
   wrong = [step for step in steps if not 0 <= step < total_steps(config)]
@@ -279,7 +332,7 @@ def report(corpus, config: ConfigDict, steps: Sequence[int],
 
 
 def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[str]:
-  """Numbers of the first epoch, or of its first WINDOW_TOKENS tokens."""
+  """Returns lines with numbers about the first window of the first epoch."""
   phase = config.phases[phase_index]
   num_rows = rows.rows_per_window
   parts, _ = rows.plan(np.arange(num_rows))
@@ -289,12 +342,12 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
   labels = parts["label"][parts["label"] != NO_LABEL]
   lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
            f"{phase.seq_len:,} tokens",
-           f"  rows an epoch    {rows.rows_per_epoch:,}",
-           f"  epochs           {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
-           f"  padding          {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
-           f"  sequences a row  {len(lengths) / num_rows:.2f}"]
+           f"  rows per epoch     {rows.rows_per_epoch:,}",
+           f"  epochs             {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
+           f"  padding            {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
+           f"  sequences per row  {len(lengths) / num_rows:.2f}"]
   if len(labels):
-    lines.append(f"  {row_format.PAIR_SHARE:<16} {labels.mean():.2%} of {len(labels):,} pairs")
+    lines.append(f"  {row_format.PAIR_SHARE:<18} {labels.mean():.2%} of {len(labels):,} pairs")
   counts, edges = np.histogram(lengths, bins=8, range=(0.5, phase.seq_len + 0.5))
   shares = counts / len(lengths)
   return lines + ["  sequence lengths"] + [
@@ -302,9 +355,9 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
       for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)]
 
 
-def _show_rows(batch: Batch, tokenizer, row_format,
+def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: ModuleType,
                mask_fn: Callable[[Batch], Batch] | None) -> list[str]:
-  """The rows' segments as text, and what is to be predicted where `mask_fn` says so."""
+  """Returns the segments of rows as text, and the tokens to predict if there is a `mask_fn`."""
   shown = mask_fn(batch) if mask_fn else batch
   lines = []
   for row, ids in enumerate(shown["sequence_ids"]):
@@ -312,11 +365,11 @@ def _show_rows(batch: Batch, tokenizer, row_format,
       label = _label_text(batch, row_format, row, sequence)
       lines.append(f"row {row}, sequence {sequence}{label}")
       for segment, name in enumerate("AB" if "segment_ids" in batch else " "):
-        here = ids == sequence
+        is_inside = ids == sequence
         if "segment_ids" in batch:
-          here &= batch["segment_ids"][row] == segment
-        if here.any():
-          lines.append(f"  {name} {tokenizer.decode(shown['tokens'][row][here])}")
+          is_inside &= batch["segment_ids"][row] == segment
+        if is_inside.any():
+          lines.append(f"  {name} {tokenizer.decode(shown['tokens'][row][is_inside])}")
     if "predict_targets" in shown:
       slots = np.argsort(shown["predict_positions"][row])
       slots = slots[shown["predict_weights"][row][slots] > 0]
@@ -325,7 +378,7 @@ def _show_rows(batch: Batch, tokenizer, row_format,
   return lines
 
 
-def _label_text(batch: Batch, row_format, row: int, sequence: int) -> str:
+def _label_text(batch: Batch, row_format: ModuleType, row: int, sequence: int) -> str:
   name = row_format.PAIR_NAME
   if not name or not batch[f"{name}_weights"][row, sequence - 1]:
     return ""

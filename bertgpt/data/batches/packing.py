@@ -1,4 +1,4 @@
-"""Sequences of unequal length into rows of one length."""
+"""Packing of sequences of different lengths into rows of one length."""
 
 import bisect
 import collections
@@ -9,15 +9,16 @@ import numpy as np
 
 def pack(lengths: np.ndarray, row_length: int, max_per_row: int,
          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Packs sequences into few rows; which sequences of equal length meet is random.
+  """Packs sequences into few rows; chance decides which sequences of equal length share a row.
 
-  Works on the histogram of the lengths, as does Krell et al. 2021 (arXiv:2107.02027), so that
-  its time hardly depends on the number of sequences: a row shape (lengths that fill a row)
-  is found once and used for as many rows as there are sequences for.
+  It works on the histogram of the lengths, like Krell et al. 2021 (arXiv:2107.02027), so that its
+  time hardly depends on the number of sequences: a row shape (lengths that fill a row) is found
+  once and used for as many rows as there are sequences for it.
 
   Args:
-    lengths: integers [N], 1 to `row_length`.
-    max_per_row: most sequences in a row.
+    lengths: integers [N], tokens of every sequence, 1 to `row_length`.
+    row_length: tokens per row.
+    max_per_row: sequences per row, at most.
     rng: shuffles the sequences of each length.
   Returns:
     members int64 [N], a permutation of the sequences; offsets int64 [R+1]: row r holds the
@@ -26,7 +27,8 @@ def pack(lengths: np.ndarray, row_length: int, max_per_row: int,
   shuffled = rng.permutation(len(lengths))
   by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
   counts = np.bincount(lengths, minlength=row_length + 1)
-  unused = np.cumsum(counts) - counts  # Of every length, the next one to be taken from by_length.
+  # Length -> index in `by_length` of the next sequence of this length that has no row yet.
+  unused = np.cumsum(counts) - counts
   members, sizes = [by_length[:0]], [unused[:0]]
   for shape, num_rows in _row_shapes(counts, row_length, max_per_row):
     columns = []
@@ -43,8 +45,8 @@ def _row_shapes(counts: np.ndarray, row_length: int,
                 max_per_row: int) -> Iterator[tuple[list[int], int]]:
   """Yields (lengths of a row, rows of this shape) until the histogram `counts` is used up.
 
-  A row begins with the longest sequence left and takes again and again the longest that fits.
-  Every shape uses up a length or nearly so: there are about as many shapes as lengths.
+  A row begins with the longest sequence left and repeatedly takes the longest one that fits.
+  Every shape uses up a length or nearly does, so there are about as many shapes as lengths.
   """
   left = {int(length): int(counts[length]) for length in np.flatnonzero(counts)}
   available = sorted(left)

@@ -1,12 +1,12 @@
 """Rows of sentence pairs, [CLS] A [SEP] B [SEP], as BERT was trained on.
 
-Arrays of a batch besides those of every format, for rows of P pairs at most:
+Arrays of a batch in addition to those of every format, for rows of at most P pairs:
   segment_ids    int32 [B, L]  0: A, 1: B
-  nsp_positions  int32 [B, P]  of every pair's [CLS]; 0 in empty slots
+  nsp_positions  int32 [B, P]  column of every pair's [CLS]; 0 in empty slots
   nsp_labels     int32 [B, P]  0: B is the next text, 1: B is from another document
-  nsp_weights    float32 [B, P]  0 in empty slots
+  nsp_weights    float32 [B, P]  1 for every pair; 0 in empty slots
 
-Axes: C chunks; the others are those of `parts`.
+Axes: C chunks, of which each makes a pair; the others are those of `parts`.
 """
 
 from typing import NamedTuple
@@ -30,29 +30,31 @@ from bertgpt.data.batches.parts import (
 )
 from bertgpt.data.batches.windows import ranges
 
-SPECIALS = ("cls_id", "sep_id")  # What opens a sequence, and what closes each of its parts.
+SPECIALS = ("cls_id", "sep_id")  # [CLS] opens a sequence, [SEP] closes each of its parts.
 
 PAIR_NAME = "nsp"  # Prefix of the arrays of labels.
-PAIR_LABELS = ("B follows A", "B is random")  # By label, for people.
-PAIR_SHARE = "random next"  # What the share of label 1 is called.
+PAIR_LABELS = ("B follows A", "B is random")  # Meaning of the labels in a report.
+PAIR_SHARE = "random next"  # Name of the share of label 1 in a report.
 
 # A walk through a document is a loop in which all documents advance together. Longer documents
 # are walked in segments of at most this many sentences, so that the loop stays short.
 SEGMENT_SENTENCES = 4096
 
-HAS_TARGET = False  # No token lies behind a row.
+HAS_TARGET = False  # No token after a row is predicted.
 
 
 class Pairs(NamedTuple):
   """BERT's sentence pairs before truncation, int64 [C] each.
 
-  Documents and sentences are numbered within the `Texts`.
+  Documents and sentences are numbered within the `Texts`, and ranges do not include their end.
 
   Attributes:
-    document, first, cut, last: the chunk is sentences first..last, A is first..cut.
-    document_b, first_b, last_b: B; cut..last of the same document where the label is 0.
-    label: 0: B is what follows A; 1: B is from another document; NO_LABEL: there is no B.
-    target: length that was aimed at, without special tokens.
+    document, first, cut, last: the chunk is the sentences first..last of the document, and A is
+      first..cut.
+    document_b, first_b, last_b: B is the sentences first_b..last_b of document_b; if the label is
+      0, they are cut..last of the same document.
+    label: 0: B follows A; 1: B is from another document; NO_LABEL: there is no B.
+    target: intended tokens of the pair, without special tokens.
   """
 
   document: np.ndarray
@@ -67,7 +69,14 @@ class Pairs(NamedTuple):
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
-  """Rows of one or, packed, several sequences [CLS] A [SEP] B [SEP]."""
+  """Returns rows of one sequence [CLS] A [SEP] B [SEP], or of several if they are packed.
+
+  Args:
+    texts: documents of the plan.
+    config: whole config, of which `data` is read.
+    seq_len: tokens per row.
+    rng: source of all randomness.
+  """
   max_tokens = seq_len - 3
   parts = make_parts(texts, draw_pairs(texts, config.data, max_tokens, rng), max_tokens, rng)
   lengths = parts["length"].sum(axis=1) + 3
@@ -80,16 +89,22 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
 
 def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.Generator) -> Pairs:
-  """Pairs by the algorithm of create_pretraining_data.py (google-research/bert, 2018).
+  """Draws pairs with the algorithm of create_pretraining_data.py (google-research/bert, 2018).
 
-  A pass through a document gathers sentences up to a target length, which is `max_tokens`
-  or, with probability `data.short_sequence_prob`, uniform in 2..max_tokens. The chunk is cut at
-  a random sentence boundary. With probability `data.random_next_prob`, and always if the
-  chunk is one sentence, B is instead a run of sentences from a random place in another
-  document, and the pass goes on after A; else it goes on after the chunk.
+  A pass through a document gathers a chunk of sentences up to a target length, which is
+  `max_tokens` or, with probability `data.short_sequence_prob`, uniform in 2..max_tokens. The chunk
+  is cut into A and B at a random sentence boundary. With probability `data.random_next_prob`, and
+  always if the chunk is one sentence, B is instead a run of sentences from a random place in
+  another document, and the pass continues after A; otherwise it continues after the chunk.
 
-  Of a single document there is no other: B then always follows A, chunks have two sentences or
-  more, and a last sentence that is left alone gets no B and no label.
+  If there is only one document, B always follows A, chunks have at least two sentences, and a
+  single sentence at the end gets no B and no label.
+
+  Args:
+    texts: documents to draw from.
+    data: `config.data`.
+    max_tokens: longest target, without special tokens.
+    rng: source of all randomness.
   """
   has_other = len(texts.documents) > 1
   document, first, end = _segments(texts)
@@ -106,8 +121,8 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
     is_random = has_other & (is_single | (rng.random(len(first)) < data.random_next_prob))
     chunks.append((document, first, cut, last, is_random, target))
     first = np.where(is_random, cut, last)
-    goes_on = first < end
-    document, first, end, target = (x[goes_on] for x in (document, first, end, target))
+    remains = first < end
+    document, first, end, target = (x[remains] for x in (document, first, end, target))
   document, first, cut, last, is_random, target = map(np.concatenate, zip(*chunks, strict=True))
   label = np.where(is_random, 1, np.where(cut < last, 0, NO_LABEL))
   document_b, first_b, last_b = document.copy(), cut.copy(), last.copy()
@@ -118,7 +133,7 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
 
 
 def _segments(texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(document, first sentence, end) of every run of sentences that is walked by itself."""
+  """Returns (document, first sentence, end) of every run of sentences with its own pass."""
   pieces = -(-np.diff(texts.offsets) // SEGMENT_SENTENCES)
   document = np.repeat(np.arange(len(pieces)), pieces)
   first = texts.offsets[document] + SEGMENT_SENTENCES * ranges(np.zeros_like(pieces), pieces)
@@ -127,13 +142,16 @@ def _segments(texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _gather(bounds: np.ndarray, first: np.ndarray, tokens: np.ndarray,
             end: np.ndarray) -> np.ndarray:
-  """End of the fewest sentences from `first` on that hold `tokens` tokens, at most `end`."""
+  """Returns the end of the fewest sentences from `first` that hold `tokens` tokens.
+
+  It is at most `end`, even if the sentences up to there hold fewer tokens.
+  """
   return np.minimum(np.searchsorted(bounds, bounds[first] + np.maximum(tokens, 1)), end)
 
 
 def _draw_random_next(texts: Texts, document: np.ndarray, room: np.ndarray,
                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(document, first sentence, end) of random runs of `room` tokens in other documents."""
+  """Returns (document, first sentence, end) of random runs of `room` tokens in other documents."""
   if not len(document):
     return document, document, document
   other = rng.integers(0, len(texts.documents) - 1, len(document))
@@ -144,10 +162,19 @@ def _draw_random_next(texts: Texts, document: np.ndarray, room: np.ndarray,
 
 def truncate(length_a: np.ndarray, length_b: np.ndarray, max_tokens: int,
              rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Cuts pairs down to `max_tokens`: (skip_a, keep_a, skip_b, keep_b), int64 [C] each.
+  """Truncates pairs to `max_tokens` tokens.
 
-  Closed form of the published loop, which takes one token at a time from the longer part (from
-  B if they are equal), at its front or its back at random: the front loses a binomial share.
+  It is the closed form of truncate_seq_pair in create_pretraining_data.py (google-research/bert,
+  2018), a loop that removes one token at a time from the longer part, or from B if both are equally
+  long, at its front or its back at random. So the front loses a binomial share.
+
+  Args:
+    length_a, length_b: integers [C], tokens of A and B.
+    max_tokens: tokens of A and B together, at most.
+    rng: draws the tokens removed at the front.
+  Returns:
+    (skip_a, keep_a, skip_b, keep_b), int64 [C] each: tokens to skip at the front of a part, and
+    tokens to keep after them.
   """
   keep_b = np.minimum(length_b, np.maximum(max_tokens - length_a, max_tokens // 2))
   keep_a = np.minimum(length_a, max_tokens - keep_b)
@@ -157,7 +184,14 @@ def truncate(length_a: np.ndarray, length_b: np.ndarray, max_tokens: int,
 
 def make_parts(texts: Texts, pairs: Pairs, max_tokens: int,
                 rng: np.random.Generator) -> np.ndarray:
-  """PART [C, 2], the two parts of every pair, not yet placed in a row."""
+  """Returns the two parts of every pair, not yet placed in a row: PART [C, 2].
+
+  Args:
+    texts: documents of the pairs.
+    pairs: pairs before truncation.
+    max_tokens: tokens of a pair without special tokens, at most.
+    rng: decides how much truncation removes at the front.
+  """
   bounds = texts.bounds
   length_a = bounds[pairs.cut] - bounds[pairs.first]
   length_b = bounds[pairs.last_b] - bounds[pairs.first_b]
@@ -177,7 +211,12 @@ def make_parts(texts: Texts, pairs: Pairs, max_tokens: int,
 
 
 def place_pairs(parts: np.ndarray, offsets: np.ndarray) -> Plan:
-  """Gives the pairs `parts`, PART [C, 2], their places; row r is offsets[r]..offsets[r + 1]."""
+  """Places pairs in rows.
+
+  Args:
+    parts: PART [C, 2], both parts of every pair, in the order of the rows; changed in place.
+    offsets: integers [R+1]; row r holds the pairs offsets[r]..offsets[r + 1].
+  """
   row_starts = np.repeat(offsets[:-1], np.diff(offsets))
   before = offsets_of(parts["length"].sum(axis=1) + 3)
   origin = before[:-1] - before[row_starts]
@@ -191,27 +230,37 @@ def place_pairs(parts: np.ndarray, offsets: np.ndarray) -> Plan:
 
 
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
-  """Returns what a batch of the phase holds."""
+  """Returns the schema of a batch of the phase."""
   pairs = (max_sequences(config, phase.seq_len),)
   return sequence_specs(phase.seq_len) | {
       "segment_ids": ((phase.seq_len,), np.int32), **label_specs(PAIR_NAME, pairs)}
 
 
 def label_specs(name: str, shape: tuple[int, ...]) -> Specs:
-  """Returns the specs of the three arrays of labels, whose names begin with `name`."""
+  """Returns the specs of the three arrays of labels: positions, labels and weights.
+
+  Args:
+    name: prefix of the names of the arrays.
+    shape: shape per row, (P,).
+  """
   return {f"{name}_positions": (shape, np.int32), f"{name}_labels": (shape, np.int32),
           f"{name}_weights": (shape, np.float32)}
 
 
 def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
              layout: Layout) -> Batch:
-  """Returns the batch of some rows; arguments as of `parts.paint`."""
+  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
   return assemble_pairs(parts, rows, texts, num_rows, layout, PAIR_NAME)
 
 
 def assemble_pairs(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
                    layout: Layout, name: str) -> Batch:
-  """Returns the batch of rows of pairs, whose labels are called `name`."""
+  """Returns the batch of some rows of pairs.
+
+  Args:
+    parts, rows, texts, num_rows, layout: see `parts.paint`.
+    name: prefix of the names of the label arrays.
+  """
   canvas = paint(parts, rows, texts, num_rows, layout)
   opens = parts["opens"]
   pairs, slots = parts[opens], (rows[opens], parts["sequence"][opens] - 1)

@@ -1,9 +1,9 @@
-"""Rows as parts of documents: what every row format is made of.
+"""Rows as parts of documents, the basis of every row format.
 
-A row is a few parts, a part is a span of one document between special tokens. A plan says which
-parts make the rows; it is made from the lengths of documents and sentences alone, in whole-array
-operations: no loop over documents, sentences or rows. The text is then put into rows, all tokens
-of a batch at once.
+A row consists of a few parts, and a part is a span of one document between special tokens. A plan
+lists the parts of every row. It is made only from the lengths of documents and sentences, with
+operations on whole arrays: there is no loop over documents, sentences or rows. The text is then
+put into rows, all tokens of a batch at once.
 
 Axes: D documents, S sentences, N parts, R rows, B rows of a batch, L tokens of a row.
 """
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.data.batches.windows import ranges
+from bertgpt.data.corpus.corpus import Corpus
 
 Batch = dict[str, np.ndarray]
 Specs = dict[str, tuple[tuple[int, ...], type]]  # name -> (shape of a row, dtype)
@@ -23,19 +24,19 @@ NO_LABEL = -1
 PART = np.dtype([
     ("document", "<i8"),
     ("start", "<i8"),      # first token of the span within the document
-    ("length", "<i4"),     # tokens of the span; special tokens come on top
-    ("column", "<i4"),     # of the part's first token, which is the opening one if it has one
-    ("origin", "<i4"),     # column at which positions are 0
-    ("sequence", "<i4"),   # 1, 2, ... within the row
+    ("length", "<i4"),     # tokens of the span, without special tokens
+    ("column", "<i4"),     # column of the part's first token, which may be the opening one
+    ("origin", "<i4"),     # column whose position is 0
+    ("sequence", "<i4"),   # number of the sequence in the row: 1, 2, ...
     ("segment", "i1"),     # 0: A, 1: B
-    ("label", "i1"),       # where a sentence pair opens, 0: next, 1: random; else NO_LABEL
-    ("opens", "?"),        # begins with the opening token: [CLS], or GPT's end of document
-    ("closes", "?"),       # ends with the closing token: [SEP], or GPT's end of document
+    ("label", "i1"),       # label of the pair that the part opens, or NO_LABEL
+    ("opens", "?"),        # whether it begins with the opening token: [CLS], or GPT's <|endoftext|>
+    ("closes", "?"),       # whether it ends with the closing token: [SEP], or GPT's <|endoftext|>
 ], align=True)
 
 
 class Plan(NamedTuple):
-  """Row r is parts[offsets[r]:offsets[r + 1]], from left to right.
+  """The parts of some rows: row r is parts[offsets[r]:offsets[r + 1]], from left to right.
 
   Attributes:
     parts: PART [N].
@@ -47,19 +48,24 @@ class Plan(NamedTuple):
 
   @property
   def num_rows(self) -> int:
+    """Number of rows, R."""
     return len(self.offsets) - 1
 
   def take(self, rows: np.ndarray) -> "Plan":
-    """The plan of the rows `rows`, integers [any], in this order."""
+    """Returns the plan of some of the rows.
+
+    Args:
+      rows: integers [any], numbers of the rows in the new order, possibly repeated.
+    """
     counts = self.offsets[rows + 1] - self.offsets[rows]
     return Plan(self.parts[ranges(self.offsets[rows], counts)], offsets_of(counts))
 
 
 class Texts(NamedTuple):
-  """Some documents of a corpus, as if they were all there is.
+  """Lengths of some documents of a corpus, which are numbered from 0 here.
 
   Attributes:
-    documents: int64 [D], their numbers in the corpus.
+    documents: int64 [D], numbers of the documents in the corpus.
     offsets: int64 [D+1], sentences before every document.
     bounds: int64 [S+1], tokens before every sentence.
   """
@@ -69,8 +75,13 @@ class Texts(NamedTuple):
   bounds: np.ndarray
 
 
-def select(corpus, documents: np.ndarray) -> Texts:
-  """The texts `documents`, int64 [D], in this order."""
+def select(corpus: Corpus, documents: np.ndarray) -> Texts:
+  """Returns the lengths of some documents.
+
+  Args:
+    corpus: only its index arrays are read.
+    documents: int64 [D], numbers of the documents in the order of the result.
+  """
   first = corpus.document_offsets[documents]
   counts = corpus.document_offsets[documents + 1] - first
   return Texts(documents, offsets_of(counts),
@@ -78,30 +89,31 @@ def select(corpus, documents: np.ndarray) -> Texts:
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:
-  """0, counts[0], counts[0] + counts[1], ...: int64 [len(counts) + 1]."""
+  """Returns the sums before every count and the total: int64 [N+1] for integers [N]."""
   return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 # ------------------------------------------------------------------ stream
 #
-# Running text: the documents one after the other, each followed by one special token, so that
-# document d takes the places starts[d]..starts[d + 1] of the stream.
+# The stream is running text: all documents in a row, each followed by one special token, so that
+# document d takes the places starts[d]..starts[d + 1].
 
 
 def stream_starts(texts: Texts) -> np.ndarray:
-  """First place of every document, and the end: int64 [D+1]."""
+  """Returns the first place of every document in the stream, and the end: int64 [D+1]."""
   return texts.bounds[texts.offsets] + np.arange(len(texts.offsets))
 
 
 class Cuts(NamedTuple):
-  """The pieces of documents that intervals of the stream consist of, int64 [N] each.
+  """Pieces of documents that make up intervals of the stream, int64 [N] each.
 
   Attributes:
     offsets: int64 [R+1], pieces before every interval.
-    document: number within the `Texts`.
-    first, last: places within the document, of `size`: its tokens and the special token.
-    column: of the piece within its interval.
-    rank: 0 for the first piece of an interval, 1 ...
+    document: number of the document within the `Texts`.
+    first, last: first place within the document, and the one after the last.
+    size: places of the whole document, its tokens and the special token.
+    column: place of the piece within its interval.
+    rank: number of the piece within its interval: 0, 1, ...
   """
 
   offsets: np.ndarray
@@ -114,7 +126,12 @@ class Cuts(NamedTuple):
 
 
 def cut_stream(starts: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> Cuts:
-  """Cuts the intervals [begins, ends), int64 [R], at the documents' `starts`, int64 [D+1]."""
+  """Cuts intervals of the stream into pieces of documents.
+
+  Args:
+    starts: int64 [D+1], places at which documents start, see `stream_starts`.
+    begins, ends: int64 [R]; interval r is the places begins[r]..ends[r] - 1.
+  """
   first_document = np.searchsorted(starts, begins, side="right") - 1
   counts = np.searchsorted(starts, ends) - first_document
   document = ranges(first_document, counts)
@@ -130,11 +147,11 @@ def cut_stream(starts: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> Cuts
 
 
 class Layout(NamedTuple):
-  """What is needed to put the parts of a batch into rows.
+  """Shape and special tokens of the rows of a batch.
 
   Attributes:
-    seq_len: L.
-    max_sequences: sequences that a row may hold.
+    seq_len: tokens per row, L.
+    max_sequences: sequences per row, at most.
     pad_id, opening_id, closing_id: ids of special tokens.
   """
 
@@ -146,11 +163,12 @@ class Layout(NamedTuple):
 
 
 class Canvas(NamedTuple):
-  """The tokens of a batch in their rows, and how to paint values over its parts.
+  """The tokens of a batch in their rows, and a function that spreads values over its parts.
 
   Attributes:
-    tokens: int32 [B, L], or [B, L + 1] with the target behind the row.
-    spread: values of the parts [N] -> int32 [B, L], each value on the inputs of its part.
+    tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target.
+    spread: values of the parts [N] -> int32 [B, L] with each value on all inputs of its part; 0 on
+      padding.
   """
 
   tokens: np.ndarray
@@ -158,7 +176,7 @@ class Canvas(NamedTuple):
 
 
 def token_sizes(parts: np.ndarray) -> np.ndarray:
-  """Returns the tokens of every part with its special ones, int32 [N]."""
+  """Returns the tokens of every part including special ones, int32 [N] for PART [N]."""
   return parts["opens"] + parts["length"] + parts["closes"]
 
 
@@ -168,10 +186,11 @@ def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_
 
   Args:
     parts: PART [N].
-    rows: integers [N], the row of every part.
-    texts: N arrays, part["length"] token ids each.
-    num_rows: B.
-    has_target: the last token of a row is no input: it lies behind the row.
+    rows: integers [N], row of every part in [0, B).
+    texts: N arrays of part["length"] token ids each.
+    num_rows: rows of the batch, B; those without parts are empty.
+    layout: shape and special tokens of the rows.
+    has_target: whether the last token of a row is only a target, in a column after the inputs.
   """
   width = layout.seq_len + has_target
   first = rows * width + parts["column"]
@@ -193,7 +212,12 @@ def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_
 
 
 def sequence_arrays(parts: np.ndarray, canvas: Canvas) -> Batch:
-  """Returns `sequence_ids` and `positions`, int32 [B, L] each, which every format has."""
+  """Returns `sequence_ids` and `positions`, int32 [B, L] each, which every format has.
+
+  Args:
+    parts: PART [N].
+    canvas: result of `paint` for the parts.
+  """
   sequence_ids = canvas.spread(parts["sequence"])
   columns = np.arange(sequence_ids.shape[1], dtype=np.int32)
   positions = np.where(sequence_ids > 0, columns - canvas.spread(parts["origin"]), 0)
@@ -201,5 +225,5 @@ def sequence_arrays(parts: np.ndarray, canvas: Canvas) -> Batch:
 
 
 def sequence_specs(seq_len: int) -> Specs:
-  """Returns the specs of what every format has: tokens, sequence ids and positions."""
+  """Returns the specs of the arrays of every format: tokens, sequence ids and positions."""
   return {name: ((seq_len,), np.int32) for name in ("tokens", "sequence_ids", "positions")}

@@ -1,6 +1,6 @@
-"""Rows of whole sentences, [CLS] text [SEP], one sequence a row, as RoBERTa was trained on.
+"""Rows of whole sentences, [CLS] text [SEP], one sequence per row, as RoBERTa was trained on.
 
-Arrays of a batch besides those of every format:
+Array of a batch in addition to those of every format:
   segment_ids  int32 [B, L]  0
 """
 
@@ -28,8 +28,8 @@ PAIR_NAME = ""  # No pairs.
 
 HAS_TARGET = False
 
-# A walk through the text is a loop in which all segments of it advance together; segments of at
-# most this many tokens keep the loop short.
+# A walk through the text is a loop in which all segments of the text advance together. Segments of
+# at most this many tokens keep the loop short.
 SEGMENT_TOKENS = 2**16
 
 # A row ends inside a sentence only if it would otherwise leave more than this share of its tokens
@@ -37,13 +37,18 @@ SEGMENT_TOKENS = 2**16
 MAX_UNUSED = 1 / 16
 
 
-def plan(texts: Texts, config: ConfigDict, seq_len: int,
-                   rng: np.random.Generator) -> Plan:
-  """RoBERTa's rows (Liu et al. 2019): [CLS] text [SEP], one sequence a row.
+def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
+  """Returns rows of one sequence [CLS] text [SEP], as in RoBERTa (Liu et al. 2019, 1907.11692).
 
-  Packed, sentences are taken up to the length across documents, with a [SEP] between them;
-  a sentence is cut where it would leave more than MAX_UNUSED of the row empty. Without
-  packing a row stays in one document and cuts only sentences that are longer than itself.
+  With packing, a row takes sentences across documents until it is full, with a [SEP] between
+  documents; a sentence is cut only if more than MAX_UNUSED of the row would stay empty. Without
+  packing, a row stays in one document and cuts only sentences that are longer than a row.
+
+  Args:
+    texts: documents of the plan.
+    config: whole config, of which `data.packing` is read.
+    seq_len: tokens per row.
+    rng: not used; the rows follow from the texts.
   """
   del rng
   starts = stream_starts(texts)
@@ -55,7 +60,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int,
   parts["length"] = np.minimum(cuts.last, cuts.size - 1) - cuts.first
   parts["opens"] = cuts.rank == 0
   parts["closes"] = True
-  parts["column"] = cuts.column + ~parts["opens"]  # [CLS] is no place of the stream.
+  parts["column"] = cuts.column + ~parts["opens"]  # [CLS] takes no place of the stream.
   parts["sequence"] = 1
   parts["label"] = NO_LABEL
   return Plan(parts, cuts.offsets)
@@ -63,7 +68,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int,
 
 def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int,
                     crosses_documents: bool) -> tuple[np.ndarray, np.ndarray]:
-  """(begins, ends) of the rows of `plan` in the stream, int64 [R] each."""
+  """Returns (begins, ends) of the rows of `plan` in the stream, int64 [R] each."""
   num_documents = len(texts.documents)
   document = np.repeat(np.arange(num_documents), np.diff(texts.offsets))
   edges = texts.bounds + np.append(document, num_documents)  # Sentence starts, and the end.
@@ -76,28 +81,28 @@ def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int,
   rows = []
   while len(begin):
     reach = begin + seq_len - 2
-    # The closing [SEP] of the row serves as that of the document.
+    # If the document ends with the row, the [SEP] of the row also closes the document.
     reach += starts[np.minimum(np.searchsorted(starts, reach, side="right"),
                                num_documents)] == reach + 1
     edge = edges[np.searchsorted(edges, reach, side="right") - 1]
     end = np.where((reach - edge <= max_unused) & (edge > begin), edge, reach)
     end = np.minimum(end, limit)
     rows.append((begin, end))
-    goes_on = end < limit
-    begin, limit = end[goes_on], limit[goes_on]
+    remains = end < limit
+    begin, limit = end[remains], limit[remains]
   begins, ends = map(np.concatenate, zip(*rows, strict=True))
   return begins, ends
 
 
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
-  """Returns what a batch of the phase holds."""
+  """Returns the schema of a batch of the phase."""
   del config
   return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
 
 
 def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
              layout: Layout) -> Batch:
-  """Returns the batch of some rows; arguments as of `parts.paint`."""
+  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
   canvas = paint(parts, rows, texts, num_rows, layout)
   return {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
           **sequence_arrays(parts, canvas)}

@@ -1,30 +1,30 @@
-"""An epoch in windows: which documents, in which order, each plan of it is made from.
+"""Windows of an epoch: the documents of each plan, and their order.
 
-A corpus that fits is one window: all its documents, shuffled. A larger one is planned window by
-window. A window then is a random choice of blocks, which are runs of neighbouring documents a
-thousandth of a window long, and its documents are shuffled among themselves. So one pass over the
-lengths of the documents serves all epochs; what a window costs, in time and memory, does not
-grow with the corpus (but for 16 bytes a block); and the index is read in runs, not document
-by document.
+A small corpus is one window with all its documents, shuffled. A larger one is planned window by
+window. A window is then a random choice of blocks, which are runs of neighboring documents with a
+thousandth of the tokens of a window, and its documents are shuffled among themselves. So one pass
+over the lengths of the documents serves all epochs. The time and memory per window do not grow with
+the corpus (except for 16 bytes per block), and the index is read in runs, not document by document.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import DataError
 
 BLOCKS_PER_WINDOW = 1024
-DOCUMENTS_AT_ONCE = 2**20  # In the pass over the lengths.
+DOCUMENTS_AT_ONCE = 2**20  # Documents per step of the pass over the lengths.
 
 
 class Windows(NamedTuple):
-  """How the epochs of a corpus are divided; see `divide`. K blocks.
+  """Division of the epochs of a corpus into windows of K blocks in total; see `divide`.
 
   Attributes:
-    count: windows an epoch.
+    count: windows per epoch.
     starts: int64 [K+1], first document of every block, and the number of documents.
-    tokens: int64 [K], of every block; at least 1, unless the corpus holds none.
+    tokens: int64 [K], tokens of every block; at least 1, unless the corpus holds no token.
   """
 
   count: int
@@ -33,10 +33,11 @@ class Windows(NamedTuple):
 
 
 def divide(document_lengths: np.ndarray, count: int) -> Windows:
-  """Cuts a corpus into blocks for `count` windows an epoch.
+  """Cuts a corpus into blocks for `count` windows per epoch.
 
   Args:
-    document_lengths: integers [D], tokens; read in pieces, so it may be a map of a file.
+    document_lengths: integers [D], tokens; may be a memory-mapped file, since it is read in pieces.
+    count: windows per epoch.
   """
   num_tokens = int(document_lengths.sum())
   if count == 1:
@@ -47,7 +48,7 @@ def divide(document_lengths: np.ndarray, count: int) -> Windows:
   for first in range(0, len(document_lengths), DOCUMENTS_AT_ONCE):
     lengths = document_lengths[first:first + DOCUMENTS_AT_ONCE]
     ends = total + np.cumsum(lengths, dtype=np.int64)
-    # A document belongs to the block in which it begins; an empty one begins none.
+    # A document belongs to the block in which it begins; an empty one does not begin a block.
     number = np.maximum.accumulate(np.where(lengths > 0, (ends - lengths) // size, block))
     begins = np.flatnonzero(np.diff(number, prepend=block))
     starts.append(first + begins)
@@ -58,20 +59,23 @@ def divide(document_lengths: np.ndarray, count: int) -> Windows:
   return Windows(count, np.concatenate(starts), np.diff(np.concatenate(before)))
 
 
-def draw_documents(corpus, windows: Windows, window: int, key: tuple[int, ...]) -> np.ndarray:
-  """The documents of one window of an epoch in random order, int64 [any], none of them empty.
+def draw_documents(corpus: Corpus, windows: Windows, window: int,
+                   key: tuple[int, ...]) -> np.ndarray:
+  """Returns the documents of one window in random order, int64 [any], none of them empty.
 
-  The windows of an epoch hold every document once and about equally many tokens each; but where
-  a block is longer than a window, some windows can only repeat one.
+  Together, the windows of an epoch hold every document once, and about the same number of tokens
+  each. If a block is longer than a window, some windows can only repeat a block.
 
   Args:
-    corpus: has `document_lengths`.
-    key: integers that name the epoch.
+    corpus: only `document_lengths` is read.
+    windows: division of the corpus.
+    window: number of the window within the epoch.
+    key: integers that identify the epoch.
   Raises:
     DataError: the corpus holds no token.
   """
   if not windows.tokens.any():
-    raise DataError(f"{corpus.path}: the {corpus.split} split holds no text; prepare it from "
+    raise DataError(f"{corpus.path}: the {corpus.split} split holds no text. Prepare it from "
                     "more documents, or change data.validation_fraction")
   if windows.count == 1:
     return make_rng(key).permutation(np.flatnonzero(corpus.document_lengths))
@@ -86,10 +90,18 @@ def draw_documents(corpus, windows: Windows, window: int, key: tuple[int, ...]) 
 
 
 def make_rng(key: tuple[int, ...]) -> np.random.Generator:
+  """Returns a generator that depends only on a key of integers, which may be negative."""
   return np.random.Generator(np.random.Philox(np.random.SeedSequence([k % 2**64 for k in key])))
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ...: int64 [sum of counts]."""
+  """Returns the concatenation of ranges: starts[0], starts[0] + 1, ..., starts[1], ...
+
+  Args:
+    starts: integers [N], first number of every range.
+    counts: integers [N], length of every range, possibly 0.
+  Returns:
+    int64 [sum of counts].
+  """
   skipped = starts - (np.cumsum(counts) - counts)
   return np.repeat(skipped, counts) + np.arange(counts.sum())

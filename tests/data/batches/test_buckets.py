@@ -1,4 +1,4 @@
-"""bertgpt.data.batches.buckets: every row once, in few shapes."""
+"""bertgpt.data.batches.buckets: batches hold every row once and have few shapes."""
 
 import numpy as np
 import pytest

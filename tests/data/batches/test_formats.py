@@ -1,4 +1,4 @@
-"""bertgpt.data.batches.formats: BERT's algorithm against a plain copy of it; what is conserved."""
+"""bertgpt.data.batches: BERT's algorithm against a plain copy of it, and tokens per epoch."""
 
 import random
 from typing import NamedTuple
@@ -48,7 +48,7 @@ def draw(corpus, max_tokens, seed=0, **data):
 
 
 class Pair(NamedTuple):
-  """Sentences as (document, sentence) numbers."""
+  """A pair whose sentences are given as (document, sentence) numbers."""
 
   a: list
   b: list
@@ -56,11 +56,13 @@ class Pair(NamedTuple):
 
 
 def published_pairs(document, max_tokens, dice):
-  """The loop of create_pretraining_data.py over one document, sentence by sentence.
+  """Returns the pairs of one document, with the loop of create_pretraining_data.py.
 
   Args:
     document: number of the document.
-    dice: has `lengths`, the sentences' lengths of every document, and makes the random choices.
+    max_tokens: longest target.
+    dice: has `lengths`, the lengths of the sentences of every document, and makes the random
+      choices.
   """
   sentences = dice.lengths[document]
   target = dice.choose_target(document, max_tokens)
@@ -92,7 +94,7 @@ def published_pairs(document, max_tokens, dice):
 
 
 class Dice:
-  """Choices as published, by Python's own generator."""
+  """Random choices as published, with Python's own generator."""
 
   def __init__(self, lengths, seed, short_prob=0.1):
     self.lengths, self.rng, self.short_prob = lengths, random.Random(seed), short_prob
@@ -113,7 +115,7 @@ class Dice:
 
 
 class Replay:
-  """The choices that drawn pairs stand for, in the order in which the loop asks for them."""
+  """The choices that led to given pairs, in the order in which the loop asks for them."""
 
   def __init__(self, lengths, texts, pairs):
     self.lengths, self.texts, self.pairs = lengths, texts, pairs
@@ -131,7 +133,7 @@ class Replay:
 
   def choose_random(self, document, size):
     if size == 1:
-      self.now = next(self.chunks[document])  # `choose_cut` was not asked.
+      self.now = next(self.chunks[document])  # The loop did not call `choose_cut`.
     return self.pairs.label[self.now] == 1
 
   def choose_other(self, document):
@@ -145,7 +147,7 @@ def lengths_of(texts):
 
 
 def as_published(texts, pairs, document):
-  """The drawn pairs of a document, in the oracle's form."""
+  """Returns the drawn pairs of a document in the form of `published_pairs`."""
   def run(d, first, last):
     return [(d, j) for j in range(first - texts.offsets[d], last - texts.offsets[d])]
   return [Pair(run(document, pairs.first[n], pairs.cut[n]),
@@ -167,7 +169,7 @@ def test_pairs_are_the_published_ones_for_the_same_choices(name, max_tokens, see
 
 
 def test_pairs_are_distributed_as_published():
-  """Means over many epochs of a small corpus, within 4 standard errors."""
+  """Compares means over many epochs of a small corpus, within 4 standard errors."""
   corpus = random_corpus(8, 10, 12, seed=3)
   texts = make_texts(corpus)
   lengths = lengths_of(texts)
@@ -197,20 +199,20 @@ def test_pairs_are_distributed_as_published():
 # --------------------------------------------------------- random choices
 
 
-def test_half_of_the_pairs_that_could_go_on_do_not():
+def test_half_of_the_pairs_with_a_possible_next_have_a_random_one():
   pairs = draw(random_corpus(2000, 20, 10), 125)
   could = pairs.last - pairs.first > 1
   share = (pairs.label[could] == 1).mean()
   assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(could.sum())
-  assert np.all(pairs.label[~could] == 1), "a chunk of one sentence has nothing to go on with"
+  assert np.all(pairs.label[~could] == 1), "a chunk of one sentence has no next sentence"
 
 
 def targets_of(short_sequence_prob):
-  """The target of every document of a corpus of 20,000, for at most 125 tokens."""
+  """Returns the target of every document of a corpus of 20,000, for at most 125 tokens."""
   pairs = draw(make_corpus([[9, 9, 9]] * 20_000), 125, short_sequence_prob=short_sequence_prob)
   targets = np.zeros(20_000, int)
   targets[pairs.document] = pairs.target
-  assert np.array_equal(targets[pairs.document], pairs.target), "one target a document"
+  assert np.array_equal(targets[pairs.document], pairs.target), "one target per document"
   return targets
 
 
@@ -252,7 +254,7 @@ def test_a_single_document_is_its_own_next():
 
 
 def truncate_step_by_step(a, b, max_tokens, rng):
-  """truncate_seq_pair of create_pretraining_data.py. Changes the lists a and b."""
+  """Truncates the lists a and b in place, as truncate_seq_pair of create_pretraining_data.py."""
   while len(a) + len(b) > max_tokens:
     longer = a if len(a) > len(b) else b
     if rng.random() < 0.5:
@@ -293,7 +295,7 @@ def test_truncation_takes_front_and_back_as_often_as_published():
 @every_length
 @pytest.mark.parametrize("segment", [3, 4096])
 def test_an_epoch_of_pairs_holds_every_sentence_once(corpus, seq_len, segment, monkeypatch):
-  """As A, or as the B that follows it; random B come on top."""
+  """Counts every sentence in A or in the B that follows it, without random Bs."""
   monkeypatch.setattr(pairs_lib, "SEGMENT_SENTENCES", segment)
   pairs = draw(corpus, seq_len - 3)
   seen = np.zeros(len(corpus.sentence_lengths), int)
@@ -309,7 +311,7 @@ def make_plan(corpus, objective, seq_len, key=(0,), data=None, **kwargs):
 
 
 def count_tokens(corpus, plan):
-  """How often every token of the corpus is in the plan's spans."""
+  """Returns how often every token of the corpus occurs in the parts of a plan."""
   starts = np.cumsum(corpus.document_lengths) - corpus.document_lengths
   parts = plan.parts
   seen = np.zeros(corpus.document_lengths.sum(), int)
@@ -350,7 +352,7 @@ def test_masked_lm_cuts_a_sentence_only_to_fill_a_row(corpus, seq_len):
 def test_an_epoch_of_causal_lm_predicts_every_token_and_every_end_once(corpus, seq_len, packing):
   plan = make_plan(corpus, "causal", seq_len, data={"packing": packing})
   parts = plan.parts
-  # A part that does not open begins with the token that the part before has predicted.
+  # A part that does not open begins with a token that the part before it has predicted.
   targets = parts.copy()
   targets["start"] += ~parts["opens"]
   targets["length"] -= ~parts["opens"]
@@ -363,8 +365,8 @@ def test_an_epoch_of_causal_lm_predicts_every_token_and_every_end_once(corpus, s
     assert np.sum(rows < seq_len) <= 1
 
 
-def test_one_giant_document_is_no_slow_loop(monkeypatch):
-  """The walk is a loop over chunk numbers: its length must not be that of the document."""
+def test_one_giant_document_does_not_make_a_long_loop(monkeypatch):
+  """The loop goes over the chunks of a segment, not over those of a whole document."""
   rounds = []
   gather = pairs_lib._gather
   monkeypatch.setattr(pairs_lib, "_gather", lambda *args: rounds.append(1) or gather(*args))
@@ -386,7 +388,7 @@ def test_a_plan_follows_from_its_key_and_no_two_epochs_are_alike(objective):
 
 @pytest.mark.parametrize("num_windows", [1, 2, 7, 100])
 def test_the_windows_of_an_epoch_divide_the_documents(num_windows):
-  corpus = CORPORA["ordinary"]  # 40 documents: of 100 windows some can only repeat one.
+  corpus = CORPORA["ordinary"]  # It has 40 documents, so some of 100 windows must repeat one.
   windows = divide(corpus.document_lengths, num_windows)
   plans = [make_plan(corpus, "mlm", 32, window=w, windows=windows) for w in range(num_windows)]
   seen = sum(count_tokens(corpus, plan) for plan in plans)
@@ -397,7 +399,7 @@ def test_the_windows_of_an_epoch_divide_the_documents(num_windows):
     assert max(tokens) - min(tokens) <= 2 * corpus.document_lengths.max()
 
 
-def test_windows_are_random_each_for_itself():
+def test_windows_are_random_independently():
   corpus = make_corpus([[10] * 8] * 100)
   windows = divide(corpus.document_lengths, 2)
   first, second = (make_plan(corpus, "mlm_nsp", 64, window=w, windows=windows) for w in range(2))

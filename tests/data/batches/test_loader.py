@@ -1,4 +1,4 @@
-"""bertgpt.data.batches.loader: rows against a plain assembly; a batch depends on its step alone."""
+"""bertgpt.data.batches.loader: rows against a plain assembly; a batch depends only on its step."""
 
 import dataclasses
 import multiprocessing
@@ -68,7 +68,7 @@ def pad(values, length, fill=0):
 
 
 def assemble_token_by_token(corpus, objective, seq_len, plan, max_sequences):
-  """The rows of a plan, by appending."""
+  """Returns the rows of a plan, assembled by appending to lists."""
   opening, closing = (EOD, EOD) if objective == "causal" else (CLS, SEP)
   rows = []
   for parts in np.split(plan.parts, plan.offsets[1:-1]):
@@ -78,7 +78,7 @@ def assemble_token_by_token(corpus, objective, seq_len, plan, max_sequences):
       text = corpus.tokens([part["document"]])[0][part["start"]:][:part["length"]].tolist()
       piece = [opening] * int(part["opens"]) + text + [closing] * int(part["closes"])
       if objective == "causal":
-        del tokens[len(sequences):]  # The part before has predicted the first token of this one.
+        del tokens[len(sequences):]  # The part before has predicted the first token of this part.
       elif objective == "mlm_nsp" and part["opens"]:
         nsp[:, part["sequence"] - 1] = len(tokens), max(part["label"], 0), part["label"] >= 0
       tokens += piece
@@ -120,7 +120,7 @@ def sequences_of(batch):
 @pytest.mark.parametrize("seq_len", [8, 32, 130])
 @pytest.mark.parametrize("packing", [True, False])
 def test_pairs_read_as_bert_reads_them(seq_len, packing):
-  """[CLS] A [SEP] B [SEP]; A and B are running text; B follows A or is of another document."""
+  """Rows are [CLS] A [SEP] B [SEP]: running text, where B follows A or is from elsewhere."""
   batch = read_epoch(ORDINARY, make_config("mlm_nsp", seq_len, packing=packing))
   filled = 0
   for row, sequence, columns in sequences_of(batch):
@@ -229,7 +229,7 @@ def test_hosts_divide_a_batch(objective, hosts):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("num_windows", [1, 3])
 def test_steps_go_through_the_epochs_row_by_row(objective, num_windows):
-  """Batches that straddle windows and epochs are made of the plans' rows, in order."""
+  """Batches across windows and epochs consist of the rows of the plans, in order."""
   config = make_config(objective)
   rows = loader.Rows(ORDINARY, config, 0, config.seed, num_windows=num_windows)
   windows = divide(ORDINARY.document_lengths, num_windows)
@@ -252,7 +252,7 @@ def test_seed_and_phase_make_other_rows():
   assert len(hashes) == 4
 
 
-def test_rows_that_travelled_to_another_process_are_the_same():
+def test_pickled_rows_are_the_same():
   rows = make_rows(ORDINARY, make_config())
   assert_equal(pickle.loads(pickle.dumps(rows)).read(np.arange(8)), rows.read(np.arange(8)))
 
@@ -289,7 +289,7 @@ def test_reader_processes_make_the_same_batches_and_their_death_is_an_error():
 
 @dataclasses.dataclass(frozen=True)
 class DamagedCorpus:
-  """Reads once, then never again."""
+  """A corpus that can be read only once."""
 
   corpus: object
   reads: list
@@ -305,7 +305,7 @@ class DamagedCorpus:
 
 
 def test_an_unreadable_batch_is_an_error_and_the_end(monkeypatch):
-  """Grain by itself would skip it and go on."""
+  """Grain alone would skip the batch and continue with the next."""
   monkeypatch.setattr(loader, "READ_THREADS", 1)
   with loader.make_train_batches(DamagedCorpus(ORDINARY, []), make_config(), 0, 0,
                                  slice(None)) as batches:
@@ -328,7 +328,7 @@ def test_a_closed_iterator_is_exhausted_and_leaves_no_thread():
 
 
 def test_a_corpus_smaller_than_a_batch_is_an_error_with_a_remedy():
-  with pytest.raises(DataError, match=r"phases\[0\].batch_size=10000; lower batch_size"):
+  with pytest.raises(DataError, match=r"phases\[0\].batch_size=10000. Lower batch_size"):
     loader.make_train_batches(ORDINARY, make_config(batch_size=10_000), 0, 0, slice(None))
 
 
@@ -346,7 +346,7 @@ def test_a_tokenizer_without_the_special_tokens_is_an_error(objective, ids):
 @every_variant
 @pytest.mark.parametrize("batch_size, hosts", [(1, 1), (7, 1), (7, 2), (64, 2), (5000, 2)])
 def test_evaluation_reads_every_row_once(objective, data, batch_size, hosts):
-  """For every batch size and number of hosts: the rows of one epoch, then empty ones."""
+  """Every batch size and number of hosts yields the rows of one epoch, then empty ones."""
   config = make_config(objective, batch_size=batch_size, **data)
   expected = read_epoch(ORDINARY, make_config(objective, **data))
   cuts = [batch_size * h // hosts for h in range(hosts + 1)]
@@ -383,10 +383,10 @@ def test_the_report_counts_what_is_in_the_rows():
   text = loader.report(ORDINARY, config, [0, 3])
   filled = batch["nsp_weights"] > 0
   random_next = batch["nsp_labels"][filled].mean()
-  for line in (f"rows an epoch    {len(batch['tokens']):,}",
-               f"padding          {(batch['sequence_ids'] == 0).mean():.2%}",
-               f"sequences a row  {filled.sum() / len(filled):.2f}",
-               f"random next      {random_next:.2%} of {filled.sum():,} pairs",
+  for line in (f"rows per epoch     {len(batch['tokens']):,}",
+               f"padding            {(batch['sequence_ids'] == 0).mean():.2%}",
+               f"sequences per row  {filled.sum() / len(filled):.2f}",
+               f"random next        {random_next:.2%} of {filled.sum():,} pairs",
                f"step 3: sha256 {loader.batch_sha256(train_batches(ORDINARY, config)[3])}"):
     assert f"{line}\n" in f"{text}\n"
   assert sum(line.startswith("row ") for line in text.splitlines()) >= 5
@@ -412,7 +412,7 @@ def test_the_report_refuses_a_step_beyond_the_run():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """A prepared corpus of made-up sentences, with a trained WordPiece."""
+  """Returns a prepared corpus of artificial sentences, with a trained WordPiece tokenizer."""
   folder = tmp_path_factory.mktemp("prepared")
   rng = np.random.default_rng(0)
   words = ["".join(rng.choice(list("abcdefgh"), n)) for n in rng.integers(2, 8, 300)]

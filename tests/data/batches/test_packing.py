@@ -1,4 +1,4 @@
-"""bertgpt.data.batches.packing: every sequence once, rows that hold, little left empty, no bias."""
+"""bertgpt.data.batches.packing: every sequence once, full rows, no bias."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def pack(lengths, row_length, max_per_row, seed=0):
 
 
 def fill(lengths, offsets, row_length):
-  """Share of the rows' places that sequences take."""
+  """Returns the share of the rows' places that sequences take."""
   return np.sum(lengths) / (len(offsets) - 1) / row_length
 
 
@@ -41,10 +41,10 @@ def test_nothing_to_pack():
 @pytest.mark.parametrize("lengths, max_per_row, num_rows", [
     ([100, 28] * 500, 4, 500),            # Pairs that fill a row exactly.
     ([64, 32, 32] * 500, 4, 500),
-    ([1] * 1000, 10, 100),                # As many as a row may hold.
-    ([65] * 10, 4, 10),                   # No two of them fit.
+    ([1] * 1000, 10, 100),                # As many sequences as a row may hold.
+    ([65] * 10, 4, 10),                   # No two of these fit into a row.
 ])
-def test_finds_the_fewest_rows_where_they_are_known(lengths, max_per_row, num_rows):
+def test_finds_the_fewest_rows_if_they_are_known(lengths, max_per_row, num_rows):
   assert len(pack(lengths, 128, max_per_row)[1]) - 1 == num_rows
 
 
@@ -54,15 +54,15 @@ def test_uniform_lengths_leave_less_than_one_percent_empty():
 
 
 def test_which_equals_share_a_row_is_random():
-  """Among 1,000 sequences that go two to a row, each meets each other one equally often."""
+  """Among 1,000 sequences, two per row, every pair shares a row equally often."""
   size, rounds = 1000, 200
   partners = np.array([pack(np.full(size, 50), 100, 2, seed)[0].reshape(-1, 2)
                        for seed in range(rounds)])
   distance = np.abs(partners[..., 0] - partners[..., 1]).ravel()
-  # A random pair of 0..n-1 is (n + 1) / 3 apart, with a deviation of about n / sqrt(18).
+  # Random pairs of 0..n-1 have a mean distance of (n + 1) / 3 with a deviation of n / sqrt(18).
   error = distance.mean() - (size + 1) / 3
   assert abs(error) < 4 * size / np.sqrt(18 * len(distance))
-  # Neighbours: 2 / n of all pairs.
+  # Neighbors are 2 / n of all pairs.
   expected = 2 / size * len(distance)
   assert abs((distance == 1).sum() - expected) < 4 * np.sqrt(expected)
 
@@ -77,7 +77,7 @@ def test_pairs_of_wikipedia_fill_the_rows(wikipedia, seq_len, least):
 
 @pytest.fixture(scope="module")
 def wikipedia(tmp_path_factory, data_dir):
-  """The held-out articles, tokenised with BERT's vocabulary."""
+  """Returns the held-out articles, tokenized with BERT's vocabulary."""
   config = config_lib.base()
   config.data.source = f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz#text"
   config.data.validation_fraction = 0.05

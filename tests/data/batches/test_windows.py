@@ -1,4 +1,4 @@
-"""bertgpt.data.batches.windows: what an epoch's windows hold together and apart."""
+"""bertgpt.data.batches.windows: the documents of the windows of an epoch."""
 
 import hashlib
 import types
@@ -12,12 +12,12 @@ from bertgpt.errors import DataError
 
 
 def make_corpus(lengths):
-  """All that is read of a corpus here."""
+  """Returns the fields of a corpus that `windows` reads."""
   return types.SimpleNamespace(path="memory", split="train", document_lengths=np.array(lengths))
 
 
 def random_lengths(count, mean=8, seed=0):
-  """With empty documents among them."""
+  """Returns lengths of documents, some of which are empty."""
   return np.random.default_rng(seed).geometric(1 / mean, count) - 1
 
 
@@ -36,7 +36,7 @@ def test_blocks_are_runs_of_about_equal_length(count, at_once, monkeypatch):
   tokens = [lengths[a:b].sum() for a, b in zip(windows.starts, windows.starts[1:], strict=False)]
   assert windows.tokens.tolist() == tokens
   size = lengths.sum() // (20 * count)
-  assert abs(windows.tokens[:-1] - size).max() <= lengths.max()  # The last one is what is left.
+  assert abs(windows.tokens[:-1] - size).max() <= lengths.max()  # The last one has the rest.
   assert windows.tokens[-1] <= size + lengths.max()
 
 
@@ -58,7 +58,7 @@ def test_a_document_longer_than_a_window_is_read_and_the_others_too():
   assert set(np.concatenate(epoch).tolist()) == {0, 1, 3, 4}
 
 
-def test_epochs_mix_the_documents_anew_within_and_across_windows():
+def test_every_epoch_mixes_the_documents_within_and_across_windows():
   corpus = make_corpus(np.full(4000, 10))
   windows = divide(corpus.document_lengths, 2)
   epochs = [draw_epoch(corpus, windows, (0, epoch)) for epoch in range(2)]
@@ -66,14 +66,14 @@ def test_epochs_mix_the_documents_anew_within_and_across_windows():
   assert all(np.array_equal(a, b) for a, b in zip(epochs[1], again, strict=True))
   first = set(epochs[0][0].tolist())
   common = len(first.intersection(epochs[1][0].tolist())) / len(first)
-  assert 0.4 < common < 0.6  # Of windows that know nothing of each other: 0.5.
+  assert 0.4 < common < 0.6  # Two independent windows share half of their documents.
   places = np.argsort(np.concatenate(epochs[0]))
-  # Neighbours, also of one block, are as far apart as any two documents of a window.
+  # Neighbors, even in one block, are as far apart as any two documents of a window.
   assert np.median(abs(np.diff(places))) > 300
 
 
 def test_a_corpus_of_one_window_is_shuffled_document_by_document():
-  """The order is part of what a seed means: it may not change between releases."""
+  """The order is part of the meaning of a seed, so it may not change between releases."""
   corpus = make_corpus(random_lengths(1000))
   (documents,) = draw_epoch(corpus, divide(corpus.document_lengths, 1), (3, 1, 4))
   assert hashlib.sha256(documents.astype("<i8")).hexdigest().startswith("fdd999f27c610f40")
