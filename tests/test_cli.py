@@ -348,7 +348,7 @@ def test_ctrl_c_while_preparing_is_one_line_and_leaves_no_corpus(tmp_path, recip
   process = start("prepare", f"--config={recipe}", f"--out={tmp_path / 'corpus'}",
                   f"--config.data.source=text:{text}", start_new_session=True)
   try:
-    while not list(tmp_path.glob(".corpus.partial")):
+    while not list(tmp_path.glob("corpus.unfinished-*")):
       assert process.poll() is None, process.stderr.read()
       time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)

@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections.config_flags import config_flags
 
+from bertgpt import files
 from bertgpt.config import ConfigDict, base, leaves, phase
 from bertgpt.errors import ConfigError, UserError, one_line
 
@@ -197,7 +198,7 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(_to_plain(config), indent=2)
 
 
-def from_json(text: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
+def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """Rebuilds a config from JSON. Runs no code; lists become tuples again.
 
   Args:
@@ -207,10 +208,10 @@ def from_json(text: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDi
   """
   config = make_base()
   try:
-    stored = json.loads(text)
+    stored = files.parse_json(text)
     if "phases" in config:
       config.phases = tuple(phase() for _ in stored["phases"])
-  except (json.JSONDecodeError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError) as e:
     raise ConfigError(f"config.json is not the config of a run: {one_line(e)}") from e
   problems = []
   fields = dict(leaves(config))

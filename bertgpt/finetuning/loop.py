@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
-from bertgpt import trees
+from bertgpt import files, trees
 from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import process, sharding
@@ -104,7 +104,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     check_agreement(config, identity, results)
     setup = open_setup(config, init, pretrained, task, path)
     if is_first:
-      results_lib.write_json(path / "config.json", recipes.to_json(config))
+      files.write_atomically(path / "config.json", recipes.to_json(config) + "\n")
       print("\n".join(describe(setup)), flush=True)
     run_missing(setup, results)
     results = results_lib.summarise(results, config)
@@ -118,7 +118,8 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
       best = path / results["best_run"]
       lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not kept: "
                    f"it was done with save={config.save}, or before that")
-      (path / "report.md").write_text("\n".join([*describe(setup), "", *lines]) + "\n")
+      files.write_atomically(path / "report.md",
+                             "\n".join([*describe(setup), "", *lines]) + "\n")
       print("\n" + "\n".join(lines))
   return results
 

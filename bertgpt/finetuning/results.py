@@ -7,13 +7,12 @@
 """
 
 import hashlib
-import json
 import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt import trees
+from bertgpt import files, trees
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
@@ -56,13 +55,14 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   if not stored.exists():
     return results
   try:
-    old = recipes.from_json(stored.read_text("utf-8"), finetune_config.base)
-  except (ConfigError, UnicodeDecodeError):
+    old = recipes.from_json(stored.read_bytes(), finetune_config.base)
+  except ConfigError:
     raise ConfigError(f"--workdir {path}: holds something else than a fine-tuning of this version; "
                       "give another folder") from None
   lines = recipes.differences(old, config, finetune_config.RESUMABLE)
   if (path / "results.json").exists():
-    results = json.loads((path / "results.json").read_text())
+    results = files.read_json(path / "results.json", "bring it back from a copy, or delete it to "
+                              "do its runs again")
     for flag, field in (("--init", "init"), ("task.data", "rows")):
       old_parts, parts = results.get(field, {}) | {"workdir": ""}, identity[field] | {"workdir": ""}
       names = [n for n in {**parts, **old_parts} if parts.get(n) != old_parts.get(n)]
@@ -79,13 +79,7 @@ def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | N
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
-  write_json(path / "results.json", json.dumps(results, indent=2))
-
-
-def write_json(path: pathlib.Path, text: str) -> None:
-  scratch = path.with_name(path.name + ".tmp")
-  scratch.write_text(text + "\n")
-  scratch.replace(path)
+  files.write_json(path / "results.json", results)
 
 
 def summarise(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +20,7 @@ import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
 from bertgpt import config as config_lib
-from bertgpt import trees
+from bertgpt import files, trees
 from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
@@ -32,30 +30,22 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 WEIGHTS = "model.safetensors"
+REMEDY = "give a folder that save_pretrained() has written"
 PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json")
 
 
 @contextlib.contextmanager
 def appear(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
-  """A folder to write into, which becomes `path` at the end; if anything fails, it is removed.
+  """Yields a folder to write into, which becomes `path` if nothing fails.
 
   Raises:
-    ConfigError: `path` is there already.
+    ConfigError: `path` exists.
   """
   refuse_existing(path, flag)
   path.parent.mkdir(parents=True, exist_ok=True)
-  scratch = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.unfinished-"))
-  scratch.chmod(path.parent.stat().st_mode & 0o777)  # mkdtemp shows it to its owner alone.
-  try:
+  with files.publish_when_done(path) as scratch:
+    scratch.mkdir()
     yield scratch
-    for file in scratch.rglob("*"):
-      if file.is_file():
-        with file.open("rb") as f:
-          os.fsync(f.fileno())
-    scratch.rename(path)
-  except BaseException:
-    shutil.rmtree(scratch, ignore_errors=True)
-    raise
 
 
 def refuse_existing(path: pathlib.Path, flag: str) -> None:
@@ -95,13 +85,13 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels)
               | special_ids(trained))
   with appear(out, "--out") as folder:
-    write_json(folder / "config.json", settings)
+    files.write_json(folder / "config.json", settings, sort_keys=True)
     write_tensors(folder / WEIGHTS, tensors)
     tokenizer_files.write(tokenizer, folder, is_encoder=families.find(config).kind == "encoder",
                           max_length=config.model.max_positions,
                           num_segments=config.model.num_segments, is_tuned=bool(kind))
     if trained.can("generate"):
-      write_json(folder / "generation_config.json", special_ids(trained))
+      files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
     title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
     card = model_card.write(trained, architecture, source, out, title)
     (folder / "README.md").write_text(card, "utf-8")
@@ -126,10 +116,6 @@ def special_ids(trained: Trained) -> dict[str, int]:
     ids = (tokenizer.eod_id, tokenizer.eod_id, pad)
   names = ("bos_token_id", "eos_token_id", "pad_token_id")
   return {name: i for name, i in zip(names, ids, strict=True) if i >= 0}
-
-
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -158,7 +144,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
       x.dtype != tensors[name].dtype or not np.array_equal(x, tensors[name])
       for name, x in found.items()):
     refuse(WEIGHTS)
-  if read_json(folder / "config.json") != json.loads(json.dumps(settings)):
+  if files.read_json(folder / "config.json", REMEDY) != json.loads(json.dumps(settings)):
     refuse("config.json")
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   if fast.get_vocab() != {piece: i for i, piece in enumerate(tokenizer.pieces)}:
@@ -180,7 +166,7 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
   refuse_existing(path, "--workdir")
   if not source.is_dir():
     raise ConfigError(f"--from {source}: no such folder")
-  hf_config = read_json(source / "config.json")
+  hf_config = files.read_json(source / "config.json", REMEDY)
   tensors = read_tensors(find_weights(source))
   try:
     params, fields = conversion.from_hugging_face(tensors, hf_config)
@@ -205,23 +191,11 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
           f"--config.tokenizer.path={path}/tokenizer {model_flags}")
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    raise DataError(f"{path}: no such file; give a folder that save_pretrained() has written")
-  try:
-    content = json.loads(path.read_text("utf-8"))
-  except ValueError as e:
-    raise DataError(f"{path}: is no JSON ({e})") from e
-  if not isinstance(content, dict):
-    raise DataError(f"{path}: is no JSON object")
-  return content
-
-
 def find_weights(source: pathlib.Path) -> pathlib.Path:
   path = source / WEIGHTS
   if path.is_file():
     return path
-  hint = "give a folder that save_pretrained() has written"
+  hint = REMEDY
   if (source / f"{WEIGHTS}.index.json").is_file():
     hint = "the weights are in pieces; save them again with max_shard_size='100GB'"
   elif pickle := next((name for name in PICKLES if (source / name).exists()), None):

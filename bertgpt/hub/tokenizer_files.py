@@ -19,6 +19,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from bertgpt import files
 from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer, WordPiece
 from bertgpt.errors import DataError
 
@@ -58,7 +59,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
     settings["do_lower_case"] = bool(normalizer.get("lowercase"))
   for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", specials)):
-    (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    files.write_json(folder / name, content, ensure_ascii=False)
 
 
 def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:

@@ -4,7 +4,6 @@ Axes: B rows, L length, D width, E layers kept, T tokens of all texts.
 """
 
 import functools
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertgpt import files
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError
@@ -126,16 +126,9 @@ def collect(features: Sequence[np.ndarray], tokens: Sequence[np.ndarray],
 
 def write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
   """Writes the file, whole or not at all."""
-  scratch = out.with_name(f"{out.name}.unfinished")
-  try:
+  with files.publish_when_done(out) as scratch:
     if out.suffix == ".npy":
       with scratch.open("wb") as file:
         np.save(file, arrays["features"])
     else:
       export.write_tensors(scratch, arrays)
-    with scratch.open("rb") as file:
-      os.fsync(file.fileno())
-    scratch.rename(out)
-  except BaseException:
-    scratch.unlink(missing_ok=True)
-    raise

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -48,7 +49,7 @@ def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
   plot_curves(curves, path / "loss.png", described.baselines, trained.config.phases)
   lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
-  (path / "report.md").write_text(text)
+  files.write_atomically(path / "report.md", text)
   print("\n" + text, end="")
 
 

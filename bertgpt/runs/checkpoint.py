@@ -32,6 +32,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from bertgpt import files
 from bertgpt.errors import DataError, StorageError, one_line
 from bertgpt.runs.fingerprint import sum_leaves
 from bertgpt.trees import named_leaves, nest
@@ -359,10 +360,8 @@ def _encode(content: Mapping[str, Any]) -> str:
 def _write_manifest(path: pathlib.Path, content: dict[str, Any]) -> None:
   sizes = _list_files(path)
   hashes = _hash_files(path, sizes)
-  with open(path / MANIFEST, "w") as f:
-    f.write(_encode(content | {"files": {name: [sizes[name], hashes[name]] for name in sizes}}))
-    f.flush()
-    os.fsync(f.fileno())
+  files.write_atomically(path / MANIFEST, _encode(
+      content | {"files": {name: [sizes[name], hashes[name]] for name in sizes}}))
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -373,11 +372,11 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
   """
   try:
     text = (path / MANIFEST).read_text()
-    content = json.loads(text)["content"]
+    content = files.parse_json(text)["content"]
     if text != _encode(content) or str(content["step"]) != path.name:
       raise ValueError
     listed, found = content["files"], _list_files(path)
-  except (FileNotFoundError, ValueError, KeyError, TypeError):
+  except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
     raise Damaged(f"{MANIFEST} is missing or not as it was written") from None
   for name in sorted(listed.keys() | found.keys()):
     size = listed[name][0] if name in listed else "no"

@@ -10,14 +10,12 @@
 """
 
 import contextlib
-import fcntl
-import os
 import pathlib
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 
+from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
@@ -44,6 +42,7 @@ def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     return
   try:
     with lock(workdir):
+      files.remove_leftovers(workdir)
       try:
         yield
       except BaseException:
@@ -66,22 +65,12 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
   Raises:
     ConfigError: another run has it.
-    StorageError: the workdir cannot be written.
   """
-  try:
-    file = (workdir / ".lock").open("a+")
-  except OSError as e:
-    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror})") from e
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      raise ConfigError(f"--workdir {workdir} is in use by {file.read().strip() or 'another run'}; "
-                        "wait for it, stop it, or use another --workdir") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+  def refuse(holder: str) -> None:
+    raise ConfigError(f"--workdir {workdir} is in use by {holder}; wait for it, stop it, or use "
+                      "another --workdir")
+
+  with files.lock(workdir / ".lock", refuse):
     yield
 
 
@@ -109,21 +98,20 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
     raise ConfigError(f"{flag} {workdir}: holds no run (no config.json); "
                       "give the --workdir of a `bertgpt train`")
   try:
-    return recipes.from_json(path.read_text("utf-8"))
-  except (ConfigError, UnicodeDecodeError) as e:
+    return recipes.from_json(path.read_bytes())
+  except ConfigError as e:
     if is_tuning(path):
       raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it, and "
                         "only `bertgpt export` reads those") from e
-    lines = str(e) if isinstance(e, ConfigError) else f"config.json is no text ({e.reason})"
-    raise ConfigError("\n".join(f"{workdir}/{line}" for line in lines.splitlines())
+    raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
                       + "; bring the file back from a copy, or use another --workdir") from e
 
 
 def is_tuning(config_path: pathlib.Path) -> bool:
   """Whether a config.json is that of a fine-tuning."""
   try:
-    recipes.from_json(config_path.read_text("utf-8"), finetune_config.base)
-  except (ConfigError, UnicodeDecodeError):
+    recipes.from_json(config_path.read_bytes(), finetune_config.base)
+  except ConfigError:
     return False
   return True
 
@@ -154,15 +142,13 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
   """Writes config.json and the tokenizer, each whole or not at all."""
-  target, scratch = workdir / "tokenizer", workdir / "tokenizer.tmp"
+  target = workdir / "tokenizer"
   if not (target.exists() and (workdir / "config.json").exists()):
-    for leftover in (target, scratch):  # Of a start that was killed here.
-      shutil.rmtree(leftover, ignore_errors=True)
-    tokenizer.save(scratch)
-    scratch.rename(target)
-  scratch = workdir / "config.json.tmp"
-  scratch.write_text(recipes.to_json(config) + "\n")
-  scratch.replace(workdir / "config.json")  # Last: from here on there is a run.
+    shutil.rmtree(target, ignore_errors=True)  # Of a start that was killed here.
+    with files.publish_when_done(target) as scratch:
+      tokenizer.save(scratch)
+  # Last: from here on there is a run.
+  files.write_atomically(workdir / "config.json", recipes.to_json(config) + "\n")
 
 
 def is_run(workdir: pathlib.Path) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bertgpt import config as config_lib
+from bertgpt import files
 from bertgpt.config import families
 from bertgpt.devices import hardware
 
@@ -183,19 +184,21 @@ def keep_lines(path: pathlib.Path, last_step: int) -> None:
   """Drops lines beyond `last_step`, its evaluation, and a line cut short by a crash."""
   if not path.exists():
     return
-  lines = path.read_text().splitlines()
+  # Split at "\n" alone and with damaged bytes replaced: a damaged line is dropped by itself.
+  lines = path.read_text("utf-8", "replace").split("\n")
   kept = [line for line in lines if (step := _step_of(line)) < last_step
           or step == last_step and '"eval/' not in line]
-  scratch = path.with_suffix(".tmp")
-  scratch.write_text("".join(line + "\n" for line in kept))
-  scratch.replace(path)
+  files.write_atomically(path, "".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> float:
+  """The step of a line of metrics.jsonl; infinity if the line is damaged."""
   try:
-    return json.loads(line)["step"]
-  except (json.JSONDecodeError, KeyError, TypeError):
+    point = files.parse_json(line)
+  except ValueError:
     return math.inf
+  step = point.get("step") if isinstance(point, dict) else None
+  return step if isinstance(step, int) else math.inf
 
 
 def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,6 +1,5 @@
 """A sweep: every run of a recipe's get_sweep(), one process after the other."""
 
-import json
 import pathlib
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertgpt import config as config_lib
+from bertgpt import files
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 from bertgpt.runs import workdir
@@ -36,14 +36,8 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
     fields = dict(config_lib.leaves(configs[i]))  # Of plain types, whatever get_sweep() has.
     table.append({"workdir": str(folder), **{field: fields[field] for field in runs[i]},
                   **final_scores(folder)})
-    write_table(path, table)
+    files.write_json(path / "sweep.json", table)
   print("\n".join(format_table(table)))
-
-
-def write_table(path: pathlib.Path, table: Sequence[Mapping[str, Any]]) -> None:
-  scratch = path / "sweep.json.tmp"
-  scratch.write_text(json.dumps(table, indent=2) + "\n")
-  scratch.replace(path / "sweep.json")
 
 
 def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:

@@ -188,6 +188,13 @@ def test_recipe_without_sweep_says_so(tmp_path):
 # -------------------------------------------------------------------- JSON
 
 
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "1", '{"phases": 1}', b"\xff", "[" * 100_000, '{"seed": ' + "9" * 5000 + "}"])
+def test_what_is_no_config_is_one_line(text):
+  (line,) = problems_of(recipes.from_json, text)
+  assert line.startswith("config.json is not the config of a run: ")
+
+
 def test_json_round_trip_keeps_values_and_tuples():
   config = config_lib.base()
   config.phases = (config_lib.phase(steps=5), config_lib.phase(seq_len=512))

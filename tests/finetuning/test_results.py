@@ -2,8 +2,19 @@
 
 import types
 
+import pytest
+
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.finetuning.results import flatten, report, run_name, runs_of, summarise
+from bertgpt.config import recipes
+from bertgpt.errors import DataError
+from bertgpt.finetuning.results import (
+  flatten,
+  read_results,
+  report,
+  run_name,
+  runs_of,
+  summarise,
+)
 
 
 def make_config(rates, seeds=(0, 1, 2)):
@@ -40,6 +51,15 @@ def test_runs_that_diverged_do_not_count():
   assert lines[1] == ["1e-05", "0", "diverged", "diverged"]
   results = summarise({"runs": runs[3:]}, make_config((2e-5,)))
   assert (results["medians"], results["best_rate"], results["best_run"]) == ([], None, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"runs": [', b"\xff", b"[" * 100_000])
+def test_damaged_results_are_named(tmp_path, content):
+  config = make_config((1e-5,))
+  (tmp_path / "config.json").write_text(recipes.to_json(config))
+  (tmp_path / "results.json").write_bytes(content)
+  with pytest.raises(DataError, match="results.json: .*; bring it back from a copy, or delete it"):
+    read_results(tmp_path, config, {"init": {}, "rows": {}})
 
 
 def test_every_run_has_a_folder_of_its_own():

@@ -294,6 +294,16 @@ def test_a_damaged_newest_step_is_set_aside_and_the_one_before_is_used(copy, dam
   assert_restores(copy, 20)
 
 
+@pytest.mark.parametrize("content", [None, b"[" * 100_000, b'"\xff"', b"[]"],
+                         ids=["a folder", "nested", "no UTF-8", "a list"])
+def test_a_manifest_that_is_none_is_damage(copy, content):
+  manifest = copy / "checkpoints/20/manifest.json"
+  manifest.unlink()
+  manifest.write_bytes(content) if content else manifest.mkdir()
+  assert checkpoint.committed_steps(copy) == [10]
+  assert_restores(copy, 10)
+
+
 def test_a_file_too_many_is_damage(copy):
   (copy / "checkpoints/20/params/d/extra").write_text("")
   assert checkpoint.committed_steps(copy) == [10]

@@ -5,6 +5,7 @@ up.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -91,14 +92,37 @@ def test_checkpoints_without_their_config_are_not_built_upon(finished_bert, tmp_
     workdir.check_unchanged(folder, config_lib.base(), [])
 
 
-@pytest.mark.parametrize("leftover", ["tokenizer", "tokenizer.tmp", "config.json.tmp"])
-def test_what_a_killed_start_left_is_replaced(tmp_path, tokenizer, leftover):
-  (tmp_path / leftover).mkdir() if "tokenizer" in leftover else (tmp_path / leftover).touch()
-  if "tokenizer" in leftover:
-    (tmp_path / leftover / "tokenizer.json").write_text("{")
-  workdir.write_run(tmp_path, config_lib.base(), tokenizer)
-  assert {p.name for p in tmp_path.iterdir()} == {"config.json", "tokenizer"}
-  again = tokenizers.load_tokenizer(tmp_path / "tokenizer")
+# Starts a run and is killed before it gives `name` to what it has written.
+KILLED = """
+import os, pathlib, signal, sys
+from bertgpt import config
+from bertgpt.data.tokens import tokenizers
+from bertgpt.runs import workdir
+
+def replace(self, target, rename=pathlib.Path.replace):
+  if target.name == name:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return rename(self, target)
+
+folder, tokenizer, name = sys.argv[1:]
+pathlib.Path.replace = replace
+with workdir.claim(pathlib.Path(folder), True):
+  workdir.write_run(pathlib.Path(folder), config.base(), tokenizers.load_tokenizer(tokenizer))
+"""
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "config.json"])
+def test_what_a_killed_start_left_is_replaced(tmp_path, tokenizer, name):
+  folder = tmp_path / "w"
+  tokenizer.save(tmp_path / "copy")
+  command = [sys.executable, "-c", KILLED, folder, tmp_path / "copy", name]
+  assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+  (leftover,) = folder.glob("*.unfinished-*")
+  assert leftover.name.startswith(name) and not workdir.is_run(folder)
+  with workdir.claim(folder, True):
+    workdir.write_run(folder, config_lib.base(), tokenizer)
+  assert {p.name for p in folder.iterdir()} == {".lock", "config.json", "tokenizer"}
+  again = tokenizers.load_tokenizer(folder / "tokenizer")
   assert again.fingerprint() == tokenizer.fingerprint()
 
 

@@ -53,6 +53,16 @@ def test_a_resumed_curve_has_every_step_once(tmp_path):
   assert points == [(s, s / 10) for s in (1, 2, 3, 4, 5)]
 
 
+def test_a_damaged_line_costs_no_other_line(tmp_path):
+  good = [b'{"step": 1, "a": 1.0}', b'{"step": 2, "a": 2.0}']
+  bad = [b'{"step": 1, "\xff": 1.0', b'{"step": "2"}', b"[2]", b"2", b"[" * 100_000, b"", b"\x00"]
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(b"\n".join([good[0], *bad, good[1]]) + b"\n")
+  metrics.keep_lines(path, 3)
+  assert path.read_bytes().splitlines() == good
+  assert list(tmp_path.iterdir()) == [path]
+
+
 def test_tensorboard_reads_the_events(tmp_path):
   from tensorboardX.proto import event_pb2
   writer = metrics.Writer(tmp_path, first_step=0, last_step=9, tensorboard=True)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
+from bertgpt import files
 from bertgpt.errors import DataError, one_line
 
 FORMAT_VERSION = 1
@@ -295,15 +296,11 @@ def read_manifest(path: pathlib.Path) -> dict:
     DataError: there is no manifest, or it has another format version.
   """
   file = path / MANIFEST
-  try:
-    manifest = json.loads(file.read_text("utf-8"))
-    version = manifest["format_version"]
-  except (FileNotFoundError, NotADirectoryError):
+  if not is_corpus(path):
     raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}). Make one with "
-                    "`bertgpt prepare`") from None
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise DataError(f"{file}: unreadable ({one_line(e)}). Prepare the corpus again") from e
-  if version != FORMAT_VERSION:
+                    "`bertgpt prepare`")
+  manifest = files.read_json(file, "Prepare the corpus again")
+  if (version := manifest.get("format_version")) != FORMAT_VERSION:
     raise DataError(f"{file}: has format version {version}, but this program reads "
                     f"{FORMAT_VERSION}. Prepare the corpus again")
   return manifest

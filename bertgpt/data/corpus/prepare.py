@@ -5,13 +5,12 @@ the work in between: sentences, token ids, serialization. Their results depend o
 the corpus has the same bytes for any number of workers. At any time only a few chunks of text per
 worker are in memory.
 
-A corpus is built in a hidden folder next to its final place and renamed at the very end.
+A corpus is built in a folder next to its final place and renamed at the very end.
 """
 
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import heapq
 import json
@@ -19,7 +18,6 @@ import multiprocessing
 import os
 import pathlib
 import queue
-import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -27,6 +25,7 @@ from concurrent import futures
 import numpy as np
 import tqdm
 
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
@@ -115,19 +114,18 @@ def make_recipe(config: ConfigDict) -> dict:
 
 
 def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict) -> pathlib.Path:
-  partial = path.with_name(f".{path.name}.partial")
+  def wait(holder: str) -> None:
+    print(f"waiting for {holder}, which prepares {path}", flush=True)
+
   with _as_storage_error(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path.with_name(f".{path.name}.lock")):
+    with files.lock(path.with_name(f".{path.name}.lock"), wait):
       if _is_done(path, recipe):
         return path
-      shutil.rmtree(partial, ignore_errors=True)  # Left by a process that was killed.
-      partial.mkdir()
-      try:
-        manifest = _build(config, partial, recipe)
-        _publish(partial, path)
-      finally:
-        shutil.rmtree(partial, ignore_errors=True)
+      files.remove_leftovers(path.parent, path.name)
+      with files.publish_when_done(path) as folder:
+        folder.mkdir()
+        manifest = _build(config, folder, recipe)
   print(f"corpus {path}\n{corpus_lib.report(manifest)}", flush=True)
   return path
 
@@ -147,40 +145,12 @@ def _is_done(path: pathlib.Path, recipe: dict) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(file: pathlib.Path) -> Iterator[None]:
-  """Holds an advisory lock, which the system gives back even after kill -9."""
-  with open(file, "ab") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      print(f"waiting for another process that prepares {file.parent}", flush=True)
-      fcntl.flock(f, fcntl.LOCK_EX)
-    yield
-
-
-@contextlib.contextmanager
 def _as_storage_error(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as e:
     raise StorageError(f"{e.filename or path}: {e.strerror or e}. The corpus {path} "
                        "was not prepared") from e
-
-
-def _publish(partial: pathlib.Path, path: pathlib.Path) -> None:
-  """Makes the finished folder durable, then visible under its name, in this order."""
-  for entry in [*partial.rglob("*"), partial]:
-    _fsync(entry)
-  os.rename(partial, path)
-  _fsync(path.parent)
-
-
-def _fsync(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 # ---------------------------------------------------------------- pipeline

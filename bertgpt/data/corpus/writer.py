@@ -6,7 +6,6 @@
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from bertgpt.data.corpus.corpus import (
     shard_file,
 )
 from bertgpt.errors import one_line
+from bertgpt.files import write_json
 
 SHARD_BYTES = 2**28
 PERCENTILES = (5, 50, 95, 99, 100)
@@ -201,7 +201,7 @@ def write_metadata(folder: pathlib.Path, manifest: dict) -> dict:
   manifest = manifest | {"files": {
       name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
       for name in files}}
-  (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+  write_json(folder / MANIFEST, manifest, indent=1)
   return manifest
 
 

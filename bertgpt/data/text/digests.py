@@ -11,11 +11,13 @@ clock of some file systems is coarse.
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import time
 from collections.abc import Iterable
+
+from bertgpt import files
+from bertgpt.errors import DataError
 
 MIN_BYTES = 2**20  # Reading a smaller file is faster than looking it up.
 SETTLED_SECONDS = 2.0
@@ -60,10 +62,9 @@ def _state(path: str) -> list[int]:
 
 def _load(file: pathlib.Path) -> dict:
   try:
-    known = json.loads(file.read_text("utf-8"))
-  except (OSError, ValueError):
+    return files.read_json(file, "delete it")
+  except DataError:
     return {}
-  return known if isinstance(known, dict) else {}
 
 
 def _save(file: pathlib.Path, known: dict) -> None:
@@ -72,11 +73,6 @@ def _save(file: pathlib.Path, known: dict) -> None:
   If two processes write at once, the later one wins, and the digests of the other are computed
   once more.
   """
-  scratch = file.with_suffix(f".{os.getpid()}.tmp")
-  try:
+  with contextlib.suppress(OSError):
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_text(json.dumps(known), "utf-8")
-    scratch.replace(file)
-  except OSError:
-    with contextlib.suppress(OSError):
-      scratch.unlink(missing_ok=True)
+    files.write_json(file, known, indent=None)

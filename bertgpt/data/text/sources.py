@@ -36,7 +36,6 @@ import functools
 import glob
 import hashlib
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -46,6 +45,7 @@ from typing import Any
 
 import sentencex
 
+from bertgpt import files
 from bertgpt.config import remote_problem
 from bertgpt.data.text import pydocs
 from bertgpt.data.text.digests import sha256_files
@@ -338,8 +338,8 @@ def _read_jsonl(path: str, field: str, cleaner: TextCleaner) -> Iterator[Documen
 def _json_field(record: str, field: str, path: str, offset: int,
                 cleaner: TextCleaner) -> str | None:
   try:
-    value = json.loads(record)
-  except (json.JSONDecodeError, RecursionError):
+    value = files.parse_json(record)
+  except ValueError:
     return cleaner.reject("malformed JSON", path, offset, can_replace=False)
   text = value.get(field) if isinstance(value, dict) else None
   if not isinstance(text, str):

@@ -1,9 +1,9 @@
 """Short texts from a file, all at once and in order, as input for a trained model."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
+from bertgpt import files
 from bertgpt.data.text.intake import Counts, TextCleaner, read_lines
 from bertgpt.errors import ConfigError, DataError
 
@@ -49,9 +49,9 @@ def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
 
 def _field(line: str, field: str, place: str) -> str:
   try:
-    record = json.loads(line)
-  except (json.JSONDecodeError, RecursionError) as e:
-    raise DataError(f"{place}: is not valid JSON. Repair it") from e
+    record = files.parse_json(line)
+  except ValueError as e:
+    raise DataError(f"{place}: {e}. Repair it") from e
   text = record.get(field) if isinstance(record, dict) else None
   if not isinstance(text, str):
     raise ConfigError(f"{place}: has no text in a field {field!r}. Rename the field that has it")

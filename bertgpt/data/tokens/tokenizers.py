@@ -23,7 +23,6 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -36,6 +35,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.text.sources import cut_at_spaces
 from bertgpt.data.tokens.words import BYTE_OF_CHAR, is_continuation, join_cjk
@@ -429,7 +429,7 @@ _JSON_KINDS = {("WordPiece", "WordPiece"): WordPiece, ("BPE", "ByteLevel"): Byte
 
 def _load_json(file: pathlib.Path) -> Tokenizer:
   data = file.read_bytes()
-  content = json.loads(data)
+  content = files.parse_json(data)
   kind, decoder = content["model"]["type"], (content["decoder"] or {}).get("type")
   if (kind, decoder) not in _JSON_KINDS:
     raise DataError(f"{file}: a model of type {kind} with decoder {decoder} is not supported. "

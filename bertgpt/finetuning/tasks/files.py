@@ -1,6 +1,5 @@
 """The files of a task: found by their official names, plain or compressed, and read as lines."""
 
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from bertgpt.data.text.intake import DAMAGED, Counts, TextCleaner, open_file, read_lines
 from bertgpt.errors import DataError, one_line
+from bertgpt.files import parse_json
 
 ENDINGS = ("", ".gz", ".xz", ".zst")
 
@@ -59,11 +59,11 @@ def read_json(path: pathlib.Path) -> Any:
   """
   try:
     with open_file(str(path)) as f:
-      return json.loads(f.read())
+      return parse_json(f.read())
   except DAMAGED as e:
     raise DataError(f"{path}: cannot be read ({one_line(e)}); fetch it again") from e
-  except ValueError as e:  # No JSON, or no UTF-8.
-    raise DataError(f"{path}: is no JSON ({e}); give an official file") from e
+  except ValueError as e:
+    raise DataError(f"{path}: {e}; give an official file") from e
 
 
 def choose_examples(count: int, limit: int, *, is_random: bool) -> np.ndarray:

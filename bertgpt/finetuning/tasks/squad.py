@@ -6,7 +6,6 @@ token; where it does not hold the answer, and in 2.0 where there is none, both a
 
 import collections
 import functools
-import json
 import pathlib
 import re
 import string
@@ -17,6 +16,7 @@ import numpy as np
 
 from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.errors import ConfigError, DataError, one_line
+from bertgpt.files import write_json
 from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
 from bertgpt.finetuning.tasks.scores import harmonic_mean
@@ -263,7 +263,7 @@ def write(name: str, predict, with_odds: bool, outputs, folder: pathlib.Path) ->
   if with_odds:
     contents["null_odds"] = odds
   for stem, content in contents.items():
-    (folder / f"{prefix}{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / f"{prefix}{stem}.json", content, indent=1)
 
 
 # ------------------------------------------------------------------ scores

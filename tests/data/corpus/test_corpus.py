@@ -192,7 +192,7 @@ def test_manifests_that_do_not_fit(small):
       "beyond the vocabulary of 7": manifest | {"tokenizer": {"vocab_size": 7}},
       "the manifest says 1\\.": manifest | {"splits": {"train": train | {"tokens": 1}}},
       "no split 'train'": manifest | {"splits": {}},
-      "unreadable": [],
+      "holds JSON of type list": [],
   }
   for message, content in cases.items():
     file.write_text(json.dumps(content))

@@ -311,7 +311,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):
   config = make_config(tmp_path, workers=2)
   target = tmp_path / "out" / "corpus"
   process = start(tmp_path, config, target)
-  wait_for(lambda: list(target.parent.glob(".corpus.partial/train-*.new")))
+  wait_for(lambda: list(target.parent.glob("corpus.unfinished-*/train-*.new")))
   workers = child_pids(process.pid)
   os.kill(process.pid, signal.SIGKILL)
   process.communicate()

@@ -179,7 +179,7 @@ def test_questions_without_answers(tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("{", "dev-v1.1.json: is no JSON"),
+    ("{", "dev-v1.1.json: is not valid JSON"),
     ("[]", "dev-v1.1.json: not in SQuAD's JSON (TypeError"),
     ('{"data": [{"paragraphs": [{"qas": []}]}]}', "holds no questions"),
     ('{"data": [{"paragraphs": [{"qas": [{"id": "x"}]}]}]}', "(KeyError: 'question')"),

@@ -1,0 +1,259 @@
+"""bertgpt.files: whole or not there, also after a crash; one holder of a lock; JSON in one line."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bertgpt import files
+from bertgpt.errors import DataError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def names_in(folder: pathlib.Path) -> list[str]:
+  return sorted(path.name for path in folder.iterdir())
+
+
+def start(code: str, *arguments) -> subprocess.Popen:
+  """Python code in a process of its own, killable; its output is text."""
+  return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+# ----------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("content", ["", "a\r\nb\n\u00e9\u2028", b"\x00\xff\r\n"])
+def test_a_file_holds_what_was_written(tmp_path, content):
+  path = tmp_path / "a.txt"
+  for before in (None, b"what was there before, which is longer than the new content"):
+    if before:
+      path.write_bytes(before)
+    files.write_atomically(path, content)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_file_may_be_read_by_those_who_may_read_any_other(tmp_path):
+  (tmp_path / "ordinary").write_text("")
+  files.write_atomically(tmp_path / "a.txt", "")
+  assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+from bertgpt import files
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+  files.write_atomically(pathlib.Path(sys.argv[1]), "new" * 1000)
+except OSError as e:
+  print(e.errno, e.filename)
+"""
+
+
+def test_a_disk_that_is_full_leaves_the_old_content_and_is_named(tmp_path):
+  path = tmp_path / "a.txt"
+  path.write_text("old")
+  out, err = start(FULL_DISK, path).communicate(timeout=120)
+  assert (out, err) == (f"{errno.EFBIG} {path}\n", "")
+  assert (path.read_text(), names_in(tmp_path)) == ("old", ["a.txt"])
+
+
+def test_a_folder_that_is_missing_is_an_error_that_names_the_file(tmp_path):
+  with pytest.raises(FileNotFoundError) as e:
+    files.write_atomically(tmp_path / "none" / "a.txt", "text")
+  assert e.value.filename == str(tmp_path / "none" / "a.txt")
+
+
+REWRITE = """
+import pathlib, sys
+from bertgpt import files
+path = pathlib.Path(sys.argv[1])
+print("ready", flush=True)
+while True:
+  for letter in "ab":
+    files.write_atomically(path, letter * 2**22)
+"""
+
+
+def test_kill_9_leaves_the_old_content_or_the_new(tmp_path):
+  path = tmp_path / "a.txt"
+  path.write_text("a" * 2**22)
+  for round_ in range(10):
+    process = start(REWRITE, path)
+    process.stdout.readline()
+    time.sleep(0.007 * round_)
+    process.kill()
+    process.communicate()
+    content = path.read_text()
+    assert content == content[0] * 2**22 and content[0] in "ab"
+  files.remove_leftovers(tmp_path)
+  assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_return(
+    tmp_path, monkeypatch):
+  synced, sync = [], os.fsync
+
+  def record(descriptor):
+    sync(descriptor)
+    name = pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    synced.append((name.name.partition(".unfinished-")[0], (tmp_path / "new").exists()))
+
+  monkeypatch.setattr(os, "fsync", record)
+  with files.publish_when_done(tmp_path / "new") as scratch:
+    (scratch / "inside").mkdir(parents=True)
+    (scratch / "inside" / "a.txt").write_text("a")
+  assert sorted(synced[:-1]) == [("a.txt", False), ("inside", False), ("new", False)]
+  assert synced[-1] == (tmp_path.name, True)
+
+
+def test_a_folder_appears_with_all_that_is_in_it(tmp_path):
+  with files.publish_when_done(tmp_path / "new") as scratch:
+    scratch.mkdir()
+    (scratch / "a.txt").write_text("a")
+    assert scratch.parent == tmp_path and not (tmp_path / "new").exists()
+  assert names_in(tmp_path) == ["new"] and names_in(tmp_path / "new") == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_an_error_leaves_nothing(tmp_path, error, is_folder):
+  with pytest.raises(error), files.publish_when_done(tmp_path / "new") as scratch:
+    if is_folder:
+      scratch.mkdir()
+      scratch /= "a.txt"
+    scratch.write_text("a")
+    raise error
+  assert names_in(tmp_path) == []
+
+
+def test_a_folder_replaces_an_empty_one_only(tmp_path):
+  def publish():
+    with files.publish_when_done(tmp_path / "new") as scratch:
+      scratch.mkdir()
+      (scratch / "b.txt").write_text("b")
+
+  (tmp_path / "new").mkdir()
+  publish()
+  (tmp_path / "new" / "b.txt").rename(tmp_path / "new" / "a.txt")
+  with pytest.raises(OSError):
+    publish()
+  assert names_in(tmp_path) == ["new"] and names_in(tmp_path / "new") == ["a.txt"]
+
+
+def test_leftovers_are_told_from_other_files(tmp_path):
+  others = ["a[1].unfinished-notes", "b", "a[1]", "a[1].unfinished-0123456789"]
+  for name in others:
+    (tmp_path / name).write_text("")
+  (tmp_path / "a[1].unfinished-01ab23cd").write_text("")
+  (tmp_path / "b.unfinished-01ab23cd" / "inside").mkdir(parents=True)
+  files.remove_leftovers(tmp_path, "a[1]")
+  assert names_in(tmp_path) == sorted([*others, "b.unfinished-01ab23cd"])
+  files.remove_leftovers(tmp_path)
+  assert names_in(tmp_path) == sorted(others)
+
+
+# ----------------------------------------------------------------- locking
+
+
+HOLD = """
+import os, pathlib, sys
+from bertgpt import files
+with files.lock(pathlib.Path(sys.argv[1]), lambda holder: print(holder, flush=True)):
+  print("locked by", os.getpid(), flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path):
+  first = start(HOLD, tmp_path / "lock")
+  assert first.stdout.readline() == f"locked by {first.pid}\n"
+  second = start(HOLD, tmp_path / "lock")
+  assert second.stdout.readline() == f"process {first.pid} on {os.uname().nodename}\n"
+  first.send_signal(signal.SIGKILL)
+  assert second.stdout.readline() == f"locked by {second.pid}\n"
+  first.communicate()
+  assert second.communicate()[1] == ""
+
+
+def test_whoever_does_not_want_to_wait_raises(tmp_path):
+  def refuse(holder):
+    raise DataError(f"held by {holder}")
+
+  with files.lock(tmp_path / "lock", refuse):
+    with pytest.raises(DataError, match=f"^held by process {os.getpid()} on "), \
+         files.lock(tmp_path / "lock", refuse):
+      raise AssertionError
+  with files.lock(tmp_path / "lock", refuse):
+    pass
+
+
+# -------------------------------------------------------------------- JSON
+
+
+def test_json_is_read_as_it_was_written(tmp_path):
+  content = {"b": [1, 2.5, None, True], "a": {"\u00e9\u2028": "\U0001f600"}}
+  files.write_json(tmp_path / "a.json", content)
+  assert files.read_json(tmp_path / "a.json", "") == content
+  assert list(files.read_json(tmp_path / "a.json", "")) == ["b", "a"]
+  files.write_json(tmp_path / "a.json", content, indent=None, sort_keys=True, ensure_ascii=False)
+  assert (tmp_path / "a.json").read_text("utf-8").startswith('{"a": {"\u00e9')
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "is not valid JSON (Expecting value"),
+    (b'{"a": 1', "is not valid JSON (Expecting ','"),
+    (b'{"a": 1} x', "is not valid JSON (Extra data"),
+    (b'{"a": "\xff"}', "is not valid JSON ('utf-8' codec can't decode byte 0xff in position 7"),
+    ('{"a": 1}'.encode("utf-16"), "is not valid JSON ('utf-8' codec"),
+    (b"\x00" * 100, "is not valid JSON"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON (Exceeds the limit"),
+    (b"[" * 100_000, "is not usable JSON (nested too deeply)"),
+    (b'{"a": NaN}', "is not valid JSON (NaN is not a finite number)"),
+    (b'{"a": [-Infinity]}', "is not valid JSON (-Infinity is not a finite number)"),
+    (b'{"b": {"a": 1, "c": 2, "a": 3}}', "is not valid JSON (the key 'a' occurs twice)"),
+    (b"[1]", "holds JSON of type list instead of dict"),
+    (b"null", "holds JSON of type NoneType instead of dict"),
+])
+def test_what_is_no_json_is_one_line_that_names_the_file(tmp_path, content, reason):
+  path = tmp_path / "a.json"
+  path.write_bytes(content)
+  with pytest.raises(DataError) as e:
+    files.read_json(path, "fetch it again")
+  line = str(e.value)
+  assert line.startswith(f"{path}: {reason}")
+  assert line.endswith("; fetch it again") and "\n" not in line
+
+
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path):
+  for path, reason in ((tmp_path / "none", "No such file or directory"),
+                       (tmp_path, "Is a directory")):
+    with pytest.raises(DataError) as e:
+      files.read_json(path, "fetch it again")
+    assert str(e.value) == f"{path}: cannot be read ({reason}); fetch it again"
+
+
+def test_another_type_may_be_asked_for(tmp_path):
+  (tmp_path / "a.json").write_text("[1]")
+  assert files.read_json(tmp_path / "a.json", "", kind=list) == [1]
+
+
+def test_foreign_json_may_hold_what_python_writes():
+  assert str(files.parse_json('{"a": NaN, "b": 1, "b": -Infinity}')) == "{'a': nan, 'b': -inf}"
+  assert files.parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "\u00e9"}
+  assert files.parse_json(json.dumps([1, "a"])) == [1, "a"]
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "[" * 100_000, "9" * 5000])
+def test_every_failure_to_parse_is_one_kind_of_error(text):
+  with pytest.raises(ValueError, match=r"^is not (valid|usable) JSON \(") as e:
+    files.parse_json(text)
+  assert type(e.value) is ValueError and "\n" not in str(e.value)
