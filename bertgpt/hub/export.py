@@ -35,7 +35,7 @@ PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json")
 
 
 @contextlib.contextmanager
-def appear(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
+def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
   """Yields a folder to write into, which becomes `path` if nothing fails.
 
   Raises:
@@ -84,7 +84,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind)
   settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels)
               | special_ids(trained))
-  with appear(out, "--out") as folder:
+  with new_folder(out, "--out") as folder:
     files.write_json(folder / "config.json", settings, sort_keys=True)
     write_tensors(folder / WEIGHTS, tensors)
     tokenizer_files.write(tokenizer, folder, is_encoder=families.find(config).kind == "encoder",
@@ -176,7 +176,7 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
   config = make_config(source, fields, path / "tokenizer", tokenizer)
   metadata = {"config": recipes.to_json(config), "corpus": "", "step": 0,
               "tokenizer": tokenizer.fingerprint()}
-  with appear(path, "--workdir") as folder:
+  with new_folder(path, "--workdir") as folder:
     with contextlib.closing(checkpoint.Checkpoints(
         folder, every_steps=0, every_minutes=0, keep=1)) as checkpoints:
       state = {"params": jax.tree.map(jnp.asarray, params)}

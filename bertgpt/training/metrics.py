@@ -7,7 +7,7 @@ import pathlib
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bertgpt import config as config_lib
 from bertgpt import files
@@ -181,32 +181,30 @@ def format_duration(seconds: float) -> str:
 
 
 def keep_lines(path: pathlib.Path, last_step: int) -> None:
-  """Drops lines beyond `last_step`, its evaluation, and a line cut short by a crash."""
+  """Drops lines beyond `last_step`, its evaluation, and damaged lines, as a crash leaves them."""
   if not path.exists():
     return
-  # Split at "\n" alone and with damaged bytes replaced: a damaged line is dropped by itself.
-  lines = path.read_text("utf-8", "replace").split("\n")
-  kept = [line for line in lines if (step := _step_of(line)) < last_step
-          or step == last_step and '"eval/' not in line]
+  kept = [line for line, point in _read_points(path) if point["step"] < last_step
+          or point["step"] == last_step and '"eval/' not in line]
   files.write_atomically(path, "".join(line + "\n" for line in kept))
-
-
-def _step_of(line: str) -> float:
-  """The step of a line of metrics.jsonl; infinity if the line is damaged."""
-  try:
-    point = files.parse_json(line)
-  except ValueError:
-    return math.inf
-  step = point.get("step") if isinstance(point, dict) else None
-  return step if isinstance(step, int) else math.inf
 
 
 def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
   """tag -> [(step, value), ...] of a run's metrics.jsonl."""
   curves: dict[str, list[tuple[int, float]]] = {}
-  for line in (workdir / "metrics.jsonl").read_text().splitlines():
-    point = json.loads(line)
+  for _, point in _read_points(workdir / "metrics.jsonl"):
     step = point.pop("step")
     for tag, value in point.items():
       curves.setdefault(tag, []).append((step, value))
   return curves
+
+
+def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
+  """(line, its content) of every line of metrics.jsonl that is not damaged."""
+  for line in path.read_text("utf-8", "replace").split("\n"):
+    try:
+      point = files.parse_json(line)
+    except ValueError:
+      continue
+    if isinstance(point, dict) and isinstance(point.get("step"), int):
+      yield line, point
