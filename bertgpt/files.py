@@ -132,21 +132,22 @@ def read_json(path: pathlib.Path, remedy: str, kind: type = dict) -> Any:
   """Returns the content of a JSON file.
 
   Args:
-    remedy: what to do if it is damaged; the error's second half.
-    kind: expected type of the content.
+    path: a file in UTF-8.
+    remedy: what to do if the file is damaged; the second sentence of the error.
+    kind: the type that the content must have.
   Raises:
     DataError: the file cannot be read, is not UTF-8 or not JSON, has a key twice or a number
-      that is not finite, or holds another type; one line that names the file.
+      that is not finite, or holds another type. One line that names the file.
   """
   try:
     content = parse_json(path.read_bytes(), is_strict=True)
   except OSError as e:
-    raise DataError(f"{path}: cannot be read ({e.strerror}); {remedy}") from e
+    raise DataError(f"{path}: cannot be read ({e.strerror}). {remedy}") from e
   except ValueError as e:
-    raise DataError(f"{path}: {e}; {remedy}") from e
+    raise DataError(f"{path}: {e}. {remedy}") from e
   if not isinstance(content, kind):
     raise DataError(f"{path}: holds JSON of type {type(content).__name__} instead of "
-                    f"{kind.__name__}; {remedy}")
+                    f"{kind.__name__}. {remedy}")
   return content
 
 

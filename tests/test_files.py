@@ -227,18 +227,18 @@ def test_what_is_no_json_is_one_line_that_names_the_file(tmp_path, content, reas
   path = tmp_path / "a.json"
   path.write_bytes(content)
   with pytest.raises(DataError) as e:
-    files.read_json(path, "fetch it again")
+    files.read_json(path, "Fetch it again")
   line = str(e.value)
   assert line.startswith(f"{path}: {reason}")
-  assert line.endswith("; fetch it again") and "\n" not in line
+  assert line.endswith(". Fetch it again") and "\n" not in line
 
 
 def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path):
   for path, reason in ((tmp_path / "none", "No such file or directory"),
                        (tmp_path, "Is a directory")):
     with pytest.raises(DataError) as e:
-      files.read_json(path, "fetch it again")
-    assert str(e.value) == f"{path}: cannot be read ({reason}); fetch it again"
+      files.read_json(path, "Fetch it again")
+    assert str(e.value) == f"{path}: cannot be read ({reason}). Fetch it again"
 
 
 def test_another_type_may_be_asked_for(tmp_path):

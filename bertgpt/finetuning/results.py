@@ -61,7 +61,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
                       "give another folder") from None
   lines = recipes.differences(old, config, finetune_config.RESUMABLE)
   if (path / "results.json").exists():
-    results = files.read_json(path / "results.json", "bring it back from a copy, or delete it to "
+    results = files.read_json(path / "results.json", "Bring it back from a copy, or delete it to "
                               "do its runs again")
     for flag, field in (("--init", "init"), ("task.data", "rows")):
       old_parts, parts = results.get(field, {}) | {"workdir": ""}, identity[field] | {"workdir": ""}

@@ -30,7 +30,7 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 WEIGHTS = "model.safetensors"
-REMEDY = "give a folder that save_pretrained() has written"
+REMEDY = "Give a folder that save_pretrained() has written"
 PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json")
 
 
@@ -197,11 +197,11 @@ def find_weights(source: pathlib.Path) -> pathlib.Path:
     return path
   hint = REMEDY
   if (source / f"{WEIGHTS}.index.json").is_file():
-    hint = "the weights are in pieces; save them again with max_shard_size='100GB'"
+    hint = "The weights are in pieces. Save them again with max_shard_size='100GB'"
   elif pickle := next((name for name in PICKLES if (source / name).exists()), None):
-    hint = (f"{pickle} is a pickle, which can run code when it is read, and is never loaded; where "
+    hint = (f"{pickle} is a pickle, which can run code when it is read, and is never loaded. If "
             "you trust it, load it with transformers and save it again with save_pretrained()")
-  raise DataError(f"{path}: no such file; {hint}")
+  raise DataError(f"{path}: no such file. {hint}")
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:

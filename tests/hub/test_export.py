@@ -291,7 +291,7 @@ NORM = "bert.embeddings.LayerNorm.weight"
     (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000), "is no whole safeten"),
     (pickle_only, "pytorch_model.bin is a pickle"),
     (lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
-     "the weights are in pieces"),
+     "The weights are in pieces"),
     (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read (No such file"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: is not valid JSON"),
     (lambda folder: (folder / "config.json").write_text("[]"), "config.json: holds JSON of type"),

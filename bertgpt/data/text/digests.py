@@ -62,7 +62,7 @@ def _state(path: str) -> list[int]:
 
 def _load(file: pathlib.Path) -> dict:
   try:
-    return files.read_json(file, "delete it")
+    return files.read_json(file, "Delete it")
   except DataError:
     return {}
 
