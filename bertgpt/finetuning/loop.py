@@ -1,17 +1,17 @@
-"""A pretrained model on a task: several rates and seeds, official metrics, predictions.
+"""Fine-tuning of a pretrained model: runs for learning rates and seeds, official metrics, outputs.
 
     workdir/
-      config.json            of the fine-tuning
-      results.json           every run, the medians, the best run; renewed after each run
-      report.md              the same to read
-      lr5e-05-seed0/         a run:
+      config.json            config of the fine-tuning
+      results.json           every run, the medians and the best run; rewritten after each run
+      report.md              the same as a table
+      lr5e-05-seed0/         one run:
         metrics.jsonl
-        predictions/         in the official format, of every set
-        config.json, tokenizer/, checkpoints/    the weights, of the runs that `save` says
+        predictions/         predictions on every evaluation set, in the official format
+        config.json, tokenizer/, checkpoints/    weights, if `save` asks for those of this run
 
-A run is a function of its config, its seed and the weights it starts from. Runs that are done are
-kept when the command is given again, if weights and data are the same; one that was stopped is
-begun anew. With several processes all compute, and the first one writes.
+A run is a function of its config, its seed and the weights it starts from. When the command is
+given again, it keeps the completed runs if weights and data are the same, and restarts a run that
+was stopped. With several processes, all of them compute, and process 0 writes.
 """
 
 import contextlib
@@ -45,17 +45,23 @@ from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
 from bertgpt.training import steps
 from bertgpt.training.step_log import StepLog
 
 
-class Setup(NamedTuple):
-  """What all runs share.
+class Tuning(NamedTuple):
+  """Everything that all runs of a fine-tuning share.
 
   Attributes:
-    config: of the fine-tuning.
+    config: config of the fine-tuning.
     init: folder of the pretrained run.
+    pretrained: the model in that folder.
+    task: rows, labels and metrics.
+    head: output layer, loss and predictions for the kind of the task.
+    mesh: mesh over the devices of all processes.
+    path: workdir of the fine-tuning.
   """
 
   config: ConfigDict
@@ -71,11 +77,14 @@ class Program(NamedTuple):
   """The compiled parts of the runs with one learning rate.
 
   Attributes:
-    training: what is trained; its config is an ordinary one, of `finetune_config.run_config`.
-    step: (state, batch) -> (state, metrics).
-    predict: (params, batch) -> outputs.
+    learning_rate: peak learning rate.
+    training: model, objective and mesh, with an ordinary config from `make_run_config`.
+    abstract: TrainState of ShapeDtypeStructs with their shardings.
+    step: (state, batch) -> (state, metrics); the old state is donated.
+    predict: (params, batch) -> outputs, replicated over the devices.
   """
 
+  learning_rate: float
   training: steps.Setup
   abstract: steps.TrainState
   step: Callable
@@ -83,13 +92,18 @@ class Program(NamedTuple):
 
 
 def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict[str, Any]:
-  """Fine-tunes the newest checkpoint of the run in `init`, once for every rate and seed.
+  """Fine-tunes the newest checkpoint of a run, once for every learning rate and seed.
 
+  Args:
+    init: folder of the pretrained or imported run.
+    config: config of the fine-tuning, made by `config.finetuning.base`.
+    path: workdir of the fine-tuning; completed runs in it are kept.
   Returns:
-    What results.json holds.
+    The content of results.json.
   Raises:
-    DivergedError: every run did.
-    UserError: see `errors`; before anything is written, where the input is wrong.
+    DivergedError: every run diverged.
+    Preempted: a signal was received. Completed runs are kept.
+    UserError: see `errors`; raised before anything is written if the input is wrong.
   """
   process.use_compilation_cache(config.system.compilation_cache)
   pretrained = trained_lib.load_trained(init, "--init")
@@ -97,35 +111,52 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   check_run(config, pretrained)
   form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
   task = tasks.open_task(config.task, form)
-  is_first = jax.process_index() == 0  # The others compute, and write nothing.
+  is_first = jax.process_index() == 0  # The other processes compute and write nothing.
   with workdir.claim(path, is_first):
     identity = results_lib.identify(init, pretrained, task)
     results = results_lib.read_results(path, config, identity)
     check_agreement(config, identity, results)
-    setup = open_setup(config, init, pretrained, task, path)
+    tuning = open_tuning(config, init, pretrained, task, path)
     if is_first:
       files.write_atomically(path / "config.json", recipes.to_json(config) + "\n")
-      print("\n".join(describe(setup)), flush=True)
-    run_missing(setup, results)
-    results = results_lib.summarise(results, config)
+      print("\n".join(describe(tuning)), flush=True)
+    run_missing(tuning, results)
+    results = results_lib.summarize(results, config)
     if is_first:
       results_lib.write_results(path, results)
     if results["best_run"] is None:
-      raise DivergedError(f"--workdir {path}: every run diverged; use another --workdir with lower "
+      raise DivergedError(f"--workdir {path}: every run diverged. Use another --workdir with lower "
                           "learning_rates, or look at the data")
     if is_first:
-      lines = results_lib.report(results, config, task)
-      best = path / results["best_run"]
-      lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not kept: "
-                   f"it was done with save={config.save}, or before that")
-      files.write_atomically(path / "report.md",
-                             "\n".join([*describe(setup), "", *lines]) + "\n")
-      print("\n" + "\n".join(lines))
+      write_report(tuning, results)
   return results
 
 
+def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
+  """Writes report.md and prints its table.
+
+  Args:
+    results: summarized results, at least one run of which did not diverge.
+  """
+  lines = results_lib.report(results, tuning.config, tuning.task)
+  best = tuning.path / results["best_run"]
+  lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not kept: the "
+               f"run was done with save={tuning.config.save}, or with that of an earlier start")
+  files.write_atomically(tuning.path / "report.md",
+                         "\n".join([*describe(tuning), "", *lines]) + "\n")
+  print("\n" + "\n".join(lines))
+
+
 def check_agreement(config: ConfigDict, identity: dict[str, Any], results: dict[str, Any]) -> None:
-  """Raises ConfigError, in every process, where they would not do the same runs."""
+  """Checks that all processes would do the same runs. All processes call it at the same time.
+
+  Args:
+    config: config of the fine-tuning in this process.
+    identity: what the runs start from and learn, from `results.identify`.
+    results: completed runs that this process has found.
+  Raises:
+    ConfigError: the processes differ; raised in every process.
+  """
   if jax.process_count() == 1:
     return
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
@@ -136,64 +167,91 @@ def check_agreement(config: ConfigDict, identity: dict[str, Any], results: dict[
                    json.dumps(done))]))
   is_same = (digests == digests[0]).all(axis=(0, 2))
   for same, line in zip(is_same, (
-      "the processes have different configs; give all the same command",
-      "--init, task.data: the processes read different weights or rows; give all the same files",
-      "--workdir: the processes find different runs in it; put it on storage that all share"),
+      "the processes have different configs. Give all of them the same command",
+      "--init, task.data: the processes read different weights or rows. Give all of them the same "
+      "files",
+      "--workdir: the processes find different completed runs in it. Put it on storage that all "
+      "processes share"),
       strict=True):
     if not same:
       raise ConfigError(line)
 
 
-def run_missing(setup: Setup, results: dict[str, Any]) -> None:
-  """Does the runs that are not among the results, and puts them there; keeps weights.
+def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
+  """Does the runs that `results` lacks, and keeps the weights that `config.save` asks for.
 
+  Args:
+    results: content of results.json; every run adds its row, and the file is rewritten.
   Raises:
-    Preempted: a signal has come.
+    Preempted: a signal was received.
   """
-  config, kept, count = setup.config, None, itertools.count()
+  config, kept, count = tuning.config, None, itertools.count()
   with process.catch_signals() as is_time:
-    # Steps are counted through all runs: by their number several processes agree where to stop.
+    # Several processes agree by step number where to stop: it counts the steps of all runs.
     should_stop = lambda: is_time(next(count))
     for rate in config.learning_rates:
       done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
       seeds = [seed for seed in config.seeds if seed not in done]
-      program = make_program(setup, rate) if seeds else None
+      program = make_program(tuning, rate) if seeds else None
       for seed in seeds:
-        run = try_run(setup, program, rate, seed, should_stop,
-                      functools.partial(should_save, config, results))
+        run, state = do_run(tuning, program, seed, should_stop)
         results["runs"].append(run)
-        summary = results_lib.summarise(results, config)
+        summary = results_lib.summarize(results, config)
+        is_best = summary["best_run"] == run["folder"]
+        if state is not None and (config.save == "all" or (config.save == "best" and is_best)):
+          save_weights(tuning, program, seed, state)
+        del state  # The next run needs its memory.
         if jax.process_index() == 0:
-          results_lib.write_results(setup.path, summary)
-          if kept and config.save == "best" and summary["best_run"] == run["folder"]:
-            # Only what this start has kept: what is older may have been asked for.
-            workdir.remove_run(setup.path / kept)
-        if summary["best_run"] == run["folder"]:
+          results_lib.write_results(tuning.path, summary)
+          if kept and config.save == "best" and is_best:
+            # Only weights that this start has kept: earlier ones may have been asked for.
+            workdir.remove_run(tuning.path / kept)
+        if is_best:
           kept = run["folder"]
 
 
 def check_run(config: ConfigDict, pretrained: Trained) -> None:
-  """Raises ConfigError where no run can be made of the two; before the data is read."""
+  """Checks that a pretrained model can be fine-tuned under a config, before the data is read.
+
+  Raises:
+    ConfigError: model, config and devices do not fit together; one line per problem.
+  """
   run = make_run_config(config, pretrained, 1, config.learning_rates[0])
   finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
 
 
-def make_run_config(config, pretrained, steps, rate):
+def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,
+                    learning_rate: float) -> ConfigDict:
+  """Returns the config of a run, as the train step reads it.
+
+  Args:
+    config: config of the fine-tuning.
+    pretrained: model that the run starts from.
+    num_steps: steps of the run.
+    learning_rate: peak learning rate.
+  """
   size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config.model.family)
-  return finetune_config.run_config(pretrained.config, config, steps=steps, learning_rate=rate,
-                                    vocab_size=size)
+  return finetune_config.run_config(pretrained.config, config, steps=num_steps,
+                                    learning_rate=learning_rate, vocab_size=size)
 
 
-def open_setup(config, init, pretrained, task, path) -> Setup:
+def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, task: Task,
+                path: pathlib.Path) -> Tuning:
+  """Returns the parts of a fine-tuning, with the head of its task and a mesh over all devices.
+
+  Args:
+    config, init, pretrained, task, path: as in `Tuning`.
+  """
   head = task_objectives.find_head(pretrained.config, task.kind)
   mesh = sharding.make_mesh(make_run_config(config, pretrained, 1, config.learning_rates[0]))
-  return Setup(config, init, pretrained, task, head, mesh, path)
+  return Tuning(config, init, pretrained, task, head, mesh, path)
 
 
-def describe(setup: Setup) -> list[str]:
-  config, task, pretrained = setup.config, setup.task, setup.pretrained
-  start = (f"random weights, the model and tokenizer of {setup.init}" if config.from_scratch
-           else f"step {pretrained.step} of {setup.init}")
+def describe(tuning: Tuning) -> list[str]:
+  """Returns what is learned from what, and notes about data and weights, one line each."""
+  config, task, pretrained = tuning.config, tuning.task, tuning.pretrained
+  start = (f"random weights, the model and tokenizer of {tuning.init}" if config.from_scratch
+           else f"step {pretrained.step} of {tuning.init}")
   counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
   pools = (families.find(pretrained.config).kind == "encoder"
            and task.kind in ("classes", "values"))
@@ -206,133 +264,154 @@ def describe(setup: Setup) -> list[str]:
 # ------------------------------------------------------------------ one run
 
 
-def should_save(config: ConfigDict, results: dict[str, Any], run: dict[str, Any]) -> bool:
-  """Whether the weights of `run`, which is not among the results yet, are kept."""
-  if config.save != "best":
-    return config.save == "all"
-  results = results_lib.summarise(results | {"runs": [*results["runs"], run]}, config)
-  return results["best_run"] == run["folder"]
+def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[], bool]
+           ) -> tuple[dict[str, Any], steps.TrainState | None]:
+  """Trains and scores one run, and writes everything in its folder except the weights.
 
-
-def try_run(setup: Setup, program: Program, rate: float, seed: int,
-            should_stop: Callable[[], bool], should_save: Callable[[dict], bool]
-            ) -> dict[str, Any]:
-  """The run's line of results.json, also where it diverges: the others may do better.
-
+  Args:
+    program: compiled parts, with the learning rate.
+    seed: seed of the order of the rows, the dropout and the new weights.
+    should_stop: whether a signal was received; all processes call it equally often.
+  Returns:
+    (row of the run in results.json, state after the last step). A run that diverged has a row,
+    because other runs may do better, and None for its state.
   Raises:
-    Preempted: a signal has come.
+    Preempted: a signal was received.
   """
-  name = results_lib.run_name(rate, seed)
+  name = results_lib.run_name(program.learning_rate, seed)
+  folder = tuning.path / name
+  row = {"learning_rate": program.learning_rate, "seed": seed, "folder": name}
   if should_stop():
-    raise Preempted(f"stopped before run {name}; the same command goes on with it")
-  if jax.process_index() == 0:
-    print(f"learning rate {rate!r}, seed {seed}: {setup.path / name}", flush=True)
-  try:
-    return do_run(setup, program, rate, seed, should_stop, should_save)
-  except DivergedError:
-    if jax.process_index() == 0:
-      print(f"{name} diverged: loss or gradient not finite; it is left out", flush=True)
-    return {"learning_rate": rate, "seed": seed, "folder": name, "diverged": True}
-
-
-def do_run(setup: Setup, program: Program, rate: float, seed: int,
-           should_stop: Callable[[], bool], should_save: Callable[[dict], bool]
-           ) -> dict[str, Any]:
-  """Trains and scores one run, and writes its folder. Returns its line of results.json."""
-  folder = setup.path / results_lib.run_name(rate, seed)
-  if jax.process_index() == 0:
-    if folder.exists():  # Of a start that was stopped.
+    raise Preempted(f"stopped before run {name}. The same command continues with this run")
+  is_first = jax.process_index() == 0
+  if is_first:
+    print(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}", flush=True)
+    if folder.exists():  # Left by a start that was stopped in this run.
       shutil.rmtree(folder)
     folder.mkdir()
   start = time.monotonic()
+  try:
+    state, scores, outputs = learn(tuning, program, seed, folder, should_stop)
+  except DivergedError:
+    if is_first:
+      print(f"{name} diverged: loss or gradient not finite. The run is left out", flush=True)
+    return row | {"diverged": True}, None
+  if is_first:
+    write_predictions(tuning.task, outputs, folder / "predictions")
+  return row | {"steps": int(state.step), "seconds": round(time.monotonic() - start, 1),
+                **scores}, state
+
+
+def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
+          should_stop: Callable[[], bool]
+          ) -> tuple[steps.TrainState, dict[str, dict[str, float]], dict[str, Any]]:
+  """Trains one run and evaluates it, after its last step or after every epoch.
+
+  Args:
+    program, seed, should_stop: as in `do_run`.
+    folder: folder of the run, for the curves.
+  Returns:
+    (state, metrics by evaluation set, outputs by evaluation set), all after the last step.
+  Raises:
+    DivergedError: loss or gradients were not finite in many steps in a row.
+    Preempted: a signal was received.
+  """
+  config = program.training.config
   with contextlib.ExitStack() as stack:
     stack.callback(process.disarm_watchdog)  # Also after an error.
-    stack.enter_context(sharding.use_mesh(setup.mesh, program.training.config))
-    with contextlib.closing(StepLog(program.training.config, folder, 0, is_static=False)) as log:
-      state = init_state(setup, program, seed)
-      scores, outputs = {}, {}
-      for step, batch, is_end in make_steps(setup, seed):
-        process.arm_watchdog(program.training.config.system.hang_timeout_minutes)
-        state, step_metrics = program.step(state, batch)
-        log.add(step, step_metrics)
-        if should_stop():
-          raise Preempted(f"stopped in run {folder.name}; the same command begins it again, and "
-                          "keeps those that are done")
-        if is_end:
-          log.settle()
-          is_last = step == program.training.config.phases[0].steps
-          if is_last or setup.config.eval.every_epoch:
-            scores, outputs = evaluate(setup, program, state.params, with_tests=is_last)
-            for name, results in scores.items():
-              log.record(step, name, results)
-    process.disarm_watchdog()
-    if jax.process_index() == 0:
-      write_predictions(setup.task, outputs, folder / "predictions")
-    run = {"learning_rate": rate, "seed": seed, "folder": folder.name, "steps": step,
-           "seconds": round(time.monotonic() - start, 1), **scores}
-    if should_save(run):
-      save(setup, program.training.config, state, folder, seed)
-  return run
+    stack.enter_context(sharding.use_mesh(tuning.mesh, config))
+    log = stack.enter_context(contextlib.closing(StepLog(config, folder, 0, is_static=False)))
+    state = init_from_pretrained(tuning, program, seed)
+    scores, outputs = {}, {}
+    for step, batch, is_end in iterate_batches(tuning, seed):
+      process.arm_watchdog(config.system.hang_timeout_minutes)
+      state, step_metrics = program.step(state, batch)
+      log.add(step, step_metrics)
+      if should_stop():
+        raise Preempted(f"stopped in run {folder.name}. The same command restarts this run and "
+                        "keeps the completed ones")
+      if is_end:
+        log.settle()
+        is_last = step == config.phases[0].steps
+        if is_last or tuning.config.eval.every_epoch:
+          scores, outputs = evaluate(tuning, program, state.params, with_tests=is_last)
+          for name, metrics in scores.items():
+            log.record(step, name, metrics)
+  return state, scores, outputs
 
 
-def make_program(setup: Setup, rate: float) -> Program:
-  """The same for all seeds, so compiled once for each shape of a batch."""
-  config = make_run_config(setup.config, setup.pretrained, count_steps(setup), rate)
-  model = setup.head.make_model(FrozenConfigDict(config.model), len(setup.task.labels))
-  objective = setup.head.make_objective(config, setup.config.task.lm_weight)
-  training = steps.Setup(config, setup.mesh, model, objective)
-  with sharding.use_mesh(setup.mesh, config):
+def make_program(tuning: Tuning, learning_rate: float) -> Program:
+  """Returns the compiled parts of the runs with one learning rate.
+
+  They are the same for all seeds, so every shape of a batch is compiled once per learning rate.
+  """
+  config = make_run_config(tuning.config, tuning.pretrained, count_steps(tuning), learning_rate)
+  model = tuning.head.make_model(FrozenConfigDict(config.model), len(tuning.task.labels))
+  objective = tuning.head.make_objective(config, tuning.config.task.lm_weight)
+  training = steps.Setup(config, tuning.mesh, model, objective)
+  with sharding.use_mesh(tuning.mesh, config):
     abstract = steps.make_abstract_state(training)
-    step = steps.jit_train_step(training, setup.config.micro_batches, abstract)
-  predict = jax.jit(functools.partial(setup.head.predict, model),
-                    out_shardings=NamedSharding(setup.mesh, PartitionSpec()))
-  return Program(training, abstract, step, predict)
+    step = steps.jit_train_step(training, tuning.config.micro_batches, abstract)
+  predict = jax.jit(functools.partial(tuning.head.predict, model),
+                    out_shardings=NamedSharding(tuning.mesh, PartitionSpec()))
+  return Program(learning_rate, training, abstract, step, predict)
 
 
-def count_steps(setup: Setup) -> int:
-  return setup.config.epochs * math.ceil(len(setup.task.train) / setup.config.batch_size)
+def count_steps(tuning: Tuning) -> int:
+  """Returns the number of steps of a run; the last batch of an epoch may be short."""
+  return tuning.config.epochs * math.ceil(len(tuning.task.train) / tuning.config.batch_size)
 
 
-def make_steps(setup: Setup, seed: int) -> Iterator[tuple[int, dict, bool]]:
-  """(number of the step counted from 1, batch on the devices, does an epoch end with it)."""
-  config, train_rows = setup.config, setup.task.train
+def iterate_batches(tuning: Tuning, seed: int) -> Iterator[tuple[int, dict[str, jax.Array], bool]]:
+  """Yields (number of the step, from 1; batch on the devices; whether an epoch ends with it)."""
+  config, train_rows = tuning.config, tuning.task.train
   lengths, step = train_rows.lengths, 0
   for epoch in range(config.epochs):
     order = rows_lib.order_epoch(lengths, config.batch_size, seed, epoch, config.group_by_length)
     for i, index in enumerate(order):
       step += 1
-      yield (step, put_batch(setup, train_rows, index, config.batch_size, seed),
+      yield (step, put_batch(tuning, train_rows, index, config.batch_size, seed),
              i == len(order) - 1)
 
 
-def put_batch(setup: Setup, chosen: Rows, index: np.ndarray, batch_size: int,
+def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
               seed: int = 0) -> dict[str, jax.Array]:
-  batch = rows_lib.collate(chosen, index, batch_size, setup.config.task.max_length, seed)
-  local = sharding.local_rows(setup.mesh, setup.config, batch_size)
-  return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, setup.mesh,
-                                    setup.config, batch_size)
+  """Returns a global batch of some rows; this process puts its own part on its devices.
+
+  Args:
+    chosen: rows of a set.
+    index: numbers of the rows of the batch, int [N] with N <= batch_size.
+    batch_size: rows of the global batch; empty rows fill it up.
+    seed: seed of the run, for the dropout.
+  """
+  batch = rows_lib.collate(chosen, index, batch_size, tuning.config.task.max_length, seed)
+  local = sharding.local_rows(tuning.mesh, tuning.config, batch_size)
+  return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, tuning.mesh,
+                                    tuning.config, batch_size)
 
 
-def init_state(setup: Setup, program: Program, seed: int) -> steps.TrainState:
-  """The pretrained weights; random ones of the seed for the head, and a pooler that is missing.
+def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.TrainState:
+  """Returns the state at step 0, with the pretrained weights unless `config.from_scratch` is set.
+
+  The head, and a pooler that the checkpoint lacks, have random weights from the seed.
 
   Raises:
-    DataError: the checkpoint lacks others, or has them in another shape.
+    DataError: the checkpoint lacks another parameter, or has it with another shape.
   """
   config = program.training.config.copy_and_resolve_references()
   config.seed = seed
   state = steps.make_state(program.training._replace(config=config), program.abstract)
-  if setup.config.from_scratch:
+  if tuning.config.from_scratch:
     return state
-  found = trees.named_leaves({"body": setup.pretrained.params})
+  found = trees.named_leaves({"body": tuning.pretrained.params})
 
   def choose(path, fresh):
     name = trees.path_of(path)
     if name in found:
-      return put_pretrained(name, fresh, found[name], setup.pretrained.config.model.vocab_size)
+      return put_pretrained(name, fresh, found[name], tuning.pretrained.config.model.vocab_size)
     if not name.startswith(("head/", "body/pooler/")):
-      raise DataError(f"{name}: is not in the checkpoint of --init {setup.init}; restore the run's "
-                      "folder")
+      raise DataError(f"{name}: is not in the checkpoint of --init {tuning.init}. Restore the "
+                      "folder of that run")
     return fresh
 
   return dataclasses.replace(
@@ -341,38 +420,54 @@ def init_state(setup: Setup, program: Program, seed: int) -> steps.TrainState:
 
 def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray,
                    vocab_size: int) -> jax.Array:
-  """The trained array where the fresh one lies.
+  """Returns a trained parameter with the sharding of the fresh one.
 
-  Of a token table the trained tokens only: new ones, which lie where padding was, stay fresh.
+  In a token table, only the rows of trained tokens are replaced. New tokens take the place of the
+  padding after them and keep their fresh rows.
 
   Args:
-    vocab_size: tokens of the trained model.
-
+    name: path of the parameter.
+    fresh: parameter with its random values.
+    trained: parameter in the checkpoint.
+    vocab_size: number of tokens of the pretrained model.
   Raises:
-    DataError: it is another array.
+    DataError: the two have different shapes.
   """
   if (name.endswith("token/embedding") and fresh.shape[1:] == trained.shape[1:]
       and vocab_size <= len(trained) <= len(fresh)):
     return jax.jit(lambda new, old: new.at[:len(old)].set(old), donate_argnums=0,
                    out_shardings=fresh.sharding)(fresh, trained[:vocab_size])
   if fresh.shape != trained.shape:
-    raise DataError(f"{name}: the checkpoint has {trained.shape}, its config says {fresh.shape}; "
-                    "restore the run's folder")
+    raise DataError(f"{name}: the checkpoint has {trained.shape}, its config says {fresh.shape}. "
+                    "Restore the folder of the run")
   return jax.make_array_from_callback(trained.shape, fresh.sharding, lambda index: trained[index])
 
 
-def evaluate(setup: Setup, program: Program, params: Any, *, with_tests: bool
+def evaluate(tuning: Tuning, program: Program, params: Any, *, with_tests: bool
              ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-  """(official metrics by set, outputs by set)."""
-  sets = [s for s in setup.task.evals if s.score or with_tests]
-  outputs = {s.name: predict(setup, program, params, s.rows) for s in sets}
+  """Predicts the evaluation sets and scores those with labels.
+
+  Args:
+    params: parameters of the run, on the devices.
+    with_tests: predict the sets without labels too.
+  Returns:
+    (official metrics by set, outputs by set).
+  """
+  sets = [s for s in tuning.task.evals if s.score or with_tests]
+  outputs = {s.name: predict(tuning, program, params, s.rows) for s in sets}
   return {s.name: s.score(outputs[s.name]) for s in sets if s.score}, outputs
 
 
-def predict(setup: Setup, program: Program, params: Any, chosen: Rows) -> Any:
-  """Outputs of every row, in order: [N], or a list of arrays [..., length]."""
+def predict(tuning: Tuning, program: Program, params: Any,
+            chosen: Rows) -> np.ndarray | list[np.ndarray]:
+  """Returns the outputs for all rows, in order: [N], or a list of N arrays [..., length].
+
+  Args:
+    params: parameters of the run, on the devices.
+    chosen: rows of a set, at least one.
+  """
   outputs, pending = [None] * len(chosen), None
-  size = setup.config.eval.batch_size
+  size = tuning.config.eval.batch_size
 
   def collect(index, values):
     values = np.asarray(values)
@@ -380,33 +475,43 @@ def predict(setup: Setup, program: Program, params: Any, chosen: Rows) -> Any:
       outputs[i] = values[row] if values.ndim == 1 else values[row, ..., :len(chosen.tokens[i])]
 
   for index in rows_lib.order_evaluation(chosen.lengths, size):
-    process.arm_watchdog(setup.config.system.hang_timeout_minutes)
-    started = index, program.predict(params, put_batch(setup, chosen, index, size))
+    process.arm_watchdog(tuning.config.system.hang_timeout_minutes)
+    started = index, program.predict(params, put_batch(tuning, chosen, index, size))
     if pending is not None:
-      collect(*pending)  # While the batch just started runs.
+      collect(*pending)  # While the devices compute the batch that was just started.
     pending = started
   collect(*pending)
   return np.array(outputs) if np.ndim(outputs[0]) == 0 else outputs
 
 
 def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path) -> None:
+  """Writes the predictions of every evaluation set in the official format.
+
+  Args:
+    outputs: outputs by set, for all sets of the task.
+    folder: folder that is made for them.
+  """
   folder.mkdir()
   for s in task.evals:
     s.write(outputs[s.name], folder)
 
 
-def save(setup: Setup, config: ConfigDict, state: steps.TrainState, folder: pathlib.Path,
-         seed: int) -> None:
-  """Makes the folder a run, as `workdir` has it; the optimizer has done its work."""
-  task = {"name": setup.task.name, "kind": setup.task.kind, "labels": setup.task.labels,
-          "seed": seed, "init": str(setup.init), "init_step": setup.pretrained.step,
-          "config": recipes.to_json(setup.config)}
-  metadata = {"config": recipes.to_json(config), "corpus": setup.pretrained.corpus,
-              "tokenizer": setup.pretrained.tokenizer.fingerprint(), "step": int(state.step),
-              "task": task}
+def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.TrainState) -> None:
+  """Makes the folder of a run a workdir that `runs.trained` opens, without the optimizer's state.
+
+  Args:
+    state: state after the last step.
+  """
+  config, pretrained = program.training.config, tuning.pretrained
+  folder = tuning.path / results_lib.run_name(program.learning_rate, seed)
+  task = {"name": tuning.task.name, "kind": tuning.task.kind, "labels": tuning.task.labels,
+          "seed": seed, "init": str(tuning.init), "init_step": pretrained.step,
+          "config": recipes.to_json(tuning.config)}
+  step = int(state.step)
+  metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus, step=step,
+                           task=task)
   with contextlib.closing(checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0,
                                                  keep=1)) as checkpoints:
-    state = dataclasses.replace(state, opt_state=())
-    checkpoints.save(int(state.step), state, metadata, wait=True)
+    checkpoints.save(step, dataclasses.replace(state, opt_state=()), metadata, wait=True)
   if jax.process_index() == 0:
-    workdir.write_run(folder, config, setup.pretrained.tokenizer)
+    workdir.write_run(folder, config, pretrained.tokenizer)

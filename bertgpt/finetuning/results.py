@@ -82,7 +82,7 @@ def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
   files.write_json(path / "results.json", results)
 
 
-def summarise(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+def summarize(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
   """Adds, of the runs that the config asks for, the medians over the seeds and the best run.
 
   Runs that diverged are left out; where all did, the best is None.

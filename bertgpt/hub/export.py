@@ -27,6 +27,7 @@ from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub import conversion, model_card, tokenizer_files
 from bertgpt.runs import checkpoint, corpora, workdir
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
 
 WEIGHTS = "model.safetensors"
@@ -174,13 +175,11 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
     raise DataError(f"--from {source}: {e}") from e
   tokenizer = load_tokenizer(source, fields["model.vocab_size"])
   config = make_config(source, fields, path / "tokenizer", tokenizer)
-  metadata = {"config": recipes.to_json(config), "corpus": "", "step": 0,
-              "tokenizer": tokenizer.fingerprint()}
   with new_folder(path, "--workdir") as folder:
     with contextlib.closing(checkpoint.Checkpoints(
         folder, every_steps=0, every_minutes=0, keep=1)) as checkpoints:
       state = {"params": jax.tree.map(jnp.asarray, params)}
-      checkpoints.save(0, state, metadata, wait=True)
+      checkpoints.save(0, state, make_metadata(config, tokenizer, corpus=""), wait=True)
     workdir.write_run(folder, config, tokenizer)
     trained_lib.load_trained(folder)  # Compares hashes and fingerprints.
   model_flags = " ".join(f"--config.{field}={value}" for field, value in fields.items()

@@ -24,6 +24,7 @@ from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.runs import checkpoint, corpora, workdir
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, steps
 from bertgpt.training.step_log import StepLog, is_due
 from bertgpt.training.steps import TrainState
@@ -117,9 +118,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, make_vocabulary(train_set.tokenizer))
       evaluator = evaluate.make_evaluator(setup, held_out)
-      metadata = {"config": recipes.to_json(config), "corpus": train_set.identity,
-                  "tokenizer": train_set.tokenizer.fingerprint(),
-                  "data_order": loader.ORDER_VERSION}
+      metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
       yield Run(config, path, setup, train_set, evaluator, steps.make_abstract_state(setup),
                 metadata)
 
@@ -149,10 +148,11 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}; "
                         f"bring that {name} back, or use another --workdir")
-    if metadata["data_order"] != loader.ORDER_VERSION:
-      raise DataError(f"{run.path}: its rows were read in order {metadata['data_order']}, this "
-                      f"program reads them in order {loader.ORDER_VERSION}; go on with the program "
-                      "that began it, or start another run with --config.init_from")
+    order = metadata.get("data_order", 0)  # The oldest checkpoints do not say.
+    if order != loader.ORDER_VERSION:
+      raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
+                      f"them in order {loader.ORDER_VERSION}. Resume it with the program that "
+                      "started it, or start another run with --config.init_from")
     check_phases(recipes.from_json(metadata["config"]), run.config, int(state.step), run.path)
     return state
   state = steps.make_state(run.setup, run.abstract_state)

@@ -13,7 +13,7 @@ from bertgpt.finetuning.results import (
   report,
   run_name,
   runs_of,
-  summarise,
+  summarize,
 )
 
 
@@ -33,7 +33,7 @@ def make_runs(values):
 
 def test_medians_and_the_best_run():
   runs = make_runs({1e-5: (0.5, 0.9, 0.6), 2e-5: (0.7, 0.7, 0.1)})
-  results = summarise({"runs": runs}, make_config((1e-5, 2e-5)))
+  results = summarize({"runs": runs}, make_config((1e-5, 2e-5)))
   assert [m["dev"]["f1"] for m in results["medians"]] == [0.6, 0.7]
   assert (results["best_rate"], results["best_run"]) == (2e-5, "1e-05-1")
   assert flatten(results["medians"][0]) == {"dev f1": "60.0%", "dev accuracy": "30.0%"}
@@ -42,14 +42,14 @@ def test_medians_and_the_best_run():
 def test_runs_that_diverged_do_not_count():
   config = make_config((1e-5, 2e-5))
   runs = make_runs({1e-5: (None, 0.9, 0.6), 2e-5: (None, None, None)})
-  results = summarise({"runs": runs}, config)
+  results = summarize({"runs": runs}, config)
   assert results["medians"] == [
       {"learning_rate": 1e-5, "seeds": 2, "dev": {"f1": 0.75, "accuracy": 0.375}}]
   task = types.SimpleNamespace(baseline={"dev": {"f1": 0.5, "accuracy": 0.25}})
   lines = [line.split() for line in report(results, config, task)]
   assert lines[0] == ["learning", "rate", "seed", "dev", "f1", "dev", "accuracy", "seconds"]
   assert lines[1] == ["1e-05", "0", "diverged", "diverged"]
-  results = summarise({"runs": runs[3:]}, make_config((2e-5,)))
+  results = summarize({"runs": runs[3:]}, make_config((2e-5,)))
   assert (results["medians"], results["best_rate"], results["best_run"]) == ([], None, None)
 
 

@@ -1,5 +1,9 @@
 """Rows in few different lengths, so that few programs are compiled for them.
 
+Fine-tuning and inference pad to the same lengths: 16, 32, 64, 128, 192, 256, 384, 512, 768, ...
+They are powers of two, and from 128 on also the lengths halfway between them, so that at most a
+third of a row of more than 128 tokens is padding. Up to 1024 there are ten lengths.
+
 Axes: B rows, L length.
 """
 
@@ -7,17 +11,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-SMALLEST = 32
+SMALLEST = 16
+DENSE_FROM = 128  # The first power of two with a length halfway to the next one.
 
 
 def bucket(length: int, most: int) -> int:
-  """Returns the smallest of 32, 64, 128, ... that is at least `length`.
+  """Returns the smallest length of the ladder that holds a row.
 
   Args:
-    length: tokens of a row.
-    most: upper limit of the result, such as the positions of the model.
+    length: tokens of the row, at least 1.
+    most: longest length that is allowed, at least `length`; it is used if the ladder's is longer.
   """
-  return min(most, max(SMALLEST, 1 << (length - 1).bit_length()))
+  power = max(SMALLEST, 1 << (length - 1).bit_length())
+  halfway = power * 3 // 4
+  return min(most, halfway if halfway >= max(length, DENSE_FROM) else power)
 
 
 def batches(lengths: Sequence[int], batch_size: int, most: int) -> Iterator[tuple[np.ndarray, int]]:

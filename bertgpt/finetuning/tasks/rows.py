@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.config import ConfigDict, families
+from bertgpt.data.batches import buckets
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
-
-# Lengths that batches are padded to: each is a compiled program, so they are few.
-LENGTHS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 
 GROUP_BATCHES = 32  # Batches within which examples are sorted by length, when they are.
 
@@ -164,11 +162,6 @@ def share_length(a: int, b: int, room: int) -> tuple[int, int]:
 # ------------------------------------------------------------------ batches
 
 
-def padded_length(length: int, max_length: int) -> int:
-  """The least of `LENGTHS` that holds `length` tokens; `max_length` beyond it."""
-  return next((size for size in LENGTHS if length <= size < max_length), max_length)
-
-
 def order_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int,
                 group_by_length: bool) -> list[np.ndarray]:
   """Row numbers of every batch of an epoch; all rows once, the last batch may be short.
@@ -195,7 +188,7 @@ def order_evaluation(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarra
 def collate(rows: Rows, index: np.ndarray, batch_size: int, max_length: int,
             seed: int) -> dict[str, np.ndarray]:
   """The batch of some rows, as `task_objectives` describes it; missing rows weigh nothing."""
-  length = padded_length(max(len(rows.tokens[i]) for i in index), max_length)
+  length = buckets.bucket(max(len(rows.tokens[i]) for i in index), max_length)
   zeros = np.zeros((batch_size, length), np.int32)
   batch = {"tokens": zeros.copy(), "segment_ids": zeros.copy(), "sequence_ids": zeros.copy(),
            "positions": np.tile(np.arange(length, dtype=np.int32), (batch_size, 1)),

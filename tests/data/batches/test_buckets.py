@@ -5,12 +5,14 @@ import pytest
 
 from bertgpt.data.batches import buckets
 
+LADDER = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
-@pytest.mark.parametrize("length, most, expected", [
-    (1, 512, 32), (32, 512, 32), (33, 512, 64), (64, 512, 64), (300, 512, 512), (300, 384, 384),
-    (20, 24, 24)])
-def test_a_bucket_holds_the_row_and_no_more_than_the_model(length, most, expected):
-  assert buckets.bucket(length, most) == expected
+
+@pytest.mark.parametrize("most", [1, 15, 16, 24, 100, 128, 384, 500, 512, 1024, 2048])
+def test_a_bucket_is_the_next_length_of_the_ladder_and_no_more_than_the_model(most):
+  for length in range(1, most + 1):
+    (expected, *_) = [size for size in LADDER if size >= length]
+    assert buckets.bucket(length, most) == min(expected, most)
 
 
 def test_batches_have_every_row_once_in_rows_of_its_bucket():
@@ -18,8 +20,8 @@ def test_batches_have_every_row_once_in_rows_of_its_bucket():
   seen = []
   for which, size in buckets.batches(lengths, 16, 100):
     assert 0 < len(which) <= 16 and (np.diff(which) > 0).all()
-    assert size in (32, 64, 100) and (lengths[which] <= size).all()
-    assert size == 32 or (lengths[which] > size // 2).all()
+    assert size in (16, 32, 64, 100) and (lengths[which] <= size).all()
+    assert size == 16 or (lengths[which] > size // 2).all()
     seen += which.tolist()
   assert sorted(seen) == list(range(200))
 

@@ -131,11 +131,6 @@ def test_evaluation_reads_every_row_once():
   assert sorted(np.concatenate(batches)) == list(range(77))
 
 
-@pytest.mark.parametrize("length, expected", [(1, 16), (16, 16), (17, 32), (65, 100), (100, 100)])
-def test_batches_have_few_lengths(length, expected):
-  assert rows_lib.padded_length(length, 100) == expected
-
-
 def test_a_batch_holds_its_rows_and_fills_up_with_nothing():
   rows = make_rows([5, 20, 9])
   batch = rows_lib.collate(rows, np.array([2, 1]), 4, 64, seed=7)

@@ -1,0 +1,38 @@
+"""Metadata of a checkpoint: what a step carries besides its arrays.
+
+| key        | value                                                     | compared when          |
+|------------|-----------------------------------------------------------|------------------------|
+| config     | resolved config of the run, as JSON text                  | a run is resumed       |
+| corpus     | identity of the corpus of the pretraining; '' if unknown  | a run is resumed       |
+| tokenizer  | SHA-256 of the tokenizer's file                           | a checkpoint is opened |
+| data_order | `loader.ORDER_VERSION`, the order in which rows are read  | a run is resumed       |
+| step       | number of steps done                                      |                        |
+| task       | only after fine-tuning: what the model was fine-tuned on  |                        |
+
+Checkpoints that version 0.1.0 wrote after a fine-tuning or an import lack `data_order`. No run is
+resumed from them, so it is not read there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.data.batches import loader
+from bertgpt.data.tokens.tokenizers import Tokenizer
+
+
+def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step: int = 0,
+                  task: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """Returns the metadata of a checkpoint, as JSON values.
+
+  Args:
+    config: resolved config of the run.
+    tokenizer: tokenizer of the model.
+    corpus: identity of the corpus of the pretraining; '' if it is unknown.
+    step: number of steps done.
+    task: what the model was fine-tuned on, as JSON values; None after pretraining.
+  """
+  metadata = {"config": recipes.to_json(config), "corpus": corpus,
+              "tokenizer": tokenizer.fingerprint(), "data_order": loader.ORDER_VERSION,
+              "step": step}
+  return metadata if task is None else metadata | {"task": dict(task)}

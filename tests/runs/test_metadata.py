@@ -1,0 +1,53 @@
+"""bertgpt.runs.metadata: one form for every checkpoint, and older forms that still open."""
+
+import json
+import shutil
+
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt.config import recipes
+from bertgpt.data.batches import loader
+from bertgpt.data.tokens import tokenizers
+from bertgpt.runs import checkpoint
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.metadata import make_metadata
+
+
+@pytest.fixture(scope="module")
+def best(tuned):
+  """The folder of the run whose weights a fine-tuning has kept."""
+  (checkpoints,) = tuned.glob("*/checkpoints")
+  return checkpoints.parent
+
+
+def metadata_of(workdir):
+  return checkpoint.restore_params(workdir)[1]
+
+
+def test_metadata_are_json_and_rebuild_the_config(finished_bert):
+  tokenizer = tokenizers.load_tokenizer(finished_bert / "tokenizer")
+  config = config_lib.base()
+  config.seed = 7
+  metadata = make_metadata(config, tokenizer, corpus="c", step=3, task={"name": "sst2"})
+  assert json.loads(json.dumps(metadata)) == metadata
+  assert recipes.from_json(metadata["config"]) == config
+  assert "task" not in make_metadata(config, tokenizer, corpus="")
+
+
+def test_pretraining_and_fine_tuning_write_the_same_entries(finished_bert, best):
+  before, after = metadata_of(finished_bert), metadata_of(best)
+  assert set(after) - {"task"} == set(before) == {"config", "corpus", "tokenizer", "data_order",
+                                                 "step"}
+  assert before["data_order"] == after["data_order"] == loader.ORDER_VERSION
+  assert (after["corpus"], after["tokenizer"]) == (before["corpus"], before["tokenizer"])
+
+
+def test_a_fine_tuned_checkpoint_without_an_order_still_opens(best, tmp_path):
+  """Fine-tuning by version 0.1.0 wrote no `data_order`."""
+  folder = shutil.copytree(best, tmp_path / "run")
+  (manifest,) = folder.glob(f"checkpoints/*/{checkpoint.MANIFEST}")
+  content = json.loads(manifest.read_text())["content"]
+  del content["metadata"]["data_order"]
+  manifest.write_text(checkpoint._encode(content))
+  assert trained_lib.load_checkpoint(folder).task["name"] == "sst2"
