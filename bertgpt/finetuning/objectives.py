@@ -1,10 +1,16 @@
-"""What a task minimises and predicts, for the train step of pretraining.
+"""Losses and predictions of tasks, for the train step of pretraining.
 
 Axes: B rows, L length, C outputs.
 
-A batch holds `tokens`, `segment_ids`, `sequence_ids` (1, and 0 for padding), `positions`, int32
-[B, L]; `labels`; `example_weights` float32 [B], 0 for rows that only fill up the batch; `seed`
-int32 [B], of the run.
+| entry of a batch | shape, dtype   | meaning                                             |
+|------------------|----------------|-----------------------------------------------------|
+| tokens           | [B, L] int32   | token ids                                           |
+| segment_ids      | [B, L] int32   | 1 in the second text of a pair, 0 elsewhere         |
+| sequence_ids     | [B, L] int32   | 1 in the text, 0 in the padding                     |
+| positions        | [B, L] int32   | 0, 1, ...                                           |
+| labels           |                | depend on the kind of the task: see `score_*`       |
+| example_weights  | [B] float32    | 0 for empty rows that fill up the batch, 1 for rows |
+| seed             | [B] int32      | seed of the run, the same in every row              |
 """
 
 import functools
@@ -20,16 +26,17 @@ from bertgpt.data.batches.parts import Specs, sequence_specs
 from bertgpt.models import Inputs, Module, cross_entropy, heads
 from bertgpt.training.objectives import Batch, Objective, Sums
 
-NEVER = -1e9  # Logit of a position that cannot be chosen.
+EXCLUDED_LOGIT = -1e9  # Logit of positions that an answer cannot have.
 
 
 class Head(NamedTuple):
-  """One kind of task.
+  """Model, loss and predictions for one kind of task and one kind of family.
 
   Attributes:
     make_model: (config.model, number of outputs) -> module.
-    make_objective: (config of the run, weight of the LM loss) -> objective.
-    predict: (module, params, batch) -> what the task's scores are made of.
+    make_objective: (config of the run, weight of the language-model loss) -> objective.
+    predict: (module, params, batch) -> outputs that the task scores: classes int32 [B] or
+      [B, L], values float32 [B], or logits of starts and ends float32 [B, 2, L].
   """
 
   make_model: Callable[..., Module]
@@ -38,7 +45,10 @@ class Head(NamedTuple):
 
 
 def _apply(model, params, batch, keys):
-  """The seed comes with the batch: one compiled step serves every run."""
+  """Returns the model's outputs.
+
+  The seed of the dropout comes with the batch, so that one compiled step serves every run.
+  """
   rngs = {}
   if "dropout" in keys:
     rngs = {"dropout": jax.random.fold_in(keys["dropout"], batch["seed"][0])}
@@ -46,7 +56,7 @@ def _apply(model, params, batch, keys):
 
 
 def _specs(phase: ConfigDict) -> Specs:
-  """Returns what a batch holds that the model reads; labels differ between tasks."""
+  """Returns the arrays of a batch that the model reads; labels differ between tasks."""
   return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
 
 
@@ -65,11 +75,12 @@ def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
 
 
 def _keep(batch, key, row_ids):
+  """Returns the batch as it is: tasks corrupt no tokens."""
   return batch
 
 
 def _task_weight(batch: Batch) -> jax.Array:
-  """Examples, or labelled tokens."""
+  """Returns the number of examples, or of labeled tokens: a scalar."""
   labels = batch["labels"]
   if labels.shape == batch["tokens"].shape:
     return _token_weights(batch).sum()
@@ -77,25 +88,41 @@ def _task_weight(batch: Batch) -> jax.Array:
 
 
 def _token_weights(batch: Batch) -> jax.Array:
+  """Returns 1 for labeled tokens, 0 for others [B, L]."""
   return (batch["labels"] >= 0) * batch["example_weights"][:, None]
 
 
 def score_classes(logits_BC: jax.Array, batch: Batch) -> Sums:
-  """Cross-entropy of `labels`, int32 [B]."""
+  """Returns the cross-entropy and the accuracy of classes, as sums and weights.
+
+  Args:
+    logits_BC: logits of the classes, float32 [B, C].
+    batch: batch whose `labels` are classes, int32 [B].
+  """
   loss, correct = cross_entropy.score_logits(logits_BC, batch["labels"], batch["example_weights"])
   weight = batch["example_weights"].sum()
   return {"task_loss": (loss, weight), "task_accuracy": (correct, weight)}
 
 
 def score_values(outputs_B1: jax.Array, batch: Batch) -> Sums:
-  """Squared error of `labels`, float32 [B]."""
+  """Returns the squared error of values, as a sum and its weight.
+
+  Args:
+    outputs_B1: predicted values, float32 [B, 1].
+    batch: batch whose `labels` are values, float32 [B].
+  """
   errors_B = (outputs_B1[:, 0] - batch["labels"]) ** 2
   weights_B = batch["example_weights"]
   return {"task_loss": ((errors_B * weights_B).sum(), weights_B.sum())}
 
 
 def score_tokens(logits_BLC: jax.Array, batch: Batch) -> Sums:
-  """Cross-entropy of `labels`, int32 [B, L], where they are not negative."""
+  """Returns the cross-entropy and the accuracy of labeled tokens, as sums and weights.
+
+  Args:
+    logits_BLC: logits of the classes of every token, float32 [B, L, C].
+    batch: batch whose `labels` are classes, int32 [B, L]; negative for tokens without a label.
+  """
   weights_BL = _token_weights(batch)
   labels_BL = jnp.maximum(batch["labels"], 0)
   loss, correct = cross_entropy.score_logits(logits_BLC, labels_BL, weights_BL)
@@ -104,8 +131,17 @@ def score_tokens(logits_BLC: jax.Array, batch: Batch) -> Sums:
 
 
 def score_spans(logits_BL2: jax.Array, batch: Batch) -> Sums:
-  """Mean of the cross-entropies of start and end; `labels` are positions, int32 [B, 2]."""
-  logits_B2L = _possible(logits_BL2, batch)
+  """Returns the mean of the cross-entropies of start and end, and of the accuracies.
+
+  This is the loss of SQuAD in Devlin et al. 2018, 4.2, as in google-research/bert, run_squad.py.
+
+  Args:
+    logits_BL2: logits of every token as start and as end, float32 [B, L, 2].
+    batch: batch whose `labels` are the positions of start and end, int32 [B, 2].
+  Returns:
+    Sums and weights.
+  """
+  logits_B2L = _exclude_padding(logits_BL2, batch)
   weights_B = batch["example_weights"]
   loss, correct = cross_entropy.score_logits(logits_B2L, batch["labels"],
                                              jnp.stack([weights_B, weights_B], 1))
@@ -113,21 +149,22 @@ def score_spans(logits_BL2: jax.Array, batch: Batch) -> Sums:
   return {"task_loss": (loss / 2, weight), "task_accuracy": (correct / 2, weight)}
 
 
-def _possible(logits_BL2, batch):
-  """Starts and ends, [B, 2, L]: no answer lies in the padding, however long it is."""
-  return jnp.where(batch["sequence_ids"][:, None] > 0, jnp.swapaxes(logits_BL2, 1, 2), NEVER)
+def _exclude_padding(logits_BL2, batch):
+  """Returns the logits of starts and ends [B, 2, L], so low in the padding that none is there."""
+  return jnp.where(batch["sequence_ids"][:, None] > 0, jnp.swapaxes(logits_BL2, 1, 2),
+                   EXCLUDED_LOGIT)
 
 
 def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: ConfigDict,
-                       lm_weight: float) -> Objective:
-  """Returns the task's loss + lm_weight * the language model's (Radford et al. 2018, eq. 5).
+                            lm_weight: float) -> Objective:
+  """Returns the task's loss + lm_weight * the language model's loss (Radford et al. 2018, eq. 5).
 
-  The auxiliary loss is a mean over all tokens of the batch but the first of each row.
+  The auxiliary loss is a mean over all tokens of the batch except the first of each row.
   """
 
   def weights(batch):
     both = {"task_loss": _task_weight(batch)}
-    if lm_weight:  # The step divides by it, so a loss counts half with twice the weight.
+    if lm_weight:  # The step divides by this number, so that twice of it halves the loss.
       both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
     return both
 
@@ -145,6 +182,7 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
 
 
 def _lm_targets(batch):
+  """Returns the next token of every token, and 1 if there is one, else 0: two arrays [B, L]."""
   targets_BL = jnp.roll(batch["tokens"], -1, 1)
   is_next_BL = jnp.roll(batch["sequence_ids"], -1, 1).at[:, -1].set(0) > 0
   return targets_BL, is_next_BL * batch["example_weights"][:, None]
@@ -178,16 +216,17 @@ HEADS = {
     ("encoder", "tokens"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=True),
                                          score_tokens, _classes),
     ("encoder", "spans"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=False),
-                                        score_spans, _possible),
+                                        score_spans, _exclude_padding),
     ("decoder", "classes"): _decoder_head(score_classes, _classes),
     ("decoder", "values"): _decoder_head(score_values, _values),
 }
 
 
 def find_head(config: ConfigDict, kind: str) -> Head:
-  """Returns the head of a task for the family of a config.
+  """Returns the head of a kind of task for the family of a config.
 
   Args:
-    kind: of the task, as in `tasks.rows.Task`.
+    config: config of the pretrained run.
+    kind: kind of the task's outputs, as in `tasks.rows.Task`.
   """
   return HEADS[families.find(config).kind, kind]

@@ -1,4 +1,4 @@
-"""What a fine-tuning has found out: results.json, the medians, the table.
+"""Results of a fine-tuning: results.json, the medians, the table.
 
     {"task", "init": what the runs start from, "rows": what they learn and are scored on,
      "runs": [{"learning_rate", "seed", "folder", "steps", "seconds", "dev": {"f1": 0.9}},
@@ -22,15 +22,25 @@ from bertgpt.training import sweep
 
 
 def runs_of(config: ConfigDict) -> list[tuple[float, int]]:
+  """Returns (learning rate, seed) of every run that a config asks for, in their order."""
   return [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
 
 
 def run_name(rate: float, seed: int) -> str:
-  return f"lr{rate!r}-seed{seed}"  # All digits: no two rates share a folder.
+  """Returns the name of a run's folder, with all digits of its peak learning rate."""
+  return f"lr{rate!r}-seed{seed}"
 
 
 def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, Any]:
-  """What a run starts from and learns, wherever it lies: `init` and `rows` of results.json."""
+  """Returns what every run starts from and learns: `init` and `rows` of results.json.
+
+  Only `init.workdir` depends on where files are.
+
+  Args:
+    init: folder of the pretrained run.
+    pretrained: model in that folder.
+    task: task with its rows.
+  """
   digest = hashlib.sha256()
   for name, x in trees.named_leaves(pretrained.params).items():
     digest.update(f"{name} {x.dtype} {x.shape}".encode())
@@ -43,12 +53,18 @@ def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, A
 
 def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any]
                  ) -> dict[str, Any]:
-  """What earlier starts of the same fine-tuning have done.
+  """Returns the results of earlier starts of the same fine-tuning.
 
   Args:
-    identity: of this start, by `identify`. Folders may have moved.
+    path: workdir of the fine-tuning.
+    config: config of this start.
+    identity: what the runs of this start begin from and learn, from `identify`. Folders may have
+      moved since an earlier start.
+  Returns:
+    The content of results.json; without earlier starts, it has no runs.
   Raises:
-    ConfigError: the workdir holds something else.
+    ConfigError: the workdir holds something else, or another fine-tuning.
+    DataError: results.json is damaged.
   """
   results = {"task": config.task.name, **identity, "runs": []}
   stored = path / "config.json"
@@ -57,8 +73,8 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   try:
     old = recipes.from_json(stored.read_bytes(), finetune_config.base)
   except ConfigError:
-    raise ConfigError(f"--workdir {path}: holds something else than a fine-tuning of this version; "
-                      "give another folder") from None
+    raise ConfigError(f"--workdir {path}: holds something else than a fine-tuning of this version. "
+                      "Give another folder") from None
   lines = recipes.differences(old, config, finetune_config.RESUMABLE)
   if (path / "results.json").exists():
     results = files.read_json(path / "results.json", "Bring it back from a copy, or delete it to "
@@ -70,22 +86,29 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
         lines.append(f"{flag}: not the same {', '.join(names)} as before")
   if lines:
     raise ConfigError(f"--workdir {path} holds another fine-tuning:\n  " + "\n  ".join(lines)
-                      + "\nuse another --workdir")
+                      + "\nUse another --workdir")
   return results
 
 
 def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | None:
+  """Returns the row of a run in results.json, or None if the run is not completed."""
   return next((run for run in runs if (run["learning_rate"], run["seed"]) == (rate, seed)), None)
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
+  """Writes results.json in the workdir `path`, whole or not at all."""
   files.write_json(path / "results.json", results)
 
 
 def summarize(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-  """Adds, of the runs that the config asks for, the medians over the seeds and the best run.
+  """Returns the results with the medians over the seeds, the best learning rate and the best run.
 
-  Runs that diverged are left out; where all did, the best is None.
+  Only runs that the config asks for count, and of these only runs that did not diverge. The best
+  learning rate is the one with the best median on dev. If no run counts, both are None.
+
+  Args:
+    results: content of results.json.
+    config: config of the fine-tuning.
   """
   runs = [run for rate, seed in runs_of(config)
           if (run := find_run(results["runs"], rate, seed)) and "diverged" not in run]
@@ -104,16 +127,23 @@ def summarize(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
 
 
 def sets_of(run: dict[str, Any]) -> list[str]:
+  """Returns the names of the evaluation sets that a row of results.json has metrics for."""
   return [name for name, value in run.items() if isinstance(value, dict)]
 
 
 def dev_score(run: dict[str, Any]) -> float:
-  """The mean of the task's metrics on the dev set, as GLUE has it."""
+  """Returns the mean of the task's metrics on the dev set, as in GLUE (Wang et al. 2018)."""
   return statistics.fmean(run["dev"].values())
 
 
 def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]:
-  """Every run, the medians and what the most frequent answer scores, as a table."""
+  """Returns the lines of a table with every run, the medians and the baseline.
+
+  Args:
+    results: summarized results.
+    config: config of the fine-tuning.
+    task: task, for its baseline: the scores of the answer that is most frequent in training.
+  """
   table = []
   for rate, seed in runs_of(config):
     run = find_run(results["runs"], rate, seed)
@@ -130,5 +160,6 @@ def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]
 
 
 def flatten(run: dict[str, Any]) -> dict[str, str]:
+  """Returns the metrics of a row of results.json as columns, {'dev f1': '90.0%'}."""
   return {f"{name} {metric}": f"{value:.1%}" for name in sets_of(run)
           for metric, value in run[name].items()}

@@ -1,4 +1,4 @@
-"""Tasks that a pretrained model is fine-tuned on: data, features, official metrics; no JAX."""
+"""Tasks that a pretrained model is fine-tuned on: data, rows, official metrics. No JAX."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
   Attributes:
     open: (config.task, format) -> task.
-    kind: of its outputs, an ability of `families.CAPABILITIES`.
+    kind: kind of its outputs, one of `families.CAPABILITIES`.
   """
 
   open: Callable[[Any, Format], Task]
@@ -33,30 +33,33 @@ def open_task(config: ConfigDict, form: Format) -> Task:
   """Returns the task that `config.name` names, with its data.
 
   Args:
-    config: the group `task` of a fine-tuning's config.
+    config: group `task` of a fine-tuning's config.
+    form: format of the rows.
   Raises:
-    DataError: the data is missing, or not as the task has it.
+    ConfigError: fields of the config do not fit the task.
+    DataError: files are missing, or are not in the official format.
   """
   return TASKS[config.name].open(config, form)
 
 
 def name_problems(name: str) -> list[str]:
-  """Returns what is wrong with the name of a task, one line each."""
+  """Returns the problems with the name of a task, one line each."""
   return [] if name in TASKS else [f"--task {name}: choose one of {', '.join(TASKS)}"]
 
 
 def check_family(name: str, config: ConfigDict) -> None:
-  """Checks that models of a family can do a task.
+  """Checks that a pretrained model's family can do a task.
 
   Args:
-    config: of the pretrained run.
+    name: key of `TASKS`.
+    config: config of the pretrained run.
   Raises:
-    ConfigError: they cannot.
+    ConfigError: the family cannot.
   """
   family = families.find(config)
   if not family.can(TASKS[name].kind):
     able = [f for f, record in families.FAMILIES.items() if record.can(TASKS[name].kind)]
     others = [n for n, entry in TASKS.items() if family.can(entry.kind)]
     raise ConfigError(f"--task {name} needs a {' or '.join(able)}, but the run of --init is a "
-                      f"{config.model.family}; give another --init, or one of the tasks "
+                      f"{config.model.family}. Give another --init, or one of the tasks "
                       f"{', '.join(others)}")

@@ -1,4 +1,4 @@
-"""The files of a task: found by their official names, plain or compressed, and read as lines."""
+"""Files of a task: found by their official names, plain or compressed, and read."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -14,30 +14,40 @@ ENDINGS = ("", ".gz", ".xz", ".zst")
 
 
 def find(folder: str, names: Sequence[str], *, needed: bool = True) -> pathlib.Path | None:
-  """The first of some files that is there, also compressed.
+  """Returns the first of some files that exists, plain or compressed.
 
   Args:
-    names: relative to the folder.
-    needed: raise if there is none.
+    folder: folder of the task's files, the field `task.data`.
+    names: names of the files, relative to the folder.
+    needed: raise an error if no file exists; otherwise None is returned.
   Raises:
-    DataError: no such folder, or no such file in it.
+    DataError: the folder does not exist, or a needed file is not in it.
   """
   root = pathlib.Path(folder).expanduser()
   if not root.is_dir():
-    raise DataError(f"task.data={folder}: no such folder; give the one that holds the task's files")
+    raise DataError(f"task.data={folder}: no such folder. Give the one that holds the task's files")
   for name in names:
     for ending in ENDINGS:
       if (path := root / (name + ending)).is_file():
         return path
   if needed:
-    raise DataError(f"task.data={folder}: holds no {' or '.join(names)} (also .gz, .xz, .zst); "
-                    "put the file there, or give its folder")
+    raise DataError(f"task.data={folder}: holds no {' or '.join(names)} (also .gz, .xz, .zst). "
+                    "Put the file there, or give its folder")
   return None
 
 
 def find_given(folder: str, given: str, names: Sequence[str], *,
                needed: bool = True) -> list[pathlib.Path]:
-  """The files that a field names, comma-joined; where it is empty, the first of `names`."""
+  """Returns the files that a field of the config names, or the official one if it is empty.
+
+  Args:
+    folder: folder of the task's files, the field `task.data`.
+    given: the field: file names separated by commas.
+    names: official names; the first that exists is used.
+    needed: raise an error if no official file exists; otherwise [] is returned.
+  Raises:
+    DataError: the folder does not exist, or a file is not in it.
+  """
   if given:
     return [find(folder, [name.strip()]) for name in given.split(",")]
   path = find(folder, names, needed=needed)
@@ -45,29 +55,39 @@ def find_given(folder: str, given: str, names: Sequence[str], *,
 
 
 def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """(number from 1, line without its end) of a file in UTF-8."""
+  """Yields (number of the line, from 1; line without its end) of a UTF-8 file.
+
+  Raises:
+    DataError: the file cannot be read, or is not valid UTF-8.
+  """
   cleaner = TextCleaner("error", Counts(), remedy="Repair the file")
   for number, (offset, line) in enumerate(read_lines(str(path), cleaner, can_replace=False), 1):
     yield number, cleaner.decode(line, str(path), offset).rstrip("\r\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The value in a file of JSON, plain or compressed.
+  """Returns the value in a JSON file, plain or compressed.
 
   Raises:
-    DataError: it is damaged, or none.
+    DataError: the file is damaged, or is not valid JSON.
   """
   try:
     with open_file(str(path)) as f:
       return parse_json(f.read())
   except DAMAGED as e:
-    raise DataError(f"{path}: cannot be read ({one_line(e)}); fetch it again") from e
+    raise DataError(f"{path}: cannot be read ({one_line(e)}). Fetch it again") from e
   except ValueError as e:
-    raise DataError(f"{path}: {e}; give an official file") from e
+    raise DataError(f"{path}: {e}. Give an official file") from e
 
 
 def choose_examples(count: int, limit: int, *, is_random: bool) -> np.ndarray:
-  """Numbers of the examples that are used, ascending; a random choice is always the same."""
+  """Returns the numbers of the examples that are used, int [N], ascending.
+
+  Args:
+    count: number of examples.
+    limit: most examples that are used; 0: all.
+    is_random: choose them at random, always the same ones; otherwise the first are used.
+  """
   if not limit or limit >= count:
     return np.arange(count)
   if not is_random:

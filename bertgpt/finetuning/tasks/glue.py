@@ -1,12 +1,12 @@
 """The nine GLUE tasks (Wang et al. 2018, arXiv:1804.07461): files, labels, metrics, submissions.
 
-| where                           | form of `task.data`                                        |
+| source                          | value of `task.data`                                       |
 |---------------------------------|------------------------------------------------------------|
-| the official files              | folder with SST-2/train.tsv ..., or with train.tsv itself  |
-| TFDS, prepared as ArrayRecord   | tfds:glue/sst2, or tfds:FOLDER of a prepared one           |
+| official files                  | folder with SST-2/train.tsv ..., or with train.tsv itself  |
+| TFDS, prepared as ArrayRecord   | tfds:glue/sst2, or tfds:FOLDER of a prepared dataset       |
 
-Test files are predicted where they are. Predictions have the official form, `index TAB
-prediction`, and the name of the submission.
+Test sets are predicted if they exist. Predictions have the official format, `index TAB
+prediction`, and the file name of a submission.
 """
 
 import functools
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertgpt.config import ConfigDict
 from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.tasks import files
@@ -23,19 +24,21 @@ from bertgpt.finetuning.tasks.scores import METRICS
 
 
 class Glue(NamedTuple):
-  """One task.
+  """One GLUE task.
 
   Attributes:
-    folder: of the official files; the submission's name too.
+    folder: folder of the official files; also the name of the submission.
     texts: columns of the texts.
     label: column of the label.
-    labels: in the order of TFDS, which numbers them; () for a score from 0 to 5.
-    names: TFDS' words for labels that are numbers.
-    metrics: names in `scores.METRICS`.
-    features: names of the texts in TFDS.
-    splits: (set, suffix of file and split, suffix of the submission).
-    header: columns of files that have no header.
-    skips_short: lines that lack columns are left out: their texts hold line breaks.
+    labels: labels in the official files, in the order of TFDS, which numbers them; () for a score
+      from 0 to 5.
+    metrics: keys of `scores.METRICS`.
+    features: features of the texts in TFDS.
+    splits: (suffix of the set's name, suffix of file and split, suffix of the submission) of every
+      pair of dev and test set.
+    header: columns of files without a header line; () if the files have one.
+    skips_short: skip lines that lack columns, because texts contain line breaks.
+    names: names of labels that are numbers, from TFDS.
   """
 
   folder: str
@@ -77,24 +80,33 @@ TASKS = {
 
 
 class Table(NamedTuple):
-  """Examples as they lie in a file: texts by column, labels as numbers, or None in a test set."""
+  """Examples of a file, in its order.
+
+  Attributes:
+    texts: a list of N texts for each column of texts.
+    labels: classes int32 [N] or scores float32 [N]; None for a test set.
+    skipped: number of lines that were skipped.
+  """
 
   texts: tuple[list[str], ...]
   labels: np.ndarray | None
   skipped: int = 0
 
 
-def open_task(config, form: Format) -> Task:
-  """Reads the files of `config.task`.
+def open_task(config: ConfigDict, form: Format) -> Task:
+  """Reads a GLUE task.
 
+  Args:
+    config: group `task` of a fine-tuning's config.
+    form: format of the rows.
   Raises:
-    ConfigError: it names files; those of GLUE have their names.
-    DataError: they are missing, or not as the task has them.
+    ConfigError: the config names files; the files of GLUE have official names.
+    DataError: files are missing, or are not in the official format.
   """
   for name in ("train", "dev", "test"):
     if config[name]:
       raise ConfigError(f"task.{name}={config[name]}: the files of {config.name} have their "
-                        "official names; leave it empty, and give their folder as task.data")
+                        "official names. Leave it empty, and give their folder as task.data")
   glue = TASKS[config.name]
   read = _read_tfds if config.data.startswith("tfds:") else _read_files
   table = read(config.data, glue, "train", "", needed=True)
@@ -118,12 +130,19 @@ def open_task(config, form: Format) -> Task:
           name + set_suffix, make_rows(table, glue, form),
           functools.partial(score, glue, table.labels) if name == "dev" else None,
           functools.partial(write, glue, file_name)))
-  notes = (f"{skipped} lines lack columns and were left out",) if skipped else ()
+  notes = (f"{skipped} lines lack columns and were skipped",) if skipped else ()
   return Task(config.name, "classes" if glue.labels else "values",
               glue.names or glue.labels or ("score",), train, tuple(evals), baseline, notes)
 
 
 def make_rows(table: Table, glue: Glue, form: Format) -> Rows:
+  """Returns the rows of a table; without labels, these are 0.
+
+  Args:
+    table: N examples.
+    glue: task of the examples.
+    form: format of the rows.
+  """
   encoded = [form.tokenizer.encode(texts) for texts in table.texts]
   pairs = [form.make_row(*texts) for texts in zip(*encoded, strict=True)]
   labels = table.labels
@@ -133,16 +152,34 @@ def make_rows(table: Table, glue: Glue, form: Format) -> Rows:
 
 
 def score(glue: Glue, labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+  """Returns the official metrics by name.
+
+  Args:
+    glue: task of the examples.
+    labels: classes int32 [N], or scores float32 [N].
+    outputs: predicted classes or scores [N].
+  """
   return {name: METRICS[name](labels, outputs) for name in glue.metrics}
 
 
 def most_frequent(labels: np.ndarray) -> float:
-  """The class seen most often; of scores, the mean."""
+  """Returns the class that most examples have, or the mean of scores.
+
+  Args:
+    labels: classes int32 [N], or scores float32 [N].
+  """
   return int(np.bincount(labels).argmax()) if labels.dtype == np.int32 else float(labels.mean())
 
 
 def write(glue: Glue, name: str, outputs: np.ndarray, folder: pathlib.Path) -> None:
-  """The submission: a header, then index and prediction of every row."""
+  """Writes a submission: a header, then index and prediction of every row.
+
+  Args:
+    glue: task of the rows.
+    name: name of the file.
+    outputs: predicted classes int [N], or scores float [N], which are clipped to [0, 5].
+    folder: folder of the file.
+  """
   values = [glue.labels[i] for i in outputs] if glue.labels else [
       f"{min(max(value, 0.0), 5.0):.3f}" for value in outputs]
   lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]
@@ -164,10 +201,14 @@ def _read_files(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> 
 
 
 def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
-  """A TSV file of the task, without quoting.
+  """Reads a TSV file of a task. Quotes are part of the text.
 
+  Args:
+    path: file, plain or compressed.
+    glue: task of the file.
+    is_test: the file has a header and no labels.
   Raises:
-    DataError: names the column, or the line, that is not as it should be.
+    DataError: a column is missing, or a line has too few columns or a wrong label.
   """
   lines = files.read_text_lines(path)
   header = list(glue.header)
@@ -176,7 +217,7 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
   wanted = [*glue.texts] if is_test else [*glue.texts, glue.label]
   if missing := [name for name in wanted if name not in header]:
     raise DataError(f"{path}: lacks the column {', '.join(missing)}, it has "
-                    f"{', '.join(header)}; give the official {glue.folder} file")
+                    f"{', '.join(header)}. Give the official {glue.folder} file")
   places = [header.index(name) for name in wanted]
   columns, skipped = [[] for _ in wanted], 0
   for number, line in lines:
@@ -185,14 +226,14 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
       if not line or glue.skips_short:
         skipped += bool(line)
         continue
-      raise DataError(f"{path}, line {number}: has {len(cells)} columns, not {len(header)}; "
-                      f"repair the line ({' '.join(line.split())[:40]!r})")
+      raise DataError(f"{path}, line {number}: has {len(cells)} columns, not {len(header)}. "
+                      f"Repair the line ({' '.join(line.split())[:40]!r})")
     for column, place in zip(columns, places, strict=True):
       column.append(cells[place])
     if not is_test:
       columns[-1][-1] = _parse_label(glue, columns[-1][-1], f"{path}, line {number}")
   if not columns[0]:
-    raise DataError(f"{path}: holds no examples; give the official {glue.folder} file")
+    raise DataError(f"{path}: holds no examples. Give the official {glue.folder} file")
   if is_test:
     return Table(tuple(columns), None, skipped)
   *texts, labels = columns
@@ -200,6 +241,7 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
 
 
 def _parse_label(glue: Glue, text: str, where: str) -> float:
+  """Returns the number of a class, or a score; `where` names the line in an error."""
   if glue.labels:
     if text in glue.labels:
       return glue.labels.index(text)
@@ -212,7 +254,7 @@ def _parse_label(glue: Glue, text: str, where: str) -> float:
       pass
     allowed = "a number from 0 to 5"
   raise DataError(f"{where}: label {text[:40]!r} is not {allowed} ({glue.folder}, column "
-                  f"{glue.label}); repair the file")
+                  f"{glue.label}). Repair the file")
 
 
 def _as_array(glue: Glue, labels: list) -> np.ndarray:
@@ -235,16 +277,16 @@ def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> T
       column.append(_feature(record, feature, where, glue).decode())
     label = _feature(record, "label", where, glue)
     if name != "test" and not (0 <= label < len(glue.labels) if glue.labels else 0 <= label <= 5):
-      raise DataError(f"{where}: label {label} is out of range for {glue.folder}; give the task's "
+      raise DataError(f"{where}: label {label} is out of range for {glue.folder}. Give the task's "
                       "own dataset")
     labels.append(label)
   if not labels:
-    raise DataError(f"{data}:{split}: holds no examples; give the task's own dataset")
+    raise DataError(f"{data}:{split}: holds no examples. Give the task's own dataset")
   return Table(texts, None if name == "test" else _as_array(glue, labels))
 
 
 def _feature(record: dict, name: str, where: str, glue: Glue):
   if name not in record:
-    raise DataError(f"{where}: no feature {name!r}, it has {', '.join(record)}; give the dataset "
-                    f"of {glue.folder}")
+    raise DataError(f"{where}: lacks the feature {name!r}, it has {', '.join(record)}. Give the "
+                    f"dataset of {glue.folder}")
   return record[name]

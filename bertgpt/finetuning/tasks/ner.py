@@ -1,11 +1,12 @@
-"""Labels of words in CoNLL files: named entities, and whatever else is labelled word by word.
+"""Labels of words in CoNLL files: named entities, or anything else that is labeled word by word.
 
-A file has a word a line, first column the word, last column its tag, parted by tabs or spaces;
-an empty line ends a sentence, a line that starts with -DOCSTART- is left out. Tags are BIO: B-TYPE
-begins an entity, I-TYPE goes on, O is outside.
+A file has one word per line. Columns are separated by tabs or spaces; the first is the word and
+the last its tag. An empty line ends a sentence, and a line that starts with -DOCSTART- is skipped.
+Tags are BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of entities.
 
-The label of a word is asked and predicted at its first token (Devlin et al. 2018, 5.3). Sentences
-beyond the window are cut between words into several rows, so that every word is predicted.
+A word's label is trained and predicted at its first token (Devlin et al. 2018, 5.3). Sentences
+that are too long for a row are cut between words into several rows, so that every word is
+predicted.
 """
 
 import functools
@@ -15,12 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertgpt.config import ConfigDict
+from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
 from bertgpt.finetuning.tasks.scores import harmonic_mean
 
-# Official names, in WNUT 2017 and CoNLL 2003.
+# Official file names of WNUT 2017 and CoNLL 2003, then common ones.
 NAMES = {
     "train": ("wnut17train.conll", "eng.train", "train.txt", "train.conll"),
     "dev": ("emerging.dev.conll", "eng.testa", "valid.txt", "dev.txt", "dev.conll"),
@@ -28,45 +31,55 @@ NAMES = {
 }
 
 
+# (number of the row, number of the first token in it), for every word of every sentence.
+Places = list[list[tuple[int, int]]]
+
+
 class Sentence(NamedTuple):
+  """Words of a sentence, and their tags."""
+
   words: list[str]
   tags: list[str]
 
 
-class Labelled(NamedTuple):
-  """Rows, and where every word's first token is.
+class Labeled(NamedTuple):
+  """Rows of sentences, and the places of their words in the rows.
 
   Attributes:
-    places: for every sentence, for every word, (row, token).
+    rows: one or more rows per sentence.
+    places: places of the words.
   """
 
   rows: Rows
-  places: list[list[tuple[int, int]]]
+  places: Places
 
 
-def open_task(config, form: Format) -> Task:
-  """Reads the files of `config.task`. The tags are those of the training file.
+def open_task(config: ConfigDict, form: Format) -> Task:
+  """Reads the files of a task. The labels are the tags of the training file.
 
+  Args:
+    config: group `task` of a fine-tuning's config.
+    form: format of the rows.
   Raises:
-    DataError: files are missing, or not as described above.
+    DataError: files are missing, or are not in the format that is described above.
   """
   sets = {name: _read_set(config, name) for name in NAMES}
   train = sets.pop("train")
   chosen = files.choose_examples(len(train), config.max_train_examples, is_random=True)
   sets["dev"] = sets["dev"][:config.max_dev_examples or None]
-  # O is class 0, so that what is missing is no entity.
+  # O is class 0: missing labels are 0, and must not be an entity.
   tags = ["O", *sorted({tag for s in train for tag in s.tags} - {"O"})]
   evals, baseline, unknown = [], {}, 0
   for name, sentences in sets.items():
     if not sentences:
       continue
-    labelled = make_rows(sentences, tags, form)
+    labeled = make_rows(sentences, tags, form)
     unknown += sum(tag not in tags for s in sentences for tag in s.tags)
-    evals.append(EvalSet(name, labelled.rows,
-                         functools.partial(score_outputs, sentences, labelled.places, tags),
-                         functools.partial(write, sentences, labelled.places, tags, name)))
+    evals.append(EvalSet(name, labeled.rows,
+                         functools.partial(score_outputs, sentences, labeled.places, tags),
+                         functools.partial(write, sentences, labeled.places, tags, name)))
     baseline[name] = score([s.tags for s in sentences], [["O"] * len(s.tags) for s in sentences])
-  notes = (f"{unknown} words have tags that training has not",) if unknown else ()
+  notes = (f"{unknown} words have tags that the training file lacks",) if unknown else ()
   train_rows = make_rows([train[i] for i in chosen], tags, form).rows
   return Task(config.name, "tokens", tuple(tags), train_rows, tuple(evals), baseline, notes)
 
@@ -77,10 +90,10 @@ def _read_set(config, name: str) -> list[Sentence]:
 
 
 def read_conll(path: pathlib.Path) -> list[Sentence]:
-  """The sentences of a file.
+  """Returns the sentences of a file.
 
   Raises:
-    DataError: names the line that has no tag, or a tag that is none.
+    DataError: a line has no tag, a tag is not in BIO, or there is no sentence.
   """
   sentences, words, tags = [], [], []
   for number, line in [*files.read_text_lines(path), (0, "")]:
@@ -91,21 +104,27 @@ def read_conll(path: pathlib.Path) -> list[Sentence]:
       words, tags = [], []
       continue
     if len(cells) < 2:
-      raise DataError(f"{path}, line {number}: has no tag ({line[:40]!r}); a line is a word and "
-                      "its tag, as 'Berlin B-location'")
+      raise DataError(f"{path}, line {number}: has no tag ({line[:40]!r}). Write a word and its "
+                      "tag in each line, such as 'Berlin B-location'")
     tag = cells[-1].strip()
     if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
-      raise DataError(f"{path}, line {number}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE; "
-                      "convert the file to BIO")
+      raise DataError(f"{path}, line {number}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE. "
+                      "Convert the file to BIO")
     words.append(cells[0])
     tags.append(tag)
   if not sentences:
-    raise DataError(f"{path}: holds no sentences; give a CoNLL file")
+    raise DataError(f"{path}: holds no sentences. Give a CoNLL file")
   return sentences
 
 
-def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], form: Format) -> Labelled:
-  """Rows with [CLS] and [SEP]; a word without tokens of its own is [UNK]."""
+def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], form: Format) -> Labeled:
+  """Returns the rows [CLS] words [SEP] of sentences.
+
+  Args:
+    sentences: sentences; each gets rows of its own.
+    tags: tag of every class. Words with other tags have no label.
+    form: format of the rows.
+  """
   number = {tag: i for i, tag in enumerate(tags)}
   pieces = iter(encode_words([s.words for s in sentences], form.tokenizer))
   tokens, labels, places = [], [], []
@@ -117,15 +136,24 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], form: Format) 
       for i in part:
         places[-1].append((len(tokens), sum(map(len, row))))
         row.append(of_words[i])
-        # A tag that training has not cannot be learnt.
+        # -1: no label, for a tag that is not a class and for the word's other tokens.
         label.append([number.get(sentence.tags[i], -1)] + [-1] * (len(of_words[i]) - 1))
       tokens.append(np.concatenate([*row, [form.last]]).astype(np.int32))
       labels.append(np.concatenate([*label, [-1]]).astype(np.int32))
-  return Labelled(Rows(tokens, [np.zeros(len(t), np.int32) for t in tokens], labels), places)
+  return Labeled(Rows(tokens, [np.zeros(len(t), np.int32) for t in tokens], labels), places)
 
 
-def encode_words(sentences: Sequence[Sequence[str]], tokenizer) -> list[np.ndarray]:
-  """Tokens of every word, at least one; as in running text, where a space comes before."""
+def encode_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[np.ndarray]:
+  """Returns the token ids of every word, encoded as in running text: int32 [length >= 1] each.
+
+  A word that the tokenizer drops is [UNK], or [MASK] if there is no [UNK].
+
+  Args:
+    sentences: words by sentence; within a sentence, words are separated by a space.
+    tokenizer: tokenizer of the pretrained run.
+  Returns:
+    One array per word, in the order of the sentences.
+  """
   space = " " if tokenizer.kind == "bpe" else ""
   unknown = [tokenizer.unk_id if tokenizer.unk_id >= 0 else tokenizer.mask_id]
   encoded = tokenizer.encode([space * (i > 0) + word for words in sentences
@@ -134,7 +162,12 @@ def encode_words(sentences: Sequence[Sequence[str]], tokenizer) -> list[np.ndarr
 
 
 def cut(lengths: Sequence[int], room: int) -> list[list[int]]:
-  """Numbers of the words of every row: as many as fit, in order."""
+  """Returns the numbers of the words of every row of a sentence: as many as fit, in order.
+
+  Args:
+    lengths: number of tokens of every word.
+    room: tokens of words per row; a longer word is alone in its row.
+  """
   parts, used = [[]], 0
   for i, length in enumerate(lengths):
     if used + length > room and parts[-1]:
@@ -148,17 +181,38 @@ def cut(lengths: Sequence[int], room: int) -> list[list[int]]:
 # ----------------------------------------------------------------- results
 
 
-def collect(outputs: Sequence[np.ndarray], places, tags: Sequence[str]) -> list[list[str]]:
-  """The predicted tag of every word."""
+def collect(outputs: Sequence[np.ndarray], places: Places, tags: Sequence[str]
+            ) -> list[list[str]]:
+  """Returns the predicted tags of the words, by sentence.
+
+  Args:
+    outputs: predicted class of every token, int32 [length] for every row.
+    places: places of the words in the rows, as in `Labeled`.
+    tags: tag of every class.
+  """
   return [[tags[outputs[row][token]] for row, token in words] for words in places]
 
 
-def score_outputs(sentences, places, tags, outputs) -> dict[str, float]:
+def score_outputs(sentences: Sequence[Sentence], places: Places, tags: Sequence[str],
+                  outputs: Sequence[np.ndarray]) -> dict[str, float]:
+  """Returns the metrics of predicted classes, by name.
+
+  Args:
+    sentences: sentences with their right tags.
+    places, tags, outputs: as in `collect`.
+  """
   return score([s.tags for s in sentences], collect(outputs, places, tags))
 
 
 def score(expected: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
-  """F1 of entities: right are those of the same words and type (CoNLL 2003)."""
+  """Returns the F1 of entities, as in CoNLL 2003 (Tjong Kim Sang and De Meulder 2003).
+
+  An entity is right if its words and its type are.
+
+  Args:
+    expected: right tags of the words, by sentence.
+    found: predicted tags of the words, by sentence.
+  """
   hits = num_found = num_expected = 0
   for one, other in zip(expected, found, strict=True):
     one, other = entities(one), entities(other)
@@ -169,9 +223,12 @@ def score(expected: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> 
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-  """(type, first word, word after the last) of every entity.
+  """Returns (type, number of the first word, number of the word after the last) of every entity.
 
-  An I-TYPE that follows no entity of its type begins one, as for conlleval.
+  An I-TYPE that does not follow an entity of its type begins one, as in conlleval.
+
+  Args:
+    tags: BIO tags of a sentence's words.
   """
   spans, kind, start = set(), None, 0
   for i, tag in enumerate([*tags, "O"]):
@@ -183,8 +240,16 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
   return spans
 
 
-def write(sentences, places, tags, name: str, outputs, folder: pathlib.Path) -> None:
-  """A CoNLL file: word, tag, predicted tag, as conlleval reads it."""
+def write(sentences: Sequence[Sentence], places: Places, tags: Sequence[str], name: str,
+          outputs: Sequence[np.ndarray], folder: pathlib.Path) -> None:
+  """Writes a CoNLL file for conlleval: word, right tag, predicted tag.
+
+  Args:
+    sentences: sentences with their right tags.
+    places, tags, outputs: as in `collect`.
+    name: name of the set, and of the file without .conll.
+    folder: folder of the file.
+  """
   lines = []
   for sentence, found in zip(sentences, collect(outputs, places, tags), strict=True):
     lines += [" ".join(cells) for cells in zip(sentence.words, sentence.tags, found, strict=True)]

@@ -1,4 +1,4 @@
-"""Rows of tokens for a model that is fine-tuned, and batches of them.
+"""Rows of tokens for fine-tuning, and batches of rows.
 
 Axes: B rows, L length.
 """
@@ -15,21 +15,23 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
 
-GROUP_BATCHES = 32  # Batches within which examples are sorted by length, when they are.
+GROUP_BATCHES = 32  # Number of batches whose rows are sorted by length together.
 
-HEAD_SHARE = 128 / 510  # What `head_tail` keeps of the front (Sun et al. 2019, arXiv:1905.05583).
+HEAD_SHARE = 128 / 510  # Share of the head in `head_tail` (Sun et al. 2019, arXiv:1905.05583).
 
-NEW_TOKENS = 3  # That a GPT gets besides its vocabulary: start, delimiter, extract.
+NEW_TOKENS = 3  # Tokens added to a decoder's vocabulary: start, delimiter, extract.
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """Examples as the model reads them, padding left out.
+  """Examples as the model reads them, without padding.
 
   Attributes:
-    tokens, segment_ids: for every row, int32 [length].
-    labels: int32 [N], float32 [N], int32 [N, 2] (start and end), or for every row int32
-      [length] with -1 where nothing is asked. Zeros or -1 where they are not known.
+    tokens: token ids of every row, N arrays int32 [length].
+    segment_ids: segments of every row, N arrays int32 [length].
+    labels: by kind of the task: classes int32 [N]; values float32 [N]; start and end of a span
+      int32 [N, 2]; classes of tokens, N arrays int32 [length] with -1 for tokens without a label.
+      Unknown labels are 0, or -1 for tokens.
   """
 
   tokens: list[np.ndarray]
@@ -37,14 +39,16 @@ class Rows:
   labels: Any
 
   def __len__(self) -> int:
+    """Returns N, the number of rows."""
     return len(self.tokens)
 
   @property
   def lengths(self) -> np.ndarray:
+    """Number of tokens of every row, int64 [N]."""
     return np.array([len(tokens) for tokens in self.tokens])
 
   def fingerprint(self) -> str:
-    """Changes with any token, segment, label or the order of the rows."""
+    """Returns a SHA-256 (hex) over all tokens, segments and labels, in the order of the rows."""
     labels = [self.labels] if isinstance(self.labels, np.ndarray) else self.labels
     digest = hashlib.sha256(self.lengths.astype("<i8").tobytes())
     for arrays in (self.tokens, self.segment_ids, labels):
@@ -54,13 +58,13 @@ class Rows:
 
 
 class EvalSet(NamedTuple):
-  """Rows that are predicted.
+  """A set of rows that is predicted.
 
   Attributes:
-    name: 'dev', 'dev_mismatched', 'test'.
-    score: outputs of all rows in order -> the official metrics, by name; None where labels are
-      not known.
-    write: (outputs, folder) -> writes the predictions in the official format.
+    name: 'dev', 'dev_mismatched', 'test', ...
+    rows: rows of the set.
+    score: outputs of all rows, in order -> official metrics by name; None if labels are unknown.
+    write: (outputs, folder) -> None; writes the predictions in the official format.
   """
 
   name: str
@@ -70,13 +74,16 @@ class EvalSet(NamedTuple):
 
 
 class Task(NamedTuple):
-  """A task as it is fine-tuned.
+  """A task with its data.
 
   Attributes:
-    kind: of the outputs; a key of `task_objectives.HEADS` together with the family.
-    labels: what each of the model's outputs stands for; C of them.
-    baseline: scores of the answer that is most frequent in training, on every set with labels.
-    notes: what the user should know of the data.
+    name: key of `tasks.TASKS`.
+    kind: kind of the outputs; with the kind of the family, a key of `objectives.HEADS`.
+    labels: names of the model's C outputs.
+    train: rows to learn from.
+    evals: sets to predict; the first is the dev set.
+    baseline: metrics by set, for sets with labels, of the answer that is most frequent in training.
+    notes: remarks about the data for the user, one line each.
   """
 
   name: str
@@ -89,11 +96,14 @@ class Task(NamedTuple):
 
 
 class Format(NamedTuple):
-  """How texts become a row: [first] a [last], or [first] a [between] b [last].
+  """Format of a row of one or two texts: [first] a [last], or [first] a [between] b [last].
 
   Attributes:
-    segments: the second text has another segment.
-    max_length, truncation: fields of `config.task`.
+    tokenizer: tokenizer of the pretrained run.
+    first, between, last: ids of the special tokens.
+    segments: whether the second text has segment 1; otherwise all tokens have segment 0.
+    max_length: tokens of the longest row.
+    truncation: part of a longer text that is kept: 'head', 'tail' or 'head_tail'.
   """
 
   tokenizer: Tokenizer
@@ -105,7 +115,14 @@ class Format(NamedTuple):
   truncation: str
 
   def make_row(self, a: np.ndarray, b: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, segment ids) of one text or two, cut to `max_length`."""
+    """Returns the row of one text or two, truncated to `max_length` tokens.
+
+    Args:
+      a: token ids of the first text, int32 [length].
+      b: token ids of the second text; None: there is only one.
+    Returns:
+      (token ids, segment ids), both int32 [length].
+    """
     if b is None:
       a = truncate(a, self.max_length - 2, self.truncation)
       tokens = np.concatenate([[self.first], a, [self.last]])
@@ -118,13 +135,14 @@ class Format(NamedTuple):
 
 
 def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Format:
-  """Returns an encoder's [CLS] a [SEP] b [SEP], or a decoder's start a delimiter b extract.
+  """Returns the format of rows: an encoder's [CLS] a [SEP] b [SEP] (Devlin et al. 2018, 4.1).
 
-  The tokens of a decoder are new ones (Radford et al. 2018, 3.3).
+  A decoder's rows are start a delimiter b extract, three new tokens (Radford et al. 2018, 3.3).
 
   Args:
-    model: group of the pretrained run's config.
-    task: group of the fine-tuning's config.
+    tokenizer: tokenizer of the pretrained run.
+    model: group `model` of the pretrained run's config.
+    task: group `task` of the fine-tuning's config.
   Raises:
     ConfigError: the tokenizer lacks an encoder's special tokens.
   """
@@ -132,19 +150,26 @@ def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Fo
     size = tokenizer.vocab_size
     return Format(tokenizer, size, size + 1, size + 2, False, task.max_length, task.truncation)
   if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
-    raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], so no text can be "
-                      "marked; fine-tune a run whose tokenizer has them")
+    raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], which mark texts. "
+                      "Fine-tune a run whose tokenizer has them")
   return Format(tokenizer, tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id,
                 model.num_segments >= 2, task.max_length, task.truncation)
 
 
 def vocab_size(tokenizer: Tokenizer, family: str) -> int:
-  """Returns the number of the model's tokens, with those that `make_format` adds."""
+  """Returns the number of tokens of the fine-tuned model, with those that `make_format` adds."""
   return tokenizer.vocab_size + (NEW_TOKENS if families.FAMILIES[family].kind == "decoder" else 0)
 
 
 def truncate(tokens: np.ndarray, size: int, mode: str) -> np.ndarray:
-  """At most `size` tokens: the first, the last, or 128 : 382 of both."""
+  """Returns at most `size` tokens of a text.
+
+  Args:
+    tokens: token ids, [length].
+    size: most tokens that are kept.
+    mode: part that is kept: 'head', 'tail', or 'head_tail', which keeps both in the ratio 128 : 382
+      (Sun et al. 2019, arXiv:1905.05583).
+  """
   if len(tokens) <= size:
     return tokens
   head = {"head": size, "tail": 0, "head_tail": round(size * HEAD_SHARE)}[mode]
@@ -152,7 +177,15 @@ def truncate(tokens: np.ndarray, size: int, mode: str) -> np.ndarray:
 
 
 def share_length(a: int, b: int, room: int) -> tuple[int, int]:
-  """Tokens of two texts that are kept: the longer loses first (google-research/bert)."""
+  """Returns how many tokens of each of two texts are kept; the longer text is cut first.
+
+  The result is that of truncate_seq_pair in google-research/bert, run_classifier.py (2018).
+
+  Args:
+    a: tokens of the first text.
+    b: tokens of the second text.
+    room: tokens that both may have together.
+  """
   if a + b <= room:
     return a, b
   shorter = min(a, b, room // 2)
@@ -164,22 +197,35 @@ def share_length(a: int, b: int, room: int) -> tuple[int, int]:
 
 def order_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int,
                 group_by_length: bool) -> list[np.ndarray]:
-  """Row numbers of every batch of an epoch; all rows once, the last batch may be short.
+  """Returns the row numbers of every batch of an epoch: every row once, one batch may be short.
 
-  A function of the arguments alone.
+  The order depends only on the arguments.
+
+  Args:
+    lengths: tokens of every row, [N].
+    batch_size: rows per batch.
+    seed: seed of the run.
+    epoch: number of the epoch, from 0.
+    group_by_length: sort the rows of `GROUP_BATCHES` batches by length, so that there is less
+      padding; the batches are then shuffled.
   """
   rng = np.random.default_rng((seed, epoch))
   order = rng.permutation(len(lengths))
   if group_by_length:
-    window = GROUP_BATCHES * batch_size
-    parts = (order[i:i + window] for i in range(0, len(order), window))
+    size = GROUP_BATCHES * batch_size
+    parts = (order[i:i + size] for i in range(0, len(order), size))
     order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
   batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
   return [batches[i] for i in rng.permutation(len(batches))] if group_by_length else batches
 
 
 def order_evaluation(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-  """Row numbers of every batch; texts about as long come together."""
+  """Yields the row numbers of every batch, with rows of similar length together.
+
+  Args:
+    lengths: tokens of every row, [N].
+    batch_size: rows per batch; the last batch may be short.
+  """
   order = np.argsort(lengths, kind="stable")
   for i in range(0, len(order), batch_size):
     yield order[i:i + batch_size]
@@ -187,7 +233,15 @@ def order_evaluation(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarra
 
 def collate(rows: Rows, index: np.ndarray, batch_size: int, max_length: int,
             seed: int) -> dict[str, np.ndarray]:
-  """The batch of some rows, as `task_objectives` describes it; missing rows weigh nothing."""
+  """Returns a batch of some rows, with the entries that `finetuning.objectives` describes.
+
+  Args:
+    rows: rows of a set.
+    index: numbers of the rows of the batch, at most `batch_size`.
+    batch_size: rows of the batch; empty rows with weight 0 fill it up.
+    max_length: tokens of the longest row that is allowed.
+    seed: seed of the run.
+  """
   length = buckets.bucket(max(len(rows.tokens[i]) for i in index), max_length)
   zeros = np.zeros((batch_size, length), np.int32)
   batch = {"tokens": zeros.copy(), "segment_ids": zeros.copy(), "sequence_ids": zeros.copy(),

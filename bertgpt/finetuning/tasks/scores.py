@@ -1,4 +1,7 @@
-"""Metrics that several tasks share, as fractions of 1."""
+"""Metrics that several tasks share, as fractions of 1.
+
+Labels and predictions are arrays [N]: classes, int32, or for the correlations values, float32.
+"""
 
 from collections.abc import Callable
 
@@ -7,33 +10,41 @@ import scipy.stats
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+  """Returns the share of predictions that are the label."""
   return float((labels == predictions).mean())
 
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Of class 1; 0 where there is none."""
+  """Returns the F1 of class 1; 0 if neither labels nor predictions have it."""
   hits = ((labels == 1) & (predictions == 1)).sum()
   return harmonic_mean(hits, (predictions == 1).sum(), (labels == 1).sum())
 
 
 def harmonic_mean(hits: int, predicted: int, expected: int) -> float:
-  """F1 of counts: 2 hits / (predicted + expected); 0 where there are none."""
+  """Returns F1, the harmonic mean of precision and recall: 2 hits / (predicted + expected).
+
+  Args:
+    hits: number of predictions that are right.
+    predicted: number of predictions.
+    expected: number of right answers. If it and `predicted` are 0, F1 is 0.
+  """
   return float(2 * hits / (predicted + expected)) if predicted + expected else 0.0
 
 
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Correlation of two classes (Matthews 1975); 0 where one of them is constant."""
+  """Returns the correlation of two binary classes (Matthews 1975); 0 if one is constant."""
   deviations = [(x - x.mean()) for x in (labels.astype(float), predictions.astype(float))]
   norm = np.sqrt(np.prod([(d ** 2).sum() for d in deviations]))
   return float((deviations[0] * deviations[1]).sum() / norm) if norm else 0.0
 
 
 def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """0 where one of them is constant; so `spearman`."""
+  """Returns the correlation of values (Pearson 1895); 0 if one of them is constant."""
   return _correlation(scipy.stats.pearsonr, labels, predictions)
 
 
 def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
+  """Returns the correlation of ranks (Spearman 1904); 0 if values on one side are constant."""
   return _correlation(scipy.stats.spearmanr, labels, predictions)
 
 

@@ -1,7 +1,7 @@
-"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): the answer to a question, a span of a text.
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): the answer to a question is a span of a text.
 
-Long texts are read in windows that overlap. A window is asked for the answer's first and last
-token; where it does not hold the answer, and in 2.0 where there is none, both are the [CLS].
+Long texts are read in overlapping windows. The labels of a window are the answer's first and last
+token. If the window does not contain the answer, or if there is none (2.0), both are the [CLS].
 """
 
 import collections
@@ -9,11 +9,12 @@ import functools
 import pathlib
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.errors import ConfigError, DataError, one_line
 from bertgpt.files import write_json
@@ -23,11 +24,19 @@ from bertgpt.finetuning.tasks.scores import harmonic_mean
 
 VERSIONS = {"squad": "v1.1", "squad2": "v2.0"}
 
-NO_SPAN = -1e9  # Score where no span can be chosen; finite, for JSON has no infinity.
+NO_SPAN_SCORE = -1e9  # Score of a text without any span; JSON has no infinity.
 
 
 class Question(NamedTuple):
-  """Attributes: answers: (first character, text), none where there is no answer."""
+  """A question about a text.
+
+  Attributes:
+    id: official id.
+    question: the question.
+    context: text that holds the answer.
+    answers: (number of its first character in the context, text) of every answer that is given as
+      right; () if the question has no answer.
+  """
 
   id: str
   question: str
@@ -36,38 +45,42 @@ class Question(NamedTuple):
 
 
 class Window(NamedTuple):
-  """A part of a context, as one row.
+  """A part of a context, which is one row.
 
   Attributes:
-    question: its number.
-    first: place in the row of the first token of the context.
-    offsets: characters of the window's tokens, int32 [N, 2].
-    is_best: bool [N], no other window shows more of the token's surroundings.
+    question: number of the question.
+    first: position in the row of the window's first token.
+    offsets: (first character, character after the last) in the context of each of the window's N
+      tokens, int32 [N, 2].
+    has_max_context: whether no other window shows more of a token's surroundings, bool [N].
   """
 
   question: int
   first: int
   offsets: np.ndarray
-  is_best: np.ndarray
+  has_max_context: np.ndarray
 
 
 class Guess(NamedTuple):
-  """A span and the sum of its two logits."""
+  """Text of a span, and the sum of the logits of its start and its end."""
 
   score: float
   text: str
 
 
-def open_task(config, form: Format) -> Task:
-  """Reads the files of `config.task`.
+def open_task(config: ConfigDict, form: Format) -> Task:
+  """Reads the files of a task.
 
+  Args:
+    config: group `task` of a fine-tuning's config.
+    form: format of the rows.
   Raises:
-    ConfigError: no room for a context.
-    DataError: files are missing, or not in the official format.
+    ConfigError: a row has no room for a context.
+    DataError: files are missing, or are not in the official format.
   """
   if config.max_length <= config.max_question + 3:
-    raise ConfigError(f"task.max_length={config.max_length} leaves no room for a text beside "
-                      f"task.max_question={config.max_question}; make it longer")
+    raise ConfigError(f"task.max_length={config.max_length} leaves no room for a text next to "
+                      f"task.max_question={config.max_question}. Raise task.max_length")
   version = VERSIONS[config.name]
   train = _read_set(config, "train", version)
   train = [train[i] for i in
@@ -89,24 +102,26 @@ def open_task(config, form: Format) -> Task:
               tuple(evals), baseline)
 
 
-def _read_set(config, name: str, version: str) -> list[Question]:
+def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:
+  """Returns the questions of a set; [] if there is no test set."""
   paths = files.find_given(config.data, config[name], [f"{name}-{version}.json"],
                            needed=name != "test")
   questions = []
   for path in paths:
     found = read_questions(path)
     if version == "v1.1" and (lacking := [q.id for q in found if not q.answers]):
-      raise DataError(f"{path}: question {lacking[0]} has no answer, as none in SQuAD 1.1; "
-                      "use --task squad2, or take it out")
+      raise DataError(f"{path}: question {lacking[0]} has no answer, but SQuAD 1.1 has one for "
+                      "every question. Use --task squad2, or remove the question")
     questions += found
   return questions
 
 
 def read_questions(path: pathlib.Path) -> list[Question]:
-  """The questions of a file in the official JSON.
+  """Returns the questions of a file.
 
   Raises:
-    DataError: it is not; or an answer is not where it is said to be.
+    DataError: the file is not in the official format, or an answer is not at the place in the
+      context that the file gives.
   """
   content = files.read_json(path)
   try:
@@ -116,18 +131,18 @@ def read_questions(path: pathlib.Path) -> list[Question]:
                  for article in content["data"]
                  for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
   except (KeyError, TypeError) as e:
-    raise DataError(f"{path}: not in SQuAD's JSON ({one_line(e)}); give an official file") from e
+    raise DataError(f"{path}: not in SQuAD's JSON ({one_line(e)}). Give an official file") from e
   for question in questions:
     for start, answer in question.answers:
       if not isinstance(start, int) or start < 0 or not isinstance(answer, str):
         raise DataError(f"{path}: question {question.id}: answer_start={start!r} and text="
-                        f"{str(answer)[:40]!r} are not a number from 0 on and a text; repair the "
+                        f"{str(answer)[:40]!r} are not a number from 0 on and a text. Repair the "
                         "file")
       if question.context[start:start + len(answer)] != answer or not answer:
         raise DataError(f"{path}: question {question.id}: its answer {answer[:40]!r} is not at "
-                        f"character {start} of the context; repair the file")
+                        f"character {start} of the context. Repair the file")
   if not questions:
-    raise DataError(f"{path}: holds no questions; give an official file")
+    raise DataError(f"{path}: holds no questions. Give an official file")
   return questions
 
 
@@ -138,8 +153,17 @@ def _answers(qa):
 # ----------------------------------------------------------------- windows
 
 
-def make_rows(questions: Sequence[Question], config, form: Format) -> tuple[Rows, list[Window]]:
-  """The windows of all questions; labels are the first answer's tokens."""
+def make_rows(questions: Sequence[Question], config: ConfigDict, form: Format
+              ) -> tuple[Rows, list[Window]]:
+  """Returns the rows of all windows of all questions, with the first answer as their label.
+
+  Args:
+    questions: questions of a set.
+    config: group `task` of a fine-tuning's config.
+    form: format of the rows.
+  Returns:
+    (rows, window of every row).
+  """
   contexts = list(dict.fromkeys(question.context for question in questions))
   encoded = dict(zip(contexts, encode_with_offsets(form.tokenizer, contexts), strict=True))
   tokens, segments, labels, windows = [], [], [], []
@@ -149,18 +173,24 @@ def make_rows(questions: Sequence[Question], config, form: Format) -> tuple[Rows
     head = np.concatenate([[form.first], q_ids[:config.max_question], [form.between]])
     span = find_span(question, offsets)
     parts = cut(len(ids), config.max_length - len(head) - 1, config.stride)
-    for (start, end), is_best in zip(parts, best_windows(parts), strict=True):
+    for (start, end), has_max_context in zip(parts, find_max_context(parts), strict=True):
       tokens.append(np.concatenate([head, ids[start:end], [form.last]]).astype(np.int32))
       segments.append(np.repeat([0, int(form.segments)],
                                 [len(head), end - start + 1]).astype(np.int32))
       is_inside = span is not None and start <= span[0] and span[1] < end
       labels.append([len(head) + i - start for i in span] if is_inside else [0, 0])
-      windows.append(Window(number, len(head), offsets[start:end], is_best))
+      windows.append(Window(number, len(head), offsets[start:end], has_max_context))
   return Rows(tokens, segments, np.array(labels, np.int32)), windows
 
 
 def find_span(question: Question, offsets: np.ndarray) -> tuple[int, int] | None:
-  """First and last token of the first answer; None where there is none."""
+  """Returns the numbers of the first and last token of the first answer; None without one.
+
+  Args:
+    question: question with its answers.
+    offsets: (first character, character after the last) of each of the context's N tokens,
+      int32 [N, 2].
+  """
   if not question.answers or not len(offsets):
     return None
   first, text = question.answers[0]
@@ -169,7 +199,13 @@ def find_span(question: Question, offsets: np.ndarray) -> tuple[int, int] | None
 
 
 def cut(length: int, room: int, stride: int) -> list[tuple[int, int]]:
-  """(first token, token after the last) of every window; the last one ends the text."""
+  """Returns (first token, token after the last) of every window of a context, in order.
+
+  Args:
+    length: tokens of the context.
+    room: tokens of a window.
+    stride: tokens from the start of a window to the start of the next; at most `room` is used.
+  """
   parts, start = [], 0
   while True:
     end = min(start + room, length)
@@ -179,11 +215,16 @@ def cut(length: int, room: int, stride: int) -> list[tuple[int, int]]:
     start += min(stride, room)
 
 
-def best_windows(parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-  """For every window, whether it is the one that shows most around a token: bool [N].
+def find_max_context(parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+  """Returns for every token of every window whether the window shows most of its surroundings.
 
-  Most is the smaller of the tokens before and after it, then the longer window, then the earlier
-  (google-research/bert, run_squad.py, 2018).
+  The measure is the number of tokens before or after it, whichever is less, plus 0.01 per token
+  of the window; on a tie the earlier window is taken (google-research/bert, run_squad.py, 2018).
+
+  Args:
+    parts: (first token, token after the last) of every window of a context.
+  Returns:
+    For every window, bool [N] for its N tokens.
   """
   scores = np.full((len(parts), parts[-1][1]), -np.inf)
   for row, (start, end) in zip(scores, parts, strict=True):
@@ -196,25 +237,32 @@ def best_windows(parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
 # ----------------------------------------------------------------- answers
 
 
-def find_answers(questions: Sequence[Question], windows: Sequence[Window], config,
+def find_answers(questions: Sequence[Question], windows: Sequence[Window], config: ConfigDict,
                  outputs: Sequence[np.ndarray]
                  ) -> tuple[dict[str, str], dict[str, list[Guess]], dict[str, float]]:
-  """The answer to every question, its best guesses, and by how much "no answer" beats the best.
+  """Returns the answer to every question, its best guesses, and the odds of having no answer.
 
   Args:
-    outputs: for every window, the logits of start and end [2, length].
+    questions: questions of a set.
+    windows: windows of all questions.
+    config: group `task` of a fine-tuning's config.
+    outputs: logits of starts and ends in every window, float32 [2, length] each.
+  Returns:
+    Three dicts by id of the question: its answer, '' for none; its guesses, the best first; the
+    score of "no answer" minus the score of the best span. In SQuAD 2.0, a question whose
+    difference exceeds `null_threshold` has no answer.
   """
   guesses = [[] for _ in questions]
   nulls = np.full(len(questions), np.inf)
   for window, logits in zip(windows, outputs, strict=True):
     context = questions[window.question].context
     guesses[window.question] += find_spans(window, logits, context, config)
-    # The least sure window counts, as in run_squad.py.
+    # The window with the lowest score of "no answer" counts, as in run_squad.py.
     nulls[window.question] = min(nulls[window.question], float(logits[0, 0] + logits[1, 0]))
   answers, n_best, odds = {}, {}, {}
   for question, found, null in zip(questions, guesses, nulls, strict=True):
     found = keep_best(found, config.n_best)
-    best = found[0] if found else Guess(NO_SPAN, "")
+    best = found[0] if found else Guess(NO_SPAN_SCORE, "")
     odds[question.id] = float(null - best.score)
     is_null = config.name == "squad2" and odds[question.id] > config.null_threshold
     answers[question.id] = "" if is_null else best.text
@@ -224,11 +272,20 @@ def find_answers(questions: Sequence[Question], windows: Sequence[Window], confi
   return answers, n_best, odds
 
 
-def find_spans(window: Window, logits: np.ndarray, context: str, config) -> list[Guess]:
-  """Spans of the window's likeliest starts and ends, the best first."""
+def find_spans(window: Window, logits: np.ndarray, context: str, config: ConfigDict
+               ) -> list[Guess]:
+  """Returns the best spans between the window's likeliest starts and ends, the best first.
+
+  Args:
+    window: part of the context.
+    logits: logits of starts and ends in its row, float32 [2, length].
+    context: text of the question.
+    config: group `task` of a fine-tuning's config; at most `n_best` spans of at most `max_answer`
+      tokens are returned.
+  """
   inside = slice(window.first, window.first + len(window.offsets))
   starts, ends = (np.argsort(-row[inside], kind="stable")[:config.n_best] for row in logits)
-  starts = starts[window.is_best[starts]]
+  starts = starts[window.has_max_context[starts]]
   scores = logits[0, inside][starts][:, None] + logits[1, inside][ends][None]
   lengths = ends[None] - starts[:, None] + 1
   scores = np.where((lengths >= 1) & (lengths <= config.max_answer), scores, -np.inf)
@@ -242,7 +299,7 @@ def find_spans(window: Window, logits: np.ndarray, context: str, config) -> list
 
 
 def keep_best(guesses: Sequence[Guess], count: int) -> list[Guess]:
-  """The best of every text, in order."""
+  """Returns the best guess of every text, the best first, at most `count` of them."""
   best: dict[str, Guess] = {}
   for guess in sorted(guesses, key=lambda guess: -guess.score):
     if guess.text:
@@ -250,10 +307,16 @@ def keep_best(guesses: Sequence[Guess], count: int) -> list[Guess]:
   return list(best.values())[:count]
 
 
-def write(name: str, predict, with_odds: bool, outputs, folder: pathlib.Path) -> None:
-  """predictions.json and nbest_predictions.json as run_squad.py has them; 2.0: null_odds.json.
+def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict, dict]],
+          with_odds: bool, outputs: Sequence[np.ndarray], folder: pathlib.Path) -> None:
+  """Writes predictions.json, nbest_predictions.json and null_odds.json, as run_squad.py does.
 
-  Those of the test set have `test_` before their names.
+  Args:
+    name: name of the set. All file names except those of 'dev' begin with it, 'test_'.
+    predict: outputs -> (answers, guesses, odds), as `find_answers` returns them.
+    with_odds: write null_odds.json, for SQuAD 2.0.
+    outputs: logits of starts and ends in every window, float32 [2, length] each.
+    folder: folder of the files.
   """
   answers, n_best, odds = predict(outputs)
   prefix = "" if name == "dev" else f"{name}_"
@@ -270,9 +333,14 @@ def write(name: str, predict, with_odds: bool, outputs, folder: pathlib.Path) ->
 
 
 def score(questions: Sequence[Question], answers: dict[str, str]) -> dict[str, float]:
-  """Exact match and F1 as in the official scripts: the best of the given answers, the mean of all.
+  """Returns exact match ('em') and F1 ('f1') of answers, as in the official scripts.
 
-  A question without an answer has the answer "".
+  They are the best over the right answers of a question, averaged over all questions. The right
+  answer to a question without an answer is ''.
+
+  Args:
+    questions: questions of a set.
+    answers: predicted answers by id of the question; a missing one counts 0.
   """
   exact = f1 = 0.0
   for question in questions:
@@ -285,7 +353,7 @@ def score(questions: Sequence[Question], answers: dict[str, str]) -> dict[str, f
 
 
 def word_f1(found: str, expected: str) -> float:
-  """F1 of the bags of normalised words."""
+  """Returns the F1 of two texts as bags of normalized words."""
   found, expected = normalize(found).split(), normalize(expected).split()
   if not found or not expected:
     return float(found == expected)
@@ -294,6 +362,9 @@ def word_f1(found: str, expected: str) -> float:
 
 
 def normalize(text: str) -> str:
-  """Lower case, without ASCII punctuation and the words a, an, the; spaces single."""
+  """Returns a text in lower case, without ASCII punctuation and the words a, an, the.
+
+  White space becomes single spaces, as in the official scripts.
+  """
   text = text.lower().translate(str.maketrans("", "", string.punctuation))
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
