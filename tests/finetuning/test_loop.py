@@ -40,7 +40,7 @@ def predictions_of(out, name, file_name):
   return [line.split("\t")[1] for line in text.splitlines()[1:]]
 
 
-def test_sixteen_examples_are_learnt_by_heart(tuned):
+def test_sixteen_examples_are_memorized(tuned):
   results = results_of(tuned)
   assert [run["dev"]["accuracy"] for run in results["runs"]] == [1.0, 1.0]
   assert results["medians"] == [
@@ -57,7 +57,7 @@ def test_predictions_are_those_that_were_scored(tuned, glue):
 
 
 def test_a_run_is_a_function_of_its_seed(tuned, tuning, finished_bert, tmp_path):
-  """Also where other seeds ran before it."""
+  """Other seeds that ran before it change nothing."""
   assert run(tuning, finished_bert, tmp_path / "again", "--config.seeds=1,") == 0
   first, again = (losses_of(out, "lr0.01-seed1") for out in (tuned, tmp_path / "again"))
   assert first == again
@@ -65,7 +65,7 @@ def test_a_run_is_a_function_of_its_seed(tuned, tuning, finished_bert, tmp_path)
 
 
 def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
-  """Both are perfect, and the first is taken."""
+  """Both runs are perfect; the first one is the best."""
   assert results_of(tuned)["best_run"] == "lr0.01-seed0"
   assert weights_under(tuned) == {"lr0.01-seed0"}
   found = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
@@ -79,7 +79,7 @@ def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
 
 
 def weights_under(out) -> set[str]:
-  """Folders of a fine-tuning that hold a run's weights; the others hold nothing of them."""
+  """Returns the folders of runs with weights; the others must hold no part of any."""
   folders = {path.parent.name for path in out.glob("*/checkpoints")}
   for name in ("config.json", "tokenizer"):
     assert {path.parent.name for path in out.glob(f"*/{name}")} == folders
@@ -89,7 +89,7 @@ def weights_under(out) -> set[str]:
 @pytest.mark.parametrize("save, kept", [
     ("best", {"lr0.01-seed0"}), ("none", set()), ("all", {"lr1e-09-seed0", "lr0.01-seed0"})])
 def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
-  """A rate that learns nothing comes first, and gives way to the better one."""
+  """The first rate learns nothing, and the second one replaces it as the best."""
   rates = "--config.learning_rates=1e-9,1e-2"
   assert run(tuning, finished_bert, tmp_path, rates, f"--config.save={save}") == 0
   assert results_of(tmp_path)["best_run"] == "lr0.01-seed0"
@@ -97,7 +97,7 @@ def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
 
 
 def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, capsys):
-  """Also where a later start keeps the best alone, and where the best has none."""
+  """A later start that keeps only the best, or has no weights for it, removes none of them."""
   def tune(*arguments):
     assert run(tuning, finished_bert, tmp_path, *SHORT, *arguments) == 0
     return results_of(tmp_path)["best_run"]
@@ -114,7 +114,7 @@ def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, cap
   assert "Its weights were not kept" in capsys.readouterr().out
 
 
-def test_what_was_fine_tuned_is_refused_where_it_cannot_work(tuned, capsys):
+def test_commands_that_cannot_use_a_fine_tuned_model_refuse_it(tuned, capsys):
   best = tuned / "lr0.01-seed0"
   for path, fragment in ((best, "holds a model fine-tuned on sst2, which only `bertgpt export`"),
                          (tuned, "is a fine-tuning; its runs are the folders in it")):
@@ -124,7 +124,7 @@ def test_what_was_fine_tuned_is_refused_where_it_cannot_work(tuned, capsys):
 
 
 def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, capsys):
-  """A further seed may be added."""
+  """A seed may be added."""
   out = tmp_path / "out"
   shutil.copytree(tuned, out)
   before = (out / "lr0.01-seed0" / "metrics.jsonl").stat().st_mtime_ns
@@ -135,7 +135,7 @@ def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, cap
 
 
 def test_a_gpt_learns_them_too(tuning, finished_gpt, tmp_path):
-  """With tokens that its vocabulary has not, and the language model beside the task."""
+  """It gets new tokens, and the loss of the language model is added to the task's."""
   assert run(tuning, finished_gpt, tmp_path / "out") == 0
   assert results_of(tmp_path / "out")["runs"][0]["dev"]["accuracy"] == 1.0
   curves = metrics.read_curves(tmp_path / "out" / "lr0.01-seed0")
@@ -148,14 +148,14 @@ SHORT = ("--config.epochs=2", "--config.log.every_steps=1")
 
 @pytest.fixture(scope="module")
 def short(tuning, finished_bert, tmp_path_factory):
-  """Two steps."""
+  """Workdir of a fine-tuning of two steps."""
   out = tmp_path_factory.mktemp("short") / "out"
   assert run(tuning, finished_bert, out, *SHORT) == 0
   return out
 
 
-def test_words_are_labelled(tuning, finished_bert, tmp_path):
-  """The second word of every sentence, and the last."""
+def test_words_are_labeled(tuning, finished_bert, tmp_path):
+  """The second word of every sentence and the last one are entities."""
   lines = []
   for sentence in [line for line in small_runs.make_text(20).splitlines() if line][:16]:
     words = sentence.rstrip(".").split()
@@ -171,7 +171,7 @@ def test_words_are_labelled(tuning, finished_bert, tmp_path):
 
 
 def test_questions_are_answered(tuning, finished_bert, tmp_path):
-  """Who does it: the second word, in one of two windows."""
+  """The answer is the second word, in one of two windows."""
   paragraphs = []
   for i, sentence in enumerate([x for x in small_runs.make_text(20).splitlines() if x][:16]):
     answer = sentence.split()[1]
@@ -189,7 +189,7 @@ def test_questions_are_answered(tuning, finished_bert, tmp_path):
       f"q{i}": p["qas"][0]["answers"][0]["text"] for i, p in enumerate(paragraphs)}
 
 
-def test_a_gpt_is_refused_where_it_cannot_work(tuning, finished_gpt, tmp_path, capsys):
+def test_a_task_that_a_gpt_cannot_do_is_refused(tuning, finished_gpt, tmp_path, capsys):
   assert run(tuning, finished_gpt, tmp_path / "out", "--task=squad") == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert "--task squad needs a bert, but the run of --init is a gpt" in line
@@ -207,7 +207,7 @@ def test_random_weights_are_another_start_of_the_same_model(short, tuning, finis
 
 
 def test_new_tokens_leave_the_trained_rows_as_they_are():
-  """Of a table of 256 rows, 250 are trained; the others are padding, and none of the new tokens."""
+  """The table has 256 rows: 250 of trained tokens, then padding, which new tokens replace."""
   import jax.numpy as jnp
   trained = np.arange(512, dtype=np.float32).reshape(256, 2)
   for rows in (256, 384):
@@ -220,7 +220,7 @@ def test_new_tokens_leave_the_trained_rows_as_they_are():
 
 @pytest.fixture
 def with_params(finished_bert, monkeypatch):
-  """Changes the trained parameters that fine-tuning reads, in place."""
+  """Returns a function that edits, in place, the pretrained parameters that fine-tuning reads."""
   trained = trained_lib.load_trained(finished_bert)
 
   def change(edit):
@@ -245,7 +245,7 @@ def test_a_pooler_may_be_missing(with_params, tuning, finished_bert, tmp_path, c
 
 def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finished_bert, glue,
                                              tmp_path, capsys):
-  """The folder of the data may move; one sentence or one weight that changes is refused."""
+  """The folder of the data may move, but not a single sentence or weight may change."""
   out, moved = tmp_path / "out", tmp_path / "moved"
   shutil.copytree(short, out)
   shutil.copytree(glue, moved)
@@ -264,7 +264,7 @@ def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finishe
 
 
 def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsys):
-  """Weights of 1e30 overflow; where all runs do that, it is an error."""
+  """Weights of 1e30 overflow. It is an error if all runs do."""
   out = tmp_path / "out"
   arguments = ("--config.epochs=30", "--config.optimizer.clip_norm=0", "--config.save=none")
   assert run(tuning, finished_bert, out, *arguments, "--config.learning_rates=1e30,1e-2") == 0
@@ -281,7 +281,7 @@ def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsy
 
 
 def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypatch):
-  """Else it would end the process of whoever caught the error."""
+  """Otherwise the watchdog would end a process that has caught the error."""
   armed = []
   monkeypatch.setattr(finetune.process, "arm_watchdog", lambda minutes: armed.append(True))
   monkeypatch.setattr(finetune.process, "disarm_watchdog", armed.clear)
@@ -295,8 +295,8 @@ def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypa
   assert not armed
 
 
-def test_a_stop_between_runs_begins_none(short, tuning, finished_bert, tmp_path, monkeypatch):
-  """The folder of a run that was stopped before stays as it is."""
+def test_a_stop_between_runs_starts_none(short, tuning, finished_bert, tmp_path, monkeypatch):
+  """No folder is made or removed for the next run."""
   import contextlib
   out = tmp_path / "out"
   shutil.copytree(short, out)
@@ -307,7 +307,7 @@ def test_a_stop_between_runs_begins_none(short, tuning, finished_bert, tmp_path,
 
 
 def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
-  """All devices hold examples in the other one."""
+  """Losses are the same if examples, weights and matrices are split over the devices."""
   assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.mesh.fsdp=2",
              "--config.mesh.tensor=2", "--config.micro_batches=2") == 0
   np.testing.assert_allclose(losses_of(tmp_path, "lr0.01-seed0"),
@@ -315,7 +315,7 @@ def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
 
 
 def start_two(tuning, init, out, *arguments, differing=((), ())):
-  """The command in two processes of two devices each."""
+  """Starts the command in two processes with two devices each."""
   port = program.free_port()
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(program.ROOT)}
   return [subprocess.Popen(
@@ -326,7 +326,7 @@ def start_two(tuning, init, out, *arguments, differing=((), ())):
 
 
 def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_path):
-  """Each has half of the examples; the first alone writes and prints."""
+  """Each has half of the examples, and only the first one writes and prints."""
   out = tmp_path / "out"
   first, second = map(program.finish, start_two(tuning, finished_bert, out, *SHORT,
                                                 "--config.seeds=0,1", "--config.save=all"))
@@ -342,8 +342,8 @@ def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(tuning, finished_bert, tmp_path):
-  """In the third run, of which one process is told; the first one has diverged."""
+def test_two_processes_stop_together_and_resume(tuning, finished_bert, tmp_path):
+  """One process gets a signal in the third run. The first run has diverged."""
   out = tmp_path / "out"
   arguments = ("--config.learning_rates=1e30,1e-9,1e-2", "--config.optimizer.clip_norm=0",
                "--config.epochs=60", "--config.log.every_steps=1")
@@ -400,7 +400,7 @@ def test_wrong_input_is_one_line_and_makes_nothing(tuning, finished_bert, tmp_pa
   assert files_under(tmp_path) == set() and files_under(finished_bert) == before
 
 
-def test_a_recipe_of_pretraining_is_none_of_a_task(recipe, finished_bert, tmp_path, capsys):
+def test_a_recipe_of_a_pretraining_is_refused(recipe, finished_bert, tmp_path, capsys):
   assert run(recipe, finished_bert, tmp_path / "out") == 2
   assert "must return a config made by bertgpt.config.finetuning.base()" in capsys.readouterr().err
 
@@ -428,9 +428,9 @@ def test_the_folder_of_a_pretraining_is_refused(tuning, finished_bert, capsys):
   assert files_under(finished_bert) == before
 
 
-def test_a_stopped_fine_tuning_goes_on_with_the_next_run(tuning, finished_bert, tmp_path,
+def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, tmp_path,
                                                          monkeypatch):
-  """SIGTERM in the second run: the first is kept, the second is begun anew."""
+  """After SIGTERM in the second run, the first run is kept and the second is restarted."""
   add, out = finetune.StepLog.add, tmp_path / "out"
 
   def add_and_stop(self, step, step_metrics):

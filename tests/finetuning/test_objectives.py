@@ -1,4 +1,4 @@
-"""Losses of tasks against NumPy; padding and rows that fill up a batch do not count."""
+"""Losses of tasks agree with NumPy; padding and the empty rows of a batch do not count."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def make_head(family, kind, **model):
   objective = head.make_objective(config, 0.5)
   params = jax.jit(lambda: steps.init_state(
       steps.Setup(config, None, module, objective)).params)()
-  # Zeros, as biases start, would hide much.
+  # Biases start at 0, which would hide errors.
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(1)
   params = tree.unflatten([x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
@@ -52,7 +52,7 @@ def log_softmax(x):
 
 
 def expected_loss(kind, outputs, rows):
-  """Of float64 outputs, row by row without padding."""
+  """Returns the loss of float64 outputs, computed row by row without padding."""
   losses = []
   for out, label, tokens in zip(outputs, rows.labels, rows.tokens, strict=True):
     if kind == "classes":
@@ -108,7 +108,7 @@ def test_neither_padding_nor_other_rows_matter(family, kind):
 
 
 def test_the_language_model_of_a_gpt_counts_half():
-  """task + 0.5 * mean over the tokens after the first, of the same rows (Radford et al. 2018)."""
+  """The loss is task + 0.5 * mean over all tokens after the first (Radford et al. 2018, eq. 5)."""
   _, module, objective, params = make_head("decoder", "classes")
   rows = make_rows("classes")
   batch = collate(rows, 8, 16)

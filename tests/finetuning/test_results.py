@@ -1,4 +1,4 @@
-"""Medians, the best run and the table, of runs that are made up."""
+"""Medians, the best run and the table of invented runs."""
 
 import types
 
@@ -24,7 +24,7 @@ def make_config(rates, seeds=(0, 1, 2)):
 
 
 def make_runs(values):
-  """{rate: dev F1 by seed}; None diverged."""
+  """Returns rows of results.json from {rate: dev F1 by seed}; None stands for a diverged run."""
   return [{"learning_rate": rate, "seed": seed, "folder": f"{rate}-{seed}", **(
       {"diverged": True} if value is None else
       {"seconds": 1.0, "dev": {"f1": value, "accuracy": value / 2}})}
@@ -63,7 +63,7 @@ def test_damaged_results_are_named(tmp_path, content):
 
 
 def test_every_run_has_a_folder_of_its_own():
-  """Also where six digits are the same."""
+  """Learning rates that agree in six digits have different folders."""
   config = make_config((1e-5, 1.0000001e-5, 3e-4))
   names = [run_name(*run) for run in runs_of(config)]
   assert len(set(names)) == 9 and names[0] == "lr1e-05-seed0"

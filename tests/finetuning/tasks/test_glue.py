@@ -1,4 +1,4 @@
-"""The nine GLUE tasks: official files and TFDS give the same examples; predictions go back."""
+"""The nine GLUE tasks: files and TFDS hold the same examples; predictions have official form."""
 
 import types
 
@@ -15,7 +15,7 @@ from bertgpt.finetuning.tasks import rows as rows_lib
 TEXTS = (("the cat sees a dog", "a dog is seen"), ("who likes it", "it likes who"),
          ("the river", "a bird"))
 
-# (header of train and dev, header of test, labels of three rows); as in the GLUE archives.
+# (header of train and dev, header of test, labels of three rows), as in the GLUE archives.
 OFFICIAL = {
     "cola": (None, "index\tsentence", ("1", "0", "1")),
     "sst2": ("sentence\tlabel", "index\tsentence", ("1", "0", "1")),
@@ -51,7 +51,7 @@ def make_line(header, number, texts, label):
 
 
 def write_official(folder, name, rows=1):
-  """train, dev and test files of a task; returns the folder for `task.data`."""
+  """Writes train, dev and test files of a task. Returns the folder for `task.data`."""
   header, test_header, labels = OFFICIAL[name]
   lines = [make_line(header or "label\tsentence", i, texts, label)
            for i, (texts, label) in enumerate(zip(TEXTS, labels, strict=True))]
@@ -134,10 +134,10 @@ def test_scores_beyond_the_scale_are_written_within_it(tmp_path):
 
 
 def test_quotes_are_text(tmp_path, form):
-  """GLUE files are read with quoting off."""
+  """Quotes have no meaning in GLUE files."""
   write_official(tmp_path, "sst2")
   (tmp_path / "SST-2" / "train.tsv").write_text('sentence\tlabel\n"the cat\t1\na "dog" sees\t0\n')
-  task = open_task("sst2", tmp_path / "SST-2", form)  # The task's own folder will do too.
+  task = open_task("sst2", tmp_path / "SST-2", form)  # The task's own folder works too.
   assert task.train.labels.tolist() == [1, 0]
 
 
@@ -177,7 +177,7 @@ def test_wrong_files_are_named(tmp_path, form, name, content, message):
 
 
 def test_bytes_that_are_no_text_are_named_with_a_remedy_that_is_there(tmp_path, form):
-  """Not data.invalid_text, which is a field of pretraining."""
+  """The message must not name data.invalid_text, a field of pretraining."""
   write_official(tmp_path, "sst2")
   (tmp_path / "SST-2" / "train.tsv").write_bytes(b"sentence\tlabel\na\xff\t1\n")
   with pytest.raises(DataError, match="invalid UTF-8 at byte 16. Repair the file$"):
@@ -201,19 +201,19 @@ def test_missing_files_are_named(tmp_path, form):
 
 
 def test_questions_with_line_breaks_are_left_out_and_counted(tmp_path, form):
-  """Some lines of QQP's own files are torn."""
+  """Some lines of the official QQP files are broken."""
   write_official(tmp_path, "qqp")
   path = tmp_path / "QQP" / "train.tsv"
   path.write_text(path.read_text() + "9\tx\ttorn\n")
   task = open_task("qqp", tmp_path, form)
-  assert len(task.train) == 3 and task.notes == ("1 lines lack columns and were left out",)
+  assert len(task.train) == 3 and task.notes == ("1 lines lack columns and were skipped",)
 
 
 # --------------------------------------------------------------------- TFDS
 
 
 def write_tfds(folder, name, labels):
-  """The task as TFDS prepares it, in ArrayRecord."""
+  """Prepares the task with TFDS, as ArrayRecord."""
   spec = glue.TASKS[name]
   folder.mkdir()
   text = tfds.features.Text()
@@ -249,7 +249,7 @@ def test_tfds_gives_what_the_files_give(tmp_path, form, name):
 
 def test_a_dataset_of_another_task_is_named(tmp_path, form):
   data = write_tfds(tmp_path / "tfds", "sst2", [1, 0, 1])
-  with pytest.raises(DataError, match="no feature 'sentence1', it has .*; give the dataset of RTE"):
+  with pytest.raises(DataError, match="lacks the feature 'sentence1', .* Give the dataset of RTE"):
     open_task("rte", data, form)
   with pytest.raises(DataError, match="task.data: TFDS knows no dataset"):
     open_task("rte", f"tfds:{tmp_path}/none", form)
@@ -261,7 +261,7 @@ def test_a_dataset_of_another_task_is_named(tmp_path, form):
 @pytest.mark.parametrize("name, train, dev, share", [
     ("cola", 8551, 1043, 0.704), ("sst2", 67349, 872, 0.558), ("rte", 2490, 277, 0.498)])
 def test_the_published_counts(data_dir, form, name, train, dev, share):
-  """Wang et al. 2018, table 1; the share of label 1 in training."""
+  """Counts are those of Wang et al. 2018, table 1, with the share of label 1 in training."""
   task = open_task(name, data_dir / "glue", form)
   assert (len(task.train), len(task.evals[0].rows)) == (train, dev)
   assert task.train.labels.mean() == pytest.approx(share, abs=5e-4)

@@ -1,4 +1,4 @@
-"""CoNLL files: labels sit on first pieces, every word is predicted, entities count as wholes."""
+"""CoNLL files: first tokens have labels, every word is predicted, entities count as a whole."""
 
 import types
 
@@ -62,12 +62,12 @@ def test_the_label_of_a_word_is_at_its_first_piece(kind):
   form = form._replace(first=2, last=3) if kind == "bpe" else form
   s = sentence("anna/B-p mariana/I-p flew/O rotterdamer/B-l \u200b/O end/O")
   tags = ["O", "B-l", "B-p", "I-p"]
-  labelled = ner.make_rows([s], tags, form)
-  (tokens,), (labels,), (places,) = labelled.rows.tokens, labelled.rows.labels, labelled.places
+  labeled = ner.make_rows([s], tags, form)
+  (tokens,), (labels,), (places,) = labeled.rows.tokens, labeled.rows.labels, labeled.places
   at = np.flatnonzero(labels >= 0)
   assert [(0, i) for i in at] == places and len(at) == len(s.words)
   assert [tags[i] for i in labels[at]] == s.tags
-  # Decoded from one label to the next: the words.
+  # The tokens from one label to the next are a word.
   words = [form.tokenizer.decode(tokens[a:b]).strip()
            for a, b in zip(at, [*at[1:], len(tokens) - 1], strict=True)]
   assert [w for i, w in enumerate(words) if i not in (4, 5)] == [
@@ -77,17 +77,17 @@ def test_the_label_of_a_word_is_at_its_first_piece(kind):
 def test_long_sentences_are_cut_between_words_and_lose_none():
   form = make_form(max_length=10)
   s = sentence(" ".join(f"{w}/O" for w in "anna flew to maria rotterdam river".split() * 5))
-  labelled = ner.make_rows([s], ["O"], form)
-  assert len(labelled.rows) > 3 and max(labelled.rows.lengths) <= 10
-  text = " ".join(form.tokenizer.decode(t[1:-1]) for t in labelled.rows.tokens)
+  labeled = ner.make_rows([s], ["O"], form)
+  assert len(labeled.rows) > 3 and max(labeled.rows.lengths) <= 10
+  text = " ".join(form.tokenizer.decode(t[1:-1]) for t in labeled.rows.tokens)
   assert text == " ".join(s.words)
-  assert sum((labels >= 0).sum() for labels in labelled.rows.labels) == len(s.words)
+  assert sum((labels >= 0).sum() for labels in labeled.rows.labels) == len(s.words)
 
 
 def test_a_word_longer_than_the_window_keeps_its_start():
   form = make_form(max_length=8)
-  labelled = ner.make_rows([sentence("xyxyxyxyxyxyxyxyxyxy/O a/O")], ["O"], form)
-  assert max(labelled.rows.lengths) <= 8 and len(labelled.places[0]) == 2
+  labeled = ner.make_rows([sentence("xyxyxyxyxyxyxyxyxyxy/O a/O")], ["O"], form)
+  assert max(labeled.rows.lengths) <= 8 and len(labeled.places[0]) == 2
 
 
 def test_a_task_of_three_files(tmp_path):
@@ -96,7 +96,7 @@ def test_a_task_of_three_files(tmp_path):
   (tmp_path / "mine.txt").write_text("a B-location\n")
   task = open_task(tmp_path, make_form(), test="mine.txt")
   assert task.labels == ("O", "B-location", "B-person", "I-person")
-  assert task.notes == ("1 words have tags that training has not",)
+  assert task.notes == ("1 words have tags that the training file lacks",)
   dev, test = task.evals
   outputs = [np.full(len(t), 2) for t in dev.rows.tokens]  # O, B-location, B-person, I-person
   assert dev.score(outputs) == {"f1": pytest.approx(1 / 2)}
@@ -134,7 +134,7 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_entities_are_right_as_wholes():
-  """Three of the one side, three of the other, one in common."""
+  """Three entities on each side, one of them in common."""
   expected = [["B-a", "I-a", "O", "B-b"], ["O", "B-a"]]
   found = [["B-a", "O", "O", "B-b"], ["B-b", "B-b"]]
   assert ner.score(expected, expected) == {"f1": 1.0}
@@ -170,7 +170,7 @@ def test_seqeval_agrees():
 
 
 def test_the_published_counts(data_dir):
-  """WNUT 2017 (Derczynski et al.): sentences, and entities of the training file."""
+  """Sentences of WNUT 2017 (Derczynski et al.), and entities of its training file."""
   counts = {}
   for name, names in ner.NAMES.items():
     (path,) = ner.files.find_given(str(data_dir / "ner" / "wnut17"), "", names)

@@ -1,4 +1,4 @@
-"""Metrics of tasks against closed forms, and against scikit-learn where it is installed."""
+"""Metrics of tasks agree with closed forms, and with scikit-learn if it is installed."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from bertgpt.finetuning.tasks import scores
 
 
 def draw(seed, share):
-  """Labels, and predictions that agree with a part of them."""
+  """Returns labels, and predictions that agree with a part of them."""
   rng = np.random.default_rng(seed)
   labels = (rng.random(500) < share).astype(np.int32)
   noise = rng.integers(0, 2, 500)
@@ -15,7 +15,7 @@ def draw(seed, share):
 
 
 def test_a_known_table():
-  """3 true positives, 1 false positive, 2 false negatives, 4 true negatives."""
+  """There are 3 true positives, 1 false positive, 2 false negatives and 4 true negatives."""
   labels = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0])
   predictions = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
   assert scores.accuracy(labels, predictions) == pytest.approx(7 / 10)
@@ -24,7 +24,7 @@ def test_a_known_table():
       4 * 5 * 5 * 6))
 
 
-def test_correlations_know_lines_and_orders():
+def test_pearson_finds_lines_and_spearman_orders():
   x = np.linspace(0, 5, 50)
   assert scores.pearson(x, 3 * x - 1) == pytest.approx(1)
   assert scores.spearman(x, np.exp(x)) == pytest.approx(1)

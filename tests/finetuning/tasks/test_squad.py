@@ -1,4 +1,4 @@
-"""SQuAD: windows lose nothing, spans come back as text, scores follow the official rules."""
+"""SQuAD: windows lose no token, spans become text again, scores follow the official rules."""
 
 import json
 import types
@@ -35,7 +35,7 @@ def question(answer, id_="q0", context=CONTEXT):
 
 
 def perfect_outputs(rows):
-  """Logits that are sure of the labels."""
+  """Returns logits that are highest at the labels."""
   outputs = []
   for tokens, label in zip(rows.tokens, rows.labels, strict=True):
     logits = np.zeros((2, len(tokens)), np.float32)
@@ -67,16 +67,16 @@ def test_a_row_reads_as_the_paper_has_it():
 
 @pytest.mark.parametrize("length, room, stride", [
     (5, 10, 4), (10, 10, 4), (11, 10, 4), (37, 10, 4), (38, 10, 10), (100, 7, 20), (0, 5, 2)])
-def test_windows_cover_every_token_and_one_of_them_is_best(length, room, stride):
+def test_windows_cover_every_token_and_one_has_its_max_context(length, room, stride):
   parts = squad.cut(length, room, stride)
   assert all(end - start <= room for start, end in parts)
   covered, best = np.zeros(length, int), np.zeros(length, int)
-  chosen = squad.best_windows(parts)
-  for (start, end), is_best in zip(parts, chosen, strict=True):
+  chosen = squad.find_max_context(parts)
+  for (start, end), has_max_context in zip(parts, chosen, strict=True):
     covered[start:end] += 1
-    best[start:end] += is_best
+    best[start:end] += has_max_context
   assert (covered >= 1).all() and (best == 1).all()
-  for token in range(length):  # By definition: least of left and right, the most over windows.
+  for token in range(length):  # By definition: the most of min(left, right).
     shown = [min(token - start, end - 1 - token) if start <= token < end else -1
              for start, end in parts]
     (of_best,) = [i for i, (start, end) in enumerate(parts)
@@ -84,7 +84,7 @@ def test_windows_cover_every_token_and_one_of_them_is_best(length, room, stride)
     assert shown[of_best] == max(shown)
 
 
-def test_an_answer_is_asked_where_a_window_holds_it_whole():
+def test_an_answer_is_the_label_of_windows_that_hold_all_of_it():
   form, config = make_form(), make_config(max_length=24)
   q = question("a stone")
   rows, windows = squad.make_rows([q], config, form)
@@ -100,7 +100,7 @@ def test_an_answer_is_asked_where_a_window_holds_it_whole():
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
 @pytest.mark.parametrize("answer", ["The cat", "1999", "so they say", "Its house", "it"])
-def test_answers_come_back_as_they_stand_in_the_text(answer, kind):
+def test_answers_are_quoted_from_the_text(answer, kind):
   form, config = make_form(kind=kind), make_config(max_length=32)
   q = question(answer)
   rows, windows = squad.make_rows([q], config, form)
@@ -123,7 +123,7 @@ def test_spans_end_after_they_start_and_are_not_longer_than_asked():
   logits = np.random.default_rng(0).normal(size=(2, len(rows.tokens[0])))
   found = squad.find_spans(window, logits, CONTEXT, config)
   scores = {}
-  for i in range(len(window.offsets)):  # All spans, one after the other.
+  for i in range(len(window.offsets)):  # All spans, one by one.
     for j in range(i, min(i + 3, len(window.offsets))):
       text = CONTEXT[window.offsets[i, 0]:window.offsets[j, 1]].strip()
       scores[text] = max(scores.get(text, -9), logits[0, window.first + i]
@@ -184,7 +184,7 @@ def test_questions_without_answers(tmp_path):
     ('{"data": [{"paragraphs": [{"qas": []}]}]}', "holds no questions"),
     ('{"data": [{"paragraphs": [{"qas": [{"id": "x"}]}]}]}', "(KeyError: 'question')"),
 ])
-def test_what_is_no_squad_is_named(tmp_path, content, message):
+def test_files_in_another_format_are_named(tmp_path, content, message):
   (tmp_path / "dev-v1.1.json").write_text(content)
   with pytest.raises(DataError) as e:
     squad.read_questions(tmp_path / "dev-v1.1.json")
@@ -199,7 +199,7 @@ def test_an_answer_that_is_not_in_its_context_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("start, text", [("13", "a dog"), (-4, "say)"), (None, "a"), (0, 5)])
-def test_an_answer_that_is_no_place_and_text_is_named(tmp_path, start, text):
+def test_an_answer_without_a_number_and_a_text_is_named(tmp_path, start, text):
   write_json(tmp_path / "train.json", question("", "q7")._replace(answers=((start, text),)))
   with pytest.raises(DataError, match=f"question q7: answer_start={start!r} and text") as e:
     squad.read_questions(tmp_path / "train.json")
@@ -212,7 +212,7 @@ def test_every_question_of_1_1_has_an_answer(tmp_path):
     squad.open_task(make_config(data=str(tmp_path)), make_form())
 
 
-def test_odds_are_numbers_where_there_is_no_text(tmp_path):
+def test_odds_are_finite_if_there_is_no_text(tmp_path):
   """JSON has no infinity."""
   empty = squad.Question("q0", "Who saw what?", " ", ())
   rows, windows = squad.make_rows([empty], make_config(), make_form())
@@ -254,7 +254,7 @@ def test_a_missing_prediction_scores_nothing():
 @pytest.mark.parametrize("name, count", [("train-v1.1.first12articles.json.gz", 4370),
                                          ("dev-v1.1.rebuilt.json.gz", 10570)])
 def test_answers_of_real_files_come_back(data_dir, name, count):
-  """From the labels of all windows; but for those that end within a word, as "1960" in 1960s."""
+  """Labels of all windows give the answers, except those that end in a word, as "1960" in 1960s."""
   questions = squad.read_questions(data_dir / "squad" / name)
   assert len(questions) == count
   questions = questions[::10]

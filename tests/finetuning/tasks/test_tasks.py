@@ -1,4 +1,4 @@
-"""Rows of tokens and batches of them: nothing is lost, everything is in its place."""
+"""Rows of tokens and batches of rows: no token is lost or misplaced."""
 
 import dataclasses
 import gzip
@@ -31,7 +31,7 @@ def make_format(tokenizer, family="bert", max_length=64, truncation="head", num_
 
 
 def make_rows(lengths):
-  """Token i of row n is 1000 n + i + 1."""
+  """Returns rows of these lengths; token i of row n is 1000 n + i + 1."""
   tokens = [1000 * n + 1 + np.arange(length, dtype=np.int32) for n, length in enumerate(lengths)]
   return Rows(tokens, [np.ones(length, np.int32) for length in lengths],
               np.arange(len(lengths), dtype=np.int32))
@@ -40,7 +40,7 @@ def make_rows(lengths):
 # ----------------------------------------------------------------- texts
 
 
-def test_rows_of_bert_read_as_the_paper_has_them(tokenizer):
+def test_rows_of_bert_are_those_of_the_paper(tokenizer):
   form = make_format(tokenizer)
   a, b = tokenizer.encode(["the cat sees a dog", "who knows"])
   tokens, segment_ids = form.make_row(a, b)
@@ -93,7 +93,7 @@ def test_rows_are_never_longer_than_asked(tokenizer, mode):
 
 
 def test_the_longer_of_two_texts_loses_first():
-  """As the loop of google-research/bert: drop a token of the longer, of the second on a tie."""
+  """The loop of google-research/bert drops a token of the longer text, on a tie of the second."""
   for a, b in itertools.product(range(25), repeat=2):
     kept = [a, b]
     while sum(kept) > 16:
@@ -131,7 +131,7 @@ def test_evaluation_reads_every_row_once():
   assert sorted(np.concatenate(batches)) == list(range(77))
 
 
-def test_a_batch_holds_its_rows_and_fills_up_with_nothing():
+def test_a_batch_holds_its_rows_and_empty_ones():
   rows = make_rows([5, 20, 9])
   batch = rows_lib.collate(rows, np.array([2, 1]), 4, 64, seed=7)
   assert batch["tokens"].shape == (4, 32)
@@ -146,7 +146,7 @@ def test_a_batch_holds_its_rows_and_fills_up_with_nothing():
   assert batch["seed"].tolist() == [7] * 4
 
 
-def test_labels_of_tokens_are_filled_up_with_what_is_not_asked():
+def test_labels_of_padding_are_negative():
   rows = dataclasses.replace(make_rows([3, 2]), labels=[np.array([-1, 2, 0]), np.array([1, -1])])
   labels = rows_lib.collate(rows, np.arange(2), 3, 64, seed=0)["labels"]
   assert labels[:, :4].tolist() == [[-1, 2, 0, -1], [1, -1, -1, -1], [-1] * 4]
@@ -168,7 +168,7 @@ def test_files_are_found_by_any_official_name_and_compressed(tmp_path):
     files.find(tmp_path / "none", ["test.tsv"])
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path):
+def test_invalid_utf8_is_named(tmp_path):
   (tmp_path / "a.tsv").write_bytes(b"good\n\xff bad\n")
   with pytest.raises(DataError, match=r"a.tsv: invalid UTF-8 at byte 5. Repair the file$"):
     list(files.read_text_lines(tmp_path / "a.tsv"))
