@@ -1,8 +1,8 @@
-"""A process that stands behind each process of a distributed run and says how it ended.
+"""A parent for each process of a distributed run, which reports how the process ended.
 
-When a peer is gone, JAX ends a process by abort(), from a C++ thread, with pages of messages
-(xla/pjrt/distributed/client.h; jax.distributed has no hook for it). No Python handler runs then,
-so the work is done in a child, and the parent turns its end into a line and an exit code.
+When a peer is gone, JAX ends a process with abort(), from a C++ thread, after pages of messages
+(xla/pjrt/distributed/client.h; jax.distributed has no hook for it). No Python handler runs in that
+case. So a child does the work, and the parent turns its end into one line and an exit code.
 """
 
 import os
@@ -16,13 +16,13 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def fork_worker(name: str) -> None:
-  """Returns in a child process, which does the work; the parent waits and ends as it does.
+  """Forks a child and returns in it; the parent waits for the child and exits with its code.
 
-  To be called before JAX is imported: JAX's threads do not survive a fork. Signals sent to the
-  parent reach the child once, Ctrl-C too; if the parent is killed, the child ends.
+  Call it before JAX is imported: JAX's threads do not survive a fork. A signal that is sent to the
+  parent reaches the child once, and so does Ctrl-C. If the parent is killed, the child ends.
 
   Args:
-    name: of the command, for the message.
+    name: name of the command, for the message.
   """
   reader, writer = os.pipe()
   sys.stdout.flush()
@@ -30,7 +30,7 @@ def fork_worker(name: str) -> None:
   child = os.fork()
   if not child:
     os.close(writer)
-    os.setpgid(0, 0)  # Else the terminal's Ctrl-C would reach the child twice.
+    os.setpgid(0, 0)  # Otherwise the terminal's Ctrl-C would reach the child twice.
     threading.Thread(target=_end_with_parent, args=(reader,), daemon=True).start()
     return
   os.close(reader)
@@ -38,13 +38,14 @@ def fork_worker(name: str) -> None:
     signal.signal(number, lambda number, frame: os.kill(child, number))
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   if code == -signal.SIGABRT:
-    print(f"{name}: JAX has ended this process, as its messages above say: most likely another "
-          "process of the run is gone. Start all of them again: they go on with what "
-          "was saved", file=sys.stderr, flush=True)
+    print(f"{name}: JAX has ended this process; its messages are above. Most likely another "
+          "process of the run is gone. Start all of them again to resume from the last checkpoint",
+          file=sys.stderr, flush=True)
     code = PeerError.exit_code
-  os._exit(code if code >= 0 else 128 - code)  # As shells have it: 137 after kill -9.
+  os._exit(code if code >= 0 else 128 - code)  # Shell convention: 137 after kill -9.
 
 
 def _end_with_parent(reader: int) -> None:
-  os.read(reader, 1)  # Nothing is ever written: it returns when the parent is gone.
+  """Kills this process when the parent is gone."""
+  os.read(reader, 1)  # Nothing is written to the pipe: this returns when the parent is gone.
   os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""The one table of accelerators: what the data sheets say, and what of it a program reaches.
+"""The table of accelerators: figures of the data sheets, and the share that programs reach.
 
-Peaks are of one device as JAX counts them: a chip (TPU v4 and v5p with both cores joined) or a
+Figures are per device as JAX counts devices: a chip (TPU v4 and v5p: both cores together) or a
 GPU. Sources of the columns:
 
 | column                      | source                                                            |
@@ -8,15 +8,15 @@ GPU. Sources of the columns:
 | peak_flops, HBM             | Cloud TPU system architecture pages (2024); NVIDIA data sheets of |
 |                             | A100 80GB SXM (2020), H100 SXM (2022), H200 SXM (2023)            |
 | links, link_bandwidth (TPU) | Austin et al. 2025, "How to Scale Your Model", table of TPUs      |
-| links, link_bandwidth (GPU) | NVLink 3 and 4: 300 and 450 GB/s a direction                      |
+| links, link_bandwidth (GPU) | NVLink 3 and 4: 300 and 450 GB/s per direction                    |
 | dcn_bandwidth               | TPU: Austin et al. 2025; GPU: DGX A100 and H100, 200 and 400 Gb/s |
-|                             | a GPU                                                             |
+|                             | per GPU                                                           |
 | vector_flops                | TPU: 8 x 128 lanes x 4 units x cores x clock (Austin et al. 2025; |
 |                             | v4 and v6e: assumption, the same units); GPU: half of the FP32    |
-|                             | figure of the data sheet, which counts a fused one as two         |
+|                             | figure of the data sheet, which counts a multiply-add as two      |
 | tile                        | TPU: side of the matrix unit; GPU: 64, assumption                 |
-| usable_hbm                  | TPU: what the compiler allots a program, as libtpu 0.0.42 states  |
-|                             | it; GPU: 0.95, assumption                                         |
+| usable_hbm                  | TPU: limit of the compiler, from messages of libtpu 0.0.42;       |
+|                             | GPU: 0.95 of the memory, assumption                               |
 """
 
 from typing import NamedTuple
@@ -25,18 +25,21 @@ GB, GIB = 1e9, 2**30
 
 
 class Chip(NamedTuple):
-  """One device.
+  """Figures of one device.
 
   Attributes:
     device_kinds: parts of JAX's names of the device.
     peak_flops: dense bfloat16 FLOP/s of the matrix units.
-    vector_flops: element operations a second outside the matrix units.
-    tile: matrix products whose sides are no multiples of it leave part of the unit idle.
-    hbm_bytes, usable_hbm: memory, and what of it a program may have.
-    hbm_bandwidth: bytes a second.
-    links: of the fast network (ICI, NVLink); link_bandwidth: bytes a second in one direction.
-    dcn_bandwidth: bytes a second and device between slices or nodes.
-    clock: of the cycles in the compiler's own estimates; 0: it makes none.
+    vector_flops: element operations per second outside the matrix units.
+    tile: side of a tile of the matrix unit; products whose sides are not multiples of it leave
+      part of the unit idle.
+    hbm_bytes: memory in bytes.
+    usable_hbm: bytes of the memory that a program may use.
+    hbm_bandwidth: bytes per second between memory and compute units.
+    links: number of links to the fast network (ICI, NVLink).
+    link_bandwidth: bytes per second of one link in one direction.
+    dcn_bandwidth: bytes per second per device between slices or nodes.
+    clock: cycles per second in the compiler's own estimates; 0: the compiler makes none.
   """
 
   device_kinds: tuple[str, ...]
@@ -52,7 +55,7 @@ class Chip(NamedTuple):
   clock: float
 
 
-# The first that has a part of JAX's name wins: "TPU v5" is v5p.
+# The first chip with a part of JAX's name is taken: "TPU v5" is v5p.
 CHIPS = {
     "h200": Chip(("H200",), 989e12, 33.5e12, 64, 141 * GB, 134 * GB, 4800 * GB,
                  1, 450 * GB, 50 * GB, 0),
@@ -70,17 +73,21 @@ CHIPS = {
                6, 45 * GB, 6.25 * GB, 1.05e9),
 }
 
-# What a good program reaches of a peak. Every prediction rests on these.
+# Share of a peak that a good program reaches. Every prediction of time depends on these.
 EFFICIENCY = {
     "matmul": 0.80,   # large products: 790 of 989 TFLOP/s measured on an H200; TPU: assumption
     "vector": 0.60,   # assumption
     "memory": 0.80,   # assumption
     "network": 0.80,  # assumption
 }
-KERNEL_SECONDS = 1.2e-6  # start of a fused operation; XLA's estimates for TPU never go below it
+KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the least in XLA's estimates for TPU
 
 
 def find_chip(device_kind: str) -> Chip | None:
-  """The chip of a JAX device; None where it is not in the table, as a CPU."""
+  """Returns the figures of a device; None if the table lacks it, such as a CPU.
+
+  Args:
+    device_kind: JAX's name of the device, `jax.Device.device_kind`.
+  """
   return next((chip for chip in CHIPS.values()
                if any(kind in device_kind for kind in chip.device_kinds)), None)

@@ -1,10 +1,10 @@
-"""Huge pages for the memory of a process, where Linux gives them only to who asks.
+"""Huge pages for the memory of a process, on Linux systems that grant them only on request.
 
-On a CPU, XLA allocates a program's temporary memory anew at every execution. In pages of 4 KiB,
-Linux stops the program at the first touch of each, to clear it: 13% of the CPU time of a step of
-GPT-2, 23% of that of the demo. In pages of 2 MiB there is hardly anything to stop for. glibc's
-malloc asks for them if it is told to (GNU C Library manual, "Memory Allocation Tunables"), but it
-listens only when a process starts.
+On a CPU, XLA allocates the temporary memory of a program again at every execution. Linux clears
+each page at its first access. With pages of 4 KiB this takes 13% of the CPU time of a step of
+GPT-2, and 23% in the demo; with pages of 2 MiB it takes hardly any. glibc's malloc requests huge
+pages if a variable tells it to (GNU C Library manual, "Memory Allocation Tunables"), but it reads
+the variable only when a process starts.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart() -> None:
-  """Starts this program anew with huge pages, once; returns where it has them or cannot.
+  """Restarts this program with huge pages; returns if they are on already or are unavailable.
 
-  To be called before anything that is slow or would be done twice. Whoever has set
-  GLIBC_TUNABLES knows better. Processes that this one starts decide for themselves.
+  Call it before anything that is slow or must not be done twice. If the user has set
+  GLIBC_TUNABLES, nothing is changed. Child processes do not inherit the variable.
   """
   if os.environ.pop(MARKER, None):
     os.environ.pop(VARIABLE, None)
   elif VARIABLE not in os.environ and is_on_request():
     sys.stdout.flush()
     sys.stderr.flush()
-    with contextlib.suppress(OSError):  # Then it goes on without.
+    with contextlib.suppress(OSError):  # The program then continues without huge pages.
       os.execve(sys.executable, sys.orig_argv, os.environ | {VARIABLE: TUNABLE, MARKER: "1"})
 
 
 @contextlib.contextmanager
 def for_children() -> Iterator[None]:
-  """Processes that are started meanwhile have huge pages."""
+  """Gives huge pages to processes that are started inside the context."""
   if VARIABLE in os.environ or not is_on_request():
     yield
     return
@@ -47,7 +47,10 @@ def for_children() -> Iterator[None]:
 
 
 def is_on_request() -> bool:
-  """Whether Linux gives huge pages to those who ask; else to all or to none, or it is no Linux."""
+  """Returns whether this system grants huge pages only on request.
+
+  Other settings of Linux are to always or never grant them; other systems lack the setting.
+  """
   try:
     return "[madvise]" in SETTING.read_text()
   except OSError:

@@ -1,4 +1,4 @@
-"""What surrounds the computation: the cluster, signals, a watchdog, the compilation cache."""
+"""Processes around the computation: the cluster, signals, a watchdog, the compilation cache."""
 
 import contextlib
 import faulthandler
@@ -18,21 +18,21 @@ from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
 
 def start_distributed(spec: str, timeout_s: float) -> None:
-  """Joins this process with the others of the run.
+  """Connects this process with the other processes of the run.
 
   Args:
-    spec: 'auto' (TPU pod, SLURM, Kubernetes: JAX finds the cluster itself) or
-      'HOST:PORT,NUM_PROCESSES,PROCESS_ID'.
-    timeout_s: for all processes to find each other.
+    spec: 'HOST:PORT,NUM_PROCESSES,PROCESS_ID' with the address of process 0, or 'auto': JAX finds
+      the cluster itself (TPU pod, SLURM, Kubernetes, MPI).
+    timeout_s: seconds until all processes must be connected.
   Raises:
-    ConfigError: `spec` is neither, or the port is taken.
-    PeerError: the others did not come.
+    ConfigError: `spec` has another form, or the port is in use.
+    PeerError: another process did not connect in time.
   """
   if spec == "auto":
     try:
       _initialize(timeout_s)
     except ValueError as e:  # JAX's own message names arguments that the user cannot give.
-      raise ConfigError("--distributed=auto: no TPU pod, SLURM, Kubernetes or MPI job found; give "
+      raise ConfigError("--distributed=auto: no TPU pod, SLURM, Kubernetes or MPI job found. Give "
                         "HOST:PORT,NUM_PROCESSES,PROCESS_ID") from e
     return
   try:
@@ -46,106 +46,108 @@ def start_distributed(spec: str, timeout_s: float) -> None:
     raise ConfigError(f"--distributed={spec}: PORT must be in [1, 65535]")
   if not 0 <= index < count:
     raise ConfigError(f"--distributed={spec}: PROCESS_ID must be in [0, {count})")
-  # JAX aborts when a process is missing, and crashes when the port is taken.
+  # JAX aborts if a process is missing, and crashes if the port is in use.
   if index == 0:
-    _gather(port, count, timeout_s)
+    _await_peers(port, count, timeout_s)
   else:
-    _report(host, port, index, timeout_s)
+    _await_first(host, port, index, timeout_s)
   if jax.config.jax_platforms == "cpu":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
   _initialize(timeout_s, coordinator_address=address, num_processes=count, process_id=index)
 
 
 def _initialize(timeout_s: float, **arguments) -> None:
+  """Calls jax.distributed.initialize. A failure to connect becomes a PeerError."""
   try:
     jax.distributed.initialize(initialization_timeout=math.ceil(timeout_s), **arguments)
   except RuntimeError as e:
-    raise PeerError(f"--distributed: the processes did not come together: {one_line(e)}") from e
+    raise PeerError(f"--distributed: the processes did not connect ({one_line(e)}). Start all of "
+                    "them again") from e
 
 
-def _gather(port: int, count: int, timeout_s: float) -> None:
-  """Process 0 waits for word from all others, then lets them go on."""
+def _await_peers(port: int, count: int, timeout_s: float) -> None:
+  """Waits, as process 0, until all others have connected, then tells them to continue."""
   deadline = time.monotonic() + timeout_s
   try:
     server = socket.create_server(("", port), backlog=count)
   except OSError as e:
-    raise ConfigError(f"--distributed: port {port} is taken on this host ({e.strerror}); "
-                      "choose another one for all processes") from e
-  there: dict[bytes, socket.socket] = {}
+    raise ConfigError(f"--distributed: port {port} is taken on this host ({e.strerror}). "
+                      "Choose another one for all processes") from e
+  connected: dict[bytes, socket.socket] = {}
   missing = {str(i).encode() for i in range(1, count)}
   with server, contextlib.ExitStack() as stack:
-    while missing - there.keys():
+    while missing - connected.keys():
       if time.monotonic() > deadline:
-        absent = b", ".join(sorted(missing - there.keys(), key=int)).decode()
+        absent = b", ".join(sorted(missing - connected.keys(), key=int)).decode()
         raise PeerError(f"--distributed: no word from process {absent} of {count} after "
-                        f"{timeout_s:g} s; was it started, with the same HOST:PORT?")
-      with contextlib.suppress(OSError):  # A time-out, or a stranger who hung up.
+                        f"{timeout_s:g} s. Check that it was started with the same HOST:PORT")
+      with contextlib.suppress(OSError):  # A timeout, or a stranger that closed the connection.
         server.settimeout(1)
         peer = stack.enter_context(server.accept()[0])
         peer.settimeout(1)
-        there[peer.recv(16)] = peer
+        connected[peer.recv(16)] = peer
     for index in missing:
       with contextlib.suppress(OSError):
-        there[index].sendall(b"go")
+        connected[index].sendall(b"go")
 
 
-def _report(host: str, port: int, index: int, timeout_s: float) -> None:
-  """Gives word to process 0 and waits until it has heard from all."""
+def _await_first(host: str, port: int, index: int, timeout_s: float) -> None:
+  """Connects to process 0 and waits until all other processes have done so too."""
   deadline = time.monotonic() + timeout_s
   while True:
     try:
       with socket.create_connection((host, port), timeout=5) as connection:
         connection.sendall(str(index).encode())
-        # Process 0 may have started later, and knows first who is missing.
+        # Process 0 may have started later, and must be the first to report who is missing.
         connection.settimeout(timeout_s + 5)
         if connection.recv(2) == b"go":
           return
-        raise PeerError(f"--distributed: process 0 at {host}:{port} gave up; another process is "
-                        "missing, as its own message says")
+        raise PeerError(f"--distributed: process 0 at {host}:{port} gave up, because another "
+                        "process is missing. See the message of process 0")
     except OSError as e:
       if time.monotonic() > deadline:
         raise PeerError(f"--distributed: no answer from process 0 at {host}:{port} within "
-                        f"{timeout_s:g} s ({e.strerror or e}); was it started?") from e
+                        f"{timeout_s:g} s ({e.strerror or e}). Check that it was started") from e
       time.sleep(0.5)
 
 
 def count_devices() -> int:
-  """Devices of all processes; the first call opens them.
+  """Returns the number of devices of all processes; the first call opens them.
 
   Raises:
-    ConfigError: they cannot be opened.
+    ConfigError: the devices cannot be opened.
   """
   try:
     return jax.device_count()
   except RuntimeError as e:
-    raise ConfigError(f"JAX cannot use the devices ({one_line(e)}); see JAX_PLATFORMS, and "
-                      "whether another process holds them") from e
+    raise ConfigError(f"JAX cannot use the devices ({one_line(e)}). Check JAX_PLATFORMS, and "
+                      "whether another process uses them") from e
 
 
 @contextlib.contextmanager
 def name_lost_peer() -> Iterator[None]:
-  """Raises PeerError where a collective of CPUs fails because another process is gone.
+  """Turns the failure of a collective of CPUs into a PeerError: another process is gone.
 
-  Those of GPUs and TPUs hang instead, until JAX has missed the heartbeats and aborts: see `guard`.
+  Collectives of GPUs and TPUs hang instead, until JAX misses heartbeats and aborts: see `guard`.
   """
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
     if "Gloo" not in str(e):
       raise
-    raise PeerError("another process of the run is gone; start all of them again: they go on with "
-                    "what was saved") from e
+    raise PeerError("another process of the run is gone. Start all of them again to resume from "
+                    "the last checkpoint") from e
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[int], bool]]:
-  """Turns SIGTERM and Ctrl-C into a question the loop asks after every step.
+  """Turns SIGTERM and Ctrl-C into a question that the loop asks after every step.
 
-  With several processes JAX's preemption service is asked, which gives all of them the
-  same answer at the same step. A second Ctrl-C ends the process at once.
+  With several processes, JAX's preemption service answers: it gives all processes the same answer
+  at the same step. A second Ctrl-C ends the process at once.
 
   Yields:
-    should_stop(step).
+    should_stop(step), whether a signal was received; `step` must be the same in all processes.
   """
   stopped = False
 
@@ -156,51 +158,62 @@ def catch_signals() -> Iterator[Callable[[int], bool]]:
 
   def pass_on(signum, frame):
     signal.signal(signum, previous[signum])
-    os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens to this one alone.
+    os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens only to this signal.
 
-  alone = jax.process_count() == 1
-  handlers = {signal.SIGINT: ask, signal.SIGTERM: ask} if alone else {signal.SIGINT: pass_on}
+  is_single = jax.process_count() == 1
+  handlers = {signal.SIGINT: ask, signal.SIGTERM: ask} if is_single else {signal.SIGINT: pass_on}
   previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
   try:
-    yield (lambda step: stopped) if alone else multihost_utils.reached_preemption_sync_point
+    yield (lambda step: stopped) if is_single else multihost_utils.reached_preemption_sync_point
   finally:
     for signum, handler in previous.items():
       signal.signal(signum, handler)
 
 
 def arm_watchdog(minutes: float) -> None:
-  """Ends the process, with a stack, unless it is called again in time: a peer may hang for ever."""
+  """Ends the process with a stack trace, unless it is called again in time: a peer may hang.
+
+  Args:
+    minutes: time until the process is ended; 0: never.
+  """
   if minutes:
-    # The real stderr: in a notebook sys.stderr is none that a dying process can write to.
+    # sys.__stderr__: in a notebook, sys.stderr is not a file that a dying process can write to.
     faulthandler.dump_traceback_later(minutes * 60, exit=True, file=sys.__stderr__)
 
 
 def disarm_watchdog() -> None:
+  """Lets the process run without a time limit."""
   faulthandler.cancel_dump_traceback_later()
 
 
 def use_compilation_cache(folder: str) -> None:
-  """Keeps compiled programs between runs. The folder is private: it holds code that is run."""
+  """Keeps compiled programs between runs, in a private folder: programs in it are executed.
+
+  Args:
+    folder: path of the folder; '': no cache.
+  Raises:
+    StorageError: the folder cannot be written.
+  """
   if folder:
     path = pathlib.Path(folder).expanduser()
     try:
       path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as e:
-      raise StorageError(f"system.compilation_cache={folder}: cannot be written ({e.strerror}); "
-                         "choose another folder, or '' to do without") from e
+      raise StorageError(f"system.compilation_cache={folder}: cannot be written ({e.strerror}). "
+                         "Choose another folder, or '' for no cache") from e
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 @contextlib.contextmanager
 def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
-  """Traces the steps (first, last) with JAX's profiler; xprof and TensorBoard open the trace.
+  """Traces some steps with JAX's profiler; xprof and TensorBoard open the trace.
 
   Args:
-    steps: empty for no trace.
-    path: folder the trace is written to.
+    steps: (first, last) step of the trace, counted from 1; (): no trace.
+    path: folder that the trace is written to.
   Yields:
-    visit(step, wait), to be called before every step; wait() returns when the one before it
-    is done.
+    visit(step, wait), to be called before every step. wait() must return only when the step
+    before is done.
   """
   is_on = False
 
