@@ -1,8 +1,8 @@
-"""The mesh, and how every array lies on it.
+"""The mesh, and the layout of every array on it.
 
-The path of a parameter leads to its logical axes, by the table of its family
-(`models.parameter_table`); `config.mesh.axes` maps logical axes to mesh axes. The optimizer's
-state follows its parameter, because its path ends in the parameter's path.
+The table of a model's family (`models.parameter_table`) maps the path of a parameter to its logical
+axes, and `config.mesh.axes` maps logical axes to mesh axes. The optimizer's state is laid out as
+its parameter, because its path ends with the parameter's path.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ AxesOf = Callable[[str], LogicalAxes]
 _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 _in_replica: contextvars.ContextVar[bool] = contextvars.ContextVar("in_replica", default=False)
-REPLICA = "replica"  # The name of the mapped axis inside `map_replicas`.
+REPLICA = "replica"  # Name of the mapped axis inside `map_replicas`.
 
 
-def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
-  """A (data, fsdp, tensor) mesh over all devices, or the given ones.
+def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns a (data, fsdp, tensor) mesh over all devices, or over some.
 
-  Several slices are joined along `data` alone, so that only the gradient sum crosses the
+  Several slices are connected along `data` only, so that only the sum of the gradients crosses the
   slow network between them.
 
   Raises:
@@ -45,13 +45,14 @@ def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
   kinds = (AxisType.Auto,) * 3
-  islands = len({getattr(d, "slice_index", 0) for d in devices})  # Each has a fast network.
-  if islands > 1:
-    if shape[0] % islands:
+  num_slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if num_slices > 1:
+    if shape[0] % num_slices:
       raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
-                        f"the network between {islands} slices; choose a product that fits in one")
+                        f"the network between {num_slices} slices. Choose a product that fits in "
+                        "one slice")
     grid = mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // islands, fsdp, tensor), (islands, 1, 1), devices)
+        (shape[0] // num_slices, fsdp, tensor), (num_slices, 1, 1), devices)
     return Mesh(grid, MESH_AXES, axis_types=kinds)
   return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
 
@@ -59,11 +60,15 @@ def make_mesh(config: config_lib.ConfigDict, devices=None) -> Mesh:
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
              platform: str = "") -> Iterator[Mesh | AbstractMesh]:
-  """Sets the mesh and the meaning of logical axes for everything traced inside.
+  """Sets the mesh, and the mesh axes of logical axes, for everything that is traced inside.
 
   Args:
-    platform: 'cpu', 'gpu' or 'tpu', that an AbstractMesh stands for; empty: that of the mesh's
-      devices, or of this process where it has none.
+    mesh: mesh over devices, or an AbstractMesh to compile for devices that are not here.
+    config: config whose `mesh.axes` maps logical axes to mesh axes.
+    platform: 'cpu', 'gpu' or 'tpu', for an AbstractMesh; '': the platform of the mesh's devices, or
+      of this process if the mesh has none.
+  Yields:
+    The mesh.
   """
   if not platform and isinstance(mesh, Mesh):
     platform = _platform_of(mesh.devices.flat[0])
@@ -79,16 +84,22 @@ def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
 
 
 def platform() -> str:
-  """'cpu', 'gpu' or 'tpu': what a program traced here is compiled for."""
+  """Returns 'cpu', 'gpu' or 'tpu': the platform that a program traced here is compiled for."""
   return _platform.get(None) or jax.default_backend()
 
 
 def _platform_of(device: jax.Device) -> str:
+  """Returns 'cpu', 'gpu' or 'tpu'."""
   return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-  """Pins an activation's layout by logical axes; the identity outside `use_mesh`."""
+  """Fixes the layout of an activation; outside `use_mesh`, returns it as it is.
+
+  Args:
+    x: activation.
+    logical_axes: logical axis of every dimension; None: not split.
+  """
   axes = _axes.get(None)
   if axes is None:
     return x
@@ -100,16 +111,19 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
                *args: jax.Array) -> Any:
   """Applies a function to every device's own part of its arguments.
 
-  For what XLA cannot split by itself: custom kernels, and sums that are to stay apart. Outside
-  `use_mesh` the one part is the whole.
+  It is for programs that XLA cannot split by itself: custom kernels, and sums that must not be
+  merged. Outside `use_mesh`, the only part is the whole.
 
   Args:
-    function: (*parts, names) -> parts; `names[logical axis]` are the mesh axes it is split over
-      here, for `jax.lax.psum` and `jax.lax.axis_index`; () where it is whole.
-    in_axes: logical axes of every argument's dimensions; an axis that does not divide a
-      dimension leaves it whole. A mesh axis splits only the first logical axis that claims it:
-      a table whose vocabulary is stored over `fsdp`, as the batch is, comes gathered over `fsdp`.
+    function: (*parts, names) -> parts. `names[logical axis]` are the mesh axes that the logical
+      axis is split over, for `jax.lax.psum` and `jax.lax.axis_index`; () if it is whole.
+    in_axes: logical axes of every argument's dimensions. An axis that does not divide a dimension
+      leaves it whole. A mesh axis splits only the first logical axis that names it: the batch is
+      split over `fsdp`, so a table whose vocabulary is stored over `fsdp` is gathered over it.
     out_axes: logical axes of every result, in the structure of the results.
+    args: arrays, whole.
+  Returns:
+    The results, whole, in the structure of `out_axes`.
   """
   axes = _axes.get(None)
   if axes is None:
@@ -133,13 +147,14 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
 
 
 def map_replicas(function: Callable, *args: Any) -> Any:
-  """Applies a function to what every replica of the model has, and keeps the results apart.
+  """Applies a function to the arrays of every replica of the model, without summing the results.
 
-  A replica is one place of the `data` axis. A sum over the results' first axis is then the only
-  thing that crosses the network between replicas, where XLA would otherwise sum all that is
-  replicated as soon as it is made, as in every turn of a loop.
+  A replica is one index of the `data` axis. Only a later sum over the results' first axis crosses
+  the network between replicas. Otherwise XLA would sum replicated results as soon as they are
+  computed, in every iteration of a loop.
 
   Args:
+    function: (*parts) -> results of one replica.
     args: trees of arrays [replicas, ...].
   Returns:
     The results, [replicas, ...].
@@ -160,15 +175,15 @@ def map_replicas(function: Callable, *args: Any) -> Any:
 
 
 def replica_index() -> jax.Array | int:
-  """The number of the replica inside `map_replicas`, and 0 outside."""
+  """Returns the number of the replica inside `map_replicas`, uint32, and 0 outside."""
   return jax.lax.axis_index(REPLICA).astype(jnp.uint32) if _in_replica.get() else 0
 
 
 def constrain_gradients(grads: Any, axes_of: AxesOf) -> Any:
-  """Pins every replica's gradients [replicas, ...] to where the parameters lie.
+  """Gives the gradients of every replica the layout of the parameters.
 
   Args:
-    grads: a tree with the paths of the parameters.
+    grads: tree with the paths of the parameters, arrays [replicas, ...].
     axes_of: path of a parameter -> its logical axes.
   """
   axes = _axes.get(None)
@@ -185,7 +200,11 @@ def constrain_gradients(grads: Any, axes_of: AxesOf) -> Any:
 
 
 def constrain_replicas(x: jax.Array) -> jax.Array:
-  """Pins rows [pieces, replicas, rows of a replica, ...] to the devices that hold the rows."""
+  """Keeps rows on the devices that hold them.
+
+  Args:
+    x: rows of a batch, [pieces, replicas, rows per piece and replica, ...].
+  """
   axes = _axes.get(None)
   if axes is None:
     return x
@@ -194,22 +213,22 @@ def constrain_replicas(x: jax.Array) -> jax.Array:
 
 
 def num_replicas() -> int:
-  """Places of the `data` axis; 1 outside `use_mesh`."""
+  """Returns the size of the `data` axis; 1 outside `use_mesh`."""
   return 1 if _axes.get(None) is None else jax.sharding.get_abstract_mesh().shape["data"]
-
-
 
 
 def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDict,
                 axes_of: AxesOf) -> Any:
-  """A NamedSharding for every leaf of a train state, or of any tree around parameters.
+  """Returns a NamedSharding for every leaf of a train state, or of any tree with parameters.
 
-  A leaf whose path ends in a parameter's path and which has its shape lies as the
-  parameter does; anything else (counters, factored moments) is replicated.
+  A leaf whose path ends with a parameter's path, and which has its shape, is laid out as the
+  parameter. Other leaves (counters, factored moments) are replicated.
 
   Args:
     state: tree of arrays or ShapeDtypeStructs.
-    params: the parameters, same kinds of leaves.
+    params: tree of the parameters, with the same kinds of leaves.
+    mesh: mesh of the layout.
+    config: config whose `mesh.axes` maps logical axes to mesh axes.
     axes_of: path of a parameter -> its logical axes.
   """
   shapes = {path: leaf.shape for path, leaf in trees.named_leaves(params).items()}
@@ -227,7 +246,7 @@ def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDi
 
 
 def _spec(logical_axes, shape, mesh_shape, axes) -> PartitionSpec:
-  """Mesh axes of every dimension; axes that do not divide a dimension leave it whole."""
+  """Returns the mesh axes of every dimension; axes that do not divide it leave it whole."""
   entries = []
   for name, size in zip(logical_axes, shape, strict=True):
     chosen = []
@@ -242,17 +261,21 @@ def _spec(logical_axes, shape, mesh_shape, axes) -> PartitionSpec:
 
 
 def batch_sharding(mesh: Mesh, config: config_lib.ConfigDict) -> NamedSharding:
+  """Returns the layout of the arrays of a batch: rows over the mesh axes of `batch`."""
   return NamedSharding(mesh, PartitionSpec(tuple(config.mesh.axes.batch)))
 
 
 def local_rows(mesh: Mesh, config: config_lib.ConfigDict, batch_size: int,
-               devices=None) -> np.ndarray:
-  """Numbers of the rows of a global batch that this process's devices hold, ascending.
+               devices: Sequence[jax.Device] | None = None) -> np.ndarray:
+  """Returns the numbers of the rows of a global batch on the devices of this process, ascending.
 
-  They need not follow each other: a mesh is laid along the wires, not along the hosts.
+  They may have gaps: a mesh follows the wires between devices, not the hosts.
 
   Args:
-    devices: other ones of the mesh than this process's.
+    mesh: mesh of the batch.
+    config: config whose `mesh.axes` maps logical axes to mesh axes.
+    batch_size: rows of the global batch.
+    devices: devices of the mesh; None: those of this process.
   """
   shards = batch_sharding(mesh, config).devices_indices_map((batch_size,))
   rows = [np.arange(batch_size)[shards[d]] for d in devices or mesh.local_devices]
@@ -261,11 +284,15 @@ def local_rows(mesh: Mesh, config: config_lib.ConfigDict, batch_size: int,
 
 def make_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, config: config_lib.ConfigDict,
                       batch_size: int) -> dict[str, jax.Array]:
-  """Puts this process's rows on its devices, as part of the global batch.
+  """Puts the rows of this process on its devices, as its part of the global batch.
 
   Args:
-    batch: arrays [local rows, ...] as `local_rows` chose them.
+    batch: arrays [local rows, ...] with the rows that `local_rows` names.
+    mesh: mesh of the batch.
+    config: config whose `mesh.axes` maps logical axes to mesh axes.
     batch_size: rows of the global batch.
+  Returns:
+    Global arrays [batch_size, ...].
   """
   sharding = batch_sharding(mesh, config)
   return {name: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))

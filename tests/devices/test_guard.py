@@ -1,6 +1,4 @@
-"""bertgpt.devices.guard: the parent ends as its worker, and a worker that JAX aborts has lost a
-peer.
-"""
+"""bertgpt.devices.guard: a parent exits as its worker, and reports a peer that is lost."""
 
 import os
 import pathlib
@@ -15,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def start(work):
-  """A guarded process; `work` is what its worker runs."""
+  """Starts a guarded process whose worker runs the code `work`."""
   code = ("import os, signal, sys, time\nfrom bertgpt.devices import guard\n"
           "guard.fork_worker('name')\nprint(os.getpid(), os.getppid(), flush=True)\n" + work)
   return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
@@ -32,7 +30,7 @@ def is_alive(pid):
 @pytest.mark.parametrize("work, code", [
     ("", 0), ("sys.exit(75)", 75), ("raise ValueError('x')", 1),
     ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
-def test_the_parent_ends_as_the_worker(work, code):
+def test_the_parent_exits_as_the_worker(work, code):
   process = start(work)
   out, err = process.communicate(timeout=60)
   assert process.returncode == code
@@ -59,7 +57,7 @@ def test_a_signal_reaches_the_worker_once(number):
   assert process.returncode == 11
 
 
-def test_the_terminals_ctrl_c_is_for_the_parent_alone():
+def test_ctrl_c_of_the_terminal_reaches_only_the_parent():
   process = start("print(os.getpgid(0), os.getpgid(os.getppid()))")
   groups = process.communicate(timeout=60)[0].splitlines()[1].split()
   assert groups[0] != groups[1]
@@ -73,5 +71,5 @@ def test_a_worker_does_not_outlive_its_parent():
   process.wait()
   deadline = time.monotonic() + 20
   while is_alive(worker):
-    assert time.monotonic() < deadline, "the worker lives on"
+    assert time.monotonic() < deadline, "the worker is still alive"
     time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""bertgpt.devices.hardware: the table is whole, and JAX's names of devices find their rows."""
+"""bertgpt.devices.hardware: possible figures, and a row for each of JAX's device names."""
 
 import pytest
 

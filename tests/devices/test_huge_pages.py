@@ -1,4 +1,4 @@
-"""bertgpt.devices.huge_pages: a program starts again once, and then its memory is in huge pages."""
+"""bertgpt.devices.huge_pages: a program restarts once, and then its memory is in huge pages."""
 
 import os
 import subprocess
@@ -37,11 +37,11 @@ def run(setting, *arguments, **environment):
 
 
 @pytest.mark.skipif(not huge_pages.is_on_request(),
-                    reason="Linux gives huge pages to all or to none")
-def test_a_program_starts_again_once_and_its_memory_is_in_huge_pages(setting):
+                    reason="this system does not grant huge pages on request")
+def test_a_program_restarts_once_and_its_memory_is_in_huge_pages(setting):
   first, second, (variable, mebibytes) = run(setting)
   assert first == second, "the same process"
-  assert variable == "None", "a process it starts would have them unasked"
+  assert variable == "None", "child processes would inherit the variable"
   assert int(mebibytes) >= 120
 
 
@@ -51,18 +51,18 @@ def test_a_program_starts_again_once_and_its_memory_is_in_huge_pages(setting):
     ("always [madvise] never", {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0"),
     ("always [madvise] never", {"GLIBC_TUNABLES": huge_pages.TUNABLE}, huge_pages.TUNABLE),
     (None, {}, "None")])
-def test_a_program_goes_on_where_there_is_nothing_to_gain(setting, text, environment, expected):
+def test_a_program_continues_if_there_is_nothing_to_gain(setting, text, environment, expected):
   setting.unlink() if text is None else setting.write_text(text)
   (started, (variable, _)) = run(setting, **environment)
   assert started[0] == "started" and variable == expected
 
 
-def test_a_program_goes_on_where_it_cannot_start_again(setting):
+def test_a_program_continues_if_it_cannot_restart(setting):
   (started, (variable, _)) = run(setting, "/none/python")
   assert started[0] == "started" and variable == "None"
 
 
-def test_children_are_given_the_wish_meanwhile(setting, monkeypatch):
+def test_children_inherit_the_variable_inside_the_context(setting, monkeypatch):
   monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
   monkeypatch.setattr(huge_pages, "SETTING", setting)
   with huge_pages.for_children():

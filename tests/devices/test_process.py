@@ -1,4 +1,4 @@
-"""What surrounds the computation: how processes find each other, signals, the watchdog."""
+"""bertgpt.devices.process: how processes find each other, signals, the watchdog."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def test_a_missing_process_0_is_an_error(port):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_question_and_the_second_is_not(number):
+def test_the_first_signal_is_noted_and_the_second_ends_the_process(number):
   def leave(*_):
     raise InterruptedError
 

@@ -1,4 +1,4 @@
-"""One batch has one loss, one gradient and one set of masks, however it is laid out."""
+"""Loss, gradient and masks of a batch do not depend on its layout."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ from bertgpt.training import objectives
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
 ALL = list(itertools.product(MESHES, (1, 4), ("none", "full"), (1, 0)))
-# Every mesh with and without each of the other choices.
+# Every mesh, with and without each of the other choices.
 SOME = [((8, 1, 1), 1, "none", 1), ((8, 1, 1), 4, "full", 0), ((1, 8, 1), 1, "full", 1),
         ((1, 8, 1), 4, "none", 0), ((2, 2, 2), 1, "none", 0), ((2, 2, 2), 4, "dots", 1),
         ((1, 1, 4), 1, "full", 0), ((1, 1, 4), 4, "none", 1), ((1, 1, 1), 4, "full", 1)]
@@ -69,12 +69,12 @@ def test_loss_and_gradients_on_every_layout(objective, layout, capfd):
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_dropout_does_not_depend_on_the_mesh(micro_batches):
   run = functools.partial(compute, dropout=0.1, attention_dropout=0.1)
-  alone = run("mlm_nsp", (1, 1, 1), micro_batches, "none", 1)
+  single = run("mlm_nsp", (1, 1, 1), micro_batches, "none", 1)
   without = compute("mlm_nsp", (1, 1, 1), micro_batches, "none", 1)
-  assert abs(alone[2] - without[2]) > 1e-3
+  assert abs(single[2] - without[2]) > 1e-3
   for layout in ((8, 1, 1), micro_batches, "none", 0), ((2, 2, 2), micro_batches, "full", 1):
     close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
-    jax.tree.map(close, run("mlm_nsp", *layout)[1:3], alone[1:3])
+    jax.tree.map(close, run("mlm_nsp", *layout)[1:3], single[1:3])
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
@@ -117,7 +117,7 @@ def test_a_parameter_without_a_rule_is_an_error():
     axes_of("encoder/layers/new/kernel")
 
 
-def test_an_axis_that_does_not_divide_leaves_the_dimension_whole():
+def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole():
   axes = {"vocab": ("tensor", "fsdp")}
   mesh_shape = {"tensor": 4, "fsdp": 64}
   spec = functools.partial(sharding._spec, ("vocab", None), mesh_shape=mesh_shape, axes=axes)
@@ -133,7 +133,7 @@ def test_a_wrong_mesh_is_refused():
 
 @pytest.mark.parametrize("mesh, host, rows", [
     ((2, 2, 2), range(8), range(16)),
-    ((8, 1, 1), (0, 1, 4, 5), (0, 1, 2, 3, 8, 9, 10, 11)),  # As a TPU slice is cut into hosts.
+    ((8, 1, 1), (0, 1, 4, 5), (0, 1, 2, 3, 8, 9, 10, 11)),  # The devices of a host of a TPU slice.
     ((2, 2, 2), (0, 1, 4, 5), (0, 1, 2, 3, 8, 9, 10, 11)),
     ((2, 1, 4), (3,), range(8))], ids=str)
 def test_rows_of_a_host_are_those_of_its_devices(mesh, host, rows):
@@ -152,7 +152,7 @@ def test_constrain_is_the_identity_without_a_mesh():
 
 
 def _scale_and_count(x_BN, names):
-  """Twice the part, the number of this device along the batch, and the sum over the batch."""
+  """Returns twice the part, the index of this device along the batch, and the batch's sum."""
   rank = jax.lax.axis_index(names["batch"]) if names["batch"] else 0
   return 2 * x_BN, jnp.full((1,), rank), jax.lax.psum(x_BN.sum(0), names["batch"])
 
