@@ -1,1 +1,1 @@
-"""A run is a directory: its files, its lock, its checkpoints and the model in it."""
+"""A run as a directory: its files, its lock, its checkpoints and the model in it."""

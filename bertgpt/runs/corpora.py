@@ -1,4 +1,4 @@
-"""The prepared corpus of a run, found by all its processes, and what follows from its tokenizer."""
+"""The prepared corpus of a run, and the fields of a config that follow from its tokenizer."""
 
 import itertools
 import pathlib
@@ -15,23 +15,25 @@ from bertgpt.data.corpus.corpus import is_corpus
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError
 
-PREPARE_TIMEOUT_S = 48 * 3600  # How long the others wait for process 0 to prepare a corpus.
+PREPARE_TIMEOUT_S = 48 * 3600  # Seconds that the others wait for process 0 to prepare a corpus.
 _searches = itertools.count()
 
 
 def find_corpus(config: ConfigDict) -> pathlib.Path:
-  """The prepared corpus of a config. Process 0 prepares what is missing, the others wait.
+  """Returns the folder of a config's prepared corpus, which process 0 prepares if it is missing.
 
-  Only process 0 reads the source: the others learn from it where to look.
+  Only process 0 reads the source. The other processes wait, and get the name of the corpus from it.
 
+  Args:
+    config: config of a run; all processes call with the same one.
   Raises:
-    DataError: the corpus is not where this process can read it.
+    DataError: the data is wrong, or this process cannot read the corpus that process 0 prepared.
   """
   if jax.process_count() == 1:
     return prepare.ensure_prepared(config)
   is_first = jax.process_index() == 0
   path = prepare.ensure_prepared(config) if is_first else pathlib.Path()
-  # No collective of the devices: these give up long before a large corpus is prepared.
+  # A collective of the devices would time out long before a large corpus is prepared.
   multihost.get_barrier_sync_fn()(key=f"bertgpt_corpus_{next(_searches)}",
                                   timeout_ms=PREPARE_TIMEOUT_S * 1000)
   name = np.zeros(256, np.uint8)
@@ -40,29 +42,32 @@ def find_corpus(config: ConfigDict) -> pathlib.Path:
   if not is_first:
     path = pathlib.Path(config.data.corpus or f"{config.data.cache_dir}/{name}").expanduser()
     if not is_corpus(path):
-      raise DataError(f"{path}: process 0 has prepared this corpus, but it is not here; put "
+      raise DataError(f"{path}: process 0 has prepared this corpus, but it is not here. Put "
                       "data.cache_dir on storage that all hosts share")
   return path.absolute()
 
 
 def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
-  """The config with what follows from the tokenizer filled in.
+  """Returns the config with the fields that follow from the tokenizer, `model.vocab_size`.
 
+  Args:
+    config: config of a run.
+    tokenizer: tokenizer of its corpus.
   Raises:
-    ConfigError: the tokenizer lacks tokens that the objective needs, or is not the one that
-      the config names.
+    ConfigError: the tokenizer lacks tokens that the objective needs, or the config names another
+      tokenizer or another size of the vocabulary.
   """
   path = config.tokenizer.path
   if (config.data.corpus and path
       and tokenizers.load_tokenizer(path).fingerprint() != tokenizer.fingerprint()):
     raise ConfigError(f"tokenizer.path={path} is not the tokenizer that "
-                      f"data.corpus={config.data.corpus} was prepared with; leave tokenizer.path "
-                      "empty, or leave data.corpus empty to prepare data.source anew")
+                      f"data.corpus={config.data.corpus} was prepared with. Leave tokenizer.path "
+                      "empty, or leave data.corpus empty to prepare data.source again")
   config = config.copy_and_resolve_references()
   with config.unlocked():
     if config.model.vocab_size not in (0, tokenizer.vocab_size):
       raise ConfigError(f"model.vocab_size={config.model.vocab_size}, but the tokenizer has "
-                        f"{tokenizer.vocab_size} tokens; leave model.vocab_size at 0")
+                        f"{tokenizer.vocab_size} tokens. Leave model.vocab_size at 0")
     config.model.vocab_size = tokenizer.vocab_size
   formats.check_tokenizer(config, tokenizer)
   return config

@@ -1,6 +1,7 @@
-"""Fingerprints of arrays on devices: whether a restored state is the one that was saved."""
+"""Fingerprints of arrays on devices, which tell whether a restored state is the saved one."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,32 +13,41 @@ from bertgpt import trees
 
 
 def fingerprint(state: Any) -> dict[str, int]:
-  """A number per leaf that changes with any of its bits and with the order of its elements.
+  """Returns a number per leaf that depends on all of its bits and on the order of its elements.
 
-  The sum, modulo 2^32, of a hash of every element's bits and position. Addition in uint32 is
-  exact in any order, so the mesh, the number of devices and the compiler do not matter.
+  The number is the sum, modulo 2^32, of a hash of every element's bits and position. Addition in
+  uint32 is exact in any order, so the mesh, the number of devices and the compiler do not matter.
 
   Args:
-    state: pytree of numeric, bool or PRNG-key arrays, however sharded.
+    state: pytree of numeric, bool or PRNG-key arrays, with any sharding.
+  Returns:
+    {path of a leaf: number in [0, 2^32)}.
   """
   leaves = trees.named_leaves(state)
   return dict(zip(leaves, np.asarray(sum_leaves(list(leaves.values()))).tolist(), strict=True))
 
 
 def sum_leaves(leaves: list[Any]) -> jax.Array:
-  """uint32[len(leaves)] on every device of the leaves' mesh; does not wait for it."""
+  """Returns the fingerprints of arrays without waiting for them.
+
+  Args:
+    leaves: N arrays, with any sharding.
+  Returns:
+    uint32 [N], replicated over the leaves' mesh.
+  """
   shardings = (getattr(x, "sharding", None) for x in leaves)
   meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
   return _make_sum(NamedSharding(meshes[0], PartitionSpec()) if meshes else None)(leaves)
 
 
 @functools.cache
-def _make_sum(sharding: NamedSharding | None):
+def _make_sum(sharding: NamedSharding | None) -> Callable[[list[Any]], jax.Array]:
+  """Returns the jitted sum of leaves, whose result has a sharding."""
   return jax.jit(lambda leaves: jnp.stack([_sum_leaf(x) for x in leaves]), out_shardings=sharding)
 
 
 def _sum_leaf(x: jax.Array) -> jax.Array:
-  """Folds one axis after the other into a sum of mixed bits and positions."""
+  """Returns the fingerprint of an array: a scalar, uint32. Each axis in turn is summed up."""
   bits = _to_bits(x)
   while bits.ndim:
     position = _mix(jnp.arange(1, bits.shape[-1] + 1, dtype=jnp.uint32))
@@ -46,7 +56,7 @@ def _sum_leaf(x: jax.Array) -> jax.Array:
 
 
 def _to_bits(x: jax.Array) -> jax.Array:
-  """uint32 of x's shape (with a trailing axis for types wider than 32 bits)."""
+  """Returns the bits of x as uint32; types of more than 32 bits get one more axis."""
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return jax.random.key_data(x).astype(jnp.uint32)
   if x.dtype == jnp.bool_:
@@ -56,7 +66,7 @@ def _to_bits(x: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  """The bijection on uint32 that ends MurmurHash3 (Appleby, 2011)."""
+  """Applies the bijection on uint32 that is the last part of MurmurHash3 (Appleby 2011)."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""A trained model, opened from its run's directory."""
+"""A trained model, opened from the directory of its run."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -17,11 +17,15 @@ class Trained(NamedTuple):
   """A trained model, ready for use.
 
   Attributes:
-    params: float32 arrays, as in `TrainState.params`.
-    step: of the checkpoint they come from.
-    corpus: identity of the corpus it was trained on.
-    task: what it was fine-tuned on, as `finetune.save` has it; None: it was not. Else `params` are
-      those of a model of `models.heads`, and `model` is what it comes from.
+    config: resolved config of the run.
+    model: model that the config describes; after fine-tuning, the model without the task's head.
+    params: float32 arrays, as in `TrainState.params`; after fine-tuning, the parameters of a model
+      from `models.heads`.
+    tokenizer: tokenizer of the model.
+    step: step of the checkpoint; 0 for an imported model.
+    corpus: identity of the corpus of the pretraining; '' if it is unknown.
+    task: what the model was fine-tuned on, as `finetuning.loop.save_weights` writes it; None after
+      pretraining.
   """
 
   config: ConfigDict
@@ -33,24 +37,29 @@ class Trained(NamedTuple):
   task: dict[str, Any] | None = None
 
   def can(self, ability: str) -> bool:
-    """Returns whether the model's family has an ability; see `families.CAPABILITIES`."""
+    """Returns whether the model's family has an ability, one of `families.CAPABILITIES`."""
     return families.find(self.config).can(ability)
 
 
 def window(trained: Trained) -> int:
-  """Tokens of the longest rows that the model knows: of its training, or all if it was imported."""
+  """Returns the number of tokens of the longest rows that a model was trained on.
+
+  An imported model is taken to be trained on all of its positions.
+  """
   longest = max(phase.seq_len for phase in trained.config.phases)
   return longest if trained.step else trained.config.model.max_positions
 
 
 def require(trained: Trained, workdir: pathlib.Path, ability: str, purpose: str) -> None:
-  """Refuses a model that is made for something else.
+  """Checks that the family of a model has an ability.
 
   Args:
-    ability: what it must be able to do, one of `families.CAPABILITIES`.
-    purpose: what that is, as a verb phrase, and what to do instead.
+    trained: model.
+    workdir: folder of its run, for the message.
+    ability: one of `families.CAPABILITIES`.
+    purpose: verb phrase for the ability, and what to do instead.
   Raises:
-    ConfigError: its family cannot.
+    ConfigError: the family lacks the ability.
   """
   if not trained.can(ability):
     able = [name.upper() for name, family in families.FAMILIES.items() if family.can(ability)]
@@ -59,23 +68,32 @@ def require(trained: Trained, workdir: pathlib.Path, ability: str, purpose: str)
 
 
 def load_trained(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
-  """Opens the newest good checkpoint of a pretraining.
+  """Opens the newest good checkpoint of a pretrained or imported run.
 
   Args:
-    flag: that gave the workdir.
+    workdir: folder of the run.
+    flag: flag that named the workdir, for messages.
   Raises:
-    ConfigError: there is none in `workdir`, or no device can be opened.
-    DataError: no usable checkpoint, or a tokenizer that does not belong to it.
+    ConfigError: `workdir` holds no such run, or the devices cannot be opened.
+    DataError: no checkpoint is usable, or the tokenizer is not that of the checkpoint.
   """
   trained = load_checkpoint(workdir, flag)
   if trained.task:
     raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {trained.task['name']}, "
-                      "which only `bertgpt export` reads; give the --workdir of a `bertgpt train`")
+                      "which only `bertgpt export` reads. Give the --workdir of a `bertgpt train`")
   return trained
 
 
 def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
-  """As `load_trained`, also of a model that was fine-tuned."""
+  """Opens the newest good checkpoint of any run, also of a fine-tuned one.
+
+  Args:
+    workdir: folder of the run.
+    flag: flag that named the workdir, for messages.
+  Raises:
+    ConfigError: `workdir` holds no run, or the devices cannot be opened.
+    DataError: no checkpoint is usable, or the tokenizer is not that of the checkpoint.
+  """
   workdir_lib.read_config(workdir, flag)
   process.count_devices()
   params, metadata = checkpoint.restore_params(workdir)
@@ -83,8 +101,8 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
   tokenizer = tokenizers.load_tokenizer(str(workdir / "tokenizer"))
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
-                    f"{metadata['step']}; restore the folder that the run was trained with")
-  # This machine need not be like the one of the training.
+                    f"{metadata['step']}. Restore the folder that the run was trained with")
+  # This machine may differ from the one of the training.
   config.system.xla_options = "auto"
   if config.model.attention != "xla":
     config.model.attention = "auto"
