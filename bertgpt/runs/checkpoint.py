@@ -1,14 +1,14 @@
-"""Checkpoints: written by Orbax, proved by a manifest, restored onto any mesh.
+"""Checkpoints: written by Orbax, verified with a manifest, restored onto any mesh.
 
     workdir/checkpoints/
-      120/                a step: it has this name only when everything in it is written
-        params/ rest/     Orbax items, readable with Orbax alone: parameters, all else
+      120/                a step; it gets this name when everything in it is written
+        params/ rest/     Orbax items that Orbax can read by itself: parameters, everything else
         manifest.json     files, sizes and SHA-256; leaves and their fingerprints; metadata
-      unfinished/         where Orbax writes; emptied at every start
-      damaged-110-0/      set aside: did not match its manifest
+      unfinished/         Orbax writes here; emptied at every start
+      damaged-110-0/      set aside, because it did not match its manifest
 
 Orbax does not hash array data, lists steps whose save failed, and takes any directory with a
-number for a name for a step. Here a step is what has a manifest that matches it.
+numeric name for a step. Here, a step is a directory that matches the manifest in it.
 """
 
 import concurrent.futures
@@ -39,30 +39,31 @@ from bertgpt.trees import named_leaves, nest
 
 MANIFEST = "manifest.json"
 ITEMS = ("params", "rest")
-CLOCK_STEPS = 10  # With several processes a look at the clock is a broadcast: one in so many steps.
-BARRIER_SECONDS = 1200  # The time Orbax allows for a save.
-NO_STEP = -1
+CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
+BARRIER_SECONDS = 1200  # Orbax allows the same time for a save.
+NO_STEP = -1  # In place of a step's number.
 
 
 class Damaged(Exception):
-  """A step does not match its manifest. Does not leave this module."""
+  """A step does not match its manifest. This error does not leave the module."""
 
 
 class Checkpoints:
-  """The checkpoints of the run that trains in a workdir.
+  """Checkpoints of the run that trains in a workdir.
 
-  With several processes, all call `due`, `save` and `restore_latest` at the same steps. After
-  a StorageError only `close` may be called.
+  With several processes, all of them call `due`, `save` and `restore_latest` at the same steps.
+  After a StorageError, only `close` may be called.
   """
 
   def __init__(self, workdir: os.PathLike | str, *, every_steps: int, every_minutes: float,
                keep: int):
-    """Opens the directory and deletes what an interrupted save left behind.
+    """Opens the directory and deletes the remains of an interrupted save.
 
     Args:
-      every_steps: `due` at multiples of it; 0: off.
-      every_minutes: `due` when so much time has passed since the last save; 0: off.
-      keep: newest good steps that are kept, at least 1.
+      workdir: folder of the run.
+      every_steps: a save is due every N steps; 0: off.
+      every_minutes: a save is due N minutes after the last one; 0: off.
+      keep: number of newest good steps that are kept, at least 1.
     Raises:
       StorageError: the directory cannot be written.
     """
@@ -83,10 +84,14 @@ class Checkpoints:
     self._last_save = time.monotonic()
 
   def due(self, step: int) -> bool:
-    """Whether to save at this step; the same on every process, by the clock of process 0.
+    """Returns whether to save at this step, the same in every process.
 
+    The clock of process 0 counts.
+
+    Args:
+      step: number of steps done.
     Raises:
-      StorageError: the save before has failed.
+      StorageError: the last save failed.
     """
     if self._pending and self._pending[1].done():
       self._join()
@@ -103,21 +108,22 @@ class Checkpoints:
     """Saves in the background; the state may be donated as soon as this returns.
 
     Args:
+      step: number of steps done.
       state: pytree of jax arrays.
-      metadata: JSON values.
-      wait: return only when the step is safe, on every process.
+      metadata: JSON values, from `make_metadata`.
+      wait: return only when the step is complete in every process.
     Raises:
-      StorageError: this save (with `wait`), or the one before, has failed.
-      DataError: there is a later checkpoint, which would win over this one.
+      StorageError: the last save failed, or with `wait` this save.
+      DataError: there is a later checkpoint, which would be restored instead of this one.
     """
     self._join()
     newest = max(_find_steps(self._root), default=NO_STEP)
     if step <= newest:
-      raise DataError(f"{self._root}: step {step} cannot be saved, for step {newest} is there "
-                      "already; go on from that one, or use another --workdir")
+      raise DataError(f"{self._root}: step {step} cannot be saved, because step {newest} exists "
+                      "already. Resume from that step, or use another --workdir")
     leaves = named_leaves(state)
-    sums = sum_leaves(list(leaves.values()))  # Runs before whatever overwrites the state.
-    # Nested dicts: what Orbax sees does not depend on our classes.
+    sums = sum_leaves(list(leaves.values()))  # Runs before anything that overwrites the state.
+    # Nested dicts: the files do not depend on the classes of this package.
     items = {item: ocp.args.PyTreeSave(nest(part)) for item, part in _split(leaves).items()}
     try:
       self._writer.save(self._unfinished / str(step), args=ocp.args.Composite(**items))
@@ -130,7 +136,7 @@ class Checkpoints:
       self._join()
 
   def _publish(self, step: int, types: dict[str, str], sums: jax.Array, metadata: dict) -> None:
-    """Waits for Orbax; then process 0 adds the manifest and gives the step its name."""
+    """Waits for Orbax. Process 0 then adds the manifest and gives the step its name."""
     self._writer.wait_until_finished()
     if jax.process_index() == 0:
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
@@ -138,15 +144,15 @@ class Checkpoints:
           "step": step, "metadata": metadata,
           "leaves": {name: [kind, value] for (name, kind), value in leaves}})
       if os.path.lexists(self._root / str(step)):
-        _set_aside(self._root / str(step), "is no checkpoint, but has the name of one")
+        _set_aside(self._root / str(step), "is not a checkpoint, but has the name of one")
       (self._unfinished / str(step)).rename(self._root / str(step))
       for old in committed_steps(self._root.parent)[:-self._keep]:
-        # Moved first: a directory half deleted must not look like a damaged step.
+        # Moved first: a partly deleted directory must not look like a damaged step.
         shutil.rmtree((self._root / str(old)).rename(self._unfinished / f"deleted-{old}"))
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
 
   def _join(self) -> None:
-    """Waits for the save that is under way and raises its failure."""
+    """Waits for the current save, and raises its error."""
     if self._pending is None:
       return
     (step, future), self._pending = self._pending, None
@@ -156,16 +162,14 @@ class Checkpoints:
       raise _save_failed(self._root, step, e) from e
 
   def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest good step, placed as `abstract_state` says; None if no step was ever saved.
-
-    Damaged steps are set aside, and the one before is used.
+    """Restores the newest good step. Damaged steps are set aside.
 
     Args:
-      abstract_state: pytree of jax.ShapeDtypeStruct with shardings.
+      abstract_state: pytree of jax.ShapeDtypeStruct with the shardings to restore to.
     Returns:
-      The state, bit for bit as it was saved, and its metadata.
+      (state, bit for bit as it was saved; its metadata), or None if no step was ever saved.
     Raises:
-      DataError: there are steps but none is good, or the state has another structure,
+      DataError: there are steps but none is good, or the saved state has another structure,
         shape or dtype.
     """
     while (step := self._agree_on_step()) != NO_STEP:
@@ -182,13 +186,14 @@ class Checkpoints:
     return None
 
   def _agree_on_step(self) -> int:
-    """The newest step whose files are good, or NO_STEP. Process 0 looks for all."""
+    """Returns the newest step with good files, or NO_STEP, as process 0 finds it."""
     step = next(self._good_steps(), NO_STEP) if jax.process_index() == 0 else NO_STEP
     if jax.process_count() > 1:
       step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     return step
 
   def _good_steps(self) -> Iterator[int]:
+    """Yields the steps with good files, the newest first, and sets the others aside."""
     for step in reversed(_find_steps(self._root)):
       try:
         _check_files(self._root / str(step), ITEMS)
@@ -197,10 +202,10 @@ class Checkpoints:
         _set_aside(self._root / str(step), f"is damaged: {e}")
 
   def close(self) -> None:
-    """Waits for the save that is under way.
+    """Waits for the current save.
 
     Raises:
-      StorageError: it has failed.
+      StorageError: the save failed.
     """
     try:
       self._join()
@@ -211,15 +216,18 @@ class Checkpoints:
 
 def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
                    ) -> tuple[Any, dict[str, Any]]:
-  """The parameters of the newest good step; nothing else is read, and nothing is changed.
+  """Restores the parameters of the newest good step, without reading anything else of it.
+
+  Nothing in the workdir is changed.
 
   Args:
-    abstract_params: pytree of jax.ShapeDtypeStruct with shardings; None: nested dicts of
-      NumPy arrays, whatever was saved.
+    workdir: folder of the run.
+    abstract_params: pytree of jax.ShapeDtypeStruct with the shardings to restore to; None: restore
+      all parameters as nested dicts of NumPy arrays.
   Returns:
-    The parameters, bit for bit as they were saved, and the step's metadata.
+    (parameters, bit for bit as they were saved; metadata of the step).
   Raises:
-    DataError: no good step, or parameters of another structure, shape or dtype.
+    DataError: no step is good, or the saved parameters have another structure, shape or dtype.
   """
   root = _checkpoints_path(workdir)
   for step in reversed(_find_steps(root)):
@@ -233,14 +241,15 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       params = _restore(path, saved, named_leaves({"params": abstract_params}))
       return jax.tree.structure(abstract_params).unflatten(params), manifest["metadata"]
     except Damaged as e:
-      print(f"WARNING: {path} is damaged: {e}; the one before is used", file=sys.stderr, flush=True)
+      print(f"WARNING: {path} is damaged: {e}. The step before it is used", file=sys.stderr,
+            flush=True)
   raise _none_usable(root)
 
 
 def committed_steps(workdir: os.PathLike | str) -> list[int]:
-  """Steps whose manifest is whole and names just the files that are there, in order.
+  """Returns the steps with a valid manifest that names exactly the files of the step, ascending.
 
-  File contents are compared by the restoring functions only.
+  Only the restoring functions compare the contents of files.
   """
   root = _checkpoints_path(workdir)
   steps = []
@@ -255,7 +264,7 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
 
 
 def _split(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Leaves by Orbax item: parameters have files of their own."""
+  """Returns the leaves by Orbax item: parameters have their own files."""
   parts: dict[str, dict[str, Any]] = {}
   for name, leaf in leaves.items():
     parts.setdefault("params" if name.startswith("params/") else "rest", {})[name] = leaf
@@ -263,7 +272,7 @@ def _split(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _type(leaf: Any) -> str:
-  """Dtype and shape, as in 'float32[2,3]'."""
+  """Returns dtype and shape, 'float32[2,3]'."""
   return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
@@ -271,18 +280,18 @@ def _type(leaf: Any) -> str:
 
 
 def _make_writer() -> ocp.AsyncCheckpointer:
-  """Orbax without its CheckpointManager.
+  """Returns Orbax's writer without its CheckpointManager.
 
-  The manager keeps a process whose save has failed waiting for the others (20 minutes), asks
-  jax.distributed late and from a thread about the step of the save, which sets back the step
-  count that preemption is agreed on, and its steps are not ours.
+  The manager lets a process whose save failed wait 20 minutes for the others. It asks
+  jax.distributed about the step of the save late and from a thread, which sets back the step count
+  that processes agree on for preemption. And it has another notion of a step.
   """
-  # Orbax raises its errors, and logs each with hundreds of lines too.
+  # Orbax raises its errors, but also logs hundreds of lines for each.
   logging.getLogger("absl").addFilter(
       lambda r: r.levelno < logging.ERROR or "/orbax/checkpoint/" not in r.pathname)
-  # Weights hardly shrink, and zstd would take the cores from the training for seconds.
+  # Compression hardly shrinks weights, and would take the CPU cores of the training for seconds.
   handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS}
-  # Where the directory cannot be made in the background, Orbax's writers wait 5 minutes for it.
+  # If a directory cannot be made in the background, Orbax's writers wait 5 minutes for it.
   options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
 
@@ -291,20 +300,22 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
   """Reads leaves and compares their fingerprints with the saved ones.
 
   Args:
+    path: folder of the step.
     saved: (type, fingerprint) by name, from the manifest.
     wanted: jax.ShapeDtypeStruct with sharding, or None for a NumPy array, by name.
   Returns:
     Leaves in the order of `wanted`.
   Raises:
-    DataError: names the first leaf that is missing, unknown, or of another type.
-    Damaged: a leaf is not what was saved.
+    DataError: a leaf is missing, unknown, or of another type; names the first one.
+    Damaged: a leaf differs from the saved one.
   """
   types = {name: saved[name][0] if leaf is None else _type(leaf) for name, leaf in wanted.items()}
   for name in sorted(saved.keys() | wanted.keys()):
-    there, here = saved.get(name, ["nothing"])[0], types.get(name, "nothing")
-    if there != here:  # Orbax would cast to another dtype silently.
-      raise DataError(f"{path}: at {name} the checkpoint has {there}, but the model and optimizer "
-                      f"of this config have {here}; use that run's config, or another --workdir")
+    saved_type, wanted_type = saved.get(name, ["nothing"])[0], types.get(name, "nothing")
+    if saved_type != wanted_type:  # Orbax would cast to another dtype silently.
+      raise DataError(f"{path}: at {name} the checkpoint has {saved_type}, but the model and "
+                      f"optimizer of this config have {wanted_type}. Use the config of that run, "
+                      "or another --workdir")
   restored = {}
   with ocp.PyTreeCheckpointer() as reader:
     for item, part in _split(wanted).items():
@@ -316,7 +327,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
   leaves = [restored[name] for name in wanted]
   for name, value in zip(wanted, np.asarray(sum_leaves(leaves)).tolist(), strict=True):
     if value != saved[name][1]:
-      raise Damaged(f"{name} is not what was saved")
+      raise Damaged(f"{name} differs from the saved array")
   return leaves
 
 
@@ -324,24 +335,25 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
 
 
 def _checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
+  """Returns the folder of the checkpoints, absolute: Orbax fails late with a relative path."""
   return pathlib.Path(os.path.abspath(workdir)) / "checkpoints"
 
 
 def _find_steps(root: pathlib.Path) -> list[int]:
-  """Directories with the name of a step and something in them, good or not, in order."""
+  """Returns the numbers of all directories named like a step that are not empty, ascending."""
   paths = root.iterdir() if root.is_dir() else ()
   return sorted(int(p.name) for p in paths if p.name.isdecimal() and str(int(p.name)) == p.name
                 and p.is_dir() and any(p.iterdir()))
 
 
 def _list_files(path: pathlib.Path) -> dict[str, int]:
-  """Sizes in bytes, by path relative to the step; without the manifest."""
+  """Returns the sizes of a step's files in bytes, by path relative to it, without the manifest."""
   files = (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
   return {name: p.lstat().st_size for p in files if (name := str(p.relative_to(path))) != MANIFEST}
 
 
 def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
-  """SHA-256 by name; several files at a time."""
+  """Returns the SHA-256 (hex) of files by name; up to 8 files are read at a time."""
 
   def hash_file(name: str) -> tuple[str, str]:
     with open(path / name, "rb") as f:
@@ -352,12 +364,13 @@ def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _encode(content: Mapping[str, Any]) -> str:
-  """The manifest as text, with its own SHA-256."""
+  """Returns the manifest as text, with its own SHA-256."""
   digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
   return json.dumps({"content": content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
 
 
 def _write_manifest(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes the manifest of a step, with the names, sizes and hashes of its files."""
   sizes = _list_files(path)
   hashes = _hash_files(path, sizes)
   files.write_atomically(path / MANIFEST, _encode(
@@ -365,10 +378,10 @@ def _write_manifest(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-  """The manifest of a step, compared with names and sizes of its files, not their contents.
+  """Returns the manifest of a step after comparing the names and sizes of its files with it.
 
   Raises:
-    Damaged: says how they differ.
+    Damaged: they differ, or the manifest is missing or damaged.
   """
   try:
     text = (path / MANIFEST).read_text()
@@ -377,7 +390,7 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
       raise ValueError
     listed, found = content["files"], _list_files(path)
   except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
-    raise Damaged(f"{MANIFEST} is missing or not as it was written") from None
+    raise Damaged(f"{MANIFEST} is missing or has changed") from None
   for name in sorted(listed.keys() | found.keys()):
     size = listed[name][0] if name in listed else "no"
     if found.get(name, "no") != size:
@@ -386,11 +399,14 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
-  """The manifest of a step; all files are as it says, but contents of other items are not read.
+  """Returns the manifest of a step after comparing its files, and the contents of items, with it.
 
+  Args:
+    path: folder of the step.
+    items: Orbax items; the files of other items are not read.
   Raises:
-    Damaged: names the file.
-    StorageError: a file cannot be read, for a reason that is no damage.
+    Damaged: a file differs; names it.
+    StorageError: a file cannot be read for a reason other than damage.
   """
   skipped = tuple(f"{item}/" for item in ITEMS if item not in items)
   try:
@@ -403,29 +419,31 @@ def _check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
     raise StorageError(f"{e.filename}: cannot be read ({e.strerror})") from e
   for name in names:
     if hashes[name] != manifest["files"][name][1]:
-      raise Damaged(f"{name} has other contents than were written")
+      raise Damaged(f"{name} has changed since it was written")
   return manifest
 
 
 def _set_aside(path: pathlib.Path, reason: str) -> None:
-  """Renames what must not be taken for a step."""
+  """Renames a directory, or a file, that must not be taken for a step."""
   target = next(target for n in itertools.count()
                 if not os.path.lexists(target := path.with_name(f"damaged-{path.name}-{n}")))
   try:
     path.rename(target)
   except OSError as e:
     raise StorageError(f"{path} {reason}, and cannot be renamed ({e.strerror})") from e
-  print(f"WARNING: {path} {reason}; it is set aside as {target.name}", file=sys.stderr, flush=True)
+  print(f"WARNING: {path} {reason}. It is set aside as {target.name}", file=sys.stderr, flush=True)
 
 
 def _none_usable(root: pathlib.Path) -> DataError:
+  """Returns the error for checkpoints that are all damaged, or absent."""
   names = ", ".join(sorted(p.name for p in root.glob("damaged-*"))) or "none was saved"
-  return DataError(f"{root}: no usable checkpoint ({names}); bring one back from a copy, use "
+  return DataError(f"{root}: no usable checkpoint ({names}). Bring one back from a copy, use "
                    "another --workdir, or delete this directory to start over")
 
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
+  """Returns the error for a failed save, with the reason of the system if it gives one."""
   code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, deep in a long text.
   reason = os.strerror(int(code[1])) if code else one_line(error)
-  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}); "
-                      "those before it are as they were")
+  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}). "
+                      "Earlier checkpoints are unchanged. Check the storage, then resume the run")

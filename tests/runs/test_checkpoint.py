@@ -1,4 +1,4 @@
-"""What is restored is what was saved, bit for bit, or it is not restored at all."""
+"""A restored state is the saved one, bit for bit; anything else is not restored."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ import jax, jax.numpy as jnp
 from bertgpt.runs import checkpoint
 from bertgpt.runs.fingerprint import fingerprint
 
-def make_state(step):  # Every element says which step it belongs to.
+def make_state(step):  # Every element holds the number of its step.
   return {"params": {f"w{i}": jnp.full((128, 1024), step, jnp.float32) for i in range(4)},
           "mu": [jnp.full((512, 1024), step, jnp.int32)], "step": jnp.int32(step)}
 
@@ -51,7 +51,7 @@ def make_mesh(*shape):
 
 
 def make_state(seed=0, mesh=None):
-  """A state like that of a training, with all kinds of leaves and of bits."""
+  """Returns a state like that of a training, with all kinds of leaves and bits."""
   rng = np.random.default_rng(seed)
   bits = rng.integers(0, 2**32, (16, 24), np.uint32)
   bits[0, :4] = 0x7FC00001, 0x80000000, 0x00000001, 0xFF800000  # NaN, -0, denormal, -inf
@@ -117,7 +117,7 @@ def files_of(path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """A workdir with steps 10 and 20."""
+  """Workdir with the steps 10 and 20."""
   workdir = tmp_path_factory.mktemp("saved")
   save(workdir, 10, 20)
   return workdir
@@ -161,7 +161,7 @@ def test_state_moves_between_meshes_bit_for_bit(tmp_path):
     assert_same_bits(state, make_state(7))
 
 
-def test_a_state_that_is_donated_at_once_is_saved_as_it_was(tmp_path):
+def test_a_state_that_is_donated_at_once_is_saved_unchanged(tmp_path):
   overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
   make = jax.jit(lambda seed: {"params": {
       f"w{i}": jax.random.normal(jax.random.key(seed), (2**18 + i,)) for i in range(8)}})
@@ -186,7 +186,7 @@ def test_parameters_are_restored_without_the_rest(copy):
   step = copy / "checkpoints/20"
   rest = [step / name for name in files_of(step) if name.startswith("rest/")]
   assert rest
-  for file in rest:  # What is read would be noticed.
+  for file in rest:  # Reading them would be noticed.
     file.write_bytes(bytes(len(file.read_bytes())))
   params, metadata = checkpoint.restore_params(copy)
   assert metadata["step"] == 20
@@ -239,7 +239,7 @@ def test_a_relative_workdir_stays_where_it_was(tmp_path, monkeypatch):
      "params/half the checkpoint has bfloat16[8,16], but .* have nothing"),
     (lambda s: s.update(opt_state=optax.sgd(1e-3, momentum=0.9).init(s["params"])), "opt_state/0"),
 ], ids=["dtype", "shape", "more", "less", "optimizer"])
-def test_a_state_of_another_form_is_refused_by_name(copy, change, words):
+def test_a_state_of_another_structure_is_refused_by_name(copy, change, words):
   state = make_state()
   change(state)
   with pytest.raises(DataError, match=words.replace("[", r"\[").replace("]", r"\]")):
@@ -267,7 +267,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_is_found(saved, tmp_path, damage):
-  """Of every file in turn; the full restore after it is tested once below."""
+  """Each file is damaged in turn. The restore after it is tested once below."""
   rng = random.Random(damage)
   files = files_of(saved / "checkpoints/20")
   assert len(files) > 15 and "manifest.json" in files
@@ -290,7 +290,7 @@ def test_a_damaged_newest_step_is_set_aside_and_the_one_before_is_used(copy, dam
   assert f"WARNING: {step} is damaged: " in line and "set aside as damaged-20-0" in line
   assert checkpoint.committed_steps(copy) == [10]
   assert (copy / "checkpoints/damaged-20-0").is_dir()
-  save(copy, 20)  # The number is free again.
+  save(copy, 20)  # The number can be used again.
   assert_restores(copy, 20)
 
 
@@ -311,20 +311,20 @@ def test_a_file_too_many_is_damage(copy):
 
 
 def test_other_values_under_right_hashes_are_found_by_the_fingerprint(copy, capfd):
-  """Files that were whole when they were hashed, but did not hold the state."""
+  """The files were complete when they were hashed, but did not hold the state."""
   manifest = copy / "checkpoints/20/manifest.json"
   content = json.loads(manifest.read_text())["content"]
   content["leaves"]["params/dense/kernel"][1] ^= 1
   manifest.write_text(checkpoint._encode(content))
   assert_restores(copy, 10)
-  assert "params/dense/kernel is not what was saved" in capfd.readouterr().err
+  assert "params/dense/kernel differs from the saved array" in capfd.readouterr().err
   assert checkpoint.committed_steps(copy) == [10]
 
 
-def test_no_usable_step_is_an_error_and_stays_one(copy):
+def test_no_usable_step_is_an_error_every_time(copy):
   for step in ("10", "20"):
     (copy / "checkpoints" / step / "manifest.json").unlink()
-  for _ in range(2):  # The second time there are only steps that were set aside.
+  for _ in range(2):  # The second time, there are only steps that were set aside.
     with pytest.raises(DataError, match="damaged-10-0, damaged-20-0.*delete this directory"):
       restore(copy)
   with pytest.raises(DataError, match="no usable checkpoint"):
@@ -336,7 +336,7 @@ def test_no_checkpoint_is_an_error_for_a_reader(tmp_path):
     checkpoint.restore_params(tmp_path)
 
 
-def test_junk_is_no_step_and_is_never_the_newest(copy):
+def test_other_directories_are_never_the_newest_step(copy):
   root = copy / "checkpoints"
   (root / "99").mkdir()
   (root / "100").write_text("a file")
@@ -349,7 +349,7 @@ def test_junk_is_no_step_and_is_never_the_newest(copy):
   assert_restores(copy, 100)
 
 
-def test_only_junk_is_no_run(tmp_path):
+def test_an_empty_directory_is_not_a_step(tmp_path):
   (tmp_path / "checkpoints/99").mkdir(parents=True)
   assert restore(tmp_path) is None
 
@@ -376,10 +376,10 @@ def test_damaged_steps_do_not_count_as_kept(tmp_path):
   assert checkpoint.committed_steps(tmp_path) == [2, 4]
 
 
-def test_a_step_below_the_newest_is_refused_aloud(copy):
+def test_a_step_before_the_newest_is_refused(copy):
   checkpoints = open_checkpoints(copy)
   for step in (15, 20):
-    with pytest.raises(DataError, match=f"step {step} cannot be saved, for step 20 is there"):
+    with pytest.raises(DataError, match=f"step {step} cannot be saved, because step 20 exists"):
       checkpoints.save(step, make_state(), {})
   checkpoints.save(21, make_state(21), {"step": 21, "config": "c21"})
   checkpoints.close()
@@ -402,11 +402,11 @@ def test_due_by_steps_and_by_minutes(tmp_path):
   checkpoints.close()
 
 
-# -------------------------------------------------------------- failing and dying
+# -------------------------------------------------------------- failed saves and kills
 
 
 def check_full_disk(workdir, limit, reason):
-  """Fills the disk before a save that is waited for, and before one that is not."""
+  """Fills the disk before a save with `wait`, and before one without."""
   process = start("""
       import pathlib, resource, time
       from bertgpt.errors import StorageError
@@ -486,7 +486,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 
 def check_kills(workdir, kills, seed):
-  """Kills a process that saves without a pause, and looks at what is left."""
+  """Kills a process that saves without pause, and checks the remaining steps."""
   rng = random.Random(seed)
   newest = 0
   for _ in range(kills):
@@ -517,7 +517,7 @@ def check_kills(workdir, kills, seed):
     process.wait()
     reader.join()
     assert process.returncode == -signal.SIGKILL
-    assert said[0] >= newest, "a step that was safe is lost"
+    assert said[0] >= newest, "a complete step is lost"
     newest = max(checkpoint.committed_steps(workdir))
     assert newest >= said[-1]
     params, metadata = checkpoint.restore_params(workdir)
@@ -551,7 +551,7 @@ def test_a_process_that_ends_with_an_error_finishes_its_save(tmp_path):
 
 @contextlib.contextmanager
 def two_processes(code, workdir):
-  """Processes 0 and 1 of a run with two CPU devices each; `make` gives its state at a step."""
+  """Starts processes 0 and 1 of a run, with two CPU devices each; make(step) is their state."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
@@ -618,8 +618,8 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_the_process_that_cannot_write_says_so_at_once(tmp_path, failing):
-  """The others wait for it in Orbax; that the run ends is for what watches over peers."""
+def test_a_process_that_cannot_write_reports_it_at_once(tmp_path, failing):
+  """The others wait for it in Orbax. Detecting lost peers ends the run, and is tested elsewhere."""
   with two_processes(f"""
       checkpoints = open_checkpoints(sys.argv[1])
       checkpoints.save(1, make(1), {{"step": 1}}, wait=True)
