@@ -93,7 +93,7 @@ def test_wrong_steps_are_one_line(capsys, recipe, steps, fragment):
 
 
 @pytest.mark.parametrize("argument, fragment", [
-    ("--config.model.widht=3", "no such field; did you mean --config.model.width?"),
+    ("--config.model.widht=3", "no such field. Did you mean --config.model.width?"),
     ("--config.model.width=wide", "--config.model.width: expected int, got 'wide'"),
     ("--config.model.num_heads=3", "model.num_heads=3 does not divide model.width=16"),
     ("--config.phases[0].seq_len=128", "is longer than model.max_positions=64"),
@@ -106,7 +106,7 @@ def test_wrong_steps_are_one_line(capsys, recipe, steps, fragment):
     ("--workdir=gs://bucket/run", "--workdir: gs://bucket/run: only local paths"),
     ("--config.data.source=text:gs://b/*.txt", "data.source=text:gs://b/*.txt: only local paths"),
     ("--config.data.cache_dir=gs://bucket/c", "data.cache_dir=gs://bucket/c: only local paths"),
-    ("--config.tokenizer.path=s3://b/v.txt", "mount the storage (for gs://: gcsfuse), or use a"),
+    ("--config.tokenizer.path=s3://b/v.txt", "Mount the storage (for gs://: gcsfuse), or use a"),
 ])
 def test_wrong_config_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, argument, fragment):
   code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", argument)
@@ -320,8 +320,8 @@ def test_a_process_ends_with_the_exit_code_and_without_traceback(tmp_path):
                   "--config.model.widht=3")
   out, err = process.communicate(timeout=120)
   assert (process.returncode, out) == (CONFIG, "")
-  assert err == ("bertgpt train: --config.model.widht: no such field; "
-                 "did you mean --config.model.width?\n")
+  assert err == ("bertgpt train: --config.model.widht: no such field. "
+                 "Did you mean --config.model.width?\n")
 
 
 def test_devices_that_cannot_be_opened_are_one_line(finished_gpt):

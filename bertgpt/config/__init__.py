@@ -1,6 +1,6 @@
-"""The configs: every field with its default and one comment, what follows from them, every check.
+"""The configs: every field with its default and a comment, derived values and checks.
 
-A recipe imports `base` and `phase` from here. Nothing in this folder imports JAX.
+A recipe imports `base` and `phase` from here. No module of this folder imports JAX.
 """
 
 from bertgpt.config import unread
@@ -16,8 +16,8 @@ from bertgpt.config.pretraining import (
     max_sequences,
     padded_vocab_size,
     phase,
-  phase_at,
-  predicted_share,
+    phase_at,
+    predicted_share,
     total_steps,
 )
 

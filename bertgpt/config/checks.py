@@ -1,17 +1,17 @@
-"""Cross-checks of a whole pretraining config, before anything compiles."""
+"""Checks of a whole pretraining config, before anything is compiled."""
 
 import math
 
 from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
 from bertgpt.config.pretraining import (
-  CHOICES,
-  MESH_AXES,
-  PHASE_CHOICES,
-  ConfigDict,
-  leaves,
-  max_predictions,
-  total_steps,
+    CHOICES,
+    MESH_AXES,
+    PHASE_CHOICES,
+    ConfigDict,
+    leaves,
+    max_predictions,
+    total_steps,
 )
 from bertgpt.errors import ConfigError
 
@@ -41,18 +41,19 @@ PHASE_FRACTIONS = ("warmup_fraction", "end_fraction", "decay_fraction")
 LOCAL_PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path",
                "system.compilation_cache")
 
-# Logical axes of which one parameter has both: they must not be split over the same mesh axis.
+# Pairs of logical axes of one parameter. They must not be split over the same mesh axis.
 AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
 
 
 def validate(config: ConfigDict, num_devices: int | None = None, platform: str = "") -> None:
-  """Cross-checks the whole config before anything compiles.
+  """Checks the whole config before anything is compiled.
 
   Args:
-    num_devices: devices the mesh is laid over; None leaves these checks out.
-    platform: theirs, 'cpu', 'gpu' or 'tpu'; empty leaves these checks out.
+    config: whole config.
+    num_devices: number of devices in the mesh; None skips the checks that need it.
+    platform: platform of these devices, 'cpu', 'gpu' or 'tpu'; '' skips the checks that need it.
   Raises:
-    ConfigError: every problem found, one a line.
+    ConfigError: the config has problems; the message has one line per problem.
   """
   if problems := find_problems(config, num_devices, platform):
     raise ConfigError("\n".join(problems))
@@ -60,7 +61,7 @@ def validate(config: ConfigDict, num_devices: int | None = None, platform: str =
 
 def find_problems(config: ConfigDict, num_devices: int | None = None,
                   platform: str = "") -> list[str]:
-  """What `validate` objects to, one line each."""
+  """Returns the problems of a config, one line each. The arguments are those of `validate`."""
   problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
               *_axes_problems(config), *_path_problems(config)]
   if any(not isinstance(p, ConfigDict) for p in config.phases) or not config.phases:
@@ -86,7 +87,7 @@ def _outside(field, value, choices):
 
 
 def _below(field, value, low):
-  if not low <= value < math.inf:  # NaN is not either.
+  if not low <= value < math.inf:  # False for NaN too.
     yield f"{field}={value}: must be at least {low}" + (" and finite" if value >= low else "")
 
 
@@ -116,10 +117,14 @@ def _path_problems(config):
 
 
 def remote_problem(path: str) -> str | None:
-  """What is wrong with a path on storage that is not mounted, as gs://bucket/file."""
+  """Returns why a path such as gs://bucket/file cannot be used; None if it is local.
+
+  Args:
+    path: value of a flag or field.
+  """
   if "://" not in path:
     return None
-  return (f"{path}: only local paths are read and written; mount the storage (for gs://: "
+  return (f"{path}: only local paths are read and written. Mount the storage (for gs://: "
           "gcsfuse), or use a local or NFS path")
 
 
@@ -141,7 +146,7 @@ def _model_problems(config):
     yield (f"model.num_segments={model.num_segments}: objective {config.objective.name} needs 2, "
            "one for each part of a pair")
   if not objective.predicts_all and config.objective.mask_prob == 0:
-    yield "objective.mask_prob=0.0: nothing would be predicted; 0.15 is BERT's"
+    yield "objective.mask_prob=0.0: nothing would be predicted. BERT has 0.15"
 
 
 def _axes_problems(config):
@@ -154,8 +159,8 @@ def _axes_problems(config):
       yield f"mesh.axes.{name}={tuple(axes[name])} names an axis twice"
   for one, other in AXES_TOGETHER:
     if shared := set(axes[one]) & set(axes[other]):
-      yield (f"mesh.axes.{one} and mesh.axes.{other} both name {', '.join(sorted(shared))}: "
-             "a parameter has both, and can be split over it once")
+      yield (f"mesh.axes.{one} and mesh.axes.{other} both name {', '.join(sorted(shared))}, but "
+             "some parameters have both. Remove it from one of them")
 
 
 def _phase_problems(config, p, name):
@@ -173,22 +178,23 @@ def _phase_problems(config, p, name):
   if p.max_predictions > p.seq_len:
     yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
   if p.warmup_steps and p.warmup_fraction:
-    yield f"{name}: set warmup_steps or warmup_fraction, not both"
+    yield f"{name}: sets both warmup_steps and warmup_fraction. Set one of them"
   if name == "phases[0]" and p.learning_rate_rule == "continuous":
-    yield f"{name}.learning_rate_rule='continuous': the first phase has no curve before it"
+    yield (f"{name}.learning_rate_rule='continuous': no phase comes before the first one. Set "
+           "'restart'")
 
 
 def _attention_problems(config, platform):
   model = config.model
-  if model.attention not in kernels.LIMITED or model.num_heads < 1:
+  if model.attention not in kernels.FUSED or model.num_heads < 1:
     return
-  found = {}  # A set in order: most obstacles are the same in every phase.
+  obstacles = {}  # An ordered set, because most obstacles are the same in every phase.
   for p in config.phases:
-    found |= dict.fromkeys(kernels.obstacles(
+    obstacles |= dict.fromkeys(kernels.obstacles(
         model.attention, platform, model.dtype, p.seq_len, model.width // model.num_heads,
         model.attention_dropout))
-  for obstacle in found:
-    yield f"model.attention={model.attention!r} needs {obstacle}; 'auto' chooses what can run"
+  for obstacle in obstacles:
+    yield f"model.attention={model.attention!r} needs {obstacle}. 'auto' chooses what can run"
 
 
 def _slot_problems(config):
@@ -197,7 +203,7 @@ def _slot_problems(config):
     first = slots.setdefault(p.seq_len, max_predictions(config, p))
     if first != max_predictions(config, p):
       yield (f"phases[{i}].max_predictions={p.max_predictions}: an earlier phase of the same "
-             f"seq_len={p.seq_len} has {first}; give both the same")
+             f"seq_len={p.seq_len} has {first}. Give both the same")
 
 
 def _profile_problems(config):
@@ -210,7 +216,7 @@ def _profile_problems(config):
 def _option_problems(config, platform):
   name = config.system.xla_options
   if name in compiler_options.SETS and platform not in ("", compiler_options.SETS[name].platform):
-    yield f"system.xla_options={name!r} is not for platform {platform!r}; 'auto' takes what fits"
+    yield f"system.xla_options={name!r} is not for platform {platform!r}. 'auto' takes what fits"
 
 
 def _mesh_problems(config, num_devices):
@@ -223,7 +229,7 @@ def _mesh_problems(config, num_devices):
     data = num_devices // rest
   if data * rest != num_devices:
     return [f"mesh data={data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {data * rest} devices, "
-            f"but there are {num_devices}; mesh.data=-1 takes all that the others leave"]
+            f"but there are {num_devices}. mesh.data=-1 takes all that the others leave"]
   problems = []
   for i, p in enumerate(config.phases):
     rows = p.batch_size // max(1, p.micro_batches)

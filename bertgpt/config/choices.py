@@ -1,9 +1,9 @@
-"""What a config can choose by name, and which fields each choice reads.
+"""Choices that a config makes by name, and the fields that each choice reads.
 
-A field that another choice reads, and the chosen one does not, must keep its default: `unread`
-refuses a config in which it says something else, since nothing would come of it.
+A field that only other choices read must keep its default: `unread` refuses a config in which it
+has another value, because that value would have no effect.
 
-An objective named here has its two halves in `bertgpt/data/batches/ROWS.py` and
+The two halves of an objective are in `bertgpt/data/batches/ROWS.py` and
 `bertgpt/training/objectives/NAME.py`; an optimizer is in `bertgpt/training/optimizers/NAME.py`.
 """
 
@@ -14,12 +14,12 @@ class Objective(NamedTuple):
   """A pretraining objective.
 
   Attributes:
-    rows: the row format that feeds it, a module of `data.batches`.
+    rows: row format of its batches, a module of `data.batches`.
     needs: special tokens that the tokenizer must have.
-    loss: metric of its language-model loss, of which a perplexity is shown.
-    predicts_all: every token of a row is predicted; else `mask_prob` of them.
-    has_pairs: a sequence is two parts, which the model tells apart by their segments.
-    reads: fields of the config that it reads and some other objective does not.
+    loss: metric of its language-model loss, for which a perplexity is shown.
+    predicts_all: whether every token of a row is predicted, not only a share of `mask_prob`.
+    has_pairs: whether a sequence has two parts, which the model distinguishes by their segments.
+    reads: fields of the config that this objective reads, but some other objective does not.
   """
 
   rows: str
@@ -45,7 +45,7 @@ OBJECTIVES = {
 
 _ADAM = frozenset({"optimizer.b1", "optimizer.b2", "optimizer.epsilon"})
 
-# name -> fields that it reads and some other optimizer does not.
+# Name -> fields that this optimizer reads, but some other optimizer does not.
 OPTIMIZERS = {
     "bert_adamw": _ADAM,
     "adamw": _ADAM,
@@ -55,7 +55,7 @@ OPTIMIZERS = {
     "muon": _ADAM | {"optimizer.momentum"},
 }
 
-# name -> fields of a phase that it reads and some other schedule does not.
+# Name -> fields of a phase that this schedule reads, but some other schedule does not.
 SCHEDULES = {
     "linear": frozenset({"end_fraction"}),
     "polynomial": frozenset({"end_fraction", "power"}),
@@ -64,10 +64,11 @@ SCHEDULES = {
     "wsd": frozenset({"end_fraction", "power", "decay_fraction"}),
 }
 
-# What the curve of a phase is made of. A phase that continues the curve before it has none.
+# Fields that determine the curve of a phase's learning rates. A phase that continues the curve of
+# the phase before does not read them.
 CURVE = ("learning_rate", "schedule", "warmup_steps", "warmup_fraction", "end_fraction", "power",
          "decay_fraction")
 
-# Values other than the default that say as clearly as it that a field is not used.
+# Values that, like the default, are accepted for a field that is not read.
 UNUSED = {"model.num_segments": 0, "data.random_next_prob": 0.0, "data.short_sequence_prob": 0.0,
           "optimizer.momentum": 0.0}

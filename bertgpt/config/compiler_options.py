@@ -1,18 +1,18 @@
 """Named sets of options for XLA, chosen by `config.system.xla_options`.
 
-They go to the compiler with the program of the train step, so no environment variable has to be
-set before JAX starts, and `bertgpt plan` compiles with the same ones. This module needs no JAX.
+They are passed to the compiler with the program of the train step, so that no environment variable
+has to be set before JAX starts, and `bertgpt plan` compiles with the same options. This module does
+not import JAX.
 
-Sources: MaxText, benchmarks/xla_flags_library.py (2024), for the TPU's options; NVIDIA,
-JAX-Toolbox, "Tips for High-Performance LLMs with JAX and XLA", and xla/debug_options_flags.cc for
-the GPU's.
+Sources: for TPUs, MaxText, benchmarks/xla_flags_library.py (2024); for GPUs, NVIDIA JAX-Toolbox,
+"Tips for High-Performance LLMs with JAX and XLA", and xla/debug_options_flags.cc.
 """
 
 from typing import Any, NamedTuple
 
 
 class OptionSet(NamedTuple):
-  """Options of the compiler of one platform, 'gpu' or 'tpu'."""
+  """Options of the compiler for one platform, 'gpu' or 'tpu'."""
 
   platform: str
   options: dict[str, Any]
@@ -20,34 +20,37 @@ class OptionSet(NamedTuple):
 
 SETS = {
     "tpu_overlap": OptionSet("tpu", {
-        # Sums of gradients start, and what does not need them goes on: the default of gathers ...
+        # Sums of gradients run while independent operations continue, as gathers do by default.
         "xla_enable_async_all_reduce": True,
-        # ... inside the kernels that compute meanwhile, which move the data along ...
+        # The sums are fused into kernels that compute meanwhile and also move the data.
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
-        # ... one array at a time: what is joined to a sum of several is not fused. Bytes. Planned
-        # for BERT-large in rows of 512 on v5e:4x4, 10 ms of 22 ms of sums remain to be waited for;
-        # without this line, all.
+        # Bytes. Small, so that arrays are summed one by one, since a sum of several is not fused.
+        # Planned for BERT-large with rows of 512 tokens on v5e:4x4, a step waits for 10 of the
+        # 22 ms of sums, and for all of them without this option.
         "xla_jf_crs_combiner_threshold_in_bytes": 2**20,
     }),
     "gpu_overlap": OptionSet("gpu", {
-        # Collectives start as early and are waited for as late as what they need allows.
+        # Collectives start as early, and are awaited as late, as their dependencies allow.
         "xla_gpu_enable_latency_hiding_scheduler": True,
-        # In the loop over layers, the sum of a layer's gradients runs beside the next layer ...
+        # In the loop over layers, the sum of a layer's gradients runs during the next layer.
         "xla_gpu_enable_pipelined_all_reduce": True,
-        # ... and with mesh.fsdp its parameters are gathered, its gradients sent, a turn apart.
+        # With mesh.fsdp, parameters are gathered one iteration earlier than they are used, and
+        # gradients are sent one iteration later than they are computed.
         "xla_gpu_enable_pipelined_all_gather": True,
         "xla_gpu_enable_pipelined_reduce_scatter": True,
     }),
 }
 
-AUTO = {"tpu": "tpu_overlap", "gpu": "gpu_overlap"}  # What 'auto' takes, for several devices.
+AUTO = {"tpu": "tpu_overlap", "gpu": "gpu_overlap"}  # Sets that 'auto' takes for several devices.
 
 
 def choose(requested: str, platform: str, num_devices: int) -> dict[str, Any]:
-  """Options for the compiler of a platform, 'cpu', 'gpu' or 'tpu'; {} leaves its defaults.
+  """Returns options for the compiler; {} leaves its defaults.
 
   Args:
-    requested: 'auto', 'none' or the name of a set, which must be of this platform.
+    requested: 'auto', 'none' or the name of a set, which must be for this platform.
+    platform: 'cpu', 'gpu' or 'tpu'.
+    num_devices: devices that the program runs on.
   """
   if requested == "auto":
     requested = AUTO.get(platform, "none") if num_devices > 1 else "none"

@@ -1,8 +1,8 @@
-"""The config of a fine-tuning: every field, its default, one comment; every check.
+"""The config of a fine-tuning: every field with its default and a comment, and checks.
 
-A recipe under `configs/` calls `base()` and sets the fields in which it differs. Model, tokenizer
-and the kind of dropout come from the run that is fine-tuned; `run_config` puts both together into
-an ordinary config, so that the train step, sharding and optimizers are those of pretraining.
+A recipe under `configs/` calls `base()` and changes some of the fields. Model, tokenizer and the
+generator of dropout masks are those of the pretrained run. `run_config` combines both into an
+ordinary config, so that the train step, sharding and optimizers are those of pretraining.
 """
 
 import math
@@ -18,42 +18,52 @@ SAVES = ("best", "all", "none")
 
 
 def base() -> ConfigDict:
-  """Every field and its default."""
+  """Returns a config with every field at its default, locked.
+
+  Comments of fields with a special value name it as `VALUE: meaning`.
+  """
   pretraining = config_lib.base()
   config = ConfigDict()
-  config.learning_rates = (5e-5,)          # peaks; a run for each, with each of the seeds
-  config.seeds = (0,)                      # order of the examples, dropout, first weights of the head
-  config.batch_size = 32                   # examples a step, over all devices
+  config.learning_rates = (5e-5,)          # peaks; one run for each, with each of the seeds
+  config.seeds = (0,)                      # for order of examples, dropout, initial head weights
+  config.batch_size = 32                   # examples per step, over all devices
   config.micro_batches = 1                 # gradient accumulation: pieces a batch is split into
   config.epochs = 3
-  config.warmup_fraction = 0.1             # linear warm-up; then linear decay to 0
-  config.dropout = AS_PRETRAINED           # of hidden states and attention; -1: as in pretraining
-  config.group_by_length = True            # batches of texts about as long: less padding, less chance
-  config.from_scratch = False              # random weights in place of the trained ones, to compare
-  config.save = "best"                     # weights that are kept: of the `best` run on dev, of `all`, of `none`
+  config.warmup_fraction = 0.1             # share of the steps; then the rate decays linearly to 0
+  config.dropout = AS_PRETRAINED           # on hidden states and attention; -1: as in pretraining
+  # Whether batches have texts of similar length: less padding, but less randomness.
+  config.group_by_length = True
+  config.from_scratch = False              # random weights instead of the trained ones, to compare
+  # Runs whose weights are saved: best (on dev) | all | none.
+  config.save = "best"
 
   config.task = task = ConfigDict()
   task.name = "sst2"                       # see tasks.TASKS; --task sets it
-  task.data = ""                           # folder with the files; GLUE also tfds:glue/NAME or tfds:FOLDER
-  task.train = ""                          # ner, squad: file names in `data`, comma-joined; empty: the official ones
+  # Folder with the files of the task; for GLUE also tfds:glue/NAME or tfds:FOLDER.
+  task.data = ""
+  # ner, squad: names of files in `data`, separated by commas; '': the official names.
+  task.train = ""
   task.dev = ""
   task.test = ""
-  task.max_length = 128                    # tokens a row; batches are as short as their longest row allows
-  task.truncation = "head"                 # of longer texts is kept: head | tail | head_tail (128 and 382 of 510)
-  task.max_train_examples = 0              # a random choice, the same for all seeds; 0: all
-  task.max_dev_examples = 0                # the first so many; 0: all
-  task.lm_weight = 0.5                     # gpt: weight of the language-model loss beside the task's
-  task.stride = 128                        # squad: tokens from one window of a long text to the next
-  task.max_question = 64                   # squad: tokens of a question
-  task.max_answer = 30                     # squad: tokens of an answer
-  task.n_best = 20                         # squad: starts and ends that are tried together
-  task.null_threshold = 0.0                # squad2: no answer where it scores so much better than the best one
+  # Tokens per row, at most. The rows of a batch are only as long as its longest text needs.
+  task.max_length = 128
+  # Part of longer texts that is kept: head | tail | head_tail (128 and 382 of 510 tokens).
+  task.truncation = "head"
+  task.max_train_examples = 0              # random choice of N, the same for all seeds; 0: all
+  task.max_dev_examples = 0                # only the first N; 0: all
+  task.lm_weight = 0.5                     # gpt: weight of the language-model loss; 0: none
+  task.stride = 128                        # squad: tokens from a window of a long text to the next
+  task.max_question = 64                   # squad: tokens per question, at most
+  task.max_answer = 30                     # squad: tokens per answer, at most
+  task.n_best = 20                         # squad: best starts and best ends that are combined
+  # squad2: a question has no answer if that scores better than the best answer by more than this.
+  task.null_threshold = 0.0
 
   config.optimizer = pretraining.optimizer
   config.mesh = pretraining.mesh
   config.eval = ConfigDict()
   config.eval.batch_size = 64
-  config.eval.every_epoch = True           # besides at the end
+  config.eval.every_epoch = True           # whether after every epoch, or only at the end
   config.log = pretraining.log
   config.log.tensorboard = False
   config.system = pretraining.system
@@ -61,7 +71,7 @@ def base() -> ConfigDict:
   return config
 
 
-# Fields that change neither a run nor its result, or only which runs there are.
+# Fields that do not affect any individual run, or only which runs exist.
 RESUMABLE = ("learning_rates", "seeds", "save", "mesh", "eval", "log", "system", "task.data")
 
 AT_LEAST = {
@@ -72,14 +82,18 @@ AT_LEAST = {
 
 
 def find_problems(config: ConfigDict) -> list[str]:
-  """What is wrong with a fine-tuning's own fields, one line each."""
+  """Returns the problems of the fields that only a fine-tuning has, one line each.
+
+  Args:
+    config: whole config of a fine-tuning.
+  """
   values = dict(config_lib.leaves(config))
   problems = [f"{field}={values[field]}: must be at least {low}"
               for field, low in AT_LEAST.items() if not values[field] >= low]
-  # Seeds travel in the batch, as int32.
+  # The seed is part of the batch, as int32.
   if not config.seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31
                                  for seed in config.seeds):
-    problems.append(f"seeds={config.seeds}: give numbers from 0 on, below 2**31, as 0,1,2")
+    problems.append(f"seeds={config.seeds}: give numbers from 0 to 2**31 - 1, as 0,1,2")
   rates = config.learning_rates
   if not rates or not all(isinstance(r, (int, float)) and 0 < r < math.inf for r in rates):
     problems.append(f"learning_rates={config.learning_rates}: give numbers above 0, as 2e-5,5e-5")
@@ -103,19 +117,21 @@ def find_problems(config: ConfigDict) -> list[str]:
 
 def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learning_rate: float,
                vocab_size: int) -> ConfigDict:
-  """The config of one run: the model of `pretrained`, all else as the fine-tuning says.
+  """Returns the config of one run, with the model of the pretrained run.
 
-  Its seed is 0 for every run: what depends on the seed comes with the batch, so that runs share
-  their compiled programs.
+  Its seed is always 0: the batch carries the seed of the run, so that all runs share their compiled
+  programs.
 
   Args:
-    vocab_size: with the tokens that the task adds.
-  Raises:
-    ConfigError: the two do not go together, or not with the devices; one line a problem.
+    pretrained: config of the pretrained run.
+    config: config of the fine-tuning.
+    steps: training steps of the run.
+    learning_rate: peak of the run.
+    vocab_size: ids of the tokenizer, with those that the task adds.
   """
   run = pretrained.copy_and_resolve_references()
   run.seed = 0
-  run.profile.steps = ()  # Of a pretraining, which has other steps.
+  run.profile.steps = ()  # The pretrained run had other steps.
   run.phases = (config_lib.phase(
       steps=steps, seq_len=config.task.max_length, batch_size=config.batch_size,
       micro_batches=config.micro_batches, learning_rate=learning_rate, schedule="linear",
@@ -130,7 +146,15 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
 
 
 def validate_run(run: ConfigDict, num_devices: int, platform: str) -> None:
-  """As `config.validate`, in the words of a fine-tuning's fields."""
+  """Checks the config of a run; like `config.validate`, but names the fields of a fine-tuning.
+
+  Args:
+    run: result of `run_config`.
+    num_devices: number of devices in the mesh.
+    platform: platform of these devices: 'cpu', 'gpu' or 'tpu'.
+  Raises:
+    ConfigError: the config has problems; the message has one line per problem.
+  """
   problems = config_lib.find_problems(run, num_devices, platform)
   if problems:
     names = {"phases[0].seq_len": "task.max_length", "phases[0].": "", "phases[0]": "batch_size"}

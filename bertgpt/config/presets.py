@@ -1,6 +1,6 @@
 """Sizes of the published models, for `config.model.update(presets.BERT["base"])`.
 
-They stand in the records of their families; these are the names that recipes use.
+The records of the families define the sizes; this module has the names that recipes use.
 """
 
 from bertgpt.config.families import bert, gpt

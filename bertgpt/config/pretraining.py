@@ -1,8 +1,8 @@
-"""The one config: every field, its default, one comment; what follows from it; every check.
+"""The config of a pretraining: every field with its default and a comment, and derived values.
 
-A recipe under `configs/` calls `base()`, sets the fields in which it differs and
-returns the result. The config is locked: an unknown field is an error. Code reads
-`config.a.b`; no other module holds a default.
+A recipe under `configs/` calls `base()`, changes some of the fields and returns the result. The
+config is locked, so an unknown field is an error. Code reads `config.a.b`, and no other module
+has a default.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ ConfigDict = config_dict.ConfigDict
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit; the embedding table is padded to it.
+VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit. The embedding table is padded to a multiple.
 
 CHOICES = {
     "data.invalid_text": ("error", "replace", "skip"),
@@ -27,7 +27,7 @@ CHOICES = {
     "model.position_init": ("normal", "sinusoid"),
     "model.activation": ("gelu_tanh", "gelu_erf"),
     "model.dtype": ("bfloat16", "float32"),
-    "model.attention": ("auto", "xla", *attention_kernels.LIMITED),
+    "model.attention": ("auto", "xla", *attention_kernels.FUSED),
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("hash", "threefry", "rbg"),
     "objective.name": tuple(choices.OBJECTIVES),
@@ -41,58 +41,74 @@ PHASE_CHOICES = {
 }
 
 
-def phase(**overrides) -> ConfigDict:
-  """One training phase: so many steps at one sequence length and batch size."""
+def phase(**overrides: Any) -> ConfigDict:
+  """Returns the config of a training phase: steps with one sequence length and batch size.
+
+  Args:
+    **overrides: values of fields that differ from the defaults below.
+  """
   fields = ConfigDict()
   fields.steps = 1000
-  fields.seq_len = 128                     # tokens a row
-  fields.batch_size = 256                  # rows a step, over all devices
+  fields.seq_len = 128                     # tokens per row
+  fields.batch_size = 256                  # rows per step, over all devices
   fields.micro_batches = 1                 # gradient accumulation: pieces a batch is split into
-  fields.max_predictions = 0               # masked positions a row; 0: round(seq_len * objective.mask_prob)
-  # 'continuous': go on along the curve of the phase before, which then covers both
-  # (BERT). 'restart': a curve of its own, from its own step 0 (NVIDIA's LAMB recipe).
+  # Masked positions per row; 0: round(seq_len * objective.mask_prob).
+  fields.max_predictions = 0
+  # continuous: the learning rate follows the curve of the phase before, which then spans both
+  # phases (BERT). restart: the phase has its own curve from step 0 (NVIDIA's LAMB recipe).
   fields.learning_rate_rule = "restart"
   fields.learning_rate = 1e-4              # peak
   fields.schedule = "linear"               # linear | polynomial | cosine | constant | wsd
-  fields.warmup_steps = 0                  # linear warm-up from 0
-  fields.warmup_fraction = 0.0             # or as a share of the curve's steps; set one of the two
-  fields.end_fraction = 0.0                # rate at the end, as a share of the peak
-  fields.power = 1.0                       # polynomial: exponent; wsd: the decay is 1 - t ** power (1: linear, 0.5: 1-sqrt)
-  fields.decay_fraction = 0.1              # wsd: share of the steps spent decaying
+  fields.warmup_steps = 0                  # steps of linear warm-up from 0; 0: none
+  fields.warmup_fraction = 0.0             # warm-up as a share of the curve's steps; 0: none
+  fields.end_fraction = 0.0                # learning rate at the end, as a share of the peak
+  # polynomial: exponent. wsd: the decay is 1 - t ** power (1: linear, 0.5: 1-sqrt).
+  fields.power = 1.0
+  fields.decay_fraction = 0.1              # wsd: share of the steps with a decaying rate
   fields.lock()
   fields.update(overrides)
   return fields
 
 
 def base() -> ConfigDict:
-  """Every field and its default."""
+  """Returns a config with every field at its default, locked.
+
+  Comments of fields with a special value name it as `VALUE: meaning`.
+  """
   config = ConfigDict()
   config.seed = 0
-  config.init_from = ""                    # workdir whose newest parameters to start from (the optimizer starts fresh)
+  # Workdir whose newest parameters training starts from, with a new optimizer state; '': none.
+  config.init_from = ""
 
   config.data = data = ConfigDict()
-  data.source = "pydocs"                   # pydocs | text:GLOB | text+paragraphs:GLOB | jsonl:GLOB#field | tfds:name:split#feature; comma-joined
-  data.corpus = ""                         # a prepared corpus; empty: prepare `source` under `cache_dir`
-  data.cache_dir = "~/.cache/bertgpt"      # prepared corpora and trained tokenizers
+  # pydocs | text:GLOB | text+paragraphs:GLOB | jsonl:GLOB#field | tfds:name:split#feature, or
+  # several of these, separated by commas.
+  data.source = "pydocs"
+  data.corpus = ""                         # prepared corpus; '': prepare `source` under `cache_dir`
+  data.cache_dir = "~/.cache/bertgpt"      # folder of prepared corpora and trained tokenizers
   data.validation_fraction = 0.01          # share of documents held out, chosen by their hash
-  data.invalid_text = "error"              # invalid UTF-8 or NUL: error | replace | skip the document
-  data.language = "en"                     # of the sentence splitter (ISO 639-1)
-  data.prepare_workers = 0                 # processes; 0: one a core
-  data.reader_workers = 0                  # processes that assemble batches; 0: threads of the trainer
+  data.invalid_text = "error"              # for invalid UTF-8 and NUL: error | replace | skip
+  data.language = "en"                     # ISO 639-1 code, for splitting text into sentences
+  data.prepare_workers = 0                 # processes that prepare the corpus; 0: one per core
+  data.reader_workers = 0                  # processes that assemble batches; 0: none, but threads
   data.prefetch = 2                        # batches held ready on the device
-  data.packing = True                      # several sequences share a row
-  data.max_sequences = 0                   # sequences a packed row may hold; 0: max(2, seq_len // 32)
-  data.short_sequence_prob = 0.1           # BERT: share of document passes with a shorter target length
-  data.random_next_prob = 0.5              # BERT: share of pairs whose second part comes from another document
-  data.isolate_documents = False           # GPT: no attention across the documents of a block
+  data.packing = True                      # whether several sequences share a row
+  # Sequences per packed row, at most; 0: max(2, seq_len // 32).
+  data.max_sequences = 0
+  # BERT: share of passes through a document with a shorter target length.
+  data.short_sequence_prob = 0.1
+  # BERT: share of pairs whose second part comes from another document.
+  data.random_next_prob = 0.5
+  data.isolate_documents = False           # GPT: no attention across the documents of a row
 
   config.tokenizer = tokenizer = ConfigDict()
   tokenizer.kind = "sentencepiece"         # sentencepiece | wordpiece | bpe (byte-level)
-  tokenizer.path = ""                      # file or folder of a trained one; empty: train on `data.source`
-  tokenizer.vocab_size = 8192              # to train
+  # File or folder of a trained tokenizer; '': none, one is trained on `data.source`.
+  tokenizer.path = ""
+  tokenizer.vocab_size = 8192              # ids of a tokenizer that is trained
   tokenizer.model_type = "unigram"         # sentencepiece: unigram | bpe
   tokenizer.lowercase = True               # sentencepiece, wordpiece
-  tokenizer.train_bytes = 50_000_000       # text sampled for training
+  tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()
   model.family = "bert"                    # bert | gpt
@@ -101,37 +117,46 @@ def base() -> ConfigDict:
   model.num_heads = 12
   model.mlp_dim = 3072
   model.embedding_width = 0                # albert: width of the embedding tables; 0: model.width
-  model.layer_groups = 0                   # albert: groups of layers that share their parameters; 0: none share
+  model.layer_groups = 0                   # albert: groups of layers that share parameters; 0: none
   model.max_positions = 512
   model.num_segments = 2                   # bert: segment embeddings; 0: none
-  model.norm = "post"                      # LayerNorm after the residual (BERT, GPT-1) or before the block (GPT-2): post | pre
+  # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
+  model.norm = "post"
   model.layer_norm_epsilon = 1e-12
   model.activation = "gelu_tanh"           # gelu_tanh | gelu_erf
-  model.dropout = 0.1                      # embeddings, block outputs
+  model.dropout = 0.1                      # on embeddings and block outputs
   model.attention_dropout = 0.1
   model.init_std = 0.02
-  model.truncated_init = True              # truncated at two deviations (BERT) or plain normal (GPT)
-  model.position_init = "normal"           # of the learned table: normal | sinusoid (neighbours are found sooner)
-  model.position_init_std = 0.02           # sinusoid: its root mean square
-  model.scale_residual_init = False        # GPT-2: projections into the residual start 1/sqrt(2 layers) smaller
-  model.vocab_size = 0                     # 0: the tokenizer's; the table is padded to a multiple of 128
-  model.dtype = "bfloat16"                 # of activations and products; parameters are float32
-  model.attention = "auto"                 # kernel: auto | xla (the only one with attention dropout) | cudnn (GPU) | splash (TPU)
-  model.remat = "none"                     # recompute in the backward pass: none | dots (keep matrix products) | full
+  # Whether normal initialization is truncated at two deviations (BERT) or not (GPT).
+  model.truncated_init = True
+  # Initial position embeddings: normal | sinusoid (attention to neighbors is learned sooner).
+  model.position_init = "normal"
+  model.position_init_std = 0.02           # for sinusoid, the root mean square
+  # GPT-2: projections into the residual are initialized smaller by 1 / sqrt(2 * num_layers).
+  model.scale_residual_init = False
+  # 0: size of the tokenizer. The embedding table is padded to a multiple of 128.
+  model.vocab_size = 0
+  model.dtype = "bfloat16"                 # type of activations and products; parameters: float32
+  # Kernel: auto | xla (the only one with attention dropout) | cudnn (GPU) | splash (TPU).
+  model.attention = "auto"
+  # Recomputed in the backward pass: none | dots (all except matrix products) | full.
+  model.remat = "none"
   model.scan_unroll = 1                    # layers per iteration of the scan; 0: all, no loop
-  # Generator of dropout masks. hash: of an element's place, nearly free, never in memory. threefry:
-  # JAX's, 20 to 50 times dearer. rbg: JAX's fast one; every device draws the masks of all.
+  # Generator of dropout masks. hash: hash of the element's index, nearly free, never in memory.
+  # threefry: JAX's default, 20 to 50 times slower. rbg: JAX's fast one; every device draws the
+  # masks of all devices.
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
   objective.name = "mlm_nsp"               # mlm_nsp | mlm | causal
-  objective.mask_prob = 0.15               # share of a row's tokens that is predicted
-  objective.replace_with_mask = 0.8        # of these: share shown as [MASK] ...
-  objective.replace_with_random = 0.1      # ... share shown as a random token; the rest is shown as it is
-  objective.whole_words = False            # mask words, not pieces
-  objective.bias_init = "zeros"            # masked LM's output bias starts as: zeros | frequencies (log of the tokens')
-  # Positions of a device whose vocabulary logits are held at once. 0: as many as fit in
-  # models.cross_entropy.CHUNK_BYTES; -1: all, with their gradient by plain differentiation.
+  objective.mask_prob = 0.15               # share of a row's tokens that are predicted
+  objective.replace_with_mask = 0.8        # share of the predicted tokens shown as [MASK] ...
+  objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
+  objective.whole_words = False            # whether whole words are masked, not single pieces
+  # Initial output bias of the masked LM: zeros | frequencies (their logarithm, for every token).
+  objective.bias_init = "zeros"
+  # Positions per device whose vocabulary logits are in memory at a time. 0: as many as fit in
+  # models.cross_entropy.CHUNK_BYTES; -1: all, and their gradient by plain differentiation.
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
@@ -140,15 +165,16 @@ def base() -> ConfigDict:
   optimizer.b2 = 0.999
   optimizer.epsilon = 1e-6
   optimizer.weight_decay = 0.01            # not on biases and LayerNorm
-  optimizer.clip_norm = 1.0                # of the global gradient; 0: off
+  optimizer.clip_norm = 1.0                # maximum norm of the global gradient; 0: no limit
   optimizer.momentum = 0.95                # muon
 
   config.phases = (phase(),)
 
   config.mesh = mesh = ConfigDict()
-  mesh.data = -1                           # batch; -1: all devices that the others leave
-  mesh.fsdp = 1                            # batch, and parameters split over it
-  mesh.tensor = 1                          # heads, MLP and vocabulary split over it
+  # Devices that the batch is split over; -1: all that the other axes leave.
+  mesh.data = -1
+  mesh.fsdp = 1                            # devices that batch and parameters are split over
+  mesh.tensor = 1                          # devices that heads, MLP and vocabulary are split over
   mesh.axes = axes = ConfigDict()          # logical axis of an array -> mesh axes it is split over
   axes.batch = ("data", "fsdp")
   axes.vocab = ("tensor", "fsdp")
@@ -157,7 +183,8 @@ def base() -> ConfigDict:
   axes.mlp = ("tensor",)
 
   config.train = train = ConfigDict()
-  train.max_bad_steps = 20                 # steps in a row with a non-finite loss or gradient before the run stops
+  # Consecutive steps with a non-finite loss or gradient after which the run stops.
+  train.max_bad_steps = 20
 
   config.eval = evaluation = ConfigDict()
   evaluation.every_steps = 1000            # 0: only at the end
@@ -165,30 +192,39 @@ def base() -> ConfigDict:
   evaluation.max_rows = 0                  # validation rows; 0: all
 
   config.checkpoint = checkpoint = ConfigDict()
-  checkpoint.every_steps = 1000            # 0: off
-  checkpoint.every_minutes = 30.0          # 0: off
-  checkpoint.keep = 3                      # newest steps kept
+  checkpoint.every_steps = 1000            # 0: not by steps
+  checkpoint.every_minutes = 30.0          # 0: not by time
+  checkpoint.keep = 3                      # newest checkpoints kept
 
   config.log = log = ConfigDict()
   log.every_steps = 10
   log.tensorboard = True
 
   config.profile = profile = ConfigDict()
-  profile.steps = ()                       # first,last: trace these steps into workdir/profile, for xprof and TensorBoard
+  # (first, last): steps traced into workdir/profile, for xprof and TensorBoard; (): none.
+  profile.steps = ()
 
   config.system = system = ConfigDict()
-  system.compilation_cache = "~/.cache/bertgpt/xla"  # empty: off
-  system.hang_timeout_minutes = 30.0       # a step that takes longer ends the process with a stack; 0: off
-  system.xla_options = "auto"              # for the compiler of the train step: auto (what overlaps communication, on several devices) | none | a set of compiler_options.SETS
+  system.compilation_cache = "~/.cache/bertgpt/xla"  # folder of compiled programs; '': none
+  # A step that takes longer ends the process and prints its stacks; 0: no limit.
+  system.hang_timeout_minutes = 30.0
+  # Compiler options of the train step: auto (overlap of communication, on several devices) | none |
+  # a name of compiler_options.SETS.
+  system.xla_options = "auto"
   config.lock()
   return config
 
 
-# ------------------------------------------------------- what follows from it
+# ------------------------------------------------------------- derived values
 
 
-def leaves(config, prefix="") -> Iterator[tuple[str, Any]]:
-  """('a.b', value) for every field, phases as 'phases[0].steps'."""
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields ('a.b', value) for every field; fields of phases are named 'phases[0].steps'.
+
+  Args:
+    config: config, or a part of one.
+    prefix: path of the part within the whole config.
+  """
   if isinstance(config, ConfigDict):
     for name in config:
       yield from leaves(config[name], f"{prefix}.{name}" if prefix else name)
@@ -200,11 +236,21 @@ def leaves(config, prefix="") -> Iterator[tuple[str, Any]]:
 
 
 def total_steps(config: ConfigDict) -> int:
+  """Returns the number of steps of all phases."""
   return sum(p.steps for p in config.phases)
 
 
 def phase_at(config: ConfigDict, step: int) -> tuple[int, int]:
-  """(index of the phase that step `step` belongs to, first step of that phase)."""
+  """Returns the phase of a step.
+
+  Args:
+    config: whole config.
+    step: number of the step, from 0 through the whole run.
+  Returns:
+    (index of the phase, number of its first step).
+  Raises:
+    IndexError: the run has fewer steps.
+  """
   first = 0
   for i, p in enumerate(config.phases):
     if step < first + p.steps:
@@ -214,23 +260,39 @@ def phase_at(config: ConfigDict, step: int) -> tuple[int, int]:
 
 
 def max_predictions(config: ConfigDict, p: ConfigDict) -> int:
-  """Prediction slots of a row in phase `p` (static: it is a shape)."""
+  """Returns the prediction slots per row, which are a static shape.
+
+  Args:
+    config: whole config.
+    p: one of its phases.
+  """
   return p.max_predictions or max(1, round(p.seq_len * config.objective.mask_prob))
 
 
 def predicted_share(config: ConfigDict, p: ConfigDict) -> float:
-  """Returns the share of a row's tokens that the output layer is computed for in phase `p`."""
+  """Returns the share of a row's tokens for which the output layer is computed.
+
+  Args:
+    config: whole config.
+    p: one of its phases.
+  """
   if choices.OBJECTIVES[config.objective.name].predicts_all:
     return 1.0
   return max_predictions(config, p) / p.seq_len
 
 
 def max_sequences(config: ConfigDict, seq_len: int) -> int:
-  """Sequences a row of `seq_len` tokens may hold (static: it is a shape)."""
+  """Returns the maximum number of sequences per row, which is a static shape.
+
+  Args:
+    config: whole config.
+    seq_len: tokens per row.
+  """
   if not config.data.packing:
     return 1
   return config.data.max_sequences or max(2, seq_len // 32)
 
 
 def padded_vocab_size(size: int) -> int:
+  """Returns the rows of the embedding table: the size rounded up to a multiple."""
   return -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

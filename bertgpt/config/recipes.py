@@ -1,4 +1,4 @@
-"""Configs as users give them: recipes, overrides, config.json, and what may change on resume."""
+"""Configs from recipes, overrides and config.json, and fields that may change on resume."""
 
 import difflib
 import importlib
@@ -18,16 +18,16 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, base, leaves, phase
 from bertgpt.errors import ConfigError, UserError, one_line
 
-# Fields that may differ when a run is resumed: they change neither the batches, nor the
-# model, nor the update. Steps may be added too; the learning rates of those to come then
-# follow the longer curve.
+# Fields that may differ when a run is resumed, because they change neither the batches, nor the
+# model, nor the update. The number of steps may change too; the remaining steps then have the
+# learning rates of the longer curve.
 RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
              "data.cache_dir", "data.corpus", "data.prepare_workers",
              "data.reader_workers", "data.prefetch", "train.max_bad_steps",
              "model.attention", "model.remat", "model.scan_unroll", "objective.loss_chunk")
 
 
-# Names by which the recipes of version 0.1 import modules -> where these are now.
+# Name of a module in recipes of version 0.1 -> its present name.
 FORMER_NAMES = {
     "bertgpt.finetune_config": "bertgpt.config.finetuning",
     "bertgpt.presets": "bertgpt.config.presets",
@@ -35,8 +35,8 @@ FORMER_NAMES = {
 }
 
 
-# Fields that version 0.1 did not have. A config.json without them has their defaults, with which
-# a model is what it was.
+# Fields that version 0.1 did not have. A config.json without them gets the defaults, with which
+# the model is the same as before.
 ADDED_FIELDS = {"model.embedding_width", "model.layer_groups"}
 
 
@@ -47,15 +47,16 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """Runs a recipe and returns its config, locked.
 
   Args:
-    path: file of the recipe, or its name if it comes with bertgpt; then perhaps ':' and an
-      argument for its get_config().
-    make_base: `base` of the module whose config it is to be.
+    path: file of the recipe, or its name if it comes with bertgpt, optionally followed by ':' and
+      an argument for its get_config().
+    make_base: makes a config with the same fields; `base` of `pretraining` or `finetuning`.
   Raises:
-    ConfigError: no such recipe, no `get_config`, it raises, or it returns no such config.
+    ConfigError: there is no such recipe, it has no `get_config`, or that raises an error or returns
+      another kind of config.
   """
   config = _call(path, "get_config")
   if not isinstance(config, ConfigDict) or config.keys() != make_base().keys():
-    module = make_base.__module__.removesuffix(".pretraining")  # As recipes import it.
+    module = make_base.__module__.removesuffix(".pretraining")  # The module that recipes import.
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
                       f"{module}.base()")
   phases = config.phases if "phases" in config else ()
@@ -66,25 +67,27 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
 
 
 def beside(file: str, name: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
-  """Returns the config of another recipe in the same folder: the one that a recipe starts from.
+  """Returns the config of another recipe in the same folder, on which a recipe is based.
 
   Args:
-    file: `__file__` of the recipe that asks.
-    name: name of the other one, as 'bert_base'.
-    make_base: as for `load`.
+    file: `__file__` of the calling recipe.
+    name: name of the other recipe, as 'bert_base'.
+    make_base: see `load`.
   """
   return load(str(pathlib.Path(file).with_name(f"{name}.py")), make_base)
 
 
 def load_sweep(path: str) -> list[dict[str, Any]]:
-  """The overrides of every run of the recipe's `get_sweep()`, as flat dicts.
+  """Returns the overrides of every run of a recipe's `get_sweep()`, as flat dicts.
 
+  Args:
+    path: recipe, as for `load`.
   Raises:
     ConfigError: as `load`.
   """
   runs = list(_call(path, "get_sweep") or ())
   if not runs or not all(isinstance(overrides, dict) for overrides in runs):
-    raise ConfigError(f"--config {path}: get_sweep() must return dicts, one a run, of FIELD: VALUE")
+    raise ConfigError(f"--config {path}: get_sweep() must return a dict of FIELD: VALUE per run")
   return runs
 
 
@@ -104,12 +107,13 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str:
-  """Returns the file of a recipe. A file of this name comes before a recipe of this name.
+  """Returns the file of a recipe.
 
   Args:
-    name: a path, or the name of a recipe that comes with bertgpt, as 'bert_base'.
+    name: path of a file, or name of a recipe that comes with bertgpt, as 'bert_base'. An existing
+      file takes precedence.
   Raises:
-    ConfigError: neither; with the closest names, or else with all.
+    ConfigError: there is neither; the message suggests the closest names, or lists all of them.
   """
   if os.path.isfile(name):
     return os.path.abspath(name)
@@ -117,15 +121,15 @@ def find(name: str) -> str:
   if name in known:
     return str(folder() / f"{name}.py")
   if len(path.parts) > 1:
-    hint = f"; did you mean --config {path.stem}?" if path.stem in known else ""
+    hint = f". Did you mean --config {path.stem}?" if path.stem in known else ""
     raise ConfigError(f"--config {name}: no such file{hint}")
   close = difflib.get_close_matches(path.stem, known, n=3)
-  hint = (f"did you mean {' or '.join(close)}?" if close else
-          f"the recipes that come with bertgpt are {', '.join(known)}")
-  raise ConfigError(f"--config {name}: no such file or recipe; {hint}")
+  hint = (f"Did you mean {' or '.join(close)}?" if close else
+          f"The recipes that come with bertgpt are {', '.join(known)}")
+  raise ConfigError(f"--config {name}: no such file or recipe. {hint}")
 
 
-def _call(path: str, function: str):
+def _call(path: str, function: str) -> Any:
   """Returns the result of a function of a recipe. An error in the recipe becomes one line."""
   name, *argument = path.split(":", 1)
   file = find(name)
@@ -145,15 +149,21 @@ def _call(path: str, function: str):
   except Exception as e:
     lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__)
              if frame.filename == file]
-    where = f"{name}, line {lines[-1]}" if lines else name
-    raise ConfigError(f"--config {where}: {one_line(e)}") from e
+    place = f"{name}, line {lines[-1]}" if lines else name
+    raise ConfigError(f"--config {place}: {one_line(e)}") from e
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-  """Applies `--config.a.b=c` and `--config.phases[0].steps=c` arguments.
+  """Applies arguments such as `--config.a.b=c` and `--config.phases[0].steps=c`.
 
+  Args:
+    config: config, which is not changed.
+    arguments: arguments of the command line.
+  Returns:
+    A locked copy of the config with the overrides.
   Raises:
-    ConfigError: one line for every argument that names no field or has the wrong type.
+    ConfigError: an argument does not name a field or has the wrong type; the message has one line
+      per argument.
   """
   config, problems = try_override(config, arguments)
   if problems:
@@ -162,7 +172,14 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
 
 def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-  """As `override`, but returns the lines, with a config that has the other arguments applied."""
+  """Applies the valid ones of some arguments, and describes the others.
+
+  Args:
+    config: config, which is not changed.
+    arguments: arguments of the command line, as for `override`.
+  Returns:
+    (a locked copy of the config with the valid overrides, one line per invalid argument).
+  """
   config = config.copy_and_resolve_references()
   if "phases" in config:
     config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
@@ -174,10 +191,10 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
       continue
     if field not in (known := dict(leaves(config))):
       close = difflib.get_close_matches(field, known, n=1)
-      hint = f"; did you mean --config.{close[0]}?" if close else ""
+      hint = f". Did you mean --config.{close[0]}?" if close else ""
       problems.append(f"--config.{field}: no such field{hint}")
       continue
-    # A private flag registry: overrides are declared for this one call.
+    # A private registry of flags, so that the override is declared only for this call.
     registry = flags.FlagValues()
     argv = ["bertgpt", argument]
     config_flags.DEFINE_config_dict("config", config, flag_values=registry, sys_argv=argv)
@@ -194,17 +211,18 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
 
 
 def to_json(config: ConfigDict) -> str:
-  """The config as JSON text; `from_json` is its inverse."""
+  """Returns a config as JSON; `from_json` is the inverse."""
   return json.dumps(_to_plain(config), indent=2)
 
 
 def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
-  """Rebuilds a config from JSON. Runs no code; lists become tuples again.
+  """Rebuilds a config from JSON without running code. Lists become tuples again.
 
   Args:
-    make_base: as of `load`.
+    text: content of a config.json, as text or UTF-8.
+    make_base: see `load`.
   Raises:
-    ConfigError: the text is no config of this version, field by field.
+    ConfigError: the text is not a config of this version; the message has one line per field.
   """
   config = make_base()
   try:
@@ -232,8 +250,16 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   return config
 
 
-def set_field(config: ConfigDict, field: str, value) -> None:
-  """Sets 'a.b' or 'phases[0].steps'."""
+def set_field(config: ConfigDict, field: str, value: Any) -> None:
+  """Sets a field by its path.
+
+  Args:
+    config: config to change.
+    field: path, as 'a.b' or 'phases[0].steps'.
+    value: new value.
+  Raises:
+    TypeError: the value has the wrong type.
+  """
   *path, last = field.replace("[", ".").replace("]", "").split(".")
   for name in path:
     config = config[int(name)] if name.isdigit() else config[name]
@@ -260,10 +286,12 @@ def _plain_leaves(value, prefix="") -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -> list[str]:
-  """Lines 'field: old -> new' for fields that may not change when a run is resumed.
+  """Returns lines 'field: old -> new' for changed fields that must not change on resume.
 
   Args:
-    allowed: further fields, or groups of fields, that may change.
+    old: config that the run was started with.
+    new: config that it is resumed with.
+    allowed: fields or groups of fields that may change in addition to `RESUMABLE`.
   """
   old_leaves, new_leaves = dict(leaves(old)), dict(leaves(new))
   lines = []
@@ -275,7 +303,12 @@ def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -
 
 
 def is_field(config: ConfigDict, name: str) -> bool:
-  """Whether `name` is a field of the config or a group of fields, as 'optimizer'."""
+  """Returns whether a config has a field or a group of fields.
+
+  Args:
+    config: whole config.
+    name: path of a field, as 'optimizer.name', or of a group, as 'optimizer'.
+  """
   return any(_is_within(field, name) for field, _ in leaves(config))
 
 

@@ -1,7 +1,7 @@
-"""Fields that a config sets and nothing would read.
+"""Fields that a config sets although none of its choices reads them.
 
-A run is not begun with such a config: whoever set the field expects something of it. A run that
-was begun with one, by an earlier version, continues, since the field changes nothing.
+A new run is refused with such a config, because its author expects an effect of the field. A run
+that an earlier version started with one can continue, since the field changes nothing.
 """
 
 from collections.abc import Iterator
@@ -12,24 +12,26 @@ from bertgpt.errors import ConfigError
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses a config that sets a field which its choices do not read.
+  """Refuses a config with a field that its choices do not read.
 
+  Args:
+    config: whole config.
   Raises:
-    ConfigError: one line for every such field.
+    ConfigError: there are such fields; the message has one line per field.
   """
   if problems := [line for _, line in _find(config)]:
     raise ConfigError("\n".join(problems))
 
 
 def irrelevant_fields(config: ConfigDict) -> set[str]:
-  """Returns the fields 'a.b' that the chosen family, objective and optimizer never read."""
+  """Returns the fields that the chosen family, objective and optimizer never read, as 'a.b'."""
   return {field for _, _, fields in _irrelevant(config) for field in fields}
 
 
 def _find(config) -> Iterator[tuple[str, str]]:
-  """Yields (field, what is wrong with it)."""
+  """Yields (field, line that says what is wrong with it)."""
   yield from _find_in_groups(config)
-  curve = None  # The phase whose learning rates hold.
+  curve = None  # Phase that defines the current curve of learning rates.
   for i, p in enumerate(config.phases):
     is_continued = curve is not None and p.learning_rate_rule == "continuous"
     for field, reason in _find_in_phase(config, p, curve if is_continued else None):
@@ -74,7 +76,7 @@ def _find_in_phase(config, p, continued):
       if p[field] not in (default[field], continued[field]):
         yield field, ("with learning_rate_rule='continuous' the curve of the phase before "
                       f"continues, whose {field} is {continued[field]!r}. Leave it out, or set "
-                      "learning_rate_rule='restart'")
+                    "learning_rate_rule='restart'")
     return
   for field in sorted(set().union(*choices.SCHEDULES.values()) - choices.SCHEDULES[p.schedule]):
     if p[field] != default[field]:

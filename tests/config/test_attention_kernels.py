@@ -1,4 +1,4 @@
-"""Which attention kernel is chosen where, and what the checks of a config say about it."""
+"""bertgpt.config.attention_kernels: the choice of a kernel, and the checks of a config."""
 
 import pytest
 
@@ -38,11 +38,11 @@ def test_auto_says_when_attention_dropout_forces_the_plain_path(platform):
     ("xla", "tpu", "xla"), ("xla", "gpu", "xla"), ("cudnn", "gpu", "cudnn"),
     ("splash", "tpu", "splash"), ("splash", "cpu", "splash"),
     ("splash", "gpu", "xla"), ("cudnn", "cpu", "xla"), ("cudnn", "tpu", "xla")])
-def test_a_kernel_asked_for_is_taken_where_it_can_run(requested, platform, expected):
+def test_a_requested_kernel_is_taken_if_it_can_run(requested, platform, expected):
   assert kernels.choose(requested, platform, **BF16)[0] == expected
 
 
-def test_short_rows_do_not_overrule_a_kernel_asked_for():
+def test_short_rows_do_not_overrule_a_requested_kernel():
   assert kernels.choose("splash", "tpu", **BF16 | {"length": 128})[0] == "splash"
 
 
@@ -56,19 +56,19 @@ def make_config(attention, *lengths, **model):
   return config
 
 
-def test_all_that_a_kernel_lacks_is_told_at_once():
+def test_all_unmet_requirements_are_listed_at_once():
   config = make_config("cudnn", 128, 127, dtype="float32", attention_dropout=0.1, num_heads=96)
   with pytest.raises(ConfigError) as error:
     config_lib.validate(config, platform="tpu")
   lines = str(error.value).splitlines()
   assert all(line.startswith("model.attention='cudnn' needs ") for line in lines)
-  told = ("attention_dropout=0.0, not 0.1", "GPU", "'float32'", "tokens a row, not 127")
+  told = ("attention_dropout=0.0, not 0.1", "GPU", "'float32'", "tokens per row, not 127")
   assert [sum(word in line for line in lines) for word in told] == [1, 1, 1, 1]
   assert len(lines) == 4
 
 
 @pytest.mark.parametrize("attention, platform, length, problem", [
-    ("splash", "tpu", 200, "multiple of 128 tokens a row, not 200"),
+    ("splash", "tpu", 200, "multiple of 128 tokens per row, not 200"),
     ("splash", "gpu", 256, "a TPU"),
     ("cudnn", "cpu", 256, "a GPU")])
 def test_a_kernel_that_cannot_run_is_refused(attention, platform, length, problem):

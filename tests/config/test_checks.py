@@ -1,4 +1,4 @@
-"""bertgpt.config: every field is locked, what does not fit is refused, and the sizes derived."""
+"""bertgpt.config: fields are locked, wrong values are refused, and sizes are derived."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.phases[0].seq_len=1024", "longer than model.max_positions=512"),
     ("--config.phases[0].micro_batches=3", "does not divide phases[0].batch_size=256"),
     ("--config.phases[0].micro_batches=0", "phases[0].micro_batches=0: must be at least 1"),
-    ("--config.phases[0].learning_rate_rule=continuous", "no curve before it"),
+    ("--config.phases[0].learning_rate_rule=continuous", "no phase comes before the first one"),
     ("--config.model.dropout=1.5", "model.dropout=1.5: must be at least 0 and below 1"),
     ("--config.model.dropout=nan", "model.dropout=nan: must be at least 0 and below 1"),
     ("--config.objective.replace_with_random=0.3", "must not exceed 1"),
@@ -64,7 +64,7 @@ def test_invalid_value_is_one_line_that_names_it(argument, fragment):
   assert fragment in line
 
 
-def test_values_that_are_no_numbers_to_divide_by_are_reported_and_not_stumbled_over():
+def test_divisors_that_are_0_are_reported_and_do_not_raise():
   config = recipes.override(config_lib.base(), [
       "--config.model.num_heads=0", "--config.phases[0].micro_batches=0", "--config.mesh.tensor=0"])
   assert len(problems_of(config_lib.validate, config, 8)) == 3
@@ -95,7 +95,7 @@ def test_mesh_that_does_not_fit_is_refused(arguments, num_devices, fragment):
   config = recipes.override(config_lib.base(), arguments)
   (line,) = problems_of(config_lib.validate, config, num_devices)
   assert fragment in line
-  config_lib.validate(config)  # Without the devices there is nothing to object to.
+  config_lib.validate(config)  # Without the devices the config is valid.
 
 
 # ------------------------------------------------------------------ phases

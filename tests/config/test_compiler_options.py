@@ -1,6 +1,4 @@
-"""bertgpt.config.compiler_options: the compilers know every option, and the step of training uses
-them.
-"""
+"""bertgpt.config.compiler_options: compilers know every option, and the train step uses them."""
 
 import importlib.util
 import json
@@ -52,7 +50,7 @@ for options in json.loads(sys.argv[2]):
 
 
 def compile_with(topology: str, sets: list[dict]) -> list[str]:
-  """What the compiler answers to every set; 'accepted,' and how many kernels hide a collective."""
+  """Returns, for every set, the compiler's error, or 'accepted,' and the overlapped kernels."""
   result = subprocess.run([sys.executable, "-c", COMPILE, topology, json.dumps(sets)],
                           capture_output=True, text=True, check=False,
                           cwd=pathlib.Path(__file__).parents[2],
@@ -68,7 +66,7 @@ def test_libtpu_accepts_every_option_and_hides_the_sums_of_gradients():
   assert plain == "accepted, 0"
   assert len(answers) == len(sets)
   assert all(re.fullmatch("accepted, [1-9][0-9]*", answer) for answer in answers), answers
-  assert "No such compile option" in wrong  # So it does look at them.
+  assert "No such compile option" in wrong  # So the compiler does check the names.
 
 
 @needs_cuda
@@ -83,7 +81,7 @@ def test_the_cuda_compiler_accepts_every_option():
 @pytest.mark.parametrize("name", [n for n, s in compiler_options.SETS.items()
                                   if s.platform == "gpu"])
 def test_options_for_gpus_are_known_to_the_xla_of_this_jax(name):
-  """One table has those of all platforms; a flag that is not in it ends the process."""
+  """One table has the flags of all platforms, and an unknown flag ends the process."""
   flags = [f"--{option}={str(value).lower()}" for option, value in
            compiler_options.SETS[name].options.items()]
   assert start_jax(*flags) == 0
@@ -110,7 +108,7 @@ def test_a_set_for_another_platform_is_refused(name):
   config.system.xla_options = name
   right = compiler_options.SETS[name].platform
   config_lib.validate(config, platform=right)
-  config_lib.validate(config)  # A recipe is looked at on any machine.
+  config_lib.validate(config)  # Without a platform, the recipe is valid on any machine.
   for wrong in {"cpu", "gpu", "tpu"} - {right}:
     with pytest.raises(ConfigError, match=f"xla_options='{name}' is not for platform '{wrong}'"):
       config_lib.validate(config, platform=wrong)
@@ -126,7 +124,7 @@ def losses_of_two_steps() -> list[float]:
 
 
 def test_the_compiler_of_the_step_gets_the_options(monkeypatch):
-  """On the CPU of the tests, which has no set of its own; what it is told changes no loss."""
+  """The CPU of the tests has no set of its own; it gets options that do not change the loss."""
   without = losses_of_two_steps()
   monkeypatch.setitem(compiler_options.AUTO, "cpu", "cpu_set")
   tell = lambda **options: monkeypatch.setitem(compiler_options.SETS, "cpu_set",

@@ -1,4 +1,4 @@
-"""bertgpt.config.families: records that say what a family can do."""
+"""bertgpt.config.families: abilities and FLOPs in the records of the families."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_a_misspelled_ability_is_an_error_and_not_no():
     (presets.BERT["large"], 128, 20 / 128, 1.880), (presets.BERT["large"], 512, 77 / 512, 1.992),
     (presets.GPT2["small"], 1024, 1.0, 0.854)])
 def test_training_flops_per_token_are_the_published_ones(fields, seq_len, predicted, gflops):
-  """Three times the forward pass; the vocabularies are those of the published models."""
+  """A step costs three forward passes; the vocabularies are those of the published models."""
   config = config_lib.base()
   config.model.update(fields, vocab_size=50257 if predicted == 1 else 30522)
   flops = 3 * families.find(config).flops_per_token(config.model, seq_len, predicted)

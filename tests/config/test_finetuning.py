@@ -1,4 +1,4 @@
-"""The config of a fine-tuning: what is wrong is named; a run's config takes the model as it is."""
+"""bertgpt.config.finetuning: problems are named, and a run keeps the pretrained model."""
 
 import pytest
 
@@ -28,9 +28,9 @@ def make_run(config, **pretrained):
     ({"task__data": ""}, "task.data: give the folder"),
     ({"task__data": "gs://bucket/glue"}, "task.data=gs://bucket/glue: only local paths"),
     ({"task__data": "tfds:gs://bucket/glue"}, "only local paths"),
-    ({"seeds": ()}, "seeds=(): give numbers from 0 on"),
+    ({"seeds": ()}, "seeds=(): give numbers from 0"),
     ({"seeds": (0, -1)}, "seeds=(0, -1)"),
-    ({"seeds": (2**31,)}, "seeds=(2147483648,): give numbers from 0 on, below 2**31"),
+    ({"seeds": (2**31,)}, "seeds=(2147483648,): give numbers from 0 to 2**31 - 1"),
     ({"seeds": (1, 2, 1)}, "seeds=(1, 2, 1) names a run twice"),
     ({"learning_rates": (0.0,)}, "learning_rates=(0.0,): give numbers above 0"),
     ({"learning_rates": ("a", 1e-5)}, "give numbers above 0"),
@@ -46,7 +46,7 @@ def test_what_is_wrong_is_named(fields, problem):
   assert problem in found
 
 
-def test_the_defaults_need_data_alone():
+def test_the_defaults_need_only_data():
   assert finetune_config.find_problems(make_config()) == []
 
 

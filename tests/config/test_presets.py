@@ -1,4 +1,4 @@
-"""bertgpt.config.presets: the sizes, by the parameter counts that they must give."""
+"""bertgpt.config.presets: the sizes have the parameter counts of the published models."""
 
 import pytest
 
@@ -6,20 +6,20 @@ from bertgpt.config import base, presets
 
 
 def stack_parameters(size) -> int:
-  """Transformer layers: four projections, two LayerNorms, an MLP, all with biases."""
+  """Counts transformer layers: four projections, two LayerNorms, an MLP, all with biases."""
   d, f = size["width"], size["mlp_dim"]
   return size["num_layers"] * (4 * (d * d + d) + 2 * 2 * d + (d * f + f) + (f * d + d))
 
 
 def bert_parameters(size, vocab_size: int) -> int:
-  """Embeddings with their LayerNorm, layers, pooler."""
+  """Counts embeddings with their LayerNorm, layers and pooler."""
   d = size["width"]
   embeddings = (vocab_size + size["max_positions"] + size["num_segments"]) * d + 2 * d
   return embeddings + stack_parameters(size) + d * d + d
 
 
 def gpt_parameters(size, vocab_size: int) -> int:
-  """Embeddings, layers, and a final LayerNorm where the blocks are pre-LN."""
+  """Counts embeddings, layers, and a final LayerNorm if the blocks are pre-LN."""
   d = size["width"]
   final_norm = 2 * d if size["norm"] == "pre" else 0
   return (vocab_size + size["max_positions"]) * d + stack_parameters(size) + final_norm
@@ -62,7 +62,7 @@ def test_heads_are_64_wide(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_preset_decides_the_whole_architecture(name):
-  """What it leaves open is no matter of the paper: vocabulary, precision, execution."""
+  """Only fields that no paper defines are left open: vocabulary, precision, execution."""
   model = base().model
   model.update(SIZES[name])  # An unknown field or a wrong type would raise.
   assert set(model) - set(SIZES[name]) == {

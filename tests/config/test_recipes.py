@@ -1,4 +1,4 @@
-"""bertgpt.config.recipes: what a user can type, what survives JSON, what may change on resume."""
+"""bertgpt.config.recipes: overrides, recipes, JSON, and fields that may change on resume."""
 
 import json
 import pathlib
@@ -69,10 +69,10 @@ def test_last_override_wins():
 def test_unknown_field_is_one_line_with_a_suggestion(argument, suggestion):
   field = argument.split("=")[0]
   assert problems_of(recipes.override, config_lib.base(), [argument]) == [
-      f"{field}: no such field; did you mean {suggestion}?"]
+      f"{field}: no such field. Did you mean {suggestion}?"]
 
 
-def test_phase_that_does_not_exist_is_no_field():
+def test_a_phase_that_does_not_exist_is_not_a_field():
   (line,) = problems_of(recipes.override, config_lib.base(), ["--config.phases[1].steps=3"])
   assert line.startswith("--config.phases[1].steps: no such field")
 
@@ -143,10 +143,10 @@ def test_a_name_takes_an_argument_too(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name, hint", [
-    ("bert_bse", "no such file or recipe; did you mean bert_base"),
-    ("bert_base.py", "no such file or recipe; did you mean bert_base or"),
-    ("help", "no such file or recipe; the recipes that come with bertgpt are bert_base, "),
-    ("recipes/bert_base.py", "no such file; did you mean --config bert_base?"),
+    ("bert_bse", "no such file or recipe. Did you mean bert_base"),
+    ("bert_base.py", "no such file or recipe. Did you mean bert_base or"),
+    ("help", "no such file or recipe. The recipes that come with bertgpt are bert_base, "),
+    ("recipes/bert_base.py", "no such file. Did you mean --config bert_base?"),
 ])
 def test_a_recipe_that_is_not_there_is_one_line_with_a_hint(tmp_path, monkeypatch, name, hint):
   monkeypatch.chdir(tmp_path)
@@ -154,7 +154,7 @@ def test_a_recipe_that_is_not_there_is_one_line_with_a_hint(tmp_path, monkeypatc
   assert line.startswith(f"--config {name}: {hint}")
 
 
-def test_a_recipe_starts_from_the_one_beside_it_and_not_from_one_of_that_name(tmp_path):
+def test_a_recipe_is_based_on_the_one_in_its_folder_and_not_on_a_bundled_one(tmp_path):
   (tmp_path / "bert_base.py").write_text("from bertgpt.config import base\ndef get_config():\n"
                                          "  config = base()\n  config.seed = 7\n"
                                          "  return config")
@@ -222,7 +222,7 @@ def test_json_of_another_version_is_refused_field_by_field():
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", "3", '{"phases": 3}'])
-def test_text_that_is_no_config_is_refused(text):
+def test_text_that_is_not_a_config_is_refused(text):
   (line,) = problems_of(recipes.from_json, text)
   assert "not the config of a run" in line
 

@@ -1,4 +1,4 @@
-"""bertgpt.config.unread: no field is set that nothing reads, and nothing else is refused."""
+"""bertgpt.config.unread: fields that nothing reads are refused, and no others."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_a_continued_curve_takes_no_fields_of_its_own(field, value):
   config.phases = first, config_lib.phase(learning_rate_rule="continuous", **{field: value})
   with pytest.raises(ConfigError, match=rf"phases\[1\].{field}=.*the curve of the phase before"):
     unread.check(config)
-  config.phases[0][field] = value  # It may repeat what holds for both.
+  config.phases[0][field] = value  # The second phase may repeat the value of the first.
   assert all("phases[1]" not in problem for problem in problems_of(config))
 
 

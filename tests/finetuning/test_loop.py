@@ -386,7 +386,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["--config.task.data=/none"], 65, "task.data=/none: no such folder"),
     (["--config.task.max_length=500"], 2, "task.max_length=500 is longer than model.max_positions"),
     (["--config.save=false"], 2, "save='false': choose one of best, all, none"),
-    (["--config.epoch=2"], 2, "--config.epoch: no such field; did you mean --config.epochs?"),
+    (["--config.epoch=2"], 2, "--config.epoch: no such field. Did you mean --config.epochs?"),
     (["--config.task.dev=my.tsv"], 2, "task.dev=my.tsv: the files of sst2 have their"),
     (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows does not divide"),
     (["--init=/none"], 2, "/none: holds no run"),

@@ -1,7 +1,7 @@
-"""Families of models: a record each, which needs no JAX, and one line in the table.
+"""Families of models: a record for each, without JAX, and one line in the table.
 
-No code outside the table and the files named after a family compares a family's name: it asks
-`find(config).can("generate")`.
+Only this table and the files named after a family know its name. Other code asks for an ability,
+as in `find(config).can("generate")`.
 """
 
 from ml_collections import ConfigDict

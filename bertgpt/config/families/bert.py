@@ -9,7 +9,7 @@ _COMMON = {
     "truncated_init": True, "scale_residual_init": False,
 }
 
-# Base and large: Devlin et al. 2018 (arXiv:1810.04805). The others: Turc et al. 2019
+# Base and large: Devlin et al. 2018 (arXiv:1810.04805). Other sizes: Turc et al. 2019
 # (arXiv:1908.08962).
 PRESETS = {
     "tiny": _COMMON | four_times(2, 128, 2),

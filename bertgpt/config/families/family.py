@@ -1,35 +1,35 @@
-"""The record that says what a family of models is."""
+"""The record that describes a family of models."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-# What a trained model of a family may be able to do; see `Family.can`.
+# Abilities that a trained model of a family may have; see `Family.can`.
 CAPABILITIES = frozenset({
     "generate",      # continue a text
     "fill",          # guess masked words
     "embed",         # features of texts
     "score",         # log-probability of each token after those before it
     "pseudo_score",  # log-probability of each token among all the others
-    "classes", "values", "tokens", "spans",  # kinds of tasks that it can be fine-tuned on
+    "classes", "values", "tokens", "spans",  # fine-tuning on tasks that predict these
 })
 
 
 class Family(NamedTuple):
-  """One family of models. Its other parts are found by its name.
+  """A family of models. Its other parts are found by its name.
 
-  `bertgpt/models/NAME.py` holds the module and the table of its parameters,
-  `bertgpt/hub/NAME.py` the table that leads to and from `transformers`.
+  `bertgpt/models/NAME.py` has the module and the table of its parameters, and
+  `bertgpt/hub/NAME.py` the table for conversion to and from `transformers`.
 
   Attributes:
-    kind: 'encoder', whose tokens see the whole sequence, or 'decoder', whose tokens see those
-      before them. Rows of tasks, tokenizer files and output layers are made for a kind.
-    objectives: names of the objectives that train it, keys of `choices.OBJECTIVES`.
-    abilities: those of `CAPABILITIES` that it has.
-    reads: fields of `config.model` that it reads and some other family does not.
+    kind: 'encoder', whose tokens see the whole sequence, or 'decoder', whose tokens see only those
+      before them. Rows of tasks, tokenizer files and output layers depend on the kind.
+    objectives: names of the objectives that train the family, keys of `choices.OBJECTIVES`.
+    abilities: those of `CAPABILITIES` that the family has.
+    reads: fields of `config.model` that this family reads, but some other family does not.
     flops_per_token: (config.model, tokens per row, share of the tokens that are predicted) ->
-      FLOPs of the forward pass per token: matrix products only, a multiply-add counted as two.
+      FLOPs of the forward pass per token: only matrix products, with two FLOPs per multiply-add.
     presets: name of a published size -> fields of `config.model`.
   """
 
@@ -66,5 +66,5 @@ def flops_of_layers(model: ConfigDict, seq_len: int) -> float:
 
 
 def four_times(num_layers: int, width: int, num_heads: int) -> dict[str, int]:
-  """Fields of a size whose MLP is four times as wide as the model."""
+  """Returns the fields of a size whose MLP is four times as wide as the model."""
   return {"num_layers": num_layers, "width": width, "num_heads": num_heads, "mlp_dim": 4 * width}
