@@ -4,6 +4,8 @@ import jax
 import numpy as np
 
 from bertgpt import config as config_lib
+from bertgpt.config import families
+from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.training import steps
@@ -13,16 +15,18 @@ LENGTH, ROWS = 32, 32
 
 
 def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):
-  family = "gpt" if objective == "causal" else "bert"
+  family = next(name for name, family in families.FAMILIES.items()
+                if objective in family.objectives)
+  is_encoder = families.FAMILIES[family].kind == "encoder"
   config = config_lib.base()
   config.objective.name = objective
   config.objective.mask_prob = 0.25
   config.model.update({
       "family": family, "num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64,
       "max_positions": LENGTH, "vocab_size": VOCAB, "dtype": "float32", "dropout": 0.0,
-      "attention_dropout": 0.0, "num_segments": 2 if family == "bert" else 0,
-      "norm": "post" if family == "bert" else "pre",
-      "layer_norm_epsilon": 1e-12 if family == "bert" else 1e-5, **model})
+      "attention_dropout": 0.0, "num_segments": 2 if is_encoder else 0,
+      "norm": "post" if is_encoder else "pre",
+      "layer_norm_epsilon": 1e-12 if is_encoder else 1e-5, **model})
   config.phases = (config_lib.phase(seq_len=LENGTH, batch_size=ROWS, steps=50, learning_rate=1e-2),)
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
   config.eval.batch_size = 8
@@ -47,11 +51,12 @@ def make_batch(config, seed=0, rows=ROWS):
                     "loss_weights": (sequence_ids > 0).astype(np.float32)}
   tokens[:, 0] = tokens[np.arange(rows), cut[:, 0]] = CLS
   batch["segment_ids"] = (positions > 5).astype(np.int32)
-  if config.objective.name == "mlm_nsp":
-    batch |= {"nsp_positions": np.concatenate([np.zeros_like(cut), cut], 1).astype(np.int32),
-              "nsp_labels": rng.integers(0, 2, (rows, 2)).astype(np.int32),
-              "nsp_weights": np.concatenate([np.ones_like(cut), rng.integers(0, 2, cut.shape)],
-                                            1).astype(np.float32)}
+  if name := formats.find(config).PAIR_NAME:
+    starts = np.concatenate([np.zeros_like(cut), cut], 1)
+    batch |= {f"{name}_positions": starts.astype(np.int32),
+              f"{name}_labels": rng.integers(0, 2, (rows, 2)).astype(np.int32),
+              f"{name}_weights": np.concatenate([np.ones_like(cut), rng.integers(0, 2, cut.shape)],
+                                                1).astype(np.float32)}
   return batch
 
 

@@ -32,7 +32,7 @@ class Objective(NamedTuple):
 
 _MASKS = frozenset({
     "objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random",
-    "objective.whole_words", "objective.bias_init"})
+    "objective.whole_words", "objective.ngram", "objective.bias_init"})
 _PAIRS = frozenset({"data.short_sequence_prob", "data.max_sequences"})
 
 OBJECTIVES = {

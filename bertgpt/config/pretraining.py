@@ -153,6 +153,7 @@ def base() -> ConfigDict:
   objective.replace_with_mask = 0.8        # share of the predicted tokens shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
   objective.whole_words = False            # whether whole words are masked, not single pieces
+  objective.ngram = 1                      # longest run of words masked together (ALBERT: 3)
   # Initial output bias of the masked LM: zeros | frequencies (their logarithm, for every token).
   objective.bias_init = "zeros"
   # Positions per device whose vocabulary logits are in memory at a time. 0: as many as fit in

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertgpt import files
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import loader
+from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
@@ -46,7 +46,7 @@ def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
   lines += described.lines
   if jax.process_index() > 0:
     return
-  plot_curves(curves, path / "loss.png", described.baselines, trained.config.phases)
+  plot_curves(curves, path / "loss.png", described, trained.config.phases)
   lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
   files.write_atomically(path / "report.md", text)
@@ -59,14 +59,16 @@ class Description(NamedTuple):
   Attributes:
     lines: the table of scores and the samples.
     baselines: name of a metric, as in 'mlm_loss' -> (value without a model, its name).
+    panels: name of a metric that gets a panel of the picture -> (title, label of its axis).
   """
 
   lines: list[str]
   baselines: dict[str, tuple[float, str]]
+  panels: dict[str, tuple[str, str]]
 
 
 def describe_encoder(trained, train_set: Corpus, held_out: Corpus,
-                  scores: Mapping[str, float]) -> Description:
+                     scores: Mapping[str, float]) -> Description:
   """Returns the scores of both heads next to their baselines, and masked words with guesses.
 
   Args:
@@ -81,22 +83,25 @@ def describe_encoder(trained, train_set: Corpus, held_out: Corpus,
        "lower is better; 1 would be certainty")]
   baselines = {"mlm_loss": (math.log(unigram.perplexity), "token frequencies, no context")}
   notes = ["unigram: knows how frequent each token is, and sees no context."]
-  if "nsp_accuracy" in scores:
-    share = larger_class_share(trained.config, held_out)
-    baselines["nsp_accuracy"] = share, "always the more frequent answer"
+  panels = {"mlm_loss": ("Masked language model", "loss per masked token, nats")}
+  row_format = formats.find(trained.config)
+  if row_format.PAIR_NAME:
+    metric, share = f"{row_format.PAIR_NAME}_accuracy", larger_class_share(trained.config, held_out)
+    baselines[metric] = share, "always the more frequent answer"
+    panels[metric] = row_format.PAIR_TITLE, "accuracy"
     table += [("", "", "", ""), ("", "model", "constant", ""),
-              ("NSP accuracy", f"{scores['nsp_accuracy']:.1%}", f"{share:.1%}",
-               "does the second text follow the first?")]
+              (f"{row_format.PAIR_NAME.upper()} accuracy", f"{scores[metric]:.1%}", f"{share:.1%}",
+               row_format.PAIR_QUESTION)]
     notes += ["constant: always gives the more frequent answer (share of the larger class)."]
   lines = [*align(table), "", *(f"  {note}" for note in notes)]
   if guesses := guess_words(trained, held_out):
     lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
               "", *guesses]
-  return Description(lines, baselines)
+  return Description(lines, baselines, panels)
 
 
 def describe_decoder(trained, train_set: Corpus, held_out: Corpus,
-                 scores: Mapping[str, float]) -> Description:
+                     scores: Mapping[str, float]) -> Description:
   """Returns the scores next to their baselines, and a sampled continuation.
 
   Args:
@@ -113,7 +118,8 @@ def describe_decoder(trained, train_set: Corpus, held_out: Corpus,
       "  bigram: knows which token follows which. unigram: knows how frequent each token is.",
       "", "A sampled continuation (temperature 0.8, top 40):", "",
       *(line for text in continuation(trained).splitlines() for line in wrap(text))]
-  return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")})
+  return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
+                     {"lm_loss": ("Next token", "loss per token, nats")})
 
 
 def wrap(text: str) -> list[str]:
@@ -163,10 +169,14 @@ def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Bas
 
 
 def larger_class_share(config: ConfigDict, held_out: Corpus) -> float:
-  """NSP accuracy of the constant answer that is right more often, on the evaluation's pairs."""
-  count = np.zeros(2)  # Of next and of random pairs.
+  """Returns the accuracy of the constant answer that is right more often.
+
+  On the pairs of the evaluation.
+  """
+  name, count = formats.find(config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
   for batch, _ in _eval_batches(config, held_out):
-    count += np.bincount(batch["nsp_labels"].ravel(), batch["nsp_weights"].ravel(), minlength=2)
+    count += np.bincount(batch[f"{name}_labels"].ravel(), batch[f"{name}_weights"].ravel(),
+                         minlength=2)
   return float(count.max() / count.sum())
 
 
@@ -289,40 +299,30 @@ def continuation(trained) -> str:
   return trained.tokenizer.decode([*prompt, *added])
 
 
-# Metric -> (title, label of its axis); `plot_curves` draws a panel for each that a run has.
-# Another loss gets one too, under its own name.
-PANELS = {
-    "mlm_loss": ("Masked language model", "loss per masked token, nats"),
-    "lm_loss": ("Next token", "loss per token, nats"),
-    "nsp_accuracy": ("Next-sentence prediction", "accuracy"),
-}
-
-NOT_SHOWN = ("nsp_loss",)  # Its panel is that of the accuracy, which is easier to read.
-SMOOTHED_SHARE = 0.05  # The training's NSP accuracy is averaged over this share of its points.
+SMOOTHED_SHARE = 0.05  # The training's accuracy is averaged over this share of its points.
 
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib.Path,
-                baselines: Mapping[str, tuple[float, str]], phases: Sequence[ConfigDict]) -> None:
+                described: Description, phases: Sequence[ConfigDict]) -> None:
   """Draws what the run learned, step by step, in training and held out.
 
   Args:
     curves: tag of a metric -> [(step, value)], as `metrics.read_curves` returns them.
     path: of the picture, a PNG file.
-    baselines: name of a metric -> (value without a model, its name); a dashed line.
+    described: says which metrics get a panel, and which of them a dashed line at a baseline.
     phases: of the run. Rows of another length make another task, so a dotted line separates
-      phases, and next-sentence accuracy is shown for the last phase, the one of its baseline.
+      phases, and accuracy is shown for the last phase, the one of its baseline.
   """
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
   from matplotlib.ticker import PercentFormatter
   found = dict.fromkeys(tag.split("/")[-1] for tag in curves)
-  names = [name for name in found
-           if name in PANELS or name.endswith("_loss") and name not in NOT_SHOWN]
+  names = [name for name in found if name in described.panels]
   figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
   starts = np.cumsum([0, *(p.steps for p in phases)])[:-1]
   for axis, name in zip(axes[0], names, strict=True):
-    title, label = PANELS.get(name, (name, "nats"))
+    title, label = described.panels[name]
     is_share = name.endswith("accuracy")
     first_step = starts[-1] if is_share else 0
     for tag, legend, style in (
@@ -334,8 +334,8 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
         if is_share and legend == "training":
           points = smooth(points, max(1, round(SMOOTHED_SHARE * len(points))))
         axis.plot(*points.T, label=legend, **style)
-    if name in baselines:
-      value, legend = baselines[name]
+    if name in described.baselines:
+      value, legend = described.baselines[name]
       axis.axhline(value, color="tab:gray", linestyle="--", linewidth=1, label=legend)
     if not is_share:
       for start, phase in zip(starts[1:], phases[1:], strict=True):

@@ -163,7 +163,10 @@ def draw(monkeypatch, tmp_path, curves, baselines, steps):
   from matplotlib import pyplot as plt
   monkeypatch.setattr(plt, "close", lambda figure: None)
   phases = [config_lib.phase(steps=n, seq_len=16 << i) for i, n in enumerate(steps)]
-  report.plot_curves(curves, tmp_path / "loss.png", baselines, phases)
+  panels = {"mlm_loss": ("Masked language model", "nats"),
+            "nsp_accuracy": ("Next-sentence prediction", "accuracy")}
+  described = report.Description([], baselines, panels)
+  report.plot_curves(curves, tmp_path / "loss.png", described, phases)
   axes = plt.gcf().axes
   monkeypatch.undo()
   plt.close("all")
@@ -211,7 +214,9 @@ def test_smoothing_is_the_mean_of_neighbours():
 
 def test_curves_of_a_run_too_short_to_be_logged(tmp_path):
   report.plot_curves({"eval/validation/mlm_loss": [(3, 5.0)], "train/learning_rate": [(3, 0.1)]},
-                     tmp_path / "loss.png", {}, [config_lib.phase(steps=3)])
+                     tmp_path / "loss.png",
+                     report.Description([], {}, {"mlm_loss": ("Masked language model", "nats")}),
+                     [config_lib.phase(steps=3)])
   assert image.imread(tmp_path / "loss.png").size
 
 

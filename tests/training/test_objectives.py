@@ -1,5 +1,7 @@
 """Masking statistics and counts; losses against NumPy."""
 
+import collections
+
 import jax
 import numpy as np
 import pytest
@@ -156,6 +158,65 @@ def test_whole_words_are_masked_whole():
     assert not left_out or min(left_out) > quota - len(chosen), "a word that fits is taken"
     short += len(chosen) < quota
   assert short < 0.1 * len(lengths)
+
+
+def published_ngrams(words, quota, longest, rng):
+  """The words that google-research/albert's create_pretraining_data.py masks, by number."""
+  taken, tokens = set(), 0
+  for first in rng.permutation(len(words)):
+    if tokens >= quota:
+      break
+    room = min(longest, len(words) - first)
+    shares = 1 / np.arange(1, room + 1)
+    n = rng.choice(room, p=shares / shares.sum()) + 1
+    size = lambda n: sum(map(len, words[first:first + n]))  # noqa: B023
+    while n > 1 and tokens + size(n) > quota:
+      n -= 1
+    run = set(range(first, first + n))
+    if tokens + size(n) > quota or taken & run:
+      continue
+    taken |= run
+    tokens += size(n)
+  return taken
+
+
+def runs_of(taken):
+  """How often each number of words in a row is taken together."""
+  lengths, previous = collections.Counter(), None
+  run = 0
+  for word in sorted(taken):
+    run = run + 1 if previous is not None and word == previous + 1 else 1
+    if run > 1:
+      lengths[run - 1] -= 1
+    lengths[run] += 1
+    previous = word
+  return lengths
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_ngrams_are_masked_as_published(whole_words):
+  """Runs of every length are as frequent as in a plain copy of the algorithm."""
+  batch, lengths = make_batch(1500)
+  masked = corrupt(batch, whole_words=whole_words, ngram=3)
+  continues = make_vocabulary().continues_word & whole_words
+  rng = np.random.default_rng(0)
+  found, expected, totals = collections.Counter(), collections.Counter(), []
+  for row in range(len(lengths)):
+    chosen = {*masked["predict_positions"][row][masked["predict_weights"][row] > 0].tolist()}
+    words = words_of(batch["tokens"][row], batch["sequence_ids"][row], continues)
+    assert all(chosen.isdisjoint(word) or chosen.issuperset(word) for word in words)
+    quota = min(20, max(1, round(int(lengths[row]) * 0.15)))
+    assert len(chosen) <= quota
+    taken = {i for i, word in enumerate(words) if chosen.issuperset(word)}
+    published = published_ngrams(words, quota, 3, rng)
+    found.update(runs_of(taken))
+    expected.update(runs_of(published))
+    totals.append((len(taken), len(published)))
+  totals = np.sum(totals, axis=0)
+  assert totals[0] == pytest.approx(totals[1], rel=0.01)
+  for length in (1, 2, 3):
+    deviation = (found[length] + expected[length]) ** 0.5
+    assert abs(found[length] - expected[length]) < 4.5 * deviation, (length, found, expected)
 
 
 def test_total_loss_is_the_mean_over_masks_plus_the_mean_over_pairs():

@@ -35,6 +35,8 @@ SPECIALS = ("cls_id", "sep_id")  # [CLS] opens a sequence, [SEP] closes each of 
 PAIR_NAME = "nsp"  # Prefix of the arrays of labels.
 PAIR_LABELS = ("B follows A", "B is random")  # Meaning of the labels in a report.
 PAIR_SHARE = "random next"  # Name of the share of label 1 in a report.
+PAIR_TITLE = "Next-sentence prediction"
+PAIR_QUESTION = "does the second text follow the first?"
 
 # A walk through a document is a loop in which all documents advance together. Longer documents
 # are walked in segments of at most this many sentences, so that the loop stays short.
@@ -78,7 +80,16 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
     rng: source of all randomness.
   """
   max_tokens = seq_len - 3
-  parts = make_parts(texts, draw_pairs(texts, config.data, max_tokens, rng), max_tokens, rng)
+  pairs = draw_pairs(texts, config.data, max_tokens, rng)
+  return place(make_parts(texts, pairs, max_tokens, rng), config, seq_len, rng)
+
+
+def place(parts: np.ndarray, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
+  """Returns the rows of pairs: one each or, packed, several.
+
+  Args:
+    parts: PART [C, 2], as `make_parts` returns them.
+  """
   lengths = parts["length"].sum(axis=1) + 3
   if config.data.packing:
     members, offsets = packing.pack(lengths, seq_len, max_sequences(config, seq_len), rng)
@@ -88,7 +99,8 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   return place_pairs(parts[members], offsets)
 
 
-def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.Generator) -> Pairs:
+def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.Generator, *,
+               is_always_next: bool = False) -> Pairs:
   """Draws pairs with the algorithm of create_pretraining_data.py (google-research/bert, 2018).
 
   A pass through a document gathers a chunk of sentences up to a target length, which is
@@ -105,8 +117,9 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
     data: `config.data`.
     max_tokens: longest target, without special tokens.
     rng: source of all randomness.
+    is_always_next: B always follows A, as if each document were the only one.
   """
-  has_other = len(texts.documents) > 1
+  has_other = len(texts.documents) > 1 and not is_always_next
   document, first, end = _segments(texts)
   target = np.full(len(first), max_tokens)
   is_short = rng.random(len(first)) < data.short_sequence_prob

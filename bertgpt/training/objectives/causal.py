@@ -3,10 +3,10 @@
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
-from bertgpt.training.objectives.objective import Objective, name_sums, predict
+from bertgpt.training.objectives.objective import MakeSpecs, Objective, name_sums, predict
 
 
-def make(config: ConfigDict, vocabulary: Vocabulary, specs) -> Objective:
+def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
   """Returns the objective; the loss is the mean over all tokens that are not padding."""
   del vocabulary
 

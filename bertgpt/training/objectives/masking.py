@@ -3,6 +3,7 @@
 Axes: B rows, L length, K prediction slots of a row, V vocabulary, W words of a row.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -49,6 +50,8 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
   slots = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
   objective = config.objective
   choose = choose_words if objective.whole_words else choose_tokens
+  if objective.ngram > 1:
+    choose = functools.partial(choose_ngrams, longest=objective.ngram)
   is_special_V = np.zeros(config_lib.padded_vocab_size(vocabulary.size), bool)
   is_special_V[list(vocabulary.special_ids)] = True
 
@@ -121,11 +124,7 @@ def choose_words(keys_B, is_candidate_BL, continues_BL, count_B, slots):
     What `choose_tokens` returns.
   """
   length = is_candidate_BL.shape[1]
-  follows_BL = jnp.pad(is_candidate_BL[:, :-1], ((0, 0), (1, 0)))
-  starts_BL = is_candidate_BL & ~(continues_BL & follows_BL)
-  word_BL = jnp.where(is_candidate_BL, jnp.cumsum(starts_BL, axis=1), 0)  # 0: no word
-  rows_B1 = jnp.arange(word_BL.shape[0])[:, None]
-  size_BW = jnp.zeros((word_BL.shape[0], length + 1), jnp.int32).at[rows_B1, word_BL].add(1)
+  word_BL, size_BW = _find_words(is_candidate_BL, continues_BL)
   size_BW = size_BW.at[:, 0].set(length + 1)  # Too long to be taken.
   scores_BW = jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(keys_B)
   order_BW = jnp.argsort(jnp.where(size_BW > 0, scores_BW, 2.0), axis=1)
@@ -141,6 +140,70 @@ def choose_words(keys_B, is_candidate_BL, continues_BL, count_B, slots):
                                   rank_BW, axis=1)
   chosen_BL = jnp.take_along_axis(chosen_BW, word_BL, axis=1) & is_candidate_BL
   return _slots(jnp.argsort(~chosen_BL, axis=1, stable=True), taken_B, slots)
+
+
+def choose_ngrams(keys_B, is_candidate_BL, continues_BL, count_B, slots, *, longest):
+  """Chooses runs of up to `longest` words, the shorter ones more often.
+
+  Words are visited in random order. At each a length n is drawn with a probability proportional
+  to 1 / n among those that the row has room for; a shorter run is taken if the tokens of n words
+  would exceed `count_B`, and none if one of its words is taken already (create_pretraining_data.py,
+  google-research/albert, 2019).
+
+  Args:
+    continues_BL: bool, tokens that continue the word before them; None: every token is a word.
+    longest: words of the longest run. The others: as for `choose_tokens`.
+  Returns:
+    What `choose_tokens` returns.
+  """
+  rows, length = is_candidate_BL.shape
+  word_BL, size_BW = _find_words(is_candidate_BL, continues_BL)
+  num_words_B = word_BL.max(1)
+  before_BW = jnp.pad(jnp.cumsum(size_BW.at[:, 0].set(0), axis=1), ((0, 0), (0, longest)),
+                      mode="edge")  # Tokens of words 1..w.
+  draws_B2W = jax.vmap(lambda key: jax.random.uniform(key, (2, length + 1)))(keys_B)
+  is_word_BW = (jnp.arange(length + 1) > 0) & (jnp.arange(length + 1) <= num_words_B[:, None])
+  order_BW = jnp.argsort(jnp.where(is_word_BW, draws_B2W[:, 0], 2.0), axis=1)
+  rows_B = jnp.arange(rows)
+  lengths_N = jnp.arange(1, longest + 1)
+  shares_N = jnp.cumsum(1 / lengths_N)
+
+  def visit(state, word_B):
+    taken_B, is_taken_BW = state
+    at_BN = word_B[:, None] + lengths_N - 1
+    size_BN = before_BW[rows_B[:, None], at_BN] - before_BW[rows_B, word_B - 1][:, None]
+    room_B = jnp.minimum(longest, num_words_B - word_B + 1)
+    drawn_B = draws_B2W[rows_B, 1, word_B] * shares_N[jnp.maximum(room_B, 1) - 1]
+    drawn_B = (drawn_B[:, None] >= shares_N).sum(1) + 1
+    fits_BN = (lengths_N <= drawn_B[:, None]) & (taken_B[:, None] + size_BN <= count_B[:, None])
+    n_B = (fits_BN * lengths_N).max(1)
+    is_in_BN = lengths_N <= n_B[:, None]
+    is_free_B = ~(is_taken_BW[rows_B[:, None], at_BN] & is_in_BN).any(1)
+    is_new_B = (n_B > 0) & is_free_B & is_word_BW[rows_B, word_B]
+    new_BN = is_in_BN & is_new_B[:, None]
+    taken_B += jnp.where(is_new_B, size_BN[rows_B, n_B - 1], 0)
+    return (taken_B, is_taken_BW.at[rows_B[:, None], at_BN].max(new_BN)), None
+
+  nothing = jnp.zeros((rows, length + 1 + longest), bool)
+  (taken_B, is_taken_BW), _ = jax.lax.scan(visit, (jnp.zeros_like(count_B), nothing), order_BW.T)
+  chosen_BL = jnp.take_along_axis(is_taken_BW, word_BL, axis=1) & is_candidate_BL
+  return _slots(jnp.argsort(~chosen_BL, axis=1, stable=True), taken_B, slots)
+
+
+def _find_words(is_candidate_BL, continues_BL):
+  """Returns the number of every token's word, from 1 on, and the tokens of every word.
+
+  Returns:
+    word_BL int32, 0 for what is no candidate; size_BW int32, entry 0 being without meaning.
+  """
+  rows, length = is_candidate_BL.shape
+  starts_BL = is_candidate_BL
+  if continues_BL is not None:
+    follows_BL = jnp.pad(is_candidate_BL[:, :-1], ((0, 0), (1, 0)))
+    starts_BL &= ~(continues_BL & follows_BL)
+  word_BL = jnp.where(is_candidate_BL, jnp.cumsum(starts_BL, axis=1), 0)
+  size_BW = jnp.zeros((rows, length + 1), jnp.int32)
+  return word_BL, size_BW.at[jnp.arange(rows)[:, None], word_BL].add(1)
 
 
 def _slots(order_BL, count_B, slots):

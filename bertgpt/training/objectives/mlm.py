@@ -4,10 +4,10 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs
 from bertgpt.training.objectives import masking
-from bertgpt.training.objectives.objective import Objective, predict
+from bertgpt.training.objectives.objective import MakeSpecs, Objective, predict
 
 
-def make(config: ConfigDict, vocabulary: Vocabulary, specs) -> Objective:
+def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
   """Returns the objective; the loss is the mean over the predicted tokens."""
 
   def evaluate(model, params, batch, keys):

@@ -16,6 +16,7 @@ from bertgpt.models import Inputs, Module
 
 Batch = Mapping[str, jax.Array]
 Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
+MakeSpecs = Callable[[ConfigDict], Specs]  # phase -> what its batches hold
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
 
 
@@ -32,7 +33,7 @@ class Objective(NamedTuple):
     init_inputs: batch of zeros -> inputs of the model that create all parameters.
   """
 
-  specs: Callable[[ConfigDict], Specs]
+  specs: MakeSpecs
   corrupt: Callable[[Batch, jax.Array, jax.Array], Batch]
   weights: Callable[[Batch], dict[str, jax.Array]]
   evaluate: Callable[[Module, Any, Batch, Keys], Sums]

@@ -1,0 +1,31 @@
+"""Masked LM and a question about the two parts of every sequence, whatever the question is."""
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.models import Inputs, cross_entropy
+from bertgpt.training.objectives import masking
+from bertgpt.training.objectives.objective import MakeSpecs, Objective, name_sums, predict
+
+
+def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs, name: str) -> Objective:
+  """Returns the objective; the loss is the mean over predicted tokens plus the mean over pairs.
+
+  Args:
+    name: prefix of the batch's arrays of labels, and of the metrics.
+  """
+  positions, labels, weighted = f"{name}_positions", f"{name}_labels", f"{name}_weights"
+
+  def weights(batch):
+    return masking.weigh_mlm(batch) | {f"{name}_loss": batch[weighted].sum()}
+
+  def evaluate(model, params, batch, keys):
+    inputs = Inputs.of(batch)._replace(pair_positions_BP=batch[positions])
+    mlm, pair_logits_BP2 = predict(model, params, inputs, keys)
+    pairs = cross_entropy.score_logits(pair_logits_BP2, batch[labels], batch[weighted])
+    return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)
+            | name_sums(name, pairs, batch[weighted]))
+
+  def init_inputs(batch):
+    return masking.init_inputs(batch)._replace(pair_positions_BP=batch[positions])
+
+  return Objective(specs, masking.make_corrupt(config, vocabulary), weights, evaluate, init_inputs)
