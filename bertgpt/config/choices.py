@@ -39,6 +39,8 @@ OBJECTIVES = {
     "mlm_nsp": Objective("pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS | {"data.random_next_prob"}),
     "mlm": Objective("sentences", ("cls", "sep", "mask"), "mlm_loss", False, False, _MASKS),
+    "mlm_sop": Objective("ordered_pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
+                         _MASKS | _PAIRS),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
                         frozenset({"data.isolate_documents"})),
 }
@@ -51,6 +53,7 @@ OPTIMIZERS = {
     "adamw": _ADAM,
     "lamb": _ADAM,
     "nvlamb": _ADAM,
+    "albert_lamb": _ADAM,
     "adafactor": frozenset(),
     "muon": _ADAM | {"optimizer.momentum"},
 }

@@ -6,12 +6,13 @@ as in `find(config).can("generate")`.
 
 from ml_collections import ConfigDict
 
-from bertgpt.config.families import bert, gpt
+from bertgpt.config.families import albert, bert, gpt
 from bertgpt.config.families.family import CAPABILITIES, Family
 
 __all__ = ["CAPABILITIES", "FAMILIES", "Family", "find"]
 
 FAMILIES: dict[str, Family] = {
+    "albert": albert.FAMILY,
     "bert": bert.FAMILY,
     "gpt": gpt.FAMILY,
 }

@@ -1,0 +1,37 @@
+"""ALBERT: layers that share their parameters, and narrow embedding tables."""
+
+from bertgpt.config.families.family import Family, flops_of_layers
+
+_COMMON = {
+    "family": "albert", "norm": "post", "layer_norm_epsilon": 1e-12, "activation": "gelu_tanh",
+    "embedding_width": 128, "layer_groups": 1, "max_positions": 512, "num_segments": 2,
+    "dropout": 0.1, "attention_dropout": 0.1, "init_std": 0.02, "position_init": "normal",
+    "position_init_std": 0.02, "truncated_init": True, "scale_residual_init": False,
+}
+
+# Lan et al. 2019 (arXiv:1909.11942), table 1, with the dropout of version 1 of the published models
+# (google-research/albert, 2019); version 2 has none at any size.
+PRESETS = {
+    "base": _COMMON | {"num_layers": 12, "width": 768, "mlp_dim": 3072, "num_heads": 12},
+    "large": _COMMON | {"num_layers": 24, "width": 1024, "mlp_dim": 4096, "num_heads": 16},
+    "xlarge": _COMMON | {"num_layers": 24, "width": 2048, "mlp_dim": 8192, "num_heads": 16},
+    "xxlarge": _COMMON | {"num_layers": 12, "width": 4096, "mlp_dim": 16384, "num_heads": 64,
+                          "dropout": 0.0, "attention_dropout": 0.0},
+}
+
+
+def _flops_per_token(model, seq_len, predicted):
+  """Sharing saves parameters, not work."""
+  d, e = model.width, model.embedding_width or model.width
+  return (flops_of_layers(model, seq_len) + 2 * d * e * (e != d)
+          + 2 * predicted * (e * model.vocab_size + d * e))
+
+
+FAMILY = Family(
+    kind="encoder",
+    objectives=("mlm_sop", "mlm"),
+    abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),
+    reads=frozenset({"num_segments", "embedding_width", "layer_groups"}),
+    flops_per_token=_flops_per_token,
+    presets=PRESETS,
+)

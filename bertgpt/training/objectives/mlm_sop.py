@@ -1,0 +1,12 @@
+"""Masked LM and sentence order prediction (Lan et al. 2019, arXiv:1909.11942, 3.1)."""
+
+from bertgpt.config import ConfigDict
+from bertgpt.data.batches import ordered_pairs
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.training.objectives import paired
+from bertgpt.training.objectives.objective import MakeSpecs, Objective
+
+
+def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
+  """Returns the objective; class 1 of a pair is one whose parts are swapped."""
+  return paired.make(config, vocabulary, specs, ordered_pairs.PAIR_NAME)

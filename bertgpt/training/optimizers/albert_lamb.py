@@ -1,0 +1,28 @@
+"""LAMB as ALBERT was trained with."""
+
+import optax
+
+from bertgpt.config import ConfigDict
+from bertgpt.models import Table
+from bertgpt.training.optimizers.transforms import (
+  add_decay,
+  decay_mask,
+  per_layer,
+  scale_by_restarted_adam,
+)
+
+
+def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
+  """Returns LAMB without bias correction; biases and LayerNorm have neither decay nor trust ratio.
+
+  Parameters that layers share are one array, with one trust ratio.
+
+  References:
+    google-research/albert, lamb_optimizer.py and optimization.py, 2019
+    You et al., Large Batch Optimization for Deep Learning, 2019, https://arxiv.org/abs/1904.00962
+  """
+  optimizer = config.optimizer
+  return optax.chain(
+      scale_by_restarted_adam(optimizer.b1, optimizer.b2, optimizer.epsilon, restarts=()),
+      add_decay(config, table),
+      optax.masked(per_layer(optax.scale_by_trust_ratio(), table), decay_mask(table)))

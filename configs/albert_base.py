@@ -1,0 +1,31 @@
+"""ALBERT-base, version 1, by the paper's recipe.
+
+Command    bertgpt train --config configs/albert_base.py --workdir runs/albert_base
+Data       BooksCorpus and Wikipedia in the paper: 16 GB of text. A SentencePiece of 30,000, lower
+           case, is trained on `data.source`.
+Hardware   64 to 512 TPU v3 chips in the paper. Any number of devices that divides 4,096 rows; where
+           memory is short, --config.phases[0].micro_batches=16.
+Expected   Masked-LM accuracy on held-out text about 54%; SQuAD 1.1 fine-tuned F1 89.3, EM 82.3, MNLI
+           81.6, SST-2 90.3 (Lan et al. 2019, arXiv:1909.11942, table 2).
+Status     Not yet run.
+
+The published script predicts at most 20 tokens per row, which for rows of 512 tokens is 4%; so does
+this recipe. For 15%, --config.phases[0].max_predictions=77.
+"""
+
+from bertgpt.config import base, families, phase
+
+
+def get_config():
+  config = base()
+  config.data.source = "jsonl:data/*.jsonl#text"
+  config.data.packing = False  # As in the paper: one pair per row.
+  config.tokenizer.kind = "sentencepiece"
+  config.tokenizer.vocab_size = 30_000
+  config.model.update(families.FAMILIES["albert"].presets["base"])
+  config.objective.update(name="mlm_sop", whole_words=True, ngram=3)
+  config.optimizer.name = "albert_lamb"
+  config.phases = (
+      phase(steps=125_000, seq_len=512, batch_size=4096, max_predictions=20,
+            learning_rate=1.76e-3, schedule="linear", warmup_steps=3_125),)
+  return config
