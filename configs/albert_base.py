@@ -5,8 +5,8 @@ Data       BooksCorpus and Wikipedia in the paper: 16 GB of text. A SentencePiec
            case, is trained on `data.source`.
 Hardware   64 to 512 TPU v3 chips in the paper. Any number of devices that divides 4,096 rows; where
            memory is short, --config.phases[0].micro_batches=16.
-Expected   Masked-LM accuracy on held-out text about 54%; SQuAD 1.1 fine-tuned F1 89.3, EM 82.3, MNLI
-           81.6, SST-2 90.3 (Lan et al. 2019, arXiv:1909.11942, table 2).
+Expected   Masked-LM accuracy on held-out text about 54%; fine-tuned: SQuAD 1.1 F1 89.3, EM 82.3;
+           MNLI 81.6; SST-2 90.3 (Lan et al. 2019, arXiv:1909.11942, table 2).
 Status     Not yet run.
 
 The published script predicts at most 20 tokens per row, which for rows of 512 tokens is 4%; so does

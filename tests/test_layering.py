@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from bertgpt.config import choices, families
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "bertgpt"
 
@@ -200,6 +202,44 @@ def test_the_old_mesh_context_is_told_from_the_new():
   assert uses_mesh_as_context(ast.parse("with jax.set_mesh(mesh):\n  pass")) == []
 
 
+# ------------------------------------------------------------------- names
+
+# Tables in which the names of families and objectives stand, and the files that are named so.
+TABLES = ("bertgpt.config.choices", "bertgpt.config.families")
+NAMES = {*families.FAMILIES, *choices.OBJECTIVES}
+
+
+def compared_names(tree: ast.AST) -> list[int]:
+  """Lines that compare something with the name of a family or an objective."""
+  lines = []
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Compare):
+      operands = [node.left, *node.comparators]
+    elif isinstance(node, ast.MatchValue):
+      operands = [node.value]
+    else:
+      continue
+    for operand in operands:
+      constants = operand.elts if isinstance(operand, (ast.Tuple, ast.List, ast.Set)) else [operand]
+      if any(isinstance(c, ast.Constant) and c.value in NAMES for c in constants):
+        lines.append(node.lineno)
+  return lines
+
+
+@pytest.mark.parametrize("module", [
+    m for m in MODULES if not any(is_within(m, table) for table in TABLES)])
+def test_no_family_or_objective_is_told_by_its_name(module):
+  """What differs between them stands in their records, which are asked."""
+  assert compared_names(TREES[module]) == []
+
+
+@pytest.mark.parametrize("text", [
+    "if config.model.family == 'gpt':\n  pass", "x = 'causal' != name",
+    "y = family in ('bert', 'gpt')", "match name:\n  case 'mlm':\n    pass"])
+def test_a_compared_name_is_seen_in_every_form(text):
+  assert len(compared_names(ast.parse(text))) == 1
+
+
 # ------------------------------------------------------------------- files
 
 
@@ -211,8 +251,14 @@ TESTED_TOGETHER = {
                     "finetuning/tasks/test_tasks.py"),
     "config.pretraining": "config/test_checks.py",
     "config.choices": "config/test_unread.py",
-    **dict.fromkeys(("config.families.family", "config.families.bert", "config.families.gpt"),
-                    "config/test_families.py"),
+    "training.objectives.objective": "training/test_objectives.py",
+    "training.schedules": "training/test_optimizers.py",
+    "hub.architecture": "hub/test_conversion.py",
+    **dict.fromkeys(("models.lookup", "models.parameters"), "devices/test_sharding.py"),
+    "models.inputs": "models/test_models.py",
+    **dict.fromkeys(("data.batches.blocks", "data.batches.ordered_pairs", "data.batches.pairs",
+                     "data.batches.parts", "data.batches.sentences"),
+                    "data/batches/test_formats.py"),
     **dict.fromkeys(("runs.corpora", "runs.trained", "data.tokens.vocabulary"),
                     "runs/test_workdir.py"),
     # What these do is tested where it is done, by commands as a user types them.
@@ -224,12 +270,22 @@ TESTED_TOGETHER = {
     "commands.sweep": "training/test_sweep.py",
 }
 
+# Rooms whose modules are found by name; the tests are parametrized by the tables of names.
+TESTED_BY_TABLE = {
+    "config.families": "config/test_families.py",
+    "training.objectives": "training/test_objectives.py",
+    "training.optimizers": "training/test_optimizers.py",
+}
+
 
 @pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name != "__init__.py"])
 def test_every_module_has_its_tests(module):
   """The file of the same name in the folder of the same name."""
   *rooms, name = module.split(".")[1:]
-  file = TESTED_TOGETHER.get(".".join([*rooms, name]), "/".join([*rooms, f"test_{name}.py"]))
+  file = (TESTED_BY_TABLE.get(".".join(rooms)) or TESTED_TOGETHER.get(".".join([*rooms, name]))
+          or "/".join([*rooms, f"test_{name}.py"]))
+  if rooms == ["hub"] and name in families.FAMILIES:
+    file = "hub/test_parity.py"
   assert (REPOSITORY / "tests" / file).is_file()
 
 

@@ -32,13 +32,13 @@ def compute(objective, mesh, micro_batches, remat, unroll, **model):
 
 
 @functools.cache
-def reference(objective):
-  return compute(objective, (1, 1, 1), 1, "none", 1)
+def reference(objective, **model):
+  return compute(objective, (1, 1, 1), 1, "none", 1, **model)
 
 
-def check_equal(objective, *layout):
-  params, grads, loss, sums = compute(objective, *layout)
-  expected_params, expected_grads, expected_loss, expected_sums = reference(objective)
+def check_equal(objective, *layout, **model):
+  params, grads, loss, sums = compute(objective, *layout, **model)
+  expected_params, expected_grads, expected_loss, expected_sums = reference(objective, **model)
   jax.tree.map(np.testing.assert_array_equal, params, expected_params)
   assert loss == pytest.approx(expected_loss, rel=1e-5)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
@@ -55,6 +55,26 @@ def test_loss_and_gradients_do_not_depend_on_the_layout(layout, capfd):
 @pytest.mark.parametrize("layout", [((2, 2, 2), 4, "none", 1), ((1, 8, 1), 1, "full", 0)], ids=str)
 def test_causal_loss_and_gradients_do_not_depend_on_the_layout(layout, capfd):
   check_equal("causal", *layout)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+SHARED = [{"layer_groups": 1, "embedding_width": 16},
+          {"layer_groups": 2, "num_layers": 4, "embedding_width": 16}]
+
+
+@pytest.mark.parametrize("model, layout", [
+    (SHARED[0], ((2, 2, 2), 4, "none", 1)), (SHARED[1], ((1, 8, 1), 1, "full", 0)),
+    (SHARED[1], ((8, 1, 1), 4, "dots", 1))], ids=str)
+def test_layers_that_share_do_not_depend_on_the_layout(model, layout, capfd):
+  check_equal("mlm_sop", *layout, **model)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SHARED, ids=str)
+@pytest.mark.parametrize("layout", ALL, ids=str)
+def test_layers_that_share_on_every_layout(model, layout, capfd):
+  check_equal("mlm_sop", *layout, **model)
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 

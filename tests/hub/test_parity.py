@@ -12,6 +12,7 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt import models
 from bertgpt.config import recipes
+from bertgpt.data.batches import formats
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.hub import conversion
 from bertgpt.models import Inputs
@@ -28,11 +29,16 @@ ENCODER = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
 DECODER = {"vocab_size": tiny.VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32,
            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
            "bos_token_id": 0, "eos_token_id": 0}
+SHARED = ENCODER | {"embedding_size": 16, "num_hidden_layers": 4, "classifier_dropout_prob": 0.0,
+                    "hidden_act": "gelu_new", "type_vocab_size": 2}
 CASES = {
     "bert": ("BertForPreTraining", ENCODER),
     "bert, tanh": ("BertForPreTraining", ENCODER | {"hidden_act": "gelu_new"}),
     "bert, masked LM": ("BertForMaskedLM", ENCODER | {"hidden_act": "gelu_pytorch_tanh"}),
     "roberta": ("RobertaForMaskedLM", ENCODER | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "albert": ("AlbertForPreTraining", SHARED | {"num_hidden_groups": 1}),
+    "albert, two groups": ("AlbertForPreTraining", SHARED | {"num_hidden_groups": 2}),
+    "albert, masked LM": ("AlbertForMaskedLM", SHARED | {"num_hidden_groups": 2}),
     "gpt2": ("GPT2LMHeadModel", DECODER | {"n_inner": 96}),
     "gpt2, erf": ("GPT2LMHeadModel", DECODER | {"activation_function": "gelu"}),
     "gpt1": ("OpenAIGPTLMHeadModel", DECODER),
@@ -79,9 +85,10 @@ def make_batch(config, seed=0):
               "predict_positions": slots,
               "predict_targets": rng.integers(5, tiny.VOCAB, slots.shape)}
     weights = {"predict_weights": rng.random(slots.shape) < 0.8}
-    if config.objective.name == "mlm_nsp":
-      batch |= {"nsp_positions": np.zeros((ROWS, 1)), "nsp_labels": rng.integers(0, 2, (ROWS, 1))}
-      weights |= {"nsp_weights": np.ones((ROWS, 1))}
+    if name := formats.find(config).PAIR_NAME:
+      batch |= {f"{name}_positions": np.zeros((ROWS, 1)),
+                f"{name}_labels": rng.integers(0, 2, (ROWS, 1))}
+      weights |= {f"{name}_weights": np.ones((ROWS, 1))}
   return ({name: np.asarray(x, np.int32) for name, x in batch.items()}
           | {name: np.asarray(x, np.float32) for name, x in weights.items()})
 
@@ -101,8 +108,9 @@ def run_theirs(theirs, config, batch):
       if weight:
         labels[row, position] = target
     inputs |= {"labels": tensor(labels), "token_type_ids": tensor(batch["segment_ids"])}
-    if config.objective.name == "mlm_nsp":
-      inputs["next_sentence_label"] = tensor(batch["nsp_labels"][:, 0])
+    if name := formats.find(config).PAIR_NAME:
+      label = {"nsp": "next_sentence_label", "sop": "sentence_order_label"}[name]
+      inputs[label] = tensor(batch[f"{name}_labels"][:, 0])
   output = theirs(**inputs)
   return output, output.loss
 
@@ -120,7 +128,8 @@ def our_logits(config, params, batch):
   if config.objective.name == "causal":
     return model.apply({"params": params}, inputs), None
   return model.apply({"params": params}, inputs._replace(
-      predict_positions_BK=every, pair_positions_BP=batch.get("nsp_positions")))
+      predict_positions_BK=every,
+      pair_positions_BP=batch.get("nsp_positions", batch.get("sop_positions"))))
 
 
 def assert_same_function(theirs, config, params):
@@ -129,14 +138,15 @@ def assert_same_function(theirs, config, params):
   output, their_loss = run_theirs(theirs, config, batch)
   their_loss.backward()
 
-  logits, nsp_logits = jax.jit(lambda p: our_logits(config, p, batch))(params)
-  expected = output.prediction_logits if nsp_logits is not None else output.logits
+  logits, pair_logits = jax.jit(lambda p: our_logits(config, p, batch))(params)
+  expected = output.prediction_logits if pair_logits is not None else output.logits
   is_text = batch["sequence_ids"] > 0
   np.testing.assert_allclose(logits[..., :tiny.VOCAB][is_text], expected.detach().numpy()[is_text],
                              rtol=0, atol=1e-4)
-  if nsp_logits is not None:
-    np.testing.assert_allclose(nsp_logits[:, 0], output.seq_relationship_logits.detach().numpy(),
-                               rtol=0, atol=1e-4)
+  if pair_logits is not None:
+    is_sop = formats.find(config).PAIR_NAME == "sop"
+    expected = output.sop_logits if is_sop else output.seq_relationship_logits
+    np.testing.assert_allclose(pair_logits[:, 0], expected.detach().numpy(), rtol=0, atol=1e-4)
 
   loss, grads = jax.jit(jax.value_and_grad(lambda p: total_loss(config, p, batch)))(params)
   assert float(loss) == pytest.approx(their_loss.item(), abs=1e-4)
@@ -166,6 +176,8 @@ def test_an_imported_model_computes_the_same(case):
 
 @pytest.mark.parametrize("objective, model", [
     ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"}),
+    ("mlm_sop", {"embedding_width": 16, "layer_groups": 1}),
+    ("mlm", {"family": "albert", "embedding_width": 16, "num_layers": 4, "layer_groups": 2}),
     ("causal", {}), ("causal", {"norm": "post", "mlp_dim": 128})])
 def test_an_exported_model_computes_the_same(objective, model):
   config = tiny.make_config(objective, **model)
@@ -187,7 +199,8 @@ def test_an_exported_model_computes_the_same(objective, model):
 @pytest.mark.parametrize("kind, labels", [
     ("classes", "abc"), ("values", "s"), ("tokens", "abcd"), ("spans", "se")])
 @pytest.mark.parametrize("objective, changes", [
-    ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"})])
+    ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"}),
+    ("mlm_sop", {"embedding_width": 16, "layer_groups": 1})])
 def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
   config = tiny.make_config(objective, **changes)
   model = task_objectives.HEADS["encoder", kind].make_model(FrozenConfigDict(config.model),
@@ -222,7 +235,7 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
 # -------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("case", ["bert, tanh", "gpt2"])
+@pytest.mark.parametrize("case", ["bert, tanh", "albert, two groups", "gpt2"])
 def test_training_follows_pytorch(case):
   """AdamW with weight decay by our rules, clipping, warm-up: the loss of every one of 50 steps."""
   theirs = make_theirs(*CASES[case])

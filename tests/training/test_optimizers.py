@@ -147,17 +147,17 @@ class NumpyOptimizer:
     if o.name == "muon" and any(part in name for part in MUON_MATRICES):
       return self.orthogonal(name, g) + decay
     r = self.adam(name, g) + decay
-    if o.name == "lamb" or (o.name == "nvlamb" and is_decayed(name)):
+    if o.name == "lamb" or (o.name in ("nvlamb", "albert_lamb") and is_decayed(name)):
       p_norm, r_norm = np.linalg.norm(p), np.linalg.norm(r)
       r = r * (p_norm / r_norm if p_norm > 0 and r_norm > 0 else 1.0)
     return r
 
   def adam(self, name, g):
-    """Kingma and Ba 2014, Algorithm 1; BERT leaves out the two corrections."""
+    """Kingma and Ba 2014, Algorithm 1; BERT and ALBERT leave out the corrections."""
     o, t = self.options, self.t
     m = self.m[name] = o.b1 * self.m.get(name, 0.0) + (1 - o.b1) * g
     v = self.v[name] = o.b2 * self.v.get(name, 0.0) + (1 - o.b2) * g ** 2
-    if o.name != "bert_adamw":
+    if o.name not in ("bert_adamw", "albert_lamb"):
       if self.restart_at and t > self.restart_at:
         t -= self.restart_at
       m, v = m / (1 - o.b1 ** t), v / (1 - o.b2 ** t)

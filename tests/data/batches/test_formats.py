@@ -424,3 +424,32 @@ def test_negative_seeds_are_seeds():
 def test_a_corpus_without_text_is_an_error_that_says_so():
   with pytest.raises(DataError, match="train split holds no text"):
     make_plan(make_corpus([[], []]), "mlm_nsp", 32)
+
+
+# ------------------------------------------------------------ pairs in order
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_ordered_pairs_are_neighbours_and_half_of_them_swapped(packing):
+  """Both parts are of one document, one right behind the other; the label says which is first."""
+  corpus = random_corpus(400, 12, 6)
+  plan = make_plan(corpus, "mlm_sop", 512, data={"packing": packing, "short_sequence_prob": 0.9})
+  a, b = plan.parts[0::2], plan.parts[1::2]
+  assert a["opens"].all() and not b["opens"].any()
+  label = a["label"]
+  has_pair = label != parts_lib.NO_LABEL
+  np.testing.assert_array_equal(a["document"][has_pair], b["document"][has_pair])
+  swapped = label == 1
+  first, second = np.where(swapped, b["start"], a["start"]), np.where(swapped, a, b)["start"]
+  length = np.where(swapped, b["length"], a["length"])
+  # Rows of 512 cut nothing off, so the second part begins where the first one ends.
+  np.testing.assert_array_equal((first + length)[has_pair], second[has_pair])
+  share = swapped[has_pair].mean()
+  assert abs(share - 0.5) < 4.5 * 0.5 / np.sqrt(has_pair.sum())
+  assert not b["length"][~has_pair].any(), "what has no label has no second part"
+
+
+def test_an_epoch_of_ordered_pairs_holds_every_token_once():
+  corpus = random_corpus(200, 12, 6)
+  plan = make_plan(corpus, "mlm_sop", 512)
+  np.testing.assert_array_equal(count_tokens(corpus, plan), 1)

@@ -19,8 +19,9 @@ from bertgpt.data.corpus.prepare import prepare
 from bertgpt.errors import ConfigError, DataError, PeerError
 
 ORDINARY = random_corpus(60, 12, 10)
-OBJECTIVES = ("mlm_nsp", "mlm", "causal")
-VARIANTS = [("mlm_nsp", {}), ("mlm_nsp", {"packing": False}), ("mlm", {}),
+OBJECTIVES = ("mlm_nsp", "mlm_sop", "mlm", "causal")
+PAIRS = {"mlm_nsp": "nsp", "mlm_sop": "sop"}
+VARIANTS = [("mlm_nsp", {}), ("mlm_sop", {}), ("mlm_nsp", {"packing": False}), ("mlm", {}),
             ("mlm", {"packing": False}), ("causal", {}), ("causal", {"packing": False}),
             ("causal", {"isolate_documents": True})]
 every_variant = pytest.mark.parametrize(
@@ -78,8 +79,8 @@ def assemble_token_by_token(corpus, objective, seq_len, plan, max_sequences):
       text = corpus.tokens([part["document"]])[0][part["start"]:][:part["length"]].tolist()
       piece = [opening] * int(part["opens"]) + text + [closing] * int(part["closes"])
       if objective == "causal":
-        del tokens[len(sequences):]  # The part before has predicted the first token of this part.
-      elif objective == "mlm_nsp" and part["opens"]:
+        del tokens[len(sequences):]  # The part before has predicted the first token of this one.
+      elif objective in PAIRS and part["opens"]:
         nsp[:, part["sequence"] - 1] = len(tokens), max(part["label"], 0), part["label"] >= 0
       tokens += piece
       size = len(piece) - (objective == "causal")
@@ -93,8 +94,9 @@ def assemble_token_by_token(corpus, objective, seq_len, plan, max_sequences):
       row |= {"targets": tokens[1:], "loss_weights": pad([1] * len(sequences), seq_len)}
     else:
       row["segment_ids"] = pad(segments, seq_len)
-    if objective == "mlm_nsp":
-      row |= dict(zip(("nsp_positions", "nsp_labels", "nsp_weights"), nsp, strict=True))
+    if objective in PAIRS:
+      names = [f"{PAIRS[objective]}_{name}" for name in ("positions", "labels", "weights")]
+      row |= dict(zip(names, nsp, strict=True))
     rows.append(row)
   return {name: np.array([r[name] for r in rows],
                          np.float32 if name.endswith("weights") else np.int32) for name in rows[0]}
