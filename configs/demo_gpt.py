@@ -3,7 +3,7 @@
 Command    bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
 Hardware   Two CPU cores, 4 minutes with the tokenizer and the corpus.
 Expected   After 3,600 steps: held-out perplexity 26.8 (bigram 58.6, unigram 418.1), 1.528 bits per
-           byte.
+           byte; measured with 3% of the documents held out, not 5%.
 """
 
 from bertgpt.config import base, phase, presets, recipes
@@ -11,6 +11,7 @@ from bertgpt.config import base, phase, presets, recipes
 
 def get_config():
   config = recipes.beside(__file__, "demo")
+  config.tokenizer.vocab_size = 1_024  # A cheap output layer: every token is predicted.
   config.model.update(presets.GPT2["small"])
   config.model.update(num_layers=2, width=128, num_heads=4, mlp_dim=512, max_positions=128,
                       dropout=0.0, attention_dropout=0.0, position_init="normal",
@@ -21,4 +22,5 @@ def get_config():
   config.phases = (
       phase(steps=3_600, seq_len=64, batch_size=16, learning_rate=6e-3, schedule="wsd",
             warmup_steps=100, decay_fraction=0.4),)
+  config.eval.update(every_steps=500, max_rows=512)
   return config

@@ -37,7 +37,7 @@ def get_config():
   config.model.update(presets.BERT["mini"], dropout=0.0, attention_dropout=0.0, dtype="float32",
                       scan_unroll=0, init_std=0.035, position_init="sinusoid",
                       position_init_std=0.07)
-  # At the 40% of the demo, the output layer would cost as much as the encoder.
+  # At 40%, the output layer would cost as much as the encoder.
   config.objective.update(mask_prob=0.3, replace_with_mask=1.0, replace_with_random=0.0,
                           bias_init="frequencies")
   config.optimizer.update(name="muon", b2=0.95)

@@ -257,13 +257,13 @@ def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
     hidden = sentence[place]
     tokens = np.concatenate([[tokenizer.cls_id], sentence, [tokenizer.sep_id]])
     p, = fill.predict_masked(trained, tokens, [place + 1])
-    likeliest = fill.likeliest(tokenizer, p, 5)
+    order = fill.likeliest(tokenizer, p, len(p)).tolist()
     guesses = ", ".join(f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
-                        for i in likeliest)
+                        for i in order[:5])
     # What is decoded in one piece has its spaces where they belong.
     before, through, whole = (tokenizer.decode(sentence[:n]) for n in (place, place + 1, None))
     word = through[len(before):].strip()
-    rank = "" if hidden in likeliest else f" ({word}: rank {(p > p[hidden]).sum() + 1})"
+    rank = "" if hidden in order[:5] else f" ({word}: rank {order.index(hidden) + 1})"
     lines += [*wrap(f"{before} [{word}]{whole[len(through):]}".strip()),
               f"      guesses: {guesses}{rank}"]
     num_sentences -= 1
