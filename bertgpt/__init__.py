@@ -1,1 +1,1 @@
-"""Pretraining of BERT and GPT in JAX and Flax."""
+"""Pretraining of BERT and GPT with JAX and Flax."""

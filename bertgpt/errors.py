@@ -8,59 +8,74 @@
 | 69        | `PeerError`       | another process of the run is missing, or was lost  |
 | 70        | `DivergedError`   | the loss or the gradients are no longer finite      |
 | 74        | `StorageError`    | a file could not be written or read                 |
-| 75        | `Preempted`       | stopped by a signal; a checkpoint is saved, but of  |
-|           |                   | fine-tuning only the runs that are done             |
+| 75        | `Preempted`       | stopped by a signal; a checkpoint is saved (in      |
+|           |                   | fine-tuning, only the runs that are done)           |
 | 130       |                   | Ctrl-C outside the training loop                    |
 
-The numbers from 65 to 75 are those of BSD's sysexits.h. Code 1 with the stacks of all threads
-and the word "Timeout" comes from the watchdog: a step did not come, for a peer or a device hangs.
+The numbers from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
+the word "Timeout" comes from the watchdog: a step did not end, because a peer or a device hangs.
 Any other number, with a traceback, is a bug.
 """
 
-MAX_LINE_CHARS = 300  # Some libraries write pages.
-INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, as shells have it.
+MAX_LINE_CHARS = 300  # The messages of some libraries fill pages.
+INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, following shell convention.
 
 
 class UserError(Exception):
   """An error whose message is written for the person who typed the command.
 
-  The message names the file, field or flag and says what to do about it.
+  The message names the file, field or flag and says what to do.
+
+  Attributes:
+    exit_code: exit code of the program.
   """
 
   exit_code = 2
 
 
 class ConfigError(UserError):
+  """Wrong flags or a wrong config."""
+
   exit_code = 2
 
 
 class DataError(UserError):
+  """Unusable data, tokenizer or checkpoint."""
+
   exit_code = 65
 
 
 class PeerError(UserError):
+  """A process that is missing or was lost."""
+
   exit_code = 69
 
 
 class DivergedError(UserError):
+  """A loss or gradients that are no longer finite."""
+
   exit_code = 70
 
 
 class StorageError(UserError):
+  """A file that could not be written or read."""
+
   exit_code = 74
 
 
 class Preempted(UserError):
+  """A stop by a signal, after which the same command resumes."""
+
   exit_code = 75
 
 
 def one_line(e: BaseException) -> str:
-  """Returns what an exception says, as one line for a message that quotes it.
+  """Returns the message of an exception, as one line that another message can quote.
 
-  The system's errors give the reason and the file, "No such file or directory: a.txt". Libraries
-  raise RuntimeError, ValueError and Exception with whole sentences, which are quoted as they
-  are. Other messages mean little without the type, "KeyError: 'name'"; an empty one is replaced
-  by it.
+  Errors of the system are quoted with reason and file, as in "No such file or directory: a.txt".
+  Libraries raise RuntimeError, ValueError and Exception with whole sentences, which are quoted
+  unchanged. Other messages mean little without the type, so it is added, as in "KeyError: 'name'".
+  An empty message is replaced by the type.
 
   Args:
     e: any exception.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, locks between processes, and JSON."""
+"""Atomic writes of files and folders, locks between processes, and reading of JSON."""
 
 import contextlib
 import errno
@@ -21,41 +21,43 @@ _UNFINISHED = ".unfinished-"
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file that holds, even after a crash, all of the new content or all of the old.
+  """Writes a file that holds either the new or the old content, even after a crash.
 
   Args:
-    path: a file, which is replaced if it exists, in a folder that exists.
-    content: text is encoded as UTF-8, and its line ends stay as they are.
+    path: file in an existing folder; replaced if it exists.
+    content: bytes, or text, which is encoded as UTF-8 with its line ends unchanged.
   Raises:
-    OSError: the file could not be written; names `path`.
+    OSError: the file could not be written; the error names `path`.
   """
   try:
     with publish_when_done(path) as scratch:
       scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-  except OSError as e:  # A write to an open file does not name it.
+  except OSError as e:  # The error of a write to an open file does not name the file.
     raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
-def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2, **options) -> None:
-  """Writes JSON with `write_atomically`.
+def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2,
+               **options: Any) -> None:
+  """Writes a JSON file with `write_atomically`.
 
   Args:
+    path: file in an existing folder; replaced if it exists.
     content: JSON values.
-    indent: spaces per level; None: all in one line.
-    options: for `json.dumps`.
+    indent: spaces per level; None: everything on one line.
+    **options: options of `json.dumps`.
   """
   write_atomically(path, json.dumps(content, indent=indent, **options) + "\n")
 
 
 @contextlib.contextmanager
 def publish_when_done(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a free name to write a file or a folder at, which is renamed to `path` at the end.
+  """Yields a temporary path for a new file or folder, which is renamed to `path` at the end.
 
-  The content is on the disk before it is renamed. It is removed if the block raises, and stays
-  under its own name, which no other process uses, if this process is killed.
+  The content is synchronized to the disk before it is renamed. It is removed if the block raises.
+  If this process is killed, it stays at the temporary path, which no other process uses.
 
   Args:
-    path: a file at `path` is replaced; a folder must be new, or replace an empty one.
+    path: final path. A file there is replaced; a folder there must be empty.
   """
   scratch = path.with_name(f"{path.name}{_UNFINISHED}{secrets.token_hex(4)}")
   try:
@@ -70,18 +72,18 @@ def publish_when_done(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
-  """Removes what processes that were killed in `publish_when_done` have left.
+  """Removes the temporary files and folders of processes killed in `publish_when_done`.
 
   Args:
-    folder: a lock must keep other writers out of it.
-    name: leftovers of this file or folder only; "": of all.
+    folder: folder that a lock protects from other writers.
+    name: name of the final file or folder; '': all.
   """
   for path in folder.glob(f"{glob.escape(name) or '*'}{_UNFINISHED}{'[0-9a-f]' * 8}"):
     _remove(path)
 
 
 def _sync(path: pathlib.Path) -> None:
-  """Returns when a file, or the names in a folder, are on the disk."""
+  """Synchronizes a file, or the names in a folder, to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -105,12 +107,12 @@ def _remove(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
-  """Holds a lock that no other process gets; it ends with this process, even after kill -9.
+  """Holds an exclusive lock between processes, which is released even after kill -9.
 
   Args:
-    path: file of the lock, which is made if it is missing, and stays.
-    on_held: called with the holder, "process 12 on host", if another process has the lock. The
-      lock is waited for when it returns, so it raises an error if nobody should wait.
+    path: file of the lock; created if it is missing, and not removed.
+    on_held: called with the holder, as "process 12 on host", if another process has the lock. If it
+      returns, the lock is waited for; if it raises an error, it is not.
   """
   with path.open("a+") as file:
     try:
@@ -132,12 +134,12 @@ def read_json(path: pathlib.Path, remedy: str, kind: type = dict) -> Any:
   """Returns the content of a JSON file.
 
   Args:
-    path: a file in UTF-8.
-    remedy: what to do if the file is damaged; the second sentence of the error.
-    kind: the type that the content must have.
+    path: file in UTF-8.
+    remedy: second sentence of the error message, which says what to do if the file is damaged.
+    kind: required type of the content.
   Raises:
-    DataError: the file cannot be read, is not UTF-8 or not JSON, has a key twice or a number
-      that is not finite, or holds another type. One line that names the file.
+    DataError: the file cannot be read, is not valid UTF-8 or JSON, has a duplicate key or a number
+      that is not finite, or holds another type. The message is one line that names the file.
   """
   try:
     content = parse_json(path.read_bytes(), is_strict=True)
@@ -152,20 +154,21 @@ def read_json(path: pathlib.Path, remedy: str, kind: type = dict) -> Any:
 
 
 def parse_json(text: str | bytes, *, is_strict: bool = False) -> Any:
-  """Returns the value that a JSON text stands for.
+  """Parses JSON.
 
   Args:
-    text: bytes are UTF-8, with or without a byte-order mark.
-    is_strict: refuse the same key twice in an object, NaN and Infinity.
+    text: JSON as text, or as UTF-8 with or without a byte-order mark.
+    is_strict: whether to refuse duplicate keys of an object, NaN and Infinity.
   Raises:
-    ValueError: whatever is wrong, as in "is not valid JSON (Expecting value: ...)"; one line.
+    ValueError: the text is not usable; the message is one line that continues the name of the text,
+      as "is not valid JSON (Expecting value: ...)".
   """
   decoder = _STRICT if is_strict else _LENIENT
   try:
     return decoder.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
   except RecursionError:
     raise ValueError("is not usable JSON (nested too deeply)") from None
-  except ValueError as e:  # Also not UTF-8, and integers of thousands of digits.
+  except ValueError as e:  # Also for invalid UTF-8, and for integers of thousands of digits.
     raise ValueError(f"is not valid JSON ({one_line(e)})") from e
 
 

@@ -1,4 +1,4 @@
-"""Trees by the paths of their leaves: 'params/layers/mlp/up/kernel'."""
+"""Trees addressed by the paths of their leaves, as 'params/layers/mlp/up/kernel'."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,35 @@ import jax
 
 
 def path_of(key_path: Sequence[Any]) -> str:
-  """Returns 'a/b/c' for a key path, as `jax.tree_util.tree_map_with_path` passes it."""
+  """Returns the path of a leaf, as 'a/b/c'.
+
+  Args:
+    key_path: keys of the leaf, as `jax.tree_util.tree_map_with_path` passes them.
+  """
   return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """Returns the leaves by path, in the order of `jax.tree.leaves`.
+  """Returns the leaves of a tree by path, in the order of `jax.tree.leaves`.
 
+  Args:
+    tree: any pytree.
   Raises:
-    ValueError: two leaves have one path, because a key contains '/'.
+    ValueError: two leaves have the same path, because a key contains '/'.
   """
   pairs = jax.tree_util.tree_leaves_with_path(tree)
   leaves = {path_of(key_path): leaf for key_path, leaf in pairs}
   if len(leaves) < len(pairs):
-    raise ValueError("two leaves of the tree have one path; use keys without '/'")
+    raise ValueError("two leaves of the tree have the same path. Use keys without '/'")
   return leaves
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns nested dicts with the leaves at their paths: `named_leaves` is the inverse."""
+  """Returns nested dicts with leaves at their paths; `named_leaves` is the inverse.
+
+  Args:
+    leaves: path -> leaf.
+  """
   tree: dict[str, Any] = {}
   for path, leaf in leaves.items():
     *folders, last = path.split("/")
@@ -38,16 +48,16 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
-  """Returns the value of the first rule whose expression is found in a path.
+  """Returns the value of the first rule whose expression occurs in a path.
 
   Args:
     rules: (regular expression, value) pairs.
     path: path of a leaf.
   Raises:
-    ValueError: no rule fits; the message names the path and the expressions.
+    ValueError: no rule matches; the message names the path and the expressions.
   """
   for pattern, value in rules:
     if re.search(pattern, path):
       return value
   patterns = ", ".join(pattern for pattern, _ in rules)
-  raise ValueError(f"{path} matches none of the rules {patterns}; add a rule for it")
+  raise ValueError(f"{path} matches none of the rules {patterns}. Add a rule for it")

@@ -1,18 +1,18 @@
-r"""BERT-base, uncased, by the paper's recipe: 900k steps of 128 tokens, then 100k of 512.
+r"""BERT-base, uncased, with the paper's recipe: 900k steps of 128 tokens, then 100k of 512.
 
 Command    bertgpt train --config configs/bert_base.py --workdir runs/bert_base \
              --config.data.source='tfds:wikipedia/20230601.en:train#text,jsonl:books/*.jsonl#text' \
              --config.tokenizer.path=vocab.txt
-Data       The paper's is Wikipedia and BooksCorpus, 3.3 G words. The default source is
-           Wikipedia alone, from a TFDS directory; without a vocabulary file a WordPiece of
+Data       Wikipedia and BooksCorpus, 3.3 G words, in the paper. The default source is only
+           Wikipedia, from a TFDS directory. Without a vocabulary file, a WordPiece tokenizer of
            the same size is trained on the source.
 Hardware   16 TPU chips for 4 days in the paper; any number of devices that divides 256 rows.
 Expected   Held-out MLM perplexity 3.99 (Devlin et al. 2018, arXiv:1810.04805, table 6), NSP
            accuracy 97-98%; fine-tuned: MNLI-m 84.4, SST-2 92.7, SQuAD 1.1 F1 88.5 (dev).
 Status     Not yet run.
 
-The paper does not pack. With --config.data.packing=True a row of 128 holds more text: the same
-number of steps then reads more of it.
+The paper does not pack. With --config.data.packing=True, rows hold more text, so that the same
+number of steps reads more of it.
 """
 
 from bertgpt.config import base, phase, presets
@@ -42,6 +42,6 @@ def get_config():
 
 
 def get_sweep():
-  """Peak learning rates around the paper's, with two seeds each."""
+  """Returns runs with peak learning rates around that of the paper, with two seeds each."""
   return [{"phases[0].learning_rate": rate, "seed": seed}
           for rate in (5e-5, 1e-4, 2e-4) for seed in (0, 1)]

@@ -1,8 +1,8 @@
-"""BERT-large with large batches, by NVIDIA's two-phase LAMB recipe.
+"""BERT-large with large batches, with NVIDIA's two-phase LAMB recipe.
 
 Command    bertgpt train --config configs/bert_large_lamb.py --workdir runs/bert_large_lamb
-Hardware   64 GPUs or TPU chips: a piece is then 64 rows of 128, or 8 rows of 512, a device. With
-           another number, scale phases[0].micro_batches and phases[1].micro_batches inversely.
+Hardware   64 GPUs or TPU chips: a micro-batch is then 64 rows of 128 tokens, or 8 rows of 512, per
+           device. For other numbers, scale the micro_batches of both phases inversely.
 Expected   Training loss (MLM + NSP) 1.24-1.27 at the end, SQuAD 1.1 F1 90.7 (NVIDIA
            DeepLearningExamples, PyTorch BERT; LAMB: You et al. 2019, arXiv:1904.00962).
 Status     Not yet run.
@@ -14,7 +14,7 @@ from bertgpt.config import phase, recipes
 def get_config():
   config = recipes.beside(__file__, "bert_large")
   config.optimizer.name = "nvlamb"
-  # Rate and step count start anew in the second phase; NVIDIA's curve is (1 - t)^0.5.
+  # Rate and step count restart in the second phase; NVIDIA's curve is (1 - t)^0.5.
   config.phases = (
       phase(steps=7_038, seq_len=128, batch_size=65_536, micro_batches=16, max_predictions=20,
             learning_rate_rule="restart", learning_rate=6e-3, schedule="polynomial", power=0.5,

@@ -1,4 +1,4 @@
-"""BERT-mini: 4 layers, width 256; all else as in bert_base.py.
+"""BERT-mini: 4 layers, width 256; everything else as in bert_base.py.
 
 Command    bertgpt train --config configs/bert_mini.py --workdir runs/bert_mini
 Hardware   One GPU or TPU chip.

@@ -1,4 +1,4 @@
-"""BERT-small: 4 layers, width 512; all else as in bert_base.py.
+"""BERT-small: 4 layers, width 512; everything else as in bert_base.py.
 
 Command    bertgpt train --config configs/bert_small.py --workdir runs/bert_small
 Hardware   One GPU or TPU chip.

@@ -1,4 +1,4 @@
-"""BERT-tiny: 2 layers, width 128; all else as in bert_base.py.
+"""BERT-tiny: 2 layers, width 128; everything else as in bert_base.py.
 
 Command    bertgpt train --config configs/bert_tiny.py --workdir runs/bert_tiny
 Hardware   One GPU or TPU chip.

@@ -1,13 +1,13 @@
-"""A small BERT on the documentation that Python carries; `make demo` runs it.
+"""A small BERT on the documentation that comes with Python; `make demo` runs it.
 
 Command    bertgpt train --config configs/demo.py --workdir runs/demo
-Hardware   Two CPU cores, under 4 minutes with the tokenizer and the corpus.
-Expected   After 2,200 steps, held out: NSP accuracy 66.4% (share of the larger class 56.5%), MLM
-           accuracy 21.6% and perplexity 105 (unigram 5.2%, 729).
+Hardware   Two CPU cores, under 4 minutes including tokenizer and corpus.
+Expected   After 2,200 steps, on held-out text: NSP accuracy 66.4% (share of the larger class
+           56.5%), MLM accuracy 21.6% and perplexity 105 (unigram 5.2%, 729).
 
-NSP is the harder half: whether two texts belong together shows in words that both have, and a model
-has to find out that comparing them pays. Measured on held-out documents, each with as much
-computation as this recipe, with 1,024 tokens unless said otherwise:
+NSP is the harder half of the objective: words that occur in both texts show that the texts belong
+together, and the model has to learn that it should compare them. Measured on held-out documents,
+with the same amount of computation as this recipe, and with 1,024 tokens unless noted:
 
     rows of 64 only, 40% of the tokens hidden       NSP 52.8% (55.3%)  perplexity  55 (unigram 416)
     rows of 16 first, 40% hidden                    NSP 52.5% (53.3%)              52 (426)
@@ -16,21 +16,24 @@ computation as this recipe, with 1,024 tokens unless said otherwise:
     this recipe, 2,048 tokens, 400 steps by 16      NSP 63.1% (58.6%)              79 (582)
     this recipe, 4,096 tokens, 400 steps by 16      NSP 68.3% (56.5%)             111 (729)
 
-* With 4,096 tokens most words are one token, which both texts can share. With 1,024, words are
-  spelled, and NSP began to be learned only after more steps than a demonstration has. A token of
-  4,096 is 4.1 bytes and one of 1,024 is 3.1: a perplexity of 105 there is as many bits per byte as
-  33 here. (That of 29 was reached with a little less hidden.)
-* Rows of 16 tokens first: an average over 13 neighbors says more about a word than one over 60, so
-  attention has a reason to look. They leave the tokens' frequencies behind after 300 to 600 steps;
-  700 make sure. Their NSP scores mean nothing: most hold one sentence, and a random one follows it.
-* Few tokens hidden: with 1,024 tokens, perplexity 29 in place of 52, which is in part an easier
-  task. All that is predicted is shown as [MASK], so that there is nothing to copy.
-* Muon trains the matrices. On rows of 32: perplexity 378 after 600 steps, AdamW (1e-3) 420.
-* Positions start as sinusoids: perplexity 250 after 800 steps, 331 where they start at random.
-* The output bias starts at the tokens' frequencies, kernels and embeddings with a deviation of
-  0.09: the first phase leaves the frequencies behind after 240 steps, with 0.05 after 340 (with
-  128 rows per step). No better: 0.15, positions at 0.25, a rate of 8e-3, and query and key kernels
-  that start equal.
+* With 4,096 tokens, most words are one token, which both texts can share. With 1,024, words are
+  spelled in pieces, and NSP needs more steps than a demonstration has. A token of the larger
+  vocabulary is 4.1 bytes and one of the smaller 3.1, so a perplexity of 105 with the former is as
+  many bits per byte as 33 with the latter. (The 29 in the table had slightly fewer hidden tokens.)
+* Rows of 16 tokens come first: an average over 13 neighbors says more about a word than an average
+  over 60, so attention becomes useful sooner. With them, the model learns more than the frequencies
+  of tokens after 300 to 600 steps; 700 are enough. Their NSP scores mean nothing, because most have
+  a single sentence as A, whose B is always random.
+* Few tokens are hidden: with 1,024 tokens, perplexity is 29 instead of 52, partly because the task
+  is easier. All predicted tokens are shown as [MASK], so that none can be copied.
+* Muon trains the matrices. With rows of 32 tokens, perplexity is 378 after 600 steps, and 420 with
+  AdamW (1e-3).
+* Position embeddings are initialized as sinusoids. Perplexity is 250 after 800 steps, and 331 with
+  random initialization.
+* The output bias is initialized with the frequencies of tokens, and kernels and embeddings with a
+  deviation of 0.09. The first phase learns more than the frequencies after 240 steps, and after 340
+  with 0.05 (with 128 rows per step). Not better: 0.15, positions with 0.25, a rate of 8e-3, and
+  query and key kernels that are initially equal.
 """
 
 from bertgpt.config import base, phase
@@ -40,11 +43,11 @@ def get_config():
   config = base()
   config.data.source = "pydocs"
   config.data.validation_fraction = 0.05
-  config.tokenizer.model_type = "bpe"  # Trains in seconds.
+  config.tokenizer.model_type = "bpe"  # Training takes seconds.
   config.tokenizer.vocab_size = 4_096  # Most words of these texts are one token.
   config.tokenizer.train_bytes = 4_000_000
-  # No dropout: a run this short cannot overfit. At this deviation, 1 / sqrt(width), attention is
-  # not flat at the start.
+  # No dropout, because a run this short cannot overfit. With this deviation, 1 / sqrt(width),
+  # attention is not uniform at the start.
   config.model.update(num_layers=2, width=128, num_heads=4, mlp_dim=512, max_positions=64,
                       dropout=0.0, attention_dropout=0.0, dtype="float32", scan_unroll=0,
                       init_std=0.09, position_init="sinusoid", position_init_std=0.1)
@@ -54,7 +57,7 @@ def get_config():
   config.phases = (
       phase(steps=700, seq_len=16, batch_size=64, learning_rate=4e-3, schedule="wsd",
             warmup_steps=50, decay_fraction=0.0),
-      # 10 predictions, 16%: the fewer words are hidden, the more there is to compare.
+      # 10 predictions, 16%: with fewer hidden words, A and B have more words to compare.
       phase(steps=1_500, seq_len=64, batch_size=32, max_predictions=10, learning_rate=4e-3,
             schedule="wsd", decay_fraction=0.6),)
   config.eval.every_steps = 250

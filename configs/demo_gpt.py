@@ -1,7 +1,7 @@
-"""A small GPT on the documentation that Python carries; `make demo-gpt` runs it.
+"""A small GPT on the documentation that comes with Python; `make demo-gpt` runs it.
 
 Command    bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
-Hardware   Two CPU cores, 4 minutes with the tokenizer and the corpus.
+Hardware   Two CPU cores, 4 minutes including tokenizer and corpus.
 Expected   After 3,600 steps: held-out perplexity 26.8 (bigram 58.6, unigram 418.1), 1.528 bits per
            byte; measured with 3% of the documents held out, not 5%.
 """

@@ -1,4 +1,4 @@
-r"""A task of GLUE, after the recipe of BERT's paper.
+r"""A task of GLUE, with the recipe of BERT's paper.
 
 Command    bertgpt finetune --config configs/finetune_glue.py --init runs/wiki_mini --task sst2 \
              --config.task.data=glue
@@ -14,7 +14,8 @@ def get_config():
   config = base()
   config.task.name = "sst2"
   config.task.max_length = 128
-  # The paper takes the best of 2e-5 to 5e-5 on the dev set, for 2 to 4 epochs of 16 or 32.
+  # The paper chooses, on the dev set, among rates of 2e-5 to 5e-5, 2 to 4 epochs, and batches of 16
+  # or 32 examples.
   config.learning_rates = (5e-5,)
   config.seeds = (0, 1, 2)
   config.batch_size = 32

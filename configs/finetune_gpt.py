@@ -1,9 +1,9 @@
-r"""A GPT on a task of GLUE, after the recipe of GPT-1's paper.
+r"""A GPT on a task of GLUE, with the recipe of GPT-1's paper.
 
 Command    bertgpt finetune --config configs/finetune_gpt.py --init runs/gpt1 --task sst2 \
              --config.task.data=glue
-Data       As for finetune_glue.py. A pair is read in its order only; the paper reads both orders
-           where there is none.
+Data       As for finetune_glue.py. Pairs are read only in the given order; the paper reads both
+           orders if the order has no meaning.
 Hardware   Any.
 Expected   GPT-1: SST-2 91.3, CoLA 45.4, RTE 56.0, on the test sets (Radford et al. 2018).
 """
@@ -15,7 +15,7 @@ def get_config():
   config = base()
   config.task.name = "sst2"
   config.task.max_length = 128
-  config.task.lm_weight = 0.5  # The language model beside the task: GPT-1, section 3.2.
+  config.task.lm_weight = 0.5  # Weight of the auxiliary language-model loss: GPT-1, section 3.2.
   config.learning_rates = (6.25e-5,)
   config.seeds = (0, 1, 2)
   config.batch_size = 32

@@ -1,12 +1,12 @@
-r"""Named entities in CoNLL files, word by word.
+r"""Named entity recognition on CoNLL files, with a label per word.
 
 Command    bertgpt finetune --config configs/finetune_ner.py --init runs/wiki_mini \
              --config.task.data=wnut17
-Data       WNUT 2017 or CoNLL 2003 by their official file names; other files by
+Data       WNUT 2017 or CoNLL 2003 under their official file names; other files with
            --config.task.train=FILE, task.dev and task.test.
 Hardware   Any.
 Expected   BERT-base, CoNLL 2003: dev F1 96.4, test 92.4 (Devlin et al. 2018, cased, with the
-           document as context, which is not given here).
+           whole document as context, which is not available here).
 """
 
 from bertgpt.config.finetuning import base

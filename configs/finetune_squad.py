@@ -1,8 +1,8 @@
-r"""SQuAD 1.1 or 2.0: the answer to a question in a text.
+r"""SQuAD 1.1 or 2.0: answers to questions as spans of a text.
 
 Command    bertgpt finetune --config configs/finetune_squad.py --init runs/wiki_mini \
              --config.task.data=squad
-Data       train-v1.1.json and dev-v1.1.json; for `--task squad2` those of v2.0. Other files by
+Data       train-v1.1.json and dev-v1.1.json; for `--task squad2` those of v2.0. Other files with
            --config.task.train=FILE,FILE and task.dev.
 Hardware   Any; the rows of the paper are 384 tokens long.
 Expected   BERT-base, 1.1, dev: EM 80.8, F1 88.5 (Devlin et al. 2018).

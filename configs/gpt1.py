@@ -2,11 +2,11 @@ r"""GPT-1: 12 layers, width 768, post-LayerNorm, 512 tokens of context.
 
 Command    bertgpt train --config configs/gpt1.py --workdir runs/gpt1 \
              --config.data.source='jsonl:books/*.jsonl#text'
-Data       The original is BooksCorpus, read 100 times: about 3 M steps at 1 G tokens a pass. The
-           default source is Wikipedia, from a TFDS directory. The tokenizer is a byte-level BPE
-           of the original's size; the original's own BPE splits words with spaCy first.
+Data       BooksCorpus, read 100 times, in the paper: about 3 M steps with 1 G tokens per epoch. The
+           default source is Wikipedia, from a TFDS directory. The tokenizer is a byte-level BPE of
+           the same size as the original, which splits words with spaCy first.
 Hardware   8 GPUs; any number of devices that divides 64 rows.
-Expected   Token perplexity 18.4 on BooksCorpus (Radford et al. 2018). It depends on the tokenizer.
+Expected   Perplexity per token 18.4 on BooksCorpus (Radford et al. 2018); depends on the tokenizer.
 Status     Not yet run.
 """
 

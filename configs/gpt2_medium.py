@@ -1,7 +1,7 @@
-"""GPT-2 medium (355M): 24 layers, width 1024; all but size and rate as in gpt2_small.py.
+"""GPT-2 medium (355M): 24 layers, width 1024; other fields except the rate as in gpt2_small.py.
 
 Command    bertgpt train --config configs/gpt2_medium.py --workdir runs/gpt2_medium
-Hardware   8 GPUs of 80 GB: a piece is then 6 rows a GPU. With more devices,
+Hardware   8 GPUs of 80 GB: a micro-batch is then 6 rows per GPU. With more devices,
            lower --config.phases[0].micro_batches.
 Expected   No published figure for this recipe. The peak rate is that of GPT-3 Medium
            (Brown et al. 2020, arXiv:2005.14165, table 2.1).

@@ -1,15 +1,15 @@
-r"""GPT-2 small (124M) by the recipe of its open reproductions: 491,520 tokens a step.
+r"""GPT-2 small (124M) with the recipe of its open reproductions: 491,520 tokens per step.
 
 Command    bertgpt train --config configs/gpt2_small.py --workdir runs/gpt2_small \
              --config.data.source='jsonl:openwebtext/*.jsonl.zst#text' \
              --config.tokenizer.path=gpt2
-Data       The original's WebText was not published; OpenWebText and FineWeb stand in. The default
-           source is Wikipedia, from a TFDS directory. `gpt2` is a folder with OpenAI's
-           encoder.json and vocab.bpe; without it a byte-level BPE of the same size is trained.
-Hardware   8 GPUs: a piece is then 12 rows a GPU. 64 and more devices do not divide 480 rows; give
-           --config.phases[0].batch_size=512 --config.phases[0].micro_batches=1.
-Expected   Validation loss 2.85 on OpenWebText (nanoGPT, README, 600k steps). After 10 G tokens of
-           FineWeb, 3.29 (llm.c, with 524,288 tokens a step).
+Data       OpenWebText or FineWeb instead of WebText, which was not published. The default source is
+           Wikipedia, from a TFDS directory. `gpt2` is a folder with OpenAI's encoder.json and
+           vocab.bpe; without it, a byte-level BPE of the same size is trained.
+Hardware   8 GPUs: a micro-batch is then 12 rows per GPU. 64 and more devices do not divide 480
+           rows; use --config.phases[0].batch_size=512 --config.phases[0].micro_batches=1.
+Expected   Validation loss 2.85 on OpenWebText (nanoGPT, README, 600k steps), or 3.29 after 10 G
+           tokens of FineWeb (llm.c, with 524,288 tokens per step).
 Status     Not yet run.
 """
 

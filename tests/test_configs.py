@@ -1,4 +1,4 @@
-"""The recipes under configs/: each loads, is valid, says what it is, and keeps to its source."""
+"""The recipes under configs/: each loads, is valid, is documented, and follows its source."""
 
 import ast
 import pathlib
@@ -60,7 +60,7 @@ def test_docstring_names_command_hardware_and_result(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_command_of_the_docstring_is_accepted(name):
-  """As a shell reads it, with every --config.field=value of it."""
+  """Parses the command as a shell does, with every --config.field=value."""
   command = docstring(name).split("Command ")[1].replace("\\\n", " ").split("\n")[0]
   words = shlex.split(command)
   assert words[:4] == ["bertgpt", "train", "--config", f"configs/{name}.py"]
@@ -142,14 +142,14 @@ def test_nvidia_lamb_run():
 
 
 def test_gpt2_run():
-  """nanoGPT's: 491,520 tokens a step, the rate falls to a tenth."""
+  """nanoGPT: 491,520 tokens per step, and the rate decays to a tenth."""
   (p,) = load("gpt2_small").phases
   assert p.batch_size * p.seq_len == 491_520
   assert p.learning_rate * p.end_fraction == pytest.approx(6e-5)
 
 
 def test_loading_recipes_needs_no_jax():
-  """`bertgpt prepare` and typos in a config should not wait for it."""
+  """`bertgpt prepare` and errors in a config should not wait for JAX."""
   script = ("import sys; from bertgpt.config import recipes\n"
             "for path in sys.argv[1:]: recipes.load(path)\n"
             "print(*{'jax', 'flax', 'tensorflow'} & set(sys.modules))")

@@ -1,4 +1,4 @@
-"""bertgpt.errors: exit codes are as documented, and any exception fits into one line."""
+"""bertgpt.errors: exit codes are as documented, and every exception fits on one line."""
 
 import errno
 import gzip

@@ -1,4 +1,4 @@
-"""bertgpt.files: whole or not there, also after a crash; one holder of a lock; JSON in one line."""
+"""bertgpt.files: atomic writes despite crashes, one holder of a lock, JSON errors on one line."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ def names_in(folder: pathlib.Path) -> list[str]:
 
 
 def start(code: str, *arguments) -> subprocess.Popen:
-  """Python code in a process of its own, killable; its output is text."""
+  """Starts Python code in a process of its own, which can be killed; its output is text."""
   return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -1,4 +1,4 @@
-"""The house: imports point down, data/ knows no JAX, no deprecated API, a test for each module."""
+"""Layers: imports point down, data/ is free of JAX, no deprecated API, a test for each module."""
 
 import ast
 import graphlib
@@ -13,8 +13,8 @@ from bertgpt.config import choices, families
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "bertgpt"
 
-# Floors of the house, lowest first, by folder. A module may import its own floor and those below.
-FLOORS = (
+# Layers of the package by folder, lowest first. A module may import its own layer and those below.
+LAYERS = (
     ("errors", "files", "trees"),
     ("config",),
     ("data", "devices"),
@@ -27,7 +27,7 @@ FLOORS = (
     ("commands", "cli", "__main__"),
 )
 # The same inside data/.
-DATA_FLOORS = (("text",), ("tokens",), ("corpus",), ("batches",))
+DATA_LAYERS = (("text",), ("tokens",), ("corpus",), ("batches",))
 
 # Superseded by jax.jit, jax.set_mesh, jax.shard_map and rules over parameter paths.
 DEPRECATED = (
@@ -37,13 +37,13 @@ DEPRECATED = (
     "flax.linen.with_logical_partitioning", "flax.linen.with_logical_constraint",
 )
 
-# What data/ and config/ must do without.
+# Packages that data/ and config/ must not import.
 JAX = ("jax", "flax", "optax", "orbax")
 WITHOUT_JAX = ("bertgpt.data", "bertgpt.config")
 
 
 def name_of(path: pathlib.Path) -> str:
-  """Dotted name of a module of the repository: 'bertgpt.data.corpus.corpus', 'bertgpt.data'."""
+  """Returns the dotted name of a module, as 'bertgpt.data.corpus.corpus' or 'bertgpt.data'."""
   parts = path.relative_to(REPOSITORY).with_suffix("").parts
   return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -53,9 +53,9 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def imports_of(tree: ast.AST) -> set[str]:
-  """Absolute dotted names that a file imports, at its top or inside functions.
+  """Returns the absolute dotted names that a file imports, at its top or inside functions.
 
-  `from a import b` gives 'a.b', whether b is a module or a name in one.
+  `from a import b` gives 'a.b', whether b is a module or a name in a module.
   """
   names = set()
   for node in ast.walk(tree):
@@ -69,14 +69,14 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 
 def module_in(name: str, modules) -> str | None:
-  """The module of `modules` that holds the dotted name, the longest that fits."""
+  """Returns the module with the longest name that contains a dotted name."""
   while name and name not in modules:
     name = name.rpartition(".")[0]
   return name or None
 
 
 def references_of(tree: ast.AST) -> set[str]:
-  """Dotted names that a file imports or reads, aliases spelt out: 'flax.linen.Module'."""
+  """Returns the dotted names that a file imports or reads, without aliases: 'flax.linen.Module'."""
   aliases = {}
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
@@ -96,25 +96,25 @@ def is_within(name: str, package: str) -> bool:
   return name == package or name.startswith(f"{package}.")
 
 
-def floor_of(module: str) -> tuple[int, int]:
-  """(floor of the room, floor inside data/ or 0)."""
-  _, room, *inner = module.split(".")
-  floor = next((i for i, rooms in enumerate(FLOORS) if room in rooms), None)
-  assert floor is not None, f"{module}: {room} is no room of FLOORS in {__name__}"
-  if room != "data" or not inner:
-    return floor, 0
-  return floor, next(i for i, rooms in enumerate(DATA_FLOORS) if inner[0] in rooms)
+def layer_of(module: str) -> tuple[int, int]:
+  """Returns (layer of the folder, layer inside data/, or 0)."""
+  _, folder, *inner = module.split(".")
+  layer = next((i for i, folders in enumerate(LAYERS) if folder in folders), None)
+  assert layer is not None, f"{module}: add {folder} to LAYERS in {__name__}"
+  if folder != "data" or not inner:
+    return layer, 0
+  return layer, next(i for i, folders in enumerate(DATA_LAYERS) if inner[0] in folders)
 
 
 def upward_edges(module: str, tree: ast.AST, modules) -> list[str]:
-  """Imports of `module` from floors above its own."""
+  """Returns the imports of a module from layers above its own."""
   targets = {module_in(name, modules) for name in imports_of(tree)} - {None, "bertgpt"}
   return sorted(f"{module} imports {target}" for target in targets
-                if floor_of(target) > floor_of(module))
+                if layer_of(target) > layer_of(module))
 
 
 def uses_mesh_as_context(tree: ast.AST) -> list[int]:
-  """Lines with the old `with mesh:`."""
+  """Returns the lines with the old `with mesh:`."""
   return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.With)
           for item in node.items if ast.unparse(item.context_expr).split(".")[-1] == "mesh"]
 
@@ -128,7 +128,7 @@ def test_imports_point_down(module):
 
 
 def test_the_package_itself_imports_nothing():
-  """Whatever bertgpt/__init__.py imported, every module would load."""
+  """Every module would load the imports of bertgpt/__init__.py."""
   assert imports_of(TREES["bertgpt"]) == set()
   assert imports_of(TREES["bertgpt.data"]) == set()
 
@@ -156,9 +156,9 @@ def test_an_upward_import_is_seen_in_every_form(text):
 
 
 @pytest.mark.parametrize("module", [
-    m for m in MODULES if any(is_within(m, room) for room in WITHOUT_JAX)])
-def test_a_room_works_without_jax(module):
-  """Reader processes start quickly. Grain takes JAX along where it finds it, so it is hidden."""
+    m for m in MODULES if any(is_within(m, folder) for folder in WITHOUT_JAX)])
+def test_data_and_config_work_without_jax(module):
+  """Reader processes start quickly. Grain imports JAX if it is installed, so JAX is hidden."""
   script = ("import importlib, sys\n"
             "module, *hidden = sys.argv[1:]\n"
             "sys.modules.update(dict.fromkeys(hidden))  # import raises ImportError\n"
@@ -243,7 +243,7 @@ def test_a_compared_name_is_seen_in_every_form(text):
 # ------------------------------------------------------------------- files
 
 
-# Modules that are tested as a whole with others of their room: module -> file of tests.
+# Modules that are tested together with others of their folder: module -> file of tests.
 TESTED_TOGETHER = {
     **dict.fromkeys(("models.bert", "models.gpt", "models.heads", "models.layers"),
                     "models/test_models.py"),
@@ -261,7 +261,7 @@ TESTED_TOGETHER = {
                     "data/batches/test_formats.py"),
     **dict.fromkeys(("runs.corpora", "runs.trained", "data.tokens.vocabulary"),
                     "runs/test_workdir.py"),
-    # What these do is tested where it is done, by commands as a user types them.
+    # These are tested with the commands that a user types.
     **dict.fromkeys(("__main__", "commands.fill", "commands.parser", "commands.prepare"),
                     "test_cli.py"),
     **dict.fromkeys(("commands.export", "commands.import_"), "hub/test_export.py"),
@@ -280,11 +280,11 @@ TESTED_BY_TABLE = {
 
 @pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name != "__init__.py"])
 def test_every_module_has_its_tests(module):
-  """The file of the same name in the folder of the same name."""
-  *rooms, name = module.split(".")[1:]
-  file = (TESTED_BY_TABLE.get(".".join(rooms)) or TESTED_TOGETHER.get(".".join([*rooms, name]))
-          or "/".join([*rooms, f"test_{name}.py"]))
-  if rooms == ["hub"] and name in families.FAMILIES:
+  """The file of tests has the same name and lies in the folder of the same name."""
+  *folders, name = module.split(".")[1:]
+  file = (TESTED_BY_TABLE.get(".".join(folders)) or TESTED_TOGETHER.get(".".join([*folders, name]))
+          or "/".join([*folders, f"test_{name}.py"]))
+  if folders == ["hub"] and name in families.FAMILIES:
     file = "hub/test_parity.py"
   assert (REPOSITORY / "tests" / file).is_file()
 
@@ -293,6 +293,6 @@ def test_the_table_of_modules_tested_together_is_no_longer_than_needed():
   assert {f"bertgpt.{name}" for name in TESTED_TOGETHER} <= MODULES.keys()
 
 
-def test_no_module_is_a_drawer_for_everything():
+def test_no_module_is_for_miscellaneous_things():
   names = {path.stem for path in MODULES.values()}
   assert names.isdisjoint({"utils", "util", "helpers", "helper", "misc", "common", "manager"})

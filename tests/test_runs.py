@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, moved, damaged and started twice end as if nothing had been."""
+"""Runs that are stopped, killed, moved, damaged or started twice end as an undisturbed run."""
 
 import json
 import random
@@ -26,7 +26,7 @@ CHECKPOINTS = [20, 30, 40]
 
 @pytest.fixture
 def copy(finished_run, tmp_path):
-  """A copy of the finished run that a test may change."""
+  """Returns a copy of the finished run, which a test may change."""
   return shutil.copytree(finished_run, tmp_path / "run")
 
 
@@ -40,7 +40,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def stopped_run(program, finished_run, tmp_path_factory):
-  """A run that SIGTERM stops at step 13, Ctrl-C at step 20, and that then ends."""
+  """Returns a run that SIGTERM stopped at step 13 and Ctrl-C at step 20, and that then ended."""
   path = tmp_path_factory.mktemp("stopped") / "run"
   return path, [program.train(path, signal_at=at)
                 for at in ((13, signal.SIGTERM), (20, signal.SIGINT), None)]
@@ -79,7 +79,7 @@ def test_a_finished_run_may_be_started_again(program, copy):
 
 @pytest.fixture(scope="module")
 def short_run(program, finished_run, tmp_path_factory):
-  """A run of 11 steps that no deprecated call survives."""
+  """Trains 11 steps, in which a deprecated call is an error."""
   path = tmp_path_factory.mktemp("short") / "run"
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PYTHONWARNINGS", "error::DeprecationWarning")
@@ -105,7 +105,7 @@ def test_a_run_cannot_be_made_shorter_than_it_is(program, copy):
 # -------------------------------------------------------------------- kill -9
 
 
-def test_a_run_killed_in_a_save_goes_on(program, tmp_path, finished_run):
+def test_a_run_killed_in_a_save_resumes(program, tmp_path, finished_run):
   process = program.start(tmp_path / "run")
   assert kill_in_save(process, tmp_path / "run", 20, 0.02).returncode == -signal.SIGKILL
   assert program.train(tmp_path / "run").returncode == 0
@@ -128,7 +128,7 @@ def test_a_run_killed_again_and_again_ends_the_same(program, tmp_path, finished_
 # ------------------------------------------------------- meshes and processes
 
 
-@pytest.mark.slow  # Two meshes to compile for.
+@pytest.mark.slow  # It compiles for two meshes.
 def test_another_mesh_gives_the_same_losses_from_the_same_rows(program, tmp_path, finished_run):
   path = tmp_path / "run"
   assert program.train(path, devices=8, signal_at=(13, signal.SIGTERM)).returncode == 75
@@ -138,7 +138,7 @@ def test_another_mesh_gives_the_same_losses_from_the_same_rows(program, tmp_path
   assert_close_losses(path, finished_run)
 
 
-def test_two_processes_stop_together_and_one_goes_on(program, tmp_path, finished_run):
+def test_two_processes_stop_together_and_one_resumes(program, tmp_path, finished_run):
   path = tmp_path / "run"
   results = program.train_together(path, 2, signal_at=(13, signal.SIGTERM), signal_to=1)
   assert [result.returncode for result in results] == [75, 75], results
@@ -155,7 +155,7 @@ def test_who_loses_a_peer_ends_with_69_and_all_go_on(program, tmp_path, finished
   path = tmp_path / "run"
   results = program.train_together(path, 2, signal_at=(13, signal.SIGKILL), signal_to=victim)
   assert [results[victim].returncode, results[1 - victim].returncode] == [137, 69], results
-  # Not always its last line: JAX's own threads have something to say too.
+  # It is not always the last line, because threads of JAX write messages too.
   assert "another process of the run is gone" in results[1 - victim].stderr
   results = program.train_together(path, 2)
   assert [result.returncode for result in results] == [0, 0], results
@@ -207,7 +207,7 @@ def test_a_change_that_is_named_or_harmless_is_allowed(program, copy):
 
 @pytest.mark.parametrize("name, fragment", [
     ("corpus", "another corpus"), ("tokenizer", "another tokenizer"), ("data_order", "in order 0")])
-def test_a_run_goes_on_only_with_what_it_was_trained_on(program, copy, name, fragment):
+def test_a_run_resumes_only_with_its_own_data_and_config(program, copy, name, fragment):
   for step in CHECKPOINTS:
     manifest = copy / "checkpoints" / str(step) / checkpoint.MANIFEST
     content = json.loads(manifest.read_text())["content"]

@@ -1,4 +1,4 @@
-"""bertgpt.trees: leaves by path and back, and the first rule that fits a path."""
+"""bertgpt.trees: leaves by path and back, and the first rule that matches a path."""
 
 import collections
 
@@ -39,7 +39,7 @@ def test_nest_and_named_leaves_are_inverses():
 
 
 def test_two_leaves_with_one_path_are_refused():
-  with pytest.raises(ValueError, match="two leaves of the tree have one path"):
+  with pytest.raises(ValueError, match="two leaves of the tree have the same path"):
     trees.named_leaves({"a/b": 1, "a": {"b": 2}})
 
 
@@ -51,5 +51,5 @@ def test_the_first_rule_wins_wherever_it_fits():
 
 
 def test_a_path_without_a_rule_is_named():
-  with pytest.raises(ValueError, match=r"^head/bias matches none of the rules a\$, \^b;"):
+  with pytest.raises(ValueError, match=r"^head/bias matches none of the rules a\$, \^b\."):
     trees.first_match((("a$", 1), ("^b", 2)), "head/bias")

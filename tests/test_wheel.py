@@ -1,4 +1,4 @@
-"""What is installed: the whole package, with its recipes under their names."""
+"""The installed package: all modules, and the recipes under their names."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> pathlib.Path:
-  """A folder that the package has been installed in, from a copy: the build writes beside it."""
+  """Returns a folder with the installed package, built from a copy, into which the build writes."""
   pytest.importorskip("pip")
   copy, target = tmp_path_factory.mktemp("copy") / "source", tmp_path_factory.mktemp("installed")
   copy.mkdir()
