@@ -1,4 +1,4 @@
-"""The jitted train step of a config by itself, on batches that lie on the device already."""
+"""The jitted train step of a config without the loop, on batches that are already on the device."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,20 @@ from bertgpt.devices import sharding
 from bertgpt.runs import corpora
 from bertgpt.training import steps
 
-BATCHES = 4  # That lie ready, when they come from a corpus.
+BATCHES = 4  # Batches read from a corpus.
 
 
 class BareStep:
-  """The step of the first phase on one device, as `train` makes it, and a state of its own.
+  """The train step of the first phase on one device, as `train` compiles it, with its own state.
 
   Args:
-    config: with `model.vocab_size` set.
-    batches: as the loader makes them; taken in turns.
+    config: whole config, with `model.vocab_size` set.
+    vocabulary: vocabulary of the batches.
+    batches: batches of the loader, which are used in turns.
+
+  Attributes:
+    objective: objective of the config.
+    state: train state after the steps so far.
   """
 
   def __init__(self, config: ConfigDict, vocabulary: Vocabulary,
@@ -40,18 +45,18 @@ class BareStep:
                        for batch in batches]
 
   def seconds(self, steps: int) -> float:
-    """Makes so many steps; returns what one took."""
+    """Makes some steps and returns the seconds per step."""
     start = time.perf_counter()
     self._run(steps)
     jax.block_until_ready(self.state)
     return (time.perf_counter() - start) / steps
 
   def losses(self, steps: int) -> list[float]:
-    """Makes so many steps; returns the loss of each."""
+    """Makes some steps and returns the loss of each."""
     return [float(sums["loss"][0]) for _ in range(steps) for sums in [self._run(1)]]
 
   def corrupt(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step with its masks, as the step makes them."""
+    """Returns the batch of a step with the masks that the step would make."""
     batch = self._batches[step % len(self._batches)]
     key = steps.make_key(self._config, steps.MASK_STREAM, step)
     rows = np.arange(len(batch["tokens"]))
@@ -67,7 +72,12 @@ class BareStep:
 
 
 def from_corpus(corpus: corpus_lib.Corpus, config: ConfigDict) -> BareStep:
-  """Args: config as the recipe has it, without the size of the vocabulary."""
+  """Returns the step on the first batches of a corpus.
+
+  Args:
+    corpus: split to train on.
+    config: config of a recipe; `model.vocab_size` is set here.
+  """
   config = corpora.resolve(config, corpus.tokenizer)
   rows = slice(0, config.phases[0].batch_size)
   with loader.make_train_batches(corpus, config, 0, 0, rows) as batches:
@@ -76,4 +86,5 @@ def from_corpus(corpus: corpus_lib.Corpus, config: ConfigDict) -> BareStep:
 
 
 def open_train_set(config: ConfigDict) -> corpus_lib.Corpus:
+  """Opens the train split of the corpus of a config, which is prepared if it is missing."""
   return corpus_lib.open_corpus(corpora.find_corpus(config), "train")

@@ -1,13 +1,13 @@
-"""Whether the input keeps up: preparing text, making batches, and what the device waits for.
+"""Speed of the input: preparing text, making batches, and the time that training waits for them.
 
   python -m benchmarks.input --source='jsonl:wiki/train-*.jsonl.xz#text' --out=input.json
 
-prepare  `prepare` from the files to the finished corpus, over the tokenizer's own batch encode of
-         the same text, which lies in memory in paragraphs; both on all cores, with a tokenizer that
-         is trained already.
-loader   batches made by a process that has one core to itself, over the train step on all of them.
-waiting  the real `train.train`: the share of its time in which it waits for the next batch. The
-         device computes the step before in the meantime, so this is the most that it can wait.
+prepare  `prepare` from the files to the finished corpus, compared with the tokenizer library's
+         batch encode of the same text, which is in memory as paragraphs. Both run on all cores,
+         with a tokenizer that is already trained.
+loader   batches made by a process with one core, compared with the train step on all cores.
+waiting  the real `train.train`: the share of its time in which it waits for the next batch.
+         Meanwhile the device computes the previous step, so this is an upper bound.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import sentencepiece
 import tokenizers
@@ -32,23 +33,26 @@ from bertgpt.data.corpus import prepare
 from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError
 
-# The processes that `prepare` starts import this file again: JAX is imported by what needs it.
+# The processes that `prepare` starts import this file again, so only functions import JAX.
 
-CHUNK = 10_000  # Paragraphs that the bare tokenizer gets at once.
+CHUNK = 10_000  # Paragraphs per call of the bare tokenizer.
 TOKENS_TOLERANCE = 0.01  # `prepare` splits paragraphs into sentences.
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of this benchmark."""
   parser.add_argument("--parts", default=",".join(PARTS), metavar="PART,PART",
-                      help=f"default: {','.join(PARTS)}")
+                      help=f"parts to measure; default: {','.join(PARTS)}")
   parser.add_argument("--steps", type=int, default=40,
-                      help="of a training run that are timed; default: 40")
+                      help="timed steps of a training run; default: 40")
 
 
 def measure(arguments: argparse.Namespace) -> Result:
+  """Measures the parts that the flags name."""
   names = arguments.parts.split(",")
   if wrong := [name for name in names if name not in PARTS]:
-    raise ConfigError(f"--parts={arguments.parts}: {wrong[0]!r} is none of {', '.join(PARTS)}")
+    raise ConfigError(f"--parts={arguments.parts}: there is no part {wrong[0]!r}. Choose among "
+                      f"{', '.join(PARTS)}")
   config = side_by_side.read_config(arguments)
   path = prepare.ensure_prepared(config)
   rows = [row for name in names for row in PARTS[name](config, path, arguments)]
@@ -59,7 +63,15 @@ def measure(arguments: argparse.Namespace) -> Result:
 # ----------------------------------------------------------------- prepare
 
 
-def measure_prepare(config: ConfigDict, path: pathlib.Path, arguments) -> list[Row]:
+def measure_prepare(config: ConfigDict, path: pathlib.Path,
+                    arguments: argparse.Namespace) -> list[Row]:
+  """Compares `prepare` with the batch encode of the tokenizer library.
+
+  Args:
+    config: config of the recipe.
+    path: folder of its prepared corpus.
+    arguments: values of the flags.
+  """
   texts = [paragraph for document in sources.open_source(config.data.source)
            for paragraph in document.paragraphs]
   config = config.copy_and_resolve_references()
@@ -70,7 +82,7 @@ def measure_prepare(config: ConfigDict, path: pathlib.Path, arguments) -> list[R
   def prepare_all() -> float:
     with tempfile.TemporaryDirectory() as folder:
       start = time.perf_counter()
-      with contextlib.redirect_stdout(io.StringIO()):  # Its report.
+      with contextlib.redirect_stdout(io.StringIO()):  # Hides the report.
         made = prepare.prepare(config, f"{folder}/corpus")
       seconds = time.perf_counter() - start
       tokens["prepare"] = sum(corpus_lib.open_corpus(made, split).num_tokens
@@ -94,8 +106,12 @@ def measure_prepare(config: ConfigDict, path: pathlib.Path, arguments) -> list[R
               side_by_side.ratio(times["encode"], times["prepare"]))]
 
 
-def bare_encoder(folder: pathlib.Path):
-  """The library's batch encode on all cores: list of texts -> list of ids."""
+def bare_encoder(folder: pathlib.Path) -> Callable[[list[str]], list[list[int]]]:
+  """Returns the batch encode of the tokenizer library on all cores: texts -> ids.
+
+  Args:
+    folder: folder of a saved tokenizer.
+  """
   if (folder / "tokenizer.model").is_file():
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     return lambda texts: processor.encode(texts, num_threads=os.cpu_count())
@@ -107,7 +123,15 @@ def bare_encoder(folder: pathlib.Path):
 # ------------------------------------------------------------------ loader
 
 
-def measure_loader(config: ConfigDict, path: pathlib.Path, arguments) -> list[Row]:
+def measure_loader(config: ConfigDict, path: pathlib.Path,
+                   arguments: argparse.Namespace) -> list[Row]:
+  """Compares the loader on one core with the train step on all cores.
+
+  Args:
+    config: config of the recipe.
+    path: folder of its prepared corpus.
+    arguments: values of the flags.
+  """
   from benchmarks import bare_step
   from bertgpt.devices import process
   process.use_compilation_cache(config.system.compilation_cache)
@@ -131,14 +155,21 @@ def measure_loader(config: ConfigDict, path: pathlib.Path, arguments) -> list[Ro
               side_by_side.ratio(times["step"], times["loader"]), asked="> 1")]
 
 
-def make_loader(config_json: str, path: str):
-  """A process of one core that makes batches."""
+def make_loader(config_json: str, path: str) -> dict[str, Callable]:
+  """Restricts the process to one core and starts to make batches.
+
+  Args:
+    config_json: config of the recipe.
+    path: folder of its prepared corpus.
+  Returns:
+    'seconds': number of batches -> seconds per batch.
+  """
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   config = recipes.from_json(config_json)
   config.phases = (config_lib.phase(**config.phases[0].to_dict() | {"steps": 10**9}),)
   rows = slice(0, config.phases[0].batch_size)
   batches = loader.make_train_batches(corpus_lib.open_corpus(path, "train"), config, 0, 0, rows)
-  for _ in range(2 * loader.BATCHES_AHEAD):  # Those that were made ahead cost nothing.
+  for _ in range(2 * loader.BATCHES_AHEAD):  # Batches that were made ahead cost no time.
     next(batches)
 
   def seconds(number: int) -> float:
@@ -153,7 +184,15 @@ def make_loader(config_json: str, path: str):
 # ----------------------------------------------------------------- waiting
 
 
-def measure_waiting(config: ConfigDict, path: pathlib.Path, arguments) -> list[Row]:
+def measure_waiting(config: ConfigDict, path: pathlib.Path,
+                    arguments: argparse.Namespace) -> list[Row]:
+  """Measures the share of a run's time that waits for batches.
+
+  Args:
+    config: config of the recipe.
+    path: not used; the run finds its corpus.
+    arguments: values of the flags.
+  """
   from benchmarks import real_loop
   config = config.copy_and_resolve_references()
   config.eval.every_steps = config.checkpoint.every_steps = 0

@@ -1,12 +1,12 @@
-"""What `bertgpt train` costs on top of its jitted step: the loop, logging, evaluation, saving.
+"""Cost of `bertgpt train` in addition to its jitted step: the loop, logging, evaluation, saving.
 
   python -m benchmarks.loop --config=configs/demo.py --out=loop.json
 
-The bare step runs on batches that lie on the device and nobody looks at its metrics. `bertgpt
-train` is the real `train.train` in a workdir of its own, timed from step to step after a warm-up;
-its start, its last evaluation and its last checkpoint are left out. "As the recipe logs" is the
-loop of the recipe between two evaluations. What comes every so often is switched on by itself, at
-every tenth step, and its cost is what those ten take longer than without it.
+The bare step runs on batches that are on the device, and its metrics are not read. `bertgpt
+train` is the real `train.train` in a workdir of its own, timed from step to step after a warm-up,
+without its start, its last evaluation and its last checkpoint. "As the recipe logs" is the loop of
+the recipe between two evaluations. Every periodic event is switched on separately, at every tenth
+step; its cost is the additional time of ten steps.
 """
 
 import argparse
@@ -25,8 +25,8 @@ EVERY = 10  # Steps from one evaluation, or checkpoint, to the next.
 SILENT = {"log": {"every_steps": 10**9, "tensorboard": False}, "eval": {"every_steps": 0},
           "checkpoint": {"every_steps": 0, "every_minutes": 0.0}}
 
-# part -> what is switched on in a run that does nothing but steps, events in so many steps, and
-# the field that says how often the recipe does it.
+# Part -> fields that switch it on in a run that only makes steps, steps from one event to the next,
+# and the group of fields with its interval in the recipe.
 PARTS = {
     "logging": ({"log": {"every_steps": 1, "tensorboard": True}}, 1, "log"),
     "evaluation": ({"eval": {"every_steps": EVERY}}, EVERY, "eval"),
@@ -35,13 +35,15 @@ PARTS = {
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of this benchmark."""
   parser.add_argument("--steps", type=int, default=40,
-                      help="timed at once, a multiple of ten; default: 40")
+                      help="steps timed together, a multiple of ten; default: 40")
   parser.add_argument("--parts", default=",".join(PARTS), metavar="PART,PART",
-                      help=f"whose cost is measured; default: {','.join(PARTS)}; '': none")
+                      help=f"parts whose cost is measured; '': none; default: {','.join(PARTS)}")
 
 
 def measure(arguments: argparse.Namespace) -> Result:
+  """Measures the bare step, the loop, and the parts that the flags name."""
   recipe = side_by_side.read_config(arguments)
   process.use_compilation_cache(recipe.system.compilation_cache)
   parts = {name: PARTS[name] for name in arguments.parts.split(",") if name}
@@ -68,18 +70,28 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 
 def switched(config: ConfigDict, changes: dict[str, dict]) -> ConfigDict:
+  """Returns a copy of a config with changed fields: group -> field -> value."""
   config = config.copy_and_resolve_references()
   config.update(changes)
   return config
 
 
 def loop_seconds(config: ConfigDict, steps: int) -> float:
+  """Returns the seconds per step of a real run."""
   return real_loop.run(config, steps).seconds()
 
 
 def cost(name: str, times: list[float], without: list[float], every: int,
          recipe_every: int) -> list[Row]:
-  """Rows of what one event costs, and of its share of the time as often as the recipe has it."""
+  """Returns rows with the cost of one event, and with its share of a run's time.
+
+  Args:
+    name: part, for the rows.
+    times: seconds per step with the event, per round.
+    without: seconds per step without it, per round.
+    every: steps from one event to the next in `times`.
+    recipe_every: the same in the recipe; 0: the recipe does not have the event.
+  """
   one = side_by_side.spread([(a - b) * every for a, b in zip(times, without, strict=True)])
   rows = [Row(f"{name}, once", scaled(one, 1e3), "ms")]
   if recipe_every:
@@ -90,6 +102,7 @@ def cost(name: str, times: list[float], without: list[float], every: int,
 
 
 def scaled(value: Spread, factor: float) -> Spread:
+  """Returns a spread in another unit."""
   return Spread(*(number * factor for number in value))
 
 

@@ -1,11 +1,11 @@
-"""Real tokens a second of training: packed rows against rows of one sequence each.
+"""Real tokens per second of training: packed rows compared with rows of one sequence each.
 
   python -m benchmarks.packing --source='jsonl:wiki/train-*.jsonl.xz#text' --out=packing.json
 
-Both train the same model on the same corpus with equally many rows a step. The real tokens are
-counted in the plan of a whole epoch, so they carry no noise; a step's time is measured, packed and
-padded in turns, on batches that lie on the device. What packing could bring at best is 1 / (share
-of a padded row that is real): rows that are full, in steps that take no longer.
+Both train the same model on the same corpus with the same number of rows per step. The real tokens
+are counted in the plan of a whole epoch, so they have no noise. The time per step is measured in
+turns, on batches that are on the device. The ideal gain is 1 / (share of real tokens in padded
+rows): full rows in steps that take no longer.
 """
 
 import argparse
@@ -18,19 +18,24 @@ from benchmarks import bare_step, side_by_side
 from benchmarks.side_by_side import Row, Spread, spread
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import loader
+from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches.parts import token_sizes
+from bertgpt.data.corpus.corpus import Corpus
 
-ROWS_COUNTED = 2**17  # Of an epoch, at most.
-ASKED = {512: ">= 0.93"}  # Share of the ideal, by length.
+ROWS_COUNTED = 2**17  # Rows of an epoch whose tokens are counted, at most.
+ASKED = {512: ">= 0.93"}  # Length of the rows -> required share of the ideal gain.
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--lengths", default="128,512", metavar="N,N", help="default: 128,512")
+  """Adds the flags of this benchmark."""
+  parser.add_argument("--lengths", default="128,512", metavar="N,N",
+                      help="tokens per row; default: 128,512")
   parser.add_argument("--tokens", type=int, default=4096,
-                      help="slots of a step: rows x length; default: 4096")
+                      help="slots per step, rows x length; default: 4096")
 
 
 def measure(arguments: argparse.Namespace) -> side_by_side.Result:
+  """Measures every length that the flags name."""
   recipe = side_by_side.read_config(arguments)
   rows = []
   for seq_len in map(int, arguments.lengths.split(",")):
@@ -39,6 +44,13 @@ def measure(arguments: argparse.Namespace) -> side_by_side.Result:
 
 
 def measure_length(recipe: ConfigDict, seq_len: int, arguments: argparse.Namespace) -> list[Row]:
+  """Compares packed with padded rows of one length.
+
+  Args:
+    recipe: config of the recipe.
+    seq_len: tokens per row.
+    arguments: values of the flags.
+  """
   batch_size = max(1, arguments.tokens // seq_len)
   configs = {name: at_length(recipe, seq_len, batch_size, packing)
              for name, packing in (("packed", True), ("padded", False))}
@@ -50,22 +62,30 @@ def measure_length(recipe: ConfigDict, seq_len: int, arguments: argparse.Namespa
   times = side_by_side.time_in_turns(
       {name: lambda step=step: step.seconds(number) for name, step in steps.items()},
       arguments.rounds)
-  # Real tokens a slot cost: the fewer seconds they take, the better.
+  # Seconds per step divided by real tokens per slot; smaller is better.
   costs = {name: [t / fills[name] for t in times[name]] for name in times}
   gain, at = side_by_side.ratio(costs["padded"], costs["packed"]), f"{seq_len} tokens: "
   share = Spread(*(value * fills["padded"] for value in gain))
   slots = batch_size * seq_len
   return [
-      *(Row(f"{at}real tokens a slot, {name}", spread([fills[name]]), "") for name in fills),
+      *(Row(f"{at}real tokens per slot, {name}", spread([fills[name]]), "") for name in fills),
       *(Row(f"{at}real tokens, {name}", side_by_side.per_second(slots, costs[name]), "/s")
         for name in costs),
-      Row(f"{at}packed over padded, real tokens a second", gain),
+      Row(f"{at}packed over padded, real tokens per second", gain),
       Row(f"{at}the same, ideal", spread([1 / fills["padded"]])),
       Row(f"{at}share of the ideal", share, "", ASKED.get(seq_len, "")),
   ]
 
 
 def at_length(recipe: ConfigDict, seq_len: int, batch_size: int, packing: bool) -> ConfigDict:
+  """Returns the config of one side.
+
+  Args:
+    recipe: config of the recipe.
+    seq_len: tokens per row.
+    batch_size: rows per step.
+    packing: whether several sequences share a row.
+  """
   config = recipe.copy_and_resolve_references()
   config.data.packing = packing
   config.model.max_positions = max(seq_len, config.model.max_positions)
@@ -75,12 +95,13 @@ def at_length(recipe: ConfigDict, seq_len: int, batch_size: int, packing: bool) 
   return config
 
 
-def fill(corpus, config: ConfigDict) -> float:
-  """Real tokens a slot, in an epoch."""
+def fill(corpus: Corpus, config: ConfigDict) -> float:
+  """Returns the real tokens per slot in the rows of an epoch."""
   rows = loader.Rows(corpus, config, 0, config.seed)
   number = min(rows.rows_per_epoch, ROWS_COUNTED)
   parts, _ = rows.plan(np.arange(number))
-  return int(loader.sizes_of(parts, config.objective.name).sum()) / (number * rows.seq_len)
+  sizes = token_sizes(parts) - formats.find(config).HAS_TARGET
+  return int(sizes.sum()) / (number * rows.seq_len)
 
 
 FLAGS = (side_by_side.config_flag("configs/demo.py"), side_by_side.seconds_flag(2.0), flags)

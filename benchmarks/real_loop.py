@@ -1,4 +1,4 @@
-"""`bertgpt train` itself, with a clock at the place where it asks for the next batch."""
+"""The real `bertgpt train`, with a clock at the place where it requests the next batch."""
 
 import contextlib
 import pathlib
@@ -9,37 +9,46 @@ from typing import NamedTuple
 from bertgpt.config import ConfigDict, phase
 from bertgpt.training import loop as train
 
-WARM_UP = 10  # Steps before the clock counts: the first evaluation compiles, too.
+WARM_UP = 10  # Steps that are not timed, because the step and the first evaluation compile.
 
 
 class Clock(NamedTuple):
-  """Attributes, one element a step: asked, when its batch was asked for; got, when it came."""
+  """Times of the steps of a run, in seconds, with one element per step.
+
+  Attributes:
+    asked: when the loop requested the batch of a step.
+    got: when it received the batch.
+  """
 
   asked: list[float]
   got: list[float]
 
   def seconds(self) -> float:
-    """Of a step, from the first one after the warm-up to the last one, which is left out."""
+    """Returns the seconds per step after the warm-up, without the last step."""
     return (self.asked[-1] - self.asked[WARM_UP]) / (len(self.asked) - 1 - WARM_UP)
 
   def waiting(self) -> float:
-    """Share of that time in which the loop waited for a batch."""
+    """Returns the share of that time in which the loop waited for a batch."""
     waited = sum(b - a for a, b in zip(self.asked[WARM_UP:-1], self.got[WARM_UP:-1], strict=True))
     return waited / (self.asked[-1] - self.asked[WARM_UP])
 
 
 def run(config: ConfigDict, steps: int) -> Clock:
-  """Trains the first phase for WARM_UP + `steps` + 1 steps in a workdir that is gone afterwards.
+  """Trains the first phase for WARM_UP + `steps` + 1 steps in a temporary workdir.
 
-  What the program writes on the terminal goes to a file, as in `bertgpt train 2> log`.
+  The output of the program goes to a file, as in `bertgpt train 2> log`.
+
+  Args:
+    config: config of a recipe.
+    steps: steps that are timed.
   """
   config = config.copy_and_resolve_references()
   first = config.phases[0].to_dict() | {"steps": WARM_UP + steps + 1}
   config.phases = (phase(**first),)
   clock, make_steps = Clock([], []), train.make_steps
 
-  def make_timed_steps(run, first_step):
-    with contextlib.closing(make_steps(run, first_step)) as inner:
+  def make_timed_steps(*arguments, **options):
+    with contextlib.closing(make_steps(*arguments, **options)) as inner:
       for _ in range(config.phases[0].steps):
         clock.asked.append(time.perf_counter())
         step = next(inner)

@@ -1,12 +1,12 @@
-"""Collective bytes and FLOPs of a chip as a TPU slice grows from 1 to 256 chips.
+"""Collective bytes and FLOPs per chip as a TPU slice grows from 1 to 256 chips.
 
   python -m benchmarks.scaling --config=configs/bert_base.py --out=scaling.json
 
-The training step of a recipe's phase is compiled for every slice, with the same rows a chip;
-nothing is run, so no TPU is needed (`make install-plan`). Ideal, with data parallelism alone: the
-FLOPs of a chip stay, and the collectives carry the gradients once, at most 4 bytes a parameter.
-Config fields are overridden as in `bertgpt`: --config.mesh.fsdp=4 (slices that are too small for
-that are left out).
+The train step of a recipe's phase is compiled for every slice, with the same number of rows per
+chip. Nothing is run, so no TPU is needed (`make install-plan`). Ideally, with only data
+parallelism, the FLOPs per chip are constant, and the collectives carry the gradients once, at most
+4 bytes per parameter. Config fields are overridden as in `bertgpt`, for example
+--config.mesh.fsdp=4. Slices that are too small for the mesh are left out.
 """
 
 import argparse
@@ -26,18 +26,21 @@ SLICES = {"v5e": ("1x1", "2x2", "4x4", "8x8", "16x16"),
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--kind", default="v5e", choices=SLICES, help="of TPU; default: v5e")
-  parser.add_argument("--phase", type=int, default=0, help="of the recipe; default: 0")
-  parser.add_argument("--rows_per_chip", type=int, default=16, help="of a micro-batch; default: 16")
+  """Adds the flags of this benchmark."""
+  parser.add_argument("--kind", default="v5e", choices=SLICES, help="kind of TPU; default: v5e")
+  parser.add_argument("--phase", type=int, default=0, help="phase of the recipe; default: 0")
+  parser.add_argument("--rows_per_chip", type=int, default=16,
+                      help="rows of a micro-batch per chip; default: 16")
 
 
 def measure(arguments: argparse.Namespace) -> side_by_side.Result:
+  """Compiles the step for every slice and compares the programs."""
   config = aot.assume_vocabulary(side_by_side.read_config(arguments))
   if not 0 <= arguments.phase < len(config.phases):
     raise ConfigError(f"--phase={arguments.phase}: the config has phases 0 to "
                       f"{len(config.phases) - 1}")
   if arguments.rows_per_chip < 1:
-    raise ConfigError(f"--rows_per_chip={arguments.rows_per_chip}: at least 1 is needed")
+    raise ConfigError(f"--rows_per_chip={arguments.rows_per_chip}: must be at least 1")
   slices = {}
   for shape in SLICES[arguments.kind]:
     name = f"{arguments.kind}:{shape}"
@@ -45,18 +48,30 @@ def measure(arguments: argparse.Namespace) -> side_by_side.Result:
     if step is not None:
       slices[name] = step
   if not slices:
-    raise ConfigError(f"config.mesh: fits none of the slices {', '.join(SLICES[arguments.kind])}")
+    raise ConfigError("mesh: fits none of the slices "
+                      f"{', '.join(SLICES[arguments.kind])}. Lower mesh.fsdp or mesh.tensor")
   parameters = parameter_bytes(config, next(iter(slices.values())))
   rows = [row for name, step in slices.items() for row in describe(name, step, parameters)]
   flops = [step.roofline.matmul_flops for step in slices.values()]
   most = max(payload(step) for step in slices.values()) / parameters
-  rows += [Row("FLOPs a chip, most over least", spread([max(flops) / min(flops)]), "x", "<= 1.03"),
+  rows += [Row("FLOPs per chip, most over least", spread([max(flops) / min(flops)]),
+               asked="<= 1.03"),
            Row("collective bytes over 4 bytes x parameters, most", spread([most]), "x", "<= 1.05")]
   return side_by_side.Result(f"compiled for {arguments.kind}", rows)
 
 
-def compile_for(config: ConfigDict, name: str, phase_index: int, rows_per_chip: int):
-  """The step on one slice. None where the mesh does not fit it."""
+def compile_for(config: ConfigDict, name: str, phase_index: int,
+                rows_per_chip: int) -> aot.CompiledStep | None:
+  """Compiles the step for one slice.
+
+  Args:
+    config: config of the recipe.
+    name: slice, as 'v5e:4x4'.
+    phase_index: number of the phase.
+    rows_per_chip: rows of a micro-batch per chip.
+  Returns:
+    The compiled step; None if the mesh does not fit the slice.
+  """
   topology = topologies.open_topology(name)
   chips = len(topology.devices)
   config = config.copy_and_resolve_references()
@@ -67,28 +82,36 @@ def compile_for(config: ConfigDict, name: str, phase_index: int, rows_per_chip: 
     return None
   step = aot.compile_step(aot.lower_step(config, phase_index, topology), topology.platform)
   if step.overflow:
-    raise ConfigError(f"--rows_per_chip={rows_per_chip}: they do not fit a chip of {name}; "
-                      "lower them")
+    raise ConfigError(f"--rows_per_chip={rows_per_chip}: the memory of a chip of {name} is too "
+                      "small. Lower it")
   return step
 
 
-def parameter_bytes(config: ConfigDict, step) -> float:
-  """Bytes of all parameters in float32; a little more, where a mesh leaves small ones whole."""
+def parameter_bytes(config: ConfigDict, step: aot.CompiledStep) -> float:
+  """Returns the bytes of all parameters in float32, or slightly more if some are not sharded."""
   return step.state_bytes.parameters * config.mesh.fsdp * config.mesh.tensor
 
 
-def payload(step) -> float:
+def payload(step: aot.CompiledStep) -> float:
+  """Returns the bytes that the collectives of a step carry, per chip."""
   return sum(total.bytes for total in step.roofline.collectives)
 
 
-def describe(name: str, step, parameters: float) -> list[Row]:
+def describe(name: str, step: aot.CompiledStep, parameters: float) -> list[Row]:
+  """Returns the rows of one slice.
+
+  Args:
+    name: slice, as 'v5e:4x4'.
+    step: step compiled for the slice.
+    parameters: bytes of all parameters in float32.
+  """
   roof = step.roofline
   sent = sum(total.fast_bytes + total.slow_bytes for total in roof.collectives)
   return [Row(f"{name}: {what}", spread([value]), unit) for what, value, unit in (
-      ("matrix products of a chip", roof.matmul_flops / 1e9, "GFLOP"),
+      ("matrix products per chip", roof.matmul_flops / 1e9, "GFLOP"),
       ("payload of the collectives", payload(step) / 1e6, "MB"),
       ("the same over 4 bytes x parameters", payload(step) / parameters, "x"),
-      ("sent by a chip", sent / 1e6, "MB"),
+      ("sent per chip", sent / 1e6, "MB"),
       ("predicted time", roof.seconds * 1e3, "ms"))]
 
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: timing in turns, ratios with their spread, the table and the JSON.
+"""Common code of the benchmarks: timing in turns, ratios with their spread, table and JSON.
 
-Sides are timed in rounds A B C C B A. What slows the machine down for a while, or more and more,
-slows all of them down alike; a ratio is taken within a round, and its spread is that of the rounds.
+Sides are timed in rounds A B C C B A, so that a temporary or steady slowdown of the machine affects
+all of them equally. A ratio is taken within a round, and its spread is over the rounds.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.devices import huge_pages
 from bertgpt.errors import UserError
 
-TOLERANCE = 1e-4  # Of losses that are to be the same.
-LEAVE_TIME_S = 10  # For a worker to end by itself.
+TOLERANCE = 1e-4  # Difference of losses that count as equal.
+EXIT_SECONDS = 10  # Time in which a worker may end by itself.
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "tokenizers", "sentencepiece",
             "numpy")
 
 
 class Spread(NamedTuple):
-  """Median, smallest and largest of the rounds' values."""
+  """Median, smallest and largest value over the rounds."""
 
   median: float
   low: float
@@ -42,8 +42,10 @@ class Row(NamedTuple):
   """One measured number.
 
   Attributes:
-    unit: 'x' for a ratio.
-    asked: what the number must be, as '>= 1.0'; empty where nothing is asked.
+    what: description of the number.
+    value: its spread over the rounds.
+    unit: unit of the value; 'x' for a ratio.
+    asked: required value, as '>= 1.0'; '': none.
   """
 
   what: str
@@ -53,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-  """Attributes: device, kind of the device that computed; rows."""
+  """Result of a benchmark: kind of the device that computed, and measured numbers."""
 
   device: str
   rows: list[Row]
@@ -63,51 +65,55 @@ class Result(NamedTuple):
 
 
 def time_in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-  """Calls the sides in order and then backwards, `rounds` times.
+  """Calls the sides in order and then in reverse order, in every round.
 
   Args:
-    sides: functions that do a piece of work and return its seconds, or any other number.
+    sides: functions that do a piece of work and return its seconds, or another number.
+    rounds: number of rounds.
   Returns:
-    Of every side the mean of its two numbers, a round each.
+    For every side and round, the mean of its two numbers.
   """
   numbers = {name: [] for name in sides}
   for _ in range(rounds):
-    there = {name: side() for name, side in sides.items()}
-    back = {name: sides[name]() for name in reversed(sides)}
+    forward = {name: side() for name, side in sides.items()}
+    backward = {name: sides[name]() for name in reversed(sides)}
     for name in sides:
-      numbers[name].append((there[name] + back[name]) / 2)
+      numbers[name].append((forward[name] + backward[name]) / 2)
   return numbers
 
 
 def spread(values: Sequence[float]) -> Spread:
+  """Returns median, minimum and maximum of some values."""
   return Spread(statistics.median(values), min(values), max(values))
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-  """Spread of above / below, both taken in the same round."""
+  """Returns the spread of above / below, where both are from the same round."""
   return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def per_second(work: float, seconds: Sequence[float]) -> Spread:
-  """Spread of the speed: `work` in each of the times."""
+  """Returns the spread of a speed: the same work divided by the seconds of every round."""
   return spread([work / s for s in seconds])
 
 
 def repeats(seconds: float, least: float) -> int:
-  """How often to do what takes so long, to do it for at least `least` seconds."""
+  """Returns how often to repeat work of some seconds so that it lasts at least `least` seconds."""
   return max(1, math.ceil(least / seconds))
 
 
 def assert_equal_work(losses: Mapping[str, Sequence[float]]) -> None:
-  """Args: losses, of every side those of the same batches from the same weights.
+  """Checks that all sides compute the same losses.
 
+  Args:
+    losses: side -> losses on the same batches, from the same weights.
   Raises:
-    SystemExit: they differ; what was to be timed is not the same work.
+    SystemExit: the losses differ, so that the sides do not do the same work.
   """
   (first, expected), *others = losses.items()
   for name, found in others:
     wrong = [f"{a:.6f} {b:.6f}" for a, b in zip(expected, found, strict=True)
-             if not abs(a - b) <= TOLERANCE]  # A NaN is wrong too.
+             if not abs(a - b) <= TOLERANCE]  # False for NaN too.
     if wrong:
       raise SystemExit(f"not the same work, so nothing was timed: losses of {first!r} and {name!r} "
                        f"differ by more than {TOLERANCE:g}: {', '.join(wrong)}")
@@ -117,14 +123,14 @@ def assert_equal_work(losses: Mapping[str, Sequence[float]]) -> None:
 
 
 class Worker:
-  """One side in a process of its own, which rests while another is timed.
+  """One side in a process of its own, which is idle while another side is timed.
 
-  Two frameworks in one process would share it with each other's threads.
+  Two frameworks in one process would disturb each other with their threads.
 
   Args:
-    make: module-level function that returns the functions a caller may name, as a dict; it runs
-      in the process, so that it alone imports the framework.
-    arguments: of `make`.
+    make: module-level function that returns {name: function that can be called}. It runs in the
+      process, so that only this process imports the framework.
+    *arguments: arguments of `make`.
   """
 
   def __init__(self, make: Callable[..., dict[str, Callable]], *arguments: Any):
@@ -135,19 +141,25 @@ class Worker:
     theirs.close()
 
   def __call__(self, name: str, *arguments: Any) -> Any:
-    """Calls the function `name` in the process and returns, or raises, what it does."""
+    """Calls a function in the process, and returns its result or raises its error.
+
+    Args:
+      name: name of the function.
+      *arguments: its arguments.
+    """
     try:
       self._pipe.send((name, arguments))
       answer = self._pipe.recv()
     except (EOFError, ConnectionError) as e:
-      raise SystemExit(f"the process that was to do {name!r} died (out of memory?)") from e
+      raise SystemExit(f"the process for {name!r} died (out of memory?)") from e
     if isinstance(answer, BaseException):
       raise answer
     return answer
 
   def close(self) -> None:
+    """Ends the process."""
     self._pipe.close()
-    self._process.join(LEAVE_TIME_S)
+    self._process.join(EXIT_SECONDS)
     self._process.terminate()
     self._process.join()
 
@@ -166,7 +178,7 @@ def _serve(pipe, make, arguments) -> None:
 
 
 def _picklable(e: BaseException) -> BaseException:
-  """Libraries raise what does not survive a pipe; its text does."""
+  """Returns an error that can be pickled; errors of libraries become a RuntimeError."""
   return e if isinstance(e, (UserError, SystemExit)) else RuntimeError(f"{type(e).__name__}: {e}")
 
 
@@ -176,14 +188,19 @@ def _picklable(e: BaseException) -> BaseException:
 def main(module: str, description: str, flags: Sequence[Callable],
          measure: Callable[[argparse.Namespace], Result],
          argv: Sequence[str] | None = None) -> int:
-  """Parses the flags, measures, prints the table, writes the JSON; returns the exit code.
+  """Parses the flags, measures, prints the table and writes the JSON.
 
   Args:
-    module: name of the benchmark, for the command that is recorded.
+    module: name of the benchmark, for messages and the recorded command.
+    description: text of --help.
     flags: functions that add flags to a parser.
+    measure: function that measures with the values of the flags.
+    argv: arguments of the command; None: those of this process.
+  Returns:
+    The exit code.
   """
   if argv is None:
-    huge_pages.restart()  # As the program itself does.
+    huge_pages.restart()  # As `bertgpt train` does.
   argv = sys.argv[1:] if argv is None else list(argv)
   try:
     arguments = parse(module, description, flags, argv)
@@ -200,11 +217,17 @@ def main(module: str, description: str, flags: Sequence[Callable],
 
 def parse(module: str, description: str, flags: Sequence[Callable],
           argv: Sequence[str]) -> argparse.Namespace:
-  """The flags, with `overrides`: the --config.FIELD=VALUE among them."""
+  """Returns the values of the flags, and as `overrides` the --config.FIELD=VALUE arguments.
+
+  Args:
+    module, description, flags: see `main`.
+    argv: arguments of the command.
+  """
   parser = cli.Parser(f"python -m {module}", description=description, allow_abbrev=False,
                       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=3, help="A B B A each; default: 3")
-  parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="JSON to write")
+  parser.add_argument("--rounds", type=int, default=3,
+                      help="rounds, in which every side is timed twice; default: 3")
+  parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="JSON file to write")
   for flag in flags:
     flag(parser)
   arguments, arguments.overrides = parser.parse_known_args(argv)
@@ -212,23 +235,29 @@ def parse(module: str, description: str, flags: Sequence[Callable],
     if not flag.startswith("--config."):
       parser.error(f"unknown argument {flag}")
   if arguments.rounds < 1:
-    parser.error(f"--rounds={arguments.rounds}: at least 1 is needed")
+    parser.error(f"--rounds={arguments.rounds}: must be at least 1")
   return arguments
 
 
 def config_flag(recipe: str) -> Callable:
-  """Flags --config and --source, for `read_config`."""
+  """Returns a function that adds the flags --config and --source, for `read_config`.
+
+  Args:
+    recipe: default of --config.
+  """
 
   def add(parser):
     parser.add_argument("--config", default=recipe, metavar="FILE",
-                        help=f"a recipe; its fields are overridden by --config.FIELD=VALUE; "
+                        help=f"recipe, whose fields are overridden by --config.FIELD=VALUE; "
                              f"default: {recipe}")
-    parser.add_argument("--source", metavar="SOURCE", help="data.source; default: the recipe's")
+    parser.add_argument("--source", metavar="SOURCE",
+                        help="data.source; default: that of the recipe")
 
   return add
 
 
 def read_config(arguments: argparse.Namespace) -> ConfigDict:
+  """Returns the config that the flags --config, --config.FIELD and --source name."""
   config = recipes.override(recipes.load(arguments.config), arguments.overrides)
   if arguments.source:
     config.data.source = arguments.source
@@ -236,15 +265,17 @@ def read_config(arguments: argparse.Namespace) -> ConfigDict:
 
 
 def seconds_flag(default: float) -> Callable:
+  """Returns a function that adds the flag --seconds."""
   return lambda parser: parser.add_argument(
       "--seconds", type=float, default=default,
-      help=f"that one side runs for at a time, at least; default: {default:g}")
+      help=f"seconds for which a side runs at a time, at least; default: {default:g}")
 
 
 # ---------------------------------------------------------------- results
 
 
 def table(rows: Sequence[Row]) -> str:
+  """Returns the numbers as a table of text."""
   width = max((len(row.what) for row in rows), default=0)
   lines = [f"{'':{width}}  {'median':>10}  {'min':>10}  {'max':>10}"]
   for what, value, unit, asked in rows:
@@ -254,6 +285,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def to_json(module: str, argv: Sequence[str], rounds: int, result: Result) -> str:
+  """Returns the numbers as JSON, with the command, the machine and the versions of packages.
+
+  Args:
+    module: name of the benchmark.
+    argv: arguments of the command.
+    rounds: number of rounds.
+    result: device and numbers.
+  """
   return json.dumps({
       "command": shlex.join(["python", "-m", module, *argv]),
       "machine": machine() | {"device": result.device},
@@ -264,11 +303,12 @@ def to_json(module: str, argv: Sequence[str], rounds: int, result: Result) -> st
 
 
 def machine() -> dict[str, Any]:
+  """Returns processor, cores and system of this machine."""
   return {"processor": processor(), "cores": cores(), "system": platform.platform()}
 
 
 def processor() -> str:
-  """The name of the CPU; Linux tells it in a file."""
+  """Returns the name of the CPU, which Linux has in a file."""
   info = pathlib.Path("/proc/cpuinfo")
   lines = info.read_text().splitlines() if info.is_file() else []
   names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -276,11 +316,12 @@ def processor() -> str:
 
 
 def cores() -> int:
-  """Those this process may use."""
+  """Returns the number of cores that this process may use."""
   return len(os.sched_getaffinity(0))
 
 
 def versions() -> Iterator[tuple[str, str]]:
+  """Yields (name, version) of Python and of the installed `PACKAGES`."""
   yield "python", platform.python_version()
   for name in PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,24 +1,25 @@
-"""Our train step against Hugging Face's PyTorch models, and against itself with one thing changed.
+"""Our train step compared with PyTorch models of Hugging Face, and with variants of itself.
 
   python -m benchmarks.step --out=step.json                      on all cores, in float32
   python -m benchmarks.step --device=cuda --compile              on one GPU, in bfloat16
   python -m benchmarks.step --cases=bert_mini --ablate           our own step, part by part
 
-A step is forward, loss (masked tokens and next sentence, or next token), backward, clipping by the
-global norm, AdamW (fused in PyTorch), with dropout 0.1. Rows are full, so that neither side needs
-a mask for padding, and PyTorch is given none. Each framework has a process of its own that uses all
-cores, and rests while the other is timed. "As shipped" is BertForPreTraining, which scores the
-vocabulary at every position; "masked head" gathers the predicted positions first, as ours does.
+A step is forward pass, loss (masked tokens and next sentence, or next token), backward pass,
+clipping by the global norm, and AdamW (fused in PyTorch), with dropout 0.1. Rows are full, so that
+neither side needs a mask for padding, and PyTorch gets none. Each framework has a process of its
+own that uses all cores and is idle while the other is timed. "As shipped" is BertForPreTraining,
+which scores the vocabulary at every position; "masked head" gathers the predicted positions first,
+as our model does.
 
-Before anything is timed, both train two steps without dropout in float32 from the same weights on
-the same masked batches: the losses must agree to 1e-4.
+Before the timing, both train two steps without dropout in float32, from the same weights and on
+the same masked batches. Their losses must agree within 1e-4.
 """
 
 import argparse
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks import side_by_side
@@ -34,7 +35,14 @@ OURS = "bertgpt"
 
 
 class Case(NamedTuple):
-  """Attributes: model, fields of `config.model`; shapes, device -> (rows, length)."""
+  """A model and its batches.
+
+  Attributes:
+    model: fields of `config.model`.
+    objective: `config.objective.name`.
+    vocab_size: number of token ids.
+    shapes: device -> (rows per step, tokens per row).
+  """
 
   model: Mapping[str, Any]
   objective: str
@@ -49,7 +57,7 @@ CASES = {
                       {"cpu": (32, 128), "cuda": (1024, 128)}),
     "gpt2_small": Case(presets.GPT2["small"], "causal", 50_257,
                        {"cpu": (2, 512), "cuda": (32, 1024)}),
-    # For tests: seconds on any machine.
+    # For tests, which take seconds on any machine.
     "bert_nano": Case(presets.BERT["tiny"] | {"num_layers": 1, "width": 32}, "mlm_nsp", 1_000,
                       {"cpu": (4, 32), "cuda": (4, 32)}),
     "gpt_nano": Case(presets.GPT2["small"] | {"num_layers": 1, "width": 48}, "causal", 1_000,
@@ -57,7 +65,7 @@ CASES = {
 }
 DEFAULT_CASES = "bert_base,bert_mini,gpt2_small"
 
-# Targets, over Hugging Face eager as shipped (CPU) or compiled (GPU).
+# (device, case, side of Hugging Face) -> required speed of our step relative to that side.
 ASKED = {
     ("cpu", "bert_base", "eager, as shipped"): ">= 1.0",
     ("cpu", "bert_mini", "eager, as shipped"): ">= 1.6",
@@ -66,7 +74,7 @@ ASKED = {
     ("cuda", "gpt2_small", "compiled, as shipped"): ">= 1.10",
 }
 
-# Our config with one thing changed, (name, overrides); the ratio is its time over ours.
+# Variants of our step: (name, overrides). Their ratio is their time over that of our step.
 ABLATIONS = (
     ("threefry dropout", {"model.dropout_rng": "threefry"}),
     ("rbg dropout", {"model.dropout_rng": "rbg"}),
@@ -80,30 +88,40 @@ ABLATIONS = (
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of this benchmark."""
   parser.add_argument("--cases", default=DEFAULT_CASES, metavar="NAME,NAME",
-                      help=f"among {', '.join(CASES)}; default: {DEFAULT_CASES}")
+                      help=f"cases among {', '.join(CASES)}; default: {DEFAULT_CASES}")
   parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
-                      help="default: cpu, in float32; cuda: one GPU, in bfloat16")
-  parser.add_argument("--batch", type=int, metavar="ROWS", help="rows of a step")
-  parser.add_argument("--seq_len", type=int, metavar="N", help="tokens of a row")
-  parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+                      help="cpu: in float32 (the default); cuda: one GPU, in bfloat16")
+  parser.add_argument("--batch", type=int, metavar="ROWS",
+                      help="rows per step; default: those of the case")
+  parser.add_argument("--seq_len", type=int, metavar="N",
+                      help="tokens per row; default: those of the case")
+  parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
   parser.add_argument("--huge_pages", action="store_true",
-                      help="for PyTorch too; Linux gives them to who asks, and ours does")
+                      help="request huge pages for PyTorch too, as our program does for itself")
   parser.add_argument("--ablate", action="store_true",
-                      help="our own step with one thing changed instead of PyTorch's")
+                      help="compare with variants of our step instead of PyTorch")
 
 
 def measure(arguments: argparse.Namespace) -> Result:
+  """Measures the cases that the flags name."""
   names = arguments.cases.split(",")
   if wrong := [name for name in names if name not in CASES]:
-    raise ConfigError(f"--cases={arguments.cases}: {wrong[0]!r} is none of {', '.join(CASES)}")
+    raise ConfigError(f"--cases={arguments.cases}: there is no case {wrong[0]!r}. Choose among "
+                      f"{', '.join(CASES)}")
   run = ablate if arguments.ablate else compare
   results = [run(name, make_config(CASES[name], arguments), arguments) for name in names]
   return Result(results[0].device, [row for result in results for row in result.rows])
 
 
 def make_config(case: Case, arguments: argparse.Namespace) -> ConfigDict:
-  """The config of both sides. Overrides of the command come last."""
+  """Returns the config of both sides, to which the overrides of the command are applied last.
+
+  Args:
+    case: model and batches.
+    arguments: values of the flags.
+  """
   rows, seq_len = case.shapes[arguments.device]
   rows, seq_len = arguments.batch or rows, arguments.seq_len or seq_len
   config = config_lib.base()
@@ -114,7 +132,7 @@ def make_config(case: Case, arguments: argparse.Namespace) -> ConfigDict:
   config.optimizer.update(name="adamw", epsilon=1e-8)
   config.phases = (config_lib.phase(
       steps=1_000_000, seq_len=seq_len, batch_size=rows, learning_rate=1e-4, schedule="constant",
-      max_predictions=round(seq_len * 20 / 128)),)  # As published: 20 of 128.
+      max_predictions=round(seq_len * 20 / 128)),)  # BERT: 20 of 128 (google-research/bert).
   config = recipes.override(config, arguments.overrides)
   config_lib.validate(config)
   return config
@@ -124,11 +142,18 @@ def make_config(case: Case, arguments: argparse.Namespace) -> ConfigDict:
 
 
 def compare(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Result:
+  """Compares our step with the models of Hugging Face.
+
+  Args:
+    name: key of `CASES`.
+    config: config of both sides.
+    arguments: values of the flags.
+  """
   try:
     from benchmarks import step_hugging_face
   except ModuleNotFoundError as e:
-    raise ConfigError(f"{e.name} is not installed; pip install -e .[hf], or give --ablate to "
-                      "measure our own step alone") from e
+    raise ConfigError(f"{e.name} is not installed. Install it with pip install -e .[hf], or give "
+                      "--ablate to measure only our own step") from e
   from benchmarks import step_bertgpt
   text = recipes.to_json(config)
   with start(step_bertgpt.make, text, arguments.device, {OURS: {}}) as ours, \
@@ -160,6 +185,13 @@ def check_equal_work(ours: Worker, theirs: Worker) -> None:
 
 
 def ablate(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Result:
+  """Compares our step with its variants, see `ABLATIONS`.
+
+  Args:
+    name: key of `CASES`.
+    config: config of our step.
+    arguments: values of the flags.
+  """
   from benchmarks import step_bertgpt
   changes = {change: fields for change, fields in ABLATIONS if differs(config, fields)}
   rows = []
@@ -178,6 +210,7 @@ def ablate(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Resu
 
 
 def differs(config: ConfigDict, fields: Mapping[str, Any]) -> bool:
+  """Returns whether some fields of a config have other values."""
   values = dict(config_lib.leaves(config))
   return any(values[field] != value for field, value in fields.items())
 
@@ -186,19 +219,31 @@ def differs(config: ConfigDict, fields: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def start(make, *arguments, huge: bool = True) -> Iterator[Worker]:
-  """Args: huge: whether the process has huge pages, as `bertgpt train` has."""
+def start(make: Callable[..., dict[str, Callable]], *arguments: Any,
+          huge: bool = True) -> Iterator[Worker]:
+  """A worker that is closed at the end.
+
+  Args:
+    make, *arguments: see `Worker`.
+    huge: whether the process has huge pages, as `bertgpt train` does.
+  """
   with huge_pages.for_children() if huge else contextlib.nullcontext():
     worker = Worker(make, *arguments)
   with contextlib.closing(worker):
     yield worker
 
 
-def time_sides(sides, arguments: argparse.Namespace) -> dict[str, list[float]]:
-  """Seconds of a step of every side, a round each."""
+def time_sides(sides: Mapping[str, Callable[[int], float]],
+               arguments: argparse.Namespace) -> dict[str, list[float]]:
+  """Returns the seconds per step of every side, for every round.
+
+  Args:
+    sides: name -> function that makes some steps and returns the seconds per step.
+    arguments: values of the flags.
+  """
   number = {}
   for name, side in sides.items():
-    side(1)  # Compiles, and fills caches.
+    side(1)  # Compiles and fills caches.
     number[name] = side_by_side.repeats(side(1), arguments.seconds)
   return side_by_side.time_in_turns(
       {name: functools.partial(side, number[name]) for name, side in sides.items()},
@@ -206,6 +251,7 @@ def time_sides(sides, arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def speeds(label: str, times: Mapping[str, list[float]], config: ConfigDict) -> Iterator[Row]:
+  """Yields the tokens per second of every side, and the FLOPs per second of our step."""
   phase = config.phases[0]
   flops = metrics.flops_per_step(config, phase)
   for side, seconds in times.items():
@@ -215,6 +261,7 @@ def speeds(label: str, times: Mapping[str, list[float]], config: ConfigDict) -> 
 
 
 def title(name: str, config: ConfigDict) -> str:
+  """Returns the name of a case with its rows per step and tokens per row."""
   return f"{name} {config.phases[0].batch_size} x {config.phases[0].seq_len}"
 
 

@@ -20,18 +20,20 @@ FIRST_TOKEN = 4
 
 def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]]
          ) -> dict[str, Callable]:
-  """What step.py may call.
+  """Returns the functions that step.py calls.
 
   Args:
+    config_json: config of our step.
     device: 'cpu' or 'cuda'.
-    variants: name -> fields that differ.
+    variants: name of a variant -> fields that differ from the config.
   """
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # PyTorch needs the other half.
   jax.config.update("jax_platforms", device)
   try:
     jax.devices()
-  except (AssertionError, RuntimeError) as e:  # The former where no plugin is installed.
-    raise ConfigError(f"--device={device}: JAX sees none; pip install -e .[cuda]") from e
+  except (AssertionError, RuntimeError) as e:  # AssertionError if no plugin is installed.
+    raise ConfigError(f"--device={device}: JAX sees no such device. Install its support with "
+                      "pip install -e .[cuda]") from e
   config = recipes.from_json(config_json)
   process.use_compilation_cache(config.system.compilation_cache)
   configs = {name: with_fields(config, fields) for name, fields in variants.items()}
@@ -42,7 +44,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
     return BareStep(config, make_vocabulary(config.model.vocab_size), [batch])
 
   def losses(name: str, steps: int) -> list[float]:
-    """Of the first steps, without dropout and in float32."""
+    """Returns the losses of the first steps, without dropout and in float32."""
     with jax.default_matmul_precision("highest"):
       return start(exactly(configs[name])).losses(steps)
 
@@ -64,21 +66,23 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
 
 
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
-  """A copy in which some fields, 'group.field' each, differ."""
+  """Returns a copy of a config with other values of some fields: 'group.field' -> value."""
   return recipes.override(config, [f"--config.{name}={value}" for name, value in fields.items()])
 
 
 def exactly(config: ConfigDict) -> ConfigDict:
+  """Returns a copy of a config without dropout and in float32."""
   return with_fields(config, {"model.dropout": 0.0, "model.attention_dropout": 0.0,
                               "model.dtype": "float32"})
 
 
 def make_vocabulary(size: int) -> Vocabulary:
+  """Returns a vocabulary of whole words, whose first ids are special."""
   return Vocabulary(size, MASK, tuple(range(FIRST_TOKEN)), np.zeros(size, bool))
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-  """Full rows of random tokens, as the loader would lay them out: a pair, or a part of a text."""
+  """Returns a batch of full rows of random tokens: pairs of segments, or running text."""
   phase, rng = config.phases[0], np.random.default_rng(config.seed)
   shape = rows, length = phase.batch_size, phase.seq_len
   tokens = rng.integers(FIRST_TOKEN, config.model.vocab_size, shape, np.int32)

@@ -14,18 +14,19 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import ConfigError
 from bertgpt.hub import conversion
 
-IGNORED = -100  # PyTorch's label of a position that is not predicted.
+IGNORED = -100  # Label of a position that is not predicted, as in PyTorch.
 
 
 def make(config_json: str, device: str, compiled: bool) -> dict[str, Callable]:
-  """What step.py may call.
+  """Returns the functions that step.py calls.
 
   Args:
+    config_json: config of our step, which the model follows.
     device: 'cpu' or 'cuda'.
-    compiled: torch.compile as well.
+    compiled: whether there are sides with torch.compile too.
   """
   if device == "cuda" and not torch.cuda.is_available():
-    raise ConfigError("--device=cuda: PyTorch sees no GPU")
+    raise ConfigError("--device=cuda: PyTorch sees no GPU. Use --device=cpu")
   torch.set_num_threads(os.cpu_count())
   config = recipes.from_json(config_json)
   model = make_model(config).to(device)
@@ -47,22 +48,25 @@ def make(config_json: str, device: str, compiled: bool) -> dict[str, Callable]:
 
 
 def make_model(config: ConfigDict) -> transformers.PreTrainedModel:
+  """Returns the model of transformers with the architecture of a config."""
   fields = conversion.to_hugging_face_config(config)
   cls = getattr(transformers, fields.pop("architectures")[0])
   fields = {name: value for name, value in fields.items() if name not in ("model_type", "dtype")}
-  # The same function as gelu_new, which is seven operations, in a kernel of PyTorch's own.
+  # gelu_new consists of seven operations; PyTorch has one kernel for the same function.
   fields = {name: "gelu_pytorch_tanh" if value == "gelu_new" else value
             for name, value in fields.items()}
   return cls(cls.config_class(**fields, use_cache=False, attn_implementation="sdpa"))
 
 
-def bert_loss(model, batch):
+def bert_loss(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+  """Returns the loss of BertForPreTraining, which scores the vocabulary at every position."""
   return model(batch["tokens"], token_type_ids=batch["segment_ids"], labels=batch["labels"],
                next_sentence_label=batch["nsp_labels"]).loss
 
 
-def bert_loss_of_masked(model, batch):
-  """The same loss, with the head on the predicted positions only."""
+def bert_loss_of_masked(model: torch.nn.Module,
+                        batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+  """Returns the same loss, but applies the head only to the predicted positions."""
   features_bld, pooled_bd = model.bert(batch["tokens"], token_type_ids=batch["segment_ids"])[:2]
   index_bkd = batch["predict_positions"][:, :, None].expand(-1, -1, features_bld.shape[-1])
   scores_bkv, relation_b2 = model.cls(features_bld.gather(1, index_bkd), pooled_bd)
@@ -71,7 +75,8 @@ def bert_loss_of_masked(model, batch):
           + cross_entropy(relation_b2, batch["nsp_labels"].flatten()))
 
 
-def gpt_loss(model, batch):
+def gpt_loss(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+  """Returns the loss of GPT2LMHeadModel."""
   return model(batch["tokens"], labels=batch["tokens"]).loss
 
 
@@ -85,7 +90,13 @@ LOSSES = {
 
 
 class TorchStep:
-  """A model with its optimizer on a batch."""
+  """A train step in PyTorch: a model, its optimizer and a batch.
+
+  Args:
+    config: config of our step.
+    model: model on the device.
+    device: 'cpu' or 'cuda'.
+  """
 
   def __init__(self, config: ConfigDict, model: torch.nn.Module, device: str):
     self._config, self._model, self._device = config, model, device
@@ -94,31 +105,37 @@ class TorchStep:
         torch.autocast, device, torch.bfloat16)}[config.model.dtype]
 
   def load(self, weights: Mapping[str, np.ndarray]) -> None:
-    """The weights that `losses` starts from, under Hugging Face's names."""
+    """Sets the weights from which `losses` starts: name in transformers -> array."""
     self._weights = {name: torch.from_numpy(np.array(x)) for name, x in weights.items()}
     self._restart()
 
   def losses(self, loss_fn: Callable, batches: Sequence[Mapping[str, np.ndarray]]) -> list[float]:
-    """Of one step on every batch, from the loaded weights, without dropout and in float32."""
+    """Returns the loss of a step on every batch, without dropout and in float32.
+
+    Args:
+      loss_fn: (model, batch) -> loss, with the model bound.
+      batches: batches of `BareStep.corrupt`.
+    """
     self._restart()
-    self._model.eval()  # Dropout is all that this turns off.
+    self._model.eval()  # Turns off only dropout.
     losses = [float(self._step(loss_fn, self.put(batch), contextlib.nullcontext).detach())
               for batch in batches]
     self._batch = self.put(batches[0])
     return losses
 
   def seconds(self, loss_fn: Callable, steps: int) -> float:
+    """Makes some steps and returns the seconds per step."""
     self._model.train()
     start = time.perf_counter()
     for _ in range(steps):
       loss = self._step(loss_fn, self._batch, self._precision)
-    float(loss.detach())  # Waits for it, and with it for the steps before.
+    float(loss.detach())  # Waits for the last loss, and so for all steps.
     if self._device == "cuda":
       torch.cuda.synchronize()
     return (time.perf_counter() - start) / steps
 
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The batch as Hugging Face has it: labels in place, IGNORED where nothing is predicted."""
+    """Returns a batch in the form of transformers, with IGNORED at positions not predicted."""
     arrays = {name: batch[name] for name in ("tokens", "segment_ids", "predict_positions",
                                              "nsp_labels") if name in batch}
     if "predict_targets" in batch:
@@ -148,7 +165,7 @@ class TorchStep:
 
 
 def make_optimizer(config: ConfigDict, model: torch.nn.Module) -> torch.optim.Optimizer:
-  """AdamW that decays what ours does: matrices and tables, but no bias and no LayerNorm."""
+  """Returns AdamW with our weight decay: on matrices and tables, not on biases and LayerNorm."""
   o, parameters = config.optimizer, list(model.parameters())
   groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": o.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""benchmarks/: what the numbers mean, that unequal work is refused, and that each command runs."""
+"""benchmarks/: numbers mean what they say, unequal work is refused, and each command runs."""
 
 import importlib
 import json
@@ -41,7 +41,7 @@ def test_sides_take_turns_forwards_and_backwards():
 
 
 def test_a_machine_that_slows_down_steadily_does_not_change_the_ratio():
-  """B takes twice A's time; every call is also 10 s slower than the one before."""
+  """B takes twice as long as A, and every call takes 10 s longer than the one before."""
   calls = []
 
   def side(seconds):
@@ -49,12 +49,12 @@ def test_a_machine_that_slows_down_steadily_does_not_change_the_ratio():
     return seconds + 10 * len(calls)
 
   times = side_by_side.time_in_turns({"A": lambda: side(100.0), "B": lambda: side(200.0)}, 1)
-  # 1st and 4th call against 2nd and 3rd: both sides are 25 s slower on average.
+  # A has the 1st and 4th call, B the 2nd and 3rd: both are 25 s slower on average.
   assert times == {"A": [125.0], "B": [225.0]}
 
 
 def test_ratios_are_taken_within_a_round():
-  """The second round is ten times slower: each side's own spread is large, the ratio's is none."""
+  """The second round is ten times slower, which affects the spread of sides but not of ratios."""
   assert side_by_side.ratio([3.0, 30.0, 3.6], [2.0, 20.0, 2.0]) == (1.5, 1.5, 1.8)
   assert side_by_side.per_second(6.0, [2.0, 1.0, 3.0]) == (3.0, 2.0, 6.0)
 
@@ -71,12 +71,12 @@ def test_unequal_losses_are_refused(other):
 
 
 def make_counter(start: int):
-  """What a worker does in the test below."""
+  """Makes the functions of the worker in the test below."""
   total = [start]
 
   def add(n):
     if n < 0:
-      raise ConfigError("no less than nothing")
+      raise ConfigError("must not be negative")
     total[0] += n
     return total[0]
 
@@ -87,7 +87,7 @@ def test_a_worker_keeps_its_state_and_passes_errors_on():
   worker = side_by_side.Worker(make_counter, 5)
   try:
     assert [worker("add", 2), worker("add", 3)] == [7, 10]
-    with pytest.raises(ConfigError, match="no less than nothing"):
+    with pytest.raises(ConfigError, match="must not be negative"):
       worker("add", -1)
     with pytest.raises(RuntimeError, match="KeyError"):
       worker("subtract", 1)
@@ -100,7 +100,7 @@ def test_a_worker_keeps_its_state_and_passes_errors_on():
 
 
 def test_the_bare_step_computes_what_the_run_does(recipe, finished_bert):
-  """Same batches, same losses as `bertgpt train` logged: means of two steps each."""
+  """On the same batches, losses are those that `bertgpt train` logged as means of two steps."""
   config = recipes.load(str(recipe))
   bare = bare_step.from_corpus(bare_step.open_train_set(config), config)
   logged = metrics.read_curves(finished_bert)["train/loss"][:2]
@@ -119,7 +119,7 @@ def test_the_clock_of_the_real_loop_sees_every_step_and_leaves_no_trace(recipe):
 
 
 def test_waiting_is_the_share_between_asking_and_getting():
-  """After the warm-up every step takes 4 s, 1 s of it waiting."""
+  """After the warm-up, every step takes 4 s, of which 1 s is waiting."""
   asked = [float(i) for i in range(real_loop.WARM_UP)] + [100.0, 104.0, 108.0]
   clock = real_loop.Clock(asked, [t + 1 for t in asked])
   assert (clock.seconds(), clock.waiting()) == (4.0, 0.25)
@@ -139,7 +139,10 @@ def test_real_tokens_are_counted_as_the_batches_have_them(recipe):
 
 @pytest.fixture(params=["bert_nano", "gpt_nano"])
 def sides(request):
-  """step.py's two sides in this process, as `make(their config fields)`."""
+  """Returns a function that makes both sides of step.py in this process.
+
+  Its argument is the config fields in which the side of Hugging Face differs.
+  """
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   from benchmarks import step_bertgpt, step_hugging_face
@@ -176,7 +179,7 @@ def test_other_weights_are_not_the_same_work(sides):
 
 @pytest.mark.hf
 def test_another_update_is_not_the_same_work(sides):
-  """The first losses are the same, those after an update are not."""
+  """The first losses are equal, but those after an update are not."""
   with pytest.raises(SystemExit, match="not the same work"):
     check(*sides({"phases[0].learning_rate": 2e-4}))
 
@@ -187,8 +190,8 @@ def test_without_pytorch_one_line_says_what_to_install(monkeypatch, capsys):
   monkeypatch.delattr(benchmarks, "step_hugging_face", raising=False)
   assert run("step", "--cases=bert_nano") == ConfigError.exit_code
   assert capsys.readouterr().err == (
-      "benchmarks.step: torch is not installed; pip install -e .[hf], or give --ablate to measure "
-      "our own step alone\n")
+      "benchmarks.step: torch is not installed. Install it with pip install -e .[hf], or give "
+      "--ablate to measure only our own step\n")
 
 
 # ------------------------------------------------------------ the commands
@@ -209,7 +212,7 @@ def test_packing_runs(recipe, tmp_path):
              "--seconds=0.01", f"--out={tmp_path / 'p.json'}") == 0
   rows = measured(tmp_path / "p.json")
   gain, share, ideal = (rows[f"64 tokens: {what}"]["median"] for what in (
-      "packed over padded, real tokens a second", "share of the ideal", "the same, ideal"))
+      "packed over padded, real tokens per second", "share of the ideal", "the same, ideal"))
   assert share == pytest.approx(gain / ideal)
   assert ideal > 1
 
