@@ -1,0 +1,245 @@
+"""README.md and docs/: commands are accepted, links lead somewhere, the reference is fresh.
+
+Nothing is run and nothing is built: the commands are parsed by the program's own parser, their
+config overrides are applied and checked. `make docs` builds the pages and checks links to headings.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+from bertgpt import cli
+from bertgpt import config as config_lib
+from bertgpt.config import finetuning, recipes, unread
+from bertgpt.finetuning import tasks
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
+WRITTEN = [page for page in PAGES if page.parent.name != "reference"]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+README_LINES = 130  # Two minutes.
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+  """Yields (language, content) of the fenced blocks of a page."""
+  for language, content in re.findall(r"^```([^\n`]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+    yield language.strip(), content
+
+
+def shell_lines(text: str) -> Iterator[str]:
+  """Yields the lines of the blocks without a language, with those that continue them."""
+  for language, content in blocks(text):
+    if language in ("", "bash", "sh"):
+      yield from content.replace("\\\n", " ").splitlines()
+
+
+def commands(text: str) -> Iterator[list[str]]:
+  """Yields the arguments of every `bertgpt ...` of a page, without what is piped or redirected."""
+  for line in shell_lines(text):
+    words = shlex.split(line.strip().removeprefix("$ "), comments=True) if "bertgpt" in line else []
+    if words and words[0] == "bertgpt":
+      end = next((i for i, word in enumerate(words) if word in ("|", ">", "&&", "&")), None)
+      yield words[1:end]
+
+
+ALL_COMMANDS = [(str(page.relative_to(ROOT)), argv) for page in WRITTEN
+                for argv in commands(page.read_text("utf-8"))]
+
+
+def problems_of(argv: list[str]) -> list[str]:
+  """What the program would say about a command before it opens a device or a file of the user."""
+  arguments = cli.parse(argv)
+  if not arguments.takes_fields:
+    return []
+  is_tuning = arguments.command == "finetune"
+  make_base = finetuning.base if is_tuning else config_lib.base
+  recipe = getattr(arguments, "recipe", None)
+  config = recipes.load(recipe, make_base) if recipe else make_base()
+  config, problems = recipes.try_override(config, arguments.overrides)
+  if is_tuning:
+    name = arguments.task or config.task.name
+    return problems + tasks.name_problems(name) + finetuning.find_problems(config)
+  if recipe:
+    unread.check(config)
+  return problems + config_lib.find_problems(config)
+
+
+def load_script(path: pathlib.Path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+# ------------------------------------------------------------------- commands
+
+
+def test_there_are_commands_to_check():
+  assert len(ALL_COMMANDS) > 30
+  assert {argv[0] for _, argv in ALL_COMMANDS} == set(cli.COMMANDS)  # Each is shown somewhere.
+
+
+@pytest.mark.parametrize("page, argv", ALL_COMMANDS,
+                         ids=[f"{page}: {' '.join(argv)}" for page, argv in ALL_COMMANDS])
+def test_a_command_of_a_page_is_accepted(page, argv, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert problems_of(argv) == []
+
+
+@pytest.mark.parametrize("line, fragment", [
+    ("train --config demo --workdir x --confg=1", "unknown argument --confg"),
+    ("train --config nowhere --workdir x", "no such file or recipe"),
+    ("generate --workdir x", "--prompt --input is required"),
+    ("evaluate --workdir x --config.eval.batch_size=none", "expected int")])
+def test_a_command_that_is_wrong_is_found(line, fragment, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(cli.UserError, match=fragment):
+    raise cli.UserError("\n".join(problems_of(line.split())))
+
+
+def test_every_page_opens_with_a_command():
+  for page in (ROOT / "docs").glob("*.md"):
+    language, content = next(blocks(page.read_text("utf-8")))
+    assert language == "" and re.match(r"\$? ?(bertgpt|make|python) ", content), page.name
+
+
+def test_make_targets_exist():
+  rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+  for page in WRITTEN:
+    text = page.read_text("utf-8")
+    named = set(re.findall(r"^make ([a-z-]+)", "\n".join(shell_lines(text)), re.MULTILINE))
+    named |= set(re.findall(r"`make ([a-z-]+)", text))
+    assert named <= rules, page.name
+
+
+# ---------------------------------------------------------------------- links
+
+
+def headings(page: pathlib.Path) -> set[str]:
+  """Anchors of a page, as GitHub and MyST make them."""
+  text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+  titles = re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_relative_links_lead_somewhere(name):
+  page = ROOT / name
+  text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+  for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    if "://" in target:
+      continue
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists(), target
+    if anchor and file.suffix == ".md":
+      assert anchor in headings(file), target
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "reference/" not in n])
+def test_files_named_in_the_text_exist(name):
+  """A path in capitals stands for a file that is to be written, as does the toy family's."""
+  text = (ROOT / name).read_text("utf-8")
+  folders = "bertgpt|configs|tests|docs|benchmarks|launch"
+  for path in re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)`", text):
+    if not re.search(r"[A-Z]{3}|bow", path):
+      assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_in_the_table_of_contents():
+  named = set()
+  for language, content in blocks((ROOT / "docs/index.md").read_text("utf-8")):
+    if language == "{toctree}":
+      named |= {line for line in content.splitlines() if line and not line.startswith(":")}
+  pages = {str(page.relative_to(ROOT / "docs").with_suffix(""))
+           for page in (ROOT / "docs").rglob("*.md")}
+  assert named == pages - {"index"}
+
+
+def test_readme_stays_short():
+  assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= README_LINES
+
+
+# --------------------------------------------------------------------- Python
+
+
+def python_of(name: str) -> str:
+  """The Python blocks of a page as one program."""
+  return "\n".join(content for language, content in
+                   blocks((ROOT / name).read_text("utf-8")) if language == "python")
+
+
+def imported_names(tree: ast.AST) -> dict[str, object]:
+  """Returns what the imports of bertgpt in a program bind.
+
+  Raises:
+    ImportError, AttributeError: a module or a name is not there.
+  """
+  names = {}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "bertgpt":
+      for alias in node.names:
+        try:
+          value = importlib.import_module(f"{node.module}.{alias.name}")
+        except ModuleNotFoundError:
+          value = getattr(importlib.import_module(node.module), alias.name)
+        names[alias.asname or alias.name] = value
+  return names
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_python_blocks_compile(page):
+  for language, content in blocks(page.read_text("utf-8")):
+    if language == "python":
+      compile(content, page.name, "exec")
+
+
+@pytest.mark.parametrize("name", ["docs/python.md", "docs/config.md", "docs/extending.md"])
+def test_imports_of_the_pages_exist(name):
+  assert imported_names(ast.parse(python_of(name)))
+
+
+def test_calls_of_the_python_page_fit_the_signatures():
+  """Of each call of a function of bertgpt: it exists, and takes these arguments."""
+  tree = ast.parse(python_of("docs/python.md"))
+  names, checked = imported_names(tree), set()
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Call):
+      continue
+    first, *rest = ast.unparse(node.func).split(".")
+    if first not in names or not all(part.isidentifier() for part in rest):
+      continue
+    function = names[first]
+    for part in rest:
+      function = getattr(function, part)
+    inspect.signature(function).bind(*node.args, **{k.arg: k.value for k in node.keywords})
+    checked.add(ast.unparse(node.func))
+  assert len(checked) > 15
+
+
+@pytest.mark.parametrize("attribute", ["config", "model", "params", "step", "tokenizer", "can"])
+def test_a_trained_model_has_what_the_python_page_reads(attribute):
+  from bertgpt.runs.trained import Trained
+  assert attribute in Trained._fields or hasattr(Trained, attribute)
+
+
+# ------------------------------------------------------------------ reference
+
+
+def test_the_reference_is_fresh():
+  stale = load_script(ROOT / "docs/generate.py").stale_pages()
+  assert not stale, f"run `python docs/generate.py`, which writes {', '.join(stale)}"
+
+
+def test_every_field_is_in_the_reference():
+  text = (ROOT / "docs/reference/config.md").read_text("utf-8")
+  for fields in (config_lib.base(), config_lib.phase(), finetuning.base()):
+    for field, _ in config_lib.leaves(fields):
+      assert f"| `{field}` |" in text or field.startswith("phases["), field

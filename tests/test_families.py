@@ -1,0 +1,77 @@
+"""Every family is whole: its files are found by its name, its model can do what its record says."""
+
+import importlib
+
+import pytest
+import tiny
+
+from bertgpt import config as config_lib
+from bertgpt.config import choices, families
+from bertgpt.devices import sharding
+from bertgpt.models import parameter_table
+from bertgpt.models.parameters import find
+from bertgpt.training import steps
+from bertgpt.trees import named_leaves
+
+# Ability -> methods of the model that it calls; see docs/extending.md.
+METHODS = {
+    "generate": ("extend", "logits"), "score": ("features", "logits"), "embed": ("features",),
+    "fill": ("predict",), "pseudo_score": ("predict",),
+    "classes": ("features",), "values": ("features",), "tokens": ("features",),
+    "spans": ("features",),
+}
+SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64, "max_positions": tiny.LENGTH,
+         "vocab_size": tiny.VOCAB}
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_files_of_a_family_are_found_by_its_name(name):
+  model = importlib.import_module(f"bertgpt.models.{name}")
+  table = importlib.import_module(f"bertgpt.hub.{name}")
+  assert model.MODEL and model.PARAMETERS
+  assert isinstance(table.ARCHITECTURES, tuple) and callable(table.choose)
+
+
+@pytest.mark.parametrize("name", choices.OBJECTIVES)
+def test_the_files_of_an_objective_are_found_by_its_name(name):
+  assert callable(importlib.import_module(f"bertgpt.training.objectives.{name}").make)
+  rows = importlib.import_module(f"bertgpt.data.batches.{choices.OBJECTIVES[name].rows}")
+  for part in ("SPECIALS", "HAS_TARGET", "PAIR_NAME", "plan", "specs", "assemble"):
+    assert hasattr(rows, part), part
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_a_model_has_the_methods_of_its_abilities(name):
+  family = families.FAMILIES[name]
+  model = importlib.import_module(f"bertgpt.models.{name}").MODEL
+  for ability in sorted(family.abilities):
+    methods = METHODS[ability]
+    if family.kind == "encoder" and ability in ("classes", "values"):
+      methods = (*methods, "pool")
+    for method in methods:
+      assert callable(getattr(model, method, None)), f"{ability} needs {method}"
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_a_family_can_do_what_its_report_shows(name):
+  family = families.FAMILIES[name]
+  assert family.can("generate") or family.can("fill")
+
+
+@pytest.mark.parametrize("name, objective", [
+    (name, objective) for name, family in families.FAMILIES.items()
+    for objective in family.objectives])
+def test_every_parameter_has_a_line_with_an_axis_for_each_dimension(name, objective):
+  """Shapes only: nothing is compiled."""
+  config = config_lib.base()
+  config.model.update(next(iter(families.FAMILIES[name].presets.values())))
+  config.model.update(SMALL)
+  config.objective.name = objective
+  config.phases = (config_lib.phase(seq_len=tiny.LENGTH, batch_size=8),)
+  mesh = sharding.make_mesh(config)
+  with sharding.use_mesh(mesh, config):
+    setup = steps.make_setup(config, mesh, tiny.make_vocabulary())
+    params = steps.make_abstract_state(setup).params
+  for path, x in named_leaves(params).items():
+    axes = find(parameter_table(config), path).axes
+    assert len(axes) == x.ndim, f"{path}: {axes} for the shape {x.shape}"
