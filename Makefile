@@ -4,7 +4,8 @@
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make lint       ruff
-# make lock       resolve requirements.lock and those of the extras anew (needs uv)
+# make docs       docs/ as web pages, in docs/_build; warnings are errors
+# make lock       resolve requirements.lock and those of the extras again (needs uv)
 # make clean      remove .venv and caches; runs/ stays
 #
 # PYTHON names the interpreter that .venv is made with: make test PYTHON=python3.11
@@ -15,6 +16,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 UV ?= uv
 HF_STAMP := .venv/installed-hf
 PLAN_STAMP := .venv/installed-plan
+DOCS_STAMP := .venv/installed-docs
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # ensurepip: Debian's python3 comes without it, and venv needs it.
@@ -23,7 +25,8 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo demo-gpt test test-all test-hf test-tpu lint lock clean install install-hf install-plan
+.PHONY: demo demo-gpt test test-all test-hf test-tpu lint docs lock clean install install-hf \
+  install-plan install-docs
 
 demo: $(STAMP)
 	$(BIN)/bertgpt train --config configs/demo.py --workdir runs/demo
@@ -48,11 +51,18 @@ test-tpu: $(PLAN_STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
+# A link to a page or a heading that is not there is a warning.
+docs: $(DOCS_STAMP)
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 install: $(STAMP)
 
 install-hf: $(HF_STAMP)
 
 install-plan: $(PLAN_STAMP)
+
+install-docs: $(DOCS_STAMP)
 
 # The stamp comes last: an installation that was cut short is made again from nothing.
 $(STAMP): requirements.lock setup.cfg setup.py pyproject.toml
@@ -80,6 +90,11 @@ $(PLAN_STAMP): $(STAMP) requirements-plan.lock
 	@$(PIP) install --require-hashes --requirement requirements-plan.lock
 	@touch $@
 
+$(DOCS_STAMP): $(STAMP) requirements-docs.lock
+	@echo "Installing Sphinx into .venv, once ..."
+	@$(PIP) install --require-hashes --requirement requirements-docs.lock
+	@touch $@
+
 # One lock for every platform: resolved for the oldest Python, with markers for the newer. The
 # locks of the extras hold what requirements.lock does not, and neither PyTorch nor its CUDA.
 COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-config \
@@ -87,7 +102,7 @@ COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-
 
 lock:
 	$(UV) $(COMPILE) --upgrade --extra dev --output-file requirements.lock --quiet setup.cfg
-	for extra in hf plan; do \
+	for extra in docs hf plan; do \
 	  $(UV) $(COMPILE) --constraints requirements.lock --extra $$extra setup.cfg >extra.all && \
 	  awk '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \
 	         name[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/} \
@@ -96,5 +111,5 @@ lock:
 	rm extra.all
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
