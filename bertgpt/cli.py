@@ -1,4 +1,4 @@
-"""`bertgpt <command>`: parses the flags, dispatches, and turns errors into lines and exit codes."""
+"""The program `bertgpt COMMAND`: flags, dispatch, and errors as lines and exit codes."""
 
 import argparse
 import contextlib
@@ -14,23 +14,27 @@ from bertgpt.commands.parser import Parser
 from bertgpt.devices import guard, huge_pages
 from bertgpt.errors import INTERRUPTED, ConfigError, PeerError, StorageError, UserError
 
-# OSErrors that come from the storage or the user, not from a bug.
+# OSErrors that are caused by the storage or the user, not by a bug.
 STORAGE_ERRORS = frozenset({
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
     errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE})
 
 
 def run_program() -> int:
-  """Runs `main` in a process of its own, which may be restarted or forked first."""
+  """Runs `main` as a process, which may be restarted or forked first, and returns the exit code."""
   code = main(set_up=set_up_process)
   if code == PeerError.exit_code:
     sys.stdout.flush()
-    os._exit(code)  # JAX would wait for the lost processes before it lets this one end.
+    os._exit(code)  # At a normal exit, JAX would wait for the lost processes.
   return code
 
 
 def set_up_process(arguments: argparse.Namespace) -> None:
-  """Prepares a process for a heavy command, before JAX is imported."""
+  """Prepares the process for a heavy command, before JAX is imported.
+
+  Args:
+    arguments: values of the flags.
+  """
   if arguments.is_heavy:
     huge_pages.restart()
   if arguments.distributed:
@@ -39,11 +43,13 @@ def set_up_process(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None,
          set_up: Callable[[argparse.Namespace], None] = lambda arguments: None) -> int:
-  """Runs one command and returns the exit code; see `errors` for the codes.
+  """Runs one command.
 
   Args:
     argv: arguments of the program; None: those of this process.
-    set_up: called with the flags before the command runs.
+    set_up: called with the values of the flags before the command runs.
+  Returns:
+    The exit code, see `errors`.
   """
   name = "bertgpt"
   try:
@@ -51,13 +57,13 @@ def main(argv: Sequence[str] | None = None,
     name = f"bertgpt {arguments.command}"
     set_up(arguments)
     code = dispatch(arguments)
-    sys.stdout.flush()  # A closed pipe is still an exception here, which can be caught.
+    sys.stdout.flush()  # Here, a closed pipe still raises an exception that can be caught.
     return code
   except UserError as e:
     print(f"{name}: {e}", file=sys.stderr)
     return e.exit_code
   except KeyboardInterrupt:
-    print(f"{name}: interrupted; the same command continues where it stopped", file=sys.stderr)
+    print(f"{name}: interrupted. The same command continues where it stopped", file=sys.stderr)
     return INTERRUPTED
   except BrokenPipeError:  # As in `bertgpt data | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,27 +71,32 @@ def main(argv: Sequence[str] | None = None,
   except OSError as e:
     if e.errno not in STORAGE_ERRORS:
       raise
-    print(f"{name}: {e.filename or 'a file'}: {e.strerror}; free or change the storage, then give "
+    print(f"{name}: {e.filename or 'a file'}: {e.strerror}. Free or change the storage, then give "
           "the same command again", file=sys.stderr)
     return StorageError.exit_code
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Returns the flags.
+  """Returns the values of the flags.
 
-  With `module`, the command's module, and `overrides`, the --config.FIELD=VALUE arguments.
+  They include `module`, the module of the command, and `overrides`, the --config.FIELD=VALUE
+  arguments.
 
+  Args:
+    argv: arguments of the program.
   Raises:
-    ConfigError: unknown, missing or malformed flags.
+    ConfigError: a flag is unknown, missing or malformed.
   """
   arguments, arguments.overrides = make_parser().parse_known_args(argv)
   if arguments.overrides and not arguments.takes_fields:
-    raise ConfigError(f"{arguments.overrides[0]}: {arguments.command} takes no config fields")
+    raise ConfigError(f"{arguments.overrides[0]}: {arguments.command} takes no config fields. "
+                      "Leave it out")
   return arguments
 
 
 def make_parser() -> Parser:
-  parser = Parser("bertgpt", description="Pretrain BERT and GPT: text in, a trained model out.",
+  """Returns the parser of all commands."""
+  parser = Parser("bertgpt", description="Pretrain BERT and GPT, from text to a trained model.",
                   epilog=flags.FIELDS_NOTE)
   parser.set_defaults(takes_fields=False, is_heavy=False, distributed="")
   commands = parser.add_subparsers(dest="command", required=True)
@@ -101,6 +112,8 @@ def make_parser() -> Parser:
 def dispatch(arguments: argparse.Namespace) -> int:
   """Runs a command, together with the other processes of the run if there are any.
 
+  Args:
+    arguments: values of the flags.
   Returns:
     The exit code.
   Raises:
@@ -123,9 +136,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def hold_interrupt() -> Iterator[Callable[[], None]]:
-  """Delays Ctrl-C: it raises KeyboardInterrupt when, or after, the yielded function is called.
+  """Delays Ctrl-C until the yielded function is called; from then on it raises KeyboardInterrupt.
 
-  C++ libraries that are being imported crash at an exception, or swallow it.
+  An exception during the import of C++ libraries can crash or be ignored.
   """
   is_held, was_pressed = True, False
 

@@ -1,16 +1,16 @@
-"""ALBERT-base, version 1, by the paper's recipe.
+"""ALBERT-base, version 1, with the paper's recipe.
 
 Command    bertgpt train --config configs/albert_base.py --workdir runs/albert_base
-Data       BooksCorpus and Wikipedia in the paper: 16 GB of text. A SentencePiece of 30,000, lower
-           case, is trained on `data.source`.
-Hardware   64 to 512 TPU v3 chips in the paper. Any number of devices that divides 4,096 rows; where
-           memory is short, --config.phases[0].micro_batches=16.
+Data       BooksCorpus and Wikipedia in the paper, 16 GB of text. A lower-case SentencePiece
+           tokenizer with 30,000 pieces is trained on `data.source`.
+Hardware   64 to 512 TPU v3 chips in the paper; any number of devices that divides 4,096 rows. With
+           little memory, use --config.phases[0].micro_batches=16.
 Expected   Masked-LM accuracy on held-out text about 54%; fine-tuned: SQuAD 1.1 F1 89.3, EM 82.3;
            MNLI 81.6; SST-2 90.3 (Lan et al. 2019, arXiv:1909.11942, table 2).
 Status     Not yet run.
 
-The published script predicts at most 20 tokens per row, which for rows of 512 tokens is 4%; so does
-this recipe. For 15%, --config.phases[0].max_predictions=77.
+Like the published script, the recipe predicts at most 20 tokens per row, which is 4% of 512 tokens.
+For 15%, use --config.phases[0].max_predictions=77.
 """
 
 from bertgpt.config import base, families, phase

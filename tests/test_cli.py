@@ -1,4 +1,4 @@
-"""bertgpt.cli: what a careless user types ends in one clear line and the documented exit code."""
+"""bertgpt.cli: mistakes of a user end in one clear line and the documented exit code."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ CONFIG, DATA, STORAGE = (error.exit_code for error in
 
 
 def run(capsys, *argv) -> tuple[int, list[str]]:
-  """(exit code, lines on stderr) of a command that must not raise."""
+  """Returns (exit code, lines on stderr) of a command that must not raise."""
   capsys.readouterr()
   code = cli.main([str(a) for a in argv])
   return code, capsys.readouterr().err.splitlines()
@@ -40,26 +40,26 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["trian"], "invalid choice: 'trian'"),
     (["train", "--workdir=w"], "required: --config"),
     (["train", "--config=c.py"], "required: --workdir"),
-    (["train", "--config=c.py", "--wrokdir=w"], "--wrokdir=w; did you mean --workdir?"),
-    (["train", "--config=c.py", "--workdir=w", "--wrokdir=w"], "did you mean --workdir?"),
+    (["train", "--config=c.py", "--wrokdir=w"], "--wrokdir=w. Did you mean --workdir?"),
+    (["train", "--config=c.py", "--workdir=w", "--wrokdir=w"], "Did you mean --workdir?"),
     (["train", "--config=c.py", "--workdir=w", "--config.seed", "3"], "unknown argument 3"),
     (["train", "--config=nothing.py", "--workdir=w"], "--config nothing.py: no such file"),
     (["evaluate"], "required: --workdir"),
     (["--config=c.py", "--workdir=w"], "the following arguments are required: command"),
-    (["generate", "--workdir=w", "--promtp=x"], "--promtp=x; did you mean --prompt?"),
+    (["generate", "--workdir=w", "--promtp=x"], "--promtp=x. Did you mean --prompt?"),
     (["import", "--from=f", "--workdir=w", "--sauce=1"],
-     "unknown argument --sauce=1; config fields are given"),
-    (["fill", "--workdir=w", "hello", "--tpo=3"], "did you mean --top?"),
+     "unknown argument --sauce=1. Config fields are given"),
+    (["fill", "--workdir=w", "hello", "--tpo=3"], "Did you mean --top?"),
     (["fill", "--", "the [MASK]"], "required: --workdir"),
     (["generate", "--prompt", "-- hello"], "required: --workdir"),
     (["train", "--config=c.py", "--config.seed=3"], "required: --workdir"),
-    (["fill", "--workdir=w", "hello", "--tpo=3"], "see bertgpt fill --help"),
+    (["fill", "--workdir=w", "hello", "--tpo=3"], "See bertgpt fill --help"),
     (["fill", "--workdir=w", "hello", "--config.seed=3"],
      "--config.seed=3: fill takes no config fields"),
     (["generate", "--workdir=w", "--prompt=a", "--input=b"], "not allowed with argument --prompt"),
     (["generate", "--workdir=w"], "--prompt --input is required"),
     (["fill", "--wrokdir=w", "--top=0", "a"], "argument --top: 0: give a whole number"),
-    (["fill", "--wrokdir=required", "a"], "--wrokdir=required; did you mean --workdir?"),
+    (["fill", "--wrokdir=required", "a"], "--wrokdir=required. Did you mean --workdir?"),
     (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
 ])
 def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment):
@@ -116,7 +116,7 @@ def test_wrong_config_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, ar
 
 
 def test_all_problems_of_a_config_are_listed_at_once(capsys, tmp_path, recipe):
-  """Overrides, values, source and mesh."""
+  """Lists problems of overrides, values, source and mesh."""
   code, lines = run(
       capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", "--config.sead=1",
       "--config.model.width=x", "--config.model.num_heads=3", "--config.data.source=books",
@@ -161,7 +161,7 @@ def wrong_file(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
 
 NO_UTF8 = b"a b c." * 9 + bytes([255])
 
-# name: (exit code, the arguments, made with a folder for files, part of the line)
+# Name -> (exit code, function of a folder for files that returns the arguments, part of the line).
 BAD_INPUTS = {
     "missing text": (
         DATA, lambda t: [f"--config.data.source=text:{t}/none.txt"], "no file matches"),
@@ -247,7 +247,7 @@ def test_folder_that_holds_no_run_is_not_evaluated(capsys, tmp_path, recipe, con
   assert files_under(tmp_path) - {".lock"} == before
 
 
-# ----------------------------------------------------- what is no bad input
+# ------------------------------------------------- storage, interrupts, bugs
 
 
 def main_that_raises(monkeypatch, error: BaseException) -> None:
@@ -388,10 +388,10 @@ def main():
 
 
 def test_a_dataset_is_read_by_the_name_that_tfds_knows_it_by(tmp_path, recipe, story):
-  """Prepared by TFDS itself, in the place that TFDS has for datasets, and without TensorFlow."""
+  """The dataset is prepared by TFDS in its own folder for datasets, and without TensorFlow."""
   package = tmp_path / "stories"
   package.mkdir()
-  (package / "__init__.py").write_text(STORIES)  # TFDS finds the metadata beside the class.
+  (package / "__init__.py").write_text(STORIES)  # TFDS finds metadata in the folder of the class.
   environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path / "datasets")}
   subprocess.run([sys.executable, "-c", "import stories; stories.main()", story], check=True,
                  env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=120)

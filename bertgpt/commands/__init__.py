@@ -2,15 +2,15 @@
 
 The module of a command has
 
-  HELP       its line in `bertgpt --help`
-  USES       the modules that `run` imports; Ctrl-C waits while they are loaded
+  HELP       line of the command in `bertgpt --help`
+  USES       modules that `run` imports; Ctrl-C waits while they are loaded
   add_flags  (parser): adds the flags of the command
   check      (arguments), optional: reads and checks whatever needs neither devices nor the other
              processes of a run, so that a wrong flag is refused at once
-  run        (arguments) -> exit code; None stands for 0
+  run        (arguments) -> exit code; None means 0
 
 `bertgpt.cli` calls them in this order. Every start of the program loads all of these modules, so
-what is slow to import (JAX, but also the config) is imported inside their functions.
+modules that are slow to import (JAX, but also the config) are imported inside their functions.
 """
 
 # Name of the command -> its module, in the order of `bertgpt --help`.

@@ -1,19 +1,23 @@
-"""`bertgpt data`: the batches of a config, shown."""
+"""`bertgpt data`: a report on the batches of a config."""
+
+import argparse
 
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
-HELP = "Show what batches a config makes."
+HELP = "Show the batches that a config makes."
 USES = ("bertgpt.report.end_of_run",)
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt data`."""
   flags.add_config(parser)
   parser.add_argument("--steps", metavar="N,N",
-                      help="steps whose batches are hashed; default: the first three")
+                      help="steps whose batches are hashed, from 0; default: the first three")
 
 
-def check(arguments):
+def check(arguments: argparse.Namespace) -> None:
+  """Validates the config and replaces `steps` by a list of numbers."""
   from bertgpt import config as config_lib
   arguments.config = flags.read_config(arguments)
   num_steps = config_lib.total_steps(arguments.config)
@@ -21,16 +25,20 @@ def check(arguments):
                      else parse_steps(arguments.steps, num_steps))
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the report on the batches."""
   from bertgpt.report import end_of_run
   print(end_of_run.describe_data(arguments.config, arguments.steps))
 
 
 def parse_steps(text: str, num_steps: int) -> list[int]:
-  """Returns the numbers of --steps, counted from 0.
+  """Returns the numbers of --steps.
 
+  Args:
+    text: value of the flag, as '0,1,2'.
+    num_steps: steps of the run, which are counted from 0.
   Raises:
-    ConfigError: not numbers, or the run has no such steps.
+    ConfigError: the text is not a list of numbers, or the run has no such step.
   """
   try:
     steps = [int(step) for step in text.split(",") if step.strip()]

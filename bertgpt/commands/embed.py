@@ -1,24 +1,29 @@
-"""`bertgpt embed`: features of texts, written to a file."""
+"""`bertgpt embed`: a file with features of texts."""
+
+import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Write the features that a BERT computes for texts."
+HELP = "Write features of texts, computed by a BERT."
 USES = ("bertgpt.inference.embed",)
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt embed`."""
   flags.add_workdir(parser)
   parser.add_argument("--input", required=True, type=flags.local_path, metavar="FILE",
-                      help="one text per line; in a .jsonl file the field text")
+                      help="file with one text per line; in a .jsonl file, the field text")
   parser.add_argument("--out", required=True, type=flags.local_path, metavar="FILE",
                       help="new .safetensors or .npy file")
   parser.add_argument("--layer", choices=("cls", "mean", "last", "last4"), default="mean",
-                      help="per text, the last layer at [CLS] or its mean (the default); per "
-                           "token, the last layer or the last four side by side")
+                      help="per text: the last layer at [CLS] (cls) or its mean (mean, the "
+                           "default); per token: the last layer (last) or the last four, "
+                           "concatenated (last4)")
   flags.add_batch_size(parser)
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Writes the features and prints their shape."""
   from bertgpt.inference import embed
   print(embed.run(arguments.workdir, arguments.input, arguments.out, arguments.layer,
                   arguments.batch_size or flags.BATCH_SIZE))

@@ -1,4 +1,6 @@
-"""`bertgpt evaluate`: scores on the validation split, or on zero-shot protocols."""
+"""`bertgpt evaluate`: scores on the validation split or on zero-shot protocols."""
+
+import argparse
 
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
@@ -7,35 +9,39 @@ HELP = "Score a trained model on the validation split, or zero-shot."
 USES = ("bertgpt.training.evaluate", "bertgpt.inference.zero_shot")
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt evaluate`."""
   flags.add_workdir(parser)
   flags.add_config_fields(parser)
   flags.add_distributed(parser)
   parser.add_argument("--suite", metavar="NAME=FILE,...",
-                      help="zero-shot protocols: text, wikitext2, wikitext103, lambada, "
-                           "lambada_stop_words, lambada_last_token, pairs")
+                      help="zero-shot protocols and their files: text, wikitext2, wikitext103, "
+                           "lambada, lambada_stop_words, lambada_last_token, pairs")
   parser.add_argument("--window", type=flags.number(int, 0), default=0, metavar="N",
-                      help="for --suite: tokens seen at a time; default: as in training")
+                      help="for --suite: tokens per window; default: as in training")
   parser.add_argument("--stride", type=flags.number(int, 0), default=0, metavar="N",
-                      help="for --suite: tokens scored with each window; default: half of it")
+                      help="for --suite: tokens scored per window; default: half of --window")
   parser.add_argument("--limit", type=flags.number(int, 0), default=0, metavar="N",
-                      help="for --suite: windows, passages, lines or pairs scored; default: all")
+                      help="for --suite: number of windows, passages, lines or pairs; default: all")
   flags.add_batch_size(parser)
 
 
-def check(arguments):
+def check(arguments: argparse.Namespace) -> None:
+  """Refuses flags that do not go together."""
   if arguments.suite is None:
     for flag in ("window", "stride", "limit", "batch_size"):
       if getattr(arguments, flag):
-        raise ConfigError(f"--{flag} belongs to --suite, which is not given")
+        raise ConfigError(f"--{flag} belongs to --suite, which is missing. Give both or neither")
     return
   if arguments.overrides:
-    raise ConfigError(f"{arguments.overrides[0]}: evaluate takes no config fields with --suite")
+    raise ConfigError(f"{arguments.overrides[0]}: evaluate takes no config fields with --suite. "
+                      "Leave it out")
   if arguments.distributed:
-    raise ConfigError("--suite runs in one process; leave --distributed out")
+    raise ConfigError("--suite runs in one process. Leave --distributed out")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the scores, one per line."""
   from bertgpt.inference import zero_shot
   from bertgpt.training import evaluate
   if arguments.suite is None:

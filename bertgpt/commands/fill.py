@@ -1,19 +1,23 @@
 """`bertgpt fill`: guesses of masked words."""
 
+import argparse
+
 from bertgpt.commands import flags
 
 HELP = "Guess masked words with a BERT."
 USES = ("bertgpt.inference.fill",)
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt fill`."""
   flags.add_workdir(parser)
-  parser.add_argument("text", metavar="TEXT", help="with [MASK] in place of one word or more")
+  parser.add_argument("text", metavar="TEXT", help="text with one or more words replaced by [MASK]")
   parser.add_argument("--top", type=flags.number(int, 1), default=5, metavar="N",
-                      help="words shown for each; default: 5")
+                      help="words shown per [MASK]; default: 5")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the guesses."""
   from bertgpt.inference import fill
   for line in fill.run(arguments.workdir, arguments.text, arguments.top):
     print(line)

@@ -1,22 +1,27 @@
-"""`bertgpt finetune`: a trained model, trained on a task and scored."""
+"""`bertgpt finetune`: training of a trained model on a task, and its scores."""
+
+import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Train a trained model on a task, and score it."
+HELP = "Fine-tune a trained model on a task, and score it."
 USES = ("bertgpt.finetuning.loop",)
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt finetune`."""
   flags.add_config(parser)
   parser.add_argument("--init", required=True, type=flags.local_path, metavar="DIR",
                       help="folder of the pretrained or imported run")
-  parser.add_argument("--task", metavar="NAME", help="as sst2; default: the recipe's")
+  parser.add_argument("--task", metavar="NAME",
+                      help="name of the task, as sst2; default: that of the recipe")
   parser.add_argument("--workdir", type=flags.local_path, metavar="DIR",
-                      help="where the results go; default: finetune-TASK in the folder of --init")
+                      help="folder of the results; default: finetune-TASK in the folder of --init")
   flags.add_distributed(parser)
 
 
-def check(arguments):
+def check(arguments: argparse.Namespace) -> None:
+  """Checks the config of the task."""
   from bertgpt.config import finetuning, recipes
   from bertgpt.finetuning import tasks
   recipe = recipes.load(arguments.recipe, finetuning.base)
@@ -26,7 +31,8 @@ def check(arguments):
   arguments.config = config
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Fine-tunes every run of the config and writes the results."""
   from bertgpt.finetuning import loop
   config, init = arguments.config, arguments.init
   loop.finetune(init, config, arguments.workdir or init / f"finetune-{config.task.name}")

@@ -1,15 +1,19 @@
-"""Flags that several commands have, how values of flags are read, and the config they name."""
+"""Flags of several commands, functions that read values of flags, and the config of the flags."""
 
 import argparse
 import contextlib
 import math
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from bertgpt.errors import ConfigError
 
-BATCH_SIZE = 8  # Rows, if --batch_size is not given.
-FIELDS_NOTE = ("Config fields are overridden by --config.FIELD=VALUE, as in "
+if TYPE_CHECKING:  # The config is slow to import.
+  from bertgpt.config import ConfigDict
+
+BATCH_SIZE = 8  # Rows computed at a time if --batch_size is not given.
+FIELDS_NOTE = ("Config fields are overridden with --config.FIELD=VALUE, for example "
                "--config.model.num_layers=4.")
 
 
@@ -17,10 +21,13 @@ FIELDS_NOTE = ("Config fields are overridden by --config.FIELD=VALUE, as in "
 
 
 def local_path(text: str) -> pathlib.Path:
-  """Returns the absolute path of a flag; pathlib would make a local folder `gs:` of gs://bucket.
+  """Returns the absolute path that a flag names.
 
+  Args:
+    text: value of the flag.
   Raises:
-    argparse.ArgumentTypeError: the path is not on a file system.
+    argparse.ArgumentTypeError: the path is not on a file system, as gs://bucket, of which pathlib
+      would make a local folder `gs:`.
   """
   from bertgpt import config as config_lib
   if problem := config_lib.remote_problem(text):
@@ -29,8 +36,14 @@ def local_path(text: str) -> pathlib.Path:
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], int | float]:
-  """Returns a function that reads the number of a flag, between two bounds."""
-  def read(text):
+  """Returns a function that reads a number from the value of a flag.
+
+  Args:
+    kind: int or float.
+    low: smallest allowed number.
+    high: largest allowed number.
+  """
+  def read(text: str) -> int | float:
     with contextlib.suppress(ValueError):
       if low <= (value := kind(text)) <= high and value < math.inf:
         return value
@@ -44,33 +57,38 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
+  """Adds the required flag --config, and lets the command take --config.FIELD=VALUE."""
   parser.add_argument("--config", required=True, metavar="RECIPE", dest="recipe",
-                      help="the file of a recipe, or the name of one that comes with bertgpt, as "
+                      help="file of a recipe, or name of one that comes with bertgpt, as "
                            "bert_base; `--config help` lists them")
   add_config_fields(parser)
 
 
 def add_config_fields(parser: argparse.ArgumentParser) -> None:
-  """Lets the command take --config.FIELD=VALUE; others refuse them."""
+  """Lets the command take --config.FIELD=VALUE, which other commands refuse."""
   parser.set_defaults(takes_fields=True)
   parser.epilog = FIELDS_NOTE
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:
+  """Adds the required flag --workdir."""
   parser.add_argument("--workdir", required=True, type=local_path, metavar="DIR",
                       help="folder of the run")
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:
-  """Flags of a command that computes for long: on many hosts, and with huge pages on a CPU."""
+  """Adds the flags of a long computation, which may use several hosts, and huge pages on a CPU."""
   parser.set_defaults(is_heavy=True)
   parser.add_argument("--distributed", default="", metavar="auto|HOST:PORT,N,I",
-                      help="join several processes: auto on TPU pods, SLURM and Kubernetes")
+                      help="join several processes: auto on TPU pods, SLURM and Kubernetes; or the "
+                           "address of process 0, the number of processes, and the number of this "
+                           "one")
   parser.add_argument("--distributed_timeout", type=float, default=300, metavar="SECONDS",
-                      help="for all processes to find each other")
+                      help="time in which all processes must join; default: 300")
 
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag --batch_size."""
   parser.add_argument("--batch_size", type=number(int, 1), metavar="N",
                       help=f"rows computed at a time; default: {BATCH_SIZE}")
 
@@ -78,9 +96,13 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
 # ------------------------------------------------------------------ config
 
 
-def try_config(arguments: argparse.Namespace):
-  """Returns the recipe with its overrides, and a line per wrong override and for a wrong source.
+def try_config(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
+  """Returns the recipe with its overrides, and its problems that concern flags.
 
+  Args:
+    arguments: values of the flags.
+  Returns:
+    (config, one line per wrong override and for a wrong `data.source`).
   Raises:
     ConfigError: there is no such recipe, or it is broken.
   """
@@ -95,11 +117,13 @@ def try_config(arguments: argparse.Namespace):
   return config, problems
 
 
-def read_config(arguments: argparse.Namespace):
-  """Returns the recipe with its overrides, validated as far as that needs no devices.
+def read_config(arguments: argparse.Namespace) -> "ConfigDict":
+  """Returns the recipe with its overrides, validated except for the devices.
 
+  Args:
+    arguments: values of the flags.
   Raises:
-    ConfigError: every problem, one per line.
+    ConfigError: the config has problems; the message has one line per problem.
   """
   from bertgpt import config as config_lib
   config, problems = try_config(arguments)
@@ -107,14 +131,17 @@ def read_config(arguments: argparse.Namespace):
   return config
 
 
-def read_unvalidated(arguments: argparse.Namespace, devices: Callable[[], tuple[int, str]]):
+def read_unvalidated(arguments: argparse.Namespace,
+                     devices: Callable[[], tuple[int, str]]) -> "ConfigDict":
   """Returns the recipe with its overrides, for a function that validates it.
 
   Args:
-    devices: returns the number and the platform of the devices; called only if an override or
-      the source is wrong, to list all problems of the config together.
+    arguments: values of the flags.
+    devices: returns the number and the platform of the devices. It is called only if an override or
+      the source is wrong, to list these problems together with all others.
   Raises:
-    ConfigError: every problem, one per line, if an override or the source is wrong.
+    ConfigError: an override or the source is wrong; the message has one line per problem of the
+      config.
   """
   from bertgpt import config as config_lib
   config, problems = try_config(arguments)
@@ -124,7 +151,7 @@ def read_unvalidated(arguments: argparse.Namespace, devices: Callable[[], tuple[
 
 
 def own_devices() -> tuple[int, str]:
-  """Returns the number of devices, and 'cpu', 'gpu' or 'tpu'."""
+  """Returns the number of devices of this process, and their platform, 'cpu', 'gpu' or 'tpu'."""
   import jax
 
   from bertgpt.devices import process

@@ -1,36 +1,40 @@
 """`bertgpt generate`: continuations of texts."""
 
+import argparse
+
 from bertgpt.commands import flags
 
 HELP = "Continue texts with a GPT."
 USES = ("bertgpt.data.text.texts", "bertgpt.inference.generate")
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt generate`."""
   flags.add_workdir(parser)
   given = parser.add_mutually_exclusive_group(required=True)
   given.add_argument("--prompt", action="append", metavar="TEXT",
                      help="text to continue; may be given several times")
   given.add_argument("--input", type=flags.local_path, metavar="FILE",
-                     help="one prompt per line; in a .jsonl file the field text")
+                     help="file with one prompt per line; in a .jsonl file, the field text")
   parser.add_argument("--max_tokens", type=flags.number(int, 1), metavar="N",
-                      help="tokens added at most; default: 100, or what the rows of the training "
-                           "leave")
+                      help="tokens added at most; default: 100, or fewer if the rows of the "
+                           "training leave less room")
   parser.add_argument("--temperature", type=flags.number(float, 0), default=1.0, metavar="T",
-                      help="0 takes the likeliest token; default: 1")
+                      help="divisor of the logits; 0: always the likeliest token; default: 1")
   parser.add_argument("--top_k", type=flags.number(int, 0, 2**31 - 1), default=0, metavar="K",
-                      help="draw among the K likeliest tokens; 0: among all")
+                      help="draw among the K likeliest tokens; default: 0, among all")
   parser.add_argument("--top_p", type=flags.number(float, 1e-6, 1), default=1.0, metavar="P",
-                      help="draw among the fewest likeliest tokens that have this probability "
-                           "together")
+                      help="draw among the fewest likeliest tokens whose probabilities sum to P; "
+                           "default: 1, among all")
   parser.add_argument("--seed", type=flags.number(int, 0, 2**32 - 1), default=0, metavar="N",
                       help="seed of the draws; default: 0")
   parser.add_argument("--num_samples", type=flags.number(int, 1, 2**16), default=1, metavar="N",
-                      help="continuations of each prompt")
+                      help="continuations per prompt; default: 1")
   flags.add_batch_size(parser)
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the continuations, separated by blank lines."""
   from bertgpt.data.text import texts
   from bertgpt.inference import generate
   prompts = arguments.prompt or texts.read_texts(arguments.input, "--input")

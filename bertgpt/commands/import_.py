@@ -1,18 +1,22 @@
-"""`bertgpt import`: a run made from the files of transformers."""
+"""`bertgpt import`: a run made from files of transformers."""
+
+import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Make a run of a model of transformers, to evaluate or to train further."
+HELP = "Turn a model of transformers into a run, to evaluate it or train it further."
 USES = ("bertgpt.hub.export",)
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt import`."""
   parser.add_argument("--from", required=True, type=flags.local_path, metavar="DIR",
                       dest="source", help="folder with config.json, model.safetensors and a "
                                           "tokenizer")
   flags.add_workdir(parser)
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Writes the run and prints a summary."""
   from bertgpt.hub import export
   print(export.import_model(arguments.source, arguments.workdir))

@@ -1,17 +1,24 @@
-"""A parser of flags that says in one line what is wrong with them."""
+"""A parser of flags whose errors are one line."""
 
 import argparse
 import difflib
+from collections.abc import Sequence
+from typing import NoReturn
 
 from bertgpt.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-  """Raises ConfigError for wrong flags; `parse_known_args` lets only --config.FIELD pass."""
+  """A parser that raises ConfigError for wrong flags, and accepts --config.FIELD arguments."""
 
-  def parse_known_args(self, args=None, namespace=None):
-    """Returns (namespace, the --config.FIELD arguments).
+  def parse_known_args(
+      self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+  ) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the values of the flags, and the --config.FIELD arguments.
 
+    Args:
+      args: arguments of the command; None: those of this process.
+      namespace: object that gets the values; None: a new one.
     Raises:
       ConfigError: an argument is missing, malformed or unknown.
     """
@@ -22,21 +29,23 @@ class Parser(argparse.ArgumentParser):
         self.error(self.describe_unknown(flag))
     return namespace, rest
 
-  def error(self, message: str):
+  def error(self, message: str) -> NoReturn:
+    """Raises ConfigError with a message of argparse, or with a better one."""
     unknown = self._find_unknown()
-    if unknown:  # A flag that seems to be missing may be there, misspelt.
+    if unknown:  # A flag that seems to be missing may be misspelled.
       message = self.describe_unknown(unknown[0])
-    raise ConfigError(f"{message}; see {self.prog} --help")
+    raise ConfigError(f"{message}. See {self.prog} --help")
 
   def describe_unknown(self, flag: str) -> str:
+    """Returns a message about an unknown flag, with the closest known one if there is any."""
     known = [name for action in self._actions for name in action.option_strings
              if name.startswith("--")]
     close = difflib.get_close_matches(flag.split("=")[0], known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown argument {flag}; {hint}config fields are given as --config.FIELD=VALUE"
+    hint = f"Did you mean {close[0]}? " if close else ""
+    return f"unknown argument {flag}. {hint}Config fields are given as --config.FIELD=VALUE"
 
   def _find_unknown(self) -> list[str]:
-    """Arguments that no flag takes; empty if more is wrong than that required ones are missing."""
+    """Returns arguments that no flag takes; [] if more is wrong than missing required flags."""
     if self._subparsers is not None or not self.exit_on_error:
       return []
     needed = [x for x in (*self._actions, *self._mutually_exclusive_groups) if x.required]

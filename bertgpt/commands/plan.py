@@ -1,26 +1,31 @@
 """`bertgpt plan`: memory, time and price of a run, predicted from its compiled programs."""
 
+import argparse
+
 from bertgpt.commands import flags
 
-HELP = "Predict memory, time and price on hardware that need not be there."
+HELP = "Predict memory, time and price of a run, without its hardware."
 USES = ("bertgpt.planning.plan", "bertgpt.planning.topologies")
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt plan`."""
   flags.add_config(parser)
   parser.add_argument("--topology", required=True, metavar="KIND:SHAPE",
-                      help="v4, v5e, v5p or v6e as v5e:4x4 (v5e:4x4:2 for two slices); a100, h100 "
-                           "or h200 as h100:8 or h100:2x8 (nodes x GPUs)")
-  parser.add_argument("--phase", type=int, metavar="N", help="only this phase, counted from 0")
+                      help="TPU v4, v5e, v5p or v6e, as v5e:4x4 (v5e:4x4:2 for two slices); GPU "
+                           "a100, h100 or h200, as h100:8 or h100:2x8 (nodes x GPUs)")
+  parser.add_argument("--phase", type=int, metavar="N",
+                      help="number of a phase, from 0; default: all phases")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
-                      help="adds what the run will cost")
+                      help="price per chip and hour, to predict that of the run")
   parser.add_argument("--search", action="store_true",
-                      help="compile other micro-batches, remat, meshes and scans of the phase "
-                           "(the last one) and rank them")
+                      help="compile variants of the phase (default: the last one), with other "
+                           "micro-batches, remat, meshes and scans, and rank them")
   parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the prediction."""
   from bertgpt.planning import plan, topologies
   topology = topologies.open_topology(arguments.topology)
   config = flags.read_unvalidated(

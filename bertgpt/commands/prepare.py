@@ -1,4 +1,6 @@
-"""`bertgpt prepare`: text made into a prepared corpus."""
+"""`bertgpt prepare`: a prepared corpus from text."""
+
+import argparse
 
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
@@ -7,21 +9,24 @@ HELP = "Turn text into a prepared corpus."
 USES = ("bertgpt.data.corpus.prepare",)
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt prepare`."""
   flags.add_config(parser)
   parser.add_argument("--out", type=flags.local_path, metavar="DIR",
-                      help="where to write the corpus; default: the cache of the config")
+                      help="new folder of the corpus; default: a folder in the cache of the config")
 
 
-def check(arguments):
+def check(arguments: argparse.Namespace) -> None:
+  """Validates the config; a prepared corpus needs --out."""
   arguments.config = flags.read_config(arguments)
   corpus = arguments.config.data.corpus
   if arguments.out is None and corpus:
-    raise ConfigError(f"data.corpus={corpus} is prepared already; leave it empty to prepare "
+    raise ConfigError(f"data.corpus={corpus} is already prepared. Leave it empty to prepare "
                       "data.source, or give --out")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Prepares the corpus and prints its path."""
   from bertgpt.data.corpus import prepare
   if arguments.out is None:
     print(prepare.ensure_prepared(arguments.config))

@@ -1,16 +1,20 @@
-"""`bertgpt sweep`: the runs of a recipe's get_sweep(), one after the other."""
+"""`bertgpt sweep`: training of all runs of a recipe's get_sweep(), one after the other."""
+
+import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Train every run of the config's get_sweep(), one after the other."
+HELP = "Train every run of a recipe's get_sweep(), one after the other."
 USES = ("bertgpt.training.sweep",)
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt sweep`."""
   flags.add_config(parser)
   flags.add_workdir(parser)
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Trains the runs in order."""
   from bertgpt.training import sweep
   sweep.run(arguments.recipe, arguments.workdir, arguments.overrides)

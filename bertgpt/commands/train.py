@@ -1,40 +1,57 @@
-"""`bertgpt train`: a training, from its start or its newest checkpoint to the report."""
+"""`bertgpt train`: training, from the start or the newest checkpoint, and its report."""
+
+import argparse
+from typing import TYPE_CHECKING
 
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
+
+if TYPE_CHECKING:  # The config is slow to import.
+  from bertgpt.config import ConfigDict
 
 HELP = "Train a model, or continue the run in --workdir."
 USES = ("bertgpt.training.loop", "bertgpt.report.end_of_run")
 
 
-def add_flags(parser):
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt train`."""
   flags.add_config(parser)
   flags.add_workdir(parser)
   flags.add_distributed(parser)
   parser.add_argument("--allow_change", default="", metavar="FIELD,FIELD",
-                      help="config fields that may differ from those the run was started with")
+                      help="config fields or groups that may differ from those of the existing run")
 
 
-def check(arguments):
-  if arguments.distributed:  # The devices of all are counted when the processes have joined.
+def check(arguments: argparse.Namespace) -> None:
+  """Validates the config, with the devices if it is the only process."""
+  if arguments.distributed:  # The devices are known only when all processes have joined.
     arguments.config = flags.read_config(arguments)
   else:
     arguments.config = flags.read_unvalidated(arguments, flags.own_devices)
   arguments.fields = parse_fields(arguments.allow_change, arguments.config)
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
+  """Trains, or continues, and writes the report."""
   from bertgpt.report import end_of_run
   from bertgpt.training import loop
   path = arguments.workdir
   end_of_run.write(path, loop.train(arguments.config, path, arguments.fields))
 
 
-def parse_fields(text: str, config) -> list[str]:
-  """Returns the fields, or groups of fields, of --allow_change."""
+def parse_fields(text: str, config: "ConfigDict") -> list[str]:
+  """Returns the fields, or groups of fields, of --allow_change.
+
+  Args:
+    text: value of the flag, as 'data,seed'.
+    config: config of the run.
+  Raises:
+    ConfigError: the config has no such field or group.
+  """
   from bertgpt.config import recipes
   fields = [field.strip() for field in text.split(",") if field.strip()]
   for field in fields:
     if not recipes.is_field(config, field):
-      raise ConfigError(f"--allow_change={text}: the config has no field or group {field!r}")
+      raise ConfigError(f"--allow_change={text}: the config has no field or group {field!r}. Name "
+                        "one as data.source or optimizer")
   return fields

@@ -1,4 +1,4 @@
-"""bertgpt.commands: the table is whole, and no command makes the others wait."""
+"""bertgpt.commands: the table is complete, and no command slows down the others."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ def test_every_module_of_the_folder_is_a_command():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_waits_for_all_that_a_command_imports(name):
-  """`run` finds its modules loaded: after `check` and USES nothing slow is left to import."""
+  """All modules that `run` imports are in USES, so that nothing slow is left to import."""
   module = importlib.import_module(COMMANDS[name])
   (function,) = (node for node in ast.parse(pathlib.Path(module.__file__).read_text()).body
                  if isinstance(node, ast.FunctionDef) and node.name == "run")
@@ -30,7 +30,7 @@ def test_ctrl_c_waits_for_all_that_a_command_imports(name):
 
 
 def test_modules_of_commands_open_no_device():
-  """Those of a command are loaded before the processes of a run join, which must come first."""
+  """Modules are loaded before the processes of a run join, but devices must be opened after it."""
   modules = sorted({used for path in COMMANDS.values()
                     for used in importlib.import_module(path).USES})
   script = ("import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\n"

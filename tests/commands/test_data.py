@@ -1,4 +1,4 @@
-"""bertgpt.commands.data: steps are those of the run."""
+"""bertgpt.commands.data: --steps names steps of the run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""bertgpt.commands.embed: its choices are those of the work."""
+"""bertgpt.commands.embed: the choices of --layer are those of bertgpt.inference.embed."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from bertgpt.inference import embed
 
 
 def test_layers_are_those_that_there_are():
-  """Written twice, so that --help need not wait for JAX."""
+  """They are written twice, so that --help does not wait for JAX."""
   parser = argparse.ArgumentParser()
   command.add_flags(parser)
   (action,) = (action for action in parser._actions if action.dest == "layer")

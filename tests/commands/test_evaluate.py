@@ -1,4 +1,4 @@
-"""bertgpt.commands.evaluate: flags of suites, and those that do not go with them."""
+"""bertgpt.commands.evaluate: flags of suites, and flags that exclude each other."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from bertgpt.inference import zero_shot
 
 
 def test_suites_are_those_that_there_are():
-  """Written twice, so that --help need not wait for JAX."""
+  """They are written twice, so that --help does not wait for JAX."""
   parser = argparse.ArgumentParser()
   evaluate.add_flags(parser)
   (action,) = (action for action in parser._actions if action.dest == "suite")

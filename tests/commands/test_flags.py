@@ -1,4 +1,4 @@
-"""bertgpt.commands.flags: numbers keep to their bounds, paths are absolute and local."""
+"""bertgpt.commands.flags: numbers are within bounds, paths are absolute and local."""
 
 import argparse
 import pathlib

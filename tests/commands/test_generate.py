@@ -1,4 +1,4 @@
-"""bertgpt.commands.generate: numbers that the device computes with fit into its words."""
+"""bertgpt.commands.generate: numbers fit into the integer types of the device."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""bertgpt.commands.train: the fields that may change are those of the config."""
+"""bertgpt.commands.train: --allow_change names fields of the config."""
 
 import pytest
 

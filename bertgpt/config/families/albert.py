@@ -10,7 +10,7 @@ _COMMON = {
 }
 
 # Lan et al. 2019 (arXiv:1909.11942), table 1, with the dropout of version 1 of the published models
-# (google-research/albert, 2019); version 2 has none at any size.
+# (google-research/albert, 2019). Version 2 has no dropout at any size.
 PRESETS = {
     "base": _COMMON | {"num_layers": 12, "width": 768, "mlp_dim": 3072, "num_heads": 12},
     "large": _COMMON | {"num_layers": 24, "width": 1024, "mlp_dim": 4096, "num_heads": 16},
@@ -21,7 +21,7 @@ PRESETS = {
 
 
 def _flops_per_token(model, seq_len, predicted):
-  """Sharing saves parameters, not work."""
+  """Returns the FLOPs of the forward pass, which sharing of parameters does not reduce."""
   d, e = model.width, model.embedding_width or model.width
   return (flops_of_layers(model, seq_len) + 2 * d * e * (e != d)
           + 2 * predicted * (e * model.vocab_size + d * e))

@@ -7,7 +7,8 @@ A row format is a module of this folder, the data half of an objective:
 | `SPECIALS`                                     | tokens that open and close a part            |
 | `HAS_TARGET`                                   | whether a row is followed by a last target   |
 | `PAIR_NAME`                                    | prefix of the arrays of pair labels, or ''   |
-| `PAIR_LABELS`, `PAIR_SHARE`, `PAIR_TITLE`, `PAIR_QUESTION` | of pairs: words for people       |
+| `PAIR_LABELS`, `PAIR_SHARE`, `PAIR_TITLE`,     | texts for reports about pairs                |
+| `PAIR_QUESTION`                                |                                              |
 | `plan(texts, config, seq_len, rng)`            | which parts make the rows of an epoch        |
 | `specs(config, phase)`                         | the only schema of a batch                   |
 | `assemble(parts, rows, texts, B, layout)`      | the batch                                    |

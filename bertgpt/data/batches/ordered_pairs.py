@@ -1,7 +1,7 @@
 """Rows of pairs of consecutive texts, in order or swapped, as ALBERT was trained on.
 
-Arrays of a batch: those of `pairs`, with labels called `sop`; 0: A comes first in the document,
-1: B does.
+Arrays of a batch: those of `pairs`, but named `sop` instead of `nsp`. Labels are 0 if A comes first
+in the document, and 1 if B does.
 """
 
 import numpy as np
@@ -20,16 +20,23 @@ PAIR_SHARE = "swapped"
 PAIR_TITLE = "Sentence order"
 PAIR_QUESTION = "are the two texts in order?"
 
-SWAPPED_SHARE = 0.5  # Of the pairs (create_pretraining_data.py, google-research/albert, 2019).
+# Share of swapped pairs (create_pretraining_data.py, google-research/albert, 2019).
+SWAPPED_SHARE = 0.5
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
-  """Returns rows of one or, packed, several sequences [CLS] A [SEP] B [SEP].
+  """Returns rows of one sequence [CLS] A [SEP] B [SEP], or of several if they are packed.
 
-  The two parts follow each other in one document; half of them are swapped. The published script
-  gives a chunk of one sentence a random B and calls it swapped; here such a chunk is joined with
-  the next sentence, or has no B and no label at the end of a document, so that the label speaks
-  of the order only.
+  A and B are consecutive texts of one document, and half of the pairs are swapped. The published
+  script gives a chunk of one sentence a random B and labels the pair as swapped. Here such a chunk
+  is joined with the next sentence, or at the end of a document has no B and no label, so that the
+  label depends only on the order.
+
+  Args:
+    texts: documents of the plan.
+    config: whole config, of which `data` is read.
+    seq_len: tokens per row.
+    rng: source of all randomness.
   """
   max_tokens = seq_len - 3
   drawn = pairs.draw_pairs(texts, config.data, max_tokens, rng, is_always_next=True)
@@ -42,7 +49,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
 
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
-  """Returns what a batch of the phase holds."""
+  """Returns the schema of a batch of the phase."""
   shape = (max_sequences(config, phase.seq_len),)
   return sequence_specs(phase.seq_len) | {
       "segment_ids": ((phase.seq_len,), np.int32), **pairs.label_specs(PAIR_NAME, shape)}
@@ -50,5 +57,5 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
 
 def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
              layout: Layout) -> Batch:
-  """Returns the batch of some rows; arguments as of `parts.paint`."""
+  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
   return pairs.assemble_pairs(parts, rows, texts, num_rows, layout, PAIR_NAME)

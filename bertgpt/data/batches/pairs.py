@@ -85,10 +85,13 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
 
 def place(parts: np.ndarray, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
-  """Returns the rows of pairs: one each or, packed, several.
+  """Returns rows of one pair each, or of several if they are packed.
 
   Args:
     parts: PART [C, 2], as `make_parts` returns them.
+    config: whole config, of which `data` is read.
+    seq_len: tokens per row.
+    rng: decides which pairs share a row.
   """
   lengths = parts["length"].sum(axis=1) + 3
   if config.data.packing:
@@ -117,7 +120,7 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
     data: `config.data`.
     max_tokens: longest target, without special tokens.
     rng: source of all randomness.
-    is_always_next: B always follows A, as if each document were the only one.
+    is_always_next: whether B always follows A, as if every document were the only one.
   """
   has_other = len(texts.documents) > 1 and not is_always_next
   document, first, end = _segments(texts)

@@ -430,8 +430,8 @@ def test_a_corpus_without_text_is_an_error_that_says_so():
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_ordered_pairs_are_neighbours_and_half_of_them_swapped(packing):
-  """Both parts are of one document, one right behind the other; the label says which is first."""
+def test_ordered_pairs_are_neighbors_and_half_of_them_are_swapped(packing):
+  """Both parts are consecutive in one document, and the label says which of them is first."""
   corpus = random_corpus(400, 12, 6)
   plan = make_plan(corpus, "mlm_sop", 512, data={"packing": packing, "short_sequence_prob": 0.9})
   a, b = plan.parts[0::2], plan.parts[1::2]
@@ -442,11 +442,11 @@ def test_ordered_pairs_are_neighbours_and_half_of_them_swapped(packing):
   swapped = label == 1
   first, second = np.where(swapped, b["start"], a["start"]), np.where(swapped, a, b)["start"]
   length = np.where(swapped, b["length"], a["length"])
-  # Rows of 512 cut nothing off, so the second part begins where the first one ends.
+  # Rows of 512 tokens truncate nothing, so the second part begins at the end of the first one.
   np.testing.assert_array_equal((first + length)[has_pair], second[has_pair])
   share = swapped[has_pair].mean()
   assert abs(share - 0.5) < 4.5 * 0.5 / np.sqrt(has_pair.sum())
-  assert not b["length"][~has_pair].any(), "what has no label has no second part"
+  assert not b["length"][~has_pair].any(), "a pair without a label has no second part"
 
 
 def test_an_epoch_of_ordered_pairs_holds_every_token_once():
