@@ -234,7 +234,7 @@ def test_workdir_without_permission_is_one_line(capsys, tmp_path, recipe):
 
 @pytest.mark.parametrize("content, fragment", [
     (None, "holds no run"), (b"{", "not the config of a run"), (b"{}", "not the config of a run"),
-    (b"\xff", "config.json is no text")])
+    (b"\xff", "is not valid JSON")])
 def test_folder_that_holds_no_run_is_not_evaluated(capsys, tmp_path, recipe, content, fragment):
   if content is not None:
     wrong_file(tmp_path, "config.json", content)
