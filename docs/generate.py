@@ -127,7 +127,7 @@ def field_table(leaves: Iterable[tuple[str, object]], comments: dict[str, str],
   for field, default in leaves:
     text = prose(comments[field])
     if field in named_choices and (names := codes(named_choices[field])) != "-":
-      text = f"{text}{'. ' if text else ''}One of {names}"
+      text = f"{text.removesuffix('.')}{'. ' if text else ''}One of {names}"
     rows.append((code(field), code(repr(default)), text or "-"))
   return table(("field", "default", "what it is"), rows)
 

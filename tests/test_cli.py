@@ -334,7 +334,7 @@ def test_devices_that_cannot_be_opened_are_one_line(finished_gpt):
   assert "abacus" in line and "see JAX_PLATFORMS" in line
 
 
-def test_a_closed_pipe_is_no_traceback(recipe):
+def test_a_closed_pipe_gives_no_traceback(recipe):
   process = start("data", f"--config={recipe}")
   process.stdout.close()
   err = process.stderr.read()

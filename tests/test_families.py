@@ -1,4 +1,4 @@
-"""Every family is whole: its files are found by its name, its model can do what its record says."""
+"""Every family is complete: its files are found by name, its model has the recorded abilities."""
 
 import importlib
 
@@ -62,7 +62,7 @@ def test_a_family_can_do_what_its_report_shows(name):
     (name, objective) for name, family in families.FAMILIES.items()
     for objective in family.objectives])
 def test_every_parameter_has_a_line_with_an_axis_for_each_dimension(name, objective):
-  """Shapes only: nothing is compiled."""
+  """The test evaluates only shapes; nothing is compiled."""
   config = config_lib.base()
   config.model.update(next(iter(families.FAMILIES[name].presets.values())))
   config.model.update(SMALL)

@@ -223,7 +223,7 @@ def test_json_is_read_as_it_was_written(tmp_path):
     (b"[1]", "holds JSON of type list instead of dict"),
     (b"null", "holds JSON of type NoneType instead of dict"),
 ])
-def test_what_is_no_json_is_one_line_that_names_the_file(tmp_path, content, reason):
+def test_invalid_json_is_one_line_that_names_the_file(tmp_path, content, reason):
   path = tmp_path / "a.json"
   path.write_bytes(content)
   with pytest.raises(DataError) as e:

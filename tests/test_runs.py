@@ -151,7 +151,8 @@ def test_two_processes_stop_together_and_one_resumes(program, tmp_path, finished
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_who_loses_a_peer_ends_with_69_and_all_go_on(program, tmp_path, finished_run, victim):
+def test_a_lost_peer_ends_the_other_with_69_and_both_resume(program, tmp_path, finished_run,
+                                                            victim):
   path = tmp_path / "run"
   results = program.train_together(path, 2, signal_at=(13, signal.SIGKILL), signal_to=victim)
   assert [results[victim].returncode, results[1 - victim].returncode] == [137, 69], results

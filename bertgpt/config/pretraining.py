@@ -111,7 +111,7 @@ def base() -> ConfigDict:
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()
-  model.family = "bert"                    # bert | gpt
+  model.family = "bert"                    # albert | bert | gpt
   model.num_layers = 12
   model.width = 768
   model.num_heads = 12
@@ -148,12 +148,12 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  objective.name = "mlm_nsp"               # mlm_nsp | mlm | causal
+  objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | causal
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   objective.replace_with_mask = 0.8        # share of the predicted tokens shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
   objective.whole_words = False            # whether whole words are masked, not single pieces
-  objective.ngram = 1                      # longest run of words masked together (ALBERT: 3)
+  objective.ngram = 1                      # words masked together, at most (ALBERT: 3)
   # Initial output bias of the masked LM: zeros | frequencies (their logarithm, for every token).
   objective.bias_init = "zeros"
   # Positions per device whose vocabulary logits are in memory at a time. 0: as many as fit in
@@ -161,7 +161,8 @@ def base() -> ConfigDict:
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
-  optimizer.name = "bert_adamw"            # bert_adamw | adamw | lamb | nvlamb | adafactor | muon
+  # bert_adamw | adamw | lamb | nvlamb | albert_lamb | adafactor | muon
+  optimizer.name = "bert_adamw"
   optimizer.b1 = 0.9
   optimizer.b2 = 0.999
   optimizer.epsilon = 1e-6

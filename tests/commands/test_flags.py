@@ -39,6 +39,6 @@ def test_paths_are_absolute(monkeypatch, tmp_path):
   assert flags.local_path("~/a") == pathlib.Path("/home/someone/a")
 
 
-def test_a_bucket_is_no_path():
+def test_a_bucket_is_not_a_path():
   with pytest.raises(argparse.ArgumentTypeError, match="gs://b/run: only local paths"):
     flags.local_path("gs://b/run")

@@ -190,7 +190,7 @@ def test_recipe_without_sweep_says_so(tmp_path):
 
 @pytest.mark.parametrize("text", [
     "", "{", "[]", "1", '{"phases": 1}', b"\xff", "[" * 100_000, '{"seed": ' + "9" * 5000 + "}"])
-def test_what_is_no_config_is_one_line(text):
+def test_invalid_json_of_a_config_is_one_line(text):
   (line,) = problems_of(recipes.from_json, text)
   assert line.startswith("config.json is not the config of a run: ")
 

@@ -53,7 +53,7 @@ def test_uniform_lengths_leave_less_than_one_percent_empty():
   assert fill(lengths, pack(lengths, 512, 16)[1], 512) > 0.99
 
 
-def test_which_equals_share_a_row_is_random():
+def test_chance_decides_which_equal_lengths_share_a_row():
   """Among 1,000 sequences, two per row, every pair shares a row equally often."""
   size, rounds = 1000, 200
   partners = np.array([pack(np.full(size, 50), 100, 2, seed)[0].reshape(-1, 2)

@@ -235,7 +235,7 @@ def test_too_little_text(tmp_path, text, message):
   assert [f.name for f in (tmp_path / "out").iterdir()] == [".corpus.lock"]
 
 
-def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_content_is_not_touched(tmp_path):
   write_text(tmp_path / "text.txt", 4)
   (tmp_path / "home").mkdir()
   (tmp_path / "home" / "letter").write_text("dear")

@@ -80,13 +80,13 @@ def test_a_file_that_was_just_written_is_not_remembered(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"x": 1', "\x00", '{"KEY": 3}'])
-def test_a_damaged_cache_is_no_cache(file, tmp_path, content):
+def test_a_damaged_cache_is_ignored(file, tmp_path, content):
   (tmp_path / digests.CACHE).write_text(content.replace("KEY", str(file)))
   assert digest(file, tmp_path) == (True, True)
   assert digest(file, tmp_path) == (False, True)
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(file):
+def test_a_cache_that_cannot_be_written_is_ignored(file):
   assert digest(file, file / "no_folder") == (True, True)
 
 
