@@ -21,7 +21,6 @@ What it writes here:
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import lzma
@@ -38,7 +37,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
-from bertgpt import cli, finetune_config, recipes, step_log  # noqa: E402
+try:
+  from bertgpt import cli, finetune_config, recipes, step_log
+except ImportError:
+  sys.exit("make.py: the package is not that of commit 03a198c; see the docstring")
 
 HERE = pathlib.Path(__file__).resolve().parent
 OPTIMIZERS = ("adamw", "lamb", "nvlamb", "adafactor")
@@ -59,8 +61,6 @@ VERBS = ("sees", "likes", "finds", "holds", "leaves", "takes", "knows", "wants",
 
 
 def main(folder: str) -> None:
-  if not (pathlib.Path(cli.__file__).parent / "train.py").exists():
-    sys.exit("make.py: run it with the package as it was at 03a198c; see its docstring")
   pathlib.Path(folder).mkdir(parents=True)
   os.chdir(folder)
   write_inputs(pathlib.Path())
@@ -244,6 +244,6 @@ def pack(archive: pathlib.Path, paths) -> None:
 
 
 if __name__ == "__main__":
-  if importlib.util.find_spec("bertgpt") is None or len(sys.argv) != 2:
+  if len(sys.argv) != 2:
     sys.exit("usage: PYTHONPATH=PACKAGE_AT_03a198c python make.py NEW_FOLDER")
   main(sys.argv[1])
