@@ -247,6 +247,8 @@ def test_a_compared_name_is_seen_in_every_form(text):
 TESTED_TOGETHER = {
     **dict.fromkeys(("models.bert", "models.gpt", "models.heads", "models.layers"),
                     "models/test_models.py"),
+    **dict.fromkeys(("inference.scorers.left_to_right", "inference.scorers.masked",
+                     "inference.scorers.scorer"), "inference/test_scorers.py"),
     **dict.fromkeys(("finetuning.tasks.files", "finetuning.tasks.rows"),
                     "finetuning/tasks/test_tasks.py"),
     "config.pretraining": "config/test_checks.py",

@@ -1,4 +1,7 @@
-"""Features of texts from a BERT, for programs that use them as they are (Devlin et al. 2018, 5.3).
+"""Features of texts, for programs that use them as they are (Devlin et al. 2018, 5.3).
+
+    trained = load_trained(pathlib.Path("runs/demo"))
+    features = embed(trained, ["The cat sees the dog.", "A bird."])  # [2, width]
 
 Axes: B rows, L length, D width, E layers kept, T tokens of all texts.
 """
@@ -14,32 +17,83 @@ import numpy as np
 
 from bertgpt import files
 from bertgpt.data.batches import buckets
-from bertgpt.data.text import texts
+from bertgpt.data.text import texts as texts_lib
+from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import export
 from bertgpt.models import Inputs, layers
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
-# What is kept of a text: the number of layers, side by side, and whether of every token.
+# Features of a text: (number of layers, concatenated; whether there is a vector per token).
 LAYERS = {
     "cls": (1, False),    # the last layer at [CLS]
     "mean": (1, False),   # its mean over all tokens, [CLS] and [SEP] among them
     "last": (1, True),    # the last layer
-    "last4": (4, True),   # the last four; the paper's best features for naming entities
+    "last4": (4, True),   # the last four layers; the paper's best features for named entities
 }
 FORMATS = (".safetensors", ".npy")
 
 
-def embed(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
-          batch_size: int) -> list[np.ndarray]:
-  """Features of every text.
+def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
+          batch_size: int = 8) -> np.ndarray | list[np.ndarray]:
+  """Returns the features of texts.
+
+  Args:
+    texts: those longer than the model's positions are cut to their head.
+    layer: key of `LAYERS`.
+    batch_size: texts per batch.
+  Returns:
+    float32 [texts, D]; or, for layers with a vector per token, a list of float32
+    [N, D * layers kept], one array per text, [CLS] and [SEP] among its tokens.
+  Raises:
+    ConfigError: the model gives no features, or has too few layers.
+  """
+  check_layer(trained, layer)
+  features = embed_rows(trained, make_rows(trained, texts), layer, batch_size)
+  return features if LAYERS[layer][1] else np.stack(features)
+
+
+def check_layer(trained: Trained, layer: str) -> None:
+  """Checks that a model has a layer of features.
+
+  Args:
+    layer: key of `LAYERS`.
+  Raises:
+    ConfigError: the model gives no features, or has too few layers.
+  """
+  trained_lib.require(trained, "embed", "give features of texts", "Use the weights themselves")
+  if trained.config.model.num_layers < LAYERS[layer][0]:
+    raise ConfigError(f"--layer {layer}: the model has only {trained.config.model.num_layers} "
+                      "layers; choose last")
+
+
+def make_rows(trained: Trained, texts: Sequence[str]) -> list[np.ndarray]:
+  """Returns the tokens of texts as the model reads them, between [CLS] and [SEP].
+
+  Prints a note on stderr if some are cut.
+
+  Returns:
+    int32 [N] each, cut to the model's positions.
+  """
+  positions = trained.config.model.max_positions
+  encoded, room = trained.tokenizer.encode(texts), positions - 2
+  if too_long := sum(len(ids) > room for ids in encoded):
+    print(f"note: {too_long} of {len(encoded)} texts are cut to the model's {positions} positions",
+          file=sys.stderr)
+  return [marks.of_encoder(trained.tokenizer).enclose(ids[:room]) for ids in encoded]
+
+
+def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
+               batch_size: int) -> list[np.ndarray]:
+  """Returns the features of texts that are encoded already.
 
   Args:
     tokens: int [N] each, with [CLS] and [SEP], of at most the model's positions.
-    layer: key of LAYERS.
+    layer: key of `LAYERS`.
+    batch_size: texts per batch.
   Returns:
-    float32 arrays: [D], or [N, D * layers kept] of every token.
+    float32 arrays: [D], or [N, D * layers kept] if there is a vector per token.
   """
   num_layers, is_by_token = LAYERS[layer]
   params, features = jax.device_put(trained.params), [np.zeros(0, np.float32)] * len(tokens)
@@ -57,7 +111,7 @@ def embed(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _features(model, num_layers, params, tokens_BL, lengths_B):
-  """The last layers side by side, the last one last: float32 [B, L, E * D]."""
+  """The last layers, concatenated with the last one last: float32 [B, L, E * D]."""
   _, kept = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B),
                         method="features", mutable=["intermediates"])
   x_EBLD = layers.layer_outputs(kept["intermediates"]["encoder"])[-num_layers:]
@@ -69,53 +123,63 @@ def _features(model, num_layers, params, tokens_BL, lengths_B):
 
 def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
         batch_size: int) -> str:
-  """Writes the features of a text a line of `source`.
+  """Writes the features of the texts in a file, one per line.
 
+  Args:
+    path: workdir of the run.
+    source: file of texts, or a .jsonl file with a field text.
+    out: new file, .safetensors or .npy.
+    layer: key of `LAYERS`.
+    batch_size: texts per batch.
   Returns:
-    What was written, in one line.
+    One line that says what was written.
   Raises:
-    ConfigError: no BERT in `path`, too few layers in it, or an `out` that exists or cannot hold
-      the features.
+    ConfigError: there is no run in `path`, `out` exists or cannot hold the features, or as in
+      `check_layer`.
+    DataError: `source` is damaged, or as in `load_trained`.
   """
   check_out(out, layer)
-  lines = texts.read_texts(source, "--input")
+  lines = texts_lib.read_texts(source, "--input")
   trained = trained_lib.load_trained(path)
-  trained_lib.require(trained, path, "embed", "give features of [CLS]; use the model itself")
-  if trained.config.model.num_layers < LAYERS[layer][0]:
-    raise ConfigError(f"--layer {layer}: the model has only {trained.config.model.num_layers} "
-                      "layers; choose last")
-  tokenizer, room = trained.tokenizer, trained.config.model.max_positions - 2
-  encoded = tokenizer.encode(lines)
-  too_long = sum(len(ids) > room for ids in encoded)
-  if too_long:
-    print(f"note: {too_long} of {len(encoded)} texts are cut to the model's {room + 2} positions",
-          file=sys.stderr)
-  tokens = [np.array([tokenizer.cls_id, *ids[:room], tokenizer.sep_id], np.int32)
-            for ids in encoded]
-  arrays = collect(embed(trained, tokens, layer, batch_size), tokens, layer)
+  check_layer(trained, layer)
+  tokens = make_rows(trained, lines)
+  arrays = collect(embed_rows(trained, tokens, layer, batch_size), tokens, layer)
   write(out, arrays)
   shape = " x ".join(map(str, arrays["features"].shape))
   return f"{out}: {layer} of {len(lines)} texts, float32 {shape}"
 
 
 def check_out(out: pathlib.Path, layer: str) -> None:
+  """Checks that a file can be made and can hold the features.
+
+  Args:
+    out: path of the file.
+    layer: key of `LAYERS`.
+  Raises:
+    ConfigError: it exists, has no folder, or is of a format that cannot hold them.
+  """
   export.refuse_existing(out, "--out")
   if out.suffix not in FORMATS:
     raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(FORMATS)}")
   if out.suffix == ".npy" and LAYERS[layer][1]:
     raise ConfigError(f"--out {out}: a .npy holds one array, and --layer {layer} needs the lengths "
-                      "of the texts beside it; name a .safetensors")
+                      "of the texts as well; name a .safetensors")
   if not out.parent.is_dir():
     raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
 
 
 def collect(features: Sequence[np.ndarray], tokens: Sequence[np.ndarray],
             layer: str) -> dict[str, np.ndarray]:
-  """The arrays of a file.
+  """Returns the arrays of a file.
 
+  Args:
+    features: of `embed_rows`, one array per text.
+    tokens: int32 [N] each, the rows of the texts.
+    layer: key of `LAYERS`.
   Returns:
-    `features` [texts, D]; or [T, D], with the `tokens` [T] they are of, and `offsets`
-    [texts + 1]: those of text i are offsets[i] to offsets[i + 1].
+    `features`, float32 [texts, D]. With a vector per token: `features`, float32
+    [T, D * layers kept]; `tokens`, int32 [T]; and `offsets`, int64 [texts + 1]: text i has the
+    tokens from offsets[i] up to offsets[i + 1].
   """
   if not LAYERS[layer][1]:
     return {"features": np.stack(features)}
@@ -125,7 +189,12 @@ def collect(features: Sequence[np.ndarray], tokens: Sequence[np.ndarray],
 
 
 def write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes the file, whole or not at all."""
+  """Writes a file, completely or not at all.
+
+  Args:
+    out: .safetensors, or .npy for features only.
+    arrays: of `collect`.
+  """
   with files.publish_when_done(out) as scratch:
     if out.suffix == ".npy":
       with scratch.open("wb") as file:

@@ -1,4 +1,8 @@
-"""Masked words of a BERT: what it expects where a text says [MASK].
+"""Masked words: what a model expects where a text says [MASK].
+
+    trained = load_trained(pathlib.Path("runs/demo"))
+    for guesses in fill(trained, ["The cat sees the [MASK]."])[0]:
+      print(guesses[0].token, guesses[0].probability)
 
 Axes: B rows, L length, M masks, V vocabulary.
 """
@@ -7,11 +11,13 @@ import functools
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from bertgpt.data.batches import buckets
+from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.models import Inputs
@@ -21,8 +27,73 @@ from bertgpt.runs.trained import Trained
 MASK = "[MASK]"
 
 
+class Guess(NamedTuple):
+  """A token that may stand in the place of a mask.
+
+  Attributes:
+    token: its text; '##' stands before one that continues a word.
+    probability: 0 to 1; over all tokens, special ones among them.
+  """
+
+  token: str
+  probability: float
+
+
+def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list[Guess]]]:
+  """Guesses the masked words of texts.
+
+  Special tokens are never guessed.
+
+  Args:
+    texts: each with [MASK] in place of one word or more; the masks of a text are guessed
+      independently, each with the others masked.
+    top: guesses per mask; fewer are returned if the vocabulary has fewer.
+  Returns:
+    Text -> mask, in the order of the text -> guesses, the likeliest first.
+  Raises:
+    ConfigError: the model cannot fill in words, a text has no mask, or it has more tokens than the
+      model has positions.
+  """
+  trained_lib.require(trained, "fill", "fill in words", "Continue texts with `bertgpt generate`")
+  tokenizer = trained.tokenizer
+  rows = [encode_row(trained, text) for text in texts]
+  continues_V = tokenizer.continues_word()
+  return [[top_guesses(tokenizer, p_V, continues_V, top)
+           for p_V in predict_masked(trained, row, np.flatnonzero(row == tokenizer.mask_id))]
+          for row in rows]
+
+
+def encode_row(trained: Trained, text: str) -> np.ndarray:
+  """Returns the row of a text with masks, between [CLS] and [SEP]: int32 [N].
+
+  Raises:
+    ConfigError: it has no mask, or is longer than the model's positions.
+  """
+  tokenizer, positions = trained.tokenizer, trained.config.model.max_positions
+  row = marks.of_encoder(tokenizer).enclose(encode_template(tokenizer, text))
+  if tokenizer.mask_id not in row:
+    raise ConfigError(f"{text[:40]!r}: has no {MASK}; write {MASK} in place of a word")
+  if len(row) > positions:
+    raise ConfigError(f"{text[:40]!r}: its {len(row)} tokens exceed the model's {positions} "
+                      "positions; shorten it")
+  return row
+
+
+def top_guesses(tokenizer: Tokenizer, p_V: np.ndarray, continues_V: np.ndarray,
+                top: int) -> list[Guess]:
+  """Returns the likeliest guesses of one mask.
+
+  Args:
+    p_V: float [vocab_size], the probability of every token.
+    continues_V: bool [vocab_size], of `Tokenizer.continues_word`.
+    top: how many.
+  """
+  return [Guess(name_token(tokenizer, token, continues_V[token]), float(p_V[token]))
+          for token in likeliest(tokenizer, p_V, top)]
+
+
 def predict_masked(trained: Trained, tokens: np.ndarray, positions: Sequence[int]) -> np.ndarray:
-  """The distribution of the token at each position, all of them seen as [MASK].
+  """Returns the distribution of the token at each position, all of them seen as [MASK].
 
   Args:
     tokens: int [N], one sequence with its [CLS] and [SEP].
@@ -63,7 +134,7 @@ def _predict(model, params, tokens_BL, lengths_B, predict_BM):
 
 
 def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  """The ids of a text in which [MASK], or the tokenizer's name for it, stands for one token.
+  """Returns the ids of a text in which [MASK], or the tokenizer's name for it, is one token.
 
   Returns:
     int32 [N], without [CLS] and [SEP].
@@ -79,7 +150,13 @@ def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 
 def encode_after(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  """The ids of a text that goes on without a space where it begins without one."""
+  """Returns the ids of a text that follows other text, with a leading space only if it has one.
+
+  Args:
+    text: what follows.
+  Returns:
+    int32 [N], without [CLS] and [SEP].
+  """
   ids = tokenizer.encode([text])[0]
   if tokenizer.kind != "sentencepiece" or text[:1].isspace() or not len(ids):
     return ids
@@ -90,35 +167,31 @@ def encode_after(tokenizer: Tokenizer, text: str) -> np.ndarray:
   return np.array([tokenizer.pieces.index(rest), *ids[1:]]) if rest in tokenizer.pieces else ids
 
 
+def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
+  """Returns the text of a token.
+
+  Args:
+    token: id.
+    continues: the token continues a word, so its text begins with ##.
+  """
+  text = tokenizer.decode([token]).strip().removeprefix("##")
+  return f"##{text}" if continues else text
+
+
 # ------------------------------------------------------------------ bertgpt fill
 
 
 def run(path: pathlib.Path, text: str, top: int) -> list[str]:
-  """What `bertgpt fill` prints: a line a mask, with the likeliest tokens and their probabilities.
+  """Returns the lines of `bertgpt fill`: one per mask, with its guesses and their probabilities.
 
+  Args:
+    path: workdir of the run.
+    text: with [MASK] in place of one word or more.
+    top: guesses per mask.
   Raises:
-    ConfigError: no BERT in `path`, no mask in the text, or more text than the model has positions.
+    ConfigError: there is no run in `path`, or as in `fill`.
+    DataError: as in `load_trained`.
   """
-  trained = trained_lib.load_trained(path)
-  trained_lib.require(trained, path, "fill", "fill in words; `bertgpt generate` continues a text")
-  tokenizer, window = trained.tokenizer, trained.config.model.max_positions
-  tokens = np.array([tokenizer.cls_id, *encode_template(tokenizer, text), tokenizer.sep_id])
-  masks = np.flatnonzero(tokens == tokenizer.mask_id)
-  if not len(masks):
-    raise ConfigError(f"{text[:40]!r}: has no {MASK}; write {MASK} in place of a word")
-  if len(tokens) > window:
-    raise ConfigError(f"{text[:40]!r}: its {len(tokens)} tokens exceed the model's {window} "
-                      "positions; shorten it")
-  continues = tokenizer.continues_word()
-  lines = []
-  for i, p_V in enumerate(predict_masked(trained, tokens, masks), 1):
-    guesses = [f"{name_token(tokenizer, t, continues[t])} {p_V[t]:.1%}"
-               for t in likeliest(tokenizer, p_V, top)]
-    lines.append(f"{MASK} {i}: {', '.join(guesses)}")
-  return lines
-
-
-def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
-  """The text of a token; one that goes on a word is led by ##."""
-  text = tokenizer.decode([token]).strip().removeprefix("##")
-  return f"##{text}" if continues else text
+  masks, = fill(trained_lib.load_trained(path), [text], top)
+  return [f"{MASK} {i}: " + ", ".join(f"{token} {p:.1%}" for token, p in guesses)
+          for i, guesses in enumerate(masks, 1)]

@@ -1,7 +1,10 @@
-"""Continuations of a GPT, with a cache of keys and values.
+"""Continuations of texts, with a cache of keys and values.
 
-A draw is a function of (seed, row, position) and of the distribution alone, where a row stands for
-a prompt and the number of its sample: a continuation does not depend on what else is in the batch.
+    trained = load_trained(pathlib.Path("runs/demo_gpt"))
+    print(generate(trained, ["The function returns"], sampling=Sampling(top_k=40))[0])
+
+A draw depends only on (seed, row, position) and on the distribution. The number of a row stands for
+a prompt and a sample of it, so a continuation does not depend on the rest of its batch.
 
 Axes: B rows, S slots of a row, V vocabulary.
 """
@@ -25,13 +28,13 @@ DEFAULT_TOKENS = 100
 
 
 class Sampling(NamedTuple):
-  """How a token is drawn.
+  """Settings of the draws.
 
   Attributes:
-    temperature: the logits are divided by it; 0 takes the likeliest token.
-    top_k: draw among the k likeliest; 0: among all.
-    top_p: draw among the fewest of these that together have this share of their probability
-      (Holtzman et al. 2020, arXiv:1904.09751).
+    temperature: divides the logits; 0: the likeliest token is taken.
+    top_k: tokens to draw among, the likeliest ones (Fan et al. 2018, arXiv:1805.04833); 0: all.
+    top_p: share of the probability of these tokens; the draw is among the fewest of them that
+      reach it together (Holtzman et al. 2020, arXiv:1904.09751).
   """
 
   temperature: float = 1.0
@@ -39,13 +42,13 @@ class Sampling(NamedTuple):
   top_p: float = 1.0
 
 
-class Batch(NamedTuple):
-  """Rows that are continued together.
+class Prompts(NamedTuple):
+  """Prompts that are continued together.
 
   Attributes:
-    tokens: int32 [B, S]; what is beyond the prompt is written over.
+    tokens: int32 [B, S]; the slots after a prompt are overwritten.
     lengths: int [B], tokens of the prompts.
-    ends: int [B], the most tokens that a row may come to have.
+    ends: int [B], most tokens of a prompt with its continuation.
     rows: uint32 [B], numbers that stand for the rows in the draws.
   """
 
@@ -55,27 +58,86 @@ class Batch(NamedTuple):
   rows: np.ndarray
 
 
-PLAIN, GREEDY = Sampling(), Sampling(temperature=0.0)
+UNRESTRICTED, GREEDY = Sampling(), Sampling(temperature=0.0)
+
+
+def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None = None,
+             sampling: Sampling = UNRESTRICTED, seed: int = 0, num_samples: int = 1,
+             batch_size: int = 8) -> list[str]:
+  """Continues texts.
+
+  Args:
+    prompts: texts, none empty.
+    max_tokens: most tokens added to a prompt; None: of `default_tokens`.
+    sampling: how tokens are drawn.
+    seed: of the draws, below 2^32. With the same seed the first samples of a prompt stay the same
+      whatever `num_samples` is.
+    num_samples: continuations of each prompt.
+    batch_size: rows per batch.
+  Returns:
+    The prompts with their continuations: all samples of the first prompt, then of the second, ...
+  Raises:
+    ConfigError: the model cannot continue a text, or a prompt is empty or too long.
+  """
+  trained_lib.require(trained, "generate", "continue a text",
+                      "Guess its masked words with `bertgpt fill`")
+  positions = trained.config.model.max_positions
+  tokens = trained.tokenizer.encode(prompts)
+  for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
+    if not len(ids):
+      raise ConfigError(f"prompt {i}: is empty; give a text to continue")
+    if len(ids) + (max_tokens or 1) > positions:
+      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {len(ids)} tokens and {max_tokens or 1} "
+                        f"more exceed the model's {positions} positions; shorten it or "
+                        "--max_tokens")
+  repeated = [ids for ids in tokens for _ in range(num_samples)]
+  limits = [max_tokens or default_tokens(trained, len(ids)) for ids in repeated]
+  # The draws of a sample do not depend on the number of samples; those of the first 2^16 prompts
+  # all differ.
+  rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
+  added = continue_prompts(trained, repeated, limits, sampling, seed=seed,
+                           rows=np.array(rows) % 2**32, batch_size=batch_size)
+  return [trained.tokenizer.decode([*ids, *more])
+          for ids, more in zip(repeated, added, strict=True)]
+
+
+def default_tokens(trained: Trained, length: int) -> int:
+  """Returns how many tokens are added to a prompt by default.
+
+  At most DEFAULT_TOKENS, and not beyond the rows of the training, unless the prompt is longer.
+
+  Args:
+    length: tokens of the prompt.
+  """
+  trained_on = trained_lib.window(trained)
+  room = (trained_on if length < trained_on else trained.config.model.max_positions) - length
+  return min(DEFAULT_TOKENS, room)
+
+
+# --------------------------------------------------------------------- tokens
 
 
 def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
-                     max_tokens: int | Sequence[int], sampling: Sampling = PLAIN, *,
+                     max_tokens: int | Sequence[int], sampling: Sampling = UNRESTRICTED, *,
                      seed: int = 0, rows: Sequence[int] | None = None,
                      batch_size: int = 8) -> list[np.ndarray]:
-  """Goes on with prompts until a document ends or `max_tokens` are added.
+  """Continues prompts until a document ends or `max_tokens` are added.
 
-  Compiled once for every (rows of a batch, bucket of its prompts, bucket of the longest with what
-  is added).
+  Compiled once for every combination of (rows of a batch, bucket of its prompts, bucket of the
+  longest prompt with its continuation).
 
   Args:
     prompts: int [N] each, of at least one token.
-    max_tokens: of all prompts, or of each; with it they must fit into the model's positions.
-    rows: numbers below 2^32 that stand for the prompts in the draws; default: 0, 1, ...
-    batch_size: prompts at a time.
+    max_tokens: most tokens added, for all prompts or for each; a prompt and its continuation must
+      fit into the model's positions.
+    sampling: how tokens are drawn.
+    seed: of the draws.
+    rows: numbers below 2^32 that stand for the prompts in the draws; None: 0, 1, ...
+    batch_size: prompts per batch.
   Returns:
-    What was added to each: int32, without the end-of-document token that stopped it.
+    The tokens added to each prompt: int32 [N], without the end-of-document token that stopped it.
   Raises:
-    ValueError: an empty prompt, or one that is too long.
+    ValueError: a prompt is empty, or is too long.
   """
   window = trained.config.model.max_positions
   lengths = np.array([len(prompt) for prompt in prompts])
@@ -83,17 +145,17 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   if lengths.min() == 0:
     raise ValueError("the prompt is empty; [end of document] starts a new one")
   if ends.max() > window:
-    raise ValueError(f"a prompt and what is added are {ends.max()} tokens, which exceed the "
+    raise ValueError(f"a prompt and its continuation are {ends.max()} tokens, which exceed the "
                      f"model's {window} positions")
   rows = np.asarray(range(len(prompts)) if rows is None else rows, np.uint32)
   params, added = jax.device_put(trained.params), [np.zeros(0, np.int32)] * len(prompts)
   for which, prompt_size in buckets.batches(lengths, batch_size, window):
     slots = buckets.bucket(int(ends[which].max()), window)
     tokens_BS = buckets.pad([prompts[i] for i in which], slots, batch_size)
-    fill = (0, len(tokens_BS) - len(which))  # Rows that are at their end when they begin.
+    fill = (0, len(tokens_BS) - len(which))  # Added rows have nothing to continue.
     starts_B = np.pad(lengths[which], fill, constant_values=1)
     ends_B = np.pad(ends[which], fill, constant_values=1)
-    batch = Batch(tokens_BS, starts_B, ends_B, np.pad(rows[which], fill))
+    batch = Prompts(tokens_BS, starts_B, ends_B, np.pad(rows[which], fill))
     tokens_BS, lengths_B = jax.device_get(_continue(
         trained.model, prompt_size, params, batch, trained.tokenizer.eod_id,
         jax.random.key(seed), sampling))
@@ -103,9 +165,9 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _continue(model, prompt_size, params, batch, stop_id, key, sampling):
-  """(tokens_BS with what is added, lengths_B of all)."""
-  tokens_BS, lengths_B, ends_B, rows_B = batch
+def _continue(model, prompt_size, params, prompts, stop_id, key, sampling):
+  """(tokens_BS with the continuations, lengths_B with the continuations)."""
+  tokens_BS, lengths_B, ends_B, rows_B = prompts
   num_rows, slots = tokens_BS.shape
   apply = functools.partial(model.apply, {"params": params})
   key_of = jax.vmap(lambda row, at: jax.random.fold_in(jax.random.fold_in(key, row), at))
@@ -123,7 +185,7 @@ def _continue(model, prompt_size, params, batch, stop_id, key, sampling):
     lengths_B += ~is_done_B
     return tokens_BS, cache, lengths_B, is_done_B | (lengths_B >= ends_B)
 
-  # What follows a shorter prompt is written over before it is seen.
+  # The slots after a shorter prompt are overwritten before a token sees them.
   positions_BP = jnp.broadcast_to(jnp.arange(prompt_size), (num_rows, prompt_size))
   _, cache = apply(tokens_BS[:, :prompt_size], positions_BP,
                    layers.make_cache(model.config, num_rows, slots), method="extend")
@@ -133,7 +195,15 @@ def _continue(model, prompt_size, params, batch, stop_id, key, sampling):
 
 
 def draw(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
-  """A token for every row of logits: int32 [B]."""
+  """Draws a token for every row of logits.
+
+  Args:
+    logits_BV: float32.
+    sampling: how tokens are drawn; its fields may be traced.
+    keys_B: one random key per row.
+  Returns:
+    int32 [B].
+  """
   temperature, top_k, top_p = (jnp.asarray(x) for x in sampling)
 
   def pick(logits_BV):
@@ -145,12 +215,22 @@ def draw(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Arr
 
 
 def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-  """The logits with those outside of `Sampling.top_k` and `top_p` at -inf; equal ones stay."""
+  """Returns the logits with those outside `Sampling.top_k` and `top_p` at -inf.
+
+  Logits equal to the smallest that is kept are kept too.
+
+  Args:
+    logits_BV: float32.
+    top_k: int; 0: all.
+    top_p: float, 0 to 1.
+  Returns:
+    float32 [B, V].
+  """
   ranked_BV = -jnp.sort(-logits_BV, axis=-1)
   is_top = jnp.arange(ranked_BV.shape[-1]) < jnp.where(top_k > 0, top_k, ranked_BV.shape[-1])
   p_BV = jax.nn.softmax(jnp.where(is_top, ranked_BV, -jnp.inf), axis=-1)
   likelier_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-  # Rounding may not take the last ones away where all are wanted.
+  # Rounding must not remove the last ones if all are wanted.
   is_in_BV = is_top & ((likelier_BV < top_p) | (top_p >= 1))
   smallest_B1 = jnp.where(is_in_BV, ranked_BV, jnp.inf).min(-1, keepdims=True)
   return jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
@@ -161,37 +241,14 @@ def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Ar
 
 def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, *,
         seed: int, num_samples: int, batch_size: int) -> list[str]:
-  """What `bertgpt generate` prints: prompt after prompt, each `num_samples` times with its text.
+  """Returns the texts that `bertgpt generate` prints.
 
   Args:
-    max_tokens: None: DEFAULT_TOKENS, or what the rows that the model was trained on leave.
+    path: workdir of the run.
+    prompts, max_tokens, sampling, seed, num_samples, batch_size: as in `generate`.
   Raises:
-    ConfigError: no GPT in `path`, or a prompt that is empty or too long.
+    ConfigError: there is no run in `path`, or as in `generate`.
+    DataError: as in `load_trained`.
   """
-  trained = trained_lib.load_trained(path)
-  trained_lib.require(trained, path, "generate", "continue a text; `bertgpt fill` guesses its "
-                      "masked words")
-  window = trained.config.model.max_positions
-  tokens = trained.tokenizer.encode(prompts)
-  for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
-    if not len(ids):
-      raise ConfigError(f"prompt {i}: is empty; give a text to go on with")
-    if len(ids) + (max_tokens or 1) > window:
-      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {len(ids)} tokens and {max_tokens or 1} "
-                        f"more exceed the model's {window} positions; shorten it or --max_tokens")
-  repeated = [ids for ids in tokens for _ in range(num_samples)]
-  room = [max_tokens or default_tokens(trained, len(ids)) for ids in repeated]
-  # The draws of a sample do not depend on how many there are; those of the first 2^16 prompts are
-  # all different.
-  rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
-  added = continue_prompts(trained, repeated, room, sampling, seed=seed,
-                           rows=np.array(rows) % 2**32, batch_size=batch_size)
-  return [trained.tokenizer.decode([*ids, *more])
-          for ids, more in zip(repeated, added, strict=True)]
-
-
-def default_tokens(trained: Trained, length: int) -> int:
-  """Tokens to add to a prompt: not beyond the rows of the training, unless the prompt is."""
-  trained_on = trained_lib.window(trained)
-  room = (trained_on if length < trained_on else trained.config.model.max_positions) - length
-  return min(DEFAULT_TOKENS, room)
+  return generate(trained_lib.load_trained(path), prompts, max_tokens=max_tokens,
+                  sampling=sampling, seed=seed, num_samples=num_samples, batch_size=batch_size)

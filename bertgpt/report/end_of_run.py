@@ -16,6 +16,7 @@ from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
+from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.inference import fill, generate
 from bertgpt.runs import corpora
@@ -255,8 +256,8 @@ def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
       continue
     place = int(rng.choice(places))
     hidden = sentence[place]
-    tokens = np.concatenate([[tokenizer.cls_id], sentence, [tokenizer.sep_id]])
-    p, = fill.predict_masked(trained, tokens, [place + 1])
+    row = marks.of_encoder(tokenizer).enclose(sentence)
+    p, = fill.predict_masked(trained, row, [place + 1])
     order = fill.likeliest(tokenizer, p, len(p)).tolist()
     guesses = ", ".join(f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
                         for i in order[:5])

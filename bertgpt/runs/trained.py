@@ -26,6 +26,7 @@ class Trained(NamedTuple):
     corpus: identity of the corpus of the pretraining; '' if it is unknown.
     task: what the model was fine-tuned on, as `finetuning.loop.save_weights` writes it; None after
       pretraining.
+    workdir: folder of the run; None if the model was not loaded from one.
   """
 
   config: ConfigDict
@@ -35,6 +36,7 @@ class Trained(NamedTuple):
   step: int
   corpus: str
   task: dict[str, Any] | None = None
+  workdir: pathlib.Path | None = None
 
   def can(self, ability: str) -> bool:
     """Returns whether the model's family has an ability, one of `families.CAPABILITIES`."""
@@ -50,21 +52,23 @@ def window(trained: Trained) -> int:
   return longest if trained.step else trained.config.model.max_positions
 
 
-def require(trained: Trained, workdir: pathlib.Path, ability: str, purpose: str) -> None:
+def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
   """Checks that the family of a model has an ability.
 
   Args:
     trained: model.
-    workdir: folder of its run, for the message.
     ability: one of `families.CAPABILITIES`.
-    purpose: verb phrase for the ability, and what to do instead.
+    purpose: verb phrase for the ability, as in 'continue a text'.
+    advice: beginning of a sentence that says what to do instead.
   Raises:
     ConfigError: the family lacks the ability.
   """
-  if not trained.can(ability):
-    able = [name.upper() for name, family in families.FAMILIES.items() if family.can(ability)]
-    raise ConfigError(f"--workdir {workdir}: holds a {trained.config.model.family.upper()}, which "
-                      f"cannot {purpose}, or give the --workdir of a {' or '.join(able)}")
+  if trained.can(ability):
+    return
+  able = [name.upper() for name, family in families.FAMILIES.items() if family.can(ability)]
+  place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
+  raise ConfigError(f"{place} a {trained.config.model.family.upper()}, which cannot {purpose}. "
+                    f"{advice}, or give the --workdir of a {' or '.join(able)}")
 
 
 def load_trained(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
@@ -107,4 +111,4 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
   if config.model.attention != "xla":
     config.model.attention = "auto"
   return Trained(config, models.make_model(config), params, tokenizer, metadata["step"],
-                 metadata["corpus"], metadata.get("task"))
+                 metadata["corpus"], metadata.get("task"), workdir)

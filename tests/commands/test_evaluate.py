@@ -6,7 +6,7 @@ import pytest
 
 from bertgpt import cli
 from bertgpt.commands import evaluate
-from bertgpt.inference import zero_shot
+from bertgpt.inference import suites
 
 
 def test_suites_are_those_that_there_are():
@@ -14,7 +14,7 @@ def test_suites_are_those_that_there_are():
   parser = argparse.ArgumentParser()
   evaluate.add_flags(parser)
   (action,) = (action for action in parser._actions if action.dest == "suite")
-  assert action.help.partition(": ")[2].split(", ") == list(zero_shot.SUITES)
+  assert action.help.partition(": ")[2].split(", ") == list(suites.SUITES)
 
 
 @pytest.mark.parametrize("arguments, fragment", [

@@ -1,8 +1,9 @@
-"""What trained models are used for, beside `transformers` on the same weights.
+"""What trained models are used for, next to `transformers` on the same weights.
 
 Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped.
 """
 
+import importlib
 import math
 
 import numpy as np
@@ -14,11 +15,12 @@ from bertgpt import models
 from bertgpt.config import base
 from bertgpt.data.tokens import tokenizers
 from bertgpt.inference import embed, generate, zero_shot
-from bertgpt.inference.zero_shot import SUITES, Settings
+from bertgpt.inference.suites import SUITES
+from bertgpt.inference.zero_shot import Settings
 from bertgpt.runs.trained import Trained
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
-test_parity = pytest.importorskip("test_parity", reason="needs transformers: make test-hf")
+test_parity = importlib.import_module("hub.test_parity")  # Skips itself without transformers.
 pytestmark = pytest.mark.hf
 torch.set_num_threads(1)  # Models this small only wait for other threads.
 
@@ -92,7 +94,7 @@ def test_features_are_the_hidden_states_of_transformers(layer):
   theirs, ours = make_pair("BertForPreTraining", ENCODER)
   rng = np.random.default_rng(1)
   tokens = [rng.integers(5, 300, n) for n in (3, 34, 12, 20, 1)]
-  for ids, found in zip(tokens, embed.embed(ours, tokens, layer, 2), strict=True):
+  for ids, found in zip(tokens, embed.embed_rows(ours, tokens, layer, 2), strict=True):
     hidden = theirs.bert(torch.tensor(ids[None]), output_hidden_states=True).hidden_states
     expected = {"cls": hidden[-1][0, 0], "mean": hidden[-1][0].mean(0), "last": hidden[-1][0],
                 "last4": torch.cat(hidden[-4:], -1)[0]}[layer]
@@ -126,7 +128,7 @@ def bert_logp(theirs, ours, ids):
 @torch.no_grad()
 def test_perplexity_is_that_of_pytorch(gpts):
   theirs, ours = gpts
-  found = zero_shot.score_perplexity(ours, SUITES["text"], [TEXT], Settings(48, 20, 0, 8))
+  found = zero_shot.measure_perplexity(ours, SUITES["text"], [TEXT], Settings(48, 20, 0, 8))
   ids = [ours.tokenizer.eod_id, *ours.tokenizer.encode([TEXT])[0].tolist()]
   nats, done = 0.0, 1  # The windows as in the guide of transformers to perplexity.
   for end in [*range(48, len(ids), 20), len(ids)]:
@@ -155,7 +157,7 @@ def test_last_words_are_those_of_pytorch(gpts):
     logits = theirs(torch.tensor([seen + target])).logits[0, len(seen) - 1:-1].double()
     correct += bool((logits.argmax(-1) == torch.tensor(target)).all())
     nats -= float(logits.log_softmax(-1)[range(len(target)), target].sum())
-  found = zero_shot.score_last_word(ours, SUITES["lambada"], passages, Settings(WINDOW, 1, 0, 8))
+  found = zero_shot.measure_last_word(ours, SUITES["lambada"], passages, Settings(WINDOW, 1, 0, 8))
   assert found["accuracy"] == correct / len(passages)
   assert found["perplexity"] == pytest.approx(math.exp(nats / len(passages)), rel=1e-3)
 
@@ -164,7 +166,7 @@ def test_last_words_are_those_of_pytorch(gpts):
 def test_masked_scores_are_those_of_pytorch():
   theirs, ours = make_pair("BertForPreTraining", ENCODER | {"max_position_embeddings": 64})
   settings = Settings(24, 12, 0, 16)
-  found = zero_shot.score_perplexity(ours, SUITES["text"], [TEXT], settings)
+  found = zero_shot.measure_perplexity(ours, SUITES["text"], [TEXT], settings)
   nats, tokens = 0.0, 0
   for ids in (x.tolist() for x in ours.tokenizer.encode(SENTENCES)):
     for first in range(0, len(ids), 22):
@@ -176,7 +178,7 @@ def test_masked_scores_are_those_of_pytorch():
   pairs = list(zip(SENTENCES[:6], SENTENCES[6:12], strict=True))
   scores = [[float(bert_logp(theirs, ours, ours.tokenizer.encode([x])[0].tolist()).sum())
              for x in pair] for pair in pairs]
-  found = zero_shot.score_pairs(ours, SUITES["pairs"], pairs, Settings(64, 1, 0, 16))
+  found = zero_shot.measure_pairs(ours, SUITES["pairs"], pairs, Settings(64, 1, 0, 16))
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores])
 
 
@@ -186,6 +188,6 @@ def test_pairs_are_those_of_pytorch(gpts):
   pairs = list(zip(SENTENCES[:12], SENTENCES[12:24], strict=True))
   score = lambda text: float(gpt_logp(theirs, [
       ours.tokenizer.eod_id, *ours.tokenizer.encode([text])[0].tolist()]).sum())
-  found = zero_shot.score_pairs(ours, SUITES["pairs"], pairs, Settings(WINDOW, 1, 0, 16))
+  found = zero_shot.measure_pairs(ours, SUITES["pairs"], pairs, Settings(WINDOW, 1, 0, 16))
   assert found["accuracy"] == np.mean([score(good) > score(bad) for good, bad in pairs])
   assert 0 < found["accuracy"] < 1

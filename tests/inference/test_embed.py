@@ -9,15 +9,9 @@ from bertgpt.errors import StorageError
 from bertgpt.hub import export
 from bertgpt.inference import embed
 from bertgpt.models import Inputs
-from bertgpt.runs import trained as trained_lib
 
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,
          "The tree likes the river near a field.", "The " * 100]
-
-
-@pytest.fixture(scope="module")
-def bert(finished_bert):
-  return trained_lib.load_trained(finished_bert)
 
 
 @pytest.fixture
@@ -67,6 +61,21 @@ def test_features_are_those_of_each_text_alone_in_order(capsys, bert, finished_b
     np.testing.assert_allclose(files["last.safetensors"]["features"][part], expected, atol=1e-5)
     np.testing.assert_allclose(files["cls.npy"][i], expected[0], atol=1e-5)
     np.testing.assert_allclose(files["mean.npy"][i], np.mean(expected, 0), atol=1e-5)
+
+
+def test_strings_give_the_arrays_that_the_command_writes(bert, capsys):
+  for layer in ("cls", "mean", "last"):
+    found = embed.embed(bert, TEXTS, layer, batch_size=4)
+    assert "1 of 6 texts are cut" in capsys.readouterr().err
+    if layer == "last":
+      assert [len(x) for x in found] == [len(encode(bert, text)) for text in TEXTS]
+    else:
+      assert found.shape == (len(TEXTS), bert.config.model.width)
+    for x, text in zip(found, TEXTS, strict=True):
+      expected = last_layer(bert, text)
+      expected = {"cls": expected[0], "mean": np.mean(expected, 0), "last": expected}[layer]
+      assert x.dtype == np.float32
+      np.testing.assert_allclose(x, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("flags, fragment", [

@@ -8,14 +8,9 @@ import pytest
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import tokenizers
+from bertgpt.errors import ConfigError
 from bertgpt.inference import fill
 from bertgpt.models import Inputs
-from bertgpt.runs import trained as trained_lib
-
-
-@pytest.fixture(scope="module")
-def bert(finished_bert):
-  return trained_lib.load_trained(finished_bert)
 
 
 def test_masked_words_are_hidden_and_their_context_is_not(bert):
@@ -86,6 +81,28 @@ def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
   assert found.tolist() == [tokenizer.mask_id] * 2
 
 
+def test_guesses_are_the_likeliest_tokens_of_every_mask(bert):
+  tokenizer = bert.tokenizer
+  texts = ["The [MASK] sees the dog [MASK] a tree.", "A [MASK]."]
+  found = fill.fill(bert, texts, top=4)
+  assert [len(masks) for masks in found] == [2, 1]
+  for text, masks in zip(texts, found, strict=True):
+    row = fill.encode_row(bert, text)
+    at = [i for i, token in enumerate(row) if token == tokenizer.mask_id]
+    for p, guesses in zip(fill.predict_masked(bert, row, at), masks, strict=True):
+      assert [guess.probability for guess in guesses] == sorted(
+          (float(p[i]) for i in range(tokenizer.vocab_size)
+           if i not in tokenizer.special_ids and i != tokenizer.unk_id), reverse=True)[:4]
+      for token, probability in guesses:
+        ids = [i for i, piece in enumerate(tokenizer.pieces) if piece == token]
+        assert len(ids) == 1 and p[ids[0]] == pytest.approx(probability)
+
+
+def test_a_model_in_memory_is_refused_by_what_it_is(gpt):
+  with pytest.raises(ConfigError, match=r"^the model is a GPT, which cannot fill in words\. "):
+    fill.fill(gpt._replace(workdir=None), ["[MASK]"])
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -97,11 +114,13 @@ def run(capsys, *argv):
   return code, output.out.splitlines(), output.err.splitlines()
 
 
-def test_the_command_names_the_likeliest_words_of_every_mask(capsys, finished_bert):
+def test_the_command_names_the_likeliest_words_of_every_mask(capsys, finished_bert, bert):
   code, lines, _ = run(capsys, "fill", f"--workdir={finished_bert}", "--top=3",
                        "The [MASK] sees the dog [MASK] a tree.")
   assert code == 0 and [line.split(": ")[0] for line in lines] == ["[MASK] 1", "[MASK] 2"]
-  for line in lines:
+  guesses = fill.fill(bert, ["The [MASK] sees the dog [MASK] a tree."], top=3)[0]
+  for line, of_mask in zip(lines, guesses, strict=True):
+    assert line.endswith(": " + ", ".join(f"{word} {p:.1%}" for word, p in of_mask))
     shares = [float(guess.rsplit(" ", 1)[1].rstrip("%"))
               for guess in line.split(": ")[1].split(", ")]
     assert len(shares) == 3 and shares == sorted(shares, reverse=True) and shares[0] <= 100

@@ -13,7 +13,6 @@ from bertgpt import cli
 from bertgpt.inference import generate
 from bertgpt.inference.generate import GREEDY, Sampling
 from bertgpt.models import Inputs
-from bertgpt.runs import trained as trained_lib
 
 DRAWS = 20_000
 LOGITS = np.array([2.0, 1.0, 0.0, -1.0, 3.0, 1.5], np.float32)
@@ -90,11 +89,6 @@ def test_supports_are_those_of_a_plain_count():
 
 
 # ---------------------------------------------------------------- with a model
-
-
-@pytest.fixture(scope="module")
-def gpt(finished_gpt):
-  return trained_lib.load_trained(finished_gpt)
 
 
 def encode(gpt, *texts):
@@ -202,7 +196,7 @@ def run(capsys, *argv):
   return code, output.out, output.err.splitlines()
 
 
-def test_the_command_goes_on_with_each_prompt(capsys, finished_gpt, tmp_path):
+def test_the_command_continues_each_prompt(capsys, finished_gpt, gpt, tmp_path):
   prompts = tmp_path / "prompts.txt"
   prompts.write_text("The cat\nThe dog sees\n")
   flags = ["generate", f"--workdir={finished_gpt}", "--num_samples=2", "--max_tokens=5"]
@@ -211,6 +205,7 @@ def test_the_command_goes_on_with_each_prompt(capsys, finished_gpt, tmp_path):
   texts = out.rstrip("\n").split("\n\n")
   assert [text[:7] for text in texts] == ["the cat"] * 2 + ["the dog"] * 2
   assert texts[0] != texts[1]
+  assert texts == generate.generate(gpt, ["The cat", "The dog sees"], max_tokens=5, num_samples=2)
   assert run(capsys, *flags, "--prompt=The cat", "--prompt", "The dog sees")[1] == out
 
 

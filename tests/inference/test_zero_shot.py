@@ -1,26 +1,20 @@
-"""bertgpt.inference.zero_shot: every number against the model's logits, taken one token at a
-time.
-"""
+"""bertgpt.inference.zero_shot: every measure against the model's logits, one token per pass."""
 
-import functools
-import gzip
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 import small_runs
 import tensorflow_datasets as tfds
+from one_by_one import after, encode, instead
 
 from bertgpt import cli
-from bertgpt.inference import zero_shot
-from bertgpt.inference.zero_shot import SUITES, Settings
-from bertgpt.models import Inputs
-from bertgpt.runs import trained as trained_lib
+from bertgpt.inference import suites, zero_shot
+from bertgpt.inference.suites import SUITES
+from bertgpt.inference.zero_shot import Settings
 from bertgpt.runs import workdir
 
-ROOM = 64  # The models' positions.
 TEXT = ("The cat sees the dog near a tree. The bird likes a cloud .\n\n"
         "A road leaves the field near the river. The stone takes the light near a house.\n") * 2
 PASSAGES = ["The cat sees the dog near a tree", "The bird likes the stone near a cloud",
@@ -30,70 +24,14 @@ PAIRS = [("The cat sees the dog.", "The cat dog the sees."), ("A bird near a tre
          ("tree tree", "The tree knows the road near a field."), ("The cat.", "The cat.")]
 
 
-@pytest.fixture(scope="module")
-def gpt(finished_gpt):
-  return trained_lib.load_trained(finished_gpt)
-
-
-@pytest.fixture(scope="module")
-def bert(finished_bert):
-  return trained_lib.load_trained(finished_bert)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(model, params, inputs):
-  return model.apply({"params": params}, inputs)
-
-
-def log_softmax(logits):
-  logits = np.float64(logits)
-  return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-
-
-def after(gpt, tokens):
-  """Log-probabilities of what follows the tokens: [vocab_size]."""
-  row = np.zeros((1, ROOM), np.int32)
-  row[0, :len(tokens)] = tokens
-  logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([ROOM])))
-  return log_softmax(logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size])
-
-
-def instead(bert, tokens, at):
-  """Log-probabilities of the token at a place, the others being seen: [vocab_size]."""
-  tokenizer, length = bert.tokenizer, len(tokens) + 2
-  row = np.zeros((1, ROOM), np.int32)
-  row[0, :length] = [tokenizer.cls_id, *tokens, tokenizer.sep_id]
-  row[0, at + 1] = tokenizer.mask_id
-  is_text = (np.arange(ROOM) < length)[None].astype(np.int32)
-  inputs = Inputs.of_texts(row, is_text.sum(1))
-  logits, _ = apply(bert.model, bert.params,
-                    inputs._replace(predict_positions_BK=np.array([[at + 1]])))
-  return log_softmax(logits[0, 0, :tokenizer.vocab_size])
-
-
-def encode(trained, text):
-  return trained.tokenizer.encode([text])[0].tolist()
-
-
 # ------------------------------------------------------------------ perplexity
-
-
-@pytest.mark.parametrize("size, stride", [(8, 4), (8, 1), (8, 7), (64, 32)])
-def test_windows_score_every_token_once_with_enough_before_it(size, stride):
-  for length in (1, 2, 7, 8, 9, 12, 13, 100):
-    scored = []
-    for first, first_scored, end in zero_shot.windows(length, size, stride):
-      assert 0 <= first < first_scored < end <= length and end - first <= size
-      assert first_scored - first >= min(size - stride, first_scored)
-      scored += range(first_scored, end)
-    assert scored == list(range(1, length))
 
 
 @pytest.mark.parametrize("stride", [8, 15])
 def test_perplexities_of_a_gpt(gpt, stride):
   settings = Settings(window=16, stride=stride, batch_size=3)
   documents = [TEXT, "The cat."]
-  found = zero_shot.score_perplexity(gpt, SUITES["text"], documents, settings)
+  found = zero_shot.measure_perplexity(gpt, SUITES["text"], documents, settings)
   nats, count = 0.0, 0
   for document in documents:
     tokens = [gpt.tokenizer.eod_id, *encode(gpt, document)]
@@ -112,13 +50,13 @@ def test_perplexities_of_a_gpt(gpt, stride):
 
 
 def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):
-  found = zero_shot.score_perplexity(gpt, SUITES["text"], ["cat." * 300], Settings(64, 32, 0, 8))
+  found = zero_shot.measure_perplexity(gpt, SUITES["text"], ["cat." * 300], Settings(64, 32, 0, 8))
   assert found["words"] == 1 and found["word_perplexity"] == math.inf
   assert math.isfinite(found["token_perplexity"])
 
 
 def test_pseudo_perplexity_of_a_bert(bert):
-  found = zero_shot.score_perplexity(bert, SUITES["text"], [TEXT],
+  found = zero_shot.measure_perplexity(bert, SUITES["text"], [TEXT],
                                      Settings(window=12, stride=6, batch_size=7))
   nats, count = 0.0, 0
   for line in filter(None, TEXT.split("\n")):
@@ -131,27 +69,6 @@ def test_pseudo_perplexity_of_a_bert(bert):
   assert found["pseudo_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
 
 
-def test_wikitext_is_counted_as_published(data_dir):
-  """Merity et al. 2016, table 1: 245,569 tokens in the test set of WikiText-2."""
-  text = gzip.decompress((data_dir / "lm/wikitext-2/test.txt.gz").read_bytes()).decode()
-  assert zero_shot.count_words(text, SUITES["wikitext2"].counts_lines) == 245_569
-
-
-@pytest.mark.parametrize("before, after", [
-    (" = Robert <unk> = \n", "= Robert <unk> =\n"),
-    (" \n = = Career = = \n = = = 2000 – 2005 = = = \n", "\n== Career ==\n=== 2000 – 2005 ===\n"),
-    (" a guest @-@ starring role , in 2000 . It was , he said , 3 @.@ 5 ft ( 1 @,@ 100 mm ) ; so\n",
-     "a guest-starring role, in 2000. It was, he said, 3.5 ft (1,100 mm); so\n"),
-    (' he portrayed " Scott Parry " in " In Safe Hands " . \n',
-     'he portrayed "Scott Parry" in "In Safe Hands".\n'),
-    (" the boys ' coat , Jim 's and I 'll not\n", "the boys' coat, Jim's and I'll not\n"),
-    (" costs $ 5 or £ 3 : [ 2 ] ? yes !\n", "costs $5 or £3: [2]? yes!\n"),
-])
-def test_wikitext_is_written_as_text(before, after):
-  assert zero_shot.detokenize(before, "wikitext") == after
-  assert zero_shot.detokenize(before, "") == before
-
-
 # --------------------------------------------------------------------- LAMBADA
 
 
@@ -161,8 +78,8 @@ def test_last_words(gpt, name):
   starts = ("The cat sees the dog near a", "The bird likes", "The")
   passages = PASSAGES + [f"{start} {word}" for start in starts for word in (
       *small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]
-  found = zero_shot.score_last_word(gpt, SUITES[name], passages, Settings(64, 32, 0, 4))
-  allowed = ~zero_shot.stop_tokens(gpt.tokenizer)
+  found = zero_shot.measure_last_word(gpt, SUITES[name], passages, Settings(64, 32, 0, 4))
+  allowed = ~suites.find_stop_tokens(gpt.tokenizer)
   correct, nats = [], 0.0
   for passage in passages:
     context, word = passage.rsplit(" ", 1)
@@ -184,16 +101,9 @@ def test_last_words(gpt, name):
 
 def test_a_last_word_comes_after_any_white_space(gpt):
   settings = Settings(64, 32, 0, 4)
-  score = lambda *passages: zero_shot.score_last_word(gpt, SUITES["lambada"], passages, settings)
+  score = lambda *passages: zero_shot.measure_last_word(gpt, SUITES["lambada"], passages, settings)
   plain = score("The cat sees the dog near a tree", "The bird likes the stone")
   assert score("The cat sees the dog near a\n tree", "The bird likes the \tstone\n") == plain
-
-
-def test_stop_tokens_are_no_guess_for_a_last_word(gpt):
-  is_stop = zero_shot.stop_tokens(gpt.tokenizer)
-  token = lambda text: encode(gpt, text)[0]
-  assert is_stop[[token("the"), token("a"), token("."), gpt.tokenizer.eod_id]].all()
-  assert not is_stop[[token("tree"), token("cat")]].any()
 
 
 # ------------------------------------------------------------------------ pairs
@@ -203,14 +113,14 @@ def test_pairs_by_a_gpt(gpt):
   score = lambda tokens: sum(after(gpt, [gpt.tokenizer.eod_id, *tokens[:i]])[token]
                              for i, token in enumerate(tokens))
   scores = [[score(encode(gpt, sentence)) for sentence in pair] for pair in PAIRS]
-  found = zero_shot.score_pairs(gpt, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  found = zero_shot.measure_pairs(gpt, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
 
 
 def test_pairs_by_a_bert(bert):
   score = lambda tokens: sum(instead(bert, tokens, i)[t] for i, t in enumerate(tokens))
   scores = [[score(encode(bert, sentence)) for sentence in pair] for pair in PAIRS]
-  found = zero_shot.score_pairs(bert, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  found = zero_shot.measure_pairs(bert, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
 
 
@@ -245,8 +155,8 @@ def files(tmp_path):
 def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, monkeypatch):
   monkeypatch.chdir(files)
   is_gpt = workdir.read_config(finished).model.family == "gpt"
-  suites = "text=a.txt,pairs=a.tsv" + ",lambada=a.jsonl,text=a.jsonl" * is_gpt
-  code, lines, _ = run(capsys, "evaluate", f"--workdir={finished}", f"--suite={suites}",
+  wanted = "text=a.txt,pairs=a.tsv" + ",lambada=a.jsonl,text=a.jsonl" * is_gpt
+  code, lines, _ = run(capsys, "evaluate", f"--workdir={finished}", f"--suite={wanted}",
                        "--window=32")
   assert code == 0
   scores = dict(line.split(" ") for line in lines if "/" in line.split(" ")[0])

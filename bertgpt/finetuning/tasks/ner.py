@@ -132,13 +132,13 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], form: Format) 
     of_words = [next(pieces)[:form.max_length - 2] for _ in sentence.words]
     places.append([])
     for part in cut(list(map(len, of_words)), form.max_length - 2):
-      row, label = [[form.first]], [[-1]]
+      row, label = [], [[-1]]
       for i in part:
-        places[-1].append((len(tokens), sum(map(len, row))))
+        places[-1].append((len(tokens), 1 + sum(map(len, row))))  # 1: the opening mark.
         row.append(of_words[i])
         # -1: no label, for a tag that is not a class and for the word's other tokens.
         label.append([number.get(sentence.tags[i], -1)] + [-1] * (len(of_words[i]) - 1))
-      tokens.append(np.concatenate([*row, [form.last]]).astype(np.int32))
+      tokens.append(form.marks.enclose(np.concatenate(row)))
       labels.append(np.concatenate([*label, [-1]]).astype(np.int32))
   return Labeled(Rows(tokens, [np.zeros(len(t), np.int32) for t in tokens], labels), places)
 

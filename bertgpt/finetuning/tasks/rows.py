@@ -12,6 +12,8 @@ import numpy as np
 
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.batches import buckets
+from bertgpt.data.tokens import marks
+from bertgpt.data.tokens.marks import Marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
 
@@ -96,20 +98,18 @@ class Task(NamedTuple):
 
 
 class Format(NamedTuple):
-  """Format of a row of one or two texts: [first] a [last], or [first] a [between] b [last].
+  """Format of a row of one or two texts.
 
   Attributes:
     tokenizer: tokenizer of the pretrained run.
-    first, between, last: ids of the special tokens.
+    marks: special tokens around the texts.
     segments: whether the second text has segment 1; otherwise all tokens have segment 0.
     max_length: tokens of the longest row.
     truncation: part of a longer text that is kept: 'head', 'tail' or 'head_tail'.
   """
 
   tokenizer: Tokenizer
-  first: int
-  between: int
-  last: int
+  marks: Marks
   segments: bool
   max_length: int
   truncation: str
@@ -125,13 +125,12 @@ class Format(NamedTuple):
     """
     if b is None:
       a = truncate(a, self.max_length - 2, self.truncation)
-      tokens = np.concatenate([[self.first], a, [self.last]])
-      return tokens.astype(np.int32), np.zeros(len(tokens), np.int32)
+      tokens = self.marks.enclose(a)
+      return tokens, np.zeros(len(tokens), np.int32)
     keep_a, keep_b = share_length(len(a), len(b), self.max_length - 3)
     a, b = truncate(a, keep_a, self.truncation), truncate(b, keep_b, self.truncation)
-    tokens = np.concatenate([[self.first], a, [self.between], b, [self.last]])
     segment_ids = np.repeat([0, int(self.segments)], [len(a) + 2, len(b) + 1])
-    return tokens.astype(np.int32), segment_ids.astype(np.int32)
+    return self.marks.enclose(a, b), segment_ids.astype(np.int32)
 
 
 def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Format:
@@ -148,12 +147,13 @@ def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Fo
   """
   if families.FAMILIES[model.family].kind == "decoder":
     size = tokenizer.vocab_size
-    return Format(tokenizer, size, size + 1, size + 2, False, task.max_length, task.truncation)
+    added = Marks(size, size + 1, size + 2)
+    return Format(tokenizer, added, False, task.max_length, task.truncation)
   if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
     raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], which mark texts. "
                       "Fine-tune a run whose tokenizer has them")
-  return Format(tokenizer, tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id,
-                model.num_segments >= 2, task.max_length, task.truncation)
+  return Format(tokenizer, marks.of_encoder(tokenizer), model.num_segments >= 2, task.max_length,
+                task.truncation)
 
 
 def vocab_size(tokenizer: Tokenizer, family: str) -> int:

@@ -170,16 +170,17 @@ def make_rows(questions: Sequence[Question], config: ConfigDict, form: Format
   asked = form.tokenizer.encode([question.question for question in questions])
   for number, (question, q_ids) in enumerate(zip(questions, asked, strict=True)):
     ids, offsets = encoded[question.context]
-    head = np.concatenate([[form.first], q_ids[:config.max_question], [form.between]])
+    asked_ids = q_ids[:config.max_question]
+    head_length = len(asked_ids) + 2
     span = find_span(question, offsets)
-    parts = cut(len(ids), config.max_length - len(head) - 1, config.stride)
+    parts = cut(len(ids), config.max_length - head_length - 1, config.stride)
     for (start, end), has_max_context in zip(parts, find_max_context(parts), strict=True):
-      tokens.append(np.concatenate([head, ids[start:end], [form.last]]).astype(np.int32))
+      tokens.append(form.marks.enclose(asked_ids, ids[start:end]))
       segments.append(np.repeat([0, int(form.segments)],
-                                [len(head), end - start + 1]).astype(np.int32))
+                                [head_length, end - start + 1]).astype(np.int32))
       is_inside = span is not None and start <= span[0] and span[1] < end
-      labels.append([len(head) + i - start for i in span] if is_inside else [0, 0])
-      windows.append(Window(number, len(head), offsets[start:end], has_max_context))
+      labels.append([head_length + i - start for i in span] if is_inside else [0, 0])
+      windows.append(Window(number, head_length, offsets[start:end], has_max_context))
   return Rows(tokens, segments, np.array(labels, np.int32)), windows
 
 

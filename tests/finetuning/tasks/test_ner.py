@@ -7,6 +7,7 @@ import pytest
 
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens.marks import Marks
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import ner
 from bertgpt.finetuning.tasks import rows as rows_lib
@@ -59,7 +60,7 @@ def test_tabs_keep_what_is_in_a_word(tmp_path):
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "bpe"])
 def test_the_label_of_a_word_is_at_its_first_piece(kind):
   form = make_form(kind)
-  form = form._replace(first=2, last=3) if kind == "bpe" else form
+  form = form._replace(marks=Marks(2, 3, 3)) if kind == "bpe" else form
   s = sentence("anna/B-p mariana/I-p flew/O rotterdamer/B-l \u200b/O end/O")
   tags = ["O", "B-l", "B-p", "I-p"]
   labeled = ner.make_rows([s], tags, form)

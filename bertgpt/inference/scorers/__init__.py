@@ -1,0 +1,31 @@
+"""Log-probabilities of the tokens of texts: one file per ability of models.
+
+Whoever scores texts asks `find(trained)`, so a family that has one of the abilities needs nothing
+here.
+"""
+
+from bertgpt.errors import ConfigError
+from bertgpt.inference.scorers import left_to_right, masked
+from bertgpt.inference.scorers.scorer import Row, Scorer
+from bertgpt.runs.trained import Trained
+
+__all__ = ["SCORERS", "Row", "Scorer", "find"]
+
+# Ability, one of `families.CAPABILITIES` -> scorer. A model uses the first one that it has.
+SCORERS: dict[str, Scorer] = {
+    "score": left_to_right.SCORER,
+    "pseudo_score": masked.SCORER,
+}
+
+
+def find(trained: Trained) -> Scorer:
+  """Returns the scorer for a model.
+
+  Raises:
+    ConfigError: its family has none of the abilities.
+  """
+  for ability, scorer in SCORERS.items():
+    if trained.can(ability):
+      return scorer
+  raise ConfigError(f"a model of the family {trained.config.model.family!r} gives no probabilities "
+                    f"of the tokens of a text. Use a model that can {' or '.join(SCORERS)}")

@@ -1,0 +1,121 @@
+"""Scores of tokens after those before them, by a decoder.
+
+A model with the ability "score" has the methods `features(Inputs)` and `logits(features)`, where
+the logits at a token are those of the next one.
+
+Axes: B rows, L length, D width, V vocabulary.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertgpt.data.batches import buckets
+from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.inference.scorers.scorer import Row, Scorer
+from bertgpt.models import Inputs
+from bertgpt.runs.trained import Trained
+
+
+def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list[Row]:
+  """Cuts a text into overlapping windows; the end of another document stands before it.
+
+  Args:
+    ids: int [N].
+    window: most tokens of a row.
+    stride: tokens scored with each row but the first, which scores all that it holds.
+  """
+  before = [tokenizer.eod_id] if tokenizer.eod_id >= 0 else []
+  ids = np.array([*before, *ids])
+  return [Row(ids[first:end], scored - first)
+          for first, scored, end in windows(len(ids), window, stride)]
+
+
+def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:
+  """Yields (first, first scored, end) of the windows over a document.
+
+  All tokens but the first are scored once, each after at least `size - stride` others or all that
+  there are.
+  """
+  end = min(size, num_tokens)
+  if num_tokens > 1:
+    yield 0, 1, end
+  while end < num_tokens:
+    scored, end = end, min(end + stride, num_tokens)
+    yield end - size, scored, end
+
+
+def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
+  """Returns the log-probabilities of the scored tokens of every row; see `Scorer.score`."""
+  ranked = rank(trained, [row.tokens for row in rows], batch_size)
+  return [x.logp[row.first:] for x, row in zip(ranked, rows, strict=True)]
+
+
+class Ranked(NamedTuple):
+  """Scores of the tokens of a row, [N] each; those of the first one mean nothing.
+
+  Attributes:
+    logp: float32 log-probabilities, in nats.
+    is_top: bool, no other token is likelier.
+    is_top_allowed: bool, the token is allowed, and no other allowed token is likelier.
+  """
+
+  logp: np.ndarray
+  is_top: np.ndarray
+  is_top_allowed: np.ndarray
+
+
+def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
+         banned_V: np.ndarray | None = None) -> list[Ranked]:
+  """Scores tokens, each after those before it in its row, and compares them with all others.
+
+  Args:
+    rows: int [N] each, of at most the model's positions.
+    batch_size: rows per batch.
+    banned_V: bool [vocab_size], tokens that `is_top_allowed` leaves out; None: none.
+  """
+  if banned_V is None:
+    banned_V = np.zeros(trained.config.model.vocab_size, bool)
+  ranked: list[Ranked] = [Ranked(*(np.zeros(0),) * 3)] * len(rows)
+  params, most = jax.device_put(trained.params), trained.config.model.max_positions
+  for which, size in buckets.batches([len(row) for row in rows], batch_size, most):
+    tokens_BL = buckets.pad([rows[i] for i in which], size, batch_size)
+    batch = jax.device_get(_rank(trained.model, params, tokens_BL, banned_V))
+    for i, *arrays in zip(which, *batch, strict=False):
+      ranked[i] = Ranked(*(x_L[:len(rows[i])] for x_L in arrays))
+  return ranked
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rank(model, params, tokens_BL, banned_V):
+  """`Ranked` arrays, [B, L] each. Logits are formed row by row: those of all would not fit."""
+  lengths_B = jnp.full(len(tokens_BL), tokens_BL.shape[1])
+  x_BLD = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B), method="features")
+
+  def rank_row(row):
+    x_LD, targets_L = row
+    logits_LV = model.apply({"params": params}, x_LD, method="logits")
+    logits_LV = logits_LV[:, :model.config.vocab_size]
+    target_L1 = jnp.take_along_axis(logits_LV, targets_L[:, None], axis=1)
+    is_higher_LV = logits_LV > target_L1
+    return (target_L1[:, 0] - jax.nn.logsumexp(logits_LV, axis=1), ~is_higher_LV.any(1),
+            ~(is_higher_LV & ~banned_V).any(1) & ~banned_V[targets_L])
+
+  found = jax.lax.map(rank_row, (x_BLD[:, :-1], tokens_BL[:, 1:]))
+  return tuple(jnp.pad(x_BL, ((0, 0), (1, 0))) for x_BL in found)
+
+
+SCORER = Scorer(
+    name="token",
+    how="after the end of a document",
+    by_line=False,
+    is_likelihood=True,
+    cut=cut,
+    score=score,
+    describe=lambda rows, window, stride: (
+        f"{rows} windows of {window} tokens, {stride} scored with each"),
+)

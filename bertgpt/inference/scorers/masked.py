@@ -1,0 +1,85 @@
+"""Scores of tokens among all the others, by an encoder that sees each of them once as [MASK].
+
+The sum over a text is its pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659), which is
+not the log-probability of the text.
+
+A model with the ability "pseudo_score" returns, for `Inputs` with positions to predict, the logits
+at these positions first of a pair.
+
+Axes: B rows, L length, V vocabulary.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertgpt.data.batches import buckets
+from bertgpt.data.tokens import marks
+from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.inference.scorers.scorer import Row, Scorer
+from bertgpt.models import Inputs
+from bertgpt.runs.trained import Trained
+
+NUM_MARKS = 2  # [CLS] and [SEP] of a row.
+
+
+def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list[Row]:
+  """Cuts a text into pieces that fit between [CLS] and [SEP].
+
+  Args:
+    ids: int [N].
+    window: most tokens of a row, [CLS] and [SEP] among them.
+    stride: not used: pieces do not overlap.
+  """
+  del tokenizer, stride
+  room = window - NUM_MARKS
+  return [Row(ids[i:i + room], 0) for i in range(0, len(ids), room)]
+
+
+def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
+  """Returns the log-probabilities of the scored tokens of every row; see `Scorer.score`.
+
+  Every one of them takes a pass of its own through the model.
+  """
+  params, tokenizer = jax.device_put(trained.params), trained.tokenizer
+  whole = [marks.of_encoder(tokenizer).enclose(row.tokens) for row in rows]
+  scores = [np.zeros(len(row.tokens) - row.first, np.float32) for row in rows]
+  # (row, index of a scored token in it): one pass each.
+  places = np.array([(i, at) for i, row in enumerate(rows)
+                     for at in range(row.first, len(row.tokens))])
+  lengths = [len(whole[i]) for i, _ in places]
+  for which, size in buckets.batches(lengths, batch_size, trained.config.model.max_positions):
+    tokens_BL = buckets.pad([whole[i] for i, _ in places[which]], size, batch_size)
+    fill = (0, len(tokens_BL) - len(which))
+    logp_B = jax.device_get(_score(
+        trained.model, params, tokens_BL, np.pad([lengths[j] for j in which], fill),
+        np.pad(places[which, 1] + 1, fill), tokenizer.mask_id))
+    for (i, at), logp in zip(places[which], logp_B, strict=False):
+      scores[i][at - rows[i].first] = logp
+  return scores
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model, params, tokens_BL, lengths_B, at_B, mask_id):
+  """Log-probabilities [B] of the tokens at `at_B`, which the model sees as [MASK]."""
+  rows_B = jnp.arange(len(tokens_BL))
+  inputs = Inputs.of_texts(tokens_BL.at[rows_B, at_B].set(mask_id), lengths_B)
+  logits_B1V, _ = model.apply({"params": params},
+                              inputs._replace(predict_positions_BK=at_B[:, None]))
+  logp_BV = jax.nn.log_softmax(logits_B1V[:, 0, :model.config.vocab_size])
+  return logp_BV[rows_B, tokens_BL[rows_B, at_B]]
+
+
+SCORER = Scorer(
+    name="pseudo",
+    how="each token masked once",
+    by_line=True,
+    is_likelihood=False,
+    cut=cut,
+    score=score,
+    describe=lambda rows, window, stride: (
+        f"{rows} lines of at most {window - NUM_MARKS} tokens, each token masked once"),
+)

@@ -1,0 +1,46 @@
+"""The record that says how models with an ability score the tokens of texts."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.runs.trained import Trained
+
+
+class Row(NamedTuple):
+  """Tokens that a model sees together.
+
+  Attributes:
+    tokens: int [N], at most the window.
+    first: the tokens before this index are context, which is seen and not scored.
+  """
+
+  tokens: np.ndarray
+  first: int
+
+
+class Scorer(NamedTuple):
+  """One way to score the tokens of texts.
+
+  Attributes:
+    name: prefix of the perplexity that it gives, as in 'token_perplexity'.
+    how: what a token is scored after or among, to follow a comma in a printed line.
+    by_line: the lines of a document are scored as texts of their own.
+    is_likelihood: the log-probabilities of a text add up to that of the text (chain rule), so that
+      it can be shared out among words and bytes.
+    cut: (tokenizer, int [N] ids of a text, window, stride) -> rows that score every token once; the
+      first one is left out if nothing can stand before it.
+    score: (trained, rows, rows per batch) -> for every row, the log-probabilities of its tokens
+      from `first` on, float32 [N - first], in nats.
+    describe: (number of rows, window, stride) -> the rows, for people.
+  """
+
+  name: str
+  how: str
+  by_line: bool
+  is_likelihood: bool
+  cut: Callable[[Tokenizer, np.ndarray, int, int], list[Row]]
+  score: Callable[[Trained, Sequence[Row], int], list[np.ndarray]]
+  describe: Callable[[int, int, int], str]

@@ -1,0 +1,184 @@
+"""Named protocols of zero-shot evaluation: what is measured on which file, read how.
+
+A published number depends on its protocol as much as on the model: GPT-2's 45.99% on LAMBADA count
+the last token of a word; others count whole words, and give 32.6% to the same model. So a protocol
+is a line of `SUITES`, and its text is always named: `--suite lambada=FILE`, or a TFDS dataset as
+`lambada=tfds:name:split#feature`. No data comes with the program.
+"""
+
+import difflib
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bertgpt.data.text import sources, texts
+from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.errors import ConfigError, DataError
+
+
+class Suite(NamedTuple):
+  """One protocol.
+
+  Attributes:
+    measure: key of `zero_shot.MEASURES` and of `READERS`.
+    file: description of its file, for error messages.
+    detokenizer: key of DETOKENIZERS, applied to the text before it is tokenized.
+    counts_lines: the end of a line counts as a word, as in the token counts of WikiText.
+    rule: which guesses of a last word are right. 'word': every token of the word is the likeliest
+      one after those before it. 'stop_words': the same, with the first token chosen among those
+      that are not stop words. 'token': only the last token of the word has to be the likeliest.
+    source: where the protocol comes from.
+  """
+
+  measure: str
+  file: str
+  detokenizer: str = ""
+  counts_lines: bool = False
+  rule: str = ""
+  source: str = ""
+
+
+_WIKITEXT = Suite(
+    "perplexity", "wiki.test.tokens, in which words are separated by spaces", "wikitext", True,
+    source="Merity et al. 2016, arXiv:1609.07843; detokenized as Radford et al. 2019, 3.1 advise")
+_LAMBADA_FILE = "lambada_test.jsonl of openai/gpt-2, one object with a field text per line"
+SUITES = {
+    "text": Suite("perplexity", "any text, or a .jsonl file with a document in each field text"),
+    "wikitext2": _WIKITEXT,
+    "wikitext103": _WIKITEXT,
+    "lambada": Suite("last_word", _LAMBADA_FILE, rule="word",
+                     source="Paperno et al. 2016; lm-evaluation-harness, lambada_openai"),
+    "lambada_stop_words": Suite("last_word", _LAMBADA_FILE, rule="stop_words",
+                                source="after Radford et al. 2019, 3.3; the list is ours"),
+    "lambada_last_token": Suite("last_word", _LAMBADA_FILE, rule="token",
+                                source="Radford et al. 2019, 3.3, by openai/gpt-2#131"),
+    "pairs": Suite("pairs", "a table with the columns good and bad, separated by tabs",
+                   source="Warstadt et al. 2020, arXiv:1912.00582 (BLiMP)"),
+}
+
+# name -> (pattern, replacement), applied in this order.
+DETOKENIZERS = {
+    "": (),
+    "wikitext": (
+        (r" @([-,.])@ ", r"\1"),
+        (r"(?m)^ | $", ""),
+        (r"= (?==)", "="),                        # Headings: = = Career = =
+        (r" ([.,:;!?%)\]])", r"\1"),
+        (r"([(\[$\u00a3]) ", r"\1"),
+        (r'" ([^"\n]*?) "', r'"\1"'),
+        (r" ('s|'re|'ve|'ll|'d|'m|n't)\b", r"\1"),
+        (r"s ' ", "s' "),
+    ),
+}
+
+STOP_WORDS = frozenset("""
+a about above after again against all am an and any are as at be because been before being below
+between both but by can could did do does doing down during each few for from further had has
+have having he her here hers herself him himself his how i if in into is it its itself just me more
+most my myself no nor not now of off on once only or other our ours ourselves out over own same
+she should so some such than that the their theirs them themselves then there these they this
+those through to too under until up very was we were what when where which while who whom why will
+with would you your yours yourself yourselves
+""".split())
+
+Content = Sequence[str] | Sequence[tuple[str, ...]]  # Documents, passages, or pairs of sentences.
+
+
+def parse(spec: str) -> list[tuple[str, str]]:
+  """Returns the (name, file) pairs of 'NAME=FILE,NAME=FILE'.
+
+  Raises:
+    ConfigError: a name is not in `SUITES`, or has no file.
+  """
+  parts = [tuple(part.strip().partition("=")[::2]) for part in spec.split(",") if part.strip()]
+  if not parts:
+    raise ConfigError(f"--suite {spec!r}: names none; choose among {', '.join(SUITES)}")
+  for name, file in parts:
+    if name not in SUITES:
+      close = difflib.get_close_matches(name, SUITES, n=1)
+      raise ConfigError(f"--suite {name}: no such suite; " + (
+          f"did you mean {close[0]}?" if close else f"choose among {', '.join(SUITES)}"))
+    if not file:
+      raise ConfigError(f"--suite {name}: no data come with the program; give {name}=FILE with "
+                        f"{SUITES[name].file}")
+  return parts
+
+
+def detokenize(text: str, detokenizer: str) -> str:
+  """Returns a tokenized text as it would be written.
+
+  Args:
+    detokenizer: key of `DETOKENIZERS`; '' returns the text as it is.
+  """
+  for pattern, replacement in DETOKENIZERS[detokenizer]:
+    text = re.sub(pattern, replacement, text)
+  return text
+
+
+def count_words(text: str, counts_lines: bool) -> int:
+  """Returns the number of words separated by white space.
+
+  Args:
+    counts_lines: count the end of every line as a word, too.
+  """
+  return len(text.split()) + counts_lines * text.count("\n")
+
+
+def find_stop_tokens(tokenizer: Tokenizer) -> np.ndarray:
+  """Returns which tokens are special, a stop word, or without a letter or digit.
+
+  Returns:
+    bool [vocab_size].
+  """
+  names = [tokenizer.decode([i]).strip().lower() for i in range(tokenizer.vocab_size)]
+  is_stop = np.array([name in STOP_WORDS or (bool(name) and not any(map(str.isalnum, name)))
+                      for name in names])
+  is_stop[list(tokenizer.special_ids)] = True
+  return is_stop
+
+
+# -------------------------------------------------------------------- reading
+
+
+def read(name: str, file: str) -> Content:
+  """Reads the documents, passages or pairs that a suite measures.
+
+  Args:
+    name: key of `SUITES`.
+    file: a path, or 'tfds:NAME:SPLIT#FEATURE'.
+  Raises:
+    ConfigError: there is no such file, it holds no text, or it lacks a column or a field.
+    DataError: it is damaged.
+  """
+  suite, flag = SUITES[name], f"--suite {name}"
+  if file.startswith("tfds:"):
+    content = _read_dataset(file, flag)
+  else:
+    content = READERS[suite.measure](pathlib.Path(file).expanduser(), flag)
+  if not any(text.strip() for entry in content for text in np.atleast_1d(entry)):
+    raise ConfigError(f"{flag} {file}: holds no text; give {suite.file}")
+  return content
+
+
+def _read_documents(path: pathlib.Path, flag: str) -> list[str]:
+  if ".jsonl" in path.suffixes:
+    return texts.read_texts(path, flag)
+  return [texts.read_text(path, flag)]
+
+
+def _read_pairs(path: pathlib.Path, flag: str) -> list[tuple[str, ...]]:
+  return texts.read_columns(path, flag, ("good", "bad"))
+
+
+def _read_dataset(spec: str, flag: str) -> list[str]:
+  try:
+    return ["\n".join(document.paragraphs) for document in sources.open_source(spec)]
+  except (ConfigError, DataError) as e:
+    raise type(e)(f"{flag}: {str(e).removeprefix('data.source: ')}") from e
+
+
+# Measure -> reader of its file: (path, flag that named it) -> content.
+READERS = {"perplexity": _read_documents, "last_word": texts.read_texts, "pairs": _read_pairs}

@@ -1,0 +1,16 @@
+"""Trained models that the tests of inference share."""
+
+import pytest
+
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
+
+
+@pytest.fixture(scope="session")
+def gpt(finished_gpt) -> Trained:
+  return trained_lib.load_trained(finished_gpt)
+
+
+@pytest.fixture(scope="session")
+def bert(finished_bert) -> Trained:
+  return trained_lib.load_trained(finished_bert)

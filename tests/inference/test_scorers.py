@@ -1,0 +1,75 @@
+"""bertgpt.inference.scorers: tokens are scored once, by what a model can, not by its name."""
+
+import math
+
+import numpy as np
+import pytest
+from one_by_one import after, encode, instead
+
+from bertgpt.config import families
+from bertgpt.errors import ConfigError
+from bertgpt.inference import scorers, zero_shot
+from bertgpt.inference.scorers import left_to_right, masked
+from bertgpt.inference.suites import SUITES
+from bertgpt.inference.zero_shot import Settings
+
+TEXT = "The cat sees the dog near a tree. The bird likes a cloud."
+
+
+@pytest.mark.parametrize("size, stride", [(8, 4), (8, 1), (8, 7), (64, 32)])
+def test_windows_score_every_token_once_with_enough_before_it(size, stride):
+  for length in (1, 2, 7, 8, 9, 12, 13, 100):
+    scored = []
+    for first, first_scored, end in left_to_right.windows(length, size, stride):
+      assert 0 <= first < first_scored < end <= length and end - first <= size
+      assert first_scored - first >= min(size - stride, first_scored)
+      scored += range(first_scored, end)
+    assert scored == list(range(1, length))
+
+
+@pytest.mark.parametrize("window", [8, 9, 64])
+def test_pieces_between_marks_hold_every_token_once(bert, window):
+  ids = np.array(encode(bert, TEXT))
+  rows = masked.cut(bert.tokenizer, ids, window, 3)
+  assert np.concatenate([row.tokens for row in rows]).tolist() == ids.tolist()
+  assert all(len(row.tokens) <= window - 2 and row.first == 0 for row in rows)
+
+
+def test_context_is_seen_and_not_scored(gpt, bert):
+  """The tokens before `first` change the scores of the others, and have none."""
+  ids = np.array(encode(gpt, TEXT))
+  row, = left_to_right.score(gpt, [scorers.Row(ids, 4)], 2)
+  expected = [after(gpt, ids[:i])[ids[i]] for i in range(4, len(ids))]
+  np.testing.assert_allclose(row, expected, atol=1e-5)
+
+  ids = np.array(encode(bert, TEXT))
+  row, = masked.score(bert, [scorers.Row(ids, 4)], 2)
+  expected = [instead(bert, ids, i)[ids[i]] for i in range(4, len(ids))]
+  np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def rename_family(trained, monkeypatch, abilities=None):
+  """The same model as one of a family that no code knows."""
+  record = families.find(trained.config)
+  record = record if abilities is None else record._replace(abilities=frozenset(abilities))
+  monkeypatch.setitem(families.FAMILIES, "newcomer", record)
+  config = trained.config.copy_and_resolve_references()
+  config.model.family = "newcomer"
+  return trained._replace(config=config)
+
+
+@pytest.mark.parametrize("which", ["gpt", "bert"])
+def test_a_new_family_with_the_ability_is_scored_like_any_other(request, monkeypatch, which):
+  trained = request.getfixturevalue(which)
+  renamed = rename_family(trained, monkeypatch)
+  settings = Settings(16, 8, 0, 4)
+  for suite, content in (("text", [TEXT]), ("pairs", [("The cat sees.", "Cat the sees.")])):
+    compute = zero_shot.MEASURES[SUITES[suite].measure].compute
+    found = compute(renamed, SUITES[suite], content, settings)
+    assert found == compute(trained, SUITES[suite], content, settings)
+    assert all(math.isfinite(value) for value in found.values() if not isinstance(value, str))
+
+
+def test_a_family_without_the_abilities_is_refused(bert, monkeypatch):
+  with pytest.raises(ConfigError, match="family 'newcomer' gives no probabilities"):
+    scorers.find(rename_family(bert, monkeypatch, {"embed"}))

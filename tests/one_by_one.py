@@ -1,0 +1,45 @@
+"""Log-probabilities from logits, one token per pass: the oracle of scorers and measures."""
+
+import functools
+
+import jax
+import numpy as np
+
+from bertgpt.models import Inputs
+
+ROOM = 64  # Positions of the models of `small_runs`.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, inputs):
+  return model.apply({"params": params}, inputs)
+
+
+def log_softmax(logits):
+  logits = np.float64(logits)
+  return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def after(gpt, tokens):
+  """Log-probabilities of what follows the tokens: [vocab_size]."""
+  row = np.zeros((1, ROOM), np.int32)
+  row[0, :len(tokens)] = tokens
+  logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([ROOM])))
+  return log_softmax(logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size])
+
+
+def instead(bert, tokens, at):
+  """Log-probabilities of the token at a place, the others being seen: [vocab_size]."""
+  tokenizer, length = bert.tokenizer, len(tokens) + 2
+  row = np.zeros((1, ROOM), np.int32)
+  row[0, :length] = [tokenizer.cls_id, *tokens, tokenizer.sep_id]
+  row[0, at + 1] = tokenizer.mask_id
+  is_text = (np.arange(ROOM) < length)[None].astype(np.int32)
+  inputs = Inputs.of_texts(row, is_text.sum(1))
+  logits, _ = apply(bert.model, bert.params,
+                    inputs._replace(predict_positions_BK=np.array([[at + 1]])))
+  return log_softmax(logits[0, 0, :tokenizer.vocab_size])
+
+
+def encode(trained, text):
+  return trained.tokenizer.encode([text])[0].tolist()
