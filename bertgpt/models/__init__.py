@@ -14,17 +14,31 @@ __all__ = ["Inputs", "Module", "Param", "Table", "axes_of", "make_model", "param
 
 
 def make_model(config: ConfigDict) -> Module:
-  """Returns the module of `config.model`, whose `vocab_size` must be set."""
+  """Returns the Flax module of a config's family.
+
+  Args:
+    config: a whole config; `config.model` is read, with `vocab_size` set.
+  """
   return find_class(config.model)(FrozenConfigDict(config.model))
 
 
 def axes_of(config: ConfigDict) -> Callable[[str], tuple[str | None, ...]]:
-  """Returns the function from the path of a parameter to its logical axes, for `sharding`."""
+  """Returns the function from the path of a parameter to its logical axes, for `sharding`.
+
+  Args:
+    config: a whole config; `config.model.family` is read.
+  Returns:
+    path -> one logical axis per dimension. It raises ValueError if no line of the family's table
+    matches the path.
+  """
   table = parameter_table(config)
   return lambda path: find(table, path).axes
 
 
 def parameter_table(config: ConfigDict) -> Table:
-  """Returns the table of parameters of `config.model.family`, under an output layer of a task too.
+  """Returns the table of parameters of a family, with the output layers of tasks.
+
+  Args:
+    config: a whole config; `config.model.family` is read.
   """
   return (*find_module(config.model.family).PARAMETERS, *heads.PARAMETERS)

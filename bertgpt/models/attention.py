@@ -1,8 +1,8 @@
 """Attention over packed rows: one function, three kernels behind it.
 
 `xla` is written out in array operations: it runs everywhere and has dropout. `cudnn` (NVIDIA)
-and `splash` (TPU, Pallas) keep no [L, S] array of weights; every device runs them on its own rows
-and heads.
+and `splash` (TPU, Pallas) do not store the [L, S] array of weights; every device runs them on its
+own rows and heads.
 
 Axes: B batch, L query length, S key length, N heads, H width of a head.
 """
@@ -19,22 +19,29 @@ from bertgpt.config import ConfigDict, attention_kernels
 from bertgpt.devices import sharding
 from bertgpt.models.dropout import drop
 
-SPLASH_BLOCK = 512  # Queries and keys a step of the grid; [512, 512] float32 is 1 MB of VMEM.
+SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 is 1 MB of VMEM.
 
 
 class Cache(NamedTuple):
-  """Keys and values of a row's tokens so far. Slot s holds position s; the rest is never read.
+  """Keys and values of the tokens of a row so far.
+
+  Slot s holds position s; slots after the last position are never read.
 
   Attributes:
-    k, v: [B, S, N, H] in the compute dtype; of a whole stack [layers, B, S, N, H].
+    k, v: [B, S, N, H] in the compute dtype; [layers, B, S, N, H] for a whole stack.
   """
 
   k: jax.Array
   v: jax.Array
 
   def insert(self, new: "Cache", positions_BL: jax.Array) -> "Cache":
-    """The cache with the keys and values of L tokens of every row, at their positions."""
-    # Counted from the end, so that it is the same with and without layers before the rows.
+    """Returns the cache with the keys and values of more tokens.
+
+    Args:
+      new: keys and values of L tokens of every row, [..., B, L, N, H].
+      positions_BL: int32, positions of these tokens.
+    """
+    # Axes are counted from the end, so this works with and without an axis of layers.
     rows_B1 = jnp.arange(positions_BL.shape[0])[:, None]
     layers = (slice(None),) * (self.k.ndim - 4)
     at = (*layers, rows_B1, positions_BL)
@@ -44,19 +51,20 @@ class Cache(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-  """Which keys a query may look at: those of its own sequence that all the rest allows.
+  """The keys that a query sees: the keys of its own sequence that every other field allows.
 
-  Only the sequences and `causal` are known to the fused kernels; what else is set makes attention
-  fall back to `xla`.
+  The fused kernels know only sequences and `causal`; with any other field set, attention falls back
+  to `xla`.
 
   Attributes:
     sequence_ids_BL: int32; tokens with different ids do not see each other.
     causal: a query sees no later key.
-    prefix_BL: bool, True for the tokens of a prefix, which see each other whatever `causal` says.
-      None: there is no prefix.
+    prefix_BL: bool, tokens of a prefix, which see each other whatever `causal` says. None: no
+      token belongs to a prefix.
     order_BL: int32, place of every token in an order of prediction: a query sees the keys whose
-      place is not behind its own (Yang et al. 2019, arXiv:1906.08237). None: any place.
-    window: a query sees the keys at most so many positions away. None: at any distance.
+      place is not after its own (Yang et al. 2019, arXiv:1906.08237). None: any place.
+    window: largest distance in positions at which a query sees a key (Beltagy et al. 2020,
+      arXiv:2004.05150). None: any distance.
   """
 
   sequence_ids_BL: jax.Array
@@ -67,11 +75,11 @@ class Visibility:
 
   @property
   def is_plain(self) -> bool:
-    """Whether the fused kernels can do it: sequences, and causal or not."""
+    """True if the fused kernels can do it: only `sequence_ids_BL` and `causal` are set."""
     return self.prefix_BL is None and self.order_BL is None and self.window is None
 
   def mask(self) -> jax.Array:
-    """Returns True where query l may look at key s: bool [B, 1, L, L]."""
+    """Returns the mask: bool [B, 1, L, L], True if query l (axis 2) sees key s (axis 3)."""
     at = jnp.arange(self.sequence_ids_BL.shape[1])
     mask_BLS = self.sequence_ids_BL[:, :, None] == self.sequence_ids_BL[:, None, :]
     if self.causal:
@@ -88,18 +96,18 @@ class Visibility:
 
 def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: Visibility, *,
            kernel: str, dropout: float, dropout_key: jax.Array | None) -> jax.Array:
-  """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, 3.2.1).
+  """Returns scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, 3.2.1).
 
-  Logits and softmax are float32 whatever the inputs are.
+  Logits and softmax are float32 whatever the dtype of the inputs is.
 
   Args:
-    q_BLNH, k_BSNH, v_BSNH: of one dtype.
-    visibility: which keys a query may look at.
+    q_BLNH, k_BSNH, v_BSNH: queries, keys and values, of one dtype.
+    visibility: the keys that a query sees.
     kernel: `config.model.attention`; see `attention_kernels.choose`.
-    dropout: share of attention weights dropped when there is a key.
-    dropout_key: None: no dropout.
+    dropout: share of attention weights dropped, 0 to 1.
+    dropout_key: as `dropout.dropout_key` returns it; None: no dropout.
   Returns:
-    [B, L, N, H], the dtype of `v_BSNH`.
+    [B, L, N, H] of the dtype of `v_BSNH`.
   """
   dropout = 0.0 if dropout_key is None else dropout
   name, _ = attention_kernels.choose(
@@ -115,25 +123,32 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> jax.Array:
-  """As `attend`, causal, to the cached tokens of a row that is one sequence.
+  """Returns causal attention to the cached tokens of rows that are one sequence each.
 
   Args:
-    cache: of one layer; those of these tokens are in it.
-    positions_BL: int32, of the queries.
+    q_BLNH: queries.
+    cache: of one layer, [B, S, N, H]; the keys and values of the queries' tokens are in it.
+    positions_BL: int32, positions of the queries.
+  Returns:
+    [B, L, N, H] of the dtype of the cache.
   """
   mask_BLS = jnp.arange(cache.k.shape[1]) <= positions_BL[:, :, None]
   return _attend_xla(q_BLNH, cache.k, cache.v, mask_BLS[:, None], 0.0, None)
 
 
 def explain(config: ConfigDict) -> list[str]:
-  """A line for every phase: which kernel computes attention in training, and why."""
+  """Returns one line per phase: which kernel computes attention in training, and why.
+
+  Args:
+    config: a whole config.
+  """
   model = config.model
   lines = []
   for i, phase in enumerate(config.phases):
     name, reason = attention_kernels.choose(
         model.attention, sharding.platform(), model.dtype, phase.seq_len,
         model.width // model.num_heads, model.attention_dropout)
-    lines.append(f"phases[{i}], {phase.seq_len} tokens a row: attention by {name}: {reason}")
+    lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention by {name}: {reason}")
   return lines
 
 
@@ -150,7 +165,7 @@ def _weigh(q_BLNH: jax.Array, k_BSNH: jax.Array, mask_B1LS: jax.Array) -> jax.Ar
   """Attention weights [B, N, L, S], computed in float32, given in the dtype of the arguments.
 
   In bfloat16, JAX's own derivative would multiply a float32 cotangent with `q` and `k`, at the
-  speed of float32, and keep the weights twice, in both precisions, beside the mask. Here all
+  speed of float32, and keep the weights twice, in both precisions, as well as the mask. Here all
   products are of bfloat16 and the backward pass keeps the weights once.
   """
   logits_BNLS = jnp.einsum("BLNH,BSNH->BNLS", q_BLNH, k_BSNH, preferred_element_type=jnp.float32)
@@ -179,18 +194,18 @@ def _scale(q_BLNH):
   return jnp.asarray(q_BLNH.shape[-1] ** -0.5, q_BLNH.dtype)
 
 
-# ------------------------------------------------------- kernels of a device
+# ------------------------------------------------------- kernels on one device
 
 
 def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
-  """cuDNN's flash attention; it skips the future by itself, sequences are told by a bias."""
+  """cuDNN's flash attention, which skips later keys; sequences are separated by a bias."""
   return jax.nn.dot_product_attention(q_BLNH, k_BSNH, v_BSNH, is_causal=causal,
                                       mask=Visibility(sequence_ids_BL).mask(),
                                       implementation="cudnn")
 
 
 def _attend_splash(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
-  """Splash attention, interpreted where there is no TPU (slow: for tests)."""
+  """Splash attention, interpreted if there is no TPU (slow, for tests)."""
   _, length, heads, width = q_BLNH.shape
   make_static_mask = splash_mask.CausalMask if causal else splash_mask.FullMask
   attend_row = splash.make_splash_mha(
@@ -205,7 +220,7 @@ def _attend_splash(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
 def _block_sizes(length: int, width: int) -> splash.BlockSizes:
   """The largest blocks that divide the length.
 
-  One kernel makes all three gradients: five products a block in place of seven. The last
+  One kernel makes all three gradients: five products per block instead of seven. The last
   dimension in memory is padded to 128, so narrower heads go before the length: for heads of 64
   and rows of 512 that takes a sixth off the bytes that the layer moves on a TPU v5e.
   """

@@ -38,8 +38,10 @@ class Bert(nn.Module):
     self.pairs = layers.make_dense(config, 2, self.pair_head)
 
   def __call__(self, inputs: Inputs) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the logits of both heads at chosen positions; none are made for the others.
+    """Returns the logits of both heads at chosen positions; no others are computed.
 
+    Args:
+      inputs: tokens, and the positions to predict.
     Returns:
       Masked-LM logits [B, K, V] and pair logits [B, P, 2] or None, float32.
     """
@@ -47,7 +49,11 @@ class Bert(nn.Module):
     return mlm.logits(), pair_logits_BP2
 
   def predict(self, inputs: Inputs) -> tuple[Prediction, jax.Array | None]:
-    """Returns the same with the masked-LM logits not yet formed: a loss needs few at a time."""
+    """Returns the same with the masked-LM logits not yet formed: a loss needs few at a time.
+
+    Args:
+      inputs: tokens, and the positions to predict.
+    """
     x_BLD = self.features(inputs)
     x_BKD = x_BLD
     if inputs.predict_positions_BK is not None:
@@ -58,24 +64,39 @@ class Bert(nn.Module):
     return mlm, self.pair_logits(gather(x_BLD, inputs.pair_positions_BP))
 
   def features(self, inputs: Inputs) -> jax.Array:
-    """Returns the last layer's features, [B, L, D] in the compute dtype."""
+    """Returns the features of the last layer, [B, L, D] in the compute dtype.
+
+    Args:
+      inputs: tokens; the positions to predict are not read.
+    """
     x_BLD = self.embeddings(inputs.tokens_BL, inputs.positions_BL, inputs.segment_ids_BL)
     visibility = Visibility(inputs.sequence_ids_BL)
     x_BLD, _ = self.encoder(x_BLD, layers.Context(visibility, inputs.positions_BL))
     return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
 
   def masked_lm_logits(self, x: jax.Array) -> jax.Array:
-    """Returns vocabulary logits, float32 [..., V], of features [..., D]."""
+    """Returns vocabulary logits, float32 [..., V].
+
+    Args:
+      x: features [..., D].
+    """
     return self.embeddings.predict(*self.mlm(x)).logits()
 
   def pool(self, x: jax.Array) -> jax.Array:
-    """Returns the pooled feature of a [CLS]: [..., D] of features [..., D]."""
+    """Returns the pooled features of [CLS] tokens, [..., D].
+
+    Args:
+      x: features of the last layer at [CLS], [..., D].
+    """
     return jnp.tanh(self.pooler(x))
 
   def pair_logits(self, x: jax.Array) -> jax.Array:
-    """Returns the logits of the two kinds of pairs, float32 [..., 2], of [CLS] features [..., D].
+    """Returns the logits of the two kinds of pairs, float32 [..., 2].
 
     Class 0 is a pair as it stands in the text.
+
+    Args:
+      x: features of the last layer at [CLS], [..., D].
     """
     return self.pairs(self.pool(x)).astype(jnp.float32)
 
@@ -87,7 +108,13 @@ class MaskedLmTransform(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns features of the table's width and the bias [V] of its padded rows."""
+    """Returns features of the width of the token table, and the output bias.
+
+    Args:
+      x: features [..., D].
+    Returns:
+      [..., E] in the compute dtype, E being the width of the table; and float32 [V].
+    """
     config = self.config
     dense = layers.make_dense(config, config.embedding_width or config.width, "dense")
     x = layers.ACTIVATIONS[config.activation](dense(x))
@@ -97,7 +124,12 @@ class MaskedLmTransform(nn.Module):
 
 
 def gather(x_BLD: jax.Array, positions_BK: jax.Array) -> jax.Array:
-  """Returns the features at chosen positions: [B, K, D]."""
+  """Returns the features at chosen positions, [B, K, D].
+
+  Args:
+    x_BLD: features.
+    positions_BK: int32.
+  """
   return jnp.take_along_axis(x_BLD, positions_BK[:, :, None], axis=1)
 
 

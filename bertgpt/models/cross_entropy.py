@@ -1,9 +1,9 @@
 """Cross-entropy of an output layer, whose logits are never held for all positions at once.
 
 The gradient of a position's loss with respect to its logits, softmax - onehot, is known as soon
-as they are. So the forward pass goes through the positions in chunks and forms the gradients of
-features, table and bias while a chunk's logits are at hand; the backward pass only scales them,
-and no product is computed twice.
+as the logits are. So the forward pass goes through the positions in chunks and forms the gradients
+of features, table and bias while it holds the logits of a chunk; the backward pass only scales
+them, and no product is computed twice.
 
 Axes: B rows, L length, D width, V rows of the table, C positions of a chunk, S shards of the batch.
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from bertgpt.devices.sharding import map_shards
 
 UNCHUNKED = -1
-CHUNK_BYTES = 2**28  # A device's float32 logits of one chunk, where the config leaves it open.
+CHUNK_BYTES = 2**28  # Float32 logits of one chunk per device, if the config sets no chunk.
 CHUNK_MULTIPLE = 128  # Positions; rows of a TPU matrix unit.
 
 _POSITIONS, _FEATURES = ("batch", None), ("batch", None, None)
@@ -27,12 +27,12 @@ _GRADIENTS_AXES = (_FEATURES, ("batch", "vocab", None), ("batch", "vocab"))
 
 
 class Prediction(NamedTuple):
-  """Vocabulary logits that are yet to be formed: x table' + bias.
+  """Vocabulary logits x table' + bias, not yet formed.
 
   Attributes:
     x: features [..., D] in the compute dtype.
-    table_VD: float32.
-    bias_V: float32; -1e9 for a row that is no token.
+    table_VD: float32, one row per token.
+    bias_V: float32; -1e9 for rows that only pad the table.
   """
 
   x: jax.Array
@@ -40,24 +40,25 @@ class Prediction(NamedTuple):
   bias_V: jax.Array
 
   def logits(self) -> jax.Array:
-    """Float32 [..., V]."""
+    """Returns the logits, float32 [..., V]."""
     return _make_logits(self.x, self.table_VD.astype(self.x.dtype), self.bias_V)
 
 
 def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
           chunk: int) -> tuple[jax.Array, jax.Array]:
-  """Weighted sums of -log p(target) and of how often the target alone is the likeliest token.
+  """Returns the weighted sums of the loss and of the right guesses.
 
-  Differentiable in the prediction; the second sum has no gradient.
+  The loss is -log p(target); a guess is right if no other token is as likely as the target. The
+  sums are differentiable in the prediction; the second has no gradient.
 
   Args:
-    prediction: of every position, [B, L, ...].
-    targets_BL: int32.
+    prediction: at every position, [B, L, ...].
+    targets_BL: int32 ids.
     weights_BL: float32; positions of weight 0 do not count.
-    chunk: positions a device holds the logits of at once; 0: as many as fit in CHUNK_BYTES;
+    chunk: positions whose logits a device holds at once; 0: as many as fit in CHUNK_BYTES;
       -1: all, left to automatic differentiation.
   Returns:
-    Two float32 scalars.
+    Two float32 scalars, the loss in nats.
   """
   if chunk == UNCHUNKED:
     return score_logits(prediction.logits(), targets_BL, weights_BL)
@@ -66,7 +67,13 @@ def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
 
 def score_logits(logits: jax.Array, targets: jax.Array,
                  weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """As `score`, of float32 logits [..., V] that are at hand."""
+  """Returns the two sums of `score` for logits that are formed already.
+
+  Args:
+    logits: float32 [..., V].
+    targets: int32 [...].
+    weights: float32 [...].
+  """
   return _score_logits(logits, targets, weights, ())[0]
 
 
@@ -75,13 +82,13 @@ def _make_logits(x, table_VD, bias_V):
 
 
 def _score_logits(logits, targets, weights, vocab_axes):
-  """((loss sum, correct sum), what their gradient needs) of float32 logits [..., V].
+  """Returns ((loss sum, correct sum), arrays for their gradient) for float32 logits [..., V].
 
   The target's logit is picked by comparison, not by a gather: a gather along a vocabulary that is
-  split over devices would collect it on each of them.
+  split over devices would collect the logits on each of them.
 
   Args:
-    vocab_axes: mesh axes that the vocabulary is split over, of which this is a part.
+    vocab_axes: mesh axes that the vocabulary is split over; the logits are one part of it.
   """
   rows = logits.shape[-1]
   first = jax.lax.axis_index(vocab_axes) * rows if vocab_axes else 0
@@ -115,7 +122,7 @@ def _forward(x_BLD, table_VD, bias_V, targets_BL, weights_BL, chunk):
 
 
 def _backward(chunk, gradients, cotangents):
-  """Shards are summed only here, where the gradient of the table's other use is too."""
+  """Sums the shards only here, together with the gradient of the table as an embedding."""
   del chunk
   scale, _ = cotangents
   dx_BLD, dtable_SVD, dbias_SV = gradients
@@ -127,7 +134,10 @@ _score_chunked.defvjp(_forward, _backward)
 
 
 def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chunk, with_gradients):
-  """A device's sums, [1] each, and the gradients of the first: [B, L, D], [1, V, D] and [1, V]."""
+  """Returns the sums of one device, [1] each, and the gradients of the first sum.
+
+  The gradients are [B, L, D], [1, V, D] and [1, V].
+  """
   positions = targets_BL.size
   size = chunk_size(positions, chunk or CHUNK_BYTES // (4 * len(bias_V)))
   pieces = [_split(x, positions, size) for x in (x_BLD, targets_BL, weights_BL)]
@@ -159,9 +169,13 @@ def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chun
 
 
 def chunk_size(positions: int, most: int) -> int:
-  """Positions of a chunk: at most `most`, in as few chunks as that allows.
+  """Returns the number of positions per chunk: as few chunks as possible.
 
-  Up to twice as many chunks are made where they then divide the positions, in whole tiles.
+  Up to twice as many chunks are made if they then divide the positions in whole tiles.
+
+  Args:
+    positions: number of positions.
+    most: most positions per chunk.
   """
   fewest = -(-positions // max(most, 1))
   for count in range(fewest, 2 * fewest):
@@ -171,7 +185,7 @@ def chunk_size(positions: int, most: int) -> int:
 
 
 def _split(x, positions, size):
-  """[chunks, size, ...] of [B, L, ...], filled up with zeros."""
+  """Returns [chunks, size, ...] from [B, L, ...], padded with zeros."""
   x = x.reshape(positions, *x.shape[2:])
   x = jnp.pad(x, [(0, -positions % size)] + [(0, 0)] * (x.ndim - 1))
   return x.reshape(-1, size, *x.shape[1:])

@@ -1,10 +1,10 @@
-"""Dropout that is on exactly when the caller passes a 'dropout' generator.
+"""Dropout (Srivastava et al. 2014), on exactly when the caller passes a 'dropout' generator.
 
-Three generators (`config.model.dropout_rng`). `hash` computes the mask of every element from the
-element's place and two words of a threefry key. It is a dozen integer operations that XLA fuses
-into their neighbours; the mask is never in memory, as the backward pass computes it again; it is
-split over devices like any other arithmetic, and is the same on every mesh. `threefry` and
-`rbg` are JAX's: a pass of their own over an array of bits, and a mask that is kept.
+There are three generators (`config.model.dropout_rng`). `hash` computes the mask of every element
+from the element's place and two words of a threefry key. It takes a dozen integer operations, which
+XLA fuses with their neighbors; the mask is never in memory, as the backward pass computes it again;
+it is split over devices like any other arithmetic, and is the same on every mesh. `threefry` and
+`rbg` are JAX's generators: they write an array of bits, and the mask is kept for the backward pass.
 """
 
 import functools
@@ -18,24 +18,34 @@ from bertgpt.devices import sharding
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Inverted dropout of `x` [B, ...]; the identity without a key.
+  """Drops elements at random (inverted dropout).
 
   Args:
-    rate: share of the elements that become 0; the others grow by 1 / (1 - rate).
-    key: a JAX key, or uint32 [2]: the words of a `hash` mask, as `dropout_key` gives them.
+    x: [B, ...].
+    rate: share of the elements that become 0; the others are divided by 1 - rate.
+    key: a JAX key, or uint32 [2], the words of a `hash` mask, as `dropout_key` returns them. None:
+      nothing is dropped.
+  Returns:
+    [B, ...] of the dtype of `x`.
   """
   if key is None or rate == 0:
     return x
   replica = sharding.replica_index()
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    # Rows count through the replicas, so the mask does not depend on how many there are.
+    # Rows are numbered across the replicas, so the mask does not depend on their number.
     return _drop_by_hash(x, key.at[0].add(replica * x.shape[0]), rate)
   key = jax.random.fold_in(key, replica)
   return _scale(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
 
 
 def dropout_key(module: nn.Module) -> jax.Array | None:
-  """A key of this call of `module`, or None when dropout is off."""
+  """Returns a key for this call of a module, or None if dropout is off.
+
+  Args:
+    module: has `config.dropout_rng`.
+  Returns:
+    A JAX key; with the generator `hash` its two words, uint32 [2].
+  """
   if not module.has_rng("dropout"):
     return None
   key = module.make_rng("dropout")
@@ -63,13 +73,16 @@ _drop_by_hash.defvjp(_drop_forward, _drop_backward)
 
 
 def hash_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Bits that look random, of the place in the array and two words: uint32 [shape].
+  """Returns bits that look random, a function of the place in the array and two words.
 
   Every row (first axis) has a key of its own, so that rows of up to 2^32 elements do not repeat
   each other.
 
   Args:
     words: uint32 [2].
+    shape: of the array.
+  Returns:
+    uint32 [shape].
   """
   row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], *[1] * (len(shape) - 1)), 0)
   row_key = _mix(_mix(row + words[0]) ^ words[1])
@@ -81,7 +94,7 @@ def hash_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  """A bijection of uint32 with little bias (C. Wellons, hash-prospector, 'lowbias32', 2018)."""
+  """Mixes bits: a bijection with little bias (C. Wellons, hash-prospector, 'lowbias32', 2018)."""
   x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
   x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
   return x ^ (x >> 16)

@@ -33,32 +33,50 @@ class Gpt(nn.Module):
       self.final_norm = layers.make_norm(config, None)
 
   def __call__(self, inputs: Inputs) -> jax.Array:
-    """Returns the logits of the next token at every position, float32 [B, L, V]."""
+    """Returns the logits of the next token at every position, float32 [B, L, V].
+
+    Args:
+      inputs: tokens; the positions to predict are not read.
+    """
     return self.predict(inputs).logits()
 
   def predict(self, inputs: Inputs) -> Prediction:
-    """Returns the same with the logits not yet formed: a loss needs few at a time."""
+    """Returns the same with the logits not yet formed: a loss needs few at a time.
+
+    Args:
+      inputs: tokens; the positions to predict are not read.
+    """
     return self.embeddings.predict(self.features(inputs))
 
   def features(self, inputs: Inputs) -> jax.Array:
-    """Returns the last layer's features, [B, L, D] in the compute dtype."""
+    """Returns the features of the last layer, [B, L, D] in the compute dtype.
+
+    Args:
+      inputs: tokens; the positions to predict are not read.
+    """
     visibility = Visibility(inputs.sequence_ids_BL, causal=True)
     x_BLD, _ = self._decode(inputs.tokens_BL, layers.Context(visibility, inputs.positions_BL))
     return x_BLD
 
   def extend(self, tokens_BL: jax.Array, positions_BL: jax.Array,
              cache: Cache) -> tuple[jax.Array, Cache]:
-    """Returns the features [B, L, D] of tokens that continue rows, and the cache with them.
+    """Returns the features of tokens that continue rows, and the cache with these tokens.
 
     Args:
-      tokens_BL: int32.
-      positions_BL: int32. All tokens of a row before its first position here are in the cache.
-      cache: of `layers.make_cache`, or of the call before.
+      tokens_BL: int32 ids.
+      positions_BL: int32; the tokens before the first position of each row are in the cache.
+      cache: of `layers.make_cache`, or of the previous call.
+    Returns:
+      [B, L, D] in the compute dtype, and the new cache.
     """
     return self._decode(tokens_BL, layers.Context(None, positions_BL), cache)
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """Returns vocabulary logits, float32 [..., V], of features [..., D]."""
+    """Returns vocabulary logits, float32 [..., V].
+
+    Args:
+      x: features [..., D].
+    """
     return self.embeddings.predict(x).logits()
 
   def _decode(self, tokens_BL, context, cache=None):

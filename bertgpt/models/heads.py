@@ -18,7 +18,7 @@ from bertgpt.models.parameters import Param
 
 
 class TaskModel(nn.Module):
-  """What all of them have: `body` and `head`.
+  """Base of the models of tasks: `body`, a pretrained model, and `head`, a dense layer.
 
   Attributes:
     config: `config.model` with `vocab_size` set.
@@ -30,7 +30,7 @@ class TaskModel(nn.Module):
 
   def setup(self):
     self.body = find_class(self.config)(self.config)
-    # In float32 whatever the body computes in: outputs are compared with each other.
+    # In float32 whatever dtype the body computes in: outputs are compared with each other.
     self.head = nn.Dense(self.num_outputs, dtype=jnp.float32,
                          kernel_init=layers.make_init(self.config, self.config.init_std))
 
@@ -39,7 +39,11 @@ class EncoderClassifier(TaskModel):
   """Outputs of a text or a pair, from the pooled [CLS] (Devlin et al. 2018, 4.1)."""
 
   def __call__(self, inputs: Inputs) -> jax.Array:
-    """Returns float32 [B, C]; the [CLS] is the first token of a row."""
+    """Returns the outputs, float32 [B, C].
+
+    Args:
+      inputs: rows whose first token is the [CLS].
+    """
     pooled_BD = self.body.pool(self.body.features(inputs)[:, 0])
     return self.head(drop(pooled_BD, self.config.dropout, dropout_key(self)))
 
@@ -48,13 +52,18 @@ class EncoderTagger(TaskModel):
   """Outputs of every token: labels of words, or start and end of an answer.
 
   Attributes:
-    use_dropout: on the last layer's features; BERT's code has it for labels, not for answers.
+    use_dropout: drop features of the last layer; google-research/bert (2018) does so for labels,
+      not for answers.
   """
 
   use_dropout: bool
 
   def __call__(self, inputs: Inputs) -> jax.Array:
-    """Returns float32 [B, L, C]."""
+    """Returns the outputs at every token, float32 [B, L, C].
+
+    Args:
+      inputs: rows of one text or two.
+    """
     x_BLD = self.body.features(inputs)
     if self.use_dropout:
       x_BLD = drop(x_BLD, self.config.dropout, dropout_key(self))
@@ -65,7 +74,11 @@ class DecoderClassifier(TaskModel):
   """Outputs of a text or a pair, from the last token's features (Radford et al. 2018, 3.2)."""
 
   def __call__(self, inputs: Inputs) -> tuple[jax.Array, Prediction]:
-    """Returns float32 [B, C], and the next token at every position, for the auxiliary loss."""
+    """Returns the outputs, float32 [B, C], and the next tokens, for the auxiliary loss.
+
+    Args:
+      inputs: rows whose last token closes the text.
+    """
     x_BLD = self.body.features(inputs)
     last_B1 = jnp.maximum((inputs.sequence_ids_BL > 0).sum(1, keepdims=True) - 1, 0)
     last_BD = gather(x_BLD, last_B1)[:, 0]

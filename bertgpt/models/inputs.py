@@ -1,4 +1,4 @@
-"""What every model takes.
+"""The inputs of every model.
 
 Axes: B batch, L length, K predicted positions of a row, P sequences of a row.
 """
@@ -32,7 +32,11 @@ class Inputs(NamedTuple):
 
   @classmethod
   def of(cls, batch: Mapping[str, jax.Array]) -> "Inputs":
-    """Returns the inputs in a batch, whose names are those of the row formats."""
+    """Returns the inputs in a batch.
+
+    Args:
+      batch: name -> array, with the names of `data.batches.formats.specs`.
+    """
     return cls(batch["tokens"], batch["sequence_ids"], batch["positions"],
                batch.get("segment_ids"), batch.get("predict_positions"))
 
@@ -41,8 +45,8 @@ class Inputs(NamedTuple):
     """Returns rows of one text each.
 
     Args:
-      tokens_BL: int32 ids, filled up at the end.
-      lengths_B: int32, tokens of every text.
+      tokens_BL: int32 ids, padded at the end.
+      lengths_B: int32, tokens per text.
     """
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
     is_text_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)

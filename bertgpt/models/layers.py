@@ -32,8 +32,8 @@ from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.models.parameters import Param
 
-# For activations and norms, the backward pass saves only the input: what lies in between, up to
-# six arrays of the MLP's width, is cheaper to compute again than to write and read.
+# For activations and norms, the backward pass saves only the input: the values in between, up to
+# six arrays of the MLP's width, are cheaper to compute again than to write and read.
 _keep_input = functools.partial(jax.checkpoint, prevent_cse=False)
 Norm = nn.remat(nn.LayerNorm, prevent_cse=False)
 
@@ -65,7 +65,7 @@ STACK_PARAMETERS = (
     Param(r"final_norm/(scale|bias)$", (None,), decays=False),
 )
 
-# What the backward pass keeps of a layer; the rest is computed again.
+# Values of a layer that are kept for the backward pass; all others are computed again.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -74,18 +74,27 @@ REMAT_POLICIES = {
 
 
 def make_init(config: FrozenConfigDict, std: float) -> nn.initializers.Initializer:
+  """Returns the initializer of matrices and embeddings: normal, or truncated at two deviations.
+
+  Args:
+    config: `config.model`.
+    std: standard deviation; that of the untruncated distribution.
+  """
   if config.truncated_init:
     return nn.initializers.truncated_normal(std)
   return nn.initializers.normal(std)
 
 
 def init_sinusoid(std: float) -> nn.initializers.Initializer:
-  """sin(p w), cos(p w) at position p, whose root mean square is `std`.
+  """Returns an initializer with sin(p w), cos(p w) at position p.
 
-  One linear map leads from every position to its neighbour, which attention would otherwise
-  have to learn position by position (Vaswani et al. 2017, arXiv:1706.03762, 3.5). The
-  frequencies w are evenly spaced between 0 and pi, so that positions less than `width` apart are
-  orthogonal; of the paper's, most are so low that neighbours look alike.
+  One linear map leads from every position to its neighbor, which attention would otherwise have to
+  learn position by position (Vaswani et al. 2017, arXiv:1706.03762, 3.5). The frequencies w are
+  evenly spaced between 0 and pi, so that positions less than `width` apart are orthogonal; most
+  frequencies of the paper are so low that neighbors look alike.
+
+  Args:
+    std: root mean square of the values.
   """
 
   def init(key, shape, dtype=jnp.float32):
@@ -99,26 +108,48 @@ def init_sinusoid(std: float) -> nn.initializers.Initializer:
   return init
 
 
-def make_dense(config: FrozenConfigDict, features: int, name: str, std: float = 0.0) -> nn.Dense:
+def make_dense(config: FrozenConfigDict, features: int, name: str | None,
+               std: float = 0.0) -> nn.Dense:
+  """Returns a dense layer with a bias, in the compute dtype.
+
+  Args:
+    config: `config.model`.
+    features: outputs.
+    name: of the layer in the path of its parameters; None: the attribute it is assigned to.
+    std: standard deviation of the initial kernel; 0: `config.init_std`.
+  """
   init = make_init(config, std or config.init_std)
   return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
 
 
-def make_norm(config: FrozenConfigDict, name: str) -> nn.Module:
-  """LayerNorm with float32 statistics; the two-pass variance, as the one-pass loses digits."""
+def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
+  """Returns a LayerNorm (Ba et al. 2016, arXiv:1607.06450) with float32 statistics.
+
+  The variance takes two passes: the one-pass formula loses digits.
+
+  Args:
+    config: `config.model`.
+    name: of the layer in the path of its parameters; None: the attribute it is assigned to.
+  """
   return Norm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
 
 
 def residual_std(config: FrozenConfigDict) -> float:
-  """Deviation of projections that end in the residual stream (Radford et al. 2019, 2.3)."""
+  """Returns the initial deviation of projections into the residual stream.
+
+  With `scale_residual_init`, 1 / sqrt(2 layers) of the others (Radford et al. 2019, 2.3).
+
+  Args:
+    config: `config.model`.
+  """
   return config.init_std * ((2 * config.num_layers) ** -0.5 if config.scale_residual_init else 1.0)
 
 
 class Context(NamedTuple):
-  """What every layer reads besides the features. It passes through the scan once, as it is.
+  """Inputs of every layer besides the features; they pass unchanged through the scan.
 
   Attributes:
-    visibility: which keys a query may look at; None with a cache, whose rows are one sequence.
+    visibility: the keys that a query sees; None with a cache, whose rows are one sequence each.
     positions_BL: int32, positions of the tokens in their sequences.
   """
 
@@ -134,6 +165,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array, context: Context,
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    """Returns features [B, L, D], and the keys and values of these tokens if there is a cache."""
     config = self.config
     width, heads = config.width, config.num_heads
     project = lambda name: make_dense(config, width, name)(x_BLD).reshape(
@@ -159,6 +191,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    """Returns features [B, L, D]."""
     config = self.config
     x_BLF = ACTIVATIONS[config.activation](make_dense(config, config.mlp_dim, "up")(x_BLD))
     return make_dense(config, config.width, "down", residual_std(config))(x_BLF)
@@ -175,6 +208,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array, context: Context,
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    """Returns what `Attention` returns, after the MLP."""
     config = self.config
     attend, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
     attention_norm, mlp_norm = make_norm(config, "attention_norm"), make_norm(config, "mlp_norm")
@@ -196,8 +230,8 @@ class Stack(nn.Module):
   """All layers, scanned. The parameters are the same however far the scan is unrolled.
 
   With `config.layer_groups` = G below the number of layers, the layers come in G runs of equal
-  length and those of a run share their parameters, which are then stacked over G (Lan et al. 2019,
-  arXiv:1909.11942).
+  length and the layers of a run share their parameters, which are then stacked over G (Lan et al.
+  2019, arXiv:1909.11942).
 
   `mutable=["intermediates"]` adds the features of every layer; see `layer_outputs`.
   """
@@ -210,8 +244,10 @@ class Stack(nn.Module):
     """Returns the features [B, L, D] and the cache with these tokens.
 
     Args:
+      x_BLD: embeddings, in the compute dtype.
+      context: visibility and positions.
       cache: keys and values of the tokens before these. Every row is then one sequence, and a
-        token sees what is cached before its position. None: there is no cache, before or after.
+        token sees the cached tokens before its position. None: no cache is read or returned.
     """
     config = self.config
     groups = config.layer_groups or config.num_layers
@@ -228,11 +264,11 @@ class Stack(nn.Module):
 
 
 def _remat(config, is_loop):
-  """Returns the class of a layer whose backward pass keeps what `config.remat` says.
+  """Returns the class of a layer whose backward pass keeps the values that `config.remat` names.
 
   Args:
-    is_loop: whether the layer is the body of a loop. Outside one XLA would find the first
-      computation again and keep its results.
+    is_loop: whether the layer is the body of a loop. Outside a loop, XLA would merge the repeated
+      computation with the first one and keep its results.
   """
   if config.remat == "none":
     return Block
@@ -268,13 +304,19 @@ def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
 
 
 def make_cache(config: FrozenConfigDict, rows: int, slots: int) -> Cache:
-  """Returns an empty cache of a stack for rows of up to `slots` tokens."""
+  """Returns an empty cache of a stack.
+
+  Args:
+    config: `config.model`.
+    rows: B.
+    slots: most tokens per row.
+  """
   shape = (config.num_layers, rows, slots, config.num_heads, config.width // config.num_heads)
   return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 class Embeddings(nn.Module):
-  """Token, position and segment embeddings, summed.
+  """Sum of token, position and segment embeddings.
 
   The token table has its vocabulary padded to a multiple of 128 rows. With
   `config.embedding_width` the tables and their norm have that width, and a dense layer leads from
@@ -325,10 +367,14 @@ class Embeddings(nn.Module):
     return constrain(x_BLD, "batch", None, None)
 
   def predict(self, x: jax.Array, bias_V: jax.Array | float = 0.0) -> Prediction:
-    """Returns the tied output layer over features [..., E]; V are the rows of the padded table.
+    """Returns the output layer that is tied to the token table (Press and Wolf 2016,
+    arXiv:1608.05859).
 
-    The rows that pad the vocabulary get a logit that never wins and adds nothing to
-    the softmax.
+    The rows that pad the vocabulary get a logit that never wins and adds nothing to the softmax.
+
+    Args:
+      x: features [..., E].
+      bias_V: float32, one per row of the padded table; 0: there is no bias.
     """
     table_VD = self.token.embedding
     is_token_V = jnp.arange(table_VD.shape[0]) < self.config.vocab_size

@@ -1,6 +1,6 @@
 """The table of a family's parameters: one line says how each is sharded and optimized.
 
-A model file holds the table `PARAMETERS` of its family, made of its own lines and those of the
+A model file holds the table `PARAMETERS` of its family, made of its own lines and the lines of the
 layers that it uses. Paths of parameters are part of the interface: checkpoints, conversion to
 `transformers` and these tables name them.
 """
@@ -19,8 +19,9 @@ class Param(NamedTuple):
       counts.
     axes: logical axis of every dimension, a key of `config.mesh.axes`, or 'layers' (the stacked
       layers, never split), or None.
-    decays: takes weight decay. BERT decays everything but biases and LayerNorm.
-    is_matrix: a hidden matrix, which Muon orthogonalizes; embeddings and output layers are not.
+    decays: weight decay applies. BERT decays everything but biases and LayerNorm.
+    is_matrix: a hidden matrix, which Muon orthogonalizes; embeddings and output layers are not
+      hidden matrices.
   """
 
   pattern: str
@@ -30,7 +31,7 @@ class Param(NamedTuple):
 
   @property
   def is_stacked(self) -> bool:
-    """Whether the first axis counts layers: norms and moments are then taken layer by layer."""
+    """True if the first axis counts layers: norms and moments are then taken layer by layer."""
     return self.axes[0] == "layers"
 
 
@@ -40,7 +41,10 @@ Table = Sequence[Param]
 def find(table: Table, path: str) -> Param:
   """Returns the first line of a table whose pattern occurs in the path of a parameter.
 
+  Args:
+    table: of a family.
+    path: names of the nested dicts, joined by '/'.
   Raises:
-    ValueError: there is none; every parameter needs a line in the file of its family.
+    ValueError: no line matches. Every parameter needs a line in the file of its family.
   """
   return trees.first_match([(param.pattern, param) for param in table], path)

@@ -1,7 +1,7 @@
 """Learning rates as functions of the step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,14 @@ from bertgpt.config import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-  """A learning-rate curve: one `restart` phase and the `continuous` ones that follow it."""
+class RateCurve:
+  """Learning rate over one `restart` phase and the `continuous` phases that follow it.
+
+  Attributes:
+    phase: the `restart` phase, whose peak, shape and warm-up hold for the whole curve.
+    first_step: number of its first step in the run.
+    steps: length.
+  """
 
   phase: ConfigDict
   first_step: int
@@ -19,7 +25,7 @@ class Curve:
 
   @property
   def warmup(self) -> float:
-    """Length of the warm-up in steps; a share of the curve is not rounded, as at NVIDIA."""
+    """Length of the warm-up in steps; a share of the curve is not rounded, as in NVIDIA's code."""
     return self.phase.warmup_steps or self.phase.warmup_fraction * self.steps
 
 
@@ -39,8 +45,8 @@ def _wsd(step, curve):
   return 1 - jnp.clip(progress, 0, 1) ** curve.phase.power
 
 
-# (step of the curve, curve) -> what is left of the way from the end rate (0) to the peak (1)
-SCHEDULES: dict[str, Callable[[jax.Array, Curve], jax.Array]] = {
+# (step of the curve, curve) -> height above the end rate (0), as a share of the peak's height (1)
+SCHEDULES: dict[str, Callable[[jax.Array, RateCurve], jax.Array]] = {
     "linear": _linear,
     "polynomial": lambda step, curve: _linear(step, curve) ** curve.phase.power,
     "cosine": _cosine,
@@ -50,7 +56,7 @@ SCHEDULES: dict[str, Callable[[jax.Array, Curve], jax.Array]] = {
 
 
 def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-  """The learning rate as a function of the step, over all of `config.phases`.
+  """Returns the learning rate as a function of the step, over all of `config.phases`.
 
   `schedule(s)` is the rate of the update with the 0-based number s, as in
   google-research/bert: under warm-up the first update has rate 0, and the last one of a
@@ -61,16 +67,18 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 
   * linear: 1 - step / steps, counted from step 0 and not from the end of the warm-up, as in
     BERT: at the end of the warm-up the rate drops to peak * (1 - warmup / steps);
-  * polynomial: the same to the exponent `power` (NVIDIA's PolyWarmUpScheduler: 0.5);
+  * polynomial: the same to the power `power` (NVIDIA's PolyWarmUpScheduler: 0.5);
   * cosine: half a cosine from the end of the warm-up, as in nanoGPT;
-  * constant: 1, whatever e is;
+  * constant: d = 1 throughout;
   * wsd: 1, and over the last `decay_fraction` of the steps 1 - t ** `power`, where t goes
     from 0 to 1: power 1 is linear, power 0.5 the "1-sqrt" shape.
 
   A phase with the rule `continuous` lengthens the curve of the phase before it, whose peak,
   shape and warm-up hold for both; a `restart` phase starts a curve at its own step 0. Past
-  the last step the rate stays at its end.
+  the last step the rate stays at its last value.
 
+  Args:
+    config: a whole config; `phases` is read.
   Returns:
     A traceable function from a step (int32, any shape) to the rate (float32, that shape).
 
@@ -81,7 +89,7 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     Haegele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training
       Durations, 2024, https://arxiv.org/abs/2405.18392 (1-sqrt)
   """
-  curves = find_curves(config.phases)
+  curves = find_rate_curves(config.phases)
 
   def schedule(step):
     step = jnp.asarray(step, jnp.int32)
@@ -93,14 +101,18 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
   return schedule
 
 
-def find_curves(phases) -> tuple[Curve, ...]:
-  """Returns the curves of a run's phases, in order."""
+def find_rate_curves(phases: Sequence[ConfigDict]) -> tuple[RateCurve, ...]:
+  """Returns the curves of a run, in order.
+
+  Args:
+    phases: `config.phases`; the first has the rule `restart`.
+  """
   curves, first_step = [], 0
   for phase in phases:
     if phase.learning_rate_rule == "continuous":
       curves[-1] = dataclasses.replace(curves[-1], steps=curves[-1].steps + phase.steps)
     else:
-      curves.append(Curve(phase, first_step, phase.steps))
+      curves.append(RateCurve(phase, first_step, phase.steps))
     first_step += phase.steps
   return tuple(curves)
 

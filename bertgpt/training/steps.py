@@ -1,4 +1,4 @@
-"""The train step: a pure function of the state and a batch, with the state it changes."""
+"""The train step, a pure function of the state and a batch, and the state itself."""
 
 import dataclasses
 import functools
@@ -23,11 +23,13 @@ MASK_STREAM, DROPOUT_STREAM, INIT_STREAM, SAMPLE_STREAM = range(4)
 
 
 class Setup(NamedTuple):
-  """What is trained, on what: the things that every part of training reads and none changes.
+  """Constants of a training: every part of it reads them, and none changes them.
 
   Attributes:
     config: a whole config, with `model.vocab_size` set.
     mesh: over the devices; an AbstractMesh if there are none.
+    model: Flax module of the family.
+    objective: pure functions of the objective.
   """
 
   config: ConfigDict
@@ -37,7 +39,13 @@ class Setup(NamedTuple):
 
 
 def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary) -> Setup:
-  """Returns the model and the objective that a config names, to be trained on a mesh."""
+  """Returns the model and the objective that a config names, to be trained on a mesh.
+
+  Args:
+    config: a whole config, with `model.vocab_size` set.
+    mesh: over the devices; an AbstractMesh if there are none.
+    vocabulary: of the tokenizer.
+  """
   return Setup(config, mesh, models.make_model(config),
                objectives.make_objective(config, vocabulary))
 
@@ -45,13 +53,13 @@ def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabu
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Everything a step changes.
+  """Arrays that a step changes.
 
   Attributes:
-    step: int32, steps done; also the position in the data.
-    params: float32.
-    opt_state: the optimizer's.
-    bad_steps: int32, steps in a row, up to now, that were not applied.
+    step: int32 scalar, steps done; also the position in the data.
+    params: nested dicts of float32 arrays.
+    opt_state: state of the optimizer.
+    bad_steps: int32 scalar, consecutive steps up to now that were not applied.
   """
 
   step: jax.Array
@@ -66,11 +74,14 @@ class TrainState:
 def make_train_step(setup: Setup, micro_batches: int) -> Callable:
   """Returns the pure function (state, batch) -> (state, metrics) of a phase.
 
-  A step whose loss or gradient is not finite changes nothing but the step counters. Metrics are
-  (sum, weight) pairs of scalars.
+  A step whose loss or gradient is not finite changes only the step counters.
 
   Args:
+    setup: constants of the training.
     micro_batches: pieces that a batch is split into.
+  Returns:
+    The function. `state` is a `TrainState`; `batch` has the arrays of `formats.specs`, for the
+    global batch; `metrics` maps names to (sum, weight) pairs of scalars.
   """
   schedule = schedules.make_schedule(setup.config)
   optimizer = optimizers.make_optimizer(setup.config)
@@ -98,9 +109,13 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
 def make_gradients(setup: Setup, micro_batches: int) -> Callable:
   """Returns (params, batch, step) -> (gradients, (loss, sums)) of the whole batch.
 
-  The batch is corrupted and weighed before it is split, so neither the masks nor the loss
-  depend on the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device
-  splits its own rows. The replicas of the model sum their gradients once, after the last piece.
+  The batch is corrupted and weighed before it is split, so the masks and the loss do not depend on
+  the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device splits its own
+  rows. The replicas of the model sum their gradients once, after the last piece.
+
+  Args:
+    setup: constants of the training.
+    micro_batches: pieces that a batch is split into.
   """
   config, _, model, objective = setup
   axes_of = models.axes_of(config)
@@ -140,16 +155,21 @@ def make_gradients(setup: Setup, micro_batches: int) -> Callable:
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
     total = jax.lax.fori_loop(0, micro_batches, add_piece, zeros)
-    return jax.tree.map(lambda x: x.sum(0), total)  # The one sum between replicas.
+    return jax.tree.map(lambda x: x.sum(0), total)  # The only sum over the replicas.
 
   return compute_gradients
 
 
-def make_key(config: ConfigDict, stream: int, step) -> jax.Array:
-  """The key of a random stream at a step.
+def make_key(config: ConfigDict, stream: int, step: jax.Array | int) -> jax.Array:
+  """Returns the key of a random stream at a step.
 
   Masked positions and initial values use threefry, whose bits are the same on every mesh;
   dropout may use the cheaper rbg (`hash` takes its words from a threefry key).
+
+  Args:
+    config: a whole config; `seed` and `model.dropout_rng` are read.
+    stream: one of the streams of this module.
+    step: int32 scalar.
   """
   use_rbg = stream == DROPOUT_STREAM and config.model.dropout_rng == "rbg"
   key = jax.random.key(config.seed, impl="rbg" if use_rbg else "threefry2x32")
@@ -157,7 +177,11 @@ def make_key(config: ConfigDict, stream: int, step) -> jax.Array:
 
 
 def init_state(setup: Setup) -> TrainState:
-  """Returns the state at step 0; jit it with `out_shardings` to build it in place."""
+  """Returns the state at step 0; jit it with `out_shardings` to build it in place.
+
+  Args:
+    setup: constants of the training.
+  """
   config, objective = setup.config, setup.objective
   blank = jax.tree.map(jnp.asarray, formats.make_zeros(objective.specs(config.phases[0]), 1))
   params = setup.model.init(make_key(config, INIT_STREAM, 0),
@@ -167,7 +191,13 @@ def init_state(setup: Setup) -> TrainState:
 
 
 def make_abstract_state(setup: Setup) -> TrainState:
-  """Returns shapes, dtypes and shardings of the state; nothing is computed."""
+  """Returns shapes, dtypes and shardings of the state; nothing is computed.
+
+  Args:
+    setup: constants of the training.
+  Returns:
+    A `TrainState` of `jax.ShapeDtypeStruct`.
+  """
   shapes = jax.eval_shape(functools.partial(init_state, setup))
   shardings = sharding.shard_state(shapes, shapes.params, setup.mesh, setup.config,
                                    models.axes_of(setup.config))
@@ -176,13 +206,24 @@ def make_abstract_state(setup: Setup) -> TrainState:
 
 
 def make_state(setup: Setup, abstract_state: TrainState) -> TrainState:
-  """Returns the state at step 0, each part of it made on the devices where it lies."""
+  """Returns the state at step 0, each shard computed on its own device.
+
+  Args:
+    setup: constants of the training.
+    abstract_state: of `make_abstract_state`.
+  """
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(functools.partial(init_state, setup), out_shardings=shardings)()
 
 
 def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState) -> Callable:
-  """Returns the step, compiled once; the old state's memory is given to the new one."""
+  """Returns the jitted train step, which reuses the memory of the old state for the new one.
+
+  Args:
+    setup: constants of the training.
+    micro_batches: pieces that a batch is split into.
+    abstract_state: of `make_abstract_state`; its shardings are those of the result.
+  """
   state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   options = compiler_options.choose(setup.config.system.xla_options, sharding.platform(),
                                     jax.sharding.get_abstract_mesh().size)
@@ -190,6 +231,10 @@ def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState)
                  out_shardings=(state_shardings, None), compiler_options=options)
 
 
-def shape_of(phase: ConfigDict) -> tuple:
-  """Returns what the program of a phase depends on: phases with equal ones share it."""
+def shape_of(phase: ConfigDict) -> tuple[int, ...]:
+  """Returns the fields that the program of a phase depends on; equal fields, same program.
+
+  Args:
+    phase: one of `config.phases`.
+  """
   return phase.seq_len, phase.batch_size, phase.micro_batches, phase.max_predictions

@@ -1,4 +1,4 @@
-"""A sweep: every run of a recipe's get_sweep(), one process after the other."""
+"""Sweeps: every run of a recipe's get_sweep(), one process after the other."""
 
 import pathlib
 import signal
@@ -16,13 +16,17 @@ from bertgpt.training import metrics
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
-  """Trains run i in `path`/<i>; one that was stopped is resumed, one that is done is kept.
+  """Trains run i in `path`/<i>; a stopped run is resumed, a finished run is kept.
 
-  Prints a table of overrides and final held-out metrics, also written to sweep.json.
+  Prints a table of overrides and final held-out metrics, which is also written to sweep.json.
 
+  Args:
+    recipe: name or path of the recipe.
+    path: folder of the runs.
+    overrides: '--config.FIELD=VALUE' arguments for all runs.
   Raises:
-    ConfigError: wrong overrides; every problem of every run, before the first one starts.
-    UserError: a run failed; with its exit code.
+    ConfigError: wrong overrides; lists every problem of every run, before the first run starts.
+    UserError: a run failed; has the exit code of the run.
   """
   runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
@@ -33,7 +37,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
     print(f"[{i + 1}/{len(runs)}] {' '.join(arguments)}", flush=True)
     if not is_done(folder, configs[i]):
       train([f"--config={recipe}", f"--workdir={folder}", *overrides, *arguments], i)
-    fields = dict(config_lib.leaves(configs[i]))  # Of plain types, whatever get_sweep() has.
+    fields = dict(config_lib.leaves(configs[i]))  # Plain types, even if get_sweep() has others.
     table.append({"workdir": str(folder), **{field: fields[field] for field in runs[i]},
                   **final_scores(folder)})
     files.write_json(path / "sweep.json", table)
@@ -41,7 +45,14 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
 
 
 def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:
-  """The config of every run. Raises ConfigError with all problems of all runs."""
+  """Returns the config of every run.
+
+  Args:
+    recipe: name or path of the recipe.
+    arguments: for each run, its '--config.FIELD=VALUE' arguments.
+  Raises:
+    ConfigError: lists all problems of all runs.
+  """
   base, configs, problems = recipes.load(recipe), [], []
   for i, overrides in enumerate(arguments):
     config, wrong = recipes.try_override(base, overrides)
@@ -53,7 +64,12 @@ def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDi
 
 
 def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
-  """Whether the run with this config has been trained to its end in `folder`."""
+  """Returns whether a run has been trained to its end.
+
+  Args:
+    folder: workdir of the run; it need not exist.
+    config: of the run.
+  """
   if not (folder / "report.md").is_file() or not (folder / "config.json").is_file():
     return False
   stored = workdir.read_config(folder)
@@ -62,12 +78,14 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
 
 
 def train(arguments: Sequence[str], number: int) -> None:
-  """`bertgpt train` in a process of its own, which gives its devices back.
+  """Runs `bertgpt train` in a process of its own, which releases its devices at the end.
 
+  Args:
+    arguments: of the command.
+    number: of the run, for messages.
   Raises:
-    UserError: it failed; with its exit code.
-    Preempted: a signal came, to the run or to the sweep; also where the run made nothing of it,
-      because it was at its end.
+    UserError: the run failed; has the exit code of the run.
+    Preempted: a signal stopped the run or the sweep, even if the run had just finished.
   """
   command = [sys.executable, "-m", "bertgpt", "train", *arguments]
   child, stopped = None, False
@@ -81,23 +99,27 @@ def train(arguments: Sequence[str], number: int) -> None:
   handler = signal.signal(signal.SIGTERM, stop)
   try:
     child = subprocess.Popen(command)
-    if stopped:  # Before there was a child to be told.
+    if stopped:  # The signal came before there was a child to pass it to.
       child.terminate()
     code, interrupted = wait(child)
   finally:
     signal.signal(signal.SIGTERM, handler)
   ended_by_signal = code in (0, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
   if code == Preempted.exit_code or ((stopped or interrupted) and ended_by_signal):
-    raise Preempted(f"stopped in run {number} of the sweep; the same command goes on from there")
+    raise Preempted(f"stopped in run {number} of the sweep. The same command resumes it")
   if code:
-    error = UserError(f"run {number} of the sweep ended with exit code {code}; mend it and start "
-                      "the same sweep again: finished runs are kept")
+    error = UserError(f"run {number} of the sweep ended with exit code {code}. Fix its problem and "
+                      "start the same sweep again: finished runs are kept")
     error.exit_code = code if code > 0 else 128 - code  # Below 0: killed by a signal.
     raise error
 
 
 def wait(child: subprocess.Popen) -> tuple[int, bool]:
-  """Its exit code, and whether Ctrl-C came: to the child too, which needs time to save."""
+  """Waits for a process, also after Ctrl-C, which the process gets too and needs time to save.
+
+  Returns:
+    Its exit code, and whether Ctrl-C came.
+  """
   interrupted = False
   while True:
     try:
@@ -107,12 +129,21 @@ def wait(child: subprocess.Popen) -> tuple[int, bool]:
 
 
 def final_scores(folder: pathlib.Path) -> dict[str, float]:
+  """Returns the last value of every held-out metric of a run, by its tag.
+
+  Args:
+    folder: workdir of the run.
+  """
   return {tag: points[-1][1] for tag, points in metrics.read_curves(folder).items()
           if tag.startswith("eval/")}
 
 
 def format_table(table: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Rows as text, under their column's names."""
+  """Returns a table as lines of text, the first with the names of the columns.
+
+  Args:
+    table: column -> value of each row; rows may have different columns.
+  """
   cells = [list(dict.fromkeys(name for row in table for name in row))]
   for row in table:
     values = [row.get(name, "") for name in cells[0]]

@@ -1,31 +1,32 @@
 """Optimizers named by their source: one file each, found by its name.
 
 An optimizer is an expression of small optax transforms that turns a gradient into a
-direction u; the train step applies the rate of its own step counter,
+direction u; the train step applies the learning rate of its own step counter,
 
     params <- params - schedule(step) * u,
 
 so weight decay (`+ weight_decay * p` inside u) is decoupled from the gradient. A gradient that
-is not finite is the train step's business. All read `optimizer.weight_decay` and `clip_norm`:
+is not finite is handled by the train step. All read `optimizer.weight_decay` and `clip_norm`:
 
 | name         | moments                             | decay, trust ratio       | reads besides    |
 |--------------|-------------------------------------|--------------------------|------------------|
 | `bert_adamw` | Adam without bias correction        | decay by rule            | b1, b2, epsilon  |
 | `adamw`      | Adam                                | decay by rule            | b1, b2, epsilon  |
 | `lamb`       | Adam                                | decay by rule, ratio all | b1, b2, epsilon  |
-| `nvlamb`     | Adam of the normalised gradient     | both by rule             | b1, b2, epsilon  |
+| `nvlamb`     | Adam of the normalized gradient     | both by rule             | b1, b2, epsilon  |
 | `adafactor`  | factored second moment, no first    | decay by rule            |                  |
 | `muon`       | matrices: momentum; the rest: Adam  | decay by rule            | all the above,   |
 |              |                                     |                          | momentum         |
 
-Which parameters decay, which are matrices and which are stacked over the layers stands in the
-table of the family (`models.parameters`).
+The table of the family (`models.parameters`) says which parameters decay, which are matrices and
+which are stacked over the layers.
 
 Every tree of moments copies the parameter tree, so the key path of a moment ends in its
-parameter's path (`1/0/mu/encoder/layers/mlp/up/kernel`) and it is sharded like it. What has
-another shape may be replicated: counters, and Adafactor's `v_row` and `v_col`, whose paths end
-in a parameter's path too but which keep one of a matrix's two axes (the smaller, the larger)
-or, where they do not apply, are placeholders of one element a layer, as `v` then is.
+parameter's path (`1/0/mu/encoder/layers/mlp/up/kernel`) and the moment is sharded like the
+parameter. Arrays of other shapes may be replicated: counters, and Adafactor's `v_row` and `v_col`,
+whose paths end in a parameter's path too, but which have one of the two axes of a matrix (the
+smaller, the larger). For parameters that are not factored these two, and otherwise `v`, are
+placeholders of one element per layer.
 """
 
 import importlib

@@ -8,12 +8,16 @@ from bertgpt.training.optimizers.transforms import add_decay, per_layer
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """Adafactor without momentum and without relative steps.
+  """Returns Adafactor without momentum and without relative steps.
 
   The second moment of a matrix is the product of its row and column means, its decay is
   1 - t^-0.8, and a direction whose root mean square exceeds 1 is scaled down to it. The rate
   is the schedule's, not a multiple of the parameter's size. Matrices with a side under 128
   keep a whole second moment: factoring them saves little.
+
+  Args:
+    config: a whole config; `optimizer` is read.
+    table: of the family's parameters.
 
   References:
     Shazeer and Stern, Adafactor, 2018, https://arxiv.org/abs/1804.04235 (Algorithm 4)

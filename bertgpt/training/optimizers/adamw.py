@@ -8,7 +8,11 @@ from bertgpt.training.optimizers.transforms import add_decay, scale_by_adam
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """Adam with bias correction and decoupled weight decay.
+  """Returns Adam with bias correction and decoupled weight decay.
+
+  Args:
+    config: a whole config; `optimizer` is read.
+    table: of the family's parameters.
 
   References:
     Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017,

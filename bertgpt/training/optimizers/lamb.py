@@ -1,4 +1,4 @@
-"""LAMB, by the paper."""
+"""LAMB as in its paper."""
 
 import optax
 
@@ -12,12 +12,16 @@ from bertgpt.training.optimizers.transforms import (
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """LAMB to the letter of the paper's Algorithm 2, with phi the identity.
+  """Returns LAMB exactly as in the paper's Algorithm 2, with phi the identity.
 
   u = |p| / |r + weight_decay * p| * (r + weight_decay * p), where r is Adam's direction with
-  bias correction. The algorithm scales every layer i = 1..h and leaves none out, so the trust
-  ratio is on every array, biases and LayerNorm included; where |p| or the other norm is 0
-  (biases at the start) it is 1. Code that leaves biases and LayerNorm out is `nvlamb`.
+  bias correction. The algorithm scales every layer i = 1..h without exception, so the trust
+  ratio is applied to every array, biases and LayerNorm included; if |p| or the other norm is 0
+  (biases at the start) the ratio is 1. `nvlamb` exempts biases and LayerNorm.
+
+  Args:
+    config: a whole config; `optimizer` is read.
+    table: of the family's parameters.
 
   References:
     You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes,

@@ -13,13 +13,17 @@ from bertgpt.training.optimizers.transforms import (
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """Muon for the hidden matrices, by the table of parameters, and AdamW for everything else.
+  """Returns Muon for the hidden matrices, and AdamW for all other parameters.
 
   Nesterov momentum, B = momentum * B + G and G + momentum * B, then `orthogonalize`.
-  `optax.contrib.scale_by_muon` would bias-correct the two terms apart, which the source does
+  `optax.contrib.scale_by_muon` would bias-correct the two terms separately, which the source does
   not do and which changes their weights in the first steps.
 
-  References: those of `orthogonalize`.
+  Args:
+    config: a whole config; `optimizer` is read.
+    table: of the family's parameters.
+
+  References: see `orthogonalize`.
   """
   matrices = optax.chain(
       optax.trace(config.optimizer.momentum, nesterov=True), orthogonalize())

@@ -1,4 +1,4 @@
-"""LAMB, by NVIDIA's recipe for BERT."""
+"""LAMB as in NVIDIA's recipe for BERT."""
 
 import optax
 
@@ -11,24 +11,27 @@ from bertgpt.training.optimizers.transforms import (
   per_layer,
   scale_by_restarted_adam,
 )
-from bertgpt.training.schedules import find_curves
+from bertgpt.training.schedules import find_rate_curves
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """NVIDIA's LAMB: a normalised gradient, and no trust ratio on biases and LayerNorm.
+  """Returns NVIDIA's LAMB: a normalized gradient, no trust ratio on biases and LayerNorm.
 
-  The gradient is first divided by its global norm, which makes `optimizer.clip_norm` idle
-  (NVIDIA's article has it so; its kernel divides only where the norm exceeds 1). Arrays
-  without weight decay take Adam's direction as it is. Where a phase restarts the learning
-  rate, the count of the bias correction restarts and the moments are kept, as NVIDIA's
-  phase 2 does.
+  The gradient is first divided by its global norm, so `optimizer.clip_norm` has no effect (as in
+  NVIDIA's article; NVIDIA's kernel divides only if the norm exceeds 1). Arrays without weight decay
+  take Adam's direction as it is. When a phase restarts the learning rate, the count of the bias
+  correction restarts and the moments are kept, as in NVIDIA's phase 2.
+
+  Args:
+    config: a whole config; `optimizer` and `phases` are read.
+    table: of the family's parameters.
 
   References:
     NVIDIA, Pretraining BERT with Layer-wise Adaptive Learning Rates (article), 2019
     NVIDIA, DeepLearningExamples, PyTorch/LanguageModeling/BERT, 2021
   """
   optimizer = config.optimizer
-  restarts = tuple(curve.first_step for curve in find_curves(config.phases))
+  restarts = tuple(curve.first_step for curve in find_rate_curves(config.phases))
   return optax.chain(
       normalize_by_global_norm(),
       scale_by_restarted_adam(optimizer.b1, optimizer.b2, optimizer.epsilon, restarts),

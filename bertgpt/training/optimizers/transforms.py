@@ -1,7 +1,7 @@
-"""Transforms of which the optimizers are made.
+"""Transforms that optimizers are made of.
 
-Whatever an algorithm does to "a layer", "a tensor" or "a matrix" is done to each slice of a
-stacked array by itself.
+An operation that an algorithm applies to "a layer", "a tensor" or "a matrix" is applied to each
+slice of a stacked array separately.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from bertgpt.trees import path_of
 
 
 def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
-  """Returns a function that replaces every leaf of a tree of parameters by a label.
+  """Returns a function that replaces every leaf of a tree of parameters with a label.
 
   Args:
     table: of the parameters; see `models.parameters`.
@@ -35,26 +35,39 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
 
 
 def add_decay(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """Adds `optimizer.weight_decay` times the parameters that decay, by the table."""
+  """Returns a transform that adds `optimizer.weight_decay` times the parameters that decay.
+
+  Args:
+    config: a whole config.
+    table: of the parameters; says which of them decay.
+  """
   return optax.add_decayed_weights(config.optimizer.weight_decay, mask=decay_mask(table))
 
 
 def decay_mask(table: Table) -> Callable[[Any], Any]:
-  """Returns a function from a tree of parameters to the bools that say which ones decay."""
+  """Returns a function from a tree of parameters to a tree of bools, True if one decays.
+
+  Args:
+    table: of the parameters.
+  """
   return label(table, lambda param: param.decays)
 
 
 def scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
-  """Adam's direction with bias correction (Kingma and Ba 2014, arXiv:1412.6980)."""
+  """Returns Adam's direction with bias correction (Kingma and Ba 2014, arXiv:1412.6980).
+
+  Args:
+    config: a whole config; `optimizer.b1`, `b2` and `epsilon` are read.
+  """
   optimizer = config.optimizer
   return optax.scale_by_adam(optimizer.b1, optimizer.b2, eps=optimizer.epsilon)
 
 
 def per_layer(transform: optax.GradientTransformation,
               table: Table) -> optax.GradientTransformation:
-  """Applies a transform to each layer of the stacked arrays by itself.
+  """Applies a transform to each layer of the stacked arrays separately.
 
-  For transforms that treat an array as one thing (norms, factored moments).
+  It is for transforms that treat an array as a whole (norms, factored moments).
 
   Args:
     transform: any transform that treats the leaves of its tree one by one.
@@ -78,15 +91,15 @@ def per_layer(transform: optax.GradientTransformation,
 def scale_by_restarted_adam(
     b1: float, b2: float, epsilon: float, restarts: tuple[int, ...]
 ) -> optax.GradientTransformation:
-  """Adam's direction m / (sqrt(v) + epsilon) with another bias correction than optax's.
+  """Returns Adam's direction m / (sqrt(v) + epsilon) with a bias correction that may restart.
 
-  The moments are always kept; `restarts` says where the count t of the correction
-  m / (1 - b1^t), v / (1 - b2^t) starts anew; no entry means no correction at all.
+  The moments are always kept; at `restarts` the count t of the correction m / (1 - b1^t),
+  v / (1 - b2^t) starts again.
 
   Args:
-    b1, b2: decay of the first and the second moment.
+    b1, b2: decay of the first and the second moment per update.
     epsilon: added to the denominator.
-    restarts: numbers of the updates (0-based) for which t = 1.
+    restarts: numbers of the updates (0-based) with t = 1; empty: no correction at all.
 
   Returns:
     A transform with the state of `optax.scale_by_adam`.
@@ -121,7 +134,10 @@ def scale_by_restarted_adam(
 
 
 def normalize_by_global_norm() -> optax.GradientTransformation:
-  """Divides the gradient by its norm over all parameters; a gradient of 0 stays 0."""
+  """Returns a transform that divides the gradient by its norm over all parameters.
+
+  A gradient of 0 stays 0.
+  """
 
   def divide(updates, params):
     del params
@@ -132,7 +148,7 @@ def normalize_by_global_norm() -> optax.GradientTransformation:
 
 
 def orthogonalize() -> optax.GradientTransformation:
-  """Replaces a matrix G = U S V' by about 0.2 sqrt(max(in, out)) U V', slice by slice.
+  """Returns a transform from matrices G = U S V' to about 0.2 sqrt(max(in, out)) U V'.
 
   Five steps of a quintic Newton-Schulz iteration bring the singular values near 1 (within
   about 0.7 and 1.2); the factor gives the result the root mean square of a typical AdamW
@@ -155,7 +171,7 @@ def orthogonalize() -> optax.GradientTransformation:
 
   def direction(g, _):
     is_tall = g.shape[-2] > g.shape[-1]
-    x = g.mT if is_tall else g  # The Gram matrix is then the smaller of the two.
+    x = g.mT if is_tall else g  # So that the Gram matrix is the smaller of the two.
     x = x / jnp.maximum(jnp.linalg.norm(x, axis=(-2, -1), keepdims=True), 1e-20)
     for _ in range(5):
       x = iterate(x)
