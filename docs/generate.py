@@ -125,9 +125,13 @@ def field_table(leaves: Iterable[tuple[str, object]], comments: dict[str, str],
   """Returns a table of fields: name, default, what they are."""
   rows = []
   for field, default in leaves:
-    text = prose(comments[field])
-    if field in named_choices and (names := codes(named_choices[field])) != "-":
-      text = f"{text.removesuffix('.')}{'. ' if text else ''}One of {names}"
+    text, names = comments[field], named_choices.get(field, ())
+    if names:  # A comment that only lists them is left out.
+      is_list = {part.strip() for part in text.split("|")} <= {*names, ""}
+      parts = ([] if is_list else [prose(text.rstrip("."))]) + [f"One of {codes(names)}"]
+      text = ". ".join(parts)
+    else:
+      text = prose(text)
     rows.append((code(field), code(repr(default)), text or "-"))
   return table(("field", "default", "what it is"), rows)
 
