@@ -331,7 +331,7 @@ def test_devices_that_cannot_be_opened_are_one_line(finished_gpt):
   assert (process.returncode, out) == (CONFIG, "")
   (line,) = err.splitlines()
   assert line.startswith("bertgpt generate: JAX cannot use the devices (")
-  assert "abacus" in line and "see JAX_PLATFORMS" in line
+  assert "abacus" in line and "Check JAX_PLATFORMS" in line
 
 
 def test_a_closed_pipe_gives_no_traceback(recipe):
