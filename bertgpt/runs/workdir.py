@@ -1,9 +1,9 @@
-"""A run is a directory: what lies in it and how a run, or a reader, opens it.
+"""A run as a directory: its files, and how a run or a reader opens it.
 
     workdir/
-      config.json        the resolved config
-      tokenizer/         a copy of the tokenizer
-      metrics.jsonl      every scalar, a line a step
+      config.json        resolved config
+      tokenizer/         copy of the tokenizer
+      metrics.jsonl      all scalars, one line per logged step
       tensorboard/       the same as TensorBoard events
       checkpoints/       Orbax steps with manifests
       report.md, *.png   written at the end
@@ -25,15 +25,16 @@ from bertgpt.runs import checkpoint
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
-  """Makes the directory, checks that it can be written, and keeps other runs out of it.
+  """Makes a workdir, checks that it can be written, and keeps other runs out inside the context.
 
-  What fails before `write_run` leaves no trace: an empty directory is removed again.
+  An error before `write_run` leaves no trace: directories that were made here are removed again.
 
   Args:
-    is_first: whether this is process 0, which holds the lock for all.
+    workdir: folder of the run, which may exist.
+    is_first: whether this is process 0, which holds the lock for all processes of the run.
   Raises:
-    ConfigError: `workdir` is a file, or another run is in it.
-    StorageError: it cannot be written.
+    ConfigError: `workdir` is a file, or another run is using it.
+    StorageError: `workdir` cannot be written.
   """
   made = [path for path in (workdir, *workdir.parents) if not path.exists()]
   create(workdir)
@@ -53,7 +54,7 @@ def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
             (workdir / "checkpoints").rmdir()
         raise
   except BaseException:
-    with contextlib.suppress(OSError):  # A directory that holds something stays.
+    with contextlib.suppress(OSError):  # Directories with files in them stay.
       for path in made:
         path.rmdir()
     raise
@@ -61,13 +62,15 @@ def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Keeps other runs out of a workdir. The lock ends with the process, however it ends.
+  """Keeps other runs out of a workdir inside the context. A killed process loses the lock too.
 
+  Args:
+    workdir: folder of the run, which exists.
   Raises:
-    ConfigError: another run has it.
+    ConfigError: another run is using it.
   """
   def refuse(holder: str) -> None:
-    raise ConfigError(f"--workdir {workdir} is in use by {holder}; wait for it, stop it, or use "
+    raise ConfigError(f"--workdir {workdir} is in use by {holder}. Wait for it, stop it, or use "
                       "another --workdir")
 
   with files.lock(workdir / ".lock", refuse):
@@ -75,40 +78,49 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def create(workdir: pathlib.Path) -> None:
-  """Makes the directory and makes sure that files can be written in it."""
+  """Makes a workdir and checks that files can be written in it.
+
+  Raises:
+    ConfigError: `workdir` is a file.
+    StorageError: `workdir` cannot be written.
+  """
   if workdir.exists() and not workdir.is_dir():
-    raise ConfigError(f"--workdir {workdir}: is a file; give a folder")
+    raise ConfigError(f"--workdir {workdir}: is a file. Give a folder")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):
       pass
   except OSError as e:
-    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}); give a folder "
-                       "where you may write") from e
+    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}). Give a folder that "
+                       "you may write to") from e
 
 
 def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
-  """The resolved config of a run. Nothing in the workdir is executed.
+  """Returns the resolved config of a run. Nothing in the workdir is executed.
 
   Args:
-    flag: that gave the workdir.
+    workdir: folder of the run.
+    flag: flag that named the workdir, for messages.
+  Raises:
+    ConfigError: `workdir` holds no run, a fine-tuning as a whole, or a damaged config.json.
   """
   path = workdir / "config.json"
   if not path.is_file():
-    raise ConfigError(f"{flag} {workdir}: holds no run (no config.json); "
-                      "give the --workdir of a `bertgpt train`")
+    raise ConfigError(f"{flag} {workdir}: holds no run (no config.json). "
+                      "Give the --workdir of a `bertgpt train`")
   try:
     return recipes.from_json(path.read_bytes())
   except ConfigError as e:
     if is_tuning(path):
-      raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it, and "
-                        "only `bertgpt export` reads those") from e
+      raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it. Only "
+                        "`bertgpt export` reads them, so give the --workdir of a `bertgpt train`"
+                        ) from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
-                      + "; bring the file back from a copy, or use another --workdir") from e
+                      + ". Bring the file back from a copy, or use another --workdir") from e
 
 
 def is_tuning(config_path: pathlib.Path) -> bool:
-  """Whether a config.json is that of a fine-tuning."""
+  """Returns whether a file config.json holds the config of a fine-tuning."""
   try:
     recipes.from_json(config_path.read_bytes(), finetune_config.base)
   except ConfigError:
@@ -117,47 +129,56 @@ def is_tuning(config_path: pathlib.Path) -> bool:
 
 
 def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[str]) -> None:
-  """Refuses to go on with a run under another config.
+  """Checks that a run is resumed with the config it was started with.
 
   Args:
-    config: of this start.
-    allowed: fields that may differ, besides those that always may.
+    workdir: folder of the run; without a run in it, nothing is checked.
+    config: config of this start.
+    allowed: fields that may differ, in addition to those that always may.
   Raises:
-    ConfigError: one line for every field that differs.
+    ConfigError: fields differ, one line per field, or config.json is missing.
   """
   if not (workdir / "config.json").exists():
     if checkpoint.committed_steps(workdir):
-      raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json; bring the "
+      raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json. Bring the "
                         "file back from a copy, or use another --workdir")
     return
-  # The vocabulary's size is resolved later, and the tokenizer's hash is checked then.
+  # The size of the vocabulary is resolved later; the hash of the tokenizer is compared then.
   allowed = (*allowed, "model.vocab_size", *unread.irrelevant_fields(config))
   lines = recipes.differences(read_config(workdir), config, allowed)
   if lines:
     raise ConfigError(f"--workdir {workdir} holds a run with another config:\n  "
                       + "\n  ".join(lines)
-                      + "\nuse another --workdir, or name the fields with "
+                      + "\nUse another --workdir, or name the fields with "
                       "--allow_change=FIELD,FIELD")
 
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
-  """Writes config.json and the tokenizer, each whole or not at all."""
+  """Makes a folder a run: writes the tokenizer and config.json, each whole or not at all.
+
+  Args:
+    workdir: folder of the run.
+    config: resolved config.
+    tokenizer: tokenizer of the model.
+  Raises:
+    OSError: a file cannot be written.
+  """
   target = workdir / "tokenizer"
   if not (target.exists() and (workdir / "config.json").exists()):
-    shutil.rmtree(target, ignore_errors=True)  # Of a start that was killed here.
+    shutil.rmtree(target, ignore_errors=True)  # Left by a start that was killed here.
     with files.publish_when_done(target) as scratch:
       tokenizer.save(scratch)
-  # Last: from here on there is a run.
+  # Last, because config.json makes the folder a run.
   files.write_atomically(workdir / "config.json", recipes.to_json(config) + "\n")
 
 
 def is_run(workdir: pathlib.Path) -> bool:
-  """Whether `write_run` has been there."""
+  """Returns whether a folder is a run, which `write_run` makes it."""
   return (workdir / "config.json").is_file()
 
 
 def remove_run(workdir: pathlib.Path) -> None:
-  """Deletes what makes a folder a run, the weights too; its curves and other files stay."""
+  """Deletes config.json, checkpoints and tokenizer of a run; its curves and other files stay."""
   (workdir / "config.json").unlink(missing_ok=True)
   for name in ("checkpoints", "tokenizer"):
     shutil.rmtree(workdir / name, ignore_errors=True)

@@ -1,6 +1,4 @@
-"""bertgpt.runs.workdir: a run that fails early leaves nothing; one that is there is not mixed
-up.
-"""
+"""bertgpt.runs.workdir: a run that fails early leaves no files, and runs are not mixed."""
 
 import json
 import os
@@ -26,7 +24,7 @@ def tokenizer(finished_bert):
   return tokenizers.load_tokenizer(finished_bert / "tokenizer")
 
 
-# ------------------------------------------------------------------ claims
+# ------------------------------------------------------------------ starts
 
 
 def test_a_start_that_fails_leaves_nothing(tmp_path):
@@ -45,7 +43,7 @@ def test_a_start_that_fails_leaves_what_was_there(tmp_path):
   assert [p.name for p in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_run_that_has_begun_stays(tmp_path, tokenizer):
+def test_a_run_that_has_started_stays(tmp_path, tokenizer):
   with pytest.raises(DataError), workdir.claim(tmp_path / "w", True):
     workdir.write_run(tmp_path / "w", config_lib.base(), tokenizer)
     raise DataError("damaged")
@@ -56,7 +54,7 @@ def test_one_run_at_a_time(tmp_path):
   with workdir.claim(tmp_path / "w", True):
     with pytest.raises(ConfigError, match="in use by process"), workdir.claim(tmp_path / "w", True):
       pass
-    assert (tmp_path / "w").is_dir()  # The run that was refused removes nothing.
+    assert (tmp_path / "w").is_dir()  # The refused run removes nothing.
     with workdir.claim(tmp_path / "w", False):  # Another process of the same run.
       pass
 
@@ -69,7 +67,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
       pass
 
 
-# ----------------------------------------------------------- what a run is
+# ------------------------------------------------------------- configs
 
 
 def test_a_changed_config_is_refused_field_by_field(tmp_path, tokenizer):
@@ -85,14 +83,14 @@ def test_a_changed_config_is_refused_field_by_field(tmp_path, tokenizer):
   workdir.check_unchanged(tmp_path / "elsewhere", new, [])
 
 
-def test_checkpoints_without_their_config_are_not_built_upon(finished_bert, tmp_path):
+def test_checkpoints_without_their_config_are_not_resumed(finished_bert, tmp_path):
   folder = shutil.copytree(finished_bert, tmp_path / "w")
   (folder / "config.json").unlink()
   with pytest.raises(ConfigError, match="holds checkpoints, but no config.json"):
     workdir.check_unchanged(folder, config_lib.base(), [])
 
 
-# Starts a run and is killed before it gives `name` to what it has written.
+# Starts a run, and is killed before it renames a finished file or folder to `name`.
 KILLED = """
 import os, pathlib, signal, sys
 from bertgpt import config
@@ -112,7 +110,7 @@ with workdir.claim(pathlib.Path(folder), True):
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "config.json"])
-def test_what_a_killed_start_left_is_replaced(tmp_path, tokenizer, name):
+def test_files_of_a_killed_start_are_replaced(tmp_path, tokenizer, name):
   folder = tmp_path / "w"
   tokenizer.save(tmp_path / "copy")
   command = [sys.executable, "-c", KILLED, folder, tmp_path / "copy", name]
@@ -141,7 +139,7 @@ def test_damage_of_the_config_is_named_field_by_field(tmp_path, tokenizer):
 # -------------------------------------------------------------- tokenizers
 
 
-def test_the_vocabulary_is_the_tokenizers(tokenizer):
+def test_the_size_of_the_vocabulary_is_that_of_the_tokenizer(tokenizer):
   config = corpora.resolve(config_lib.base(), tokenizer)
   assert config.model.vocab_size == tokenizer.vocab_size
   assert corpora.resolve(config, tokenizer) == config
@@ -193,7 +191,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     pass
   holder.kill()
   holder.wait()
-  with workdir.lock(tmp_path):  # The lock of the dead is none.
+  with workdir.lock(tmp_path):  # A killed process has no lock.
     refused = pytest.raises(ConfigError, match=f"process {os.getpid()} ")
     with refused, workdir.lock(tmp_path):
       pass
