@@ -261,7 +261,12 @@ def _spec(logical_axes, shape, mesh_shape, axes) -> PartitionSpec:
 
 
 def batch_sharding(mesh: Mesh, config: config_lib.ConfigDict) -> NamedSharding:
-  """Returns the layout of the arrays of a batch: rows over the mesh axes of `batch`."""
+  """Returns the layout of the arrays of a batch: their rows are split, their other axes are not.
+
+  Args:
+    mesh: mesh of the batch.
+    config: config whose `mesh.axes.batch` names the mesh axes that rows are split over.
+  """
   return NamedSharding(mesh, PartitionSpec(tuple(config.mesh.axes.batch)))
 
 

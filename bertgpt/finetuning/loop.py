@@ -187,7 +187,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
   """
   config, kept, count = tuning.config, None, itertools.count()
   with process.catch_signals() as is_time:
-    # Several processes agree by step number where to stop: it counts the steps of all runs.
+    # Several processes agree on the number of a step to stop at, so all runs count as one.
     should_stop = lambda: is_time(next(count))
     for rate in config.learning_rates:
       done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
@@ -213,6 +213,9 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
 def check_run(config: ConfigDict, pretrained: Trained) -> None:
   """Checks that a pretrained model can be fine-tuned under a config, before the data is read.
 
+  Args:
+    config: config of the fine-tuning.
+    pretrained: model that the runs start from.
   Raises:
     ConfigError: model, config and devices do not fit together; one line per problem.
   """
@@ -344,6 +347,10 @@ def make_program(tuning: Tuning, learning_rate: float) -> Program:
   """Returns the compiled parts of the runs with one learning rate.
 
   They are the same for all seeds, so every shape of a batch is compiled once per learning rate.
+
+  Args:
+    tuning: fine-tuning of the runs.
+    learning_rate: peak learning rate.
   """
   config = make_run_config(tuning.config, tuning.pretrained, count_steps(tuning), learning_rate)
   model = tuning.head.make_model(FrozenConfigDict(config.model), len(tuning.task.labels))
@@ -363,7 +370,14 @@ def count_steps(tuning: Tuning) -> int:
 
 
 def iterate_batches(tuning: Tuning, seed: int) -> Iterator[tuple[int, dict[str, jax.Array], bool]]:
-  """Yields (number of the step, from 1; batch on the devices; whether an epoch ends with it)."""
+  """Yields the batches of a run, on the devices.
+
+  Args:
+    tuning: fine-tuning of the run.
+    seed: seed of the order of the rows.
+  Yields:
+    (number of the step, from 1; batch; whether the batch is the last one of an epoch).
+  """
   config, train_rows = tuning.config, tuning.task.train
   lengths, step = train_rows.lengths, 0
   for epoch in range(config.epochs):
@@ -393,8 +407,12 @@ def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
 def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.TrainState:
   """Returns the state at step 0, with the pretrained weights unless `config.from_scratch` is set.
 
-  The head, and a pooler that the checkpoint lacks, have random weights from the seed.
+  The head, and a pooler that the checkpoint lacks, have random weights.
 
+  Args:
+    tuning: fine-tuning of the run.
+    program: compiled parts of the run.
+    seed: seed of the random weights.
   Raises:
     DataError: the checkpoint lacks another parameter, or has it with another shape.
   """

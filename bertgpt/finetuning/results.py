@@ -27,7 +27,12 @@ def runs_of(config: ConfigDict) -> list[tuple[float, int]]:
 
 
 def run_name(rate: float, seed: int) -> str:
-  """Returns the name of a run's folder, with all digits of its peak learning rate."""
+  """Returns the name of a run's folder, 'lr5e-05-seed0'.
+
+  Args:
+    rate: peak learning rate; the name has all of its digits.
+    seed: seed of the run.
+  """
   return f"lr{rate!r}-seed{seed}"
 
 
@@ -91,12 +96,23 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
 
 
 def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | None:
-  """Returns the row of a run in results.json, or None if the run is not completed."""
+  """Returns the row of a run, or None if the run is not completed.
+
+  Args:
+    runs: rows of completed runs, `runs` of results.json.
+    rate: peak learning rate.
+    seed: seed of the run.
+  """
   return next((run for run in runs if (run["learning_rate"], run["seed"]) == (rate, seed)), None)
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
-  """Writes results.json in the workdir `path`, whole or not at all."""
+  """Writes results.json, whole or not at all.
+
+  Args:
+    path: workdir of the fine-tuning.
+    results: content of the file.
+  """
   files.write_json(path / "results.json", results)
 
 
@@ -160,6 +176,10 @@ def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]
 
 
 def flatten(run: dict[str, Any]) -> dict[str, str]:
-  """Returns the metrics of a row of results.json as columns, {'dev f1': '90.0%'}."""
+  """Returns metrics as columns of a table, {'dev f1': '90.0%'}.
+
+  Args:
+    run: row of a run or a median in results.json, or {name of a set: metrics by name}.
+  """
   return {f"{name} {metric}": f"{value:.1%}" for name in sets_of(run)
           for metric, value in run[name].items()}

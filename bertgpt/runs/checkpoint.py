@@ -250,6 +250,9 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
   """Returns the steps with a valid manifest that names exactly the files of the step, ascending.
 
   Only the restoring functions compare the contents of files.
+
+  Args:
+    workdir: folder of the run, which may be absent.
   """
   root = _checkpoints_path(workdir)
   steps = []

@@ -120,7 +120,11 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
 
 
 def is_tuning(config_path: pathlib.Path) -> bool:
-  """Returns whether a file config.json holds the config of a fine-tuning."""
+  """Returns whether a file holds the config of a fine-tuning.
+
+  Args:
+    config_path: a file config.json.
+  """
   try:
     recipes.from_json(config_path.read_bytes(), finetune_config.base)
   except ConfigError:

@@ -57,6 +57,8 @@ def find_given(folder: str, given: str, names: Sequence[str], *,
 def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   """Yields (number of the line, from 1; line without its end) of a UTF-8 file.
 
+  Args:
+    path: file, plain or compressed.
   Raises:
     DataError: the file cannot be read, or is not valid UTF-8.
   """
@@ -66,8 +68,10 @@ def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Returns the value in a JSON file, plain or compressed.
+  """Returns the value in a JSON file.
 
+  Args:
+    path: file, plain or compressed.
   Raises:
     DataError: the file is damaged, or is not valid JSON.
   """

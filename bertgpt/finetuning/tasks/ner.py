@@ -92,6 +92,8 @@ def _read_set(config, name: str) -> list[Sentence]:
 def read_conll(path: pathlib.Path) -> list[Sentence]:
   """Returns the sentences of a file.
 
+  Args:
+    path: file in the CoNLL format, plain or compressed.
   Raises:
     DataError: a line has no tag, a tag is not in BIO, or there is no sentence.
   """

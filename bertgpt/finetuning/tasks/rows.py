@@ -157,7 +157,12 @@ def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Fo
 
 
 def vocab_size(tokenizer: Tokenizer, family: str) -> int:
-  """Returns the number of tokens of the fine-tuned model, with those that `make_format` adds."""
+  """Returns the number of tokens of the fine-tuned model, with those that `make_format` adds.
+
+  Args:
+    tokenizer: tokenizer of the pretrained run.
+    family: key of `families.FAMILIES`.
+  """
   return tokenizer.vocab_size + (NEW_TOKENS if families.FAMILIES[family].kind == "decoder" else 0)
 
 

@@ -1,7 +1,4 @@
-"""Metrics that several tasks share, as fractions of 1.
-
-Labels and predictions are arrays [N]: classes, int32, or for the correlations values, float32.
-"""
+"""Metrics that several tasks share, as fractions of 1."""
 
 from collections.abc import Callable
 
@@ -10,12 +7,22 @@ import scipy.stats
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Returns the share of predictions that are the label."""
+  """Returns the share of predictions that are right.
+
+  Args:
+    labels: classes, int [N].
+    predictions: predicted classes, int [N].
+  """
   return float((labels == predictions).mean())
 
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Returns the F1 of class 1; 0 if neither labels nor predictions have it."""
+  """Returns the F1 of class 1; 0 if neither labels nor predictions have it.
+
+  Args:
+    labels: classes, int [N].
+    predictions: predicted classes, int [N].
+  """
   hits = ((labels == 1) & (predictions == 1)).sum()
   return harmonic_mean(hits, (predictions == 1).sum(), (labels == 1).sum())
 
@@ -32,19 +39,34 @@ def harmonic_mean(hits: int, predicted: int, expected: int) -> float:
 
 
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Returns the correlation of two binary classes (Matthews 1975); 0 if one is constant."""
+  """Returns the correlation of binary classes (Matthews 1975); 0 if one side is constant.
+
+  Args:
+    labels: classes 0 and 1, int [N].
+    predictions: predicted classes, int [N].
+  """
   deviations = [(x - x.mean()) for x in (labels.astype(float), predictions.astype(float))]
   norm = np.sqrt(np.prod([(d ** 2).sum() for d in deviations]))
   return float((deviations[0] * deviations[1]).sum() / norm) if norm else 0.0
 
 
 def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Returns the correlation of values (Pearson 1895); 0 if one of them is constant."""
+  """Returns the correlation of values (Pearson 1895); 0 if one side is constant.
+
+  Args:
+    labels: values, float [N].
+    predictions: predicted values, float [N].
+  """
   return _correlation(scipy.stats.pearsonr, labels, predictions)
 
 
 def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Returns the correlation of ranks (Spearman 1904); 0 if values on one side are constant."""
+  """Returns the correlation of ranks (Spearman 1904); 0 if one side is constant.
+
+  Args:
+    labels: values, float [N].
+    predictions: predicted values, float [N].
+  """
   return _correlation(scipy.stats.spearmanr, labels, predictions)
 
 

@@ -119,6 +119,8 @@ def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:
 def read_questions(path: pathlib.Path) -> list[Question]:
   """Returns the questions of a file.
 
+  Args:
+    path: file in the official JSON format, plain or compressed.
   Raises:
     DataError: the file is not in the official format, or an answer is not at the place in the
       context that the file gives.
@@ -300,7 +302,12 @@ def find_spans(window: Window, logits: np.ndarray, context: str, config: ConfigD
 
 
 def keep_best(guesses: Sequence[Guess], count: int) -> list[Guess]:
-  """Returns the best guess of every text, the best first, at most `count` of them."""
+  """Returns the best guess of every text that is not empty, the best first.
+
+  Args:
+    guesses: guesses in any order.
+    count: most guesses that are returned.
+  """
   best: dict[str, Guess] = {}
   for guess in sorted(guesses, key=lambda guess: -guess.score):
     if guess.text:
@@ -354,7 +361,12 @@ def score(questions: Sequence[Question], answers: dict[str, str]) -> dict[str, f
 
 
 def word_f1(found: str, expected: str) -> float:
-  """Returns the F1 of two texts as bags of normalized words."""
+  """Returns the F1 of two texts as bags of normalized words (Rajpurkar et al. 2016, 6.1).
+
+  Args:
+    found: predicted answer.
+    expected: right answer. If one of the two has no words, F1 is 1 if both have none, else 0.
+  """
   found, expected = normalize(found).split(), normalize(expected).split()
   if not found or not expected:
     return float(found == expected)
