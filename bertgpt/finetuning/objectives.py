@@ -133,7 +133,7 @@ def score_tokens(logits_BLC: jax.Array, batch: Batch) -> Sums:
 def score_spans(logits_BL2: jax.Array, batch: Batch) -> Sums:
   """Returns the mean of the cross-entropies of start and end, and of the accuracies.
 
-  This is the loss of SQuAD in Devlin et al. 2018, 4.2, as in google-research/bert, run_squad.py.
+  Devlin et al. 2018, 4.2, sum the two; google-research/bert, run_squad.py (2018), takes the mean.
 
   Args:
     logits_BL2: logits of every token as start and as end, float32 [B, L, 2].

@@ -134,7 +134,7 @@ class Format(NamedTuple):
 
 
 def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Format:
-  """Returns the format of rows: an encoder's [CLS] a [SEP] b [SEP] (Devlin et al. 2018, 4.1).
+  """Returns the format of rows: an encoder's [CLS] a [SEP] b [SEP] (Devlin et al. 2018, 3).
 
   A decoder's rows are start a delimiter b extract, three new tokens (Radford et al. 2018, 3.3).
 
@@ -184,7 +184,7 @@ def truncate(tokens: np.ndarray, size: int, mode: str) -> np.ndarray:
 def share_length(a: int, b: int, room: int) -> tuple[int, int]:
   """Returns how many tokens of each of two texts are kept; the longer text is cut first.
 
-  The result is that of truncate_seq_pair in google-research/bert, run_classifier.py (2018).
+  The result is that of _truncate_seq_pair in google-research/bert, run_classifier.py (2018).
 
   Args:
     a: tokens of the first text.
