@@ -332,7 +332,8 @@ def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_pat
                                                 "--config.seeds=0,1", "--config.save=all"))
   assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
   assert "Best on dev" in first.stdout
-  assert all(line.startswith("[Gloo]") for line in second.stdout.splitlines())
+  # Gloo's messages, which its threads may break in two.
+  assert all("[Gloo]" in line or "peer ranks" in line for line in second.stdout.splitlines())
   np.testing.assert_allclose(losses_of(out, "lr0.01-seed0"), losses_of(short, "lr0.01-seed0"),
                              rtol=1e-5)
   assert {r["seed"]: r["dev"] for r in results_of(out)["runs"]}[0] == (
