@@ -109,8 +109,9 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   pretrained = trained_lib.load_trained(init, "--init")
   tasks.check_family(config.task.name, pretrained.config)
   check_run(config, pretrained)
-  form = rows_lib.make_format(pretrained.tokenizer, pretrained.config.model, config.task)
-  task = tasks.open_task(config.task, form)
+  text_format = rows_lib.make_text_format(pretrained.tokenizer, pretrained.config.model,
+                                          config.task)
+  task = tasks.open_task(config.task, text_format)
   is_first = jax.process_index() == 0  # The other processes compute and write nothing.
   with workdir.claim(path, is_first):
     identity = results_lib.identify(init, pretrained, task)

@@ -39,7 +39,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     is_encoder: for a BERT: texts are put between [CLS] and [SEP].
     max_length: tokens a text may have.
     is_tuned: texts are put so also where the tokenizer does it otherwise, as RoBERTa's does with
-      two of them: the model was fine-tuned on `tasks.rows.Format`.
+      two of them: the model was fine-tuned on `tasks.rows.TextFormat`.
   Raises:
     DataError: the tokenizer has no equal in `tokenizers`.
   """

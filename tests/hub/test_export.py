@@ -20,7 +20,7 @@ from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError
-from bertgpt.finetuning.tasks.rows import make_format
+from bertgpt.finetuning.tasks.rows import make_text_format
 from bertgpt.hub import conversion, export, tokenizer_files
 from bertgpt.models import Inputs
 from bertgpt.runs import checkpoint, workdir
@@ -170,7 +170,7 @@ def test_two_texts_are_put_as_fine_tuning_has_put_them(tmp_path):
       (pieces[tokenizer.sep_id], tokenizer.sep_id), (pieces[tokenizer.cls_id], tokenizer.cls_id))
   tokenizer = tokenizers.ByteBPE(own.to_str().encode())
   model, task = base().model, finetune_config.base().task
-  row = make_format(tokenizer, model, task).make_row(*tokenizer.encode(["The cat", "sees it"]))
+  row = make_text_format(tokenizer, model, task).make_row(*tokenizer.encode(["The cat", "sees it"]))
   for is_tuned, same in ((True, True), (False, False)):
     fast = tokenizer_files.to_fast(tokenizer, True, is_tuned)
     found = fast.encode("The cat", "sees it")

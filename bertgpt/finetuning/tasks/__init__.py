@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks import glue, ner, squad
-from bertgpt.finetuning.tasks.rows import Format, Task
+from bertgpt.finetuning.tasks.rows import Task, TextFormat
 
 
 class Entry(NamedTuple):
@@ -17,7 +17,7 @@ class Entry(NamedTuple):
     kind: kind of its outputs, one of `families.CAPABILITIES`.
   """
 
-  open: Callable[[Any, Format], Task]
+  open: Callable[[Any, TextFormat], Task]
   kind: str
 
 
@@ -29,17 +29,17 @@ TASKS = {
 }
 
 
-def open_task(config: ConfigDict, form: Format) -> Task:
+def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Returns the task that `config.name` names, with its data.
 
   Args:
     config: group `task` of a fine-tuning's config.
-    form: format of the rows.
+    text_format: format of the rows.
   Raises:
     ConfigError: fields of the config do not fit the task.
     DataError: files are missing, or are not in the official format.
   """
-  return TASKS[config.name].open(config, form)
+  return TASKS[config.name].open(config, text_format)
 
 
 def name_problems(name: str) -> list[str]:

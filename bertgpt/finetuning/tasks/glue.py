@@ -19,7 +19,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.tasks import files
-from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.finetuning.tasks.rows import EvalSet, Rows, Task, TextFormat
 from bertgpt.finetuning.tasks.scores import METRICS
 
 
@@ -93,12 +93,12 @@ class Table(NamedTuple):
   skipped: int = 0
 
 
-def open_task(config: ConfigDict, form: Format) -> Task:
+def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Reads a GLUE task.
 
   Args:
     config: group `task` of a fine-tuning's config.
-    form: format of the rows.
+    text_format: format of the rows.
   Raises:
     ConfigError: the config names files; the files of GLUE have official names.
     DataError: files are missing, or are not in the official format.
@@ -111,7 +111,7 @@ def open_task(config: ConfigDict, form: Format) -> Task:
   read = _read_tfds if config.data.startswith("tfds:") else _read_files
   table = read(config.data, glue, "train", "", needed=True)
   chosen = files.choose_examples(len(table.texts[0]), config.max_train_examples, is_random=True)
-  train = make_rows(_take(table, chosen), glue, form)
+  train = make_rows(_take(table, chosen), glue, text_format)
   evals, baseline, skipped = [], {}, table.skipped
   for set_suffix, file_suffix, submission_suffix in glue.splits:
     for name in ("dev", "test"):
@@ -127,7 +127,7 @@ def open_task(config: ConfigDict, form: Format) -> Task:
         baseline[name + set_suffix] = score(glue, table.labels, constant)
       file_name = f"{glue.folder}{submission_suffix}{'' if name == 'test' else '.dev'}.tsv"
       evals.append(EvalSet(
-          name + set_suffix, make_rows(table, glue, form),
+          name + set_suffix, make_rows(table, glue, text_format),
           functools.partial(score, glue, table.labels) if name == "dev" else None,
           functools.partial(write, glue, file_name)))
   notes = (f"{skipped} lines lack columns and were skipped",) if skipped else ()
@@ -135,16 +135,16 @@ def open_task(config: ConfigDict, form: Format) -> Task:
               glue.names or glue.labels or ("score",), train, tuple(evals), baseline, notes)
 
 
-def make_rows(table: Table, glue: Glue, form: Format) -> Rows:
+def make_rows(table: Table, glue: Glue, text_format: TextFormat) -> Rows:
   """Returns the rows of a table; without labels, these are 0.
 
   Args:
     table: N examples.
     glue: task of the examples.
-    form: format of the rows.
+    text_format: format of the rows.
   """
-  encoded = [form.tokenizer.encode(texts) for texts in table.texts]
-  pairs = [form.make_row(*texts) for texts in zip(*encoded, strict=True)]
+  encoded = [text_format.tokenizer.encode(texts) for texts in table.texts]
+  pairs = [text_format.make_row(*texts) for texts in zip(*encoded, strict=True)]
   labels = table.labels
   if labels is None:
     labels = np.zeros(len(pairs), np.int32 if glue.labels else np.float32)

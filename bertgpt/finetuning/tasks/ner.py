@@ -20,7 +20,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
-from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.finetuning.tasks.rows import EvalSet, Rows, Task, TextFormat
 from bertgpt.finetuning.tasks.scores import harmonic_mean
 
 # Official file names of WNUT 2017 and CoNLL 2003, then common ones.
@@ -54,12 +54,12 @@ class Labeled(NamedTuple):
   places: Places
 
 
-def open_task(config: ConfigDict, form: Format) -> Task:
+def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Reads the files of a task. The labels are the tags of the training file.
 
   Args:
     config: group `task` of a fine-tuning's config.
-    form: format of the rows.
+    text_format: format of the rows.
   Raises:
     DataError: files are missing, or are not in the format that is described above.
   """
@@ -73,14 +73,14 @@ def open_task(config: ConfigDict, form: Format) -> Task:
   for name, sentences in sets.items():
     if not sentences:
       continue
-    labeled = make_rows(sentences, tags, form)
+    labeled = make_rows(sentences, tags, text_format)
     unknown += sum(tag not in tags for s in sentences for tag in s.tags)
     evals.append(EvalSet(name, labeled.rows,
                          functools.partial(score_outputs, sentences, labeled.places, tags),
                          functools.partial(write, sentences, labeled.places, tags, name)))
     baseline[name] = score([s.tags for s in sentences], [["O"] * len(s.tags) for s in sentences])
   notes = (f"{unknown} words have tags that the training file lacks",) if unknown else ()
-  train_rows = make_rows([train[i] for i in chosen], tags, form).rows
+  train_rows = make_rows([train[i] for i in chosen], tags, text_format).rows
   return Task(config.name, "tokens", tuple(tags), train_rows, tuple(evals), baseline, notes)
 
 
@@ -119,28 +119,29 @@ def read_conll(path: pathlib.Path) -> list[Sentence]:
   return sentences
 
 
-def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], form: Format) -> Labeled:
+def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: TextFormat
+              ) -> Labeled:
   """Returns the rows [CLS] words [SEP] of sentences.
 
   Args:
     sentences: sentences; each gets rows of its own.
     tags: tag of every class. Words with other tags have no label.
-    form: format of the rows.
+    text_format: format of the rows.
   """
   number = {tag: i for i, tag in enumerate(tags)}
-  pieces = iter(encode_words([s.words for s in sentences], form.tokenizer))
+  pieces = iter(encode_words([s.words for s in sentences], text_format.tokenizer))
   tokens, labels, places = [], [], []
   for sentence in sentences:
-    of_words = [next(pieces)[:form.max_length - 2] for _ in sentence.words]
+    of_words = [next(pieces)[:text_format.max_length - 2] for _ in sentence.words]
     places.append([])
-    for part in cut(list(map(len, of_words)), form.max_length - 2):
+    for part in cut(list(map(len, of_words)), text_format.max_length - 2):
       row, label = [], [[-1]]
       for i in part:
         places[-1].append((len(tokens), 1 + sum(map(len, row))))  # 1: the opening mark.
         row.append(of_words[i])
         # -1: no label, for a tag that is not a class and for the word's other tokens.
         label.append([number.get(sentence.tags[i], -1)] + [-1] * (len(of_words[i]) - 1))
-      tokens.append(form.marks.enclose(np.concatenate(row)))
+      tokens.append(text_format.marks.enclose(np.concatenate(row)))
       labels.append(np.concatenate([*label, [-1]]).astype(np.int32))
   return Labeled(Rows(tokens, [np.zeros(len(t), np.int32) for t in tokens], labels), places)
 

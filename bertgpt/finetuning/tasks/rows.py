@@ -97,7 +97,7 @@ class Task(NamedTuple):
   notes: tuple[str, ...] = ()
 
 
-class Format(NamedTuple):
+class TextFormat(NamedTuple):
   """Format of a row of one or two texts.
 
   Attributes:
@@ -133,7 +133,7 @@ class Format(NamedTuple):
     return self.marks.enclose(a, b), segment_ids.astype(np.int32)
 
 
-def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Format:
+def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> TextFormat:
   """Returns the format of rows: an encoder's [CLS] a [SEP] b [SEP] (Devlin et al. 2018, 3).
 
   A decoder's rows are start a delimiter b extract, three new tokens (Radford et al. 2018, 3.3).
@@ -148,16 +148,16 @@ def make_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> Fo
   if families.FAMILIES[model.family].kind == "decoder":
     size = tokenizer.vocab_size
     added = Marks(size, size + 1, size + 2)
-    return Format(tokenizer, added, False, task.max_length, task.truncation)
+    return TextFormat(tokenizer, added, False, task.max_length, task.truncation)
   if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
     raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], which mark texts. "
                       "Fine-tune a run whose tokenizer has them")
-  return Format(tokenizer, marks.of_encoder(tokenizer), model.num_segments >= 2, task.max_length,
-                task.truncation)
+  return TextFormat(tokenizer, marks.of_encoder(tokenizer), model.num_segments >= 2,
+                    task.max_length, task.truncation)
 
 
 def vocab_size(tokenizer: Tokenizer, family: str) -> int:
-  """Returns the number of tokens of the fine-tuned model, with those that `make_format` adds.
+  """Returns the number of tokens of the fine-tuned model, with those that `make_text_format` adds.
 
   Args:
     tokenizer: tokenizer of the pretrained run.

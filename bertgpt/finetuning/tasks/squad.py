@@ -19,7 +19,7 @@ from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.errors import ConfigError, DataError, one_line
 from bertgpt.files import write_json
 from bertgpt.finetuning.tasks import files
-from bertgpt.finetuning.tasks.rows import EvalSet, Format, Rows, Task
+from bertgpt.finetuning.tasks.rows import EvalSet, Rows, Task, TextFormat
 from bertgpt.finetuning.tasks.scores import harmonic_mean
 
 VERSIONS = {"squad": "v1.1", "squad2": "v2.0"}
@@ -68,12 +68,12 @@ class Guess(NamedTuple):
   text: str
 
 
-def open_task(config: ConfigDict, form: Format) -> Task:
+def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Reads the files of a task.
 
   Args:
     config: group `task` of a fine-tuning's config.
-    form: format of the rows.
+    text_format: format of the rows.
   Raises:
     ConfigError: a row has no room for a context.
     DataError: files are missing, or are not in the official format.
@@ -92,13 +92,13 @@ def open_task(config: ConfigDict, form: Format) -> Task:
       continue
     if name == "dev":
       questions = questions[:config.max_dev_examples or None]
-    rows, windows = make_rows(questions, config, form)
+    rows, windows = make_rows(questions, config, text_format)
     predict = functools.partial(find_answers, questions, windows, config)
     evals.append(EvalSet(name, rows,
                          lambda outputs, q=questions, p=predict: score(q, p(outputs)[0]),
                          functools.partial(write, name, predict, config.name == "squad2")))
     baseline[name] = score(questions, {question.id: "" for question in questions})
-  return Task(config.name, "spans", ("start", "end"), make_rows(train, config, form)[0],
+  return Task(config.name, "spans", ("start", "end"), make_rows(train, config, text_format)[0],
               tuple(evals), baseline)
 
 
@@ -155,21 +155,21 @@ def _answers(qa):
 # ----------------------------------------------------------------- windows
 
 
-def make_rows(questions: Sequence[Question], config: ConfigDict, form: Format
+def make_rows(questions: Sequence[Question], config: ConfigDict, text_format: TextFormat
               ) -> tuple[Rows, list[Window]]:
   """Returns the rows of all windows of all questions, with the first answer as their label.
 
   Args:
     questions: questions of a set.
     config: group `task` of a fine-tuning's config.
-    form: format of the rows.
+    text_format: format of the rows.
   Returns:
     (rows, window of every row).
   """
   contexts = list(dict.fromkeys(question.context for question in questions))
-  encoded = dict(zip(contexts, encode_with_offsets(form.tokenizer, contexts), strict=True))
+  encoded = dict(zip(contexts, encode_with_offsets(text_format.tokenizer, contexts), strict=True))
   tokens, segments, labels, windows = [], [], [], []
-  asked = form.tokenizer.encode([question.question for question in questions])
+  asked = text_format.tokenizer.encode([question.question for question in questions])
   for number, (question, q_ids) in enumerate(zip(questions, asked, strict=True)):
     ids, offsets = encoded[question.context]
     asked_ids = q_ids[:config.max_question]
@@ -177,8 +177,8 @@ def make_rows(questions: Sequence[Question], config: ConfigDict, form: Format
     span = find_span(question, offsets)
     parts = cut(len(ids), config.max_length - head_length - 1, config.stride)
     for (start, end), has_max_context in zip(parts, find_max_context(parts), strict=True):
-      tokens.append(form.marks.enclose(asked_ids, ids[start:end]))
-      segments.append(np.repeat([0, int(form.segments)],
+      tokens.append(text_format.marks.enclose(asked_ids, ids[start:end]))
+      segments.append(np.repeat([0, int(text_format.segments)],
                                 [head_length, end - start + 1]).astype(np.int32))
       is_inside = span is not None and start <= span[0] and span[1] < end
       labels.append([head_length + i - start for i in span] if is_inside else [0, 0])

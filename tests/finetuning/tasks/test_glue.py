@@ -1,4 +1,4 @@
-"""The nine GLUE tasks: files and TFDS hold the same examples; predictions have official form."""
+"""The nine GLUE tasks: files and TFDS hold the same examples; predictions are submissions."""
 
 import types
 
@@ -70,21 +70,21 @@ def write_official(folder, name, rows=1):
 
 
 @pytest.fixture(scope="module")
-def form():
+def text_format():
   config = types.SimpleNamespace(kind="wordpiece", vocab_size=60, lowercase=True)
   tokenizer = tokenizers.train_tokenizer(config, [t for pair in TEXTS for t in pair] * 9)
-  return rows_lib.make_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
-                              finetune_config.base().task)
+  return rows_lib.make_text_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
+                                   finetune_config.base().task)
 
 
-def open_task(name, data, form, **fields):
+def open_task(name, data, text_format, **fields):
   config = finetune_config.base().task
   config.update(name=name, data=str(data), **fields)
-  return glue.open_task(config, form)
+  return glue.open_task(config, text_format)
 
 
-def texts_of(rows, form):
-  return [form.tokenizer.decode(tokens) for tokens in rows.tokens]
+def texts_of(rows, text_format):
+  return [text_format.tokenizer.decode(tokens) for tokens in rows.tokens]
 
 
 def expected_texts(name):
@@ -93,11 +93,11 @@ def expected_texts(name):
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_official_files_are_read(tmp_path, form, name):
-  task = open_task(name, write_official(tmp_path, name), form)
+def test_official_files_are_read(tmp_path, text_format, name):
+  task = open_task(name, write_official(tmp_path, name), text_format)
   sets = ["dev", "test", "dev_mismatched", "test_mismatched"] if name == "mnli" else ["dev", "test"]
   assert [s.name for s in task.evals] == sets
-  assert all(texts_of(rows, form) == expected_texts(name)
+  assert all(texts_of(rows, text_format) == expected_texts(name)
              for rows in (task.train, *(s.rows for s in task.evals)))
   numbers = NUMBERS.get(name, [1, 0, 1])
   assert task.train.labels.tolist() == pytest.approx(numbers)
@@ -110,8 +110,8 @@ def test_official_files_are_read(tmp_path, form, name):
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_predictions_are_those_of_the_official_form(tmp_path, form, name):
-  task = open_task(name, write_official(tmp_path / "data", name), form)
+def test_predictions_are_those_of_the_official_form(tmp_path, text_format, name):
+  task = open_task(name, write_official(tmp_path / "data", name), text_format)
   outputs = np.array(NUMBERS.get(name, [1, 0, 1]))
   for s in task.evals:
     s.write(outputs, tmp_path)
@@ -133,24 +133,24 @@ def test_scores_beyond_the_scale_are_written_within_it(tmp_path):
   assert (tmp_path / "S.tsv").read_text().split()[3::2] == ["0.000", "5.000", "2.000"]
 
 
-def test_quotes_are_text(tmp_path, form):
+def test_quotes_are_text(tmp_path, text_format):
   """Quotes have no meaning in GLUE files."""
   write_official(tmp_path, "sst2")
   (tmp_path / "SST-2" / "train.tsv").write_text('sentence\tlabel\n"the cat\t1\na "dog" sees\t0\n')
-  task = open_task("sst2", tmp_path / "SST-2", form)  # The task's own folder works too.
+  task = open_task("sst2", tmp_path / "SST-2", text_format)  # The task's own folder works too.
   assert task.train.labels.tolist() == [1, 0]
 
 
-def test_the_baseline_answers_what_training_has_most(tmp_path, form):
-  task = open_task("sst2", write_official(tmp_path, "sst2"), form)
+def test_the_baseline_answers_what_training_has_most(tmp_path, text_format):
+  task = open_task("sst2", write_official(tmp_path, "sst2"), text_format)
   assert task.baseline == {"dev": {"accuracy": pytest.approx(2 / 3)}}
 
 
-def test_fewer_examples(tmp_path, form):
-  task = open_task("rte", write_official(tmp_path, "rte", rows=20), form, max_train_examples=7,
-                   max_dev_examples=4)
+def test_fewer_examples(tmp_path, text_format):
+  task = open_task("rte", write_official(tmp_path, "rte", rows=20), text_format,
+                   max_train_examples=7, max_dev_examples=4)
   assert len(task.train) == 7 and len(task.evals[0].rows) == 4 and len(task.evals[1].rows) == 3
-  assert texts_of(task.evals[0].rows, form) == (expected_texts("rte") * 2)[:4]
+  assert texts_of(task.evals[0].rows, text_format) == (expected_texts("rte") * 2)[:4]
 
 
 # ----------------------------------------------------------------- bad data
@@ -168,44 +168,44 @@ def test_fewer_examples(tmp_path, form):
     ("sst2", "sentence\tlabel\n", "train.tsv: holds no examples"),
     ("sst2", "", "lacks the column sentence, label"),
 ])
-def test_wrong_files_are_named(tmp_path, form, name, content, message):
+def test_wrong_files_are_named(tmp_path, text_format, name, content, message):
   write_official(tmp_path, name)
   (tmp_path / glue.TASKS[name].folder / "train.tsv").write_text(content)
   with pytest.raises(DataError) as e:
-    open_task(name, tmp_path, form)
+    open_task(name, tmp_path, text_format)
   assert message in str(e.value) and "\n" not in str(e.value)
 
 
-def test_bytes_that_are_no_text_are_named_with_a_remedy_that_is_there(tmp_path, form):
+def test_bytes_that_are_no_text_are_named_with_a_remedy_that_is_there(tmp_path, text_format):
   """The message must not name data.invalid_text, a field of pretraining."""
   write_official(tmp_path, "sst2")
   (tmp_path / "SST-2" / "train.tsv").write_bytes(b"sentence\tlabel\na\xff\t1\n")
   with pytest.raises(DataError, match="invalid UTF-8 at byte 16. Repair the file$"):
-    open_task("sst2", tmp_path, form)
+    open_task("sst2", tmp_path, text_format)
 
 
 @pytest.mark.parametrize("field", ["train", "dev", "test"])
-def test_other_names_of_files_are_refused(tmp_path, form, field):
+def test_other_names_of_files_are_refused(tmp_path, text_format, field):
   write_official(tmp_path, "sst2")
   with pytest.raises(ConfigError, match=f"task.{field}=my.tsv: the files of sst2 have their off"):
-    open_task("sst2", tmp_path, form, **{field: "my.tsv"})
+    open_task("sst2", tmp_path, text_format, **{field: "my.tsv"})
 
 
-def test_missing_files_are_named(tmp_path, form):
+def test_missing_files_are_named(tmp_path, text_format):
   write_official(tmp_path, "sst2")
   with pytest.raises(DataError, match="holds no RTE/train.tsv or train.tsv"):
-    open_task("rte", tmp_path, form)
+    open_task("rte", tmp_path, text_format)
   (tmp_path / "SST-2" / "dev.tsv").unlink()
   with pytest.raises(DataError, match="holds no SST-2/dev.tsv"):
-    open_task("sst2", tmp_path, form)
+    open_task("sst2", tmp_path, text_format)
 
 
-def test_questions_with_line_breaks_are_left_out_and_counted(tmp_path, form):
+def test_questions_with_line_breaks_are_left_out_and_counted(tmp_path, text_format):
   """Some lines of the official QQP files are broken."""
   write_official(tmp_path, "qqp")
   path = tmp_path / "QQP" / "train.tsv"
   path.write_text(path.read_text() + "9\tx\ttorn\n")
-  task = open_task("qqp", tmp_path, form)
+  task = open_task("qqp", tmp_path, text_format)
   assert len(task.train) == 3 and task.notes == ("1 lines lack columns and were skipped",)
 
 
@@ -237,22 +237,22 @@ def write_tfds(folder, name, labels):
 
 
 @pytest.mark.parametrize("name", ["rte", "stsb", "sst2"])
-def test_tfds_gives_what_the_files_give(tmp_path, form, name):
+def test_tfds_gives_what_the_files_give(tmp_path, text_format, name):
   data = write_tfds(tmp_path / "tfds", name, NUMBERS.get(name, [1, 0, 1]))
-  found = open_task(name, data, form)
-  expected = open_task(name, write_official(tmp_path / "files", name), form)
+  found = open_task(name, data, text_format)
+  expected = open_task(name, write_official(tmp_path / "files", name), text_format)
   for one, other in zip([found.train, *(s.rows for s in found.evals)],
                         [expected.train, *(s.rows for s in expected.evals)], strict=True):
-    assert texts_of(one, form) == texts_of(other, form)
+    assert texts_of(one, text_format) == texts_of(other, text_format)
     np.testing.assert_array_equal(one.labels, other.labels)
 
 
-def test_a_dataset_of_another_task_is_named(tmp_path, form):
+def test_a_dataset_of_another_task_is_named(tmp_path, text_format):
   data = write_tfds(tmp_path / "tfds", "sst2", [1, 0, 1])
   with pytest.raises(DataError, match="lacks the feature 'sentence1', .* Give the dataset of RTE"):
-    open_task("rte", data, form)
+    open_task("rte", data, text_format)
   with pytest.raises(DataError, match="task.data: TFDS knows no dataset"):
-    open_task("rte", f"tfds:{tmp_path}/none", form)
+    open_task("rte", f"tfds:{tmp_path}/none", text_format)
 
 
 # --------------------------------------------------------------- real files
@@ -260,8 +260,8 @@ def test_a_dataset_of_another_task_is_named(tmp_path, form):
 
 @pytest.mark.parametrize("name, train, dev, share", [
     ("cola", 8551, 1043, 0.704), ("sst2", 67349, 872, 0.558), ("rte", 2490, 277, 0.498)])
-def test_the_published_counts(data_dir, form, name, train, dev, share):
+def test_the_published_counts(data_dir, text_format, name, train, dev, share):
   """Counts are those of Wang et al. 2018, table 1, with the share of label 1 in training."""
-  task = open_task(name, data_dir / "glue", form)
+  task = open_task(name, data_dir / "glue", text_format)
   assert (len(task.train), len(task.evals[0].rows)) == (train, dev)
   assert task.train.labels.mean() == pytest.approx(share, abs=5e-4)

@@ -24,19 +24,19 @@ unseenwords NN B-NP O
 """
 
 
-def make_form(kind="wordpiece", max_length=64, lowercase=True):
+def make_text_format(kind="wordpiece", max_length=64, lowercase=True):
   config = types.SimpleNamespace(kind=kind, vocab_size=300 if kind == "bpe" else 60,
                                  lowercase=lowercase, model_type="bpe")
   text = ["anna flew to maria", "a river runs near the rotterdam dam", "unseen words"] * 9
-  return rows_lib.make_format(tokenizers.train_tokenizer(config, text),
-                              types.SimpleNamespace(family="bert", num_segments=2),
-                              types.SimpleNamespace(max_length=max_length, truncation="head"))
+  return rows_lib.make_text_format(tokenizers.train_tokenizer(config, text),
+                                   types.SimpleNamespace(family="bert", num_segments=2),
+                                   types.SimpleNamespace(max_length=max_length, truncation="head"))
 
 
-def open_task(folder, form, **fields):
+def open_task(folder, text_format, **fields):
   config = finetune_config.base().task
   config.update(name="ner", data=str(folder), **fields)
-  return ner.open_task(config, form)
+  return ner.open_task(config, text_format)
 
 
 def sentence(text):
@@ -59,35 +59,35 @@ def test_tabs_keep_what_is_in_a_word(tmp_path):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "bpe"])
 def test_the_label_of_a_word_is_at_its_first_piece(kind):
-  form = make_form(kind)
-  form = form._replace(marks=Marks(2, 3, 3)) if kind == "bpe" else form
+  text_format = make_text_format(kind)
+  text_format = text_format._replace(marks=Marks(2, 3, 3)) if kind == "bpe" else text_format
   s = sentence("anna/B-p mariana/I-p flew/O rotterdamer/B-l \u200b/O end/O")
   tags = ["O", "B-l", "B-p", "I-p"]
-  labeled = ner.make_rows([s], tags, form)
+  labeled = ner.make_rows([s], tags, text_format)
   (tokens,), (labels,), (places,) = labeled.rows.tokens, labeled.rows.labels, labeled.places
   at = np.flatnonzero(labels >= 0)
   assert [(0, i) for i in at] == places and len(at) == len(s.words)
   assert [tags[i] for i in labels[at]] == s.tags
   # The tokens from one label to the next are a word.
-  words = [form.tokenizer.decode(tokens[a:b]).strip()
+  words = [text_format.tokenizer.decode(tokens[a:b]).strip()
            for a, b in zip(at, [*at[1:], len(tokens) - 1], strict=True)]
   assert [w for i, w in enumerate(words) if i not in (4, 5)] == [
       w for i, w in enumerate(s.words) if i not in (4, 5)]
 
 
 def test_long_sentences_are_cut_between_words_and_lose_none():
-  form = make_form(max_length=10)
+  text_format = make_text_format(max_length=10)
   s = sentence(" ".join(f"{w}/O" for w in "anna flew to maria rotterdam river".split() * 5))
-  labeled = ner.make_rows([s], ["O"], form)
+  labeled = ner.make_rows([s], ["O"], text_format)
   assert len(labeled.rows) > 3 and max(labeled.rows.lengths) <= 10
-  text = " ".join(form.tokenizer.decode(t[1:-1]) for t in labeled.rows.tokens)
+  text = " ".join(text_format.tokenizer.decode(t[1:-1]) for t in labeled.rows.tokens)
   assert text == " ".join(s.words)
   assert sum((labels >= 0).sum() for labels in labeled.rows.labels) == len(s.words)
 
 
 def test_a_word_longer_than_the_window_keeps_its_start():
-  form = make_form(max_length=8)
-  labeled = ner.make_rows([sentence("xyxyxyxyxyxyxyxyxyxy/O a/O")], ["O"], form)
+  text_format = make_text_format(max_length=8)
+  labeled = ner.make_rows([sentence("xyxyxyxyxyxyxyxyxyxy/O a/O")], ["O"], text_format)
   assert max(labeled.rows.lengths) <= 8 and len(labeled.places[0]) == 2
 
 
@@ -95,7 +95,7 @@ def test_a_task_of_three_files(tmp_path):
   (tmp_path / "wnut17train.conll").write_text(CONLL)
   (tmp_path / "emerging.dev.conll").write_text("Anna\tB-person\n\nTo\tB-group\n")
   (tmp_path / "mine.txt").write_text("a B-location\n")
-  task = open_task(tmp_path, make_form(), test="mine.txt")
+  task = open_task(tmp_path, make_text_format(), test="mine.txt")
   assert task.labels == ("O", "B-location", "B-person", "I-person")
   assert task.notes == ("1 words have tags that the training file lacks",)
   dev, test = task.evals
@@ -118,17 +118,17 @@ def test_wrong_files_are_named(tmp_path, text, message):
   (tmp_path / "train.txt").write_text(text)
   (tmp_path / "dev.txt").write_text("a O\n")
   with pytest.raises(DataError) as e:
-    open_task(tmp_path, make_form())
+    open_task(tmp_path, make_text_format())
   assert message in str(e.value) and "\n" not in str(e.value)
 
 
 def test_missing_files_are_named(tmp_path):
   with pytest.raises(DataError, match="holds no wnut17train.conll or eng.train or"):
-    open_task(tmp_path, make_form())
+    open_task(tmp_path, make_text_format())
   (tmp_path / "train.txt").write_text(CONLL)
   (tmp_path / "dev.txt").write_text(CONLL)
   with pytest.raises(DataError, match="holds no other.txt"):
-    open_task(tmp_path, make_form(), dev="other.txt")
+    open_task(tmp_path, make_text_format(), dev="other.txt")
 
 
 # ------------------------------------------------------------------ scores

@@ -16,11 +16,11 @@ CONTEXT = ("The cat saw a dog near the river. Its house stood on a stone, and a 
            "knew it (so they say).")
 
 
-def make_form(max_length=64, kind="wordpiece"):
+def make_text_format(max_length=64, kind="wordpiece"):
   config = types.SimpleNamespace(kind=kind, vocab_size=80, lowercase=True, model_type="bpe")
   tokenizer = tokenizers.train_tokenizer(config, [CONTEXT.lower(), "who saw what?"] * 20)
-  return rows_lib.make_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
-                              types.SimpleNamespace(max_length=max_length, truncation="head"))
+  return rows_lib.make_text_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
+                                   types.SimpleNamespace(max_length=max_length, truncation="head"))
 
 
 def make_config(**fields):
@@ -55,12 +55,12 @@ def write_json(path, *questions, **more):
 
 
 def test_a_row_reads_as_the_paper_has_it():
-  form = make_form()
-  rows, windows = squad.make_rows([question("a dog")], make_config(), form)
-  text = form.tokenizer.decode(rows.tokens[0])
+  text_format = make_text_format()
+  rows, windows = squad.make_rows([question("a dog")], make_config(), text_format)
+  text = text_format.tokenizer.decode(rows.tokens[0])
   assert text.startswith("[CLS] who saw what? [SEP] the cat saw a dog") and text.endswith("[SEP]")
   start, end = rows.labels[0]
-  assert form.tokenizer.decode(rows.tokens[0][start:end + 1]) == "a dog"
+  assert text_format.tokenizer.decode(rows.tokens[0][start:end + 1]) == "a dog"
   first = windows[0].first
   assert rows.segment_ids[0].tolist() == [0] * first + [1] * (len(rows.tokens[0]) - first)
 
@@ -85,14 +85,14 @@ def test_windows_cover_every_token_and_one_has_its_max_context(length, room, str
 
 
 def test_an_answer_is_the_label_of_windows_that_hold_all_of_it():
-  form, config = make_form(), make_config(max_length=24)
+  text_format, config = make_text_format(), make_config(max_length=24)
   q = question("a stone")
-  rows, windows = squad.make_rows([q], config, form)
+  rows, windows = squad.make_rows([q], config, text_format)
   assert len(windows) > 2 and max(rows.lengths) == 24
   for tokens, label, window in zip(rows.tokens, rows.labels, windows, strict=True):
     text = CONTEXT[window.offsets[0, 0]:window.offsets[-1, 1]]
     if "a stone" in text:
-      assert form.tokenizer.decode(tokens[label[0]:label[1] + 1]) == "a stone"
+      assert text_format.tokenizer.decode(tokens[label[0]:label[1] + 1]) == "a stone"
     else:
       assert label.tolist() == [0, 0]
   assert rows.labels.any() and not rows.labels.all()
@@ -101,25 +101,25 @@ def test_an_answer_is_the_label_of_windows_that_hold_all_of_it():
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
 @pytest.mark.parametrize("answer", ["The cat", "1999", "so they say", "Its house", "it"])
 def test_answers_are_quoted_from_the_text(answer, kind):
-  form, config = make_form(kind=kind), make_config(max_length=32)
+  text_format, config = make_text_format(kind=kind), make_config(max_length=32)
   q = question(answer)
-  rows, windows = squad.make_rows([q], config, form)
+  rows, windows = squad.make_rows([q], config, text_format)
   answers, n_best, _ = squad.find_answers([q], windows, config, perfect_outputs(rows))
   assert squad.normalize(answers["q0"]) == squad.normalize(answer)
   assert n_best["q0"][0].text == answers["q0"] and len(n_best["q0"]) > 5
 
 
 def test_questions_are_cut():
-  form = make_form()
+  text_format = make_text_format()
   q = question("a dog")._replace(question="who " * 50)
-  rows, windows = squad.make_rows([q], make_config(), form)
+  rows, windows = squad.make_rows([q], make_config(), text_format)
   assert windows[0].first == 8 + 2
 
 
 def test_spans_end_after_they_start_and_are_not_longer_than_asked():
-  form, config = make_form(), make_config(max_answer=3)
+  text_format, config = make_text_format(), make_config(max_answer=3)
   q = question("a dog")
-  rows, (window,) = squad.make_rows([q], config, form)
+  rows, (window,) = squad.make_rows([q], config, text_format)
   logits = np.random.default_rng(0).normal(size=(2, len(rows.tokens[0])))
   found = squad.find_spans(window, logits, CONTEXT, config)
   scores = {}
@@ -134,9 +134,9 @@ def test_spans_end_after_they_start_and_are_not_longer_than_asked():
 
 
 def test_no_answer_is_given_from_the_threshold_on():
-  form, config = make_form(), make_config(name="squad2")
+  text_format, config = make_text_format(), make_config(name="squad2")
   q = question("a dog")
-  rows, windows = squad.make_rows([q], config, form)
+  rows, windows = squad.make_rows([q], config, text_format)
   logits = np.zeros((2, len(rows.tokens[0])))
   start, end = rows.labels[0]
   logits[0, start], logits[1, end], logits[:, 0] = 3.0, 3.0, 4.0
@@ -153,7 +153,7 @@ def test_no_answer_is_given_from_the_threshold_on():
 def test_a_task_from_files_to_predictions(tmp_path):
   for name, answer in (("train", "a dog"), ("dev", "The cat")):
     write_json(tmp_path / f"{name}-v1.1.json", question(answer))
-  task = squad.open_task(make_config(data=str(tmp_path)), make_form())
+  task = squad.open_task(make_config(data=str(tmp_path)), make_text_format())
   (dev,) = task.evals
   outputs = perfect_outputs(dev.rows)
   assert dev.score(outputs) == {"em": 1.0, "f1": 1.0}
@@ -168,7 +168,7 @@ def test_questions_without_answers(tmp_path):
   for name in ("train", "dev"):
     write_json(tmp_path / f"{name}-v2.0.json", question(""), is_impossible=True,
                plausible_answers=[{"answer_start": 0, "text": "The"}])
-  task = squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_form())
+  task = squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_text_format())
   assert task.train.labels.tolist() == [[0, 0]]
   (dev,) = task.evals
   assert task.baseline == {"dev": {"em": 1.0, "f1": 1.0}}
@@ -209,13 +209,13 @@ def test_an_answer_without_a_number_and_a_text_is_named(tmp_path, start, text):
 def test_every_question_of_1_1_has_an_answer(tmp_path):
   write_json(tmp_path / "train-v1.1.json", question("a dog"), question("", "q7"))
   with pytest.raises(DataError, match="question q7 has no answer"):
-    squad.open_task(make_config(data=str(tmp_path)), make_form())
+    squad.open_task(make_config(data=str(tmp_path)), make_text_format())
 
 
 def test_odds_are_finite_if_there_is_no_text(tmp_path):
   """JSON has no infinity."""
   empty = squad.Question("q0", "Who saw what?", " ", ())
-  rows, windows = squad.make_rows([empty], make_config(), make_form())
+  rows, windows = squad.make_rows([empty], make_config(), make_text_format())
   answers, _, odds = squad.find_answers([empty], windows, make_config(name="squad2"),
                                         perfect_outputs(rows))
   assert answers == {"q0": ""} and 1e8 < odds["q0"] < np.inf
@@ -223,7 +223,7 @@ def test_odds_are_finite_if_there_is_no_text(tmp_path):
 
 def test_no_room_for_a_text_is_an_error():
   with pytest.raises(ConfigError, match="task.max_length=64 leaves no room"):
-    squad.open_task(make_config(max_question=61), make_form())
+    squad.open_task(make_config(max_question=61), make_text_format())
 
 
 # ------------------------------------------------------------------ scores
@@ -259,10 +259,10 @@ def test_answers_of_real_files_come_back(data_dir, name, count):
   assert len(questions) == count
   questions = questions[::10]
   tokenizer = tokenizers.load_tokenizer(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
-  form = rows_lib.make_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
-                              make_config(max_length=384))
+  text_format = rows_lib.make_text_format(
+      tokenizer, types.SimpleNamespace(family="bert", num_segments=2), make_config(max_length=384))
   config = make_config(max_length=384, max_question=64, stride=128, max_answer=60)
-  rows, windows = squad.make_rows(questions, config, form)
+  rows, windows = squad.make_rows(questions, config, text_format)
   answers, _, _ = squad.find_answers(questions, windows, config, perfect_outputs(rows))
   exact = np.mean([squad.normalize(answers[q.id]) == squad.normalize(q.answers[0][1])
                    for q in questions])

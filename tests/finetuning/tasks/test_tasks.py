@@ -25,9 +25,9 @@ def tokenizer():
                                     + ["what does the bird like, and who knows it"] * 9)
 
 
-def make_format(tokenizer, family="bert", max_length=64, truncation="head", num_segments=2):
-  return rows_lib.make_format(tokenizer, NAMESPACE(family=family, num_segments=num_segments),
-                              NAMESPACE(max_length=max_length, truncation=truncation))
+def make_text_format(tokenizer, family="bert", max_length=64, truncation="head", num_segments=2):
+  return rows_lib.make_text_format(tokenizer, NAMESPACE(family=family, num_segments=num_segments),
+                                   NAMESPACE(max_length=max_length, truncation=truncation))
 
 
 def make_rows(lengths):
@@ -41,36 +41,36 @@ def make_rows(lengths):
 
 
 def test_rows_of_bert_are_those_of_the_paper(tokenizer):
-  form = make_format(tokenizer)
+  text_format = make_text_format(tokenizer)
   a, b = tokenizer.encode(["the cat sees a dog", "who knows"])
-  tokens, segment_ids = form.make_row(a, b)
+  tokens, segment_ids = text_format.make_row(a, b)
   assert tokenizer.decode(tokens) == "[CLS] the cat sees a dog [SEP] who knows [SEP]"
   after = np.flatnonzero(tokens == tokenizer.sep_id)[0] + 1
   assert (segment_ids[:after] == 0).all() and (segment_ids[after:] == 1).all()
-  tokens, segment_ids = form.make_row(a)
+  tokens, segment_ids = text_format.make_row(a)
   assert tokenizer.decode(tokens) == "[CLS] the cat sees a dog [SEP]"
   assert not segment_ids.any()
 
 
 def test_a_model_without_segments_gets_none(tokenizer):
   a, b = tokenizer.encode(["the cat", "a dog"])
-  assert not make_format(tokenizer, num_segments=1).make_row(a, b)[1].any()
+  assert not make_text_format(tokenizer, num_segments=1).make_row(a, b)[1].any()
 
 
 def test_rows_of_gpt_have_tokens_beyond_its_vocabulary(tokenizer):
-  form = make_format(tokenizer, "gpt")
+  text_format = make_text_format(tokenizer, "gpt")
   a, b = tokenizer.encode(["the cat", "a dog"])
-  tokens, _ = form.make_row(a, b)
+  tokens, _ = text_format.make_row(a, b)
   size = tokenizer.vocab_size
   assert tokens.tolist() == [size, *a, size + 1, *b, size + 2]
-  assert form.make_row(a)[0].tolist() == [size, *a, size + 2]
+  assert text_format.make_row(a)[0].tolist() == [size, *a, size + 2]
   assert rows_lib.vocab_size(tokenizer, "gpt") == tokens.max() + 1
 
 
 def test_a_tokenizer_without_marks_is_refused(tokenizer):
   without = NAMESPACE(kind="bpe", cls_id=-1, sep_id=5)
   with pytest.raises(ConfigError, match=r"no \[CLS\] and \[SEP\]"):
-    make_format(without)
+    make_text_format(without)
 
 
 def test_head_and_tail_keep_128_and_382_of_a_row_of_512():
@@ -85,10 +85,10 @@ def test_head_and_tail_keep_128_and_382_of_a_row_of_512():
 
 @pytest.mark.parametrize("mode", ["head", "tail", "head_tail"])
 def test_rows_are_never_longer_than_asked(tokenizer, mode):
-  form = make_format(tokenizer, max_length=20, truncation=mode)
+  text_format = make_text_format(tokenizer, max_length=20, truncation=mode)
   rng = np.random.default_rng(0)
   for a, b in rng.integers(0, 40, (200, 2)):
-    tokens, segment_ids = form.make_row(np.full(a, 7), np.full(b, 8))
+    tokens, segment_ids = text_format.make_row(np.full(a, 7), np.full(b, 8))
     assert len(tokens) == len(segment_ids) == min(a + b + 3, 20)
 
 
