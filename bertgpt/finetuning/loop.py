@@ -113,7 +113,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
                                           config.task)
   task = tasks.open_task(config.task, text_format)
   is_first = jax.process_index() == 0  # The other processes compute and write nothing.
-  with workdir.claim(path, is_first):
+  with workdir.make_and_lock(path, is_first):
     identity = results_lib.identify(init, pretrained, task)
     results = results_lib.read_results(path, config, identity)
     check_agreement(config, identity, results)

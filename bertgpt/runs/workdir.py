@@ -24,7 +24,7 @@ from bertgpt.runs import checkpoint
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
+def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
   """Makes a workdir, checks that it can be written, and keeps other runs out inside the context.
 
   An error before `write_run` leaves no trace: directories that were made here are removed again.

@@ -107,7 +107,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   """
   config_lib.validate(config, jax.device_count(), jax.default_backend())
   process.use_compilation_cache(config.system.compilation_cache)
-  with workdir.claim(path, jax.process_index() == 0):
+  with workdir.make_and_lock(path, jax.process_index() == 0):
     workdir.check_unchanged(path, config, allow_change)
     if not workdir.is_run(path):
       unread.check(config)

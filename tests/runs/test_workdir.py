@@ -28,7 +28,7 @@ def tokenizer(finished_bert):
 
 
 def test_a_start_that_fails_leaves_nothing(tmp_path):
-  with pytest.raises(DataError), workdir.claim(tmp_path / "a/b/w", True):
+  with pytest.raises(DataError), workdir.make_and_lock(tmp_path / "a/b/w", True):
     assert (tmp_path / "a/b/w").is_dir()
     raise DataError("no text")
   assert list(tmp_path.iterdir()) == []
@@ -38,24 +38,25 @@ def test_a_start_that_fails_leaves_what_was_there(tmp_path):
   folder = tmp_path / "w"
   folder.mkdir()
   (folder / "notes.txt").write_text("mine")
-  with pytest.raises(KeyboardInterrupt), workdir.claim(folder, True):
+  with pytest.raises(KeyboardInterrupt), workdir.make_and_lock(folder, True):
     raise KeyboardInterrupt
   assert [p.name for p in folder.iterdir()] == ["notes.txt"]
 
 
 def test_a_run_that_has_started_stays(tmp_path, tokenizer):
-  with pytest.raises(DataError), workdir.claim(tmp_path / "w", True):
+  with pytest.raises(DataError), workdir.make_and_lock(tmp_path / "w", True):
     workdir.write_run(tmp_path / "w", config_lib.base(), tokenizer)
     raise DataError("damaged")
   assert workdir.read_config(tmp_path / "w") == config_lib.base()
 
 
 def test_one_run_at_a_time(tmp_path):
-  with workdir.claim(tmp_path / "w", True):
-    with pytest.raises(ConfigError, match="in use by process"), workdir.claim(tmp_path / "w", True):
+  with workdir.make_and_lock(tmp_path / "w", True):
+    refused = pytest.raises(ConfigError, match="in use by process")
+    with refused, workdir.make_and_lock(tmp_path / "w", True):
       pass
     assert (tmp_path / "w").is_dir()  # The refused run removes nothing.
-    with workdir.claim(tmp_path / "w", False):  # Another process of the same run.
+    with workdir.make_and_lock(tmp_path / "w", False):  # Another process of the same run.
       pass
 
 
@@ -63,7 +64,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
   file = tmp_path / "file"
   file.write_text("")
   for place, error in ((file, ConfigError), (file / "w", StorageError)):
-    with pytest.raises(error, match=f"--workdir {place}: "), workdir.claim(place, True):
+    with pytest.raises(error, match=f"--workdir {place}: "), workdir.make_and_lock(place, True):
       pass
 
 
@@ -104,7 +105,7 @@ def replace(self, target, rename=pathlib.Path.replace):
 
 folder, tokenizer, name = sys.argv[1:]
 pathlib.Path.replace = replace
-with workdir.claim(pathlib.Path(folder), True):
+with workdir.make_and_lock(pathlib.Path(folder), True):
   workdir.write_run(pathlib.Path(folder), config.base(), tokenizers.load_tokenizer(tokenizer))
 """
 
@@ -117,7 +118,7 @@ def test_files_of_a_killed_start_are_replaced(tmp_path, tokenizer, name):
   assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
   (leftover,) = folder.glob("*.unfinished-*")
   assert leftover.name.startswith(name) and not workdir.is_run(folder)
-  with workdir.claim(folder, True):
+  with workdir.make_and_lock(folder, True):
     workdir.write_run(folder, config_lib.base(), tokenizer)
   assert {p.name for p in folder.iterdir()} == {".lock", "config.json", "tokenizer"}
   again = tokenizers.load_tokenizer(folder / "tokenizer")
