@@ -155,7 +155,7 @@ def test_special_tokens_that_the_objective_needs(objective, lacking):
                                mask_id=-1, eod_id=-1)
   config = config_lib.base()
   config.objective.name = objective
-  with pytest.raises(ConfigError, match=f"special tokens {lacking}; this one"):
+  with pytest.raises(ConfigError, match=f"special tokens {lacking}, which this one"):
     corpora.resolve(config, bare)
 
 
