@@ -109,7 +109,7 @@ def default_tokens(trained: Trained, length: int) -> int:
   Args:
     length: tokens of the prompt.
   """
-  trained_on = trained_lib.window(trained)
+  trained_on = trained_lib.longest_row(trained)
   room = (trained_on if length < trained_on else trained.config.model.max_positions) - length
   return min(DEFAULT_TOKENS, room)
 

@@ -65,7 +65,7 @@ def choose_window(trained: Trained, window: int = 0, stride: int = 0) -> tuple[i
   Raises:
     ConfigError: the window exceeds the model's positions, or the stride leaves no context.
   """
-  most, window = trained.config.model.max_positions, window or trained_lib.window(trained)
+  most, window = trained.config.model.max_positions, window or trained_lib.longest_row(trained)
   if not SMALLEST_WINDOW <= window <= most:
     raise ConfigError(f"--window={window}: the model has {most} positions; give {SMALLEST_WINDOW} "
                       f"to {most}")

@@ -43,7 +43,7 @@ class Trained(NamedTuple):
     return families.find(self.config).can(ability)
 
 
-def window(trained: Trained) -> int:
+def longest_row(trained: Trained) -> int:
   """Returns the number of tokens of the longest rows that a model was trained on.
 
   An imported model is taken to be trained on all of its positions.
