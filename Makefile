@@ -3,7 +3,7 @@
 # make test       the fast tests;  make test-all: every test;  ARGS goes to pytest
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
-# make lint       ruff
+# make lint       ruff, the alignment of continuation lines, types
 # make docs       docs/ as web pages, in docs/_build; warnings are errors
 # make lock       resolve requirements.lock and those of the extras again (needs uv)
 # make clean      remove .venv and caches; runs/ stays
@@ -17,6 +17,7 @@ UV ?= uv
 HF_STAMP := .venv/installed-hf
 PLAN_STAMP := .venv/installed-plan
 DOCS_STAMP := .venv/installed-docs
+LINT_STAMP := .venv/installed-lint
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # ensurepip: Debian's python3 comes without it, and venv needs it.
@@ -26,7 +27,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .PHONY: demo demo-gpt test test-all test-hf test-tpu lint docs lock clean install install-hf \
-  install-plan install-docs
+  install-plan install-docs install-lint
 
 demo: $(STAMP)
 	$(BIN)/bertgpt train --config configs/demo.py --workdir runs/demo
@@ -48,8 +49,10 @@ test-hf: $(HF_STAMP)
 test-tpu: $(PLAN_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "libtpu and not slow" $(ARGS)
 
-lint: $(STAMP)
+lint: $(LINT_STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/pycodestyle bertgpt tests benchmarks configs docs
+	$(BIN)/mypy
 
 # A link to a page or a heading that is not there is a warning.
 docs: $(DOCS_STAMP)
@@ -63,6 +66,8 @@ install-hf: $(HF_STAMP)
 install-plan: $(PLAN_STAMP)
 
 install-docs: $(DOCS_STAMP)
+
+install-lint: $(LINT_STAMP)
 
 # The stamp comes last: an installation that was cut short is made again from nothing.
 $(STAMP): requirements.lock setup.cfg setup.py pyproject.toml
@@ -95,6 +100,11 @@ $(DOCS_STAMP): $(STAMP) requirements-docs.lock
 	@$(PIP) install --require-hashes --requirement requirements-docs.lock
 	@touch $@
 
+$(LINT_STAMP): $(STAMP) requirements-lint.lock
+	@echo "Installing the type checker into .venv, once ..."
+	@$(PIP) install --require-hashes --requirement requirements-lint.lock
+	@touch $@
+
 # One lock for every platform: resolved for the oldest Python, with markers for the newer. The
 # locks of the extras hold what requirements.lock does not, and neither PyTorch nor its CUDA.
 COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-config \
@@ -102,7 +112,7 @@ COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-
 
 lock:
 	$(UV) $(COMPILE) --upgrade --extra dev --output-file requirements.lock --quiet setup.cfg
-	for extra in docs hf plan; do \
+	for extra in docs hf lint plan; do \
 	  $(UV) $(COMPILE) --constraints requirements.lock --extra $$extra setup.cfg >extra.all && \
 	  awk '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \
 	         name[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/} \
@@ -111,5 +121,5 @@ lock:
 	rm extra.all
 
 clean:
-	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

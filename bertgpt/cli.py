@@ -87,7 +87,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   Raises:
     ConfigError: a flag is unknown, missing or malformed.
   """
-  arguments, arguments.overrides = make_parser().parse_known_args(argv)
+  arguments, overrides = make_parser().parse_known_args(argv)
+  arguments.overrides = overrides
   if arguments.overrides and not arguments.takes_fields:
     raise ConfigError(f"{arguments.overrides[0]}: {arguments.command} takes no config fields. "
                       "Leave it out")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 
-def path_of(key_path: Sequence[Any]) -> str:
+def path_of(key_path: tuple[Any, ...]) -> str:
   """Returns the path of a leaf, as 'a/b/c'.
 
   Args:

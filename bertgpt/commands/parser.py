@@ -3,7 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bertgpt.errors import ConfigError
 
@@ -11,7 +11,7 @@ from bertgpt.errors import ConfigError
 class Parser(argparse.ArgumentParser):
   """A parser that raises ConfigError for wrong flags, and accepts --config.FIELD arguments."""
 
-  def parse_known_args(
+  def parse_known_args(  # type: ignore[override]  # One of argparse's overloads is enough.
       self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
   ) -> tuple[argparse.Namespace, list[str]]:
     """Returns the values of the flags, and the --config.FIELD arguments.
@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
     """Returns arguments that no flag takes; [] if more is wrong than missing required flags."""
     if self._subparsers is not None or not self.exit_on_error:
       return []
-    needed = [x for x in (*self._actions, *self._mutually_exclusive_groups) if x.required]
+    groups: list[Any] = [*self._actions, *self._mutually_exclusive_groups]
+    needed = [x for x in groups if x.required]
     try:
       self.exit_on_error = False  # argparse then raises its errors.
       for x in needed:

@@ -8,11 +8,9 @@ has a default.
 from collections.abc import Iterator
 from typing import Any
 
-from ml_collections import config_dict
+from ml_collections.config_dict import ConfigDict
 
 from bertgpt.config import attention_kernels, choices, compiler_options, families
-
-ConfigDict = config_dict.ConfigDict
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

@@ -76,7 +76,7 @@ def _find_in_phase(config, p, continued):
       if p[field] not in (default[field], continued[field]):
         yield field, ("with learning_rate_rule='continuous' the curve of the phase before "
                       f"continues, whose {field} is {continued[field]!r}. Leave it out, or set "
-                    "learning_rate_rule='restart'")
+                      "learning_rate_rule='restart'")
     return
   for field in sorted(set().union(*choices.SCHEDULES.values()) - choices.SCHEDULES[p.schedule]):
     if p[field] != default[field]:

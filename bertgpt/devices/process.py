@@ -51,7 +51,7 @@ def start_distributed(spec: str, timeout_s: float) -> None:
     _await_peers(port, count, timeout_s)
   else:
     _await_first(host, port, index, timeout_s)
-  if jax.config.jax_platforms == "cpu":
+  if getattr(jax.config, "jax_platforms", None) == "cpu":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
   _initialize(timeout_s, coordinator_address=address, num_processes=count, process_id=index)
 

@@ -72,7 +72,7 @@ def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
   """
   if not platform and isinstance(mesh, Mesh):
     platform = _platform_of(mesh.devices.flat[0])
-  enter = jax.set_mesh if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh
+  enter: Callable = jax.set_mesh if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh
   axes_token = _axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
   platform_token = _platform.set(platform or jax.default_backend())
   try:
@@ -170,7 +170,7 @@ def map_replicas(function: Callable, *args: Any) -> Any:
       _axes.reset(tokens[0])
       _in_replica.reset(tokens[1])
 
-  spread = {} if axes is None else {"spmd_axis_name": "data"}
+  spread: dict[str, Any] = {} if axes is None else {"spmd_axis_name": "data"}
   return jax.vmap(apply, axis_name=REPLICA, **spread)(*args)
 
 

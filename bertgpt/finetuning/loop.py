@@ -485,7 +485,8 @@ def predict(tuning: Tuning, program: Program, params: Any,
     params: parameters of the run, on the devices.
     chosen: rows of a set, at least one.
   """
-  outputs, pending = [None] * len(chosen), None
+  outputs: list[Any] = [None] * len(chosen)
+  pending = None
   size = tuning.config.eval.batch_size
 
   def collect(index, values):

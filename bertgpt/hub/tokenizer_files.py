@@ -16,12 +16,14 @@ import pathlib
 from typing import Any
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2 as proto_lib
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from bertgpt import files
 from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer, WordPiece
 from bertgpt.errors import DataError
+
+proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
 # Names of the roles there. GPT has one token for the begin and the end of a document.
 ENCODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "cls_token": "cls_id",
@@ -121,7 +123,7 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
 
 
 def _normalizers(rules) -> list[Any]:
-  steps = []
+  steps: list[Any] = []
   if rules.precompiled_charsmap:
     steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
   if rules.remove_extra_whitespaces:

@@ -8,6 +8,7 @@ Axes: B batch, L query length, S key length, N heads, H width of a head.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -115,7 +116,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
       q_BLNH.shape[1], q_BLNH.shape[3], dropout)
   if name == "xla":
     return _attend_xla(q_BLNH, k_BSNH, v_BSNH, visibility.mask(), dropout, dropout_key)
-  attend_part = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
+  attend_part: Callable = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
   axes = ("batch", None, "heads", None)
   return sharding.map_shards(lambda *parts, names: attend_part(*parts, visibility.causal),
                              [axes, axes, axes, ("batch", None)], axes,

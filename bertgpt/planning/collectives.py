@@ -238,7 +238,7 @@ def axes_of(group: Sequence[int], mesh_shape: Mapping[str, int]) -> str:
     Names as 'data+fsdp'; '-' if no axis differs.
   """
   differing, stride = [], 1
-  for axis, size in reversed(mesh_shape.items()):
+  for axis, size in reversed(list(mesh_shape.items())):
     if len({number // stride % size for number in group}) > 1:
       differing.append(axis)
     stride *= size

@@ -103,7 +103,7 @@ class Instruction:
       The text of the first group; None if the attributes do not match.
     """
     found = re.search(pattern, self.attributes)
-    return found and found[1]
+    return found[1] if found else None
 
   def operand(self, number: int) -> "Instruction | None":
     """Returns an operand.

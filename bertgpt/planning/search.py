@@ -106,7 +106,7 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int) -> Iterator[
     chips: number of chips of the machine; meshes that do not fit it are left out.
   """
   powers = [2**i for i in range(chips.bit_length()) if 2**i <= chips]
-  choices = {
+  choices: dict[str, list[Any]] = {
       f"phases[{phase_index}].micro_batches": [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32],
       "model.remat": list(RECOMPUTED_SHARE), "model.scan_unroll": [1, 2],
       "mesh.fsdp": powers[:6], "mesh.tensor": powers[:3]}

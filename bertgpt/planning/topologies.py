@@ -11,7 +11,7 @@ device.
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -30,7 +30,7 @@ TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost
                    "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any type it knows: the host's, not the plan's.
 
 # The CUDA compiler would choose kernels by timing them on the device, which is not there.
-COMPILER_OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
 
 
 class Topology(NamedTuple):

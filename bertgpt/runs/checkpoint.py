@@ -177,7 +177,7 @@ class Checkpoints:
       try:
         manifest = _read_manifest(path)
         state = _restore(path, manifest["leaves"], named_leaves(abstract_state))
-        return jax.tree.structure(abstract_state).unflatten(state), manifest["metadata"]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:
           _set_aside(path, f"is damaged: {e}")
@@ -239,7 +239,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
         params = _restore(path, saved, dict.fromkeys(saved))
         return nest(dict(zip(saved, params, strict=True)))["params"], manifest["metadata"]
       params = _restore(path, saved, named_leaves({"params": abstract_params}))
-      return jax.tree.structure(abstract_params).unflatten(params), manifest["metadata"]
+      return jax.tree.unflatten(jax.tree.structure(abstract_params), params), manifest["metadata"]
     except Damaged as e:
       print(f"WARNING: {path} is damaged: {e}. The step before it is used", file=sys.stderr,
             flush=True)

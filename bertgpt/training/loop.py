@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -201,7 +201,7 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
 def load_params(run: Run) -> Any:
   """The parameters of `config.init_from`, laid out for this run."""
   source = trained_lib.load_trained(pathlib.Path(run.config.init_from).expanduser(),
-                                "--config.init_from")
+                                    "--config.init_from")
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
     raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer; set "
                       f"--config.tokenizer.path={run.config.init_from}/tokenizer")
@@ -224,7 +224,7 @@ def load_params(run: Run) -> Any:
 
 
 def make_steps(setup: steps.Setup, abstract_state: TrainState, first_step: int,
-               open_batches: Callable) -> Iterator[tuple[int, Callable, Any]]:
+               open_batches: Callable) -> Generator[tuple[int, Callable, Any], None, None]:
   """Yields (number of the step counted from 1, jitted step, batch on the devices).
 
   Phases of the same shape share one program.

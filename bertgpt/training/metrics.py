@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from bertgpt import config as config_lib
 from bertgpt import files
@@ -199,7 +200,7 @@ def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
   return curves
 
 
-def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
+def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """(line, its content) of every line of metrics.jsonl that is not damaged."""
   for line in path.read_text("utf-8", "replace").split("\n"):
     try:

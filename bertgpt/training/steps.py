@@ -33,7 +33,7 @@ class Setup(NamedTuple):
   """
 
   config: ConfigDict
-  mesh: Mesh | AbstractMesh
+  mesh: Any
   model: Module
   objective: objectives.Objective
 
@@ -216,7 +216,7 @@ def make_state(setup: Setup, abstract_state: TrainState) -> TrainState:
   return jax.jit(functools.partial(init_state, setup), out_shardings=shardings)()
 
 
-def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState) -> Callable:
+def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState) -> Any:
   """Returns the jitted train step, which reuses the memory of the old state for the new one.
 
   Args:

@@ -261,7 +261,7 @@ def test_fields_without_effect_on_the_result_may_change(argument):
 def test_named_fields_and_groups_may_change_and_no_others():
   old = config_lib.base()
   new = recipes.override(old, ["--config.optimizer.b1=0.8", "--config.optimizer.b2=0.9",
-                                  "--config.phases[0].learning_rate=1.0"])
+                               "--config.phases[0].learning_rate=1.0"])
   rate = "phases[0].learning_rate: 0.0001 -> 1.0"
   assert recipes.differences(old, new, ["optimizer"]) == [rate]
   assert recipes.differences(old, new, ["optimizer.b1", "phases"]) == [

@@ -47,7 +47,7 @@ def test_loops_in_loops_multiply():
 
 def test_batched_products():
   _, module = compile_text(lambda x, y: jnp.einsum("bnlh,bnsh->bnls", x, y),
-                            (3, 4, 10, 6), (3, 4, 11, 6))
+                           (3, 4, 10, 6), (3, 4, 11, 6))
   (product,) = [p for execution in hlo.executions(module)
                 for part in execution.instruction.parts() if (p := hlo_costs.product_of(part))]
   assert product.flops == 2 * 3 * 4 * 10 * 11 * 6

@@ -78,7 +78,7 @@ def test_a_collective_hides_behind_what_runs_meanwhile():
   exposed = analyze(program_text(REDUCE + START + DONE + "\n" + WORK))
   hidden = analyze(program_text(REDUCE + START + WORK + DONE))
   sync = analyze(program_text(REDUCE + WORK + DONE.replace("all-reduce-done(%s)", "copy(%w)")
-                             + "\n" + START.replace("-start", "")))
+                              + "\n" + START.replace("-start", "")))
   assert exposed.seconds_by["network"] == pytest.approx(wire)
   assert sync.seconds_by["network"] == pytest.approx(wire)
   assert hidden.seconds_by["network"] == pytest.approx(wire - work)

@@ -38,7 +38,7 @@ def test_metadata_are_json_and_rebuild_the_config(finished_bert):
 def test_pretraining_and_fine_tuning_write_the_same_entries(finished_bert, best):
   before, after = metadata_of(finished_bert), metadata_of(best)
   assert set(after) - {"task"} == set(before) == {"config", "corpus", "tokenizer", "data_order",
-                                                 "step"}
+                                                  "step"}
   assert before["data_order"] == after["data_order"] == loader.ORDER_VERSION
   assert (after["corpus"], after["tokenizer"]) == (before["corpus"], before["tokenizer"])
 

@@ -294,7 +294,7 @@ def batch_sha256(batch: Batch) -> str:
   for name in sorted(batch):
     array = np.ascontiguousarray(batch[name])
     digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-    digest.update(array)
+    digest.update(array.data)
   return digest.hexdigest()
 
 

@@ -199,7 +199,7 @@ def truncate(length_a: np.ndarray, length_b: np.ndarray, max_tokens: int,
 
 
 def make_parts(texts: Texts, pairs: Pairs, max_tokens: int,
-                rng: np.random.Generator) -> np.ndarray:
+               rng: np.random.Generator) -> np.ndarray:
   """Returns the two parts of every pair, not yet placed in a row: PART [C, 2].
 
   Args:

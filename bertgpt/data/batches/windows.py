@@ -27,7 +27,7 @@ class Windows(NamedTuple):
     tokens: int64 [K], tokens of every block; at least 1, unless the corpus holds no token.
   """
 
-  count: int
+  count: int  # type: ignore[assignment]  # A tuple has a method of this name.
   starts: np.ndarray
   tokens: np.ndarray
 

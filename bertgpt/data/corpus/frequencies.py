@@ -27,6 +27,6 @@ def unigram_probabilities(corpus: Corpus, vocab_size: int, is_causal: bool) -> n
 def sample_documents(corpus: Corpus) -> Iterator[np.ndarray]:
   """Yields the token ids of documents in random order, about SAMPLE_TOKENS in total."""
   order = np.random.default_rng(0).permutation(len(corpus))
-  count = np.searchsorted(np.cumsum(corpus.document_lengths[order]), SAMPLE_TOKENS) + 1
+  count = int(np.searchsorted(np.cumsum(corpus.document_lengths[order]), SAMPLE_TOKENS)) + 1
   for chunk in np.array_split(order[:count], max(1, count // 1000)):
     yield from corpus.tokens(chunk)

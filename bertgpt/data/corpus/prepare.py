@@ -19,7 +19,7 @@ import os
 import pathlib
 import queue
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
 
 import numpy as np
@@ -316,7 +316,7 @@ class _Worker:
 
 
 def _encode(documents: Iterable, worker: _Worker, num_workers: int,
-            skipped: collections.Counter) -> Iterator[EncodedDocument]:
+            skipped: collections.Counter) -> Generator[EncodedDocument, None, None]:
   """Encodes documents in worker processes and yields them in order.
 
   Args:

@@ -9,18 +9,19 @@ import errno
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
 
 from bertgpt.data.corpus.corpus import (
-    DATASET_NAME,
-    INDEX_DTYPES,
-    MANIFEST,
-    index_file,
-    open_shard,
-    sha256_file,
-    shard_file,
+  DATASET_NAME,
+  INDEX_DTYPES,
+  MANIFEST,
+  index_file,
+  open_shard,
+  sha256_file,
+  shard_file,
 )
 from bertgpt.errors import one_line
 from bertgpt.files import write_json
@@ -70,7 +71,7 @@ class SplitWriter:
     self._folder, self._split = folder, split
     self._totals = {"sentences": 0, "tokens": 0, "text_bytes": 0, "unknown": 0, "max_id": 0}
     self._shards: list[dict] = []
-    self._writer = None
+    self._writer: Any = None
     self._index = {name: _ArrayWriter(folder / index_file(split, name), dtype)
                    for name, dtype in INDEX_DTYPES.items()}
     self._index["document_offsets"].append(0)

@@ -5,7 +5,6 @@ The docstring of `bertgpt.data.text.sources` explains how `data.invalid_text` tr
 
 import codecs
 import collections
-import functools
 import gzip
 import io
 import lzma
@@ -13,7 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any
 
 import zstandard
 
@@ -138,7 +137,7 @@ def read_lines(path: str, cleaner: TextCleaner, *,
                     "Check the file or fetch it again") from e
 
 
-def open_file(path: str) -> BinaryIO:
+def open_file(path: str) -> io.BufferedReader:
   """Opens a plain, .gz, .xz or .zst file for reading its decompressed bytes.
 
   Args:
@@ -146,7 +145,8 @@ def open_file(path: str) -> BinaryIO:
   Returns:
     A binary file. Reading a broken part raises one of `DAMAGED`.
   """
-  return _OPENERS.get(os.path.splitext(path)[1], functools.partial(open, mode="rb"))(path)
+  opener = _OPENERS.get(os.path.splitext(path)[1])
+  return opener(path) if opener else open(path, "rb")
 
 
 def read_blocks(path: str, cleaner: TextCleaner) -> Iterator[tuple[int, bytes]]:
@@ -206,7 +206,7 @@ class _ZstdFile(io.RawIOBase):
 
   def __init__(self, path: str):
     self._file = open(path, "rb")
-    self._frame = None
+    self._frame: Any = None
     self._ready = b""
 
   def readable(self) -> bool:
@@ -234,7 +234,7 @@ class _ZstdFile(io.RawIOBase):
     super().close()
 
 
-_OPENERS: dict[str, Callable[[str], BinaryIO]] = {
+_OPENERS: dict[str, Callable[[str], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".zst": lambda path: io.BufferedReader(_ZstdFile(path), 1 << 17),

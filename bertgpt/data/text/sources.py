@@ -340,11 +340,13 @@ def _json_field(record: str, field: str, path: str, offset: int,
   try:
     value = files.parse_json(record)
   except ValueError:
-    return cleaner.reject("malformed JSON", path, offset, can_replace=False)
+    cleaner.reject("malformed JSON", path, offset, can_replace=False)
+    return None
   text = value.get(field) if isinstance(value, dict) else None
   if not isinstance(text, str):
     problem = f"no text in field {field!r} of the JSON object"
-    return cleaner.reject(problem, path, offset, can_replace=False)
+    cleaner.reject(problem, path, offset, can_replace=False)
+    return None
   return text
 
 
@@ -356,8 +358,8 @@ def _read_records(records, source: Source, cleaner: TextCleaner) -> Iterator[Doc
   name = f"tfds:{source.target}:{source.split}"
   for i, record in read_dataset(records, name):
     value, path = _feature(record, source, name), f"{name} record {i}"
-    make_clean = cleaner.decode if isinstance(value, bytes) else cleaner.clean
-    text = make_clean(value, path, 0)
+    text = (cleaner.decode(value, path, 0) if isinstance(value, bytes)
+            else cleaner.clean(value, path, 0))
     if text is not None:
       yield from _make_documents(Document((text,), False, path), cleaner.counts)
 
@@ -381,7 +383,7 @@ def open_dataset(target: str, split: str, field: str = "data.source") -> Sequenc
                     "file_format='array_record').download_and_prepare()") from e
 
 
-def read_dataset(records: Sequence, name: str) -> Iterator[tuple[int, dict]]:
+def read_dataset(records: Any, name: str) -> Iterator[tuple[int, dict]]:
   """Yields (number, record) for every record.
 
   Args:

@@ -1,6 +1,7 @@
 """Positions of tokens in the text that they come from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -8,6 +9,8 @@ import tokenizers
 from sentencepiece import sentencepiece_pb2
 
 from bertgpt.data.tokens.tokenizers import SentencePiece, Tokenizer
+
+_protos: Any = sentencepiece_pb2  # Its classes are made when it is imported.
 
 
 def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
@@ -38,7 +41,7 @@ def _encode_sentencepiece(tokenizer: SentencePiece, texts: Sequence[str]
   encoded = []
   for text, data in zip(texts, processor.encode(list(texts), out_type="serialized_proto"),
                         strict=True):
-    pieces = sentencepiece_pb2.SentencePieceText.FromString(data).pieces
+    pieces = _protos.SentencePieceText.FromString(data).pieces
     ids = np.array([piece.id for piece in pieces], np.int32)
     ends = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
     encoded.append((ids, _characters_of_bytes(text)[ends]))

@@ -197,7 +197,7 @@ def _read_files(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> 
   suffix = "" if name == "train" else suffix
   file_name = f"{name}{suffix}.tsv"
   path = files.find(data, [f"{glue.folder}/{file_name}", file_name], needed=needed)
-  return path and read_table(path, glue, is_test=name == "test")
+  return read_table(path, glue, is_test=name == "test") if path else None
 
 
 def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:

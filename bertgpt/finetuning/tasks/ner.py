@@ -12,7 +12,7 @@ predicted.
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -135,7 +135,8 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: T
     of_words = [next(pieces)[:text_format.max_length - 2] for _ in sentence.words]
     places.append([])
     for part in cut(list(map(len, of_words)), text_format.max_length - 2):
-      row, label = [], [[-1]]
+      row: list[Any] = []
+      label = [[-1]]
       for i in part:
         places[-1].append((len(tokens), 1 + sum(map(len, row))))  # 1: the opening mark.
         row.append(of_words[i])

@@ -71,7 +71,7 @@ class EvalSet(NamedTuple):
 
   name: str
   rows: Rows
-  score: Callable[[np.ndarray], dict[str, float]] | None
+  score: Callable[[Any], dict[str, float]] | None
   write: Callable[[np.ndarray, Any], None]
 
 

@@ -10,7 +10,7 @@ import pathlib
 import re
 import string
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,8 +94,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
       questions = questions[:config.max_dev_examples or None]
     rows, windows = make_rows(questions, config, text_format)
     predict = functools.partial(find_answers, questions, windows, config)
-    evals.append(EvalSet(name, rows,
-                         lambda outputs, q=questions, p=predict: score(q, p(outputs)[0]),
+    evals.append(EvalSet(name, rows, functools.partial(_score_outputs, questions, predict),
                          functools.partial(write, name, predict, config.name == "squad2")))
     baseline[name] = score(questions, {question.id: "" for question in questions})
   return Task(config.name, "spans", ("start", "end"), make_rows(train, config, text_format)[0],
@@ -338,6 +337,12 @@ def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict,
 
 
 # ------------------------------------------------------------------ scores
+
+
+def _score_outputs(questions: Sequence[Question], find: Callable, outputs: Any
+                   ) -> dict[str, float]:
+  """Scores the outputs of a model, of which `find` makes answers."""
+  return score(questions, find(outputs)[0])
 
 
 def score(questions: Sequence[Question], answers: dict[str, str]) -> dict[str, float]:

@@ -41,7 +41,7 @@ def make_texts(corpus):
 
 def draw(corpus, max_tokens, seed=0, **data):
   return pairs_lib.draw_pairs(make_texts(corpus), make_config(**data).data, max_tokens,
-                             np.random.default_rng(seed))
+                              np.random.default_rng(seed))
 
 
 # ------------------------------------------------------ the published loop

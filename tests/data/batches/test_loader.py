@@ -236,7 +236,7 @@ def test_steps_go_through_the_epochs_row_by_row(objective, num_windows):
   rows = loader.Rows(ORDINARY, config, 0, config.seed, num_windows=num_windows)
   windows = divide(ORDINARY.document_lengths, num_windows)
   fitted = [formats.make_plan(ORDINARY, config, 32, (config.seed, 0, epoch), window=window,
-                               windows=windows, num_rows=rows.rows_per_window)
+                              windows=windows, num_rows=rows.rows_per_window)
             for epoch in range(3) for window in range(num_windows)]
   expected = join([assemble_token_by_token(ORDINARY, objective, 32, plan, 2) for plan in fitted])
   numbers = np.arange(3 * rows.rows_per_epoch)
