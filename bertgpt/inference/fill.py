@@ -11,7 +11,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -92,7 +92,8 @@ def top_guesses(tokenizer: Tokenizer, p_V: np.ndarray, continues_V: np.ndarray,
           for token in likeliest(tokenizer, p_V, top)]
 
 
-def predict_masked(trained: Trained, tokens: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+def predict_masked(trained: Trained, tokens: np.ndarray,
+                   positions: Sequence[int] | np.ndarray) -> np.ndarray:
   """Returns the distribution of the token at each position, all of them seen as [MASK].
 
   Args:
@@ -142,7 +143,7 @@ def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
   name = tokenizer.pieces[tokenizer.mask_id]
   first, *rest = re.split("|".join(map(re.escape, {MASK, name})), text)
   # The space before a mask is part of the word that it hides.
-  parts = [tokenizer.encode([first.rstrip() if rest else first])[0]]
+  parts: list[Any] = [tokenizer.encode([first.rstrip() if rest else first])[0]]
   for i, part in enumerate(rest):
     parts += [[tokenizer.mask_id],
               encode_after(tokenizer, part.rstrip() if i + 1 < len(rest) else part)]

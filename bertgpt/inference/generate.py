@@ -119,7 +119,7 @@ def default_tokens(trained: Trained, length: int) -> int:
 
 def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
                      max_tokens: int | Sequence[int], sampling: Sampling = UNRESTRICTED, *,
-                     seed: int = 0, rows: Sequence[int] | None = None,
+                     seed: int = 0, rows: Sequence[int] | np.ndarray | None = None,
                      batch_size: int = 8) -> list[np.ndarray]:
   """Continues prompts until a document ends or `max_tokens` are added.
 

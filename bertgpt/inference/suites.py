@@ -9,8 +9,8 @@ is a line of `SUITES`, and its text is always named: `--suite lambada=FILE`, or 
 import difflib
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,7 +93,10 @@ def parse(spec: str) -> list[tuple[str, str]]:
   Raises:
     ConfigError: a name is not in `SUITES`, or has no file.
   """
-  parts = [tuple(part.strip().partition("=")[::2]) for part in spec.split(",") if part.strip()]
+  parts: list[tuple[str, str]] = []
+  for part in filter(None, map(str.strip, spec.split(","))):
+    name, _, file = part.partition("=")
+    parts.append((name, file))
   if not parts:
     raise ConfigError(f"--suite {spec!r}: names none; choose among {', '.join(SUITES)}")
   for name, file in parts:
@@ -155,7 +158,7 @@ def read(name: str, file: str) -> Content:
   """
   suite, flag = SUITES[name], f"--suite {name}"
   if file.startswith("tfds:"):
-    content = _read_dataset(file, flag)
+    content: Any = _read_dataset(file, flag)
   else:
     content = READERS[suite.measure](pathlib.Path(file).expanduser(), flag)
   if not any(text.strip() for entry in content for text in np.atleast_1d(entry)):
@@ -181,4 +184,5 @@ def _read_dataset(spec: str, flag: str) -> list[str]:
 
 
 # Measure -> reader of its file: (path, flag that named it) -> content.
-READERS = {"perplexity": _read_documents, "last_word": texts.read_texts, "pairs": _read_pairs}
+READERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
+    "perplexity": _read_documents, "last_word": texts.read_texts, "pairs": _read_pairs}

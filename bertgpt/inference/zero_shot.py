@@ -7,7 +7,7 @@ log-probabilities of tokens, so they know no family of models.
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,8 +106,9 @@ def measure_perplexity(trained: Trained, suite: Suite, documents: Sequence[str],
   protocol = scorer.describe(len(rows), settings.window, settings.stride)
   if suite.detokenizer:
     protocol += f", {suite.detokenizer} detokenizer"
-  result = {"protocol": protocol, f"{scorer.name}_perplexity": perplexity(nats / num_tokens),
-            "tokens": num_tokens}
+  result: Scores = {
+      "protocol": protocol, f"{scorer.name}_perplexity": perplexity(nats / num_tokens),
+      "tokens": num_tokens}
   if settings.limit or not scorer.is_likelihood:
     return result
   num_words = sum(suites.count_words(text, suite.counts_lines) for text in documents)
@@ -197,7 +198,7 @@ class Measure(NamedTuple):
     needs: ability that the model must have; '': any that has a scorer.
   """
 
-  compute: Callable[[Trained, Suite, suites.Content, Settings], Scores]
+  compute: Callable[[Trained, Suite, Any, Settings], Scores]
   needs: str = ""
 
 

@@ -57,7 +57,7 @@ def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):
 
 def test_pseudo_perplexity_of_a_bert(bert):
   found = zero_shot.measure_perplexity(bert, SUITES["text"], [TEXT],
-                                     Settings(window=12, stride=6, batch_size=7))
+                                       Settings(window=12, stride=6, batch_size=7))
   nats, count = 0.0, 0
   for line in filter(None, TEXT.split("\n")):
     tokens = encode(bert, line)

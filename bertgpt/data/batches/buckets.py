@@ -27,7 +27,8 @@ def bucket(length: int, most: int) -> int:
   return min(most, halfway if halfway >= max(length, DENSE_FROM) else power)
 
 
-def batches(lengths: Sequence[int], batch_size: int, most: int) -> Iterator[tuple[np.ndarray, int]]:
+def batches(lengths: Sequence[int] | np.ndarray, batch_size: int,
+            most: int) -> Iterator[tuple[np.ndarray, int]]:
   """Yields batches in which all rows have the same bucket, until every row has occurred once.
 
   Args:
