@@ -252,7 +252,6 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("finetuning.tasks.files", "finetuning.tasks.rows"),
                     "finetuning/tasks/test_tasks.py"),
     "config.pretraining": "config/test_checks.py",
-    "config.choices": "config/test_unread.py",
     "training.objectives.objective": "training/test_objectives.py",
     "training.schedules": "training/test_optimizers.py",
     "hub.architecture": "hub/test_conversion.py",
