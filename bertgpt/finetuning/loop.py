@@ -335,7 +335,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
         raise Preempted(f"stopped in run {folder.name}. The same command restarts this run and "
                         "keeps the completed ones")
       if is_end:
-        log.settle()
+        log.write_all()
         is_last = step == config.phases[0].steps
         if is_last or tuning.config.eval.every_epoch:
           scores, outputs = evaluate(tuning, program, state.params, with_tests=is_last)

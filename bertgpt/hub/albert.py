@@ -1,6 +1,6 @@
 """ALBERT.
 
-| architecture           | what it is here   |
+| architecture           | models here       |
 |------------------------|-------------------|
 | `AlbertForPreTraining` | objective mlm_sop |
 | `AlbertForMaskedLM`    | objective mlm     |
@@ -33,7 +33,7 @@ _RULES = [
 ]
 
 _OURS = {"model.family": "albert", "model.norm": "post"}
-_DEFAULTS = {  # Where AlbertConfig differs from BertConfig.
+_DEFAULTS = {  # Keys whose defaults differ between AlbertConfig and BertConfig.
     "vocab_size": 30000, "hidden_size": 4096, "num_attention_heads": 64,
     "intermediate_size": 16384, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
@@ -74,5 +74,9 @@ ARCHITECTURES = (MASKED_LM, PRETRAINING)
 
 
 def choose(config: ConfigDict) -> Architecture:
-  """Returns the architecture of the objective."""
+  """Returns the architecture that computes a model of this family; it follows from the objective.
+
+  Args:
+    config: a whole config.
+  """
   return PRETRAINING if config.objective.name == PRETRAINING.ours["objective.name"] else MASKED_LM

@@ -1,11 +1,12 @@
-"""What the tables of this folder are made of: architectures of `transformers`, rule by rule.
+"""Records that describe architectures of `transformers`, rule by rule.
 
-A family's table is the module of its name. It holds `ARCHITECTURES`, those that its models may be,
-and `choose(config)`, the one that computes just what the model of a config computes.
+The table of a family is the module of its name. It holds `ARCHITECTURES`, all architectures that
+its models may have, and `choose(config)`, which returns the architecture that computes exactly the
+model of a config.
 
 Letters for the size of an axis: V vocabulary, P positions, S segments, D width, E width of the
-embeddings, F width of the MLP, C outputs of a task. Ours are [in, out] matrices with the layers
-stacked on a leading axis.
+embeddings, F width of the MLP, C outputs of a task. Our matrices are [in, out], with the layers
+stacked on a leading axis. "Theirs" and "there" mean `transformers`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +16,17 @@ import numpy as np
 
 from bertgpt.config import padded_vocab_size
 
-Sizes = dict[str, int]  # By letter; "skip": rows that come before position 0.
+Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
 
 class Storage(NamedTuple):
-  """How an array of ours is stored there: both directions, and the shape there."""
+  """How an array of ours is stored there.
+
+  Attributes:
+    write: (our array, sizes) -> their array.
+    read: (their array, sizes) -> our array.
+    shape: (our shape, sizes) -> their shape.
+  """
 
   write: Callable[[np.ndarray, Sizes], np.ndarray]
   read: Callable[[np.ndarray, Sizes], np.ndarray]
@@ -34,7 +41,7 @@ def _pad_vocabulary(x: np.ndarray, sizes: Sizes) -> np.ndarray:
 STORAGES = {
     "same": Storage(lambda x, sizes: x, lambda x, sizes: x, lambda shape, sizes: shape),
     "linear": Storage(lambda x, sizes: x.T, lambda x, sizes: x.T, lambda shape, sizes: shape[::-1]),
-    # The rows that pad our vocabulary stay here.
+    # The rows that pad our vocabulary are not written.
     "vocabulary": Storage(lambda x, sizes: x[:sizes["V"]], _pad_vocabulary,
                           lambda shape, sizes: shape),
     # RoBERTa's positions begin after the id of its padding.
@@ -48,10 +55,10 @@ class Rule(NamedTuple):
   """One line of a table.
 
   Attributes:
-    ours: path of a parameter; one with a slice for each layer has `layers` in it.
-    theirs: name of a tensor, `{}` standing for the layer. Rules in a row with the same name
-      share the tensor, side by side on its last axis.
-    axes: letters of a layer's shape, as it is here.
+    ours: path of a parameter; it contains `layers` if the parameter has a slice per layer.
+    theirs: name of a tensor, with `{}` for the number of the layer. Consecutive rules with the same
+      name share the tensor, concatenated on its last axis.
+    axes: letters of our shape, without the axis of the layers.
     storage: a key of `STORAGES`.
   """
 
@@ -62,23 +69,40 @@ class Rule(NamedTuple):
 
   @property
   def is_stacked(self) -> bool:
-    """Whether there is a tensor per layer there, and one array of all layers here."""
+    """True if there is one tensor per layer there, and one array of all layers here."""
     return "{}" in self.theirs
 
 
 def linear(ours: str, theirs: str, axes: str, storage: str = "linear") -> list[Rule]:
-  """Returns the rules of a dense layer, whose matrix is transposed there."""
+  """Returns the rules of a dense layer, whose matrix is transposed there.
+
+  Args:
+    ours: path of the layer.
+    theirs: name of the layer, with `{}` for the number of a stacked layer.
+    axes: letters of the matrix, [in, out].
+    storage: of the matrix.
+  """
   return [Rule(f"{ours}/kernel", f"{theirs}.weight", axes, storage),
           Rule(f"{ours}/bias", f"{theirs}.bias", axes[1:])]
 
 
 def conv1d(ours: str, theirs: str, axes: str) -> list[Rule]:
-  """Returns the rules of GPT's `Conv1D`, a dense layer stored as ours are."""
+  """Returns the rules of GPT's `Conv1D`, a dense layer stored like ours.
+
+  Args:
+    ours, theirs, axes: as in `linear`.
+  """
   return linear(ours, theirs, axes, "same")
 
 
 def norm(ours: str, theirs: str, axis: str = "D") -> list[Rule]:
-  """Returns the rules of a LayerNorm."""
+  """Returns the rules of a LayerNorm.
+
+  Args:
+    ours: path of the layer.
+    theirs: name of the layer.
+    axis: letter of its width.
+  """
   return [Rule(f"{ours}/scale", f"{theirs}.weight", axis),
           Rule(f"{ours}/bias", f"{theirs}.bias", axis)]
 
@@ -87,21 +111,23 @@ class Architecture(NamedTuple):
   """An architecture of `transformers`.
 
   Attributes:
-    name: its class.
-    model_type: as in its config.json.
-    ours: fields of our config that are so by its nature.
+    name: name of its class.
+    model_type: value of that key in its config.json.
+    ours: field of our config -> the only value that the architecture can compute.
     fields: (key of config.json, field of `config.model`, value there if the key is absent).
-    fixed: keys of its config.json that cannot be otherwise here.
-    tied: names of tensors that repeat another -> the other.
-    activations: our name -> names there, of which the first is written.
-    rules: the parameters.
-    pipeline, auto: `transformers`' pipeline for it, and its class that reads any such model.
-    marker: a tensor that only this architecture of its `model_type` has.
-    prefix: of the names of all tensors but those of `outside`; a folder may leave it out.
+    fixed: key of config.json -> the only value that our models can compute.
+    tied: name of a tensor that repeats another -> the other.
+    activations: our name -> their names; the first is written.
+    rules: one per parameter.
+    pipeline: `transformers`' pipeline for it.
+    auto: `transformers`' class that reads any model for that pipeline.
+    marker: name of a tensor that only this architecture of its `model_type` has; '': none.
+    prefix: beginning of the names of tensors, except for `outside`; a folder may omit it.
     outside: beginnings of the names that have no prefix.
-    unused: beginnings of the names of tensors that are read over.
+    unused: beginnings of the names of tensors that are ignored when a model is read.
     tuned: kind of a task -> the architecture of a model that was fine-tuned on it.
-    find_problem: `config.model` -> what else it cannot compute, or None.
+    find_problem: `config.model` -> another field that the architecture cannot compute, with the
+      reason, or None.
     limits: sentences for the model card.
   """
 
@@ -125,7 +151,7 @@ class Architecture(NamedTuple):
 
   @property
   def skips_positions(self) -> bool:
-    """Whether positions begin after the id of the padding, as RoBERTa's do."""
+    """True if positions begin after the id of the padding, as in RoBERTa."""
     return any(rule.storage == "positions" for rule in self.rules)
 
 
@@ -133,7 +159,7 @@ TIED = {"tie_word_embeddings": True}
 EXACT_GELU = {"gelu_erf": ("gelu", "gelu_python")}
 GELU = EXACT_GELU | {"gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")}
 
-# kind of a task -> (end of the class's name, its pipeline, its class that reads any such model).
+# Kind of a task -> (end of the class's name, its pipeline, the class that reads any such model).
 TASKS = {
     "classes": ("ForSequenceClassification", "text-classification",
                 "AutoModelForSequenceClassification"),
@@ -147,12 +173,13 @@ TASKS = {
 
 def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
          body: tuple[str, ...] = ("embeddings", "encoder")) -> Architecture:
-  """Returns an architecture with those of its fine-tuned models.
+  """Returns an architecture with the architectures of its fine-tuned models in `tuned`.
 
   Args:
+    base: the architecture of the pretrained model.
     prefix: beginning of their names, as 'Bert'.
-    heads: kind of a task -> rules of what lies above the body.
-    body: beginnings of the paths of the parameters that they keep.
+    heads: kind of a task -> rules of the layers above the body.
+    body: beginnings of the paths of the parameters that fine-tuned models keep.
   """
   kept = [rule for rule in base.rules if rule.ours.startswith(body)]
   tuned = {kind: base._replace(name=prefix + TASKS[kind][0], tied={}, rules=[*kept, *rules],

@@ -1,6 +1,6 @@
 """BERT and RoBERTa.
 
-| architecture         | what it is here                                                    |
+| architecture         | models here                                                        |
 |----------------------|--------------------------------------------------------------------|
 | `BertForPreTraining` | objective mlm_nsp                                                  |
 | `BertForMaskedLM`    | objective mlm                                                      |
@@ -107,7 +107,13 @@ ARCHITECTURES = (MASKED_LM, PRETRAINING, ROBERTA)
 
 
 def choose(config: ConfigDict) -> Architecture:
-  """Returns the architecture of the objective; without segments and with exact GELU, RoBERTa."""
+  """Returns the architecture that computes a model of this family.
+
+  It follows from the objective; without segments and with the exact GELU it is RoBERTa.
+
+  Args:
+    config: a whole config.
+  """
   if config.objective.name == PRETRAINING.ours["objective.name"]:
     return PRETRAINING
   model = config.model

@@ -1,7 +1,7 @@
-"""Models of `transformers` and ours, by one table for each family that is read both ways.
+"""Conversion of models to and from `transformers`, with one table per family for both directions.
 
-The engine; the tables are the modules of this folder that are named after a family. What was
-fine-tuned is only written.
+This is the engine; the tables are the modules of this folder that are named after a family. Models
+that were fine-tuned are only written, not read.
 """
 
 import collections
@@ -16,7 +16,7 @@ from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub.architecture import STORAGES, Architecture, Rule, Sizes
 
-# Kinds of tasks whose outputs have names there -> what it calls them, which tells the loss.
+# Kind of a task whose outputs have names -> `problem_type` there, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
 
 
@@ -24,12 +24,13 @@ PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression
 
 
 def find_architecture(config: ConfigDict, kind: str = "") -> Architecture:
-  """Returns the architecture that computes just what the model of a config computes.
+  """Returns the architecture that computes exactly the model of a config.
 
   Args:
-    kind: of the task it was fine-tuned on, as in `tasks.rows.Task`; empty: it was not.
+    config: a whole config.
+    kind: kind of the task it was fine-tuned on, as in `tasks.rows.Task`; '': not fine-tuned.
   Raises:
-    ConfigError: `transformers` has none; names the field.
+    ConfigError: `transformers` has no such architecture; names the field.
   """
   model = config.model
   architecture = _table(model.family).choose(config)
@@ -37,18 +38,18 @@ def find_architecture(config: ConfigDict, kind: str = "") -> Architecture:
     group, field = field.split(".")
     if config[group][field] != value:
       raise ConfigError(f"{group}.{field}={config[group][field]!r}: transformers' "
-                        f"{architecture.name} is {value!r}; this model cannot be exported")
+                        f"{architecture.name} needs {value!r}. This model cannot be exported")
   if model.activation not in architecture.activations:
     raise ConfigError(f"model.activation={model.activation!r}: transformers' {architecture.name} "
-                      f"has only {', '.join(architecture.activations)}; this model cannot be "
+                      f"has only {', '.join(architecture.activations)}. This model cannot be "
                       "exported")
   if problem := architecture.find_problem(model):
-    raise ConfigError(f"{problem}; this model cannot be exported")
+    raise ConfigError(f"{problem}. This model cannot be exported")
   if not kind:
     return architecture
   if kind not in architecture.tuned:
     raise ConfigError(f"a {architecture.name} that was fine-tuned reads tokens of its own, which "
-                      "transformers does not have; this model cannot be exported. Its predictions "
+                      "transformers does not have. This model cannot be exported. Its predictions "
                       "are in its folder")
   return architecture.tuned[kind]
 
@@ -64,12 +65,12 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   Args:
     params: nested dicts of arrays, as in `TrainState.params`.
     config: of the run, with `model.vocab_size` set.
-    pad_id: RoBERTa only: its positions begin at `pad_id` + 1. 1 is that of the published ones.
+    pad_id: for RoBERTa, whose positions begin at `pad_id` + 1; 1 in the published models.
     kind: see `find_architecture`.
   Returns:
-    float32, contiguous.
+    Name -> float32 array, contiguous.
   Raises:
-    ConfigError: see `find_architecture`; or a parameter that the architecture does not have.
+    ConfigError: see `find_architecture`; or the architecture lacks a parameter, or has one more.
   """
   architecture = find_architecture(config, kind)
   sizes = _sizes(config.model, pad_id)
@@ -80,28 +81,28 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   parts = collections.defaultdict(list)
   for rule in architecture.rules:
     if rule.ours not in leaves:
-      raise ConfigError(f"the parameter {rule.ours} is missing; {architecture.name} has it")
+      raise ConfigError(f"the parameter {rule.ours} is missing, which {architecture.name} has")
     array = leaves.pop(rule.ours)
     for i, x in enumerate(array if rule.is_stacked else [array]):
       parts[rule.theirs.format(i)].append(STORAGES[rule.storage].write(x, sizes))
   if leaves:
     raise ConfigError(f"{architecture.name} has no place for the parameter {min(leaves)}")
-  # ascontiguousarray: the writer of safetensors takes the memory as it lies.
+  # ascontiguousarray: safetensors writes the memory of an array and ignores its strides.
   return {name: np.ascontiguousarray(np.concatenate(x, axis=-1) if len(x) > 1 else x[0])
           for name, x in parts.items()}
 
 
 def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
                            labels: Sequence[str] = ()) -> dict[str, Any]:
-  """Returns what config.json says of the architecture.
+  """Returns the content of config.json that describes the architecture.
 
   Args:
-    config, pad_id, kind: as of `to_hugging_face`.
-    labels: of a fine-tuned model: what its outputs stand for.
+    config, pad_id, kind: as in `to_hugging_face`.
+    labels: names of the outputs of a fine-tuned model.
   """
   architecture = find_architecture(config, kind)
   model = config.model
-  # Fields whose 0 means that something follows from the others.
+  # Fields whose value 0 means that they follow from others.
   resolved = {"num_segments": max(1, model.num_segments),
               "embedding_width": model.embedding_width or model.width,
               "layer_groups": model.layer_groups or model.num_layers,
@@ -122,16 +123,16 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
 
 def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]
                       ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns parameters and config fields of ours for a model of `transformers`.
+  """Returns our parameters and config fields for a model of `transformers`.
 
   Args:
-    tensors: by name. Names without the prefix of the base model, the old names of LayerNorm,
-      and copies of tied tensors are understood.
+    tensors: name -> array. Names without the prefix of the base model, old names of LayerNorm, and
+      copies of tied tensors are understood.
     hf_config: content of config.json.
   Returns:
-    Nested dicts of float32 arrays, and values of config fields, as {"model.width": 768}.
+    Nested dicts of float32 arrays, and field -> value, as {"model.width": 768}.
   Raises:
-    DataError: names the tensor or key that is missing, unknown, of another shape or value.
+    DataError: a tensor or a key is missing, unknown, or of another shape or value; names it.
   """
   candidates = _find_candidates(hf_config)
   tensors = _rename(tensors, candidates[0])
@@ -161,13 +162,13 @@ def _find_candidates(hf_config) -> list[Architecture]:
   kind = str(hf_config.get("model_type"))
   found = [a for a in known if a.model_type == kind]
   if not found:
-    raise DataError(f"model_type={kind!r} in config.json: choose a model of "
+    raise DataError(f"model_type={kind!r} in config.json: not supported. Choose a model of "
                     f"{', '.join(sorted({a.model_type for a in known}))}")
   return found
 
 
 def _rename(tensors, architecture):
-  """Names as the tables have them."""
+  """Returns the tensors with their names as in the tables."""
   renamed = {}
   for name, x in tensors.items():
     if not name.startswith((architecture.prefix, *architecture.outside)):
@@ -225,15 +226,15 @@ def _drop_repeated(tensors, architecture):
 
 
 def _take(tensors, name, rules, sizes):
-  """Removes a tensor of theirs from `tensors`. Returns its parts, one for each rule."""
+  """Removes one of their tensors from `tensors` and returns its parts, one per rule."""
   if name not in tensors:
     raise DataError(f"the tensor {name} is missing")
   x, storage = tensors.pop(name), STORAGES[rules[0].storage]
   shape = storage.shape(tuple(sizes[letter] for letter in rules[0].axes), sizes)
   shape = (*shape[:-1], shape[-1] * len(rules))
   if x.shape != shape:
-    raise DataError(f"the tensor {name} has the shape {list(x.shape)}; by config.json it is "
-                    f"{list(shape)}")
+    raise DataError(f"the tensor {name} has the shape {list(x.shape)}; according to config.json "
+                    f"it is {list(shape)}")
   if x.dtype.kind not in "fV" or x.dtype.names:  # V: bfloat16.
     raise DataError(f"the tensor {name} is of type {x.dtype}; expected floating-point numbers")
   x = np.asarray(x, np.float32)

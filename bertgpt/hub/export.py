@@ -1,8 +1,8 @@
-"""A trained model as a folder that `transformers` reads, and such a folder as a run.
+"""Export of a trained model to a folder that `transformers` reads, and import of such a folder.
 
-Both appear whole or not at all: they are written beside their place, read again, compared, and
-then renamed. No pickle is loaded and no code of a folder is run: what is read is JSON and
-safetensors.
+An exported folder and an imported run appear completely or not at all: they are written next to
+their final place, read again, compared, and then renamed. No pickle is loaded and no code of a
+folder is run: only JSON and safetensors are read.
 """
 
 import contextlib
@@ -37,8 +37,11 @@ PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json")
 
 @contextlib.contextmanager
 def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
-  """Yields a folder to write into, which becomes `path` if nothing fails.
+  """Yields a folder to write into, which is renamed to `path` if nothing fails.
 
+  Args:
+    path: of the new folder.
+    flag: the flag that named it, for error messages.
   Raises:
     ConfigError: `path` exists.
   """
@@ -50,23 +53,33 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
 
 
 def refuse_existing(path: pathlib.Path, flag: str) -> None:
+  """Checks that there is nothing at a path, not even a broken link.
+
+  Args:
+    path: of something that will be written.
+    flag: the flag that named it, for error messages.
+  Raises:
+    ConfigError: `path` exists.
+  """
   if os.path.lexists(path):
-    raise ConfigError(f"{flag} {path}: exists already; name a new folder, or remove it")
+    raise ConfigError(f"{flag} {path}: exists already. Name a new one, or remove it")
 
 
 # ------------------------------------------------------------------- export
 
 
 def export(source: pathlib.Path, out: pathlib.Path) -> str:
-  """Writes the newest checkpoint of the run in `source` as a model of `transformers`.
+  """Writes the newest checkpoint of a run as a model of `transformers`.
 
-  The run may be one of a fine-tuning.
-
+  Args:
+    source: workdir of the run, which may be a run of a fine-tuning.
+    out: new folder.
   Returns:
-    What was written, in one line.
+    One line that says what was written.
   Raises:
     ConfigError: `out` exists, there is no run in `source`, or `transformers` has no such model.
     DataError: no usable checkpoint, or weights that are not finite.
+    StorageError: a file cannot be written, or does not hold what was written.
   """
   refuse_existing(out, "--out")
   trained = trained_lib.load_checkpoint(source)
@@ -78,7 +91,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     raise ConfigError(f"--workdir {source}: {e}") from e
   if architecture.skips_positions and tokenizer.pad_id < 0:
     raise ConfigError(f"--workdir {source}: its tokenizer has no padding token, from which "
-                      f"transformers' {architecture.name} counts positions; this model cannot be "
+                      f"transformers' {architecture.name} counts positions. This model cannot be "
                       "exported")
   check_finite(trained, source)
   pad_id = max(0, tokenizer.pad_id)
@@ -101,14 +114,26 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
 
 
 def check_finite(trained: Trained, source: pathlib.Path) -> None:
+  """Checks that all parameters are finite.
+
+  Args:
+    trained: the model.
+    source: workdir of its run, for the error message.
+  Raises:
+    DataError: a parameter is not finite; names it.
+  """
   for name, x in trees.named_leaves(trained.params).items():
     if not np.isfinite(x).all():
       raise DataError(f"--workdir {source}: the parameter {name} at step {trained.step} is not "
-                      "finite; export an earlier checkpoint")
+                      "finite. Export an earlier checkpoint")
 
 
 def special_ids(trained: Trained) -> dict[str, int]:
-  """As config.json and generation_config.json name them."""
+  """Returns the special ids by the names of config.json and generation_config.json.
+
+  Args:
+    trained: the model.
+  """
   tokenizer = trained.tokenizer
   if families.find(trained.config).kind == "encoder":
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
@@ -120,25 +145,39 @@ def special_ids(trained: Trained) -> dict[str, int]:
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a safetensors file.
+
+  Args:
+    path: of the file.
+    tensors: name -> array.
+  Raises:
+    StorageError: it cannot be written.
+  """
   try:
     # transformers before version 5 asks for the format.
     safetensors_numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
   except safetensors.SafetensorError as e:
     raise StorageError(f"{path}: cannot be written ({one_line(e)})") from e
-  umask = os.umask(0)  # The library makes the file for its owner alone.
+  umask = os.umask(0)  # The library makes the file readable only by its owner.
   os.umask(umask)
   path.chmod(0o666 & ~umask)
 
 
 def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
                   tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer) -> None:
-  """Reads the files again.
+  """Reads the files of an exported model again and compares them.
 
+  Args:
+    folder: of the exported model.
+    settings: content of config.json.
+    tensors: content of the weights.
+    tokenizer: ours.
   Raises:
     StorageError: a file does not hold what was written.
   """
   def refuse(name):
-    raise StorageError(f"{folder / name}: does not hold what was written; the storage is unsound")
+    raise StorageError(f"{folder / name}: does not hold what was written. Check the disk, or "
+                       "export to another one")
 
   found = read_tensors(folder / WEIGHTS)
   if found.keys() != tensors.keys() or any(
@@ -156,12 +195,15 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
 
 
 def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
-  """Makes a run of a model of `transformers`: its checkpoint at step 0, which was not trained.
+  """Turns a model of `transformers` into a run, whose checkpoint is at step 0.
 
+  Args:
+    source: folder of the model.
+    path: workdir of the new run.
   Returns:
-    What was written, and how to go on with it.
+    Lines that say what was written, and how to continue its training.
   Raises:
-    ConfigError: `path` exists, or `source` is no folder.
+    ConfigError: `path` exists, or `source` is not a folder.
     DataError: a file of `source` is missing, damaged, or of a model that is not ours.
   """
   refuse_existing(path, "--workdir")
@@ -185,12 +227,19 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
   model_flags = " ".join(f"--config.{field}={value}" for field, value in fields.items()
                          if field != "model.vocab_size")
   return (f"{path}: the model of {source}, {sum(x.size for x in jax.tree.leaves(params)):,} "
-          "parameters\nto go on pretraining it, with a fresh optimizer, give a recipe:\n"
+          "parameters\nto continue its pretraining, with a fresh optimizer, give a recipe:\n"
           f"bertgpt train --config RECIPE --workdir NEW --config.init_from={path} "
           f"--config.tokenizer.path={path}/tokenizer {model_flags}")
 
 
 def find_weights(source: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the safetensors file of a folder.
+
+  Args:
+    source: folder of the model.
+  Raises:
+    DataError: there is none; says what to do about other formats.
+  """
   path = source / WEIGHTS
   if path.is_file():
     return path
@@ -204,35 +253,50 @@ def find_weights(source: pathlib.Path) -> pathlib.Path:
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors of a safetensors file.
+  """Returns all tensors of a safetensors file, by name.
 
+  Args:
+    path: of the file.
   Raises:
-    DataError: it is cut short or damaged.
+    DataError: the file is truncated or damaged.
   """
   try:
     return safetensors_numpy.load_file(path)
   except (safetensors.SafetensorError, TypeError, ValueError) as e:
-    raise DataError(f"{path}: is no whole safetensors file ({one_line(e)}); copy it again") from e
+    raise DataError(f"{path}: is not a complete safetensors file ({one_line(e)}). Copy it "
+                    "again") from e
 
 
 def load_tokenizer(source: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
-  """The tokenizer beside the weights.
+  """Returns the tokenizer in the folder of a model.
 
+  Args:
+    source: folder of the model.
+    vocab_size: tokens according to config.json.
   Raises:
-    DataError: there is none, or it has not `vocab_size` tokens.
+    DataError: there is no tokenizer, or it has another number of tokens.
   """
   model = source / tokenizers.SentencePiece.file_name
   tokenizer = tokenizers.load_tokenizer(model if model.is_file() else source)
   if tokenizer.vocab_size != vocab_size:
     raise DataError(f"--from {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
-                    f"config.json says vocab_size={vocab_size}; bring the tokenizer that the "
-                    "model was trained with")
+                    f"config.json says vocab_size={vocab_size}. Put the tokenizer that the "
+                    "model was trained with into the folder")
   return tokenizer
 
 
 def make_config(source: pathlib.Path, fields: Mapping[str, Any], tokenizer_path: pathlib.Path,
                 tokenizer: tokenizers.Tokenizer) -> ConfigDict:
-  """The config of a run that holds an imported model."""
+  """Returns the config of a run that holds an imported model.
+
+  Args:
+    source: folder of the model, for error messages.
+    fields: field -> value, of the architecture.
+    tokenizer_path: of the tokenizer in the run.
+    tokenizer: ours.
+  Raises:
+    DataError: the fields do not make a valid config.
+  """
   config = config_lib.base()
   for field, value in fields.items():
     recipes.set_field(config, field, value)

@@ -1,6 +1,6 @@
 """GPT-1 and GPT-2.
 
-| architecture           | what it is here   |
+| architecture           | models here       |
 |------------------------|-------------------|
 | `GPT2LMHeadModel`      | norm pre          |
 | `OpenAIGPTLMHeadModel` | norm post (GPT-1) |
@@ -57,7 +57,7 @@ GPT1 = Architecture(
     name="OpenAIGPTLMHeadModel", model_type="openai-gpt", ours=_OURS | {"model.norm": "post"},
     fields=(*_FIELDS, ("afn", "activation", "gelu")), fixed=TIED,
     tied={"lm_head.weight": "transformer.tokens_embed.weight"},
-    # What it calls gelu is the approximation; it has no other.
+    # Its "gelu" is the approximation, and its only one.
     activations={"gelu_tanh": ("gelu", "gelu_new")},
     rules=_decoder("tokens_embed", "positions_embed"),
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
@@ -67,5 +67,9 @@ ARCHITECTURES = (GPT2, GPT1)
 
 
 def choose(config: ConfigDict) -> Architecture:
-  """Returns GPT-2 for pre-norm models, and GPT-1 for the others."""
+  """Returns GPT-2 for pre-norm models, and GPT-1 for post-norm models.
+
+  Args:
+    config: a whole config.
+  """
   return GPT2 if config.model.norm == GPT2.ours["model.norm"] else GPT1

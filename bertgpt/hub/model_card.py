@@ -1,6 +1,8 @@
-"""README.md of an exported model: what it is, where it comes from, what it cannot do."""
+"""README.md of an exported model: its architecture, its training, its results and its limits."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
@@ -60,8 +62,10 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
   """Returns the text of README.md.
 
   Args:
-    architecture: what the model is for `transformers`.
-    source, out: folders of the run and of the exported model.
+    trained: the model.
+    architecture: its architecture in `transformers`.
+    source: workdir of the run.
+    out: folder of the exported model.
     title: name of the architecture and number of parameters.
   """
   config, model, task = trained.config, trained.config.model, trained.task
@@ -85,6 +89,11 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
 
 
 def describe_training(trained: Trained) -> list[str]:
+  """Returns the lines about the pretraining: data, objective, steps and tokens.
+
+  Args:
+    trained: a pretrained or imported model.
+  """
   config, step = trained.config, trained.step
   if not step:
     return ["The weights were imported, and not trained here."]
@@ -103,10 +112,15 @@ def describe_training(trained: Trained) -> list[str]:
       lines.append(f"- {steps:,} steps of {phase.batch_size} rows x {phase.seq_len} tokens, peak "
                    f"learning rate {phase.learning_rate:g} ({phase.schedule}).")
     first += phase.steps
-  return [*lines, f"- In all {step:,} steps, {tokens:,} tokens with padding."]
+  return [*lines, f"- In total {step:,} steps, {tokens:,} tokens with padding."]
 
 
 def describe_tuning(trained: Trained) -> list[str]:
+  """Returns the lines about the fine-tuning: task, first weights, steps.
+
+  Args:
+    trained: a fine-tuned model.
+  """
   config, task = trained.config, trained.task
   tuning = read_tuning(task)
   (phase,) = config.phases
@@ -115,9 +129,9 @@ def describe_tuning(trained: Trained) -> list[str]:
     before = []
   else:
     start = f"step {task['init_step']:,}"
-    before = [f"- That was trained on `{config.data.corpus or config.data.source}`; corpus "
+    before = [f"- That model was trained on `{config.data.corpus or config.data.source}`; corpus "
               f"`{trained.corpus[:16]}`." if trained.corpus else
-              "- That was imported, and not trained here."]
+              "- That model was imported, and not trained here."]
   return [f"- Fine-tuned on {task['name']} (`{tuning.task.data}`) from {start} of "
           f"`{task['init']}`.", *before,
           f"- {trained.step:,} steps of {phase.batch_size} examples ({tuning.epochs} epochs), peak "
@@ -126,7 +140,12 @@ def describe_tuning(trained: Trained) -> list[str]:
 
 
 def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
-  """The last scores of the run that belong to the exported step."""
+  """Returns a table of the last scores of the run up to the exported step.
+
+  Args:
+    trained: the model.
+    source: workdir of the run.
+  """
   path = source / "metrics.jsonl"
   scores = {}
   for tag, points in (read_curves(source) if path.is_file() else {}).items():
@@ -134,12 +153,17 @@ def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
     if tag.startswith("eval/") and points:
       scores[tag.removeprefix("eval/")] = points[-1]
   if not scores:
-    return ["None: it was not evaluated."]
+    return ["None: the model was not evaluated."]
   return ["| metric | value | at step |", "|---|---|---|",
           *(f"| {tag} | {value:.4g} | {step} |" for tag, (step, value) in sorted(scores.items()))]
 
 
-def describe_choice(task: dict) -> str:
+def describe_choice(task: Mapping[str, Any]) -> str:
+  """Returns a sentence that says which of the runs of a fine-tuning the model is.
+
+  Args:
+    task: `Trained.task`.
+  """
   tuning = read_tuning(task)
   count = len(tuning.learning_rates) * len(tuning.seeds)
   if tuning.save == "best" and count > 1:
@@ -148,40 +172,59 @@ def describe_choice(task: dict) -> str:
 
 
 def describe_limits(trained: Trained, architecture: Architecture) -> list[str]:
-  """Returns what the model cannot do, one sentence or two per line."""
+  """Returns the limits of the model, one or two sentences per line.
+
+  Args:
+    trained: the model.
+    architecture: its architecture in `transformers`.
+  """
   lines = limits_of_tuning(trained) if trained.task else [
       *limits_of_training(trained), *architecture.limits]
-  return [*lines, "The name of a special token in a text, as [MASK], is read as that token."]
+  return [*lines, "The name of a special token in a text, such as [MASK], is read as that token."]
 
 
 def limits_of_training(trained: Trained) -> list[str]:
+  """Returns the limits that follow from the data and the rows of a pretraining.
+
+  Args:
+    trained: a pretrained model.
+  """
   config = trained.config
   longest = max(phase.seq_len for phase in config.phases)
-  lines = ["It knows what its data says, with its mistakes and prejudices. It was not trained to "
-           "answer questions or to follow instructions."]
+  lines = ["It repeats its data, with its mistakes and prejudices. It was not trained to answer "
+           "questions or to follow instructions."]
   if longest < config.model.max_positions:
     lines.append(f"Positions from {longest} on were not trained in this run.")
   return lines
 
 
 def limits_of_tuning(trained: Trained) -> list[str]:
+  """Returns the limits that follow from the task of a fine-tuning.
+
+  Args:
+    trained: a fine-tuned model.
+  """
   kind, task = trained.task["kind"], read_tuning(trained.task).task
-  lines = ["It knows what its data says, with its mistakes and prejudices. It was made for texts "
-           "like those of its task, and scored on no others.",
+  lines = ["It repeats its data, with its mistakes and prejudices. It was made for texts like "
+           "those of its task, and was not scored on others.",
            f"Rows of its task had at most {task.max_length} tokens."]
   if kind in ("classes", "values"):
-    lines.append(f"Of longer texts it was shown the {task.truncation}.")
+    lines.append(f"Longer texts were cut to their {task.truncation.replace('_', ' and ')}.")
   if kind == "tokens":
-    lines.append("Only the first token of a word was labelled: the pipeline wants "
+    lines.append("Only the first token of a word was labeled: the pipeline needs "
                  'aggregation_strategy="first".')
   if task.name == "squad2":
-    lines.append("That there is no answer was said where it scored better by "
-                 f"{task.null_threshold:g}; the threshold does not travel with the model.")
+    lines.append("A question counted as unanswerable if that scored better than the best answer "
+                 f"by {task.null_threshold:g}. This threshold is not stored in the model.")
   return lines
 
 
 def training_recipe(config: ConfigDict) -> list[str]:
-  """Python text of a recipe for the config of a pretraining."""
+  """Returns the Python source of a recipe for the config of a pretraining, line by line.
+
+  Args:
+    config: a whole config.
+  """
   new_phase = config_lib.phase()
   phases = [", ".join(f"{name}={p[name]!r}" for name in p if p[name] != new_phase[name])
             for p in config.phases]
@@ -190,18 +233,33 @@ def training_recipe(config: ConfigDict) -> list[str]:
           *(f"      phase({fields})," for fields in phases), "  )", "  return config"]
 
 
-def tuning_recipe(task: dict) -> list[str]:
-  """Python text of a recipe for a fine-tuning."""
+def tuning_recipe(task: Mapping[str, Any]) -> list[str]:
+  """Returns the Python source of a recipe for a fine-tuning, line by line.
+
+  Args:
+    task: `Trained.task`.
+  """
   return ["from bertgpt.config.finetuning import base", "", "", "def get_config():",
           "  config = base()", *changed_fields(read_tuning(task), finetune_config.base()),
           "  return config"]
 
 
-def read_tuning(task: dict) -> ConfigDict:
+def read_tuning(task: Mapping[str, Any]) -> ConfigDict:
+  """Returns the config of a fine-tuning.
+
+  Args:
+    task: `Trained.task`.
+  """
   return recipes.from_json(task["config"], finetune_config.base)
 
 
 def changed_fields(config: ConfigDict, default: ConfigDict) -> list[str]:
+  """Returns Python statements that set the fields of a config that differ from the default.
+
+  Args:
+    config: a whole config; `phases` is left out.
+    default: of `base()`.
+  """
   defaults = dict(config_lib.leaves(default))
   return [f"  config.{field} = {value!r}" for field, value in config_lib.leaves(config)
           if not field.startswith("phases[") and value != defaults[field]]

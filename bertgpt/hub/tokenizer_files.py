@@ -1,14 +1,14 @@
-"""A tokenizer as the files that `transformers` reads.
+"""Tokenizers as files that `transformers` reads.
 
-    tokenizer.json            the whole tokenizer, of SentencePiece too
+    tokenizer.json            the whole tokenizer, also for SentencePiece
     tokenizer_config.json     class, longest text, special tokens by role
     special_tokens_map.json   special tokens by role
     vocab.txt                 WordPiece
     vocab.json, merges.txt    byte-level BPE
     tokenizer.model           SentencePiece
 
-There, as in all models of `transformers`, the name of a special token in a text is that token;
-`Tokenizer.encode` takes it for text.
+In `transformers`, the name of a special token in a text is read as that token; `Tokenizer.encode`
+reads it as text.
 """
 
 import json
@@ -25,12 +25,13 @@ from bertgpt.errors import DataError
 
 proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
-# Names of the roles there. GPT has one token for the begin and the end of a document.
+# Role in `transformers` -> attribute of `Tokenizer`. GPT has one token for the beginning and the
+# end of a document.
 ENCODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "cls_token": "cls_id",
                  "sep_token": "sep_id", "mask_token": "mask_id"}
 DECODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "bos_token": "eod_id",
                  "eos_token": "eod_id"}
-SPACE = "\u2581"  # SentencePiece writes a space so.
+SPACE = "\u2581"  # SentencePiece's character for a space.
 
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
@@ -38,12 +39,15 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
   """Writes the files of the table into `folder`.
 
   Args:
-    is_encoder: for a BERT: texts are put between [CLS] and [SEP].
-    max_length: tokens a text may have.
-    is_tuned: texts are put so also where the tokenizer does it otherwise, as RoBERTa's does with
-      two of them: the model was fine-tuned on `tasks.rows.TextFormat`.
+    tokenizer: to write.
+    folder: exists.
+    is_encoder: texts are put between [CLS] and [SEP].
+    max_length: most tokens per text.
+    num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
+    is_tuned: texts are put between the marks of `tasks.rows.TextFormat`, even if the tokenizer has a
+      template of its own, as RoBERTa's has for two texts.
   Raises:
-    DataError: the tokenizer has no equal in `tokenizers`.
+    DataError: the library `tokenizers` has no equivalent.
   """
   fast = to_fast(tokenizer, is_encoder, is_tuned)
   fast.save(str(folder / "tokenizer.json"))
@@ -65,7 +69,12 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
 
 
 def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
-  """Role there -> token, for the roles that the tokenizer has."""
+  """Returns role in `transformers` -> token, for the roles that the tokenizer has.
+
+  Args:
+    tokenizer: ours.
+    is_encoder: which roles there are.
+  """
   roles = ENCODER_ROLES if is_encoder else DECODER_ROLES
   ids = {role: getattr(tokenizer, name) for role, name in roles.items()}
   return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
@@ -73,8 +82,10 @@ def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
 
 def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
             ) -> tokenizers.Tokenizer:
-  """The tokenizer of the library `tokenizers` that gives the same ids; see `write`.
+  """Returns the tokenizer of the library `tokenizers` that gives the same ids.
 
+  Args:
+    tokenizer, is_encoder, is_tuned: as in `write`.
   Raises:
     DataError: there is none.
   """
@@ -89,17 +100,19 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
     template = processors.TemplateProcessing(
         single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)])
-    # Of byte-level BPE, spaces are no part of an answer that is cut out of its text.
+    # For byte-level BPE, spaces are not part of an answer that is cut out of its text.
     fast.post_processor = (processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
                            if isinstance(tokenizer, ByteBPE) else template)
   return fast
 
 
 def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
-  """A unigram or BPE model of SentencePiece, from its file.
+  """Returns the equivalent of a unigram or BPE model of SentencePiece.
 
+  Args:
+    data: content of its file.
   Raises:
-    DataError: the model does something that `tokenizers` cannot do.
+    DataError: `tokenizers` cannot do the same as the model.
   """
   proto = proto_lib.ModelProto.FromString(data)
   trainer, rules = proto.trainer_spec, proto.normalizer_spec
@@ -110,7 +123,7 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
                     "beginnings of words can be exported")
   fast = tokenizers.Tokenizer(builders[trainer.model_type](proto))
   fast.normalizer = normalizers.Sequence(_normalizers(rules))
-  # Not split at the words: pieces are chosen for the whole text, and may cross them.
+  # The text is not split at words: pieces are chosen for the whole text, and may span words.
   scheme = "always" if rules.add_dummy_prefix else "never"
   fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
   fast.decoder = decoders.Sequence([decoders.ByteFallback(),
@@ -137,7 +150,7 @@ def _unigram(proto) -> models.Model:
 
 
 def _bpe(proto) -> models.Model:
-  """SentencePiece joins the neighbours that make the best piece; `tokenizers` lists such pairs."""
+  """SentencePiece merges the neighbors that make the best piece; `tokenizers` lists the pairs."""
   normal = proto_lib.ModelProto.SentencePiece.NORMAL
   ids = {p.piece: i for i, p in enumerate(proto.pieces)}
   score = {p.piece: p.score for p in proto.pieces if p.type == normal}

@@ -40,7 +40,8 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
   """Returns the features of texts.
 
   Args:
-    texts: those longer than the model's positions are cut to their head.
+    trained: the model.
+    texts: of any length; longer ones than the model's positions are cut to their head.
     layer: key of `LAYERS`.
     batch_size: texts per batch.
   Returns:
@@ -58,6 +59,7 @@ def check_layer(trained: Trained, layer: str) -> None:
   """Checks that a model has a layer of features.
 
   Args:
+    trained: the model.
     layer: key of `LAYERS`.
   Raises:
     ConfigError: the model gives no features, or has too few layers.
@@ -65,7 +67,7 @@ def check_layer(trained: Trained, layer: str) -> None:
   trained_lib.require(trained, "embed", "give features of texts", "Use the weights themselves")
   if trained.config.model.num_layers < LAYERS[layer][0]:
     raise ConfigError(f"--layer {layer}: the model has only {trained.config.model.num_layers} "
-                      "layers; choose last")
+                      "layers. Choose last")
 
 
 def make_rows(trained: Trained, texts: Sequence[str]) -> list[np.ndarray]:
@@ -73,6 +75,9 @@ def make_rows(trained: Trained, texts: Sequence[str]) -> list[np.ndarray]:
 
   Prints a note on stderr if some are cut.
 
+  Args:
+    trained: the model.
+    texts: of any length.
   Returns:
     int32 [N] each, cut to the model's positions.
   """
@@ -89,6 +94,7 @@ def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
   """Returns the features of texts that are encoded already.
 
   Args:
+    trained: the model.
     tokens: int [N] each, with [CLS] and [SEP], of at most the model's positions.
     layer: key of `LAYERS`.
     batch_size: texts per batch.
@@ -163,9 +169,9 @@ def check_out(out: pathlib.Path, layer: str) -> None:
     raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(FORMATS)}")
   if out.suffix == ".npy" and LAYERS[layer][1]:
     raise ConfigError(f"--out {out}: a .npy holds one array, and --layer {layer} needs the lengths "
-                      "of the texts as well; name a .safetensors")
+                      "of the texts as well. Name a .safetensors")
   if not out.parent.is_dir():
-    raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
+    raise ConfigError(f"--out {out}: there is no folder {out.parent}. Make it first")
 
 
 def collect(features: Sequence[np.ndarray], tokens: Sequence[np.ndarray],

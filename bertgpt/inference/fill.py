@@ -1,4 +1,4 @@
-"""Masked words: what a model expects where a text says [MASK].
+"""Guesses of masked words: the tokens that a model expects in place of [MASK].
 
     trained = load_trained(pathlib.Path("runs/demo"))
     for guesses in fill(trained, ["The cat sees the [MASK]."])[0]:
@@ -45,6 +45,7 @@ def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list
   Special tokens are never guessed.
 
   Args:
+    trained: the model.
     texts: each with [MASK] in place of one word or more; the masks of a text are guessed
       independently, each with the others masked.
     top: guesses per mask; fewer are returned if the vocabulary has fewer.
@@ -64,18 +65,23 @@ def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list
 
 
 def encode_row(trained: Trained, text: str) -> np.ndarray:
-  """Returns the row of a text with masks, between [CLS] and [SEP]: int32 [N].
+  """Returns the row of a text with masks, between [CLS] and [SEP].
 
+  Args:
+    trained: the model.
+    text: with [MASK] in place of one word or more.
+  Returns:
+    int32 [N].
   Raises:
     ConfigError: it has no mask, or is longer than the model's positions.
   """
   tokenizer, positions = trained.tokenizer, trained.config.model.max_positions
   row = marks.of_encoder(tokenizer).enclose(encode_template(tokenizer, text))
   if tokenizer.mask_id not in row:
-    raise ConfigError(f"{text[:40]!r}: has no {MASK}; write {MASK} in place of a word")
+    raise ConfigError(f"{text[:40]!r}: has no {MASK}. Write {MASK} in place of a word")
   if len(row) > positions:
     raise ConfigError(f"{text[:40]!r}: its {len(row)} tokens exceed the model's {positions} "
-                      "positions; shorten it")
+                      "positions. Shorten it")
   return row
 
 
@@ -84,6 +90,7 @@ def top_guesses(tokenizer: Tokenizer, p_V: np.ndarray, continues_V: np.ndarray,
   """Returns the likeliest guesses of one mask.
 
   Args:
+    tokenizer: of the model.
     p_V: float [vocab_size], the probability of every token.
     continues_V: bool [vocab_size], of `Tokenizer.continues_word`.
     top: how many.
@@ -97,6 +104,7 @@ def predict_masked(trained: Trained, tokens: np.ndarray,
   """Returns the distribution of the token at each position, all of them seen as [MASK].
 
   Args:
+    trained: the model.
     tokens: int [N], one sequence with its [CLS] and [SEP].
     positions: indices into `tokens`, M of them.
   Returns:
@@ -114,9 +122,10 @@ def predict_masked(trained: Trained, tokens: np.ndarray,
 def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
   """Returns the likeliest tokens that a reader can see, the likeliest first.
 
-  Special tokens are left out, [UNK] among them: it is a target of the training, but no word.
+  Special tokens are left out. So is [UNK]: training predicts it, but it is not a word.
 
   Args:
+    tokenizer: of the model.
     p_V: float [vocab_size], the probability of every token.
     top: how many tokens; fewer are returned if the vocabulary has fewer.
   Returns:
@@ -137,12 +146,15 @@ def _predict(model, params, tokens_BL, lengths_B, predict_BM):
 def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
   """Returns the ids of a text in which [MASK], or the tokenizer's name for it, is one token.
 
+  Args:
+    tokenizer: of the model.
+    text: the text.
   Returns:
     int32 [N], without [CLS] and [SEP].
   """
   name = tokenizer.pieces[tokenizer.mask_id]
   first, *rest = re.split("|".join(map(re.escape, {MASK, name})), text)
-  # The space before a mask is part of the word that it hides.
+  # The space before a mask belongs to the hidden word.
   parts: list[Any] = [tokenizer.encode([first.rstrip() if rest else first])[0]]
   for i, part in enumerate(rest):
     parts += [[tokenizer.mask_id],
@@ -154,7 +166,8 @@ def encode_after(tokenizer: Tokenizer, text: str) -> np.ndarray:
   """Returns the ids of a text that follows other text, with a leading space only if it has one.
 
   Args:
-    text: what follows.
+    tokenizer: of the model.
+    text: the text that follows.
   Returns:
     int32 [N], without [CLS] and [SEP].
   """
@@ -172,6 +185,7 @@ def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
   """Returns the text of a token.
 
   Args:
+    tokenizer: of the model.
     token: id.
     continues: the token continues a word, so its text begins with ##.
   """

@@ -67,6 +67,7 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   """Continues texts.
 
   Args:
+    trained: the model.
     prompts: texts, none empty.
     max_tokens: most tokens added to a prompt; None: of `default_tokens`.
     sampling: how tokens are drawn.
@@ -85,10 +86,10 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   tokens = trained.tokenizer.encode(prompts)
   for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
     if not len(ids):
-      raise ConfigError(f"prompt {i}: is empty; give a text to continue")
+      raise ConfigError(f"prompt {i}: is empty. Give a text to continue")
     if len(ids) + (max_tokens or 1) > positions:
       raise ConfigError(f"prompt {i}, {text[:40]!r}: its {len(ids)} tokens and {max_tokens or 1} "
-                        f"more exceed the model's {positions} positions; shorten it or "
+                        f"more exceed the model's {positions} positions. Shorten it or "
                         "--max_tokens")
   repeated = [ids for ids in tokens for _ in range(num_samples)]
   limits = [max_tokens or default_tokens(trained, len(ids)) for ids in repeated]
@@ -107,6 +108,7 @@ def default_tokens(trained: Trained, length: int) -> int:
   At most DEFAULT_TOKENS, and not beyond the rows of the training, unless the prompt is longer.
 
   Args:
+    trained: the model.
     length: tokens of the prompt.
   """
   trained_on = trained_lib.longest_row(trained)
@@ -127,6 +129,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   longest prompt with its continuation).
 
   Args:
+    trained: the model.
     prompts: int [N] each, of at least one token.
     max_tokens: most tokens added, for all prompts or for each; a prompt and its continuation must
       fit into the model's positions.
@@ -143,7 +146,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   lengths = np.array([len(prompt) for prompt in prompts])
   ends = lengths + max_tokens
   if lengths.min() == 0:
-    raise ValueError("the prompt is empty; [end of document] starts a new one")
+    raise ValueError("the prompt is empty. [end of document] starts a new one")
   if ends.max() > window:
     raise ValueError(f"a prompt and its continuation are {ends.max()} tokens, which exceed the "
                      f"model's {window} positions")

@@ -21,11 +21,13 @@ def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: in
           batch_size: int = 8) -> list[np.ndarray]:
   """Returns the log-probabilities of the tokens of every text.
 
-  A decoder scores a token after those before it, and begins after the end of another document. An
-  encoder scores a token among all the others, masked once each (Salazar et al. 2020,
-  arXiv:1910.14659); its scores compare texts, and do not add up to the probability of a text.
+  A decoder scores every token given the tokens before it; the first one follows the end of another
+  document. An encoder scores every token given all the others, with the token masked (Salazar et
+  al. 2020, arXiv:1910.14659); its scores compare texts, but do not add up to the log-probability of
+  a text.
 
   Args:
+    trained: the model.
     texts: of any length.
     window: most tokens that the model sees together; 0: as in training.
     stride: tokens scored with each window but the first of a text; 0: half a window. Encoders cut
@@ -43,11 +45,13 @@ def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: in
 
 def score_tokens(trained: Trained, encoded: Sequence[np.ndarray], window: int, stride: int,
                  batch_size: int) -> list[np.ndarray]:
-  """Returns what `score` does, for texts that are encoded already.
+  """Returns the result of `score` for texts that are encoded already.
 
   Args:
+    trained: the model.
     encoded: int [N] each.
     window, stride: of `choose_window`.
+    batch_size: rows per batch.
   """
   scorer = scorers.find(trained)
   cut = [scorer.cut(trained.tokenizer, ids, window, stride) for ids in encoded]
@@ -60,14 +64,15 @@ def choose_window(trained: Trained, window: int = 0, stride: int = 0) -> tuple[i
   """Returns the window and the stride, in tokens, with their defaults for a model.
 
   Args:
-    window: 0: the longest rows of the training.
-    stride: 0: half a window.
+    trained: the model.
+    window: most tokens that the model sees together; 0: the longest rows of the training.
+    stride: tokens scored with each window; 0: half a window.
   Raises:
     ConfigError: the window exceeds the model's positions, or the stride leaves no context.
   """
   most, window = trained.config.model.max_positions, window or trained_lib.longest_row(trained)
   if not SMALLEST_WINDOW <= window <= most:
-    raise ConfigError(f"--window={window}: the model has {most} positions; give {SMALLEST_WINDOW} "
+    raise ConfigError(f"--window={window}: the model has {most} positions. Give {SMALLEST_WINDOW} "
                       f"to {most}")
   stride = stride or window // 2
   if stride >= window:

@@ -1,4 +1,4 @@
-"""Named protocols of zero-shot evaluation: what is measured on which file, read how.
+"""Named protocols of zero-shot evaluation: the measure, the file, and how the file is read.
 
 A published number depends on its protocol as much as on the model: GPT-2's 45.99% on LAMBADA count
 the last token of a word; others count whole words, and give 32.6% to the same model. So a protocol
@@ -27,10 +27,11 @@ class Suite(NamedTuple):
     file: description of its file, for error messages.
     detokenizer: key of DETOKENIZERS, applied to the text before it is tokenized.
     counts_lines: the end of a line counts as a word, as in the token counts of WikiText.
-    rule: which guesses of a last word are right. 'word': every token of the word is the likeliest
-      one after those before it. 'stop_words': the same, with the first token chosen among those
-      that are not stop words. 'token': only the last token of the word has to be the likeliest.
-    source: where the protocol comes from.
+    rule: condition for a guess of the last word to be right. 'word': every token of the word is
+      the likeliest one given the tokens before it. 'stop_words': the same, but the first token only
+      has to be the likeliest of the tokens that are not stop words. 'token': the last token of the
+      word is the likeliest one.
+    source: publication or code that defines the protocol.
   """
 
   measure: str
@@ -90,6 +91,8 @@ Content = Sequence[str] | Sequence[tuple[str, ...]]  # Documents, passages, or p
 def parse(spec: str) -> list[tuple[str, str]]:
   """Returns the (name, file) pairs of 'NAME=FILE,NAME=FILE'.
 
+  Args:
+    spec: value of --suite.
   Raises:
     ConfigError: a name is not in `SUITES`, or has no file.
   """
@@ -98,14 +101,14 @@ def parse(spec: str) -> list[tuple[str, str]]:
     name, _, file = part.partition("=")
     parts.append((name, file))
   if not parts:
-    raise ConfigError(f"--suite {spec!r}: names none; choose among {', '.join(SUITES)}")
+    raise ConfigError(f"--suite {spec!r}: names none. Choose among {', '.join(SUITES)}")
   for name, file in parts:
     if name not in SUITES:
       close = difflib.get_close_matches(name, SUITES, n=1)
-      raise ConfigError(f"--suite {name}: no such suite; " + (
-          f"did you mean {close[0]}?" if close else f"choose among {', '.join(SUITES)}"))
+      raise ConfigError(f"--suite {name}: no such suite. " + (
+          f"Did you mean {close[0]}?" if close else f"Choose among {', '.join(SUITES)}"))
     if not file:
-      raise ConfigError(f"--suite {name}: no data come with the program; give {name}=FILE with "
+      raise ConfigError(f"--suite {name}: no data comes with the program. Give {name}=FILE with "
                         f"{SUITES[name].file}")
   return parts
 
@@ -114,6 +117,7 @@ def detokenize(text: str, detokenizer: str) -> str:
   """Returns a tokenized text as it would be written.
 
   Args:
+    text: with its tokens separated by spaces.
     detokenizer: key of `DETOKENIZERS`; '' returns the text as it is.
   """
   for pattern, replacement in DETOKENIZERS[detokenizer]:
@@ -125,14 +129,17 @@ def count_words(text: str, counts_lines: bool) -> int:
   """Returns the number of words separated by white space.
 
   Args:
+    text: as it is in the file.
     counts_lines: count the end of every line as a word, too.
   """
   return len(text.split()) + counts_lines * text.count("\n")
 
 
 def find_stop_tokens(tokenizer: Tokenizer) -> np.ndarray:
-  """Returns which tokens are special, a stop word, or without a letter or digit.
+  """Finds the tokens that are special, a stop word, or without a letter or digit.
 
+  Args:
+    tokenizer: of the model.
   Returns:
     bool [vocab_size].
   """
@@ -162,7 +169,7 @@ def read(name: str, file: str) -> Content:
   else:
     content = READERS[suite.measure](pathlib.Path(file).expanduser(), flag)
   if not any(text.strip() for entry in content for text in np.atleast_1d(entry)):
-    raise ConfigError(f"{flag} {file}: holds no text; give {suite.file}")
+    raise ConfigError(f"{flag} {file}: holds no text. Give {suite.file}")
   return content
 
 

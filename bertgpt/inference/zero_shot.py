@@ -1,4 +1,4 @@
-"""Zero-shot evaluation: what a model scores on texts that it was not trained for.
+"""Zero-shot evaluation: scores of a model on texts that it was not trained for.
 
 Three measures, each for the protocols of `suites.SUITES` that name it. They ask `scorers` for the
 log-probabilities of tokens, so they know no family of models.
@@ -44,6 +44,7 @@ def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
   Args:
     path: workdir of the run.
     spec: 'NAME=FILE,NAME=FILE'.
+    settings: of the flags.
   Raises:
     ConfigError: no run in `path`, a suite that does not exist or does not fit the model, or a wrong
       setting.
@@ -65,7 +66,14 @@ def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
 
 
 def resolve(settings: Settings, trained: Trained) -> Settings:
-  """Returns the settings with the defaults of a model; raises as `choose_window`."""
+  """Returns the settings with the defaults of a model.
+
+  Args:
+    settings: of the flags.
+    trained: the model.
+  Raises:
+    ConfigError: as in `choose_window`.
+  """
   window, stride = choose_window(trained, settings.window, settings.stride)
   return settings._replace(window=window, stride=stride)
 
@@ -73,7 +81,11 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
 def perplexity(nats: float) -> float:
   """Returns exp of a mean loss.
 
-  It is infinite beyond the range of floats: a script without spaces has few, long words.
+  The result is infinite beyond the range of floats, as for words of a script without spaces, which
+  are few and long.
+
+  Args:
+    nats: mean loss.
   """
   return math.exp(nats) if nats < 700 else math.inf
 
@@ -87,6 +99,11 @@ def measure_perplexity(trained: Trained, suite: Suite, documents: Sequence[str],
 
   Words and bytes are counted in the text as it is in the file, before it is detokenized.
 
+  Args:
+    trained: the model.
+    suite: the protocol.
+    documents: content of its file.
+    settings: of `resolve`.
   Raises:
     ConfigError: no token can be scored.
   """
@@ -101,7 +118,7 @@ def measure_perplexity(trained: Trained, suite: Suite, documents: Sequence[str],
   scores = scorer.score(trained, rows, settings.batch_size)
   num_tokens = sum(map(len, scores))
   if not num_tokens:
-    raise ConfigError("--suite: there is no second token to score; give a longer text")
+    raise ConfigError("--suite: there is no second token to score. Give a longer text")
   nats = -sum(float(logp.sum(dtype=np.float64)) for logp in scores)
   protocol = scorer.describe(len(rows), settings.window, settings.stride)
   if suite.detokenizer:
@@ -124,14 +141,19 @@ def measure_last_word(trained: Trained, suite: Suite, passages: Sequence[str],
                       settings: Settings) -> Scores:
   """Returns how often the last word of a passage is guessed, and the perplexity of the target.
 
+  Args:
+    trained: the model, with the ability "score".
+    suite: the protocol.
+    passages: content of its file.
+    settings: of `resolve`.
   Raises:
     ConfigError: a passage has nothing before its last word, or the window is too short for it.
   """
   passages = [text.strip() for text in passages if text.strip()][:settings.limit or None]
   contexts, words = _encode_passages(trained, suite, passages)
   if max(map(len, words)) >= settings.window:
-    raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens; give a --window of "
-                      "more")
+    raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens. Give a longer "
+                      "--window")
   rows = [np.concatenate(pair)[-settings.window:] for pair in zip(contexts, words, strict=True)]
   banned_V = (suites.find_stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None)
   ranked = left_to_right.rank(trained, rows, settings.batch_size, banned_V)
@@ -151,14 +173,14 @@ def _encode_passages(trained, suite, passages):
   """(ids before the last word, ids of the last word) of every passage."""
   parts = [text.rsplit(maxsplit=1) for text in passages]  # At any white space.
   if single := [part[0] for part in parts if len(part) == 1]:
-    raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word; give "
+    raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word. Give "
                       f"{suite.file}")
   contexts = trained.tokenizer.encode([context for context, _ in parts])
   words = trained.tokenizer.encode([f" {word}" for _, word in parts])
   for text, context, word in zip(passages, contexts, words, strict=True):
     if not (len(context) and len(word)):
       raise ConfigError(f"--suite: the passage {text[-40:]!r} has no tokens "
-                        f"{'in' if len(context) else 'before'} its last word; remove the passage")
+                        f"{'in' if len(context) else 'before'} its last word. Remove it")
   return contexts, words
 
 
@@ -169,6 +191,11 @@ def measure_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str
                   settings: Settings) -> Scores:
   """Returns how often the good sentence of a pair is likelier than the bad one, as a whole.
 
+  Args:
+    trained: the model.
+    suite: the protocol; not read.
+    pairs: (good, bad) sentences.
+    settings: of `resolve`.
   Raises:
     ConfigError: a sentence has no tokens, or does not fit into the window.
   """
@@ -178,7 +205,7 @@ def measure_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str
   encoded = trained.tokenizer.encode(sentences)
   for sentence, ids in zip(sentences, encoded, strict=True):
     if not 0 < len(ids) <= settings.window - 2:
-      raise ConfigError(f"--suite pairs: {sentence[:40]!r} has {len(ids)} tokens; give sentences "
+      raise ConfigError(f"--suite pairs: {sentence[:40]!r} has {len(ids)} tokens. Give sentences "
                         f"of 1 to {settings.window - 2}, or another --window")
   scores = score_tokens(trained, encoded, settings.window, settings.stride, settings.batch_size)
   good, bad = np.array([logp.sum(dtype=np.float64) for logp in scores]).reshape(-1, 2).T

@@ -28,6 +28,8 @@ class Evaluator(NamedTuple):
 
   Attributes:
     name: tag of the set, as in eval/<name>/mlm_loss.
+    setup: constants of the training.
+    corpus: the held-out documents.
     step: (params, batch, row_ids_B) -> sums.
   """
 
@@ -38,12 +40,24 @@ class Evaluator(NamedTuple):
 
 
 def make_evaluator(setup: Setup, corpus: Corpus, name: str = "validation") -> Evaluator:
-  """Returns the evaluator of a held-out corpus; `name` is its tag."""
+  """Returns the evaluator of a held-out corpus.
+
+  Args:
+    setup: constants of the training.
+    corpus: the held-out documents.
+    name: tag of the set, as in eval/<name>/mlm_loss.
+  """
   return Evaluator(name, setup, corpus, jax.jit(make_eval_step(setup)))
 
 
 def make_eval_step(setup: Setup) -> Callable:
-  """Returns (params, batch, row_ids_B) -> sums. A row's masks depend on its number only."""
+  """Returns the function (params, batch, row_ids_B) -> sums.
+
+  The masks of a row depend only on its number.
+
+  Args:
+    setup: constants of the training.
+  """
   objective = setup.objective
 
   def eval_step(params, batch, row_ids_B):
@@ -55,18 +69,22 @@ def make_eval_step(setup: Setup) -> Callable:
 
 
 def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float]:
-  """Mean of every metric over the whole set, with rows as long as the phase's.
+  """Returns the mean of every metric over the whole set.
 
   The result does not depend on the batch size, the mesh or the number of hosts: rows that
-  fill up the last batch weigh nothing, and sums are added in double precision.
+  pad the last batch have weight 0, and sums are added in double precision.
 
+  Args:
+    evaluator: of the set.
+    params: float32 arrays on the mesh.
+    phase_index: of the phase whose row length is used.
   Returns:
-    'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
-    'lm_perplexity', 'bits_per_byte'.
+    Metric -> value: 'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
+    'lm_perplexity', 'bits_per_byte'. Losses are in nats.
   """
   (config, mesh, *_), corpus = evaluator.setup, evaluator.corpus
   batch_size = config.eval.batch_size
-  window, pending = metrics.Window(), None
+  running, pending = metrics.RunningSums(), None
   with sharding.use_mesh(mesh, config):
     rows = sharding.local_rows(mesh, config, batch_size)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
@@ -75,41 +93,53 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
       sums = evaluator.step(params, batch, row_ids)
       if pending is not None:
-        window.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
+        running.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
       pending = sums
-    window.add(jax.device_get(pending))
+    running.add(jax.device_get(pending))
   process.disarm_watchdog()
-  means = metrics.with_perplexity(window.means(), choices.OBJECTIVES[config.objective.name].loss)
+  means = metrics.with_perplexity(running.means(), choices.OBJECTIVES[config.objective.name].loss)
   if choices.OBJECTIVES[config.objective.name].predicts_all:
     means["bits_per_byte"] = bits_per_byte(means["lm_loss"], corpus)
   return means
 
 
 def bits_per_byte(nats_per_token: float, corpus: Corpus) -> float:
-  """Loss per UTF-8 byte of text, in bits: comparable between tokenizers.
+  """Returns the loss per UTF-8 byte of text, in bits, which is comparable between tokenizers.
 
   The end-of-document token that closes every document is predicted too and counts.
+
+  Args:
+    nats_per_token: mean loss.
+    corpus: the documents that were scored.
   """
   tokens = int(corpus.document_lengths.sum()) + len(corpus.document_lengths)
   return nats_per_token * tokens / corpus.num_bytes / float(jnp.log(2.0))
 
 
 def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-  """Scores the newest checkpoint of a run on the validation split, at its last phase's length.
+  """Scores the newest checkpoint of a run on the validation split.
+
+  Rows have the length of the last phase.
 
   Args:
+    path: workdir of the run.
     overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
+  Returns:
+    Metric -> value, as `run`.
+  Raises:
+    ConfigError: no run in `path`, a wrong override, or a corpus made with another tokenizer.
+    DataError: no usable checkpoint, or a damaged corpus.
   """
   trained = trained_lib.load_trained(path)
   config = recipes.override(trained.config, overrides)
   config_lib.validate(config)
   held_out = open_corpus(corpora.find_corpus(config), "validation")
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
-    raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer; "
-                      f"add --config.tokenizer.path={path}/tokenizer")
+    raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "
+                      f"Add --config.tokenizer.path={path}/tokenizer")
   if held_out.identity != trained.corpus:
-    print(f"note: {held_out.path} is not the corpus of this run; these documents may be others "
-          "than those the run held out", file=sys.stderr)
+    print(f"note: {held_out.path} is not the corpus of this run; the run may have been trained on "
+          "its documents", file=sys.stderr)
   mesh = sharding.make_mesh(config)
   evaluator = make_evaluator(make_setup(config, mesh, make_vocabulary(trained.tokenizer)), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(

@@ -64,12 +64,12 @@ def train(config: ConfigDict, path: pathlib.Path,
         run.setup, run.abstract_state, first_step, functools.partial(device_batches, run))))
     for step, train_step, batch in batches:  # `step` counts from 1: it is done below.
       process.arm_watchdog(config.system.hang_timeout_minutes)
-      trace(step, log.flush)
+      trace(step, log.finish_step)
       state, step_metrics = train_step(state, batch)
       log.add(step, step_metrics)
       stop = should_stop(step)
       if stop or step == last_step or checkpoints.due(step):
-        is_finite = log.flush()  # Raises if the run has diverged, before anything is saved.
+        is_finite = log.finish_step()  # Raises if the run has diverged, before anything is saved.
         wait = stop or step == last_step
         if wait or is_finite:  # A row of bad steps must not push the good checkpoints out.
           checkpoints.save(step, state, run.metadata | {"step": step}, wait=wait)
@@ -266,7 +266,7 @@ def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict
 
 def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> None:
   """Logs the held-out metrics after a step."""
-  log.settle()
+  log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
   results = evaluate.run(run.evaluator, params, phase_index)
   log.record(step, run.evaluator.name, results)

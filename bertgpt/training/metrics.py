@@ -1,4 +1,4 @@
-"""Metrics as (sum, weight) pairs, the writers that show them, FLOPs and MFU."""
+"""Metrics as (sum, weight) pairs, their files and progress line, and FLOPs for the MFU."""
 
 import json
 import math
@@ -17,16 +17,24 @@ from bertgpt.devices import hardware
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """FLOP/s of one device; None where it is not known, as for a CPU."""
+  """Returns the peak FLOP/s of one device; None if it is not known, as for a CPU.
+
+  Args:
+    device_kind: as JAX names it.
+  """
   chip = hardware.find_chip(device_kind)
   return chip and chip.peak_flops
 
 
 def flops_per_step(config: config_lib.ConfigDict, phase: config_lib.ConfigDict) -> float:
-  """Multiply-adds of a training step, times 2, times 3 for the backward pass.
+  """Returns the FLOPs of a training step: multiply-adds times 2, times 3 for the backward pass.
 
-  Attention is counted in full, also where it is causal, and recomputation is not
-  counted, so that MFU measures useful work (Chowdhery et al. 2022, appendix B).
+  Attention is counted in full even if it is causal, and recomputation is not counted, so that MFU
+  measures useful work (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+
+  Args:
+    config: a whole config.
+    phase: one of its phases.
   """
   predicted = config_lib.predicted_share(config, phase)
   forward = families.find(config).flops_per_token(config.model, phase.seq_len, predicted)
@@ -36,29 +44,44 @@ def flops_per_step(config: config_lib.ConfigDict, phase: config_lib.ConfigDict) 
 # ------------------------------------------------------------------- sums
 
 
-class Window:
-  """Sums of the steps since the last line that was written."""
+class RunningSums:
+  """Sums of the metrics of several steps or batches.
+
+  Attributes:
+    steps: how many were added.
+  """
 
   def __init__(self):
     self._sums: dict[str, tuple[float, float]] = {}
     self.steps = 0
 
   def add(self, sums: Mapping[str, tuple[float, float]]) -> None:
+    """Adds one step.
+
+    Args:
+      sums: metric -> (sum, weight).
+    """
     for name, (total, weight) in sums.items():
       old_total, old_weight = self._sums.get(name, (0.0, 0.0))
       self._sums[name] = (old_total + float(total), old_weight + float(weight))
     self.steps += 1
 
   def total(self, name: str) -> float:
+    """Returns the sum of a metric that was added."""
     return self._sums[name][0]
 
   def means(self) -> dict[str, float]:
-    """sum / weight of every metric; metrics that met nothing are left out."""
+    """Returns sum / weight of every metric; metrics of weight 0 are left out."""
     return {name: total / weight for name, (total, weight) in self._sums.items() if weight}
 
 
 def with_perplexity(means: Mapping[str, float], loss: str) -> dict[str, float]:
-  """Adds exp(loss) of the metric `loss`, as 'mlm_perplexity' of 'mlm_loss', if it is there."""
+  """Returns the means with the perplexity exp(loss), as 'mlm_perplexity' for 'mlm_loss'.
+
+  Args:
+    means: metric -> value, losses in nats.
+    loss: name of the metric; if it is not among the means, no perplexity is added.
+  """
   if loss not in means:
     return dict(means)
   name = loss.removesuffix("_loss") + "_perplexity"
@@ -69,16 +92,24 @@ def with_perplexity(means: Mapping[str, float], loss: str) -> dict[str, float]:
 
 
 class Writer:
-  """metrics.jsonl, TensorBoard events and the progress line of a run.
+  """Writer of metrics.jsonl, TensorBoard events and the progress line of a run.
 
-  Only process 0 writes. On resume, TensorBoard events beyond `first_step` are purged
-  and lines of metrics.jsonl beyond it are dropped, so that a curve has each step once. The
-  evaluation at `first_step` is dropped too: the run may have ended before it, so it is made
-  again.
+  Only process 0 writes. On resume, TensorBoard events beyond `first_step` are purged and lines of
+  metrics.jsonl beyond it are dropped, so that a curve has each step once. The evaluation at
+  `first_step` is dropped too and done again: the run may have ended before it.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
                tensorboard: bool, active: bool = True):
+    """Opens the files.
+
+    Args:
+      workdir: of the run.
+      first_step: steps done before.
+      last_step: steps of the whole run, for the progress line.
+      tensorboard: write TensorBoard events too.
+      active: this is process 0; otherwise nothing is written or printed.
+    """
     self._last_step = last_step
     self._since: tuple[int, float] | None = None  # Step and time of the first progress line.
     self._is_tty = sys.stderr.isatty()
@@ -95,7 +126,12 @@ class Writer:
                                                 purge_step=first_step + 1)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """One line of metrics.jsonl and one point of every curve. Args: tag -> value."""
+    """Writes one line of metrics.jsonl and one point of every curve.
+
+    Args:
+      step: steps done.
+      scalars: tag -> value.
+    """
     if self._jsonl is None:
       return
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
@@ -105,7 +141,12 @@ class Writer:
         self._events.add_scalar(tag, value, step)
 
   def progress(self, step: int, scalars: Mapping[str, float]) -> None:
-    """The live line: rewritten in place on a terminal, else one line a call."""
+    """Prints the progress line: rewritten in place on a terminal, otherwise one line per call.
+
+    Args:
+      step: steps done.
+      scalars: tag -> value; see `progress_parts`.
+    """
     if self._jsonl is None:
       return
     parts = progress_parts(step, self._last_step, scalars, self._eta(step))
@@ -118,7 +159,7 @@ class Writer:
     sys.stderr.flush()
 
   def message(self, text: str) -> None:
-    """A line of its own, clear of the live line."""
+    """Prints a line of its own, below the progress line."""
     if self._jsonl is None:
       return
     if self._open_line:
@@ -130,6 +171,7 @@ class Writer:
     sys.stderr.flush()
 
   def close(self) -> None:
+    """Ends the progress line and closes the files."""
     if self._open_line:
       sys.stderr.write("\n")
     for file in (self._jsonl, self._events):
@@ -137,7 +179,7 @@ class Writer:
         file.close()
 
   def _eta(self, step: int) -> float | None:
-    """Seconds to the end; None at first, for what came before was compilation above all."""
+    """Seconds to the end; None at first, when most of the time so far was compilation."""
     first, start = self._since = self._since or (step, time.monotonic())
     if step == first:
       return None
@@ -146,8 +188,16 @@ class Writer:
 
 def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
                    eta_s: float | None) -> list[str]:
-  """['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s', 'MFU 41%',
-  'ETA 0:03:21'].
+  """Returns the parts of the progress line.
+
+  Args:
+    step, last_step: steps done, and steps of the run.
+    scalars: tag -> value, with train/loss, train/grad_norm, train/learning_rate, perf/step_seconds,
+      perf/tokens_per_second, and maybe perf/mfu and train/skipped_steps.
+    eta_s: seconds to the end; None: not known.
+  Returns:
+    As in ['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s',
+    'MFU 41%', 'ETA 0:03:21'].
   """
   loss, grad_norm = (scalars.get(f"train/{name}", math.nan) for name in ("loss", "grad_norm"))
   parts = [f"step {step}/{last_step}", f"loss {loss:.3f}",
@@ -162,12 +212,17 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
 
 
 def terminal_width() -> int:
-  """Columns that can be written to without the next line being begun."""
+  """Returns the number of columns that fit on one line of the terminal."""
   return os.get_terminal_size(sys.stderr.fileno()).columns - 1
 
 
 def fit_line(parts: Sequence[str], width: int) -> str:
-  """The parts in one line of at most `width` characters, without those that matter least."""
+  """Returns the parts as one line, without the least important parts if they do not fit.
+
+  Args:
+    parts: of `progress_parts`.
+    width: most characters of the line.
+  """
   for name in ("|g| ", "lr ", " ms", "k tok/s", "MFU "):
     if len("  ".join(parts)) <= width:
       break
@@ -176,13 +231,23 @@ def fit_line(parts: Sequence[str], width: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
+  """Returns a duration as hours:minutes:seconds, as in '0:03:21'.
+
+  Args:
+    seconds: at least 0.
+  """
   minutes, seconds = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 def keep_lines(path: pathlib.Path, last_step: int) -> None:
-  """Drops lines beyond `last_step`, its evaluation, and damaged lines, as a crash leaves them."""
+  """Drops the lines beyond a step, the evaluation at the step, and lines damaged by a crash.
+
+  Args:
+    path: of metrics.jsonl, which need not exist.
+    last_step: last step that is kept.
+  """
   if not path.exists():
     return
   kept = [line for line, point in _read_points(path) if point["step"] < last_step
@@ -191,7 +256,11 @@ def keep_lines(path: pathlib.Path, last_step: int) -> None:
 
 
 def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
-  """tag -> [(step, value), ...] of a run's metrics.jsonl."""
+  """Returns the curves in metrics.jsonl: tag -> [(step, value), ...].
+
+  Args:
+    workdir: of the run.
+  """
   curves: dict[str, list[tuple[int, float]]] = {}
   for _, point in _read_points(workdir / "metrics.jsonl"):
     step = point.pop("step")
@@ -201,7 +270,7 @@ def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(line, its content) of every line of metrics.jsonl that is not damaged."""
+  """Yields (line, its content) for every line of metrics.jsonl that is not damaged."""
   for line in path.read_text("utf-8", "replace").split("\n"):
     try:
       point = files.parse_json(line)

@@ -1,4 +1,4 @@
-"""What is logged of the steps of a run, one step late, and what stops a run that diverges."""
+"""The log of a run's steps, written one step late, which also stops a run that diverges."""
 
 import pathlib
 import time
@@ -14,14 +14,20 @@ from bertgpt.training import metrics
 
 
 class StepLog:
-  """Reads the metrics of a step after the next one was started; logs; finds divergence."""
+  """Logs the metrics of steps and finds divergence.
+
+  The metrics of a step are read only after the next step was started, so that devices never wait.
+  """
 
   def __init__(self, config: ConfigDict, path: pathlib.Path, first_step: int, *,
                is_static: bool = True):
-    """Logs into the workdir `path`.
+    """Opens the log of a run.
 
     Args:
-      is_static: all rows are as long as their phase says; else there is no MFU.
+      config: a whole config.
+      path: workdir of the run.
+      first_step: steps done before; logged steps beyond it are dropped.
+      is_static: all rows have the length of their phase; otherwise MFU is not logged.
     """
     self._config, self._is_static = config, is_static
     self._writer = metrics.Writer(path, first_step=first_step,
@@ -34,60 +40,82 @@ class StepLog:
     self._restart()
 
   def add(self, step: int, step_metrics: Any) -> None:
-    self.flush()
+    """Finishes the step added before, and remembers this one.
+
+    Args:
+      step: steps done with it.
+      step_metrics: name -> (sum, weight), arrays that may not be computed yet.
+    Raises:
+      DivergedError: as in `finish_step`.
+    """
+    self.finish_step()
     self._pending = step, step_metrics
 
-  def flush(self) -> bool:
-    """Waits for the step added last, logs it, and says whether it was finite.
+  def finish_step(self) -> bool:
+    """Waits for the step added last and logs it if it is due.
 
+    Returns:
+      Whether its loss and gradient were finite; True if no step is waiting.
     Raises:
-      DivergedError: too many steps in a row were not finite.
+      DivergedError: too many consecutive steps were not finite.
     """
     if self._pending is None:
       return True
     step, sums = self._pending[0], jax.device_get(self._pending[1])
     self._pending = None
     is_finite = sums["bad_steps"][0] == 0
-    # A NaN would spoil the window; what was not applied is counted instead.
-    self._window.add(sums if is_finite else {"tokens": sums["tokens"]})
+    # A NaN would spoil the sums; a step that was not applied is only counted.
+    self._sums.add(sums if is_finite else {"tokens": sums["tokens"]})
     self._skipped += not is_finite
     limit = self._config.train.max_bad_steps
     if sums["bad_steps"][0] >= limit:
-      raise DivergedError(f"step {step}: loss or gradient not finite in {limit} steps in a row; "
-                          "none of them was applied. Lower phases[].learning_rate or look at "
-                          "the data")
+      raise DivergedError(f"step {step}: loss or gradient not finite in {limit} consecutive steps, "
+                          "none of which was applied. Lower phases[].learning_rate or look at the "
+                          "data")
     self._last = step, sums
     if is_due(self._config.log.every_steps, step):
       self._write(step, sums)
     return is_finite
 
-  def settle(self) -> None:
-    """Logs all steps added so far, before an evaluation."""
-    self.flush()
-    if self._window.steps:
+  def write_all(self) -> None:
+    """Logs all steps added so far, even if no line is due, as before an evaluation.
+
+    Raises:
+      DivergedError: as in `finish_step`.
+    """
+    self.finish_step()
+    if self._sums.steps:
       self._write(*self._last)
 
   def message(self, text: str) -> None:
+    """Prints a line of its own on stderr."""
     self._writer.message(text)
 
   def record(self, step: int, name: str, results: dict[str, float]) -> None:
-    """Logs an evaluation on the set `name`."""
+    """Logs an evaluation.
+
+    Args:
+      step: steps done.
+      name: of the set, as in eval/<name>/mlm_loss.
+      results: metric -> value.
+    """
     self._writer.write(step, {f"eval/{name}/{metric}": value for metric, value in results.items()})
     self._writer.message(f"step {step}  {name}: "
                          + "  ".join(f"{metric} {value:.4g}" for metric, value in results.items()))
-    self._restart()  # Evaluation is no step time.
+    self._restart()  # The time of an evaluation does not count as time of steps.
 
   def close(self) -> None:
+    """Closes the files; a step that was not finished is not logged."""
     self._writer.close()
 
   def _write(self, step: int, last: Any) -> None:
-    config, window = self._config, self._window
-    seconds = (time.monotonic() - self._clock) / window.steps
-    scalars = {f"train/{name}": mean for name, mean in window.means().items()
+    config, sums = self._config, self._sums
+    seconds = (time.monotonic() - self._clock) / sums.steps
+    scalars = {f"train/{name}": mean for name, mean in sums.means().items()
                if name not in ("tokens", "bad_steps")}
     scalars |= {"train/learning_rate": float(last["learning_rate"][0]),
                 "train/skipped_steps": self._skipped, "perf/step_seconds": seconds,
-                "perf/tokens_per_second": window.total("tokens") / window.steps / seconds}
+                "perf/tokens_per_second": sums.total("tokens") / sums.steps / seconds}
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     if peak and self._is_static:
       phase = config.phases[config_lib.phase_at(config, step - 1)[0]]
@@ -98,8 +126,14 @@ class StepLog:
     self._restart()
 
   def _restart(self) -> None:
-    self._window, self._skipped, self._clock = metrics.Window(), 0, time.monotonic()
+    self._sums, self._skipped, self._clock = metrics.RunningSums(), 0, time.monotonic()
 
 
 def is_due(every: int, step: int) -> bool:
+  """Returns whether something that happens every N steps happens at a step.
+
+  Args:
+    every: N; 0: never.
+    step: steps done.
+  """
   return every > 0 and step % every == 0

@@ -165,8 +165,8 @@ WORDS = "bert.embeddings.word_embeddings.weight"
     (lambda t: t.update(surprise=np.zeros(3, np.float32)), "surprise has no place"),
     (lambda t: t.update({"bert.encoder.layer.2.output.dense.bias": np.zeros(32)}),
      "layer.2.output.dense.bias has no place"),
-    (replace(WORDS, lambda x: x[:-1]), r"\[249, 32\]; by config.json it is \[250, 32\]"),
-    (replace("bert.encoder.layer.0.output.dense.weight", lambda x: x.T), r"\[64, 32\]; by"),
+    (replace(WORDS, lambda x: x[:-1]), r"\[249, 32\]; according to config.json it is \[250, 32\]"),
+    (replace("bert.encoder.layer.0.output.dense.weight", lambda x: x.T), r"\[64, 32\]; according"),
     (replace("cls.predictions.bias", lambda x: x.astype(np.int64)), "of type int64"),
     (lambda t: t.update({"cls.predictions.decoder.weight": t[WORDS] + 1}), "weight differs"),
 ])

@@ -287,7 +287,7 @@ NORM = "bert.embeddings.LayerNorm.weight"
 
 
 @pytest.mark.parametrize("damage, message", [
-    (cut, "model.safetensors: is no whole safetensors file"),
+    (cut, "model.safetensors: is not a complete safetensors file"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000), "is no whole safeten"),
     (pickle_only, "pytorch_model.bin is a pickle"),
     (lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
@@ -296,7 +296,7 @@ NORM = "bert.embeddings.LayerNorm.weight"
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: is not valid JSON"),
     (lambda folder: (folder / "config.json").write_text("[]"), "config.json: holds JSON of type"),
     (change_json("config.json", model_type="t5"), "model_type='t5'"),
-    (change_json("config.json", hidden_size=24), "has the shape [90, 16]; by config.json it is"),
+    (change_json("config.json", hidden_size=24), "the shape [90, 16]; according to config.json"),
     (change_json("config.json", num_attention_heads=3), "model.num_heads=3 does not divide"),
     (change_tensors(lambda t: {name: x for name, x in t.items() if name != NORM}),
      f"the tensor {NORM} is missing"),

@@ -138,9 +138,9 @@ def test_the_command_never_names_a_special_token(capsys, finished_bert, bert):
 
 
 @pytest.mark.parametrize("flags, fragment", [
-    (["The cat sees the dog."], "has no [MASK]; write [MASK] in place of a word"),
+    (["The cat sees the dog."], "has no [MASK]. Write [MASK] in place of a word"),
     ([""], "has no [MASK]"),
-    (["[MASK] " + "cat " * 70], "exceed the model's 64 positions; shorten it"),
+    (["[MASK] " + "cat " * 70], "exceed the model's 64 positions. Shorten it"),
     (["[MASK]", "--top=0"], "--top: 0: give a whole number of at least 1"),
     ([], "required: TEXT"),
 ])

@@ -221,9 +221,9 @@ def test_a_sample_depends_neither_on_their_number_nor_on_the_other_prompts(capsy
 
 
 @pytest.mark.parametrize("flags, fragment", [
-    (["--prompt=The", "--prompt="], "prompt 2: is empty; give a text"),
-    (["--prompt=cat", "--max_tokens=64"], "exceed the model's 64 positions; shorten"),
-    (["--prompt=" + "cat " * 70], "exceed the model's 64 positions; shorten"),
+    (["--prompt=The", "--prompt="], "prompt 2: is empty. Give a text"),
+    (["--prompt=cat", "--max_tokens=64"], "exceed the model's 64 positions. Shorten"),
+    (["--prompt=" + "cat " * 70], "exceed the model's 64 positions. Shorten"),
     (["--prompt=cat", "--temperature=-1"], "--temperature: -1: give a number of at least 0"),
     (["--prompt=cat", "--top_p=1.5"], "--top_p: 1.5: give a number"),
     (["--prompt=cat", "--top_k=2.5"], "--top_k: 2.5: give a whole number of at least 0"),

@@ -35,7 +35,7 @@ def test_tokens_are_scored_among_all_others(bert):
 
 
 @pytest.mark.parametrize("arguments, fragment", [
-    ({"window": 65}, "--window=65: the model has 64 positions; give 4 to 64"),
+    ({"window": 65}, "--window=65: the model has 64 positions. Give 4 to 64"),
     ({"window": 3}, "--window=3"),
     ({"window": 8, "stride": 8}, "--stride=8: must be less than the window of 8 tokens"),
 ])

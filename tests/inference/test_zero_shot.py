@@ -168,13 +168,13 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
 
 
 @pytest.mark.parametrize("flags, fragment", [
-    (["--suite=lambda=a.jsonl"], "--suite lambda: no such suite; did you mean lambada?"),
+    (["--suite=lambda=a.jsonl"], "--suite lambda: no such suite. Did you mean lambada?"),
     (["--suite=lambada"], "give lambada=FILE with lambada_test.jsonl of openai/gpt-2"),
-    (["--suite="], "names none; choose among text, wikitext2"),
+    (["--suite="], "names none. Choose among text, wikitext2"),
     (["--suite=text=none.txt"], "--suite text none.txt: no such file"),
     (["--suite=text=empty.txt"], "--suite text empty.txt: holds no text"),
     (["--suite=pairs=b.tsv"], "--suite pairs b.tsv: has no column bad"),
-    (["--suite=pairs=long.tsv"], "has 70 tokens; give sentences of 1 to 30"),
+    (["--suite=pairs=long.tsv"], "has 70 tokens. Give sentences of 1 to 30"),
     (["--suite=lambada=word.jsonl"], "the passage 'alone' has nothing before its last word"),
     (["--suite=lambada=no_word.jsonl"], "'The cat \\x01' has no tokens in its last word"),
     (["--suite=lambada=no_context.jsonl"], "'\\x01 cat' has no tokens before its last word"),
@@ -186,7 +186,7 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
     (["--suite=text=a.txt", "--config.seed=1"], "evaluate takes no config fields"),
     (["--stride=3"], "--stride belongs to --suite"),
     (["--batch_size=3"], "--batch_size belongs to --suite"),
-    (["--suite=lambada=long.jsonl", "--window=4"], "a last word has 9 tokens; give a --window"),
+    (["--suite=lambada=long.jsonl", "--window=4"], "a last word has 9 tokens. Give a longer"),
 ])
 def test_bad_input_is_one_line(capsys, finished_gpt, files, monkeypatch, flags, fragment):
   monkeypatch.chdir(files)

@@ -29,12 +29,12 @@ def test_flops_per_token_are_the_known_ones(model, vocab, objective, seq_len, pr
   assert per_token / 1e9 == pytest.approx(gigaflops, abs=6e-4)
 
 
-def test_window_divides_sums_once():
+def test_sums_are_divided_once():
   """A mean of means would give 2.5."""
-  window = metrics.Window()
-  window.add({"loss": (2.0, 1.0)})
-  window.add({"loss": (9.0, 3.0), "empty": (0.0, 0.0)})
-  assert window.means() == {"loss": 11 / 4}
+  sums = metrics.RunningSums()
+  sums.add({"loss": (2.0, 1.0)})
+  sums.add({"loss": (9.0, 3.0), "empty": (0.0, 0.0)})
+  assert sums.means() == {"loss": 11 / 4}
   assert metrics.with_perplexity({"mlm_loss": 1.0}, "mlm_loss")["mlm_perplexity"] == math.e
 
 

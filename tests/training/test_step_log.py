@@ -1,4 +1,4 @@
-"""What is logged of a step that was not applied."""
+"""bertgpt.training.step_log: a step that was not applied is counted, not averaged."""
 
 import json
 

@@ -21,6 +21,8 @@ SCORERS: dict[str, Scorer] = {
 def find(trained: Trained) -> Scorer:
   """Returns the scorer for a model.
 
+  Args:
+    trained: the model.
   Raises:
     ConfigError: its family has none of the abilities.
   """

@@ -1,7 +1,7 @@
-"""Scores of tokens after those before them, by a decoder.
+"""Scores of tokens given the tokens before them, by a decoder.
 
-A model with the ability "score" has the methods `features(Inputs)` and `logits(features)`, where
-the logits at a token are those of the next one.
+A model with the ability "score" has the methods `features(Inputs)` and `logits(features)`; the
+logits at a token are the logits of the next token.
 
 Axes: B rows, L length, D width, V vocabulary.
 """
@@ -25,8 +25,9 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
   """Cuts a text into overlapping windows; the end of another document stands before it.
 
   Args:
+    tokenizer: of the model.
     ids: int [N].
-    window: most tokens of a row.
+    window: most tokens per row.
     stride: tokens scored with each row but the first, which scores all that it holds.
   """
   before = [tokenizer.eod_id] if tokenizer.eod_id >= 0 else []
@@ -38,8 +39,13 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
 def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:
   """Yields (first, first scored, end) of the windows over a document.
 
-  All tokens but the first are scored once, each after at least `size - stride` others or all that
-  there are.
+  All tokens but the first are scored once, each after at least `size - stride` others, or after all
+  tokens before it.
+
+  Args:
+    num_tokens: of the document.
+    size: most tokens per window.
+    stride: tokens scored with each window but the first.
   """
   end = min(size, num_tokens)
   if num_tokens > 1:
@@ -50,13 +56,21 @@ def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int,
 
 
 def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
-  """Returns the log-probabilities of the scored tokens of every row; see `Scorer.score`."""
+  """Returns the log-probabilities of the scored tokens of every row.
+
+  Args:
+    trained: the model.
+    rows: of `cut`.
+    batch_size: rows per batch.
+  Returns:
+    float32 [N - first] each, in nats.
+  """
   ranked = rank(trained, [row.tokens for row in rows], batch_size)
   return [x.logp[row.first:] for x, row in zip(ranked, rows, strict=True)]
 
 
 class Ranked(NamedTuple):
-  """Scores of the tokens of a row, [N] each; those of the first one mean nothing.
+  """Scores of the tokens of a row, [N] each; the entries of the first token have no meaning.
 
   Attributes:
     logp: float32 log-probabilities, in nats.
@@ -71,9 +85,10 @@ class Ranked(NamedTuple):
 
 def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
          banned_V: np.ndarray | None = None) -> list[Ranked]:
-  """Scores tokens, each after those before it in its row, and compares them with all others.
+  """Scores tokens given the tokens before them in the row, and compares them with all others.
 
   Args:
+    trained: the model.
     rows: int [N] each, of at most the model's positions.
     batch_size: rows per batch.
     banned_V: bool [vocab_size], tokens that `is_top_allowed` leaves out; None: none.
@@ -92,7 +107,7 @@ def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rank(model, params, tokens_BL, banned_V):
-  """`Ranked` arrays, [B, L] each. Logits are formed row by row: those of all would not fit."""
+  """`Ranked` arrays, [B, L] each. Logits are formed row by row to save memory."""
   lengths_B = jnp.full(len(tokens_BL), tokens_BL.shape[1])
   x_BLD = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B), method="features")
 

@@ -1,10 +1,10 @@
-"""Scores of tokens among all the others, by an encoder that sees each of them once as [MASK].
+"""Scores of tokens given all the others, by an encoder that sees each of them once as [MASK].
 
 The sum over a text is its pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659), which is
 not the log-probability of the text.
 
-A model with the ability "pseudo_score" returns, for `Inputs` with positions to predict, the logits
-at these positions first of a pair.
+A model with the ability "pseudo_score" returns a pair for `Inputs` with positions to predict; its
+first element is the logits at these positions.
 
 Axes: B rows, L length, V vocabulary.
 """
@@ -23,15 +23,16 @@ from bertgpt.inference.scorers.scorer import Row, Scorer
 from bertgpt.models import Inputs
 from bertgpt.runs.trained import Trained
 
-NUM_MARKS = 2  # [CLS] and [SEP] of a row.
+NUM_MARKS = 2  # [CLS] and [SEP] around a text.
 
 
 def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list[Row]:
   """Cuts a text into pieces that fit between [CLS] and [SEP].
 
   Args:
+    tokenizer: of the model; not used.
     ids: int [N].
-    window: most tokens of a row, [CLS] and [SEP] among them.
+    window: most tokens per row, [CLS] and [SEP] among them.
     stride: not used: pieces do not overlap.
   """
   del tokenizer, stride
@@ -40,14 +41,21 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
 
 
 def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
-  """Returns the log-probabilities of the scored tokens of every row; see `Scorer.score`.
+  """Returns the log-probabilities of the scored tokens of every row.
 
-  Every one of them takes a pass of its own through the model.
+  Each token takes one pass of its row through the model.
+
+  Args:
+    trained: the model.
+    rows: of `cut`.
+    batch_size: passes per batch.
+  Returns:
+    float32 [N - first] each, in nats.
   """
   params, tokenizer = jax.device_put(trained.params), trained.tokenizer
   whole = [marks.of_encoder(tokenizer).enclose(row.tokens) for row in rows]
   scores = [np.zeros(len(row.tokens) - row.first, np.float32) for row in rows]
-  # (row, index of a scored token in it): one pass each.
+  # (row, index of a scored token in it), one per pass.
   places = np.array([(i, at) for i, row in enumerate(rows)
                      for at in range(row.first, len(row.tokens))])
   lengths = [len(whole[i]) for i, _ in places]

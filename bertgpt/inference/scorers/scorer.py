@@ -1,4 +1,4 @@
-"""The record that says how models with an ability score the tokens of texts."""
+"""The record of a way to score the tokens of texts."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,8 +26,8 @@ class Scorer(NamedTuple):
 
   Attributes:
     name: prefix of the perplexity that it gives, as in 'token_perplexity'.
-    how: what a token is scored after or among, to follow a comma in a printed line.
-    by_line: the lines of a document are scored as texts of their own.
+    how: short description of the context of a token, to follow a comma in a printed line.
+    by_line: each line of a document is scored as a text of its own.
     is_likelihood: the log-probabilities of a text add up to that of the text (chain rule), so that
       it can be shared out among words and bytes.
     cut: (tokenizer, int [N] ids of a text, window, stride) -> rows that score every token once; the

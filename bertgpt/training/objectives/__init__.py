@@ -15,6 +15,11 @@ __all__ = ["Batch", "Keys", "Objective", "Sums", "make_objective", "total_loss"]
 
 
 def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
-  """Returns the objective that `config.objective` names, a key of `choices.OBJECTIVES`."""
+  """Returns the objective that a config names.
+
+  Args:
+    config: a whole config; `objective.name` is a key of `choices.OBJECTIVES`.
+    vocabulary: of the tokenizer.
+  """
   module = importlib.import_module(f"{__name__}.{config.objective.name}")
   return module.make(config, vocabulary, functools.partial(formats.specs, config))

@@ -7,7 +7,13 @@ from bertgpt.training.objectives.objective import MakeSpecs, Objective, name_sum
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
-  """Returns the objective; the loss is the mean over all tokens that are not padding."""
+  """Returns the objective; the loss is the mean over all tokens that are not padding.
+
+  Args:
+    config: a whole config.
+    vocabulary: of the tokenizer.
+    specs: phase -> what its batches hold.
+  """
   del vocabulary
 
   def weights(batch):

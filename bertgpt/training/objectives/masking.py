@@ -1,6 +1,6 @@
-"""Masks: which tokens of a row are predicted, and what the model sees in their place.
+"""Masking: the choice of tokens that are predicted, and of the tokens shown in their place.
 
-Axes: B rows, L length, K prediction slots of a row, V vocabulary, W words of a row.
+Axes: B rows, L length, K prediction slots per row, V vocabulary, W words per row.
 """
 
 import functools
@@ -16,15 +16,26 @@ from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
 from bertgpt.training.objectives.objective import Batch, Sums, name_sums
 
+# (positions_BK int32, distinct if chosen; weights_BK float32, 1 for chosen slots and 0 for others)
+Slots = tuple[jax.Array, jax.Array]
+
 
 def init_inputs(batch: Batch) -> Inputs:
-  """Returns inputs that create all parameters of a masked LM, with one slot per row."""
+  """Returns inputs with which a masked LM creates all its parameters, with one slot per row.
+
+  Args:
+    batch: zeros, before it is corrupted.
+  """
   slots_BK = jnp.zeros((batch["tokens"].shape[0], 1), jnp.int32)
   return Inputs.of(batch)._replace(predict_positions_BK=slots_BK)
 
 
 def weigh_mlm(batch: Batch) -> dict[str, jax.Array]:
-  """Returns the weight of the masked-LM loss: the number of predicted tokens."""
+  """Returns the weight of the masked-LM loss: the number of predicted tokens.
+
+  Args:
+    batch: corrupted.
+  """
   return {"mlm_loss": batch["predict_weights"].sum()}
 
 
@@ -33,6 +44,7 @@ def score_mlm(prediction: cross_entropy.Prediction, batch: Batch, loss_chunk: in
 
   Args:
     prediction: of the slots, [B, K].
+    batch: corrupted.
     loss_chunk: `config.objective.loss_chunk`.
   """
   weights_BK = batch["predict_weights"]
@@ -43,9 +55,13 @@ def score_mlm(prediction: cross_entropy.Prediction, batch: Batch, loss_chunk: in
 def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
   """Returns (batch, key, row_ids_B) -> batch with some tokens replaced and the slots filled.
 
-  The result holds, besides what the batch held, `predict_positions` and `predict_targets` int32
-  [B, K] and `predict_weights` float32 [B, K]. What happens to a row depends on the key and its
-  row id only.
+  The result has the arrays of the batch, and `predict_positions` and `predict_targets`, int32
+  [B, K], and `predict_weights`, float32 [B, K]. The result for a row depends only on the key and
+  its row id.
+
+  Args:
+    config: a whole config.
+    vocabulary: of the tokenizer.
   """
   slots = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
   objective = config.objective
@@ -77,21 +93,22 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
 
 
 def count_predictions(length_B: jax.Array, mask_prob: float, slots: int) -> jax.Array:
-  """Returns the number of tokens to predict in a row, int32 [B].
+  """Returns the number of tokens to predict in every row, int32 [B].
 
   round(length * mask_prob), at least 1, at most `slots`; 0 in an empty row
   (create_pretraining_data.py, google-research/bert, 2018).
 
   Args:
-    length_B: int32, tokens of every row with [CLS] and [SEP].
-    mask_prob: share of them that is predicted.
+    length_B: int32, tokens per row with [CLS] and [SEP].
+    mask_prob: share of these tokens that is predicted.
     slots: prediction slots per row.
   """
   count_B = jnp.clip(jnp.round(length_B * mask_prob).astype(jnp.int32), 1, slots)
   return jnp.where(length_B > 0, count_B, 0)
 
 
-def choose_tokens(keys_B, is_candidate_BL, continues_BL, count_B, slots):
+def choose_tokens(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: jax.Array | None,
+                  count_B: jax.Array, slots: int) -> Slots:
   """Chooses `count_B` candidates in every row, uniformly.
 
   Args:
@@ -101,7 +118,7 @@ def choose_tokens(keys_B, is_candidate_BL, continues_BL, count_B, slots):
     count_B: int32, tokens to choose in every row.
     slots: K, at least the largest count.
   Returns:
-    positions_BK int32 in random order, distinct; weights_BK float32, 1 for chosen slots.
+    The slots, positions in random order.
   """
   del continues_BL
   length = is_candidate_BL.shape[1]
@@ -111,7 +128,8 @@ def choose_tokens(keys_B, is_candidate_BL, continues_BL, count_B, slots):
   return _slots(order_BL, count_B, slots)
 
 
-def choose_words(keys_B, is_candidate_BL, continues_BL, count_B, slots):
+def choose_words(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: jax.Array,
+                 count_B: jax.Array, slots: int) -> Slots:
   """Chooses whole words in random order, skipping a word that would exceed `count_B` tokens.
 
   A word is a token and the tokens after it that continue it; only candidates belong to
@@ -121,7 +139,7 @@ def choose_words(keys_B, is_candidate_BL, continues_BL, count_B, slots):
     continues_BL: bool, tokens that continue the word before them. The others: as for
       `choose_tokens`.
   Returns:
-    What `choose_tokens` returns.
+    The slots, positions from left to right.
   """
   length = is_candidate_BL.shape[1]
   word_BL, size_BW = _find_words(is_candidate_BL, continues_BL)
@@ -142,7 +160,8 @@ def choose_words(keys_B, is_candidate_BL, continues_BL, count_B, slots):
   return _slots(jnp.argsort(~chosen_BL, axis=1, stable=True), taken_B, slots)
 
 
-def choose_ngrams(keys_B, is_candidate_BL, continues_BL, count_B, slots, *, longest):
+def choose_ngrams(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: jax.Array | None,
+                  count_B: jax.Array, slots: int, *, longest: int) -> Slots:
   """Chooses runs of up to `longest` words, the shorter ones more often.
 
   Words are visited in random order. At each a length n is drawn with a probability proportional
@@ -154,7 +173,7 @@ def choose_ngrams(keys_B, is_candidate_BL, continues_BL, count_B, slots, *, long
     continues_BL: bool, tokens that continue the word before them; None: every token is a word.
     longest: words of the longest run. The others: as for `choose_tokens`.
   Returns:
-    What `choose_tokens` returns.
+    The slots, positions from left to right.
   """
   rows, length = is_candidate_BL.shape
   word_BL, size_BW = _find_words(is_candidate_BL, continues_BL)
@@ -194,7 +213,8 @@ def _find_words(is_candidate_BL, continues_BL):
   """Returns the number of every token's word, from 1 on, and the tokens of every word.
 
   Returns:
-    word_BL int32, 0 for what is no candidate; size_BW int32, entry 0 being without meaning.
+    word_BL int32, 0 for tokens that are not candidates; size_BW int32, whose entry 0 has no
+    meaning.
   """
   rows, length = is_candidate_BL.shape
   starts_BL = is_candidate_BL
@@ -211,12 +231,20 @@ def _slots(order_BL, count_B, slots):
   return positions_BK, (jnp.arange(slots) < count_B[:, None]).astype(jnp.float32)
 
 
-def replace_tokens(kind_keys_B, token_keys_B, targets_BK, objective,
-                   vocabulary: Vocabulary) -> jax.Array:
-  """Returns what the model sees in place of the targets: int32 [B, K].
+def replace_tokens(kind_keys_B: jax.Array, token_keys_B: jax.Array, targets_BK: jax.Array,
+                   objective: ConfigDict, vocabulary: Vocabulary) -> jax.Array:
+  """Draws the tokens that the model sees in place of the targets.
 
-  [MASK] with probability `replace_with_mask`, a uniform id of the whole vocabulary with
-  `replace_with_random`, else the token itself.
+  A target becomes [MASK] with probability `replace_with_mask`, a uniform id of the whole vocabulary
+  with probability `replace_with_random`, and otherwise stays (Devlin et al. 2018, 3.1).
+
+  Args:
+    kind_keys_B, token_keys_B: random keys, one per row.
+    targets_BK: int32 ids.
+    objective: `config.objective`.
+    vocabulary: of the tokenizer.
+  Returns:
+    int32 [B, K].
   """
   slots = targets_BK.shape[1]
   draw_id = lambda key: jax.random.randint(key, (slots,), 0, vocabulary.size)

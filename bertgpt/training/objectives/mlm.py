@@ -1,4 +1,4 @@
-"""Masked LM alone (Liu et al. 2019, RoBERTa, arXiv:1907.11692)."""
+"""Masked LM without a second task (Liu et al. 2019, RoBERTa, arXiv:1907.11692)."""
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.vocabulary import Vocabulary
@@ -8,7 +8,13 @@ from bertgpt.training.objectives.objective import MakeSpecs, Objective, predict
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
-  """Returns the objective; the loss is the mean over the predicted tokens."""
+  """Returns the objective; the loss is the mean over the predicted tokens.
+
+  Args:
+    config: a whole config.
+    vocabulary: of the tokenizer.
+    specs: phase -> what its batches hold.
+  """
 
   def evaluate(model, params, batch, keys):
     mlm, _ = predict(model, params, Inputs.of(batch), keys)

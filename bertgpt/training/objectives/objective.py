@@ -1,4 +1,4 @@
-"""The half of an objective that is jitted into the step, and what they share.
+"""The half of an objective that is jitted into the step, and functions that objectives share.
 
 A loss is a sum and a weight; the train step divides once, by the weight of the whole global batch,
 so that the loss is the same for every mesh and number of micro-batches.
@@ -16,7 +16,7 @@ from bertgpt.models import Inputs, Module
 
 Batch = Mapping[str, jax.Array]
 Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
-MakeSpecs = Callable[[ConfigDict], Specs]  # phase -> what its batches hold
+MakeSpecs = Callable[[ConfigDict], Specs]  # phase -> name -> (shape of a row, dtype)
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
 
 
@@ -24,13 +24,13 @@ class Objective(NamedTuple):
   """One objective, as pure functions.
 
   Attributes:
-    specs: phase of the config -> what a batch holds before it is corrupted.
-    corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. What happens to a
-      row depends on the key and its row id only, not on the batch around it.
+    specs: phase of the config -> arrays of a batch before it is corrupted.
+    corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. The result for a row depends
+      only on the key and its row id, not on the other rows.
     weights: corrupted batch -> weight of every loss term, float32 scalars.
     evaluate: (model, params, corrupted batch, keys) -> sums of the loss terms and of the other
       metrics.
-    init_inputs: batch of zeros -> inputs of the model that create all parameters.
+    init_inputs: batch of zeros -> inputs with which the model creates all its parameters.
   """
 
   specs: MakeSpecs
@@ -41,19 +41,37 @@ class Objective(NamedTuple):
 
 
 def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
-  """Returns the number that is minimized: the sum over loss terms of sum / global weight."""
+  """Returns the loss: the sum over its terms of sum / global weight, a float32 scalar.
+
+  Args:
+    sums: of `Objective.evaluate`, for a part of the batch.
+    weights: term -> weight in the whole global batch.
+  """
   return sum((sums[name][0] / jnp.maximum(weight, 1) for name, weight in weights.items()),
              jnp.zeros(()))
 
 
 def predict(model: Module, params: Any, inputs: Inputs, keys: Keys) -> Any:
-  """Returns what `model.predict` returns, with dropout if there is a key for it."""
+  """Returns the result of `model.predict`, with dropout if there is a key for it.
+
+  Args:
+    model: Flax module of a family.
+    params: nested dicts of arrays.
+    inputs: of the model.
+    keys: random stream -> key.
+  """
   rngs = {"dropout": keys["dropout"]} if "dropout" in keys else {}
   return model.apply({"params": params}, inputs, rngs=rngs, method="predict")
 
 
 def name_sums(name: str, scores: tuple[jax.Array, jax.Array], weights: jax.Array) -> Sums:
-  """Returns what `cross_entropy.score` returned, by name and with the weight of all positions."""
+  """Returns the sums of the metrics '<name>_loss' and '<name>_accuracy'.
+
+  Args:
+    name: prefix of the metrics.
+    scores: of `cross_entropy.score`.
+    weights: float32, one per position.
+  """
   loss, correct = scores
   weight = weights.sum()
   return {f"{name}_loss": (loss, weight), f"{name}_accuracy": (correct, weight)}

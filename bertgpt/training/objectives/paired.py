@@ -1,4 +1,4 @@
-"""Masked LM and a question about the two parts of every sequence, whatever the question is."""
+"""Masked LM and a question about the two parts of every sequence, for any such question."""
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.vocabulary import Vocabulary
@@ -11,6 +11,9 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs, name: str
   """Returns the objective; the loss is the mean over predicted tokens plus the mean over pairs.
 
   Args:
+    config: a whole config.
+    vocabulary: of the tokenizer.
+    specs: phase -> what its batches hold.
     name: prefix of the batch's arrays of labels, and of the metrics.
   """
   positions, labels, weighted = f"{name}_positions", f"{name}_labels", f"{name}_weights"

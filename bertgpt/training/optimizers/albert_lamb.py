@@ -1,4 +1,4 @@
-"""LAMB as ALBERT was trained with."""
+"""LAMB as in ALBERT's training."""
 
 import optax
 
@@ -16,6 +16,10 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   """Returns LAMB without bias correction; biases and LayerNorm have neither decay nor trust ratio.
 
   Parameters that layers share are one array, with one trust ratio.
+
+  Args:
+    config: a whole config; `optimizer` is read.
+    table: of the family's parameters.
 
   References:
     google-research/albert, lamb_optimizer.py and optimization.py, 2019
