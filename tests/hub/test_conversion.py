@@ -1,4 +1,4 @@
-"""Tables of conversion: what goes there comes back bit for bit, and what does not fit is named.
+"""Tables of conversion: weights return bit for bit, and errors name the tensor that does not fit.
 
 That the models compute the same is shown with `transformers` in test_parity.py.
 """
@@ -23,7 +23,7 @@ MODELS = {
 
 
 def make(name):
-  """(config, parameters that are all different) of a small model."""
+  """Returns the config and parameters, all different, of a small model."""
   objective, model = MODELS[name]
   config = tiny.make_config(objective, **model)
   with tiny.Setup(config) as setup:
@@ -49,7 +49,7 @@ def test_there_and_back_is_the_same_bit_for_bit(model):
   for field, value in fields.items():
     group, field = field.split(".")
     assert config[group][field] == value
-  params["embeddings"]["token"]["embedding"][tiny.VOCAB:] = 0  # The padding is not carried over.
+  params["embeddings"]["token"]["embedding"][tiny.VOCAB:] = 0  # The padding is not written.
   if config.model.family == "bert":
     params["mlm"]["bias"][tiny.VOCAB:] = 0
   assert jax.tree.all(jax.tree.map(np.array_equal, back, params))

@@ -1,6 +1,4 @@
-"""bertgpt.hub.export: a run goes to transformers' files and back unchanged; what is wrong is
-named.
-"""
+"""bertgpt.hub.export: a run returns from transformers' files unchanged; errors name the file."""
 
 import json
 import pathlib
@@ -31,7 +29,7 @@ ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_token
 
 
 def run(capsys, *argv) -> tuple[int, list[str]]:
-  """(exit code, lines on stderr) of a command."""
+  """Returns (exit code, lines on stderr) of a command."""
   capsys.readouterr()
   code = cli.main([str(a) for a in argv])
   return code, capsys.readouterr().err.splitlines()
@@ -55,13 +53,13 @@ def _export(finished, tmp_path_factory):
 
 @pytest.fixture(params=["bert", "gpt"])
 def both(request, finished_bert, finished_gpt, exported_bert, exported_gpt):
-  """(run, what was exported of it)."""
+  """Returns a run and its exported folder."""
   return {"bert": (finished_bert, exported_bert), "gpt": (finished_gpt, exported_gpt)}[
       request.param]
 
 
 def without_padding(trained):
-  """Leaves by path, the rows that pad the vocabulary set to 0."""
+  """Returns the leaves by path, with the rows that pad the vocabulary set to 0."""
   leaves = {jax.tree_util.keystr(path): np.array(x)
             for path, x in jax.tree_util.tree_leaves_with_path(trained.params)}
   size = trained.config.model.vocab_size
@@ -160,7 +158,7 @@ def test_a_fine_tuned_encoder_is_a_classifier(exported_tuned):
 
 
 def test_two_texts_are_put_as_fine_tuning_has_put_them(tmp_path):
-  """RoBERTa's own way has two separators between them, and none for fine-tuning here."""
+  """RoBERTa's own template has two separators between them; fine-tuning here has one."""
   config = base().tokenizer
   config.update(kind="bpe", vocab_size=300)
   tokenizer = tokenizers.train_tokenizer(config, [small_runs.make_text(30)])
@@ -191,7 +189,7 @@ def test_a_fine_tuned_gpt_is_refused(tuning, finished_gpt, tmp_path, capsys):
 
 @pytest.mark.hf
 def test_transformers_predicts_what_fine_tuning_has_predicted(exported_tuned, tuned, glue):
-  """From the sentences themselves, through its own tokenizer."""
+  """Both read the sentences as text, each with its own tokenizer."""
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   _, info = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -288,7 +286,7 @@ NORM = "bert.embeddings.LayerNorm.weight"
 
 @pytest.mark.parametrize("damage, message", [
     (cut, "model.safetensors: is not a complete safetensors file"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000), "is no whole safeten"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000), "not a complete"),
     (pickle_only, "pytorch_model.bin is a pickle"),
     (lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
      "The weights are in pieces"),
@@ -339,7 +337,7 @@ def test_import_that_fails_late_leaves_nothing(exported_bert, tmp_path, monkeypa
 
 @pytest.mark.hf
 def test_transformers_reads_what_was_exported(both):
-  """The trained model there: the same logits for a text that its own tokenizer has cut."""
+  """The model gives the same logits there, for a text that its tokenizer there encodes."""
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   finished, exported = both

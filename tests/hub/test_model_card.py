@@ -1,4 +1,4 @@
-"""bertgpt.hub.model_card: what it says is so, and its recipe gives the run's config."""
+"""bertgpt.hub.model_card: its statements are true, and its recipe gives the run's config."""
 
 import json
 import pathlib

@@ -46,7 +46,7 @@ CASES = {
 
 
 def make_theirs(architecture, sizes):
-  """A model of transformers in which no parameter is 0 or 1, so that none hides an error."""
+  """Returns a model of transformers without parameters of 0 or 1, which could hide an error."""
   torch.manual_seed(0)
   cls = getattr(transformers, architecture)
   model = cls(cls.config_class(**sizes, architectures=[architecture])).eval()
@@ -57,7 +57,7 @@ def make_theirs(architecture, sizes):
 
 
 def to_ours(theirs):
-  """(config, parameters, tensors) of the same model here."""
+  """Returns (config, parameters, tensors) of the same model here."""
   tensors = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
   params, fields = conversion.from_hugging_face(tensors, theirs.config.to_dict())
   config = tiny.make_config(fields["objective.name"])
@@ -68,12 +68,12 @@ def to_ours(theirs):
 
 
 def make_batch(config, seed=0):
-  """Rows of one sequence each, with padding after it. What is masked is decided here."""
+  """Returns rows of one sequence each, with padding after it, and masked already."""
   rng = np.random.default_rng(seed)
   length = rng.integers(16, tiny.LENGTH + 1, (ROWS, 1))
   at = np.arange(tiny.LENGTH)
   is_text = at < length
-  pad_id = 1  # RoBERTa counts positions by it.
+  pad_id = 1  # RoBERTa counts positions from it.
   batch = {"tokens": np.where(is_text, rng.integers(5, tiny.VOCAB, is_text.shape), pad_id),
            "sequence_ids": is_text, "positions": np.where(is_text, at, 0)}
   if config.objective.name == "causal":
@@ -94,7 +94,7 @@ def make_batch(config, seed=0):
 
 
 def run_theirs(theirs, config, batch):
-  """(outputs, loss) as transformers computes them from its own kind of labels."""
+  """Returns (outputs, loss) as transformers computes them from its own kind of labels."""
   tensor = lambda x: torch.tensor(np.asarray(x), dtype=torch.long)
   inputs = {"input_ids": tensor(batch["tokens"]), "attention_mask": tensor(batch["sequence_ids"])}
   if config.objective.name == "causal":
@@ -122,7 +122,7 @@ def total_loss(config, params, batch):
 
 
 def our_logits(config, params, batch):
-  """Of every position, and of next sentences or None."""
+  """Returns the logits of every position, and of next sentences or None."""
   model, every = models.make_model(config), jnp.tile(jnp.arange(tiny.LENGTH), (ROWS, 1))
   inputs = Inputs.of(batch)
   if config.objective.name == "causal":
@@ -133,7 +133,7 @@ def our_logits(config, params, batch):
 
 
 def assert_same_function(theirs, config, params):
-  """Logits of all tokens, loss, and gradients of one batch."""
+  """Compares the logits of all tokens, the loss, and the gradients of one batch."""
   batch = make_batch(config)
   output, their_loss = run_theirs(theirs, config, batch)
   their_loss.backward()
@@ -155,7 +155,7 @@ def assert_same_function(theirs, config, params):
   assert ours.keys() == found.keys()
   whole = np.sqrt(sum(np.sum(x**2) for x in found.values()))
   for name, x in found.items():
-    # In exact arithmetic the bias of keys has no gradient: what is left is rounding.
+    # In exact arithmetic the bias of keys has no gradient: the rest is rounding.
     limit = 1e-3 * np.linalg.norm(x) + 1e-6 * whole
     skipped = 2 if "roberta.embeddings.position" in name else 0
     assert np.linalg.norm(ours[name][skipped:] - x[skipped:]) < limit, name
@@ -256,7 +256,7 @@ def test_training_follows_pytorch(case):
                              optimizers.make_optimizer(config).init(params), jnp.int32(0))
     step = jax.jit(steps.make_train_step(setup.training._replace(objective=given(setup)), 1))
     for i in range(STEPS):
-      batch = make_batch(config, seed=i % 5)  # Seen again and again, so that it learns.
+      batch = make_batch(config, seed=i % 5)  # Seen many times, so that the model learns.
       state, metrics = step(state, setup.put(batch))
       found.append(float(metrics["loss"][0]))
 
@@ -269,4 +269,4 @@ def test_training_follows_pytorch(case):
       adamw.step()
       expected.append(loss.item())
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0)
-  assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])  # It learns: the steps are not empty.
+  assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])  # The steps are not empty.

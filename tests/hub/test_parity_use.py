@@ -1,4 +1,4 @@
-"""What trained models are used for, next to `transformers` on the same weights.
+"""Use of trained models, compared with `transformers` on the same weights.
 
 Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped.
 """
@@ -30,7 +30,7 @@ ENCODER = test_parity.ENCODER | {"num_hidden_layers": 5}
 
 
 def make_pair(architecture, sizes):
-  """(a model of transformers, the same as one trained here), with a byte-level tokenizer."""
+  """Returns a model of transformers, and the same as a `Trained` with a byte-level tokenizer."""
   config = base().tokenizer
   config.update(kind="bpe", vocab_size=300)
   tokenizer = tokenizers.train_tokenizer(config, [small_runs.make_text(30)])
@@ -38,7 +38,7 @@ def make_pair(architecture, sizes):
   with torch.no_grad():
     for name, p in theirs.named_parameters():
       if p.ndim == 2 and "tokens_embed" not in name and "wte" not in name:
-        p *= 4  # So that what is said depends on what was said, and does not repeat it.
+        p *= 4  # So that the output depends on the input, and does not repeat it.
   config, params, _ = test_parity.to_ours(theirs)
   return theirs, Trained(config, models.make_model(config), params, tokenizer, 0, "")
 
@@ -54,19 +54,19 @@ def gpts(request):
 def test_greedy_output_is_that_of_transformers_for_200_tokens(gpts):
   theirs, ours = gpts
   ours = ours._replace(tokenizer=type(ours.tokenizer)(ours.tokenizer.data))
-  ours.tokenizer.eod_id = -1  # To the end.
+  ours.tokenizer.eod_id = -1  # No token ends the output.
   rng = np.random.default_rng(0)
   prompts = [rng.integers(5, 300, n) for n in (1, 40)]
   found = generate.continue_prompts(ours, prompts, 200, generate.GREEDY)
   for prompt, added in zip(prompts, found, strict=True):
     expected = theirs.generate(torch.tensor(prompt[None]), max_new_tokens=200, do_sample=False,
                                eos_token_id=None, pad_token_id=0)[0, len(prompt):]
-    assert len(set(expected.tolist())) > 5  # No single token over and over.
+    assert len(set(expected.tolist())) > 5  # Not one token repeated.
     assert added.tolist() == expected.tolist()
 
 
 def test_samples_follow_the_distribution_of_transformers(gpts):
-  """The first tokens of many rows: a chi-square over the ten likeliest and the rest."""
+  """Compares the first tokens of many rows by a chi-square over the ten likeliest and the rest."""
   theirs, ours = gpts
   prompt, draws = np.arange(5, 15), 2000
   found = generate.continue_prompts(ours, [prompt] * draws, 1, generate.Sampling(0.7, 30, 0.9),
@@ -83,7 +83,8 @@ def test_samples_follow_the_distribution_of_transformers(gpts):
   expected = draws * np.append(p[top], 1 - p[top].sum())
   observed = np.append(counts[top], draws - counts[top].sum())
   kept = expected > 1
-  assert ((observed - expected)[kept] ** 2 / expected[kept]).sum() < 35.6  # 10 degrees, 1e-4.
+  # 10 degrees of freedom; exceeded once in 10,000.
+  assert ((observed - expected)[kept] ** 2 / expected[kept]).sum() < 35.6
 
 
 # -------------------------------------------------------------------- features
@@ -109,14 +110,14 @@ SENTENCES = [line for line in TEXT.split("\n") if line]
 
 
 def gpt_logp(theirs, ids):
-  """Of every token but the first."""
+  """Returns the log-probabilities of every token but the first."""
   logits = theirs(torch.tensor([ids])).logits[0, :-1]
   return -torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids[1:]),
                                             reduction="none")
 
 
 def bert_logp(theirs, ours, ids):
-  """Of every token but [CLS] and [SEP], masked one at a time."""
+  """Returns the log-probabilities of the tokens between the marks, masked one at a time."""
   whole = torch.tensor([ours.tokenizer.cls_id, *ids, ours.tokenizer.sep_id])
   rows = whole.repeat(len(ids), 1)
   at = torch.arange(len(ids))
@@ -130,7 +131,7 @@ def test_perplexity_is_that_of_pytorch(gpts):
   theirs, ours = gpts
   found = zero_shot.measure_perplexity(ours, SUITES["text"], [TEXT], Settings(48, 20, 0, 8))
   ids = [ours.tokenizer.eod_id, *ours.tokenizer.encode([TEXT])[0].tolist()]
-  nats, done = 0.0, 1  # The windows as in the guide of transformers to perplexity.
+  nats, done = 0.0, 1  # Windows as in the guide of transformers to perplexity.
   for end in [*range(48, len(ids), 20), len(ids)]:
     nats -= float(gpt_logp(theirs, ids[max(0, end - 48):end])[done - end:].sum())
     done = end
@@ -142,7 +143,7 @@ def test_perplexity_is_that_of_pytorch(gpts):
 
 @torch.no_grad()
 def test_last_words_are_those_of_pytorch(gpts):
-  """With targets of which the model has the half: the tokens that it says."""
+  """Half of the targets are the tokens that the model itself predicts."""
   theirs, ours = gpts
   starts = ours.tokenizer.encode([sentence.rpartition(" ")[0] for sentence in SENTENCES[:16]])
   said = generate.continue_prompts(ours, starts, 1, generate.GREEDY)

@@ -1,4 +1,4 @@
-"""bertgpt.hub.tokenizer_files: tokenizer.json gives our ids, and the other files fit to it."""
+"""bertgpt.hub.tokenizer_files: tokenizer.json gives our ids, and the other files agree with it."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ MODELS = {
 
 
 def make_texts():
-  """Sentences of made-up words, so many that every size can be trained, and of real ones."""
+  """Returns sentences of made-up words, enough to train every size, and of real words."""
   rng = random.Random(0)
   words = ["".join(rng.choices("etaoinshrdluT", k=rng.randint(2, 8))) for _ in range(8000)]
   sentences = [" ".join(rng.choices(words, k=10)) + "." for _ in range(2000)]

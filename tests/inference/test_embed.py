@@ -1,4 +1,4 @@
-"""bertgpt.inference.embed: features of every text in order, whatever else is in its batch."""
+"""bertgpt.inference.embed: features of every text, in order and independent of its batch."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def source(tmp_path):
 
 
 def run(capsys, *argv):
-  """(exit code, stdout, lines on stderr)."""
+  """Returns (exit code, stdout, lines on stderr) of a command."""
   capsys.readouterr()
   code = cli.main([str(a) for a in argv])
   output = capsys.readouterr()
@@ -35,7 +35,7 @@ def encode(bert, text):
 
 
 def last_layer(bert, text):
-  """Of the text alone, in a row of its length: [N, D]."""
+  """Returns the features of one text, in a row of exactly its length: [N, D]."""
   row = encode(bert, text)[None].astype(np.int32)
   inputs = Inputs.of_texts(row, np.array([row.shape[1]]))
   return bert.model.apply({"params": bert.params}, inputs, method="features")[0]

@@ -1,6 +1,4 @@
-"""bertgpt.inference.fill: [MASK] hides what it stands for, and a template has one where the text
-says so.
-"""
+"""bertgpt.inference.fill: [MASK] hides a word, and stands where the text has it."""
 
 import numpy as np
 import pytest
@@ -26,11 +24,11 @@ def test_masked_words_are_hidden_and_their_context_is_not(bert):
   context[3:5] = tokens[6]
   np.testing.assert_array_equal(fill.predict_masked(bert, hidden, [2, 5]), p)
   assert abs(fill.predict_masked(bert, context, [2, 5]) - p).max() > 1e-5
-  assert abs(fill.predict_masked(bert, tokens, [2])[0] - p[0]).max() > 1e-5  # The other is shown.
+  assert abs(fill.predict_masked(bert, tokens, [2])[0] - p[0]).max() > 1e-5  # The other is visible.
 
 
 def test_rows_are_not_longer_than_the_text_in_effect(bert):
-  """What fills a row up is not seen: the model applied to the text alone says the same."""
+  """The model does not see the padding: applied to the text without it, it predicts the same."""
   tokenizer = bert.tokenizer
   tokens = np.array([tokenizer.cls_id, *tokenizer.encode(["The bird likes a cloud."])[0],
                      tokenizer.sep_id])
@@ -48,7 +46,7 @@ def test_rows_are_not_longer_than_the_text_in_effect(bert):
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
                                               ("bpe", 275)])
 def test_no_special_token_is_a_guess(kind, vocab_size):
-  """Even if the model is sure of them; all others remain, in the order of their probability."""
+  """Even if the model is sure of one; all other tokens remain, in the order of probability."""
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
   tokenizer = tokenizers.train_tokenizer(config, ["the cat saw the dog, and the dog ran."] * 20)
@@ -66,7 +64,7 @@ def test_no_special_token_is_a_guess(kind, vocab_size):
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
                                               ("bpe", 275)])
 def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
-  """The ids around it are those of the whole text, whose word is one token."""
+  """The other ids are the ids of the whole text, in which the word is one token."""
   texts = ["the cat saw the dog. the cat ran, and the dog ran."] * 20
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
@@ -74,7 +72,7 @@ def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
   for text, word in (("the cat ran.", "cat"), ("the cat.", "cat"), ("the dog, the cat", "cat")):
     whole = tokenizer.encode([text])[0].tolist()
     token = tokenizer.encode([" " + word])[0].tolist()
-    assert len(token) == 1  # The text is about these words.
+    assert len(token) == 1  # Training made one token of each of these words.
     expected = [tokenizer.mask_id if i == token[0] else i for i in whole]
     assert fill.encode_template(tokenizer, text.replace(word, "[MASK]")).tolist() == expected
   found = fill.encode_template(tokenizer, "[MASK] [MASK]")
@@ -107,7 +105,7 @@ def test_a_model_in_memory_is_refused_by_what_it_is(gpt):
 
 
 def run(capsys, *argv):
-  """(exit code, lines on stdout, lines on stderr)."""
+  """Returns (exit code, lines on stdout, lines on stderr) of a command."""
   capsys.readouterr()
   code = cli.main([str(a) for a in argv])
   output = capsys.readouterr()
@@ -127,7 +125,7 @@ def test_the_command_names_the_likeliest_words_of_every_mask(capsys, finished_be
 
 
 def test_the_command_never_names_a_special_token(capsys, finished_bert, bert):
-  """Asked for all there is, it names every other token."""
+  """If every token is asked for, it names all the others."""
   tokenizer = bert.tokenizer
   code, (line,), _ = run(capsys, "fill", f"--workdir={finished_bert}", "--top=1000000",
                          "The [MASK] sees the dog.")

@@ -1,5 +1,5 @@
-"""bertgpt.inference.generate: draws follow the distribution, and depend on seed, row and position
-alone.
+"""bertgpt.inference.generate: draws follow the distribution, and depend only on seed, row and
+position.
 """
 
 import functools
@@ -45,10 +45,10 @@ def test_draws_follow_the_distribution(temperature):
 
 @pytest.mark.parametrize("sampling, best", [
     (Sampling(top_k=3), [4, 0, 5]),
-    (Sampling(top_p=0.7), [4, 0]),        # 0.57 alone, 0.78 together.
+    (Sampling(top_p=0.7), [4, 0]),        # The first has 0.57, both have 0.78.
     (Sampling(top_p=0.85), [4, 0, 5]),
     (Sampling(top_k=2, top_p=0.9), [4, 0]),
-    (Sampling(top_k=3, top_p=0.7), [4, 0]),  # Of the three 0.63 and 0.23.
+    (Sampling(top_k=3, top_p=0.7), [4, 0]),  # Among the three: 0.63 and 0.23.
 ])
 def test_draws_are_among_the_likeliest_in_their_proportions(sampling, best):
   p = np.zeros(len(LOGITS))
@@ -67,7 +67,7 @@ def test_temperature_0_takes_the_likeliest():
 
 
 def kept_by_numpy(logits, top_k, top_p):
-  """Token by token: the k likeliest, of them the fewest with `top_p` of their probability."""
+  """Picks the k likeliest tokens, then the fewest of them with `top_p` of their probability."""
   order = sorted(range(len(logits)), key=lambda token: -logits[token])[:top_k or len(logits)]
   p, kept, mass = distribution(np.array(logits)[order]), [], 0.0
   for token, share in zip(order, p, strict=True):
@@ -96,7 +96,7 @@ def encode(gpt, *texts):
 
 
 PROMPTS = ("The cat sees", "A", "The dog likes the river near a stone. The bird",
-           "The cloud " * 15, "The tree")  # Of two buckets.
+           "The cloud " * 15, "The tree")  # Lengths of two buckets.
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -105,7 +105,7 @@ def apply(model, params, inputs):
 
 
 def next_logits(gpt, tokens):
-  """Of the token after `tokens`, without a cache; what fills up the row comes later."""
+  """Returns the logits of the token after `tokens`, without a cache; padding comes after it."""
   row = np.zeros((1, 32), np.int32)
   row[0, :len(tokens)] = tokens
   logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([32])))
@@ -124,7 +124,7 @@ def test_greedy_is_the_argmax_after_every_prefix(gpt):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.9, 20, 0.9)])
-def test_prompts_together_go_on_as_each_alone(gpt, sampling):
+def test_prompts_are_continued_together_as_each_by_itself(gpt, sampling):
   prompts = encode(gpt, *PROMPTS)
   together = generate.continue_prompts(gpt, prompts, 20, sampling, seed=5, batch_size=4)
   for i, prompt in enumerate(prompts):
@@ -145,7 +145,7 @@ def test_draws_differ_between_seeds_and_between_rows(gpt):
 
 
 def test_a_continuation_ends_with_the_document(gpt):
-  """The stop is one that a longer continuation has: what comes before it stays as it was."""
+  """A token of a longer continuation ends it earlier, and the tokens before it do not change."""
   prompts = encode(gpt, *PROMPTS[:3])
   whole = generate.continue_prompts(gpt, prompts, 30, Sampling(0.9), seed=3)
   stop = int(whole[0][7])
@@ -154,7 +154,7 @@ def test_a_continuation_ends_with_the_document(gpt):
   for full, cut in zip(whole, generate.continue_prompts(stopping, prompts, 30, Sampling(0.9),
                                                         seed=3), strict=True):
     ends = np.flatnonzero(full == stop)
-    if len(full) == 30 or len(ends):  # Else it ended with the document before.
+    if len(full) == 30 or len(ends):  # Otherwise the end of the document came first.
       assert cut.tolist() == full[:ends[0] if len(ends) else 30].tolist()
   assert len(cut) <= 30
 
@@ -173,7 +173,7 @@ def test_every_prompt_may_have_its_own_number_of_tokens(gpt):
 
 @pytest.mark.parametrize("length, expected", [(1, 31), (20, 12), (31, 1), (32, 32), (63, 1)])
 def test_tokens_added_by_default_stay_in_the_rows_of_the_training(gpt, length, expected):
-  """Rows of 32 in the training, 64 positions in the model."""
+  """Training had rows of 32 tokens, and the model has 64 positions."""
   assert generate.default_tokens(gpt, length) == expected
 
 
@@ -189,7 +189,7 @@ def test_one_program_serves_prompts_of_a_bucket_and_every_sampling(gpt):
 
 
 def run(capsys, *argv):
-  """(exit code, stdout, lines on stderr)."""
+  """Returns (exit code, stdout, lines on stderr) of a command."""
   capsys.readouterr()
   code = cli.main([str(a) for a in argv])
   output = capsys.readouterr()

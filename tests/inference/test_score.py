@@ -1,4 +1,4 @@
-"""bertgpt.inference.score: a log-probability for every token, however long the text is."""
+"""bertgpt.inference.score: one log-probability per token, for texts of any length."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road. " * 8
 
 
 def test_tokens_are_scored_after_those_before_them(gpt):
-  """In the first window after all of them; later after those of the last window."""
+  """In the first window after all earlier tokens, later after the earlier tokens of a window."""
   found = score(gpt, TEXTS, window=16, stride=6, batch_size=3)
   for text, logp in zip(TEXTS, found, strict=True):
     tokens = [gpt.tokenizer.eod_id, *encode(gpt, text)]

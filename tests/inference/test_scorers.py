@@ -1,4 +1,4 @@
-"""bertgpt.inference.scorers: tokens are scored once, by what a model can, not by its name."""
+"""bertgpt.inference.scorers: every token is scored once, by the abilities of a model."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_pieces_between_marks_hold_every_token_once(bert, window):
 
 
 def test_context_is_seen_and_not_scored(gpt, bert):
-  """The tokens before `first` change the scores of the others, and have none."""
+  """The tokens before `first` have no scores, and change the scores of the others."""
   ids = np.array(encode(gpt, TEXT))
   row, = left_to_right.score(gpt, [scorers.Row(ids, 4)], 2)
   expected = [after(gpt, ids[:i])[ids[i]] for i in range(4, len(ids))]
@@ -49,7 +49,7 @@ def test_context_is_seen_and_not_scored(gpt, bert):
 
 
 def rename_family(trained, monkeypatch, abilities=None):
-  """The same model as one of a family that no code knows."""
+  """Returns the same model, with the name of a family that no code knows."""
   record = families.find(trained.config)
   record = record if abilities is None else record._replace(abilities=frozenset(abilities))
   monkeypatch.setitem(families.FAMILIES, "newcomer", record)

@@ -1,4 +1,4 @@
-"""bertgpt.inference.suites: texts read, written and counted as their protocols say."""
+"""bertgpt.inference.suites: texts are read, detokenized and counted by their protocols."""
 
 import gzip
 

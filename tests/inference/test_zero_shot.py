@@ -36,7 +36,7 @@ def test_perplexities_of_a_gpt(gpt, stride):
   for document in documents:
     tokens = [gpt.tokenizer.eod_id, *encode(gpt, document)]
     for i in range(1, len(tokens)):
-      # In the first window all that is before; then the windows end every `stride` tokens.
+      # All earlier tokens in the first window; later windows end every `stride` tokens.
       ends = 16 + math.ceil(max(0, i + 1 - 16) / stride) * stride
       first = max(0, min(ends, len(tokens)) - 16)
       nats -= after(gpt, tokens[first:i])[tokens[i]]
@@ -74,7 +74,7 @@ def test_pseudo_perplexity_of_a_bert(bert):
 
 @pytest.mark.parametrize("name", ["lambada", "lambada_stop_words", "lambada_last_token"])
 def test_last_words(gpt, name):
-  """The rules, said again: by guessing token after token."""
+  """Applies the rules by guessing one token after the other."""
   starts = ("The cat sees the dog near a", "The bird likes", "The")
   passages = PASSAGES + [f"{start} {word}" for start in starts for word in (
       *small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]
@@ -128,7 +128,7 @@ def test_pairs_by_a_bert(bert):
 
 
 def run(capsys, *argv):
-  """(exit code, lines on stdout, lines on stderr)."""
+  """Returns (exit code, lines on stdout, lines on stderr) of a command."""
   capsys.readouterr()
   code = cli.main([str(a) for a in argv])
   output = capsys.readouterr()

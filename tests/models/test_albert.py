@@ -14,7 +14,7 @@ from bertgpt.config import families, padded_vocab_size
 from bertgpt.models import Inputs
 from bertgpt.training import steps
 
-VOCAB = 30_000  # Of the published models.
+VOCAB = 30_000  # Tokens of the published models.
 
 
 @pytest.mark.parametrize("name, pretraining, encoder, masked_lm", [
@@ -22,7 +22,7 @@ VOCAB = 30_000  # Of the published models.
     ("xlarge", 59_021_490, 58_724_864, 54_821_040),
     ("xxlarge", 223_158_450, 222_595_584, 206_368_944)])
 def test_sizes_are_the_published_ones(name, pretraining, encoder, masked_lm):
-  """Of AlbertForPreTraining, AlbertModel and AlbertForMaskedLM, with the unpadded vocabulary."""
+  """For AlbertForPreTraining, AlbertModel and AlbertForMaskedLM, with the unpadded vocabulary."""
   config = config_lib.base()
   config.model.update(families.FAMILIES["albert"].presets[name], vocab_size=VOCAB)
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -39,7 +39,7 @@ def test_sizes_are_the_published_ones(name, pretraining, encoder, masked_lm):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("remat, unroll", [("none", 1), ("full", 1), ("dots", 0)])
 def test_sharing_layers_are_equal_layers(groups, remat, unroll):
-  """The loss is that of a model whose layers have equal parameters, gradients are their sums."""
+  """The loss is that of a model whose layers have equal parameters; gradients are their sums."""
   make = functools.partial(tiny.make_config, "mlm_sop", num_layers=4, remat=remat,
                            scan_unroll=unroll)
   batch = tiny.make_batch(make(), rows=8)
@@ -55,7 +55,7 @@ def test_sharing_layers_are_equal_layers(groups, remat, unroll):
 
 
 def run(config, batch, params=None):
-  """(loss, gradients, parameters), with parameters of this config if none are given."""
+  """Returns (loss, gradients, parameters), with parameters of this config if none are given."""
   with tiny.Setup(config) as setup:
     params = setup.init().params if params is None else params
     step = jax.jit(steps.make_gradients(setup.training, 1))
@@ -69,7 +69,7 @@ def test_layers_that_share_drop_different_elements():
   model = models.make_model(config)
   inputs = Inputs.of(tiny.make_batch(config, rows=2))
   params = model.init(jax.random.key(0), inputs)["params"]
-  # Without biases and products, a layer is the norm of what it was given: nothing but dropout acts.
+  # Without biases and products, a layer is the norm of its input: only dropout acts.
   _, kept = model.apply({"params": params}, inputs, method="features", mutable=["intermediates"],
                         rngs={"dropout": jax.random.key(1)})
   (outputs,) = kept["intermediates"]["encoder"]["layers"]["output"]

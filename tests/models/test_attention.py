@@ -21,25 +21,25 @@ from bertgpt.models import attention
 from bertgpt.models.attention import Visibility
 
 ROWS, LENGTH, HEADS, WIDTH = 2, 128, 2, 64
-KERNELS = ("xla", "splash")  # Those that run here; splash is interpreted.
+KERNELS = ("xla", "splash")  # Kernels that run on a CPU; splash is interpreted.
 
 
 def make_ids(length=LENGTH):
-  """Rows with two or three sequences and, in the first, padding."""
+  """Returns rows with two or three sequences; the first has padding."""
   at = np.arange(length)
   first = np.where(at < length // 3, 1, np.where(at < length - 9, 2, 0))
   return np.stack([first, 1 + (at > 20) + (at > length // 2)]).astype(np.int32)
 
 
 def make_inputs(dtype, length=LENGTH, rows=ROWS, heads=HEADS):
-  """Query, key, value and the cotangent of the result."""
+  """Returns query, key, value and the cotangent of the result."""
   rng = np.random.default_rng(0)
   return [jnp.asarray(rng.normal(size=(rows, length, heads, WIDTH)), dtype) for _ in range(4)]
 
 
 @functools.partial(jax.jit, static_argnames=("kernel", "causal"))
 def compute(q, k, v, g, ids, kernel, causal):
-  """Result and the gradients of query, key and value."""
+  """Returns the result and the gradients of query, key and value."""
   visibility = Visibility(ids, causal=causal)
   attend = functools.partial(attention.attend, visibility=visibility, kernel=kernel, dropout=0.0,
                              dropout_key=None)
@@ -86,7 +86,7 @@ def test_splash_in_several_blocks_equals_numpy(causal):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_sequence_sees_another(kernel, causal):
-  """Where one is changed, results and gradients of the others stay bit for bit."""
+  """If one is changed, results and gradients of the others stay the same, bit for bit."""
   inputs, ids = make_inputs("bfloat16"), make_ids()
   changed = [jnp.where((ids == 2)[..., None, None], 9 - 5 * x, x) for x in inputs]
   pairs = zip(compute(*inputs, ids, kernel, causal), compute(*changed, ids, kernel, causal),
@@ -111,7 +111,7 @@ def test_every_device_attends_to_its_own_rows_and_heads(kernel):
     ("causal", 1, (1, 1, 1)),
     pytest.param("mlm_nsp", 2, (2, 2, 2), marks=pytest.mark.slow)])
 def test_whole_model_with_splash_equals_the_plain_one(objective, layers, mesh, monkeypatch):
-  monkeypatch.setattr(tiny, "LENGTH", 128)  # Rows that splash can take.
+  monkeypatch.setattr(tiny, "LENGTH", 128)  # Rows of a length that splash accepts.
 
   def run(kernel, mesh):
     config = tiny.make_config(objective, mesh=mesh, attention=kernel, num_layers=layers)
@@ -131,7 +131,7 @@ def test_whole_model_with_splash_equals_the_plain_one(objective, layers, mesh, m
 
 
 def np_mask(visibility):
-  """One pair of a query and a key at a time."""
+  """Returns the mask, computed for one pair of a query and a key at a time."""
   v = visibility
   rows, length = v.sequence_ids_BL.shape
   mask = np.zeros((rows, 1, length, length), bool)
@@ -159,7 +159,7 @@ def test_the_mask_is_what_its_fields_say(causal, has_prefix, has_order, window):
 
 
 def test_fused_kernels_are_not_asked_for_what_they_cannot():
-  """A window is not given to splash, which would ignore it."""
+  """A window is not passed to splash, which would ignore it."""
   q, k, v, _ = make_inputs("float32")
   visibility = Visibility(make_ids(), window=5)
   found, plain = (attention.attend(q, k, v, visibility, kernel=kernel, dropout=0.0,
@@ -195,7 +195,7 @@ def test_plain_backward_pass_keeps_the_weights_once():
 
 
 def test_attention_dropout_drops_and_scales_weights():
-  """Equal values: a result is the sum of the kept weights over 1 - rate, 1 on average."""
+  """With equal values a result is the sum of the kept weights over 1 - rate, 1 on average."""
   q, k, v, _ = make_inputs("float32", heads=8)
   attend = functools.partial(attention.attend, q, k, jnp.ones_like(v), Visibility(make_ids()),
                              kernel="auto", dropout=0.25)
@@ -226,12 +226,12 @@ def test_cudnn_is_lowered_for_cuda(causal):
   with sharding.use_mesh(mesh, config, platform="gpu"):
     try:
       traced = compute.trace(*shapes, jax.ShapeDtypeStruct((8, 512), "int32"), "auto", causal)
-    except RuntimeError as e:  # The version of cuDNN is asked for while tracing.
+    except RuntimeError as e:  # Tracing asks for the version of cuDNN.
       pytest.skip(f"jax[cuda] is not installed: {e}")
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert "fmhaScaleBiasSoftmax" in text and "fmhaScaleBiasSoftmaxBackward" in text
   assert ("CAUSAL" in text) == causal
-  assert "tensor<2x512x2x64xbf16>" in text  # A device's own rows and heads.
+  assert "tensor<2x512x2x64xbf16>" in text  # Rows and heads of one device.
 
 
 V5E = """
@@ -258,7 +258,7 @@ with sharding.use_mesh(mesh, config):
 
 @pytest.mark.libtpu
 def test_splash_compiles_for_tpu_v5e():
-  """Forward and backward, chosen by 'auto', every chip with its own rows."""
+  """Both passes compile, with the kernel that 'auto' chooses and rows of its own for each chip."""
   tests = pathlib.Path(__file__).parents[1]
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",

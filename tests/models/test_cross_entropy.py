@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against a closed form in float64, on every mesh; what the program holds."""
+"""Chunked cross-entropy against a closed form in float64, on every mesh, and its memory."""
 
 import functools
 import re
@@ -46,7 +46,7 @@ def closed_form(prediction, targets, weights, scale):
 
 
 def compute(prediction, targets, weights, chunk, scale=1.0, mesh=(1, 1, 1)):
-  """What `closed_form` returns."""
+  """Returns the values of `closed_form`, computed by `cross_entropy`."""
   config = tiny.make_config(mesh=mesh)
 
   def loss(prediction):
@@ -67,7 +67,7 @@ def check(got, expected, tolerance):
                                atol=tolerance * np.abs(wanted).max(), err_msg=name)
 
 
-# 96 positions: whole, in divisors, with a rest that is filled up, more than there are, one by one.
+# For 96 positions: all at once, divisors, with padding, more than there are, one at a time.
 @pytest.mark.parametrize("chunk", [UNCHUNKED, 0, 96, 32, 36, 7, 1000, 1])
 def test_sums_and_gradients_are_those_of_the_closed_form(chunk):
   case = make_case()
@@ -121,7 +121,7 @@ def test_positions_without_weight_get_no_gradient():
 
 
 def test_a_tie_is_not_correct():
-  """Else a model that says the same of every token would be right every time."""
+  """Otherwise a model that gives all tokens the same logit would always be right."""
   logits, targets = np.zeros((1, 3, 5), np.float32), np.arange(3)[None]
   loss, correct = cross_entropy.score_logits(logits, targets, np.ones((1, 3), np.float32))
   assert loss == pytest.approx(3 * np.log(5)) and correct == 0
@@ -146,7 +146,7 @@ def compile_step(chunk, mesh=(1, 1, 1), objective="causal"):
 
 
 def largest_float(text):
-  """Elements of the largest float array in a program's text."""
+  """Returns the number of elements of the largest float array in a program's text."""
   shapes = re.findall(r"\b(?:f32|bf16)\[([\d,]+)\]", text)
   return max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
 

@@ -19,13 +19,13 @@ def make_words(number):
 
 
 def standardized_mask(number, shape=SHAPE, rate=RATE):
-  """The mask of ones, with mean 0 and variance 1 if every element is kept with 1 - rate."""
+  """Returns the mask scaled to mean 0 and variance 1, if elements are kept with 1 - rate."""
   kept = np.asarray(dropout.drop(jnp.ones(shape), rate, make_words(number))) > 0
   return (kept - (1 - rate)) / (rate * (1 - rate)) ** 0.5
 
 
 def z_score(a, b=1.0):
-  """Standard deviations by which the mean of a * b is off 0, were both independent noise."""
+  """Returns the distance of the mean of a * b from 0, in deviations for independent noise."""
   return (a * b).mean() * a.size ** 0.5
 
 
@@ -41,7 +41,7 @@ def test_masks_of_two_keys_are_independent():
 
 
 @pytest.mark.parametrize("axis", range(4))
-def test_neighbours_are_independent(axis):
+def test_neighbors_are_independent(axis):
   mask = standardized_mask(1)
   for shift in (1, 2, 3):
     size = mask.shape[axis]
@@ -83,7 +83,7 @@ def test_the_gradient_passes_where_the_value_did():
 def test_the_backward_pass_keeps_no_mask():
   _, backward = jax.vjp(lambda x: dropout.drop(x, RATE, make_words(7)), jnp.ones(SHAPE))
   kept = sum(leaf.size for leaf in jax.tree.leaves(backward) if hasattr(leaf, "size"))
-  assert kept <= 2  # The two words.
+  assert kept <= 2  # The two words of the key.
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
@@ -126,6 +126,6 @@ def test_pieces_and_replicas_drop_apart(generator):
   with sharding.use_mesh(mesh, config):
     grads, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain), 2))(
         {"final_norm": {"scale": jnp.ones(width)}}, tiny.make_batch(config), 0)
-  kept = np.asarray(grads["final_norm"]["scale"]) / 2  # Of an element, 0 to 4 of the masks.
+  kept = np.asarray(grads["final_norm"]["scale"]) / 2  # 0 to 4 of the masks keep an element.
   assert abs(z_score(kept - 2)) < 4.5
   assert kept.var() == pytest.approx(1, abs=0.03)

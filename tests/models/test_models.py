@@ -1,4 +1,4 @@
-"""Both families against plain NumPy, exact parameter counts, and who sees whom."""
+"""Both families against plain NumPy, exact parameter counts, and which token sees which."""
 
 import math
 
@@ -28,7 +28,7 @@ def make_config(family="bert", norm="post", **model):
 
 
 def make_inputs(rng, rows=2, length=24):
-  """Two packed sequences and padding in every row."""
+  """Returns rows of two packed sequences and padding."""
   sequence_ids = np.repeat([[1] * 10 + [2] * 9 + [0] * 5], rows, axis=0).astype(np.int32)
   positions = np.repeat([[*range(10), *range(9), *range(5)]], rows, axis=0).astype(np.int32)
   tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)
@@ -39,12 +39,12 @@ def make_inputs(rng, rows=2, length=24):
 
 
 def make_text_inputs(tokens):
-  """Rows of one text each, all of them full."""
+  """Returns full rows of one text each."""
   return Inputs.of_texts(tokens, jnp.full(len(tokens), tokens.shape[1]))
 
 
 def init(config, inputs, seed=0):
-  """Random parameters, biases and norms too, so that none of them hides an error."""
+  """Returns random parameters, also for biases and norms, so that none hides an error."""
   model = models.make_model(config)
   params = model.init(jax.random.key(seed), inputs)["params"]
   keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params))))
@@ -70,7 +70,7 @@ def np_gelu(x, activation):
 
 
 def np_attention(x, p, sequence_ids, heads, causal):
-  """One query at a time, over the keys it may see."""
+  """Computes attention for one query at a time, over the keys that it sees."""
   q, k, v = (np_dense(x, p[name]) for name in ("query", "key", "value"))
   out, size = np.zeros_like(q), q.shape[-1] // heads
   for b, i, h in np.ndindex(*x.shape[:2], heads):
@@ -151,7 +151,7 @@ def test_gpt_equals_numpy(norm):
 
 
 def count_parameters(config, with_pretraining_heads):
-  """Parameters of the unpadded vocabulary, from shapes alone."""
+  """Returns the number of parameters with an unpadded vocabulary, from shapes only."""
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   model = models.make_model(config)
   params = jax.eval_shape(model.init, jax.random.key(0), Inputs(*[ids] * 6))["params"]
@@ -196,12 +196,12 @@ def test_one_rotation_leads_from_every_sinusoid_position_to_the_next(family):
   inputs = make_inputs(np.random.default_rng(0))
   params = models.make_model(config).init(jax.random.key(0), inputs)["params"]
   table = np.asarray(params["embeddings"]["position"]["embedding"], np.float64)
-  turned = table[:, :16] + 1j * table[:, 16:]  # (sin, cos) of one frequency, as one number.
+  turned = table[:, :16] + 1j * table[:, 16:]  # (sin, cos) of one frequency as one complex number.
   steps = turned[1:] / turned[:-1]
   np.testing.assert_allclose(steps, np.repeat(steps[:1], 23, axis=0), atol=1e-5)
-  assert len(np.unique(np.round(steps[0], 4))) == 16  # Every frequency another angle.
+  assert len(np.unique(np.round(steps[0], 4))) == 16  # Every frequency has another angle.
   assert np.sqrt((table**2).mean()) == pytest.approx(0.05, rel=1e-5)
-  # Positions are orthogonal, and of one length.
+  # Positions are orthogonal and have the same length.
   np.testing.assert_allclose(table @ table.T, 32 * 0.05**2 * np.eye(24), atol=1e-6)
 
 
@@ -221,12 +221,12 @@ def test_gpt2_residual_projections_start_smaller():
 
 
 def influence(config, inputs):
-  """[L, L] absolute gradient of the features at l with respect to the embedding at s, row 0."""
+  """Returns the absolute gradient [L, L] of the features at l by the embedding at s, in row 0."""
   model, params = init(config, inputs)
   tokens = inputs.tokens_BL
 
   def features(offset_LD):
-    # A token of its own for every place, whose embedding is moved.
+    # Every place has a token of its own, whose embedding is moved.
     places = jnp.arange(tokens.shape[1])[None]
     table = params["embeddings"]["token"]["embedding"]
     moved = params | {"embeddings": params["embeddings"] | {
@@ -257,7 +257,7 @@ def test_gpt_sees_its_own_past_and_nothing_else(norm):
 @pytest.mark.parametrize("norm, model", [
     ("pre", {}), ("post", {}), ("pre", {"scan_unroll": 0}), ("post", {"remat": "full"})])
 def test_a_cache_changes_no_logits(norm, model):
-  """Tokens in parts of any length, from a place of its own in every row."""
+  """Tokens come in parts of any length, and every row begins at a position of its own."""
   config = make_config("gpt", norm, num_layers=2, **model)
   rng, rows, length = np.random.default_rng(0), 3, 20
   tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)
@@ -266,7 +266,7 @@ def test_a_cache_changes_no_logits(norm, model):
   gpt, params = init(config, whole)
   expected = gpt.apply({"params": params}, whole)
 
-  # Each row has its own prompt; what follows it there is not seen later.
+  # Each row has its own prompt; later tokens do not see the slots after it.
   prompts = np.array([7, 4, 1])
   start = np.where(np.arange(7) < prompts[:, None], tokens[:, :7], 299)
   cache = layers.make_cache(config.model, rows, 24)

@@ -31,7 +31,7 @@ def test_the_batch_is_the_loaders(objective, packing):
 
 @pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
 def test_the_program_is_the_one_that_training_runs(objective):
-  """Word for word as it is lowered with a real state and batch."""
+  """Its text equals the program lowered with a real state and batch."""
   config = tiny.make_config(objective, mesh=(4, 2, 1))
   with tiny.Setup(config) as setup:
     objective_fns = objectives.make_objective(config, aot.make_vocabulary(tiny.VOCAB))
@@ -45,7 +45,7 @@ def test_the_program_is_the_one_that_training_runs(objective):
 @pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_compiled_flops_are_those_of_the_formula(objective, micro_batches):
-  """Scanned layers and micro-batches, counted by trip counts; the formula knows no program."""
+  """Scanned layers and micro-batches are counted by trip counts; the formula sees no program."""
   config = tiny.make_config(objective, num_layers=3, width=128, mlp_dim=512)
   config.phases[0].micro_batches = micro_batches
   config.phases[0].max_predictions = 8

@@ -1,4 +1,4 @@
-"""bertgpt.planning.collectives: kinds, bytes, groups and wires of programs with known ones."""
+"""bertgpt.planning.collectives: kinds, bytes, groups and networks, for programs with known ones."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from bertgpt.planning import collectives, hlo
 from bertgpt.planning.collectives import Collective, Network, Place
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
-BYTES = 256 * 4  # Of the array that every device holds.
+BYTES = 256 * 4  # Bytes of the array that every device holds.
 
 
 def collectives_of(function):
-  """(kind, axes, bytes, runs) of a function that every one of 8 devices calls on f32 [256]."""
+  """Returns (kind, axes, bytes, runs) for a function that 8 devices call on f32 [256]."""
   mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=(AxisType.Auto,) * 3)
   with jax.set_mesh(mesh):
     mapped = jax.shard_map(function, in_specs=PartitionSpec(tuple(MESH)),

@@ -1,4 +1,4 @@
-"""bertgpt.planning.plan: what the command says, on the real TPU compiler where it is installed."""
+"""bertgpt.planning.plan: output of the command, with the real TPU compiler if it is installed."""
 
 import json
 import math
@@ -16,7 +16,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 @pytest.fixture(scope="module")
 def small():
-  """(phases, topology) of a tiny run of two phases on eight devices."""
+  """Returns (phases, topology) of a tiny run of two phases on eight devices."""
   config = tiny.make_config(mesh=(8, 1, 1))
   phase = config.phases[0]
   config.phases = (phase, phase.copy_and_resolve_references())

@@ -1,4 +1,4 @@
-"""bertgpt.planning.search: variants are valid, the same training, and chosen by what they need."""
+"""bertgpt.planning.search: variants are valid, train the same, and are chosen by what they need."""
 
 import importlib.util
 
@@ -33,12 +33,12 @@ def test_variants_train_the_same_on_the_same_machine():
   for _, variant in found:
     assert config_lib.find_problems(variant, 8) == []
     assert variant != config
-  for overrides, variant in found[::20]:  # What is to be pasted makes the same config.
+  for overrides, variant in found[::20]:  # The overrides that it prints make the same config.
     assert recipes.override(config, overrides) == variant
 
 
 def test_a_mesh_of_another_size_is_given_up():
-  """A recipe that names data=8 must let it go when fsdp grows."""
+  """A recipe that sets data=8 has to give it up when fsdp grows."""
   config = make_config()
   config.mesh.data = 8
   for overrides, variant in search.make_variants(config, 0, 8):

@@ -1,4 +1,4 @@
-"""bertgpt.planning.topologies: names of machines, and what is said about those that cannot be."""
+"""bertgpt.planning.topologies: names of machines, and errors for machines that do not exist."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""bertgpt.report.end_of_run: the baselines against a plain count, and what a finished run shows."""
+"""bertgpt.report.end_of_run: baselines against a plain count, and the report of a finished run."""
 
 import collections
 import math
@@ -86,7 +86,7 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
 
 
 def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
-  """Pair by pair; the labels are not balanced, for a lone sentence is followed by a random one."""
+  """Counts pair by pair; labels are unbalanced because a lone sentence gets a random partner."""
   labels = []
   for batch in loader.make_eval_batches(bert.held_out, bert.trained.config, 0, slice(0, 8)):
     for row, slot in zip(*np.nonzero(batch["nsp_weights"]), strict=True):
@@ -97,7 +97,7 @@ def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
 
 
 def test_bigram_baseline_is_witten_and_bells(gpt):
-  """Of a sequence of documents in the order in which they were counted."""
+  """For a sequence of documents in the order in which they were counted."""
   order = np.random.default_rng(0).permutation(len(gpt.documents))
   stream = [token for i in order for token in gpt.documents[i]]
   after = collections.defaultdict(collections.Counter)
@@ -159,7 +159,7 @@ def test_the_curves_are_a_picture(finished):
 
 
 def draw(monkeypatch, tmp_path, curves, baselines, steps):
-  """The panels of the picture, as matplotlib has them."""
+  """Returns the panels of the picture as objects of matplotlib."""
   from matplotlib import pyplot as plt
   monkeypatch.setattr(plt, "close", lambda figure: None)
   phases = [config_lib.phase(steps=n, seq_len=16 << i) for i, n in enumerate(steps)]
@@ -206,7 +206,7 @@ def test_a_loss_without_a_title_has_a_panel(monkeypatch, tmp_path):
   assert axis.get_title() == "span_loss"
 
 
-def test_smoothing_is_the_mean_of_neighbours():
+def test_smoothing_is_the_mean_of_neighbors():
   points = np.array([[10, 1.0], [20, 4.0], [30, 1.0], [40, 7.0]])
   np.testing.assert_allclose(report.smooth(points, 3), [[20, 2.0], [30, 4.0]])
   np.testing.assert_array_equal(report.smooth(points, 1), points)
@@ -237,7 +237,7 @@ def test_guesses_are_words_of_held_out_sentences(bert):
 
 
 def test_sentences_with_a_hidden_word_are_as_they_were(bert):
-  """But for the brackets: no space before a full stop."""
+  """They differ only by the brackets: no space comes before a period."""
   documents = [bert.trained.tokenizer.decode(tokens)
                for tokens in bert.held_out.tokens(np.arange(len(bert.held_out)))]
   lines = report.guess_words(bert.trained, bert.held_out)
@@ -248,7 +248,7 @@ def test_sentences_with_a_hidden_word_are_as_they_were(bert):
 
 
 def test_special_tokens_are_no_guesses(bert):
-  """Even of a model that is sure of them, as one early in its training can be of [UNK]."""
+  """Even if the model is sure of them, as it may be of [UNK] early in its training."""
   tokenizer = bert.trained.tokenizer
   specials = sorted({*tokenizer.special_ids, tokenizer.unk_id} - {-1})
   params = jax.tree.map(np.array, bert.trained.params)
@@ -291,7 +291,7 @@ def test_evaluating_a_finished_run_gives_the_scores_of_its_end(capsys, finished)
 
 
 def test_the_report_is_on_the_text_of_the_run(finished_bert, bert, tmp_path, monkeypatch):
-  """A text that changes while a run trains has another corpus, and maybe another tokenizer."""
+  """A text that changes while a run trains gives another corpus, maybe another tokenizer."""
   path = shutil.copytree(finished_bert, tmp_path / "run")
   (path / "report.md").unlink()
   monkeypatch.setattr(corpora, "find_corpus", lambda config: pytest.fail("looked for again"))

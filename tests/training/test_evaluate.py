@@ -47,7 +47,7 @@ def evaluator(request, trained, held_out):
 
 @pytest.fixture(scope="module")
 def last_scores(finished_run):
-  """What the training run logged at its end."""
+  """Returns the scores that the training run logged at its end."""
   return {tag.rsplit("/", 1)[1]: points[-1][1] for tag, points in curves(finished_run).items()
           if tag.startswith("eval/validation/")}
 
@@ -63,7 +63,7 @@ def test_layout_does_not_change_the_numbers_of_the_training_run(evaluator, train
 
 
 def test_every_row_is_counted_once(trained, held_out):
-  """The weights of all batches add up to those of the rows taken one at a time."""
+  """The weights of all batches add up to the weights of the rows taken one at a time."""
   mesh = sharding.make_mesh(trained.config)
   setup = steps.make_setup(trained.config, mesh, make_vocabulary(trained.tokenizer))
   step = jax.jit(evaluate.make_eval_step(setup))

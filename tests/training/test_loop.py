@@ -1,4 +1,4 @@
-"""The loop: every step of every phase once, from wherever a run goes on; its trace."""
+"""The loop: every step of every phase once, from any step at which a run resumes; its trace."""
 
 import contextlib
 import pathlib
@@ -50,7 +50,7 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_the_output_bias_may_start_at_the_frequencies(mesh):
-  """A model that says nothing else then predicts as a unigram model does."""
+  """A model whose other parameters have no effect then predicts like a unigram model."""
   config = tiny.make_config("mlm", mesh=mesh)
   corpus = memory_corpus.MemoryCorpus(np.arange(8) * 20, np.arange(1, 9), np.arange(1, 9))
   with tiny.Setup(config) as setup:

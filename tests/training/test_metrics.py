@@ -103,7 +103,7 @@ def test_progress_line_says_what_matters_in_the_room_there_is(width, line):
 
 
 def screen_of(output):
-  """What a terminal shows: a carriage return goes back, and what is there is written over."""
+  """Returns what a terminal shows: text after a carriage return overwrites the line."""
   lines = []
   for text in output.replace("\r\n", "\n").split("\n"):
     shown = ""

@@ -16,7 +16,7 @@ LENGTH = 128
 
 
 def make_vocabulary():
-  continues = np.arange(VOCAB) % 3 == 0  # A third of the tokens go on a word.
+  continues = np.arange(VOCAB) % 3 == 0  # A third of the tokens continue a word.
   continues[:5] = False
   return Vocabulary(VOCAB, MASK, (PAD, CLS, SEP, MASK), continues)
 
@@ -29,7 +29,7 @@ def make_config(**objective):
 
 
 def make_batch(rows=2000, seed=0):
-  """[CLS] text [SEP] text [SEP] and padding, rows of every length."""
+  """Returns rows [CLS] text [SEP] text [SEP] of every length, with padding."""
   rng = np.random.default_rng(seed)
   lengths = rng.integers(5, LENGTH + 1, rows)
   tokens = rng.integers(5, VOCAB, (rows, LENGTH))
@@ -86,7 +86,7 @@ def test_shares_of_mask_random_and_kept(with_mask, with_random):
   shown = masked["tokens"][rows, masked["predict_positions"][rows, slots]]
   targets = masked["predict_targets"][rows, slots]
   n = len(shown)
-  # A random id is the target itself, or [MASK], once in VOCAB draws each.
+  # A random id is the target, or [MASK], in one of VOCAB draws each.
   expected = (with_mask, 1 - with_mask - with_random, with_random)
   shares = ((shown == MASK).mean(), (shown == targets).mean(),
             ((shown != MASK) & (shown != targets)).mean())
@@ -131,7 +131,7 @@ def test_an_empty_row_predicts_nothing():
 
 
 def words_of(tokens, sequence_ids, continues):
-  """Words of a row as lists of positions, by the rule of create_pretraining_data.py."""
+  """Returns the words of a row as lists of positions, by create_pretraining_data.py's rule."""
   words = []
   for i, token in enumerate(tokens):
     if sequence_ids[i] == 0 or token < 5:
@@ -181,7 +181,7 @@ def published_ngrams(words, quota, longest, rng):
 
 
 def runs_of(taken):
-  """How often each number of words in a row is taken together."""
+  """Returns how often each number of adjacent words is masked together."""
   lengths, previous = collections.Counter(), None
   run = 0
   for word in sorted(taken):

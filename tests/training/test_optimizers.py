@@ -30,7 +30,7 @@ SHAPES = {
     "nsp/kernel": (16, 2),
     "nsp/bias": (2,),
 }
-MUON_MATRICES = ("kernel#", "mlm/dense/kernel")  # of the unstacked names
+MUON_MATRICES = ("kernel#", "mlm/dense/kernel")  # for the unstacked names
 
 
 def make_config(name="bert_adamw", phases=None, **overrides):
@@ -43,7 +43,7 @@ def make_config(name="bert_adamw", phases=None, **overrides):
 
 
 def draw(seed, scale=1.0):
-  """A tree of float32 arrays by path, the values of every array of another size."""
+  """Returns float32 arrays by path; the values of each array have a size of their own."""
   rng = np.random.default_rng(seed)
   return {path: (scale * 4.0 ** -i * rng.standard_normal(shape)).astype(np.float32)
           for i, (path, shape) in enumerate(SHAPES.items())}
@@ -72,7 +72,7 @@ def flatten(tree):
 
 
 def unstack(flat):
-  """One float64 entry for every layer: 'encoder/layers/mlp/up/kernel#0', ..."""
+  """Returns one float64 entry per layer: 'encoder/layers/mlp/up/kernel#0', ..."""
   result = {}
   for path, leaf in flat.items():
     leaf = np.asarray(leaf, np.float64)
@@ -84,7 +84,7 @@ def unstack(flat):
 
 
 def run_jax(config, learning_rate=0.02, steps=STEPS):
-  """Parameters after `steps` steps and the last direction, as flat unstacked dicts."""
+  """Returns the parameters after `steps` steps and the last direction, as flat dicts."""
   params = jax.tree.map(jnp.asarray, nest(initial_params()))
   optimizer = optimizers.make_optimizer(config)
 
@@ -100,7 +100,7 @@ def run_jax(config, learning_rate=0.02, steps=STEPS):
 
 
 def first_directions(config, *cases):
-  """The flat directions of the first update, for every case (gradients, parameters)."""
+  """Returns the flat directions of the first update for each (gradients, parameters)."""
   optimizer = optimizers.make_optimizer(config)
 
   @jax.jit
@@ -179,7 +179,7 @@ class NumpyOptimizer:
   def orthogonal(self, name, g):
     """Jordan et al. 2024 with the factor of Liu et al. 2025, by singular values.
 
-    An odd matrix polynomial acts on the singular values alone.
+    An odd matrix polynomial acts only on the singular values.
     """
     mu = self.options.momentum
     b = self.m[name] = mu * self.m.get(name, 0.0) + g
@@ -294,7 +294,7 @@ def test_muon_turns_hidden_matrices_into_nearly_orthogonal_ones():
   for name in ("encoder/layers/mlp/down/kernel#2", "mlm/dense/kernel"):
     values = np.linalg.svd(directions[name], compute_uv=False) / (0.2 * np.sqrt(24))
     assert 0.6 < values.min() and values.max() < 1.25, name
-  # Embeddings and the classifier take Adam's step, whose first entries are all of size 1.
+  # Embeddings and the classifier take Adam's step, whose entries are all of size 1 at first.
   for name in ("embeddings/token/embedding", "nsp/kernel"):
     np.testing.assert_allclose(np.abs(directions[name]), 1.0, rtol=1e-4, err_msg=name)
 
@@ -348,7 +348,7 @@ def test_moments_carry_the_path_and_shape_of_their_parameter(name):
       assert count == (1 if "layers" in path and "kernel" in path or "dense" in path else 2), path
     else:
       assert count == 2, path
-  # What is replicated is one row and one column of every factored matrix, and crumbs.
+  # Only a row and a column of each factored matrix, and small arrays, are replicated.
   assert replicated <= (160 + 128 + NUM_LAYERS * (128 + 136) + 60 if name == "adafactor" else 1)
 
 

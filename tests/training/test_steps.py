@@ -1,4 +1,4 @@
-"""The train step: what it applies, what it refuses, and that it learns."""
+"""The train step: it learns, and a step that is not finite changes nothing."""
 
 import glob
 
@@ -20,7 +20,7 @@ RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in
 
 
 def make_steps(setup, count):
-  """The state after so many steps on one batch, and their losses."""
+  """Returns the state after N steps on one batch, and their losses."""
   state, step = setup.init(), setup.step()
   batch, losses = setup.put(tiny.make_batch(setup.config)), []
   for _ in range(count):
@@ -108,7 +108,7 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
 
 
 def unpack(batch):
-  """Every sequence in a row of its own, its tokens moved to the front."""
+  """Returns every sequence in a row of its own, with its tokens moved to the front."""
   rows = []
   for row in range(len(batch["tokens"])):
     for sequence in (1, 2):
@@ -144,7 +144,7 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
   config.model.attention = "auto" if platform == "tpu" else "xla"
   config.model.vocab_size = min(config.tokenizer.vocab_size or 50257, 60000)
   if config.model.num_heads % 4:
-    config.mesh.axes.heads = ()  # 25 heads of GPT-2 XL do not divide over 4.
+    config.mesh.axes.heads = ()  # The 25 heads of GPT-2 XL cannot be divided by 4.
   vocabulary = Vocabulary(config.model.vocab_size, 4, (0, 2, 3),
                           np.zeros(config.model.vocab_size, bool))
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)

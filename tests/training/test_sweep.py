@@ -1,4 +1,4 @@
-"""bertgpt.training.sweep: every run is trained once, and what is wrong is said before the first."""
+"""bertgpt.training.sweep: every run is trained once, and problems are reported before the first."""
 
 import contextlib
 import json
@@ -50,7 +50,7 @@ def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch
     assert not sweep.is_done(path / "000", recipes.override(config, [change])), change
   assert not sweep.is_done(path / "002", config)
 
-  # Prolonged and stopped: what was its end is none any more.
+  # Prolonged and stopped: it is no longer at its end.
   longer = recipes.override(config, ["--config.phases[0].steps=6"])
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
     patch.setattr(process, "catch_signals", lambda: contextlib.nullcontext(lambda step: True))
@@ -70,7 +70,7 @@ def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recip
 
 
 def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
-  """They are no JSON by themselves."""
+  """JSON has no types for them."""
   numbers = tmp_path / "numbers.py"
   body = recipe.read_text().split("def get_sweep")[0]
   numbers.write_text(f'{body}import numpy as np\ndef get_sweep():\n'
