@@ -44,8 +44,8 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     is_encoder: texts are put between [CLS] and [SEP].
     max_length: most tokens per text.
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
-    is_tuned: texts are put between the marks of `tasks.rows.TextFormat`, even if the tokenizer has a
-      template of its own, as RoBERTa's has for two texts.
+    is_tuned: texts are put between the marks of `tasks.rows.TextFormat`, even if the tokenizer has
+      a template of its own, as RoBERTa's has for two texts.
   Raises:
     DataError: the library `tokenizers` has no equivalent.
   """
