@@ -131,14 +131,13 @@ def test_published_files_are_understood():
 @pytest.mark.parametrize("objective, model, message", [
     ("mlm_nsp", {"norm": "pre"}, "model.norm='pre'"),
     ("mlm", {"norm": "pre"}, "model.norm='pre'"),
-    ("causal", {"num_segments": 2}, "model.num_segments=2"),
     ("causal", {"norm": "post", "mlp_dim": 128, "activation": "gelu_erf"},
      "model.activation='gelu_erf'"),
     ("causal", {"norm": "post", "mlp_dim": 64}, "model.mlp_dim=64"),
 ])
 def test_a_model_that_transformers_has_not_is_refused(objective, model, message):
   with pytest.raises(ConfigError, match=message):
-    conversion.architecture_of(tiny.make_config(objective, **model))
+    conversion.find_architecture(tiny.make_config(objective, **model))
 
 
 def test_a_parameter_too_many_or_too_few_is_named():
