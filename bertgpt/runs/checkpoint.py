@@ -4,7 +4,7 @@
       120/                a step; it gets this name when everything in it is written
         params/ rest/     Orbax items that Orbax can read by itself: parameters, everything else
         manifest.json     files, sizes and SHA-256; leaves and their fingerprints; metadata
-      unfinished/         Orbax writes here; emptied at every start
+      unfinished/         Orbax writes here; emptied at every start, through discarded/
       damaged-110-0/      set aside, because it did not match its manifest
 
 Orbax does not hash array data, lists steps whose save failed, and takes any directory with a
@@ -72,9 +72,13 @@ class Checkpoints:
     self._every_steps, self._every_seconds, self._keep = every_steps, every_minutes * 60, keep
     try:
       if jax.process_index() == 0:
-        if self._unfinished.exists():
-          shutil.rmtree(self._unfinished)
+        # Renamed first: after a failed save, writers in this process may still be adding files.
+        discarded = self._root / "discarded"
+        shutil.rmtree(discarded, ignore_errors=True)
+        if self._unfinished.is_dir():
+          self._unfinished.rename(discarded)
         self._unfinished.mkdir(parents=True)
+        shutil.rmtree(discarded, ignore_errors=True)
     except OSError as e:
       raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
     self._writer = _make_writer()
