@@ -249,6 +249,8 @@ TESTED_TOGETHER = {
                     "models/test_models.py"),
     **dict.fromkeys(("inference.scorers.left_to_right", "inference.scorers.masked",
                      "inference.scorers.scorer"), "inference/test_scorers.py"),
+    **dict.fromkeys(("finetuning.prediction", "finetuning.start", "finetuning.tuning"),
+                    "finetuning/test_loop.py"),
     **dict.fromkeys(("finetuning.tasks.files", "finetuning.tasks.rows"),
                     "finetuning/tasks/test_tasks.py"),
     "config.pretraining": "config/test_checks.py",

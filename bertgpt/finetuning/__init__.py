@@ -1,1 +1,1 @@
-"""Fine-tuning a pretrained model on a task: the loop, the objectives, the results, the tasks."""
+"""Fine-tuning a pretrained model on a task: the loop, objectives, predictions, results, tasks."""

@@ -16,79 +16,40 @@ was stopped. With several processes, all of them compute, and process 0 writes.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import math
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import FrozenConfigDict
 
-from bertgpt import files, trees
+from bertgpt import files
 from bertgpt.config import ConfigDict, families, recipes
-from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import process, sharding
-from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
-from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.errors import ConfigError, DivergedError, Preempted
+from bertgpt.finetuning import prediction, tasks
 from bertgpt.finetuning import results as results_lib
-from bertgpt.finetuning import tasks
+from bertgpt.finetuning.start import init_from_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
-from bertgpt.finetuning.tasks.rows import Rows, Task
+from bertgpt.finetuning.tuning import (
+  Program,
+  Tuning,
+  check_run,
+  iterate_batches,
+  make_program,
+  open_tuning,
+)
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
-from bertgpt.runs.trained import Trained
 from bertgpt.training import steps
 from bertgpt.training.step_log import StepLog
-
-
-class Tuning(NamedTuple):
-  """Everything that all runs of a fine-tuning share.
-
-  Attributes:
-    config: config of the fine-tuning.
-    init: folder of the pretrained run.
-    pretrained: the model in that folder.
-    task: rows, labels and metrics.
-    head: output layer, loss and predictions for the kind of the task.
-    mesh: mesh over the devices of all processes.
-    path: workdir of the fine-tuning.
-  """
-
-  config: ConfigDict
-  init: pathlib.Path
-  pretrained: Trained
-  task: Task
-  head: task_objectives.Head
-  mesh: Mesh
-  path: pathlib.Path
-
-
-class Program(NamedTuple):
-  """The compiled parts of the runs with one learning rate.
-
-  Attributes:
-    learning_rate: peak learning rate.
-    training: model, objective and mesh, with an ordinary config from `make_run_config`.
-    abstract: TrainState of ShapeDtypeStructs with their shardings.
-    step: (state, batch) -> (state, metrics); the old state is donated.
-    predict: (params, batch) -> outputs, replicated over the devices.
-  """
-
-  learning_rate: float
-  training: steps.Setup
-  abstract: steps.TrainState
-  step: Callable
-  predict: Callable
 
 
 def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict[str, Any]:
@@ -211,46 +172,6 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
           kept = run["folder"]
 
 
-def check_run(config: ConfigDict, pretrained: Trained) -> None:
-  """Checks that a pretrained model can be fine-tuned under a config, before the data is read.
-
-  Args:
-    config: config of the fine-tuning.
-    pretrained: model that the runs start from.
-  Raises:
-    ConfigError: model, config and devices do not fit together; one line per problem.
-  """
-  run = make_run_config(config, pretrained, 1, config.learning_rates[0])
-  finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
-
-
-def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,
-                    learning_rate: float) -> ConfigDict:
-  """Returns the config of a run, as the train step reads it.
-
-  Args:
-    config: config of the fine-tuning.
-    pretrained: model that the run starts from.
-    num_steps: steps of the run.
-    learning_rate: peak learning rate.
-  """
-  size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config.model.family)
-  return finetune_config.run_config(pretrained.config, config, steps=num_steps,
-                                    learning_rate=learning_rate, vocab_size=size)
-
-
-def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, task: Task,
-                path: pathlib.Path) -> Tuning:
-  """Returns the parts of a fine-tuning, with the head of its task and a mesh over all devices.
-
-  Args:
-    config, init, pretrained, task, path: as in `Tuning`.
-  """
-  head = task_objectives.find_head(pretrained.config, task.kind)
-  mesh = sharding.make_mesh(make_run_config(config, pretrained, 1, config.learning_rates[0]))
-  return Tuning(config, init, pretrained, task, head, mesh, path)
-
-
 def describe(tuning: Tuning) -> list[str]:
   """Returns what is learned from what, and notes about data and weights, one line each."""
   config, task, pretrained = tuning.config, tuning.task, tuning.pretrained
@@ -301,7 +222,7 @@ def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[]
       print(f"{name} diverged: loss or gradient not finite. The run is left out", flush=True)
     return row | {"diverged": True}, None
   if is_first:
-    write_predictions(tuning.task, outputs, folder / "predictions")
+    prediction.write_predictions(tuning.task, outputs, folder / "predictions")
   return row | {"steps": int(state.step), "seconds": round(time.monotonic() - start, 1),
                 **scores}, state
 
@@ -338,182 +259,10 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
         log.write_all()
         is_last = step == config.phases[0].steps
         if is_last or tuning.config.eval.every_epoch:
-          scores, outputs = evaluate(tuning, program, state.params, with_tests=is_last)
+          scores, outputs = prediction.evaluate(tuning, program, state.params, with_tests=is_last)
           for name, metrics in scores.items():
             log.record(step, name, metrics)
   return state, scores, outputs
-
-
-def make_program(tuning: Tuning, learning_rate: float) -> Program:
-  """Returns the compiled parts of the runs with one learning rate.
-
-  They are the same for all seeds, so every shape of a batch is compiled once per learning rate.
-
-  Args:
-    tuning: fine-tuning of the runs.
-    learning_rate: peak learning rate.
-  """
-  config = make_run_config(tuning.config, tuning.pretrained, count_steps(tuning), learning_rate)
-  model = tuning.head.make_model(FrozenConfigDict(config.model), len(tuning.task.labels))
-  objective = tuning.head.make_objective(config, tuning.config.task.lm_weight)
-  training = steps.Setup(config, tuning.mesh, model, objective)
-  with sharding.use_mesh(tuning.mesh, config):
-    abstract = steps.make_abstract_state(training)
-    step = steps.jit_train_step(training, tuning.config.micro_batches, abstract)
-  predict = jax.jit(functools.partial(tuning.head.predict, model),
-                    out_shardings=NamedSharding(tuning.mesh, PartitionSpec()))
-  return Program(learning_rate, training, abstract, step, predict)
-
-
-def count_steps(tuning: Tuning) -> int:
-  """Returns the number of steps of a run; the last batch of an epoch may be short."""
-  return tuning.config.epochs * math.ceil(len(tuning.task.train) / tuning.config.batch_size)
-
-
-def iterate_batches(tuning: Tuning, seed: int) -> Iterator[tuple[int, dict[str, jax.Array], bool]]:
-  """Yields the batches of a run, on the devices.
-
-  Args:
-    tuning: fine-tuning of the run.
-    seed: seed of the order of the rows.
-  Yields:
-    (number of the step, from 1; batch; whether the batch is the last one of an epoch).
-  """
-  config, train_rows = tuning.config, tuning.task.train
-  lengths, step = train_rows.lengths, 0
-  for epoch in range(config.epochs):
-    order = rows_lib.order_epoch(lengths, config.batch_size, seed, epoch, config.group_by_length)
-    for i, index in enumerate(order):
-      step += 1
-      yield (step, put_batch(tuning, train_rows, index, config.batch_size, seed),
-             i == len(order) - 1)
-
-
-def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
-              seed: int = 0) -> dict[str, jax.Array]:
-  """Returns a global batch of some rows; this process puts its own part on its devices.
-
-  Args:
-    chosen: rows of a set.
-    index: numbers of the rows of the batch, int [N] with N <= batch_size.
-    batch_size: rows of the global batch; empty rows fill it up.
-    seed: seed of the run, for the dropout.
-  """
-  batch = rows_lib.collate(chosen, index, batch_size, tuning.config.task.max_length, seed)
-  local = sharding.local_rows(tuning.mesh, tuning.config, batch_size)
-  return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, tuning.mesh,
-                                    tuning.config, batch_size)
-
-
-def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.TrainState:
-  """Returns the state at step 0, with the pretrained weights unless `config.from_scratch` is set.
-
-  The head, and a pooler that the checkpoint lacks, have random weights.
-
-  Args:
-    tuning: fine-tuning of the run.
-    program: compiled parts of the run.
-    seed: seed of the random weights.
-  Raises:
-    DataError: the checkpoint lacks another parameter, or has it with another shape.
-  """
-  config = program.training.config.copy_and_resolve_references()
-  config.seed = seed
-  state = steps.make_state(program.training._replace(config=config), program.abstract)
-  if tuning.config.from_scratch:
-    return state
-  found = trees.named_leaves({"body": tuning.pretrained.params})
-
-  def choose(path, fresh):
-    name = trees.path_of(path)
-    if name in found:
-      return put_pretrained(name, fresh, found[name], tuning.pretrained.config.model.vocab_size)
-    if not name.startswith(("head/", "body/pooler/")):
-      raise DataError(f"{name}: is not in the checkpoint of --init {tuning.init}. Restore the "
-                      "folder of that run")
-    return fresh
-
-  return dataclasses.replace(
-      state, params=jax.tree_util.tree_map_with_path(choose, state.params))
-
-
-def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray,
-                   vocab_size: int) -> jax.Array:
-  """Returns a trained parameter with the sharding of the fresh one.
-
-  In a token table, only the rows of trained tokens are replaced. New tokens take the place of the
-  padding after them and keep their fresh rows.
-
-  Args:
-    name: path of the parameter.
-    fresh: parameter with its random values.
-    trained: parameter in the checkpoint.
-    vocab_size: number of tokens of the pretrained model.
-  Raises:
-    DataError: the two have different shapes.
-  """
-  if (name.endswith("token/embedding") and fresh.shape[1:] == trained.shape[1:]
-      and vocab_size <= len(trained) <= len(fresh)):
-    return jax.jit(lambda new, old: new.at[:len(old)].set(old), donate_argnums=0,
-                   out_shardings=fresh.sharding)(fresh, trained[:vocab_size])
-  if fresh.shape != trained.shape:
-    raise DataError(f"{name}: the checkpoint has {trained.shape}, its config says {fresh.shape}. "
-                    "Restore the folder of the run")
-  return jax.make_array_from_callback(trained.shape, fresh.sharding, lambda index: trained[index])
-
-
-def evaluate(tuning: Tuning, program: Program, params: Any, *, with_tests: bool
-             ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-  """Predicts the evaluation sets and scores those with labels.
-
-  Args:
-    params: parameters of the run, on the devices.
-    with_tests: predict the sets without labels too.
-  Returns:
-    (official metrics by set, outputs by set).
-  """
-  sets = [s for s in tuning.task.evals if s.score or with_tests]
-  outputs = {s.name: predict(tuning, program, params, s.rows) for s in sets}
-  return {s.name: s.score(outputs[s.name]) for s in sets if s.score}, outputs
-
-
-def predict(tuning: Tuning, program: Program, params: Any,
-            chosen: Rows) -> np.ndarray | list[np.ndarray]:
-  """Returns the outputs for all rows, in order: [N], or a list of N arrays [..., length].
-
-  Args:
-    params: parameters of the run, on the devices.
-    chosen: rows of a set, at least one.
-  """
-  outputs: list[Any] = [None] * len(chosen)
-  pending = None
-  size = tuning.config.eval.batch_size
-
-  def collect(index, values):
-    values = np.asarray(values)
-    for row, i in enumerate(index):
-      outputs[i] = values[row] if values.ndim == 1 else values[row, ..., :len(chosen.tokens[i])]
-
-  for index in rows_lib.order_evaluation(chosen.lengths, size):
-    process.arm_watchdog(tuning.config.system.hang_timeout_minutes)
-    started = index, program.predict(params, put_batch(tuning, chosen, index, size))
-    if pending is not None:
-      collect(*pending)  # While the devices compute the batch that was just started.
-    pending = started
-  collect(*pending)
-  return np.array(outputs) if np.ndim(outputs[0]) == 0 else outputs
-
-
-def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path) -> None:
-  """Writes the predictions of every evaluation set in the official format.
-
-  Args:
-    outputs: outputs by set, for all sets of the task.
-    folder: folder that is made for them.
-  """
-  folder.mkdir()
-  for s in task.evals:
-    s.write(outputs[s.name], folder)
 
 
 def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.TrainState) -> None:

@@ -14,10 +14,10 @@ import pytest
 import small_runs
 
 from bertgpt import cli
-from bertgpt.config import recipes
+from bertgpt.config import finetuning, recipes
 from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
-from bertgpt.finetuning.loop import put_pretrained
+from bertgpt.finetuning.start import put_pretrained
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics
 
@@ -290,7 +290,7 @@ def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypa
     assert armed
     raise DataError("as it may happen")
 
-  monkeypatch.setattr(finetune, "evaluate", fail)
+  monkeypatch.setattr(finetune.prediction, "evaluate", fail)
   assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 65
   assert not armed
 
@@ -446,4 +446,4 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
   assert [r["seed"] for r in results_of(out)["runs"]] == [0]
   assert run(tuning, finished_bert, out, *arguments) == 0
   assert [r["seed"] for r in results_of(out)["runs"]] == [0, 1]
-  assert recipes.from_json((out / "config.json").read_text(), finetune.finetune_config.base)
+  assert recipes.from_json((out / "config.json").read_text(), finetuning.base)

@@ -1,0 +1,65 @@
+"""Predictions on the evaluation sets of a task: their metrics, and their files."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from bertgpt.devices import process
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks.rows import Rows, Task
+from bertgpt.finetuning.tuning import Program, Tuning, put_batch
+
+
+def evaluate(tuning: Tuning, program: Program, params: Any, *, with_tests: bool
+             ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+  """Predicts the evaluation sets and scores those with labels.
+
+  Args:
+    params: parameters of the run, on the devices.
+    with_tests: predict the sets without labels too.
+  Returns:
+    (official metrics by set, outputs by set).
+  """
+  sets = [s for s in tuning.task.evals if s.score or with_tests]
+  outputs = {s.name: predict(tuning, program, params, s.rows) for s in sets}
+  return {s.name: s.score(outputs[s.name]) for s in sets if s.score}, outputs
+
+
+def predict(tuning: Tuning, program: Program, params: Any,
+            chosen: Rows) -> np.ndarray | list[np.ndarray]:
+  """Returns the outputs for all rows, in order: [N], or a list of N arrays [..., length].
+
+  Args:
+    params: parameters of the run, on the devices.
+    chosen: rows of a set, at least one.
+  """
+  outputs: list[Any] = [None] * len(chosen)
+  pending = None
+  size = tuning.config.eval.batch_size
+
+  def collect(index, values):
+    values = np.asarray(values)
+    for row, i in enumerate(index):
+      outputs[i] = values[row] if values.ndim == 1 else values[row, ..., :len(chosen.tokens[i])]
+
+  for index in rows_lib.order_evaluation(chosen.lengths, size):
+    process.arm_watchdog(tuning.config.system.hang_timeout_minutes)
+    started = index, program.predict(params, put_batch(tuning, chosen, index, size))
+    if pending is not None:
+      collect(*pending)  # While the devices compute the batch that was just started.
+    pending = started
+  collect(*pending)
+  return np.array(outputs) if np.ndim(outputs[0]) == 0 else outputs
+
+
+def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path) -> None:
+  """Writes the predictions of every evaluation set in the official format.
+
+  Args:
+    outputs: outputs by set, for all sets of the task.
+    folder: folder that is made for them.
+  """
+  folder.mkdir()
+  for s in task.evals:
+    s.write(outputs[s.name], folder)

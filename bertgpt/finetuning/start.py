@@ -1,0 +1,68 @@
+"""The state of a run at step 0: pretrained weights, and random ones for what is new."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from bertgpt import trees
+from bertgpt.errors import DataError
+from bertgpt.finetuning.tuning import Program, Tuning
+from bertgpt.training import steps
+
+
+def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.TrainState:
+  """Returns the state at step 0, with the pretrained weights unless `config.from_scratch` is set.
+
+  The head, and a pooler that the checkpoint lacks, have random weights.
+
+  Args:
+    tuning: fine-tuning of the run.
+    program: compiled parts of the run.
+    seed: seed of the random weights.
+  Raises:
+    DataError: the checkpoint lacks another parameter, or has it with another shape.
+  """
+  config = program.training.config.copy_and_resolve_references()
+  config.seed = seed
+  state = steps.make_state(program.training._replace(config=config), program.abstract)
+  if tuning.config.from_scratch:
+    return state
+  found = trees.named_leaves({"body": tuning.pretrained.params})
+
+  def choose(path, fresh):
+    name = trees.path_of(path)
+    if name in found:
+      return put_pretrained(name, fresh, found[name], tuning.pretrained.config.model.vocab_size)
+    if not name.startswith(("head/", "body/pooler/")):
+      raise DataError(f"{name}: is not in the checkpoint of --init {tuning.init}. Restore the "
+                      "folder of that run")
+    return fresh
+
+  return dataclasses.replace(
+      state, params=jax.tree_util.tree_map_with_path(choose, state.params))
+
+
+def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray,
+                   vocab_size: int) -> jax.Array:
+  """Returns a trained parameter with the sharding of the fresh one.
+
+  In a token table, only the rows of trained tokens are replaced. New tokens take the place of the
+  padding after them and keep their fresh rows.
+
+  Args:
+    name: path of the parameter.
+    fresh: parameter with its random values.
+    trained: parameter in the checkpoint.
+    vocab_size: number of tokens of the pretrained model.
+  Raises:
+    DataError: the two have different shapes.
+  """
+  if (name.endswith("token/embedding") and fresh.shape[1:] == trained.shape[1:]
+      and vocab_size <= len(trained) <= len(fresh)):
+    return jax.jit(lambda new, old: new.at[:len(old)].set(old), donate_argnums=0,
+                   out_shardings=fresh.sharding)(fresh, trained[:vocab_size])
+  if fresh.shape != trained.shape:
+    raise DataError(f"{name}: the checkpoint has {trained.shape}, its config says {fresh.shape}. "
+                    "Restore the folder of the run")
+  return jax.make_array_from_callback(trained.shape, fresh.sharding, lambda index: trained[index])

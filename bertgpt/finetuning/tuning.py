@@ -1,0 +1,162 @@
+"""What the runs of a fine-tuning share: model, task, mesh, the compiled parts and the batches."""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import FrozenConfigDict
+
+from bertgpt.config import ConfigDict
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.devices import sharding
+from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks.rows import Rows, Task
+from bertgpt.runs.trained import Trained
+from bertgpt.training import steps
+
+
+class Tuning(NamedTuple):
+  """Everything that all runs of a fine-tuning share.
+
+  Attributes:
+    config: config of the fine-tuning.
+    init: folder of the pretrained run.
+    pretrained: the model in that folder.
+    task: rows, labels and metrics.
+    head: output layer, loss and predictions for the kind of the task.
+    mesh: mesh over the devices of all processes.
+    path: workdir of the fine-tuning.
+  """
+
+  config: ConfigDict
+  init: pathlib.Path
+  pretrained: Trained
+  task: Task
+  head: task_objectives.Head
+  mesh: Mesh
+  path: pathlib.Path
+
+
+class Program(NamedTuple):
+  """The compiled parts of the runs with one learning rate.
+
+  Attributes:
+    learning_rate: peak learning rate.
+    training: model, objective and mesh, with an ordinary config from `make_run_config`.
+    abstract: TrainState of ShapeDtypeStructs with their shardings.
+    step: (state, batch) -> (state, metrics); the old state is donated.
+    predict: (params, batch) -> outputs, replicated over the devices.
+  """
+
+  learning_rate: float
+  training: steps.Setup
+  abstract: steps.TrainState
+  step: Callable
+  predict: Callable
+
+
+def check_run(config: ConfigDict, pretrained: Trained) -> None:
+  """Checks that a pretrained model can be fine-tuned under a config, before the data is read.
+
+  Args:
+    config: config of the fine-tuning.
+    pretrained: model that the runs start from.
+  Raises:
+    ConfigError: model, config and devices do not fit together; one line per problem.
+  """
+  run = make_run_config(config, pretrained, 1, config.learning_rates[0])
+  finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
+
+
+def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,
+                    learning_rate: float) -> ConfigDict:
+  """Returns the config of a run, as the train step reads it.
+
+  Args:
+    config: config of the fine-tuning.
+    pretrained: model that the run starts from.
+    num_steps: steps of the run.
+    learning_rate: peak learning rate.
+  """
+  size = rows_lib.vocab_size(pretrained.tokenizer, pretrained.config.model.family)
+  return finetune_config.run_config(pretrained.config, config, steps=num_steps,
+                                    learning_rate=learning_rate, vocab_size=size)
+
+
+def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, task: Task,
+                path: pathlib.Path) -> Tuning:
+  """Returns the parts of a fine-tuning, with the head of its task and a mesh over all devices.
+
+  Args:
+    config, init, pretrained, task, path: as in `Tuning`.
+  """
+  head = task_objectives.find_head(pretrained.config, task.kind)
+  mesh = sharding.make_mesh(make_run_config(config, pretrained, 1, config.learning_rates[0]))
+  return Tuning(config, init, pretrained, task, head, mesh, path)
+
+
+def make_program(tuning: Tuning, learning_rate: float) -> Program:
+  """Returns the compiled parts of the runs with one learning rate.
+
+  They are the same for all seeds, so every shape of a batch is compiled once per learning rate.
+
+  Args:
+    tuning: fine-tuning of the runs.
+    learning_rate: peak learning rate.
+  """
+  config = make_run_config(tuning.config, tuning.pretrained, count_steps(tuning), learning_rate)
+  model = tuning.head.make_model(FrozenConfigDict(config.model), len(tuning.task.labels))
+  objective = tuning.head.make_objective(config, tuning.config.task.lm_weight)
+  training = steps.Setup(config, tuning.mesh, model, objective)
+  with sharding.use_mesh(tuning.mesh, config):
+    abstract = steps.make_abstract_state(training)
+    step = steps.jit_train_step(training, tuning.config.micro_batches, abstract)
+  predict = jax.jit(functools.partial(tuning.head.predict, model),
+                    out_shardings=NamedSharding(tuning.mesh, PartitionSpec()))
+  return Program(learning_rate, training, abstract, step, predict)
+
+
+def count_steps(tuning: Tuning) -> int:
+  """Returns the number of steps of a run; the last batch of an epoch may be short."""
+  return tuning.config.epochs * math.ceil(len(tuning.task.train) / tuning.config.batch_size)
+
+
+def iterate_batches(tuning: Tuning, seed: int) -> Iterator[tuple[int, dict[str, jax.Array], bool]]:
+  """Yields the batches of a run, on the devices.
+
+  Args:
+    tuning: fine-tuning of the run.
+    seed: seed of the order of the rows.
+  Yields:
+    (number of the step, from 1; batch; whether the batch is the last one of an epoch).
+  """
+  config, train_rows = tuning.config, tuning.task.train
+  lengths, step = train_rows.lengths, 0
+  for epoch in range(config.epochs):
+    order = rows_lib.order_epoch(lengths, config.batch_size, seed, epoch, config.group_by_length)
+    for i, index in enumerate(order):
+      step += 1
+      yield (step, put_batch(tuning, train_rows, index, config.batch_size, seed),
+             i == len(order) - 1)
+
+
+def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
+              seed: int = 0) -> dict[str, jax.Array]:
+  """Returns a global batch of some rows; this process puts its own part on its devices.
+
+  Args:
+    chosen: rows of a set.
+    index: numbers of the rows of the batch, int [N] with N <= batch_size.
+    batch_size: rows of the global batch; empty rows fill it up.
+    seed: seed of the run, for the dropout.
+  """
+  batch = rows_lib.collate(chosen, index, batch_size, tuning.config.task.max_length, seed)
+  local = sharding.local_rows(tuning.mesh, tuning.config, batch_size)
+  return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, tuning.mesh,
+                                    tuning.config, batch_size)
