@@ -1,1 +1,1 @@
-"""What a run shows at its end."""
+"""The report of a run at its end."""

@@ -1,4 +1,4 @@
-"""The report at the end of a run: held-out scores beside baselines, samples, curves."""
+"""The report at the end of a run: held-out scores next to baselines, samples, curves."""
 
 import functools
 import math
@@ -17,10 +17,12 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.data.tokens import marks
+from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.inference import fill, generate
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
 from bertgpt.training import metrics, objectives
 
 PROMPT = "The function returns"
@@ -55,7 +57,7 @@ def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
 
 
 class Description(NamedTuple):
-  """What a report says about a model.
+  """Content of a report about a model.
 
   Attributes:
     lines: the table of scores and the samples.
@@ -68,11 +70,14 @@ class Description(NamedTuple):
   panels: dict[str, tuple[str, str]]
 
 
-def describe_encoder(trained, train_set: Corpus, held_out: Corpus,
+def describe_encoder(trained: Trained, train_set: Corpus, held_out: Corpus,
                      scores: Mapping[str, float]) -> Description:
   """Returns the scores of both heads next to their baselines, and masked words with guesses.
 
   Args:
+    trained: the model, with the ability "fill".
+    train_set: documents it was trained on.
+    held_out: documents of the evaluation.
     scores: name of a held-out metric, as in 'mlm_accuracy' -> its value at the end of the run.
   """
   unigram = masked_unigram_baseline(trained, train_set, held_out)
@@ -101,11 +106,14 @@ def describe_encoder(trained, train_set: Corpus, held_out: Corpus,
   return Description(lines, baselines, panels)
 
 
-def describe_decoder(trained, train_set: Corpus, held_out: Corpus,
+def describe_decoder(trained: Trained, train_set: Corpus, held_out: Corpus,
                      scores: Mapping[str, float]) -> Description:
   """Returns the scores next to their baselines, and a sampled continuation.
 
   Args:
+    trained: the model, with the ability "generate".
+    train_set: documents it was trained on.
+    held_out: documents of the evaluation.
     scores: name of a held-out metric, as in 'lm_perplexity' -> its value at the end of the run.
   """
   unigram, bigram = causal_baselines(trained.config, train_set, held_out)
@@ -124,12 +132,20 @@ def describe_decoder(trained, train_set: Corpus, held_out: Corpus,
 
 
 def wrap(text: str) -> list[str]:
-  """Returns the text as indented lines of at most 96 characters."""
+  """Returns a text as indented lines of at most 96 characters.
+
+  Args:
+    text: one paragraph.
+  """
   return textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
 
 
 def align(table: Sequence[Sequence[str]]) -> list[str]:
-  """Returns the rows as lines: first column to the left, notes last, numbers to the right."""
+  """Returns a table as lines: names aligned to the left, numbers to the right, notes last.
+
+  Args:
+    table: rows of (name, number, ..., note), as text.
+  """
   lines = []
   for name, *numbers, note in table:
     cells = "".join(f"{number:>10}" for number in numbers)
@@ -141,15 +157,28 @@ def align(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Baseline(NamedTuple):
+  """Scores of a predictor that is not a trained model.
+
+  Attributes:
+    accuracy: share of right guesses.
+    perplexity: exp of the mean loss.
+  """
+
   accuracy: float
   perplexity: float
 
 
-def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Baseline:
-  """The best a model can do on the evaluation's masked positions without looking at the context.
+def masked_unigram_baseline(trained: Trained, train_set: Corpus, held_out: Corpus) -> Baseline:
+  """Returns the best scores without any context, at the masked positions of the evaluation.
 
-  It knows the training text's token frequencies and what is shown at the position itself:
-  of BERT's targets a tenth is shown as it is, and just copying those is worth 10% accuracy.
+  The predictor knows the token frequencies of the training text and the token that is shown at the
+  position itself: a tenth of BERT's targets is shown unchanged, so copying the shown token gives an
+  accuracy of 10%.
+
+  Args:
+    trained: the model, for its config and tokenizer.
+    train_set: documents whose tokens are counted.
+    held_out: documents of the evaluation.
   """
   vocabulary = make_vocabulary(trained.tokenizer)
   unigram = frequencies.unigram_probabilities(train_set, vocabulary.size, is_causal=False)
@@ -172,7 +201,9 @@ def masked_unigram_baseline(trained, train_set: Corpus, held_out: Corpus) -> Bas
 def larger_class_share(config: ConfigDict, held_out: Corpus) -> float:
   """Returns the accuracy of the constant answer that is right more often.
 
-  On the pairs of the evaluation.
+  Args:
+    config: a whole config, of an objective with pairs.
+    held_out: documents of the evaluation, whose pairs are counted.
   """
   name, count = formats.find(config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
   for batch, _ in _eval_batches(config, held_out):
@@ -183,13 +214,15 @@ def larger_class_share(config: ConfigDict, held_out: Corpus) -> float:
 
 def probability_shown_as_is(shown: np.ndarray, unigram: np.ndarray, objective: ConfigDict,
                             mask_id: int) -> np.ndarray:
-  """Of a predicted position, that the token shown is the target and not one drawn at random.
+  """Returns the probability that the token shown is the target, not one drawn at random.
 
   Args:
     shown: ids at predicted positions, integers [any].
-    unigram: probability of every token, [vocabulary].
+    unigram: probability of every token, float64 [vocab_size].
+    objective: `config.objective`.
+    mask_id: id of [MASK].
   Returns:
-    float64, the shape of `shown`; 0 where it is [MASK].
+    float64, the shape of `shown`; 0 for [MASK].
   """
   kept = 1 - objective.replace_with_mask - objective.replace_with_random
   if kept < 1e-9:
@@ -200,7 +233,16 @@ def probability_shown_as_is(shown: np.ndarray, unigram: np.ndarray, objective: C
 
 def causal_baselines(config: ConfigDict, train_set: Corpus,
                      held_out: Corpus) -> tuple[float, float]:
-  """Perplexities of a unigram and of an interpolated bigram model (Witten & Bell 1991)."""
+  """Returns the perplexities of a unigram and of a bigram model.
+
+  The bigram model is interpolated with the unigram model (Witten and Bell 1991, The zero-frequency
+  problem, method C).
+
+  Args:
+    config: a whole config, of a decoder.
+    train_set: documents whose tokens and pairs of tokens are counted.
+    held_out: documents of the evaluation.
+  """
   size = config.model.vocab_size
   unigram = frequencies.unigram_probabilities(train_set, size, is_causal=True)
   pairs, counts = count_bigrams(train_set, size)
@@ -222,7 +264,14 @@ def causal_baselines(config: ConfigDict, train_set: Corpus,
 
 
 def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Sorted keys first * vocab_size + second, int64, and how often each occurs, int64."""
+  """Counts the pairs of consecutive tokens, with the ends of documents as tokens.
+
+  Args:
+    corpus: its sample of documents is counted.
+    vocab_size: ids are below it.
+  Returns:
+    Sorted keys first * vocab_size + second, int64 [pairs], and their counts, int64 [pairs].
+  """
   end = np.array([corpus.tokenizer.eod_id])
   stream = np.concatenate([part for tokens in frequencies.sample_documents(corpus)
                            for part in (tokens, end)])
@@ -239,10 +288,17 @@ def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, 
 # ----------------------------------------------------------------- samples
 
 
-def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
+def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
   """Returns held-out sentences with one word masked, and the five likeliest tokens there.
 
   The rank of the word follows if the word is not among the five.
+
+  Args:
+    trained: a masked LM.
+    held_out: documents to draw sentences from, always the same for a corpus.
+    num_sentences: how many.
+  Returns:
+    Lines of the report.
   """
   tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
   is_whole, continues = whole_words(tokenizer), tokenizer.continues_word()
@@ -261,7 +317,7 @@ def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
     order = fill.likeliest(tokenizer, p, len(p)).tolist()
     guesses = ", ".join(f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
                         for i in order[:5])
-    # What is decoded in one piece has its spaces where they belong.
+    # Spaces are right only if the text is decoded from its beginning.
     before, through, whole = (tokenizer.decode(sentence[:n]) for n in (place, place + 1, None))
     word = through[len(before):].strip()
     rank = "" if hidden in order[:5] else f" ({word}: rank {order.index(hidden) + 1})"
@@ -274,7 +330,15 @@ def guess_words(trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
 
 
 def pick_sentence(corpus: Corpus, document: int, rng: np.random.Generator) -> np.ndarray:
-  """A random sentence of a document, as token ids."""
+  """Returns a random sentence of a document.
+
+  Args:
+    corpus: has the document.
+    document: its number.
+    rng: draws the sentence.
+  Returns:
+    Token ids, int32 [N].
+  """
   first, last = corpus.document_offsets[document:document + 2]
   lengths = corpus.sentence_lengths[first:last]
   i = rng.integers(len(lengths))
@@ -282,14 +346,25 @@ def pick_sentence(corpus: Corpus, document: int, rng: np.random.Generator) -> np
   return corpus.tokens([document])[0][start:start + int(lengths[i])].astype(np.int32)
 
 
-def whole_words(tokenizer) -> np.ndarray:
-  """Tokens that begin a word and are made of letters, four at least: bool [vocab_size]."""
+def whole_words(tokenizer: Tokenizer) -> np.ndarray:
+  """Finds the tokens that begin a word and consist of at least four letters.
+
+  Args:
+    tokenizer: of the model.
+  Returns:
+    bool [vocab_size].
+  """
   begins = ~tokenizer.continues_word()
   texts = [tokenizer.decode([i]).strip() for i in range(tokenizer.vocab_size)]
   return begins & np.array([text.isalpha() and len(text) >= 4 for text in texts])
 
 
-def continuation(trained) -> str:
+def continuation(trained: Trained) -> str:
+  """Returns PROMPT with a sampled continuation, within the rows of the last phase.
+
+  Args:
+    trained: the model, with the ability "generate".
+  """
   half = trained.config.phases[-1].seq_len // 2
   prompt = trained.tokenizer.encode([PROMPT])[0][:half]
   if not len(prompt):
@@ -370,7 +445,12 @@ def smooth(points: np.ndarray, width: int) -> np.ndarray:
 
 
 def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
-  """What `bertgpt data` prints: the corpus, and the loader's report with masks as in training."""
+  """Returns the output of `bertgpt data`: the corpus, and batches with masks as in training.
+
+  Args:
+    config: a whole config.
+    steps: numbers of the steps whose batches are shown.
+  """
   corpus = open_corpus(corpora.find_corpus(config), "train")
   config = corpora.resolve(config, corpus.tokenizer)
   corrupt = objectives.make_objective(config, make_vocabulary(corpus.tokenizer)).corrupt

@@ -47,16 +47,17 @@ def train(config: ConfigDict, path: pathlib.Path,
     checkpoints = stack.enter_context(contextlib.closing(make_checkpoints(run)))
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
-    if jax.process_index() == 0:  # Only now: a start that is refused changes nothing.
-      if first_step < last_step:  # The report of a run that is prolonged.
+    if jax.process_index() == 0:  # Written only now, so that a refused start changes nothing.
+      if first_step < last_step:  # A report from before the run was prolonged.
         (path / "report.md").unlink(missing_ok=True)
       workdir.write_run(path, config, run.corpus.tokenizer)
     log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
     if first_step:
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
-                  f"{path}: going on after step {first_step}")
+                  f"{path}: resuming after step {first_step}")
     if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
-      evaluate_step(run, log, first_step, state.params)  # The signal or crash came before it.
+      # A signal or a crash may have come before this evaluation.
+      evaluate_step(run, log, first_step, state.params)
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     stack.callback(process.disarm_watchdog)
@@ -71,11 +72,11 @@ def train(config: ConfigDict, path: pathlib.Path,
       if stop or step == last_step or checkpoints.due(step):
         is_finite = log.finish_step()  # Raises if the run has diverged, before anything is saved.
         wait = stop or step == last_step
-        if wait or is_finite:  # A row of bad steps must not push the good checkpoints out.
+        if wait or is_finite:  # Checkpoints of bad steps must not replace the good ones.
           checkpoints.save(step, state, run.metadata | {"step": step}, wait=wait)
       if stop and step < last_step:
-        raise Preempted(f"stopped at step {step} with a checkpoint saved; "
-                        "the same command goes on from there")
+        raise Preempted(f"stopped at step {step} with a checkpoint saved. "
+                        "The same command resumes the run")
       if is_due(config.eval.every_steps, step) and step < last_step:
         evaluate_step(run, log, step, state.params)
     evaluate_step(run, log, last_step, state.params)
@@ -83,11 +84,16 @@ def train(config: ConfigDict, path: pathlib.Path,
 
 
 class Run(NamedTuple):
-  """What the loop needs and does not change.
+  """Constants of the loop.
 
   Attributes:
+    config: resolved config of the run.
+    path: workdir of the run.
+    setup: constants of the training.
+    corpus: documents that are trained on.
+    evaluator: of the held-out documents.
     abstract_state: TrainState of ShapeDtypeStructs with their shardings.
-    metadata: what a checkpoint carries besides the state.
+    metadata: entries of a checkpoint next to the state; see `make_metadata`.
   """
 
   config: ConfigDict
@@ -103,7 +109,14 @@ class Run(NamedTuple):
 def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]) -> Iterator[Run]:
   """Checks everything that can be checked, prepares the corpus and lays out the state.
 
-  Holds the lock of the directory, and the mesh, while it is open.
+  The lock of the workdir and the mesh are held while the run is open.
+
+  Args:
+    config: a whole config.
+    path: workdir of the run.
+    allow_change: config fields that may differ from the start of the run.
+  Raises:
+    UserError: see `errors`.
   """
   config_lib.validate(config, jax.device_count(), jax.default_backend())
   process.use_compilation_cache(config.system.compilation_cache)
@@ -124,7 +137,11 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
 
 
 def open_corpus(config: ConfigDict) -> tuple[corpus_lib.Corpus, corpus_lib.Corpus]:
-  """The train and validation splits, the same on every host."""
+  """Returns the train and validation splits, and checks that all hosts have the same.
+
+  Args:
+    config: a whole config.
+  """
   path = corpora.find_corpus(config)
   train_set, held_out = (corpus_lib.open_corpus(path, split) for split in corpus_lib.SPLITS)
   if jax.process_count() > 1:
@@ -134,20 +151,36 @@ def open_corpus(config: ConfigDict) -> tuple[corpus_lib.Corpus, corpus_lib.Corpu
 
 
 def make_checkpoints(run: Run) -> checkpoint.Checkpoints:
+  """Returns the manager of a run's checkpoints.
+
+  Args:
+    run: as it was opened.
+  """
   options = run.config.checkpoint
   return checkpoint.Checkpoints(run.path, every_steps=options.every_steps,
                                 every_minutes=options.every_minutes, keep=options.keep)
 
 
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState:
-  """The newest good checkpoint of the run, or a fresh state, or another run's parameters."""
+  """Returns the state to start from.
+
+  It is the newest good checkpoint of the run, or else a fresh state, with the parameters of
+  `config.init_from` if that is set.
+
+  Args:
+    run: as it was opened.
+    checkpoints: of the run.
+  Raises:
+    ConfigError: the new config does not fit the steps that are done, or `init_from` does not fit.
+    DataError: the checkpoint belongs to another corpus, tokenizer or order of rows.
+  """
   restored = checkpoints.restore_latest(run.abstract_state)
   if restored is not None:
     state, metadata = restored
     for name in ("corpus", "tokenizer"):
       if metadata[name] != run.metadata[name]:
-        raise DataError(f"{run.path}: its checkpoints were made with another {name}; "
-                        f"bring that {name} back, or use another --workdir")
+        raise DataError(f"{run.path}: its checkpoints were made with another {name}. "
+                        f"Restore that {name}, or use another --workdir")
     order = metadata.get("data_order", 0)  # The oldest checkpoints do not say.
     if order != loader.ORDER_VERSION:
       raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
@@ -168,8 +201,13 @@ def add_frequencies(params: Any, corpus: corpus_lib.Corpus, vocab_size: int) -> 
   """Returns the parameters with the log frequencies of a corpus' tokens as output bias.
 
   Otherwise a short run spends its first steps learning these frequencies, about one learning rate
-  per step; with a large vocabulary it distorts the embedding table to do so, in which all rare
-  tokens come to look alike.
+  per step; with a large vocabulary it does so by distorting the embedding table, in which all rare
+  tokens become alike.
+
+  Args:
+    params: of a masked LM, on the devices.
+    corpus: documents that are trained on.
+    vocab_size: ids are below it.
   """
   found = frequencies.unigram_probabilities(corpus, vocab_size, is_causal=False)
   bias = params["mlm"]["bias"]
@@ -180,30 +218,38 @@ def add_frequencies(params: Any, corpus: corpus_lib.Corpus, vocab_size: int) -> 
 
 
 def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path) -> None:
-  """Checks that steps were only added to a run: what is behind it stays as it was.
+  """Checks that steps were only added to a run: the phases that are done stay as they were.
 
   Args:
-    old: config of the checkpoint at `step`.
+    old: config of the checkpoint.
     new: config of this start.
-    path: of the run.
+    step: steps done at the checkpoint.
+    path: workdir of the run.
   Raises:
-    ConfigError: under the new config the run would not be where it is.
+    ConfigError: under the new config, the step would have another place in the phases.
   """
   total = config_lib.total_steps(new)
   if step > total:
-    raise ConfigError(f"phases[].steps: {total} in all, but the run in {path} has done "
-                      f"{step} already; raise them, or use another --workdir")
+    raise ConfigError(f"phases[].steps: {total} in total, but the run in {path} has done "
+                      f"{step} already. Raise them, or use another --workdir")
   if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(new, step - 1):
-    raise ConfigError(f"phases[].steps: the run in {path} has done {step} steps; those of the "
-                      "phases that are behind it cannot change; change the last one's")
+    raise ConfigError(f"phases[].steps: the run in {path} has done {step} steps, so the "
+                      "phases before the current one cannot change. Change the last one")
 
 
 def load_params(run: Run) -> Any:
-  """The parameters of `config.init_from`, laid out for this run."""
+  """Returns the parameters of `config.init_from`, laid out for this run.
+
+  Args:
+    run: as it was opened.
+  Raises:
+    ConfigError: they belong to another tokenizer or model.
+    DataError: there is no usable checkpoint.
+  """
   source = trained_lib.load_trained(pathlib.Path(run.config.init_from).expanduser(),
                                     "--config.init_from")
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
-    raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer; set "
+    raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer. Set "
                       f"--config.tokenizer.path={run.config.init_from}/tokenizer")
   wanted = trees.named_leaves(run.abstract_state.params)
   found = trees.named_leaves(source.params)
@@ -230,9 +276,11 @@ def make_steps(setup: steps.Setup, abstract_state: TrainState, first_step: int,
   Phases of the same shape share one program.
 
   Args:
-    first_step: number of steps that are done.
+    setup: constants of the training.
+    abstract_state: of `steps.make_abstract_state`.
+    first_step: steps done before.
     open_batches: (phase index, first step counted from the start of the phase) -> iterator of the
-      phase's batches, to be closed.
+      batches of the phase, which is closed at its end.
   """
   phase_start, programs = 0, {}
   for i, phase in enumerate(setup.config.phases):
@@ -250,7 +298,15 @@ def make_steps(setup: steps.Setup, abstract_state: TrainState, first_step: int,
 
 
 def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict[str, jax.Array]]:
-  """Batches of a phase from its step `first_step` on, `data.prefetch` of them in flight."""
+  """Yields the batches of a phase, with `data.prefetch` of them on their way to the devices.
+
+  Args:
+    run: as it was opened.
+    phase_index: of the phase.
+    first_step: first batch, counted from the start of the phase.
+  Yields:
+    Name -> global array [batch size, ...].
+  """
   batch_size = run.config.phases[phase_index].batch_size
   mesh = run.setup.mesh
   rows = sharding.local_rows(mesh, run.config, batch_size)
@@ -265,7 +321,14 @@ def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict
 
 
 def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> None:
-  """Logs the held-out metrics after a step."""
+  """Evaluates and logs the held-out metrics after a step.
+
+  Args:
+    run: as it was opened.
+    log: of the run.
+    step: steps done.
+    params: on the devices.
+  """
   log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
   results = evaluate.run(run.evaluator, params, phase_index)
