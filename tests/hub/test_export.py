@@ -16,7 +16,7 @@ from tokenizers import processors
 from bertgpt import cli
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning.tasks.rows import make_text_format
 from bertgpt.hub import conversion, export, tokenizer_files
@@ -161,7 +161,7 @@ def test_two_texts_are_put_as_fine_tuning_has_put_them(tmp_path):
   """RoBERTa's own template has two separators between them; fine-tuning here has one."""
   config = base().tokenizer
   config.update(kind="bpe", vocab_size=300)
-  tokenizer = tokenizers.train_tokenizer(config, [small_runs.make_text(30)])
+  tokenizer = training.train_tokenizer(config, [small_runs.make_text(30)])
   own = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
   pieces = tokenizer.pieces
   own.post_processor = processors.RobertaProcessing(

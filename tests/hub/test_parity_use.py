@@ -13,7 +13,7 @@ import tiny
 
 from bertgpt import models
 from bertgpt.config import base
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import training
 from bertgpt.inference import embed, generate, zero_shot
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
@@ -33,7 +33,7 @@ def make_pair(architecture, sizes):
   """Returns a model of transformers, and the same as a `Trained` with a byte-level tokenizer."""
   config = base().tokenizer
   config.update(kind="bpe", vocab_size=300)
-  tokenizer = tokenizers.train_tokenizer(config, [small_runs.make_text(30)])
+  tokenizer = training.train_tokenizer(config, [small_runs.make_text(30)])
   theirs = test_parity.make_theirs(architecture, sizes | {"vocab_size": tokenizer.vocab_size})
   with torch.no_grad():
     for name, p in theirs.named_parameters():

@@ -10,7 +10,7 @@ import tokenizers as fast_tokenizers
 
 from bertgpt import config as config_lib
 from bertgpt.data.text import sources
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import DataError
 from bertgpt.hub import tokenizer_files
 
@@ -38,7 +38,7 @@ def make_texts():
 def train(texts, **fields):
   config = config_lib.base().tokenizer
   config.update(fields)
-  return tokenizers.train_tokenizer(config, texts)
+  return training.train_tokenizer(config, texts)
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -5,7 +5,7 @@ import pytest
 
 from bertgpt import cli
 from bertgpt import config as config_lib
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import training
 from bertgpt.errors import ConfigError
 from bertgpt.inference import fill
 from bertgpt.models import Inputs
@@ -49,7 +49,7 @@ def test_no_special_token_is_a_guess(kind, vocab_size):
   """Even if the model is sure of one; all other tokens remain, in the order of probability."""
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
-  tokenizer = tokenizers.train_tokenizer(config, ["the cat saw the dog, and the dog ran."] * 20)
+  tokenizer = training.train_tokenizer(config, ["the cat saw the dog, and the dog ran."] * 20)
   specials = {i for i, piece in enumerate(tokenizer.pieces)
               if piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>")}
   assert len(specials) >= 5
@@ -68,7 +68,7 @@ def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
   texts = ["the cat saw the dog. the cat ran, and the dog ran."] * 20
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
-  tokenizer = tokenizers.train_tokenizer(config, texts)
+  tokenizer = training.train_tokenizer(config, texts)
   for text, word in (("the cat ran.", "cat"), ("the cat.", "cat"), ("the dog, the cat", "cat")):
     whole = tokenizer.encode([text])[0].tolist()
     token = tokenizer.encode([" " + word])[0].tolist()

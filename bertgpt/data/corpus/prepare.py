@@ -30,7 +30,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import sources
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
@@ -199,7 +199,7 @@ def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
   if not sample:
     raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on. Check "
                     "the path and the field, and data.validation_fraction")
-  return tokenizers.train_tokenizer(config.tokenizer, _drain(sample, config.data.language))
+  return training.train_tokenizer(config.tokenizer, _drain(sample, config.data.language))
 
 
 def _drain(sample: list[sources.Document], language: str) -> Iterator[str]:

@@ -1,18 +1,16 @@
 """Text to token ids and back: one small interface over SentencePiece and `tokenizers`.
 
-| `config.tokenizer.kind` | trained here            | also loaded from                        |
+| `config.tokenizer.kind` | trained by `training`   | also loaded from                        |
 |-------------------------|-------------------------|-----------------------------------------|
 | `sentencepiece`         | unigram or BPE          | any `*.model`                           |
 | `wordpiece`             | with BERT's normalizer  | BERT's `vocab.txt`                      |
 | `bpe`                   | byte-level, as in GPT-2 | `encoder.json` with `vocab.bpe`, or     |
 |                         |                         | `vocab.json` with `merges.txt`          |
 
-WordPiece and BPE are also loaded from a `tokenizer.json` of Hugging Face. Tokenizers trained here
-begin with the ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. Text never yields
-a special id, even if it contains "[MASK]". A saved tokenizer is a folder with one file,
+WordPiece and BPE are also loaded from a `tokenizer.json` of Hugging Face. Trained tokenizers begin
+with the ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. Text never yields a
+special id, even if it contains "[MASK]". A saved tokenizer is a folder with one file,
 `tokenizer.model` or `tokenizer.json`, which other programs can read too.
-
-The same text in the same order gives the same file, with the same versions of the libraries.
 
 Sources: SentencePiece, Kudo and Richardson 2018 (arXiv:1808.06226); WordPiece, Devlin et al. 2018
 (arXiv:1810.04805) and google-research/bert; byte-level BPE, openai/gpt-2, 2019.
@@ -21,7 +19,6 @@ Sources: SentencePiece, Kudo and Richardson 2018 (arXiv:1808.06226); WordPiece, 
 import abc
 import functools
 import hashlib
-import io
 import itertools
 import multiprocessing
 import os
@@ -33,11 +30,9 @@ from typing import ClassVar
 import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from bertgpt import files
-from bertgpt.config import ConfigDict
-from bertgpt.data.text.sources import cut_at_spaces
 from bertgpt.data.tokens.words import BYTE_OF_CHAR, is_continuation, join_cjk
 from bertgpt.errors import DataError, one_line
 
@@ -51,7 +46,7 @@ SPECIAL_PIECES = {
     "mask": ("[MASK]", "<mask>"),
     "eod": ("<|endoftext|>", "</s>", "[SEP]"),
 }
-_NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
+NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
 _ENCODE_CHARS = 1 << 20  # Characters per call: `tokenizers` needs about 200 bytes per token.
 
 
@@ -258,114 +253,6 @@ def _batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
     yield batch
 
 
-# ---------------------------------------------------------------- training
-
-
-def train_tokenizer(config: ConfigDict, texts: Iterable[str]) -> Tokenizer:
-  """Trains a tokenizer on texts, which are held in memory.
-
-  Args:
-    config: `config.tokenizer`: kind, vocab_size, model_type, lowercase.
-    texts: sentences or paragraphs in a fixed order.
-  Raises:
-    DataError: there is no text, or not enough for the size of the vocabulary.
-  """
-  texts = [text for text in texts if text.strip()]
-  if not texts:
-    raise DataError("tokenizer: there is no text to train on. Check data.source")
-  return _TRAINERS[config.kind](config, texts)
-
-
-def _train_sentencepiece(config: ConfigDict, texts: list[str]) -> SentencePiece:
-  # SentencePiece skips lines of more than 4,192 bytes; a character has at most 4.
-  lines = (piece for text in texts for piece in cut_at_spaces(text, 1000))
-  model = io.BytesIO()
-  pad, unk, *controls = _NEW_SPECIALS
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, minloglevel=2,
-        vocab_size=config.vocab_size, model_type=config.model_type,
-        normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
-        byte_fallback=config.vocab_size >= _BYTE_FALLBACK_FROM,
-        pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece=pad, unk_piece=unk,
-        control_symbols=controls,
-        # A constant, not the number of cores, because the result depends on it.
-        num_threads=16)
-  except RuntimeError as e:
-    raise _sentencepiece_error(config.vocab_size, str(e)) from e
-  return SentencePiece(model.getvalue())
-
-
-_MAX_ALPHABET = 10_000  # Characters; the library's default of 1,000 is too small for Chinese.
-# Size of the vocabulary from which characters outside of it are written as bytes. The 256 pieces
-# for bytes would be too large a part of a smaller vocabulary.
-_BYTE_FALLBACK_FROM = 4096
-_SENTENCEPIECE_SIZES = (
-    (re.compile(r"too high.*<= (\d+)"), "at most"),
-    (re.compile(r"smaller than required_chars\. \d+ vs (\d+)"), "at least"),
-)
-
-
-def _sentencepiece_error(size: int, message: str) -> DataError:
-  for pattern, relation in _SENTENCEPIECE_SIZES:
-    if match := pattern.search(message):
-      limit = int(match[1])
-      # A vocabulary of that size may be too small for the 256 pieces for bytes.
-      byte_pieces = 256 * (limit < _BYTE_FALLBACK_FROM <= size)
-      return _size_error(size, relation, limit - byte_pieces)
-  return DataError(f"tokenizer: SentencePiece cannot train on this text: {message.splitlines()[0]}")
-
-
-def _size_error(size: int, relation: str, possible: int) -> DataError:
-  return DataError(f"tokenizer.vocab_size={size} does not fit the text. Set it to {relation} "
-                   f"{possible}, or give other text in data.source")
-
-
-def _train_wordpiece(config: ConfigDict, texts: list[str]) -> WordPiece:
-  tokenizer = _bert_pipeline({}, config.lowercase)
-  # The library numbers the characters inside words in the order of a hash table, which differs
-  # from run to run, and breaks ties by number. So a first pass finds them, and the second one
-  # gets them in a fixed order.
-  tokenizer.train_from_iterator(texts, _wordpiece_trainer(1, _NEW_SPECIALS))
-  characters = sorted(tokenizer.get_vocab().keys() - set(_NEW_SPECIALS))
-  _check_size(config.vocab_size, least=len(_NEW_SPECIALS) + len(characters))
-  trainer = _wordpiece_trainer(config.vocab_size, _NEW_SPECIALS + characters)
-  tokenizer.train_from_iterator(texts, trainer)
-  vocabulary = tokenizer.get_vocab()
-  _check_size(config.vocab_size, most=len(vocabulary))
-  return WordPiece(_serialize(_bert_pipeline(vocabulary, config.lowercase)))
-
-
-def _wordpiece_trainer(vocab_size: int, first: list[str]):
-  return trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first,
-                                   limit_alphabet=_MAX_ALPHABET, show_progress=False)
-
-
-def _train_byte_bpe(config: ConfigDict, texts: list[str]) -> ByteBPE:
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  _check_size(config.vocab_size, least=len(_NEW_SPECIALS) + len(alphabet))
-  tokenizer = _byte_bpe_pipeline(models.BPE())
-  tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-      vocab_size=config.vocab_size, special_tokens=_NEW_SPECIALS, initial_alphabet=alphabet,
-      show_progress=False))
-  _check_size(config.vocab_size, most=tokenizer.get_vocab_size())
-  return ByteBPE(_serialize(tokenizer))
-
-
-def _check_size(size: int, *, least: int = 0, most: int | None = None) -> None:
-  if size < least:
-    raise _size_error(size, "at least", least)
-  if most is not None and size > most:
-    raise _size_error(size, "at most", most)
-
-
-_TRAINERS: dict[str, Callable[..., Tokenizer]] = {
-    "sentencepiece": _train_sentencepiece,
-    "wordpiece": _train_wordpiece,
-    "bpe": _train_byte_bpe,
-}
-
-
 # ----------------------------------------------------------------- loading
 
 
@@ -374,7 +261,13 @@ _TRAINERS: dict[str, Callable[..., Tokenizer]] = {
 _MAX_WORD = 100
 
 
-def _bert_pipeline(vocabulary: dict[str, int], lowercase: bool):
+def bert_pipeline(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+  """Returns BERT's tokenizer as the library has it.
+
+  Args:
+    vocabulary: ids by piece; empty: still to be trained.
+    lowercase: whether text is lower-cased and its accents are stripped.
+  """
   tokenizer = tokenizers.Tokenizer(models.WordPiece(
       vocabulary, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
   # strip_accents=None: accents are stripped if the text is lower-cased, as in google-research/bert.
@@ -384,14 +277,20 @@ def _bert_pipeline(vocabulary: dict[str, int], lowercase: bool):
   return tokenizer
 
 
-def _byte_bpe_pipeline(model):
+def byte_bpe_pipeline(model: models.BPE) -> tokenizers.Tokenizer:
+  """Returns GPT-2's tokenizer as the library has it.
+
+  Args:
+    model: pieces and merges; empty: still to be trained.
+  """
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer
 
 
-def _serialize(tokenizer) -> bytes:
+def serialize(tokenizer: tokenizers.Tokenizer) -> bytes:
+  """Returns the content of `tokenizer.json`."""
   return tokenizer.to_str(pretty=True).encode()
 
 
@@ -448,13 +347,13 @@ def _load_bert_vocabulary(file: pathlib.Path) -> WordPiece:
   # splitlines() would cut at U+2028, which is a piece of some vocabularies.
   lines = file.read_bytes().decode().removesuffix("\n").split("\n")
   pieces = [line.removesuffix("\r") for line in lines]
-  if missing := [name for name in _NEW_SPECIALS[:4] if name not in pieces]:
+  if missing := [name for name in NEW_SPECIALS[:4] if name not in pieces]:
     raise DataError(f"{file}: is not a BERT vocabulary. It lacks {', '.join(missing)}")
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
   if len(vocabulary) < len(pieces):
     raise DataError(f"{file}: is not a BERT vocabulary. It names a piece twice")
   lowercase = sum(p != p.lower() for p in pieces if not p.startswith("[")) < len(pieces) / 100
-  return WordPiece(_serialize(_bert_pipeline(vocabulary, lowercase)))
+  return WordPiece(serialize(bert_pipeline(vocabulary, lowercase)))
 
 
 def _load_gpt2(file: pathlib.Path, ending: str, merges_ending: str) -> ByteBPE:
@@ -462,7 +361,7 @@ def _load_gpt2(file: pathlib.Path, ending: str, merges_ending: str) -> ByteBPE:
   if not merges.is_file():
     raise DataError(f"{file}: the merges are missing. Put {merges.name} into the same folder")
   model = models.BPE.from_file(str(file), str(merges))
-  return ByteBPE(_serialize(_byte_bpe_pipeline(model)))
+  return ByteBPE(serialize(byte_bpe_pipeline(model)))
 
 
 _LOADERS: dict[str, Callable[[pathlib.Path], Tokenizer]] = {

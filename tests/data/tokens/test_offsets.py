@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from bertgpt.data.tokens import offsets, tokenizers
+from bertgpt.data.tokens import offsets, training
 
 TEXT = ["The café finds 3 “Über” dogs —  in U.S.  now!", "", " a\tb 今天 x", "plain words here"]
 
@@ -13,8 +13,8 @@ TEXT = ["The café finds 3 “Über” dogs —  in U.S.  now!", "", " a\tb 今�
 def train(kind):
   config = types.SimpleNamespace(kind=kind, vocab_size=300 if kind == "bpe" else 60,
                                  lowercase=True, model_type="bpe")
-  return tokenizers.train_tokenizer(config, ["the dogs find plain words here and there",
-                                             "now café über in us 今天"] * 20)
+  return training.train_tokenizer(config, ["the dogs find plain words here and there",
+                                           "now café über in us 今天"] * 20)
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "sentencepiece", "bpe"])

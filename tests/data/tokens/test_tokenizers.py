@@ -16,7 +16,7 @@ from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPEToken
 
 from bertgpt import config as config_lib
 from bertgpt.data.text import sources
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import DataError
 
 TESTS = pathlib.Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def settings(kind, **fields):
 @pytest.fixture(scope="module")
 def trained():
   """Returns one small tokenizer of every kind."""
-  return {kind: tokenizers.train_tokenizer(settings(kind), ENGLISH * 20) for kind in KINDS}
+  return {kind: training.train_tokenizer(settings(kind), ENGLISH * 20) for kind in KINDS}
 
 
 def write_bert_vocabulary(folder, pieces=("the", "cat", "##s", "Cat", "##,")):
@@ -125,7 +125,7 @@ sys.path[:0] = [{os.path.dirname(__file__)!r}, {str(TESTS)!r}]
 import test_tokenizers as t
 text = t.ENGLISH * 20 + t.CHINESE
 config = t.settings({kind!r}, vocab_size={SIZES[kind] + 25})
-print(t.tokenizers.train_tokenizer(config, text).fingerprint())
+print(t.training.train_tokenizer(config, text).fingerprint())
 """
   hashes = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                            env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "123"}
@@ -136,23 +136,23 @@ print(t.tokenizers.train_tokenizer(config, text).fingerprint())
 @pytest.mark.parametrize("size", [20, 100_000])
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does(kind, size):
   with pytest.raises(DataError, match=r"tokenizer.vocab_size=\d+ does not fit") as e:
-    tokenizers.train_tokenizer(settings(kind, vocab_size=size), ENGLISH)
+    training.train_tokenizer(settings(kind, vocab_size=size), ENGLISH)
   assert "\n" not in str(e.value)
   possible = int(re.search(r"at (?:most|least) (\d+)", str(e.value))[1])
-  tokenizer = tokenizers.train_tokenizer(settings(kind, vocab_size=possible), ENGLISH)
+  tokenizer = training.train_tokenizer(settings(kind, vocab_size=possible), ENGLISH)
   assert tokenizer.vocab_size == possible
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_is_an_error(kind):
   with pytest.raises(DataError, match="no text to train on"):
-    tokenizers.train_tokenizer(settings(kind), iter(["", "  \n"]))
+    training.train_tokenizer(settings(kind), iter(["", "  \n"]))
 
 
 def test_sentencepiece_learns_from_lines_beyond_its_limit_of_4192_bytes():
   lines = [" ".join(ENGLISH * 40), "".join(CHINESE * 200)]
   assert min(len(line.encode()) for line in lines) > 4192
-  tokenizer = tokenizers.train_tokenizer(settings("sentencepiece", vocab_size=120), lines)
+  tokenizer = training.train_tokenizer(settings("sentencepiece", vocab_size=120), lines)
   ids = np.concatenate(tokenizer.encode(ENGLISH + CHINESE))
   assert not (ids == tokenizer.unk_id).any()
 
@@ -161,7 +161,7 @@ def test_large_sentencepiece_vocabularies_write_unknown_characters_as_bytes(data
   spec = f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz"
   text = [p for document in sources.open_source(spec) for p in document.paragraphs]
   config = settings("sentencepiece", model_type="bpe", vocab_size=4096, lowercase=False)
-  tokenizer = tokenizers.train_tokenizer(config, text)
+  tokenizer = training.train_tokenizer(config, text)
   odd = "ꙮ is a letter, 😀 is not."
   ids, = tokenizer.encode([odd])
   assert tokenizer.unk_id not in ids and tokenizer.decode(ids) == odd
@@ -171,7 +171,7 @@ def test_lowercase_follows_the_config():
   for kind in ("sentencepiece", "wordpiece"):
     for lowercase in (True, False):
       config = settings(kind, lowercase=lowercase)
-      tokenizer = tokenizers.train_tokenizer(config, ENGLISH * 20)
+      tokenizer = training.train_tokenizer(config, ENGLISH * 20)
       text = tokenizer.decode(tokenizer.encode(["The Rain"])[0])
       assert text == ("the rain" if lowercase else "The Rain")
 
@@ -224,7 +224,7 @@ def test_table_of_words_follows_spaces_and_marks(trained, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_chinese_characters_are_words_and_decode(kind):
   config = settings(kind, vocab_size={"sentencepiece": 43, "wordpiece": 42, "bpe": 350}[kind])
-  tokenizer = tokenizers.train_tokenizer(config, CHINESE * 20)
+  tokenizer = training.train_tokenizer(config, CHINESE * 20)
   for text in CHINESE:
     ids, = tokenizer.encode([text])
     assert tokenizer.unk_id not in ids

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import training
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.tasks import glue
 from bertgpt.finetuning.tasks import rows as rows_lib
@@ -72,7 +72,7 @@ def write_official(folder, name, rows=1):
 @pytest.fixture(scope="module")
 def text_format():
   config = types.SimpleNamespace(kind="wordpiece", vocab_size=60, lowercase=True)
-  tokenizer = tokenizers.train_tokenizer(config, [t for pair in TEXTS for t in pair] * 9)
+  tokenizer = training.train_tokenizer(config, [t for pair in TEXTS for t in pair] * 9)
   return rows_lib.make_text_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
                                    finetune_config.base().task)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import training
 from bertgpt.data.tokens.marks import Marks
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import ner
@@ -28,7 +28,7 @@ def make_text_format(kind="wordpiece", max_length=64, lowercase=True):
   config = types.SimpleNamespace(kind=kind, vocab_size=300 if kind == "bpe" else 60,
                                  lowercase=lowercase, model_type="bpe")
   text = ["anna flew to maria", "a river runs near the rotterdam dam", "unseen words"] * 9
-  return rows_lib.make_text_format(tokenizers.train_tokenizer(config, text),
+  return rows_lib.make_text_format(training.train_tokenizer(config, text),
                                    types.SimpleNamespace(family="bert", num_segments=2),
                                    types.SimpleNamespace(max_length=max_length, truncation="head"))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks import squad
@@ -18,7 +18,7 @@ CONTEXT = ("The cat saw a dog near the river. Its house stood on a stone, and a 
 
 def make_text_format(max_length=64, kind="wordpiece"):
   config = types.SimpleNamespace(kind=kind, vocab_size=80, lowercase=True, model_type="bpe")
-  tokenizer = tokenizers.train_tokenizer(config, [CONTEXT.lower(), "who saw what?"] * 20)
+  tokenizer = training.train_tokenizer(config, [CONTEXT.lower(), "who saw what?"] * 20)
   return rows_lib.make_text_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
                                    types.SimpleNamespace(max_length=max_length, truncation="head"))
 

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import training
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import tasks
 from bertgpt.finetuning.tasks import files
@@ -21,8 +21,8 @@ NAMESPACE = types.SimpleNamespace
 @pytest.fixture(scope="module")
 def tokenizer():
   config = NAMESPACE(kind="wordpiece", vocab_size=60, lowercase=True)
-  return tokenizers.train_tokenizer(config, ["the cat sees a dog near the river"] * 9
-                                    + ["what does the bird like, and who knows it"] * 9)
+  return training.train_tokenizer(config, ["the cat sees a dog near the river"] * 9
+                                  + ["what does the bird like, and who knows it"] * 9)
 
 
 def make_text_format(tokenizer, family="bert", max_length=64, truncation="head", num_segments=2):
