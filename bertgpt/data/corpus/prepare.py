@@ -1,41 +1,30 @@
 """Raw text to a prepared corpus: documents -> sentences -> token ids -> ArrayRecord.
 
 The calling process reads the sources in order and writes the shards in order. Worker processes do
-the work in between: sentences, token ids, serialization. Their results depend only on the text, so
-the corpus has the same bytes for any number of workers. At any time only a few chunks of text per
-worker are in memory.
+the work in between, see `encode`. Their results depend only on the text, so the corpus has the same
+bytes for any number of workers. At any time only a few chunks of text per worker are in memory.
 
 A corpus is built in a folder next to its final place and renamed at the very end.
 """
 
-import collections
 import contextlib
-import dataclasses
 import hashlib
 import heapq
 import json
-import multiprocessing
 import os
 import pathlib
-import queue
-import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent import futures
+from collections.abc import Iterable, Iterator
 
-import numpy as np
 import tqdm
 
 from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus import encode
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import sources
 from bertgpt.data.tokens import tokenizers, training
-from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
-
-CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
-CHUNKS_PER_WORKER = 3  # Chunks in memory: one being encoded, the others so that no worker waits.
-
+from bertgpt.errors import ConfigError, DataError, StorageError
 
 # ------------------------------------------------------------ entry points
 
@@ -164,9 +153,10 @@ def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   dtype = corpus_lib.token_dtype(tokenizer.vocab_size)
   documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped)
-  worker = _Worker(os.fspath(folder / corpus_lib.TOKENIZER), data.language, dtype)
+  worker = encode.Worker(os.fspath(folder / corpus_lib.TOKENIZER), data.language, dtype)
   writers = {split: SplitWriter(folder, split) for split in corpus_lib.SPLITS}
-  with contextlib.closing(_encode(documents, worker, data.prepare_workers, skipped)) as encoded:
+  encoded = encode.encode(documents, worker, data.prepare_workers, skipped)
+  with contextlib.closing(encoded):
     for split, document in assign_splits(_with_progress(encoded), border):
       writers[split].write(document)
   _check_splits(data.source, *(writers[split].num_documents for split in corpus_lib.SPLITS))
@@ -223,8 +213,8 @@ def sample_documents(documents: Iterable[sources.Document], max_bytes: int,
   """
   heap, total = [], 0
   for order, document in enumerate(documents):
-    text = _text(document).encode()
-    key = text_key(text)
+    text = encode.text_of(document).encode()
+    key = encode.text_key(text)
     if key < border:
       continue
     heapq.heappush(heap, (key, order, len(text), document))
@@ -232,19 +222,6 @@ def sample_documents(documents: Iterable[sources.Document], max_bytes: int,
     while total - heap[0][2] >= max_bytes:
       total -= heapq.heappop(heap)[2]
   return [document for _, _, _, document in sorted(heap, key=lambda entry: entry[1])]
-
-
-def _text(document: sources.Document) -> str:
-  return "\n".join(document.paragraphs)
-
-
-def text_key(text: bytes) -> int:
-  """Returns a 64-bit hash of a text, so that equal texts have equal keys.
-
-  Args:
-    text: UTF-8.
-  """
-  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def _with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
@@ -301,169 +278,3 @@ def assign_splits(documents: Iterable[EncodedDocument],
 
 def _split_name(is_validation: bool) -> str:
   return corpus_lib.SPLITS[is_validation]
-
-
-# ----------------------------------------------------------------- workers
-
-
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-  """Settings of a worker process: everything that it needs except the text."""
-
-  tokenizer_path: str
-  language: str
-  token_dtype: str
-
-
-def _encode(documents: Iterable, worker: _Worker, num_workers: int,
-            skipped: collections.Counter) -> Generator[EncodedDocument, None, None]:
-  """Encodes documents in worker processes and yields them in order.
-
-  Args:
-    documents: documents of the source.
-    worker: settings of the processes.
-    num_workers: number of processes; 0: one per core.
-    skipped: tally of the documents that are left out; added to.
-  """
-  num_workers = num_workers or len(os.sched_getaffinity(0))
-  room = CHUNKS_PER_WORKER * num_workers * CHUNK_CHARS
-  with _start_workers(worker, num_workers) as submit:
-    for encoded, counts in _map_in_order(submit, _chunks(documents), room):
-      skipped.update(counts)
-      yield from encoded
-
-
-@contextlib.contextmanager
-def _start_workers(worker: _Worker, num_workers: int) -> Iterator[Callable[[list], futures.Future]]:
-  """Worker processes, each with its own pipe, on which a thread of this process waits.
-
-  ProcessPoolExecutor has one queue for all workers and can wait forever after one was killed
-  (Python 3.11.7). Here a dead worker is a closed pipe, and so is a dead parent for a worker.
-
-  Yields:
-    A function that sends a chunk to a worker and returns the future of the answer.
-  """
-  # Spawned, not forked: the caller may run threads of JAX, which do not survive a fork.
-  context = multiprocessing.get_context("spawn")
-  idle, processes = queue.SimpleQueue(), []
-
-  def ask(chunk: list):
-    connection = idle.get()
-    try:
-      connection.send(chunk)
-      answer = connection.recv()
-    except (EOFError, ConnectionError) as e:
-      raise PeerError("a prepare worker died, most likely because memory ran out. Lower "
-                      "data.prepare_workers") from e
-    finally:
-      idle.put(connection)
-    if isinstance(answer, Exception):
-      raise answer
-    return answer
-
-  threads = futures.ThreadPoolExecutor(num_workers)
-  try:
-    for _ in range(num_workers):
-      ours, theirs = context.Pipe()
-      processes.append(context.Process(target=_serve, args=(theirs, worker), daemon=True))
-      processes[-1].start()
-      theirs.close()
-      idle.put(ours)
-    yield lambda chunk: threads.submit(ask, chunk)
-  finally:
-    for process in processes:
-      process.terminate()
-    threads.shutdown(cancel_futures=True)
-    for process in processes:
-      process.join()
-
-
-def _serve(connection, settings: _Worker) -> None:
-  """Runs in a worker: answers chunks of documents until the other end is closed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers.
-  tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path)
-  with contextlib.suppress(EOFError, ConnectionError):
-    while True:
-      chunk = connection.recv()
-      try:
-        answer = _encode_chunk(chunk, settings, tokenizer)
-      except Exception as e:  # The parent raises it again.
-        answer = e
-      connection.send(answer)
-
-
-def _map_in_order(submit: Callable, sized: Iterable[tuple], room: int) -> Iterator:
-  """Yields the results of all items in order.
-
-  Args:
-    submit: starts the work on an item and returns its future.
-    sized: (item, size) pairs.
-    room: sum of the sizes of the pending items, at most; a single item may be larger.
-  """
-  pending = collections.deque()
-  for item, size in sized:
-    while pending and size > room:
-      future, freed = pending.popleft()
-      yield future.result()
-      room += freed
-    pending.append((submit(item), size))
-    room -= size
-  for future, _ in pending:
-    yield future.result()
-
-
-def _chunks(documents: Iterable[sources.Document]) -> Iterator[tuple[list, int]]:
-  """Yields (documents, characters), each with whole documents of at least `CHUNK_CHARS`."""
-  chunk, size = [], 0
-  for document in documents:
-    chunk.append(document)
-    size += sum(map(len, document.paragraphs))
-    if size >= CHUNK_CHARS:
-      yield chunk, size
-      chunk, size = [], 0
-  if chunk:
-    yield chunk, size
-
-
-def _encode_chunk(documents: list[sources.Document], settings: _Worker,
-                  tokenizer: tokenizers.Tokenizer
-                  ) -> tuple[list[EncodedDocument], collections.Counter]:
-  """Returns the documents that have tokens, and a tally of those that are left out."""
-  counts = collections.Counter()
-  sentences = [_sentences(document, settings.language) for document in documents]
-  ids = iter(tokenizer.encode([s for texts in sentences for s in texts]))
-  encoded = []
-  for document, texts in zip(documents, sentences, strict=True):
-    sentence_ids = [next(ids) for _ in texts]
-    if any(map(len, sentence_ids)):
-      encoded.append(
-          _encoded_document(document, sentence_ids, settings.token_dtype, tokenizer.unk_id))
-    else:
-      counts["documents without a token: skipped"] += 1
-  return encoded, counts
-
-
-def _encoded_document(document: sources.Document, ids: list[np.ndarray], dtype: str,
-                      unk_id: int) -> EncodedDocument:
-  """Returns a document with the ids of its sentences; sentences without a token are dropped."""
-  text, tokens = _text(document).encode(), np.concatenate(ids)
-  lengths = np.fromiter(filter(None, map(len, ids)), np.int32)
-  return EncodedDocument(
-      key=text_key(text), record=corpus_lib.encode_record(tokens.astype(dtype), lengths),
-      sentence_lengths=lengths, text_bytes=len(text),
-      num_unknown=int(np.count_nonzero(tokens == unk_id)), max_id=int(tokens.max()))
-
-
-def _sentences(document: sources.Document, language: str) -> list[str]:
-  """Returns the sentences of a document, each with the white space before it.
-
-  Joined they are the whole text, so byte-level BPE yields the same ids as for running text.
-  The other tokenizers drop white space at the start.
-  """
-  text = _text(document)
-  start, sentences = 0, []
-  for sentence in sources.split_sentences(document, language):
-    end = text.index(sentence, start) + len(sentence)
-    sentences.append(text[start:end])
-    start = end
-  return sentences

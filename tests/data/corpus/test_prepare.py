@@ -16,7 +16,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
-from bertgpt.data.corpus import corpus, prepare
+from bertgpt.data.corpus import corpus, encode, prepare
 from bertgpt.data.corpus import writer as corpus_writer
 from bertgpt.data.text import sources
 from bertgpt.data.tokens import tokenizers
@@ -83,7 +83,7 @@ def fake_document(key, order=0):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
-  monkeypatch.setattr(prepare, "CHUNK_CHARS", 20_000)
+  monkeypatch.setattr(encode, "CHUNK_CHARS", 20_000)
   write_text(tmp_path / "text.txt", 300)
   found = [hashes(prepare.prepare(make_config(tmp_path, workers=n), tmp_path / f"c{n}"))
            for n in (1, 2, 3)]
@@ -210,7 +210,7 @@ def test_the_sample_for_the_tokenizer():
   sizes = [len(d.paragraphs[0]) for d in sample]
   assert order == sorted(order)
   assert 20_000 <= sum(sizes) < 20_000 + max(sizes)
-  keys = {d: prepare.text_key(d.paragraphs[0].encode()) for d in documents}
+  keys = {d: encode.text_key(d.paragraphs[0].encode()) for d in documents}
   assert all(keys[d] >= border for d in sample)
   # Spread evenly: a fifth of the sample in each fifth of the corpus, within 6 deviations.
   counts = np.histogram(order, 5, (0, 3000))[0]
