@@ -40,14 +40,13 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import sentencex
 
 from bertgpt import files
 from bertgpt.config import remote_problem
-from bertgpt.data.text import pydocs
+from bertgpt.data.text import datasets, pydocs
 from bertgpt.data.text.digests import sha256_files
 from bertgpt.data.text.intake import (
     MAX_DOCUMENT_BYTES,
@@ -56,7 +55,7 @@ from bertgpt.data.text.intake import (
     read_blocks,
     read_lines,
 )
-from bertgpt.errors import ConfigError, DataError, one_line
+from bertgpt.errors import ConfigError, DataError
 
 # Longer sentences are cut: the memory of a tokenizer grows with the length of its input.
 MAX_SENTENCE_CHARS = 1 << 14
@@ -351,55 +350,17 @@ def _json_field(record: str, field: str, path: str, offset: int,
 
 
 def _open_tfds(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
-  return _read_records(open_dataset(source.target, source.split), source, cleaner)
+  return _read_records(datasets.open_dataset(source.target, source.split), source, cleaner)
 
 
 def _read_records(records, source: Source, cleaner: TextCleaner) -> Iterator[Document]:
   name = f"tfds:{source.target}:{source.split}"
-  for i, record in read_dataset(records, name):
+  for i, record in datasets.read_dataset(records, name):
     value, path = _feature(record, source, name), f"{name} record {i}"
     text = (cleaner.decode(value, path, 0) if isinstance(value, bytes)
             else cleaner.clean(value, path, 0))
     if text is not None:
       yield from _make_documents(Document((text,), False, path), cleaner.counts)
-
-
-def open_dataset(target: str, split: str, field: str = "data.source") -> Sequence:
-  """Opens the records of a split of a dataset prepared by TFDS, for random access.
-
-  Args:
-    target: name/config:version, or a folder.
-    split: name of the split, possibly with a range, as 'train[:10%]'.
-    field: config field that names the dataset, for messages.
-  Raises:
-    DataError: there is no such dataset or split, or it is not prepared.
-  """
-  builder = open_builder(target, field)
-  try:
-    return builder.as_data_source(split=split)
-  except Exception as e:  # TFDS raises errors of many types for one cause.
-    raise DataError(f"{field}: tfds:{target}:{split} cannot be read "
-                    f"({one_line(e)}). Prepare it with tfds.builder({target!r}, "
-                    "file_format='array_record').download_and_prepare()") from e
-
-
-def read_dataset(records: Any, name: str) -> Iterator[tuple[int, dict]]:
-  """Yields (number, record) for every record.
-
-  Args:
-    records: a split, as `open_dataset` returns it.
-    name: name of the dataset, for messages.
-  Raises:
-    DataError: a record cannot be read.
-  """
-  for first in range(0, len(records), 256):
-    batch = range(first, min(first + 256, len(records)))
-    try:
-      values = records.__getitems__(list(batch))
-    except Exception as e:  # ArrayRecord and the decoders of TFDS raise bare errors.
-      raise DataError(f"{name}: records from {first} cannot be read ({one_line(e)}). "
-                      "Prepare the dataset again") from e
-    yield from zip(batch, values, strict=True)
 
 
 def _feature(record, source: Source, name: str) -> bytes | str:
@@ -412,30 +373,9 @@ def _feature(record, source: Source, name: str) -> bytes | str:
   return record
 
 
-def open_builder(target: str, field: str = "data.source") -> Any:
-  """Returns the TFDS builder of a dataset.
-
-  Args:
-    target: name/config:version, or a folder.
-    field: config field that names the dataset, for messages.
-  Raises:
-    DataError: TFDS does not know the dataset.
-  """
-  # TFDS takes seconds to import and few sources need it.
-  import tensorflow_datasets as tfds
-  is_folder = target.startswith((".", "/", "~"))
-  try:
-    if is_folder:
-      return tfds.builder_from_directory(os.path.expanduser(target))
-    return tfds.builder(target)
-  except Exception as e:  # As above.
-    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({one_line(e)}). "
-                    "Give name/config:version or the folder of a prepared one") from e
-
-
 def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
   del cache_dir
-  info = open_builder(source.target).info
+  info = datasets.open_builder(source.target).info
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.config import ConfigDict
-from bertgpt.data.text import sources
+from bertgpt.data.text import datasets
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import EvalSet, Rows, Task, TextFormat
@@ -267,11 +267,11 @@ def _as_array(glue: Glue, labels: list) -> np.ndarray:
 def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> Table | None:
   split = {"train": "train", "dev": f"validation{suffix}", "test": f"test{suffix}"}[name]
   target = data.removeprefix("tfds:")
-  if not needed and split not in sources.open_builder(target, "task.data").info.splits:
+  if not needed and split not in datasets.open_builder(target, "task.data").info.splits:
     return None
-  records = sources.open_dataset(target, split, "task.data")
+  records = datasets.open_dataset(target, split, "task.data")
   texts, labels = tuple([] for _ in glue.features), []
-  for i, record in sources.read_dataset(records, f"{data}:{split}"):
+  for i, record in datasets.read_dataset(records, f"{data}:{split}"):
     where = f"{data}:{split} record {i}"
     for column, feature in zip(texts, glue.features, strict=True):
       column.append(_feature(record, feature, where, glue).decode())

@@ -1,0 +1,66 @@
+"""Datasets that TFDS prepared as ArrayRecord."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bertgpt.errors import DataError, one_line
+
+
+def open_builder(target: str, field: str = "data.source") -> Any:
+  """Returns the TFDS builder of a dataset.
+
+  Args:
+    target: name/config:version, or a folder.
+    field: config field that names the dataset, for messages.
+  Raises:
+    DataError: TFDS does not know the dataset.
+  """
+  # TFDS takes seconds to import and few sources need it.
+  import tensorflow_datasets as tfds
+  is_folder = target.startswith((".", "/", "~"))
+  try:
+    if is_folder:
+      return tfds.builder_from_directory(os.path.expanduser(target))
+    return tfds.builder(target)
+  except Exception as e:  # TFDS raises errors of many types for one cause.
+    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({one_line(e)}). "
+                    "Give name/config:version or the folder of a prepared one") from e
+
+
+def open_dataset(target: str, split: str, field: str = "data.source") -> Sequence:
+  """Opens the records of a split of a dataset prepared by TFDS, for random access.
+
+  Args:
+    target: name/config:version, or a folder.
+    split: name of the split, possibly with a range, as 'train[:10%]'.
+    field: config field that names the dataset, for messages.
+  Raises:
+    DataError: there is no such dataset or split, or it is not prepared.
+  """
+  builder = open_builder(target, field)
+  try:
+    return builder.as_data_source(split=split)
+  except Exception as e:  # As above.
+    raise DataError(f"{field}: tfds:{target}:{split} cannot be read "
+                    f"({one_line(e)}). Prepare it with tfds.builder({target!r}, "
+                    "file_format='array_record').download_and_prepare()") from e
+
+
+def read_dataset(records: Any, name: str) -> Iterator[tuple[int, dict]]:
+  """Yields (number, record) for every record.
+
+  Args:
+    records: a split, as `open_dataset` returns it.
+    name: name of the dataset, for messages.
+  Raises:
+    DataError: a record cannot be read.
+  """
+  for first in range(0, len(records), 256):
+    batch = range(first, min(first + 256, len(records)))
+    try:
+      values = records.__getitems__(list(batch))
+    except Exception as e:  # ArrayRecord and the decoders of TFDS raise bare errors.
+      raise DataError(f"{name}: records from {first} cannot be read ({one_line(e)}). "
+                      "Prepare the dataset again") from e
+    yield from zip(batch, values, strict=True)
