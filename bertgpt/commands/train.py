@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
   """Trains, or continues, and writes the report."""
   from bertgpt.report import end_of_run
   from bertgpt.training import loop
-  path = arguments.workdir
-  end_of_run.write(path, loop.train(arguments.config, path, arguments.fields))
+  end_of_run.write(loop.train(arguments.config, arguments.workdir, arguments.fields))
 
 
 def parse_fields(text: str, config: "ConfigDict") -> list[str]:

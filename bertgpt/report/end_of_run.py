@@ -21,24 +21,20 @@ from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.inference import fill, generate
 from bertgpt.runs import corpora
-from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 from bertgpt.training import metrics, objectives
+from bertgpt.training.loop import Finished
 
 PROMPT = "The function returns"
 
 
-def write(path: pathlib.Path, corpus_path: pathlib.Path) -> None:
-  """Writes and prints report.md and loss.png of the finished run in `path`.
+def write(run: Finished) -> None:
+  """Writes and prints report.md and loss.png of a finished run.
 
-  With several processes all take part, because they read the checkpoint together; process 0
-  writes.
-
-  Args:
-    corpus_path: of the corpus that the run was trained on.
+  With several processes, process 0 writes. The others compute the same, so that all end together:
+  JAX lets a process that is done wait for the others for five minutes only.
   """
-  trained = trained_lib.load_trained(path)
-  train_set, held_out = open_corpus(corpus_path, "train"), open_corpus(corpus_path, "validation")
+  path, trained, train_set, held_out = run
   curves = metrics.read_curves(path)
   scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
             if tag.startswith("eval/validation/")}

@@ -106,9 +106,28 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
                     f"{metadata['step']}. Restore the folder that the run was trained with")
-  # This machine may differ from the one of the training.
+  return make_trained(config, params, tokenizer, metadata["step"], metadata["corpus"],
+                      metadata.get("task"), workdir)
+
+
+def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenizers.Tokenizer,
+                 step: int, corpus: str, task: dict[str, Any] | None = None,
+                 workdir: pathlib.Path | None = None) -> Trained:
+  """Returns a trained model for use on any machine, with rows of any length.
+
+  The attention kernel and the compiler options of the training are replaced by 'auto'.
+
+  Args:
+    config: resolved config of the training.
+    params: float32 arrays, as in `TrainState.params`.
+    tokenizer: tokenizer of the model.
+    step: step that the parameters come from.
+    corpus: identity of the corpus.
+    task: what the model was fine-tuned on; None after pretraining.
+    workdir: folder of the run; None if there is none.
+  """
+  config = config.copy_and_resolve_references()
   config.system.xla_options = "auto"
   if config.model.attention != "xla":
     config.model.attention = "auto"
-  return Trained(config, models.make_model(config), params, tokenizer, metadata["step"],
-                 metadata["corpus"], metadata.get("task"), workdir)
+  return Trained(config, models.make_model(config), params, tokenizer, step, corpus, task, workdir)

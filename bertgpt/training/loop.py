@@ -25,19 +25,37 @@ from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.runs import checkpoint, corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
+from bertgpt.runs.trained import Trained
 from bertgpt.training import evaluate, steps
 from bertgpt.training.step_log import StepLog, is_due
 from bertgpt.training.steps import TrainState
 
 
-def train(config: ConfigDict, path: pathlib.Path,
-          allow_change: Sequence[str] = ()) -> pathlib.Path:
-  """Trains, or goes on training, the run in the directory `path`.
+class Finished(NamedTuple):
+  """A finished run, with everything that its report needs.
+
+  Attributes:
+    path: folder of the run, with its curves.
+    trained: model with its final parameters, NumPy arrays on the host.
+    train_set: documents of the training.
+    held_out: documents of the evaluation.
+  """
+
+  path: pathlib.Path
+  trained: Trained
+  train_set: corpus_lib.Corpus
+  held_out: corpus_lib.Corpus
+
+
+def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = ()) -> Finished:
+  """Trains the run in the directory `path`, from its newest checkpoint if it has one.
 
   Args:
+    config: config of the run; it need not be validated.
+    path: workdir of the run.
     allow_change: config fields that may differ from those the run was started with.
   Returns:
-    The folder of the corpus. Looked for again it might be another: a text may change meanwhile.
+    The finished run, the same in all processes.
   Raises:
     UserError: see `errors`; `Preempted` after a signal, with a checkpoint saved.
   """
@@ -80,7 +98,7 @@ def train(config: ConfigDict, path: pathlib.Path,
       if is_due(config.eval.every_steps, step) and step < last_step:
         evaluate_step(run, log, step, state.params)
     evaluate_step(run, log, last_step, state.params)
-    return run.corpus.path
+    return make_finished(run, last_step, state.params)
 
 
 class Run(NamedTuple):
@@ -318,6 +336,20 @@ def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict
       if len(queue) > run.config.data.prefetch:
         yield queue.popleft()
     yield from queue
+
+
+def make_finished(run: Run, step: int, params: Any) -> Finished:
+  """Gathers the parameters from the devices of all processes, which all call this together.
+
+  Args:
+    run: constants of the loop.
+    step: last step of the run.
+    params: parameters after this step, on the devices.
+  """
+  params = multihost_utils.process_allgather(params, tiled=True)
+  trained = trained_lib.make_trained(run.config, params, run.corpus.tokenizer, step,
+                                     run.corpus.identity, workdir=run.path)
+  return Finished(run.path, trained, run.corpus, run.evaluator.corpus)
 
 
 def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> None:

@@ -20,7 +20,7 @@ from bertgpt.inference import fill
 from bertgpt.report import end_of_run as report
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import metrics, objectives
+from bertgpt.training import loop, metrics, objectives
 
 
 class Run:
@@ -290,11 +290,14 @@ def test_evaluating_a_finished_run_gives_the_scores_of_its_end(capsys, finished)
     assert float(found[name]) == pytest.approx(value, rel=1e-4), name
 
 
-def test_the_report_is_on_the_text_of_the_run(finished_bert, bert, tmp_path, monkeypatch):
-  """A text that changes while a run trains gives another corpus, maybe another tokenizer."""
+def test_the_report_of_a_run_that_was_opened_again_is_that_of_its_end(
+    finished_bert, bert, tmp_path, monkeypatch):
+  """Nothing is read again: the text may have changed while the run was training."""
   path = shutil.copytree(finished_bert, tmp_path / "run")
   (path / "report.md").unlink()
+  for name in ("checkpoints", "tokenizer"):
+    shutil.rmtree(path / name)
   monkeypatch.setattr(corpora, "find_corpus", lambda config: pytest.fail("looked for again"))
-  report.write(path, bert.train_set.path)
+  report.write(loop.Finished(path, bert.trained, bert.train_set, bert.held_out))
   written, first = ((p / "report.md").read_text() for p in (path, finished_bert))
   assert written.replace(str(path), str(finished_bert)) == first

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ import pytest
 import tiny
 
 from bertgpt import config as config_lib
+from bertgpt.config import recipes
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError
+from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
 from bertgpt.training import steps
 
@@ -68,6 +71,23 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
   batch = jax.device_get(batch)
   nats = np.average(-np.log(q)[batch["predict_targets"]], weights=batch["predict_weights"])
   assert float(loss / weight) == pytest.approx(nats, rel=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [
+    [], ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]], ids=["replicated", "sharded"])
+def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, overrides):
+  """The parameters are those of its checkpoint, wherever they lay, and the corpora its own."""
+  path = shutil.copytree(finished_bert, tmp_path / "run")
+  stored = trained_lib.load_trained(path)
+  finished = train.train(recipes.override(recipes.load(f"{recipe}:mlm_nsp"), overrides), path)
+  found = finished.trained
+  assert all(type(x) is np.ndarray for x in jax.tree.leaves(found.params))
+  jax.tree.map(np.testing.assert_array_equal, found.params, stored.params)
+  assert (found.step, found.corpus, found.model) == (20, stored.corpus, stored.model)
+  assert found.tokenizer.fingerprint() == stored.tokenizer.fingerprint()
+  assert finished.path == path
+  assert finished.train_set.identity == finished.held_out.identity == stored.corpus
+  assert len(finished.train_set) > len(finished.held_out) > 0
 
 
 def test_a_trace_is_written_and_a_run_resumed_inside_it_goes_on(tmp_path):
