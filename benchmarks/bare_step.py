@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -33,6 +34,7 @@ class BareStep:
   def __init__(self, config: ConfigDict, vocabulary: Vocabulary,
                batches: Sequence[Mapping[str, np.ndarray]]):
     self._config, self._done = config, 0
+    config_lib.validate(config, 1, jax.default_backend())
     self._mesh = sharding.make_mesh(config, jax.devices()[:1])
     phase = config.phases[0]
     with sharding.use_mesh(self._mesh, config):

@@ -80,6 +80,7 @@ def compile_for(config: ConfigDict, name: str, phase_index: int,
   config.eval.batch_size = chips
   if config_lib.find_problems(config, chips):
     return None
+  config_lib.validate(config, *aot.devices_of(topology))
   step = aot.compile_step(aot.lower_step(config, phase_index, topology), topology.platform)
   if step.overflow:
     raise ConfigError(f"--rows_per_chip={rows_per_chip}: the memory of a chip of {name} is too "

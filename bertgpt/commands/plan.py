@@ -5,7 +5,7 @@ import argparse
 from bertgpt.commands import flags
 
 HELP = "Predict memory, time and price of a run, without its hardware."
-USES = ("bertgpt.planning.plan", "bertgpt.planning.topologies")
+USES = ("bertgpt.planning.aot", "bertgpt.planning.plan", "bertgpt.planning.topologies")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the prediction."""
-  from bertgpt.planning import plan, topologies
+  from bertgpt.planning import aot, plan, topologies
   topology = topologies.open_topology(arguments.topology)
-  config = flags.read_unvalidated(
-      arguments, lambda: (len(topology.devices), ""))
+  config = flags.read_unvalidated(arguments, lambda: aot.devices_of(topology))
   print(plan.run(config, topology, phase=arguments.phase, price=arguments.price_per_chip_hour,
                  do_search=arguments.search, as_json=arguments.json))

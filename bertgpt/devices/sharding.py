@@ -37,11 +37,12 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
   Several slices are connected along `data` only, so that only the sum of the gradients crosses the
   slow network between them.
 
+  Args:
+    config: validated for these devices.
   Raises:
-    ConfigError: the axes do not multiply to the number of devices.
+    ConfigError: parameters would be split over the network between slices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  config_lib.validate(config, num_devices=len(devices), platform=_platform_of(devices[0]))
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
   kinds = (AxisType.Auto,) * 3

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
@@ -125,6 +126,11 @@ class PhasePlan(NamedTuple):
 # -------------------------------------------------------------- compiling
 
 
+def devices_of(topology: Topology) -> tuple[int, str]:
+  """Returns the number of devices and their platform, as `config.validate` takes them."""
+  return len(topology.devices), {"cuda": "gpu"}.get(topology.platform, topology.platform)
+
+
 def assume_vocabulary(config: ConfigDict) -> ConfigDict:
   """Returns a config whose model has the vocabulary that its tokenizer will have.
 
@@ -180,13 +186,14 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   """Lowers the training step of a phase on abstract arrays.
 
   Args:
-    config: the run's config, with model.vocab_size set (`assume_vocabulary`).
+    config: the run's config, validated for the machine, with model.vocab_size set
+      (`assume_vocabulary`).
     phase_index: number of the phase.
     topology: the machine to compile for.
   Returns:
     The lowered step.
   Raises:
-    ConfigError: the mesh does not fit the machine.
+    ConfigError: parameters would be split over the network between slices.
   """
   phase = config.phases[phase_index]
   mesh = sharding.make_mesh(config, topology.devices)
@@ -296,8 +303,9 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
   Returns:
     One plan per phase, in the order of `phases`.
   Raises:
-    ConfigError: the mesh does not fit the machine.
+    ConfigError: every problem of the config, on this machine.
   """
+  config_lib.validate(config, *devices_of(topology))
   config = assume_vocabulary(config)
   first_with = {shape_of(config.phases[i]): i for i in reversed(phases)}
   lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]

@@ -132,7 +132,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
   """
   trained = trained_lib.load_trained(path)
   config = recipes.override(trained.config, overrides)
-  config_lib.validate(config)
+  config_lib.validate(config, jax.device_count(), jax.default_backend())
   held_out = open_corpus(corpora.find_corpus(config), "validation")
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "

@@ -136,7 +136,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   Raises:
     UserError: see `errors`.
   """
-  config_lib.validate(config, jax.device_count(), jax.default_backend())
+  config_lib.validate(config, process.count_devices(), jax.default_backend())
   process.use_compilation_cache(config.system.compilation_cache)
   with workdir.make_and_lock(path, jax.process_index() == 0):
     workdir.check_unchanged(path, config, allow_change)

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from bertgpt import models, trees
 from bertgpt.devices import sharding
-from bertgpt.errors import ConfigError
 from bertgpt.training import objectives
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
@@ -143,12 +142,6 @@ def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole():
   spec = functools.partial(sharding._spec, ("vocab", None), mesh_shape=mesh_shape, axes=axes)
   assert spec((30592, 8)) == P(("tensor",), None)  # 239 x 128: 256 does not divide it.
   assert spec((32768, 8)) == P(("tensor", "fsdp"), None)
-
-
-def test_a_wrong_mesh_is_refused():
-  config = tiny.make_config(mesh=(3, 1, 1))
-  with pytest.raises(ConfigError, match="8"):
-    sharding.make_mesh(config, jax.devices())
 
 
 @pytest.mark.parametrize("mesh, host, rows", [

@@ -16,6 +16,7 @@ from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import sharding
+from bertgpt.errors import ConfigError
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import evaluate, steps
 
@@ -91,6 +92,11 @@ def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_s
                        text=True, timeout=240).stdout
   printed = dict(line.split() for line in out.splitlines())
   assert printed == {name: f"{value:.6g}" for name, value in last_scores.items()}
+
+
+def test_a_mesh_that_does_not_fit_is_refused(finished_run):
+  with pytest.raises(ConfigError, match="mesh data=3 .* but there are 8"):
+    evaluate.evaluate_workdir(finished_run, ["--config.mesh.data=3"])
 
 
 def test_bits_per_byte_of_a_uniform_guess(held_out):

@@ -90,6 +90,14 @@ def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, ov
   assert len(finished.train_set) > len(finished.held_out) > 0
 
 
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(recipe, tmp_path):
+  """Also for who calls `train` without the command, with a config that nobody has checked."""
+  config = recipes.override(recipes.load(str(recipe)), ["--config.mesh.data=3"])
+  with pytest.raises(ConfigError, match="mesh data=3 .* but there are 8"):
+    train.train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_trace_is_written_and_a_run_resumed_inside_it_goes_on(tmp_path):
   for first in (1, 3):
     folder = tmp_path / str(first)
