@@ -16,6 +16,7 @@ import numpy as np
 import small_runs
 
 from bertgpt.runs import checkpoint
+from bertgpt.runs import manifest as manifest_lib
 from bertgpt.training import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -126,7 +127,7 @@ def free_port() -> int:
 def fingerprints(workdir: pathlib.Path) -> dict[str, tuple]:
   """Name, type and bits' hash of all parameters and optimizer state at the last step."""
   step = checkpoint.committed_steps(workdir)[-1]
-  manifest = json.loads((workdir / "checkpoints" / str(step) / checkpoint.MANIFEST).read_text())
+  manifest = json.loads((workdir / "checkpoints" / str(step) / manifest_lib.MANIFEST).read_text())
   return manifest["content"]["leaves"]
 
 

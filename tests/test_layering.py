@@ -262,6 +262,7 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("data.batches.blocks", "data.batches.ordered_pairs", "data.batches.pairs",
                      "data.batches.parts", "data.batches.sentences"),
                     "data/batches/test_formats.py"),
+    "runs.manifest": "runs/test_checkpoint.py",
     "data.text.datasets": "data/text/test_sources.py",
     "data.corpus.encode": "data/corpus/test_prepare.py",
     "data.tokens.training": "data/tokens/test_tokenizers.py",
@@ -297,6 +298,38 @@ def test_every_module_has_its_tests(module):
 
 def test_the_table_of_modules_tested_together_is_no_longer_than_needed():
   assert {f"bertgpt.{name}" for name in TESTED_TOGETHER} <= MODULES.keys()
+
+
+MAX_LINES_OF_A_FILE = 450
+MAX_LINES_OF_A_FUNCTION = 60
+# Tables of config fields, with one line or more per field.
+TABLES_OF_FIELDS = {"bertgpt.config.pretraining": "base", "bertgpt.config.finetuning": "base"}
+
+
+def long_functions(tree: ast.AST) -> list[str]:
+  """Returns the functions and methods with too many lines, decorators not counted."""
+  return [node.name for node in ast.walk(tree)
+          if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+          and node.end_lineno - node.lineno >= MAX_LINES_OF_A_FUNCTION]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_too_long(module):
+  assert len(MODULES[module].read_text().split("\n")) - 1 <= MAX_LINES_OF_A_FILE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_is_too_long(module):
+  assert set(long_functions(TREES[module])) <= {TABLES_OF_FIELDS.get(module)}
+
+
+@pytest.mark.parametrize("text", ["def f():\n{}", "async def f():\n{}", "def g():\n  def f():\n{}",
+                                  "class C:\n  def f(self):\n{}"])
+def test_a_long_function_is_seen_in_every_form(text):
+  most = MAX_LINES_OF_A_FUNCTION - 1  # The first line is that of `def`.
+  outer = ["g"] if text.startswith("def g") else []
+  assert long_functions(ast.parse(text.format("    x = 1\n" * (most - bool(outer))))) == []
+  assert long_functions(ast.parse(text.format("    x = 1\n" * (most + 1)))) == [*outer, "f"]
 
 
 def test_no_module_is_for_miscellaneous_things():

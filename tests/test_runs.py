@@ -20,6 +20,7 @@ from program import (
 )
 
 from bertgpt.runs import checkpoint
+from bertgpt.runs import manifest as manifest_lib
 
 CHECKPOINTS = [20, 30, 40]
 
@@ -210,10 +211,10 @@ def test_a_change_that_is_named_or_harmless_is_allowed(program, copy):
     ("corpus", "another corpus"), ("tokenizer", "another tokenizer"), ("data_order", "in order 0")])
 def test_a_run_resumes_only_with_its_own_data_and_config(program, copy, name, fragment):
   for step in CHECKPOINTS:
-    manifest = copy / "checkpoints" / str(step) / checkpoint.MANIFEST
+    manifest = copy / "checkpoints" / str(step) / manifest_lib.MANIFEST
     content = json.loads(manifest.read_text())["content"]
     content["metadata"][name] = type(content["metadata"][name])()
-    manifest.write_text(checkpoint._encode(content))
+    manifest.write_text(manifest_lib.encode(content))
   before = contents(copy)
   result = program.train(copy)
   assert result.returncode == 65 and fragment in result.stderr.splitlines()[-1]

@@ -13,10 +13,7 @@ numeric name for a step. Here, a step is a directory that matches the manifest i
 
 import concurrent.futures
 import contextlib
-import errno
-import hashlib
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -24,7 +21,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,20 +29,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bertgpt import files
 from bertgpt.errors import DataError, StorageError, one_line
 from bertgpt.runs.fingerprint import sum_leaves
+from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest, write_manifest
 from bertgpt.trees import named_leaves, nest
 
-MANIFEST = "manifest.json"
-ITEMS = ("params", "rest")
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
 BARRIER_SECONDS = 1200  # Orbax allows the same time for a save.
 NO_STEP = -1  # In place of a step's number.
-
-
-class Damaged(Exception):
-  """A step does not match its manifest. This error does not leave the module."""
 
 
 class Checkpoints:
@@ -144,7 +135,7 @@ class Checkpoints:
     self._writer.wait_until_finished()
     if jax.process_index() == 0:
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
-      _write_manifest(self._unfinished / str(step), {
+      write_manifest(self._unfinished / str(step), {
           "step": step, "metadata": metadata,
           "leaves": {name: [kind, value] for (name, kind), value in leaves}})
       if os.path.lexists(self._root / str(step)):
@@ -179,7 +170,7 @@ class Checkpoints:
     while (step := self._agree_on_step()) != NO_STEP:
       path = self._root / str(step)
       try:
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         state = _restore(path, manifest["leaves"], named_leaves(abstract_state))
         return jax.tree.unflatten(jax.tree.structure(abstract_state), state), manifest["metadata"]
       except Damaged as e:
@@ -200,7 +191,7 @@ class Checkpoints:
     """Yields the steps with good files, the newest first, and sets the others aside."""
     for step in reversed(_find_steps(self._root)):
       try:
-        _check_files(self._root / str(step), ITEMS)
+        check_files(self._root / str(step), ITEMS)
         yield step
       except Damaged as e:
         _set_aside(self._root / str(step), f"is damaged: {e}")
@@ -237,7 +228,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
   for step in reversed(_find_steps(root)):
     path = root / str(step)
     try:
-      manifest = _check_files(path, ("params",))
+      manifest = check_files(path, ("params",))
       saved = _split(manifest["leaves"])["params"]
       if abstract_params is None:
         params = _restore(path, saved, dict.fromkeys(saved))
@@ -262,7 +253,7 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
   steps = []
   for step in _find_steps(root):
     with contextlib.suppress(Damaged):
-      _read_manifest(root / str(step))
+      read_manifest(root / str(step))
       steps.append(step)
   return steps
 
@@ -351,83 +342,6 @@ def _find_steps(root: pathlib.Path) -> list[int]:
   paths = root.iterdir() if root.is_dir() else ()
   return sorted(int(p.name) for p in paths if p.name.isdecimal() and str(int(p.name)) == p.name
                 and p.is_dir() and any(p.iterdir()))
-
-
-def _list_files(path: pathlib.Path) -> dict[str, int]:
-  """Returns the sizes of a step's files in bytes, by path relative to it, without the manifest."""
-  files = (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
-  return {name: p.lstat().st_size for p in files if (name := str(p.relative_to(path))) != MANIFEST}
-
-
-def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
-  """Returns the SHA-256 (hex) of files by name; up to 8 files are read at a time."""
-
-  def hash_file(name: str) -> tuple[str, str]:
-    with open(path / name, "rb") as f:
-      return name, hashlib.file_digest(f, "sha256").hexdigest()
-
-  with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-    return dict(pool.map(hash_file, names))
-
-
-def _encode(content: Mapping[str, Any]) -> str:
-  """Returns the manifest as text, with its own SHA-256."""
-  digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-  return json.dumps({"content": content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
-
-
-def _write_manifest(path: pathlib.Path, content: dict[str, Any]) -> None:
-  """Writes the manifest of a step, with the names, sizes and hashes of its files."""
-  sizes = _list_files(path)
-  hashes = _hash_files(path, sizes)
-  files.write_atomically(path / MANIFEST, _encode(
-      content | {"files": {name: [sizes[name], hashes[name]] for name in sizes}}))
-
-
-def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the manifest of a step after comparing the names and sizes of its files with it.
-
-  Raises:
-    Damaged: they differ, or the manifest is missing or damaged.
-  """
-  try:
-    text = (path / MANIFEST).read_text()
-    content = files.parse_json(text)["content"]
-    if text != _encode(content) or str(content["step"]) != path.name:
-      raise ValueError
-    listed, found = content["files"], _list_files(path)
-  except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
-    raise Damaged(f"{MANIFEST} is missing or has changed") from None
-  for name in sorted(listed.keys() | found.keys()):
-    size = listed[name][0] if name in listed else "no"
-    if found.get(name, "no") != size:
-      raise Damaged(f"{name} has {found.get(name, 'no')} bytes instead of {size}")
-  return content
-
-
-def _check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
-  """Returns the manifest of a step after comparing its files, and the contents of items, with it.
-
-  Args:
-    path: folder of the step.
-    items: Orbax items; the files of other items are not read.
-  Raises:
-    Damaged: a file differs; names it.
-    StorageError: a file cannot be read for a reason other than damage.
-  """
-  skipped = tuple(f"{item}/" for item in ITEMS if item not in items)
-  try:
-    manifest = _read_manifest(path)
-    names = [name for name in manifest["files"] if not name.startswith(skipped)]
-    hashes = _hash_files(path, names)
-  except OSError as e:
-    if e.errno in (errno.EIO, errno.ENOENT):
-      raise Damaged(f"{e.filename} cannot be read ({e.strerror})") from e
-    raise StorageError(f"{e.filename}: cannot be read ({e.strerror})") from e
-  for name in names:
-    if hashes[name] != manifest["files"][name][1]:
-      raise Damaged(f"{name} has changed since it was written")
-  return manifest
 
 
 def _set_aside(path: pathlib.Path, reason: str) -> None:

@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertgpt.errors import DataError, StorageError
 from bertgpt.runs import checkpoint
+from bertgpt.runs import manifest as manifest_lib
 
 try:
   jax.config.update("jax_num_cpu_devices", 8)
@@ -275,8 +276,8 @@ def test_damage_to_any_file_is_found(saved, tmp_path, damage):
     for _ in range(4 if damage == "flip" else 1):
       shutil.copytree(saved / "checkpoints/20", tmp_path / "20")
       DAMAGES[damage](tmp_path / "20" / file, rng)
-      with pytest.raises(checkpoint.Damaged):
-        checkpoint._check_files(tmp_path / "20", checkpoint.ITEMS)
+      with pytest.raises(manifest_lib.Damaged):
+        manifest_lib.check_files(tmp_path / "20", manifest_lib.ITEMS)
       shutil.rmtree(tmp_path / "20")
 
 
@@ -315,7 +316,7 @@ def test_other_values_under_right_hashes_are_found_by_the_fingerprint(copy, capf
   manifest = copy / "checkpoints/20/manifest.json"
   content = json.loads(manifest.read_text())["content"]
   content["leaves"]["params/dense/kernel"][1] ^= 1
-  manifest.write_text(checkpoint._encode(content))
+  manifest.write_text(manifest_lib.encode(content))
   assert_restores(copy, 10)
   assert "params/dense/kernel differs from the saved array" in capfd.readouterr().err
   assert checkpoint.committed_steps(copy) == [10]

@@ -10,6 +10,7 @@ from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.tokens import tokenizers
 from bertgpt.runs import checkpoint
+from bertgpt.runs import manifest as manifest_lib
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 
@@ -46,8 +47,8 @@ def test_pretraining_and_fine_tuning_write_the_same_entries(finished_bert, best)
 def test_a_fine_tuned_checkpoint_without_an_order_still_opens(best, tmp_path):
   """Fine-tuning by version 0.1.0 wrote no `data_order`."""
   folder = shutil.copytree(best, tmp_path / "run")
-  (manifest,) = folder.glob(f"checkpoints/*/{checkpoint.MANIFEST}")
+  (manifest,) = folder.glob(f"checkpoints/*/{manifest_lib.MANIFEST}")
   content = json.loads(manifest.read_text())["content"]
   del content["metadata"]["data_order"]
-  manifest.write_text(checkpoint._encode(content))
+  manifest.write_text(manifest_lib.encode(content))
   assert trained_lib.load_checkpoint(folder).task["name"] == "sst2"

@@ -1,0 +1,108 @@
+"""The manifest of a checkpoint: names, sizes and SHA-256 of its files, and their check."""
+
+import concurrent.futures
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bertgpt import files
+from bertgpt.errors import StorageError
+
+MANIFEST = "manifest.json"
+ITEMS = ("params", "rest")  # Folders of a step: parameters, everything else.
+
+
+class Damaged(Exception):
+  """A step does not match its manifest. `runs.checkpoint` catches this error."""
+
+
+def _list_files(path: pathlib.Path) -> dict[str, int]:
+  """Returns the sizes of a step's files in bytes, by path relative to it, without the manifest."""
+  files = (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
+  return {name: p.lstat().st_size for p in files if (name := str(p.relative_to(path))) != MANIFEST}
+
+
+def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+  """Returns the SHA-256 (hex) of files by name; up to 8 files are read at a time."""
+
+  def hash_file(name: str) -> tuple[str, str]:
+    with open(path / name, "rb") as f:
+      return name, hashlib.file_digest(f, "sha256").hexdigest()
+
+  with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    return dict(pool.map(hash_file, names))
+
+
+def encode(content: Mapping[str, Any]) -> str:
+  """Returns the manifest as text, with its own SHA-256.
+
+  Args:
+    content: what the manifest says, as JSON values.
+  """
+  digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+  return json.dumps({"content": content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
+
+
+def write_manifest(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes the manifest of a step, with the names, sizes and hashes of its files.
+
+  Args:
+    path: folder of the step, with all its files.
+    content: what else the manifest says, as JSON values.
+  """
+  sizes = _list_files(path)
+  hashes = _hash_files(path, sizes)
+  files.write_atomically(path / MANIFEST, encode(
+      content | {"files": {name: [sizes[name], hashes[name]] for name in sizes}}))
+
+
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the manifest of a step after comparing the names and sizes of its files with it.
+
+  Args:
+    path: folder of the step.
+  Raises:
+    Damaged: they differ, or the manifest is missing or damaged.
+  """
+  try:
+    text = (path / MANIFEST).read_text()
+    content = files.parse_json(text)["content"]
+    if text != encode(content) or str(content["step"]) != path.name:
+      raise ValueError
+    listed, found = content["files"], _list_files(path)
+  except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
+    raise Damaged(f"{MANIFEST} is missing or has changed") from None
+  for name in sorted(listed.keys() | found.keys()):
+    size = listed[name][0] if name in listed else "no"
+    if found.get(name, "no") != size:
+      raise Damaged(f"{name} has {found.get(name, 'no')} bytes instead of {size}")
+  return content
+
+
+def check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
+  """Returns the manifest of a step after comparing its files, and the contents of items, with it.
+
+  Args:
+    path: folder of the step.
+    items: Orbax items; the files of other items are not read.
+  Raises:
+    Damaged: a file differs; names it.
+    StorageError: a file cannot be read for a reason other than damage.
+  """
+  skipped = tuple(f"{item}/" for item in ITEMS if item not in items)
+  try:
+    manifest = read_manifest(path)
+    names = [name for name in manifest["files"] if not name.startswith(skipped)]
+    hashes = _hash_files(path, names)
+  except OSError as e:
+    if e.errno in (errno.EIO, errno.ENOENT):
+      raise Damaged(f"{e.filename} cannot be read ({e.strerror})") from e
+    raise StorageError(f"{e.filename}: cannot be read ({e.strerror})") from e
+  for name in names:
+    if hashes[name] != manifest["files"][name][1]:
+      raise Damaged(f"{name} has changed since it was written")
+  return manifest
