@@ -262,6 +262,7 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("data.batches.blocks", "data.batches.ordered_pairs", "data.batches.pairs",
                      "data.batches.parts", "data.batches.sentences"),
                     "data/batches/test_formats.py"),
+    "report.baselines": "report/test_end_of_run.py",
     "runs.manifest": "runs/test_checkpoint.py",
     "data.text.datasets": "data/text/test_sources.py",
     "data.corpus.encode": "data/corpus/test_prepare.py",

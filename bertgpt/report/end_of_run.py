@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,12 +14,16 @@ from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.inference import fill, generate
+from bertgpt.report.baselines import (
+    causal_baselines,
+    larger_class_share,
+    masked_unigram_baseline,
+)
 from bertgpt.runs import corpora
 from bertgpt.runs.trained import Trained
 from bertgpt.training import metrics, objectives
@@ -147,138 +151,6 @@ def align(table: Sequence[Sequence[str]]) -> list[str]:
     cells = "".join(f"{number:>10}" for number in numbers)
     lines.append(f"  {name:16}{cells}   {note}".rstrip())
   return lines
-
-
-# --------------------------------------------------------------- baselines
-
-
-class Baseline(NamedTuple):
-  """Scores of a predictor that is not a trained model.
-
-  Attributes:
-    accuracy: share of right guesses.
-    perplexity: exp of the mean loss.
-  """
-
-  accuracy: float
-  perplexity: float
-
-
-def masked_unigram_baseline(trained: Trained, train_set: Corpus, held_out: Corpus) -> Baseline:
-  """Returns the best scores without any context, at the masked positions of the evaluation.
-
-  The predictor knows the token frequencies of the training text and the token that is shown at the
-  position itself: a tenth of BERT's targets is shown unchanged, so copying the shown token gives an
-  accuracy of 10%.
-
-  Args:
-    trained: the model, for its config and tokenizer.
-    train_set: documents whose tokens are counted.
-    held_out: documents of the evaluation.
-  """
-  vocabulary = make_vocabulary(trained.tokenizer)
-  unigram = frequencies.unigram_probabilities(train_set, vocabulary.size, is_causal=False)
-  corrupt = jax.jit(objectives.make_objective(trained.config, vocabulary).corrupt)
-  total = correct = weight = 0.0
-  for batch, row_ids in _eval_batches(trained.config, held_out):
-    batch = jax.device_get(corrupt(batch, jax.random.key(loader.EVAL_SEED), row_ids))
-    targets, weights = batch["predict_targets"], batch["predict_weights"]
-    shown = np.take_along_axis(batch["tokens"], batch["predict_positions"], axis=1)
-    copies = probability_shown_as_is(shown, unigram, trained.config.objective, vocabulary.mask_id)
-    p = copies * (targets == shown) + (1 - copies) * unigram[targets]
-    is_copy = copies + (1 - copies) * unigram[shown] > (1 - copies) * unigram.max()
-    guesses = np.where(is_copy, shown, unigram.argmax())
-    total -= (np.log(p) * weights).sum()
-    correct += ((targets == guesses) * weights).sum()
-    weight += weights.sum()
-  return Baseline(correct / weight, math.exp(total / weight))
-
-
-def larger_class_share(config: ConfigDict, held_out: Corpus) -> float:
-  """Returns the accuracy of the constant answer that is right more often.
-
-  Args:
-    config: a whole config, of an objective with pairs.
-    held_out: documents of the evaluation, whose pairs are counted.
-  """
-  name, count = formats.find(config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
-  for batch, _ in _eval_batches(config, held_out):
-    count += np.bincount(batch[f"{name}_labels"].ravel(), batch[f"{name}_weights"].ravel(),
-                         minlength=2)
-  return float(count.max() / count.sum())
-
-
-def probability_shown_as_is(shown: np.ndarray, unigram: np.ndarray, objective: ConfigDict,
-                            mask_id: int) -> np.ndarray:
-  """Returns the probability that the token shown is the target, not one drawn at random.
-
-  Args:
-    shown: ids at predicted positions, integers [any].
-    unigram: probability of every token, float64 [vocab_size].
-    objective: `config.objective`.
-    mask_id: id of [MASK].
-  Returns:
-    float64, the shape of `shown`; 0 for [MASK].
-  """
-  kept = 1 - objective.replace_with_mask - objective.replace_with_random
-  if kept < 1e-9:
-    return np.zeros(shown.shape)
-  as_is, drawn = kept * unigram[shown], objective.replace_with_random / len(unigram)
-  return np.where(shown == mask_id, 0, as_is / (as_is + drawn))
-
-
-def causal_baselines(config: ConfigDict, train_set: Corpus,
-                     held_out: Corpus) -> tuple[float, float]:
-  """Returns the perplexities of a unigram and of a bigram model.
-
-  The bigram model is interpolated with the unigram model (Witten and Bell 1991, The zero-frequency
-  problem, method C).
-
-  Args:
-    config: a whole config, of a decoder.
-    train_set: documents whose tokens and pairs of tokens are counted.
-    held_out: documents of the evaluation.
-  """
-  size = config.model.vocab_size
-  unigram = frequencies.unigram_probabilities(train_set, size, is_causal=True)
-  pairs, counts = count_bigrams(train_set, size)
-  firsts = pairs // size
-  seen = np.bincount(firsts, counts, size)             # tokens that followed each token
-  kinds = np.bincount(firsts, minlength=size)          # different ones
-  unigram_nats = bigram_nats = weight = 0.0
-  for batch, _ in _eval_batches(config, held_out):
-    chosen = batch["loss_weights"] > 0
-    before, target = batch["tokens"][chosen].astype(np.int64), batch["targets"][chosen]
-    index = np.minimum(np.searchsorted(pairs, before * size + target), len(pairs) - 1)
-    count = np.where(pairs[index] == before * size + target, counts[index], 0)
-    p = (count + kinds[before] * unigram[target]) / np.maximum(seen[before] + kinds[before], 1)
-    p = np.where(seen[before] > 0, p, unigram[target])
-    unigram_nats -= np.log(unigram[target]).sum()
-    bigram_nats -= np.log(p).sum()
-    weight += chosen.sum()
-  return math.exp(unigram_nats / weight), math.exp(bigram_nats / weight)
-
-
-def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Counts the pairs of consecutive tokens, with the ends of documents as tokens.
-
-  Args:
-    corpus: its sample of documents is counted.
-    vocab_size: ids are below it.
-  Returns:
-    Sorted keys first * vocab_size + second, int64 [pairs], and their counts, int64 [pairs].
-  """
-  end = np.array([corpus.tokenizer.eod_id])
-  stream = np.concatenate([part for tokens in frequencies.sample_documents(corpus)
-                           for part in (tokens, end)])
-  stream = stream.astype(np.int64)
-  return np.unique(stream[:-1] * vocab_size + stream[1:], return_counts=True)
-
-
-def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, np.ndarray]]:
-  size, last_phase = config.eval.batch_size, len(config.phases) - 1
-  for i, batch in enumerate(loader.make_eval_batches(held_out, config, last_phase, slice(0, size))):
-    yield batch, np.arange(i * size, (i + 1) * size, dtype=np.int32)
 
 
 # ----------------------------------------------------------------- samples

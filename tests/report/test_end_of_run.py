@@ -18,6 +18,11 @@ from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.inference import fill
 from bertgpt.report import end_of_run as report
+from bertgpt.report.baselines import (
+    causal_baselines,
+    larger_class_share,
+    masked_unigram_baseline,
+)
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop, metrics, objectives
@@ -79,7 +84,7 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
         nats -= math.log(posterior[target] / posterior.sum())
         correct += target == posterior.argmax()
         count += 1
-  found = report.masked_unigram_baseline(trained, bert.train_set, bert.held_out)
+  found = masked_unigram_baseline(trained, bert.train_set, bert.held_out)
   assert count > 30
   assert found.accuracy == pytest.approx(correct / count)
   assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-6)
@@ -92,7 +97,7 @@ def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
     for row, slot in zip(*np.nonzero(batch["nsp_weights"]), strict=True):
       labels.append(int(batch["nsp_labels"][row, slot]))
   share = max(labels.count(0), labels.count(1)) / len(labels)
-  found = report.larger_class_share(bert.trained.config, bert.held_out)
+  found = larger_class_share(bert.trained.config, bert.held_out)
   assert found == pytest.approx(share) and len(labels) > 10
 
 
@@ -119,7 +124,7 @@ def test_bigram_baseline_is_witten_and_bells(gpt):
         unigram_nats -= math.log(gpt.unigram[second])
         bigram_nats -= math.log(probability(first, second))
         count += 1
-  found = report.causal_baselines(gpt.trained.config, gpt.train_set, gpt.held_out)
+  found = causal_baselines(gpt.trained.config, gpt.train_set, gpt.held_out)
   np.testing.assert_allclose(
       found, (math.exp(unigram_nats / count), math.exp(bigram_nats / count)), rtol=1e-9)
   assert found[1] < found[0]
