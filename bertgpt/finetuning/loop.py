@@ -38,12 +38,12 @@ from bertgpt.finetuning import results as results_lib
 from bertgpt.finetuning.start import init_from_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import (
-  Program,
-  Tuning,
-  check_run,
-  iterate_batches,
-  make_program,
-  open_tuning,
+    Program,
+    Tuning,
+    check_run,
+    iterate_batches,
+    make_program,
+    open_tuning,
 )
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
