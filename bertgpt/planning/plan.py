@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, unread
 from bertgpt.errors import ConfigError
 from bertgpt.planning import aot, search
 from bertgpt.planning.aot import CompiledStep, Memory, PhasePlan
@@ -32,8 +32,10 @@ def run(config: ConfigDict, topology: Topology, *, phase: int | None, price: flo
   Returns:
     Text of several lines.
   Raises:
-    ConfigError: there is no such phase, or the config does not fit the machine.
+    ConfigError: there is no such phase, the config does not fit the machine, or it sets a field
+      that nothing would read.
   """
+  unread.check(config)
   phases = range(len(config.phases)) if phase is None else [phase]
   if phase is not None and not 0 <= phase < len(config.phases):
     raise ConfigError(f"--phase={phase}: the config has phases 0 to {len(config.phases) - 1}")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from bertgpt import files
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, unread
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
@@ -318,7 +318,10 @@ def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
   Args:
     config: a whole config.
     steps: numbers of the steps whose batches are shown.
+  Raises:
+    ConfigError: the config sets a field that nothing would read.
   """
+  unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config), "train")
   config = corpora.resolve(config, corpus.tokenizer)
   corrupt = objectives.make_objective(config, make_vocabulary(corpus.tokenizer)).corrupt
