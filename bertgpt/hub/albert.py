@@ -44,7 +44,7 @@ _TEXT_HEAD = [*linear("pooler", "albert.pooler", "DD"), *linear("head", "classif
 def _find_problem(model):
   if (model.embedding_width or model.width) == model.width:
     return (f"model.embedding_width={model.embedding_width}: transformers' ALBERT has a dense "
-            "layer after its embeddings also if they are as wide as the model")
+            "layer after its embeddings even if they are as wide as the model")
   return None
 
 
@@ -74,7 +74,7 @@ ARCHITECTURES = (MASKED_LM, PRETRAINING)
 
 
 def choose(config: ConfigDict) -> Architecture:
-  """Returns the architecture that computes a model of this family; it follows from the objective.
+  """Returns the architecture that computes a model of this family; the objective determines it.
 
   Args:
     config: a whole config.

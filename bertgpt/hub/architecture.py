@@ -6,7 +6,7 @@ model of a config.
 
 Letters for the size of an axis: V vocabulary, P positions, S segments, D width, E width of the
 embeddings, F width of the MLP, C outputs of a task. Our matrices are [in, out], with the layers
-stacked on a leading axis. "Theirs" and "there" mean `transformers`.
+stacked on a leading axis. "Theirs" means `transformers`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of posit
 
 
 class Storage(NamedTuple):
-  """How an array of ours is stored there.
+  """How an array of ours is stored in `transformers`.
 
   Attributes:
     write: (our array, sizes) -> their array.
@@ -41,7 +41,7 @@ def _pad_vocabulary(x: np.ndarray, sizes: Sizes) -> np.ndarray:
 STORAGES = {
     "same": Storage(lambda x, sizes: x, lambda x, sizes: x, lambda shape, sizes: shape),
     "linear": Storage(lambda x, sizes: x.T, lambda x, sizes: x.T, lambda shape, sizes: shape[::-1]),
-    # The rows that pad our vocabulary are not written.
+    # The padding rows of our vocabulary are not written.
     "vocabulary": Storage(lambda x, sizes: x[:sizes["V"]], _pad_vocabulary,
                           lambda shape, sizes: shape),
     # RoBERTa's positions begin after the id of its padding.
@@ -69,18 +69,18 @@ class Rule(NamedTuple):
 
   @property
   def is_stacked(self) -> bool:
-    """True if there is one tensor per layer there, and one array of all layers here."""
+    """True if `transformers` has one tensor per layer, and we have one array of all layers."""
     return "{}" in self.theirs
 
 
 def linear(ours: str, theirs: str, axes: str, storage: str = "linear") -> list[Rule]:
-  """Returns the rules of a dense layer, whose matrix is transposed there.
+  """Returns the rules of a dense layer, whose matrix is transposed in `transformers`.
 
   Args:
     ours: path of the layer.
     theirs: name of the layer, with `{}` for the number of a stacked layer.
     axes: letters of the matrix, [in, out].
-    storage: of the matrix.
+    storage: storage of the matrix, a key of `STORAGES`.
   """
   return [Rule(f"{ours}/kernel", f"{theirs}.weight", axes, storage),
           Rule(f"{ours}/bias", f"{theirs}.bias", axes[1:])]
@@ -114,13 +114,13 @@ class Architecture(NamedTuple):
     name: name of its class.
     model_type: value of that key in its config.json.
     ours: field of our config -> the only value that the architecture can compute.
-    fields: (key of config.json, field of `config.model`, value there if the key is absent).
+    fields: (key of config.json, field of `config.model`, value of an absent key).
     fixed: key of config.json -> the only value that our models can compute.
     tied: name of a tensor that repeats another -> the other.
     activations: our name -> their names; the first is written.
     rules: one per parameter.
-    pipeline: `transformers`' pipeline for it.
-    auto: `transformers`' class that reads any model for that pipeline.
+    pipeline: pipeline of `transformers` for the architecture.
+    auto: class of `transformers` that reads any model for that pipeline.
     marker: name of a tensor that only this architecture of its `model_type` has; '': none.
     prefix: beginning of the names of tensors, except for `outside`; a folder may omit it.
     outside: beginnings of the names that have no prefix.
@@ -173,11 +173,11 @@ TASKS = {
 
 def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
          body: tuple[str, ...] = ("embeddings", "encoder")) -> Architecture:
-  """Returns an architecture with the architectures of its fine-tuned models in `tuned`.
+  """Returns an architecture whose `tuned` holds the architectures of its fine-tuned models.
 
   Args:
     base: the architecture of the pretrained model.
-    prefix: beginning of their names, as 'Bert'.
+    prefix: beginning of the names of the fine-tuned models, as 'Bert'.
     heads: kind of a task -> rules of the layers above the body.
     body: beginnings of the paths of the parameters that fine-tuned models keep.
   """

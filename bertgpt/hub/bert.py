@@ -4,7 +4,7 @@
 |----------------------|--------------------------------------------------------------------|
 | `BertForPreTraining` | objective mlm_nsp                                                  |
 | `BertForMaskedLM`    | objective mlm                                                      |
-| `RobertaForMaskedLM` | the same with at most one segment and the exact GELU, its only one |
+| `RobertaForMaskedLM` | the same with at most one segment and the exact GELU               |
 """
 
 from bertgpt.config import ConfigDict
@@ -89,7 +89,7 @@ PRETRAINING = MASKED_LM._replace(
     name="BertForPreTraining", ours=_OURS | {"objective.name": "mlm_nsp"},
     rules=[*MASKED_LM.rules, *linear("pooler", "bert.pooler.dense", "DD"),
            *linear("nsp", "cls.seq_relationship", "D2")],
-    # The published ones call themselves BertForMaskedLM.
+    # The config.json of published models names BertForMaskedLM.
     marker="cls.seq_relationship.weight", unused=(),
     limits=("`AutoModelForMaskedLM` leaves out the next-sentence head; `AutoModelForPreTraining` "
             "has it.",))
@@ -109,7 +109,7 @@ ARCHITECTURES = (MASKED_LM, PRETRAINING, ROBERTA)
 def choose(config: ConfigDict) -> Architecture:
   """Returns the architecture that computes a model of this family.
 
-  It follows from the objective; without segments and with the exact GELU it is RoBERTa.
+  The objective determines it; without segments and with the exact GELU, it is RoBERTa.
 
   Args:
     config: a whole config.

@@ -1,7 +1,7 @@
 """Conversion of models to and from `transformers`, with one table per family for both directions.
 
-This is the engine; the tables are the modules of this folder that are named after a family. Models
-that were fine-tuned are only written, not read.
+This module applies the tables, which are in the modules of this folder that are named after a
+family. Fine-tuned models are only written, not read.
 """
 
 import collections
@@ -16,11 +16,11 @@ from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub.architecture import STORAGES, Architecture, Rule, Sizes
 
-# Kind of a task whose outputs have names -> `problem_type` there, which selects the loss.
+# Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
 
 
-# ------------------------------------------------------------- there, from here
+# ------------------------------------------------------------- to transformers
 
 
 def find_architecture(config: ConfigDict, kind: str = "") -> Architecture:
@@ -48,7 +48,7 @@ def find_architecture(config: ConfigDict, kind: str = "") -> Architecture:
   if not kind:
     return architecture
   if kind not in architecture.tuned:
-    raise ConfigError(f"a {architecture.name} that was fine-tuned reads tokens of its own, which "
+    raise ConfigError(f"a fine-tuned {architecture.name} reads additional tokens, which "
                       "transformers does not have. This model cannot be exported. Its predictions "
                       "are in its folder")
   return architecture.tuned[kind]
@@ -64,13 +64,15 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
 
   Args:
     params: nested dicts of arrays, as in `TrainState.params`.
-    config: of the run, with `model.vocab_size` set.
-    pad_id: for RoBERTa, whose positions begin at `pad_id` + 1; 1 in the published models.
+    config: config of the run, with `model.vocab_size` set.
+    pad_id: id of the padding, read only for RoBERTa, whose positions begin at `pad_id` + 1; the
+      published models have 1.
     kind: see `find_architecture`.
   Returns:
     Name -> float32 array, contiguous.
   Raises:
-    ConfigError: see `find_architecture`; or the architecture lacks a parameter, or has one more.
+    ConfigError: see `find_architecture`; or the model has a parameter that the architecture lacks,
+      or lacks one of its parameters.
   """
   architecture = find_architecture(config, kind)
   sizes = _sizes(config.model, pad_id)
@@ -81,7 +83,7 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   parts = collections.defaultdict(list)
   for rule in architecture.rules:
     if rule.ours not in leaves:
-      raise ConfigError(f"the parameter {rule.ours} is missing, which {architecture.name} has")
+      raise ConfigError(f"the parameter {rule.ours} of {architecture.name} is missing")
     array = leaves.pop(rule.ours)
     for i, x in enumerate(array if rule.is_stacked else [array]):
       parts[rule.theirs.format(i)].append(STORAGES[rule.storage].write(x, sizes))
@@ -118,7 +120,7 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
           "dtype": "float32", **values, **architecture.fixed}
 
 
-# ------------------------------------------------------------- here, from there
+# ----------------------------------------------------------- from transformers
 
 
 def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]
@@ -127,12 +129,13 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str,
 
   Args:
     tensors: name -> array. Names without the prefix of the base model, old names of LayerNorm, and
-      copies of tied tensors are understood.
+      copies of tied tensors are accepted.
     hf_config: content of config.json.
   Returns:
     Nested dicts of float32 arrays, and field -> value, as {"model.width": 768}.
   Raises:
-    DataError: a tensor or a key is missing, unknown, or of another shape or value; names it.
+    DataError: a tensor or a key is missing, is unknown, or has another shape or value; the message
+      names it.
   """
   candidates = _find_candidates(hf_config)
   tensors = _rename(tensors, candidates[0])
@@ -157,7 +160,7 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str,
 
 
 def _find_candidates(hf_config) -> list[Architecture]:
-  """Returns the architectures of a model_type, at least one."""
+  """Returns the architectures of a model_type; there is at least one."""
   known = [a for family in families.FAMILIES for a in _table(family).ARCHITECTURES]
   kind = str(hf_config.get("model_type"))
   found = [a for a in known if a.model_type == kind]
@@ -226,7 +229,7 @@ def _drop_repeated(tensors, architecture):
 
 
 def _take(tensors, name, rules, sizes):
-  """Removes one of their tensors from `tensors` and returns its parts, one per rule."""
+  """Removes a tensor from `tensors` and returns its parts, one per rule."""
   if name not in tensors:
     raise DataError(f"the tensor {name} is missing")
   x, storage = tensors.pop(name), STORAGES[rules[0].storage]

@@ -40,8 +40,8 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
   """Yields a folder to write into, which is renamed to `path` if nothing fails.
 
   Args:
-    path: of the new folder.
-    flag: the flag that named it, for error messages.
+    path: path of the new folder.
+    flag: flag that named the folder, for error messages.
   Raises:
     ConfigError: `path` exists.
   """
@@ -56,7 +56,7 @@ def refuse_existing(path: pathlib.Path, flag: str) -> None:
   """Checks that there is nothing at a path, not even a broken link.
 
   Args:
-    path: of something that will be written.
+    path: path of a file or folder that will be written.
     flag: the flag that named it, for error messages.
   Raises:
     ConfigError: `path` exists.
@@ -78,7 +78,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     One line that says what was written.
   Raises:
     ConfigError: `out` exists, there is no run in `source`, or `transformers` has no such model.
-    DataError: no usable checkpoint, or weights that are not finite.
+    DataError: no checkpoint is usable, or a weight is not finite.
     StorageError: a file cannot be written, or does not hold what was written.
   """
   refuse_existing(out, "--out")
@@ -148,10 +148,10 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None
   """Writes a safetensors file.
 
   Args:
-    path: of the file.
+    path: path of the file.
     tensors: name -> array.
   Raises:
-    StorageError: it cannot be written.
+    StorageError: the file cannot be written.
   """
   try:
     # transformers before version 5 asks for the format.
@@ -168,10 +168,10 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
   """Reads the files of an exported model again and compares them.
 
   Args:
-    folder: of the exported model.
+    folder: folder of the exported model.
     settings: content of config.json.
     tensors: content of the weights.
-    tokenizer: ours.
+    tokenizer: our tokenizer.
   Raises:
     StorageError: a file does not hold what was written.
   """
@@ -195,7 +195,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
 
 
 def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
-  """Turns a model of `transformers` into a run, whose checkpoint is at step 0.
+  """Turns a model of `transformers` into a run with a checkpoint at step 0.
 
   Args:
     source: folder of the model.
@@ -204,7 +204,7 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
     Lines that say what was written, and how to continue its training.
   Raises:
     ConfigError: `path` exists, or `source` is not a folder.
-    DataError: a file of `source` is missing, damaged, or of a model that is not ours.
+    DataError: a file of `source` is missing, is damaged, or belongs to an unsupported model.
   """
   refuse_existing(path, "--workdir")
   if not source.is_dir():
@@ -238,7 +238,7 @@ def find_weights(source: pathlib.Path) -> pathlib.Path:
   Args:
     source: folder of the model.
   Raises:
-    DataError: there is none; says what to do about other formats.
+    DataError: there is none; the message says what to do about other formats.
   """
   path = source / WEIGHTS
   if path.is_file():
@@ -256,7 +256,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns all tensors of a safetensors file, by name.
 
   Args:
-    path: of the file.
+    path: path of the file.
   Raises:
     DataError: the file is truncated or damaged.
   """
@@ -272,7 +272,7 @@ def load_tokenizer(source: pathlib.Path, vocab_size: int) -> tokenizers.Tokenize
 
   Args:
     source: folder of the model.
-    vocab_size: tokens according to config.json.
+    vocab_size: number of tokens according to config.json.
   Raises:
     DataError: there is no tokenizer, or it has another number of tokens.
   """
@@ -291,9 +291,9 @@ def make_config(source: pathlib.Path, fields: Mapping[str, Any], tokenizer_path:
 
   Args:
     source: folder of the model, for error messages.
-    fields: field -> value, of the architecture.
-    tokenizer_path: of the tokenizer in the run.
-    tokenizer: ours.
+    fields: fields that the architecture determines -> values.
+    tokenizer_path: path of the tokenizer in the run.
+    tokenizer: our tokenizer.
   Raises:
     DataError: the fields do not make a valid config.
   """

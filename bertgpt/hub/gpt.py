@@ -57,7 +57,7 @@ GPT1 = Architecture(
     name="OpenAIGPTLMHeadModel", model_type="openai-gpt", ours=_OURS | {"model.norm": "post"},
     fields=(*_FIELDS, ("afn", "activation", "gelu")), fixed=TIED,
     tied={"lm_head.weight": "transformer.tokens_embed.weight"},
-    # Its "gelu" is the approximation, and its only one.
+    # "gelu" of this class is the approximation; it has no exact GELU.
     activations={"gelu_tanh": ("gelu", "gelu_new")},
     rules=_decoder("tokens_embed", "positions_embed"),
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",

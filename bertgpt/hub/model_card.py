@@ -1,4 +1,4 @@
-"""README.md of an exported model: its architecture, its training, its results and its limits."""
+"""The README.md of an exported model: architecture, training, results and limits."""
 
 import pathlib
 from collections.abc import Mapping
@@ -96,14 +96,14 @@ def describe_training(trained: Trained) -> list[str]:
   """
   config, step = trained.config, trained.step
   if not step:
-    return ["The weights were imported, and not trained here."]
+    return ["The weights were imported, not trained with bertgpt."]
   lines = [f"- Data: `{config.data.corpus or config.data.source}`, of which "
            f"{config.data.validation_fraction:.1%} of the documents are held out; corpus "
            f"`{trained.corpus[:16]}`.",
            f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
            f"{config.seed}."]
   if config.init_from:
-    lines.append(f"- It began with the parameters in `{config.init_from}`.")
+    lines.append(f"- Training started from the parameters in `{config.init_from}`.")
   tokens, first = 0, 0
   for phase in config.phases:
     steps = min(phase.steps, step - first)
@@ -131,7 +131,7 @@ def describe_tuning(trained: Trained) -> list[str]:
     start = f"step {task['init_step']:,}"
     before = [f"- That model was trained on `{config.data.corpus or config.data.source}`; corpus "
               f"`{trained.corpus[:16]}`." if trained.corpus else
-              "- That model was imported, and not trained here."]
+              "- That model was imported, not trained with bertgpt."]
   return [f"- Fine-tuned on {task['name']} (`{tuning.task.data}`) from {start} of "
           f"`{task['init']}`.", *before,
           f"- {trained.step:,} steps of {phase.batch_size} examples ({tuning.epochs} epochs), peak "
@@ -153,13 +153,13 @@ def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
     if tag.startswith("eval/") and points:
       scores[tag.removeprefix("eval/")] = points[-1]
   if not scores:
-    return ["None: the model was not evaluated."]
+    return ["There are no results: the model was not evaluated."]
   return ["| metric | value | at step |", "|---|---|---|",
           *(f"| {tag} | {value:.4g} | {step} |" for tag, (step, value) in sorted(scores.items()))]
 
 
 def describe_choice(task: Mapping[str, Any]) -> str:
-  """Returns a sentence that says which of the runs of a fine-tuning the model is.
+  """Returns a sentence that says which run of a fine-tuning the model comes from.
 
   Args:
     task: `Trained.task`.
@@ -167,7 +167,7 @@ def describe_choice(task: Mapping[str, Any]) -> str:
   tuning = read_tuning(task)
   count = len(tuning.learning_rates) * len(tuning.seeds)
   if tuning.save == "best" and count > 1:
-    return f"The best of {count} runs (learning rates, seeds) by this score, which flatters it."
+    return f"The best of {count} runs (learning rates, seeds) by this score, which is optimistic."
   return f"One of {count} runs (learning rates, seeds)."
 
 
@@ -258,7 +258,7 @@ def changed_fields(config: ConfigDict, default: ConfigDict) -> list[str]:
 
   Args:
     config: a whole config; `phases` is left out.
-    default: of `base()`.
+    default: result of `base()`.
   """
   defaults = dict(config_lib.leaves(default))
   return [f"  config.{field} = {value!r}" for field, value in config_lib.leaves(config)

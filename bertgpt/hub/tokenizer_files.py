@@ -39,15 +39,15 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
   """Writes the files of the table into `folder`.
 
   Args:
-    tokenizer: to write.
-    folder: exists.
-    is_encoder: texts are put between [CLS] and [SEP].
+    tokenizer: tokenizer to write.
+    folder: existing folder.
+    is_encoder: whether texts are put between [CLS] and [SEP].
     max_length: most tokens per text.
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
-    is_tuned: texts are put between the marks of `tasks.rows.TextFormat`, even if the tokenizer has
-      a template of its own, as RoBERTa's has for two texts.
+    is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`, even if the
+      tokenizer has its own template, as RoBERTa's has for two texts.
   Raises:
-    DataError: the library `tokenizers` has no equivalent.
+    DataError: the library `tokenizers` has no equivalent tokenizer.
   """
   fast = to_fast(tokenizer, is_encoder, is_tuned)
   fast.save(str(folder / "tokenizer.json"))
@@ -72,8 +72,8 @@ def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
   """Returns role in `transformers` -> token, for the roles that the tokenizer has.
 
   Args:
-    tokenizer: ours.
-    is_encoder: which roles there are.
+    tokenizer: our tokenizer.
+    is_encoder: whether the roles are those of an encoder.
   """
   roles = ENCODER_ROLES if is_encoder else DECODER_ROLES
   ids = {role: getattr(tokenizer, name) for role, name in roles.items()}
@@ -87,7 +87,7 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
   Args:
     tokenizer, is_encoder, is_tuned: as in `write`.
   Raises:
-    DataError: there is none.
+    DataError: the library has no such tokenizer.
   """
   if isinstance(tokenizer, SentencePiece):
     fast = from_sentencepiece(tokenizer.data)
@@ -150,7 +150,7 @@ def _unigram(proto) -> models.Model:
 
 
 def _bpe(proto) -> models.Model:
-  """SentencePiece merges the neighbors that make the best piece; `tokenizers` lists the pairs."""
+  """Returns a BPE with a list of merges: SentencePiece merges the pair with the best piece."""
   normal = proto_lib.ModelProto.SentencePiece.NORMAL
   ids = {p.piece: i for i, p in enumerate(proto.pieces)}
   score = {p.piece: p.score for p in proto.pieces if p.type == normal}

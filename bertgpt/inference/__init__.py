@@ -9,5 +9,5 @@
 | `embed.embed`       | features of texts                               |
 | `score.score`       | log-probabilities of the tokens of texts        |
 
-They take the model and strings. The commands print what they return.
+These functions take the model and strings; the commands print their results.
 """

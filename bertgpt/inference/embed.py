@@ -41,7 +41,7 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
 
   Args:
     trained: the model.
-    texts: of any length; longer ones than the model's positions are cut to their head.
+    texts: texts of any length; longer ones than the model's positions are cut to their head.
     layer: key of `LAYERS`.
     batch_size: texts per batch.
   Returns:
@@ -73,11 +73,11 @@ def check_layer(trained: Trained, layer: str) -> None:
 def make_rows(trained: Trained, texts: Sequence[str]) -> list[np.ndarray]:
   """Returns the tokens of texts as the model reads them, between [CLS] and [SEP].
 
-  Prints a note on stderr if some are cut.
+  Prints a note on stderr if some texts are cut.
 
   Args:
     trained: the model.
-    texts: of any length.
+    texts: texts of any length.
   Returns:
     int32 [N] each, cut to the model's positions.
   """
@@ -91,7 +91,7 @@ def make_rows(trained: Trained, texts: Sequence[str]) -> list[np.ndarray]:
 
 def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
                batch_size: int) -> list[np.ndarray]:
-  """Returns the features of texts that are encoded already.
+  """Returns the features of encoded texts.
 
   Args:
     trained: the model.
@@ -117,7 +117,7 @@ def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _features(model, num_layers, params, tokens_BL, lengths_B):
-  """The last layers, concatenated with the last one last: float32 [B, L, E * D]."""
+  """Returns the last layers, concatenated in order: float32 [B, L, E * D]."""
   _, kept = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B),
                         method="features", mutable=["intermediates"])
   x_EBLD = layers.layer_outputs(kept["intermediates"]["encoder"])[-num_layers:]
@@ -162,14 +162,14 @@ def check_out(out: pathlib.Path, layer: str) -> None:
     out: path of the file.
     layer: key of `LAYERS`.
   Raises:
-    ConfigError: it exists, has no folder, or is of a format that cannot hold them.
+    ConfigError: the file exists, its folder does not, or its format cannot hold the features.
   """
   export.refuse_existing(out, "--out")
   if out.suffix not in FORMATS:
     raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(FORMATS)}")
   if out.suffix == ".npy" and LAYERS[layer][1]:
-    raise ConfigError(f"--out {out}: a .npy holds one array, and --layer {layer} needs the lengths "
-                      "of the texts as well. Name a .safetensors")
+    raise ConfigError(f"--out {out}: a .npy file holds one array, but --layer {layer} also needs "
+                      "the lengths of the texts. Name a .safetensors file")
   if not out.parent.is_dir():
     raise ConfigError(f"--out {out}: there is no folder {out.parent}. Make it first")
 
@@ -179,7 +179,7 @@ def collect(features: Sequence[np.ndarray], tokens: Sequence[np.ndarray],
   """Returns the arrays of a file.
 
   Args:
-    features: of `embed_rows`, one array per text.
+    features: result of `embed_rows`, one array per text.
     tokens: int32 [N] each, the rows of the texts.
     layer: key of `LAYERS`.
   Returns:
@@ -199,7 +199,7 @@ def write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
   Args:
     out: .safetensors, or .npy for features only.
-    arrays: of `collect`.
+    arrays: result of `collect`.
   """
   with files.publish_when_done(out) as scratch:
     if out.suffix == ".npy":

@@ -31,8 +31,8 @@ class Guess(NamedTuple):
   """A token that may stand in the place of a mask.
 
   Attributes:
-    token: its text; '##' stands before one that continues a word.
-    probability: 0 to 1; over all tokens, special ones among them.
+    token: text of the token; it begins with '##' if the token continues a word.
+    probability: from 0 to 1, over all tokens including special ones.
   """
 
   token: str
@@ -46,7 +46,7 @@ def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list
 
   Args:
     trained: the model.
-    texts: each with [MASK] in place of one word or more; the masks of a text are guessed
+    texts: texts, each with [MASK] in place of one word or more; the masks of a text are guessed
       independently, each with the others masked.
     top: guesses per mask; fewer are returned if the vocabulary has fewer.
   Returns:
@@ -69,11 +69,11 @@ def encode_row(trained: Trained, text: str) -> np.ndarray:
 
   Args:
     trained: the model.
-    text: with [MASK] in place of one word or more.
+    text: text with [MASK] in place of one word or more.
   Returns:
     int32 [N].
   Raises:
-    ConfigError: it has no mask, or is longer than the model's positions.
+    ConfigError: the text has no mask, or more tokens than the model has positions.
   """
   tokenizer, positions = trained.tokenizer, trained.config.model.max_positions
   row = marks.of_encoder(tokenizer).enclose(encode_template(tokenizer, text))
@@ -90,10 +90,10 @@ def top_guesses(tokenizer: Tokenizer, p_V: np.ndarray, continues_V: np.ndarray,
   """Returns the likeliest guesses of one mask.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
     p_V: float [vocab_size], the probability of every token.
-    continues_V: bool [vocab_size], of `Tokenizer.continues_word`.
-    top: how many.
+    continues_V: bool [vocab_size], result of `Tokenizer.continues_word`.
+    top: number of guesses.
   """
   return [Guess(name_token(tokenizer, token, continues_V[token]), float(p_V[token]))
           for token in likeliest(tokenizer, p_V, top)]
@@ -101,7 +101,7 @@ def top_guesses(tokenizer: Tokenizer, p_V: np.ndarray, continues_V: np.ndarray,
 
 def predict_masked(trained: Trained, tokens: np.ndarray,
                    positions: Sequence[int] | np.ndarray) -> np.ndarray:
-  """Returns the distribution of the token at each position, all of them seen as [MASK].
+  """Returns the distribution of the token at each position, all of them shown as [MASK].
 
   Args:
     trained: the model.
@@ -125,7 +125,7 @@ def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
   Special tokens are left out. So is [UNK]: training predicts it, but it is not a word.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
     p_V: float [vocab_size], the probability of every token.
     top: how many tokens; fewer are returned if the vocabulary has fewer.
   Returns:
@@ -147,7 +147,7 @@ def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
   """Returns the ids of a text in which [MASK], or the tokenizer's name for it, is one token.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
     text: the text.
   Returns:
     int32 [N], without [CLS] and [SEP].
@@ -166,7 +166,7 @@ def encode_after(tokenizer: Tokenizer, text: str) -> np.ndarray:
   """Returns the ids of a text that follows other text, with a leading space only if it has one.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
     text: the text that follows.
   Returns:
     int32 [N], without [CLS] and [SEP].
@@ -174,7 +174,7 @@ def encode_after(tokenizer: Tokenizer, text: str) -> np.ndarray:
   ids = tokenizer.encode([text])[0]
   if tokenizer.kind != "sentencepiece" or text[:1].isspace() or not len(ids):
     return ids
-  # SentencePiece begins every text with a space, as a piece or in the first one.
+  # SentencePiece begins every text with a space, as a piece of its own or in the first piece.
   rest = tokenizer.pieces[ids[0]].removeprefix("\u2581")
   if not rest:
     return ids[1:]
@@ -185,9 +185,9 @@ def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
   """Returns the text of a token.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
     token: id.
-    continues: the token continues a word, so its text begins with ##.
+    continues: whether the token continues a word; its text then begins with ##.
   """
   text = tokenizer.decode([token]).strip().removeprefix("##")
   return f"##{text}" if continues else text
@@ -201,7 +201,7 @@ def run(path: pathlib.Path, text: str, top: int) -> list[str]:
 
   Args:
     path: workdir of the run.
-    text: with [MASK] in place of one word or more.
+    text: text with [MASK] in place of one word or more.
     top: guesses per mask.
   Raises:
     ConfigError: there is no run in `path`, or as in `fill`.

@@ -69,10 +69,10 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   Args:
     trained: the model.
     prompts: texts, none empty.
-    max_tokens: most tokens added to a prompt; None: of `default_tokens`.
+    max_tokens: most tokens added to a prompt; None: result of `default_tokens`.
     sampling: how tokens are drawn.
-    seed: of the draws, below 2^32. With the same seed the first samples of a prompt stay the same
-      whatever `num_samples` is.
+    seed: seed of the draws, below 2^32. With the same seed, the first samples of a prompt are the
+      same for any `num_samples`.
     num_samples: continuations of each prompt.
     batch_size: rows per batch.
   Returns:
@@ -134,7 +134,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     max_tokens: most tokens added, for all prompts or for each; a prompt and its continuation must
       fit into the model's positions.
     sampling: how tokens are drawn.
-    seed: of the draws.
+    seed: seed of the draws.
     rows: numbers below 2^32 that stand for the prompts in the draws; None: 0, 1, ...
     batch_size: prompts per batch.
   Returns:
@@ -169,7 +169,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _continue(model, prompt_size, params, prompts, stop_id, key, sampling):
-  """(tokens_BS with the continuations, lengths_B with the continuations)."""
+  """Returns (tokens_BS, lengths_B), both with the continuations."""
   tokens_BS, lengths_B, ends_B, rows_B = prompts
   num_rows, slots = tokens_BS.shape
   apply = functools.partial(model.apply, {"params": params})
@@ -220,7 +220,7 @@ def draw(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Arr
 def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
   """Returns the logits with those outside `Sampling.top_k` and `top_p` at -inf.
 
-  Logits equal to the smallest that is kept are kept too.
+  Logits that equal the smallest kept logit are kept too.
 
   Args:
     logits_BV: float32.
@@ -233,7 +233,7 @@ def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Ar
   is_top = jnp.arange(ranked_BV.shape[-1]) < jnp.where(top_k > 0, top_k, ranked_BV.shape[-1])
   p_BV = jax.nn.softmax(jnp.where(is_top, ranked_BV, -jnp.inf), axis=-1)
   likelier_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-  # Rounding must not remove the last ones if all are wanted.
+  # Rounding must not remove the least likely tokens if all are wanted.
   is_in_BV = is_top & ((likelier_BV < top_p) | (top_p >= 1))
   smallest_B1 = jnp.where(is_in_BV, ranked_BV, jnp.inf).min(-1, keepdims=True)
   return jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)

@@ -28,10 +28,10 @@ def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: in
 
   Args:
     trained: the model.
-    texts: of any length.
+    texts: texts of any length.
     window: most tokens that the model sees together; 0: as in training.
-    stride: tokens scored with each window but the first of a text; 0: half a window. Encoders cut
-      long texts into windows that do not overlap, and do without it.
+    stride: tokens scored with each window except the first of a text; 0: half a window. Encoders
+      do not use it: they cut long texts into windows that do not overlap.
     batch_size: rows per batch.
   Returns:
     float32 [N] each, in nats, for the N tokens `trained.tokenizer.encode([text])[0]`. The first
@@ -45,12 +45,12 @@ def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: in
 
 def score_tokens(trained: Trained, encoded: Sequence[np.ndarray], window: int, stride: int,
                  batch_size: int) -> list[np.ndarray]:
-  """Returns the result of `score` for texts that are encoded already.
+  """Returns the result of `score` for encoded texts.
 
   Args:
     trained: the model.
     encoded: int [N] each.
-    window, stride: of `choose_window`.
+    window, stride: result of `choose_window`.
     batch_size: rows per batch.
   """
   scorer = scorers.find(trained)

@@ -1,9 +1,9 @@
 """Named protocols of zero-shot evaluation: the measure, the file, and how the file is read.
 
-A published number depends on its protocol as much as on the model: GPT-2's 45.99% on LAMBADA count
-the last token of a word; others count whole words, and give 32.6% to the same model. So a protocol
-is a line of `SUITES`, and its text is always named: `--suite lambada=FILE`, or a TFDS dataset as
-`lambada=tfds:name:split#feature`. No data comes with the program.
+A published score depends on its protocol as much as on the model: GPT-2's 45.99% on LAMBADA counts
+only the last token of a word; other protocols count whole words, and the same model then scores
+32.6%. So every protocol is a line of `SUITES`, and the user names its text: `--suite lambada=FILE`,
+or a TFDS dataset as in `lambada=tfds:name:split#feature`. No data comes with the program.
 """
 
 import difflib
@@ -26,8 +26,8 @@ class Suite(NamedTuple):
     measure: key of `zero_shot.MEASURES` and of `READERS`.
     file: description of its file, for error messages.
     detokenizer: key of DETOKENIZERS, applied to the text before it is tokenized.
-    counts_lines: the end of a line counts as a word, as in the token counts of WikiText.
-    rule: condition for a guess of the last word to be right. 'word': every token of the word is
+    counts_lines: whether the end of a line counts as a word, as in the token counts of WikiText.
+    rule: condition for a guess of the last word to be correct. 'word': every token of the word is
       the likeliest one given the tokens before it. 'stop_words': the same, but the first token only
       has to be the likeliest of the tokens that are not stop words. 'token': the last token of the
       word is the likeliest one.
@@ -101,7 +101,7 @@ def parse(spec: str) -> list[tuple[str, str]]:
     name, _, file = part.partition("=")
     parts.append((name, file))
   if not parts:
-    raise ConfigError(f"--suite {spec!r}: names none. Choose among {', '.join(SUITES)}")
+    raise ConfigError(f"--suite {spec!r}: names no suite. Choose among {', '.join(SUITES)}")
   for name, file in parts:
     if name not in SUITES:
       close = difflib.get_close_matches(name, SUITES, n=1)
@@ -114,10 +114,10 @@ def parse(spec: str) -> list[tuple[str, str]]:
 
 
 def detokenize(text: str, detokenizer: str) -> str:
-  """Returns a tokenized text as it would be written.
+  """Returns a tokenized text as ordinary text.
 
   Args:
-    text: with its tokens separated by spaces.
+    text: text with its tokens separated by spaces.
     detokenizer: key of `DETOKENIZERS`; '' returns the text as it is.
   """
   for pattern, replacement in DETOKENIZERS[detokenizer]:
@@ -129,17 +129,17 @@ def count_words(text: str, counts_lines: bool) -> int:
   """Returns the number of words separated by white space.
 
   Args:
-    text: as it is in the file.
-    counts_lines: count the end of every line as a word, too.
+    text: text as it is in the file.
+    counts_lines: whether the end of every line counts as a word.
   """
   return len(text.split()) + counts_lines * text.count("\n")
 
 
 def find_stop_tokens(tokenizer: Tokenizer) -> np.ndarray:
-  """Finds the tokens that are special, a stop word, or without a letter or digit.
+  """Finds the tokens that are special, are a stop word, or contain no letter or digit.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
   Returns:
     bool [vocab_size].
   """

@@ -1,7 +1,7 @@
 """Zero-shot evaluation: scores of a model on texts that it was not trained for.
 
-Three measures, each for the protocols of `suites.SUITES` that name it. They ask `scorers` for the
-log-probabilities of tokens, so they know no family of models.
+There are three measures, each for the protocols of `suites.SUITES` that name it. They get the
+log-probabilities of tokens from `scorers`, so they do not depend on the family of the model.
 """
 
 import math
@@ -44,7 +44,7 @@ def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
   Args:
     path: workdir of the run.
     spec: 'NAME=FILE,NAME=FILE'.
-    settings: of the flags.
+    settings: values of the flags.
   Raises:
     ConfigError: no run in `path`, a suite that does not exist or does not fit the model, or a wrong
       setting.
@@ -69,7 +69,7 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
   """Returns the settings with the defaults of a model.
 
   Args:
-    settings: of the flags.
+    settings: values of the flags.
     trained: the model.
   Raises:
     ConfigError: as in `choose_window`.
@@ -81,8 +81,8 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
 def perplexity(nats: float) -> float:
   """Returns exp of a mean loss.
 
-  The result is infinite beyond the range of floats, as for words of a script without spaces, which
-  are few and long.
+  The result is infinite beyond the range of floats. This can happen for scripts without spaces,
+  whose "words" are few and long.
 
   Args:
     nats: mean loss.
@@ -95,15 +95,15 @@ def perplexity(nats: float) -> float:
 
 def measure_perplexity(trained: Trained, suite: Suite, documents: Sequence[str],
                        settings: Settings) -> Scores:
-  """Returns perplexities and bits per byte, each document scored by itself.
+  """Returns perplexities and bits per byte; each document is scored separately.
 
   Words and bytes are counted in the text as it is in the file, before it is detokenized.
 
   Args:
     trained: the model.
     suite: the protocol.
-    documents: content of its file.
-    settings: of `resolve`.
+    documents: content of the suite's file.
+    settings: result of `resolve`.
   Raises:
     ConfigError: no token can be scored.
   """
@@ -144,8 +144,8 @@ def measure_last_word(trained: Trained, suite: Suite, passages: Sequence[str],
   Args:
     trained: the model, with the ability "score".
     suite: the protocol.
-    passages: content of its file.
-    settings: of `resolve`.
+    passages: content of the suite's file.
+    settings: result of `resolve`.
   Raises:
     ConfigError: a passage has nothing before its last word, or the window is too short for it.
   """
@@ -170,7 +170,7 @@ def measure_last_word(trained: Trained, suite: Suite, passages: Sequence[str],
 
 
 def _encode_passages(trained, suite, passages):
-  """(ids before the last word, ids of the last word) of every passage."""
+  """Returns (ids before the last word, ids of the last word) of every passage."""
   parts = [text.rsplit(maxsplit=1) for text in passages]  # At any white space.
   if single := [part[0] for part in parts if len(part) == 1]:
     raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word. Give "
@@ -195,7 +195,7 @@ def measure_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str
     trained: the model.
     suite: the protocol; not read.
     pairs: (good, bad) sentences.
-    settings: of `resolve`.
+    settings: result of `resolve`.
   Raises:
     ConfigError: a sentence has no tokens, or does not fit into the window.
   """
@@ -217,7 +217,7 @@ def measure_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str
 
 
 class Measure(NamedTuple):
-  """A number of zero-shot evaluation.
+  """One measure of zero-shot evaluation.
 
   Attributes:
     compute: (trained, suite, content of its file, settings) -> the scores by name, and how they

@@ -1,4 +1,4 @@
-"""Flax Linen modules, one file per family. They know no mesh, no data and no optimizer."""
+"""Flax Linen modules, one file per family, which do not depend on mesh, data and optimizer."""
 
 from collections.abc import Callable
 

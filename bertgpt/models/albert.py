@@ -1,8 +1,8 @@
 """ALBERT (Lan et al. 2019, arXiv:1909.11942): a BERT with fewer parameters.
 
-Two fields of the config, which `layers` reads, make the difference: groups of layers share their
+It differs from BERT in two fields of the config, which `layers` reads: groups of layers share their
 parameters (`layer_groups`), and the embedding tables are narrower than the model
-(`embedding_width`). The output layer over pairs tells whether two parts of a text are in order.
+(`embedding_width`). The output layer over pairs predicts whether two parts of a text are in order.
 """
 
 from bertgpt.models import bert

@@ -76,7 +76,7 @@ class Visibility:
 
   @property
   def is_plain(self) -> bool:
-    """True if the fused kernels can do it: only `sequence_ids_BL` and `causal` are set."""
+    """True if the fused kernels support it: only `sequence_ids_BL` and `causal` are set."""
     return self.prefix_BL is None and self.order_BL is None and self.window is None
 
   def mask(self) -> jax.Array:
@@ -99,14 +99,14 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
            kernel: str, dropout: float, dropout_key: jax.Array | None) -> jax.Array:
   """Returns scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, 3.2.1).
 
-  Logits and softmax are float32 whatever the dtype of the inputs is.
+  Logits and softmax are float32 for inputs of any dtype.
 
   Args:
     q_BLNH, k_BSNH, v_BSNH: queries, keys and values, of one dtype.
     visibility: the keys that a query sees.
     kernel: `config.model.attention`; see `attention_kernels.choose`.
     dropout: share of attention weights dropped, 0 to 1.
-    dropout_key: as `dropout.dropout_key` returns it; None: no dropout.
+    dropout_key: result of `dropout.dropout_key`; None: no dropout.
   Returns:
     [B, L, N, H] of the dtype of `v_BSNH`.
   """
@@ -128,7 +128,7 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> j
 
   Args:
     q_BLNH: queries.
-    cache: of one layer, [B, S, N, H]; the keys and values of the queries' tokens are in it.
+    cache: cache of one layer, [B, S, N, H]; the keys and values of the queries' tokens are in it.
     positions_BL: int32, positions of the queries.
   Returns:
     [B, L, N, H] of the dtype of the cache.
@@ -163,11 +163,11 @@ def _attend_xla(q_BLNH, k_BSNH, v_BSNH, mask_B1LS, dropout, dropout_key):
 
 @jax.custom_vjp
 def _weigh(q_BLNH: jax.Array, k_BSNH: jax.Array, mask_B1LS: jax.Array) -> jax.Array:
-  """Attention weights [B, N, L, S], computed in float32, given in the dtype of the arguments.
+  """Returns attention weights [B, N, L, S], computed in float32, in the dtype of the arguments.
 
   In bfloat16, JAX's own derivative would multiply a float32 cotangent with `q` and `k`, at the
-  speed of float32, and keep the weights twice, in both precisions, as well as the mask. Here all
-  products are of bfloat16 and the backward pass keeps the weights once.
+  speed of float32, and save the weights twice, in both precisions, as well as the mask. Here all
+  products are in bfloat16, and the weights are saved for the backward pass only once.
   """
   logits_BNLS = jnp.einsum("BLNH,BSNH->BNLS", q_BLNH, k_BSNH, preferred_element_type=jnp.float32)
   weights_BNLS = jax.nn.softmax(jnp.where(mask_B1LS, logits_BNLS, -1e30), axis=-1)
@@ -199,14 +199,14 @@ def _scale(q_BLNH):
 
 
 def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
-  """cuDNN's flash attention, which skips later keys; sequences are separated by a bias."""
+  """Computes cuDNN's flash attention, which skips later keys; a bias separates the sequences."""
   return jax.nn.dot_product_attention(q_BLNH, k_BSNH, v_BSNH, is_causal=causal,
                                       mask=Visibility(sequence_ids_BL).mask(),
                                       implementation="cudnn")
 
 
 def _attend_splash(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
-  """Splash attention, interpreted if there is no TPU (slow, for tests)."""
+  """Computes splash attention, interpreted if there is no TPU (slow, for tests)."""
   _, length, heads, width = q_BLNH.shape
   make_static_mask = splash_mask.CausalMask if causal else splash_mask.FullMask
   attend_row = splash.make_splash_mha(
@@ -219,11 +219,12 @@ def _attend_splash(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
 
 
 def _block_sizes(length: int, width: int) -> splash.BlockSizes:
-  """The largest blocks that divide the length.
+  """Returns the largest blocks that divide the length.
 
   One kernel makes all three gradients: five products per block instead of seven. The last
-  dimension in memory is padded to 128, so narrower heads go before the length: for heads of 64
-  and rows of 512 that takes a sixth off the bytes that the layer moves on a TPU v5e.
+  dimension in memory is padded to 128, so the head dimension of narrower heads comes before the
+  length: with heads of width 64 and rows of 512, this saves a sixth of the bytes that the layer
+  moves on a TPU v5e.
   """
   block = next(b for b in range(min(length, SPLASH_BLOCK), 0, -128) if length % b == 0)
   layout = splash.QKVLayout.SEQ_MINOR if width % 128 else splash.QKVLayout.HEAD_DIM_MINOR

@@ -49,7 +49,7 @@ class Bert(nn.Module):
     return mlm.logits(), pair_logits_BP2
 
   def predict(self, inputs: Inputs) -> tuple[Prediction, jax.Array | None]:
-    """Returns the same with the masked-LM logits not yet formed: a loss needs few at a time.
+    """Returns the same without computing the masked-LM logits: a loss needs few at a time.
 
     Args:
       inputs: tokens, and the positions to predict.

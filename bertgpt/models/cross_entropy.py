@@ -1,9 +1,9 @@
 """Cross-entropy of an output layer, whose logits are never held for all positions at once.
 
 The gradient of a position's loss with respect to its logits, softmax - onehot, is known as soon
-as the logits are. So the forward pass goes through the positions in chunks and forms the gradients
-of features, table and bias while it holds the logits of a chunk; the backward pass only scales
-them, and no product is computed twice.
+as the logits are. So the forward pass goes through the positions in chunks, and computes the
+gradients of features, table and bias while it holds the logits of a chunk. The backward pass only
+scales these gradients, and no product is computed twice.
 
 Axes: B rows, L length, D width, V rows of the table, C positions of a chunk, S shards of the batch.
 """
@@ -27,7 +27,7 @@ _GRADIENTS_AXES = (_FEATURES, ("batch", "vocab", None), ("batch", "vocab"))
 
 
 class Prediction(NamedTuple):
-  """Vocabulary logits x table' + bias, not yet formed.
+  """Vocabulary logits x table' + bias, not computed yet.
 
   Attributes:
     x: features [..., D] in the compute dtype.
@@ -46,10 +46,10 @@ class Prediction(NamedTuple):
 
 def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
           chunk: int) -> tuple[jax.Array, jax.Array]:
-  """Returns the weighted sums of the loss and of the right guesses.
+  """Returns the weighted sums of the loss and of the correct guesses.
 
-  The loss is -log p(target); a guess is right if no other token is as likely as the target. The
-  sums are differentiable in the prediction; the second has no gradient.
+  The loss is -log p(target); a guess is correct if no other token is as likely as the target. The
+  first sum is differentiable with respect to the prediction; the second has no gradient.
 
   Args:
     prediction: at every position, [B, L, ...].
@@ -67,7 +67,7 @@ def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
 
 def score_logits(logits: jax.Array, targets: jax.Array,
                  weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the two sums of `score` for logits that are formed already.
+  """Returns the two sums of `score` for logits that are computed already.
 
   Args:
     logits: float32 [..., V].

@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014), on exactly when the caller passes a 'dropout' generator.
 
 There are three generators (`config.model.dropout_rng`). `hash` computes the mask of every element
-from the element's place and two words of a threefry key. It takes a dozen integer operations, which
+from the element's index and two words of a threefry key. It takes a dozen integer operations, which
 XLA fuses with their neighbors; the mask is never in memory, as the backward pass computes it again;
 it is split over devices like any other arithmetic, and is the same on every mesh. `threefry` and
 `rbg` are JAX's generators: they write an array of bits, and the mask is kept for the backward pass.
@@ -73,14 +73,14 @@ _drop_by_hash.defvjp(_drop_forward, _drop_backward)
 
 
 def hash_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Returns bits that look random, a function of the place in the array and two words.
+  """Returns bits that look random, a function of the index in the array and two words.
 
   Every row (first axis) has a key of its own, so that rows of up to 2^32 elements do not repeat
   each other.
 
   Args:
     words: uint32 [2].
-    shape: of the array.
+    shape: shape of the array.
   Returns:
     uint32 [shape].
   """

@@ -41,7 +41,7 @@ class Gpt(nn.Module):
     return self.predict(inputs).logits()
 
   def predict(self, inputs: Inputs) -> Prediction:
-    """Returns the same with the logits not yet formed: a loss needs few at a time.
+    """Returns the same without computing the logits: a loss needs few at a time.
 
     Args:
       inputs: tokens; the positions to predict are not read.
@@ -65,7 +65,7 @@ class Gpt(nn.Module):
     Args:
       tokens_BL: int32 ids.
       positions_BL: int32; the tokens before the first position of each row are in the cache.
-      cache: of `layers.make_cache`, or of the previous call.
+      cache: result of `layers.make_cache` or of the previous call.
     Returns:
       [B, L, D] in the compute dtype, and the new cache.
     """

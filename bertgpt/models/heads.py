@@ -30,7 +30,7 @@ class TaskModel(nn.Module):
 
   def setup(self):
     self.body = find_class(self.config)(self.config)
-    # In float32 whatever dtype the body computes in: outputs are compared with each other.
+    # Always float32, whatever the dtype of the body: outputs are compared with each other.
     self.head = nn.Dense(self.num_outputs, dtype=jnp.float32,
                          kernel_init=layers.make_init(self.config, self.config.init_std))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Inputs(NamedTuple):
-  """Rows of tokens, and which positions the output layers are wanted for.
+  """Rows of tokens, and the positions at which the output layers are computed.
 
   Attributes:
     tokens_BL: int32 ids.

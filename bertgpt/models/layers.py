@@ -115,7 +115,7 @@ def make_dense(config: FrozenConfigDict, features: int, name: str | None,
   Args:
     config: `config.model`.
     features: outputs.
-    name: of the layer in the path of its parameters; None: the attribute it is assigned to.
+    name: name of the layer in the path of its parameters; None: the attribute it is assigned to.
     std: standard deviation of the initial kernel; 0: `config.init_std`.
   """
   init = make_init(config, std or config.init_std)
@@ -129,7 +129,7 @@ def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
 
   Args:
     config: `config.model`.
-    name: of the layer in the path of its parameters; None: the attribute it is assigned to.
+    name: name of the layer in the path of its parameters; None: the attribute it is assigned to.
   """
   return Norm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
 
@@ -208,7 +208,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array, context: Context,
                cache: Cache | None) -> tuple[jax.Array, Cache | None]:
-    """Returns what `Attention` returns, after the MLP."""
+    """Returns the same as `Attention`, with features after the MLP."""
     config = self.config
     attend, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
     attention_norm, mlp_norm = make_norm(config, "attention_norm"), make_norm(config, "mlp_norm")

@@ -1,4 +1,4 @@
-"""The table of a family's parameters: one line says how each is sharded and optimized.
+"""The table of a family's parameters: how each of them is sharded and optimized.
 
 A model file holds the table `PARAMETERS` of its family, made of its own lines and the lines of the
 layers that it uses. Paths of parameters are part of the interface: checkpoints, conversion to
@@ -19,9 +19,9 @@ class Param(NamedTuple):
       counts.
     axes: logical axis of every dimension, a key of `config.mesh.axes`, or 'layers' (the stacked
       layers, never split), or None.
-    decays: weight decay applies. BERT decays everything but biases and LayerNorm.
-    is_matrix: a hidden matrix, which Muon orthogonalizes; embeddings and output layers are not
-      hidden matrices.
+    decays: whether weight decay applies. BERT decays everything except biases and LayerNorm.
+    is_matrix: whether it is a hidden matrix, which Muon orthogonalizes; embeddings and output
+      layers are not hidden matrices.
   """
 
   pattern: str
@@ -42,7 +42,7 @@ def find(table: Table, path: str) -> Param:
   """Returns the first line of a table whose pattern occurs in the path of a parameter.
 
   Args:
-    table: of a family.
+    table: table of a family.
     path: names of the nested dicts, joined by '/'.
   Raises:
     ValueError: no line matches. Every parameter needs a line in the file of its family.

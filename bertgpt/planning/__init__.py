@@ -1,1 +1,1 @@
-"""Predictions of memory, time and price, from programs compiled for machines that are absent."""
+"""Predictions of memory, time and price, from programs compiled for absent machines."""

@@ -1,9 +1,9 @@
-"""The real training step, compiled ahead of time for a machine that is not there.
+"""The real training step, compiled ahead of time for a machine that need not be present.
 
 The step of a phase is lowered on abstract arrays and compiled by the real compiler (`topologies`);
 its memory, work and time are read from the compiled program (`hlo`, `roofline`). Nothing runs and
-no data is read. Layers stay scanned as in the config: the program compiles in a fraction of the
-time, and the body of a loop is counted as often as it runs.
+no data is read. Layers stay scanned as in the config, so that the program compiles in a fraction of
+the time; the body of a loop is counted as often as it runs.
 """
 
 import concurrent.futures
@@ -219,13 +219,13 @@ def shard_bytes(tree: Any) -> float:
 
 
 def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
-  """Compiles a step and reads from the program what it takes.
+  """Compiles a step and reads its memory and work from the program.
 
   Args:
     lowered: the step.
     platform: 'tpu' or 'cuda'.
   Returns:
-    The compiled step; a program that does not fit is an answer, with `overflow` set.
+    The compiled step. If the program does not fit, `overflow` is set; this is not an error.
   Raises:
     jax.errors.JaxRuntimeError: the compiler fails for a reason other than memory.
   """
@@ -292,7 +292,7 @@ def _bytes(number: str, unit: str) -> float:
 
 
 def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> list[PhasePlan]:
-  """Compiles the step of every phase and predicts what the phases take.
+  """Compiles the step of every phase and predicts the memory and time of the phases.
 
   Phases with equal programs share one compilation.
 
@@ -317,7 +317,7 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
 
 
 def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
-  """Predicts what the phase of a compiled step takes.
+  """Predicts the memory and time of the phase of a compiled step.
 
   Args:
     step: the compiled step.
@@ -339,7 +339,7 @@ def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
 
 
 def remedies(step: CompiledStep, topology: Topology) -> list[str]:
-  """Returns overrides that lower the memory per chip, those that cost least time first.
+  """Returns overrides that lower the memory per chip; those that cost the least time come first.
 
   Args:
     step: a step that does not fit.

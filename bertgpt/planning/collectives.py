@@ -1,7 +1,7 @@
 """Collectives of a compiled program: which devices take part, what they send, over which network.
 
-A group of devices is known by its partition numbers, which follow the order of the mesh; the places
-of these devices tell which wires the group uses.
+A group of devices is given by its partition numbers, which follow the order of the mesh. The places
+of these devices determine which links the group uses.
 """
 
 import collections
@@ -78,7 +78,7 @@ def replica_groups(attributes: str, num_devices: int) -> Groups:
 
 
 def _mesh_groups(mesh: str, device_ids: str | None, axes: str) -> Groups:
-  """Returns groups along some axes of a mesh; of an axis 'a':(2)4 takes the factor 4 after 2."""
+  """Returns groups along some axes of a mesh; 'a':(2)4 is the factor 4 after 2 of the axis a."""
   parts = {name: (int(before or 1), int(size or 0))
            for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", axes)}
   dims, in_group = [], []  # Every axis becomes three: before its part, the part, the rest.
@@ -155,7 +155,7 @@ class Network(NamedTuple):
 
 
 class Traffic(NamedTuple):
-  """What one run of a collective puts on the wires.
+  """The bytes that one run of a collective sends, and their time.
 
   Attributes:
     fast_bytes: bytes that a device sends over ICI or NVLink.
@@ -176,7 +176,7 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
   """Returns the traffic of a collective: rings within slices, then between slices or nodes.
 
   Over n devices a gather, a scatter or an exchange of b bytes sends b (n - 1) / n per device, a
-  reduction twice that. Between slices only the n-th part is left to send (ring algorithms:
+  reduction twice that. Between slices, only the n-th part remains to be sent (ring algorithms:
   Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations",
   J. Parallel Distrib. Comput. 69).
 

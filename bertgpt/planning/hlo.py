@@ -48,7 +48,7 @@ class Array(NamedTuple):
 
   @property
   def hbm_bytes(self) -> float:
-    """Bytes in HBM: all or none."""
+    """Bytes in HBM: all of the array's bytes, or 0."""
     return self.bytes if self.in_hbm else 0
 
 

@@ -195,7 +195,7 @@ def _copied_bytes(start: Instruction) -> float:
 
 
 def _read_bytes(instruction: Instruction, number: int) -> float:
-  """Returns the bytes of the operand of that number that the instruction reads from HBM."""
+  """Returns the bytes of an operand, given by its number, that are read from HBM."""
   whole = sum(array.hbm_bytes for array in instruction.operand_shape(number))
   if not whole:
     return 0.0
@@ -204,7 +204,7 @@ def _read_bytes(instruction: Instruction, number: int) -> float:
 
 
 def _part_read(instruction: Instruction, number: int) -> float | None:
-  """Returns the bytes of the operand of that number that are read, None if all of them are."""
+  """Returns the bytes of an operand, given by its number, that are read; None if all of it is."""
   if instruction.opcode == "fusion":
     parameter = instruction.fused.parameter(number)
     return 0.0 if parameter is None else _part_used(parameter)
@@ -216,7 +216,7 @@ def _part_read(instruction: Instruction, number: int) -> float | None:
 
 
 def _part_used(value: Instruction) -> float | None:
-  """Returns the bytes of a value in a fusion that all its users read, None if all of them are."""
+  """Returns the bytes of a value in a fusion that its users read; None if they read all of it."""
   total = 0.0
   for user in value.users:
     is_alias = user.opcode in ALIASES
@@ -245,7 +245,7 @@ def _written_bytes(instruction: Instruction) -> float:
 
 
 def _results(instruction: Instruction) -> list[Instruction]:
-  """Returns the instructions that compute the results: of a fusion those inside."""
+  """Returns the instructions that compute the results; those of a fusion are inside it."""
   if instruction.opcode != "fusion":
     return [instruction]
   root = instruction.fused.root
@@ -259,7 +259,7 @@ def _result_bytes(result: Instruction, shape: tuple[Array, ...], is_only: bool) 
 
   Args:
     result: the instruction that computes it.
-    shape: the result as the instruction outside the fusion has it, which knows its memory.
+    shape: the result as in the instruction outside the fusion, whose layout names its memory.
     is_only: whether there is no other result.
   """
   while result.opcode in ALIASES and result.operand(0):

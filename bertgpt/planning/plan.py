@@ -1,7 +1,7 @@
-"""What a run will take on hardware that is not there: memory, work, time, price.
+"""The memory, work, time and price of a run on absent hardware, as text or JSON.
 
-`aot` compiles the steps; this module shows its answers as text or JSON. Every time is a prediction,
-made with the constants of `hardware`.
+`aot` compiles the steps; this module formats its results. Every time is a prediction, made with the
+constants of `hardware`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from bertgpt.planning.topologies import Topology
 
 def run(config: ConfigDict, topology: Topology, *, phase: int | None, price: float | None,
         do_search: bool, as_json: bool) -> str:
-  """Returns what `bertgpt plan` prints.
+  """Returns the output of `bertgpt plan`.
 
   Args:
     config: the run's config.
@@ -191,8 +191,7 @@ def to_json(plans: Sequence[PhasePlan], topology: Topology, price: float | None)
     topology: the machine that they were made for; its slices or nodes are "islands".
     price: per chip-hour; None: no price.
   Returns:
-    What json.dumps takes. Bytes, seconds and FLOPs, of one chip if the name says so; None instead
-    of nan.
+    JSON values: bytes, seconds and FLOPs, per chip if the name says so; None instead of nan.
   """
   chip = topology.chip
   chip_hours = sum(plan.chip_hours for plan in plans)
@@ -236,5 +235,5 @@ def _ranked_to_json(ranked: search.RankedVariant) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-  """Returns a number that JSON has: None for nan."""
+  """Returns a number as JSON can represent it: None for nan."""
   return None if math.isnan(value) else value

@@ -64,7 +64,7 @@ class Roofline(NamedTuple):
 
   Attributes:
     matmul_flops: FLOPs of the program's matrix products, loops in full.
-    hidden_flops: analytic FLOPs beyond those, thought to be in custom calls.
+    hidden_flops: analytic FLOPs in excess of those, assumed to be in custom calls.
     vector_operations: element operations outside the matrix units.
     hbm_bytes: bytes read and written.
     operations: operations that run on their own; each takes time to start.
@@ -99,8 +99,8 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
   Args:
     text: `compiled.as_text()`.
     network: the machine that runs it.
-    analytic_flops: FLOPs of useful work per device. What the program's matrix products lack of them
-      is thought to be in operations that the text does not show.
+    analytic_flops: FLOPs of useful work per device. If the program's matrix products have fewer,
+      the rest is assumed to be in operations that the text does not show.
   Returns:
     Work and times of one device in one step.
   """
@@ -126,7 +126,7 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
 
 def _seconds_by(chip_work: "_ChipWork", exposed_seconds: float,
                 hidden_flops: float) -> dict[str, float]:
-  """Returns resource -> seconds of the step, with what no single operation shows."""
+  """Returns resource -> seconds of the step, with the time that no single operation shows."""
   chip = chip_work.chip
   on_chip = dict(chip_work.seconds_by)
   on_chip["matmul"] += hidden_flops / (chip.peak_flops * hardware.EFFICIENCY["matmul"])
@@ -145,7 +145,7 @@ class Work:
 
   Attributes:
     matmul_flops: FLOPs of matrix products.
-    padded_flops: the same, with the sides of products filled up to the matrix unit.
+    padded_flops: the same, with the sides of products padded to the size of the matrix unit.
     vector_operations: element operations outside the matrix units.
     hbm_bytes: bytes read and written.
     compiler_cycles: the compiler's own estimate; 0 if it makes none.
@@ -187,10 +187,10 @@ def work_of(instruction: Instruction, tile: int) -> Work:
 
 
 def padded_flops(product: hlo_costs.Product, tile: int) -> float:
-  """Returns the FLOPs of a product whose sides are filled up to the matrix unit.
+  """Returns the FLOPs of a product whose sides are padded to the size of the matrix unit.
 
   Args:
-    product: the contracted side is filled, and the one of the other two that wastes less.
+    product: its contracted side is padded, and one of the other two, whichever wastes less.
     tile: side of the matrix unit, in elements.
   Returns:
     FLOPs, at least those of the product.
@@ -204,7 +204,7 @@ def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
   """Returns the time that each resource is busy during one run of an operation.
 
   Args:
-    work: of one run, on one device.
+    work: work of one run, on one device.
     chip: the device.
   Returns:
     Resource -> seconds, at the share of its peak that hardware.EFFICIENCY states.

@@ -1,7 +1,7 @@
 """Other ways to run the same phase, ranked: micro-batches, remat, mesh, unrolling of the scan.
 
-All of them train the same model on the same batches. A crude formula picks the few that are worth
-a compilation; those are compiled and predicted like the plan itself.
+All variants train the same model on the same batches. A crude formula picks the few variants that
+are worth compiling; they are compiled and predicted like the plan itself.
 """
 
 import concurrent.futures
@@ -56,7 +56,7 @@ class RankedVariant(NamedTuple):
 
 
 def search(step: CompiledStep, topology: Topology) -> list[RankedVariant]:
-  """Compiles the most promising variants of a step and ranks them with it.
+  """Compiles the most promising variants of a step and ranks them together with the step.
 
   Args:
     step: the compiled step; its phase is the one that is varied.
@@ -78,7 +78,7 @@ def search(step: CompiledStep, topology: Topology) -> list[RankedVariant]:
 
 
 def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
-  """Chooses what seems to fit and to be fastest, by estimates without a compiler.
+  """Chooses the variants that should fit and be fastest, from estimates without a compiler.
 
   Args:
     step: the compiled step to vary.

@@ -1,4 +1,4 @@
-"""Machines that are not there, by name: devices to compile for.
+"""Absent machines, found by name: devices to compile for.
 
   v5e:4x4        16 chips of one TPU slice; v4 and v5p have three sides: v5p:2x2x4
   v5e:16x16:2    two such slices, joined by the data-center network
@@ -29,7 +29,7 @@ TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost
                    "TPU_MIN_LOG_LEVEL": "3",
                    "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any type it knows: the host's, not the plan's.
 
-# The CUDA compiler would choose kernels by timing them on the device, which is not there.
+# The CUDA compiler would choose kernels by timing them on the device, which is absent.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
 
 
@@ -122,7 +122,7 @@ def _open_tpu(name: str, sides: list[int], num_slices: int) -> Topology:
 
 
 def _check_sides(name: str, sides: list[int], dimensions: int) -> None:
-  """Refuses shapes that are not sold.
+  """Refuses shapes that cloud providers do not offer.
 
   Two sides: powers of two up to 16 x 16. Three sides: cubes of 4 x 4 x 4 and parts of one (Cloud
   TPU system architecture pages, 2024).

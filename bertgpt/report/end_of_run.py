@@ -164,7 +164,7 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
   Args:
     trained: a masked LM.
     held_out: documents to draw sentences from, always the same for a corpus.
-    num_sentences: how many.
+    num_sentences: number of sentences.
   Returns:
     Lines of the report.
   """
@@ -218,7 +218,7 @@ def whole_words(tokenizer: Tokenizer) -> np.ndarray:
   """Finds the tokens that begin a word and consist of at least four letters.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
   Returns:
     bool [vocab_size].
   """
@@ -252,7 +252,7 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
 
   Args:
     curves: tag of a metric -> [(step, value)], as `metrics.read_curves` returns them.
-    path: of the picture, a PNG file.
+    path: path of the picture, a PNG file.
     described: says which metrics get a panel, and which of them a dashed line at a baseline.
     phases: of the run. Rows of another length make another task, so a dotted line separates
       phases, and accuracy is shown for the last phase, the one of its baseline.

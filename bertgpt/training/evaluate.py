@@ -75,9 +75,9 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   pad the last batch have weight 0, and sums are added in double precision.
 
   Args:
-    evaluator: of the set.
+    evaluator: evaluator of the set.
     params: float32 arrays on the mesh.
-    phase_index: of the phase whose row length is used.
+    phase_index: number of the phase whose row length is used.
   Returns:
     Metric -> value: 'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
     'lm_perplexity', 'bits_per_byte'. Losses are in nats.
@@ -127,8 +127,9 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
   Returns:
     Metric -> value, as `run`.
   Raises:
-    ConfigError: no run in `path`, a wrong override, or a corpus made with another tokenizer.
-    DataError: no usable checkpoint, or a damaged corpus.
+    ConfigError: `path` holds no run, an override is wrong, or the corpus was made with another
+      tokenizer.
+    DataError: no checkpoint is usable, or the corpus is damaged.
   """
   trained = trained_lib.load_trained(path)
   config = recipes.override(trained.config, overrides)

@@ -109,7 +109,7 @@ class Run(NamedTuple):
     path: workdir of the run.
     setup: constants of the training.
     corpus: documents that are trained on.
-    evaluator: of the held-out documents.
+    evaluator: evaluator of the held-out documents.
     abstract_state: TrainState of ShapeDtypeStructs with their shardings.
     metadata: entries of a checkpoint next to the state; see `make_metadata`.
   """
@@ -172,7 +172,7 @@ def make_checkpoints(run: Run) -> checkpoint.Checkpoints:
   """Returns the manager of a run's checkpoints.
 
   Args:
-    run: as it was opened.
+    run: the opened run.
   """
   options = run.config.checkpoint
   return checkpoint.Checkpoints(run.path, every_steps=options.every_steps,
@@ -186,8 +186,8 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
   `config.init_from` if that is set.
 
   Args:
-    run: as it was opened.
-    checkpoints: of the run.
+    run: the opened run.
+    checkpoints: checkpoints of the run.
   Raises:
     ConfigError: the new config does not fit the steps that are done, or `init_from` does not fit.
     DataError: the checkpoint belongs to another corpus, tokenizer or order of rows.
@@ -223,7 +223,7 @@ def add_frequencies(params: Any, corpus: corpus_lib.Corpus, vocab_size: int) -> 
   tokens become alike.
 
   Args:
-    params: of a masked LM, on the devices.
+    params: parameters of a masked LM, on the devices.
     corpus: documents that are trained on.
     vocab_size: ids are below it.
   """
@@ -259,7 +259,7 @@ def load_params(run: Run) -> Any:
   """Returns the parameters of `config.init_from`, laid out for this run.
 
   Args:
-    run: as it was opened.
+    run: the opened run.
   Raises:
     ConfigError: they belong to another tokenizer or model.
     DataError: there is no usable checkpoint.
@@ -295,7 +295,7 @@ def make_steps(setup: steps.Setup, abstract_state: TrainState, first_step: int,
 
   Args:
     setup: constants of the training.
-    abstract_state: of `steps.make_abstract_state`.
+    abstract_state: result of `    `.
     first_step: steps done before.
     open_batches: (phase index, first step counted from the start of the phase) -> iterator of the
       batches of the phase, which is closed at its end.
@@ -319,8 +319,8 @@ def device_batches(run: Run, phase_index: int, first_step: int) -> Iterator[dict
   """Yields the batches of a phase, with `data.prefetch` of them on their way to the devices.
 
   Args:
-    run: as it was opened.
-    phase_index: of the phase.
+    run: the opened run.
+    phase_index: number of the phase.
     first_step: first batch, counted from the start of the phase.
   Yields:
     Name -> global array [batch size, ...].
@@ -356,10 +356,10 @@ def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> None:
   """Evaluates and logs the held-out metrics after a step.
 
   Args:
-    run: as it was opened.
-    log: of the run.
+    run: the opened run.
+    log: log of the run.
     step: steps done.
-    params: on the devices.
+    params: parameters, on the devices.
   """
   log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)

@@ -17,10 +17,10 @@ from bertgpt.devices import hardware
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Returns the peak FLOP/s of one device; None if it is not known, as for a CPU.
+  """Returns the peak FLOP/s of one device; None if it is unknown, as for a CPU.
 
   Args:
-    device_kind: as JAX names it.
+    device_kind: JAX's name of the device.
   """
   chip = hardware.find_chip(device_kind)
   return chip and chip.peak_flops
@@ -96,7 +96,7 @@ class Writer:
 
   Only process 0 writes. On resume, TensorBoard events beyond `first_step` are purged and lines of
   metrics.jsonl beyond it are dropped, so that a curve has each step once. The evaluation at
-  `first_step` is dropped too and done again: the run may have ended before it.
+  `first_step` is dropped too, and repeated: the run may have ended before it.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
@@ -104,11 +104,11 @@ class Writer:
     """Opens the files.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       first_step: steps done before.
       last_step: steps of the whole run, for the progress line.
-      tensorboard: write TensorBoard events too.
-      active: this is process 0; otherwise nothing is written or printed.
+      tensorboard: whether to write TensorBoard events too.
+      active: whether this is process 0; otherwise nothing is written or printed.
     """
     self._last_step = last_step
     self._since: tuple[int, float] | None = None  # Step and time of the first progress line.
@@ -159,7 +159,7 @@ class Writer:
     sys.stderr.flush()
 
   def message(self, text: str) -> None:
-    """Prints a line of its own, below the progress line."""
+    """Prints a separate line, below the progress line."""
     if self._jsonl is None:
       return
     if self._open_line:
@@ -220,7 +220,7 @@ def fit_line(parts: Sequence[str], width: int) -> str:
   """Returns the parts as one line, without the least important parts if they do not fit.
 
   Args:
-    parts: of `progress_parts`.
+    parts: result of `progress_parts`.
     width: most characters of the line.
   """
   for name in ("|g| ", "lr ", " ms", "k tok/s", "MFU "):
@@ -245,7 +245,7 @@ def keep_lines(path: pathlib.Path, last_step: int) -> None:
   """Drops the lines beyond a step, the evaluation at the step, and lines damaged by a crash.
 
   Args:
-    path: of metrics.jsonl, which need not exist.
+    path: path of metrics.jsonl, which need not exist.
     last_step: last step that is kept.
   """
   if not path.exists():
@@ -259,7 +259,7 @@ def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
   """Returns the curves in metrics.jsonl: tag -> [(step, value), ...].
 
   Args:
-    workdir: of the run.
+    workdir: folder of the run.
   """
   curves: dict[str, list[tuple[int, float]]] = {}
   for _, point in _read_points(workdir / "metrics.jsonl"):

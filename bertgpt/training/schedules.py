@@ -45,7 +45,7 @@ def _wsd(step, curve):
   return 1 - jnp.clip(progress, 0, 1) ** curve.phase.power
 
 
-# (step of the curve, curve) -> height above the end rate (0), as a share of the peak's height (1)
+# (step of the curve, curve) -> d, which falls from 1 at the peak to 0 at the end rate.
 SCHEDULES: dict[str, Callable[[jax.Array, RateCurve], jax.Array]] = {
     "linear": _linear,
     "polynomial": lambda step, curve: _linear(step, curve) ** curve.phase.power,
@@ -59,7 +59,7 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
   """Returns the learning rate as a function of the step, over all of `config.phases`.
 
   `schedule(s)` is the rate of the update with the 0-based number s, as in
-  google-research/bert: under warm-up the first update has rate 0, and the last one of a
+  google-research/bert: with warm-up, the first update has rate 0, and the last update of a
   linear decay has peak / steps. NVIDIA counts from 1, so its rates come one update earlier.
 
   Warm-up is peak * step / warmup. After it, with e = `end_fraction`, the rate is
@@ -73,9 +73,9 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
   * wsd: 1, and over the last `decay_fraction` of the steps 1 - t ** `power`, where t goes
     from 0 to 1: power 1 is linear, power 0.5 the "1-sqrt" shape.
 
-  A phase with the rule `continuous` lengthens the curve of the phase before it, whose peak,
-  shape and warm-up hold for both; a `restart` phase starts a curve at its own step 0. Past
-  the last step the rate stays at its last value.
+  A phase with the rule `continuous` extends the curve of the phase before it, whose peak, shape
+  and warm-up apply to both; a `restart` phase starts a curve at its own step 0. After the last
+  step, the rate stays at its last value.
 
   Args:
     config: a whole config; `phases` is read.

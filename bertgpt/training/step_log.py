@@ -14,7 +14,7 @@ from bertgpt.training import metrics
 
 
 class StepLog:
-  """Logs the metrics of steps and finds divergence.
+  """Logs the metrics of steps and detects divergence.
 
   The metrics of a step are read only after the next step was started, so that devices never wait.
   """
@@ -27,7 +27,7 @@ class StepLog:
       config: a whole config.
       path: workdir of the run.
       first_step: steps done before; logged steps beyond it are dropped.
-      is_static: all rows have the length of their phase; otherwise MFU is not logged.
+      is_static: whether all rows have the length of their phase; otherwise MFU is not logged.
     """
     self._config, self._is_static = config, is_static
     self._writer = metrics.Writer(path, first_step=first_step,
@@ -40,10 +40,10 @@ class StepLog:
     self._restart()
 
   def add(self, step: int, step_metrics: Any) -> None:
-    """Finishes the step added before, and remembers this one.
+    """Finishes the previous step, and remembers this one.
 
     Args:
-      step: steps done with it.
+      step: steps done, including this one.
       step_metrics: name -> (sum, weight), arrays that may not be computed yet.
     Raises:
       DivergedError: as in `finish_step`.
@@ -52,7 +52,7 @@ class StepLog:
     self._pending = step, step_metrics
 
   def finish_step(self) -> bool:
-    """Waits for the step added last and logs it if it is due.
+    """Waits for the last added step and logs it if it is due.
 
     Returns:
       Whether its loss and gradient were finite; True if no step is waiting.
@@ -96,7 +96,7 @@ class StepLog:
 
     Args:
       step: steps done.
-      name: of the set, as in eval/<name>/mlm_loss.
+      name: name of the set, as in eval/<name>/mlm_loss.
       results: metric -> value.
     """
     self._writer.write(step, {f"eval/{name}/{metric}": value for metric, value in results.items()})

@@ -23,7 +23,7 @@ MASK_STREAM, DROPOUT_STREAM, INIT_STREAM, SAMPLE_STREAM = range(4)
 
 
 class Setup(NamedTuple):
-  """Constants of a training: every part of it reads them, and none changes them.
+  """Constants of a training run: all of its parts read them, and none changes them.
 
   Attributes:
     config: a whole config, with `model.vocab_size` set.
@@ -44,7 +44,7 @@ def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabu
   Args:
     config: a whole config, with `model.vocab_size` set.
     mesh: over the devices; an AbstractMesh if there are none.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
   """
   return Setup(config, mesh, models.make_model(config),
                objectives.make_objective(config, vocabulary))
@@ -59,7 +59,7 @@ class TrainState:
     step: int32 scalar, steps done; also the position in the data.
     params: nested dicts of float32 arrays.
     opt_state: state of the optimizer.
-    bad_steps: int32 scalar, consecutive steps up to now that were not applied.
+    bad_steps: int32 scalar, most recent consecutive steps that were not applied.
   """
 
   step: jax.Array
@@ -164,7 +164,7 @@ def make_key(config: ConfigDict, stream: int, step: jax.Array | int) -> jax.Arra
   """Returns the key of a random stream at a step.
 
   Masked positions and initial values use threefry, whose bits are the same on every mesh;
-  dropout may use the cheaper rbg (`hash` takes its words from a threefry key).
+  dropout may use the cheaper rbg (`hash` derives its words from a threefry key).
 
   Args:
     config: a whole config; `seed` and `model.dropout_rng` are read.
@@ -210,7 +210,7 @@ def make_state(setup: Setup, abstract_state: TrainState) -> TrainState:
 
   Args:
     setup: constants of the training.
-    abstract_state: of `make_abstract_state`.
+    abstract_state: result of `    `.
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(functools.partial(init_state, setup), out_shardings=shardings)()
@@ -222,7 +222,7 @@ def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState)
   Args:
     setup: constants of the training.
     micro_batches: pieces that a batch is split into.
-    abstract_state: of `make_abstract_state`; its shardings are those of the result.
+    abstract_state: result of `    `; its shardings are those of the result.
   """
   state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   options = compiler_options.choose(setup.config.system.xla_options, sharding.platform(),
@@ -232,7 +232,7 @@ def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState)
 
 
 def shape_of(phase: ConfigDict) -> tuple[int, ...]:
-  """Returns the fields that the program of a phase depends on; equal fields, same program.
+  """Returns the fields that the program of a phase depends on: equal fields give equal programs.
 
   Args:
     phase: one of `config.phases`.

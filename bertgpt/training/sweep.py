@@ -49,7 +49,7 @@ def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDi
 
   Args:
     recipe: name or path of the recipe.
-    arguments: for each run, its '--config.FIELD=VALUE' arguments.
+    arguments: the '--config.FIELD=VALUE' arguments of each run.
   Raises:
     ConfigError: lists all problems of all runs.
   """
@@ -68,7 +68,7 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
 
   Args:
     folder: workdir of the run; it need not exist.
-    config: of the run.
+    config: config of the run.
   """
   if not (folder / "report.md").is_file() or not (folder / "config.json").is_file():
     return False
@@ -81,8 +81,8 @@ def train(arguments: Sequence[str], number: int) -> None:
   """Runs `bertgpt train` in a process of its own, which releases its devices at the end.
 
   Args:
-    arguments: of the command.
-    number: of the run, for messages.
+    arguments: arguments of the command.
+    number: number of the run, for messages.
   Raises:
     UserError: the run failed; has the exit code of the run.
     Preempted: a signal stopped the run or the sweep, even if the run had just finished.
@@ -99,7 +99,7 @@ def train(arguments: Sequence[str], number: int) -> None:
   handler = signal.signal(signal.SIGTERM, stop)
   try:
     child = subprocess.Popen(command)
-    if stopped:  # The signal came before there was a child to pass it to.
+    if stopped:  # The signal arrived before there was a child to pass it to.
       child.terminate()
     code, interrupted = wait(child)
   finally:
@@ -115,10 +115,10 @@ def train(arguments: Sequence[str], number: int) -> None:
 
 
 def wait(child: subprocess.Popen) -> tuple[int, bool]:
-  """Waits for a process, also after Ctrl-C, which the process gets too and needs time to save.
+  """Waits for a process, even after Ctrl-C, which the process also gets and needs time to handle.
 
   Returns:
-    Its exit code, and whether Ctrl-C came.
+    The exit code of the process, and whether Ctrl-C was pressed.
   """
   interrupted = False
   while True:

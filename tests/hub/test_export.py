@@ -183,7 +183,7 @@ def test_a_fine_tuned_gpt_is_refused(tuning, finished_gpt, tmp_path, capsys):
   assert cli.main(["finetune", f"--config={tuning}", f"--init={finished_gpt}", f"--workdir={out}",
                    "--config.epochs=1"]) == 0
   code, lines = run(capsys, "export", f"--workdir={out}/lr0.01-seed0", f"--out={tmp_path / 'out'}")
-  assert (code, len(lines)) == (2, 1) and "reads tokens of its own" in lines[0]
+  assert (code, len(lines)) == (2, 1) and "reads additional tokens" in lines[0]
   assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,7 @@
 """Log-probabilities of the tokens of texts: one file per ability of models.
 
-Whoever scores texts asks `find(trained)`, so a family that has one of the abilities needs nothing
-here.
+Other modules get the scorer of a model from `find(trained)`, so a new family with one of the
+abilities needs no change here.
 """
 
 from bertgpt.errors import ConfigError

@@ -25,10 +25,10 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
   """Cuts a text into overlapping windows; the end of another document stands before it.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: tokenizer of the model    .
     ids: int [N].
     window: most tokens per row.
-    stride: tokens scored with each row but the first, which scores all that it holds.
+    stride: tokens scored with each row except the first, whose tokens are all scored.
   """
   before = [tokenizer.eod_id] if tokenizer.eod_id >= 0 else []
   ids = np.array([*before, *ids])
@@ -39,13 +39,13 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
 def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:
   """Yields (first, first scored, end) of the windows over a document.
 
-  All tokens but the first are scored once, each after at least `size - stride` others, or after all
-  tokens before it.
+  All tokens except the first are scored once, each given at least `size - stride` tokens before it,
+  or all of them if there are fewer.
 
   Args:
-    num_tokens: of the document.
+    num_tokens: tokens of the document.
     size: most tokens per window.
-    stride: tokens scored with each window but the first.
+    stride: tokens scored with each window except the first.
   """
   end = min(size, num_tokens)
   if num_tokens > 1:
@@ -60,7 +60,7 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
 
   Args:
     trained: the model.
-    rows: of `cut`.
+    rows: result of `cut`.
     batch_size: rows per batch.
   Returns:
     float32 [N - first] each, in nats.
@@ -91,7 +91,7 @@ def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
     trained: the model.
     rows: int [N] each, of at most the model's positions.
     batch_size: rows per batch.
-    banned_V: bool [vocab_size], tokens that `is_top_allowed` leaves out; None: none.
+    banned_V: bool [vocab_size], tokens that are not allowed in `is_top_allowed`; None: none.
   """
   if banned_V is None:
     banned_V = np.zeros(trained.config.model.vocab_size, bool)
@@ -107,7 +107,7 @@ def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rank(model, params, tokens_BL, banned_V):
-  """`Ranked` arrays, [B, L] each. Logits are formed row by row to save memory."""
+  """Returns `Ranked` arrays, [B, L] each. Logits are computed row by row to save memory."""
   lengths_B = jnp.full(len(tokens_BL), tokens_BL.shape[1])
   x_BLD = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B), method="features")
 

@@ -30,7 +30,7 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
   """Cuts a text into pieces that fit between [CLS] and [SEP].
 
   Args:
-    tokenizer: of the model; not used.
+    tokenizer: tokenizer of the model    .
     ids: int [N].
     window: most tokens per row, [CLS] and [SEP] among them.
     stride: not used: pieces do not overlap.
@@ -47,7 +47,7 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
 
   Args:
     trained: the model.
-    rows: of `cut`.
+    rows: result of `cut`.
     batch_size: passes per batch.
   Returns:
     float32 [N - first] each, in nats.
@@ -72,7 +72,7 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model, params, tokens_BL, lengths_B, at_B, mask_id):
-  """Log-probabilities [B] of the tokens at `at_B`, which the model sees as [MASK]."""
+  """Returns the log-probabilities [B] of the tokens at `at_B`, which the model sees as [MASK]."""
   rows_B = jnp.arange(len(tokens_BL))
   inputs = Inputs.of_texts(tokens_BL.at[rows_B, at_B].set(mask_id), lengths_B)
   logits_B1V, _ = model.apply({"params": params},

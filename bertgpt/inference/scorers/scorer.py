@@ -27,14 +27,14 @@ class Scorer(NamedTuple):
   Attributes:
     name: prefix of the perplexity that it gives, as in 'token_perplexity'.
     how: short description of the context of a token, to follow a comma in a printed line.
-    by_line: each line of a document is scored as a text of its own.
-    is_likelihood: the log-probabilities of a text add up to that of the text (chain rule), so that
-      it can be shared out among words and bytes.
+    by_line: whether each line of a document is scored as a separate text.
+    is_likelihood: whether the log-probabilities of the tokens add up to that of the text (chain
+      rule), so that a value per word or per byte has a meaning.
     cut: (tokenizer, int [N] ids of a text, window, stride) -> rows that score every token once; the
-      first one is left out if nothing can stand before it.
+      first token is left out if nothing can stand before it.
     score: (trained, rows, rows per batch) -> for every row, the log-probabilities of its tokens
       from `first` on, float32 [N - first], in nats.
-    describe: (number of rows, window, stride) -> the rows, for people.
+    describe: (number of rows, window, stride) -> description of the rows in words.
   """
 
   name: str

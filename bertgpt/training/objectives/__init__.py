@@ -19,7 +19,7 @@ def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   Args:
     config: a whole config; `objective.name` is a key of `choices.OBJECTIVES`.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
   """
   module = importlib.import_module(f"{__name__}.{config.objective.name}")
   return module.make(config, vocabulary, functools.partial(formats.specs, config))

@@ -34,7 +34,7 @@ def weigh_mlm(batch: Batch) -> dict[str, jax.Array]:
   """Returns the weight of the masked-LM loss: the number of predicted tokens.
 
   Args:
-    batch: corrupted.
+    batch: corrupted batch.
   """
   return {"mlm_loss": batch["predict_weights"].sum()}
 
@@ -43,8 +43,8 @@ def score_mlm(prediction: cross_entropy.Prediction, batch: Batch, loss_chunk: in
   """Returns the sums of the masked-LM loss and accuracy.
 
   Args:
-    prediction: of the slots, [B, K].
-    batch: corrupted.
+    prediction: prediction for the slots, [B, K].
+    batch: corrupted batch.
     loss_chunk: `config.objective.loss_chunk`.
   """
   weights_BK = batch["predict_weights"]
@@ -61,7 +61,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
 
   Args:
     config: a whole config.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
   """
   slots = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
   objective = config.objective
@@ -136,7 +136,7 @@ def choose_words(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: ja
   words (create_pretraining_data.py, google-research/bert, 2019).
 
   Args:
-    continues_BL: bool, tokens that continue the word before them. The others: as for
+    continues_BL: bool, tokens that continue the word before them. For the other arguments, see
       `choose_tokens`.
   Returns:
     The slots, positions from left to right.
@@ -164,14 +164,14 @@ def choose_ngrams(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: j
                   count_B: jax.Array, slots: int, *, longest: int) -> Slots:
   """Chooses runs of up to `longest` words, the shorter ones more often.
 
-  Words are visited in random order. At each a length n is drawn with a probability proportional
-  to 1 / n among those that the row has room for; a shorter run is taken if the tokens of n words
-  would exceed `count_B`, and none if one of its words is taken already (create_pretraining_data.py,
+  Words are visited in random order. At each word, a length n is drawn with probability proportional
+  to 1 / n, among the lengths that fit the row. A shorter run is taken if the tokens of n words
+  would exceed `count_B`, and none if one of its words is already taken (create_pretraining_data.py,
   google-research/albert, 2019).
 
   Args:
     continues_BL: bool, tokens that continue the word before them; None: every token is a word.
-    longest: words of the longest run. The others: as for `choose_tokens`.
+    longest: words of the longest run. For the other arguments, see `choose_tokens`.
   Returns:
     The slots, positions from left to right.
   """
@@ -242,7 +242,7 @@ def replace_tokens(kind_keys_B: jax.Array, token_keys_B: jax.Array, targets_BK: 
     kind_keys_B, token_keys_B: random keys, one per row.
     targets_BK: int32 ids.
     objective: `config.objective`.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
   Returns:
     int32 [B, K].
   """

@@ -12,7 +12,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Object
 
   Args:
     config: a whole config.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
     specs: phase -> what its batches hold.
   """
 

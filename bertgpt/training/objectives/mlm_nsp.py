@@ -8,11 +8,11 @@ from bertgpt.training.objectives.objective import MakeSpecs, Objective
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
-  """Returns the objective; class 1 of a pair is a second part from another document.
+  """Returns the objective; class 1 is a pair whose second part is from another document.
 
   Args:
     config: a whole config.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
     specs: phase -> what its batches hold.
   """
   return paired.make(config, vocabulary, specs, pairs.PAIR_NAME)

@@ -8,11 +8,11 @@ from bertgpt.training.objectives.objective import MakeSpecs, Objective
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
-  """Returns the objective; class 1 of a pair is one whose parts are swapped.
+  """Returns the objective; class 1 is a pair whose parts are swapped.
 
   Args:
     config: a whole config.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
     specs: phase -> what its batches hold.
   """
   return paired.make(config, vocabulary, specs, ordered_pairs.PAIR_NAME)

@@ -1,4 +1,4 @@
-"""The half of an objective that is jitted into the step, and functions that objectives share.
+"""The part of an objective that is jitted into the step, and functions that objectives share.
 
 A loss is a sum and a weight; the train step divides once, by the weight of the whole global batch,
 so that the loss is the same for every mesh and number of micro-batches.
@@ -44,7 +44,7 @@ def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the loss: the sum over its terms of sum / global weight, a float32 scalar.
 
   Args:
-    sums: of `Objective.evaluate`, for a part of the batch.
+    sums: result of `Objective.evaluate` for a part of the batch.
     weights: term -> weight in the whole global batch.
   """
   return sum((sums[name][0] / jnp.maximum(weight, 1) for name, weight in weights.items()),
@@ -57,7 +57,7 @@ def predict(model: Module, params: Any, inputs: Inputs, keys: Keys) -> Any:
   Args:
     model: Flax module of a family.
     params: nested dicts of arrays.
-    inputs: of the model.
+    inputs: inputs of the model.
     keys: random stream -> key.
   """
   rngs = {"dropout": keys["dropout"]} if "dropout" in keys else {}
@@ -69,7 +69,7 @@ def name_sums(name: str, scores: tuple[jax.Array, jax.Array], weights: jax.Array
 
   Args:
     name: prefix of the metrics.
-    scores: of `cross_entropy.score`.
+    scores: result of `cross_entropy.score`.
     weights: float32, one per position.
   """
   loss, correct = scores

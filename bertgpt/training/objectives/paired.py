@@ -1,4 +1,4 @@
-"""Masked LM and a question about the two parts of every sequence, for any such question."""
+"""Masked LM combined with any question about the two parts of every sequence."""
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.vocabulary import Vocabulary
@@ -12,7 +12,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs, name: str
 
   Args:
     config: a whole config.
-    vocabulary: of the tokenizer.
+    vocabulary: vocabulary of the tokenizer.
     specs: phase -> what its batches hold.
     name: prefix of the batch's arrays of labels, and of the metrics.
   """

@@ -1,4 +1,4 @@
-"""Optimizers named by their source: one file each, found by its name.
+"""Optimizers, named after their sources: one file each, found by its name.
 
 An optimizer is an expression of small optax transforms that turns a gradient into a
 direction u; the train step applies the learning rate of its own step counter,
@@ -6,9 +6,10 @@ direction u; the train step applies the learning rate of its own step counter,
     params <- params - schedule(step) * u,
 
 so weight decay (`+ weight_decay * p` inside u) is decoupled from the gradient. A gradient that
-is not finite is handled by the train step. All read `optimizer.weight_decay` and `clip_norm`:
+is not finite is handled by the train step. All optimizers read `optimizer.weight_decay` and
+`clip_norm`:
 
-| name         | moments                             | decay, trust ratio       | reads besides    |
+| name         | moments                             | decay, trust ratio       | also reads       |
 |--------------|-------------------------------------|--------------------------|------------------|
 | `bert_adamw` | Adam without bias correction        | decay by rule            | b1, b2, epsilon  |
 | `adamw`      | Adam                                | decay by rule            | b1, b2, epsilon  |
@@ -24,9 +25,9 @@ which are stacked over the layers.
 Every tree of moments copies the parameter tree, so the key path of a moment ends in its
 parameter's path (`1/0/mu/encoder/layers/mlp/up/kernel`) and the moment is sharded like the
 parameter. Arrays of other shapes may be replicated: counters, and Adafactor's `v_row` and `v_col`,
-whose paths end in a parameter's path too, but which have one of the two axes of a matrix (the
-smaller, the larger). For parameters that are not factored these two, and otherwise `v`, are
-placeholders of one element per layer.
+whose paths also end in a parameter's path, but which have only one of the two axes of a matrix (the
+smaller, the larger). Placeholders of one element per layer replace `v_row` and `v_col` for
+parameters that are not factored, and `v` for those that are.
 """
 
 import importlib
@@ -44,8 +45,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     config: a whole config; `optimizer`, `model.family` and, for some, `phases` are read.
   Returns:
     A transform whose `update(gradients, state, params)` gives the direction `u` of
-    `params - learning_rate * u`; float32 in, float32 out. Its state: see the module. It raises
-    ValueError if no line of the family's table matches a parameter.
+    `params - learning_rate * u`, in float32. The docstring of the module describes its state. It
+    raises ValueError if no line of the family's table matches a parameter.
   """
   clip_norm = config.optimizer.clip_norm
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()

@@ -11,13 +11,13 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   """Returns Adafactor without momentum and without relative steps.
 
   The second moment of a matrix is the product of its row and column means, its decay is
-  1 - t^-0.8, and a direction whose root mean square exceeds 1 is scaled down to it. The rate
-  is the schedule's, not a multiple of the parameter's size. Matrices with a side under 128
-  keep a whole second moment: factoring them saves little.
+  1 - t^-0.8, and a direction whose root mean square exceeds 1 is scaled down to 1. The learning
+  rate is that of the schedule, not a multiple of the parameter's size. Matrices with a side
+  below 128 keep a full second moment, because factoring them saves little.
 
   Args:
     config: a whole config; `optimizer` is read.
-    table: of the family's parameters.
+    table: table of the family's parameters.
 
   References:
     Shazeer and Stern, Adafactor, 2018, https://arxiv.org/abs/1804.04235 (Algorithm 4)

@@ -12,7 +12,7 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
 
   Args:
     config: a whole config; `optimizer` is read.
-    table: of the family's parameters.
+    table: table of the family's parameters.
 
   References:
     Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2017,

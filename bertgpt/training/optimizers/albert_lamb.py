@@ -19,7 +19,7 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
 
   Args:
     config: a whole config; `optimizer` is read.
-    table: of the family's parameters.
+    table: table of the family's parameters.
 
   References:
     google-research/albert, lamb_optimizer.py and optimization.py, 2019

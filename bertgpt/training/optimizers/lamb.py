@@ -21,7 +21,7 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
 
   Args:
     config: a whole config; `optimizer` is read.
-    table: of the family's parameters.
+    table: table of the family's parameters.
 
   References:
     You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes,

@@ -19,12 +19,12 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
 
   The gradient is first divided by its global norm, so `optimizer.clip_norm` has no effect (as in
   NVIDIA's article; NVIDIA's kernel divides only if the norm exceeds 1). Arrays without weight decay
-  take Adam's direction as it is. When a phase restarts the learning rate, the count of the bias
+  use Adam's direction unchanged. When a phase restarts the learning rate, the count of the bias
   correction restarts and the moments are kept, as in NVIDIA's phase 2.
 
   Args:
     config: a whole config; `optimizer` and `phases` are read.
-    table: of the family's parameters.
+    table: table of the family's parameters.
 
   References:
     NVIDIA, Pretraining BERT with Layer-wise Adaptive Learning Rates (article), 2019

@@ -21,7 +21,7 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
   """Returns a function that replaces every leaf of a tree of parameters with a label.
 
   Args:
-    table: of the parameters; see `models.parameters`.
+    table: table of the parameters; see `models.parameters`.
     choose: line of the table -> label.
   Returns:
     tree -> tree of labels. It raises ValueError if no line matches a parameter.
@@ -39,16 +39,16 @@ def add_decay(config: ConfigDict, table: Table) -> optax.GradientTransformation:
 
   Args:
     config: a whole config.
-    table: of the parameters; says which of them decay.
+    table: table of the parameters, which says which of them decay.
   """
   return optax.add_decayed_weights(config.optimizer.weight_decay, mask=decay_mask(table))
 
 
 def decay_mask(table: Table) -> Callable[[Any], Any]:
-  """Returns a function from a tree of parameters to a tree of bools, True if one decays.
+  """Returns a function from a tree of parameters to a tree of bools: whether each one decays.
 
   Args:
-    table: of the parameters.
+    table: table of the parameters.
   """
   return label(table, lambda param: param.decays)
 
@@ -71,10 +71,10 @@ def per_layer(transform: optax.GradientTransformation,
 
   Args:
     transform: any transform that treats the leaves of its tree one by one.
-    table: of the parameters; says which arrays are stacked.
+    table: table of the parameters, which says which arrays are stacked.
 
   Returns:
-    A transform; in the state of stacked arrays everything has a leading layer axis.
+    A transform; every array in the state of a stacked array has a leading layer axis.
   """
 
   def over_layers(function):
@@ -93,8 +93,8 @@ def scale_by_restarted_adam(
 ) -> optax.GradientTransformation:
   """Returns Adam's direction m / (sqrt(v) + epsilon) with a bias correction that may restart.
 
-  The moments are always kept; at `restarts` the count t of the correction m / (1 - b1^t),
-  v / (1 - b2^t) starts again.
+  The moments are always kept; at `restarts`, the count t of the correction m / (1 - b1^t),
+  v / (1 - b2^t) restarts.
 
   Args:
     b1, b2: decay of the first and the second moment per update.
