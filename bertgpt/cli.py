@@ -22,8 +22,15 @@ STORAGE_ERRORS = frozenset({
 
 def run_program() -> int:
   """Runs `main` as a process, which may be restarted or forked first, and returns the exit code."""
-  code = main(set_up=set_up_process)
-  if code == PeerError.exit_code:
+  is_distributed = False
+
+  def set_up(arguments: argparse.Namespace) -> None:
+    nonlocal is_distributed
+    is_distributed = bool(arguments.distributed)
+    set_up_process(arguments)
+
+  code = main(set_up=set_up)
+  if is_distributed and code == PeerError.exit_code:
     sys.stdout.flush()
     os._exit(code)  # At a normal exit, JAX would wait for the lost processes.
   return code

@@ -19,13 +19,28 @@ def check(config: ConfigDict) -> None:
   Raises:
     ConfigError: there are such fields; the message has one line per field.
   """
-  if problems := [line for _, line in _find(config)]:
+  if problems := find_problems(config):
     raise ConfigError("\n".join(problems))
 
 
-def irrelevant_fields(config: ConfigDict) -> set[str]:
-  """Returns the fields that the chosen family, objective and optimizer never read, as 'a.b'."""
-  return {field for _, _, fields in _irrelevant(config) for field in fields}
+def find_problems(config: ConfigDict) -> list[str]:
+  """Returns one line per field that the config sets and nothing reads.
+
+  Args:
+    config: whole config, of which `config.find_problems` finds nothing wrong.
+  """
+  return [line for _, line in _find(config)]
+
+
+def unset_fields(config: ConfigDict) -> set[str]:
+  """Returns the fields 'a.b' that nothing reads and the config does not set.
+
+  Args:
+    config: of a start that continues a run. If the run was begun by a version that accepted such
+      fields, the stored config may set them.
+  """
+  unread = {field for _, _, fields in _irrelevant(config) for field in fields}
+  return unread - {field for field, _ in _find_in_groups(config)}
 
 
 def _find(config) -> Iterator[tuple[str, str]]:

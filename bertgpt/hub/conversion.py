@@ -78,7 +78,8 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   sizes = _sizes(config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
             for name, x in trees.named_leaves(params).items()}
-  if "num_segments" in families.find(config).reads and config.model.num_segments == 0:
+  has_segments = any(rule.ours == "embeddings/segment/embedding" for rule in architecture.rules)
+  if has_segments and config.model.num_segments == 0:
     leaves["embeddings/segment/embedding"] = np.zeros((1, sizes["E"]), np.float32)
   parts = collections.defaultdict(list)
   for rule in architecture.rules:

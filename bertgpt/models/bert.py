@@ -74,14 +74,6 @@ class Bert(nn.Module):
     x_BLD, _ = self.encoder(x_BLD, layers.Context(visibility, inputs.positions_BL))
     return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
 
-  def masked_lm_logits(self, x: jax.Array) -> jax.Array:
-    """Returns vocabulary logits, float32 [..., V].
-
-    Args:
-      x: features [..., D].
-    """
-    return self.embeddings.predict(*self.mlm(x)).logits()
-
   def pool(self, x: jax.Array) -> jax.Array:
     """Returns the pooled features of [CLS] tokens, [..., D].
 

@@ -251,9 +251,12 @@ class Stack(nn.Module):
     """
     config = self.config
     groups = config.layer_groups or config.num_layers
-    body = _remat(config, is_loop=0 < config.scan_unroll < config.num_layers)
+    # The innermost loop: over the layers, or over those that share their parameters.
+    inner = config.num_layers // groups if groups < config.num_layers else groups
+    unroll = min(config.scan_unroll or inner, inner)
+    body = _remat(config, is_loop=unroll < inner)
     if groups < config.num_layers:
-      body = _make_group(body, config.num_layers // groups)
+      body = _make_group(body, inner, unroll)
     layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0),
                      variable_axes={"params": 0, "intermediates": 0},
                      split_rngs={"params": True, "dropout": True},
@@ -275,7 +278,7 @@ def _remat(config, is_loop):
   return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not is_loop)
 
 
-def _make_group(block, length):
+def _make_group(block, length, unroll):
   """Returns the class of `length` layers with the parameters of one, at the paths of one."""
 
   class Group(nn.Module):
@@ -284,7 +287,8 @@ def _make_group(block, length):
     def setup(self):
       self.layers = nn.scan(block, length=length, in_axes=(nn.broadcast, 0),
                             variable_broadcast="params", variable_axes={"intermediates": 0},
-                            split_rngs={"params": False, "dropout": True})(self.config)
+                            split_rngs={"params": False, "dropout": True},
+                            unroll=unroll)(self.config)
       nn.share_scope(self, self.layers)
 
     def __call__(self, x_BLD, context, cache):

@@ -43,7 +43,8 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     return
   try:
     with lock(workdir):
-      files.remove_leftovers(workdir)
+      for name in ("config.json", "metrics.jsonl", "report.md", "tokenizer"):
+        files.remove_leftovers(workdir, name)
       try:
         yield
       except BaseException:
@@ -148,7 +149,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
                         "file back from a copy, or use another --workdir")
     return
   # The size of the vocabulary is resolved later; the hash of the tokenizer is compared then.
-  allowed = (*allowed, "model.vocab_size", *unread.irrelevant_fields(config))
+  allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))
   lines = recipes.differences(read_config(workdir), config, allowed)
   if lines:
     raise ConfigError(f"--workdir {workdir} holds a run with another config:\n  "

@@ -97,9 +97,10 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
       pending = sums
     running.add(jax.device_get(pending))
   process.disarm_watchdog()
-  means = metrics.with_perplexity(running.means(), choices.OBJECTIVES[config.objective.name].loss)
-  if choices.OBJECTIVES[config.objective.name].predicts_all:
-    means["bits_per_byte"] = bits_per_byte(means["lm_loss"], corpus)
+  objective = choices.OBJECTIVES[config.objective.name]
+  means = metrics.with_perplexity(running.means(), objective.loss)
+  if objective.predicts_all:
+    means["bits_per_byte"] = bits_per_byte(means[objective.loss], corpus)
   return means
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 from bertgpt.runs import workdir
 from bertgpt.training import metrics
@@ -30,10 +30,10 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
   """
   runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
-  configs = check_runs(recipe, [[*overrides, *arguments] for arguments in flags])
+  configs = check_runs(recipe, path, [[*overrides, *arguments] for arguments in flags])
   table = []
   for i, arguments in enumerate(flags):
-    folder = path / f"{i:03d}"
+    folder = folder_of(path, i)
     print(f"[{i + 1}/{len(runs)}] {' '.join(arguments)}", flush=True)
     if not is_done(folder, configs[i]):
       train([f"--config={recipe}", f"--workdir={folder}", *overrides, *arguments], i)
@@ -44,12 +44,14 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
   print("\n".join(format_table(table)))
 
 
-def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:
+def check_runs(recipe: str, path: pathlib.Path,
+               arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:
   """Returns the config of every run.
 
   Args:
     recipe: name or path of the recipe.
-    arguments: the '--config.FIELD=VALUE' arguments of each run.
+    path: folder of the runs.
+    arguments: for each run, its '--config.FIELD=VALUE' arguments.
   Raises:
     ConfigError: lists all problems of all runs.
   """
@@ -57,10 +59,19 @@ def check_runs(recipe: str, arguments: Sequence[Sequence[str]]) -> list[ConfigDi
   for i, overrides in enumerate(arguments):
     config, wrong = recipes.try_override(base, overrides)
     configs.append(config)
-    problems += [f"run {i}: {line}" for line in [*wrong, *config_lib.find_problems(config)]]
+    found = [*wrong, *config_lib.find_problems(config)]
+    # A run that was begun by a version that accepted unread fields continues.
+    if not found and not workdir.is_run(folder_of(path, i)):
+      found = unread.find_problems(config)
+    problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))
   return configs
+
+
+def folder_of(path: pathlib.Path, number: int) -> pathlib.Path:
+  """Returns the workdir of a run, counted from 0."""
+  return path / f"{number:03d}"
 
 
 def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:

@@ -70,9 +70,12 @@ def problems_of(config):
   return []
 
 
-def test_fields_that_nothing_reads_do_not_matter_when_a_run_continues():
-  assert "objective.mask_prob" in unread.irrelevant_fields(make_config("causal"))
-  assert "objective.mask_prob" not in unread.irrelevant_fields(make_config("mlm"))
+def test_fields_that_nothing_reads_need_not_be_set_when_a_run_continues():
+  """Nor can they be: a start that sets one differs from the run, whatever the run has."""
+  assert "objective.mask_prob" in unread.unset_fields(make_config("causal"))
+  assert "objective.mask_prob" not in unread.unset_fields(make_config("mlm"))
+  sets_it = make_config("causal", **{"objective.mask_prob": 0.3})
+  assert "objective.mask_prob" not in unread.unset_fields(sets_it)
 
 
 def test_every_field_in_the_tables_exists():

@@ -12,6 +12,7 @@ from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import families, padded_vocab_size
 from bertgpt.models import Inputs
+from bertgpt.models.layers import layer_outputs
 from bertgpt.training import steps
 
 VOCAB = 30_000  # Tokens of the published models.
@@ -64,17 +65,33 @@ def run(config, batch, params=None):
 
 
 def test_layers_that_share_drop_different_elements():
-  """Each of the four layers has a mask of its own, though their parameters are one array."""
-  config = tiny.make_config("mlm_sop", num_layers=4, layer_groups=1, dropout=0.5)
+  """Each of the four layers has a mask of its own, though their parameters are one array.
+
+  With kernels of zero and a bias of one behind the MLP, a pre-norm layer adds its mask, times two.
+  """
+  config = tiny.make_config("mlm_sop", num_layers=4, layer_groups=1, dropout=0.5, norm="pre")
   model = models.make_model(config)
-  inputs = Inputs.of(tiny.make_batch(config, rows=2))
+  inputs = Inputs.of(tiny.make_batch(config, rows=8))
   params = model.init(jax.random.key(0), inputs)["params"]
-  # Without biases and products, a layer is the norm of its input: only dropout acts.
-  _, kept = model.apply({"params": params}, inputs, method="features", mutable=["intermediates"],
+  layers = jax.tree.map(jnp.zeros_like, params["encoder"]["layers"])
+  layers["mlp"]["down"]["bias"] = jnp.ones_like(layers["mlp"]["down"]["bias"])
+  _, kept = model.apply({"params": params | {"encoder": {"layers": layers}}}, inputs,
+                        method="features", mutable=["intermediates"],
                         rngs={"dropout": jax.random.key(1)})
-  (outputs,) = kept["intermediates"]["encoder"]["layers"]["output"]
-  outputs = np.asarray(outputs).reshape(4, -1)
-  assert all(np.abs(a - b).max() > 0.1 for i, a in enumerate(outputs) for b in outputs[:i])
+  outputs = np.asarray(layer_outputs(kept["intermediates"]["encoder"]))
+  masks = np.round(np.diff(outputs, axis=0) / 2)
+  np.testing.assert_allclose(masks.mean(axis=(1, 2, 3)), 0.5, atol=0.03)
+  for i, mask in enumerate(masks):
+    for other in masks[:i]:
+      assert (mask == other).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_unrolling_leaves_no_loop_over_layers_that_share():
+  config = tiny.make_config("mlm_sop", num_layers=4, layer_groups=1, scan_unroll=0)
+  model, inputs = models.make_model(config), Inputs.of(tiny.make_batch(config, rows=8))
+  params = model.init(jax.random.key(0), inputs)
+  encode = lambda p: model.apply(p, inputs, method="features")
+  assert " while(" not in jax.jit(encode).lower(params).compile().as_text()
 
 
 def test_the_embeddings_are_narrower_than_the_model():

@@ -12,7 +12,7 @@ import pytest
 from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.devices import process
-from bertgpt.errors import DataError, Preempted, UserError
+from bertgpt.errors import ConfigError, DataError, Preempted, UserError
 from bertgpt.training import loop as train
 from bertgpt.training import sweep
 
@@ -149,3 +149,14 @@ def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch
       sweep.train([], 2)
   finally:
     signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_run_with_a_field_that_nothing_reads_is_refused_before_the_first(recipe, tmp_path):
+  """Otherwise the sweep would stop at that run, hours later."""
+  path = tmp_path / "sweep.py"
+  path.write_text(f"from bertgpt.config.recipes import load\n"
+                  f"get_config = lambda: load({str(recipe)!r})\n"
+                  "get_sweep = lambda: [{'seed': 1}, {'optimizer.momentum': 0.5}]\n")
+  with pytest.raises(ConfigError, match="run 1: optimizer.momentum=0.5"):
+    sweep.run(str(path), tmp_path / "runs", [])
+  assert not (tmp_path / "runs" / "000").exists()

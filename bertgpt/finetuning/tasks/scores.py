@@ -74,7 +74,8 @@ def _correlation(function, labels, predictions):
   labels, predictions = (np.asarray(x, np.float64) for x in (labels, predictions))
   if len(labels) < 2 or not np.ptp(labels) or not np.ptp(predictions):
     return 0.0
-  return float(function(labels, predictions).statistic)
+  correlation = float(function(labels, predictions).statistic)
+  return correlation if np.isfinite(correlation) else 0.0  # Of predictions that are not finite.
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
