@@ -1,4 +1,4 @@
-"""`python -m bertgpt`: the same program as the script `bertgpt`, which may not be on the path."""
+"""`python -m bertgpt`: the same program as the script `bertgpt`, which may not be on the PATH."""
 
 import sys
 

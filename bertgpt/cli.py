@@ -50,7 +50,7 @@ def set_up_process(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None,
          set_up: Callable[[argparse.Namespace], None] = lambda arguments: None) -> int:
-  """Runs one command.
+  """Runs a command.
 
   Args:
     argv: arguments of the program; None: those of this process.

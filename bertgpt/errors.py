@@ -12,9 +12,9 @@
 |           |                   | fine-tuning, only the runs that are done)           |
 | 130       |                   | Ctrl-C outside the training loop                    |
 
-The numbers from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
+The codes from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
 the word "Timeout" comes from the watchdog: a step did not end, because a peer or a device hangs.
-Any other number, with a traceback, is a bug.
+Any other code, with a traceback, indicates a bug.
 """
 
 MAX_LINE_CHARS = 300  # The messages of some libraries fill pages.
@@ -46,7 +46,7 @@ class DataError(UserError):
 
 
 class PeerError(UserError):
-  """A process that is missing or was lost."""
+  """Another process of the run that is missing or was lost."""
 
   exit_code = 69
 

@@ -112,7 +112,7 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
   Args:
     path: file of the lock; created if it is missing, and not removed.
     on_held: called with the holder, as "process 12 on host", if another process has the lock. If it
-      returns, the lock is waited for; if it raises an error, it is not.
+      returns, this function waits for the lock; if it raises an error, that error is raised.
   """
   with path.open("a+") as file:
     try:

@@ -5,7 +5,7 @@ The module of a command has
   HELP       line of the command in `bertgpt --help`
   USES       modules that `run` imports; Ctrl-C waits while they are loaded
   add_flags  (parser): adds the flags of the command
-  check      (arguments), optional: reads and checks whatever needs neither devices nor the other
+  check      (arguments), optional: checks everything that needs neither devices nor the other
              processes of a run, so that a wrong flag is refused at once
   run        (arguments) -> exit code; None means 0
 

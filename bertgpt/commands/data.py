@@ -13,7 +13,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt data`."""
   flags.add_config(parser)
   parser.add_argument("--steps", metavar="N,N",
-                      help="steps whose batches are hashed, from 0; default: the first three")
+                      help="steps whose batches are hashed, counted from 0; default: the first "
+                           "three")
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`bertgpt embed`: a file with features of texts."""
+"""`bertgpt embed`: features of texts, written to a file."""
 
 import argparse
 

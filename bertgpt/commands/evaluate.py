@@ -15,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_config_fields(parser)
   flags.add_distributed(parser)
   parser.add_argument("--suite", metavar="NAME=FILE,...",
-                      help="zero-shot protocols and their files: text, wikitext2, wikitext103, "
+                      help="zero-shot protocols with their files: text, wikitext2, wikitext103, "
                            "lambada, lambada_stop_words, lambada_last_token, pairs")
   parser.add_argument("--window", type=flags.number(int, 0), default=0, metavar="N",
                       help="for --suite: tokens per window; default: as in training")

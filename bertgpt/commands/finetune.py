@@ -14,7 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--init", required=True, type=flags.local_path, metavar="DIR",
                       help="folder of the pretrained or imported run")
   parser.add_argument("--task", metavar="NAME",
-                      help="name of the task, as sst2; default: that of the recipe")
+                      help="name of the task, as sst2; default: the task of the recipe")
   parser.add_argument("--workdir", type=flags.local_path, metavar="DIR",
                       help="folder of the results; default: finetune-TASK in the folder of --init")
   flags.add_distributed(parser)

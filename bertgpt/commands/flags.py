@@ -1,4 +1,4 @@
-"""Flags of several commands, functions that read values of flags, and the config of the flags."""
+"""Flags that several commands share, the reading of their values, and the config they describe."""
 
 import argparse
 import contextlib
@@ -26,8 +26,8 @@ def local_path(text: str) -> pathlib.Path:
   Args:
     text: value of the flag.
   Raises:
-    argparse.ArgumentTypeError: the path is not on a file system, as gs://bucket, of which pathlib
-      would make a local folder `gs:`.
+    argparse.ArgumentTypeError: the path is not on a file system, as gs://bucket, which pathlib
+      would turn into a local folder `gs:`.
   """
   from bertgpt import config as config_lib
   if problem := config_lib.remote_problem(text):
@@ -97,7 +97,7 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
 
 
 def try_config(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
-  """Returns the recipe with its overrides, and its problems that concern flags.
+  """Returns the recipe with its overrides, and the problems with these flags.
 
   Args:
     arguments: values of the flags.

@@ -17,15 +17,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   given.add_argument("--input", type=flags.local_path, metavar="FILE",
                      help="file with one prompt per line; in a .jsonl file, the field text")
   parser.add_argument("--max_tokens", type=flags.number(int, 1), metavar="N",
-                      help="tokens added at most; default: 100, or fewer if the rows of the "
-                           "training leave less room")
+                      help="maximum number of tokens to add; default: 100, or fewer if the rows of "
+                           "the training leave less room")
   parser.add_argument("--temperature", type=flags.number(float, 0), default=1.0, metavar="T",
                       help="divisor of the logits; 0: always the likeliest token; default: 1")
   parser.add_argument("--top_k", type=flags.number(int, 0, 2**31 - 1), default=0, metavar="K",
-                      help="draw among the K likeliest tokens; default: 0, among all")
+                      help="draw among the K likeliest tokens; 0, the default: among all")
   parser.add_argument("--top_p", type=flags.number(float, 1e-6, 1), default=1.0, metavar="P",
                       help="draw among the fewest likeliest tokens whose probabilities sum to P; "
-                           "default: 1, among all")
+                           "1, the default: among all")
   parser.add_argument("--seed", type=flags.number(int, 0, 2**32 - 1), default=0, metavar="N",
                       help="seed of the draws; default: 0")
   parser.add_argument("--num_samples", type=flags.number(int, 1, 2**16), default=1, metavar="N",

@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--phase", type=int, metavar="N",
                       help="number of a phase, from 0; default: all phases")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
-                      help="price per chip and hour, to predict that of the run")
+                      help="price per chip-hour, to predict the price of the run")
   parser.add_argument("--search", action="store_true",
                       help="compile variants of the phase (default: the last one), with other "
                            "micro-batches, remat, meshes and scans, and rank them")

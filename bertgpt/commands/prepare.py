@@ -1,4 +1,4 @@
-"""`bertgpt prepare`: a prepared corpus from text."""
+"""`bertgpt prepare`: a prepared corpus, made from text."""
 
 import argparse
 

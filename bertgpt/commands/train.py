@@ -19,11 +19,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_workdir(parser)
   flags.add_distributed(parser)
   parser.add_argument("--allow_change", default="", metavar="FIELD,FIELD",
-                      help="config fields or groups that may differ from those of the existing run")
+                      help="config fields or groups that may differ from the existing run's")
 
 
 def check(arguments: argparse.Namespace) -> None:
-  """Validates the config, with the devices if it is the only process."""
+  """Validates the config, also against the devices if this is the only process."""
   if arguments.distributed:  # The devices are known only when all processes have joined.
     arguments.config = flags.read_config(arguments)
   else:

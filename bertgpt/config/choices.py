@@ -1,7 +1,7 @@
 """Choices that a config makes by name, and the fields that each choice reads.
 
-A field that only other choices read must keep its default: `unread` refuses a config in which it
-has another value, because that value would have no effect.
+A field that only other choices read must keep its default: `unread` refuses a config that sets the
+field to another value, because that value would have no effect.
 
 The two halves of an objective are in `bertgpt/data/batches/ROWS.py` and
 `bertgpt/training/objectives/NAME.py`; an optimizer is in `bertgpt/training/optimizers/NAME.py`.

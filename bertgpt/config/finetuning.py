@@ -71,7 +71,7 @@ def base() -> ConfigDict:
   return config
 
 
-# Fields that do not affect any individual run, or only which runs exist.
+# Fields that affect at most which runs exist, but not the result of a run.
 RESUMABLE = ("learning_rates", "seeds", "save", "mesh", "eval", "log", "system", "task.data")
 
 AT_LEAST = {

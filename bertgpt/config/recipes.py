@@ -83,7 +83,7 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
   Args:
     path: recipe, as for `load`.
   Raises:
-    ConfigError: as `load`.
+    ConfigError: see `load`.
   """
   runs = list(_call(path, "get_sweep") or ())
   if not runs or not all(isinstance(overrides, dict) for overrides in runs):
@@ -172,7 +172,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
 
 def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-  """Applies the valid ones of some arguments, and describes the others.
+  """Applies the valid arguments, and describes the others.
 
   Args:
     config: config, which is not changed.

@@ -1,7 +1,7 @@
 """Fields that a config sets although none of its choices reads them.
 
-A new run is refused with such a config, because its author expects an effect of the field. A run
-that an earlier version started with one can continue, since the field changes nothing.
+A new run with such a config is refused, because the author of the config expects an effect. A run
+that an earlier version started with such a field can continue, since the field changes nothing.
 """
 
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""The mesh and the layout of arrays on it, the table of chips, processes, signals, memory pages."""
+"""The mesh and the layout of arrays on it, chips, processes, signals and memory pages."""

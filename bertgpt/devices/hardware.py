@@ -1,4 +1,4 @@
-"""The table of accelerators: figures of the data sheets, and the share that programs reach.
+"""The table of accelerators: figures of data sheets, and the share of them that programs reach.
 
 Figures are per device as JAX counts devices: a chip (TPU v4 and v5p: both cores together) or a
 GPU. Sources of the columns:
@@ -28,7 +28,7 @@ class Chip(NamedTuple):
   """Figures of one device.
 
   Attributes:
-    device_kinds: parts of JAX's names of the device.
+    device_kinds: substrings of JAX's names for the device.
     peak_flops: dense bfloat16 FLOP/s of the matrix units.
     vector_flops: element operations per second outside the matrix units.
     tile: side of a tile of the matrix unit; products whose sides are not multiples of it leave
@@ -55,7 +55,7 @@ class Chip(NamedTuple):
   clock: float
 
 
-# The first chip with a part of JAX's name is taken: "TPU v5" is v5p.
+# The first chip with a substring of JAX's name is taken: "TPU v5" is v5p.
 CHIPS = {
     "h200": Chip(("H200",), 989e12, 33.5e12, 64, 141 * GB, 134 * GB, 4800 * GB,
                  1, 450 * GB, 50 * GB, 0),
@@ -84,7 +84,7 @@ KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the least in XLA's estim
 
 
 def find_chip(device_kind: str) -> Chip | None:
-  """Returns the figures of a device; None if the table lacks it, such as a CPU.
+  """Returns the figures of a device; None if it is not in the table, such as a CPU.
 
   Args:
     device_kind: JAX's name of the device, `jax.Device.device_kind`.

@@ -1,4 +1,4 @@
-"""Huge pages for the memory of a process, on Linux systems that grant them only on request.
+"""Huge pages for the memory of a process, on Linux systems that provide them only on request.
 
 On a CPU, XLA allocates the temporary memory of a program again at every execution. Linux clears
 each page at its first access. With pages of 4 KiB this takes 13% of the CPU time of a step of
@@ -47,9 +47,9 @@ def for_children() -> Iterator[None]:
 
 
 def is_on_request() -> bool:
-  """Returns whether this system grants huge pages only on request.
+  """Returns whether this system provides huge pages only on request.
 
-  Other settings of Linux are to always or never grant them; other systems lack the setting.
+  Linux may also be set to always or never provide them; other systems lack the setting.
   """
   try:
     return "[madvise]" in SETTING.read_text()

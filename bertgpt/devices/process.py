@@ -1,4 +1,4 @@
-"""Processes around the computation: the cluster, signals, a watchdog, the compilation cache."""
+"""The environment of the computation: cluster, signals, watchdog, compilation cache, profiler."""
 
 import contextlib
 import faulthandler
@@ -79,9 +79,9 @@ def _await_peers(port: int, count: int, timeout_s: float) -> None:
     while missing - connected.keys():
       if time.monotonic() > deadline:
         absent = b", ".join(sorted(missing - connected.keys(), key=int)).decode()
-        raise PeerError(f"--distributed: no word from process {absent} of {count} after "
+        raise PeerError(f"--distributed: no message from process {absent} of {count} after "
                         f"{timeout_s:g} s. Check that it was started with the same HOST:PORT")
-      with contextlib.suppress(OSError):  # A timeout, or a stranger that closed the connection.
+      with contextlib.suppress(OSError):  # A timeout, or a client that closed the connection.
         server.settimeout(1)
         peer = stack.enter_context(server.accept()[0])
         peer.settimeout(1)
@@ -141,7 +141,7 @@ def name_lost_peer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[int], bool]]:
-  """Turns SIGTERM and Ctrl-C into a question that the loop asks after every step.
+  """Turns SIGTERM and Ctrl-C into a function that the loop calls after every step.
 
   With several processes, JAX's preemption service answers: it gives all processes the same answer
   at the same step. A second Ctrl-C ends the process at once.

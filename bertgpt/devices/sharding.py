@@ -1,8 +1,8 @@
 """The mesh, and the layout of every array on it.
 
 The table of a model's family (`models.parameter_table`) maps the path of a parameter to its logical
-axes, and `config.mesh.axes` maps logical axes to mesh axes. The optimizer's state is laid out as
-its parameter, because its path ends with the parameter's path.
+axes, and `config.mesh.axes` maps logical axes to mesh axes. An array of the optimizer's state is
+laid out like its parameter, because its path ends with the parameter's path.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
   """Applies a function to every device's own part of its arguments.
 
   It is for programs that XLA cannot split by itself: custom kernels, and sums that must not be
-  merged. Outside `use_mesh`, the only part is the whole.
+  merged. Outside `use_mesh`, the function gets the whole arguments.
 
   Args:
     function: (*parts, names) -> parts. `names[logical axis]` are the mesh axes that the logical
@@ -122,9 +122,9 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
       leaves it whole. A mesh axis splits only the first logical axis that names it: the batch is
       split over `fsdp`, so a table whose vocabulary is stored over `fsdp` is gathered over it.
     out_axes: logical axes of every result, in the structure of the results.
-    args: arrays, whole.
+    args: whole arrays.
   Returns:
-    The results, whole, in the structure of `out_axes`.
+    The whole results, in the structure of `out_axes`.
   """
   axes = _axes.get(None)
   if axes is None:
@@ -222,8 +222,8 @@ def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDi
                 axes_of: AxesOf) -> Any:
   """Returns a NamedSharding for every leaf of a train state, or of any tree with parameters.
 
-  A leaf whose path ends with a parameter's path, and which has its shape, is laid out as the
-  parameter. Other leaves (counters, factored moments) are replicated.
+  A leaf whose path ends with a parameter's path, and which has the parameter's shape, is laid out
+  like the parameter. Other leaves (counters, factored moments) are replicated.
 
   Args:
     state: tree of arrays or ShapeDtypeStructs.

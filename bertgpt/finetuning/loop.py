@@ -173,7 +173,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
 
 
 def describe(tuning: Tuning) -> list[str]:
-  """Returns what is learned from what, and notes about data and weights, one line each."""
+  """Returns lines about the task and the initial weights, and notes about data and weights."""
   config, task, pretrained = tuning.config, tuning.task, tuning.pretrained
   start = (f"random weights, the model and tokenizer of {tuning.init}" if config.from_scratch
            else f"step {pretrained.step} of {tuning.init}")

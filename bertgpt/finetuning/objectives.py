@@ -150,7 +150,7 @@ def score_spans(logits_BL2: jax.Array, batch: Batch) -> Sums:
 
 
 def _exclude_padding(logits_BL2, batch):
-  """Returns the logits of starts and ends [B, 2, L], so low in the padding that none is there."""
+  """Returns the logits of starts and ends [B, 2, L], which exclude the padding."""
   return jnp.where(batch["sequence_ids"][:, None] > 0, jnp.swapaxes(logits_BL2, 1, 2),
                    EXCLUDED_LOGIT)
 
@@ -164,7 +164,7 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
 
   def weights(batch):
     both = {"task_loss": _task_weight(batch)}
-    if lm_weight:  # The step divides by this number, so that twice of it halves the loss.
+    if lm_weight:  # The step divides by this number, so doubling it halves the loss.
       both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
     return both
 

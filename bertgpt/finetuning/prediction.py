@@ -17,7 +17,7 @@ def evaluate(tuning: Tuning, program: Program, params: Any, *, with_tests: bool
 
   Args:
     params: parameters of the run, on the devices.
-    with_tests: predict the sets without labels too.
+    with_tests: whether to predict the sets without labels too.
   Returns:
     (official metrics by set, outputs by set).
   """

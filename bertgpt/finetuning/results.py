@@ -37,7 +37,7 @@ def run_name(rate: float, seed: int) -> str:
 
 
 def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, Any]:
-  """Returns what every run starts from and learns: `init` and `rows` of results.json.
+  """Returns `init` and `rows` of results.json, which identify the start and the data of every run.
 
   Only `init.workdir` depends on where files are.
 
@@ -63,8 +63,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   Args:
     path: workdir of the fine-tuning.
     config: config of this start.
-    identity: what the runs of this start begin from and learn, from `identify`. Folders may have
-      moved since an earlier start.
+    identity: result of `identify` in this start. Folders may have moved since an earlier start.
   Returns:
     The content of results.json; without earlier starts, it has no runs.
   Raises:
@@ -78,17 +77,17 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   try:
     old = recipes.from_json(stored.read_bytes(), finetune_config.base)
   except ConfigError:
-    raise ConfigError(f"--workdir {path}: holds something else than a fine-tuning of this version. "
+    raise ConfigError(f"--workdir {path}: does not hold a fine-tuning of this version. "
                       "Give another folder") from None
   lines = recipes.differences(old, config, finetune_config.RESUMABLE)
   if (path / "results.json").exists():
-    results = files.read_json(path / "results.json", "Bring it back from a copy, or delete it to "
-                              "do its runs again")
+    results = files.read_json(path / "results.json", "Restore it from a backup, or delete it to "
+                              "repeat its runs")
     for flag, field in (("--init", "init"), ("task.data", "rows")):
       old_parts, parts = results.get(field, {}) | {"workdir": ""}, identity[field] | {"workdir": ""}
       names = [n for n in {**parts, **old_parts} if parts.get(n) != old_parts.get(n)]
       if names:
-        lines.append(f"{flag}: not the same {', '.join(names)} as before")
+        lines.append(f"{flag}: different from the earlier start: {', '.join(names)}")
   if lines:
     raise ConfigError(f"--workdir {path} holds another fine-tuning:\n  " + "\n  ".join(lines)
                       + "\nUse another --workdir")

@@ -1,4 +1,4 @@
-"""The state of a run at step 0: pretrained weights, and random ones for what is new."""
+"""The state of a run at step 0: pretrained weights, and random weights for new parameters."""
 
 import dataclasses
 

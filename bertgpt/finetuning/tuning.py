@@ -1,4 +1,4 @@
-"""What the runs of a fine-tuning share: model, task, mesh, the compiled parts and the batches."""
+"""Everything that the runs of a fine-tuning share: model, task, mesh, compiled parts, batches."""
 
 import functools
 import math
@@ -94,7 +94,7 @@ def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, tas
   """Returns the parts of a fine-tuning, with the head of its task and a mesh over all devices.
 
   Args:
-    config, init, pretrained, task, path: as in `Tuning`.
+    config, init, pretrained, task, path: see `Tuning`.
   """
   head = task_objectives.find_head(pretrained.config, task.kind)
   mesh = sharding.make_mesh(make_run_config(config, pretrained, 1, config.learning_rates[0]))

@@ -90,7 +90,7 @@ def top_guesses(tokenizer: Tokenizer, p_V: np.ndarray, continues_V: np.ndarray,
   """Returns the likeliest guesses of one mask.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
     p_V: float [vocab_size], the probability of every token.
     continues_V: bool [vocab_size], result of `Tokenizer.continues_word`.
     top: number of guesses.
@@ -125,7 +125,7 @@ def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
   Special tokens are left out. So is [UNK]: training predicts it, but it is not a word.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
     p_V: float [vocab_size], the probability of every token.
     top: how many tokens; fewer are returned if the vocabulary has fewer.
   Returns:
@@ -147,7 +147,7 @@ def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
   """Returns the ids of a text in which [MASK], or the tokenizer's name for it, is one token.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
     text: the text.
   Returns:
     int32 [N], without [CLS] and [SEP].
@@ -166,7 +166,7 @@ def encode_after(tokenizer: Tokenizer, text: str) -> np.ndarray:
   """Returns the ids of a text that follows other text, with a leading space only if it has one.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
     text: the text that follows.
   Returns:
     int32 [N], without [CLS] and [SEP].
@@ -185,7 +185,7 @@ def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
   """Returns the text of a token.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
     token: id.
     continues: whether the token continues a word; its text then begins with ##.
   """

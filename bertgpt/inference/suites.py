@@ -139,7 +139,7 @@ def find_stop_tokens(tokenizer: Tokenizer) -> np.ndarray:
   """Finds the tokens that are special, are a stop word, or contain no letter or digit.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
   Returns:
     bool [vocab_size].
   """

@@ -1,4 +1,4 @@
-"""Scores of predictors that are not a trained model: frequencies of tokens, pairs and answers."""
+"""Scores of simple predictors: frequencies of tokens, pairs of tokens and answers."""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from bertgpt.training import objectives
 
 
 class Baseline(NamedTuple):
-  """Scores of a predictor that is not a trained model.
+  """Scores of a simple predictor.
 
   Attributes:
-    accuracy: share of right guesses.
+    accuracy: share of correct guesses.
     perplexity: exp of the mean loss.
   """
 
@@ -59,10 +59,10 @@ def masked_unigram_baseline(trained: Trained, train_set: Corpus, held_out: Corpu
 
 
 def larger_class_share(config: ConfigDict, held_out: Corpus) -> float:
-  """Returns the accuracy of the constant answer that is right more often.
+  """Returns the accuracy of the better one of the two constant answers.
 
   Args:
-    config: a whole config, of an objective with pairs.
+    config: a whole config with an objective that has pairs.
     held_out: documents of the evaluation, whose pairs are counted.
   """
   name, count = formats.find(config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
@@ -99,7 +99,7 @@ def causal_baselines(config: ConfigDict, train_set: Corpus,
   problem, method C).
 
   Args:
-    config: a whole config, of a decoder.
+    config: a whole config of a decoder.
     train_set: documents whose tokens and pairs of tokens are counted.
     held_out: documents of the evaluation.
   """
@@ -127,8 +127,8 @@ def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarr
   """Counts the pairs of consecutive tokens, with the ends of documents as tokens.
 
   Args:
-    corpus: its sample of documents is counted.
-    vocab_size: ids are below it.
+    corpus: corpus; a sample of its documents is counted.
+    vocab_size: number of ids.
   Returns:
     Sorted keys first * vocab_size + second, int64 [pairs], and their counts, int64 [pairs].
   """

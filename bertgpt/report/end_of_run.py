@@ -36,7 +36,7 @@ def write(run: Finished) -> None:
   """Writes and prints report.md and loss.png of a finished run.
 
   With several processes, process 0 writes. The others compute the same, so that all end together:
-  JAX lets a process that is done wait for the others for five minutes only.
+  a process that ends early waits at most five minutes for the others in JAX.
   """
   path, trained, train_set, held_out = run
   curves = metrics.read_curves(path)
@@ -157,13 +157,13 @@ def align(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
-  """Returns held-out sentences with one word masked, and the five likeliest tokens there.
+  """Returns held-out sentences with one word masked, and the five likeliest tokens in its place.
 
-  The rank of the word follows if the word is not among the five.
+  The rank of the word is added if the word is not among the five.
 
   Args:
     trained: a masked LM.
-    held_out: documents to draw sentences from, always the same for a corpus.
+    held_out: documents to draw sentences from; the draws are always the same for a corpus.
     num_sentences: number of sentences.
   Returns:
     Lines of the report.
@@ -201,8 +201,8 @@ def pick_sentence(corpus: Corpus, document: int, rng: np.random.Generator) -> np
   """Returns a random sentence of a document.
 
   Args:
-    corpus: has the document.
-    document: its number.
+    corpus: corpus of the document.
+    document: number of the document.
     rng: draws the sentence.
   Returns:
     Token ids, int32 [N].
@@ -218,7 +218,7 @@ def whole_words(tokenizer: Tokenizer) -> np.ndarray:
   """Finds the tokens that begin a word and consist of at least four letters.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
   Returns:
     bool [vocab_size].
   """
@@ -253,9 +253,9 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
   Args:
     curves: tag of a metric -> [(step, value)], as `metrics.read_curves` returns them.
     path: path of the picture, a PNG file.
-    described: says which metrics get a panel, and which of them a dashed line at a baseline.
-    phases: of the run. Rows of another length make another task, so a dotted line separates
-      phases, and accuracy is shown for the last phase, the one of its baseline.
+    described: which metrics get a panel, and which of them a dashed line at a baseline.
+    phases: phases of the run. Rows of another length are another task, so a dotted line separates
+      phases, and accuracy is shown only for the last phase, to which its baseline applies.
   """
   import matplotlib
   matplotlib.use("Agg")

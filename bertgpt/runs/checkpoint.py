@@ -2,7 +2,7 @@
 
     workdir/checkpoints/
       120/                a step; it gets this name when everything in it is written
-        params/ rest/     Orbax items that Orbax can read by itself: parameters, everything else
+        params/ rest/     Orbax items, readable with Orbax alone: parameters, everything else
         manifest.json     files, sizes and SHA-256; leaves and their fingerprints; metadata
       unfinished/         Orbax writes here; emptied at every start, through discarded/
       damaged-110-0/      set aside, because it did not match its manifest
@@ -106,7 +106,7 @@ class Checkpoints:
       step: number of steps done.
       state: pytree of jax arrays.
       metadata: JSON values, from `make_metadata`.
-      wait: return only when the step is complete in every process.
+      wait: whether to return only when the step is complete in every process.
     Raises:
       StorageError: the last save failed, or with `wait` this save.
       DataError: there is a later checkpoint, which would be restored instead of this one.
@@ -181,7 +181,7 @@ class Checkpoints:
     return None
 
   def _agree_on_step(self) -> int:
-    """Returns the newest step with good files, or NO_STEP, as process 0 finds it."""
+    """Returns the newest step with good files, or NO_STEP, as found by process 0."""
     step = next(self._good_steps(), NO_STEP) if jax.process_index() == 0 else NO_STEP
     if jax.process_count() > 1:
       step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
@@ -280,9 +280,9 @@ def _type(leaf: Any) -> str:
 def _make_writer() -> ocp.AsyncCheckpointer:
   """Returns Orbax's writer without its CheckpointManager.
 
-  The manager lets a process whose save failed wait 20 minutes for the others. It asks
+  With the manager, a process whose save failed waits 20 minutes for the others. The manager asks
   jax.distributed about the step of the save late and from a thread, which sets back the step count
-  that processes agree on for preemption. And it has another notion of a step.
+  that processes agree on for preemption. It also defines a step differently.
   """
   # Orbax raises its errors, but also logs hundreds of lines for each.
   logging.getLogger("absl").addFilter(
@@ -304,7 +304,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
   Returns:
     Leaves in the order of `wanted`.
   Raises:
-    DataError: a leaf is missing, unknown, or of another type; names the first one.
+    DataError: a leaf is missing, unknown, or of another type; the message names the first one.
     Damaged: a leaf differs from the saved one.
   """
   types = {name: saved[name][0] if leaf is None else _type(leaf) for name, leaf in wanted.items()}
@@ -358,7 +358,7 @@ def _set_aside(path: pathlib.Path, reason: str) -> None:
 def _none_usable(root: pathlib.Path) -> DataError:
   """Returns the error for checkpoints that are all damaged, or absent."""
   names = ", ".join(sorted(p.name for p in root.glob("damaged-*"))) or "none was saved"
-  return DataError(f"{root}: no usable checkpoint ({names}). Bring one back from a copy, use "
+  return DataError(f"{root}: no usable checkpoint ({names}). Restore one from a backup, use "
                    "another --workdir, or delete this directory to start over")
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: names, sizes and SHA-256 of its files, and their check."""
+"""The manifest of a checkpoint: names, sizes and SHA-256 of its files, and how they are checked."""
 
 import concurrent.futures
 import errno
@@ -41,7 +41,7 @@ def encode(content: Mapping[str, Any]) -> str:
   """Returns the manifest as text, with its own SHA-256.
 
   Args:
-    content: what the manifest says, as JSON values.
+    content: content of the manifest, as JSON values.
   """
   digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
   return json.dumps({"content": content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
@@ -52,7 +52,7 @@ def write_manifest(path: pathlib.Path, content: dict[str, Any]) -> None:
 
   Args:
     path: folder of the step, with all its files.
-    content: what else the manifest says, as JSON values.
+    content: other content of the manifest, as JSON values.
   """
   sizes = _list_files(path)
   hashes = _hash_files(path, sizes)
@@ -90,7 +90,7 @@ def check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
     path: folder of the step.
     items: Orbax items; the files of other items are not read.
   Raises:
-    Damaged: a file differs; names it.
+    Damaged: a file differs; the message names it.
     StorageError: a file cannot be read for a reason other than damage.
   """
   skipped = tuple(f"{item}/" for item in ITEMS if item not in items)

@@ -46,7 +46,7 @@ class Trained(NamedTuple):
 def longest_row(trained: Trained) -> int:
   """Returns the number of tokens of the longest rows that a model was trained on.
 
-  An imported model is taken to be trained on all of its positions.
+  An imported model is assumed to be trained on all of its positions.
   """
   longest = max(phase.seq_len for phase in trained.config.phases)
   return longest if trained.step else trained.config.model.max_positions
@@ -89,7 +89,7 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
 
 
 def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
-  """Opens the newest good checkpoint of any run, also of a fine-tuned one.
+  """Opens the newest good checkpoint of any run, including a fine-tuned one.
 
   Args:
     workdir: folder of the run.

@@ -103,7 +103,7 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
     workdir: folder of the run.
     flag: flag that named the workdir, for messages.
   Raises:
-    ConfigError: `workdir` holds no run, a fine-tuning as a whole, or a damaged config.json.
+    ConfigError: `workdir` holds no run, or a whole fine-tuning, or its config.json is damaged.
   """
   path = workdir / "config.json"
   if not path.is_file():
@@ -117,7 +117,7 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
                         "`bertgpt export` reads them, so give the --workdir of a `bertgpt train`"
                         ) from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
-                      + ". Bring the file back from a copy, or use another --workdir") from e
+                      + ". Restore the file from a backup, or use another --workdir") from e
 
 
 def is_tuning(config_path: pathlib.Path) -> bool:
@@ -145,8 +145,8 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
   """
   if not (workdir / "config.json").exists():
     if checkpoint.committed_steps(workdir):
-      raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json. Bring the "
-                        "file back from a copy, or use another --workdir")
+      raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json. Restore the "
+                        "file from a backup, or use another --workdir")
     return
   # The size of the vocabulary is resolved later; the hash of the tokenizer is compared then.
   allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))

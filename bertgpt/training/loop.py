@@ -66,7 +66,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     if jax.process_index() == 0:  # Written only now, so that a refused start changes nothing.
-      if first_step < last_step:  # A report from before the run was prolonged.
+      if first_step < last_step:  # A report from before steps were added to the run.
         (path / "report.md").unlink(missing_ok=True)
       workdir.write_run(path, config, run.corpus.tokenizer)
     log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
@@ -74,7 +74,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
                   f"{path}: resuming after step {first_step}")
     if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
-      # A signal or a crash may have come before this evaluation.
+      # A signal or a crash may have prevented this evaluation.
       evaluate_step(run, log, first_step, state.params)
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
@@ -111,7 +111,7 @@ class Run(NamedTuple):
     corpus: documents that are trained on.
     evaluator: evaluator of the held-out documents.
     abstract_state: TrainState of ShapeDtypeStructs with their shardings.
-    metadata: entries of a checkpoint next to the state; see `make_metadata`.
+    metadata: entries of a checkpoint in addition to the state; see `make_metadata`.
   """
 
   config: ConfigDict
@@ -182,8 +182,8 @@ def make_checkpoints(run: Run) -> checkpoint.Checkpoints:
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState:
   """Returns the state to start from.
 
-  It is the newest good checkpoint of the run, or else a fresh state, with the parameters of
-  `config.init_from` if that is set.
+  This is the newest good checkpoint of the run. If there is none, it is a fresh state, with the
+  parameters of `config.init_from` if that is set.
 
   Args:
     run: the opened run.
@@ -218,14 +218,14 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
 def add_frequencies(params: Any, corpus: corpus_lib.Corpus, vocab_size: int) -> Any:
   """Returns the parameters with the log frequencies of a corpus' tokens as output bias.
 
-  Otherwise a short run spends its first steps learning these frequencies, about one learning rate
-  per step; with a large vocabulary it does so by distorting the embedding table, in which all rare
-  tokens become alike.
+  Otherwise a short run spends its first steps on learning these frequencies, by about one learning
+  rate per step. With a large vocabulary, it distorts the embedding table for this purpose: the
+  vectors of all rare tokens become similar.
 
   Args:
     params: parameters of a masked LM, on the devices.
     corpus: documents that are trained on.
-    vocab_size: ids are below it.
+    vocab_size: number of ids.
   """
   found = frequencies.unigram_probabilities(corpus, vocab_size, is_causal=False)
   bias = params["mlm"]["bias"]
@@ -236,7 +236,7 @@ def add_frequencies(params: Any, corpus: corpus_lib.Corpus, vocab_size: int) -> 
 
 
 def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path) -> None:
-  """Checks that steps were only added to a run: the phases that are done stay as they were.
+  """Checks that a config only adds steps to a run: the phases that are done must be unchanged.
 
   Args:
     old: config of the checkpoint.
@@ -248,8 +248,8 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
   """
   total = config_lib.total_steps(new)
   if step > total:
-    raise ConfigError(f"phases[].steps: {total} in total, but the run in {path} has done "
-                      f"{step} already. Raise them, or use another --workdir")
+    raise ConfigError(f"phases[].steps: {total} in total, but the run in {path} has already done "
+                      f"{step} steps. Raise them, or use another --workdir")
   if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(new, step - 1):
     raise ConfigError(f"phases[].steps: the run in {path} has done {step} steps, so the "
                       "phases before the current one cannot change. Change the last one")
@@ -261,7 +261,7 @@ def load_params(run: Run) -> Any:
   Args:
     run: the opened run.
   Raises:
-    ConfigError: they belong to another tokenizer or model.
+    ConfigError: the parameters belong to another tokenizer or model.
     DataError: there is no usable checkpoint.
   """
   source = trained_lib.load_trained(pathlib.Path(run.config.init_from).expanduser(),
@@ -295,7 +295,7 @@ def make_steps(setup: steps.Setup, abstract_state: TrainState, first_step: int,
 
   Args:
     setup: constants of the training.
-    abstract_state: result of `    `.
+    abstract_state: result of `steps.make_abstract_state`.
     first_step: steps done before.
     open_batches: (phase index, first step counted from the start of the phase) -> iterator of the
       batches of the phase, which is closed at its end.

@@ -210,7 +210,7 @@ def make_state(setup: Setup, abstract_state: TrainState) -> TrainState:
 
   Args:
     setup: constants of the training.
-    abstract_state: result of `    `.
+    abstract_state: result of `make_abstract_state`.
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(functools.partial(init_state, setup), out_shardings=shardings)()
@@ -222,7 +222,7 @@ def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState)
   Args:
     setup: constants of the training.
     micro_batches: pieces that a batch is split into.
-    abstract_state: result of `    `; its shardings are those of the result.
+    abstract_state: result of `make_abstract_state`; its shardings are those of the result.
   """
   state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   options = compiler_options.choose(setup.config.system.xla_options, sharding.platform(),

@@ -43,7 +43,7 @@ def test_process_0_names_who_is_missing(port):
 
   peer = threading.Thread(target=report)
   peer.start()
-  with pytest.raises(PeerError, match="no word from process 1, 3 of 4"):
+  with pytest.raises(PeerError, match="no message from process 1, 3 of 4"):
     process.start_distributed(f"127.0.0.1:{port},4,0", 4)
   peer.join()
   assert len(errors) == 1 and "gave up" in errors[0]

@@ -258,8 +258,8 @@ def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finishe
   capsys.readouterr()
   assert run(tuning, finished_bert, out, *arguments) == 2
   lines = capsys.readouterr().err.splitlines()
-  assert "  --init: not the same params as before" in lines
-  assert "  task.data: not the same dev as before" in lines
+  assert "  --init: different from the earlier start: params" in lines
+  assert "  task.data: different from the earlier start: dev" in lines
   assert (out / "results.json").read_text() == before
 
 
@@ -425,7 +425,7 @@ def test_another_fine_tuning_needs_another_folder(tuned, tuning, finished_bert, 
 def test_the_folder_of_a_pretraining_is_refused(tuning, finished_bert, capsys):
   before = files_under(finished_bert)
   assert run(tuning, finished_bert, finished_bert) == 2
-  assert "holds something else than a fine-tuning" in capsys.readouterr().err
+  assert "does not hold a fine-tuning" in capsys.readouterr().err
   assert files_under(finished_bert) == before
 
 

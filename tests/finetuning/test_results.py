@@ -58,7 +58,7 @@ def test_damaged_results_are_named(tmp_path, content):
   config = make_config((1e-5,))
   (tmp_path / "config.json").write_text(recipes.to_json(config))
   (tmp_path / "results.json").write_bytes(content)
-  with pytest.raises(DataError, match="results.json: .*. Bring it back from a copy, or delete it"):
+  with pytest.raises(DataError, match="results.json: .*. Restore it from a backup, or delete it"):
     read_results(tmp_path, config, {"init": {}, "rows": {}})
 
 

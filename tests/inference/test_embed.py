@@ -80,7 +80,7 @@ def test_strings_give_the_arrays_that_the_command_writes(bert, capsys):
 
 @pytest.mark.parametrize("flags, fragment", [
     (["--out=a.txt"], "a.txt: name a file that ends in .safetensors or .npy"),
-    (["--out=a.npy", "--layer=last"], "a.npy: a .npy holds one array"),
+    (["--out=a.npy", "--layer=last"], "a.npy: a .npy file holds one array"),
     (["--out=a.safetensors", "--layer=last4"], "--layer last4: the model has only 1 layers"),
     (["--out=none/a.npy"], "there is no folder"),
     (["--out=texts.txt"], "texts.txt: exists already"),

@@ -1,4 +1,4 @@
-"""Rows in few different lengths, so that few programs are compiled for them.
+"""Rows with few different lengths, so that few programs are compiled for them.
 
 Fine-tuning and inference pad to the same lengths: 16, 32, 64, 128, 192, 256, 384, 512, 768, ...
 They are powers of two, and from 128 on also the lengths halfway between them, so that at most a

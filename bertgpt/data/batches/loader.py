@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # Reader processes start without the libraries of tokenizers.
 WINDOW_TOKENS = 2**27
 KEPT_PLANS = 2  # A batch may hold the end of one window and the start of the next.
 
-# A corpus whose tokens would fill at least this many batches has enough rows; they need not be
+# A corpus whose tokens would fill at least this many batches has enough rows, so they are not
 # counted.
 AMPLE_BATCHES = 64
 

@@ -6,7 +6,7 @@ Arrays of a batch in addition to those of every format, for rows of at most P pa
   nsp_labels     int32 [B, P]  0: B is the next text, 1: B is from another document
   nsp_weights    float32 [B, P]  1 for every pair; 0 in empty slots
 
-Axes: C chunks, of which each makes a pair; the others are those of `parts`.
+Axes: C chunks, each of which makes a pair; the others are those of `parts`.
 """
 
 from typing import NamedTuple

@@ -125,7 +125,7 @@ def _field_header(number: int, length: int) -> bytes:
 
 
 def sha256_file(path: pathlib.Path) -> str:
-  """Returns the SHA-256 (hex) of a file, which is always read; `digests` remembers them."""
+  """Returns the SHA-256 (hex) of a file, which is always read; `digests` remembers hashes."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -275,7 +275,8 @@ def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
     path: folder written by `prepare`.
     split: 'train' or 'validation'.
   Raises:
-    DataError: not a corpus, another format version, or files that do not fit the manifest.
+    DataError: the folder holds no corpus, a corpus of another format version, or files that do not
+      fit the manifest.
   """
   path = pathlib.Path(path).expanduser()
   manifest = read_manifest(path)

@@ -158,7 +158,7 @@ def read_blocks(path: str, cleaner: TextCleaner) -> Iterator[tuple[int, bytes]]:
     path: plain or compressed file.
     cleaner: decides about lines that are too long.
   Raises:
-    DataError: as `read_lines`.
+    DataError: see `read_lines`.
   """
   block, start, size, spoiled = [], 0, 0, False
   for offset, line in read_lines(path, cleaner, can_replace=True):

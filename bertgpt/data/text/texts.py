@@ -34,7 +34,7 @@ def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
     field: field of the JSON objects that holds the text. Blank lines of .jsonl files are skipped.
   Raises:
     ConfigError: there is no such file, it holds no text, or an object in it lacks the field.
-    DataError: as `read_text`, or a line is not valid JSON.
+    DataError: see `read_text`; or a line is not valid JSON.
   """
   lines = read_text(path, flag).removesuffix("\n").split("\n")
   if ".jsonl" in path.suffixes:
@@ -54,7 +54,7 @@ def _field(line: str, field: str, place: str) -> str:
     raise DataError(f"{place}: {e}. Repair it") from e
   text = record.get(field) if isinstance(record, dict) else None
   if not isinstance(text, str):
-    raise ConfigError(f"{place}: has no text in a field {field!r}. Rename the field that has it")
+    raise ConfigError(f"{place}: has no field {field!r} with text. Rename the field that holds it")
   return text
 
 
@@ -71,7 +71,7 @@ def read_columns(path: pathlib.Path, flag: str, columns: Sequence[str]) -> list[
     For every row, the values of `columns` in that order.
   Raises:
     ConfigError: there is no such file, or it lacks a column.
-    DataError: as `read_text`, or a line has too few values.
+    DataError: see `read_text`; or a line has too few values.
   """
   # str.splitlines would also cut at U+2028 and other Unicode line ends.
   header, *rows = [line.removesuffix("\r").split("\t")

@@ -1,4 +1,4 @@
-"""Special tokens around the texts of a row that a trained model reads: [CLS] a [SEP] b [SEP]."""
+"""Special tokens around the texts in a row of a trained model: [CLS] a [SEP] b [SEP]."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Starts of words, judged only from UTF-8, for vocabularies whose pieces do not mark them."""
+"""Starts of words, found only from UTF-8, for vocabularies whose pieces do not mark them."""
 
 import re
 
@@ -12,7 +12,7 @@ _SPACE_IN_CJK = re.compile(rf"(?<=[{_CJK}]) (?=[{_CJK}])")
 
 
 def is_continuation(piece: bytes) -> bool:
-  """Returns whether a piece continues a word, judged by its first character.
+  """Returns whether a piece continues a word, which depends on its first character.
 
   A space, punctuation and characters of scripts without spaces start a word of their own.
 

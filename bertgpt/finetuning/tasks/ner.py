@@ -170,7 +170,7 @@ def cut(lengths: Sequence[int], room: int) -> list[list[int]]:
 
   Args:
     lengths: number of tokens of every word.
-    room: tokens of words per row; a longer word is alone in its row.
+    room: tokens of words per row; a longer word gets a row of its own.
   """
   parts, used = [[]], 0
   for i, length in enumerate(lengths):

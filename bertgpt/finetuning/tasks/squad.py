@@ -34,8 +34,8 @@ class Question(NamedTuple):
     id: official id.
     question: the question.
     context: text that holds the answer.
-    answers: (number of its first character in the context, text) of every answer that is given as
-      right; () if the question has no answer.
+    answers: (number of its first character in the context, text) of every correct answer; () if the
+      question has no answer.
   """
 
   id: str
@@ -137,7 +137,7 @@ def read_questions(path: pathlib.Path) -> list[Question]:
     for start, answer in question.answers:
       if not isinstance(start, int) or start < 0 or not isinstance(answer, str):
         raise DataError(f"{path}: question {question.id}: answer_start={start!r} and text="
-                        f"{str(answer)[:40]!r} are not a number from 0 on and a text. Repair the "
+                        f"{str(answer)[:40]!r} are not a number from 0 up and a text. Repair the "
                         "file")
       if question.context[start:start + len(answer)] != answer or not answer:
         raise DataError(f"{path}: question {question.id}: its answer {answer[:40]!r} is not at "
@@ -341,7 +341,7 @@ def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict,
 
 def _score_outputs(questions: Sequence[Question], find: Callable, outputs: Any
                    ) -> dict[str, float]:
-  """Scores the outputs of a model, of which `find` makes answers."""
+  """Scores the outputs of a model, which `find` turns into answers."""
   return score(questions, find(outputs)[0])
 
 

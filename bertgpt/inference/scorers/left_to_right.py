@@ -25,7 +25,7 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
   """Cuts a text into overlapping windows; the end of another document stands before it.
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model.
     ids: int [N].
     window: most tokens per row.
     stride: tokens scored with each row except the first, whose tokens are all scored.

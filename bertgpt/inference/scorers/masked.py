@@ -30,7 +30,7 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
   """Cuts a text into pieces that fit between [CLS] and [SEP].
 
   Args:
-    tokenizer: tokenizer of the model    .
+    tokenizer: tokenizer of the model; not used.
     ids: int [N].
     window: most tokens per row, [CLS] and [SEP] among them.
     stride: not used: pieces do not overlap.

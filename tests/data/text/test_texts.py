@@ -31,9 +31,9 @@ def test_columns_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, error, fragment", [
-    ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ConfigError, "line 2: has no text in a field"),
+    ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ConfigError, "line 2: has no field 'text'"),
     ("a.jsonl", b'{"text": "a"}\n{"text\n', DataError, "line 2: is not valid JSON"),
-    ("a.jsonl", b'{"text": 3}\n', ConfigError, "line 1: has no text in a field 'text'"),
+    ("a.jsonl", b'{"text": 3}\n', ConfigError, "line 1: has no field 'text' with text"),
     ("a.txt", b"good\nb\xffd\n", DataError, "a.txt: invalid UTF-8 at byte 6. Repair it"),
     ("a.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-9], DataError, "a.txt.gz: cannot be read"),
     ("b.txt", b"", ConfigError, "--input "),
