@@ -206,9 +206,12 @@ def test_panels_show_curves_next_to_their_baselines(monkeypatch, tmp_path):
     assert {text.get_text() for text in axis.get_legend().get_texts()} >= {"training", "held out"}
 
 
-def test_a_loss_without_a_title_has_a_panel(monkeypatch, tmp_path):
-  axis, = draw(monkeypatch, tmp_path, {"train/span_loss": [(10, 3.0), (20, 2.0)]}, {}, (20,))
-  assert axis.get_title() == "span_loss"
+def test_panels_are_those_that_the_description_names(monkeypatch, tmp_path):
+  points = [(10, 3.0), (20, 2.0)]
+  curves = {"train/loss": points, "train/mlm_loss": points, "train/nsp_loss": points,
+            "train/grad_norm": points}
+  axis, = draw(monkeypatch, tmp_path, curves, {}, (20,))
+  assert axis.get_title() == "Masked language model"
 
 
 def test_smoothing_is_the_mean_of_neighbors():
