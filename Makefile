@@ -1,14 +1,14 @@
-# make demo       install into .venv, train a small BERT on the text that Python carries, report
+# make demo       installs into .venv, trains a small BERT on text that comes with Python, reports
 # make demo-gpt   the same for a small GPT
 # make test       the fast tests;  make test-all: every test;  ARGS goes to pytest
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make lint       ruff, the alignment of continuation lines, types
 # make docs       docs/ as web pages, in docs/_build; warnings are errors
-# make lock       resolve requirements.lock and those of the extras again (needs uv)
-# make clean      remove .venv and caches; runs/ stays
+# make lock       resolves requirements.lock and the locks of the extras again (needs uv)
+# make clean      removes .venv and caches; runs/ stays
 #
-# PYTHON names the interpreter that .venv is made with: make test PYTHON=python3.11
+# PYTHON names the interpreter of .venv: make test PYTHON=python3.11
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -22,7 +22,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # ensurepip: Debian's python3 comes without it, and venv needs it.
 USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
-# A python3.12 on the path may still fail to start (pyenv's shims do), so each is tried.
+# A python3.12 on the PATH may still fail to start (pyenv's shims do), so each is tried.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
@@ -41,7 +41,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-# Where PyTorch is missing these tests would be skipped, so its import comes first.
+# Without PyTorch these tests would be skipped, so the import of PyTorch comes first.
 test-hf: $(HF_STAMP)
 	$(BIN)/python -c "import torch, transformers"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m hf $(ARGS)
@@ -54,7 +54,7 @@ lint: $(LINT_STAMP)
 	$(BIN)/pycodestyle bertgpt tests benchmarks configs docs
 	$(BIN)/mypy
 
-# A link to a page or a heading that is not there is a warning.
+# A link to a missing page or heading is a warning.
 docs: $(DOCS_STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
@@ -69,7 +69,7 @@ install-docs: $(DOCS_STAMP)
 
 install-lint: $(LINT_STAMP)
 
-# The stamp comes last: an installation that was cut short is made again from nothing.
+# The stamp comes last, so that an interrupted installation is repeated from the start.
 $(STAMP): requirements.lock setup.cfg setup.py pyproject.toml
 	@$(or $(PYTHON),false) -c '$(USABLE)' || { \
 	  echo "bertgpt needs Python 3.11 or newer with venv (Debian, Ubuntu: apt install python3-venv)." >&2; \
@@ -80,8 +80,8 @@ $(STAMP): requirements.lock setup.cfg setup.py pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# PyTorch comes last, so that its index is asked for nothing else. Where that cannot be reached, a
-# wheel that pip is configured to find will do.
+# PyTorch comes last, so that its index is used for nothing else. If the index cannot be reached,
+# pip may find a wheel elsewhere, as it is configured.
 $(HF_STAMP): $(STAMP) requirements-hf.lock requirements-torch.lock
 	@echo "Installing PyTorch and transformers into .venv, once ..."
 	@$(PIP) install --require-hashes --requirement requirements-hf.lock
@@ -89,7 +89,7 @@ $(HF_STAMP): $(STAMP) requirements-hf.lock requirements-torch.lock
 	  --requirement requirements-torch.lock
 	@touch $@
 
-# Where no TPU is, JAX_PLATFORMS=cpu keeps the rest of JAX from looking for one.
+# Without a TPU, JAX_PLATFORMS=cpu keeps the rest of JAX from looking for one.
 $(PLAN_STAMP): $(STAMP) requirements-plan.lock
 	@echo "Installing the compiler for TPUs into .venv, once ..."
 	@$(PIP) install --require-hashes --requirement requirements-plan.lock
@@ -105,8 +105,8 @@ $(LINT_STAMP): $(STAMP) requirements-lint.lock
 	@$(PIP) install --require-hashes --requirement requirements-lint.lock
 	@touch $@
 
-# One lock for every platform: resolved for the oldest Python, with markers for the newer. The
-# locks of the extras hold what requirements.lock does not, and neither PyTorch nor its CUDA.
+# One lock for all platforms, resolved for the oldest Python, with markers for newer ones. The locks
+# of the extras hold only packages that are not in requirements.lock, without PyTorch and its CUDA.
 COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-config \
   --custom-compile-command "make lock"
 

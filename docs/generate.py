@@ -1,4 +1,4 @@
-"""Writes docs/reference/: what the program itself knows about its fields, flags and tables.
+"""Writes docs/reference/ from the fields, flags and tables of the program.
 
     python docs/generate.py            writes the pages that differ
     python docs/generate.py --check    only says which pages are stale; exit code 1 if any is
@@ -122,7 +122,7 @@ def _block_above(comments: dict[int, str], line: int) -> list[str]:
 
 def field_table(leaves: Iterable[tuple[str, object]], comments: dict[str, str],
                 named_choices: dict[str, Sequence[str]]) -> list[str]:
-  """Returns a table of fields: name, default, what they are."""
+  """Returns a table of fields: name, default, meaning."""
   rows = []
   for field, default in leaves:
     text, names = comments[field], named_choices.get(field, ())
@@ -156,7 +156,7 @@ def write_config() -> str:
              field_table([(f, config_lib.phase()[f]) for f in of_phase], of_phase,
                          pretraining.PHASE_CHOICES)]
   blocks += ["## Fields that a choice reads",
-             "A field that only other choices read must keep its default: a config that sets one "
+             "A field that only other choices read must keep its default: a config that sets it "
              "is refused when a run begins.", read_by_choices()]
   blocks += ["## Fields that may change when a run resumes",
              f"{codes(recipes.RESUMABLE)}, and `phases[].steps`; a group stands for all its "
@@ -166,10 +166,10 @@ def write_config() -> str:
   tuning_defaults = dict(config_lib.leaves(finetuning.base()))
   tuning = [(f, tuning_defaults[f]) for f in own if f.split(".")[0] not in shared]
   tuning_choices = {"task.truncation": finetuning.TRUNCATIONS, "save": finetuning.SAVES}
-  blocks += ["## A fine-tuning", f"Besides these it has the groups {codes(shared)} of a "
+  blocks += ["## A fine-tuning", f"A fine-tuning also has the groups {codes(shared)} of a "
              "pretraining, with `log.tensorboard=False`.",
              field_table(tuning, own, tuning_choices),
-             f"May change when a fine-tuning resumes: {codes(finetuning.RESUMABLE)}."]
+             f"These may change when a fine-tuning resumes: {codes(finetuning.RESUMABLE)}."]
   return page("Config fields", *blocks)
 
 
@@ -182,7 +182,7 @@ def read_by_choices() -> list[str]:
            for name, reads in choices.OPTIMIZERS.items()]
   rows += [("`phases[].schedule`", code(name), codes(sorted(reads)))
            for name, reads in choices.SCHEDULES.items()]
-  return table(("choice", "value", "fields that it reads and some other does not"), rows)
+  return table(("choice", "value", "fields that it reads, but some other value does not"), rows)
 
 
 # --------------------------------------------------------------- commands
@@ -223,8 +223,8 @@ def _describe_flag(action: argparse.Action) -> tuple[str, str, str]:
 
 def write_families() -> str:
   blocks: list[str | list[str]] = [
-      "The choices that a config makes by name. Each is one record in a table and a file of its "
-      "own; see [extending](../extending.md).",
+      "The choices that a config makes by name. Each of them is one record in a table and one "
+      "file; see [extending](../extending.md).",
       "## Families",
       table(("`model.family`", "kind", "objectives", "abilities", "presets"),
             [(code(name), family.kind, codes(family.objectives), codes(sorted(family.abilities)),
@@ -265,7 +265,7 @@ def write_presets() -> str:
 def write_recipes() -> str:
   blocks: list[str | list[str]] = [
       "The recipes that come with bertgpt, by name: `--config demo` is `--config configs/demo.py`. "
-      "The text is that of their docstrings."]
+      "The texts are their docstrings."]
   for name in recipes.names():
     docstring = ast.get_docstring(ast.parse((recipes.folder() / f"{name}.py").read_text("utf-8")))
     blocks += [f"## {name}", f"```text\n{docstring}\n```"]
@@ -276,9 +276,9 @@ def write_recipes() -> str:
 
 
 def write_rows() -> str:
-  """Shapes come from `formats.specs`, in letters: it is asked with sizes that occur only once."""
+  """Returns the page of rows. Sizes that occur only once turn the shapes into letters."""
   blocks: list[str | list[str]] = [
-      "What a batch holds before it is corrupted, per objective: `formats.specs` is its only "
+      "The arrays of a batch before it is corrupted, per objective: `formats.specs` is the only "
       "schema. B rows of L tokens; P: sequences that a row may hold, "
       "`config.data.max_sequences`."]
   for name, objective in choices.OBJECTIVES.items():
@@ -336,7 +336,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def stale_pages() -> dict[str, str]:
-  """Returns file name -> new text, of the pages that are missing or no longer true."""
+  """Returns file name -> new text of the pages that are missing or stale."""
   texts = {f"{name}.md": make() for name, make in PAGES.items()}
   return {name: text for name, text in texts.items()
           if not (FOLDER / name).is_file() or (FOLDER / name).read_text("utf-8") != text}

@@ -233,7 +233,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
   """Trains one run and evaluates it, after its last step or after every epoch.
 
   Args:
-    program, seed, should_stop: as in `do_run`.
+    program, seed, should_stop: see `do_run`.
     folder: folder of the run, for the curves.
   Returns:
     (state, metrics by evaluation set, outputs by evaluation set), all after the last step.

@@ -90,7 +90,7 @@ def conv1d(ours: str, theirs: str, axes: str) -> list[Rule]:
   """Returns the rules of GPT's `Conv1D`, a dense layer stored like ours.
 
   Args:
-    ours, theirs, axes: as in `linear`.
+    ours, theirs, axes: see `linear`.
   """
   return linear(ours, theirs, axes, "same")
 

@@ -100,7 +100,7 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
   """Returns the content of config.json that describes the architecture.
 
   Args:
-    config, pad_id, kind: as in `to_hugging_face`.
+    config, pad_id, kind: see `to_hugging_face`.
     labels: names of the outputs of a fine-tuned model.
   """
   architecture = find_architecture(config, kind)

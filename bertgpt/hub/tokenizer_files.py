@@ -85,7 +85,7 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
   """Returns the tokenizer of the library `tokenizers` that gives the same ids.
 
   Args:
-    tokenizer, is_encoder, is_tuned: as in `write`.
+    tokenizer, is_encoder, is_tuned: see `write`.
   Raises:
     DataError: the library has no such tokenizer.
   """

@@ -140,9 +140,9 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   Returns:
     One line that says what was written.
   Raises:
-    ConfigError: there is no run in `path`, `out` exists or cannot hold the features, or as in
+    ConfigError: there is no run in `path`, or `out` exists or cannot hold the features; see also
       `check_layer`.
-    DataError: `source` is damaged, or as in `load_trained`.
+    DataError: `source` is damaged; see also `load_trained`.
   """
   check_out(out, layer)
   lines = texts_lib.read_texts(source, "--input")

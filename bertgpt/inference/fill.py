@@ -28,7 +28,7 @@ MASK = "[MASK]"
 
 
 class Guess(NamedTuple):
-  """A token that may stand in the place of a mask.
+  """A token in the place of a mask.
 
   Attributes:
     token: text of the token; it begins with '##' if the token continues a word.
@@ -204,8 +204,8 @@ def run(path: pathlib.Path, text: str, top: int) -> list[str]:
     text: text with [MASK] in place of one word or more.
     top: guesses per mask.
   Raises:
-    ConfigError: there is no run in `path`, or as in `fill`.
-    DataError: as in `load_trained`.
+    ConfigError: there is no run in `path`; see also `fill`.
+    DataError: see `load_trained`.
   """
   masks, = fill(trained_lib.load_trained(path), [text], top)
   return [f"{MASK} {i}: " + ", ".join(f"{token} {p:.1%}" for token, p in guesses)

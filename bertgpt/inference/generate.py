@@ -248,10 +248,10 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
 
   Args:
     path: workdir of the run.
-    prompts, max_tokens, sampling, seed, num_samples, batch_size: as in `generate`.
+    prompts, max_tokens, sampling, seed, num_samples, batch_size: see `generate`.
   Raises:
-    ConfigError: there is no run in `path`, or as in `generate`.
-    DataError: as in `load_trained`.
+    ConfigError: there is no run in `path`; see also `generate`.
+    DataError: see `load_trained`.
   """
   return generate(trained_lib.load_trained(path), prompts, max_tokens=max_tokens,
                   sampling=sampling, seed=seed, num_samples=num_samples, batch_size=batch_size)

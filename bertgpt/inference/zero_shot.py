@@ -72,7 +72,7 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
     settings: values of the flags.
     trained: the model.
   Raises:
-    ConfigError: as in `choose_window`.
+    ConfigError: see `choose_window`.
   """
   window, stride = choose_window(trained, settings.window, settings.stride)
   return settings._replace(window=window, stride=stride)

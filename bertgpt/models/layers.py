@@ -146,7 +146,7 @@ def residual_std(config: FrozenConfigDict) -> float:
 
 
 class Context(NamedTuple):
-  """Inputs of every layer besides the features; they pass unchanged through the scan.
+  """Inputs of every layer in addition to the features; they pass unchanged through the scan.
 
   Attributes:
     visibility: the keys that a query sees; None with a cache, whose rows are one sequence each.

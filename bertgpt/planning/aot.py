@@ -106,7 +106,7 @@ class PhasePlan(NamedTuple):
 
   Attributes:
     step: the compiled step.
-    fits: whether it fits the memory of a chip.
+    fits: whether the step fits the memory of a chip.
     step_seconds: time per step.
     tokens_per_second: tokens per second, padding included.
     mfu: model FLOPs utilization, analytic FLOPs over peak.

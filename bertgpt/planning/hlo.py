@@ -280,7 +280,7 @@ class Execution(NamedTuple):
 
 
 def executions(module: HloModule) -> Iterator[Execution]:
-  """Yields what a step runs, in the order of the schedule.
+  """Yields the instructions that a step runs, in the order of the schedule.
 
   Args:
     module: the compiled step.

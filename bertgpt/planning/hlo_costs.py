@@ -187,8 +187,8 @@ def hbm_bytes(instruction: Instruction) -> float:
 def _copied_bytes(start: Instruction) -> float:
   """Returns the HBM traffic of an asynchronous copy.
 
-  The shape is (destination, source, ...) or ((source), destination, ...): the smaller is what
-  moves.
+  The shape is (destination, source, ...) or ((source), destination, ...); the smaller one is
+  copied.
   """
   destination, source = sorted(start.shape[:2], key=lambda array: array.size)
   return min(source.bytes, destination.bytes) * (source.in_hbm + destination.in_hbm)

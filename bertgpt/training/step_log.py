@@ -46,7 +46,7 @@ class StepLog:
       step: steps done, including this one.
       step_metrics: name -> (sum, weight), arrays that may not be computed yet.
     Raises:
-      DivergedError: as in `finish_step`.
+      DivergedError: see `finish_step`.
     """
     self.finish_step()
     self._pending = step, step_metrics
@@ -81,7 +81,7 @@ class StepLog:
     """Logs all steps added so far, even if no line is due, as before an evaluation.
 
     Raises:
-      DivergedError: as in `finish_step`.
+      DivergedError: see `finish_step`.
     """
     self.finish_step()
     if self._sums.steps:

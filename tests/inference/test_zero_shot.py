@@ -223,4 +223,4 @@ def test_a_dataset_that_is_not_there_is_named(capsys, finished_gpt):
   code, out, lines = run(capsys, "evaluate", f"--workdir={finished_gpt}",
                          "--suite=lambada=tfds:lambda_none:test#passage")
   assert (code, out, len(lines)) == (65, [], 1)
-  assert "--suite lambada: TFDS knows no dataset 'lambda_none'" in lines[0]
+  assert "--suite lambada: TFDS does not know the dataset 'lambda_none'" in lines[0]

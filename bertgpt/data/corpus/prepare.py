@@ -56,7 +56,7 @@ def ensure_prepared(config: ConfigDict) -> pathlib.Path:
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
   Raises:
-    UserError: as `prepare`.
+    UserError: see `prepare`.
   """
   if config.data.corpus:
     return pathlib.Path(config.data.corpus).expanduser().absolute()

@@ -24,7 +24,7 @@ def open_builder(target: str, field: str = "data.source") -> Any:
       return tfds.builder_from_directory(os.path.expanduser(target))
     return tfds.builder(target)
   except Exception as e:  # TFDS raises errors of many types for one cause.
-    raise DataError(f"{field}: TFDS knows no dataset {target!r} ({one_line(e)}). "
+    raise DataError(f"{field}: TFDS does not know the dataset {target!r} ({one_line(e)}). "
                     "Give name/config:version or the folder of a prepared one") from e
 
 

@@ -203,7 +203,7 @@ def score_outputs(sentences: Sequence[Sentence], places: Places, tags: Sequence[
 
   Args:
     sentences: sentences with their right tags.
-    places, tags, outputs: as in `collect`.
+    places, tags, outputs: see `collect`.
   """
   return score([s.tags for s in sentences], collect(outputs, places, tags))
 
@@ -250,7 +250,7 @@ def write(sentences: Sequence[Sentence], places: Places, tags: Sequence[str], na
 
   Args:
     sentences: sentences with their right tags.
-    places, tags, outputs: as in `collect`.
+    places, tags, outputs: see `collect`.
     name: name of the set, and of the file without .conll.
     folder: folder of the file.
   """

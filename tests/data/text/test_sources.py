@@ -81,7 +81,7 @@ def test_tfds_split_may_be_a_part_and_the_feature_nested(dataset):
 
 @pytest.mark.parametrize("end,message", [
     (":test#text", "test"), (":train#no", "Choose one of meta, n, text"),
-    (":train#n", "is not text"), ("/none:train#text", "TFDS knows no dataset")])
+    (":train#n", "is not text"), ("/none:train#text", "TFDS does not know the dataset")])
 def test_tfds_errors_name_what_is_missing(dataset, end, message):
   with pytest.raises(DataError, match=message):
     read(f"tfds:{dataset}{end}")

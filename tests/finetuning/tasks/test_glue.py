@@ -251,7 +251,7 @@ def test_a_dataset_of_another_task_is_named(tmp_path, text_format):
   data = write_tfds(tmp_path / "tfds", "sst2", [1, 0, 1])
   with pytest.raises(DataError, match="lacks the feature 'sentence1', .* Give the dataset of RTE"):
     open_task("rte", data, text_format)
-  with pytest.raises(DataError, match="task.data: TFDS knows no dataset"):
+  with pytest.raises(DataError, match="task.data: TFDS does not know the dataset"):
     open_task("rte", f"tfds:{tmp_path}/none", text_format)
 
 
