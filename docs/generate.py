@@ -133,7 +133,7 @@ def field_table(leaves: Iterable[tuple[str, object]], comments: dict[str, str],
     else:
       text = prose(text)
     rows.append((code(field), code(repr(default)), text or "-"))
-  return table(("field", "default", "what it is"), rows)
+  return table(("field", "default", "meaning"), rows)
 
 
 def write_config() -> str:
@@ -148,7 +148,7 @@ def write_config() -> str:
   blocks: list[str | list[str]] = [
       "Every field of a pretraining (`bertgpt.config.base()`), of one of its phases "
       "(`bertgpt.config.phase()`) and of a fine-tuning (`bertgpt.config.finetuning.base()`). "
-      "`--config.FIELD=VALUE` overrides one; [config](../config.md) explains recipes."]
+      "`--config.FIELD=VALUE` overrides a field; [config](../config.md) explains recipes."]
   for group, leaves in groups.items():
     blocks += [f"## {group}", field_table(leaves, comments, pretraining.CHOICES)]
   blocks += ["## A phase", "`config.phases` is a tuple of `phase(...)`; "
@@ -202,7 +202,7 @@ def write_commands() -> str:
     rows = [_describe_flag(action) for action in command._actions
             if not isinstance(action, argparse._HelpAction)]
     blocks += [f"## {name}", prose(command.description),
-               table(("argument", "default", "what it is"), rows)]
+               table(("argument", "default", "meaning"), rows)]
     if command.get_default("takes_fields"):
       blocks.append("Takes config fields: `--config.FIELD=VALUE`.")
   return page("Commands", *blocks)
@@ -230,11 +230,11 @@ def write_families() -> str:
             [(code(name), family.kind, codes(family.objectives), codes(sorted(family.abilities)),
               codes(family.presets)) for name, family in families.FAMILIES.items()]),
       "## Objectives",
-      table(("`objective.name`", "what it is", "rows", "special tokens", "loss shown"),
+      table(("`objective.name`", "meaning", "rows", "special tokens", "loss shown"),
             [(code(name), first_line(f"bertgpt.training.objectives.{name}"), code(o.rows),
               codes(o.needs), code(o.loss)) for name, o in choices.OBJECTIVES.items()]),
       "## Optimizers",
-      table(("`optimizer.name`", "what it is"),
+      table(("`optimizer.name`", "meaning"),
             [(code(name), first_line(f"bertgpt.training.optimizers.{name}"))
              for name in choices.OPTIMIZERS]),
       "## Schedules",

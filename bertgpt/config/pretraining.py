@@ -88,8 +88,8 @@ def base() -> ConfigDict:
   data.invalid_text = "error"              # for invalid UTF-8 and NUL: error | replace | skip
   data.language = "en"                     # ISO 639-1 code, for splitting text into sentences
   data.prepare_workers = 0                 # processes that prepare the corpus; 0: one per core
-  data.reader_workers = 0                  # processes that assemble batches; 0: none, but threads
-  data.prefetch = 2                        # batches held ready on the device
+  data.reader_workers = 0                  # processes that assemble batches; 0: threads instead
+  data.prefetch = 2                        # batches that are kept ready on the device
   data.packing = True                      # whether several sequences share a row
   # Sequences per packed row, at most; 0: max(2, seq_len // 32).
   data.max_sequences = 0
@@ -101,9 +101,9 @@ def base() -> ConfigDict:
 
   config.tokenizer = tokenizer = ConfigDict()
   tokenizer.kind = "sentencepiece"         # sentencepiece | wordpiece | bpe (byte-level)
-  # File or folder of a trained tokenizer; '': none, one is trained on `data.source`.
+  # File or folder of a trained tokenizer; '': train one on `data.source`.
   tokenizer.path = ""
-  tokenizer.vocab_size = 8192              # ids of a tokenizer that is trained
+  tokenizer.vocab_size = 8192              # ids of a newly trained tokenizer
   tokenizer.model_type = "unigram"         # sentencepiece: unigram | bpe
   tokenizer.lowercase = True               # sentencepiece, wordpiece
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer

@@ -114,7 +114,7 @@ def check_agreement(config: ConfigDict, identity: dict[str, Any], results: dict[
 
   Args:
     config: config of the fine-tuning in this process.
-    identity: what the runs start from and learn, from `results.identify`.
+    identity: result of `results.identify`.
     results: completed runs that this process has found.
   Raises:
     ConfigError: the processes differ; raised in every process.

@@ -63,7 +63,7 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
 
   Args:
     trained: the model.
-    architecture: its architecture in `transformers`.
+    architecture: architecture of the model in `transformers`.
     source: workdir of the run.
     out: folder of the exported model.
     title: name of the architecture and number of parameters.
@@ -176,7 +176,7 @@ def describe_limits(trained: Trained, architecture: Architecture) -> list[str]:
 
   Args:
     trained: the model.
-    architecture: its architecture in `transformers`.
+    architecture: architecture of the model in `transformers`.
   """
   lines = limits_of_tuning(trained) if trained.task else [
       *limits_of_training(trained), *architecture.limits]

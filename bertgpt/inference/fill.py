@@ -127,7 +127,7 @@ def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
   Args:
     tokenizer: tokenizer of the model.
     p_V: float [vocab_size], the probability of every token.
-    top: how many tokens; fewer are returned if the vocabulary has fewer.
+    top: number of tokens; fewer are returned if the vocabulary has fewer.
   Returns:
     int64 [top] ids.
   """

@@ -70,7 +70,7 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
     trained: the model.
     prompts: texts, none empty.
     max_tokens: most tokens added to a prompt; None: result of `default_tokens`.
-    sampling: how tokens are drawn.
+    sampling: settings of the draws.
     seed: seed of the draws, below 2^32. With the same seed, the first samples of a prompt are the
       same for any `num_samples`.
     num_samples: continuations of each prompt.
@@ -133,7 +133,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     prompts: int [N] each, of at least one token.
     max_tokens: most tokens added, for all prompts or for each; a prompt and its continuation must
       fit into the model's positions.
-    sampling: how tokens are drawn.
+    sampling: settings of the draws.
     seed: seed of the draws.
     rows: numbers below 2^32 that stand for the prompts in the draws; None: 0, 1, ...
     batch_size: prompts per batch.
@@ -202,7 +202,7 @@ def draw(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Arr
 
   Args:
     logits_BV: float32.
-    sampling: how tokens are drawn; its fields may be traced.
+    sampling: settings of the draws; the fields may be traced.
     keys_B: one random key per row.
   Returns:
     int32 [B].

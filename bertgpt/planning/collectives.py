@@ -181,7 +181,7 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
   J. Parallel Distrib. Comput. 69).
 
   Args:
-    collective: its first group stands for all of them.
+    collective: the collective; its first group is taken to represent all groups.
     network: the machine.
   Returns:
     Bytes per device and seconds, at the share of the bandwidth that hardware.EFFICIENCY states.

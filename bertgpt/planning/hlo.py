@@ -170,7 +170,7 @@ class Computation:
     """Returns a parameter.
 
     Args:
-      number: its position, from 0.
+      number: position of the parameter, from 0.
     Returns:
       The parameter; None if there is none of that number.
     """

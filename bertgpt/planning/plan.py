@@ -25,7 +25,7 @@ def run(config: ConfigDict, topology: Topology, *, phase: int | None, price: flo
   Args:
     config: the run's config.
     topology: the machine to plan for.
-    phase: only this one; None: all of them, and the last one for a search.
+    phase: number of the only phase to plan; None: all phases, or for a search the last one.
     price: per chip-hour, in any currency; None: no price.
     do_search: also rank variants of the phase.
     as_json: JSON instead of text.

@@ -48,8 +48,8 @@ class CollectiveTotals:
     """Adds a collective.
 
     Args:
-      collective: its arrays.
-      traffic: what one run of it sends.
+      collective: the collective.
+      traffic: traffic of one run of the collective.
       runs: runs per step.
     """
     self.count += runs
@@ -301,7 +301,7 @@ class _Transfers:
     """Counts a collective once: on TPU a hidden one shows up in every operation that hides it.
 
     Args:
-      collective: what it sends.
+      collective: the collective.
       part: the collective's instruction, inside the executed one if that is a fusion.
       execution: the executed instruction.
       span: on-chip time before and after the executed instruction.

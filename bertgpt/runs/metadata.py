@@ -7,7 +7,7 @@
 | tokenizer  | SHA-256 of the tokenizer's file                           | a checkpoint is opened |
 | data_order | `loader.ORDER_VERSION`, the order in which rows are read  | a run is resumed       |
 | step       | number of steps done                                      |                        |
-| task       | only after fine-tuning: what the model was fine-tuned on  |                        |
+| task       | only after fine-tuning: description of the fine-tuning    |                        |
 
 Checkpoints that version 0.1.0 wrote after a fine-tuning or an import lack `data_order`. No run is
 resumed from them, so it is not read there.
@@ -30,7 +30,7 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step
     tokenizer: tokenizer of the model.
     corpus: identity of the corpus of the pretraining; '' if it is unknown.
     step: number of steps done.
-    task: what the model was fine-tuned on, as JSON values; None after pretraining.
+    task: description of the fine-tuning, as JSON values; None after pretraining.
   """
   metadata = {"config": recipes.to_json(config), "corpus": corpus,
               "tokenizer": tokenizer.fingerprint(), "data_order": loader.ORDER_VERSION,

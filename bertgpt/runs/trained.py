@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     tokenizer: tokenizer of the model.
     step: step of the checkpoint; 0 for an imported model.
     corpus: identity of the corpus of the pretraining; '' if it is unknown.
-    task: what the model was fine-tuned on, as `finetuning.loop.save_weights` writes it; None after
+    task: description of the fine-tuning, as `finetuning.loop.save_weights` writes it; None after
       pretraining.
     workdir: folder of the run; None if the model was not loaded from one.
   """
@@ -123,7 +123,7 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
     tokenizer: tokenizer of the model.
     step: step that the parameters come from.
     corpus: identity of the corpus.
-    task: what the model was fine-tuned on; None after pretraining.
+    task: description of the fine-tuning; None after pretraining.
     workdir: folder of the run; None if there is none.
   """
   config = config.copy_and_resolve_references()

@@ -48,7 +48,7 @@ class RunningSums:
   """Sums of the metrics of several steps or batches.
 
   Attributes:
-    steps: how many were added.
+    steps: number of steps that were added.
   """
 
   def __init__(self):

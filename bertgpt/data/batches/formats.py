@@ -95,7 +95,7 @@ def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, 
   """Returns the shuffled rows of one window of an epoch.
 
   Args:
-    corpus: only its index arrays are read.
+    corpus: corpus, of which only the index arrays are read.
     config: whole config.
     seq_len: tokens per row.
     key: integers that identify the epoch. All randomness follows from them and `window`.

@@ -79,7 +79,7 @@ def select(corpus: Corpus, documents: np.ndarray) -> Texts:
   """Returns the lengths of some documents.
 
   Args:
-    corpus: only its index arrays are read.
+    corpus: corpus, of which only the index arrays are read.
     documents: int64 [D], numbers of the documents in the order of the result.
   """
   first = corpus.document_offsets[documents]

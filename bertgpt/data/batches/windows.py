@@ -67,7 +67,7 @@ def draw_documents(corpus: Corpus, windows: Windows, window: int,
   each. If a block is longer than a window, some windows can only repeat a block.
 
   Args:
-    corpus: only `document_lengths` is read.
+    corpus: corpus, of which only `document_lengths` is read.
     windows: division of the corpus.
     window: number of the window within the epoch.
     key: integers that identify the epoch.

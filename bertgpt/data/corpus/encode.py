@@ -56,7 +56,7 @@ def encode(documents: Iterable, worker: Worker, num_workers: int,
 
 @contextlib.contextmanager
 def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list], futures.Future]]:
-  """Worker processes, each with its own pipe, on which a thread of this process waits.
+  """Starts worker processes, each with its own pipe, on which a thread of this process waits.
 
   ProcessPoolExecutor has one queue for all workers and can wait forever after one was killed
   (Python 3.11.7). Here a dead worker is a closed pipe, and so is a dead parent for a worker.
@@ -74,7 +74,7 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
       connection.send(chunk)
       answer = connection.recv()
     except (EOFError, ConnectionError) as e:
-      raise PeerError("a prepare worker died, most likely because memory ran out. Lower "
+      raise PeerError("a worker process of prepare died, probably because memory ran out. Lower "
                       "data.prepare_workers") from e
     finally:
       idle.put(connection)
@@ -178,7 +178,7 @@ def _encoded_document(document: sources.Document, ids: list[np.ndarray], dtype: 
 def _sentences(document: sources.Document, language: str) -> list[str]:
   """Returns the sentences of a document, each with the white space before it.
 
-  Joined they are the whole text, so byte-level BPE yields the same ids as for running text.
+  Joined together they are the whole text, so byte-level BPE yields the ids of running text.
   The other tokenizers drop white space at the start.
   """
   text = text_of(document)

@@ -80,7 +80,7 @@ class SplitWriter:
     """Appends a document to the split.
 
     Args:
-      document: its key is not written.
+      document: document to write; the key is not written.
     Raises:
       OSError: a file could not be written.
     """

@@ -41,7 +41,7 @@ def open_dataset(target: str, split: str, field: str = "data.source") -> Sequenc
   builder = open_builder(target, field)
   try:
     return builder.as_data_source(split=split)
-  except Exception as e:  # As above.
+  except Exception as e:  # As in `open_builder`.
     raise DataError(f"{field}: tfds:{target}:{split} cannot be read "
                     f"({one_line(e)}). Prepare it with tfds.builder({target!r}, "
                     "file_format='array_record').download_and_prepare()") from e

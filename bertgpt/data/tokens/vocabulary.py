@@ -27,7 +27,7 @@ def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
   """Returns the vocabulary of a tokenizer.
 
   Args:
-    tokenizer: its [UNK] stands for text, so it is not one of the `special_ids`.
+    tokenizer: any tokenizer. [UNK] stands for text, so it is not one of the `special_ids`.
   """
   ids = {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.eod_id}
   return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(sorted(ids - {-1})),

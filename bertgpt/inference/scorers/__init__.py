@@ -24,7 +24,7 @@ def find(trained: Trained) -> Scorer:
   Args:
     trained: the model.
   Raises:
-    ConfigError: its family has none of the abilities.
+    ConfigError: the family of the model has none of the abilities.
   """
   for ability, scorer in SCORERS.items():
     if trained.can(ability):
