@@ -3,4 +3,4 @@
 from setuptools import find_packages, setup
 
 setup(packages=[*find_packages(include=["bertgpt", "bertgpt.*"]), "bertgpt.configs"],
-      package_dir={"bertgpt.configs": "configs"})
+      package_dir={"bertgpt.configs": "configs"}, package_data={"bertgpt": ["py.typed"]})

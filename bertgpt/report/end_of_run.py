@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, unread
+from bertgpt.config import ConfigDict, choices, unread
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
@@ -42,7 +42,7 @@ def write(run: Finished) -> None:
   curves = metrics.read_curves(path)
   scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
             if tag.startswith("eval/validation/")}
-  describe = describe_decoder if trained.can("generate") else describe_encoder
+  describe = DESCRIPTIONS[choices.OBJECTIVES[trained.config.objective.name].loss]
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} documents):", ""]
   described = describe(trained, train_set, held_out, scores)
@@ -70,8 +70,8 @@ class Description(NamedTuple):
   panels: dict[str, tuple[str, str]]
 
 
-def describe_encoder(trained: Trained, train_set: Corpus, held_out: Corpus,
-                     scores: Mapping[str, float]) -> Description:
+def describe_masked_lm(trained: Trained, train_set: Corpus, held_out: Corpus,
+                       scores: Mapping[str, float]) -> Description:
   """Returns the scores of both heads next to their baselines, and masked words with guesses.
 
   Args:
@@ -106,8 +106,8 @@ def describe_encoder(trained: Trained, train_set: Corpus, held_out: Corpus,
   return Description(lines, baselines, panels)
 
 
-def describe_decoder(trained: Trained, train_set: Corpus, held_out: Corpus,
-                     scores: Mapping[str, float]) -> Description:
+def describe_causal_lm(trained: Trained, train_set: Corpus, held_out: Corpus,
+                       scores: Mapping[str, float]) -> Description:
   """Returns the scores next to their baselines, and a sampled continuation.
 
   Args:
@@ -129,6 +129,10 @@ def describe_decoder(trained: Trained, train_set: Corpus, held_out: Corpus,
       *(line for text in continuation(trained).splitlines() for line in wrap(text))]
   return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
                      {"lm_loss": ("Next token", "loss per token, nats")})
+
+
+# Language-model loss of the objective -> what the report says.
+DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "lm_loss": describe_causal_lm}
 
 
 def wrap(text: str) -> list[str]:

@@ -4,7 +4,7 @@
       120/                a step; it gets this name when everything in it is written
         params/ rest/     Orbax items, readable with Orbax alone: parameters, everything else
         manifest.json     files, sizes and SHA-256; leaves and their fingerprints; metadata
-      unfinished/         Orbax writes here; emptied at every start, through discarded/
+      unfinished/         Orbax writes here; emptied at every start, through discarded-*/
       damaged-110-0/      set aside, because it did not match its manifest
 
 Orbax does not hash array data, lists steps whose save failed, and takes any directory with a
@@ -18,6 +18,7 @@ import logging
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -64,12 +65,11 @@ class Checkpoints:
     try:
       if jax.process_index() == 0:
         # Renamed first: after a failed save, writers in this process may still be adding files.
-        discarded = self._root / "discarded"
-        shutil.rmtree(discarded, ignore_errors=True)
         if self._unfinished.is_dir():
-          self._unfinished.rename(discarded)
+          self._unfinished.rename(self._root / f"discarded-{secrets.token_hex(4)}")
         self._unfinished.mkdir(parents=True)
-        shutil.rmtree(discarded, ignore_errors=True)
+        for discarded in self._root.glob("discarded-*"):
+          shutil.rmtree(discarded, ignore_errors=True)
     except OSError as e:
       raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
     self._writer = _make_writer()
