@@ -27,7 +27,7 @@ class Bert(nn.Module):
   config: FrozenConfigDict
   pair_head: str = "nsp"
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     self.embeddings = layers.Embeddings(config, use_norm=True, use_segments=True)
     self.encoder = layers.Stack(config)

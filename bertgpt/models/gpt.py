@@ -25,7 +25,7 @@ class Gpt(nn.Module):
 
   config: FrozenConfigDict
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     self.embeddings = layers.Embeddings(config, use_norm=False, use_segments=False)
     self.decoder = layers.Stack(config)

@@ -28,7 +28,7 @@ class TaskModel(nn.Module):
   config: FrozenConfigDict
   num_outputs: int
 
-  def setup(self):
+  def setup(self) -> None:
     self.body = find_class(self.config)(self.config)
     # Always float32, whatever the dtype of the body: outputs are compared with each other.
     self.head = nn.Dense(self.num_outputs, dtype=jnp.float32,

@@ -284,7 +284,7 @@ def _make_group(block, length, unroll):
   class Group(nn.Module):
     config: FrozenConfigDict
 
-    def setup(self):
+    def setup(self) -> None:
       self.layers = nn.scan(block, length=length, in_axes=(nn.broadcast, 0),
                             variable_broadcast="params", variable_axes={"intermediates": 0},
                             split_rngs={"params": False, "dropout": True},
@@ -335,7 +335,7 @@ class Embeddings(nn.Module):
   use_norm: bool
   use_segments: bool
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     width = config.embedding_width or config.width
     # Looked up in float32: the gradient of a frequent token sums thousands of rows.

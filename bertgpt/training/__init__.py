@@ -1,1 +1,1 @@
-"""The training loop, the train step, objectives, optimizers, evaluation and what is logged."""
+"""The training loop, the train step, objectives, optimizers, evaluation, metrics and logs."""
