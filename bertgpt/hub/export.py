@@ -101,9 +101,11 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   with new_folder(out, "--out") as folder:
     files.write_json(folder / "config.json", settings, sort_keys=True)
     write_tensors(folder / WEIGHTS, tensors)
-    tokenizer_files.write(tokenizer, folder, is_encoder=families.find(config).kind == "encoder",
-                          max_length=config.model.max_positions,
-                          num_segments=config.model.num_segments, is_tuned=bool(kind))
+    family = families.find(config)
+    num_segments = config.model.num_segments if "num_segments" in family.reads else 0
+    tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
+                          max_length=config.model.max_positions, num_segments=num_segments,
+                          is_tuned=bool(kind))
     if trained.can("generate"):
       files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
     title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"

@@ -224,9 +224,9 @@ def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, mon
 
 def test_export_refuses_a_model_that_transformers_has_not(finished_gpt, tmp_path, monkeypatch):
   trained = trained_lib.load_trained(finished_gpt)
-  trained.config.model.num_segments = 2
+  trained.config.model.norm = "post"  # GPT-1, whose MLP is four times as wide as the model.
   monkeypatch.setattr(trained_lib, "load_checkpoint", lambda path: trained)
-  with pytest.raises(ConfigError, match="model.num_segments=2"):
+  with pytest.raises(ConfigError, match="model.mlp_dim=32"):
     export.export(finished_gpt, tmp_path / "out")
   assert not list(tmp_path.iterdir())
 
@@ -298,7 +298,7 @@ NORM = "bert.embeddings.LayerNorm.weight"
     (change_json("config.json", num_attention_heads=3), "model.num_heads=3 does not divide"),
     (change_tensors(lambda t: {name: x for name, x in t.items() if name != NORM}),
      f"the tensor {NORM} is missing"),
-    (change_tensors(lambda t: t | {"extra": t[NORM]}), "the tensor extra has no place"),
+    (change_tensors(lambda t: t | {"extra": t[NORM]}), "extra has no place"),
     (change_tensors(lambda t: t | {NORM: t[NORM][1:]}), f"the tensor {NORM} has the shape [15]"),
     (other_tokenizer, "its tokenizer has 91 tokens, but config.json says vocab_size=90"),
     (lambda folder: [path.unlink() for path in folder.iterdir() if "vocab" in path.name

@@ -5,7 +5,7 @@ import pathlib
 
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
-from bertgpt.hub import model_card
+from bertgpt.hub import conversion, model_card
 from bertgpt.runs import trained as trained_lib
 
 OUT = pathlib.Path("out/model")
@@ -19,7 +19,8 @@ def load_recipe(card, folder, base):
 
 def test_of_a_pretraining(finished, tmp_path):
   trained = trained_lib.load_trained(finished)
-  card = model_card.write(trained, finished, OUT, "Model with 7 parameters")
+  architecture = conversion.find_architecture(trained.config)
+  card = model_card.write(trained, architecture, finished, OUT, "Model with 7 parameters")
   tokens = 20 * 8 * 32
   assert trained.config.data.source in card and f"{tokens:,} tokens" in card
   assert f"bertgpt export --workdir {finished} --out {OUT}" in card
@@ -32,7 +33,8 @@ def test_of_a_pretraining(finished, tmp_path):
 def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   source = tuned / "lr0.01-seed0"
   trained = trained_lib.load_checkpoint(source)
-  card = model_card.write(trained, source, OUT, "Model with 7 parameters")
+  architecture = conversion.find_architecture(trained.config, trained.task["kind"])
+  card = model_card.write(trained, architecture, source, OUT, "Model with 7 parameters")
   assert "pipeline_tag: text-classification" in card
   assert f"Fine-tuned on sst2 (`{tuning.parent}`) from step 20 of `{finished_bert}`" in card
   assert "90 steps of 16 examples (90 epochs), peak learning rate 0.01 (linear)" in card

@@ -169,7 +169,7 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
 
 @pytest.mark.parametrize("flags, fragment", [
     (["--suite=lambda=a.jsonl"], "--suite lambda: no such suite. Did you mean lambada?"),
-    (["--suite=lambada"], "give lambada=FILE with lambada_test.jsonl of openai/gpt-2"),
+    (["--suite=lambada"], "Give lambada=FILE with lambada_test.jsonl of openai/gpt-2"),
     (["--suite="], "names no suite. Choose among text, wikitext2"),
     (["--suite=text=none.txt"], "--suite text none.txt: no such file"),
     (["--suite=text=empty.txt"], "--suite text empty.txt: holds no text"),

@@ -83,8 +83,8 @@ def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
 
 
 @pytest.mark.parametrize("text, fragment", [
-    ("", "defines no get_sweep()"), ("return []", "must return dicts"),
-    ("return 1 / 0", "ZeroDivisionError"), ("return ['seed=1']", "must return dicts")])
+    ("", "defines no get_sweep()"), ("return []", "must return a dict"),
+    ("return 1 / 0", "ZeroDivisionError"), ("return ['seed=1']", "must return a dict")])
 def test_a_sweep_that_is_none_is_one_line(tmp_path, recipe, capsys, text, fragment):
   broken = tmp_path / "broken.py"
   body = recipe.read_text().split("def get_sweep")[0]
