@@ -106,6 +106,9 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir") -> Trained:
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
                     f"{metadata['step']}. Restore the folder that the run was trained with")
+  if config.model.norm == "pre" and "final_norm" not in params.get("body", params):
+    raise DataError(f"{workdir}: version 0.1 trained this pre-norm model without its final norm, "
+                    "which models have now. Train it again, or use it with version 0.1")
   return make_trained(config, params, tokenizer, metadata["step"], metadata["corpus"],
                       metadata.get("task"), workdir)
 

@@ -145,7 +145,7 @@ def test_a_parameter_too_many_or_too_few_is_named():
   with pytest.raises(ConfigError, match="no place for the parameter extra"):
     conversion.to_hugging_face(params | {"extra": np.zeros(2)}, config)
   del params["nsp"]["bias"]
-  with pytest.raises(ConfigError, match="nsp/bias is missing"):
+  with pytest.raises(ConfigError, match="nsp/bias of BertForPreTraining is missing"):
     conversion.to_hugging_face(params, config)
 
 

@@ -196,3 +196,17 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     refused = pytest.raises(ConfigError, match=f"process {os.getpid()} ")
     with refused, workdir.lock(tmp_path):
       pass
+
+
+def test_a_pre_norm_model_without_its_final_norm_is_refused(finished_gpt, monkeypatch):
+  """As version 0.1 made BERTs with norm='pre'; with it, a GPT stands for one."""
+  from bertgpt.runs import checkpoint
+  restore = checkpoint.restore_params
+
+  def without_final_norm(workdir):
+    params, metadata = restore(workdir)
+    return {name: x for name, x in params.items() if name != "final_norm"}, metadata
+
+  monkeypatch.setattr(checkpoint, "restore_params", without_final_norm)
+  with pytest.raises(DataError, match="without its final norm"):
+    trained_lib.load_trained(finished_gpt)
