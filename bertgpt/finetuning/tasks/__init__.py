@@ -60,6 +60,6 @@ def check_family(name: str, config: ConfigDict) -> None:
   if not family.can(TASKS[name].kind):
     able = [f for f, record in families.FAMILIES.items() if record.can(TASKS[name].kind)]
     others = [n for n, entry in TASKS.items() if family.can(entry.kind)]
-    raise ConfigError(f"--task {name} needs a model of {' or '.join(able)}, but the run of --init is a "
-                      f"{config.model.family}. Give another --init, or one of the tasks "
+    raise ConfigError(f"--task {name} needs a model of {' or '.join(able)}, but the run of --init "
+                      f"is a {config.model.family}. Give another --init, or one of the tasks "
                       f"{', '.join(others)}")
