@@ -214,8 +214,8 @@ def test_every_phase_says_which_kernel_and_why():
   mesh = AbstractMesh((1, 1, 1), config_lib.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform="tpu"):
     short, long = attention.explain(config)
-  assert short.startswith("phases[0], 128 tokens a row: attention by xla: ")
-  assert long.startswith("phases[1], 512 tokens a row: attention by splash: ")
+  assert short.startswith("phases[0], 128 tokens per row: attention by xla: ")
+  assert long.startswith("phases[1], 512 tokens per row: attention by splash: ")
 
 
 @pytest.mark.parametrize("causal", [False, True])
