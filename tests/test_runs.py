@@ -52,7 +52,7 @@ def test_a_signal_saves_the_step_and_exits_with_75(stopped_run):
   assert [result.returncode for result in results] == [75, 75, 0]
   assert [stopped_step(result.stderr) for result in results[:2]] == [13, 20]
   assert "Traceback" not in "".join(result.stderr for result in results)
-  assert "going on" not in results[0].stderr
+  assert "resuming after" not in results[0].stderr
   assert f"{path}: resuming after step 13\n" in results[1].stderr
   assert f"{path}: resuming after step 20\n" in results[2].stderr
 
