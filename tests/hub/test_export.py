@@ -19,7 +19,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning.tasks.rows import make_text_format
-from bertgpt.hub import conversion, export, tokenizer_files
+from bertgpt.hub import export, tokenizer_files
 from bertgpt.models import Inputs
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
@@ -347,7 +347,7 @@ def test_transformers_reads_what_was_exported(both):
   cls = transformers.AutoModelForPreTraining if is_bert else transformers.AutoModelForCausalLM
   model, info = cls.from_pretrained(exported, output_loading_info=True)
   assert not any(info.values()), info
-  assert type(model).__name__ == conversion.architecture_of(trained.config)
+  assert type(model).__name__ == ("BertForPreTraining" if is_bert else "GPT2LMHeadModel")
 
   text = "The cat sees the dog near a tree."
   ids = trained.tokenizer.encode([text])[0].tolist()
