@@ -40,11 +40,18 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   """
   max_tokens = seq_len - 3
   drawn = pairs.draw_pairs(texts, config.data, max_tokens, rng, is_always_next=True)
+  is_swapped = (drawn.label != NO_LABEL) & (rng.random(len(drawn.label)) < SWAPPED_SHARE)
+  # Truncation treats A and B differently if both are too long for an odd number of tokens. It comes
+  # after the swap, so that the lengths do not tell the label.
+  drawn = drawn._replace(
+      label=np.where(is_swapped, 1, drawn.label),
+      document=np.where(is_swapped, drawn.document_b, drawn.document),
+      first=np.where(is_swapped, drawn.first_b, drawn.first),
+      cut=np.where(is_swapped, drawn.last_b, drawn.cut),
+      document_b=np.where(is_swapped, drawn.document, drawn.document_b),
+      first_b=np.where(is_swapped, drawn.first, drawn.first_b),
+      last_b=np.where(is_swapped, drawn.cut, drawn.last_b))
   parts = pairs.make_parts(texts, drawn, max_tokens, rng)
-  is_swapped = (drawn.label != NO_LABEL) & (rng.random(len(parts)) < SWAPPED_SHARE)
-  for field in ("document", "start", "length"):
-    parts[field][is_swapped] = parts[field][is_swapped][:, ::-1]
-  parts["label"][is_swapped, 0] = 1
   return pairs.place(parts, config, seq_len, rng)
 
 

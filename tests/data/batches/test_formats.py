@@ -449,6 +449,18 @@ def test_ordered_pairs_are_neighbors_and_half_of_them_are_swapped(packing):
   assert not b["length"][~has_pair].any(), "a pair without a label has no second part"
 
 
+def test_lengths_do_not_tell_the_order():
+  """Of two long texts, truncation to an odd number keeps one more token of A, swapped or not."""
+  corpus = make_corpus([[20] * 6] * 200)
+  plan = make_plan(corpus, "mlm_sop", 16, data={"packing": False})
+  a, b = plan.parts[0::2], plan.parts[1::2]
+  has_pair = a["label"] != parts_lib.NO_LABEL
+  for label in (0, 1):
+    of_label = has_pair & (a["label"] == label)
+    assert of_label.sum() > 100
+    assert set(zip(a["length"][of_label].tolist(), b["length"][of_label].tolist())) == {(7, 6)}
+
+
 def test_an_epoch_of_ordered_pairs_holds_every_token_once():
   corpus = random_corpus(200, 12, 6)
   plan = make_plan(corpus, "mlm_sop", 512)
