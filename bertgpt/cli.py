@@ -21,7 +21,7 @@ STORAGE_ERRORS = frozenset({
 
 
 def run_program() -> int:
-  """Runs `main` as a process, which may be restarted or forked first, and returns the exit code."""
+  """Runs `main`, restarting or forking the process first where needed; returns the exit code."""
   is_distributed = False
 
   def set_up(arguments: argparse.Namespace) -> None:

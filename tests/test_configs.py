@@ -41,7 +41,7 @@ def test_the_promised_recipes_are_there():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_valid(name):
-  config_lib.validate(load(name))
+  assert config_lib.find_problems(load(name)) == []
 
 
 @pytest.mark.parametrize("name", RECIPES)

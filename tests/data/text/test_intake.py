@@ -3,29 +3,16 @@
 import gzip
 import json
 import lzma
-import pathlib
 import tracemalloc
 
 import pytest
 import zstandard
+from source_files import paragraphs, read, write
 
 from bertgpt.data.text import intake, sources
 from bertgpt.errors import DataError
 
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
-
-
-def read(spec, **kwargs):
-  return list(sources.open_source(spec, **kwargs))
-
-
-def paragraphs(spec, **kwargs):
-  return [document.paragraphs for document in read(spec, **kwargs)]
-
-
-def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
-  path.write_bytes(content)
-  return path
 
 
 @pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])

@@ -3,7 +3,6 @@
 import gzip
 import json
 import lzma
-import pathlib
 import subprocess
 import sys
 
@@ -11,24 +10,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import zstandard
+from source_files import paragraphs, read, write
 
 from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError, DataError
 
 COMPRESS = {".txt": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
-
-
-def read(spec, **kwargs):
-  return list(sources.open_source(spec, **kwargs))
-
-
-def paragraphs(spec, **kwargs):
-  return [document.paragraphs for document in read(spec, **kwargs)]
-
-
-def write(path: pathlib.Path, content: bytes) -> pathlib.Path:
-  path.write_bytes(content)
-  return path
 
 
 # ------------------------------------------------------------------ formats
