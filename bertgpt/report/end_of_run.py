@@ -297,7 +297,7 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
     axis.set(title=title, xlabel="step", ylabel=label)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    axis.legend(framealpha=1, edgecolor="none")  # Opaque: a curve or baseline may pass behind it.
   figure.tight_layout()
   figure.savefig(path, dpi=120)
   plt.close(figure)
