@@ -1,7 +1,7 @@
 """A small GPT on the documentation that comes with Python; `make demo-gpt` runs it.
 
 Command    bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
-Hardware   Two CPU cores, 4 minutes including tokenizer and corpus.
+Hardware   Two CPU cores, under 4 minutes including tokenizer and corpus.
 Expected   After 3,600 steps: held-out perplexity 29.0 (bigram 64.0, unigram 421.2), 1.588 bits per
            byte.
 """
