@@ -5,7 +5,7 @@ import argparse
 from bertgpt.commands import flags
 
 HELP = "Guess masked words with a BERT."
-USES = ("bertgpt.inference.fill",)
+USES = ("bertgpt.data.text.texts", "bertgpt.inference.fill")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the guesses."""
+  from bertgpt.data.text import texts
   from bertgpt.inference import fill
-  for line in fill.run(arguments.workdir, arguments.text, arguments.top):
+  text = texts.clean_text(arguments.text, "TEXT")
+  for line in fill.run(arguments.workdir, text, arguments.top):
     print(line)

@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
   """Prints the continuations, separated by blank lines."""
   from bertgpt.data.text import texts
   from bertgpt.inference import generate
-  prompts = arguments.prompt or texts.read_texts(arguments.input, "--input")
+  prompts = ([texts.clean_text(prompt, "--prompt") for prompt in arguments.prompt or ()]
+             or texts.read_texts(arguments.input, "--input"))
   sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
   print("\n\n".join(generate.run(
       arguments.workdir, prompts, arguments.max_tokens, sampling, seed=arguments.seed,

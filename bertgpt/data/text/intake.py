@@ -1,6 +1,17 @@
-"""Reading of text files that may be compressed, have endless lines or hold invalid bytes.
+"""What text is, for every reader of the program: its bytes, lines, blank lines and columns.
 
-The docstring of `bertgpt.data.text.sources` explains how `data.invalid_text` treats such text.
+| part             | rule                                                                          |
+|------------------|-------------------------------------------------------------------------------|
+| bytes            | UTF-8, plain or compressed. UTF-16 is refused by its byte-order mark.         |
+| byte-order mark  | Not text, at the start of a file or of a JSON record.                         |
+| line end         | LF, CR LF or CR, and nothing else. In text that was read it is always "\\n".  |
+| blank line       | Nothing is left of it after `str.strip`, as in google-research/bert.          |
+| columns          | Separated by tabs in tables, by spaces and tabs in CoNLL files.               |
+| NUL, invalid     | An error, or what `data.invalid_text` says; `bertgpt.data.text.sources`       |
+| UTF-8, surrogate | explains its choices.                                                         |
+
+U+0085, U+2028, form feeds and vertical tabs do not end a line, so lines of text that was read are
+found with `split("\\n")`, not with `splitlines`. Lines may be endless: the memory is bounded.
 """
 
 import codecs
@@ -16,6 +27,7 @@ from typing import Any
 
 import zstandard
 
+from bertgpt import files
 from bertgpt.errors import DataError, one_line
 
 MAX_LINE_BYTES = 1 << 24
@@ -23,6 +35,11 @@ MAX_DOCUMENT_BYTES = 1 << 22
 
 Counts = collections.Counter  # Description of what was replaced, skipped or noted -> how often.
 
+JSON_LINES = "Each line must hold one JSON object."  # For error messages.
+BYTE_ORDER_MARK = "\ufeff"
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # With its line end, except the last one.
+_LINE_ENDS = (b"\n", b"\r")
+_SPACES = re.compile("[ \t]+")
 _NUL = re.compile("\0")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -42,7 +59,8 @@ class TextCleaner:
     self.counts = counts
     self.remedy = remedy
 
-  def reject(self, problem: str, path: str, offset: int, *, can_replace: bool = True) -> None:
+  def reject(self, problem: str, path: str, offset: int, *, can_replace: bool = True,
+             hint: str = "") -> None:
     """Raises a DataError, or counts what the mode does instead.
 
     Args:
@@ -50,16 +68,18 @@ class TextCleaner:
       path: file of the text.
       offset: byte of the decompressed file.
       can_replace: whether the mode 'replace' keeps the document; otherwise it skips it too.
+      hint: sentence of the error message about the format of the file.
     Raises:
       DataError: the mode is 'error'.
     """
     if self.mode == "error":
-      raise DataError(f"{path}: {problem} at byte {offset}. {self.remedy}")
+      raise DataError(" ".join(filter(None, (
+          f"{path}: {problem} at byte {offset}.", hint, self.remedy))))
     replaced = self.mode == "replace" and can_replace
     self.counts[f"{problem}: {'replaced' if replaced else 'document skipped'}"] += 1
 
   def decode(self, raw: bytes, path: str, offset: int) -> str | None:
-    """Returns the text of UTF-8 bytes, without NULs; None if it must be skipped.
+    """Returns the clean text of UTF-8 bytes, as `clean` does; None if it must be skipped.
 
     Args:
       raw: the bytes of a document.
@@ -75,10 +95,12 @@ class TextCleaner:
       if self.mode == "skip":
         return None
       text = raw.decode(errors="replace")
-    return self._without_nul(text, path, offset)
+    return self._finish(text, path, offset)
 
   def clean(self, text: str, path: str, offset: int) -> str | None:
-    """Returns the text without NULs and lone surrogates; None if it must be skipped.
+    """Returns the text without NULs and lone surrogates, with "\\n" for every line end.
+
+    Returns None if the text must be skipped.
 
     Args:
       text: a document.
@@ -91,12 +113,15 @@ class TextCleaner:
       text.encode()
     except UnicodeEncodeError:
       text = self._replace("lone surrogate", _SURROGATE, text, path, offset)
-    return text and self._without_nul(text, path, offset)
+    return text and self._finish(text, path, offset)
 
-  def _without_nul(self, text: str, path: str, offset: int) -> str | None:
-    if "\0" not in text:
-      return text
-    return self._replace("NUL character", _NUL, text, path, offset)
+  def _finish(self, text: str, path: str, offset: int) -> str | None:
+    """Returns valid text without NULs and with unified line ends."""
+    clean = self._replace("NUL character", _NUL, text, path, offset) if "\0" in text else text
+    if clean is None or "\r" not in clean:
+      return clean
+    self.counts["carriage returns removed"] += clean.count("\r")
+    return clean.replace("\r\n", "\n").replace("\r", "\n")
 
   def _replace(self, problem: str, pattern: re.Pattern, text: str, path: str,
                offset: int) -> str | None:
@@ -105,9 +130,52 @@ class TextCleaner:
     return None if self.mode == "skip" else pattern.sub("\ufffd", text)
 
 
+# ------------------------------------------------------------------- rules
+
+
+def is_blank(line: bytes) -> bool:
+  """Returns whether a line is empty or holds only white space of Unicode.
+
+  Args:
+    line: bytes in UTF-8, with or without a line end.
+  """
+  # The head tells for nearly every line. A character that is cut off at its end is ignored.
+  return (not line[:64].decode(errors="ignore").strip()
+          and not line.decode(errors="replace").strip())
+
+
+def split_columns(line: str) -> list[str]:
+  """Returns the columns of a CoNLL line, which spaces or tabs separate; other spaces are text.
+
+  Args:
+    line: line without its end.
+  """
+  stripped = line.strip(" \t")
+  return _SPACES.split(stripped) if stripped else []
+
+
+def parse_record(line: str, counts: Counts | None = None) -> Any:
+  """Returns the JSON value of a line.
+
+  Args:
+    line: JSON, possibly after a byte-order mark, as in the middle of files that were joined.
+    counts: tally of the byte-order marks; None: not counted.
+  Raises:
+    ValueError: see `files.parse_json`.
+  """
+  if line.startswith(BYTE_ORDER_MARK):
+    line = line[1:]
+    if counts is not None:
+      counts["byte-order marks removed"] += 1
+  return files.parse_json(line)
+
+
+# ------------------------------------------------------------------- files
+
+
 def read_lines(path: str, cleaner: TextCleaner, *,
                can_replace: bool) -> Iterator[tuple[int, bytes | None]]:
-  """Yields (offset in bytes, line with its line end) for every line of a file.
+  """Yields (offset in bytes, line with its line end as in the file) for every line of a file.
 
   A line of more than `MAX_LINE_BYTES` comes in pieces. If the line cannot be replaced, or should
   not be, every piece is None.
@@ -119,22 +187,44 @@ def read_lines(path: str, cleaner: TextCleaner, *,
   Raises:
     DataError: the file is damaged or truncated, or `cleaner` rejects a line.
   """
-  offset, rest, inside = 0, b"", False
+  offset, inside = 0, False
   try:
     with open_file(path) as f:
-      offset = len(f.read(_mark_length(f.peek(3), path, cleaner)))
-      while line := rest + f.readline(MAX_LINE_BYTES - len(rest)):
-        is_long = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
+      offset = len(f.read(mark_length(f.peek(4), path, cleaner.counts)))
+      for line, is_long in _cut_lines(f):
         if is_long and not inside:
           problem = f"line of more than {MAX_LINE_BYTES} bytes"
           cleaner.reject(problem, path, offset, can_replace=can_replace)
-        cut = _cut_point(line) if is_long else len(line)
         keep = not (is_long or inside) or (can_replace and cleaner.mode == "replace")
-        yield offset, line[:cut] if keep else None
-        offset, rest, inside = offset + cut, line[cut:], is_long
+        yield offset, line if keep else None
+        offset, inside = offset + len(line), is_long
   except DAMAGED as e:
     raise DataError(f"{path}: cannot be read beyond byte {offset} ({one_line(e)}). "
                     "Check the file or fetch it again") from e
+
+
+def _cut_lines(f: io.BufferedReader) -> Iterator[tuple[bytes, bool]]:
+  """Yields (line with its line end, whether the line continues) of a file.
+
+  A line of more than `MAX_LINE_BYTES` comes in pieces, all of which but the last continue.
+  """
+  rest = b""
+  while block := rest + f.readline(MAX_LINE_BYTES - len(rest)):
+    if block.endswith(b"\r") and f.peek(1)[:1] == b"\n":
+      block += f.read(1)
+    rest = b""
+    for line in (match[0] for match in _LINE.finditer(block)) if b"\r" in block else (block,):
+      if line.endswith(_LINE_ENDS):
+        yield line, False
+      else:
+        rest = line
+    if len(rest) == MAX_LINE_BYTES:
+      cut = _cut_point(rest)
+      yield rest[:cut], True
+      rest = rest[cut:]
+    elif rest and not f.peek(1):
+      yield rest, False
+      rest = b""
 
 
 def open_file(path: str) -> io.BufferedReader:
@@ -149,10 +239,11 @@ def open_file(path: str) -> io.BufferedReader:
   return opener(path) if opener else open(path, "rb")
 
 
-def read_blocks(path: str, cleaner: TextCleaner) -> Iterator[tuple[int, bytes]]:
-  """Yields (offset in bytes, lines) for every run of lines between blank lines.
+def read_blocks(path: str, cleaner: TextCleaner) -> Iterator[tuple[int, bytes, bool]]:
+  """Yields (offset in bytes, lines, whether they are the last) of blocks between blank lines.
 
-  A block of more than `MAX_DOCUMENT_BYTES` is cut between lines.
+  A block of more than `MAX_DOCUMENT_BYTES` is cut between lines into parts, which are the block
+  when they are joined.
 
   Args:
     path: plain or compressed file.
@@ -162,32 +253,47 @@ def read_blocks(path: str, cleaner: TextCleaner) -> Iterator[tuple[int, bytes]]:
   """
   block, start, size, spoiled = [], 0, 0, False
   for offset, line in read_lines(path, cleaner, can_replace=True):
-    is_blank = line is not None and not line.strip()
-    if is_blank or size > MAX_DOCUMENT_BYTES:
-      if not is_blank:
-        cleaner.counts["long documents cut"] += 1
+    if line is not None and is_blank(line):
       if block and not spoiled:
-        yield start, b"".join(block)
-      block, size, spoiled = [], 0, spoiled and not is_blank
-    if is_blank:
+        yield start, b"".join(block), True
+      block, size, spoiled = [], 0, False
       continue
+    if block and size + len(line or b"") > MAX_DOCUMENT_BYTES:
+      cleaner.counts["long documents cut"] += 1
+      if not spoiled:
+        yield start, b"".join(block), False
+      block, size = [], 0
     if not block:
       start = offset
     spoiled |= line is None
     block.append(line or b"")
     size += len(block[-1])
   if block and not spoiled:
-    yield start, b"".join(block)
+    yield start, b"".join(block), True
 
 
-def _mark_length(head: bytes, path: str, cleaner: TextCleaner) -> int:
-  """Returns the bytes of the byte-order mark at the start of a file; 0 if it has none."""
-  if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-    raise DataError(f"{path}: is UTF-16. Convert it with: iconv -f UTF-16 -t UTF-8")
+def mark_length(head: bytes, path: str, counts: Counts) -> int:
+  """Returns the bytes of the byte-order mark at the start of a file; 0 if it has none.
+
+  Args:
+    head: the first bytes of the file, at least 4 if it has them.
+    path: file, for the error message.
+    counts: tally of the marks.
+  Raises:
+    DataError: the mark is that of UTF-16 or UTF-32.
+  """
+  for name, marks in _OTHER_MARKS.items():
+    if head.startswith(marks):
+      raise DataError(f"{path}: is {name}. Convert it with: iconv -f {name} -t UTF-8")
   if not head.startswith(codecs.BOM_UTF8):
     return 0
-  cleaner.counts["byte-order marks removed"] += 1
+  counts["byte-order marks removed"] += 1
   return len(codecs.BOM_UTF8)
+
+
+# The mark of UTF-32 LE begins with that of UTF-16 LE.
+_OTHER_MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+                "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
 
 def _cut_point(line: bytes) -> int:

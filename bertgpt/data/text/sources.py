@@ -44,14 +44,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 import sentencex
 
-from bertgpt import files
 from bertgpt.config import remote_problem
 from bertgpt.data.text import datasets, pydocs
 from bertgpt.data.text.digests import sha256_files
 from bertgpt.data.text.intake import (
+    JSON_LINES,
     MAX_DOCUMENT_BYTES,
     Counts,
     TextCleaner,
+    is_blank,
+    parse_record,
     read_blocks,
     read_lines,
 )
@@ -270,9 +272,6 @@ def _make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
     The document; none if it is empty, several if it is too long.
   """
   text, = whole.paragraphs
-  if "\r" in text:
-    counts["carriage returns removed"] += text.count("\r")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
   paragraphs = list(filter(None, map(str.strip, text.split("\n"))))
   if not paragraphs:
     counts["documents without text: skipped"] += 1
@@ -312,7 +311,7 @@ def _open_text(source: Source, cleaner: TextCleaner, *,
 
 
 def _read_text(path: str, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
-  for offset, block in read_blocks(path, cleaner):
+  for offset, block, _ in read_blocks(path, cleaner):
     text = cleaner.decode(block, path, offset)
     if text is not None:
       yield from _make_documents(Document((text,), sentences_given, path, offset), cleaner.counts)
@@ -325,9 +324,9 @@ def _open_jsonl(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
 
 def _read_jsonl(path: str, field: str, cleaner: TextCleaner) -> Iterator[Document]:
   for offset, line in read_lines(path, cleaner, can_replace=False):
-    if line is None or not line.strip():
+    if line is None or is_blank(line):
       continue
-    record = cleaner.decode(line, path, offset)
+    record = cleaner.decode(line.rstrip(b"\r\n"), path, offset)
     text = record and _json_field(record, field, path, offset, cleaner)
     text = text and cleaner.clean(text, path, offset)
     if text is not None:
@@ -337,14 +336,14 @@ def _read_jsonl(path: str, field: str, cleaner: TextCleaner) -> Iterator[Documen
 def _json_field(record: str, field: str, path: str, offset: int,
                 cleaner: TextCleaner) -> str | None:
   try:
-    value = files.parse_json(record)
+    value = parse_record(record, cleaner.counts)
   except ValueError:
-    cleaner.reject("malformed JSON", path, offset, can_replace=False)
+    cleaner.reject("malformed JSON", path, offset, can_replace=False, hint=JSON_LINES)
     return None
   text = value.get(field) if isinstance(value, dict) else None
   if not isinstance(text, str):
     problem = f"no text in field {field!r} of the JSON object"
-    cleaner.reject(problem, path, offset, can_replace=False)
+    cleaner.reject(problem, path, offset, can_replace=False, hint=JSON_LINES)
     return None
   return text
 

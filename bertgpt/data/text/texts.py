@@ -1,15 +1,20 @@
-"""Short texts from a file, all at once and in order, as input for a trained model."""
+"""Short texts from a file or the command line, in order, as input for a trained model.
+
+`bertgpt.data.text.intake` says what their lines, blank lines and line ends are.
+"""
 
 import pathlib
 from collections.abc import Sequence
 
-from bertgpt import files
-from bertgpt.data.text.intake import Counts, TextCleaner, read_lines
+from bertgpt.data.text import intake
+from bertgpt.data.text.intake import Counts, TextCleaner
 from bertgpt.errors import ConfigError, DataError
+
+_CLEANER = TextCleaner("error", Counts(), remedy="Repair it")
 
 
 def read_text(path: pathlib.Path, flag: str) -> str:
-  """Returns the whole text of a UTF-8 file.
+  """Returns the whole text of a UTF-8 file; its only line end is a line feed.
 
   Args:
     path: plain, .gz, .xz or .zst file.
@@ -20,9 +25,20 @@ def read_text(path: pathlib.Path, flag: str) -> str:
   """
   if not path.is_file():
     raise ConfigError(f"{flag} {path}: no such file")
-  cleaner = TextCleaner("error", Counts(), remedy="Repair it")
-  raw = b"".join(line for _, line in read_lines(str(path), cleaner, can_replace=False))
-  return cleaner.decode(raw, str(path), 0)
+  lines = intake.read_lines(str(path), _CLEANER, can_replace=False)
+  return _CLEANER.decode(b"".join(line for _, line in lines), str(path), 0)
+
+
+def clean_text(text: str, place: str) -> str:
+  """Returns a text of the command line as `read_text` would return it from a file.
+
+  Args:
+    text: value of a flag.
+    place: flag; error messages begin with it.
+  Raises:
+    DataError: the text holds bytes that are not valid UTF-8, as lone surrogates.
+  """
+  return _CLEANER.clean(text.removeprefix(intake.BYTE_ORDER_MARK), place, 0)
 
 
 def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
@@ -41,7 +57,7 @@ def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
     texts = [_field(line, field, f"{flag} {path}: line {i}")
              for i, line in enumerate(lines, 1) if line.strip()]
   else:
-    texts = [line.removesuffix("\r") for line in lines]
+    texts = lines
   if not any(text.strip() for text in texts):
     raise ConfigError(f"{flag} {path}: holds no text. Give one text per line")
   return texts
@@ -49,13 +65,14 @@ def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
 
 def _field(line: str, field: str, place: str) -> str:
   try:
-    record = files.parse_json(line)
+    record = intake.parse_record(line)
   except ValueError as e:
-    raise DataError(f"{place}: {e}. Repair it") from e
+    raise DataError(f"{place}: {e}. {intake.JSON_LINES} Repair it") from e
   text = record.get(field) if isinstance(record, dict) else None
   if not isinstance(text, str):
-    raise ConfigError(f"{place}: has no field {field!r} with text. Rename the field that holds it")
-  return text
+    raise ConfigError(f"{place}: has no field {field!r} with text. {intake.JSON_LINES} Rename the "
+                      "field that holds the text")
+  return _CLEANER.clean(text, place, 0)
 
 
 def read_columns(path: pathlib.Path, flag: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
@@ -73,14 +90,13 @@ def read_columns(path: pathlib.Path, flag: str, columns: Sequence[str]) -> list[
     ConfigError: there is no such file, or it lacks a column.
     DataError: see `read_text`; or a line has too few values.
   """
-  # str.splitlines would also cut at U+2028 and other Unicode line ends.
-  header, *rows = [line.removesuffix("\r").split("\t")
-                   for line in read_text(path, flag).split("\n")]
+  first, *lines = read_text(path, flag).split("\n")
+  header = first.split("\t")
   if missing := [column for column in columns if column not in header]:
     raise ConfigError(f"{flag} {path}: has no column {', '.join(missing)}. Its first line must "
                       f"name {', '.join(columns)}, separated by tabs")
   places = [header.index(column) for column in columns]
-  numbered = [(i, row) for i, row in enumerate(rows, 2) if row != [""]]
+  numbered = [(i, line.split("\t")) for i, line in enumerate(lines, 2) if line.strip()]
   for i, row in numbered:
     if len(row) <= max(places):
       raise DataError(f"{flag} {path}: line {i} has {len(row)} values, the first line "

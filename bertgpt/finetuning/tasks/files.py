@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.data.text.intake import DAMAGED, Counts, TextCleaner, open_file, read_lines
+from bertgpt.data.text.intake import (
+    DAMAGED,
+    Counts,
+    TextCleaner,
+    mark_length,
+    open_file,
+    read_lines,
+)
 from bertgpt.errors import DataError, one_line
 from bertgpt.files import parse_json
 
@@ -60,11 +67,11 @@ def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   Args:
     path: file, plain or compressed.
   Raises:
-    DataError: the file cannot be read, or is not valid UTF-8.
+    DataError: the file cannot be read, or is not valid UTF-8 without NULs.
   """
   cleaner = TextCleaner("error", Counts(), remedy="Repair the file")
   for number, (offset, line) in enumerate(read_lines(str(path), cleaner, can_replace=False), 1):
-    yield number, cleaner.decode(line, str(path), offset).rstrip("\r\n")
+    yield number, cleaner.decode(line, str(path), offset).removesuffix("\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -77,7 +84,8 @@ def read_json(path: pathlib.Path) -> Any:
   """
   try:
     with open_file(str(path)) as f:
-      return parse_json(f.read())
+      data = f.read()
+    return parse_json(data[mark_length(data[:4], str(path), Counts()):])
   except DAMAGED as e:
     raise DataError(f"{path}: cannot be read ({one_line(e)}). Fetch it again") from e
   except ValueError as e:

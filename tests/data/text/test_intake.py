@@ -89,10 +89,79 @@ def test_marks_carriage_returns_and_empty_documents_are_tallied(tmp_path):
                     "documents of one word": 1, "documents without text: skipped": 1}
 
 
-def test_utf16_is_named(tmp_path):
-  path = write(tmp_path / "a.txt", "Text".encode("utf-16"))
-  with pytest.raises(DataError, match="UTF-16. Convert it"):
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-32"])
+def test_another_encoding_is_named(tmp_path, encoding):
+  path = write(tmp_path / "a.txt", "Text".encode(encoding))
+  with pytest.raises(DataError, match=f"is {encoding}. Convert it"):
     read(f"text:{path}", invalid_text="replace")
+
+
+# ------------------------------------------------------------ lines and blanks
+
+
+LINES = ["One. ", "", "  Two\u2028more\x85\x0b.", "Three\x0c", "\u3000\u00a0", "", "Four"]
+
+
+@pytest.mark.parametrize("max_bytes", [7, 1 << 24])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ["", "end"])
+def test_lines_end_at_lf_crlf_and_cr_only(tmp_path, monkeypatch, end, last, max_bytes):
+  """Also where a line end lies on the border of what is read at once."""
+  content = end.join([*LINES, last]).encode()
+  for shift in range(max_bytes if max_bytes < 10 else 1):
+    monkeypatch.setattr(intake, "MAX_LINE_BYTES", 1 << 24)
+    path = write(tmp_path / "a.txt", b"x" * shift + content)
+    whole = list(intake.read_lines(str(path), intake.TextCleaner("error", intake.Counts()),
+                                   can_replace=True))
+    with open(path, newline="", encoding="utf-8") as f:  # Python's own rule for line ends.
+      expected = [line.encode() for line in f]
+    assert [line for _, line in whole] == expected
+    monkeypatch.setattr(intake, "MAX_LINE_BYTES", max_bytes)
+    pieces = list(intake.read_lines(str(path), intake.TextCleaner("replace", intake.Counts()),
+                                    can_replace=True))
+    assert b"".join(line for _, line in pieces) == path.read_bytes()
+    assert {offset for offset, _ in whole} <= {offset for offset, _ in pieces}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_line_of_unicode_white_space_separates_documents(tmp_path, end):
+  """As in create_pretraining_data.py of google-research/bert, which strips the decoded line."""
+  spaces = [chr(i) for i in range(0x110000) if not chr(i).strip() and chr(i) not in "\r\n"]
+  assert {"\u3000", "\u00a0", "\x85", "\x1c"} <= set(spaces)
+  content = "".join(f"Document {i}\n{space}\n" for i, space in enumerate(spaces))
+  path = write(tmp_path / "a.txt", content.encode().replace(b"\n", end))
+  assert paragraphs(f"text:{path}") == [(f"Document {i}",) for i in range(len(spaces))]
+
+
+def test_a_byte_order_mark_before_a_json_record_is_not_text(tmp_path):
+  record = b'\xef\xbb\xbf{"text": "\xef\xbb\xbfOne."}\n'
+  counts = sources.Counts()
+  path = write(tmp_path / "a.jsonl", record * 2)
+  assert paragraphs(f"jsonl:{path}", counts=counts) == [("\ufeffOne.",)] * 2
+  assert counts["byte-order marks removed"] == 2
+
+
+@pytest.mark.parametrize("content", [b'[{"text": "a"},\n{"text": "b"}]', b'{\n"text": "a"\n}',
+                                     b'[{"text": "a"}]'])
+def test_json_that_is_not_one_object_per_line_is_named(tmp_path, content):
+  path = write(tmp_path / "a.jsonl", content)
+  with pytest.raises(DataError, match="at byte 0. Each line must hold one JSON object. Repair it"):
+    read(f"jsonl:{path}")
+
+
+def test_a_number_of_5000_digits_is_an_error_with_its_place(tmp_path):
+  lines = [b'{"text": "a", "n": 1}', b'{"text": "b", "n": ' + b"9" * 5000 + b"}"]
+  path = write(tmp_path / "a.jsonl", b"\n".join(lines))
+  with pytest.raises(DataError, match="a.jsonl: malformed JSON at byte 22"):
+    read(f"jsonl:{path}")
+  assert paragraphs(f"jsonl:{path}", invalid_text="skip") == [("a",)]
+
+
+@pytest.mark.parametrize("line, columns", [
+    ("10\u00a0000 B-NUM", ["10\u00a0000", "B-NUM"]), ("EU NNP\tB-ORG ", ["EU", "NNP", "B-ORG"]),
+    (" a \t b", ["a", "b"]), ("\u3000 O", ["\u3000", "O"]), (" \t", [])])
+def test_columns_are_separated_by_spaces_and_tabs_only(line, columns):
+  assert intake.split_columns(line) == columns
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,28 @@ def test_lines_come_in_order_with_empty_ones(tmp_path):
     assert found == ["first", "", "  third \u2028 still", "last"]
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_and_marks_are_not_text(tmp_path, end):
+  content = "One.  \n\n\tTwo\x0b\x0c \u2028.\nbad\tgood\n"
+  (tmp_path / "a.txt").write_bytes(content.encode())
+  (tmp_path / "b.txt").write_bytes(content.replace("\n", end).encode("utf-8-sig"))
+  for read in (texts.read_text, texts.read_texts):
+    assert read(tmp_path / "b.txt", "--input") == read(tmp_path / "a.txt", "--input")
+  assert texts.read_text(tmp_path / "b.txt", "--input") == content
+  assert texts.clean_text("\ufeff" + content.replace("\n", end), "--prompt") == content
+
+
+def test_a_table_has_rows_at_every_line_end(tmp_path):
+  (tmp_path / "a.tsv").write_bytes(b"\xef\xbb\xbfgood\tbad\ra\tb\r\n\xe3\x80\x80\t\nc\td")
+  assert texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad")) == [
+      ("a", "b"), ("c", "d")]
+
+
+def test_a_prompt_that_is_not_utf8_is_an_error():
+  with pytest.raises(DataError, match="--prompt: lone surrogate at byte 3. Repair it"):
+    texts.clean_text(b"abc\xff".decode(errors="surrogateescape"), "--prompt")
+
+
 def test_fields_of_json_lines(tmp_path):
   lines = [json.dumps({"id": i, "text": f"text\n{i}"}) for i in range(3)]
   (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n\n")
@@ -34,6 +56,11 @@ def test_columns_by_name(tmp_path):
     ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', ConfigError, "line 2: has no field 'text'"),
     ("a.jsonl", b'{"text": "a"}\n{"text\n', DataError, "line 2: is not valid JSON"),
     ("a.jsonl", b'{"text": 3}\n', ConfigError, "line 1: has no field 'text' with text"),
+    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", DataError, "line 1: is not valid JSON"),
+    ("a.jsonl", b'[{"text": "a"}]', ConfigError, "line 1: .*Each line must hold one JSON object"),
+    ("a.jsonl", b'{\n "text": "a"}', DataError, "line 1: .*Each line must hold one JSON object"),
+    ("a.jsonl", b'{"text": "a\\ud800"}', DataError, "line 1: lone surrogate at byte 1"),
+    ("a.jsonl", b'{"text": "\\u0000"}', DataError, "line 1: NUL character at byte 0"),
     ("a.txt", b"good\nb\xffd\n", DataError, "a.txt: invalid UTF-8 at byte 6. Repair it"),
     ("a.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-9], DataError, "a.txt.gz: cannot be read"),
     ("b.txt", b"", ConfigError, "--input "),
