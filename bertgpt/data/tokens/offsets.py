@@ -24,9 +24,34 @@ def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
     For every text, ids int32 [N] and characters int32 [N, 2]: the first character of a token and
     the one after its last. A token may include spaces before its word. Several tokens may share a
     character whose bytes were split between them, and a token that the tokenizer inserted is empty.
+    Characters that the tokenizer drops, such as accents, belong to the token before them, unless
+    they are or follow white space.
   """
-  if isinstance(tokenizer, SentencePiece):
-    return _encode_sentencepiece(tokenizer, texts)
+  encoded = (_encode_sentencepiece(tokenizer, texts) if isinstance(tokenizer, SentencePiece) else
+             _encode_json(tokenizer, texts))
+  return [(ids, _extend(spans, text)) for text, (ids, spans) in zip(texts, encoded, strict=True)]
+
+
+def _extend(spans: np.ndarray, text: str) -> np.ndarray:
+  """Returns the spans, each with the characters after it that gave no token, up to white space.
+
+  Args:
+    spans: first character of every token, and the one after its last, int32 [N, 2].
+    text: text of the tokens.
+  """
+  is_free = np.ones(len(text), bool)  # Whether no token has the character.
+  for start, end in spans:
+    is_free[start:end] = False
+  is_free &= ~np.fromiter(map(str.isspace, text), bool, len(text))
+  # For every character, the first one from it on that is not free.
+  stops = np.append(np.where(is_free, len(text), np.arange(len(text))), len(text))
+  stops = np.minimum.accumulate(stops[::-1])[::-1]
+  starts, ends = spans.T
+  return np.stack([starts, np.where(ends > starts, stops[ends], ends)], 1).astype(np.int32)
+
+
+def _encode_json(tokenizer: Tokenizer, texts: Sequence[str]
+                 ) -> list[tuple[np.ndarray, np.ndarray]]:
   library = tokenizers.Tokenizer.from_buffer(tokenizer.data)
   library.encode_special_tokens = True
   library.no_padding()

@@ -6,11 +6,14 @@
 | TFDS, prepared as ArrayRecord   | tfds:glue/sst2, or tfds:FOLDER of a prepared dataset       |
 
 Test sets are predicted if they exist. Predictions have the official format, `index TAB
-prediction`, and the file name of a submission.
+prediction`, and the file name of a submission. The index is that of the file, in its column
+`index` or `id` (`idx` in TFDS). If there is no such column, or a value occurs in it twice, it is
+the number of the row in the file, from 0.
 """
 
 import functools
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,16 +82,37 @@ TASKS = {
 }
 
 
+INDEX_COLUMNS = ("index", "id")  # Columns that name the rows; the first is used.
+
+
+class Row(NamedTuple):
+  """A row of a TSV file.
+
+  Attributes:
+    line: number of its line in the file, from 1.
+    place: number of the row in the file, from 0.
+    id: value of the column that names the rows; without such a column, `place` as text.
+    values: values of the wanted columns; None: the line lacks columns, and is to be skipped.
+  """
+
+  line: int
+  place: int
+  id: str
+  values: list[str] | None
+
+
 class Table(NamedTuple):
   """Examples of a file, in its order.
 
   Attributes:
     texts: a list of N texts for each column of texts.
+    ids: N values of the column that names the rows, or the numbers of the rows in the file, from 0.
     labels: classes int32 [N] or scores float32 [N]; None for a test set.
     skipped: number of lines that were skipped.
   """
 
   texts: tuple[list[str], ...]
+  ids: list[str]
   labels: np.ndarray | None
   skipped: int = 0
 
@@ -129,7 +153,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
       evals.append(EvalSet(
           name + set_suffix, make_rows(table, glue, text_format),
           functools.partial(score, glue, table.labels) if name == "dev" else None,
-          functools.partial(write, glue, file_name)))
+          functools.partial(write, glue, file_name, ids=table.ids)))
   notes = (f"{skipped} lines lack columns and were skipped",) if skipped else ()
   return Task(config.name, "classes" if glue.labels else "values",
               glue.names or glue.labels or ("score",), train, tuple(evals), baseline, notes)
@@ -171,7 +195,8 @@ def most_frequent(labels: np.ndarray) -> float:
   return int(np.bincount(labels).argmax()) if labels.dtype == np.int32 else float(labels.mean())
 
 
-def write(glue: Glue, name: str, outputs: np.ndarray, folder: pathlib.Path) -> None:
+def write(glue: Glue, name: str, outputs: np.ndarray, folder: pathlib.Path,
+          ids: Sequence[str] | None = None) -> None:
   """Writes a submission: a header, then index and prediction of every row.
 
   Args:
@@ -179,15 +204,18 @@ def write(glue: Glue, name: str, outputs: np.ndarray, folder: pathlib.Path) -> N
     name: name of the file.
     outputs: predicted classes int [N], or scores float [N], which are clipped to [0, 5].
     folder: folder of the file.
+    ids: name of every row, N texts; None: the rows are counted from 0.
   """
   values = [glue.labels[i] for i in outputs] if glue.labels else [
       f"{min(max(value, 0.0), 5.0):.3f}" for value in outputs]
-  lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]
-  (folder / name).write_text("\n".join(lines) + "\n")
+  names = range(len(values)) if ids is None else ids
+  lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in zip(names, values, strict=True))]
+  (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _take(table: Table, index: np.ndarray) -> Table:
-  return Table(tuple([column[i] for i in index] for column in table.texts), table.labels[index])
+  return Table(tuple([column[i] for i in index] for column in table.texts),
+               [table.ids[i] for i in index], table.labels[index])
 
 
 # ------------------------------------------------------------ official files
@@ -215,29 +243,59 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
   if is_test or not header:
     header = next(lines, (1, ""))[1].split("\t")
   wanted = [*glue.texts] if is_test else [*glue.texts, glue.label]
+  columns, rows, skipped = [[] for _ in wanted], [], 0
+  for row in iterate_rows(lines, path, header, wanted, glue):
+    if row.values is None:
+      skipped += 1
+      continue
+    rows.append(row)
+    for column, value in zip(columns, row.values, strict=True):
+      column.append(value)
+    if not is_test:
+      columns[-1][-1] = _parse_label(glue, row.values[-1], f"{path}, line {row.line}")
+  if not rows:
+    raise DataError(f"{path}: holds no examples. Give the official {glue.folder} file")
+  ids = [row.id for row in rows]
+  if len(set(ids)) < len(ids):
+    ids = [str(row.place) for row in rows]
+  if is_test:
+    return Table(tuple(columns), ids, None, skipped)
+  *texts, labels = columns
+  return Table(tuple(texts), ids, _as_array(glue, labels), skipped)
+
+
+def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: Sequence[str],
+                 wanted: Sequence[str], glue: Glue) -> Iterator[Row]:
+  """Yields the rows of a TSV file, without empty lines.
+
+  Args:
+    lines: (number, line) of all lines after the header.
+    path: file of the lines, for error messages.
+    header: name of every column.
+    wanted: names of the columns whose values are yielded.
+    glue: task of the file.
+  Raises:
+    DataError: a column is missing, or a line has too few columns.
+  """
   if missing := [name for name in wanted if name not in header]:
     raise DataError(f"{path}: lacks the column {', '.join(missing)}, it has "
                     f"{', '.join(header)}. Give the official {glue.folder} file")
   places = [header.index(name) for name in wanted]
-  columns, skipped = [[] for _ in wanted], 0
+  named = next((header.index(name) for name in INDEX_COLUMNS if name in header), None)
+  first = None
   for number, line in lines:
+    first = number if first is None else first
     cells = line.split("\t")
+    if not line.strip() and "\t" not in line:
+      continue
     if len(cells) <= max(places):
-      if not line or glue.skips_short:
-        skipped += bool(line)
-        continue
-      raise DataError(f"{path}, line {number}: has {len(cells)} columns, not {len(header)}. "
-                      f"Repair the line ({' '.join(line.split())[:40]!r})")
-    for column, place in zip(columns, places, strict=True):
-      column.append(cells[place])
-    if not is_test:
-      columns[-1][-1] = _parse_label(glue, columns[-1][-1], f"{path}, line {number}")
-  if not columns[0]:
-    raise DataError(f"{path}: holds no examples. Give the official {glue.folder} file")
-  if is_test:
-    return Table(tuple(columns), None, skipped)
-  *texts, labels = columns
-  return Table(tuple(texts), _as_array(glue, labels), skipped)
+      if not glue.skips_short:
+        raise DataError(f"{path}, line {number}: has {len(cells)} columns, not {len(header)}. "
+                        f"Repair the line ({' '.join(line.split())[:40]!r})")
+      yield Row(number, number - first, "", None)
+      continue
+    id_ = cells[named] if named is not None and named < len(cells) else str(number - first)
+    yield Row(number, number - first, id_, [cells[i] for i in places])
 
 
 def _parse_label(glue: Glue, text: str, where: str) -> float:
@@ -270,7 +328,7 @@ def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> T
   if not needed and split not in datasets.open_builder(target, "task.data").info.splits:
     return None
   records = datasets.open_dataset(target, split, "task.data")
-  texts, labels = tuple([] for _ in glue.features), []
+  texts, ids, labels = tuple([] for _ in glue.features), [], []
   for i, record in datasets.read_dataset(records, f"{data}:{split}"):
     where = f"{data}:{split} record {i}"
     for column, feature in zip(texts, glue.features, strict=True):
@@ -280,9 +338,10 @@ def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> T
       raise DataError(f"{where}: label {label} is out of range for {glue.folder}. Give the task's "
                       "own dataset")
     labels.append(label)
+    ids.append(str(record.get("idx", i)))
   if not labels:
     raise DataError(f"{data}:{split}: holds no examples. Give the task's own dataset")
-  return Table(texts, None if name == "test" else _as_array(glue, labels))
+  return Table(texts, ids, None if name == "test" else _as_array(glue, labels))
 
 
 def _feature(record: dict, name: str, where: str, glue: Glue):

@@ -1,8 +1,6 @@
 """Labels of words in CoNLL files: named entities, or anything else that is labeled word by word.
 
-A file has one word per line. Columns are separated by tabs or spaces; the first is the word and
-the last its tag. An empty line ends a sentence, and a line that starts with -DOCSTART- is skipped.
-Tags are BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of entities.
+`tasks.conll` describes the files. A test set without tags is predicted and not scored.
 
 A word's label is trained and predicted at its first token (Devlin et al. 2018, 5.3). Sentences
 that are too long for a row are cut between words into several rows, so that every word is
@@ -18,8 +16,8 @@ import numpy as np
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.tokenizers import Tokenizer
-from bertgpt.errors import DataError
-from bertgpt.finetuning.tasks import files
+from bertgpt.finetuning.tasks import conll, files
+from bertgpt.finetuning.tasks.conll import Sentence
 from bertgpt.finetuning.tasks.rows import EvalSet, Rows, Task, TextFormat
 from bertgpt.finetuning.tasks.scores import harmonic_mean
 
@@ -33,13 +31,6 @@ NAMES = {
 
 # (number of the row, number of the first token in it), for every word of every sentence.
 Places = list[list[tuple[int, int]]]
-
-
-class Sentence(NamedTuple):
-  """Words of a sentence, and their tags."""
-
-  words: list[str]
-  tags: list[str]
 
 
 class Labeled(NamedTuple):
@@ -74,11 +65,14 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     if not sentences:
       continue
     labeled = make_rows(sentences, tags, text_format)
-    unknown += sum(tag not in tags for s in sentences for tag in s.tags)
-    evals.append(EvalSet(name, labeled.rows,
-                         functools.partial(score_outputs, sentences, labeled.places, tags),
-                         functools.partial(write, sentences, labeled.places, tags, name)))
-    baseline[name] = score([s.tags for s in sentences], [["O"] * len(s.tags) for s in sentences])
+    has_tags = all(s.tags is not None for s in sentences)
+    evals.append(EvalSet(
+        name, labeled.rows,
+        functools.partial(score_outputs, sentences, labeled.places, tags) if has_tags else None,
+        functools.partial(write, sentences, labeled.places, tags, name)))
+    if has_tags:
+      unknown += sum(tag not in tags for s in sentences for tag in s.tags)
+      baseline[name] = score([s.tags for s in sentences], [["O"] * len(s.tags) for s in sentences])
   notes = (f"{unknown} words have tags that the training file lacks",) if unknown else ()
   train_rows = make_rows([train[i] for i in chosen], tags, text_format).rows
   return Task(config.name, "tokens", tuple(tags), train_rows, tuple(evals), baseline, notes)
@@ -86,37 +80,20 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
 
 def _read_set(config, name: str) -> list[Sentence]:
   paths = files.find_given(config.data, config[name], NAMES[name], needed=name != "test")
-  return [sentence for path in paths for sentence in read_conll(path)]
+  return [sentence for path in paths
+          for sentence in read_conll(path, needs_tags=name != "test")]
 
 
-def read_conll(path: pathlib.Path) -> list[Sentence]:
+def read_conll(path: pathlib.Path, *, needs_tags: bool = True) -> list[Sentence]:
   """Returns the sentences of a file.
 
   Args:
     path: file in the CoNLL format, plain or compressed.
+    needs_tags: whether every word needs a tag; otherwise the file may have none.
   Raises:
     DataError: a line has no tag, a tag is not in BIO, or there is no sentence.
   """
-  sentences, words, tags = [], [], []
-  for number, line in [*files.read_text_lines(path), (0, "")]:
-    cells = line.split("\t") if "\t" in line else line.split()
-    if not line.strip() or cells[0] == "-DOCSTART-":
-      if words:
-        sentences.append(Sentence(words, tags))
-      words, tags = [], []
-      continue
-    if len(cells) < 2:
-      raise DataError(f"{path}, line {number}: has no tag ({line[:40]!r}). Write a word and its "
-                      "tag in each line, such as 'Berlin B-location'")
-    tag = cells[-1].strip()
-    if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
-      raise DataError(f"{path}, line {number}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE. "
-                      "Convert the file to BIO")
-    words.append(cells[0])
-    tags.append(tag)
-  if not sentences:
-    raise DataError(f"{path}: holds no sentences. Give a CoNLL file")
-  return sentences
+  return list(conll.iterate_sentences(path, needs_tags=needs_tags))
 
 
 def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: TextFormat
@@ -141,7 +118,8 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: T
         places[-1].append((len(tokens), 1 + sum(map(len, row))))  # 1: the opening mark.
         row.append(of_words[i])
         # -1: no label, for a tag that is not a class and for the word's other tokens.
-        label.append([number.get(sentence.tags[i], -1)] + [-1] * (len(of_words[i]) - 1))
+        known = -1 if sentence.tags is None else number.get(sentence.tags[i], -1)
+        label.append([known] + [-1] * (len(of_words[i]) - 1))
       tokens.append(text_format.marks.enclose(np.concatenate(row)))
       labels.append(np.concatenate([*label, [-1]]).astype(np.int32))
   return Labeled(Rows(tokens, [np.zeros(len(t), np.int32) for t in tokens], labels), places)
@@ -246,16 +224,17 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 def write(sentences: Sequence[Sentence], places: Places, tags: Sequence[str], name: str,
           outputs: Sequence[np.ndarray], folder: pathlib.Path) -> None:
-  """Writes a CoNLL file for conlleval: word, right tag, predicted tag.
+  """Writes a CoNLL file for conlleval: word, right tag if it is known, predicted tag.
 
   Args:
-    sentences: sentences with their right tags.
+    sentences: sentences of the set.
     places, tags, outputs: see `collect`.
     name: name of the set, and of the file without .conll.
     folder: folder of the file.
   """
   lines = []
   for sentence, found in zip(sentences, collect(outputs, places, tags), strict=True):
-    lines += [" ".join(cells) for cells in zip(sentence.words, sentence.tags, found, strict=True)]
+    right = [] if sentence.tags is None else [sentence.tags]
+    lines += [" ".join(cells) for cells in zip(sentence.words, *right, found, strict=True)]
     lines.append("")
-  (folder / f"{name}.conll").write_text("\n".join(lines) + "\n")
+  (folder / f"{name}.conll").write_text("\n".join(lines) + "\n", "utf-8")

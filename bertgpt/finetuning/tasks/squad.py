@@ -1,5 +1,7 @@
 """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): the answer to a question is a span of a text.
 
+A test set whose questions have no answers is predicted and not scored.
+
 Long texts are read in overlapping windows. The labels of a window are the answer's first and last
 token. If the window does not contain the answer, or if there is none (2.0), both are the [CLS].
 """
@@ -9,7 +11,7 @@ import functools
 import pathlib
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,13 +37,15 @@ class Question(NamedTuple):
     question: the question.
     context: text that holds the answer.
     answers: (number of its first character in the context, text) of every correct answer; () if the
-      question has no answer.
+      question has no answer, or if its answers are unknown.
+    is_impossible: whether it is known that the question has no answer.
   """
 
   id: str
   question: str
   context: str
   answers: tuple[tuple[int, str], ...]
+  is_impossible: bool = False
 
 
 class Window(NamedTuple):
@@ -94,9 +98,12 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
       questions = questions[:config.max_dev_examples or None]
     rows, windows = make_rows(questions, config, text_format)
     predict = functools.partial(find_answers, questions, windows, config)
-    evals.append(EvalSet(name, rows, functools.partial(_score_outputs, questions, predict),
-                         functools.partial(write, name, predict, config.name == "squad2")))
-    baseline[name] = score(questions, {question.id: "" for question in questions})
+    labeled = is_labeled(questions)
+    evals.append(EvalSet(
+        name, rows, functools.partial(_score_outputs, questions, predict) if labeled else None,
+        functools.partial(write, name, predict, config.name == "squad2")))
+    if labeled:
+      baseline[name] = score(questions, {question.id: "" for question in questions})
   return Task(config.name, "spans", ("start", "end"), make_rows(train, config, text_format)[0],
               tuple(evals), baseline)
 
@@ -105,31 +112,53 @@ def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:
   """Returns the questions of a set; [] if there is no test set."""
   paths = files.find_given(config.data, config[name], [f"{name}-{version}.json"],
                            needed=name != "test")
-  questions = []
-  for path in paths:
-    found = read_questions(path)
-    if version == "v1.1" and (lacking := [q.id for q in found if not q.answers]):
-      raise DataError(f"{path}: question {lacking[0]} has no answer, but SQuAD 1.1 has one for "
-                      "every question. Use --task squad2, or remove the question")
-    questions += found
+  found = [(path, question) for path in paths
+           for question in read_questions(path, needs_answers=name != "test")]
+  check_ids(found)
+  questions = [question for _, question in found]
+  lacking = [(path, question.id) for path, question in found if not question.answers]
+  if version == "v1.1" and lacking and (name != "test" or is_labeled(questions)):
+    path, id_ = lacking[0]
+    raise DataError(f"{path}: question {id_} has no answer, but SQuAD 1.1 has one for every "
+                    "question. Use --task squad2, or remove the question")
   return questions
 
 
-def read_questions(path: pathlib.Path) -> list[Question]:
+def check_ids(found: Sequence[tuple[pathlib.Path, Question]]) -> None:
+  """Checks that every question of a set has an id of its own, which its prediction is named by.
+
+  Args:
+    found: (file, question) of all questions of the set.
+  Raises:
+    DataError: two questions have the same id.
+  """
+  first: dict[Any, pathlib.Path] = {}
+  for path, question in found:
+    if question.id in first:
+      other = "" if first[question.id] == path else f", which is also in {first[question.id]}"
+      raise DataError(f"{path}: the id {question.id!r} occurs twice{other}. Give every question of "
+                      "a set an id of its own")
+    first[question.id] = path
+
+
+def is_labeled(questions: Sequence[Question]) -> bool:
+  """Returns whether any question has an answer, or says that it has none."""
+  return any(question.answers or question.is_impossible for question in questions)
+
+
+def read_questions(path: pathlib.Path, *, needs_answers: bool = True) -> list[Question]:
   """Returns the questions of a file.
 
   Args:
     path: file in the official JSON format, plain or compressed.
+    needs_answers: whether every question needs the key `answers`, unless it `is_impossible`.
   Raises:
     DataError: the file is not in the official format, or an answer is not at the place in the
       context that the file gives.
   """
   content = files.read_json(path)
   try:
-    questions = [Question(qa["id"], qa["question"], paragraph["context"],
-                          tuple((answer["answer_start"], answer["text"])
-                                for answer in _answers(qa)))
-                 for article in content["data"]
+    questions = [make_question(qa, paragraph, needs_answers) for article in content["data"]
                  for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
   except (KeyError, TypeError) as e:
     raise DataError(f"{path}: not in SQuAD's JSON ({one_line(e)}). Give an official file") from e
@@ -147,8 +176,27 @@ def read_questions(path: pathlib.Path) -> list[Question]:
   return questions
 
 
-def _answers(qa):
-  return () if qa.get("is_impossible") else qa["answers"]
+def make_question(qa: Mapping[str, Any], paragraph: Mapping[str, Any],
+                  needs_answers: bool) -> Question:
+  """Returns a question.
+
+  Args:
+    qa: entry of the question in SQuAD's JSON.
+    paragraph: entry of its paragraph, which holds the `context`.
+    needs_answers: see `read_questions`.
+  Raises:
+    KeyError, TypeError: an entry lacks a key, or has a value of another type.
+  """
+  id_, text, context = qa["id"], qa["question"], paragraph["context"]
+  for name, value in (("question", text), ("context", context)):
+    if not isinstance(value, str):
+      raise TypeError(f"the {name} of {id_!r} is not a text")
+  if not isinstance(id_, (str, int)):
+    raise TypeError(f"the id {str(id_)[:40]!r} is not a text")
+  is_impossible = bool(qa.get("is_impossible"))
+  answers = () if is_impossible else qa["answers"] if needs_answers else qa.get("answers") or ()
+  return Question(str(id_), text, context, tuple(
+      (answer["answer_start"], answer["text"]) for answer in answers), is_impossible)
 
 
 # ----------------------------------------------------------------- windows

@@ -128,6 +128,58 @@ def test_predictions_are_those_of_the_official_form(tmp_path, text_format, name)
       assert [value for _, value in written] == list(OFFICIAL[name][2])
 
 
+def written_ids(folder, name):
+  return [line.split("\t")[0] for line in (folder / name).read_text().splitlines()[1:]]
+
+
+@pytest.mark.parametrize("column", ["index", "id"])
+def test_predictions_name_the_rows_of_the_file(tmp_path, text_format, column):
+  """The file may be a part of the official one, in another order."""
+  write_official(tmp_path, "sst2")
+  (tmp_path / "SST-2" / "test.tsv").write_text(f"sentence\t{column}\nb\t812\na\t7\n")
+  (tmp_path / "SST-2" / "dev.tsv").write_text(f"sentence\tlabel\t{column}\nb\t1\t812\na\t0\t7\n")
+  task = open_task("sst2", tmp_path, text_format)
+  for s in task.evals:
+    s.write(np.array([1, 0]), tmp_path)
+  assert (tmp_path / "SST-2.tsv").read_text() == "index\tprediction\n812\t1\n7\t0\n"
+  assert written_ids(tmp_path, "SST-2.dev.tsv") == ["812", "7"]
+
+
+@pytest.mark.parametrize("header, lines, ids", [
+    ("id\tquestion1\tquestion2", ["5\ta\tb", "9\ttorn", "6\tc\td"], ["5", "6"]),
+    ("question1\tquestion2", ["a\tb", "torn", "c\td"], ["0", "2"]),
+    ("question1\tquestion2\tid", ["a\tb\t5", "torn", "c\td"], ["5", "2"]),
+    ("id\tquestion1\tquestion2", ["x\ta\tb", "9\ttorn", "x\tc\td"], ["0", "2"]),
+])
+def test_lines_that_are_left_out_do_not_shift_the_others(tmp_path, text_format, header, lines, ids):
+  write_official(tmp_path, "qqp")
+  (tmp_path / "QQP" / "test.tsv").write_text("\n".join([header, *lines]) + "\n")
+  task = open_task("qqp", tmp_path, text_format)
+  task.evals[1].write(np.array([1, 0]), tmp_path)
+  assert written_ids(tmp_path, "QQP.tsv") == ids
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_every_line_end_gives_the_same_rows(tmp_path, text_format, end):
+  expected = open_task("rte", write_official(tmp_path / "a", "rte"), text_format)
+  write_official(tmp_path / "b", "rte")
+  for path in (tmp_path / "b" / "RTE").iterdir():
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", end.encode()))
+  found = open_task("rte", tmp_path / "b", text_format)
+  for one, other in zip([expected.train, *(s.rows for s in expected.evals)],
+                        [found.train, *(s.rows for s in found.evals)], strict=True):
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_only_tabs_separate_columns(tmp_path, text_format):
+  """Line ends and spaces of Unicode are text."""
+  write_official(tmp_path, "sst2")
+  (tmp_path / "SST-2" / "train.tsv").write_text(
+      "sentence\tlabel\nthe\u2028 cat\u0085 \x0b\x0c a\u00a0dog  \t1\n", newline="")
+  task = open_task("sst2", tmp_path, text_format)
+  assert texts_of(task.train, text_format) == ["[CLS] the cat a dog [SEP]"]
+
+
 def test_scores_beyond_the_scale_are_written_within_it(tmp_path):
   glue.write(glue.TASKS["stsb"], "S.tsv", np.array([-0.3, 5.2, 2.0]), tmp_path)
   assert (tmp_path / "S.tsv").read_text().split()[3::2] == ["0.000", "5.000", "2.000"]

@@ -108,6 +108,22 @@ def test_a_task_of_three_files(tmp_path):
   assert test.rows.labels[0].tolist().count(1) == 1
 
 
+@pytest.mark.parametrize("text", ["Anna\n\nTo\nx\n", "Anna _\n\nTo _\nx _\n"])
+def test_a_test_set_without_tags_is_predicted(tmp_path, text):
+  (tmp_path / "train.txt").write_text(CONLL)
+  (tmp_path / "dev.txt").write_text("Anna\tB-person\n\nTo\tO\nx\tO\n")
+  (tmp_path / "test.txt").write_text(text)
+  task = open_task(tmp_path, make_text_format())
+  dev, test = task.evals
+  assert test.score is None and list(task.baseline) == ["dev"] and task.notes == ()
+  outputs = [np.arange(len(t)) for t in dev.rows.tokens]  # O, B-location, B-person, I-person
+  for s in task.evals:
+    s.write(outputs, tmp_path)
+  lines = [line.split() for line in (tmp_path / "dev.conll").read_text().splitlines()]
+  expected = [" ".join([cells[0], cells[2]]) if cells else "" for cells in lines]
+  assert (tmp_path / "test.conll").read_text().splitlines() == expected
+
+
 @pytest.mark.parametrize("text, message", [
     ("Anna B-person\nflew\n", "train.txt, line 2: has no tag ('flew')"),
     ("Anna PER\n", "train.txt, line 1: tag 'PER' is none of O, B-TYPE, I-TYPE"),

@@ -212,6 +212,85 @@ def test_every_question_of_1_1_has_an_answer(tmp_path):
     squad.open_task(make_config(data=str(tmp_path)), make_text_format())
 
 
+@pytest.mark.parametrize("name, version", [("squad", "v1.1"), ("squad2", "v2.0")])
+@pytest.mark.parametrize("key", [{}, {"answers": []}])
+def test_a_test_set_without_answers_is_predicted(tmp_path, name, version, key):
+  """Its predictions are those that the same questions get with their answers."""
+  for part in ("train", "dev"):
+    write_json(tmp_path / f"{part}-{version}.json", question("a dog", "q1"), question("a bird"))
+  asked = [{"id": f"q{i}", "question": "Who saw what?"} | key for i in (1, 0)]
+  (tmp_path / "t.json").write_text(json.dumps({"data": [{"paragraphs": [
+      {"context": CONTEXT, "qas": asked}]}]}))
+  task = squad.open_task(make_config(name=name, data=str(tmp_path), test="t.json"),
+                         make_text_format())
+  dev, test = task.evals
+  assert test.score is None and dev.score is not None and list(task.baseline) == ["dev"]
+  for s in task.evals:
+    s.write(perfect_outputs(dev.rows), tmp_path)
+  expected = json.loads((tmp_path / "predictions.json").read_text())
+  assert expected == {"q1": "a dog", "q0": "a bird"}
+  assert json.loads((tmp_path / "test_predictions.json").read_text()) == expected
+
+
+@pytest.mark.parametrize("part", ["train", "dev"])
+def test_only_test_sets_may_lack_answers(tmp_path, part):
+  for name in ("train", "dev"):
+    write_json(tmp_path / f"{name}-v2.0.json", question("a dog"))
+  path = tmp_path / f"{part}-v2.0.json"
+  path.write_text(path.read_text().replace("answers", "replies"))
+  with pytest.raises(DataError, match=f"{part}-v2.0.json: not in SQuAD's JSON .*'answers'"):
+    squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_text_format())
+
+
+def test_a_test_set_in_which_some_answers_are_missing_is_refused(tmp_path):
+  for name in ("train", "dev"):
+    write_json(tmp_path / f"{name}-v1.1.json", question("a dog"))
+  write_json(tmp_path / "test-v1.1.json", question("a dog"), question("", "q7"))
+  with pytest.raises(DataError, match="test-v1.1.json: question q7 has no answer"):
+    squad.open_task(make_config(data=str(tmp_path)), make_text_format())
+
+
+@pytest.mark.parametrize("part", ["train", "dev", "test"])
+def test_two_questions_with_one_id_are_refused(tmp_path, part):
+  """One of the predictions would replace the other."""
+  for name in ("train", "dev", "test"):
+    again = [question("a bird")] if name == part else []
+    write_json(tmp_path / f"{name}-v1.1.json", question("a dog"), *again)
+  with pytest.raises(DataError, match=f"{part}-v1.1.json: the id 'q0' occurs twice. Give") as e:
+    squad.open_task(make_config(data=str(tmp_path)), make_text_format())
+  assert "\n" not in str(e.value)
+
+
+def test_two_files_with_one_id_are_refused(tmp_path):
+  for name in ("train", "dev", "more"):
+    write_json(tmp_path / f"{name}-v1.1.json", question("a dog"))
+  with pytest.raises(DataError, match="more-v1.1.json: the id 'q0' .* also in .*dev-v1.1.json"):
+    squad.open_task(make_config(data=str(tmp_path), dev="dev-v1.1.json,more-v1.1.json"),
+                    make_text_format())
+
+
+@pytest.mark.parametrize("field, value", [("question", 5), ("question", None), ("id", ["q"])])
+def test_values_of_other_types_are_named(tmp_path, field, value):
+  write_json(tmp_path / "a.json", question("a dog"), **{field: value})
+  with pytest.raises(DataError, match="a.json: not in SQuAD's JSON") as e:
+    squad.read_questions(tmp_path / "a.json")
+  assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("answer", [
+    "नई दिल्ली में", "में", "कुतुब", "مُحَمَّدٌ", "cafe\u0301", "Ha\u0301no\u0302\u0323i\u0306"])
+def test_answers_keep_their_last_mark(answer):
+  """An uncased WordPiece drops accents, vowel signs and viramas."""
+  context = f"यह {answer} है, it is {answer}."
+  config = types.SimpleNamespace(kind="wordpiece", vocab_size=64, lowercase=True)
+  tokenizer = training.train_tokenizer(config, [context, CONTEXT] * 20)
+  text_format = make_text_format()._replace(tokenizer=tokenizer)
+  q = question(answer, context=context)
+  rows, windows = squad.make_rows([q], make_config(), text_format)
+  answers, _, _ = squad.find_answers([q], windows, make_config(), perfect_outputs(rows))
+  assert answers == {"q0": answer}
+
+
 def test_odds_are_finite_if_there_is_no_text(tmp_path):
   """JSON has no infinity."""
   empty = squad.Question("q0", "Who saw what?", " ", ())

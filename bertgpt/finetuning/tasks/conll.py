@@ -1,0 +1,139 @@
+"""CoNLL files: one word per line, with columns, and an empty line after every sentence.
+
+Columns are separated by tabs and ASCII spaces, so that a word may hold other white space, as the
+U+00A0 of "10 000". If that gives the lines different numbers of columns, but tabs alone give all of
+them the same number, columns are separated by tabs, and words may hold spaces.
+
+| part     | place                                                                               |
+|----------|-------------------------------------------------------------------------------------|
+| word     | first column; in files that number the words of a sentence (GermEval 2014), second  |
+| tag      | last column; in files that number the words, third                                  |
+| sentence | ends at a line without characters other than Unicode white space                    |
+| skipped  | lines whose first column is -DOCSTART-, and comments                                |
+
+A comment is a line before the first word of a sentence that begins with "#" and a space or a tab,
+and whose last column is not a tag (GermEval, MultiCoNER, CoNLL-U). Empty columns at the end of a
+line are left out. Tags are BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of
+entities. A file without tags has one column, or "_" or "-" in place of all tags.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from bertgpt.data.text.intake import split_columns
+from bertgpt.errors import DataError
+from bertgpt.finetuning.tasks import files
+
+NO_TAGS = ("_", "-")  # Stand in the last column of test sets whose tags are not published.
+
+
+class Sentence(NamedTuple):
+  """Words of a sentence, and their tags; None: they are unknown."""
+
+  words: list[str]
+  tags: list[str] | None
+
+
+class Layout(NamedTuple):
+  """Columns of a file.
+
+  Attributes:
+    split: line -> its columns.
+    word: number of the column of words.
+    tag: number of the column of tags; None: the file has none.
+    has_tags: whether the words have tags.
+  """
+
+  split: Callable[[str], list[str]]
+  word: int
+  tag: int
+  has_tags: bool
+
+
+def is_tag(text: str) -> bool:
+  """Returns whether a text is a tag: O, B-TYPE or I-TYPE."""
+  return text == "O" or (text[:2] in ("B-", "I-") and len(text) > 2)
+
+
+def split_at_tabs(line: str) -> list[str]:
+  """Returns the columns of a line, which tabs separate."""
+  return [cell.strip(" ") for cell in line.rstrip(" \t").split("\t")]
+
+
+def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True) -> Iterator[Sentence]:
+  """Yields the sentences of a file, which is read twice, piece by piece.
+
+  Args:
+    path: file, plain or compressed.
+    needs_tags: whether every word needs a tag; otherwise files without tags are read too.
+  Raises:
+    DataError: a word lacks its tag, a tag is not in BIO, or there is no sentence.
+  """
+  layout = find_layout(path)
+  has_tags = needs_tags or layout.has_tags
+  count = 0
+  for words in _blocks(path):
+    sentence = Sentence([], [] if has_tags else None)
+    for number, line in words:
+      cells = layout.split(line)
+      if sentence.tags is not None:
+        sentence.tags.append(_take_tag(cells, layout, f"{path}, line {number}", line))
+      sentence.words.append(cells[layout.word])
+    count += 1
+    yield sentence
+  if not count:
+    raise DataError(f"{path}: holds no sentences. Give a CoNLL file")
+
+
+def _take_tag(cells, layout, where, line) -> str:
+  if len(cells) < 2:
+    raise DataError(f"{where}: has no tag ({line[:40]!r}). Write a word and its tag in each line, "
+                    "such as 'Berlin B-location'")
+  tag = cells[layout.tag] if layout.tag < len(cells) else ""
+  if not is_tag(tag):
+    raise DataError(f"{where}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE. Convert the file to "
+                    "BIO")
+  return tag
+
+
+def find_layout(path: pathlib.Path) -> Layout:
+  """Returns the columns of a file.
+
+  Args:
+    path: file, plain or compressed.
+  Raises:
+    DataError: the file cannot be read.
+  """
+  spaced, tabbed, is_numbered = set(), set(), True
+  for words in _blocks(path):
+    for i, (_, line) in enumerate(words, 1):
+      cells = split_columns(line)
+      spaced.add(len(cells))
+      tabbed.add(len(split_at_tabs(line)))
+      is_numbered &= cells[0] == str(i) and len(cells) > 1 and not (
+          len(cells) == 2 and is_tag(cells[1]))
+  has_words_with_spaces = len(spaced) > 1 and len(tabbed) == 1 and tabbed != {1}
+  split = split_at_tabs if has_words_with_spaces else split_columns
+  word, tag = (1, 2) if is_numbered else (0, -1)
+  width = max(tabbed if has_words_with_spaces else spaced, default=1)
+  has_tags = width > word + 1 and any(
+      cells[tag] not in NO_TAGS for words in _blocks(path) for _, line in words
+      if len(cells := split(line)) > max(word + 1, tag))
+  return Layout(split, word, tag, has_tags)
+
+
+def _blocks(path: pathlib.Path) -> Iterator[list[tuple[int, str]]]:
+  """Yields the (number, line) of all words of every sentence that has words."""
+  block: list[tuple[int, str]] = []
+  for number, line in files.read_text_lines(path):
+    cells = split_columns(line)
+    if not line.strip() or cells[0] == "-DOCSTART-":
+      if block:
+        yield block
+      block = []
+    elif block or not (line.startswith(("# ", "#\t")) and len(cells) > 1
+                       and not is_tag(cells[-1])):
+      block.append((number, line))
+  if block:
+    yield block

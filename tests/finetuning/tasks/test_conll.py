@@ -1,0 +1,110 @@
+"""CoNLL files as people have them: columns, comments, line ends, files without tags."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertgpt.errors import DataError
+from bertgpt.finetuning.tasks import conll
+from bertgpt.finetuning.tasks.conll import Sentence
+
+
+def read(folder, text, **options):
+  path = folder / "a.conll"
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  return list(conll.iterate_sentences(path, **options))
+
+
+@pytest.mark.parametrize("text, words, tags", [
+    ("10\u00a0000 B-NUM\n", "10\u00a0000", "B-NUM"),
+    ("10\u00a0000\tB-NUM\n", "10\u00a0000", "B-NUM"),
+    ("a\u3000b\u2003c\u0085d NN O\n", "a\u3000b\u2003c\u0085d", "O"),
+    ("EU NNP\tB-ORG\n", "EU", "B-ORG"),
+    ("EU NNP\tB-ORG\nrejects VBZ\tO\n", "EU|rejects", "B-ORG|O"),
+    ("EU NNP\tB-ORG\nrejects\tO\nit PRP O\n", "EU|rejects|it", "B-ORG|O|O"),
+    ("New York\tB-LOC\n:\tO\n", "New York|:", "B-LOC|O"),
+    ("EU\tB-ORG\t\t\nis\tO\t \n", "EU|is", "B-ORG|O"),
+    ("  EU   NNP  \t B-ORG  \n", "EU", "B-ORG"),
+    ("\ufeffEU B-ORG\r\nis O\r\n", "EU|is", "B-ORG|O"),
+    ("EU B-ORG\ris O\r", "EU|is", "B-ORG|O"),
+    ("EU B-ORG\nis O", "EU|is", "B-ORG|O"),
+    ("EU\u2028 B-ORG\nis\x0b\x0c O", "EU\u2028|is\x0b\x0c", "B-ORG|O"),
+])
+def test_columns_and_line_ends(tmp_path, text, words, tags):
+  assert read(tmp_path, text) == [Sentence(words.split("|"), tags.split("|"))]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\u00a0", "\u3000\u2003", "\u0085", "\t \t",
+                                   "-DOCSTART- -X- -X- O", "-DOCSTART-\tO", "-DOCSTART-"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_where_sentences_end(tmp_path, blank, end):
+  text = end.join([blank, "EU B-ORG", blank, blank, "is O", blank, ""])
+  assert read(tmp_path, text) == [Sentence(["EU"], ["B-ORG"]), Sentence(["is"], ["O"])]
+
+
+def test_germeval_numbers_its_words(tmp_path):
+  """The third column has the outer entities, the fourth the nested ones."""
+  text = ("#\thttp://de.wikipedia.org/wiki/Manfred_Korfmann [2009-10-17]\n1\tAufgrund\tO\tO\n"
+          "2\tder\tO\tO\n3\tUniv.\tB-ORG\tO\n4\tTroja\tI-ORG\tB-LOC\n\n"
+          "#\thttp://de.wikipedia.org/x\n1\t1\tO\tO\n")
+  expected = [(["Aufgrund", "der", "Univ.", "Troja"], ["O", "O", "B-ORG", "I-ORG"]),
+              (["1"], ["O"])]
+  assert read(tmp_path, text) == [Sentence(*s) for s in expected]
+  without = "\n".join("\t".join(line.split("\t")[:2]) for line in text.split("\n"))
+  assert read(tmp_path, without, needs_tags=False) == [Sentence(s[0], None) for s in expected]
+
+
+def test_numbers_that_are_words_are_words(tmp_path):
+  assert read(tmp_path, "1 O\n2 O\n\n1 B-X\n") == [
+      Sentence(["1", "2"], ["O", "O"]), Sentence(["1"], ["B-X"])]
+
+
+def test_multiconer_has_comments(tmp_path):
+  text = ("\n# id 5239d808-f300-46ea-aa3b-5093040213a3\tdomain=en\nits _ _ O\n# _ _ O\n"
+          "robert _ _ B-PER\n\n\n# id 2\n# text = # is here\n# _ _ O\n")
+  assert read(tmp_path, text) == [Sentence(["its", "#", "robert"], ["O", "O", "B-PER"]),
+                                  Sentence(["#"], ["O"])]
+  hidden = text.replace(" O\n", " _\n").replace("B-PER", "_")
+  # "# _ _ _" is a comment where one may be, and a word within a sentence.
+  assert read(tmp_path, hidden, needs_tags=False) == [Sentence(["its", "#", "robert"], None)]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("EU\nis\n\n#\nhere\n", [["EU", "is"], ["#", "here"]]),
+    ("EU\t\nis\t\n", [["EU", "is"]]),
+    ("EU NNP _\nis VBZ _\n", [["EU", "is"]]),
+    ("EU\t-\nis\t-\n", [["EU", "is"]]),
+])
+def test_files_without_tags(tmp_path, text, words):
+  assert read(tmp_path, text, needs_tags=False) == [Sentence(w, None) for w in words]
+  with pytest.raises(DataError, match="a.conll, line 1: (has no tag|tag '.' is none of)"):
+    read(tmp_path, text)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("EU B-ORG\nis\n", "line 2: has no tag ('is')"),
+    ("EU B-ORG\nis _\n", "line 2: tag '_' is none of O, B-TYPE, I-TYPE"),
+    ("EU PER\nis O\n", "line 1: tag 'PER' is none of"),
+    ("EU B-ORG\n# comment\nis O\n", "line 2: tag 'comment' is none of"),
+])
+def test_a_file_in_which_some_tags_are_missing_is_refused(tmp_path, text, message):
+  with pytest.raises(DataError) as e:
+    read(tmp_path, text, needs_tags=False)
+  assert message in str(e.value) and "\n" not in str(e.value)
+
+
+WORDS = st.text(st.characters(exclude_characters=" \t\r\n\0", exclude_categories=("Cs",)),
+                min_size=1).filter(lambda w: w.strip() and w != "-DOCSTART-" and w[0] != "\ufeff")
+TAGGED = st.lists(st.lists(st.tuples(WORDS, st.sampled_from(["O", "B-x", "I-x\u00a0y"])),
+                           min_size=1), min_size=1)
+
+
+@settings(deadline=None)
+@given(TAGGED, st.sampled_from([" ", "\t", " \t", "\t\t"]), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_what_was_written_is_read(tmp_path_factory, sentences, space, end):
+  """Words are any text without ASCII white space, and tags may be followed by it."""
+  text = "".join("".join(f"{word}{space}{tag}{space}{end}" for word, tag in s) + end
+                 for s in sentences)
+  folder = tmp_path_factory.mktemp("conll")
+  assert read(folder, text) == [
+      Sentence([word for word, _ in s], [tag for _, tag in s]) for s in sentences]
