@@ -20,10 +20,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "default); per token: the last layer (last) or the last four, "
                            "concatenated (last4)")
   flags.add_batch_size(parser)
+  flags.add_dtype(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
   """Writes the features and prints their shape."""
   from bertgpt.inference import embed
   print(embed.run(arguments.workdir, arguments.input, arguments.out, arguments.layer,
-                  arguments.batch_size or flags.BATCH_SIZE))
+                  arguments.batch_size or flags.BATCH_SIZE, arguments.dtype))

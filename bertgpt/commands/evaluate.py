@@ -24,6 +24,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--limit", type=flags.number(int, 0), default=0, metavar="N",
                       help="for --suite: number of windows, passages, lines or pairs; default: all")
   flags.add_batch_size(parser)
+  flags.add_dtype(parser)
+  parser.set_defaults(dtype=None)  # So that `check` knows whether it was given.
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -32,6 +34,9 @@ def check(arguments: argparse.Namespace) -> None:
     for flag in ("window", "stride", "limit", "batch_size"):
       if getattr(arguments, flag):
         raise ConfigError(f"--{flag} belongs to --suite, which is missing. Give both or neither")
+    override = next((o for o in arguments.overrides if o.startswith("--config.model.dtype=")), "")
+    if override and arguments.dtype:
+      raise ConfigError(f"--dtype and {override} name the dtype twice. Leave one of them out")
     return
   if arguments.overrides:
     raise ConfigError(f"{arguments.overrides[0]}: evaluate takes no config fields with --suite. "
@@ -44,11 +49,13 @@ def run(arguments: argparse.Namespace) -> None:
   """Prints the scores, one per line."""
   from bertgpt.inference import zero_shot
   from bertgpt.training import evaluate
+  dtype = arguments.dtype or flags.DTYPES[0]
   if arguments.suite is None:
-    for name, value in evaluate.evaluate_workdir(arguments.workdir, arguments.overrides).items():
+    for name, value in evaluate.evaluate_workdir(
+        arguments.workdir, arguments.overrides, dtype).items():
       print(f"{name} {value:.6g}")
     return
   settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,
                                 arguments.batch_size or flags.BATCH_SIZE)
-  for line in zero_shot.run(arguments.workdir, arguments.suite, settings):
+  for line in zero_shot.run(arguments.workdir, arguments.suite, settings, dtype):
     print(line, flush=True)

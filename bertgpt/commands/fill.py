@@ -14,6 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("text", metavar="TEXT", help="text with one or more words replaced by [MASK]")
   parser.add_argument("--top", type=flags.number(int, 1), default=5, metavar="N",
                       help="words shown per [MASK]; default: 5")
+  flags.add_dtype(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -21,5 +22,5 @@ def run(arguments: argparse.Namespace) -> None:
   from bertgpt.data.text import texts
   from bertgpt.inference import fill
   text = texts.clean_text(arguments.text, "TEXT")
-  for line in fill.run(arguments.workdir, text, arguments.top):
+  for line in fill.run(arguments.workdir, text, arguments.top, arguments.dtype):
     print(line)

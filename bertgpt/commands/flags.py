@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
 
 BATCH_SIZE = 8  # Rows computed at a time if --batch_size is not given.
+DTYPES = ("float32", "bfloat16")  # Of scores and features; the first is the default.
 FIELDS_NOTE = ("Config fields are overridden with --config.FIELD=VALUE, for example "
                "--config.model.num_layers=4.")
 
@@ -91,6 +92,13 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
   """Adds the flag --batch_size."""
   parser.add_argument("--batch_size", type=number(int, 1), metavar="N",
                       help=f"rows computed at a time; default: {BATCH_SIZE}")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag --dtype."""
+  parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0],
+                      help=f"type that the model computes in; default: {DTYPES[0]}, also if it was "
+                           "trained in another one")
 
 
 # ------------------------------------------------------------------ config

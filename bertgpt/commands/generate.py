@@ -31,6 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--num_samples", type=flags.number(int, 1, 2**16), default=1, metavar="N",
                       help="continuations per prompt; default: 1")
   flags.add_batch_size(parser)
+  flags.add_dtype(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,4 +43,5 @@ def run(arguments: argparse.Namespace) -> None:
   sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
   print("\n\n".join(generate.run(
       arguments.workdir, prompts, arguments.max_tokens, sampling, seed=arguments.seed,
-      num_samples=arguments.num_samples, batch_size=arguments.batch_size or flags.BATCH_SIZE)))
+      num_samples=arguments.num_samples, batch_size=arguments.batch_size or flags.BATCH_SIZE,
+      dtype=arguments.dtype)))

@@ -67,7 +67,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     UserError: see `errors`; raised before anything is written if the input is wrong.
   """
   process.use_compilation_cache(config.system.compilation_cache)
-  pretrained = trained_lib.load_trained(init, "--init")
+  pretrained = trained_lib.load_trained(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
   check_run(config, pretrained)
   text_format = rows_lib.make_text_format(pretrained.tokenizer, pretrained.config.model,

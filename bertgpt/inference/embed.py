@@ -108,7 +108,8 @@ def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
     tokens_BL = buckets.pad([tokens[i] for i in which], size, batch_size)
     lengths_B = np.zeros(len(tokens_BL), np.int32)
     lengths_B[:len(which)] = [lengths[i] for i in which]
-    x_BLD = jax.device_get(_features(trained.model, num_layers, params, tokens_BL, lengths_B))
+    with trained_lib.exact_products(trained.config):
+      x_BLD = jax.device_get(_features(trained.model, num_layers, params, tokens_BL, lengths_B))
     for i, x_LD in zip(which, x_BLD, strict=False):
       x_LD = x_LD[:lengths[i]]
       features[i] = (x_LD if is_by_token else x_LD[0] if layer == "cls" else x_LD.mean(0)).copy()
@@ -128,7 +129,7 @@ def _features(model, num_layers, params, tokens_BL, lengths_B):
 
 
 def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
-        batch_size: int) -> str:
+        batch_size: int, dtype: str = trained_lib.SCORING_DTYPE) -> str:
   """Writes the features of the texts in a file, one per line.
 
   Args:
@@ -137,6 +138,7 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
     out: new file, .safetensors or .npy.
     layer: key of `LAYERS`.
     batch_size: texts per batch.
+    dtype: see `runs.trained.make_trained`.
   Returns:
     One line that says what was written.
   Raises:
@@ -146,13 +148,13 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   """
   check_out(out, layer)
   lines = texts_lib.read_texts(source, "--input")
-  trained = trained_lib.load_trained(path)
+  trained = trained_lib.load_trained(path, dtype=dtype)
   check_layer(trained, layer)
   tokens = make_rows(trained, lines)
   arrays = collect(embed_rows(trained, tokens, layer, batch_size), tokens, layer)
   write(out, arrays)
   shape = " x ".join(map(str, arrays["features"].shape))
-  return f"{out}: {layer} of {len(lines)} texts, float32 {shape}"
+  return f"{out}: {layer} of {len(lines)} texts, float32 {shape}, computed in {dtype}"
 
 
 def check_out(out: pathlib.Path, layer: str) -> None:

@@ -114,8 +114,9 @@ def predict_masked(trained: Trained, tokens: np.ndarray,
   tokens[list(positions)] = trained.tokenizer.mask_id
   length = buckets.bucket(len(tokens), trained.config.model.max_positions)
   predict_1M = np.array([positions], np.int32)
-  p_MV = _predict(trained.model, trained.params, buckets.pad([tokens], length, 1),
-                  np.array([len(tokens)]), predict_1M)[0]
+  with trained_lib.exact_products(trained.config):
+    p_MV = _predict(trained.model, trained.params, buckets.pad([tokens], length, 1),
+                    np.array([len(tokens)]), predict_1M)[0]
   return np.asarray(p_MV)
 
 
@@ -196,17 +197,21 @@ def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
 # ------------------------------------------------------------------ bertgpt fill
 
 
-def run(path: pathlib.Path, text: str, top: int) -> list[str]:
+def run(path: pathlib.Path, text: str, top: int,
+        dtype: str = trained_lib.SCORING_DTYPE) -> list[str]:
   """Returns the lines of `bertgpt fill`: one per mask, with its guesses and their probabilities.
 
   Args:
     path: workdir of the run.
     text: text with [MASK] in place of one word or more.
     top: guesses per mask.
+    dtype: see `runs.trained.make_trained`.
   Raises:
     ConfigError: there is no run in `path`; see also `fill`.
     DataError: see `load_trained`.
   """
-  masks, = fill(trained_lib.load_trained(path), [text], top)
+  trained = trained_lib.load_trained(path, dtype=dtype)
+  masks, = fill(trained, [text], top)
+  trained_lib.note_dtype(trained.config)
   return [f"{MASK} {i}: " + ", ".join(f"{token} {p:.1%}" for token, p in guesses)
           for i, guesses in enumerate(masks, 1)]

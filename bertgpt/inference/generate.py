@@ -159,9 +159,10 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     starts_B = np.pad(lengths[which], fill, constant_values=1)
     ends_B = np.pad(ends[which], fill, constant_values=1)
     batch = Prompts(tokens_BS, starts_B, ends_B, np.pad(rows[which], fill))
-    tokens_BS, lengths_B = jax.device_get(_continue(
-        trained.model, prompt_size, params, batch, trained.tokenizer.eod_id,
-        jax.random.key(seed), sampling))
+    with trained_lib.exact_products(trained.config):
+      tokens_BS, lengths_B = jax.device_get(_continue(
+          trained.model, prompt_size, params, batch, trained.tokenizer.eod_id,
+          jax.random.key(seed), sampling))
     for i, tokens_S, start, end in zip(which, tokens_BS, starts_B, lengths_B, strict=False):
       added[i] = tokens_S[start:end]
   return added
@@ -243,15 +244,20 @@ def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Ar
 
 
 def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, *,
-        seed: int, num_samples: int, batch_size: int) -> list[str]:
+        seed: int, num_samples: int, batch_size: int,
+        dtype: str = trained_lib.SCORING_DTYPE) -> list[str]:
   """Returns the texts that `bertgpt generate` prints.
 
   Args:
     path: workdir of the run.
     prompts, max_tokens, sampling, seed, num_samples, batch_size: see `generate`.
+    dtype: see `runs.trained.make_trained`.
   Raises:
     ConfigError: there is no run in `path`; see also `generate`.
     DataError: see `load_trained`.
   """
-  return generate(trained_lib.load_trained(path), prompts, max_tokens=max_tokens,
-                  sampling=sampling, seed=seed, num_samples=num_samples, batch_size=batch_size)
+  trained = trained_lib.load_trained(path, dtype=dtype)
+  texts = generate(trained, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed,
+                   num_samples=num_samples, batch_size=batch_size)
+  trained_lib.note_dtype(trained.config)
+  return texts

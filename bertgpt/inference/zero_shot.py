@@ -38,20 +38,22 @@ class Settings(NamedTuple):
   batch_size: int = 8
 
 
-def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
+def run(path: pathlib.Path, spec: str, settings: Settings,
+        dtype: str = trained_lib.SCORING_DTYPE) -> Iterator[str]:
   """Yields the lines that `bertgpt evaluate --suite` prints.
 
   Args:
     path: workdir of the run.
     spec: 'NAME=FILE,NAME=FILE'.
     settings: values of the flags.
+    dtype: see `runs.trained.make_trained`.
   Raises:
     ConfigError: no run in `path`, a suite that does not exist or does not fit the model, or a wrong
       setting.
     DataError: a file is damaged.
   """
   wanted = suites.parse(spec)
-  trained = trained_lib.load_trained(path)
+  trained = trained_lib.load_trained(path, dtype=dtype)
   settings = resolve(settings, trained)
   for name, _ in wanted:
     if ability := MEASURES[SUITES[name].measure].needs:
@@ -60,7 +62,7 @@ def run(path: pathlib.Path, spec: str, settings: Settings) -> Iterator[str]:
   for (name, file), content in zip(wanted, contents, strict=True):
     suite = SUITES[name]
     scores = MEASURES[suite.measure].compute(trained, suite, content, settings)
-    yield f"{name}: {pathlib.PurePath(file).name}, {scores.pop('protocol')}"
+    yield f"{name}: {pathlib.PurePath(file).name}, {scores.pop('protocol')}, {dtype}"
     for metric, value in scores.items():
       yield f"{name}/{metric} {value if isinstance(value, int) else format(value, '.6g')}"
 

@@ -117,14 +117,17 @@ def bits_per_byte(nats_per_token: float, corpus: Corpus) -> float:
   return nats_per_token * tokens / corpus.num_bytes / float(jnp.log(2.0))
 
 
-def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
+                     dtype: str = trained_lib.SCORING_DTYPE) -> dict[str, float]:
   """Scores the newest checkpoint of a run on the validation split.
 
-  Rows have the length of the last phase.
+  Rows have the length of the last phase. The training itself evaluates in `model.dtype`, so its
+  last numbers are those of this function with the same dtype.
 
   Args:
     path: workdir of the run.
     overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
+    dtype: type of activations and products; '': that of the training. `overrides` may change it.
   Returns:
     Metric -> value, as `run`.
   Raises:
@@ -132,7 +135,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
       tokenizer.
     DataError: no checkpoint is usable, or the corpus is damaged.
   """
-  trained = trained_lib.load_trained(path)
+  trained = trained_lib.load_trained(path, dtype=dtype)
   config = recipes.override(trained.config, overrides)
   config_lib.validate(config, jax.device_count(), jax.default_backend())
   held_out = open_corpus(corpora.find_corpus(config), "validation")
@@ -146,4 +149,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = ()) -> dict[
   evaluator = make_evaluator(make_setup(config, mesh, make_vocabulary(trained.tokenizer)), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
-  return run(evaluator, params, len(config.phases) - 1)
+  with trained_lib.exact_products(config):
+    means = run(evaluator, params, len(config.phases) - 1)
+  if jax.process_index() == 0:
+    trained_lib.note_dtype(config)
+  return means

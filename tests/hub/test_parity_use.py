@@ -15,8 +15,10 @@ from bertgpt import models
 from bertgpt.config import base
 from bertgpt.data.tokens import training
 from bertgpt.inference import embed, generate, zero_shot
+from bertgpt.inference.score import score
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
@@ -100,6 +102,24 @@ def test_features_are_the_hidden_states_of_transformers(layer):
     expected = {"cls": hidden[-1][0, 0], "mean": hidden[-1][0].mean(0), "last": hidden[-1][0],
                 "last4": torch.cat(hidden[-4:], -1)[0]}[layer]
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- scores
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "BertForPreTraining"])
+def test_scores_of_a_model_trained_in_bfloat16_are_those_of_pytorch_in_float32(architecture):
+  is_gpt = architecture.startswith("GPT")
+  theirs, ours = make_pair(architecture, DECODER if is_gpt else ENCODER)
+  config = ours.config.copy_and_resolve_references()
+  config.model.dtype = "bfloat16"
+  ours = trained_lib.make_trained(config, ours.params, ours.tokenizer, 1, "")
+  for text, found in zip(SENTENCES[:8], score(ours, SENTENCES[:8], window=32), strict=True):
+    ids = ours.tokenizer.encode([text])[0].tolist()[:30]
+    expected = (gpt_logp(theirs, [ours.tokenizer.eod_id, *ids]) if is_gpt else
+                bert_logp(theirs, ours, ids))
+    np.testing.assert_allclose(found[:len(ids)], expected, rtol=0, atol=1e-4)
 
 
 # ------------------------------------------------------------------- zero-shot

@@ -18,6 +18,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.inference.scorers.scorer import Row, Scorer
 from bertgpt.models import Inputs
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 
@@ -99,7 +100,8 @@ def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
   params, most = jax.device_put(trained.params), trained.config.model.max_positions
   for which, size in buckets.batches([len(row) for row in rows], batch_size, most):
     tokens_BL = buckets.pad([rows[i] for i in which], size, batch_size)
-    batch = jax.device_get(_rank(trained.model, params, tokens_BL, banned_V))
+    with trained_lib.exact_products(trained.config):
+      batch = jax.device_get(_rank(trained.model, params, tokens_BL, banned_V))
     for i, *arrays in zip(which, *batch, strict=False):
       ranked[i] = Ranked(*(x_L[:len(rows[i])] for x_L in arrays))
   return ranked

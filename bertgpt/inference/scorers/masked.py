@@ -21,6 +21,7 @@ from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.inference.scorers.scorer import Row, Scorer
 from bertgpt.models import Inputs
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 NUM_MARKS = 2  # [CLS] and [SEP] around a text.
@@ -62,9 +63,10 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
   for which, size in buckets.batches(lengths, batch_size, trained.config.model.max_positions):
     tokens_BL = buckets.pad([whole[i] for i, _ in places[which]], size, batch_size)
     fill = (0, len(tokens_BL) - len(which))
-    logp_B = jax.device_get(_score(
-        trained.model, params, tokens_BL, np.pad([lengths[j] for j in which], fill),
-        np.pad(places[which, 1] + 1, fill), tokenizer.mask_id))
+    with trained_lib.exact_products(trained.config):
+      logp_B = jax.device_get(_score(
+          trained.model, params, tokens_BL, np.pad([lengths[j] for j in which], fill),
+          np.pad(places[which, 1] + 1, fill), tokenizer.mask_id))
     for (i, at), logp in zip(places[which], logp_B, strict=False):
       scores[i][at - rows[i].first] = logp
   return scores
