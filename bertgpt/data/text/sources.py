@@ -8,13 +8,19 @@ A source is one string; several are joined by commas:
 | `text:GLOB`                           | one sentence per line, blank lines between documents   |
 | `text+paragraphs:GLOB`                | one paragraph per line, blank lines between documents  |
 | `jsonl:GLOB#field`                    | running text: one JSON object per line; default `#text`|
+| `parquet:GLOB#column`                 | running text: one document per row; default `#text`    |
+| `parquet+sentences:GLOB#column`       | one sentence per row, empty rows between documents     |
 | `tfds:name/config:split#feature`      | running text: a dataset that TFDS prepared as          |
 |                                       | ArrayRecord                                            |
 | `tfds:/prepared/folder:split#feature` | the same, given by its folder                          |
 
 A number before a source is its weight in documents: `2*text:a.txt,0.5*jsonl:b.jsonl` reads
 every document of the first twice and every second document of the second. Files may end in
-.gz, .xz or .zst. Globs may contain `**`; files are read in the order of their names.
+.gz, .xz or .zst. Globs may contain `**`; files are read in the order of their names. A file whose
+very name is given is read, even if it contains brackets, `*`, `#` or commas.
+
+Fields and columns may be nested, `#meta.title`, and several, `#title,text`: these are joined by a
+blank line, without those that are null.
 
 `data.invalid_text` decides about text that is not clean, and `Counts` counts it:
 
@@ -33,7 +39,6 @@ are never an error but only counted: a byte-order mark at the start of a file an
 
 import dataclasses
 import functools
-import glob
 import hashlib
 import itertools
 import math
@@ -45,7 +50,7 @@ from collections.abc import Callable, Iterable, Iterator
 import sentencex
 
 from bertgpt.config import remote_problem
-from bertgpt.data.text import datasets, pydocs
+from bertgpt.data.text import datasets, fields, parquet, paths, pydocs
 from bertgpt.data.text.digests import sha256_files
 from bertgpt.data.text.intake import (
     JSON_LINES,
@@ -61,6 +66,8 @@ from bertgpt.errors import ConfigError, DataError
 
 # Longer sentences are cut: the memory of a tokenizer grows with the length of its input.
 MAX_SENTENCE_CHARS = 1 << 14
+MAX_WEIGHT = 1e6
+MAX_COMMAS = 8  # In the name of a file, of those that look like the start of another source.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +208,23 @@ def parse(spec: str) -> tuple[Source, ...]:
   Raises:
     ConfigError: a part is not a valid source; the message names the part.
   """
-  return tuple(_parse_one(part.strip()) for part in _NEXT_SOURCE.split(spec))
+  parts, parsed = _NEXT_SOURCE.split(spec), []
+  while parts:
+    # The name of a file may hold what looks like the next source.
+    joined = (n for n in range(min(len(parts), MAX_COMMAS + 1), 1, -1)
+              if _is_file(",".join(parts[:n])))
+    size = next(joined, 1)
+    parsed.append(_parse_one(",".join(parts[:size]).strip()))
+    parts = parts[size:]
+  return tuple(parsed)
+
+
+def _is_file(part: str) -> bool:
+  """Returns whether a part names a file by its very name, with or without a field."""
+  rest = _WEIGHTED.fullmatch(part.strip())["rest"]
+  name, _, field = rest.rpartition("#")
+  names = [rest] if _NEXT_SOURCE.search(field) else [rest, name]
+  return any(os.path.isfile(os.path.expanduser(name)) for name in names)
 
 
 def _parse_one(part: str) -> Source:
@@ -211,17 +234,19 @@ def _parse_one(part: str) -> Source:
   if kind not in READERS:
     raise ConfigError(f"data.source: {part!r} is not a valid source. Start it with one of "
                       f"{', '.join(READERS)} (see bertgpt/data/text/sources.py)")
-  if weight <= 0:
-    raise ConfigError(f"data.source: {part!r}: the weight must be greater than 0")
+  if not 0 < weight <= MAX_WEIGHT:
+    raise ConfigError(f"data.source: {part!r}: the weight must be greater than 0 and at most "
+                      f"{MAX_WEIGHT:.0f}")
   if bool(rest) != bool(READERS[kind].form):
     raise ConfigError(f"data.source: {part!r} is malformed. Write {kind}{READERS[kind].form}")
   if problem := remote_problem(part):
     raise ConfigError(f"data.source={problem}")
-  target, field = rest, "text"
-  if "#" in READERS[kind].form and "#" in rest:
-    target, _, field = rest.rpartition("#")
   if kind != "tfds":
-    return Source(kind, os.path.expanduser(target), "", field, weight)
+    target, field = os.path.expanduser(rest), "text"
+    if "#" in READERS[kind].form:
+      target, field = paths.split_field(target, field)
+    return Source(kind, target, "", field, weight)
+  target, _, field = rest.rpartition("#") if "#" in rest else (rest, "", "text")
   name = _TFDS.fullmatch(target)
   if name is None:
     raise ConfigError(f"data.source: {part!r} is malformed. Write tfds{READERS[kind].form}")
@@ -240,19 +265,8 @@ def _weigh(documents: Iterable[Document], weight: float) -> Iterator[Document]:
 # ------------------------------------------------------------------- files
 
 
-def _find_files(source: Source) -> list[str]:
-  paths = sorted(p for p in glob.glob(source.target, recursive=True) if os.path.isfile(p))
-  if not paths:
-    raise DataError(f"data.source: no file matches {source.target!r}. "
-                    "Give an existing path or glob (relative to the current directory)")
-  for path in paths:
-    if not os.access(path, os.R_OK):
-      raise DataError(f"data.source: {path} cannot be read. Change its permissions")
-  return paths
-
-
 def _identify_files(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
-  for path, digest in sha256_files(_find_files(source), cache_dir).items():
+  for path, digest in sha256_files(paths.find_files(source.target), cache_dir).items():
     yield f"{os.path.getsize(path)} {digest}"
 
 
@@ -307,7 +321,7 @@ def _group(paragraphs: list[str]) -> Iterator[list[str]]:
 def _open_text(source: Source, cleaner: TextCleaner, *,
                sentences_given: bool) -> Iterator[Document]:
   return itertools.chain.from_iterable(
-      _read_text(path, sentences_given, cleaner) for path in _find_files(source))
+      _read_text(path, sentences_given, cleaner) for path in paths.find_files(source.target))
 
 
 def _read_text(path: str, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
@@ -319,7 +333,7 @@ def _read_text(path: str, sentences_given: bool, cleaner: TextCleaner) -> Iterat
 
 def _open_jsonl(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
   return itertools.chain.from_iterable(
-      _read_jsonl(path, source.field, cleaner) for path in _find_files(source))
+      _read_jsonl(path, source.field, cleaner) for path in paths.find_files(source.target))
 
 
 def _read_jsonl(path: str, field: str, cleaner: TextCleaner) -> Iterator[Document]:
@@ -340,12 +354,29 @@ def _json_field(record: str, field: str, path: str, offset: int,
   except ValueError:
     cleaner.reject("malformed JSON", path, offset, can_replace=False, hint=JSON_LINES)
     return None
-  text = value.get(field) if isinstance(value, dict) else None
-  if not isinstance(text, str):
+  text = fields.find_text(value, field)
+  if text is None:
     problem = f"no text in field {field!r} of the JSON object"
     cleaner.reject(problem, path, offset, can_replace=False, hint=JSON_LINES)
     return None
   return text
+
+
+def _open_parquet(source: Source, cleaner: TextCleaner, *,
+                  sentences_given: bool) -> Iterator[Document]:
+  rows = parquet.open_files(paths.find_files(source.target), source.field)
+  if sentences_given:
+    rows = parquet.gather(rows, cleaner.counts)
+  return _read_rows(rows, sentences_given, cleaner)
+
+
+def _read_rows(rows: Iterable[tuple[str, list[bytes]]], sentences_given: bool,
+               cleaner: TextCleaner) -> Iterator[Document]:
+  for place, values in rows:
+    texts = [cleaner.decode(value, place, 0) for value in values]
+    if None not in texts:
+      whole = Document((fields.join(texts),), sentences_given, place)
+      yield from _make_documents(whole, cleaner.counts)
 
 
 def _open_tfds(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
@@ -397,5 +428,8 @@ READERS = {
     "text": _Kind(":GLOB", functools.partial(_open_text, sentences_given=True)),
     "text+paragraphs": _Kind(":GLOB", functools.partial(_open_text, sentences_given=False)),
     "jsonl": _Kind(":GLOB#field", _open_jsonl),
+    "parquet": _Kind(":GLOB#column", functools.partial(_open_parquet, sentences_given=False)),
+    "parquet+sentences": _Kind(":GLOB#column",
+                               functools.partial(_open_parquet, sentences_given=True)),
     "tfds": _Kind(":name/config:split#feature", _open_tfds, _identify_tfds),
 }

@@ -1,0 +1,31 @@
+"""The text of a JSON object: of a field, of a field inside another, of several."""
+
+import pytest
+from source_files import paragraphs, write
+
+from bertgpt.data.text import fields
+from bertgpt.errors import DataError
+
+RECORD = {"text": "t", "a": {"b": "ab", "c": {"d": "acd"}, "none": None}, "a.b": "dot",
+          "x.y": {"z": "xyz"}, "t,u": "comma", "none": None, "empty": "", "n": 1}
+
+
+@pytest.mark.parametrize("field, expected", [
+    ("text", "t"), ("a.b", "dot"), ("a.c.d", "acd"), ("x.y.z", "xyz"), ("t,u", "comma"),
+    ("text,a.c.d", "t\n\nacd"), ("text, a.b", "t\n\ndot"), ("none,text", "t"), ("empty,text", "t"),
+    ("a.none,text", "t"), ("empty", ""), ("none", None), ("n", None), ("a", None), ("no", None),
+    ("", None), ("text,no", None), ("text,n", None), ("a.b.c", None), ("a.", None)])
+def test_a_field_of_an_object(field, expected):
+  assert fields.find_text(RECORD, field) == expected
+
+
+@pytest.mark.parametrize("record", [[], "text", None, 1, {}])
+def test_what_is_not_an_object_has_no_text(record):
+  assert fields.find_text(record, "text") is None
+
+
+def test_a_jsonl_source_takes_nested_and_several_fields(tmp_path):
+  path = write(tmp_path / "a.jsonl", b'{"meta": {"title": "A"}, "text": "a\\nb"}')
+  assert paragraphs(f"jsonl:{path}#meta.title,text") == [("A", "a", "b")]
+  with pytest.raises(DataError, match="no text in field 'meta.titel,text'"):
+    paragraphs(f"jsonl:{path}#meta.titel,text")

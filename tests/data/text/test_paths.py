@@ -1,0 +1,66 @@
+"""A path that exists is read, whatever characters are in it; a glob is read otherwise."""
+
+import pytest
+from source_files import paragraphs, write
+
+from bertgpt.data.text import sources
+from bertgpt.errors import DataError
+
+NAMES = ["[a].txt", "a*.txt", "a?.txt", "a, b.txt", "a,text:b.txt", "a,pydocs,b.txt", "2*text:a",
+         "a#b.txt", "a b .txt", " a.txt", "ü 日本 e\u0301.txt", "a'\"\\.txt", "a\nb.txt", "-a",
+         "~a"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """The current folder, with a file that each glob of `NAMES` would match as well."""
+  for name in ("a", "ab.txt", "aa.txt"):
+    write(tmp_path / name, b"another file")
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_read_by_its_very_name(folder, name):
+  write(folder / name, name.encode())
+  line = tuple(part.strip() for part in name.split("\n"))
+  assert paragraphs(f"text:./{name}") == [line]
+  assert paragraphs(f"text:{folder}/{name},0.5*text:aa.txt,2*text:aa.txt") == [
+      line, ("another file",), ("another file",)]
+
+
+@pytest.mark.parametrize("name", [f"{name}.jsonl" for name in NAMES])
+def test_so_is_one_with_a_field(folder, name):
+  write(folder / name, b'{"text": "this one", "b": "that one"}')
+  for prefix in ("./", f"{folder}/"):
+    assert paragraphs(f"jsonl:{prefix}{name}") == [("this one",)]
+    assert paragraphs(f"jsonl:{prefix}{name}#b,text:aa.txt") == [("that one",), ("another file",)]
+
+
+@pytest.mark.parametrize("name", ["[a]", "a#1", "a*", "a,text:b"])
+def test_a_glob_may_be_in_a_folder_of_any_name(folder, name):
+  (folder / name / "sub").mkdir(parents=True)
+  for file in ("x.jsonl", "sub/[y].jsonl", "sub/z.jsonl"):
+    write(folder / name / file, b'{"text": "%s"}' % file[-7:].encode())
+  if "," not in name:
+    assert paragraphs(f"jsonl:{name}/*.jsonl") == [("x.jsonl",)]
+    assert paragraphs(f"jsonl:{name}/**/[yz].jsonl") == [("z.jsonl",)]
+    assert paragraphs(f"jsonl:{name}/**/*.jsonl#text") == [("[y].jsonl"[-7:],), ("z.jsonl"[-7:],),
+                                                           ("x.jsonl",)]
+  assert paragraphs(f"jsonl:{name}/sub/[y].jsonl") == [("[y].jsonl"[-7:],)]
+
+
+def test_a_mark_in_the_name_of_a_file_comes_before_a_field(folder):
+  write(folder / "a#b", b'{"text": "x"}')
+  assert paragraphs("jsonl:a#b") == paragraphs("jsonl:a#b#text") == [("x",)]
+
+
+def test_a_folder_is_refused_with_the_glob_of_its_files(folder):
+  (folder / "sub").mkdir()
+  with pytest.raises(DataError, match=r"sub is a folder\. Name its files, as in sub/\*"):
+    sources.open_source("text:sub")
+
+
+def test_a_file_that_is_not_there_is_named(folder):
+  with pytest.raises(DataError, match=r"no file matches 'a\[1\]#b.txt'"):
+    sources.open_source("text:a[1]#b.txt")
