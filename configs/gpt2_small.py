@@ -1,11 +1,14 @@
 r"""GPT-2 small (124M) with the recipe of its open reproductions: 491,520 tokens per step.
 
+Download   hf download HuggingFaceFW/fineweb --repo-type dataset --include 'sample/10BT/*' \
+             --local-dir fineweb
 Command    bertgpt train --config configs/gpt2_small.py --workdir runs/gpt2_small \
-             --config.data.source='jsonl:openwebtext/*.jsonl.zst#text' \
+             --config.data.source='parquet:fineweb/sample/10BT/*.parquet#text' \
              --config.tokenizer.path=gpt2
-Data       OpenWebText or FineWeb instead of WebText, which was not published. The default source is
-           Wikipedia, from a TFDS directory. `gpt2` is a folder with OpenAI's encoder.json and
-           vocab.bpe; without it, a byte-level BPE of the same size is trained.
+Data       FineWeb or OpenWebText instead of WebText, which was not published. The default source is
+           the English Wikipedia of November 2023, as in bert_base.py. `gpt2` is a folder with
+           OpenAI's encoder.json and vocab.bpe; without it, a byte-level BPE of the same size is
+           trained.
 Hardware   8 GPUs: a micro-batch is then 12 rows per GPU. 64 and more devices do not divide 480
            rows; use --config.phases[0].batch_size=512 --config.phases[0].micro_batches=1.
 Expected   Validation loss 2.85 on OpenWebText (nanoGPT, README, 600k steps), or 3.29 after 10 G
@@ -18,7 +21,7 @@ from bertgpt.config import base, phase, presets
 
 def get_config():
   config = base()
-  config.data.source = "tfds:wikipedia/20230601.en:train#text"
+  config.data.source = "parquet:wikipedia/20231101.en/*.parquet#text"
   config.data.validation_fraction = 0.001
   config.tokenizer.kind = "bpe"
   config.tokenizer.vocab_size = 50_257

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -12,6 +13,8 @@ import threading
 import time
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bertgpt import config as config_lib
@@ -89,6 +92,25 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch)
            for n in (1, 2, 3)]
   assert len(found[0]) > 8
   assert found[0] == found[1] == found[2]
+
+
+def test_a_corpus_of_parquet_is_that_of_the_same_text_as_jsonl(tmp_path):
+  texts = [text.replace(".", ".\r\n\t", 1) for text in write_text(tmp_path / "text.txt", 200)]
+  texts[3:3] = [None, "", " \n", "Über 二。 ́"]
+  with open(tmp_path / "a.jsonl", "w", encoding="utf-8") as f:
+    for text in texts:
+      f.write(json.dumps({"text": text or ""}) + "\n")
+  pyarrow.parquet.write_table(pyarrow.table({"id": list(range(len(texts))), "text": texts}),
+                              tmp_path / "a.parquet", row_group_size=37)
+  found = {}
+  for kind in ("jsonl", "parquet"):
+    config = make_config(tmp_path, f"{kind}:{tmp_path}/a.{kind}", validation_fraction=0.2)
+    config.tokenizer.update({"path": "", "kind": "bpe", "vocab_size": 300})
+    path = prepare.prepare(config, tmp_path / kind)
+    manifest = corpus.read_manifest(path)
+    found[kind] = {**hashes(path), "manifest.json": (manifest["splits"], manifest["skipped"])}
+  assert len(found["jsonl"]) > 8
+  assert found["parquet"] == found["jsonl"]
 
 
 def test_every_document_is_in_one_split_with_its_ids(tmp_path, capsys):
