@@ -96,7 +96,7 @@ def test_a_command_of_a_page_is_accepted(page, argv, monkeypatch):
 @pytest.mark.parametrize("line, fragment", [
     ("train --config demo --workdir x --confg=1", "unknown argument --confg"),
     ("train --config nowhere --workdir x", "no such file or recipe"),
-    ("generate --workdir x", "--prompt --input is required"),
+    ("generate --prompt x", "required: --workdir"),
     ("evaluate --workdir x --config.eval.batch_size=none", "expected int")])
 def test_a_command_that_is_wrong_is_found(line, fragment, monkeypatch):
   monkeypatch.chdir(ROOT)

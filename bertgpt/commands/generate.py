@@ -11,9 +11,10 @@ USES = ("bertgpt.data.text.texts", "bertgpt.inference.generate")
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt generate`."""
   flags.add_workdir(parser)
-  given = parser.add_mutually_exclusive_group(required=True)
+  given = parser.add_mutually_exclusive_group()
   given.add_argument("--prompt", action="append", metavar="TEXT",
-                     help="text to continue; may be given several times")
+                     help="text to continue; may be given several times; without it, or with an "
+                          "empty one, the model begins a document")
   given.add_argument("--input", type=flags.local_path, metavar="FILE",
                      help="file with one prompt per line; in a .jsonl file, the field text")
   parser.add_argument("--max_tokens", type=flags.number(int, 1), metavar="N",
@@ -38,8 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
   """Prints the continuations, separated by blank lines."""
   from bertgpt.data.text import texts
   from bertgpt.inference import generate
-  prompts = ([texts.clean_text(prompt, "--prompt") for prompt in arguments.prompt or ()]
-             or texts.read_texts(arguments.input, "--input"))
+  prompts = (texts.read_texts(arguments.input, "--input") if arguments.input else
+             [texts.clean_text(prompt, "--prompt") for prompt in arguments.prompt or [""]])
   sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
   print("\n\n".join(generate.run(
       arguments.workdir, prompts, arguments.max_tokens, sampling, seed=arguments.seed,

@@ -68,7 +68,7 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
 
   Args:
     trained: the model.
-    prompts: texts, none empty.
+    prompts: texts; an empty one begins a document, if the tokenizer has an end of document.
     max_tokens: most tokens added to a prompt; None: result of `default_tokens`.
     sampling: settings of the draws.
     seed: seed of the draws, below 2^32. With the same seed, the first samples of a prompt are the
@@ -78,21 +78,26 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   Returns:
     The prompts with their continuations: all samples of the first prompt, then of the second, ...
   Raises:
-    ConfigError: the model cannot continue a text, or a prompt is empty or too long.
+    ConfigError: the model cannot continue a text, or a prompt has no tokens or too many.
   """
   trained_lib.require(trained, "generate", "continue a text",
                       "Guess its masked words with `bertgpt fill`")
   positions = trained.config.model.max_positions
   tokens = trained.tokenizer.encode(prompts)
   for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
-    if not len(ids):
-      raise ConfigError(f"prompt {i}: is empty. Give a text to continue")
-    if len(ids) + (max_tokens or 1) > positions:
-      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {len(ids)} tokens and {max_tokens or 1} "
+    if not len(ids) and text.strip():
+      raise ConfigError(f"prompt {i}, {text[:40]!r}: the tokenizer finds no tokens in it. Give "
+                        "another text to continue")
+    if not len(ids) and trained.tokenizer.eod_id < 0:
+      raise ConfigError(f"prompt {i}: is empty, and the tokenizer has no end-of-document token to "
+                        "begin a document with. Give a text to continue")
+    length = len(ids) or 1  # An empty prompt becomes the end of the document before it.
+    if length + (max_tokens or 1) > positions:
+      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {length} tokens and {max_tokens or 1} "
                         f"more exceed the model's {positions} positions. Shorten it or "
                         "--max_tokens")
   repeated = [ids for ids in tokens for _ in range(num_samples)]
-  limits = [max_tokens or default_tokens(trained, len(ids)) for ids in repeated]
+  limits = [max_tokens or default_tokens(trained, len(ids) or 1) for ids in repeated]
   # The draws of a sample do not depend on the number of samples; those of the first 2^16 prompts
   # all differ.
   rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
@@ -130,7 +135,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
 
   Args:
     trained: the model.
-    prompts: int [N] each, of at least one token.
+    prompts: int [N] each; an empty one stands for [end of document], which begins a document.
     max_tokens: most tokens added, for all prompts or for each; a prompt and its continuation must
       fit into the model's positions.
     sampling: settings of the draws.
@@ -140,13 +145,16 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   Returns:
     The tokens added to each prompt: int32 [N], without the end-of-document token that stopped it.
   Raises:
-    ValueError: a prompt is empty, or is too long.
+    ValueError: a prompt is too long, or is empty and the tokenizer has no end of document.
   """
-  window = trained.config.model.max_positions
+  window, eod_id = trained.config.model.max_positions, trained.tokenizer.eod_id
+  if eod_id >= 0:
+    prompts = [prompt if len(prompt) else np.array([eod_id]) for prompt in prompts]
   lengths = np.array([len(prompt) for prompt in prompts])
   ends = lengths + max_tokens
   if lengths.min() == 0:
-    raise ValueError("the prompt is empty. [end of document] starts a new one")
+    raise ValueError("the prompt is empty, and the tokenizer has no [end of document] that starts "
+                     "a new one")
   if ends.max() > window:
     raise ValueError(f"a prompt and its continuation are {ends.max()} tokens, which exceed the "
                      f"model's {window} positions")
@@ -161,8 +169,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     batch = Prompts(tokens_BS, starts_B, ends_B, np.pad(rows[which], fill))
     with trained_lib.exact_products(trained.config):
       tokens_BS, lengths_B = jax.device_get(_continue(
-          trained.model, prompt_size, params, batch, trained.tokenizer.eod_id,
-          jax.random.key(seed), sampling))
+          trained.model, prompt_size, params, batch, eod_id, jax.random.key(seed), sampling))
     for i, tokens_S, start, end in zip(which, tokens_BS, starts_B, lengths_B, strict=False):
       added[i] = tokens_S[start:end]
   return added

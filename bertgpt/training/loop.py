@@ -26,7 +26,7 @@ from bertgpt.runs import checkpoint, corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
-from bertgpt.training import evaluate, steps
+from bertgpt.training import evaluate, schedules, steps
 from bertgpt.training.step_log import StepLog, is_due
 from bertgpt.training.steps import TrainState
 
@@ -204,7 +204,11 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
                       f"them in order {loader.ORDER_VERSION}. Resume it with the program that "
                       "started it, or start another run with --config.init_from")
-    check_phases(recipes.from_json(metadata["config"]), run.config, int(state.step), run.path)
+    old = recipes.from_json(metadata["config"])
+    check_phases(old, run.config, int(state.step), run.path)
+    change = schedules.describe_change(old, run.config, int(state.step))
+    if change and jax.process_index() == 0:
+      print(f"note: {change}", file=sys.stderr)
     return state
   state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:

@@ -1,6 +1,7 @@
 """Learning rates as functions of the step."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -115,6 +116,27 @@ def find_rate_curves(phases: Sequence[ConfigDict]) -> tuple[RateCurve, ...]:
       curves.append(RateCurve(phase, first_step, phase.steps))
     first_step += phase.steps
   return tuple(curves)
+
+
+def describe_change(old: ConfigDict, new: ConfigDict, step: int) -> str:
+  """Describes how a resumed run departs from its curve; '' if it does not at this step.
+
+  Added steps stretch the curve that they belong to, so the rate may jump, usually upward.
+
+  Args:
+    old: config of the steps that are done.
+    new: config of the steps that follow.
+    step: steps done, at least 1.
+  Returns:
+    The rate of the next update, and that of the last one, in one line.
+  """
+  was, old_next, new_next = (float(make_schedule(config)(at)) for config, at in (
+      (old, step - 1), (old, step), (new, step)))
+  if math.isclose(old_next, new_next, rel_tol=1e-5, abs_tol=1e-12):
+    return ""
+  before, after = (sum(phase.steps for phase in config.phases) for config in (old, new))
+  reason = f", because the run now has {after} steps instead of {before}" * (before != after)
+  return f"the rate at step {step} is now {new_next:.4g}, it was {was:.4g}{reason}"
 
 
 def _rate(step, curve):

@@ -67,6 +67,16 @@ def test_greedy_output_is_that_of_transformers_for_200_tokens(gpts):
     assert added.tolist() == expected.tolist()
 
 
+def test_a_document_begins_as_after_its_end_in_transformers(gpts):
+  theirs, ours = gpts
+  end = ours.tokenizer.eod_id
+  begun, = generate.continue_prompts(ours, [np.zeros(0, np.int32)], 40, generate.GREEDY)
+  expected = theirs.generate(torch.tensor([[end]]), max_new_tokens=40, do_sample=False,
+                             eos_token_id=end, pad_token_id=0)[0, 1:].tolist()
+  assert begun.tolist() == expected[:expected.index(end) if end in expected else None]
+  assert len(begun) > 5
+
+
 def test_samples_follow_the_distribution_of_transformers(gpts):
   """Compares the first tokens of many rows by a chi-square over the ten likeliest and the rest."""
   theirs, ours = gpts

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from bertgpt import cli
+from bertgpt.data.tokens.tokenizers import load_tokenizer
+from bertgpt.errors import ConfigError
 from bertgpt.inference import generate
 from bertgpt.inference.generate import GREEDY, Sampling
 from bertgpt.models import Inputs
@@ -167,8 +169,39 @@ def test_every_prompt_may_have_its_own_number_of_tokens(gpt):
   assert added[0].tolist() == whole[0].tolist() and added[1].tolist() == whole[1][:3].tolist()
   with pytest.raises(ValueError, match=f"exceed the model's {gpt.config.model.max_positions} pos"):
     generate.continue_prompts(gpt, prompts, room + 1)
-  with pytest.raises(ValueError, match="prompt is empty"):
+
+
+def with_vocabulary(gpt, tmp_path, *missing):
+  """Returns the same model with BERT's kind of vocabulary, in which some pieces have other names."""
+  names = [f"[unused{i}]" if piece in missing else piece
+           for i, piece in enumerate(gpt.tokenizer.pieces)]
+  (tmp_path / "vocab.txt").write_text("\n".join(names) + "\n")
+  return gpt._replace(tokenizer=load_tokenizer(tmp_path / "vocab.txt"))
+
+
+@pytest.mark.parametrize("is_bert", [False, True])
+def test_an_empty_prompt_begins_a_document(gpt, tmp_path, is_bert):
+  """The tokens are the likeliest ones after the end of a document, [SEP] in BERT's vocabularies."""
+  if is_bert:
+    gpt = with_vocabulary(gpt, tmp_path, "<|endoftext|>")
+    assert gpt.tokenizer.eod_id == gpt.tokenizer.pieces.index("[SEP]")
+  added, = generate.continue_prompts(gpt, [np.zeros(0, np.int32)], 6, GREEDY)
+  tokens = [gpt.tokenizer.eod_id]
+  for token in added:
+    assert token == int(np.argmax(next_logits(gpt, tokens)))
+    tokens.append(int(token))
+  assert len(added) == 6 or np.argmax(next_logits(gpt, tokens)) == gpt.tokenizer.eod_id
+  begun, continued = generate.generate(gpt, ["", "The cat"], max_tokens=6, sampling=GREEDY)
+  assert begun == gpt.tokenizer.decode(added) and continued.startswith("the cat")
+
+
+def test_without_an_end_of_document_none_can_be_begun(gpt, tmp_path):
+  gpt = gpt._replace(tokenizer=type(gpt.tokenizer)(gpt.tokenizer.data))
+  gpt.tokenizer.eod_id = -1
+  with pytest.raises(ValueError, match="prompt is empty, and the tokenizer has no"):
     generate.continue_prompts(gpt, [np.zeros(0, np.int32)], 3)
+  with pytest.raises(ConfigError, match="prompt 2: is empty, and the tokenizer has no end-of-doc"):
+    generate.generate(gpt, ["The", " "])
 
 
 @pytest.mark.parametrize("length, expected", [(1, 31), (20, 12), (31, 1), (32, 32), (63, 1)])
@@ -209,6 +242,20 @@ def test_the_command_continues_each_prompt(capsys, finished_gpt, gpt, tmp_path):
   assert run(capsys, *flags, "--prompt=The cat", "--prompt", "The dog sees")[1] == out
 
 
+def test_the_command_begins_documents(capsys, finished_gpt, gpt, tmp_path):
+  """Without a prompt, with an empty one, and where a file of prompts has an empty line."""
+  flags = ["generate", f"--workdir={finished_gpt}", "--num_samples=2", "--max_tokens=5"]
+  code, out, _ = run(capsys, *flags)
+  assert code == 0
+  assert run(capsys, *flags, "--prompt=")[1] == out == run(capsys, *flags, "--prompt", " ")[1]
+  assert out.rstrip("\n").split("\n\n") == generate.generate(gpt, [""], max_tokens=5,
+                                                            num_samples=2)
+  assert not any(name in out for name in ("[SEP]", "<|endoftext|>"))
+  (tmp_path / "prompts.txt").write_text("\nThe cat\n")
+  code, found, _ = run(capsys, *flags, f"--input={tmp_path / 'prompts.txt'}")
+  assert code == 0 and found.startswith(out.rstrip("\n") + "\n\nthe cat")
+
+
 def test_a_sample_depends_neither_on_their_number_nor_on_the_other_prompts(capsys, finished_gpt):
   texts = {}
   for samples, prompts in ((1, 2), (3, 2), (3, 1)):
@@ -221,7 +268,8 @@ def test_a_sample_depends_neither_on_their_number_nor_on_the_other_prompts(capsy
 
 
 @pytest.mark.parametrize("flags, fragment", [
-    (["--prompt=The", "--prompt="], "prompt 2: is empty. Give a text"),
+    (["--prompt=The", "--prompt=\x01"], "prompt 2, '\\x01': the tokenizer finds no tokens in it"),
+    (["--prompt=", "--max_tokens=64"], "exceed the model's 64 positions. Shorten"),
     (["--prompt=cat", "--max_tokens=64"], "exceed the model's 64 positions. Shorten"),
     (["--prompt=" + "cat " * 70], "exceed the model's 64 positions. Shorten"),
     (["--prompt=cat", "--temperature=-1"], "--temperature: -1: give a number of at least 0"),
@@ -231,7 +279,7 @@ def test_a_sample_depends_neither_on_their_number_nor_on_the_other_prompts(capsy
     (["--prompt=cat", "--seed=4294967296"], "--seed: 4294967296: give a whole number of at least 0 "
      "and at most 4294967295"),
     (["--input=nothing.txt"], "nothing.txt: no such file"),
-    ([], "one of the arguments --prompt --input is required"),
+    (["--prompt=cat", "--input=a.txt"], "--input: not allowed with argument --prompt"),
     (["--prompt=cat", "--config.seed=1"], "generate takes no config fields"),
 ])
 def test_bad_input_is_one_line(capsys, finished_gpt, flags, fragment):

@@ -18,7 +18,7 @@ from bertgpt.devices import process
 from bertgpt.errors import ConfigError
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import steps
+from bertgpt.training import metrics, steps
 
 
 def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
@@ -88,6 +88,21 @@ def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, ov
   assert finished.path == path
   assert finished.train_set.identity == finished.held_out.identity == stored.corpus
   assert len(finished.train_set) > len(finished.held_out) > 0
+
+
+def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, capsys):
+  """By hand: the rate of update s is 0.02 * (1 - s / steps); s = 19 was the last, s = 20 is next."""
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  resume = lambda *fields: train.train(recipes.override(recipes.load(f"{recipe}:causal"), fields),
+                                       path)
+  resume()
+  assert "the rate at step" not in capsys.readouterr().err
+  resume("--config.phases[0].steps=40", "--config.log.every_steps=1")
+  lines = [line for line in capsys.readouterr().err.splitlines() if "the rate at step" in line]
+  assert lines == ["note: the rate at step 20 is now 0.01, it was 0.001, because the run now has 40 "
+                   "steps instead of 20"]
+  rates = dict(metrics.read_curves(path)["train/learning_rate"])
+  assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(recipe, tmp_path):

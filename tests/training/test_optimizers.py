@@ -451,3 +451,31 @@ def test_rates_are_finite_at_the_edges(fields):
   phases = (config_lib.phase(steps=10, learning_rate=1.0, **fields), config_lib.phase(steps=10))
   values = rates(phases, np.arange(25))
   assert np.all(np.isfinite(values)) and values.min() >= 0 and values.max() <= 1
+
+
+@pytest.mark.parametrize("fields, step, line", [
+    (dict(schedule="constant"), 10, ""),
+    (dict(schedule="constant", warmup_steps=4), 10, ""),
+    (dict(schedule="linear"), 10, "the rate at step 10 is now 0.5, it was 0.1"),
+    (dict(schedule="linear"), 5, "the rate at step 5 is now 0.75, it was 0.6"),
+    (dict(schedule="cosine"), 10, "the rate at step 10 is now 0.5, it was 0.02447"),
+    (dict(schedule="wsd", decay_fraction=0.2), 5, ""),  # The decay is still ahead.
+    (dict(schedule="wsd", decay_fraction=0.2), 10, "the rate at step 10 is now 1, it was 0.5"),
+    (dict(schedule="linear", warmup_steps=8), 4, ""),
+    (dict(schedule="linear", warmup_fraction=0.5), 4, "the rate at step 4 is now 0.4, it was 0.6"),
+])
+def test_a_longer_run_describes_its_curve(fields, step, line):
+  """10 steps become 20. Values by hand: cosine, (1 + cos(0.9 pi)) / 2; wsd, 1 - (9 - 8) / 2."""
+  old, new = (config_lib.base() for _ in range(2))
+  old.phases = (config_lib.phase(steps=10, learning_rate=1.0, **fields),)
+  new.phases = (config_lib.phase(steps=20, learning_rate=1.0, **fields),)
+  found = schedules.describe_change(old, new, step)
+  assert found == (line and f"{line}, because the run now has 20 steps instead of 10")
+  assert schedules.describe_change(old, old, step) == ""
+
+
+def test_another_peak_is_described_without_a_number_of_steps():
+  old, new = (config_lib.base() for _ in range(2))
+  old.phases = (config_lib.phase(steps=10, learning_rate=1.0, schedule="constant"),)
+  new.phases = (config_lib.phase(steps=10, learning_rate=0.5, schedule="constant"),)
+  assert schedules.describe_change(old, new, 3) == "the rate at step 3 is now 0.5, it was 1"
