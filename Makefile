@@ -3,6 +3,7 @@
 # make test       the fast tests;  make test-all: every test;  ARGS goes to pytest
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
+# make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
 # make lint       ruff, the alignment of continuation lines, types
 # make docs       docs/ as web pages, in docs/_build; warnings are errors
 # make lock       resolves requirements.lock and the locks of the extras again (needs uv)
@@ -16,6 +17,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 UV ?= uv
 HF_STAMP := .venv/installed-hf
 PLAN_STAMP := .venv/installed-plan
+GPU_STAMP := .venv/installed-gpu
 DOCS_STAMP := .venv/installed-docs
 LINT_STAMP := .venv/installed-lint
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -26,8 +28,8 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo demo-gpt test test-all test-hf test-tpu lint docs lock clean install install-hf \
-  install-plan install-docs install-lint
+.PHONY: demo demo-gpt test test-all test-hf test-tpu test-gpu lint docs lock clean install \
+  install-hf install-plan install-gpu install-docs install-lint
 
 demo: $(STAMP)
 	$(BIN)/bertgpt train --config configs/demo.py --workdir runs/demo
@@ -49,6 +51,9 @@ test-hf: $(HF_STAMP)
 test-tpu: $(PLAN_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "libtpu and not slow" $(ARGS)
 
+test-gpu: $(GPU_STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(ARGS)
+
 lint: $(LINT_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pycodestyle bertgpt tests benchmarks configs docs
@@ -64,6 +69,8 @@ install: $(STAMP)
 install-hf: $(HF_STAMP)
 
 install-plan: $(PLAN_STAMP)
+
+install-gpu: $(GPU_STAMP)
 
 install-docs: $(DOCS_STAMP)
 
@@ -95,6 +102,11 @@ $(PLAN_STAMP): $(STAMP) requirements-plan.lock
 	@$(PIP) install --require-hashes --requirement requirements-plan.lock
 	@touch $@
 
+$(GPU_STAMP): $(STAMP) requirements-cuda.lock
+	@echo "Installing JAX for CUDA into .venv, once ..."
+	@$(PIP) install --require-hashes --requirement requirements-cuda.lock
+	@touch $@
+
 $(DOCS_STAMP): $(STAMP) requirements-docs.lock
 	@echo "Installing Sphinx into .venv, once ..."
 	@$(PIP) install --require-hashes --requirement requirements-docs.lock
@@ -106,16 +118,17 @@ $(LINT_STAMP): $(STAMP) requirements-lint.lock
 	@touch $@
 
 # One lock for all platforms, resolved for the oldest Python, with markers for newer ones. The locks
-# of the extras hold only packages that are not in requirements.lock, without PyTorch and its CUDA.
+# of the extras hold only packages that are not in requirements.lock, without PyTorch, and without
+# its CUDA: only the extra `cuda` asks for that.
 COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-config \
   --custom-compile-command "make lock"
 
 lock:
 	$(UV) $(COMPILE) --upgrade --extra dev --output-file requirements.lock --quiet setup.cfg
-	for extra in docs hf lint plan; do \
+	for extra in cuda docs hf lint plan; do \
 	  $(UV) $(COMPILE) --constraints requirements.lock --extra $$extra setup.cfg >extra.all && \
-	  awk '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \
-	         name[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/} \
+	  awk -v extra=$$extra '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \
+	         extra != "cuda" && name[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/} \
 	       FNR == NR {locked[name[1]]; next} !skip' \
 	    requirements.lock extra.all >requirements-$$extra.lock || exit 1; done
 	rm extra.all

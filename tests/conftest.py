@@ -18,6 +18,7 @@ import program as program_lib  # noqa: E402
 import small_runs  # noqa: E402
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+HAS_CUDA = importlib.util.find_spec("jax_cuda12_plugin") is not None
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
@@ -29,6 +30,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def pytest_runtest_setup(item: pytest.Item) -> None:
   if item.get_closest_marker("libtpu") and not HAS_LIBTPU:
     pytest.skip("libtpu, the compiler for TPUs, is not installed: make test-tpu")
+  if item.get_closest_marker("cuda") and not HAS_CUDA:
+    pytest.skip("JAX for CUDA is not installed: make test-gpu")
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,11 @@ def map_replicas(function: Callable, *args: Any) -> Any:
   return jax.vmap(apply, axis_name=REPLICA, **spread)(*args)
 
 
+def in_replica() -> bool:
+  """Returns whether this is traced inside `map_replicas`."""
+  return _in_replica.get()
+
+
 def replica_index() -> jax.Array | int:
   """Returns the number of the replica inside `map_replicas`, uint32, and 0 outside."""
   return jax.lax.axis_index(REPLICA).astype(jnp.uint32) if _in_replica.get() else 0

@@ -54,11 +54,13 @@ class Cache(NamedTuple):
 class Visibility:
   """The keys that a query sees: the keys of its own sequence that every other field allows.
 
-  The fused kernels know only sequences and `causal`; with any other field set, attention falls back
-  to `xla`.
+  The fused kernels know only sequences, lengths and `causal`; with any other field set, attention
+  falls back to `xla`.
 
   Attributes:
     sequence_ids_BL: int32; tokens with different ids do not see each other.
+    lengths_B: int32, tokens of every row, if each row is one sequence that only padding follows;
+      the fused kernels then need no mask. None: a row may hold several sequences.
     causal: a query sees no later key.
     prefix_BL: bool, tokens of a prefix, which see each other whatever `causal` says. None: no
       token belongs to a prefix.
@@ -69,6 +71,7 @@ class Visibility:
   """
 
   sequence_ids_BL: jax.Array
+  lengths_B: jax.Array | None = None
   prefix_BL: jax.Array | None = None
   order_BL: jax.Array | None = None
   causal: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -76,7 +79,7 @@ class Visibility:
 
   @property
   def is_plain(self) -> bool:
-    """True if the fused kernels support it: only `sequence_ids_BL` and `causal` are set."""
+    """True if the fused kernels support it: no prefix, no order and no window is set."""
     return self.prefix_BL is None and self.order_BL is None and self.window is None
 
   def mask(self) -> jax.Array:
@@ -118,9 +121,11 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
     return _attend_xla(q_BLNH, k_BSNH, v_BSNH, visibility.mask(), dropout, dropout_key)
   attend_part: Callable = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
   axes = ("batch", None, "heads", None)
-  return sharding.map_shards(lambda *parts, names: attend_part(*parts, visibility.causal),
-                             [axes, axes, axes, ("batch", None)], axes,
-                             q_BLNH, k_BSNH, v_BSNH, visibility.sequence_ids_BL)
+  arrays, rebuild = jax.tree.flatten(visibility)
+  return sharding.map_shards(
+      lambda q, k, v, *parts, names: attend_part(q, k, v, jax.tree.unflatten(rebuild, parts)),
+      [axes, axes, axes, *(("batch", None)[:x.ndim] for x in arrays)], axes,
+      q_BLNH, k_BSNH, v_BSNH, *arrays)
 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> jax.Array:
@@ -198,23 +203,35 @@ def _scale(q_BLNH):
 # ------------------------------------------------------- kernels on one device
 
 
-def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
-  """Computes cuDNN's flash attention, which skips later keys; a bias separates the sequences."""
-  return jax.nn.dot_product_attention(q_BLNH, k_BSNH, v_BSNH, is_causal=causal,
-                                      mask=Visibility(sequence_ids_BL).mask(),
-                                      implementation="cudnn")
+def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
+  """Computes cuDNN's flash attention; without a GPU, XLA computes the same (for tests)."""
+  limits: dict[str, jax.Array] = {}
+  if visibility.lengths_B is None:
+    limits["mask"] = dataclasses.replace(visibility, causal=False).mask()
+    if sharding.in_replica():
+      # JAX's rule for vmap takes for granted that every head has a mask of its own.
+      shape = (*limits["mask"].shape[:1], q_BLNH.shape[2], *limits["mask"].shape[2:])
+      limits["mask"] = jnp.broadcast_to(limits["mask"], shape)
+  elif not visibility.causal:  # A causal query before the padding sees none of it.
+    # At least one key, because a softmax over none is not a number.
+    lengths_B = jnp.maximum(visibility.lengths_B, 1)
+    limits = {"query_seq_lengths": lengths_B, "key_value_seq_lengths": lengths_B}
+  return jax.nn.dot_product_attention(
+      q_BLNH, k_BSNH, v_BSNH, **limits, is_causal=visibility.causal,
+      implementation="cudnn" if sharding.platform() == "gpu" else "xla")
 
 
-def _attend_splash(q_BLNH, k_BSNH, v_BSNH, sequence_ids_BL, causal):
+def _attend_splash(q_BLNH, k_BSNH, v_BSNH, visibility):
   """Computes splash attention, interpreted if there is no TPU (slow, for tests)."""
   _, length, heads, width = q_BLNH.shape
-  make_static_mask = splash_mask.CausalMask if causal else splash_mask.FullMask
+  make_static_mask = splash_mask.CausalMask if visibility.causal else splash_mask.FullMask
   attend_row = splash.make_splash_mha(
       splash_mask.MultiHeadMask([make_static_mask((length, length))] * heads),
       block_sizes=_block_sizes(length, width), head_shards=1, q_seq_shards=1,
       interpret=sharding.platform() == "cpu")
   qkv = (x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH))
-  x_BNLH = jax.vmap(attend_row)(*qkv, splash.SegmentIds(sequence_ids_BL, sequence_ids_BL))
+  ids_BL = visibility.sequence_ids_BL
+  x_BNLH = jax.vmap(attend_row)(*qkv, splash.SegmentIds(ids_BL, ids_BL))
   return x_BNLH.swapaxes(1, 2)
 
 

@@ -70,7 +70,7 @@ class Bert(nn.Module):
       inputs: tokens; the positions to predict are not read.
     """
     x_BLD = self.embeddings(inputs.tokens_BL, inputs.positions_BL, inputs.segment_ids_BL)
-    visibility = Visibility(inputs.sequence_ids_BL)
+    visibility = Visibility(inputs.sequence_ids_BL, inputs.lengths_B)
     x_BLD, _ = self.encoder(x_BLD, layers.Context(visibility, inputs.positions_BL))
     return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
 

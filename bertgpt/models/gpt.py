@@ -54,7 +54,7 @@ class Gpt(nn.Module):
     Args:
       inputs: tokens; the positions to predict are not read.
     """
-    visibility = Visibility(inputs.sequence_ids_BL, causal=True)
+    visibility = Visibility(inputs.sequence_ids_BL, inputs.lengths_B, causal=True)
     x_BLD, _ = self._decode(inputs.tokens_BL, layers.Context(visibility, inputs.positions_BL))
     return x_BLD
 

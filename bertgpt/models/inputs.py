@@ -21,6 +21,8 @@ class Inputs(NamedTuple):
     predict_positions_BK: int32, positions whose token is predicted. None: every position.
     pair_positions_BP: int32, positions of the [CLS] of every sequence. None: the output layer of
       pairs is left out.
+    lengths_B: int32, tokens of every row, if each row is one sequence that only padding follows.
+      None: a row may hold several sequences.
   """
 
   tokens_BL: jax.Array
@@ -29,16 +31,19 @@ class Inputs(NamedTuple):
   segment_ids_BL: jax.Array | None = None
   predict_positions_BK: jax.Array | None = None
   pair_positions_BP: jax.Array | None = None
+  lengths_B: jax.Array | None = None
 
   @classmethod
-  def of(cls, batch: Mapping[str, jax.Array]) -> "Inputs":
+  def of(cls, batch: Mapping[str, jax.Array], one_sequence: bool = False) -> "Inputs":
     """Returns the inputs in a batch.
 
     Args:
       batch: name -> array, with the names of `data.batches.formats.specs`.
+      one_sequence: whether every row is one sequence that only padding follows.
     """
+    lengths_B = (batch["sequence_ids"] > 0).sum(1, dtype=jnp.int32) if one_sequence else None
     return cls(batch["tokens"], batch["sequence_ids"], batch["positions"],
-               batch.get("segment_ids"), batch.get("predict_positions"))
+               batch.get("segment_ids"), batch.get("predict_positions"), lengths_B=lengths_B)
 
   @classmethod
   def of_texts(cls, tokens_BL: jax.Array, lengths_B: jax.Array) -> "Inputs":
@@ -50,4 +55,4 @@ class Inputs(NamedTuple):
     """
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
     is_text_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
-    return cls(tokens_BL, is_text_BL, positions_BL)
+    return cls(tokens_BL, is_text_BL, positions_BL, lengths_B=lengths_B)

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from bertgpt import config as config_lib
+from bertgpt.data.batches import formats
 from bertgpt.devices import sharding
 from bertgpt.models import attention
 from bertgpt.models.attention import Visibility
@@ -38,9 +39,9 @@ def make_inputs(dtype, length=LENGTH, rows=ROWS, heads=HEADS):
 
 
 @functools.partial(jax.jit, static_argnames=("kernel", "causal"))
-def compute(q, k, v, g, ids, kernel, causal):
+def compute(q, k, v, g, ids, kernel, causal, lengths=None):
   """Returns the result and the gradients of query, key and value."""
-  visibility = Visibility(ids, causal=causal)
+  visibility = Visibility(ids, lengths, causal=causal)
   attend = functools.partial(attention.attend, visibility=visibility, kernel=kernel, dropout=0.0,
                              dropout_key=None)
   x, backward = jax.vjp(attend, q, k, v)
@@ -124,6 +125,108 @@ def test_whole_model_with_splash_equals_the_plain_one(objective, layers, mesh, m
   expected_loss, expected_grads = run("xla", (1, 1, 1))
   assert loss == pytest.approx(expected_loss, rel=1e-5)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), grads,
+               expected_grads)
+
+
+# ------------------------------------------------ cuDNN's arguments, without cuDNN
+
+
+@pytest.fixture
+def use_cudnn(monkeypatch):
+  """Makes every call of attention one of cuDNN's, which XLA computes on a CPU."""
+  monkeypatch.setattr(attention.attention_kernels, "choose", lambda *args: ("cudnn", "a test"))
+
+
+LENGTHS = np.array([LENGTH - 30, LENGTH])
+
+
+def make_visibility(rows, causal):
+  """Returns who sees whom in rows of one sequence or of several."""
+  if rows == "packed":
+    return Visibility(make_ids(), causal=causal)
+  ids = (np.arange(LENGTH) < LENGTHS[:, None]).astype(np.int32)
+  return Visibility(ids, jnp.asarray(LENGTHS, jnp.int32), causal=causal)
+
+
+def compute_in_replicas(q, k, v, g, visibility):
+  """Returns what `compute` returns, from two replicas of one row each."""
+
+  def attend(q, k, v, g, visibility):
+    x, backward = jax.vjp(functools.partial(
+        attention.attend, visibility=visibility, kernel="cudnn", dropout=0.0, dropout_key=None),
+                          q, k, v)
+    return x, *backward(g)
+
+  split = lambda x: x[:, None]
+  found = sharding.map_replicas(attend, *jax.tree.map(split, (q, k, v, g, visibility)))
+  return jax.tree.map(lambda x: x[:, 0], found)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows", ["packed", "one sequence"])
+@pytest.mark.parametrize("in_replicas", [False, True])
+def test_arguments_of_cudnn_mean_what_they_should(use_cudnn, rows, causal, in_replicas):
+  """Padding is left out: in rows of one sequence, nothing reads it."""
+  visibility = make_visibility(rows, causal)
+  is_text = (np.asarray(visibility.sequence_ids_BL) > 0)[..., None, None]
+  q, k, v, g = make_inputs("bfloat16")
+  g = jnp.where(is_text, g, 0)
+  if in_replicas:
+    found = compute_in_replicas(q, k, v, g, visibility)
+  else:
+    found = compute(q, k, v, g, visibility.sequence_ids_BL, "cudnn", causal,
+                    visibility.lengths_B)
+  expected = np_compute(q, k, v, g, np.asarray(visibility.sequence_ids_BL), causal)
+  check_equal([np.where(is_text, x, 0) for x in found],
+              [np.where(is_text, x, 0) for x in expected], 4e-2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows", ["packed", "one sequence"])
+def test_cudnn_shows_no_token_what_it_must_not_see(use_cudnn, rows, causal):
+  """With another sequence, or padding, or later tokens changed, nothing else changes, by a bit."""
+  visibility = make_visibility(rows, causal)
+  ids = np.asarray(visibility.sequence_ids_BL)
+  other = ids != 1
+  if causal and rows == "one sequence":
+    other |= np.arange(LENGTH) > 40
+  run = lambda *x: compute(*x, visibility.sequence_ids_BL, "cudnn", causal, visibility.lengths_B)
+  inputs = make_inputs("bfloat16")
+  inputs[3] = jnp.where(other[..., None, None], 0, inputs[3])
+  changed = [jnp.where(other[..., None, None], 9 - 5 * x, x) for x in inputs[:3]] + inputs[3:]
+  for before, after in zip(run(*inputs), run(*changed), strict=True):
+    np.testing.assert_array_equal(before[~other], after[~other])
+
+
+def test_an_empty_row_has_no_nan_with_cudnn(use_cudnn):
+  """Rows that fill up a batch hold only padding."""
+  visibility = Visibility(np.zeros((ROWS, LENGTH), np.int32), jnp.zeros(ROWS, jnp.int32))
+  found = compute(*make_inputs("bfloat16"), visibility.sequence_ids_BL, "cudnn", False,
+                  visibility.lengths_B)
+  assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in found)
+
+
+@pytest.mark.parametrize("objective", ["causal", "mlm"])
+def test_training_in_pieces_with_cudnn_equals_the_plain_one(use_cudnn, objective, monkeypatch):
+  """Both in micro-batches on a mesh, whose replicas are mapped over."""
+
+  def run(mesh, pieces):
+    config = tiny.make_config(objective, mesh=mesh, num_layers=1, dtype="bfloat16")
+    with tiny.Setup(config) as setup:
+      batch = tiny.make_batch(config, rows=8)
+      if formats.has_one_sequence(config):
+        at = np.arange(tiny.LENGTH)
+        is_text = batch["sequence_ids"] > 0
+        batch |= {"sequence_ids": is_text.astype(np.int32),
+                  "positions": np.where(is_text, at, 0).astype(np.int32)}
+      grads, (loss, _) = setup.gradients(pieces)(setup.init().params, setup.put(batch), 3)
+      return jax.device_get((loss, grads))
+
+  loss, grads = run((2, 2, 1), 2)
+  monkeypatch.undo()
+  expected_loss, expected_grads = run((1, 1, 1), 1)
+  assert loss == pytest.approx(expected_loss, rel=1e-3)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-2), grads,
                expected_grads)
 
 

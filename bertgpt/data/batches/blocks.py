@@ -71,6 +71,11 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   return Plan(parts, cuts.offsets)
 
 
+def has_one_sequence(config: ConfigDict) -> bool:
+  """Returns whether every row is one sequence, which only padding follows."""
+  return not (config.data.packing and config.data.isolate_documents)
+
+
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
   """Returns the schema of a batch of the phase."""
   del config

@@ -9,6 +9,8 @@ A row format is a module of this folder, the data half of an objective:
 | `PAIR_NAME`                                    | prefix of the arrays of pair labels, or ''   |
 | `PAIR_LABELS`, `PAIR_SHARE`, `PAIR_TITLE`,     | texts for reports about pairs                |
 | `PAIR_QUESTION`                                |                                              |
+| `has_one_sequence(config)`                     | whether every row is one sequence, which     |
+|                                                | only padding follows                         |
 | `plan(texts, config, seq_len, rng)`            | which parts make the rows of an epoch        |
 | `specs(config, phase)`                         | the only schema of a batch                   |
 | `assemble(parts, rows, texts, B, layout)`      | the batch                                    |
@@ -47,6 +49,15 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
     phase: one of `config.phases`.
   """
   return find(config).specs(config, phase)
+
+
+def has_one_sequence(config: ConfigDict) -> bool:
+  """Returns whether every row is one sequence, which only padding follows.
+
+  Args:
+    config: whole config.
+  """
+  return find(config).has_one_sequence(config)
 
 
 def make_zeros(row_specs: Specs, num_rows: int) -> Batch:

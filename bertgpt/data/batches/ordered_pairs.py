@@ -8,11 +8,11 @@ import numpy as np
 
 from bertgpt.config import ConfigDict, max_sequences
 from bertgpt.data.batches import pairs
-from bertgpt.data.batches.pairs import HAS_TARGET, SPECIALS
+from bertgpt.data.batches.pairs import HAS_TARGET, SPECIALS, has_one_sequence
 from bertgpt.data.batches.parts import NO_LABEL, Batch, Layout, Plan, Specs, Texts, sequence_specs
 
 __all__ = ["HAS_TARGET", "PAIR_LABELS", "PAIR_NAME", "PAIR_QUESTION", "PAIR_SHARE", "PAIR_TITLE",
-           "SPECIALS", "assemble", "plan", "specs"]
+           "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
 
 PAIR_NAME = "sop"
 PAIR_LABELS = ("A comes before B", "B comes before A")

@@ -245,6 +245,11 @@ def place_pairs(parts: np.ndarray, offsets: np.ndarray) -> Plan:
 # ---------------------------------------------------------------- assembly
 
 
+def has_one_sequence(config: ConfigDict) -> bool:
+  """Returns whether every row is one sequence, which only padding follows."""
+  return not config.data.packing
+
+
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
   """Returns the schema of a batch of the phase."""
   pairs = (max_sequences(config, phase.seq_len),)

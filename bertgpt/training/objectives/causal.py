@@ -1,6 +1,7 @@
 """Next-token prediction (Radford et al. 2018, 2019)."""
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
 from bertgpt.training.objectives.objective import MakeSpecs, Objective, name_sums, predict
@@ -15,12 +16,13 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Object
     specs: phase -> what its batches hold.
   """
   del vocabulary
+  one_sequence = formats.has_one_sequence(config)
 
   def weights(batch):
     return {"lm_loss": batch["loss_weights"].sum()}
 
   def evaluate(model, params, batch, keys):
-    prediction = predict(model, params, Inputs.of(batch), keys)
+    prediction = predict(model, params, Inputs.of(batch, one_sequence), keys)
     weights_BL = batch["loss_weights"]
     scores = cross_entropy.score(prediction, batch["targets"], weights_BL,
                                  config.objective.loss_chunk)

@@ -1,6 +1,7 @@
 """Masked LM without a second task (Liu et al. 2019, RoBERTa, arXiv:1907.11692)."""
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs
 from bertgpt.training.objectives import masking
@@ -15,9 +16,10 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Object
     vocabulary: vocabulary of the tokenizer.
     specs: phase -> what its batches hold.
   """
+  one_sequence = formats.has_one_sequence(config)
 
   def evaluate(model, params, batch, keys):
-    mlm, _ = predict(model, params, Inputs.of(batch), keys)
+    mlm, _ = predict(model, params, Inputs.of(batch, one_sequence), keys)
     return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
 
   return Objective(specs, masking.make_corrupt(config, vocabulary), masking.weigh_mlm, evaluate,

@@ -1,6 +1,7 @@
 """Masked LM combined with any question about the two parts of every sequence."""
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
 from bertgpt.training.objectives import masking
@@ -17,12 +18,13 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs, name: str
     name: prefix of the batch's arrays of labels, and of the metrics.
   """
   positions, labels, weighted = f"{name}_positions", f"{name}_labels", f"{name}_weights"
+  one_sequence = formats.has_one_sequence(config)
 
   def weights(batch):
     return masking.weigh_mlm(batch) | {f"{name}_loss": batch[weighted].sum()}
 
   def evaluate(model, params, batch, keys):
-    inputs = Inputs.of(batch)._replace(pair_positions_BP=batch[positions])
+    inputs = Inputs.of(batch, one_sequence)._replace(pair_positions_BP=batch[positions])
     mlm, pair_logits_BP2 = predict(model, params, inputs, keys)
     pairs = cross_entropy.score_logits(pair_logits_BP2, batch[labels], batch[weighted])
     return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)

@@ -175,6 +175,17 @@ def test_causal_targets_are_the_next_tokens_and_each_occurs_once(seq_len, data):
   assert np.array_equal(np.sort(targets), expected)
 
 
+@every_variant
+@pytest.mark.parametrize("seq_len", [16, 64])
+def test_rows_of_one_sequence_are_those_that_the_format_says(objective, data, seq_len):
+  """Such a row is tokens of sequence 1, then padding: the kernels of attention rely on it."""
+  config = make_config(objective, seq_len, **data)
+  ids = read_epoch(ORDINARY, config)["sequence_ids"]
+  lengths = (ids > 0).sum(1, keepdims=True)
+  is_one = np.array_equal(ids, np.arange(seq_len) < lengths)
+  assert formats.has_one_sequence(config) == is_one
+
+
 def test_isolated_documents_are_sequences_of_their_own():
   batch = read_epoch(ORDINARY, make_config("causal", 64, isolate_documents=True))
   lengths = []

@@ -1,0 +1,127 @@
+"""Training steps compiled for NVIDIA GPUs that are not there: every recipe, and the cuDNN path.
+
+Models have two layers of their full width: the body of the loop over layers is the same for any
+number of them.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from bertgpt import config as config_lib
+from bertgpt.config import attention_kernels, recipes
+from bertgpt.data.batches import formats
+from bertgpt.planning import aot, topologies
+
+pytestmark = pytest.mark.cuda
+
+FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("finetune"))
+MACHINES = ("h100:1", "h100:8", "h200:2x8", "a100:8")
+
+
+def read_recipe(name, **changes):
+  """Returns a recipe with two layers and with other values of fields; '.' is written as '__'."""
+  config = recipes.load(str(FOLDER / f"{name}.py"))
+  config.model.num_layers = 2
+  for field, value in changes.items():
+    recipes.set_field(config, field.replace("__", "."), value)
+  return aot.assume_vocabulary(config)
+
+
+def lower(config, machine, phase_index=0):
+  topology = topologies.open_topology(machine)
+  config_lib.validate(config, *aot.devices_of(topology))
+  return aot.lower_step(config, phase_index, topology)
+
+
+def compile_text(config, machine, phase_index=0):
+  """Returns the text of the compiled step of a phase."""
+  options = topologies.COMPILER_OPTIONS["cuda"]
+  return lower(config, machine, phase_index).program.compile(compiler_options=options).as_text()
+
+
+def set_phase(config, **fields):
+  config.phases[0].update(fields)
+  return config
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_phase_of_every_recipe_is_traced(name, machine):
+  config = read_recipe(name)
+  for i, phase in enumerate(config.phases):
+    for pieces in {1, phase.micro_batches}:
+      config.phases[i].micro_batches = pieces
+      assert "func.func public @main" in lower(config, machine, i).program.as_text()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_compiles(name):
+  """With the kernel of attention that the log announces."""
+  config = read_recipe(name)
+  last = len(config.phases) - 1
+  text = compile_text(config, "h100:1", last)
+  assert ("__cudnn$fmha" in text) == (kernel_of(config, last) == "cudnn")
+
+
+def kernel_of(config, phase_index=0):
+  model, phase = config.model, config.phases[phase_index]
+  return attention_kernels.choose(model.attention, "gpu", model.dtype, phase.seq_len,
+                                  model.width // model.num_heads, model.attention_dropout)[0]
+
+
+VARIANTS = {
+    "bert": ("bert_base", {"model__attention_dropout": 0.0}),
+    "bert, packed": ("bert_base", {"model__attention_dropout": 0.0, "data__packing": True}),
+    "bert, dropout": ("bert_base", {}),
+    "gpt": ("gpt2_small", {}),
+    "gpt, isolated": ("gpt2_small", {"data__isolate_documents": True}),
+    "gpt, dropout": ("gpt2_small", {"model__attention_dropout": 0.1}),
+}
+
+
+def make_variant(variant, pieces, mesh):
+  name, changes = VARIANTS[variant]
+  config = set_phase(read_recipe(name, **changes), batch_size=64, micro_batches=pieces)
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
+  return config
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (1, 4, 2)])
+@pytest.mark.parametrize("pieces", [1, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kernel_is_traced_on_every_mesh(variant, pieces, mesh):
+  config = make_variant(variant, pieces, mesh)
+  text = lower(config, "h100:8").program.as_text()
+  assert ("__cudnn$fmha" in text) == ("dropout" not in variant)
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kernel_compiles(variant, pieces):
+  """In pieces and whole, cuDNN gets a mask only if a row may hold several sequences."""
+  config = make_variant(variant, pieces, (2, 2, 2))
+  text = compile_text(config, "h100:8")
+  is_fused = "__cudnn$fmha" in text
+  assert is_fused == ("dropout" not in variant)
+  if is_fused:
+    assert ("ScaleBiasSoftmax" in text) == (not formats.has_one_sequence(config))
+
+
+def test_the_fused_program_keeps_no_array_of_queries_and_keys():
+  """The rows of the paper's BERT and of GPT-2 need no mask: nothing has two axes of tokens."""
+  for name, changes in (VARIANTS["bert"], VARIANTS["gpt"]):
+    config = set_phase(read_recipe(name, **changes), batch_size=8, micro_batches=1, seq_len=512)
+    text = compile_text(config, "h100:1")
+    assert "512,512]" not in text
+
+
+def test_the_test_finds_masks():
+  """The same search finds the mask of packed rows."""
+  name, changes = VARIANTS["bert, packed"]
+  config = set_phase(read_recipe(name, **changes), batch_size=8, micro_batches=1, seq_len=512)
+  assert "512,512]" in compile_text(config, "h100:1")
+  assert np.array(jax.devices()).size  # Other programs of this process still have the CPU.
