@@ -208,7 +208,7 @@ def _open_gpu(name: str, sides: list[int], num_slices: int) -> Topology:
         platform="cuda", target_config=target_config(kind), topology=f"1x{nodes}x{gpus}").devices
   except NotImplementedError as e:
     raise ConfigError(f"--topology={name}: the CUDA compiler is not installed. "
-                      "In the source tree: pip install -e .[cuda]") from e
+                      "In the source tree: make install-gpu, or pip install -e .[cuda]") from e
   return Topology(name, "cuda", hardware.CHIPS[kind], (), nodes, devices)
 
 
