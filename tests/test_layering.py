@@ -251,6 +251,9 @@ TESTED_TOGETHER = {
                      "inference.scorers.scorer"), "inference/test_scorers.py"),
     **dict.fromkeys(("finetuning.prediction", "finetuning.start", "finetuning.tuning"),
                     "finetuning/test_loop.py"),
+    **dict.fromkeys(("finetuning.inputs.form", "finetuning.inputs.questions",
+                     "finetuning.inputs.texts", "finetuning.inputs.words"),
+                    "finetuning/test_predict.py"),
     **dict.fromkeys(("finetuning.tasks.files", "finetuning.tasks.rows"),
                     "finetuning/tasks/test_tasks.py"),
     "config.pretraining": "config/test_checks.py",
@@ -274,6 +277,7 @@ TESTED_TOGETHER = {
                     "test_cli.py"),
     **dict.fromkeys(("commands.export", "commands.import_"), "hub/test_export.py"),
     "commands.finetune": "finetuning/test_loop.py",
+    "commands.predict": "finetuning/test_predict.py",
     "commands.plan": "planning/test_plan.py",
     "commands.sweep": "training/test_sweep.py",
 }

@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "bertgpt.commands.export",
     "import": "bertgpt.commands.import_",
     "finetune": "bertgpt.commands.finetune",
+    "predict": "bertgpt.commands.predict",
     "prepare": "bertgpt.commands.prepare",
     "data": "bertgpt.commands.data",
     "plan": "bertgpt.commands.plan",

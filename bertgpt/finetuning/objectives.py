@@ -37,11 +37,13 @@ class Head(NamedTuple):
     make_objective: (config of the run, weight of the language-model loss) -> objective.
     predict: (module, params, batch) -> outputs that the task scores: classes int32 [B] or
       [B, L], values float32 [B], or logits of starts and ends float32 [B, 2, L].
+    outputs: the same with float32 logits [B, C] or [B, L, C] instead of classes.
   """
 
   make_model: Callable[..., Module]
   make_objective: Callable[[ConfigDict, float], Objective]
   predict: Callable[[Module, dict, Batch], jax.Array]
+  outputs: Callable[[Module, dict, Batch], jax.Array]
 
 
 def _apply(model, params, batch, keys):
@@ -191,34 +193,60 @@ def _lm_targets(batch):
 # -------------------------------------------------------------- predictions
 
 
-def _encoder_head(make_model, score, finish) -> Head:
-  return Head(make_model, functools.partial(_make_encoder_objective, score),
-              lambda model, params, batch: finish(_apply(model, params, batch, {}), batch))
+def _make_head(make_model, make_objective, read, finish, choose) -> Head:
+  """Returns a head.
+
+  Args:
+    make_model, make_objective: see `Head`.
+    read: result of the model -> outputs of the task.
+    finish: (outputs, batch) -> `Head.outputs`.
+    choose: `Head.outputs` -> `Head.predict`.
+  """
+  def outputs(model, params, batch):
+    return finish(read(_apply(model, params, batch, {})), batch)
+
+  return Head(make_model, make_objective,
+              lambda model, params, batch: choose(outputs(model, params, batch)), outputs)
 
 
-def _decoder_head(score, finish) -> Head:
-  return Head(heads.DecoderClassifier, functools.partial(_make_decoder_objective, score),
-              lambda model, params, batch: finish(_apply(model, params, batch, {})[0], batch))
+def _encoder_head(make_model, score, finish, choose) -> Head:
+  return _make_head(make_model, functools.partial(_make_encoder_objective, score),
+                    lambda result: result, finish, choose)
 
 
-def _classes(logits, batch):
-  return logits.argmax(-1).astype(jnp.int32)
+def _decoder_head(score, finish, choose) -> Head:
+  return _make_head(heads.DecoderClassifier, functools.partial(_make_decoder_objective, score),
+                    lambda result: result[0], finish, choose)
+
+
+def _keep_logits(logits, batch):
+  return logits
 
 
 def _values(outputs_B1, batch):
   return outputs_B1[:, 0]
 
 
+def _likeliest(logits):
+  return logits.argmax(-1).astype(jnp.int32)
+
+
+def _same(outputs):
+  return outputs
+
+
 # (kind of family, kind of task) -> head
 HEADS = {
-    ("encoder", "classes"): _encoder_head(heads.EncoderClassifier, score_classes, _classes),
-    ("encoder", "values"): _encoder_head(heads.EncoderClassifier, score_values, _values),
+    ("encoder", "classes"): _encoder_head(heads.EncoderClassifier, score_classes, _keep_logits,
+                                          _likeliest),
+    ("encoder", "values"): _encoder_head(heads.EncoderClassifier, score_values, _values, _same),
     ("encoder", "tokens"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=True),
-                                         score_tokens, _classes),
+                                         score_tokens, _keep_logits, _likeliest),
     ("encoder", "spans"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=False),
-                                        score_spans, _exclude_padding),
-    ("decoder", "classes"): _decoder_head(score_classes, _classes),
-    ("decoder", "values"): _decoder_head(score_values, _values),
+                                        score_spans, _exclude_padding, _same),
+    ("decoder", "classes"): _decoder_head(score_classes, _keep_logits,
+                                          _likeliest),
+    ("decoder", "values"): _decoder_head(score_values, _values, _same),
 }
 
 

@@ -114,7 +114,8 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
   trained = load_checkpoint(workdir, flag, dtype)
   if trained.task:
     raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {trained.task['name']}, "
-                      "which only `bertgpt export` reads. Give the --workdir of a `bertgpt train`")
+                      "which only `bertgpt export` and `bertgpt predict` read. Give the --workdir "
+                      "of a `bertgpt train`")
   return trained
 
 

@@ -114,8 +114,8 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
   except ConfigError as e:
     if is_tuning(path):
       raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it. Only "
-                        "`bertgpt export` reads them, so give the --workdir of a `bertgpt train`"
-                        ) from e
+                        "`bertgpt export` and `bertgpt predict` read them, so give the --workdir "
+                        "of a `bertgpt train`") from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
                       + ". Restore the file from a backup, or use another --workdir") from e
 

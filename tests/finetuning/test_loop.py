@@ -116,7 +116,8 @@ def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, cap
 
 def test_commands_that_cannot_use_a_fine_tuned_model_refuse_it(tuned, capsys):
   best = tuned / "lr0.01-seed0"
-  for path, fragment in ((best, "holds a model fine-tuned on sst2, which only `bertgpt export`"),
+  for path, fragment in ((best, "holds a model fine-tuned on sst2, which only `bertgpt export` and "
+                          "`bertgpt predict` read"),
                          (tuned, "is a fine-tuning; its runs are the folders in it")):
     assert cli.main(["fill", f"--workdir={path}", "the [MASK]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -225,7 +226,7 @@ def with_params(finished_bert, monkeypatch):
 
   def change(edit):
     edit(trained.params)
-    monkeypatch.setattr(trained_lib, "load_trained", lambda path, flag: trained)
+    monkeypatch.setattr(trained_lib, "load_trained", lambda path, flag, dtype: trained)
 
   return change
 

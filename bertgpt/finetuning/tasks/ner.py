@@ -120,7 +120,7 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: T
         # -1: no label, for a tag that is not a class and for the word's other tokens.
         known = -1 if sentence.tags is None else number.get(sentence.tags[i], -1)
         label.append([known] + [-1] * (len(of_words[i]) - 1))
-      tokens.append(text_format.marks.enclose(np.concatenate(row)))
+      tokens.append(text_format.marks.enclose(np.concatenate([np.zeros(0, int), *row])))
       labels.append(np.concatenate([*label, [-1]]).astype(np.int32))
   return Labeled(Rows(tokens, [np.zeros(len(t), np.int32) for t in tokens], labels), places)
 

@@ -66,10 +66,19 @@ class Window(NamedTuple):
 
 
 class Guess(NamedTuple):
-  """Text of a span, and the sum of the logits of its start and its end."""
+  """Text of a span, and the sum of the logits of its start and its end.
+
+  Attributes:
+    score: sum of the logits.
+    text: text of the span; '': no answer.
+    start: number of its first character in the context; None for no answer.
+    end: number of the character after its last.
+  """
 
   score: float
   text: str
+  start: int | None = None
+  end: int | None = None
 
 
 def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
@@ -343,8 +352,10 @@ def find_spans(window: Window, logits: np.ndarray, context: str, config: ConfigD
   found = []
   for i, j in zip(*np.unravel_index(order, scores.shape), strict=True):
     if np.isfinite(scores[i, j]):
-      first, last = window.offsets[starts[i], 0], window.offsets[ends[j], 1]
-      found.append(Guess(float(scores[i, j]), context[first:last].strip()))
+      first, last = map(int, (window.offsets[starts[i], 0], window.offsets[ends[j], 1]))
+      text = context[first:last].strip()
+      first += len(context[first:last]) - len(context[first:last].lstrip())
+      found.append(Guess(float(scores[i, j]), text, first, first + len(text)))
   return found
 
 

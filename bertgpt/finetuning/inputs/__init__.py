@@ -1,0 +1,54 @@
+"""What `bertgpt predict` reads and writes: one file and one line in a table per kind of task."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from bertgpt.data.text.intake import parse_record
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.finetuning.inputs import questions, texts, words
+from bertgpt.finetuning.inputs.form import Form
+from bertgpt.finetuning.tasks import files
+
+# Kind of the outputs of a task -> form of its examples and predictions.
+FORMS: dict[str, Form] = {
+    "classes": texts.CLASSES,
+    "values": texts.VALUES,
+    "tokens": words.FORM,
+    "spans": questions.FORM,
+}
+
+
+def read_examples(path: pathlib.Path, kind: str, name: str) -> Iterator[Any]:
+  """Yields the examples of a file, which is read piece by piece.
+
+  Args:
+    path: file in one of the formats of the form, or with one JSON object per line if it ends in
+      .jsonl; plain or compressed.
+    kind: kind of the outputs of the task, a key of `FORMS`.
+    name: name of the task.
+  Raises:
+    ConfigError: there is no such file, or it holds no examples.
+    DataError: the file cannot be read, or is in another format.
+  """
+  if not path.is_file():
+    raise ConfigError(f"--input {path}: no such file")
+  form, count = FORMS[kind], 0
+  is_records = ".jsonl" in path.suffixes
+  for example in _read_records(path, form, name) if is_records else form.read(path, name):
+    count += 1
+    yield example
+  if not count:
+    raise ConfigError(f"--input {path}: holds no examples. Give {form.formats}")
+
+
+def _read_records(path: pathlib.Path, form: Form, name: str) -> Iterator[Any]:
+  place = 0
+  for number, line in files.read_text_lines(path):
+    if not line.strip():
+      continue
+    try:
+      yield form.parse(parse_record(line), str(place), name)
+    except ValueError as e:
+      raise DataError(f"{path}, line {number}: {e}. Give one JSON object per line") from e
+    place += 1

@@ -1,0 +1,102 @@
+"""The record that describes the examples and predictions of one kind of task, and shared parts."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bertgpt.config import ConfigDict
+from bertgpt.finetuning.tasks.rows import Rows, TextFormat
+
+Prediction = dict[str, Any]  # JSON values by name.
+
+ID_KEYS = ("id", "index", "idx")  # Keys that name a record; the first that is there is used.
+
+
+class Setting(NamedTuple):
+  """What rows and predictions depend on.
+
+  Attributes:
+    config: group `task` of the fine-tuning's config.
+    text_format: format of the rows.
+    labels: names of the model's C outputs.
+  """
+
+  config: ConfigDict
+  text_format: TextFormat
+  labels: tuple[str, ...]
+
+
+class Form(NamedTuple):
+  """Examples without labels, and the predictions of them.
+
+  Attributes:
+    formats: description of the files that `read` reads, for error messages.
+    read: (file, name of the task) -> examples, one by one.
+    parse: (JSON value, id if the value has none, name of the task) -> example; raises ValueError
+      with a message that continues the name of a line.
+    make_rows: (examples, setting) -> (rows, whatever `answer` needs besides them).
+    answer: (examples, result of `make_rows` besides the rows, outputs of every row, setting) ->
+      predictions, one per example.
+    header: labels -> the lines before the predictions, as text.
+    to_text: prediction -> its lines, as text.
+  """
+
+  formats: str
+  read: Callable[[pathlib.Path, str], Iterator[Any]]
+  parse: Callable[[Any, str, str], Any]
+  make_rows: Callable[[Sequence[Any], Setting], tuple[Rows, Any]]
+  answer: Callable[[Sequence[Any], Any, Sequence[np.ndarray], Setting], list[Prediction]]
+  header: Callable[[Sequence[str]], list[str]]
+  to_text: Callable[[Prediction], list[str]]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Returns probabilities over the last axis, float64 of the shape of `logits`."""
+  logits = np.asarray(logits, np.float64)
+  powers = np.exp(logits - logits.max(-1, keepdims=True))
+  return powers / powers.sum(-1, keepdims=True)
+
+
+def short(value: float) -> float:
+  """Returns a number with the digits that float32 has, so that JSON is short."""
+  return float(f"{value:.7g}")
+
+
+def id_of(record: Any, default: str) -> str:
+  """Returns the name of a record.
+
+  Args:
+    record: JSON value.
+    default: name of a record without one.
+  Raises:
+    ValueError: the value is not an object, or its name is neither a text nor a number.
+  """
+  if not isinstance(record, Mapping):
+    raise ValueError("is not a JSON object")
+  value = next((record[key] for key in ID_KEYS if key in record), default)
+  if not isinstance(value, (str, int)):
+    raise ValueError("its id is neither a text nor a number")
+  return check_text(str(value), "id")
+
+
+def check_text(value: Any, name: str) -> str:
+  """Returns a value of a JSON object, if it is a text that can be written again.
+
+  Args:
+    value: JSON value.
+    name: key of the value.
+  Raises:
+    ValueError: it is not.
+  """
+  if not isinstance(value, str):
+    raise ValueError(f"{name} is not a text")
+  if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+    raise ValueError(f"{name} holds a NUL character or half of a surrogate pair")
+  return value
+
+
+def one_cell(text: str) -> str:
+  """Returns a text without tabs and line ends, for a column of a table."""
+  return " ".join(text.split()) if any(c in text for c in "\t\n\r") else text

@@ -1,0 +1,230 @@
+"""Predictions of a fine-tuned model on new examples, one by one and in bounded memory.
+
+    predictor = open_predictor(pathlib.Path("runs/sst2"))
+    for prediction in predict_records(predictor, [{"sentence": "A fine film."}]):
+      print(prediction["label"], prediction["probabilities"])
+
+`bertgpt.finetuning.inputs` has the forms of examples and predictions.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from bertgpt import files
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.config import recipes
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.finetuning import inputs
+from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.finetuning.inputs.form import Form, Prediction, Setting
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tasks.rows import Rows
+from bertgpt.models import Module
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs import workdir as workdir_lib
+from bertgpt.runs.trained import Trained
+
+CHUNK_BATCHES = 32  # Batches whose rows are sorted by length together.
+PROGRESS_SECONDS = 10
+
+
+class Predictor(NamedTuple):
+  """A fine-tuned model, ready for use.
+
+  Attributes:
+    trained: the run.
+    form: form of the examples and predictions of its task.
+    setting: what rows and predictions depend on.
+    model: module with the head of the task.
+    head: its outputs.
+    params: parameters, on the device.
+  """
+
+  trained: Trained
+  form: Form
+  setting: Setting
+  model: Module
+  head: task_objectives.Head
+  params: Any
+
+  @property
+  def task(self) -> str:
+    """Name of the task."""
+    return self.setting.config.name
+
+
+def find_run(path: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of a fine-tuned run.
+
+  Args:
+    path: this folder, or the workdir of a fine-tuning, which stands for its best run.
+  Raises:
+    ConfigError: the fine-tuning has no run with weights, or not of the best run.
+    DataError: results.json is damaged.
+  """
+  config = path / "config.json"
+  if not config.is_file() or not workdir_lib.is_tuning(config):
+    return path
+  kept = sorted(p.parent.name for p in path.glob("*/config.json"))
+  hint = f"Give one of {', '.join(str(path / name) for name in kept)}" if kept else (
+      "Finish it with `bertgpt finetune`, with --config.save=best")
+  if not (path / "results.json").is_file():
+    raise ConfigError(f"--workdir {path}: no run of this fine-tuning is done. {hint}")
+  best = files.read_json(path / "results.json", "Restore it from a backup").get("best_run")
+  if not isinstance(best, str) or not workdir_lib.is_run(path / best):
+    raise ConfigError(f"--workdir {path}: the weights of the best run were not kept. {hint}")
+  return path / best
+
+
+def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -> Predictor:
+  """Opens a fine-tuned run.
+
+  Args:
+    path: see `find_run`.
+    dtype: type of activations and products, one of the choices of `model.dtype`.
+  Raises:
+    ConfigError: there is no such run, or it was not fine-tuned.
+    DataError: the run is damaged.
+  """
+  path = find_run(path)
+  trained = trained_lib.load_checkpoint(path, dtype=dtype)
+  if not trained.task:
+    raise ConfigError(f"--workdir {path}: holds a model that was not fine-tuned. Give the "
+                      "--workdir of a `bertgpt finetune`")
+  kind, labels = trained.task["kind"], tuple(trained.task["labels"])
+  config = recipes.from_json(trained.task["config"], finetune_config.base).task
+  text_format = rows_lib.make_text_format(trained.tokenizer, trained.config.model, config)
+  head = task_objectives.find_head(trained.config, kind)
+  model = head.make_model(FrozenConfigDict(trained.config.model), len(labels))
+  return Predictor(trained, inputs.FORMS[kind], Setting(config, text_format, labels), model, head,
+                   jax.device_put(trained.params))
+
+
+def predict_records(predictor: Predictor, records: Iterable[Mapping[str, Any]],
+                    batch_size: int = 8) -> Iterator[Prediction]:
+  """Yields the predictions of records, in order.
+
+  Args:
+    predictor: result of `open_predictor`.
+    records: objects as in a .jsonl file of the form, such as {"sentence": "A fine film."}.
+    batch_size: rows that are computed at a time.
+  Raises:
+    DataError: a record lacks a key, or has a value of another type.
+  """
+  def parse() -> Iterator[Any]:
+    for i, record in enumerate(records):
+      try:
+        yield predictor.form.parse(record, str(i), predictor.task)
+      except ValueError as e:
+        raise DataError(f"record {i}: {e}") from e
+
+  return predict(predictor, parse(), batch_size)
+
+
+def predict(predictor: Predictor, examples: Iterable[Any],
+            batch_size: int = 8) -> Iterator[Prediction]:
+  """Yields the predictions of examples, in order; few examples are in memory at a time.
+
+  Args:
+    predictor: result of `open_predictor`.
+    examples: examples of the form, as `inputs.read_examples` yields them.
+    batch_size: rows that are computed at a time.
+  """
+  form, setting, size = predictor.form, predictor.setting, 0
+  remaining = iter(examples)
+  while chunk := list(itertools.islice(remaining, CHUNK_BATCHES * batch_size)):
+    rows, places = form.make_rows(chunk, setting)
+    # A few rows need no whole batch, but a program is compiled for every number of rows.
+    size = size or min(batch_size, 1 << (len(rows) - 1).bit_length())
+    yield from form.answer(chunk, places, _compute(predictor, rows, size), setting)
+
+
+def _compute(predictor: Predictor, rows: Rows, batch_size: int) -> list[np.ndarray]:
+  """Returns the outputs of every row, in order."""
+  outputs: list[Any] = [None] * len(rows)
+  most = predictor.setting.config.max_length
+  for index in rows_lib.order_evaluation(rows.lengths, batch_size):
+    batch = rows_lib.collate(rows, index, batch_size, most, seed=0)
+    with trained_lib.exact_products(predictor.trained.config):
+      values = jax.device_get(_outputs(predictor.head, predictor.model, predictor.params, batch))
+    for row, i in enumerate(index):
+      outputs[i] = values[row]
+  return outputs
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(head, model, params, batch):
+  return head.outputs(model, params, batch)
+
+
+# ----------------------------------------------------------------- bertgpt predict
+
+
+def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, style: str,
+        batch_size: int, dtype: str) -> None:
+  """Writes the predictions of the examples in a file.
+
+  Args:
+    path: see `find_run`.
+    source: file of examples, see `inputs.read_examples`.
+    output: new file; None: the predictions are printed.
+    style: 'text' or 'jsonl'; '': 'jsonl' if the name of the output ends so, otherwise 'text'.
+    batch_size: rows that are computed at a time.
+    dtype: see `open_predictor`.
+  Raises:
+    ConfigError: `output` exists; see also `open_predictor` and `inputs.read_examples`.
+    DataError: see these functions. Nothing is then at `output`.
+  """
+  if output and (output.exists() or output.is_symlink()):
+    raise ConfigError(f"--output {output}: exists already. Name a new one, or remove it")
+  if output and not output.parent.is_dir():
+    raise ConfigError(f"--output {output}: there is no folder {output.parent}. Make it first")
+  if not source.is_file():
+    raise ConfigError(f"--input {source}: no such file")
+  predictor = open_predictor(path, dtype)
+  kind = predictor.trained.task["kind"]
+  examples = inputs.read_examples(source, kind, predictor.task)
+  style = style or ("jsonl" if output and ".jsonl" in output.suffixes else "text")
+  lines = format_lines(predictor, predict(predictor, examples, batch_size), style)
+  count = 0
+  with contextlib.ExitStack() as stack:
+    file = sys.stdout
+    if output:
+      scratch = stack.enter_context(files.publish_when_done(output))
+      file = stack.enter_context(scratch.open("w", encoding="utf-8", newline="\n"))
+    last = time.monotonic()
+    for count, of_one in enumerate(lines):  # The header counts as number 0.
+      file.writelines(line + "\n" for line in of_one)
+      if time.monotonic() - last > PROGRESS_SECONDS:
+        last = time.monotonic()
+        print(f"{count:,} predictions", file=sys.stderr, flush=True)
+  trained = predictor.trained
+  print(f"note: {count} predictions of {predictor.task} by {trained.workdir}, computed in "
+        f"{trained.config.model.dtype}", file=sys.stderr)
+
+
+def format_lines(predictor: Predictor, predictions: Iterable[Prediction],
+                 style: str) -> Iterator[list[str]]:
+  """Yields the lines of the header, and then those of every prediction.
+
+  Args:
+    predictor: model that made the predictions.
+    predictions: predictions of its form.
+    style: 'text' or 'jsonl'.
+  """
+  is_json = style == "jsonl"
+  yield [] if is_json else predictor.form.header(predictor.setting.labels)
+  for prediction in predictions:
+    yield ([json.dumps(prediction, ensure_ascii=False)] if is_json else
+           predictor.form.to_text(prediction))

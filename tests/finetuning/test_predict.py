@@ -1,0 +1,279 @@
+"""bertgpt predict: what fine-tuning has predicted, with probabilities, for any number of texts."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from bertgpt import cli
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.finetuning import predict
+
+
+def run(workdir, source, *arguments):
+  return cli.main(["predict", f"--workdir={workdir}", f"--input={source}", *map(str, arguments)])
+
+
+def read_lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def sentences(glue):
+  lines = (glue / "SST-2" / "dev.tsv").read_text().splitlines()[1:]
+  return [line.split("\t")[0] for line in lines]
+
+
+def test_predictions_are_those_of_fine_tuning(tuned, glue, tmp_path, capsys):
+  """The folder of the whole fine-tuning stands for its best run."""
+  written = (tuned / "lr0.01-seed0" / "predictions" / "SST-2.tsv").read_text().splitlines()[1:]
+  for workdir in (tuned, tuned / "lr0.01-seed0"):
+    out = tmp_path / f"{workdir.name}.jsonl"
+    assert run(workdir, glue / "SST-2" / "test.tsv", f"--output={out}") == 0
+    found = read_lines(out)
+    assert [f"{p['id']}\t{['negative', 'positive'].index(p['label'])}" for p in found] == written
+    for p in found:
+      assert sum(p["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+      assert p["label"] == max(p["probabilities"], key=p["probabilities"].get)
+    assert "16 predictions of sst2 by" in capsys.readouterr().err
+
+
+def test_probabilities_are_the_softmax_of_the_head(tuned, sentences):
+  """Computed here in float64 from the parameters' own features, one text at a time."""
+  from bertgpt.models import Inputs
+  predictor = predict.open_predictor(tuned)
+  body, head = (predictor.trained.params[name] for name in ("body", "head"))
+  model, tokenizer = predictor.trained.model, predictor.trained.tokenizer
+  found = list(predict.predict_records(predictor, [{"sentence": s} for s in sentences]))
+  for prediction, ids in zip(found, tokenizer.encode(sentences), strict=True):
+    row = np.array([[tokenizer.cls_id, *ids, tokenizer.sep_id]], np.int32)
+    inputs = Inputs.of_texts(row, np.array([row.shape[1]], np.int32))
+    pooled = model.apply({"params": body}, inputs, method=lambda m, x: m.pool(m.features(x)[:, 0]))
+    logits = np.asarray(pooled, np.float64)[0] @ head["kernel"] + head["bias"]
+    chances = np.exp(logits) / np.exp(logits).sum()
+    assert list(prediction["probabilities"].values()) == pytest.approx(chances.tolist(), abs=1e-5)
+
+
+def test_the_batches_do_not_matter(tuned, sentences):
+  predictor = predict.open_predictor(tuned)
+  records = [{"sentence": s, "id": i} for i, s in enumerate(sentences * 5 + ["", "the " * 90])]
+  results = [list(predict.predict_records(predictor, records, size)) for size in (1, 4)]
+  assert [p["id"] for p in results[0]] == [str(i) for i in range(82)]
+  for one, other in zip(*results, strict=True):
+    assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_examples_are_read_as_they_are_needed(tuned, sentences):
+  """An endless input is predicted from its beginning on."""
+  read = 0
+
+  def endless():
+    nonlocal read
+    while True:
+      read += 1
+      yield {"sentence": sentences[read % 16]}
+
+  predictions = predict.predict_records(predict.open_predictor(tuned), endless(), batch_size=2)
+  for _ in range(100):
+    next(predictions)
+  assert 100 <= read <= 100 + 2 * predict.CHUNK_BATCHES
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.tsv", "sentence\tid\n{0}\t5\n{1}\tx\n"),
+    ("a.tsv", "label\tsentence\tindex\r\n?\t{0}\t5\r\n\t{1}\tx\r\n"),
+    ("a.jsonl", '{{"id": 5, "sentence": "{0}"}}\n\n{{"id": "x", "sentence": "{1}", "more": []}}\n'),
+    ("a.jsonl", '\ufeff{{"idx": 5, "text": "{0}"}}\n{{"index": "x", "text": "{1}"}}'),
+])
+def test_every_format_gives_the_same(tuned, sentences, tmp_path, capsys, name, content):
+  (tmp_path / name).write_text(content.format(*sentences), newline="")
+  expected = list(predict.predict_records(predict.open_predictor(tuned), [
+      {"id": "5", "sentence": sentences[0]}, {"id": "x", "sentence": sentences[1]}]))
+  assert run(tuned, tmp_path / name, "--format=jsonl") == 0
+  assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
+  assert run(tuned, tmp_path / name) == 0
+  table = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
+  assert [(row["id"], row["prediction"]) for row in table] == [
+      (p["id"], p["label"]) for p in expected]
+  assert [float(row["positive"]) for row in table] == pytest.approx(
+      [p["probabilities"]["positive"] for p in expected], abs=1e-6)
+
+
+def test_lines_of_a_text_file_are_texts(tuned, sentences, tmp_path, capsys):
+  (tmp_path / "a.txt").write_text("\n".join([sentences[0], " ", sentences[1]]))
+  assert run(tuned, tmp_path / "a.txt", "--format=jsonl") == 0
+  found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  expected = predict.predict_records(predict.open_predictor(tuned),
+                                     [{"sentence": s} for s in sentences[:2]])
+  assert found == list(expected)
+
+
+# ------------------------------------------------------------- other tasks
+
+
+def tune(tuning, init, out, *arguments):
+  assert cli.main(["finetune", f"--config={tuning}", f"--init={init}", f"--workdir={out}",
+                   *arguments]) == 0
+  return out
+
+
+def test_words_are_tagged(tuning, finished_bert, sentences, tmp_path):
+  """The file of predictions of the dev set has the same tags."""
+  lines = []
+  for sentence in sentences:
+    words = sentence.rstrip(".").split()
+    lines += [f"{word}\t{'B-who' if i == 1 else 'O'}" for i, word in enumerate(words)] + [""]
+  for name in ("train", "dev"):
+    (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+  out = tune(tuning, finished_bert, tmp_path / "out", "--task=ner",
+             f"--config.task.data={tmp_path}", "--config.epochs=40")
+  written = (out / "lr0.01-seed0/predictions/dev.conll").read_text().splitlines()
+  # The tags of the input are not read.
+  (tmp_path / "new.conll").write_text("\n".join(line.split("\t")[0] for line in lines))
+  assert run(out, tmp_path / "new.conll", f"--output={tmp_path / 'found.conll'}") == 0
+  found = [line.split("\t") for line in (tmp_path / "found.conll").read_text().splitlines()]
+  assert [cells[:2] for cells in found] == [
+      [line.split()[0], line.split()[2]] if line else [""] for line in written]
+
+  (tmp_path / "new.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [
+      {"words": sentences[0].rstrip(".").split()}, {"tokens": []}, {"text": sentences[1]}]))
+  assert run(out, tmp_path / "new.jsonl", f"--output={tmp_path / 'found.jsonl'}") == 0
+  first, empty, third = read_lines(tmp_path / "found.jsonl")
+  assert first["tags"] == [cells[1] for cells in found[:len(first["words"])]]
+  assert first["probabilities"] == pytest.approx([float(cells[2]) for cells in found[
+      :len(first["words"])]], abs=1e-6)
+  assert first["entities"] == [{"type": "who", "start": 1, "end": 2}]
+  assert (empty["words"], empty["tags"]) == ([], []) and third["words"] == sentences[1].split()
+
+
+@pytest.mark.parametrize("name, version", [("squad", "v1.1"), ("squad2", "v2.0")])
+def test_questions_are_answered(tuning, finished_bert, sentences, tmp_path, name, version):
+  """The file of predictions of the dev set has the same answers."""
+  paragraphs = []
+  for i, sentence in enumerate(sentences):
+    answer = sentence.split()[1]
+    is_impossible = version == "v2.0" and i % 4 == 0
+    answers = [] if is_impossible else [
+        {"answer_start": sentence.index(answer), "text": answer}]
+    paragraphs.append({"context": sentence, "qas": [{
+        "id": f"q{i}", "question": f"who {sentence.split()[2]} it", "answers": answers,
+        "is_impossible": is_impossible}]})
+  content = json.dumps({"data": [{"paragraphs": paragraphs}]})
+  for part in ("train", "dev"):
+    (tmp_path / f"{part}-{version}.json").write_text(content)
+  out = tune(tuning, finished_bert, tmp_path / "out", f"--task={name}",
+             f"--config.task.data={tmp_path}", "--config.task.max_question=8",
+             "--config.task.max_length=16", "--config.task.stride=3", "--config.epochs=40")
+  written = json.loads((out / "lr0.01-seed0/predictions/predictions.json").read_text())
+  assert run(out, tmp_path / f"dev-{version}.json", f"--output={tmp_path / 'a.jsonl'}") == 0
+  found = read_lines(tmp_path / "a.jsonl")
+  assert {p["id"]: p["answer"] for p in found} == written
+  assert len(set(written.values())) > 2
+  for p, sentence in zip(found, sentences, strict=True):
+    assert sum(guess["probability"] for guess in p["n_best"]) == pytest.approx(1, abs=1e-6)
+    for guess in [{"text": p["answer"], "start": p["start"], "end": p["end"]}, *p["n_best"]]:
+      assert guess["text"] == (sentence[guess["start"]:guess["end"]] if guess["text"] else "")
+
+  # The same questions with one id, as JSON lines and as a table.
+  (tmp_path / "b.jsonl").write_text("".join(json.dumps({
+      "id": "same", "context": p["context"], "question": p["qas"][0]["question"]}) + "\n"
+      for p in paragraphs))
+  assert run(out, tmp_path / "b.jsonl", f"--output={tmp_path / 'b.tsv'}") == 0
+  table = [line.split("\t") for line in (tmp_path / "b.tsv").read_text().splitlines()]
+  assert table[0] == ["id", "prediction", "probability"]
+  assert [cells[:2] for cells in table[1:]] == [["same", answer] for answer in written.values()]
+
+
+def test_a_gpt_predicts_too(tuning, finished_gpt, glue, tmp_path, capsys):
+  out = tune(tuning, finished_gpt, tmp_path / "out")
+  written = (out / "lr0.01-seed0/predictions/SST-2.tsv").read_text().splitlines()[1:]
+  capsys.readouterr()
+  assert run(out, glue / "SST-2" / "test.tsv", "--format=jsonl") == 0
+  found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [f"{p['id']}\t{['negative', 'positive'].index(p['label'])}" for p in found] == written
+
+
+def test_values_are_predicted(tuning, finished_bert, sentences, tmp_path, capsys):
+  (tmp_path / "STS-B").mkdir()
+  for name in ("train", "dev"):
+    (tmp_path / "STS-B" / f"{name}.tsv").write_text("".join([
+        "index\tsentence1\tsentence2\tscore\n",
+        *(f"{i}\t{s}\t{sentences[0]}\t{i % 6}\n" for i, s in enumerate(sentences))]))
+  out = tune(tuning, finished_bert, tmp_path / "out", "--task=stsb",
+             f"--config.task.data={tmp_path}", "--config.epochs=10")
+  written = (out / "lr0.01-seed0/predictions/STS-B.dev.tsv").read_text().splitlines()[1:]
+  capsys.readouterr()
+  assert run(out, tmp_path / "STS-B" / "dev.tsv") == 0
+  header, *found = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+  assert header == ["id", "prediction"]
+  for (id_, value), line in zip(found, written, strict=True):
+    assert id_ == line.split("\t")[0]
+    assert min(max(float(value), 0), 5) == pytest.approx(float(line.split("\t")[1]), abs=1e-3)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("name, content, code, fragment", [
+    ("a.tsv", "text1\tlabel\nx\t1\n", 65, "lacks the column sentence, it has text1, label"),
+    ("a.tsv", "id\tsentence\n5\n", 65, "a.tsv, line 2: has 1 columns, not 2"),
+    ("a.tsv", "sentence\n", 2, "a.tsv: holds no examples. Give a .tsv file"),
+    ("a.tsv", "", 65, "lacks the column sentence"),
+    ("a.jsonl", "\n", 2, "a.jsonl: holds no examples"),
+    ("a.jsonl", '{"sentence": "x"}\n{"sentense": "x"}', 65,
+     "a.jsonl, line 2: lacks sentence, it has sentense. Give one JSON object per line"),
+    ("a.jsonl", '{"sentence": 5}', 65, "a.jsonl, line 1: sentence is not a text"),
+    ("a.jsonl", '{"sentence": "\\ud800"}', 65, "line 1: sentence holds a NUL character or half"),
+    ("a.jsonl", '{"sentence": "x", "id": [1]}', 65, "its id is neither a text nor a number"),
+    ("a.jsonl", '["x"]', 65, "a.jsonl, line 1: is not a JSON object"),
+    ("a.jsonl", '{"sentence": ' + "9" * 5000 + "}", 65, "a.jsonl, line 1: is not valid JSON"),
+    ("a.jsonl", "{", 65, "a.jsonl, line 1: is not valid JSON"),
+])
+def test_wrong_files_are_named_and_nothing_is_written(tuned, tmp_path, capsys, name, content, code,
+                                                      fragment):
+  (tmp_path / name).write_text(content)
+  assert run(tuned, tmp_path / name, f"--output={tmp_path / 'out'}") == code
+  (line,) = capsys.readouterr().err.splitlines()
+  assert fragment in line and {p.name for p in tmp_path.iterdir()} == {name}
+
+
+@pytest.mark.parametrize("arguments, fragment", [
+    (["--input=/none"], "--input /none: no such file"),
+    (["--output=/none/a"], "--output /none/a: there is no folder /none"),
+    (["--dtype=int8"], "argument --dtype: invalid choice"),
+])
+def test_wrong_flags_are_named(tuned, glue, capsys, arguments, fragment):
+  assert run(tuned, glue / "SST-2" / "test.tsv", *arguments) == 2
+  assert fragment in capsys.readouterr().err
+
+
+def test_a_file_that_exists_is_not_replaced(tuned, glue, tmp_path, capsys):
+  (tmp_path / "out").write_text("mine")
+  assert run(tuned, glue / "SST-2" / "test.tsv", f"--output={tmp_path / 'out'}") == 2
+  assert "exists already" in capsys.readouterr().err
+  assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_other_folders_are_refused(tuned, finished_bert, tmp_path):
+  with pytest.raises(ConfigError, match="holds a model that was not fine-tuned. Give"):
+    predict.open_predictor(finished_bert)
+  with pytest.raises(ConfigError, match="holds no run"):
+    predict.open_predictor(tmp_path)
+  out = shutil.copytree(tuned, tmp_path / "copy")
+  (out / "lr0.01-seed0" / "config.json").rename(out / "config.old")
+  with pytest.raises(ConfigError, match="the weights of the best run were not kept. Finish it"):
+    predict.open_predictor(out)
+  (out / "config.old").rename(out / "lr0.01-seed1" / "config.json")
+  with pytest.raises(ConfigError, match="were not kept. Give one of .*lr0.01-seed1"):
+    predict.open_predictor(out)
+  (out / "results.json").unlink()
+  with pytest.raises(ConfigError, match="no run of this fine-tuning is done"):
+    predict.open_predictor(out)
+
+
+def test_a_wrong_record_is_numbered(tuned):
+  predictions = predict.predict_records(predict.open_predictor(tuned), [{"text": "x"}, {}])
+  with pytest.raises(DataError, match="record 1: lacks sentence, it has nothing"):
+    list(predictions)
