@@ -269,7 +269,8 @@ def test_two_files_with_one_id_are_refused(tmp_path):
                     make_text_format())
 
 
-@pytest.mark.parametrize("field, value", [("question", 5), ("question", None), ("id", ["q"])])
+@pytest.mark.parametrize("field, value", [("question", 5), ("question", None), ("id", ["q"]),
+                                          ("question", "Who \ud800?")])
 def test_values_of_other_types_are_named(tmp_path, field, value):
   write_json(tmp_path / "a.json", question("a dog"), **{field: value})
   with pytest.raises(DataError, match="a.json: not in SQuAD's JSON") as e:

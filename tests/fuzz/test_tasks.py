@@ -1,0 +1,118 @@
+"""Any file of a task is read, or refused in one line."""
+
+import functools
+import json
+
+import fuzzing
+import pytest
+from fuzzing import FAILED, attempt
+from hypothesis import strategies as st
+from source_files import write
+
+from bertgpt import config as config_lib
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.data.tokens import training
+from bertgpt.finetuning.tasks import glue, ner, rows, squad
+
+CONTEXT = "Ada wrote the first program in 1843. हिन्दी में लिखा।"
+SQUAD = {"version": "v2.0", "data": [{"title": "Ada", "paragraphs": [{"context": CONTEXT, "qas": [
+    {"id": "1", "question": "Who?", "is_impossible": False,
+     "answers": [{"answer_start": 0, "text": "Ada"}, {"answer_start": 31, "text": "1843"}]},
+    {"id": "2", "question": "Why?", "is_impossible": True, "answers": []}]}]}]}
+
+
+@functools.cache
+def text_format(kind):
+  settings = config_lib.base().tokenizer
+  settings.update({"kind": kind, "vocab_size": {"bpe": 300, "wordpiece": 80}[kind]})
+  tokenizer = training.train_tokenizer(settings, [CONTEXT] * 5)
+  task = finetune_config.base().task
+  task.max_length = 64
+  return rows.make_text_format(tokenizer, config_lib.base().model, task)
+
+
+def lines_of(cells):
+  """Texts of lines of cells, some of which are separated by other white space."""
+  gaps = st.sampled_from(("\t", " ", "  ", "\t\t", "\xa0", ""))
+  line = st.lists(cells | gaps, max_size=6).map("".join)
+  columns = st.lists(cells, min_size=2, max_size=3).map(" ".join)
+  return st.lists(line | columns | st.sampled_from(("", "-DOCSTART- O", "# id 1", "\x0c")),
+                  max_size=10)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_any_conll_file_is_read_or_refused(kind):
+  cells = fuzzing.names() | fuzzing.texts(6) | st.sampled_from(("Berlin", "O", "B-LOC", "I-LOC"))
+
+  def check(lines, end, needs_tags):
+    with fuzzing.folder() as folder:
+      path = write(folder / "a.conll", end.join(lines).encode(errors="surrogatepass"))
+      sentences = attempt(ner.read_conll, path, needs_tags=needs_tags)
+      if sentences is FAILED:
+        return
+      for sentence in sentences:
+        assert sentence.words
+        assert all(word and "\n" not in word and "\t" not in word for word in sentence.words)
+        assert sentence.tags is None or len(sentence.tags) == len(sentence.words)
+        assert sentence.tags is not None or not needs_tags
+      tags = ["O", *sorted({t for s in sentences for t in s.tags or ()} - {"O"})]
+      labeled = ner.make_rows(sentences, tags, text_format(kind))
+      assert [len(p) for p in labeled.places] == [len(s.words) for s in sentences]
+      assert max(labeled.rows.lengths) <= 64
+      if all(s.tags is not None for s in sentences):
+        found = ner.collect(labeled.rows.labels, labeled.places, tags)
+        assert found == [s.tags for s in sentences]
+  fuzzing.run(check, 100, lines=lines_of(cells), end=st.sampled_from(("\n", "\r\n", "\r")),
+              needs_tags=st.booleans())
+
+
+@pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli"])
+def test_any_table_is_read_or_refused(name):
+  task = glue.TASKS[name]
+  columns = [*task.texts, task.label, "index", "id"]
+  cells = (st.sampled_from((*task.labels, "3.5", "nan", "inf", "1e400", "", " "))
+           | fuzzing.texts(6))
+  table = st.lists(st.lists(cells, min_size=1, max_size=5), max_size=6)
+
+  def check(header, table, end, is_test):
+    with fuzzing.folder() as folder:
+      content = end.join(map("\t".join, [header, *table]))
+      path = write(folder / "a.tsv", content.encode(errors="surrogatepass"))
+      found = attempt(glue.read_table, path, task, is_test=is_test)
+      if found is not FAILED:
+        assert {len(column) for column in found.texts} == {len(found.ids)}
+        assert len(set(found.ids)) == len(found.ids)
+        made = glue.make_rows(found, task, text_format("wordpiece"))
+        assert len(made) == len(found.ids) and max(made.lengths) <= 64
+  fuzzing.run(check, 60, table=table, end=st.sampled_from(("\n", "\r\n", "\r")),
+              header=st.permutations(columns) | st.lists(cells, max_size=4), is_test=st.booleans())
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_any_questions_are_read_or_refused(kind):
+  config = finetune_config.base().task
+  config.update({"max_length": 64, "max_question": 16, "stride": 16})
+
+  def check(content, needs_answers):
+    with fuzzing.folder() as folder:
+      path = write(folder / "a.json", json.dumps(content).encode(errors="surrogatepass"))
+      questions = attempt(squad.read_questions, path, needs_answers=needs_answers)
+      if questions is FAILED:
+        return
+      for question in questions:
+        for start, answer in question.answers:
+          assert question.context[start:start + len(answer)] == answer
+      attempt(squad.check_ids, [(path, question) for question in questions])
+      made, windows = squad.make_rows(questions, config, text_format(kind))
+      assert len(made) == len(windows) >= len(questions)
+      assert max(made.lengths) <= 64
+  value = fuzzing.texts() | fuzzing.values() | st.integers(0, len(CONTEXT))
+  fuzzing.run(check, 200, content=fuzzing.changed(SQUAD, value) | fuzzing.values(),
+              needs_answers=st.booleans())
+
+
+def test_damaged_questions_are_read_or_refused():
+  def check(data):
+    with fuzzing.folder() as folder:
+      attempt(squad.read_questions, write(folder / "a.json", data))
+  fuzzing.run(check, 60, data=fuzzing.damaged(json.dumps(SQUAD).encode()))
