@@ -12,6 +12,8 @@ from source_files import write
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import training
+from bertgpt.finetuning import inputs
+from bertgpt.finetuning.inputs.form import Setting
 from bertgpt.finetuning.tasks import glue, ner, rows, squad
 
 CONTEXT = "Ada wrote the first program in 1843. हिन्दी में लिखा।"
@@ -109,6 +111,37 @@ def test_any_questions_are_read_or_refused(kind):
   value = fuzzing.texts() | fuzzing.values() | st.integers(0, len(CONTEXT))
   fuzzing.run(check, 200, content=fuzzing.changed(SQUAD, value) | fuzzing.values(),
               needs_answers=st.booleans())
+
+
+RECORDS = {"sst2": {"id": "1", "sentence": "A fine film."},
+           "stsb": {"index": 1, "sentence1": "A cat.", "sentence2": "A dog."},
+           "ner": {"id": 1, "words": ["Ada", "of", "London"]},
+           "squad2": {"id": "1", "question": "Who?", "context": CONTEXT}}
+KINDS = {"sst2": "classes", "stsb": "values", "ner": "tokens", "squad2": "spans"}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "tsv", "txt", "conll"])
+@pytest.mark.parametrize("name", KINDS)
+def test_any_input_of_predict_is_read_or_refused(name, ending):
+  form, config = inputs.FORMS[KINDS[name]], finetune_config.base().task
+  config.update({"name": name, "max_length": 64, "max_question": 16, "stride": 16})
+  setting = Setting(config, text_format("wordpiece"), ("O", "B-X"))
+  record = fuzzing.changed(RECORDS[name], fuzzing.texts() | fuzzing.values()) | fuzzing.values()
+  lines = st.lists(record.map(json.dumps) | fuzzing.texts(), max_size=4)
+  if ending != "jsonl":
+    header = st.just("\t".join(RECORDS[name]))
+    lines = st.lists(lines.map("\n".join) | header | lines_of(fuzzing.texts(6)).map("\n".join),
+                     max_size=3)
+
+  def check(lines):
+    with fuzzing.folder() as folder:
+      content = "\n".join(lines).encode(errors="surrogatepass")
+      path = write(folder / f"a.{ending}", content)
+      found = attempt(lambda: list(inputs.read_examples(path, KINDS[name], name)))
+      if found is not FAILED:
+        made, _ = form.make_rows(found, setting)
+        assert len(made) >= len(found) > 0 and max(made.lengths) <= 64
+  fuzzing.run(check, 40, lines=lines)
 
 
 def test_damaged_questions_are_read_or_refused():

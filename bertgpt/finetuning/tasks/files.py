@@ -49,14 +49,16 @@ def find_given(folder: str, given: str, names: Sequence[str], *,
 
   Args:
     folder: folder of the task's files, the field `task.data`.
-    given: the field: file names separated by commas.
+    given: the field: file names separated by commas, or one that has them.
     names: official names; the first that exists is used.
     needed: raise an error if no official file exists; otherwise [] is returned.
   Raises:
     DataError: the folder does not exist, or a file is not in it.
   """
   if given:
-    return [find(folder, [name.strip()]) for name in given.split(",")]
+    is_name = (pathlib.Path(folder).expanduser() / given).is_file()
+    names_given = [given] if is_name else map(str.strip, given.split(","))
+    return [find(folder, [name]) for name in names_given]
   path = find(folder, names, needed=needed)
   return [path] if path else []
 

@@ -168,6 +168,14 @@ def test_files_are_found_by_any_official_name_and_compressed(tmp_path):
     files.find(tmp_path / "none", ["test.tsv"])
 
 
+def test_the_name_of_a_given_file_may_hold_commas(tmp_path):
+  for name in ("a.json", "b.json", "a.json, b.json"):
+    (tmp_path / name).write_text("{}")
+  assert files.find_given(tmp_path, "a.json, b.json", []) == [tmp_path / "a.json, b.json"]
+  assert files.find_given(tmp_path, "b.json, a.json", []) == [tmp_path / "b.json",
+                                                             tmp_path / "a.json"]
+
+
 def test_invalid_utf8_is_named(tmp_path):
   (tmp_path / "a.tsv").write_bytes(b"good\n\xff bad\n")
   with pytest.raises(DataError, match=r"a.tsv: invalid UTF-8 at byte 5. Repair the file$"):
