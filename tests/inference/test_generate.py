@@ -172,7 +172,7 @@ def test_every_prompt_may_have_its_own_number_of_tokens(gpt):
 
 
 def with_vocabulary(gpt, tmp_path, *missing):
-  """Returns the same model with BERT's kind of vocabulary, in which some pieces have other names."""
+  """Returns the same model with a vocab.txt, in which some pieces have other names."""
   names = [f"[unused{i}]" if piece in missing else piece
            for i, piece in enumerate(gpt.tokenizer.pieces)]
   (tmp_path / "vocab.txt").write_text("\n".join(names) + "\n")
@@ -248,8 +248,8 @@ def test_the_command_begins_documents(capsys, finished_gpt, gpt, tmp_path):
   code, out, _ = run(capsys, *flags)
   assert code == 0
   assert run(capsys, *flags, "--prompt=")[1] == out == run(capsys, *flags, "--prompt", " ")[1]
-  assert out.rstrip("\n").split("\n\n") == generate.generate(gpt, [""], max_tokens=5,
-                                                            num_samples=2)
+  begun = generate.generate(gpt, [""], max_tokens=5, num_samples=2)
+  assert out.rstrip("\n").split("\n\n") == begun
   assert not any(name in out for name in ("[SEP]", "<|endoftext|>"))
   (tmp_path / "prompts.txt").write_text("\nThe cat\n")
   code, found, _ = run(capsys, *flags, f"--input={tmp_path / 'prompts.txt'}")

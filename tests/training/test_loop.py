@@ -91,7 +91,7 @@ def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, ov
 
 
 def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, capsys):
-  """By hand: the rate of update s is 0.02 * (1 - s / steps); s = 19 was the last, s = 20 is next."""
+  """By hand: update s has the rate 0.02 * (1 - s / steps); 19 was the last, and 20 is the next."""
   path = shutil.copytree(finished_gpt, tmp_path / "run")
   resume = lambda *fields: train.train(recipes.override(recipes.load(f"{recipe}:causal"), fields),
                                        path)
@@ -99,8 +99,8 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
   assert "the rate at step" not in capsys.readouterr().err
   resume("--config.phases[0].steps=40", "--config.log.every_steps=1")
   lines = [line for line in capsys.readouterr().err.splitlines() if "the rate at step" in line]
-  assert lines == ["note: the rate at step 20 is now 0.01, it was 0.001, because the run now has 40 "
-                   "steps instead of 20"]
+  assert lines == ["note: the rate at step 20 is now 0.01, it was 0.001, because the run now has "
+                   "40 steps instead of 20"]
   rates = dict(metrics.read_curves(path)["train/learning_rate"])
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
 
