@@ -59,13 +59,13 @@ def publish_when_done(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Args:
     path: final path. A file there is replaced; a folder there must be empty.
   """
-  scratch = path.with_name(f"{path.name}{_UNFINISHED}{secrets.token_hex(4)}")
+  scratch = unfinished_path(path, secrets.token_hex(4))
   try:
     yield scratch
     for entry in [*scratch.rglob("*"), scratch]:
-      _sync(entry)
+      sync(entry)
     scratch.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
   except BaseException:
     _remove(scratch)
     raise
@@ -82,7 +82,26 @@ def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
     _remove(path)
 
 
-def _sync(path: pathlib.Path) -> None:
+def unfinished_path(path: pathlib.Path, key: str) -> pathlib.Path:
+  """Returns the temporary path of a file or folder that is being written.
+
+  Args:
+    path: its final path.
+    key: 8 hexadecimal digits.
+  """
+  return path.with_name(f"{path.name}{_UNFINISHED}{key}")
+
+
+def find_unfinished(path: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the temporary paths, of any key, that exist for a final path.
+
+  Args:
+    path: the final path.
+  """
+  return sorted(path.parent.glob(f"{glob.escape(path.name)}{_UNFINISHED}{'[0-9a-f]' * 8}"))
+
+
+def sync(path: pathlib.Path) -> None:
   """Synchronizes a file, or the names in a folder, to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:

@@ -7,20 +7,22 @@ Axes: B rows, L length, D width, E layers kept, T tokens of all texts.
 """
 
 import functools
+import itertools
+import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt import files
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts as texts_lib
 from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import export
+from bertgpt.inference import feature_files, streams
 from bertgpt.models import Inputs, layers
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -32,7 +34,6 @@ LAYERS = {
     "last": (1, True),    # the last layer
     "last4": (4, True),   # the last four layers; the paper's best features for named entities
 }
-FORMATS = (".safetensors", ".npy")
 
 
 def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
@@ -51,7 +52,9 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
     ConfigError: the model gives no features, or has too few layers.
   """
   check_layer(trained, layer)
-  features = embed_rows(trained, make_rows(trained, texts), layer, batch_size)
+  rows, num_cut = make_rows(trained, texts)
+  note_cut(trained, num_cut, len(texts))
+  features = embed_rows(trained, rows, layer, batch_size)
   return features if LAYERS[layer][1] else np.stack(features)
 
 
@@ -70,23 +73,32 @@ def check_layer(trained: Trained, layer: str) -> None:
                       "layers. Choose last")
 
 
-def make_rows(trained: Trained, texts: Sequence[str]) -> list[np.ndarray]:
+def make_rows(trained: Trained, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
   """Returns the tokens of texts as the model reads them, between [CLS] and [SEP].
-
-  Prints a note on stderr if some texts are cut.
 
   Args:
     trained: the model.
     texts: texts of any length.
   Returns:
-    int32 [N] each, cut to the model's positions.
+    int32 [N] for each text, cut to the model's positions; and the number of texts that are cut.
   """
-  positions = trained.config.model.max_positions
-  encoded, room = trained.tokenizer.encode(texts), positions - 2
-  if too_long := sum(len(ids) > room for ids in encoded):
-    print(f"note: {too_long} of {len(encoded)} texts are cut to the model's {positions} positions",
-          file=sys.stderr)
-  return [marks.of_encoder(trained.tokenizer).enclose(ids[:room]) for ids in encoded]
+  room = trained.config.model.max_positions - 2
+  encoded = trained.tokenizer.encode(texts)
+  rows = [marks.of_encoder(trained.tokenizer).enclose(ids[:room]) for ids in encoded]
+  return rows, sum(len(ids) > room for ids in encoded)
+
+
+def note_cut(trained: Trained, num_cut: int, num_texts: int) -> None:
+  """Prints a note on stderr if some texts are cut.
+
+  Args:
+    trained: the model.
+    num_cut: texts that are cut.
+    num_texts: all texts.
+  """
+  if num_cut:
+    print(f"note: {num_cut} of {num_texts} texts are cut to the model's "
+          f"{trained.config.model.max_positions} positions", file=sys.stderr)
 
 
 def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
@@ -94,35 +106,52 @@ def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
   """Returns the features of encoded texts.
 
   Args:
+    trained, tokens, layer, batch_size: see `iterate_features`.
+  Returns:
+    float32 arrays: [D], or [N, D * layers kept] if there is a vector per token.
+  """
+  features = dict(iterate_features(trained, tokens, layer, batch_size))
+  return [features[i] for i in range(len(tokens))]
+
+
+def iterate_features(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
+                     batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields the features of encoded texts, batch by batch of similar length.
+
+  Args:
     trained: the model.
     tokens: int [N] each, with [CLS] and [SEP], of at most the model's positions.
     layer: key of `LAYERS`.
     batch_size: texts per batch.
-  Returns:
-    float32 arrays: [D], or [N, D * layers kept] if there is a vector per token.
+  Yields:
+    (number of a text, its features: float32 [D], or [N, D * layers kept] if there is a vector per
+    token), every text once.
   """
-  num_layers, is_by_token = LAYERS[layer]
-  params, features = jax.device_put(trained.params), [np.zeros(0, np.float32)] * len(tokens)
-  lengths = [len(ids) for ids in tokens]
+  params, lengths = jax.device_put(trained.params), [len(ids) for ids in tokens]
   for which, size in buckets.batches(lengths, batch_size, trained.config.model.max_positions):
     tokens_BL = buckets.pad([tokens[i] for i in which], size, batch_size)
     lengths_B = np.zeros(len(tokens_BL), np.int32)
     lengths_B[:len(which)] = [lengths[i] for i in which]
     with trained_lib.exact_products(trained.config):
-      x_BLD = jax.device_get(_features(trained.model, num_layers, params, tokens_BL, lengths_B))
-    for i, x_LD in zip(which, x_BLD, strict=False):
-      x_LD = x_LD[:lengths[i]]
-      features[i] = (x_LD if is_by_token else x_LD[0] if layer == "cls" else x_LD.mean(0)).copy()
-  return features
+      x_B = jax.device_get(_features(trained.model, layer, params, tokens_BL, lengths_B))
+    for i, x in zip(which.tolist(), x_B, strict=False):
+      yield i, (x[:lengths[i]] if LAYERS[layer][1] else x).copy()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _features(model, num_layers, params, tokens_BL, lengths_B):
-  """Returns the last layers, concatenated in order: float32 [B, L, E * D]."""
+def _features(model, layer, params, tokens_BL, lengths_B):
+  """Returns the features of every text, float32: [B, D], or [B, L, E * D] with one per token."""
   _, kept = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B),
                         method="features", mutable=["intermediates"])
+  num_layers, is_by_token = LAYERS[layer]
   x_EBLD = layers.layer_outputs(kept["intermediates"]["encoder"])[-num_layers:]
-  return jnp.concatenate(list(x_EBLD.astype(jnp.float32)), axis=-1)
+  x_BLD = jnp.concatenate(list(x_EBLD.astype(jnp.float32)), axis=-1)
+  if is_by_token:
+    return x_BLD
+  if layer == "cls":
+    return x_BLD[:, 0]
+  is_text_BL1 = (jnp.arange(x_BLD.shape[1]) < lengths_B[:, None])[..., None]
+  return jnp.where(is_text_BL1, x_BLD, 0).sum(1) / jnp.maximum(lengths_B, 1)[:, None]
 
 
 # ----------------------------------------------------------------- bertgpt embed
@@ -130,7 +159,9 @@ def _features(model, num_layers, params, tokens_BL, lengths_B):
 
 def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
         batch_size: int, dtype: str = trained_lib.SCORING_DTYPE) -> str:
-  """Writes the features of the texts in a file, one per line.
+  """Writes the features of the texts in a file, one per line, in bounded memory.
+
+  If the work is interrupted, the same call resumes it, and the file gets the same bytes.
 
   Args:
     path: workdir of the run.
@@ -147,14 +178,52 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
     DataError: `source` is damaged; see also `load_trained`.
   """
   check_out(out, layer)
-  lines = texts_lib.read_texts(source, "--input")
+  read = functools.partial(texts_lib.iterate_texts, source, "--input")
+  count, digest = streams.measure(read())
   trained = trained_lib.load_trained(path, dtype=dtype)
   check_layer(trained, layer)
-  tokens = make_rows(trained, lines)
-  arrays = collect(embed_rows(trained, tokens, layer, batch_size), tokens, layer)
-  write(out, arrays)
-  shape = " x ".join(map(str, arrays["features"].shape))
-  return f"{out}: {layer} of {len(lines)} texts, float32 {shape}, computed in {dtype}"
+  trained = trained._replace(params=jax.device_put(trained.params))
+  identity = {"texts": digest, "layer": layer, "batch_size": batch_size,
+              "format": out.suffix} | streams.identify(trained)
+  with streams.resumable(out, identity) as work:
+    num_cut, num_rows, width = write(work, trained, read(), count, layer, batch_size, out.suffix)
+  note_cut(trained, num_cut, count)
+  return (f"{out}: {layer} of {count} texts, float32 {num_rows} x {width}, computed in "
+          f"{trained.config.model.dtype}")
+
+
+def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], count: int, layer: str,
+          batch_size: int, suffix: str) -> tuple[int, int, int]:
+  """Writes the features of texts, from the text on at which the work was interrupted.
+
+  Args:
+    work: unfinished results.
+    trained: the model.
+    texts: all texts.
+    count: number of texts.
+    layer: key of `LAYERS`.
+    batch_size: texts per batch.
+    suffix: ending of the file, one of `feature_files.FORMATS`.
+  Returns:
+    (texts that are cut to the model's positions, rows of features, width of a row).
+  """
+  num_layers, is_by_token = LAYERS[layer]
+  width = trained.config.model.width * num_layers
+  file = feature_files.FORMATS[suffix](work, count, width, is_by_token)
+  num_cut = work.state.get("cut", 0)
+  progress = streams.Progress(count, done=work.state.get("texts", 0))
+  for window in streams.windows(itertools.islice(texts, progress.done, None)):
+    rows, cut = make_rows(trained, window)
+    file.begin(rows)
+    for i, features in iterate_features(trained, rows, layer, batch_size):
+      file.write(i, features)
+    num_cut += cut
+    done = progress.done + len(window)
+    work.commit(texts=done, cut=num_cut, rows=file.end())
+    progress.add(len(window))
+  num_rows = file.finish()
+  work.publish(feature_files.NAME)
+  return num_cut, num_rows, width
 
 
 def check_out(out: pathlib.Path, layer: str) -> None:
@@ -166,46 +235,14 @@ def check_out(out: pathlib.Path, layer: str) -> None:
   Raises:
     ConfigError: the file exists, its folder does not, or its format cannot hold the features.
   """
+  if os.path.lexists(out):
+    streams.remove_others(out)  # Of a process that was killed after it had published the file.
   export.refuse_existing(out, "--out")
-  if out.suffix not in FORMATS:
-    raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(FORMATS)}")
+  if out.suffix not in feature_files.FORMATS:
+    raise ConfigError(f"--out {out}: name a file that ends in "
+                      f"{' or '.join(feature_files.FORMATS)}")
   if out.suffix == ".npy" and LAYERS[layer][1]:
     raise ConfigError(f"--out {out}: a .npy file holds one array, but --layer {layer} also needs "
                       "the lengths of the texts. Name a .safetensors file")
   if not out.parent.is_dir():
     raise ConfigError(f"--out {out}: there is no folder {out.parent}. Make it first")
-
-
-def collect(features: Sequence[np.ndarray], tokens: Sequence[np.ndarray],
-            layer: str) -> dict[str, np.ndarray]:
-  """Returns the arrays of a file.
-
-  Args:
-    features: result of `embed_rows`, one array per text.
-    tokens: int32 [N] each, the rows of the texts.
-    layer: key of `LAYERS`.
-  Returns:
-    `features`, float32 [texts, D]. With a vector per token: `features`, float32
-    [T, D * layers kept]; `tokens`, int32 [T]; and `offsets`, int64 [texts + 1]: text i has the
-    tokens from offsets[i] up to offsets[i + 1].
-  """
-  if not LAYERS[layer][1]:
-    return {"features": np.stack(features)}
-  offsets = np.cumsum([0, *map(len, tokens)])
-  return {"features": np.concatenate(features), "tokens": np.concatenate(tokens),
-          "offsets": offsets}
-
-
-def write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes a file, completely or not at all.
-
-  Args:
-    out: .safetensors, or .npy for features only.
-    arrays: result of `collect`.
-  """
-  with files.publish_when_done(out) as scratch:
-    if out.suffix == ".npy":
-      with scratch.open("wb") as file:
-        np.save(file, arrays["features"])
-    else:
-      export.write_tensors(scratch, arrays)

@@ -130,7 +130,7 @@ def describe_change(old: ConfigDict, new: ConfigDict, step: int) -> str:
   Returns:
     The rate of the next update, and that of the last one, in one line.
   """
-  was, old_next, new_next = (float(make_schedule(config)(at)) for config, at in (
+  was, old_next, new_next = (float(make_schedule(config)(jnp.int32(at))) for config, at in (
       (old, step - 1), (old, step), (new, step)))
   if math.isclose(old_next, new_next, rel_tol=1e-5, abs_tol=1e-12):
     return ""

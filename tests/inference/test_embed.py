@@ -1,13 +1,22 @@
 """bertgpt.inference.embed: features of every text, in order and independent of its batch."""
 
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
 import numpy as np
+import program
 import pytest
+import small_runs
+from program import ROOT
 from safetensors.numpy import load_file
 
 from bertgpt import cli
 from bertgpt.errors import StorageError
-from bertgpt.hub import export
-from bertgpt.inference import embed
+from bertgpt.inference import embed, streams
 from bertgpt.models import Inputs
 
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,
@@ -103,12 +112,91 @@ def test_a_gpt_is_refused(capsys, finished_gpt, source, tmp_path):
   assert (code, len(lines)) == (2, 1) and "holds a GPT" in lines[0]
 
 
-def test_a_file_appears_whole_or_not_at_all(monkeypatch, tmp_path):
-  def fail(path, arrays):
-    path.write_bytes(b"half")
-    raise StorageError("the disk is full")
+# ---------------------------------------------------------------- many texts
 
-  monkeypatch.setattr(export, "write_tensors", fail)
-  with pytest.raises(StorageError):
-    embed.write(tmp_path / "a.safetensors", {"features": np.zeros(3)})
-  assert not list(tmp_path.iterdir())
+
+MANY = 2 * streams.WINDOW_TEXTS + 17
+
+
+def start(finished_bert, source, out, *flags, before=()):
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+  return subprocess.Popen([*before, sys.executable, "-m", "bertgpt", "embed",
+                           f"--workdir={finished_bert}", f"--input={source}", f"--out={out}",
+                           *flags], env=env, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+
+
+def state_of(out):
+  """Returns the entries of the last commit of unfinished work."""
+  paths = list(out.parent.glob(f"{out.name}.unfinished-*/state.json"))
+  return json.loads(paths[0].read_text())["state"] if paths else {}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+  """A file of some windows of texts with lengths of several buckets."""
+  rng = random.Random(0)
+  path = tmp_path_factory.mktemp("many") / "texts.txt"
+  path.write_text("".join(f"The {' '.join(rng.choices(small_runs.NOUNS, k=rng.randint(0, 70)))}\n"
+                          for _ in range(MANY)))
+  return path
+
+
+@pytest.mark.parametrize("name, layer", [
+    ("a.npy", "mean"), pytest.param("a.safetensors", "last", marks=pytest.mark.slow)])
+def test_work_that_was_killed_resumes_to_the_same_bytes(finished_bert, many, tmp_path, name, layer):
+  (tmp_path / "whole").mkdir()
+  whole = program.finish(start(finished_bert, many, tmp_path / "whole" / name, f"--layer={layer}"))
+  assert whole.returncode == 0, whole.stderr
+
+  process = start(finished_bert, many, tmp_path / name, f"--layer={layer}")
+  program.wait_for(lambda: state_of(tmp_path / name).get("texts", 0) > 0, process)
+  process.kill()
+  assert program.finish(process).returncode == -signal.SIGKILL
+  done = state_of(tmp_path / name)["texts"]
+  assert 0 < done < MANY and not (tmp_path / name).exists()
+
+  resumed = program.finish(start(finished_bert, many, tmp_path / name, f"--layer={layer}"))
+  assert resumed.returncode == 0, resumed.stderr
+  first, *rest = [line for line in resumed.stderr.splitlines() if line.startswith("note: ")]
+  assert first == f"note: resuming after {done:,} of {MANY:,} texts"
+  assert len(rest) == 1 and rest[0] in whole.stderr.splitlines()  # The number of texts cut.
+  assert resumed.stdout.split(": ")[1] == whole.stdout.split(": ")[1]
+  assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+  assert sorted(path.name for path in tmp_path.iterdir()) == [name, "whole"]
+
+
+def test_a_full_disk_is_an_error_after_which_the_command_resumes(capsys, finished_bert, many,
+                                                                 tmp_path):
+  """A limit on the size of files stands for the disk: it lies in the second window."""
+  out, kib_per_window = tmp_path / "a.npy", streams.WINDOW_TEXTS * 16 * 4 // 1024
+  limited = ("bash", "-c", f'ulimit -f {kib_per_window * 3 // 2}; exec "$@"', "bash")
+  failed = program.finish(start(finished_bert, many, out, before=limited))
+  assert failed.returncode == StorageError.exit_code and failed.stdout == ""
+  assert "File too large" in failed.stderr and not out.exists()
+  assert state_of(out)["texts"] == streams.WINDOW_TEXTS
+  code, _, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={many}",
+                       f"--out={out}")
+  assert code == 0 and f"note: resuming after {streams.WINDOW_TEXTS:,} of" in lines[0]
+  assert np.load(out).shape == (MANY, 16)
+
+
+def test_other_texts_begin_again(capsys, finished_bert, bert, source, tmp_path):
+  out = tmp_path / "a.npy"
+  with pytest.raises(KeyError), streams.resumable(out, {"texts": "other"}) as work:
+    work.commit(texts=3)
+    raise KeyError
+  code, _, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={source}",
+                       f"--out={out}")
+  assert code == 0 and "was begun with other texts" in lines[0]
+  np.testing.assert_allclose(np.load(out), embed.embed(bert, TEXTS), atol=1e-6)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "texts.txt"]
+
+
+def test_features_do_not_depend_on_the_texts_around(bert):
+  """Alone, in another order, in batches of other sizes: equal to rounding."""
+  whole = embed.embed(bert, TEXTS)
+  order = [3, 0, 5, 1, 4, 2]
+  for batch_size in (1, 2, 5):
+    found = embed.embed(bert, [TEXTS[i] for i in order], batch_size=batch_size)
+    np.testing.assert_allclose(found, whole[order], atol=1e-6)

@@ -4,7 +4,7 @@
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bertgpt.data.text import intake
 from bertgpt.data.text.intake import Counts, TextCleaner
@@ -45,22 +45,39 @@ def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
   """Returns the lines of a file, or one field of the objects in a .jsonl file.
 
   Args:
+    path, flag, field: see `iterate_texts`.
+  Raises:
+    ConfigError: see `iterate_texts`.
+    DataError: see `iterate_texts`.
+  """
+  return list(iterate_texts(path, flag, field))
+
+
+def iterate_texts(path: pathlib.Path, flag: str, field: str = "text") -> Iterator[str]:
+  """Yields the lines of a file, or one field of the objects in a .jsonl file, one at a time.
+
+  Args:
     path: plain or compressed file.
     flag: flag that names the file; error messages begin with it.
     field: field of the JSON objects that holds the text. Blank lines of .jsonl files are skipped.
   Raises:
-    ConfigError: there is no such file, it holds no text, or an object in it lacks the field.
+    ConfigError: there is no such file, an object in it lacks the field, or, at its end, it has
+      held no text.
     DataError: see `read_text`; or a line is not valid JSON.
   """
-  lines = read_text(path, flag).removesuffix("\n").split("\n")
-  if ".jsonl" in path.suffixes:
-    texts = [_field(line, field, f"{flag} {path}: line {i}")
-             for i, line in enumerate(lines, 1) if line.strip()]
-  else:
-    texts = lines
-  if not any(text.strip() for text in texts):
+  if not path.is_file():
+    raise ConfigError(f"{flag} {path}: no such file")
+  is_json, has_text = ".jsonl" in path.suffixes, False
+  lines = intake.read_lines(str(path), _CLEANER, can_replace=False)
+  for i, (offset, raw) in enumerate(lines, 1):
+    line = _CLEANER.decode(raw, str(path), offset).removesuffix("\n")
+    if is_json and not line.strip():
+      continue
+    text = _field(line, field, f"{flag} {path}: line {i}") if is_json else line
+    has_text = has_text or bool(text.strip())
+    yield text
+  if not has_text:
     raise ConfigError(f"{flag} {path}: holds no text. Give one text per line")
-  return texts
 
 
 def _field(line: str, field: str, place: str) -> str:
