@@ -18,6 +18,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="number of a phase, from 0; default: all phases")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
                       help="price per chip-hour, to predict the price of the run")
+  parser.add_argument("--kernels", type=flags.number(int, 1), default=0, metavar="N",
+                      help="show the N kernels of each phase that take longest, with what bounds "
+                           "them")
+  parser.add_argument("--compare", nargs="+", default=(), metavar="FIELD=VALUE",
+                      help="also plan with other values of these fields, and put the two plans "
+                           "side by side")
   parser.add_argument("--search", action="store_true",
                       help="compile variants of the phase (default: the last one), with other "
                            "micro-batches, remat, meshes and scans, and rank them")
@@ -29,5 +35,6 @@ def run(arguments: argparse.Namespace) -> None:
   from bertgpt.planning import aot, plan, topologies
   topology = topologies.open_topology(arguments.topology)
   config = flags.read_unvalidated(arguments, lambda: aot.devices_of(topology))
-  print(plan.run(config, topology, phase=arguments.phase, price=arguments.price_per_chip_hour,
-                 do_search=arguments.search, as_json=arguments.json))
+  request = plan.Request(arguments.phase, arguments.price_per_chip_hour, arguments.kernels,
+                         tuple(arguments.compare), arguments.search, arguments.json)
+  print(plan.run(config, topology, request))

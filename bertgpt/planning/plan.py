@@ -8,60 +8,108 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from bertgpt.config import ConfigDict, unread
+from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.errors import ConfigError
-from bertgpt.planning import aot, search
+from bertgpt.planning import aot, compare, kernels, search
 from bertgpt.planning.aot import CompiledStep, Memory, PhasePlan
 from bertgpt.planning.roofline import CollectiveTotals, Roofline
 from bertgpt.planning.topologies import Topology
 
 
-def run(config: ConfigDict, topology: Topology, *, phase: int | None, price: float | None,
-        do_search: bool, as_json: bool) -> str:
+class Request(NamedTuple):
+  """What to show.
+
+  Attributes:
+    phase: number of the only phase to plan; None: all phases, or for a search the last one.
+    price: per chip-hour, in any currency; None: no price.
+    kernels: number of kernels to show per phase, those that take longest.
+    compare: fields of a second config, 'FIELD=VALUE' each; (): no second config.
+    do_search: also rank variants of the phase.
+    as_json: JSON instead of text.
+  """
+
+  phase: int | None = None
+  price: float | None = None
+  kernels: int = 0
+  compare: tuple[str, ...] = ()
+  do_search: bool = False
+  as_json: bool = False
+
+
+def run(config: ConfigDict, topology: Topology, request: Request) -> str:
   """Returns the output of `bertgpt plan`.
 
   Args:
     config: the run's config.
     topology: the machine to plan for.
-    phase: number of the only phase to plan; None: all phases, or for a search the last one.
-    price: per chip-hour, in any currency; None: no price.
-    do_search: also rank variants of the phase.
-    as_json: JSON instead of text.
+    request: what to show.
   Returns:
     Text of several lines.
   Raises:
-    ConfigError: there is no such phase, the config does not fit the machine, or it sets a field
-      that nothing would read.
+    ConfigError: there is no such phase, a config does not fit the machine, or it sets a field that
+      nothing would read.
   """
   unread.check(config)
+  phase, price = request.phase, request.price
   phases = range(len(config.phases)) if phase is None else [phase]
   if phase is not None and not 0 <= phase < len(config.phases):
     raise ConfigError(f"--phase={phase}: the config has phases 0 to {len(config.phases) - 1}")
+  other = make_other(config, request.compare) if request.compare else None
   plans = aot.make_plan(config, topology, phases)
-  ranked = search.search(plans[-1].step, topology) if do_search else []
-  if as_json:
-    return json.dumps(to_json(plans, topology, price)
-                      | {"search": [_ranked_to_json(variant) for variant in ranked]}, indent=2)
-  text = show(plans, topology, price)
-  return f"{text}\n\n{show_search(ranked, plans[-1].step)}" if ranked else text
+  others = aot.make_plan(other, topology, phases) if other else []
+  ranked = search.search(plans[-1].step, topology) if request.do_search else []
+  if request.as_json:
+    answer = to_json(plans, topology, price, request.kernels)
+    answer["search"] = [_ranked_to_json(variant) for variant in ranked]
+    if others:
+      answer["compare"] = {"overrides": list(request.compare),
+                           **to_json(others, topology, price, request.kernels)}
+    return json.dumps(answer, indent=2)
+  texts = [show(plans, topology, price, request.kernels)]
+  if others:
+    texts.append(compare.show(plans, others, request.compare))
+  if ranked:
+    texts.append(show_search(ranked, plans[-1].step))
+  return "\n\n".join(texts)
+
+
+def make_other(config: ConfigDict, fields: Sequence[str]) -> ConfigDict:
+  """Returns a config with other values of some fields, to compare with.
+
+  Args:
+    config: the run's config.
+    fields: 'FIELD=VALUE' each.
+  Raises:
+    ConfigError: a field does not exist or has another type, or nothing would read it.
+  """
+  try:
+    other = recipes.override(config, [f"--config.{field}" for field in fields])
+  except ConfigError as e:
+    raise ConfigError(f"--compare: {str(e).replace('--config.', '')}") from e
+  unread.check(other)
+  return other
 
 
 # ----------------------------------------------------------------- as text
 
 
-def show(plans: Sequence[PhasePlan], topology: Topology, price: float | None) -> str:
+def show(plans: Sequence[PhasePlan], topology: Topology, price: float | None,
+         num_kernels: int = 0) -> str:
   """Returns the plan as text.
 
   Args:
     plans: one per phase.
     topology: the machine that they were made for.
     price: per chip-hour; None: no price.
+    num_kernels: kernels to show per phase.
   """
   lines = [f"PREDICTION for {describe(topology)}; compiled for it, nothing was run"]
   for plan in plans:
     lines += ["", *_show_phase(plan, topology)]
+    if num_kernels and plan.step.roofline:
+      lines += kernels.show(plan.step.roofline.kernels, num_kernels)
   if all(plan.fits for plan in plans):
     hours = sum(plan.hours for plan in plans)
     chip_hours = sum(plan.chip_hours for plan in plans)
@@ -183,13 +231,15 @@ def show_search(ranked: Sequence[search.RankedVariant], step: CompiledStep) -> s
 # ----------------------------------------------------------------- as JSON
 
 
-def to_json(plans: Sequence[PhasePlan], topology: Topology, price: float | None) -> dict[str, Any]:
+def to_json(plans: Sequence[PhasePlan], topology: Topology, price: float | None,
+            num_kernels: int = 0) -> dict[str, Any]:
   """Returns the plan as plain numbers.
 
   Args:
     plans: one per phase.
     topology: the machine that they were made for; its slices or nodes are "islands".
     price: per chip-hour; None: no price.
+    num_kernels: kernels per phase.
   Returns:
     JSON values: bytes, seconds and FLOPs, per chip if the name says so; None instead of nan.
   """
@@ -201,10 +251,10 @@ def to_json(plans: Sequence[PhasePlan], topology: Topology, price: float | None)
       "usable_hbm_per_chip": chip.usable_hbm, "fits": all(plan.fits for plan in plans),
       "hours": _number(sum(plan.hours for plan in plans)), "chip_hours": _number(chip_hours),
       "price": None if price is None else _number(price * chip_hours),
-      "phases": [_phase_to_json(plan, topology) for plan in plans]}
+      "phases": [_phase_to_json(plan, topology, num_kernels) for plan in plans]}
 
 
-def _phase_to_json(plan: PhasePlan, topology: Topology) -> dict[str, Any]:
+def _phase_to_json(plan: PhasePlan, topology: Topology, num_kernels: int) -> dict[str, Any]:
   step = plan.step
   numbers = {name: _number(getattr(plan, name)) for name in
              ("step_seconds", "tokens_per_second", "mfu", "hours", "chip_hours")}
@@ -224,7 +274,8 @@ def _phase_to_json(plan: PhasePlan, topology: Topology) -> dict[str, Any]:
       "hidden_flops_per_chip": roofline.hidden_flops,
       "hbm_bytes_per_chip": roofline.hbm_bytes, "seconds_by_resource": roofline.seconds_by,
       "compiler_seconds": roofline.compiler_seconds,
-      "collectives": [dataclasses.asdict(total) for total in roofline.collectives]}
+      "collectives": [dataclasses.asdict(total) for total in roofline.collectives],
+      "kernels": [kernels.to_json(kernel) for kernel in roofline.kernels[:num_kernels]]}
 
 
 def _ranked_to_json(ranked: search.RankedVariant) -> dict[str, Any]:

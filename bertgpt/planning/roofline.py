@@ -15,9 +15,11 @@ import dataclasses
 from typing import NamedTuple
 
 from bertgpt.devices import hardware
-from bertgpt.planning import collectives, hlo, hlo_costs
+from bertgpt.planning import collectives, hlo, hlo_costs, kernels
 from bertgpt.planning.collectives import Collective, Network, Traffic
 from bertgpt.planning.hlo import Execution, Instruction
+from bertgpt.planning.kernels import Kernel
+from bertgpt.planning.work import Work, work_of
 
 
 @dataclasses.dataclass
@@ -71,6 +73,7 @@ class Roofline(NamedTuple):
     collectives: by kind and axes, most bytes first.
     seconds_by: resource -> seconds of the step that it bounds; their sum is `seconds`.
     compiler_seconds: the sum of the compiler's own estimates; 0 if it makes none.
+    kernels: kinds of kernels, the one that takes longest first.
   """
 
   matmul_flops: float
@@ -81,6 +84,7 @@ class Roofline(NamedTuple):
   collectives: list[CollectiveTotals]
   seconds_by: dict[str, float]
   compiler_seconds: float
+  kernels: list[Kernel]
 
   @property
   def seconds(self) -> float:
@@ -121,7 +125,8 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
   return Roofline(work.matmul_flops, hidden, work.vector_operations, work.hbm_bytes,
                   chip_work.operations, transfers.totals(),
                   _seconds_by(chip_work, transfers.exposed_seconds, hidden),
-                  work.compiler_cycles / chip.clock if chip.clock else 0.0)
+                  work.compiler_cycles / chip.clock if chip.clock else 0.0,
+                  kernels.merge(chip_work.kernels))
 
 
 def _seconds_by(chip_work: "_ChipWork", exposed_seconds: float,
@@ -137,67 +142,6 @@ def _seconds_by(chip_work: "_ChipWork", exposed_seconds: float,
 
 
 # ------------------------------------------------------------------ on chip
-
-
-@dataclasses.dataclass
-class Work:
-  """Work of one device.
-
-  Attributes:
-    matmul_flops: FLOPs of matrix products.
-    padded_flops: the same, with the sides of products padded to the size of the matrix unit.
-    vector_operations: element operations outside the matrix units.
-    hbm_bytes: bytes read and written.
-    compiler_cycles: the compiler's own estimate; 0 if it makes none.
-  """
-
-  matmul_flops: float = 0.0
-  padded_flops: float = 0.0
-  vector_operations: float = 0.0
-  hbm_bytes: float = 0.0
-  compiler_cycles: float = 0.0
-
-  def add(self, other: "Work", runs: float) -> None:
-    """Adds other work.
-
-    Args:
-      other: work of one run.
-      runs: runs per step.
-    """
-    for field in dataclasses.fields(self):
-      setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name) * runs)
-
-
-def work_of(instruction: Instruction, tile: int) -> Work:
-  """Returns the work of one run of an operation.
-
-  Args:
-    instruction: one that runs as an operation of its own, with its parts if it is a fusion.
-    tile: side of the matrix unit, in elements.
-  Returns:
-    The work of one device.
-  """
-  parts = list(instruction.parts())
-  products = [product for part in parts if (product := hlo_costs.product_of(part))]
-  cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
-  return Work(sum(product.flops for product in products),
-              sum(padded_flops(product, tile) for product in products),
-              sum(hlo_costs.vector_operations(part) for part in parts),
-              hlo_costs.hbm_bytes(instruction), float(cycles or 0))
-
-
-def padded_flops(product: hlo_costs.Product, tile: int) -> float:
-  """Returns the FLOPs of a product whose sides are padded to the size of the matrix unit.
-
-  Args:
-    product: its contracted side is padded, and one of the other two, whichever wastes less.
-    tile: side of the matrix unit, in elements.
-  Returns:
-    FLOPs, at least those of the product.
-  """
-  def fill(size: float) -> float:
-    return -(-size // tile) * tile / size
-  return product.flops * fill(product.k) * min(fill(product.m), fill(product.n))
 
 
 def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
@@ -224,6 +168,7 @@ class _ChipWork:
     operations: number of operations that take time.
     seconds_by: resource -> seconds of the operations that it bounds.
     seconds: on-chip time, which is the clock for collectives.
+    kernels: the operations that take time.
   """
 
   def __init__(self, chip: hardware.Chip):
@@ -232,6 +177,7 @@ class _ChipWork:
     self.operations = 0.0
     self.seconds_by = dict.fromkeys(("matmul", "vector", "memory", "start"), 0.0)
     self.seconds = 0.0
+    self.kernels: list[Kernel] = []
 
   def add(self, execution: Execution) -> None:
     """Adds an operation that is not a collective."""
@@ -245,6 +191,7 @@ class _ChipWork:
     self.operations += runs
     self.seconds_by[bound] += busy[bound] * runs
     self.seconds += busy[bound] * runs
+    self.kernels.append(kernels.make_kernel(instruction, runs, work, busy))
 
 
 # ------------------------------------------------------------------ network

@@ -48,6 +48,17 @@ def test_json_is_json_and_adds_up(small):
     assert phase["collectives"][0]["axes"] == "data"
 
 
+def test_kernels_are_in_text_and_json(small):
+  text = plan.show(*small, price=None, num_kernels=3)
+  assert text.count("kernels    the 3 that take longest") == 2
+  answer = json.loads(json.dumps(plan.to_json(*small, price=None, num_kernels=3)))
+  for phase in answer["phases"]:
+    assert len(phase["kernels"]) == 3
+    seconds = [kernel["seconds"] for kernel in phase["kernels"]]
+    assert seconds == sorted(seconds, reverse=True) and seconds[0] < phase["step_seconds"]
+    assert all(kernel["use"][kernel["bound"]] == 1 for kernel in phase["kernels"])
+
+
 def overflow(small, *needs):
   phases, topology = small
   step = phases[0].step._replace(memory=None, roofline=None, overflow=aot.Overflow(*needs))

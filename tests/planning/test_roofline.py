@@ -3,27 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from round_chip import CHIP, DOT, NETWORK, SHARE, analyze, program_text
 
 from bertgpt.devices import hardware
-from bertgpt.planning import hlo_costs, roofline
-from bertgpt.planning.collectives import Network, Place
-
-CHIP = hardware.CHIPS["v5e"]._replace(peak_flops=1e12, vector_flops=1e9, hbm_bandwidth=1e9, tile=1,
-                                      link_bandwidth=1e6, clock=1e6)
-NETWORK = Network(CHIP, [Place(0, (x, 0)) for x in range(4)], (4, 1), {"data": 4})
-SHARE = hardware.EFFICIENCY
-
-
-def analyze(text, **arguments):
-  return roofline.analyze(text, NETWORK._replace(**arguments))
-
-
-def program_text(body):
-  return f"HloModule m\nENTRY %main (p: f32[1000,1000]) -> f32[1000,1000] {{\n{body}\n}}\n"
-
-
-DOT = program_text("""  %p = f32[1000,1000]{1,0} parameter(0)
-  ROOT %d = f32[1000,1000]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}""")
+from bertgpt.planning import roofline
 
 
 def test_a_product_takes_its_flops_or_its_bytes():
@@ -52,14 +35,6 @@ def test_elementwise_work_takes_the_vector_unit():
 def test_small_operations_take_the_time_to_start():
   text = DOT.replace("1000", "2")
   assert analyze(text).seconds == hardware.KERNEL_SECONDS
-
-
-@pytest.mark.parametrize("m, n, k, tile, factor", [
-    (128, 128, 128, 128, 1), (128, 128, 64, 128, 2), (1, 1024, 128, 128, 1),
-    (64, 64, 64, 128, 4), (192, 192, 128, 128, 4 / 3), (256, 8, 100, 1, 1)])
-def test_matrix_units_are_filled_by_whole_tiles(m, n, k, tile, factor):
-  product = hlo_costs.Product(1.0, m, n, k)
-  assert roofline.padded_flops(product, tile) == pytest.approx(factor)
 
 
 REDUCE = """  %p = f32[1000,1000]{1,0} parameter(0)

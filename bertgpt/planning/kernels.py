@@ -1,0 +1,122 @@
+"""The kernels of a compiled step that take longest, and what bounds each.
+
+A kernel is an instruction that runs as an operation of its own, usually a fusion. Kernels that do
+the same work for the same source operation count as one, so that the layers of a model without a
+loop are one line.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from bertgpt.planning.hlo import Instruction
+from bertgpt.planning.work import Work
+
+# Parts of a source operation's path that only say how JAX traced it.
+_TRACING = re.compile(
+    r"^(jit\(|vmap\(|(while|body|closed_call|checkpoint|remat|pjit|shard_map)$)")
+
+
+class Kernel(NamedTuple):
+  """One kind of kernel in a step.
+
+  Attributes:
+    name: its instruction in the compiled program, without the number.
+    source: path of the operation it comes from; '' if the compiler does not say.
+    runs: runs per step.
+    work: work of one run, on one device.
+    busy: resource -> seconds that it is busy during one run, as `roofline.operation_seconds` says.
+  """
+
+  name: str
+  source: str
+  runs: float
+  work: Work
+  busy: dict[str, float]
+
+  @property
+  def bound(self) -> str:
+    """The resource that bounds it."""
+    return max(self.busy, key=self.busy.get)
+
+  @property
+  def seconds(self) -> float:
+    """Predicted seconds per step, all runs together."""
+    return self.runs * self.busy[self.bound]
+
+  def use(self, resource: str) -> float:
+    """Returns the share of the kernel's time that a resource is busy: 1 for the one that bounds it.
+    """
+    return self.busy[resource] / self.busy[self.bound]
+
+
+def make_kernel(instruction: Instruction, runs: float, work: Work,
+                busy: dict[str, float]) -> Kernel:
+  """Returns the kernel of an instruction.
+
+  Args:
+    instruction: one that runs as an operation of its own.
+    runs, work, busy: see `Kernel`.
+  """
+  target = instruction.attribute(r'custom_call_target="([^"]*)"')
+  name = target or re.sub(r"[.\d]+$", "", instruction.name)
+  return Kernel(name, source_of(instruction), runs, work, busy)
+
+
+def source_of(instruction: Instruction) -> str:
+  """Returns the path of the operation that an instruction comes from, without names of transforms.
+
+  A path that begins with 'backward' is of the backward pass.
+
+  Args:
+    instruction: one with or without metadata.
+  """
+  path = instruction.attribute(r'op_name="([^"]*)"') or ""
+  parts = [part for part in path.split("/") if part and not _TRACING.match(part)]
+  if not parts:
+    return ""
+  is_backward = "transpose(" in path
+  parts = [re.sub(r"^(?:transpose\(|jvp\()+([^()]*)\)*$", r"\1", part) for part in parts]
+  return "/".join((["backward"] if is_backward else []) + [part for part in parts if part])
+
+
+def merge(kernels: Iterable[Kernel]) -> list[Kernel]:
+  """Returns the kernels with equal ones merged, the one that takes longest first."""
+  merged: dict[tuple, Kernel] = {}
+  for kernel in kernels:
+    key = (kernel.name, kernel.source, *vars(kernel.work).values())
+    runs = merged[key].runs if key in merged else 0.0
+    merged[key] = kernel._replace(runs=runs + kernel.runs)
+  return sorted(merged.values(), key=lambda kernel: -kernel.seconds)
+
+
+def show(kernels: Sequence[Kernel], count: int) -> list[str]:
+  """Returns a table of the kernels that take longest.
+
+  Args:
+    kernels: result of `merge`.
+    count: number of kernels to show.
+  """
+  total = sum(kernel.seconds for kernel in kernels)
+  shown = kernels[:count]
+  share = sum(kernel.seconds for kernel in shown) / total if total else 0.0
+  lines = [f"  kernels    the {len(shown)} that take longest of {len(kernels):,} kinds: "
+           f"{share:.0%} of the time on the chip",
+           f"  {'ms':>8} {'runs':>6} {'GB':>8} {'GFLOP':>9}  {'bound by':<9} {'matmul':>6} "
+           f"{'memory':>6}  kernel, source"]
+  for kernel in shown:
+    work, runs = kernel.work, kernel.runs
+    lines.append(
+        f"  {kernel.seconds * 1e3:8.3f} {runs:6,.0f} {work.hbm_bytes * runs / 1e9:8.3f} "
+        f"{work.matmul_flops * runs / 1e9:9,.1f}  {kernel.bound:<9} {kernel.use('matmul'):6.0%} "
+        f"{kernel.use('memory'):6.0%}  {kernel.name}, {kernel.source or 'source unknown'}")
+  return lines
+
+
+def to_json(kernel: Kernel) -> dict[str, Any]:
+  """Returns a kernel as JSON values; its bytes and FLOPs are those of all runs in a step."""
+  return {"name": kernel.name, "source": kernel.source, "runs": kernel.runs,
+          "seconds": kernel.seconds, "bound": kernel.bound,
+          "hbm_bytes": kernel.work.hbm_bytes * kernel.runs,
+          "matmul_flops": kernel.work.matmul_flops * kernel.runs,
+          "use": {resource: kernel.use(resource) for resource in kernel.busy}}
