@@ -6,7 +6,7 @@ that fails is printed, with the seed that finds it again.
 """
 
 import contextlib
-import json
+import copy
 import os
 import pathlib
 import random
@@ -51,8 +51,9 @@ def names() -> st.SearchStrategy[str]:
 
 def values(leaves: st.SearchStrategy | None = None) -> st.SearchStrategy[Any]:
   """JSON values, also with numbers that JSON does not have."""
-  leaves = leaves or (st.none() | st.booleans() | st.integers() | st.floats() | texts(12)
-                      | st.sampled_from((10**400, -1, 0, 2**31, 2**63, 1e308)))
+  if leaves is None:
+    leaves = (st.none() | st.booleans() | st.integers() | st.floats() | texts(12)
+              | st.sampled_from((10**400, -1, 0, 2**31, 2**63, 1e308)))
   return st.recursive(leaves, lambda inner: st.lists(inner, max_size=3)
                       | st.dictionaries(texts(6), inner, max_size=3), max_leaves=8)
 
@@ -64,20 +65,20 @@ def changed(content: Any, replacement: st.SearchStrategy | None = None) -> st.Se
 
   @st.composite
   def draw_changed(draw):
-    copy = json.loads(json.dumps(content))
+    new = copy.deepcopy(content)
     for _ in range(draw(st.integers(1, 3))):
       *path, last = draw(st.sampled_from(places))
       with contextlib.suppress(KeyError, IndexError, TypeError):  # An earlier change removed it.
-        holder = copy
+        holder = new
         for key in path:
           holder = holder[key]
         if draw(st.integers(0, 3)):
-          holder[last] = draw(replacement)
+          holder[last] = copy.deepcopy(draw(replacement))
         elif isinstance(holder, list):
           holder.append(holder[last])
         else:
           del holder[last]
-    return copy
+    return new
   return draw_changed()
 
 
