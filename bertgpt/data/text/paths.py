@@ -29,14 +29,22 @@ def find_files(pattern: str) -> list[str]:
 
 
 def split_field(target: str, default: str) -> tuple[str, str]:
-  """Returns (pattern, field) of 'pattern#field', or of a pattern that has '#' in its names.
+  """Returns (pattern, field) of 'pattern#field', both of which may hold '#' too.
+
+  The pattern is the longest one that files match, so that '#' in their names is no mark.
 
   Args:
-    target: pattern with or without a field. If files match it with all its '#', it has none.
+    target: pattern with or without a field.
     default: field if none is given.
   """
-  pattern, mark, field = target.rpartition("#")
-  return (pattern, field) if mark and not _match(target) else (target, default)
+  if "#" not in target or _match(target):
+    return target, default
+  last, _, _ = target.rpartition("#")
+  pattern = last
+  while "#" in pattern and not _match(pattern):
+    pattern, _, _ = pattern.rpartition("#")
+  pattern = pattern if pattern == last or _match(pattern) else last
+  return pattern, target[len(pattern) + 1:]
 
 
 def _match(pattern: str) -> list[str]:

@@ -55,6 +55,16 @@ def test_a_mark_in_the_name_of_a_file_comes_before_a_field(folder):
   assert paragraphs("jsonl:a#b") == paragraphs("jsonl:a#b#text") == [("x",)]
 
 
+def test_a_field_may_have_the_mark_too(folder):
+  for name in ("a.jsonl", "a#c.jsonl"):
+    write(folder / name, b'{"x#y": "1", "y": "2"}')
+  for name in ("a.jsonl", "a#c.jsonl", "a*.jsonl"):
+    assert paragraphs(f"jsonl:{name}#x#y")[0] == ("1",)
+    assert paragraphs(f"jsonl:{name}#y")[0] == ("2",)
+  with pytest.raises(DataError, match="no file matches 'none#x'"):
+    sources.open_source("jsonl:none#x#y")
+
+
 def test_a_folder_is_refused_with_the_glob_of_its_files(folder):
   (folder / "sub").mkdir()
   with pytest.raises(DataError, match=r"sub is a folder\. Name its files, as in sub/\*"):
