@@ -23,6 +23,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="for --suite: tokens scored per window; default: half of --window")
   parser.add_argument("--limit", type=flags.number(int, 0), default=0, metavar="N",
                       help="for --suite: number of windows, passages, lines or pairs; default: all")
+  parser.add_argument("--out", type=flags.local_path, metavar="FILE",
+                      help="for --suite: new .jsonl file for the scores of every text; if the work "
+                           "is interrupted, the same command resumes it")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
   parser.set_defaults(dtype=None)  # So that `check` knows whether it was given.
@@ -31,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def check(arguments: argparse.Namespace) -> None:
   """Refuses flags that do not go together."""
   if arguments.suite is None:
-    for flag in ("window", "stride", "limit", "batch_size"):
+    for flag in ("window", "stride", "limit", "out", "batch_size"):
       if getattr(arguments, flag):
         raise ConfigError(f"--{flag} belongs to --suite, which is missing. Give both or neither")
     override = next((o for o in arguments.overrides if o.startswith("--config.model.dtype=")), "")
@@ -57,5 +60,6 @@ def run(arguments: argparse.Namespace) -> None:
     return
   settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,
                                 arguments.batch_size or flags.BATCH_SIZE)
-  for line in zero_shot.run(arguments.workdir, arguments.suite, settings, dtype):
+  for line in zero_shot.run(arguments.workdir, arguments.suite, settings, dtype,
+                            arguments.out):
     print(line, flush=True)

@@ -8,7 +8,6 @@ Axes: B rows, L length, D width, E layers kept, T tokens of all texts.
 
 import functools
 import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts as texts_lib
 from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
-from bertgpt.hub import export
 from bertgpt.inference import feature_files, streams
 from bertgpt.models import Inputs, layers
 from bertgpt.runs import trained as trained_lib
@@ -34,6 +32,7 @@ LAYERS = {
     "last": (1, True),    # the last layer
     "last4": (4, True),   # the last four layers; the paper's best features for named entities
 }
+WINDOW_TEXTS = 2048  # 256 batches of 8, so that batches which are not full cost little.
 
 
 def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
@@ -129,7 +128,8 @@ def iterate_features(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
   """
   params, lengths = jax.device_put(trained.params), [len(ids) for ids in tokens]
   for which, size in buckets.batches(lengths, batch_size, trained.config.model.max_positions):
-    tokens_BL = buckets.pad([tokens[i] for i in which], size, batch_size)
+    tokens_BL = buckets.pad([tokens[i] for i in which], size, batch_size,
+                            is_full=len(tokens) > batch_size)
     lengths_B = np.zeros(len(tokens_BL), np.int32)
     lengths_B[:len(which)] = [lengths[i] for i in which]
     with trained_lib.exact_products(trained.config):
@@ -212,15 +212,14 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
   file = feature_files.FORMATS[suffix](work, count, width, is_by_token)
   num_cut = work.state.get("cut", 0)
   progress = streams.Progress(count, done=work.state.get("texts", 0))
-  for window in streams.windows(itertools.islice(texts, progress.done, None)):
+  for window in streams.windows(itertools.islice(texts, progress.done, None), WINDOW_TEXTS):
     rows, cut = make_rows(trained, window)
     file.begin(rows)
     for i, features in iterate_features(trained, rows, layer, batch_size):
       file.write(i, features)
+      progress.add(1)
     num_cut += cut
-    done = progress.done + len(window)
-    work.commit(texts=done, cut=num_cut, rows=file.end())
-    progress.add(len(window))
+    work.commit(texts=progress.done, cut=num_cut, rows=file.end())
   num_rows = file.finish()
   work.publish(feature_files.NAME)
   return num_cut, num_rows, width
@@ -235,14 +234,7 @@ def check_out(out: pathlib.Path, layer: str) -> None:
   Raises:
     ConfigError: the file exists, its folder does not, or its format cannot hold the features.
   """
-  if os.path.lexists(out):
-    streams.remove_others(out)  # Of a process that was killed after it had published the file.
-  export.refuse_existing(out, "--out")
-  if out.suffix not in feature_files.FORMATS:
-    raise ConfigError(f"--out {out}: name a file that ends in "
-                      f"{' or '.join(feature_files.FORMATS)}")
+  streams.check_out(out, tuple(feature_files.FORMATS))
   if out.suffix == ".npy" and LAYERS[layer][1]:
     raise ConfigError(f"--out {out}: a .npy file holds one array, but --layer {layer} also needs "
                       "the lengths of the texts. Name a .safetensors file")
-  if not out.parent.is_dir():
-    raise ConfigError(f"--out {out}: there is no folder {out.parent}. Make it first")

@@ -18,17 +18,17 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from bertgpt import files
 from bertgpt.config import recipes
 from bertgpt.errors import ConfigError
+from bertgpt.hub import export
 from bertgpt.runs import fingerprint
 from bertgpt.runs.trained import Trained
 
-WINDOW_TEXTS = 2048      # 256 batches of 8, so that batches which are not full cost little.
-WINDOW_CHARS = 1 << 22   # Tokenizers need about 200 bytes per token.
+WINDOW_CHARS = 1 << 20  # Tokenizers need about 200 bytes per token.
 PROGRESS_SECONDS = 10.0
 
 _STATE = "state.json"
@@ -38,22 +38,25 @@ _LOCK = ".lock"
 # --------------------------------------------------------------------- windows
 
 
-def windows(texts: Iterable[str]) -> Iterator[list[str]]:
-  """Yields texts in lists of at most WINDOW_TEXTS texts and, but for one text, WINDOW_CHARS.
+def windows(texts: Iterable[Any], most: int, size: Callable[[Any], int] = len
+            ) -> Iterator[list[Any]]:
+  """Yields texts in lists of at most `most` texts and, if it is not only one, WINDOW_CHARS.
 
   A list depends only on the texts from its beginning on.
 
   Args:
     texts: any texts.
+    most: texts per list.
+    size: returns the characters of a text.
   """
-  window: list[str] = []
+  window: list[Any] = []
   chars = 0
   for text in texts:
-    if window and (len(window) == WINDOW_TEXTS or chars + len(text) > WINDOW_CHARS):
+    if window and (len(window) == most or chars + size(text) > WINDOW_CHARS):
       yield window
       window, chars = [], 0
     window.append(text)
-    chars += len(text)
+    chars += size(text)
   if window:
     yield window
 
@@ -235,6 +238,24 @@ def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinishe
       work.close()
       if folder.exists() and not work.state:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_out(out: pathlib.Path, endings: Sequence[str]) -> None:
+  """Checks that a file can be made.
+
+  Args:
+    out: path of the file.
+    endings: what its name may end in.
+  Raises:
+    ConfigError: the file exists, its folder does not, or its name ends in something else.
+  """
+  if os.path.lexists(out):
+    remove_others(out)  # Of a process that was killed after it had published the file.
+  export.refuse_existing(out, "--out")
+  if out.suffix not in endings:
+    raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(endings)}")
+  if not out.parent.is_dir():
+    raise ConfigError(f"--out {out}: there is no folder {out.parent}. Make it first")
 
 
 def remove_others(out: pathlib.Path, keep: pathlib.Path | None = None) -> None:

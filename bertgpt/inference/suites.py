@@ -9,7 +9,7 @@ or a TFDS dataset as in `lambada=tfds:name:split#feature`. No data comes with th
 import difflib
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ those through to too under until up very was we were what when where which while
 with would you your yours yourself yourselves
 """.split())
 
-Content = Sequence[str] | Sequence[tuple[str, ...]]  # Documents, passages, or pairs of sentences.
+Entry = str | tuple[str, ...]  # A document, a passage, or a pair of sentences.
 
 
 def parse(spec: str) -> list[tuple[str, str]]:
@@ -153,43 +153,69 @@ def find_stop_tokens(tokenizer: Tokenizer) -> np.ndarray:
 # -------------------------------------------------------------------- reading
 
 
-def read(name: str, file: str) -> Content:
-  """Reads the documents, passages or pairs that a suite measures.
+def iterate(name: str, file: str) -> Iterator[Entry]:
+  """Yields the documents, passages or pairs that a suite measures, one at a time.
 
   Args:
     name: key of `SUITES`.
     file: a path, or 'tfds:NAME:SPLIT#FEATURE'.
+  Yields:
+    Texts, or (good, bad) sentences. If `is_one_document`, they are the lines of the document with
+    their ends.
   Raises:
-    ConfigError: there is no such file, it holds no text, or it lacks a column or a field.
+    ConfigError: there is no such file, it lacks a column or a field, or, at its end, it has held no
+      text.
     DataError: it is damaged.
   """
   suite, flag = SUITES[name], f"--suite {name}"
   if file.startswith("tfds:"):
-    content: Any = _read_dataset(file, flag)
+    content = _read_dataset(file, flag)
   else:
     content = READERS[suite.measure](pathlib.Path(file).expanduser(), flag)
-  if not any(text.strip() for entry in content for text in np.atleast_1d(entry)):
+  has_text = False
+  for entry in content:
+    has_text = has_text or any(text.strip() for text in as_texts(entry))
+    yield entry
+  if not has_text:
     raise ConfigError(f"{flag} {file}: holds no text. Give {suite.file}")
-  return content
 
 
-def _read_documents(path: pathlib.Path, flag: str) -> list[str]:
-  if ".jsonl" in path.suffixes:
-    return texts.read_texts(path, flag)
-  return [texts.read_text(path, flag)]
+def as_texts(entry: Entry) -> tuple[str, ...]:
+  """Returns the texts of an entry: one, or those of a pair."""
+  return (entry,) if isinstance(entry, str) else entry
 
 
-def _read_pairs(path: pathlib.Path, flag: str) -> list[tuple[str, ...]]:
-  return texts.read_columns(path, flag, ("good", "bad"))
+def is_one_document(name: str, file: str) -> bool:
+  """Returns whether a file is one document, whose lines `iterate` yields.
+
+  Args:
+    name: key of `SUITES`.
+    file: see `iterate`.
+  """
+  return (SUITES[name].measure == "perplexity" and not file.startswith("tfds:")
+          and not _is_json(pathlib.Path(file)))
 
 
-def _read_dataset(spec: str, flag: str) -> list[str]:
+def _is_json(path: pathlib.Path) -> bool:
+  return ".jsonl" in path.suffixes
+
+
+def _read_documents(path: pathlib.Path, flag: str) -> Iterator[str]:
+  return (texts.iterate_texts if _is_json(path) else texts.iterate_lines)(path, flag)
+
+
+def _read_pairs(path: pathlib.Path, flag: str) -> Iterator[tuple[str, ...]]:
+  return texts.iterate_columns(path, flag, ("good", "bad"))
+
+
+def _read_dataset(spec: str, flag: str) -> Iterator[str]:
   try:
-    return ["\n".join(document.paragraphs) for document in sources.open_source(spec)]
+    for document in sources.open_source(spec):
+      yield "\n".join(document.paragraphs)
   except (ConfigError, DataError) as e:
     raise type(e)(f"{flag}: {str(e).removeprefix('data.source: ')}") from e
 
 
-# Measure -> reader of its file: (path, flag that named it) -> content.
-READERS: dict[str, Callable[[pathlib.Path, str], Any]] = {
-    "perplexity": _read_documents, "last_word": texts.read_texts, "pairs": _read_pairs}
+# Measure -> reader of its file: (path, flag that named it) -> entries.
+READERS: dict[str, Callable[[pathlib.Path, str], Iterator[Any]]] = {
+    "perplexity": _read_documents, "last_word": texts.iterate_texts, "pairs": _read_pairs}

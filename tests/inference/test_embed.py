@@ -115,7 +115,7 @@ def test_a_gpt_is_refused(capsys, finished_gpt, source, tmp_path):
 # ---------------------------------------------------------------- many texts
 
 
-MANY = 2 * streams.WINDOW_TEXTS + 17
+MANY = 2 * embed.WINDOW_TEXTS + 17
 
 
 def start(finished_bert, source, out, *flags, before=()):
@@ -169,15 +169,15 @@ def test_work_that_was_killed_resumes_to_the_same_bytes(finished_bert, many, tmp
 def test_a_full_disk_is_an_error_after_which_the_command_resumes(capsys, finished_bert, many,
                                                                  tmp_path):
   """A limit on the size of files stands for the disk: it lies in the second window."""
-  out, kib_per_window = tmp_path / "a.npy", streams.WINDOW_TEXTS * 16 * 4 // 1024
+  out, kib_per_window = tmp_path / "a.npy", embed.WINDOW_TEXTS * 16 * 4 // 1024
   limited = ("bash", "-c", f'ulimit -f {kib_per_window * 3 // 2}; exec "$@"', "bash")
   failed = program.finish(start(finished_bert, many, out, before=limited))
   assert failed.returncode == StorageError.exit_code and failed.stdout == ""
   assert "File too large" in failed.stderr and not out.exists()
-  assert state_of(out)["texts"] == streams.WINDOW_TEXTS
+  assert state_of(out)["texts"] == embed.WINDOW_TEXTS
   code, _, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={many}",
                        f"--out={out}")
-  assert code == 0 and f"note: resuming after {streams.WINDOW_TEXTS:,} of" in lines[0]
+  assert code == 0 and f"note: resuming after {embed.WINDOW_TEXTS:,} of" in lines[0]
   assert np.load(out).shape == (MANY, 16)
 
 

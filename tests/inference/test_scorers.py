@@ -27,6 +27,24 @@ def test_windows_score_every_token_once_with_enough_before_it(size, stride):
     assert scored == list(range(1, length))
 
 
+@pytest.mark.parametrize("size, stride", [(8, 4), (8, 1), (8, 7), (16, 15)])
+def test_parts_of_a_document_give_the_rows_of_the_whole(gpt, size, stride):
+  rng = np.random.default_rng(0)
+  for length in (0, 1, 2, 6, 7, 8, 9, 15, 16, 40, 101):
+    ids = rng.integers(0, 90, length)
+    whole = left_to_right.cut(gpt.tokenizer, ids, size, stride)
+    for _ in range(5):
+      borders = np.sort(rng.integers(0, length + 1, rng.integers(0, 9)))
+      pieces, rest, found = np.split(ids, borders), None, []
+      for i, piece in enumerate(pieces):
+        rows, rest = left_to_right.cut_part(gpt.tokenizer, rest, piece, i + 1 == len(pieces), size,
+                                            stride)
+        found += rows
+        assert len(rest.tokens) <= 2 * size
+      assert [(row.tokens.tolist(), row.first) for row in found] == [
+          (row.tokens.tolist(), row.first) for row in whole]
+
+
 @pytest.mark.parametrize("window", [8, 9, 64])
 def test_pieces_between_marks_hold_every_token_once(bert, window):
   ids = np.array(encode(bert, TEXT))

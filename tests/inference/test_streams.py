@@ -15,22 +15,21 @@ TEXTS = [c * n for c, n in zip(itertools.cycle("abcde\u0928"), [*range(50), 0, 0
 
 @pytest.fixture
 def small_windows(monkeypatch):
-  monkeypatch.setattr(streams, "WINDOW_TEXTS", 7)
   monkeypatch.setattr(streams, "WINDOW_CHARS", 100)
 
 
 def test_windows_hold_all_texts_in_order_within_the_limits(small_windows):
-  windows = list(streams.windows(TEXTS))
+  windows = list(streams.windows(TEXTS, 7))
   assert [text for window in windows for text in window] == TEXTS
   for window in windows:
     assert 1 <= len(window) <= 7 and (len(window) == 1 or sum(map(len, window)) <= 100)
-  assert list(streams.windows([])) == []
+  assert list(streams.windows([], 7)) == []
 
 
 def test_the_windows_that_follow_do_not_depend_on_where_reading_begins(small_windows):
-  windows, done = list(streams.windows(TEXTS)), 0
+  windows, done = list(streams.windows(TEXTS, 7)), 0
   for i, window in enumerate(windows):
-    assert list(streams.windows(TEXTS[done:])) == windows[i:]
+    assert list(streams.windows(TEXTS[done:], 7)) == windows[i:]
     done += len(window)
 
 

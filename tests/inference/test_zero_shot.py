@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from one_by_one import after, encode, instead
 
 from bertgpt import cli
-from bertgpt.inference import suites, zero_shot
+from bertgpt.inference import parts, streams, suites, zero_shot
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
 from bertgpt.runs import workdir
@@ -185,6 +185,9 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
     (["--suite=text=a.txt", "--distributed=auto"], "--suite runs in one process"),
     (["--suite=text=a.txt", "--config.seed=1"], "evaluate takes no config fields"),
     (["--stride=3"], "--stride belongs to --suite"),
+    (["--out=a.jsonl"], "--out belongs to --suite"),
+    (["--suite=text=a.txt", "--out=a.jsonl"], "a.jsonl: exists already"),
+    (["--suite=text=a.txt", "--out=a.csv"], "a.csv: name a file that ends in .jsonl"),
     (["--batch_size=3"], "--batch_size belongs to --suite"),
     (["--suite=lambada=long.jsonl", "--window=4"], "a last word has 9 tokens. Give a longer"),
 ])
@@ -224,3 +227,79 @@ def test_a_dataset_that_is_not_there_is_named(capsys, finished_gpt):
                          "--suite=lambada=tfds:lambda_none:test#passage")
   assert (code, out, len(lines)) == (65, [], 1)
   assert "--suite lambada: TFDS does not know the dataset 'lambda_none'" in lines[0]
+
+
+# ---------------------------------------------------------------- many texts
+
+
+@pytest.fixture
+def small(monkeypatch):
+  monkeypatch.setattr(zero_shot, "WINDOW_ENTRIES", 3)
+  monkeypatch.setattr(parts, "PART_CHARS", 60)
+  monkeypatch.setattr(streams, "WINDOW_CHARS", 300)
+
+
+def test_windows_do_not_change_the_scores(capsys, finished, files, small, request, monkeypatch):
+  """The oracle is the measure of everything at once."""
+  monkeypatch.chdir(files)
+  (files / "long.txt").write_text(TEXT * 4)
+  code, lines, _ = run(capsys, "evaluate", f"--workdir={finished}", "--suite=text=long.txt",
+                       "--window=16")
+  found = dict(line.split(" ") for line in lines[1:])
+  monkeypatch.undo()
+  is_gpt = workdir.read_config(finished).model.family == "gpt"
+  trained = request.getfixturevalue("gpt" if is_gpt else "bert")
+  whole = zero_shot.measure_perplexity(trained, SUITES["text"], [TEXT * 4], Settings(16, 8, 0, 8))
+  assert whole.pop("protocol") in lines[0] and code == 0
+  assert found.keys() == {f"text/{name}" for name in whole}
+  for name, value in whole.items():
+    assert float(found[f"text/{name}"]) == pytest.approx(value, rel=1e-4)
+
+
+def test_scores_of_every_text_are_written(capsys, finished_gpt, gpt, files, small, monkeypatch):
+  monkeypatch.chdir(files)
+  code, _, _ = run(capsys, "evaluate", f"--workdir={finished_gpt}", "--out=scores.jsonl",
+                   "--suite=text=a.jsonl,pairs=a.tsv,lambada=a.jsonl")
+  assert code == 0
+  records = [json.loads(line) for line in (files / "scores.jsonl").read_text().splitlines()]
+  suites_of = [record.pop("suite") for record in records]
+  assert suites_of == ["text"] * 5 + ["pairs"] * 3 + ["lambada"] * 5
+  score = lambda tokens: sum(after(gpt, [gpt.tokenizer.eod_id, *tokens[:i]])[token]
+                             for i, token in enumerate(tokens))
+  for number, (record, passage) in enumerate(zip(records[:4], PASSAGES, strict=False), 1):
+    ids = encode(gpt, passage)
+    assert (record["text"], record["tokens"]) == (number, len(ids))
+    assert record["logp"] == pytest.approx(score(ids), rel=1e-4)
+  for record, pair in zip(records[5:8], PAIRS, strict=False):
+    for name, sentence in zip(("good", "bad"), pair, strict=True):
+      assert record[name] == pytest.approx(score(encode(gpt, sentence)), rel=1e-4)
+  assert [set(record) for record in records[8:]] == [{"text", "correct", "logp"}] * 5
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 2, 3, 5])
+def test_interrupted_work_resumes_to_the_same_bytes(capsys, finished_gpt, files, small, monkeypatch,
+                                                    interrupted_at):
+  monkeypatch.chdir(files)
+  (files / "long.txt").write_text(TEXT * 2)
+  argv = ["evaluate", f"--workdir={finished_gpt}", "--suite=text=long.txt,pairs=a.tsv,text=a.jsonl",
+          "--window=16"]
+  expected = run(capsys, *argv, "--out=whole.jsonl")
+  assert expected[0] == 0
+  commit, count = streams.Unfinished.commit, 0
+
+  def fail(self, **state):
+    nonlocal count
+    count += 1
+    if count == interrupted_at:
+      raise KeyboardInterrupt
+    commit(self, **state)
+
+  monkeypatch.setattr(streams.Unfinished, "commit", fail)
+  assert run(capsys, *argv, "--out=parts.jsonl")[0] == 130
+  monkeypatch.setattr(streams.Unfinished, "commit", commit)
+  assert not (files / "parts.jsonl").exists()
+  code, lines, errors = run(capsys, *argv, "--out=parts.jsonl")
+  assert (code, lines) == expected[:2]
+  assert any("resuming after" in line for line in errors) == (interrupted_at > 1)
+  assert (files / "parts.jsonl").read_bytes() == (files / "whole.jsonl").read_bytes()
+  assert not list(files.glob("*unfinished*"))

@@ -45,15 +45,17 @@ def batches(lengths: Sequence[int] | np.ndarray, batch_size: int,
       yield rows[first:first + batch_size], int(size)
 
 
-def pad(rows: Sequence[np.ndarray], length: int, batch_size: int) -> np.ndarray:
+def pad(rows: Sequence[np.ndarray], length: int, batch_size: int,
+        is_full: bool = False) -> np.ndarray:
   """Returns rows padded with 0: int32 [B, L], where B is a power of two or `batch_size`.
 
   Args:
     rows: at most `batch_size` arrays of at most `length` token ids.
     length: L.
     batch_size: upper limit of B.
+    is_full: whether B is always `batch_size`: for many batches, so that few programs are compiled.
   """
-  count = min(batch_size, 1 << (len(rows) - 1).bit_length())
+  count = batch_size if is_full else min(batch_size, 1 << (len(rows) - 1).bit_length())
   tokens_BL = np.zeros((count, length), np.int32)
   for row_L, tokens in zip(tokens_BL, rows, strict=False):
     row_L[:len(tokens)] = tokens

@@ -23,10 +23,23 @@ def read_text(path: pathlib.Path, flag: str) -> str:
     ConfigError: there is no such file.
     DataError: the file is damaged or not text.
   """
+  return "".join(iterate_lines(path, flag))
+
+
+def iterate_lines(path: pathlib.Path, flag: str) -> Iterator[str]:
+  """Yields the lines of a file with their line ends; joined, they are what `read_text` returns.
+
+  Args:
+    path: plain, .gz, .xz or .zst file.
+    flag: flag that names the file; error messages begin with it.
+  Raises:
+    ConfigError: there is no such file.
+    DataError: the file is damaged or not text.
+  """
   if not path.is_file():
     raise ConfigError(f"{flag} {path}: no such file")
-  lines = intake.read_lines(str(path), _CLEANER, can_replace=False)
-  return _CLEANER.decode(b"".join(line for _, line in lines), str(path), 0)
+  for offset, line in intake.read_lines(str(path), _CLEANER, can_replace=False):
+    yield _CLEANER.decode(line, str(path), offset)
 
 
 def clean_text(text: str, place: str) -> str:
@@ -65,12 +78,9 @@ def iterate_texts(path: pathlib.Path, flag: str, field: str = "text") -> Iterato
       held no text.
     DataError: see `read_text`; or a line is not valid JSON.
   """
-  if not path.is_file():
-    raise ConfigError(f"{flag} {path}: no such file")
   is_json, has_text = ".jsonl" in path.suffixes, False
-  lines = intake.read_lines(str(path), _CLEANER, can_replace=False)
-  for i, (offset, raw) in enumerate(lines, 1):
-    line = _CLEANER.decode(raw, str(path), offset).removesuffix("\n")
+  for i, line in enumerate(iterate_lines(path, flag), 1):
+    line = line.removesuffix("\n")
     if is_json and not line.strip():
       continue
     text = _field(line, field, f"{flag} {path}: line {i}") if is_json else line
@@ -95,27 +105,42 @@ def _field(line: str, field: str, place: str) -> str:
 def read_columns(path: pathlib.Path, flag: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
   """Returns some columns of a file of tab-separated values, whose first line names them.
 
+  Args:
+    path, flag, columns: see `iterate_columns`.
+  Raises:
+    ConfigError: see `iterate_columns`.
+    DataError: see `iterate_columns`.
+  """
+  return list(iterate_columns(path, flag, columns))
+
+
+def iterate_columns(path: pathlib.Path, flag: str,
+                    columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+  """Yields some columns of a file of tab-separated values, whose first line names them.
+
   Quotes have no special meaning, and blank lines are skipped.
 
   Args:
     path: plain or compressed file.
     flag: flag that names the file; error messages begin with it.
     columns: names of the columns.
-  Returns:
+  Yields:
     For every row, the values of `columns` in that order.
   Raises:
     ConfigError: there is no such file, or it lacks a column.
     DataError: see `read_text`; or a line has too few values.
   """
-  first, *lines = read_text(path, flag).split("\n")
-  header = first.split("\t")
+  lines = (line.removesuffix("\n") for line in iterate_lines(path, flag))
+  header = next(lines, "").split("\t")
   if missing := [column for column in columns if column not in header]:
     raise ConfigError(f"{flag} {path}: has no column {', '.join(missing)}. Its first line must "
                       f"name {', '.join(columns)}, separated by tabs")
   places = [header.index(column) for column in columns]
-  numbered = [(i, line.split("\t")) for i, line in enumerate(lines, 2) if line.strip()]
-  for i, row in numbered:
+  for i, line in enumerate(lines, 2):
+    if not line.strip():
+      continue
+    row = line.split("\t")
     if len(row) <= max(places):
       raise DataError(f"{flag} {path}: line {i} has {len(row)} values, the first line "
                       f"{len(header)}. Repair it")
-  return [tuple(row[place] for place in places) for _, row in numbered]
+    yield tuple(row[place] for place in places)

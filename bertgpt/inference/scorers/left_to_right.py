@@ -37,6 +37,46 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
           for first, scored, end in windows(len(ids), window, stride)]
 
 
+class Rest(NamedTuple):
+  """The end of a part of a document, which the next part follows.
+
+  Attributes:
+    tokens: the last ids, int [N]: at most a window that is scored, and what is not scored yet.
+    scored: number of them that are scored, or cannot be.
+  """
+
+  tokens: Sequence[int] | np.ndarray
+  scored: int = 0
+
+
+def cut_part(tokenizer: Tokenizer, rest: Rest | None, ids: np.ndarray, is_last: bool, window: int,
+             stride: int) -> tuple[list[Row], Rest]:
+  """Cuts a part of a document; the rows of all parts are those of `cut` for the whole document.
+
+  Args:
+    tokenizer: tokenizer of the model.
+    rest: the rest of the part before; None: this part is the first.
+    ids: int [N].
+    is_last: whether the document ends here.
+    window, stride: see `cut`.
+  Returns:
+    The rows that do not depend on later parts, and the rest.
+  """
+  if rest is None:
+    rest = Rest([tokenizer.eod_id] if tokenizer.eod_id >= 0 else [])
+  tokens, scored = np.array([*rest.tokens, *ids], np.int32), rest.scored
+  rows = []
+  if not scored and (is_last or len(tokens) >= window):
+    scored = min(window, len(tokens))
+    rows += [Row(tokens[:scored], 1)] if len(tokens) > 1 else []
+  while scored and (scored + stride <= len(tokens) or (is_last and scored < len(tokens))):
+    end = min(scored + stride, len(tokens))
+    rows.append(Row(tokens[end - window:end], scored - (end - window)))
+    scored = end
+  keep = max(scored - window, 0)
+  return rows, Rest(tokens[keep:], scored - keep)
+
+
 def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:
   """Yields (first, first scored, end) of the windows over a document.
 
@@ -99,7 +139,8 @@ def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
   ranked: list[Ranked] = [Ranked(*(np.zeros(0),) * 3)] * len(rows)
   params, most = jax.device_put(trained.params), trained.config.model.max_positions
   for which, size in buckets.batches([len(row) for row in rows], batch_size, most):
-    tokens_BL = buckets.pad([rows[i] for i in which], size, batch_size)
+    tokens_BL = buckets.pad([rows[i] for i in which], size, batch_size,
+                            is_full=len(rows) > batch_size)
     with trained_lib.exact_products(trained.config):
       batch = jax.device_get(_rank(trained.model, params, tokens_BL, banned_V))
     for i, *arrays in zip(which, *batch, strict=False):

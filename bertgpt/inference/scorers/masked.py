@@ -57,11 +57,13 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
   whole = [marks.of_encoder(tokenizer).enclose(row.tokens) for row in rows]
   scores = [np.zeros(len(row.tokens) - row.first, np.float32) for row in rows]
   # (row, index of a scored token in it), one per pass.
-  places = np.array([(i, at) for i, row in enumerate(rows)
-                     for at in range(row.first, len(row.tokens))])
-  lengths = [len(whole[i]) for i, _ in places]
+  places = np.concatenate([np.zeros((0, 2), int), *(
+      np.stack([np.full(len(at), i), at], axis=1)
+      for i, row in enumerate(rows) for at in [np.arange(row.first, len(row.tokens))])])
+  lengths = np.array([len(row) for row in whole], int)[places[:, 0]]
   for which, size in buckets.batches(lengths, batch_size, trained.config.model.max_positions):
-    tokens_BL = buckets.pad([whole[i] for i, _ in places[which]], size, batch_size)
+    tokens_BL = buckets.pad([whole[i] for i, _ in places[which]], size, batch_size,
+                            is_full=len(places) > batch_size)
     fill = (0, len(tokens_BL) - len(which))
     with trained_lib.exact_products(trained.config):
       logp_B = jax.device_get(_score(

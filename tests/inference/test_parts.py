@@ -1,0 +1,59 @@
+"""bertgpt.inference.parts: the ids of the parts of a document are those of the document."""
+
+import random
+
+import numpy as np
+import pytest
+import small_runs
+
+from bertgpt import config as config_lib
+from bertgpt.data.tokens import training
+from bertgpt.inference import parts
+
+SEPARATORS = ["\n", "\n\n", "\n  ", " \n", "\n\n\n\t", "\n\u3000", "\u2028\n"]
+
+
+def make_text():
+  rng = random.Random(0)
+  lines = [line for line in small_runs.make_text(40).split("\n") if line]
+  return "".join(line + rng.choice(SEPARATORS) for line in lines)
+
+
+@pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 100),
+                                              ("bpe", 330)])
+def test_ids_of_parts_are_those_of_the_whole(monkeypatch, kind, vocab_size):
+  monkeypatch.setattr(parts, "PART_CHARS", 150)
+  config = config_lib.base().tokenizer
+  config.update(kind=kind, vocab_size=vocab_size)
+  text = make_text()
+  tokenizer = training.train_tokenizer(config, [text])
+  lines = [line + "\n" for line in text.split("\n")[:-1]] + [text.split("\n")[-1]]
+  found = list(parts.cut_document(filter(None, lines), tokenizer))
+  assert "".join(part.text for part in found) == text and len(found) > 10
+  assert [part.is_last for part in found] == [False] * (len(found) - 1) + [True]
+  assert sum(part.entries for part in found) == len([line for line in lines if line])
+  ids = tokenizer.encode([part.text for part in found])
+  assert np.concatenate(ids).tolist() == tokenizer.encode([text])[0].tolist()
+
+
+def test_a_token_that_reaches_over_line_ends_is_not_cut(monkeypatch):
+  """A tokenizer without words of its own has pieces of several lines."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+  from bertgpt.data.tokens import tokenizers
+  monkeypatch.setattr(parts, "PART_CHARS", 20)
+  library = Tokenizer(models.BPE())
+  library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  library.decoder = decoders.ByteLevel()
+  text = "one two\nthree four\n" * 30 + "five six\nseven\n" * 20
+  library.train_from_iterator([text], trainers.BpeTrainer(
+      vocab_size=330, max_token_length=16, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+  tokenizer = tokenizers.ByteBPE(library.to_str().encode())
+  whole = tokenizer.encode([text])[0].tolist()
+  assert any("\n" in tokenizer.decode([i]).strip("\n") for i in whole)
+  found = list(parts.cut_document([line + "\n" for line in text.split("\n")[:-1]], tokenizer))
+  assert np.concatenate(tokenizer.encode([part.text for part in found])).tolist() == whole
+
+
+def test_nothing_gives_no_part(gpt):
+  assert list(parts.cut_document([], gpt.tokenizer)) == []
