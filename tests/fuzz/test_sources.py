@@ -59,6 +59,48 @@ def test_any_bytes_are_read_or_refused(kind, ending):
   fuzzing.run(check, 25, content=lines, mode=st.sampled_from(MODES))
 
 
+def as_text(content):
+  """Returns what a file of UTF-8 says, or None: no byte-order mark, and one kind of line end."""
+  try:
+    text = content.decode("utf-8-sig")
+  except UnicodeDecodeError:
+    return None
+  return None if "\0" in text else text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_a_text_is_what_the_file_says():
+  def check(content):
+    with fuzzing.folder() as folder:
+      path = write(folder / "a", content)
+      text = attempt(texts.read_text, path, "--input")
+      assert (None if text is FAILED else text) == as_text(content)
+      lines = attempt(texts.read_texts, path, "--input")
+      assert lines is FAILED or "\n".join(lines) == text.removesuffix("\n")
+  text = fuzzing.texts().map(lambda text: text.encode(errors="surrogatepass"))
+  fuzzing.run(check, 150, content=text | st.tuples(st.just(b"\xef\xbb\xbf"), text).map(b"".join))
+
+
+@pytest.mark.parametrize("kind", ["text", "text+paragraphs"])
+def test_documents_are_what_google_bert_reads(kind):
+  """create_pretraining_data.py: a line that strip() leaves empty ends a document."""
+  def check(text):
+    with fuzzing.folder() as folder:
+      path = write(folder / "a", text.encode(errors="surrogatepass"))
+      found = attempt(read_all, f"{kind}:{path}", "error")
+      if found is FAILED:
+        assert as_text(path.read_bytes()) is None
+        return
+      expected = [[]]
+      for line in as_text(path.read_bytes()).split("\n"):
+        expected[-1].append(line.strip()) if line.strip() else expected.append([])
+      assert [lines_of(document) for document in found] == [lines for lines in expected if lines]
+  fuzzing.run(check, 150, text=fuzzing.texts())
+
+
+def lines_of(document):
+  return [line.strip() for line in document.paragraphs]
+
+
 def records():
   text = fuzzing.texts()
   return st.fixed_dictionaries({}, optional={
