@@ -208,6 +208,8 @@ def parse(spec: str) -> tuple[Source, ...]:
   Raises:
     ConfigError: a part is not a valid source; the message names the part.
   """
+  if "\0" in spec:
+    raise ConfigError(f"data.source={spec!r}: no file has a NUL character in its name. Remove it")
   parts, parsed = _NEXT_SOURCE.split(spec), []
   while parts:
     # The name of a file may hold what looks like the next source.
