@@ -1,4 +1,4 @@
-"""bertgpt.inference.zero_shot: every measure against the model's logits, one token per pass."""
+"""bertgpt.inference.zero_shot, measures: every measure against the model's logits, one token per pass."""
 
 import json
 import math

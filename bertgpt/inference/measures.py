@@ -1,0 +1,265 @@
+"""The measures of zero-shot evaluation: what they add up over texts, and the scores that follow.
+
+A function `add_...` scores a window of texts and adds to the totals, which are JSON values; the
+function `finish_...` turns the totals of all texts into scores. The log-probabilities of tokens
+come from `scorers`, so the measures do not depend on the family of the model.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bertgpt.errors import ConfigError
+from bertgpt.inference import scorers, suites
+from bertgpt.inference.parts import Part
+from bertgpt.inference.score import score_tokens
+from bertgpt.inference.scorers import left_to_right
+from bertgpt.inference.suites import Suite
+from bertgpt.runs.trained import Trained
+
+Scores = dict[str, float | int | str]
+Totals = dict[str, Any]   # Sums over the texts that are scored, as JSON values.
+Record = dict[str, Any]   # Scores of one text, as JSON values.
+
+
+class Settings(NamedTuple):
+  """Flags of `bertgpt evaluate --suite`.
+
+  Attributes:
+    window: tokens that the model sees at a time; 0: as in training.
+    stride: tokens scored with each window; 0: half a window.
+    limit: windows, passages, lines or pairs scored; 0: all.
+    batch_size: rows per batch.
+  """
+
+  window: int = 0
+  stride: int = 0
+  limit: int = 0
+  batch_size: int = 8
+
+
+def perplexity(nats: float) -> float:
+  """Returns exp of a mean loss.
+
+  The result is infinite beyond the range of floats. This can happen for scripts without spaces,
+  whose "words" are few and long.
+
+  Args:
+    nats: mean loss.
+  """
+  return math.exp(nats) if nats < 700 else math.inf
+
+
+def is_enough(settings: Settings, totals: Totals) -> bool:
+  """Returns whether `settings.limit` is reached."""
+  return 0 < settings.limit <= totals.get("scored", 0)
+
+
+def add_to(totals: Totals, **amounts: float) -> None:
+  """Adds amounts to the totals of the same names."""
+  for name, amount in amounts.items():
+    totals[name] = totals.get(name, 0) + amount
+
+
+def room(settings: Settings, totals: Totals) -> int | None:
+  """Returns how much more is scored before `settings.limit` is reached; None: there is no limit."""
+  return settings.limit - totals.get("scored", 0) if settings.limit else None
+
+
+# ------------------------------------------------------------------- perplexity
+
+
+def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Part],
+                   settings: Settings, totals: Totals) -> list[Record]:
+  """Scores documents, each separately, and adds to the totals.
+
+  Words and bytes are counted in the text as it is in the file, before it is detokenized.
+
+  Args:
+    trained: the model.
+    suite: the protocol.
+    documents: documents, or consecutive parts of them.
+    settings: result of `resolve`.
+    totals: totals of the texts before.
+  Returns:
+    Tokens and log-probability of every text that ends here.
+  """
+  scorer = scorers.find(trained)
+  texts = [text if isinstance(text, Part) else Part(text) for text in documents]
+  if scorer.by_line:
+    texts = [Part(line) for text in texts for line in text.text.split("\n") if line.strip()]
+  encoded = trained.tokenizer.encode(
+      [suites.detokenize(part.text, suite.detokenizer) for part in texts])
+  rows, counts, rest = [], [], totals.pop("rest", None)
+  for part, ids in zip(texts, encoded, strict=True):
+    if rest is None and part.is_last:
+      cut = scorer.cut(trained.tokenizer, ids, settings.window, settings.stride)
+    else:
+      before = None if rest is None else left_to_right.Rest(*rest)
+      cut, after = left_to_right.cut_part(trained.tokenizer, before, ids, part.is_last,
+                                          settings.window, settings.stride)
+      rest = None if part.is_last else [np.array(after.tokens).tolist(), after.scored]
+    rows += cut
+    counts.append(len(cut))
+  if rest is not None:
+    totals["rest"] = rest
+  rows = rows[:room(settings, totals)]
+  add_to(totals, scored=len(rows),
+         words=sum(suites.count_words(part.text, suite.counts_lines) for part in texts),
+         bytes=sum(len(part.text.encode()) for part in texts))
+  logp = iter(scorer.score(trained, rows, settings.batch_size))
+  records = []
+  for part, count in zip(texts, counts, strict=True):
+    scores = list(itertools.islice(logp, count))
+    nats = -sum(float(x.sum(dtype=np.float64)) for x in scores)
+    num_tokens = sum(map(len, scores))
+    add_to(totals, tokens=num_tokens, nats=nats, part_tokens=num_tokens, part_nats=nats)
+    if part.is_last and (scores or not settings.limit):
+      add_to(totals, texts=1)
+      records.append({"text": totals["texts"], "tokens": totals.pop("part_tokens"),
+                      "logp": -totals.pop("part_nats")})
+  return records
+
+
+def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:
+  """Returns perplexities and bits per byte.
+
+  Args:
+    trained: the model.
+    suite: the protocol.
+    totals: totals of all documents.
+    settings: result of `resolve`.
+  Raises:
+    ConfigError: no token can be scored.
+  """
+  scorer = scorers.find(trained)
+  nats, num_tokens = totals.get("nats", 0), totals.get("tokens", 0)
+  if not num_tokens:
+    raise ConfigError("--suite: there is no second token to score. Give a longer text")
+  protocol = scorer.describe(totals["scored"], settings.window, settings.stride)
+  if suite.detokenizer:
+    protocol += f", {suite.detokenizer} detokenizer"
+  result: Scores = {
+      "protocol": protocol, f"{scorer.name}_perplexity": perplexity(nats / num_tokens),
+      "tokens": num_tokens}
+  if settings.limit or not scorer.is_likelihood:
+    return result
+  return result | {"word_perplexity": perplexity(nats / totals["words"]), "words": totals["words"],
+                   "bits_per_byte": nats / totals["bytes"] / math.log(2), "bytes": totals["bytes"]}
+
+
+# --------------------------------------------------------------------- LAMBADA
+
+
+def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], settings: Settings,
+                   totals: Totals) -> list[Record]:
+  """Guesses the last words of passages, and adds to the totals.
+
+  Args:
+    trained: the model, with the ability "score".
+    suite: the protocol.
+    passages: the passages; blank ones are skipped.
+    settings: result of `resolve`.
+    totals: totals of the passages before.
+  Returns:
+    Whether the guess is right, and the log-probability of the target, for every passage.
+  Raises:
+    ConfigError: a passage has nothing before its last word, or the window is too short for it.
+  """
+  passages = [text.strip() for text in passages if text.strip()][:room(settings, totals)]
+  contexts, words = _encode_passages(trained, suite, passages)
+  if max(map(len, words), default=0) >= settings.window:
+    raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens. Give a longer "
+                      "--window")
+  rows = [np.concatenate(pair)[-settings.window:] for pair in zip(contexts, words, strict=True)]
+  banned_V = (suites.find_stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None)
+  ranked = left_to_right.rank(trained, rows, settings.batch_size, banned_V)
+  records = []
+  for word, scored in zip(words, ranked, strict=True):
+    size = 1 if suite.rule == "token" else len(word)
+    is_right = scored.is_top[-size:].copy()
+    if suite.rule == "stop_words":
+      is_right[0] = scored.is_top_allowed[-size]
+    logp = float(scored.logp[-size:].sum(dtype=np.float64))
+    add_to(totals, scored=1, correct=bool(is_right.all()), nats=-logp)
+    records.append({"text": totals["scored"], "correct": bool(is_right.all()), "logp": logp})
+  return records
+
+
+def finish_last_words(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:
+  """Returns how often the last word of a passage is guessed, and the perplexity of the target.
+
+  Args:
+    trained, settings: not used.
+    suite: the protocol.
+    totals: totals of all passages.
+  """
+  del trained, settings
+  count = totals["scored"]
+  return {"protocol": f"{count} passages, rule: {suite.rule}",
+          "accuracy": totals["correct"] / count, "perplexity": perplexity(totals["nats"] / count)}
+
+
+def _encode_passages(trained, suite, passages):
+  """Returns (ids before the last word, ids of the last word) of every passage."""
+  parts = [text.rsplit(maxsplit=1) for text in passages]  # At any white space.
+  if single := [part[0] for part in parts if len(part) == 1]:
+    raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word. Give "
+                      f"{suite.file}")
+  contexts = trained.tokenizer.encode([context for context, _ in parts])
+  words = trained.tokenizer.encode([f" {word}" for _, word in parts])
+  for text, context, word in zip(passages, contexts, words, strict=True):
+    if not (len(context) and len(word)):
+      raise ConfigError(f"--suite: the passage {text[-40:]!r} has no tokens "
+                        f"{'in' if len(context) else 'before'} its last word. Remove it")
+  return contexts, words
+
+
+# ------------------------------------------------------------------------ pairs
+
+
+def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], settings: Settings,
+              totals: Totals) -> list[Record]:
+  """Compares the sentences of pairs, as a whole, and adds to the totals.
+
+  Args:
+    trained: the model.
+    suite: the protocol; not read.
+    pairs: (good, bad) sentences.
+    settings: result of `resolve`.
+    totals: totals of the pairs before.
+  Returns:
+    The log-probabilities of both sentences, for every pair.
+  Raises:
+    ConfigError: a sentence has no tokens, or does not fit into the window.
+  """
+  del suite
+  sentences = [sentence for pair in pairs[:room(settings, totals)] for sentence in pair]
+  encoded = trained.tokenizer.encode(sentences)
+  for sentence, ids in zip(sentences, encoded, strict=True):
+    if not 0 < len(ids) <= settings.window - 2:
+      raise ConfigError(f"--suite pairs: {sentence[:40]!r} has {len(ids)} tokens. Give sentences "
+                        f"of 1 to {settings.window - 2}, or another --window")
+  scores = score_tokens(trained, encoded, settings.window, settings.stride, settings.batch_size)
+  logp = [float(x.sum(dtype=np.float64)) for x in scores]
+  records = []
+  for good, bad in zip(logp[::2], logp[1::2], strict=True):
+    add_to(totals, scored=1, correct=good > bad)
+    records.append({"text": totals["scored"], "good": good, "bad": bad})
+  return records
+
+
+def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:
+  """Returns how often the good sentence of a pair is likelier than the bad one.
+
+  Args:
+    trained: the model.
+    suite, settings: not used.
+    totals: totals of all pairs.
+  """
+  del suite, settings
+  return {"protocol": f"{totals['scored']} pairs, {scorers.find(trained).how}",
+          "accuracy": totals["correct"] / totals["scored"]}
