@@ -214,3 +214,14 @@ def test_importing_loads_no_jax_and_no_tensorflow():
           "print(sorted(heavy & set(sys.modules)), {'tokenizers', 'sentencepiece'} & first)")
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert result.stdout.strip() == "[] set()"
+
+
+def test_names_of_version_0_1_are_found():
+  """Scripts of users import them."""
+  from bertgpt import data
+  from bertgpt.data import corpus as package
+  from bertgpt.data.tokens import tokenizers
+  assert package.open_corpus is corpus.open_corpus and data.tokenizers is tokenizers
+  for module in (data, package):
+    with pytest.raises(AttributeError, match="has no attribute 'none'"):
+      module.none  # noqa: B018
