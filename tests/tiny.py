@@ -34,7 +34,8 @@ def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):
 
 
 def make_vocabulary():
-  return Vocabulary(VOCAB, MASK, (0, CLS, SEP, MASK), np.arange(VOCAB) % 3 == 0)
+  return Vocabulary(VOCAB, MASK, (0, CLS, SEP, MASK), np.arange(VOCAB) % 3 == 0,
+                    np.zeros(VOCAB, bool))
 
 
 def make_batch(config, seed=0, rows=ROWS):

@@ -18,7 +18,7 @@ VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit. The embedding table is padde
 
 CHOICES = {
     "data.invalid_text": ("error", "replace", "skip"),
-    "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe"),
+    "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe", "gpt1_bpe"),
     "tokenizer.model_type": ("unigram", "bpe"),
     "model.family": tuple(families.FAMILIES),
     "model.norm": ("post", "pre"),
@@ -100,12 +100,15 @@ def base() -> ConfigDict:
   data.isolate_documents = False           # GPT: no attention across the documents of a row
 
   config.tokenizer = tokenizer = ConfigDict()
-  tokenizer.kind = "sentencepiece"         # sentencepiece | wordpiece | bpe (byte-level)
+  # sentencepiece | wordpiece | bpe (byte-level) | gpt1_bpe (only loaded from `path`)
+  tokenizer.kind = "sentencepiece"
   # File or folder of a trained tokenizer; '': train one on `data.source`.
   tokenizer.path = ""
   tokenizer.vocab_size = 8192              # ids of a newly trained tokenizer
   tokenizer.model_type = "unigram"         # sentencepiece: unigram | bpe
-  tokenizer.lowercase = True               # sentencepiece, wordpiece
+  # sentencepiece, wordpiece: whether a new tokenizer lower-cases text, and a vocab.txt if the files
+  # beside it do not say.
+  tokenizer.lowercase = True
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()

@@ -11,7 +11,8 @@ from bertgpt.hub.architecture import Architecture
 from bertgpt.runs.trained import Trained
 from bertgpt.training.metrics import read_curves
 
-TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE"}
+TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
+              "gpt1_bpe": "BPE as in GPT-1"}
 
 
 CARD = """\

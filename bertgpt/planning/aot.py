@@ -154,7 +154,7 @@ def make_vocabulary(size: int) -> Vocabulary:
     size: number of tokens.
   """
   return Vocabulary(size, mask_id=4, special_ids=(0, 1, 2, 3, 4),
-                    continues_word=np.zeros(size, bool))
+                    continues_word=np.zeros(size, bool), ends_word=np.zeros(size, bool))
 
 
 def abstract_batch(config: ConfigDict, phase: ConfigDict, mesh: Mesh) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.runs.trained import Trained
 from bertgpt.training import objectives
 
@@ -40,7 +39,7 @@ def masked_unigram_baseline(trained: Trained, train_set: Corpus, held_out: Corpu
     train_set: documents whose tokens are counted.
     held_out: documents of the evaluation.
   """
-  vocabulary = make_vocabulary(trained.tokenizer)
+  vocabulary = held_out.vocabulary
   unigram = frequencies.unigram_probabilities(train_set, vocabulary.size, is_causal=False)
   corrupt = jax.jit(objectives.make_objective(trained.config, vocabulary).corrupt)
   total = correct = weight = 0.0

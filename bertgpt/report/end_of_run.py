@@ -17,7 +17,6 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
-from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.inference import fill, generate
 from bertgpt.report.baselines import (
     causal_baselines,
@@ -173,12 +172,13 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
     Lines of the report.
   """
   tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
-  is_whole, continues = whole_words(tokenizer), tokenizer.continues_word()
+  is_whole = whole_words(tokenizer)
+  continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
   longest = min(40, trained.config.model.max_positions - 2)
   lines = []
   for document in rng.permutation(len(held_out)):
     sentence = pick_sentence(held_out, int(document), rng)
-    followed = np.append(continues[sentence[1:]], False)
+    followed = np.append(continues[sentence[1:]] & ~ends[sentence[:-1]], False)
     places = np.flatnonzero(is_whole[sentence] & ~followed)
     if not 8 <= len(sentence) <= longest or not len(places):
       continue
@@ -328,7 +328,7 @@ def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
   unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config), "train")
   config = corpora.resolve(config, corpus.tokenizer)
-  corrupt = objectives.make_objective(config, make_vocabulary(corpus.tokenizer)).corrupt
+  corrupt = objectives.make_objective(config, corpus.vocabulary).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
   return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), "",
                     loader.report(corpus, config, steps, mask_fn=mask)])

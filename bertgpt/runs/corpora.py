@@ -59,7 +59,7 @@ def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
   """
   path = config.tokenizer.path
   if (config.data.corpus and path
-      and tokenizers.load_tokenizer(path).fingerprint() != tokenizer.fingerprint()):
+      and prepare.load_tokenizer(config).fingerprint() != tokenizer.fingerprint()):
     raise ConfigError(f"tokenizer.path={path} is not the tokenizer that "
                       f"data.corpus={config.data.corpus} was prepared with. Leave tokenizer.path "
                       "empty, or leave data.corpus empty to prepare data.source again")

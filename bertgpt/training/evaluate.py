@@ -14,7 +14,6 @@ from bertgpt import models
 from bertgpt.config import choices, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
-from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
@@ -146,7 +145,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     print(f"note: {held_out.path} is not the corpus of this run; the run may have been trained on "
           "its documents", file=sys.stderr)
   mesh = sharding.make_mesh(config)
-  evaluator = make_evaluator(make_setup(config, mesh, make_vocabulary(trained.tokenizer)), held_out)
+  evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
   with trained_lib.exact_products(config):

@@ -19,7 +19,6 @@ from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import frequencies
-from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.runs import checkpoint, corpora, workdir
@@ -147,7 +146,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     loader.check_rows(train_set, config)
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):
-      setup = steps.make_setup(config, mesh, make_vocabulary(train_set.tokenizer))
+      setup = steps.make_setup(config, mesh, train_set.vocabulary)
       evaluator = evaluate.make_evaluator(setup, held_out)
       metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
       yield Run(config, path, setup, train_set, evaluator, steps.make_abstract_state(setup),

@@ -16,8 +16,7 @@ from bertgpt.models import layers
 from bertgpt.training import schedules
 
 REGISTRIES = {
-    "tokenizer.kind": [cls.kind for cls in (tokenizers.SentencePiece, tokenizers.WordPiece,
-                                            tokenizers.ByteBPE)],
+    "tokenizer.kind": tokenizers.KINDS,
     "model.family": families.FAMILIES,
     "model.activation": layers.ACTIVATIONS,
     "model.remat": layers.REMAT_POLICIES,

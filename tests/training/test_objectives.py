@@ -9,6 +9,7 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.training import objectives
+from bertgpt.training.objectives import masking
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
 VOCAB = 1000
@@ -18,7 +19,7 @@ LENGTH = 128
 def make_vocabulary():
   continues = np.arange(VOCAB) % 3 == 0  # A third of the tokens continue a word.
   continues[:5] = False
-  return Vocabulary(VOCAB, MASK, (PAD, CLS, SEP, MASK), continues)
+  return Vocabulary(VOCAB, MASK, (PAD, CLS, SEP, MASK), continues, np.zeros(VOCAB, bool))
 
 
 def make_config(**objective):
@@ -158,6 +159,14 @@ def test_whole_words_are_masked_whole():
     assert not left_out or min(left_out) > quota - len(chosen), "a word that fits is taken"
     short += len(chosen) < quota
   assert short < 0.1 * len(lengths)
+
+
+def test_a_word_starts_after_a_token_that_ends_one():
+  vocabulary = make_vocabulary()._replace(continues_word=np.isin(np.arange(VOCAB), (7, 8)),
+                                          ends_word=np.isin(np.arange(VOCAB), (6, 8)))
+  tokens = np.array([[7, 7, 6, 7, 7], [8, 7, 5, 8, 8]], np.int32)
+  assert masking.continues_words(vocabulary, tokens).tolist() == [
+      [True, True, False, False, True], [True, False, False, True, False]]
 
 
 def published_ngrams(words, quota, longest, rng):

@@ -146,7 +146,7 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
   if config.model.num_heads % 4:
     config.mesh.axes.heads = ()  # The 25 heads of GPT-2 XL cannot be divided by 4.
   vocabulary = Vocabulary(config.model.vocab_size, 4, (0, 2, 3),
-                          np.zeros(config.model.vocab_size, bool))
+                          *(np.zeros(config.model.vocab_size, bool) for _ in range(2)))
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform):
     kernels = attention.explain(config)

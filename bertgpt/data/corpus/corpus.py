@@ -202,6 +202,13 @@ class Corpus:
                       "Prepare the corpus again")
     return tokenizer
 
+  @functools.cached_property
+  def vocabulary(self) -> Any:
+    """The `Vocabulary` of `bertgpt.data.tokens.vocabulary`, with words as the format has them."""
+    from bertgpt.data.tokens.vocabulary import make_vocabulary
+
+    return make_vocabulary(self.tokenizer, has_former_words=self.manifest["format_version"] == 1)
+
   def tokens(self, documents: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """Reads the token ids of whole documents; fastest with many documents per call.
 

@@ -60,9 +60,27 @@ def ensure_prepared(config: ConfigDict) -> pathlib.Path:
   """
   if config.data.corpus:
     return pathlib.Path(config.data.corpus).expanduser().absolute()
-  recipe = make_recipe(config)
+  try:
+    recipe = make_recipe(config)
+  except DataError:
+    if path := _find_older(config):
+      return path
+    raise
   path = _cached_path(config, recipe)
   return path if corpus_lib.is_corpus(path) else _prepare(config, path, recipe)
+
+
+def _find_older(config: ConfigDict) -> pathlib.Path | None:
+  """Returns the corpus in the cache that version 0.1 made with a vocab.txt, if there is one.
+
+  That version told the case of a vocab.txt from its pieces, whatever `tokenizer.lowercase` was.
+  Its runs can still be resumed.
+  """
+  if not config.tokenizer.path:
+    return None
+  tokenizer = tokenizers.load_tokenizer(config.tokenizer.path)
+  path = _cached_path(config, make_recipe(config, tokenizer))
+  return path if corpus_lib.is_corpus(path) else None
 
 
 def cached_corpus_path(config: ConfigDict) -> pathlib.Path:
@@ -79,15 +97,16 @@ def _cached_path(config: ConfigDict, recipe: dict) -> pathlib.Path:
   return pathlib.Path(config.data.cache_dir).expanduser().absolute() / f"corpus-{key[:20]}"
 
 
-def make_recipe(config: ConfigDict) -> dict:
+def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None) -> dict:
   """Returns everything that determines the content of a corpus; equal recipes give equal bytes.
 
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
+    loaded: tokenizer at `config.tokenizer.path`; None: it is loaded if there is a path.
   """
   data, tokenizer = config.data, config.tokenizer
   if tokenizer.path:
-    made_of = {"fingerprint": tokenizers.load_tokenizer(tokenizer.path).fingerprint()}
+    made_of = describe_tokenizer(loaded or load_tokenizer(config))
   else:
     names = ("kind", "vocab_size", "model_type", "lowercase", "train_bytes")
     made_of = {name: tokenizer[name] for name in names}
@@ -97,6 +116,24 @@ def make_recipe(config: ConfigDict) -> dict:
       "tokenizer": made_of,
       "options": {n: data[n] for n in ("language", "validation_fraction", "invalid_text")},
   }
+
+
+def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+  """Returns the tokenizer at `config.tokenizer.path`.
+
+  Args:
+    config: whole config, of which `tokenizer` is read.
+  Raises:
+    DataError: see `tokenizers.load_tokenizer`.
+  """
+  return tokenizers.load_tokenizer(config.tokenizer.path, config.tokenizer.lowercase)
+
+
+def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict:
+  """Returns what determines the ids of a loaded tokenizer, for the recipe of a corpus."""
+  described = {"fingerprint": tokenizer.fingerprint()}
+  # Earlier versions took the file as it was, and corpora of theirs have special ids within texts.
+  return described if tokenizer.is_as_filed else described | {"without_special_texts": True}
 
 
 # ---------------------------------------------------- one folder, all or nothing
@@ -183,7 +220,7 @@ def _check_splits(source: str, num_train: int, num_validation: int) -> None:
 
 def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
   if config.tokenizer.path:
-    return tokenizers.load_tokenizer(config.tokenizer.path)
+    return load_tokenizer(config)
   documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text)
   sample = sample_documents(documents, config.tokenizer.train_bytes, border)
   if not sample:

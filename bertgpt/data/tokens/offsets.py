@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import sentencepiece
-import tokenizers
 from sentencepiece import sentencepiece_pb2
 
 from bertgpt.data.tokens.tokenizers import SentencePiece, Tokenizer
@@ -52,19 +50,14 @@ def _extend(spans: np.ndarray, text: str) -> np.ndarray:
 
 def _encode_json(tokenizer: Tokenizer, texts: Sequence[str]
                  ) -> list[tuple[np.ndarray, np.ndarray]]:
-  library = tokenizers.Tokenizer.from_buffer(tokenizer.data)
-  library.encode_special_tokens = True
-  library.no_padding()
-  library.no_truncation()
   return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
-          for e in library.encode_batch(list(texts), add_special_tokens=False)]
+          for e in tokenizer.library.encode_batch(list(texts), add_special_tokens=False)]
 
 
 def _encode_sentencepiece(tokenizer: SentencePiece, texts: Sequence[str]
                           ) -> list[tuple[np.ndarray, np.ndarray]]:
-  processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.data)
   encoded = []
-  for text, data in zip(texts, processor.encode(list(texts), out_type="serialized_proto"),
+  for text, data in zip(texts, tokenizer.library.encode(list(texts), out_type="serialized_proto"),
                         strict=True):
     pieces = _protos.SentencePieceText.FromString(data).pieces
     ids = np.array([piece.id for piece in pieces], np.int32)

@@ -6,34 +6,40 @@
 | `wordpiece`             | with BERT's normalizer  | BERT's `vocab.txt`                      |
 | `bpe`                   | byte-level, as in GPT-2 | `encoder.json` with `vocab.bpe`, or     |
 |                         |                         | `vocab.json` with `merges.txt`          |
+| `gpt1_bpe`              | not trained here        | GPT-1's `vocab.json`, `merges.txt`      |
 
-WordPiece and BPE are also loaded from a `tokenizer.json` of Hugging Face. Trained tokenizers begin
-with the ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. Text never yields a
-special id, even if it contains "[MASK]". A saved tokenizer is a folder with one file,
-`tokenizer.model` or `tokenizer.json`, which other programs can read too.
+All except SentencePiece are also loaded from a `tokenizer.json` of Hugging Face. Trained tokenizers
+begin with the ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. A saved tokenizer
+is a folder with one file, `tokenizer.model` or `tokenizer.json`, which other programs can read too.
+
+Every tokenizer keeps two promises, whatever its file says. Text never yields a special id, even if
+it contains "[MASK]": what would yield one is taken out of the library's tokenizer, but stays in the
+file. And the same text always has the same ids: the dropout of BPE is turned off.
 
 Sources: SentencePiece, Kudo and Richardson 2018 (arXiv:1808.06226); WordPiece, Devlin et al. 2018
-(arXiv:1810.04805) and google-research/bert; byte-level BPE, openai/gpt-2, 2019.
+(arXiv:1810.04805) and google-research/bert; byte-level BPE, openai/gpt-2, 2019; GPT-1's BPE,
+openai/finetune-transformer-lm, 2018.
 """
 
 import abc
 import functools
 import hashlib
 import itertools
+import json
 import multiprocessing
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from bertgpt import files
-from bertgpt.data.tokens.words import BYTE_OF_CHAR, is_continuation, join_cjk
+from bertgpt.data.tokens import beside, pipelines, promises, reading
+from bertgpt.data.tokens.words import BYTE_OF_CHAR, ends_word, is_continuation, join_cjk
 from bertgpt.errors import DataError, one_line
 
 # Special tokens: role -> possible names. The first name that is in the vocabulary is used. eod is
@@ -55,13 +61,16 @@ class Tokenizer(abc.ABC):
 
   Args:
     data: content of the tokenizer's file.
+    names: role in `SPECIAL_PIECES` -> piece, for roles that have other pieces than those there.
 
   Attributes:
     data: content of the tokenizer's file.
+    names: as above.
     kind: `config.tokenizer.kind`.
     file_name: name of the file that `save` writes.
     vocab_size: number of ids.
-    pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: special ids; -1: the vocabulary has none.
+    roles: special ids by role; -1: the vocabulary has none.
+    pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: the same.
     special_ids: sorted ids that `encode` never returns; [UNK] is not one of them.
   """
 
@@ -69,22 +78,38 @@ class Tokenizer(abc.ABC):
   file_name: ClassVar[str]
   _between_specials: ClassVar[str] = " "
 
-  def __init__(self, data: bytes):
+  def __init__(self, data: bytes, names: Mapping[str, str] | None = None):
     self.data = data
+    self.names = dict(names or {})
     id_of = {piece: i for i, piece in enumerate(self.pieces)}
-    ids = [next((id_of[name] for name in names if name in id_of), -1)
-           for names in SPECIAL_PIECES.values()]
-    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.eod_id = ids
-    self.special_ids = tuple(sorted({i for i in ids if i not in (-1, self.unk_id)}))
+    self.roles = {}
+    for role, common in SPECIAL_PIECES.items():
+      candidates = [self.names[role]] if role in self.names else common
+      self.roles[role] = next((id_of[name] for name in candidates if name in id_of), -1)
+    if "unk" not in self.names and self._unknown_piece in id_of:
+      self.roles["unk"] = id_of[self._unknown_piece]
+    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.eod_id = (
+        self.roles.values())
+    self.special_ids = tuple(sorted({*self.roles.values()} - {-1, self.unk_id}))
     self.vocab_size = len(self.pieces)
 
   def __reduce__(self):
-    return type(self), (self.data,)
+    return type(self), (self.data, self.names)
+
+  @functools.cached_property
+  @abc.abstractmethod
+  def library(self) -> Any:
+    """The tokenizer of the library, in which what would break the promises is turned off."""
 
   @functools.cached_property
   @abc.abstractmethod
   def pieces(self) -> tuple[str, ...]:
     """The pieces of the vocabulary by id, as the library writes them."""
+
+  @property
+  @abc.abstractmethod
+  def _unknown_piece(self) -> str | None:
+    """The piece for what the vocabulary lacks; None: there is none."""
 
   @abc.abstractmethod
   def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -95,8 +120,12 @@ class Tokenizer(abc.ABC):
     """Returns the text of ids that are not special."""
 
   @abc.abstractmethod
-  def _continues_word(self, piece: str) -> bool:
+  def _continues_word(self, piece: str, is_former: bool) -> bool:
     """Returns whether a piece that is not special continues the word before it."""
+
+  @abc.abstractmethod
+  def _ends_word(self, piece: str) -> bool:
+    """Returns whether a word starts after a piece that is not special, whatever comes."""
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the token ids of every text, int32 [tokens] each, without special ids.
@@ -128,22 +157,50 @@ class Tokenizer(abc.ABC):
       parts += [self.pieces[i] for i in run] if is_special else [self._decode(run)]
     return self._between_specials.join(parts)
 
-  def continues_word(self) -> np.ndarray:
+  def continues_word(self, is_former: bool = False) -> np.ndarray:
     """Returns which pieces continue the word before them, bool [vocab_size].
 
-    If the pieces carry no mark of their own (SentencePiece, byte-level BPE), a piece that begins
-    with punctuation or with a character of a script without spaces starts a word, as in BERT.
+    After a piece of `ends_word`, they start a word. If the pieces carry no mark of their own
+    (SentencePiece, byte-level BPE), a piece that begins with punctuation or with a character of a
+    script without spaces starts a word, as in BERT.
+
+    Args:
+      is_former: whether to decide as version 0.1 did, see `words.is_continuation`.
     """
     named = {*self.special_ids, self.unk_id}
-    return np.array([i not in named and self._continues_word(piece)
+    return np.array([i not in named and self._continues_word(piece, is_former)
                      for i, piece in enumerate(self.pieces)])
 
+  def ends_word(self) -> np.ndarray:
+    """Returns after which pieces a word starts in any case, bool [vocab_size].
+
+    If the pieces carry no mark of their own, these are those that end with punctuation, as in BERT,
+    or with a character of a script without spaces.
+    """
+    named = {*self.special_ids, self.unk_id}
+    return np.array([i not in named and self._ends_word(piece)
+                     for i, piece in enumerate(self.pieces)])
+
+  @property
+  @abc.abstractmethod
+  def is_as_filed(self) -> bool:
+    """Whether the file keeps the promises itself, so that nothing had to be taken out of it."""
+
+  def find_leak(self) -> promises.Leak | None:
+    """Returns a text that yields a special id; None: there is none, as promised."""
+    return promises.find_leak(self._encode, self._specials)
+
+  @property
+  def _specials(self) -> dict[int, str]:
+    return {i: self.pieces[i] for i in self.special_ids}
+
   def fingerprint(self) -> str:
-    """Returns the SHA-256 (hex) of the tokenizer's file."""
-    return hashlib.sha256(self.data).hexdigest()
+    """Returns the SHA-256 (hex) of the tokenizer's file, and of `names` if there are any."""
+    names = json.dumps(self.names, sort_keys=True).encode() if self.names else b""
+    return hashlib.sha256(self.data + names).hexdigest()
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the tokenizer's file.
+    """Writes the tokenizer's file, and special_tokens_map.json if it has `names`.
 
     Args:
       folder: where to write it; created if it does not exist.
@@ -151,6 +208,9 @@ class Tokenizer(abc.ABC):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / self.file_name).write_bytes(self.data)
+    if self.names:
+      files.write_json(folder / beside.SPECIALS, {key: self.names[role] for key, role in
+                                                  beside.ROLES.items() if role in self.names})
 
 
 class SentencePiece(Tokenizer):
@@ -160,54 +220,101 @@ class SentencePiece(Tokenizer):
   file_name = "tokenizer.model"
 
   @functools.cached_property
-  def _processor(self):
+  def _file_processor(self) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=self.data)
 
   @functools.cached_property
+  def safe_data(self) -> bytes:
+    """The content of the file with the special pieces as control symbols."""
+    others = [i for i in self.special_ids if not self._file_processor.is_control(i)]
+    return promises.as_controls(self.data, others) if others else self.data
+
+  @functools.cached_property
+  def library(self) -> sentencepiece.SentencePieceProcessor:
+    if self.is_as_filed:
+      return self._file_processor
+    return sentencepiece.SentencePieceProcessor(model_proto=self.safe_data)
+
+  @property
+  def is_as_filed(self):
+    return self.safe_data is self.data
+
+  @functools.cached_property
   def pieces(self) -> tuple[str, ...]:
-    return tuple(self._processor.id_to_piece(list(range(self._processor.vocab_size()))))
+    processor = self._file_processor
+    return tuple(processor.id_to_piece(list(range(processor.vocab_size()))))
+
+  @property
+  def _unknown_piece(self):
+    return self.pieces[self._file_processor.unk_id()]
 
   def _encode(self, texts):
     threads = 1 if _is_worker() else os.cpu_count()
-    return self._processor.encode(texts, num_threads=threads)
+    return self.library.encode(texts, num_threads=threads)
 
   def _decode(self, ids):
-    return self._processor.decode(ids)
+    return self.library.decode(ids)
 
-  def _continues_word(self, piece):
-    byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
-    part = bytes.fromhex(byte[1]) if byte else piece.encode()
-    return not piece.startswith("\u2581") and is_continuation(part)
+  def _continues_word(self, piece, is_former):
+    return is_continuation(_sentencepiece_bytes(piece), is_former)
+
+  def _ends_word(self, piece):
+    return ends_word(_sentencepiece_bytes(piece))
 
 
 class _Json(Tokenizer):
-  """The common part of WordPiece and byte-level BPE: the library and its file."""
+  """The common part of WordPiece and the BPEs: the library and its file."""
 
   file_name = "tokenizer.json"
 
   @functools.cached_property
-  def _tokenizer(self):
-    tokenizer = tokenizers.Tokenizer.from_buffer(self.data)
-    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+  def _file_library(self) -> tokenizers.Tokenizer:
+    return _prepared(tokenizers.Tokenizer.from_buffer(self.data))
+
+  @functools.cached_property
+  def library(self) -> tokenizers.Tokenizer:
+    library = self._file_library
+    if not promises.find_leak(lambda texts: _ids(library, texts), self._specials):
+      return library
+    return _prepared(tokenizers.Tokenizer.from_str(
+        promises.out_of_reach(self.data, self._specials.values())))
+
+  @property
+  def is_as_filed(self):
+    return self.library is self._file_library
 
   @functools.cached_property
   def pieces(self) -> tuple[str, ...]:
-    ids = self._tokenizer.get_vocab()
+    ids = self._file_library.get_vocab()
     if sorted(ids.values()) != list(range(len(ids))):
       raise ValueError("its ids are not consecutive from 0")
     return tuple(sorted(ids, key=ids.get))
 
+  @property
+  def _unknown_piece(self):
+    return self._file_library.model.unk_token
+
   def _encode(self, texts):
     if _is_worker():
       os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [encoding.ids for encoding in encodings]
+    return _ids(self.library, texts)
 
   def _decode(self, ids):
-    return self._tokenizer.decode(ids, skip_special_tokens=False)
+    return self.library.decode(ids, skip_special_tokens=False)
+
+
+def _prepared(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """Turns off what makes ids depend on more than the text; returns the tokenizer."""
+  library.encode_special_tokens = True  # "[MASK]" in a text is text.
+  library.no_padding()
+  library.no_truncation()
+  if isinstance(library.model, tokenizers.models.BPE):
+    library.model.dropout = None
+  return library
+
+
+def _ids(library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+  return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class WordPiece(_Json):
@@ -221,8 +328,11 @@ class WordPiece(_Json):
   def _decode(self, ids):
     return join_cjk(super()._decode(ids))
 
-  def _continues_word(self, piece):
+  def _continues_word(self, piece, is_former):
     return piece.startswith("##")
+
+  def _ends_word(self, piece):
+    return False
 
 
 class ByteBPE(_Json):
@@ -231,10 +341,36 @@ class ByteBPE(_Json):
   kind = "bpe"
   _between_specials = ""
 
-  def _continues_word(self, piece):
-    # Pieces added to the vocabulary of GPT-2 need not be made of bytes.
-    return BYTE_OF_CHAR.keys() >= set(piece) and is_continuation(
-        bytes(BYTE_OF_CHAR[c] for c in piece))
+  def _continues_word(self, piece, is_former):
+    return is_continuation(_bytes_of(piece), is_former)
+
+  def _ends_word(self, piece):
+    return ends_word(_bytes_of(piece))
+
+
+class Gpt1BPE(_Json):
+  """GPT-1's tokenizer: BPE within lower-cased words, whose last pieces are marked."""
+
+  kind = "gpt1_bpe"
+
+  def _continues_word(self, piece, is_former):
+    return True  # Unless the piece before it ends a word.
+
+  def _ends_word(self, piece):
+    return piece.endswith(pipelines.END_OF_WORD)
+
+
+def _sentencepiece_bytes(piece: str) -> bytes:
+  """Returns the UTF-8 that a piece of SentencePiece stands for."""
+  byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+  return bytes.fromhex(byte[1]) if byte else piece.replace("\u2581", " ").encode()
+
+
+def _bytes_of(piece: str) -> bytes:
+  """Returns the bytes of a byte-level piece; one that was added is not made of bytes."""
+  if not piece or not BYTE_OF_CHAR.keys() >= set(piece):
+    return b" "
+  return bytes(BYTE_OF_CHAR[c] for c in piece)
 
 
 def _is_worker() -> bool:
@@ -256,120 +392,44 @@ def _batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
 # ----------------------------------------------------------------- loading
 
 
-# Characters; a longer word is [UNK]. The limit of BERT in `tokenizers`; google-research/bert has
-# 200.
-_MAX_WORD = 100
+# `config.tokenizer.kind` -> class.
+KINDS: dict[str, type[Tokenizer]] = {
+    cls.kind: cls for cls in (SentencePiece, WordPiece, ByteBPE, Gpt1BPE)}
 
 
-def bert_pipeline(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
-  """Returns BERT's tokenizer as the library has it.
-
-  Args:
-    vocabulary: ids by piece; empty: still to be trained.
-    lowercase: whether text is lower-cased and its accents are stripped.
-  """
-  tokenizer = tokenizers.Tokenizer(models.WordPiece(
-      vocabulary, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
-  # strip_accents=None: accents are stripped if the text is lower-cased, as in google-research/bert.
-  tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=None, lowercase=lowercase)
-  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  tokenizer.decoder = decoders.WordPiece()
-  return tokenizer
-
-
-def byte_bpe_pipeline(model: models.BPE) -> tokenizers.Tokenizer:
-  """Returns GPT-2's tokenizer as the library has it.
-
-  Args:
-    model: pieces and merges; empty: still to be trained.
-  """
-  tokenizer = tokenizers.Tokenizer(model)
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  return tokenizer
-
-
-def serialize(tokenizer: tokenizers.Tokenizer) -> bytes:
-  """Returns the content of `tokenizer.json`."""
-  return tokenizer.to_str(pretty=True).encode()
-
-
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:
   """Loads a tokenizer from a file of the table above, or from a folder with such a file.
 
-  With a BERT `vocab.txt`, text is lower-cased and its accents are stripped, unless at least 1% of
-  the pieces have capital letters.
+  The files beside it are obeyed: tokenizer_config.json, special_tokens_map.json and
+  added_tokens.json.
 
   Args:
     path: file or folder.
+    lowercase: for a vocab.txt about which the files beside it do not say it, whether text is
+      lower-cased; None: unless the pieces have capital letters. The other files hold it.
   Raises:
-    DataError: there is no tokenizer at `path`; the message names the file.
+    DataError: there is no tokenizer at `path`, it belongs to a class that cuts texts in another
+      way, a text yields a special id, or no text yields some of the pieces; the message names the
+      file.
   """
-  path = pathlib.Path(path).expanduser()
-  files = [path] if path.is_file() else [path / name for name in _FILE_NAMES]
-  for file in files:
-    loader = next((load for ending, load in _LOADERS.items() if file.name.endswith(ending)), None)
-    if file.is_file() and loader:
-      return _load(loader, file)
-  raise DataError(f"{path}: no tokenizer there. Give {_FORMS}")
-
-
-def _load(loader: Callable[[pathlib.Path], Tokenizer], file: pathlib.Path) -> Tokenizer:
+  file, kind, data, names = reading.read(pathlib.Path(path).expanduser(), lowercase)
   try:
-    return loader(file)
-  except DataError:
-    raise
+    tokenizer = KINDS[kind](data)
+    if others := _other_names(tokenizer, names):
+      tokenizer = KINDS[kind](data, others)
+    leak = tokenizer.find_leak()
   except Exception as e:  # Both libraries raise plain Exceptions.
-    raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {_FORMS}") from e
+    raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {reading.FORMS}") from e
+  if leak:
+    yields = f"yields the special token {leak.name}" if leak.name else "yields no token"
+    raise DataError(f"{file}: the text {leak.text!r} {yields}. Give a tokenizer whose special "
+                    "tokens are not part of texts")
+  return tokenizer
 
 
-_JSON_KINDS = {("WordPiece", "WordPiece"): WordPiece, ("BPE", "ByteLevel"): ByteBPE}
-
-
-def _load_json(file: pathlib.Path) -> Tokenizer:
-  data = file.read_bytes()
-  content = files.parse_json(data)
-  kind, decoder = content["model"]["type"], (content["decoder"] or {}).get("type")
-  if (kind, decoder) not in _JSON_KINDS:
-    raise DataError(f"{file}: a model of type {kind} with decoder {decoder} is not supported. "
-                    "Give a WordPiece or a byte-level BPE")
-  return _JSON_KINDS[kind, decoder](data)
-
-
-def _load_sentencepiece(file: pathlib.Path) -> SentencePiece:
-  data = file.read_bytes()
-  if not data:  # The library would accept it as a model.
-    raise ValueError("the file is empty")
-  return SentencePiece(data)
-
-
-def _load_bert_vocabulary(file: pathlib.Path) -> WordPiece:
-  # splitlines() would cut at U+2028, which is a piece of some vocabularies.
-  lines = file.read_bytes().decode().removesuffix("\n").split("\n")
-  pieces = [line.removesuffix("\r") for line in lines]
-  if missing := [name for name in NEW_SPECIALS[:4] if name not in pieces]:
-    raise DataError(f"{file}: is not a BERT vocabulary. It lacks {', '.join(missing)}")
-  vocabulary = {piece: i for i, piece in enumerate(pieces)}
-  if len(vocabulary) < len(pieces):
-    raise DataError(f"{file}: is not a BERT vocabulary. It names a piece twice")
-  lowercase = sum(p != p.lower() for p in pieces if not p.startswith("[")) < len(pieces) / 100
-  return WordPiece(serialize(bert_pipeline(vocabulary, lowercase)))
-
-
-def _load_gpt2(file: pathlib.Path, ending: str, merges_ending: str) -> ByteBPE:
-  merges = file.with_name(file.name.removesuffix(ending) + merges_ending)
-  if not merges.is_file():
-    raise DataError(f"{file}: the merges are missing. Put {merges.name} into the same folder")
-  model = models.BPE.from_file(str(file), str(merges))
-  return ByteBPE(serialize(byte_bpe_pipeline(model)))
-
-
-_LOADERS: dict[str, Callable[[pathlib.Path], Tokenizer]] = {
-    "tokenizer.json": _load_json,
-    ".model": _load_sentencepiece,
-    ".txt": _load_bert_vocabulary,
-    "encoder.json": lambda file: _load_gpt2(file, "encoder.json", "vocab.bpe"),
-    "vocab.json": lambda file: _load_gpt2(file, "vocab.json", "merges.txt"),
-}
-_FILE_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "encoder.json", "vocab.json")
-_FORMS = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"
+def _other_names(tokenizer: Tokenizer, names: Mapping[str, str]) -> dict[str, str]:
+  """Returns the special tokens that are not those which the vocabulary alone would tell."""
+  found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
+  known = set(tokenizer.pieces)
+  return {role: name for role, name in sorted(names.items())
+          if name in known and name != found.get(role)}

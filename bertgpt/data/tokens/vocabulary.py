@@ -15,20 +15,25 @@ class Vocabulary(NamedTuple):
     mask_id: id of [MASK]; -1: the tokenizer has none.
     special_ids: ids that are never predicted.
     continues_word: bool [size], whether a token continues the word before it.
+    ends_word: bool [size], whether a word starts after a token, whatever comes.
   """
 
   size: int
   mask_id: int
   special_ids: tuple[int, ...]
   continues_word: np.ndarray
+  ends_word: np.ndarray
 
 
-def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+def make_vocabulary(tokenizer: Tokenizer, has_former_words: bool = False) -> Vocabulary:
   """Returns the vocabulary of a tokenizer.
 
   Args:
     tokenizer: any tokenizer. [UNK] stands for text, so it is not one of the `special_ids`.
+    has_former_words: whether words are those of version 0.1, which did not end words after
+      punctuation, so that its runs are masked as they were.
   """
   ids = {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.eod_id}
   return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(sorted(ids - {-1})),
-                    tokenizer.continues_word())
+                    tokenizer.continues_word(has_former_words),
+                    tokenizer.ends_word() & (not has_former_words))

@@ -1,28 +1,62 @@
-"""Starts of words, found only from UTF-8, for vocabularies whose pieces do not mark them."""
+"""Ends and starts of words, found only from UTF-8, for vocabularies whose pieces do not mark them.
+
+A word is what BERT's basic tokenizer makes one: punctuation marks and Chinese characters are words
+of their own (tokenization.py, google-research/bert, 2018). In other scripts without spaces, where
+BERT has no words, every piece starts one.
+"""
 
 import re
+import unicodedata
 
 # Scripts without spaces: Thai, Lao, Burmese, Khmer, Kana, Han with its extensions.
-_UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-             "\uf900-\ufaff\U00020000-\U0003ffff")
-_STARTS_WORD = re.compile(rf"[{_UNSPACED}]|\W")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf"
+                       "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+_FORMER_START = re.compile(rf"{_UNSPACED.pattern}|\W")  # Of a word, for version 0.1.
 
 _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
 _SPACE_IN_CJK = re.compile(rf"(?<=[{_CJK}]) (?=[{_CJK}])")
 
 
-def is_continuation(piece: bytes) -> bool:
+def is_continuation(piece: bytes, is_former: bool = False) -> bool:
   """Returns whether a piece continues a word, which depends on its first character.
 
   A space, punctuation and characters of scripts without spaces start a word of their own.
 
   Args:
     piece: UTF-8, not empty; may begin or end inside a character.
+    is_former: whether to decide as version 0.1 did, for which symbols and combining marks start a
+      word too, and '_' does not.
   """
   begins_inside = 0x80 <= piece[0] < 0xC0
   # If the end of the first character is missing, assume the lowest character with this beginning.
-  first = (piece + b"\x80\x80\x80").decode(errors="ignore")
-  return begins_inside or not _STARTS_WORD.match(first)
+  first = (piece + b"\x80\x80\x80").decode(errors="ignore")[:1]
+  starts = _FORMER_START.match(first) if is_former else first.isspace() or _is_word(first)
+  return begins_inside or not starts
+
+
+def ends_word(piece: bytes) -> bool:
+  """Returns whether a new word starts after a piece, which depends on its last character.
+
+  A space does not end a word: it belongs to the word after it, as in most pieces.
+
+  Args:
+    piece: UTF-8, not empty; may begin or end inside a character, and a piece that ends inside of
+      one does not end a word.
+  """
+  try:
+    last = piece[max(0, len(piece) - 4):].decode(errors="surrogateescape")[-1]
+  except UnicodeDecodeError:
+    return False
+  return _is_word(last) or last.isspace() and last != " "
+
+
+def _is_word(char: str) -> bool:
+  """Returns whether a character is a word of its own."""
+  if char.isascii():
+    return char.isprintable() and not char.isalnum() and char != " "
+  category = unicodedata.category(char)
+  return category[0] == "P" or category[0] != "M" and bool(_UNSPACED.match(char))
 
 
 def join_cjk(text: str) -> str:

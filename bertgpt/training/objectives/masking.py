@@ -78,8 +78,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
     is_candidate_BL = (batch["sequence_ids"] > 0) & ~jnp.asarray(is_special_V)[tokens_BL]
     count_B = count_predictions((batch["sequence_ids"] > 0).sum(1), objective.mask_prob,
                                 slots[tokens_BL.shape[1]])
-    continues_BL = (jnp.asarray(vocabulary.continues_word)[tokens_BL]
-                    if objective.whole_words else None)
+    continues_BL = continues_words(vocabulary, tokens_BL) if objective.whole_words else None
     positions_BK, weights_BK = choose(keys_B3[:, 0], is_candidate_BL, continues_BL, count_B,
                                       slots[tokens_BL.shape[1]])
     targets_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
@@ -90,6 +89,18 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
             "predict_weights": weights_BK}
 
   return corrupt
+
+
+def continues_words(vocabulary: Vocabulary, tokens_BL: jax.Array) -> jax.Array:
+  """Returns which tokens continue the word of the token before them, bool [B, L].
+
+  Args:
+    vocabulary: vocabulary of the tokenizer.
+    tokens_BL: int32.
+  """
+  ends_BL = jnp.asarray(vocabulary.ends_word)[tokens_BL]
+  after_end_BL = jnp.pad(ends_BL[:, :-1], ((0, 0), (1, 0)))
+  return jnp.asarray(vocabulary.continues_word)[tokens_BL] & ~after_end_BL
 
 
 def count_predictions(length_B: jax.Array, mask_prob: float, slots: int) -> jax.Array:

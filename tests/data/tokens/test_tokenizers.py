@@ -12,11 +12,12 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers as library
 from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from bertgpt import config as config_lib
 from bertgpt.data.text import sources
-from bertgpt.data.tokens import tokenizers, training
+from bertgpt.data.tokens import offsets, tokenizers, training
 from bertgpt.errors import DataError
 
 TESTS = pathlib.Path(__file__).parents[2]
@@ -219,6 +220,40 @@ def test_table_of_words_follows_spaces_and_marks(trained, kind):
   assert any(len(ids) > 8 for ids in tokenizer.encode([text]))
   assert tokenizer.continues_word().shape == (tokenizer.vocab_size,)
   assert not tokenizer.continues_word()[:6].any()
+
+
+ODD_WORDS = ["(word) [sic], 'quoted' don't", 'She said:"Yes..."and left', "the-art/old_name@x",
+             "naïve café—résumé… «oui»", "हिन्दी में है।वे", "price:€5,000 (≈$6k)😀ok",
+             "天天Hello世上。a", "e\u0301te\u0301(a)", "\tTabs\n(and)\nlines", "Привет,мир! ¿Qué?"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_words_start_where_those_of_bert_do(kind, model_type):
+  config = settings(kind, model_type=model_type, lowercase=False,
+                    vocab_size={"sentencepiece": 150, "wordpiece": 300, "bpe": 420}[kind])
+  tokenizer = training.train_tokenizer(config, (ENGLISH + ODD_WORDS) * 20)
+  bert = library.Tokenizer(library.models.WordLevel({"?": 0}, unk_token="?"))
+  bert.normalizer = library.normalizers.BertNormalizer(False, True, False, False)
+  bert.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+  continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
+  compared = 0
+  for text in ENGLISH + ODD_WORDS:
+    starts = {start for start, _ in bert.encode(text).offsets}
+    (ids, places), = offsets.encode_with_offsets(tokenizer, [text])
+    begins = ~continues[ids] | np.append(True, ends[ids[:-1]])
+    end, was_inside, was_space = 0, False, False
+    for begin, (first, last) in zip(begins, places.tolist(), strict=True):
+      # A token of spaces belongs to the word after it; and a token that begins inside a character
+      # does not tell which one it ends.
+      part, is_inside = text[first:last], first < end
+      at = first + len(part) - len(part.lstrip())
+      follows_space = was_space and not part[:1].isspace()
+      if part.strip() and not (is_inside or was_inside or follows_space):
+        assert begin == (at in starts), (text, part)
+        compared += 1
+      end, was_inside, was_space = last, is_inside, not part.strip()
+  assert compared > 100
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,165 @@
+"""Files of Hugging Face beside a tokenizer's file, which say how it is to be read.
+
+| file                    | what is read                                                         |
+|-------------------------|----------------------------------------------------------------------|
+| tokenizer_config.json   | class, treatment of case, accents and Chinese, special and added     |
+|                         | tokens                                                               |
+| special_tokens_map.json | special tokens by role                                               |
+| added_tokens.json       | tokens after those of the vocabulary, with their ids                 |
+| config.json             | `tokenizer_class` and `model_type`                                   |
+"""
+
+import pathlib
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import AddedToken
+
+from bertgpt import files
+from bertgpt.errors import DataError
+
+CONFIG, SPECIALS, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_REMEDY = "Copy it again from where the tokenizer comes from"
+# Key in the files -> role in `SPECIAL_PIECES`.
+ROLES = {"pad_token": "pad", "unk_token": "unk", "cls_token": "cls", "sep_token": "sep",
+         "mask_token": "mask", "eos_token": "eod"}
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+# Classes that add nothing to what the files themselves say.
+GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
+# Classes of Python that have no tokenizer.json, although some folders hold one.
+_PYTHON_CLASSES = frozenset({
+    "BertJapaneseTokenizer", "BertweetTokenizer", "BioGptTokenizer", "CTRLTokenizer",
+    "CpmAntTokenizer", "CpmTokenizer", "EsmTokenizer", "FSMTTokenizer", "FlaubertTokenizer",
+    "GPTNeoXJapaneseTokenizer", "JumanppTokenizer", "PhobertTokenizer", "ProphetNetTokenizer",
+    "XLMTokenizer"})
+
+
+class Beside(NamedTuple):
+  """Contents of the files beside a tokenizer's file.
+
+  Attributes:
+    folder: folder of the files.
+    settings: content of tokenizer_config.json.
+    names: role in `SPECIAL_PIECES` -> special token.
+    added: added token -> its id, or -1 if only its name is known.
+    flags: added token -> arguments of `AddedToken`.
+    tokenizer_class: name without 'Fast'; '': unknown.
+    model_type: as in config.json; '': unknown.
+  """
+
+  folder: pathlib.Path
+  settings: dict[str, Any]
+  names: dict[str, str]
+  added: dict[str, int]
+  flags: dict[str, dict[str, bool]]
+  tokenizer_class: str
+  model_type: str
+
+  def setting(self, name: str) -> bool | None:
+    """Returns a setting of tokenizer_config.json that is true, false or not there.
+
+    Raises:
+      DataError: it is something else.
+    """
+    value = self.settings.get(name)
+    if value is not None and not isinstance(value, bool):
+      raise DataError(f"{self.folder / CONFIG}: {name} is {value!r}. Set it to true or false")
+    return value
+
+  def refuse_other_classes(self, file: pathlib.Path, classes: Collection[str] = ()) -> None:
+    """Checks that the class of the tokenizer reads a file as it is read here.
+
+    Args:
+      file: the tokenizer's file, for the message.
+      classes: classes that do, without 'Fast'; none: all that are not known to be different.
+    Raises:
+      DataError: the class does not; the message names it.
+    """
+    name = self.tokenizer_class
+    if (self.settings.get("auto_map") or {}).get("AutoTokenizer"):
+      reason = f"its tokenizer has code of its own ({name or 'auto_map'}), which is never run"
+    elif name in _PYTHON_CLASSES or classes and name and name not in {*GENERIC_CLASSES, *classes}:
+      reason = f"its tokenizer_class is {name}, which cuts texts in another way"
+    else:
+      return
+    raise DataError(f"{file}: {reason}. Use the model with transformers, or give another "
+                    "tokenizer")
+
+
+def read_beside(file: pathlib.Path) -> Beside:
+  """Reads the files beside a tokenizer's file, as far as they exist.
+
+  Args:
+    file: the tokenizer's file.
+  Raises:
+    DataError: one of them is damaged; the message names it.
+  """
+  folder = file.parent
+  settings, special, added = (_read(folder / name) for name in (CONFIG, SPECIALS, ADDED))
+  decoder = settings.get("added_tokens_decoder") or {}
+  try:
+    named = {key: _content(value) for values in (special, settings)
+             for key, value in values.items() if key in ROLES and value is not None}
+    extra = [_content(value) for values in (special, settings) for key in _LISTS
+             for value in _listed(values.get(key))]
+    ids = {content: int(i) for content, i in added.items()}
+    ids |= {_content(value): int(i) for i, value in decoder.items()}
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise DataError(f"{folder}: its special and added tokens are not written as transformers "
+                    f"writes them ({type(e).__name__}: {e}). {_REMEDY}") from e
+  is_special = {*named.values(), *extra}.__contains__
+  flags = {content: {"special": is_special(content), "normalized": not is_special(content)}
+           for content in ids}
+  flags |= {value["content"]: {name: bool(value[name]) for name in (
+      "special", "normalized", "lstrip", "rstrip", "single_word") if name in value}
+            for value in decoder.values()}
+  model = _read_model_config(folder)
+  name = settings.get("tokenizer_class") or model.get("tokenizer_class") or ""
+  return Beside(folder, settings, {ROLES[key]: content for key, content in named.items()}, ids,
+                flags, str(name).removesuffix("Fast"), str(model.get("model_type") or ""))
+
+
+def add_tokens(tokenizer: tokenizers.Tokenizer, beside: Beside, file: pathlib.Path) -> None:
+  """Adds the added tokens of a folder to its tokenizer.
+
+  Args:
+    tokenizer: the tokenizer without them; changed.
+    beside: files of the folder.
+    file: the tokenizer's file, for the message.
+  Raises:
+    DataError: their ids do not follow those of the vocabulary, or are other ids there.
+  """
+  known = tokenizer.get_vocab(with_added_tokens=True)
+  for content, i in sorted(beside.added.items(), key=lambda item: item[1]):
+    expected = known.get(content, len(known))
+    if i != expected:
+      raise DataError(f"{file}: the id of the added token {content!r} is {i} according to "
+                      f"{beside.folder}, but {expected} according to the vocabulary. Give the "
+                      "files of one tokenizer")
+    if content not in known or not beside.flags[content].get("special"):
+      tokenizer.add_tokens([AddedToken(content, **beside.flags[content])])
+      known.setdefault(content, i)
+
+
+def _content(token: Any) -> str:
+  content = token["content"] if isinstance(token, dict) else token
+  if not isinstance(content, str):
+    raise TypeError(f"{content!r} is not a token")
+  return content
+
+
+def _listed(tokens: Any) -> list[Any]:
+  return list(tokens.values() if isinstance(tokens, dict) else tokens or ())
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  return files.read_json(path, _REMEDY) if path.is_file() else {}
+
+
+def _read_model_config(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns config.json, or {} if it does not describe a model of transformers."""
+  try:
+    return files.read_json(folder / "config.json", _REMEDY)
+  except (DataError, OSError):
+    return {}

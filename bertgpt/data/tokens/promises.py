@@ -1,0 +1,89 @@
+"""What every tokenizer promises: text never yields a special id.
+
+Files from elsewhere break it in several ways: special tokens among the user-defined symbols of
+SentencePiece, added tokens that are not marked as special, words of a vocabulary whose
+pre-tokenizer keeps brackets together, merges of a BPE that lead to the name of a special token.
+"""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+from sentencepiece import sentencepiece_model_pb2
+
+_proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
+
+_PLACES = ("{}", " {} ", "a {} b", "a{}b", "{}a", "a{}", ".{}.", "{}{}", "\n{}\n", "天{}天")
+_WIDE = {c: c + 0xFEE0 for c in range(0x21, 0x7F)}  # Letters that NFKC makes narrow.
+# In the place of a special piece in the library's vocabulary. No word has a space in it.
+_OUT_OF_REACH = "{} \0 {}"
+
+
+class Leak(NamedTuple):
+  """A text that yields a special id.
+
+  Attributes:
+    text: the text.
+    name: piece of the special id, or '' if the text yields no id at all.
+  """
+
+  text: str
+  name: str
+
+
+def find_leak(encode: Callable[[list[str]], Sequence[Sequence[int]]],
+              specials: dict[int, str]) -> Leak | None:
+  """Returns a text with the name of a special token that yields a special id, if there is one.
+
+  Every name is tried alone, within words and between words, in other cases and in wide letters.
+
+  Args:
+    encode: texts -> ids.
+    specials: piece by special id.
+  """
+  texts = []
+  for name in specials.values():
+    forms = dict.fromkeys((name, name.lower(), name.upper(), name.title(), name.translate(_WIDE)))
+    texts += [place.replace("{}", form) for form in forms for place in _PLACES]
+  for text, ids in zip(texts, encode(texts), strict=True):
+    if found := specials.keys() & set(map(int, ids)):
+      return Leak(text, specials[min(found)])
+    if not len(ids):
+      return Leak(text, "")
+  return None
+
+
+def out_of_reach(data: bytes, names: Collection[str]) -> str:
+  """Returns a tokenizer.json from which no text can yield certain pieces; other ids are the same.
+
+  Args:
+    data: content of a tokenizer.json with a WordPiece or BPE model.
+    names: the pieces.
+  """
+  content = json.loads(data)
+  model, names = content["model"], set(names)
+  inside = names & model["vocab"].keys()
+  model["vocab"] = {_OUT_OF_REACH.replace("{}", piece) if piece in names else piece: i
+                    for piece, i in model["vocab"].items()}
+  if "merges" in model:
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    model["merges"] = [pair for pair in pairs if names.isdisjoint([*pair, "".join(pair)])]
+  # The library numbers added tokens by the size of the vocabulary, which stays the same. Special
+  # ones are not looked for in texts.
+  content["added_tokens"] = [
+      token | {"special": token["special"] or token["content"] in names}
+      for token in content.get("added_tokens") or () if token["content"] not in inside]
+  return json.dumps(content)
+
+
+def as_controls(data: bytes, ids: Collection[int]) -> bytes:
+  """Returns a SentencePiece model from which no text can yield certain pieces.
+
+  Args:
+    data: content of its file.
+    ids: ids of the pieces, which become control symbols.
+  """
+  proto = _proto_lib.ModelProto.FromString(data)
+  for i in ids:
+    proto.pieces[i].type = _proto_lib.ModelProto.SentencePiece.CONTROL
+  return proto.SerializeToString()

@@ -1,0 +1,295 @@
+"""Files of tokenizers, read into the content that `tokenizers` keeps.
+
+A vocab.txt, or a vocab.json with its merges, becomes the content of a tokenizer.json. What the
+files beside it say is obeyed, see `beside`.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import models, normalizers
+
+from bertgpt import files
+from bertgpt.data.tokens import beside as beside_lib
+from bertgpt.data.tokens import pipelines
+from bertgpt.data.tokens.beside import CONFIG, Beside
+from bertgpt.errors import DataError, one_line
+
+proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
+
+# Classes of transformers whose ids are those of the files alone, without 'Fast'.
+_WORDPIECE_CLASSES = frozenset({
+    "BertTokenizer", "ConvBertTokenizer", "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer", "DPRReaderTokenizer", "DistilBertTokenizer", "ElectraTokenizer",
+    "FunnelTokenizer", "LayoutLMTokenizer", "LxmertTokenizer", "MPNetTokenizer",
+    "MobileBertTokenizer", "RetriBertTokenizer", "SqueezeBertTokenizer"})
+_BYTE_BPE_CLASSES = frozenset({
+    "BartTokenizer", "CodeGenTokenizer", "DebertaTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer",
+    "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer"})
+_GPT1_CLASS = "OpenAIGPTTokenizer"
+_GPT1_TYPE = "openai-gpt"
+
+# (model, decoder) of a tokenizer.json -> kind.
+_JSON_KINDS = {("WordPiece", "WordPiece"): "wordpiece", ("BPE", "ByteLevel"): "bpe",
+               ("BPE", "BPEDecoder"): "gpt1_bpe"}
+_NEEDED = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}  # In a vocab.txt.
+# Share of the pieces that no text yields, above which the settings are those of another vocabulary:
+# settings of a config, and those of the folder, with which the model may have been trained.
+MAX_UNREACHABLE = 0.03
+MAX_UNREACHABLE_AS_SAID = 0.25
+# The same for settings that are told from the pieces.
+_TELLING_SHARE = 0.01
+
+
+class Read(NamedTuple):
+  """A tokenizer's file as it was read.
+
+  Attributes:
+    file: path of the file.
+    kind: a kind in the table of `tokenizers`.
+    data: content of the file that `Tokenizer.save` writes.
+    names: role in `SPECIAL_PIECES` -> special token according to the folder.
+  """
+
+  file: pathlib.Path
+  kind: str
+  data: bytes
+  names: dict[str, str]
+
+
+def read(path: pathlib.Path, lowercase: bool | None) -> Read:
+  """Reads a tokenizer's file, or the first one in a folder.
+
+  Args:
+    path: file or folder.
+    lowercase: see `tokenizers.load_tokenizer`.
+  Raises:
+    DataError: there is no tokenizer at `path`, or one that cannot be used; the message names the
+      file.
+  """
+  candidates = [path] if path.is_file() else [path / name for name in _FILE_NAMES]
+  for file in candidates:
+    reader = next((read for ending, read in _READERS.items() if file.name.endswith(ending)), None)
+    if not file.is_file() or not reader:
+      continue
+    try:
+      beside = beside_lib.read_beside(file)
+      kind, data = reader(file, beside, lowercase)
+    except DataError:
+      raise
+    except Exception as e:  # Both libraries raise plain Exceptions.
+      raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {FORMS}") from e
+    return Read(file, kind, data, beside.names)
+  raise DataError(f"{path}: no tokenizer there. Give {FORMS}")
+
+
+# --------------------------------------------------------------- tokenizer.json
+
+
+def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> tuple[str, bytes]:
+  del lowercase  # The file has its own normalizer.
+  data = file.read_bytes()
+  content = files.parse_json(data)
+  model = content["model"]
+  decoder = (content["decoder"] or {}).get("type")
+  kind = _JSON_KINDS.get((model["type"], decoder))
+  if not kind:
+    raise DataError(f"{file}: a model of type {model['type']} with decoder {decoder} is not "
+                    "supported. Give a WordPiece or a byte-level BPE")
+  if kind == "bpe" and (model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")):
+    raise DataError(f"{file}: a byte-level BPE that marks the ends of words is not supported. "
+                    "Give a WordPiece or a byte-level BPE as in GPT-2")
+  beside.refuse_other_classes(file)
+  changed = _obey_normalizer(content, beside)
+  fast = None
+  if changed or beside.added.keys() - _tokens_of(content):
+    fast = tokenizers.Tokenizer.from_str(json.dumps(content))
+    beside_lib.add_tokens(fast, beside, file)
+  return kind, pipelines.serialize(fast) if fast else data
+
+
+def _tokens_of(content: dict[str, Any]) -> set[str]:
+  return {*content["model"]["vocab"], *(t["content"] for t in content.get("added_tokens") or ())}
+
+
+def _obey_normalizer(content: dict[str, Any], beside: Beside) -> bool:
+  """Sets what tokenizer_config.json says about BERT's normalizer; returns whether it changed."""
+  normalizer = content.get("normalizer") or {}
+  if beside.tokenizer_class not in _WORDPIECE_CLASSES or normalizer.get("type") != "BertNormalizer":
+    return False
+  said = {"lowercase": beside.setting("do_lower_case"),
+          "strip_accents": beside.setting("strip_accents"),
+          "handle_chinese_chars": beside.setting("tokenize_chinese_chars")}
+  said = {name: value for name, value in said.items() if value not in (None, normalizer.get(name))}
+  normalizer.update(said)
+  return bool(said)
+
+
+# -------------------------------------------------------------------- *.model
+
+
+def _read_sentencepiece(file: pathlib.Path, beside: Beside, lowercase: bool | None
+                        ) -> tuple[str, bytes]:
+  del lowercase  # The file has its own normalizer.
+  data = file.read_bytes()
+  if not data:  # The library would accept it as a model.
+    raise ValueError("the file is empty")
+  # The files of transformers describe its own conversion, tokenizer.json, if that is there too.
+  if not file.with_name("tokenizer.json").is_file():
+    beside.refuse_other_classes(file, beside_lib.GENERIC_CLASSES)
+  return "sentencepiece", _append_pieces(data, beside, file)
+
+
+def _append_pieces(data: bytes, beside: Beside, file: pathlib.Path) -> bytes:
+  """Returns a SentencePiece model with the added tokens of its folder."""
+  if not beside.added:
+    return data
+  proto = proto_lib.ModelProto.FromString(data)
+  ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+  if not beside.added.keys() - ids.keys():
+    return data
+  types = proto_lib.ModelProto.SentencePiece
+  for content, i in sorted(beside.added.items(), key=lambda item: item[1]):
+    if i != ids.get(content, len(ids)):
+      raise DataError(f"{file}: the id of the added token {content!r} is {i} according to "
+                      f"{beside.folder}, which is not its id in the model. Give the files of one "
+                      "tokenizer")
+    if content not in ids:
+      is_special = beside.flags[content].get("special")
+      proto.pieces.add(piece=content, score=0.0,
+                       type=types.CONTROL if is_special else types.USER_DEFINED)
+      ids[content] = i
+  return proto.SerializeToString()
+
+
+# ------------------------------------------------------------------- vocab.txt
+
+
+def _read_bert_vocabulary(file: pathlib.Path, beside: Beside, lowercase: bool | None
+                          ) -> tuple[str, bytes]:
+  beside.refuse_other_classes(file, _WORDPIECE_CLASSES)
+  # splitlines() would cut at U+2028, which is a piece of some vocabularies.
+  lines = file.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")
+  pieces = [line.strip(" \t\r") for line in lines]
+  needed = _NEEDED | {role: beside.names[role] for role in _NEEDED if role in beside.names}
+  if missing := [name for name in needed.values() if name not in pieces]:
+    raise DataError(f"{file}: is not a BERT vocabulary. It lacks {', '.join(missing)}")
+  vocabulary = {piece: i for i, piece in enumerate(pieces)}
+  if len(vocabulary) < len(pieces):
+    raise DataError(f"{file}: is not a BERT vocabulary. It names a piece twice")
+  treatment = _choose_treatment(vocabulary, beside, lowercase, file)
+  tokenizer = pipelines.bert_pipeline(
+      vocabulary, treatment.lowercase, strip_accents=treatment.strip_accents,
+      split_chinese=treatment.split_chinese, unknown=needed["unk"])
+  beside_lib.add_tokens(tokenizer, beside, file)
+  return "wordpiece", pipelines.serialize(tokenizer)
+
+
+class _Treatment(NamedTuple):
+  """What BERT's normalizer does to a text, as in `pipelines.bert_pipeline`."""
+
+  lowercase: bool
+  strip_accents: bool | None
+  split_chinese: bool
+
+  def share_unreachable(self, pieces: list[str]) -> float:
+    """Returns the share of the pieces that the normalizer changes, so that no text yields them."""
+    normalize = normalizers.BertNormalizer(
+        lowercase=self.lowercase, strip_accents=self.strip_accents,
+        handle_chinese_chars=self.split_chinese).normalize_str
+    bodies = [piece.removeprefix("##") for piece in pieces]
+    changed = sum(normalize(body).strip() != body for body in bodies
+                  if any(map(str.isalnum, body)))
+    return changed / max(1, len(pieces))
+
+
+def _choose_treatment(vocabulary: dict[str, int], beside: Beside, lowercase: bool | None,
+                      file: pathlib.Path) -> _Treatment:
+  """Returns the treatment that the folder says, or else the config, or else the pieces."""
+  said = beside.setting("do_lower_case")
+  strip, chinese = beside.setting("strip_accents"), beside.setting("tokenize_chinese_chars")
+  named = {*beside.names.values(), *beside.added}
+  pieces = [p for p in vocabulary if p not in named and not (p[:1] == "[" and p[-1:] == "]")]
+  share = functools.cache(lambda treatment: treatment.share_unreachable(pieces))
+  asked = lowercase if said is None else said
+  cases = [asked] if asked is not None else [True, False]
+  # Accents follow the case in a folder of transformers; without one, the pieces tell.
+  accents = [strip] if said is not None or strip is not None else [None, False]
+  choices = [_Treatment(case, accent, chinese is not False) for case in cases
+             for accent in accents]
+  found = next((choice for choice in choices if share(choice) < _TELLING_SHARE), None)
+  found = found or min(choices, key=share)
+  most = MAX_UNREACHABLE if said is None and lowercase is not None else MAX_UNREACHABLE_AS_SAID
+  if share(found) > most:
+    better = next((t for t in _all_treatments(found) if share(t) <= MAX_UNREACHABLE), None)
+    raise DataError(f"{file}: no text yields {share(found):.0%} of its pieces{_because(found)}. "
+                    f"{_remedy(found, better, said is not None, file)}")
+  return found
+
+
+def _all_treatments(near: _Treatment) -> Iterator[_Treatment]:
+  """Yields all treatments, those that differ in one setting first."""
+  every = [_Treatment(case, accents, chinese) for case in (True, False)
+           for accents in (None, False) for chinese in (True, False)]
+  yield from sorted(every, key=lambda t: sum(a != b for a, b in zip(t, near, strict=True)))
+
+
+def _because(treatment: _Treatment) -> str:
+  acts = ["lower-cased"] * treatment.lowercase
+  strips = treatment.lowercase if treatment.strip_accents is None else treatment.strip_accents
+  acts += ["stripped of accents"] * strips
+  acts += ["cut at Chinese characters"] * treatment.split_chinese
+  return f", because texts are {' and '.join(acts)}" if acts else ""
+
+
+def _remedy(found: _Treatment, better: _Treatment | None, is_said: bool, file: pathlib.Path) -> str:
+  """Returns the sentence that says which settings fit the pieces."""
+  if better is None:
+    return "Give the vocabulary that the tokenizer was trained with"
+  if better.lowercase != found.lowercase and not is_said:
+    return f"Set tokenizer.lowercase={better.lowercase}"
+  names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+  changes = ", ".join(f'"{name}": {json.dumps(new)}' for name, old, new in
+                      zip(names, found, better, strict=True) if new != old)
+  return f"Write {{{changes}}} into {file.parent / CONFIG}"
+
+
+# --------------------------------------------------- a vocabulary and its merges
+
+
+def _read_bpe(file: pathlib.Path, beside: Beside, lowercase: bool | None, ending: str,
+              merges_ending: str) -> tuple[str, bytes]:
+  del lowercase  # GPT-2 keeps the case, GPT-1 does not.
+  merges_file = file.with_name(file.name.removesuffix(ending) + merges_ending)
+  if not merges_file.is_file():
+    raise DataError(f"{file}: the merges are missing. Put {merges_file.name} into the same folder")
+  vocabulary, merges = models.BPE.read_file(str(file), str(merges_file))
+  if any(piece.endswith(pipelines.END_OF_WORD) and len(piece) > 4 for piece in vocabulary):
+    beside.refuse_other_classes(file, (_GPT1_CLASS,))
+    if beside.model_type not in ("", _GPT1_TYPE):
+      raise DataError(f"{file}: the ends of words are marked as in GPT-1, but config.json says "
+                      f"model_type={beside.model_type}. Give the tokenizer.json of the model")
+    kind, unknown = "gpt1_bpe", beside.names.get("unk", "<unk>")
+    tokenizer = pipelines.gpt1_pipeline(vocabulary, merges, unknown)
+  else:
+    beside.refuse_other_classes(file, _BYTE_BPE_CLASSES)
+    kind, model = "bpe", models.BPE(vocabulary, merges)
+    tokenizer = pipelines.byte_bpe_pipeline(model, bool(beside.setting("add_prefix_space")))
+  beside_lib.add_tokens(tokenizer, beside, file)
+  return kind, pipelines.serialize(tokenizer)
+
+
+_READERS: dict[str, Callable[..., tuple[str, bytes]]] = {
+    "tokenizer.json": _read_json,
+    ".model": _read_sentencepiece,
+    ".txt": _read_bert_vocabulary,
+    "encoder.json": functools.partial(_read_bpe, ending="encoder.json", merges_ending="vocab.bpe"),
+    "vocab.json": functools.partial(_read_bpe, ending="vocab.json", merges_ending="merges.txt"),
+}
+_FILE_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "encoder.json", "vocab.json")
+FORMS = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"

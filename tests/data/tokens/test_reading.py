@@ -1,0 +1,383 @@
+"""bertgpt.data.tokens.reading: the files beside a tokenizer's file are obeyed, or refused."""
+
+import io
+import json
+import pathlib
+import re
+
+import pytest
+import sentencepiece
+import small_runs
+import tokenizers as library
+from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers.implementations import BertWordPieceTokenizer
+
+from bertgpt.data.tokens import tokenizers
+from bertgpt.errors import DataError
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TEXTS = ["The Cat sees the cát.", "Äpfel äpfel apfel", "天天向上 today", "हिन्दी में है",
+         "THE ÉCOLE école", "한국어 문장",
+         "e\u0301cole \ufb01ne", "tab\tand\u3000space", "e\u200bt c"]
+MIXED = ("The", "the", "cat", "Cat", "cát", "Äpfel", "äpfel", "apfel", "天", "天天", "向上",
+         "today", "हिन्दी", "में", "है", "मे", "ह", "THE", "école", "ecole", "한국어", "문장",
+         "##a", "##s", ".", *(f"[unused{i}]" for i in range(99)), *(f"word{i}" for i in range(400)))
+HINDI = ("में", "हिन्दी", "भाषा", "है", "अपने", "घर", "पानी", "यह", "पुस्तक", "मेरी", "नदी", "के", "पास")
+
+
+def write_vocabulary(folder, pieces=MIXED, specials=SPECIALS, **settings):
+  folder.mkdir(exist_ok=True)
+  (folder / "vocab.txt").write_text("\n".join([*specials, *pieces, ""]), "utf-8")
+  if settings:
+    write_json(folder / "tokenizer_config.json", settings)
+  return folder
+
+
+def write_json(path, content):
+  path.write_text(json.dumps(content), "utf-8")
+
+
+def encode(tokenizer, texts=TEXTS):
+  return [ids.tolist() for ids in tokenizer.encode(texts)]
+
+
+def bert_ids(folder, texts=TEXTS, **settings):
+  """Returns the ids of the BERT of `tokenizers`."""
+  bert = BertWordPieceTokenizer(str(folder / "vocab.txt"), **settings)
+  bert.encode_special_tokens = True
+  return [e.ids for e in bert.encode_batch(texts, add_special_tokens=False)]
+
+
+def pieces_of(tokenizer, text):
+  return [tokenizer.pieces[i] for i in tokenizer.encode([text])[0]]
+
+
+# --------------------------------------------------------------------- vocab.txt
+
+
+@pytest.mark.parametrize("case", [True, False])
+@pytest.mark.parametrize("accents", [None, True, False])
+@pytest.mark.parametrize("chinese", [True, False])
+def test_the_settings_of_the_folder_are_obeyed(tmp_path, case, accents, chinese):
+  folder = write_vocabulary(tmp_path, do_lower_case=case, strip_accents=accents,
+                            tokenize_chinese_chars=chinese)
+  expected = bert_ids(folder, lowercase=case, strip_accents=accents, handle_chinese_chars=chinese)
+  for lowercase in (None, True, False):  # The folder knows better than a config.
+    for path in (folder, folder / "vocab.txt"):
+      assert encode(tokenizers.load_tokenizer(path, lowercase)) == expected
+
+
+@pytest.mark.parametrize("case", [True, False])
+def test_the_config_is_obeyed_if_the_folder_does_not_say_it(tmp_path, case):
+  folder = write_vocabulary(tmp_path, ("the", "cat", "##s", *(f"w{i}" for i in range(99)), "Cat"))
+  ours = tokenizers.load_tokenizer(folder, case)
+  assert encode(ours) == bert_ids(folder, lowercase=case)
+  assert pieces_of(ours, "the Cat") == ["the", "cat" if case else "Cat"]
+
+
+@pytest.mark.parametrize("lowercase", [None, True, False])
+def test_pieces_with_marks_are_found_again(tmp_path, lowercase):
+  ours = tokenizers.load_tokenizer(write_vocabulary(tmp_path, HINDI), lowercase)
+  assert pieces_of(ours, " ".join(HINDI)) == list(HINDI)
+
+
+def test_umlauts_of_a_vocabulary_without_capitals_stay(tmp_path):
+  folder = write_vocabulary(tmp_path, ("äpfel", "über", "straße", "haus", "baum"))
+  assert pieces_of(tokenizers.load_tokenizer(folder, True), "Äpfel Haus") == ["äpfel", "haus"]
+
+
+@pytest.mark.parametrize("said, lowercase, pieces, remedy", [
+    ({}, True, ("The", "Cat", "sees"), r"Set tokenizer\.lowercase=False"),
+    ({"do_lower_case": True}, None, ("The", "Cat", "sees"),
+     r'Write {"do_lower_case": false} into .*tokenizer_config\.json'),
+    ({"do_lower_case": True}, None, HINDI, r'Write {"strip_accents": false} into'),
+    ({"do_lower_case": False, "strip_accents": True}, None, HINDI, "Write {"),
+    ({"do_lower_case": False}, None, ("天天", "向上", "today"),
+     r'Write {"tokenize_chinese_chars": false}'),
+    ({"strip_accents": True}, False, ("äpfel", "über", "haus"), r'Write {"strip_accents": null}'),
+    ({}, True, ("Haus", *(f"w{i}" for i in range(25))), r"Set tokenizer\.lowercase=False"),
+])
+def test_pieces_that_no_text_yields_are_an_error_that_says_what_to_set(
+    tmp_path, said, lowercase, pieces, remedy):
+  folder = write_vocabulary(tmp_path, pieces, **said)
+  with pytest.raises(DataError, match=rf"vocab\.txt: no text yields \d+% of its .*{remedy}") as e:
+    tokenizers.load_tokenizer(folder, lowercase)
+  assert "\n" not in str(e.value)
+
+
+def test_the_advice_helps(tmp_path):
+  for pieces in (("The", "Cat", "sees"), HINDI, ("天天", "向上", "today")):
+    folder = write_vocabulary(tmp_path / pieces[0], pieces, do_lower_case=True)
+    with pytest.raises(DataError) as e:
+      tokenizers.load_tokenizer(folder)
+    advice = json.loads(re.search(r"Write ({.*?}) into", str(e.value))[1])
+    write_json(folder / "tokenizer_config.json", {"do_lower_case": True, **advice})
+    assert pieces_of(tokenizers.load_tokenizer(folder), " ".join(pieces)) == list(pieces)
+
+
+@pytest.mark.parametrize("data", [
+    b"\xef\xbb\xbf[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\ncat\n",
+    b"[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\nthe\r\ncat\r\n", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\ncat",
+    b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\ncat\n\n", b"[PAD] \n[UNK]\n[CLS]\t\n[SEP]\n the\ncat \n"])
+def test_marks_and_spaces_around_the_lines_are_not_part_of_pieces(tmp_path, data):
+  (tmp_path / "vocab.txt").write_bytes(data)
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert ours.pieces == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_have_the_names_that_the_folder_says(tmp_path, name):
+  names = {"pad_token": "<pad>", "unk_token": "<unknown>", "cls_token": {"content": "<cls>"},
+           "sep_token": "<sep>", "mask_token": {"content": "<MASK>", "lstrip": True}}
+  specials = ("<pad>", "<unknown>", "<cls>", "<sep>", "<MASK>", "[MASK]")
+  folder = write_vocabulary(tmp_path / "a", ("the", "cat"), specials)
+  write_json(folder / name, names)
+  ours = tokenizers.load_tokenizer(folder)
+  ours.save(tmp_path / "b")
+  for tokenizer in (ours, tokenizers.load_tokenizer(tmp_path / "b")):
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id,
+            tokenizer.mask_id) == (0, 1, 2, 3, 4)
+    assert tokenizer.fingerprint() == ours.fingerprint()
+    assert pieces_of(tokenizer, "the dog") == ["the", "<unknown>"]
+  (folder / name).unlink()
+  with pytest.raises(DataError, match="is not a BERT vocabulary. It lacks"):
+    tokenizers.load_tokenizer(folder)
+
+
+def test_names_that_the_vocabulary_tells_leave_one_file(tmp_path):
+  folder = write_vocabulary(tmp_path / "a", ("the", "cat"), cls_token="[CLS]", mask_token="[MASK]")
+  tokenizers.load_tokenizer(folder).save(tmp_path / "b")
+  assert [path.name for path in (tmp_path / "b").iterdir()] == ["tokenizer.json"]
+
+
+def test_added_tokens_follow_the_vocabulary(tmp_path):
+  folder = write_vocabulary(tmp_path, ("the", "cat"), additional_special_tokens=["<mark>"])
+  write_json(folder / "added_tokens.json", {"<url>": 7, "<mark>": 8})
+  ours = tokenizers.load_tokenizer(folder)
+  assert ours.vocab_size == 9
+  assert pieces_of(ours, "the<url> cat") == ["the", "<url>", "cat"]
+  assert "<mark>" not in pieces_of(ours, "the <mark> cat")
+  write_json(folder / "added_tokens.json", {"<url>": 9})
+  with pytest.raises(DataError, match="the id of the added token '<url>' is 9 according to"):
+    tokenizers.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("content", ['{"do_lower_case": "yes"}', "[]", "{", '{"cls_token": 3}',
+                                     '{"added_tokens_decoder": {"0": "x", "y": 1}}'])
+def test_a_damaged_file_beside_it_is_named(tmp_path, content):
+  folder = write_vocabulary(tmp_path)
+  (folder / "tokenizer_config.json").write_text(content)
+  with pytest.raises(DataError, match=re.escape(str(tmp_path))) as e:
+    tokenizers.load_tokenizer(folder)
+  assert "\n" not in str(e.value)
+
+
+# ----------------------------------------------------------------------- classes
+
+
+@pytest.mark.parametrize("name", ["BertTokenizer", "BertTokenizerFast", "ElectraTokenizerFast",
+                                  "PreTrainedTokenizerFast", "DistilBertTokenizer"])
+def test_classes_that_read_the_same_files_alike_are_known(tmp_path, name):
+  folder = write_vocabulary(tmp_path, HINDI, tokenizer_class=name, do_lower_case=False)
+  assert pieces_of(tokenizers.load_tokenizer(folder), HINDI[0]) == [HINDI[0]]
+
+
+@pytest.mark.parametrize("settings", [
+    {"tokenizer_class": "BertJapaneseTokenizer", "do_lower_case": False},
+    {"tokenizer_class": "EsmTokenizer"}, {"tokenizer_class": "RoFormerTokenizerFast"},
+    {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["my.MyTokenizer", None]}}])
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json"])
+def test_classes_whose_files_are_merely_named_alike_are_refused_by_name(tmp_path, settings, place):
+  if place == "config.json" and "auto_map" in settings:
+    pytest.skip("only tokenizer_config.json names code")
+  folder = write_vocabulary(tmp_path, HINDI)
+  write_json(folder / place, settings)
+  name = settings["tokenizer_class"].removesuffix("Fast")
+  with pytest.raises(DataError, match=f"vocab.txt: .*{name}") as e:
+    tokenizers.load_tokenizer(folder)
+  assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["CLIPTokenizer", "Qwen2TokenizerFast", "CTRLTokenizer"])
+def test_other_classes_with_merges_are_refused_by_name(tmp_path, name):
+  write_gpt2(tmp_path)
+  write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": name})
+  with pytest.raises(DataError, match=f"tokenizer_class is {name.removesuffix('Fast')}"):
+    tokenizers.load_tokenizer(tmp_path)
+
+
+def test_another_class_of_sentencepiece_is_refused_by_name(tmp_path):
+  write_sentencepiece(tmp_path)
+  assert tokenizers.load_tokenizer(tmp_path).kind == "sentencepiece"
+  write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+  with pytest.raises(DataError, match="tokenizer_class is XLMRobertaTokenizer"):
+    tokenizers.load_tokenizer(tmp_path)
+
+
+def write_gpt2(folder):
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  write_json(folder / "vocab.json", {c: i for i, c in enumerate([*alphabet, "th", "the"])})
+  (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
+
+
+def write_sentencepiece(folder, **options):
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(small_runs.make_text(20).splitlines()), model_writer=model,
+      vocab_size=60, hard_vocab_limit=False, minloglevel=2, **options)
+  (folder / "tokenizer.model").write_bytes(model.getvalue())
+
+
+def test_added_tokens_follow_the_pieces_of_sentencepiece(tmp_path):
+  write_sentencepiece(tmp_path)
+  size = tokenizers.load_tokenizer(tmp_path).vocab_size
+  write_json(tmp_path / "added_tokens.json", {"<url>": size + 1, "[MASK]": size})
+  write_json(tmp_path / "special_tokens_map.json", {"mask_token": "[MASK]"})
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert ours.vocab_size == size + 2 and ours.mask_id == size
+  ids, = ours.encode(["the <url> [MASK] house"])
+  assert size + 1 in ids and size not in ids
+
+
+def test_the_unknown_piece_of_sentencepiece_may_have_any_name(tmp_path):
+  write_sentencepiece(tmp_path, unk_piece="<?>")
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert ours.pieces[ours.unk_id] == "<?>"
+  assert ours.unk_id in ours.encode(["☃"])[0]
+
+
+def test_a_space_before_the_text_is_added_if_the_folder_says_so(tmp_path):
+  write_gpt2(tmp_path)
+  assert pieces_of(tokenizers.load_tokenizer(tmp_path), "the") == ["the"]
+  write_json(tmp_path / "tokenizer_config.json", {"add_prefix_space": True})
+  assert pieces_of(tokenizers.load_tokenizer(tmp_path), "the") == ["Ġ", "the"]
+
+
+# ---------------------------------------------------------------- tokenizer.json
+
+
+def write_json_tokenizer(folder, tokenizer, **settings):
+  tokenizer.save(str(folder / "tokenizer.json"))
+  write_json(folder / "tokenizer_config.json", settings)
+  return folder
+
+
+def bert_json(lowercase):
+  vocabulary = {p: i for i, p in enumerate([*SPECIALS, *MIXED])}
+  tokenizer = library.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokenizer.decoder = library.decoders.WordPiece()
+  return tokenizer
+
+
+@pytest.mark.parametrize("before, said", [(True, False), (False, True)])
+def test_the_settings_beside_a_tokenizer_json_are_obeyed(tmp_path, before, said):
+  folder = write_json_tokenizer(tmp_path, bert_json(before), tokenizer_class="BertTokenizer",
+                                do_lower_case=said, strip_accents=False)
+  expected = bert_json(said)
+  expected.normalizer = normalizers.BertNormalizer(lowercase=said, strip_accents=False)
+  assert encode(tokenizers.load_tokenizer(folder)) == [
+      expected.encode(text, add_special_tokens=False).ids for text in TEXTS]
+
+
+def test_without_such_settings_a_tokenizer_json_stays_as_it_is(tmp_path):
+  for settings in ({"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False},
+                   {"tokenizer_class": "BertTokenizer"},
+                   {"tokenizer_class": "BertTokenizer", "do_lower_case": True}):
+    write_json_tokenizer(tmp_path, bert_json(True), **settings)
+    ours = tokenizers.load_tokenizer(tmp_path)
+    assert ours.data == (tmp_path / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("model, decoder, message", [
+    (models.BPE({"a": 0, "b": 1, "ab</w>": 2, "b</w>": 3}, [("a", "b</w>")],
+                end_of_word_suffix="</w>"), library.decoders.ByteLevel(), "marks the ends of"),
+    (models.WordLevel({"a": 0}, unk_token="a"), library.decoders.WordPiece(), "type WordLevel")])
+def test_another_model_is_refused(tmp_path, model, decoder, message):
+  tokenizer = library.Tokenizer(model)
+  tokenizer.decoder = decoder
+  with pytest.raises(DataError, match=f"tokenizer.json: .*{message}"):
+    tokenizers.load_tokenizer(write_json_tokenizer(tmp_path, tokenizer))
+
+
+# -------------------------------------------------------------------------- GPT-1
+
+
+def gpt1_files(folder):
+  """Writes a small GPT-1 vocabulary, trained by `tokenizers`, and returns its lines of text."""
+  texts = [*small_runs.make_text(40).splitlines(), *TEXTS]
+  tokenizer = library.Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokenizer.train_from_iterator(texts, library.trainers.BpeTrainer(
+      vocab_size=300, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False))
+  folder.mkdir(exist_ok=True)
+  tokenizer.model.save(str(folder))
+  tokenizer.decoder = library.decoders.BPEDecoder(suffix="</w>")
+  return tokenizer, [*texts, "Unseen: ☃ and ZEBRAS, naïve!", "", " ", "a\n\nb", "x" * 120]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "OpenAIGPTTokenizer"},
+                                      {"tokenizer_class": "OpenAIGPTTokenizerFast"}])
+def test_gpt1_is_told_from_its_vocabulary(tmp_path, settings):
+  expected, texts = gpt1_files(tmp_path / "a")
+  write_json(tmp_path / "a" / "tokenizer_config.json", settings)
+  write_json(tmp_path / "a" / "config.json", {"model_type": "openai-gpt"})
+  expected.save(str(tmp_path / "tokenizer.json"))
+  for path in (tmp_path / "a", tmp_path / "tokenizer.json"):
+    ours = tokenizers.load_tokenizer(path)
+    assert ours.kind == "gpt1_bpe"
+    assert encode(ours, texts) == [expected.encode(text).ids for text in texts]
+    assert ours.decode(ours.encode(["The cat sees. It"])[0]) == "the cat sees . it"
+    assert ours.pieces[ours.unk_id] == "<unk>"
+
+
+def test_words_of_gpt1_begin_after_a_marked_piece(tmp_path):
+  gpt1_files(tmp_path)
+  ours = tokenizers.load_tokenizer(tmp_path)
+  ids, = ours.encode(["the findsees. trees"])
+  starts = ~ours.continues_word()[ids[1:]] | ours.ends_word()[ids[:-1]]
+  assert starts.sum() + 1 == len(["the", "findsees", ".", "trees"]) < len(ids)
+
+
+def test_another_model_with_marked_ends_is_refused(tmp_path):
+  gpt1_files(tmp_path)
+  for name, content, message in (
+      ("config.json", {"model_type": "xlm"}, "model_type=xlm"),
+      ("tokenizer_config.json", {"tokenizer_class": "HerbertTokenizerFast"}, "HerbertTokenizer")):
+    write_json(tmp_path / name, content)
+    with pytest.raises(DataError, match=message):
+      tokenizers.load_tokenizer(tmp_path)
+
+
+# ---------------------------------------------------------- the same as transformers
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("settings", [
+    {"do_lower_case": False}, {"do_lower_case": True},
+    {"do_lower_case": True, "strip_accents": False},
+    {"do_lower_case": False, "strip_accents": True},
+    {"do_lower_case": False, "tokenize_chinese_chars": False}])
+def test_ids_of_a_bert_folder_are_those_of_transformers(tmp_path, settings):
+  folder = write_vocabulary(tmp_path, tokenizer_class="BertTokenizer", **settings)
+  write_json(folder / "added_tokens.json", {"<url>": len(SPECIALS) + len(MIXED), "Dog":
+                                            len(SPECIALS) + len(MIXED) + 1})
+  assert_same_ids(folder, [*TEXTS, "see <url>here", "a Dog dog"], "bert")
+
+
+@pytest.mark.hf
+def test_ids_of_gpt1_are_those_of_transformers(tmp_path):
+  _, texts = gpt1_files(tmp_path)
+  write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "OpenAIGPTTokenizer"})
+  assert_same_ids(tmp_path, texts, "openai-gpt")
+
+
+def assert_same_ids(folder: pathlib.Path, texts, model_type):
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  write_json(folder / "config.json", {"model_type": model_type})
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  ours = tokenizers.load_tokenizer(folder)
+  assert ours.vocab_size == len(theirs)
+  assert encode(ours, texts) == theirs(texts, add_special_tokens=False)["input_ids"]
