@@ -1,0 +1,112 @@
+"""bertgpt.inference.measures: every measure against the model's logits, one token per pass."""
+
+import math
+
+import numpy as np
+import pytest
+import small_runs
+from one_by_one import after, encode, instead
+from zero_shot_texts import PAIRS, PASSAGES, TEXT
+
+from bertgpt.inference import suites, zero_shot
+from bertgpt.inference.suites import SUITES
+from bertgpt.inference.zero_shot import Settings
+
+# ------------------------------------------------------------------ perplexity
+
+
+@pytest.mark.parametrize("stride", [8, 15])
+def test_perplexities_of_a_gpt(gpt, stride):
+  settings = Settings(window=16, stride=stride, batch_size=3)
+  documents = [TEXT, "The cat."]
+  found = zero_shot.measure_perplexity(gpt, SUITES["text"], documents, settings)
+  nats, count = 0.0, 0
+  for document in documents:
+    tokens = [gpt.tokenizer.eod_id, *encode(gpt, document)]
+    for i in range(1, len(tokens)):
+      # All earlier tokens in the first window; later windows end every `stride` tokens.
+      ends = 16 + math.ceil(max(0, i + 1 - 16) / stride) * stride
+      first = max(0, min(ends, len(tokens)) - 16)
+      nats -= after(gpt, tokens[first:i])[tokens[i]]
+      count += 1
+  words = len([w for w in (TEXT + " The cat.").replace("\n", " ").split(" ") if w])
+  assert found["tokens"] == count and found["words"] == words
+  assert found["token_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
+  assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-5)
+  assert found["bits_per_byte"] == pytest.approx(
+      nats / len(TEXT + "The cat.") / math.log(2), rel=1e-5)
+
+
+def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):
+  found = zero_shot.measure_perplexity(gpt, SUITES["text"], ["cat." * 300], Settings(64, 32, 0, 8))
+  assert found["words"] == 1 and found["word_perplexity"] == math.inf
+  assert math.isfinite(found["token_perplexity"])
+
+
+def test_pseudo_perplexity_of_a_bert(bert):
+  found = zero_shot.measure_perplexity(bert, SUITES["text"], [TEXT],
+                                       Settings(window=12, stride=6, batch_size=7))
+  nats, count = 0.0, 0
+  for line in filter(None, TEXT.split("\n")):
+    tokens = encode(bert, line)
+    for piece in (tokens[i:i + 10] for i in range(0, len(tokens), 10)):
+      for at, token in enumerate(piece):
+        nats -= instead(bert, piece, at)[token]
+        count += 1
+  assert found["tokens"] == count
+  assert found["pseudo_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
+
+
+# --------------------------------------------------------------------- LAMBADA
+
+
+@pytest.mark.parametrize("name", ["lambada", "lambada_stop_words", "lambada_last_token"])
+def test_last_words(gpt, name):
+  """Applies the rules by guessing one token after the other."""
+  starts = ("The cat sees the dog near a", "The bird likes", "The")
+  passages = PASSAGES + [f"{start} {word}" for start in starts for word in (
+      *small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]
+  found = zero_shot.measure_last_word(gpt, SUITES[name], passages, Settings(64, 32, 0, 4))
+  allowed = ~suites.find_stop_tokens(gpt.tokenizer)
+  correct, nats = [], 0.0
+  for passage in passages:
+    context, word = passage.rsplit(" ", 1)
+    seen, target = encode(gpt, context), encode(gpt, word)
+    seen = seen[-(64 - len(target)):]
+    is_right = []
+    for i, token in enumerate(target):
+      logp = after(gpt, seen)
+      guess = np.where(allowed, logp, -np.inf) if "stop" in name and i == 0 else logp
+      is_right.append(guess.argmax() == token)
+      if i + 1 == len(target) or name != "lambada_last_token":
+        nats -= logp[token]
+      seen.append(token)
+    correct.append(is_right[-1] if name == "lambada_last_token" else all(is_right))
+  assert found["accuracy"] == pytest.approx(np.mean(correct))
+  assert found["perplexity"] == pytest.approx(math.exp(nats / len(passages)), rel=1e-4)
+  assert 0 < found["accuracy"] < 1
+
+
+def test_a_last_word_comes_after_any_white_space(gpt):
+  settings = Settings(64, 32, 0, 4)
+  score = lambda *passages: zero_shot.measure_last_word(gpt, SUITES["lambada"], passages, settings)
+  plain = score("The cat sees the dog near a tree", "The bird likes the stone")
+  assert score("The cat sees the dog near a\n tree", "The bird likes the \tstone\n") == plain
+
+
+# ------------------------------------------------------------------------ pairs
+
+
+def test_pairs_by_a_gpt(gpt):
+  score = lambda tokens: sum(after(gpt, [gpt.tokenizer.eod_id, *tokens[:i]])[token]
+                             for i, token in enumerate(tokens))
+  scores = [[score(encode(gpt, sentence)) for sentence in pair] for pair in PAIRS]
+  found = zero_shot.measure_pairs(gpt, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
+
+
+def test_pairs_by_a_bert(bert):
+  score = lambda tokens: sum(instead(bert, tokens, i)[t] for i, t in enumerate(tokens))
+  scores = [[score(encode(bert, sentence)) for sentence in pair] for pair in PAIRS]
+  found = zero_shot.measure_pairs(bert, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
