@@ -8,8 +8,7 @@
 | 69        | `PeerError`       | another process of the run is missing, or was lost  |
 | 70        | `DivergedError`   | the loss or the gradients are no longer finite      |
 | 74        | `StorageError`    | a file could not be written or read                 |
-| 75        | `Preempted`       | stopped by a signal; a checkpoint is saved (in      |
-|           |                   | fine-tuning, only the runs that are done)           |
+| 75        | `Preempted`       | stopped by a signal; a checkpoint is saved          |
 | 130       |                   | Ctrl-C outside the training loop                    |
 
 The codes from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and

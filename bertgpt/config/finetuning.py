@@ -15,6 +15,7 @@ AS_PRETRAINED = -1.0
 
 TRUNCATIONS = ("head", "tail", "head_tail")
 SAVES = ("best", "all", "none")
+DTYPES = ("", *config_lib.CHOICES["model.dtype"])
 
 
 def base() -> ConfigDict:
@@ -33,6 +34,8 @@ def base() -> ConfigDict:
   config.dropout = AS_PRETRAINED           # on hidden states and attention; -1: as in pretraining
   # Whether batches have texts of similar length: less padding, but less randomness.
   config.group_by_length = True
+  # Type of activations and products, as model.dtype; '': as in pretraining (imported: float32).
+  config.dtype = ""
   config.from_scratch = False              # random weights instead of the trained ones, to compare
   # Runs whose weights are saved: best (on dev) | all | none.
   config.save = "best"
@@ -64,6 +67,10 @@ def base() -> ConfigDict:
   config.eval = ConfigDict()
   config.eval.batch_size = 64
   config.eval.every_epoch = True           # whether after every epoch, or only at the end
+  # The state of a run is also saved when a signal stops it, and removed when the run is done.
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every_steps = 0        # steps between saves of a run's state; 0: not by steps
+  config.checkpoint.every_minutes = 10.0   # minutes between them; 0: not by time
   config.log = pretraining.log
   config.log.tensorboard = False
   config.system = pretraining.system
@@ -72,12 +79,14 @@ def base() -> ConfigDict:
 
 
 # Fields that affect at most which runs exist, but not the result of a run.
-RESUMABLE = ("learning_rates", "seeds", "save", "mesh", "eval", "log", "system", "task.data")
+RESUMABLE = ("learning_rates", "seeds", "save", "mesh", "eval", "checkpoint", "log", "system",
+             "task.data")
 
 AT_LEAST = {
     "batch_size": 1, "micro_batches": 1, "epochs": 1, "task.max_length": 8,
     "task.max_train_examples": 0, "task.max_dev_examples": 0, "task.lm_weight": 0,
     "task.stride": 1, "task.max_question": 1, "task.max_answer": 1, "task.n_best": 1,
+    "checkpoint.every_steps": 0, "checkpoint.every_minutes": 0,
 }
 
 
@@ -104,9 +113,10 @@ def find_problems(config: ConfigDict) -> list[str]:
     problems.append(f"warmup_fraction={config.warmup_fraction}: must be between 0 and 1")
   if config.dropout != AS_PRETRAINED and not 0 <= config.dropout < 1:
     problems.append(f"dropout={config.dropout}: must be at least 0 and below 1, or -1")
-  for field, choices in (("task.truncation", TRUNCATIONS), ("save", SAVES)):
+  for field, choices in (("task.truncation", TRUNCATIONS), ("save", SAVES), ("dtype", DTYPES)):
     if values[field] not in choices:
-      problems.append(f"{field}={values[field]!r}: choose one of {', '.join(choices)}")
+      problems.append(f"{field}={values[field]!r}: choose one of "
+                      f"{', '.join(choice or repr(choice) for choice in choices)}")
   if not config.task.data:
     problems.append("task.data: give the folder that holds the task's files, as "
                     "--config.task.data=glue")
@@ -140,6 +150,7 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
     run[group].update(config[group])
   run.eval.batch_size = config.eval.batch_size
   run.model.vocab_size = vocab_size
+  run.model.dtype = config.dtype or run.model.dtype
   if config.dropout != AS_PRETRAINED:
     run.model.dropout = run.model.attention_dropout = config.dropout
   return run

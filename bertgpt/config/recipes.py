@@ -37,7 +37,8 @@ FORMER_NAMES = {
 
 # Fields that version 0.1 did not have. A config.json without them gets the defaults, with which
 # the model is the same as before.
-ADDED_FIELDS = {"model.embedding_width", "model.layer_groups", "objective.ngram"}
+ADDED_FIELDS = {"model.embedding_width", "model.layer_groups", "objective.ngram", "dtype",
+                "checkpoint.every_steps", "checkpoint.every_minutes"}
 
 
 # ----------------------------------------------------------------- loading

@@ -10,8 +10,9 @@
         config.json, tokenizer/, checkpoints/    weights, if `save` asks for those of this run
 
 A run is a function of its config, its seed and the weights it starts from. When the command is
-given again, it keeps the completed runs if weights and data are the same, and restarts a run that
-was stopped. With several processes, all of them compute, and process 0 writes.
+given again, it keeps the completed runs if weights and data are the same, and continues a run that
+was stopped, from its last checkpoint; see `finetuning.resume`. With several processes, all of them
+compute, and process 0 writes.
 """
 
 import contextlib
@@ -20,7 +21,6 @@ import hashlib
 import itertools
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError, DivergedError, Preempted
-from bertgpt.finetuning import prediction, tasks
+from bertgpt.finetuning import prediction, resume, tasks
 from bertgpt.finetuning import results as results_lib
 from bertgpt.finetuning.start import init_from_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
@@ -41,6 +41,7 @@ from bertgpt.finetuning.tuning import (
     Program,
     Tuning,
     check_run,
+    is_end_of_epoch,
     iterate_batches,
     make_program,
     open_tuning,
@@ -63,7 +64,8 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     The content of results.json.
   Raises:
     DivergedError: every run diverged.
-    Preempted: a signal was received. Completed runs are kept.
+    Preempted: a signal was received. Completed runs are kept, and a checkpoint of the run that was
+      stopped.
     UserError: see `errors`; raised before anything is written if the input is wrong.
   """
   process.use_compilation_cache(config.system.compilation_cache)
@@ -78,7 +80,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     identity = results_lib.identify(init, pretrained, task)
     results = results_lib.read_results(path, config, identity)
     check_agreement(config, identity, results)
-    tuning = open_tuning(config, init, pretrained, task, path)
+    tuning = open_tuning(config, init, pretrained, task, path, resume.digest(identity, config))
     if is_first:
       files.write_atomically(path / "config.json", recipes.to_json(config) + "\n")
       print("\n".join(describe(tuning)), flush=True)
@@ -165,6 +167,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
         del state  # The next run needs its memory.
         if jax.process_index() == 0:
           results_lib.write_results(tuning.path, summary)
+          resume.remove(tuning.path / run["folder"])
           if kept and config.save == "best" and is_best:
             # Only weights that this start has kept: earlier ones may have been asked for.
             workdir.remove_run(tuning.path / kept)
@@ -211,58 +214,85 @@ def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[]
   is_first = jax.process_index() == 0
   if is_first:
     print(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}", flush=True)
-    if folder.exists():  # Left by a start that was stopped in this run.
-      shutil.rmtree(folder)
-    folder.mkdir()
-  start = time.monotonic()
+    resume.clear(folder, tuning.fingerprint)
   try:
-    state, scores, outputs = learn(tuning, program, seed, folder, should_stop)
+    state, seconds, scores, outputs = learn(tuning, program, seed, folder, should_stop)
   except DivergedError:
     if is_first:
       print(f"{name} diverged: loss or gradient not finite. The run is left out", flush=True)
     return row | {"diverged": True}, None
   if is_first:
     prediction.write_predictions(tuning.task, outputs, folder / "predictions")
-  return row | {"steps": int(state.step), "seconds": round(time.monotonic() - start, 1),
-                **scores}, state
+  return row | {"steps": int(state.step), "seconds": round(seconds, 1), **scores}, state
 
 
 def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
           should_stop: Callable[[], bool]
-          ) -> tuple[steps.TrainState, dict[str, dict[str, float]], dict[str, Any]]:
+          ) -> tuple[steps.TrainState, float, dict[str, dict[str, float]], dict[str, Any]]:
   """Trains one run and evaluates it, after its last step or after every epoch.
 
   Args:
     program, seed, should_stop: see `do_run`.
-    folder: folder of the run, for the curves.
+    folder: folder of the run, for the curves and the checkpoints.
   Returns:
-    (state, metrics by evaluation set, outputs by evaluation set), all after the last step.
+    (state, seconds of all starts, metrics by evaluation set, outputs by evaluation set), all after
+    the last step.
   Raises:
     DivergedError: loss or gradients were not finite in many steps in a row.
-    Preempted: a signal was received.
+    Preempted: a signal was received; a checkpoint is saved.
   """
-  config = program.training.config
+  config, start = program.training.config, time.monotonic()
   with contextlib.ExitStack() as stack:
     stack.callback(process.disarm_watchdog)  # Also after an error.
     stack.enter_context(sharding.use_mesh(tuning.mesh, config))
-    log = stack.enter_context(contextlib.closing(StepLog(config, folder, 0, is_static=False)))
-    state = init_from_pretrained(tuning, program, seed)
-    scores, outputs = {}, {}
-    for step, batch, is_end in iterate_batches(tuning, seed):
+    saves = stack.enter_context(contextlib.closing(resume.open_saves(folder, tuning.config)))
+    restored = saves.restore_latest(program.abstract)
+    state, metadata = restored or (init_from_pretrained(tuning, program, seed), {"seconds": 0.0})
+    first_step, start = int(state.step), start - metadata["seconds"]
+    log = stack.enter_context(contextlib.closing(StepLog(config, folder, first_step,
+                                                         is_static=False)))
+    results = None
+    if first_step:
+      log.message(f"{folder}: resuming after step {first_step}")
+      if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
+        results = assess(tuning, program, log, state)
+    for step, batch in iterate_batches(tuning, seed, first_step):
       process.arm_watchdog(config.system.hang_timeout_minutes)
       state, step_metrics = program.step(state, batch)
       log.add(step, step_metrics)
-      if should_stop():
-        raise Preempted(f"stopped in run {folder.name}. The same command restarts this run and "
-                        "keeps the completed ones")
-      if is_end:
-        log.write_all()
-        is_last = step == config.phases[0].steps
-        if is_last or tuning.config.eval.every_epoch:
-          scores, outputs = prediction.evaluate(tuning, program, state.params, with_tests=is_last)
-          for name, metrics in scores.items():
-            log.record(step, name, metrics)
-  return state, scores, outputs
+      stop = should_stop()
+      if stop or saves.due(step):
+        log.finish_step()  # Raises if the run has diverged.
+        seconds = time.monotonic() - start
+        saves.save(step, state, {"step": step, "fingerprint": tuning.fingerprint,
+                                 "seconds": seconds}, wait=stop)
+      if stop:
+        raise Preempted(f"stopped in run {folder.name} at step {step} with a checkpoint saved. The "
+                        "same command continues this run and keeps the completed ones")
+      if is_end_of_epoch(tuning, step):
+        results = assess(tuning, program, log, state)
+  return state, time.monotonic() - start, *results
+
+
+def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainState
+           ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+  """Evaluates and logs a run after the last step of an epoch, if the config asks for it.
+
+  Args:
+    log: log of the run.
+    state: state after the step.
+  Returns:
+    (metrics by evaluation set, outputs by evaluation set).
+  """
+  log.write_all()
+  step = int(state.step)
+  is_last = step == program.training.config.phases[0].steps
+  if not (is_last or tuning.config.eval.every_epoch):
+    return {}, {}
+  scores, outputs = prediction.evaluate(tuning, program, state.params, with_tests=is_last)
+  for name, metrics in scores.items():
+    log.record(step, name, metrics)
+  return scores, outputs
 
 
 def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.TrainState) -> None:

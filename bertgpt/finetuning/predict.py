@@ -25,7 +25,7 @@ from bertgpt import files
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.finetuning import inputs
+from bertgpt.finetuning import inputs, lengths
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning.inputs.form import Form, Prediction, Setting
 from bertgpt.finetuning.tasks import rows as rows_lib
@@ -141,21 +141,25 @@ def predict(predictor: Predictor, examples: Iterable[Any],
     examples: examples of the form, as `inputs.read_examples` yields them.
     batch_size: rows that are computed at a time.
   """
-  form, setting, size = predictor.form, predictor.setting, 0
-  remaining = iter(examples)
-  while chunk := list(itertools.islice(remaining, CHUNK_BATCHES * batch_size)):
+  form, setting, most = predictor.form, predictor.setting, CHUNK_BATCHES * batch_size
+  size, row_lengths, remaining = 0, (), iter(examples)
+  while chunk := list(itertools.islice(remaining, most)):
     rows, places = form.make_rows(chunk, setting)
-    # A few rows need no whole batch, but a program is compiled for every number of rows.
-    size = size or min(batch_size, 1 << (len(rows) - 1).bit_length())
-    yield from form.answer(chunk, places, _compute(predictor, rows, size), setting)
+    if not size:
+      # A few rows need neither a whole batch nor all lengths, each of which is compiled.
+      size = min(batch_size, 1 << (len(rows) - 1).bit_length())
+      if len(chunk) < most:
+        row_lengths = lengths.for_rows(predictor.trained.config, rows, size, jax.default_backend())
+    yield from form.answer(chunk, places, _compute(predictor, rows, size, row_lengths), setting)
 
 
-def _compute(predictor: Predictor, rows: Rows, batch_size: int) -> list[np.ndarray]:
+def _compute(predictor: Predictor, rows: Rows, batch_size: int,
+             row_lengths: tuple[int, ...]) -> list[np.ndarray]:
   """Returns the outputs of every row, in order."""
   outputs: list[Any] = [None] * len(rows)
   most = predictor.setting.config.max_length
   for index in rows_lib.order_evaluation(rows.lengths, batch_size):
-    batch = rows_lib.collate(rows, index, batch_size, most, seed=0)
+    batch = rows_lib.collate(rows, index, batch_size, most, 0, row_lengths)
     with trained_lib.exact_products(predictor.trained.config):
       values = jax.device_get(_outputs(predictor.head, predictor.model, predictor.params, batch))
     for row, i in enumerate(index):

@@ -45,7 +45,8 @@ def predict(tuning: Tuning, program: Program, params: Any,
 
   for index in rows_lib.order_evaluation(chosen.lengths, size):
     process.arm_watchdog(tuning.config.system.hang_timeout_minutes)
-    started = index, program.predict(params, put_batch(tuning, chosen, index, size))
+    started = index, program.predict(params, put_batch(
+        tuning, chosen, index, size, tuning.eval_lengths))
     if pending is not None:
       collect(*pending)  # While the devices compute the batch that was just started.
     pending = started

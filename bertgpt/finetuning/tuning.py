@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 from bertgpt.config import ConfigDict
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import sharding
+from bertgpt.finetuning import lengths
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
@@ -32,6 +33,9 @@ class Tuning(NamedTuple):
     head: output layer, loss and predictions for the kind of the task.
     mesh: mesh over the devices of all processes.
     path: workdir of the fine-tuning.
+    fingerprint: result of `resume.digest`, which identifies weights, rows and config.
+    train_lengths: lengths of the rows of training batches, ascending.
+    eval_lengths: lengths of the rows of evaluation batches, ascending.
   """
 
   config: ConfigDict
@@ -41,6 +45,9 @@ class Tuning(NamedTuple):
   head: task_objectives.Head
   mesh: Mesh
   path: pathlib.Path
+  fingerprint: str
+  train_lengths: tuple[int, ...]
+  eval_lengths: tuple[int, ...]
 
 
 class Program(NamedTuple):
@@ -90,15 +97,18 @@ def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,
 
 
 def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, task: Task,
-                path: pathlib.Path) -> Tuning:
+                path: pathlib.Path, fingerprint: str) -> Tuning:
   """Returns the parts of a fine-tuning, with the head of its task and a mesh over all devices.
 
   Args:
-    config, init, pretrained, task, path: see `Tuning`.
+    config, init, pretrained, task, path, fingerprint: see `Tuning`.
   """
   head = task_objectives.find_head(pretrained.config, task.kind)
-  mesh = sharding.make_mesh(make_run_config(config, pretrained, 1, config.learning_rates[0]))
-  return Tuning(config, init, pretrained, task, head, mesh, path)
+  run = make_run_config(config, pretrained, 1, config.learning_rates[0])
+  platform = jax.default_backend()
+  return Tuning(config, init, pretrained, task, head, sharding.make_mesh(run), path, fingerprint,
+                lengths.for_training(config, run, task.train, platform),
+                lengths.for_evaluation(config, run, task, platform))
 
 
 def make_program(tuning: Tuning, learning_rate: float) -> Program:
@@ -127,36 +137,45 @@ def count_steps(tuning: Tuning) -> int:
   return tuning.config.epochs * math.ceil(len(tuning.task.train) / tuning.config.batch_size)
 
 
-def iterate_batches(tuning: Tuning, seed: int) -> Iterator[tuple[int, dict[str, jax.Array], bool]]:
+def is_end_of_epoch(tuning: Tuning, step: int) -> bool:
+  """Returns whether a step, counted from 1, is the last one of an epoch."""
+  return step % (count_steps(tuning) // tuning.config.epochs) == 0
+
+
+def iterate_batches(tuning: Tuning, seed: int,
+                    first_step: int = 0) -> Iterator[tuple[int, dict[str, jax.Array]]]:
   """Yields the batches of a run, on the devices.
 
   Args:
     tuning: fine-tuning of the run.
     seed: seed of the order of the rows.
+    first_step: steps that are done.
   Yields:
-    (number of the step, from 1; batch; whether the batch is the last one of an epoch).
+    (number of the step, from 1; batch).
   """
-  config, train_rows = tuning.config, tuning.task.train
-  lengths, step = train_rows.lengths, 0
+  config, train_rows, step = tuning.config, tuning.task.train, 0
   for epoch in range(config.epochs):
-    order = rows_lib.order_epoch(lengths, config.batch_size, seed, epoch, config.group_by_length)
-    for i, index in enumerate(order):
+    for index in rows_lib.order_epoch(train_rows.lengths, config.batch_size, seed, epoch,
+                                      config.group_by_length):
       step += 1
-      yield (step, put_batch(tuning, train_rows, index, config.batch_size, seed),
-             i == len(order) - 1)
+      if step > first_step:
+        yield step, put_batch(tuning, train_rows, index, config.batch_size, tuning.train_lengths,
+                              seed)
 
 
 def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
-              seed: int = 0) -> dict[str, jax.Array]:
+              row_lengths: tuple[int, ...], seed: int = 0) -> dict[str, jax.Array]:
   """Returns a global batch of some rows; this process puts its own part on its devices.
 
   Args:
     chosen: rows of a set.
     index: numbers of the rows of the batch, int [N] with N <= batch_size.
     batch_size: rows of the global batch; empty rows fill it up.
+    row_lengths: lengths that its rows may have, ascending.
     seed: seed of the run, for the dropout.
   """
-  batch = rows_lib.collate(chosen, index, batch_size, tuning.config.task.max_length, seed)
+  batch = rows_lib.collate(chosen, index, batch_size, tuning.config.task.max_length, seed,
+                           row_lengths)
   local = sharding.local_rows(tuning.mesh, tuning.config, batch_size)
   return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, tuning.mesh,
                                     tuning.config, batch_size)

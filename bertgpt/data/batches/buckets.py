@@ -7,7 +7,7 @@ third of a row of more than 128 tokens is padding. Up to 1024 there are ten leng
 Axes: B rows, L length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,23 @@ def bucket(length: int, most: int) -> int:
   power = max(SMALLEST, 1 << (length - 1).bit_length())
   halfway = power * 3 // 4
   return min(most, halfway if halfway >= max(length, DENSE_FROM) else power)
+
+
+def choose(counts: Mapping[int, int], cost: float) -> tuple[int, ...]:
+  """Returns the lengths for which padding and compiling programs cost the least, ascending.
+
+  Args:
+    counts: length that batches need, ascending -> number of these batches.
+    cost: cost of one more length, in columns of a batch.
+  """
+  needed = list(counts)
+  best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # For the batches of the first N lengths.
+  for end in range(1, len(needed) + 1):
+    # The longest of the lengths serves the batches from number `start` on.
+    best.append(min(
+        (best[start][0] + cost + needed[end - 1] * sum(counts[n] for n in needed[start:end]),
+         (*best[start][1], needed[end - 1])) for start in range(end)))
+  return best[-1][1]
 
 
 def batches(lengths: Sequence[int] | np.ndarray, batch_size: int,

@@ -5,7 +5,7 @@ Axes: B rows, L length.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -236,8 +236,8 @@ def order_evaluation(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarra
     yield order[i:i + batch_size]
 
 
-def collate(rows: Rows, index: np.ndarray, batch_size: int, max_length: int,
-            seed: int) -> dict[str, np.ndarray]:
+def collate(rows: Rows, index: np.ndarray, batch_size: int, max_length: int, seed: int,
+            lengths: Sequence[int] = ()) -> dict[str, np.ndarray]:
   """Returns a batch of some rows, with the entries that `finetuning.objectives` describes.
 
   Args:
@@ -246,8 +246,11 @@ def collate(rows: Rows, index: np.ndarray, batch_size: int, max_length: int,
     batch_size: rows of the batch; empty rows with weight 0 fill it up.
     max_length: tokens of the longest row that is allowed.
     seed: seed of the run.
+    lengths: lengths that a batch may have, ascending; the first that holds all rows is used. If
+      none does, it is one of `buckets`.
   """
-  length = buckets.bucket(max(len(rows.tokens[i]) for i in index), max_length)
+  longest = max(len(rows.tokens[i]) for i in index)
+  length = next((n for n in lengths if n >= longest), buckets.bucket(longest, max_length))
   zeros = np.zeros((batch_size, length), np.int32)
   batch = {"tokens": zeros.copy(), "segment_ids": zeros.copy(), "sequence_ids": zeros.copy(),
            "positions": np.tile(np.arange(length, dtype=np.int32), (batch_size, 1)),

@@ -1,5 +1,7 @@
 """bertgpt.data.batches.buckets: batches hold every row once and have few shapes."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,3 +33,22 @@ def test_padding_keeps_the_rows():
   np.testing.assert_array_equal(
       buckets.pad(rows, 4, 8), [[1, 2, 3, 0], [4, 0, 0, 0], [5, 6, 0, 0], [0, 0, 0, 0]])
   assert buckets.pad(rows, 4, 3).shape == (3, 4) and buckets.pad(rows[:1], 4, 3).shape == (1, 4)
+
+
+@pytest.mark.parametrize("cost", [0, 1, 40, 300, 5000, 1e9])
+def test_chosen_lengths_cost_the_least(cost):
+  """Compared with every set of lengths that holds the longest."""
+  rng = np.random.default_rng(int(cost) % 97)
+  for _ in range(20):
+    needed = sorted(rng.choice(20, rng.integers(1, 7), replace=False) * 16 + 16)
+    counts = {int(n): int(rng.integers(1, 30)) for n in needed}
+
+    def price(lengths, counts=counts):
+      return cost * len(lengths) + sum(
+          count * min(n for n in lengths if n >= length) for length, count in counts.items())
+
+    every = [(*some, max(counts)) for size in range(len(counts))
+             for some in itertools.combinations(sorted(counts)[:-1], size)]
+    found = buckets.choose(counts, cost)
+    assert found == tuple(sorted(found)) and price(found) == pytest.approx(min(map(price, every)))
+  assert buckets.choose({}, 1.0) == ()

@@ -1,0 +1,81 @@
+"""The state of a run that is not done, from which the next start of the fine-tuning continues.
+
+    lr5e-05-seed0/unfinished/checkpoints/    steps, as in `runs.checkpoint`
+
+The order of the batches and the dropout depend only on seed and step, so a run that was stopped and
+continued has the weights of one that was not, bit for bit on the same mesh.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from bertgpt import config as config_lib
+from bertgpt.config import ConfigDict
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.runs import checkpoint, manifest, workdir
+
+FOLDER = "unfinished"
+KEEP = 2  # Steps that are kept: if the newest is damaged, the one before it is used.
+
+
+def digest(identity: dict[str, Any], config: ConfigDict) -> str:
+  """Returns a SHA-256 (hex) of what all runs of a fine-tuning depend on.
+
+  Args:
+    identity: result of `results.identify`.
+    config: config of the fine-tuning.
+  """
+  init = {name: value for name, value in identity["init"].items() if name != "workdir"}
+  fields = {field: value for field, value in config_lib.leaves(config)
+            if not any(field == name or field.startswith(f"{name}.")
+                       for name in finetune_config.RESUMABLE)}
+  content = json.dumps([init, identity["rows"], fields], sort_keys=True, default=list)
+  return hashlib.sha256(content.encode()).hexdigest()
+
+
+def clear(folder: pathlib.Path, fingerprint: str) -> None:
+  """Makes the folder of a run that is about to start, with nothing in it but its own state.
+
+  Args:
+    folder: folder of the run, which may be left by an earlier start.
+    fingerprint: result of `digest`; the state of another fine-tuning is removed.
+  """
+  if _read_fingerprint(folder / FOLDER) == fingerprint:
+    workdir.remove_run(folder)
+    shutil.rmtree(folder / "predictions", ignore_errors=True)
+  elif folder.exists():
+    shutil.rmtree(folder)
+  folder.mkdir(exist_ok=True)
+
+
+def _read_fingerprint(path: pathlib.Path) -> str | None:
+  """Returns the fingerprint that the newest step was saved with; None without a step."""
+  if not (steps := checkpoint.committed_steps(path)):
+    return None
+  return manifest.read_manifest(path / "checkpoints" / str(steps[-1]))["metadata"]["fingerprint"]
+
+
+def open_saves(folder: pathlib.Path, config: ConfigDict) -> checkpoint.Checkpoints:
+  """Returns the manager of a run's steps. All processes call it at the same time.
+
+  Args:
+    folder: folder of the run, which `clear` has made.
+    config: config of the fine-tuning.
+  Raises:
+    StorageError: the folder cannot be written.
+  """
+  options = config.checkpoint
+  return checkpoint.Checkpoints(folder / FOLDER, every_steps=options.every_steps,
+                                every_minutes=options.every_minutes, keep=KEEP)
+
+
+def remove(folder: pathlib.Path) -> None:
+  """Removes the state of a run that is done.
+
+  Args:
+    folder: folder of the run.
+  """
+  shutil.rmtree(folder / FOLDER, ignore_errors=True)

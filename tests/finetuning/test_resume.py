@@ -1,0 +1,120 @@
+"""A run that was stopped or killed continues, and ends as if nothing had happened, bit for bit."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import program
+import pytest
+
+from bertgpt import cli
+from bertgpt.finetuning import resume
+from bertgpt.runs import manifest
+from bertgpt.training import metrics
+
+# Two batches per epoch, twelve steps, with dropout.
+FIELDS = ("--config.batch_size=8", "--config.epochs=6", "--config.dropout=0.1",
+          "--config.eval.every_epoch=true", "--config.log.every_steps=1", "--config.seeds=0,1",
+          "--config.save=all", "--config.checkpoint.every_steps=4")
+NAME = "lr0.01-seed1"
+# The program, which gets a signal in its second run, after a step was started.
+SCRIPT = """
+import os, sys
+from bertgpt import cli
+from bertgpt.training.step_log import StepLog
+add, step, number = StepLog.add, int(sys.argv[1]), int(sys.argv[2])
+runs = 0
+def add_and_send(self, at, sums):
+  global runs
+  runs += at == 1
+  add(self, at, sums)
+  if runs == 2 and at == step:
+    os.kill(os.getpid(), number)
+StepLog.add = add_and_send
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+def arguments(tuning, init, out, *fields):
+  return ["finetune", f"--config={tuning}", f"--init={init}", f"--workdir={out}", *FIELDS, *fields]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tuning, finished_bert, tmp_path_factory):
+  out = tmp_path_factory.mktemp("undisturbed") / "out"
+  assert cli.main(arguments(tuning, finished_bert, out)) == 0
+  return out
+
+
+def start(tuning, init, out, step, number):
+  environment = os.environ | {"PYTHONPATH": str(program.ROOT)}
+  return subprocess.run([sys.executable, "-c", SCRIPT, str(step), str(int(number)),
+                         *arguments(tuning, init, out)], env=environment, text=True,
+                        capture_output=True, check=False)
+
+
+def leaves_of(out: pathlib.Path) -> dict:
+  """Name, type and fingerprint of all parameters after the last step."""
+  return manifest.read_manifest(out / NAME / "checkpoints" / "12")["leaves"]
+
+
+def curves_of(out: pathlib.Path) -> dict:
+  return {tag: points for tag, points in metrics.read_curves(out / NAME).items()
+          if not tag.startswith("perf/")}
+
+
+def results_of(out: pathlib.Path) -> list:
+  return [{k: v for k, v in run.items() if k != "seconds"}
+          for run in json.loads((out / "results.json").read_text())["runs"]]
+
+
+@pytest.mark.parametrize("number, step, code, least", [
+    pytest.param(signal.SIGTERM, 7, 75, 7, marks=pytest.mark.slow),
+    (signal.SIGTERM, 8, 75, 8),  # An epoch ends here, and its evaluation is still to be done.
+    pytest.param(signal.SIGTERM, 12, 75, 12, marks=pytest.mark.slow),
+    (signal.SIGKILL, 11, -9, 4),
+])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    undisturbed, tuning, finished_bert, tmp_path, capsys, number, step, code, least):
+  out = tmp_path / "out"
+  stopped = start(tuning, finished_bert, out, step, number)
+  assert stopped.returncode == code, stopped.stderr
+  if number == signal.SIGTERM:
+    assert f"stopped in run {NAME} at step {step} with a checkpoint saved" in stopped.stderr
+  assert len(results_of(out)) == 1 and not (out / NAME / "config.json").exists()
+
+  capsys.readouterr()
+  assert cli.main(arguments(tuning, finished_bert, out)) == 0
+  resumed = [int(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().err.splitlines()
+             if f"{NAME}: resuming after step " in line]
+  assert len(resumed) == 1 and least <= resumed[0] <= step
+  assert leaves_of(out) == leaves_of(undisturbed)
+  assert results_of(out) == results_of(undisturbed)
+  assert curves_of(out) == curves_of(undisturbed)
+  written = sorted(p.name for p in (undisturbed / NAME / "predictions").iterdir())
+  assert sorted(p.name for p in (out / NAME / "predictions").iterdir()) == written
+  for name in written:
+    assert (out / NAME / "predictions" / name).read_bytes() == (
+        undisturbed / NAME / "predictions" / name).read_bytes()
+  assert not list(out.glob(f"*/{resume.FOLDER}"))
+
+
+@pytest.mark.slow
+def test_a_state_of_other_rows_is_not_continued(undisturbed, tuning, finished_bert, glue, tmp_path,
+                                                capsys):
+  """The run starts again, with the new rows."""
+  out, moved = tmp_path / "out", tmp_path / "moved"
+  stopped = start(tuning, finished_bert, out, 7, signal.SIGTERM)
+  assert stopped.returncode == 75, stopped.stderr
+  (out / "results.json").unlink()  # As if the first run had been stopped.
+  shutil.copytree(glue, moved)
+  path = moved / "SST-2" / "train.tsv"
+  path.write_text(path.read_text().replace("The", "A", 1))
+  capsys.readouterr()
+  assert cli.main(arguments(tuning, finished_bert, out, f"--config.task.data={moved}")) == 0
+  assert "resuming" not in capsys.readouterr().err
+  assert leaves_of(out) != leaves_of(undisturbed)
