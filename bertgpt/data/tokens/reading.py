@@ -104,6 +104,8 @@ def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> tu
   if kind == "bpe" and (model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")):
     raise DataError(f"{file}: a byte-level BPE that marks the ends of words is not supported. "
                     "Give a WordPiece or a byte-level BPE as in GPT-2")
+  if model["type"] == "BPE":
+    _check_merges(model["vocab"], model["merges"], file)
   beside.refuse_other_classes(file)
   changed = _obey_normalizer(content, beside)
   fast = None
@@ -269,6 +271,7 @@ def _read_bpe(file: pathlib.Path, beside: Beside, lowercase: bool | None, ending
   if not merges_file.is_file():
     raise DataError(f"{file}: the merges are missing. Put {merges_file.name} into the same folder")
   vocabulary, merges = models.BPE.read_file(str(file), str(merges_file))
+  _check_merges(vocabulary, merges, file)
   if any(piece.endswith(pipelines.END_OF_WORD) and len(piece) > 4 for piece in vocabulary):
     beside.refuse_other_classes(file, (_GPT1_CLASS,))
     if beside.model_type not in ("", _GPT1_TYPE):
@@ -282,6 +285,18 @@ def _read_bpe(file: pathlib.Path, beside: Beside, lowercase: bool | None, ending
     tokenizer = pipelines.byte_bpe_pipeline(model, bool(beside.setting("add_prefix_space")))
   beside_lib.add_tokens(tokenizer, beside, file)
   return kind, pipelines.serialize(tokenizer)
+
+
+def _check_merges(vocabulary: dict[str, int], merges: list, file: pathlib.Path) -> None:
+  """Checks what the library answers with a panic, or with a choice at random."""
+  if len(set(vocabulary.values())) < len(vocabulary):
+    raise DataError(f"{file}: two pieces have the same id. Fetch the vocabulary again")
+  for merge in merges:
+    first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
+    lacking = next((p for p in (first, second, first + second) if p not in vocabulary), None)
+    if lacking is not None:
+      raise DataError(f"{file}: the merge of {first!r} and {second!r} needs the piece {lacking!r}, "
+                      "which the vocabulary lacks. Give the files of one tokenizer")
 
 
 _READERS: dict[str, Callable[..., tuple[str, bytes]]] = {

@@ -53,6 +53,7 @@ SPECIAL_PIECES = {
     "eod": ("<|endoftext|>", "</s>", "[SEP]"),
 }
 NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
+_UNKNOWN = "\ua66e" * 300  # A word that no vocabulary knows: with some files, libraries fail there.
 _ENCODE_CHARS = 1 << 20  # Characters per call: `tokenizers` needs about 200 bytes per token.
 
 
@@ -417,6 +418,7 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
     tokenizer = KINDS[kind](data)
     if others := _other_names(tokenizer, names):
       tokenizer = KINDS[kind](data, others)
+    tokenizer.encode([_UNKNOWN])
     leak = tokenizer.find_leak()
   except Exception as e:  # Both libraries raise plain Exceptions.
     raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {reading.FORMS}") from e

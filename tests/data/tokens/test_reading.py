@@ -381,3 +381,39 @@ def assert_same_ids(folder: pathlib.Path, texts, model_type):
   ours = tokenizers.load_tokenizer(folder)
   assert ours.vocab_size == len(theirs)
   assert encode(ours, texts) == theirs(texts, add_special_tokens=False)["input_ids"]
+
+
+# ------------------------------------------------------------------------- merges
+
+
+@pytest.mark.parametrize("merge, lacking", [("a b", "ab"), ("x a", "x"), ("a x", "x")])
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_merges_of_another_vocabulary_are_refused(tmp_path, name, merge, lacking):
+  vocabulary = {"a": 0, "b": 1, "<|endoftext|>": 2}
+  if name == "vocab.json":
+    write_json(tmp_path / "vocab.json", vocabulary)
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merge}\n")
+  else:
+    write_json(tmp_path / name, {
+        "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [merge.split()]}})
+  with pytest.raises(DataError, match=f"{name}: the merge .* needs the piece '{lacking}'"):
+    tokenizers.load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_with_one_id_for_two_pieces_is_refused(tmp_path):
+  write_json(tmp_path / "vocab.json", {"a": 0, "b": 1, "c": 1})
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+  with pytest.raises(DataError, match="vocab.json: two pieces have the same id"):
+    tokenizers.load_tokenizer(tmp_path)
+
+
+def test_a_word_piece_without_its_unknown_piece_is_refused(tmp_path):
+  write_json(tmp_path / "tokenizer.json", {
+      "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+      "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+      "model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]",
+                "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}})
+  with pytest.raises(DataError, match=r"tokenizer.json: is not a tokenizer \(.*\[UNK\]"):
+    tokenizers.load_tokenizer(tmp_path)
