@@ -276,7 +276,8 @@ TESTED_TOGETHER = {
     # These are tested with the commands that a user types.
     **dict.fromkeys(("__main__", "commands.fill", "commands.parser", "commands.prepare"),
                     "test_cli.py"),
-    **dict.fromkeys(("commands.export", "commands.import_"), "hub/test_export.py"),
+    "commands.export": "hub/test_export.py",
+    "commands.import_": "hub/test_importing.py",
     "commands.finetune": "finetuning/test_loop.py",
     "commands.predict": "finetuning/test_predict.py",
     "commands.plan": "planning/test_plan.py",

@@ -56,8 +56,7 @@ MASKED_LM = tune(Architecture(
     tied={"predictions.decoder.weight": f"{_EMBEDDINGS}.word_embeddings.weight",
           "predictions.decoder.bias": "predictions.bias"},
     activations=GELU, rules=_RULES, pipeline="fill-mask", auto="AutoModelForMaskedLM",
-    prefix="albert.", outside=("predictions.", "sop_classifier.", "classifier.", "qa_outputs."),
-    unused=("albert.pooler.",), find_problem=_find_problem),
+    prefix="albert.", find_problem=_find_problem),
     "Albert", {"classes": _TEXT_HEAD, "values": _TEXT_HEAD,
                "tokens": linear("head", "classifier", "DC"),
                "spans": linear("head", "qa_outputs", "DC")})
@@ -66,7 +65,6 @@ PRETRAINING = MASKED_LM._replace(
     name="AlbertForPreTraining", ours=_OURS | {"objective.name": "mlm_sop"},
     rules=[*_RULES, *linear("pooler", "albert.pooler", "DD"),
            *linear("sop", "sop_classifier.classifier", "D2")],
-    marker="sop_classifier.classifier.weight", unused=(),
     limits=("`AutoModelForMaskedLM` leaves out the sentence-order head; `AutoModelForPreTraining` "
             "has it.",))
 

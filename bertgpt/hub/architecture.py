@@ -18,6 +18,9 @@ from bertgpt.config import padded_vocab_size
 
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
+# First parts of the paths of the parameters that compute features. The others are those of heads.
+BODY = ("embeddings", "encoder", "decoder", "final_norm")
+
 
 class Storage(NamedTuple):
   """How an array of ours is stored in `transformers`.
@@ -66,6 +69,11 @@ class Rule(NamedTuple):
   theirs: str
   axes: str
   storage: str = "same"
+
+  @property
+  def group(self) -> str:
+    """First part of our path: a part of `BODY`, or the name of a head."""
+    return self.ours.split("/")[0]
 
   @property
   def is_stacked(self) -> bool:
@@ -121,10 +129,9 @@ class Architecture(NamedTuple):
     rules: one per parameter.
     pipeline: pipeline of `transformers` for the architecture.
     auto: class of `transformers` that reads any model for that pipeline.
-    marker: name of a tensor that only this architecture of its `model_type` has; '': none.
-    prefix: beginning of the names of tensors, except for `outside`; a folder may omit it.
-    outside: beginnings of the names that have no prefix.
-    unused: beginnings of the names of tensors that are ignored when a model is read.
+    prefix: beginning of the names of the tensors of the model without its heads, which omits it.
+    other_heads: beginnings of the names, with the prefix if they have it, of tensors of heads that
+      no rule reads; they are dropped when a model is read.
     tuned: kind of a task -> the architecture of a model that was fine-tuned on it.
     find_problem: `config.model` -> another field that the architecture cannot compute, with the
       reason, or None.
@@ -141,10 +148,8 @@ class Architecture(NamedTuple):
   rules: list[Rule]
   pipeline: str
   auto: str
-  marker: str = ""
   prefix: str = ""
-  outside: tuple[str, ...] = ()
-  unused: tuple[str, ...] = ()
+  other_heads: tuple[str, ...] = ()
   tuned: Mapping[str, "Architecture"] = {}
   find_problem: Callable[[Any], str | None] = lambda model: None
   limits: tuple[str, ...] = ()
@@ -171,17 +176,15 @@ TASKS = {
 }
 
 
-def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
-         body: tuple[str, ...] = ("embeddings", "encoder")) -> Architecture:
+def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]]) -> Architecture:
   """Returns an architecture whose `tuned` holds the architectures of its fine-tuned models.
 
   Args:
     base: the architecture of the pretrained model.
     prefix: beginning of the names of the fine-tuned models, as 'Bert'.
     heads: kind of a task -> rules of the layers above the body.
-    body: beginnings of the paths of the parameters that fine-tuned models keep.
   """
-  kept = [rule for rule in base.rules if rule.ours.startswith(body)]
+  kept = [rule for rule in base.rules if rule.group in BODY]
   tuned = {kind: base._replace(name=prefix + TASKS[kind][0], tied={}, rules=[*kept, *rules],
                                pipeline=TASKS[kind][1], auto=TASKS[kind][2])
            for kind, rules in heads.items()}

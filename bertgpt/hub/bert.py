@@ -81,16 +81,13 @@ MASKED_LM = tune(Architecture(
     activations=GELU,
     rules=[*_encoder("bert", "same"),
            *_masked_lm("cls.predictions.transform", "LayerNorm", "cls.predictions.bias")],
-    pipeline="fill-mask", auto="AutoModelForMaskedLM", prefix="bert.",
-    outside=("cls.", "classifier.", "qa_outputs."), unused=("bert.pooler.",)),
+    pipeline="fill-mask", auto="AutoModelForMaskedLM", prefix="bert."),
     "Bert", _heads("bert.pooler.dense", "classifier", TOKEN_OUTPUTS))
 
 PRETRAINING = MASKED_LM._replace(
     name="BertForPreTraining", ours=_OURS | {"objective.name": "mlm_nsp"},
     rules=[*MASKED_LM.rules, *linear("pooler", "bert.pooler.dense", "DD"),
            *linear("nsp", "cls.seq_relationship", "D2")],
-    # The config.json of published models names BertForMaskedLM.
-    marker="cls.seq_relationship.weight", unused=(),
     limits=("`AutoModelForMaskedLM` leaves out the next-sentence head; `AutoModelForPreTraining` "
             "has it.",))
 
@@ -99,8 +96,7 @@ ROBERTA = tune(MASKED_LM._replace(
     tied={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
           "lm_head.decoder.bias": "lm_head.bias"},
     rules=[*_encoder("roberta", "positions"), *_masked_lm("lm_head", "layer_norm", "lm_head.bias")],
-    prefix="roberta.", outside=("lm_head.", "classifier.", "qa_outputs."),
-    unused=("roberta.pooler.",)),
+    prefix="roberta.", other_heads=("roberta.pooler.",)),
     "Roberta", _heads("classifier.dense", "classifier.out_proj", TOKEN_OUTPUTS))
 
 ARCHITECTURES = (MASKED_LM, PRETRAINING, ROBERTA)

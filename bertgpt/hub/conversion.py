@@ -1,23 +1,36 @@
 """Conversion of models to and from `transformers`, with one table per family for both directions.
 
 This module applies the tables, which are in the modules of this folder that are named after a
-family. Fine-tuned models are only written, not read.
+family. Heads of fine-tuned models are only written; when such a model is read, they are dropped.
 """
 
 import collections
 import importlib
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub.architecture import STORAGES, Architecture, Rule, Sizes
+from bertgpt.hub.architecture import BODY, STORAGES, Architecture, Rule, Sizes
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
+
+TOKEN_TABLE = "embeddings/token/embedding"
+# Ends of the names of tensors that are no parameters; versions of `transformers` have stored them.
+BUFFERS = (".position_ids", ".token_type_ids", ".attn.bias", ".attn.masked_bias")
+# Key of config.json, if it is set -> what cannot be read, and what to do.
+UNREADABLE = {
+    "auto_map": ("the model is computed by code in its folder, which is never run",
+                 "Choose a model of one of transformers' own classes"),
+    "quantization_config": ("its weights are quantized",
+                            "Choose the model that was not quantized, or load it with "
+                            "transformers, call dequantize() and save it again"),
+}
 
 
 # ------------------------------------------------------------- to transformers
@@ -124,69 +137,214 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
 # ----------------------------------------------------------- from transformers
 
 
+class Converted(NamedTuple):
+  """A model of `transformers` as ours.
+
+  Attributes:
+    params: nested dicts of float32 arrays, for every parameter of the architecture.
+    fields: field of our config -> value, as {"model.width": 768}.
+    architecture: the architecture whose table was used.
+    fresh: heads that the tensors lack, keys of `families.HEADS`; their parameters are random.
+    dropped: names of tensors of heads that the architecture lacks, in order.
+  """
+
+  params: dict[str, Any]
+  fields: dict[str, Any]
+  architecture: Architecture
+  fresh: tuple[str, ...]
+  dropped: tuple[str, ...]
+
+
 def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]
                       ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns our parameters and config fields for a model of `transformers`.
+  """Returns `params` and `fields` of `convert`.
 
   Args:
-    tensors: name -> array. Names without the prefix of the base model, old names of LayerNorm, and
-      copies of tied tensors are accepted.
-    hf_config: content of config.json.
-  Returns:
-    Nested dicts of float32 arrays, and field -> value, as {"model.width": 768}.
+    tensors, hf_config: see `convert`.
   Raises:
-    DataError: a tensor or a key is missing, is unknown, or has another shape or value; the message
-      names it.
+    DataError: see `convert`.
   """
-  candidates = _find_candidates(hf_config)
-  tensors = _rename(tensors, candidates[0])
-  architecture = next((a for a in candidates if a.marker and a.marker in tensors),
-                      next(a for a in candidates if not a.marker))
+  return convert(tensors, hf_config)[:2]
+
+
+def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> Converted:
+  """Returns our parameters and config fields for a model of `transformers`.
+
+  The features of the model must be there completely, and so must each head of which a tensor is
+  there. Other heads are drawn at random: the same for the same sizes.
+
+  Args:
+    tensors: name -> array, each of which is read once or twice. Names without the prefix of the
+      base model or with another one, old names of LayerNorm, and copies of tied tensors are
+      accepted.
+    hf_config: content of config.json.
+  Raises:
+    DataError: a tensor or a key is missing, is unknown, has another shape or value, or is not
+      finite; the message names it.
+  """
+  candidates = find_candidates(hf_config)
+  names = _rename(tensors, candidates)
+  architecture, dropped = _choose_architecture(names, candidates)
   fields = _read_fields(architecture, hf_config)
   skip = _read_number(hf_config, "pad_token_id", 1) + 1 if architecture.skips_positions else 0
   fields["model.max_positions"] -= skip
   sizes = _sizes({field.removeprefix("model."): x for field, x in fields.items()}, skip - 1)
-  tensors = _drop_repeated(tensors, architecture)
+  _take_tied(tensors, names, architecture)
+  dropped = tuple(names.pop(name) for name in dropped if name in names)
+  fresh = _missing_heads(architecture, names)
   count = fields.get("model.layer_groups") or fields["model.num_layers"]
   leaves: dict[str, np.ndarray] = {}
   for theirs, rules in _by_tensor(architecture.rules).items():
-    layers = [_take(tensors, theirs.format(i), rules, sizes)
+    if rules[0].group in fresh:
+      leaves |= {rule.ours: _draw(rule, sizes, fields["model.init_std"]) for rule in rules}
+      continue
+    layers = [_take(tensors, names, theirs.format(i), rules, sizes)
               for i in range(count if rules[0].is_stacked else 1)]
     for rule, *parts in zip(rules, *layers, strict=True):
       leaves[rule.ours] = np.stack(parts) if rule.is_stacked else parts[0]
-  if tensors:
-    raise DataError(f"the tensor {min(tensors)} has no place in a {architecture.name} of "
-                    f"{count} layers")
-  return trees.nest(leaves), fields
+  if names:
+    raise DataError(f"the tensor {min(names.values())} has no place in a {architecture.name} of "
+                    f"{count} layers. If the model works without it, load it with AutoModel of "
+                    "transformers and save it again with save_pretrained()")
+  return Converted(trees.nest(leaves), fields, architecture, fresh, dropped)
 
 
-def _find_candidates(hf_config) -> list[Architecture]:
-  """Returns the architectures of a model_type; there is at least one."""
+def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:
+  """Returns the model with the first tokens of its vocabulary only.
+
+  Args:
+    converted: result of `convert`.
+    num_tokens: tokens to keep, at most those of the model.
+  """
+  leaves = trees.named_leaves(converted.params)
+  for rule in converted.architecture.rules:
+    if rule.storage == "vocabulary":
+      storage = STORAGES[rule.storage]
+      leaves[rule.ours] = storage.read(leaves[rule.ours][:num_tokens], {"V": num_tokens})
+  return converted._replace(params=trees.nest(leaves),
+                            fields=converted.fields | {"model.vocab_size": num_tokens})
+
+
+def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
+  """Returns the architectures of the model_type of a model; there is at least one.
+
+  Args:
+    hf_config: content of config.json.
+  Raises:
+    DataError: the model_type is missing or not supported, or the model cannot be read.
+  """
   known = [a for family in families.FAMILIES for a in _table(family).ARCHITECTURES]
-  kind = str(hf_config.get("model_type"))
+  kinds = ", ".join(sorted({a.model_type for a in known}))
+  if "model_type" not in hf_config:
+    raise DataError(f'config.json has no model_type. Add it, as "model_type": "bert"; it is one of '
+                    f"{kinds}")
+  kind = str(hf_config["model_type"])
   found = [a for a in known if a.model_type == kind]
   if not found:
-    raise DataError(f"model_type={kind!r} in config.json: not supported. Choose a model of "
-                    f"{', '.join(sorted({a.model_type for a in known}))}")
+    raise DataError(f"model_type={kind!r} in config.json: not supported. Choose a model of {kinds}")
+  for key, (what, remedy) in UNREADABLE.items():
+    if hf_config.get(key):
+      raise DataError(f"config.json has {key}: {what}. {remedy}")
   return found
 
 
-def _rename(tensors, architecture):
-  """Returns the tensors with their names as in the tables."""
-  renamed = {}
-  for name, x in tensors.items():
-    if not name.startswith((architecture.prefix, *architecture.outside)):
-      name = architecture.prefix + name  # As in the published GPT-2.
+def _rename(tensors, candidates) -> dict[str, str]:
+  """Returns the name of every tensor in the tables -> its own name.
+
+  The prefix of a file is found by its token table.
+  """
+  prefix, others = candidates[0].prefix, candidates[0].other_heads
+  known = {name for a in candidates for name in (*a.tied, *_head_names(a))}
+  own_prefix, outer = _find_prefix(tensors, candidates[0])
+  names = {}
+  for own_name in tensors:
+    name = own_name
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # As in the published BERT.
       name = name.removesuffix(old) + new if name.endswith(old) else name
-    renamed[name] = x
-  return renamed
+    if own_prefix and name.startswith(own_prefix):
+      name = prefix + name.removeprefix(own_prefix)
+    else:
+      name = name.removeprefix(outer)
+      if not (own_prefix or name in known or name.startswith(others)):
+        name = prefix + name  # As in the published GPT-2.
+    if not name.endswith(BUFFERS):
+      names[name] = own_name
+  return names
+
+
+def _find_prefix(tensors, architecture) -> tuple[str, str]:
+  """Returns what precedes the names of the features in a file, and what precedes those of heads.
+
+  Some programs put a name of their own before all names, as in 'module.bert.embeddings'.
+  """
+  (table,) = {rule.theirs for rule in architecture.rules if rule.ours == TOKEN_TABLE}
+  prefix, end = architecture.prefix, table.removeprefix(architecture.prefix)
+  found = [name.removesuffix(end) for name in tensors if f".{name}".endswith(f".{end}")]
+  own_prefix = found[0] if len(found) == 1 else prefix
+  return own_prefix, own_prefix.removesuffix(prefix) if own_prefix.endswith(prefix) else ""
+
+
+def _head_names(architecture) -> set[str]:
+  """Returns the names of the tensors of all heads, of pretraining and of tasks."""
+  return {rule.theirs for a in (architecture, *architecture.tuned.values()) for rule in a.rules
+          if rule.group not in BODY}
+
+
+def _choose_architecture(names, candidates) -> tuple[Architecture, list[str]]:
+  """Returns an architecture for the tensors, and the tensors of heads that it lacks.
+
+  It is one that finds all of its heads, or else the one that drops the fewest tensors.
+  """
+  heads = set().union(*map(_head_names, candidates))
+  others = tuple(start for a in candidates for start in a.other_heads)
+
+  def dropped(a):
+    own = {rule.theirs for rule in a.rules} | a.tied.keys()
+    return sorted(name for name in names if name not in own
+                  and (name in heads or name.startswith(others)))
+
+  def rank(a):
+    fresh = _missing_heads(a, names)
+    return bool(fresh), len(dropped(a)), len(fresh)
+
+  best = min(candidates, key=rank)
+  return best, dropped(best)
+
+
+def _missing_heads(architecture, names) -> tuple[str, ...]:
+  """Returns the heads of an architecture of which no tensor is there."""
+  groups = dict.fromkeys(rule.group for rule in architecture.rules if rule.group not in BODY)
+  found = {rule.group for rule in architecture.rules if rule.theirs in names}
+  return tuple(group for group in groups if group not in found)
+
+
+def _take_tied(tensors, names, architecture):
+  """Removes the copies of tied tensors; a copy whose original is missing takes its place."""
+  for name, original in architecture.tied.items():
+    if name not in names:
+      continue
+    copy = names.pop(name)
+    if not np.array_equal(tensors[copy], tensors[names.setdefault(original, copy)]):
+      raise DataError(f"the tensor {copy} differs from {names[original]}: only models that tie "
+                      "them are supported. Choose a model with tie_word_embeddings=true")
+
+
+def _draw(rule, sizes, std):
+  """Returns random values of a parameter, by its name: a kernel, a scale or a bias."""
+  name = rule.ours.split("/")[-1]
+  shape = tuple(sizes[letter] for letter in rule.axes)
+  x = np.ones(shape) if name == "scale" else np.zeros(shape)
+  if name == "kernel":  # The generator is named, so that the draw is always the same.
+    x = np.random.Generator(np.random.PCG64(zlib.crc32(rule.ours.encode()))).normal(0, std, shape)
+  x = np.asarray(x, np.float32)
+  return STORAGES[rule.storage].read(x, sizes) if rule.storage == "vocabulary" else x
 
 
 def _read_fields(architecture, hf_config) -> dict[str, Any]:
   for key, value in architecture.fixed.items():
     if hf_config.get(key, value) != value:
-      raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported")
+      raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported. "
+                      "Choose another model")
   fields = dict(architecture.ours)
   for key, ours, default in architecture.fields:
     value = hf_config.get(key, default)
@@ -194,7 +352,8 @@ def _read_fields(architecture, hf_config) -> dict[str, Any]:
       names = {theirs: here for here, all_names in architecture.activations.items()
                for theirs in all_names}
       if str(value) not in names:
-        raise DataError(f"{key}={value!r} in config.json: only {', '.join(names)} are supported")
+        raise DataError(f"{key}={value!r} in config.json: only {', '.join(names)} are supported. "
+                        "Choose another model")
       value = names[value]
     elif isinstance(default, float):
       value = _read_number(hf_config, key, default, float)
@@ -210,38 +369,29 @@ def _read_number(hf_config, key, default, kind=int, least=0):
   value = hf_config.get(key, default)
   if type(value) not in (int, kind) or not value >= least:
     raise DataError(f"{key}={value!r} in config.json: expected "
-                    f"{'a whole number' if kind is int else 'a number'} of at least {least}")
+                    f"{'a whole number' if kind is int else 'a number'} of at least {least}. "
+                    "Restore the file")
   return kind(value)
 
 
-def _drop_repeated(tensors, architecture):
-  """Returns the tensors without copies of tied ones, buffers of old versions, and unused ones."""
-  kept = {}
-  for name, x in tensors.items():
-    if name in architecture.tied:
-      original = tensors.get(architecture.tied[name])
-      if original is not None and not np.array_equal(original, x):
-        raise DataError(f"the tensor {name} differs from {architecture.tied[name]}: only models "
-                        "that tie them are supported")
-    elif not (name.endswith((".position_ids", ".attn.bias", ".attn.masked_bias"))
-              or name.startswith(architecture.unused)):
-      kept[name] = x
-  return kept
-
-
-def _take(tensors, name, rules, sizes):
-  """Removes a tensor from `tensors` and returns its parts, one per rule."""
-  if name not in tensors:
-    raise DataError(f"the tensor {name} is missing")
-  x, storage = tensors.pop(name), STORAGES[rules[0].storage]
+def _take(tensors, names, name, rules, sizes):
+  """Removes a tensor from `names` and returns its parts, one per rule."""
+  if name not in names:
+    raise DataError(f"the tensor {name} is missing. Copy the model again, or choose another")
+  name = names.pop(name)
+  x, storage = tensors[name], STORAGES[rules[0].storage]
   shape = storage.shape(tuple(sizes[letter] for letter in rules[0].axes), sizes)
   shape = (*shape[:-1], shape[-1] * len(rules))
   if x.shape != shape:
     raise DataError(f"the tensor {name} has the shape {list(x.shape)}; according to config.json "
-                    f"it is {list(shape)}")
+                    f"it is {list(shape)}. Take both files from one model")
   if x.dtype.kind not in "fV" or x.dtype.names:  # V: bfloat16.
-    raise DataError(f"the tensor {name} is of type {x.dtype}; expected floating-point numbers")
+    raise DataError(f"the tensor {name} is of type {x.dtype}; expected floating-point numbers. "
+                    "Choose the model that was not quantized")
   x = np.asarray(x, np.float32)
+  if not np.isfinite(x).all():
+    raise DataError(f"the tensor {name} is not finite: it holds NaN or infinity. Copy the model "
+                    "again, or choose another")
   return [np.ascontiguousarray(storage.read(part, sizes))
           for part in np.split(x, len(rules), axis=-1)]
 

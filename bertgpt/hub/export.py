@@ -1,8 +1,7 @@
-"""Export of a trained model to a folder that `transformers` reads, and import of such a folder.
+"""Export of a trained model to a folder that `transformers` reads.
 
-An exported folder and an imported run appear completely or not at all: they are written next to
-their final place, read again, compared, and then renamed. No pickle is loaded and no code of a
-folder is run: only JSON and safetensors are read.
+The folder appears completely or not at all: it is written next to its final place, read again,
+compared, and then renamed.
 """
 
 import contextlib
@@ -12,27 +11,18 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
-from bertgpt import config as config_lib
 from bertgpt import files, trees
-from bertgpt.config import ConfigDict, families, recipes
+from bertgpt.config import families
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
-from bertgpt.hub import conversion, model_card, tokenizer_files
-from bertgpt.runs import checkpoint, corpora, workdir
+from bertgpt.hub import conversion, model_card, tokenizer_files, weights
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
-
-WEIGHTS = "model.safetensors"
-REMEDY = "Give a folder that save_pretrained() has written"
-PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.bin.index.json")
 
 
 @contextlib.contextmanager
@@ -63,9 +53,6 @@ def refuse_existing(path: pathlib.Path, flag: str) -> None:
   """
   if os.path.lexists(path):
     raise ConfigError(f"{flag} {path}: exists already. Name a new one, or remove it")
-
-
-# ------------------------------------------------------------------- export
 
 
 def export(source: pathlib.Path, out: pathlib.Path) -> str:
@@ -100,7 +87,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
               | special_ids(trained))
   with new_folder(out, "--out") as folder:
     files.write_json(folder / "config.json", settings, sort_keys=True)
-    write_tensors(folder / WEIGHTS, tensors)
+    write_tensors(folder / weights.WEIGHTS, tensors)
     family = families.find(config)
     num_segments = config.model.num_segments if "num_segments" in family.reads else 0
     tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
@@ -181,131 +168,13 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
     raise StorageError(f"{folder / name}: does not hold what was written. Check the disk, or "
                        "export to another one")
 
-  found = read_tensors(folder / WEIGHTS)
+  found = weights.read_tensors(folder / weights.WEIGHTS)
   if found.keys() != tensors.keys() or any(
       x.dtype != tensors[name].dtype or not np.array_equal(x, tensors[name])
       for name, x in found.items()):
-    refuse(WEIGHTS)
-  if files.read_json(folder / "config.json", REMEDY) != json.loads(json.dumps(settings)):
+    refuse(weights.WEIGHTS)
+  if files.read_json(folder / "config.json", weights.REMEDY) != json.loads(json.dumps(settings)):
     refuse("config.json")
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   if fast.get_vocab() != {piece: i for i, piece in enumerate(tokenizer.pieces)}:
     refuse("tokenizer.json")
-
-
-# ------------------------------------------------------------------- import
-
-
-def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
-  """Turns a model of `transformers` into a run with a checkpoint at step 0.
-
-  Args:
-    source: folder of the model.
-    path: workdir of the new run.
-  Returns:
-    Lines that say what was written, and how to continue its training.
-  Raises:
-    ConfigError: `path` exists, or `source` is not a folder.
-    DataError: a file of `source` is missing, is damaged, or belongs to an unsupported model.
-  """
-  refuse_existing(path, "--workdir")
-  if not source.is_dir():
-    raise ConfigError(f"--from {source}: no such folder")
-  hf_config = files.read_json(source / "config.json", REMEDY)
-  tensors = read_tensors(find_weights(source))
-  try:
-    params, fields = conversion.from_hugging_face(tensors, hf_config)
-  except DataError as e:
-    raise DataError(f"--from {source}: {e}") from e
-  tokenizer = load_tokenizer(source, fields["model.vocab_size"])
-  config = make_config(source, fields, path / "tokenizer", tokenizer)
-  with new_folder(path, "--workdir") as folder:
-    with contextlib.closing(checkpoint.Checkpoints(
-        folder, every_steps=0, every_minutes=0, keep=1)) as checkpoints:
-      state = {"params": jax.tree.map(jnp.asarray, params)}
-      checkpoints.save(0, state, make_metadata(config, tokenizer, corpus=""), wait=True)
-    workdir.write_run(folder, config, tokenizer)
-    trained_lib.load_trained(folder)  # Compares hashes and fingerprints.
-  model_flags = " ".join(f"--config.{field}={value}" for field, value in fields.items()
-                         if field != "model.vocab_size")
-  return (f"{path}: the model of {source}, {sum(x.size for x in jax.tree.leaves(params)):,} "
-          "parameters\nto continue its pretraining, with a fresh optimizer, give a recipe:\n"
-          f"bertgpt train --config RECIPE --workdir NEW --config.init_from={path} "
-          f"--config.tokenizer.path={path}/tokenizer {model_flags}")
-
-
-def find_weights(source: pathlib.Path) -> pathlib.Path:
-  """Returns the path of the safetensors file of a folder.
-
-  Args:
-    source: folder of the model.
-  Raises:
-    DataError: there is none; the message says what to do about other formats.
-  """
-  path = source / WEIGHTS
-  if path.is_file():
-    return path
-  hint = REMEDY
-  if (source / f"{WEIGHTS}.index.json").is_file():
-    hint = "The weights are in pieces. Save them again with max_shard_size='100GB'"
-  elif pickle := next((name for name in PICKLES if (source / name).exists()), None):
-    hint = (f"{pickle} is a pickle, which can run code when it is read, and is never loaded. If "
-            "you trust it, load it with transformers and save it again with save_pretrained()")
-  raise DataError(f"{path}: no such file. {hint}")
-
-
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns all tensors of a safetensors file, by name.
-
-  Args:
-    path: path of the file.
-  Raises:
-    DataError: the file is truncated or damaged.
-  """
-  try:
-    return safetensors_numpy.load_file(path)
-  except (safetensors.SafetensorError, TypeError, ValueError) as e:
-    raise DataError(f"{path}: is not a complete safetensors file ({one_line(e)}). Copy it "
-                    "again") from e
-
-
-def load_tokenizer(source: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
-  """Returns the tokenizer in the folder of a model.
-
-  Args:
-    source: folder of the model.
-    vocab_size: number of tokens according to config.json.
-  Raises:
-    DataError: there is no tokenizer, or it has another number of tokens.
-  """
-  model = source / tokenizers.SentencePiece.file_name
-  tokenizer = tokenizers.load_tokenizer(model if model.is_file() else source)
-  if tokenizer.vocab_size != vocab_size:
-    raise DataError(f"--from {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
-                    f"config.json says vocab_size={vocab_size}. Put the tokenizer that the "
-                    "model was trained with into the folder")
-  return tokenizer
-
-
-def make_config(source: pathlib.Path, fields: Mapping[str, Any], tokenizer_path: pathlib.Path,
-                tokenizer: tokenizers.Tokenizer) -> ConfigDict:
-  """Returns the config of a run that holds an imported model.
-
-  Args:
-    source: folder of the model, for error messages.
-    fields: fields that the architecture determines -> values.
-    tokenizer_path: path of the tokenizer in the run.
-    tokenizer: our tokenizer.
-  Raises:
-    DataError: the fields do not make a valid config.
-  """
-  config = config_lib.base()
-  for field, value in fields.items():
-    recipes.set_field(config, field, value)
-  config.model.dtype = "float32"
-  config.tokenizer.kind = tokenizer.kind
-  config.tokenizer.path = str(tokenizer_path)
-  config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)
-  if problems := config_lib.find_problems(config):
-    raise DataError(f"--from {source}: {problems[0]}")
-  return corpora.resolve(config, tokenizer)

@@ -41,6 +41,8 @@ _FIELDS = (
     ("initializer_range", "init_std", 0.02),
 )
 _OURS = {"model.family": "gpt", "objective.name": "causal"}
+# Of the classes of `transformers` for tasks and of those with two heads.
+_TASK_HEADS = ("score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 
 GPT2 = Architecture(
     name="GPT2LMHeadModel", model_type="gpt2", ours=_OURS | {"model.norm": "pre"},
@@ -51,7 +53,7 @@ GPT2 = Architecture(
     tied={"lm_head.weight": "transformer.wte.weight"}, activations=GELU,
     rules=[*_decoder("wte", "wpe"), *norm("final_norm", "transformer.ln_f")],
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
-    outside=("lm_head.",))
+    other_heads=_TASK_HEADS)
 
 GPT1 = Architecture(
     name="OpenAIGPTLMHeadModel", model_type="openai-gpt", ours=_OURS | {"model.norm": "post"},
@@ -61,7 +63,7 @@ GPT1 = Architecture(
     activations={"gelu_tanh": ("gelu", "gelu_new")},
     rules=_decoder("tokens_embed", "positions_embed"),
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
-    outside=("lm_head.",), find_problem=_find_mlp_problem)
+    other_heads=_TASK_HEADS, find_problem=_find_mlp_problem)
 
 ARCHITECTURES = (GPT2, GPT1)
 

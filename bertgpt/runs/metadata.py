@@ -8,12 +8,13 @@
 | data_order | `loader.ORDER_VERSION`, the order in which rows are read  | a run is resumed       |
 | step       | number of steps done                                      |                        |
 | task       | only after fine-tuning: description of the fine-tuning    |                        |
+| fresh      | only after an import: heads with random weights           |                        |
 
 Checkpoints that version 0.1.0 wrote after a fine-tuning or an import lack `data_order`. No run is
 resumed from them, so it is not read there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bertgpt.config import ConfigDict, recipes
@@ -22,7 +23,8 @@ from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
 def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step: int = 0,
-                  task: Mapping[str, Any] | None = None) -> dict[str, Any]:
+                  task: Mapping[str, Any] | None = None, fresh: Sequence[str] = ()
+                  ) -> dict[str, Any]:
   """Returns the metadata of a checkpoint, as JSON values.
 
   Args:
@@ -31,8 +33,11 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step
     corpus: identity of the corpus of the pretraining; '' if it is unknown.
     step: number of steps done.
     task: description of the fine-tuning, as JSON values; None after pretraining.
+    fresh: heads of an imported model that have random weights, keys of `families.HEADS`.
   """
   metadata = {"config": recipes.to_json(config), "corpus": corpus,
               "tokenizer": tokenizer.fingerprint(), "data_order": loader.ORDER_VERSION,
               "step": step}
-  return metadata if task is None else metadata | {"task": dict(task)}
+  if task is not None:
+    metadata["task"] = dict(task)
+  return metadata | {"fresh": list(fresh)} if fresh else metadata

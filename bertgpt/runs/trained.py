@@ -33,7 +33,8 @@ class Trained(NamedTuple):
     corpus: identity of the corpus of the pretraining; '' if it is unknown.
     task: description of the fine-tuning, as `finetuning.loop.save_weights` writes it; None after
       pretraining.
-    workdir: folder of the run; None if the model was not loaded from one.
+    workdir: folder that the model was loaded from; None if there is none.
+    fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
   """
 
   config: ConfigDict
@@ -44,6 +45,7 @@ class Trained(NamedTuple):
   corpus: str
   task: dict[str, Any] | None = None
   workdir: pathlib.Path | None = None
+  fresh: tuple[str, ...] = ()
 
   def can(self, ability: str) -> bool:
     """Returns whether the model's family has an ability, one of `families.CAPABILITIES`."""
@@ -89,12 +91,15 @@ def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
     purpose: verb phrase for the ability, as in 'continue a text'.
     advice: beginning of a sentence that says what to do instead.
   Raises:
-    ConfigError: the family lacks the ability.
+    ConfigError: the family lacks the ability, or the model the head that it needs.
   """
+  place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
   if trained.can(ability):
+    if (head := families.HEAD_OF_ABILITY.get(ability)) in trained.fresh:
+      raise ConfigError(f"{place} a model that came without a {families.HEADS[head]}, so it cannot "
+                        f"{purpose}. Give a model that has one, or train it further")
     return
   able = [name.upper() for name, family in families.FAMILIES.items() if family.can(ability)]
-  place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
   raise ConfigError(f"{place} a {trained.config.model.family.upper()}, which cannot {purpose}. "
                     f"{advice}, or give the --workdir of a {' or '.join(able)}")
 
@@ -142,8 +147,9 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
   if config.model.norm == "pre" and "final_norm" not in params.get("body", params):
     raise DataError(f"{workdir}: version 0.1 trained this pre-norm model without its final norm, "
                     "which models have now. Train it again, or use it with version 0.1")
-  return make_trained(config, params, tokenizer, metadata["step"], metadata["corpus"],
-                      metadata.get("task"), workdir, dtype)
+  trained = make_trained(config, params, tokenizer, metadata["step"], metadata["corpus"],
+                         metadata.get("task"), workdir, dtype)
+  return trained._replace(fresh=tuple(metadata.get("fresh", ())))
 
 
 def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenizers.Tokenizer,

@@ -1,16 +1,14 @@
 """bertgpt.hub.export: a run returns from transformers' files unchanged; errors name the file."""
 
 import json
-import pathlib
 import shutil
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 import small_runs
 import tokenizers as fast_tokenizers
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tokenizers import processors
 
 from bertgpt import cli
@@ -19,10 +17,10 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning.tasks.rows import make_text_format
-from bertgpt.hub import export, tokenizer_files
+from bertgpt.hub import export, importing, opening, tokenizer_files
 from bertgpt.models import Inputs
-from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs import workdir
 
 ENCODER_FILES = {"README.md", "config.json", "model.safetensors", "special_tokens_map.json",
                  "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
@@ -33,29 +31,6 @@ def run(capsys, *argv) -> tuple[int, list[str]]:
   capsys.readouterr()
   code = cli.main([str(a) for a in argv])
   return code, capsys.readouterr().err.splitlines()
-
-
-@pytest.fixture(scope="session")
-def exported_bert(finished_bert, tmp_path_factory):
-  return _export(finished_bert, tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def exported_gpt(finished_gpt, tmp_path_factory):
-  return _export(finished_gpt, tmp_path_factory)
-
-
-def _export(finished, tmp_path_factory):
-  out = tmp_path_factory.mktemp("exported") / "model"
-  assert cli.main(["export", f"--workdir={finished}", f"--out={out}"]) == 0
-  return out
-
-
-@pytest.fixture(params=["bert", "gpt"])
-def both(request, finished_bert, finished_gpt, exported_bert, exported_gpt):
-  """Returns a run and its exported folder."""
-  return {"bert": (finished_bert, exported_bert), "gpt": (finished_gpt, exported_gpt)}[
-      request.param]
 
 
 def without_padding(trained):
@@ -82,7 +57,7 @@ def test_the_files(exported_bert, exported_gpt):
 
 def test_an_export_imports_to_the_same_weights(both, tmp_path):
   finished, exported = both
-  found = export.import_model(exported, tmp_path / "again")
+  found = importing.import_model(exported, tmp_path / "again")
   assert "fresh optimizer" in found
   before, after = trained_lib.load_trained(finished), trained_lib.load_trained(tmp_path / "again")
   expected = without_padding(before)
@@ -131,20 +106,15 @@ def test_training_goes_on_from_an_imported_model(recipe, exported_gpt, tmp_path,
   assert jax.tree.all(jax.tree.map(np.array_equal, start.params, end.params))
 
 
-def test_half_precision_is_read(tmp_path):
-  x = np.array([[1.5, -2.25]])
-  for dtype in (ml_dtypes.bfloat16, np.float16):
-    save_file({"x": x.astype(dtype)}, tmp_path / "half.safetensors")
-    assert np.array_equal(export.read_tensors(tmp_path / "half.safetensors")["x"], x.astype(dtype))
-
-
 # --------------------------------------------------------- what was fine-tuned
 
 
 @pytest.fixture(scope="module")
 def exported_tuned(tuned, tmp_path_factory):
   """The best run of a fine-tuning on SST-2."""
-  return _export(tuned / "lr0.01-seed0", tmp_path_factory)
+  out = tmp_path_factory.mktemp("exported") / "model"
+  assert cli.main(["export", f"--workdir={tuned / 'lr0.01-seed0'}", f"--out={out}"]) == 0
+  return out
 
 
 def test_a_fine_tuned_encoder_is_a_classifier(exported_tuned):
@@ -242,94 +212,12 @@ def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
   folder = shutil.copytree(exported_gpt, tmp_path / "out")
   tensors = load_file(folder / "model.safetensors")
   settings = json.loads((folder / "config.json").read_text())
-  tokenizer = export.load_tokenizer(folder, settings["vocab_size"])
+  tokenizer = opening.load_tokenizer(folder, settings["vocab_size"])
   export.check_written(folder, settings, tensors, tokenizer)
   changed = dict(tensors)
   changed["transformer.ln_f.bias"] = changed["transformer.ln_f.bias"] + 1
   with pytest.raises(StorageError, match="model.safetensors: does not hold"):
     export.check_written(folder, settings, changed, tokenizer)
-
-
-# ------------------------------------------------------------------ refusals of import
-
-
-def change_json(name, **changes):
-  def change(folder):
-    content = json.loads((folder / name).read_text()) | changes
-    (folder / name).write_text(json.dumps(content))
-  return change
-
-
-def change_tensors(make):
-  def change(folder):
-    save_file(make(load_file(folder / "model.safetensors")), folder / "model.safetensors")
-  return change
-
-
-def cut(folder: pathlib.Path):
-  path = folder / "model.safetensors"
-  path.write_bytes(path.read_bytes()[:-100])
-
-
-def pickle_only(folder: pathlib.Path):
-  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def other_tokenizer(folder: pathlib.Path):
-  (folder / "tokenizer.json").unlink()
-  with (folder / "vocab.txt").open("a") as f:
-    f.write("another\n")
-
-
-NORM = "bert.embeddings.LayerNorm.weight"
-
-
-@pytest.mark.parametrize("damage, message", [
-    (cut, "model.safetensors: is not a complete safetensors file"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000), "not a complete"),
-    (pickle_only, "pytorch_model.bin is a pickle"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
-     "The weights are in pieces"),
-    (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read (No such file"),
-    (lambda folder: (folder / "config.json").write_text("{"), "config.json: is not valid JSON"),
-    (lambda folder: (folder / "config.json").write_text("[]"), "config.json: holds JSON of type"),
-    (change_json("config.json", model_type="t5"), "model_type='t5'"),
-    (change_json("config.json", hidden_size=24), "the shape [90, 16]; according to config.json"),
-    (change_json("config.json", num_attention_heads=3), "model.num_heads=3 does not divide"),
-    (change_tensors(lambda t: {name: x for name, x in t.items() if name != NORM}),
-     f"the tensor {NORM} is missing"),
-    (change_tensors(lambda t: t | {"extra": t[NORM]}), "extra has no place"),
-    (change_tensors(lambda t: t | {NORM: t[NORM][1:]}), f"the tensor {NORM} has the shape [15]"),
-    (other_tokenizer, "its tokenizer has 91 tokens, but config.json says vocab_size=90"),
-    (lambda folder: [path.unlink() for path in folder.iterdir() if "vocab" in path.name
-                     or path.name == "tokenizer.json"], "no tokenizer there"),
-])
-def test_import_names_what_is_wrong(capsys, exported_bert, tmp_path, damage, message):
-  folder = shutil.copytree(exported_bert, tmp_path / "model")
-  damage(folder)
-  code, lines = run(capsys, "import", f"--from={folder}", f"--workdir={tmp_path / 'w'}")
-  assert (code, len(lines)) == (65, 1)
-  assert message in lines[0]
-  assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_import_refuses_a_workdir_that_exists_and_a_source_that_does_not(
-    capsys, exported_bert, finished_bert, tmp_path):
-  code, lines = run(capsys, "import", f"--from={exported_bert}", f"--workdir={finished_bert}")
-  assert (code, len(lines)) == (2, 1) and "exists already" in lines[0]
-  code, lines = run(capsys, "import", f"--from={tmp_path / 'no'}", f"--workdir={tmp_path / 'w'}")
-  assert (code, len(lines)) == (2, 1) and "no such folder" in lines[0]
-  code, lines = run(capsys, "import", f"--from={exported_bert}", f"--workdir={tmp_path / 'w'}",
-                    "--config.seed=1")
-  assert (code, len(lines)) == (2, 1) and "takes no config fields" in lines[0]
-  assert not list(tmp_path.iterdir())
-
-
-def test_import_that_fails_late_leaves_nothing(exported_bert, tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda *_, **__: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
-    export.import_model(exported_bert, tmp_path / "w")
-  assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------ with transformers

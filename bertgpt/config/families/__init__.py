@@ -7,9 +7,9 @@ as in `find(config).can("generate")`.
 from ml_collections import ConfigDict
 
 from bertgpt.config.families import albert, bert, gpt
-from bertgpt.config.families.family import CAPABILITIES, Family
+from bertgpt.config.families.family import CAPABILITIES, HEAD_OF_ABILITY, HEADS, Family
 
-__all__ = ["CAPABILITIES", "FAMILIES", "Family", "find"]
+__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEAD_OF_ABILITY", "Family", "find"]
 
 FAMILIES: dict[str, Family] = {
     "albert": albert.FAMILY,

@@ -15,6 +15,12 @@ CAPABILITIES = frozenset({
     "classes", "values", "tokens", "spans",  # fine-tuning on tasks that predict these
 })
 
+# Head: first part of the paths of its parameters -> its name for people.
+HEADS = {"mlm": "masked-LM head", "pooler": "pooler", "nsp": "next-sentence head",
+         "sop": "sentence-order head"}
+# Ability -> the head that it needs, if any.
+HEAD_OF_ABILITY = {"fill": "mlm", "pseudo_score": "mlm"}
+
 
 class Family(NamedTuple):
   """A family of models. Its other parts are found by its name.

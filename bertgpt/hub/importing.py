@@ -1,0 +1,50 @@
+"""Import of a model of `transformers`: a run with one checkpoint, at step 0.
+
+The run appears completely or not at all: it is written next to its final place, read again, and
+then renamed.
+"""
+
+import contextlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from bertgpt.hub import export, opening
+from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.metadata import make_metadata
+
+
+def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
+  """Turns a model of `transformers` into a run with a checkpoint at step 0.
+
+  Args:
+    source: folder of the model.
+    path: workdir of the new run.
+  Returns:
+    Lines that say what was written, what differs from the folder, and how to continue its training.
+  Raises:
+    ConfigError: `path` exists, or `source` is not a folder.
+    DataError: a file of `source` is missing, is damaged, or belongs to an unsupported model.
+  """
+  export.refuse_existing(path, "--workdir")
+  model = opening.open_folder(source, "--from")
+  config, params = model.config, model.params
+  config.tokenizer.path = str(path / "tokenizer")
+  with export.new_folder(path, "--workdir") as folder:
+    with contextlib.closing(checkpoint.Checkpoints(
+        folder, every_steps=0, every_minutes=0, keep=1)) as checkpoints:
+      state = {"params": jax.tree.map(jnp.asarray, params)}
+      metadata = make_metadata(config, model.tokenizer, corpus="", fresh=model.fresh)
+      checkpoints.save(0, state, metadata, wait=True)
+    workdir.write_run(folder, config, model.tokenizer)
+    trained_lib.load_trained(folder)  # Compares hashes and fingerprints.
+  model_flags = " ".join(f"--config.{field}={value}" for field, value in model.fields.items()
+                         if field != "model.vocab_size")
+  return "\n".join([
+      f"{path}: the model of {source}, {sum(x.size for x in jax.tree.leaves(params)):,} parameters",
+      *(f"note: {note}" for note in model.notes),
+      "to continue its pretraining, with a fresh optimizer, give a recipe:",
+      f"bertgpt train --config RECIPE --workdir NEW --config.init_from={path} "
+      f"--config.tokenizer.path={path}/tokenizer {model_flags}"])

@@ -1,0 +1,212 @@
+"""Any trained model, opened from the folder of a run or from that of a model of `transformers`.
+
+    trained = open_model(pathlib.Path("runs/demo"))
+    trained = open_model(pathlib.Path("all-MiniLM-L6-v2"))
+
+No code of a folder is run, and nothing is written into it.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from bertgpt import config as config_lib
+from bertgpt import files
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.config.families import HEADS
+from bertgpt.data.tokens import tokenizers
+from bertgpt.devices import process
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.hub import conversion, weights
+from bertgpt.hub.conversion import Converted
+from bertgpt.runs import corpora
+from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.trained import Trained
+
+
+class Opened(NamedTuple):
+  """A model of `transformers` as ours.
+
+  Attributes:
+    config: config of a run that holds the model.
+    params: nested dicts of float32 arrays.
+    tokenizer: tokenizer of the model.
+    fields: the fields of the config that describe the model -> values.
+    fresh: heads that the folder lacks, keys of `HEADS`.
+    notes: what differs from the folder, one line each.
+  """
+
+  config: ConfigDict
+  params: dict[str, Any]
+  tokenizer: tokenizers.Tokenizer
+  fields: dict[str, Any]
+  fresh: tuple[str, ...]
+  notes: tuple[str, ...]
+
+
+def open_model(path: pathlib.Path, flag: str = "--workdir", **options: Any) -> Trained:
+  """Opens a trained model; prints notes on stderr if it comes from `transformers`.
+
+  Args:
+    path: folder of a run, or of a model of `transformers`.
+    flag: flag that named the folder, for messages.
+    **options: options of `runs.trained.load_trained`.
+  Raises:
+    ConfigError: there is no model in `path`, or it was fine-tuned by this program.
+    DataError: the model cannot be read.
+  """
+  if not is_of_transformers(path):
+    return trained_lib.load_trained(path, flag, **options)
+  process.count_devices()
+  opened = open_folder(path, flag)
+  if not jax.process_index():
+    for note in opened.notes:
+      print(f"note: {flag} {path}: {note}", file=sys.stderr)
+  trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "",
+                                     workdir=path, **options)
+  return trained._replace(fresh=opened.fresh)
+
+
+def is_of_transformers(path: pathlib.Path) -> bool:
+  """Returns whether a folder is meant as a model of `transformers`, complete or not.
+
+  Args:
+    path: any path.
+  """
+  if (path / "checkpoints").exists() or not path.is_dir():
+    return False
+  if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX, weights.ADAPTER)):
+    return True
+  try:
+    content = json.loads((path / "config.json").read_bytes())
+  except (OSError, ValueError, RecursionError):
+    return weights.find_hint(path) != weights.REMEDY or bool(find_inner(path))
+  return isinstance(content, dict) and bool({"model_type", "architectures"} & content.keys())
+
+
+def find_inner(path: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of models of `transformers` inside a folder that is none, sorted.
+
+  They are in the cache of huggingface_hub, and in sentence encoders of 2020.
+
+  Args:
+    path: the folder.
+  """
+  return sorted(p.parent for pattern in ("*/config.json", "*/*/config.json")
+                for p in path.glob(pattern) if is_of_transformers(p.parent))
+
+
+def open_folder(source: pathlib.Path, flag: str) -> Opened:
+  """Returns the model in a folder of `transformers`.
+
+  Args:
+    source: the folder.
+    flag: flag that named the folder, for messages.
+  Raises:
+    ConfigError: there is no such folder.
+    DataError: a file is missing, is damaged, or belongs to an unsupported model.
+  """
+  if not source.is_dir():
+    raise ConfigError(f"{flag} {source}: no such folder")
+  weights.refuse_adapter(source)
+  hf_config = read_config(source)
+  with name_folder(source, flag):
+    conversion.find_candidates(hf_config)
+  tensors = weights.find(source)
+  with name_folder(source, flag):
+    converted = conversion.convert(tensors, hf_config)
+  rows = converted.fields["model.vocab_size"]
+  tokenizer = load_tokenizer(source, rows, flag)
+  if spare := rows - tokenizer.vocab_size:
+    converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
+  with name_folder(source, flag):
+    config = make_config(converted.fields, tokenizer)
+  return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
+                tuple(describe(converted, spare, rows)))
+
+
+@contextlib.contextmanager
+def name_folder(source: pathlib.Path, flag: str) -> Iterator[None]:
+  """Puts a folder and its flag before the message of a DataError inside the context."""
+  try:
+    yield
+  except DataError as e:
+    raise DataError(f"{flag} {source}: {e}") from e
+
+
+def read_config(source: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of the config.json of a model of `transformers`.
+
+  Args:
+    source: folder of the model.
+  Raises:
+    DataError: there is no config.json, or it is damaged.
+  """
+  path = source / "config.json"
+  if not path.exists() and (inner := find_inner(source)):
+    raise DataError(f"{path}: no such file. The model is in {inner[0]}. Give that folder")
+  return files.read_json(path, weights.REMEDY)
+
+
+def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
+                   ) -> tokenizers.Tokenizer:
+  """Returns the tokenizer in the folder of a model.
+
+  Args:
+    source: folder of the model.
+    num_rows: rows of the token table.
+    flag: flag that named the folder, for messages.
+  Raises:
+    DataError: there is no tokenizer, or it has more tokens than the table has rows.
+  """
+  model = source / tokenizers.SentencePiece.file_name
+  tokenizer = tokenizers.load_tokenizer(model if model.is_file() else source)
+  if tokenizer.vocab_size > num_rows:
+    raise DataError(f"{flag} {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
+                    f"config.json says vocab_size={num_rows}. Put the tokenizer that the model was "
+                    "trained with into the folder")
+  return tokenizer
+
+
+def make_config(fields: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> ConfigDict:
+  """Returns the config of a run that holds a model of `transformers`.
+
+  Args:
+    fields: fields that the architecture determines -> values.
+    tokenizer: tokenizer of the model.
+  Raises:
+    DataError: the fields do not make a valid config.
+  """
+  config = config_lib.base()
+  for field, value in fields.items():
+    recipes.set_field(config, field, value)
+  config.model.dtype = "float32"
+  config.tokenizer.kind = tokenizer.kind
+  config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)
+  if problems := config_lib.find_problems(config):
+    raise DataError(f"{problems[0]}. Choose another model")
+  return corpora.resolve(config, tokenizer)
+
+
+def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
+  """Yields what a user should know about an opened model, one line each.
+
+  Args:
+    converted: the model.
+    spare: rows of the token table that were cut.
+    rows: rows of the token table in the folder.
+  """
+  if converted.fresh:
+    names = ", ".join(HEADS[head] for head in converted.fresh)
+    yield f"drawn at random, because the folder has none: {names}"
+  if converted.dropped:
+    # One name per layer: weight and bias belong together.
+    names = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in converted.dropped))
+    yield f"left out, because {converted.architecture.name} has no such head: {names}"
+  if spare:
+    yield f"left out, because the tokenizer has no token for them: the last {spare} of {rows} rows"

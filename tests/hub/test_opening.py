@@ -1,0 +1,460 @@
+"""Folders of `transformers`: a model that comes in computes the same; others are refused in a line.
+
+Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped. The folders are
+written by transformers with small random models.
+"""
+
+import json
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_runs
+import tokenizers as fast_tokenizers
+from safetensors.numpy import load_file, save_file
+
+from bertgpt import cli
+from bertgpt.config.families import HEADS
+from bertgpt.data.tokens import tokenizers as tokenizers_lib
+from bertgpt.hub import importing, opening, weights
+from bertgpt.models import Inputs
+
+torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+pytestmark = pytest.mark.hf
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sees", "a", "."]
+PIECES += [f"w{i}" for i in range(80)]
+ENCODER = {"vocab_size": len(PIECES), "hidden_size": 32, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}
+SHARED = ENCODER | {"embedding_size": 16}
+DECODER = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40,
+           "pad_token_id": 0}
+ROBERTA = ENCODER | {"vocab_size": 300, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+
+
+def make_wordpiece():
+  vocabulary = {piece: i for i, piece in enumerate(PIECES)}
+  return transformers.PreTrainedTokenizerFast(
+      tokenizer_object=tokenizers_lib.bert_pipeline(vocabulary, True), unk_token="[UNK]",
+      pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+
+
+def make_byte_bpe(specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>")):
+  tokenizer = fast_tokenizers.ByteLevelBPETokenizer()
+  tokenizer.train_from_iterator([small_runs.make_text(30)], 300, special_tokens=list(specials))
+  names = {"<pad>": "pad_token", "<unk>": "unk_token", "<mask>": "mask_token"}
+  return transformers.PreTrainedTokenizerFast(
+      tokenizer_object=fast_tokenizers.Tokenizer.from_str(tokenizer.to_str()),
+      **{names[token]: token for token in specials if token in names})
+
+
+def make_theirs(name, sizes, **options):
+  """Returns a model of transformers without parameters of 0 or 1, which could hide an error."""
+  torch.manual_seed(0)
+  cls = getattr(transformers, name)
+  model = cls(cls.config_class(**sizes), **options).eval()
+  with torch.no_grad():
+    for p in model.parameters():
+      p += 0.1 * torch.randn_like(p)
+  return model
+
+
+def save(theirs, folder, **options):
+  """Writes a model with a tokenizer into a folder."""
+  theirs.save_pretrained(folder, **options)
+  is_byte_level = theirs.config.model_type not in ("bert", "albert")
+  tokenizer = make_byte_bpe() if is_byte_level else make_wordpiece()
+  tokenizer.save_pretrained(folder)
+  assert len(tokenizer) <= theirs.config.vocab_size
+  return folder
+
+
+def make_rows(theirs, num_tokens):
+  rng = np.random.default_rng(0)
+  lengths = np.array([20, 13, 7])
+  tokens = rng.integers(5, num_tokens, (3, 20))
+  pad_id = 1 if theirs.config.model_type == "roberta" else 0
+  return np.where(np.arange(20) < lengths[:, None], tokens, pad_id), lengths
+
+
+def run_theirs(theirs, tokens, lengths):
+  mask = torch.tensor(np.arange(tokens.shape[1]) < lengths[:, None]).long()
+  with torch.no_grad():
+    return theirs(input_ids=torch.tensor(tokens), attention_mask=mask, output_hidden_states=True)
+
+
+def assert_same_features(theirs, ours, atol=1e-4):
+  """Compares the hidden states of the last layer."""
+  tokens, lengths = make_rows(theirs, ours.tokenizer.vocab_size)
+  expected = run_theirs(theirs.base_model, tokens, lengths).last_hidden_state.float().numpy()
+  found = ours.model.apply({"params": ours.params}, Inputs.of_texts(tokens, lengths),
+                           method="features")
+  is_text = np.arange(tokens.shape[1]) < lengths[:, None]
+  np.testing.assert_allclose(np.asarray(found)[is_text], expected[is_text], rtol=0, atol=atol)
+
+
+def assert_same_logits(theirs, ours, atol=1e-4):
+  """Compares the logits of every pretraining head that transformers has."""
+  tokens, lengths = make_rows(theirs, ours.tokenizer.vocab_size)
+  output = run_theirs(theirs, tokens, lengths)
+  inputs, pairs = Inputs.of_texts(tokens, lengths), None
+  if ours.config.objective.name != "causal":
+    inputs = inputs._replace(
+        predict_positions_BK=jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1)),
+        pair_positions_BP=jnp.zeros((len(tokens), 1), int) if "pooler" in ours.params else None)
+    logits, pairs = ours.model.apply({"params": ours.params}, inputs)
+  else:
+    logits = ours.model.apply({"params": ours.params}, inputs)
+  expected = getattr(output, "prediction_logits", None)
+  expected = output.logits if expected is None else expected
+  is_text, size = np.arange(tokens.shape[1]) < lengths[:, None], ours.tokenizer.vocab_size
+  np.testing.assert_allclose(logits[is_text][:, :size], expected.float().numpy()[is_text][:, :size],
+                             rtol=0, atol=atol)
+  for name in ("seq_relationship_logits", "sop_logits"):
+    if name in output:
+      np.testing.assert_allclose(pairs[:, 0], output[name].float(), rtol=0, atol=atol)
+
+
+class Kind(NamedTuple):
+  """A class of `transformers`.
+
+  Attributes:
+    sizes: fields of its config.
+    fresh: heads that are drawn at random.
+    dropped: layers that are left out.
+    has_logits: whether its logits are those of a pretraining head.
+  """
+
+  sizes: dict
+  fresh: tuple[str, ...] = ()
+  dropped: str = ""
+  has_logits: bool = False
+
+
+KINDS = {
+    "BertForPreTraining": Kind(ENCODER, has_logits=True),
+    "BertForMaskedLM": Kind(ENCODER, has_logits=True),
+    "BertModel": Kind(ENCODER, ("mlm", "nsp")),
+    "BertForNextSentencePrediction": Kind(ENCODER, ("mlm",)),
+    "BertForSequenceClassification": Kind(ENCODER, ("mlm", "nsp"), "classifier"),
+    "BertForMultipleChoice": Kind(ENCODER, ("mlm", "nsp"), "classifier"),
+    "BertForTokenClassification": Kind(ENCODER, ("mlm",), "classifier"),
+    "BertForQuestionAnswering": Kind(ENCODER, ("mlm",), "qa_outputs"),
+    "RobertaForMaskedLM": Kind(ROBERTA, has_logits=True),
+    "RobertaModel": Kind(ROBERTA, ("mlm",), "pooler.dense"),
+    "RobertaForSequenceClassification": Kind(
+        ROBERTA, ("mlm",), "classifier.dense, classifier.out_proj"),
+    "RobertaForTokenClassification": Kind(ROBERTA, ("mlm",), "classifier"),
+    "RobertaForQuestionAnswering": Kind(ROBERTA, ("mlm",), "qa_outputs"),
+    "AlbertForPreTraining": Kind(SHARED, has_logits=True),
+    "AlbertForMaskedLM": Kind(SHARED, has_logits=True),
+    "AlbertModel": Kind(SHARED, ("mlm", "sop")),
+    "AlbertForSequenceClassification": Kind(SHARED, ("mlm", "sop"), "classifier"),
+    "AlbertForTokenClassification": Kind(SHARED, ("mlm",), "classifier"),
+    "AlbertForQuestionAnswering": Kind(SHARED, ("mlm",), "qa_outputs"),
+    "GPT2LMHeadModel": Kind(DECODER, has_logits=True),
+    "GPT2Model": Kind(DECODER),
+    "GPT2DoubleHeadsModel": Kind(DECODER, (), "multiple_choice_head.summary"),
+    "GPT2ForSequenceClassification": Kind(DECODER, (), "score"),
+    "GPT2ForTokenClassification": Kind(DECODER, (), "classifier"),
+    "OpenAIGPTLMHeadModel": Kind(DECODER, has_logits=True),
+    "OpenAIGPTModel": Kind(DECODER),
+    "OpenAIGPTForSequenceClassification": Kind(DECODER, (), "score"),
+}
+
+
+def expected_notes(kind):
+  notes = []
+  if kind.fresh:
+    notes.append("drawn at random, because the folder has none: "
+                 + ", ".join(HEADS[head] for head in kind.fresh))
+  if kind.dropped:
+    notes.append(f"has no such head: {kind.dropped}")
+  return notes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_class_of_transformers_comes_in(name, tmp_path, capsys):
+  kind = KINDS[name]
+  theirs = make_theirs(name, kind.sizes)
+  folder = save(theirs, tmp_path / "model")
+  before = sorted(os.walk(tmp_path))
+  capsys.readouterr()  # Progress of transformers.
+  ours = opening.open_model(folder)
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == len(expected_notes(kind))
+  assert all(part in line for part, line in zip(expected_notes(kind), lines, strict=True))
+  assert ours.fresh == kind.fresh and ours.step == 0
+  assert_same_features(theirs, ours)
+  if kind.has_logits:
+    assert_same_logits(theirs, ours)
+  assert sorted(os.walk(tmp_path)) == before, "something was written"
+
+
+def test_an_imported_run_is_the_model_of_its_folder(tmp_path, capsys):
+  """Random weights too: they are the same whenever the folder is opened."""
+  folder = save(make_theirs("BertModel", ENCODER), tmp_path / "model")
+  said = importing.import_model(folder, tmp_path / "run")
+  assert "note: drawn at random, because the folder has none: masked-LM head" in said
+  direct, imported = opening.open_model(folder), opening.open_model(tmp_path / "run")
+  assert jax.tree.all(jax.tree.map(np.array_equal, direct.params, imported.params))
+  assert imported.fresh == direct.fresh == ("mlm", "nsp")
+  kernel = direct.params["mlm"]["dense"]["kernel"]
+  assert np.std(kernel) == pytest.approx(0.02, rel=0.1)  # initializer_range
+  assert not np.any(kernel == direct.params["pooler"]["kernel"])
+  assert np.all(direct.params["mlm"]["norm"]["scale"] == 1)
+  for path in (folder, tmp_path / "run"):
+    capsys.readouterr()
+    assert cli.main(["fill", f"--workdir={path}", "the [MASK] sees a cat."]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"--workdir {path}: holds a model that came without a masked-LM head" in line
+
+
+# ------------------------------------------------------- the same model, stored in another way
+
+
+def in_shards(theirs, folder):
+  theirs.save_pretrained(folder, max_shard_size="20KB")
+  (folder / "model.safetensors").unlink(missing_ok=True)
+  assert len(list(folder.glob("model-*.safetensors"))) > 2
+
+
+def rename(change):
+  """Returns a function that writes the same tensors under other names."""
+  def write(theirs, folder):
+    theirs.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({change(name): x for name, x in tensors.items()}, folder / "model.safetensors")
+  return write
+
+
+def with_copies(theirs, folder):
+  """As old versions of transformers and other programs wrote them."""
+  theirs.save_pretrained(folder)
+  tensors = load_file(folder / "model.safetensors")
+  table = tensors["bert.embeddings.word_embeddings.weight"]
+  tensors |= {"cls.predictions.decoder.weight": table.copy(),
+              "cls.predictions.decoder.bias": tensors.pop("cls.predictions.bias"),
+              "bert.embeddings.position_ids": np.arange(40)[None],
+              "bert.embeddings.token_type_ids": np.zeros((1, 40), np.int64)}
+  save_file(tensors, folder / "model.safetensors")
+
+
+STORED = {
+    "shards": in_shards,
+    "names of before": rename(lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma")
+                              .replace("LayerNorm.bias", "LayerNorm.beta")),
+    "names of a wrapper": rename(lambda name: f"module.{name}"),
+    "without a prefix": rename(lambda name: name.removeprefix("bert.")),
+    "copies and buffers": with_copies,
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("name", ["BertForPreTraining", "BertForMaskedLM"])
+def test_another_way_of_storing_gives_the_same_model(name, stored, tmp_path, capsys):
+  theirs = make_theirs(name, ENCODER)
+  folder = save(theirs, tmp_path / "model")
+  (folder / "model.safetensors").unlink()
+  STORED[stored](theirs, folder)
+  capsys.readouterr()
+  ours = opening.open_model(folder)
+  assert not capsys.readouterr().err
+  assert_same_features(theirs, ours)
+  assert_same_logits(theirs, ours)
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "AlbertForMaskedLM",
+                                  "GPT2LMHeadModel", "OpenAIGPTLMHeadModel"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_comes_in_exactly(name, dtype, tmp_path):
+  theirs = make_theirs(name, KINDS[name].sizes).to(getattr(torch, dtype))
+  ours = opening.open_model(save(theirs, tmp_path / "model"))
+  theirs = theirs.float()
+  assert_same_features(theirs, ours)
+  assert_same_logits(theirs, ours)
+
+
+@pytest.mark.parametrize("name", ["BertForPreTraining", "BertModel", "RobertaForMaskedLM",
+                                  "AlbertForPreTraining", "GPT2LMHeadModel",
+                                  "OpenAIGPTLMHeadModel"])
+def test_spare_rows_of_a_padded_vocabulary_are_cut(name, tmp_path, capsys):
+  sizes = KINDS[name].sizes
+  theirs = make_theirs(name, sizes | {"vocab_size": sizes["vocab_size"] + 38})
+  with torch.no_grad():
+    for p in theirs.parameters():
+      if p.ndim == 1 and len(p) == sizes["vocab_size"] + 38:
+        p[-38:] = 50  # Spare rows would win.
+  folder = save(theirs, tmp_path / "model")
+  ours = opening.open_model(folder)
+  assert f"the last 38 of {sizes['vocab_size'] + 38} rows" in capsys.readouterr().err
+  assert ours.config.model.vocab_size == ours.tokenizer.vocab_size == sizes["vocab_size"]
+  assert_same_features(theirs, ours)
+  if KINDS[name].has_logits:
+    assert_same_logits(theirs, ours)
+  importing.import_model(folder, tmp_path / "run")
+  assert cli.main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
+  assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == sizes["vocab_size"]
+
+
+def test_an_encoder_with_a_language_of_two_layers_of_groups_comes_in(tmp_path):
+  theirs = make_theirs("AlbertModel", SHARED | {"num_hidden_layers": 4, "num_hidden_groups": 2})
+  assert_same_features(theirs, opening.open_model(save(theirs, tmp_path / "model")))
+
+
+def test_a_model_without_its_pooler_comes_in(tmp_path):
+  theirs = make_theirs("BertModel", ENCODER, add_pooling_layer=False)
+  ours = opening.open_model(save(theirs, tmp_path / "model"))
+  assert ours.fresh == ("mlm",) and ours.config.objective.name == "mlm"
+  assert_same_features(theirs, ours)
+
+
+def test_roberta_keeps_the_ids_of_its_beginning_and_end(tmp_path):
+  theirs = make_theirs("RobertaForMaskedLM", ROBERTA)
+  importing.import_model(save(theirs, tmp_path / "model"), tmp_path / "run")
+  assert cli.main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
+  expected = theirs.config.to_dict()
+  found = json.loads((tmp_path / "out/config.json").read_text())
+  for name in ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"):
+    assert found[name] == expected[name]
+
+
+def test_tensors_are_read_one_at_a_time(tmp_path, monkeypatch):
+  folder = tmp_path / "model"
+  in_shards(make_theirs("BertForPreTraining", ENCODER), folder)
+  found = weights.find(folder)
+  opened = []
+  monkeypatch.setattr(weights.Weights, "__getitem__",
+                      lambda self, name: opened.append(name) or np.zeros(1))
+  assert len(found) == len(set(found)) > 40 and not opened
+
+
+# ------------------------------------------------------------------------------- refusals
+
+
+def change_config(**changes):
+  def change(folder):
+    path = folder / "config.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: x for key, x in content.items() if x != "remove"}))
+  return change
+
+
+def change_tensors(make):
+  def change(folder):
+    path = folder / "model.safetensors"
+    save_file(make(load_file(path)), path)
+  return change
+
+
+def change_index(make):
+  def change(folder):
+    make_theirs("BertForMaskedLM", ENCODER).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    path = folder / "model.safetensors.index.json"
+    content = json.loads(path.read_text())
+    make(content["weight_map"])
+    path.write_text(json.dumps(content))
+  return change
+
+
+
+def replace_weights(name, content=b"x"):
+  def change(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content)
+  return change
+
+
+def quantize(tensors):
+  return tensors | {QUERY: (tensors[QUERY] * 100).astype(np.int8)}
+
+
+def remove_shard(folder):
+  change_index(lambda weight_map: None)(folder)
+  sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def nest(folder):
+  inner = folder / "0_Transformer"
+  inner.mkdir()
+  for path in folder.iterdir():
+    if path.is_file():
+      path.rename(inner / path.name)
+
+
+def with_one(value):
+  def make(tensors):
+    tensors[QUERY][3, 1] = value
+    return tensors
+  return change_tensors(make)
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+REFUSED = {
+    "no model_type": (change_config(model_type="remove"), 'no model_type. Add it, as "model_type"'),
+    "DistilBERT": (change_config(model_type="distilbert"), "Choose a model of albert, bert, gpt2"),
+    "ELECTRA": (change_config(model_type="electra"), "model_type='electra'"),
+    "XLM-RoBERTa": (change_config(model_type="xlm-roberta"), "model_type='xlm-roberta'"),
+    "relu": (change_config(hidden_act="relu"), "hidden_act='relu' in config.json: only gelu"),
+    "decoder": (change_config(is_decoder=True), "is_decoder=True in config.json: only False"),
+    "untied": (change_config(tie_word_embeddings=False), "tie_word_embeddings=False"),
+    "relative positions": (change_config(position_embedding_type="relative_key"),
+                           "position_embedding_type='relative_key'"),
+    "remote code": (change_config(auto_map={"AutoModel": "modeling_x.X"}), "code in its folder"),
+    "quantized": (change_config(quantization_config={"bits": 8}), "its weights are quantized"),
+    "int8": (change_tensors(quantize), f"the tensor {QUERY} is of type int8"),
+    "pickle": (replace_weights("pytorch_model.bin"), "pytorch_model.bin is a pickle"),
+    "pickles": (replace_weights("pytorch_model-00001-of-00002.bin"), "is a pickle"),
+    "TensorFlow": (replace_weights("tf_model.h5"), "tf_model.h5 is the file of another program"),
+    "another name": (replace_weights("model.fp16.safetensors"), "Rename it to model.safetensors"),
+    "Git LFS": (replace_weights("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"
+                                b"oid sha256:1\nsize 9\n"), "run git lfs pull"),
+    "adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"),
+                "holds an adapter, not a model. Merge it"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no such file. Give a"),
+    "NaN": (with_one(np.nan), f"the tensor {QUERY} is not finite"),
+    "infinity": (with_one(np.inf), f"the tensor {QUERY} is not finite"),
+    "a layer is missing": (change_tensors(lambda t: {k: x for k, x in t.items() if ".1." not in k}),
+                           "bert.encoder.layer.1.attention.self.query.weight is missing"),
+    "a part of a head is missing": (
+        change_tensors(lambda t: {k: x for k, x in t.items() if "transform.dense" not in k}),
+        "the tensor cls.predictions.transform.dense.weight is missing"),
+    "unknown tensor": (change_tensors(lambda t: t | {"linear.weight": t[QUERY]}),
+                       "the tensor linear.weight has no place in a BertForMaskedLM"),
+    "fewer rows than tokens": (
+        lambda folder: save_rows(folder, 80), "its tokenizer has 90 tokens, but config.json says"),
+    "a shard is missing": (remove_shard, "no such file, but model.safetensors.index.json names it"),
+    "an index leads out": (change_index(lambda m: m.update({QUERY: "../model.safetensors"})),
+                           "'../model.safetensors' is not the name of a file in the folder"),
+    "an index leads to the root": (change_index(lambda m: m.update({QUERY: "/etc/passwd"})),
+                                   "'/etc/passwd' is not the name of a file in the folder"),
+    "an index lacks a tensor": (change_index(lambda m: m.pop(QUERY)),
+                                f"does not name the tensor {QUERY}"),
+    "an index has one too many": (
+        change_index(lambda m: m.update({"bert.x": m[QUERY]})), "lacks the tensor bert.x"),
+    "an empty index": (change_index(dict.clear), "weight_map does not give a file"),
+    "a folder too high": (nest, "0_Transformer. Give that folder"),
+}
+
+
+def save_rows(folder, rows):
+  make_theirs("BertForMaskedLM", ENCODER | {"vocab_size": rows}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_come_in_is_refused_in_one_line(kind, tmp_path, capsys):
+  damage, message = REFUSED[kind]
+  folder = save(make_theirs("BertForMaskedLM", ENCODER), tmp_path / "model")
+  damage(folder)
+  capsys.readouterr()
+  for argv in (["import", f"--from={folder}", f"--workdir={tmp_path / 'run'}"],
+               ["fill", f"--workdir={folder}", "the [MASK]."]):
+    assert cli.main(argv) == 65
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and str(folder) in line
+  assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,95 @@
+"""bertgpt.hub.weights: tensors of one file or several; an index cannot lead elsewhere."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bertgpt.errors import DataError
+from bertgpt.hub import weights
+
+X, Y = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1.5], np.float32)
+
+
+def write_shards(folder, weight_map):
+  save_file({"x": X}, folder / "model-1.safetensors")
+  save_file({"y": Y}, folder / "model-2.safetensors")
+  (folder / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+GOOD = {"x": "model-1.safetensors", "y": "model-2.safetensors"}
+
+
+def test_one_file_and_several_give_the_same(tmp_path):
+  one, several = tmp_path / "one", tmp_path / "several"
+  one.mkdir()
+  several.mkdir()
+  save_file({"x": X, "y": Y}, one / weights.WEIGHTS)
+  write_shards(several, GOOD)
+  for folder in (one, several):
+    found = weights.find(folder)
+    assert set(found) == {"x", "y"}
+    assert np.array_equal(found["x"], X) and np.array_equal(found["y"], Y)
+
+
+def test_a_shard_may_be_a_link_as_in_the_cache_of_huggingface_hub(tmp_path):
+  folder = tmp_path / "snapshot"
+  folder.mkdir()
+  write_shards(folder, GOOD)
+  (folder / "model-2.safetensors").rename(tmp_path / "blob")
+  (folder / "model-2.safetensors").symlink_to("../blob")
+  assert np.array_equal(weights.find(folder)["y"], Y)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_is_read(tmp_path, dtype):
+  x = np.array([[1.5, -2.25]]).astype(dtype)
+  save_file({"x": x}, tmp_path / weights.WEIGHTS)
+  for found in (weights.find(tmp_path), weights.read_tensors(tmp_path / weights.WEIGHTS)):
+    assert found["x"].dtype == dtype and np.array_equal(found["x"], x)
+
+
+def test_a_type_that_numpy_has_not_is_named(tmp_path):
+  save_file({"x": np.ones(2, ml_dtypes.float8_e4m3fn)}, tmp_path / weights.WEIGHTS)
+  with pytest.raises(DataError, match="the tensor x is quantized, of type F8_E4M3"):
+    weights.find(tmp_path)["x"]
+
+
+@pytest.mark.parametrize("name", [
+    "../model-2.safetensors", "/etc/passwd", "a/../model-2.safetensors", "..", "", ".",
+    "sub/model-2.safetensors", "..\\model-2.safetensors", "model-2.safetensors/", "\0"])
+def test_an_index_names_files_of_its_folder_only(tmp_path, name):
+  folder = tmp_path / "model"
+  folder.mkdir()
+  write_shards(folder, GOOD | {"y": name})
+  save_file({"y": Y}, tmp_path / "model-2.safetensors")
+  with pytest.raises(DataError, match="is not the name of a file in the folder"):
+    weights.find(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, {"x": 1}, "model-1.safetensors"])
+def test_an_index_without_files_is_refused(tmp_path, weight_map):
+  write_shards(tmp_path, weight_map)
+  with pytest.raises(DataError, match=r"index.json: weight_map does not give a file"):
+    weights.find(tmp_path)
+
+
+@pytest.mark.parametrize("weight_map, message", [
+    (GOOD | {"z": "model-3.safetensors"}, "model-3.safetensors: no such file, but"),
+    (GOOD | {"z": "model-1.safetensors"}, "model-1.safetensors: lacks the tensor z"),
+    ({"x": "model-1.safetensors", "y": "model-1.safetensors"}, "lacks the tensor y"),
+    (GOOD | {"y": "model-1.safetensors", "x": "model-2.safetensors"}, "lacks the tensor y")])
+def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, weight_map, message):
+  write_shards(tmp_path, weight_map)
+  with pytest.raises(DataError, match=message):
+    weights.find(tmp_path)
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+  write_shards(tmp_path, GOOD)
+  path = tmp_path / "model-2.safetensors"
+  path.write_bytes(path.read_bytes()[:-2])
+  with pytest.raises(DataError, match="model-2.safetensors: is not a complete safetensors file"):
+    weights.find(tmp_path)
