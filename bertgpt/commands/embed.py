@@ -10,7 +10,7 @@ USES = ("bertgpt.inference.embed",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt embed`."""
-  flags.add_workdir(parser)
+  flags.add_workdir(parser, flags.OR_MODEL)
   parser.add_argument("--input", required=True, type=flags.local_path, metavar="FILE",
                       help="file with one text per line; in a .jsonl file, the field text")
   parser.add_argument("--out", required=True, type=flags.local_path, metavar="FILE",

@@ -10,7 +10,7 @@ USES = ("bertgpt.data.text.texts", "bertgpt.inference.fill")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt fill`."""
-  flags.add_workdir(parser)
+  flags.add_workdir(parser, flags.OR_MODEL)
   parser.add_argument("text", metavar="TEXT", help="text with one or more words replaced by [MASK]")
   parser.add_argument("--top", type=flags.number(int, 1), default=5, metavar="N",
                       help="words shown per [MASK]; default: 5")

@@ -3,20 +3,22 @@
 import argparse
 
 from bertgpt.commands import flags
+from bertgpt.errors import ConfigError
 
 HELP = "Fine-tune a trained model on a task, and score it."
-USES = ("bertgpt.finetuning.loop",)
+USES = ("bertgpt.finetuning.loop", "bertgpt.hub.opening")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt finetune`."""
   flags.add_config(parser)
   parser.add_argument("--init", required=True, type=flags.local_path, metavar="DIR",
-                      help="folder of the pretrained or imported run")
+                      help="folder of the pretrained run, or of a model of transformers")
   parser.add_argument("--task", metavar="NAME",
                       help="name of the task, as sst2; default: the task of the recipe")
   parser.add_argument("--workdir", type=flags.local_path, metavar="DIR",
-                      help="folder of the results; default: finetune-TASK in the folder of --init")
+                      help="folder of the results; default: finetune-TASK in the folder of --init, "
+                           "if that is a run")
   flags.add_distributed(parser)
 
 
@@ -34,5 +36,9 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Fine-tunes every run of the config and writes the results."""
   from bertgpt.finetuning import loop
-  config, init = arguments.config, arguments.init
-  loop.finetune(init, config, arguments.workdir or init / f"finetune-{config.task.name}")
+  from bertgpt.hub import opening
+  config, init, workdir = arguments.config, arguments.init, arguments.workdir
+  if not workdir and opening.is_of_transformers(init):
+    raise ConfigError(f"--init {init}: is a model of transformers, and nothing is written into its "
+                      "folder. Give the folder of the results with --workdir")
+  loop.finetune(init, config, workdir or init / f"finetune-{config.task.name}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # The config is slow to import.
 
 BATCH_SIZE = 8  # Rows computed at a time if --batch_size is not given.
 DTYPES = ("float32", "bfloat16")  # Of scores and features; the first is the default.
+OR_MODEL = ", or of a model of transformers"
 FIELDS_NOTE = ("Config fields are overridden with --config.FIELD=VALUE, for example "
                "--config.model.num_layers=4.")
 
@@ -71,10 +72,15 @@ def add_config_fields(parser: argparse.ArgumentParser) -> None:
   parser.epilog = FIELDS_NOTE
 
 
-def add_workdir(parser: argparse.ArgumentParser) -> None:
-  """Adds the required flag --workdir."""
+def add_workdir(parser: argparse.ArgumentParser, also: str = "") -> None:
+  """Adds the required flag --workdir.
+
+  Args:
+    parser: parser of the command.
+    also: end of the help, which says what the folder may be instead.
+  """
   parser.add_argument("--workdir", required=True, type=local_path, metavar="DIR",
-                      help="folder of the run")
+                      help=f"folder of the run{also}")
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ USES = ("bertgpt.data.text.texts", "bertgpt.inference.generate")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt generate`."""
-  flags.add_workdir(parser)
+  flags.add_workdir(parser, flags.OR_MODEL)
   given = parser.add_mutually_exclusive_group()
   given.add_argument("--prompt", action="append", metavar="TEXT",
                      help="text to continue; may be given several times; without it, or with an "

@@ -46,8 +46,8 @@ from bertgpt.finetuning.tuning import (
     make_program,
     open_tuning,
 )
+from bertgpt.hub import opening
 from bertgpt.runs import checkpoint, workdir
-from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import steps
 from bertgpt.training.step_log import StepLog
@@ -57,7 +57,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   """Fine-tunes the newest checkpoint of a run, once for every learning rate and seed.
 
   Args:
-    init: folder of the pretrained or imported run.
+    init: folder of the pretrained run, or of a model of `transformers`.
     config: config of the fine-tuning, made by `config.finetuning.base`.
     path: workdir of the fine-tuning; completed runs in it are kept.
   Returns:
@@ -69,7 +69,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     UserError: see `errors`; raised before anything is written if the input is wrong.
   """
   process.use_compilation_cache(config.system.compilation_cache)
-  pretrained = trained_lib.load_trained(init, "--init", dtype="")
+  pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
   check_run(config, pretrained)
   text_format = rows_lib.make_text_format(pretrained.tokenizer, pretrained.config.model,

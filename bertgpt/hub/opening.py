@@ -49,26 +49,27 @@ class Opened(NamedTuple):
   notes: tuple[str, ...]
 
 
-def open_model(path: pathlib.Path, flag: str = "--workdir", **options: Any) -> Trained:
+def open_model(path: pathlib.Path, flag: str = "--workdir",
+               dtype: str = trained_lib.SCORING_DTYPE) -> Trained:
   """Opens a trained model; prints notes on stderr if it comes from `transformers`.
 
   Args:
     path: folder of a run, or of a model of `transformers`.
     flag: flag that named the folder, for messages.
-    **options: options of `runs.trained.load_trained`.
+    dtype: see `runs.trained.make_trained`.
   Raises:
     ConfigError: there is no model in `path`, or it was fine-tuned by this program.
     DataError: the model cannot be read.
   """
   if not is_of_transformers(path):
-    return trained_lib.load_trained(path, flag, **options)
+    return trained_lib.load_trained(path, flag, dtype)
   process.count_devices()
   opened = open_folder(path, flag)
   if not jax.process_index():
     for note in opened.notes:
       print(f"note: {flag} {path}: {note}", file=sys.stderr)
   trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "",
-                                     workdir=path, **options)
+                                     workdir=path, dtype=dtype)
   return trained._replace(fresh=opened.fresh)
 
 

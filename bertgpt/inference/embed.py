@@ -20,6 +20,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts as texts_lib
 from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
+from bertgpt.hub import opening
 from bertgpt.inference import feature_files, streams
 from bertgpt.models import Inputs, layers
 from bertgpt.runs import trained as trained_lib
@@ -164,7 +165,7 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   If the work is interrupted, the same call resumes it, and the file gets the same bytes.
 
   Args:
-    path: workdir of the run.
+    path: folder of the run, or of a model of `transformers`.
     source: file of texts, or a .jsonl file with a field text.
     out: new file, .safetensors or .npy.
     layer: key of `LAYERS`.
@@ -173,14 +174,14 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   Returns:
     One line that says what was written.
   Raises:
-    ConfigError: there is no run in `path`, or `out` exists or cannot hold the features; see also
+    ConfigError: there is no model in `path`, or `out` exists or cannot hold the features; see also
       `check_layer`.
-    DataError: `source` is damaged; see also `load_trained`.
+    DataError: `source` is damaged; see also `hub.opening`.
   """
   check_out(out, layer)
   read = functools.partial(texts_lib.iterate_texts, source, "--input")
   count, digest = streams.measure(read())
-  trained = trained_lib.load_trained(path, dtype=dtype)
+  trained = opening.open_model(path, dtype=dtype)
   check_layer(trained, layer)
   trained = trained._replace(params=jax.device_put(trained.params))
   identity = {"texts": digest, "layer": layer, "batch_size": batch_size,

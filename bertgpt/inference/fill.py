@@ -20,6 +20,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
+from bertgpt.hub import opening
 from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -202,15 +203,15 @@ def run(path: pathlib.Path, text: str, top: int,
   """Returns the lines of `bertgpt fill`: one per mask, with its guesses and their probabilities.
 
   Args:
-    path: workdir of the run.
+    path: folder of the run, or of a model of `transformers`.
     text: text with [MASK] in place of one word or more.
     top: guesses per mask.
     dtype: see `runs.trained.make_trained`.
   Raises:
-    ConfigError: there is no run in `path`; see also `fill`.
-    DataError: see `load_trained`.
+    ConfigError: there is no model in `path`; see also `fill`.
+    DataError: see `hub.opening`.
   """
-  trained = trained_lib.load_trained(path, dtype=dtype)
+  trained = opening.open_model(path, dtype=dtype)
   masks, = fill(trained, [text], top)
   trained_lib.note_dtype(trained.config)
   return [f"{MASK} {i}: " + ", ".join(f"{token} {p:.1%}" for token, p in guesses)

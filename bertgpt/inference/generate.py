@@ -20,6 +20,7 @@ import numpy as np
 
 from bertgpt.data.batches import buckets
 from bertgpt.errors import ConfigError
+from bertgpt.hub import opening
 from bertgpt.models import layers
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -256,14 +257,14 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
   """Returns the texts that `bertgpt generate` prints.
 
   Args:
-    path: workdir of the run.
+    path: folder of the run, or of a model of `transformers`.
     prompts, max_tokens, sampling, seed, num_samples, batch_size: see `generate`.
     dtype: see `runs.trained.make_trained`.
   Raises:
-    ConfigError: there is no run in `path`; see also `generate`.
-    DataError: see `load_trained`.
+    ConfigError: there is no model in `path`; see also `generate`.
+    DataError: see `hub.opening`.
   """
-  trained = trained_lib.load_trained(path, dtype=dtype)
+  trained = opening.open_model(path, dtype=dtype)
   texts = generate(trained, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed,
                    num_samples=num_samples, batch_size=batch_size)
   trained_lib.note_dtype(trained.config)

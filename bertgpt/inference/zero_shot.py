@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bertgpt.hub import opening
 from bertgpt.inference import measures, parts, scorers, streams, suites
 from bertgpt.inference.measures import Record, Scores, Settings, Totals, is_enough
 from bertgpt.inference.parts import Part
@@ -24,26 +25,27 @@ from bertgpt.runs.trained import Trained
 WINDOW_ENTRIES = 256  # Texts that are scored before their scores are written.
 SCORES = "scores"
 
+
 def run(path: pathlib.Path, spec: str, settings: Settings,
         dtype: str = trained_lib.SCORING_DTYPE, out: pathlib.Path | None = None) -> Iterator[str]:
   """Yields the lines that `bertgpt evaluate --suite` prints.
 
   Args:
-    path: workdir of the run.
+    path: folder of the run, or of a model of `transformers`.
     spec: 'NAME=FILE,NAME=FILE'.
     settings: values of the flags.
     dtype: see `runs.trained.make_trained`.
     out: new .jsonl file for the scores of every text; if it is given and the work is interrupted,
       the same call resumes it. None: they are not written.
   Raises:
-    ConfigError: no run in `path`, a suite that does not exist or does not fit the model, a wrong
-      setting, or `out` exists.
+    ConfigError: no model in `path`, a suite that does not exist or does not fit the model, a
+      wrong setting, or `out` exists.
     DataError: a file is damaged.
   """
   wanted = suites.parse(spec)
   if out is not None:
     streams.check_out(out, (".jsonl",))
-  trained = trained_lib.load_trained(path, dtype=dtype)
+  trained = opening.open_model(path, dtype=dtype)
   settings = resolve(settings, trained)
   for name, _ in wanted:
     if ability := MEASURES[SUITES[name].measure].needs:
