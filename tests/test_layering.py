@@ -245,8 +245,9 @@ def test_a_compared_name_is_seen_in_every_form(text):
 
 # Modules that are tested together with others of their folder: module -> file of tests.
 TESTED_TOGETHER = {
-    **dict.fromkeys(("models.bert", "models.gpt", "models.heads", "models.layers"),
-                    "models/test_models.py"),
+    **dict.fromkeys(("models.bert", "models.cache", "models.gpt", "models.heads",
+                     "models.initializers", "models.layers"), "models/test_models.py"),
+    "models.layer_groups": "models/test_albert.py",
     **dict.fromkeys(("inference.scorers.left_to_right", "inference.scorers.masked",
                      "inference.scorers.scorer"), "inference/test_scorers.py"),
     **dict.fromkeys(("finetuning.prediction", "finetuning.start", "finetuning.tuning"),
@@ -258,6 +259,7 @@ TESTED_TOGETHER = {
                     "finetuning/tasks/test_tasks.py"),
     "config.pretraining": "config/test_checks.py",
     "training.objectives.objective": "training/test_objectives.py",
+    **dict.fromkeys(("training.run", "training.start"), "training/test_loop.py"),
     "training.schedules": "training/test_optimizers.py",
     "hub.architecture": "hub/test_conversion.py",
     **dict.fromkeys(("models.lookup", "models.parameters"), "devices/test_sharding.py"),

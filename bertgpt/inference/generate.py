@@ -21,7 +21,7 @@ import numpy as np
 from bertgpt.data.batches import buckets
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.models import layers
+from bertgpt.models.cache import make_cache
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
@@ -200,7 +200,7 @@ def _continue(model, prompt_size, params, prompts, stop_id, key, sampling):
   # The slots after a shorter prompt are overwritten before a token sees them.
   positions_BP = jnp.broadcast_to(jnp.arange(prompt_size), (num_rows, prompt_size))
   _, cache = apply(tokens_BS[:, :prompt_size], positions_BP,
-                   layers.make_cache(model.config, num_rows, slots), method="extend")
+                   make_cache(model.config, num_rows, slots), method="extend")
   tokens_BS, _, lengths_B, _ = jax.lax.while_loop(
       lambda state: ~state[-1].all(), add, (tokens_BS, cache, lengths_B, lengths_B >= ends_B))
   return tokens_BS, lengths_B

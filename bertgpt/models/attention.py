@@ -9,7 +9,6 @@ Axes: B batch, L query length, S key length, N heads, H width of a head.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,35 +17,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from bertgpt.config import ConfigDict, attention_kernels
 from bertgpt.devices import sharding
+from bertgpt.models.cache import Cache
 from bertgpt.models.dropout import drop
 
 SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 is 1 MB of VMEM.
-
-
-class Cache(NamedTuple):
-  """Keys and values of the tokens of a row so far.
-
-  Slot s holds position s; slots after the last position are never read.
-
-  Attributes:
-    k, v: [B, S, N, H] in the compute dtype; [layers, B, S, N, H] for a whole stack.
-  """
-
-  k: jax.Array
-  v: jax.Array
-
-  def insert(self, new: "Cache", positions_BL: jax.Array) -> "Cache":
-    """Returns the cache with the keys and values of more tokens.
-
-    Args:
-      new: keys and values of L tokens of every row, [..., B, L, N, H].
-      positions_BL: int32, positions of these tokens.
-    """
-    # Axes are counted from the end, so this works with and without an axis of layers.
-    rows_B1 = jnp.arange(positions_BL.shape[0])[:, None]
-    layers = (slice(None),) * (self.k.ndim - 4)
-    at = (*layers, rows_B1, positions_BL)
-    return Cache(self.k.at[at].set(new.k), self.v.at[at].set(new.v))
 
 
 @jax.tree_util.register_dataclass

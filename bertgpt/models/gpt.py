@@ -11,7 +11,8 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.models import layers
-from bertgpt.models.attention import Cache, Visibility
+from bertgpt.models.attention import Visibility
+from bertgpt.models.cache import Cache
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.inputs import Inputs
 
@@ -65,7 +66,7 @@ class Gpt(nn.Module):
     Args:
       tokens_BL: int32 ids.
       positions_BL: int32; the tokens before the first position of each row are in the cache.
-      cache: result of `layers.make_cache` or of the previous call.
+      cache: result of `cache.make_cache` or of the previous call.
     Returns:
       [B, L, D] in the compute dtype, and the new cache.
     """

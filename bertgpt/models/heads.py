@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from bertgpt.models import layers
 from bertgpt.models.bert import gather
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
+from bertgpt.models.initializers import make_init
 from bertgpt.models.inputs import Inputs
 from bertgpt.models.lookup import find_class
 from bertgpt.models.parameters import Param
@@ -32,7 +32,7 @@ class TaskModel(nn.Module):
     self.body = find_class(self.config)(self.config)
     # Always float32, whatever the dtype of the body: outputs are compared with each other.
     self.head = nn.Dense(self.num_outputs, dtype=jnp.float32,
-                         kernel_init=layers.make_init(self.config, self.config.init_std))
+                         kernel_init=make_init(self.config, self.config.init_std))
 
 
 class EncoderClassifier(TaskModel):

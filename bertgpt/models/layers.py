@@ -3,16 +3,9 @@
 Axes: B batch, L length, D width, E width of the embeddings, N heads, H width of a head, F width of
 the MLP.
 
-Every matrix is stored [in, out] in float32; layers are stacked on a leading axis and
-scanned. Dropout is on exactly when the caller passes a 'dropout' generator.
-
-| parameter                         | initial value                                       |
-|-----------------------------------|-----------------------------------------------------|
-| kernels, token, segment embedding | normal(0, init_std), or truncated at two deviations |
-| position embedding                | the same with position_init_std, or `init_sinusoid` |
-| attention/out, mlp/down kernels   | with `scale_residual_init`, sqrt(2 layers) smaller  |
-| biases                            | 0                                                   |
-| LayerNorm                         | scale 1, bias 0                                     |
+Every matrix is stored [in, out] in float32; layers are stacked on a leading axis and scanned. The
+initial values are in `initializers`. Dropout is on exactly when the caller passes a 'dropout'
+generator.
 """
 
 import functools
@@ -27,9 +20,12 @@ from ml_collections import FrozenConfigDict
 from bertgpt.config import padded_vocab_size
 from bertgpt.devices.sharding import constrain
 from bertgpt.models import attention
-from bertgpt.models.attention import Cache, Visibility
+from bertgpt.models.attention import Visibility
+from bertgpt.models.cache import Cache
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
+from bertgpt.models.initializers import init_sinusoid, make_init, residual_std
+from bertgpt.models.layer_groups import make_group
 from bertgpt.models.parameters import Param
 
 # For activations and norms, the backward pass saves only the input: the values in between, up to
@@ -73,41 +69,6 @@ REMAT_POLICIES = {
 }
 
 
-def make_init(config: FrozenConfigDict, std: float) -> nn.initializers.Initializer:
-  """Returns the initializer of matrices and embeddings: normal, or truncated at two deviations.
-
-  Args:
-    config: `config.model`.
-    std: standard deviation; that of the untruncated distribution.
-  """
-  if config.truncated_init:
-    return nn.initializers.truncated_normal(std)
-  return nn.initializers.normal(std)
-
-
-def init_sinusoid(std: float) -> nn.initializers.Initializer:
-  """Returns an initializer with sin(p w), cos(p w) at position p.
-
-  One linear map leads from every position to its neighbor, which attention would otherwise have to
-  learn position by position (Vaswani et al. 2017, arXiv:1706.03762, 3.5). The frequencies w are
-  evenly spaced between 0 and pi, so that positions less than `width` apart are orthogonal; most
-  frequencies of the paper are so low that neighbors look alike.
-
-  Args:
-    std: root mean square of the values.
-  """
-
-  def init(key, shape, dtype=jnp.float32):
-    del key
-    rows, width = shape
-    w = jnp.pi * (jnp.arange(0, width, 2) + 1) / width
-    angles = jnp.arange(rows)[:, None] * w
-    table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
-    return (2 ** 0.5 * std * table).astype(dtype)
-
-  return init
-
-
 def make_dense(config: FrozenConfigDict, features: int, name: str | None,
                std: float = 0.0) -> nn.Dense:
   """Returns a dense layer with a bias, in the compute dtype.
@@ -132,17 +93,6 @@ def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
     name: name of the layer in the path of its parameters; None: the attribute it is assigned to.
   """
   return Norm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
-
-
-def residual_std(config: FrozenConfigDict) -> float:
-  """Returns the initial deviation of projections into the residual stream.
-
-  With `scale_residual_init`, 1 / sqrt(2 layers) of the others (Radford et al. 2019, 2.3).
-
-  Args:
-    config: `config.model`.
-  """
-  return config.init_std * ((2 * config.num_layers) ** -0.5 if config.scale_residual_init else 1.0)
 
 
 class Context(NamedTuple):
@@ -230,8 +180,8 @@ class Stack(nn.Module):
   """All layers, scanned. The parameters are the same however far the scan is unrolled.
 
   With `config.layer_groups` = G below the number of layers, the layers come in G runs of equal
-  length and the layers of a run share their parameters, which are then stacked over G (Lan et al.
-  2019, arXiv:1909.11942).
+  length and the layers of a run share their parameters, which are then stacked over G (ALBERT; see
+  `layer_groups`).
 
   `mutable=["intermediates"]` adds the features of every layer; see `layer_outputs`.
   """
@@ -256,7 +206,7 @@ class Stack(nn.Module):
     unroll = min(config.scan_unroll or inner, inner)
     body = _remat(config, is_loop=unroll < inner)
     if groups < config.num_layers:
-      body = _make_group(body, inner, unroll)
+      body = make_group(body, inner, unroll)
     layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0),
                      variable_axes={"params": 0, "intermediates": 0},
                      split_rngs={"params": True, "dropout": True},
@@ -278,25 +228,6 @@ def _remat(config, is_loop):
   return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not is_loop)
 
 
-def _make_group(block, length, unroll):
-  """Returns the class of `length` layers with the parameters of one, at the paths of one."""
-
-  class Group(nn.Module):
-    config: FrozenConfigDict
-
-    def setup(self) -> None:
-      self.layers = nn.scan(block, length=length, in_axes=(nn.broadcast, 0),
-                            variable_broadcast="params", variable_axes={"intermediates": 0},
-                            split_rngs={"params": False, "dropout": True},
-                            unroll=unroll)(self.config)
-      nn.share_scope(self, self.layers)
-
-    def __call__(self, x_BLD, context, cache):
-      return self.layers(x_BLD, context, cache)
-
-  return Group
-
-
 def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
   """Returns the features of every layer, [layers, B, L, D].
 
@@ -305,18 +236,6 @@ def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
   """
   (output,) = intermediates["layers"]["output"]
   return output.reshape(-1, *output.shape[-3:])
-
-
-def make_cache(config: FrozenConfigDict, rows: int, slots: int) -> Cache:
-  """Returns an empty cache of a stack.
-
-  Args:
-    config: `config.model`.
-    rows: B.
-    slots: most tokens per row.
-  """
-  shape = (config.num_layers, rows, slots, config.num_heads, config.width // config.num_heads)
-  return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 class Embeddings(nn.Module):

@@ -10,7 +10,8 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import padded_vocab_size, presets
-from bertgpt.models import Inputs, layers
+from bertgpt.models import Inputs
+from bertgpt.models.cache import make_cache
 
 VOCAB = 300  # Padded to 384.
 
@@ -269,7 +270,7 @@ def test_a_cache_changes_no_logits(norm, model):
   # Each row has its own prompt; later tokens do not see the slots after it.
   prompts = np.array([7, 4, 1])
   start = np.where(np.arange(7) < prompts[:, None], tokens[:, :7], 299)
-  cache = layers.make_cache(config.model, rows, 24)
+  cache = make_cache(config.model, rows, 24)
   _, cache = gpt.apply({"params": params}, start, positions[:, :7], cache, method="extend")
   at, found = prompts.copy(), np.zeros((rows, length, VOCAB))
   for part in (1, 1, 3, 1, 7):
