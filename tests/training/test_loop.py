@@ -18,7 +18,8 @@ from bertgpt.devices import process
 from bertgpt.errors import ConfigError
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import metrics, steps
+from bertgpt.training import metrics, start, steps
+from bertgpt.training.run import Run
 
 
 def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
@@ -26,18 +27,19 @@ def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
   config.phases = tuple(config_lib.phase(steps=n, micro_batches=m) for n, m in ((3, 1), (4, 2)))
   monkeypatch.setattr(steps, "jit_train_step", lambda setup, micro_batches, state: micro_batches)
 
-  def batches(phase, first):
+  def device_batches(run, phase, first):
     while True:
       yield phase, first
       first += 1
 
-  setup = steps.Setup(config, mesh=None, model=None, objective=None)
-  visit = lambda start: list(train.make_steps(setup, None, start, batches))
+  monkeypatch.setattr(train, "device_batches", device_batches)
+  run = Run(config, *[None] * (len(Run._fields) - 1))
+  visit = lambda first: list(train.make_steps(run, first))
   everything = visit(0)
   assert everything == [(1, 1, (0, 0)), (2, 1, (0, 1)), (3, 1, (0, 2)),
                         (4, 2, (1, 0)), (5, 2, (1, 1)), (6, 2, (1, 2)), (7, 2, (1, 3))]
-  for start in range(8):
-    assert visit(start) == everything[start:]
+  for first in range(8):
+    assert visit(first) == everything[first:]
 
 
 @pytest.mark.parametrize("added, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
@@ -48,7 +50,7 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
   old.phases = tuple(config_lib.phase(steps=n) for n in (3, 4))
   new.phases = tuple(config_lib.phase(steps=n) for n in added)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
-    train.check_phases(old, new, 5, pathlib.Path("run"))
+    start.check_phases(old, new, 5, pathlib.Path("run"))
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
@@ -58,7 +60,7 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
   corpus = memory_corpus.MemoryCorpus(np.arange(8) * 20, np.arange(1, 9), np.arange(1, 9))
   with tiny.Setup(config) as setup:
     state = setup.init()
-    params = train.add_frequencies(state.params, corpus, tiny.VOCAB)
+    params = start.add_frequencies(state.params, corpus, tiny.VOCAB)
     bias, table = params["mlm"]["bias"], params["embeddings"]["token"]["embedding"]
     assert bias.sharding == state.params["mlm"]["bias"].sharding
     silent = params | {"embeddings": params["embeddings"]

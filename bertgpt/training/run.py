@@ -1,0 +1,86 @@
+"""A run that is trained: what must be true before it starts, and what stays constant in it."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bertgpt import config as config_lib
+from bertgpt.config import ConfigDict, unread
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus
+from bertgpt.devices import process, sharding
+from bertgpt.runs import corpora, workdir
+from bertgpt.runs.metadata import make_metadata
+from bertgpt.training import evaluate, steps
+
+
+class Run(NamedTuple):
+  """Constants of the loop.
+
+  Attributes:
+    config: resolved config of the run.
+    path: workdir of the run.
+    setup: constants of the training.
+    corpus: documents that are trained on.
+    evaluator: evaluator of the held-out documents.
+    abstract_state: `TrainState` of ShapeDtypeStructs with their shardings.
+    metadata: entries of a checkpoint in addition to the state; see `make_metadata`.
+  """
+
+  config: ConfigDict
+  path: pathlib.Path
+  setup: steps.Setup
+  corpus: Corpus
+  evaluator: evaluate.Evaluator
+  abstract_state: steps.TrainState
+  metadata: dict[str, Any]
+
+
+@contextlib.contextmanager
+def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]) -> Iterator[Run]:
+  """Checks everything that can be checked, prepares the corpus and lays out the state.
+
+  The lock of the workdir and the mesh are held while the run is open.
+
+  Args:
+    config: a whole config.
+    path: workdir of the run.
+    allow_change: config fields that may differ from the start of the run.
+  Raises:
+    UserError: see `errors`.
+  """
+  config_lib.validate(config, process.count_devices(), jax.default_backend())
+  process.use_compilation_cache(config.system.compilation_cache)
+  with workdir.make_and_lock(path, jax.process_index() == 0):
+    workdir.check_unchanged(path, config, allow_change)
+    if not workdir.is_run(path):
+      unread.check(config)
+    train_set, held_out = open_corpora(config)
+    config = corpora.resolve(config, train_set.tokenizer)
+    loader.check_rows(train_set, config)
+    mesh = sharding.make_mesh(config)
+    with sharding.use_mesh(mesh, config):
+      setup = steps.make_setup(config, mesh, train_set.vocabulary)
+      evaluator = evaluate.make_evaluator(setup, held_out)
+      metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
+      yield Run(config, path, setup, train_set, evaluator, steps.make_abstract_state(setup),
+                metadata)
+
+
+def open_corpora(config: ConfigDict) -> tuple[Corpus, Corpus]:
+  """Returns the train and validation splits, and checks that all hosts have the same.
+
+  Args:
+    config: a whole config.
+  """
+  path = corpora.find_corpus(config)
+  train_set, held_out = (open_corpus(path, split) for split in SPLITS)
+  if jax.process_count() > 1:
+    digest = np.frombuffer(bytes.fromhex(train_set.identity), np.int32)
+    multihost_utils.assert_equal(digest, f"{path}: not the same corpus on every host")
+  return train_set, held_out

@@ -1,0 +1,131 @@
+"""The state that a run starts from: its newest checkpoint, or fresh or trained parameters."""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertgpt import config as config_lib
+from bertgpt import trees
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import frequencies
+from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.runs import checkpoint
+from bertgpt.runs import trained as trained_lib
+from bertgpt.training import schedules, steps
+from bertgpt.training.run import Run
+from bertgpt.training.steps import TrainState
+
+
+def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState:
+  """Returns the state to start from.
+
+  This is the newest good checkpoint of the run. If there is none, it is a fresh state, with the
+  parameters of `config.init_from` if that is set.
+
+  Args:
+    run: the opened run.
+    checkpoints: checkpoints of the run.
+  Raises:
+    ConfigError: the new config does not fit the steps that are done, or `init_from` does not fit.
+    DataError: the checkpoint belongs to another corpus, tokenizer or order of rows.
+  """
+  restored = checkpoints.restore_latest(run.abstract_state)
+  if restored is not None:
+    state, metadata = restored
+    for name in ("corpus", "tokenizer"):
+      if metadata[name] != run.metadata[name]:
+        raise DataError(f"{run.path}: its checkpoints were made with another {name}. "
+                        f"Restore that {name}, or use another --workdir")
+    order = metadata.get("data_order", 0)  # The oldest checkpoints do not say.
+    if order != loader.ORDER_VERSION:
+      raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
+                      f"them in order {loader.ORDER_VERSION}. Resume it with the program that "
+                      "started it, or start another run with --config.init_from")
+    old = recipes.from_json(metadata["config"])
+    check_phases(old, run.config, int(state.step), run.path)
+    change = schedules.describe_change(old, run.config, int(state.step))
+    if change and jax.process_index() == 0:
+      print(f"note: {change}", file=sys.stderr)
+    return state
+  state = steps.make_state(run.setup, run.abstract_state)
+  if run.config.init_from:
+    state = dataclasses.replace(state, params=load_params(run))
+  elif run.config.objective.bias_init == "frequencies":
+    state = dataclasses.replace(state, params=add_frequencies(
+        state.params, run.corpus, run.config.model.vocab_size))
+  return state
+
+
+def add_frequencies(params: Any, corpus: Corpus, vocab_size: int) -> Any:
+  """Returns the parameters with the log frequencies of a corpus' tokens as output bias.
+
+  Otherwise a short run spends its first steps on learning these frequencies, by about one learning
+  rate per step. With a large vocabulary, it distorts the embedding table for this purpose: the
+  vectors of all rare tokens become similar.
+
+  Args:
+    params: parameters of a masked LM, on the devices.
+    corpus: documents that are trained on.
+    vocab_size: number of ids.
+  """
+  found = frequencies.unigram_probabilities(corpus, vocab_size, is_causal=False)
+  bias = params["mlm"]["bias"]
+  whole = np.zeros(bias.shape, np.float32)
+  whole[:vocab_size] = np.log(found)
+  placed = jax.make_array_from_callback(whole.shape, bias.sharding, lambda index: whole[index])
+  return {**params, "mlm": {**params["mlm"], "bias": placed}}
+
+
+def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path) -> None:
+  """Checks that a config only adds steps to a run: the phases that are done must be unchanged.
+
+  Args:
+    old: config of the checkpoint.
+    new: config of this start.
+    step: steps done at the checkpoint.
+    path: workdir of the run.
+  Raises:
+    ConfigError: under the new config, the step would have another place in the phases.
+  """
+  total = config_lib.total_steps(new)
+  if step > total:
+    raise ConfigError(f"phases[].steps: {total} in total, but the run in {path} has already done "
+                      f"{step} steps. Raise them, or use another --workdir")
+  if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(new, step - 1):
+    raise ConfigError(f"phases[].steps: the run in {path} has done {step} steps, so the "
+                      "phases before the current one cannot change. Change the last one")
+
+
+def load_params(run: Run) -> Any:
+  """Returns the parameters of `config.init_from`, laid out for this run.
+
+  Args:
+    run: the opened run.
+  Raises:
+    ConfigError: the parameters belong to another tokenizer or model.
+    DataError: there is no usable checkpoint.
+  """
+  source = trained_lib.load_trained(pathlib.Path(run.config.init_from).expanduser(),
+                                    "--config.init_from")
+  if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
+    raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer. Set "
+                      f"--config.tokenizer.path={run.config.init_from}/tokenizer")
+  wanted = trees.named_leaves(run.abstract_state.params)
+  found = trees.named_leaves(source.params)
+  wrong = [f"{path}: {found[path].shape if path in found else 'absent'}, needs {x.shape}"
+           for path, x in wanted.items() if path not in found or found[path].shape != x.shape]
+  if wrong:
+    raise ConfigError(f"init_from={run.config.init_from}: not the parameters of this model:\n  "
+                      + "\n  ".join(wrong))
+  if jax.process_index() == 0:
+    print(f"note: starting from the parameters of step {source.step} of {run.config.init_from}, "
+          "with a fresh optimizer", file=sys.stderr)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),
+      run.abstract_state.params)
