@@ -87,7 +87,8 @@ class Setup:
     return steps.make_state(self.training, self.abstract)
 
   def put(self, batch):
-    return sharding.make_global_batch(batch, self.mesh, self.config, len(batch["tokens"]))
+    layout = sharding.batch_sharding(self.mesh, self.config)
+    return sharding.make_global_batch(batch, layout, len(batch["tokens"]))
 
   def step(self, micro_batches=1):
     return steps.jit_train_step(self.training, micro_batches, self.abstract)

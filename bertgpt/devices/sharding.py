@@ -276,35 +276,32 @@ def batch_sharding(mesh: Mesh, config: config_lib.ConfigDict) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(tuple(config.mesh.axes.batch)))
 
 
-def local_rows(mesh: Mesh, config: config_lib.ConfigDict, batch_size: int,
+def local_rows(layout: NamedSharding, batch_size: int,
                devices: Sequence[jax.Device] | None = None) -> np.ndarray:
   """Returns the numbers of the rows of a global batch on the devices of this process, ascending.
 
   They may have gaps: a mesh follows the wires between devices, not the hosts.
 
   Args:
-    mesh: mesh of the batch.
-    config: config whose `mesh.axes` maps logical axes to mesh axes.
+    layout: result of `batch_sharding`.
     batch_size: rows of the global batch.
     devices: devices of the mesh; None: those of this process.
   """
-  shards = batch_sharding(mesh, config).devices_indices_map((batch_size,))
-  rows = [np.arange(batch_size)[shards[d]] for d in devices or mesh.local_devices]
+  shards = layout.devices_indices_map((batch_size,))
+  rows = [np.arange(batch_size)[shards[d]] for d in devices or layout.mesh.local_devices]
   return np.unique(np.concatenate(rows))
 
 
-def make_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, config: config_lib.ConfigDict,
+def make_global_batch(batch: Mapping[str, np.ndarray], layout: NamedSharding,
                       batch_size: int) -> dict[str, jax.Array]:
   """Puts the rows of this process on its devices, as its part of the global batch.
 
   Args:
     batch: arrays [local rows, ...] with the rows that `local_rows` names.
-    mesh: mesh of the batch.
-    config: config whose `mesh.axes` maps logical axes to mesh axes.
+    layout: result of `batch_sharding`.
     batch_size: rows of the global batch.
   Returns:
     Global arrays [batch_size, ...].
   """
-  sharding = batch_sharding(mesh, config)
-  return {name: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
+  return {name: jax.make_array_from_process_local_data(layout, x, (batch_size, *x.shape[1:]))
           for name, x in batch.items()}

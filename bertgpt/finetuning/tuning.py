@@ -176,6 +176,7 @@ def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
   """
   batch = rows_lib.collate(chosen, index, batch_size, tuning.config.task.max_length, seed,
                            row_lengths)
-  local = sharding.local_rows(tuning.mesh, tuning.config, batch_size)
-  return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, tuning.mesh,
-                                    tuning.config, batch_size)
+  layout = sharding.batch_sharding(tuning.mesh, tuning.config)
+  local = sharding.local_rows(layout, batch_size)
+  return sharding.make_global_batch({name: x[local] for name, x in batch.items()}, layout,
+                                    batch_size)

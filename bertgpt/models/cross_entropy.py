@@ -62,7 +62,7 @@ def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
   """
   if chunk == UNCHUNKED:
     return score_logits(prediction.logits(), targets_BL, weights_BL)
-  return _score_chunked(*prediction, targets_BL, weights_BL, chunk)
+  return _score_chunked(chunk, *prediction, targets_BL, weights_BL)
 
 
 def score_logits(logits: jax.Array, targets: jax.Array,
@@ -106,18 +106,14 @@ def _score_logits(logits, targets, weights, vocab_axes):
 # ----------------------------------------------------------- chunk by chunk
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _score_chunked(x_BLD, table_VD, bias_V, targets_BL, weights_BL, chunk):
-  sums = map_shards(functools.partial(_scan_chunks, chunk=chunk, with_gradients=False), _IN_AXES,
-                    _SUMS_AXES, x_BLD, table_VD.astype(x_BLD.dtype), bias_V, targets_BL, weights_BL)
-  return jax.tree.map(jnp.sum, sums)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _score_chunked(chunk, *arrays):
+  """Returns the sums of `score`; the arrays are those of `_scan_chunks`, whole."""
+  return jax.tree.map(jnp.sum, _map_chunks(arrays, chunk, with_gradients=False))
 
 
-def _forward(x_BLD, table_VD, bias_V, targets_BL, weights_BL, chunk):
-  sums, gradients = map_shards(
-      functools.partial(_scan_chunks, chunk=chunk, with_gradients=True), _IN_AXES,
-      (_SUMS_AXES, _GRADIENTS_AXES), x_BLD, table_VD.astype(x_BLD.dtype), bias_V, targets_BL,
-      weights_BL)
+def _forward(chunk, *arrays):
+  sums, gradients = _map_chunks(arrays, chunk, with_gradients=True)
   return jax.tree.map(jnp.sum, sums), gradients
 
 
@@ -131,6 +127,14 @@ def _backward(chunk, gradients, cotangents):
 
 
 _score_chunked.defvjp(_forward, _backward)
+
+
+def _map_chunks(arrays, chunk, with_gradients):
+  """Returns what `_scan_chunks` returns for every device's part of the arrays."""
+  x_BLD, table_VD, *others = arrays
+  return map_shards(functools.partial(_scan_chunks, chunk=chunk, with_gradients=with_gradients),
+                    _IN_AXES, (_SUMS_AXES, _GRADIENTS_AXES) if with_gradients else _SUMS_AXES,
+                    x_BLD, table_VD.astype(x_BLD.dtype), *others)
 
 
 def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chunk, with_gradients):

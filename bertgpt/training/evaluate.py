@@ -85,10 +85,11 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   batch_size = config.eval.batch_size
   running, pending = metrics.RunningSums(), None
   with sharding.use_mesh(mesh, config):
-    rows = sharding.local_rows(mesh, config, batch_size)
+    layout = sharding.batch_sharding(mesh, config)
+    rows = sharding.local_rows(layout, batch_size)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
       process.arm_watchdog(config.system.hang_timeout_minutes)
-      batch = sharding.make_global_batch(local, mesh, config, batch_size)
+      batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
       sums = evaluator.step(params, batch, row_ids)
       if pending is not None:

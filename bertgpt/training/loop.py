@@ -130,13 +130,13 @@ def device_batches(run: Run, phase_index: int,
     Name -> global array [batch size, ...].
   """
   batch_size = run.config.phases[phase_index].batch_size
-  mesh = run.setup.mesh
-  rows = sharding.local_rows(mesh, run.config, batch_size)
+  layout = sharding.batch_sharding(run.setup.mesh, run.config)
+  rows = sharding.local_rows(layout, batch_size)
   queue: collections.deque = collections.deque()
   with contextlib.closing(loader.make_train_batches(run.corpus, run.config, phase_index, first_step,
                                                     rows)) as batches:
     for batch in batches:
-      queue.append(sharding.make_global_batch(batch, mesh, run.config, batch_size))
+      queue.append(sharding.make_global_batch(batch, layout, batch_size))
       if len(queue) > run.config.data.prefetch:
         yield queue.popleft()
     yield from queue

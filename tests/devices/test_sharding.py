@@ -152,7 +152,8 @@ def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole():
 def test_rows_of_a_host_are_those_of_its_devices(mesh, host, rows):
   config = tiny.make_config(mesh=mesh)
   devices = [jax.devices()[i] for i in host]
-  found = sharding.local_rows(sharding.make_mesh(config, jax.devices()), config, 16, devices)
+  layout = sharding.batch_sharding(sharding.make_mesh(config, jax.devices()), config)
+  found = sharding.local_rows(layout, 16, devices)
   assert found.tolist() == list(rows)
 
 

@@ -12,12 +12,11 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Layout,
+    Canvas,
     Plan,
     Specs,
     Texts,
     cut_stream,
-    paint,
     sequence_arrays,
     sequence_specs,
     stream_starts,
@@ -84,10 +83,8 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
       "targets": (row, np.int32), "loss_weights": (row, np.float32)}
 
 
-def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
-             layout: Layout) -> Batch:
-  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
-  canvas = paint(parts, rows, texts, num_rows, layout, has_target=HAS_TARGET)
-  batch = sequence_arrays(parts, canvas)
+def assemble(canvas: Canvas) -> Batch:
+  """Returns the batch of some rows."""
+  batch = sequence_arrays(canvas)
   return batch | {"tokens": canvas.tokens[:, :-1], "targets": canvas.tokens[:, 1:],
                   "loss_weights": (batch["sequence_ids"] > 0).astype(np.float32)}

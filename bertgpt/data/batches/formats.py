@@ -13,7 +13,7 @@ A row format is a module of this folder, the data half of an objective:
 |                                                | only padding follows                         |
 | `plan(texts, config, seq_len, rng)`            | which parts make the rows of an epoch        |
 | `specs(config, phase)`                         | the only schema of a batch                   |
-| `assemble(parts, rows, texts, B, layout)`      | the batch                                    |
+| `assemble(canvas)`                             | the batch, from parts painted into rows      |
 """
 
 import importlib
@@ -95,9 +95,10 @@ def make_layout(tokenizer: "Tokenizer", config: ConfigDict, seq_len: int) -> Lay
     ConfigError: the tokenizer lacks special tokens, see `check_tokenizer`.
   """
   check_tokenizer(config, tokenizer)
-  opening_id, closing_id = (getattr(tokenizer, name) for name in find(config).SPECIALS)
+  row_format = find(config)
+  opening_id, closing_id = (getattr(tokenizer, name) for name in row_format.SPECIALS)
   return Layout(seq_len, max_sequences(config, seq_len), max(tokenizer.pad_id, 0), opening_id,
-                closing_id)
+                closing_id, row_format.HAS_TARGET)
 
 
 def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, ...], *,

@@ -25,7 +25,7 @@ from absl import flags
 
 from bertgpt.config import ConfigDict, phase_at, total_steps
 from bertgpt.data.batches import formats
-from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, token_sizes
+from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, paint, token_sizes
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError, DataError, PeerError
@@ -104,8 +104,8 @@ class Rows:
     """
     parts, rows = self.plan(row_numbers)
     num_rows = len(row_numbers) if num_rows is None else num_rows
-    batch = formats.find(self._config).assemble(parts, rows, self._read_texts(parts), num_rows,
-                                                self._layout)
+    canvas = paint(parts, rows, self._read_texts(parts), num_rows, self._layout)
+    batch = formats.find(self._config).assemble(canvas)
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
   def plan(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from bertgpt.config import ConfigDict, max_sequences
 from bertgpt.data.batches import pairs
 from bertgpt.data.batches.pairs import HAS_TARGET, SPECIALS, has_one_sequence
-from bertgpt.data.batches.parts import NO_LABEL, Batch, Layout, Plan, Specs, Texts, sequence_specs
+from bertgpt.data.batches.parts import NO_LABEL, Batch, Canvas, Plan, Specs, Texts, sequence_specs
 
 __all__ = ["HAS_TARGET", "PAIR_LABELS", "PAIR_NAME", "PAIR_QUESTION", "PAIR_SHARE", "PAIR_TITLE",
            "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
@@ -62,7 +62,6 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
       "segment_ids": ((phase.seq_len,), np.int32), **pairs.label_specs(PAIR_NAME, shape)}
 
 
-def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
-             layout: Layout) -> Batch:
-  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
-  return pairs.assemble_pairs(parts, rows, texts, num_rows, layout, PAIR_NAME)
+def assemble(canvas: Canvas) -> Batch:
+  """Returns the batch of some rows."""
+  return pairs.assemble_pairs(canvas, PAIR_NAME)

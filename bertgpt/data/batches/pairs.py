@@ -19,12 +19,11 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Layout,
+    Canvas,
     Plan,
     Specs,
     Texts,
     offsets_of,
-    paint,
     sequence_arrays,
     sequence_specs,
 )
@@ -268,27 +267,24 @@ def label_specs(name: str, shape: tuple[int, ...]) -> Specs:
           f"{name}_weights": (shape, np.float32)}
 
 
-def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
-             layout: Layout) -> Batch:
-  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
-  return assemble_pairs(parts, rows, texts, num_rows, layout, PAIR_NAME)
+def assemble(canvas: Canvas) -> Batch:
+  """Returns the batch of some rows."""
+  return assemble_pairs(canvas, PAIR_NAME)
 
 
-def assemble_pairs(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
-                   layout: Layout, name: str) -> Batch:
+def assemble_pairs(canvas: Canvas, name: str) -> Batch:
   """Returns the batch of some rows of pairs.
 
   Args:
-    parts, rows, texts, num_rows, layout: see `parts.paint`.
+    canvas: the rows.
     name: prefix of the names of the label arrays.
   """
-  canvas = paint(parts, rows, texts, num_rows, layout)
-  opens = parts["opens"]
-  pairs, slots = parts[opens], (rows[opens], parts["sequence"][opens] - 1)
-  batch = {array: np.zeros((num_rows, *shape), dtype) for array, (shape, dtype)
-           in label_specs(name, (layout.max_sequences,)).items()}
+  parts, opens = canvas.parts, canvas.parts["opens"]
+  pairs, slots = parts[opens], (canvas.rows[opens], parts["sequence"][opens] - 1)
+  batch = {array: np.zeros((len(canvas.tokens), *shape), dtype) for array, (shape, dtype)
+           in label_specs(name, (canvas.layout.max_sequences,)).items()}
   batch[f"{name}_positions"][slots] = pairs["column"]
   batch[f"{name}_labels"][slots] = np.maximum(pairs["label"], 0)
   batch[f"{name}_weights"][slots] = pairs["label"] != NO_LABEL
   return batch | {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
-                  **sequence_arrays(parts, canvas)}
+                  **sequence_arrays(canvas)}

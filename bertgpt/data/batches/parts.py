@@ -153,6 +153,7 @@ class Layout(NamedTuple):
     seq_len: tokens per row, L.
     max_sequences: sequences per row, at most.
     pad_id, opening_id, closing_id: ids of special tokens.
+    has_target: whether every row is followed by one more token, which is only a target.
   """
 
   seq_len: int
@@ -160,17 +161,24 @@ class Layout(NamedTuple):
   pad_id: int
   opening_id: int
   closing_id: int
+  has_target: bool
 
 
 class Canvas(NamedTuple):
-  """The tokens of a batch in their rows, and a function that spreads values over its parts.
+  """Parts in their rows, from which a row format assembles its batch.
 
   Attributes:
+    parts: PART [N].
+    rows: integers [N], row of every part in [0, B).
+    layout: shape and special tokens of the rows.
     tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target.
     spread: values of the parts [N] -> int32 [B, L] with each value on all inputs of its part; 0 on
       padding.
   """
 
+  parts: np.ndarray
+  rows: np.ndarray
+  layout: Layout
   tokens: np.ndarray
   spread: Callable[[np.ndarray], np.ndarray]
 
@@ -181,7 +189,7 @@ def token_sizes(parts: np.ndarray) -> np.ndarray:
 
 
 def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_rows: int,
-          layout: Layout, *, has_target: bool = False) -> Canvas:
+          layout: Layout) -> Canvas:
   """Puts parts into rows.
 
   Args:
@@ -189,10 +197,9 @@ def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_
     rows: integers [N], row of every part in [0, B).
     texts: N arrays of part["length"] token ids each.
     num_rows: rows of the batch, B; those without parts are empty.
-    layout: shape and special tokens of the rows.
-    has_target: whether the last token of a row is only a target, in a column after the inputs.
+    layout: shape and special tokens of the rows; a last target has a column after the inputs.
   """
-  width = layout.seq_len + has_target
+  width = layout.seq_len + layout.has_target
   first = rows * width + parts["column"]
   first_text = first + parts["opens"]
   tokens = np.full(num_rows * width, layout.pad_id, np.int32)
@@ -200,7 +207,7 @@ def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_
   tokens[(first_text + parts["length"])[parts["closes"]]] = layout.closing_id
   if texts:
     tokens[ranges(first_text, parts["length"])] = np.concatenate(texts)
-  sizes = token_sizes(parts) - has_target
+  sizes = token_sizes(parts) - layout.has_target
   places = ranges(first, sizes)
 
   def spread(values: np.ndarray) -> np.ndarray:
@@ -208,19 +215,14 @@ def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_
     array.ravel()[places] = np.repeat(values, sizes)
     return array[:, :layout.seq_len]
 
-  return Canvas(tokens.reshape(num_rows, width), spread)
+  return Canvas(parts, rows, layout, tokens.reshape(num_rows, width), spread)
 
 
-def sequence_arrays(parts: np.ndarray, canvas: Canvas) -> Batch:
-  """Returns `sequence_ids` and `positions`, int32 [B, L] each, which every format has.
-
-  Args:
-    parts: PART [N].
-    canvas: result of `paint` for the parts.
-  """
-  sequence_ids = canvas.spread(parts["sequence"])
+def sequence_arrays(canvas: Canvas) -> Batch:
+  """Returns `sequence_ids` and `positions`, int32 [B, L] each, which every format has."""
+  sequence_ids = canvas.spread(canvas.parts["sequence"])
   columns = np.arange(sequence_ids.shape[1], dtype=np.int32)
-  positions = np.where(sequence_ids > 0, columns - canvas.spread(parts["origin"]), 0)
+  positions = np.where(sequence_ids > 0, columns - canvas.spread(canvas.parts["origin"]), 0)
   return {"sequence_ids": sequence_ids, "positions": positions.astype(np.int32)}
 
 

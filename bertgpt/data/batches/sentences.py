@@ -11,12 +11,11 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Layout,
+    Canvas,
     Plan,
     Specs,
     Texts,
     cut_stream,
-    paint,
     sequence_arrays,
     sequence_specs,
     stream_starts,
@@ -106,9 +105,7 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
   return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
 
 
-def assemble(parts: np.ndarray, rows: np.ndarray, texts: list[np.ndarray], num_rows: int,
-             layout: Layout) -> Batch:
-  """Returns the batch of some rows. The arguments are those of `parts.paint`."""
-  canvas = paint(parts, rows, texts, num_rows, layout)
-  return {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
-          **sequence_arrays(parts, canvas)}
+def assemble(canvas: Canvas) -> Batch:
+  """Returns the batch of some rows."""
+  return {"tokens": canvas.tokens, "segment_ids": canvas.spread(canvas.parts["segment"]),
+          **sequence_arrays(canvas)}

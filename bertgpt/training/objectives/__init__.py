@@ -3,11 +3,9 @@
 The other half of an objective, its rows, is in `bertgpt/data/batches/`.
 """
 
-import functools
 import importlib
 
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.training.objectives.objective import Batch, Keys, Objective, Sums, total_loss
 
@@ -22,4 +20,4 @@ def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     vocabulary: vocabulary of the tokenizer.
   """
   module = importlib.import_module(f"{__name__}.{config.objective.name}")
-  return module.make(config, vocabulary, functools.partial(formats.specs, config))
+  return module.make(config, vocabulary)

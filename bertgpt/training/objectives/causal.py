@@ -1,19 +1,20 @@
 """Next-token prediction (Radford et al. 2018, 2019)."""
 
+import functools
+
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
-from bertgpt.training.objectives.objective import MakeSpecs, Objective, name_sums, predict
+from bertgpt.training.objectives.objective import Objective, name_sums, predict
 
 
-def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
+def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """Returns the objective; the loss is the mean over all tokens that are not padding.
 
   Args:
     config: a whole config.
     vocabulary: vocabulary of the tokenizer.
-    specs: phase -> what its batches hold.
   """
   del vocabulary
   one_sequence = formats.has_one_sequence(config)
@@ -28,4 +29,5 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Object
                                  config.objective.loss_chunk)
     return name_sums("lm", scores, weights_BL)
 
-  return Objective(specs, lambda batch, key, row_ids: batch, weights, evaluate, Inputs.of)
+  return Objective(functools.partial(formats.specs, config), lambda batch, key, row_ids: batch,
+                   weights, evaluate, Inputs.of)

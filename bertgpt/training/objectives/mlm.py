@@ -1,20 +1,21 @@
 """Masked LM without a second task (Liu et al. 2019, RoBERTa, arXiv:1907.11692)."""
 
+import functools
+
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs
 from bertgpt.training.objectives import masking
-from bertgpt.training.objectives.objective import MakeSpecs, Objective, predict
+from bertgpt.training.objectives.objective import Objective, predict
 
 
-def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Objective:
+def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """Returns the objective; the loss is the mean over the predicted tokens.
 
   Args:
     config: a whole config.
     vocabulary: vocabulary of the tokenizer.
-    specs: phase -> what its batches hold.
   """
   one_sequence = formats.has_one_sequence(config)
 
@@ -22,5 +23,6 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs) -> Object
     mlm, _ = predict(model, params, Inputs.of(batch, one_sequence), keys)
     return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
 
-  return Objective(specs, masking.make_corrupt(config, vocabulary), masking.weigh_mlm, evaluate,
+  return Objective(functools.partial(formats.specs, config),
+                   masking.make_corrupt(config, vocabulary), masking.weigh_mlm, evaluate,
                    masking.init_inputs)

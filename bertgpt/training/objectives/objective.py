@@ -16,7 +16,6 @@ from bertgpt.models import Inputs, Module
 
 Batch = Mapping[str, jax.Array]
 Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
-MakeSpecs = Callable[[ConfigDict], Specs]  # phase -> name -> (shape of a row, dtype)
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
 
 
@@ -24,7 +23,7 @@ class Objective(NamedTuple):
   """One objective, as pure functions.
 
   Attributes:
-    specs: phase of the config -> arrays of a batch before it is corrupted.
+    specs: phase of the config -> schema of a batch before it is corrupted.
     corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. The result for a row depends
       only on the key and its row id, not on the other rows.
     weights: corrupted batch -> weight of every loss term, float32 scalars.
@@ -33,7 +32,7 @@ class Objective(NamedTuple):
     init_inputs: batch of zeros -> inputs with which the model creates all its parameters.
   """
 
-  specs: MakeSpecs
+  specs: Callable[[ConfigDict], Specs]
   corrupt: Callable[[Batch, jax.Array, jax.Array], Batch]
   weights: Callable[[Batch], dict[str, jax.Array]]
   evaluate: Callable[[Module, Any, Batch, Keys], Sums]

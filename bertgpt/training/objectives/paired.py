@@ -1,22 +1,25 @@
 """Masked LM combined with any question about the two parts of every sequence."""
 
+import functools
+
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
 from bertgpt.training.objectives import masking
-from bertgpt.training.objectives.objective import MakeSpecs, Objective, name_sums, predict
+from bertgpt.training.objectives.objective import Objective, name_sums, predict
 
 
-def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs, name: str) -> Objective:
+def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """Returns the objective; the loss is the mean over predicted tokens plus the mean over pairs.
+
+  The arrays of labels and the metrics begin with the `PAIR_NAME` of the rows.
 
   Args:
     config: a whole config.
     vocabulary: vocabulary of the tokenizer.
-    specs: phase -> what its batches hold.
-    name: prefix of the batch's arrays of labels, and of the metrics.
   """
+  name = formats.find(config).PAIR_NAME
   positions, labels, weighted = f"{name}_positions", f"{name}_labels", f"{name}_weights"
   one_sequence = formats.has_one_sequence(config)
 
@@ -33,4 +36,5 @@ def make(config: ConfigDict, vocabulary: Vocabulary, specs: MakeSpecs, name: str
   def init_inputs(batch):
     return masking.init_inputs(batch)._replace(pair_positions_BP=batch[positions])
 
-  return Objective(specs, masking.make_corrupt(config, vocabulary), weights, evaluate, init_inputs)
+  return Objective(functools.partial(formats.specs, config),
+                   masking.make_corrupt(config, vocabulary), weights, evaluate, init_inputs)
