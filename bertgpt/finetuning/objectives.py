@@ -24,7 +24,7 @@ import numpy as np
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.batches.parts import Specs, sequence_specs
 from bertgpt.models import Inputs, Module, cross_entropy, heads
-from bertgpt.training.objectives import Batch, Objective, Sums
+from bertgpt.training.objectives import Batch, BoundModel, Objective, Sums
 
 EXCLUDED_LOGIT = -1e9  # Logit of positions that an answer cannot have.
 
@@ -46,15 +46,16 @@ class Head(NamedTuple):
   outputs: Callable[[Module, dict, Batch], jax.Array]
 
 
-def _apply(model, params, batch, keys):
+def _apply(model, batch):
   """Returns the model's outputs.
 
   The seed of the dropout comes with the batch, so that one compiled step serves every run.
   """
+  module, params, keys = model
   rngs = {}
   if "dropout" in keys:
     rngs = {"dropout": jax.random.fold_in(keys["dropout"], batch["seed"][0])}
-  return model.apply({"params": params}, Inputs.of(batch), rngs=rngs)
+  return module.apply({"params": params}, Inputs.of(batch), rngs=rngs)
 
 
 def _specs(phase: ConfigDict) -> Specs:
@@ -67,8 +68,8 @@ def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
   """Returns the objective with one loss, `task_loss`, over examples."""
   del config, lm_weight
 
-  def evaluate(model, params, batch, keys):
-    return score(_apply(model, params, batch, keys), batch)
+  def evaluate(model, batch):
+    return score(_apply(model, batch), batch)
 
   def weights(batch):
     return {"task_loss": _task_weight(batch)}
@@ -170,8 +171,8 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
       both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
     return both
 
-  def evaluate(model, params, batch, keys):
-    outputs_BC, prediction = _apply(model, params, batch, keys)
+  def evaluate(model, batch):
+    outputs_BC, prediction = _apply(model, batch)
     sums = score(outputs_BC, batch)
     if lm_weight:
       targets_BL, weights_BL = _lm_targets(batch)
@@ -203,7 +204,7 @@ def _make_head(make_model, make_objective, read, finish, choose) -> Head:
     choose: `Head.outputs` -> `Head.predict`.
   """
   def outputs(model, params, batch):
-    return finish(read(_apply(model, params, batch, {})), batch)
+    return finish(read(_apply(BoundModel(model, params, {}), batch)), batch)
 
   return Head(make_model, make_objective,
               lambda model, params, batch: choose(outputs(model, params, batch)), outputs)

@@ -19,6 +19,7 @@ from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics
+from bertgpt.training.objectives import BoundModel
 from bertgpt.training.steps import Setup, make_setup
 
 
@@ -62,7 +63,7 @@ def make_eval_step(setup: Setup) -> Callable:
   def eval_step(params, batch, row_ids_B):
     key = jax.random.key(loader.EVAL_SEED)
     batch = objective.corrupt(batch, key, row_ids_B)
-    return objective.evaluate(setup.model, params, batch, {"sample": key})
+    return objective.evaluate(BoundModel(setup.model, params, {"sample": key}), batch)
 
   return eval_step
 

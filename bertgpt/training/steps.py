@@ -128,7 +128,7 @@ def make_gradients(setup: Setup, micro_batches: int) -> Callable:
             "sample": make_key(config, SAMPLE_STREAM, step)}
 
     def loss_fn(params, piece, keys):
-      sums = objective.evaluate(model, params, piece, keys)
+      sums = objective.evaluate(objectives.BoundModel(model, params, keys), piece)
       loss = objectives.total_loss(sums, weights)
       return loss, (loss, sums)
 

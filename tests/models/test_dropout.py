@@ -115,8 +115,8 @@ def test_pieces_and_replicas_drop_apart(generator):
   """
   config, width = tiny.make_config(mesh=(2, 1, 1), dropout_rng=generator), 2**16
 
-  def evaluate(model, params, batch, keys):
-    key = keys["dropout"]
+  def evaluate(model, batch):
+    key, params = model.keys["dropout"], model.params
     key = jax.random.key_data(key) if generator == "hash" else key
     return {"loss": (dropout.drop(params["final_norm"]["scale"], 0.5, key).sum(), 1)}
 

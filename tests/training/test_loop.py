@@ -18,7 +18,7 @@ from bertgpt.devices import process
 from bertgpt.errors import ConfigError
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import metrics, start, steps
+from bertgpt.training import metrics, objectives, start, steps
 from bertgpt.training.run import Run
 
 
@@ -67,7 +67,8 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
                        | {"token": {"embedding": jnp.zeros_like(table)}}}
     batch = setup.objective.corrupt(setup.put(tiny.make_batch(config)), jax.random.key(0),
                                     jnp.arange(tiny.ROWS))
-    loss, weight = setup.objective.evaluate(setup.model, silent, batch, {})["mlm_loss"]
+    loss, weight = setup.objective.evaluate(
+        objectives.BoundModel(setup.model, silent, {}), batch)["mlm_loss"]
   q = frequencies.unigram_probabilities(corpus, tiny.VOCAB, is_causal=False)
   assert len(set(q)) > 1
   batch = jax.device_get(batch)

@@ -101,7 +101,8 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
     batch = jax.device_get(jax.jit(mlm_nsp.corrupt)(batch, jax.random.key(0), np.arange(8)))
   with tiny.Setup(config) as setup:
     params = setup.init().params
-    evaluate = jax.jit(lambda b: setup.objective.evaluate(setup.model, params, b, {}))
+    evaluate = jax.jit(lambda b: setup.objective.evaluate(
+        objectives.BoundModel(setup.model, params, {}), b))
     packed, apart = evaluate(batch), evaluate(unpack(batch))
   for name in packed:
     np.testing.assert_allclose(packed[name], apart[name], rtol=1e-5)

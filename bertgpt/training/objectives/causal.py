@@ -6,7 +6,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
-from bertgpt.training.objectives.objective import Objective, name_sums, predict
+from bertgpt.training.objectives.objective import Objective, name_sums
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
@@ -22,8 +22,8 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   def weights(batch):
     return {"lm_loss": batch["loss_weights"].sum()}
 
-  def evaluate(model, params, batch, keys):
-    prediction = predict(model, params, Inputs.of(batch, one_sequence), keys)
+  def evaluate(model, batch):
+    prediction = model.predict(Inputs.of(batch, one_sequence))
     weights_BL = batch["loss_weights"]
     scores = cross_entropy.score(prediction, batch["targets"], weights_BL,
                                  config.objective.loss_chunk)

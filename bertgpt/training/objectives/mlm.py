@@ -7,7 +7,7 @@ from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs
 from bertgpt.training.objectives import masking
-from bertgpt.training.objectives.objective import Objective, predict
+from bertgpt.training.objectives.objective import Objective
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
@@ -19,8 +19,8 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """
   one_sequence = formats.has_one_sequence(config)
 
-  def evaluate(model, params, batch, keys):
-    mlm, _ = predict(model, params, Inputs.of(batch, one_sequence), keys)
+  def evaluate(model, batch):
+    mlm, _ = model.predict(Inputs.of(batch, one_sequence))
     return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
 
   return Objective(functools.partial(formats.specs, config),

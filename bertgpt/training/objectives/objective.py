@@ -19,6 +19,29 @@ Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluati
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
 
 
+class BoundModel(NamedTuple):
+  """A model bound to its parameters and random keys.
+
+  Attributes:
+    model: Flax module of a family.
+    params: nested dicts of arrays.
+    keys: random keys by stream; without 'dropout', nothing is dropped.
+  """
+
+  model: Module
+  params: Any
+  keys: Keys
+
+  def predict(self, inputs: Inputs) -> Any:
+    """Returns the result of the model's method `predict`.
+
+    Args:
+      inputs: inputs of the model.
+    """
+    rngs = {"dropout": self.keys["dropout"]} if "dropout" in self.keys else {}
+    return self.model.apply({"params": self.params}, inputs, rngs=rngs, method="predict")
+
+
 class Objective(NamedTuple):
   """One objective, as pure functions.
 
@@ -27,15 +50,14 @@ class Objective(NamedTuple):
     corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. The result for a row depends
       only on the key and its row id, not on the other rows.
     weights: corrupted batch -> weight of every loss term, float32 scalars.
-    evaluate: (model, params, corrupted batch, keys) -> sums of the loss terms and of the other
-      metrics.
+    evaluate: (model, corrupted batch) -> sums of the loss terms and of the other metrics.
     init_inputs: batch of zeros -> inputs with which the model creates all its parameters.
   """
 
   specs: Callable[[ConfigDict], Specs]
   corrupt: Callable[[Batch, jax.Array, jax.Array], Batch]
   weights: Callable[[Batch], dict[str, jax.Array]]
-  evaluate: Callable[[Module, Any, Batch, Keys], Sums]
+  evaluate: Callable[[BoundModel, Batch], Sums]
   init_inputs: Callable[[Batch], Inputs]
 
 
@@ -48,19 +70,6 @@ def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
   """
   return sum((sums[name][0] / jnp.maximum(weight, 1) for name, weight in weights.items()),
              jnp.zeros(()))
-
-
-def predict(model: Module, params: Any, inputs: Inputs, keys: Keys) -> Any:
-  """Returns the result of `model.predict`, with dropout if there is a key for it.
-
-  Args:
-    model: Flax module of a family.
-    params: nested dicts of arrays.
-    inputs: inputs of the model.
-    keys: random stream -> key.
-  """
-  rngs = {"dropout": keys["dropout"]} if "dropout" in keys else {}
-  return model.apply({"params": params}, inputs, rngs=rngs, method="predict")
 
 
 def name_sums(name: str, scores: tuple[jax.Array, jax.Array], weights: jax.Array) -> Sums:

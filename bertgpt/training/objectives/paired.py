@@ -7,7 +7,7 @@ from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
 from bertgpt.training.objectives import masking
-from bertgpt.training.objectives.objective import Objective, name_sums, predict
+from bertgpt.training.objectives.objective import Objective, name_sums
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
@@ -26,9 +26,9 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   def weights(batch):
     return masking.weigh_mlm(batch) | {f"{name}_loss": batch[weighted].sum()}
 
-  def evaluate(model, params, batch, keys):
+  def evaluate(model, batch):
     inputs = Inputs.of(batch, one_sequence)._replace(pair_positions_BP=batch[positions])
-    mlm, pair_logits_BP2 = predict(model, params, inputs, keys)
+    mlm, pair_logits_BP2 = model.predict(inputs)
     pairs = cross_entropy.score_logits(pair_logits_BP2, batch[labels], batch[weighted])
     return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)
             | name_sums(name, pairs, batch[weighted]))
