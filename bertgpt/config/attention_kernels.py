@@ -4,6 +4,8 @@
 a config and for the choice when a model is compiled. This module does not import JAX.
 """
 
+from typing import NamedTuple
+
 FUSED = ("cudnn", "splash")  # Every kernel except 'xla'.
 
 BEST = {"gpu": "cudnn", "tpu": "splash"}  # Platform -> kernel that 'auto' prefers.
@@ -15,8 +17,26 @@ BEST = {"gpu": "cudnn", "tpu": "splash"}  # Platform -> kernel that 'auto' prefe
 SPLASH_FROM = 256
 
 
-def choose(requested: str, platform: str, dtype: str, length: int, head_width: int,
-           dropout: float) -> tuple[str, str]:
+class Layer(NamedTuple):
+  """A layer of attention, as the kernels see it.
+
+  Attributes:
+    platform: platform that the program is compiled for: 'cpu', 'gpu' or 'tpu'; '' if it is not
+      known yet.
+    dtype: dtype of the activations, as 'bfloat16'.
+    length: tokens per row.
+    head_width: width of one head.
+    dropout: share of attention weights dropped; 0: none.
+  """
+
+  platform: str
+  dtype: str
+  length: int
+  head_width: int
+  dropout: float
+
+
+def choose(requested: str, layer: Layer) -> tuple[str, str]:
   """Returns the kernel for a program, and the reason in words.
 
   A requested kernel that cannot run is replaced by `xla`: `config.validate` refuses it for
@@ -24,26 +44,21 @@ def choose(requested: str, platform: str, dtype: str, length: int, head_width: i
 
   Args:
     requested: 'auto', 'xla', 'cudnn' or 'splash'.
-    platform: platform that the program is compiled for: 'cpu', 'gpu' or 'tpu'.
-    dtype: dtype of the activations, as 'bfloat16'.
-    length: tokens per row.
-    head_width: width of one head.
-    dropout: share of attention weights dropped; 0: none.
+    layer: the layer.
   """
-  name = BEST.get(platform, "xla") if requested == "auto" else requested
+  name = BEST.get(layer.platform, "xla") if requested == "auto" else requested
   if name in FUSED:
-    missing = obstacles(name, platform, dtype, length, head_width, dropout)
+    missing = obstacles(name, layer)
     if missing:
       return "xla", f"{name} needs {'; '.join(missing)}"
   if requested != "auto":
     return name, f"model.attention={requested!r}"
-  if name == "splash" and length < SPLASH_FROM:
+  if name == "splash" and layer.length < SPLASH_FROM:
     return "xla", f"splash pays off from {SPLASH_FROM} tokens per row"
-  return name, f"the best on platform {platform!r}"
+  return name, f"the best on platform {layer.platform!r}"
 
 
-def obstacles(kernel: str, platform: str, dtype: str, length: int, head_width: int,
-              dropout: float) -> list[str]:
+def obstacles(kernel: str, layer: Layer) -> list[str]:
   """Returns the unmet requirements of a kernel in words; [] if it can run.
 
   The limits are those of `check_is_flash_attention` (cuDNN) and of splash_attention_kernel.py
@@ -51,9 +66,9 @@ def obstacles(kernel: str, platform: str, dtype: str, length: int, head_width: i
 
   Args:
     kernel: one of `FUSED`.
-    platform: 'cpu', 'gpu' or 'tpu'; '' skips the checks of the platform.
-    dtype, length, head_width, dropout: see `choose`.
+    layer: the layer; without a platform, the checks of the platform are skipped.
   """
+  platform, dtype, length, head_width, dropout = layer
   needs = {
       "cudnn": ((platform in ("", "gpu"), f"a GPU, not platform {platform!r}"),
                 (dtype in ("bfloat16", "float16"), f"model.dtype='bfloat16', not {dtype!r}"),

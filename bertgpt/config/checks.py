@@ -199,9 +199,9 @@ def _attention_problems(config, platform):
     return
   obstacles = {}  # An ordered set, because most obstacles are the same in every phase.
   for p in config.phases:
-    obstacles |= dict.fromkeys(kernels.obstacles(
-        model.attention, platform, model.dtype, p.seq_len, model.width // model.num_heads,
-        model.attention_dropout))
+    layer = kernels.Layer(platform, model.dtype, p.seq_len, model.width // model.num_heads,
+                          model.attention_dropout)
+    obstacles |= dict.fromkeys(kernels.obstacles(model.attention, layer))
   for obstacle in obstacles:
     yield f"model.attention={model.attention!r} needs {obstacle}. 'auto' chooses what can run"
 

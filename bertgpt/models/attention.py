@@ -88,11 +88,13 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
     [B, L, N, H] of the dtype of `v_BSNH`.
   """
   dropout = 0.0 if dropout_key is None else dropout
-  name, _ = attention_kernels.choose(
-      kernel if visibility.is_plain else "xla", sharding.platform(), str(q_BLNH.dtype),
-      q_BLNH.shape[1], q_BLNH.shape[3], dropout)
+  layer = attention_kernels.Layer(sharding.platform(), str(q_BLNH.dtype), q_BLNH.shape[1],
+                                  q_BLNH.shape[3], dropout)
+  name, _ = attention_kernels.choose(kernel if visibility.is_plain else "xla", layer)
   if name == "xla":
-    return _attend_xla(q_BLNH, k_BSNH, v_BSNH, visibility.mask(), dropout, dropout_key)
+    mask_B1LS = visibility.mask()
+    weights_BNLS = _weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS)
+    return _mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH)
   attend_part: Callable = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
   axes = ("batch", None, "heads", None)
   arrays, rebuild = jax.tree.flatten(visibility)
@@ -113,7 +115,7 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> j
     [B, L, N, H] of the dtype of the cache.
   """
   mask_BLS = jnp.arange(cache.k.shape[1]) <= positions_BL[:, :, None]
-  return _attend_xla(q_BLNH, cache.k, cache.v, mask_BLS[:, None], 0.0, None)
+  return _mix(_weigh(q_BLNH * _scale(q_BLNH), cache.k, mask_BLS[:, None]), cache.v)
 
 
 def explain(config: ConfigDict) -> list[str]:
@@ -125,9 +127,9 @@ def explain(config: ConfigDict) -> list[str]:
   model = config.model
   lines = []
   for i, phase in enumerate(config.phases):
-    name, reason = attention_kernels.choose(
-        model.attention, sharding.platform(), model.dtype, phase.seq_len,
-        model.width // model.num_heads, model.attention_dropout)
+    layer = attention_kernels.Layer(sharding.platform(), model.dtype, phase.seq_len,
+                                    model.width // model.num_heads, model.attention_dropout)
+    name, reason = attention_kernels.choose(model.attention, layer)
     lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention by {name}: {reason}")
   return lines
 
@@ -135,8 +137,7 @@ def explain(config: ConfigDict) -> list[str]:
 # --------------------------------------------------------------------- xla
 
 
-def _attend_xla(q_BLNH, k_BSNH, v_BSNH, mask_B1LS, dropout, dropout_key):
-  weights_BNLS = drop(_weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS), dropout, dropout_key)
+def _mix(weights_BNLS, v_BSNH):
   return jnp.einsum("BNLS,BSNH->BLNH", weights_BNLS, v_BSNH)
 
 

@@ -6,7 +6,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import attention_kernels as kernels
 from bertgpt.errors import ConfigError
 
-BF16 = {"dtype": "bfloat16", "length": 512, "head_width": 64, "dropout": 0.0}
+BF16 = kernels.Layer("", "bfloat16", length=512, head_width=64, dropout=0.0)
 
 
 @pytest.mark.parametrize("platform, change, expected", [
@@ -25,12 +25,12 @@ BF16 = {"dtype": "bfloat16", "length": 512, "head_width": 64, "dropout": 0.0}
     ("cpu", {}, "xla"),
 ])
 def test_auto_takes_the_best_kernel_that_can_run(platform, change, expected):
-  assert kernels.choose("auto", platform, **BF16 | change)[0] == expected
+  assert kernels.choose("auto", BF16._replace(platform=platform, **change))[0] == expected
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_auto_says_when_attention_dropout_forces_the_plain_path(platform):
-  name, reason = kernels.choose("auto", platform, **BF16 | {"dropout": 0.1})
+  name, reason = kernels.choose("auto", BF16._replace(platform=platform, dropout=0.1))
   assert name == "xla" and "attention_dropout=0.0, not 0.1" in reason
 
 
@@ -39,11 +39,11 @@ def test_auto_says_when_attention_dropout_forces_the_plain_path(platform):
     ("splash", "tpu", "splash"), ("splash", "cpu", "splash"),
     ("splash", "gpu", "xla"), ("cudnn", "cpu", "xla"), ("cudnn", "tpu", "xla")])
 def test_a_requested_kernel_is_taken_if_it_can_run(requested, platform, expected):
-  assert kernels.choose(requested, platform, **BF16)[0] == expected
+  assert kernels.choose(requested, BF16._replace(platform=platform))[0] == expected
 
 
 def test_short_rows_do_not_overrule_a_requested_kernel():
-  assert kernels.choose("splash", "tpu", **BF16 | {"length": 128})[0] == "splash"
+  assert kernels.choose("splash", BF16._replace(platform="tpu", length=128))[0] == "splash"
 
 
 # ------------------------------------------------------ checks of the config
