@@ -11,8 +11,8 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.runs.trained import Trained
 from bertgpt.training import objectives
+from bertgpt.training.loop import Finished
 
 
 class Baseline(NamedTuple):
@@ -27,7 +27,7 @@ class Baseline(NamedTuple):
   perplexity: float
 
 
-def masked_unigram_baseline(trained: Trained, train_set: Corpus, held_out: Corpus) -> Baseline:
+def masked_unigram_baseline(run: Finished) -> Baseline:
   """Returns the best scores without any context, at the masked positions of the evaluation.
 
   The predictor knows the token frequencies of the training text and the token that is shown at the
@@ -35,19 +35,17 @@ def masked_unigram_baseline(trained: Trained, train_set: Corpus, held_out: Corpu
   accuracy of 10%.
 
   Args:
-    trained: the model, for its config and tokenizer.
-    train_set: documents whose tokens are counted.
-    held_out: documents of the evaluation.
+    run: the finished run of a masked LM.
   """
-  vocabulary = held_out.vocabulary
-  unigram = frequencies.unigram_probabilities(train_set, vocabulary.size, is_causal=False)
-  corrupt = jax.jit(objectives.make_objective(trained.config, vocabulary).corrupt)
+  config, vocabulary = run.trained.config, run.held_out.vocabulary
+  unigram = frequencies.unigram_probabilities(run.train_set, vocabulary.size, is_causal=False)
+  corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
   total = correct = weight = 0.0
-  for batch, row_ids in _eval_batches(trained.config, held_out):
+  for batch, row_ids in _eval_batches(run):
     batch = jax.device_get(corrupt(batch, jax.random.key(loader.EVAL_SEED), row_ids))
     targets, weights = batch["predict_targets"], batch["predict_weights"]
     shown = np.take_along_axis(batch["tokens"], batch["predict_positions"], axis=1)
-    copies = probability_shown_as_is(shown, unigram, trained.config.objective, vocabulary.mask_id)
+    copies = probability_shown_as_is(shown, unigram, config.objective, vocabulary.mask_id)
     p = copies * (targets == shown) + (1 - copies) * unigram[targets]
     is_copy = copies + (1 - copies) * unigram[shown] > (1 - copies) * unigram.max()
     guesses = np.where(is_copy, shown, unigram.argmax())
@@ -57,15 +55,14 @@ def masked_unigram_baseline(trained: Trained, train_set: Corpus, held_out: Corpu
   return Baseline(correct / weight, math.exp(total / weight))
 
 
-def larger_class_share(config: ConfigDict, held_out: Corpus) -> float:
+def larger_class_share(run: Finished) -> float:
   """Returns the accuracy of the better one of the two constant answers.
 
   Args:
-    config: a whole config with an objective that has pairs.
-    held_out: documents of the evaluation, whose pairs are counted.
+    run: a finished run whose objective has pairs.
   """
-  name, count = formats.find(config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
-  for batch, _ in _eval_batches(config, held_out):
+  name, count = formats.find(run.trained.config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
+  for batch, _ in _eval_batches(run):
     count += np.bincount(batch[f"{name}_labels"].ravel(), batch[f"{name}_weights"].ravel(),
                          minlength=2)
   return float(count.max() / count.sum())
@@ -90,26 +87,23 @@ def probability_shown_as_is(shown: np.ndarray, unigram: np.ndarray, objective: C
   return np.where(shown == mask_id, 0, as_is / (as_is + drawn))
 
 
-def causal_baselines(config: ConfigDict, train_set: Corpus,
-                     held_out: Corpus) -> tuple[float, float]:
+def causal_baselines(run: Finished) -> tuple[float, float]:
   """Returns the perplexities of a unigram and of a bigram model.
 
   The bigram model is interpolated with the unigram model (Witten and Bell 1991, The zero-frequency
   problem, method C).
 
   Args:
-    config: a whole config of a decoder.
-    train_set: documents whose tokens and pairs of tokens are counted.
-    held_out: documents of the evaluation.
+    run: the finished run of a decoder.
   """
-  size = config.model.vocab_size
-  unigram = frequencies.unigram_probabilities(train_set, size, is_causal=True)
-  pairs, counts = count_bigrams(train_set, size)
+  size = run.trained.config.model.vocab_size
+  unigram = frequencies.unigram_probabilities(run.train_set, size, is_causal=True)
+  pairs, counts = count_bigrams(run.train_set, size)
   firsts = pairs // size
   seen = np.bincount(firsts, counts, size)             # tokens that followed each token
   kinds = np.bincount(firsts, minlength=size)          # different ones
   unigram_nats = bigram_nats = weight = 0.0
-  for batch, _ in _eval_batches(config, held_out):
+  for batch, _ in _eval_batches(run):
     chosen = batch["loss_weights"] > 0
     before, target = batch["tokens"][chosen].astype(np.int64), batch["targets"][chosen]
     index = np.minimum(np.searchsorted(pairs, before * size + target), len(pairs) - 1)
@@ -138,7 +132,10 @@ def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarr
   return np.unique(stream[:-1] * vocab_size + stream[1:], return_counts=True)
 
 
-def _eval_batches(config: ConfigDict, held_out: Corpus) -> Iterator[tuple[dict, np.ndarray]]:
+def _eval_batches(run: Finished) -> Iterator[tuple[dict, np.ndarray]]:
+  """Yields the batches of the evaluation at the end of a run, and the numbers of their rows."""
+  config = run.trained.config
   size, last_phase = config.eval.batch_size, len(config.phases) - 1
-  for i, batch in enumerate(loader.make_eval_batches(held_out, config, last_phase, slice(0, size))):
+  batches = loader.make_eval_batches(run.held_out, config, last_phase, slice(0, size))
+  for i, batch in enumerate(batches):
     yield batch, np.arange(i * size, (i + 1) * size, dtype=np.int32)

@@ -37,14 +37,14 @@ def write(run: Finished) -> None:
   With several processes, process 0 writes. The others compute the same, so that all end together:
   a process that ends early waits at most five minutes for the others in JAX.
   """
-  path, trained, train_set, held_out = run
+  path, trained, _, held_out = run
   curves = metrics.read_curves(path)
   scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
             if tag.startswith("eval/validation/")}
   describe = DESCRIPTIONS[choices.OBJECTIVES[trained.config.objective.name].loss]
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} documents):", ""]
-  described = describe(trained, train_set, held_out, scores)
+  described = describe(run, scores)
   lines += described.lines
   if jax.process_index() > 0:
     return
@@ -69,17 +69,14 @@ class Description(NamedTuple):
   panels: dict[str, tuple[str, str]]
 
 
-def describe_masked_lm(trained: Trained, train_set: Corpus, held_out: Corpus,
-                       scores: Mapping[str, float]) -> Description:
+def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Description:
   """Returns the scores of both heads next to their baselines, and masked words with guesses.
 
   Args:
-    trained: the model, with the ability "fill".
-    train_set: documents it was trained on.
-    held_out: documents of the evaluation.
+    run: the finished run of a model with the ability "fill".
     scores: name of a held-out metric, as in 'mlm_accuracy' -> its value at the end of the run.
   """
-  unigram = masked_unigram_baseline(trained, train_set, held_out)
+  unigram = masked_unigram_baseline(run)
   table = [
       ("", "model", "unigram", ""),
       ("MLM accuracy", f"{scores['mlm_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
@@ -89,9 +86,9 @@ def describe_masked_lm(trained: Trained, train_set: Corpus, held_out: Corpus,
   baselines = {"mlm_loss": (math.log(unigram.perplexity), "token frequencies, no context")}
   notes = ["unigram: knows how frequent each token is, and sees no context."]
   panels = {"mlm_loss": ("Masked language model", "loss per masked token, nats")}
-  row_format = formats.find(trained.config)
+  row_format = formats.find(run.trained.config)
   if row_format.PAIR_NAME:
-    metric, share = f"{row_format.PAIR_NAME}_accuracy", larger_class_share(trained.config, held_out)
+    metric, share = f"{row_format.PAIR_NAME}_accuracy", larger_class_share(run)
     baselines[metric] = share, "always the more frequent answer"
     panels[metric] = row_format.PAIR_TITLE, "accuracy"
     table += [("", "", "", ""), ("", "model", "constant", ""),
@@ -99,23 +96,20 @@ def describe_masked_lm(trained: Trained, train_set: Corpus, held_out: Corpus,
                row_format.PAIR_QUESTION)]
     notes += ["constant: always gives the more frequent answer (share of the larger class)."]
   lines = [*align(table), "", *(f"  {note}" for note in notes)]
-  if guesses := guess_words(trained, held_out):
+  if guesses := guess_words(run.trained, run.held_out):
     lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
               "", *guesses]
   return Description(lines, baselines, panels)
 
 
-def describe_causal_lm(trained: Trained, train_set: Corpus, held_out: Corpus,
-                       scores: Mapping[str, float]) -> Description:
+def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Description:
   """Returns the scores next to their baselines, and a sampled continuation.
 
   Args:
-    trained: the model, with the ability "generate".
-    train_set: documents it was trained on.
-    held_out: documents of the evaluation.
+    run: the finished run of a model with the ability "generate".
     scores: name of a held-out metric, as in 'lm_perplexity' -> its value at the end of the run.
   """
-  unigram, bigram = causal_baselines(trained.config, train_set, held_out)
+  unigram, bigram = causal_baselines(run)
   table = [
       ("", "model", "bigram", "unigram", ""),
       ("perplexity", f"{scores['lm_perplexity']:.1f}", f"{bigram:.1f}", f"{unigram:.1f}",
@@ -125,7 +119,7 @@ def describe_causal_lm(trained: Trained, train_set: Corpus, held_out: Corpus,
       *align(table), "",
       "  bigram: knows which token follows which. unigram: knows how frequent each token is.",
       "", "A sampled continuation (temperature 0.8, top 40):", "",
-      *(line for text in continuation(trained).splitlines() for line in wrap(text))]
+      *(line for text in continuation(run.trained).splitlines() for line in wrap(text))]
   return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
                      {"lm_loss": ("Next token", "loss per token, nats")})
 

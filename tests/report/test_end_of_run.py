@@ -35,6 +35,7 @@ class Run:
     self.trained = trained_lib.load_trained(path)
     corpus = prepare.ensure_prepared(self.trained.config)
     self.train_set, self.held_out = (open_corpus(corpus, s) for s in ("train", "validation"))
+    self.finished = loop.Finished(path, self.trained, self.train_set, self.held_out)
     documents = self.train_set.tokens(np.arange(len(self.train_set)))
     is_causal = self.trained.config.objective.name == "causal"
     end = [self.trained.tokenizer.eod_id] * is_causal
@@ -84,7 +85,7 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
         nats -= math.log(posterior[target] / posterior.sum())
         correct += target == posterior.argmax()
         count += 1
-  found = masked_unigram_baseline(trained, bert.train_set, bert.held_out)
+  found = masked_unigram_baseline(bert.finished._replace(trained=trained))
   assert count > 30
   assert found.accuracy == pytest.approx(correct / count)
   assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-6)
@@ -97,7 +98,7 @@ def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
     for row, slot in zip(*np.nonzero(batch["nsp_weights"]), strict=True):
       labels.append(int(batch["nsp_labels"][row, slot]))
   share = max(labels.count(0), labels.count(1)) / len(labels)
-  found = larger_class_share(bert.trained.config, bert.held_out)
+  found = larger_class_share(bert.finished)
   assert found == pytest.approx(share) and len(labels) > 10
 
 
@@ -124,7 +125,7 @@ def test_bigram_baseline_is_witten_and_bells(gpt):
         unigram_nats -= math.log(gpt.unigram[second])
         bigram_nats -= math.log(probability(first, second))
         count += 1
-  found = causal_baselines(gpt.trained.config, gpt.train_set, gpt.held_out)
+  found = causal_baselines(gpt.finished)
   np.testing.assert_allclose(
       found, (math.exp(unigram_nats / count), math.exp(bigram_nats / count)), rtol=1e-9)
   assert found[1] < found[0]
@@ -306,6 +307,6 @@ def test_the_report_of_a_run_that_was_opened_again_is_that_of_its_end(
   for name in ("checkpoints", "tokenizer"):
     shutil.rmtree(path / name)
   monkeypatch.setattr(corpora, "find_corpus", lambda config: pytest.fail("looked for again"))
-  report.write(loop.Finished(path, bert.trained, bert.train_set, bert.held_out))
+  report.write(bert.finished._replace(path=path))
   written, first = ((p / "report.md").read_text() for p in (path, finished_bert))
   assert written.replace(str(path), str(finished_bert)) == first
