@@ -27,27 +27,24 @@ class Evaluator(NamedTuple):
   """A held-out set and the jitted step that scores a batch of it.
 
   Attributes:
-    name: tag of the set, as in eval/<name>/mlm_loss.
     setup: constants of the training.
     corpus: the held-out documents.
     step: (params, batch, row_ids_B) -> sums.
   """
 
-  name: str
   setup: Setup
   corpus: Corpus
   step: Callable
 
 
-def make_evaluator(setup: Setup, corpus: Corpus, name: str = "validation") -> Evaluator:
+def make_evaluator(setup: Setup, corpus: Corpus) -> Evaluator:
   """Returns the evaluator of a held-out corpus.
 
   Args:
     setup: constants of the training.
     corpus: the held-out documents.
-    name: tag of the set, as in eval/<name>/mlm_loss.
   """
-  return Evaluator(name, setup, corpus, jax.jit(make_eval_step(setup)))
+  return Evaluator(setup, corpus, jax.jit(make_eval_step(setup)))
 
 
 def make_eval_step(setup: Setup) -> Callable:

@@ -168,4 +168,4 @@ def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> None:
   log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
   results = evaluate.run(run.evaluator, params, phase_index)
-  log.record(step, run.evaluator.name, results)
+  log.record(step, run.evaluator.corpus.split, results)

@@ -30,10 +30,11 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
   """
   runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
-  configs = check_runs(recipe, path, [[*overrides, *arguments] for arguments in flags])
+  folders = [path / f"{i:03d}" for i in range(len(runs))]
+  configs = check_runs(recipes.load(recipe), folders,
+                       [[*overrides, *arguments] for arguments in flags])
   table = []
-  for i, arguments in enumerate(flags):
-    folder = folder_of(path, i)
+  for i, (folder, arguments) in enumerate(zip(folders, flags, strict=True)):
     print(f"[{i + 1}/{len(runs)}] {' '.join(arguments)}", flush=True)
     if not is_done(folder, configs[i]):
       train([f"--config={recipe}", f"--workdir={folder}", *overrides, *arguments], i)
@@ -44,34 +45,29 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
   print("\n".join(format_table(table)))
 
 
-def check_runs(recipe: str, path: pathlib.Path,
+def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
                arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:
   """Returns the config of every run.
 
   Args:
-    recipe: name or path of the recipe.
-    path: folder of the runs.
+    base: config of the recipe.
+    folders: workdirs of the runs.
     arguments: for each run, its '--config.FIELD=VALUE' arguments.
   Raises:
     ConfigError: lists all problems of all runs.
   """
-  base, configs, problems = recipes.load(recipe), [], []
+  configs, problems = [], []
   for i, overrides in enumerate(arguments):
     config, wrong = recipes.try_override(base, overrides)
     configs.append(config)
     found = [*wrong, *config_lib.find_problems(config)]
     # A run that was begun by a version that accepted unread fields continues.
-    if not found and not workdir.is_run(folder_of(path, i)):
+    if not found and not workdir.is_run(folders[i]):
       found = unread.find_problems(config)
     problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))
   return configs
-
-
-def folder_of(path: pathlib.Path, number: int) -> pathlib.Path:
-  """Returns the workdir of a run, counted from 0."""
-  return path / f"{number:03d}"
 
 
 def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:

@@ -321,8 +321,8 @@ def report(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
     raise ConfigError(f"--steps={wrong[0]}: the run has steps 0 to {total_steps(config) - 1}")
   phases = [Rows(corpus, config, i, config.seed) for i in range(len(config.phases))]
   lines = [line for i, rows in enumerate(phases) for line in _describe_phase(config, i, rows)]
-  lines += _show_rows(phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch))),
-                      corpus.tokenizer, formats.find(config), mask_fn)
+  batch = phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch)))
+  lines += _show_rows(mask_fn(batch) if mask_fn else batch, corpus.tokenizer, formats.find(config))
   for step in steps:
     i, first = phase_at(config, step)
     size = config.phases[i].batch_size
@@ -355,12 +355,10 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
       for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)]
 
 
-def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: ModuleType,
-               mask_fn: Callable[[Batch], Batch] | None) -> list[str]:
-  """Returns the segments of rows as text, and the tokens to predict if there is a `mask_fn`."""
-  shown = mask_fn(batch) if mask_fn else batch
+def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: ModuleType) -> list[str]:
+  """Returns the segments of rows as text, and the tokens to predict if the batch is masked."""
   lines = []
-  for row, ids in enumerate(shown["sequence_ids"]):
+  for row, ids in enumerate(batch["sequence_ids"]):
     for sequence in range(1, ids.max() + 1):
       label = _label_text(batch, row_format, row, sequence)
       lines.append(f"row {row}, sequence {sequence}{label}")
@@ -369,11 +367,11 @@ def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: ModuleType,
         if "segment_ids" in batch:
           is_inside &= batch["segment_ids"][row] == segment
         if is_inside.any():
-          lines.append(f"  {name} {tokenizer.decode(shown['tokens'][row][is_inside])}")
-    if "predict_targets" in shown:
-      slots = np.argsort(shown["predict_positions"][row])
-      slots = slots[shown["predict_weights"][row][slots] > 0]
-      targets = [tokenizer.decode([i]).strip() for i in shown["predict_targets"][row][slots]]
+          lines.append(f"  {name} {tokenizer.decode(batch['tokens'][row][is_inside])}")
+    if "predict_targets" in batch:
+      slots = np.argsort(batch["predict_positions"][row])
+      slots = slots[batch["predict_weights"][row][slots] > 0]
+      targets = [tokenizer.decode([i]).strip() for i in batch["predict_targets"][row][slots]]
       lines.append(f"  to predict: {' | '.join(targets)}")
   return lines
 
