@@ -4,12 +4,14 @@ Arrays of a batch: those of `pairs`, but named `sop` instead of `nsp`. Labels ar
 in the document, and 1 if B does.
 """
 
+import functools
+
 import numpy as np
 
-from bertgpt.config import ConfigDict, max_sequences
+from bertgpt.config import ConfigDict
 from bertgpt.data.batches import pairs
 from bertgpt.data.batches.pairs import HAS_TARGET, SPECIALS, has_one_sequence
-from bertgpt.data.batches.parts import NO_LABEL, Batch, Canvas, Plan, Specs, Texts, sequence_specs
+from bertgpt.data.batches.parts import NO_LABEL, Plan, Texts
 
 __all__ = ["HAS_TARGET", "PAIR_LABELS", "PAIR_NAME", "PAIR_QUESTION", "PAIR_SHARE", "PAIR_TITLE",
            "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
@@ -55,13 +57,5 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   return pairs.place(parts, config, seq_len, rng)
 
 
-def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
-  """Returns the schema of a batch of the phase."""
-  shape = (max_sequences(config, phase.seq_len),)
-  return sequence_specs(phase.seq_len) | {
-      "segment_ids": ((phase.seq_len,), np.int32), **pairs.label_specs(PAIR_NAME, shape)}
-
-
-def assemble(canvas: Canvas) -> Batch:
-  """Returns the batch of some rows."""
-  return pairs.assemble_pairs(canvas, PAIR_NAME)
+specs = functools.partial(pairs.pair_specs, name=PAIR_NAME)
+assemble = functools.partial(pairs.assemble_pairs, name=PAIR_NAME)

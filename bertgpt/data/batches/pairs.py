@@ -9,6 +9,7 @@ Arrays of a batch in addition to those of every format, for rows of at most P pa
 Axes: C chunks, each of which makes a pair; the others are those of `parts`.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -249,11 +250,17 @@ def has_one_sequence(config: ConfigDict) -> bool:
   return not config.data.packing
 
 
-def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
-  """Returns the schema of a batch of the phase."""
+def pair_specs(config: ConfigDict, phase: ConfigDict, *, name: str) -> Specs:
+  """Returns the schema of a batch of the phase.
+
+  Args:
+    config: whole config.
+    phase: one of `config.phases`.
+    name: prefix of the names of the label arrays.
+  """
   pairs = (max_sequences(config, phase.seq_len),)
   return sequence_specs(phase.seq_len) | {
-      "segment_ids": ((phase.seq_len,), np.int32), **label_specs(PAIR_NAME, pairs)}
+      "segment_ids": ((phase.seq_len,), np.int32), **label_specs(name, pairs)}
 
 
 def label_specs(name: str, shape: tuple[int, ...]) -> Specs:
@@ -267,12 +274,7 @@ def label_specs(name: str, shape: tuple[int, ...]) -> Specs:
           f"{name}_weights": (shape, np.float32)}
 
 
-def assemble(canvas: Canvas) -> Batch:
-  """Returns the batch of some rows."""
-  return assemble_pairs(canvas, PAIR_NAME)
-
-
-def assemble_pairs(canvas: Canvas, name: str) -> Batch:
+def assemble_pairs(canvas: Canvas, *, name: str) -> Batch:
   """Returns the batch of some rows of pairs.
 
   Args:
@@ -288,3 +290,7 @@ def assemble_pairs(canvas: Canvas, name: str) -> Batch:
   batch[f"{name}_weights"][slots] = pairs["label"] != NO_LABEL
   return batch | {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
                   **sequence_arrays(canvas)}
+
+
+specs = functools.partial(pair_specs, name=PAIR_NAME)
+assemble = functools.partial(assemble_pairs, name=PAIR_NAME)
