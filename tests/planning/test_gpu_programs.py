@@ -69,8 +69,9 @@ def test_every_recipe_compiles(name):
 
 def kernel_of(config, phase_index=0):
   model, phase = config.model, config.phases[phase_index]
-  return attention_kernels.choose(model.attention, "gpu", model.dtype, phase.seq_len,
-                                  model.width // model.num_heads, model.attention_dropout)[0]
+  layer = attention_kernels.Layer("gpu", model.dtype, phase.seq_len,
+                                  model.width // model.num_heads, model.attention_dropout)
+  return attention_kernels.choose(model.attention, layer)[0]
 
 
 VARIANTS = {
