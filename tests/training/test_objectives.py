@@ -9,7 +9,7 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.training import objectives
-from bertgpt.training.objectives import masking
+from bertgpt.training.objectives import words
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
 VOCAB = 1000
@@ -165,7 +165,7 @@ def test_a_word_starts_after_a_token_that_ends_one():
   vocabulary = make_vocabulary()._replace(continues_word=np.isin(np.arange(VOCAB), (7, 8)),
                                           ends_word=np.isin(np.arange(VOCAB), (6, 8)))
   tokens = np.array([[7, 7, 6, 7, 7], [8, 7, 5, 8, 8]], np.int32)
-  assert masking.continues_words(vocabulary, tokens).tolist() == [
+  assert words.continues_words(vocabulary, tokens).tolist() == [
       [True, True, False, False, True], [True, False, False, True, False]]
 
 
