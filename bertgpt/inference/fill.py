@@ -19,6 +19,7 @@ import numpy as np
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.models import Inputs
@@ -124,7 +125,7 @@ def predict_masked(trained: Trained, tokens: np.ndarray,
 def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
   """Returns the likeliest tokens that a reader can see, the likeliest first.
 
-  Special tokens are left out. So is [UNK]: training predicts it, but it is not a word.
+  Special and unused tokens are left out. So is [UNK]: training predicts it, but it is not a word.
 
   Args:
     tokenizer: tokenizer of the model.
@@ -133,9 +134,11 @@ def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
   Returns:
     int64 [top] ids.
   """
-  hidden = {*tokenizer.special_ids, tokenizer.unk_id} - {-1}
-  shown = np.setdiff1d(np.arange(tokenizer.vocab_size), list(hidden))
+  shown = np.setdiff1d(np.arange(tokenizer.vocab_size), list(_hidden(tokenizer)))
   return shown[np.argsort(-p_V[shown], kind="stable")[:top]]
+
+
+_hidden = functools.lru_cache(maxsize=1)(find_hidden)  # Looked up for every mask.
 
 
 @functools.partial(jax.jit, static_argnums=0)

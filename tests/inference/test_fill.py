@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import training
+from bertgpt.data.tokens.pipelines import bert_pipeline
+from bertgpt.data.tokens.tokenizers import load_tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.inference import fill
 from bertgpt.models import Inputs
@@ -59,6 +62,34 @@ def test_no_special_token_is_a_guess(kind, vocab_size):
   expected = [i for i in reversed(range(tokenizer.vocab_size)) if i not in specials]
   assert fill.likeliest(tokenizer, p, 10 ** 6).tolist() == expected
   assert fill.likeliest(tokenizer, p, 3).tolist() == expected[:3]
+
+
+def more_specials(tmp_path, kind):
+  """Returns a tokenizer whose file has special tokens without a role, and spare places."""
+  if kind == "sentencepiece":
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat saw the dog."] * 20), vocab_size=20, minloglevel=2,
+        model_prefix=str(tmp_path / "tokenizer"), pad_id=3,
+        control_symbols="[CLS],[SEP],[MASK],<turn>")
+    return load_tokenizer(tmp_path / "tokenizer.model")
+  names = ["[PAD]", "[unused0]", "[unused99]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s"]
+  library = bert_pipeline({name: i for i, name in enumerate(names)}, True)
+  library.add_special_tokens(["<turn>", *names[3:7]])
+  library.add_tokens(["<url>"])  # A word of texts.
+  library.save(str(tmp_path / "tokenizer.json"))
+  return load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("kind, hidden", [
+    ("sentencepiece", {"<unk>", "<s>", "</s>", "<pad>", "[CLS]", "[SEP]", "[MASK]", "<turn>"}),
+    ("wordpiece", {"[PAD]", "[unused0]", "[unused99]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
+                   "<turn>"})])
+def test_neither_is_one_that_only_the_file_calls_special(tmp_path, kind, hidden):
+  tokenizer = more_specials(tmp_path, kind)
+  p = np.ones(tokenizer.vocab_size + 40)  # A model may have more rows than there are tokens.
+  p[tokenizer.vocab_size:] = 1e6
+  shown = fill.likeliest(tokenizer, p, 10 ** 6)
+  assert {tokenizer.pieces[i] for i in shown} == set(tokenizer.pieces) - hidden
 
 
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
