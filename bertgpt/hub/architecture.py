@@ -136,6 +136,8 @@ class Architecture(NamedTuple):
     find_problem: `config.model` -> another field that the architecture cannot compute, with the
       reason, or None.
     limits: sentences for the model card.
+    bias_target: path of the last bias before the layer of outputs, which in `transformers` has no
+      bias: ours is added there, multiplied by the inverse of the layer; '': it has a bias.
   """
 
   name: str
@@ -153,6 +155,7 @@ class Architecture(NamedTuple):
   tuned: Mapping[str, "Architecture"] = {}
   find_problem: Callable[[Any], str | None] = lambda model: None
   limits: tuple[str, ...] = ()
+  bias_target: str = ""
 
   @property
   def skips_positions(self) -> bool:
@@ -176,16 +179,19 @@ TASKS = {
 }
 
 
-def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]]) -> Architecture:
+def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
+         bias_target: str = "") -> Architecture:
   """Returns an architecture whose `tuned` holds the architectures of its fine-tuned models.
 
   Args:
     base: the architecture of the pretrained model.
     prefix: beginning of the names of the fine-tuned models, as 'Bert'.
     heads: kind of a task -> rules of the layers above the body.
+    bias_target: see `Architecture`.
   """
   kept = [rule for rule in base.rules if rule.group in BODY]
   tuned = {kind: base._replace(name=prefix + TASKS[kind][0], tied={}, rules=[*kept, *rules],
-                               pipeline=TASKS[kind][1], auto=TASKS[kind][2])
+                               pipeline=TASKS[kind][1], auto=TASKS[kind][2],
+                               bias_target=bias_target)
            for kind, rules in heads.items()}
   return base._replace(tuned=tuned)

@@ -94,6 +94,8 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   has_segments = any(rule.ours == "embeddings/segment/embedding" for rule in architecture.rules)
   if has_segments and config.model.num_segments == 0:
     leaves["embeddings/segment/embedding"] = np.zeros((1, sizes["E"]), np.float32)
+  if architecture.bias_target:
+    leaves = _move_bias(leaves, architecture)
   parts = collections.defaultdict(list)
   for rule in architecture.rules:
     if rule.ours not in leaves:
@@ -106,6 +108,26 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   # ascontiguousarray: safetensors writes the memory of an array and ignores its strides.
   return {name: np.ascontiguousarray(np.concatenate(x, axis=-1) if len(x) > 1 else x[0])
           for name, x in parts.items()}
+
+
+def _move_bias(leaves: Mapping[str, np.ndarray], architecture: Architecture
+               ) -> dict[str, np.ndarray]:
+  """Returns the leaves without the bias of the outputs, which an earlier bias then replaces.
+
+  The layer before the outputs adds its own bias to its features, so there is a vector that, added
+  to this bias, changes the outputs x W + b by any b in the rows of W: the solution s of s W = b.
+  """
+  moved = dict(leaves)
+  kernel_DC = moved["head/kernel"].astype(np.float64)
+  bias_C = moved.pop("head/bias").astype(np.float64)
+  shift_D = np.linalg.lstsq(kernel_DC.T, bias_C, rcond=None)[0].astype(np.float32)
+  if not np.allclose(shift_D @ kernel_DC, bias_C, atol=1e-5):
+    raise ConfigError(f"transformers' {architecture.name} has no bias of its outputs, and that of "
+                      "this model cannot be moved, because its outputs depend on each other. This "
+                      "model cannot be exported")
+  target = moved[architecture.bias_target].copy()  # [D], or [layers, D] with the last layer last.
+  target.reshape(-1, len(shift_D))[-1] += shift_D
+  return moved | {architecture.bias_target: target}
 
 
 def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,12 +93,14 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
                           max_length=config.model.max_positions, num_segments=num_segments,
                           is_tuned=bool(kind))
-    if trained.can("generate"):
+    if trained.can("generate") and not kind:
       files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
     title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
     card = model_card.write(trained, architecture, source, out, title)
     (folder / "README.md").write_text(card, "utf-8")
-    check_written(folder, settings, tensors, tokenizer)
+    is_decoder = bool(kind) and family.kind == "decoder"
+    check_written(folder, settings, tensors, tokenizer,
+                  tokenizer_files.mark_names(tokenizer) if is_decoder else ())
   return f"{out}: {title}, from step {trained.step} of {source}"
 
 
@@ -128,6 +130,8 @@ def special_ids(trained: Trained) -> dict[str, int]:
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
   else:
     pad = tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eod_id
+    if trained.task and pad < 0:  # Its classifier looks for the last token that is not padding.
+      pad = tokenizer.vocab_size
     ids = (tokenizer.eod_id, tokenizer.eod_id, pad)
   names = ("bos_token_id", "eos_token_id", "pad_token_id")
   return {name: i for name, i in zip(names, ids, strict=True) if i >= 0}
@@ -153,7 +157,8 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None
 
 
 def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
-                  tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer) -> None:
+                  tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer,
+                  added: Sequence[str] = ()) -> None:
   """Reads the files of an exported model again and compares them.
 
   Args:
@@ -161,6 +166,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
     settings: content of config.json.
     tensors: content of the weights.
     tokenizer: our tokenizer.
+    added: tokens after those of the tokenizer.
   Raises:
     StorageError: a file does not hold what was written.
   """
@@ -176,5 +182,5 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
   if files.read_json(folder / "config.json", weights.REMEDY) != json.loads(json.dumps(settings)):
     refuse("config.json")
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-  if fast.get_vocab() != {piece: i for i, piece in enumerate(tokenizer.pieces)}:
+  if fast.get_vocab() != {piece: i for i, piece in enumerate((*tokenizer.pieces, *added))}:
     refuse("tokenizer.json")

@@ -1,13 +1,16 @@
 """GPT-1 and GPT-2.
 
-| architecture           | models here       |
-|------------------------|-------------------|
-| `GPT2LMHeadModel`      | norm pre          |
-| `OpenAIGPTLMHeadModel` | norm post (GPT-1) |
+| architecture           | models here       | fine-tuned on classes or values      |
+|------------------------|-------------------|--------------------------------------|
+| `GPT2LMHeadModel`      | norm pre          | `GPT2ForSequenceClassification`      |
+| `OpenAIGPTLMHeadModel` | norm post (GPT-1) | `OpenAIGPTForSequenceClassification` |
+
+The fine-tuned models read the tokens start, delimiter and extract, which the exported tokenizer
+puts around texts, and their outputs have no bias: see `Architecture.bias_target`.
 """
 
 from bertgpt.config import ConfigDict
-from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, conv1d, norm
+from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, conv1d, norm, tune
 
 
 def _decoder(tokens, positions):
@@ -43,6 +46,7 @@ _FIELDS = (
 _OURS = {"model.family": "gpt", "objective.name": "causal"}
 # Of the classes of `transformers` for tasks and of those with two heads.
 _TASK_HEADS = ("score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
+_HEADS = dict.fromkeys(("classes", "values"), [Rule("head/kernel", "score.weight", "DC", "linear")])
 
 GPT2 = Architecture(
     name="GPT2LMHeadModel", model_type="gpt2", ours=_OURS | {"model.norm": "pre"},
@@ -64,6 +68,9 @@ GPT1 = Architecture(
     rules=_decoder("tokens_embed", "positions_embed"),
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
     other_heads=_TASK_HEADS, find_problem=_find_mlp_problem)
+
+GPT2, GPT1 = (tune(base, name, _HEADS, target) for base, name, target in (
+    (GPT2, "GPT2", "final_norm/bias"), (GPT1, "OpenAIGPT", "decoder/layers/mlp_norm/bias")))
 
 ARCHITECTURES = (GPT2, GPT1)
 

@@ -31,6 +31,9 @@ ENCODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "cls_token": "cls
                  "sep_token": "sep_id", "mask_token": "mask_id"}
 DECODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "bos_token": "eod_id",
                  "eos_token": "eod_id"}
+# Names of the tokens that fine-tuning puts around the texts of a decoder, in the order of their
+# ids, which follow those of the tokenizer (`finetuning.tasks.rows`).
+DECODER_MARKS = ("<|start|>", "<|delimiter|>", "<|extract|>")
 SPACE = "\u2581"  # SentencePiece's character for a space.
 
 
@@ -56,6 +59,8 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
   else:
     fast.model.save(str(folder))
   specials = special_tokens(tokenizer, is_encoder)
+  if is_tuned and not is_encoder:  # Without one, transformers computes one text at a time.
+    specials.setdefault("pad_token", specials.get("eos_token", mark_names(tokenizer)[0]))
   inputs = ["input_ids", "token_type_ids", "attention_mask"]
   if num_segments < 2:
     inputs.remove("token_type_ids")
@@ -80,6 +85,18 @@ def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
   return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
 
 
+def mark_names(tokenizer: Tokenizer) -> list[str]:
+  """Returns names of the tokens around the texts of a decoder that the tokenizer does not have.
+
+  Args:
+    tokenizer: our tokenizer.
+  """
+  names = list(DECODER_MARKS)
+  while set(names) & set(tokenizer.pieces):
+    names = [f"<{name}>" for name in names]
+  return names
+
+
 def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
             ) -> tokenizers.Tokenizer:
   """Returns the tokenizer of the library `tokenizers` that gives the same ids.
@@ -95,11 +112,20 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
     fast = tokenizers.Tokenizer.from_buffer(tokenizer.data)
   names = dict.fromkeys(special_tokens(tokenizer, is_encoder).values())
   fast.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-  if is_encoder and (fast.post_processor is None or is_tuned):
+  if is_tuned and not is_encoder:
+    start, delimiter, extract = marks = mark_names(tokenizer)
+    fast.add_special_tokens([AddedToken(name, normalized=False) for name in marks])
+    template = processors.TemplateProcessing(
+        single=[start, "$A", extract], pair=[start, "$A", delimiter, "$B", extract],
+        special_tokens=[(name, tokenizer.vocab_size + i) for i, name in enumerate(marks)])
+  elif is_encoder and (fast.post_processor is None or is_tuned):
     cls, sep = tokenizer.pieces[tokenizer.cls_id], tokenizer.pieces[tokenizer.sep_id]
     template = processors.TemplateProcessing(
         single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)])
+  else:
+    template = None
+  if template:
     # For byte-level BPE, spaces are not part of an answer that is cut out of its text.
     fast.post_processor = (processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
                            if isinstance(tokenizer, ByteBPE) else template)

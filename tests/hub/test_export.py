@@ -16,6 +16,7 @@ from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.finetuning import predict
 from bertgpt.finetuning.tasks.rows import make_text_format
 from bertgpt.hub import export, importing, opening, tokenizer_files
 from bertgpt.models import Inputs
@@ -148,13 +149,68 @@ def test_two_texts_are_put_as_fine_tuning_has_put_them(tmp_path):
       assert found.offsets[2][0] == 4, "the space before a word is no part of it"
 
 
-def test_a_fine_tuned_gpt_is_refused(tuning, finished_gpt, tmp_path, capsys):
-  out = tmp_path / "tuned"
+@pytest.fixture(scope="module")
+def tuned_gpt(tuning, finished_gpt, tmp_path_factory):
+  """A fine-tuning of a GPT on SST-2."""
+  out = tmp_path_factory.mktemp("tuned_gpt") / "out"
   assert cli.main(["finetune", f"--config={tuning}", f"--init={finished_gpt}", f"--workdir={out}",
-                   "--config.epochs=1"]) == 0
-  code, lines = run(capsys, "export", f"--workdir={out}/lr0.01-seed0", f"--out={tmp_path / 'out'}")
-  assert (code, len(lines)) == (2, 1) and "reads additional tokens" in lines[0]
-  assert not (tmp_path / "out").exists()
+                   "--config.epochs=5"]) == 0
+  return out / "lr0.01-seed0"
+
+
+@pytest.fixture(scope="module")
+def exported_tuned_gpt(tuned_gpt, tmp_path_factory):
+  out = tmp_path_factory.mktemp("exported_tuned_gpt") / "model"
+  assert cli.main(["export", f"--workdir={tuned_gpt}", f"--out={out}"]) == 0
+  return out
+
+
+def test_a_fine_tuned_gpt_is_a_classifier(exported_tuned_gpt, tuned_gpt):
+  """Its tokenizer makes the rows of fine-tuning, of one text or two."""
+  assert {path.name for path in exported_tuned_gpt.iterdir()} == ENCODER_FILES
+  settings = json.loads((exported_tuned_gpt / "config.json").read_text())
+  assert settings["architectures"] == ["GPT2ForSequenceClassification"]
+  trained = trained_lib.load_checkpoint(tuned_gpt)
+  fast = fast_tokenizers.Tokenizer.from_file(str(exported_tuned_gpt / "tokenizer.json"))
+  text_format = make_text_format(trained.tokenizer, trained.config.model,
+                                 finetune_config.base().task)
+  texts = ["The cat sees", "a dog near it."]
+  encoded = trained.tokenizer.encode(texts)
+  assert fast.encode(*texts).ids == text_format.make_row(*encoded)[0].tolist()
+  assert fast.encode(texts[0]).ids == text_format.make_row(encoded[0])[0].tolist()
+  assert settings["vocab_size"] == fast.get_vocab_size() == trained.tokenizer.vocab_size + 3
+
+
+@pytest.mark.parametrize("name", ["<|start|>", "<|extract|>"])
+def test_marks_have_names_that_the_tokenizer_has_not(name):
+  config = base().tokenizer
+  config.update(kind="bpe", vocab_size=300)
+  tokenizer = training.train_tokenizer(config, [small_runs.make_text(30)])
+  own = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
+  own.add_tokens([name])
+  tokenizer = tokenizers.ByteBPE(own.to_str().encode())
+  size, fast = tokenizer.vocab_size, tokenizer_files.to_fast(tokenizer, False, True)
+  found = fast.encode("a", "b").ids
+  assert [found[0], found[2], found[4]] == [size, size + 1, size + 2]
+  assert size == 301 and fast.get_vocab_size() == 304
+
+
+@pytest.mark.hf
+def test_transformers_has_the_probabilities_that_predict_has(exported_tuned_gpt, tuned_gpt, glue):
+  """It pads sentences of different lengths in one batch."""
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  sentences = [line.split("\t")[0] for line in
+               (glue / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
+  sentences += ["", "The cat", " ".join(sentences[:2])]
+  _, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+      exported_tuned_gpt, output_loading_info=True)
+  assert not any(info.values()), info
+  classify = transformers.pipeline("text-classification", model=str(exported_tuned_gpt), top_k=None)
+  predictor = predict.open_predictor(tuned_gpt)
+  expected = predict.predict_records(predictor, [{"sentence": s} for s in sentences])
+  for found, one in zip(classify(sentences, batch_size=5), expected, strict=True):
+    assert {x["label"]: x["score"] for x in found} == pytest.approx(one["probabilities"], abs=1e-4)
 
 
 @pytest.mark.hf

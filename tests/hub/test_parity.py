@@ -232,6 +232,38 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
     assert list(theirs.config.id2label.values()) == list(labels)
 
 
+@pytest.mark.parametrize("kind, labels", [("classes", "abc"), ("classes", "ab"), ("values", "s")])
+@pytest.mark.parametrize("changes", [
+    {}, {"activation": "gelu_erf", "mlp_dim": 96},
+    {"norm": "post", "activation": "gelu_tanh", "mlp_dim": 128}])
+def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
+  """Rows of several lengths in one batch; the outputs of transformers have no bias."""
+  config = tiny.make_config("causal", **changes)
+  model = task_objectives.HEADS["decoder", kind].make_model(FrozenConfigDict(config.model),
+                                                            len(labels))
+  batch = make_batch(config)
+  inputs = Inputs.of(batch)
+  params = model.init(jax.random.key(0), inputs)["params"]
+  params = jax.tree.map(
+      lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  params["head"]["bias"] = jnp.linspace(-2.0, 3.0, len(labels))
+
+  hf_config = conversion.to_hugging_face_config(config, kind=kind, labels=labels)
+  cls = getattr(transformers, hf_config["architectures"][0])
+  assert cls.__name__ == ("OpenAIGPT" if "norm" in changes else "GPT2") + (
+      "ForSequenceClassification")
+  theirs = cls(cls.config_class(**hf_config, pad_token_id=1)).eval()
+  missing = theirs.load_state_dict({
+      name: torch.tensor(x) for name, x in conversion.to_hugging_face(
+          params, config, kind=kind).items()}, strict=False)
+  assert not missing.unexpected_keys and all(".attn." in n for n in missing.missing_keys), missing
+  tensor = lambda name: torch.tensor(np.asarray(batch[name]), dtype=torch.long)
+  with torch.no_grad():
+    expected = theirs(input_ids=tensor("tokens"), attention_mask=tensor("sequence_ids")).logits
+  found = np.asarray(model.apply({"params": params}, inputs)[0])
+  np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4)
+
+
 # -------------------------------------------------------------------- training
 
 
