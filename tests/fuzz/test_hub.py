@@ -4,10 +4,14 @@ import json
 import shutil
 
 import fuzzing
+import jax
+import numpy as np
 import pytest
 from hypothesis import strategies as st
+from safetensors import numpy as safetensors_numpy
 
 from bertgpt import cli, errors
+from bertgpt.hub import opening
 
 CODES = {0, errors.ConfigError.exit_code, errors.DataError.exit_code}
 JSON = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
@@ -72,3 +76,48 @@ def test_damaged_files_are_imported_or_refused(model, name, capsys):
   def check(data):
     import_copy(model, capsys, **{name: data})
   fuzzing.run(check, 8, data=st.none() | fuzzing.damaged(content) | fuzzing.damaged(content[:300]))
+
+
+def test_any_files_may_be_missing(model, capsys):
+  names = [path.name for path in model.iterdir()]
+
+  def check(missing):
+    import_copy(model, capsys, **dict.fromkeys(missing))
+  fuzzing.run(check, 12, missing=st.sets(st.sampled_from(names), min_size=1))
+
+
+CHANGES = {
+    "drop": lambda name, x: {},
+    "rename": lambda name, x: {f"x.{name}": x},
+    "without_prefix": lambda name, x: {name.partition(".")[2]: x},
+    "double": lambda name, x: {name: x, f"{name}.copy": x},
+    "cut": lambda name, x: {name: x[:-1]},
+    "empty": lambda name, x: {name: x[:0]},
+    "longer": lambda name, x: {name: np.concatenate([x, x[:1]])},
+    "flat": lambda name, x: {name: x.reshape(-1)},
+    "scalar": lambda name, x: {name: x.reshape(-1)[0]},
+    "whole": lambda name, x: {name: x.astype(np.int32)},
+    "half": lambda name, x: {name: x.astype(np.float16)},
+    "nan": lambda name, x: {name: np.where(x == x.reshape(-1)[0], np.nan, x).astype(x.dtype)},
+}
+
+
+def test_any_tensors_are_opened_or_refused(model):
+  tensors = safetensors_numpy.load_file(model / "model.safetensors")
+  changes = st.dictionaries(st.sampled_from(sorted(tensors)), st.sampled_from(sorted(CHANGES)),
+                            min_size=1, max_size=3)
+
+  def check(changes, everywhere):
+    new = {}
+    for name, x in tensors.items():
+      change = changes.get(name, everywhere)
+      new |= CHANGES[change](name, x) if change else {name: x}
+    with fuzzing.folder() as folder:
+      source = shutil.copytree(model, folder / "model")
+      safetensors_numpy.save_file({name: np.ascontiguousarray(x) for name, x in new.items()},
+                                  source / "model.safetensors")
+      opened = fuzzing.attempt(opening.open_model, source)
+      if opened is not fuzzing.FAILED:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(opened.params))
+  every = st.sampled_from((None, None, None, "without_prefix", "rename", "half", "drop"))
+  fuzzing.run(check, 25, changes=changes, everywhere=every)
