@@ -7,7 +7,6 @@ No code of a folder is run, and nothing is written into it.
 """
 
 import contextlib
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, weights
 from bertgpt.hub.conversion import Converted
-from bertgpt.runs import corpora
+from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
@@ -84,10 +83,9 @@ def is_of_transformers(path: pathlib.Path) -> bool:
   if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX, weights.ADAPTER)):
     return True
   try:
-    content = json.loads((path / "config.json").read_bytes())
-  except (OSError, ValueError, RecursionError):
+    return workdir.describes_transformers(path / "config.json")
+  except (OSError, ValueError):
     return weights.find_hint(path) != weights.REMEDY or bool(find_inner(path))
-  return isinstance(content, dict) and bool({"model_type", "architectures"} & content.keys())
 
 
 def find_inner(path: pathlib.Path) -> list[pathlib.Path]:

@@ -93,15 +93,30 @@ def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
   Raises:
     ConfigError: the family lacks the ability, or the model the head that it needs.
   """
-  place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
   if trained.can(ability):
-    if (head := families.HEAD_OF_ABILITY.get(ability)) in trained.fresh:
-      raise ConfigError(f"{place} a model that came without a {families.HEADS[head]}, so it cannot "
-                        f"{purpose}. Give a model that has one, or train it further")
+    require_head(trained, ability)
     return
+  place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
   able = [name.upper() for name, family in families.FAMILIES.items() if family.can(ability)]
   raise ConfigError(f"{place} a {trained.config.model.family.upper()}, which cannot {purpose}. "
                     f"{advice}, or give the --workdir of a {' or '.join(able)}")
+
+
+def require_head(trained: Trained, ability: str) -> None:
+  """Checks that a model has the trained head that an ability of its family needs.
+
+  Args:
+    trained: model.
+    ability: one of `families.CAPABILITIES`.
+  Raises:
+    ConfigError: the head has random weights.
+  """
+  if (head := families.HEAD_OF_ABILITY.get(ability)) in trained.fresh:
+    place = "the model" if trained.workdir is None else f"--workdir {trained.workdir}: its model"
+    name = families.HEADS[head]
+    raise ConfigError(f"{place} came without a {name}, and random weights give no useful answer. "
+                      f"Give a model that has a {name}, or train this one further with `bertgpt "
+                      "train`")
 
 
 def load_trained(workdir: pathlib.Path, flag: str = "--workdir",

@@ -22,6 +22,9 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.runs import checkpoint
 
+TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
+                "import --from {path} --workdir NEW`")
+
 
 @contextlib.contextmanager
 def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
@@ -116,6 +119,9 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
       raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it. Only "
                         "`bertgpt export` and `bertgpt predict` read them, so give the --workdir "
                         "of a `bertgpt train`") from e
+    with contextlib.suppress(ValueError):
+      if describes_transformers(path):
+        raise ConfigError(TRANSFORMERS.format(flag=flag, path=workdir)) from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
                       + ". Restore the file from a backup, or use another --workdir") from e
 
@@ -131,6 +137,19 @@ def is_tuning(config_path: pathlib.Path) -> bool:
   except ConfigError:
     return False
   return True
+
+
+def describes_transformers(config_path: pathlib.Path) -> bool:
+  """Returns whether a file holds the config of a model of `transformers`.
+
+  Args:
+    config_path: a file config.json.
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: it does not hold JSON.
+  """
+  content = files.parse_json(config_path.read_bytes())
+  return isinstance(content, dict) and bool({"model_type", "architectures"} & content.keys())
 
 
 def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[str]) -> None:

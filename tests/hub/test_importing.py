@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -101,3 +102,73 @@ def test_import_that_fails_late_leaves_nothing(exported_bert, tmp_path, monkeypa
   assert not list(tmp_path.iterdir())
 
 
+
+
+# ---------------------------------------------------- folders in place of runs
+
+
+def without_heads(exported, folder):
+  """Returns a copy of a BERT as a BertModel has it: without heads and without the prefix."""
+  folder = shutil.copytree(exported, folder)
+  change_tensors(lambda t: {name.removeprefix("bert."): x for name, x in t.items()
+                            if name.startswith("bert.")})(folder)
+  return folder
+
+
+def output_of(capsys, *argv):
+  capsys.readouterr()
+  assert cli.main([str(a) for a in argv]) == 0
+  return capsys.readouterr().out
+
+
+def test_commands_do_the_same_with_a_folder_as_with_its_run(
+    finished_bert, finished_gpt, exported_bert, exported_gpt, tmp_path, capsys):
+  text = tmp_path / "text.txt"
+  text.write_text("The cat sees the dog near a tree.\nA bird sees the cat.\n")
+  before = {path: sorted(path.parent.rglob("*")) for path in (exported_bert, exported_gpt)}
+  for run_of, folder, argv in (
+      (finished_bert, exported_bert, ("fill", "The [MASK] sees the dog.")),
+      (finished_bert, exported_bert, ("evaluate", f"--suite=text={text}", "--window=24")),
+      (finished_gpt, exported_gpt, ("generate", "--prompt=The cat", "--max_tokens=9")),
+      (finished_gpt, exported_gpt, ("evaluate", f"--suite=text={text}", "--window=24"))):
+    expected = output_of(capsys, *argv, f"--workdir={run_of}")
+    assert output_of(capsys, *argv, f"--workdir={folder}") == expected
+  features = []
+  for i, path in enumerate((finished_bert, exported_bert)):
+    out = tmp_path / f"{i}.npy"
+    output_of(capsys, "embed", f"--workdir={path}", f"--input={text}", f"--out={out}")
+    features.append(np.load(out))
+  np.testing.assert_allclose(*features, rtol=0, atol=1e-6)
+  assert before == {path: sorted(path.parent.rglob("*")) for path in before}
+
+
+def test_a_fine_tuning_starts_from_a_folder(tuning, exported_bert, tmp_path, capsys):
+  folder = without_heads(exported_bert, tmp_path / "model")
+  before = sorted(folder.rglob("*"))
+  argv = ["finetune", f"--config={tuning}", f"--init={folder}", "--config.epochs=1"]
+  code, lines = run(capsys, *argv)
+  assert (code, len(lines)) == (2, 1)
+  assert "Give the folder of the results with --workdir" in lines[0]
+  assert cli.main([*argv, f"--workdir={tmp_path / 'tuned'}"]) == 0
+  assert "drawn at random, because the folder has none" in capsys.readouterr().err
+  assert json.loads((tmp_path / "tuned" / "results.json").read_text())["best_run"]
+  assert sorted(folder.rglob("*")) == before
+
+
+def test_a_command_that_needs_a_run_says_so(exported_bert, tmp_path, capsys):
+  code, lines = run(capsys, "evaluate", f"--workdir={exported_bert}")
+  assert (code, len(lines)) == (2, 1) and f"bertgpt import --from {exported_bert}" in lines[0]
+
+
+@pytest.mark.parametrize("argv", [
+    ("fill", "The [MASK] sees."), ("evaluate", "--suite=text=TEXT"),
+    ("evaluate", "--suite=pairs=PAIRS")])
+def test_a_head_that_a_command_needs_is_missed_in_one_line(argv, exported_bert, tmp_path, capsys):
+  folder = without_heads(exported_bert, tmp_path / "model")
+  (tmp_path / "text").write_text("The cat sees.\n")
+  (tmp_path / "pairs").write_text("good\tbad\nThe cat sees.\tThe sees cat.\n")
+  argv = [a.replace("TEXT", str(tmp_path / "text")).replace("PAIRS", str(tmp_path / "pairs"))
+          for a in argv]
+  code, lines = run(capsys, *argv, f"--workdir={folder}")
+  errors = [line for line in lines if not line.startswith("note: ")]
+  assert (code, len(errors)) == (2, 1) and "came without a masked-LM head" in errors[0]

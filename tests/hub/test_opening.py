@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from bertgpt import cli
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import tokenizers as tokenizers_lib
+from bertgpt.data.tokens import pipelines
 from bertgpt.hub import importing, opening, weights
 from bertgpt.models import Inputs
 
@@ -39,7 +39,7 @@ ROBERTA = ENCODER | {"vocab_size": 300, "type_vocab_size": 1, "layer_norm_eps": 
 def make_wordpiece():
   vocabulary = {piece: i for i, piece in enumerate(PIECES)}
   return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=tokenizers_lib.bert_pipeline(vocabulary, True), unk_token="[UNK]",
+      tokenizer_object=pipelines.bert_pipeline(vocabulary, True), unk_token="[UNK]",
       pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 
 
@@ -211,7 +211,7 @@ def test_an_imported_run_is_the_model_of_its_folder(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["fill", f"--workdir={path}", "the [MASK] sees a cat."]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"--workdir {path}: holds a model that came without a masked-LM head" in line
+    assert f"--workdir {path}: its model came without a masked-LM head" in line
 
 
 # ------------------------------------------------------- the same model, stored in another way

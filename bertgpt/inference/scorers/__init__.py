@@ -7,6 +7,7 @@ abilities needs no change here.
 from bertgpt.errors import ConfigError
 from bertgpt.inference.scorers import left_to_right, masked
 from bertgpt.inference.scorers.scorer import Row, Scorer
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 __all__ = ["SCORERS", "Row", "Scorer", "find"]
@@ -24,10 +25,12 @@ def find(trained: Trained) -> Scorer:
   Args:
     trained: the model.
   Raises:
-    ConfigError: the family of the model has none of the abilities.
+    ConfigError: the family of the model has none of the abilities, or the model came without the
+      head for it.
   """
   for ability, scorer in SCORERS.items():
     if trained.can(ability):
+      trained_lib.require_head(trained, ability)
       return scorer
   raise ConfigError(f"a model of the family {trained.config.model.family!r} gives no probabilities "
                     f"of the tokens of a text. Use a model that can {' or '.join(SCORERS)}")
