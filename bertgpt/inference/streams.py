@@ -164,7 +164,9 @@ class Unfinished:
     self.state: dict[str, Any] = {}
     if (folder / _STATE).exists():
       stored = files.read_json(folder / _STATE, f"Remove {folder}")
-      self.state, self._sizes = stored["state"], stored["sizes"]
+      # The key in the name is only a part of a hash.
+      if stored["identity"] == json.loads(json.dumps(identity)):
+        self.state, self._sizes = stored["state"], stored["sizes"]
 
   def open(self, name: str) -> BinaryIO:
     """Opens a file for reading and writing, at the end of what was committed.

@@ -34,6 +34,18 @@ def test_tokens_are_scored_among_all_others(bert):
     np.testing.assert_allclose(logp, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("which", ["gpt", "bert"])
+def test_scores_do_not_depend_on_the_texts_around(request, which):
+  """Alone, in another order, in batches of other sizes: equal to rounding."""
+  trained, order = request.getfixturevalue(which), [3, 0, 2, 1]
+  whole = score(trained, TEXTS)
+  for batch_size in (1, 3, 64):
+    found = score(trained, [TEXTS[i] for i in order], batch_size=batch_size)
+    for i, logp in zip(order, found, strict=True):
+      np.testing.assert_allclose(logp, whole[i], atol=1e-5)
+      np.testing.assert_allclose(score(trained, [TEXTS[i]])[0], whole[i], atol=1e-5)
+
+
 @pytest.mark.parametrize("arguments, fragment", [
     ({"window": 65}, "--window=65: the model has 64 positions. Give 4 to 64"),
     ({"window": 3}, "--window=3"),

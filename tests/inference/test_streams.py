@@ -106,6 +106,20 @@ def test_work_of_another_identity_begins_again(tmp_path, capsys):
       "a[b].npy", "other.npy.unfinished-0123abcd"]
 
 
+def test_a_folder_of_the_same_key_with_another_identity_begins_again(tmp_path):
+  """As if the hashes of two identities began alike."""
+  out = tmp_path / "a.npy"
+  with pytest.raises(KeyError), streams.resumable(out, {"x": [1, 2]}) as work:
+    work.open("rows").write(b"one")
+    work.commit(texts=1)
+    raise KeyError
+  folder, = tmp_path.iterdir()
+  assert streams.Unfinished(folder, out, {"x": (1, 2)}).state == {"texts": 1}
+  other = streams.Unfinished(folder, out, {"x": [1, 3]})
+  assert other.state == {} and other.open("rows").read() == b""
+  other.close()
+
+
 def hold(out, identity, entered, leave):
   with streams.resumable(out, identity):
     entered.set()
