@@ -262,6 +262,7 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("training.run", "training.start"), "training/test_loop.py"),
     "training.schedules": "training/test_optimizers.py",
     "hub.architecture": "hub/test_conversion.py",
+    "hub.precompiled": "hub/test_same_ids.py",
     **dict.fromkeys(("models.lookup", "models.parameters"), "devices/test_sharding.py"),
     "models.inputs": "models/test_models.py",
     **dict.fromkeys(("data.batches.blocks", "data.batches.ordered_pairs", "data.batches.pairs",

@@ -20,7 +20,7 @@ from bertgpt import files, trees
 from bertgpt.config import families
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
-from bertgpt.hub import conversion, model_card, tokenizer_files, weights
+from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
@@ -169,6 +169,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
     added: tokens after those of the tokenizer.
   Raises:
     StorageError: a file does not hold what was written.
+    DataError: the tokenizer that was written gives other ids.
   """
   def refuse(name):
     raise StorageError(f"{folder / name}: does not hold what was written. Check the disk, or "
@@ -184,3 +185,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   if fast.get_vocab() != {piece: i for i, piece in enumerate((*tokenizer.pieces, *added))}:
     refuse("tokenizer.json")
+  if difference := same_ids.find_difference(fast, tokenizer):
+    raise DataError(f"the tokenizer cannot be exported: {difference}. Train the model with a "
+                    "tokenizer whose normalizer is nmt_nfkc, nmt_nfkc_cf or identity, or use it "
+                    "with bertgpt")

@@ -13,15 +13,19 @@ reads it as text.
 
 import json
 import pathlib
+import re
+from collections.abc import Callable
 from typing import Any
 
+import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from bertgpt import files
 from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer, WordPiece
 from bertgpt.errors import DataError
+from bertgpt.hub import precompiled
 
 proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
@@ -34,6 +38,7 @@ DECODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "bos_token": "eod
 # Names of the tokens that fine-tuning puts around the texts of a decoder, in the order of their
 # ids, which follow those of the tokenizer (`finetuning.tasks.rows`).
 DECODER_MARKS = ("<|start|>", "<|delimiter|>", "<|extract|>")
+BEGINNINGS = ("<s>",)  # [CLS] of RoBERTa and its kind, which begins a text as in a decoder.
 SPACE = "\u2581"  # SentencePiece's character for a space.
 
 
@@ -81,6 +86,8 @@ def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
     is_encoder: whether the roles are those of an encoder.
   """
   roles = ENCODER_ROLES if is_encoder else DECODER_ROLES
+  if is_encoder and tokenizer.cls_id >= 0 and tokenizer.pieces[tokenizer.cls_id] in BEGINNINGS:
+    roles = roles | {"bos_token": "cls_id", "eos_token": "sep_id"}
   ids = {role: getattr(tokenizer, name) for role, name in roles.items()}
   return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
 
@@ -106,12 +113,14 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
   Raises:
     DataError: the library has no such tokenizer.
   """
+  specials = special_tokens(tokenizer, is_encoder)
   if isinstance(tokenizer, SentencePiece):
-    fast = from_sentencepiece(tokenizer.data)
+    fast = from_sentencepiece(tokenizer.safe_data)
   else:
-    fast = tokenizers.Tokenizer.from_buffer(tokenizer.data)
-  names = dict.fromkeys(special_tokens(tokenizer, is_encoder).values())
-  fast.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    fast = _without_settings_of_its_source(tokenizer, set(specials.values()))
+  marked = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
+  fast.add_special_tokens([AddedToken(name, normalized=False)
+                           for name in dict.fromkeys(specials.values()) if name not in marked])
   if is_tuned and not is_encoder:
     start, delimiter, extract = marks = mark_names(tokenizer)
     fast.add_special_tokens([AddedToken(name, normalized=False) for name in marks])
@@ -132,6 +141,22 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
   return fast
 
 
+def _without_settings_of_its_source(tokenizer: Tokenizer,
+                                    specials: set[str]) -> tokenizers.Tokenizer:
+  """Returns a tokenizer of `tokenizers` without truncation, padding and dropout.
+
+  Args:
+    tokenizer: our tokenizer.
+    specials: special tokens, which are marked as such.
+  """
+  content = json.loads(tokenizer.data) | {"truncation": None, "padding": None}
+  if "dropout" in content["model"]:
+    content["model"]["dropout"] = None
+  content["added_tokens"] = [token | {"special": token["special"] or token["content"] in specials}
+                             for token in content.get("added_tokens") or ()]
+  return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
 def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
   """Returns the equivalent of a unigram or BPE model of SentencePiece.
 
@@ -147,43 +172,49 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
       or not rules.escape_whitespaces):
     raise DataError("tokenizer.model: only unigram and BPE models of SentencePiece that mark the "
                     "beginnings of words can be exported")
+  kind = proto_lib.ModelProto.SentencePiece
+  symbols = [p.piece for p in proto.pieces if p.type == kind.USER_DEFINED]
   fast = tokenizers.Tokenizer(builders[trainer.model_type](proto))
-  fast.normalizer = normalizers.Sequence(_normalizers(rules))
+  fast.normalizer = precompiled.make_normalizer(rules, symbols, _normalizer(data))
   # The text is not split at words: pieces are chosen for the whole text, and may span words.
   scheme = "always" if rules.add_dummy_prefix else "never"
   fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+  if symbols:  # As added tokens they would be cut out before, with the spaces around them.
+    pattern = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
+    fast.pre_tokenizer = pre_tokenizers.Sequence([
+        fast.pre_tokenizer, pre_tokenizers.Split(Regex(pattern), "isolated")])
   fast.decoder = decoders.Sequence([decoders.ByteFallback(),
                                     decoders.Metaspace(SPACE, prepend_scheme=scheme)])
-  kind = proto_lib.ModelProto.SentencePiece
-  for names, is_special in (((kind.CONTROL,), True), ((kind.USER_DEFINED,), False)):
-    fast.add_tokens([AddedToken(p.piece, normalized=False, special=is_special)
-                     for p in proto.pieces if p.type in names])
+  fast.add_tokens([AddedToken(p.piece, normalized=False, special=True)
+                   for p in proto.pieces if p.type == kind.CONTROL])
   return fast
 
 
-def _normalizers(rules) -> list[Any]:
-  steps: list[Any] = []
-  if rules.precompiled_charsmap:
-    steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
-  if rules.remove_extra_whitespaces:
-    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-  return steps
+def _normalizer(data: bytes) -> Callable[[str], str]:
+  """Returns the normalizer of a SentencePiece model, for text without spaces at its ends."""
+  processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+  return lambda text: processor.normalize(text).strip(SPACE)
 
 
 def _unigram(proto) -> models.Model:
-  return models.Unigram([(p.piece, p.score) for p in proto.pieces], proto.trainer_spec.unk_id,
+  # A text that is a user-defined symbol has no likelier pieces.
+  symbol = proto_lib.ModelProto.SentencePiece.USER_DEFINED
+  return models.Unigram([(p.piece, 0.0 if p.type == symbol else p.score) for p in proto.pieces],
+                        proto.trainer_spec.unk_id,
                         proto.trainer_spec.byte_fallback)
 
 
 def _bpe(proto) -> models.Model:
   """Returns a BPE with a list of merges: SentencePiece merges the pair with the best piece."""
-  normal = proto_lib.ModelProto.SentencePiece.NORMAL
+  kind = proto_lib.ModelProto.SentencePiece
   ids = {p.piece: i for i, p in enumerate(proto.pieces)}
-  score = {p.piece: p.score for p in proto.pieces if p.type == normal}
+  score = {p.piece: p.score for p in proto.pieces if p.type == kind.NORMAL}
   merges = []
   for piece in sorted(score, key=lambda piece: (-score[piece], ids[piece])):
     pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
     merges += sorted((pair for pair in pairs if score.keys() >= set(pair)),
                      key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+  # Without merges, a user-defined symbol is found as a whole.
   return models.BPE(ids, merges, unk_token=proto.trainer_spec.unk_piece, fuse_unk=True,
-                    byte_fallback=proto.trainer_spec.byte_fallback)
+                    byte_fallback=proto.trainer_spec.byte_fallback,
+                    ignore_merges=any(p.type == kind.USER_DEFINED for p in proto.pieces))

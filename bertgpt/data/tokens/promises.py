@@ -87,3 +87,13 @@ def as_controls(data: bytes, ids: Collection[int]) -> bytes:
   for i in ids:
     proto.pieces[i].type = _proto_lib.ModelProto.SentencePiece.CONTROL
   return proto.SerializeToString()
+
+
+def user_symbols(data: bytes) -> tuple[str, ...]:
+  """Returns the user-defined symbols of a SentencePiece model.
+
+  Args:
+    data: content of its file.
+  """
+  kind = _proto_lib.ModelProto.SentencePiece.USER_DEFINED
+  return tuple(p.piece for p in _proto_lib.ModelProto.FromString(data).pieces if p.type == kind)

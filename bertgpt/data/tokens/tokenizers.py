@@ -29,7 +29,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -39,7 +38,13 @@ import tokenizers
 
 from bertgpt import files
 from bertgpt.data.tokens import beside, pipelines, promises, reading
-from bertgpt.data.tokens.words import BYTE_OF_CHAR, ends_word, is_continuation, join_cjk
+from bertgpt.data.tokens.words import (
+    bytes_of_byte_level,
+    bytes_of_sentencepiece,
+    ends_word,
+    is_continuation,
+    join_cjk,
+)
 from bertgpt.errors import DataError, one_line
 
 # Special tokens: role -> possible names. The first name that is in the vocabulary is used. eod is
@@ -184,6 +189,11 @@ class Tokenizer(abc.ABC):
 
   @property
   @abc.abstractmethod
+  def user_symbols(self) -> tuple[str, ...]:
+    """Pieces that are looked for in texts before all others, and are not special."""
+
+  @property
+  @abc.abstractmethod
   def is_as_filed(self) -> bool:
     """Whether the file keeps the promises itself, so that nothing had to be taken out of it."""
 
@@ -237,6 +247,10 @@ class SentencePiece(Tokenizer):
     return sentencepiece.SentencePieceProcessor(model_proto=self.safe_data)
 
   @property
+  def user_symbols(self):
+    return promises.user_symbols(self.safe_data)
+
+  @property
   def is_as_filed(self):
     return self.safe_data is self.data
 
@@ -257,10 +271,10 @@ class SentencePiece(Tokenizer):
     return self.library.decode(ids)
 
   def _continues_word(self, piece, is_former):
-    return is_continuation(_sentencepiece_bytes(piece), is_former)
+    return is_continuation(bytes_of_sentencepiece(piece), is_former)
 
   def _ends_word(self, piece):
-    return ends_word(_sentencepiece_bytes(piece))
+    return ends_word(bytes_of_sentencepiece(piece))
 
 
 class _Json(Tokenizer):
@@ -279,6 +293,12 @@ class _Json(Tokenizer):
       return library
     return _prepared(tokenizers.Tokenizer.from_str(
         promises.out_of_reach(self.data, self._specials.values())))
+
+  @property
+  def user_symbols(self):
+    added = self._file_library.get_added_tokens_decoder()
+    return tuple(token.content for i, token in added.items()
+                 if not token.special and i not in self.special_ids)
 
   @property
   def is_as_filed(self):
@@ -343,10 +363,10 @@ class ByteBPE(_Json):
   _between_specials = ""
 
   def _continues_word(self, piece, is_former):
-    return is_continuation(_bytes_of(piece), is_former)
+    return is_continuation(bytes_of_byte_level(piece), is_former)
 
   def _ends_word(self, piece):
-    return ends_word(_bytes_of(piece))
+    return ends_word(bytes_of_byte_level(piece))
 
 
 class Gpt1BPE(_Json):
@@ -359,19 +379,6 @@ class Gpt1BPE(_Json):
 
   def _ends_word(self, piece):
     return piece.endswith(pipelines.END_OF_WORD)
-
-
-def _sentencepiece_bytes(piece: str) -> bytes:
-  """Returns the UTF-8 that a piece of SentencePiece stands for."""
-  byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
-  return bytes.fromhex(byte[1]) if byte else piece.replace("\u2581", " ").encode()
-
-
-def _bytes_of(piece: str) -> bytes:
-  """Returns the bytes of a byte-level piece; one that was added is not made of bytes."""
-  if not piece or not BYTE_OF_CHAR.keys() >= set(piece):
-    return b" "
-  return bytes(BYTE_OF_CHAR[c] for c in piece)
 
 
 def _is_worker() -> bool:

@@ -73,3 +73,16 @@ def _byte_of_char() -> dict[str, int]:
 # Character of a byte-level vocabulary -> the byte that it stands for (openai/gpt-2, encoder.py,
 # 2019).
 BYTE_OF_CHAR = _byte_of_char()
+
+
+def bytes_of_sentencepiece(piece: str) -> bytes:
+  """Returns the UTF-8 that a piece of SentencePiece stands for."""
+  byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+  return bytes.fromhex(byte[1]) if byte else piece.replace("\u2581", " ").encode()
+
+
+def bytes_of_byte_level(piece: str) -> bytes:
+  """Returns the bytes of a byte-level piece; a space for one that was added and is not of bytes."""
+  if not piece or not BYTE_OF_CHAR.keys() >= set(piece):
+    return b" "
+  return bytes(BYTE_OF_CHAR[c] for c in piece)

@@ -1,0 +1,65 @@
+"""Whether an exported tokenizer gives the ids that the model was trained with.
+
+`transformers` reads tokenizer.json with the library `tokenizers`, as is done here. The names of
+special tokens are left out of the comparison: there they are tokens, and for us they are text.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+from typing import Literal
+
+import tokenizers
+
+from bertgpt.data.tokens.tokenizers import Tokenizer
+
+# What is known to be treated differently by some tokenizers: capitals, accents, one and two marks,
+# points and vowel signs, voiced kana, Hangul, full and half width, ligatures, spaces of all kinds.
+TEXTS = (
+    "The Quick brown fox’s café isn't NAÏVE (or is it?), 1,234.5!",
+    "Tiếng Việt: Ệ Ẫ ế ữ", "Großes ÄPFEL, Übermut", "İstanbul'da ılık ŞİİR", "Ǖ ǟ ȭ ṩ ḗ",
+    "Ἐν ἀρχῇ ἦν ὁ λόγος, ᾳ ῳ ΐ", "Съешь ещё этих булок, й Ё ї", "שָׁלוֹם עֲלֵיכֶם",
+    "السَّلامُ عَلَيْكُمْ، مُحَمَّدٌ", "क़लम ज़रूर हिन्दी में है।", "বাংলা ভাষা, ড় ঢ় কো", "தமிழ் மொழி",
+    "ภาษาไทย กำ", "がぎぐ パーティー ｶﾞﾀﾞﾊﾟｱｲｳ、日本語。", "한국어 문장 각 뷁",
+    "ㄱㅏ 中文（测试），汉字。",
+    "ქართული ენა", "አማርኛ", "Հայերեն և", "½ ﬁ Å ① ㎏ ™ ｆｕｌｌ　ｗｉｄｔｈ ～",
+    "👩‍👩‍👧 1️⃣ 🇩🇪 👍🏽 ☃",
+    "a\u0085b \u0085", "two  spaces\u3000and\u2003others\u00a0here\u1680.\u202f", " \t leading",
+    "trailing \n", "line\r\nline\n\n  indent\tTab", "zero\u200bwidth\u200djoin\ufeff\u00adsoft",
+    "", " ", "x" * 300, "e\u0323\u0302 \u00ea\u0323", "def f(x):\n    return x_1 + [2]  # <b>",
+)
+_FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
+_PLACES = ("{}", "the {} house", "the{}house", " {} ", "{}{}", "a  {}", "({})")
+
+
+def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer) -> str | None:
+  """Returns a line that shows a text with other ids than in training; None: all ids are the same.
+
+  Args:
+    fast: the exported tokenizer.
+    tokenizer: our tokenizer.
+  """
+  texts = list(dict.fromkeys(make_texts(tokenizer)))
+  for text, ours in zip(texts, tokenizer.encode(texts), strict=True):
+    theirs = fast.encode(text, add_special_tokens=False).ids
+    if theirs != ours.tolist():
+      pieces = [" ".join(map(_name(tokenizer), ids)) for ids in (theirs, ours)]
+      return f"in transformers, the text {text!r} would be {pieces[0]} instead of {pieces[1]}"
+  return None
+
+
+def make_texts(tokenizer: Tokenizer) -> Iterator[str]:
+  """Yields the texts that are compared, composed and decomposed, and with the user's symbols.
+
+  Args:
+    tokenizer: our tokenizer.
+  """
+  for text in TEXTS:
+    for form in _FORMS:
+      normal = unicodedata.normalize(form, text)
+      yield from (normal, normal.upper(), normal.lower())
+  for symbol in tokenizer.user_symbols:
+    yield from (place.replace("{}", symbol) for place in _PLACES)
+
+
+def _name(tokenizer: Tokenizer):
+  return lambda i: tokenizer.pieces[i] if 0 <= i < tokenizer.vocab_size else str(i)

@@ -1,0 +1,130 @@
+"""bertgpt.hub.same_ids, bertgpt.hub.precompiled: exported tokenizers give the ids of training."""
+
+import io
+import json
+import random
+import unicodedata
+
+import pytest
+import sentencepiece
+import small_runs
+import tokenizers as fast_tokenizers
+from tokenizers import AddedToken, models
+
+from bertgpt.data.tokens import pipelines, tokenizers
+from bertgpt.hub import same_ids, tokenizer_files
+
+RULES = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
+SYMBOLS = ["<url>", "<URL>", "\n", "AB", "ABC", "(x)", "@@"]
+
+
+def train(rule="nmt_nfkc", **options):
+  """Returns a SentencePiece model that knows the characters of all texts that are compared."""
+  model = io.BytesIO()
+  texts = [unicodedata.normalize(form, text) for text in same_ids.TEXTS for form in ("NFC", "NFD")]
+  lines = [line for text in [*texts, *small_runs.make_text(20).split("\n")]
+           for line in (text, text.lower()) if line.strip() and len(line) < 200]
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(lines * 3), model_writer=model, minloglevel=2,
+      **{"vocab_size": 900, "hard_vocab_limit": False, "normalization_rule_name": rule,
+         "character_coverage": 1.0, "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1,
+         "pad_piece": "[PAD]", "unk_piece": "[UNK]",
+         "control_symbols": ["[CLS]", "[SEP]", "[MASK]"], **options})
+  return tokenizers.SentencePiece(model.getvalue())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("options", [
+    {}, {"model_type": "bpe"}, {"user_defined_symbols": SYMBOLS},
+    {"user_defined_symbols": SYMBOLS, "model_type": "bpe"},
+    {"remove_extra_whitespaces": False, "add_dummy_prefix": False},
+    {"vocab_size": 1500, "byte_fallback": True}], ids=str)
+def test_sentencepiece_is_exported_with_the_same_ids(rule, options):
+  tokenizer = train(rule, **options)
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  assert same_ids.find_difference(fast, tokenizer) is None
+  assert fast.get_vocab() == {piece: i for i, piece in enumerate(tokenizer.pieces)}
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf"])
+def test_texts_of_all_scripts_are_normalized_as_by_sentencepiece(rule):
+  """Words of letters of one script with marks of it, which SentencePiece itself normalizes."""
+  tokenizer, rng = train(rule), random.Random(0)
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  letters, marks = {}, {}
+  for char in map(chr, range(0x41, 0xFFF0)):
+    kind, script = unicodedata.category(char)[0], unicodedata.name(char, "").split(" ")[0]
+    # The table does not compose the few characters that Unicode has twice, as the angstrom sign.
+    if kind in "LM" and script and unicodedata.normalize("NFC", char) == char:
+      (letters if kind == "L" else marks).setdefault(script, []).append(char)
+  # Dialytika with tonos is one character that the table makes two of.
+  accents = [c for c in map(chr, range(0x300, 0x315)) if c != "\u0344"] + ["\u0323", "\u0327"]
+  checked = 0
+  for script in sorted(letters):
+    for _ in range(30):
+      of_script = marks.get(script) or accents
+      word = ""
+      for letter in rng.choices(letters[script], k=6):
+        is_plain = unicodedata.normalize("NFKD", letter) == letter
+        word += letter + (rng.choice(of_script) if is_plain and rng.random() < 0.5 else "")
+      for text in (word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFKD", word)):
+        expected = tokenizer.library.normalize(text).replace("\u2581", " ").strip(" ")
+        assert fast.normalizer.normalize_str(text) == expected, ascii(text)
+        checked += 1
+  assert checked > 5000
+
+
+def test_the_first_character_may_be_one_that_is_removed():
+  """`Precompiled` alone panics in such a text if another step came before it."""
+  tokenizer = train(user_defined_symbols=["<url>"])
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  for text in ("\u0001abc", "\u2122 <url>", "½ x", "\ufb01ne", "\u0f8fy\u034f\uff76"):
+    assert fast.encode(text).ids == tokenizer.encode([text])[0].tolist()
+
+
+def test_a_difference_is_shown_with_its_text():
+  tokenizer = train(user_defined_symbols=["<url>"])
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  fast.add_tokens([AddedToken("<url>", normalized=False)])
+  line = same_ids.find_difference(fast, tokenizer)
+  assert line == "in transformers, the text '<url>' would be <url> instead of \u2581 <url>"
+
+
+def test_truncation_padding_and_dropout_of_the_source_are_not_exported():
+  fast = fast_tokenizers.Tokenizer(models.BPE({"<unk>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")],
+                                              dropout=0.5, unk_token="<unk>"))
+  fast.enable_truncation(3)
+  fast.enable_padding(length=9)
+  tokenizer = tokenizers.ByteBPE(pipelines.serialize(fast))
+  content = json.loads(tokenizer_files.to_fast(tokenizer, is_encoder=False).to_str())
+  assert content["truncation"] is content["padding"] is content["model"]["dropout"] is None
+
+
+def test_roberta_keeps_its_beginning_end_and_mask():
+  alphabet = sorted(fast_tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  names = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "<mask>"]
+  fast = pipelines.byte_bpe_pipeline(models.BPE({p: i for i, p in enumerate(names)}, []))
+  fast.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)])
+  tokenizer = tokenizers.ByteBPE(pipelines.serialize(fast))
+  roles = tokenizer_files.special_tokens(tokenizer, is_encoder=True)
+  assert roles["bos_token"] == roles["cls_token"] == "<s>"
+  assert roles["eos_token"] == roles["sep_token"] == "</s>"
+  exported = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  assert exported.encode("a <mask>", add_special_tokens=False).ids == [
+      names.index("a"), names.index("<mask>")]
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf"])
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_transformers_gives_the_same_ids(tmp_path, rule, model_type):
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  tokenizer = train(rule, model_type=model_type, user_defined_symbols=SYMBOLS)
+  tokenizer_files.write(tokenizer, tmp_path, is_encoder=True, max_length=64, num_segments=2)
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  texts = list(same_ids.make_texts(tokenizer))
+  ours = [ids.tolist() for ids in tokenizer.encode(texts)]
+  for text, found, expected in zip(texts, theirs(texts, add_special_tokens=False)["input_ids"],
+                                   ours, strict=True):
+    assert found == expected, ascii(text)
