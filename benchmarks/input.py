@@ -3,7 +3,7 @@
   python -m benchmarks.input --source='jsonl:wiki/train-*.jsonl.xz#text' --out=input.json
 
 prepare  `prepare` from the files to the finished corpus, compared with the tokenizer library's
-         batch encode of the same text, which is in memory as paragraphs. Both run on all cores,
+         batch encode of the same text, which is in memory as lines. Both run on all cores,
          with a tokenizer that is already trained.
 loader   batches made by a process with one core, compared with the train step on all cores.
 waiting  the real `train.train`: the share of its time in which it waits for the next batch.
@@ -35,8 +35,8 @@ from bertgpt.errors import ConfigError
 
 # The processes that `prepare` starts import this file again, so only functions import JAX.
 
-CHUNK = 10_000  # Paragraphs per call of the bare tokenizer.
-TOKENS_TOLERANCE = 0.01  # `prepare` splits paragraphs into sentences.
+CHUNK = 10_000  # Lines per call of the bare tokenizer.
+TOKENS_TOLERANCE = 0.01  # `prepare` keeps the line ends.
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +72,8 @@ def measure_prepare(config: ConfigDict, path: pathlib.Path,
     path: folder of its prepared corpus.
     arguments: values of the flags.
   """
-  texts = [paragraph for document in sources.open_source(config.data.source)
-           for paragraph in document.paragraphs]
+  texts = [line for document in sources.open_source(config.data.source)
+           for line in document.text.split("\n") if line.strip()]
   config = config.copy_and_resolve_references()
   config.tokenizer.path = str(path / corpus_lib.TOKENIZER)
   encode = bare_encoder(path / corpus_lib.TOKENIZER)

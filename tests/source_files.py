@@ -2,7 +2,7 @@
 
 import pathlib
 
-from bertgpt.data.text import sources
+from bertgpt.data.text import documents, sources
 
 
 def read(spec, **kwargs):
@@ -11,8 +11,14 @@ def read(spec, **kwargs):
 
 
 def paragraphs(spec, **kwargs):
-  """Returns the paragraphs of every document of a source."""
-  return [document.paragraphs for document in read(spec, **kwargs)]
+  """Returns the lines of every document of a source."""
+  return [tuple(document.text.split("\n")) for document in read(spec, **kwargs)]
+
+
+def sentences(spec):
+  """Yields the sentences of all documents of a source in English, without spaces around them."""
+  for document in sources.open_source(spec):
+    yield from map(str.strip, documents.cut_sentences(document, "en"))
 
 
 def write(path: pathlib.Path, content: bytes) -> pathlib.Path:

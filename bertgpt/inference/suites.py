@@ -211,7 +211,7 @@ def _read_pairs(path: pathlib.Path, flag: str) -> Iterator[tuple[str, ...]]:
 def _read_dataset(spec: str, flag: str) -> Iterator[str]:
   try:
     for document in sources.open_source(spec):
-      yield "\n".join(document.paragraphs)
+      yield document.text
   except (ConfigError, DataError) as e:
     raise type(e)(f"{flag}: {str(e).removeprefix('data.source: ')}") from e
 

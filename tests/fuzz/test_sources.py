@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from source_files import write
 
 from bertgpt.data.text import sources, texts
+from bertgpt.data.text.documents import cut_sentences
 from bertgpt.errors import ConfigError
 
 MODES = ("error", "replace", "skip")
@@ -52,10 +53,9 @@ def test_any_bytes_are_read_or_refused(kind, ending):
       path = write(folder / f"a{ending}", content)
       documents = attempt(read_all, f"{kind}:{path}", mode)
       for document in [] if documents is FAILED else documents:
-        assert any(p.strip() for p in document.paragraphs)
-        assert all(is_clean(p) for p in document.paragraphs)
-        sentences = sources.split_sentences(document, "en")
-        assert all(sentences)
+        assert document.text.strip() and is_clean(document.text)
+        sentences = cut_sentences(document, "en")
+        assert all(map(str.strip, sentences)) and "".join(sentences) == document.text
   fuzzing.run(check, 25, content=lines, mode=st.sampled_from(MODES))
 
 
@@ -92,13 +92,9 @@ def test_documents_are_what_google_bert_reads(kind):
         return
       expected = [[]]
       for line in as_text(path.read_bytes()).split("\n"):
-        expected[-1].append(line.strip()) if line.strip() else expected.append([])
-      assert [lines_of(document) for document in found] == [lines for lines in expected if lines]
+        expected[-1].append(line) if line.strip() else expected.append([])
+      assert [document.text for document in found] == ["\n".join(e) for e in expected if e]
   fuzzing.run(check, 150, text=fuzzing.texts())
-
-
-def lines_of(document):
-  return [line.strip() for line in document.paragraphs]
 
 
 def records():
@@ -145,7 +141,7 @@ def test_parquet_holds_what_was_written():
       other = write(folder / "a.jsonl", lines)
       found, expected = (read_all(f"{kind}:{path}", "replace")
                          for kind, path in (("parquet", path), ("jsonl", other)))
-      assert [d.paragraphs for d in found] == [d.paragraphs for d in expected]
+      assert [d.text for d in found] == [d.text for d in expected]
   clean = fuzzing.texts().filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text))
   kinds = [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(),
            pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]

@@ -117,7 +117,7 @@ def test_a_corpus_holds_the_ids_of_any_texts(name, tmp_path):
 
 
 def text_of(document):
-  return "\n".join(document.paragraphs)
+  return document.text
 
 
 # -------------------------------------------------------------------- files

@@ -6,10 +6,10 @@ import random
 
 import pytest
 import small_runs
+import source_files
 import tokenizers as fast_tokenizers
 
 from bertgpt import config as config_lib
-from bertgpt.data.text import sources
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import DataError
 from bertgpt.hub import tokenizer_files
@@ -102,8 +102,7 @@ def test_ids_of_sentencepiece_on_10000_lines(data_dir, model_type, lowercase):
   spec = (f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz,"
           f"jsonl:{data_dir}/lm/gutenberg/heldout.jsonl.xz,"
           f"text:{data_dir}/lm/tinyshakespeare.txt.gz")
-  sentences = itertools.chain.from_iterable(
-      sources.split_sentences(document, "en") for document in sources.open_source(spec))
+  sentences = source_files.sentences(spec)
   lines, texts = list(itertools.islice(sentences, 10_000)), itertools.islice(sentences, 5_000)
   assert len(lines) == 10_000
   tokenizer = train(texts, kind="sentencepiece", vocab_size=5_000, model_type=model_type,

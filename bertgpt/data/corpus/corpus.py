@@ -25,7 +25,10 @@ from array_record.python import array_record_module
 from bertgpt import files
 from bertgpt.errors import DataError, one_line
 
-FORMAT_VERSION = 1
+# Version 1 left out blank lines and white space at the ends of lines, and its ids are those of the
+# single sentences. The files are the same.
+FORMAT_VERSION = 2
+FORMAT_VERSIONS = (2, 1)
 DATASET_NAME = "bertgpt_corpus"
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
@@ -308,9 +311,9 @@ def read_manifest(path: pathlib.Path) -> dict:
     raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}). Make one with "
                     "`bertgpt prepare`")
   manifest = files.read_json(file, "Prepare the corpus again")
-  if (version := manifest.get("format_version")) != FORMAT_VERSION:
+  if (version := manifest.get("format_version")) not in FORMAT_VERSIONS:
     raise DataError(f"{file}: has format version {version}, but this program reads "
-                    f"{FORMAT_VERSION}. Prepare the corpus again")
+                    f"{' and '.join(map(str, FORMAT_VERSIONS))}. Prepare the corpus again")
   return manifest
 
 
@@ -367,8 +370,10 @@ def report(manifest: dict) -> str:
            f"tokenizer  {made_with['kind']}, {made_with['vocab_size']:,} ids, "
            f"fingerprint {made_with['fingerprint'][:12]}"]
   lines += [f"{label:<18}" + "".join(f" {cell:>29}" for cell in cells) for label, *cells in rows]
-  lines += [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
-  return "\n".join(lines if manifest["skipped"] else [*lines, "nothing was skipped or replaced"])
+  notes = [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
+  if manifest["format_version"] == 1:
+    notes.append("note: of format version 1, without the blank lines and indentation of the text")
+  return "\n".join([*lines, *(notes or ["nothing was skipped or replaced"])])
 
 
 def _percentiles(split: dict, name: str) -> str:

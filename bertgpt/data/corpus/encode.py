@@ -19,8 +19,8 @@ import numpy as np
 
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument
-from bertgpt.data.text import sources
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.text.documents import Document, cut_sentences
+from bertgpt.data.tokens import parts, tokenizers
 from bertgpt.errors import PeerError
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
@@ -103,11 +103,12 @@ def _serve(connection, settings: Worker) -> None:
   """Runs in a worker: answers chunks of documents until the other end is closed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers.
   tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path)
+  encode_parts = parts.make_encoder(tokenizer)
   with contextlib.suppress(EOFError, ConnectionError):
     while True:
       chunk = connection.recv()
       try:
-        answer = _encode_chunk(chunk, settings, tokenizer)
+        answer = _encode_chunk(chunk, settings, encode_parts, tokenizer.unk_id)
       except Exception as e:  # The parent raises it again.
         answer = e
       connection.send(answer)
@@ -133,12 +134,12 @@ def _map_in_order(submit: Callable, sized: Iterable[tuple], room: int) -> Iterat
     yield future.result()
 
 
-def _chunks(documents: Iterable[sources.Document]) -> Iterator[tuple[list, int]]:
+def _chunks(documents: Iterable[Document]) -> Iterator[tuple[list, int]]:
   """Yields (documents, characters), each with whole documents of at least `CHUNK_CHARS`."""
   chunk, size = [], 0
   for document in documents:
     chunk.append(document)
-    size += sum(map(len, document.paragraphs))
+    size += len(document.text)
     if size >= CHUNK_CHARS:
       yield chunk, size
       chunk, size = [], 0
@@ -146,53 +147,29 @@ def _chunks(documents: Iterable[sources.Document]) -> Iterator[tuple[list, int]]
     yield chunk, size
 
 
-def _encode_chunk(documents: list[sources.Document], settings: Worker,
-                  tokenizer: tokenizers.Tokenizer
-                  ) -> tuple[list[EncodedDocument], collections.Counter]:
-  """Returns the documents that have tokens, and a tally of those that are left out."""
+def _encode_chunk(documents: list[Document], settings: Worker, encode_parts: parts.Encoder,
+                  unk_id: int) -> tuple[list[EncodedDocument], collections.Counter]:
+  """Returns the documents that have tokens, and a tally of what is left out."""
   counts = collections.Counter()
-  sentences = [_sentences(document, settings.language) for document in documents]
-  ids = iter(tokenizer.encode([s for texts in sentences for s in texts]))
+  sentences = [cut_sentences(document, settings.language) for document in documents]
   encoded = []
-  for document, texts in zip(documents, sentences, strict=True):
-    sentence_ids = [next(ids) for _ in texts]
-    if any(map(len, sentence_ids)):
-      encoded.append(
-          _encoded_document(document, sentence_ids, settings.token_dtype, tokenizer.unk_id))
+  for document, (ids, lengths) in zip(documents, encode_parts(sentences), strict=True):
+    if len(ids):
+      counts["sentences without a token: left out"] += int(np.count_nonzero(lengths == 0))
+      encoded.append(_encoded_document(document, ids, lengths, settings.token_dtype, unk_id))
     else:
       counts["documents without a token: skipped"] += 1
   return encoded, counts
 
 
-def _encoded_document(document: sources.Document, ids: list[np.ndarray], dtype: str,
+def _encoded_document(document: Document, ids: np.ndarray, lengths: np.ndarray, dtype: str,
                       unk_id: int) -> EncodedDocument:
-  """Returns a document with the ids of its sentences; sentences without a token are dropped."""
-  text, tokens = text_of(document).encode(), np.concatenate(ids)
-  lengths = np.fromiter(filter(None, map(len, ids)), np.int32)
+  """Returns a document with the ids of its sentences; sentences without a token are left out."""
+  text, lengths = document.text.encode(), lengths[lengths > 0].astype(np.int32)
   return EncodedDocument(
-      key=text_key(text), record=corpus_lib.encode_record(tokens.astype(dtype), lengths),
+      key=text_key(text), record=corpus_lib.encode_record(ids.astype(dtype), lengths),
       sentence_lengths=lengths, text_bytes=len(text),
-      num_unknown=int(np.count_nonzero(tokens == unk_id)), max_id=int(tokens.max()))
-
-
-def _sentences(document: sources.Document, language: str) -> list[str]:
-  """Returns the sentences of a document, each with the white space before it.
-
-  Joined together they are the whole text, so byte-level BPE yields the ids of running text.
-  The other tokenizers drop white space at the start.
-  """
-  text = text_of(document)
-  start, sentences = 0, []
-  for sentence in sources.split_sentences(document, language):
-    end = text.index(sentence, start) + len(sentence)
-    sentences.append(text[start:end])
-    start = end
-  return sentences
-
-
-def text_of(document: sources.Document) -> str:
-  """Returns the paragraphs of a document as one text, one per line."""
-  return "\n".join(document.paragraphs)
+      num_unknown=int(np.count_nonzero(ids == unk_id)), max_id=int(ids.max()))
 
 
 def text_key(text: bytes) -> int:

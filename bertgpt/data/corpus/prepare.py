@@ -13,6 +13,7 @@ import heapq
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator
 
 import tqdm
@@ -23,6 +24,7 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import encode
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import sources
+from bertgpt.data.text.documents import Document, cut_sentences
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 
@@ -51,7 +53,8 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
 def ensure_prepared(config: ConfigDict) -> pathlib.Path:
   """Returns `config.data.corpus`, or if that is '', the corpus in the cache.
 
-  Prepares the latter if it does not exist yet.
+  Prepares the latter if it does not exist yet, in this format or an older one, whose runs still
+  need it.
 
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
@@ -66,8 +69,14 @@ def ensure_prepared(config: ConfigDict) -> pathlib.Path:
     if path := _find_older(config):
       return path
     raise
-  path = _cached_path(config, recipe)
-  return path if corpus_lib.is_corpus(path) else _prepare(config, path, recipe)
+  for version in corpus_lib.FORMAT_VERSIONS:
+    path = _cached_path(config, recipe | {"format_version": version})
+    if corpus_lib.is_corpus(path):
+      if version != corpus_lib.FORMAT_VERSION:
+        print(f"note: {path} is of an earlier version, which left out blank lines and indentation. "
+              "Delete it to prepare the text as it is", file=sys.stderr)
+      return path
+  return _prepare(config, _cached_path(config, recipe), recipe)
 
 
 def _find_older(config: ConfigDict) -> pathlib.Path | None:
@@ -79,7 +88,7 @@ def _find_older(config: ConfigDict) -> pathlib.Path | None:
   if not config.tokenizer.path:
     return None
   tokenizer = tokenizers.load_tokenizer(config.tokenizer.path)
-  path = _cached_path(config, make_recipe(config, tokenizer))
+  path = _cached_path(config, make_recipe(config, tokenizer) | {"format_version": 1})
   return path if corpus_lib.is_corpus(path) else None
 
 
@@ -226,18 +235,26 @@ def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
   if not sample:
     raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on. Check "
                     "the path and the field, and data.validation_fraction")
-  return training.train_tokenizer(config.tokenizer, _drain(sample, config.data.language))
+  return training.train_tokenizer(config.tokenizer, _drain(sample, config))
 
 
-def _drain(sample: list[sources.Document], language: str) -> Iterator[str]:
-  """Yields the sentences of a sample and empties it, because training needs the memory."""
+def _drain(sample: list[Document], config: ConfigDict) -> Iterator[str]:
+  """Yields the sentences of a sample and empties it, because training needs the memory.
+
+  For a byte-level BPE, indentation and blank lines are text that it learns; other tokenizers ignore
+  white space.
+  """
+  keeps_space = config.tokenizer.kind == "bpe"
   sample.reverse()
   while sample:
-    yield from sources.split_sentences(sample.pop(), language)
+    for sentence in cut_sentences(sample.pop(), config.data.language):
+      words = sentence.strip()
+      is_indented = len(sentence) > len(words) + 1
+      yield sentence if keeps_space and is_indented else words
 
 
-def sample_documents(documents: Iterable[sources.Document], max_bytes: int,
-                     border: int) -> list[sources.Document]:
+def sample_documents(documents: Iterable[Document], max_bytes: int,
+                     border: int) -> list[Document]:
   """Returns the documents with the largest keys, in their order.
 
   Keys are hashes, so the sample is spread evenly over the corpus. The validation split has the
@@ -250,7 +267,7 @@ def sample_documents(documents: Iterable[sources.Document], max_bytes: int,
   """
   heap, total = [], 0
   for order, document in enumerate(documents):
-    text = encode.text_of(document).encode()
+    text = document.text.encode()
     key = encode.text_key(text)
     if key < border:
       continue

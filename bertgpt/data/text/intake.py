@@ -219,7 +219,7 @@ def _cut_lines(f: io.BufferedReader) -> Iterator[tuple[bytes, bool]]:
       else:
         rest = line
     if len(rest) == MAX_LINE_BYTES:
-      cut = _cut_point(rest)
+      cut = cut_point(rest)
       yield rest[:cut], True
       rest = rest[cut:]
     elif rest and not f.peek(1):
@@ -296,12 +296,16 @@ _OTHER_MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
                 "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
 
-def _cut_point(line: bytes) -> int:
-  """Returns where to cut a piece off: after the last space, or before the last character."""
-  space = line.rfind(b" ", 1)
+def cut_point(data: bytes) -> int:
+  """Returns where to cut UTF-8: after the last space, or else before the last character.
+
+  Args:
+    data: bytes that may end inside of a character.
+  """
+  space = data.rfind(b" ", 1)
   if space > 0:
     return space + 1
-  return next((len(line) - i for i in range(1, 5) if line[-i] >= 0xC0), len(line))
+  return next((len(data) - i for i in range(1, 5) if data[-i] >= 0xC0), len(data))
 
 
 class _ZstdFile(io.RawIOBase):

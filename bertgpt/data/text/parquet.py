@@ -8,7 +8,7 @@ and of their row groups.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts
+from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, is_blank
 from bertgpt.errors import DataError, one_line
 
 BATCH_BYTES = 2**20   # By the mean size of the values of a row group.
@@ -41,7 +41,7 @@ def open_files(paths: Sequence[str], columns: str) -> Iterator[tuple[str, list[b
 
 def gather(rows: Iterable[tuple[str, list[bytes]]],
            counts: Counts) -> Iterator[tuple[str, list[bytes]]]:
-  """Yields documents of rows that are lines: they end at a row without text.
+  """Yields documents of rows that are lines: they end at a blank row.
 
   Args:
     rows: see `open_files`.
@@ -53,12 +53,13 @@ def gather(rows: Iterable[tuple[str, list[bytes]]],
   lines, start, size = [], "", 0
   for place, values in rows:
     line = b"\n".join(values)
-    is_long = bool(line) and size + len(line) + 1 > MAX_DOCUMENT_BYTES
-    if lines and (is_long or not line):
+    has_text = not is_blank(line)
+    is_long = has_text and size + len(line) + 1 > MAX_DOCUMENT_BYTES
+    if lines and (is_long or not has_text):
       counts["long documents cut"] += is_long
-      yield start, [b"\n".join(lines)]
+      yield start, [b"\n".join(lines) + b"\n" * is_long]
       lines, size = [], 0
-    if line:
+    if has_text:
       start = start if lines else place
       lines.append(line)
       size += len(line) + 1

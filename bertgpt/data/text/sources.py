@@ -31,10 +31,12 @@ blank line, without those that are null.
 | a line of JSON without the text          | DataError  | drop document          | drop document |
 
 A DataError names the file and the byte, counted in the decompressed stream. Other irregularities
-are never an error but only counted: a byte-order mark at the start of a file and carriage returns
-(removed), documents without text (dropped), documents of one word (kept), documents of more than
-`MAX_DOCUMENT_BYTES` (cut into several, between paragraphs if possible). So the two constants,
-16 MiB and 4 MiB, bound the memory, whatever the input.
+are never an error but only counted: a byte-order mark at the start of a file or of a JSON record,
+and carriage returns (removed), documents without text (dropped), documents of one word (kept),
+documents of more than `MAX_DOCUMENT_BYTES` (cut into several, between paragraphs if possible). So
+the two constants, 16 MiB and 4 MiB, bound the memory, whatever the input. Everything else is kept:
+the text of a document has its white space, line breaks and blank lines. `intake` says what a line
+and a blank line are.
 """
 
 import dataclasses
@@ -47,14 +49,12 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-import sentencex
-
 from bertgpt.config import remote_problem
 from bertgpt.data.text import datasets, fields, parquet, paths, pydocs
 from bertgpt.data.text.digests import sha256_files
+from bertgpt.data.text.documents import Document, make_documents
 from bertgpt.data.text.intake import (
     JSON_LINES,
-    MAX_DOCUMENT_BYTES,
     Counts,
     TextCleaner,
     is_blank,
@@ -64,26 +64,8 @@ from bertgpt.data.text.intake import (
 )
 from bertgpt.errors import ConfigError, DataError
 
-# Longer sentences are cut: the memory of a tokenizer grows with the length of its input.
-MAX_SENTENCE_CHARS = 1 << 14
 MAX_WEIGHT = 1e6
 MAX_COMMAS = 8  # In the name of a file, of those that look like the start of another source.
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-  """One document and where it was found.
-
-  Attributes:
-    paragraphs: text without line breaks, none empty.
-    sentences_given: whether every paragraph is already one sentence.
-    path: file; for datasets, name and number of the record.
-    offset: byte of the decompressed file where the document starts.
-  """
-  paragraphs: tuple[str, ...]
-  sentences_given: bool
-  path: str = ""
-  offset: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,54 +124,6 @@ def identity(spec: str, cache_dir: str) -> str:
     for line in kind.identify(source, pathlib.Path(cache_dir).expanduser()):
       digest.update(line.encode() + b"\n")
   return digest.hexdigest()
-
-
-def split_sentences(document: Document, language: str) -> list[str]:
-  """Returns the sentences of a document in order, none of them empty.
-
-  Args:
-    document: text; kept as it is if its sentences are given.
-    language: ISO 639-1 code. Its rules apply to abbreviations and quotes; an end mark of any
-      script ends a sentence in every language.
-  """
-  if document.sentences_given:
-    sentences = document.paragraphs
-  else:
-    sentences = itertools.chain.from_iterable(
-        _split_paragraph(p, language) for p in document.paragraphs)
-  pieces = (piece for s in sentences for piece in cut_at_spaces(s, MAX_SENTENCE_CHARS))
-  return [piece for piece in pieces if not piece.isspace()]
-
-
-def _split_paragraph(paragraph: str, language: str) -> Iterator[str]:
-  sentence = ""
-  for segment in sentencex.segment(language, paragraph):
-    sentence += segment
-    # sentencex also cuts "os.path": an ASCII mark ends a sentence only before a space.
-    if segment[-1].isspace() or not segment[-1].isascii():
-      if sentence := sentence.strip():
-        yield sentence
-      sentence = ""
-  if sentence := sentence.strip():
-    yield sentence
-
-
-def cut_at_spaces(text: str, max_chars: int) -> list[str]:
-  """Cuts a text into pieces, at spaces if there are any.
-
-  Args:
-    text: any text.
-    max_chars: characters per piece, at most.
-  Returns:
-    The pieces. A space at which the text is cut is in none of them.
-  """
-  pieces, start = [], 0
-  while len(text) - start > max_chars:
-    space = text.rfind(" ", start + 1, start + max_chars + 1)
-    cut = space if space > 0 else start + max_chars
-    pieces.append(text[start:cut])
-    start = cut + (space > 0)
-  return [*pieces, text[start:]]
 
 
 # ------------------------------------------------------------------- specs
@@ -272,51 +206,6 @@ def _identify_files(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
     yield f"{os.path.getsize(path)} {digest}"
 
 
-# --------------------------------------------------------------- documents
-
-
-_ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
-
-
-def _make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
-  """Splits the text of a document into paragraphs at line breaks.
-
-  Args:
-    whole: document with its whole text as the only paragraph.
-    counts: tally to add to.
-  Yields:
-    The document; none if it is empty, several if it is too long.
-  """
-  text, = whole.paragraphs
-  paragraphs = list(filter(None, map(str.strip, text.split("\n"))))
-  if not paragraphs:
-    counts["documents without text: skipped"] += 1
-    return
-  if len(paragraphs) == 1 and _ONE_WORD.fullmatch(paragraphs[0]):
-    counts["documents of one word"] += 1
-  if len(text) * 4 <= MAX_DOCUMENT_BYTES:
-    yield dataclasses.replace(whole, paragraphs=tuple(paragraphs))
-    return
-  groups = list(_group(paragraphs))
-  if len(groups) > 1:
-    counts["long documents cut"] += 1
-  for group in groups:
-    yield dataclasses.replace(whole, paragraphs=tuple(group))
-
-
-def _group(paragraphs: list[str]) -> Iterator[list[str]]:
-  """Yields groups of paragraphs of at most `MAX_DOCUMENT_BYTES`; cuts longer ones at spaces."""
-  group, size = [], 0
-  for piece in (p for long in paragraphs for p in cut_at_spaces(long, MAX_DOCUMENT_BYTES // 4)):
-    length = len(piece.encode())
-    if group and size + length > MAX_DOCUMENT_BYTES:
-      yield group
-      group, size = [], 0
-    group.append(piece)
-    size += length
-  yield group
-
-
 # ----------------------------------------------------------------- readers
 
 
@@ -327,10 +216,11 @@ def _open_text(source: Source, cleaner: TextCleaner, *,
 
 
 def _read_text(path: str, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
-  for offset, block, _ in read_blocks(path, cleaner):
+  for offset, block, is_last in read_blocks(path, cleaner):
     text = cleaner.decode(block, path, offset)
     if text is not None:
-      yield from _make_documents(Document((text,), sentences_given, path, offset), cleaner.counts)
+      text = text.removesuffix("\n" * is_last)  # The end of the line before a blank line.
+      yield from make_documents(Document(text, sentences_given, path, offset), cleaner.counts)
 
 
 def _open_jsonl(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
@@ -346,7 +236,7 @@ def _read_jsonl(path: str, field: str, cleaner: TextCleaner) -> Iterator[Documen
     text = record and _json_field(record, field, path, offset, cleaner)
     text = text and cleaner.clean(text, path, offset)
     if text is not None:
-      yield from _make_documents(Document((text,), False, path, offset), cleaner.counts)
+      yield from make_documents(Document(text, False, path, offset), cleaner.counts)
 
 
 def _json_field(record: str, field: str, path: str, offset: int,
@@ -377,8 +267,8 @@ def _read_rows(rows: Iterable[tuple[str, list[bytes]]], sentences_given: bool,
   for place, values in rows:
     texts = [cleaner.decode(value, place, 0) for value in values]
     if None not in texts:
-      whole = Document((fields.join(texts),), sentences_given, place)
-      yield from _make_documents(whole, cleaner.counts)
+      whole = Document(fields.join(texts), sentences_given, place)
+      yield from make_documents(whole, cleaner.counts)
 
 
 def _open_tfds(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
@@ -392,7 +282,7 @@ def _read_records(records, source: Source, cleaner: TextCleaner) -> Iterator[Doc
     text = (cleaner.decode(value, path, 0) if isinstance(value, bytes)
             else cleaner.clean(value, path, 0))
     if text is not None:
-      yield from _make_documents(Document((text,), False, path), cleaner.counts)
+      yield from make_documents(Document(text, False, path), cleaner.counts)
 
 
 def _feature(record, source: Source, name: str) -> bytes | str:
@@ -414,7 +304,7 @@ def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
 
 def _open_pydocs(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
   for name, paragraphs in pydocs.read_documents():
-    yield Document(paragraphs, False, name)
+    yield Document("\n".join(paragraphs), False, name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import sentencepiece
 from tokenizers import models, pre_tokenizers, trainers
 
 from bertgpt.config import ConfigDict
-from bertgpt.data.text.sources import cut_at_spaces
+from bertgpt.data.text.documents import cut_at_spaces
 from bertgpt.data.tokens.pipelines import bert_pipeline, byte_bpe_pipeline, serialize
 from bertgpt.data.tokens.tokenizers import (
     NEW_SPECIALS,

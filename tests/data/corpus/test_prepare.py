@@ -16,12 +16,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tokenizers as fast_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.data.corpus import corpus, encode, prepare
 from bertgpt.data.corpus import writer as corpus_writer
-from bertgpt.data.text import sources
+from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
@@ -141,18 +144,125 @@ def test_every_document_is_in_one_split_with_its_ids(tmp_path, capsys):
   assert "documents without a token: skipped: 1" in printed
 
 
-def test_byte_level_bpe_sees_running_text(tmp_path):
-  paragraph = "It rained.  It rained all day, and all night! Did it stop? No; it did not stop."
-  document, last = f"{paragraph}\nIt rained on.", "Then it stopped. At last."
-  (tmp_path / "a.txt").write_text(f"{document}\n\n{last}\n\n{document}\n")
-  config = make_config(tmp_path, f"text+paragraphs:{tmp_path}/a.txt", validation_fraction=0.0)
-  config.tokenizer.update({"path": "", "kind": "bpe", "vocab_size": 280})
-  path = prepare.prepare(config, tmp_path / "corpus")
-  tokenizer = corpus.open_corpus(path, "train").tokenizer
-  found = [ids for documents in read_all(path).values() for ids in documents]
-  expected = [tuple(ids.tolist()) for ids in tokenizer.encode([document, last, document])]
-  assert sorted(found) == sorted(expected)
-  assert {tokenizer.decode(ids) for ids in found} == {document, last}
+CODE = ["def f(x):\n    if x:\n        return 1\n\n    return 2\n\n\nprint(f(0))  \n",
+        "\n Title\n\n  first verse\u2028\n\u3000second\u00a0verse\x0b\n\n\t",
+        "It rained.  It did! Why?\n", "class A:\n\tx = 1\n\t\n"]
+
+
+@pytest.fixture(scope="module")
+def byte_bpe(tmp_path_factory):
+  """A byte-level BPE with merges of the words and the white space in CODE."""
+  tokenizer = fast_tokenizers.Tokenizer(fast_tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = fast_tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = fast_tokenizers.decoders.ByteLevel()
+  tokenizer.train_from_iterator(CODE * 9, fast_tokenizers.trainers.BpeTrainer(
+      vocab_size=320, show_progress=False,
+      initial_alphabet=fast_tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+  path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+  tokenizer.save(os.fspath(path))
+  return path
+
+
+def prepare_bpe(folder, source, tokenizer):
+  """Returns the ids of the documents of a source that was prepared in a folder."""
+  config = make_config(folder, source, validation_fraction=0.0)
+  config.tokenizer.path = os.fspath(tokenizer)
+  found = read_all(prepare.prepare(config, folder / "corpus"))
+  return sorted(list(ids) for documents in found.values() for ids in documents)
+
+
+def decode(tokenizer, documents):
+  fast = fast_tokenizers.Tokenizer.from_file(os.fspath(tokenizer))
+  return sorted(fast.decode(ids) for ids in documents)
+
+
+def test_byte_level_bpe_gives_every_document_back(tmp_path, byte_bpe):
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in CODE))
+  found = prepare_bpe(tmp_path, f"jsonl:{tmp_path}/a.jsonl", byte_bpe)
+  fast = fast_tokenizers.Tokenizer.from_file(os.fspath(byte_bpe))
+  assert found == sorted(fast.encode(text).ids for text in CODE)
+  assert decode(byte_bpe, found) == sorted(CODE)
+  manifest = corpus.read_manifest(tmp_path / "corpus")
+  assert corpus.report(manifest).endswith("nothing was skipped or replaced")
+
+
+def test_a_byte_level_bpe_that_is_trained_learns_indentation(tmp_path):
+  text = ["\n".join(" " * 12 + f"x{i} = {j}" for i in range(9)) for j in range(9)]
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in text))
+  config = make_config(tmp_path, f"jsonl:{tmp_path}/a.jsonl")
+  config.tokenizer.update({"path": "", "kind": "bpe", "vocab_size": 275})
+  path = prepare.ensure_prepared(config)
+  found = [corpus.open_corpus(path, split) for split in corpus.SPLITS]
+  assert sorted(c.tokenizer.decode(t) for c in found for t in c.tokens(np.arange(len(c)))) == text
+  longest = max(piece.count("\u0120") for piece in found[0].tokenizer.pieces)
+  assert longest >= 8
+
+
+@pytest.mark.parametrize("kind", ["text", "text+paragraphs"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_documents_of_a_text_are_what_lies_between_blank_lines(tmp_path, byte_bpe, kind, end):
+  text = "\u3000\n" + "\n \n\n".join(CODE) + "\n\n"
+  (tmp_path / "a.txt").write_bytes(text.replace("\n", end).encode())
+  expected = [[]]
+  for line in text.split("\n"):  # As in create_pretraining_data.py of google-research/bert.
+    expected += [[]] if not line.strip() else []
+    expected[-1] += [line] if line.strip() else []
+  found = prepare_bpe(tmp_path, f"{kind}:{tmp_path}/a.txt", byte_bpe)
+  assert decode(byte_bpe, found) == sorted("\n".join(lines) for lines in expected if lines)
+
+
+DOCUMENTS = st.lists(st.text(st.one_of(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"),
+    st.sampled_from(" \n\t.!a\u3000\x85\u2028"))).filter(str.strip), min_size=2, max_size=4,
+    unique=True)
+
+
+@settings(max_examples=8, deadline=None)
+@given(documents=DOCUMENTS, end=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_any_documents_survive(tmp_path_factory, byte_bpe, documents, end):
+  folder = tmp_path_factory.mktemp("any")
+  lines = [json.dumps({"text": text.replace("\n", end)}) for text in documents]
+  (folder / "a.jsonl").write_bytes(end.join(lines).encode())
+  found = prepare_bpe(folder, f"jsonl:{folder}/a.jsonl", byte_bpe)
+  assert decode(byte_bpe, found) == sorted(documents)
+
+
+@settings(max_examples=5, deadline=None)
+@given(documents=DOCUMENTS)
+def test_line_ends_do_not_change_a_corpus(tmp_path_factory, byte_bpe, documents):
+  found = []
+  for end in ("\n", "\r\n", "\r"):
+    folder = tmp_path_factory.mktemp("ends")
+    text = "\n\n".join(["One document.", *documents, "Another one."]).replace("\n", end)
+    (folder / "a.txt").write_bytes(text.encode())
+    found.append(prepare_bpe(folder, f"text:{folder}/a.txt", byte_bpe))
+  assert found[0] == found[1] == found[2]
+
+
+def test_sentences_without_a_token_are_counted(tmp_path, capsys):
+  (tmp_path / "text.txt").write_text("a.\n\u200b\nb.\n\nc.\n")
+  path = prepare.prepare(make_config(tmp_path), tmp_path / "corpus")
+  splits = corpus.read_manifest(path)["splits"].values()
+  assert sum(split["sentences"] for split in splits) == 3
+  assert "note: sentences without a token: left out: 1" in capsys.readouterr().out
+
+
+def test_a_corpus_of_an_earlier_version_in_the_cache_is_used(tmp_path, capsys):
+  write_text(tmp_path / "text.txt", 20)
+  config = make_config(tmp_path)
+  new = prepare.ensure_prepared(config)
+  recipe = prepare.make_recipe(config) | {"format_version": 1}
+  key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+  old = new.with_name(f"corpus-{key[:20]}")
+  new.rename(old)
+  manifest = json.loads((old / "manifest.json").read_text()) | {"format_version": 1}
+  (old / "manifest.json").write_text(json.dumps(manifest | {"recipe": recipe}))
+  capsys.readouterr()
+  assert prepare.ensure_prepared(config) == old
+  assert f"note: {old} is of an earlier version" in capsys.readouterr().err
+  assert "of format version 1" in corpus.report(corpus.open_corpus(old, "train").manifest)
+  with pytest.raises(ConfigError, match="exists and was not made"):
+    prepare.prepare(config, old)
 
 
 def test_a_tokenizer_is_trained_when_none_is_given(tmp_path):
@@ -225,14 +335,14 @@ def test_one_text_many_times_is_kept_in_memory_once():
 
 
 def test_the_sample_for_the_tokenizer():
-  documents = [sources.Document((f"document {i} " + "x" * (i % 50),), True) for i in range(3000)]
+  documents = [Document(f"document {i} " + "x" * (i % 50), True) for i in range(3000)]
   border = prepare.validation_border(0.1)
   sample = prepare.sample_documents(iter(documents), 20_000, border)
   order = [documents.index(d) for d in sample]
-  sizes = [len(d.paragraphs[0]) for d in sample]
+  sizes = [len(d.text) for d in sample]
   assert order == sorted(order)
   assert 20_000 <= sum(sizes) < 20_000 + max(sizes)
-  keys = {d: encode.text_key(d.paragraphs[0].encode()) for d in documents}
+  keys = {d: encode.text_key(d.text.encode()) for d in documents}
   assert all(keys[d] >= border for d in sample)
   # Spread evenly: a fifth of the sample in each fifth of the corpus, within 6 deviations.
   counts = np.histogram(order, 5, (0, 3000))[0]

@@ -26,6 +26,6 @@ def test_what_is_not_an_object_has_no_text(record):
 
 def test_a_jsonl_source_takes_nested_and_several_fields(tmp_path):
   path = write(tmp_path / "a.jsonl", b'{"meta": {"title": "A"}, "text": "a\\nb"}')
-  assert paragraphs(f"jsonl:{path}#meta.title,text") == [("A", "a", "b")]
+  assert paragraphs(f"jsonl:{path}#meta.title,text") == [("A", "", "a", "b")]
   with pytest.raises(DataError, match="no text in field 'meta.titel,text'"):
     paragraphs(f"jsonl:{path}#meta.titel,text")

@@ -75,7 +75,7 @@ def test_a_bad_record_of_jsonl(tmp_path, line, problem, can_replace):
   replaced = read(f"jsonl:{path}", invalid_text="replace")
   assert len(replaced) == 2 + can_replace
   for document in replaced:
-    "".join(document.paragraphs).encode()
+    document.text.encode()
 
 
 def test_marks_carriage_returns_and_empty_documents_are_tallied(tmp_path):
@@ -83,8 +83,7 @@ def test_marks_carriage_returns_and_empty_documents_are_tallied(tmp_path):
   empty = write(tmp_path / "b.jsonl", b'{"text": " \\n "}')
   counts = sources.Counts()
   documents = read(f"text:{path},jsonl:{empty}", counts=counts)
-  assert [(d.paragraphs, d.offset) for d in documents] == [
-      (("One line.", "Two."), 3), (("Word",), 22)]
+  assert [(d.text, d.offset) for d in documents] == [("One line.\nTwo.", 3), ("Word", 22)]
   assert counts == {"byte-order marks removed": 1, "carriage returns removed": 3,
                     "documents of one word": 1, "documents without text: skipped": 1}
 
@@ -180,11 +179,10 @@ def test_a_line_of_50_mb_is_an_error_that_names_its_byte(long_line):
 def test_a_line_of_50_mb_is_cut_at_spaces_or_skipped(long_line):
   spec = f"text+paragraphs:{long_line}"
   assert paragraphs(spec, invalid_text="skip") == [("Good.",), ("Last.",)]
-  documents = read(spec, invalid_text="replace")
-  words = [word for d in documents[1:-1] for p in d.paragraphs for word in p.split(" ")]
-  assert words == ["Before.", *["wörd"] * 8_400_000, "After."]
-  sizes = [sum(len(p.encode()) for p in d.paragraphs) for d in documents]
-  assert max(sizes) <= intake.MAX_DOCUMENT_BYTES
+  texts = [document.text for document in read(spec, invalid_text="replace")]
+  assert "".join(texts[1:-1]) == "Before.\n" + "wörd " * 8_400_000 + "\nAfter."
+  assert all(text.endswith("wörd ") for text in texts[2:-2])
+  assert max(len(text.encode()) for text in texts) <= intake.MAX_DOCUMENT_BYTES
 
 
 @pytest.mark.parametrize("mode", ["replace", "skip"])
@@ -203,6 +201,7 @@ def test_long_documents_are_cut_and_nothing_is_lost(tmp_path):
   record = write(tmp_path / "a.jsonl", json.dumps({"text": "\n".join(lines)}).encode())
   for spec in (f"text:{path}", f"jsonl:{record}"):
     counts = sources.Counts()
-    documents = paragraphs(spec, counts=counts)
+    documents = [document.text for document in read(spec, counts=counts)]
     assert len(documents) == 3 and counts["long documents cut"] > 0
-    assert [p for document in documents for p in document] == lines
+    assert "".join(documents) == "\n".join(lines)
+    assert all(text.startswith(tuple("0123456789")) for text in documents)

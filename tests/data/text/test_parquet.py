@@ -105,7 +105,7 @@ def test_rows_come_in_the_order_of_files_groups_and_batches(tmp_path, monkeypatc
   write_table(tmp_path / "aa.parquet", text=pyarrow.array([], pyarrow.string()))
   documents = read(f"parquet:{tmp_path}/*.parquet")
   expected = [f"Text {i}." for i in (*range(25), *range(100, 125))]
-  assert [d.paragraphs[0] for d in documents] == expected
+  assert [d.text for d in documents] == expected
   assert documents[24].path == f"{tmp_path}/a.parquet row 24"
 
 
@@ -166,7 +166,7 @@ def test_damage_is_an_error_that_names_the_row_group(tmp_path):
   assert path.read_bytes().count(texts[3].encode()) == 1
   path.write_bytes(path.read_bytes().replace(texts[3].encode(), b"4 " * 300))
   documents = sources.open_source(f"parquet:{path}")
-  assert [next(documents).paragraphs[0] for _ in range(2)] == [text.strip() for text in texts[:2]]
+  assert [next(documents).text for _ in range(2)] == texts[:2]
   with pytest.raises(DataError, match=rf"{path}: row group 1 cannot be read \(.*\)\. Check"):
     next(documents)
 
@@ -179,7 +179,7 @@ def test_rows_of_sentences_are_the_lines_of_a_text(tmp_path):
   path = write_table(tmp_path / "a.parquet", 3, text=lines)
   text = write(tmp_path / "a.txt", "\n".join(line or "" for line in lines).encode())
   documents = read(f"parquet+sentences:{path}")
-  assert [d.paragraphs for d in documents] == paragraphs(f"text:{text}")
+  assert [d.text for d in documents] == [d.text for d in read(f"text:{text}")]
   assert all(d.sentences_given for d in documents)
   assert [d.path.rpartition(" row ")[2] for d in documents] == ["0", "3", "6"]
 
@@ -189,9 +189,9 @@ def test_sentences_without_empty_rows_become_documents_of_bounded_size(tmp_path,
   lines = [f"Sentence {i:02}." for i in range(40)]
   counts = sources.Counts()
   path = write_table(tmp_path / "a.parquet", text=lines)
-  found = paragraphs(f"parquet+sentences:{path}", counts=counts)
-  assert [line for document in found for line in document] == lines
-  assert [len(document) for document in found] == [7, 7, 7, 7, 7, 5]
+  found = [d.text for d in read(f"parquet+sentences:{path}", counts=counts)]
+  assert "".join(found) == "\n".join(lines)
+  assert [text.count("Sentence") for text in found] == [7, 7, 7, 7, 7, 5]
   assert counts["long documents cut"] == 5
 
 

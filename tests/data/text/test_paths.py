@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_read_by_its_very_name(folder, name):
   write(folder / name, name.encode())
-  line = tuple(part.strip() for part in name.split("\n"))
+  line = tuple(name.split("\n"))
   assert paragraphs(f"text:./{name}") == [line]
   assert paragraphs(f"text:{folder}/{name},0.5*text:aa.txt,2*text:aa.txt") == [
       line, ("another file",), ("another file",)]

@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 
-from bertgpt.data.text import pydocs, sources
+from bertgpt.data.text import pydocs
+from bertgpt.data.text.documents import Document, cut_sentences
 
 DOCSTRING = '''Adds two numbers that the caller gives.
 
@@ -62,7 +63,7 @@ def test_pydocs_are_the_same_twice_and_hold_documents_of_several_sentences():
   assert 300_000 < sum(len(p.encode()) for p in text) <= 400_000
   assert len(set(text)) == len(text)
   assert not [p for p in text if ">>>" in p or "  " in p or "``" in p]
-  lengths = sorted(len(sources.split_sentences(sources.Document(d, False), "en"))
+  lengths = sorted(len(cut_sentences(Document("\n".join(d), False), "en"))
                    for _, d in documents)
   assert lengths[len(lengths) // 4] >= 4
 

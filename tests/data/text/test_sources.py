@@ -13,6 +13,7 @@ import zstandard
 from source_files import paragraphs, read, write
 
 from bertgpt.data.text import sources
+from bertgpt.data.text.documents import cut_sentences
 from bertgpt.errors import ConfigError, DataError
 
 COMPRESS = {".txt": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -26,17 +27,17 @@ def test_text_has_one_sentence_per_line_and_blank_lines_between_documents(tmp_pa
   text = "One.\nTwo, too.\n\n \t\nÜber.\n二。\n".encode()
   path = write(tmp_path / f"a{ending}", COMPRESS[ending](text))
   documents = read(f"text:{path}")
-  assert [d.paragraphs for d in documents] == [("One.", "Two, too."), ("Über.", "二。")]
+  assert [d.text for d in documents] == ["One.\nTwo, too.", "Über.\n二。"]
   assert [text[d.offset:].decode()[0] for d in documents] == ["O", "Ü"]
-  assert sources.split_sentences(documents[0], "en") == ["One.", "Two, too."]
+  assert cut_sentences(documents[0], "en") == ["One.", "\nTwo, too."]
 
 
 def test_jsonl_reads_the_named_field_as_running_text(tmp_path):
   lines = [{"text": "no", "body": "It is so. Is it?\nNext one."}, {"body": "Ein \ud83d\ude00."}]
   path = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, lines)).encode())
   documents = read(f"jsonl:{path}#body")
-  assert [d.paragraphs for d in documents] == [("It is so. Is it?", "Next one."), ("Ein 😀.",)]
-  assert sources.split_sentences(documents[0], "en") == ["It is so.", "Is it?", "Next one."]
+  assert [d.text for d in documents] == ["It is so. Is it?\nNext one.", "Ein 😀."]
+  assert cut_sentences(documents[0], "en") == ["It is so.", " Is it?", "\nNext one."]
 
 
 @pytest.fixture(scope="module")
@@ -122,37 +123,3 @@ def test_identity_follows_the_content_and_not_the_place(tmp_path):
   others = {sources.identity(f"{kind}:{a}", tmp_path)
             for kind in ("text", "text+paragraphs", "2*text")}
   assert len(others | {before}) == 4
-
-
-# ---------------------------------------------------------------- sentences
-
-
-def sentences(text, language):
-  return sources.split_sentences(sources.Document((text,), False), language)
-
-
-def test_english_abbreviations_and_names_with_dots_do_not_end_a_sentence():
-  assert sentences('Dr. Smith used PIL.Image for 3.5 days. "Why?" asked he. The end', "en") == [
-      "Dr. Smith used PIL.Image for 3.5 days.", '"Why?" asked he.', "The end"]
-
-
-@pytest.mark.parametrize("language", ["zh", "en"])
-def test_chinese_sentences_end_at_their_marks(language):
-  assert sentences("今天天气很好。我们去哪里？去公园！好", language) == [
-      "今天天气很好。", "我们去哪里？", "去公园！", "好"]
-
-
-def test_sentences_hold_all_characters_of_real_text(data_dir):
-  documents = read(f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz")
-  assert len(documents) > 50
-  for document in documents:
-    pieces = sources.split_sentences(document, "en")
-    assert all(piece == piece.strip() != "" for piece in pieces)
-    assert "".join("".join(pieces).split()) == "".join("".join(document.paragraphs).split())
-
-
-def test_cuts_at_spaces_lose_only_the_space():
-  text = "ab cde f" * 50
-  pieces = sources.cut_at_spaces(text, 9)
-  assert max(map(len, pieces)) <= 9 and " ".join(pieces) == text
-  assert sources.cut_at_spaces("x" * 20, 9) == ["x" * 9, "x" * 9, "xx"]

@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 import pytest
+import source_files
 import tokenizers as library
 from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from bertgpt import config as config_lib
-from bertgpt.data.text import sources
 from bertgpt.data.tokens import offsets, tokenizers, training
 from bertgpt.errors import DataError
 
@@ -63,8 +63,7 @@ def lines(data_dir):
   spec = (f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz,"
           f"jsonl:{data_dir}/lm/gutenberg/heldout.jsonl.xz,"
           f"text:{data_dir}/lm/tinyshakespeare.txt.gz")
-  sentences = itertools.chain.from_iterable(
-      sources.split_sentences(document, "en") for document in sources.open_source(spec))
+  sentences = source_files.sentences(spec)
   odd = ["naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত", "\tTabs\u200b and 😀👍🏽",
          "x" * 300, " "]
   return [*odd, *itertools.islice(sentences, 10_000 - len(odd))]
@@ -160,7 +159,7 @@ def test_sentencepiece_learns_from_lines_beyond_its_limit_of_4192_bytes():
 
 def test_large_sentencepiece_vocabularies_write_unknown_characters_as_bytes(data_dir):
   spec = f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz"
-  text = [p for document in sources.open_source(spec) for p in document.paragraphs]
+  text = [line for document in source_files.read(spec) for line in document.text.split("\n")]
   config = settings("sentencepiece", model_type="bpe", vocab_size=4096, lowercase=False)
   tokenizer = training.train_tokenizer(config, text)
   odd = "ꙮ is a letter, 😀 is not."

@@ -1,0 +1,147 @@
+"""Documents with their text as it is, and how it is cut into sentences."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import sentencex
+
+from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, cut_point
+
+MAX_SENTENCE_CHARS = 1 << 14  # Longer sentences are cut.
+
+_ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """One document and where it was found.
+
+  Attributes:
+    text: the whole text, with its white space; its only line end is a line feed.
+    sentences_given: whether every line is one sentence.
+    path: file; for datasets, name and number of the record.
+    offset: byte of the decompressed file where the document starts.
+  """
+  text: str
+  sentences_given: bool
+  path: str = ""
+  offset: int = 0
+
+
+def make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
+  """Yields the documents of a text: none if it is blank, several if it is too long.
+
+  Args:
+    whole: document with the whole text. Joined, the texts of the documents are this text.
+    counts: tally to add to.
+  """
+  stripped = whole.text.strip()
+  if not stripped:
+    counts["documents without text: skipped"] += 1
+    return
+  if _ONE_WORD.fullmatch(stripped):
+    counts["documents of one word"] += 1
+  if len(whole.text) * 4 <= MAX_DOCUMENT_BYTES:
+    yield whole
+    return
+  texts = _cut(whole.text.encode())
+  if len(texts) > 1:
+    counts["long documents cut"] += 1
+  yield from (dataclasses.replace(whole, text=text) for text in texts)
+
+
+def _cut(data: bytes) -> list[str]:
+  """Cuts UTF-8 after line feeds, if there are any, or else after spaces."""
+  texts, start = [], 0
+  while len(data) - start > MAX_DOCUMENT_BYTES:
+    end = start + MAX_DOCUMENT_BYTES
+    cut = data.rfind(b"\n", start, end) + 1 or start + cut_point(data[start:end])
+    texts.append(data[start:cut].decode())
+    start = cut
+  return [*texts, data[start:].decode()]
+
+
+# --------------------------------------------------------------- sentences
+
+
+def cut_sentences(document: Document, language: str) -> list[str]:
+  """Cuts a document into its sentences; joined, they are its text.
+
+  Every sentence begins with the white space before it, and the last one ends with the white space
+  after it.
+
+  Args:
+    document: the document; it has one sentence per line if its sentences are given.
+    language: ISO 639-1 code. Its rules apply to abbreviations and quotes; an end mark of any
+      script ends a sentence in every language.
+  Returns:
+    The sentences in order, none blank; [] if the document is blank.
+  """
+  text, start, sentences = document.text, 0, []
+  for end in _find_ends(document, language):
+    sentence = text[start:end]
+    sentences += [sentence] if end - start <= MAX_SENTENCE_CHARS else _cut_long(sentence)
+    start = end
+  if sentences:
+    sentences[-1] += text[start:]
+  return sentences
+
+
+def _find_ends(document: Document, language: str) -> Iterator[int]:
+  """Yields where the text of each sentence ends, ascending."""
+  start = 0
+  for line in document.text.split("\n"):
+    if document.sentences_given:
+      if content := line.rstrip():
+        yield start + len(content)
+    elif content := line.strip():
+      indent = line.index(content[0])
+      yield from (start + indent + end for end in _split(content, language))
+    start += len(line) + 1
+
+
+def _split(line: str, language: str) -> Iterator[int]:
+  """Yields where the sentences of a line end. The line has no white space around it."""
+  position = end = last = 0
+  for segment in sentencex.segment(language, line):
+    if content := segment.rstrip():
+      end = position + len(content)
+    position += len(segment)
+    # sentencex also cuts "os.path": an ASCII mark ends a sentence only before a space.
+    if end > last and (segment[-1].isspace() or not segment[-1].isascii()):
+      yield end
+      last = end
+  if end > last:
+    yield end
+
+
+def _cut_long(sentence: str) -> list[str]:
+  """Cuts a sentence with the white space before it into parts of `MAX_SENTENCE_CHARS`.
+
+  The white space before a part does not count.
+  """
+  parts, start = [], 0
+  for words in filter(str.strip, cut_at_spaces(sentence.strip(), MAX_SENTENCE_CHARS)):
+    end = sentence.index(words, start) + len(words)
+    parts.append(sentence[start:end])
+    start = end
+  return parts
+
+
+def cut_at_spaces(text: str, max_chars: int) -> list[str]:
+  """Cuts a text into pieces, at spaces if there are any.
+
+  Args:
+    text: any text.
+    max_chars: characters per piece, at most.
+  Returns:
+    The pieces. A space at which the text is cut is in none of them.
+  """
+  pieces, start = [], 0
+  while len(text) - start > max_chars:
+    space = text.rfind(" ", start + 1, start + max_chars + 1)
+    cut = space if space > 0 else start + max_chars
+    pieces.append(text[start:cut])
+    start = cut + (space > 0)
+  return [*pieces, text[start:]]

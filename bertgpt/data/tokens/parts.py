@@ -1,0 +1,254 @@
+"""Token ids of texts that are given in parts, such as the sentences of a document.
+
+The ids are those of the whole text. They differ from those of the parts if a tokenizer puts a space
+before every text, or has tokens that reach over the border of two parts. A token belongs to the
+part in which it starts.
+
+The libraries give the positions of tokens, but are then up to twice as slow. So a text is divided
+where no token can reach over the border, or the tokens are measured, see `make_encoder`.
+"""
+
+import functools
+import itertools
+import json
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from sentencepiece import sentencepiece_model_pb2
+
+from bertgpt.data.tokens.offsets import encode_with_offsets
+from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer
+from bertgpt.data.tokens.words import BYTE_OF_CHAR
+
+_proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
+
+# The parts of a text. None is blank, and only the last one may end with white space.
+Text = Sequence[str]
+Encoded = tuple[np.ndarray, np.ndarray]  # int32 [N], ids; int64 [parts], tokens of every part.
+Encoder = Callable[[Sequence[Text]], list[Encoded]]
+
+_SPACE = "\u2581"  # A space in a piece of SentencePiece.
+_END = 0x20000  # Behind all characters that are white space or punctuation.
+
+
+def make_encoder(tokenizer: Tokenizer) -> Encoder:
+  """Returns a function that encodes texts given in parts.
+
+  | tokenizer             | the text is divided           | tokens are assigned to parts by     |
+  |-----------------------|-------------------------------|-------------------------------------|
+  | byte-level BPE        | nowhere                       | their bytes                         |
+  | with BERT's words     | at white space, punctuation   | the library                         |
+  | SentencePiece unigram | nowhere, because the rounding | their bytes, in the normalized text |
+  |                       | of scores depends on all text |                                     |
+  | SentencePiece BPE     | at white space, if no token   | their bytes, in the normalized text |
+  |                       | reaches over it               |                                     |
+  | any other             | nowhere                       | the library                         |
+
+  If the bytes do not add up to the text, the library assigns the tokens.
+
+  Args:
+    tokenizer: any tokenizer.
+  Returns:
+    A function of texts, each of them its parts, which returns for every text the ids, int32 [N],
+    as `Tokenizer.encode` returns them for the joined parts, and the tokens of its parts,
+    int64 [parts].
+  """
+  if isinstance(tokenizer, SentencePiece):
+    divides = functools.partial(_starts_with, _spaces_of_sentencepiece(tokenizer))
+    return functools.partial(_encode, tokenizer, divides, _Normalized(tokenizer).measure)
+  if isinstance(tokenizer, ByteBPE):
+    return functools.partial(_encode, tokenizer, None, _Bytes(tokenizer).measure)
+  if marks := _marks_of_words(tokenizer):
+    divides = functools.partial(_touches, marks)
+    return functools.partial(_encode, tokenizer, divides, None)
+  return functools.partial(_encode_by_offsets, tokenizer)
+
+
+Measured = tuple[np.ndarray, np.ndarray]  # Sizes of the tokens, int64 [N], and of the parts.
+
+
+def _encode(tokenizer: Tokenizer, divides: Callable[[str, str], bool] | None,
+            measure: Callable[[np.ndarray, Text], Measured | None] | None,
+            texts: Sequence[Text]) -> list[Encoded]:
+  """See `make_encoder`.
+
+  Args:
+    tokenizer: any tokenizer.
+    divides: whether the border between two parts divides the text; None: no border does.
+    measure: returns the sizes of tokens and parts in one unit, or None if they do not add up;
+      None: the library assigns the tokens.
+    texts: parts of every text.
+  """
+  pieces = [list(_divide(parts, divides)) for parts in texts]
+  encoded = iter(tokenizer.encode(["".join(parts) for divided in pieces for parts in divided]))
+  results = []
+  for divided in pieces:
+    ids, lengths = list(itertools.islice(encoded, len(divided))), []
+    for piece, parts in zip(ids, divided, strict=True):
+      if len(parts) == 1:
+        lengths.append(len(piece))
+      else:
+        lengths.extend(_assign(tokenizer, measure, piece, parts))
+    results.append((ids[0] if len(ids) == 1 else np.concatenate(ids), np.array(lengths)))
+  return results
+
+
+def _divide(parts: Text, divides: Callable[[str, str], bool] | None) -> Iterator[Text]:
+  """Yields groups of parts: the text is divided between them."""
+  start = 0
+  for i in range(1, len(parts)) if divides else ():
+    if divides(parts[i - 1], parts[i]):
+      yield parts[start:i]
+      start = i
+  yield parts[start:]
+
+
+def _assign(tokenizer: Tokenizer, measure: Callable | None, ids: np.ndarray,
+            parts: Text) -> np.ndarray:
+  """Returns how many of the tokens start in every part: int64 [parts]."""
+  if measure and (sizes := measure(ids, parts)):
+    of_tokens, of_parts = sizes
+    return _count(np.cumsum(of_tokens) - of_tokens, np.cumsum(of_parts))
+  (_, lengths), = _encode_by_offsets(tokenizer, [parts])
+  return lengths
+
+
+def _encode_by_offsets(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Encoded]:
+  results = []
+  for parts in texts:  # One by one, because the offsets need much memory.
+    (ids, offsets), = encode_with_offsets(tokenizer, ["".join(parts)])
+    ends = np.cumsum([len(part) for part in parts])
+    results.append((ids, _count(np.maximum.accumulate(offsets[:, 0]), ends)))
+  return results
+
+
+def _count(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+  """Returns the number of tokens that start in every part.
+
+  Args:
+    starts: starts of the tokens, ascending.
+    ends: ends of the parts. What starts behind the last one belongs to it.
+  """
+  borders = np.searchsorted(starts, ends[:-1])
+  return np.diff(borders, prepend=0, append=len(starts))
+
+
+# ------------------------------------------------------------------ borders
+
+
+def _starts_with(spaces: Collection[str], before: str, after: str) -> bool:
+  del before
+  return after[0] in spaces
+
+
+def _touches(marks: Collection[str], before: str, after: str) -> bool:
+  return after[0] in marks or before[-1] in marks
+
+
+def _marks_of_words(tokenizer: Tokenizer) -> frozenset[str]:
+  """Returns characters at which BERT's words end; none if the tokenizer has other words.
+
+  They are found by trying: words of other versions of Unicode end at other characters.
+  """
+  content = json.loads(tokenizer.data)
+  kinds = [(content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer")]
+  are_all_special = all(token["special"] for token in content["added_tokens"])
+  if kinds != ["BertNormalizer", "BertPreTokenizer"] or not are_all_special:
+    return frozenset()
+  library = tokenizer.library
+  candidates = (c for c in map(chr, range(_END))
+                if c.isspace() or unicodedata.category(c).startswith("P"))
+
+  def ends_word(c: str) -> bool:
+    words = library.pre_tokenizer.pre_tokenize_str(library.normalizer.normalize_str(f"a{c}a"))
+    return [word for word, _ in words] == (["a", "a"] if c.isspace() else ["a", c, "a"])
+  return frozenset(filter(ends_word, candidates))
+
+
+def _spaces_of_sentencepiece(tokenizer: SentencePiece) -> frozenset[str]:
+  """Returns white space over which no token can reach; none if there may be such tokens."""
+  model = _proto_lib.ModelProto.FromString(tokenizer.data).trainer_spec.model_type
+  normalize = tokenizer.library.normalize
+  if (model != _proto_lib.TrainerSpec.BPE or any(_SPACE in piece[1:] for piece in tokenizer.pieces)
+      or normalize("  a  b ") != f"{_SPACE}a{_SPACE}b"):
+    return frozenset()
+  return _find_spaces(normalize)
+
+
+def _find_spaces(normalize: Callable[[str], str]) -> frozenset[str]:
+  """Returns the characters that SentencePiece normalizes to a space."""
+  spaces = filter(str.isspace, map(chr, range(_END)))
+  return frozenset(c for c in spaces if normalize(f"a{c}a").removeprefix(_SPACE) == f"a{_SPACE}a")
+
+
+# --------------------------------------------------------------------- sizes
+
+
+class _Bytes:
+  """Sizes of the tokens of a byte-level BPE: bytes of the text.
+
+  Args:
+    tokenizer: the tokenizer.
+  """
+
+  def __init__(self, tokenizer: ByteBPE):
+    self._sizes = np.array([len(p) if BYTE_OF_CHAR.keys() >= set(p) else len(p.encode())
+                            for p in tokenizer.pieces])
+    self._normalizer = tokenizer.library.normalizer
+    self._starts_with_space = [p.startswith("\u0120") for p in tokenizer.pieces]
+
+  def measure(self, ids: np.ndarray, parts: Text) -> Measured | None:
+    """Returns the sizes of tokens and parts; None if they do not add up.
+
+    Args:
+      ids: ids of the whole text.
+      parts: parts of the text.
+    """
+    if self._normalizer:
+      text = "".join(parts)
+      if self._normalizer.normalize_str(text) != text:
+        return None
+    of_tokens = self._sizes[ids]
+    of_parts = np.array([len(part.encode()) for part in parts])
+    excess = of_tokens.sum() - of_parts.sum()
+    if excess == 1 and parts[0][0] != " " and self._starts_with_space[ids[0]]:
+      of_parts[0] += 1  # The space that the tokenizer put before the text.
+      excess = 0
+    return None if excess else (of_tokens, of_parts)
+
+
+class _Normalized:
+  """Sizes of the tokens of SentencePiece: bytes of the normalized text.
+
+  Args:
+    tokenizer: the tokenizer.
+  """
+
+  def __init__(self, tokenizer: SentencePiece):
+    self._normalize = tokenizer.library.normalize
+    self._unk_id = tokenizer.unk_id
+    is_byte = tokenizer.library.is_byte
+    self._sizes = np.array([1 if is_byte(i) else len(piece.encode())
+                            for i, piece in enumerate(tokenizer.pieces)])
+    self._spaces = _find_spaces(self._normalize)
+    # Whether the space that is put before a text comes in addition to a space of its own.
+    self._adds_space = self._normalize(" a") == f"{_SPACE}{_SPACE}a"
+    self._needs_space = self._normalize("a") == f"{_SPACE}a"
+
+  def measure(self, ids: np.ndarray, parts: Text) -> Measured | None:
+    """Returns the sizes of tokens and parts; None if they do not add up.
+
+    Args:
+      ids: ids of the whole text.
+      parts: parts of the text.
+    """
+    if self._unk_id in ids:  # The text of an unknown token is not known.
+      return None
+    of_tokens, of_parts = self._sizes[ids], []
+    for i, (part, normalized) in enumerate(zip(parts, self._normalize(list(parts)), strict=True)):
+      # In the whole text, no space is put before a part.
+      was_put = i > 0 and self._needs_space and (self._adds_space or part[0] not in self._spaces)
+      of_parts.append(len(normalized.removeprefix(_SPACE * was_put).encode()))
+    return None if of_tokens.sum() != sum(of_parts) else (of_tokens, np.array(of_parts))

@@ -1,0 +1,86 @@
+"""Documents keep their text, and sentences are cut where they end, without losing a character."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from source_files import read
+
+from bertgpt.data.text import documents as documents_lib
+from bertgpt.data.text.documents import Document, cut_at_spaces, cut_sentences, make_documents
+from bertgpt.data.text.intake import Counts
+
+TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]),
+                          st.sampled_from(" \n\t.!?。\u3000\x85\u2028ab")), max_size=60)
+
+
+def sentences(text, language):
+  return [sentence.strip() for sentence in cut_sentences(Document(text, False), language)]
+
+
+def test_english_abbreviations_and_names_with_dots_do_not_end_a_sentence():
+  assert sentences('Dr. Smith used PIL.Image for 3.5 days. "Why?" asked he. The end', "en") == [
+      "Dr. Smith used PIL.Image for 3.5 days.", '"Why?" asked he.', "The end"]
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_chinese_sentences_end_at_their_marks(language):
+  assert sentences("今天天气很好。我们去哪里？去公园！好", language) == [
+      "今天天气很好。", "我们去哪里？", "去公园！", "好"]
+
+
+@pytest.mark.parametrize("given, expected", [
+    (True, ["  One. Two", "\n\n\tThree", "\nfour. \n"]),
+    (False, ["  One.", " Two", "\n\n\tThree", "\nfour. \n"])])
+def test_a_sentence_begins_with_the_white_space_before_it(given, expected):
+  document = Document("  One. Two\n\n\tThree\nfour. \n", given)
+  assert cut_sentences(document, "en") == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=TEXTS, is_given=st.booleans(), max_chars=st.sampled_from([3, 1 << 14]))
+def test_sentences_joined_are_the_text(text, is_given, max_chars):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(documents_lib, "MAX_SENTENCE_CHARS", max_chars)
+    found = cut_sentences(Document(text, is_given), "en")
+  assert "".join(found) == (text if text.strip() else "")
+  assert all(sentence.strip() for sentence in found)
+  assert max((len(s.strip()) for s in found), default=0) <= max_chars
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=TEXTS)
+def test_documents_joined_are_the_text(text):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(documents_lib, "MAX_DOCUMENT_BYTES", 16)
+    counts = Counts()
+    found = [document.text for document in make_documents(Document(text, False), counts)]
+  assert "".join(found) == (text if text.strip() else "")
+  assert max((len(part.encode()) for part in found), default=0) <= 16
+  assert counts["documents without text: skipped"] == (not text.strip())
+  assert counts["long documents cut"] == (len(found) > 1)
+
+
+def test_long_documents_are_cut_after_lines():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(documents_lib, "MAX_DOCUMENT_BYTES", 16)
+    whole = Document("one two\n  three\n\nfour five six seven eight", True, "a.txt", 7)
+    found = list(make_documents(whole, Counts()))
+  assert [d.text for d in found] == ["one two\n  three\n", "\n", "four five six ", "seven eight"]
+  assert {(d.sentences_given, d.path, d.offset) for d in found} == {(True, "a.txt", 7)}
+
+
+def test_sentences_of_real_text(data_dir):
+  documents = read(f"jsonl:{data_dir}/lm/wikipedia_en/heldout.jsonl.xz")
+  assert len(documents) > 50
+  for document in documents:
+    found = cut_sentences(document, "en")
+    assert "".join(found) == document.text
+    assert all(sentence.strip() for sentence in found)
+    assert not any("\n" in sentence.strip() for sentence in found)
+
+
+def test_cuts_at_spaces_lose_only_the_space():
+  text = "ab cde f" * 50
+  pieces = cut_at_spaces(text, 9)
+  assert max(map(len, pieces)) <= 9 and " ".join(pieces) == text
+  assert cut_at_spaces("x" * 20, 9) == ["x" * 9, "x" * 9, "xx"]
