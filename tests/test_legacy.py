@@ -273,6 +273,17 @@ def test_a_fine_tuning_that_is_done_is_kept(call):
   assert not re.search("(?m)^learning rate .*, seed ", out)  # The line that begins a run.
 
 
+def test_a_fine_tuned_model_predicts_what_it_has_predicted(call):
+  best = pathlib.Path("tuned", EXPECTED["tuned"]["best_run"])
+  written = (best / "predictions" / "SST-2.tsv").read_text().splitlines()[1:]
+  header, *found = call("predict", "--workdir=tuned", "--input=glue/SST-2/test.tsv").splitlines()
+  assert header.split("\t") == ["id", "prediction", "negative", "positive"]
+  labels = {"negative": "0", "positive": "1"}
+  assert [line.split("\t")[:2] for line in found] == [
+      [id_, next(name for name, label in labels.items() if label == number)]
+      for id_, number in (line.split("\t") for line in written)]
+
+
 @pytest.mark.slow
 def test_a_fine_tuning_is_extended_by_a_seed(call):
   expected = EXPECTED["tuned"]["third"]
