@@ -47,7 +47,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
     DataError: the file cannot be read, or is in another format.
   """
   del name
-  for i, sentence in enumerate(conll.iterate_sentences(path, needs_tags=False)):
+  for i, sentence in enumerate(conll.iterate_sentences(path, reads_tags=False)):
     yield Example(str(i), sentence.words)
 
 

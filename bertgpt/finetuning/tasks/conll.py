@@ -61,17 +61,19 @@ def split_at_tabs(line: str) -> list[str]:
   return [cell.strip(" ") for cell in line.rstrip(" \t").split("\t")]
 
 
-def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True) -> Iterator[Sentence]:
+def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True,
+                      reads_tags: bool = True) -> Iterator[Sentence]:
   """Yields the sentences of a file, which is read twice, piece by piece.
 
   Args:
     path: file, plain or compressed.
     needs_tags: whether every word needs a tag; otherwise files without tags are read too.
+    reads_tags: whether to read tags; otherwise they may be anything.
   Raises:
     DataError: a word lacks its tag, a tag is not in BIO, or there is no sentence.
   """
   layout = find_layout(path)
-  has_tags = needs_tags or layout.has_tags
+  has_tags = reads_tags and (needs_tags or layout.has_tags)
   count = 0
   for words in _blocks(path):
     sentence = Sentence([], [] if has_tags else None)

@@ -81,6 +81,11 @@ def test_files_without_tags(tmp_path, text, words):
     read(tmp_path, text)
 
 
+@pytest.mark.parametrize("text", ["EU NNP\nis VBZ\n", "EU B-ORG\nis\n", "EU PER\nis O\n"])
+def test_tags_that_are_not_read_may_be_anything(tmp_path, text):
+  assert read(tmp_path, text, reads_tags=False) == [Sentence(["EU", "is"], None)]
+
+
 @pytest.mark.parametrize("text, message", [
     ("EU B-ORG\nis\n", "line 2: has no tag ('is')"),
     ("EU B-ORG\nis _\n", "line 2: tag '_' is none of O, B-TYPE, I-TYPE"),
