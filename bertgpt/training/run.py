@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax.experimental import multihost_utils
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, unread
 from bertgpt.data.batches import loader
-from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus
+from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
 from bertgpt.devices import process, sharding
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs.metadata import make_metadata
@@ -61,6 +62,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     if not workdir.is_run(path):
       unread.check(config)
     train_set, held_out = open_corpora(config)
+    if (warning := warn_of_unknown(train_set.manifest)) and jax.process_index() == 0:
+      print(warning, file=sys.stderr, flush=True)
     config = corpora.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config)
     mesh = sharding.make_mesh(config)

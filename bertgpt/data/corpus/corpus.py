@@ -31,6 +31,7 @@ FORMAT_VERSION = 2
 FORMAT_VERSIONS = (2, 1)
 DATASET_NAME = "bertgpt_corpus"
 SPLITS = ("train", "validation")
+MAX_UNKNOWN = 0.05  # Share of unknown tokens above which there is a warning.
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 INDEX_DTYPES = {"document_offsets": "<i8", "document_lengths": "<i8", "sentence_lengths": "<i4"}
@@ -373,7 +374,23 @@ def report(manifest: dict) -> str:
   notes = [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
   if manifest["format_version"] == 1:
     notes.append("note: of format version 1, without the blank lines and indentation of the text")
-  return "\n".join([*lines, *(notes or ["nothing was skipped or replaced"])])
+  warnings = [warning] if (warning := warn_of_unknown(manifest)) else []
+  return "\n".join([*lines, *(notes or ["nothing was skipped or replaced"]), *warnings])
+
+
+def warn_of_unknown(manifest: dict) -> str:
+  """Returns a warning if more than `MAX_UNKNOWN` of the tokens of a split are unknown, or ''.
+
+  Args:
+    manifest: content of manifest.json.
+  """
+  share, split = max((info["unknown"] / max(1, info["tokens"]), split)
+                     for split, info in manifest["splits"].items())
+  if share <= MAX_UNKNOWN:
+    return ""
+  return (f"warning: {share:.1%} of the tokens in the {split} split are unknown: the tokenizer "
+          "does not fit the text. Set tokenizer.path to another one, or to '' to train one. For a "
+          "vocab.txt, check case and accents")
 
 
 def _percentiles(split: dict, name: str) -> str:

@@ -529,3 +529,46 @@ def test_wikipedia_text(tmp_path):
   assert 15 < train.num_tokens / len(train.sentence_lengths) < 40
   unknown = sum(split["unknown"] for split in train.manifest["splits"].values())
   assert unknown / train.num_tokens < 0.005
+
+
+@pytest.mark.parametrize("share, warns", [(0.02, False), (0.2, True)])
+def test_many_unknown_tokens_are_a_warning(tmp_path, capsys, share, warns):
+  """Words of a digit are unknown to a vocabulary of letters."""
+  rng = np.random.default_rng(0)
+  documents = [[" ".join(rng.choice(["7", "a"], 200, p=[share, 1 - share]))] for _ in range(20)]
+  (tmp_path / "text.txt").write_text("\n\n".join("\n".join(d) for d in documents) + "\n")
+  path = prepare.prepare(make_config(tmp_path), tmp_path / "out")
+  manifest = corpus.read_manifest(path)
+  unknown, tokens = (sum(split[name] for split in manifest["splits"].values())
+                     for name in ("unknown", "tokens"))
+  assert abs(unknown / tokens - share) < 0.04
+  assert ("warning: " in capsys.readouterr().out) == warns
+  warning = corpus.warn_of_unknown(manifest)
+  assert bool(warning) == warns and "\n" not in warning
+
+
+def test_a_vocabulary_is_read_as_the_config_says(tmp_path):
+  config = make_config(tmp_path)
+  with open(config.tokenizer.path, "a") as file:
+    file.write("A\nB\nAB\n")
+  write_text(tmp_path / "text.txt", 20)
+  with pytest.raises(DataError, match=r"Set tokenizer\.lowercase=False"):
+    prepare.ensure_prepared(config)
+  config.tokenizer.lowercase = False
+  path = prepare.ensure_prepared(config)
+  ids, = corpus.open_corpus(path, "train").tokenizer.encode(["AB ab"])
+  assert len(ids) == 3
+
+
+def test_the_corpus_of_a_vocabulary_whose_case_was_guessed_is_found_again(tmp_path, monkeypatch):
+  """Version 0.1 guessed it, and its runs still name the vocabulary with lowercase=True."""
+  config = make_config(tmp_path)
+  with open(config.tokenizer.path, "a") as file:
+    file.write("A\nB\nAB\n")
+  write_text(tmp_path / "text.txt", 20)
+  with monkeypatch.context() as patch:
+    patch.setattr(corpus, "FORMAT_VERSION", 1)
+    config.tokenizer.lowercase = False  # What the guess was.
+    path = prepare.ensure_prepared(config)
+  config.tokenizer.lowercase = True
+  assert prepare.ensure_prepared(config) == path
