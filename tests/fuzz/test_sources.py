@@ -118,6 +118,20 @@ def test_any_json_lines_are_read_or_refused(field):
               tail=st.sampled_from((0, 0, 0, 1, 5)))
 
 
+def test_the_text_of_json_is_kept():
+  def check(rows):
+    with fuzzing.folder() as folder:
+      lines = b"\n".join(json.dumps({"text": row}).encode() for row in rows)
+      path = write(folder / "a.jsonl", lines)
+      found = attempt(read_all, f"jsonl:{path}", "error")
+      if found is FAILED:
+        assert not all(map(is_clean, rows))
+        return
+      expected = [row.replace("\r\n", "\n").replace("\r", "\n") for row in rows if row.strip()]
+      assert [document.text for document in found] == expected
+  fuzzing.run(check, 100, rows=st.lists(fuzzing.texts(), max_size=5))
+
+
 def test_broken_json_is_refused():
   start = st.sampled_from(('{"text": "a"', "[" * 5000, '{"a":' * 5000, '{"text": "a", "text": "b"}',
                            '{"text": 1' + "0" * 5000, '{"text": "\\ud800"}', "NaN", '"\\'))

@@ -12,8 +12,8 @@ from source_files import write
 
 from bertgpt import config as config_lib
 from bertgpt.data.corpus import corpus, prepare
-from bertgpt.data.text import sources
-from bertgpt.data.tokens import offsets, pipelines, tokenizers, training
+from bertgpt.data.text import documents, sources
+from bertgpt.data.tokens import offsets, parts, pipelines, tokenizers, training
 
 LINES = ["It is so. Is it? It was not the end of the road.", "Das Übel naïver Äpfel: 1,000 [sic].",
          "今天天气很好，我们去公园散步。", "मैं हिन्दी बोलता हूँ।", "def f(x):\n    return x\n"]
@@ -110,14 +110,28 @@ def test_a_corpus_holds_the_ids_of_any_texts(name, tmp_path):
       opened = [corpus.open_corpus(made, split) for split in corpus.SPLITS]
       found = [ids for c in opened for ids in c.tokens(np.arange(len(c)))]
       assert not any(np.isin(ids, tokenizer.special_ids).any() for ids in found)
+      read = sources.open_source(config.data.source, invalid_text="replace")
+      written = [document.text for document in read]
+      expected = [ids.tolist() for ids in tokenizer.encode(written) if len(ids)]
+      assert sorted(ids.tolist() for ids in found) == sorted(expected)
       if name == "bpe":
-        documents = sources.open_source(config.data.source, invalid_text="replace")
-        assert sorted(map(tokenizer.decode, found)) == sorted(map(text_of, documents))
+        assert sorted(map(tokenizer.decode, found)) == sorted(written)
   fuzzing.run(check, 1, texts=st.lists(fuzzing.texts(), min_size=40, max_size=40))
 
 
-def text_of(document):
-  return document.text
+@pytest.mark.parametrize("name", KINDS)
+def test_ids_in_parts_are_those_of_the_whole_text(name):
+  tokenizer = trained(name)
+  encode = parts.make_encoder(tokenizer)
+
+  def check(text, language):
+    document = documents.Document(without_surrogates(text), False)
+    sentences = documents.cut_sentences(document, language)
+    if sentences:
+      (ids, lengths), = encode([sentences])
+      np.testing.assert_array_equal(ids, tokenizer.encode([document.text])[0])
+      assert len(lengths) == len(sentences) and lengths.sum() == len(ids)
+  fuzzing.run(check, 60, text=fuzzing.texts(90), language=st.sampled_from(("en", "zh", "hi")))
 
 
 # -------------------------------------------------------------------- files
