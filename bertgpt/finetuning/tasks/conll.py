@@ -81,6 +81,9 @@ def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True,
       cells = layout.split(line)
       if sentence.tags is not None:
         sentence.tags.append(_take_tag(cells, layout, f"{path}, line {number}", line))
+      if not cells[layout.word]:
+        raise DataError(f"{path}, line {number}: has no word ({line[:40]!r}). Write a word and its "
+                        "tag in each line, or remove the line")
       sentence.words.append(cells[layout.word])
     count += 1
     yield sentence
@@ -107,22 +110,24 @@ def find_layout(path: pathlib.Path) -> Layout:
   Raises:
     DataError: the file cannot be read.
   """
-  spaced, tabbed, is_numbered = set(), set(), True
+  spaced, tabbed = set(), set()
   for words in _blocks(path):
-    for i, (_, line) in enumerate(words, 1):
-      cells = split_columns(line)
-      spaced.add(len(cells))
-      tabbed.add(len(split_at_tabs(line)))
-      is_numbered &= cells[0] == str(i) and len(cells) > 1 and not (
-          len(cells) == 2 and is_tag(cells[1]))
+    spaced |= {len(split_columns(line)) for _, line in words}
+    tabbed |= {len(split_at_tabs(line)) for _, line in words}
   has_words_with_spaces = len(spaced) > 1 and len(tabbed) == 1 and tabbed != {1}
   split = split_at_tabs if has_words_with_spaces else split_columns
-  word, tag = (1, 2) if is_numbered else (0, -1)
   width = max(tabbed if has_words_with_spaces else spaced, default=1)
-  has_tags = width > word + 1 and any(
-      cells[tag] not in NO_TAGS for words in _blocks(path) for _, line in words
-      if len(cells := split(line)) > max(word + 1, tag))
-  return Layout(split, word, tag, has_tags)
+  is_numbered, has_second, has_last, has_third = width > 1, False, False, False
+  for words in _blocks(path):
+    for i, (_, line) in enumerate(words, 1):
+      cells = split(line)
+      is_numbered &= cells[0] == str(i) and len(cells) > 1
+      has_second |= len(cells) > 1 and not is_tag(cells[1])  # Not only tags, as those of numbers.
+      has_last |= len(cells) > 1 and cells[-1] not in NO_TAGS
+      has_third |= len(cells) > 2 and cells[2] not in NO_TAGS
+  if is_numbered and has_second:
+    return Layout(split, 1, 2, has_third)
+  return Layout(split, 0, -1, has_last)
 
 
 def _blocks(path: pathlib.Path) -> Iterator[list[tuple[int, str]]]:

@@ -46,9 +46,9 @@ def test_germeval_numbers_its_words(tmp_path):
   """The third column has the outer entities, the fourth the nested ones."""
   text = ("#\thttp://de.wikipedia.org/wiki/Manfred_Korfmann [2009-10-17]\n1\tAufgrund\tO\tO\n"
           "2\tder\tO\tO\n3\tUniv.\tB-ORG\tO\n4\tTroja\tI-ORG\tB-LOC\n\n"
-          "#\thttp://de.wikipedia.org/x\n1\t1\tO\tO\n")
+          "#\thttp://de.wikipedia.org/x\n1\t1\tO\tO\n2\tO\tO\tO\n")
   expected = [(["Aufgrund", "der", "Univ.", "Troja"], ["O", "O", "B-ORG", "I-ORG"]),
-              (["1"], ["O"])]
+              (["1", "O"], ["O", "O"])]
   assert read(tmp_path, text) == [Sentence(*s) for s in expected]
   without = "\n".join("\t".join(line.split("\t")[:2]) for line in text.split("\n"))
   assert read(tmp_path, without, needs_tags=False) == [Sentence(s[0], None) for s in expected]
@@ -90,6 +90,7 @@ def test_tags_that_are_not_read_may_be_anything(tmp_path, text):
     ("EU B-ORG\nis\n", "line 2: has no tag ('is')"),
     ("EU B-ORG\nis _\n", "line 2: tag '_' is none of O, B-TYPE, I-TYPE"),
     ("EU PER\nis O\n", "line 1: tag 'PER' is none of"),
+    ("New York\tB-LOC\n\tO\n", "line 2: has no word ('\\tO')"),
     ("EU B-ORG\n# comment\nis O\n", "line 2: tag 'comment' is none of"),
 ])
 def test_a_file_in_which_some_tags_are_missing_is_refused(tmp_path, text, message):
