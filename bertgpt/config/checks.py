@@ -39,7 +39,6 @@ PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "learning_rate": 0, "warmup_steps": 0, "power": 0}
 PHASE_FRACTIONS = ("warmup_fraction", "end_fraction", "decay_fraction")
 
-ONLY_LOADED = ("gpt1_bpe",)  # Kinds of tokenizers that are not trained.
 LOCAL_PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path",
                "system.compilation_cache")
 
@@ -65,7 +64,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
                   platform: str = "") -> list[str]:
   """Returns the problems of a config, one line each. The arguments are those of `validate`."""
   problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
-              *_axes_problems(config), *_path_problems(config), *_tokenizer_problems(config)]
+              *_axes_problems(config), *_path_problems(config)]
   if any(not isinstance(p, ConfigDict) for p in config.phases) or not config.phases:
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
@@ -116,13 +115,6 @@ def _path_problems(config):
   for field in LOCAL_PATHS:
     if problem := remote_problem(values[field]):
       yield f"{field}={problem}"
-
-
-def _tokenizer_problems(config):
-  kind = config.tokenizer.kind
-  if kind in ONLY_LOADED and not (config.tokenizer.path or config.data.corpus):
-    yield (f"tokenizer.kind={kind!r} cannot be trained. Set tokenizer.path to the files of a "
-           "tokenizer")
 
 
 def remote_problem(path: str) -> str | None:

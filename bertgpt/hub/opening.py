@@ -16,7 +16,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config.families import HEADS
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
@@ -189,7 +189,9 @@ def make_config(fields: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> C
   config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)
   if problems := config_lib.find_problems(config):
     raise DataError(f"{problems[0]}. Choose another model")
-  return corpora.resolve(config, tokenizer)
+  # GPT-1 has no token for the end of a document, and none is needed to score and continue texts.
+  return corpora.resolve(config, tokenizer,
+                         will_train=families.find(config).kind == "encoder")
 
 
 def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:

@@ -47,12 +47,14 @@ def find_corpus(config: ConfigDict) -> pathlib.Path:
   return path.absolute()
 
 
-def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
+def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,
+            will_train: bool = True) -> ConfigDict:
   """Returns the config with the fields that follow from the tokenizer, `model.vocab_size`.
 
   Args:
     config: config of a run.
     tokenizer: tokenizer of its corpus.
+    will_train: whether the tokenizer must have the special tokens that the objective needs.
   Raises:
     ConfigError: the tokenizer lacks tokens that the objective needs, or the config names another
       tokenizer or another size of the vocabulary.
@@ -69,5 +71,6 @@ def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
       raise ConfigError(f"model.vocab_size={config.model.vocab_size}, but the tokenizer has "
                         f"{tokenizer.vocab_size} tokens. Leave model.vocab_size at 0")
     config.model.vocab_size = tokenizer.vocab_size
-  formats.check_tokenizer(config, tokenizer)
+  if will_train:
+    formats.check_tokenizer(config, tokenizer)
   return config

@@ -46,7 +46,6 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.profile.steps=9,5", "give (first, last)"),
     ("--config.profile.steps=5,1001", "within the run's steps"),
     ("--config.system.xla_options=fast", "choose one of auto, none, tpu_overlap, gpu_overlap"),
-    ("--config.tokenizer.kind=gpt1_bpe", "tokenizer.kind='gpt1_bpe' cannot be trained. Set token"),
     ("--config.model.num_heads=0", "model.num_heads=0: must be at least 1"),
     ("--config.phases[0].learning_rate=-1e-4", "learning_rate=-0.0001: must be at least 0"),
     ("--config.phases[0].learning_rate=inf", "learning_rate=inf: must be at least 0 and finite"),

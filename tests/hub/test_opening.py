@@ -458,3 +458,21 @@ def test_what_cannot_come_in_is_refused_in_one_line(kind, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and str(folder) in line
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_gpt1_comes_in_with_its_own_tokenizer(tmp_path):
+  """Its vocabulary has no token for the end of a document."""
+  texts = [*small_runs.make_text(20).splitlines(), "Naïve CAFÉ: (unseen) ☃!", ""]
+  tokenizer = pipelines.gpt1_pipeline({"<unk>": 0}, [])
+  tokenizer.train_from_iterator(texts, fast_tokenizers.trainers.BpeTrainer(
+      vocab_size=200, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False))
+  model = make_theirs("OpenAIGPTLMHeadModel", DECODER | {"vocab_size": tokenizer.get_vocab_size()})
+  model.save_pretrained(tmp_path / "gpt1")
+  tokenizer.model.save(str(tmp_path / "gpt1"))
+  (tmp_path / "gpt1" / "tokenizer_config.json").write_text(
+      json.dumps({"tokenizer_class": "OpenAIGPTTokenizer"}))
+  assert cli.main(["import", f"--from={tmp_path / 'gpt1'}", f"--workdir={tmp_path / 'run'}"]) == 0
+  for path in (tmp_path / "gpt1", tmp_path / "run"):
+    ours = opening.open_model(path).tokenizer
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "gpt1")
+    assert [ids.tolist() for ids in ours.encode(texts)] == theirs(texts)["input_ids"]

@@ -117,6 +117,7 @@ def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None) 
   if tokenizer.path:
     made_of = describe_tokenizer(loaded or load_tokenizer(config))
   else:
+    training.check_kind(tokenizer.kind)
     names = ("kind", "vocab_size", "model_type", "lowercase", "train_bytes")
     made_of = {name: tokenizer[name] for name in names}
   return {

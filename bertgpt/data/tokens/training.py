@@ -20,7 +20,7 @@ from bertgpt.data.tokens.tokenizers import (
     Tokenizer,
     WordPiece,
 )
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 
 _MAX_ALPHABET = 10_000  # Characters; the library's default of 1,000 is too small for Chinese.
 # Size of the vocabulary from which characters outside of it are written as bytes. The 256 pieces
@@ -30,6 +30,19 @@ _SENTENCEPIECE_SIZES = (
     (re.compile(r"too high.*<= (\d+)"), "at most"),
     (re.compile(r"smaller than required_chars\. \d+ vs (\d+)"), "at least"),
 )
+
+
+def check_kind(kind: str) -> None:
+  """Checks that tokenizers of a kind are trained here.
+
+  Args:
+    kind: `config.tokenizer.kind`.
+  Raises:
+    ConfigError: they are only loaded.
+  """
+  if kind not in _TRAINERS:
+    raise ConfigError(f"tokenizer.kind={kind!r} cannot be trained. Set tokenizer.path to the files "
+                      f"of such a tokenizer, or the kind to {' or '.join(_TRAINERS)}")
 
 
 def train_tokenizer(config: ConfigDict, texts: Iterable[str]) -> Tokenizer:

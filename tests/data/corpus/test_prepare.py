@@ -572,3 +572,10 @@ def test_the_corpus_of_a_vocabulary_whose_case_was_guessed_is_found_again(tmp_pa
     path = prepare.ensure_prepared(config)
   config.tokenizer.lowercase = True
   assert prepare.ensure_prepared(config) == path
+
+
+def test_a_kind_that_is_only_loaded_is_not_trained(tmp_path):
+  config = make_config(tmp_path)
+  config.tokenizer.update(kind="gpt1_bpe", path="")
+  with pytest.raises(ConfigError, match="tokenizer.kind='gpt1_bpe' cannot be trained. Set token"):
+    prepare.ensure_prepared(config)
