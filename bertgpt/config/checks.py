@@ -23,7 +23,7 @@ AT_LEAST = {
     "model.embedding_width": 0, "model.layer_groups": 0,
     "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
-    "model.scan_unroll": 0, "objective.loss_chunk": -1, "objective.ngram": 1,
+    "model.scan_unroll": -1, "objective.loss_chunk": -1, "objective.ngram": 1,
     "optimizer.clip_norm": 0, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
     "train.max_bad_steps": 1,
     "eval.every_steps": 0,

@@ -142,7 +142,8 @@ def base() -> ConfigDict:
   model.attention = "auto"
   # Recomputed in the backward pass: none | dots (all except matrix products) | full.
   model.remat = "none"
-  model.scan_unroll = 1                    # layers per iteration of the scan; 0: all, no loop
+  # Layers per iteration of the loop over them; 0: all, no loop; -1: all on GPUs, 1 elsewhere.
+  model.scan_unroll = -1
   # Generator of dropout masks. hash: hash of the element's index, nearly free, never in memory.
   # threefry: JAX's default, 20 to 50 times slower. rbg: JAX's fast one; every device draws the
   # masks of all devices.

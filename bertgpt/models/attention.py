@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from bertgpt.config import ConfigDict, attention_kernels
+from bertgpt.config import ConfigDict, attention_kernels, layer_loop
 from bertgpt.devices import sharding
 from bertgpt.models.cache import Cache
 from bertgpt.models.dropout import drop
@@ -119,7 +119,8 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> j
 
 
 def explain(config: ConfigDict) -> list[str]:
-  """Returns one line per phase: which kernel computes attention in training, and why.
+  """Returns one line per phase, which kernel computes attention in training and why, and one on the
+  loop over layers.
 
   Args:
     config: a whole config.
@@ -131,6 +132,8 @@ def explain(config: ConfigDict) -> list[str]:
                                     model.width // model.num_heads, model.attention_dropout)
     name, reason = attention_kernels.choose(model.attention, layer)
     lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention by {name}: {reason}")
+  layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
+  lines.append(f"{layers} of {model.num_layers} layers per iteration of their loop: {reason}")
   return lines
 
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from bertgpt.config import padded_vocab_size
+from bertgpt.config import layer_loop, padded_vocab_size
+from bertgpt.devices import sharding
 from bertgpt.devices.sharding import constrain
 from bertgpt.models import attention
 from bertgpt.models.attention import Visibility
@@ -203,14 +204,15 @@ class Stack(nn.Module):
     groups = config.layer_groups or config.num_layers
     # The innermost loop: over the layers, or over those that share their parameters.
     inner = config.num_layers // groups if groups < config.num_layers else groups
-    unroll = min(config.scan_unroll or inner, inner)
+    unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), inner)
+    outer_unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), groups)
     body = _remat(config, is_loop=unroll < inner)
     if groups < config.num_layers:
       body = make_group(body, inner, unroll)
     layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0),
                      variable_axes={"params": 0, "intermediates": 0},
                      split_rngs={"params": True, "dropout": True},
-                     unroll=min(config.scan_unroll or groups, groups))(config, name="layers")
+                     unroll=outer_unroll)(config, name="layers")
     x_BLD, new = layers(x_BLD, context, cache)
     # The layers only read their part of the cache, which is then written once, in place.
     return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, layer_loop, recipes
 from bertgpt.devices import hardware
 from bertgpt.planning import aot
 from bertgpt.planning.aot import CompiledStep, PhasePlan
@@ -108,7 +108,7 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int) -> Iterator[
   powers = [2**i for i in range(chips.bit_length()) if 2**i <= chips]
   choices: dict[str, list[Any]] = {
       f"phases[{phase_index}].micro_batches": [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32],
-      "model.remat": list(RECOMPUTED_SHARE), "model.scan_unroll": [1, 2],
+      "model.remat": list(RECOMPUTED_SHARE), "model.scan_unroll": [layer_loop.AUTO, 2],
       "mesh.fsdp": powers[:6], "mesh.tensor": powers[:3]}
   given = dict(config_lib.leaves(config))
   for values in itertools.product(*choices.values()):
@@ -179,8 +179,9 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
   parameters = step.state_bytes.parameters / sum(step.state_bytes) * state_bytes
   compute = (step.analytic_flops / chips * (1 + RECOMPUTED_SHARE[m.remat])
              / (chip.peak_flops * hardware.EFFICIENCY["matmul"] / 2))
+  unroll, _ = layer_loop.choose(m.scan_unroll, aot.devices_of(topology)[1], m.num_layers)
   starts = (phase.micro_batches * m.num_layers * OPERATIONS_PER_LAYER * hardware.KERNEL_SECONDS
-            / m.scan_unroll ** 0.2)
+            / unroll ** 0.2)
   optimizer = 2 * state_bytes / (mesh.fsdp * mesh.tensor) / chip.hbm_bandwidth
   sent = 2 * parameters / mesh.tensor if chips > mesh.tensor else 0.0
   if mesh.fsdp > 1:
