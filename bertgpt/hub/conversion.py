@@ -15,7 +15,7 @@ import numpy as np
 from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub.architecture import BODY, STORAGES, Architecture, Rule, Sizes
+from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, Sizes
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
@@ -202,12 +202,12 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> 
     hf_config: content of config.json.
   Raises:
     DataError: a tensor or a key is missing, is unknown, has another shape or value, or is not
-      finite; the message names it.
+      finite, except for rows of tokens; the message names it.
   """
   candidates = find_candidates(hf_config)
   names = _rename(tensors, candidates)
   architecture, dropped = _choose_architecture(names, candidates)
-  fields = _read_fields(architecture, hf_config)
+  fields = _read_fields(architecture, hf_config, _missing_heads(architecture, names))
   skip = _read_number(hf_config, "pad_token_id", 1) + 1 if architecture.skips_positions else 0
   fields["model.max_positions"] -= skip
   sizes = _sizes({field.removeprefix("model."): x for field, x in fields.items()}, skip - 1)
@@ -237,12 +237,16 @@ def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:
   Args:
     converted: result of `convert`.
     num_tokens: tokens to keep, at most those of the model.
+  Raises:
+    DataError: a row of one of these tokens is not finite; the message names the tensor.
   """
   leaves = trees.named_leaves(converted.params)
   for rule in converted.architecture.rules:
     if rule.storage == "vocabulary":
       storage = STORAGES[rule.storage]
-      leaves[rule.ours] = storage.read(leaves[rule.ours][:num_tokens], {"V": num_tokens})
+      kept = leaves[rule.ours][:num_tokens]
+      _check_finite(rule.theirs, kept)
+      leaves[rule.ours] = storage.read(kept, {"V": num_tokens})
   return converted._replace(params=trees.nest(leaves),
                             fields=converted.fields | {"model.vocab_size": num_tokens})
 
@@ -362,9 +366,10 @@ def _draw(rule, sizes, std):
   return STORAGES[rule.storage].read(x, sizes) if rule.storage == "vocabulary" else x
 
 
-def _read_fields(architecture, hf_config) -> dict[str, Any]:
+def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
   for key, value in architecture.fixed.items():
-    if hf_config.get(key, value) != value:
+    is_free = key in TIED and fresh  # What is tied to the token table is not in the folder.
+    if hf_config.get(key, value) != value and not is_free:
       raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported. "
                       "Choose another model")
   fields = dict(architecture.ours)
@@ -411,11 +416,16 @@ def _take(tensors, names, name, rules, sizes):
     raise DataError(f"the tensor {name} is of type {x.dtype}; expected floating-point numbers. "
                     "Choose the model that was not quantized")
   x = np.asarray(x, np.float32)
+  if rules[0].storage != "vocabulary":  # Rows that no token has may hold anything.
+    _check_finite(name, x)
+  return [np.ascontiguousarray(storage.read(part, sizes))
+          for part in np.split(x, len(rules), axis=-1)]
+
+
+def _check_finite(name, x):
   if not np.isfinite(x).all():
     raise DataError(f"the tensor {name} is not finite: it holds NaN or infinity. Copy the model "
                     "again, or choose another")
-  return [np.ascontiguousarray(storage.read(part, sizes))
-          for part in np.split(x, len(rules), axis=-1)]
 
 
 def _by_tensor(rules: list[Rule]) -> dict[str, list[Rule]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs.trained import Trained
@@ -192,8 +192,9 @@ def limits_of_training(trained: Trained) -> list[str]:
   """
   config = trained.config
   longest = max(phase.seq_len for phase in config.phases)
-  lines = ["It repeats its data, with its mistakes and prejudices. It was not trained to answer "
-           "questions or to follow instructions."]
+  fresh = [f"The {families.HEADS[head]} has random weights." for head in trained.fresh]
+  lines = [*fresh, "It repeats its data, with its mistakes and prejudices. It was not trained to "
+           "answer questions or to follow instructions."]
   if longest < config.model.max_positions:
     lines.append(f"Positions from {longest} on were not trained in this run.")
   return lines

@@ -9,7 +9,7 @@ No code of a folder is run, and nothing is written into it.
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -121,10 +121,10 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
     converted = conversion.convert(tensors, hf_config)
   rows = converted.fields["model.vocab_size"]
   tokenizer = load_tokenizer(source, rows, flag)
-  if spare := rows - tokenizer.vocab_size:
-    converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
+  spare = rows - tokenizer.vocab_size
   with name_folder(source, flag):
-    config = make_config(converted.fields, tokenizer)
+    converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
+    config = make_config(converted, tokenizer)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
                 tuple(describe(converted, spare, rows)))
 
@@ -172,23 +172,24 @@ def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
   return tokenizer
 
 
-def make_config(fields: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> ConfigDict:
+def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
   """Returns the config of a run that holds a model of `transformers`.
 
   Args:
-    fields: fields that the architecture determines -> values.
+    converted: the model.
     tokenizer: tokenizer of the model.
   Raises:
-    DataError: the fields do not make a valid config.
+    DataError: its fields do not make a valid config, or that of another model.
   """
   config = config_lib.base()
-  for field, value in fields.items():
+  for field, value in converted.fields.items():
     recipes.set_field(config, field, value)
   config.model.dtype = "float32"
   config.tokenizer.kind = tokenizer.kind
   config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)
-  if problems := config_lib.find_problems(config):
-    raise DataError(f"{problems[0]}. Choose another model")
+  problem = converted.architecture.find_problem(config.model)
+  if problem or (problem := next(iter(config_lib.find_problems(config)), "")):
+    raise DataError(f"{problem}. Choose another model")
   # GPT-1 has no token for the end of a document, and none is needed to score and continue texts.
   return corpora.resolve(config, tokenizer,
                          will_train=families.find(config).kind == "encoder")

@@ -11,7 +11,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import choices, recipes
+from bertgpt.config import choices, families, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.devices import process, sharding
@@ -134,6 +134,9 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     DataError: no checkpoint is usable, or the corpus is damaged.
   """
   trained = trained_lib.load_trained(path, dtype=dtype)
+  if trained.fresh:
+    print(f"note: {path}: random weights, because the model came without them: "
+          f"{', '.join(families.HEADS[head] for head in trained.fresh)}", file=sys.stderr)
   config = recipes.override(trained.config, overrides)
   config_lib.validate(config, jax.device_count(), jax.default_backend())
   held_out = open_corpus(corpora.find_corpus(config), "validation")

@@ -51,3 +51,11 @@ def test_of_random_weights(tuned):
   trained = trained._replace(task=trained.task | {"config": recipes.to_json(config)})
   lines = model_card.describe_tuning(trained)
   assert "from random weights of the model of `" in lines[0] and len(lines) == 2
+
+
+def test_of_a_head_with_random_weights(finished_bert):
+  trained = trained_lib.load_trained(finished_bert)
+  assert not [line for line in model_card.limits_of_training(trained) if "random" in line]
+  lines = model_card.limits_of_training(trained._replace(fresh=("mlm", "nsp")))
+  assert lines[:2] == ["The masked-LM head has random weights.",
+                       "The next-sentence head has random weights."]

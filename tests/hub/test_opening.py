@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from bertgpt import cli
 from bertgpt.config.families import HEADS
 from bertgpt.data.tokens import pipelines
+from bertgpt.errors import DataError
 from bertgpt.hub import importing, opening, weights
 from bertgpt.models import Inputs
 
@@ -301,7 +302,32 @@ def test_spare_rows_of_a_padded_vocabulary_are_cut(name, tmp_path, capsys):
   assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == sizes["vocab_size"]
 
 
-def test_an_encoder_with_a_language_of_two_layers_of_groups_comes_in(tmp_path):
+def test_spare_rows_may_hold_anything_and_others_may_not(tmp_path):
+  """Some programs put -inf where no token is."""
+  theirs = make_theirs("BertForMaskedLM", ENCODER | {"vocab_size": 96})
+  with torch.no_grad():
+    theirs.cls.predictions.bias[90:] = -np.inf
+  folder = save(theirs, tmp_path / "model")
+  assert_same_logits(theirs, opening.open_model(folder))
+  with torch.no_grad():
+    theirs.cls.predictions.bias[89] = -np.inf
+  with pytest.raises(DataError, match="the tensor cls.predictions.bias is not finite"):
+    opening.open_model(save(theirs, tmp_path / "other"))
+
+
+def test_features_do_not_need_a_tied_table(tmp_path):
+  theirs = make_theirs("BertModel", ENCODER | {"tie_word_embeddings": False})
+  assert_same_features(theirs, opening.open_model(save(theirs, tmp_path / "model")))
+
+
+def test_an_albert_with_embeddings_as_wide_as_itself_is_refused(tmp_path):
+  """Here, such a model has no dense layer after its embeddings."""
+  folder = save(make_theirs("AlbertModel", SHARED | {"embedding_size": 32}), tmp_path / "model")
+  with pytest.raises(DataError, match="model.embedding_width=32: transformers' ALBERT has a dense"):
+    opening.open_model(folder)
+
+
+def test_an_albert_with_two_groups_of_layers_comes_in(tmp_path):
   theirs = make_theirs("AlbertModel", SHARED | {"num_hidden_layers": 4, "num_hidden_groups": 2})
   assert_same_features(theirs, opening.open_model(save(theirs, tmp_path / "model")))
 
