@@ -5,6 +5,7 @@ function `finish_...` turns the totals of all texts into scores. The log-probabi
 come from `scorers`, so the measures do not depend on the family of the model.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -154,6 +155,9 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
 # --------------------------------------------------------------------- LAMBADA
 
 
+_stop_tokens = functools.lru_cache(maxsize=1)(suites.find_stop_tokens)  # Used for every window.
+
+
 def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], settings: Settings,
                    totals: Totals) -> list[Record]:
   """Guesses the last words of passages, and adds to the totals.
@@ -175,7 +179,7 @@ def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], sett
     raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens. Give a longer "
                       "--window")
   rows = [np.concatenate(pair)[-settings.window:] for pair in zip(contexts, words, strict=True)]
-  banned_V = (suites.find_stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None)
+  banned_V = _stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None
   ranked = left_to_right.rank(trained, rows, settings.batch_size, banned_V)
   records = []
   for word, scored in zip(words, ranked, strict=True):

@@ -94,7 +94,8 @@ def measure_file(trained: Trained, name: str, file: str, count: int, settings: S
   state: dict[str, Any] = done[number] if number < len(done) else {"entries": 0, "totals": {}}
   done, totals = done[:number], dict(state["totals"])
   entries = itertools.islice(suites.iterate(name, file), state["entries"], None)
-  progress = streams.Progress(count, f"entries of {name}", state["entries"])
+  unit = "lines" if suites.is_one_document(name, file) else "texts"
+  progress = streams.Progress(count, f"{unit} of {name}", state["entries"])
   for window in windows(trained, name, file, entries):
     if is_enough(settings, totals):
       break

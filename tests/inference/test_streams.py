@@ -3,8 +3,13 @@
 import itertools
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import pytest
+import small_runs
+from program import ROOT
 
 from bertgpt.errors import ConfigError
 from bertgpt.inference import streams
@@ -142,3 +147,42 @@ def test_two_processes_do_not_write_one_file(tmp_path, identity):
     process.join()
   with streams.resumable(tmp_path / "a.npy", identity) as work:
     assert json.dumps(work.state) == "{}"
+
+
+# ---------------------------------------------------------------------- memory
+
+
+PEAK = """
+import resource, sys
+from bertgpt import cli
+code = cli.main(sys.argv[1:])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peak_mib(*argv):
+  """Returns the largest memory of a process that runs a command."""
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+  out = subprocess.run([sys.executable, "-c", PEAK, *argv], env=env, capture_output=True, text=True,
+                       check=True, timeout=600).stdout
+  code, peak = out.splitlines()[-1].split()
+  assert code == "0"
+  return int(peak)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["embed", "evaluate"])
+def test_memory_does_not_grow_with_the_file(request, tmp_path, command):
+  """Ten times the text, which as one string alone would be 36 MB more."""
+  run = request.getfixturevalue("finished_bert" if command == "embed" else "finished_gpt")
+  sentences = small_runs.make_text(2000).replace("\n", " ")
+  peaks = []
+  for size in (4, 40):
+    path = tmp_path / f"{size}.txt"
+    with path.open("w") as file:
+      for i in range(size * 250):
+        file.write(f"{i} {sentences[i % 50 * 100:][:4000]}\n")
+    flags = ([f"--input={path}", f"--out={tmp_path / f'{size}.npy'}"] if command == "embed" else
+             [f"--suite=text={path}", "--stride=31", "--batch_size=64"])
+    peaks.append(peak_mib(command, f"--workdir={run}", *flags))
+  assert peaks[1] < peaks[0] + 32, peaks
