@@ -437,8 +437,14 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
 
 
 def _other_names(tokenizer: Tokenizer, names: Mapping[str, str]) -> dict[str, str]:
-  """Returns the special tokens that are not those which the vocabulary alone would tell."""
-  found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
+  """Returns the special tokens that are not those which the vocabulary alone would tell.
+
+  The library knows its unknown piece itself. GPT-2's folder calls the end of a document its unknown
+  token too, and many others their padding.
+  """
   known = set(tokenizer.pieces)
+  found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
+  used = {(found | dict(names)).get(role) for role in ("cls", "sep", "mask", "eod")}
+  refused = {"pad": used, "unk": known if tokenizer._unknown_piece in known else used}
   return {role: name for role, name in sorted(names.items())
-          if name in known and name != found.get(role)}
+          if name in known - refused.get(role, set()) and name != found.get(role)}

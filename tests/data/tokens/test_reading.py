@@ -144,6 +144,19 @@ def test_special_tokens_have_the_names_that_the_folder_says(tmp_path, name):
     tokenizers.load_tokenizer(folder)
 
 
+def test_the_end_of_a_document_stays_special_in_the_folder_of_gpt2(tmp_path):
+  """It is the unknown token there too, and often the padding."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  write_json(tmp_path / "vocab.json", {c: i for i, c in enumerate([*alphabet, "<|endoftext|>"])})
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+  plain = tokenizers.load_tokenizer(tmp_path)
+  write_json(tmp_path / "special_tokens_map.json", dict.fromkeys(
+      ("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>"))
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert ours.special_ids == (256,) and ours.eod_id == 256 and ours.unk_id == ours.pad_id == -1
+  assert ours.fingerprint() == plain.fingerprint()
+
+
 def test_names_that_the_vocabulary_tells_leave_one_file(tmp_path):
   folder = write_vocabulary(tmp_path / "a", ("the", "cat"), cls_token="[CLS]", mask_token="[MASK]")
   tokenizers.load_tokenizer(folder).save(tmp_path / "b")
