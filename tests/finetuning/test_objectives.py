@@ -40,7 +40,8 @@ def make_head(family, kind, **model):
 
 
 def evaluate(objective, module, params, batch, **keys):
-  return jax.jit(objective.evaluate, static_argnums=0)(module, params, batch, keys)
+  return jax.jit(lambda params, batch, keys: objective.evaluate(
+      objectives.BoundModel(module, params, keys), batch))(params, batch, keys)
 
 
 def collate(rows, size, length):
