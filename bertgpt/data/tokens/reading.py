@@ -101,9 +101,9 @@ def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> tu
   if not kind:
     raise DataError(f"{file}: a model of type {model['type']} with decoder {decoder} is not "
                     "supported. Give a WordPiece or a byte-level BPE")
-  if kind == "bpe" and (model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")):
-    raise DataError(f"{file}: a byte-level BPE that marks the ends of words is not supported. "
-                    "Give a WordPiece or a byte-level BPE as in GPT-2")
+  if problem := _find_foreign_part(content, kind):
+    raise DataError(f"{file}: {problem} is not supported. Give a WordPiece or a byte-level BPE as "
+                    "in GPT-2")
   if model["type"] == "BPE":
     _check_merges(model["vocab"], model["merges"], file)
   beside.refuse_other_classes(file)
@@ -113,6 +113,24 @@ def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> tu
     fast = tokenizers.Tokenizer.from_str(json.dumps(content))
     beside_lib.add_tokens(fast, beside, file)
   return kind, pipelines.serialize(fast) if fast else data
+
+
+def _find_foreign_part(content: dict[str, Any], kind: str) -> str:
+  """Returns what makes a tokenizer.json another kind of tokenizer than its model says, or ''."""
+  model = content["model"]
+  suffix, prefix = (model.get(name) or "" for name in (
+      "end_of_word_suffix", "continuing_subword_prefix"))
+  steps = json.dumps([content.get("pre_tokenizer"), content.get("normalizer")])
+  if kind == "bpe" and (suffix or prefix):
+    return "a byte-level BPE that marks the ends of words"
+  if kind == "bpe" and '"ByteLevel"' not in steps:
+    return "a BPE with the decoder ByteLevel whose texts are not made bytes by a pre-tokenizer"
+  if kind == "gpt1_bpe" and (suffix, prefix, content["decoder"].get("suffix")) != (
+      pipelines.END_OF_WORD, "", pipelines.END_OF_WORD):
+    return f"a BPE that does not mark the ends of words by {pipelines.END_OF_WORD}, as GPT-1 does,"
+  if kind == "wordpiece" and prefix not in ("", "##"):
+    return f"a WordPiece whose pieces within words begin with {prefix!r} instead of '##'"
+  return ""
 
 
 def _tokens_of(content: dict[str, Any]) -> set[str]:

@@ -306,6 +306,11 @@ def test_without_such_settings_a_tokenizer_json_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize("model, decoder, message", [
     (models.BPE({"a": 0, "b": 1, "ab</w>": 2, "b</w>": 3}, [("a", "b</w>")],
                 end_of_word_suffix="</w>"), library.decoders.ByteLevel(), "marks the ends of"),
+    (models.BPE({"a": 0, "b": 1}, []), library.decoders.ByteLevel(), "not made bytes"),
+    (models.BPE({"a": 0, "b@@": 1}, [], end_of_word_suffix="@@"),
+     library.decoders.BPEDecoder(suffix="@@"), "does not mark the ends of words by </w>"),
+    (models.WordPiece({"a": 0, "@b": 1}, unk_token="a", continuing_subword_prefix="@"),
+     library.decoders.WordPiece(), "begin with '@' instead of '##'"),
     (models.WordLevel({"a": 0}, unk_token="a"), library.decoders.WordPiece(), "type WordLevel")])
 def test_another_model_is_refused(tmp_path, model, decoder, message):
   tokenizer = library.Tokenizer(model)
@@ -408,8 +413,8 @@ def test_merges_of_another_vocabulary_are_refused(tmp_path, name, merge, lacking
     (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merge}\n")
   else:
     write_json(tmp_path / name, {
-        "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
-        "decoder": {"type": "ByteLevel"},
+        "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel"}, "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "vocab": vocabulary, "merges": [merge.split()]}})
   with pytest.raises(DataError, match=f"{name}: the merge .* needs the piece '{lacking}'"):
     tokenizers.load_tokenizer(tmp_path)
