@@ -126,7 +126,7 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
     config = make_config(converted, tokenizer)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
-                tuple(describe(converted, spare, rows)))
+                (*describe(converted, spare, rows), *describe_modules(source)))
 
 
 @contextlib.contextmanager
@@ -212,3 +212,22 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     yield f"left out, because {converted.architecture.name} has no such head: {names}"
   if spare:
     yield f"left out, because the tokenizer has no token for them: the last {spare} of {rows} rows"
+
+
+def describe_modules(source: pathlib.Path) -> Iterator[str]:
+  """Yields what a sentence encoder computes from its features other than their mean.
+
+  Args:
+    source: folder of the model; sentence encoders have modules.json in it.
+  """
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    for module in files.parse_json((source / "modules.json").read_bytes()):
+      kind, path = module["type"].rpartition(".")[2], module["path"]
+      if kind == "Pooling":
+        pooling = files.parse_json((source / path / "config.json").read_bytes())
+        modes = [name for name, value in pooling.items() if value is True and "mode_" in name]
+        if modes not in ([], ["pooling_mode_mean_tokens"]):
+          advice = ": --layer cls of embed" if modes == ["pooling_mode_cls_token"] else ""
+          yield f"the vectors of this sentence encoder are by {', '.join(modes)}{advice}"
+      elif kind not in ("Transformer", "Normalize"):
+        yield f"left out: the module {kind} of this sentence encoder, in {path}"

@@ -128,6 +128,16 @@ def test_a_fine_tuned_encoder_is_a_classifier(exported_tuned):
   assert not any(name.startswith("cls.") for name in tensors)
 
 
+def test_a_classifier_comes_back_without_its_head(exported_tuned, tuned, tmp_path):
+  said = importing.import_model(exported_tuned, tmp_path / "run")
+  assert "left out, because BertForPreTraining has no such head: classifier" in said
+  before = trained_lib.load_checkpoint(tuned / "lr0.01-seed0").params["body"]
+  after = trained_lib.load_trained(tmp_path / "run")
+  assert after.fresh == ("mlm", "nsp")
+  for part in ("encoder", "pooler"):
+    assert jax.tree.all(jax.tree.map(np.array_equal, before[part], after.params[part]))
+
+
 def test_two_texts_are_put_as_fine_tuning_has_put_them(tmp_path):
   """RoBERTa's own template has two separators between them; fine-tuning here has one."""
   config = base().tokenizer

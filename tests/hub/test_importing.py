@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bertgpt import cli
-from bertgpt.hub import importing
+from bertgpt.hub import importing, opening
 from bertgpt.runs import checkpoint
 
 
@@ -172,3 +172,33 @@ def test_a_head_that_a_command_needs_is_missed_in_one_line(argv, exported_bert, 
   code, lines = run(capsys, *argv, f"--workdir={folder}")
   errors = [line for line in lines if not line.startswith("note: ")]
   assert (code, len(errors)) == (2, 1) and "came without a masked-LM head" in errors[0]
+
+
+@pytest.mark.parametrize("pooling, modules, notes", [
+    ("pooling_mode_mean_tokens", ["Pooling", "Normalize"], []),
+    ("pooling_mode_cls_token", ["Pooling"], ["pooling_mode_cls_token: --layer cls of embed"]),
+    ("pooling_mode_max_tokens", ["Pooling", "Dense"],
+     ["by pooling_mode_max_tokens", "left out: the module Dense of this sentence encoder, in"]),
+])
+def test_a_sentence_encoder_says_what_it_computes_from_its_features(
+    exported_bert, tmp_path, pooling, modules, notes):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  (folder / "1_Pooling").mkdir()
+  names = ["pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_max_tokens"]
+  (folder / "1_Pooling" / "config.json").write_text(json.dumps(
+      {"word_embedding_dimension": 16, **{name: name == pooling for name in names}}))
+  (folder / "modules.json").write_text(json.dumps(
+      [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+      + [{"idx": i, "name": str(i), "path": f"{i}_{name}",
+          "type": f"sentence_transformers.models.{name}"} for i, name in enumerate(modules, 1)]))
+  found = opening.open_folder(folder, "--from").notes
+  assert len(found) == len(notes)
+  assert all(part in note for part, note in zip(notes, found, strict=True))
+
+
+@pytest.mark.parametrize("content", ["", "[", "3", "null", "{}", "[1]", '[{"type": 3}]',
+                                     '[{"type": "a.Pooling", "path": "nowhere"}]'])
+def test_a_damaged_list_of_modules_is_not_read(exported_bert, tmp_path, content):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  (folder / "modules.json").write_text(content)
+  assert not opening.open_folder(folder, "--from").notes
