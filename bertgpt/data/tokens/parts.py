@@ -30,6 +30,7 @@ Encoded = tuple[np.ndarray, np.ndarray]  # int32 [N], ids; int64 [parts], tokens
 Encoder = Callable[[Sequence[Text]], list[Encoded]]
 
 _SPACE = "\u2581"  # A space in a piece of SentencePiece.
+_LONG_CHARS = 1 << 16  # The memory of the library grows with the length of a text.
 _END = 0x20000  # Behind all characters that are white space or punctuation.
 
 
@@ -38,7 +39,8 @@ def make_encoder(tokenizer: Tokenizer) -> Encoder:
 
   | tokenizer             | the text is divided           | tokens are assigned to parts by     |
   |-----------------------|-------------------------------|-------------------------------------|
-  | byte-level BPE        | nowhere                       | their bytes                         |
+  | byte-level BPE        | at white space, if its words  | their bytes                         |
+  |                       | are those of GPT-2            |                                     |
   | with BERT's words     | at white space, punctuation   | the library                         |
   | SentencePiece unigram | nowhere, because the rounding | their bytes, in the normalized text |
   |                       | of scores depends on all text |                                     |
@@ -57,31 +59,33 @@ def make_encoder(tokenizer: Tokenizer) -> Encoder:
   """
   if isinstance(tokenizer, SentencePiece):
     divides = functools.partial(_starts_with, _spaces_of_sentencepiece(tokenizer))
-    return functools.partial(_encode, tokenizer, divides, _Normalized(tokenizer).measure)
+    return functools.partial(_encode, tokenizer, divides, _Normalized(tokenizer).measure, 0)
   if isinstance(tokenizer, ByteBPE):
-    return functools.partial(_encode, tokenizer, None, _Bytes(tokenizer).measure)
+    divides = functools.partial(_starts_with, _spaces_of_bytes(tokenizer))
+    return functools.partial(_encode, tokenizer, divides, _Bytes(tokenizer).measure, _LONG_CHARS)
   if marks := _marks_of_words(tokenizer):
     divides = functools.partial(_touches, marks)
-    return functools.partial(_encode, tokenizer, divides, None)
+    return functools.partial(_encode, tokenizer, divides, None, 0)
   return functools.partial(_encode_by_offsets, tokenizer)
 
 
 Measured = tuple[np.ndarray, np.ndarray]  # Sizes of the tokens, int64 [N], and of the parts.
 
 
-def _encode(tokenizer: Tokenizer, divides: Callable[[str, str], bool] | None,
+def _encode(tokenizer: Tokenizer, divides: Callable[[str, str], bool],
             measure: Callable[[np.ndarray, Text], Measured | None] | None,
-            texts: Sequence[Text]) -> list[Encoded]:
+            min_chars: int, texts: Sequence[Text]) -> list[Encoded]:
   """See `make_encoder`.
 
   Args:
     tokenizer: any tokenizer.
-    divides: whether the border between two parts divides the text; None: no border does.
+    divides: whether a text may be divided between two parts.
     measure: returns the sizes of tokens and parts in one unit, or None if they do not add up;
       None: the library assigns the tokens.
+    min_chars: a text is divided into pieces of this length, at least.
     texts: parts of every text.
   """
-  pieces = [list(_divide(parts, divides)) for parts in texts]
+  pieces = [list(_divide(parts, divides, min_chars)) for parts in texts]
   encoded = iter(tokenizer.encode(["".join(parts) for divided in pieces for parts in divided]))
   results = []
   for divided in pieces:
@@ -95,13 +99,14 @@ def _encode(tokenizer: Tokenizer, divides: Callable[[str, str], bool] | None,
   return results
 
 
-def _divide(parts: Text, divides: Callable[[str, str], bool] | None) -> Iterator[Text]:
+def _divide(parts: Text, divides: Callable[[str, str], bool], min_chars: int) -> Iterator[Text]:
   """Yields groups of parts: the text is divided between them."""
-  start = 0
-  for i in range(1, len(parts)) if divides else ():
-    if divides(parts[i - 1], parts[i]):
+  start = chars = 0
+  for i in range(1, len(parts)):
+    chars += len(parts[i - 1])
+    if chars >= min_chars and divides(parts[i - 1], parts[i]):
       yield parts[start:i]
-      start = i
+      start, chars = i, 0
   yield parts[start:]
 
 
@@ -165,6 +170,16 @@ def _marks_of_words(tokenizer: Tokenizer) -> frozenset[str]:
     words = library.pre_tokenizer.pre_tokenize_str(library.normalizer.normalize_str(f"a{c}a"))
     return [word for word, _ in words] == (["a", "a"] if c.isspace() else ["a", c, "a"])
   return frozenset(filter(ends_word, candidates))
+
+
+def _spaces_of_bytes(tokenizer: ByteBPE) -> frozenset[str]:
+  """Returns white space before which every word ends and no space is put; none if unknown."""
+  content = json.loads(tokenizer.data)
+  words = content["pre_tokenizer"] or {}
+  if (words.get("type") != "ByteLevel" or not words.get("use_regex", True)
+      or content["normalizer"] or not all(t["special"] for t in content["added_tokens"])):
+    return frozenset()
+  return frozenset(" " if words.get("add_prefix_space") else " \n\t")
 
 
 def _spaces_of_sentencepiece(tokenizer: SentencePiece) -> frozenset[str]:

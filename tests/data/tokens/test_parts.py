@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import source_files
 import tokenizers as library
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_pb2
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -117,6 +117,12 @@ def assert_right(name, texts):
     assert lengths.tolist() == np.bincount(part_of, minlength=len(parts)).tolist()
 
 
+@pytest.fixture(autouse=True)
+def divide_everywhere(monkeypatch):
+  """Texts are divided at every border at which they may be, not only if they are long."""
+  monkeypatch.setattr(parts_lib, "_LONG_CHARS", 0)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_sentences(name):
   assert_right(name, [
@@ -140,7 +146,8 @@ PARTS = st.lists(st.text(st.one_of(
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(PARTS, max_size=3))
 def test_any_parts(name, texts):
   assert_right(name, texts)
