@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.data.corpus import frequencies
@@ -19,7 +21,7 @@ from bertgpt.errors import ConfigError
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
 from bertgpt.training import metrics, objectives, start, steps
-from bertgpt.training.run import Run
+from bertgpt.training.run import Run, open_run
 
 
 def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
@@ -106,6 +108,19 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
                    "40 steps instead of 20"]
   rates = dict(metrics.read_curves(path)["train/learning_rate"])
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
+
+
+def test_train_and_data_warn_of_many_unknown_tokens(recipe, tmp_path, capsys):
+  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", ".", "cat", "sees"]
+  (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+  fields = [f"--config={recipe}", f"--config.tokenizer.path={tmp_path / 'vocab.txt'}",
+            f"--config.data.cache_dir={tmp_path}", "--config.phases[0].steps=1"]
+  assert cli.main(["data", *fields, "--steps=0"]) == 0
+  warning = re.search(r"warning: ([\d.]+)% of the tokens in the \w+ split", capsys.readouterr().out)
+  assert 5 < float(warning[1]) < 90
+  config = recipes.override(recipes.load(str(recipe)), fields[1:])
+  with open_run(config, tmp_path / "run", ()):
+    assert warning[0] in capsys.readouterr().err
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(recipe, tmp_path):
