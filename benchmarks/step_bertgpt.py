@@ -78,7 +78,8 @@ def exactly(config: ConfigDict) -> ConfigDict:
 
 def make_vocabulary(size: int) -> Vocabulary:
   """Returns a vocabulary of whole words, whose first ids are special."""
-  return Vocabulary(size, MASK, tuple(range(FIRST_TOKEN)), np.zeros(size, bool))
+  return Vocabulary(size, MASK, tuple(range(FIRST_TOKEN)), continues_word=np.zeros(size, bool),
+                    ends_word=np.zeros(size, bool))
 
 
 def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
