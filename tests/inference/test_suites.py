@@ -40,3 +40,20 @@ def test_stop_tokens_are_no_guess_for_a_last_word(gpt):
   token = lambda text: encode(gpt, text)[0]
   assert is_stop[[token("the"), token("a"), token("."), gpt.tokenizer.eod_id]].all()
   assert not is_stop[[token("tree"), token("cat")]].any()
+
+
+@pytest.mark.parametrize("name, text", [
+    ("text", "One.\n\n  def f():\n\treturn\x0b\u2028\n"),
+    ("wikitext2", " \n = A title = \n \n x . \n"),
+    ("lambada", '{"text": "a\\nb c"}\n\n{"text": "d e"}\n'),
+    ("pairs", "good\tbad\na\tb\n\nc \td\n")])
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_and_a_byte_order_mark_do_not_change_a_suite(tmp_path, name, text, end):
+  ending = ".jsonl" if name == "lambada" else ".txt"
+  plain, other = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+  plain.write_bytes(text.encode())
+  other.write_bytes(text.replace("\n", end).encode("utf-8-sig"))
+  expected = list(suites.iterate(name, str(plain)))
+  assert expected and list(suites.iterate(name, str(other))) == expected
+  if name in ("text", "wikitext2"):
+    assert "".join(expected) == text
