@@ -132,12 +132,18 @@ def test_recipes_set_the_same_fields(call):
     assert_has_fields(found, json.loads(path.with_suffix(".json").read_text()), name)
 
 
+# Fields whose values in recipes have changed since, as the changelog says: the layers of a GPU's
+# program, which a run may change when it resumes, and a source of Wikipedia that can be had.
+CHANGED = {"model": {"scan_unroll"}, "data": {"source"}}
+
+
 def assert_has_fields(found, expected, where: str) -> None:
   """All old fields and their values; there may be new ones."""
   if isinstance(expected, dict):
     assert found.keys() >= expected.keys(), where
     for name, value in expected.items():
-      assert_has_fields(found[name], value, f"{where}: {name}")
+      if name not in CHANGED.get(where.rpartition(": ")[2], ()):
+        assert_has_fields(found[name], value, f"{where}: {name}")
   elif isinstance(expected, list):
     assert len(found) == len(expected), where
     for i, (one, other) in enumerate(zip(found, expected, strict=True)):
