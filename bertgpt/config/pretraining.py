@@ -18,7 +18,7 @@ VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit. The embedding table is padde
 
 CHOICES = {
     "data.invalid_text": ("error", "replace", "skip"),
-    "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe", "gpt1_bpe"),
+    "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe", "gpt1_bpe", "unigram"),
     "tokenizer.model_type": ("unigram", "bpe"),
     "model.family": tuple(families.FAMILIES),
     "model.norm": ("post", "pre"),
@@ -100,7 +100,7 @@ def base() -> ConfigDict:
   data.isolate_documents = False           # GPT: no attention across the documents of a row
 
   config.tokenizer = tokenizer = ConfigDict()
-  # sentencepiece | wordpiece | bpe (byte-level) | gpt1_bpe (only loaded from `path`)
+  # sentencepiece | wordpiece | bpe (byte-level) | gpt1_bpe, unigram (only loaded from `path`)
   tokenizer.kind = "sentencepiece"
   # File or folder of a trained tokenizer; '': train one on `data.source`.
   tokenizer.path = ""

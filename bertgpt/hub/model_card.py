@@ -12,7 +12,7 @@ from bertgpt.runs.trained import Trained
 from bertgpt.training.metrics import read_curves
 
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
-              "gpt1_bpe": "BPE as in GPT-1"}
+              "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram"}
 
 
 CARD = """\

@@ -23,7 +23,13 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from bertgpt import files
-from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer, WordPiece
+from bertgpt.data.tokens.tokenizers import (
+    ByteBPE,
+    SentencePiece,
+    Tokenizer,
+    Unigram,
+    WordPiece,
+)
 from bertgpt.errors import DataError
 from bertgpt.hub import precompiled
 
@@ -61,7 +67,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
   fast.save(str(folder / "tokenizer.json"))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
-  else:
+  elif not isinstance(tokenizer, Unigram):  # Nothing reads a unigram.json.
     fast.model.save(str(folder))
   specials = special_tokens(tokenizer, is_encoder)
   if is_tuned and not is_encoder:  # Without one, transformers computes one text at a time.

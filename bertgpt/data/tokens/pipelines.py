@@ -1,5 +1,7 @@
 """Tokenizers of the library `tokenizers`, built as their models' authors have them."""
 
+from collections.abc import Sequence
+
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -65,3 +67,18 @@ def gpt1_pipeline(vocabulary: dict[str, int], merges: list[tuple[str, str]],
 def serialize(tokenizer: tokenizers.Tokenizer) -> bytes:
   """Returns the content of `tokenizer.json`."""
   return tokenizer.to_str(pretty=True).encode()
+
+
+def without_chance(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """Returns a tokenizer with everything turned off that makes ids depend on more than the text."""
+  library.encode_special_tokens = True  # "[MASK]" in a text is text.
+  library.no_padding()
+  library.no_truncation()
+  if isinstance(library.model, models.BPE):
+    library.model.dropout = None
+  return library
+
+
+def ids_of(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+  """Returns the ids of texts, without special tokens around them."""
+  return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]

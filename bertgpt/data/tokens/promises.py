@@ -57,14 +57,17 @@ def out_of_reach(data: bytes, names: Collection[str]) -> str:
   """Returns a tokenizer.json from which no text can yield certain pieces; other ids are the same.
 
   Args:
-    data: content of a tokenizer.json with a WordPiece or BPE model.
+    data: content of a tokenizer.json.
     names: the pieces.
   """
   content = json.loads(data)
   model, names = content["model"], set(names)
-  inside = names & model["vocab"].keys()
-  model["vocab"] = {_OUT_OF_REACH.replace("{}", piece) if piece in names else piece: i
-                    for piece, i in model["vocab"].items()}
+  is_list = isinstance(model["vocab"], list)  # Of [piece, score], in a unigram model.
+  items = model["vocab"] if is_list else model["vocab"].items()
+  inside = names & {piece for piece, _ in items}
+  renamed = [[_OUT_OF_REACH.replace("{}", piece) if piece in names else piece, value]
+             for piece, value in items]
+  model["vocab"] = renamed if is_list else dict(renamed)
   if "merges" in model:
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     model["merges"] = [pair for pair in pairs if names.isdisjoint([*pair, "".join(pair)])]

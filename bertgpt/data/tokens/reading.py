@@ -36,7 +36,7 @@ _GPT1_TYPE = "openai-gpt"
 
 # (model, decoder) of a tokenizer.json -> kind.
 _JSON_KINDS = {("WordPiece", "WordPiece"): "wordpiece", ("BPE", "ByteLevel"): "bpe",
-               ("BPE", "BPEDecoder"): "gpt1_bpe"}
+               ("BPE", "BPEDecoder"): "gpt1_bpe", ("Unigram", "Metaspace"): "unigram"}
 _NEEDED = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}  # In a vocab.txt.
 # Share of the pieces that no text yields, above which the settings are those of another vocabulary:
 # settings of a config, and those of the folder, with which the model may have been trained.
@@ -100,7 +100,7 @@ def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> tu
   kind = _JSON_KINDS.get((model["type"], decoder))
   if not kind:
     raise DataError(f"{file}: a model of type {model['type']} with decoder {decoder} is not "
-                    "supported. Give a WordPiece or a byte-level BPE")
+                    "supported. Give a WordPiece, a byte-level BPE or a unigram model")
   if problem := _find_foreign_part(content, kind):
     raise DataError(f"{file}: {problem} is not supported. Give a WordPiece or a byte-level BPE as "
                     "in GPT-2")
@@ -134,7 +134,9 @@ def _find_foreign_part(content: dict[str, Any], kind: str) -> str:
 
 
 def _tokens_of(content: dict[str, Any]) -> set[str]:
-  return {*content["model"]["vocab"], *(t["content"] for t in content.get("added_tokens") or ())}
+  vocabulary = content["model"]["vocab"]  # Of a unigram model, a list of [piece, score].
+  pieces = (p for p, _ in vocabulary) if isinstance(vocabulary, list) else vocabulary
+  return {*pieces, *(t["content"] for t in content.get("added_tokens") or ())}
 
 
 def _obey_normalizer(content: dict[str, Any], beside: Beside) -> bool:

@@ -7,6 +7,7 @@
 | `bpe`                   | byte-level, as in GPT-2 | `encoder.json` with `vocab.bpe`, or     |
 |                         |                         | `vocab.json` with `merges.txt`          |
 | `gpt1_bpe`              | not trained here        | GPT-1's `vocab.json`, `merges.txt`      |
+| `unigram`               | not trained here        | nothing else; ALBERT's                  |
 
 All except SentencePiece are also loaded from a `tokenizer.json` of Hugging Face. Trained tokenizers
 begin with the ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GPT. A saved tokenizer
@@ -284,14 +285,14 @@ class _Json(Tokenizer):
 
   @functools.cached_property
   def _file_library(self) -> tokenizers.Tokenizer:
-    return _prepared(tokenizers.Tokenizer.from_buffer(self.data))
+    return pipelines.without_chance(tokenizers.Tokenizer.from_buffer(self.data))
 
   @functools.cached_property
   def library(self) -> tokenizers.Tokenizer:
     library = self._file_library
-    if not promises.find_leak(lambda texts: _ids(library, texts), self._specials):
+    if not promises.find_leak(lambda texts: pipelines.ids_of(library, texts), self._specials):
       return library
-    return _prepared(tokenizers.Tokenizer.from_str(
+    return pipelines.without_chance(tokenizers.Tokenizer.from_str(
         promises.out_of_reach(self.data, self._specials.values())))
 
   @property
@@ -318,24 +319,10 @@ class _Json(Tokenizer):
   def _encode(self, texts):
     if _is_worker():
       os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return _ids(self.library, texts)
+    return pipelines.ids_of(self.library, texts)
 
   def _decode(self, ids):
     return self.library.decode(ids, skip_special_tokens=False)
-
-
-def _prepared(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-  """Turns off what makes ids depend on more than the text; returns the tokenizer."""
-  library.encode_special_tokens = True  # "[MASK]" in a text is text.
-  library.no_padding()
-  library.no_truncation()
-  if isinstance(library.model, tokenizers.models.BPE):
-    library.model.dropout = None
-  return library
-
-
-def _ids(library: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
-  return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class WordPiece(_Json):
@@ -381,6 +368,19 @@ class Gpt1BPE(_Json):
     return piece.endswith(pipelines.END_OF_WORD)
 
 
+class Unigram(_Json):
+  """ALBERT's tokenizer: a unigram model of SentencePiece, behind a normalizer in the file."""
+
+  kind = "unigram"
+
+  @property
+  def _unknown_piece(self):
+    return self.pieces[json.loads(self.data)["model"]["unk_id"]]
+
+  _continues_word = SentencePiece._continues_word
+  _ends_word = SentencePiece._ends_word
+
+
 def _is_worker() -> bool:
   return multiprocessing.parent_process() is not None
 
@@ -402,7 +402,7 @@ def _batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
 
 # `config.tokenizer.kind` -> class.
 KINDS: dict[str, type[Tokenizer]] = {
-    cls.kind: cls for cls in (SentencePiece, WordPiece, ByteBPE, Gpt1BPE)}
+    cls.kind: cls for cls in (SentencePiece, WordPiece, ByteBPE, Gpt1BPE, Unigram)}
 
 
 def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:

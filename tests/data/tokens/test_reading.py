@@ -373,6 +373,34 @@ def test_another_model_with_marked_ends_is_refused(tmp_path):
 
 
 @pytest.mark.hf
+def test_alberts_unigram_model_gives_the_ids_of_transformers(tmp_path):
+  """Its normalizer lower-cases, strips accents and makes quotes of `` and '', as ALBERT's does."""
+  transformers = pytest.importorskip("transformers")
+  texts = ["The river finds a stone.", "Café au lait, ``quoted'' and 12,345 dogs!",
+           "It is what it is.", "A small boat leaves the hill; naïve ﬁsh."]
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts * 40), model_writer=model, vocab_size=120, minloglevel=2,
+      hard_vocab_limit=False, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece="<pad>",
+      unk_piece="<unk>", control_symbols=["[CLS]", "[SEP]", "[MASK]"])
+  (tmp_path / "spiece.model").write_bytes(model.getvalue())
+  theirs = transformers.AlbertTokenizerFast.from_pretrained(tmp_path)
+  theirs.save_pretrained(tmp_path / "saved")
+  ours = tokenizers.load_tokenizer(tmp_path / "saved")
+  assert ours.kind == "unigram" and ours.pieces[ours.unk_id] == "<unk>"
+  texts += ["ÀÉÎ õ 天天 x", "  two  spaces ", "", "a\n\nb"]
+  for text, ids in zip(texts, ours.encode(texts), strict=True):
+    assert ids.tolist() == theirs.encode(text, add_special_tokens=False), text
+  ids, = ours.encode(["[MASK] the [SEP]"])
+  assert not set(ids.tolist()) & set(ours.special_ids)
+  ids, = ours.encode(["the river, finds"])
+  starts = ~ours.continues_word()[ids[1:]] | ours.ends_word()[ids[:-1]]
+  assert starts.sum() + 1 == len(["the", "river", ",", "finds"])
+  ours.save(tmp_path / "again")
+  assert tokenizers.load_tokenizer(tmp_path / "again").fingerprint() == ours.fingerprint()
+
+
+@pytest.mark.hf
 @pytest.mark.parametrize("settings", [
     {"do_lower_case": False}, {"do_lower_case": True},
     {"do_lower_case": True, "strip_accents": False},
