@@ -278,6 +278,9 @@ def _rename(tensors, candidates) -> dict[str, str]:
   """Returns the name of every tensor in the tables -> its own name.
 
   The prefix of a file is found by its token table.
+
+  Raises:
+    DataError: two tensors are the same parameter, as old and new name of one.
   """
   prefix, others = candidates[0].prefix, candidates[0].other_heads
   known = {name for a in candidates for name in (*a.tied, *_head_names(a))}
@@ -293,8 +296,11 @@ def _rename(tensors, candidates) -> dict[str, str]:
       name = name.removeprefix(outer)
       if not (own_prefix or name in known or name.startswith(others)):
         name = prefix + name  # As in the published GPT-2.
-    if not name.endswith(BUFFERS):
-      names[name] = own_name
+    if name.endswith(BUFFERS):
+      continue
+    if (other := names.setdefault(name, own_name)) != own_name:
+      raise DataError(f"the tensors {other} and {own_name} are the same parameter. Remove one of "
+                      "them, or choose another copy of the model")
   return names
 
 

@@ -156,6 +156,7 @@ def replace(name, make_value):
 
 
 WORDS = "bert.embeddings.word_embeddings.weight"
+NORM = "bert.embeddings.LayerNorm"
 
 
 @pytest.mark.parametrize("change, message", [
@@ -168,6 +169,10 @@ WORDS = "bert.embeddings.word_embeddings.weight"
     (replace("bert.encoder.layer.0.output.dense.weight", lambda x: x.T), r"\[64, 32\]; according"),
     (replace("cls.predictions.bias", lambda x: x.astype(np.int64)), "of type int64"),
     (lambda t: t.update({"cls.predictions.decoder.weight": t[WORDS] + 1}), "weight differs"),
+    (lambda t: t.update({f"{NORM}.gamma": t[f"{NORM}.weight"] + 1}),
+     f"the tensors {NORM}.weight and {NORM}.gamma are the same parameter"),
+    (lambda t: t.update({f"{NORM}.beta": t[f"{NORM}.bias"]}),
+     f"{NORM}.bias and {NORM}.beta are the same parameter"),
 ])
 def test_tensors_that_do_not_fit_are_named(change, message):
   tensors, hf_config = there(*make("BertForPreTraining"))
