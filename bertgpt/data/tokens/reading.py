@@ -142,7 +142,9 @@ def _tokens_of(content: dict[str, Any]) -> set[str]:
 def _obey_normalizer(content: dict[str, Any], beside: Beside) -> bool:
   """Sets what tokenizer_config.json says about BERT's normalizer; returns whether it changed."""
   normalizer = content.get("normalizer") or {}
-  if beside.tokenizer_class not in _WORDPIECE_CLASSES or normalizer.get("type") != "BertNormalizer":
+  if (content["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer"
+      # Folders of the first BERTs name no class; transformers then takes that of the model.
+      or beside.tokenizer_class not in {"", *_WORDPIECE_CLASSES}):
     return False
   said = {"lowercase": beside.setting("do_lower_case"),
           "strip_accents": beside.setting("strip_accents"),

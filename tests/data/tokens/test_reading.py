@@ -285,9 +285,10 @@ def bert_json(lowercase):
 
 
 @pytest.mark.parametrize("before, said", [(True, False), (False, True)])
-def test_the_settings_beside_a_tokenizer_json_are_obeyed(tmp_path, before, said):
-  folder = write_json_tokenizer(tmp_path, bert_json(before), tokenizer_class="BertTokenizer",
-                                do_lower_case=said, strip_accents=False)
+@pytest.mark.parametrize("named", [{"tokenizer_class": "BertTokenizer"}, {}])
+def test_the_settings_beside_a_tokenizer_json_are_obeyed(tmp_path, before, said, named):
+  folder = write_json_tokenizer(tmp_path, bert_json(before), do_lower_case=said,
+                                strip_accents=False, model_max_length=512, **named)
   expected = bert_json(said)
   expected.normalizer = normalizers.BertNormalizer(lowercase=said, strip_accents=False)
   assert encode(tokenizers.load_tokenizer(folder)) == [
@@ -411,6 +412,19 @@ def test_ids_of_a_bert_folder_are_those_of_transformers(tmp_path, settings):
   write_json(folder / "added_tokens.json", {"<url>": len(SPECIALS) + len(MIXED), "Dog":
                                             len(SPECIALS) + len(MIXED) + 1})
   assert_same_ids(folder, [*TEXTS, "see <url>here", "a Dog dog"], "bert")
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "electra"])
+@pytest.mark.parametrize("named", [{}, {"tokenizer_class": "BertTokenizer"},
+                                   {"tokenizer_class": "PreTrainedTokenizerFast"}])
+@pytest.mark.parametrize("before, settings", [
+    (True, {"do_lower_case": False}), (False, {"do_lower_case": True}),
+    (True, {"do_lower_case": True, "strip_accents": False}), (True, {})])
+def test_ids_of_a_tokenizer_json_are_those_of_transformers(tmp_path, model_type, named, before,
+                                                           settings):
+  write_json_tokenizer(tmp_path, bert_json(before), model_max_length=512, **settings, **named)
+  assert_same_ids(tmp_path, TEXTS, model_type)
 
 
 @pytest.mark.hf
