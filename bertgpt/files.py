@@ -87,18 +87,10 @@ def unfinished_path(path: pathlib.Path, key: str) -> pathlib.Path:
 
   Args:
     path: its final path.
-    key: 8 hexadecimal digits.
+    key: what tells the temporary paths of one final path apart. `remove_leftovers` removes those
+      of 8 hexadecimal digits.
   """
   return path.with_name(f"{path.name}{_UNFINISHED}{key}")
-
-
-def find_unfinished(path: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the temporary paths, of any key, that exist for a final path.
-
-  Args:
-    path: the final path.
-  """
-  return sorted(path.parent.glob(f"{glob.escape(path.name)}{_UNFINISHED}{'[0-9a-f]' * 8}"))
 
 
 def sync(path: pathlib.Path) -> None:

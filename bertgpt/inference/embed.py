@@ -176,18 +176,20 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   Raises:
     ConfigError: there is no model in `path`, or `out` exists or cannot hold the features; see also
       `check_layer`.
-    DataError: `source` is damaged; see also `hub.opening`.
+    DataError: `source` is damaged, or changes during the work; see also `hub.opening`.
   """
   check_out(out, layer)
   read = functools.partial(texts_lib.iterate_texts, source, "--input")
-  count, digest = streams.measure(read())
+  measured = streams.measure(read())
+  count = measured.num_texts
   trained = opening.open_model(path, dtype=dtype)
   check_layer(trained, layer)
   trained = trained._replace(params=jax.device_put(trained.params))
-  identity = {"texts": digest, "layer": layer, "batch_size": batch_size,
-              "format": out.suffix} | streams.identify(trained)
+  identity = {"texts": measured.digest, "layer": layer,
+              "batch_size": batch_size} | streams.identify(trained)
   with streams.resumable(out, identity) as work:
-    num_cut, num_rows, width = write(work, trained, read(), count, layer, batch_size, out.suffix)
+    texts = streams.reread(read(), measured, f"--input {source}")
+    num_cut, num_rows, width = write(work, trained, texts, count, layer, batch_size, out.suffix)
   note_cut(trained, num_cut, count)
   return (f"{out}: {layer} of {count} texts, float32 {num_rows} x {width}, computed in "
           f"{trained.config.model.dtype}")

@@ -86,14 +86,15 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
     settings: result of `resolve`.
     totals: totals of the texts before.
   Returns:
-    Tokens and log-probability of every text that ends here.
+    Tokens and log-probability of every text that ends here, or is not scored further.
   """
   scorer = scorers.find(trained)
-  texts = [text if isinstance(text, Part) else Part(text) for text in documents]
   if scorer.by_line:
-    texts = [Part(line) for text in texts for line in text.text.split("\n") if line.strip()]
-  encoded = trained.tokenizer.encode(
-      [suites.detokenize(part.text, suite.detokenizer) for part in texts])
+    sources = [text.source if isinstance(text, Part) else text for text in documents]
+    documents = [line for source in sources for line in source.split("\n") if line.strip()]
+  texts = [text if isinstance(text, Part) else
+           Part(suites.detokenize(text, suite.detokenizer), text) for text in documents]
+  encoded = trained.tokenizer.encode([part.text for part in texts])
   rows, counts, rest = [], [], totals.pop("rest", None)
   for part, ids in zip(texts, encoded, strict=True):
     if rest is None and part.is_last:
@@ -109,8 +110,8 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
     totals["rest"] = rest
   rows = rows[:room(settings, totals)]
   add_to(totals, scored=len(rows),
-         words=sum(suites.count_words(part.text, suite.counts_lines) for part in texts),
-         bytes=sum(len(part.text.encode()) for part in texts))
+         words=sum(suites.count_words(part.source, suite.counts_lines) for part in texts),
+         bytes=sum(len(part.source.encode()) for part in texts))
   logp = iter(scorer.score(trained, rows, settings.batch_size))
   records = []
   for part, count in zip(texts, counts, strict=True):
@@ -118,11 +119,18 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
     nats = -sum(float(x.sum(dtype=np.float64)) for x in scores)
     num_tokens = sum(map(len, scores))
     add_to(totals, tokens=num_tokens, nats=nats, part_tokens=num_tokens, part_nats=nats)
-    if part.is_last and (scores or not settings.limit):
-      add_to(totals, texts=1)
-      records.append({"text": totals["texts"], "tokens": totals.pop("part_tokens"),
-                      "logp": -totals.pop("part_nats")})
+    if part.is_last and (totals["part_tokens"] or not settings.limit):
+      records.append(_end_text(totals))
+  if is_enough(settings, totals) and totals.get("part_tokens"):
+    records.append(_end_text(totals))  # The parts that are left are not scored.
   return records
+
+
+def _end_text(totals: Totals) -> Record:
+  """Counts a text, and returns the record of its parts."""
+  add_to(totals, texts=1)
+  return {"text": totals["texts"], "tokens": totals.pop("part_tokens"),
+          "logp": -totals.pop("part_nats")}
 
 
 def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:

@@ -1,6 +1,6 @@
 """Parts of documents that are too long to be tokenized at once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,42 +15,69 @@ class Part(NamedTuple):
   """A document, or a part of one.
 
   Attributes:
-    text: the text.
+    text: the text that is tokenized.
+    source: the entries of the file that it is made of.
     is_last: whether the document ends here.
-    entries: how many entries of the file it is made of: lines, or 1.
+    entries: how many entries these are: lines, or 1.
+    carry: white space at the end of the entries with which the text of the next part begins.
   """
 
   text: str
+  source: str
   is_last: bool = True
   entries: int = 1
+  carry: str = ""
 
 
-def cut_document(lines: Iterable[str], tokenizer: Tokenizer) -> Iterator[Part]:
+def cut_document(lines: Iterable[str], tokenizer: Tokenizer,
+                 detokenize: Callable[[str], str] = str, carry: str = "") -> Iterator[Part]:
   """Yields the parts of a document; their ids, joined, are those of the document.
 
   A part ends at the first line end after PART_CHARS at which the tokenizer gives the same ids for
-  the text before and after it as for both together. A document without such a line end, or a
-  tokenizer that reads on over all of them, gives one part. Where a part ends depends only on the
-  lines from its beginning on.
+  the text before and after it as for both together. Many tokenizers join a line end to the
+  indentation after it. The part then ends before the line end, on the same condition. A document
+  without line ends, or a tokenizer that reads on over all of them, gives one part. Where a part
+  ends depends only on the lines from its beginning on.
 
   Args:
     lines: lines of the document, with their ends.
     tokenizer: tokenizer of the model.
+    detokenize: makes the text of a line that is tokenized.
+    carry: `carry` of the part before the lines.
   """
-  part: list[str] = []
-  chars, context = 0, max(_CONTEXT, 4 * max(map(len, tokenizer.pieces)))
-  for line in lines:
-    if chars >= PART_CHARS and _divides(tokenizer, part[-1][-context:], line[:context]):
-      yield Part("".join(part), False, len(part))
-      part, chars = [], 0
-    part.append(line)
+  source: list[str] = []
+  text, chars, tail = [carry], len(carry), carry
+  context = max(_CONTEXT, 4 * max(map(len, tokenizer.pieces)))
+  for raw in lines:
+    line = detokenize(raw)
+    if source and chars >= PART_CHARS:
+      space = _find_cut(tokenizer, tail, line[:context])
+      if space is not None:
+        whole = "".join(text)
+        carry = whole[len(whole) - space:]
+        yield Part(whole[:len(whole) - space], "".join(source), False, len(source), carry)
+        source, text, chars, tail = [], [carry], len(carry), carry
+    source.append(raw)
+    text.append(line)
     chars += len(line)
-  if part:
-    yield Part("".join(part), True, len(part))
+    tail = (tail + line)[-context:]
+  if source:
+    yield Part("".join(text), "".join(source), True, len(source))
 
 
-def _divides(tokenizer: Tokenizer, before: str, after: str) -> bool:
-  if after[0].isspace() or not before.strip():  # White space joins to one token in many tokenizers.
-    return False
-  left, right, both = tokenizer.encode([before, after, before + after])
-  return np.array_equal(np.concatenate([left, right]), both)
+def _find_cut(tokenizer: Tokenizer, before: str, after: str) -> int | None:
+  """Returns how many characters before a border a text may be cut, or None: it may not.
+
+  Args:
+    tokenizer: tokenizer of the model.
+    before, after: the text around the border.
+  """
+  if not (before.strip() and after.strip()):  # What lies behind the white space counts, too.
+    return None
+  space = len(before) - len(before.rstrip())
+  whole = tokenizer.encode([before + after])[0]
+  for size in dict.fromkeys((0, space)):
+    left, right = before[:len(before) - size], before[len(before) - size:] + after
+    if np.array_equal(np.concatenate(tokenizer.encode([left, right])), whole):
+      return size
+  return None

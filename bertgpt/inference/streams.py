@@ -11,19 +11,24 @@ The windows do not depend on where the work was interrupted, so neither do the r
 """
 
 import contextlib
+import errno
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import jax
 
 from bertgpt import files
 from bertgpt.config import recipes
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import export
 from bertgpt.runs import fingerprint
 from bertgpt.runs.trained import Trained
@@ -31,8 +36,14 @@ from bertgpt.runs.trained import Trained
 WINDOW_CHARS = 1 << 20  # Tokenizers need about 200 bytes per token.
 PROGRESS_SECONDS = 10.0
 
+_RESULTS = "results"  # What the folder is called by. Other temporary paths have 8 hex digits.
 _STATE = "state.json"
 _LOCK = ".lock"
+_PUBLISHED = "published"
+# What os.link says if the file system has no hard links, or none for this user or file.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+
+T = TypeVar("T")
 
 
 # --------------------------------------------------------------------- windows
@@ -61,23 +72,79 @@ def windows(texts: Iterable[Any], most: int, size: Callable[[Any], int] = len
     yield window
 
 
-def measure(texts: Iterable[str]) -> tuple[int, str]:
-  """Returns the number of texts, and a hash of them all, in hex.
+class Measured(NamedTuple):
+  """What tells texts apart.
+
+  Attributes:
+    num_texts: number of texts.
+    digest: hash of them all, in hex.
+  """
+
+  num_texts: int
+  digest: str
+
+
+class _Hash:
+  """A hash of texts and of the borders between them."""
+
+  def __init__(self):
+    self._digest = hashlib.blake2b(digest_size=16)
+    self.count = 0
+
+  def add(self, text: str) -> None:
+    data = text.encode()
+    self._digest.update(b"%d:" % len(data))
+    self._digest.update(data)
+    self.count += 1
+
+  def result(self) -> Measured:
+    return Measured(self.count, self._digest.hexdigest())
+
+
+def measure(texts: Iterable[str]) -> Measured:
+  """Returns the number of texts and their hash.
 
   Args:
     texts: any texts; they are read once, so that errors in them are found before the work begins.
   """
-  count, digest = 0, hashlib.blake2b(digest_size=16)
-  printed = time.monotonic()
+  found, printed = _Hash(), time.monotonic()
   for text in texts:
-    if count % 4096 == 0 and time.monotonic() - printed >= PROGRESS_SECONDS:
+    if found.count % 4096 == 0 and time.monotonic() - printed >= PROGRESS_SECONDS:
       printed = time.monotonic()
-      print(f"checking the input: {count:,} texts", file=sys.stderr, flush=True)
-    data = text.encode()
-    digest.update(b"%d:" % len(data))
-    digest.update(data)
-    count += 1
-  return count, digest.hexdigest()
+      print(f"checking the input: {found.count:,} texts", file=sys.stderr, flush=True)
+    found.add(text)
+  return found.result()
+
+
+class ChangedError(DataError):
+  """Texts that changed while they were read; what was computed from them is worthless."""
+
+
+def reread(texts: Iterable[T], measured: Measured, place: str,
+           to_text: Callable[[T], str] = str) -> Iterator[T]:
+  """Yields texts that were measured before, and checks that they are the same.
+
+  `windows` asks for the text after a window before it yields the window, so a window that ends at
+  the wrong text is never computed.
+
+  Args:
+    texts: the texts, all of them.
+    measured: result of `measure` for the same texts.
+    place: flag and file, for the error message.
+    to_text: returns the text that was measured.
+  Raises:
+    ChangedError: there are more texts, fewer or others.
+  """
+  changed = ChangedError(f"{place}: changed while it was read. Give the same command again when "
+                         "the file is complete")
+  found = _Hash()
+  for text in texts:
+    if found.count == measured.num_texts:
+      raise changed
+    found.add(to_text(text))
+    yield text
+  if found.result() != measured:
+    raise changed
 
 
 class Progress:
@@ -139,7 +206,14 @@ def identify(trained: Trained) -> dict[str, str]:
   """
   parts = {"weights": json.dumps(fingerprint.fingerprint(trained.params), sort_keys=True),
            "model": recipes.to_json(trained.config.model)}
-  return {"tokenizer": trained.tokenizer.fingerprint(), "dtype": trained.config.model.dtype} | {
+  try:
+    version = importlib.metadata.version("bertgpt")
+  except importlib.metadata.PackageNotFoundError:  # It runs from a copy of its source.
+    version = "unknown"
+  device = jax.devices()[0]
+  return {"tokenizer": trained.tokenizer.fingerprint(), "dtype": trained.config.model.dtype,
+          "version": version, "jax": jax.__version__,
+          "platform": f"{device.device_kind} on {platform.machine()}"} | {
       name: hashlib.sha256(part.encode()).hexdigest() for name, part in parts.items()}
 
 
@@ -152,33 +226,42 @@ class Unfinished:
     state: entries of the last `commit`; {} if there was none.
 
   Args:
-    folder: folder of the results.
+    folder: folder of the results, whose lock this process has.
     out: file that they will become.
     identity: everything that the results depend on.
+  Raises:
+    ConfigError: the folder holds results that depend on something else.
+    DataError: the folder is damaged.
   """
 
   def __init__(self, folder: pathlib.Path, out: pathlib.Path, identity: dict[str, Any]):
-    self._folder, self._out, self._identity = folder, out, identity
+    self._folder, self._out = folder, out
+    self._identity = json.loads(json.dumps(identity))
     self._files: dict[str, BinaryIO] = {}
     self._sizes: dict[str, int] = {}
     self.state: dict[str, Any] = {}
-    if (folder / _STATE).exists():
-      stored = files.read_json(folder / _STATE, f"Remove {folder}")
-      # The key in the name is only a part of a hash.
-      if stored["identity"] == json.loads(json.dumps(identity)):
-        self.state, self._sizes = stored["state"], stored["sizes"]
+    stored = _read_state(folder)
+    if stored and not stored.get(_PUBLISHED):
+      if others := _describe_others(stored["identity"], self._identity):
+        raise ConfigError(f"--out {out}: {folder.name} holds unfinished results of {others}. Go "
+                          f"back to that to finish them, or remove {folder} to begin again")
+      self.state, self._sizes = stored["state"], stored["sizes"]
 
   def open(self, name: str) -> BinaryIO:
     """Opens a file for reading and writing, at the end of what was committed.
 
     Args:
       name: name of the file; it is made if it is missing.
+    Raises:
+      DataError: it is shorter than what was committed.
     """
     if name not in self._files:
-      path = self._folder / name
+      path, size = self._folder / name, self._sizes.get(name, 0)
       path.touch()
+      if path.stat().st_size < size:
+        raise DataError(f"{path}: is shorter than was saved. Remove {self._folder}")
       self._files[name] = file = path.open("r+b")
-      file.truncate(self._sizes.get(name, 0))
+      file.truncate(size)
       file.seek(0, os.SEEK_END)
     return self._files[name]
 
@@ -192,8 +275,7 @@ class Unfinished:
       file.flush()
       os.fsync(file.fileno())
       self._sizes[name] = os.fstat(file.fileno()).st_size
-    files.write_json(self._folder / _STATE, {"identity": self._identity, "state": state,
-                                             "sizes": self._sizes})
+    self._write_state(state)
     self.state = state
 
   def publish(self, name: str) -> None:
@@ -201,13 +283,24 @@ class Unfinished:
 
     Args:
       name: name of the file.
+    Raises:
+      ConfigError: there is a file at the final path by now. The results stay in the folder.
     """
     self.open(name).flush()
     os.fsync(self.open(name).fileno())
     self.close()
-    os.replace(self._folder / name, self._out)
+    try:
+      _move(self._folder / name, self._out)
+    except FileExistsError:
+      raise ConfigError(f"--out {self._out}: was made by another program meanwhile. Move it away, "
+                        "and give the same command again") from None
     files.sync(self._out.parent)
+    self._write_state(self.state, **{_PUBLISHED: True})
     shutil.rmtree(self._folder, ignore_errors=True)
+
+  def discard(self) -> None:
+    """Forgets what was committed; the folder is removed at the end of `resumable`."""
+    self.state = {}
 
   def close(self) -> None:
     """Closes the files."""
@@ -215,30 +308,42 @@ class Unfinished:
       file.close()
     self._files.clear()
 
+  def _write_state(self, state: dict[str, Any], **more: bool) -> None:
+    files.write_json(self._folder / _STATE, {"identity": self._identity, "state": state,
+                                             "sizes": self._sizes} | more)
+
 
 @contextlib.contextmanager
 def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
   """Yields the folder of unfinished results for a file; it stays if the work is interrupted.
 
-  Results that other inputs, flags or weights have left for the same file are removed.
-
   Args:
     out: file that the results will become, in an existing folder.
-    identity: everything that the results depend on, as JSON values.
+    identity: everything that the results depend on, as JSON values with names that mean something
+      to the user.
   Raises:
-    ConfigError: another process is writing the file.
+    ConfigError: the file exists, another process is writing it, or its unfinished results depend
+      on something else.
+    DataError: the unfinished results are damaged.
   """
-  key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-  folder = files.unfinished_path(out, key)
-  remove_others(out, folder)
+  folder = files.unfinished_path(out, _RESULTS)
   folder.mkdir(exist_ok=True)
   with _lock(folder, out):
-    work = Unfinished(folder, out, identity)
+    is_kept = bool(_read_state(folder))
+    work = None
     try:
+      export.refuse_existing(out, "--out")  # A process that had the lock may have made it.
+      work = Unfinished(folder, out, identity)
       yield work
+    except ChangedError:
+      if work is not None:
+        work.discard()
+      raise
     finally:
-      work.close()
-      if folder.exists() and not work.state:
+      if work is not None:
+        work.close()
+        is_kept = bool(work.state)
+      if not is_kept:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -251,35 +356,57 @@ def check_out(out: pathlib.Path, endings: Sequence[str]) -> None:
   Raises:
     ConfigError: the file exists, its folder does not, or its name ends in something else.
   """
-  if os.path.lexists(out):
-    remove_others(out)  # Of a process that was killed after it had published the file.
-  export.refuse_existing(out, "--out")
+  folder = files.unfinished_path(out, _RESULTS)
+  try:
+    export.refuse_existing(out, "--out")
+  except ConfigError:
+    if (folder / _STATE).is_file():  # Of a process that was killed after it had made the file.
+      with contextlib.suppress(ConfigError, DataError), _lock(folder, out):
+        if _read_state(folder).get(_PUBLISHED):
+          shutil.rmtree(folder, ignore_errors=True)
+    raise
   if out.suffix not in endings:
     raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(endings)}")
   if not out.parent.is_dir():
     raise ConfigError(f"--out {out}: there is no folder {out.parent}. Make it first")
 
 
-def remove_others(out: pathlib.Path, keep: pathlib.Path | None = None) -> None:
-  """Removes unfinished results for a file, unless another process is writing them.
+def _read_state(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of the state file; {}: there is none."""
+  path, remedy = folder / _STATE, f"Remove {folder}"
+  if not path.exists():
+    return {}
+  stored: dict[str, Any] = files.read_json(path, remedy)
+  if not all(isinstance(stored.get(name), dict) for name in ("identity", "state", "sizes")):
+    raise DataError(f"{path}: is not the state of unfinished results. {remedy}")
+  return stored
 
-  Args:
-    out: the file.
-    keep: folder that stays; None: none.
-  Raises:
-    ConfigError: another process is writing the file.
-  """
-  for path in files.find_unfinished(out):
-    if path == keep:
-      continue
-    if path.is_dir():
-      with _lock(path, out):
-        if (path / _STATE).exists():
-          print(f"note: {path.name} was begun with other texts, flags or weights, and is removed",
-                file=sys.stderr)
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-      path.unlink(missing_ok=True)
+
+def _describe_others(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+  """Returns the entries of an identity that differ from the wanted ones, in words."""
+  found = []
+  for name in stored | wanted:
+    value = stored.get(name)
+    if isinstance(value, dict) and isinstance(wanted.get(name), dict):
+      found.append(_describe_others(value, wanted[name]))
+    elif value != wanted.get(name):
+      is_short = isinstance(value, (int, float, str)) and len(str(value)) < 32  # Not a hash.
+      found.append(f"{name} {value}" if is_short else f"other {name}")
+  return ", ".join(filter(None, found))
+
+
+def _move(path: pathlib.Path, out: pathlib.Path) -> None:
+  """Renames a file; raises FileExistsError if there is one of the new name."""
+  try:
+    os.link(path, out)
+  except OSError as e:
+    if e.errno not in _NO_LINKS:
+      raise
+    if os.path.lexists(out):
+      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(out)) from e
+    os.replace(path, out)
+  else:
+    path.unlink()
 
 
 def _lock(folder: pathlib.Path, out: pathlib.Path) -> contextlib.AbstractContextManager:

@@ -5,6 +5,7 @@ scored in windows, so that memory is bounded and interrupted work resumes.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import pathlib
@@ -51,19 +52,18 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
     if ability := MEASURES[SUITES[name].measure].needs:
       trained_lib.require(trained, ability, f"be scored by {name}", "Use pairs or text")
   # Every file is read once before anything is scored, so that errors in it are found at once.
-  sizes = [streams.measure("\t".join(suites.as_texts(entry)) for entry in suites.iterate(*pair))
-           for pair in wanted]
+  found = [streams.measure(map(join_texts, suites.iterate(*pair))) for pair in wanted]
   trained = trained._replace(params=jax.device_put(trained.params))
   with contextlib.ExitStack() as stack:
     work = None
     if out is not None:
-      identity = {"suites": [[name, digest] for (name, _), (_, digest) in
-                             zip(wanted, sizes, strict=True)],
-                  "settings": settings._asdict()} | streams.identify(trained)
+      identity = {"suites": ",".join(name for name, _ in wanted),
+                  "texts": [measured.digest for measured in found],
+                  "flags": settings._asdict()} | streams.identify(trained)
       work = stack.enter_context(streams.resumable(out, identity))
-    for i, ((name, file), (count, _)) in enumerate(zip(wanted, sizes, strict=True)):
+    for i, ((name, file), measured) in enumerate(zip(wanted, found, strict=True)):
       suite = SUITES[name]
-      totals = measure_file(trained, name, file, count, settings, work, i)
+      totals = measure_file(trained, name, file, measured, settings, work, i)
       scores = MEASURES[suite.measure].finish(trained, suite, totals, settings)
       yield f"{name}: {pathlib.PurePath(file).name}, {scores.pop('protocol')}, {dtype}"
       for metric, value in scores.items():
@@ -73,18 +73,20 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
       work.publish(SCORES)
 
 
-def measure_file(trained: Trained, name: str, file: str, count: int, settings: Settings,
-                 work: streams.Unfinished | None, number: int) -> Totals:
+def measure_file(trained: Trained, name: str, file: str, measured: streams.Measured,
+                 settings: Settings, work: streams.Unfinished | None, number: int) -> Totals:
   """Scores a suite's file, window by window, and returns its totals.
 
   Args:
     trained: the model.
     name: key of `SUITES`.
     file: see `suites.iterate`.
-    count: entries of the file.
+    measured: entries of the file.
     settings: result of `resolve`.
     work: unfinished results, with which the work resumes; None: nothing is written.
     number: number of the suite among those of the command.
+  Raises:
+    DataError: the file changes during the work.
   """
   suite = SUITES[name]
   measure = MEASURES[suite.measure]
@@ -93,10 +95,12 @@ def measure_file(trained: Trained, name: str, file: str, count: int, settings: S
     return done[number]["totals"]
   state: dict[str, Any] = done[number] if number < len(done) else {"entries": 0, "totals": {}}
   done, totals = done[:number], dict(state["totals"])
-  entries = itertools.islice(suites.iterate(name, file), state["entries"], None)
+  entries = itertools.islice(
+      streams.reread(suites.iterate(name, file), measured, f"--suite {name} {file}", join_texts),
+      state["entries"], None)
   unit = "lines" if suites.is_one_document(name, file) else "texts"
-  progress = streams.Progress(count, f"{unit} of {name}", state["entries"])
-  for window in windows(trained, name, file, entries):
+  progress = streams.Progress(measured.num_texts, f"{unit} of {name}", state["entries"])
+  for window in windows(trained, name, file, entries, state.get("carry", "")):
     if is_enough(settings, totals):
       break
     records = measure.add(trained, suite, window, settings, totals)
@@ -104,7 +108,8 @@ def measure_file(trained: Trained, name: str, file: str, count: int, settings: S
     if work:
       work.open(SCORES).writelines(json.dumps({"suite": name} | record).encode() + b"\n"
                                    for record in records)
-      work.commit(suites=[*done, {"entries": progress.done, "totals": totals}])
+      work.commit(suites=[*done, {"entries": progress.done, "carry": carry_of(window[-1]),
+                                  "totals": totals}])
   return totals
 
 
@@ -143,7 +148,7 @@ def measure(trained: Trained, name: str, suite: Suite, content: Sequence[Any],
 
 
 def windows(trained: Trained, name: str, file: str,
-            entries: Iterator[suites.Entry]) -> Iterator[list[Any]]:
+            entries: Iterator[suites.Entry], carry: str = "") -> Iterator[list[Any]]:
   """Yields the entries of a file in lists of bounded size; a long document comes in parts.
 
   Args:
@@ -151,11 +156,13 @@ def windows(trained: Trained, name: str, file: str,
     name: key of `SUITES`.
     file: see `suites.iterate`.
     entries: the entries, or those that are left.
+    carry: see `carry_of`; of the entry before those that are left.
   """
   content: Iterator[Any] = entries
   # The lines of one document, which a model that scores lines reads as they are.
   if suites.is_one_document(name, file) and not scorers.find(trained).by_line:
-    content = parts.cut_document(content, trained.tokenizer)
+    detokenize = functools.partial(suites.detokenize, detokenizer=SUITES[name].detokenizer)
+    content = parts.cut_document(content, trained.tokenizer, detokenize, carry)
   return streams.windows(content, WINDOW_ENTRIES, size_of)
 
 
@@ -164,6 +171,16 @@ def size_of(entry: Any) -> int:
   if isinstance(entry, Part):
     return len(entry.text)
   return sum(map(len, suites.as_texts(entry)))
+
+
+def join_texts(entry: suites.Entry) -> str:
+  """Returns the texts of an entry as one, which tells entries apart."""
+  return "\t".join(suites.as_texts(entry))
+
+
+def carry_of(entry: Any) -> str:
+  """Returns the white space of the lines of an entry which belongs to the entry after it."""
+  return entry.carry if isinstance(entry, Part) else ""
 
 
 def entries_of(entry: Any) -> int:

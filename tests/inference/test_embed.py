@@ -15,7 +15,7 @@ from program import ROOT
 from safetensors.numpy import load_file
 
 from bertgpt import cli
-from bertgpt.errors import StorageError
+from bertgpt.errors import DataError, StorageError
 from bertgpt.inference import embed, streams
 from bertgpt.models import Inputs
 
@@ -181,16 +181,50 @@ def test_a_full_disk_is_an_error_after_which_the_command_resumes(capsys, finishe
   assert np.load(out).shape == (MANY, 16)
 
 
-def test_other_texts_begin_again(capsys, finished_bert, bert, source, tmp_path):
-  out = tmp_path / "a.npy"
-  with pytest.raises(KeyError), streams.resumable(out, {"texts": "other"}) as work:
-    work.commit(texts=3)
-    raise KeyError
-  code, _, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={source}",
-                       f"--out={out}")
-  assert code == 0 and "was begun with other texts" in lines[0]
-  np.testing.assert_allclose(np.load(out), embed.embed(bert, TEXTS), atol=1e-6)
+def test_other_flags_and_texts_do_not_destroy_unfinished_work(capsys, finished_bert, source,
+                                                              tmp_path, monkeypatch):
+  """They are named. The flags that it was begun with finish it; without it, others begin."""
+  argv = ["embed", f"--workdir={finished_bert}", f"--input={source}", f"--out={tmp_path}/a.npy"]
+  commit = streams.Unfinished.commit
+
+  def interrupt(self, **state):
+    commit(self, **state)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(embed, "WINDOW_TEXTS", 3)
+  with monkeypatch.context() as patch:
+    patch.setattr(streams.Unfinished, "commit", interrupt)
+    assert run(capsys, *argv)[0] == 130
+  source.write_text("A bird.\n")
+  code, _, lines = run(capsys, *argv, "--batch_size=3", "--layer=cls")
+  assert (code, len(lines)) == (2, 1)
+  assert "of other texts, layer mean, batch_size 8. Go back to that" in lines[0]
+  source.write_text("\n".join(TEXTS) + "\n")
+  code, _, lines = run(capsys, *argv)
+  assert code == 0 and "resuming after 3 of 6 texts" in lines[0]
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "texts.txt"]
+
+
+@pytest.mark.parametrize("layer, name", [("mean", "a.npy"), ("last", "a.safetensors")])
+@pytest.mark.parametrize("change", [["One more."], ["Two", "more."], -1, 0])
+def test_a_file_that_changes_during_the_work_gives_no_result(
+    capsys, finished_bert, source, tmp_path, monkeypatch, layer, name, change):
+  texts = TEXTS + change if isinstance(change, list) else [*TEXTS]
+  if texts == TEXTS:
+    del texts[change]
+  check_layer = embed.check_layer
+
+  def write_and_check(*args):  # Between the first reading of the file and the second one.
+    source.write_text("\n".join(texts) + "\n")
+    check_layer(*args)
+
+  monkeypatch.setattr(embed, "WINDOW_TEXTS", 2)
+  monkeypatch.setattr(embed, "check_layer", write_and_check)
+  code, out, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={source}",
+                         f"--out={tmp_path / name}", f"--layer={layer}")
+  assert (code, out, len(lines)) == (DataError.exit_code, "", 1)
+  assert f"--input {source}: changed while it was read" in lines[0]
+  assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
 def test_features_do_not_depend_on_the_texts_around(bert):

@@ -8,7 +8,7 @@ import small_runs
 
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import training
-from bertgpt.inference import parts
+from bertgpt.inference import parts, suites
 
 SEPARATORS = ["\n", "\n\n", "\n  ", " \n", "\n\n\n\t", "\n\u3000", "\u2028\n"]
 
@@ -34,6 +34,47 @@ def test_ids_of_parts_are_those_of_the_whole(monkeypatch, kind, vocab_size):
   assert sum(part.entries for part in found) == len([line for line in lines if line])
   ids = tokenizer.encode([part.text for part in found])
   assert np.concatenate(ids).tolist() == tokenizer.encode([text])[0].tolist()
+
+
+def wiki(sentences):
+  """Lines as in wiki.test.tokens: every one begins with a space, and ends with one."""
+  lines = [f" = {s.split()[0]} = \n" if i % 5 == 1 else f" {s.replace('.', ' .')} \n"
+           for i, s in enumerate(sentences)]
+  return [line for text in lines for line in (" \n", text)]
+
+
+def code(sentences):
+  return [f"{'    ' * (1 + i % 3)}{s}\n" + "\n" * (i % 4 == 0) for i, s in enumerate(sentences)]
+
+
+def prose(sentences):
+  """Every paragraph is indented with two ideographic spaces."""
+  return [f"\u3000\u3000{s.replace(' ', '')}\u3002\n" for s in sentences]
+
+
+@pytest.mark.parametrize("make_lines", [wiki, code, prose])
+@pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 100),
+                                              ("bpe", 330)])
+def test_lines_that_all_begin_with_white_space_are_cut(monkeypatch, kind, vocab_size, make_lines):
+  monkeypatch.setattr(parts, "PART_CHARS", 150)
+  config = config_lib.base().tokenizer
+  config.update(kind=kind, vocab_size=vocab_size)
+  source = "".join(make_lines([s for s in small_runs.make_text(60).split("\n") if s]))
+  lines = source.splitlines(keepends=True)
+  detokenizer = "wikitext" if make_lines is wiki else ""
+  detokenize = lambda text: suites.detokenize(text, detokenizer)
+  text = detokenize(source)
+  tokenizer = training.train_tokenizer(config, [text])
+  found = list(parts.cut_document(lines, tokenizer, detokenize))
+  assert len(found) > 8 and max(len(part.text) for part in found) < 600
+  assert "".join(part.source for part in found) == source
+  assert "".join(part.text for part in found) == text
+  ids = tokenizer.encode([part.text for part in found])
+  assert np.concatenate(ids).tolist() == tokenizer.encode([text])[0].tolist()
+  done = 0
+  for i, part in enumerate(found[:-1], 1):  # What follows does not need what came before.
+    done += part.entries
+    assert list(parts.cut_document(lines[done:], tokenizer, detokenize, part.carry)) == found[i:]
 
 
 def test_a_token_that_reaches_over_line_ends_is_not_cut(monkeypatch):

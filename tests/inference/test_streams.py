@@ -1,5 +1,6 @@
 """bertgpt.inference.streams: windows do not depend on where work was interrupted, which resumes."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -11,7 +12,8 @@ import pytest
 import small_runs
 from program import ROOT
 
-from bertgpt.errors import ConfigError
+from bertgpt import files
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.inference import streams
 
 TEXTS = [c * n for c, n in zip(itertools.cycle("abcde\u0928"), [*range(50), 0, 0, 300, 7, 90, 1, 1],
@@ -94,35 +96,144 @@ def test_work_without_a_result_leaves_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_work_of_another_identity_begins_again(tmp_path, capsys):
-  out = tmp_path / "a[b].npy"
-  with pytest.raises(KeyError), streams.resumable(out, {"x": 1}) as work:
+def interrupt(out, identity):
+  """Leaves unfinished work, whose text "one" is committed."""
+  with pytest.raises(KeyError), streams.resumable(out, identity) as work:
     work.open("rows").write(b"one")
     work.commit(texts=1)
     raise KeyError
-  (tmp_path / "a[b].npy.unfinished-0123abcd").write_bytes(b"left by version 0.2")
-  (tmp_path / "other.npy.unfinished-0123abcd").write_bytes(b"not ours")
-  with streams.resumable(out, {"x": 2}) as work:
-    assert work.state == {}
+
+
+def finish(out, identity):
+  with streams.resumable(out, identity) as work:
     work.open("rows").write(b"two")
     work.publish("rows")
-  assert "was begun with other texts, flags or weights" in capsys.readouterr().err
-  assert sorted(path.name for path in tmp_path.iterdir()) == [
-      "a[b].npy", "other.npy.unfinished-0123abcd"]
 
 
-def test_a_folder_of_the_same_key_with_another_identity_begins_again(tmp_path):
-  """As if the hashes of two identities began alike."""
+def folder_of(out):
+  return out.with_name(f"{out.name}.unfinished-results")
+
+
+def test_work_of_another_identity_is_kept_and_named(tmp_path):
+  out = tmp_path / "a[b].npy"
+  identity = {"batch_size": 8, "flags": {"window": 16, "limit": 0}, "texts": "0" * 64, "dtype": "a"}
+  interrupt(out, identity)
+  other = identity | {"batch_size": 9, "flags": {"window": 8, "limit": 0}, "texts": "1" * 64}
+  with pytest.raises(ConfigError) as e:
+    finish(out, other)
+  assert str(e.value) == (
+      f"--out {out}: {folder_of(out).name} holds unfinished results of batch_size 8, window 16, "
+      f"other texts. Go back to that to finish them, or remove {folder_of(out)} to begin again")
+  finish(out, identity)
+  assert out.read_bytes() == b"onetwo"
+  assert list(tmp_path.iterdir()) == [out]
+
+
+def test_temporary_files_of_others_are_left_alone(tmp_path):
+  """Such as those of a command that writes the same file at the same time."""
   out = tmp_path / "a.npy"
-  with pytest.raises(KeyError), streams.resumable(out, {"x": [1, 2]}) as work:
-    work.open("rows").write(b"one")
-    work.commit(texts=1)
-    raise KeyError
-  folder, = tmp_path.iterdir()
-  assert streams.Unfinished(folder, out, {"x": (1, 2)}).state == {"texts": 1}
-  other = streams.Unfinished(folder, out, {"x": [1, 3]})
-  assert other.state == {} and other.open("rows").read() == b""
-  other.close()
+  with files.publish_when_done(out) as scratch:
+    scratch.write_bytes(b"theirs")
+    other = tmp_path / "a.npy.unfinished-0123abcd"
+    other.mkdir()
+    finish(out, {})
+    out.unlink()
+    interrupt(out, {})
+    with pytest.raises(ConfigError):
+      finish(out, {"x": 1})
+    streams.check_out(out, (".npy",))
+    assert scratch.read_bytes() == b"theirs" and other.is_dir()
+  assert out.read_bytes() == b"theirs"
+
+
+@pytest.fixture(params=[True, False], ids=["links", "no_links"])
+def links(request, monkeypatch):
+  """A file system with hard links, and one without."""
+  def refuse(*args, **options):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+  if not request.param:
+    monkeypatch.setattr(streams.os, "link", refuse)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path, links, is_link):
+  out = tmp_path / "a.npy"
+  with pytest.raises(ConfigError, match="a.npy: was made by another program meanwhile"):
+    with streams.resumable(out, {}) as work:
+      work.open("rows").write(b"one")
+      work.commit(texts=1)
+      out.symlink_to("nowhere") if is_link else out.write_bytes(b"precious")
+      work.publish("rows")
+  assert out.is_symlink() if is_link else out.read_bytes() == b"precious"
+  with pytest.raises(ConfigError, match="a.npy: exists already"), streams.resumable(out, {}):
+    pass
+  out.unlink()
+  finish(out, {})  # What was computed is still there.
+  assert out.read_bytes() == b"onetwo" and list(tmp_path.iterdir()) == [out]
+
+
+def test_refusing_a_file_that_exists_keeps_unfinished_work(tmp_path):
+  out = tmp_path / "a.npy"
+  interrupt(out, {})
+  out.write_bytes(b"precious")
+  with pytest.raises(ConfigError, match="exists already"):
+    streams.check_out(out, (".npy",))
+  out.unlink()
+  streams.check_out(out, (".npy",))
+  finish(out, {})
+  assert out.read_bytes() == b"onetwo"
+
+
+def test_a_folder_that_was_left_after_the_file_was_made_is_removed(tmp_path, monkeypatch):
+  out = tmp_path / "a.npy"
+  with monkeypatch.context() as killed:
+    killed.setattr(streams.shutil, "rmtree", lambda *args, **options: None)
+    finish(out, {})
+  assert folder_of(out).is_dir()
+  with pytest.raises(ConfigError, match="exists already"):
+    streams.check_out(out, (".npy",))
+  assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"two"
+
+
+def test_a_published_folder_whose_file_is_gone_begins_again(tmp_path, monkeypatch):
+  out = tmp_path / "a.npy"
+  with monkeypatch.context() as killed:
+    killed.setattr(streams.shutil, "rmtree", lambda *args, **options: None)
+    finish(out, {})
+  out.unlink()
+  finish(out, {"x": 1})
+  assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("name, content, fragment", [
+    ("rows", b"on", "rows: is shorter than was saved. Remove "),
+    ("rows", None, "rows: is shorter than was saved. Remove "),
+    ("state.json", b"{", "state.json: is not valid JSON"),
+    ("state.json", b"{}", "state.json: is not the state of unfinished results. Remove ")])
+def test_damaged_work_is_an_error(tmp_path, name, content, fragment):
+  out = tmp_path / "a.npy"
+  interrupt(out, {})
+  path = folder_of(out) / name
+  path.unlink() if content is None else path.write_bytes(content)
+  with pytest.raises(DataError) as e:
+    finish(out, {})
+  assert fragment in str(e.value) and str(folder_of(out)) in str(e.value)
+  assert not out.exists()
+
+
+@pytest.mark.parametrize("again", [["a", "b"], ["a", "b", "c", "d"], ["a", "b", "d"], [],
+                                   ["a", "bc"], ["b", "a", "c"]])
+def test_texts_that_change_are_an_error_and_what_they_gave_is_removed(tmp_path, again):
+  measured = streams.measure(["a", "b", "c"])
+  assert list(streams.reread(["a", "b", "c"], measured, "--input a")) == ["a", "b", "c"]
+  computed = []
+  with pytest.raises(DataError, match="--input a: changed while it was read"):
+    with streams.resumable(tmp_path / "a.npy", {}) as work:
+      for window in streams.windows(streams.reread(again, measured, "--input a"), 1):
+        computed += window
+        work.commit(texts=len(computed))
+  assert len(computed) < 3 and not list(tmp_path.iterdir())
 
 
 def hold(out, identity, entered, leave):

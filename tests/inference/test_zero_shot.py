@@ -1,6 +1,7 @@
 """bertgpt.inference.zero_shot: suites are read, scored and printed; interrupted work resumes."""
 
 import json
+import math
 
 import pytest
 import tensorflow_datasets as tfds
@@ -128,21 +129,33 @@ def small(monkeypatch):
   monkeypatch.setattr(streams, "WINDOW_CHARS", 300)
 
 
-def test_windows_do_not_change_the_scores(capsys, finished, files, small, request, monkeypatch):
+LONG = {
+    "text": ("text", TEXT * 4),
+    "wiki": ("wikitext2", "".join(f" = {line.split()[0]} = \n \n {line.replace('.', ' .')} \n"
+                                  for line in TEXT.split("\n") * 4 if line.strip())),
+    "code": ("text", "".join(f"{'    ' * (1 + i % 2)}{line}\n"
+                             for i, line in enumerate(TEXT.split("\n") * 4) if line.strip())),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_windows_do_not_change_the_scores(capsys, finished, files, small, request, monkeypatch,
+                                          name):
   """The oracle is the measure of everything at once."""
   monkeypatch.chdir(files)
-  (files / "long.txt").write_text(TEXT * 4)
-  code, lines, _ = run(capsys, "evaluate", f"--workdir={finished}", "--suite=text=long.txt",
+  suite, text = LONG[name]
+  (files / "long.txt").write_text(text)
+  code, lines, _ = run(capsys, "evaluate", f"--workdir={finished}", f"--suite={suite}=long.txt",
                        "--window=16")
   found = dict(line.split(" ") for line in lines[1:])
   monkeypatch.undo()
   is_gpt = workdir.read_config(finished).model.family == "gpt"
   trained = request.getfixturevalue("gpt" if is_gpt else "bert")
-  whole = zero_shot.measure_perplexity(trained, SUITES["text"], [TEXT * 4], Settings(16, 8, 0, 8))
+  whole = zero_shot.measure_perplexity(trained, SUITES[suite], [text], Settings(16, 8, 0, 8))
   assert whole.pop("protocol") in lines[0] and code == 0
-  assert found.keys() == {f"text/{name}" for name in whole}
-  for name, value in whole.items():
-    assert float(found[f"text/{name}"]) == pytest.approx(value, rel=1e-4)
+  assert found.keys() == {f"{suite}/{metric}" for metric in whole}
+  for metric, value in whole.items():
+    assert float(found[f"{suite}/{metric}"]) == pytest.approx(value, rel=1e-4)
 
 
 def test_scores_of_every_text_are_written(capsys, finished_gpt, gpt, files, small, monkeypatch):
@@ -165,11 +178,45 @@ def test_scores_of_every_text_are_written(capsys, finished_gpt, gpt, files, smal
   assert [set(record) for record in records[8:]] == [{"text", "correct", "logp"}] * 5
 
 
+@pytest.mark.parametrize("limit", [1, 3, 5, 9])
+def test_a_limit_within_a_document_of_several_parts_leaves_its_record(
+    capsys, finished_gpt, files, small, monkeypatch, limit):
+  """The record holds what was scored: the same as the scores that are printed."""
+  monkeypatch.chdir(files)
+  (files / "long.txt").write_text(TEXT * 4)
+  code, lines, _ = run(capsys, "evaluate", f"--workdir={finished_gpt}", "--suite=text=long.txt",
+                       "--window=16", f"--limit={limit}", "--out=scores.jsonl")
+  scores = dict(line.split(" ") for line in lines[1:])
+  record, = map(json.loads, (files / "scores.jsonl").read_text().splitlines())
+  assert code == 0 and record["text"] == 1
+  assert record["tokens"] == int(scores["text/tokens"]) == 15 + 8 * (limit - 1)
+  assert math.exp(-record["logp"] / record["tokens"]) == pytest.approx(
+      float(scores["text/token_perplexity"]), rel=1e-4)
+
+
+def test_a_file_that_changes_during_the_work_gives_no_scores(capsys, finished_gpt, files, small,
+                                                             monkeypatch):
+  monkeypatch.chdir(files)
+  measure_file = zero_shot.measure_file
+
+  def grow(*args):
+    with (files / "a.txt").open("a") as file:
+      file.write("One more line.\n")
+    return measure_file(*args)
+
+  monkeypatch.setattr(zero_shot, "measure_file", grow)
+  code, out, lines = run(capsys, "evaluate", f"--workdir={finished_gpt}", "--suite=text=a.txt",
+                         "--out=scores.jsonl")
+  assert (code, out) == (65, []) and "--suite text a.txt: changed while it was read" in lines[-1]
+  assert not list(files.glob("scores*"))
+
+
+@pytest.mark.parametrize("text", [TEXT * 2, LONG["code"][1]], ids=["text", "code"])
 @pytest.mark.parametrize("interrupted_at", [1, 2, 3, 5])
 def test_interrupted_work_resumes_to_the_same_bytes(capsys, finished_gpt, files, small, monkeypatch,
-                                                    interrupted_at):
+                                                    interrupted_at, text):
   monkeypatch.chdir(files)
-  (files / "long.txt").write_text(TEXT * 2)
+  (files / "long.txt").write_text(text)
   argv = ["evaluate", f"--workdir={finished_gpt}", "--suite=text=long.txt,pairs=a.tsv,text=a.jsonl",
           "--window=16"]
   expected = run(capsys, *argv, "--out=whole.jsonl")
