@@ -273,7 +273,8 @@ TESTED_TOGETHER = {
     "data.text.datasets": "data/text/test_sources.py",
     "data.corpus.encode": "data/corpus/test_prepare.py",
     "data.tokens.training": "data/tokens/test_tokenizers.py",
-    **dict.fromkeys(("data.tokens.beside", "data.tokens.pipelines"), "data/tokens/test_reading.py"),
+    **dict.fromkeys(("data.tokens.beside", "data.tokens.pipelines", "data.tokens.reach"),
+                    "data/tokens/test_reading.py"),
     **dict.fromkeys(("runs.corpora", "runs.trained", "data.tokens.vocabulary"),
                     "runs/test_workdir.py"),
     # These are tested with the commands that a user types.

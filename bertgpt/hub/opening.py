@@ -126,7 +126,8 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
     config = make_config(converted, tokenizer)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
-                (*describe(converted, spare, rows), *describe_modules(source)))
+                (*describe(converted, spare, rows), *describe_modules(source),
+                 *filter(None, [tokenizer.note])))
 
 
 @contextlib.contextmanager

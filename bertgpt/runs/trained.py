@@ -155,7 +155,7 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
   process.count_devices()
   params, metadata = checkpoint.restore_params(workdir)
   config = recipes.from_json(metadata["config"])
-  tokenizer = tokenizers.load_tokenizer(str(workdir / "tokenizer"))
+  tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer", is_saved=True)
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
                     f"{metadata['step']}. Restore the folder that the run was trained with")

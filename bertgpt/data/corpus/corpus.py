@@ -200,7 +200,7 @@ class Corpus:
     # Imported here: processes that only read ids need not load the tokenizer libraries.
     from bertgpt.data.tokens import tokenizers
 
-    tokenizer = tokenizers.load_tokenizer(os.fspath(self.path / TOKENIZER))
+    tokenizer = tokenizers.load_tokenizer(self.path / TOKENIZER, is_saved=True)
     if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
       raise DataError(f"{self.path / TOKENIZER}: not the tokenizer this corpus was prepared with. "
                       "Prepare the corpus again")

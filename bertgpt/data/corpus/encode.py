@@ -102,7 +102,7 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
 def _serve(connection, settings: Worker) -> None:
   """Runs in a worker: answers chunks of documents until the other end is closed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers.
-  tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path)
+  tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path, is_saved=True)
   encode_parts = parts.make_encoder(tokenizer)
   with contextlib.suppress(EOFError, ConnectionError):
     while True:

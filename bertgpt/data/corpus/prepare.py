@@ -230,7 +230,10 @@ def _check_splits(source: str, num_train: int, num_validation: int) -> None:
 
 def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
   if config.tokenizer.path:
-    return load_tokenizer(config)
+    tokenizer = load_tokenizer(config)
+    if tokenizer.note:
+      print(f"note: {tokenizer.note}", file=sys.stderr, flush=True)
+    return tokenizer
   documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text)
   sample = sample_documents(documents, config.tokenizer.train_bytes, border)
   if not sample:

@@ -7,17 +7,18 @@ files beside it say is obeyed, see `beside`.
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import models, normalizers
+from tokenizers import models
 
 from bertgpt import files
 from bertgpt.data.tokens import beside as beside_lib
-from bertgpt.data.tokens import pipelines
+from bertgpt.data.tokens import pipelines, reach
 from bertgpt.data.tokens.beside import CONFIG, Beside
+from bertgpt.data.tokens.reach import Normalization
 from bertgpt.errors import DataError, one_line
 
 proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
@@ -38,11 +39,7 @@ _GPT1_TYPE = "openai-gpt"
 _JSON_KINDS = {("WordPiece", "WordPiece"): "wordpiece", ("BPE", "ByteLevel"): "bpe",
                ("BPE", "BPEDecoder"): "gpt1_bpe", ("Unigram", "Metaspace"): "unigram"}
 _NEEDED = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}  # In a vocab.txt.
-# Share of the pieces that no text yields, above which the settings are those of another vocabulary:
-# settings of a config, and those of the folder, with which the model may have been trained.
-MAX_UNREACHABLE = 0.03
-MAX_UNREACHABLE_AS_SAID = 0.25
-# The same for settings that are told from the pieces.
+# Share of the pieces that no text yields, up to which settings fit if the pieces tell them.
 _TELLING_SHARE = 0.01
 
 
@@ -54,20 +51,30 @@ class Read(NamedTuple):
     kind: a kind in the table of `tokenizers`.
     data: content of the file that `Tokenizer.save` writes.
     names: role in `SPECIAL_PIECES` -> special token according to the folder.
+    note: what a user should know about the file, or ''.
   """
 
   file: pathlib.Path
   kind: str
   data: bytes
   names: dict[str, str]
+  note: str
 
 
-def read(path: pathlib.Path, lowercase: bool | None) -> Read:
+class _Content(NamedTuple):
+  """The part of `Read` that a reader returns."""
+
+  kind: str
+  data: bytes
+  note: str = ""
+
+
+def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> Read:
   """Reads a tokenizer's file, or the first one in a folder.
 
   Args:
     path: file or folder.
-    lowercase: see `tokenizers.load_tokenizer`.
+    lowercase, is_saved: see `tokenizers.load_tokenizer`.
   Raises:
     DataError: there is no tokenizer at `path`, or one that cannot be used; the message names the
       file.
@@ -79,19 +86,42 @@ def read(path: pathlib.Path, lowercase: bool | None) -> Read:
       continue
     try:
       beside = beside_lib.read_beside(file)
-      kind, data = reader(file, beside, lowercase)
+      kind, data, note = reader(file, beside, lowercase)
+      if reader is _read_json and not is_saved:
+        config = file.with_name(CONFIG) if _obeys_settings(beside) else None
+        note = reach.check_json(file, kind, files.parse_json(data), config)
     except DataError:
       raise
     except Exception as e:  # Both libraries raise plain Exceptions.
       raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {FORMS}") from e
-    return Read(file, kind, data, beside.names)
+    return Read(file, kind, data, beside.names, note)
   raise DataError(f"{path}: no tokenizer there. Give {FORMS}")
+
+
+def choose_names(names: dict[str, str], pieces: Collection[str], found: dict[str, str],
+                 unknown: str | None) -> dict[str, str]:
+  """Returns the special tokens of a folder that the vocabulary alone does not tell, by role.
+
+  The library knows its unknown piece itself. GPT-2's folder calls the end of a document its unknown
+  token too, and many others their padding.
+
+  Args:
+    names: special tokens according to the folder, by role.
+    pieces: the vocabulary.
+    found: special tokens that the vocabulary tells, by role.
+    unknown: unknown piece of the library, if there is one.
+  """
+  known = set(pieces)
+  used = {(found | names).get(role) for role in ("cls", "sep", "mask", "eod")}
+  refused = {"pad": used, "unk": known if unknown in known else used}
+  return {role: name for role, name in sorted(names.items())
+          if name in known - refused.get(role, set()) and name != found.get(role)}
 
 
 # --------------------------------------------------------------- tokenizer.json
 
 
-def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> tuple[str, bytes]:
+def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> _Content:
   del lowercase  # The file has its own normalizer.
   data = file.read_bytes()
   content = files.parse_json(data)
@@ -112,7 +142,7 @@ def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> tu
   if changed or beside.added.keys() - _tokens_of(content):
     fast = tokenizers.Tokenizer.from_str(json.dumps(content))
     beside_lib.add_tokens(fast, beside, file)
-  return kind, pipelines.serialize(fast) if fast else data
+  return _Content(kind, pipelines.serialize(fast) if fast else data)
 
 
 def _find_foreign_part(content: dict[str, Any], kind: str) -> str:
@@ -143,22 +173,26 @@ def _obey_normalizer(content: dict[str, Any], beside: Beside) -> bool:
   """Sets what tokenizer_config.json says about BERT's normalizer; returns whether it changed."""
   normalizer = content.get("normalizer") or {}
   if (content["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer"
-      # Folders of the first BERTs name no class; transformers then takes that of the model.
-      or beside.tokenizer_class not in {"", *_WORDPIECE_CLASSES}):
+      or not _obeys_settings(beside)):
     return False
-  said = {"lowercase": beside.setting("do_lower_case"),
-          "strip_accents": beside.setting("strip_accents"),
-          "handle_chinese_chars": beside.setting("tokenize_chinese_chars")}
+  said = {name: beside.setting(setting) for setting, name in reach.SETTINGS.items()}
   said = {name: value for name, value in said.items() if value not in (None, normalizer.get(name))}
   normalizer.update(said)
   return bool(said)
 
 
+def _obeys_settings(beside: Beside) -> bool:
+  """Returns whether the class applies the settings of BERT's normalizer to a tokenizer.json.
+
+  The folders of the first BERTs name no class. transformers then takes that of the model.
+  """
+  return beside.tokenizer_class in {"", *_WORDPIECE_CLASSES}
+
+
 # -------------------------------------------------------------------- *.model
 
 
-def _read_sentencepiece(file: pathlib.Path, beside: Beside, lowercase: bool | None
-                        ) -> tuple[str, bytes]:
+def _read_sentencepiece(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> _Content:
   del lowercase  # The file has its own normalizer.
   data = file.read_bytes()
   if not data:  # The library would accept it as a model.
@@ -166,7 +200,7 @@ def _read_sentencepiece(file: pathlib.Path, beside: Beside, lowercase: bool | No
   # The files of transformers describe its own conversion, tokenizer.json, if that is there too.
   if not file.with_name("tokenizer.json").is_file():
     beside.refuse_other_classes(file, beside_lib.GENERIC_CLASSES)
-  return "sentencepiece", _append_pieces(data, beside, file)
+  return _Content("sentencepiece", _append_pieces(data, beside, file))
 
 
 def _append_pieces(data: bytes, beside: Beside, file: pathlib.Path) -> bytes:
@@ -194,8 +228,7 @@ def _append_pieces(data: bytes, beside: Beside, file: pathlib.Path) -> bytes:
 # ------------------------------------------------------------------- vocab.txt
 
 
-def _read_bert_vocabulary(file: pathlib.Path, beside: Beside, lowercase: bool | None
-                          ) -> tuple[str, bytes]:
+def _read_bert_vocabulary(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> _Content:
   beside.refuse_other_classes(file, _WORDPIECE_CLASSES)
   # splitlines() would cut at U+2028, which is a piece of some vocabularies.
   lines = file.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")
@@ -206,88 +239,53 @@ def _read_bert_vocabulary(file: pathlib.Path, beside: Beside, lowercase: bool | 
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
   if len(vocabulary) < len(pieces):
     raise DataError(f"{file}: is not a BERT vocabulary. It names a piece twice")
-  treatment = _choose_treatment(vocabulary, beside, lowercase, file)
+  choice, note = _choose_normalization(vocabulary, beside, lowercase, file)
   tokenizer = pipelines.bert_pipeline(
-      vocabulary, treatment.lowercase, strip_accents=treatment.strip_accents,
-      split_chinese=treatment.split_chinese, unknown=needed["unk"])
+      vocabulary, choice.lowercase, strip_accents=choice.strip_accents,
+      split_chinese=choice.split_chinese, unknown=needed["unk"])
   beside_lib.add_tokens(tokenizer, beside, file)
-  return "wordpiece", pipelines.serialize(tokenizer)
+  return _Content("wordpiece", pipelines.serialize(tokenizer), note)
 
 
-class _Treatment(NamedTuple):
-  """What BERT's normalizer does to a text, as in `pipelines.bert_pipeline`."""
-
-  lowercase: bool
-  strip_accents: bool | None
-  split_chinese: bool
-
-  def share_unreachable(self, pieces: list[str]) -> float:
-    """Returns the share of the pieces that the normalizer changes, so that no text yields them."""
-    normalize = normalizers.BertNormalizer(
-        lowercase=self.lowercase, strip_accents=self.strip_accents,
-        handle_chinese_chars=self.split_chinese).normalize_str
-    bodies = [piece.removeprefix("##") for piece in pieces]
-    changed = sum(normalize(body).strip() != body for body in bodies
-                  if any(map(str.isalnum, body)))
-    return changed / max(1, len(pieces))
-
-
-def _choose_treatment(vocabulary: dict[str, int], beside: Beside, lowercase: bool | None,
-                      file: pathlib.Path) -> _Treatment:
-  """Returns the treatment that the folder says, or else the config, or else the pieces."""
+def _choose_normalization(vocabulary: dict[str, int], beside: Beside, lowercase: bool | None,
+                          file: pathlib.Path) -> tuple[Normalization, str]:
+  """Returns the settings that the folder says, or else the config, or else the pieces; and a note.
+  """
   said = beside.setting("do_lower_case")
   strip, chinese = beside.setting("strip_accents"), beside.setting("tokenize_chinese_chars")
-  named = {*beside.names.values(), *beside.added}
-  pieces = [p for p in vocabulary if p not in named and not (p[:1] == "[" and p[-1:] == "]")]
-  share = functools.cache(lambda treatment: treatment.share_unreachable(pieces))
+  pieces = reach.select(vocabulary, {*beside.names.values(), *beside.added})
+  share = functools.cache(lambda choice: choice.share_unreachable(pieces))
   asked = lowercase if said is None else said
   cases = [asked] if asked is not None else [True, False]
   # Accents follow the case in a folder of transformers; without one, the pieces tell.
   accents = [strip] if said is not None or strip is not None else [None, False]
-  choices = [_Treatment(case, accent, chinese is not False) for case in cases
+  choices = [Normalization(case, accent, chinese is not False) for case in cases
              for accent in accents]
   found = next((choice for choice in choices if share(choice) < _TELLING_SHARE), None)
   found = found or min(choices, key=share)
-  most = MAX_UNREACHABLE if said is None and lowercase is not None else MAX_UNREACHABLE_AS_SAID
-  if share(found) > most:
-    better = next((t for t in _all_treatments(found) if share(t) <= MAX_UNREACHABLE), None)
-    raise DataError(f"{file}: no text yields {share(found):.0%} of its pieces{_because(found)}. "
-                    f"{_remedy(found, better, said is not None, file)}")
-  return found
+  is_of_config = said is None and lowercase is not None
+  note = reach.check(
+      file, share(found),
+      reach.MAX_UNREACHABLE if is_of_config else reach.MAX_UNREACHABLE_AS_SAID, found.because(),
+      lambda: _remedy(found, found.find_better(pieces), said is not None, file))
+  return found, note
 
 
-def _all_treatments(near: _Treatment) -> Iterator[_Treatment]:
-  """Yields all treatments, those that differ in one setting first."""
-  every = [_Treatment(case, accents, chinese) for case in (True, False)
-           for accents in (None, False) for chinese in (True, False)]
-  yield from sorted(every, key=lambda t: sum(a != b for a, b in zip(t, near, strict=True)))
-
-
-def _because(treatment: _Treatment) -> str:
-  acts = ["lower-cased"] * treatment.lowercase
-  strips = treatment.lowercase if treatment.strip_accents is None else treatment.strip_accents
-  acts += ["stripped of accents"] * strips
-  acts += ["cut at Chinese characters"] * treatment.split_chinese
-  return f", because texts are {' and '.join(acts)}" if acts else ""
-
-
-def _remedy(found: _Treatment, better: _Treatment | None, is_said: bool, file: pathlib.Path) -> str:
+def _remedy(found: Normalization, better: Normalization | None, is_said: bool, file: pathlib.Path
+            ) -> str:
   """Returns the sentence that says which settings fit the pieces."""
   if better is None:
     return "Give the vocabulary that the tokenizer was trained with"
   if better.lowercase != found.lowercase and not is_said:
     return f"Set tokenizer.lowercase={better.lowercase}"
-  names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
-  changes = ", ".join(f'"{name}": {json.dumps(new)}' for name, old, new in
-                      zip(names, found, better, strict=True) if new != old)
-  return f"Write {{{changes}}} into {file.parent / CONFIG}"
+  return f"Write {json.dumps(found.changes_to(better))} into {file.parent / CONFIG}"
 
 
 # --------------------------------------------------- a vocabulary and its merges
 
 
 def _read_bpe(file: pathlib.Path, beside: Beside, lowercase: bool | None, ending: str,
-              merges_ending: str) -> tuple[str, bytes]:
+              merges_ending: str) -> _Content:
   del lowercase  # GPT-2 keeps the case, GPT-1 does not.
   merges_file = file.with_name(file.name.removesuffix(ending) + merges_ending)
   if not merges_file.is_file():
@@ -306,7 +304,7 @@ def _read_bpe(file: pathlib.Path, beside: Beside, lowercase: bool | None, ending
     kind, model = "bpe", models.BPE(vocabulary, merges)
     tokenizer = pipelines.byte_bpe_pipeline(model, bool(beside.setting("add_prefix_space")))
   beside_lib.add_tokens(tokenizer, beside, file)
-  return kind, pipelines.serialize(tokenizer)
+  return _Content(kind, pipelines.serialize(tokenizer))
 
 
 def _check_merges(vocabulary: dict[str, int], merges: list, file: pathlib.Path) -> None:
@@ -321,7 +319,7 @@ def _check_merges(vocabulary: dict[str, int], merges: list, file: pathlib.Path) 
                       "which the vocabulary lacks. Give the files of one tokenizer")
 
 
-_READERS: dict[str, Callable[..., tuple[str, bytes]]] = {
+_READERS: dict[str, Callable[..., _Content]] = {
     "tokenizer.json": _read_json,
     ".model": _read_sentencepiece,
     ".txt": _read_bert_vocabulary,

@@ -79,10 +79,12 @@ class Tokenizer(abc.ABC):
     roles: special ids by role; -1: the vocabulary has none.
     pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: the same.
     special_ids: sorted ids that `encode` never returns; [UNK] is not one of them.
+    note: what a user should know about the file that it was loaded from, or ''.
   """
 
   kind: ClassVar[str]
   file_name: ClassVar[str]
+  note: str = ""
   _between_specials: ClassVar[str] = " "
 
   def __init__(self, data: bytes, names: Mapping[str, str] | None = None):
@@ -288,10 +290,17 @@ class _Json(Tokenizer):
     return pipelines.without_chance(tokenizers.Tokenizer.from_buffer(self.data))
 
   @functools.cached_property
+  def _file_leak(self) -> promises.Leak | None:
+    return promises.find_leak(lambda texts: pipelines.ids_of(self._file_library, texts),
+                              self._specials)
+
+  def find_leak(self):
+    return self._file_leak if self.is_as_filed else super().find_leak()
+
+  @functools.cached_property
   def library(self) -> tokenizers.Tokenizer:
-    library = self._file_library
-    if not promises.find_leak(lambda texts: pipelines.ids_of(library, texts), self._specials):
-      return library
+    if not self._file_leak:
+      return self._file_library
     return pipelines.without_chance(tokenizers.Tokenizer.from_str(
         promises.out_of_reach(self.data, self._specials.values())))
 
@@ -405,7 +414,8 @@ KINDS: dict[str, type[Tokenizer]] = {
     cls.kind: cls for cls in (SentencePiece, WordPiece, ByteBPE, Gpt1BPE, Unigram)}
 
 
-def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
+                   is_saved: bool = False) -> Tokenizer:
   """Loads a tokenizer from a file of the table above, or from a folder with such a file.
 
   The files beside it are obeyed: tokenizer_config.json, special_tokens_map.json and
@@ -413,38 +423,28 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None) -> To
 
   Args:
     path: file or folder.
-    lowercase: for a vocab.txt about which the files beside it do not say it, whether text is
-      lower-cased; None: unless the pieces have capital letters. The other files hold it.
+    lowercase: whether a vocab.txt lower-cases text, if no file next to it says so; None: infer it
+      from the pieces. Other formats store it.
+    is_saved: whether `Tokenizer.save` wrote the file, whose pieces then are not checked again.
   Raises:
-    DataError: there is no tokenizer at `path`, it belongs to a class that cuts texts in another
-      way, a text yields a special id, or no text yields some of the pieces; the message names the
-      file.
+    DataError: there is no tokenizer at `path`, it belongs to a class that tokenizes differently,
+      a text yields a special id, or no text yields some of the pieces; the message names the file.
   """
-  file, kind, data, names = reading.read(pathlib.Path(path).expanduser(), lowercase)
+  file, kind, data, names, note = reading.read(
+      pathlib.Path(path).expanduser(), lowercase, is_saved)
   try:
     tokenizer = KINDS[kind](data)
-    if others := _other_names(tokenizer, names):
+    found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
+    if others := reading.choose_names(names, tokenizer.pieces, found, tokenizer._unknown_piece):
       tokenizer = KINDS[kind](data, others)
     tokenizer.encode([_UNKNOWN])
     leak = tokenizer.find_leak()
   except Exception as e:  # Both libraries raise plain Exceptions.
     raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {reading.FORMS}") from e
   if leak:
-    yields = f"yields the special token {leak.name}" if leak.name else "yields no token"
-    raise DataError(f"{file}: the text {leak.text!r} {yields}. Give a tokenizer whose special "
-                    "tokens are not part of texts")
+    raise DataError(f"{file}: the text {leak.text!r} " + (
+        f"yields the special token {leak.name}. Give a tokenizer whose special tokens are not part "
+        "of texts" if leak.name else
+        "yields no token. Give a tokenizer with an unknown token or byte fallback"))
+  tokenizer.note = note
   return tokenizer
-
-
-def _other_names(tokenizer: Tokenizer, names: Mapping[str, str]) -> dict[str, str]:
-  """Returns the special tokens that are not those which the vocabulary alone would tell.
-
-  The library knows its unknown piece itself. GPT-2's folder calls the end of a document its unknown
-  token too, and many others their padding.
-  """
-  known = set(tokenizer.pieces)
-  found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
-  used = {(found | dict(names)).get(role) for role in ("cls", "sep", "mask", "eod")}
-  refused = {"pad": used, "unk": known if tokenizer._unknown_piece in known else used}
-  return {role: name for role, name in sorted(names.items())
-          if name in known - refused.get(role, set()) and name != found.get(role)}

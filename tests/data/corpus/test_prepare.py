@@ -579,3 +579,15 @@ def test_a_kind_that_is_only_loaded_is_not_trained(tmp_path):
   config.tokenizer.update(kind="gpt1_bpe", path="")
   with pytest.raises(ConfigError, match="tokenizer.kind='gpt1_bpe' cannot be trained. Set token"):
     prepare.ensure_prepared(config)
+
+
+def test_pieces_that_no_text_yields_are_a_note(tmp_path, capsys):
+  write_text(tmp_path / "text.txt", 20)
+  config = make_config(tmp_path)
+  with open(config.tokenizer.path, "a") as file:
+    file.write("\n".join(f"Word{letter}" for letter in LETTERS[:9]) + "\n")
+  (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+  prepare.prepare(config, tmp_path / "corpus")
+  assert capsys.readouterr().err.startswith(
+      f"note: {config.tokenizer.path}: no text yields 15% of its pieces, because texts are lower-")
+  assert not corpus.open_corpus(tmp_path / "corpus", "train").tokenizer.note

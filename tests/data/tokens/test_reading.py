@@ -304,6 +304,67 @@ def test_without_such_settings_a_tokenizer_json_stays_as_it_is(tmp_path):
     assert ours.data == (tmp_path / "tokenizer.json").read_bytes()
 
 
+def json_of(pieces, normalizer):
+  vocabulary = {p: i for i, p in enumerate([*SPECIALS, *pieces])}
+  tokenizer = library.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+  tokenizer.normalizer = normalizer
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokenizer.decoder = library.decoders.WordPiece()
+  return tokenizer
+
+
+@pytest.mark.parametrize("normalizer, settings, remedy", [
+    (normalizers.BertNormalizer(), {}, r'Write {"do_lower_case": false} into .*_config\.json'),
+    (normalizers.BertNormalizer(lowercase=False), {"do_lower_case": True},
+     r'Write {"do_lower_case": false} into .*_config\.json'),
+    (normalizers.BertNormalizer(), {"tokenizer_class": "PreTrainedTokenizerFast"},
+     r'Set {"lowercase": false} in the normalizer of the file'),
+    (normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()]), {},
+     "because its normalizer changes them. Give the vocabulary .* or correct the normalizer")])
+def test_pieces_that_the_normalizer_of_a_file_hides_are_an_error(tmp_path, normalizer, settings,
+                                                                 remedy):
+  folder = write_json_tokenizer(
+      tmp_path, json_of(("Berlin", "Paris", "Hund"), normalizer), **settings)
+  with pytest.raises(DataError, match=f"json: no text yields 100% of its .*{remedy}") as e:
+    tokenizers.load_tokenizer(folder)
+  assert "\n" not in str(e.value)
+  if advice := re.search(r"Write ({.*?}) into", str(e.value)):
+    write_json(folder / "tokenizer_config.json", settings | json.loads(advice[1]))
+    assert pieces_of(tokenizers.load_tokenizer(folder), "Paris") == ["Paris"]
+  ours = tokenizers.load_tokenizer(folder, is_saved=True)  # As earlier versions saved it.
+  assert ours.vocab_size == len(SPECIALS) + 3
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+@pytest.mark.parametrize("capitals, is_noted", [(1, False), (9, True)])
+def test_few_pieces_that_no_text_yields_are_a_note(tmp_path, is_json, capitals, is_noted):
+  pieces = [*(f"Word{i}" for i in range(capitals)), *(f"word{i}" for i in range(91))]
+  if is_json:
+    write_json_tokenizer(tmp_path, json_of(pieces, normalizers.BertNormalizer()))
+  else:
+    write_vocabulary(tmp_path, pieces, do_lower_case=True)
+  note = tokenizers.load_tokenizer(tmp_path).note
+  assert bool(note) == is_noted
+  if is_noted:
+    assert f"no text yields {capitals}% of its pieces" in note
+    assert 'Unless the model was trained so, write {"do_lower_case": false} into' in note
+
+
+@pytest.mark.parametrize("model, decoder, kind", [
+    (models.Unigram([("<unk>", 0.0), *(("\u2581" + w, -1.0) for w in ("The", "Cat", "x"))], 0),
+     library.decoders.Metaspace(), "unigram"),
+    (models.BPE({c: i for i, c in enumerate("ABCDEFxyz")}, []), library.decoders.ByteLevel(),
+     "bpe")])
+def test_the_normalizers_of_other_models_hide_pieces_too(tmp_path, model, decoder, kind):
+  tokenizer = library.Tokenizer(model)
+  tokenizer.normalizer = normalizers.Lowercase()
+  tokenizer.decoder = decoder
+  tokenizer.pre_tokenizer = (pre_tokenizers.ByteLevel() if kind == "bpe"
+                             else pre_tokenizers.Metaspace())
+  with pytest.raises(DataError, match="tokenizer.json: no text yields (50|67)% of its pieces"):
+    tokenizers.load_tokenizer(write_json_tokenizer(tmp_path, tokenizer))
+
+
 @pytest.mark.parametrize("model, decoder, message", [
     (models.BPE({"a": 0, "b": 1, "ab</w>": 2, "b</w>": 3}, [("a", "b</w>")],
                 end_of_word_suffix="</w>"), library.decoders.ByteLevel(), "marks the ends of"),
