@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None,
   Returns:
     The exit code, see `errors`.
   """
-  name = "bertgpt"
+  name, arguments = "bertgpt", None
   try:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     name = f"bertgpt {arguments.command}"
@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None,
     print(f"{name}: {e}", file=sys.stderr)
     return e.exit_code
   except KeyboardInterrupt:
-    print(f"{name}: interrupted. The same command continues where it stopped", file=sys.stderr)
+    print(f"{name}: interrupted. The same command "
+          f"{'continues where it stopped' if resumes(arguments) else 'begins again'}",
+          file=sys.stderr)
     return INTERRUPTED
   except BrokenPipeError:  # As in `bertgpt data | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,6 +83,16 @@ def main(argv: Sequence[str] | None = None,
     print(f"{name}: {e.filename or 'a file'}: {e.strerror}. Free or change the storage, then give "
           "the same command again", file=sys.stderr)
     return StorageError.exit_code
+
+
+def resumes(arguments: argparse.Namespace | None) -> bool:
+  """Returns whether an interrupted command continues when it is given again.
+
+  Args:
+    arguments: values of the flags; None: they have not been read.
+  """
+  return hasattr(arguments, "module") and getattr(
+      arguments.module, "resumes", lambda arguments: False)(arguments)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

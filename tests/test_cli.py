@@ -273,6 +273,27 @@ def test_interrupt_is_one_line(capsys, monkeypatch):
   assert f"| {code} " in errors.__doc__
 
 
+@pytest.mark.parametrize("argv, is_kept", [
+    (["train", "--config=c.py", "--workdir=w"], True),
+    (["sweep", "--config=c.py", "--workdir=w"], True),
+    (["finetune", "--init=w", "--config=c.py"], True),
+    (["embed", "--workdir=w", "--input=a", "--out=b"], True),
+    (["evaluate", "--workdir=w", "--suite=text=a", "--out=b"], True),
+    (["evaluate", "--workdir=w", "--suite=text=a"], False), (["evaluate", "--workdir=w"], False),
+    (["predict", "--workdir=w", "--input=a", "--output=b"], False),
+    (["generate", "--workdir=w"], False), (["fill", "--workdir=w", "a"], False),
+    (["prepare", "--config=c.py"], False), (["export", "--workdir=w", "--out=b"], False)])
+def test_an_interrupt_says_whether_the_work_is_kept(capsys, monkeypatch, argv, is_kept):
+  def interrupt(arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(cli, "dispatch", interrupt)
+  code, (line,) = run(capsys, *argv)
+  assert code == 130
+  assert line == f"bertgpt {argv[0]}: interrupted. The same command " + (
+      "continues where it stopped" if is_kept else "begins again")
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_an_interrupt_waits_for_the_imports_and_for_nothing_else(capsys, monkeypatch, tmp_path,
                                                                  before):

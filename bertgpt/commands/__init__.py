@@ -7,9 +7,11 @@ The module of a command has
   add_flags  (parser): adds the flags of the command
   check      (arguments), optional: checks everything that needs neither devices nor the other
              processes of a run, so that a wrong flag is refused at once
+  resumes    (arguments), optional: whether the same command continues where Ctrl-C stopped it; a
+             command without it begins again
   run        (arguments) -> exit code; None means 0
 
-`bertgpt.cli` calls them in this order. Every start of the program loads all of these modules, so
+`bertgpt.cli` calls `check` before `run`. Every start of the program loads all of these modules, so
 modules that are slow to import (JAX, but also the config) are imported inside their functions.
 """
 

@@ -23,6 +23,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_dtype(parser)
 
 
+def resumes(arguments: argparse.Namespace) -> bool:
+  """Returns that unfinished features are kept."""
+  del arguments
+  return True
+
+
 def run(arguments: argparse.Namespace) -> None:
   """Writes the features and prints their shape."""
   from bertgpt.inference import embed

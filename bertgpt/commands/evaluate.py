@@ -48,6 +48,11 @@ def check(arguments: argparse.Namespace) -> None:
     raise ConfigError("--suite runs in one process. Leave --distributed out")
 
 
+def resumes(arguments: argparse.Namespace) -> bool:
+  """Returns whether unfinished scores are kept."""
+  return arguments.suite is not None and arguments.out is not None
+
+
 def run(arguments: argparse.Namespace) -> None:
   """Prints the scores, one per line."""
   from bertgpt.inference import zero_shot

@@ -33,6 +33,12 @@ def check(arguments: argparse.Namespace) -> None:
   arguments.config = config
 
 
+def resumes(arguments: argparse.Namespace) -> bool:
+  """Returns that the runs continue from their checkpoints."""
+  del arguments
+  return True
+
+
 def run(arguments: argparse.Namespace) -> None:
   """Fine-tunes every run of the config and writes the results."""
   from bertgpt.finetuning import loop

@@ -14,6 +14,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_workdir(parser)
 
 
+def resumes(arguments: argparse.Namespace) -> bool:
+  """Returns that the runs continue from their checkpoints."""
+  del arguments
+  return True
+
+
 def run(arguments: argparse.Namespace) -> None:
   """Trains the runs in order."""
   from bertgpt.training import sweep

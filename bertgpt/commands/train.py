@@ -31,6 +31,12 @@ def check(arguments: argparse.Namespace) -> None:
   arguments.fields = parse_fields(arguments.allow_change, arguments.config)
 
 
+def resumes(arguments: argparse.Namespace) -> bool:
+  """Returns that a run continues from its checkpoints."""
+  del arguments
+  return True
+
+
 def run(arguments: argparse.Namespace) -> None:
   """Trains, or continues, and writes the report."""
   from bertgpt.report import end_of_run
