@@ -70,11 +70,14 @@ def find_run(path: pathlib.Path) -> pathlib.Path:
   Args:
     path: this folder, or the workdir of a fine-tuning, which stands for its best run.
   Raises:
-    ConfigError: the fine-tuning has no run with weights, or not of the best run.
+    ConfigError: there is no run, or the fine-tuning has none with weights, or not the best one.
     DataError: results.json is damaged.
   """
   config = path / "config.json"
-  if not config.is_file() or not workdir_lib.is_tuning(config):
+  if not config.is_file():
+    raise ConfigError(f"--workdir {path}: holds no run (no config.json). Give the --workdir of a "
+                      "`bertgpt finetune`")
+  if not workdir_lib.is_tuning(config):
     return path
   kept = sorted(p.parent.name for p in path.glob("*/config.json"))
   hint = f"Give one of {', '.join(str(path / name) for name in kept)}" if kept else (

@@ -10,6 +10,7 @@ import pytest
 from bertgpt import cli
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import predict
+from bertgpt.finetuning.inputs import questions, texts, words
 
 
 def run(workdir, source, *arguments):
@@ -223,10 +224,14 @@ def test_values_are_predicted(tuning, finished_bert, sentences, tmp_path, capsys
     ("a.tsv", "", 65, "lacks the column sentence"),
     ("a.jsonl", "\n", 2, "a.jsonl: holds no examples"),
     ("a.jsonl", '{"sentence": "x"}\n{"sentense": "x"}', 65,
-     "a.jsonl, line 2: lacks sentence, it has sentense. Give one JSON object per line"),
+     "a.jsonl, line 2: lacks sentence, it has sentense. Repair the line"),
     ("a.jsonl", '{"sentence": 5}', 65, "a.jsonl, line 1: sentence is not a text"),
-    ("a.jsonl", '{"sentence": "\\ud800"}', 65, "line 1: sentence holds a NUL character or half"),
-    ("a.jsonl", '{"sentence": "x", "id": [1]}', 65, "its id is neither a text nor a number"),
+    ("a.jsonl", '{"sentence": "\\ud800"}', 65, "line 1: sentence has a lone surrogate at"),
+    ("a.jsonl", '{"sentence": "ab\\u0000"}', 65, "sentence has a NUL character at character 2"),
+    ("a.jsonl", '{"sentence": "x", "id": [1]}', 65, "the id '[1]' is neither a text nor a whole"),
+    ("a.jsonl", '{"sentence": "x", "id": true}', 65, "line 1: the id 'True' is neither a text nor"),
+    ("a.jsonl", '{"sentence": "x", "id": 1.5}', 65, "line 1: the id '1.5' is neither a text nor"),
+    ("a.jsonl", '{"sentence": "x", "id": NaN}', 65, "line 1: the id 'nan' is neither a text nor"),
     ("a.jsonl", '["x"]', 65, "a.jsonl, line 1: is not a JSON object"),
     ("a.jsonl", '{"sentence": ' + "9" * 5000 + "}", 65, "a.jsonl, line 1: is not valid JSON"),
     ("a.jsonl", "{", 65, "a.jsonl, line 1: is not valid JSON"),
@@ -259,7 +264,7 @@ def test_a_file_that_exists_is_not_replaced(tuned, glue, tmp_path, capsys):
 def test_other_folders_are_refused(tuned, finished_bert, tmp_path):
   with pytest.raises(ConfigError, match="holds a model that was not fine-tuned. Give"):
     predict.open_predictor(finished_bert)
-  with pytest.raises(ConfigError, match="holds no run"):
+  with pytest.raises(ConfigError, match="holds no run .*Give the .* `bertgpt finetune`"):
     predict.open_predictor(tmp_path)
   out = shutil.copytree(tuned, tmp_path / "copy")
   (out / "lr0.01-seed0" / "config.json").rename(out / "config.old")
@@ -271,6 +276,33 @@ def test_other_folders_are_refused(tuned, finished_bert, tmp_path):
   (out / "results.json").unlink()
   with pytest.raises(ConfigError, match="no run of this fine-tuning is done"):
     predict.open_predictor(out)
+
+
+@pytest.mark.parametrize("names, expected", [
+    ({"id": 1.0}, "1"), ({"id": None}, "0"), ({"id": None, "idx": 7}, "7"), ({"id": 0}, "0"),
+    ({"id": "", "idx": 7}, ""), ({"id": 2.0 ** 60}, "1152921504606846976"), ({"id": "1.0"}, "1.0")])
+def test_ids_as_pandas_writes_them(tuned, names, expected):
+  records = [json.loads(json.dumps({"sentence": "x", **names}))]
+  (found,) = predict.predict_records(predict.open_predictor(tuned), records)
+  assert found["id"] == expected
+
+
+def test_line_ends_in_json_are_those_of_a_file():
+  parsed = [texts.parse({"sentence": f"a{end}b"}, "0", "sst2") for end in ("\n", "\r\n", "\r")]
+  assert parsed == [texts.Example("0", ("a\nb",))] * 3
+
+
+def test_a_word_is_one_cell_of_a_table():
+  prediction = {"words": ["a\tb", "c\nd", "e f", "\u00a0"], "tags": ["O"] * 4,
+                "probabilities": [1.0] * 4}
+  lines = words.to_text(prediction)
+  assert [line.split("\t") for line in "\n".join(lines).split("\n")] == [
+      [word, "O", "1.000000"] for word in ("a b", "c d", "e f", "\u00a0")] + [[""]]
+
+
+def test_places_of_answers_count_the_characters_of_the_context():
+  question = questions.parse({"question": "a\r\nb", "context": "c\r\nd"}, "0", "squad")
+  assert (question.question, question.context) == ("a\nb", "c\r\nd")
 
 
 def test_a_wrong_record_is_numbered(tuned):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bertgpt.data.text.intake import TextCleaner
 from bertgpt.errors import DataError, one_line
 
 
@@ -64,3 +65,21 @@ def read_dataset(records: Any, name: str) -> Iterator[tuple[int, dict]]:
       raise DataError(f"{name}: records from {first} cannot be read ({one_line(e)}). "
                       "Prepare the dataset again") from e
     yield from zip(batch, values, strict=True)
+
+
+def take_text(value: Any, feature: str, place: str, cleaner: TextCleaner) -> str | None:
+  """Returns the clean text of a feature; None if it must be skipped.
+
+  Args:
+    value: value of the feature: UTF-8, or text.
+    feature: name of the feature, for messages.
+    place: dataset and number of the record, for messages.
+    cleaner: decides about text that is not clean.
+  Raises:
+    DataError: the value is not a text, or it is not clean, and the cleaner does not replace it.
+  """
+  if isinstance(value, bytes):
+    return cleaner.decode(value, place, 0)
+  if isinstance(value, str):
+    return cleaner.clean(value, place, 0)
+  raise DataError(f"{place}: feature {feature!r} is not text. Choose a feature or dataset of text")

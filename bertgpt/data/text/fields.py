@@ -1,9 +1,15 @@
 """Texts inside a record: a field, a field of a field, or several fields joined."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from bertgpt.data.text.intake import JSON_LINES
+from bertgpt.errors import one_line
+
 JOINT = "\n\n"  # A blank line, as between a title and its text.
+MAX_KEYS = 20  # Keys of an object that an error message names.
+_ABSENT = object()
 
 
 def join(texts: Iterable[str | None]) -> str:
@@ -20,24 +26,33 @@ def find_text(record: Any, field: str) -> str | None:
 
   Args:
     record: parsed JSON.
-    field: name of a field, or several names, separated by commas, of which some may be null. 'a.b'
-      is the field b of the object a. A field whose own name has these commas or dots comes first.
+    field: name of a field, or several names, separated by commas, of which some may be null or
+      absent. 'a.b' is the field b of the object a. A field whose own name has these commas or dots
+      comes first.
   """
   is_name = isinstance(record, dict) and field in record
   names = [field] if is_name else [name.strip() for name in field.split(",")]
-  values = [_find(record, name) for name in names]
+  values = [value for name in names if (value := _find(record, name)) is not _ABSENT]
   are_texts = all(value is None or isinstance(value, str) for value in values)
   return join(values) if are_texts and any(value is not None for value in values) else None
 
 
-def _find(record: Any, name: str) -> Any:
-  """Returns the value of a field, which may be null; False if there is none."""
+def describe(record: Any) -> str:
+  """Returns what a JSON value has instead of the wanted text, as a sentence of a message."""
   if not isinstance(record, dict):
-    return False
+    return JSON_LINES
+  names = ", ".join(map(repr, itertools.islice(record, MAX_KEYS))) or "no keys"
+  return one_line(ValueError(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}")) + "."
+
+
+def _find(record: Any, name: str) -> Any:
+  """Returns the value of a field, which may be null; `_ABSENT` if there is none."""
+  if not isinstance(record, dict):
+    return _ABSENT
   if name in record:
     return record[name]
   for key in record:
     inner = name.removeprefix(f"{key}.")
-    if inner != name and (value := _find(record[key], inner)) is not False:
+    if inner != name and (value := _find(record[key], inner)) is not _ABSENT:
       return value
-  return False
+  return _ABSENT

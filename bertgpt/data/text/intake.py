@@ -1,4 +1,4 @@
-"""What text is, for every reader of the program: its bytes, lines, blank lines and columns.
+"""Rules for text that every reader shares: bytes, lines, blank lines, columns.
 
 | part             | rule                                                                          |
 |------------------|-------------------------------------------------------------------------------|
@@ -8,7 +8,7 @@
 | blank line       | Nothing is left of it after `str.strip`, as in google-research/bert.          |
 | columns          | Separated by tabs in tables, by spaces and tabs in CoNLL files.               |
 | NUL, invalid     | An error, or what `data.invalid_text` says; `bertgpt.data.text.sources`       |
-| UTF-8, surrogate | explains its choices.                                                         |
+| UTF-8, surrogate | explains its choices. `take_text` finds those that JSON escapes.              |
 
 U+0085, U+2028, form feeds and vertical tabs do not end a line, so lines of text that was read are
 found with `split("\\n")`, not with `splitlines`. Lines may be endless: the memory is bounded.
@@ -35,13 +35,14 @@ MAX_DOCUMENT_BYTES = 1 << 22
 
 Counts = collections.Counter  # Description of what was replaced, skipped or noted -> how often.
 
-JSON_LINES = "Each line must hold one JSON object."  # For error messages.
+# For error messages.
+JSON_LINES = "Each line must hold one JSON object."
+SHORTER = "Break the text into lines, or into documents of a .jsonl file"
 BYTE_ORDER_MARK = "\ufeff"
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # With its line end, except the last one.
 _LINE_ENDS = (b"\n", b"\r")
 _SPACES = re.compile("[ \t]+")
-_NUL = re.compile("\0")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_DIRT = {"lone surrogate": re.compile("[\ud800-\udfff]"), "NUL character": re.compile("\0")}
 
 
 class TextCleaner:
@@ -50,17 +51,18 @@ class TextCleaner:
   Args:
     mode: 'error', 'replace' or 'skip'.
     counts: tally to add to.
-    remedy: sentence that an error message ends with.
+    repair: what to do about the text, at the end of an error message.
+    choice: what to do instead, as ", or set ...".
   """
 
-  def __init__(self, mode: str, counts: Counts,
-               remedy: str = "Repair it or set data.invalid_text to replace or skip"):
+  def __init__(self, mode: str, counts: Counts, repair: str = "Repair it", choice: str = ""):
     self.mode = mode
     self.counts = counts
-    self.remedy = remedy
+    self.repair = repair
+    self.choice = choice
 
   def reject(self, problem: str, path: str, offset: int, *, can_replace: bool = True,
-             hint: str = "") -> None:
+             hint: str = "", repair: str = "") -> None:
     """Raises a DataError, or counts what the mode does instead.
 
     Args:
@@ -69,12 +71,13 @@ class TextCleaner:
       offset: byte of the decompressed file.
       can_replace: whether the mode 'replace' keeps the document; otherwise it skips it too.
       hint: sentence of the error message about the format of the file.
+      repair: what to do about this problem; '': what to do about any.
     Raises:
       DataError: the mode is 'error'.
     """
     if self.mode == "error":
       raise DataError(" ".join(filter(None, (
-          f"{path}: {problem} at byte {offset}.", hint, self.remedy))))
+          f"{path}: {problem} at byte {offset}.", hint, (repair or self.repair) + self.choice))))
     replaced = self.mode == "replace" and can_replace
     self.counts[f"{problem}: {'replaced' if replaced else 'document skipped'}"] += 1
 
@@ -112,25 +115,30 @@ class TextCleaner:
     try:
       text.encode()
     except UnicodeEncodeError:
-      text = self._replace("lone surrogate", _SURROGATE, text, path, offset)
+      text = self._replace("lone surrogate", text, path, offset)
     return text and self._finish(text, path, offset)
 
   def _finish(self, text: str, path: str, offset: int) -> str | None:
     """Returns valid text without NULs and with unified line ends."""
-    clean = self._replace("NUL character", _NUL, text, path, offset) if "\0" in text else text
+    clean = self._replace("NUL character", text, path, offset) if "\0" in text else text
     if clean is None or "\r" not in clean:
       return clean
     self.counts["carriage returns removed"] += clean.count("\r")
-    return clean.replace("\r\n", "\n").replace("\r", "\n")
+    return unify_line_ends(clean)
 
-  def _replace(self, problem: str, pattern: re.Pattern, text: str, path: str,
-               offset: int) -> str | None:
+  def _replace(self, problem: str, text: str, path: str, offset: int) -> str | None:
+    pattern = _DIRT[problem]
     before = text[:pattern.search(text).start()].encode(errors="surrogatepass")
     self.reject(problem, path, offset + len(before))
     return None if self.mode == "skip" else pattern.sub("\ufffd", text)
 
 
 # ------------------------------------------------------------------- rules
+
+
+def unify_line_ends(text: str) -> str:
+  """Returns a text whose line ends are all "\\n"."""
+  return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def is_blank(line: bytes) -> bool:
@@ -152,6 +160,25 @@ def split_columns(line: str) -> list[str]:
   """
   stripped = line.strip(" \t")
   return _SPACES.split(stripped) if stripped else []
+
+
+def take_text(value: Any, name: str, *, keeps_line_ends: bool = False) -> str:
+  """Returns the text that a JSON value is, with "\\n" for every line end.
+
+  Args:
+    value: JSON value.
+    name: name of the value, for messages.
+    keeps_line_ends: leave line ends as they are, because its characters are counted.
+  Raises:
+    ValueError: it is not a text, or holds NULs or lone surrogates; the message is the second part
+      of a sentence that begins with the place of the value.
+  """
+  if not isinstance(value, str):
+    raise ValueError(f"{name} is not a text")
+  for problem, pattern in _DIRT.items():
+    if found := pattern.search(value):
+      raise ValueError(f"{name} has a {problem} at character {found.start()}")
+  return value if keeps_line_ends else unify_line_ends(value)
 
 
 def parse_record(line: str, counts: Counts | None = None) -> Any:
@@ -194,7 +221,7 @@ def read_lines(path: str, cleaner: TextCleaner, *,
       for line, is_long in _cut_lines(f):
         if is_long and not inside:
           problem = f"line of more than {MAX_LINE_BYTES} bytes"
-          cleaner.reject(problem, path, offset, can_replace=can_replace)
+          cleaner.reject(problem, path, offset, can_replace=can_replace, repair=SHORTER)
         keep = not (is_long or inside) or (can_replace and cleaner.mode == "replace")
         yield offset, line if keep else None
         offset, inside = offset + len(line), is_long

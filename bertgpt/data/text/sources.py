@@ -20,7 +20,7 @@ every document of the first twice and every second document of the second. Files
 very name is given is read, even if it contains brackets, `*`, `#` or commas.
 
 Fields and columns may be nested, `#meta.title`, and several, `#title,text`: these are joined by a
-blank line, without those that are null.
+blank line, without those that are null or absent.
 
 `data.invalid_text` decides about text that is not clean, and `Counts` counts it:
 
@@ -48,6 +48,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from bertgpt.config import remote_problem
 from bertgpt.data.text import datasets, fields, parquet, paths, pydocs
@@ -98,7 +99,8 @@ def open_source(spec: str, *, invalid_text: str = "error",
     ConfigError: at once, if `spec` is not a valid source.
     DataError: at once, if a source has no files; while reading, if text is not clean.
   """
-  cleaner = TextCleaner(invalid_text, Counts() if counts is None else counts)
+  cleaner = TextCleaner(invalid_text, Counts() if counts is None else counts,
+                        choice=", or set data.invalid_text to replace or skip")
   opened = [(source, READERS[source.kind].open(source, cleaner)) for source in parse(spec)]
   return itertools.chain.from_iterable(
       _weigh(documents, source.weight) for source, documents in opened)
@@ -249,7 +251,7 @@ def _json_field(record: str, field: str, path: str, offset: int,
   text = fields.find_text(value, field)
   if text is None:
     problem = f"no text in field {field!r} of the JSON object"
-    cleaner.reject(problem, path, offset, can_replace=False, hint=JSON_LINES)
+    cleaner.reject(problem, path, offset, can_replace=False, hint=fields.describe(value))
     return None
   return text
 
@@ -278,20 +280,17 @@ def _open_tfds(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
 def _read_records(records, source: Source, cleaner: TextCleaner) -> Iterator[Document]:
   name = f"tfds:{source.target}:{source.split}"
   for i, record in datasets.read_dataset(records, name):
-    value, path = _feature(record, source, name), f"{name} record {i}"
-    text = (cleaner.decode(value, path, 0) if isinstance(value, bytes)
-            else cleaner.clean(value, path, 0))
+    path = f"{name} record {i}"
+    text = datasets.take_text(_feature(record, source, name), source.field, path, cleaner)
     if text is not None:
       yield from make_documents(Document(text, False, path), cleaner.counts)
 
 
-def _feature(record, source: Source, name: str) -> bytes | str:
+def _feature(record, source: Source, name: str) -> Any:
   for key in source.field.split("/"):
     if not isinstance(record, dict) or key not in record:
       raise DataError(f"{name}: no feature {source.field!r}. Choose one of {', '.join(record)}")
     record = record[key]
-  if not isinstance(record, (bytes, str)):
-    raise DataError(f"{name}: feature {source.field!r} is not text. Name one that is")
   return record
 
 

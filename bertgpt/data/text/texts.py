@@ -6,11 +6,11 @@
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from bertgpt.data.text import intake
+from bertgpt.data.text import fields, intake
 from bertgpt.data.text.intake import Counts, TextCleaner
 from bertgpt.errors import ConfigError, DataError
 
-_CLEANER = TextCleaner("error", Counts(), remedy="Repair it")
+_CLEANER = TextCleaner("error", Counts())
 
 
 def read_text(path: pathlib.Path, flag: str) -> str:
@@ -72,7 +72,8 @@ def iterate_texts(path: pathlib.Path, flag: str, field: str = "text") -> Iterato
   Args:
     path: plain or compressed file.
     flag: flag that names the file; error messages begin with it.
-    field: field of the JSON objects that holds the text. Blank lines of .jsonl files are skipped.
+    field: field of the JSON objects that holds the text, or several, see `fields.find_text`. Blank
+      lines of .jsonl files are skipped.
   Raises:
     ConfigError: there is no such file, an object in it lacks the field, or, at its end, it has
       held no text.
@@ -95,11 +96,14 @@ def _field(line: str, field: str, place: str) -> str:
     record = intake.parse_record(line)
   except ValueError as e:
     raise DataError(f"{place}: {e}. {intake.JSON_LINES} Repair it") from e
-  text = record.get(field) if isinstance(record, dict) else None
-  if not isinstance(text, str):
-    raise ConfigError(f"{place}: has no field {field!r} with text. {intake.JSON_LINES} Rename the "
-                      "field that holds the text")
-  return _CLEANER.clean(text, place, 0)
+  text = fields.find_text(record, field)
+  if text is None:
+    raise ConfigError(f"{place}: has no field {field!r} with text. {fields.describe(record)} "
+                      "Rename the field that holds the text")
+  try:
+    return intake.take_text(text, field)
+  except ValueError as e:
+    raise DataError(f"{place}: {e}. Repair it") from e
 
 
 def read_columns(path: pathlib.Path, flag: str, columns: Sequence[str]) -> list[tuple[str, ...]]:

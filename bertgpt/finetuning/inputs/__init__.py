@@ -1,4 +1,4 @@
-"""What `bertgpt predict` reads and writes: one file and one line in a table per kind of task."""
+"""Input and output formats of `bertgpt predict`, one file and one table line per kind of task."""
 
 import pathlib
 from collections.abc import Iterator
@@ -48,7 +48,12 @@ def _read_records(path: pathlib.Path, form: Form, name: str) -> Iterator[Any]:
     if not line.strip():
       continue
     try:
-      yield form.parse(parse_record(line), str(place), name)
+      record = parse_record(line)
     except ValueError as e:
       raise DataError(f"{path}, line {number}: {e}. Give one JSON object per line") from e
+    try:
+      example = form.parse(record, str(place), name)
+    except ValueError as e:
+      raise DataError(f"{path}, line {number}: {e}. Repair the line") from e
+    yield example
     place += 1

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.config import ConfigDict
+from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import Rows, TextFormat
 
 Prediction = dict[str, Any]  # JSON values by name.
 
-ID_KEYS = ("id", "index", "idx")  # Keys that name a record; the first that is there is used.
+ID_KEYS = ("id", "index", "idx")  # Keys that name a record; the first that is not null is used.
 
 
 class Setting(NamedTuple):
@@ -71,30 +72,12 @@ def id_of(record: Any, default: str) -> str:
     record: JSON value.
     default: name of a record without one.
   Raises:
-    ValueError: the value is not an object, or its name is neither a text nor a number.
+    ValueError: the value is not an object, or its name is neither a text nor a whole number.
   """
   if not isinstance(record, Mapping):
     raise ValueError("is not a JSON object")
-  value = next((record[key] for key in ID_KEYS if key in record), default)
-  if not isinstance(value, (str, int)):
-    raise ValueError("its id is neither a text nor a number")
-  return check_text(str(value), "id")
-
-
-def check_text(value: Any, name: str) -> str:
-  """Returns a value of a JSON object, if it is a text that can be written again.
-
-  Args:
-    value: JSON value.
-    name: key of the value.
-  Raises:
-    ValueError: it is not.
-  """
-  if not isinstance(value, str):
-    raise ValueError(f"{name} is not a text")
-  if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-    raise ValueError(f"{name} holds a NUL character or half of a surrogate pair")
-  return value
+  return files.take_id(next(
+      (record[key] for key in ID_KEYS if record.get(key) is not None), default))
 
 
 def one_cell(text: str) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from bertgpt.data.text.intake import take_text
 from bertgpt.finetuning.inputs.form import (
     Form,
     Prediction,
     Setting,
-    check_text,
     id_of,
     one_cell,
     short,
@@ -61,8 +61,8 @@ def parse(record: Any, default_id: str, name: str) -> Question:
   id_ = id_of(record, default_id)
   if missing := [key for key in ("question", "context") if key not in record]:
     raise ValueError(f"lacks {' and '.join(missing)}")
-  return Question(id_, check_text(record["question"], "question"),
-                  check_text(record["context"], "context"), ())
+  context = take_text(record["context"], "context", keeps_line_ends=True)  # Its offsets count.
+  return Question(id_, take_text(record["question"], "question"), context, ())
 
 
 def make_rows(examples: Sequence[Question], setting: Setting) -> tuple[Rows, list[Window]]:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt.data.text.intake import take_text
 from bertgpt.errors import DataError
 from bertgpt.finetuning.inputs.form import (
     Form,
     Prediction,
     Setting,
-    check_text,
     id_of,
     one_cell,
     short,
@@ -90,7 +90,7 @@ def parse(record: Any, default_id: str, name: str) -> Example:
   if not (wanted := _find_names(record, name)):
     raise ValueError(f"lacks {' or '.join(glue.TASKS[name].texts)}, it has "
                      f"{', '.join(map(str, record)) or 'nothing'}")
-  return Example(id_, tuple(check_text(record[key], key) for key in wanted))
+  return Example(id_, tuple(take_text(record[key], key) for key in wanted))
 
 
 def make_rows(examples: Sequence[Example], setting: Setting) -> tuple[Rows, None]:

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt.data.text.intake import take_text
 from bertgpt.finetuning.inputs.form import (
     Form,
     Prediction,
     Setting,
-    check_text,
     id_of,
+    one_cell,
     short,
     softmax,
 )
@@ -69,7 +70,7 @@ def parse(record: Any, default_id: str, name: str) -> Example:
     words = words.split()
   if not isinstance(words, list):
     raise ValueError("has neither a list of words or tokens nor a text")
-  return Example(id_, [check_text(word, f"a word of {key}") for word in words])
+  return Example(id_, [take_text(word, f"a word of {key}") for word in words])
 
 
 def make_rows(examples: Sequence[Example], setting: Setting) -> tuple[Rows, ner.Places]:
@@ -107,7 +108,7 @@ def answer(examples: Sequence[Example], places: ner.Places, outputs: Sequence[np
 def to_text(prediction: Mapping[str, Any]) -> list[str]:
   """Returns the lines of a sentence in a CoNLL file: word, tag, probability of the tag."""
   cells = zip(prediction["words"], prediction["tags"], prediction["probabilities"], strict=True)
-  return [*(f"{word}\t{tag}\t{p:.6f}" for word, tag, p in cells), ""]
+  return [*(f"{one_cell(word)}\t{tag}\t{p:.6f}" for word, tag, p in cells), ""]
 
 
 FORM = Form("a CoNLL file, or a .jsonl file with the key words", read, parse, make_rows, answer,

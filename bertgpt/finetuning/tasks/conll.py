@@ -14,7 +14,8 @@ them the same number, columns are separated by tabs, and words may hold spaces.
 A comment is a line before the first word of a sentence that begins with "#" and a space or a tab,
 and whose last column is not a tag (GermEval, MultiCoNER, CoNLL-U). Empty columns at the end of a
 line are left out. Tags are BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of
-entities. A file without tags has one column, or "_" or "-" in place of all tags.
+entities. A file without tags has one column, or "_" or "-" in place of all tags. A sentence has at
+most `MAX_WORDS` words, which bounds the memory.
 """
 
 import pathlib
@@ -25,6 +26,7 @@ from bertgpt.data.text.intake import split_columns
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
+MAX_WORDS = 1 << 20
 NO_TAGS = ("_", "-")  # Stand in the last column of test sets whose tags are not published.
 
 
@@ -63,32 +65,34 @@ def split_at_tabs(line: str) -> list[str]:
 
 def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True,
                       reads_tags: bool = True) -> Iterator[Sentence]:
-  """Yields the sentences of a file, which is read twice, piece by piece.
+  """Yields the sentences of a file, which is read twice, in the memory of one sentence.
 
   Args:
     path: file, plain or compressed.
     needs_tags: whether every word needs a tag; otherwise files without tags are read too.
     reads_tags: whether to read tags; otherwise they may be anything.
   Raises:
-    DataError: a word lacks its tag, a tag is not in BIO, or there is no sentence.
+    DataError: a word lacks its tag, a tag is not in BIO, there is no sentence, or one has more than
+      `MAX_WORDS` words.
   """
   layout = find_layout(path)
   has_tags = reads_tags and (needs_tags or layout.has_tags)
-  count = 0
-  for words in _blocks(path):
-    sentence = Sentence([], [] if has_tags else None)
-    for number, line in words:
-      cells = layout.split(line)
-      if sentence.tags is not None:
-        sentence.tags.append(_take_tag(cells, layout, f"{path}, line {number}", line))
-      if not cells[layout.word]:
-        raise DataError(f"{path}, line {number}: has no word ({line[:40]!r}). Write a word and its "
-                        "tag in each line, or remove the line")
-      sentence.words.append(cells[layout.word])
-    count += 1
-    yield sentence
-  if not count:
+  sentence = None
+  for place, number, line in _words(path):
+    if sentence and place == 1:
+      yield sentence
+    if place == 1:
+      sentence = Sentence([], [] if has_tags else None)
+    cells = layout.split(line)
+    if sentence.tags is not None:
+      sentence.tags.append(_take_tag(cells, layout, f"{path}, line {number}", line))
+    if not cells[layout.word]:
+      raise DataError(f"{path}, line {number}: has no word ({line[:40]!r}). Write a word and its "
+                      "tag in each line, or remove the line")
+    sentence.words.append(cells[layout.word])
+  if not sentence:
     raise DataError(f"{path}: holds no sentences. Give a CoNLL file")
+  yield sentence
 
 
 def _take_tag(cells, layout, where, line) -> str:
@@ -102,45 +106,58 @@ def _take_tag(cells, layout, where, line) -> str:
   return tag
 
 
+class _Columns:
+  """What the columns of a file hold if a function splits its lines."""
+
+  def __init__(self, split: Callable[[str], list[str]]):
+    self.split = split
+    self.widths: set[int] = set()
+    self.is_numbered, self.has_second, self.has_last, self.has_third = True, False, False, False
+
+  def add(self, place: int, line: str) -> None:
+    """Looks at a line, that of the word `place` of its sentence, from 1."""
+    cells = self.split(line)
+    self.widths.add(len(cells))
+    has_two = len(cells) > 1
+    self.is_numbered &= has_two and cells[0] == str(place)
+    self.has_second |= has_two and not is_tag(cells[1])  # Not only tags, as those of numbers.
+    self.has_last |= has_two and cells[-1] not in NO_TAGS
+    self.has_third |= len(cells) > 2 and cells[2] not in NO_TAGS
+
+  def layout(self) -> Layout:
+    if self.is_numbered and self.has_second:
+      return Layout(self.split, 1, 2, self.has_third)
+    return Layout(self.split, 0, -1, self.has_last)
+
+
 def find_layout(path: pathlib.Path) -> Layout:
-  """Returns the columns of a file.
+  """Returns the columns of a file, which is read once, line by line.
 
   Args:
     path: file, plain or compressed.
   Raises:
     DataError: the file cannot be read.
   """
-  spaced, tabbed = set(), set()
-  for words in _blocks(path):
-    spaced |= {len(split_columns(line)) for _, line in words}
-    tabbed |= {len(split_at_tabs(line)) for _, line in words}
-  has_words_with_spaces = len(spaced) > 1 and len(tabbed) == 1 and tabbed != {1}
-  split = split_at_tabs if has_words_with_spaces else split_columns
-  width = max(tabbed if has_words_with_spaces else spaced, default=1)
-  is_numbered, has_second, has_last, has_third = width > 1, False, False, False
-  for words in _blocks(path):
-    for i, (_, line) in enumerate(words, 1):
-      cells = split(line)
-      is_numbered &= cells[0] == str(i) and len(cells) > 1
-      has_second |= len(cells) > 1 and not is_tag(cells[1])  # Not only tags, as those of numbers.
-      has_last |= len(cells) > 1 and cells[-1] not in NO_TAGS
-      has_third |= len(cells) > 2 and cells[2] not in NO_TAGS
-  if is_numbered and has_second:
-    return Layout(split, 1, 2, has_third)
-  return Layout(split, 0, -1, has_last)
+  spaced, tabbed = _Columns(split_columns), _Columns(split_at_tabs)
+  for place, _, line in _words(path):
+    spaced.add(place, line)
+    tabbed.add(place, line)
+  has_words_with_spaces = (len(spaced.widths) > 1 and len(tabbed.widths) == 1
+                           and tabbed.widths != {1})
+  return (tabbed if has_words_with_spaces else spaced).layout()
 
 
-def _blocks(path: pathlib.Path) -> Iterator[list[tuple[int, str]]]:
-  """Yields the (number, line) of all words of every sentence that has words."""
-  block: list[tuple[int, str]] = []
+def _words(path: pathlib.Path) -> Iterator[tuple[int, int, str]]:
+  """Yields (number of the word in its sentence, from 1; number of its line; line)."""
+  place = 0
   for number, line in files.read_text_lines(path):
     cells = split_columns(line)
     if not line.strip() or cells[0] == "-DOCSTART-":
-      if block:
-        yield block
-      block = []
-    elif block or not (line.startswith(("# ", "#\t")) and len(cells) > 1
+      place = 0
+    elif place or not (line.startswith(("# ", "#\t")) and len(cells) > 1
                        and not is_tag(cells[-1])):
-      block.append((number, line))
-  if block:
-    yield block
+      place += 1
+      if place > MAX_WORDS:
+        raise DataError(f"{path}, line {number}: a sentence has more than {MAX_WORDS} words. "
+                        "Separate sentences with empty lines")
+      yield place, number, line

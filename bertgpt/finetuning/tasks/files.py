@@ -1,5 +1,6 @@
 """Files of a task: found by their official names, plain or compressed, and read."""
 
+import numbers
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from bertgpt.data.text.intake import (
     mark_length,
     open_file,
     read_lines,
+    take_text,
 )
 from bertgpt.errors import DataError, one_line
 from bertgpt.files import parse_json
@@ -71,7 +73,7 @@ def read_text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   Raises:
     DataError: the file cannot be read, or is not valid UTF-8 without NULs.
   """
-  cleaner = TextCleaner("error", Counts(), remedy="Repair the file")
+  cleaner = TextCleaner("error", Counts(), repair="Repair the file")
   for number, (offset, line) in enumerate(read_lines(str(path), cleaner, can_replace=False), 1):
     yield number, cleaner.decode(line, str(path), offset).removesuffix("\n")
 
@@ -92,6 +94,21 @@ def read_json(path: pathlib.Path) -> Any:
     raise DataError(f"{path}: cannot be read ({one_line(e)}). Fetch it again") from e
   except ValueError as e:
     raise DataError(f"{path}: {e}. Give an official file") from e
+
+
+def take_id(value: Any) -> str:
+  """Returns the name that a JSON value is; 1.0, as pandas writes numbers, is 1.
+
+  Args:
+    value: JSON value.
+  Raises:
+    ValueError: it is neither a text nor a whole number; see `take_text`.
+  """
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  if isinstance(value, bool) or not isinstance(value, (str, numbers.Integral)):
+    raise ValueError(f"the id {str(value)[:40]!r} is neither a text nor a whole number")
+  return take_text(str(value), "the id", keeps_line_ends=True)
 
 
 def choose_examples(count: int, limit: int, *, is_random: bool) -> np.ndarray:

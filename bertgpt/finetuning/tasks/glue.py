@@ -14,12 +14,13 @@ the number of the row in the file, from 0.
 import functools
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.text import datasets
+from bertgpt.data.text.intake import Counts, TextCleaner
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import EvalSet, Rows, Task, TextFormat
@@ -328,13 +329,15 @@ def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> T
   if not needed and split not in datasets.open_builder(target, "task.data").info.splits:
     return None
   records = datasets.open_dataset(target, split, "task.data")
+  cleaner = TextCleaner("error", Counts(), repair="Repair the text and prepare the dataset again")
   texts, ids, labels = tuple([] for _ in glue.features), [], []
   for i, record in datasets.read_dataset(records, f"{data}:{split}"):
     where = f"{data}:{split} record {i}"
     for column, feature in zip(texts, glue.features, strict=True):
-      column.append(_feature(record, feature, where, glue).decode())
+      value = _feature(record, feature, where, glue)
+      column.append(datasets.take_text(value, feature, f"{where}: {feature}", cleaner))
     label = _feature(record, "label", where, glue)
-    if name != "test" and not (0 <= label < len(glue.labels) if glue.labels else 0 <= label <= 5):
+    if name != "test" and not _is_label(label, glue):
       raise DataError(f"{where}: label {label} is out of range for {glue.folder}. Give the task's "
                       "own dataset")
     labels.append(label)
@@ -342,6 +345,12 @@ def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> T
   if not labels:
     raise DataError(f"{data}:{split}: holds no examples. Give the task's own dataset")
   return Table(texts, ids, None if name == "test" else _as_array(glue, labels))
+
+
+def _is_label(value: Any, glue: Glue) -> bool:
+  if glue.labels:
+    return isinstance(value, (int, np.integer)) and 0 <= value < len(glue.labels)
+  return isinstance(value, (int, float, np.number)) and 0 <= value <= 5
 
 
 def _feature(record: dict, name: str, where: str, glue: Glue):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.text.intake import take_text
 from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.errors import ConfigError, DataError, one_line
 from bertgpt.files import write_json
@@ -171,6 +172,8 @@ def read_questions(path: pathlib.Path, *, needs_answers: bool = True) -> list[Qu
                  for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
   except (KeyError, TypeError) as e:
     raise DataError(f"{path}: not in SQuAD's JSON ({one_line(e)}). Give an official file") from e
+  except ValueError as e:
+    raise DataError(f"{path}: {one_line(e)}. Repair the file") from e
   for question in questions:
     for start, answer in question.answers:
       if not isinstance(start, int) or start < 0 or not isinstance(answer, str):
@@ -194,17 +197,17 @@ def make_question(qa: Mapping[str, Any], paragraph: Mapping[str, Any],
     paragraph: entry of its paragraph, which holds the `context`.
     needs_answers: see `read_questions`.
   Raises:
-    KeyError, TypeError: an entry lacks a key, or has a value of another type.
+    KeyError, TypeError: an entry lacks a key, or is of another type.
+    ValueError: a value is not clean text.
   """
   id_, text, context = qa["id"], qa["question"], paragraph["context"]
-  for name, value in (("question", text), ("context", context)):
-    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):  # Half a pair.
-      raise TypeError(f"the {name} of {id_!r} is not a text")
-  if not isinstance(id_, (str, int)):
-    raise TypeError(f"the id {str(id_)[:40]!r} is not a text")
+  id_ = files.take_id(id_)
+  text = take_text(text, f"the question of {id_!r}")
+  # `answer_start` counts the characters of the context as it is.
+  context = take_text(context, f"the context of {id_!r}", keeps_line_ends=True)
   is_impossible = bool(qa.get("is_impossible"))
   answers = () if is_impossible else qa["answers"] if needs_answers else qa.get("answers") or ()
-  return Question(str(id_), text, context, tuple(
+  return Question(id_, text, context, tuple(
       (answer["answer_start"], answer["text"]) for answer in answers), is_impossible)
 
 

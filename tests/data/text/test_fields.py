@@ -7,14 +7,16 @@ from bertgpt.data.text import fields
 from bertgpt.errors import DataError
 
 RECORD = {"text": "t", "a": {"b": "ab", "c": {"d": "acd"}, "none": None}, "a.b": "dot",
-          "x.y": {"z": "xyz"}, "t,u": "comma", "none": None, "empty": "", "n": 1}
+          "x.y": {"z": "xyz"}, "t,u": "comma", "none": None, "empty": "", "n": 1, "false": False}
 
 
 @pytest.mark.parametrize("field, expected", [
     ("text", "t"), ("a.b", "dot"), ("a.c.d", "acd"), ("x.y.z", "xyz"), ("t,u", "comma"),
     ("text,a.c.d", "t\n\nacd"), ("text, a.b", "t\n\ndot"), ("none,text", "t"), ("empty,text", "t"),
     ("a.none,text", "t"), ("empty", ""), ("none", None), ("n", None), ("a", None), ("no", None),
-    ("", None), ("text,no", None), ("text,n", None), ("a.b.c", None), ("a.", None)])
+    ("", None), ("text,no", "t"),
+    ("no,a.c.d", "acd"), ("no,none", None), ("no,nope", None), ("no,n", None), ("false", None),
+    ("false,text", None), ("text,n", None), ("a.b.c", None), ("a.", None)])
 def test_a_field_of_an_object(field, expected):
   assert fields.find_text(RECORD, field) == expected
 
@@ -27,5 +29,21 @@ def test_what_is_not_an_object_has_no_text(record):
 def test_a_jsonl_source_takes_nested_and_several_fields(tmp_path):
   path = write(tmp_path / "a.jsonl", b'{"meta": {"title": "A"}, "text": "a\\nb"}')
   assert paragraphs(f"jsonl:{path}#meta.title,text") == [("A", "", "a", "b")]
-  with pytest.raises(DataError, match="no text in field 'meta.titel,text'"):
-    paragraphs(f"jsonl:{path}#meta.titel,text")
+  assert paragraphs(f"jsonl:{path}#subtitle,text") == [("a", "b")]
+  with pytest.raises(DataError, match=(
+      r"no text in field 'meta.titel,txt' of the JSON object at byte 0\. It has 'meta', 'text'\. "
+      "Repair it, or set data.invalid_text")):
+    paragraphs(f"jsonl:{path}#meta.titel,txt")
+
+
+@pytest.mark.parametrize("record, expected", [
+    ({}, "It has no keys."), ({"a": 1, "b\n": 2}, r"It has 'a', 'b\n'."),
+    ([], "Each line must hold one JSON object."), ("a", "Each line must hold one JSON object.")])
+def test_what_an_object_has_instead(record, expected):
+  assert fields.describe(record) == expected
+
+
+def test_many_keys_are_not_all_named():
+  many = fields.describe({str(i): i for i in range(1000)})
+  assert many.startswith("It has '0', '1',") and many.endswith("'19', ....")
+  assert len(fields.describe({"x" * 5000: 1})) < 400

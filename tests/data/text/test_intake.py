@@ -172,7 +172,9 @@ def long_line(tmp_path_factory):
 
 
 def test_a_line_of_50_mb_is_an_error_that_names_its_byte(long_line):
-  with pytest.raises(DataError, match="line of more than 16777216 bytes at byte 15\\."):
+  with pytest.raises(DataError, match=(
+      "line of more than 16777216 bytes at byte 15\\. Break the text into lines, or into "
+      "documents of a .jsonl file, or set data.invalid_text")):
     read(f"text:{long_line}")
 
 

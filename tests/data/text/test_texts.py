@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from bertgpt.data.text import texts
+from bertgpt.data.text import sources, texts
 from bertgpt.errors import ConfigError, DataError
 
 
@@ -46,6 +46,15 @@ def test_fields_of_json_lines(tmp_path):
   assert texts.read_texts(tmp_path / "a.jsonl", "--input") == ["text\n0", "text\n1", "text\n2"]
 
 
+def test_texts_of_json_are_those_of_the_corpus(tmp_path):
+  """Nested fields, several fields and line ends, as in a source of `data.source`."""
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"meta": {"title": "t"}, "text": "a\\r\\nb\\rc"}\n{"text": "d"}\n')
+  found = texts.read_texts(path, "--input", "meta.title,text")
+  assert found == ["t\n\na\nb\nc", "d"]
+  assert found == [d.text for d in sources.open_source(f"jsonl:{path}#meta.title,text")]
+
+
 def test_columns_by_name(tmp_path):
   (tmp_path / "a.tsv").write_text('bad\tid\tgood\nx "y\t1\tz\nu\t2\t"v"\n')
   found = texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))
@@ -59,8 +68,9 @@ def test_columns_by_name(tmp_path):
     ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", DataError, "line 1: is not valid JSON"),
     ("a.jsonl", b'[{"text": "a"}]', ConfigError, "line 1: .*Each line must hold one JSON object"),
     ("a.jsonl", b'{\n "text": "a"}', DataError, "line 1: .*Each line must hold one JSON object"),
-    ("a.jsonl", b'{"text": "a\\ud800"}', DataError, "line 1: lone surrogate at byte 1"),
-    ("a.jsonl", b'{"text": "\\u0000"}', DataError, "line 1: NUL character at byte 0"),
+    ("a.jsonl", b'{"text": "a\\ud800"}', DataError, "line 1: text has a lone surrogate at "),
+    ("a.jsonl", b'{"txt": "a", "id": 1}', ConfigError, "with text. It has 'txt', 'id'. Rename"),
+    ("a.jsonl", b'{"text": "\\u0000"}', DataError, "text has a NUL character at character 0"),
     ("a.txt", b"good\nb\xffd\n", DataError, "a.txt: invalid UTF-8 at byte 6. Repair it"),
     ("a.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-9], DataError, "a.txt.gz: cannot be read"),
     ("b.txt", b"", ConfigError, "--input "),

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertgpt.errors import DataError
-from bertgpt.finetuning.tasks import conll
+from bertgpt.finetuning.tasks import conll, files
 from bertgpt.finetuning.tasks.conll import Sentence
 
 
@@ -97,6 +97,32 @@ def test_a_file_in_which_some_tags_are_missing_is_refused(tmp_path, text, messag
   with pytest.raises(DataError) as e:
     read(tmp_path, text, needs_tags=False)
   assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_file_is_read_twice_without_being_held(tmp_path, monkeypatch):
+  """Once for its columns, once for its words; the first sentence needs none of the others."""
+  lines = []
+  read_text_lines = files.read_text_lines
+
+  def count(path):
+    for number, line in read_text_lines(path):
+      lines.append(number)
+      yield number, line
+
+  monkeypatch.setattr(files, "read_text_lines", count)
+  path = tmp_path / "a.conll"
+  path.write_text("EU B-ORG\nis O\n\n" * 100)
+  sentences = conll.iterate_sentences(path)
+  assert next(sentences) == Sentence(["EU", "is"], ["B-ORG", "O"])
+  assert len(lines) == 300 + 4
+  assert len(list(sentences)) == 99 and len(lines) == 600
+
+
+def test_a_file_without_empty_lines_is_bounded(tmp_path, monkeypatch):
+  monkeypatch.setattr(conll, "MAX_WORDS", 3)
+  assert len(read(tmp_path, "a O\nb O\nc O\n\nd O\n")) == 2
+  with pytest.raises(DataError, match="line 5: a sentence has more than 3 words. Separate"):
+    read(tmp_path, "\n" + "a O\n" * 100)
 
 
 WORDS = st.text(st.characters(exclude_characters=" \t\r\n\0", exclude_categories=("Cs",)),

@@ -264,11 +264,11 @@ def test_questions_with_line_breaks_are_left_out_and_counted(tmp_path, text_form
 # --------------------------------------------------------------------- TFDS
 
 
-def write_tfds(folder, name, labels):
+def write_tfds(folder, name, labels, all_texts=TEXTS, text=None):
   """Prepares the task with TFDS, as ArrayRecord."""
   spec = glue.TASKS[name]
   folder.mkdir()
-  text = tfds.features.Text()
+  text = text or tfds.features.Text()
   label = tfds.features.Scalar(np.float32) if not spec.labels else (
       tfds.features.ClassLabel(names=spec.labels))
   features = tfds.features.FeaturesDict(
@@ -283,7 +283,7 @@ def write_tfds(folder, name, labels):
     writer.add_examples({split: [
         {**dict(zip(spec.features, texts, strict=False)), "idx": i,
          "label": -1 if split == "test" else label}
-        for i, (texts, label) in enumerate(zip(TEXTS, labels, strict=True))]})
+        for i, (texts, label) in enumerate(zip(all_texts, labels, strict=True))]})
   writer.close_all()
   return f"tfds:{folder}"
 
@@ -297,6 +297,35 @@ def test_tfds_gives_what_the_files_give(tmp_path, text_format, name):
                         [expected.train, *(s.rows for s in expected.evals)], strict=True):
     assert texts_of(one, text_format) == texts_of(other, text_format)
     np.testing.assert_array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("text, message", [
+    (b"a\xffb", "invalid UTF-8 at byte 1"), ("a\0", "NUL character at byte 1")])
+def test_tfds_texts_that_are_not_clean_are_named(tmp_path, text_format, text, message):
+  data = write_tfds(tmp_path / "tfds", "sst2", [1, 0, 1], [("x",), (text,), ("y",)])
+  with pytest.raises(DataError, match=f"{data}:train record 1: sentence: {message}. Repair"):
+    open_task("sst2", data, text_format)
+
+
+def test_tfds_texts_have_the_line_ends_of_files(tmp_path, text_format):
+  ends = [write_tfds(tmp_path / str(i), "sst2", [1, 0, 1], [(f"a{end}b",), ("x",), ("y",)])
+          for i, end in enumerate(("\n", "\r\n", "\r"))]
+  tables = [glue._read_tfds(data, glue.TASKS["sst2"], "train", "", True) for data in ends]
+  assert [table.texts for table in tables] == [(["a\nb", "x", "y"],)] * 3
+
+
+def test_tfds_features_of_another_type_are_named(tmp_path, text_format):
+  data = write_tfds(tmp_path / "tfds", "sst2", [1, 0, 1], [(1,), (2,), (3,)], np.int32)
+  with pytest.raises(DataError, match="record 0: sentence: feature 'sentence' is not text"):
+    open_task("sst2", data, text_format)
+
+
+@pytest.mark.parametrize("name, value, is_label", [
+    ("sst2", np.int64(1), True), ("sst2", np.int64(2), False), ("sst2", b"1", False),
+    ("sst2", 0.5, False), ("stsb", np.float32(2.5), True), ("stsb", float("nan"), False),
+    ("stsb", b"2", False), ("stsb", None, False)])
+def test_labels_of_tfds_are_numbers_in_range(name, value, is_label):
+  assert glue._is_label(value, glue.TASKS[name]) == is_label
 
 
 def test_a_dataset_of_another_task_is_named(tmp_path, text_format):

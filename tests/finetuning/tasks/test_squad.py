@@ -270,12 +270,35 @@ def test_two_files_with_one_id_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("field, value", [("question", 5), ("question", None), ("id", ["q"]),
-                                          ("question", "Who \ud800?")])
+                                          ("question", "Who \ud800?"), ("question", "Who \0?"),
+                                          ("id", True), ("id", None), ("id", 1.5)])
 def test_values_of_other_types_are_named(tmp_path, field, value):
   write_json(tmp_path / "a.json", question("a dog"), **{field: value})
-  with pytest.raises(DataError, match="a.json: not in SQuAD's JSON") as e:
+  with pytest.raises(DataError, match=f"a.json: the {field} .* Repair the file") as e:
     squad.read_questions(tmp_path / "a.json")
   assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("dirt, problem", [("\0", "NUL"), ("\udc80", "lone surrogate")])
+def test_a_context_that_is_not_clean_is_named(tmp_path, dirt, problem):
+  write_json(tmp_path / "a.json", question("a dog", context=f"{CONTEXT}{dirt}"))
+  with pytest.raises(DataError, match=f"the context of 'q0' has a {problem}.* {len(CONTEXT)}. Rep"):
+    squad.read_questions(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+def test_places_count_line_ends_as_they_are(tmp_path, kind, end):
+  """`answer_start` is that of the file, whatever its line ends are, and answers are quoted so."""
+  context = f"No.{end}{end}{CONTEXT}".replace("a dog", f"a{end}dog")
+  answers = ["The cat", f"a{end}dog", "1999"]
+  write_json(tmp_path / "a.json", *(question(answer, f"q{i}", context)
+                                    for i, answer in enumerate(answers)))
+  questions = squad.read_questions(tmp_path / "a.json")
+  rows, windows = squad.make_rows(questions, make_config(), make_text_format(kind=kind))
+  found, n_best, _ = squad.find_answers(questions, windows, make_config(), perfect_outputs(rows))
+  assert [found[q.id] for q in questions] == answers
+  assert [n_best[q.id][0].start for q in questions] == [context.index(a) for a in answers]
 
 
 @pytest.mark.parametrize("answer", [
