@@ -21,9 +21,12 @@ from typing import Any
 
 from tokenizers import Regex, normalizers
 
-# Characters for internal use (Unicode 16.0, section 23.7), which no text holds.
-_SPLIT, _BLOCK, _IOTA, _DOTTED = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
-_SYMBOLS = 0xF0000  # Private use, for the symbols that must not be normalized.
+# Placeholders: noncharacters, which are for internal use (Unicode 16.0, section 23.7). A text may
+# hold them all the same, so there they are escaped first: two characters stand for one.
+_SPLIT, _BLOCK, _IOTA, _DOTTED, _SYMBOL, _ESCAPE = map(chr, range(0xFDD0, 0xFDD6))
+_ESCAPED = {char: _ESCAPE + chr(0xFDE0 + i) for i, char in enumerate(
+    (_ESCAPE, _SPLIT, _BLOCK, _IOTA, _DOTTED, _SYMBOL))}
+_FIRST_SYMBOL = 0xF0000  # After `_SYMBOL`, for a symbol that must not be normalized: private use.
 
 # A grapheme may go on before these: marks, joiners, half-width voiced sound marks, LF after CR.
 _INSIDE = r"(?=[\p{M}\p{Cf}\uff9e\uff9f\n])"
@@ -40,14 +43,22 @@ def make_normalizer(rules: Any, symbols: Sequence[str],
     normalize: SentencePiece's own normalizer.
   """
   # The first step is `Prepend`: other steps may not change what a text begins with.
-  steps = [normalizers.Prepend(_SPLIT), *_replacements(rules, normalize),
-           normalizers.Replace(_SPLIT, ""), *_spaces(rules)]
-  plain = normalizers.Sequence(steps)
+  before = [normalizers.Prepend(_SPLIT), *_escapes()]
+  after = [*_replacements(rules, normalize), normalizers.Replace(_SPLIT, ""), *_spaces(rules)]
+  restore = [normalizers.Replace(escaped, char) for char, escaped in reversed(_ESCAPED.items())]
+  plain = normalizers.Sequence([*before, *after, *restore])
   changed = [s for s in sorted(symbols, key=len, reverse=True) if plain.normalize_str(s) != s]
-  hidden = {symbol: chr(_SYMBOLS + i) for i, symbol in enumerate(changed)}
+  hidden = {symbol.translate(str.maketrans(_ESCAPED)): _SYMBOL + chr(_FIRST_SYMBOL + i)
+            for i, symbol in enumerate(changed)}
   return normalizers.Sequence([
-      *steps[:1], *(normalizers.Replace(s, char) for s, char in hidden.items()), *steps[1:],
-      *(normalizers.Replace(char, s) for s, char in hidden.items())])
+      *before, *(normalizers.Replace(s, sign) for s, sign in hidden.items()), *after,
+      *(normalizers.Replace(sign, s) for s, sign in hidden.items()), *restore])
+
+
+def _escapes() -> Iterator[Any]:
+  """Yields the steps that escape the placeholders in a text, except the one in front of it."""
+  for char, escaped in _ESCAPED.items():
+    yield normalizers.Replace(Regex(f"(?<!\\A){char}") if char == _SPLIT else char, escaped)
 
 
 def _spaces(rules: Any) -> Iterator[Any]:

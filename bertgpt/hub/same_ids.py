@@ -13,7 +13,8 @@ import tokenizers
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
 # What is known to be treated differently by some tokenizers: capitals, accents, one and two marks,
-# points and vowel signs, voiced kana, Hangul, full and half width, ligatures, spaces of all kinds.
+# points and vowel signs, voiced kana, Hangul, full and half width, ligatures, spaces of all kinds,
+# and characters that no text should hold, which may be placeholders within a normalizer.
 TEXTS = (
     "The Quick brown fox’s café isn't NAÏVE (or is it?), 1,234.5!",
     "Tiếng Việt: Ệ Ẫ ế ữ", "Großes ÄPFEL, Übermut", "İstanbul'da ılık ŞİİR", "Ǖ ǟ ȭ ṩ ḗ",
@@ -25,6 +26,8 @@ TEXTS = (
     "👩‍👩‍👧 1️⃣ 🇩🇪 👍🏽 ☃",
     "a\u0085b \u0085", "two  spaces\u3000and\u2003others\u00a0here\u1680.\u202f", " \t leading",
     "trailing \n", "line\r\nline\n\n  indent\tTab", "zero\u200bwidth\u200djoin\ufeff\u00adsoft",
+    "\ufdd0", "a\ufdd0b \ufdd1\u0301 \ufdd2\ufdd3\ufdd4\ufdd5\ufde0 \ufdd5",
+    "\U000f0000 the\U000f0001",
     "", " ", "x" * 300, "e\u0323\u0302 \u00ea\u0323", "def f(x):\n    return x_1 + [2]  # <b>",
 )
 _FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")

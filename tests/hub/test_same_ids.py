@@ -82,6 +82,26 @@ def test_the_first_character_may_be_one_that_is_removed():
     assert fast.encode(text).ids == tokenizer.encode([text])[0].tolist()
 
 
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf", "identity"])
+@pytest.mark.parametrize("options", [{}, {"byte_fallback": True, "vocab_size": 400}], ids=str)
+@pytest.mark.parametrize("symbols", [SYMBOLS, ["<URL>", "X\ufdd0", "\ufdd5\ufde0Y"]])
+def test_placeholders_of_the_normalizer_are_text_in_a_text(rule, options, symbols):
+  """The vocabulary knows none of them: they are unknown, or bytes, and not a symbol."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(small_runs.make_text(30).split("\n")), model_writer=model,
+      minloglevel=2, hard_vocab_limit=False, normalization_rule_name=rule,
+      user_defined_symbols=symbols, **{"vocab_size": 90, **options})
+  tokenizer = tokenizers.SentencePiece(model.getvalue())
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  signs = [*map(chr, (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xF0009))), "<URL>", "\u0301", "X",
+           "I\u0307", "Y", " the ", "e"]
+  rng = random.Random(0)
+  texts = [*signs, *("".join(rng.choices(signs, k=5)) for _ in range(2000))]
+  for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+    assert fast.encode(text, add_special_tokens=False).ids == ids.tolist(), ascii(text)
+
+
 def test_a_difference_is_shown_with_its_text():
   tokenizer = train(user_defined_symbols=["<url>"])
   fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
