@@ -257,6 +257,7 @@ TESTED_TOGETHER = {
                     "finetuning/test_predict.py"),
     **dict.fromkeys(("finetuning.tasks.files", "finetuning.tasks.rows"),
                     "finetuning/tasks/test_tasks.py"),
+    "finetuning.tasks.spans": "finetuning/tasks/test_squad.py",
     "config.pretraining": "config/test_checks.py",
     "training.objectives.objective": "training/test_objectives.py",
     **dict.fromkeys(("training.run", "training.start"), "training/test_loop.py"),

@@ -14,7 +14,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import training
 from bertgpt.finetuning import inputs
 from bertgpt.finetuning.inputs.form import Setting
-from bertgpt.finetuning.tasks import glue, ner, rows, squad
+from bertgpt.finetuning.tasks import glue, ner, rows, spans, squad
 
 CONTEXT = "Ada wrote the first program in 1843. हिन्दी में लिखा।"
 SQUAD = {"version": "v2.0", "data": [{"title": "Ada", "paragraphs": [{"context": CONTEXT, "qas": [
@@ -105,7 +105,7 @@ def test_any_questions_are_read_or_refused(kind):
         for start, answer in question.answers:
           assert question.context[start:start + len(answer)] == answer
       attempt(squad.check_ids, [(path, question) for question in questions])
-      made, windows = squad.make_rows(questions, config, text_format(kind))
+      made, windows = spans.make_rows(questions, config, text_format(kind))
       assert len(made) == len(windows) >= len(questions)
       assert max(made.lengths) <= 64
   value = fuzzing.texts() | fuzzing.values() | st.integers(0, len(CONTEXT))

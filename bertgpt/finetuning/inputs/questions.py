@@ -29,9 +29,9 @@ from bertgpt.finetuning.inputs.form import (
     short,
     softmax,
 )
-from bertgpt.finetuning.tasks import squad
+from bertgpt.finetuning.tasks import spans, squad
 from bertgpt.finetuning.tasks.rows import Rows
-from bertgpt.finetuning.tasks.squad import Question, Window
+from bertgpt.finetuning.tasks.spans import Question, Window
 
 
 def read(path: pathlib.Path, name: str) -> Iterator[Question]:
@@ -72,7 +72,7 @@ def make_rows(examples: Sequence[Question], setting: Setting) -> tuple[Rows, lis
     examples: at least one question.
     setting: see `Setting`.
   """
-  return squad.make_rows(examples, setting.config, setting.text_format)
+  return spans.make_rows(examples, setting.config, setting.text_format)
 
 
 def answer(examples: Sequence[Question], windows: Sequence[Window], outputs: Sequence[np.ndarray],
@@ -87,7 +87,7 @@ def answer(examples: Sequence[Question], windows: Sequence[Window], outputs: Seq
   """
   # Two questions may have the same id.
   numbered = [q._replace(id=str(i)) for i, q in enumerate(examples)]
-  answers, n_best, _ = squad.find_answers(numbered, windows, setting.config, outputs)
+  answers, n_best, _ = spans.find_answers(numbered, windows, setting.config, outputs)
   predictions: list[Prediction] = []
   for question, number in zip(examples, map(str, range(len(examples))), strict=True):
     guesses = n_best[number]

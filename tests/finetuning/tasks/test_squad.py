@@ -10,7 +10,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.tasks import rows as rows_lib
-from bertgpt.finetuning.tasks import squad
+from bertgpt.finetuning.tasks import spans, squad
 
 CONTEXT = ("The cat saw a dog near the river. Its house stood on a stone, and a bird of 1999 "
            "knew it (so they say).")
@@ -31,7 +31,7 @@ def make_config(**fields):
 
 def question(answer, id_="q0", context=CONTEXT):
   answers = ((context.index(answer), answer),) if answer else ()
-  return squad.Question(id_, "Who saw what?", context, answers)
+  return spans.Question(id_, "Who saw what?", context, answers)
 
 
 def perfect_outputs(rows):
@@ -56,7 +56,7 @@ def write_json(path, *questions, **more):
 
 def test_a_row_reads_as_the_paper_has_it():
   text_format = make_text_format()
-  rows, windows = squad.make_rows([question("a dog")], make_config(), text_format)
+  rows, windows = spans.make_rows([question("a dog")], make_config(), text_format)
   text = text_format.tokenizer.decode(rows.tokens[0])
   assert text.startswith("[CLS] who saw what? [SEP] the cat saw a dog") and text.endswith("[SEP]")
   start, end = rows.labels[0]
@@ -68,10 +68,10 @@ def test_a_row_reads_as_the_paper_has_it():
 @pytest.mark.parametrize("length, room, stride", [
     (5, 10, 4), (10, 10, 4), (11, 10, 4), (37, 10, 4), (38, 10, 10), (100, 7, 20), (0, 5, 2)])
 def test_windows_cover_every_token_and_one_has_its_max_context(length, room, stride):
-  parts = squad.cut(length, room, stride)
+  parts = spans.cut(length, room, stride)
   assert all(end - start <= room for start, end in parts)
   covered, best = np.zeros(length, int), np.zeros(length, int)
-  chosen = squad.find_max_context(parts)
+  chosen = spans.find_max_context(parts)
   for (start, end), has_max_context in zip(parts, chosen, strict=True):
     covered[start:end] += 1
     best[start:end] += has_max_context
@@ -87,7 +87,7 @@ def test_windows_cover_every_token_and_one_has_its_max_context(length, room, str
 def test_an_answer_is_the_label_of_windows_that_hold_all_of_it():
   text_format, config = make_text_format(), make_config(max_length=24)
   q = question("a stone")
-  rows, windows = squad.make_rows([q], config, text_format)
+  rows, windows = spans.make_rows([q], config, text_format)
   assert len(windows) > 2 and max(rows.lengths) == 24
   for tokens, label, window in zip(rows.tokens, rows.labels, windows, strict=True):
     text = CONTEXT[window.offsets[0, 0]:window.offsets[-1, 1]]
@@ -103,8 +103,8 @@ def test_an_answer_is_the_label_of_windows_that_hold_all_of_it():
 def test_answers_are_quoted_from_the_text(answer, kind):
   text_format, config = make_text_format(kind=kind), make_config(max_length=32)
   q = question(answer)
-  rows, windows = squad.make_rows([q], config, text_format)
-  answers, n_best, _ = squad.find_answers([q], windows, config, perfect_outputs(rows))
+  rows, windows = spans.make_rows([q], config, text_format)
+  answers, n_best, _ = spans.find_answers([q], windows, config, perfect_outputs(rows))
   assert squad.normalize(answers["q0"]) == squad.normalize(answer)
   assert n_best["q0"][0].text == answers["q0"] and len(n_best["q0"]) > 5
 
@@ -112,16 +112,16 @@ def test_answers_are_quoted_from_the_text(answer, kind):
 def test_questions_are_cut():
   text_format = make_text_format()
   q = question("a dog")._replace(question="who " * 50)
-  rows, windows = squad.make_rows([q], make_config(), text_format)
+  rows, windows = spans.make_rows([q], make_config(), text_format)
   assert windows[0].first == 8 + 2
 
 
 def test_spans_end_after_they_start_and_are_not_longer_than_asked():
   text_format, config = make_text_format(), make_config(max_answer=3)
   q = question("a dog")
-  rows, (window,) = squad.make_rows([q], config, text_format)
+  rows, (window,) = spans.make_rows([q], config, text_format)
   logits = np.random.default_rng(0).normal(size=(2, len(rows.tokens[0])))
-  found = squad.find_spans(window, logits, CONTEXT, config)
+  found = spans.find_spans(window, logits, CONTEXT, config)
   scores = {}
   for i in range(len(window.offsets)):  # All spans, one by one.
     for j in range(i, min(i + 3, len(window.offsets))):
@@ -136,13 +136,13 @@ def test_spans_end_after_they_start_and_are_not_longer_than_asked():
 def test_no_answer_is_given_from_the_threshold_on():
   text_format, config = make_text_format(), make_config(name="squad2")
   q = question("a dog")
-  rows, windows = squad.make_rows([q], config, text_format)
+  rows, windows = spans.make_rows([q], config, text_format)
   logits = np.zeros((2, len(rows.tokens[0])))
   start, end = rows.labels[0]
   logits[0, start], logits[1, end], logits[:, 0] = 3.0, 3.0, 4.0
   for threshold, answer in ((1.9, ""), (2.1, "a dog")):
     config.null_threshold = threshold
-    answers, n_best, odds = squad.find_answers([q], windows, config, [logits])
+    answers, n_best, odds = spans.find_answers([q], windows, config, [logits])
     assert odds["q0"] == pytest.approx(8 - 6) and answers["q0"] == answer
   assert [g.text for g in n_best["q0"]][:2] == ["", "a dog"]
 
@@ -295,8 +295,8 @@ def test_places_count_line_ends_as_they_are(tmp_path, kind, end):
   write_json(tmp_path / "a.json", *(question(answer, f"q{i}", context)
                                     for i, answer in enumerate(answers)))
   questions = squad.read_questions(tmp_path / "a.json")
-  rows, windows = squad.make_rows(questions, make_config(), make_text_format(kind=kind))
-  found, n_best, _ = squad.find_answers(questions, windows, make_config(), perfect_outputs(rows))
+  rows, windows = spans.make_rows(questions, make_config(), make_text_format(kind=kind))
+  found, n_best, _ = spans.find_answers(questions, windows, make_config(), perfect_outputs(rows))
   assert [found[q.id] for q in questions] == answers
   assert [n_best[q.id][0].start for q in questions] == [context.index(a) for a in answers]
 
@@ -310,16 +310,16 @@ def test_answers_keep_their_last_mark(answer):
   tokenizer = training.train_tokenizer(config, [context, CONTEXT] * 20)
   text_format = make_text_format()._replace(tokenizer=tokenizer)
   q = question(answer, context=context)
-  rows, windows = squad.make_rows([q], make_config(), text_format)
-  answers, _, _ = squad.find_answers([q], windows, make_config(), perfect_outputs(rows))
+  rows, windows = spans.make_rows([q], make_config(), text_format)
+  answers, _, _ = spans.find_answers([q], windows, make_config(), perfect_outputs(rows))
   assert answers == {"q0": answer}
 
 
 def test_odds_are_finite_if_there_is_no_text(tmp_path):
   """JSON has no infinity."""
-  empty = squad.Question("q0", "Who saw what?", " ", ())
-  rows, windows = squad.make_rows([empty], make_config(), make_text_format())
-  answers, _, odds = squad.find_answers([empty], windows, make_config(name="squad2"),
+  empty = spans.Question("q0", "Who saw what?", " ", ())
+  rows, windows = spans.make_rows([empty], make_config(), make_text_format())
+  answers, _, odds = spans.find_answers([empty], windows, make_config(name="squad2"),
                                         perfect_outputs(rows))
   assert answers == {"q0": ""} and 1e8 < odds["q0"] < np.inf
 
@@ -343,7 +343,7 @@ def test_no_room_for_a_text_is_an_error():
     ("dog", [], 0, 0),
 ])
 def test_scores_follow_the_official_rules(found, expected, em, f1):
-  q = squad.Question("q", "", "", tuple((0, text) for text in expected))
+  q = spans.Question("q", "", "", tuple((0, text) for text in expected))
   assert squad.score([q], {"q": found}) == {"em": em, "f1": pytest.approx(f1)}
 
 
@@ -365,8 +365,8 @@ def test_answers_of_real_files_come_back(data_dir, name, count):
   text_format = rows_lib.make_text_format(
       tokenizer, types.SimpleNamespace(family="bert", num_segments=2), make_config(max_length=384))
   config = make_config(max_length=384, max_question=64, stride=128, max_answer=60)
-  rows, windows = squad.make_rows(questions, config, text_format)
-  answers, _, _ = squad.find_answers(questions, windows, config, perfect_outputs(rows))
+  rows, windows = spans.make_rows(questions, config, text_format)
+  answers, _, _ = spans.find_answers(questions, windows, config, perfect_outputs(rows))
   exact = np.mean([squad.normalize(answers[q.id]) == squad.normalize(q.answers[0][1])
                    for q in questions])
   assert exact > 0.985
