@@ -57,7 +57,6 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["fill", "--workdir=w", "hello", "--config.seed=3"],
      "--config.seed=3: fill takes no config fields"),
     (["generate", "--workdir=w", "--prompt=a", "--input=b"], "not allowed with argument --prompt"),
-    (["generate", "--workdir=w"], "--prompt --input is required"),
     (["fill", "--wrokdir=w", "--top=0", "a"], "argument --top: 0: give a whole number"),
     (["fill", "--wrokdir=required", "a"], "--wrokdir=required. Did you mean --workdir?"),
     (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
