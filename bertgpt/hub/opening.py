@@ -228,7 +228,9 @@ def describe_modules(source: pathlib.Path) -> Iterator[str]:
         pooling = files.parse_json((source / path / "config.json").read_bytes())
         modes = [name for name, value in pooling.items() if value is True and "mode_" in name]
         if modes not in ([], ["pooling_mode_mean_tokens"]):
-          advice = ": --layer cls of embed" if modes == ["pooling_mode_cls_token"] else ""
-          yield f"the vectors of this sentence encoder are by {', '.join(modes)}{advice}"
+          advice = ". Use --layer cls of embed" if modes == ["pooling_mode_cls_token"] else ""
+          rest = " alone" if "pooling_mode_mean_tokens" in modes else ""
+          yield (f"this sentence encoder pools with {', '.join(modes)}, not with the mean{rest}"
+                 f"{advice}")
       elif kind not in ("Transformer", "Normalize"):
         yield f"left out: the module {kind} of this sentence encoder, in {path}"

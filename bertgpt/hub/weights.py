@@ -32,7 +32,7 @@ OTHER_WEIGHTS = {
 }
 NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "adapter_model.bin",
               "adapter_model.safetensors")
-# Types of safetensors that NumPy has, also those that no weights have.
+# safetensors dtypes that NumPy can represent, including integer ones.
 DTYPES = frozenset({"BF16", "F16", "F32", "F64", "BOOL", "I8", "U8", "I16", "U16", "I32", "U32",
                     "I64", "U64"})
 

@@ -1,4 +1,4 @@
-"""A run that is trained: what must be true before it starts, and what stays constant in it."""
+"""Checks before a training run, and the constants of its loop."""
 
 import contextlib
 import pathlib

@@ -1,4 +1,4 @@
-"""Files that the path in a source names: those of a glob, or the one that has this very name."""
+"""Files that match a glob, or the file with exactly that name."""
 
 import glob
 import os
