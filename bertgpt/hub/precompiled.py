@@ -48,7 +48,7 @@ def make_normalizer(rules: Any, symbols: Sequence[str],
   restore = [normalizers.Replace(escaped, char) for char, escaped in reversed(_ESCAPED.items())]
   plain = normalizers.Sequence([*before, *after, *restore])
   changed = [s for s in sorted(symbols, key=len, reverse=True) if plain.normalize_str(s) != s]
-  hidden = {symbol.translate(str.maketrans(_ESCAPED)): _SYMBOL + chr(_FIRST_SYMBOL + i)
+  hidden = {"".join(_ESCAPED.get(char, char) for char in symbol): _SYMBOL + chr(_FIRST_SYMBOL + i)
             for i, symbol in enumerate(changed)}
   return normalizers.Sequence([
       *before, *(normalizers.Replace(s, sign) for s, sign in hidden.items()), *after,

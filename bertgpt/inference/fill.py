@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from bertgpt.data.batches import buckets
-from bertgpt.data.tokens import marks
+from bertgpt.data.tokens import following, marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
@@ -161,29 +161,9 @@ def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
   first, *rest = re.split("|".join(map(re.escape, {MASK, name})), text)
   # The space before a mask belongs to the hidden word.
   parts: list[Any] = [tokenizer.encode([first.rstrip() if rest else first])[0]]
-  for i, part in enumerate(rest):
-    parts += [[tokenizer.mask_id],
-              encode_after(tokenizer, part.rstrip() if i + 1 < len(rest) else part)]
+  for ids in following.encode_after(tokenizer, [*(p.rstrip() for p in rest[:-1]), *rest[-1:]]):
+    parts += [[tokenizer.mask_id], ids]
   return np.concatenate(parts).astype(np.int32)
-
-
-def encode_after(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  """Returns the ids of a text that follows other text, with a leading space only if it has one.
-
-  Args:
-    tokenizer: tokenizer of the model.
-    text: the text that follows.
-  Returns:
-    int32 [N], without [CLS] and [SEP].
-  """
-  ids = tokenizer.encode([text])[0]
-  if tokenizer.kind != "sentencepiece" or text[:1].isspace() or not len(ids):
-    return ids
-  # SentencePiece begins every text with a space, as a piece of its own or in the first piece.
-  rest = tokenizer.pieces[ids[0]].removeprefix("\u2581")
-  if not rest:
-    return ids[1:]
-  return np.array([tokenizer.pieces.index(rest), *ids[1:]]) if rest in tokenizer.pieces else ids
 
 
 def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:

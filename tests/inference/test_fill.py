@@ -1,13 +1,17 @@
 """bertgpt.inference.fill: [MASK] hides a word, and stands where the text has it."""
 
+import functools
+
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers as fast_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import training
-from bertgpt.data.tokens.pipelines import bert_pipeline
+from bertgpt.data.tokens.pipelines import bert_pipeline, byte_bpe_pipeline
 from bertgpt.data.tokens.tokenizers import load_tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.inference import fill
@@ -108,6 +112,51 @@ def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
     assert fill.encode_template(tokenizer, text.replace(word, "[MASK]")).tolist() == expected
   found = fill.encode_template(tokenizer, "[MASK] [MASK]")
   assert found.tolist() == [tokenizer.mask_id] * 2
+
+
+def unigram_of_json(folder, scheme="always"):
+  """Returns a unigram model in a tokenizer.json, as ALBERT's."""
+  words = ["the", "cat", "saw", "dog", "ran", "and", "is", "x"]
+  pieces = ["<unk>", "[MASK]", "\u2581", ",", ".", ")", *"thecasw dognri", *words,
+            *("\u2581" + word for word in words)]
+  model = models.Unigram([(piece, -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))], 0)
+  library = fast_tokenizers.Tokenizer(model)
+  library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+  library.decoder = decoders.Metaspace(prepend_scheme=scheme)
+  library.save(str(folder / "tokenizer.json"))
+  return load_tokenizer(folder)
+
+
+def byte_bpe_with_space(folder):
+  """Returns a byte-level BPE that puts a space before every text, as some RoBERTas have it."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  merges = [("c", "a"), ("ca", "t"), ("\u0120", "cat"), ("\u0120", "."), ("i", "s")]
+  pieces = [*alphabet, *map("".join, merges), "[MASK]"]
+  library = byte_bpe_pipeline(models.BPE({p: i for i, p in enumerate(pieces)}, merges), True)
+  library.save(str(folder / "tokenizer.json"))
+  return load_tokenizer(folder)
+
+
+def sentencepiece_of(folder, **options):
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(["the cat saw the dog. the cat is (a) cat, and it ran."] * 20),
+      vocab_size=36, minloglevel=2, model_prefix=str(folder / "tokenizer"), hard_vocab_limit=False,
+      control_symbols="[CLS],[SEP],[MASK]", **options)
+  return load_tokenizer(folder / "tokenizer.model")
+
+
+@pytest.mark.parametrize("make", [
+    unigram_of_json, functools.partial(unigram_of_json, scheme="never"), byte_bpe_with_space,
+    sentencepiece_of, functools.partial(sentencepiece_of, add_dummy_prefix=False),
+    functools.partial(sentencepiece_of, remove_extra_whitespaces=False)])
+def test_no_space_comes_after_a_mask_that_the_text_does_not_have(tmp_path, make):
+  tokenizer = make(tmp_path)
+  for text in ("the [MASK]. is", "the [MASK] is", "[MASK], the [MASK].", "[MASK]."):
+    ids = fill.encode_template(tokenizer, text).tolist()
+    spelled = "".join(tokenizer.pieces[i] for i in ids)
+    spelled = spelled.replace("\u2581", " ").replace("\u0120", " ")
+    # The space before a mask belongs to the hidden word.
+    assert spelled.strip() == text.replace(" [MASK]", "[MASK]"), text
 
 
 def test_guesses_are_the_likeliest_tokens_of_every_mask(bert):

@@ -245,10 +245,9 @@ def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
 def _drain(sample: list[Document], config: ConfigDict) -> Iterator[str]:
   """Yields the sentences of a sample and empties it, because training needs the memory.
 
-  For a byte-level BPE, indentation and blank lines are text that it learns; other tokenizers ignore
-  white space.
+  Indentation and blank lines are text for some tokenizers only.
   """
-  keeps_space = config.tokenizer.kind == "bpe"
+  keeps_space = tokenizers.KINDS[config.tokenizer.kind].keeps_space
   sample.reverse()
   while sample:
     for sentence in cut_sentences(sample.pop(), config.data.language):

@@ -133,7 +133,7 @@ def check_json(file: pathlib.Path, kind: str, content: dict[str, Any], config: p
   pieces = select((p for p, _ in vocabulary) if isinstance(vocabulary, list) else vocabulary,
                   {token["content"] for token in content.get("added_tokens") or ()})
   share = share_changed(_load(normalizer), map(_TEXTS[kind], pieces))
-  if kind != "wordpiece" or normalizer["type"] != "BertNormalizer":
+  if content["model"]["type"] != "WordPiece" or normalizer["type"] != "BertNormalizer":
     return check(file, share, MAX_UNREACHABLE_AS_SAID, ", because its normalizer changes them",
                  lambda: f"{_ANOTHER}, or correct the normalizer in the file")
   known = Normalization(*(normalizer[name] for name in SETTINGS.values()))

@@ -27,10 +27,9 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +37,7 @@ import sentencepiece
 import tokenizers
 
 from bertgpt import files
-from bertgpt.data.tokens import beside, pipelines, promises, reading
+from bertgpt.data.tokens import batching, beside, pipelines, promises, reading
 from bertgpt.data.tokens.words import (
     bytes_of_byte_level,
     bytes_of_sentencepiece,
@@ -75,6 +74,7 @@ class Tokenizer(abc.ABC):
     names: as above.
     kind: `config.tokenizer.kind`.
     file_name: name of the file that `save` writes.
+    keeps_space: whether it learns indentation and blank lines, which others ignore.
     vocab_size: number of ids.
     roles: special ids by role; -1: the vocabulary has none.
     pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: the same.
@@ -84,6 +84,7 @@ class Tokenizer(abc.ABC):
 
   kind: ClassVar[str]
   file_name: ClassVar[str]
+  keeps_space: ClassVar[bool] = False
   note: str = ""
   _between_specials: ClassVar[str] = " "
 
@@ -136,6 +137,10 @@ class Tokenizer(abc.ABC):
   def _ends_word(self, piece: str) -> bool:
     """Returns whether a word starts after a piece that is not special, whatever comes."""
 
+  @abc.abstractmethod
+  def spell(self, text: str) -> str:
+    """Returns what pieces are looked for in: the text, normalized and with their spaces."""
+
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the token ids of every text, int32 [tokens] each, without special ids.
 
@@ -145,7 +150,7 @@ class Tokenizer(abc.ABC):
       texts: any texts; lone surrogates are encoded as '?'.
     """
     arrays = []
-    for batch in _batches(texts, _ENCODE_CHARS):
+    for batch in batching.batches(texts, _ENCODE_CHARS):
       try:
         ids = self._encode(batch)
       except (TypeError, UnicodeError, RuntimeError):  # Each library's error for a lone surrogate.
@@ -267,11 +272,14 @@ class SentencePiece(Tokenizer):
     return self.pieces[self._file_processor.unk_id()]
 
   def _encode(self, texts):
-    threads = 1 if _is_worker() else os.cpu_count()
+    threads = 1 if batching.is_worker() else os.cpu_count()
     return self.library.encode(texts, num_threads=threads)
 
   def _decode(self, ids):
     return self.library.decode(ids)
+
+  def spell(self, text):
+    return self.library.normalize(text)
 
   def _continues_word(self, piece, is_former):
     return is_continuation(bytes_of_sentencepiece(piece), is_former)
@@ -326,12 +334,17 @@ class _Json(Tokenizer):
     return self._file_library.model.unk_token
 
   def _encode(self, texts):
-    if _is_worker():
+    if batching.is_worker():
       os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return pipelines.ids_of(self.library, texts)
 
   def _decode(self, ids):
     return self.library.decode(ids, skip_special_tokens=False)
+
+  def spell(self, text):
+    normalizer, splitter = self.library.normalizer, self.library.pre_tokenizer
+    normal = normalizer.normalize_str(text) if normalizer else text
+    return "".join(word for word, _ in splitter.pre_tokenize_str(normal)) if splitter else normal
 
 
 class WordPiece(_Json):
@@ -356,6 +369,7 @@ class ByteBPE(_Json):
   """GPT-2's tokenizer: its pieces consist of bytes, so that it can represent every text."""
 
   kind = "bpe"
+  keeps_space = True
   _between_specials = ""
 
   def _continues_word(self, piece, is_former):
@@ -388,22 +402,6 @@ class Unigram(_Json):
 
   _continues_word = SentencePiece._continues_word
   _ends_word = SentencePiece._ends_word
-
-
-def _is_worker() -> bool:
-  return multiprocessing.parent_process() is not None
-
-
-def _batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
-  batch, chars = [], 0
-  for text in texts:
-    if batch and chars + len(text) > max_chars:
-      yield batch
-      batch, chars = [], 0
-    batch.append(text)
-    chars += len(text)
-  if batch:
-    yield batch
 
 
 # ----------------------------------------------------------------- loading

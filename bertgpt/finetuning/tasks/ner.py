@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.tokens import following
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.finetuning.tasks import conll, files
 from bertgpt.finetuning.tasks.conll import Sentence
@@ -136,10 +137,11 @@ def encode_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> li
   Returns:
     One array per word, in the order of the sentences.
   """
-  space = " " if tokenizer.kind == "bpe" else ""
   unknown = [tokenizer.unk_id if tokenizer.unk_id >= 0 else tokenizer.mask_id]
-  encoded = tokenizer.encode([space * (i > 0) + word for words in sentences
-                              for i, word in enumerate(words)])
+  first = iter(tokenizer.encode([words[0] for words in sentences if words]))
+  others = iter(following.encode_after(
+      tokenizer, [" " + word for words in sentences for word in words[1:]]))
+  encoded = [next(others if i else first) for words in sentences for i in range(len(words))]
   return [ids if len(ids) else np.array(unknown, np.int32) for ids in encoded]
 
 

@@ -1,12 +1,14 @@
 """CoNLL files: first tokens have labels, every word is predicted, entities count as a whole."""
 
+import io
 import types
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data.tokens import training
+from bertgpt.data.tokens import tokenizers, training
 from bertgpt.data.tokens.marks import Marks
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import ner
@@ -73,6 +75,20 @@ def test_the_label_of_a_word_is_at_its_first_piece(kind):
            for a, b in zip(at, [*at[1:], len(tokens) - 1], strict=True)]
   assert [w for i, w in enumerate(words) if i not in (4, 5)] == [
       w for i, w in enumerate(s.words) if i not in (4, 5)]
+
+
+@pytest.mark.parametrize("options", [{}, {"add_dummy_prefix": False},
+                                     {"remove_extra_whitespaces": False}])
+def test_words_are_encoded_as_in_running_text(options):
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(["anna flew to maria", "unseen words"] * 20), vocab_size=40,
+      model_writer=model, minloglevel=2, hard_vocab_limit=False, **options)
+  tokenizer = tokenizers.SentencePiece(model.getvalue())
+  words = "anna flew to maria to words".split()
+  encoded = ner.encode_words([words, [], ["to"]], tokenizer)
+  assert np.concatenate(encoded[:-1]).tolist() == tokenizer.encode([" ".join(words)])[0].tolist()
+  assert encoded[-1].tolist() == tokenizer.encode(["to"])[0].tolist()
 
 
 def test_long_sentences_are_cut_between_words_and_lose_none():

@@ -1,0 +1,56 @@
+"""Token ids of a text that follows other text.
+
+Some tokenizers put a space before every text: most models of SentencePiece, and byte-level BPEs
+with `add_prefix_space`. Others take away the one that a text has. After other text, the space is
+there if the text has it, and only then.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertgpt.data.tokens.tokenizers import Tokenizer
+
+_LETTER = "x"
+
+
+def encode_after(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+  """Returns the token ids of texts, with a leading space only if they have one.
+
+  Args:
+    tokenizer: the tokenizer.
+    texts: the texts, each of which follows other text.
+  Returns:
+    int32 [tokens] each, without special ids.
+  """
+  space = tokenizer.spell(f"{_LETTER} {_LETTER}")[-2:-1]
+  if space == _LETTER:  # Pieces do not hold spaces.
+    return tokenizer.encode(texts)
+  begins = [_follow(tokenizer, text).startswith(space) for text in texts]
+  # SentencePiece may put its space before one that the text has.
+  if tokenizer.spell(f" {_LETTER}").startswith(2 * space):
+    texts = [text[1:] if begin else text for text, begin in zip(texts, begins, strict=True)]
+  id_of = {piece: i for i, piece in enumerate(tokenizer.pieces)}
+  encoded = []
+  for text, begin, ids in zip(texts, begins, tokenizer.encode(texts), strict=True):
+    if len(ids) and begin != tokenizer.spell(text).startswith(space):
+      ids = (_after_letter(tokenizer, text) if begin else
+             _without_space(ids, tokenizer.pieces[ids[0]].removeprefix(space), id_of))
+    encoded.append(ids)
+  return encoded
+
+
+def _follow(tokenizer: Tokenizer, text: str) -> str:
+  """Returns how pieces spell a text after a letter."""
+  return tokenizer.spell(_LETTER + text).partition(_LETTER)[2]
+
+
+def _after_letter(tokenizer: Tokenizer, text: str) -> np.ndarray:
+  """Returns the ids of a text that begins with a space, which the tokenizer would take away."""
+  before, whole = tokenizer.encode([_LETTER, _LETTER + text])
+  return whole[len(before):]
+
+
+def _without_space(ids: np.ndarray, rest: str, id_of: dict[str, int]) -> np.ndarray:
+  """Returns ids whose first piece is only `rest`, as far as there is a piece for it."""
+  return np.array([id_of.get(rest, ids[0]), *ids[1:]], np.int32) if rest else ids[1:]
