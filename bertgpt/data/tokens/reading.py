@@ -95,6 +95,10 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
     except Exception as e:  # Both libraries raise plain Exceptions.
       raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {FORMS}") from e
     return Read(file, kind, data, beside.names, note)
+  if other := next(path.glob("*.model"), None):  # `glob` finds nothing in a file.
+    raise DataError(f"{path}: {other.name} does not say all about the tokenizer. Load the folder "
+                    "with AutoTokenizer of transformers and save it with save_pretrained, which "
+                    "writes the tokenizer.json that is needed")
   raise DataError(f"{path}: no tokenizer there. Give {FORMS}")
 
 

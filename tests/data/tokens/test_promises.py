@@ -11,7 +11,7 @@ import small_runs
 import tokenizers as library
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from bertgpt.data.tokens import offsets, tokenizers
+from bertgpt.data.tokens import offsets, promises, tokenizers
 from bertgpt.errors import DataError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -149,9 +149,24 @@ def test_other_added_tokens_keep_their_ids(tmp_path):
 def test_a_special_token_that_is_a_part_of_texts_is_refused(tmp_path):
   file = json_file(tmp_path, byte_bpe(["[CLS]", "[SEP]"], []))
   (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
-  with pytest.raises(DataError, match="tokenizer.json: the text '!' yields no token") as e:
+  with pytest.raises(DataError, match="tokenizer.json: the text '!' yields no token. Give a "
+                     "tokenizer with an unknown token or byte fallback$") as e:
     tokenizers.load_tokenizer(file)
   assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("make", [words_kept_whole, sentencepiece_model, lambda folder: json_file(
+    folder, wordpiece(pre_tokenizers.BertPreTokenizer()))])
+def test_a_file_is_searched_once_and_what_is_taken_out_of_it_once_more(tmp_path, make, monkeypatch):
+  file, searched, search = make(tmp_path), [], promises.find_leak
+
+  def find_leak(encode, specials):
+    searched.append(search(encode, specials))
+    return searched[-1]
+
+  monkeypatch.setattr(promises, "find_leak", find_leak)
+  tokenizers.load_tokenizer(file)
+  assert len(searched) == (2 if searched[0] else 1) and not searched[-1]
 
 
 def test_an_added_special_token_is_text_in_a_text(tmp_path):

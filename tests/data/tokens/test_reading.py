@@ -252,6 +252,17 @@ def test_added_tokens_follow_the_pieces_of_sentencepiece(tmp_path):
   assert size + 1 in ids and size not in ids
 
 
+def test_a_folder_with_a_model_of_another_name_says_how_to_convert_it(tmp_path):
+  write_sentencepiece(tmp_path)
+  (tmp_path / "tokenizer.model").rename(tmp_path / "spiece.model")
+  with pytest.raises(DataError, match="spiece.model .*AutoTokenizer .*save_pretrained") as e:
+    tokenizers.load_tokenizer(tmp_path)
+  assert "\n" not in str(e.value)
+  assert tokenizers.load_tokenizer(tmp_path / "spiece.model").kind == "sentencepiece"
+  with pytest.raises(DataError, match="no tokenizer there"):
+    tokenizers.load_tokenizer(tmp_path / "none")
+
+
 def test_the_unknown_piece_of_sentencepiece_may_have_any_name(tmp_path):
   write_sentencepiece(tmp_path, unk_piece="<?>")
   ours = tokenizers.load_tokenizer(tmp_path)
