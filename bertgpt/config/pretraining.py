@@ -100,7 +100,8 @@ def base() -> ConfigDict:
   data.isolate_documents = False           # GPT: no attention across the documents of a row
 
   config.tokenizer = tokenizer = ConfigDict()
-  # sentencepiece | wordpiece | bpe (byte-level) | gpt1_bpe, unigram (only loaded from `path`)
+  # Kind that is trained: sentencepiece | wordpiece | bpe (byte-level). With `path` or `data.corpus`
+  # it is that of the file, which may also be gpt1_bpe or unigram.
   tokenizer.kind = "sentencepiece"
   # File or folder of a trained tokenizer; '': train one on `data.source`.
   tokenizer.path = ""

@@ -164,8 +164,7 @@ def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
   Raises:
     DataError: there is no tokenizer, or it has more tokens than the table has rows.
   """
-  model = source / tokenizers.SentencePiece.file_name
-  tokenizer = tokenizers.load_tokenizer(model if model.is_file() else source)
+  tokenizer = tokenizers.load_tokenizer(source)
   if tokenizer.vocab_size > num_rows:
     raise DataError(f"{flag} {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
                     f"config.json says vocab_size={num_rows}. Put the tokenizer that the model was "

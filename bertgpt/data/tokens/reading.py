@@ -330,5 +330,6 @@ _READERS: dict[str, Callable[..., _Content]] = {
     "encoder.json": functools.partial(_read_bpe, ending="encoder.json", merges_ending="vocab.bpe"),
     "vocab.json": functools.partial(_read_bpe, ending="vocab.json", merges_ending="merges.txt"),
 }
-_FILE_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "encoder.json", "vocab.json")
+# A tokenizer.json beside a model of SentencePiece is made from it.
+_FILE_NAMES = ("tokenizer.model", "tokenizer.json", "vocab.txt", "encoder.json", "vocab.json")
 FORMS = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"

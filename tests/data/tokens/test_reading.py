@@ -442,6 +442,18 @@ def test_another_model_with_marked_ends_is_refused(tmp_path):
       tokenizers.load_tokenizer(tmp_path)
 
 
+def test_a_model_of_sentencepiece_comes_before_the_json_made_from_it(tmp_path):
+  """As in an exported folder, whose tokenizer.json is a BPE that SentencePiece's model became."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(["the cat sees the tree"] * 9), model_writer=model, vocab_size=30,
+      hard_vocab_limit=False, model_type="bpe", minloglevel=2, pad_id=0, unk_id=1, bos_id=-1,
+      eos_id=-1)
+  (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+  library.Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+  assert tokenizers.load_tokenizer(tmp_path).kind == "sentencepiece"
+
+
 # ---------------------------------------------------------- the same as transformers
 
 
