@@ -11,7 +11,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import choices, families, recipes
+from bertgpt.config import ConfigDict, choices, families, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.devices import process, sharding
@@ -21,6 +21,12 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics
 from bertgpt.training.objectives import BoundModel
 from bertgpt.training.steps import Setup, make_setup
+
+# Fields that may differ from the run, besides those of `recipes.RESUMABLE`: they choose the text
+# and the dtype. All others determine the model, or what its scores mean. The fingerprint of the
+# tokenizer is compared.
+MAY_DIFFER = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language",
+              "tokenizer.path", "model.dtype")
 
 
 class Evaluator(NamedTuple):
@@ -129,8 +135,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   Returns:
     Metric -> value, as `run`.
   Raises:
-    ConfigError: `path` holds no run, an override is wrong, or the corpus was made with another
-      tokenizer.
+    ConfigError: `path` holds no run, an override is wrong or would change the model or the meaning
+      of the scores, or the corpus was made with another tokenizer.
     DataError: no checkpoint is usable, or the corpus is damaged.
   """
   trained = trained_lib.load_trained(path, dtype=dtype)
@@ -138,6 +144,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     print(f"note: {path}: random weights, because the model came without them: "
           f"{', '.join(families.HEADS[head] for head in trained.fresh)}", file=sys.stderr)
   config = recipes.override(trained.config, overrides)
+  check_same_model(trained.config, config)
   config_lib.validate(config, jax.device_count(), jax.default_backend())
   held_out = open_corpus(corpora.find_corpus(config), "validation")
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
@@ -155,3 +162,21 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   if jax.process_index() == 0:
     trained_lib.note_dtype(config)
   return means
+
+
+def check_same_model(trained: ConfigDict, config: ConfigDict) -> None:
+  """Checks that a config evaluates the model of a run, with the objective of the run.
+
+  The last phase may have rows of another length.
+
+  Args:
+    trained: config of the run.
+    config: config of the evaluation.
+  Raises:
+    ConfigError: other fields than `MAY_DIFFER` differ; the message has one line per field.
+  """
+  rows = f"phases[{len(trained.phases) - 1}].seq_len"
+  if lines := recipes.differences(trained, config, (*MAY_DIFFER, rows)):
+    raise ConfigError("\n".join(
+        f"--config.{line}: evaluate scores the run as it was trained. Leave the field out"
+        for line in lines))

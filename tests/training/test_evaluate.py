@@ -11,6 +11,7 @@ import pytest
 from program import ROOT, curves
 
 from bertgpt import models
+from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
@@ -97,6 +98,32 @@ def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_s
 def test_a_mesh_that_does_not_fit_is_refused(finished_run):
   with pytest.raises(ConfigError, match="mesh data=3 .* but there are 8"):
     evaluate.evaluate_workdir(finished_run, ["--config.mesh.data=3"])
+
+
+@pytest.mark.parametrize("fields", [
+    ("model.num_layers=3",), ("model.num_heads=1",), ("model.activation=gelu_erf",),
+    ("model.norm=pre",), ("model.layer_norm_epsilon=0.1",), ("objective.mask_prob=0.5",),
+    ("data.packing=false",), ("tokenizer.lowercase=false",), ("model.num_heads=1", "seed=5")])
+def test_a_field_of_the_model_or_objective_is_refused(finished_run, fields):
+  with pytest.raises(ConfigError) as e:
+    evaluate.evaluate_workdir(finished_run, ["--config.eval.batch_size=8",
+                                             *(f"--config.{field}" for field in fields)])
+  lines = str(e.value).splitlines()
+  assert len(lines) == len(fields)
+  for line, field in zip(lines, fields, strict=True):
+    name, value = field.split("=")
+    assert line.startswith(f"--config.{name}: ")
+    assert value.lower() in line.lower() and " -> " in line and "Leave the field out" in line
+
+
+@pytest.mark.parametrize("field", [
+    "eval.max_rows=3", "data.source=text:a.txt", "data.corpus=/a", "data.cache_dir=/c",
+    "data.validation_fraction=0.5", "mesh.data=1", "log.tensorboard=false", "model.attention=xla",
+    "model.remat=full", "model.scan_unroll=1", "model.dtype=bfloat16", "tokenizer.path=/t",
+    "system.xla_options=none", "phases[0].seq_len=8"])
+def test_text_devices_and_speed_of_an_evaluation_may_differ(trained, field):
+  config = recipes.override(trained.config, [f"--config.{field}"])
+  evaluate.check_same_model(trained.config, config)
 
 
 def test_bits_per_byte_of_a_uniform_guess(held_out):
