@@ -117,8 +117,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def make_parser() -> Parser:
   """Returns the parser of all commands."""
   parser = Parser("bertgpt", description="Pretrain BERT and GPT, from text to a trained model.",
-                  epilog=flags.FIELDS_NOTE)
-  parser.set_defaults(takes_fields=False, is_heavy=False, distributed="")
+                  epilog=flags.FIELDS_NOTE.format(
+                      f"train --config demo --workdir runs/demo --config.{flags.FIELD_EXAMPLE}"))
+  parser.set_defaults(takes_fields="", is_heavy=False, distributed="")
   commands = parser.add_subparsers(dest="command", required=True)
   for name, path in COMMANDS.items():
     module = importlib.import_module(path)

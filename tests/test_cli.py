@@ -13,8 +13,11 @@ import pytest
 import small_runs
 
 from bertgpt import cli, errors
+from bertgpt import config as config_lib
 from bertgpt.commands import prepare
+from bertgpt.config import finetuning, recipes
 from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.training import evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG, DATA, STORAGE = (error.exit_code for error in
@@ -49,6 +52,15 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["generate", "--workdir=w", "--promtp=x"], "--promtp=x. Did you mean --prompt?"),
     (["import", "--from=f", "--workdir=w", "--sauce=1"],
      "unknown argument --sauce=1. Config fields are given"),
+    (["train", "--config=c.py", "--workdir=w", "--steps", "30"],
+     "--steps. Did you mean --config.phases[0].steps=30"),
+    (["train", "--config=c.py", "--workdir=w", "--batch-size=8"],
+     "Did you mean --config.eval.batch_size=8 or --config.phases[0].batch_size=8?"),
+    (["train", "--config=c.py", "--workdir=w", "--model.width=8", "--seed=1"],
+     "Did you mean --config.model.width=8?"),
+    (["train", "--seed", "--config=c.py"], "--seed. Did you mean --config.seed=VALUE?"),
+    (["finetune", "--config=c.py", "--init=i", "--epochs=2"], "Did you mean --config.epochs=2?"),
+    (["fill", "--workdir=w", "hello", "--width=3"], "--width=3. Config fields are given"),
     (["fill", "--workdir=w", "hello", "--tpo=3"], "Did you mean --top?"),
     (["fill", "--", "the [MASK]"], "required: --workdir"),
     (["generate", "--prompt", "-- hello"], "required: --workdir"),
@@ -67,6 +79,50 @@ def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment)
   assert (code, len(lines)) == (CONFIG, 1)
   assert fragment in lines[0]
   assert files_under(tmp_path) == set()
+
+
+@pytest.mark.parametrize("argv", [
+    ["train", "--config", "help"], ["data", "--config=help"], ["prepare", "--config=help"],
+    ["plan", "--config", "help"], ["sweep", "--config", "help"], ["finetune", "--config", "help"],
+    ["train", "--config.seed=1", "--workdir=w", "--config", "help"]])
+def test_help_for_config_lists_the_recipes(capsys, argv):
+  with pytest.raises(SystemExit) as e:
+    cli.main(argv)
+  assert not e.value.code
+  out, err = capsys.readouterr()
+  lines = out.splitlines()
+  files = sorted((ROOT / "configs").glob("*.py"))
+  assert [line.split()[0] for line in lines] == [path.stem for path in files] and not err
+  for line, path in zip(lines, files, strict=True):
+    begins = path.read_text().partition('"""')[2].partition("\n")[0]
+    assert line.split(maxsplit=1)[1] == begins
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "data", "plan", "sweep"])
+def test_a_recipe_of_the_other_kind_names_its_command(capsys, tmp_path, command):
+  needed = {"train": [f"--workdir={tmp_path / 'w'}"], "sweep": [f"--workdir={tmp_path / 'w'}"],
+            "plan": ["--topology=v5e:1x1"]}
+  recipe = "finetune_ner" if command != "sweep" else tmp_path / "recipe.py"
+  if command == "sweep":
+    recipe.write_text("from bertgpt.config import finetuning\nget_config = finetuning.base\n"
+                      "def get_sweep():\n  return [{'seed': 1}]")
+  code, lines = run(capsys, command, f"--config={recipe}", *needed.get(command, ()))
+  assert (code, len(lines)) == (CONFIG, 1)
+  assert f"{recipe}: is a recipe for `bertgpt finetune`" in lines[0]
+
+
+@pytest.mark.parametrize("command, make_base", [
+    ("train", config_lib.base), ("prepare", config_lib.base), ("plan", config_lib.base),
+    ("evaluate", config_lib.base), ("finetune", finetuning.base)])
+def test_the_example_of_a_field_is_one_of_the_command(capsys, command, make_base):
+  with pytest.raises(SystemExit):
+    cli.main([command, "--help"])
+  text = " ".join(capsys.readouterr().out.split())
+  example = text.rpartition("for example ")[2].removesuffix(".")
+  changed = recipes.override(make_base(), [example])
+  assert recipes.to_json(changed) != recipes.to_json(make_base())
+  if command == "evaluate":
+    evaluate.check_same_model(make_base(), changed)
 
 
 @pytest.mark.parametrize("spec", ["nonsense", "localhost,2,0", "localhost:x,2,0", "h:1,2,2",

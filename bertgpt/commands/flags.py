@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # The config is slow to import.
 BATCH_SIZE = 8  # Rows computed at a time if --batch_size is not given.
 DTYPES = ("float32", "bfloat16")  # Of scores and features; the first is the default.
 OR_MODEL = ", or of a model of transformers"
-FIELDS_NOTE = ("Config fields are overridden with --config.FIELD=VALUE, for example "
-               "--config.model.num_layers=4.")
+FIELDS_NOTE = "Config fields are overridden with --config.FIELD=VALUE, for example {}."
+FIELD_EXAMPLE = "model.num_layers=4"  # For commands that make a model, or its batches.
 
 
 # ------------------------------------------------------------------ values
@@ -58,18 +58,44 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
 # ------------------------------------------------------------------- flags
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-  """Adds the required flag --config, and lets the command take --config.FIELD=VALUE."""
-  parser.add_argument("--config", required=True, metavar="RECIPE", dest="recipe",
+class Recipe(argparse.Action):
+  """Stores the value of --config; `help` prints the recipes and ends the program at once."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    """See argparse.Action."""
+    if values == "help":
+      from bertgpt.config import recipes
+      print("\n".join(recipes.list_lines()))
+      parser.exit()
+    setattr(namespace, self.dest, values)
+
+
+def add_config(parser: argparse.ArgumentParser, example: str = FIELD_EXAMPLE,
+               fields: str = "bertgpt.config") -> None:
+  """Adds the required flag --config, and lets the command take --config.FIELD=VALUE.
+
+  Args:
+    parser: parser of the command.
+    example: see `add_config_fields`.
+    fields: see `add_config_fields`.
+  """
+  parser.add_argument("--config", required=True, metavar="RECIPE", dest="recipe", action=Recipe,
                       help="file of a recipe, or name of one that comes with bertgpt, as "
                            "bert_base; `--config help` lists them")
-  add_config_fields(parser)
+  add_config_fields(parser, example, fields)
 
 
-def add_config_fields(parser: argparse.ArgumentParser) -> None:
-  """Lets the command take --config.FIELD=VALUE, which other commands refuse."""
-  parser.set_defaults(takes_fields=True)
-  parser.epilog = FIELDS_NOTE
+def add_config_fields(parser: argparse.ArgumentParser, example: str,
+                      fields: str = "bertgpt.config") -> None:
+  """Lets the command take --config.FIELD=VALUE, which other commands refuse.
+
+  Args:
+    parser: parser of the command.
+    example: FIELD=VALUE that the command accepts, for its help.
+    fields: name of the module whose `base()` has the fields.
+  """
+  parser.set_defaults(takes_fields=fields)
+  parser.epilog = FIELDS_NOTE.format(f"--config.{example}")
 
 
 def add_workdir(parser: argparse.ArgumentParser, also: str = "") -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -40,9 +42,25 @@ class Parser(argparse.ArgumentParser):
     """Returns a message about an unknown flag, with the closest known one if there is any."""
     known = [name for action in self._actions for name in action.option_strings
              if name.startswith("--")]
-    close = difflib.get_close_matches(flag.split("=")[0], known, n=1)
-    hint = f"Did you mean {close[0]}? " if close else ""
+    close = (self._find_fields(flag)
+             or difflib.get_close_matches(flag.split("=")[0], known, n=1))
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
     return f"unknown argument {flag}. {hint}Config fields are given as --config.FIELD=VALUE"
+
+  def _find_fields(self, flag: str) -> list[str]:
+    """Returns --config.FIELD=VALUE for the config fields that a flag without `config` may mean."""
+    given, _, value = flag.partition("=")
+    if not given.startswith("--") or not (module := self.get_default("takes_fields")):
+      return []
+    from bertgpt.config import leaves  # Slow to import.
+    arguments = list(sys.argv[1:] if self._given is None else self._given)
+    if not value and flag in arguments:
+      value = "".join(arguments[arguments.index(flag) + 1:][:1])
+      value = "VALUE" if value.startswith("--") else value
+    path = "." + given.removeprefix("--").replace("-", "_")
+    fields = [field for field, _ in leaves(importlib.import_module(module).base())]
+    return [f"--config.{field}={value or 'VALUE'}" for field in fields
+            if f".{field}".endswith(path)]
 
   def _find_unknown(self) -> list[str]:
     """Returns arguments that no flag takes; [] if more is wrong than missing required flags."""

@@ -11,7 +11,7 @@ USES = ("bertgpt.data.corpus.prepare",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt prepare`."""
-  flags.add_config(parser)
+  flags.add_config(parser, "data.invalid_text=skip")
   parser.add_argument("--out", type=flags.local_path, metavar="DIR",
                       help="new folder of the corpus; default: a folder in the cache of the config")
 

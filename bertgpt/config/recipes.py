@@ -1,5 +1,6 @@
 """Configs from recipes, overrides and config.json, and fields that may change on resume."""
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -57,6 +58,10 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """
   config = _call(path, "get_config")
   if not isinstance(config, ConfigDict) or config.keys() != make_base().keys():
+    for command, other in (("train", base), ("finetune", _finetuning_base)):
+      if isinstance(config, ConfigDict) and config.keys() == other().keys():
+        raise ConfigError(f"--config {path}: is a recipe for `bertgpt {command}`, and not for this "
+                          "command. `--config help` lists all recipes")
     module = make_base.__module__.removesuffix(".pretraining")  # The module that recipes import.
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
                       f"{module}.base()")
@@ -65,6 +70,12 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
   config.lock()
   return config
+
+
+def _finetuning_base() -> ConfigDict:
+  # Imported here, because that module is based on this package.
+  from bertgpt.config import finetuning
+  return finetuning.base()
 
 
 def beside(file: str, name: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
@@ -105,6 +116,18 @@ def folder() -> pathlib.Path:
 def names() -> list[str]:
   """Returns the names of the recipes that come with bertgpt, sorted."""
   return sorted(path.stem for path in folder().glob("*.py"))
+
+
+def list_lines() -> list[str]:
+  """Returns a line per recipe that comes with bertgpt: its name and the first line of its text.
+
+  No recipe is run.
+  """
+  known = names()
+  width = max(map(len, known))
+  firsts = [(ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text("utf-8"))) or ""
+             ).partition("\n")[0] for name in known]
+  return [f"{name:<{width}}  {first}" for name, first in zip(known, firsts, strict=True)]
 
 
 def find(name: str) -> str:

@@ -404,7 +404,7 @@ def test_wrong_input_is_one_line_and_makes_nothing(tuning, finished_bert, tmp_pa
 
 def test_a_recipe_of_a_pretraining_is_refused(recipe, finished_bert, tmp_path, capsys):
   assert run(recipe, finished_bert, tmp_path / "out") == 2
-  assert "must return a config made by bertgpt.config.finetuning.base()" in capsys.readouterr().err
+  assert "is a recipe for `bertgpt train`, and not for this command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument, fragment", [
