@@ -176,9 +176,11 @@ def test_a_head_that_a_command_needs_is_missed_in_one_line(argv, exported_bert, 
 
 @pytest.mark.parametrize("pooling, modules, notes", [
     ("pooling_mode_mean_tokens", ["Pooling", "Normalize"], []),
-    ("pooling_mode_cls_token", ["Pooling"], ["with pooling_mode_cls_token, not with the mean. Use --layer cls of embed"]),
+    ("pooling_mode_cls_token", ["Pooling"],
+     ["pools with pooling_mode_cls_token, not with the mean. Use --layer cls of embed"]),
     ("pooling_mode_max_tokens", ["Pooling", "Dense"],
-     ["with pooling_mode_max_tokens, not with the mean", "left out: the module Dense of this sentence encoder, in"]),
+     ["pools with pooling_mode_max_tokens, not with the mean",
+      "left out: the module Dense of this sentence encoder, in"]),
 ])
 def test_a_sentence_encoder_says_what_it_computes_from_its_features(
     exported_bert, tmp_path, pooling, modules, notes):
