@@ -13,9 +13,11 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bertgpt.errors import DataError, one_line
+from bertgpt.errors import ConfigError, DataError, one_line
 
 _UNFINISHED = ".unfinished-"
+# What os.link says if the file system has no hard links, or none for this user or file.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 # ----------------------------------------------------------------- writing
 
@@ -50,7 +52,7 @@ def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2,
 
 
 @contextlib.contextmanager
-def publish_when_done(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def publish_when_done(path: pathlib.Path, flag: str = "") -> Iterator[pathlib.Path]:
   """Yields a temporary path for a new file or folder, which is renamed to `path` at the end.
 
   The content is synchronized to the disk before it is renamed. It is removed if the block raises.
@@ -58,17 +60,93 @@ def publish_when_done(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   Args:
     path: final path. A file there is replaced; a folder there must be empty.
+    flag: flag that names a new file, which replaces nothing; '': see above.
+  Raises:
+    ConfigError: there is a file by now, although `flag` names a new one.
   """
   scratch = unfinished_path(path, secrets.token_hex(4))
   try:
     yield scratch
     for entry in [*scratch.rglob("*"), scratch]:
       sync(entry)
-    scratch.replace(path)
+    if flag:
+      try:
+        rename_new(scratch, path)
+      except FileExistsError:
+        raise ConfigError(f"{flag} {path}: was made by another program meanwhile. Name another "
+                          "file, and give the command again") from None
+    else:
+      scratch.replace(path)
     sync(path.parent)
   except BaseException:
     _remove(scratch)
     raise
+
+
+def rename_new(path: pathlib.Path, new: pathlib.Path) -> None:
+  """Renames a file, and replaces nothing.
+
+  On file systems without hard links, a file that appears within microseconds is replaced.
+
+  Args:
+    path: the file.
+    new: its new path.
+  Raises:
+    FileExistsError: there is something at `new`.
+  """
+  try:
+    os.link(path, new)
+  except OSError as e:
+    if e.errno not in _NO_LINKS:
+      raise
+    if os.path.lexists(new):
+      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new)) from e
+    os.replace(path, new)
+  else:
+    path.unlink()
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
+  """Yields a folder to write into, which is renamed to `path` if nothing fails.
+
+  Args:
+    path: path of the new folder.
+    flag: flag that named the folder, for error messages.
+  Raises:
+    ConfigError: `path` exists.
+  """
+  refuse_existing(path, flag)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with publish_when_done(path) as scratch:
+    scratch.mkdir()
+    yield scratch
+
+
+def refuse_existing(path: pathlib.Path, flag: str) -> None:
+  """Checks that there is nothing at a path, not even a broken link.
+
+  Args:
+    path: path of a file or folder that will be written.
+    flag: the flag that named it, for error messages.
+  Raises:
+    ConfigError: `path` exists.
+  """
+  if os.path.lexists(path):
+    raise ConfigError(f"{flag} {path}: exists already. Name a new one, or remove it")
+
+
+def require_parent(path: pathlib.Path, flag: str) -> None:
+  """Checks that there is a folder for a file.
+
+  Args:
+    path: path of the file that will be written.
+    flag: the flag that named it, for error messages.
+  Raises:
+    ConfigError: the folder is missing.
+  """
+  if not path.parent.is_dir():
+    raise ConfigError(f"{flag} {path}: there is no folder {path.parent}. Make it first")
 
 
 def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:

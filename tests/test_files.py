@@ -12,7 +12,7 @@ import time
 import pytest
 
 from bertgpt import files
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -257,3 +257,16 @@ def test_every_failure_to_parse_is_one_kind_of_error(text):
   with pytest.raises(ValueError, match=r"^is not (valid|usable) JSON \(") as e:
     files.parse_json(text)
   assert type(e.value) is ValueError and "\n" not in str(e.value)
+
+
+def test_a_new_file_replaces_none_that_appears_while_it_is_written(tmp_path):
+  path = tmp_path / "a.txt"
+  with pytest.raises(ConfigError, match="--output .*a.txt: was made by another program meanwhile"):
+    with files.publish_when_done(path, "--output") as scratch:
+      scratch.write_text("ours")
+      path.write_text("precious")
+  assert path.read_text() == "precious" and names_in(tmp_path) == ["a.txt"]
+  path.unlink()
+  with files.publish_when_done(path, "--output") as scratch:
+    scratch.write_text("ours")
+  assert path.read_text() == "ours" and names_in(tmp_path) == ["a.txt"]

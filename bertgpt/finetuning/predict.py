@@ -13,7 +13,6 @@ import itertools
 import json
 import pathlib
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,10 +32,10 @@ from bertgpt.finetuning.tasks.rows import Rows
 from bertgpt.models import Module
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir as workdir_lib
+from bertgpt.runs.progress import Progress
 from bertgpt.runs.trained import Trained
 
 CHUNK_BATCHES = 32  # Batches whose rows are sorted by length together.
-PROGRESS_SECONDS = 10
 
 
 class Predictor(NamedTuple):
@@ -193,10 +192,9 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
     ConfigError: `output` exists; see also `open_predictor` and `inputs.read_examples`.
     DataError: see these functions. Nothing is then at `output`.
   """
-  if output and (output.exists() or output.is_symlink()):
-    raise ConfigError(f"--output {output}: exists already. Name a new one, or remove it")
-  if output and not output.parent.is_dir():
-    raise ConfigError(f"--output {output}: there is no folder {output.parent}. Make it first")
+  if output:
+    files.refuse_existing(output, "--output")
+    files.require_parent(output, "--output")
   if not source.is_file():
     raise ConfigError(f"--input {source}: no such file")
   predictor = open_predictor(path, dtype)
@@ -204,20 +202,18 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
   examples = inputs.read_examples(source, kind, predictor.task)
   style = style or ("jsonl" if output and ".jsonl" in output.suffixes else "text")
   lines = format_lines(predictor, predict(predictor, examples, batch_size), style)
-  count = 0
+  progress = Progress(0, "predictions")
   with contextlib.ExitStack() as stack:
     file = sys.stdout
     if output:
-      scratch = stack.enter_context(files.publish_when_done(output))
+      scratch = stack.enter_context(files.publish_when_done(output, "--output"))
       file = stack.enter_context(scratch.open("w", encoding="utf-8", newline="\n"))
-    last = time.monotonic()
-    for count, of_one in enumerate(lines):  # The header counts as number 0.
+    file.writelines(line + "\n" for line in next(lines))  # The header.
+    for of_one in lines:
       file.writelines(line + "\n" for line in of_one)
-      if time.monotonic() - last > PROGRESS_SECONDS:
-        last = time.monotonic()
-        print(f"{count:,} predictions", file=sys.stderr, flush=True)
+      progress.add(1)
   trained = predictor.trained
-  print(f"note: {count} predictions of {predictor.task} by {trained.workdir}, computed in "
+  print(f"note: {progress.done} predictions of {predictor.task} by {trained.workdir}, computed in "
         f"{trained.config.model.dtype}", file=sys.stderr)
 
 

@@ -4,11 +4,10 @@ The folder appears completely or not at all: it is written next to its final pla
 compared, and then renamed.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,36 +24,6 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 
-@contextlib.contextmanager
-def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
-  """Yields a folder to write into, which is renamed to `path` if nothing fails.
-
-  Args:
-    path: path of the new folder.
-    flag: flag that named the folder, for error messages.
-  Raises:
-    ConfigError: `path` exists.
-  """
-  refuse_existing(path, flag)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.publish_when_done(path) as scratch:
-    scratch.mkdir()
-    yield scratch
-
-
-def refuse_existing(path: pathlib.Path, flag: str) -> None:
-  """Checks that there is nothing at a path, not even a broken link.
-
-  Args:
-    path: path of a file or folder that will be written.
-    flag: the flag that named it, for error messages.
-  Raises:
-    ConfigError: `path` exists.
-  """
-  if os.path.lexists(path):
-    raise ConfigError(f"{flag} {path}: exists already. Name a new one, or remove it")
-
-
 def export(source: pathlib.Path, out: pathlib.Path) -> str:
   """Writes the newest checkpoint of a run as a model of `transformers`.
 
@@ -68,7 +37,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     DataError: no checkpoint is usable, or a weight is not finite.
     StorageError: a file cannot be written, or does not hold what was written.
   """
-  refuse_existing(out, "--out")
+  files.refuse_existing(out, "--out")
   trained = trained_lib.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
@@ -85,7 +54,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind)
   settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels)
               | special_ids(trained))
-  with new_folder(out, "--out") as folder:
+  with files.new_folder(out, "--out") as folder:
     files.write_json(folder / "config.json", settings, sort_keys=True)
     write_tensors(folder / weights.WEIGHTS, tensors)
     family = families.find(config)

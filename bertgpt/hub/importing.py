@@ -10,7 +10,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from bertgpt.hub import export, opening
+from bertgpt import files
+from bertgpt.hub import opening
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
@@ -28,11 +29,11 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
     ConfigError: `path` exists, or `source` is not a folder.
     DataError: a file of `source` is missing, is damaged, or belongs to an unsupported model.
   """
-  export.refuse_existing(path, "--workdir")
+  files.refuse_existing(path, "--workdir")
   model = opening.open_folder(source, "--from")
   config, params = model.config, model.params
   config.tokenizer.path = str(path / "tokenizer")
-  with export.new_folder(path, "--workdir") as folder:
+  with files.new_folder(path, "--workdir") as folder:
     with contextlib.closing(checkpoint.Checkpoints(
         folder, every_steps=0, every_minutes=0, keep=1)) as checkpoints:
       state = {"params": jax.tree.map(jnp.asarray, params)}

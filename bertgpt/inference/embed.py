@@ -24,6 +24,7 @@ from bertgpt.hub import opening
 from bertgpt.inference import feature_files, streams
 from bertgpt.models import Inputs, layers
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.progress import Progress
 from bertgpt.runs.trained import Trained
 
 # Features of a text: (number of layers, concatenated; whether there is a vector per token).
@@ -214,7 +215,7 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
   width = trained.config.model.width * num_layers
   file = feature_files.FORMATS[suffix](work, count, width, is_by_token)
   num_cut = work.state.get("cut", 0)
-  progress = streams.Progress(count, done=work.state.get("texts", 0))
+  progress = Progress(count, done=work.state.get("texts", 0))
   for window in streams.windows(itertools.islice(texts, progress.done, None), WINDOW_TEXTS):
     rows, cut = make_rows(trained, window)
     file.begin(rows)

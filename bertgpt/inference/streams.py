@@ -1,4 +1,4 @@
-"""Work on many texts: windows of bounded memory, a progress line, and results that resume.
+"""Work on many texts: windows of bounded memory, and results that resume.
 
     with resumable(out, identity) as work:
       progress = Progress(count, done=work.state.get("texts", 0))
@@ -11,7 +11,6 @@ The windows do not depend on where the work was interrupted, so neither do the r
 """
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -29,19 +28,16 @@ import jax
 from bertgpt import files
 from bertgpt.config import recipes
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import export
 from bertgpt.runs import fingerprint
+from bertgpt.runs.progress import PROGRESS_SECONDS
 from bertgpt.runs.trained import Trained
 
 WINDOW_CHARS = 1 << 20  # Tokenizers need about 200 bytes per token.
-PROGRESS_SECONDS = 10.0
 
 _RESULTS = "results"  # What the folder is called by. Other temporary paths have 8 hex digits.
 _STATE = "state.json"
 _LOCK = ".lock"
 _PUBLISHED = "published"
-# What os.link says if the file system has no hard links, or none for this user or file.
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 T = TypeVar("T")
 
@@ -147,54 +143,6 @@ def reread(texts: Iterable[T], measured: Measured, place: str,
     raise changed
 
 
-class Progress:
-  """Prints how far the work is, on stderr, every PROGRESS_SECONDS.
-
-  Attributes:
-    done: texts done.
-
-  Args:
-    total: texts in total.
-    unit: what the texts are called.
-    done: texts that were done before.
-  """
-
-  def __init__(self, total: int, unit: str = "texts", done: int = 0):
-    self.done = done
-    self._total, self._unit = total, unit
-    self._first, self._start = done, time.monotonic()
-    self._printed = self._start
-    if done:
-      print(f"note: resuming after {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
-
-  def add(self, count: int) -> int:
-    """Counts texts, prints a line if it is time for one, and returns the texts done.
-
-    Args:
-      count: texts done since the last call.
-    """
-    self.done += count
-    now = time.monotonic()
-    if now - self._printed >= PROGRESS_SECONDS and self.done < self._total:
-      self._printed = now
-      rate = (self.done - self._first) / (now - self._start)
-      print(f"{self.done:,} of {self._total:,} {self._unit}, {rate:,.0f} per second, "
-            f"{describe_seconds((self._total - self.done) / rate)} left",
-            file=sys.stderr, flush=True)
-    return self.done
-
-
-def describe_seconds(seconds: float) -> str:
-  """Returns a duration in words, as '45 s', '12 min' or '3.5 h'.
-
-  Args:
-    seconds: the duration.
-  """
-  if seconds < 90:
-    return f"{seconds:.0f} s"
-  return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 # ------------------------------------------------------------------- resumable
 
 
@@ -290,7 +238,7 @@ class Unfinished:
     os.fsync(self.open(name).fileno())
     self.close()
     try:
-      _move(self._folder / name, self._out)
+      files.rename_new(self._folder / name, self._out)
     except FileExistsError:
       raise ConfigError(f"--out {self._out}: was made by another program meanwhile. Move it away, "
                         "and give the same command again") from None
@@ -332,7 +280,7 @@ def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinishe
     is_kept = bool(_read_state(folder))
     work = None
     try:
-      export.refuse_existing(out, "--out")  # A process that had the lock may have made it.
+      files.refuse_existing(out, "--out")  # A process that had the lock may have made it.
       work = Unfinished(folder, out, identity)
       yield work
     except ChangedError:
@@ -358,7 +306,7 @@ def check_out(out: pathlib.Path, endings: Sequence[str]) -> None:
   """
   folder = files.unfinished_path(out, _RESULTS)
   try:
-    export.refuse_existing(out, "--out")
+    files.refuse_existing(out, "--out")
   except ConfigError:
     if (folder / _STATE).is_file():  # Of a process that was killed after it had made the file.
       with contextlib.suppress(ConfigError, DataError), _lock(folder, out):
@@ -367,8 +315,7 @@ def check_out(out: pathlib.Path, endings: Sequence[str]) -> None:
     raise
   if out.suffix not in endings:
     raise ConfigError(f"--out {out}: name a file that ends in {' or '.join(endings)}")
-  if not out.parent.is_dir():
-    raise ConfigError(f"--out {out}: there is no folder {out.parent}. Make it first")
+  files.require_parent(out, "--out")
 
 
 def _read_state(folder: pathlib.Path) -> dict[str, Any]:
@@ -393,20 +340,6 @@ def _describe_others(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
       is_short = isinstance(value, (int, float, str)) and len(str(value)) < 32  # Not a hash.
       found.append(f"{name} {value}" if is_short else f"other {name}")
   return ", ".join(filter(None, found))
-
-
-def _move(path: pathlib.Path, out: pathlib.Path) -> None:
-  """Renames a file; raises FileExistsError if there is one of the new name."""
-  try:
-    os.link(path, out)
-  except OSError as e:
-    if e.errno not in _NO_LINKS:
-      raise
-    if os.path.lexists(out):
-      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(out)) from e
-    os.replace(path, out)
-  else:
-    path.unlink()
 
 
 def _lock(folder: pathlib.Path, out: pathlib.Path) -> contextlib.AbstractContextManager:

@@ -21,6 +21,7 @@ from bertgpt.inference.parts import Part
 from bertgpt.inference.score import choose_window
 from bertgpt.inference.suites import SUITES, Suite
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.progress import Progress
 from bertgpt.runs.trained import Trained
 
 WINDOW_ENTRIES = 256  # Texts that are scored before their scores are written.
@@ -99,7 +100,7 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
       streams.reread(suites.iterate(name, file), measured, f"--suite {name} {file}", join_texts),
       state["entries"], None)
   unit = "lines" if suites.is_one_document(name, file) else "texts"
-  progress = streams.Progress(measured.num_texts, f"{unit} of {name}", state["entries"])
+  progress = Progress(measured.num_texts, f"{unit} of {name}", state["entries"])
   for window in windows(trained, name, file, entries, state.get("carry", "")):
     if is_enough(settings, totals):
       break

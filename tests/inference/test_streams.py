@@ -49,24 +49,6 @@ def test_texts_are_told_apart_by_all_their_borders():
   assert streams.measure(iter(lists[0])) == found[0]
 
 
-def test_a_line_says_how_far_the_work_is(monkeypatch, capsys):
-  clock = iter([0.0, 4.0, 11.0, 12.0, 31.0, 60.0])
-  monkeypatch.setattr(streams.time, "monotonic", lambda: next(clock))
-  progress = streams.Progress(1000, done=100)
-  assert [progress.add(110) for _ in range(4)] == [210, 320, 430, 540]
-  progress.add(460)  # The last texts need no line.
-  assert capsys.readouterr().err.splitlines() == [
-      "note: resuming after 100 of 1,000 texts",
-      "320 of 1,000 texts, 20 per second, 34 s left",
-      "540 of 1,000 texts, 14 per second, 32 s left"]
-
-
-@pytest.mark.parametrize("seconds, words", [(0.4, "0 s"), (89, "89 s"), (100, "2 min"),
-                                            (5399, "90 min"), (9000, "2.5 h")])
-def test_durations_in_words(seconds, words):
-  assert streams.describe_seconds(seconds) == words
-
-
 # ------------------------------------------------------------------- resumable
 
 
@@ -153,7 +135,7 @@ def links(request, monkeypatch):
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
   if not request.param:
-    monkeypatch.setattr(streams.os, "link", refuse)
+    monkeypatch.setattr(files.os, "link", refuse)
 
 
 @pytest.mark.parametrize("is_link", [False, True])

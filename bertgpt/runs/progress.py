@@ -1,0 +1,56 @@
+"""A line on stderr, every few seconds, that says how far long work is."""
+
+import sys
+import time
+
+PROGRESS_SECONDS = 10.0
+
+
+class Progress:
+  """Prints how far the work is, on stderr, every PROGRESS_SECONDS.
+
+  Attributes:
+    done: texts done.
+
+  Args:
+    total: texts in total; 0: not known.
+    unit: what the texts are called.
+    done: texts that were done before.
+  """
+
+  def __init__(self, total: int, unit: str = "texts", done: int = 0):
+    self.done = done
+    self._total, self._unit = total, unit
+    self._first, self._start = done, time.monotonic()
+    self._printed = self._start
+    if done:
+      print(f"note: resuming after {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
+
+  def add(self, count: int) -> int:
+    """Counts texts, prints a line if it is time for one, and returns the texts done.
+
+    Args:
+      count: texts done since the last call.
+    """
+    self.done += count
+    now = time.monotonic()
+    if now - self._printed >= PROGRESS_SECONDS and (self.done < self._total or not self._total):
+      self._printed = now
+      rate = (self.done - self._first) / (now - self._start)
+      of_total = f" of {self._total:,}" if self._total else ""
+      left = (f", {describe_seconds((self._total - self.done) / rate)} left"
+              if self._total and rate else "")
+      print(f"{self.done:,}{of_total} {self._unit}, {rate:,.0f} per second{left}",
+            file=sys.stderr, flush=True)
+    return self.done
+
+
+def describe_seconds(seconds: float) -> str:
+  """Returns a duration in words, as '45 s', '12 min' or '3.5 h'.
+
+  Args:
+    seconds: the duration.
+  """
+  if seconds < 90:
+    return f"{seconds:.0f} s"
+  return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
