@@ -276,7 +276,7 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("data.tokens.batching", "data.tokens.training"),
                     "data/tokens/test_tokenizers.py"),
     "data.tokens.following": "inference/test_fill.py",
-    **dict.fromkeys(("data.tokens.beside", "data.tokens.pipelines", "data.tokens.reach"),
+    **dict.fromkeys(("data.tokens.hf_files", "data.tokens.pipelines", "data.tokens.reach"),
                     "data/tokens/test_reading.py"),
     **dict.fromkeys(("runs.corpora", "runs.trained", "data.tokens.vocabulary"),
                     "runs/test_workdir.py"),

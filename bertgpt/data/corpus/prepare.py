@@ -143,7 +143,7 @@ def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict:
   """Returns what determines the ids of a loaded tokenizer, for the recipe of a corpus."""
   described = {"fingerprint": tokenizer.fingerprint()}
   # Earlier versions took the file as it was, and corpora of theirs have special ids within texts.
-  return described if tokenizer.is_as_filed else described | {"without_special_texts": True}
+  return described if tokenizer.is_unchanged else described | {"without_special_texts": True}
 
 
 # ---------------------------------------------------- one folder, all or nothing

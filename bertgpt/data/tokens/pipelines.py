@@ -69,7 +69,7 @@ def serialize(tokenizer: tokenizers.Tokenizer) -> bytes:
   return tokenizer.to_str(pretty=True).encode()
 
 
-def without_chance(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def make_deterministic(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
   """Returns a tokenizer with everything turned off that makes ids depend on more than the text."""
   library.encode_special_tokens = True  # "[MASK]" in a text is text.
   library.no_padding()

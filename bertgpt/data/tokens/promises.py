@@ -16,7 +16,7 @@ _proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imp
 _PLACES = ("{}", " {} ", "a {} b", "a{}b", "{}a", "a{}", ".{}.", "{}{}", "\n{}\n", "天{}天")
 _WIDE = {c: c + 0xFEE0 for c in range(0x21, 0x7F)}  # Letters that NFKC makes narrow.
 # In the place of a special piece in the library's vocabulary. No word has a space in it.
-_OUT_OF_REACH = "{} \0 {}"
+_HIDDEN = "{} \0 {}"
 
 
 class Leak(NamedTuple):
@@ -53,7 +53,7 @@ def find_leak(encode: Callable[[list[str]], Sequence[Sequence[int]]],
   return None
 
 
-def out_of_reach(data: bytes, names: Collection[str]) -> str:
+def hide_pieces(data: bytes, names: Collection[str]) -> str:
   """Returns a tokenizer.json from which no text can yield certain pieces; other ids are the same.
 
   Args:
@@ -65,7 +65,7 @@ def out_of_reach(data: bytes, names: Collection[str]) -> str:
   is_list = isinstance(model["vocab"], list)  # Of [piece, score], in a unigram model.
   items = model["vocab"] if is_list else model["vocab"].items()
   inside = names & {piece for piece, _ in items}
-  renamed = [[_OUT_OF_REACH.replace("{}", piece) if piece in names else piece, value]
+  renamed = [[_HIDDEN.replace("{}", piece) if piece in names else piece, value]
              for piece, value in items]
   model["vocab"] = renamed if is_list else dict(renamed)
   if "merges" in model:
@@ -79,7 +79,7 @@ def out_of_reach(data: bytes, names: Collection[str]) -> str:
   return json.dumps(content)
 
 
-def as_controls(data: bytes, ids: Collection[int]) -> bytes:
+def make_control(data: bytes, ids: Collection[int]) -> bytes:
   """Returns a SentencePiece model from which no text can yield certain pieces.
 
   Args:

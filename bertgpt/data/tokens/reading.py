@@ -1,7 +1,7 @@
 """Files of tokenizers, read into the content that `tokenizers` keeps.
 
 A vocab.txt, or a vocab.json with its merges, becomes the content of a tokenizer.json. What the
-files beside it say is obeyed, see `beside`.
+files next to it say is applied, see `hf_files`.
 """
 
 import functools
@@ -15,9 +15,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 
 from bertgpt import files
-from bertgpt.data.tokens import beside as beside_lib
-from bertgpt.data.tokens import pipelines, reach
-from bertgpt.data.tokens.beside import CONFIG, Beside
+from bertgpt.data.tokens import hf_files, pipelines, reach
+from bertgpt.data.tokens.hf_files import CONFIG, HfFiles
 from bertgpt.data.tokens.reach import Normalization
 from bertgpt.errors import DataError, one_line
 
@@ -39,7 +38,7 @@ _GPT1_TYPE = "openai-gpt"
 _JSON_KINDS = {("WordPiece", "WordPiece"): "wordpiece", ("BPE", "ByteLevel"): "bpe",
                ("BPE", "BPEDecoder"): "gpt1_bpe", ("Unigram", "Metaspace"): "unigram"}
 _NEEDED = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}  # In a vocab.txt.
-# Share of the pieces that no text yields, up to which settings fit if the pieces tell them.
+# Share of unreachable pieces up to which settings fit, when they are inferred from the pieces.
 _TELLING_SHARE = 0.01
 
 
@@ -85,16 +84,16 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
     if not file.is_file() or not reader:
       continue
     try:
-      beside = beside_lib.read_beside(file)
-      kind, data, note = reader(file, beside, lowercase)
+      hf = hf_files.read_hf_files(file)
+      kind, data, note = reader(file, hf, lowercase)
       if reader is _read_json and not is_saved:
-        config = file.with_name(CONFIG) if _obeys_settings(beside) else None
+        config = file.with_name(CONFIG) if _obeys_settings(hf) else None
         note = reach.check_json(file, kind, files.parse_json(data), config)
     except DataError:
       raise
     except Exception as e:  # Both libraries raise plain Exceptions.
       raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {FORMS}") from e
-    return Read(file, kind, data, beside.names, note)
+    return Read(file, kind, data, hf.names, note)
   if other := next(path.glob("*.model"), None):  # `glob` finds nothing in a file.
     raise DataError(f"{path}: {other.name} does not say all about the tokenizer. Load the folder "
                     "with AutoTokenizer of transformers and save it with save_pretrained, which "
@@ -125,7 +124,7 @@ def choose_names(names: dict[str, str], pieces: Collection[str], found: dict[str
 # --------------------------------------------------------------- tokenizer.json
 
 
-def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> _Content:
+def _read_json(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Content:
   del lowercase  # The file has its own normalizer.
   data = file.read_bytes()
   content = files.parse_json(data)
@@ -140,12 +139,12 @@ def _read_json(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> _C
                     "in GPT-2")
   if model["type"] == "BPE":
     _check_merges(model["vocab"], model["merges"], file)
-  beside.refuse_other_classes(file)
-  changed = _obey_normalizer(content, beside)
+  hf.refuse_other_classes(file)
+  changed = _obey_normalizer(content, hf)
   fast = None
-  if changed or beside.added.keys() - _tokens_of(content):
+  if changed or hf.added.keys() - _tokens_of(content):
     fast = tokenizers.Tokenizer.from_str(json.dumps(content))
-    beside_lib.add_tokens(fast, beside, file)
+    hf_files.add_tokens(fast, hf, file)
   return _Content(kind, pipelines.serialize(fast) if fast else data)
 
 
@@ -173,56 +172,56 @@ def _tokens_of(content: dict[str, Any]) -> set[str]:
   return {*pieces, *(t["content"] for t in content.get("added_tokens") or ())}
 
 
-def _obey_normalizer(content: dict[str, Any], beside: Beside) -> bool:
+def _obey_normalizer(content: dict[str, Any], hf: HfFiles) -> bool:
   """Sets what tokenizer_config.json says about BERT's normalizer; returns whether it changed."""
   normalizer = content.get("normalizer") or {}
   if (content["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer"
-      or not _obeys_settings(beside)):
+      or not _obeys_settings(hf)):
     return False
-  said = {name: beside.setting(setting) for setting, name in reach.SETTINGS.items()}
+  said = {name: hf.setting(setting) for setting, name in reach.SETTINGS.items()}
   said = {name: value for name, value in said.items() if value not in (None, normalizer.get(name))}
   normalizer.update(said)
   return bool(said)
 
 
-def _obeys_settings(beside: Beside) -> bool:
+def _obeys_settings(hf: HfFiles) -> bool:
   """Returns whether the class applies the settings of BERT's normalizer to a tokenizer.json.
 
   The folders of the first BERTs name no class. transformers then takes that of the model.
   """
-  return beside.tokenizer_class in {"", *_WORDPIECE_CLASSES}
+  return hf.tokenizer_class in {"", *_WORDPIECE_CLASSES}
 
 
 # -------------------------------------------------------------------- *.model
 
 
-def _read_sentencepiece(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> _Content:
+def _read_sentencepiece(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Content:
   del lowercase  # The file has its own normalizer.
   data = file.read_bytes()
   if not data:  # The library would accept it as a model.
     raise ValueError("the file is empty")
   # The files of transformers describe its own conversion, tokenizer.json, if that is there too.
   if not file.with_name("tokenizer.json").is_file():
-    beside.refuse_other_classes(file, beside_lib.GENERIC_CLASSES)
-  return _Content("sentencepiece", _append_pieces(data, beside, file))
+    hf.refuse_other_classes(file, hf_files.GENERIC_CLASSES)
+  return _Content("sentencepiece", _append_pieces(data, hf, file))
 
 
-def _append_pieces(data: bytes, beside: Beside, file: pathlib.Path) -> bytes:
+def _append_pieces(data: bytes, hf: HfFiles, file: pathlib.Path) -> bytes:
   """Returns a SentencePiece model with the added tokens of its folder."""
-  if not beside.added:
+  if not hf.added:
     return data
   proto = proto_lib.ModelProto.FromString(data)
   ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-  if not beside.added.keys() - ids.keys():
+  if not hf.added.keys() - ids.keys():
     return data
   types = proto_lib.ModelProto.SentencePiece
-  for content, i in sorted(beside.added.items(), key=lambda item: item[1]):
+  for content, i in sorted(hf.added.items(), key=lambda item: item[1]):
     if i != ids.get(content, len(ids)):
       raise DataError(f"{file}: the id of the added token {content!r} is {i} according to "
-                      f"{beside.folder}, which is not its id in the model. Give the files of one "
+                      f"{hf.folder}, which is not its id in the model. Give the files of one "
                       "tokenizer")
     if content not in ids:
-      is_special = beside.flags[content].get("special")
+      is_special = hf.flags[content].get("special")
       proto.pieces.add(piece=content, score=0.0,
                        type=types.CONTROL if is_special else types.USER_DEFINED)
       ids[content] = i
@@ -232,32 +231,32 @@ def _append_pieces(data: bytes, beside: Beside, file: pathlib.Path) -> bytes:
 # ------------------------------------------------------------------- vocab.txt
 
 
-def _read_bert_vocabulary(file: pathlib.Path, beside: Beside, lowercase: bool | None) -> _Content:
-  beside.refuse_other_classes(file, _WORDPIECE_CLASSES)
+def _read_bert_vocabulary(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Content:
+  hf.refuse_other_classes(file, _WORDPIECE_CLASSES)
   # splitlines() would cut at U+2028, which is a piece of some vocabularies.
   lines = file.read_bytes().decode("utf-8-sig").rstrip("\r\n").split("\n")
   pieces = [line.strip(" \t\r") for line in lines]
-  needed = _NEEDED | {role: beside.names[role] for role in _NEEDED if role in beside.names}
+  needed = _NEEDED | {role: hf.names[role] for role in _NEEDED if role in hf.names}
   if missing := [name for name in needed.values() if name not in pieces]:
     raise DataError(f"{file}: is not a BERT vocabulary. It lacks {', '.join(missing)}")
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
   if len(vocabulary) < len(pieces):
     raise DataError(f"{file}: is not a BERT vocabulary. It names a piece twice")
-  choice, note = _choose_normalization(vocabulary, beside, lowercase, file)
+  choice, note = _choose_normalization(vocabulary, hf, lowercase, file)
   tokenizer = pipelines.bert_pipeline(
       vocabulary, choice.lowercase, strip_accents=choice.strip_accents,
       split_chinese=choice.split_chinese, unknown=needed["unk"])
-  beside_lib.add_tokens(tokenizer, beside, file)
+  hf_files.add_tokens(tokenizer, hf, file)
   return _Content("wordpiece", pipelines.serialize(tokenizer), note)
 
 
-def _choose_normalization(vocabulary: dict[str, int], beside: Beside, lowercase: bool | None,
+def _choose_normalization(vocabulary: dict[str, int], hf: HfFiles, lowercase: bool | None,
                           file: pathlib.Path) -> tuple[Normalization, str]:
   """Returns the settings that the folder says, or else the config, or else the pieces; and a note.
   """
-  said = beside.setting("do_lower_case")
-  strip, chinese = beside.setting("strip_accents"), beside.setting("tokenize_chinese_chars")
-  pieces = reach.select(vocabulary, {*beside.names.values(), *beside.added})
+  said = hf.setting("do_lower_case")
+  strip, chinese = hf.setting("strip_accents"), hf.setting("tokenize_chinese_chars")
+  pieces = reach.select(vocabulary, {*hf.names.values(), *hf.added})
   share = functools.cache(lambda choice: choice.share_unreachable(pieces))
   asked = lowercase if said is None else said
   cases = [asked] if asked is not None else [True, False]
@@ -288,7 +287,7 @@ def _remedy(found: Normalization, better: Normalization | None, is_said: bool, f
 # --------------------------------------------------- a vocabulary and its merges
 
 
-def _read_bpe(file: pathlib.Path, beside: Beside, lowercase: bool | None, ending: str,
+def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: str,
               merges_ending: str) -> _Content:
   del lowercase  # GPT-2 keeps the case, GPT-1 does not.
   merges_file = file.with_name(file.name.removesuffix(ending) + merges_ending)
@@ -297,17 +296,17 @@ def _read_bpe(file: pathlib.Path, beside: Beside, lowercase: bool | None, ending
   vocabulary, merges = models.BPE.read_file(str(file), str(merges_file))
   _check_merges(vocabulary, merges, file)
   if any(piece.endswith(pipelines.END_OF_WORD) and len(piece) > 4 for piece in vocabulary):
-    beside.refuse_other_classes(file, (_GPT1_CLASS,))
-    if beside.model_type not in ("", _GPT1_TYPE):
+    hf.refuse_other_classes(file, (_GPT1_CLASS,))
+    if hf.model_type not in ("", _GPT1_TYPE):
       raise DataError(f"{file}: the ends of words are marked as in GPT-1, but config.json says "
-                      f"model_type={beside.model_type}. Give the tokenizer.json of the model")
-    kind, unknown = "gpt1_bpe", beside.names.get("unk", "<unk>")
+                      f"model_type={hf.model_type}. Give the tokenizer.json of the model")
+    kind, unknown = "gpt1_bpe", hf.names.get("unk", "<unk>")
     tokenizer = pipelines.gpt1_pipeline(vocabulary, merges, unknown)
   else:
-    beside.refuse_other_classes(file, _BYTE_BPE_CLASSES)
+    hf.refuse_other_classes(file, _BYTE_BPE_CLASSES)
     kind, model = "bpe", models.BPE(vocabulary, merges)
-    tokenizer = pipelines.byte_bpe_pipeline(model, bool(beside.setting("add_prefix_space")))
-  beside_lib.add_tokens(tokenizer, beside, file)
+    tokenizer = pipelines.byte_bpe_pipeline(model, bool(hf.setting("add_prefix_space")))
+  hf_files.add_tokens(tokenizer, hf, file)
   return _Content(kind, pipelines.serialize(tokenizer))
 
 
@@ -330,6 +329,6 @@ _READERS: dict[str, Callable[..., _Content]] = {
     "encoder.json": functools.partial(_read_bpe, ending="encoder.json", merges_ending="vocab.bpe"),
     "vocab.json": functools.partial(_read_bpe, ending="vocab.json", merges_ending="merges.txt"),
 }
-# A tokenizer.json beside a model of SentencePiece is made from it.
+# A tokenizer.json hf a model of SentencePiece is made from it.
 _FILE_NAMES = ("tokenizer.model", "tokenizer.json", "vocab.txt", "encoder.json", "vocab.json")
 FORMS = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"

@@ -37,7 +37,7 @@ import sentencepiece
 import tokenizers
 
 from bertgpt import files
-from bertgpt.data.tokens import batching, beside, pipelines, promises, reading
+from bertgpt.data.tokens import batching, hf_files, pipelines, promises, reading
 from bertgpt.data.tokens.words import (
     bytes_of_byte_level,
     bytes_of_sentencepiece,
@@ -202,7 +202,7 @@ class Tokenizer(abc.ABC):
 
   @property
   @abc.abstractmethod
-  def is_as_filed(self) -> bool:
+  def is_unchanged(self) -> bool:
     """Whether the file keeps the promises itself, so that nothing had to be taken out of it."""
 
   def find_leak(self) -> promises.Leak | None:
@@ -228,8 +228,8 @@ class Tokenizer(abc.ABC):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / self.file_name).write_bytes(self.data)
     if self.names:
-      files.write_json(folder / beside.SPECIALS, {key: self.names[role] for key, role in
-                                                  beside.ROLES.items() if role in self.names})
+      files.write_json(folder / hf_files.SPECIALS, {
+          key: self.names[role] for key, role in hf_files.ROLES.items() if role in self.names})
 
 
 class SentencePiece(Tokenizer):
@@ -246,11 +246,11 @@ class SentencePiece(Tokenizer):
   def safe_data(self) -> bytes:
     """The content of the file with the special pieces as control symbols."""
     others = [i for i in self.special_ids if not self._file_processor.is_control(i)]
-    return promises.as_controls(self.data, others) if others else self.data
+    return promises.make_control(self.data, others) if others else self.data
 
   @functools.cached_property
   def library(self) -> sentencepiece.SentencePieceProcessor:
-    if self.is_as_filed:
+    if self.is_unchanged:
       return self._file_processor
     return sentencepiece.SentencePieceProcessor(model_proto=self.safe_data)
 
@@ -259,7 +259,7 @@ class SentencePiece(Tokenizer):
     return promises.user_symbols(self.safe_data)
 
   @property
-  def is_as_filed(self):
+  def is_unchanged(self):
     return self.safe_data is self.data
 
   @functools.cached_property
@@ -295,7 +295,7 @@ class _Json(Tokenizer):
 
   @functools.cached_property
   def _file_library(self) -> tokenizers.Tokenizer:
-    return pipelines.without_chance(tokenizers.Tokenizer.from_buffer(self.data))
+    return pipelines.make_deterministic(tokenizers.Tokenizer.from_buffer(self.data))
 
   @functools.cached_property
   def _file_leak(self) -> promises.Leak | None:
@@ -303,14 +303,14 @@ class _Json(Tokenizer):
                               self._specials)
 
   def find_leak(self):
-    return self._file_leak if self.is_as_filed else super().find_leak()
+    return self._file_leak if self.is_unchanged else super().find_leak()
 
   @functools.cached_property
   def library(self) -> tokenizers.Tokenizer:
     if not self._file_leak:
       return self._file_library
-    return pipelines.without_chance(tokenizers.Tokenizer.from_str(
-        promises.out_of_reach(self.data, self._specials.values())))
+    return pipelines.make_deterministic(tokenizers.Tokenizer.from_str(
+        promises.hide_pieces(self.data, self._specials.values())))
 
   @property
   def user_symbols(self):
@@ -319,7 +319,7 @@ class _Json(Tokenizer):
                  if not token.special and i not in self.special_ids)
 
   @property
-  def is_as_filed(self):
+  def is_unchanged(self):
     return self.library is self._file_library
 
   @functools.cached_property
@@ -416,7 +416,7 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
                    is_saved: bool = False) -> Tokenizer:
   """Loads a tokenizer from a file of the table above, or from a folder with such a file.
 
-  The files beside it are obeyed: tokenizer_config.json, special_tokens_map.json and
+  Settings in the files next to it are applied: tokenizer_config.json, special_tokens_map.json and
   added_tokens.json.
 
   Args:

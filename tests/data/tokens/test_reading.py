@@ -1,4 +1,4 @@
-"""bertgpt.data.tokens.reading: the files beside a tokenizer's file are obeyed, or refused."""
+"""bertgpt.data.tokens.reading: the files next to a tokenizer's file are applied, or refused."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Files of Hugging Face beside a tokenizer's file, which say how it is to be read.
+"""Hugging Face files next to a tokenizer's file that configure it.
 
 | file                    | what is read                                                         |
 |-------------------------|----------------------------------------------------------------------|
@@ -35,8 +35,8 @@ _PYTHON_CLASSES = frozenset({
     "XLMTokenizer"})
 
 
-class Beside(NamedTuple):
-  """Contents of the files beside a tokenizer's file.
+class HfFiles(NamedTuple):
+  """Contents of the files next to a tokenizer's file.
 
   Attributes:
     folder: folder of the files.
@@ -80,15 +80,15 @@ class Beside(NamedTuple):
     if (self.settings.get("auto_map") or {}).get("AutoTokenizer"):
       reason = f"its tokenizer has code of its own ({name or 'auto_map'}), which is never run"
     elif name in _PYTHON_CLASSES or classes and name and name not in {*GENERIC_CLASSES, *classes}:
-      reason = f"its tokenizer_class is {name}, which cuts texts in another way"
+      reason = f"its tokenizer_class is {name}, which tokenizes differently"
     else:
       return
     raise DataError(f"{file}: {reason}. Use the model with transformers, or give another "
                     "tokenizer")
 
 
-def read_beside(file: pathlib.Path) -> Beside:
-  """Reads the files beside a tokenizer's file, as far as they exist.
+def read_hf_files(file: pathlib.Path) -> HfFiles:
+  """Reads the files next to a tokenizer's file, as far as they exist.
 
   Args:
     file: the tokenizer's file.
@@ -116,29 +116,29 @@ def read_beside(file: pathlib.Path) -> Beside:
             for value in decoder.values()}
   model = _read_model_config(folder)
   name = settings.get("tokenizer_class") or model.get("tokenizer_class") or ""
-  return Beside(folder, settings, {ROLES[key]: content for key, content in named.items()}, ids,
-                flags, str(name).removesuffix("Fast"), str(model.get("model_type") or ""))
+  return HfFiles(folder, settings, {ROLES[key]: content for key, content in named.items()}, ids,
+                 flags, str(name).removesuffix("Fast"), str(model.get("model_type") or ""))
 
 
-def add_tokens(tokenizer: tokenizers.Tokenizer, beside: Beside, file: pathlib.Path) -> None:
+def add_tokens(tokenizer: tokenizers.Tokenizer, hf: HfFiles, file: pathlib.Path) -> None:
   """Adds the added tokens of a folder to its tokenizer.
 
   Args:
     tokenizer: the tokenizer without them; changed.
-    beside: files of the folder.
+    hf: files of the folder.
     file: the tokenizer's file, for the message.
   Raises:
     DataError: their ids do not follow those of the vocabulary, or are other ids there.
   """
   known = tokenizer.get_vocab(with_added_tokens=True)
-  for content, i in sorted(beside.added.items(), key=lambda item: item[1]):
+  for content, i in sorted(hf.added.items(), key=lambda item: item[1]):
     expected = known.get(content, len(known))
     if i != expected:
       raise DataError(f"{file}: the id of the added token {content!r} is {i} according to "
-                      f"{beside.folder}, but {expected} according to the vocabulary. Give the "
+                      f"{hf.folder}, but {expected} according to the vocabulary. Give the "
                       "files of one tokenizer")
-    if content not in known or not beside.flags[content].get("special"):
-      tokenizer.add_tokens([AddedToken(content, **beside.flags[content])])
+    if content not in known or not hf.flags[content].get("special"):
+      tokenizer.add_tokens([AddedToken(content, **hf.flags[content])])
       known.setdefault(content, i)
 
 
