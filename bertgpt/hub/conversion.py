@@ -177,18 +177,6 @@ class Converted(NamedTuple):
   dropped: tuple[str, ...]
 
 
-def from_hugging_face(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]
-                      ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns `params` and `fields` of `convert`.
-
-  Args:
-    tensors, hf_config: see `convert`.
-  Raises:
-    DataError: see `convert`.
-  """
-  return convert(tensors, hf_config)[:2]
-
-
 def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> Converted:
   """Returns our parameters and config fields for a model of `transformers`.
 

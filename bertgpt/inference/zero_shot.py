@@ -127,13 +127,11 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
   return settings._replace(window=window, stride=stride)
 
 
-def measure(trained: Trained, name: str, suite: Suite, content: Sequence[Any],
-            settings: Settings) -> Scores:
+def measure(trained: Trained, suite: Suite, content: Sequence[Any], settings: Settings) -> Scores:
   """Returns the scores of a measure for texts in memory, and how they were obtained as 'protocol'.
 
   Args:
     trained: the model.
-    name: key of `MEASURES`.
     suite: the protocol.
     content: documents, passages, or (good, bad) sentences.
     settings: result of `resolve`.
@@ -144,8 +142,8 @@ def measure(trained: Trained, name: str, suite: Suite, content: Sequence[Any],
   for window in streams.windows(content, WINDOW_ENTRIES, size_of):
     if is_enough(settings, totals):
       break
-    MEASURES[name].add(trained, suite, window, settings, totals)
-  return MEASURES[name].finish(trained, suite, totals, settings)
+    MEASURES[suite.measure].add(trained, suite, window, settings, totals)
+  return MEASURES[suite.measure].finish(trained, suite, totals, settings)
 
 
 def windows(trained: Trained, name: str, file: str,
@@ -200,37 +198,16 @@ class Measure(NamedTuple):
       totals. `scored` counts towards the limit.
     finish: (trained, suite, totals, settings) -> the scores by name, and how they were obtained as
       'protocol'.
-    compute: (trained, suite, content of its file, settings) -> the same for texts in memory.
     needs: ability that the model must have; '': any that has a scorer.
   """
 
   add: Callable[[Trained, Suite, Sequence[Any], Settings, Totals], list[Record]]
   finish: Callable[[Trained, Suite, Totals, Settings], Scores]
-  compute: Callable[[Trained, Suite, Sequence[Any], Settings], Scores]
   needs: str = ""
 
 
-def measure_perplexity(trained: Trained, suite: Suite, documents: Sequence[str],
-                       settings: Settings) -> Scores:
-  """Returns perplexities and bits per byte of documents; see `measure`."""
-  return measure(trained, "perplexity", suite, documents, settings)
-
-
-def measure_last_word(trained: Trained, suite: Suite, passages: Sequence[str],
-                      settings: Settings) -> Scores:
-  """Returns how often the last word of a passage is guessed; see `measure`."""
-  return measure(trained, "last_word", suite, passages, settings)
-
-
-def measure_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]],
-                  settings: Settings) -> Scores:
-  """Returns how often the good sentence of a pair is likelier; see `measure`."""
-  return measure(trained, "pairs", suite, pairs, settings)
-
-
 MEASURES = {
-    "perplexity": Measure(measures.add_perplexity, measures.finish_perplexity, measure_perplexity),
-    "last_word": Measure(measures.add_last_words, measures.finish_last_words, measure_last_word,
-                         needs="score"),
-    "pairs": Measure(measures.add_pairs, measures.finish_pairs, measure_pairs),
+    "perplexity": Measure(measures.add_perplexity, measures.finish_perplexity),
+    "last_word": Measure(measures.add_last_words, measures.finish_last_words, needs="score"),
+    "pairs": Measure(measures.add_pairs, measures.finish_pairs),
 }

@@ -45,7 +45,7 @@ def test_there_and_back_is_the_same_bit_for_bit(model):
   name, config, params = model
   tensors, hf_config = there(config, params)
   assert hf_config["architectures"] == [name]
-  back, fields = conversion.from_hugging_face(tensors, hf_config)
+  back, fields = conversion.convert(tensors, hf_config)[:2]
   for field, value in fields.items():
     group, field = field.split(".")
     assert config[group][field] == value
@@ -104,13 +104,13 @@ def test_published_files_are_understood():
   """Old names of LayerNorm, copies of tied tensors, buffers, a base model's names, bfloat16."""
   config, params = make("BertForPreTraining")
   tensors, hf_config = there(config, params)
-  expected, _ = conversion.from_hugging_face(tensors, hf_config)
+  expected, _ = conversion.convert(tensors, hf_config)[:2]
   old = {name.replace("LayerNorm.weight", "LayerNorm.gamma")
          .replace("LayerNorm.bias", "LayerNorm.beta"): x for name, x in tensors.items()}
   old["bert.embeddings.position_ids"] = np.arange(32)[None]
   old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
   old["cls.predictions.decoder.bias"] = old["cls.predictions.bias"]
-  found, _ = conversion.from_hugging_face(old, hf_config | {"architectures": ["BertForMaskedLM"]})
+  found, _ = conversion.convert(old, hf_config | {"architectures": ["BertForMaskedLM"]})[:2]
   assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
   config, params = make("GPT2LMHeadModel")
@@ -118,10 +118,10 @@ def test_published_files_are_understood():
   halves = {name.removeprefix("transformer."): x.astype(ml_dtypes.bfloat16)
             for name, x in tensors.items()}
   halves["h.0.attn.bias"] = np.tril(np.ones((1, 1, 32, 32), bool))
-  found, _ = conversion.from_hugging_face(halves, hf_config)
-  expected, _ = conversion.from_hugging_face(
+  found, _ = conversion.convert(halves, hf_config)[:2]
+  expected, _ = conversion.convert(
       {name: x.astype(ml_dtypes.bfloat16).astype(np.float32) for name, x in tensors.items()},
-      hf_config)
+      hf_config)[:2]
   assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
@@ -178,7 +178,7 @@ def test_tensors_that_do_not_fit_are_named(change, message):
   tensors, hf_config = there(*make("BertForPreTraining"))
   change(tensors)
   with pytest.raises(DataError, match=message):
-    conversion.from_hugging_face(tensors, hf_config)
+    conversion.convert(tensors, hf_config)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -197,4 +197,4 @@ def test_tensors_that_do_not_fit_are_named(change, message):
 def test_a_config_that_does_not_fit_is_named(change, message):
   tensors, hf_config = there(*make("BertForPreTraining"))
   with pytest.raises(DataError, match=message):
-    conversion.from_hugging_face(tensors, hf_config | change)
+    conversion.convert(tensors, hf_config | change)

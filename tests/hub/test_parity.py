@@ -59,7 +59,7 @@ def make_theirs(architecture, sizes):
 def to_ours(theirs):
   """Returns (config, parameters, tensors) of the same model here."""
   tensors = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
-  params, fields = conversion.from_hugging_face(tensors, theirs.config.to_dict())
+  params, fields = conversion.convert(tensors, theirs.config.to_dict())[:2]
   config = tiny.make_config(fields["objective.name"])
   for field, value in fields.items():
     recipes.set_field(config, field, value)

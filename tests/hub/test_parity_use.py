@@ -159,7 +159,7 @@ def bert_logp(theirs, ours, ids):
 @torch.no_grad()
 def test_perplexity_is_that_of_pytorch(gpts):
   theirs, ours = gpts
-  found = zero_shot.measure_perplexity(ours, SUITES["text"], [TEXT], Settings(48, 20, 0, 8))
+  found = zero_shot.measure(ours, SUITES["text"], [TEXT], Settings(48, 20, 0, 8))
   ids = [ours.tokenizer.eod_id, *ours.tokenizer.encode([TEXT])[0].tolist()]
   nats, done = 0.0, 1  # Windows as in the guide of transformers to perplexity.
   for end in [*range(48, len(ids), 20), len(ids)]:
@@ -188,7 +188,7 @@ def test_last_words_are_those_of_pytorch(gpts):
     logits = theirs(torch.tensor([seen + target])).logits[0, len(seen) - 1:-1].double()
     correct += bool((logits.argmax(-1) == torch.tensor(target)).all())
     nats -= float(logits.log_softmax(-1)[range(len(target)), target].sum())
-  found = zero_shot.measure_last_word(ours, SUITES["lambada"], passages, Settings(WINDOW, 1, 0, 8))
+  found = zero_shot.measure(ours, SUITES["lambada"], passages, Settings(WINDOW, 1, 0, 8))
   assert found["accuracy"] == correct / len(passages)
   assert found["perplexity"] == pytest.approx(math.exp(nats / len(passages)), rel=1e-3)
 
@@ -197,7 +197,7 @@ def test_last_words_are_those_of_pytorch(gpts):
 def test_masked_scores_are_those_of_pytorch():
   theirs, ours = make_pair("BertForPreTraining", ENCODER | {"max_position_embeddings": 64})
   settings = Settings(24, 12, 0, 16)
-  found = zero_shot.measure_perplexity(ours, SUITES["text"], [TEXT], settings)
+  found = zero_shot.measure(ours, SUITES["text"], [TEXT], settings)
   nats, tokens = 0.0, 0
   for ids in (x.tolist() for x in ours.tokenizer.encode(SENTENCES)):
     for first in range(0, len(ids), 22):
@@ -209,7 +209,7 @@ def test_masked_scores_are_those_of_pytorch():
   pairs = list(zip(SENTENCES[:6], SENTENCES[6:12], strict=True))
   scores = [[float(bert_logp(theirs, ours, ours.tokenizer.encode([x])[0].tolist()).sum())
              for x in pair] for pair in pairs]
-  found = zero_shot.measure_pairs(ours, SUITES["pairs"], pairs, Settings(64, 1, 0, 16))
+  found = zero_shot.measure(ours, SUITES["pairs"], pairs, Settings(64, 1, 0, 16))
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores])
 
 
@@ -219,6 +219,6 @@ def test_pairs_are_those_of_pytorch(gpts):
   pairs = list(zip(SENTENCES[:12], SENTENCES[12:24], strict=True))
   score = lambda text: float(gpt_logp(theirs, [
       ours.tokenizer.eod_id, *ours.tokenizer.encode([text])[0].tolist()]).sum())
-  found = zero_shot.measure_pairs(ours, SUITES["pairs"], pairs, Settings(WINDOW, 1, 0, 16))
+  found = zero_shot.measure(ours, SUITES["pairs"], pairs, Settings(WINDOW, 1, 0, 16))
   assert found["accuracy"] == np.mean([score(good) > score(bad) for good, bad in pairs])
   assert 0 < found["accuracy"] < 1

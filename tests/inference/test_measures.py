@@ -19,7 +19,7 @@ from bertgpt.inference.zero_shot import Settings
 def test_perplexities_of_a_gpt(gpt, stride):
   settings = Settings(window=16, stride=stride, batch_size=3)
   documents = [TEXT, "The cat."]
-  found = zero_shot.measure_perplexity(gpt, SUITES["text"], documents, settings)
+  found = zero_shot.measure(gpt, SUITES["text"], documents, settings)
   nats, count = 0.0, 0
   for document in documents:
     tokens = [gpt.tokenizer.eod_id, *encode(gpt, document)]
@@ -38,14 +38,14 @@ def test_perplexities_of_a_gpt(gpt, stride):
 
 
 def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):
-  found = zero_shot.measure_perplexity(gpt, SUITES["text"], ["cat." * 300], Settings(64, 32, 0, 8))
+  found = zero_shot.measure(gpt, SUITES["text"], ["cat." * 300], Settings(64, 32, 0, 8))
   assert found["words"] == 1 and found["word_perplexity"] == math.inf
   assert math.isfinite(found["token_perplexity"])
 
 
 def test_pseudo_perplexity_of_a_bert(bert):
-  found = zero_shot.measure_perplexity(bert, SUITES["text"], [TEXT],
-                                       Settings(window=12, stride=6, batch_size=7))
+  found = zero_shot.measure(bert, SUITES["text"], [TEXT],
+                            Settings(window=12, stride=6, batch_size=7))
   nats, count = 0.0, 0
   for line in filter(None, TEXT.split("\n")):
     tokens = encode(bert, line)
@@ -66,7 +66,7 @@ def test_last_words(gpt, name):
   starts = ("The cat sees the dog near a", "The bird likes", "The")
   passages = PASSAGES + [f"{start} {word}" for start in starts for word in (
       *small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]
-  found = zero_shot.measure_last_word(gpt, SUITES[name], passages, Settings(64, 32, 0, 4))
+  found = zero_shot.measure(gpt, SUITES[name], passages, Settings(64, 32, 0, 4))
   allowed = ~suites.find_stop_tokens(gpt.tokenizer)
   correct, nats = [], 0.0
   for passage in passages:
@@ -89,7 +89,7 @@ def test_last_words(gpt, name):
 
 def test_a_last_word_comes_after_any_white_space(gpt):
   settings = Settings(64, 32, 0, 4)
-  score = lambda *passages: zero_shot.measure_last_word(gpt, SUITES["lambada"], passages, settings)
+  score = lambda *passages: zero_shot.measure(gpt, SUITES["lambada"], passages, settings)
   plain = score("The cat sees the dog near a tree", "The bird likes the stone")
   assert score("The cat sees the dog near a\n tree", "The bird likes the \tstone\n") == plain
 
@@ -101,12 +101,12 @@ def test_pairs_by_a_gpt(gpt):
   score = lambda tokens: sum(after(gpt, [gpt.tokenizer.eod_id, *tokens[:i]])[token]
                              for i, token in enumerate(tokens))
   scores = [[score(encode(gpt, sentence)) for sentence in pair] for pair in PAIRS]
-  found = zero_shot.measure_pairs(gpt, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  found = zero_shot.measure(gpt, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
 
 
 def test_pairs_by_a_bert(bert):
   score = lambda tokens: sum(instead(bert, tokens, i)[t] for i, t in enumerate(tokens))
   scores = [[score(encode(bert, sentence)) for sentence in pair] for pair in PAIRS]
-  found = zero_shot.measure_pairs(bert, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
+  found = zero_shot.measure(bert, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])

@@ -82,9 +82,8 @@ def test_a_new_family_with_the_ability_is_scored_like_any_other(request, monkeyp
   renamed = rename_family(trained, monkeypatch)
   settings = Settings(16, 8, 0, 4)
   for suite, content in (("text", [TEXT]), ("pairs", [("The cat sees.", "Cat the sees.")])):
-    compute = zero_shot.MEASURES[SUITES[suite].measure].compute
-    found = compute(renamed, SUITES[suite], content, settings)
-    assert found == compute(trained, SUITES[suite], content, settings)
+    found = zero_shot.measure(renamed, SUITES[suite], content, settings)
+    assert found == zero_shot.measure(trained, SUITES[suite], content, settings)
     assert all(math.isfinite(value) for value in found.values() if not isinstance(value, str))
 
 

@@ -151,7 +151,7 @@ def test_windows_do_not_change_the_scores(capsys, finished, files, small, reques
   monkeypatch.undo()
   is_gpt = workdir.read_config(finished).model.family == "gpt"
   trained = request.getfixturevalue("gpt" if is_gpt else "bert")
-  whole = zero_shot.measure_perplexity(trained, SUITES[suite], [text], Settings(16, 8, 0, 8))
+  whole = zero_shot.measure(trained, SUITES[suite], [text], Settings(16, 8, 0, 8))
   assert whole.pop("protocol") in lines[0] and code == 0
   assert found.keys() == {f"{suite}/{metric}" for metric in whole}
   for metric, value in whole.items():

@@ -70,13 +70,13 @@ def ensure_prepared(config: ConfigDict) -> pathlib.Path:
       return path
     raise
   for version in corpus_lib.FORMAT_VERSIONS:
-    path = _cached_path(config, recipe | {"format_version": version})
+    path = cached_path(config, recipe | {"format_version": version})
     if corpus_lib.is_corpus(path):
       if version != corpus_lib.FORMAT_VERSION:
         print(f"note: {path} is of an earlier version, which left out blank lines and indentation. "
               "Delete it to prepare the text as it is", file=sys.stderr)
       return path
-  return _prepare(config, _cached_path(config, recipe), recipe)
+  return _prepare(config, cached_path(config, recipe), recipe)
 
 
 def _find_older(config: ConfigDict) -> pathlib.Path | None:
@@ -88,20 +88,17 @@ def _find_older(config: ConfigDict) -> pathlib.Path | None:
   if not config.tokenizer.path:
     return None
   tokenizer = tokenizers.load_tokenizer(config.tokenizer.path)
-  path = _cached_path(config, make_recipe(config, tokenizer) | {"format_version": 1})
+  path = cached_path(config, make_recipe(config, tokenizer) | {"format_version": 1})
   return path if corpus_lib.is_corpus(path) else None
 
 
-def cached_corpus_path(config: ConfigDict) -> pathlib.Path:
-  """Returns the place in the cache for the corpus of a source, tokenizer and options.
+def cached_path(config: ConfigDict, recipe: dict) -> pathlib.Path:
+  """Returns the place in the cache for a corpus.
 
   Args:
-    config: whole config, of which `data` and `tokenizer` are read.
+    config: whole config, of which `data.cache_dir` is read.
+    recipe: result of `make_recipe`.
   """
-  return _cached_path(config, make_recipe(config))
-
-
-def _cached_path(config: ConfigDict, recipe: dict) -> pathlib.Path:
   key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
   return pathlib.Path(config.data.cache_dir).expanduser().absolute() / f"corpus-{key[:20]}"
 

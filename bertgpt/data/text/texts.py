@@ -106,18 +106,6 @@ def _field(line: str, field: str, place: str) -> str:
     raise DataError(f"{place}: {e}. Repair it") from e
 
 
-def read_columns(path: pathlib.Path, flag: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
-  """Returns some columns of a file of tab-separated values, whose first line names them.
-
-  Args:
-    path, flag, columns: see `iterate_columns`.
-  Raises:
-    ConfigError: see `iterate_columns`.
-    DataError: see `iterate_columns`.
-  """
-  return list(iterate_columns(path, flag, columns))
-
-
 def iterate_columns(path: pathlib.Path, flag: str,
                     columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
   """Yields some columns of a file of tab-separated values, whose first line names them.

@@ -284,7 +284,8 @@ def test_the_cache_is_used_and_keyed_by_what_matters(tmp_path, capsys):
   write_text(tmp_path / "text.txt", 20)
   config = make_config(tmp_path)
   path = prepare.ensure_prepared(config)
-  assert path == prepare.cached_corpus_path(config) and "documents" in capsys.readouterr().out
+  assert path == prepare.cached_path(config, prepare.make_recipe(config))
+  assert "documents" in capsys.readouterr().out
   before = (path / "manifest.json").stat().st_mtime_ns
   assert prepare.ensure_prepared(config) == path
   assert prepare.prepare(config, path) == path
@@ -296,12 +297,12 @@ def test_the_cache_is_used_and_keyed_by_what_matters(tmp_path, capsys):
                               ("tokenizer", "vocab_size", 99), ("tokenizer", "kind", "bpe"),
                               ("tokenizer", "train_bytes", 99), ("tokenizer", "lowercase", False)):
     config[group][field] = value
-    paths.add(prepare.cached_corpus_path(config))
+    paths.add(prepare.cached_path(config, prepare.make_recipe(config)))
   write_text(tmp_path / "text.txt", 20, seed=1)
-  paths.add(prepare.cached_corpus_path(config))
+  paths.add(prepare.cached_path(config, prepare.make_recipe(config)))
   assert len(paths) == 10
   config.data.prepare_workers = 7
-  assert prepare.cached_corpus_path(config) in paths
+  assert prepare.cached_path(config, prepare.make_recipe(config)) in paths
 
   config.data.corpus = os.fspath(tmp_path / "mine")
   assert prepare.ensure_prepared(config) == tmp_path / "mine"

@@ -31,7 +31,7 @@ def test_line_ends_and_marks_are_not_text(tmp_path, end):
 
 def test_a_table_has_rows_at_every_line_end(tmp_path):
   (tmp_path / "a.tsv").write_bytes(b"\xef\xbb\xbfgood\tbad\ra\tb\r\n\xe3\x80\x80\t\nc\td")
-  assert texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad")) == [
+  assert list(texts.iterate_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))) == [
       ("a", "b"), ("c", "d")]
 
 
@@ -57,7 +57,7 @@ def test_texts_of_json_are_those_of_the_corpus(tmp_path):
 
 def test_columns_by_name(tmp_path):
   (tmp_path / "a.tsv").write_text('bad\tid\tgood\nx "y\t1\tz\nu\t2\t"v"\n')
-  found = texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))
+  found = list(texts.iterate_columns(tmp_path / "a.tsv", "--suite", ("good", "bad")))
   assert found == [("z", 'x "y'), ('"v"', "u")]
 
 
@@ -87,7 +87,7 @@ def test_an_invalid_file_is_an_error_that_names_the_line(tmp_path, name, content
 def test_a_table_is_cut_only_at_tabs_and_line_feeds(tmp_path):
   odd, long = "a\u2028b\x85c\x0bd", "word " * 30_000
   (tmp_path / "a.tsv").write_bytes(f"good\tbad\r\n{odd}\t{long}\r\n\r\nu\tv\n\n".encode())
-  found = texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))
+  found = list(texts.iterate_columns(tmp_path / "a.tsv", "--suite", ("good", "bad")))
   assert found == [(odd, long), ("u", "v")]
 
 
@@ -99,4 +99,4 @@ def test_a_table_is_cut_only_at_tabs_and_line_feeds(tmp_path):
 def test_an_invalid_table_is_an_error_that_says_where(tmp_path, content, error, fragment):
   (tmp_path / "a.tsv").write_text(content)
   with pytest.raises(error, match=fragment):
-    texts.read_columns(tmp_path / "a.tsv", "--suite", ("good", "bad"))
+    list(texts.iterate_columns(tmp_path / "a.tsv", "--suite", ("good", "bad")))
