@@ -349,8 +349,8 @@ def _read_tfds(data: str, glue: Glue, name: str, suffix: str, needed: bool) -> T
 
 def _is_label(value: Any, glue: Glue) -> bool:
   if glue.labels:
-    return isinstance(value, (int, np.integer)) and 0 <= value < len(glue.labels)
-  return isinstance(value, (int, float, np.number)) and 0 <= value <= 5
+    return isinstance(value, (int, np.integer)) and bool(0 <= value < len(glue.labels))
+  return isinstance(value, (int, float, np.number)) and bool(0 <= value <= 5)
 
 
 def _feature(record: dict, name: str, where: str, glue: Glue):
