@@ -72,21 +72,10 @@ def find_run(path: pathlib.Path) -> pathlib.Path:
     ConfigError: there is no run, or the fine-tuning has none with weights, or not the best one.
     DataError: results.json is damaged.
   """
-  config = path / "config.json"
-  if not config.is_file():
-    raise ConfigError(f"--workdir {path}: holds no run (no config.json). Give the --workdir of a "
-                      "`bertgpt finetune`")
-  if not workdir_lib.is_tuning(config):
-    return path
-  kept = sorted(p.parent.name for p in path.glob("*/config.json"))
-  hint = f"Give one of {', '.join(str(path / name) for name in kept)}" if kept else (
-      "Finish it with `bertgpt finetune`, with --config.save=best")
-  if not (path / "results.json").is_file():
-    raise ConfigError(f"--workdir {path}: no run of this fine-tuning is done. {hint}")
-  best = files.read_json(path / "results.json", "Restore it from a backup").get("best_run")
-  if not isinstance(best, str) or not workdir_lib.is_run(path / best):
-    raise ConfigError(f"--workdir {path}: the weights of the best run were not kept. {hint}")
-  return path / best
+  if not workdir_lib.is_run(path):
+    raise ConfigError(workdir_lib.describe_missing(
+        path, "--workdir", "Give the --workdir of a `bertgpt finetune`"))
+  return workdir_lib.find_best_run(path)
 
 
 def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -> Predictor:

@@ -21,6 +21,7 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs import workdir
 from bertgpt.runs.trained import Trained
 
 
@@ -28,7 +29,8 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   """Writes the newest checkpoint of a run as a model of `transformers`.
 
   Args:
-    source: workdir of the run, which may be a run of a fine-tuning.
+    source: workdir of the run, which may be a run of a fine-tuning; for a whole fine-tuning, its
+      best run is taken.
     out: new folder.
   Returns:
     One line that says what was written.
@@ -38,6 +40,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     StorageError: a file cannot be written, or does not hold what was written.
   """
   files.refuse_existing(out, "--out")
+  source = workdir.find_best_run(source)
   trained = trained_lib.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())

@@ -61,6 +61,9 @@ def open_model(path: pathlib.Path, flag: str = "--workdir",
     DataError: the model cannot be read.
   """
   if not is_of_transformers(path):
+    if not workdir.is_run(path):
+      raise ConfigError(workdir.describe_missing(
+          path, flag, "Give the folder of a run, or of a model of transformers"))
     return trained_lib.load_trained(path, flag, dtype)
   process.count_devices()
   opened = open_folder(path, flag)

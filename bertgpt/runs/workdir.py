@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, unread
@@ -110,8 +111,7 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
   """
   path = workdir / "config.json"
   if not path.is_file():
-    raise ConfigError(f"{flag} {workdir}: holds no run (no config.json). "
-                      "Give the --workdir of a `bertgpt train`")
+    raise ConfigError(describe_missing(workdir, flag, "Give the --workdir of a `bertgpt train`"))
   try:
     return recipes.from_json(path.read_bytes())
   except ConfigError as e:
@@ -124,6 +124,69 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
         raise ConfigError(TRANSFORMERS.format(flag=flag, path=workdir)) from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
                       + ". Restore the file from a backup, or use another --workdir") from e
+
+
+def describe_missing(workdir: pathlib.Path, flag: str, remedy: str) -> str:
+  """Returns a message about a folder that has no config.json.
+
+  Args:
+    workdir: the folder, which need not exist.
+    flag: flag that named the folder.
+    remedy: sentence that says what to give instead.
+  """
+  place = f"{flag} {workdir}"
+  if not workdir.is_dir():
+    return f"{place}: {'is a file' if workdir.exists() else 'no such folder'}. {remedy}"
+  if not is_run(workdir.parent) or not is_tuning(workdir.parent / "config.json"):
+    return f"{place}: holds no run (no config.json). {remedy}"
+  if workdir.name in (run["folder"] for run in _read_results(workdir.parent)["runs"]):
+    return f"{place}: the weights of this run were not kept. {_name_kept(workdir.parent)}"
+  return f"{place}: this run of a fine-tuning is not done. Finish it with `bertgpt finetune`"
+
+
+def find_best_run(workdir: pathlib.Path, flag: str = "--workdir") -> pathlib.Path:
+  """Returns the best run of a whole fine-tuning; for any other folder, the folder itself.
+
+  Args:
+    workdir: the folder.
+    flag: flag that named the folder, for messages.
+  Raises:
+    ConfigError: no run of the fine-tuning is done, or the weights of the best one were not kept.
+    DataError: results.json is damaged.
+  """
+  if not is_run(workdir) or not is_tuning(workdir / "config.json"):
+    return workdir
+  best = _read_results(workdir).get("best_run")
+  if not (workdir / "results.json").is_file():
+    kept = f". {_name_kept(workdir)}" if _find_kept(workdir) else ""
+    raise ConfigError(f"{flag} {workdir}: no run of this fine-tuning is done. Finish it with "
+                      f"`bertgpt finetune`{kept}")
+  if not isinstance(best, str) or not is_run(workdir / best):
+    raise ConfigError(f"{flag} {workdir}: the weights of the best run were not kept. "
+                      f"{_name_kept(workdir)}")
+  return workdir / best
+
+
+def _read_results(tuning: pathlib.Path) -> dict[str, Any]:
+  path = tuning / "results.json"
+  read = files.read_json(path, "Restore it from a backup") if path.is_file() else {}
+  return {"runs": [], **read}
+
+
+def _find_kept(tuning: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(path.parent for path in tuning.glob("*/config.json"))
+
+
+def _name_kept(tuning: pathlib.Path) -> str:
+  """Returns a sentence that names the runs with weights, or says how to get some."""
+  if not (kept := _find_kept(tuning)):
+    return ("No run has any. Fine-tune again with --config.save=best or --config.save=all, into a "
+            "new --workdir")
+  best = tuning / str(_read_results(tuning).get("best_run"))
+  if best in kept:
+    return (f"Give {best}, the best run, or fine-tune again with --config.save=all, into a new "
+            "--workdir")
+  return f"Give one of {', '.join(map(str, kept))}"
 
 
 def is_tuning(config_path: pathlib.Path) -> bool:

@@ -4,7 +4,15 @@ import argparse
 
 import pytest
 
+from bertgpt import cli
 from bertgpt.commands import generate
+
+
+def test_a_folder_that_does_not_exist_is_called_so(tmp_path, capsys):
+  assert cli.main(["generate", f"--workdir={tmp_path / 'none'}", "--prompt=a"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert (f"--workdir {tmp_path / 'none'}: no such folder. Give the folder of a run, or of a model "
+          "of transformers") in line
 
 
 @pytest.mark.parametrize("flag, most", [

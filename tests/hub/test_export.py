@@ -128,6 +128,14 @@ def test_a_fine_tuned_encoder_is_a_classifier(exported_tuned):
   assert not any(name.startswith("cls.") for name in tensors)
 
 
+def test_of_a_whole_fine_tuning_the_best_run_is_exported(tuned, exported_tuned, tmp_path, capsys):
+  assert json.loads((tuned / "results.json").read_text())["best_run"] == "lr0.01-seed0"
+  assert cli.main(["export", f"--workdir={tuned}", f"--out={tmp_path / 'out'}"]) == 0
+  assert f"of {tuned / 'lr0.01-seed0'}" in capsys.readouterr().out
+  for name in ENCODER_FILES - {"README.md"}:
+    assert (tmp_path / "out" / name).read_bytes() == (exported_tuned / name).read_bytes()
+
+
 def test_a_classifier_comes_back_without_its_head(exported_tuned, tuned, tmp_path):
   said = importing.import_model(exported_tuned, tmp_path / "run")
   assert "left out, because BertForPreTraining has no such head: classifier" in said
