@@ -72,6 +72,10 @@ def find_run(path: pathlib.Path) -> pathlib.Path:
     ConfigError: there is no run, or the fine-tuning has none with weights, or not the best one.
     DataError: results.json is damaged.
   """
+  if workdir_lib.is_of_transformers(path / "config.json"):
+    raise ConfigError(f"--workdir {path}: holds a model of transformers, whose task this program "
+                      "does not read. Give the --workdir of the `bertgpt finetune` that made the "
+                      "model, as runs/sst2")
   if not workdir_lib.is_run(path):
     raise ConfigError(workdir_lib.describe_missing(
         path, "--workdir", "Give the --workdir of a `bertgpt finetune`"))
@@ -202,21 +206,25 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
       file.writelines(line + "\n" for line in of_one)
       progress.add(1)
   trained = predictor.trained
-  print(f"note: {progress.done} predictions of {predictor.task} by {trained.workdir}, computed in "
-        f"{trained.config.model.dtype}", file=sys.stderr)
+  count = progress.done
+  print(f"note: {count} prediction{'s' * (count != 1)} of {predictor.task} by {trained.workdir}, "
+        f"computed in {trained.config.model.dtype}", file=sys.stderr)
 
 
 def format_lines(predictor: Predictor, predictions: Iterable[Prediction],
                  style: str) -> Iterator[list[str]]:
   """Yields the lines of the header, and then those of every prediction.
 
+  The first prediction is made before the header is yielded, so that no header precedes an error.
+
   Args:
     predictor: model that made the predictions.
     predictions: predictions of its form.
     style: 'text' or 'jsonl'.
   """
-  is_json = style == "jsonl"
+  is_json, remaining = style == "jsonl", iter(predictions)
+  first = list(itertools.islice(remaining, 1))
   yield [] if is_json else predictor.form.header(predictor.setting.labels)
-  for prediction in predictions:
+  for prediction in itertools.chain(first, remaining):
     yield ([json.dumps(prediction, ensure_ascii=False)] if is_json else
            predictor.form.to_text(prediction))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -252,6 +253,45 @@ def test_wrong_files_are_named_and_nothing_is_written(tuned, tmp_path, capsys, n
 def test_wrong_flags_are_named(tuned, glue, capsys, arguments, fragment):
   assert run(tuned, glue / "SST-2" / "test.tsv", *arguments) == 2
   assert fragment in capsys.readouterr().err
+
+
+def test_no_header_precedes_an_error(tuned, tmp_path, capsys):
+  (tmp_path / "a.tsv").write_text("id\tsentence\n5\n")
+  assert run(tuned, tmp_path / "a.tsv") == 65
+  assert capsys.readouterr().out == ""
+
+
+def test_one_prediction_is_singular(tuned, tmp_path, capsys):
+  (tmp_path / "a.tsv").write_text("sentence\nfine\n")
+  assert run(tuned, tmp_path / "a.tsv") == 0
+  assert "note: 1 prediction of sst2 " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, content, fragment", [
+    ("a.csv", "word,tag\nAnna,O\n", "a.csv: is a table with commas"),
+    ("a.tsv", "id\tsentence\n1\tAnna left\n", "begins with the names of columns (id sentence)"),
+    ("a.conll", "Token NER_Tags\nAnna O\n", "begins with the names of columns (Token NER_Tags)"),
+    ("a.tsv", "0\tAnna Ek left for Rome\n", "'Anna Ek left for Rome' in a column is more"),
+])
+def test_tables_are_not_sentences_of_words(tmp_path, name, content, fragment):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(DataError, match=re.escape(fragment)):
+    list(words.read(tmp_path / name, "ner"))
+
+
+def test_running_text_as_conll_is_noted(tmp_path, capsys):
+  (tmp_path / "a.txt").write_text("Anna left\nBob went to Rome\nYes\n")
+  (tmp_path / "b.txt").write_text("#\tnews of 26 May 2005\ntext O\n10 O\n\nToken O\n")
+  assert [e.words for e in words.read(tmp_path / "b.txt", "ner")] == [["text", "10"], ["Token"]]
+  assert capsys.readouterr().err == ""
+  list(words.read(tmp_path / "a.txt", "ner"))
+  assert "its lines have 1 to 4 columns" in capsys.readouterr().err
+
+
+def test_a_folder_of_transformers_is_named(tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+  with pytest.raises(ConfigError, match="holds a model of transformers, whose task .* finetune"):
+    predict.open_predictor(tmp_path)
 
 
 def test_a_file_that_exists_is_not_replaced(tuned, glue, tmp_path, capsys):

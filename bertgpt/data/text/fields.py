@@ -45,6 +45,15 @@ def describe(record: Any) -> str:
   return one_line(ValueError(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}")) + "."
 
 
+def text_names(record: Any) -> str:
+  """Returns the names of the fields of a JSON value that hold texts, with commas; '' without any.
+  """
+  if not isinstance(record, dict):
+    return ""
+  names = [name for name, value in record.items() if isinstance(value, str) and value]
+  return one_line(ValueError(", ".join(names[:MAX_KEYS]) + ", ..." * (len(names) > MAX_KEYS)))
+
+
 def _find(record: Any, name: str) -> Any:
   """Returns the value of a field, which may be null; `_ABSENT` if there is none."""
   if not isinstance(record, dict):

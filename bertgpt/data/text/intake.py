@@ -32,6 +32,7 @@ from bertgpt.errors import DataError, one_line
 
 MAX_LINE_BYTES = 1 << 24
 MAX_DOCUMENT_BYTES = 1 << 22
+HEAD_BYTES = 16  # Of a file, for `mark_length`.
 
 Counts = collections.Counter  # Description of what was replaced, skipped or noted -> how often.
 
@@ -217,7 +218,7 @@ def read_lines(path: str, cleaner: TextCleaner, *,
   offset, inside = 0, False
   try:
     with open_file(path) as f:
-      offset = len(f.read(mark_length(f.peek(4), path, cleaner.counts)))
+      offset = len(f.read(mark_length(f.peek(HEAD_BYTES), path, cleaner.counts)))
       for line, is_long in _cut_lines(f):
         if is_long and not inside:
           problem = f"line of more than {MAX_LINE_BYTES} bytes"
@@ -303,12 +304,22 @@ def mark_length(head: bytes, path: str, counts: Counts) -> int:
   """Returns the bytes of the byte-order mark at the start of a file; 0 if it has none.
 
   Args:
-    head: the first bytes of the file, at least 4 if it has them.
+    head: the first `HEAD_BYTES` of the file, or all if it has fewer.
     path: file, for the error message.
     counts: tally of the marks.
   Raises:
-    DataError: the mark is that of UTF-16 or UTF-32.
+    DataError: the mark is that of UTF-16 or UTF-32, or of a format that is not text.
   """
+  for pattern, name, ending in _OTHER_FORMATS:
+    if not re.match(pattern, head):
+      continue
+    remedy = "Convert it to text or .jsonl"
+    if name == "a Parquet file":
+      remedy = f"Convert it to text or .jsonl, or train with data.source=parquet:{path}#COLUMN"
+    elif ending:
+      remedy = ("Decompress it once" if path.endswith(ending) else
+                f"Give its name the ending {ending}")
+    raise DataError(f"{path}: is {name}, not text. {remedy}")
   for name, marks in _OTHER_MARKS.items():
     if head.startswith(marks):
       raise DataError(f"{path}: is {name}. Convert it with: iconv -f {name} -t UTF-8")
@@ -321,6 +332,19 @@ def mark_length(head: bytes, path: str, counts: Counts) -> int:
 # The mark of UTF-32 LE begins with that of UTF-16 LE.
 _OTHER_MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
                 "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
+
+# (start of the file, what the file is, ending by which `open_file` knows its compression). If the
+# first characters could be text, those that follow in every such file are there too.
+_OTHER_FORMATS = (
+    (rb"PAR1[\x00-\x08\x0e-\x1f]", "a Parquet file", ""),
+    (rb"ARROW1\0|FEA1\0", "an Arrow or Feather file", ""),
+    (rb"%PDF-\d", "a PDF", ""),
+    (rb"PK\x03\x04", "a zip archive (or an Office document)", ""),
+    (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", "compressed by bzip2", ""),
+    (rb"\x1f\x8b", "compressed by gzip", ".gz"),
+    (rb"\xfd7zXZ\0", "compressed by xz", ".xz"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by Zstandard", ".zst"),
+)
 
 
 def cut_point(data: bytes) -> int:

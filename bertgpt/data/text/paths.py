@@ -47,6 +47,11 @@ def split_field(target: str, default: str) -> tuple[str, str]:
   return pattern, target[len(pattern) + 1:]
 
 
+def exists(pattern: str) -> bool:
+  """Returns whether files match a path or glob, as in `find_files`."""
+  return bool(_match(pattern))
+
+
 def _match(pattern: str) -> list[str]:
   literal = pattern
   while literal and not os.path.lexists(literal):

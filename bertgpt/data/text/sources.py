@@ -170,8 +170,7 @@ def _parse_one(part: str) -> Source:
   kind, rest = match["kind"], match["rest"]
   weight = float(match["weight"] or 1)
   if kind not in READERS:
-    raise ConfigError(f"data.source: {part!r} is not a valid source. Start it with one of "
-                      f"{', '.join(READERS)} (see bertgpt/data/text/sources.py)")
+    raise ConfigError(f"data.source: {part!r} is not a valid source. {_correct(part)}")
   if not 0 < weight <= MAX_WEIGHT:
     raise ConfigError(f"data.source: {part!r}: the weight must be greater than 0 and at most "
                       f"{MAX_WEIGHT:.0f}")
@@ -189,6 +188,23 @@ def _parse_one(part: str) -> Source:
   if name is None:
     raise ConfigError(f"data.source: {part!r} is malformed. Write tfds{READERS[kind].form}")
   return Source(kind, name["target"], name["split"], field, weight)
+
+
+def _correct(part: str) -> str:
+  """Returns what to write instead of a part without a valid kind, as the end of a message."""
+  match = _WEIGHTED.fullmatch(part)
+  whole = part[match.start("kind"):]
+  for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
+    file, _ = paths.split_field(os.path.expanduser(name), "")
+    if paths.exists(file):
+      endings = pathlib.PurePath(file).suffixes
+      kind = next((kind for ending, kind in _KINDS.items() if ending in endings), "text")
+      return f"Write {part[:match.start('kind')]}{kind}:{name}"
+  return ("Start it with one of "
+          + ", ".join(kind + reader.form for kind, reader in READERS.items()))
+
+
+_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 def _weigh(documents: Iterable[Document], weight: float) -> Iterator[Document]:
@@ -251,7 +267,10 @@ def _json_field(record: str, field: str, path: str, offset: int,
   text = fields.find_text(value, field)
   if text is None:
     problem = f"no text in field {field!r} of the JSON object"
-    cleaner.reject(problem, path, offset, can_replace=False, hint=fields.describe(value))
+    names = fields.text_names(value)
+    cleaner.reject(problem, path, offset, can_replace=False,
+                   hint="" if names else fields.describe(value),
+                   repair=f"Choose one of {names}" if names else "")
     return None
   return text
 

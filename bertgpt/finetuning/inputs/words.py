@@ -11,13 +11,16 @@
 An entity has the words from number `start` up to `end`, which is the word after its last.
 """
 
+import itertools
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.data.text.intake import take_text
+from bertgpt.data.text.intake import split_columns, take_text
+from bertgpt.errors import DataError
 from bertgpt.finetuning.inputs.form import (
     Form,
     Prediction,
@@ -27,8 +30,15 @@ from bertgpt.finetuning.inputs.form import (
     short,
     softmax,
 )
-from bertgpt.finetuning.tasks import conll, ner
+from bertgpt.finetuning.tasks import conll, files, ner
 from bertgpt.finetuning.tasks.rows import Rows
+
+REMEDY = ("Give one word per line and an empty line between sentences, or a .jsonl file with the "
+          "key words or text")
+HEADERS = frozenset("id idx index sentence sentence_id sent text word words token tokens form "
+                    "lemma pos upos xpos chunk tag tags label labels ner ner_tag ner_tags".split())
+HEAD_LINES = 1000  # Lines in which `_check_table` looks.
+MAX_PARTS = 3  # Of a word that holds spaces, such as '10 000'.
 
 
 class Example(NamedTuple):
@@ -48,8 +58,29 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
     DataError: the file cannot be read, or is in another format.
   """
   del name
+  _check_table(path)
   for i, sentence in enumerate(conll.iterate_sentences(path, reads_tags=False)):
     yield Example(str(i), sentence.words)
+
+
+def _check_table(path: pathlib.Path) -> None:
+  """Raises a DataError for a table with a header; notes on stderr what else is hardly CoNLL."""
+  if ".csv" in path.suffixes:
+    raise DataError(f"{path}: is a table with commas, not a CoNLL file. {REMEDY}")
+  head = [line for _, line in itertools.islice(files.read_text_lines(path), HEAD_LINES)
+          if not line.startswith("#")]
+  rows = [cells for line in head if (cells := split_columns(line)) and cells[0] != "-DOCSTART-"]
+  first = rows[0] if rows else []
+  if len(first) > 1 and all(cell.lower() in HEADERS for cell in first):
+    raise DataError(f"{path}: begins with the names of columns ({' '.join(first)}), which would be "
+                    f"tagged as words. Remove them. {REMEDY}")
+  for cell in (cell for line in head if "\t" in line for cell in conll.split_at_tabs(line)):
+    if len(split_columns(cell)) > MAX_PARTS:
+      raise DataError(f"{path}: {cell[:40]!r} in a column is more than one word. {REMEDY}")
+  widths = {len(cells) for cells in rows}
+  if len(widths) > 2:
+    print(f"note: {path}: its lines have {min(widths)} to {max(widths)} columns. Of each line, one "
+          f"word is tagged. {REMEDY}", file=sys.stderr)
 
 
 def parse(record: Any, default_id: str, name: str) -> Example:

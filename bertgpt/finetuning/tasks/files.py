@@ -9,6 +9,7 @@ import numpy as np
 
 from bertgpt.data.text.intake import (
     DAMAGED,
+    HEAD_BYTES,
     Counts,
     TextCleaner,
     mark_length,
@@ -22,13 +23,15 @@ from bertgpt.files import parse_json
 ENDINGS = ("", ".gz", ".xz", ".zst")
 
 
-def find(folder: str, names: Sequence[str], *, needed: bool = True) -> pathlib.Path | None:
+def find(folder: str, names: Sequence[str], *, needed: bool = True,
+         remedy: str = "give its folder") -> pathlib.Path | None:
   """Returns the first of some files that exists, plain or compressed.
 
   Args:
     folder: folder of the task's files, the field `task.data`.
     names: names of the files, relative to the folder.
     needed: raise an error if no file exists; otherwise None is returned.
+    remedy: another way out for the error message, such as a field of the config.
   Raises:
     DataError: the folder does not exist, or a needed file is not in it.
   """
@@ -41,17 +44,18 @@ def find(folder: str, names: Sequence[str], *, needed: bool = True) -> pathlib.P
         return path
   if needed:
     raise DataError(f"task.data={folder}: holds no {' or '.join(names)} (also .gz, .xz, .zst). "
-                    "Put the file there, or give its folder")
+                    f"Put the file there, or {remedy}")
   return None
 
 
-def find_given(folder: str, given: str, names: Sequence[str], *,
+def find_given(folder: str, given: str, field: str, names: Sequence[str], *,
                needed: bool = True) -> list[pathlib.Path]:
   """Returns the files that a field of the config names, or the official one if it is empty.
 
   Args:
     folder: folder of the task's files, the field `task.data`.
-    given: the field: file names separated by commas, or one that has them.
+    given: value of the field: file names separated by commas, or one that has them.
+    field: name of the field, for error messages.
     names: official names; the first that exists is used.
     needed: raise an error if no official file exists; otherwise [] is returned.
   Raises:
@@ -61,7 +65,8 @@ def find_given(folder: str, given: str, names: Sequence[str], *,
     is_name = (pathlib.Path(folder).expanduser() / given).is_file()
     names_given = [given] if is_name else map(str.strip, given.split(","))
     return [find(folder, [name]) for name in names_given]
-  path = find(folder, names, needed=needed)
+  remedy = f"give its folder, or name your own file with {field}=FILE"
+  path = find(folder, names, needed=needed, remedy=remedy)
   return [path] if path else []
 
 
@@ -89,7 +94,7 @@ def read_json(path: pathlib.Path) -> Any:
   try:
     with open_file(str(path)) as f:
       data = f.read()
-    return parse_json(data[mark_length(data[:4], str(path), Counts()):])
+    return parse_json(data[mark_length(data[:HEAD_BYTES], str(path), Counts()):])
   except DAMAGED as e:
     raise DataError(f"{path}: cannot be read ({one_line(e)}). Fetch it again") from e
   except ValueError as e:

@@ -80,7 +80,8 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
 
 
 def _read_set(config, name: str) -> list[Sentence]:
-  paths = files.find_given(config.data, config[name], NAMES[name], needed=name != "test")
+  paths = files.find_given(config.data, config[name], f"task.{name}", NAMES[name],
+                           needed=name != "test")
   return [sentence for path in paths
           for sentence in read_conll(path, needs_tags=name != "test")]
 

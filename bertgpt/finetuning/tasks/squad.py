@@ -37,7 +37,8 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """
   if config.max_length <= config.max_question + 3:
     raise ConfigError(f"task.max_length={config.max_length} leaves no room for a text next to "
-                      f"task.max_question={config.max_question}. Raise task.max_length")
+                      f"task.max_question={config.max_question}. Raise task.max_length, or set "
+                      f"task.max_question={max(config.max_length // 3, 1)}")
   version = VERSIONS[config.name]
   train = _read_set(config, "train", version)
   train = [train[i] for i in
@@ -63,8 +64,8 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
 
 def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:
   """Returns the questions of a set; [] if there is no test set."""
-  paths = files.find_given(config.data, config[name], [f"{name}-{version}.json"],
-                           needed=name != "test")
+  paths = files.find_given(config.data, config[name], f"task.{name}",
+                           [f"{name}-{version}.json"], needed=name != "test")
   found = [(path, question) for path in paths
            for question in read_questions(path, needs_answers=name != "test")]
   check_ids(found)

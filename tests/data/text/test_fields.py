@@ -31,8 +31,8 @@ def test_a_jsonl_source_takes_nested_and_several_fields(tmp_path):
   assert paragraphs(f"jsonl:{path}#meta.title,text") == [("A", "", "a", "b")]
   assert paragraphs(f"jsonl:{path}#subtitle,text") == [("a", "b")]
   with pytest.raises(DataError, match=(
-      r"no text in field 'meta.titel,txt' of the JSON object at byte 0\. It has 'meta', 'text'\. "
-      "Repair it, or set data.invalid_text")):
+      r"no text in field 'meta.titel,txt' of the JSON object at byte 0\. "
+      "Choose one of text, or set data.invalid_text")):
     paragraphs(f"jsonl:{path}#meta.titel,txt")
 
 

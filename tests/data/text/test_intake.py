@@ -1,16 +1,23 @@
 """Files that are damaged, endless or not text: the error names the place, or it is replaced."""
 
+import bz2
 import gzip
+import io
 import json
 import lzma
 import tracemalloc
+import zipfile
 
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 import zstandard
 from source_files import paragraphs, read, write
 
-from bertgpt.data.text import intake, sources
+from bertgpt.data.text import intake, sources, texts
 from bertgpt.errors import DataError
+from bertgpt.finetuning.tasks import files
 
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
@@ -29,6 +36,67 @@ def test_a_cut_compressed_file_is_an_error_that_names_it(tmp_path, ending):
   path = write(tmp_path / f"a{ending}", whole[:len(whole) // 2])
   with pytest.raises(DataError, match=f"a{ending}: cannot be read"):
     read(f"text:{path}")
+
+
+BINARY = {
+    "gzip": (gzip.compress(b"text"), "compressed by gzip, not text. Give its name the ending .gz"),
+    "xz": (lzma.compress(b"text"), "compressed by xz, not text. Give its name the ending .xz"),
+    "zstd": (zstandard.compress(b"text"), "Zstandard, not text. Give its name the ending .zst"),
+    "bzip2": (bz2.compress(b"text"), "compressed by bzip2, not text. Convert it"),
+    "empty bzip2": (bz2.compress(b""), "compressed by bzip2, not text. Convert it"),
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is a PDF, not text. Convert it to text or .jsonl"),
+}
+
+
+def make_zip():
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w") as f:
+    f.writestr("a.txt", "text")
+  return file.getvalue()
+
+
+def make_arrow(writer):
+  file = io.BytesIO()
+  writer(pyarrow.table({"text": ["a"]}), file)
+  return file.getvalue()
+
+
+def make_ipc(table, file):
+  with pyarrow.ipc.new_file(file, table.schema) as f:
+    f.write_table(table)
+
+
+BINARY |= {
+    "zip": (make_zip(), "is a zip archive .*, not text. Convert it"),
+    "Parquet": (make_arrow(pyarrow.parquet.write_table),
+                "is a Parquet file, not text. Convert it .* data.source=parquet:.*a.txt#COLUMN"),
+    "Arrow": (make_arrow(make_ipc), "is an Arrow or Feather file, not text. Convert it"),
+    "Feather": (make_arrow(pyarrow.feather.write_feather), "is an Arrow or Feather file"),
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_files_that_are_not_text_are_named(tmp_path, name):
+  content, message = BINARY[name]
+  path = write(tmp_path / "a.txt", content)
+  for mode in ("error", "skip"):
+    with pytest.raises(DataError, match=f"a.txt: is .*{message.removeprefix('is ')}"):
+      read(f"text:{path}", invalid_text=mode)
+  with pytest.raises(DataError, match=message):
+    texts.read_texts(tmp_path / "a.txt", "--input")
+  with pytest.raises(DataError, match=message):
+    files.read_json(tmp_path / "a.txt")
+
+
+def test_what_is_compressed_twice_is_named(tmp_path):
+  path = write(tmp_path / "a.gz", gzip.compress(gzip.compress(b"text")))
+  with pytest.raises(DataError, match="compressed by gzip, not text. Decompress it once"):
+    read(f"text:{path}")
+
+
+@pytest.mark.parametrize("text", ["PAR1 is a name", "BZh9 too", "PK", "%PDF", "ARROW1", "FEA1"])
+def test_text_that_begins_as_other_formats_is_text(tmp_path, text):
+  assert paragraphs(f"text:{write(tmp_path / 'a.txt', text.encode())}") == [(text,)]
 
 
 # ------------------------------------------------------- text that is invalid

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import re
 import subprocess
 import sys
 
@@ -106,6 +107,20 @@ def test_globs_are_read_by_name_and_know_folders(tmp_path):
 def test_an_invalid_source_is_a_config_error_before_reading(spec):
   with pytest.raises(ConfigError, match="data.source"):
     sources.open_source(spec)
+
+
+@pytest.mark.parametrize("spec, remedy", [
+    ("own.txt", "Write text:own.txt"), ("./own.txt", "Write text:./own.txt"),
+    ("own.jsonl.gz#body", "Write jsonl:own.jsonl.gz#body"),
+    ("own.parquet", "Write parquet:own.parquet"),
+    ("2*own.txt", "Write 2*text:own.txt"), ("*.txt", "Write text:*.txt"),
+    ("file:own.txt", "Write text:own.txt"), ("none.txt", "Start it with one of pydocs, text:GLOB")])
+def test_a_file_without_a_kind_is_told_its_kind(tmp_path, monkeypatch, spec, remedy):
+  monkeypatch.chdir(tmp_path)
+  for name in ("own.txt", "own.jsonl.gz", "own.parquet"):
+    write(tmp_path / name, b"x")
+  with pytest.raises(ConfigError, match=f"is not a valid source. {re.escape(remedy)}"):
+    sources.parse(spec)
 
 
 def test_glob_without_files_is_an_error_before_reading(tmp_path):

@@ -155,7 +155,8 @@ def test_wrong_files_are_named(tmp_path, text, message):
 
 
 def test_missing_files_are_named(tmp_path):
-  with pytest.raises(DataError, match="holds no wnut17train.conll or eng.train or"):
+  with pytest.raises(DataError, match=(
+      "holds no wnut17train.conll or eng.train or .* name your own file with task.train=FILE")):
     open_task(tmp_path, make_text_format())
   (tmp_path / "train.txt").write_text(CONLL)
   (tmp_path / "dev.txt").write_text(CONLL)
@@ -206,7 +207,7 @@ def test_the_published_counts(data_dir):
   """Sentences of WNUT 2017 (Derczynski et al.), and entities of its training file."""
   counts = {}
   for name, names in ner.NAMES.items():
-    (path,) = ner.files.find_given(str(data_dir / "ner" / "wnut17"), "", names)
+    (path,) = ner.files.find_given(str(data_dir / "ner" / "wnut17"), "", "", names)
     counts[name] = ner.read_conll(path)
   assert {name: len(s) for name, s in counts.items()} == {"train": 3394, "dev": 1009, "test": 1287}
   assert sum(len(ner.entities(s.tags)) for s in counts["train"]) == 1975

@@ -325,7 +325,8 @@ def test_odds_are_finite_if_there_is_no_text(tmp_path):
 
 
 def test_no_room_for_a_text_is_an_error():
-  with pytest.raises(ConfigError, match="task.max_length=64 leaves no room"):
+  with pytest.raises(ConfigError, match=(
+      "task.max_length=64 leaves no room .* or set task.max_question=21")):
     squad.open_task(make_config(max_question=61), make_text_format())
 
 
