@@ -144,6 +144,24 @@ def test_wrong_steps_are_one_line(capsys, recipe, steps, fragment):
   assert f"--steps={steps}" in lines[0] and fragment in lines[0]
 
 
+def test_data_prints_the_corpus_once_when_it_prepares(capsys, recipe, tmp_path):
+  wanted = [f"--config={recipe}", f"--config.data.cache_dir={tmp_path / 'cache'}", "--steps=0"]
+  printed = []
+  for _ in range(2):
+    assert cli.main(["data", *wanted]) == 0
+    printed.append(capsys.readouterr().out)
+  assert printed[0] == printed[1]
+
+
+def test_init_from_another_family_is_refused_before_the_text_is_read(capsys, recipe, tmp_path,
+                                                                     finished_bert):
+  code, lines = run(capsys, "train", f"--config={recipe}:causal", f"--workdir={tmp_path / 'run'}",
+                    f"--config.data.cache_dir={tmp_path / 'cache'}",
+                    f"--config.init_from={finished_bert}")
+  assert code == CONFIG and not (tmp_path / "cache").exists()
+  assert "holds a BERT, but the config makes a GPT. Choose" in lines[-1]
+
+
 # ------------------------------------------------------------------ config
 
 

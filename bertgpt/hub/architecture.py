@@ -9,12 +9,14 @@ embeddings, F width of the MLP, C outputs of a task. Our matrices are [in, out],
 stacked on a leading axis. "Theirs" means `transformers`.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bertgpt.config import padded_vocab_size
+from bertgpt.errors import DataError
 
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
@@ -195,3 +197,29 @@ def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
                                bias_target=bias_target)
            for kind, rules in heads.items()}
   return base._replace(tuned=tuned)
+
+
+def check_classes(names: Any, kind: str, tables: Iterable[Sequence[Architecture]]) -> None:
+  """Checks that a config.json does not name the classes of another family than its model_type.
+
+  Args:
+    names: its `architectures`, if it has any.
+    kind: its `model_type`, that of one of the tables.
+    tables: the architectures of every family.
+  Raises:
+    DataError: it does.
+  """
+  names = [str(name) for name in names] if isinstance(names, list) else []
+  of_kind, of_prefix = {}, {}
+  for number, table in enumerate(tables):
+    of_kind |= {a.model_type: number for a in table}
+    of_prefix |= {_class_prefix(a.name): number for a in table}
+  found = {of_prefix.get(_class_prefix(name), of_kind[kind]) for name in names}
+  if found and of_kind[kind] not in found:
+    raise DataError(f"config.json has model_type={kind!r} but architectures={', '.join(names)}, "
+                    "another kind of model. Restore the config.json that came with the weights")
+
+
+def _class_prefix(name: str) -> str:
+  """Returns the part of a class's name that the classes of its model_type share, as 'GPT2'."""
+  return re.sub(r"(For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|Model)$", "", name)

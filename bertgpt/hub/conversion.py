@@ -15,7 +15,7 @@ import numpy as np
 from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, Sizes
+from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, Sizes, check_classes
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
@@ -247,7 +247,8 @@ def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
   Raises:
     DataError: the model_type is missing or not supported, or the model cannot be read.
   """
-  known = [a for family in families.FAMILIES for a in _table(family).ARCHITECTURES]
+  tables = [_table(family).ARCHITECTURES for family in families.FAMILIES]
+  known = [a for table in tables for a in table]
   kinds = ", ".join(sorted({a.model_type for a in known}))
   if "model_type" not in hf_config:
     raise DataError(f'config.json has no model_type. Add it, as "model_type": "bert"; it is one of '
@@ -256,6 +257,7 @@ def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
   found = [a for a in known if a.model_type == kind]
   if not found:
     raise DataError(f"model_type={kind!r} in config.json: not supported. Choose a model of {kinds}")
+  check_classes(hf_config.get("architectures"), kind, tables)
   for key, (what, remedy) in UNREADABLE.items():
     if hf_config.get(key):
       raise DataError(f"config.json has {key}: {what}. {remedy}")

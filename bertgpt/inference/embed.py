@@ -68,7 +68,8 @@ def check_layer(trained: Trained, layer: str) -> None:
   Raises:
     ConfigError: the model gives no features, or has too few layers.
   """
-  trained_lib.require(trained, "embed", "give features of texts", "Use the weights themselves")
+  trained_lib.require(trained, "embed", "give features of texts",
+                      "Continue a text with `bertgpt generate`")
   if trained.config.model.num_layers < LAYERS[layer][0]:
     raise ConfigError(f"--layer {layer}: the model has only {trained.config.model.num_layers} "
                       "layers. Choose last")

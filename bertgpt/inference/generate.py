@@ -94,9 +94,9 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
                         "begin a document with. Give a text to continue")
     length = len(ids) or 1  # An empty prompt becomes the end of the document before it.
     if length + (max_tokens or 1) > positions:
-      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {length} tokens and {max_tokens or 1} "
-                        f"more exceed the model's {positions} positions. Shorten it or "
-                        "--max_tokens")
+      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {length} token{'s' * (length > 1)} and "
+                        f"{max_tokens or 1} more exceed the model's {positions} positions. "
+                        "Shorten it or --max_tokens")
   repeated = [ids for ids in tokens for _ in range(num_samples)]
   limits = [max_tokens or default_tokens(trained, len(ids) or 1) for ids in repeated]
   # The draws of a sample do not depend on the number of samples; those of the first 2^16 prompts

@@ -104,6 +104,9 @@ def parse(spec: str) -> list[tuple[str, str]]:
     raise ConfigError(f"--suite {spec!r}: names no suite. Choose among {', '.join(SUITES)}")
   for name, file in parts:
     if name not in SUITES:
+      if not file and pathlib.Path(name).expanduser().exists():
+        raise ConfigError(f"--suite {name}: is a file, and not what to measure on it. Write "
+                          f"NAME={name}, with one of the names {', '.join(SUITES)}")
       close = difflib.get_close_matches(name, SUITES, n=1)
       raise ConfigError(f"--suite {name}: no such suite. " + (
           f"Did you mean {close[0]}?" if close else f"Choose among {', '.join(SUITES)}"))

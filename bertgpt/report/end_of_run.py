@@ -320,7 +320,7 @@ def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
     ConfigError: the config sets a field that nothing would read.
   """
   unread.check(config)
-  corpus = open_corpus(corpora.find_corpus(config), "train")
+  corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
   config = corpora.resolve(config, corpus.tokenizer)
   corrupt = objectives.make_objective(config, corpus.vocabulary).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)

@@ -19,20 +19,21 @@ PREPARE_TIMEOUT_S = 48 * 3600  # Seconds that the others wait for process 0 to p
 _searches = itertools.count()
 
 
-def find_corpus(config: ConfigDict) -> pathlib.Path:
+def find_corpus(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
   """Returns the folder of a config's prepared corpus, which process 0 prepares if it is missing.
 
   Only process 0 reads the source. The other processes wait, and get the name of the corpus from it.
 
   Args:
     config: config of a run; all processes call with the same one.
+    reports: whether to print a report on a corpus that is prepared.
   Raises:
     DataError: the data is wrong, or this process cannot read the corpus that process 0 prepared.
   """
   if jax.process_count() == 1:
-    return prepare.ensure_prepared(config)
+    return prepare.ensure_prepared(config, reports=reports)
   is_first = jax.process_index() == 0
-  path = prepare.ensure_prepared(config) if is_first else pathlib.Path()
+  path = prepare.ensure_prepared(config, reports=reports) if is_first else pathlib.Path()
   # A collective of the devices would time out long before a large corpus is prepared.
   multihost.get_barrier_sync_fn()(key=f"bertgpt_corpus_{next(_searches)}",
                                   timeout_ms=PREPARE_TIMEOUT_S * 1000)

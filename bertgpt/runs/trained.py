@@ -97,9 +97,10 @@ def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
     require_head(trained, ability)
     return
   place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
-  able = [name.upper() for name, family in families.FAMILIES.items() if family.can(ability)]
-  raise ConfigError(f"{place} a {trained.config.model.family.upper()}, which cannot {purpose}. "
-                    f"{advice}, or give the --workdir of a {' or '.join(able)}")
+  able = [families.with_article(name) for name, family in families.FAMILIES.items()
+          if family.can(ability)]
+  raise ConfigError(f"{place} {families.with_article(trained.config.model.family)}, which cannot "
+                    f"{purpose}. {advice}, or give the --workdir of {' or '.join(able)}")
 
 
 def require_head(trained: Trained, ability: str) -> None:

@@ -119,9 +119,8 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
       raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it. Only "
                         "`bertgpt export` and `bertgpt predict` read them, so give the --workdir "
                         "of a `bertgpt train`") from e
-    with contextlib.suppress(ValueError):
-      if describes_transformers(path):
-        raise ConfigError(TRANSFORMERS.format(flag=flag, path=workdir)) from e
+    if is_of_transformers(path):
+      raise ConfigError(TRANSFORMERS.format(flag=flag, path=workdir)) from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
                       + ". Restore the file from a backup, or use another --workdir") from e
 
@@ -213,6 +212,13 @@ def describes_transformers(config_path: pathlib.Path) -> bool:
   """
   content = files.parse_json(config_path.read_bytes())
   return isinstance(content, dict) and bool({"model_type", "architectures"} & content.keys())
+
+
+def is_of_transformers(config_path: pathlib.Path) -> bool:
+  """Returns what `describes_transformers` does; False if the file cannot be read or is not JSON."""
+  with contextlib.suppress(OSError, ValueError):
+    return describes_transformers(config_path)
+  return False
 
 
 def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[str]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, unread
+from bertgpt.config import ConfigDict, families, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
 from bertgpt.devices import process, sharding
+from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, steps
@@ -61,6 +62,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     workdir.check_unchanged(path, config, allow_change)
     if not workdir.is_run(path):
       unread.check(config)
+      check_start(config)
     train_set, held_out = open_corpora(config)
     if (warning := warn_of_unknown(train_set.manifest)) and jax.process_index() == 0:
       print(warning, file=sys.stderr, flush=True)
@@ -73,6 +75,23 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
       yield Run(config, path, setup, train_set, evaluator, steps.make_abstract_state(setup),
                 metadata)
+
+
+def check_start(config: ConfigDict) -> None:
+  """Checks, before the text is prepared, that `config.init_from` holds a model of its family.
+
+  Args:
+    config: config of a new run.
+  Raises:
+    ConfigError: it holds none, or one of another family.
+  """
+  if not config.init_from:
+    return
+  found = workdir.read_config(pathlib.Path(config.init_from).expanduser(), "--config.init_from")
+  if found.model.family != config.model.family:
+    holds, makes = (families.with_article(c.model.family) for c in (found, config))
+    raise ConfigError(f"init_from={config.init_from}: holds {holds}, but the config makes {makes}. "
+                      f"Choose a --config that makes {holds}, or a run that holds {makes}")
 
 
 def open_corpora(config: ConfigDict) -> tuple[Corpus, Corpus]:

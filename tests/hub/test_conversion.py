@@ -184,6 +184,8 @@ def test_tensors_that_do_not_fit_are_named(change, message):
 @pytest.mark.parametrize("change, message", [
     ({"model_type": "llama"}, "model_type='llama'"),
     ({"model_type": None}, "model_type='None'"),
+    ({"architectures": ["GPT2LMHeadModel"]}, "model_type='bert' but architectures=GPT2LMHeadModel"),
+    ({"architectures": ["AlbertModel"]}, "model_type='bert' but architectures=AlbertModel"),
     ({"model_type": ["bert"]}, "model_type="),
     ({"hidden_act": ["gelu"]}, "hidden_act="),
     ({"hidden_act": "relu"}, "hidden_act='relu'"),

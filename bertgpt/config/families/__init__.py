@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from bertgpt.config.families import albert, bert, gpt
 from bertgpt.config.families.family import CAPABILITIES, HEAD_OF_ABILITY, HEADS, Family
 
-__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEAD_OF_ABILITY", "Family", "find"]
+__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEAD_OF_ABILITY", "Family", "find",
+           "with_article"]
 
 FAMILIES: dict[str, Family] = {
     "albert": albert.FAMILY,
@@ -21,3 +22,12 @@ FAMILIES: dict[str, Family] = {
 def find(config: ConfigDict) -> Family:
   """Returns the record of the family that `config.model.family` names."""
   return FAMILIES[config.model.family]
+
+
+def with_article(name: str) -> str:
+  """Returns a family's name for sentences, as in 'a BERT' or 'an ALBERT'.
+
+  Args:
+    name: key of `FAMILIES`.
+  """
+  return f"{'an' if name[0] in 'aeiou' else 'a'} {name.upper()}"

@@ -50,7 +50,7 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
   return _prepare(config, pathlib.Path(out_dir).expanduser().absolute(), make_recipe(config))
 
 
-def ensure_prepared(config: ConfigDict) -> pathlib.Path:
+def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
   """Returns `config.data.corpus`, or if that is '', the corpus in the cache.
 
   Prepares the latter if it does not exist yet, in this format or an older one, whose runs still
@@ -58,6 +58,7 @@ def ensure_prepared(config: ConfigDict) -> pathlib.Path:
 
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
+    reports: whether to print a report on a corpus that it prepared.
   Raises:
     UserError: see `prepare`.
   """
@@ -76,7 +77,7 @@ def ensure_prepared(config: ConfigDict) -> pathlib.Path:
         print(f"note: {path} is of an earlier version, which left out blank lines and indentation. "
               "Delete it to prepare the text as it is", file=sys.stderr)
       return path
-  return _prepare(config, cached_path(config, recipe), recipe)
+  return _prepare(config, cached_path(config, recipe), recipe, reports=reports)
 
 
 def _find_older(config: ConfigDict) -> pathlib.Path | None:
@@ -146,7 +147,8 @@ def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict:
 # ---------------------------------------------------- one folder, all or nothing
 
 
-def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict) -> pathlib.Path:
+def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
+             reports: bool = True) -> pathlib.Path:
   def wait(holder: str) -> None:
     print(f"waiting for {holder}, which prepares {path}", flush=True)
 
@@ -159,7 +161,8 @@ def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict) -> pathlib.Pa
       with files.publish_when_done(path) as folder:
         folder.mkdir()
         manifest = _build(config, folder, recipe)
-  print(f"corpus {path}\n{corpus_lib.report(manifest)}", flush=True)
+  if reports:
+    print(f"corpus {path}\n{corpus_lib.report(manifest)}", flush=True)
   return path
 
 

@@ -171,9 +171,9 @@ def test_files_are_found_by_any_official_name_and_compressed(tmp_path):
 def test_the_name_of_a_given_file_may_hold_commas(tmp_path):
   for name in ("a.json", "b.json", "a.json, b.json"):
     (tmp_path / name).write_text("{}")
-  assert files.find_given(tmp_path, "a.json, b.json", []) == [tmp_path / "a.json, b.json"]
+  assert files.find_given(tmp_path, "a.json, b.json", "", []) == [tmp_path / "a.json, b.json"]
   both = [tmp_path / "b.json", tmp_path / "a.json"]
-  assert files.find_given(tmp_path, "b.json, a.json", []) == both
+  assert files.find_given(tmp_path, "b.json, a.json", "", []) == both
 
 
 def test_invalid_utf8_is_named(tmp_path):
