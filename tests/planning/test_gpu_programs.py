@@ -44,6 +44,8 @@ def compile_text(config, machine, phase_index=0):
 
 
 def set_phase(config, **fields):
+  """Returns the config with only its first phase, in which some fields have other values."""
+  config.phases = config.phases[:1]
   config.phases[0].update(fields)
   return config
 
