@@ -1,6 +1,7 @@
 """`bertgpt plan`: memory, time and price of a run, predicted from its compiled programs."""
 
 import argparse
+import functools
 
 from bertgpt.commands import flags
 
@@ -33,8 +34,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prints the prediction."""
   from bertgpt.planning import aot, plan, topologies
-  topology = topologies.open_topology(arguments.topology)
-  config = flags.read_unvalidated(arguments, lambda: aot.devices_of(topology))
+  # The recipe comes first: it is wrong with or without the compiler for the machine.
+  open_topology = functools.cache(lambda: topologies.open_topology(arguments.topology))
+  config = flags.read_unvalidated(arguments, lambda: aot.devices_of(open_topology()))
+  topology = open_topology()
   request = plan.Request(arguments.phase, arguments.price_per_chip_hour, arguments.kernels,
                          tuple(arguments.compare), arguments.search, arguments.json)
   print(plan.run(config, topology, request))
