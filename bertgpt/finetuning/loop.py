@@ -253,7 +253,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
                                                          is_static=False)))
     results = None
     if first_step:
-      log.message(f"{folder}: resuming after step {first_step}")
+      log.message(f"{folder}: going on after step {first_step}")
       if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
         results = assess(tuning, program, log, state)
     for step, batch in iterate_batches(tuning, seed, first_step):

@@ -66,7 +66,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
     if first_step:
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
-                  f"{path}: resuming after step {first_step}")
+                  f"{path}: going on after step {first_step}")
     if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
       # A signal or a crash may have prevented this evaluation.
       evaluate_step(run, log, first_step, state.params)
