@@ -31,7 +31,7 @@ def find_files(pattern: str) -> list[str]:
 def split_field(target: str, default: str) -> tuple[str, str]:
   """Returns (pattern, field) of 'pattern#field', both of which may hold '#' too.
 
-  The pattern is the longest one that files match, so that '#' in their names is no mark.
+  The pattern is the longest one that files match, so that their names may contain '#'.
 
   Args:
     target: pattern with or without a field.
