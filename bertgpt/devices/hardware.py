@@ -1,22 +1,28 @@
 """The table of accelerators: figures of data sheets, and the share of them that programs reach.
 
-Figures are per device as JAX counts devices: a chip (TPU v4 and v5p: both cores together) or a
-GPU. Sources of the columns:
+Figures are per device as JAX counts devices: a chip (TPU v4 and v5p: both cores together), half a
+chip (TPU7x: each chiplet is a device), or a GPU. Sources of the columns:
 
 | column                      | source                                                            |
 |-----------------------------|-------------------------------------------------------------------|
-| peak_flops, HBM             | Cloud TPU system architecture pages (2024); NVIDIA data sheets of |
-|                             | A100 80GB SXM (2020), H100 SXM (2022), H200 SXM (2023)            |
-| links, link_bandwidth (TPU) | Austin et al. 2025, "How to Scale Your Model", table of TPUs      |
-| links, link_bandwidth (GPU) | NVLink 3 and 4: 300 and 450 GB/s per direction                    |
-| dcn_bandwidth               | TPU: Austin et al. 2025; GPU: DGX A100 and H100, 200 and 400 Gb/s |
-|                             | per GPU                                                           |
+| peak_flops, fp8_flops, HBM  | TPU: pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x   |
+|                             | (Ironwood)" of docs.cloud.google.com/tpu/docs (2024, 2026); GPU:  |
+|                             | NVIDIA data sheets of A100 80GB SXM (2020), H100 SXM (2022), H200 |
+|                             | SXM (2023), and HGX B200 (Blackwell, 2025), without sparsity      |
+| links, link_bandwidth (TPU) | Austin et al. 2025, "How to Scale Your Model", table of TPUs;     |
+|                             | TPU7x: the page above, 1,200 GB/s over 6 links in both            |
+|                             | directions, shared by the two devices of a chip                   |
+| links, link_bandwidth (GPU) | NVLink 3, 4 and 5: 300, 450 and 900 GB/s per direction            |
+| dcn_bandwidth               | TPU: Austin et al. 2025, TPU7x: the page above; GPU: DGX A100,    |
+|                             | H100 and B200, 200, 400 and 400 Gb/s per GPU                      |
 | vector_flops                | TPU: 8 x 128 lanes x 4 units x cores x clock (Austin et al. 2025; |
-|                             | v4 and v6e: assumption, the same units); GPU: half of the FP32    |
-|                             | figure of the data sheet, which counts a multiply-add as two      |
+|                             | v4, v6e and TPU7x: assumption, the same units); GPU: half of the  |
+|                             | FP32 figure of the data sheet, which counts a multiply-add as two |
 | tile                        | TPU: side of the matrix unit; GPU: 64, assumption                 |
 | usable_hbm                  | TPU: limit of the compiler, from messages of libtpu 0.0.42;       |
 |                             | GPU: 0.95 of the memory, assumption                               |
+| clock                       | TPU7x: the peak over that of four matrix units of 256 x 256, with |
+|                             | which libtpu's estimates agree                                    |
 """
 
 from typing import NamedTuple
@@ -30,6 +36,8 @@ class Chip(NamedTuple):
   Attributes:
     device_kinds: substrings of JAX's names for the device.
     peak_flops: dense bfloat16 FLOP/s of the matrix units.
+    fp8_flops: dense float8 FLOP/s of the matrix units; 0: they have no float8. Those of v6e are as
+      fast in bfloat16.
     vector_flops: element operations per second outside the matrix units.
     tile: side of a tile of the matrix unit; products whose sides are not multiples of it leave
       part of the unit idle.
@@ -40,10 +48,12 @@ class Chip(NamedTuple):
     link_bandwidth: bytes per second of one link in one direction.
     dcn_bandwidth: bytes per second per device between slices or nodes.
     clock: cycles per second in the compiler's own estimates; 0: the compiler makes none.
+    devices_per_chip: devices, as JAX counts them, on one chip.
   """
 
   device_kinds: tuple[str, ...]
   peak_flops: float
+  fp8_flops: float
   vector_flops: float
   tile: int
   hbm_bytes: float
@@ -53,23 +63,28 @@ class Chip(NamedTuple):
   link_bandwidth: float
   dcn_bandwidth: float
   clock: float
+  devices_per_chip: int = 1
 
 
 # The first chip with a substring of JAX's name is taken: "TPU v5" is v5p.
 CHIPS = {
-    "h200": Chip(("H200",), 989e12, 33.5e12, 64, 141 * GB, 134 * GB, 4800 * GB,
+    "b200": Chip(("B200",), 2250e12, 4500e12, 37.5e12, 64, 180 * GB, 171 * GB, 7700 * GB,
+                 1, 900 * GB, 50 * GB, 0),
+    "h200": Chip(("H200",), 989e12, 1979e12, 33.5e12, 64, 141 * GB, 134 * GB, 4800 * GB,
                  1, 450 * GB, 50 * GB, 0),
-    "h100": Chip(("H100",), 989e12, 33.5e12, 64, 80 * GB, 76 * GB, 3350 * GB,
+    "h100": Chip(("H100",), 989e12, 1979e12, 33.5e12, 64, 80 * GB, 76 * GB, 3350 * GB,
                  1, 450 * GB, 50 * GB, 0),
-    "a100": Chip(("A100",), 312e12, 9.75e12, 64, 80 * GB, 76 * GB, 2039 * GB,
+    "a100": Chip(("A100",), 312e12, 0, 9.75e12, 64, 80 * GB, 76 * GB, 2039 * GB,
                  1, 300 * GB, 25 * GB, 0),
-    "v6e": Chip(("TPU v6",), 918e12, 7.2e12, 256, 32 * GIB, 31.25 * GIB, 1638 * GB,
+    "tpu7x": Chip(("TPU7x",), 1153.5e12, 2307e12, 9.0e12, 256, 96 * GIB, 94.75 * GIB, 3690 * GB,
+                  6, 50 * GB, 6.25 * GB, 2.2e9, devices_per_chip=2),
+    "v6e": Chip(("TPU v6",), 918e12, 918e12, 7.2e12, 256, 32 * GIB, 31.25 * GIB, 1638 * GB,
                 4, 90 * GB, 12.5 * GB, 1.75e9),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 6.1e12, 128, 16 * GIB, 15.75 * GIB, 819 * GB,
-                4, 45 * GB, 3.125 * GB, 1.5e9),
-    "v5p": Chip(("TPU v5",), 459e12, 14.3e12, 128, 95 * GIB, 95.74 * GIB, 2765 * GB,
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 0, 6.1e12, 128, 16 * GIB, 15.75 * GIB,
+                819 * GB, 4, 45 * GB, 3.125 * GB, 1.5e9),
+    "v5p": Chip(("TPU v5",), 459e12, 0, 14.3e12, 128, 95 * GIB, 95.74 * GIB, 2765 * GB,
                 6, 90 * GB, 6.25 * GB, 1.75e9),
-    "v4": Chip(("TPU v4",), 275e12, 8.6e12, 128, 32 * GIB, 30.75 * GIB, 1228 * GB,
+    "v4": Chip(("TPU v4",), 275e12, 0, 8.6e12, 128, 32 * GIB, 30.75 * GIB, 1228 * GB,
                6, 45 * GB, 6.25 * GB, 1.05e9),
 }
 

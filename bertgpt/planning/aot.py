@@ -111,7 +111,7 @@ class PhasePlan(NamedTuple):
     tokens_per_second: tokens per second, padding included.
     mfu: model FLOPs utilization, analytic FLOPs over peak.
     hours: time of the whole phase.
-    chip_hours: hours times chips.
+    chip_hours: hours times chips; a chip may be several devices.
   """
 
   step: CompiledStep
@@ -335,7 +335,7 @@ def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
       step, fits=step.memory.total <= topology.chip.usable_hbm, step_seconds=seconds,
       tokens_per_second=phase.batch_size * phase.seq_len / seconds,
       mfu=step.analytic_flops / (seconds * chips * topology.chip.peak_flops),
-      hours=hours, chip_hours=hours * chips)
+      hours=hours, chip_hours=hours * chips / topology.chip.devices_per_chip)
 
 
 def remedies(step: CompiledStep, topology: Topology) -> list[str]:

@@ -206,7 +206,8 @@ def parse(text: str) -> HloModule:
     ValueError: an instruction's parentheses do not match.
   """
   module, computation = HloModule(), None
-  for line in text.splitlines():
+  # Metadata of a Pallas kernel may fill lines of its own, in the middle of its instruction.
+  for line in text.replace("={\n", "={").replace("\n}}", "}}").splitlines():
     if header := _HEADER.match(line):
       computation = Computation(header[2], module)
       module.computations[computation.name] = computation

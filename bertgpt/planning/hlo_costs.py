@@ -42,29 +42,75 @@ class Product(NamedTuple):
   Attributes:
     flops: FLOPs of the whole batch; a multiplication and an addition are two.
     m, n, k: sizes of one product.
+    is_fp8: whether it multiplies float8.
   """
 
   flops: float
   m: float
   n: float
   k: float
+  is_fp8: bool = False
 
 
 def product_of(instruction: Instruction) -> Product | None:
   """Returns the matrix products of a plain instruction.
 
   Args:
-    instruction: a dot, a convolution or a call of cuBLAS has some; a fusion itself has none, only
-      its parts.
+    instruction: a dot, a convolution, a call of cuBLAS or cuDNN, and a Pallas kernel that states
+      its cost have some; a fusion itself has none, only its parts.
   Returns:
     The products; None for any other instruction.
   """
-  is_cublas = instruction.opcode == "custom-call" and "__cublas$" in instruction.attributes
-  if instruction.opcode == "dot" or is_cublas:
+  target = call_target(instruction)
+  if instruction.opcode == "dot" or target.startswith("__cublas$"):
     return _dot(instruction)
   if instruction.opcode == "convolution":
     return _convolution(instruction)
-  return None
+  if target.startswith("__cudnn$fmha"):
+    return _cudnn_attention(instruction)
+  flops = stated_cost(instruction, "flops")
+  return Product(flops, _EVEN, _EVEN, _EVEN) if flops else None
+
+
+_EVEN = 2.0**20  # Side of a product that fills the matrix unit, whatever the size of that is.
+
+
+def call_target(instruction: Instruction) -> str:
+  """Returns the name of what a custom call runs; '' for any other instruction."""
+  if instruction.opcode != "custom-call":
+    return ""
+  return instruction.attribute(r'custom_call_target="([^"]*)"') or ""
+
+
+def stated_cost(instruction: Instruction, name: str) -> float:
+  """Returns a number of the cost that the author of a Pallas kernel states; 0 if there is none.
+
+  Args:
+    instruction: any; only calls of TPU kernels state a cost.
+    name: 'flops', 'transcendentals' or 'bytes_accessed'.
+  """
+  if call_target(instruction) != "tpu_custom_call":
+    return 0.0
+  return float(instruction.attribute(rf'"cost_estimate":{{[^}}]*"{name}":"(\d+)"') or 0)
+
+
+def hides_work(instruction: Instruction) -> bool:
+  """Returns whether an instruction is a kernel whose work the text does not show."""
+  is_kernel = re.search(r"tpu_custom_call|triton|mosaic|__cu", call_target(instruction))
+  return bool(is_kernel) and product_of(instruction) is None
+
+
+def _cudnn_attention(instruction: Instruction) -> Product:
+  """Returns the products of flash attention: two forward; backward, which repeats one of them, five
+  (Dao 2023, arXiv:2307.08691). Blocks that a causal mask hides are left out.
+  """
+  tensor = instruction.attribute(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]')
+  rows, heads, queries, keys = map(int, re.findall(r"\d+", tensor))
+  width = instruction.operand_shape(0)[0].size / (rows * heads * queries)
+  number = 5 if "Backward" in call_target(instruction) else 2
+  is_causal = "CAUSAL" in (instruction.attribute(r'"mask_type": ?"(\w*)"') or "")
+  flops = number * 2.0 * rows * heads * queries * keys * width
+  return Product(flops / 2 if is_causal else flops, queries, keys, width)
 
 
 def _dot(instruction: Instruction) -> Product:
@@ -74,7 +120,11 @@ def _dot(instruction: Instruction) -> Product:
   k = math.prod(lhs[d] for d in contracted)
   batches = math.prod(lhs[d] for d in batch)
   m, n = math.prod(lhs) / (k * batches), math.prod(rhs) / (k * batches)
-  return Product(2.0 * batches * m * n * k, m, n, k)
+  return Product(2.0 * batches * m * n * k, m, n, k, _is_fp8(instruction))
+
+
+def _is_fp8(instruction: Instruction) -> bool:
+  return all(instruction.operand_shape(number)[0].bits == 8 for number in (0, 1))
 
 
 def _dimensions(instruction: Instruction, *names: str) -> list[int]:
@@ -127,7 +177,7 @@ def _convolution(instruction: Instruction) -> Product:
   groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
   flops = 2.0 * k * n * m * positions / groups
   places = math.prod(outputs[label] for label in spatial)
-  return Product(flops, m, n, k * max(1.0, positions / places))
+  return Product(flops, m, n, k * max(1.0, positions / places), _is_fp8(instruction))
 
 
 @functools.cache
@@ -149,10 +199,12 @@ def vector_operations(instruction: Instruction) -> float:
   """Returns the element operations of a plain instruction outside the matrix units.
 
   Args:
-    instruction: a fusion itself has none, only its parts.
+    instruction: a fusion itself has none, only its parts; a Pallas kernel may state some.
   Returns:
     Operations; a transcendental function is several (OPERATIONS_PER_ELEMENT).
   """
+  if instruction.opcode == "custom-call":
+    return stated_cost(instruction, "transcendentals") * OPERATIONS_PER_ELEMENT["exponential"]
   if instruction.opcode in NO_ARITHMETIC or instruction.is_start_or_done:
     return 0.0
   if instruction.opcode in ("reduce", "reduce-window") and instruction.operands:
@@ -181,7 +233,8 @@ def hbm_bytes(instruction: Instruction) -> float:
   if instruction.opcode in ("copy-start", "slice-start"):
     return _copied_bytes(instruction)
   read = sum(_read_bytes(instruction, number) for number in range(len(instruction.operands)))
-  return read + _written_bytes(instruction)
+  # A kernel may read its arguments several times.
+  return max(read + _written_bytes(instruction), stated_cost(instruction, "bytes_accessed"))
 
 
 def _copied_bytes(start: Instruction) -> float:

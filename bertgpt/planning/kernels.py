@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from bertgpt.devices import hardware
 from bertgpt.planning.hlo import Instruction
 from bertgpt.planning.work import Work
 
@@ -26,6 +27,7 @@ class Kernel(NamedTuple):
     runs: runs per step.
     work: work of one run, on one device.
     busy: resource -> seconds that it is busy during one run, as `roofline.operation_seconds` says.
+    compiler_seconds: the compiler's own estimate for one run; 0 if it makes none.
   """
 
   name: str
@@ -33,6 +35,7 @@ class Kernel(NamedTuple):
   runs: float
   work: Work
   busy: dict[str, float]
+  compiler_seconds: float = 0.0
 
   @property
   def bound(self) -> str:
@@ -49,18 +52,29 @@ class Kernel(NamedTuple):
     """
     return self.busy[resource] / self.busy[self.bound]
 
+  @property
+  def of_peak(self) -> float:
+    """The share of its peak, as in the data sheet, that the busiest unit reaches in this time.
 
-def make_kernel(instruction: Instruction, runs: float, work: Work,
-                busy: dict[str, float]) -> Kernel:
+    Products that do not fill the matrix unit lower it, as does the time to start.
+    """
+    work, share = self.work, hardware.EFFICIENCY
+    filled = work.matmul_flops / work.padded_flops if work.padded_flops else 0.0
+    return max(self.use("matmul") * filled * share["matmul"],
+               self.use("vector") * share["vector"], self.use("memory") * share["memory"])
+
+
+def make_kernel(instruction: Instruction, runs: float, work: Work, busy: dict[str, float],
+                compiler_seconds: float = 0.0) -> Kernel:
   """Returns the kernel of an instruction.
 
   Args:
     instruction: one that runs as an operation of its own.
-    runs, work, busy: see `Kernel`.
+    runs, work, busy, compiler_seconds: see `Kernel`.
   """
   target = instruction.attribute(r'custom_call_target="([^"]*)"')
   name = target or re.sub(r"[.\d]+$", "", instruction.name)
-  return Kernel(name, source_of(instruction), runs, work, busy)
+  return Kernel(name, source_of(instruction), runs, work, busy, compiler_seconds)
 
 
 def source_of(instruction: Instruction) -> str:
@@ -101,22 +115,32 @@ def show(kernels: Sequence[Kernel], count: int) -> list[str]:
   shown = kernels[:count]
   share = sum(kernel.seconds for kernel in shown) / total if total else 0.0
   lines = [f"  kernels    the {len(shown)} that take longest of {len(kernels):,} kinds: "
-           f"{share:.0%} of the time on the chip",
-           f"  {'ms':>8} {'runs':>6} {'GB':>8} {'GFLOP':>9}  {'bound by':<9} {'matmul':>6} "
-           f"{'memory':>6}  kernel, source"]
-  for kernel in shown:
-    work, runs = kernel.work, kernel.runs
-    lines.append(
-        f"  {kernel.seconds * 1e3:8.3f} {runs:6,.0f} {work.hbm_bytes * runs / 1e9:8.3f} "
-        f"{work.matmul_flops * runs / 1e9:9,.1f}  {kernel.bound:<9} {kernel.use('matmul'):6.0%} "
-        f"{kernel.use('memory'):6.0%}  {kernel.name}, {kernel.source or 'source unknown'}")
-  return lines
+           f"{share:.0%} of the time on the chip; of peak: of the busiest unit's"]
+  if hidden := sum(kernel.runs for kernel in kernels if kernel.work.hidden_kernels):
+    lines.append(f"             {hidden:,.0f} runs are of kernels whose FLOPs the program hides")
+  has_estimates = any(kernel.compiler_seconds for kernel in kernels)
+  compiler = f"{'compiler':>8} " if has_estimates else ""
+  lines.append(f"  {'ms':>8} {compiler}{'runs':>6} {'GB':>8} {'GFLOP':>9}  {'bound by':<9} "
+               f"{'matmul':>6} {'memory':>6} {'of peak':>7}  kernel, source")
+  return lines + [_show_kernel(kernel, has_estimates) for kernel in shown]
+
+
+def _show_kernel(kernel: Kernel, has_estimates: bool) -> str:
+  work, runs = kernel.work, kernel.runs
+  compiler = f"{kernel.compiler_seconds * runs * 1e3:8.3f} " if has_estimates else ""
+  flops = f"{'hidden':>9}" if work.hidden_kernels else f"{work.matmul_flops * runs / 1e9:9,.1f}"
+  return (f"  {kernel.seconds * 1e3:8.3f} {compiler}{runs:6,.0f} "
+          f"{work.hbm_bytes * runs / 1e9:8.3f} {flops}  {kernel.bound:<9} "
+          f"{kernel.use('matmul'):6.0%} {kernel.use('memory'):6.0%} "
+          f"{kernel.of_peak:7.0%}  {kernel.name}, {kernel.source or 'source unknown'}")
 
 
 def to_json(kernel: Kernel) -> dict[str, Any]:
   """Returns a kernel as JSON values; its bytes and FLOPs are those of all runs in a step."""
   return {"name": kernel.name, "source": kernel.source, "runs": kernel.runs,
-          "seconds": kernel.seconds, "bound": kernel.bound,
+          "seconds": kernel.seconds, "compiler_seconds": kernel.compiler_seconds * kernel.runs,
+          "bound": kernel.bound, "of_peak": kernel.of_peak,
+          "hides_flops": kernel.work.hidden_kernels > 0,
           "hbm_bytes": kernel.work.hbm_bytes * kernel.runs,
           "matmul_flops": kernel.work.matmul_flops * kernel.runs,
           "use": {resource: kernel.use(resource) for resource in kernel.busy}}

@@ -127,7 +127,9 @@ def describe(topology: Topology) -> str:
   """
   groups = "nodes" if topology.platform == "cuda" else "slices"
   where = f" in {topology.num_slices} {groups}" if topology.num_slices > 1 else ""
-  return (f"{len(topology.devices)} x {topology.name.split(':')[0]} ({topology.name}){where}, "
+  part = "half a " if topology.chip.devices_per_chip == 2 else ""
+  kind = part + topology.name.split(":")[0]
+  return (f"{len(topology.devices)} x {kind} ({topology.name}){where}, "
           f"{topology.chip.peak_flops / 1e12:g} TFLOP/s and "
           f"{topology.chip.usable_hbm / 2**30:.2f} GiB usable each")
 

@@ -66,7 +66,8 @@ class Roofline(NamedTuple):
 
   Attributes:
     matmul_flops: FLOPs of the program's matrix products, loops in full.
-    hidden_flops: analytic FLOPs in excess of those, assumed to be in custom calls.
+    hidden_flops: analytic FLOPs in excess of those, assumed to be in the kernels whose work the
+      text does not show; 0 if there are none.
     vector_operations: element operations outside the matrix units.
     hbm_bytes: bytes read and written.
     operations: operations that run on their own; each takes time to start.
@@ -104,7 +105,7 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
     text: `compiled.as_text()`.
     network: the machine that runs it.
     analytic_flops: FLOPs of useful work per device. If the program's matrix products have fewer,
-      the rest is assumed to be in operations that the text does not show.
+      and some kernels do not show their work, the rest is assumed to be in these.
   Returns:
     Work and times of one device in one step.
   """
@@ -121,7 +122,7 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
         transfers.add(collective, part, execution, _Span(started, chip_work.seconds))
   transfers.end_all()
   work = chip_work.total
-  hidden = max(0.0, analytic_flops - work.matmul_flops)
+  hidden = max(0.0, analytic_flops - work.matmul_flops) if work.hidden_kernels else 0.0
   return Roofline(work.matmul_flops, hidden, work.vector_operations, work.hbm_bytes,
                   chip_work.operations, transfers.totals(),
                   _seconds_by(chip_work, transfers.exposed_seconds, hidden),
@@ -154,7 +155,9 @@ def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
     Resource -> seconds, at the share of its peak that hardware.EFFICIENCY states.
   """
   share = hardware.EFFICIENCY
-  return {"matmul": work.padded_flops / (chip.peak_flops * share["matmul"]),
+  fp8_peak = chip.fp8_flops or chip.peak_flops  # Emulated if there is none.
+  matmul = (work.padded_flops - work.fp8_flops) / chip.peak_flops + work.fp8_flops / fp8_peak
+  return {"matmul": matmul / share["matmul"],
           "vector": work.vector_operations / (chip.vector_flops * share["vector"]),
           "memory": work.hbm_bytes / (chip.hbm_bandwidth * share["memory"]),
           "start": hardware.KERNEL_SECONDS}
@@ -191,7 +194,8 @@ class _ChipWork:
     self.operations += runs
     self.seconds_by[bound] += busy[bound] * runs
     self.seconds += busy[bound] * runs
-    self.kernels.append(kernels.make_kernel(instruction, runs, work, busy))
+    compiler = work.compiler_cycles / self.chip.clock if self.chip.clock else 0.0
+    self.kernels.append(kernels.make_kernel(instruction, runs, work, busy, compiler))
 
 
 # ------------------------------------------------------------------ network

@@ -1,9 +1,11 @@
-"""Other ways to run the same phase, ranked: micro-batches, remat, mesh, unrolling of the scan.
+"""Other ways to run the same phase, ranked: micro-batches, remat, mesh, and what the program is
+made of: kernel of attention, unrolling of the loop over layers, chunks of the output layer.
 
 All variants train the same model on the same batches. A crude formula picks the few variants that
 are worth compiling; they are compiled and predicted like the plan itself.
 """
 
+import collections
 import concurrent.futures
 import functools
 import itertools
@@ -14,8 +16,9 @@ from typing import Any, NamedTuple
 import tqdm
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, layer_loop, recipes
+from bertgpt.config import ConfigDict, attention_kernels, layer_loop, recipes
 from bertgpt.devices import hardware
+from bertgpt.models import cross_entropy
 from bertgpt.planning import aot
 from bertgpt.planning.aot import CompiledStep, PhasePlan
 from bertgpt.planning.topologies import Topology
@@ -29,6 +32,11 @@ RECOMPUTED_SHARE = {"none": 0.0, "dots": 0.1, "full": 0.33}
 # (width, mlp_dim, heads x length). Read off compiled programs (assumption).
 SAVED_BYTES = {"none": (28, 12, 9), "dots": (12, 2, 0), "full": (2, 0, 0)}
 OPERATIONS_PER_LAYER = 250  # Forward and backward, on TPU.
+# Bytes that the plain layer of attention moves per query and key, both passes, and that a fused one
+# does not (read off compiled programs, assumption).
+WEIGHT_BYTES = 24
+LOSS_CHUNKS = (0, -1, 1024, 4096)  # Values of objective.loss_chunk.
+PROGRAM_FIELDS = ("model.attention", "model.scan_unroll", "objective.loss_chunk")
 
 
 class Variant(NamedTuple):
@@ -88,28 +96,81 @@ def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
     config is not among them.
   """
   state_bytes = sum(step.state_bytes) * step.config.mesh.fsdp * step.config.mesh.tensor
-  timed = []
-  for overrides, config in make_variants(step.config, step.phase_index, len(topology.devices)):
+  timed, kinds = [], collections.Counter()
+  for overrides, config in make_variants(step.config, step.phase_index,
+                                         *aot.devices_of(topology)):
     if estimate_bytes(config, step.phase_index, state_bytes, topology) < topology.chip.usable_hbm:
       seconds = estimate_seconds(config, step, state_bytes, topology)
       timed.append((seconds, overrides, config))
   timed.sort(key=lambda item: item[:2])
-  return [Variant(overrides, config) for _, overrides, config in timed[:MAX_COMPILATIONS]]
+  # The formula cannot rank kinds of programs, so the best of every kind come before the others.
+  ranked = []
+  for seconds, overrides, config in timed:
+    kind = tuple(o for o in overrides if is_program_choice(o))
+    ranked.append((kinds[kind], seconds, overrides, config))
+    kinds[kind] += 1
+  chosen = sorted(ranked, key=lambda item: item[:3])[:MAX_COMPILATIONS]
+  return [Variant(overrides, config) for *_, overrides, config in
+          sorted(chosen, key=lambda item: item[1:3])]
 
 
-def make_variants(config: ConfigDict, phase_index: int, chips: int) -> Iterator[Variant]:
+def is_program_choice(override: str) -> bool:
+  """Returns whether an override is one of `PROGRAM_FIELDS`."""
+  return override.partition("=")[0].removeprefix("--config.") in PROGRAM_FIELDS
+
+
+def program_choices(config: ConfigDict, phase_index: int, platform: str) -> dict[str, list[Any]]:
+  """Returns the values of `PROGRAM_FIELDS` that make a program of their own on a platform.
+
+  Args:
+    config: the run's config; its own values are among the choices.
+    phase_index: number of the phase to vary.
+    platform: 'gpu' or 'tpu'.
+  """
+  model, layer = config.model, attention_layer(config, phase_index, platform)
+  kernels = {attention_kernels.choose(name, layer)[0]: name
+             for name in ("xla", *attention_kernels.FUSED, model.attention)
+             if name in ("xla", model.attention) or not attention_kernels.obstacles(name, layer)}
+  loops = {layer_loop.choose(value, platform, model.num_layers)[0]: value
+           for value in (0, 1, 2, layer_loop.AUTO, model.scan_unroll)}
+  chunks = {0} | {chunk for chunk in LOSS_CHUNKS if chunk < predictions(config, phase_index, 1)}
+  return dict(zip(PROGRAM_FIELDS, (
+      [*kernels.values()], [*loops.values()],
+      sorted(chunks | {config.objective.loss_chunk})), strict=True))
+
+
+def attention_layer(config: ConfigDict, phase_index: int, platform: str) -> attention_kernels.Layer:
+  """Returns the attention of a phase, as `attention_kernels` sees it."""
+  model, phase = config.model, config.phases[phase_index]
+  return attention_kernels.Layer(platform, model.dtype, phase.seq_len,
+                                 model.width // model.num_heads, model.attention_dropout)
+
+
+def predictions(config: ConfigDict, phase_index: int, replicas: float) -> float:
+  """Returns the positions per micro-batch and replica whose logits are computed."""
+  phase = config.phases[phase_index]
+  return (phase.batch_size / phase.micro_batches * phase.seq_len / replicas
+          * config_lib.predicted_share(config, phase))
+
+
+def make_variants(config: ConfigDict, phase_index: int, chips: int,
+                  platform: str) -> Iterator[Variant]:
   """Yields every valid variant that differs from a config.
 
   Args:
     config: the run's config.
     phase_index: number of the phase to vary.
     chips: number of chips of the machine; meshes that do not fit it are left out.
+    platform: 'gpu' or 'tpu'.
   """
   powers = [2**i for i in range(chips.bit_length()) if 2**i <= chips]
+  rows = config.phases[phase_index].batch_size
+  pieces = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32) if rows % n == 0]
   choices: dict[str, list[Any]] = {
-      f"phases[{phase_index}].micro_batches": [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32],
-      "model.remat": list(RECOMPUTED_SHARE), "model.scan_unroll": [layer_loop.AUTO, 2],
-      "mesh.fsdp": powers[:6], "mesh.tensor": powers[:3]}
+      f"phases[{phase_index}].micro_batches": pieces,
+      "model.remat": list(RECOMPUTED_SHARE),
+      "mesh.fsdp": powers[:6], "mesh.tensor": powers[:3],
+      **program_choices(config, phase_index, platform)}
   given = dict(config_lib.leaves(config))
   for values in itertools.product(*choices.values()):
     changes = {field: value for field, value in zip(choices, values, strict=True)
@@ -117,7 +178,7 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int) -> Iterator[
     if given["mesh.data"] > 0 and changes.keys() & {"mesh.fsdp", "mesh.tensor"}:
       changes["mesh.data"] = -1
     changed = with_fields(config, changes)
-    if changes and not config_lib.find_problems(changed, chips):
+    if changes and not config_lib.find_problems(changed, chips, platform):
       overrides = tuple(f"--config.{field}={value}" for field, value in changes.items())
       yield Variant(overrides, changed)
 
@@ -153,12 +214,17 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
   m, phase, mesh = config.model, config.phases[phase_index], config.mesh
   chips = len(topology.devices)
   tokens = phase.batch_size / phase.micro_batches * phase.seq_len / (chips / mesh.tensor)
-  sizes = (m.width, m.mlp_dim, m.num_heads * phase.seq_len)
+  weights = 0 if is_fused(config, phase_index, topology) else m.num_heads * phase.seq_len
+  sizes = (m.width, m.mlp_dim, weights)
   saved = sum(factor * size for factor, size in zip(SAVED_BYTES[m.remat], sizes, strict=True))
   working = sum(factor * size for factor, size in zip(SAVED_BYTES["none"], sizes, strict=True))
-  predicted = config_lib.predicted_share(config, phase)
   activations = tokens / mesh.tensor * (m.num_layers * saved + working)
-  logits = tokens / mesh.tensor * predicted * 8 * m.vocab_size
+  logits = predictions(config, phase_index, chips / mesh.tensor) * 8 * m.vocab_size / mesh.tensor
+  chunk = config.objective.loss_chunk
+  if chunk == 0:
+    logits = min(logits, 2 * cross_entropy.CHUNK_BYTES)
+  elif chunk > 0:
+    logits = min(logits, chunk * 8 * m.vocab_size / mesh.tensor)
   return state_bytes * 4 / 3 / (mesh.fsdp * mesh.tensor) + activations + logits
 
 
@@ -180,6 +246,9 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
   compute = (step.analytic_flops / chips * (1 + RECOMPUTED_SHARE[m.remat])
              / (chip.peak_flops * hardware.EFFICIENCY["matmul"] / 2))
   unroll, _ = layer_loop.choose(m.scan_unroll, aot.devices_of(topology)[1], m.num_layers)
+  plain = not is_fused(config, step.phase_index, topology)
+  weights = (plain * WEIGHT_BYTES * phase.batch_size * m.num_heads * phase.seq_len**2
+             * m.num_layers / chips / chip.hbm_bandwidth)
   starts = (phase.micro_batches * m.num_layers * OPERATIONS_PER_LAYER * hardware.KERNEL_SECONDS
             / unroll ** 0.2)
   optimizer = 2 * state_bytes / (mesh.fsdp * mesh.tensor) / chip.hbm_bandwidth
@@ -189,4 +258,10 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
   if mesh.tensor > 1:
     rows = phase.batch_size / (chips / mesh.tensor)
     sent += 16 * m.num_layers * rows * phase.seq_len * m.width
-  return compute + starts + optimizer + sent / (2 * chip.link_bandwidth)
+  return compute + weights + starts + optimizer + sent / (2 * chip.link_bandwidth)
+
+
+def is_fused(config: ConfigDict, phase_index: int, topology: Topology) -> bool:
+  """Returns whether the attention of a phase keeps no array of queries and keys in memory."""
+  layer = attention_layer(config, phase_index, aot.devices_of(topology)[1])
+  return attention_kernels.choose(config.model.attention, layer)[0] != "xla"

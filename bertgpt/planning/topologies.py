@@ -1,7 +1,8 @@
 """Absent machines, found by name: devices to compile for.
 
-  v5e:4x4        16 chips of one TPU slice; v4 and v5p have three sides: v5p:2x2x4
+  v5e:4x4        16 chips of one TPU slice; v4, v5p and tpu7x have three sides: v5p:2x2x4
   v5e:16x16:2    two such slices, joined by the data-center network
+  tpu7x:2x2x1    four chips of TPU7x (Ironwood), which are eight devices
   h100:8         one node of eight GPUs
   h200:2x8       two nodes of eight
 
@@ -89,7 +90,7 @@ def open_topology(name: str) -> Topology:
   if min(*sides, num_slices) < 1:
     raise ConfigError(f"--topology={name}: every side and the number of slices must be at least 1")
   use_host_for_everything_else()
-  open_kind = _open_tpu if kind.startswith("v") else _open_gpu
+  open_kind = _open_gpu if kind in _GPUS else _open_tpu
   return open_kind(name, sides, num_slices)
 
 
@@ -144,7 +145,8 @@ class _Gpu(NamedTuple):
   """Properties of a GPU that the compiler asks for.
 
   Sources: CUDA C++ programming guide 12, table of compute capabilities; NVIDIA's architecture
-  papers of A100 (2020) and H100 (2022).
+  papers of A100 (2020) and H100 (2022); B200: openxla/xla,
+  xla/backends/gpu/target_config/specs/b200.txtpb (2025).
 
   Attributes:
     cores: multiprocessors.
@@ -167,6 +169,7 @@ class _Gpu(NamedTuple):
 _GPUS = {
     "a100": _Gpu(108, 1.41, 41_943_040, 166_912, 167_936, (8, 0), "NVIDIA A100-SXM4-80GB"),
     "h100": _Gpu(132, 1.98, 52_428_800, 232_448, 233_472, (9, 0), "NVIDIA H100 80GB HBM3"),
+    "b200": _Gpu(148, 1.965, 132_644_864, 232_448, 233_472, (10, 0), "NVIDIA B200"),
     "h200": _Gpu(132, 1.98, 62_914_560, 232_448, 233_472, (9, 0), "NVIDIA H200"),
 }
 
@@ -187,7 +190,7 @@ gpu_device_info {{
   clock_rate_ghz: {gpu.clock}
   device_memory_size: {chip.hbm_bytes:.0f}
   shared_memory_per_block_optin: {gpu.shared_bytes_per_block}
-  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  cuda_compute_capability {{ major: {major} minor: {minor}{extension} }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
 }}
@@ -216,11 +219,13 @@ def target_config(kind: str) -> str:
   """Returns XLA's description of a GPU.
 
   Args:
-    kind: 'a100', 'h100' or 'h200'.
+    kind: 'a100', 'h100', 'h200' or 'b200'.
   Returns:
     A text proto of stream_executor.GpuTargetConfigProto.
   """
   gpu = _GPUS[kind]
   major, minor = gpu.compute_capability
+  # From Hopper on, a program may use instructions of its own architecture only (sm_90a).
+  extension = " feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
   return _TARGET_CONFIG.format(gpu=gpu, chip=hardware.CHIPS[kind], major=major, minor=minor,
-                               fpus=64 if major == 8 else 128)
+                               extension=extension, fpus=64 if major == 8 else 128)

@@ -13,16 +13,20 @@ class Work:
   Attributes:
     matmul_flops: FLOPs of matrix products.
     padded_flops: the same, with the sides of products padded to the size of the matrix unit.
+    fp8_flops: the part of padded_flops that multiplies float8.
     vector_operations: element operations outside the matrix units.
     hbm_bytes: bytes read and written.
     compiler_cycles: the compiler's own estimate; 0 if it makes none.
+    hidden_kernels: kernels whose FLOPs the text does not show.
   """
 
   matmul_flops: float = 0.0
   padded_flops: float = 0.0
+  fp8_flops: float = 0.0
   vector_operations: float = 0.0
   hbm_bytes: float = 0.0
   compiler_cycles: float = 0.0
+  hidden_kernels: float = 0.0
 
   def add(self, other: "Work", runs: float) -> None:
     """Adds other work.
@@ -49,8 +53,10 @@ def work_of(instruction: Instruction, tile: int) -> Work:
   cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
   return Work(sum(product.flops for product in products),
               sum(padded_flops(product, tile) for product in products),
+              sum(padded_flops(product, tile) for product in products if product.is_fp8),
               sum(hlo_costs.vector_operations(part) for part in parts),
-              hlo_costs.hbm_bytes(instruction), float(cycles or 0))
+              hlo_costs.hbm_bytes(instruction), float(cycles or 0),
+              sum(hlo_costs.hides_work(part) for part in parts))
 
 
 def padded_flops(product: hlo_costs.Product, tile: int) -> float:

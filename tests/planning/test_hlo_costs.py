@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from round_chip import program_text
 
 from bertgpt.planning import hlo, hlo_costs
 
@@ -79,7 +80,8 @@ window={size=16x12 stride=15x11 lhs_dilate=16x12}, dim_labels=0b1f_0o1i->01bf
 def test_products_that_tpu_writes_as_dilated_windows():
   module = hlo.parse(ATTENTION_ON_TPU)
   convolution = module.computations["main"].root
-  assert hlo_costs.product_of(convolution) == (2 * 16 * 12 * 128 * 128 * 64, 128, 128, 64)
+  assert hlo_costs.product_of(convolution) [:4] == (
+      2 * 16 * 12 * 128 * 128 * 64, 128, 128, 64)
   # The keys lie in on-chip memory.
   assert moved_bytes(module) == 16 * 128 * 12 * 64 * 2 + 16 * 12 * 128 * 128 * 4
 
@@ -151,3 +153,53 @@ def test_vector_operations_are_near_xlas_count():
                 for execution in hlo.executions(module)
                 for part in execution.instruction.parts())
   np.testing.assert_allclose(counted, compiled.cost_analysis()["flops"], rtol=0.35)
+
+
+# ------------------------------------------------------------------ kernels
+
+
+CUDNN = """  %q = bf16[8,512,12,64]{3,2,1,0} parameter(0)
+  ROOT %a = (bf16[8,12,512,64]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmaxNAME", backend_config={"cudnn_fmha_backend_config": \
+{"fmha_scale": 0.125, "intermediate_tensor_shape": {"element_type": "BF16", "dimensions": \
+["8", "12", "512", "512"], "tuple_shapes": []}, "mask_type": "MASK"}}"""
+
+
+def kernel_of(body):
+  module = hlo.parse(program_text(body))
+  return module.computations[module.entry].root
+
+
+@pytest.mark.parametrize("name, mask, products", [
+    ("", "NO_MASK", 2), ("Backward", "NO_MASK", 5), ("", "CAUSAL", 1),
+    ("Backward", "PADDING_CAUSAL", 2.5)])
+def test_attention_of_cudnn_is_counted(name, mask, products):
+  """A product of scores is 2 FLOPs per row, head, query, key and channel."""
+  found = hlo_costs.product_of(kernel_of(CUDNN.replace("NAME", name).replace("MASK", mask)))
+  assert found.flops == products * 2 * 8 * 12 * 512 * 512 * 64
+  assert (found.m, found.n, found.k) == (512, 512, 64)
+
+
+PALLAS = """  %p = f32[256,256]{1,0} parameter(0)
+  ROOT %k = f32[256,256]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"block": "512"
+}}, metadata={op_name="jit(f)/layers/attention"}, backend_config={"custom_call_config":{COST}}"""
+COST = ('"cost_estimate":{"flops":"123456","transcendentals":"5","bytes_accessed":"7777777",'
+        '"remote_bytes_transferred":"0"}')
+
+
+def test_a_pallas_kernel_states_its_cost():
+  """Its metadata fill lines of their own, as libtpu writes them."""
+  kernel = kernel_of(PALLAS.replace("COST", COST))
+  assert hlo_costs.product_of(kernel).flops == 123456
+  assert hlo_costs.hbm_bytes(kernel) == 7777777 and hlo_costs.vector_operations(kernel) == 30
+  assert not hlo_costs.hides_work(kernel)
+  assert kernel.attribute('op_name="([^"]*)"') == "jit(f)/layers/attention"
+
+
+def test_a_pallas_kernel_that_states_nothing_hides_its_work():
+  kernel = kernel_of(PALLAS.replace("COST", ""))
+  assert hlo_costs.hides_work(kernel) and hlo_costs.product_of(kernel) is None
+  assert hlo_costs.hbm_bytes(kernel) == 2 * 256 * 256 * 4
+  assert not hlo_costs.hides_work(kernel_of(PALLAS.replace("tpu_custom_call", "ConcatBitcast")))

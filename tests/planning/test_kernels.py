@@ -55,6 +55,35 @@ def test_sources_are_paths_of_the_model(path, source):
   assert kernels.source_of(module.computations[module.entry].root) == source
 
 
+def test_the_distance_from_the_peak():
+  """A product of 1,000 on tiles of 128 uses 1,024 of their columns."""
+  text = DOT.replace("f32", "bf16")
+  (kernel,) = analyze(text, chip=CHIP._replace(tile=128, hbm_bandwidth=1e15)).kernels
+  assert kernel.bound == "matmul"
+  assert kernel.of_peak == pytest.approx(SHARE["matmul"] * (1000 / 1024) ** 2)
+  (kernel,) = analyze(DOT).kernels
+  assert kernel.of_peak == SHARE["memory"]
+  (kernel,) = analyze(DOT.replace("1000", "5")).kernels  # Its start takes longest.
+  assert 0 < kernel.of_peak < 0.8
+
+
+def test_the_compilers_estimate_is_a_column_if_there_is_one():
+  text = DOT.replace("rhs_contracting_dims={0}",
+                     'rhs_contracting_dims={0}, backend_config={"estimated_cycles":"500"}')
+  found = analyze(text).kernels
+  assert kernels.show(found, 1)[-1].split()[1] == "0.500"
+  assert kernels.to_json(found[0])["compiler_seconds"] == 500 / CHIP.clock
+  assert "compiler" not in kernels.show(analyze(DOT).kernels, 1)[1]
+
+
+def test_a_kernel_that_hides_its_work_is_said():
+  text = DOT.replace("  ROOT", """  %k = f32[1000,1000]{1,0} custom-call(%p), """
+                     """custom_call_target="tpu_custom_call"\n  ROOT""")
+  lines = kernels.show(analyze(text).kernels, 5)
+  assert "1 runs are of kernels whose FLOPs" in lines[1]
+  assert [line.split()[3] for line in lines[3:]] == ["2.0", "hidden"]
+
+
 def test_the_table_names_the_longest_and_their_share():
   lines = kernels.show(analyze(DOT).kernels, 5)
   assert "the 1 that take longest of 1 kinds: 100%" in lines[0]

@@ -80,10 +80,27 @@ def test_a_collective_in_several_fusions_is_one():
 
 
 def test_work_that_the_text_does_not_show_is_added():
-  roof = roofline.analyze(DOT, NETWORK, analytic_flops=5e9)
+  text = DOT.replace("  ROOT", """  %k = f32[1000,1000]{1,0} custom-call(%p), """
+                     """custom_call_target="tpu_custom_call"\n  ROOT""")
+  roof = roofline.analyze(text, NETWORK, analytic_flops=5e9)
   assert roof.hidden_flops == 3e9
-  assert roof.seconds == pytest.approx(analyze(DOT).seconds + 3e9 / 1e12 / SHARE["matmul"])
-  assert roofline.analyze(DOT, NETWORK, analytic_flops=1e9).hidden_flops == 0
+  assert roof.seconds == pytest.approx(analyze(text).seconds + 3e9 / 1e12 / SHARE["matmul"])
+  assert roofline.analyze(text, NETWORK, analytic_flops=1e9).hidden_flops == 0
+
+
+def test_nothing_is_added_if_the_text_shows_everything():
+  """Blocks of causal attention that a kernel leaves out count by the formula, but do not run."""
+  assert roofline.analyze(DOT, NETWORK, analytic_flops=5e9).hidden_flops == 0
+
+
+def test_float8_runs_at_its_own_peak():
+  text = DOT.replace("%p = f32", "%p = f8e4m3fn")
+  slow = analyze(text, chip=CHIP._replace(peak_flops=1e9, fp8_flops=0))
+  fast = analyze(text, chip=CHIP._replace(peak_flops=1e9, fp8_flops=4e9))
+  assert slow.seconds_by["matmul"] == pytest.approx(2e9 / 1e9 / SHARE["matmul"])
+  assert fast.seconds_by["matmul"] == pytest.approx(slow.seconds_by["matmul"] / 4)
+  plain = analyze(DOT, chip=CHIP._replace(peak_flops=1e9, fp8_flops=4e9))
+  assert plain.seconds_by["matmul"] == pytest.approx(slow.seconds_by["matmul"])
 
 
 def test_the_compilers_own_estimates_are_summed():

@@ -8,7 +8,8 @@ import tiny
 from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
-from bertgpt.config import recipes
+from bertgpt.config import attention_kernels, layer_loop, recipes
+from bertgpt.devices import hardware
 from bertgpt.planning import aot, search, topologies
 
 
@@ -24,16 +25,16 @@ def make_step(config):
 
 def test_variants_train_the_same_on_the_same_machine():
   config = make_config()
-  found = list(search.make_variants(config, 0, 8))
+  found = list(search.make_variants(config, 0, 8, "tpu"))
   fields = {override.split("=")[0].removeprefix("--config.")
             for overrides, _ in found for override in overrides}
   assert fields == {"phases[0].micro_batches", "model.remat", "model.scan_unroll", "mesh.fsdp",
-                    "mesh.tensor"}
+                    "mesh.tensor", "objective.loss_chunk"}  # Splash needs rows of 128 tokens.
   assert len({overrides for overrides, _ in found}) == len(found) > 20
   for _, variant in found:
     assert config_lib.find_problems(variant, 8) == []
     assert variant != config
-  for overrides, variant in found[::20]:  # The overrides that it prints make the same config.
+  for overrides, variant in found[::50]:  # The overrides that it prints make the same config.
     assert recipes.override(config, overrides) == variant
 
 
@@ -41,8 +42,49 @@ def test_a_mesh_of_another_size_is_given_up():
   """A recipe that sets data=8 has to give it up when fsdp grows."""
   config = make_config()
   config.mesh.data = 8
-  for overrides, variant in search.make_variants(config, 0, 8):
+  for overrides, variant in search.make_variants(config, 0, 8, "tpu"):
     assert ("--config.mesh.data=-1" in overrides) == (variant.mesh.fsdp * variant.mesh.tensor > 1)
+
+
+def paper(length=128, **model):
+  """Returns the config of BERT-base with one phase of 256 rows."""
+  config = recipes.load("configs/bert_base.py")
+  config.phases = config.phases[:1]
+  config.phases[0].seq_len = length
+  config.model.update(model)
+  return config
+
+
+@pytest.mark.parametrize("platform, config, kernels", [
+    ("gpu", paper(attention_dropout=0.0), {"xla", "cudnn"}),
+    ("tpu", paper(512, attention_dropout=0.0), {"xla", "splash"}),
+    ("tpu", paper(512, attention_dropout=0.0, attention="splash"), {"xla", "splash"}),
+    ("tpu", paper(attention_dropout=0.0), {"xla", "splash"})])
+def test_every_kernel_that_can_run_is_tried_once(platform, config, kernels):
+  names = search.program_choices(config, 0, platform)["model.attention"]
+  layer = search.attention_layer(config, 0, platform)
+  chosen = [attention_kernels.choose(name, layer)[0] for name in names]
+  assert kernels <= set(chosen) and len(chosen) == len(set(chosen))
+  assert config.model.attention in names or chosen.count(
+      attention_kernels.choose(config.model.attention, layer)[0]) == 1
+
+
+@pytest.mark.parametrize("platform, loops", [("tpu", {1, 2, 12}), ("gpu", {1, 2, 12})])
+def test_every_loop_is_tried_once(platform, loops):
+  values = search.program_choices(paper(), 0, platform)["model.scan_unroll"]
+  chosen = [layer_loop.choose(value, platform, 12)[0] for value in values]
+  assert set(chosen) == loops and len(chosen) == len(loops)
+  assert layer_loop.AUTO in values
+
+
+def test_every_kind_of_program_is_compiled_before_a_second_layout_of_one():
+  config = paper(attention_dropout=0.0)
+  config.mesh.data = 1
+  step = aot.CompiledStep(config, 0, aot.StateBytes(4e8, 8e8), 2e13, None, None, None)
+  topology = topologies.Topology("h200:1", "cuda", hardware.CHIPS["h200"], (), 1, [None])
+  chosen = search.choose_variants(step, topology)
+  kinds = [tuple(filter(search.is_program_choice, overrides)) for overrides, _ in chosen]
+  assert len(set(kinds)) == len(kinds) == search.MAX_COMPILATIONS
 
 
 @pytest.mark.parametrize("lower, higher", [

@@ -1,19 +1,18 @@
 """bertgpt.planning.topologies: names of machines, and errors for machines that do not exist."""
 
-import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
+from collections import Counter
 
+import jax
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from bertgpt.errors import ConfigError
-from bertgpt.planning import topologies
+from bertgpt.planning import collectives, roofline, topologies
 from bertgpt.planning.collectives import Place
-
-needs_cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
-                                reason="the CUDA compiler is not installed: jax[cuda12]")
 
 
 @pytest.mark.libtpu
@@ -30,13 +29,62 @@ def test_every_chip_is_one_device_with_its_own_place(name, chips, num_slices):
              for at, side in zip(place.coords, topology.torus, strict=True))
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("name, gpus, nodes", [("h100:8", 8, 1), ("h200:2x8", 16, 2),
-                                               ("a100:1", 1, 1)])
+                                               ("a100:1", 1, 1), ("b200:2x4", 8, 2)])
 def test_gpus_know_their_node(name, gpus, nodes):
   topology = topologies.open_topology(name)
   assert len(topology.devices) == gpus and topology.num_slices == nodes
   assert {topology.place(d) for d in topology.devices} == {Place(i, ()) for i in range(nodes)}
+
+
+@pytest.mark.libtpu
+def test_a_chip_of_tpu7x_is_two_devices():
+  topology = topologies.open_topology("tpu7x:2x2x1")
+  places = Counter(topology.place(device) for device in topology.devices)
+  assert len(places) == 4 and set(places.values()) == {2}
+
+
+def compile_product(name):
+  """Returns the text of a product of two bfloat16 matrices, compiled for the first device."""
+  topology = topologies.open_topology(name)
+  x = jax.ShapeDtypeStruct((512, 512), "bfloat16",
+                           sharding=SingleDeviceSharding(topology.devices[0]))
+  options = topologies.COMPILER_OPTIONS[topology.platform]
+  return topology, jax.jit(lambda x: x @ x).lower(x).compile(options).as_text()
+
+
+def check_product(name):
+  """The roofline of the compiled text has the FLOPs of the formula, on this chip."""
+  topology, text = compile_product(name)
+  network = collectives.Network(topology.chip, [Place(0, ())], topology.torus, {})
+  roof = roofline.analyze(text, network)
+  assert roof.matmul_flops == 2 * 512**3 and roof.seconds > 0
+  assert (roof.compiler_seconds > 0) == (topology.platform == "tpu")
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("name", ["v4:1x1x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1", "tpu7x:1x1x1"])
+def test_every_tpu_is_compiled_for(name):
+  check_product(name)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["a100:1", "h100:1", "h200:1", "b200:1"])
+def test_every_gpu_is_compiled_for(name):
+  check_product(name)
+
+
+@pytest.mark.libtpu
+def test_the_compilers_limits_are_in_the_table():
+  """What libtpu says of a program that is far too large."""
+  for name in ("v5e:1x1", "tpu7x:1x1x1"):
+    topology = topologies.open_topology(name)
+    x = jax.ShapeDtypeStruct((300, 2**30), "bfloat16",
+                             sharding=SingleDeviceSharding(topology.devices[0]))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as error:
+      jax.jit(lambda x: x + 1).lower(x).compile()
+    assert f"({topology.chip.usable_hbm / 2**30:.2f}G)" in str(error.value)
 
 
 @pytest.mark.parametrize("name, fragment", [
@@ -44,8 +92,8 @@ def test_gpus_know_their_node(name, gpus, nodes):
     ("v5e:4xy", "'4xy' is not a shape"), ("v5e:4x4:2:3", "is not a shape"),
     ("v5e:3x3", "a slice of v5e has two sides"), ("v5e:4", "two sides"),
     ("v5e:4x4x4", "two sides"), ("v5p:4x4", "three sides"), ("v4:3x4x4", "multiple of 4"),
-    ("v5e:0x1", "at least 1"), ("v5e:4x4:0", "at least 1"), ("h100:9", "up to 8 GPUs"),
-    ("h100:2x2x8", "up to 8 GPUs"), ("h100:8:2", "up to 8 GPUs")])
+    ("tpu7x:2x2", "three sides"), ("v5e:0x1", "at least 1"), ("v5e:4x4:0", "at least 1"),
+    ("h100:9", "up to 8 GPUs"), ("h100:2x2x8", "up to 8 GPUs"), ("h100:8:2", "up to 8 GPUs")])
 def test_what_is_no_machine_is_one_line(name, fragment):
   with pytest.raises(ConfigError) as error:
     topologies.open_topology(name)
