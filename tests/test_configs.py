@@ -36,7 +36,7 @@ def test_the_promised_recipes_are_there():
   assert set(RECIPES) >= {
       "demo", "demo_gpt", "wiki_mini", "bert_tiny", "bert_mini", "bert_small", "bert_medium",
       "bert_base", "bert_large", "bert_large_lamb", "gpt1", "gpt2_small", "gpt2_medium",
-      "gpt2_large", "gpt2_xl"}
+      "gpt2_large", "gpt2_xl", "roberta_base", "roberta_large", "roberta_mini"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -129,6 +129,20 @@ def test_bert_paper_run():
   assert second.learning_rate_rule == "continuous"
   assert (first.learning_rate, first.warmup_steps, first.schedule) == (1e-4, 10_000, "linear")
   assert config.tokenizer.vocab_size == 30_522
+
+
+@pytest.mark.parametrize("name, peak, warmup", [
+    ("roberta_base", 6e-4, 24_000), ("roberta_large", 4e-4, 30_000)])
+def test_roberta_paper_run(name, peak, warmup):
+  """Liu et al. 2019, table 9: 500k steps of 8,192 rows of 512 tokens."""
+  config = load(name)
+  (p,) = config.phases
+  assert (p.steps, p.batch_size, p.seq_len) == (500_000, 8_192, 512)
+  assert (p.learning_rate, p.warmup_steps, p.warmup_rule) == (peak, warmup, "before")
+  assert config_lib.max_predictions(config, p) == 77  # 76.8, rounded by chance.
+  optimizer = config.optimizer
+  assert (optimizer.b1, optimizer.b2, optimizer.epsilon) == (0.9, 0.98, 1e-6)
+  assert (optimizer.weight_decay, optimizer.decay_rule, optimizer.clip_norm) == (0.01, "all", 0.0)
 
 
 def test_nvidia_lamb_run():

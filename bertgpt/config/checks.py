@@ -32,6 +32,7 @@ AT_LEAST = {
     "system.hang_timeout_minutes": 0, "mesh.fsdp": 1, "mesh.tensor": 1,
 }
 FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
+             "data.max_unused",
              "objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random")
 BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
              "optimizer.momentum")

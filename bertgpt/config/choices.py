@@ -7,6 +7,8 @@ The two halves of an objective are in `bertgpt/data/batches/ROWS.py` and
 `bertgpt/training/objectives/NAME.py`; an optimizer is in `bertgpt/training/optimizers/NAME.py`.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -31,19 +33,24 @@ class Objective(NamedTuple):
 
 
 _MASKS = frozenset({
-    "objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random",
-    "objective.whole_words", "objective.ngram", "objective.bias_init"})
+    "objective.mask_prob", "objective.mask_rule", "objective.replace_with_mask",
+    "objective.replace_with_random", "objective.whole_words", "objective.ngram",
+    "objective.bias_init"})
 _PAIRS = frozenset({"data.short_sequence_prob", "data.max_sequences"})
 
 OBJECTIVES = {
     "mlm_nsp": Objective("pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS | {"data.random_next_prob"}),
-    "mlm": Objective("sentences", ("cls", "sep", "mask"), "mlm_loss", False, False, _MASKS),
+    "mlm": Objective("sentences", ("cls", "sep", "mask"), "mlm_loss", False, False,
+                     _MASKS | {"data.max_unused"}),
     "mlm_sop": Objective("ordered_pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
                         frozenset({"data.isolate_documents"})),
 }
+
+# Rule for the tokens that are predicted -> (expected number in a full row -> slots that it needs).
+MASK_RULES: dict[str, Callable[[float], int]] = {"bert": round, "fairseq": math.ceil}
 
 _ADAM = frozenset({"optimizer.b1", "optimizer.b2", "optimizer.epsilon"})
 
@@ -51,6 +58,7 @@ _ADAM = frozenset({"optimizer.b1", "optimizer.b2", "optimizer.epsilon"})
 OPTIMIZERS = {
     "bert_adamw": _ADAM,
     "adamw": _ADAM,
+    "fairseq_adamw": _ADAM,
     "lamb": _ADAM,
     "nvlamb": _ADAM,
     "albert_lamb": _ADAM,
@@ -60,8 +68,8 @@ OPTIMIZERS = {
 
 # Name -> fields of a phase that this schedule reads, but some other schedule does not.
 SCHEDULES = {
-    "linear": frozenset({"end_fraction"}),
-    "polynomial": frozenset({"end_fraction", "power"}),
+    "linear": frozenset({"end_fraction", "warmup_rule"}),
+    "polynomial": frozenset({"end_fraction", "power", "warmup_rule"}),
     "cosine": frozenset({"end_fraction"}),
     "constant": frozenset(),
     "wsd": frozenset({"end_fraction", "power", "decay_fraction"}),
@@ -69,8 +77,8 @@ SCHEDULES = {
 
 # Fields that determine the curve of a phase's learning rates. A phase that continues the curve of
 # the phase before does not read them.
-CURVE = ("learning_rate", "schedule", "warmup_steps", "warmup_fraction", "end_fraction", "power",
-         "decay_fraction")
+CURVE = ("learning_rate", "schedule", "warmup_steps", "warmup_fraction", "warmup_rule",
+         "end_fraction", "power", "decay_fraction")
 
 # Values that, like the default, are accepted for a field that is not read.
 UNUSED = {"model.num_segments": 0, "data.random_next_prob": 0.0, "data.short_sequence_prob": 0.0,

@@ -5,7 +5,9 @@ The records of the families define the sizes; this module has the names that rec
 
 from bertgpt.config.families import bert, gpt
 
-BERT = bert.PRESETS
+BERT = {name: fields for name, fields in bert.PRESETS.items() if not name.startswith("roberta_")}
+ROBERTA = {name.removeprefix("roberta_"): fields for name, fields in bert.PRESETS.items()
+           if name.startswith("roberta_")}
 GPT1 = gpt.PRESETS["gpt1"]
 GPT2 = {name.removeprefix("gpt2_"): fields for name, fields in gpt.PRESETS.items()
         if name.startswith("gpt2_")}

@@ -29,13 +29,16 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("hash", "threefry", "rbg"),
     "objective.name": tuple(choices.OBJECTIVES),
+    "objective.mask_rule": tuple(choices.MASK_RULES),
     "objective.bias_init": ("zeros", "frequencies"),
     "optimizer.name": tuple(choices.OPTIMIZERS),
+    "optimizer.decay_rule": ("weights", "all"),
     "system.xla_options": ("auto", "none", *compiler_options.SETS),
 }
 PHASE_CHOICES = {
     "schedule": tuple(choices.SCHEDULES),
     "learning_rate_rule": ("continuous", "restart"),
+    "warmup_rule": ("replace", "before", "multiply"),
 }
 
 
@@ -59,6 +62,9 @@ def phase(**overrides: Any) -> ConfigDict:
   fields.schedule = "linear"               # linear | polynomial | cosine | constant | wsd
   fields.warmup_steps = 0                  # steps of linear warm-up from 0; 0: none
   fields.warmup_fraction = 0.0             # warm-up as a share of the curve's steps; 0: none
+  # linear, polynomial: warm-up replaces the beginning of the decay (BERT), comes before it
+  # (RoBERTa), or multiplies it (ELECTRA): replace | before | multiply.
+  fields.warmup_rule = "replace"
   fields.end_fraction = 0.0                # learning rate at the end, as a share of the peak
   # polynomial: exponent. wsd: the decay is 1 - t ** power (1: linear, 0.5: 1-sqrt).
   fields.power = 1.0
@@ -98,6 +104,9 @@ def base() -> ConfigDict:
   # BERT: share of pairs whose second part comes from another document.
   data.random_next_prob = 0.5
   data.isolate_documents = False           # GPT: no attention across the documents of a row
+  # mlm with packing: a sentence is cut if more than this share of its row would stay unused. 1:
+  # only sentences longer than a row are cut (RoBERTa).
+  data.max_unused = 1 / 16
 
   config.tokenizer = tokenizer = ConfigDict()
   # Kind that is trained: sentencepiece | wordpiece | bpe (byte-level). With `path` or `data.corpus`
@@ -153,6 +162,9 @@ def base() -> ConfigDict:
   config.objective = objective = ConfigDict()
   objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | causal
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
+  # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
+  # rounded by chance, and random tokens are never special).
+  objective.mask_rule = "bert"
   objective.replace_with_mask = 0.8        # share of the predicted tokens shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
   objective.whole_words = False            # whether whole words are masked, not single pieces
@@ -164,12 +176,14 @@ def base() -> ConfigDict:
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
-  # bert_adamw | adamw | lamb | nvlamb | albert_lamb | adafactor | muon
+  # bert_adamw | adamw | fairseq_adamw | lamb | nvlamb | albert_lamb | adafactor | muon
   optimizer.name = "bert_adamw"
   optimizer.b1 = 0.9
   optimizer.b2 = 0.999
   optimizer.epsilon = 1e-6
-  optimizer.weight_decay = 0.01            # not on biases and LayerNorm
+  optimizer.weight_decay = 0.01
+  # Parameters that decay: weights (all but biases and LayerNorm) | all (RoBERTa).
+  optimizer.decay_rule = "weights"
   optimizer.clip_norm = 1.0                # maximum norm of the global gradient; 0: no limit
   optimizer.momentum = 0.95                # muon
 
@@ -271,7 +285,8 @@ def max_predictions(config: ConfigDict, p: ConfigDict) -> int:
     config: whole config.
     p: one of its phases.
   """
-  return p.max_predictions or max(1, round(p.seq_len * config.objective.mask_prob))
+  count = round(p.seq_len * config.objective.mask_prob, 6)  # 7 for 100 x 0.07, not a little more.
+  return p.max_predictions or max(1, choices.MASK_RULES[config.objective.mask_rule](count))
 
 
 def predicted_share(config: ConfigDict, p: ConfigDict) -> float:

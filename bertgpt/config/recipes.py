@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,8 @@ FORMER_NAMES = {
 # Fields that version 0.1 did not have. A config.json without them gets the defaults, with which
 # the model is the same as before.
 ADDED_FIELDS = {"model.embedding_width", "model.layer_groups", "objective.ngram", "dtype",
-                "checkpoint.every_steps", "checkpoint.every_minutes"}
+                "checkpoint.every_steps", "checkpoint.every_minutes", "data.max_unused",
+                "objective.mask_rule", "optimizer.decay_rule", "phases.warmup_rule"}
 
 
 # ----------------------------------------------------------------- loading
@@ -258,7 +260,9 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   problems = []
   fields = dict(leaves(config))
   values = dict(_plain_leaves(stored))
-  for field in fields.keys() - values.keys() - ADDED_FIELDS:
+  for field in fields.keys() - values.keys():
+    if re.sub(r"\[\d+\]", "", field) in ADDED_FIELDS:
+      continue
     problems.append(f"config.json lacks the field {field}")
   for field in values.keys() - fields.keys():
     problems.append(f"config.json has the unknown field {field}")

@@ -31,8 +31,10 @@ class RateCurve:
 
 
 def _linear(step, curve):
+  start = curve.warmup if curve.phase.warmup_rule == "before" else 0
   # The difference is taken in integers: in float32, 1 - 999_999 / 1e6 is 1% off.
-  return jnp.maximum(curve.steps - step, 0) / curve.steps
+  left = jnp.maximum(curve.steps - step, 0) / max(curve.steps - start, 1)
+  return jnp.minimum(left, 1)
 
 
 def _cosine(step, curve):
@@ -66,13 +68,21 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
   Warm-up is peak * step / warmup. After it, with e = `end_fraction`, the rate is
   peak * (e + (1 - e) * d), where d falls from 1 to 0:
 
-  * linear: 1 - step / steps, counted from step 0 and not from the end of the warm-up, as in
-    BERT: at the end of the warm-up the rate drops to peak * (1 - warmup / steps);
+  * linear: 1 - step / steps, or with another `warmup_rule` as below;
   * polynomial: the same to the power `power` (NVIDIA's PolyWarmUpScheduler: 0.5);
   * cosine: half a cosine from the end of the warm-up, as in nanoGPT;
   * constant: d = 1 throughout;
   * wsd: 1, and over the last `decay_fraction` of the steps 1 - t ** `power`, where t goes
     from 0 to 1: power 1 is linear, power 0.5 the "1-sqrt" shape.
+
+  How the linear and the polynomial curve begin is the `warmup_rule`:
+
+  * replace: they are counted from step 0, also during the warm-up, as in BERT: at the end of the
+    warm-up the rate drops to peak * (1 - warmup / steps);
+  * before: they are counted from the end of the warm-up, as in RoBERTa: (steps - step) / (steps -
+    warmup). Only the first update differs from fairseq, whose rate is peak / warmup, not 0;
+  * multiply: the rate is the product of the curve, counted from step 0, and min(1, step / warmup),
+    as in ELECTRA.
 
   A phase with the rule `continuous` extends the curve of the phase before it, whose peak, shape
   and warm-up apply to both; a `restart` phase starts a curve at its own step 0. After the last
@@ -85,6 +95,8 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 
   References:
     google-research/bert, optimization.py, 2018
+    facebookresearch/fairseq, optim/lr_scheduler/polynomial_decay_schedule.py, 2019 (before)
+    google-research/electra, model/optimization.py, 2020 (multiply)
     NVIDIA, DeepLearningExamples, PyTorch/LanguageModeling/BERT/schedulers.py, 2021
     Hu et al., MiniCPM, 2024, https://arxiv.org/abs/2404.06395 (WSD)
     Haegele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training
@@ -144,5 +156,7 @@ def _rate(step, curve):
   left = SCHEDULES[phase.schedule](step, curve)
   share = phase.end_fraction + (1 - phase.end_fraction) * left
   if curve.warmup:
-    share = jnp.where(step < curve.warmup, step / curve.warmup, share)
+    warm = step / curve.warmup
+    multiplies = phase.warmup_rule == "multiply"
+    share = jnp.where(step < curve.warmup, warm * share if multiplies else warm, share)
   return phase.learning_rate * jnp.broadcast_to(share, step.shape)

@@ -14,6 +14,8 @@ from bertgpt.finetuning import tasks
 from bertgpt.finetuning.tasks import rows
 from bertgpt.models import layers
 from bertgpt.training import schedules
+from bertgpt.training.objectives import masking
+from bertgpt.training.optimizers import transforms
 
 REGISTRIES = {
     "tokenizer.kind": tokenizers.KINDS,
@@ -22,7 +24,9 @@ REGISTRIES = {
     "model.remat": layers.REMAT_POLICIES,
     "model.attention": ["auto", "xla", *attention_kernels.FUSED],
     "objective.name": choices.OBJECTIVES,
+    "objective.mask_rule": masking.MASK_RULES,
     "optimizer.name": choices.OPTIMIZERS,
+    "optimizer.decay_rule": transforms.DECAY_RULES,
     "system.xla_options": ["auto", "none", *compiler_options.SETS],
 }
 

@@ -40,6 +40,16 @@ def test_bert_has_the_published_number_of_parameters(name, vocab_size, count):
   assert bert_parameters(presets.BERT[name], vocab_size) == count
 
 
+@pytest.mark.parametrize("name, count", [("base", 124_697_433), ("large", 355_412_057)])
+def test_roberta_has_the_number_of_parameters_of_its_masked_lm_in_transformers(name, count):
+  """With 514 rows of positions, one segment and no pooler; the head is tied to the table."""
+  size = presets.ROBERTA[name]
+  d = size["width"]
+  theirs = size | {"max_positions": size["max_positions"] + 2, "num_segments": 1}
+  head = d * d + d + 2 * d + 50_265
+  assert bert_parameters(theirs, 50_265) - (d * d + d) + head == count
+
+
 @pytest.mark.parametrize("name, count", [
     ("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080),
     ("xl", 1_557_611_200),
@@ -53,6 +63,7 @@ def test_gpt1_has_the_published_number_of_parameters():
 
 
 SIZES = {**{f"BERT {name}": size for name, size in presets.BERT.items()}, "GPT-1": presets.GPT1,
+         **{f"RoBERTa {name}": size for name, size in presets.ROBERTA.items()},
          **{f"GPT-2 {name}": size for name, size in presets.GPT2.items()}}
 
 

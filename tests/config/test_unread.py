@@ -19,6 +19,7 @@ def make_config(objective="mlm_nsp", **overrides):
     ("causal", "objective.whole_words", True),
     ("causal", "objective.mask_prob", 0.3),
     ("causal", "objective.bias_init", "frequencies"),
+    ("causal", "objective.mask_rule", "fairseq"),
     ("causal", "data.random_next_prob", 0.3),
     ("causal", "data.short_sequence_prob", 0.2),
     ("causal", "model.num_segments", 3),
@@ -28,6 +29,7 @@ def make_config(objective="mlm_nsp", **overrides):
     ("mlm", "data.isolate_documents", True),
     ("mlm", "data.max_sequences", 3),
     ("mlm_nsp", "data.isolate_documents", True),
+    ("mlm_nsp", "data.max_unused", 0.5),
     ("mlm_nsp", "optimizer.momentum", 0.9),
     ("mlm_nsp", "phases[0].power", 0.5),
     ("mlm_nsp", "phases[0].decay_fraction", 0.3),
@@ -51,7 +53,7 @@ def test_defaults_and_the_presets_of_a_family_are_accepted(objective):
 
 @pytest.mark.parametrize("field, value", [
     ("learning_rate", 7.0), ("schedule", "cosine"), ("warmup_steps", 5), ("warmup_fraction", 0.5),
-    ("end_fraction", 0.5), ("power", 0.5), ("decay_fraction", 0.5)])
+    ("warmup_rule", "before"), ("end_fraction", 0.5), ("power", 0.5), ("decay_fraction", 0.5)])
 def test_a_continued_curve_takes_no_fields_of_its_own(field, value):
   config = make_config()
   first = config_lib.phase(learning_rate=1e-3)

@@ -267,17 +267,20 @@ def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
 # -------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("case", ["bert, tanh", "albert, two groups", "gpt2"])
-def test_training_follows_pytorch(case):
+@pytest.mark.parametrize("case, decay_rule", [
+    ("bert, tanh", "weights"), ("roberta", "all"), ("albert, two groups", "weights"),
+    ("gpt2", "weights")])
+def test_training_follows_pytorch(case, decay_rule):
   """AdamW with weight decay by our rules, clipping, warm-up: the loss of every one of 50 steps."""
   theirs = make_theirs(*CASES[case])
   config, params, _ = to_ours(theirs)
-  config.optimizer.update(name="adamw", b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=0.1)
+  config.optimizer.update(name="adamw", b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=0.1,
+                          decay_rule=decay_rule)
   config.phases[0].update(steps=STEPS, learning_rate=3e-3, warmup_steps=10)
   decays = [p for name, p in theirs.named_parameters() if p.ndim == 2]
   others = [p for name, p in theirs.named_parameters() if p.ndim == 1]
   adamw = torch.optim.AdamW([{"params": decays, "weight_decay": 0.1},
-                             {"params": others, "weight_decay": 0.0}],
+                             {"params": others, "weight_decay": 0.1 * (decay_rule == "all")}],
                             betas=(0.9, 0.98), eps=1e-6)
   schedule = schedules.make_schedule(config)
   # The masks are part of the batches: as in the other tests, they are not drawn in the step.

@@ -99,6 +99,36 @@ def test_shares_of_mask_random_and_kept(with_mask, with_random):
     assert abs(random.mean() / VOCAB - 0.5) < 0.02
 
 
+def test_fairseqs_rule_takes_special_tokens_and_rounds_by_chance():
+  """mask_tokens_dataset.py: int(0.15 n + u) of all n positions, and no special token at random."""
+  batch, lengths = make_batch(4000)
+  masked = corrupt(batch, mask_rule="fairseq", replace_with_mask=0.0, replace_with_random=1.0)
+  counts = masked["predict_weights"].sum(1)
+  assert np.all(np.abs(counts - 0.15 * lengths) < 1) and counts.min() == 0
+  is_whole = lengths % 20 == 0
+  np.testing.assert_array_equal(counts[is_whole], 0.15 * lengths[is_whole])
+  rounded_up = (counts > 0.15 * lengths)[~is_whole]
+  chance = (0.15 * lengths % 1)[~is_whole]
+  assert abs(rounded_up.sum() - chance.sum()) < 4 * np.sqrt((chance * (1 - chance)).sum())
+
+  rows, slots = np.nonzero(masked["predict_weights"])
+  positions = masked["predict_positions"][rows, slots]
+  assert (batch["sequence_ids"][rows, positions] > 0).all()
+  is_first = (positions == 0).sum()  # [CLS] is predicted like any other token.
+  assert abs(is_first - 0.15 * len(lengths)) < 4 * np.sqrt(0.15 * 0.85 * len(lengths))
+  shown = masked["tokens"][rows, positions]
+  assert shown.min() == 1 and not np.isin(shown, (PAD, CLS, SEP, MASK)).any()
+  assert abs(shown.mean() / VOCAB - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("seq_len, prob, slots", [(512, 0.15, 77), (128, 0.15, 20), (100, 0.15, 15),
+                                                  (100, 0.07, 7), (64, 0.15, 10)])
+def test_fairseqs_rule_has_slots_for_every_rounding(seq_len, prob, slots):
+  config = make_config(mask_rule="fairseq", mask_prob=prob)
+  config.phases = (config_lib.phase(seq_len=seq_len),)
+  assert config_lib.max_predictions(config, config.phases[0]) == slots
+
+
 def test_every_place_is_as_likely():
   tokens = np.full((4000, LENGTH), 7, np.int32)
   masked = corrupt({"tokens": tokens, "sequence_ids": np.ones_like(tokens)})

@@ -141,7 +141,7 @@ class NumpyOptimizer:
 
   def direction(self, name, p, g):
     o = self.options
-    decay = o.weight_decay * p if is_decayed(name) else 0.0
+    decay = o.weight_decay * p if is_decayed(name) or o.decay_rule == "all" else 0.0
     if o.name == "adafactor":
       return self.factored(name, g) + decay
     if o.name == "muon" and any(part in name for part in MUON_MATRICES):
@@ -157,6 +157,8 @@ class NumpyOptimizer:
     o, t = self.options, self.t
     m = self.m[name] = o.b1 * self.m.get(name, 0.0) + (1 - o.b1) * g
     v = self.v[name] = o.b2 * self.v.get(name, 0.0) + (1 - o.b2) * g ** 2
+    if o.name == "fairseq_adamw":  # fairseq/optim/adam.py: denom, step_size.
+      return m * np.sqrt(1 - o.b2 ** t) / (1 - o.b1 ** t) / (np.sqrt(v) + o.epsilon)
     if o.name not in ("bert_adamw", "albert_lamb"):
       if self.restart_at and t > self.restart_at:
         t -= self.restart_at
@@ -214,6 +216,17 @@ def test_twenty_steps_equal_the_papers_formulas(name, clip_norm):
   expected_params, expected_directions = run_numpy(config)
   assert_same(directions, expected_directions, "last direction")
   assert_same(params, expected_params, "parameters")
+
+
+def test_all_parameters_decay_by_robertas_rule():
+  overrides = dict(decay_rule="all", b2=0.98, epsilon=1e-2, clip_norm=0.0)
+  config = make_config("fairseq_adamw", **overrides)
+  params, _ = run_jax(config)
+  assert_same(params, run_numpy(config)[0], "parameters")
+  others, _ = run_jax(make_config("fairseq_adamw", **(overrides | {"decay_rule": "weights"})))
+  moved = {name for name in params if not np.array_equal(params[name], others[name])}
+  # A bias of zero that decays is still the same after one step, but not after twenty.
+  assert moved == {name for name in params if not is_decayed(name)}
 
 
 @pytest.mark.parametrize("rule, restart_at", [("restart", 8), ("continuous", None)])
@@ -399,6 +412,37 @@ def test_nvidia_lamb_rates():
   np.testing.assert_allclose(rates(phases, 7_038 + steps), expected, rtol=1e-5)
 
 
+def fairseq_rate(num_updates, peak, warmup, total, end=0.0, power=1.0):
+  """polynomial_decay_schedule.py, 2019: the rate after `num_updates` updates."""
+  if num_updates <= warmup:
+    return peak * num_updates / warmup
+  if num_updates >= total:
+    return end
+  left = 1 - (num_updates - warmup) / (total - warmup)
+  return (peak - end) * left ** power + end
+
+
+@pytest.mark.parametrize("fields", [{}, {"end_fraction": 0.1},
+                                    {"schedule": "polynomial", "power": 2.0}])
+def test_roberta_rates(fields):
+  phases = (config_lib.phase(steps=500_000, learning_rate=6e-4, warmup_steps=24_000,
+                             warmup_rule="before", **fields),)
+  at = [0, 1, 12_000, 23_999, 24_000, 24_001, 262_000, 499_999, 500_000, 600_000]
+  end, power = 6e-4 * fields.get("end_fraction", 0.0), fields.get("power", 1.0)
+  expected = [fairseq_rate(step, 6e-4, 24_000, 500_000, end, power) for step in at]
+  np.testing.assert_allclose(rates(phases, at), expected, rtol=1e-5)
+  assert max(expected) == expected[4] == 6e-4
+
+
+def test_electra_rates():
+  """google-research/electra, model/optimization.py: the decay times the share of the warm-up."""
+  phases = (config_lib.phase(steps=1_000_000, learning_rate=5e-4, warmup_steps=10_000,
+                             warmup_rule="multiply"),)
+  at = np.array([0, 1, 5_000, 9_999, 10_000, 500_000, 999_999, 1_000_000])
+  expected = 5e-4 * (1_000_000 - at) / 1e6 * np.minimum(1.0, at / 10_000)
+  np.testing.assert_allclose(rates(phases, at), expected, rtol=1e-6)
+
+
 def test_gpt2_cosine_rates():
   phases = (config_lib.phase(steps=600_000, learning_rate=6e-4, warmup_steps=2_000,
                              schedule="cosine", end_fraction=0.1),)
@@ -446,7 +490,10 @@ def test_continuous_phases_share_one_curve_whatever_their_cut():
 @pytest.mark.parametrize("fields", [
     dict(schedule="cosine", warmup_fraction=1.0), dict(schedule="wsd", decay_fraction=0.0),
     dict(schedule="wsd", decay_fraction=1.0, warmup_steps=10),
-    dict(schedule="polynomial", power=0.5, warmup_steps=50)])
+    dict(schedule="polynomial", power=0.5, warmup_steps=50),
+    dict(warmup_rule="before", warmup_steps=10), dict(warmup_rule="before", warmup_steps=50),
+    dict(warmup_rule="before", warmup_fraction=1.0),
+    dict(warmup_rule="multiply", warmup_steps=50)])
 def test_rates_are_finite_at_the_edges(fields):
   phases = (config_lib.phase(steps=10, learning_rate=1.0, **fields), config_lib.phase(steps=10))
   values = rates(phases, np.arange(25))

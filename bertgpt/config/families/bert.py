@@ -9,8 +9,12 @@ _COMMON = {
     "truncated_init": True, "scale_residual_init": False,
 }
 
+# fairseq models/roberta/model.py, 2019; the epsilon is that of the published models.
+_ROBERTA = _COMMON | {"layer_norm_epsilon": 1e-5, "activation": "gelu_erf", "num_segments": 0,
+                      "truncated_init": False}
+
 # Base and large: Devlin et al. 2018 (arXiv:1810.04805). Other sizes: Turc et al. 2019
-# (arXiv:1908.08962).
+# (arXiv:1908.08962). RoBERTa: Liu et al. 2019 (arXiv:1907.11692).
 PRESETS = {
     "tiny": _COMMON | four_times(2, 128, 2),
     "mini": _COMMON | four_times(4, 256, 4),
@@ -18,6 +22,8 @@ PRESETS = {
     "medium": _COMMON | four_times(8, 512, 8),
     "base": _COMMON | four_times(12, 768, 12),
     "large": _COMMON | four_times(24, 1024, 16),
+    "roberta_base": _ROBERTA | four_times(12, 768, 12),
+    "roberta_large": _ROBERTA | four_times(24, 1024, 16),
 }
 
 

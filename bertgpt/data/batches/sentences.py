@@ -31,27 +31,25 @@ HAS_TARGET = False
 # at most this many tokens keep the loop short.
 SEGMENT_TOKENS = 2**16
 
-# A row ends inside a sentence only if it would otherwise leave more than this share of its tokens
-# unused.
-MAX_UNUSED = 1 / 16
-
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
   """Returns rows of one sequence [CLS] text [SEP], as in RoBERTa (Liu et al. 2019, 1907.11692).
 
   With packing, a row takes sentences across documents until it is full, with a [SEP] between
-  documents; a sentence is cut only if more than MAX_UNUSED of the row would stay empty. Without
-  packing, a row stays in one document and cuts only sentences that are longer than a row.
+  documents; a sentence is cut only if more than `data.max_unused` of the row would stay empty.
+  Without packing, a row stays in one document and cuts only sentences that are longer than a row.
 
   Args:
     texts: documents of the plan.
-    config: whole config, of which `data.packing` is read.
+    config: whole config, of which `data.packing` and `data.max_unused` are read.
     seq_len: tokens per row.
     rng: not used; the rows follow from the texts.
   """
   del rng
   starts = stream_starts(texts)
-  begins, ends = _walk_sentences(texts, starts, seq_len, config.data.packing)
+  max_unused = config.data.max_unused if config.data.packing else 1.0
+  begins, ends = _walk_sentences(texts, starts, seq_len, int(seq_len * max_unused),
+                                 config.data.packing)
   cuts = cut_stream(starts, begins, ends)
   parts = np.zeros(len(cuts.document), PART)
   parts["document"] = texts.documents[cuts.document]
@@ -65,7 +63,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   return Plan(parts, cuts.offsets)
 
 
-def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int,
+def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int, max_unused: int,
                     crosses_documents: bool) -> tuple[np.ndarray, np.ndarray]:
   """Returns (begins, ends) of the rows of `plan` in the stream, int64 [R] each."""
   num_documents = len(texts.documents)
@@ -76,7 +74,6 @@ def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int,
     segments = np.concatenate([segments, starts])
   segments = np.unique(np.append(segments, edges[-1]))
   begin, limit = segments[:-1], segments[1:]
-  max_unused = int(seq_len * MAX_UNUSED) if crosses_documents else seq_len
   rows = []
   while len(begin):
     reach = begin + seq_len - 2

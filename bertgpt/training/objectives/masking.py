@@ -4,7 +4,8 @@ Axes: B rows, L length, K prediction slots per row, V vocabulary, W words per ro
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,26 +63,30 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
     vocabulary: vocabulary of the tokenizer.
   """
   slots_of = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
-  objective = config.objective
+  objective, rule = config.objective, MASK_RULES[config.objective.mask_rule]
   choose = words.choose_words if objective.whole_words else choose_tokens
   if objective.ngram > 1:
     choose = functools.partial(words.choose_ngrams, longest=objective.ngram)
   is_special_V = np.zeros(config_lib.padded_vocab_size(vocabulary.size), bool)
   is_special_V[list(vocabulary.special_ids)] = True
+  is_candidate_V = rule.takes_specials | ~is_special_V
+  drawn_ids = np.flatnonzero(rule.draws_specials | ~is_special_V[:vocabulary.size])
 
   def corrupt(batch, key, row_ids_B):
     tokens_BL = batch["tokens"]
     slots = slots_of[tokens_BL.shape[1]]
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
     keys_B3 = jax.vmap(lambda k: jax.random.split(k, 3))(row_keys_B)
-    is_candidate_BL = (batch["sequence_ids"] > 0) & ~jnp.asarray(is_special_V)[tokens_BL]
-    count_B = count_predictions((batch["sequence_ids"] > 0).sum(1), objective.mask_prob, slots)
+    is_candidate_BL = (batch["sequence_ids"] > 0) & jnp.asarray(is_candidate_V)[tokens_BL]
+    length_B = (batch["sequence_ids"] > 0).sum(1)
+    count_B = rule.draw_count(row_keys_B, length_B, objective.mask_prob, slots)
     continues_BL = words.continues_words(vocabulary, tokens_BL) if objective.whole_words else None
     order_BL, count_B = choose(keys_B3[:, 0], is_candidate_BL, continues_BL, count_B)
     positions_BK = order_BL[:, :slots].astype(jnp.int32)
     weights_BK = (jnp.arange(slots) < count_B[:, None]).astype(jnp.float32)
     targets_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
-    shown_BK = replace_tokens(keys_B3[:, 1], keys_B3[:, 2], targets_BK, objective, vocabulary)
+    shown_BK = replace_tokens(keys_B3[:, 1], keys_B3[:, 2], targets_BK, objective,
+                              vocabulary.mask_id, drawn_ids)
     shown_BK = jnp.where(weights_BK > 0, shown_BK, targets_BK)
     return {**batch, "tokens": _put(tokens_BL, positions_BK, shown_BK),
             "predict_positions": positions_BK, "predict_targets": targets_BK,
@@ -90,19 +95,59 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
   return corrupt
 
 
-def count_predictions(length_B: jax.Array, mask_prob: float, slots: int) -> jax.Array:
+def round_count(keys_B: jax.Array, length_B: jax.Array, mask_prob: float,
+                slots: int) -> jax.Array:
   """Returns the number of tokens to predict in every row, int32 [B].
 
   round(length * mask_prob), at least 1, at most `slots`; 0 in an empty row
   (create_pretraining_data.py, google-research/bert, 2018).
 
   Args:
+    keys_B: not read.
     length_B: int32, tokens per row with [CLS] and [SEP].
     mask_prob: share of these tokens that is predicted.
     slots: prediction slots per row.
   """
+  del keys_B
   count_B = jnp.clip(jnp.round(length_B * mask_prob).astype(jnp.int32), 1, slots)
   return jnp.where(length_B > 0, count_B, 0)
+
+
+def round_count_by_chance(keys_B: jax.Array, length_B: jax.Array, mask_prob: float,
+                          slots: int) -> jax.Array:
+  """Returns the same, but floor(length * mask_prob + u) with u uniform in [0, 1), perhaps 0.
+
+  Args:
+    keys_B: random keys, one per row. For the other arguments, see `round_count`.
+
+  References:
+    facebookresearch/fairseq, data/mask_tokens_dataset.py, 2019
+  """
+  chance_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3)))(keys_B)
+  return jnp.minimum(jnp.floor(length_B * mask_prob + chance_B).astype(jnp.int32), slots)
+
+
+class MaskRule(NamedTuple):
+  """Which tokens are predicted, and which may be shown in their place.
+
+  Attributes:
+    takes_specials: whether special tokens of a sequence are predicted too.
+    draws_specials: whether a random token may be a special one.
+    draw_count: (keys, lengths, `mask_prob`, slots) -> tokens to predict in every row.
+  """
+
+  takes_specials: bool
+  draws_specials: bool
+  draw_count: Callable[[jax.Array, jax.Array, float, int], jax.Array]
+
+
+# Of google-research/bert, create_pretraining_data.py, 2018, and facebookresearch/fairseq,
+# data/mask_tokens_dataset.py, 2019.
+MASK_RULES: Mapping[str, MaskRule] = {
+    "bert": MaskRule(takes_specials=False, draws_specials=True, draw_count=round_count),
+    "fairseq": MaskRule(takes_specials=True, draws_specials=False,
+                        draw_count=round_count_by_chance),
+}
 
 
 def choose_tokens(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: jax.Array | None,
@@ -123,27 +168,29 @@ def choose_tokens(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: j
 
 
 def replace_tokens(kind_keys_B: jax.Array, token_keys_B: jax.Array, targets_BK: jax.Array,
-                   objective: ConfigDict, vocabulary: Vocabulary) -> jax.Array:
+                   objective: ConfigDict, mask_id: int, drawn_ids: np.ndarray) -> jax.Array:
   """Draws the tokens that the model sees in place of the targets.
 
-  A target becomes [MASK] with probability `replace_with_mask`, a uniform id of the whole vocabulary
-  with probability `replace_with_random`, and otherwise stays (Devlin et al. 2018, 3.1).
+  A target becomes [MASK] with probability `replace_with_mask`, a uniform id among `drawn_ids` with
+  probability `replace_with_random`, and otherwise stays (Devlin et al. 2018, 3.1).
 
   Args:
     kind_keys_B, token_keys_B: random keys, one per row.
     targets_BK: int32 ids.
     objective: `config.objective`.
-    vocabulary: vocabulary of the tokenizer.
+    mask_id: id of [MASK].
+    drawn_ids: ids from which random tokens are drawn.
   Returns:
     int32 [B, K].
   """
   slots = targets_BK.shape[1]
-  draw_id = lambda key: jax.random.randint(key, (slots,), 0, vocabulary.size)
+  draw_id = lambda key: jnp.asarray(drawn_ids, jnp.int32)[
+      jax.random.randint(key, (slots,), 0, len(drawn_ids))]
   kind_BK = jax.vmap(lambda key: jax.random.uniform(key, (slots,)))(kind_keys_B)
   random_BK = jax.vmap(draw_id)(token_keys_B)
   with_mask = objective.replace_with_mask
   shown_BK = jnp.where(kind_BK < with_mask + objective.replace_with_random, random_BK, targets_BK)
-  return jnp.where(kind_BK < with_mask, vocabulary.mask_id, shown_BK)
+  return jnp.where(kind_BK < with_mask, mask_id, shown_BK)
 
 
 def _put(tokens_BL, positions_BK, values_BK):

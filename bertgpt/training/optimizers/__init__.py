@@ -6,21 +6,22 @@ direction u; the train step applies the learning rate of its own step counter,
     params <- params - schedule(step) * u,
 
 so weight decay (`+ weight_decay * p` inside u) is decoupled from the gradient. A gradient that
-is not finite is handled by the train step. All optimizers read `optimizer.weight_decay` and
-`clip_norm`:
+is not finite is handled by the train step. All optimizers read `optimizer.weight_decay`,
+`decay_rule`, which says which parameters decay, and `clip_norm`:
 
-| name         | moments                             | decay, trust ratio       | also reads       |
-|--------------|-------------------------------------|--------------------------|------------------|
-| `bert_adamw` | Adam without bias correction        | decay by rule            | b1, b2, epsilon  |
-| `adamw`      | Adam                                | decay by rule            | b1, b2, epsilon  |
-| `lamb`       | Adam                                | decay by rule, ratio all | b1, b2, epsilon  |
-| `nvlamb`     | Adam of the normalized gradient     | both by rule             | b1, b2, epsilon  |
-| `adafactor`  | factored second moment, no first    | decay by rule            |                  |
-| `muon`       | matrices: momentum; the rest: Adam  | decay by rule            | all the above,   |
-|              |                                     |                          | momentum         |
+| name            | moments                            | trust ratio | also reads                |
+|-----------------|------------------------------------|-------------|---------------------------|
+| `bert_adamw`    | Adam without bias correction       |             | b1, b2, epsilon           |
+| `adamw`         | Adam                               |             | b1, b2, epsilon           |
+| `fairseq_adamw` | Adam, epsilon before correction    |             | b1, b2, epsilon           |
+| `lamb`          | Adam                               | all         | b1, b2, epsilon           |
+| `nvlamb`        | Adam of the normalized gradient    | weights     | b1, b2, epsilon           |
+| `albert_lamb`   | Adam without bias correction       | weights     | b1, b2, epsilon           |
+| `adafactor`     | factored second moment, no first   |             |                           |
+| `muon`          | matrices: momentum; the rest: Adam |             | b1, b2, epsilon, momentum |
 
-The table of the family (`models.parameters`) says which parameters decay, which are matrices and
-which are stacked over the layers.
+The table of the family (`models.parameters`) says which parameters are weights (which decay by
+default), which are matrices and which are stacked over the layers.
 
 Every tree of moments copies the parameter tree, so the key path of a moment ends in its
 parameter's path (`1/0/mu/encoder/layers/mlp/up/kernel`) and the moment is sharded like the

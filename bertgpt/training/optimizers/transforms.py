@@ -34,18 +34,28 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
   return label_tree
 
 
+# `optimizer.decay_rule` -> (line of the table -> whether the parameter decays).
+DECAY_RULES: dict[str, Callable[[Param], bool]] = {
+    "weights": lambda param: param.decays,
+    "all": lambda param: True,
+}
+
+
 def add_decay(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   """Returns a transform that adds `optimizer.weight_decay` times the parameters that decay.
 
   Args:
-    config: a whole config.
-    table: table of the parameters, which says which of them decay.
+    config: a whole config; `optimizer.decay_rule` says which of the parameters decay.
+    table: table of the parameters.
   """
-  return optax.add_decayed_weights(config.optimizer.weight_decay, mask=decay_mask(table))
+  rule = DECAY_RULES[config.optimizer.decay_rule]
+  return optax.add_decayed_weights(config.optimizer.weight_decay, mask=label(table, rule))
 
 
 def decay_mask(table: Table) -> Callable[[Any], Any]:
-  """Returns a function from a tree of parameters to a tree of bools: whether each one decays.
+  """Returns a function from a tree of parameters to a tree of bools: which are weights.
+
+  Biases and LayerNorm are not. By default only weights decay, and only they have a trust ratio.
 
   Args:
     table: table of the parameters.
@@ -89,7 +99,8 @@ def per_layer(transform: optax.GradientTransformation,
 
 
 def scale_by_restarted_adam(
-    b1: float, b2: float, epsilon: float, restarts: tuple[int, ...]
+    b1: float, b2: float, epsilon: float, restarts: tuple[int, ...],
+    corrects_epsilon: bool = False
 ) -> optax.GradientTransformation:
   """Returns Adam's direction m / (sqrt(v) + epsilon) with a bias correction that may restart.
 
@@ -100,6 +111,8 @@ def scale_by_restarted_adam(
     b1, b2: decay of the first and the second moment per update.
     epsilon: added to the denominator.
     restarts: numbers of the updates (0-based) with t = 1; empty: no correction at all.
+    corrects_epsilon: whether the correction divides the sum sqrt(v) + epsilon, not only sqrt(v):
+      Kingma and Ba's "epsilon hat".
 
   Returns:
     A transform with the state of `optax.scale_by_adam`.
@@ -127,7 +140,8 @@ def scale_by_restarted_adam(
     mu = optax.tree.update_moment(updates, state.mu, b1, 1)
     nu = optax.tree.update_moment(updates, state.nu, b2, 2)
     c1, c2 = correction(b1, state.count), correction(b2, state.count)
-    directions = jax.tree.map(lambda m, v: m / c1 / (jnp.sqrt(v / c2) + epsilon), mu, nu)
+    added = epsilon / jnp.sqrt(c2) if corrects_epsilon else epsilon
+    directions = jax.tree.map(lambda m, v: m / c1 / (jnp.sqrt(v / c2) + added), mu, nu)
     return directions, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
   return optax.GradientTransformation(init, update)

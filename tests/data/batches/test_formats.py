@@ -337,13 +337,42 @@ def test_an_epoch_of_masked_lm_holds_every_token_once(corpus, seq_len, packing):
 def test_masked_lm_cuts_a_sentence_only_to_fill_a_row(corpus, seq_len):
   ends = set(np.cumsum(corpus.sentence_lengths).tolist())
   starts = np.cumsum(corpus.document_lengths) - corpus.document_lengths
-  for packing, least in ((True, seq_len - int(seq_len / 16)), (False, seq_len)):
-    plan = make_plan(corpus, "mlm", seq_len, data={"packing": packing})
+  for packing, max_unused, least in ((True, 1 / 16, seq_len - int(seq_len / 16)),
+                                     (True, 1.0, seq_len), (False, 1 / 16, seq_len)):
+    plan = make_plan(corpus, "mlm", seq_len, data={"packing": packing, "max_unused": max_unused})
     last = plan.parts[plan.offsets[1:] - 1]
     is_cut = np.array([e not in ends for e in
                        (starts[last["document"]] + last["start"] + last["length"]).tolist()])
     used = last["column"] + last["opens"] + last["length"] + 1
     assert np.all(used[is_cut] >= least)
+
+
+def complete_rows(lengths, room):
+  """Returns the tokens of every row, as fairseq gathers lines with sample_break_mode=complete.
+
+  token_block_utils_fast.pyx, 2019: lines are added while they fit.
+  """
+  rows, size = [], 0
+  for length in lengths:
+    if size and size + length > room:
+      rows.append(size)
+      size = 0
+    size += length
+  return [*rows, size]
+
+
+@pytest.mark.parametrize("seq_len", [33, 128])
+def test_rows_of_whole_sentences_are_those_of_fairseq(seq_len):
+  """In one document, where separators of documents take no room, with sentences that all fit."""
+  lengths = np.random.default_rng(1).integers(1, 31, 900).tolist()
+  corpus = make_corpus([lengths])
+  texts = make_texts(corpus)
+  plan = formats.find(make_config("mlm")).plan(texts, make_config("mlm", max_unused=1.0), seq_len,
+                                               np.random.default_rng(0))
+  rows = plan.parts["length"].tolist()
+  expected = complete_rows(lengths, seq_len - 2)
+  differs = next((i for i, (a, b) in enumerate(zip(rows, expected, strict=False)) if a != b), None)
+  assert rows == expected, differs
 
 
 @every_corpus

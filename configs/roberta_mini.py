@@ -1,0 +1,28 @@
+r"""RoBERTa's rows, masks and decay in the size of `wiki_mini`: half an hour on a small machine.
+
+Command    bertgpt train --config configs/roberta_mini.py --workdir runs/roberta_mini \
+             --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
+Data       As for `wiki_mini`; a byte-level BPE of 8,192 pieces is trained on it.
+Hardware   Two CPU cores.
+Expected   Not yet known.
+Status     Not yet run.
+"""
+
+from bertgpt.config import phase, recipes
+
+
+def get_config():
+  config = recipes.beside(__file__, "wiki_mini")
+  config.data.max_unused = 1.0
+  config.tokenizer.kind = "bpe"
+  config.model.update(layer_norm_epsilon=1e-5, activation="gelu_erf", num_segments=0,
+                      truncated_init=False)
+  config.objective.update(name="mlm", mask_rule="fairseq")
+  config.optimizer.update(b2=0.98, decay_rule="all", clip_norm=0.0)
+  config.phases = (
+      phase(steps=800, seq_len=16, batch_size=128, learning_rate=1.5e-3, schedule="linear",
+            warmup_steps=100, warmup_rule="before", end_fraction=0.8),
+      phase(steps=1_000, seq_len=64, batch_size=32, learning_rate=1.2e-3, schedule="linear",
+            warmup_rule="before"),)
+  config.eval.every_steps = 200
+  return config
