@@ -6,15 +6,22 @@ a config and for the choice when a model is compiled. This module does not impor
 
 from typing import NamedTuple
 
-FUSED = ("cudnn", "splash")  # Every kernel except 'xla'.
+from ml_collections.config_dict import ConfigDict
 
-BEST = {"gpu": "cudnn", "tpu": "splash"}  # Platform -> kernel that 'auto' prefers.
+FUSED = ("cudnn", "splash", "flash")  # Every kernel except 'xla'.
+
+# Platform -> kernels that 'auto' takes, the first that can run and pays off.
+PREFERRED = {"gpu": ("cudnn", "flash"), "tpu": ("splash", "flash")}
 
 # Tokens per row from which 'auto' takes splash. Compiled for TPU v5e, forward and backward pass of
 # a BERT-base attention layer with splash move 0.63 of the bytes of the plain layer in rows of 512
 # tokens, 0.80 in rows of 256 and 0.94 in rows of 128. In short rows, a step of its grid has almost
 # nothing to compute but still takes a few tenths of a microsecond.
 SPLASH_FROM = 256
+
+# Tokens per row up to which a program of flash has all keys of some heads in its memory: on a TPU
+# 16 MB; see flash_tpu.py.
+FLASH_LONGEST = 4096
 
 
 class Layer(NamedTuple):
@@ -27,6 +34,9 @@ class Layer(NamedTuple):
     length: tokens per row.
     head_width: width of one head.
     dropout: share of attention weights dropped; 0: none.
+    dropout_rng: generator of their mask, `config.model.dropout_rng`.
+    has_window: whether a query sees only the keys within some distance.
+    has_order: whether there is a prefix, or an order of prediction; see `attention.Visibility`.
   """
 
   platform: str
@@ -34,6 +44,21 @@ class Layer(NamedTuple):
   length: int
   head_width: int
   dropout: float
+  dropout_rng: str = "hash"
+  has_window: bool = False
+  has_order: bool = False
+
+
+def layer_of(model: ConfigDict, length: int, platform: str) -> Layer:
+  """Returns the attention of a model in training.
+
+  Args:
+    model: `config.model`.
+    length: tokens per row.
+    platform: platform that the program is compiled for; '' if it is not known yet.
+  """
+  return Layer(platform, model.dtype, length, model.width // model.num_heads,
+               model.attention_dropout, model.dropout_rng)
 
 
 def choose(requested: str, layer: Layer) -> tuple[str, str]:
@@ -43,40 +68,69 @@ def choose(requested: str, layer: Layer) -> tuple[str, str]:
   training, but later uses of the model, such as generation, have other lengths.
 
   Args:
-    requested: 'auto', 'xla', 'cudnn' or 'splash'.
+    requested: 'auto', 'xla' or one of `FUSED`.
     layer: the layer.
   """
-  name = BEST.get(layer.platform, "xla") if requested == "auto" else requested
-  if name in FUSED:
-    missing = obstacles(name, layer)
-    if missing:
-      return "xla", f"{name} needs {'; '.join(missing)}"
+  if requested == "xla":
+    return "xla", "model.attention='xla'"
   if requested != "auto":
-    return name, f"model.attention={requested!r}"
+    missing = obstacles(requested, layer)
+    return ("xla", _needs(requested, missing)) if missing else (
+        requested, f"model.attention={requested!r}")
+  reasons = []
+  for name in PREFERRED.get(layer.platform, ()):
+    missing = obstacles(name, layer)
+    reason = _needs(name, missing) if missing else _drawback(name, layer)
+    if not reason:
+      best = "the best that can run" if reasons else "the best"
+      return name, ". ".join([f"{best} on platform {layer.platform!r}", *reasons])
+    reasons.append(reason)
+  return "xla", ". ".join(reasons) or f"the best on platform {layer.platform!r}"
+
+
+def _drawback(name, layer):
+  """Returns why a kernel that can run does not pay off; '' if it does."""
   if name == "splash" and layer.length < SPLASH_FROM:
-    return "xla", f"splash pays off from {SPLASH_FROM} tokens per row"
-  return name, f"the best on platform {layer.platform!r}"
+    return f"splash pays off from {SPLASH_FROM} tokens per row"
+  if name == "flash" and not layer.dropout and not layer.has_window:
+    return "flash pays off with attention dropout or a window"
+  return ""
+
+
+def _needs(name, missing):
+  return f"{name} needs {'; '.join(missing)}"
 
 
 def obstacles(kernel: str, layer: Layer) -> list[str]:
   """Returns the unmet requirements of a kernel in words; [] if it can run.
 
-  The limits are those of `check_is_flash_attention` (cuDNN) and of splash_attention_kernel.py
-  in JAX 0.10 to 0.12. Without a TPU, splash is interpreted on the CPU, for tests.
+  The limits are those of `check_is_flash_attention` (cuDNN), of splash_attention_kernel.py in JAX
+  0.10 to 0.12, and of our flash_attention.py. Without a TPU, splash and flash are interpreted on
+  the CPU, for tests.
 
   Args:
     kernel: one of `FUSED`.
     layer: the layer; without a platform, the checks of the platform are skipped.
   """
-  platform, dtype, length, head_width, dropout = layer
+  platform, dtype, length, head_width, dropout = layer[:5]
+  whole_row = ((dropout == 0, f"model.attention_dropout=0.0, not {dropout}"),
+               (not layer.has_window, "attention without a window"))
   needs = {
-      "cudnn": ((platform in ("", "gpu"), f"a GPU, not platform {platform!r}"),
+      "cudnn": (*whole_row,
+                (platform in ("", "gpu"), f"a GPU, not platform {platform!r}"),
                 (dtype in ("bfloat16", "float16"), f"model.dtype='bfloat16', not {dtype!r}"),
                 (length % 2 == 0, f"an even number of tokens per row, not {length}"),
                 (head_width % 8 == 0 and head_width <= 128,
                  f"a head width that is a multiple of 8 up to 128, not {head_width}")),
-      "splash": ((platform in ("", "tpu", "cpu"), f"a TPU, not platform {platform!r}"),
+      "splash": (*whole_row,
+                 (platform in ("", "tpu", "cpu"), f"a TPU, not platform {platform!r}"),
                  (length % 128 == 0, f"a multiple of 128 tokens per row, not {length}")),
+      "flash": ((dropout == 0 or layer.dropout_rng == "hash",
+                 f"model.dropout_rng='hash', not {layer.dropout_rng!r}"),
+                (platform in ("", "tpu", "cpu"), f"a TPU, not platform {platform!r}"),
+                (length <= FLASH_LONGEST, f"at most {FLASH_LONGEST} tokens per row, not {length}"),
+                (head_width in (16, 32, 64, 128),
+                 f"a head width of 16, 32, 64 or 128, not {head_width}")),
   }
-  no_dropout = (dropout == 0, f"model.attention_dropout=0.0, not {dropout}")
-  return [need for is_met, need in (no_dropout, *needs[kernel]) if not is_met]
+  no_order = (not layer.has_order, "attention without a prefix and an order")
+  return [need for is_met, need in (no_order, *needs[kernel]) if not is_met]

@@ -192,8 +192,7 @@ def _attention_problems(config, platform):
     return
   obstacles = {}  # An ordered set, because most obstacles are the same in every phase.
   for p in config.phases:
-    layer = kernels.Layer(platform, model.dtype, p.seq_len, model.width // model.num_heads,
-                          model.attention_dropout)
+    layer = kernels.layer_of(model, p.seq_len, platform)
     obstacles |= dict.fromkeys(kernels.obstacles(model.attention, layer))
   for obstacle in obstacles:
     yield f"model.attention={model.attention!r} needs {obstacle}. 'auto' chooses what can run"

@@ -148,7 +148,8 @@ def base() -> ConfigDict:
   # 0: size of the tokenizer. The embedding table is padded to a multiple of 128.
   model.vocab_size = 0
   model.dtype = "bfloat16"                 # type of activations and products; parameters: float32
-  # Kernel: auto | xla (the only one with attention dropout) | cudnn (GPU) | splash (TPU).
+  # Kernel: auto | xla (any platform) | flash (our own, has attention dropout) | cudnn (GPU) |
+  # splash (TPU).
   model.attention = "auto"
   # Recomputed in the backward pass: none | dots (all except matrix products) | full.
   model.remat = "none"

@@ -147,6 +147,15 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
                        out_specs=out_specs, check_vma=False)(*args)
 
 
+def shard_index(mesh_axes: str | Sequence[str]) -> jax.Array | int:
+  """Returns the number of this device's part of an axis, uint32, inside `map_shards`.
+
+  Args:
+    mesh_axes: `names[logical axis]` of `map_shards`.
+  """
+  return jax.lax.axis_index(mesh_axes).astype(jnp.uint32) if mesh_axes else 0
+
+
 def map_replicas(function: Callable, *args: Any) -> Any:
   """Applies a function to the arrays of every replica of the model, without summing the results.
 

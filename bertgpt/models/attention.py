@@ -1,8 +1,8 @@
-"""Attention over packed rows: one function, three kernels behind it.
+"""Attention over packed rows: one function, four kernels behind it.
 
-`xla` is written out in array operations: it runs everywhere and has dropout. `cudnn` (NVIDIA)
-and `splash` (TPU, Pallas) do not store the [L, S] array of weights; every device runs them on its
-own rows and heads.
+`xla` is written out in array operations and runs everywhere. The others do not store the [L, S]
+array of weights; every device runs them on its own rows and heads: `cudnn` (NVIDIA) and `splash`
+(TPU) come with JAX and have no dropout, `flash` is our own.
 
 Axes: B batch, L query length, S key length, N heads, H width of a head.
 """
@@ -17,8 +17,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from bertgpt.config import ConfigDict, attention_kernels, layer_loop
 from bertgpt.devices import sharding
+from bertgpt.models import flash_attention
 from bertgpt.models.cache import Cache
-from bertgpt.models.dropout import drop
+from bertgpt.models.dropout import drop, is_hash, words_of_replica
 
 SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 is 1 MB of VMEM.
 
@@ -28,8 +29,8 @@ SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 
 class Visibility:
   """The keys that a query sees: the keys of its own sequence that every other field allows.
 
-  The fused kernels know only sequences, lengths and `causal`; with any other field set, attention
-  falls back to `xla`.
+  The fused kernels know sequences, lengths and `causal`, and `flash` also windows; with any other
+  field set, attention falls back to `xla`.
 
   Attributes:
     sequence_ids_BL: int32; tokens with different ids do not see each other.
@@ -50,11 +51,6 @@ class Visibility:
   order_BL: jax.Array | None = None
   causal: bool = dataclasses.field(default=False, metadata={"static": True})
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-  @property
-  def is_plain(self) -> bool:
-    """True if the fused kernels support it: no prefix, no order and no window is set."""
-    return self.prefix_BL is None and self.order_BL is None and self.window is None
 
   def mask(self) -> jax.Array:
     """Returns the mask: bool [B, 1, L, L], True if query l (axis 2) sees key s (axis 3)."""
@@ -85,23 +81,31 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
     dropout: share of attention weights dropped, 0 to 1.
     dropout_key: result of `dropout.dropout_key`; None: no dropout.
   Returns:
-    [B, L, N, H] of the dtype of `v_BSNH`.
+    [B, L, N x H] of the dtype of `v_BSNH`.
   """
   dropout = 0.0 if dropout_key is None else dropout
-  layer = attention_kernels.Layer(sharding.platform(), str(q_BLNH.dtype), q_BLNH.shape[1],
-                                  q_BLNH.shape[3], dropout)
-  name, _ = attention_kernels.choose(kernel if visibility.is_plain else "xla", layer)
+  layer = attention_kernels.Layer(
+      sharding.platform(), str(q_BLNH.dtype), q_BLNH.shape[1], q_BLNH.shape[3], dropout,
+      "hash" if dropout_key is None or is_hash(dropout_key) else "", visibility.window is not None,
+      visibility.prefix_BL is not None or visibility.order_BL is not None)
+  name, _ = attention_kernels.choose(kernel, layer)
   if name == "xla":
     mask_B1LS = visibility.mask()
     weights_BNLS = _weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS)
-    return _mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH)
+    return _join_heads(_mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH))
+  if name == "flash":
+    words = words_of_replica(dropout_key, q_BLNH.shape[0]) if dropout else None
+    return flash_attention.attend(
+        q_BLNH, k_BSNH, v_BSNH, visibility.sequence_ids_BL, causal=visibility.causal,
+        window=visibility.window, rate=dropout, words=words)
   attend_part: Callable = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
   axes = ("batch", None, "heads", None)
   arrays, rebuild = jax.tree.flatten(visibility)
-  return sharding.map_shards(
+  x_BLNH = sharding.map_shards(
       lambda q, k, v, *parts, names: attend_part(q, k, v, jax.tree.unflatten(rebuild, parts)),
       [axes, axes, axes, *(("batch", None)[:x.ndim] for x in arrays)], axes,
       q_BLNH, k_BSNH, v_BSNH, *arrays)
+  return _join_heads(x_BLNH)
 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> jax.Array:
@@ -112,10 +116,10 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> j
     cache: cache of one layer, [B, S, N, H]; the keys and values of the queries' tokens are in it.
     positions_BL: int32, positions of the queries.
   Returns:
-    [B, L, N, H] of the dtype of the cache.
+    [B, L, N x H] of the dtype of the cache.
   """
   mask_BLS = jnp.arange(cache.k.shape[1]) <= positions_BL[:, :, None]
-  return _mix(_weigh(q_BLNH * _scale(q_BLNH), cache.k, mask_BLS[:, None]), cache.v)
+  return _join_heads(_mix(_weigh(q_BLNH * _scale(q_BLNH), cache.k, mask_BLS[:, None]), cache.v))
 
 
 def explain(config: ConfigDict) -> list[str]:
@@ -128,8 +132,7 @@ def explain(config: ConfigDict) -> list[str]:
   model = config.model
   lines = []
   for i, phase in enumerate(config.phases):
-    layer = attention_kernels.Layer(sharding.platform(), model.dtype, phase.seq_len,
-                                    model.width // model.num_heads, model.attention_dropout)
+    layer = attention_kernels.layer_of(model, phase.seq_len, sharding.platform())
     name, reason = attention_kernels.choose(model.attention, layer)
     lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention by {name}: {reason}")
   layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
@@ -172,6 +175,10 @@ def _weigh_backward(kept, g_BNLS):
 
 
 _weigh.defvjp(_weigh_forward, _weigh_backward)
+
+
+def _join_heads(x_BLNH):
+  return x_BLNH.reshape(*x_BLNH.shape[:2], -1)
 
 
 def _scale(q_BLNH):

@@ -30,12 +30,27 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """
   if key is None or rate == 0:
     return x
-  replica = sharding.replica_index()
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    # Rows are numbered across the replicas, so the mask does not depend on their number.
-    return _drop_by_hash(x, key.at[0].add(replica * x.shape[0]), rate)
-  key = jax.random.fold_in(key, replica)
+  if is_hash(key):
+    return _drop_by_hash(x, words_of_replica(key, x.shape[0]), rate)
+  key = jax.random.fold_in(key, sharding.replica_index())
   return _scale(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
+
+
+def is_hash(key: jax.Array) -> bool:
+  """Returns whether the result of `dropout_key` holds the two words of a `hash` mask."""
+  return not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
+def words_of_replica(words: jax.Array, rows: int) -> jax.Array:
+  """Returns the words of a `hash` mask for the rows of this replica.
+
+  Rows are numbered across the replicas, so the mask does not depend on their number.
+
+  Args:
+    words: uint32 [2].
+    rows: rows of one replica.
+  """
+  return words.at[0].add(sharding.replica_index() * rows)
 
 
 def dropout_key(module: nn.Module) -> jax.Array | None:
@@ -58,7 +73,7 @@ def _scale(x, keep, rate):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _drop_by_hash(x, words, rate):
-  return _scale(x, hash_bits(words, x.shape) >= np.uint32(round(rate * 2**32)), rate)
+  return _scale(x, hash_bits(words, x.shape) >= threshold(rate), rate)
 
 
 def _drop_forward(x, words, rate):
@@ -70,6 +85,15 @@ def _drop_backward(rate, words, g):
 
 
 _drop_by_hash.defvjp(_drop_forward, _drop_backward)
+
+
+def threshold(rate: float) -> np.uint32:
+  """Returns the least bits of an element that is kept.
+
+  Args:
+    rate: share of the elements that are dropped, below 1.
+  """
+  return np.uint32(round(rate * 2**32))
 
 
 def hash_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -85,12 +109,34 @@ def hash_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     uint32 [shape].
   """
   row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], *[1] * (len(shape) - 1)), 0)
-  row_key = _mix(_mix(row + words[0]) ^ words[1])
   place = functools.reduce(
       lambda place, axis: place * np.uint32(shape[axis])
       + jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis),
       range(1, len(shape)), jnp.zeros((1, *shape[1:]), jnp.uint32))
-  return _mix(_mix(place + row_key) ^ (row_key * np.uint32(0x9E3779B9) + words[1]))
+  return bits_of_places(place, *row_keys(words, row))
+
+
+def row_keys(words: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the two keys of rows, for `bits_of_places`.
+
+  Args:
+    words: uint32 [2].
+    row: uint32, numbers of rows.
+  Returns:
+    Two arrays, uint32, of the shape of `row`.
+  """
+  row_key = _mix(_mix(row + words[0]) ^ words[1])
+  return row_key, row_key * np.uint32(0x9E3779B9) + words[1]
+
+
+def bits_of_places(place: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+  """Returns the bits of elements of a row, uint32.
+
+  Args:
+    place: uint32, index of every element in its row.
+    first, second: keys of the row; a result of `row_keys`.
+  """
+  return _mix(_mix(place + first) ^ second)
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -124,15 +124,14 @@ class Attention(nn.Module):
     q_BLNH, k_BLNH, v_BLNH = project("query"), project("key"), project("value")
     new = None
     if cache is None:
-      x_BLNH = attention.attend(
+      x_BLD = attention.attend(
           q_BLNH, k_BLNH, v_BLNH, context.visibility, kernel=config.attention,
           dropout=config.attention_dropout, dropout_key=dropout_key(self))
     else:
       new = Cache(k_BLNH, v_BLNH)
-      x_BLNH = attention.attend_cached(q_BLNH, cache.insert(new, context.positions_BL),
-                                       context.positions_BL)
-    out = make_dense(config, width, "out", residual_std(config))
-    return out(x_BLNH.reshape(x_BLD.shape)), new
+      x_BLD = attention.attend_cached(q_BLNH, cache.insert(new, context.positions_BL),
+                                      context.positions_BL)
+    return make_dense(config, width, "out", residual_std(config))(x_BLD), new
 
 
 class Mlp(nn.Module):

@@ -86,12 +86,14 @@ def stated_cost(instruction: Instruction, name: str) -> float:
   """Returns a number of the cost that the author of a Pallas kernel states; 0 if there is none.
 
   Args:
-    instruction: any; only calls of TPU kernels state a cost.
-    name: 'flops', 'transcendentals' or 'bytes_accessed'.
+    instruction: any; only calls of Pallas kernels state a cost.
+    name: 'flops', 'transcendentals' or 'bytes_accessed', of its `pallas_call`'s cost estimate, or
+      any name in its metadata, such as 'vector_operations'.
   """
   if call_target(instruction) != "tpu_custom_call":
     return 0.0
-  return float(instruction.attribute(rf'"cost_estimate":{{[^}}]*"{name}":"(\d+)"') or 0)
+  return float(instruction.attribute(rf'kernel_metadata={{[^}}]*"{name}": ?"(\d+)"')
+               or instruction.attribute(rf'"cost_estimate":{{[^}}]*"{name}":"(\d+)"') or 0)
 
 
 def hides_work(instruction: Instruction) -> bool:
@@ -204,7 +206,8 @@ def vector_operations(instruction: Instruction) -> float:
     Operations; a transcendental function is several (OPERATIONS_PER_ELEMENT).
   """
   if instruction.opcode == "custom-call":
-    return stated_cost(instruction, "transcendentals") * OPERATIONS_PER_ELEMENT["exponential"]
+    return (stated_cost(instruction, "vector_operations") or
+            stated_cost(instruction, "transcendentals") * OPERATIONS_PER_ELEMENT["exponential"])
   if instruction.opcode in NO_ARITHMETIC or instruction.is_start_or_done:
     return 0.0
   if instruction.opcode in ("reduce", "reduce-window") and instruction.operands:

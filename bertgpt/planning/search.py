@@ -142,8 +142,7 @@ def program_choices(config: ConfigDict, phase_index: int, platform: str) -> dict
 def attention_layer(config: ConfigDict, phase_index: int, platform: str) -> attention_kernels.Layer:
   """Returns the attention of a phase, as `attention_kernels` sees it."""
   model, phase = config.model, config.phases[phase_index]
-  return attention_kernels.Layer(platform, model.dtype, phase.seq_len,
-                                 model.width // model.num_heads, model.attention_dropout)
+  return attention_kernels.layer_of(model, phase.seq_len, platform)
 
 
 def predictions(config: ConfigDict, phase_index: int, replicas: float) -> float:

@@ -15,7 +15,14 @@ BF16 = kernels.Layer("", "bfloat16", length=512, head_width=64, dropout=0.0)
     ("tpu", {"length": 256}, "splash"),
     ("tpu", {"length": 128}, "xla"),
     ("tpu", {"length": 500}, "xla"),
-    ("tpu", {"dropout": 0.1}, "xla"),
+    ("tpu", {"dropout": 0.1}, "flash"),
+    ("tpu", {"dropout": 0.1, "length": 128}, "flash"),
+    ("tpu", {"dropout": 0.1, "length": 100}, "flash"),
+    ("tpu", {"dropout": 0.1, "dropout_rng": "threefry"}, "xla"),
+    ("tpu", {"dropout": 0.1, "head_width": 36}, "xla"),
+    ("tpu", {"dropout": 0.1, "length": 8192}, "xla"),
+    ("tpu", {"has_window": True}, "flash"),
+    ("tpu", {"has_order": True}, "xla"),
     ("gpu", {}, "cudnn"),
     ("gpu", {"length": 128}, "cudnn"),
     ("gpu", {"dtype": "float32"}, "xla"),
@@ -28,15 +35,20 @@ def test_auto_takes_the_best_kernel_that_can_run(platform, change, expected):
   assert kernels.choose("auto", BF16._replace(platform=platform, **change))[0] == expected
 
 
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_auto_says_when_attention_dropout_forces_the_plain_path(platform):
-  name, reason = kernels.choose("auto", BF16._replace(platform=platform, dropout=0.1))
+def test_auto_says_when_attention_dropout_forces_the_plain_path():
+  name, reason = kernels.choose("auto", BF16._replace(platform="gpu", dropout=0.1))
   assert name == "xla" and "attention_dropout=0.0, not 0.1" in reason
+
+
+def test_auto_says_why_another_kernel_is_not_taken():
+  _, reason = kernels.choose("auto", BF16._replace(platform="tpu", dropout=0.1))
+  assert "splash needs model.attention_dropout=0.0, not 0.1" in reason
 
 
 @pytest.mark.parametrize("requested, platform, expected", [
     ("xla", "tpu", "xla"), ("xla", "gpu", "xla"), ("cudnn", "gpu", "cudnn"),
     ("splash", "tpu", "splash"), ("splash", "cpu", "splash"),
+    ("flash", "tpu", "flash"), ("flash", "cpu", "flash"),
     ("splash", "gpu", "xla"), ("cudnn", "cpu", "xla"), ("cudnn", "tpu", "xla")])
 def test_a_requested_kernel_is_taken_if_it_can_run(requested, platform, expected):
   assert kernels.choose(requested, BF16._replace(platform=platform))[0] == expected
@@ -70,6 +82,7 @@ def test_all_unmet_requirements_are_listed_at_once():
 @pytest.mark.parametrize("attention, platform, length, problem", [
     ("splash", "tpu", 200, "multiple of 128 tokens per row, not 200"),
     ("splash", "gpu", 256, "a TPU"),
+    ("flash", "tpu", 8192, "at most 4096 tokens per row, not 8192"),
     ("cudnn", "cpu", 256, "a GPU")])
 def test_a_kernel_that_cannot_run_is_refused(attention, platform, length, problem):
   with pytest.raises(ConfigError, match=problem):

@@ -44,7 +44,7 @@ def compute(q, k, v, g, ids, kernel, causal, lengths=None):
   visibility = Visibility(ids, lengths, causal=causal)
   attend = functools.partial(attention.attend, visibility=visibility, kernel=kernel, dropout=0.0,
                              dropout_key=None)
-  x, backward = jax.vjp(attend, q, k, v)
+  x, backward = jax.vjp(lambda *x: attend(*x).reshape(v.shape), q, k, v)
   return x, *backward(g)
 
 
@@ -152,9 +152,9 @@ def compute_in_replicas(q, k, v, g, visibility):
   """Returns what `compute` returns, from two replicas of one row each."""
 
   def attend(q, k, v, g, visibility):
-    x, backward = jax.vjp(functools.partial(
-        attention.attend, visibility=visibility, kernel="cudnn", dropout=0.0, dropout_key=None),
-                          q, k, v)
+    attend = functools.partial(attention.attend, visibility=visibility, kernel="cudnn",
+                               dropout=0.0, dropout_key=None)
+    x, backward = jax.vjp(lambda *x: attend(*x).reshape(v.shape), q, k, v)
     return x, *backward(g)
 
   split = lambda x: x[:, None]

@@ -71,8 +71,7 @@ def test_every_recipe_compiles(name):
 
 def kernel_of(config, phase_index=0):
   model, phase = config.model, config.phases[phase_index]
-  layer = attention_kernels.Layer("gpu", model.dtype, phase.seq_len,
-                                  model.width // model.num_heads, model.attention_dropout)
+  layer = attention_kernels.layer_of(model, phase.seq_len, "gpu")
   return attention_kernels.choose(model.attention, layer)[0]
 
 

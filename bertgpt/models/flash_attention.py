@@ -1,0 +1,117 @@
+"""Flash attention with dropout: no array of queries x keys is in memory, forward or backward.
+
+The softmax is computed tile by tile and computed again in the backward pass (Dao et al. 2022,
+arXiv:2205.14135; Dao 2023, arXiv:2307.08691). A weight is dropped exactly if the plain path drops
+it: the mask of `dropout.drop` is a function of the weight's index, so the kernels compute it inside
+and neither read nor write it.
+
+Axes: B rows, L queries, S keys, N heads, H width of a head, D = N x H.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bertgpt.devices import sharding
+from bertgpt.models import dropout, flash_tpu
+from bertgpt.models.flash_tiles import Task
+
+TILE = 128  # Rows are padded to a multiple of it.
+
+# Logical axes; see `sharding.map_shards`.
+_BLNH, _BLD, _BL = ("batch", None, "heads", None), ("batch", None, "heads"), ("batch", None)
+_SUMS = ("batch", "heads", None, None)
+_ARGUMENTS = [_BLNH, _BLNH, _BLNH, _BL, (None,)]
+
+
+def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, ids_BL: jax.Array, *,
+           causal: bool, window: int | None, rate: float, words: jax.Array | None) -> jax.Array:
+  """Returns the attention, [B, L, D]; every device computes that of its rows and heads.
+
+  Args:
+    q_BLNH, k_BSNH, v_BSNH: queries, keys and values, of one dtype.
+    ids_BL: int32, ids of sequences, at least 0; tokens with different ids do not see each other.
+    causal, window: as in `attention.Visibility`.
+    rate: share of the weights that is dropped.
+    words: uint32 [2], words of the mask of dropout of these rows; None: nothing is dropped.
+  """
+  length, width = q_BLNH.shape[1], q_BLNH.shape[3]
+  task = Task(length, width, width ** -0.5, causal, window, 0.0 if words is None else rate,
+              interpret=sharding.platform() == "cpu")
+  words = jnp.zeros(2, jnp.uint32) if words is None else words
+  return _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words):
+  return _attend_forward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words)[0]
+
+
+def _attend_forward(task, *args):
+  # The result itself is kept for the backward pass, not another shape of it, which a loop over
+  # layers would store a second time: the output layer keeps it too.
+  x_BLD, sums_BN1L = sharding.map_shards(
+      functools.partial(_forward, task), _ARGUMENTS, (_BLD, _SUMS), *args)
+  return x_BLD, (*args, x_BLD, sums_BN1L)
+
+
+def _attend_backward(task, kept, g_BLD):
+  grads = sharding.map_shards(
+      functools.partial(_backward, task), [*_ARGUMENTS, _BLD, _SUMS, _BLD], (_BLNH,) * 3,
+      *kept, g_BLD)
+  return (*grads, None, None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+# ---------------------------------------------------------------- on one device
+
+
+def _forward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, names):
+  qkv = [_pad(_join_heads(x)) for x in (q_BLNH, k_BSNH, v_BSNH)]
+  keys_B2 = _row_keys(task, words, q_BLNH.shape, names)
+  x_BLD, sums_BN1L = flash_tpu.forward(task, *qkv, _pad(ids_BL, -1), keys_B2)
+  return _cut(x_BLD, q_BLNH), sums_BN1L
+
+
+def _backward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, x_BLD, sums_BN1L, g_BLD, names):
+  qkv = [_pad(_join_heads(x)) for x in (q_BLNH, k_BSNH, v_BSNH)]
+  keys_B2 = _row_keys(task, words, q_BLNH.shape, names)
+  grads = flash_tpu.backward(task, *qkv, _pad(ids_BL, -1), keys_B2, _pad(x_BLD), sums_BN1L,
+                             _pad(g_BLD))
+  return tuple(_cut(x, q_BLNH).reshape(q_BLNH.shape) for x in grads)
+
+
+def _row_keys(task: Task, words: jax.Array, shape: tuple[int, ...], names: Any) -> jax.Array:
+  """Returns the keys of dropout of this device's rows and heads, uint32 [B, 2].
+
+  Rows and heads are numbered over all devices, so the mask does not depend on the mesh.
+  """
+  rows, _, heads, _ = shape
+  row_B = sharding.shard_index(names["batch"]) * rows + jnp.arange(rows, dtype=jnp.uint32)
+  first_B, second_B = dropout.row_keys(words, row_B)
+  # The index of an element in its row starts with the number of its head.
+  first_B += sharding.shard_index(names["heads"]) * jnp.uint32(heads * task.length**2)
+  return jnp.stack([first_B, second_B], axis=1)
+
+
+def _join_heads(x_BLNH):
+  return x_BLNH.reshape(*x_BLNH.shape[:2], -1)
+
+
+def _pad(x, fill=0):
+  """Returns an array with its length, and its lanes if there are more than one tile of them,
+  padded to a multiple of `TILE`."""
+  padding = [-x.shape[1] % TILE, *(-size % TILE if size > TILE else 0 for size in x.shape[2:])]
+  if not any(padding):
+    return x
+  return jnp.pad(x, [(0, 0), *((0, size) for size in padding)], constant_values=fill)
+
+
+def _cut(x_BLD, q_BLNH):
+  """Returns an array without its padding."""
+  _, length, heads, width = q_BLNH.shape
+  return x_BLD[:, :length, :heads * width]
