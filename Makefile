@@ -4,6 +4,7 @@
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
+# make bench-gpu  half an hour on a machine with a GPU: does it work, how fast, what binds
 # make lint       ruff, the alignment of continuation lines, types
 # make docs       docs/ as web pages, in docs/_build; warnings are errors
 # make lock       resolves requirements.lock and the locks of the extras again (needs uv)
@@ -28,7 +29,7 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo demo-gpt test test-all test-hf test-tpu test-gpu lint docs lock clean install \
+.PHONY: demo demo-gpt test test-all test-hf test-tpu test-gpu bench-gpu lint docs lock clean install \
   install-hf install-plan install-gpu install-docs install-lint
 
 demo: $(STAMP)
@@ -53,6 +54,10 @@ test-tpu: $(PLAN_STAMP)
 
 test-gpu: $(GPU_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(ARGS)
+
+# On the GPU, in bench-gpu.json. make bench-gpu ARGS=--rehearse: small sizes, on the CPU.
+bench-gpu: $(GPU_STAMP)
+	$(BIN)/python -m benchmarks.device --out bench-gpu.json $(ARGS)
 
 lint: $(LINT_STAMP)
 	$(BIN)/ruff check .

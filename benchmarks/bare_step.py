@@ -54,6 +54,12 @@ class BareStep:
     jax.block_until_ready(self.state)
     return (time.perf_counter() - start) / steps
 
+  def compile(self) -> jax.stages.Compiled:
+    """Compiles the step, and returns the program that runs from then on."""
+    with sharding.use_mesh(self._mesh, self._config):
+      self._step = self._step.lower(self.state, self._batches[0]).compile()
+    return self._step
+
   def losses(self, steps: int) -> list[float]:
     """Makes some steps and returns the loss of each."""
     return [float(sums["loss"][0]) for _ in range(steps) for sums in [self._run(1)]]

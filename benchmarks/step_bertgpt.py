@@ -48,6 +48,10 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
     with jax.default_matmul_precision("highest"):
       return start(exactly(configs[name])).losses(steps)
 
+  def curve(name: str, steps: int) -> list[float]:
+    """Returns the losses of the first steps, as the config trains."""
+    return start(configs[name]).losses(steps)
+
   def time(name: str, steps: int) -> float:
     if name not in held:
       held[name] = start(configs[name])
@@ -58,7 +62,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
     return [fresh.corrupt(step) for step in range(steps)]
 
   return {
-      "losses": losses, "time": time, "batches": batches,
+      "losses": losses, "curve": curve, "time": time, "batches": batches,
       "weights": lambda: conversion.to_hugging_face(start(config).state.params, config),
       "forget": lambda name: held.pop(name) and None,
       "device": lambda: jax.devices()[0].device_kind,

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import bare_step, packing, real_loop, side_by_side, step
+from benchmarks import (
+    bare_step,
+    device,
+    device_parts,
+    device_speed,
+    packing,
+    real_loop,
+    side_by_side,
+    step,
+)
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.errors import ConfigError
@@ -248,3 +257,102 @@ def test_ablation_runs(tmp_path):
   assert run("step", "--cases=bert_nano", "--ablate", "--rounds=1", "--seconds=0.01",
              "--config.system.compilation_cache=", f"--out={tmp_path / 'a.json'}") == 0
   assert len(measured(tmp_path / "a.json")) >= len(step.ABLATIONS) - 2
+
+
+# ------------------------------------------------------------- the device
+
+
+PARTS = '''
+import argparse
+import json
+import os
+import sys
+import time
+from benchmarks import device_parts
+from benchmarks.device_parts import Row, at_most
+
+
+def good(rehearse):
+  yield Row("speed", 1234.5678, "TFLOP/s", "predicted 1000")
+  yield at_most("error", 0.25 if rehearse else 9.0, 0.5)
+
+
+def bad(rehearse):
+  yield Row("before", 1)
+  raise ValueError("no such kernel")
+
+
+def wrong(rehearse):
+  yield at_most("error", float("nan"), 0.5)
+
+
+def slow(rehearse):
+  yield Row("before", 1)
+  time.sleep(600)
+
+
+if __name__ == "__main__":
+  device_parts.FUNCTIONS = {name: ("", "") for name in ("good", "bad", "wrong", "slow")}
+  name, path = sys.argv[1:3]
+  device_parts.run(name, device_parts.pathlib.Path(path), globals()[name], "--rehearse" in sys.argv)
+'''
+
+
+@pytest.fixture
+def device_module(tmp_path, monkeypatch):
+  """The name of a module with parts that do nothing, in place of `device_parts`."""
+  (tmp_path / "parts_for_tests.py").write_text(PARTS)
+  root = pathlib.Path(__file__).parents[1]
+  monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
+  return "parts_for_tests"
+
+
+def test_parts_that_fail_are_lines_and_the_next_part_follows(device_module, tmp_path, capsys,
+                                                             monkeypatch):
+  monkeypatch.setattr(device, "PATIENCE", 1)
+  out = tmp_path / "out.json"
+  limits = {"bad": 60.0, "slow": 8.0, "wrong": 60.0, "good": 60.0}
+  assert device.main(["--rehearse", f"--out={out}"], limits, device_module) == 1
+  parts = json.loads(out.read_text())["parts"]
+  assert {name: part["good"] for name, part in parts.items()} == {
+      "bad": False, "slow": False, "wrong": False, "good": True}
+  assert parts["bad"]["error"] == "exit code 1: ValueError: no such kernel"
+  assert parts["slow"]["error"].startswith("stopped after 8 s")
+  assert [row["what"] for name in ("bad", "slow") for row in parts[name]["rows"]] == ["before"] * 2
+  assert [row["value"] for row in parts["good"]["rows"]] == [1234.5678, 0.25]
+  assert parts["wrong"]["rows"][0]["value"] == "nan" and not parts["wrong"]["error"]
+  table = capsys.readouterr().out
+  assert "  FAILED: exit code 1: ValueError: no such kernel\n" in table
+  assert "speed        1235 TFLOP/s  predicted 1000\n" in table
+  assert "at most 0.5  good\n" in table and "at most 0.5  WRONG\n" in table
+
+
+def test_what_was_measured_before_is_in_the_file_if_the_time_is_up(device_module, tmp_path):
+  out = tmp_path / "out.json"
+  arguments = ["--minutes=0.15", f"--out={out}"]
+  assert device.main(arguments, {"good": 60.0, "slow": 60.0, "bad": 60.0}, device_module) == 1
+  parts = json.loads(out.read_text())["parts"]
+  assert [row["what"] for row in parts["good"]["rows"]] == ["speed", "error"]
+  assert parts["good"]["rows"][1]["ok"] is False  # Not a rehearsal: the error is another.
+  assert parts["bad"]["error"] == "not started: no time left"
+
+
+@pytest.mark.parametrize("flag, problem", [
+    ("--parts=speeed", "--parts=speeed: there is no part 'speeed'. Choose among products, "),
+    ("--minutes=0", "--minutes=0: must be above 0"), ("--part=speed", "--part=speed")])
+def test_wrong_flags_of_the_device_benchmark_are_one_line(flag, problem, capsys):
+  assert device.main([flag]) == ConfigError.exit_code
+  error = capsys.readouterr().err
+  assert problem in error and error.count("\n") == 1
+
+
+def test_every_part_has_its_function():
+  assert list(device.PARTS) == list(device_parts.FUNCTIONS)
+  for module, function in device_parts.FUNCTIONS.values():
+    assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), function))
+
+
+def test_a_part_runs():
+  rows = list(device_speed.products(rehearse=True))
+  assert [row.unit for row in rows] == ["", "", "", "us"]
+  assert all(row.value > 0 for row in rows[1:])

@@ -1,0 +1,203 @@
+"""What a machine with an accelerator shows in half an hour: does it work, how fast, what binds.
+
+  python -m benchmarks.device --minutes=25 --out=device.json
+  python -m benchmarks.device --rehearse --out=rehearsal.json    small sizes, on the CPU
+
+Every part runs in a process of its own with a time limit. A part that fails or takes too long is
+one line of the table, and the next part follows. The JSON file is written after every part and
+holds what a part had measured when it was stopped. The parts are in `device_parts`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import side_by_side
+from bertgpt import cli
+from bertgpt.errors import ConfigError, UserError
+
+# Part -> seconds that it may take at most. The order is that of what would be missed most.
+PARTS = {"products": 120, "attention": 180, "losses": 240, "predictions": 420, "speed": 420,
+         "kernels": 150, "recipes": 420, "resume": 150, "generation": 120}
+PATIENCE = 4  # A rehearsal takes longer, on few cores.
+LEAST_SECONDS = 5  # A part is not started with less time than this.
+
+
+class Outcome(NamedTuple):
+  """What became of a part.
+
+  Attributes:
+    seconds: time that it took.
+    rows: what it measured, as `device_parts.Row` as a dict.
+    error: one line; '' if it came to its end.
+  """
+
+  seconds: float
+  rows: list[dict[str, Any]]
+  error: str
+
+  @property
+  def is_good(self) -> bool:
+    """Whether it came to its end and every number is as it should be."""
+    return not self.error and all(row["ok"] is not False for row in self.rows)
+
+
+def main(argv: Sequence[str] | None = None, parts: Mapping[str, float] = PARTS,
+         module: str = "benchmarks.device_parts") -> int:
+  """Runs the parts, prints the table and writes the JSON.
+
+  Args:
+    argv: arguments of the command; None: those of this process.
+    parts: part -> seconds that it may take at most.
+    module: module that runs one part; tests give another.
+  Returns:
+    The exit code: 1 if a part failed or a number is not as it should be.
+  """
+  argv = sys.argv[1:] if argv is None else list(argv)
+  try:
+    arguments = parse(argv, parts)
+  except UserError as e:
+    print(f"benchmarks.device: {e}", file=sys.stderr)
+    return e.exit_code
+  end, outcomes = time.monotonic() + 60 * arguments.minutes, {}
+  for name in arguments.parts:
+    limit = min(parts[name] * (PATIENCE if arguments.rehearse else 1), end - time.monotonic())
+    outcomes[name] = run_part(module, name, limit, arguments.rehearse)
+    print(show(name, outcomes[name]), flush=True)
+    if arguments.out:
+      write(arguments.out, to_json(argv, arguments.rehearse, outcomes))
+  return 0 if all(outcome.is_good for outcome in outcomes.values()) else 1
+
+
+def parse(argv: Sequence[str], parts: Mapping[str, float]) -> argparse.Namespace:
+  """Returns the values of the flags.
+
+  Args:
+    argv: arguments of the command.
+    parts: the parts that there are.
+  Raises:
+    ConfigError: a part does not exist, or there is no time.
+  """
+  parser = cli.Parser("python -m benchmarks.device", description=__doc__, allow_abbrev=False,
+                      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--parts", default=",".join(parts), metavar="PART,PART",
+                      help=f"parts to run, in this order; default: {','.join(parts)}")
+  parser.add_argument("--minutes", type=float, default=25,
+                      help="time for all parts together; default: 25")
+  parser.add_argument("--rehearse", action="store_true",
+                      help="small sizes, on the CPU; predictions are those for an H100")
+  parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="JSON file to write")
+  arguments = parser.parse_args(argv)
+  arguments.parts = arguments.parts.split(",")
+  if wrong := [name for name in arguments.parts if name not in parts]:
+    raise ConfigError(f"--parts={','.join(arguments.parts)}: there is no part {wrong[0]!r}. "
+                      f"Choose among {', '.join(parts)}")
+  if not arguments.minutes > 0:
+    raise ConfigError(f"--minutes={arguments.minutes:g}: must be above 0")
+  return arguments
+
+
+# ------------------------------------------------------------------ parts
+
+
+def run_part(module: str, name: str, limit: float, rehearse: bool) -> Outcome:
+  """Runs a part in a process of its own, which is killed with all its children at the limit.
+
+  Args:
+    module: module to run.
+    name: name of the part.
+    limit: seconds.
+    rehearse: whether it runs on the CPU with small sizes.
+  """
+  if limit < LEAST_SECONDS:
+    return Outcome(0.0, [], "not started: no time left")
+  environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if rehearse else {})
+  start = time.monotonic()
+  with tempfile.TemporaryDirectory() as folder:
+    rows, log = pathlib.Path(folder, "rows"), pathlib.Path(folder, "log")
+    command = [sys.executable, "-m", module, name, str(rows)] + ["--rehearse"] * rehearse
+    with log.open("w") as stream:
+      process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment,
+                                 start_new_session=True)
+    try:
+      code = process.wait(limit)
+      error = "" if code == 0 else f"exit code {code}: {last_line(log)}"
+    except subprocess.TimeoutExpired:
+      error = f"stopped after {limit:.0f} s: {last_line(log)}"
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+    return Outcome(time.monotonic() - start, read_rows(rows), error)
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the rows that a part has written; the last one may be half a line."""
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    with contextlib.suppress(json.JSONDecodeError):
+      rows.append(json.loads(line))
+  return rows
+
+
+def last_line(log: pathlib.Path) -> str:
+  """Returns the last line of a log that says something, cut to 200 characters."""
+  lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+  return lines[-1][:200] if lines else "it said nothing"
+
+
+# ---------------------------------------------------------------- results
+
+
+def show(name: str, outcome: Outcome) -> str:
+  """Returns the lines of a part.
+
+  Args:
+    name: name of the part.
+    outcome: what became of it.
+  """
+  lines = [f"{name} ({outcome.seconds:.0f} s)"]
+  width = max((len(row["what"]) for row in outcome.rows), default=0)
+  for row in outcome.rows:
+    verdict = {None: "", True: "  good", False: "  WRONG"}[row["ok"]]
+    beside = f"  {row['beside']}" if row["beside"] else ""
+    number = row["value"] if isinstance(row["value"], str) else f"{row['value']:.4g}"
+    lines.append(f"  {row['what']:{width}}  {number:>10} {row['unit']}{beside}{verdict}".rstrip())
+  return "\n".join([*lines, f"  FAILED: {outcome.error}"] if outcome.error else lines)
+
+
+def to_json(argv: Sequence[str], rehearse: bool, outcomes: Mapping[str, Outcome]) -> str:
+  """Returns the results as JSON, with the command, the machine and the versions of packages.
+
+  Args:
+    argv: arguments of the command.
+    rehearse: whether it was a rehearsal.
+    outcomes: by part.
+  """
+  return json.dumps({
+      "command": shlex.join(["python", "-m", "benchmarks.device", *argv]), "rehearsal": rehearse,
+      "machine": side_by_side.machine(), "versions": dict(side_by_side.versions()),
+      "parts": {name: {**outcome._asdict(), "good": outcome.is_good}
+                for name, outcome in outcomes.items()}}, indent=2)
+
+
+def write(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that it is whole at any moment."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  new = path.with_name(f"{path.name}.new")
+  new.write_text(f"{text}\n")
+  new.replace(path)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

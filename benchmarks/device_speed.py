@@ -1,0 +1,217 @@
+"""Parts of `device` about speed: peaks, steps beside their predictions, kernels beside theirs."""
+
+import collections
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import step_bertgpt
+from benchmarks.bare_step import BareStep
+from benchmarks.device_parts import Row
+from bertgpt import config as config_lib
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.devices import hardware, process
+from bertgpt.planning import aot, collectives, roofline
+from bertgpt.training import metrics
+
+REHEARSED_CHIP = "h100"  # Its figures stand for those of a CPU.
+SECONDS = 3.0  # For which a step is timed, at least.
+PROFILED_STEPS = 3
+SHOWN_KERNELS = 10
+
+# Name -> (recipe, fields that differ). Rows of one sequence length, in one piece.
+PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "BERT-base 256 x 128, both dropouts": ("bert_base", {"rows": 256, "seq_len": 128}),
+    "BERT-base 256 x 128, attention_dropout=0": (
+        "bert_base", {"rows": 256, "seq_len": 128, "model.attention_dropout": 0.0}),
+    "BERT-large 64 x 512, packed, attention_dropout=0": (
+        "bert_large", {"rows": 64, "seq_len": 512, "data.packing": True,
+                       "model.attention_dropout": 0.0}),
+    "GPT-2 small 32 x 1,024": ("gpt2_small", {"rows": 32, "seq_len": 1024}),
+}
+
+
+def find_chip() -> hardware.Chip:
+  """Returns the figures of the first device; on a CPU, those of `REHEARSED_CHIP`."""
+  return hardware.find_chip(jax.devices()[0].device_kind) or hardware.CHIPS[REHEARSED_CHIP]
+
+
+def read_program(name: str, rehearse: bool) -> ConfigDict:
+  """Returns the config of one of `PROGRAMS`; for a rehearsal, with a tiny model and few rows."""
+  recipe, fields = PROGRAMS[name]
+  config = recipes.load(f"configs/{recipe}.py")
+  rows, seq_len = fields["rows"], fields["seq_len"]
+  if rehearse:
+    rows, seq_len = 4, 128
+    config.model.update(num_layers=2, width=64, num_heads=1, mlp_dim=128)
+  for field, value in fields.items():
+    if "." in field:
+      recipes.set_field(config, field, value)
+  config.model.vocab_size = 1_000 if rehearse else config.tokenizer.vocab_size
+  phase = config.phases[0].to_dict() | {
+      "seq_len": seq_len, "batch_size": rows, "micro_batches": 1,
+      "max_predictions": seq_len if config.objective.name == "causal"
+      else round(seq_len * 20 / 128)}
+  config.phases = (config_lib.phase(**phase),)
+  return config
+
+
+def start(config: ConfigDict) -> BareStep:
+  """Returns the step of a config on a batch of random tokens."""
+  process.use_compilation_cache(config.system.compilation_cache)
+  vocabulary = step_bertgpt.make_vocabulary(config.model.vocab_size)
+  return BareStep(config, vocabulary, [step_bertgpt.make_batch(config)])
+
+
+# ---------------------------------------------------------------- products
+
+
+def products(rehearse: bool) -> Iterator[Row]:
+  """Yields the shares of the data sheet's peaks that are reached, beside the planner's."""
+  chip, size = find_chip(), 256 if rehearse else 8192
+  yield Row("device", jax.devices()[0].device_kind)
+  peaks = {"bfloat16": chip.peak_flops, "float8_e4m3fn": chip.fp8_flops}
+  for dtype, peak in peaks.items():
+    if peak and not (rehearse and dtype != "bfloat16"):
+      x = jnp.ones((size, size), dtype)
+      seconds = time_call(lambda x: jnp.dot(x, x, preferred_element_type=jnp.bfloat16), x)
+      share = 2 * size**3 / seconds / peak
+      yield Row(f"product of {size} x {size} in {dtype}, share of the peak", share,
+                beside=f"planner: {hardware.EFFICIENCY['matmul']}")
+  x = jnp.ones((2**16 if rehearse else 2**28,), jnp.float32)
+  share = 2 * x.nbytes / time_call(lambda x: x + 1, x) / chip.hbm_bandwidth
+  yield Row(f"copy of {x.nbytes / 2**20:g} MiB, share of the bandwidth of the memory", share,
+            beside=f"planner: {hardware.EFFICIENCY['memory']}")
+  count = 20 if rehearse else 1000
+
+  def chain(x):
+    for _ in range(count):
+      x = jax.lax.optimization_barrier(x * 1.01)
+    return x
+
+  yield Row("one tiny kernel of many", time_call(chain, jnp.ones(128)) / count * 1e6, "us",
+            f"planner: {hardware.KERNEL_SECONDS * 1e6:g}")
+
+
+def time_call(function: Callable, *arguments: jax.Array) -> float:
+  """Returns the seconds of a call, the best of five groups of ten."""
+  jitted = jax.jit(function)
+  jax.block_until_ready(jitted(*arguments))
+  best = float("inf")
+  for _ in range(5):
+    begin = time.perf_counter()
+    for _ in range(10):
+      result = jitted(*arguments)
+    jax.block_until_ready(result)
+    best = min(best, (time.perf_counter() - begin) / 10)
+  return best
+
+
+# ------------------------------------------------------- steps, predicted
+
+
+def analyze(bare: BareStep, flops: float) -> tuple[Any, roofline.Roofline]:
+  """Compiles a step and returns the program and its roofline on this device.
+
+  Args:
+    bare: step.
+    flops: analytic FLOPs per step.
+  """
+  compiled, chip = bare.compile(), find_chip()
+  network = collectives.Network(chip, [collectives.Place(0, ())], (), {})
+  return compiled, roofline.analyze(compiled.as_text(), network, flops)
+
+
+def predictions(rehearse: bool) -> Iterator[Row]:
+  """Yields step time, MFU and memory of some programs, each beside its prediction."""
+  chip = find_chip()
+  for name in PROGRAMS:
+    config = read_program(name, rehearse)
+    flops = metrics.flops_per_step(config, config.phases[0])
+    bare = start(config)
+    compiled, roof = analyze(bare, flops)
+    bare.seconds(3)
+    seconds = bare.seconds(max(3, round(SECONDS / max(roof.seconds, 1e-3))) if not rehearse else 2)
+    yield Row(f"{name}: step", seconds * 1e3, "ms",
+              f"predicted {roof.seconds * 1e3:.4g}, ratio {seconds / roof.seconds:.3f}")
+    yield Row(f"{name}: MFU", flops / seconds / chip.peak_flops, "",
+              f"predicted {flops / roof.seconds / chip.peak_flops:.4g}")
+    memory = aot.read_memory(compiled.memory_analysis(), aot.StateBytes(0.0, 0.0))
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
+    yield Row(f"{name}: memory so far, at most", peak / 2**30, "GiB",
+              f"compiled {memory.total / 2**30:.4g}")
+    del bare, compiled
+
+
+# --------------------------------------------------------- Hugging Face
+
+
+def speed(rehearse: bool) -> Iterator[Row]:
+  """Yields the rows of `step` against Hugging Face, eager and compiled, case by case."""
+  cases = ("bert_nano", "gpt_nano") if rehearse else ("bert_base", "gpt2_small", "bert_mini")
+  for case in cases:
+    with tempfile.TemporaryDirectory() as folder:
+      out = pathlib.Path(folder) / "step.json"
+      command = [sys.executable, "-m", "benchmarks.step", f"--cases={case}", f"--out={out}"]
+      command += (["--rounds=1", "--seconds=0.01"] if rehearse else
+                  ["--device=cuda", "--compile", "--rounds=2", "--seconds=1.5"])
+      result = subprocess.run(command, capture_output=True, text=True, check=False)
+      if result.returncode:
+        said = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        yield Row(f"{case} against Hugging Face", "failed", "", said[:200], False)
+        continue
+      for row in json.loads(out.read_text())["rows"]:
+        asked = f"asked {row['asked']}" if row["asked"] and not rehearse else ""
+        ok = row["median"] >= float(row["asked"].removeprefix(">= ")) if asked else None
+        yield Row(row["what"], row["median"], row["unit"], asked, ok)
+
+
+# ------------------------------------------------------------------ kernels
+
+
+def kernels_of(folder: pathlib.Path) -> dict[str, float]:
+  """Returns the seconds of every kernel of a profile, by name, all runs together.
+
+  Args:
+    folder: written by `jax.profiler.trace`. On a CPU, the threads of XLA stand for the device.
+  """
+  (path,) = folder.rglob("*.xplane.pb")
+  seconds: collections.Counter[str] = collections.Counter()
+  planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+  devices = [plane for plane in planes if plane.name.startswith("/device:")]
+  for plane in devices or planes:
+    for line in plane.lines:
+      if line.name.startswith("Stream" if devices else "tf_XLA") or line.name == "XLA Ops":
+        for event in line.events:
+          seconds[event.name] += event.duration_ns * 1e-9
+  return dict(seconds)
+
+
+def kernels(rehearse: bool) -> Iterator[Row]:
+  """Yields the kernels that take longest in three steps, measured and then predicted."""
+  for name in list(PROGRAMS)[:1] if rehearse else PROGRAMS:
+    config = read_program(name, rehearse)
+    bare = start(config)
+    _, roof = analyze(bare, metrics.flops_per_step(config, config.phases[0]))
+    bare.seconds(3)
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder):
+        bare.seconds(PROFILED_STEPS)
+      measured = kernels_of(pathlib.Path(folder))
+    total = sum(measured.values()) / PROFILED_STEPS
+    yield Row(f"{name}: all kernels", total * 1e3, "ms", f"predicted {roof.seconds * 1e3:.4g}")
+    longest = sorted(measured.items(), key=lambda item: -item[1])[:SHOWN_KERNELS]
+    for kernel, seconds in longest:
+      yield Row(f"  measured: {kernel[:80]}", seconds / PROFILED_STEPS * 1e3, "ms")
+    for kernel in roof.kernels[:SHOWN_KERNELS]:
+      yield Row(f"  predicted: {kernel.name}, {kernel.source[-60:]}", kernel.seconds * 1e3, "ms",
+                f"bound by {kernel.bound}, {kernel.runs:.0f} runs")
+    del bare
