@@ -20,6 +20,12 @@ METHODS = {
     "classes": ("features",), "values": ("features",), "tokens": ("features",),
     "spans": ("features",),
 }
+METHODS_OF_HEADS = {
+    ("encoder", "classes"): ("pool",), ("encoder", "values"): ("pool",),
+    ("encoder", "tokens"): ("read_tokens",), ("encoder", "spans"): ("read_tokens",),
+    ("decoder", "classes"): ("read_text", "predict_next"),
+    ("decoder", "values"): ("read_text", "predict_next"),
+}
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64, "max_positions": tiny.LENGTH,
          "vocab_size": tiny.VOCAB}
 
@@ -46,8 +52,7 @@ def test_a_model_has_the_methods_of_its_abilities(name):
   model = importlib.import_module(f"bertgpt.models.{name}").MODEL
   for ability in sorted(family.abilities):
     methods = METHODS[ability]
-    if family.kind == "encoder" and ability in ("classes", "values"):
-      methods = (*methods, "pool")
+    methods = (*methods, *METHODS_OF_HEADS.get((family.kind, ability), ()))
     for method in methods:
       assert callable(getattr(model, method, None)), f"{ability} needs {method}"
 

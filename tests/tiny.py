@@ -12,6 +12,8 @@ from bertgpt.training import steps
 
 VOCAB, CLS, SEP, MASK = 250, 2, 3, 4
 LENGTH, ROWS = 32, 32
+SIZE = {"num_layers": 3, "width": 32, "num_heads": 4, "mlp_dim": 48, "max_positions": LENGTH,
+        "vocab_size": VOCAB}
 
 
 def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):

@@ -58,7 +58,7 @@ def layer_of(model: ConfigDict, length: int, platform: str) -> Layer:
     platform: platform that the program is compiled for; '' if it is not known yet.
   """
   return Layer(platform, model.dtype, length, model.width // model.num_heads,
-               model.attention_dropout, model.dropout_rng)
+               model.attention_dropout, model.dropout_rng, bool(model.window))
 
 
 def choose(requested: str, layer: Layer) -> tuple[str, str]:
@@ -101,6 +101,22 @@ def _needs(name, missing):
   return f"{name} needs {'; '.join(missing)}"
 
 
+def explain_window(kernel: str, is_causal: bool) -> str:
+  """Returns how a kernel computes layers with a window, in words.
+
+  Args:
+    kernel: result of `choose`.
+    is_causal: whether a query sees no later key.
+  """
+  if kernel in ("splash", "flash"):
+    return "blocks of keys outside the window are skipped"
+  if kernel == "cudnn" and is_causal:
+    return "by cuDNN's sliding window, or by a mask in packed rows, which saves no work"
+  if kernel == "cudnn":
+    return "by a mask, which saves no work: cuDNN's sliding window is causal"
+  return "by a mask, which saves no work"
+
+
 def obstacles(kernel: str, layer: Layer) -> list[str]:
   """Returns the unmet requirements of a kernel in words; [] if it can run.
 
@@ -113,16 +129,15 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
     layer: the layer; without a platform, the checks of the platform are skipped.
   """
   platform, dtype, length, head_width, dropout = layer[:5]
-  whole_row = ((dropout == 0, f"model.attention_dropout=0.0, not {dropout}"),
-               (not layer.has_window, "attention without a window"))
+  no_dropout = (dropout == 0, f"model.attention_dropout=0.0, not {dropout}")
   needs = {
-      "cudnn": (*whole_row,
+      "cudnn": (no_dropout,
                 (platform in ("", "gpu"), f"a GPU, not platform {platform!r}"),
                 (dtype in ("bfloat16", "float16"), f"model.dtype='bfloat16', not {dtype!r}"),
                 (length % 2 == 0, f"an even number of tokens per row, not {length}"),
                 (head_width % 8 == 0 and head_width <= 128,
                  f"a head width that is a multiple of 8 up to 128, not {head_width}")),
-      "splash": (*whole_row,
+      "splash": (no_dropout,
                  (platform in ("", "tpu", "cpu"), f"a TPU, not platform {platform!r}"),
                  (length % 128 == 0, f"a multiple of 128 tokens per row, not {length}")),
       "flash": ((dropout == 0 or layer.dropout_rng == "hash",

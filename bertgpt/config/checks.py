@@ -22,6 +22,7 @@ AT_LEAST = {
     "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
     "model.embedding_width": 0, "model.layer_groups": 0,
     "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
+    "model.window": 0, "model.global_every": 0, "model.rope_theta": 1, "model.rope_theta_local": 1,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
     "model.scan_unroll": -1, "objective.loss_chunk": -1, "objective.ngram": 1,
     "optimizer.clip_norm": 0, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
@@ -137,6 +138,9 @@ def _model_problems(config):
   if model.layer_groups > 0 and model.num_layers % model.layer_groups:
     yield (f"model.layer_groups={model.layer_groups} does not divide "
            f"model.num_layers={model.num_layers}")
+  if model.position == "rope" and model.num_heads > 0 and model.width // model.num_heads % 2:
+    yield (f"model.position='rope' rotates pairs of features, but a head is "
+           f"{model.width // model.num_heads} wide. Choose an even width")
   family = families.FAMILIES.get(model.family)
   objective = choices.OBJECTIVES.get(config.objective.name)
   if family is None or objective is None:

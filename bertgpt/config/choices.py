@@ -62,8 +62,18 @@ OPTIMIZERS = {
     "lamb": _ADAM,
     "nvlamb": _ADAM,
     "albert_lamb": _ADAM,
+    "stable_adamw": _ADAM,
     "adafactor": frozenset(),
     "muon": _ADAM | {"optimizer.momentum"},
+}
+
+# Fields that one choice of a field of the model reads, but some other choice does not.
+NORMS = {"post": frozenset(), "pre": frozenset({"model.skip_first_norm"})}
+NORM_KINDS = {"layer": frozenset({"model.norm_bias"}), "rms": frozenset()}
+POSITIONS = {
+    "learned": frozenset({"model.position_init", "model.position_init_std"}),
+    "rope": frozenset({"model.rope_theta", "model.rope_theta_local"}),
+    "none": frozenset(),
 }
 
 # Name -> fields of a phase that this schedule reads, but some other schedule does not.

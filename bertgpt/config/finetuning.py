@@ -16,6 +16,7 @@ AS_PRETRAINED = -1.0
 TRUNCATIONS = ("head", "tail", "head_tail")
 SAVES = ("best", "all", "none")
 DTYPES = ("", *config_lib.CHOICES["model.dtype"])
+POOLINGS = ("", *config_lib.CHOICES["model.pooling"])
 
 
 def base() -> ConfigDict:
@@ -32,6 +33,8 @@ def base() -> ConfigDict:
   config.epochs = 3
   config.warmup_fraction = 0.1             # share of the steps; then the rate decays linearly to 0
   config.dropout = AS_PRETRAINED           # on hidden states and attention; -1: as in pretraining
+  # Features that stand for a text, as model.pooling: cls | mean; '': as in pretraining.
+  config.pooling = ""
   # Whether batches have texts of similar length: less padding, but less randomness.
   config.group_by_length = True
   # Type of activations and products, as model.dtype; '': as in pretraining (imported: float32).
@@ -113,7 +116,8 @@ def find_problems(config: ConfigDict) -> list[str]:
     problems.append(f"warmup_fraction={config.warmup_fraction}: must be between 0 and 1")
   if config.dropout != AS_PRETRAINED and not 0 <= config.dropout < 1:
     problems.append(f"dropout={config.dropout}: must be at least 0 and below 1, or -1")
-  for field, choices in (("task.truncation", TRUNCATIONS), ("save", SAVES), ("dtype", DTYPES)):
+  for field, choices in (("task.truncation", TRUNCATIONS), ("save", SAVES), ("dtype", DTYPES),
+                         ("pooling", POOLINGS)):
     if values[field] not in choices:
       problems.append(f"{field}={values[field]!r}: choose one of "
                       f"{', '.join(choice or repr(choice) for choice in choices)}")
@@ -152,6 +156,7 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
   run.eval.batch_size = config.eval.batch_size
   run.model.vocab_size = vocab_size
   run.model.dtype = config.dtype or run.model.dtype
+  run.model.pooling = config.pooling or run.model.pooling
   if config.dropout != AS_PRETRAINED:
     run.model.dropout = run.model.attention_dropout = config.dropout
   return run

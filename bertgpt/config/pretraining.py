@@ -21,9 +21,14 @@ CHOICES = {
     "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe", "gpt1_bpe", "unigram"),
     "tokenizer.model_type": ("unigram", "bpe"),
     "model.family": tuple(families.FAMILIES),
-    "model.norm": ("post", "pre"),
+    "model.norm": tuple(choices.NORMS),
+    "model.norm_kind": tuple(choices.NORM_KINDS),
+    "model.position": tuple(choices.POSITIONS),
     "model.position_init": ("normal", "sinusoid"),
-    "model.activation": ("gelu_tanh", "gelu_erf"),
+    "model.mlp": ("plain", "gated"),
+    "model.activation": ("gelu_tanh", "gelu_erf", "silu"),
+    "model.dropout_at": ("all", "attention"),
+    "model.pooling": ("cls", "mean"),
     "model.dtype": ("bfloat16", "float32"),
     "model.attention": ("auto", "xla", *attention_kernels.FUSED),
     "model.remat": ("none", "dots", "full"),
@@ -122,7 +127,7 @@ def base() -> ConfigDict:
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()
-  model.family = "bert"                    # albert | bert | gpt
+  model.family = "bert"                    # albert | bert | gpt | modernbert | modernbert_decoder
   model.num_layers = 12
   model.width = 768
   model.num_heads = 12
@@ -133,14 +138,33 @@ def base() -> ConfigDict:
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
   model.norm = "post"
+  # pre: whether the first layer reads the embeddings as they are (ModernBERT normalizes those).
+  model.skip_first_norm = False
+  model.norm_kind = "layer"                # layer (LayerNorm) | rms (RMSNorm)
+  model.norm_bias = True                   # layer: whether norms have a bias
   model.layer_norm_epsilon = 1e-12
-  model.activation = "gelu_tanh"           # gelu_tanh | gelu_erf
-  model.dropout = 0.1                      # on embeddings and block outputs
-  model.attention_dropout = 0.1
+  model.use_bias = True                    # whether dense layers have a bias
+  # plain: activation(up) | gated: activation(gate) * up, with a matrix more (GeGLU, SwiGLU).
+  model.mlp = "plain"
+  model.activation = "gelu_tanh"           # gelu_tanh | gelu_erf | silu
+  # Keys on each side that the queries of local layers see; 0: every layer sees all keys.
+  model.window = 0
+  # With a window: layers 0, N, 2 N, ... see all keys; 0: none does.
+  model.global_every = 3
+  # learned: a table | rope: rotated queries and keys | none.
+  model.position = "learned"
+  model.rope_theta = 10_000.0              # rope: base of the wavelengths
+  model.rope_theta_local = 10_000.0        # rope: base in local layers
+  model.dropout = 0.1
+  # all: embeddings, outputs of attention and MLP | attention: outputs of attention (ModernBERT).
+  model.dropout_at = "all"
+  model.attention_dropout = 0.1            # on the weights of attention
+  # Features that stand for a text in tasks: cls (of its first token) | mean (of all).
+  model.pooling = "cls"
   model.init_std = 0.02
   # Whether normal initialization is truncated at two deviations (BERT) or not (GPT).
   model.truncated_init = True
-  # Initial position embeddings: normal | sinusoid (attention to neighbors is learned sooner).
+  # learned: initial embeddings: normal | sinusoid (attention to neighbors is learned sooner).
   model.position_init = "normal"
   model.position_init_std = 0.02           # for sinusoid, the root mean square
   # GPT-2: projections into the residual are initialized smaller by 1 / sqrt(2 * num_layers).
@@ -177,7 +201,8 @@ def base() -> ConfigDict:
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
-  # bert_adamw | adamw | fairseq_adamw | lamb | nvlamb | albert_lamb | adafactor | muon
+  # bert_adamw | adamw | fairseq_adamw | stable_adamw | lamb | nvlamb | albert_lamb | adafactor |
+  # muon
   optimizer.name = "bert_adamw"
   optimizer.b1 = 0.9
   optimizer.b2 = 0.999

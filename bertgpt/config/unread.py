@@ -62,9 +62,13 @@ def _irrelevant(config) -> Iterator[tuple[str, str, list[str]]]:
                         for name, family in families.FAMILIES.items()}),
       ("objective.name", {name: objective.reads
                           for name, objective in choices.OBJECTIVES.items()}),
-      ("optimizer.name", choices.OPTIMIZERS)):
+      ("optimizer.name", choices.OPTIMIZERS),
+      ("model.norm", choices.NORMS), ("model.norm_kind", choices.NORM_KINDS),
+      ("model.position", choices.POSITIONS)):
     name = values[choice]
     yield choice, name, sorted(set().union(*readers.values()) - readers[name])
+  if not values["model.window"]:
+    yield "model.window", "0", ["model.global_every", "model.rope_theta_local"]
 
 
 def _find_in_groups(config):

@@ -7,7 +7,16 @@
 """
 
 from bertgpt.config import ConfigDict
-from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, linear, norm, tune
+from bertgpt.hub.architecture import (
+  GELU,
+  TIED,
+  Architecture,
+  Rule,
+  find_modern_field,
+  linear,
+  norm,
+  tune,
+)
 from bertgpt.hub.bert import FIELDS
 
 _EMBEDDINGS, _ENCODER = "albert.embeddings", "albert.encoder"
@@ -42,6 +51,8 @@ _TEXT_HEAD = [*linear("pooler", "albert.pooler", "DD"), *linear("head", "classif
 
 
 def _find_problem(model):
+  if problem := find_modern_field(model):
+    return problem
   if (model.embedding_width or model.width) == model.width:
     return (f"model.embedding_width={model.embedding_width}: transformers' ALBERT has a dense "
             "layer after its embeddings even if they are as wide as the model")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.config import padded_vocab_size
+from bertgpt.config.families.family import CLASSIC
 from bertgpt.errors import DataError
 
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
@@ -31,11 +32,13 @@ class Storage(NamedTuple):
     write: (our array, sizes) -> their array.
     read: (their array, sizes) -> our array.
     shape: (our shape, sizes) -> their shape.
+    joint: axis of their arrays on which parts of one tensor are joined, that of the outputs.
   """
 
   write: Callable[[np.ndarray, Sizes], np.ndarray]
   read: Callable[[np.ndarray, Sizes], np.ndarray]
   shape: Callable[[tuple[int, ...], Sizes], tuple[int, ...]]
+  joint: int = -1
 
 
 def _pad_vocabulary(x: np.ndarray, sizes: Sizes) -> np.ndarray:
@@ -45,7 +48,8 @@ def _pad_vocabulary(x: np.ndarray, sizes: Sizes) -> np.ndarray:
 
 STORAGES = {
     "same": Storage(lambda x, sizes: x, lambda x, sizes: x, lambda shape, sizes: shape),
-    "linear": Storage(lambda x, sizes: x.T, lambda x, sizes: x.T, lambda shape, sizes: shape[::-1]),
+    "linear": Storage(lambda x, sizes: x.T, lambda x, sizes: x.T, lambda shape, sizes: shape[::-1],
+                      joint=0),
     # The padding rows of our vocabulary are not written.
     "vocabulary": Storage(lambda x, sizes: x[:sizes["V"]], _pad_vocabulary,
                           lambda shape, sizes: shape),
@@ -62,15 +66,17 @@ class Rule(NamedTuple):
   Attributes:
     ours: path of a parameter; it contains `layers` if the parameter has a slice per layer.
     theirs: name of a tensor, with `{}` for the number of the layer. Consecutive rules with the same
-      name share the tensor, concatenated on its last axis.
+      name share the tensor, concatenated on the axis of the outputs.
     axes: letters of our shape, without the axis of the layers.
     storage: a key of `STORAGES`.
+    first: first layer that has the tensor. Ours has 1 in the layers before, where it is not used.
   """
 
   ours: str
   theirs: str
   axes: str
   storage: str = "same"
+  first: int = 0
 
   @property
   def group(self) -> str:
@@ -117,6 +123,17 @@ def norm(ours: str, theirs: str, axis: str = "D") -> list[Rule]:
           Rule(f"{ours}/bias", f"{theirs}.bias", axis)]
 
 
+def find_modern_field(model: Any) -> str | None:
+  """Returns which field makes the layers of a model others than those of BERT and GPT, or None.
+
+  Args:
+    model: `config.model`.
+  """
+  return next((f"model.{name}={model[name]!r}: transformers' classes for model.family="
+               f"{model.family!r} have only {value!r}" for name, value in CLASSIC.items()
+               if model[name] != value), None)
+
+
 class Architecture(NamedTuple):
   """An architecture of `transformers`.
 
@@ -140,6 +157,14 @@ class Architecture(NamedTuple):
     limits: sentences for the model card.
     bias_target: path of the last bias before the layer of outputs, which in `transformers` has no
       bias: ours is added there, multiplied by the inverse of the layer; '': it has a bias.
+    read: config.json -> further fields of `config.model`; it raises DataError.
+    write: `config.model` -> the keys of config.json that `read` reads.
+    signs: head -> the tensor without which a file lacks the head: other tensors with names of the
+      head's are then those of a task. A head that is not named here is there if any tensor is.
+    pools_by_config: whether config.json says which features stand for a text.
+    copied_ids: key of config.json for a special token -> the key with the same id.
+    zeros: tensor that is written with zeros -> letters of its shape.
+    left_out: paths of parameters that a fine-tuned model has but does not use.
   """
 
   name: str
@@ -155,14 +180,35 @@ class Architecture(NamedTuple):
   prefix: str = ""
   other_heads: tuple[str, ...] = ()
   tuned: Mapping[str, "Architecture"] = {}
-  find_problem: Callable[[Any], str | None] = lambda model: None
+  find_problem: Callable[[Any], str | None] = find_modern_field
   limits: tuple[str, ...] = ()
   bias_target: str = ""
+  read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda hf_config: {}
+  write: Callable[[Any], dict[str, Any]] = lambda model: {}
+  signs: Mapping[str, str] = {}
+  pools_by_config: bool = False
+  copied_ids: Mapping[str, str] = {}
+  zeros: Mapping[str, str] = {}
+  left_out: tuple[str, ...] = ()
 
   @property
   def skips_positions(self) -> bool:
     """True if positions begin after the id of the padding, as in RoBERTa."""
     return any(rule.storage == "positions" for rule in self.rules)
+
+
+def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> str | None:
+  """Returns why a fine-tuned model pools its features in a way that its class does not, or None.
+
+  Args:
+    architecture: the architecture of the pretrained model.
+    model: `config.model`.
+    kind: kind of the task, '' if there is none.
+  """
+  if kind not in ("classes", "values") or model.pooling == "cls" or architecture.pools_by_config:
+    return None
+  return (f"model.pooling={model.pooling!r}: transformers' {architecture.name} reads the first "
+          "token of a text")
 
 
 TIED = {"tie_word_embeddings": True}
@@ -182,19 +228,19 @@ TASKS = {
 
 
 def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
-         bias_target: str = "") -> Architecture:
+         bias_target: str = "", left_out: tuple[str, ...] = ()) -> Architecture:
   """Returns an architecture whose `tuned` holds the architectures of its fine-tuned models.
 
   Args:
     base: the architecture of the pretrained model.
     prefix: beginning of the names of the fine-tuned models, as 'Bert'.
     heads: kind of a task -> rules of the layers above the body.
-    bias_target: see `Architecture`.
+    bias_target, left_out: see `Architecture`.
   """
   kept = [rule for rule in base.rules if rule.group in BODY]
   tuned = {kind: base._replace(name=prefix + TASKS[kind][0], tied={}, rules=[*kept, *rules],
                                pipeline=TASKS[kind][1], auto=TASKS[kind][2],
-                               bias_target=bias_target)
+                               bias_target=bias_target, left_out=left_out)
            for kind, rules in heads.items()}
   return base._replace(tuned=tuned)
 

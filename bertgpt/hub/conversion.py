@@ -15,7 +15,8 @@ import numpy as np
 from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, Sizes, check_classes
+from bertgpt.hub import architecture as architecture_lib
+from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, Sizes
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
@@ -56,7 +57,8 @@ def find_architecture(config: ConfigDict, kind: str = "") -> Architecture:
     raise ConfigError(f"model.activation={model.activation!r}: transformers' {architecture.name} "
                       f"has only {', '.join(architecture.activations)}. This model cannot be "
                       "exported")
-  if problem := architecture.find_problem(model):
+  if problem := architecture.find_problem(model) or (
+      architecture_lib.find_pooling_problem(architecture, model, kind)):
     raise ConfigError(f"{problem}. This model cannot be exported")
   if not kind:
     return architecture
@@ -102,12 +104,17 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
       raise ConfigError(f"the parameter {rule.ours} of {architecture.name} is missing")
     array = leaves.pop(rule.ours)
     for i, x in enumerate(array if rule.is_stacked else [array]):
-      parts[rule.theirs.format(i)].append(STORAGES[rule.storage].write(x, sizes))
-  if leaves:
+      if i >= rule.first:
+        parts[rule.theirs.format(i), rule.storage].append(STORAGES[rule.storage].write(x, sizes))
+  if leaves := leaves.keys() - architecture.left_out:
     raise ConfigError(f"{architecture.name} has no place for the parameter {min(leaves)}")
-  # ascontiguousarray: safetensors writes the memory of an array and ignores its strides.
-  return {name: np.ascontiguousarray(np.concatenate(x, axis=-1) if len(x) > 1 else x[0])
-          for name, x in parts.items()}
+  tensors = {name: np.zeros([sizes[letter] for letter in axes], np.float32)
+             for name, axes in architecture.zeros.items()}
+  for (name, storage), arrays in parts.items():
+    x = np.concatenate(arrays, STORAGES[storage].joint) if len(arrays) > 1 else arrays[0]
+    # safetensors writes the memory of an array and ignores its strides.
+    tensors[name] = np.ascontiguousarray(x)
+  return tensors
 
 
 def _move_bias(leaves: Mapping[str, np.ndarray], architecture: Architecture
@@ -153,7 +160,7 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
                "label2id": {label: i for i, label in enumerate(labels)},
                "problem_type": PROBLEM_TYPES[kind]}
   return {"architectures": [architecture.name], "model_type": architecture.model_type,
-          "dtype": "float32", **values, **architecture.fixed}
+          "dtype": "float32", **values, **architecture.write(model), **architecture.fixed}
 
 
 # ----------------------------------------------------------- from transformers
@@ -208,7 +215,8 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> 
     if rules[0].group in fresh:
       leaves |= {rule.ours: _draw(rule, sizes, fields["model.init_std"]) for rule in rules}
       continue
-    layers = [_take(tensors, names, theirs.format(i), rules, sizes)
+    layers = [_take(tensors, names, theirs.format(i), rules, sizes) if i >= rules[0].first
+              else [np.ones([sizes[letter] for letter in rule.axes], np.float32) for rule in rules]
               for i in range(count if rules[0].is_stacked else 1)]
     for rule, *parts in zip(rules, *layers, strict=True):
       leaves[rule.ours] = np.stack(parts) if rule.is_stacked else parts[0]
@@ -257,7 +265,7 @@ def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
   found = [a for a in known if a.model_type == kind]
   if not found:
     raise DataError(f"model_type={kind!r} in config.json: not supported. Choose a model of {kinds}")
-  check_classes(hf_config.get("architectures"), kind, tables)
+  architecture_lib.check_classes(hf_config.get("architectures"), kind, tables)
   for key, (what, remedy) in UNREADABLE.items():
     if hf_config.get(key):
       raise DataError(f"config.json has {key}: {what}. {remedy}")
@@ -321,7 +329,8 @@ def _choose_architecture(names, candidates) -> tuple[Architecture, list[str]]:
   others = tuple(start for a in candidates for start in a.other_heads)
 
   def dropped(a):
-    own = {rule.theirs for rule in a.rules} | a.tied.keys()
+    fresh = _missing_heads(a, names)
+    own = {rule.theirs for rule in a.rules if rule.group not in fresh} | a.tied.keys()
     return sorted(name for name in names if name not in own
                   and (name in heads or name.startswith(others)))
 
@@ -336,7 +345,8 @@ def _choose_architecture(names, candidates) -> tuple[Architecture, list[str]]:
 def _missing_heads(architecture, names) -> tuple[str, ...]:
   """Returns the heads of an architecture of which no tensor is there."""
   groups = dict.fromkeys(rule.group for rule in architecture.rules if rule.group not in BODY)
-  found = {rule.group for rule in architecture.rules if rule.theirs in names}
+  found = {rule.group for rule in architecture.rules
+           if architecture.signs.get(rule.group, rule.theirs) in names}
   return tuple(group for group in groups if group not in found)
 
 
@@ -383,6 +393,7 @@ def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
     elif value is not None or default is not None:
       value = _read_number(hf_config, key, default, least=1)
     fields[f"model.{ours}"] = value
+  fields |= {f"model.{ours}": value for ours, value in architecture.read(hf_config).items()}
   if fields.get("model.mlp_dim") is None:
     fields["model.mlp_dim"] = 4 * fields["model.width"]
   return fields
@@ -404,7 +415,8 @@ def _take(tensors, names, name, rules, sizes):
   name = names.pop(name)
   x, storage = tensors[name], STORAGES[rules[0].storage]
   shape = storage.shape(tuple(sizes[letter] for letter in rules[0].axes), sizes)
-  shape = (*shape[:-1], shape[-1] * len(rules))
+  shape = tuple(size * len(rules) if axis == storage.joint % len(shape) else size
+                for axis, size in enumerate(shape))
   if x.shape != shape:
     raise DataError(f"the tensor {name} has the shape {list(x.shape)}; according to config.json "
                     f"it is {list(shape)}. Take both files from one model")
@@ -415,7 +427,7 @@ def _take(tensors, names, name, rules, sizes):
   if rules[0].storage != "vocabulary":  # Rows that no token has may hold anything.
     _check_finite(name, x)
   return [np.ascontiguousarray(storage.read(part, sizes))
-          for part in np.split(x, len(rules), axis=-1)]
+          for part in np.split(x, len(rules), axis=storage.joint)]
 
 
 def _check_finite(name, x):

@@ -57,6 +57,8 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind)
   settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels)
               | special_ids(trained))
+  settings |= {key: settings[other] for key, other in architecture.copied_ids.items()
+               if other in settings}
   with files.new_folder(out, "--out") as folder:
     files.write_json(folder / "config.json", settings, sort_keys=True)
     write_tensors(folder / weights.WEIGHTS, tensors)

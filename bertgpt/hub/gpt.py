@@ -10,7 +10,16 @@ puts around texts, and their outputs have no bias: see `Architecture.bias_target
 """
 
 from bertgpt.config import ConfigDict
-from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, conv1d, norm, tune
+from bertgpt.hub.architecture import (
+  GELU,
+  TIED,
+  Architecture,
+  Rule,
+  conv1d,
+  find_modern_field,
+  norm,
+  tune,
+)
 
 
 def _decoder(tokens, positions):
@@ -31,7 +40,7 @@ def _decoder(tokens, positions):
 
 def _find_mlp_problem(model):
   if model.mlp_dim == 4 * model.width:
-    return None
+    return find_modern_field(model)
   return (f"model.mlp_dim={model.mlp_dim}: transformers' OpenAIGPTLMHeadModel has an MLP of 4 x "
           f"model.width = {4 * model.width}")
 

@@ -8,6 +8,7 @@ Axes: B batch, L query length, S key length, N heads, H width of a head.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from bertgpt.config import ConfigDict, attention_kernels, layer_loop
+from bertgpt.config import ConfigDict, attention_kernels, families, layer_loop
+from bertgpt.config.families.family import num_global_layers
 from bertgpt.devices import sharding
 from bertgpt.models import flash_attention
 from bertgpt.models.cache import Cache
@@ -29,8 +31,8 @@ SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 
 class Visibility:
   """The keys that a query sees: the keys of its own sequence that every other field allows.
 
-  The fused kernels know sequences, lengths and `causal`, and `flash` also windows; with any other
-  field set, attention falls back to `xla`.
+  The fused kernels know only sequences, lengths, `causal` and windows; with any other field set,
+  attention falls back to `xla`.
 
   Attributes:
     sequence_ids_BL: int32; tokens with different ids do not see each other.
@@ -43,12 +45,14 @@ class Visibility:
       place is not after its own (Yang et al. 2019, arXiv:1906.08237). None: any place.
     window: largest distance in positions at which a query sees a key (Beltagy et al. 2020,
       arXiv:2004.05150). None: any distance.
+    is_global: bool scalar, whether the window is lifted in this layer. None: it is not.
   """
 
   sequence_ids_BL: jax.Array
   lengths_B: jax.Array | None = None
   prefix_BL: jax.Array | None = None
   order_BL: jax.Array | None = None
+  is_global: jax.Array | None = None
   causal: bool = dataclasses.field(default=False, metadata={"static": True})
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -64,7 +68,8 @@ class Visibility:
     if self.order_BL is not None:
       mask_BLS &= self.order_BL[:, :, None] >= self.order_BL[:, None, :]
     if self.window is not None:
-      mask_BLS &= abs(at[:, None] - at) <= self.window
+      is_near_LS = abs(at[:, None] - at) <= self.window
+      mask_BLS &= is_near_LS if self.is_global is None else is_near_LS | self.is_global
     return mask_BLS[:, None]
 
 
@@ -95,9 +100,10 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
     return _join_heads(_mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH))
   if name == "flash":
     words = words_of_replica(dropout_key, q_BLNH.shape[0]) if dropout else None
-    return flash_attention.attend(
-        q_BLNH, k_BSNH, v_BSNH, visibility.sequence_ids_BL, causal=visibility.causal,
-        window=visibility.window, rate=dropout, words=words)
+    attend_all, attend_near = (functools.partial(
+        flash_attention.attend, ids_BL=visibility.sequence_ids_BL, causal=visibility.causal,
+        window=window, rate=dropout, words=words) for window in (None, visibility.window))
+    return _attend_either(attend_all, attend_near, visibility.is_global, q_BLNH, k_BSNH, v_BSNH)
   attend_part: Callable = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
   axes = ("batch", None, "heads", None)
   arrays, rebuild = jax.tree.flatten(visibility)
@@ -108,17 +114,24 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
   return _join_heads(x_BLNH)
 
 
-def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array) -> jax.Array:
+def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, window: int = 0,
+                  is_global: jax.Array | None = None) -> jax.Array:
   """Returns causal attention to the cached tokens of rows that are one sequence each.
 
   Args:
     q_BLNH: queries.
     cache: cache of one layer, [B, S, N, H]; the keys and values of the queries' tokens are in it.
     positions_BL: int32, positions of the queries.
+    window: largest distance at which a query sees a key; 0: any distance.
+    is_global: bool scalar, whether the window is lifted. None: it is not.
   Returns:
     [B, L, N x H] of the dtype of the cache.
   """
-  mask_BLS = jnp.arange(cache.k.shape[1]) <= positions_BL[:, :, None]
+  at_S = jnp.arange(cache.k.shape[1])
+  mask_BLS = at_S <= positions_BL[:, :, None]
+  if window:
+    is_near_BLS = at_S >= positions_BL[:, :, None] - window
+    mask_BLS &= is_near_BLS if is_global is None else is_near_BLS | is_global
   return _join_heads(_mix(_weigh(q_BLNH * _scale(q_BLNH), cache.k, mask_BLS[:, None]), cache.v))
 
 
@@ -134,6 +147,10 @@ def explain(config: ConfigDict) -> list[str]:
   for i, phase in enumerate(config.phases):
     layer = attention_kernels.layer_of(model, phase.seq_len, sharding.platform())
     name, reason = attention_kernels.choose(model.attention, layer)
+    if model.window:
+      how = attention_kernels.explain_window(name, families.find(config).kind == "decoder")
+      num_local = model.num_layers - num_global_layers(model)
+      reason += f"; a window of {model.window} in {num_local} layers: {how}"
     lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention by {name}: {reason}")
   layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
   lines.append(f"{layers} of {model.num_layers} layers per iteration of their loop: {reason}")
@@ -191,7 +208,7 @@ def _scale(q_BLNH):
 def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
   """Computes cuDNN's flash attention; without a GPU, XLA computes the same (for tests)."""
   limits: dict[str, jax.Array] = {}
-  if visibility.lengths_B is None:
+  if visibility.lengths_B is None or (visibility.window and not visibility.causal):
     limits["mask"] = dataclasses.replace(visibility, causal=False).mask()
     if sharding.in_replica():
       # JAX's rule for vmap takes for granted that every head has a mask of its own.
@@ -201,23 +218,42 @@ def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
     # At least one key, because a softmax over none is not a number.
     lengths_B = jnp.maximum(visibility.lengths_B, 1)
     limits = {"query_seq_lengths": lengths_B, "key_value_seq_lengths": lengths_B}
-  return jax.nn.dot_product_attention(
-      q_BLNH, k_BSNH, v_BSNH, **limits, is_causal=visibility.causal,
+  attend_all = functools.partial(
+      jax.nn.dot_product_attention, **limits, is_causal=visibility.causal,
       implementation="cudnn" if sharding.platform() == "gpu" else "xla")
+  if visibility.window is None or "mask" in limits:
+    return attend_all(q_BLNH, k_BSNH, v_BSNH)
+  attend_near = functools.partial(attend_all, local_window_size=(visibility.window, 0))
+  return _attend_either(attend_all, attend_near, visibility.is_global, q_BLNH, k_BSNH, v_BSNH)
 
 
 def _attend_splash(q_BLNH, k_BSNH, v_BSNH, visibility):
   """Computes splash attention, interpreted if there is no TPU (slow, for tests)."""
   _, length, heads, width = q_BLNH.shape
+  ids_BL, window = visibility.sequence_ids_BL, visibility.window
+
+  def attend_by(static_mask, *qkv):
+    attend_row = splash.make_splash_mha(
+        splash_mask.MultiHeadMask([static_mask] * heads), block_sizes=_block_sizes(length, width),
+        head_shards=1, q_seq_shards=1, interpret=sharding.platform() == "cpu")
+    return jax.vmap(attend_row)(*qkv, splash.SegmentIds(ids_BL, ids_BL))
+
   make_static_mask = splash_mask.CausalMask if visibility.causal else splash_mask.FullMask
-  attend_row = splash.make_splash_mha(
-      splash_mask.MultiHeadMask([make_static_mask((length, length))] * heads),
-      block_sizes=_block_sizes(length, width), head_shards=1, q_seq_shards=1,
-      interpret=sharding.platform() == "cpu")
-  qkv = (x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH))
-  ids_BL = visibility.sequence_ids_BL
-  x_BNLH = jax.vmap(attend_row)(*qkv, splash.SegmentIds(ids_BL, ids_BL))
-  return x_BNLH.swapaxes(1, 2)
+  attend_all = functools.partial(attend_by, make_static_mask((length, length)))
+  qkv = [x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH)]
+  if window is None:
+    return attend_all(*qkv).swapaxes(1, 2)
+  # Blocks of keys that no query of a block sees are skipped.
+  near = splash_mask.LocalMask((length, length), (window, 0 if visibility.causal else window), 0)
+  attend_near = functools.partial(attend_by, near)
+  return _attend_either(attend_all, attend_near, visibility.is_global, *qkv).swapaxes(1, 2)
+
+
+def _attend_either(attend_all, attend_near, is_global, *qkv):
+  """Computes attention to all keys in a global layer, and else to those of the window."""
+  if is_global is None:
+    return attend_near(*qkv)
+  return jax.lax.cond(is_global, attend_all, attend_near, *qkv)
 
 
 def _block_sizes(length: int, width: int) -> splash.BlockSizes:

@@ -82,6 +82,14 @@ class Bert(nn.Module):
     """
     return jnp.tanh(self.pooler(x))
 
+  def read_tokens(self, x: jax.Array) -> jax.Array:
+    """Returns the features that the output layers of tokens read: those of the last layer.
+
+    Args:
+      x: features of the last layer, [..., D].
+    """
+    return x
+
   def pair_logits(self, x: jax.Array) -> jax.Array:
     """Returns the logits of the two kinds of pairs, float32 [..., 2].
 

@@ -47,7 +47,7 @@ class Gpt(nn.Module):
     Args:
       inputs: tokens; the positions to predict are not read.
     """
-    return self.embeddings.predict(self.features(inputs))
+    return self.predict_next(self.features(inputs))
 
   def features(self, inputs: Inputs) -> jax.Array:
     """Returns the features of the last layer, [B, L, D] in the compute dtype.
@@ -78,7 +78,23 @@ class Gpt(nn.Module):
     Args:
       x: features [..., D].
     """
-    return self.embeddings.predict(x).logits()
+    return self.predict_next(x).logits()
+
+  def predict_next(self, x: jax.Array) -> Prediction:
+    """Returns the prediction of the token after each one.
+
+    Args:
+      x: features [..., D].
+    """
+    return self.embeddings.predict(x)
+
+  def read_text(self, x: jax.Array) -> jax.Array:
+    """Returns the features that the output layer of a task reads: those of the last layer.
+
+    Args:
+      x: features of the last layer at the last token of a text, [..., D].
+    """
+    return x
 
   def _decode(self, tokens_BL, context, cache=None):
     x_BLD = self.embeddings(tokens_BL, context.positions_BL)

@@ -36,7 +36,11 @@ class TaskModel(nn.Module):
 
 
 class EncoderClassifier(TaskModel):
-  """Outputs of a text or a pair, from the pooled [CLS] (Devlin et al. 2018, 4.1)."""
+  """Outputs of a text or a pair, from its pooled features.
+
+  With `config.pooling='cls'`, they are those of the [CLS] (Devlin et al. 2018, 4.1); with 'mean',
+  the mean over all tokens.
+  """
 
   def __call__(self, inputs: Inputs) -> jax.Array:
     """Returns the outputs, float32 [B, C].
@@ -44,7 +48,9 @@ class EncoderClassifier(TaskModel):
     Args:
       inputs: rows whose first token is the [CLS].
     """
-    pooled_BD = self.body.pool(self.body.features(inputs)[:, 0])
+    x_BLD = self.body.features(inputs)
+    x_BD = x_BLD[:, 0] if self.config.pooling == "cls" else mean_of_texts(x_BLD, inputs)
+    pooled_BD = self.body.pool(x_BD)
     return self.head(drop(pooled_BD, self.config.dropout, dropout_key(self)))
 
 
@@ -64,7 +70,7 @@ class EncoderTagger(TaskModel):
     Args:
       inputs: rows of one text or two.
     """
-    x_BLD = self.body.features(inputs)
+    x_BLD = self.body.read_tokens(self.body.features(inputs))
     if self.use_dropout:
       x_BLD = drop(x_BLD, self.config.dropout, dropout_key(self))
     return self.head(x_BLD)
@@ -81,9 +87,21 @@ class DecoderClassifier(TaskModel):
     """
     x_BLD = self.body.features(inputs)
     last_B1 = jnp.maximum((inputs.sequence_ids_BL > 0).sum(1, keepdims=True) - 1, 0)
-    last_BD = gather(x_BLD, last_B1)[:, 0]
+    last_BD = self.body.read_text(gather(x_BLD, last_B1)[:, 0])
     outputs_BC = self.head(drop(last_BD, self.config.dropout, dropout_key(self)))
-    return outputs_BC, self.body.embeddings.predict(x_BLD)
+    return outputs_BC, self.body.predict_next(x_BLD)
+
+
+def mean_of_texts(x_BLD: jax.Array, inputs: Inputs) -> jax.Array:
+  """Returns the mean of the features over the tokens of every row, [B, D].
+
+  Args:
+    x_BLD: features.
+    inputs: rows of one text or two; an empty row has the mean 0.
+  """
+  is_text_BL1 = (inputs.sequence_ids_BL > 0)[:, :, None]
+  total_BD = jnp.where(is_text_BL1, x_BLD, 0).sum(1, dtype=jnp.float32)
+  return (total_BD / jnp.maximum(is_text_BL1.sum(1), 1)).astype(x_BLD.dtype)
 
 
 PARAMETERS = (

@@ -8,6 +8,7 @@ initial values are in `initializers`. Dropout is on exactly when the caller pass
 generator.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from ml_collections import FrozenConfigDict
 from bertgpt.config import layer_loop, padded_vocab_size
 from bertgpt.devices import sharding
 from bertgpt.devices.sharding import constrain
-from bertgpt.models import attention
+from bertgpt.models import attention, rope
 from bertgpt.models.attention import Visibility
 from bertgpt.models.cache import Cache
 from bertgpt.models.cross_entropy import Prediction
@@ -33,10 +34,12 @@ from bertgpt.models.parameters import Param
 # six arrays of the MLP's width, are cheaper to compute again than to write and read.
 _keep_input = functools.partial(jax.checkpoint, prevent_cse=False)
 Norm = nn.remat(nn.LayerNorm, prevent_cse=False)
+RmsNorm = nn.remat(nn.RMSNorm, prevent_cse=False)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": _keep_input(functools.partial(nn.gelu, approximate=True)),
     "gelu_erf": _keep_input(functools.partial(nn.gelu, approximate=False)),
+    "silu": _keep_input(nn.silu),
 }
 
 # Lines of the tables of parameters. Embeddings are split over the vocabulary: split over the width,
@@ -54,8 +57,8 @@ STACK_PARAMETERS = (
     Param(r"layers/attention/(query|key|value)/bias$", ("layers", "heads"), decays=False),
     Param(r"layers/attention/out/kernel$", ("layers", "heads", "embed"), is_matrix=True),
     Param(r"layers/attention/out/bias$", ("layers", None), decays=False),
-    Param(r"layers/mlp/up/kernel$", ("layers", "embed", "mlp"), is_matrix=True),
-    Param(r"layers/mlp/up/bias$", ("layers", "mlp"), decays=False),
+    Param(r"layers/mlp/(up|gate)/kernel$", ("layers", "embed", "mlp"), is_matrix=True),
+    Param(r"layers/mlp/(up|gate)/bias$", ("layers", "mlp"), decays=False),
     Param(r"layers/mlp/down/kernel$", ("layers", "mlp", "embed"), is_matrix=True),
     Param(r"layers/mlp/down/bias$", ("layers", None), decays=False),
     Param(r"layers/(attention|mlp)_norm/(scale|bias)$", ("layers", None), decays=False),
@@ -72,7 +75,7 @@ REMAT_POLICIES = {
 
 def make_dense(config: FrozenConfigDict, features: int, name: str | None,
                std: float = 0.0) -> nn.Dense:
-  """Returns a dense layer with a bias, in the compute dtype.
+  """Returns a dense layer in the compute dtype, with a bias if `config.use_bias`.
 
   Args:
     config: `config.model`.
@@ -81,19 +84,24 @@ def make_dense(config: FrozenConfigDict, features: int, name: str | None,
     std: standard deviation of the initial kernel; 0: `config.init_std`.
   """
   init = make_init(config, std or config.init_std)
-  return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
+  return nn.Dense(features, use_bias=config.use_bias, dtype=config.dtype, kernel_init=init,
+                  name=name)
 
 
 def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
-  """Returns a LayerNorm (Ba et al. 2016, arXiv:1607.06450) with float32 statistics.
+  """Returns the norm that `config.norm_kind` names, with float32 statistics.
 
-  The variance takes two passes: the one-pass formula loses digits.
+  It is a LayerNorm (Ba et al. 2016, arXiv:1607.06450) or an RMSNorm (Zhang and Sennrich 2019,
+  arXiv:1910.07467). The variance takes two passes: the one-pass formula loses digits.
 
   Args:
     config: `config.model`.
     name: name of the layer in the path of its parameters; None: the attribute it is assigned to.
   """
-  return Norm(config.layer_norm_epsilon, dtype=config.dtype, use_fast_variance=False, name=name)
+  if config.norm_kind == "rms":
+    return RmsNorm(config.layer_norm_epsilon, dtype=config.dtype, name=name)
+  return Norm(config.layer_norm_epsilon, dtype=config.dtype, use_bias=config.norm_bias,
+              use_fast_variance=False, name=name)
 
 
 class Context(NamedTuple):
@@ -102,10 +110,36 @@ class Context(NamedTuple):
   Attributes:
     visibility: the keys that a query sees; None with a cache, whose rows are one sequence each.
     positions_BL: int32, positions of the tokens in their sequences.
+    rope: result of `rope.make_tables`, which `Stack` adds; None: nothing is rotated.
   """
 
   visibility: Visibility | None
   positions_BL: jax.Array
+  rope: jax.Array | None = None
+
+
+class Kind(NamedTuple):
+  """How a layer differs from the others; arrays of all layers for the scan.
+
+  Attributes:
+    is_first: bool, whether it reads the embeddings; None: the first layer is like the others.
+    is_global: bool, whether its queries see all keys in spite of `config.window`; None: all layers
+      are of one kind.
+  """
+
+  is_first: jax.Array | None = None
+  is_global: jax.Array | None = None
+
+
+def make_kinds(config: FrozenConfigDict) -> Kind:
+  """Returns the kinds of all layers, bool [layers] each.
+
+  Args:
+    config: `config.model`.
+  """
+  at, every = jnp.arange(config.num_layers), config.global_every
+  return Kind(at == 0 if config.norm == "pre" and config.skip_first_norm else None,
+              at % every == 0 if config.window and every else None)
 
 
 class Attention(nn.Module):
@@ -114,28 +148,36 @@ class Attention(nn.Module):
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, context: Context,
-               cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+  def __call__(self, x_BLD: jax.Array, context: Context, cache: Cache | None,
+               kind: Kind) -> tuple[jax.Array, Cache | None]:
     """Returns features [B, L, D], and the keys and values of these tokens if there is a cache."""
     config = self.config
     width, heads = config.width, config.num_heads
     project = lambda name: make_dense(config, width, name)(x_BLD).reshape(
         *x_BLD.shape[:2], heads, width // heads)
     q_BLNH, k_BLNH, v_BLNH = project("query"), project("key"), project("value")
+    if context.rope is not None:
+      q_BLNH, k_BLNH = (rope.rotate(x, context.rope, kind.is_global) for x in (q_BLNH, k_BLNH))
     new = None
     if cache is None:
+      visibility = dataclasses.replace(context.visibility, window=config.window or None,
+                                       is_global=kind.is_global)
       x_BLD = attention.attend(
-          q_BLNH, k_BLNH, v_BLNH, context.visibility, kernel=config.attention,
+          q_BLNH, k_BLNH, v_BLNH, visibility, kernel=config.attention,
           dropout=config.attention_dropout, dropout_key=dropout_key(self))
     else:
       new = Cache(k_BLNH, v_BLNH)
       x_BLD = attention.attend_cached(q_BLNH, cache.insert(new, context.positions_BL),
-                                      context.positions_BL)
+                                      context.positions_BL, config.window, kind.is_global)
     return make_dense(config, width, "out", residual_std(config))(x_BLD), new
 
 
 class Mlp(nn.Module):
-  """Two dense layers with the activation between them."""
+  """Two dense layers with the activation between them.
+
+  With `config.mlp='gated'`, the activation of a third one, `gate`, multiplies the first one
+  (Shazeer 2020, arXiv:2002.05202).
+  """
 
   config: FrozenConfigDict
 
@@ -143,34 +185,46 @@ class Mlp(nn.Module):
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     """Returns features [B, L, D]."""
     config = self.config
-    x_BLF = ACTIVATIONS[config.activation](make_dense(config, config.mlp_dim, "up")(x_BLD))
+    activate = ACTIVATIONS[config.activation]
+    x_BLF = make_dense(config, config.mlp_dim, "up")(x_BLD)
+    if config.mlp == "gated":
+      gate_BLF = make_dense(config, config.mlp_dim, "gate")(x_BLD)
+      x_BLF = _keep_input(lambda gate, x: activate(gate) * x)(gate_BLF, x_BLF)
+    else:
+      x_BLF = activate(x_BLF)
     return make_dense(config, config.width, "down", residual_std(config))(x_BLF)
 
 
 class Block(nn.Module):
   """One layer: attention, then the MLP, each with a residual connection.
 
-  `norm='post'` is x = norm(x + f(x)) (BERT, GPT-1), 'pre' is x = x + f(norm(x)) (GPT-2).
+  `norm='post'` is x = norm(x + f(x)) (BERT, GPT-1), 'pre' is x = x + f(norm(x)) (GPT-2). With
+  `skip_first_norm`, the attention of the first layer reads x itself, as in ModernBERT, whose
+  embeddings have a norm; its `attention_norm` is then one of the stack, but not used.
   """
 
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, context: Context,
-               cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+  def __call__(self, x_BLD: jax.Array, context: Context, cache: Cache | None,
+               kind: Kind) -> tuple[jax.Array, Cache | None]:
     """Returns the same as `Attention`, with features after the MLP."""
     config = self.config
     attend, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
     attention_norm, mlp_norm = make_norm(config, "attention_norm"), make_norm(config, "mlp_norm")
     drop_out = lambda x: drop(x, config.dropout, dropout_key(self))
+    drop_mlp = drop_out if config.dropout_at == "all" else lambda x: x
     if config.norm == "post":
-      y_BLD, new = attend(x_BLD, context, cache)
+      y_BLD, new = attend(x_BLD, context, cache, kind)
       x_BLD = attention_norm(x_BLD + drop_out(y_BLD))
-      x_BLD = mlp_norm(x_BLD + drop_out(mlp(x_BLD)))
+      x_BLD = mlp_norm(x_BLD + drop_mlp(mlp(x_BLD)))
     else:
-      y_BLD, new = attend(attention_norm(x_BLD), context, cache)
+      y_BLD = attention_norm(x_BLD)
+      if kind.is_first is not None:
+        y_BLD = jnp.where(kind.is_first, x_BLD, y_BLD)
+      y_BLD, new = attend(y_BLD, context, cache, kind)
       x_BLD = x_BLD + drop_out(y_BLD)
-      x_BLD = x_BLD + drop_out(mlp(mlp_norm(x_BLD)))
+      x_BLD = x_BLD + drop_mlp(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)
     self.sow("intermediates", "output", x_BLD)  # Kept if the caller asks for it.
     return x_BLD, new
@@ -208,11 +262,16 @@ class Stack(nn.Module):
     body = _remat(config, is_loop=unroll < inner)
     if groups < config.num_layers:
       body = make_group(body, inner, unroll)
-    layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0),
+    kinds = make_kinds(config)
+    if groups < config.num_layers:
+      kinds = jax.tree.map(lambda x: x.reshape(groups, inner), kinds)
+    if config.position == "rope":
+      context = context._replace(rope=rope.make_tables(config, context.positions_BL))
+    layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0, 0),
                      variable_axes={"params": 0, "intermediates": 0},
                      split_rngs={"params": True, "dropout": True},
                      unroll=outer_unroll)(config, name="layers")
-    x_BLD, new = layers(x_BLD, context, cache)
+    x_BLD, new = layers(x_BLD, context, cache, kinds)
     # The layers only read their part of the cache, which is then written once, in place.
     return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)
 
@@ -240,7 +299,7 @@ def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
 
 
 class Embeddings(nn.Module):
-  """Sum of token, position and segment embeddings.
+  """Sum of token, position and segment embeddings, the latter two if the config has them.
 
   The token table has its vocabulary padded to a multiple of 128 rows. With
   `config.embedding_width` the tables and their norm have that width, and a dense layer leads from
@@ -262,8 +321,9 @@ class Embeddings(nn.Module):
     embed = lambda rows, init: nn.Embed(rows, width, embedding_init=init)
     init, position_std = make_init(config, config.init_std), config.position_init_std
     self.token = embed(padded_vocab_size(config.vocab_size), init)
-    self.position = embed(config.max_positions, init_sinusoid(position_std) if
-                          config.position_init == "sinusoid" else make_init(config, position_std))
+    if config.position == "learned":
+      self.position = embed(config.max_positions, init_sinusoid(position_std) if
+                            config.position_init == "sinusoid" else make_init(config, position_std))
     self.has_segments = self.use_segments and config.num_segments > 0
     if self.has_segments:
       self.segment = embed(config.num_segments, init)
@@ -281,12 +341,15 @@ class Embeddings(nn.Module):
       tokens_BL, positions_BL: int32.
       segment_ids_BL: int32; None: every token is of segment 0.
     """
-    x_BLE = self.token(tokens_BL) + self.position(positions_BL)
+    x_BLE = self.token(tokens_BL)
+    if self.config.position == "learned":
+      x_BLE = x_BLE + self.position(positions_BL)
     if self.has_segments:
       segment_ids_BL = jnp.zeros_like(tokens_BL) if segment_ids_BL is None else segment_ids_BL
       x_BLE = x_BLE + self.segment(segment_ids_BL)
     x_BLE = self.norm(x_BLE) if self.use_norm else x_BLE.astype(self.config.dtype)
-    x_BLE = drop(x_BLE, self.config.dropout, dropout_key(self))
+    if self.config.dropout_at == "all":
+      x_BLE = drop(x_BLE, self.config.dropout, dropout_key(self))
     x_BLD = self.project(x_BLE) if self.is_factorized else x_BLE
     return constrain(x_BLD, "batch", None, None)
 

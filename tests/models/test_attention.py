@@ -38,22 +38,23 @@ def make_inputs(dtype, length=LENGTH, rows=ROWS, heads=HEADS):
   return [jnp.asarray(rng.normal(size=(rows, length, heads, WIDTH)), dtype) for _ in range(4)]
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "causal"))
-def compute(q, k, v, g, ids, kernel, causal, lengths=None):
+@functools.partial(jax.jit, static_argnames=("kernel", "causal", "window"))
+def compute(q, k, v, g, ids, kernel, causal, lengths=None, window=None, is_global=None):
   """Returns the result and the gradients of query, key and value."""
-  visibility = Visibility(ids, lengths, causal=causal)
+  visibility = Visibility(ids, lengths, causal=causal, window=window, is_global=is_global)
   attend = functools.partial(attention.attend, visibility=visibility, kernel=kernel, dropout=0.0,
                              dropout_key=None)
   x, backward = jax.vjp(lambda *x: attend(*x).reshape(v.shape), q, k, v)
   return x, *backward(g)
 
 
-def np_compute(q, k, v, g, ids, causal):
+def np_compute(q, k, v, g, ids, causal, window=LENGTH * 100):
   q, k, v, g = (np.asarray(x, np.float64) for x in (q, k, v, g))
   length, scale = q.shape[1], q.shape[-1] ** -0.5
   allowed = ids[:, :, None] == ids[:, None, :]
   if causal:
     allowed &= np.arange(length)[:, None] >= np.arange(length)
+  allowed &= abs(np.arange(length)[:, None] - np.arange(length)) <= window
   p = np.exp(np.einsum("blnh,bsnh->bnls", q, k) * scale) * allowed[:, None]
   p /= p.sum(-1, keepdims=True)
   dp = np.einsum("blnh,bsnh->bnls", g, v)
@@ -82,6 +83,18 @@ def test_splash_in_several_blocks_equals_numpy(causal):
   length = attention.SPLASH_BLOCK + 128
   inputs, ids = make_inputs("float32", length, heads=1), make_ids(length)
   check_equal(compute(*inputs, ids, "splash", causal), np_compute(*inputs, ids, causal), 1e-5)
+
+
+@pytest.mark.parametrize("is_global", [None, False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_window_hides_far_keys_from_local_layers(kernel, causal, is_global):
+  """Rows of three blocks of splash, of which a local layer skips some."""
+  length = 384
+  inputs, ids = make_inputs("float32", length, heads=1), make_ids(length)
+  flag = None if is_global is None else jnp.asarray(is_global)
+  found = compute(*inputs, ids, kernel, causal, None, 9, flag)
+  check_equal(found, np_compute(*inputs, ids, causal, *([] if is_global else [9])), 1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -198,6 +211,24 @@ def test_cudnn_shows_no_token_what_it_must_not_see(use_cudnn, rows, causal):
     np.testing.assert_array_equal(before[~other], after[~other])
 
 
+@pytest.mark.parametrize("is_global", [None, False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows", ["packed", "one sequence"])
+def test_windows_of_cudnn_mean_what_they_should(use_cudnn, rows, causal, is_global):
+  """By its sliding window in causal rows of one sequence, and by a mask in the others."""
+  visibility = make_visibility(rows, causal)
+  is_text = (np.asarray(visibility.sequence_ids_BL) > 0)[..., None, None]
+  q, k, v, g = make_inputs("bfloat16")
+  g = jnp.where(is_text, g, 0)
+  flag = None if is_global is None else jnp.asarray(is_global)
+  found = compute(q, k, v, g, visibility.sequence_ids_BL, "cudnn", causal, visibility.lengths_B, 9,
+                  flag)
+  expected = np_compute(q, k, v, g, np.asarray(visibility.sequence_ids_BL), causal,
+                        *([] if is_global else [9]))
+  check_equal([np.where(is_text, x, 0) for x in found],
+              [np.where(is_text, x, 0) for x in expected], 4e-2)
+
+
 def test_an_empty_row_has_no_nan_with_cudnn(use_cudnn):
   """Rows that fill up a batch hold only padding."""
   visibility = Visibility(np.zeros((ROWS, LENGTH), np.int32), jnp.zeros(ROWS, jnp.int32))
@@ -262,9 +293,9 @@ def test_the_mask_is_what_its_fields_say(causal, has_prefix, has_order, window):
 
 
 def test_fused_kernels_are_not_asked_for_what_they_cannot():
-  """A window is not passed to splash, which would ignore it."""
+  """An order of prediction is not passed to splash, which would ignore it."""
   q, k, v, _ = make_inputs("float32")
-  visibility = Visibility(make_ids(), window=5)
+  visibility = Visibility(make_ids(), order_BL=np.stack([np.arange(LENGTH)[::-1]] * 2))
   found, plain = (attention.attend(q, k, v, visibility, kernel=kernel, dropout=0.0,
                                    dropout_key=None) for kernel in ("splash", "xla"))
   np.testing.assert_array_equal(found, plain)

@@ -1,5 +1,6 @@
 """Both families against plain NumPy, exact parameter counts, and which token sees which."""
 
+import functools
 import math
 
 import jax
@@ -57,26 +58,33 @@ def init(config, inputs, seed=0):
 
 def np_norm(x, p, epsilon):
   mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-  return (x - mean) / np.sqrt(var + epsilon) * p["scale"] + p["bias"]
+  return (x - mean) / np.sqrt(var + epsilon) * p["scale"] + p.get("bias", 0)
+
+
+def np_rms_norm(x, p, epsilon):
+  return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + epsilon) * p["scale"]
 
 
 def np_dense(x, p):
-  return x @ p["kernel"] + p["bias"]
+  return x @ p["kernel"] + p.get("bias", 0)
 
 
 def np_gelu(x, activation):
+  if activation == "silu":
+    return x / (1 + np.exp(-x))
   if activation == "gelu_tanh":
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
   return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def np_attention(x, p, sequence_ids, heads, causal):
+def np_attention(x, p, sequence_ids, heads, causal, window=0, turn=lambda x: x):
   """Computes attention for one query at a time, over the keys that it sees."""
   q, k, v = (np_dense(x, p[name]) for name in ("query", "key", "value"))
+  q, k = turn(q), turn(k)
   out, size = np.zeros_like(q), q.shape[-1] // heads
   for b, i, h in np.ndindex(*x.shape[:2], heads):
     seen = [j for j in range(x.shape[1]) if sequence_ids[b, j] == sequence_ids[b, i]
-            and (j <= i or not causal)]
+            and (j <= i or not causal) and (not window or abs(i - j) <= window)]
     part = slice(h * size, (h + 1) * size)
     scores = k[b, seen, part] @ q[b, i, part] / math.sqrt(size)
     weights = np.exp(scores - scores.max())
@@ -146,6 +154,73 @@ def test_gpt_equals_numpy(norm):
   x = np_norm(x, p["final_norm"], 1e-5) if norm == "pre" else x
   expected = (x @ e["token"]["embedding"].T)[..., :VOCAB]
   np.testing.assert_allclose(logits[..., :VOCAB], expected, rtol=0, atol=1e-5)
+
+
+# Everything by which later layers differ from those of BERT and GPT, in two mixtures.
+MODERN = {"norm": "pre", "skip_first_norm": True, "norm_bias": False, "use_bias": False,
+          "mlp": "gated", "activation": "gelu_erf", "window": 3, "global_every": 2,
+          "position": "rope", "rope_theta": 300.0, "rope_theta_local": 20.0}
+LLAMA = {"norm": "pre", "norm_kind": "rms", "use_bias": False, "mlp": "gated", "activation": "silu",
+         "position": "rope"}
+
+
+def np_modern_stack(x, layers, sequence_ids, positions, model, causal):
+  """Computes layers whose fields the test chooses; the angles are those of complex numbers."""
+  norm = np_rms_norm if model.norm_kind == "rms" else np_norm
+  size = model.width // model.num_heads
+
+  def turn(theta, y):
+    y = y.reshape(*y.shape[:2], model.num_heads, size)
+    angles = positions[:, :, None, None] * theta ** (-2 * np.arange(size // 2) / size)
+    pairs = (y[..., :size // 2] + 1j * y[..., size // 2:]) * np.exp(1j * angles)
+    return np.concatenate([pairs.real, pairs.imag], -1).reshape(x.shape)
+
+  for i in range(model.num_layers):
+    p = jax.tree.map(lambda a: a[i], layers)  # noqa: B023
+    is_local = model.window and i % model.global_every
+    theta = model.rope_theta_local if is_local else model.rope_theta
+    y = x if i == 0 and model.skip_first_norm else norm(x, p["attention_norm"], 1e-5)
+    x = x + np_attention(y, p["attention"], sequence_ids, model.num_heads, causal,
+                         model.window * bool(is_local), functools.partial(turn, theta))
+    y = norm(x, p["mlp_norm"], 1e-5)
+    gate = np_gelu(np_dense(y, p["mlp"]["gate"]), model.activation)
+    x = x + np_dense(gate * np_dense(y, p["mlp"]["up"]), p["mlp"]["down"])
+  return x
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+@pytest.mark.parametrize("fields", [MODERN, LLAMA], ids=["modern", "llama"])
+def test_later_layers_equal_numpy_in_every_family(family, fields):
+  config = make_config(family, **{**fields, "layer_norm_epsilon": 1e-5})
+  inputs = make_inputs(np.random.default_rng(0))
+  tokens, sequence_ids, positions, segments, *_ = inputs
+  model, params = init(config, inputs)
+  found = model.apply({"params": params}, inputs, method="features")
+
+  p = to_float64(params)
+  e = p["embeddings"]
+  assert "position" not in e
+  norm = np_rms_norm if config.model.norm_kind == "rms" else np_norm
+  x = e["token"]["embedding"][tokens]
+  if family == "bert":
+    x = norm(x + e["segment"]["embedding"][segments], e["norm"], 1e-5)
+  layers = p["encoder" if family == "bert" else "decoder"]["layers"]
+  x = np_modern_stack(x, layers, sequence_ids, positions, config.model, family == "gpt")
+  np.testing.assert_allclose(found, norm(x, p["final_norm"], 1e-5), rtol=0, atol=2e-5)
+
+
+def test_layers_that_share_their_parameters_have_kinds_of_their_own():
+  """Two groups of two layers are four layers, of which the first and the third are global."""
+  config = make_config(num_layers=4, layer_groups=2, **MODERN)
+  config.model.family, config.objective.name = "albert", "mlm_sop"
+  inputs = make_inputs(np.random.default_rng(0))
+  model, params = init(config, inputs)
+  found = model.apply({"params": params}, inputs, method="features")
+  layers = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), params["encoder"]["layers"])
+  config.model.layer_groups = 0
+  expected = models.make_model(config).apply(
+      {"params": params | {"encoder": {"layers": layers}}}, inputs, method="features")
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 # ------------------------------------------------------------------- sizes
@@ -256,10 +331,11 @@ def test_gpt_sees_its_own_past_and_nothing_else(norm):
 
 
 @pytest.mark.parametrize("norm, model", [
-    ("pre", {}), ("post", {}), ("pre", {"scan_unroll": 0}), ("post", {"remat": "full"})])
+    ("pre", {}), ("post", {}), ("pre", {"scan_unroll": 0}), ("post", {"remat": "full"}),
+    ("pre", MODERN), ("pre", MODERN | {"global_every": 0})])
 def test_a_cache_changes_no_logits(norm, model):
   """Tokens come in parts of any length, and every row begins at a position of its own."""
-  config = make_config("gpt", norm, num_layers=2, **model)
+  config = make_config("gpt", **{"norm": norm, "num_layers": 2, **model})
   rng, rows, length = np.random.default_rng(0), 3, 20
   tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)
   positions = np.tile(np.arange(length), (rows, 1))

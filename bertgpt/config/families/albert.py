@@ -1,12 +1,13 @@
 """ALBERT: layers that share their parameters, and narrow embedding tables."""
 
-from bertgpt.config.families.family import Family, flops_of_layers
+from bertgpt.config.families.family import CLASSIC, Family, flops_of_layers
 
-_COMMON = {
+_COMMON = CLASSIC | {
     "family": "albert", "norm": "post", "layer_norm_epsilon": 1e-12, "activation": "gelu_tanh",
     "embedding_width": 128, "layer_groups": 1, "max_positions": 512, "num_segments": 2,
     "dropout": 0.1, "attention_dropout": 0.1, "init_std": 0.02, "position_init": "normal",
     "position_init_std": 0.02, "truncated_init": True, "scale_residual_init": False,
+    "pooling": "cls",
 }
 
 # Lan et al. 2019 (arXiv:1909.11942), table 1, with the dropout of version 1 of the published models
@@ -31,7 +32,7 @@ FAMILY = Family(
     kind="encoder",
     objectives=("mlm_sop", "mlm"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),
-    reads=frozenset({"num_segments", "embedding_width", "layer_groups"}),
+    reads=frozenset({"num_segments", "embedding_width", "layer_groups", "pooling"}),
     flops_per_token=_flops_per_token,
     presets=PRESETS,
 )

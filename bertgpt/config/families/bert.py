@@ -1,12 +1,12 @@
 """BERT, and RoBERTa, which is a BERT without segments and next sentences."""
 
-from bertgpt.config.families.family import Family, flops_of_layers, four_times
+from bertgpt.config.families.family import CLASSIC, Family, flops_of_layers, four_times
 
-_COMMON = {
+_COMMON = CLASSIC | {
     "family": "bert", "norm": "post", "layer_norm_epsilon": 1e-12, "activation": "gelu_tanh",
     "max_positions": 512, "num_segments": 2, "dropout": 0.1, "attention_dropout": 0.1,
     "init_std": 0.02, "position_init": "normal", "position_init_std": 0.02,
-    "truncated_init": True, "scale_residual_init": False,
+    "truncated_init": True, "scale_residual_init": False, "pooling": "cls",
 }
 
 # fairseq models/roberta/model.py, 2019; the epsilon is that of the published models.
@@ -36,7 +36,7 @@ FAMILY = Family(
     kind="encoder",
     objectives=("mlm_nsp", "mlm"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),
-    reads=frozenset({"num_segments"}),
+    reads=frozenset({"num_segments", "pooling"}),
     flops_per_token=_flops_per_token,
     presets=PRESETS,
 )

@@ -16,10 +16,10 @@ CAPABILITIES = frozenset({
 })
 
 # Head: first part of the paths of its parameters -> its name for people.
-HEADS = {"mlm": "masked-LM head", "pooler": "pooler", "nsp": "next-sentence head",
+HEADS = {"mlm": "masked-LM head", "lm": "LM head", "pooler": "pooler", "nsp": "next-sentence head",
          "sop": "sentence-order head"}
 # Ability -> the head that it needs, if any.
-HEAD_OF_ABILITY = {"fill": "mlm", "pseudo_score": "mlm"}
+HEAD_OF_ABILITY = {"fill": "mlm", "pseudo_score": "mlm", "generate": "lm", "score": "lm"}
 
 
 class Family(NamedTuple):
@@ -57,18 +57,43 @@ class Family(NamedTuple):
     return ability in self.abilities
 
 
-def flops_of_layers(model: ConfigDict, seq_len: int) -> float:
+# Fields of the model by which the layers of BERT and GPT differ from later ones.
+CLASSIC = {
+    "skip_first_norm": False, "norm_kind": "layer", "norm_bias": True, "use_bias": True,
+    "mlp": "plain", "window": 0, "global_every": 3, "position": "learned", "rope_theta": 10_000.0,
+    "rope_theta_local": 10_000.0, "dropout_at": "all",
+}
+
+
+def flops_of_layers(model: ConfigDict, seq_len: int, is_causal: bool = False) -> float:
   """Forward FLOPs per token of the transformer layers.
 
-  Projections cost 4 d^2 multiply-adds, the MLP 2 d f, attention 2 d L with its full square,
-  causal or not (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+  Projections cost 4 d^2 multiply-adds, the MLP 2 d f, or 3 d f if it is gated, attention 2 d L with
+  its full square, causal or not (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), and 2 d w in
+  a layer whose queries see w < L keys.
 
   Args:
     model: `config.model`.
     seq_len: tokens per row.
+    is_causal: whether a window has only the keys before a query.
   """
-  d = model.width
-  return model.num_layers * 2 * (4 * d * d + 2 * d * model.mlp_dim + 2 * seq_len * d)
+  d, layers = model.width, model.num_layers
+  num_local = layers - num_global_layers(model)
+  seen = min(seq_len, 1 + model.window * (1 if is_causal else 2))
+  keys = (layers - num_local) * seq_len + num_local * seen
+  matrices = 3 if model.mlp == "gated" else 2
+  return 2 * (layers * (4 * d * d + matrices * d * model.mlp_dim) + 2 * keys * d)
+
+
+def num_global_layers(model: ConfigDict) -> int:
+  """Returns the number of layers whose queries see all keys.
+
+  Args:
+    model: `config.model`.
+  """
+  if not model.window:
+    return model.num_layers
+  return -(-model.num_layers // model.global_every) if model.global_every else 0
 
 
 def four_times(num_layers: int, width: int, num_heads: int) -> dict[str, int]:

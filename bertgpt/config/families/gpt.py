@@ -1,8 +1,8 @@
 """GPT-1 and GPT-2."""
 
-from bertgpt.config.families.family import Family, flops_of_layers, four_times
+from bertgpt.config.families.family import CLASSIC, Family, flops_of_layers, four_times
 
-_GPT1 = {
+_GPT1 = CLASSIC | {
     "family": "gpt", "norm": "post", "layer_norm_epsilon": 1e-5, "activation": "gelu_tanh",
     "max_positions": 512, "num_segments": 0, "dropout": 0.1, "attention_dropout": 0.1,
     "init_std": 0.02, "position_init": "normal", "position_init_std": 0.02,
@@ -23,7 +23,8 @@ PRESETS = {
 
 
 def _flops_per_token(model, seq_len, predicted):
-  return flops_of_layers(model, seq_len) + 2 * predicted * model.width * model.vocab_size
+  return (flops_of_layers(model, seq_len, is_causal=True)
+          + 2 * predicted * model.width * model.vocab_size)
 
 
 FAMILY = Family(
