@@ -30,6 +30,7 @@ SHAPES = {
     "nsp/kernel": (16, 2),
     "nsp/bias": (2,),
 }
+PEAK = 0.05  # Learning rate of the phase, by which the decay of stable_adamw is divided.
 MUON_MATRICES = ("kernel#", "mlm/dense/kernel")  # for the unstacked names
 
 
@@ -38,7 +39,7 @@ def make_config(name="bert_adamw", phases=None, **overrides):
   config.optimizer.name = name
   config.optimizer.weight_decay = 0.1  # Large enough to be seen within 20 steps.
   config.optimizer.update(overrides)
-  config.phases = phases or (config_lib.phase(steps=STEPS),)
+  config.phases = phases or (config_lib.phase(steps=STEPS, learning_rate=PEAK),)
   return config
 
 
@@ -142,6 +143,8 @@ class NumpyOptimizer:
   def direction(self, name, p, g):
     o = self.options
     decay = o.weight_decay * p if is_decayed(name) or o.decay_rule == "all" else 0.0
+    if o.name == "stable_adamw":
+      return self.stable(name, g, decay)
     if o.name == "adafactor":
       return self.factored(name, g) + decay
     if o.name == "muon" and any(part in name for part in MUON_MATRICES):
@@ -164,6 +167,15 @@ class NumpyOptimizer:
         t -= self.restart_at
       m, v = m / (1 - o.b1 ** t), v / (1 - o.b2 ** t)
     return m / (np.sqrt(v) + o.epsilon)
+
+  def stable(self, name, g, decay):
+    """StableAdamW of AnswerDotAI/ModernBERT, src/optimizer.py (2024), whose peak rate is PEAK."""
+    o, t = self.options, self.t
+    b1, b2 = ((b ** t - b) / (b ** t - 1) for b in (o.b1, o.b2))
+    m = self.m[name] = b1 * self.m.get(name, 0.0) + (1 - b1) * g
+    v = self.v[name] = b2 * self.v.get(name, 0.0) + (1 - b2) * g ** 2
+    rms = np.sqrt(np.mean(g ** 2 / np.maximum(v, o.epsilon ** 2)))
+    return (m / (np.sqrt(v) + o.epsilon) + decay / PEAK) / max(1.0, rms)
 
   def factored(self, name, g):
     """Shazeer and Stern 2018, Algorithms 4 (matrices) and 5 (vectors), with sums."""
