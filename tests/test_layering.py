@@ -249,6 +249,7 @@ TESTED_TOGETHER = {
                      "models.initializers", "models.layers"), "models/test_models.py"),
     "models.layer_groups": "models/test_albert.py",
     **dict.fromkeys(("models.flash_tiles", "models.flash_tpu"), "models/test_flash_attention.py"),
+    "models.modernbert_decoder": "models/test_modernbert.py",
     **dict.fromkeys(("inference.scorers.left_to_right", "inference.scorers.masked",
                      "inference.scorers.scorer"), "inference/test_scorers.py"),
     **dict.fromkeys(("finetuning.prediction", "finetuning.start", "finetuning.tuning"),

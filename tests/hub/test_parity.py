@@ -11,7 +11,7 @@ import tiny
 from ml_collections import FrozenConfigDict
 
 from bertgpt import models
-from bertgpt.config import recipes
+from bertgpt.config import families, recipes
 from bertgpt.data.batches import formats
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.hub import conversion
@@ -31,6 +31,11 @@ DECODER = {"vocab_size": tiny.VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n
            "bos_token_id": 0, "eos_token_id": 0}
 SHARED = ENCODER | {"embedding_size": 16, "num_hidden_layers": 4, "classifier_dropout_prob": 0.0,
                     "hidden_act": "gelu_new", "type_vocab_size": 2}
+# Rows are longer than the window, and the layers are of both kinds.
+MODERN = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 4,
+          "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 32,
+          "local_attention": 10, "attn_implementation": "eager", "bos_token_id": 2,
+          "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 1}
 CASES = {
     "bert": ("BertForPreTraining", ENCODER),
     "bert, tanh": ("BertForPreTraining", ENCODER | {"hidden_act": "gelu_new"}),
@@ -39,10 +44,22 @@ CASES = {
     "albert": ("AlbertForPreTraining", SHARED | {"num_hidden_groups": 1}),
     "albert, two groups": ("AlbertForPreTraining", SHARED | {"num_hidden_groups": 2}),
     "albert, masked LM": ("AlbertForMaskedLM", SHARED | {"num_hidden_groups": 2}),
+    "modernbert": ("ModernBertForMaskedLM", MODERN),
+    "modernbert, old form": ("ModernBertForMaskedLM", MODERN | {
+        "global_attn_every_n_layers": 2, "global_rope_theta": 900.0, "local_rope_theta": 50.0}),
+    "modernbert decoder": ("ModernBertDecoderForCausalLM", MODERN),
+    "modernbert decoder, old form": ("ModernBertDecoderForCausalLM", MODERN | {
+        "global_attn_every_n_layers": 4, "global_rope_theta": 900.0, "hidden_activation": "silu",
+        "classifier_activation": "silu"}),
     "gpt2": ("GPT2LMHeadModel", DECODER | {"n_inner": 96}),
     "gpt2, erf": ("GPT2LMHeadModel", DECODER | {"activation_function": "gelu"}),
     "gpt1": ("OpenAIGPTLMHeadModel", DECODER),
 }
+
+
+SMALL = {"num_layers": 4, "width": 32, "num_heads": 4, "mlp_dim": 48, "max_positions": 32}
+TINY_ENCODER = families.FAMILIES["modernbert"].presets["base"] | SMALL | {"window": 5}
+TINY_DECODER = families.FAMILIES["modernbert_decoder"].presets["base"] | SMALL | {"window": 5}
 
 
 def make_theirs(architecture, sizes):
@@ -107,7 +124,9 @@ def run_theirs(theirs, config, batch):
         np.ravel(batch["predict_weights"]), strict=True):
       if weight:
         labels[row, position] = target
-    inputs |= {"labels": tensor(labels), "token_type_ids": tensor(batch["segment_ids"])}
+    inputs |= {"labels": tensor(labels)}
+    if "num_segments" in families.find(config).reads:
+      inputs["token_type_ids"] = tensor(batch["segment_ids"])
     if name := formats.find(config).PAIR_NAME:
       label = {"nsp": "next_sentence_label", "sop": "sentence_order_label"}[name]
       inputs[label] = tensor(batch[f"{name}_labels"][:, 0])
@@ -178,6 +197,8 @@ def test_an_imported_model_computes_the_same(case):
     ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"}),
     ("mlm_sop", {"embedding_width": 16, "layer_groups": 1}),
     ("mlm", {"family": "albert", "embedding_width": 16, "num_layers": 4, "layer_groups": 2}),
+    ("mlm", TINY_ENCODER), ("mlm", TINY_ENCODER | {"window": 0}),
+    ("mlm", TINY_ENCODER | {"global_every": 0}), ("causal", TINY_DECODER),
     ("causal", {}), ("causal", {"norm": "post", "mlp_dim": 128})])
 def test_an_exported_model_computes_the_same(objective, model):
   config = tiny.make_config(objective, **model)
@@ -186,7 +207,7 @@ def test_an_exported_model_computes_the_same(objective, model):
                           setup.init().params)
   hf_config = conversion.to_hugging_face_config(config)
   cls = getattr(transformers, hf_config["architectures"][0])
-  theirs = cls(cls.config_class(**hf_config)).eval()
+  theirs = cls(cls.config_class(**hf_config, pad_token_id=1, attn_implementation="eager")).eval()
   tensors = conversion.to_hugging_face(params, config)
   missing, unknown = theirs.load_state_dict(
       {name: torch.tensor(x) for name, x in tensors.items()}, strict=False)
@@ -200,7 +221,8 @@ def test_an_exported_model_computes_the_same(objective, model):
     ("classes", "abc"), ("values", "s"), ("tokens", "abcd"), ("spans", "se")])
 @pytest.mark.parametrize("objective, changes", [
     ("mlm_nsp", {}), ("mlm", {}), ("mlm", {"num_segments": 1, "activation": "gelu_erf"}),
-    ("mlm_sop", {"embedding_width": 16, "layer_groups": 1})])
+    ("mlm_sop", {"embedding_width": 16, "layer_groups": 1}),
+    ("mlm", TINY_ENCODER), ("mlm", TINY_ENCODER | {"pooling": "mean"})])
 def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
   config = tiny.make_config(objective, **changes)
   model = task_objectives.HEADS["encoder", kind].make_model(FrozenConfigDict(config.model),
@@ -213,13 +235,14 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
 
   hf_config = conversion.to_hugging_face_config(config, kind=kind, labels=labels)
   cls = getattr(transformers, hf_config["architectures"][0])
-  theirs = cls(cls.config_class(**hf_config)).eval()
+  theirs = cls(cls.config_class(**hf_config, pad_token_id=1, attn_implementation="eager")).eval()
   theirs.load_state_dict({name: torch.tensor(x) for name, x in
                           conversion.to_hugging_face(params, config, kind=kind).items()})
   tensor = lambda name: torch.tensor(np.asarray(batch[name]), dtype=torch.long)
+  segments = ({"token_type_ids": tensor("segment_ids")}
+              if "num_segments" in families.find(config).reads else {})
   with torch.no_grad():
-    output = theirs(input_ids=tensor("tokens"), attention_mask=tensor("sequence_ids"),
-                    token_type_ids=tensor("segment_ids"))
+    output = theirs(input_ids=tensor("tokens"), attention_mask=tensor("sequence_ids"), **segments)
   expected = (torch.stack([output.start_logits, output.end_logits], -1) if kind == "spans"
               else output.logits).numpy()
   found = np.asarray(model.apply({"params": params}, inputs))
@@ -235,7 +258,7 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
 @pytest.mark.parametrize("kind, labels", [("classes", "abc"), ("classes", "ab"), ("values", "s")])
 @pytest.mark.parametrize("changes", [
     {}, {"activation": "gelu_erf", "mlp_dim": 96},
-    {"norm": "post", "activation": "gelu_tanh", "mlp_dim": 128}])
+    {"norm": "post", "activation": "gelu_tanh", "mlp_dim": 128}, TINY_DECODER])
 def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
   """Rows of several lengths in one batch; the outputs of transformers have no bias."""
   config = tiny.make_config("causal", **changes)
@@ -250,8 +273,9 @@ def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
 
   hf_config = conversion.to_hugging_face_config(config, kind=kind, labels=labels)
   cls = getattr(transformers, hf_config["architectures"][0])
-  assert cls.__name__ == ("OpenAIGPT" if "norm" in changes else "GPT2") + (
-      "ForSequenceClassification")
+  kind_of_model = ("ModernBertDecoder" if "family" in changes
+                   else "OpenAIGPT" if "norm" in changes else "GPT2")
+  assert cls.__name__ == f"{kind_of_model}ForSequenceClassification"
   theirs = cls(cls.config_class(**hf_config, pad_token_id=1)).eval()
   missing = theirs.load_state_dict({
       name: torch.tensor(x) for name, x in conversion.to_hugging_face(

@@ -1,0 +1,190 @@
+"""ModernBERT, and Ettin's encoders: `ModernBertForMaskedLM`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bertgpt.config import ConfigDict
+from bertgpt.errors import DataError
+from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, tune
+
+_LAYER = "model.layers.{}"
+# Key of `rope_parameters` -> (field of ours, key of former files, its default).
+_THETAS = {"full_attention": ("rope_theta", "global_rope_theta", 160_000.0),
+           "sliding_attention": ("rope_theta_local", "local_rope_theta", 10_000.0)}
+
+
+def make_rules(stack: str, head: str, theirs_head: str, queries: tuple[str, str, str]
+               ) -> list[Rule]:
+  """Returns the rules of the model with its head.
+
+  Args:
+    stack: our name of the layers.
+    head: our name of the head.
+    theirs_head: their name of its dense layer and norm.
+    queries: their names of the matrices of queries, keys and values; three equal names are one
+      tensor.
+  """
+  layers = f"{stack}/layers"
+  return [
+      Rule("embeddings/token/embedding", "model.embeddings.tok_embeddings.weight", "VD",
+           "vocabulary"),
+      Rule("embeddings/norm/scale", "model.embeddings.norm.weight", "D"),
+      Rule(f"{layers}/attention_norm/scale", f"{_LAYER}.attn_norm.weight", "D", first=1),
+      *(Rule(f"{layers}/attention/{ours}/kernel", f"{_LAYER}.attn.{theirs}.weight", "DD", "linear")
+        for ours, theirs in zip(("query", "key", "value"), queries, strict=True)),
+      Rule(f"{layers}/attention/out/kernel", f"{_LAYER}.attn.Wo.weight", "DD", "linear"),
+      Rule(f"{layers}/mlp_norm/scale", f"{_LAYER}.mlp_norm.weight", "D"),
+      Rule(f"{layers}/mlp/gate/kernel", f"{_LAYER}.mlp.Wi.weight", "DF", "linear"),
+      Rule(f"{layers}/mlp/up/kernel", f"{_LAYER}.mlp.Wi.weight", "DF", "linear"),
+      Rule(f"{layers}/mlp/down/kernel", f"{_LAYER}.mlp.Wo.weight", "FD", "linear"),
+      Rule("final_norm/scale", "model.final_norm.weight", "D"),
+      *make_head(head, theirs_head),
+      Rule(f"{head}/bias", "decoder.bias", "V", "vocabulary"),
+  ]
+
+
+def make_head(ours: str, theirs: str) -> list[Rule]:
+  """Returns the rules of the dense layer and the norm of a head.
+
+  Args:
+    ours, theirs: names of the head.
+  """
+  return [Rule(f"{ours}/dense/kernel", f"{theirs}.dense.weight", "DD", "linear"),
+          Rule(f"{ours}/norm/scale", f"{theirs}.norm.weight", "D")]
+
+
+FIELDS = (
+    ("vocab_size", "vocab_size", 50368), ("hidden_size", "width", 768),
+    ("num_hidden_layers", "num_layers", 22), ("num_attention_heads", "num_heads", 12),
+    ("intermediate_size", "mlp_dim", 1152), ("max_position_embeddings", "max_positions", 8192),
+    ("hidden_activation", "activation", "gelu"), ("norm_eps", "layer_norm_epsilon", 1e-5),
+    # Theirs is the dropout of weights and of outputs.
+    ("attention_dropout", "dropout", 0.0), ("attention_dropout", "attention_dropout", 0.0),
+    ("initializer_range", "init_std", 0.02),
+)
+OURS = {"model.norm": "pre", "model.skip_first_norm": True, "model.norm_kind": "layer",
+        "model.norm_bias": False, "model.use_bias": False, "model.mlp": "gated",
+        "model.position": "rope"}
+ACTIVATIONS = GELU | {"silu": ("silu", "swish")}
+FIXED = TIED | {"norm_bias": False, "attention_bias": False, "mlp_bias": False,
+                "decoder_bias": True, "classifier_bias": False}
+
+
+def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
+  """Returns the fields of our model that describe positions, and local and global layers.
+
+  Args:
+    hf_config: content of config.json, in the form of transformers 5 or in the former one.
+    own_key: 0 if the window has `local_attention // 2` keys on each side of a query, 1 if it has
+      so many keys including that of the query.
+  Raises:
+    DataError: a value is not supported.
+  """
+  fields: dict[str, Any] = {"dropout_at": "attention", "truncated_init": True,
+                            "scale_residual_init": True}
+  ropes = hf_config.get("rope_parameters") or {}
+  for kind, (ours, former, default) in _THETAS.items():
+    rope = ropes.get(kind) or {}
+    theta = rope.get("rope_theta", hf_config.get(former, default))
+    # In former files, null stands for the base of the global layers.
+    theta = fields.get("rope_theta", default) if theta is None else theta
+    if (rope.get("rope_type", "default") != "default" or hf_config.get("rope_scaling")
+        or type(theta) not in (int, float) or not theta >= 1):
+      raise DataError(f"rope_parameters.{kind}={rope or theta!r} in config.json: only a rope_theta "
+                      "of at least 1 without scaling is supported. Choose another model")
+    fields[ours] = float(theta)
+  fields["global_every"] = _read_pattern(hf_config)
+  num_local = hf_config.get("num_hidden_layers", 22) - len(
+      range(0, hf_config.get("num_hidden_layers", 22), fields["global_every"] or 10**9))
+  width = hf_config.get("local_attention", 128)
+  if num_local and (type(width) is not int or width // 2 - own_key < 1):
+    raise DataError(f"local_attention={width!r} in config.json: expected a whole number of at "
+                    f"least {2 + 2 * own_key}. Restore the file")
+  fields["window"] = width // 2 - own_key if num_local else 0
+  if not num_local:
+    fields |= {"global_every": 3, "rope_theta_local": 10_000.0}  # Not read: the defaults.
+  if hf_config.get("classifier_activation", "gelu") != hf_config.get("hidden_activation", "gelu"):
+    raise DataError(f"classifier_activation={hf_config['classifier_activation']!r} in config.json: "
+                    "only models whose head has the activation of their layers are supported. "
+                    "Choose another model")
+  return fields
+
+
+def _read_pattern(hf_config):
+  """Returns N if the layers 0, N, 2 N, ... are global and the others are not; 0: none is."""
+  every = hf_config.get("global_attn_every_n_layers", 3)
+  kinds = hf_config.get("layer_types")
+  if kinds is None:
+    if type(every) is not int or every < 1:
+      raise DataError(f"global_attn_every_n_layers={every!r} in config.json: expected a whole "
+                      "number of at least 1. Restore the file")
+    return every
+  is_global = [kind == "full_attention" for kind in kinds]
+  for n in (every, *range(1, len(kinds) + 1)):
+    if isinstance(n, int) and n > 0 and is_global == [i % n == 0 for i in range(len(kinds))]:
+      return n
+  if any(is_global) or set(kinds) != {"sliding_attention"}:
+    raise DataError("layer_types in config.json: only a full_attention in every N-th layer, "
+                    "beginning with the first, and sliding_attention in the others is supported. "
+                    "Choose another model")
+  return 0
+
+
+def write_layers(model: ConfigDict, own_key: int) -> dict[str, Any]:
+  """Returns the keys of config.json that `read_layers` reads, in the form of transformers 5.
+
+  Args:
+    model: `config.model`.
+    own_key: see `read_layers`.
+  """
+  every = model.global_every if model.window else 1
+  kinds = ["full_attention" if every and i % every == 0 else "sliding_attention"
+           for i in range(model.num_layers)]
+  width = 2 * (model.window + own_key) if model.window else 128
+  return {
+      "layer_types": kinds, "local_attention": width,
+      "rope_parameters": {kind: {"rope_type": "default", "rope_theta": float(model[ours])}
+                          for kind, (ours, *_) in _THETAS.items()},
+      "initializer_cutoff_factor": 2.0, "classifier_activation": ACTIVATIONS[model.activation][0],
+  }
+
+
+def _read(hf_config):
+  pooling = hf_config.get("classifier_pooling", "cls")
+  if pooling not in ("cls", "mean"):
+    raise DataError(f"classifier_pooling={pooling!r} in config.json: expected 'cls' or 'mean'. "
+                    "Restore the file")
+  return read_layers(hf_config, own_key=0) | {"pooling": pooling}
+
+
+def _write(model):
+  return write_layers(model, own_key=0) | {"classifier_pooling": model.pooling}
+
+
+_TASK = [*make_head("mlm", "head"), Rule("head/kernel", "classifier.weight", "DC", "linear"),
+         Rule("head/bias", "classifier.bias", "C")]
+
+MASKED_LM = tune(Architecture(
+    name="ModernBertForMaskedLM", model_type="modernbert",
+    ours=OURS | {"model.family": "modernbert", "objective.name": "mlm"},
+    fields=FIELDS, fixed=FIXED,
+    tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"}, activations=ACTIVATIONS,
+    rules=make_rules("encoder", "mlm", "head", ("Wqkv", "Wqkv", "Wqkv")),
+    pipeline="fill-mask", auto="AutoModelForMaskedLM", prefix="model.",
+    find_problem=lambda model: None, read=_read, write=_write, signs={"mlm": "decoder.bias"},
+    pools_by_config=True,
+    copied_ids={"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}),
+    "ModernBert", dict.fromkeys(("classes", "values", "tokens", "spans"), _TASK),
+    left_out=("mlm/bias",))
+
+ARCHITECTURES = (MASKED_LM,)
+
+
+def choose(config: ConfigDict) -> Architecture:
+  """Returns the only architecture of this family.
+
+  Args:
+    config: a whole config.
+  """
+  del config
+  return MASKED_LM

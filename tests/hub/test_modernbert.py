@@ -1,0 +1,62 @@
+"""config.json of ModernBERT in both forms: which layers are local, which bases, which window."""
+
+import pytest
+import tiny
+
+from bertgpt.config import families
+from bertgpt.errors import DataError
+from bertgpt.hub import modernbert, modernbert_decoder
+
+# Of the published ModernBERT-base, written by transformers 4.48.
+PUBLISHED = {
+    "model_type": "modernbert", "num_hidden_layers": 22, "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "local_attention": 128,
+    "hidden_activation": "gelu", "classifier_activation": "gelu", "classifier_pooling": "mean"}
+
+
+def test_the_former_form_is_the_preset_of_the_published_model():
+  for architecture, name in ((modernbert.MASKED_LM, "modernbert"),
+                             (modernbert_decoder.CAUSAL_LM, "modernbert_decoder")):
+    preset = families.FAMILIES[name].presets["base"]
+    found = architecture.read(PUBLISHED)
+    pooling = found.pop("pooling", "mean")
+    assert pooling == "mean"
+    assert found == {field: preset[field] for field in found}
+
+
+@pytest.mark.parametrize("every", [0, 1, 2, 3, 22])
+@pytest.mark.parametrize("architecture", [modernbert.MASKED_LM, modernbert_decoder.CAUSAL_LM])
+def test_what_is_written_is_read(architecture, every):
+  config = tiny.make_config(architecture.ours["objective.name"])
+  config.model.update(families.FAMILIES[architecture.ours["model.family"]].presets["base"])
+  config.model.update(global_every=every, rope_theta=777.0)
+  written = architecture.write(config.model) | {"num_hidden_layers": 22,
+                                                "hidden_activation": "gelu"}
+  assert written["local_attention"] == 128  # 64 keys on each side, or 64 with the query's own.
+  assert written["layer_types"].count("full_attention") == (-(-22 // every) if every else 0)
+  found = architecture.read(written)
+  if every == 1:  # No layer is local.
+    assert found["window"] == 0 and found["rope_theta"] == 777.0
+  else:
+    assert found == {field: config.model[field] for field in found}
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("layer_types", ["sliding_attention", "full_attention"] * 11, "layer_types"),
+    ("layer_types", ["chunked_attention"] * 22, "layer_types"),
+    ("global_attn_every_n_layers", "3", "global_attn_every_n_layers"),
+    ("local_attention", "128", "local_attention"), ("local_attention", 1, "local_attention"),
+    ("global_rope_theta", "x", "rope_parameters.full_attention"),
+    ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}, "without scaling"),
+    ("rope_parameters", {"sliding_attention": {"rope_type": "linear", "rope_theta": 1e4}},
+     "rope_parameters.sliding_attention"),
+    ("classifier_activation", "relu", "classifier_activation"),
+    ("classifier_pooling", "max", "classifier_pooling")])
+def test_a_model_that_cannot_be_computed_is_refused_by_its_key(key, value, words):
+  with pytest.raises(DataError, match=words):
+    modernbert.MASKED_LM.read(PUBLISHED | {key: value})
+
+
+def test_null_is_the_base_of_the_global_layers():
+  found = modernbert.MASKED_LM.read(PUBLISHED | {"local_rope_theta": None})
+  assert found["rope_theta_local"] == found["rope_theta"] == 160_000.0
