@@ -10,6 +10,7 @@ from bertgpt.config.pretraining import (
     MESH_AXES,
     PHASE_CHOICES,
     ConfigDict,
+    at_phase,
     base,
     leaves,
     max_predictions,
@@ -19,10 +20,11 @@ from bertgpt.config.pretraining import (
     phase_at,
     predicted_share,
     total_steps,
+    with_model_at,
 )
 
 __all__ = [
-    "CHOICES", "MESH_AXES", "PHASE_CHOICES", "ConfigDict", "base", "find_problems", "leaves",
-    "max_predictions", "max_sequences", "padded_vocab_size", "phase", "phase_at", "predicted_share",
-    "remote_problem", "total_steps", "unread", "validate",
+    "CHOICES", "MESH_AXES", "PHASE_CHOICES", "ConfigDict", "at_phase", "base", "find_problems",
+    "leaves", "max_predictions", "max_sequences", "padded_vocab_size", "phase", "phase_at",
+    "predicted_share", "remote_problem", "total_steps", "unread", "validate", "with_model_at",
 ]

@@ -10,7 +10,6 @@ from bertgpt.config.pretraining import (
     PHASE_CHOICES,
     ConfigDict,
     leaves,
-    max_predictions,
     total_steps,
 )
 from bertgpt.errors import ConfigError
@@ -33,13 +32,14 @@ AT_LEAST = {
     "system.hang_timeout_minutes": 0, "mesh.fsdp": 1, "mesh.tensor": 1,
 }
 FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
-             "data.max_unused",
-             "objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random")
+             "data.max_unused", "eval.mask_prob", "objective.mask_prob",
+             "objective.replace_with_mask", "objective.replace_with_random")
 BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
              "optimizer.momentum")
 PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
-                  "max_predictions": 0, "learning_rate": 0, "warmup_steps": 0, "power": 0}
-PHASE_FRACTIONS = ("warmup_fraction", "end_fraction", "decay_fraction")
+                  "max_predictions": 0, "rope_theta": 0, "rope_theta_local": 0,
+                  "learning_rate": 0, "warmup_steps": 0, "power": 0}
+PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
 LOCAL_PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path",
                "system.compilation_cache")
@@ -71,8 +71,8 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
-  problems += [*_attention_problems(config, platform), *_slot_problems(config),
-               *_profile_problems(config), *_option_problems(config, platform)]
+  problems += [*_attention_problems(config, platform), *_profile_problems(config),
+               *_option_problems(config, platform)]
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
   return problems
@@ -200,15 +200,6 @@ def _attention_problems(config, platform):
     obstacles |= dict.fromkeys(kernels.obstacles(model.attention, layer))
   for obstacle in obstacles:
     yield f"model.attention={model.attention!r} needs {obstacle}. 'auto' chooses what can run"
-
-
-def _slot_problems(config):
-  slots = {}
-  for i, p in enumerate(config.phases):
-    first = slots.setdefault(p.seq_len, max_predictions(config, p))
-    if first != max_predictions(config, p):
-      yield (f"phases[{i}].max_predictions={p.max_predictions}: an earlier phase of the same "
-             f"seq_len={p.seq_len} has {first}. Give both the same")
 
 
 def _profile_problems(config):

@@ -33,7 +33,7 @@ class Objective(NamedTuple):
 
 
 _MASKS = frozenset({
-    "objective.mask_prob", "objective.mask_rule", "objective.replace_with_mask",
+    "eval.mask_prob", "objective.mask_prob", "objective.mask_rule", "objective.replace_with_mask",
     "objective.replace_with_random", "objective.whole_words", "objective.ngram",
     "objective.bias_init"})
 _PAIRS = frozenset({"data.short_sequence_prob", "data.max_sequences"})
@@ -42,7 +42,7 @@ OBJECTIVES = {
     "mlm_nsp": Objective("pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS | {"data.random_next_prob"}),
     "mlm": Objective("sentences", ("cls", "sep", "mask"), "mlm_loss", False, False,
-                     _MASKS | {"data.max_unused"}),
+                     _MASKS | {"data.max_unused", "data.isolate_documents"}),
     "mlm_sop": Objective("ordered_pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
@@ -50,7 +50,11 @@ OBJECTIVES = {
 }
 
 # Rule for the tokens that are predicted -> (expected number in a full row -> slots that it needs).
-MASK_RULES: dict[str, Callable[[float], int]] = {"bert": round, "fairseq": math.ceil}
+MASK_RULES: dict[str, Callable[[float], int]] = {
+    "bert": round, "fairseq": math.ceil,
+    # Four deviations above the mean: one row in 30,000 has more, and predicts so many.
+    "bernoulli": lambda count: math.ceil(count + 4 * math.sqrt(count)),
+}
 
 _ADAM = frozenset({"optimizer.b1", "optimizer.b2", "optimizer.epsilon"})
 

@@ -58,8 +58,11 @@ def phase(**overrides: Any) -> ConfigDict:
   fields.seq_len = 128                     # tokens per row
   fields.batch_size = 256                  # rows per step, over all devices
   fields.micro_batches = 1                 # gradient accumulation: pieces a batch is split into
-  # Masked positions per row; 0: round(seq_len * objective.mask_prob).
+  # Masked positions per row; 0: as many as mask_prob and objective.mask_rule need.
   fields.max_predictions = 0
+  fields.mask_prob = 0.0                   # 0: objective.mask_prob
+  fields.rope_theta = 0.0                  # 0: model.rope_theta
+  fields.rope_theta_local = 0.0            # 0: model.rope_theta_local
   # continuous: the learning rate follows the curve of the phase before, which then spans both
   # phases (BERT). restart: the phase has its own curve from step 0 (NVIDIA's LAMB recipe).
   fields.learning_rate_rule = "restart"
@@ -108,7 +111,9 @@ def base() -> ConfigDict:
   data.short_sequence_prob = 0.1
   # BERT: share of pairs whose second part comes from another document.
   data.random_next_prob = 0.5
-  data.isolate_documents = False           # GPT: no attention across the documents of a row
+  # GPT, mlm with packing: whether every document of a row is a sequence of its own: no attention
+  # across documents, and positions that restart.
+  data.isolate_documents = False
   # mlm with packing: a sentence is cut if more than this share of its row would stay unused. 1:
   # only sentences longer than a row are cut (RoBERTa).
   data.max_unused = 1 / 16
@@ -188,7 +193,8 @@ def base() -> ConfigDict:
   objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | causal
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
-  # rounded by chance, and random tokens are never special).
+  # rounded by chance, and random tokens are never special) | bernoulli (ModernBERT: a draw for
+  # every token, also a special one, decides whether it is predicted).
   objective.mask_rule = "bert"
   objective.replace_with_mask = 0.8        # share of the predicted tokens shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
@@ -235,6 +241,7 @@ def base() -> ConfigDict:
   evaluation.every_steps = 1000            # 0: only at the end
   evaluation.batch_size = 64
   evaluation.max_rows = 0                  # validation rows; 0: all
+  evaluation.mask_prob = 0.0               # share that is predicted; 0: as in the phase
 
   config.checkpoint = checkpoint = ConfigDict()
   checkpoint.every_steps = 1000            # 0: not by steps
@@ -311,8 +318,51 @@ def max_predictions(config: ConfigDict, p: ConfigDict) -> int:
     config: whole config.
     p: one of its phases.
   """
-  count = round(p.seq_len * config.objective.mask_prob, 6)  # 7 for 100 x 0.07, not a little more.
-  return p.max_predictions or max(1, choices.MASK_RULES[config.objective.mask_rule](count))
+  share = p.mask_prob or config.objective.mask_prob
+  count = round(p.seq_len * share, 6)  # 7 for 100 x 0.07, not a little more.
+  slots = choices.MASK_RULES[config.objective.mask_rule](count)
+  return p.max_predictions or max(1, min(slots, p.seq_len))
+
+
+PHASE_OF_MODEL = ("rope_theta", "rope_theta_local")  # Fields of the model that a phase may change.
+
+
+def at_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> ConfigDict:
+  """Returns a config whose model and objective are those of one phase, which is its only one.
+
+  Args:
+    config: whole config.
+    index: number of the phase.
+    in_evaluation: whether the share of predicted tokens is `eval.mask_prob`, if that is set.
+  """
+  config, p = config.copy_and_resolve_references(), config.phases[index]
+  p = p.copy_and_resolve_references()
+  config.objective.mask_prob = p.mask_prob or config.objective.mask_prob
+  for field in PHASE_OF_MODEL:
+    config.model[field] = p[field] or config.model[field]
+  p.update(mask_prob=0.0, **dict.fromkeys(PHASE_OF_MODEL, 0.0))
+  if in_evaluation and config.eval.mask_prob:
+    config.objective.mask_prob = config.eval.mask_prob
+    p.max_predictions = 0
+  config.phases = (p,)
+  return config
+
+
+def with_model_at(config: ConfigDict, step: int) -> ConfigDict:
+  """Returns a copy whose model is that after a step, in all phases.
+
+  Args:
+    config: whole config.
+    step: steps done; 0: none.
+  """
+  config = config.copy_and_resolve_references()
+  config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
+  index, _ = phase_at(config, min(max(step, 1), total_steps(config)) - 1)
+  for field in PHASE_OF_MODEL:
+    config.model[field] = config.phases[index][field] or config.model[field]
+    for p in config.phases:
+      p[field] = 0.0
+  return config
 
 
 def predicted_share(config: ConfigDict, p: ConfigDict) -> float:

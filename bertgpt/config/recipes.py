@@ -44,7 +44,8 @@ ADDED_FIELDS = {
     "model.norm_kind", "model.norm_bias", "model.use_bias", "model.mlp", "model.window",
     "model.global_every", "model.position", "model.rope_theta", "model.rope_theta_local",
     "model.dropout_at", "model.pooling", "objective.ngram", "objective.mask_rule",
-    "optimizer.decay_rule", "data.max_unused", "phases.warmup_rule", "checkpoint.every_steps",
+    "optimizer.decay_rule", "data.max_unused", "phases.warmup_rule", "phases.mask_prob",
+    "phases.rope_theta", "phases.rope_theta_local", "eval.mask_prob", "checkpoint.every_steps",
     "checkpoint.every_minutes",
 }
 

@@ -7,7 +7,7 @@ that an earlier version started with such a field can continue, since the field 
 from collections.abc import Iterator
 
 from bertgpt.config import choices, families
-from bertgpt.config.pretraining import ConfigDict, base, leaves, phase
+from bertgpt.config.pretraining import PHASE_OF_MODEL, ConfigDict, base, leaves, phase
 from bertgpt.errors import ConfigError
 
 
@@ -87,9 +87,15 @@ def _find_in_phase(config, p, continued):
     continued: the phase whose curve `p` continues, or None.
   """
   default = phase()
-  if p.max_predictions and choices.OBJECTIVES[config.objective.name].predicts_all:
-    yield "max_predictions", (f"objective.name={config.objective.name!r} predicts every token. "
-                              "Leave it at 0")
+  if choices.OBJECTIVES[config.objective.name].predicts_all:
+    for field in ("max_predictions", "mask_prob"):
+      if p[field]:
+        yield field, (f"objective.name={config.objective.name!r} predicts every token. Leave it "
+                      f"at {default[field]!r}")
+  unset = unset_fields(config)
+  for field in PHASE_OF_MODEL:
+    if p[field] and f"model.{field}" in unset:
+      yield field, f"the model does not read model.{field}. Leave it at {default[field]!r}"
   if continued is not None:
     for field in choices.CURVE:
       if p[field] not in (default[field], continued[field]):

@@ -200,7 +200,7 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   with sharding.use_mesh(mesh, config):
     setup = steps.make_setup(config, mesh, make_vocabulary(config.model.vocab_size))
     state = steps.make_abstract_state(setup)
-    step = steps.jit_train_step(setup, phase.micro_batches, state)
+    step = steps.jit_train_step(steps.at_phase(setup, phase_index), phase.micro_batches, state)
     program = step.lower(state, abstract_batch(config, phase, mesh))
   network = collectives.Network(topology.chip, [topology.place(d) for d in mesh.devices.flat],
                                 topology.torus, dict(mesh.shape))

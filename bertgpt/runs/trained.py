@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bertgpt import models
-from bertgpt.config import CHOICES, ConfigDict, families, recipes
+from bertgpt.config import CHOICES, ConfigDict, families, recipes, with_model_at
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
@@ -173,8 +173,9 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
                  workdir: pathlib.Path | None = None, dtype: str = SCORING_DTYPE) -> Trained:
   """Returns a trained model for use on any machine, with rows of any length.
 
-  The attention kernel and the compiler options of the training are replaced by 'auto', and the
-  dtype by one that does not blur the differences between scores.
+  The model is that of the phase that its step belongs to. The attention kernel and the compiler
+  options of the training are replaced by 'auto', and the dtype by one that does not blur the
+  differences between scores.
 
   Args:
     config: resolved config of the training.
@@ -191,7 +192,7 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
   """
   if dtype not in ("", *(dtypes := CHOICES["model.dtype"])):
     raise ConfigError(f"--dtype {dtype}: no such dtype. Choose among {', '.join(dtypes)}")
-  config = config.copy_and_resolve_references()
+  config = with_model_at(config, step)
   config.model.dtype = dtype or config.model.dtype
   config.system.xla_options = "auto"
   if config.model.attention != "xla":

@@ -18,7 +18,7 @@ from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import metrics
+from bertgpt.training import metrics, steps
 from bertgpt.training.objectives import BoundModel
 from bertgpt.training.steps import Setup, make_setup
 
@@ -30,17 +30,28 @@ MAY_DIFFER = ("data.source", "data.validation_fraction", "data.invalid_text", "d
 
 
 class Evaluator(NamedTuple):
-  """A held-out set and the jitted step that scores a batch of it.
+  """A held-out set and the jitted steps that score a batch of it.
 
   Attributes:
     setup: constants of the training.
     corpus: the held-out documents.
-    step: (params, batch, row_ids_B) -> sums.
+    programs: shape of a phase -> (params, batch, row_ids_B) -> sums, made when it is needed.
   """
 
   setup: Setup
   corpus: Corpus
-  step: Callable
+  programs: dict[tuple[float, ...], Callable]
+
+  def find_program(self, phase_index: int) -> Callable:
+    """Returns the jitted step for the model and the objective of a phase."""
+    config = self.setup.config
+    phase = config_lib.at_phase(config, phase_index, in_evaluation=True)
+    shape = (phase.phases[0].seq_len, config_lib.max_predictions(phase, phase.phases[0]),
+             phase.objective.mask_prob, phase.model.rope_theta, phase.model.rope_theta_local)
+    if shape not in self.programs:
+      setup = steps.at_phase(self.setup, phase_index, in_evaluation=True)
+      self.programs[shape] = jax.jit(make_eval_step(setup))
+    return self.programs[shape]
 
 
 def make_evaluator(setup: Setup, corpus: Corpus) -> Evaluator:
@@ -50,7 +61,7 @@ def make_evaluator(setup: Setup, corpus: Corpus) -> Evaluator:
     setup: constants of the training.
     corpus: the held-out documents.
   """
-  return Evaluator(setup, corpus, jax.jit(make_eval_step(setup)))
+  return Evaluator(setup, corpus, {})
 
 
 def make_eval_step(setup: Setup) -> Callable:
@@ -80,7 +91,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   Args:
     evaluator: evaluator of the set.
     params: float32 arrays on the mesh.
-    phase_index: number of the phase whose row length is used.
+    phase_index: number of the phase whose row length, masks and model are used.
   Returns:
     Metric -> value: 'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
     'lm_perplexity', 'bits_per_byte'. Losses are in nats.
@@ -88,6 +99,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   (config, mesh, *_), corpus = evaluator.setup, evaluator.corpus
   batch_size = config.eval.batch_size
   running, pending = metrics.RunningSums(), None
+  step = evaluator.find_program(phase_index)
   with sharding.use_mesh(mesh, config):
     layout = sharding.batch_sharding(mesh, config)
     rows = sharding.local_rows(layout, batch_size)
@@ -95,7 +107,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
       process.arm_watchdog(config.system.hang_timeout_minutes)
       batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
-      sums = evaluator.step(params, batch, row_ids)
+      sums = step(params, batch, row_ids)
       if pending is not None:
         running.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
       pending = sums

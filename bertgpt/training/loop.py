@@ -110,7 +110,8 @@ def make_steps(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any]
       start = max(first_step, phase_start)
       shape = steps.shape_of(phase)
       if shape not in programs:
-        programs[shape] = steps.jit_train_step(run.setup, phase.micro_batches, run.abstract_state)
+        programs[shape] = steps.jit_train_step(steps.at_phase(run.setup, i), phase.micro_batches,
+                                               run.abstract_state)
       train_step = programs[shape]
       with contextlib.closing(device_batches(run, i, start - phase_start)) as batches:
         for step, batch in zip(range(start + 1, phase_end + 1), batches, strict=False):

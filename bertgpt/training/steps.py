@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
+from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import ConfigDict, compiler_options
 from bertgpt.data.batches import formats
@@ -30,12 +31,14 @@ class Setup(NamedTuple):
     mesh: over the devices; an AbstractMesh if there are none.
     model: Flax module of the family.
     objective: pure functions of the objective.
+    vocabulary: vocabulary of the tokenizer; None in a fine-tuning.
   """
 
   config: ConfigDict
   mesh: Any
   model: Module
   objective: objectives.Objective
+  vocabulary: Vocabulary | None = None
 
 
 def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary) -> Setup:
@@ -47,7 +50,23 @@ def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabu
     vocabulary: vocabulary of the tokenizer.
   """
   return Setup(config, mesh, models.make_model(config),
-               objectives.make_objective(config, vocabulary))
+               objectives.make_objective(config, vocabulary), vocabulary)
+
+
+def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
+  """Returns the setup with the model and the objective as they are in a phase.
+
+  The shares of masked tokens and the bases of rotary positions may differ between phases. The
+  parameters are the same.
+
+  Args:
+    setup: constants of the training, with a vocabulary.
+    index: number of the phase.
+    in_evaluation: see `config.at_phase`.
+  """
+  config = config_lib.at_phase(setup.config, index, in_evaluation)
+  return setup._replace(model=models.make_model(config),
+                        objective=objectives.make_objective(config, setup.vocabulary))
 
 
 @jax.tree_util.register_dataclass
@@ -117,7 +136,7 @@ def make_gradients(setup: Setup, micro_batches: int) -> Callable:
     setup: constants of the training.
     micro_batches: pieces that a batch is split into.
   """
-  config, _, model, objective = setup
+  config, model, objective = setup.config, setup.model, setup.objective
   axes_of = models.axes_of(config)
 
   def compute_gradients(params, batch, step):
@@ -231,10 +250,11 @@ def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState)
                  out_shardings=(state_shardings, None), compiler_options=options)
 
 
-def shape_of(phase: ConfigDict) -> tuple[int, ...]:
+def shape_of(phase: ConfigDict) -> tuple[float, ...]:
   """Returns the fields that the program of a phase depends on: equal fields give equal programs.
 
   Args:
     phase: one of `config.phases`.
   """
-  return phase.seq_len, phase.batch_size, phase.micro_batches, phase.max_predictions
+  return (phase.seq_len, phase.batch_size, phase.micro_batches, phase.max_predictions,
+          phase.mask_prob, phase.rope_theta, phase.rope_theta_local)

@@ -26,7 +26,6 @@ def make_config(objective="mlm_nsp", **overrides):
     ("causal", "phases[0].max_predictions", 20),
     ("mlm", "data.random_next_prob", 0.3),
     ("mlm", "data.short_sequence_prob", 0.2),
-    ("mlm", "data.isolate_documents", True),
     ("mlm", "data.max_sequences", 3),
     ("mlm_nsp", "data.isolate_documents", True),
     ("mlm_nsp", "data.max_unused", 0.5),

@@ -1,4 +1,4 @@
-"""Rows of whole sentences, [CLS] text [SEP], one sequence per row, as RoBERTa was trained on.
+"""Rows of whole sentences, [CLS] text [SEP], one sequence per row or, packed, one per document.
 
 Array of a batch in addition to those of every format:
   segment_ids  int32 [B, L]  0
@@ -7,6 +7,7 @@ Array of a batch in addition to those of every format:
 import numpy as np
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.batches import packing
 from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
@@ -16,9 +17,11 @@ from bertgpt.data.batches.parts import (
     Specs,
     Texts,
     cut_stream,
+    offsets_of,
     sequence_arrays,
     sequence_specs,
     stream_starts,
+    token_sizes,
 )
 
 SPECIALS = ("cls_id", "sep_id")
@@ -38,18 +41,19 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   With packing, a row takes sentences across documents until it is full, with a [SEP] between
   documents; a sentence is cut only if more than `data.max_unused` of the row would stay empty.
   Without packing, a row stays in one document and cuts only sentences that are longer than a row.
+  With packing and `data.isolate_documents`, such rows are sequences, which are packed into rows.
 
   Args:
     texts: documents of the plan.
-    config: whole config, of which `data.packing` and `data.max_unused` are read.
+    config: whole config, of which `data.packing`, `isolate_documents` and `max_unused` are read.
     seq_len: tokens per row.
-    rng: not used; the rows follow from the texts.
+    rng: decides which sequences share a row.
   """
-  del rng
   starts = stream_starts(texts)
   max_unused = config.data.max_unused if config.data.packing else 1.0
+  crosses_documents = has_one_sequence(config) and config.data.packing
   begins, ends = _walk_sentences(texts, starts, seq_len, int(seq_len * max_unused),
-                                 config.data.packing)
+                                 crosses_documents)
   cuts = cut_stream(starts, begins, ends)
   parts = np.zeros(len(cuts.document), PART)
   parts["document"] = texts.documents[cuts.document]
@@ -60,7 +64,17 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   parts["column"] = cuts.column + ~parts["opens"]  # [CLS] takes no place of the stream.
   parts["sequence"] = 1
   parts["label"] = NO_LABEL
-  return Plan(parts, cuts.offsets)
+  return Plan(parts, cuts.offsets) if has_one_sequence(config) else _pack(parts, seq_len, rng)
+
+
+def _pack(parts: np.ndarray, seq_len: int, rng: np.random.Generator) -> Plan:
+  """Returns rows of several sequences, each of which is one part."""
+  members, offsets = packing.pack(token_sizes(parts), seq_len, seq_len, rng)
+  parts = parts[members]
+  before, first = offsets_of(token_sizes(parts))[:-1], np.repeat(offsets[:-1], np.diff(offsets))
+  parts["column"] = parts["origin"] = before - before[first]
+  parts["sequence"] = np.arange(len(parts)) - first + 1
+  return Plan(parts, offsets)
 
 
 def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int, max_unused: int,
@@ -91,9 +105,8 @@ def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int, max_unused: 
 
 
 def has_one_sequence(config: ConfigDict) -> bool:
-  """Returns whether every row is one sequence: always, however many documents are in it."""
-  del config
-  return True
+  """Returns whether every row is one sequence, however many documents are in it."""
+  return not (config.data.packing and config.data.isolate_documents)
 
 
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:

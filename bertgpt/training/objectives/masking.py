@@ -78,8 +78,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
     keys_B3 = jax.vmap(lambda k: jax.random.split(k, 3))(row_keys_B)
     is_candidate_BL = (batch["sequence_ids"] > 0) & jnp.asarray(is_candidate_V)[tokens_BL]
-    length_B = (batch["sequence_ids"] > 0).sum(1)
-    count_B = rule.draw_count(row_keys_B, length_B, objective.mask_prob, slots)
+    count_B = rule.draw_count(row_keys_B, batch["sequence_ids"] > 0, objective.mask_prob, slots)
     continues_BL = words.continues_words(vocabulary, tokens_BL) if objective.whole_words else None
     order_BL, count_B = choose(keys_B3[:, 0], is_candidate_BL, continues_BL, count_B)
     positions_BK = order_BL[:, :slots].astype(jnp.int32)
@@ -95,7 +94,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
   return corrupt
 
 
-def round_count(keys_B: jax.Array, length_B: jax.Array, mask_prob: float,
+def round_count(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
                 slots: int) -> jax.Array:
   """Returns the number of tokens to predict in every row, int32 [B].
 
@@ -104,16 +103,17 @@ def round_count(keys_B: jax.Array, length_B: jax.Array, mask_prob: float,
 
   Args:
     keys_B: not read.
-    length_B: int32, tokens per row with [CLS] and [SEP].
+    is_text_BL: bool, tokens that are not padding, with [CLS] and [SEP].
     mask_prob: share of these tokens that is predicted.
     slots: prediction slots per row.
   """
   del keys_B
+  length_B = is_text_BL.sum(1)
   count_B = jnp.clip(jnp.round(length_B * mask_prob).astype(jnp.int32), 1, slots)
   return jnp.where(length_B > 0, count_B, 0)
 
 
-def round_count_by_chance(keys_B: jax.Array, length_B: jax.Array, mask_prob: float,
+def round_count_by_chance(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
                           slots: int) -> jax.Array:
   """Returns the same, but floor(length * mask_prob + u) with u uniform in [0, 1), perhaps 0.
 
@@ -124,7 +124,23 @@ def round_count_by_chance(keys_B: jax.Array, length_B: jax.Array, mask_prob: flo
     facebookresearch/fairseq, data/mask_tokens_dataset.py, 2019
   """
   chance_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3)))(keys_B)
+  length_B = is_text_BL.sum(1)
   return jnp.minimum(jnp.floor(length_B * mask_prob + chance_B).astype(jnp.int32), slots)
+
+
+def count_draws(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
+                slots: int) -> jax.Array:
+  """Returns the same, but one draw per token decides whether it counts; perhaps 0.
+
+  Args:
+    keys_B: random keys, one per row. For the other arguments, see `round_count`.
+
+  References:
+    AnswerDotAI/ModernBERT, src/sequence_packer.py, 2024
+  """
+  length = is_text_BL.shape[1]
+  draws_BL = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3), (length,)))(keys_B)
+  return jnp.minimum((is_text_BL & (draws_BL < mask_prob)).sum(1), slots)
 
 
 class MaskRule(NamedTuple):
@@ -133,7 +149,7 @@ class MaskRule(NamedTuple):
   Attributes:
     takes_specials: whether special tokens of a sequence are predicted too.
     draws_specials: whether a random token may be a special one.
-    draw_count: (keys, lengths, `mask_prob`, slots) -> tokens to predict in every row.
+    draw_count: (keys, which are text, `mask_prob`, slots) -> tokens to predict in every row.
   """
 
   takes_specials: bool
@@ -141,12 +157,13 @@ class MaskRule(NamedTuple):
   draw_count: Callable[[jax.Array, jax.Array, float, int], jax.Array]
 
 
-# Of google-research/bert, create_pretraining_data.py, 2018, and facebookresearch/fairseq,
-# data/mask_tokens_dataset.py, 2019.
+# Of google-research/bert, create_pretraining_data.py, 2018, facebookresearch/fairseq,
+# data/mask_tokens_dataset.py, 2019, and AnswerDotAI/ModernBERT, src/sequence_packer.py, 2024.
 MASK_RULES: Mapping[str, MaskRule] = {
     "bert": MaskRule(takes_specials=False, draws_specials=True, draw_count=round_count),
     "fairseq": MaskRule(takes_specials=True, draws_specials=False,
                         draw_count=round_count_by_chance),
+    "bernoulli": MaskRule(takes_specials=True, draws_specials=True, draw_count=count_draws),
 }
 
 

@@ -23,7 +23,7 @@ OBJECTIVES = ("mlm_nsp", "mlm_sop", "mlm", "causal")
 PAIRS = {"mlm_nsp": "nsp", "mlm_sop": "sop"}
 VARIANTS = [("mlm_nsp", {}), ("mlm_sop", {}), ("mlm_nsp", {"packing": False}), ("mlm", {}),
             ("mlm", {"packing": False}), ("causal", {}), ("causal", {"packing": False}),
-            ("causal", {"isolate_documents": True})]
+            ("causal", {"isolate_documents": True}), ("mlm", {"isolate_documents": True})]
 every_variant = pytest.mark.parametrize(
     "objective, data", VARIANTS, ids=["-".join([o, *d]) for o, d in VARIANTS])
 
@@ -184,6 +184,25 @@ def test_rows_of_one_sequence_are_those_that_the_format_says(objective, data, se
   lengths = (ids > 0).sum(1, keepdims=True)
   is_one = np.array_equal(ids, np.arange(seq_len) < lengths)
   assert formats.has_one_sequence(config) == is_one
+
+
+@pytest.mark.parametrize("seq_len", [16, 64, 256])
+def test_packed_texts_are_sequences_of_one_document_each(seq_len):
+  """[CLS] sentences [SEP], with positions that restart; every token occurs exactly once."""
+  batch = read_epoch(ORDINARY, make_config("mlm", seq_len, isolate_documents=True))
+  counts, seen = [], []
+  for row, _, columns in sequences_of(batch):
+    tokens = batch["tokens"][row, columns]
+    assert tokens[0] == CLS and tokens[-1] == SEP and (tokens[1:-1] >= FIRST).all()
+    assert len(set(document_of(ORDINARY, tokens[1:-1]))) == 1
+    assert np.array_equal(batch["positions"][row, columns], np.arange(len(columns)))
+    seen.append(tokens[1:-1])
+    counts.append(batch["sequence_ids"][row].max())
+  assert np.array_equal(np.sort(np.concatenate(seen)),
+                        FIRST + np.arange(ORDINARY.document_lengths.sum()))
+  if seq_len == 256:
+    assert max(counts) > 2, "no row holds several texts"
+    assert (batch["sequence_ids"] > 0).mean() > 0.9
 
 
 def test_isolated_documents_are_sequences_of_their_own():

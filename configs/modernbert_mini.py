@@ -1,0 +1,39 @@
+r"""ModernBERT's layers, masks and optimizer in a size for a small machine.
+
+Command    bertgpt train --config configs/modernbert_mini.py --workdir runs/modernbert_mini \
+             --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
+Data       As for `wiki_mini`; a byte-level BPE of 4,096 pieces is trained on it.
+Hardware   Two CPU cores.
+Expected   Not yet known.
+"""
+
+from bertgpt.config import base, families, phase
+
+
+def get_config():
+  config = base()
+  config.data.source = "jsonl:data/*.jsonl#text"
+  config.data.validation_fraction = 0.02
+  config.data.isolate_documents = True
+  config.tokenizer.kind = "bpe"
+  config.tokenizer.vocab_size = 4_096
+  config.model.update(families.FAMILIES["modernbert"].presets["ettin_17m"])
+  # Rows of the last phases are several times as long as the window.
+  config.model.update(num_layers=4, width=128, mlp_dim=192, num_heads=2, window=16,
+                      rope_theta=10_000.0, dtype="float32", scan_unroll=0, init_std=0.06)
+  config.objective.update(name="mlm", mask_prob=0.3, mask_rule="bernoulli",
+                          bias_init="frequencies")
+  config.optimizer.update(name="stable_adamw", b2=0.98, weight_decay=3e-4, clip_norm=0.0)
+  # Batch warm-up, longer rows with a larger base of the global layers, and a decay with half as
+  # many masks.
+  config.phases = (
+      phase(steps=400, seq_len=32, batch_size=32, learning_rate=6e-3, schedule="constant",
+            warmup_steps=100),
+      phase(steps=1_600, seq_len=32, batch_size=64, learning_rate_rule="continuous"),
+      phase(steps=600, seq_len=128, batch_size=16, learning_rate=6e-3, schedule="constant",
+            rope_theta=160_000.0),
+      phase(steps=600, seq_len=128, batch_size=16, learning_rate=6e-3, schedule="wsd",
+            decay_fraction=1.0, power=0.5, mask_prob=0.15, rope_theta=160_000.0))
+  config.eval.update(every_steps=400, max_rows=512, mask_prob=0.15)
+  config.checkpoint.every_steps = 400
+  return config
