@@ -27,13 +27,13 @@ def get_config():
   # Batch warm-up, longer rows with a larger base of the global layers, and a decay with half as
   # many masks.
   config.phases = (
-      phase(steps=400, seq_len=32, batch_size=32, learning_rate=6e-3, schedule="constant",
-            warmup_steps=100),
-      phase(steps=1_600, seq_len=32, batch_size=64, learning_rate_rule="continuous"),
-      phase(steps=600, seq_len=128, batch_size=16, learning_rate=6e-3, schedule="constant",
+      phase(steps=150, seq_len=32, batch_size=32, learning_rate=6e-3, schedule="constant",
+            warmup_steps=50),
+      phase(steps=500, seq_len=32, batch_size=64, learning_rate_rule="continuous"),
+      phase(steps=150, seq_len=128, batch_size=16, learning_rate=6e-3, schedule="constant",
             rope_theta=160_000.0),
-      phase(steps=600, seq_len=128, batch_size=16, learning_rate=6e-3, schedule="wsd",
+      phase(steps=200, seq_len=128, batch_size=16, learning_rate=6e-3, schedule="wsd",
             decay_fraction=1.0, power=0.5, mask_prob=0.15, rope_theta=160_000.0))
-  config.eval.update(every_steps=400, max_rows=512, mask_prob=0.15)
-  config.checkpoint.every_steps = 400
+  config.eval.update(every_steps=200, max_rows=256, mask_prob=0.15)
+  config.checkpoint.every_steps = 200
   return config

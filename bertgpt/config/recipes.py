@@ -86,15 +86,18 @@ def _finetuning_base() -> ConfigDict:
   return finetuning.base()
 
 
-def beside(file: str, name: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
+def beside(file: str, name: str, make_base: Callable[[], ConfigDict] = base,
+           argument: str = "") -> ConfigDict:
   """Returns the config of another recipe in the same folder, on which a recipe is based.
 
   Args:
     file: `__file__` of the calling recipe.
     name: name of the other recipe, as 'bert_base'.
     make_base: see `load`.
+    argument: argument for its get_config(); '': none.
   """
-  return load(str(pathlib.Path(file).with_name(f"{name}.py")), make_base)
+  path = str(pathlib.Path(file).with_name(f"{name}.py"))
+  return load(f"{path}:{argument}" if argument else path, make_base)
 
 
 def load_sweep(path: str) -> list[dict[str, Any]]:

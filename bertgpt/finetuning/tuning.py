@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, families
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.devices import sharding
+from bertgpt.errors import ConfigError
 from bertgpt.finetuning import lengths
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning.tasks import rows as rows_lib
@@ -78,6 +79,10 @@ def check_run(config: ConfigDict, pretrained: Trained) -> None:
     ConfigError: model, config and devices do not fit together; one line per problem.
   """
   run = make_run_config(config, pretrained, 1, config.learning_rates[0])
+  if config.pooling and "pooling" not in families.find(pretrained.config).reads:
+    raise ConfigError(f"pooling={config.pooling!r}: a model of model.family="
+                      f"{pretrained.config.model.family!r} reads the last token of a text. Leave "
+                      "it at ''")
   finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
 
 

@@ -120,6 +120,16 @@ def test_static_shapes_of_a_row():
   assert config_lib.max_sequences(config, 128) == 1
 
 
+def test_a_trained_model_is_that_of_the_phase_of_its_step():
+  config = config_lib.base()
+  config.phases = (config_lib.phase(steps=5), config_lib.phase(steps=5, rope_theta=160_000.0))
+  for step, theta in ((0, 10_000.0), (5, 10_000.0), (6, 160_000.0), (10, 160_000.0)):
+    found = config_lib.with_model_at(config, step)
+    assert found.model.rope_theta == theta
+    assert all(p.rope_theta == 0 for p in found.phases)
+  assert config.phases[1].rope_theta == 160_000.0  # The config itself is as it was.
+
+
 @pytest.mark.parametrize("size, padded", [(1, 128), (128, 128), (30_522, 30_592), (50_257, 50_304)])
 def test_vocabulary_is_padded_to_whole_lanes(size, padded):
   assert config_lib.padded_vocab_size(size) == padded

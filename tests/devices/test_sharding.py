@@ -11,6 +11,7 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from bertgpt import models, trees
+from bertgpt.config import families
 from bertgpt.devices import sharding
 from bertgpt.training import objectives
 
@@ -66,6 +67,26 @@ SHARED = [{"layer_groups": 1, "embedding_width": 16},
     (SHARED[1], ((8, 1, 1), 4, "dots", 1))], ids=str)
 def test_layers_that_share_do_not_depend_on_the_layout(model, layout, capfd):
   check_equal("mlm_sop", *layout, **model)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+MODERN = {objective: {**families.FAMILIES[name].presets["base"], **tiny.SIZE, "mlp_dim": 64,
+                      "window": 4, "dropout": 0.0}
+          for objective, name in (("mlm", "modernbert"), ("causal", "modernbert_decoder"))}
+
+
+@pytest.mark.parametrize("objective, layout", [
+    ("mlm", ((2, 2, 2), 4, "none", 1)), ("causal", ((1, 8, 1), 1, "full", 0))], ids=str)
+def test_modernbert_does_not_depend_on_the_layout(objective, layout, capfd):
+  check_equal(objective, *layout, **MODERN[objective])
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", MODERN)
+@pytest.mark.parametrize("layout", ALL, ids=str)
+def test_modernbert_on_every_layout(objective, layout, capfd):
+  check_equal(objective, *layout, **MODERN[objective])
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 

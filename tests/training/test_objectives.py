@@ -129,6 +129,28 @@ def test_fairseqs_rule_has_slots_for_every_rounding(seq_len, prob, slots):
   assert config_lib.max_predictions(config, config.phases[0]) == slots
 
 
+@pytest.mark.parametrize("prob", [0.15, 0.3])
+def test_the_bernoulli_rule_draws_for_every_token(prob):
+  """Counts are binomial, also of special tokens, and random tokens are of the whole vocabulary."""
+  batch, lengths = make_batch(4000)
+  config = make_config(mask_rule="bernoulli", mask_prob=prob)
+  config.phases[0].max_predictions = 0
+  slots = config_lib.max_predictions(config, config.phases[0])
+  function = jax.jit(objectives.make_objective(config, make_vocabulary()).corrupt)
+  masked = jax.device_get(function(batch, jax.random.key(0), np.arange(4000)))
+  counts = masked["predict_weights"].sum(1)
+  deviations = (counts - prob * lengths) / np.sqrt(prob * (1 - prob) * lengths)
+  assert abs(deviations.mean()) < 4 / np.sqrt(4000)
+  assert deviations.std() == pytest.approx(1, abs=0.05)
+  assert counts.max() <= slots < LENGTH
+  rows, at = np.nonzero(masked["predict_weights"])
+  positions = masked["predict_positions"][rows, at]
+  is_first = (positions == 0).sum()
+  assert abs(is_first - prob * 4000) < 4 * np.sqrt(prob * (1 - prob) * 4000)
+  assert all(len(set(p[w > 0])) == (w > 0).sum() for p, w in zip(
+      masked["predict_positions"][:200], masked["predict_weights"][:200], strict=True))
+
+
 def test_every_place_is_as_likely():
   tokens = np.full((4000, LENGTH), 7, np.int32)
   masked = corrupt({"tokens": tokens, "sequence_ids": np.ones_like(tokens)})

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh, AxisType
 
-from bertgpt.config import recipes
+from bertgpt.config import families, recipes
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import attention
@@ -108,6 +108,42 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
     np.testing.assert_allclose(packed[name], apart[name], rtol=1e-5)
 
 
+def test_a_phase_has_its_own_masks_and_positions():
+  """The loss of a phase is that of a run whose whole config has the fields of the phase."""
+  modern = {**families.FAMILIES["modernbert"].presets["base"], **tiny.SIZE, "window": 4}
+
+  def run(config, index):
+    with tiny.Setup(config) as setup:
+      at = steps.at_phase(setup.training, index)
+      compute = jax.jit(steps.make_gradients(at, 1))
+      _, (loss, sums) = compute(setup.init().params, tiny.make_batch(config, rows=8), 3)
+    return float(loss), float(sums["mlm_loss"][1])
+
+  config = tiny.make_config("mlm", **modern)
+  config.objective.mask_prob = 0.3
+  p = config.phases[0]
+  config.phases = (p, p.copy_and_resolve_references())
+  config.phases[1].update(mask_prob=0.15, rope_theta=100.0, rope_theta_local=7.0)
+  same = tiny.make_config("mlm", **{**modern, "rope_theta": 100.0, "rope_theta_local": 7.0})
+  same.objective.mask_prob = 0.15
+  first, second = run(config, 0), run(config, 1)
+  assert second == run(same, 0)
+  assert first[0] != second[0] and first[1] == pytest.approx(2 * second[1], rel=0.15)
+  assert steps.shape_of(config.phases[0]) != steps.shape_of(config.phases[1])
+
+
+def test_an_evaluation_may_have_its_own_share_of_masks():
+  config = tiny.make_config("mlm")
+  config.phases[0].max_predictions = 9
+  config.eval.mask_prob = 0.1
+  with tiny.Setup(config) as setup:
+    for in_evaluation, slots in ((False, 9), (True, 3)):
+      objective = steps.at_phase(setup.training, 0, in_evaluation).objective
+      batch = jax.jit(objective.corrupt)(tiny.make_batch(config), jax.random.key(0),
+                                         np.arange(tiny.ROWS))
+      assert batch["predict_weights"].shape == (tiny.ROWS, slots)
+
+
 def unpack(batch):
   """Returns every sequence in a row of its own, with its tokens moved to the front."""
   rows = []
@@ -153,11 +189,11 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
     *kernels, _ = attention.explain(config)
     setup = steps.make_setup(config, mesh, vocabulary)
     state = steps.make_abstract_state(setup)
-    for phase, kernel in zip(config.phases, kernels, strict=True):
+    for i, (phase, kernel) in enumerate(zip(config.phases, kernels, strict=True)):
       multiple = 64 * phase.micro_batches
       phase.batch_size = -(-phase.batch_size // multiple) * multiple
       batch = aot.abstract_batch(config, phase, mesh)
-      step = jax.jit(steps.make_train_step(setup, phase.micro_batches))
+      step = jax.jit(steps.make_train_step(steps.at_phase(setup, i), phase.micro_batches))
       text = step.trace(state, batch).lower(lowering_platforms=(lowered,)).as_text()
       assert "sharding" in text
       assert ("tpu_custom_call" in text) == ("attention by splash" in kernel)

@@ -201,10 +201,11 @@ def replace_tokens(kind_keys_B: jax.Array, token_keys_B: jax.Array, targets_BK: 
     int32 [B, K].
   """
   slots = targets_BK.shape[1]
-  draw_id = lambda key: jnp.asarray(drawn_ids, jnp.int32)[
-      jax.random.randint(key, (slots,), 0, len(drawn_ids))]
+  draw_id = lambda key: jax.random.randint(key, (slots,), 0, len(drawn_ids))
   kind_BK = jax.vmap(lambda key: jax.random.uniform(key, (slots,)))(kind_keys_B)
   random_BK = jax.vmap(draw_id)(token_keys_B)
+  if not np.array_equal(drawn_ids, np.arange(len(drawn_ids))):
+    random_BK = jnp.asarray(drawn_ids, jnp.int32)[random_BK]
   with_mask = objective.replace_with_mask
   shown_BK = jnp.where(kind_BK < with_mask + objective.replace_with_random, random_BK, targets_BK)
   return jnp.where(kind_BK < with_mask, mask_id, shown_BK)

@@ -1,0 +1,76 @@
+r"""Ettin of 17 M parameters, encoder or decoder: 2 T tokens in three stages.
+
+Download   hf download wikimedia/wikipedia --repo-type dataset --include '20231101.en/*' \
+             --local-dir wikipedia
+Command    bertgpt train --config configs/ettin_17m.py --workdir runs/ettin_17m
+           The decoder:
+             bertgpt train --config configs/ettin_17m.py:causal --workdir runs/ettin_17m_decoder
+Data       In the paper, 2 T tokens of open data (jhu-clsp/ettin-pretraining-data and others on
+           Hugging Face). The default source is the English Wikipedia of November 2023. A byte-level
+           BPE of the same size is trained on it; the published models have that of ModernBERT.
+Hardware   4 H100 GPUs for 141 hours in the paper. Here 8 GPUs, with 96 rows of 1,024 tokens per GPU
+           in a micro-batch.
+Expected   Not known here: the paper's scores are in its tables (Weller et al. 2025,
+           arXiv:2507.11412).
+Status     Not yet run. A smaller one has been: configs/modernbert_mini.py.
+
+The encoder and the decoder differ only in mask and objective. The encoder predicts 30% of the
+tokens in the first two stages, 15% in the last one and in evaluation. Learning rates, weight decay,
+bases of positions and tokens are those of JHU-CLSP/ettin-encoder-vs-decoder, pretraining/configs
+(2025). Two things are not: long rows have 8,192 tokens instead of 7,999, and documents are packed
+into full rows in which they do not see each other. As many tokens per step as in the first stage is
+this recipe's choice for the long rows.
+"""
+
+from bertgpt.config import base, families, phase
+from bertgpt.config.token_budgets import count_steps, warm_up_batches
+
+# Size -> peak rate, weight decay, tokens of the batch warm-up and of that of the rate.
+SIZES = {
+    "ettin_17m": (3e-3, 3e-4, 125e9, 4e9),
+    "ettin_32m": (3e-3, 3e-4, 100e9, 4e9),
+    "ettin_68m": (3e-3, 3e-4, 75e9, 3e9),
+    "ettin_150m": (8e-4, 1e-5, 50e9, 3e9),
+    "ettin_400m": (5e-4, 1e-5, 10e9, 2e9),
+    "ettin_1b": (5e-4, 5e-5, 3e9, 2e9),
+}
+FAMILIES = {"mlm": "modernbert", "causal": "modernbert_decoder"}
+
+
+def get_config(argument="mlm"):
+  """Args: argument: 'mlm' or 'causal', after the size of another recipe, as 'ettin_32m mlm'."""
+  *size, objective = argument.split()
+  return make_config(size[0] if size else "ettin_17m", objective)
+
+
+def make_config(size, objective):
+  peak, decay, batch_tokens, rate_tokens = SIZES[size]
+  config = base()
+  config.data.source = "parquet:wikipedia/20231101.en/*.parquet#text"
+  config.data.validation_fraction = 0.001
+  config.data.isolate_documents = True
+  config.tokenizer.kind = "bpe"
+  config.tokenizer.vocab_size = 50_368
+  config.model.update(families.FAMILIES[FAMILIES[objective]].presets[size])
+  config.objective.name = objective
+  config.optimizer.update(name="stable_adamw", b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=decay,
+                          clip_norm=0.0)
+  short = warm_up_batches(768, 4_608, batch_tokens, rate_tokens, 1_024, learning_rate=peak,
+                          schedule="constant")
+  short.append(phase(steps=count_steps(1.7e12 - batch_tokens, 4_608, 1_024), seq_len=1_024,
+                     batch_size=4_608, learning_rate_rule="continuous"))
+  for p in short:
+    p.micro_batches, p.rope_theta = p.batch_size // 768, 10_000.0
+  long = dict(seq_len=8_192, batch_size=576, micro_batches=6, schedule="wsd", decay_fraction=1.0,
+              power=0.5)
+  config.phases = (
+      *short,
+      phase(steps=count_steps(250e9, 576, 8_192), learning_rate=peak, end_fraction=0.5, **long),
+      phase(steps=count_steps(50e9, 576, 8_192), learning_rate=peak / 2, end_fraction=0.04,
+            rope_theta_local=160_000.0, **long))
+  if objective == "mlm":
+    config.objective.update(mask_prob=0.3, mask_rule="bernoulli")
+    config.phases[-1].mask_prob = config.eval.mask_prob = 0.15
+  config.eval.update(every_steps=5_000, batch_size=96, max_rows=4_608)
+  config.checkpoint.every_steps = 2_000
+  return config

@@ -1,0 +1,18 @@
+r"""Ettin of 400 M parameters, encoder or decoder: 2 T tokens in three stages.
+
+Command    bertgpt train --config configs/ettin_400m.py --workdir runs/ettin_400m
+           The decoder:
+             bertgpt train --config configs/ettin_400m.py:causal --workdir runs/ettin_400m_decoder
+Hardware   As for configs/ettin_17m.py; it takes longer in proportion.
+Expected   Not known here: the paper's scores are in its tables (Weller et al. 2025,
+           arXiv:2507.11412).
+Status     Not yet run.
+
+Data and stages are those of configs/ettin_17m.py.
+"""
+
+from bertgpt.config import recipes
+
+
+def get_config(objective="mlm"):
+  return recipes.beside(__file__, "ettin_17m", argument=f"ettin_400m {objective}")

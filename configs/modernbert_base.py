@@ -1,0 +1,51 @@
+r"""ModernBERT-base with the paper's recipe: 1.7 T tokens in rows of 1,024, then 300 G in 8,192.
+
+Download   hf download wikimedia/wikipedia --repo-type dataset --include '20231101.en/*' \
+             --local-dir wikipedia
+Command    bertgpt train --config configs/modernbert_base.py --workdir runs/modernbert_base
+Data       2 T tokens of web text, code and papers in the paper, which did not publish them. The
+           default source is the English Wikipedia of November 2023, which is far too little;
+           docs/data.md has others, which can be added with a comma. A byte-level BPE of the same
+           size is trained on the source.
+Hardware   8 H100 GPUs for 194 hours in the paper. Here 8 GPUs, with 96 rows of 1,024 tokens per GPU
+           in a micro-batch; a small memory needs more micro_batches.
+Expected   Fine-tuned: GLUE 88.4 on average (CoLA 65.1, SST-2 96.0, MRPC 92.2, STS-B 91.8, QQP 92.1,
+           MNLI 89.1, QNLI 93.9, RTE 87.4); BEIR 41.6 with one vector per text and 51.3 with one per
+           token (Warner et al. 2024, arXiv:2412.13663, table 1 and appendix).
+Status     Not yet run. A smaller one has been: configs/modernbert_mini.py.
+
+The batch grows over the first 50 G tokens. Every token, also a special one, is predicted with
+probability 30%, and 15% in evaluation. Every document of a row is a sequence of its own. The base
+of the global layers' positions is 10,000 first, and 160,000 in the long rows. The paper averages
+its final weights with those of three earlier checkpoints, which is not done here.
+"""
+
+from bertgpt.config import base, families, phase
+from bertgpt.config.token_budgets import count_steps, warm_up_batches
+
+
+def get_config():
+  config = base()
+  config.data.source = "parquet:wikipedia/20231101.en/*.parquet#text"
+  config.data.validation_fraction = 0.001
+  config.data.isolate_documents = True
+  config.tokenizer.kind = "bpe"
+  config.tokenizer.vocab_size = 50_368
+  config.model.update(families.FAMILIES["modernbert"].presets["base"], dropout=0.1)
+  config.objective.update(name="mlm", mask_prob=0.3, mask_rule="bernoulli")
+  config.optimizer.update(name="stable_adamw", b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=1e-5,
+                          clip_norm=0.0)
+  short = warm_up_batches(768, 4_608, 50e9, 3e9, 1_024, learning_rate=8e-4, schedule="constant")
+  short.append(phase(steps=count_steps(1.719e12 - 50e9, 4_608, 1_024), seq_len=1_024,
+                     batch_size=4_608, learning_rate_rule="continuous"))
+  for p in short:
+    p.micro_batches, p.rope_theta = p.batch_size // 768, 10_000.0
+  long = dict(seq_len=8_192, batch_size=72, learning_rate=3e-4)
+  config.phases = (
+      *short,
+      phase(steps=count_steps(250e9, 72, 8_192), schedule="constant", **long),
+      phase(steps=count_steps(50e9, 72, 8_192), schedule="wsd", decay_fraction=1.0, power=0.5,
+            **long))
+  config.eval.update(every_steps=5_000, batch_size=72, max_rows=4_608, mask_prob=0.15)
+  config.checkpoint.every_steps = 2_000
+  return config
