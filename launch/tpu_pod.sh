@@ -15,18 +15,31 @@ set -uo pipefail
 
 : "${TPU:?set it to the name of the slice}" "${ZONE:?set it to the zone of the slice}"
 CODE=${CODE:-bertgpt}
-PREEMPTED=75 # A checkpoint is saved; the same command resumes.
+GIVE_UP="2|65|70|130" # Another attempt would end the same way, or somebody pressed Ctrl-C.
+SHORT=600             # An attempt of fewer seconds has made no progress.
+MAX_SHORT=5           # So many of them in a row, and the script gives up.
 
 command="cd ${CODE} && .venv/bin/bertgpt train --distributed=auto $(printf '%q ' "$@")"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+short=0
 
 while true; do
+  start=$(date +%s)
   # The exit code is printed, because gcloud has one exit code of its own for all hosts.
   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
     --command="$command; code=\$?; echo \"bertgpt ended with code \$code\"; exit \$code" |
     tee "$log"
   status=$?
-  grep -q "bertgpt ended with code $PREEMPTED\$" "$log" || exit "$status"
+  [ "$status" -eq 0 ] && exit 0
+  final=$(grep -oE "bertgpt ended with code ($GIVE_UP)\$" "$log" | head -n 1)
+  [ -n "$final" ] && exit "${final##* }"
+  # All other codes, as 69, 74, 75 or 137, and a connection that breaks, lose no more than the steps
+  # since the last checkpoint.
+  if [ $(($(date +%s) - start)) -lt "$SHORT" ]; then short=$((short + 1)); else short=0; fi
+  if [ "$short" -ge "$MAX_SHORT" ]; then
+    echo "$0: gave up after $short attempts in a row of less than $SHORT s" >&2
+    exit "$status"
+  fi
   sleep 60
 done
