@@ -1,6 +1,5 @@
 """Metrics as (sum, weight) pairs, their files and progress line, and FLOPs for the MFU."""
 
-import json
 import math
 import os
 import pathlib
@@ -13,7 +12,8 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import families
-from bertgpt.devices import hardware
+from bertgpt.devices import console, hardware
+from bertgpt.training import sinks
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -96,7 +96,10 @@ class Writer:
 
   Only process 0 writes. On resume, TensorBoard events beyond `first_step` are purged and lines of
   metrics.jsonl beyond it are dropped, so that a curve has each step once. The evaluation at
-  `first_step` is dropped too, and repeated: the run may have ended before it.
+  `first_step` is dropped too, and repeated: the run may have ended before it. At step 0, the curves
+  of an earlier start are set aside.
+
+  No method raises an error of a file or a terminal: what observes a training must not end it.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
@@ -114,16 +117,22 @@ class Writer:
     self._since: tuple[int, float] | None = None  # Step and time of the first progress line.
     self._is_tty = sys.stderr.isatty()
     self._open_line = False
-    self._jsonl = self._events = None
+    self._sinks: list[sinks.Sink] = []
+    self._active = active
     if not active:
       return
     path = workdir / "metrics.jsonl"
-    keep_lines(path, first_step)
-    self._jsonl = path.open("a")
+    try:
+      if first_step:
+        keep_lines(path, first_step)
+      elif path.is_file() and path.stat().st_size:
+        sinks.set_aside(path)
+      self._sinks.append(sinks.JsonLines(path))
+    except OSError as e:
+      console.say(f"WARNING: {path}: cannot be written ({e.strerror}). The training continues; "
+                  "this start writes no curves there")
     if tensorboard:
-      import tensorboardX  # Slow to import, and not always wanted.
-      self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"),
-                                                purge_step=first_step + 1)
+      self._sinks.append(sinks.EventFile(workdir / "tensorboard", first_step + 1))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes one line of metrics.jsonl and one point of every curve.
@@ -132,13 +141,8 @@ class Writer:
       step: steps done.
       scalars: tag -> value.
     """
-    if self._jsonl is None:
-      return
-    self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-    self._jsonl.flush()
-    if self._events is not None:
-      for tag, value in scalars.items():
-        self._events.add_scalar(tag, value, step)
+    for sink in self._sinks:
+      sink.write(step, scalars)
 
   def progress(self, step: int, scalars: Mapping[str, float]) -> None:
     """Prints the progress line: rewritten in place on a terminal, otherwise one line per call.
@@ -147,36 +151,33 @@ class Writer:
       step: steps done.
       scalars: tag -> value; see `progress_parts`.
     """
-    if self._jsonl is None:
+    if not self._active:
       return
     parts = progress_parts(step, self._last_step, scalars, self._eta(step))
     if self._is_tty:
       width = terminal_width()
-      sys.stderr.write("\r" + fit_line(parts, width).ljust(width))
+      console.write("\r" + fit_line(parts, width).ljust(width))
       self._open_line = True
     else:
-      sys.stderr.write("  ".join(parts) + "\n")
-    sys.stderr.flush()
+      console.say("  ".join(parts))
 
   def message(self, text: str) -> None:
     """Prints a separate line, below the progress line."""
-    if self._jsonl is None:
+    if not self._active:
       return
     if self._open_line:
-      sys.stderr.write("\n")
+      console.write("\n")
       self._open_line = False
     if self._is_tty:
       text = textwrap.fill(text, max(terminal_width(), 20), subsequent_indent="    ")
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    console.say(text)
 
   def close(self) -> None:
     """Ends the progress line and closes the files."""
     if self._open_line:
-      sys.stderr.write("\n")
-    for file in (self._jsonl, self._events):
-      if file is not None:
-        file.close()
+      console.write("\n")
+    for sink in self._sinks:
+      sink.close()
 
   def _eta(self, step: int) -> float | None:
     """Seconds to the end; None at first, when most of the time so far was compilation."""
@@ -212,8 +213,11 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
 
 
 def terminal_width() -> int:
-  """Returns the number of columns that fit on one line of the terminal."""
-  return os.get_terminal_size(sys.stderr.fileno()).columns - 1
+  """Returns the number of columns that fit on one line of the terminal; 79 if it was closed."""
+  try:
+    return os.get_terminal_size(sys.stderr.fileno()).columns - 1
+  except OSError:
+    return 79
 
 
 def fit_line(parts: Sequence[str], width: int) -> str:
@@ -253,6 +257,16 @@ def keep_lines(path: pathlib.Path, last_step: int) -> None:
   kept = [line for line, point in _read_points(path) if point["step"] < last_step
           or point["step"] == last_step and '"eval/' not in line]
   files.write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def last_step(workdir: pathlib.Path) -> int:
+  """Returns the last step in metrics.jsonl; 0 if there is none.
+
+  Args:
+    workdir: folder of the run.
+  """
+  path = workdir / "metrics.jsonl"
+  return max((point["step"] for _, point in _read_points(path)), default=0) if path.is_file() else 0
 
 
 def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:

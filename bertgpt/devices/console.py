@@ -1,0 +1,38 @@
+"""Lines on stderr that never end or stop the work that they tell about."""
+
+import os
+import stat
+import sys
+
+
+def write(text: str) -> None:
+  """Writes to stderr. If it cannot be written, as after a terminal was closed, the text is lost.
+
+  From then on it goes nowhere, and so does stdout if it is a terminal.
+
+  Args:
+    text: text with its line ends.
+  """
+  try:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+  except OSError:
+    _discard(sys.stderr)
+    if stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode):
+      _discard(sys.stdout)
+
+
+def say(line: str) -> None:
+  """Writes a line to stderr, see `write`.
+
+  Args:
+    line: text without its line end.
+  """
+  write(f"{line}\n")
+
+
+def _discard(stream) -> None:
+  """Sends what is written to a stream, now and later, to the null device."""
+  null = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, stream.fileno())
+  os.close(null)

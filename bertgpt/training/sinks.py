@@ -1,0 +1,137 @@
+"""Files that the scalars of a run are written to. None of them can stop or end the training.
+
+A sink writes in the thread of the training loop, without a queue that could fill up. If a file
+cannot be written, the sink says so once, and the training continues without the lost points.
+"""
+
+import io
+import itertools
+import json
+import os
+import pathlib
+import secrets
+import struct
+import time
+from collections.abc import Mapping
+
+from bertgpt.devices import console
+
+
+class Sink:
+  """A file that is opened at its first record and gets one record after the other."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path, self._has_failed = path, False
+    self._file: io.FileIO | None = None
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes one point of every curve.
+
+    Args:
+      step: steps done.
+      scalars: tag -> value.
+    """
+    try:
+      if self._file is None:
+        self._file = self._open()
+      record = self._encode(step, scalars)
+      while record:  # A disk that gets full takes a part, and says why only when asked again.
+        record = record[self._file.write(record):]
+    except OSError as e:
+      self._fail(e)
+
+  def close(self) -> None:
+    """Closes the file."""
+    if self._file is not None:
+      try:
+        self._file.close()
+      except OSError as e:
+        self._fail(e)
+
+  def _fail(self, error: OSError) -> None:
+    if not self._has_failed:
+      console.say(f"WARNING: {self._path}: cannot be written ({error.strerror or error}). The "
+                  "training continues; points of its curves are missing there")
+    self._has_failed = True
+
+  def _open(self):
+    raise NotImplementedError
+
+  def _encode(self, step: int, scalars: Mapping[str, float]) -> bytes:
+    raise NotImplementedError
+
+
+class JsonLines(Sink):
+  """metrics.jsonl: a line per logged step. Lines are written as soon as it is possible again."""
+
+  def _open(self):
+    return open(self._path, "ab", buffering=0)
+
+  def _encode(self, step: int, scalars: Mapping[str, float]) -> bytes:
+    line = json.dumps({"step": step, **scalars}) + "\n"
+    # A write that failed may have left a part of its line.
+    return (b"\n" if self._has_failed else b"") + line.encode()
+
+
+class EventFile(Sink):
+  """A file of TensorBoard events, in the framing of TFRecord.
+
+  tensorboardX's own writer hands its records to a thread through a bounded queue. When the thread
+  dies, as on a full disk, the training would wait for the queue for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    """Prepares a new file of events.
+
+    Args:
+      folder: folder of the events, which is made if it is missing.
+      purge_step: TensorBoard drops the points of earlier files from this step on.
+    """
+    # The names sort by time, and two starts in one second have different files.
+    name = f"events.out.tfevents.{time.time_ns() // 10**9}.{os.uname().nodename}"
+    super().__init__(folder / f"{name}.{secrets.token_hex(4)}")
+    self._purge_step = purge_step
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """See `Sink`. After an error, nothing more is written: a damaged record hides all others."""
+    if not self._has_failed:
+      super().write(step, scalars)
+
+  def _open(self):
+    from tensorboardX.proto import event_pb2
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(self._path, "xb", buffering=0)
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    file.write(_frame(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+               + _frame(event_pb2.Event(wall_time=time.time(), step=self._purge_step,
+                                        session_log=session)))
+    return file
+
+  def _encode(self, step: int, scalars: Mapping[str, float]) -> bytes:
+    from tensorboardX.proto import event_pb2, summary_pb2  # Slow, and not always wanted.
+    values = [summary_pb2.Summary.Value(tag=tag, simple_value=value)
+              for tag, value in scalars.items()]
+    return _frame(event_pb2.Event(wall_time=time.time(), step=step,
+                                  summary=summary_pb2.Summary(value=values)))
+
+
+def _frame(event) -> bytes:
+  """Returns a record of TFRecord: length, its CRC, the event, its CRC."""
+  from tensorboardX.record_writer import masked_crc32c
+  data = event.SerializeToString()
+  length = struct.pack("<Q", len(data))
+  return (length + struct.pack("<I", masked_crc32c(length)) + data
+          + struct.pack("<I", masked_crc32c(data)))
+
+
+def set_aside(path: pathlib.Path) -> None:
+  """Renames metrics.jsonl, because its run begins again at step 0.
+
+  Args:
+    path: path of the file, which exists.
+  """
+  names = (path.with_name(f"{path.stem}-before-{n}{path.suffix}") for n in itertools.count(1))
+  target = next(name for name in names if not name.exists())
+  path.rename(target)
+  console.say(f"note: {path} holds the curves of an earlier start without a checkpoint. They are "
+              f"set aside as {target.name}")
