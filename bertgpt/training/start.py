@@ -15,9 +15,9 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint
+from bertgpt.runs import checkpoint, history
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import schedules, steps
+from bertgpt.training import metrics, schedules, steps
 from bertgpt.training.run import Run
 from bertgpt.training.steps import TrainState
 
@@ -33,7 +33,8 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     checkpoints: checkpoints of the run.
   Raises:
     ConfigError: the new config does not fit the steps that are done, or `init_from` does not fit.
-    DataError: the checkpoint belongs to another corpus, tokenizer or order of rows.
+    DataError: the checkpoint belongs to another corpus, tokenizer or order of rows, or the
+      checkpoints of the run are gone.
   """
   restored = checkpoints.restore_latest(run.abstract_state)
   if restored is not None:
@@ -53,6 +54,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     if change and jax.process_index() == 0:
       print(f"note: {change}", file=sys.stderr)
     return state
+  history.check_start(run.path, metrics.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:
     state = dataclasses.replace(state, params=load_params(run))

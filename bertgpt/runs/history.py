@@ -1,0 +1,106 @@
+"""What happened to a run besides its steps: history.jsonl in its workdir.
+
+    {"event": "start"}                           the run began at step 0
+    {"event": "checkpoint", "step": 10}          the first checkpoint was saved
+    {"event": "rollback", "to": 20, "from": 40}  `bertgpt rollback`
+
+It outlives the checkpoints, so a run whose checkpoints are gone is not taken for a new one.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from bertgpt import files
+from bertgpt.errors import DataError
+from bertgpt.runs import workdir
+
+FILE = "history.jsonl"
+
+
+def add(path: pathlib.Path, event: str, **details: Any) -> None:
+  """Adds a line to the history of a run.
+
+  Args:
+    path: workdir of the run.
+    event: what happened, see above.
+    **details: JSON values.
+  Raises:
+    OSError: the file cannot be written.
+  """
+  line = json.dumps({"event": event, **details}) + "\n"
+  with open(path / FILE, "a+b") as file:
+    if file.tell() and not _ends_a_line(file):
+      line = f"\n{line}"  # The line before was cut off by a crash.
+    file.write(line.encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _ends_a_line(file) -> bool:
+  file.seek(-1, os.SEEK_END)
+  return file.read(1) == b"\n"
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the events of a run, in order. Damaged lines are left out.
+
+  Args:
+    path: workdir of the run.
+  """
+  try:
+    lines = (path / FILE).read_text("utf-8", "replace").split("\n")
+  except FileNotFoundError:
+    return []
+  events = []
+  for line in lines:
+    try:
+      event = files.parse_json(line)
+    except ValueError:
+      continue
+    if isinstance(event, dict) and "event" in event:
+      events.append(event)
+  return events
+
+
+def note_checkpoint(path: pathlib.Path, step: int) -> None:
+  """Records that a run has saved a checkpoint, unless the history says so already.
+
+  Args:
+    path: workdir of the run.
+    step: steps done at the checkpoint.
+  """
+  if "checkpoint" not in _events_since_start(path):
+    add(path, "checkpoint", step=step)
+
+
+def _events_since_start(path: pathlib.Path) -> list[str]:
+  """Returns the names of the events from the last start at step 0 on; [] if none is recorded."""
+  names = [event["event"] for event in read(path)]
+  starts = [i for i, name in enumerate(names) if name == "start"]
+  return names[starts[-1]:] if starts else []
+
+
+def check_start(path: pathlib.Path, last_logged: int, every_steps: int) -> None:
+  """Checks, before a run begins at step 0, that it has never had a checkpoint.
+
+  A run of an earlier version has no history: its report and the steps in its curves tell.
+
+  Args:
+    path: workdir, which has no checkpoints.
+    last_logged: last step in metrics.jsonl; 0: none.
+    every_steps: steps after which the run saves a checkpoint; 0: it may save none.
+  Raises:
+    DataError: there must have been checkpoints.
+  """
+  if not workdir.is_run(path):
+    return
+  events = _events_since_start(path)
+  # A save begins only when the one before it is complete.
+  had_one = "checkpoint" in events if events else (
+      (path / "report.md").is_file() or 0 < 2 * every_steps < last_logged)
+  if had_one:
+    raise DataError(f"{path}: this run has saved checkpoints, but there is none in checkpoints/. "
+                    "Mount or restore that folder, or use another --workdir. To begin again at "
+                    "step 0, delete config.json")

@@ -1,0 +1,27 @@
+"""Silence of Orbax and TensorStore about errors that they also raise.
+
+On a full disk, they print up to 300 lines besides the exception, in which the message of this
+program would drown.
+"""
+
+import functools
+import logging
+import sys
+
+
+@functools.cache
+def silence() -> None:
+  """Leaves out what the writers of checkpoints print about errors that they also raise."""
+  logging.getLogger("absl").addFilter(
+      lambda r: r.levelno < logging.ERROR or "/orbax/checkpoint/" not in r.pathname)
+  # Of the writes that were under way when the first one failed.
+  logging.getLogger("asyncio").addFilter(
+      lambda r: "was never retrieved" not in r.getMessage() and "destroyed" not in r.getMessage())
+  show = sys.unraisablehook
+
+  def show_others(args: "sys.UnraisableHookArgs") -> None:
+    """TensorStore's threads get this error when they report to a loop that has ended."""
+    if args.exc_type is not RuntimeError or str(args.exc_value) != "Event loop is closed":
+      show(args)
+
+  sys.unraisablehook = show_others
