@@ -10,6 +10,7 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, unread
+from bertgpt.devices import children
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 from bertgpt.runs import workdir
 from bertgpt.training import metrics
@@ -105,7 +106,7 @@ def train(arguments: Sequence[str], number: int) -> None:
 
   handler = signal.signal(signal.SIGTERM, stop)
   try:
-    child = subprocess.Popen(command)
+    child = children.start(command)
     if stopped:  # The signal arrived before there was a child to pass it to.
       child.terminate()
     code, interrupted = wait(child)

@@ -28,6 +28,7 @@ from bertgpt.data.batches import formats
 from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, paint, token_sizes
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.devices import children
 from bertgpt.errors import ConfigError, DataError, PeerError
 
 if TYPE_CHECKING:  # Reader processes start without the libraries of tokenizers.
@@ -152,6 +153,7 @@ class Rows:
 
   def __setstate__(self, state):
     self.__dict__.update(state, _lock=threading.Lock())
+    children.end_with_parent()  # In a reader process, which gets its rows in this way.
 
 
 # ----------------------------------------------------------------- batches
@@ -235,7 +237,7 @@ class TrainBatches:
   """
 
   def __init__(self, dataset: grain.IterDataset):
-    self._iterator = iter(dataset)
+    self._iterator, self._has_started = iter(dataset), False
 
   def __iter__(self) -> Iterator[Batch]:
     return self
@@ -244,7 +246,11 @@ class TrainBatches:
     if self._iterator is None:
       raise StopIteration
     try:
-      return next(self._iterator)
+      if self._has_started:
+        return next(self._iterator)
+      self._has_started = True  # And with it the readers.
+      with children.without_main():
+        return next(self._iterator)
     except BaseException as e:
       # Grain would skip the batch that failed and continue with the next.
       self.close()

@@ -21,6 +21,7 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text.documents import Document, cut_sentences
 from bertgpt.data.tokens import parts, tokenizers
+from bertgpt.devices import children, watchdog
 from bertgpt.errors import PeerError
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
@@ -50,6 +51,7 @@ def encode(documents: Iterable, worker: Worker, num_workers: int,
   room = CHUNKS_PER_WORKER * num_workers * CHUNK_CHARS
   with _start_workers(worker, num_workers) as submit:
     for encoded, counts in _map_in_order(submit, _chunks(documents), room):
+      watchdog.renew()
       skipped.update(counts)
       yield from encoded
 
@@ -86,8 +88,10 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
   try:
     for _ in range(num_workers):
       ours, theirs = context.Pipe()
-      processes.append(context.Process(target=_serve, args=(theirs, worker), daemon=True))
-      processes[-1].start()
+      process = context.Process(target=_serve, args=(theirs, worker), daemon=True)
+      with children.without_main():
+        process.start()
+      processes.append(process)
       theirs.close()
       idle.put(ours)
     yield lambda chunk: threads.submit(ask, chunk)

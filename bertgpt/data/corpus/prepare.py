@@ -26,7 +26,10 @@ from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metad
 from bertgpt.data.text import sources
 from bertgpt.data.text.documents import Document, cut_sentences
 from bertgpt.data.tokens import tokenizers, training
+from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError, StorageError
+
+WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
 
 # ------------------------------------------------------------ entry points
 
@@ -239,7 +242,8 @@ def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
   if not sample:
     raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on. Check "
                     "the path and the field, and data.validation_fraction")
-  return training.train_tokenizer(config.tokenizer, _drain(sample, config))
+  with watchdog.paused():
+    return training.train_tokenizer(config.tokenizer, _drain(sample, config))
 
 
 def _drain(sample: list[Document], config: ConfigDict) -> Iterator[str]:
@@ -272,6 +276,8 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
   for order, document in enumerate(documents):
     text = document.text.encode()
     key = encode.text_key(text)
+    if order % WATCHED_DOCUMENTS == 0:
+      watchdog.renew()
     if key < border:
       continue
     heapq.heappush(heap, (key, order, len(text), document))

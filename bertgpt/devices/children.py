@@ -1,0 +1,74 @@
+"""Processes that this program starts: none outlives its parent, and none runs the caller's script.
+
+`multiprocessing` imports the script of the caller in every child that it spawns. A script without
+`if __name__ == "__main__"` would then run again in each of them.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+
+PIPE = "BERTGPT_PARENT_PIPE"  # Variable with a file descriptor that ends when the parent does.
+_watched = False
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+  """Lets `multiprocessing` spawn children inside the context that do not import the main script.
+
+  What they run must be in a module of its own.
+  """
+  main = sys.modules["__main__"]
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    yield
+  finally:
+    sys.modules["__main__"] = main
+
+
+def end_with_parent() -> None:
+  """Ends this process when its parent is gone, if it is a child of `multiprocessing`."""
+  global _watched
+  parent = multiprocessing.parent_process()
+  if parent is None or _watched:
+    return
+  _watched = True
+
+  def wait() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def start(command: Sequence[str]) -> subprocess.Popen:
+  """Starts a command of this program, which is stopped by SIGTERM when this process is gone.
+
+  Args:
+    command: the program and its arguments.
+  """
+  reader, _ = os.pipe()  # The other end closes with this process.
+  try:
+    return subprocess.Popen(command, pass_fds=[reader], env=os.environ | {PIPE: str(reader)})
+  finally:
+    os.close(reader)
+
+
+def stop_with_parent() -> None:
+  """Sends SIGTERM to this process when the one that has called `start` is gone."""
+  if (descriptor := os.environ.pop(PIPE, None)) is None:
+    return
+  reader = int(descriptor)
+  os.set_inheritable(reader, False)
+
+  def wait() -> None:
+    os.read(reader, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=wait, daemon=True).start()
