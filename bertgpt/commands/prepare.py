@@ -28,6 +28,8 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prepares the corpus and prints its path."""
   from bertgpt.data.corpus import prepare
+  from bertgpt.devices import watchdog
+  watchdog.arm(arguments.config.system.hang_timeout_minutes)
   if arguments.out is None:
     print(prepare.ensure_prepared(arguments.config))
   else:

@@ -29,7 +29,8 @@ AT_LEAST = {
     "eval.every_steps": 0,
     "eval.batch_size": 1, "eval.max_rows": 0, "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0, "checkpoint.keep": 1, "log.every_steps": 1,
-    "system.hang_timeout_minutes": 0, "mesh.fsdp": 1, "mesh.tensor": 1,
+    "system.hang_timeout_minutes": 0, "system.compile_timeout_minutes": 0,
+    "mesh.fsdp": 1, "mesh.tensor": 1,
 }
 FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
              "data.max_unused", "eval.mask_prob", "objective.mask_prob",

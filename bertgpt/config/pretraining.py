@@ -260,6 +260,8 @@ def base() -> ConfigDict:
   system.compilation_cache = "~/.cache/bertgpt/xla"  # folder of compiled programs; '': none
   # A step that takes longer ends the process and prints its stacks; 0: no limit.
   system.hang_timeout_minutes = 30.0
+  # Time in addition, if programs are compiled before the step is done; 0: no limit then.
+  system.compile_timeout_minutes = 120.0
   # Compiler options of the train step: auto (overlap of communication, on several devices) | none |
   # a name of compiler_options.SETS.
   system.xla_options = "auto"

@@ -28,6 +28,11 @@ RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
              "data.reader_workers", "data.prefetch", "train.max_bad_steps",
              "model.attention", "model.remat", "model.scan_unroll", "objective.loss_chunk")
 
+# Fields of the host, which neither change what is computed nor how: they may differ between the
+# processes of a run.
+HOST_FIELDS = ("data.cache_dir", "data.corpus", "data.prepare_workers", "data.reader_workers",
+               "data.prefetch", "system.compilation_cache")
+
 
 # Name of a module in recipes of version 0.1 -> its present name.
 FORMER_NAMES = {
@@ -39,15 +44,14 @@ FORMER_NAMES = {
 
 # Fields that version 0.1 did not have. A config.json without them gets the defaults, with which
 # the model is the same as before.
-ADDED_FIELDS = {
-    "pooling", "dtype", "model.embedding_width", "model.layer_groups", "model.skip_first_norm",
-    "model.norm_kind", "model.norm_bias", "model.use_bias", "model.mlp", "model.window",
-    "model.global_every", "model.position", "model.rope_theta", "model.rope_theta_local",
-    "model.dropout_at", "model.pooling", "objective.ngram", "objective.mask_rule",
-    "optimizer.decay_rule", "data.max_unused", "phases.warmup_rule", "phases.mask_prob",
-    "phases.rope_theta", "phases.rope_theta_local", "eval.mask_prob", "checkpoint.every_steps",
-    "checkpoint.every_minutes",
-}
+                "pooling", "dtype", "model.embedding_width", "model.layer_groups",
+                "model.skip_first_norm", "model.norm_kind", "model.norm_bias", "model.use_bias",
+                "model.mlp", "model.window", "model.global_every", "model.position",
+                "model.rope_theta", "model.rope_theta_local", "model.dropout_at", "model.pooling",
+                "objective.ngram", "objective.mask_rule", "optimizer.decay_rule",
+                "data.max_unused", "phases.warmup_rule", "phases.mask_prob", "phases.rope_theta",
+                "phases.rope_theta_local", "eval.mask_prob", "checkpoint.every_steps",
+                "checkpoint.every_minutes", "system.compile_timeout_minutes"}
 
 
 # ----------------------------------------------------------------- loading
@@ -337,6 +341,12 @@ def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -
     if before != after and not _may_change(field, (*RESUMABLE, *allowed)):
       lines.append(f"{field}: {before!r} -> {after!r}")
   return lines
+
+
+def shared_fields(config: ConfigDict) -> dict[str, Any]:
+  """Returns the fields that all processes of a run must have in common, with their values."""
+  return {field: value for field, value in leaves(config) if not _may_change(field, HOST_FIELDS)
+          or field.startswith("phases[")}
 
 
 def is_field(config: ConfigDict, name: str) -> bool:

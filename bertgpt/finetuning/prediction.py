@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.devices import process
+from bertgpt.devices import watchdog
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.finetuning.tuning import Program, Tuning, put_batch
@@ -44,7 +44,7 @@ def predict(tuning: Tuning, program: Program, params: Any,
       outputs[i] = values[row] if values.ndim == 1 else values[row, ..., :len(chosen.tokens[i])]
 
   for index in rows_lib.order_evaluation(chosen.lengths, size):
-    process.arm_watchdog(tuning.config.system.hang_timeout_minutes)
+    watchdog.arm_for(tuning.config.system, compiles=True)  # Any length may be a new program.
     started = index, program.predict(params, put_batch(
         tuning, chosen, index, size, tuning.eval_lengths))
     if pending is not None:

@@ -1,0 +1,49 @@
+"""bertgpt.devices.watchdog: a wait that is too long ends the process and shows where."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from bertgpt.devices import watchdog
+
+
+def run_python(code):
+  return subprocess.run([sys.executable, "-c", "from bertgpt.devices import watchdog\n" + code],
+                        capture_output=True, text=True, timeout=300,
+                        cwd=pathlib.Path(watchdog.__file__).parents[2])
+
+
+def test_a_process_that_hangs_is_ended_and_shows_where():
+  result = run_python("import threading\n"
+                      "def wait():\n  lock = threading.Lock(); lock.acquire(); lock.acquire()\n"
+                      "watchdog.arm(0.01); wait()")
+  assert result.returncode == 1
+  assert "Timeout" in result.stderr and "in wait" in result.stderr
+
+
+def test_a_renewed_limit_starts_again_and_a_paused_one_does_not_count():
+  """Only the last line takes longer than the limit, of half a second, with the limit on."""
+  result = run_python("import time\nwatchdog.renew(); watchdog.arm(0.5 / 60)\n"
+                      "with watchdog.paused(): time.sleep(1.5)\n"
+                      "watchdog.renew(); print('here', flush=True); time.sleep(100)")
+  assert (result.returncode, result.stdout) == (1, "here\n")
+
+
+def test_without_a_limit_nothing_happens():
+  result = run_python("import time\nwatchdog.arm(0.2 / 60); watchdog.disarm(); watchdog.renew()\n"
+                      "with watchdog.paused(): pass\ntime.sleep(1)")
+  assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("hang, more, compiles, minutes", [
+    (30, 120, False, 30), (30, 120, True, 150), (30, 0, False, 30), (30, 0, True, 0),
+    (0, 120, True, 0), (0, 120, False, 0)])
+def test_compilation_has_its_own_allowance(monkeypatch, hang, more, compiles, minutes):
+  armed = []
+  monkeypatch.setattr(watchdog, "arm", armed.append)
+  watchdog.arm_for(ConfigDict({"hang_timeout_minutes": hang, "compile_timeout_minutes": more}),
+                   compiles=compiles)
+  assert armed == [minutes]
