@@ -2,22 +2,16 @@
 
 import argparse
 import contextlib
-import errno
 import importlib
 import os
-import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt.commands import COMMANDS, flags
 from bertgpt.commands.parser import Parser
-from bertgpt.devices import guard, huge_pages
-from bertgpt.errors import INTERRUPTED, ConfigError, PeerError, StorageError, UserError
-
-# OSErrors that are caused by the storage or the user, not by a bug.
-STORAGE_ERRORS = frozenset({
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
-    errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE})
+from bertgpt.devices import children, console, guard, huge_pages, signals, watchdog
+from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, StorageError, UserError, exit_code
 
 
 def run_program() -> int:
@@ -29,10 +23,17 @@ def run_program() -> int:
     is_distributed = bool(arguments.distributed)
     set_up_process(arguments)
 
-  code = main(set_up=set_up)
-  if is_distributed and code == PeerError.exit_code:
-    sys.stdout.flush()
-    os._exit(code)  # At a normal exit, JAX would wait for the lost processes.
+  try:
+    code = main(set_up=set_up)
+  except Exception:
+    if not is_distributed:
+      raise
+    traceback.print_exc()
+    code = 1
+  if is_distributed and code:
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
+    os._exit(code)  # At a normal exit, JAX would wait 300 s for the others, who wait for this one.
   return code
 
 
@@ -44,6 +45,7 @@ def set_up_process(arguments: argparse.Namespace) -> None:
   """
   if arguments.is_heavy:
     huge_pages.restart()
+  children.stop_with_parent()
   if arguments.distributed:
     guard.fork_worker("bertgpt")
 
@@ -67,22 +69,34 @@ def main(argv: Sequence[str] | None = None,
     sys.stdout.flush()  # Here, a closed pipe still raises an exception that can be caught.
     return code
   except UserError as e:
-    print(f"{name}: {e}", file=sys.stderr)
+    console.say(f"{name}: {e}")
     return e.exit_code
-  except KeyboardInterrupt:
-    print(f"{name}: interrupted. The same command "
-          f"{'continues where it stopped' if resumes(arguments) else 'begins again'}",
-          file=sys.stderr)
-    return INTERRUPTED
+  except KeyboardInterrupt as e:
+    console.say(f"{name}: {e if isinstance(e, signals.Terminated) else 'interrupted'}. The same "
+                f"command {'continues where it stopped' if resumes(arguments) else 'begins again'}")
+    return code_of_interrupt(e, arguments)
   except BrokenPipeError:  # As in `bertgpt data | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return StorageError.exit_code
   except OSError as e:
-    if e.errno not in STORAGE_ERRORS:
+    if exit_code(e) == 1:
       raise
-    print(f"{name}: {e.filename or 'a file'}: {e.strerror}. Free or change the storage, then give "
-          "the same command again", file=sys.stderr)
+    console.say(f"{name}: {e.filename or 'a file'}: {e.strerror}. Free or change the storage, then "
+                "give the same command again")
     return StorageError.exit_code
+
+
+def code_of_interrupt(e: KeyboardInterrupt, arguments: argparse.Namespace | None) -> int:
+  """Returns the exit code after a signal outside of a training loop.
+
+  Args:
+    e: what the signal has raised.
+    arguments: values of the flags; None: they have not been read.
+  """
+  if not isinstance(e, signals.Terminated):
+    return INTERRUPTED
+  # A scheduler starts a preempted run again. Other commands end as if the signal had killed them.
+  return Preempted.exit_code if resumes(arguments) else 128 + e.number
 
 
 def resumes(arguments: argparse.Namespace | None) -> bool:
@@ -141,45 +155,34 @@ def dispatch(arguments: argparse.Namespace) -> int:
     PeerError: another process is missing, or was lost.
   """
   command = arguments.module
-  with hold_interrupt() as release_interrupt:
+  with contextlib.ExitStack() as stack:
+    if arguments.is_heavy:
+      watchdog.arm(watchdog.START_MINUTES + arguments.distributed_timeout / 60)
+      stack.callback(watchdog.disarm)
+    release = stack.enter_context(signals.hold())
     if hasattr(command, "check"):
       command.check(arguments)
     for module in command.USES:
       importlib.import_module(module)
-    release_interrupt()
+    release()
     if not arguments.distributed:
       return command.run(arguments) or 0
-    from bertgpt.devices import process
+    from bertgpt.devices import peers, process
     process.start_distributed(arguments.distributed, arguments.distributed_timeout)
-    with process.name_lost_peer():
+    with peers.end_together(), name_preemption(arguments), process.name_lost_peer():
       return command.run(arguments) or 0
 
 
 @contextlib.contextmanager
-def hold_interrupt() -> Iterator[Callable[[], None]]:
-  """Delays Ctrl-C until the yielded function is called; from then on it raises KeyboardInterrupt.
-
-  An exception during the import of C++ libraries can crash or be ignored.
-  """
-  is_held, was_pressed = True, False
-
-  def interrupt(signum, frame):
-    nonlocal was_pressed
-    was_pressed = True
-    if not is_held:
-      raise KeyboardInterrupt
-
-  def release() -> None:
-    nonlocal is_held
-    is_held = False
-    if was_pressed:
-      raise KeyboardInterrupt
-
-  previous = signal.signal(signal.SIGINT, interrupt)
+def name_preemption(arguments: argparse.Namespace) -> Iterator[None]:
+  """Turns SIGTERM into an error with an exit code, which the other processes of a run get too."""
   try:
-    yield release
-  finally:
-    signal.signal(signal.SIGINT, previous)
+    yield
+  except signals.Terminated as e:
+    if not resumes(arguments):
+      raise
+    raise Preempted(f"{e} before the first step. The same command continues where it stopped"
+                    ) from e
 
 
 if __name__ == "__main__":

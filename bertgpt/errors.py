@@ -8,13 +8,15 @@
 | 69        | `PeerError`       | another process of the run is missing, or was lost  |
 | 70        | `DivergedError`   | the loss or the gradients are no longer finite      |
 | 74        | `StorageError`    | a file could not be written or read                 |
-| 75        | `Preempted`       | stopped by a signal; a checkpoint is saved          |
+| 75        | `Preempted`       | stopped by a signal; the same command resumes       |
 | 130       |                   | Ctrl-C outside the training loop                    |
 
 The codes from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
 the word "Timeout" comes from the watchdog: a step did not end, because a peer or a device hangs.
 Any other code, with a traceback, indicates a bug.
 """
+
+import errno
 
 MAX_LINE_CHARS = 300  # The messages of some libraries fill pages.
 INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, following shell convention.
@@ -66,6 +68,23 @@ class Preempted(UserError):
   """A stop by a signal, after which the same command resumes."""
 
   exit_code = 75
+
+
+# OSErrors that are caused by the storage or the user, not by a bug.
+STORAGE_ERRORS = frozenset({
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE})
+
+
+def exit_code(e: BaseException) -> int:
+  """Returns the exit code of the program after an exception; 1 for one that indicates a bug."""
+  if isinstance(e, UserError):
+    return e.exit_code
+  if isinstance(e, KeyboardInterrupt):
+    return INTERRUPTED
+  is_storage = isinstance(e, OSError) and (
+      e.errno in STORAGE_ERRORS or isinstance(e, BrokenPipeError))
+  return StorageError.exit_code if is_storage else 1
 
 
 def one_line(e: BaseException) -> str:

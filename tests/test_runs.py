@@ -41,20 +41,21 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def stopped_run(program, finished_run, tmp_path_factory):
-  """Returns a run that SIGTERM stopped at step 13 and Ctrl-C at step 20, and that then ended."""
+  """Returns a run that was stopped by SIGTERM, Ctrl-C and SIGHUP, and that then ended."""
   path = tmp_path_factory.mktemp("stopped") / "run"
   return path, [program.train(path, signal_at=at)
-                for at in ((13, signal.SIGTERM), (20, signal.SIGINT), None)]
+                for at in ((13, signal.SIGTERM), (20, signal.SIGINT), (25, signal.SIGHUP), None)]
 
 
 def test_a_signal_saves_the_step_and_exits_with_75(stopped_run):
   path, results = stopped_run
-  assert [result.returncode for result in results] == [75, 75, 0]
-  assert [stopped_step(result.stderr) for result in results[:2]] == [13, 20]
+  assert [result.returncode for result in results] == [75, 75, 75, 0]
+  assert [stopped_step(result.stderr) for result in results[:3]] == [13, 20, 25]
   assert "Traceback" not in "".join(result.stderr for result in results)
   assert "resuming after" not in results[0].stderr
   assert f"{path}: going on after step 13\n" in results[1].stderr
   assert f"{path}: going on after step 20\n" in results[2].stderr
+  assert f"{path}: going on after step 25\n" in results[3].stderr
 
 
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(stopped_run, finished_run):
@@ -252,3 +253,22 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(program, copy, finis
   assert "not finite" in result.stderr.splitlines()[-1]
   assert checkpoint.committed_steps(copy)[-1] == STEPS
   assert fingerprints(copy) == fingerprints(finished_run)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(program, copy):
+  shutil.rmtree(copy / "checkpoints")
+  before = curves(copy)
+  result = program.train(copy)
+  assert result.returncode == 65 and "has saved checkpoints" in result.stderr.splitlines()[-1]
+  assert curves(copy) == before
+
+
+@pytest.mark.slow
+def test_observers_that_fail_change_nothing(program, tmp_path, finished_run):
+  path = tmp_path / "run"
+  (path / "metrics.jsonl").mkdir(parents=True)
+  (path / "tensorboard").write_text("a file")
+  result = program.train(path, "--config.log.tensorboard=True")
+  assert result.returncode == 0, result.stderr
+  assert result.stderr.count("WARNING") == 2
+  assert fingerprints(path) == fingerprints(finished_run)

@@ -27,15 +27,20 @@ def fork_worker(name: str) -> None:
   reader, writer = os.pipe()
   sys.stdout.flush()
   sys.stderr.flush()
+  # A signal between the fork and the handlers below would end the parent, and with it the child.
+  signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
   child = os.fork()
   if not child:
     os.close(writer)
     os.setpgid(0, 0)  # Otherwise the terminal's Ctrl-C would reach the child twice.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     threading.Thread(target=_end_with_parent, args=(reader,), daemon=True).start()
     return
   os.close(reader)
   for number in FORWARDED:
-    signal.signal(number, lambda number, frame: os.kill(child, number))
+    if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
+      signal.signal(number, lambda number, frame: os.kill(child, number))
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   if code == -signal.SIGABRT:
     print(f"{name}: JAX has ended this process; its messages are above. Most likely another "

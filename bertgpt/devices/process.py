@@ -1,20 +1,24 @@
-"""The environment of the computation: cluster, signals, watchdog, compilation cache, profiler."""
+"""The environment of the computation: cluster, signals, compilation cache, profiler."""
 
 import contextlib
-import faulthandler
+import ipaddress
 import math
 import os
 import pathlib
+import re
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
+from bertgpt.devices import signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
+
+# How JAX's messages about a lost process begin, or what they name.
+LOST = r"Gloo|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|[Bb]arrier|coordination service"
 
 
 def start_distributed(spec: str, timeout_s: float) -> None:
@@ -46,18 +50,23 @@ def start_distributed(spec: str, timeout_s: float) -> None:
     raise ConfigError(f"--distributed={spec}: PORT must be in [1, 65535]")
   if not 0 <= index < count:
     raise ConfigError(f"--distributed={spec}: PROCESS_ID must be in [0, {count})")
+  host = host.strip("[]")  # Of an IPv6 address.
+  # Whoever reaches the ports of a run can take part in it.
+  bind = host if is_loopback(host) else ""
   # JAX aborts if a process is missing, and crashes if the port is in use.
   if index == 0:
-    _await_peers(port, count, timeout_s)
+    _await_peers(bind, port, count, timeout_s)
   else:
     _await_first(host, port, index, timeout_s)
   if getattr(jax.config, "jax_platforms", None) == "cpu":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  _initialize(timeout_s, coordinator_address=address, num_processes=count, process_id=index)
+  _initialize(timeout_s, coordinator_address=address, num_processes=count, process_id=index,
+              coordinator_bind_address=address if bind else None)
 
 
 def _initialize(timeout_s: float, **arguments) -> None:
   """Calls jax.distributed.initialize. A failure to connect becomes a PeerError."""
+  jax.config.update("jax_enable_preemption_service", False)  # See `catch_signals`.
   try:
     jax.distributed.initialize(initialization_timeout=math.ceil(timeout_s), **arguments)
   except RuntimeError as e:
@@ -65,11 +74,30 @@ def _initialize(timeout_s: float, **arguments) -> None:
                     "them again") from e
 
 
-def _await_peers(port: int, count: int, timeout_s: float) -> None:
-  """Waits, as process 0, until all others have connected, then tells them to continue."""
+def is_loopback(host: str) -> bool:
+  """Returns whether all addresses of a host are of this machine only.
+
+  Args:
+    host: name or address.
+  """
+  try:
+    found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+  except OSError:
+    return False
+  return all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
+def _await_peers(host: str, port: int, count: int, timeout_s: float) -> None:
+  """Waits, as process 0, until all others have connected, then tells them to continue.
+
+  Args:
+    host: address to listen on; '': all of this machine.
+    port, count, timeout_s: see `start_distributed`.
+  """
   deadline = time.monotonic() + timeout_s
   try:
-    server = socket.create_server(("", port), backlog=count)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = socket.create_server((host, port), family=family, backlog=count)
   except OSError as e:
     raise ConfigError(f"--distributed: port {port} is taken on this host ({e.strerror}). "
                       "Choose another one for all processes") from e
@@ -126,14 +154,14 @@ def count_devices() -> int:
 
 @contextlib.contextmanager
 def name_lost_peer() -> Iterator[None]:
-  """Turns the failure of a collective of CPUs into a PeerError: another process is gone.
+  """Turns the failure of a collective of CPUs, or of a barrier, into a PeerError.
 
   Collectives of GPUs and TPUs hang instead, until JAX misses heartbeats and aborts: see `guard`.
   """
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
-    if "Gloo" not in str(e):
+    if not re.search(LOST, str(e)):
       raise
     raise PeerError("another process of the run is gone. Start all of them again to resume from "
                     "the last checkpoint") from e
@@ -141,10 +169,11 @@ def name_lost_peer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[int], bool]]:
-  """Turns SIGTERM and Ctrl-C into a function that the loop calls after every step.
+  """Turns SIGTERM, SIGHUP and Ctrl-C into a function that the loop calls after every step.
 
   With several processes, JAX's preemption service answers: it gives all processes the same answer
-  at the same step. A second Ctrl-C ends the process at once.
+  at the same step. A second signal ends the process at once. SIGHUP says that the terminal was
+  closed; it stays off if the process was started with nohup.
 
   Yields:
     should_stop(step), whether a signal was received; `step` must be the same in all processes.
@@ -154,15 +183,18 @@ def catch_signals() -> Iterator[Callable[[int], bool]]:
   def ask(signum, frame):
     nonlocal stopped
     stopped = True
-    signal.signal(signum, previous[signum])
+    signal.signal(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
 
   def pass_on(signum, frame):
-    signal.signal(signum, previous[signum])
+    signal.signal(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens only to this signal.
 
   is_single = jax.process_count() == 1
-  handlers = {signal.SIGINT: ask, signal.SIGTERM: ask} if is_single else {signal.SIGINT: pass_on}
-  previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+  numbers = [signal.SIGINT, *signals.ENDING] if is_single else [signal.SIGINT, signal.SIGHUP]
+  previous = {number: signal.signal(number, ask if is_single else pass_on) for number in numbers
+              if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT}
+  if not is_single:
+    _start_preemption_service()
   try:
     yield (lambda step: stopped) if is_single else multihost_utils.reached_preemption_sync_point
   finally:
@@ -170,20 +202,15 @@ def catch_signals() -> Iterator[Callable[[int], bool]]:
       signal.signal(signum, handler)
 
 
-def arm_watchdog(minutes: float) -> None:
-  """Ends the process with a stack trace, unless it is called again in time: a peer may hang.
+def _start_preemption_service() -> None:
+  """Starts JAX's preemption service, which takes SIGTERM away from Python.
 
-  Args:
-    minutes: time until the process is ended; 0: never.
+  JAX has no public function for it: `jax.distributed.initialize` starts it, long before the loop.
   """
-  if minutes:
-    # sys.__stderr__: in a notebook, sys.stderr is not a file that a dying process can write to.
-    faulthandler.dump_traceback_later(minutes * 60, exit=True, file=sys.__stderr__)
-
-
-def disarm_watchdog() -> None:
-  """Lets the process run without a time limit."""
-  faulthandler.cancel_dump_traceback_later()
+  from jax._src.distributed import global_state
+  if global_state.preemption_sync_manager is None:
+    jax.config.update("jax_enable_preemption_service", True)
+    global_state.initialize_preemption_sync_manager()
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -192,15 +219,21 @@ def use_compilation_cache(folder: str) -> None:
   Args:
     folder: path of the folder; '': no cache.
   Raises:
+    ConfigError: other users may write to the folder, or own it.
     StorageError: the folder cannot be written.
   """
   if folder:
     path = pathlib.Path(folder).expanduser()
     try:
       path.mkdir(mode=0o700, parents=True, exist_ok=True)
+      found = path.stat()
     except OSError as e:
       raise StorageError(f"system.compilation_cache={folder}: cannot be written ({e.strerror}). "
                          "Choose another folder, or '' for no cache") from e
+    if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
+      raise ConfigError(f"system.compilation_cache={folder}: other users can write to it, and the "
+                        f"programs in it are executed. Make it private (chmod go-w {path}), or "
+                        "choose another folder, or '' for no cache")
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 

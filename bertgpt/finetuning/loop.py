@@ -17,22 +17,18 @@ compute, and process 0 writes.
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
-import json
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from bertgpt import files
 from bertgpt.config import ConfigDict, families, recipes
-from bertgpt.devices import process, sharding
-from bertgpt.errors import ConfigError, DivergedError, Preempted
+from bertgpt.devices import peers, process, sharding, watchdog
+from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import prediction, resume, tasks
 from bertgpt.finetuning import results as results_lib
 from bertgpt.finetuning.start import init_from_pretrained
@@ -68,6 +64,8 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
       stopped.
     UserError: see `errors`; raised before anything is written if the input is wrong.
   """
+  peers.check_agreement({"command": "finetune", "--init": str(init), "--workdir": str(path),
+                         **recipes.shared_fields(config)})
   process.use_compilation_cache(config.system.compilation_cache)
   pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
@@ -79,7 +77,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   with workdir.make_and_lock(path, is_first):
     identity = results_lib.identify(init, pretrained, task)
     results = results_lib.read_results(path, config, identity)
-    check_agreement(config, identity, results)
+    check_agreement(identity, results)
     tuning = open_tuning(config, init, pretrained, task, path, resume.digest(identity, config))
     if is_first:
       files.write_atomically(path / "config.json", recipes.to_json(config) + "\n")
@@ -111,34 +109,19 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
   print("\n" + "\n".join(lines))
 
 
-def check_agreement(config: ConfigDict, identity: dict[str, Any], results: dict[str, Any]) -> None:
+def check_agreement(identity: dict[str, Any], results: dict[str, Any]) -> None:
   """Checks that all processes would do the same runs. All processes call it at the same time.
 
   Args:
-    config: config of the fine-tuning in this process.
     identity: result of `results.identify`.
     results: completed runs that this process has found.
   Raises:
     ConfigError: the processes differ; raised in every process.
   """
-  if jax.process_count() == 1:
-    return
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
   done = [(run["learning_rate"], run["seed"]) for run in results["runs"]]
-  digests = multihost_utils.process_allgather(np.stack([
-      np.frombuffer(hashlib.sha256(part.encode()).digest(), np.int32)
-      for part in (recipes.to_json(config), json.dumps([init, identity["rows"]]),
-                   json.dumps(done))]))
-  is_same = (digests == digests[0]).all(axis=(0, 2))
-  for same, line in zip(is_same, (
-      "the processes have different configs. Give all of them the same command",
-      "--init, task.data: the processes read different weights or rows. Give all of them the same "
-      "files",
-      "--workdir: the processes find different completed runs in it. Put it on storage that all "
-      "processes share"),
-      strict=True):
-    if not same:
-      raise ConfigError(line)
+  peers.check_agreement({"weights of --init": init, "rows of task.data": identity["rows"],
+                         "completed runs in --workdir": done})
 
 
 def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
@@ -243,9 +226,11 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
   """
   config, start = program.training.config, time.monotonic()
   with contextlib.ExitStack() as stack:
-    stack.callback(process.disarm_watchdog)  # Also after an error.
+    stack.callback(watchdog.disarm)  # Also after an error.
+    watchdog.arm_for(config.system, compiles=True)
+    shapes = set()  # Shapes of batches whose program has been called.
     stack.enter_context(sharding.use_mesh(tuning.mesh, config))
-    saves = stack.enter_context(contextlib.closing(resume.open_saves(folder, tuning.config)))
+    saves = stack.enter_context(resume.open_saves(folder, tuning.config))
     restored = saves.restore_latest(program.abstract)
     state, metadata = restored or (init_from_pretrained(tuning, program, seed), {"seconds": 0.0})
     first_step, start = int(state.step), start - metadata["seconds"]
@@ -257,7 +242,9 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
       if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
         results = assess(tuning, program, log, state)
     for step, batch in iterate_batches(tuning, seed, first_step):
-      process.arm_watchdog(config.system.hang_timeout_minutes)
+      shape = batch["tokens"].shape
+      watchdog.arm_for(config.system, compiles=shape not in shapes)
+      shapes.add(shape)
       state, step_metrics = program.step(state, batch)
       log.add(step, step_metrics)
       stop = should_stop()
@@ -309,8 +296,7 @@ def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.Train
   step = int(state.step)
   metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus, step=step,
                            task=task)
-  with contextlib.closing(checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0,
-                                                 keep=1)) as checkpoints:
+  with checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0, keep=1) as checkpoints:
     checkpoints.save(step, dataclasses.replace(state, opt_state=()), metadata, wait=True)
   if jax.process_index() == 0:
     workdir.write_run(folder, config, pretrained.tokenizer)

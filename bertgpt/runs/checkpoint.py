@@ -14,7 +14,6 @@ numeric name for a step. Here, a step is a directory that matches the manifest i
 import concurrent.futures
 import contextlib
 import itertools
-import logging
 import os
 import pathlib
 import re
@@ -22,7 +21,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +29,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bertgpt.errors import DataError, StorageError, one_line
+from bertgpt.devices import peers
+from bertgpt.errors import DataError, PeerError, StorageError, one_line
+from bertgpt.runs import quiet, replicas
 from bertgpt.runs.fingerprint import sum_leaves
 from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest, write_manifest
 from bertgpt.trees import named_leaves, nest
@@ -38,6 +39,7 @@ from bertgpt.trees import named_leaves, nest
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
 BARRIER_SECONDS = 1200  # Orbax allows the same time for a save.
 NO_STEP = -1  # In place of a step's number.
+_numbers = itertools.count()  # Of `Checkpoints`, which all processes open in the same order.
 
 
 class Checkpoints:
@@ -48,7 +50,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: os.PathLike | str, *, every_steps: int, every_minutes: float,
-               keep: int):
+               keep: int, on_save: Callable[[int], None] = lambda step: None):
     """Opens the directory and deletes the remains of an interrupted save.
 
     Args:
@@ -56,12 +58,14 @@ class Checkpoints:
       every_steps: a save is due every N steps; 0: off.
       every_minutes: a save is due N minutes after the last one; 0: off.
       keep: number of newest good steps that are kept, at least 1.
+      on_save: called in process 0 with the step of every checkpoint that is complete.
     Raises:
       StorageError: the directory cannot be written.
     """
     self._root = _checkpoints_path(workdir)
     self._unfinished = self._root / "unfinished"
     self._every_steps, self._every_seconds, self._keep = every_steps, every_minutes * 60, keep
+    self._on_save, self._number = on_save, next(_numbers)
     try:
       if jax.process_index() == 0:
         # Renamed first: after a failed save, writers in this process may still be adding files.
@@ -109,6 +113,7 @@ class Checkpoints:
       wait: whether to return only when the step is complete in every process.
     Raises:
       StorageError: the last save failed, or with `wait` this save.
+      PeerError: the copies of the last state on several devices differ, or with `wait` of this one.
       DataError: there is a later checkpoint, which would be restored instead of this one.
     """
     self._join()
@@ -122,6 +127,8 @@ class Checkpoints:
     items = {item: ocp.args.PyTreeSave(nest(part)) for item, part in _split(leaves).items()}
     try:
       self._writer.save(self._unfinished / str(step), args=ocp.args.Composite(**items))
+    except jax.errors.JaxRuntimeError:
+      raise  # Not of the storage, but of a device or a lost process.
     except Exception as e:
       raise _save_failed(self._root, step, e) from e
     types = {name: _type(leaf) for name, leaf in leaves.items()}
@@ -133,6 +140,7 @@ class Checkpoints:
   def _publish(self, step: int, types: dict[str, str], sums: jax.Array, metadata: dict) -> None:
     """Waits for Orbax. Process 0 then adds the manifest and gives the step its name."""
     self._writer.wait_until_finished()
+    replicas.check(step, list(types), sums, room := f"save/{self._number}/{step}")
     if jax.process_index() == 0:
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
       write_manifest(self._unfinished / str(step), {
@@ -141,10 +149,12 @@ class Checkpoints:
       if os.path.lexists(self._root / str(step)):
         _set_aside(self._root / str(step), "is not a checkpoint, but has the name of one")
       (self._unfinished / str(step)).rename(self._root / str(step))
+      self._on_save(step)
       for old in committed_steps(self._root.parent)[:-self._keep]:
         # Moved first: a partly deleted directory must not look like a damaged step.
         shutil.rmtree((self._root / str(old)).rename(self._unfinished / f"deleted-{old}"))
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
+    peers.forget(room)
 
   def _join(self) -> None:
     """Waits for the current save, and raises its error."""
@@ -153,6 +163,8 @@ class Checkpoints:
     (step, future), self._pending = self._pending, None
     try:
       future.result()
+    except (jax.errors.JaxRuntimeError, PeerError):
+      raise
     except Exception as e:
       raise _save_failed(self._root, step, e) from e
 
@@ -195,6 +207,17 @@ class Checkpoints:
         yield step
       except Damaged as e:
         _set_aside(self._root / str(step), f"is damaged: {e}")
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    """Closes, but does not wait for a save that a lost process cannot finish."""
+    is_lost = isinstance(error, (jax.errors.JaxRuntimeError, PeerError))
+    if is_lost and jax.process_count() > 1:
+      self._worker.shutdown(wait=False)
+    else:
+      self.close()
 
   def close(self) -> None:
     """Waits for the current save.
@@ -284,9 +307,7 @@ def _make_writer() -> ocp.AsyncCheckpointer:
   jax.distributed about the step of the save late and from a thread, which sets back the step count
   that processes agree on for preemption. It also defines a step differently.
   """
-  # Orbax raises its errors, but also logs hundreds of lines for each.
-  logging.getLogger("absl").addFilter(
-      lambda r: r.levelno < logging.ERROR or "/orbax/checkpoint/" not in r.pathname)
+  quiet.silence()
   # Compression hardly shrinks weights, and would take the CPU cores of the training for seconds.
   handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS}
   # If a directory cannot be made in the background, Orbax's writers wait 5 minutes for it.
@@ -359,7 +380,7 @@ def _none_usable(root: pathlib.Path) -> DataError:
   """Returns the error for checkpoints that are all damaged, or absent."""
   names = ", ".join(sorted(p.name for p in root.glob("damaged-*"))) or "none was saved"
   return DataError(f"{root}: no usable checkpoint ({names}). Restore one from a backup, use "
-                   "another --workdir, or delete this directory to start over")
+                   f"another --workdir, or delete {root.parent} to start over")
 
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:

@@ -1,22 +1,16 @@
 """The prepared corpus of a run, and the fields of a config that follow from its tokenizer."""
 
-import itertools
 import pathlib
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import is_corpus
 from bertgpt.data.tokens import tokenizers
+from bertgpt.devices import peers, watchdog
 from bertgpt.errors import ConfigError, DataError
-
-PREPARE_TIMEOUT_S = 48 * 3600  # Seconds that the others wait for process 0 to prepare a corpus.
-_searches = itertools.count()
 
 
 def find_corpus(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
@@ -34,12 +28,8 @@ def find_corpus(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
     return prepare.ensure_prepared(config, reports=reports)
   is_first = jax.process_index() == 0
   path = prepare.ensure_prepared(config, reports=reports) if is_first else pathlib.Path()
-  # A collective of the devices would time out long before a large corpus is prepared.
-  multihost.get_barrier_sync_fn()(key=f"bertgpt_corpus_{next(_searches)}",
-                                  timeout_ms=PREPARE_TIMEOUT_S * 1000)
-  name = np.zeros(256, np.uint8)
-  name[:len(path.name)] = np.frombuffer(path.name.encode(), np.uint8)
-  name = bytes(multihost_utils.broadcast_one_to_all(name)).rstrip(b"\0").decode()
+  with watchdog.paused():  # Process 0 has its own limit.
+    name = peers.ask_first(path.name)
   if not is_first:
     path = pathlib.Path(config.data.corpus or f"{config.data.cache_dir}/{name}").expanduser()
     if not is_corpus(path):

@@ -4,6 +4,7 @@
       config.json        resolved config
       tokenizer/         copy of the tokenizer
       metrics.jsonl      all scalars, one line per logged step
+      history.jsonl      its start, its first checkpoint, and what `bertgpt rollback` did
       tensorboard/       the same as TensorBoard events
       checkpoints/       Orbax steps with manifests
       report.md, *.png   written at the end
@@ -20,6 +21,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
+from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.runs import checkpoint
 
@@ -40,13 +42,16 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     ConfigError: `workdir` is a file, or another run is using it.
     StorageError: `workdir` cannot be written.
   """
-  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-  create(workdir)
   if not is_first:
+    peers.wait_for_all("workdir")  # Process 0 makes it, so that it can also remove it.
+    create(workdir)
     yield
     return
+  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  create(workdir)
   try:
     with lock(workdir):
+      peers.wait_for_all("workdir")
       for name in ("config.json", "metrics.jsonl", "report.md", "tokenizer"):
         files.remove_leftovers(workdir, name)
       try:

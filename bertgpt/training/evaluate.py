@@ -14,7 +14,7 @@ from bertgpt import models
 from bertgpt.config import ConfigDict, choices, families, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
-from bertgpt.devices import process, sharding
+from bertgpt.devices import peers, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
@@ -104,7 +104,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
     layout = sharding.batch_sharding(mesh, config)
     rows = sharding.local_rows(layout, batch_size)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
-      process.arm_watchdog(config.system.hang_timeout_minutes)
+      watchdog.arm_for(config.system, compiles=i == 0)
       batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
       sums = step(params, batch, row_ids)
@@ -112,7 +112,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
         running.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
       pending = sums
     running.add(jax.device_get(pending))
-  process.disarm_watchdog()
+  watchdog.renew()
   objective = choices.OBJECTIVES[config.objective.name]
   means = metrics.with_perplexity(running.means(), objective.loss)
   if objective.predicts_all:
@@ -151,6 +151,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
       of the scores, or the corpus was made with another tokenizer.
     DataError: no checkpoint is usable, or the corpus is damaged.
   """
+  peers.check_agreement({"command": "evaluate", "--workdir": str(path), "--dtype": dtype,
+                         "config fields": list(overrides)})
   trained = trained_lib.load_trained(path, dtype=dtype)
   if trained.fresh:
     print(f"note: {path}: random weights, because the model came without them: "
@@ -171,6 +173,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
       trained.params, trained.params, mesh, config, models.axes_of(config)))
   with trained_lib.exact_products(config):
     means = run(evaluator, params, len(config.phases) - 1)
+  watchdog.disarm()
   if jax.process_index() == 0:
     trained_lib.note_dtype(config)
   return means

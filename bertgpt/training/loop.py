@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +14,9 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import process, sharding
+from bertgpt.devices import process, sharding, watchdog
 from bertgpt.errors import Preempted
-from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import checkpoint, history, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 from bertgpt.training import evaluate, steps
@@ -53,15 +54,18 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     UserError: see `errors`; `Preempted` after a signal, with a checkpoint saved.
   """
   with contextlib.ExitStack() as stack:
+    stack.callback(watchdog.disarm)
     run = stack.enter_context(open_run(config, path, allow_change))
     config, last_step = run.config, config_lib.total_steps(run.config)
-    checkpoints = stack.enter_context(contextlib.closing(
-        checkpoint.Checkpoints(path, **config.checkpoint)))
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(
+        path, **config.checkpoint, on_save=functools.partial(history.note_checkpoint, path)))
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     if jax.process_index() == 0:  # Written only now, so that a refused start changes nothing.
       if first_step < last_step:  # A report from before steps were added to the run.
         (path / "report.md").unlink(missing_ok=True)
+      if not first_step and not workdir.is_run(path):
+        history.add(path, "start")
       workdir.write_run(path, config, run.corpus.tokenizer)
     log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
     if first_step:
@@ -72,10 +76,12 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
       evaluate_step(run, log, first_step, state.params)
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
-    stack.callback(process.disarm_watchdog)
+    watchdog.arm_for(config.system, compiles=True)
+    compiled = None  # The program that has been called.
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
     for step, train_step, batch in batches:  # `step` counts from 1: it is done below.
-      process.arm_watchdog(config.system.hang_timeout_minutes)
+      watchdog.arm_for(config.system, compiles=train_step is not compiled)
+      compiled = train_step
       trace(step, log.finish_step)
       state, step_metrics = train_step(state, batch)
       log.add(step, step_metrics)
@@ -91,6 +97,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
       if is_due(config.eval.every_steps, step) and step < last_step:
         evaluate_step(run, log, step, state.params)
     evaluate_step(run, log, last_step, state.params)
+    watchdog.arm_for(config.system, compiles=True)
     return make_finished(run, last_step, state.params)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, families, unread
+from bertgpt.config import ConfigDict, families, recipes, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
-from bertgpt.devices import process, sharding
+from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs.metadata import make_metadata
@@ -56,7 +56,10 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   Raises:
     UserError: see `errors`.
   """
+  peers.check_agreement({"command": "train", "--workdir": str(path),
+                         "--allow_change": sorted(allow_change), **recipes.shared_fields(config)})
   config_lib.validate(config, process.count_devices(), jax.default_backend())
+  watchdog.arm_for(config.system, compiles=True)
   process.use_compilation_cache(config.system.compilation_cache)
   with workdir.make_and_lock(path, jax.process_index() == 0):
     workdir.check_unchanged(path, config, allow_change)

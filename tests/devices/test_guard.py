@@ -73,3 +73,21 @@ def test_a_worker_does_not_outlive_its_parent():
   while is_alive(worker):
     assert time.monotonic() < deadline, "the worker is still alive"
     time.sleep(0.01)
+
+
+def test_a_signal_right_after_the_fork_is_passed_on():
+  """The parent has no handlers yet: without care, the signal would end it and so the worker."""
+  code = ("import os, signal, sys, time\nfrom bertgpt.devices import guard\n"
+          "fork = os.fork\n"
+          "def fork_and_be_hit():\n"
+          "  child = fork()\n"
+          "  if child: os.kill(os.getpid(), signal.SIGTERM)\n"
+          "  else: signal.signal(signal.SIGTERM, lambda *a: os._exit(75))\n"
+          "  return child\n"
+          "os.fork = fork_and_be_hit\n"
+          "guard.fork_worker('name')\n"
+          "time.sleep(300)")
+  process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  process.communicate(timeout=300)
+  assert process.returncode == 75

@@ -284,8 +284,8 @@ def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsy
 def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypatch):
   """Otherwise the watchdog would end a process that has caught the error."""
   armed = []
-  monkeypatch.setattr(finetune.process, "arm_watchdog", lambda minutes: armed.append(True))
-  monkeypatch.setattr(finetune.process, "disarm_watchdog", armed.clear)
+  monkeypatch.setattr(finetune.watchdog, "arm", lambda minutes: armed.append(minutes))
+  monkeypatch.setattr(finetune.watchdog, "disarm", armed.clear)
 
   def fail(*arguments, **named):
     assert armed
@@ -370,7 +370,7 @@ def test_processes_that_would_do_different_runs_are_refused(tuning, finished_ber
                    differing=(["--config.seeds=0,1"], ["--config.seeds=0,2"]))
   for result in map(program.finish, both):
     assert result.returncode == 2
-    assert "the processes have different configs" in result.stderr
+    assert "seeds: [0, 1] in process 0, [0, 2] in process 1" in result.stderr
   assert files_under(tmp_path) == set()
 
 

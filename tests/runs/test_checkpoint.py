@@ -547,6 +547,24 @@ def test_a_process_that_ends_with_an_error_finishes_its_save(tmp_path):
   assert checkpoint.committed_steps(tmp_path) == [1]
 
 
+def test_the_error_of_a_full_disk_is_the_only_line(tmp_path):
+  """Of three tries: whether the libraries print more depends on which of their writes is first."""
+  for i in range(3):
+    process = start("""
+        import resource
+        try:
+          with open_checkpoints(sys.argv[1]) as checkpoints:
+            state = {"params": {f"w{i}": jnp.full((128, 1024), i, jnp.float32) for i in range(40)}}
+            checkpoints.save(1, state, {}, wait=True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            checkpoints.save(2, state, {}, wait=True)
+        except checkpoint.StorageError as e:
+          print("LINE", e, file=sys.stderr)
+        """, tmp_path / str(i), stderr=subprocess.STDOUT)
+    lines = process.communicate(timeout=300)[0].splitlines()
+    assert len(lines) == 1 and "could not be saved (File too large)" in lines[0], lines
+
+
 # -------------------------------------------------------------- several processes
 
 

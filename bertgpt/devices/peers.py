@@ -1,0 +1,280 @@
+"""What the processes of a run tell each other without their devices: agreement, and their end.
+
+They use the key-value store of JAX's coordinator, which is there as soon as they have connected.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from bertgpt import errors, files
+from bertgpt.devices import console
+from bertgpt.errors import ConfigError, PeerError
+
+ANSWER_S = 1200  # Time for the others to come to the same point, as to import their modules.
+NOTICE_S = 1     # A process looks so often whether another one has ended.
+FAREWELL_S = 5   # Process 0 holds the store, and waits so long for the others to read it.
+END = "bertgpt/end"
+PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
+
+_questions = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Store:
+  """The store of the coordinator, and the place of this process in its run."""
+
+  client: Any
+  index: int
+  count: int
+
+
+def _open_store() -> _Store | None:
+  """Returns the store; None if this process is the only one of its run."""
+  # Not jax.process_count(): that opens the devices. JAX has no public way to the client.
+  from jax._src.distributed import global_state as state
+  if state.client is None or state.num_processes == 1:
+    return None
+  return _Store(state.client, state.process_id, state.num_processes)
+
+
+# ------------------------------------------------------------------ agreement
+
+
+def check_agreement(fields: Mapping[str, Any]) -> None:
+  """Checks that all processes of a run would do the same. All of them call it at the same time.
+
+  Versions of packages are compared too. A single process agrees with itself.
+
+  Args:
+    fields: name -> JSON value or tuple, all that must be the same.
+  Raises:
+    ConfigError: they differ; the message has one line per field. It is raised in every process.
+    PeerError: another process does not answer.
+  """
+  lines = find_differences(_versions() | dict(fields), f"agreement/{next(_questions)}")
+  if lines:
+    raise ConfigError("the processes of this run were not started alike:\n  " + "\n  ".join(lines)
+                      + "\nGive all of them the same command, files and packages")
+
+
+def find_differences(fields: Mapping[str, Any], room: str) -> list[str]:
+  """Returns a line per field in which processes of a run differ, the same in all of them.
+
+  All processes call it, also from a thread.
+
+  Args:
+    fields: name -> JSON value or tuple.
+    room: name of this comparison, the same in all processes and used once.
+  Raises:
+    PeerError: another process does not answer.
+  """
+  store = _open_store()
+  if store is None:
+    return []
+  room = f"bertgpt/{room}"
+  mine = json.loads(json.dumps(dict(fields), default=str))
+  if store.index:
+    store.client.key_value_set(f"{room}/{store.index}", json.dumps(mine))
+    return _read(store, f"{room}/verdict", 0)
+  lines = [line for index in range(1, store.count)
+           for line in _compare(mine, _read(store, f"{room}/{index}", index), index)]
+  store.client.key_value_set(f"{room}/verdict", json.dumps(lines))
+  return lines
+
+
+def forget(room: str) -> None:
+  """Removes what `find_differences` has stored, after all processes have its result.
+
+  Args:
+    room: name of the comparison.
+  """
+  store = _open_store()
+  if store is not None and store.index == 0:
+    store.client.key_value_delete(f"bertgpt/{room}")
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for name in PACKAGES:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      found[f"version of {name}"] = metadata.version(name)
+  return found
+
+
+def _read(store: _Store, key: str, index: int) -> Any:
+  """Returns a JSON value that another process writes."""
+  try:
+    return files.parse_json(store.client.blocking_key_value_get(key, ANSWER_S * 1000))
+  except jax.errors.JaxRuntimeError as e:
+    raise PeerError(f"process {index} of the run does not answer ({errors.one_line(e)}). Start "
+                    "all of them again") from e
+
+
+def _compare(mine: dict[str, Any], theirs: dict[str, Any], index: int) -> list[str]:
+  absent = object()
+  show = lambda value: "absent" if value is absent else repr(value)
+  pairs = ((name, mine.get(name, absent), theirs.get(name, absent))
+           for name in sorted(mine.keys() | theirs.keys()))
+  return [f"{name}: {show(a)} in process 0, {show(b)} in process {index}"
+          for name, a, b in pairs if a != b]
+
+
+def ask_first(answer: str) -> str:
+  """Returns the answer of process 0, which may need hours for it. All processes call it.
+
+  Signals and a watchdog reach a process while it waits here.
+
+  Args:
+    answer: answer of this process, which counts if it is process 0.
+  """
+  store = _open_store()
+  if store is None:
+    return answer
+  key = f"bertgpt/answer/{next(_questions)}"
+  if store.index == 0:
+    store.client.key_value_set(key, f"={answer}")
+    return answer
+  while (found := _try_read(store, key)) is None:
+    time.sleep(NOTICE_S / 10)
+  return found.removeprefix("=")
+
+
+def _try_read(store: _Store, key: str) -> str | None:
+  """Returns a value of the store; None if there is none yet.
+
+  Raises:
+    PeerError: the coordinator is gone.
+  """
+  try:
+    return store.client.key_value_try_get(key)
+  except jax.errors.JaxRuntimeError as e:
+    if "NOT_FOUND" in str(e):
+      return None
+    raise PeerError(f"process 0 of the run is gone ({errors.one_line(e)}). Start all processes "
+                    "again") from e
+
+
+def wait_for_all(name: str) -> None:
+  """Waits until all processes of the run have come to a point. All of them call it once per point.
+
+  Args:
+    name: name of the point.
+  Raises:
+    PeerError: another process did not come.
+  """
+  store = _open_store()
+  if store is None:
+    return
+  try:
+    store.client.wait_at_barrier(f"bertgpt/{name}/{next(_questions)}", ANSWER_S * 1000)
+  except jax.errors.JaxRuntimeError as e:
+    raise PeerError(f"another process of the run does not answer ({errors.one_line(e)}). Start "
+                    "all of them again") from e
+
+
+# ------------------------------------------------------------------------ end
+
+
+@contextlib.contextmanager
+def end_together() -> Iterator[None]:
+  """Ends all processes of a run if one of them ends with an error inside the context.
+
+  The others print what happened and end with the same exit code, within seconds, wherever they
+  wait. Without this, they would wait in a collective, or at JAX's exit for 300 s.
+
+  Raises:
+    UserError: in place of a PeerError: what the other process has ended with.
+  """
+  store = _open_store()
+  if store is None:
+    yield
+    return
+  is_over = threading.Event()
+  watcher = threading.Thread(target=_watch, args=(store, is_over), daemon=True)
+  watcher.start()
+  try:
+    yield
+  except BaseException as e:
+    is_over.set()
+    cause = _within(FAREWELL_S + 2 * NOTICE_S, functools.partial(_announce, store, e))
+    if cause is not None and isinstance(e, PeerError):
+      raise cause from e
+    raise
+  finally:
+    is_over.set()
+    watcher.join(2 * NOTICE_S)
+
+
+def _watch(store: _Store, is_over: threading.Event) -> None:
+  """Runs in a thread: ends this process when another one has announced its end."""
+  while not is_over.wait(NOTICE_S):
+    end = _find_end(store)
+    if end is not None and end["process"] != store.index and not is_over.is_set():
+      _confirm(store)
+      console.say(f"bertgpt: {_describe(end)}. This process ends too")
+      with contextlib.suppress(OSError):
+        sys.stdout.flush()
+      os._exit(end["code"])
+
+
+def _find_end(store: _Store) -> dict[str, Any] | None:
+  """Returns what the first process that ended has announced."""
+  try:
+    return files.parse_json(store.client.key_value_try_get(END))
+  except (jax.errors.JaxRuntimeError, ValueError):  # There is none, or the coordinator is gone.
+    return None
+
+
+def _describe(end: dict[str, Any]) -> str:
+  return f"process {end['process']} ended with exit code {end['code']} ({end['line']})"
+
+
+def _announce(store: _Store, error: BaseException) -> errors.UserError | None:
+  """Tells the other processes about an error; returns the error of another one that came first."""
+  end: dict[str, Any] = {"process": store.index, "code": errors.exit_code(error),
+                         "line": errors.one_line(error)}
+  with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another process was first.
+    store.client.key_value_set(END, json.dumps(end))
+  _confirm(store)
+  first = _find_end(store) or end
+  deadline = time.monotonic() + FAREWELL_S
+  while store.index == 0 and time.monotonic() < deadline and _count_confirmed(store) < store.count:
+    time.sleep(0.1)
+  if first["process"] == store.index:
+    return None
+  cause = errors.UserError(_describe(first))
+  cause.exit_code = first["code"]
+  return cause
+
+
+def _confirm(store: _Store) -> None:
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    store.client.key_value_set(f"{END}-seen/{store.index}", "")
+
+
+def _count_confirmed(store: _Store) -> int:
+  try:
+    return len(store.client.key_value_dir_get(f"{END}-seen/"))
+  except jax.errors.JaxRuntimeError:
+    return store.count
+
+
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+  """Returns the result of a function; None if it takes longer, as when the coordinator is gone."""
+  results = []
+  thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+  thread.start()
+  thread.join(seconds)
+  return results[0] if results else None

@@ -1,0 +1,111 @@
+"""bertgpt.devices.signals: a signal outside of a training loop is an exception, and a code."""
+
+import fcntl
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import program as program_lib
+import pytest
+from program import finish, wait_for
+
+from bertgpt.devices import signals
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+  """Puts back what a test or a signal has changed."""
+  before = {number: signal.getsignal(number) for number in (signal.SIGINT, *signals.ENDING)}
+  yield before
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_raises_once_it_is_no_longer_held(number, handlers):
+  with pytest.raises(signals.Terminated, match=number.name) as caught, signals.hold() as release:
+    os.kill(os.getpid(), number)
+    release()
+  assert caught.value.number == number
+  with pytest.raises(signals.Terminated), signals.hold() as release:
+    release()
+    try:
+      os.kill(os.getpid(), number)
+    except Exception:  # Which must not swallow it.
+      raise AssertionError from None
+  assert signal.getsignal(number) == handlers[number]
+
+
+def test_ctrl_c_is_a_keyboard_interrupt():
+  with pytest.raises(KeyboardInterrupt) as caught, signals.hold() as release:
+    os.kill(os.getpid(), signal.SIGINT)
+    release()
+  assert not isinstance(caught.value, signals.Terminated)
+
+
+def test_nohup_is_respected():
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  with signals.hold() as release:
+    release()
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_second_signal_ends_the_process_at_once():
+  """Also if the first one cannot be handled, because the main thread is stuck in other code."""
+  code = ("import os, signal\nfrom bertgpt.devices import signals\n"
+          "with signals.hold():\n"
+          "  for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n")
+  result = subprocess.run([sys.executable, "-c", code], timeout=300,
+                          cwd=pathlib.Path(signals.__file__).parents[2])
+  assert result.returncode == -signal.SIGTERM
+
+
+def is_importing(process):
+  try:
+    return "jaxlib" in pathlib.Path(f"/proc/{process.pid}/maps").read_text()
+  except OSError:
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_training_stopped_while_it_imports_ends_with_75(program, tmp_path, number):
+  process = program.start(tmp_path / "run")
+  wait_for(lambda: is_importing(process), process)
+  process.send_signal(number)
+  result = finish(process)
+  assert result.returncode == 75, result.stderr
+  assert result.stderr.splitlines() == [
+      f"bertgpt train: stopped by {number.name}. The same command continues where it stopped"]
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_process_of_several_stopped_before_the_loop_ends_all_with_75(program, finished_run,
+                                                                       tmp_path):
+  """Process 0 waits to prepare the corpus, which this test seems to do, and process 1 for it."""
+  port, cache = program_lib.free_port(), tmp_path / "cache"
+  cache.mkdir()
+  (name,) = (path.name for path in (program.folder / "cache").glob(".*.lock"))
+  with (cache / name).open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    both = [program.start(tmp_path / "run", f"--distributed=127.0.0.1:{port},2,{i}",
+                          f"--config.data.cache_dir={cache}") for i in range(2)]
+    while "waiting for" not in (line := both[0].stdout.readline()):
+      assert line, finish(both[0])
+    both[1].send_signal(signal.SIGTERM)
+    results = [finish(process) for process in both]
+  assert [result.returncode for result in results] == [75, 75], results
+  assert "stopped by SIGTERM before the first step" in results[1].stderr
+  assert "process 1 ended with exit code 75 (stopped by SIGTERM" in results[0].stderr
+
+
+def test_a_command_that_begins_again_ends_as_if_the_signal_had_killed_it(program, tmp_path):
+  process = subprocess.Popen(
+      [sys.executable, "-m", "bertgpt", "export", f"--workdir={tmp_path}", f"--out={tmp_path}/out"],
+      stderr=subprocess.PIPE, text=True, cwd=pathlib.Path(signals.__file__).parents[2])
+  wait_for(lambda: is_importing(process), process)
+  process.send_signal(signal.SIGTERM)
+  result = finish(process)
+  assert result.returncode == 143, result.stderr
+  assert "stopped by SIGTERM. The same command begins again" in result.stderr

@@ -1,0 +1,84 @@
+"""The program in two processes, one of which fails: both end within seconds, for the same reason.
+
+Before, they waited five minutes or more for each other, and the reason was lost.
+"""
+
+import resource
+import signal
+import subprocess
+import time
+
+import program as program_lib
+import pytest
+from program import finish, wait_for
+
+from bertgpt.runs import checkpoint, workdir
+
+SOON_S = 60  # The waits that are gone took 75 s or more; busy machines need some seconds.
+
+
+def start_two(program, path, differing=((), ()), **how):
+  port = program_lib.free_port()
+  return [program.start(path, f"--distributed=127.0.0.1:{port},2,{i}", *differing[i], **how)
+          for i in range(2)]
+
+
+def test_processes_with_different_configs_are_refused_before_anything_is_made(program, tmp_path):
+  path = tmp_path / "run"
+  results = list(map(finish, start_two(program, path, (
+      (), ("--config.phases[0].learning_rate=1e-1", "--allow_change=seed")))))
+  for result in results:
+    assert result.returncode == 2, result.stderr
+    assert "phases[0].learning_rate: 0.001 in process 0, 0.1 in process 1" in result.stderr
+    assert "--allow_change: [] in process 0, ['seed'] in process 1" in result.stderr
+  assert not path.exists()
+
+
+def test_a_locked_workdir_ends_both_with_2(program, tmp_path):
+  path = tmp_path / "run"
+  path.mkdir()
+  with workdir.lock(path):
+    both = start_two(program, path)
+    results = [finish(both[0])]
+    begin = time.monotonic()
+    results.append(finish(both[1]))
+  assert time.monotonic() - begin < SOON_S
+  assert [result.returncode for result in results] == [2, 2], results
+  assert "is in use by" in results[0].stderr and "is in use by" in results[1].stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_cannot_write_ends_both_with_74(program, tmp_path, failing):
+  path = tmp_path / "run"
+  both = start_two(program, path)
+  wait_for(lambda: checkpoint.committed_steps(path), both[0])
+  for child in children_of(both[failing].pid):
+    resource.prlimit(child, resource.RLIMIT_FSIZE, (20_000, 20_000))
+  results = [finish(both[failing])]
+  begin = time.monotonic()
+  results.append(finish(both[1 - failing]))
+  assert time.monotonic() - begin < SOON_S
+  assert [result.returncode for result in results] == [74, 74], results
+  assert "File too large" in results[0].stderr
+  assert f"process {failing} ended with exit code 74" in results[1].stderr
+
+
+@pytest.mark.slow
+def test_a_peer_killed_in_a_save_is_a_lost_peer(program, tmp_path):
+  path = tmp_path / "run"
+  both = start_two(program, path)
+  wait_for((path / "checkpoints" / "unfinished" / "20").exists, both[1])
+  both[1].send_signal(signal.SIGKILL)
+  finish(both[1])
+  begin = time.monotonic()
+  result = finish(both[0])
+  assert time.monotonic() - begin < SOON_S
+  assert result.returncode == 69, result.stderr
+  assert "could not be saved" not in result.stderr
+
+
+def children_of(pid):
+  out = subprocess.run(["ps", "--no-headers", "-o", "pid", "--ppid", str(pid)],
+                       capture_output=True, text=True).stdout
+  return [int(line) for line in out.split()]
