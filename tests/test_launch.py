@@ -1,4 +1,4 @@
-"""launch/: which ends of a run are followed by another attempt, with stand-ins for the schedulers."""
+"""launch/: which ends of a run are followed by another attempt. The schedulers are stand-ins."""
 
 import os
 import pathlib
@@ -16,8 +16,8 @@ def stand_in(folder, name, code):
 
 
 def run(folder, script, **variables):
-  return subprocess.run(["bash", LAUNCH / script, "--config", "a b"], capture_output=True, text=True,
-                        cwd=folder, timeout=300,
+  return subprocess.run(["bash", LAUNCH / script, "--config", "a b"], cwd=folder, timeout=300,
+                        capture_output=True, text=True,
                         env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", **variables})
 
 
@@ -35,7 +35,8 @@ exit $worst""")
 
 
 @pytest.mark.parametrize("codes, code, attempts", [
-    (["0 0"], 0, 1), (["75 75", "0 0"], 0, 2), (["137 69", "69 74", "143 75", "134 69", "0 0"], 0, 5),
+    (["0 0"], 0, 1), (["75 75", "0 0"], 0, 2),
+    (["137 69", "69 74", "143 75", "134 69", "0 0"], 0, 5),
     (["2 69", "0 0"], 2, 1), (["69 65", "0 0"], 65, 1), (["70 70", "0 0"], 70, 1),
     (["75 75", "130 75", "0 0"], 130, 2), (["69 69"] * 9, 1, 5)])
 def test_a_pod_is_started_again_unless_that_is_useless(tmp_path, codes, code, attempts):

@@ -273,6 +273,7 @@ TESTED_TOGETHER = {
                     "data/batches/test_formats.py"),
     "devices.console": "training/test_sinks.py",
     "report.baselines": "report/test_end_of_run.py",
+    **dict.fromkeys(("commands.rollback", "commands.verify"), "runs/test_upkeep.py"),
     **dict.fromkeys(("runs.manifest", "runs.quiet"), "runs/test_checkpoint.py"),
     "data.text.datasets": "data/text/test_sources.py",
     "data.corpus.encode": "data/corpus/test_prepare.py",

@@ -30,4 +30,6 @@ COMMANDS = {
     "data": "bertgpt.commands.data",
     "plan": "bertgpt.commands.plan",
     "sweep": "bertgpt.commands.sweep",
+    "verify": "bertgpt.commands.verify",
+    "rollback": "bertgpt.commands.rollback",
 }

@@ -6,7 +6,7 @@ from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
 HELP = "Turn text into a prepared corpus."
-USES = ("bertgpt.data.corpus.prepare",)
+USES = ("bertgpt.data.corpus.prepare", "bertgpt.devices.watchdog")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

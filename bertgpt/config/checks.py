@@ -25,7 +25,8 @@ AT_LEAST = {
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
     "model.scan_unroll": -1, "objective.loss_chunk": -1, "objective.ngram": 1,
     "optimizer.clip_norm": 0, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
-    "train.max_bad_steps": 1,
+    "train.max_bad_steps": 1, "train.spike_factor": 1, "train.spike_window": 1,
+    "checkpoint.keep_every_steps": 0,
     "eval.every_steps": 0,
     "eval.batch_size": 1, "eval.max_rows": 0, "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 0, "checkpoint.keep": 1, "log.every_steps": 1,
@@ -72,7 +73,12 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
+<<<<<<< HEAD
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
+=======
+  problems += [*_attention_problems(config, platform), *_slot_problems(config),
+               *_profile_problems(config), *_skip_problems(config), *_best_problems(config),
+>>>>>>> 5cf6822 (Runs: a guard against spikes, rollback, steps left out, verify, archives and the best checkpoint)
                *_option_problems(config, platform)]
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
@@ -208,6 +214,28 @@ def _profile_problems(config):
   if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
                     and 1 <= steps[0] <= steps[1] <= total_steps(config)):
     yield f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps"
+
+
+def _skip_problems(config):
+  """Yields what is wrong with the steps that are left out."""
+  ranges, end = config.train.skip_steps, 0
+  for pair in ranges:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
+            and end < pair[0] <= pair[1] < total_steps(config)):
+      yield (f"train.skip_steps={ranges}: give ((first, last), ...) in order, counted from 1, "
+             "before the last step of the run")
+      return
+    end = pair[1]
+
+
+def _best_problems(config):
+  """Yields what is wrong with the metric of the best checkpoint."""
+  metric, loss = config.checkpoint.keep_best, choices.OBJECTIVES[config.objective.name].loss
+  known = (loss, *(loss.removesuffix("loss") + name for name in ("accuracy", "perplexity")))
+  if metric and metric not in known:
+    yield f"checkpoint.keep_best={metric!r}: choose one of {', '.join(known)}"
+  if metric and not config.eval.every_steps:
+    yield f"checkpoint.keep_best={metric!r}: needs evaluations. Set eval.every_steps"
 
 
 def _option_problems(config, platform):

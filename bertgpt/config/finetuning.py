@@ -145,7 +145,9 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
   """
   run = pretrained.copy_and_resolve_references()
   run.seed = 0
-  run.profile.steps = ()  # The pretrained run had other steps.
+  run.profile.steps = run.train.skip_steps = ()  # The pretrained run had other steps.
+  run.train.spike_guard = "off"
+  run.checkpoint.keep_best = ""
   run.optimizer.decay_rule = "weights"
   run.phases = (config_lib.phase(
       steps=steps, seq_len=config.task.max_length, batch_size=config.batch_size,

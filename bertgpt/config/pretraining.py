@@ -33,6 +33,7 @@ CHOICES = {
     "model.attention": ("auto", "xla", *attention_kernels.FUSED),
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("hash", "threefry", "rbg"),
+    "train.spike_guard": ("off", "skip"),
     "objective.name": tuple(choices.OBJECTIVES),
     "objective.mask_rule": tuple(choices.MASK_RULES),
     "objective.bias_init": ("zeros", "frequencies"),
@@ -236,6 +237,13 @@ def base() -> ConfigDict:
   config.train = train = ConfigDict()
   # Consecutive steps with a non-finite loss or gradient after which the run stops.
   train.max_bad_steps = 20
+  # off | skip: a step is not applied if its loss or the norm of its gradient is more than
+  # `spike_factor` times the median of the last `spike_window` applied steps.
+  train.spike_guard = "off"
+  train.spike_factor = 3.0
+  train.spike_window = 128
+  # ((first, last), ...): steps that are left out, counted from 1, as after `bertgpt rollback`.
+  train.skip_steps = ()
 
   config.eval = evaluation = ConfigDict()
   evaluation.every_steps = 1000            # 0: only at the end
@@ -247,6 +255,9 @@ def base() -> ConfigDict:
   checkpoint.every_steps = 1000            # 0: not by steps
   checkpoint.every_minutes = 30.0          # 0: not by time
   checkpoint.keep = 3                      # newest checkpoints kept
+  checkpoint.keep_every_steps = 0          # checkpoints of every N steps kept for good; 0: none
+  # Held-out metric whose best checkpoint is kept, as mlm_loss or mlm_accuracy; '': none.
+  checkpoint.keep_best = ""
 
   config.log = log = ConfigDict()
   log.every_steps = 10

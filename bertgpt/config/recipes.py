@@ -25,7 +25,7 @@ from bertgpt.errors import ConfigError, UserError, one_line
 # learning rates of the longer curve.
 RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
              "data.cache_dir", "data.corpus", "data.prepare_workers",
-             "data.reader_workers", "data.prefetch", "train.max_bad_steps",
+             "data.reader_workers", "data.prefetch", "train.max_bad_steps", "train.skip_steps",
              "model.attention", "model.remat", "model.scan_unroll", "objective.loss_chunk")
 
 # Fields of the host, which neither change what is computed nor how: they may differ between the
@@ -51,7 +51,9 @@ FORMER_NAMES = {
                 "objective.ngram", "objective.mask_rule", "optimizer.decay_rule",
                 "data.max_unused", "phases.warmup_rule", "phases.mask_prob", "phases.rope_theta",
                 "phases.rope_theta_local", "eval.mask_prob", "checkpoint.every_steps",
-                "checkpoint.every_minutes", "system.compile_timeout_minutes"}
+                "checkpoint.every_minutes", "system.compile_timeout_minutes", "train.spike_guard",
+                "train.spike_factor", "train.spike_window", "train.skip_steps",
+                "checkpoint.keep_every_steps", "checkpoint.keep_best"}
 
 
 # ----------------------------------------------------------------- loading
@@ -280,7 +282,7 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   for field in values.keys() - fields.keys():
     problems.append(f"config.json has the unknown field {field}")
   for field in fields.keys() & values.keys():
-    value = tuple(values[field]) if isinstance(values[field], list) else values[field]
+    value = _with_tuples(values[field])
     try:
       set_field(config, field, value)
     except TypeError:
@@ -289,6 +291,10 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   if problems:
     raise ConfigError("\n".join(sorted(problems)))
   return config
+
+
+def _with_tuples(value: Any) -> Any:
+  return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:

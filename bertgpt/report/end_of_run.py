@@ -37,10 +37,7 @@ def write(run: Finished) -> None:
   With several processes, process 0 writes. The others compute the same, so that all end together:
   a process that ends early waits at most five minutes for the others in JAX.
   """
-  path, trained, _, held_out = run
-  curves = metrics.read_curves(path)
-  scores = {tag.split("/")[-1]: points[-1][1] for tag, points in curves.items()
-            if tag.startswith("eval/validation/")}
+  path, trained, _, held_out, scores = run
   describe = DESCRIPTIONS[choices.OBJECTIVES[trained.config.objective.name].loss]
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} documents):", ""]
@@ -48,8 +45,9 @@ def write(run: Finished) -> None:
   lines += described.lines
   if jax.process_index() > 0:
     return
-  plot_curves(curves, path / "loss.png", described, trained.config.phases)
-  lines += ["", f"Loss curves: {path / 'loss.png'}"]
+  if curves := metrics.read_curves(path):
+    plot_curves(curves, path / "loss.png", described, trained.config.phases)
+    lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
   files.write_atomically(path / "report.md", text)
   print("\n" + text, end="")

@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from bertgpt.devices import peers
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
-from bertgpt.runs import quiet, replicas
+from bertgpt.runs import quiet, replicas, retention
 from bertgpt.runs.fingerprint import sum_leaves
 from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest, write_manifest
 from bertgpt.trees import named_leaves, nest
@@ -50,7 +50,8 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: os.PathLike | str, *, every_steps: int, every_minutes: float,
-               keep: int, on_save: Callable[[int], None] = lambda step: None):
+               keep: int, keep_every_steps: int = 0, keep_best: str = "",
+               on_save: Callable[[int], None] = lambda step: None):
     """Opens the directory and deletes the remains of an interrupted save.
 
     Args:
@@ -58,6 +59,8 @@ class Checkpoints:
       every_steps: a save is due every N steps; 0: off.
       every_minutes: a save is due N minutes after the last one; 0: off.
       keep: number of newest good steps that are kept, at least 1.
+      keep_every_steps: checkpoints of every N steps are kept for good; 0: none.
+      keep_best: held-out metric whose best checkpoint is kept; '': none.
       on_save: called in process 0 with the step of every checkpoint that is complete.
     Raises:
       StorageError: the directory cannot be written.
@@ -65,7 +68,7 @@ class Checkpoints:
     self._root = _checkpoints_path(workdir)
     self._unfinished = self._root / "unfinished"
     self._every_steps, self._every_seconds, self._keep = every_steps, every_minutes * 60, keep
-    self._on_save, self._number = on_save, next(_numbers)
+    self._keep_every, self._on_save, self._number = keep_every_steps, on_save, next(_numbers)
     try:
       if jax.process_index() == 0:
         # Renamed first: after a failed save, writers in this process may still be adding files.
@@ -76,11 +79,12 @@ class Checkpoints:
           shutil.rmtree(discarded, ignore_errors=True)
     except OSError as e:
       raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
+    self._best = retention.Best(self._root, keep_best)
     self._writer = _make_writer()
     self._barrier = ocp.multihost.get_barrier_sync_fn()
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: tuple[int, concurrent.futures.Future] | None = None
-    self._last_save = time.monotonic()
+    self._last_save, self._last_step = time.monotonic(), NO_STEP
 
   def due(self, step: int) -> bool:
     """Returns whether to save at this step, the same in every process.
@@ -117,7 +121,7 @@ class Checkpoints:
       DataError: there is a later checkpoint, which would be restored instead of this one.
     """
     self._join()
-    newest = max(_find_steps(self._root), default=NO_STEP)
+    newest = max(find_steps(self._root), default=NO_STEP)
     if step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, because step {newest} exists "
                       "already. Resume from that step, or use another --workdir")
@@ -133,9 +137,28 @@ class Checkpoints:
       raise _save_failed(self._root, step, e) from e
     types = {name: _type(leaf) for name, leaf in leaves.items()}
     self._pending = step, self._worker.submit(self._publish, step, types, sums, dict(metadata))
-    self._last_save = time.monotonic()
+    self._last_save, self._last_step = time.monotonic(), step
     if wait:
       self._join()
+
+  def keep_if_best(self, step: int, results: Mapping[str, float], state: Any,
+                   metadata: Mapping[str, Any]) -> None:
+    """Keeps the checkpoint of a step, and saves it if needed, if its evaluation is the best so far.
+
+    Args:
+      step: number of steps done, at which the state was evaluated.
+      results: held-out metric -> value.
+      state: pytree of jax arrays.
+      metadata: JSON values, from `make_metadata`.
+    Raises:
+      StorageError: it cannot be saved.
+    """
+    value = results.get(self._best.metric)
+    if value is None or not self._best.is_beaten_by(value):
+      return
+    if self._last_step != step and step not in find_steps(self._root):
+      self.save(step, state, metadata)
+    self._best.replace(step, value, writes=jax.process_index() == 0)
 
   def _publish(self, step: int, types: dict[str, str], sums: jax.Array, metadata: dict) -> None:
     """Waits for Orbax. Process 0 then adds the manifest and gives the step its name."""
@@ -150,7 +173,8 @@ class Checkpoints:
         _set_aside(self._root / str(step), "is not a checkpoint, but has the name of one")
       (self._unfinished / str(step)).rename(self._root / str(step))
       self._on_save(step)
-      for old in committed_steps(self._root.parent)[:-self._keep]:
+      for old in retention.choose_old(committed_steps(self._root.parent), keep=self._keep,
+                                      keep_every=self._keep_every, best=self._best.step):
         # Moved first: a partly deleted directory must not look like a damaged step.
         shutil.rmtree((self._root / str(old)).rename(self._unfinished / f"deleted-{old}"))
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
@@ -201,7 +225,7 @@ class Checkpoints:
 
   def _good_steps(self) -> Iterator[int]:
     """Yields the steps with good files, the newest first, and sets the others aside."""
-    for step in reversed(_find_steps(self._root)):
+    for step in reversed(find_steps(self._root)):
       try:
         check_files(self._root / str(step), ITEMS)
         yield step
@@ -248,7 +272,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
     DataError: no step is good, or the saved parameters have another structure, shape or dtype.
   """
   root = _checkpoints_path(workdir)
-  for step in reversed(_find_steps(root)):
+  for step in reversed(find_steps(root)):
     path = root / str(step)
     try:
       manifest = check_files(path, ("params",))
@@ -274,11 +298,27 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
   """
   root = _checkpoints_path(workdir)
   steps = []
-  for step in _find_steps(root):
+  for step in find_steps(root):
     with contextlib.suppress(Damaged):
       read_manifest(root / str(step))
       steps.append(step)
   return steps
+
+
+def verify(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the manifest of a step after comparing its files and all its arrays with it.
+
+  Args:
+    path: folder of the step.
+  Raises:
+    Damaged: they differ.
+    StorageError: a file cannot be read for a reason other than damage.
+  """
+  manifest = check_files(path, ITEMS)
+  saved = manifest["leaves"]
+  for part in _split(saved).values():  # One after the other, to need less memory.
+    _restore(path, part, dict.fromkeys(part))
+  return manifest
 
 
 # -------------------------------------------------------------- leaves
@@ -358,8 +398,12 @@ def _checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
   return pathlib.Path(os.path.abspath(workdir)) / "checkpoints"
 
 
-def _find_steps(root: pathlib.Path) -> list[int]:
-  """Returns the numbers of all directories named like a step that are not empty, ascending."""
+def find_steps(root: pathlib.Path) -> list[int]:
+  """Returns the numbers of all directories named like a step that are not empty, ascending.
+
+  Args:
+    root: folder of the checkpoints, which may be absent.
+  """
   paths = root.iterdir() if root.is_dir() else ()
   return sorted(int(p.name) for p in paths if p.name.isdecimal() and str(int(p.name)) == p.name
                 and p.is_dir() and any(p.iterdir()))

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +17,12 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import process, sharding, watchdog
 from bertgpt.errors import Preempted
-from bertgpt.runs import checkpoint, history, workdir
+from bertgpt.runs import checkpoint, history, retention, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 from bertgpt.training import evaluate, steps
 from bertgpt.training.run import Run, open_run
+from bertgpt.training.spikes import SkippedSteps
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog, is_due
 
@@ -33,12 +35,14 @@ class Finished(NamedTuple):
     trained: model with its final parameters, NumPy arrays on the host.
     train_set: documents of the training.
     held_out: documents of the evaluation.
+    scores: held-out metric -> value, at the end.
   """
 
   path: pathlib.Path
   trained: Trained
   train_set: Corpus
   held_out: Corpus
+  scores: dict[str, float]
 
 
 def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = ()) -> Finished:
@@ -61,31 +65,33 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
         path, **config.checkpoint, on_save=functools.partial(history.note_checkpoint, path)))
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
-    if jax.process_index() == 0:  # Written only now, so that a refused start changes nothing.
-      if first_step < last_step:  # A report from before steps were added to the run.
-        (path / "report.md").unlink(missing_ok=True)
-      if not first_step and not workdir.is_run(path):
-        history.add(path, "start")
-      workdir.write_run(path, config, run.corpus.tokenizer)
-    log = stack.enter_context(contextlib.closing(StepLog(config, path, first_step)))
+    write_start(run, first_step)  # Only now, so that a refused start changes nothing.
+    log = stack.enter_context(contextlib.closing(StepLog(
+        config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
+    if first_step < last_step:
+      log.message(retention.describe_space(path / "checkpoints", count_bytes(run.abstract_state),
+                                           last_step, config.checkpoint))
     if first_step:
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
                   f"{path}: going on after step {first_step}")
     if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
       # A signal or a crash may have prevented this evaluation.
-      evaluate_step(run, log, first_step, state.params)
+      evaluate_step(run, log, checkpoints, first_step, state)
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     watchdog.arm_for(config.system, compiles=True)
     compiled = None  # The program that has been called.
+    after_gaps = {last + 1 for _, last in config.train.skip_steps}
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
-    for step, train_step, batch in batches:  # `step` counts from 1: it is done below.
+    for number, (step, train_step, batch) in enumerate(batches):  # `step` counts from 1.
       watchdog.arm_for(config.system, compiles=train_step is not compiled)
       compiled = train_step
       trace(step, log.finish_step)
+      if step in after_gaps:
+        state = steps.move_to(state, step - 1)
       state, step_metrics = train_step(state, batch)
       log.add(step, step_metrics)
-      stop = should_stop(step)
+      stop = should_stop(number)  # Processes agree on a number only if there are no gaps.
       if stop or step == last_step or checkpoints.due(step):
         is_finite = log.finish_step()  # Raises if the run has diverged, before anything is saved.
         wait = stop or step == last_step
@@ -95,16 +101,37 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
         raise Preempted(f"stopped at step {step} with a checkpoint saved. "
                         "The same command resumes the run")
       if is_due(config.eval.every_steps, step) and step < last_step:
-        evaluate_step(run, log, step, state.params)
-    evaluate_step(run, log, last_step, state.params)
+        evaluate_step(run, log, checkpoints, step, state)
+    scores = evaluate_step(run, log, checkpoints, last_step, state)
     watchdog.arm_for(config.system, compiles=True)
-    return make_finished(run, last_step, state.params)
+    return make_finished(run, last_step, state.params, scores)
+
+
+def count_bytes(state: steps.TrainState) -> int:
+  """Returns the bytes of a state, of arrays or ShapeDtypeStructs."""
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def write_start(run: Run, first_step: int) -> None:
+  """Writes, in process 0, what makes a folder a run, and removes an old report.
+
+  Args:
+    run: the opened run.
+    first_step: steps done before.
+  """
+  if jax.process_index():
+    return
+  if first_step < config_lib.total_steps(run.config):  # Steps were added since the last report.
+    (run.path / "report.md").unlink(missing_ok=True)
+  if not first_step and not workdir.is_run(run.path):
+    history.add(run.path, "start")
+  workdir.write_run(run.path, run.config, run.corpus.tokenizer)
 
 
 def make_steps(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any], None, None]:
   """Yields (number of the step counted from 1, jitted step, batch on the devices).
 
-  Phases of the same shape share one program.
+  Phases of the same shape share one program. The steps of `config.train.skip_steps` are left out.
 
   Args:
     run: the opened run.
@@ -120,10 +147,25 @@ def make_steps(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any]
         programs[shape] = steps.jit_train_step(steps.at_phase(run.setup, i), phase.micro_batches,
                                                run.abstract_state)
       train_step = programs[shape]
-      with contextlib.closing(device_batches(run, i, start - phase_start)) as batches:
-        for step, batch in zip(range(start + 1, phase_end + 1), batches, strict=False):
-          yield step, train_step, batch
+      for begin, end in without(run.config.train.skip_steps, start, phase_end):
+        with contextlib.closing(device_batches(run, i, begin - phase_start)) as batches:
+          for step, batch in zip(range(begin + 1, end + 1), batches, strict=False):
+            yield step, train_step, batch
     phase_start = phase_end
+
+
+def without(skipped: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+  """Returns the parts of [start, end) that are not left out.
+
+  Args:
+    skipped: (first, last) of the steps that are left out, counted from 1, in order.
+    start, end: steps, counted from 0.
+  """
+  parts = []
+  for first, last in skipped:
+    parts.append((start, min(first - 1, end)))
+    start = max(start, last)
+  return [(a, b) for a, b in [*parts, (start, end)] if a < b]
 
 
 def device_batches(run: Run, phase_index: int,
@@ -150,30 +192,38 @@ def device_batches(run: Run, phase_index: int,
     yield from queue
 
 
-def make_finished(run: Run, step: int, params: Any) -> Finished:
+def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) -> Finished:
   """Gathers the parameters from the devices of all processes, which all call this together.
 
   Args:
     run: constants of the loop.
     step: last step of the run.
     params: parameters after this step, on the devices.
+    scores: held-out metric -> value after this step.
   """
   params = multihost_utils.process_allgather(params, tiled=True)
   trained = trained_lib.make_trained(run.config, params, run.corpus.tokenizer, step,
                                      run.corpus.identity, workdir=run.path)
-  return Finished(run.path, trained, run.corpus, run.evaluator.corpus)
+  return Finished(run.path, trained, run.corpus, run.evaluator.corpus, scores)
 
 
-def evaluate_step(run: Run, log: StepLog, step: int, params: Any) -> None:
-  """Evaluates and logs the held-out metrics after a step.
+def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, step: int,
+                  state: steps.TrainState) -> dict[str, float]:
+  """Evaluates and logs the held-out metrics after a step, and keeps the checkpoint of the best one.
 
   Args:
     run: the opened run.
     log: log of the run.
+    checkpoints: checkpoints of the run.
     step: steps done.
-    params: parameters, on the devices.
+    state: state after the step, on the devices.
+  Returns:
+    Held-out metric -> value.
   """
   log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
-  results = evaluate.run(run.evaluator, params, phase_index)
+  results = evaluate.run(run.evaluator, state.params, phase_index)
   log.record(step, run.evaluator.corpus.split, results)
+  if log.is_good:
+    checkpoints.keep_if_best(step, results, state, run.metadata | {"step": step})
+  return results

@@ -1,5 +1,6 @@
 """Metrics as (sum, weight) pairs, their files and progress line, and FLOPs for the MFU."""
 
+import itertools
 import math
 import os
 import pathlib
@@ -194,7 +195,8 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
   Args:
     step, last_step: steps done, and steps of the run.
     scalars: tag -> value, with train/loss, train/grad_norm, train/learning_rate, perf/step_seconds,
-      perf/tokens_per_second, and maybe perf/mfu and train/skipped_steps.
+      perf/tokens_per_second, and maybe perf/mfu, train/skipped_steps and
+      train/spikes.
     eta_s: seconds to the end; None: not known.
   Returns:
     As in ['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s',
@@ -207,8 +209,11 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
            f"{scalars['perf/tokens_per_second'] / 1e3:.1f}k tok/s"]
   if "perf/mfu" in scalars:
     parts.append(f"MFU {scalars['perf/mfu']:.0%}")
-  if scalars.get("train/skipped_steps"):
-    parts.append(f"NOT FINITE, SKIPPED: {scalars['train/skipped_steps']}")
+  spikes = scalars.get("train/spikes", 0)
+  if not_finite := scalars.get("train/skipped_steps", 0) - spikes:
+    parts.append(f"NOT FINITE, SKIPPED: {not_finite}")
+  if spikes:
+    parts.append(f"SPIKES, SKIPPED: {spikes}")
   return parts if eta_s is None else [*parts, f"ETA {format_duration(eta_s)}"]
 
 
@@ -259,6 +264,25 @@ def keep_lines(path: pathlib.Path, last_step: int) -> None:
   files.write_atomically(path, "".join(line + "\n" for line in kept))
 
 
+def cut(path: pathlib.Path, last_step: int) -> list[str]:
+  """Drops the lines beyond a step, as `keep_lines`, and keeps a copy of the whole file.
+
+  Args:
+    path: path of metrics.jsonl, which need not exist.
+    last_step: last step that is kept.
+  Returns:
+    The name of the copy, in a list; [] if no line was dropped.
+  """
+  if not path.is_file() or all(point["step"] <= last_step for _, point in _read_points(path)):
+    return []
+  names = (path.with_name(f"{path.stem}-before-rollback-{n}{path.suffix}")
+           for n in itertools.count(1))
+  target = next(name for name in names if not name.exists())
+  files.write_atomically(target, path.read_bytes())
+  keep_lines(path, last_step)
+  return [target.name]
+
+
 def last_step(workdir: pathlib.Path) -> int:
   """Returns the last step in metrics.jsonl; 0 if there is none.
 
@@ -274,9 +298,12 @@ def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
 
   Args:
     workdir: folder of the run.
+  Returns:
+    Empty if there is no such file.
   """
   curves: dict[str, list[tuple[int, float]]] = {}
-  for _, point in _read_points(workdir / "metrics.jsonl"):
+  path = workdir / "metrics.jsonl"
+  for _, point in _read_points(path) if path.is_file() else ():
     step = point.pop("step")
     for tag, value in point.items():
       curves.setdefault(tag, []).append((step, value))

@@ -1,11 +1,13 @@
 """The state that a run starts from: its newest checkpoint, or fresh or trained parameters."""
 
 import dataclasses
+import json
 import pathlib
 import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import config as config_lib
@@ -14,8 +16,9 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint, history
+from bertgpt.runs import checkpoint, history, manifest
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics, schedules, steps
 from bertgpt.training.run import Run
@@ -36,9 +39,10 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     DataError: the checkpoint belongs to another corpus, tokenizer or order of rows, or the
       checkpoints of the run are gone.
   """
-  restored = checkpoints.restore_latest(run.abstract_state)
+  restored = checkpoints.restore_latest(with_saved_window(run))
   if restored is not None:
     state, metadata = restored
+    state = with_own_window(run, state)
     for name in ("corpus", "tokenizer"):
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}. "
@@ -50,6 +54,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
                       "started it, or start another run with --config.init_from")
     old = recipes.from_json(metadata["config"])
     check_phases(old, run.config, int(state.step), run.path)
+    check_skipped(old, run.config, int(state.step))
     change = schedules.describe_change(old, run.config, int(state.step))
     if change and jax.process_index() == 0:
       print(f"note: {change}", file=sys.stderr)
@@ -62,6 +67,64 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     state = dataclasses.replace(state, params=add_frequencies(
         state.params, run.corpus, run.config.model.vocab_size))
   return state
+
+
+def with_saved_window(run: Run) -> TrainState:
+  """Returns the abstract state with the window of the guard against spikes that was saved.
+
+  The guard can be switched on and off, and its window resized, when a run resumes.
+
+  Args:
+    run: the opened run.
+  """
+  saved = checkpoint.committed_steps(run.path)
+  newest = run.path / "checkpoints" / str(max(saved, default=0))
+  leaves = manifest.read_manifest(newest)["leaves"] if saved else {}
+  kinds = {name: kind for name, (kind, _) in leaves.items() if name.startswith("window/")}
+  kinds = json.loads(peers.ask_first(json.dumps(kinds if saved else None)))
+  if kinds is None:
+    return run.abstract_state
+  window = {}
+  for name, kind in kinds.items():  # As 'float32[2,128]'.
+    dtype, shape = kind.removesuffix("]").split("[")
+    window[name.removeprefix("window/")] = jax.ShapeDtypeStruct(
+        tuple(int(size) for size in shape.split(",") if size), dtype,
+        sharding=run.abstract_state.step.sharding)
+  return dataclasses.replace(run.abstract_state, window=window or ())
+
+
+def with_own_window(run: Run, state: TrainState) -> TrainState:
+  """Returns a restored state with the window that the config asks for, empty if it is another one.
+
+  Args:
+    run: the opened run.
+    state: the restored state.
+  """
+  wanted = run.abstract_state.window
+  shapes = lambda window: jax.tree.map(lambda x: (x.shape, x.dtype), window)
+  if shapes(wanted) == shapes(state.window):
+    return state
+  fresh = jax.tree.map(lambda x: jax.jit(lambda: jnp.zeros(x.shape, x.dtype),
+                                         out_shardings=x.sharding)(), wanted)
+  return dataclasses.replace(state, window=fresh)
+
+
+def check_skipped(old: ConfigDict, new: ConfigDict, step: int) -> None:
+  """Checks that the steps that are left out differ only after those that are done.
+
+  Args:
+    old: config of the checkpoint.
+    new: config of this start.
+    step: steps done at the checkpoint.
+  Raises:
+    ConfigError: the config leaves out steps that were trained, or the other way round.
+  """
+  done = lambda config: [(first, min(last, step)) for first, last in config.train.skip_steps
+                         if first <= step]
+  if done(old) != done(new):
+    raise ConfigError(f"train.skip_steps={new.train.skip_steps}: the run has done {step} steps "
+                      f"with {old.train.skip_steps}. Change only what comes after step {step}, or "
+                      "go back with `bertgpt rollback`")
 
 
 def add_frequencies(params: Any, corpus: Corpus, vocab_size: int) -> Any:

@@ -1,7 +1,9 @@
 """The log of a run's steps, written one step late, which also stops a run that diverges."""
 
+import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,33 +12,41 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.errors import DivergedError
 from bertgpt.models import attention
-from bertgpt.training import metrics
+from bertgpt.training import metrics, spikes
 
 
 class StepLog:
   """Logs the metrics of steps and detects divergence.
 
   The metrics of a step are read only after the next step was started, so that devices never wait.
+
+  Attributes:
+    is_good: whether the last step that was finished has been applied.
   """
 
   def __init__(self, config: ConfigDict, path: pathlib.Path, first_step: int, *,
-               is_static: bool = True):
+               is_static: bool = True,
+               on_skip: Callable[[int, dict[str, float]], None] = lambda step, scalars: None):
     """Opens the log of a run.
 
     Args:
       config: a whole config.
       path: workdir of the run.
       first_step: steps done before; logged steps beyond it are dropped.
+      on_skip: called with a step that was not applied, its loss and its gradient norm.
       is_static: whether all rows have the length of their phase; otherwise MFU is not logged.
     """
-    self._config, self._is_static = config, is_static
+    self._config, self._is_static, self._on_skip = config, is_static, on_skip
     self._writer = metrics.Writer(path, first_step=first_step,
                                   last_step=config_lib.total_steps(config),
                                   tensorboard=config.log.tensorboard,
                                   active=jax.process_index() == 0)
     for line in attention.explain(config) if is_static else ():
       self._writer.message(line)
+    self._has_guard = config.train.spike_guard != "off"
+    self._or_spikes = ", or spikes," if self._has_guard else ""
     self._pending: tuple[int, Any] | None = None
+    self.is_good = True
     self._restart()
 
   def add(self, step: int, step_metrics: Any) -> None:
@@ -55,7 +65,8 @@ class StepLog:
     """Waits for the last added step and logs it if it is due.
 
     Returns:
-      Whether its loss and gradient were finite; True if no step is waiting.
+      Whether it was applied, because its loss and gradient were finite and no spike; True if no
+      step is waiting.
     Raises:
       DivergedError: too many consecutive steps were not finite.
     """
@@ -63,19 +74,29 @@ class StepLog:
       return True
     step, sums = self._pending[0], jax.device_get(self._pending[1])
     self._pending = None
-    is_finite = sums["bad_steps"][0] == 0
+    is_good = bool(sums["bad_steps"][0] == 0)
     # A NaN would spoil the sums; a step that was not applied is only counted.
-    self._sums.add(sums if is_finite else {"tokens": sums["tokens"]})
-    self._skipped += not is_finite
+    self._sums.add(sums if is_good else {"tokens": sums["tokens"]})
+    if not is_good:
+      self._note_skipped(step, {name: float(sums[name][0]) for name in spikes.WATCHED})
     limit = self._config.train.max_bad_steps
     if sums["bad_steps"][0] >= limit:
-      raise DivergedError(f"step {step}: loss or gradient not finite in {limit} consecutive steps, "
-                          "none of which was applied. Lower phases[].learning_rate or look at the "
-                          "data")
-    self._last = step, sums
+      raise DivergedError(f"step {step}: loss or gradient not finite{self._or_spikes} in {limit} "
+                          "consecutive steps, none of which was applied. Lower "
+                          "phases[].learning_rate or look at the data")
+    self._last, self.is_good = (step, sums), is_good
     if is_due(self._config.log.every_steps, step):
       self._write(step, sums)
-    return is_finite
+    return is_good
+
+  def _note_skipped(self, step: int, scalars: dict[str, float]) -> None:
+    """Counts a step that was not applied, and says so if it is a spike."""
+    self._skipped += 1
+    if all(map(math.isfinite, scalars.values())):
+      self._spikes += 1
+      self.message(f"step {step}  skipped as a spike: loss {scalars['loss']:.3f}, gradient norm "
+                   f"{scalars['grad_norm']:.3g}. What it read is in {spikes.FILE}")
+    self._on_skip(step, scalars)
 
   def write_all(self) -> None:
     """Logs all steps added so far, even if no line is due, as before an evaluation.
@@ -114,7 +135,8 @@ class StepLog:
     scalars = {f"train/{name}": mean for name, mean in sums.means().items()
                if name not in ("tokens", "bad_steps")}
     scalars |= {"train/learning_rate": float(last["learning_rate"][0]),
-                "train/skipped_steps": self._skipped, "perf/step_seconds": seconds,
+                "train/skipped_steps": self._skipped, **self._spike_scalars(),
+                "perf/step_seconds": seconds,
                 "perf/tokens_per_second": sums.total("tokens") / sums.steps / seconds}
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     if peak and self._is_static:
@@ -127,6 +149,10 @@ class StepLog:
 
   def _restart(self) -> None:
     self._sums, self._skipped, self._clock = metrics.RunningSums(), 0, time.monotonic()
+    self._spikes = 0
+
+  def _spike_scalars(self) -> dict[str, float]:
+    return {"train/spikes": self._spikes} if self._has_guard else {}
 
 
 def is_due(every: int, step: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
@@ -17,7 +18,7 @@ from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import Module
-from bertgpt.training import objectives, optimizers, schedules
+from bertgpt.training import objectives, optimizers, schedules, spikes
 
 # Independent random streams of a run.
 MASK_STREAM, DROPOUT_STREAM, INIT_STREAM, SAMPLE_STREAM = range(4)
@@ -79,12 +80,14 @@ class TrainState:
     params: nested dicts of float32 arrays.
     opt_state: state of the optimizer.
     bad_steps: int32 scalar, most recent consecutive steps that were not applied.
+    window: state of the guard against spikes, see `spikes.init_window`; () without one.
   """
 
   step: jax.Array
   params: Any
   opt_state: Any
   bad_steps: jax.Array
+  window: Any = ()
 
 
 # -------------------------------------------------------------- one step
@@ -93,7 +96,8 @@ class TrainState:
 def make_train_step(setup: Setup, micro_batches: int) -> Callable:
   """Returns the pure function (state, batch) -> (state, metrics) of a phase.
 
-  A step whose loss or gradient is not finite changes only the step counters.
+  A step whose loss or gradient is not finite, or that the guard against spikes skips, changes only
+  the step counters.
 
   Args:
     setup: constants of the training.
@@ -113,13 +117,17 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
 
     grad_norm = optax.tree.norm(grads)
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    params, opt_state = jax.tree.map(functools.partial(jnp.where, is_finite), (params, opt_state),
+    is_good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    watched = jnp.stack([loss, grad_norm]).astype(jnp.float32)
+    if state.window:
+      is_good &= ~spikes.is_spike(setup.config, state.window, watched)
+    params, opt_state = jax.tree.map(functools.partial(jnp.where, is_good), (params, opt_state),
                                      (state.params, state.opt_state))
-    bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
+    window = spikes.add_values(state.window, watched, is_good)
+    bad_steps = jnp.where(is_good, 0, state.bad_steps + 1)
     scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate,
                "bad_steps": bad_steps, "tokens": (batch["sequence_ids"] > 0).sum()}
-    return (TrainState(state.step + 1, params, opt_state, bad_steps),
+    return (TrainState(state.step + 1, params, opt_state, bad_steps, window),
             sums | {name: (value, 1) for name, value in scalars.items()})
 
   return train_step
@@ -206,7 +214,8 @@ def init_state(setup: Setup) -> TrainState:
   params = setup.model.init(make_key(config, INIT_STREAM, 0),
                             objective.init_inputs(blank))["params"]
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, optimizers.make_optimizer(config).init(params), zero)
+  return TrainState(zero, params, optimizers.make_optimizer(config).init(params), zero,
+                    spikes.init_window(config))
 
 
 def make_abstract_state(setup: Setup) -> TrainState:
@@ -233,6 +242,18 @@ def make_state(setup: Setup, abstract_state: TrainState) -> TrainState:
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(functools.partial(init_state, setup), out_shardings=shardings)()
+
+
+def move_to(state: TrainState, step: int) -> TrainState:
+  """Returns a state with another number of steps done, after steps that were left out.
+
+  Args:
+    state: state on the devices.
+    step: steps done.
+  """
+  number = np.asarray(step, state.step.dtype)
+  return dataclasses.replace(state, step=jax.make_array_from_callback(
+      (), state.step.sharding, lambda index: number))
 
 
 def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState) -> Any:

@@ -35,7 +35,9 @@ class Run:
     self.trained = trained_lib.load_trained(path)
     corpus = prepare.ensure_prepared(self.trained.config)
     self.train_set, self.held_out = (open_corpus(corpus, s) for s in ("train", "validation"))
-    self.finished = loop.Finished(path, self.trained, self.train_set, self.held_out)
+    scores = {tag.split("/")[-1]: points[-1][1] for tag, points in metrics.read_curves(path).items()
+              if tag.startswith("eval/")}
+    self.finished = loop.Finished(path, self.trained, self.train_set, self.held_out, scores)
     documents = self.train_set.tokens(np.arange(len(self.train_set)))
     is_causal = self.trained.config.objective.name == "causal"
     end = [self.trained.tokenizer.eod_id] * is_causal

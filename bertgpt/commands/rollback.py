@@ -1,0 +1,32 @@
+"""`bertgpt rollback`: a run as it was at an earlier checkpoint."""
+
+import argparse
+
+from bertgpt.commands import flags
+
+HELP = "Take a run back to an earlier checkpoint; later ones are set aside."
+USES = ("bertgpt.runs.upkeep", "bertgpt.training.metrics")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `bertgpt rollback`."""
+  flags.add_workdir(parser)
+  parser.add_argument("--to", required=True, type=flags.number(int, 0), metavar="STEP",
+                      help="checkpoint from which the next `bertgpt train` continues")
+
+
+def resumes(arguments: argparse.Namespace) -> bool:
+  """Returns that a rollback that was interrupted is finished by the same command."""
+  del arguments
+  return True
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Sets the later checkpoints and the curves beyond the step aside."""
+  from bertgpt.runs import upkeep
+  from bertgpt.training import metrics
+  path, step = arguments.workdir, arguments.to
+  with upkeep.roll_back(path, step) as later:
+    aside = metrics.cut(path / "metrics.jsonl", step)
+  print(f"{path}: at step {step}. Set aside: {', '.join(later + aside) or 'nothing'}. `bertgpt "
+        "train` continues from here; --config.train.skip_steps leaves out batches")

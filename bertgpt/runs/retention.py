@@ -1,0 +1,100 @@
+"""Which checkpoints of a run are kept: the newest, those of every N steps, and the best."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bertgpt import files
+from bertgpt.devices import peers
+
+FILE = "best.json"  # In the folder of the checkpoints: {"metric", "step", "value"}.
+
+
+def choose_old(steps: Sequence[int], *, keep: int, keep_every: int, best: int | None) -> list[int]:
+  """Returns the steps whose checkpoints can be deleted.
+
+  Args:
+    steps: steps with good checkpoints, ascending.
+    keep: number of newest ones that are kept.
+    keep_every: those of every N steps are kept too; 0: none.
+    best: step that is kept too; None: none.
+  """
+  return [step for step in steps[:-keep]
+          if step != best and not (keep_every and step % keep_every == 0)]
+
+
+def describe_space(root: pathlib.Path, state_bytes: int, total_steps: int,
+                   options: Mapping[str, Any]) -> str:
+  """Returns a line about the disk space that the checkpoints of a run need, and what is free.
+
+  Args:
+    root: folder of the checkpoints, which exists.
+    state_bytes: bytes of a state.
+    total_steps: steps of the run.
+    options: `config.checkpoint`.
+  """
+  count = options["keep"] + 1 + bool(options["keep_best"])  # One more is being written.
+  if options["keep_every_steps"]:
+    count += total_steps // options["keep_every_steps"]
+  present = sum(path.name.isdecimal() for path in root.iterdir())
+  needed, free = max(0, count - present) * state_bytes, shutil.disk_usage(root).free
+  line = (f"disk: up to {count} checkpoints of {_show(state_bytes)}, {present} of them are there; "
+          f"{_show(needed)} needed, {_show(free)} free")
+  return line if needed <= free else (
+      f"WARNING: {line}. Free space in {root}, or lower checkpoint.keep")
+
+
+def _show(size: float) -> str:
+  for unit in ("B", "kB", "MB", "GB"):
+    if size < 1000:
+      return f"{size:.3g} {unit}"
+    size /= 1000
+  return f"{size:.3g} TB"
+
+
+class Best:
+  """The best checkpoint of a run by a held-out metric. All processes have the same."""
+
+  def __init__(self, root: pathlib.Path, metric: str):
+    """Reads which checkpoint was the best so far.
+
+    Args:
+      root: folder of the checkpoints.
+      metric: name of the metric, as 'mlm_loss'; '': there is no best checkpoint. Accuracies should
+        be high, all other metrics low.
+    """
+    self._path, self.metric = root / FILE, metric
+    self._value: float | None = None
+    self.step: int | None = None
+    if metric:
+      self.step, self._value = json.loads(peers.ask_first(json.dumps(self._read())))
+
+  def _read(self) -> tuple[int | None, float | None]:
+    try:
+      found = files.parse_json(self._path.read_bytes())
+      if found["metric"] == self.metric and (self._path.parent / str(int(found["step"]))).is_dir():
+        return int(found["step"]), float(found["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+      pass  # There is none, or it is not readable: the next evaluation is the best so far.
+    return None, None
+
+  def is_beaten_by(self, value: float) -> bool:
+    """Returns whether a value of the metric is better than the best one so far."""
+    if not self.metric:
+      return False
+    sign = -1 if self.metric.endswith("_accuracy") else 1
+    return self._value is None or sign * value < sign * self._value
+
+  def replace(self, step: int, value: float, *, writes: bool) -> None:
+    """Makes a checkpoint the best one.
+
+    Args:
+      step: its step.
+      value: its metric.
+      writes: whether this is process 0.
+    """
+    self.step, self._value = step, value
+    if writes:
+      files.write_json(self._path, {"metric": self.metric, "step": step, "value": value})

@@ -1,0 +1,92 @@
+"""Upkeep of a run that is not training: its checkpoints are verified, or later ones set aside."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator
+
+from bertgpt import files
+from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.runs import checkpoint, history, manifest, workdir
+
+DAMAGED_CODE = DataError.exit_code  # Of `bertgpt verify`, if a checkpoint is damaged.
+
+
+def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
+  """Checks the checkpoints of a run: files, their hashes, and the fingerprints of all arrays.
+
+  Nothing is changed.
+
+  Args:
+    path: workdir of a run, or of a whole fine-tuning, whose runs are checked.
+  Yields:
+    (line about a checkpoint, or about something that has the name of one; whether it is good).
+  Raises:
+    ConfigError: there is no run.
+    DataError: a run holds no checkpoint.
+  """
+  if not path.is_dir() or not workdir.is_run(path):
+    raise ConfigError(workdir.describe_missing(path, "--workdir", "Give the --workdir of a "
+                                               "`bertgpt train` or `bertgpt finetune`"))
+  roots = [root for pattern in ("checkpoints", "*/checkpoints", "*/unfinished/checkpoints")
+           for root in sorted(path.glob(pattern)) if checkpoint.find_steps(root)]
+  if not roots:
+    raise DataError(f"--workdir {path}: holds no checkpoint. Restore one from a backup")
+  for root in roots:
+    for step in checkpoint.find_steps(root):
+      name = (root / str(step)).relative_to(path)
+      try:
+        content = checkpoint.verify(root / str(step))
+      except manifest.Damaged as e:
+        yield f"{name}: DAMAGED: {e}", False
+        continue
+      size = sum(entry[0] for entry in content["files"].values())
+      yield (f"{name}: good, {len(content['leaves'])} arrays, {len(content['files'])} files, "
+             f"{size:,} bytes"), True
+
+
+@contextlib.contextmanager
+def roll_back(path: pathlib.Path, step: int) -> Iterator[list[str]]:
+  """Sets the checkpoints after a step aside; the lock of the run is held inside the context.
+
+  If the program is killed meanwhile, the same rollback finishes the work.
+
+  Args:
+    path: workdir of a run.
+    step: checkpoint that becomes the newest one.
+  Yields:
+    Names of what was set aside. The history records the rollback at the end of the context.
+  Raises:
+    ConfigError: there is no such run or checkpoint, or the run is being trained.
+    DataError: the checkpoint is damaged.
+    StorageError: a checkpoint cannot be renamed.
+  """
+  workdir.read_config(path)
+  with workdir.lock(path):
+    root = path / "checkpoints"
+    found = checkpoint.find_steps(root)
+    if step not in found:
+      known = ", ".join(map(str, found)) or "none"
+      raise ConfigError(f"--to {step}: is not a checkpoint in {root}. Choose one of {known}")
+    try:
+      checkpoint.verify(root / str(step))
+    except manifest.Damaged as e:
+      raise DataError(f"--to {step}: {root / str(step)} is damaged: {e}. Choose another "
+                      "checkpoint; `bertgpt verify` lists them") from e
+    later = [number for number in reversed(found) if number > step]
+    names = [_set_aside(root / str(number)) for number in later]
+    (path / "report.md").unlink(missing_ok=True)
+    yield names
+    history.add(path, "rollback", to=step, checkpoints=later)
+
+
+def _set_aside(path: pathlib.Path) -> str:
+  names = (path.with_name(f"rolled-back-{path.name}-{n}") for n in itertools.count())
+  target = next(name for name in names if not os.path.lexists(name))
+  try:
+    path.rename(target)
+    files.sync(path.parent)
+  except OSError as e:
+    raise StorageError(f"{path}: cannot be renamed ({e.strerror}). Give the command again") from e
+  return target.name

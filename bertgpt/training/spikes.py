@@ -1,0 +1,122 @@
+"""A guard against spikes of the loss: a step that is far above the running median is not applied.
+
+The guard is a part of the train step. It looks at the loss and at the norm of the gradient, and
+compares each with the median of its own last values. Values of steps that were not applied, and
+values that are not finite, never enter the window: one of them would raise the median, or spoil it.
+
+What a skipped step has read is written to skipped.jsonl in the workdir, for a look at the text:
+
+    {"step": 812, "loss": 9.1, "grad_norm": 31.0, "phase": 0, "rows": [207616, 207872],
+     "documents": [12, 90], "sha256": ...}
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertgpt import config as config_lib
+from bertgpt.config import ConfigDict
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.devices import console
+
+WATCHED = ("loss", "grad_norm")
+WARM_SHARE = 4  # The guard begins when 1 / 4 of its window is filled.
+FILE = "skipped.jsonl"
+
+
+def init_window(config: ConfigDict) -> Any:
+  """Returns the state of the guard at step 0; () without a guard.
+
+  Args:
+    config: a whole config.
+  Returns:
+    "values": float32 [2, W], the last values of loss and gradient norm in any order; "count": int32
+    scalar, the number of values so far.
+  """
+  if config.train.spike_guard == "off":
+    return ()
+  return {"values": jnp.zeros((len(WATCHED), config.train.spike_window), jnp.float32),
+          "count": jnp.zeros((), jnp.int32)}
+
+
+def is_spike(config: ConfigDict, window: Any, values: jax.Array) -> jax.Array:
+  """Returns whether a step is a spike: a bool scalar.
+
+  Args:
+    config: a whole config.
+    window: state of the guard.
+    values: float32 [2], loss and gradient norm of the step.
+  """
+  size = config.train.spike_window
+  filled = jnp.minimum(window["count"], size)
+  # Empty places sort last. The lower median, so that it is one of the values.
+  ordered = jnp.sort(jnp.where(jnp.arange(size) < filled, window["values"], jnp.inf), axis=-1)
+  median = jnp.take(ordered, jnp.maximum(filled - 1, 0) // 2, axis=-1)
+  is_warm = filled >= max(1, size // WARM_SHARE)
+  return is_warm & (values > config.train.spike_factor * median).any()
+
+
+def add_values(window: Any, values: jax.Array, is_applied: jax.Array) -> Any:
+  """Returns the state of the guard after a step.
+
+  Args:
+    window: state of the guard; () without one.
+    values: float32 [2], loss and gradient norm of the step.
+    is_applied: whether the step was applied; otherwise nothing changes.
+  """
+  if not window:
+    return window
+  place = window["count"] % window["values"].shape[1]
+  added = window["values"].at[:, place].set(values)
+  return {"values": jnp.where(is_applied, added, window["values"]),
+          "count": window["count"] + is_applied}
+
+
+class SkippedSteps:
+  """Writer of skipped.jsonl, in process 0. Its errors do not end the training."""
+
+  def __init__(self, path: pathlib.Path, corpus: Corpus, config: ConfigDict):
+    """Prepares the writer.
+
+    Args:
+      path: workdir of the run.
+      corpus: documents that are trained on.
+      config: a whole config.
+    """
+    self._path, self._corpus, self._config = path / FILE, corpus, config
+    self._rows: dict[int, loader.Rows] = {}
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes what a step has read.
+
+    Args:
+      step: number of the step, from 1.
+      scalars: metric -> value of the step.
+    """
+    if jax.process_index():
+      return
+    try:
+      line = json.dumps({"step": step, **scalars, **self._describe(step)})
+      with self._path.open("a") as file:
+        file.write(line + "\n")
+    except OSError as e:
+      console.say(f"WARNING: {self._path}: cannot be written ({e.strerror or e}). The training "
+                  "continues")
+
+  def _describe(self, step: int) -> dict[str, Any]:
+    """Returns phase, numbers of the rows [first, end), documents, and hash of the batch."""
+    index, first = config_lib.phase_at(self._config, step - 1)
+    if index not in self._rows:
+      self._rows[index] = loader.Rows(self._corpus, self._config, index, self._config.seed)
+    rows, size = self._rows[index], self._config.phases[index].batch_size
+    start = (step - 1 - first) * size
+    parts, _ = rows.plan(np.arange(start, start + size))
+    batch = loader.read_step(rows, size, slice(0, size), step - 1 - first)
+    return {"phase": index, "rows": [start, start + size],
+            "documents": np.unique(parts["document"]).tolist(),
+            "sha256": loader.batch_sha256(batch)}

@@ -1,0 +1,74 @@
+"""bertgpt.runs.retention: which checkpoints of a run are kept."""
+
+import contextlib
+
+import jax.numpy as jnp
+import pytest
+
+from bertgpt.runs import checkpoint, retention
+
+
+@pytest.mark.parametrize("keep, every, best, old", [
+    (1, 0, None, [10, 20, 30, 40]), (3, 0, None, [10, 20]), (9, 0, None, []),
+    (1, 20, None, [10, 30]), (1, 0, 10, [20, 30, 40]), (2, 30, 10, [20]),
+    (1, 7, 50, [10, 20, 30, 40]),
+])
+def test_old_checkpoints(keep, every, best, old):
+  assert retention.choose_old([10, 20, 30, 40, 50], keep=keep, keep_every=every, best=best) == old
+
+
+def train(workdir, scores, metric, every=10, **options):
+  """Saves a state at every 10th step, and evaluates it at the steps of `scores`."""
+  options = {"every_steps": every, "every_minutes": 0, "keep": 1, "keep_best": metric} | options
+  with contextlib.closing(checkpoint.Checkpoints(workdir, **options)) as checkpoints:
+    for step in range(1, max(scores) + 1):
+      state = {"params": {"w": jnp.full(4, step)}}
+      if checkpoints.due(step):
+        checkpoints.save(step, state, {})
+      if step in scores:
+        checkpoints.keep_if_best(step, {metric or "mlm_loss": scores[step]}, state, {})
+  return checkpoint.committed_steps(workdir)
+
+
+@pytest.mark.parametrize("metric, kept", [("mlm_loss", [20, 40]), ("mlm_accuracy", [30, 40]),
+                                          ("", [40])])
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, metric, kept):
+  assert train(tmp_path, {10: 3.0, 20: 2.0, 30: 4.0, 40: 2.5}, metric) == kept
+
+
+def test_a_best_state_that_was_not_due_is_saved(tmp_path):
+  assert train(tmp_path, {5: 2.0, 20: 3.0, 30: 4.0}, "mlm_loss") == [5, 30]
+
+
+def test_the_best_is_remembered_by_the_next_start(tmp_path):
+  train(tmp_path, {10: 2.0, 20: 3.0}, "mlm_loss")
+  with contextlib.closing(checkpoint.Checkpoints(
+      tmp_path, every_steps=1, every_minutes=0, keep=1, keep_best="mlm_loss")) as checkpoints:
+    for step, loss in ((30, 2.5), (40, 2.2)):
+      checkpoints.save(step, {"params": {"w": jnp.zeros(4)}}, {})
+      checkpoints.keep_if_best(step, {"mlm_loss": loss}, {"params": {"w": jnp.zeros(4)}}, {})
+  assert checkpoint.committed_steps(tmp_path) == [10, 40]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"metric": "mlm_loss"}',
+                                     '{"metric": "mlm_loss", "step": 7, "value": 0.0}'])
+def test_a_damaged_record_or_one_of_a_lost_step_is_no_best(tmp_path, content):
+  (tmp_path / retention.FILE).write_text(content)
+  best = retention.Best(tmp_path, "mlm_loss")
+  assert best.step is None and best.is_beaten_by(100.0)
+
+
+@pytest.mark.parametrize("keep_every, keep_best, count", [
+    (0, "", 4), (100, "", 14), (100, "mlm_loss", 15)])
+def test_the_space_that_is_needed(tmp_path, keep_every, keep_best, count):
+  """1 kB per state, and one of 3 + 1 is there already; 1e30 bytes are more than any disk has."""
+  (tmp_path / "10").mkdir()
+  options = {"keep": 3, "keep_every_steps": keep_every, "keep_best": keep_best}
+  line = retention.describe_space(tmp_path, 1000, 1000, options)
+  assert f"up to {count} checkpoints of 1 kB, 1 of them are there; {count - 1} kB needed" in line
+  assert "WARNING" not in line
+  assert retention.describe_space(tmp_path, 10**30, 1000, options).startswith("WARNING: disk: ")
+
+
+def test_checkpoints_of_every_n_steps_are_kept(tmp_path):
+  assert train(tmp_path, {70: 0.0}, "", keep_every_steps=20) == [20, 40, 60, 70]

@@ -1,0 +1,123 @@
+"""`bertgpt verify` and `bertgpt rollback`, as a user types them."""
+
+import json
+import shutil
+
+import pytest
+from program import STEPS, curves, fingerprints, flip_bit
+
+from bertgpt import cli
+from bertgpt.runs import checkpoint, history, manifest, workdir
+
+
+@pytest.fixture
+def copy(finished_run, tmp_path):
+  """Returns a copy of a run with checkpoints at 20, 30 and 40."""
+  return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def contents(folder):
+  return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*"))
+          if path.is_file()}
+
+
+def verify(path):
+  return cli.main(["verify", f"--workdir={path}"])
+
+
+def roll_back(path, step):
+  return cli.main(["rollback", f"--workdir={path}", f"--to={step}"])
+
+
+def test_good_checkpoints_are_called_so_and_nothing_is_changed(copy, capsys):
+  before = contents(copy)
+  assert verify(copy) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split(":")[0] for line in lines] == [f"checkpoints/{s}" for s in (20, 30, 40)]
+  assert all(": good, " in line for line in lines)
+  assert contents(copy) == before
+
+
+def test_damage_is_found_wherever_it_is_and_nothing_is_changed(copy, capsys):
+  """A flipped bit, other values under right hashes, and a folder that only has the name."""
+  flip_bit(copy / "checkpoints" / "20")
+  path = copy / "checkpoints" / "30" / manifest.MANIFEST
+  content = json.loads(path.read_text())["content"]
+  content["leaves"]["params/mlm/bias"][1] ^= 1
+  path.write_text(manifest.encode(content))
+  (copy / "checkpoints" / "99").mkdir()
+  (copy / "checkpoints" / "99" / "file").touch()
+  before = contents(copy)
+  assert verify(copy) == 65
+  damaged = [line.partition(": ") for line in capsys.readouterr().out.splitlines()
+             if "DAMAGED" in line]
+  assert [name for name, _, _ in damaged] == [f"checkpoints/{s}" for s in (20, 30, 99)]
+  assert "has changed since it was written" in damaged[0][2]
+  assert "params/mlm/bias differs from the saved array" in damaged[1][2]
+  assert contents(copy) == before
+
+
+def test_runs_of_a_fine_tuning_are_verified(tuned, capsys):
+  assert verify(tuned) == 0
+  assert ": good, " in capsys.readouterr().out
+
+
+def test_folders_without_a_run_or_a_checkpoint(copy, tmp_path, capsys):
+  assert verify(tmp_path / "none") == 2
+  shutil.rmtree(copy / "checkpoints")
+  assert verify(copy) == 65
+  assert "no such folder" in capsys.readouterr().err.splitlines()[0]
+
+
+def test_a_rollback_sets_aside_what_is_later(copy, capsys):
+  whole = (copy / "metrics.jsonl").read_bytes()
+  assert roll_back(copy, 20) == 0
+  assert checkpoint.committed_steps(copy) == [20]
+  assert {path.name for path in (copy / "checkpoints").glob("rolled-back-*")} == {
+      "rolled-back-30-0", "rolled-back-40-0"}
+  assert max(step for step, _ in curves(copy)["train/loss"]) == 20
+  assert (copy / "metrics-before-rollback-1.jsonl").read_bytes() == whole
+  assert history.read(copy)[-1] == {"event": "rollback", "to": 20, "checkpoints": [40, 30]}
+  out = capsys.readouterr().out
+  assert "rolled-back-30-0" in out and "at step 20" in out
+  assert roll_back(copy, 20) == 0  # Nothing is left to do.
+  assert checkpoint.committed_steps(copy) == [20]
+
+
+@pytest.mark.parametrize("step, code, fragment", [
+    (25, 2, "Choose one of 20, 30, 40"), (30, 65, "checkpoints/30 is damaged")])
+def test_a_rollback_to_what_is_not_there_changes_nothing(copy, capsys, step, code, fragment):
+  flip_bit(copy / "checkpoints" / "30")
+  before = contents(copy)
+  assert roll_back(copy, step) == code
+  assert fragment in capsys.readouterr().err
+  assert {k: v for k, v in contents(copy).items() if k.name != ".lock"} == {
+      k: v for k, v in before.items() if k.name != ".lock"}
+
+
+def test_a_run_that_is_being_trained_is_not_rolled_back(copy, capsys):
+  with workdir.lock(copy):
+    assert roll_back(copy, 20) == 2
+  assert "in use" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_trained_again_after_a_rollback_ends_the_same(program, copy, finished_run):
+  assert roll_back(copy, 20) == 0
+  assert program.train(copy).returncode == 0
+  assert fingerprints(copy) == fingerprints(finished_run)
+  assert curves(copy) == curves(finished_run)
+
+
+@pytest.mark.slow
+def test_steps_that_are_left_out_are_not_trained(program, copy):
+  assert roll_back(copy, 20) == 0
+  skip = "--config.train.skip_steps=((23, 25), (31, 38))"
+  result = program.train(copy, skip)
+  assert result.returncode == 0, result.stderr
+  trained = [step for step, _ in curves(copy)["train/loss"]]
+  assert trained == [*range(1, 23), *range(26, 31), 39, 40]
+  assert checkpoint.committed_steps(copy)[-1] == STEPS
+  assert program.train(copy).returncode == 2
+  result = program.train(copy, skip)
+  assert result.returncode == 0, result.stderr

@@ -1,0 +1,105 @@
+"""bertgpt.training.spikes: steps far above the running median are not applied."""
+
+import json
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from bertgpt.config import recipes
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus import prepare
+from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.training import spikes
+
+
+def make_config(window=8, factor=3.0):
+  config = tiny.make_config()
+  config.train.update(spike_guard="skip", spike_window=window, spike_factor=factor)
+  return config
+
+
+class PlainGuard:
+  """The guard in plain Python: the last `size` applied values, and their lower median."""
+
+  def __init__(self, size, factor):
+    self.size, self.factor, self.values = size, factor, []
+
+  def applies(self, pair):
+    kept = self.values[-self.size:]
+    good = bool(np.isfinite(pair).all())
+    if good and len(kept) >= max(1, self.size // 4):
+      good = all(pair[i] <= self.factor * statistics.median_low([v[i] for v in kept])
+                 for i in range(2))
+    if good:
+      self.values.append(pair)
+    return good
+
+
+@pytest.mark.parametrize("size, seed", [(8, 0), (8, 1), (5, 2), (1, 3), (32, 4)])
+def test_the_guard_is_that_of_plain_python(size, seed):
+  config, plain = make_config(size, 2.0), PlainGuard(size, 2.0)
+  rng = np.random.default_rng(seed)
+  pairs = rng.lognormal(0, 0.6, (200, 2)).astype(np.float32)
+  pairs[rng.random((200, 2)) < 0.03] = np.nan
+  pairs[rng.random((200, 2)) < 0.03] = np.inf
+
+  @jax.jit
+  def guard(window, values):
+    applies = jnp.isfinite(values).all() & ~spikes.is_spike(config, window, values)
+    return applies, spikes.add_values(window, values, applies)
+
+  window, found, expected = spikes.init_window(config), [], []
+  for pair in pairs:
+    applies, window = guard(window, pair)
+    found.append(bool(applies))
+    expected.append(plain.applies(pair))
+  assert found == expected and 0.05 < 1 - np.mean(found) < 0.9
+  assert np.isfinite(window["values"]).all()
+
+
+def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied():
+  """The loss of a batch rises a hundredfold by a change of the output bias."""
+  with tiny.Setup(make_config()) as setup:
+    state, step, batch = setup.init(), setup.step(), setup.put(tiny.make_batch(setup.config))
+    for _ in range(4):
+      state, _ = step(state, batch)
+    good = state.params
+    bad = {**good, "mlm": {**good["mlm"], "bias": good["mlm"]["bias"].at[::2].set(1e3)}}
+    before = jax.device_get((bad, state.opt_state, state.window))
+    state, metrics = step(jax.tree.map(jnp.copy, spikes_state(state, bad)), batch)
+    assert metrics["bad_steps"][0] == 1 and np.isfinite(metrics["loss"][0])
+    assert metrics["loss"][0] > 50
+    jax.tree.map(np.testing.assert_array_equal, before,
+                 jax.device_get((state.params, state.opt_state, state.window)))
+    assert int(state.step) == 5
+
+
+def spikes_state(state, params):
+  import dataclasses
+  return dataclasses.replace(state, params=params)
+
+
+def test_without_a_guard_the_state_has_no_window():
+  with tiny.Setup(tiny.make_config()) as setup:
+    assert setup.abstract.window == ()
+
+
+def test_a_skipped_step_is_written_with_what_it_has_read(recipe, tmp_path, capsys):
+  config = recipes.load(str(recipe))
+  corpus = open_corpus(prepare.ensure_prepared(config, reports=False), "train")
+  writer = spikes.SkippedSteps(tmp_path, corpus, config)
+  writer.write(3, {"loss": 9.0, "grad_norm": 2.0})
+  (line,) = (tmp_path / spikes.FILE).read_text().splitlines()
+  written = json.loads(line)
+  assert (written["step"], written["loss"], written["rows"]) == (3, 9.0, [16, 24])
+  assert written["documents"] and all(0 <= i < len(corpus) for i in written["documents"])
+  with loader.make_train_batches(corpus, config, 0, 2, slice(0, 8)) as batches:
+    assert loader.batch_sha256(next(batches)) == written["sha256"]
+  (tmp_path / spikes.FILE).unlink()
+  (tmp_path / spikes.FILE).mkdir()
+  writer.write(4, {"loss": 9.0, "grad_norm": 2.0})
+  assert "WARNING" in capsys.readouterr().err
