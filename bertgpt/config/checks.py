@@ -73,12 +73,8 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
-<<<<<<< HEAD
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
-=======
-  problems += [*_attention_problems(config, platform), *_slot_problems(config),
-               *_profile_problems(config), *_skip_problems(config), *_best_problems(config),
->>>>>>> 5cf6822 (Runs: a guard against spikes, rollback, steps left out, verify, archives and the best checkpoint)
+               *_skip_problems(config), *_best_problems(config),
                *_option_problems(config, platform)]
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
@@ -230,11 +226,14 @@ def _skip_problems(config):
 
 def _best_problems(config):
   """Yields what is wrong with the metric of the best checkpoint."""
-  metric, loss = config.checkpoint.keep_best, choices.OBJECTIVES[config.objective.name].loss
+  metric = config.checkpoint.keep_best
+  if not metric or config.objective.name not in choices.OBJECTIVES:
+    return
+  loss = choices.OBJECTIVES[config.objective.name].loss
   known = (loss, *(loss.removesuffix("loss") + name for name in ("accuracy", "perplexity")))
-  if metric and metric not in known:
+  if metric not in known:
     yield f"checkpoint.keep_best={metric!r}: choose one of {', '.join(known)}"
-  if metric and not config.eval.every_steps:
+  if not config.eval.every_steps:
     yield f"checkpoint.keep_best={metric!r}: needs evaluations. Set eval.every_steps"
 
 

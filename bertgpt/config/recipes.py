@@ -44,16 +44,17 @@ FORMER_NAMES = {
 
 # Fields that version 0.1 did not have. A config.json without them gets the defaults, with which
 # the model is the same as before.
-                "pooling", "dtype", "model.embedding_width", "model.layer_groups",
-                "model.skip_first_norm", "model.norm_kind", "model.norm_bias", "model.use_bias",
-                "model.mlp", "model.window", "model.global_every", "model.position",
-                "model.rope_theta", "model.rope_theta_local", "model.dropout_at", "model.pooling",
-                "objective.ngram", "objective.mask_rule", "optimizer.decay_rule",
-                "data.max_unused", "phases.warmup_rule", "phases.mask_prob", "phases.rope_theta",
-                "phases.rope_theta_local", "eval.mask_prob", "checkpoint.every_steps",
-                "checkpoint.every_minutes", "system.compile_timeout_minutes", "train.spike_guard",
-                "train.spike_factor", "train.spike_window", "train.skip_steps",
-                "checkpoint.keep_every_steps", "checkpoint.keep_best"}
+ADDED_FIELDS = {
+    "pooling", "dtype", "model.embedding_width", "model.layer_groups", "model.skip_first_norm",
+    "model.norm_kind", "model.norm_bias", "model.use_bias", "model.mlp", "model.window",
+    "model.global_every", "model.position", "model.rope_theta", "model.rope_theta_local",
+    "model.dropout_at", "model.pooling", "objective.ngram", "objective.mask_rule",
+    "optimizer.decay_rule", "data.max_unused", "phases.warmup_rule", "phases.mask_prob",
+    "phases.rope_theta", "phases.rope_theta_local", "eval.mask_prob", "checkpoint.every_steps",
+    "checkpoint.every_minutes", "checkpoint.keep_every_steps", "checkpoint.keep_best",
+    "system.compile_timeout_minutes", "train.spike_guard", "train.spike_factor",
+    "train.spike_window", "train.skip_steps",
+}
 
 
 # ----------------------------------------------------------------- loading
