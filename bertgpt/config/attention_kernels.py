@@ -19,9 +19,8 @@ PREFERRED = {"gpu": ("cudnn", "flash"), "tpu": ("splash", "flash")}
 # nothing to compute but still takes a few tenths of a microsecond.
 SPLASH_FROM = 256
 
-# Tokens per row up to which a program of flash has all keys of some heads in its memory: on a TPU
-# 16 MB; see flash_tpu.py.
-FLASH_LONGEST = 4096
+# Tokens per row up to which all queries and keys of a head fit the VMEM of a TPU; see flash_tpu.py.
+FLASH_LONGEST = 8192
 
 
 class Layer(NamedTuple):
@@ -142,8 +141,10 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
                  (length % 128 == 0, f"a multiple of 128 tokens per row, not {length}")),
       "flash": ((dropout == 0 or layer.dropout_rng == "hash",
                  f"model.dropout_rng='hash', not {layer.dropout_rng!r}"),
-                (platform in ("", "tpu", "cpu"), f"a TPU, not platform {platform!r}"),
-                (length <= FLASH_LONGEST, f"at most {FLASH_LONGEST} tokens per row, not {length}"),
+                (platform != "gpu" or dtype in ("bfloat16", "float16"),
+                 f"model.dtype='bfloat16', not {dtype!r}"),
+                (platform == "gpu" or length <= FLASH_LONGEST,
+                 f"at most {FLASH_LONGEST} tokens per row, not {length}"),
                 (head_width in (16, 32, 64, 128),
                  f"a head width of 16, 32, 64 or 128, not {head_width}")),
   }

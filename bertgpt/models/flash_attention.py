@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from bertgpt.devices import sharding
-from bertgpt.models import dropout, flash_tpu
+from bertgpt.models import dropout, flash_gpu, flash_tpu
 from bertgpt.models.flash_tiles import Task
 
 TILE = 128  # Rows are padded to a multiple of it.
+KERNELS: dict[str, Any] = {"tpu": flash_tpu, "gpu": flash_gpu, "cpu": flash_tpu}  # By platform.
 
 # Logical axes; see `sharding.map_shards`.
 _BLNH, _BLD, _BL = ("batch", None, "heads", None), ("batch", None, "heads"), ("batch", None)
@@ -73,15 +74,16 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _forward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, names):
   qkv = [_pad(_join_heads(x)) for x in (q_BLNH, k_BSNH, v_BSNH)]
   keys_B2 = _row_keys(task, words, q_BLNH.shape, names)
-  x_BLD, sums_BN1L = flash_tpu.forward(task, *qkv, _pad(ids_BL, -1), keys_B2)
+  forward = KERNELS[sharding.platform()].forward
+  x_BLD, sums_BN1L = forward(task, *qkv, _pad(ids_BL, -1), keys_B2)
   return _cut(x_BLD, q_BLNH), sums_BN1L
 
 
 def _backward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, x_BLD, sums_BN1L, g_BLD, names):
   qkv = [_pad(_join_heads(x)) for x in (q_BLNH, k_BSNH, v_BSNH)]
   keys_B2 = _row_keys(task, words, q_BLNH.shape, names)
-  grads = flash_tpu.backward(task, *qkv, _pad(ids_BL, -1), keys_B2, _pad(x_BLD), sums_BN1L,
-                             _pad(g_BLD))
+  backward = KERNELS[sharding.platform()].backward
+  grads = backward(task, *qkv, _pad(ids_BL, -1), keys_B2, _pad(x_BLD), sums_BN1L, _pad(g_BLD))
   return tuple(_cut(x, q_BLNH).reshape(q_BLNH.shape) for x in grads)
 
 

@@ -29,7 +29,7 @@ MOST_ROWS = 8
 # are alive at once. A long row may need more than it gets by default (16 MB).
 VMEM_BYTES = 15 * 2**20
 TILES_ALIVE = 10
-VMEM_LIMIT = 40 * 2**20
+VMEM_LIMIT = 64 * 2**20
 
 # Operations of the vector units per weight: cycles in the compiler's schedule for TPU v5e, times
 # 4 x 1,024 operations per cycle and the share of them in `hardware.EFFICIENCY`.

@@ -90,7 +90,11 @@ def stated_cost(instruction: Instruction, name: str) -> float:
     name: 'flops', 'transcendentals' or 'bytes_accessed', of its `pallas_call`'s cost estimate, or
       any name in its metadata, such as 'vector_operations'.
   """
-  if call_target(instruction) != "tpu_custom_call":
+  target = call_target(instruction)
+  if target == "__gpu$xla.gpu.triton":  # Only its metadata; the quotes in it are written as \22.
+    pattern = rf'serialized_metadata = "[^"]*\\22{name}\\22: ?\\22(\d+)'
+    return float(instruction.attribute(pattern) or 0)
+  if target != "tpu_custom_call":
     return 0.0
   return float(instruction.attribute(rf'kernel_metadata={{[^}}]*"{name}": ?"(\d+)"')
                or instruction.attribute(rf'"cost_estimate":{{[^}}]*"{name}":"(\d+)"') or 0)

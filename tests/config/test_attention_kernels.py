@@ -20,7 +20,7 @@ BF16 = kernels.Layer("", "bfloat16", length=512, head_width=64, dropout=0.0)
     ("tpu", {"dropout": 0.1, "length": 100}, "flash"),
     ("tpu", {"dropout": 0.1, "dropout_rng": "threefry"}, "xla"),
     ("tpu", {"dropout": 0.1, "head_width": 36}, "xla"),
-    ("tpu", {"dropout": 0.1, "length": 8192}, "xla"),
+    ("tpu", {"dropout": 0.1, "length": 16384}, "xla"),
     ("tpu", {"has_window": True}, "splash"),
     ("tpu", {"has_window": True, "length": 128}, "flash"),
     ("gpu", {"has_window": True}, "cudnn"),
@@ -30,21 +30,19 @@ BF16 = kernels.Layer("", "bfloat16", length=512, head_width=64, dropout=0.0)
     ("gpu", {"dtype": "float32"}, "xla"),
     ("gpu", {"head_width": 36}, "xla"),
     ("gpu", {"length": 127}, "xla"),
-    ("gpu", {"dropout": 0.1}, "xla"),
+    ("gpu", {"dropout": 0.1}, "flash"),
+    ("gpu", {"dropout": 0.1, "dtype": "float32"}, "xla"),
+    ("gpu", {"dropout": 0.1, "has_window": True, "length": 16384}, "flash"),
     ("cpu", {}, "xla"),
 ])
 def test_auto_takes_the_best_kernel_that_can_run(platform, change, expected):
   assert kernels.choose("auto", BF16._replace(platform=platform, **change))[0] == expected
 
 
-def test_auto_says_when_attention_dropout_forces_the_plain_path():
-  name, reason = kernels.choose("auto", BF16._replace(platform="gpu", dropout=0.1))
-  assert name == "xla" and "attention_dropout=0.0, not 0.1" in reason
-
-
-def test_auto_says_why_another_kernel_is_not_taken():
-  _, reason = kernels.choose("auto", BF16._replace(platform="tpu", dropout=0.1))
-  assert "splash needs model.attention_dropout=0.0, not 0.1" in reason
+@pytest.mark.parametrize("platform, other", [("gpu", "cudnn"), ("tpu", "splash")])
+def test_auto_says_why_another_kernel_is_not_taken(platform, other):
+  _, reason = kernels.choose("auto", BF16._replace(platform=platform, dropout=0.1))
+  assert f"{other} needs model.attention_dropout=0.0, not 0.1" in reason
 
 
 @pytest.mark.parametrize("requested, platform, expected", [
@@ -84,7 +82,7 @@ def test_all_unmet_requirements_are_listed_at_once():
 @pytest.mark.parametrize("attention, platform, length, problem", [
     ("splash", "tpu", 200, "multiple of 128 tokens per row, not 200"),
     ("splash", "gpu", 256, "a TPU"),
-    ("flash", "tpu", 8192, "at most 4096 tokens per row, not 8192"),
+    ("flash", "tpu", 16384, "at most 8192 tokens per row, not 16384"),
     ("cudnn", "cpu", 256, "a GPU")])
 def test_a_kernel_that_cannot_run_is_refused(attention, platform, length, problem):
   with pytest.raises(ConfigError, match=problem):

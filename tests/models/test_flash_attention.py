@@ -1,6 +1,6 @@
 """bertgpt.models.flash_attention against the plain path: results, gradients, the same masks.
 
-The kernels of TPUs are interpreted.
+The kernels of TPUs and GPUs are interpreted.
 """
 
 import functools
@@ -17,10 +17,20 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from bertgpt.devices import sharding
-from bertgpt.models import attention
+from bertgpt.models import attention, flash_attention, flash_gpu, flash_tpu
 from bertgpt.models.attention import Visibility
 
 WORDS = np.array([3, 77], np.uint32)
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=[flash_tpu, flash_gpu], ids=["tpu", "gpu"])
+def kernels(request, monkeypatch):
+  """Interprets the kernels of one platform."""
+  monkeypatch.setitem(flash_attention.KERNELS, "cpu", request.param)
+  compute.clear_cache()
+  yield request.param
+  compute.clear_cache()
 
 
 def make_ids(rows, length):
@@ -55,24 +65,24 @@ def check_equal(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("shape, causal, window, rate", [
-    ((3, 128, 4, 64), False, None, 0.1),   # Two chunks of two heads.
-    ((2, 128, 2, 128), True, None, 0.3),   # A head per chunk.
-    ((2, 77, 3, 32), True, 5, 0.1),        # Padded; heads that do not fill 128 lanes.
-    ((1, 100, 3, 64), False, 7, 0.1),      # Padded in both directions.
-    ((2, 640, 2, 32), False, None, 0.1),   # Five tiles.
-    ((2, 640, 1, 64), True, None, 0.1),
-    ((1, 640, 1, 64), False, 130, 0.1),    # Some pairs of tiles are left out.
-    ((1, 640, 1, 64), True, 130, 0.0),
+    ((2, 77, 3, 32), True, 5, 0.1),                    # Padded; heads that do not fill 128 lanes.
+    ((2, 640, 1, 64), True, None, 0.1),                # Several tiles.
+    ((1, 640, 1, 64), False, 130, 0.1),                # Some pairs of tiles are left out.
+    slow((3, 128, 4, 64), False, None, 0.1),           # Two chunks of two heads.
+    slow((2, 128, 2, 128), True, None, 0.3),           # A head per chunk.
+    slow((1, 100, 3, 64), False, 7, 0.1),              # Padded in both directions.
+    slow((2, 640, 2, 32), False, None, 0.1),
+    slow((1, 640, 1, 64), True, 130, 0.0),
 ])
-def test_result_and_gradients_equal_the_plain_ones(shape, causal, window, rate):
+def test_result_and_gradients_equal_the_plain_ones(kernels, shape, causal, window, rate):
   inputs, ids = make_inputs(*shape), make_ids(*shape[:2])
   found, plain = (compute(*inputs, ids, kernel, causal, window, rate)
                   for kernel in ("flash", "xla"))
   check_equal(found, plain, 1e-5)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1])
-def test_bfloat16_is_as_exact_as_the_plain_path(rate):
+@pytest.mark.parametrize("rate", [slow(0.0), 0.1])
+def test_bfloat16_is_as_exact_as_the_plain_path(kernels, rate):
   """Both are compared with the plain path in float32."""
   inputs, ids = make_inputs(2, 128, 2, 64, "bfloat16"), make_ids(2, 128)
   exact = compute(*(x.astype(jnp.float32) for x in inputs), ids, "xla", rate=rate)
@@ -83,8 +93,9 @@ def test_bfloat16_is_as_exact_as_the_plain_path(rate):
     assert error < 1.5 * plain_error
 
 
-@pytest.mark.parametrize("length, heads, width", [(128, 2, 64), (100, 3, 32), (640, 1, 128)])
-def test_the_same_weights_are_dropped_bit_for_bit(length, heads, width):
+@pytest.mark.parametrize("length, heads, width", [
+    (128, 2, 64), slow(100, 3, 32), slow(640, 1, 128)])
+def test_the_same_weights_are_dropped_bit_for_bit(kernels, length, heads, width):
   """Values that are rows of the unit matrix read the weights of a few keys at a time."""
   q, k, _, g = make_inputs(1, length, heads, width)
   ids = np.ones((1, length))
@@ -99,8 +110,9 @@ def test_the_same_weights_are_dropped_bit_for_bit(length, heads, width):
     assert 0.2 < (shown == 0).mean() < 0.4
 
 
-@pytest.mark.parametrize("causal, window", [(False, None), (True, None), (False, 9), (True, 9)])
-def test_a_hidden_token_changes_nothing(causal, window):
+@pytest.mark.parametrize("causal, window", [
+    (True, 9), slow(False, None), slow(True, None), slow(False, 9)])
+def test_a_hidden_token_changes_nothing(kernels, causal, window):
   """Only tokens that see it, or that it sees, change with a token; the others not by a bit."""
   inputs, ids = make_inputs(1, 128, 2, 64), make_ids(2, 128)[1:]
   token = 40
@@ -118,7 +130,7 @@ def test_a_hidden_token_changes_nothing(causal, window):
     assert not may_change.all()
 
 
-def test_an_empty_row_has_no_nan():
+def test_an_empty_row_has_no_nan(kernels):
   """Rows that fill up a batch hold only padding."""
   found = compute(*make_inputs(1, 128, 2, 64, "bfloat16"), np.zeros((1, 128)), "flash", rate=0.1)
   assert all(np.isfinite(np.asarray(x, float)).all() for x in found)
@@ -132,7 +144,7 @@ def test_no_array_of_queries_and_keys_is_kept():
   assert len(kept) >= 5 and max(x.size for x in kept) == q.size
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("mesh", [(2, 2, 2), slow((1, 2, 4))])
 def test_every_device_drops_what_one_device_does(mesh):
   config = tiny.make_config(mesh=mesh)
   inputs, ids = make_inputs(4, 128, 4, 32), make_ids(4, 128)
@@ -145,12 +157,13 @@ def test_every_device_drops_what_one_device_does(mesh):
 
 
 @pytest.mark.parametrize("objective, mesh, pieces", [
-    pytest.param("mlm_nsp", (1, 1, 1), 1, marks=pytest.mark.slow),
+    slow("mlm_nsp", (1, 1, 1), 1),
     ("causal", (2, 2, 2), 2),
-    pytest.param("mlm_nsp", (2, 2, 2), 2, marks=pytest.mark.slow),
-    pytest.param("mlm_nsp", (4, 1, 2), 1, marks=pytest.mark.slow),
-    pytest.param("causal", (1, 4, 2), 4, marks=pytest.mark.slow)])
-def test_training_equals_that_with_the_plain_path(objective, mesh, pieces):
+    slow("mlm_nsp", (2, 2, 2), 2),
+    slow("mlm_nsp", (4, 1, 2), 1),
+    slow("causal", (1, 4, 2), 4)])
+@pytest.mark.parametrize("kernels", [flash_tpu, slow(flash_gpu)], indirect=True)
+def test_training_equals_that_with_the_plain_path(kernels, objective, mesh, pieces):
   """With both dropouts, on meshes and in micro-batches."""
 
   def run(kernel, mesh):

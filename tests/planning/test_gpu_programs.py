@@ -66,7 +66,9 @@ def test_every_recipe_compiles(name):
   config = read_recipe(name)
   last = len(config.phases) - 1
   text = compile_text(config, "h100:1", last)
-  assert ("__cudnn$fmha" in text) == (kernel_of(config, last) == "cudnn")
+  kernel = kernel_of(config, last)
+  assert ("__cudnn$fmha" in text) == (kernel == "cudnn")
+  assert ("flash_attention_backward" in text) == (kernel == "flash")
 
 
 def kernel_of(config, phase_index=0):
@@ -99,6 +101,7 @@ def test_every_kernel_is_traced_on_every_mesh(variant, pieces, mesh):
   config = make_variant(variant, pieces, mesh)
   text = lower(config, "h100:8").program.as_text()
   assert ("__cudnn$fmha" in text) == ("dropout" not in variant)
+  assert ("flash_attention_backward" in text) == ("dropout" in variant)
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
@@ -109,13 +112,14 @@ def test_every_kernel_compiles(variant, pieces):
   text = compile_text(config, "h100:8")
   is_fused = "__cudnn$fmha" in text
   assert is_fused == ("dropout" not in variant)
+  assert ("flash_attention_backward" in text) == ("dropout" in variant)
   if is_fused:
     assert ("ScaleBiasSoftmax" in text) == (not formats.has_one_sequence(config))
 
 
 def test_the_fused_program_keeps_no_array_of_queries_and_keys():
   """The rows of the paper's BERT and of GPT-2 need no mask: nothing has two axes of tokens."""
-  for name, changes in (VARIANTS["bert"], VARIANTS["gpt"]):
+  for name, changes in (VARIANTS["bert"], VARIANTS["gpt"], VARIANTS["bert, dropout"]):
     config = set_phase(read_recipe(name, **changes), batch_size=8, micro_batches=1, seq_len=512)
     text = compile_text(config, "h100:1")
     assert "512,512]" not in text

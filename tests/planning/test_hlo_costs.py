@@ -198,6 +198,24 @@ def test_a_pallas_kernel_states_its_cost():
   assert kernel.attribute('op_name="([^"]*)"') == "jit(f)/layers/attention"
 
 
+def test_metadata_of_a_pallas_kernel_may_state_its_vector_operations():
+  metadata = '"vector_operations": "99"'
+  kernel = kernel_of(PALLAS.replace('"block": "512"', metadata).replace("COST", COST))
+  assert hlo_costs.vector_operations(kernel) == 99
+  assert hlo_costs.product_of(kernel).flops == 123456
+
+
+def test_a_pallas_kernel_of_triton_states_its_cost():
+  """In its metadata, after its code, with quotes as XLA writes them."""
+  kernel = kernel_of(PALLAS.replace("tpu_custom_call", "__gpu$xla.gpu.triton").replace(
+      'backend_config={"custom_call_config":{COST}}',
+      r'backend_config={ir = "ML\EFR\22flops\22", num_warps = 4 : i32, serialized_metadata = '
+      r'"{\22flops\22: \221234\22, \22vector_operations\22: \2256\22}"}'))
+  assert hlo_costs.product_of(kernel).flops == 1234
+  assert hlo_costs.vector_operations(kernel) == 56
+  assert not hlo_costs.hides_work(kernel)
+
+
 def test_a_pallas_kernel_that_states_nothing_hides_its_work():
   kernel = kernel_of(PALLAS.replace("COST", ""))
   assert hlo_costs.hides_work(kernel) and hlo_costs.product_of(kernel) is None
