@@ -30,6 +30,7 @@ CHOICES = {
     "model.dropout_at": ("all", "attention"),
     "model.pooling": ("cls", "mean"),
     "model.dtype": ("bfloat16", "float32"),
+    "model.matmul": ("bf16", "fp8"),
     "model.attention": ("auto", "xla", *attention_kernels.FUSED),
     "model.remat": ("none", "dots", "full"),
     "model.dropout_rng": ("hash", "threefry", "rbg"),
@@ -178,6 +179,9 @@ def base() -> ConfigDict:
   # 0: size of the tokenizer. The embedding table is padded to a multiple of 128.
   model.vocab_size = 0
   model.dtype = "bfloat16"                 # type of activations and products; parameters: float32
+  # Products of features and weights. bf16: in dtype; fp8: in float8, for chips that have it, except
+  # the output layers. MFU stays relative to bfloat16.
+  model.matmul = "bf16"
   # Kernel: auto | xla (any platform) | flash (our own, has attention dropout) | cudnn (GPU) |
   # splash (TPU).
   model.attention = "auto"

@@ -27,6 +27,8 @@ chip (TPU7x: each chiplet is a device), or a GPU. Sources of the columns:
 
 from typing import NamedTuple
 
+from bertgpt.errors import ConfigError
+
 GB, GIB = 1e9, 2**30
 
 
@@ -96,6 +98,22 @@ EFFICIENCY = {
     "network": 0.80,  # assumption
 }
 KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the least in XLA's estimates for TPU
+
+
+def check_products(matmul: str, name: str, chip: Chip | None) -> None:
+  """Checks that a chip has the products of a config.
+
+  Args:
+    matmul: `config.model.matmul`.
+    name: name of the chip, for the message.
+    chip: its figures; None if it is not in the table, such as a CPU, which emulates float8.
+  Raises:
+    ConfigError: float8 would be emulated by a chip that is slower with it.
+  """
+  if matmul == "fp8" and chip and not chip.fp8_flops:
+    able = ", ".join(kind for kind, other in CHIPS.items() if other.fp8_flops)
+    raise ConfigError(f"model.matmul='fp8': {name} has no float8 products; {able} have. Set "
+                      "model.matmul='bf16'")
 
 
 def find_chip(device_kind: str) -> Chip | None:

@@ -21,7 +21,7 @@ from ml_collections import FrozenConfigDict
 from bertgpt.config import layer_loop, padded_vocab_size
 from bertgpt.devices import sharding
 from bertgpt.devices.sharding import constrain
-from bertgpt.models import attention, rope
+from bertgpt.models import attention, float8, rope
 from bertgpt.models.attention import Visibility
 from bertgpt.models.cache import Cache
 from bertgpt.models.cross_entropy import Prediction
@@ -84,8 +84,9 @@ def make_dense(config: FrozenConfigDict, features: int, name: str | None,
     std: standard deviation of the initial kernel; 0: `config.init_std`.
   """
   init = make_init(config, std or config.init_std)
+  is_fp8 = config.matmul == "fp8" and features % float8.MULTIPLE == 0
   return nn.Dense(features, use_bias=config.use_bias, dtype=config.dtype, kernel_init=init,
-                  name=name)
+                  name=name, dot_general=float8.dot_general if is_fp8 else None)
 
 
 def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:

@@ -21,7 +21,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
-from bertgpt.devices import sharding
+from bertgpt.devices import hardware, sharding
 from bertgpt.planning import collectives, roofline
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
 from bertgpt.training import metrics, steps
@@ -306,6 +306,7 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
     ConfigError: every problem of the config, on this machine.
   """
   config_lib.validate(config, *devices_of(topology))
+  hardware.check_products(config.model.matmul, f"--topology={topology.name}", topology.chip)
   config = assume_vocabulary(config)
   first_with = {shape_of(config.phases[i]): i for i in reversed(phases)}
   lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]

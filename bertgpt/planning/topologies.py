@@ -193,6 +193,9 @@ gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor}{extension} }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
+  driver_version: "12.8.0"
+  runtime_version: "12.8.0"
+  compile_time_toolkit_version: "12.8.0"
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}

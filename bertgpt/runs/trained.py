@@ -193,7 +193,8 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
   if dtype not in ("", *(dtypes := CHOICES["model.dtype"])):
     raise ConfigError(f"--dtype {dtype}: no such dtype. Choose among {', '.join(dtypes)}")
   config = with_model_at(config, step)
-  config.model.dtype = dtype or config.model.dtype
+  if dtype:
+    config.model.update(dtype=dtype, matmul="bf16")
   config.system.xla_options = "auto"
   if config.model.attention != "xla":
     config.model.attention = "auto"

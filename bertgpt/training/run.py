@@ -14,7 +14,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, recipes, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
-from bertgpt.devices import peers, process, sharding, watchdog
+from bertgpt.devices import hardware, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs.metadata import make_metadata
@@ -59,6 +59,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   peers.check_agreement({"command": "train", "--workdir": str(path),
                          "--allow_change": sorted(allow_change), **recipes.shared_fields(config)})
   config_lib.validate(config, process.count_devices(), jax.default_backend())
+  kind = jax.devices()[0].device_kind
+  hardware.check_products(config.model.matmul, kind, hardware.find_chip(kind))
   watchdog.arm_for(config.system, compiles=True)
   process.use_compilation_cache(config.system.compilation_cache)
   with workdir.make_and_lock(path, jax.process_index() == 0):

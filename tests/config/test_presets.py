@@ -83,4 +83,4 @@ def test_a_preset_decides_the_whole_architecture(name):
   reads = (family.reads for family in FAMILIES.values())
   unread = set().union(*reads) - FAMILIES[model.family].reads
   assert set(model) - set(SIZES[name]) - unread == {
-      "vocab_size", "dtype", "attention", "remat", "scan_unroll", "dropout_rng"}
+      "vocab_size", "dtype", "matmul", "attention", "remat", "scan_unroll", "dropout_rng"}

@@ -79,6 +79,7 @@ def kernel_of(config, phase_index=0):
 
 VARIANTS = {
     "bert": ("bert_base", {"model__attention_dropout": 0.0}),
+    "bert, fp8": ("bert_base", {"model__attention_dropout": 0.0, "model__matmul": "fp8"}),
     "bert, packed": ("bert_base", {"model__attention_dropout": 0.0, "data__packing": True}),
     "bert, dropout": ("bert_base", {}),
     "gpt": ("gpt2_small", {}),
