@@ -46,7 +46,8 @@ FORMER_NAMES = {
 # the model is the same as before.
 ADDED_FIELDS = {
     "pooling", "dtype", "model.matmul", "model.embedding_width", "model.layer_groups",
-    "model.skip_first_norm", "model.norm_kind", "model.norm_bias", "model.use_bias", "model.mlp", "model.window",
+    "model.skip_first_norm", "model.norm_kind", "model.norm_bias", "model.use_bias", "model.mlp",
+    "model.window",
     "model.global_every", "model.position", "model.rope_theta", "model.rope_theta_local",
     "model.dropout_at", "model.pooling", "objective.ngram", "objective.mask_rule",
     "optimizer.decay_rule", "data.max_unused", "phases.warmup_rule", "phases.mask_prob",
