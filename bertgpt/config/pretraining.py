@@ -10,7 +10,13 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
-from bertgpt.config import attention_kernels, choices, compiler_options, families
+from bertgpt.config import (
+    attention_kernels,
+    choices,
+    compiler_options,
+    families,
+    rematerialization,
+)
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -32,7 +38,7 @@ CHOICES = {
     "model.dtype": ("bfloat16", "float32"),
     "model.matmul": ("bf16", "fp8"),
     "model.attention": ("auto", "xla", *attention_kernels.FUSED),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": rematerialization.CHOICES,
     "model.dropout_rng": ("hash", "threefry", "rbg"),
     "train.spike_guard": ("off", "skip"),
     "objective.name": tuple(choices.OBJECTIVES),
@@ -185,8 +191,10 @@ def base() -> ConfigDict:
   # Kernel: auto | xla (any platform) | flash (our own, has attention dropout) | cudnn (GPU) |
   # splash (TPU).
   model.attention = "auto"
-  # Recomputed in the backward pass: none | dots (all except matrix products) | full.
-  model.remat = "none"
+  # Kept for the backward pass, which computes everything else again: none (what differentiation
+  # needs) | products (matrix products, sums, softmax) | dots (matrix products) | full (only the
+  # inputs of layers) | auto (products on TPUs, none elsewhere).
+  model.remat = "auto"
   # Layers per iteration of the loop over them; 0: all, no loop; -1: all on GPUs, 1 elsewhere.
   model.scan_unroll = -1
   # Generator of dropout masks. hash: hash of the element's index, nearly free, never in memory.

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from bertgpt.config import ConfigDict, attention_kernels, families, layer_loop
+from bertgpt.config import ConfigDict, attention_kernels, families, layer_loop, rematerialization
 from bertgpt.config.families.family import num_global_layers
 from bertgpt.devices import sharding
 from bertgpt.models import flash_attention
 from bertgpt.models.cache import Cache
 from bertgpt.models.dropout import drop, is_hash, words_of_replica
+from bertgpt.models.kept import KEPT, keep
 
 SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 is 1 MB of VMEM.
 
@@ -97,7 +98,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
   if name == "xla":
     mask_B1LS = visibility.mask()
     weights_BNLS = _weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS)
-    return _join_heads(_mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH))
+    return keep(_join_heads(_mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH)))
   if name == "flash":
     words = words_of_replica(dropout_key, q_BLNH.shape[0]) if dropout else None
     attend_all, attend_near = (functools.partial(
@@ -136,8 +137,8 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, wind
 
 
 def explain(config: ConfigDict) -> list[str]:
-  """Returns one line per phase, which kernel computes attention in training and why, and one on the
-  loop over layers.
+  """Returns one line per phase, which kernel computes attention in training and why, one on the
+  loop over layers, and one on the values that they keep for the backward pass.
 
   Args:
     config: a whole config.
@@ -154,14 +155,30 @@ def explain(config: ConfigDict) -> list[str]:
     lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention by {name}: {reason}")
   layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
   lines.append(f"{layers} of {model.num_layers} layers per iteration of their loop: {reason}")
+  remat, reason = rematerialization.choose(model.remat, sharding.platform())
+  lines.append(f"values that layers keep for the backward pass: remat={remat}: {reason}")
   return lines
 
 
 # --------------------------------------------------------------------- xla
 
 
+@jax.custom_vjp
 def _mix(weights_BNLS, v_BSNH):
   return jnp.einsum("BNLS,BSNH->BLNH", weights_BNLS, v_BSNH)
+
+
+def _mix_forward(weights_BNLS, v_BSNH):
+  return _mix(weights_BNLS, v_BSNH), (weights_BNLS, keep(v_BSNH))
+
+
+def _mix_backward(kept, g_BLNH):
+  weights_BNLS, v_BSNH = kept
+  return (jnp.einsum("BLNH,BSNH->BNLS", g_BLNH, v_BSNH),
+          jnp.einsum("BNLS,BLNH->BSNH", weights_BNLS, g_BLNH))
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 @jax.custom_vjp
@@ -178,8 +195,8 @@ def _weigh(q_BLNH: jax.Array, k_BSNH: jax.Array, mask_B1LS: jax.Array) -> jax.Ar
 
 
 def _weigh_forward(q_BLNH, k_BSNH, mask_B1LS):
-  weights_BNLS = _weigh(q_BLNH, k_BSNH, mask_B1LS)
-  return weights_BNLS, (q_BLNH, k_BSNH, weights_BNLS)
+  weights_BNLS = keep(_weigh(q_BLNH, k_BSNH, mask_B1LS))
+  return weights_BNLS, (keep(q_BLNH), keep(k_BSNH), weights_BNLS)
 
 
 def _weigh_backward(kept, g_BNLS):
@@ -207,6 +224,7 @@ def _scale(q_BLNH):
 
 def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
   """Computes cuDNN's flash attention; without a GPU, XLA computes the same (for tests)."""
+  q_BLNH, k_BSNH, v_BSNH = keep((q_BLNH, k_BSNH, v_BSNH))
   limits: dict[str, jax.Array] = {}
   if visibility.lengths_B is None or (visibility.window and not visibility.causal):
     limits["mask"] = dataclasses.replace(visibility, causal=False).mask()
@@ -235,12 +253,13 @@ def _attend_splash(q_BLNH, k_BSNH, v_BSNH, visibility):
   def attend_by(static_mask, *qkv):
     attend_row = splash.make_splash_mha(
         splash_mask.MultiHeadMask([static_mask] * heads), block_sizes=_block_sizes(length, width),
-        head_shards=1, q_seq_shards=1, interpret=sharding.platform() == "cpu")
+        head_shards=1, q_seq_shards=1, residual_checkpoint_name=KEPT,
+        interpret=sharding.platform() == "cpu")
     return jax.vmap(attend_row)(*qkv, splash.SegmentIds(ids_BL, ids_BL))
 
   make_static_mask = splash_mask.CausalMask if visibility.causal else splash_mask.FullMask
   attend_all = functools.partial(attend_by, make_static_mask((length, length)))
-  qkv = [x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH)]
+  qkv = keep([x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH)])
   if window is None:
     return attend_all(*qkv).swapaxes(1, 2)
   # Blocks of keys that no query of a block sees are skipped.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from bertgpt.devices import sharding
 from bertgpt.models import dropout, flash_gpu, flash_tpu
 from bertgpt.models.flash_tiles import Task
+from bertgpt.models.kept import keep
 
 TILE = 128  # Rows are padded to a multiple of it.
 KERNELS: dict[str, Any] = {"tpu": flash_tpu, "gpu": flash_gpu, "cpu": flash_tpu}  # By platform.
@@ -53,12 +54,14 @@ def _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words):
 def _attend_forward(task, *args):
   # The result itself is kept for the backward pass, not another shape of it, which a loop over
   # layers would store a second time: the output layer keeps it too.
-  x_BLD, sums_BN1L = sharding.map_shards(
-      functools.partial(_forward, task), _ARGUMENTS, (_BLD, _SUMS), *args)
-  return x_BLD, (*args, x_BLD, sums_BN1L)
+  x_BLD, sums_BN1L = keep(sharding.map_shards(
+      functools.partial(_forward, task), _ARGUMENTS, (_BLD, _SUMS), *args))
+  qkv, others = args[:3], args[3:]
+  return x_BLD, (*keep([_join_heads(x) for x in qkv]), *others, x_BLD, sums_BN1L)
 
 
 def _attend_backward(task, kept, g_BLD):
+  kept = (*(x.reshape(*x.shape[:2], -1, task.head_width) for x in kept[:3]), *kept[3:])
   grads = sharding.map_shards(
       functools.partial(_backward, task), [*_ARGUMENTS, _BLD, _SUMS, _BLD], (_BLNH,) * 3,
       *kept, g_BLD)

@@ -21,8 +21,7 @@ def make_group(block: Any, length: int, unroll: int) -> type[nn.Module]:
     def setup(self) -> None:
       self.layers = nn.scan(block, length=length, in_axes=(nn.broadcast, 0, 0),
                             variable_broadcast="params", variable_axes={"intermediates": 0},
-                            split_rngs={"params": False, "dropout": True},
-                            unroll=unroll)(self.config)
+                            split_rngs={"params": False}, unroll=unroll)(self.config)
       nn.share_scope(self, self.layers)
 
     def __call__(self, x_BLD, context, cache, kinds):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from bertgpt.config import layer_loop, padded_vocab_size
+from bertgpt.config import layer_loop, padded_vocab_size, rematerialization
 from bertgpt.devices import sharding
 from bertgpt.devices.sharding import constrain
 from bertgpt.models import attention, float8, rope
@@ -27,13 +27,15 @@ from bertgpt.models.cache import Cache
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.models.initializers import init_sinusoid, make_init, residual_std
+from bertgpt.models.kept import KEPT, keep
 from bertgpt.models.layer_groups import make_group
+from bertgpt.models.layer_keys import LayerKeys, make_layer_keys
+from bertgpt.models.norms import Norm
 from bertgpt.models.parameters import Param
 
 # For activations and norms, the backward pass saves only the input: the values in between, up to
 # six arrays of the MLP's width, are cheaper to compute again than to write and read.
 _keep_input = functools.partial(jax.checkpoint, prevent_cse=False)
-Norm = nn.remat(nn.LayerNorm, prevent_cse=False)
 RmsNorm = nn.remat(nn.RMSNorm, prevent_cse=False)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -65,9 +67,11 @@ STACK_PARAMETERS = (
     Param(r"final_norm/(scale|bias)$", (None,), decays=False),
 )
 
-# Values of a layer that are kept for the backward pass; all others are computed again.
+# Values of a layer that are kept for the backward pass; all others are computed again. For `auto`,
+# see config/rematerialization.py.
 REMAT_POLICIES = {
     "none": None,
+    "products": jax.checkpoint_policies.save_only_these_names(KEPT),
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -101,8 +105,7 @@ def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
   """
   if config.norm_kind == "rms":
     return RmsNorm(config.layer_norm_epsilon, dtype=config.dtype, name=name)
-  return Norm(config.layer_norm_epsilon, dtype=config.dtype, use_bias=config.norm_bias,
-              use_fast_variance=False, name=name)
+  return Norm(config, name=name)
 
 
 class Context(NamedTuple):
@@ -126,10 +129,12 @@ class Kind(NamedTuple):
     is_first: bool, whether it reads the embeddings; None: the first layer is like the others.
     is_global: bool, whether its queries see all keys in spite of `config.window`; None: all layers
       are of one kind.
+    keys: its keys of dropout; None: no dropout.
   """
 
   is_first: jax.Array | None = None
   is_global: jax.Array | None = None
+  keys: LayerKeys | None = None
 
 
 def make_kinds(config: FrozenConfigDict) -> Kind:
@@ -165,7 +170,7 @@ class Attention(nn.Module):
                                        is_global=kind.is_global)
       x_BLD = attention.attend(
           q_BLNH, k_BLNH, v_BLNH, visibility, kernel=config.attention,
-          dropout=config.attention_dropout, dropout_key=dropout_key(self))
+          dropout=config.attention_dropout, dropout_key=kind.keys and kind.keys.attention)
     else:
       new = Cache(k_BLNH, v_BLNH)
       x_BLD = attention.attend_cached(q_BLNH, cache.insert(new, context.positions_BL),
@@ -187,9 +192,9 @@ class Mlp(nn.Module):
     """Returns features [B, L, D]."""
     config = self.config
     activate = ACTIVATIONS[config.activation]
-    x_BLF = make_dense(config, config.mlp_dim, "up")(x_BLD)
+    x_BLF = keep(make_dense(config, config.mlp_dim, "up")(x_BLD))
     if config.mlp == "gated":
-      gate_BLF = make_dense(config, config.mlp_dim, "gate")(x_BLD)
+      gate_BLF = keep(make_dense(config, config.mlp_dim, "gate")(x_BLD))
       x_BLF = _keep_input(lambda gate, x: activate(gate) * x)(gate_BLF, x_BLF)
     else:
       x_BLF = activate(x_BLF)
@@ -213,18 +218,20 @@ class Block(nn.Module):
     config = self.config
     attend, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
     attention_norm, mlp_norm = make_norm(config, "attention_norm"), make_norm(config, "mlp_norm")
-    drop_out = lambda x: drop(x, config.dropout, dropout_key(self))
-    drop_mlp = drop_out if config.dropout_at == "all" else lambda x: x
+    _, output_key, mlp_key = kind.keys or LayerKeys(None, None, None)
+    drop_output = functools.partial(drop, rate=config.dropout, key=output_key)
+    drop_mlp = functools.partial(drop, rate=config.dropout if config.dropout_at == "all" else 0.0,
+                                 key=mlp_key)
     if config.norm == "post":
       y_BLD, new = attend(x_BLD, context, cache, kind)
-      x_BLD = attention_norm(x_BLD + drop_out(y_BLD))
-      x_BLD = mlp_norm(x_BLD + drop_mlp(mlp(x_BLD)))
+      x_BLD = attention_norm(keep(x_BLD + drop_output(y_BLD)))
+      x_BLD = mlp_norm(keep(x_BLD + drop_mlp(mlp(x_BLD))))
     else:
       y_BLD = attention_norm(x_BLD)
       if kind.is_first is not None:
         y_BLD = jnp.where(kind.is_first, x_BLD, y_BLD)
       y_BLD, new = attend(y_BLD, context, cache, kind)
-      x_BLD = x_BLD + drop_out(y_BLD)
+      x_BLD = keep(x_BLD + drop_output(y_BLD))
       x_BLD = x_BLD + drop_mlp(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)
     self.sow("intermediates", "output", x_BLD)  # Kept if the caller asks for it.
@@ -261,32 +268,32 @@ class Stack(nn.Module):
     unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), inner)
     outer_unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), groups)
     body = _remat(config, is_loop=unroll < inner)
+    lengths: tuple[int, ...] = (groups,)
     if groups < config.num_layers:
-      body = make_group(body, inner, unroll)
-    kinds = make_kinds(config)
-    if groups < config.num_layers:
-      kinds = jax.tree.map(lambda x: x.reshape(groups, inner), kinds)
+      body, lengths = make_group(body, inner, unroll), (groups, inner)
+    kinds = jax.tree.map(lambda x: x.reshape(lengths), make_kinds(config))
+    kinds = kinds._replace(keys=make_layer_keys(self, "layers", lengths))
     if config.position == "rope":
       context = context._replace(rope=rope.make_tables(config, context.positions_BL))
     layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0, 0),
                      variable_axes={"params": 0, "intermediates": 0},
-                     split_rngs={"params": True, "dropout": True},
-                     unroll=outer_unroll)(config, name="layers")
+                     split_rngs={"params": True}, unroll=outer_unroll)(config, name="layers")
     x_BLD, new = layers(x_BLD, context, cache, kinds)
     # The layers only read their part of the cache, which is then written once, in place.
     return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)
 
 
 def _remat(config, is_loop):
-  """Returns the class of a layer whose backward pass keeps the values that `config.remat` names.
+  """Returns the class of a layer whose backward pass keeps the values that `config.remat` says.
 
   Args:
     is_loop: whether the layer is the body of a loop. Outside a loop, XLA would merge the repeated
       computation with the first one and keep its results.
   """
-  if config.remat == "none":
+  remat, _ = rematerialization.choose(config.remat, sharding.platform())
+  if remat == "none":
     return Block
-  return nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not is_loop)
+  return nn.remat(Block, policy=REMAT_POLICIES[remat], prevent_cse=not is_loop)
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:

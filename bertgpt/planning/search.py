@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, attention_kernels, layer_loop, recipes
+from bertgpt.config import ConfigDict, attention_kernels, layer_loop, recipes, rematerialization
 from bertgpt.devices import hardware
 from bertgpt.models import cross_entropy
 from bertgpt.planning import aot
@@ -27,10 +27,11 @@ MAX_COMPILATIONS = 8
 
 # By model.remat: operations of the forward pass that the backward pass repeats, as a share of a
 # step. Read off compiled programs (assumption).
-RECOMPUTED_SHARE = {"none": 0.0, "dots": 0.1, "full": 0.33}
+RECOMPUTED_SHARE = {"none": 0.0, "products": 0.0, "dots": 0.1, "full": 0.33}
 # By model.remat: bytes per token and layer that are saved for the backward pass, as multiples of
 # (width, mlp_dim, heads x length). Read off compiled programs (assumption).
-SAVED_BYTES = {"none": (28, 12, 9), "dots": (12, 2, 0), "full": (2, 0, 0)}
+SAVED_BYTES = {"none": (28, 12, 9), "products": (14, 2, 2), "dots": (12, 2, 0),
+               "full": (2, 0, 0)}
 OPERATIONS_PER_LAYER = 250  # Forward and backward, on TPU.
 # Bytes that the plain layer of attention moves per query and key, both passes, and that a fused one
 # does not (read off compiled programs, assumption).
@@ -152,6 +153,22 @@ def predictions(config: ConfigDict, phase_index: int, replicas: float) -> float:
           * config_lib.predicted_share(config, phase))
 
 
+def remat_choices(config: ConfigDict, platform: str) -> list[str]:
+  """Returns the values of `model.remat` that make a program of their own on a platform.
+
+  Args:
+    config: the run's config; its own value is among the choices.
+    platform: 'gpu' or 'tpu'.
+  """
+  values = (*RECOMPUTED_SHARE, config.model.remat)
+  return [*{rematerialization.choose(value, platform)[0]: value for value in values}.values()]
+
+
+def resolve_remat(config: ConfigDict, topology: Topology) -> str:
+  """Returns what `model.remat` of a config stands for on a machine."""
+  return rematerialization.choose(config.model.remat, aot.devices_of(topology)[1])[0]
+
+
 def make_variants(config: ConfigDict, phase_index: int, chips: int,
                   platform: str) -> Iterator[Variant]:
   """Yields every valid variant that differs from a config.
@@ -167,7 +184,7 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int,
   pieces = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32) if rows % n == 0]
   choices: dict[str, list[Any]] = {
       f"phases[{phase_index}].micro_batches": pieces,
-      "model.remat": list(RECOMPUTED_SHARE),
+      "model.remat": remat_choices(config, platform),
       "mesh.fsdp": powers[:6], "mesh.tensor": powers[:3],
       **program_choices(config, phase_index, platform)}
   given = dict(config_lib.leaves(config))
@@ -215,7 +232,8 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
   tokens = phase.batch_size / phase.micro_batches * phase.seq_len / (chips / mesh.tensor)
   weights = 0 if is_fused(config, phase_index, topology) else m.num_heads * phase.seq_len
   sizes = (m.width, m.mlp_dim, weights)
-  saved = sum(factor * size for factor, size in zip(SAVED_BYTES[m.remat], sizes, strict=True))
+  saved = sum(factor * size for factor, size in
+              zip(SAVED_BYTES[resolve_remat(config, topology)], sizes, strict=True))
   working = sum(factor * size for factor, size in zip(SAVED_BYTES["none"], sizes, strict=True))
   activations = tokens / mesh.tensor * (m.num_layers * saved + working)
   logits = predictions(config, phase_index, chips / mesh.tensor) * 8 * m.vocab_size / mesh.tensor
@@ -242,8 +260,8 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
   m, phase, mesh = config.model, config.phases[step.phase_index], config.mesh
   chip, chips = topology.chip, len(topology.devices)
   parameters = step.state_bytes.parameters / sum(step.state_bytes) * state_bytes
-  compute = (step.analytic_flops / chips * (1 + RECOMPUTED_SHARE[m.remat])
-             / (chip.peak_flops * hardware.EFFICIENCY["matmul"] / 2))
+  work = step.analytic_flops / chips * (1 + RECOMPUTED_SHARE[resolve_remat(config, topology)])
+  compute = work / (chip.peak_flops * hardware.EFFICIENCY["matmul"] / 2)
   unroll, _ = layer_loop.choose(m.scan_unroll, aot.devices_of(topology)[1], m.num_layers)
   plain = not is_fused(config, step.phase_index, topology)
   weights = (plain * WEIGHT_BYTES * phase.batch_size * m.num_heads * phase.seq_len**2

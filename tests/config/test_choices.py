@@ -21,7 +21,7 @@ REGISTRIES = {
     "tokenizer.kind": tokenizers.KINDS,
     "model.family": families.FAMILIES,
     "model.activation": layers.ACTIVATIONS,
-    "model.remat": layers.REMAT_POLICIES,
+    "model.remat": ["auto", *layers.REMAT_POLICIES],
     "model.attention": ["auto", "xla", *attention_kernels.FUSED],
     "objective.name": choices.OBJECTIVES,
     "objective.mask_rule": masking.MASK_RULES,

@@ -19,7 +19,7 @@ MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
 ALL = list(itertools.product(MESHES, (1, 4), ("none", "full"), (1, 0)))
 # Every mesh, with and without each of the other choices.
 SOME = [((8, 1, 1), 1, "none", 1), ((8, 1, 1), 4, "full", 0), ((1, 8, 1), 1, "full", 1),
-        ((1, 8, 1), 4, "none", 0), ((2, 2, 2), 1, "none", 0), ((2, 2, 2), 4, "dots", 1),
+        ((1, 8, 1), 4, "products", 1), ((2, 2, 2), 1, "products", 0), ((2, 2, 2), 4, "dots", 1),
         ((1, 1, 4), 1, "full", 0), ((1, 1, 4), 4, "none", 1), ((1, 1, 1), 4, "full", 1)]
 
 

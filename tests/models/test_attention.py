@@ -347,10 +347,11 @@ def test_every_phase_says_which_kernel_and_why():
   config.phases = tuple(config_lib.phase(seq_len=length) for length in (128, 512))
   mesh = AbstractMesh((1, 1, 1), config_lib.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform="tpu"):
-    short, long, loop = attention.explain(config)
+    short, long, loop, remat = attention.explain(config)
   assert short.startswith("phases[0], 128 tokens per row: attention by xla: ")
   assert long.startswith("phases[1], 512 tokens per row: attention by splash: ")
   assert loop == "1 of 2 layers per iteration of their loop: a loop compiles several times faster"
+  assert "remat=products: a TPU's matrix products" in remat
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -69,7 +69,7 @@ def test_too_little_memory_is_an_answer(small):
   phases, topology = overflow(small, 20 * 2**30, 15.75 * 2**30, [("3G", "logits", "f32[8]")])
   text = plan.show(phases, topology, price=None)
   assert "DOES NOT FIT: 20.00 GiB needed per chip, 15.75 GiB available, 4.25 GiB over" in text
-  assert "--config.phases[0].micro_batches=2" in text and "--config.model.remat=dots" in text
+  assert "--config.phases[0].micro_batches=2" in text and "--config.model.remat=full" in text
   assert "3G  f32[8]  logits" in text and "the run" not in text
   answer = json.loads(json.dumps(plan.to_json(phases, topology, 1.0), allow_nan=False))
   assert answer["fits"] is False and answer["hours"] is answer["price"] is None
