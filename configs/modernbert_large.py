@@ -10,7 +10,7 @@ Expected   Fine-tuned: GLUE 90.4 on average (CoLA 71.4, SST-2 97.1, MRPC 91.7, S
 Status     Not yet run.
 
 In the paper the weights begin as tiles of those of the base model, weight decay falls to 1e-6 with
-the rate, and the long rows come 77 at a time, which 8 GPUs do not divide: here they are 80.
+the rate, and the long rows come 77 at a time; here they come 80 at a time, as for the base model.
 """
 
 from bertgpt.config import families, phase, recipes
@@ -34,5 +34,4 @@ def get_config():
       phase(steps=count_steps(250e9, 80, 8_192), schedule="constant", **long),
       phase(steps=count_steps(50e9, 80, 8_192), schedule="wsd", decay_fraction=1.0, power=0.5,
             **long))
-  config.eval.batch_size = 80
   return config

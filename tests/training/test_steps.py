@@ -16,7 +16,9 @@ from bertgpt.models import attention
 from bertgpt.planning import aot
 from bertgpt.training import objectives, steps
 
-RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path)
+# The other sizes of Ettin have the programs of the smallest one.
+RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path
+                 and ("ettin" not in path or "17m" in path))
 
 
 def make_steps(setup, count):
@@ -189,7 +191,12 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
     *kernels, _, _ = attention.explain(config)
     setup = steps.make_setup(config, mesh, vocabulary)
     state = steps.make_abstract_state(setup)
+    done = set()
     for i, (phase, kernel) in enumerate(zip(config.phases, kernels, strict=True)):
+      program = (phase.seq_len, phase.mask_prob, phase.rope_theta, phase.micro_batches > 1)
+      if program in done:  # Only the number of rows differs.
+        continue
+      done.add(program)
       multiple = 64 * phase.micro_batches
       phase.batch_size = -(-phase.batch_size // multiple) * multiple
       batch = aot.abstract_batch(config, phase, mesh)
