@@ -110,9 +110,11 @@ def explain_window(kernel: str, is_causal: bool) -> str:
   if kernel in ("splash", "flash"):
     return "blocks of keys outside the window are skipped"
   if kernel == "cudnn" and is_causal:
-    return "by cuDNN's sliding window, or by a mask in packed rows, which saves no work"
+    return ("by cuDNN's sliding window, but in packed rows by a mask, which saves no work. "
+            "model.attention='flash' skips the keys outside")
   if kernel == "cudnn":
-    return "by a mask, which saves no work: cuDNN's sliding window is causal"
+    return ("by a mask, which saves no work: cuDNN's sliding window is causal. "
+            "model.attention='flash' skips the keys outside")
   return "by a mask, which saves no work"
 
 
