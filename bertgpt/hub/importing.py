@@ -41,10 +41,13 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
       checkpoints.save(0, state, metadata, wait=True)
     workdir.write_run(folder, config, model.tokenizer)
     trained_lib.load_trained(folder)  # Compares hashes and fingerprints.
+  size = sum(x.size for x in jax.tree.leaves(params))
+  if config.model.skip_first_norm:  # The stack has the scale of a norm that nothing reads.
+    size -= config.model.width
   model_flags = " ".join(f"--config.{field}={value}" for field, value in model.fields.items()
                          if field != "model.vocab_size")
   return "\n".join([
-      f"{path}: the model of {source}, {sum(x.size for x in jax.tree.leaves(params)):,} parameters",
+      f"{path}: the model of {source}, {size:,} parameters",
       *(f"note: {note}" for note in model.notes),
       "to continue its pretraining, with a fresh optimizer, give a recipe:",
       f"bertgpt train --config RECIPE --workdir NEW --config.init_from={path} "
