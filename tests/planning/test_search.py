@@ -97,9 +97,10 @@ def test_estimates_of_memory_fall(lower, higher):
   assert low < high
 
 
-def test_the_estimate_is_of_the_size_of_the_program():
+@pytest.mark.parametrize("remat", ["none", "products"])
+def test_the_estimate_is_of_the_size_of_the_program(remat):
   """Within a factor of two of what is compiled, for a step in which activations dominate."""
-  config = tiny.make_config(mesh=(1, 1, 1), width=64, mlp_dim=256, num_layers=3,
+  config = tiny.make_config(mesh=(1, 1, 1), remat=remat, width=64, mlp_dim=256, num_layers=3,
                             dtype="bfloat16", dropout=0.1, attention_dropout=0.1)
   config.phases[0].batch_size = 256
   topology = on_fake_devices(1)
