@@ -18,6 +18,13 @@ class OptionSet(NamedTuple):
   options: dict[str, Any]
 
 
+# Matrix products by cuBLAS, which adds a bias or another array, or computes GELU and also writes
+# its input for the backward pass, before the result leaves the chip. XLA's own products, written in
+# Triton, do none of this: their results are read and written once more. On a device, autotuning
+# compares the two only as products; without a device, it is off and Triton's are taken. MaxText's
+# scripts for GPUs turn them off too (2024).
+_CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+
 SETS = {
     "tpu_overlap": OptionSet("tpu", {
         # Sums of gradients run while independent operations continue, as gathers do by default.
@@ -29,7 +36,8 @@ SETS = {
         # 22 ms of sums, and for all of them without this option.
         "xla_jf_crs_combiner_threshold_in_bytes": 2**20,
     }),
-    "gpu_overlap": OptionSet("gpu", {
+    "gpu_cublas": OptionSet("gpu", _CUBLAS),
+    "gpu_overlap": OptionSet("gpu", _CUBLAS | {
         # Collectives start as early, and are awaited as late, as their dependencies allow.
         "xla_gpu_enable_latency_hiding_scheduler": True,
         # In the loop over layers, the sum of a layer's gradients runs during the next layer.
@@ -41,7 +49,8 @@ SETS = {
     }),
 }
 
-AUTO = {"tpu": "tpu_overlap", "gpu": "gpu_overlap"}  # Sets that 'auto' takes for several devices.
+# Sets that 'auto' takes for one device, and for several.
+AUTO = {"tpu": ("none", "tpu_overlap"), "gpu": ("gpu_cublas", "gpu_overlap")}
 
 
 def choose(requested: str, platform: str, num_devices: int) -> dict[str, Any]:
@@ -53,5 +62,5 @@ def choose(requested: str, platform: str, num_devices: int) -> dict[str, Any]:
     num_devices: devices that the program runs on.
   """
   if requested == "auto":
-    requested = AUTO.get(platform, "none") if num_devices > 1 else "none"
+    requested = AUTO.get(platform, ("none", "none"))[num_devices > 1]
   return {} if requested == "none" else SETS[requested].options

@@ -285,8 +285,8 @@ def base() -> ConfigDict:
   system.hang_timeout_minutes = 30.0
   # Time in addition, if programs are compiled before the step is done; 0: no limit then.
   system.compile_timeout_minutes = 120.0
-  # Compiler options of the train step: auto (overlap of communication, on several devices) | none |
-  # a name of compiler_options.SETS.
+  # Compiler options of the train step: auto (overlap of communication, on several devices, and
+  # products by cuBLAS on GPUs) | none | a name of compiler_options.SETS.
   system.xla_options = "auto"
   config.lock()
   return config

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bertgpt.devices.sharding import map_shards
+from bertgpt.devices.sharding import map_shards, platform
 
 UNCHUNKED = -1
-CHUNK_BYTES = 2**28  # Float32 logits of one chunk per device, if the config sets no chunk.
+# Float32 logits of one chunk per device, if the config sets no chunk. Every chunk reads the table
+# and adds to its gradient; GPUs have memory to spare for larger ones.
+CHUNK_BYTES, GPU_CHUNK_BYTES = 2**28, 2**30
 CHUNK_MULTIPLE = 128  # Positions; rows of a TPU matrix unit.
 
 _POSITIONS, _FEATURES = ("batch", None), ("batch", None, None)
@@ -81,7 +83,7 @@ def _make_logits(x, table_VD, bias_V):
   return jnp.einsum("...D,VD->...V", x, table_VD, preferred_element_type=jnp.float32) + bias_V
 
 
-def _score_logits(logits, targets, weights, vocab_axes):
+def _score_logits(logits, targets, weights, vocab_axes, in_one_pass=False):
   """Returns ((loss sum, correct sum), arrays for their gradient) for float32 logits [..., V].
 
   The target's logit is picked by comparison, not by a gather: a gather along a vocabulary that is
@@ -89,18 +91,48 @@ def _score_logits(logits, targets, weights, vocab_axes):
 
   Args:
     vocab_axes: mesh axes that the vocabulary is split over; the logits are one part of it.
+    in_one_pass: read the logits only once; JAX cannot differentiate this.
   """
   rows = logits.shape[-1]
   first = jax.lax.axis_index(vocab_axes) * rows if vocab_axes else 0
   is_target = targets[..., None] == first + jnp.arange(rows)
-  highest = jax.lax.stop_gradient(logits).max(-1)
-  highest = jax.lax.pmax(highest, vocab_axes) if vocab_axes else highest
-  of_target = jax.lax.psum(jnp.where(is_target, logits, 0).sum(-1), vocab_axes)
-  total = jax.lax.psum(jnp.exp(logits - highest[..., None]).sum(-1), vocab_axes)
-  as_high = jax.lax.psum((logits >= of_target[..., None]).sum(-1), vocab_axes)
+  of_target = jnp.where(is_target, logits, 0)
+  if in_one_pass:
+    highest, total, as_high, of_target = _reduce_at_once(logits, of_target)
+    if vocab_axes:
+      own, highest = highest, jax.lax.pmax(highest, vocab_axes)
+      total, as_high = total * jnp.exp(own - highest), as_high * (own == highest)
+  else:
+    highest = jax.lax.stop_gradient(logits).max(-1)
+    highest = jax.lax.pmax(highest, vocab_axes) if vocab_axes else highest
+    total = jnp.exp(logits - highest[..., None]).sum(-1)
+    # Counted against the maximum, not the target's logit, which would take a pass of its own.
+    as_high = (logits >= highest[..., None]).sum(-1)
+    of_target = of_target.sum(-1)
+  of_target, total, as_high = (jax.lax.psum(x, vocab_axes) for x in (of_target, total, as_high))
+  is_correct = (of_target == highest) & (as_high == 1)
   log_total = highest + jnp.log(total)
-  sums = ((log_total - of_target) * weights).sum(), ((as_high == 1) * weights).sum()
+  sums = ((log_total - of_target) * weights).sum(), (is_correct * weights).sum()
   return sums, (log_total, is_target)
+
+
+def _reduce_at_once(logits, of_target):
+  """Returns, for the last axis: the maximum, the sum of exp(logits - maximum), the number of logits
+  that equal the maximum, and the sum of `of_target`.
+
+  Sums of parts with different maxima are rescaled to the larger one (Milakov and Gimelshein 2018,
+  arXiv:1805.02867).
+  """
+
+  def join(a, b):
+    highest = jnp.maximum(a[0], b[0])
+    total, as_high = (sum(part[i] * scale(part[0] - highest) for part in (a, b))
+                      for i, scale in ((1, jnp.exp), (2, lambda x: (x == 0).astype(x.dtype))))
+    return highest, total, as_high, a[3] + b[3]
+
+  ones = jnp.ones_like(logits)
+  start = [jnp.float32(x) for x in (jnp.finfo(jnp.float32).min, 0, 0, 0)]
+  return jax.lax.reduce((logits, ones, ones, of_target), tuple(start), join, (logits.ndim - 1,))
 
 
 # ----------------------------------------------------------- chunk by chunk
@@ -143,14 +175,17 @@ def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chun
   The gradients are [B, L, D], [1, V, D] and [1, V].
   """
   positions = targets_BL.size
-  size = chunk_size(positions, chunk or CHUNK_BYTES // (4 * len(bias_V)))
+  is_gpu = platform() == "gpu"
+  most_bytes = GPU_CHUNK_BYTES if is_gpu else CHUNK_BYTES
+  size = chunk_size(positions, chunk or most_bytes // (4 * len(bias_V)))
   pieces = [_split(x, positions, size) for x in (x_BLD, targets_BL, weights_BL)]
   vocab_axes = names["vocab"]
 
   def add_chunk(totals, piece):
     x_CD, targets_C, weights_C = piece
     logits_CV = _make_logits(x_CD, table_VD, bias_V)
-    sums, (log_total_C, is_target_CV) = _score_logits(logits_CV, targets_C, weights_C, vocab_axes)
+    sums, (log_total_C, is_target_CV) = _score_logits(logits_CV, targets_C, weights_C, vocab_axes,
+                                                      in_one_pass=is_gpu)
     if not with_gradients:
       return jax.tree.map(jnp.add, totals, sums), None
     p_CV = jnp.exp(logits_CV - log_total_C[:, None])

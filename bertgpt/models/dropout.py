@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from bertgpt.devices import sharding
+from bertgpt.models.recompute import renew
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -68,7 +69,8 @@ def dropout_key(module: nn.Module) -> jax.Array | None:
 
 
 def _scale(x, keep, rate):
-  return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
+  # In float32, as 1 / 0.9 in bfloat16 is 0.2% too small.
+  return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -81,7 +83,8 @@ def _drop_forward(x, words, rate):
 
 
 def _drop_backward(rate, words, g):
-  return _drop_by_hash(g, words, rate), np.zeros(words.shape, jax.dtypes.float0)
+  g, words_now = renew((g, words))
+  return _drop_by_hash(g, words_now, rate), np.zeros(words.shape, jax.dtypes.float0)
 
 
 _drop_by_hash.defvjp(_drop_forward, _drop_backward)

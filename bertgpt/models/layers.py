@@ -10,7 +10,7 @@ generator.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,22 +26,23 @@ from bertgpt.models.attention import Visibility
 from bertgpt.models.cache import Cache
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
+from bertgpt.models.fork import fork
 from bertgpt.models.initializers import init_sinusoid, make_init, residual_std
 from bertgpt.models.kept import KEPT, keep
 from bertgpt.models.layer_groups import make_group
 from bertgpt.models.layer_keys import LayerKeys, make_layer_keys
 from bertgpt.models.norms import Norm
 from bertgpt.models.parameters import Param
+from bertgpt.models.recompute import keep_input
 
 # For activations and norms, the backward pass saves only the input: the values in between, up to
 # six arrays of the MLP's width, are cheaper to compute again than to write and read.
-_keep_input = functools.partial(jax.checkpoint, prevent_cse=False)
 RmsNorm = nn.remat(nn.RMSNorm, prevent_cse=False)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_tanh": _keep_input(functools.partial(nn.gelu, approximate=True)),
-    "gelu_erf": _keep_input(functools.partial(nn.gelu, approximate=False)),
-    "silu": _keep_input(nn.silu),
+    "gelu_tanh": keep_input(functools.partial(nn.gelu, approximate=True)),
+    "gelu_erf": keep_input(functools.partial(nn.gelu, approximate=False)),
+    "silu": keep_input(nn.silu),
 }
 
 # Lines of the tables of parameters. Embeddings are split over the vocabulary: split over the width,
@@ -97,7 +98,7 @@ def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
   """Returns the norm that `config.norm_kind` names, with float32 statistics.
 
   It is a LayerNorm (Ba et al. 2016, arXiv:1607.06450) or an RMSNorm (Zhang and Sennrich 2019,
-  arXiv:1910.07467). The variance takes two passes: the one-pass formula loses digits.
+  arXiv:1910.07467).
 
   Args:
     config: `config.model`.
@@ -154,14 +155,19 @@ class Attention(nn.Module):
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, context: Context, cache: Cache | None,
+  def __call__(self, uses: Sequence[jax.Array], context: Context, cache: Cache | None,
                kind: Kind) -> tuple[jax.Array, Cache | None]:
-    """Returns features [B, L, D], and the keys and values of these tokens if there is a cache."""
+    """Returns features [B, L, D], and the keys and values of these tokens if there is a cache.
+
+    Args:
+      uses: the features [B, L, D] three times, for queries, keys and values; see `fork`.
+      context, cache, kind: see `Stack`.
+    """
     config = self.config
     width, heads = config.width, config.num_heads
-    project = lambda name: make_dense(config, width, name)(x_BLD).reshape(
-        *x_BLD.shape[:2], heads, width // heads)
-    q_BLNH, k_BLNH, v_BLNH = project("query"), project("key"), project("value")
+    q_BLNH, k_BLNH, v_BLNH = (
+        make_dense(config, width, name)(x_BLD).reshape(*x_BLD.shape[:2], heads, width // heads)
+        for name, x_BLD in zip(("query", "key", "value"), uses, strict=True))
     if context.rope is not None:
       q_BLNH, k_BLNH = (rope.rotate(x, context.rope, kind.is_global) for x in (q_BLNH, k_BLNH))
     new = None
@@ -195,7 +201,7 @@ class Mlp(nn.Module):
     x_BLF = keep(make_dense(config, config.mlp_dim, "up")(x_BLD))
     if config.mlp == "gated":
       gate_BLF = keep(make_dense(config, config.mlp_dim, "gate")(x_BLD))
-      x_BLF = _keep_input(lambda gate, x: activate(gate) * x)(gate_BLF, x_BLF)
+      x_BLF = keep_input(lambda gate, x: activate(gate) * x)(gate_BLF, x_BLF)
     else:
       x_BLF = activate(x_BLF)
     return make_dense(config, config.width, "down", residual_std(config))(x_BLF)
@@ -223,14 +229,15 @@ class Block(nn.Module):
     drop_mlp = functools.partial(drop, rate=config.dropout if config.dropout_at == "all" else 0.0,
                                  key=mlp_key)
     if config.norm == "post":
-      y_BLD, new = attend(x_BLD, context, cache, kind)
+      *uses, x_BLD = fork(x_BLD, 4)
+      y_BLD, new = attend(uses, context, cache, kind)
       x_BLD = attention_norm(keep(x_BLD + drop_output(y_BLD)))
       x_BLD = mlp_norm(keep(x_BLD + drop_mlp(mlp(x_BLD))))
     else:
       y_BLD = attention_norm(x_BLD)
       if kind.is_first is not None:
         y_BLD = jnp.where(kind.is_first, x_BLD, y_BLD)
-      y_BLD, new = attend(y_BLD, context, cache, kind)
+      y_BLD, new = attend(fork(y_BLD, 3), context, cache, kind)
       x_BLD = keep(x_BLD + drop_output(y_BLD))
       x_BLD = x_BLD + drop_mlp(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)

@@ -11,6 +11,7 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.models.kept import keep
+from bertgpt.models.recompute import renew
 
 
 class Norm(nn.Module):
@@ -65,11 +66,18 @@ def _normalize_forward(epsilon, dtype, x, scale_D, bias_D):
 def _normalize_backward(epsilon, dtype, kept, g):
   del epsilon, dtype
   x, mean, inverse, scale_D = kept
-  normal, g = (x.astype(jnp.float32) - mean) * inverse, g.astype(jnp.float32)
   leading = tuple(range(g.ndim - 1))
-  dscale_D, dbias_D = (g * normal).sum(leading), g.sum(leading)
-  g = g * scale_D
-  dx = inverse * (g - g.mean(-1, keepdims=True) - normal * (g * normal).mean(-1, keepdims=True))
+
+  def widen(x, g):
+    return (x.astype(jnp.float32) - mean) * inverse, g.astype(jnp.float32)
+
+  # Sums over positions and sums over the width are different kernels: both read x and g.
+  normal, g32 = widen(*renew((x, g)))
+  dscale_D, dbias_D = (g32 * normal).sum(leading), g32.sum(leading)
+  normal, g32 = widen(x, g)
+  g32 *= scale_D
+  dx = inverse * (g32 - g32.mean(-1, keepdims=True)
+                  - normal * (g32 * normal).mean(-1, keepdims=True))
   return dx.astype(x.dtype), dscale_D, dbias_D
 
 

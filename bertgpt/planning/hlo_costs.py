@@ -296,6 +296,9 @@ def _update_bytes(instruction: Instruction) -> float:
 
 def _written_bytes(instruction: Instruction) -> float:
   """Returns the bytes that an instruction writes to HBM."""
+  if call_target(instruction).startswith("__cublas$") and len(instruction.shape) > 1:
+    # The last of several results is scratch memory, of one size for all products.
+    return sum(array.hbm_bytes for array in instruction.shape[:-1])
   results = _results(instruction)
   if len(results) == 1:
     return _result_bytes(results[0], instruction.shape, is_only=True)

@@ -17,7 +17,7 @@ from bertgpt.config import ConfigDict, compiler_options
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
-from bertgpt.models import Module
+from bertgpt.models import Module, recompute
 from bertgpt.training import objectives, optimizers, schedules, spikes
 
 # Independent random streams of a run.
@@ -112,6 +112,7 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
 
   def train_step(state: TrainState, batch):
     grads, (loss, sums) = compute_gradients(state.params, batch, state.step)
+    grads = recompute.renew(grads)  # One kernel then updates an array and both of its moments.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     learning_rate = schedule(state.step)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)

@@ -94,7 +94,7 @@ def start_jax(*flags: str) -> int:
 
 
 @pytest.mark.parametrize("requested, platform, num_devices, expected", [
-    ("auto", "cpu", 8, "none"), ("auto", "tpu", 1, "none"), ("auto", "gpu", 1, "none"),
+    ("auto", "cpu", 8, "none"), ("auto", "tpu", 1, "none"), ("auto", "gpu", 1, "gpu_cublas"),
     ("auto", "tpu", 4, "tpu_overlap"), ("auto", "gpu", 8, "gpu_overlap"),
     ("none", "tpu", 4, "none"), ("tpu_overlap", "tpu", 1, "tpu_overlap")])
 def test_the_set_that_is_chosen(requested, platform, num_devices, expected):
@@ -126,7 +126,7 @@ def losses_of_two_steps() -> list[float]:
 def test_the_compiler_of_the_step_gets_the_options(monkeypatch):
   """The CPU of the tests has no set of its own; it gets options that do not change the loss."""
   without = losses_of_two_steps()
-  monkeypatch.setitem(compiler_options.AUTO, "cpu", "cpu_set")
+  monkeypatch.setitem(compiler_options.AUTO, "cpu", ("none", "cpu_set"))
   tell = lambda **options: monkeypatch.setitem(compiler_options.SETS, "cpu_set",
                                                compiler_options.OptionSet("cpu", options))
   tell(xla_cpu_enable_fast_min_max=False)

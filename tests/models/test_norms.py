@@ -12,9 +12,9 @@ from bertgpt.models.norms import Norm
 SHAPE = (4, 6, 48)
 
 
-def make_norm(epsilon=1e-12, dtype="float32"):
+def make_norm(epsilon=1e-12, dtype="float32", has_bias=True):
   return Norm(FrozenConfigDict({"layer_norm_epsilon": epsilon, "dtype": dtype,
-                                "norm_bias": True}))
+                                "norm_bias": has_bias}))
 
 
 def make_case(offset=0.0):
@@ -77,6 +77,13 @@ def test_the_backward_pass_keeps_the_input_and_two_numbers_per_position():
   kept = sorted(leaf.size for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size"))
   positions = x.size // SHAPE[-1]
   assert kept == sorted([x.size, positions, positions, SHAPE[-1]])
+
+
+def test_without_a_bias_the_result_is_that_of_a_zero_bias():
+  x, scale, bias, _ = make_case()
+  got = make_norm(has_bias=False).apply({"params": {"scale": scale}}, x)
+  expected = make_norm().apply({"params": {"scale": scale, "bias": bias * 0}}, x)
+  np.testing.assert_array_equal(got, expected)
 
 
 def test_parameters_start_at_the_identity():

@@ -127,6 +127,24 @@ def test_a_fused_update_in_place_moves_only_the_row():
   assert moved_bytes(hlo.parse(UPDATE_IN_PLACE)) == row + index + row
 
 
+PRODUCT_WITH_SCRATCH = """HloModule test, is_scheduled=true
+
+ENTRY %main (x: bf16[64,32], w: bf16[32,16]) -> bf16[64,16] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  %w = bf16[32,16]{1,0} parameter(1)
+  %matmul = (bf16[64,16]{1,0}, s8[33554432]{0}) custom-call(%x, %w), \
+custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":\
+{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %result = bf16[64,16]{1,0} get-tuple-element(%matmul), index=0
+}
+"""
+
+
+def test_scratch_memory_of_products_is_not_traffic():
+  """cuBLAS gets 32 MB with every product, which it uses for few and never as a whole."""
+  assert moved_bytes(hlo.parse(PRODUCT_WITH_SCRATCH)) == 2 * (64 * 32 + 32 * 16 + 64 * 16)
+
+
 def test_a_gather_reads_only_its_rows():
   _, module = compile_text(lambda x, i: x[i.astype(jnp.int32)], (10_000, 16), (4,))
   assert moved_bytes(module) < 10 * 4 * 16 * 4

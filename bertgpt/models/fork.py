@@ -1,0 +1,34 @@
+"""An array that several products read, and the order in which their gradients are summed."""
+
+import functools
+
+import jax
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def fork(x: jax.Array, count: int) -> tuple[jax.Array, ...]:
+  """Returns an array several times, once for each use.
+
+  The gradients are added one by one, starting with that of the last use, and always as
+  `product + sum`: only in this form does XLA for GPUs let the product itself add the sum, which
+  saves reading and writing the array once more.
+
+  Args:
+    x: any array.
+    count: number of uses; those that are not inputs of matrix products should be the last.
+  Returns:
+    `x`, `count` times.
+  """
+  return (x,) * count
+
+
+def _fork_forward(x, count):
+  return fork(x, count), None
+
+
+def _fork_backward(count, kept, gradients):
+  del count, kept
+  return (functools.reduce(lambda total, g: g + total, reversed(gradients)),)
+
+
+fork.defvjp(_fork_forward, _fork_backward)
