@@ -10,7 +10,7 @@ from bertgpt.models import recompute
 from bertgpt.models.layers import ACTIVATIONS
 
 PLAIN = {"gelu_tanh": lambda x: nn.gelu(x, approximate=True),
-         "gelu_erf": lambda x: nn.gelu(x, approximate=False)}
+         "gelu_erf": lambda x: nn.gelu(x, approximate=False), "silu": nn.silu}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
