@@ -3,7 +3,8 @@
 
 A program of the grid computes a tile of queries, or in the backward pass a tile of keys and then
 one of queries, of one head. It needs no sums over programs, but computes every tile of weights
-twice in the backward pass: seven products instead of five.
+twice in the backward pass: seven products instead of five. Rows of one or two tiles have a program
+each in the backward pass, which computes them once.
 
 Axes: B rows, L queries, S keys, N heads, H width of a head.
 """
@@ -20,9 +21,14 @@ from bertgpt.models.flash_tiles import HIDDEN, Task
 
 TILE = 64  # Queries and keys of a tile; two tiles of weights fit the registers of four warps.
 
-# Instructions per weight in the loops of the kernels, from their PTX for sm_90.
-# {(is backward, has dropout): operations}.
-OPERATIONS_PER_WEIGHT = {(False, False): 22, (False, True): 44, (True, False): 45, (True, True): 88}
+# Instructions per weight in the kernels' loops, from their PTX for sm_90.
+# {(products, has dropout): operations}.
+OPERATIONS_PER_WEIGHT = {(2, False): 22, (2, True): 44, (5, False): 44, (5, True): 68,
+                         (7, False): 45, (7, True): 88}
+
+
+# Tiles of a row, and width of its heads, whose gradients together fit the registers of four warps.
+SHORT, NARROW = 2, 64
 
 
 def forward(task: Task, q_BLD: jax.Array, k_BSD: jax.Array, v_BSD: jax.Array, ids_BL: jax.Array,
@@ -60,11 +66,16 @@ def backward(task: Task, q_BLD: jax.Array, k_BSD: jax.Array, v_BSD: jax.Array, i
   means_BLN = (x_BLNH.astype(jnp.float32) * g_BLNH.astype(jnp.float32)).sum(-1)
   means_BN1L = means_BLN.swapaxes(1, 2)[:, :, None]
   row, tile, ids, keys, row_sums, _ = _specs(task, heads, length)
+  tiles = length // TILE
+  is_short = tiles <= SHORT and task.head_width <= NARROW
   grads = pl.pallas_call(
-      functools.partial(_backward_kernel, task, heads), grid=(length // TILE, rows * heads),
-      in_specs=[row, row, row, ids, keys, row_sums, row_sums, row], out_specs=[tile] * 3,
+      functools.partial(_backward_row_kernel if is_short else _backward_kernel, task, heads),
+      grid=(1 if is_short else tiles, rows * heads),
+      in_specs=[row, row, row, ids, keys, row_sums, row_sums, row],
+      out_specs=[row if is_short else tile] * 3,
       out_shape=[jax.ShapeDtypeStruct(q_BLNH.shape, q_BLNH.dtype)] * 3,
-      name="flash_attention_backward", **_options(task, q_BLNH, products=7),
+      name="flash_attention_backward",
+      **_options(task, q_BLNH, products=5 if is_short else 7),
   )(q_BLNH, k_BSNH, v_BSNH, ids_BL, keys_B2, sums_BN1L, means_BN1L, g_BLNH)
   return tuple(x.reshape(q_BLD.shape) for x in grads)
 
@@ -89,8 +100,8 @@ def _options(task, x_BLNH, products):
   """Returns the options of a kernel and the work that it states, for the planner's count."""
   rows, length, heads, width = x_BLNH.shape
   weights = rows * heads * task.seen_tiles(TILE, length // TILE) * TILE ** 2
-  per_weight = OPERATIONS_PER_WEIGHT[products > 2, task.rate > 0]
-  warps = 4 if width <= 64 else 8
+  per_weight = OPERATIONS_PER_WEIGHT[products, task.rate > 0]
+  warps = 4 if width <= NARROW else 8
   return {"interpret": task.interpret,
           "compiler_params": plgpu.CompilerParams(num_warps=warps, num_stages=2),
           "metadata": {"flops": str(2 * products * weights * width),
@@ -130,24 +141,11 @@ def _forward_kernel(task, heads, q_ref, k_ref, v_ref, ids_ref, keys_ref, x_ref, 
 
 def _backward_kernel(task, heads, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_ref, means_ref,
                      g_ref, dq_ref, dk_ref, dv_ref):
-  """Computes the gradients of a tile of keys and values, then those of a tile of queries.
-
-  The weights that are kept are divided by their share only after the products.
-  """
+  """Computes the gradients of a tile of keys and values, then those of a tile of queries."""
   mine, tiles = pl.program_id(0), k_ref.shape[0] // TILE
-  make_tile = functools.partial(_Tile, task, pl.program_id(1) % heads, ids_ref, keys_ref)
-  kept = 1 - task.rate
-
-  def differentiate(i, j):
-    """Returns the queries, the keys, the cotangent, and of a tile the weights that are kept and the
-    gradients of the logits."""
-    q_LH, k_SH, v_SH = _scaled(task, q_ref[_span(i), :]), k_ref[_span(j), :], v_ref[_span(j), :]
-    g_LH, here = g_ref[_span(i), :], make_tile(i, j)
-    logits_LS = jnp.where(here.sees(), plgpu.dot(q_LH, k_SH.T), HIDDEN)
-    weights_LS = jnp.exp(logits_LS - sums_ref[_span(i)][:, None])
-    dweights_LS = here.drop(plgpu.dot(g_LH, v_SH.T)) - (means_ref[_span(i)] * kept)[:, None]
-    dlogits_LS = (weights_LS * dweights_LS).astype(k_SH.dtype)
-    return q_LH, k_SH, g_LH, here.drop(weights_LS).astype(v_SH.dtype), dlogits_LS
+  differentiate = functools.partial(
+      _differentiate, task, pl.program_id(1) % heads, q_ref, k_ref, v_ref, ids_ref, keys_ref,
+      sums_ref, means_ref, g_ref)
 
   def add_queries(i, carry):
     dk_SH, dv_SH = carry
@@ -158,13 +156,52 @@ def _backward_kernel(task, heads, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_r
     _, k_SH, _, _, dlogits_LS = differentiate(mine, j)
     return dq_LH + plgpu.dot(dlogits_LS, k_SH)
 
-  zeros = jnp.zeros((TILE, q_ref.shape[1]), jnp.float32)
+  kept, zeros = 1 - task.rate, jnp.zeros((TILE, q_ref.shape[1]), jnp.float32)
   dk_SH, dv_SH = jax.lax.fori_loop(*task.query_tiles(mine, TILE, tiles), add_queries,
                                    (zeros, zeros))
   dk_ref[...] = (dk_SH / kept).astype(dk_ref.dtype)
   dv_ref[...] = (dv_SH / kept).astype(dv_ref.dtype)
   dq_LH = jax.lax.fori_loop(*task.key_tiles(mine, TILE, tiles), add_keys, zeros)
   dq_ref[...] = (dq_LH * (task.scale / kept)).astype(dq_ref.dtype)
+
+
+def _backward_row_kernel(task, heads, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_ref, means_ref,
+                         g_ref, dq_ref, dk_ref, dv_ref):
+  """Computes the gradients of a whole row."""
+  tiles = k_ref.shape[0] // TILE
+  kept, zeros = 1 - task.rate, jnp.zeros((TILE, q_ref.shape[1]), jnp.float32)
+  dq_LH = [zeros] * tiles
+  for j in range(tiles):
+    dk_SH = dv_SH = zeros
+    for i in range(j if task.causal else 0, tiles):
+      q_LH, k_SH, g_LH, weights_LS, dlogits_LS = _differentiate(
+          task, pl.program_id(1) % heads, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_ref,
+          means_ref, g_ref, i, j)
+      dk_SH += plgpu.dot(dlogits_LS.T, q_LH)
+      dv_SH += plgpu.dot(weights_LS.T, g_LH)
+      dq_LH[i] += plgpu.dot(dlogits_LS, k_SH)
+    dk_ref[_span(j), :] = (dk_SH / kept).astype(dk_ref.dtype)
+    dv_ref[_span(j), :] = (dv_SH / kept).astype(dv_ref.dtype)
+  for i in range(tiles):
+    dq_ref[_span(i), :] = (dq_LH[i] * (task.scale / kept)).astype(dq_ref.dtype)
+
+
+def _differentiate(task, head, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_ref, means_ref, g_ref,
+                   i, j):
+  """Returns the queries of tile `i`, the keys of tile `j`, the cotangent, the weights that are kept
+  and the gradients of the logits.
+
+  The weights that are kept are divided by their share only after the products.
+  """
+  here = _Tile(task, head, ids_ref, keys_ref, i, j)
+  q_LH, k_SH, v_SH = _scaled(task, q_ref[_span(i), :]), k_ref[_span(j), :], v_ref[_span(j), :]
+  g_LH = g_ref[_span(i), :]
+  logits_LS = jnp.where(here.sees(), plgpu.dot(q_LH, k_SH.T), HIDDEN)
+  weights_LS = jnp.exp(logits_LS - sums_ref[_span(i)][:, None])
+  kept_LS = here.drop(weights_LS)  # Once: a second use may cost the compiler a second mask.
+  means_L = means_ref[_span(i)] * (1 - task.rate)
+  dlogits_LS = kept_LS * plgpu.dot(g_LH, v_SH.T) - weights_LS * means_L[:, None]
+  return q_LH, k_SH, g_LH, kept_LS.astype(v_SH.dtype), dlogits_LS.astype(k_SH.dtype)
 
 
 def _scaled(task, q_LH):
