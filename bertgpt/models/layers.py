@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
@@ -133,8 +134,8 @@ class Kind(NamedTuple):
     keys: its keys of dropout; None: no dropout.
   """
 
-  is_first: jax.Array | None = None
-  is_global: jax.Array | None = None
+  is_first: jax.Array | np.ndarray | None = None
+  is_global: jax.Array | np.ndarray | None = None
   keys: LayerKeys | None = None
 
 
@@ -144,7 +145,8 @@ def make_kinds(config: FrozenConfigDict) -> Kind:
   Args:
     config: `config.model`.
   """
-  at, every = jnp.arange(config.num_layers), config.global_every
+  # Constants of NumPy, from which XLA sees which kernel each layer of an unrolled loop has.
+  at, every = np.arange(config.num_layers), config.global_every
   return Kind(at == 0 if config.norm == "pre" and config.skip_first_norm else None,
               at % every == 0 if config.window and every else None)
 

@@ -11,7 +11,7 @@ import tiny
 from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import families, padded_vocab_size
-from bertgpt.models import Inputs
+from bertgpt.models import Inputs, attention
 from bertgpt.training import steps
 
 VOCAB = 50_368  # Tokens of the published models.
@@ -79,6 +79,19 @@ def test_local_layers_see_the_window_and_global_ones_the_sequence(family, layers
   if family == "modernbert_decoder":
     expected &= at[:, None] >= at
   np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("unroll, conditionals", [(0, 0), (1, 1)])
+def test_an_unrolled_layer_has_the_kernel_of_its_kind_and_no_choice(monkeypatch, unroll,
+                                                                    conditionals):
+  """With cuDNN's sliding window, which XLA computes here; in a loop, each iteration chooses."""
+  monkeypatch.setattr(attention.attention_kernels, "choose", lambda *args: ("cudnn", "a test"))
+  network, params = make("modernbert_decoder", scan_unroll=unroll)
+  tokens = np.full((2, tiny.LENGTH), 7, np.int32)
+  inputs = Inputs.of_texts(tokens, jnp.full(2, tiny.LENGTH))
+  encode = jax.jit(lambda p: network.apply({"params": p}, inputs, method="features"))
+  text = encode.lower(params).compile().as_text()
+  assert text.count(" conditional(") == conditionals
 
 
 @pytest.mark.parametrize("family", NAMES)
