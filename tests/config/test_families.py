@@ -35,3 +35,19 @@ def test_training_flops_per_token_are_the_published_ones(fields, seq_len, predic
   config.model.update(fields, vocab_size=50257 if predicted == 1 else 30522)
   flops = 3 * families.find(config).flops_per_token(config.model, seq_len, predicted)
   assert flops / 1e9 == pytest.approx(gflops, abs=6e-4)
+
+
+@pytest.mark.parametrize("name, seen", [("modernbert", 129), ("modernbert_decoder", 64)])
+@pytest.mark.parametrize("seq_len", [32, 1024, 8192])
+def test_local_layers_count_only_the_keys_of_their_window(name, seen, seq_len):
+  """One layer after the other: of 22 layers, 0, 3, ..., 21 are global; MLPs have three matrices."""
+  config = config_lib.base()
+  config.model.update(families.FAMILIES[name].presets["base"], vocab_size=50_368)
+  d, f, vocab = 768, 1152, 50_368
+  flops = 0
+  for i in range(22):
+    keys = seq_len if i in (0, 3, 6, 9, 12, 15, 18, 21) else min(seq_len, seen)
+    flops += 2 * (4 * d * d + 3 * d * f) + 4 * keys * d
+  flops += 2 * 0.3 * (d * d + d * vocab)
+  found = families.find(config).flops_per_token(config.model, seq_len, 0.3)
+  assert found == pytest.approx(flops, rel=1e-12)
