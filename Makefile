@@ -4,6 +4,7 @@
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
+# make soak       kills, stops and damages small runs: MINUTES=20 SEED=1 PROCESSES=1
 # make bench-gpu  half an hour on a machine with a GPU: does it work, how fast, what binds
 # make lint       ruff, the alignment of continuation lines, types
 # make docs       docs/ as web pages, in docs/_build; warnings are errors
@@ -29,7 +30,7 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo demo-gpt test test-all test-hf test-tpu test-gpu bench-gpu lint docs lock clean install \
+.PHONY: demo demo-gpt soak test test-all test-hf test-tpu test-gpu bench-gpu lint docs lock clean install \
   install-hf install-plan install-gpu install-docs install-lint
 
 demo: $(STAMP)
@@ -43,6 +44,12 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+MINUTES ?= 20
+SEED ?= 1
+PROCESSES ?= 1
+soak: $(STAMP)
+	$(BIN)/python tests/soak.py --minutes $(MINUTES) --seed $(SEED) --processes $(PROCESSES)
 
 # Without PyTorch these tests would be skipped, so the import of PyTorch comes first.
 test-hf: $(HF_STAMP)

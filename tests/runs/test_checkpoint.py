@@ -543,7 +543,7 @@ def test_a_process_that_ends_with_an_error_finishes_its_save(tmp_path):
         checkpoints.save(1, make_state(1), {"step": 1})
         raise SystemExit(3)
       """, tmp_path)
-  assert process.wait(60) == 3
+  assert process.wait(300) == 3
   assert checkpoint.committed_steps(tmp_path) == [1]
 
 
@@ -584,6 +584,7 @@ def two_processes(code, workdir):
       jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[3]))
       sharding = NamedSharding(Mesh(np.array(jax.devices()), "x"), P("x"))
       first = jax.process_index() == 0
+      say = lambda *words: print("\\nSAID", *words, flush=True)
       make = jax.jit(lambda step: {"params": {"w": jnp.arange(2.**16) + step},
                                    "m": jnp.arange(8) * step}, out_shardings=sharding)
       """
@@ -597,9 +598,9 @@ def two_processes(code, workdir):
 
 
 def read_lines(process):
-  """Returns what a process printed, without Gloo's messages, which its threads may break in two."""
-  lines = process.communicate(timeout=120)[0].splitlines()
-  return [line for line in lines if "[Gloo]" not in line and "peer ranks" not in line]
+  """Returns what a process said. Gloo's threads print on stdout too, and break into lines."""
+  lines = process.communicate(timeout=300)[0].splitlines()
+  return [line.removeprefix("SAID ") for line in lines if line.startswith("SAID ")]
 
 
 def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
@@ -609,10 +610,10 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
       checkpoints = open_checkpoints(sys.argv[1], every_minutes=1e-9 if first else 1e9,
                                      every_steps=0)
       assert checkpoints.restore_latest(like) is None
-      print("DUE", [s for s in range(1, 31) if checkpoints.due(s)])
+      say("DUE", [s for s in range(1, 31) if checkpoints.due(s)])
       for step in (10, 20, 30):
         checkpoints.save(step, make(step), {"step": step}, wait=step == 30)
-      print("STEPS", checkpoint.committed_steps(sys.argv[1]))
+      say("STEPS", checkpoint.committed_steps(sys.argv[1]))
       checkpoints.close()
       multihost_utils.sync_global_devices("both have looked")
       if first:
@@ -621,7 +622,7 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
       checkpoints = open_checkpoints(sys.argv[1])
       state, metadata = checkpoints.restore_latest(like)
       same = fingerprint(state) == fingerprint(make(20))
-      print("RESTORED", metadata["step"], same)
+      say("RESTORED", metadata["step"], same)
       checkpoints.save(40, state, {"step": 40})
       checkpoints.close()
       """
@@ -649,7 +650,7 @@ def test_a_process_that_cannot_write_reports_it_at_once(tmp_path, failing):
       try:
         checkpoints.save(2, make(2), {{"step": 2}}, wait=True)
       except checkpoint.StorageError as e:
-        print(e, flush=True)
+        say(e)
         os._exit(e.exit_code)
       """, tmp_path) as processes:
     assert "File too large" in read_lines(processes[failing])[0]
