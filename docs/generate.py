@@ -9,6 +9,7 @@
 import argparse
 import ast
 import importlib
+import importlib.util
 import pathlib
 import re
 import sys
@@ -307,6 +308,20 @@ def write_exit_codes() -> str:
               "and what to do.", table(header, rows), rest)
 
 
+def write_faults() -> str:
+  path = ROOT / "tests" / "faults" / "matrix.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  matrix = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(matrix)
+  rows = [(prose(fault.what), prose(fault.promise), "<br>".join(code(t) for t in fault.tests))
+          for fault in matrix.MATRIX]
+  return page("Faults", "What the program promises when something goes wrong, and the tests, in "
+              "`tests/`, that show it. The numbers are [exit codes](exit_codes.md).",
+              table(("fault", "promise", "tests"), rows),
+              "`make soak MINUTES=20 SEED=1 PROCESSES=2` kills, stops and damages small runs at "
+              "random; each of them must end like an undisturbed one, bit for bit.")
+
+
 def _read_table(text: str) -> Iterator[list[str]]:
   """Yields the rows of a table in a docstring; a row without a first cell continues the last."""
   rows: list[list[str]] = []
@@ -329,6 +344,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "config": write_config,
     "exit_codes": write_exit_codes,
     "families": write_families,
+    "faults": write_faults,
     "presets": write_presets,
     "recipes": write_recipes,
     "rows": write_rows,

@@ -20,7 +20,7 @@ from bertgpt.runs import manifest as manifest_lib
 from bertgpt.training import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TIMEOUT_S = 240
+TIMEOUT_S = 1200  # Only a hang takes so long, also on a busy machine.
 STEPS = 40
 
 RECIPE = '''
