@@ -15,8 +15,8 @@ class Fault(NamedTuple):
 
 
 RUNS, PEERS, CHECKPOINT = "test_runs.py", "test_peers.py", "runs/test_checkpoint.py"
-PROCESS, SIGNALS, CHILDREN = (f"devices/test_{name}.py" for name in ("process", "signals",
-                                                                      "children"))
+PROCESS, SIGNALS = "devices/test_process.py", "devices/test_signals.py"
+CHILDREN = "devices/test_children.py"
 PREPARE, CLI, UPKEEP = "data/corpus/test_prepare.py", "test_cli.py", "runs/test_upkeep.py"
 
 
