@@ -121,7 +121,9 @@ def run_part(module: str, name: str, limit: float, rehearse: bool) -> Outcome:
   """
   if limit < LEAST_SECONDS:
     return Outcome(0.0, [], "not started: no time left")
-  environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if rehearse else {})
+  # Otherwise the last line of an error would be one about filtering.
+  environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
+  environment |= {"JAX_PLATFORMS": "cpu"} if rehearse else {}
   start = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     rows, log = pathlib.Path(folder, "rows"), pathlib.Path(folder, "log")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import step_bertgpt
-from benchmarks.device_parts import Row, at_most
+from benchmarks.device_parts import Row, at_most, guard
 from benchmarks.side_by_side import Worker
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, attention_kernels, presets, recipes
@@ -36,19 +36,20 @@ def attention(rehearse: bool) -> Iterator[Row]:
   """Yields errors of every kernel against the plain path in float32, and what leaks."""
   rows, length, heads, width = (2, 128, 2, 64) if rehearse else (8, 512, 12, 64)
   ids = _make_ids(rows, length)
-  names = [*attention_kernels.FUSED, "auto", "xla"]
-  platform = jax.default_backend()
-  for dtype in ("float32", "bfloat16"):
-    layer = attention_kernels.Layer(platform, dtype, length, width, 0.0)
-    able = [name for name in names if name not in attention_kernels.FUSED
-            or not attention_kernels.obstacles(name, layer)]
-    for name in able:
+  for dtype, dropout in (("bfloat16", 0.0), ("bfloat16", 0.1), ("float32", 0.0), ("float32", 0.1)):
+    layer = attention_kernels.Layer(jax.default_backend(), dtype, length, width, dropout)
+    able = [name for name in attention_kernels.FUSED
+            if not attention_kernels.obstacles(name, layer)]
+    for name in [*able, "auto", *([] if dropout else ["xla"])]:
       chosen = attention_kernels.choose(name, layer)[0]
       for kind, causal, lengths in (("packed", False, None), ("packed", True, None),
                                     ("one sequence", False, _lengths(rows, length))):
         label = f"{name} ({chosen}), {dtype}, {kind}{', causal' * causal}"
-        yield from _check_kernel(label, name, dtype, (rows, length, heads, width), causal,
-                                 ids if lengths is None else _ids_of(lengths, length), lengths)
+        label += f", dropout {dropout}" if dropout else ""
+        run = functools.partial(_run_kernel, causal=causal, dropout=dropout)
+        yield from guard(label, _check_kernel(
+            label, name, dtype, (rows, length, heads, width), run,
+            ids if lengths is None else _ids_of(lengths, length), lengths))
 
 
 def _make_ids(rows: int, length: int) -> np.ndarray:
@@ -67,13 +68,13 @@ def _ids_of(lengths: np.ndarray, length: int) -> np.ndarray:
   return (np.arange(length) < lengths[:, None]).astype(np.int32)
 
 
-def _check_kernel(label: str, name: str, dtype: str, shape: tuple[int, ...], causal: bool,
+def _check_kernel(label: str, name: str, dtype: str, shape: tuple[int, ...], run: Callable,
                   ids: np.ndarray, lengths: np.ndarray | None) -> Iterator[Row]:
   rng = np.random.default_rng(0)
   inputs = [rng.normal(size=shape).astype(np.float32) for _ in range(4)]
   with jax.default_matmul_precision("highest"):
-    exact = _run_kernel(*inputs, ids, None, "xla", causal)
-  found = _run_kernel(*(jnp.asarray(x, dtype) for x in inputs), ids, lengths, name, causal)
+    exact = run(*inputs, ids, None, "xla")
+  found = run(*(jnp.asarray(x, dtype) for x in inputs), ids, lengths, name)
   is_token = (ids > 0)[:, :, None, None]  # What padding computes is not used.
   error = max(float(np.abs(np.where(is_token, np.asarray(a, np.float32) - np.asarray(b), 0)).max())
               for a, b in zip(found, exact, strict=True))
@@ -81,18 +82,19 @@ def _check_kernel(label: str, name: str, dtype: str, shape: tuple[int, ...], cau
   if lengths is None:
     other = (ids == 2)[:, :, None, None]
     changed = [jnp.asarray(np.where(other, 9 - 5 * x, x), dtype) for x in inputs]
-    pairs = zip(found, _run_kernel(*changed, ids, None, name, causal), strict=True)
+    pairs = zip(found, run(*changed, ids, None, name), strict=True)
     leaks = sum(int((np.asarray(a != b) & (ids == 1)[:, :, None, None]).sum()) for a, b in pairs)
     yield at_most(f"{label}: elements that another sequence changes", leaks, 0)
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "causal"))
-def _run_kernel(q, k, v, g, ids, lengths, kernel, causal):
-  """Returns the result and the gradients of query, key and value."""
+@functools.partial(jax.jit, static_argnames=("kernel", "causal", "dropout"))
+def _run_kernel(q, k, v, g, ids, lengths, kernel, causal, dropout):
+  """Returns the result and the gradients of query, key and value; every kernel draws one mask."""
   visibility = Visibility(ids, lengths, causal=causal)
   attend = functools.partial(attention_lib.attend, visibility=visibility, kernel=kernel,
-                             dropout=0.0, dropout_key=None)
-  x, backward = jax.vjp(attend, q, k, v)
+                             dropout=dropout,
+                             dropout_key=jnp.array([7, 8], jnp.uint32) if dropout else None)
+  x, backward = jax.vjp(lambda *qkv: attend(*qkv).reshape(q.shape), q, k, v)
   return x, *backward(g)
 
 
@@ -103,25 +105,27 @@ REHEARSED_RECIPES = ("albert_base", "bert_large_lamb", "gpt2_small")
 
 
 def steps_of_recipes(rehearse: bool) -> Iterator[Row]:
-  """Yields the difference of the losses of one step in 1 and in 5 pieces, for every recipe."""
+  """Yields the difference of the losses of two steps in 1 and in 5 pieces, for every recipe."""
   for path in sorted(pathlib.Path("configs").glob("*.py")):
     if path.stem.startswith("finetune") or rehearse and path.stem not in REHEARSED_RECIPES:
       continue
-    config = recipes.load(str(path))
-    config.model.update(num_layers=2, dropout=0.0, attention_dropout=0.0)
-    config.model.vocab_size = 1_000
-    if rehearse:
-      config.model.update(width=64, num_heads=1, mlp_dim=128)
-    last = config.phases[-1].to_dict() | {"batch_size": 10, "learning_rate_rule": "restart"}
-    if rehearse:
-      last |= {"seq_len": 32, "max_predictions": 6}
-    losses = []
-    for pieces in (1, 5):
-      config.phases = (config_lib.phase(**last | {"micro_batches": pieces}),)
-      losses.append(_first_losses(config))
-    difference = float(np.abs(np.subtract(*losses)).max())
-    yield at_most(f"{path.stem}: losses {losses[0][0]:.4f}, {losses[0][1]:.4f} in 1 piece; in 5, "
-                  "difference", difference, 1e-2)
+    yield from guard(path.stem, _check_recipe(path, rehearse))
+
+
+def _check_recipe(path: pathlib.Path, rehearse: bool) -> Iterator[Row]:
+  config = recipes.load(str(path))
+  config.model.update(num_layers=2, dropout=0.0, attention_dropout=0.0, vocab_size=1_000)
+  last = config.phases[-1].to_dict() | {"batch_size": 10, "learning_rate_rule": "restart"}
+  if rehearse:
+    config.model.update(width=64, num_heads=1, mlp_dim=128)
+    last |= {"seq_len": 32, "max_predictions": 6}
+  losses = []
+  for pieces in (1, 5):
+    config.phases = (config_lib.phase(**last | {"micro_batches": pieces}),)
+    losses.append(_first_losses(config))
+  difference = float(np.abs(np.subtract(*losses)).max())
+  yield at_most(f"{path.stem}: losses {losses[0][0]:.4f}, {losses[0][1]:.4f} in 1 piece; in 5, "
+                "difference", difference, 1e-2)
 
 
 def _first_losses(config: ConfigDict) -> list[float]:

@@ -50,6 +50,20 @@ def at_most(what: str, value: float, allowed: float, unit: str = "") -> Row:
   return Row(what, value, unit, f"at most {allowed:g}", bool(value <= allowed))
 
 
+def guard(what: str, rows: Iterator[Row]) -> Iterator[Row]:
+  """Yields rows; an error becomes a row, so that the rest of a part follows.
+
+  Args:
+    what: description of the numbers, for that row.
+    rows: rows that may raise.
+  """
+  try:
+    yield from rows
+  except Exception as e:
+    said = str(e).strip().splitlines() or [""]
+    yield Row(what, "failed", "", f"{type(e).__name__}: {said[0]}"[:200], False)
+
+
 def run(name: str, path: pathlib.Path, part: Callable[[bool], Iterator[Row]],
         rehearse: bool) -> None:
   """Writes the rows of a part.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from benchmarks import step_bertgpt
 from benchmarks.bare_step import BareStep
-from benchmarks.device_parts import Row
+from benchmarks.device_parts import Row, guard
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.devices import hardware, process
@@ -132,23 +132,26 @@ def analyze(bare: BareStep, flops: float) -> tuple[Any, roofline.Roofline]:
 
 def predictions(rehearse: bool) -> Iterator[Row]:
   """Yields step time, MFU and memory of some programs, each beside its prediction."""
-  chip = find_chip()
   for name in PROGRAMS:
-    config = read_program(name, rehearse)
-    flops = metrics.flops_per_step(config, config.phases[0])
-    bare = start(config)
-    compiled, roof = analyze(bare, flops)
-    bare.seconds(3)
-    seconds = bare.seconds(max(3, round(SECONDS / max(roof.seconds, 1e-3))) if not rehearse else 2)
-    yield Row(f"{name}: step", seconds * 1e3, "ms",
-              f"predicted {roof.seconds * 1e3:.4g}, ratio {seconds / roof.seconds:.3f}")
-    yield Row(f"{name}: MFU", flops / seconds / chip.peak_flops, "",
-              f"predicted {flops / roof.seconds / chip.peak_flops:.4g}")
-    memory = aot.read_memory(compiled.memory_analysis(), aot.StateBytes(0.0, 0.0))
-    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
-    yield Row(f"{name}: memory so far, at most", peak / 2**30, "GiB",
-              f"compiled {memory.total / 2**30:.4g}")
-    del bare, compiled
+    yield from guard(name, _measure_program(name, rehearse))
+
+
+def _measure_program(name: str, rehearse: bool) -> Iterator[Row]:
+  config, chip = read_program(name, rehearse), find_chip()
+  flops = metrics.flops_per_step(config, config.phases[0])
+  bare = start(config)
+  compiled, roof = analyze(bare, flops)
+  bare.seconds(3)
+  number = 2 if rehearse else max(3, round(SECONDS / max(roof.seconds, 1e-3)))
+  seconds = bare.seconds(number)
+  yield Row(f"{name}: step", seconds * 1e3, "ms",
+            f"predicted {roof.seconds * 1e3:.4g}, ratio {seconds / roof.seconds:.3f}")
+  yield Row(f"{name}: MFU", flops / seconds / chip.peak_flops, "",
+            f"predicted {flops / roof.seconds / chip.peak_flops:.4g}")
+  memory = aot.read_memory(compiled.memory_analysis(), aot.StateBytes(0.0, 0.0))
+  peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
+  yield Row(f"{name}: memory so far, at most", peak / 2**30, "GiB",
+            f"compiled {memory.total / 2**30:.4g}")
 
 
 # --------------------------------------------------------- Hugging Face
@@ -198,20 +201,23 @@ def kernels_of(folder: pathlib.Path) -> dict[str, float]:
 def kernels(rehearse: bool) -> Iterator[Row]:
   """Yields the kernels that take longest in three steps, measured and then predicted."""
   for name in list(PROGRAMS)[:1] if rehearse else PROGRAMS:
-    config = read_program(name, rehearse)
-    bare = start(config)
-    _, roof = analyze(bare, metrics.flops_per_step(config, config.phases[0]))
-    bare.seconds(3)
-    with tempfile.TemporaryDirectory() as folder:
-      with jax.profiler.trace(folder):
-        bare.seconds(PROFILED_STEPS)
-      measured = kernels_of(pathlib.Path(folder))
-    total = sum(measured.values()) / PROFILED_STEPS
-    yield Row(f"{name}: all kernels", total * 1e3, "ms", f"predicted {roof.seconds * 1e3:.4g}")
-    longest = sorted(measured.items(), key=lambda item: -item[1])[:SHOWN_KERNELS]
-    for kernel, seconds in longest:
-      yield Row(f"  measured: {kernel[:80]}", seconds / PROFILED_STEPS * 1e3, "ms")
-    for kernel in roof.kernels[:SHOWN_KERNELS]:
-      yield Row(f"  predicted: {kernel.name}, {kernel.source[-60:]}", kernel.seconds * 1e3, "ms",
-                f"bound by {kernel.bound}, {kernel.runs:.0f} runs")
-    del bare
+    yield from guard(name, _profile_program(name, rehearse))
+
+
+def _profile_program(name: str, rehearse: bool) -> Iterator[Row]:
+  config = read_program(name, rehearse)
+  bare = start(config)
+  _, roof = analyze(bare, metrics.flops_per_step(config, config.phases[0]))
+  bare.seconds(3)
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      bare.seconds(PROFILED_STEPS)
+    measured = kernels_of(pathlib.Path(folder))
+  total = sum(measured.values()) / PROFILED_STEPS
+  yield Row(f"{name}: all kernels", total * 1e3, "ms", f"predicted {roof.seconds * 1e3:.4g}")
+  longest = sorted(measured.items(), key=lambda item: -item[1])[:SHOWN_KERNELS]
+  for kernel, seconds in longest:
+    yield Row(f"  measured: {kernel[:80]}", seconds / PROFILED_STEPS * 1e3, "ms")
+  for kernel in roof.kernels[:SHOWN_KERNELS]:
+    yield Row(f"  predicted: {kernel.name}, {kernel.source[-60:]}", kernel.seconds * 1e3, "ms",
+              f"bound by {kernel.bound}, {kernel.runs:.0f} runs")

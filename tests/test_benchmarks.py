@@ -19,6 +19,7 @@ from benchmarks import (
     side_by_side,
     step,
 )
+from benchmarks.device_parts import Row
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.errors import ConfigError
@@ -356,3 +357,12 @@ def test_a_part_runs():
   rows = list(device_speed.products(rehearse=True))
   assert [row.unit for row in rows] == ["", "", "", "us"]
   assert all(row.value > 0 for row in rows[1:])
+
+
+def test_an_error_in_the_middle_is_a_row():
+  def rows():
+    yield Row("before", 1)
+    raise ValueError("no such kernel\nand more")
+
+  assert list(device_parts.guard("kernel", rows())) == [
+      Row("before", 1), Row("kernel", "failed", "", "ValueError: no such kernel", False)]
