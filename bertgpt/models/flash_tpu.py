@@ -35,8 +35,8 @@ VMEM_LIMIT = 64 * 2**20
 # 4 x 1,024 operations per cycle and the share of them in `hardware.EFFICIENCY`.
 # {(is backward, has dropout): ((least tile, operations), ...)}.
 OPERATIONS_PER_WEIGHT = {
-    (False, False): ((0, 18), (512, 12)), (False, True): ((0, 34), (512, 24)),
-    (True, False): ((0, 33), (512, 22)), (True, True): ((0, 49), (512, 34)),
+    (False, False): ((0, 26), (512, 12)), (False, True): ((0, 34), (512, 24)),
+    (True, False): ((0, 42), (512, 21)), (True, True): ((0, 49), (512, 34)),
 }
 
 
@@ -65,13 +65,13 @@ def make_grid(task: Task, x: Any, arrays: int) -> Grid:
 
   Args:
     task: what it computes.
-    x: an argument, [B, L, D].
+    x: an argument, [B, L, D], with a length that is a multiple of 128.
     arrays: number of its arguments and results of that shape.
   """
   rows, length, width = x.shape
   chunk = min(width, max(task.head_width, LANES))
   chunks = width // chunk
-  tile = next(n for n in range(min(length, TILE), 0, -1) if length % n == 0)
+  tile = next(n for n in range(min(length, TILE), 0, -LANES) if length % n == 0)
   vmem_bytes = VMEM_BYTES - TILES_ALIVE * 4 * tile**2
   bytes_per_chunk = 2 * arrays * length * chunk * x.dtype.itemsize
   count = max((n for n in range(1, chunks + 1)
