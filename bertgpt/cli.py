@@ -156,9 +156,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
   """
   command = arguments.module
   with contextlib.ExitStack() as stack:
+    stack.callback(watchdog.disarm)  # Also if `run` arms it and raises.
     if arguments.is_heavy:
       watchdog.arm(watchdog.START_MINUTES + arguments.distributed_timeout / 60)
-      stack.callback(watchdog.disarm)
     release = stack.enter_context(signals.hold())
     if hasattr(command, "check"):
       command.check(arguments)

@@ -58,11 +58,18 @@ def disarm() -> None:
 
 
 @contextlib.contextmanager
-def paused() -> Iterator[None]:
-  """Lifts the limit inside the context, for work of any length that waits for nobody."""
+def restored() -> Iterator[None]:
+  """Sets the limit, at the end of the context, to what it was before it, which starts again."""
   minutes = _minutes
-  disarm()
   try:
     yield
   finally:
     arm(minutes)
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+  """Lifts the limit inside the context, for work of any length that waits for nobody."""
+  with restored():
+    disarm()
+    yield

@@ -100,7 +100,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   batch_size = config.eval.batch_size
   running, pending = metrics.RunningSums(), None
   step = evaluator.find_program(phase_index)
-  with sharding.use_mesh(mesh, config):
+  with sharding.use_mesh(mesh, config), watchdog.restored():
     layout = sharding.batch_sharding(mesh, config)
     rows = sharding.local_rows(layout, batch_size)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
@@ -112,7 +112,6 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
         running.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
       pending = sums
     running.add(jax.device_get(pending))
-  watchdog.renew()
   objective = choices.OBJECTIVES[config.objective.name]
   means = metrics.with_perplexity(running.means(), objective.loss)
   if objective.predicts_all:
@@ -173,7 +172,6 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
       trained.params, trained.params, mesh, config, models.axes_of(config)))
   with trained_lib.exact_products(config):
     means = run(evaluator, params, len(config.phases) - 1)
-  watchdog.disarm()
   if jax.process_index() == 0:
     trained_lib.note_dtype(config)
   return means

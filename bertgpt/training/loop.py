@@ -58,7 +58,6 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     UserError: see `errors`; `Preempted` after a signal, with a checkpoint saved.
   """
   with contextlib.ExitStack() as stack:
-    stack.callback(watchdog.disarm)
     run = stack.enter_context(open_run(config, path, allow_change))
     config, last_step = run.config, config_lib.total_steps(run.config)
     checkpoints = stack.enter_context(checkpoint.Checkpoints(

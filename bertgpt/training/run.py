@@ -61,9 +61,9 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   config_lib.validate(config, process.count_devices(), jax.default_backend())
   kind = jax.devices()[0].device_kind
   hardware.check_products(config.model.matmul, kind, hardware.find_chip(kind))
-  watchdog.arm_for(config.system, compiles=True)
   process.use_compilation_cache(config.system.compilation_cache)
-  with workdir.make_and_lock(path, jax.process_index() == 0):
+  with watchdog.restored(), workdir.make_and_lock(path, jax.process_index() == 0):
+    watchdog.arm_for(config.system, compiles=True)
     workdir.check_unchanged(path, config, allow_change)
     if not workdir.is_run(path):
       unread.check(config)

@@ -7,7 +7,10 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
+from bertgpt import cli
+from bertgpt.commands import prepare
 from bertgpt.devices import watchdog
+from bertgpt.errors import DataError
 
 
 def run_python(code):
@@ -32,6 +35,15 @@ def test_a_renewed_limit_starts_again_and_a_paused_one_does_not_count():
   assert (result.returncode, result.stdout) == (1, "here\n")
 
 
+def test_a_limit_that_was_there_before_is_back_after_an_error(monkeypatch):
+  armed = []
+  monkeypatch.setattr(watchdog, "arm", armed.append)
+  monkeypatch.setattr(watchdog, "_minutes", 7)
+  with pytest.raises(ValueError), watchdog.restored():
+    raise ValueError
+  assert armed == [7]
+
+
 def test_without_a_limit_nothing_happens():
   result = run_python("import time\nwatchdog.arm(0.2 / 60); watchdog.disarm(); watchdog.renew()\n"
                       "with watchdog.paused(): pass\ntime.sleep(1)")
@@ -47,3 +59,17 @@ def test_compilation_has_its_own_allowance(monkeypatch, hang, more, compiles, mi
   watchdog.arm_for(ConfigDict({"hang_timeout_minutes": hang, "compile_timeout_minutes": more}),
                    compiles=compiles)
   assert armed == [minutes]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_command_leaves_no_limit_behind(monkeypatch, fails):
+  """Otherwise it would end the process of a caller, as a notebook, half an hour later."""
+  def arm_and_end(arguments):
+    watchdog.arm(30)
+    if fails:
+      raise DataError("as it may happen")
+
+  monkeypatch.setattr(prepare, "check", lambda arguments: None)
+  monkeypatch.setattr(prepare, "run", arm_and_end)
+  assert cli.main(["prepare", "--config=demo"]) == (65 if fails else 0)
+  assert not watchdog._minutes
