@@ -1,10 +1,19 @@
-r"""ModernBERT's layers, masks and optimizer in a size for a small machine.
+r"""ModernBERT's layers, masks, phases and optimizer in a size for a small machine.
 
 Command    bertgpt train --config configs/modernbert_mini.py --workdir runs/modernbert_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a byte-level BPE of 4,096 pieces is trained on it.
-Hardware   Two CPU cores.
-Expected   Not yet known.
+Hardware   Two CPU cores: 50 minutes while other programs used nine tenths of them.
+Expected   With Wikipedia, on held-out text, 15% of whose tokens are masked:
+             step               200   400   600   800  1000  no context
+             tokens per row      32    32    32   128   128         128
+             MLM perplexity     683   621   554   668   670         676
+             MLM accuracy, %    8.5  10.3  12.0  10.3  11.3        12.5
+           Without context, the unigram model predicts tokens.
+
+The run shows that every part works, and not what the architecture can do: after its 1.9 M tokens
+the model knows little more than the frequencies of tokens. `wiki_mini` describes this plateau, and
+what shortens it.
 """
 
 from bertgpt.config import base, families, phase
