@@ -5,11 +5,12 @@ its models may have, and `choose(config)`, which returns the architecture that c
 model of a config.
 
 Letters for the size of an axis: V vocabulary, P positions, S segments, D width, E width of the
-embeddings, F width of the MLP, C outputs of a task. Our matrices are [in, out], with the layers
-stacked on a leading axis. "Theirs" means `transformers`.
+embeddings, F width of the MLP, C outputs of a task; G and H are D and F of a second model. Our
+matrices are [in, out], with the layers stacked on a leading axis. "Theirs" means `transformers`.
 """
 
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,10 @@ from bertgpt.errors import DataError
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
 # First parts of the paths of the parameters that compute features. The others are those of heads.
-BODY = ("embeddings", "encoder", "decoder", "final_norm")
+BODY = ("embeddings", "encoder", "decoder", "final_norm", "generator_embeddings",
+        "generator_project", "generator")
+
+Leaves = dict[str, np.ndarray]  # Path of a parameter -> array.
 
 
 class Storage(NamedTuple):
@@ -70,6 +74,7 @@ class Rule(NamedTuple):
     axes: letters of our shape, without the axis of the layers.
     storage: a key of `STORAGES`.
     first: first layer that has the tensor. Ours has 1 in the layers before, where it is not used.
+    unless_equal: letters of two sizes; the parameter is there only if they differ. '': always.
   """
 
   ours: str
@@ -77,6 +82,7 @@ class Rule(NamedTuple):
   axes: str
   storage: str = "same"
   first: int = 0
+  unless_equal: str = ""
 
   @property
   def group(self) -> str:
@@ -87,6 +93,14 @@ class Rule(NamedTuple):
   def is_stacked(self) -> bool:
     """True if `transformers` has one tensor per layer, and we have one array of all layers."""
     return "{}" in self.theirs
+
+  def applies(self, sizes: Sizes) -> bool:
+    """Returns whether a model of these sizes has the parameter.
+
+    Args:
+      sizes: letter -> size.
+    """
+    return not self.unless_equal or len({sizes[letter] for letter in self.unless_equal}) > 1
 
 
 def linear(ours: str, theirs: str, axes: str, storage: str = "linear") -> list[Rule]:
@@ -155,6 +169,11 @@ class Architecture(NamedTuple):
     find_problem: `config.model` -> another field that the architecture cannot compute, with the
       reason, or None.
     limits: sentences for the model card.
+    parts: name of a subfolder -> architecture of another model there, which was trained in the same
+      run and may share parameters.
+    split: (our leaves, `config.model`) -> leaves by the paths in the rules of all parts.
+    join: the inverse: (leaves, fields) -> (our leaves, fields, heads with random weights), as in
+      `conversion.Converted`. Parts that are missing get random weights.
     bias_target: path of the last bias before the layer of outputs, which in `transformers` has no
       bias: ours is added there, multiplied by the inverse of the layer; '': it has a bias.
     read: config.json -> further fields of `config.model`; it raises DataError.
@@ -182,6 +201,10 @@ class Architecture(NamedTuple):
   tuned: Mapping[str, "Architecture"] = {}
   find_problem: Callable[[Any], str | None] = find_modern_field
   limits: tuple[str, ...] = ()
+  parts: Mapping[str, "Architecture"] = {}
+  split: Callable[[Leaves, Any], Leaves] = lambda leaves, model: leaves
+  join: Callable[[Leaves, dict[str, Any]], tuple[Leaves, dict[str, Any], tuple[str, ...]]] = (
+      lambda leaves, fields: (leaves, fields, ()))
   bias_target: str = ""
   read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda hf_config: {}
   write: Callable[[Any], dict[str, Any]] = lambda model: {}
@@ -227,6 +250,38 @@ TASKS = {
 }
 
 
+def find_sizes(model: Mapping[str, Any], pad_id: int) -> Sizes:
+  """Returns the sizes of the axes, by their letters in the tables.
+
+  Args:
+    model: field of `config.model` -> value.
+    pad_id: see `to_hugging_face`.
+  """
+  width = model.get("width", 0)  # A second model may have no other field than its own.
+  return {"V": model["vocab_size"], "P": model["max_positions"], "D": width,
+          "E": model.get("embedding_width") or width, "F": model.get("mlp_dim", 0),
+          "S": max(1, model.get("num_segments", 1)), "1": 1, "2": 2, "skip": pad_id + 1,
+          "G": model.get("generator_width", 0), "H": model.get("generator_mlp_dim", 0)}
+
+
+def draw(rule: Rule, sizes: Sizes, std: float, layers: int = 0) -> np.ndarray:
+  """Returns random values of a parameter, by its name: a kernel, a scale or a bias.
+
+  Args:
+    rule: rule of the parameter.
+    sizes: letter -> size.
+    std: standard deviation of kernels.
+    layers: layers of a stacked parameter.
+  """
+  name = rule.ours.split("/")[-1]
+  shape = (*[layers] * rule.is_stacked, *(sizes[letter] for letter in rule.axes))
+  x = np.ones(shape) if name == "scale" else np.zeros(shape)
+  if name == "kernel":  # The generator is named, so that the draw is always the same.
+    x = np.random.Generator(np.random.PCG64(zlib.crc32(rule.ours.encode()))).normal(0, std, shape)
+  x = np.asarray(x, np.float32)
+  return STORAGES[rule.storage].read(x, sizes) if rule.storage == "vocabulary" else x
+
+
 def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
          bias_target: str = "", left_out: tuple[str, ...] = ()) -> Architecture:
   """Returns an architecture whose `tuned` holds the architectures of its fine-tuned models.
@@ -239,7 +294,7 @@ def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
   """
   kept = [rule for rule in base.rules if rule.group in BODY]
   tuned = {kind: base._replace(name=prefix + TASKS[kind][0], tied={}, rules=[*kept, *rules],
-                               pipeline=TASKS[kind][1], auto=TASKS[kind][2],
+                               parts={}, pipeline=TASKS[kind][1], auto=TASKS[kind][2],
                                bias_target=bias_target, left_out=left_out)
            for kind, rules in heads.items()}
   return base._replace(tuned=tuned)

@@ -6,7 +6,6 @@ family. Heads of fine-tuned models are only written; when such a model is read, 
 
 import collections
 import importlib
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,15 @@ from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import architecture as architecture_lib
-from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, Sizes
+from bertgpt.hub.architecture import (
+  BODY,
+  STORAGES,
+  TIED,
+  Architecture,
+  Rule,
+  draw,
+  find_sizes,
+)
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
@@ -37,12 +44,13 @@ UNREADABLE = {
 # ------------------------------------------------------------- to transformers
 
 
-def find_architecture(config: ConfigDict, kind: str = "") -> Architecture:
+def find_architecture(config: ConfigDict, kind: str = "", part: str = "") -> Architecture:
   """Returns the architecture that computes exactly the model of a config.
 
   Args:
     config: a whole config.
     kind: kind of the task it was fine-tuned on, as in `tasks.rows.Task`; '': not fine-tuned.
+    part: a key of `Architecture.parts`, for a second model of the run; '': the model itself.
   Raises:
     ConfigError: `transformers` has no such architecture; names the field.
   """
@@ -61,7 +69,7 @@ def find_architecture(config: ConfigDict, kind: str = "") -> Architecture:
       architecture_lib.find_pooling_problem(architecture, model, kind)):
     raise ConfigError(f"{problem}. This model cannot be exported")
   if not kind:
-    return architecture
+    return architecture.parts[part] if part else architecture
   if kind not in architecture.tuned:
     raise ConfigError(f"a fine-tuned {architecture.name} reads additional tokens, which "
                       "transformers does not have. This model cannot be exported. Its predictions "
@@ -74,7 +82,7 @@ def _table(family: str):
 
 
 def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int = 1,
-                    kind: str = "") -> dict[str, np.ndarray]:
+                    kind: str = "", part: str = "") -> dict[str, np.ndarray]:
   """Returns tensors as `transformers` names and stores them, without padding of the vocabulary.
 
   Args:
@@ -82,15 +90,15 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
     config: config of the run, with `model.vocab_size` set.
     pad_id: id of the padding, read only for RoBERTa, whose positions begin at `pad_id` + 1; the
       published models have 1.
-    kind: see `find_architecture`.
+    kind, part: see `find_architecture`.
   Returns:
     Name -> float32 array, contiguous.
   Raises:
     ConfigError: see `find_architecture`; or the model has a parameter that the architecture lacks,
       or lacks one of its parameters.
   """
-  architecture = find_architecture(config, kind)
-  sizes = _sizes(config.model, pad_id)
+  architecture, main = find_architecture(config, kind, part), find_architecture(config, kind)
+  sizes = find_sizes(config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
             for name, x in trees.named_leaves(params).items()}
   has_segments = any(rule.ours == "embeddings/segment/embedding" for rule in architecture.rules)
@@ -98,15 +106,20 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
     leaves["embeddings/segment/embedding"] = np.zeros((1, sizes["E"]), np.float32)
   if architecture.bias_target:
     leaves = _move_bias(leaves, architecture)
+  leaves = main.split(leaves, config.model)
   parts = collections.defaultdict(list)
   for rule in architecture.rules:
+    if not rule.applies(sizes):
+      continue
     if rule.ours not in leaves:
       raise ConfigError(f"the parameter {rule.ours} of {architecture.name} is missing")
     array = leaves.pop(rule.ours)
     for i, x in enumerate(array if rule.is_stacked else [array]):
       if i >= rule.first:
         parts[rule.theirs.format(i), rule.storage].append(STORAGES[rule.storage].write(x, sizes))
-  if leaves := leaves.keys() - architecture.left_out:
+  whole = find_architecture(config)
+  elsewhere = {rule.ours for other in (whole, *whole.parts.values()) for rule in other.rules}
+  if leaves := leaves.keys() - architecture.left_out - elsewhere:
     raise ConfigError(f"{architecture.name} has no place for the parameter {min(leaves)}")
   tensors = {name: np.zeros([sizes[letter] for letter in axes], np.float32)
              for name, axes in architecture.zeros.items()}
@@ -138,14 +151,14 @@ def _move_bias(leaves: Mapping[str, np.ndarray], architecture: Architecture
 
 
 def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
-                           labels: Sequence[str] = ()) -> dict[str, Any]:
+                           labels: Sequence[str] = (), part: str = "") -> dict[str, Any]:
   """Returns the content of config.json that describes the architecture.
 
   Args:
-    config, pad_id, kind: see `to_hugging_face`.
+    config, pad_id, kind, part: see `to_hugging_face`.
     labels: names of the outputs of a fine-tuned model.
   """
-  architecture = find_architecture(config, kind)
+  architecture = find_architecture(config, kind, part)
   model = config.model
   # Fields whose value 0 means that they follow from others.
   resolved = {"num_segments": max(1, model.num_segments),
@@ -184,7 +197,8 @@ class Converted(NamedTuple):
   dropped: tuple[str, ...]
 
 
-def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> Converted:
+def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
+            candidates: Sequence[Architecture] = ()) -> Converted:
   """Returns our parameters and config fields for a model of `transformers`.
 
   The features of the model must be there completely, and so must each head of which a tensor is
@@ -195,25 +209,28 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any]) -> 
       base model or with another one, old names of LayerNorm, and copies of tied tensors are
       accepted.
     hf_config: content of config.json.
+    candidates: architectures that it may be; (): those of its model_type.
   Raises:
     DataError: a tensor or a key is missing, is unknown, has another shape or value, or is not
       finite, except for rows of tokens; the message names it.
   """
-  candidates = find_candidates(hf_config)
+  candidates = candidates or find_candidates(hf_config)
   names = _rename(tensors, candidates)
   architecture, dropped = _choose_architecture(names, candidates)
   fields = _read_fields(architecture, hf_config, _missing_heads(architecture, names))
   skip = _read_number(hf_config, "pad_token_id", 1) + 1 if architecture.skips_positions else 0
   fields["model.max_positions"] -= skip
-  sizes = _sizes({field.removeprefix("model."): x for field, x in fields.items()}, skip - 1)
+  sizes = find_sizes({field.removeprefix("model."): x for field, x in fields.items()}, skip - 1)
   _take_tied(tensors, names, architecture)
   dropped = tuple(names.pop(name) for name in dropped if name in names)
   fresh = _missing_heads(architecture, names)
   count = fields.get("model.layer_groups") or fields["model.num_layers"]
   leaves: dict[str, np.ndarray] = {}
   for theirs, rules in _by_tensor(architecture.rules).items():
+    if not rules[0].applies(sizes):
+      continue
     if rules[0].group in fresh:
-      leaves |= {rule.ours: _draw(rule, sizes, fields["model.init_std"]) for rule in rules}
+      leaves |= {rule.ours: draw(rule, sizes, fields["model.init_std"]) for rule in rules}
       continue
     layers = [_take(tensors, names, theirs.format(i), rules, sizes) if i >= rules[0].first
               else [np.ones([sizes[letter] for letter in rule.axes], np.float32) for rule in rules]
@@ -237,8 +254,9 @@ def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:
     DataError: a row of one of these tokens is not finite; the message names the tensor.
   """
   leaves = trees.named_leaves(converted.params)
-  for rule in converted.architecture.rules:
-    if rule.storage == "vocabulary":
+  whole = converted.architecture
+  for rule in (rule for a in (whole, *whole.parts.values()) for rule in a.rules):
+    if rule.storage == "vocabulary" and rule.ours in leaves:
       storage = STORAGES[rule.storage]
       kept = leaves[rule.ours][:num_tokens]
       _check_finite(rule.theirs, kept)
@@ -307,7 +325,7 @@ def _find_prefix(tensors, architecture) -> tuple[str, str]:
 
   Some programs put a name of their own before all names, as in 'module.bert.embeddings'.
   """
-  (table,) = {rule.theirs for rule in architecture.rules if rule.ours == TOKEN_TABLE}
+  (table,) = {rule.theirs for rule in architecture.rules if rule.ours.endswith(TOKEN_TABLE)}
   prefix, end = architecture.prefix, table.removeprefix(architecture.prefix)
   found = [name.removesuffix(end) for name in tensors if f".{name}".endswith(f".{end}")]
   own_prefix = found[0] if len(found) == 1 else prefix
@@ -361,17 +379,6 @@ def _take_tied(tensors, names, architecture):
                       "them are supported. Choose a model with tie_word_embeddings=true")
 
 
-def _draw(rule, sizes, std):
-  """Returns random values of a parameter, by its name: a kernel, a scale or a bias."""
-  name = rule.ours.split("/")[-1]
-  shape = tuple(sizes[letter] for letter in rule.axes)
-  x = np.ones(shape) if name == "scale" else np.zeros(shape)
-  if name == "kernel":  # The generator is named, so that the draw is always the same.
-    x = np.random.Generator(np.random.PCG64(zlib.crc32(rule.ours.encode()))).normal(0, std, shape)
-  x = np.asarray(x, np.float32)
-  return STORAGES[rule.storage].read(x, sizes) if rule.storage == "vocabulary" else x
-
-
 def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
   for key, value in architecture.fixed.items():
     is_free = key in TIED and fresh  # What is tied to the token table is not in the folder.
@@ -394,7 +401,7 @@ def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
       value = _read_number(hf_config, key, default, least=1)
     fields[f"model.{ours}"] = value
   fields |= {f"model.{ours}": value for ours, value in architecture.read(hf_config).items()}
-  if fields.get("model.mlp_dim") is None:
+  if "model.width" in fields and fields.get("model.mlp_dim") is None:
     fields["model.mlp_dim"] = 4 * fields["model.width"]
   return fields
 
@@ -441,9 +448,3 @@ def _by_tensor(rules: list[Rule]) -> dict[str, list[Rule]]:
   for rule in rules:
     groups[rule.theirs].append(rule)
   return groups
-
-
-def _sizes(model: Mapping[str, Any], pad_id: int) -> Sizes:
-  return {"V": model["vocab_size"], "P": model["max_positions"], "D": model["width"],
-          "E": model.get("embedding_width") or model["width"], "F": model["mlp_dim"],
-          "S": max(1, model.get("num_segments", 1)), "2": 2, "skip": pad_id + 1}

@@ -43,7 +43,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   source = workdir.find_best_run(source)
   trained = trained_lib.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
-  kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
+  kind = trained.task["kind"] if trained.task else ""
   try:
     architecture = conversion.find_architecture(config, kind)
   except ConfigError as e:
@@ -53,29 +53,54 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
                       f"transformers' {architecture.name} counts positions. This model cannot be "
                       "exported")
   check_finite(trained, source)
-  pad_id = max(0, tokenizer.pad_id)
-  tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind)
-  settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels)
+  with files.new_folder(out, "--out") as folder:
+    title = write_model(folder, trained, source, out)
+    for part in architecture.parts if not kind else ():
+      (folder / part).mkdir()
+      write_model(folder / part, trained, source, out, part)
+  return f"{out}: {title}, from step {trained.step} of {source}"
+
+
+def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, out: pathlib.Path,
+                part: str = "") -> str:
+  """Writes the files of one model and reads them again.
+
+  Args:
+    folder: existing folder.
+    trained: the run's model.
+    source: workdir of the run, for the model card.
+    out: final place of the whole export, for the model card.
+    part: see `conversion.find_architecture`.
+  Returns:
+    The name of the architecture and the number of parameters.
+  Raises:
+    DataError: the tokenizer cannot be exported.
+    StorageError: a file cannot be written, or does not hold what was written.
+  """
+  config, tokenizer = trained.config, trained.tokenizer
+  kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
+  architecture, pad_id = conversion.find_architecture(config, kind, part), max(0, tokenizer.pad_id)
+  tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind, part)
+  settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels, part)
               | special_ids(trained))
   settings |= {key: settings[other] for key, other in architecture.copied_ids.items()
                if other in settings}
-  with files.new_folder(out, "--out") as folder:
-    files.write_json(folder / "config.json", settings, sort_keys=True)
-    write_tensors(folder / weights.WEIGHTS, tensors)
-    family = families.find(config)
-    num_segments = config.model.num_segments if "num_segments" in family.reads else 0
-    tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
-                          max_length=config.model.max_positions, num_segments=num_segments,
-                          is_tuned=bool(kind))
-    if trained.can("generate") and not kind:
-      files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
-    title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
-    card = model_card.write(trained, architecture, source, out, title)
-    (folder / "README.md").write_text(card, "utf-8")
-    is_decoder = bool(kind) and family.kind == "decoder"
-    check_written(folder, settings, tensors, tokenizer,
-                  tokenizer_files.mark_names(tokenizer) if is_decoder else ())
-  return f"{out}: {title}, from step {trained.step} of {source}"
+  files.write_json(folder / "config.json", settings, sort_keys=True)
+  write_tensors(folder / weights.WEIGHTS, tensors)
+  family = families.find(config)
+  num_segments = config.model.num_segments if "num_segments" in family.reads else 0
+  tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
+                        max_length=config.model.max_positions, num_segments=num_segments,
+                        is_tuned=bool(kind))
+  if trained.can("generate") and not kind:
+    files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
+  title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
+  card = model_card.write(trained, architecture, source, out, title, part)
+  (folder / "README.md").write_text(card, "utf-8")
+  is_decoder = bool(kind) and family.kind == "decoder"
+  check_written(folder, settings, tensors, tokenizer,
+                tokenizer_files.mark_names(tokenizer) if is_decoder else ())
+  return title
 
 
 def check_finite(trained: Trained, source: pathlib.Path) -> None:

@@ -59,7 +59,7 @@ with this as recipe.py:
 
 
 def write(trained: Trained, architecture: Architecture, source: pathlib.Path, out: pathlib.Path,
-          title: str) -> str:
+          title: str, part: str = "") -> str:
   """Returns the text of README.md.
 
   Args:
@@ -68,6 +68,7 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     source: workdir of the run.
     out: folder of the exported model.
     title: name of the architecture and number of parameters.
+    part: subfolder of `out` that this model is in; '': it is in `out` itself.
   """
   config, model, task = trained.config, trained.config.model, trained.task
   if task:
@@ -80,9 +81,10 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     results = ["## Held-out results", ""]
   return CARD.format(
       language=config.data.language, pipeline=architecture.pipeline, auto=architecture.auto,
-      name=out.name, title=title, tokenizer=TOKENIZERS[trained.tokenizer.kind],
-      **{field: model[field] for field in ("num_layers", "width", "num_heads", "max_positions",
-                                           "vocab_size")},
+      name="/".join(filter(None, (out.name, part))), title=title,
+      tokenizer=TOKENIZERS[trained.tokenizer.kind],
+      **{field: model.get(f"{part}_{field}", model[field]) for field in (
+          "num_layers", "width", "num_heads", "max_positions", "vocab_size")},
       training="\n".join(training),
       results="\n".join([*results, *describe_results(trained, source)]),
       limits="\n".join(f"- {line}" for line in describe_limits(trained, architecture)),

@@ -325,17 +325,20 @@ class Embeddings(nn.Module):
   Attributes:
     use_norm: LayerNorm on the sum, as in BERT.
     use_segments: there are segment embeddings, as many as `config.num_segments`.
+    starts_at_zero: whether the tables are initialized with zeros.
   """
 
   config: FrozenConfigDict
   use_norm: bool
   use_segments: bool
+  starts_at_zero: bool = False
 
   def setup(self) -> None:
     config = self.config
     width = config.embedding_width or config.width
     # Looked up in float32: the gradient of a frequent token sums thousands of rows.
-    embed = lambda rows, init: nn.Embed(rows, width, embedding_init=init)
+    embed = lambda rows, init: nn.Embed(
+        rows, width, embedding_init=nn.initializers.zeros if self.starts_at_zero else init)
     init, position_std = make_init(config, config.init_std), config.position_init_std
     self.token = embed(padded_vocab_size(config.vocab_size), init)
     if config.position == "learned":
@@ -358,15 +361,40 @@ class Embeddings(nn.Module):
       tokens_BL, positions_BL: int32.
       segment_ids_BL: int32; None: every token is of segment 0.
     """
+    return self.widen(self.normalize(self.look_up(tokens_BL, positions_BL, segment_ids_BL)))
+
+  def look_up(self, tokens_BL: jax.Array, positions_BL: jax.Array,
+              segment_ids_BL: jax.Array | None) -> jax.Array:
+    """Returns the sum of the rows of all tables, float32 [B, L, E].
+
+    Args:
+      tokens_BL, positions_BL, segment_ids_BL: see `__call__`.
+    """
     x_BLE = self.token(tokens_BL)
     if self.config.position == "learned":
       x_BLE = x_BLE + self.position(positions_BL)
     if self.has_segments:
       segment_ids_BL = jnp.zeros_like(tokens_BL) if segment_ids_BL is None else segment_ids_BL
       x_BLE = x_BLE + self.segment(segment_ids_BL)
+    return x_BLE
+
+  def normalize(self, x_BLE: jax.Array) -> jax.Array:
+    """Returns the sum of the tables after LayerNorm and dropout, in the compute dtype.
+
+    Args:
+      x_BLE: result of `look_up`.
+    """
     x_BLE = self.norm(x_BLE) if self.use_norm else x_BLE.astype(self.config.dtype)
     if self.config.dropout_at == "all":
       x_BLE = drop(x_BLE, self.config.dropout, dropout_key(self))
+    return x_BLE
+
+  def widen(self, x_BLE: jax.Array) -> jax.Array:
+    """Returns features of the width of the model, [B, L, D].
+
+    Args:
+      x_BLE: result of `normalize`.
+    """
     x_BLD = self.project(x_BLE) if self.is_factorized else x_BLE
     return constrain(x_BLD, "batch", None, None)
 

@@ -123,13 +123,13 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
     is_always_next: whether B always follows A, as if every document were the only one.
   """
   has_other = len(texts.documents) > 1 and not is_always_next
-  document, first, end = _segments(texts)
+  document, first, end = segments_of(texts)
   target = np.full(len(first), max_tokens)
   is_short = rng.random(len(first)) < data.short_sequence_prob
   target[is_short] = rng.integers(2, max_tokens, is_short.sum(), endpoint=True)
   chunks = []
   while len(first):
-    last = _gather(texts.bounds, first, target, end)
+    last = gather_sentences(texts.bounds, first, target, end)
     if not has_other:
       last = np.minimum(np.maximum(last, first + 2), end)
     is_single = last - first == 1
@@ -148,19 +148,29 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
   return Pairs(document, first, cut, last, document_b, first_b, last_b, label, target)
 
 
-def _segments(texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns (document, first sentence, end) of every run of sentences with its own pass."""
+def segments_of(texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns (document, first sentence, end) of every run of sentences with its own pass.
+
+  Args:
+    texts: documents; the numbers are those within them.
+  Returns:
+    Three int64 [N], a run for every document, or several if it is long.
+  """
   pieces = -(-np.diff(texts.offsets) // SEGMENT_SENTENCES)
   document = np.repeat(np.arange(len(pieces)), pieces)
   first = texts.offsets[document] + SEGMENT_SENTENCES * ranges(np.zeros_like(pieces), pieces)
   return document, first, np.minimum(first + SEGMENT_SENTENCES, texts.offsets[document + 1])
 
 
-def _gather(bounds: np.ndarray, first: np.ndarray, tokens: np.ndarray,
-            end: np.ndarray) -> np.ndarray:
+def gather_sentences(bounds: np.ndarray, first: np.ndarray, tokens: np.ndarray,
+                     end: np.ndarray) -> np.ndarray:
   """Returns the end of the fewest sentences from `first` that hold `tokens` tokens.
 
   It is at most `end`, even if the sentences up to there hold fewer tokens.
+
+  Args:
+    bounds: int64 [S+1], tokens before every sentence.
+    first, tokens, end: int64 [N].
   """
   return np.minimum(np.searchsorted(bounds, bounds[first] + np.maximum(tokens, 1)), end)
 
@@ -173,7 +183,7 @@ def _draw_random_next(texts: Texts, document: np.ndarray, room: np.ndarray,
   other = rng.integers(0, len(texts.documents) - 1, len(document))
   other += other >= document
   first = rng.integers(texts.offsets[other], texts.offsets[other + 1])
-  return other, first, _gather(texts.bounds, first, room, texts.offsets[other + 1])
+  return other, first, gather_sentences(texts.bounds, first, room, texts.offsets[other + 1])
 
 
 def truncate(length_a: np.ndarray, length_b: np.ndarray, max_tokens: int,

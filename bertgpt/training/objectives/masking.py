@@ -87,7 +87,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
     shown_BK = replace_tokens(keys_B3[:, 1], keys_B3[:, 2], targets_BK, objective,
                               vocabulary.mask_id, drawn_ids)
     shown_BK = jnp.where(weights_BK > 0, shown_BK, targets_BK)
-    return {**batch, "tokens": _put(tokens_BL, positions_BK, shown_BK),
+    return {**batch, "tokens": put(tokens_BL, positions_BK, shown_BK),
             "predict_positions": positions_BK, "predict_targets": targets_BK,
             "predict_weights": weights_BK}
 
@@ -211,6 +211,13 @@ def replace_tokens(kind_keys_B: jax.Array, token_keys_B: jax.Array, targets_BK: 
   return jnp.where(kind_BK < with_mask, mask_id, shown_BK)
 
 
-def _put(tokens_BL, positions_BK, values_BK):
+def put(tokens_BL: jax.Array, positions_BK: jax.Array, values_BK: jax.Array) -> jax.Array:
+  """Returns the tokens with others at some positions, int32 [B, L].
+
+  Args:
+    tokens_BL: int32.
+    positions_BK: int32, different ones in every row.
+    values_BK: int32, the other tokens.
+  """
   rows_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
   return tokens_BL.at[rows_B1, positions_BK].set(values_BK, unique_indices=True)

@@ -38,8 +38,26 @@ class BoundModel(NamedTuple):
     Args:
       inputs: inputs of the model.
     """
+    return self.call("predict", inputs)
+
+  def call(self, method: str, *args: Any) -> Any:
+    """Returns the result of any method of the model.
+
+    Args:
+      method: name of the method.
+      args: its arguments.
+    """
     rngs = {"dropout": self.keys["dropout"]} if "dropout" in self.keys else {}
-    return self.model.apply({"params": self.params}, inputs, rngs=rngs, method="predict")
+    return self.model.apply({"params": self.params}, *args, rngs=rngs, method=method)
+
+  def fold(self, number: int) -> "BoundModel":
+    """Returns the model with other keys, for one more call in the same step.
+
+    Args:
+      number: number of the call.
+    """
+    return self._replace(keys={name: jax.random.fold_in(key, number)
+                               for name, key in self.keys.items()})
 
 
 class Objective(NamedTuple):

@@ -397,8 +397,9 @@ def test_an_epoch_of_causal_lm_predicts_every_token_and_every_end_once(corpus, s
 def test_one_giant_document_does_not_make_a_long_loop(monkeypatch):
   """The loop goes over the chunks of a segment, not over those of a whole document."""
   rounds = []
-  gather = pairs_lib._gather
-  monkeypatch.setattr(pairs_lib, "_gather", lambda *args: rounds.append(1) or gather(*args))
+  gather = pairs_lib.gather_sentences
+  monkeypatch.setattr(pairs_lib, "gather_sentences",
+                      lambda *args: rounds.append(1) or gather(*args))
   pairs = draw(make_corpus([[20] * 200_000, [5, 5]]), 125)
   assert len(pairs.document) > 200_000 / 7
   assert len(rounds) <= pairs_lib.SEGMENT_SENTENCES + 1

@@ -1,0 +1,41 @@
+"""Several models of one run: one is in a folder, the others in subfolders of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bertgpt import trees
+from bertgpt.errors import DataError
+from bertgpt.hub import conversion
+from bertgpt.hub.conversion import Converted
+
+# Subfolder -> (tensors, content of config.json).
+Found = Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
+
+
+def add(converted: Converted, found: Found) -> Converted:
+  """Returns a model with the other models of its run.
+
+  Args:
+    converted: result of `conversion.convert`.
+    found: the other models; those that are not there get random parameters.
+  Raises:
+    DataError: see `conversion.convert`; or the models differ in a field that they share.
+  """
+  leaves, fields = trees.named_leaves(converted.params), dict(converted.fields)
+  fresh, dropped = converted.fresh, converted.dropped
+  for name, part in converted.architecture.parts.items():
+    if name not in found:
+      continue
+    more = conversion.convert(*found[name], candidates=[part])
+    for field in fields.keys() & more.fields.keys():
+      if fields[field] != more.fields[field]:
+        raise DataError(f"{name}: {field.removeprefix('model.')} is {more.fields[field]!r}, but "
+                        f"{fields[field]!r} in the model beside it. Take both from one run")
+    leaves |= trees.named_leaves(more.params)
+    fields |= more.fields
+    fresh, dropped = (*fresh, *more.fresh), (*dropped, *more.dropped)
+  leaves, fields, drawn = converted.architecture.join(leaves, fields)
+  return converted._replace(params=trees.nest(leaves), fields=fields, fresh=(*fresh, *drawn),
+                            dropped=dropped)
