@@ -38,7 +38,8 @@ def test_the_promised_recipes_are_there():
       "bert_base", "bert_large", "bert_large_lamb", "gpt1", "gpt2_small", "gpt2_medium",
       "gpt2_large", "gpt2_xl", "roberta_base", "roberta_large", "roberta_mini",
       "modernbert_base", "modernbert_large", "modernbert_mini", "ettin_17m", "ettin_32m",
-      "ettin_68m", "ettin_150m", "ettin_400m", "ettin_1b"}
+      "ettin_68m", "ettin_150m", "ettin_400m", "ettin_1b", "electra_small", "electra_base",
+      "electra_large"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -145,6 +146,20 @@ def test_roberta_paper_run(name, peak, warmup):
   optimizer = config.optimizer
   assert (optimizer.b1, optimizer.b2, optimizer.epsilon) == (0.9, 0.98, 1e-6)
   assert (optimizer.weight_decay, optimizer.decay_rule, optimizer.clip_norm) == (0.01, "all", 0.0)
+
+
+@pytest.mark.parametrize("name, peak, rows, seq_len, steps, slots", [
+    ("electra_small", 5e-4, 128, 128, 1_000_000, 19), ("electra_base", 2e-4, 256, 512, 766_000, 77),
+    ("electra_large", 2e-4, 2_048, 512, 1_750_000, 128)])
+def test_electra_paper_run(name, peak, rows, seq_len, steps, slots):
+  """Clark et al. 2020, table 6, and google-research/electra, configure_pretraining.py."""
+  config = load(name)
+  (p,) = config.phases
+  assert (p.learning_rate, p.batch_size, p.seq_len, p.steps) == (peak, rows, seq_len, steps)
+  assert (p.warmup_steps, p.warmup_rule) == (10_000, "multiply")
+  assert config_lib.max_predictions(config, p) == slots
+  assert (config.objective.replace_with_mask, config.objective.replace_with_random) == (0.85, 0.0)
+  assert config.objective.rtd_weight == 50.0
 
 
 def test_nvidia_lamb_run():

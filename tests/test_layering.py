@@ -247,6 +247,7 @@ def test_a_compared_name_is_seen_in_every_form(text):
 TESTED_TOGETHER = {
     **dict.fromkeys(("models.bert", "models.cache", "models.gpt", "models.heads",
                      "models.initializers", "models.layers"), "models/test_models.py"),
+    "hub.parts": "hub/test_electra.py",
     "models.layer_groups": "models/test_albert.py",
     **dict.fromkeys(("models.flash_gpu", "models.flash_tiles", "models.flash_tpu"),
                     "models/test_flash_attention.py"),

@@ -19,7 +19,8 @@ AT_LEAST = {
     "data.prepare_workers": 0, "data.reader_workers": 0, "data.prefetch": 1,
     "data.max_sequences": 0, "tokenizer.vocab_size": 1, "tokenizer.train_bytes": 1,
     "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
-    "model.embedding_width": 0, "model.layer_groups": 0,
+    "model.embedding_width": 0, "model.layer_groups": 0, "model.generator_width": 1,
+    "model.generator_num_heads": 1, "model.generator_mlp_dim": 1, "objective.rtd_weight": 0,
     "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
     "model.window": 0, "model.global_every": 0, "model.rope_theta": 1, "model.rope_theta_local": 1,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
@@ -138,6 +139,9 @@ def _model_problems(config):
   model = config.model
   if model.num_heads > 0 and model.width % model.num_heads:
     yield f"model.num_heads={model.num_heads} does not divide model.width={model.width}"
+  if model.generator_num_heads > 0 and model.generator_width % model.generator_num_heads:
+    yield (f"model.generator_num_heads={model.generator_num_heads} does not divide "
+           f"model.generator_width={model.generator_width}")
   if model.layer_groups > 0 and model.num_layers % model.layer_groups:
     yield (f"model.layer_groups={model.layer_groups} does not divide "
            f"model.num_layers={model.num_layers}")

@@ -45,6 +45,8 @@ OBJECTIVES = {
                      _MASKS | {"data.max_unused", "data.isolate_documents"}),
     "mlm_sop": Objective("ordered_pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS),
+    "rtd": Objective("halves", ("cls", "sep", "mask"), "mlm_loss", False, True,
+                     _MASKS | _PAIRS | {"objective.rtd_weight"}),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
                         frozenset({"data.isolate_documents"})),
 }

@@ -30,6 +30,7 @@ CHOICES = {
     "model.norm": tuple(choices.NORMS),
     "model.norm_kind": tuple(choices.NORM_KINDS),
     "model.position": tuple(choices.POSITIONS),
+    "model.embedding_sharing": ("shared", "gdes", "none"),
     "model.position_init": ("normal", "sinusoid"),
     "model.mlp": ("plain", "gated"),
     "model.activation": ("gelu_tanh", "gelu_erf", "silu"),
@@ -140,13 +141,22 @@ def base() -> ConfigDict:
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()
-  model.family = "bert"                    # albert | bert | gpt | modernbert | modernbert_decoder
+  # albert | bert | electra | gpt | modernbert | modernbert_decoder
+  model.family = "bert"
   model.num_layers = 12
   model.width = 768
   model.num_heads = 12
   model.mlp_dim = 3072
-  model.embedding_width = 0                # albert: width of the embedding tables; 0: model.width
+  # albert, electra: width of the embedding tables; 0: model.width.
+  model.embedding_width = 0
   model.layer_groups = 0                   # albert: groups of layers that share parameters; 0: none
+  # electra: width of the masked LM that replaces tokens, and heads and MLP width of its layers.
+  model.generator_width = 64
+  model.generator_num_heads = 1
+  model.generator_mlp_dim = 256
+  # electra: whether both models have the same embeddings (shared), or the discriminator adds to
+  # the generator's tables without training them (gdes), or each has its own (none).
+  model.embedding_sharing = "shared"
   model.max_positions = 512
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
@@ -203,7 +213,7 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | causal
+  objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | rtd | causal
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
   # rounded by chance, and random tokens are never special) | bernoulli (ModernBERT: a draw for
@@ -215,6 +225,7 @@ def base() -> ConfigDict:
   objective.ngram = 1                      # words masked together, at most (ALBERT: 3)
   # Initial output bias of the masked LM: zeros | frequencies (their logarithm, for every token).
   objective.bias_init = "zeros"
+  objective.rtd_weight = 50.0              # rtd: factor of the loss of the discriminator
   # Positions per device whose vocabulary logits are in memory at a time. 0: as many as fit in
   # models.cross_entropy.CHUNK_BYTES; -1: all, and their gradient by plain differentiation.
   objective.loss_chunk = 0

@@ -49,12 +49,13 @@ ADDED_FIELDS = {
     "model.skip_first_norm", "model.norm_kind", "model.norm_bias", "model.use_bias", "model.mlp",
     "model.window",
     "model.global_every", "model.position", "model.rope_theta", "model.rope_theta_local",
-    "model.dropout_at", "model.pooling", "objective.ngram", "objective.mask_rule",
-    "optimizer.decay_rule", "data.max_unused", "phases.warmup_rule", "phases.mask_prob",
-    "phases.rope_theta", "phases.rope_theta_local", "eval.mask_prob", "checkpoint.every_steps",
-    "checkpoint.every_minutes", "checkpoint.keep_every_steps", "checkpoint.keep_best",
-    "system.compile_timeout_minutes", "train.spike_guard", "train.spike_factor",
-    "train.spike_window", "train.skip_steps",
+    "model.dropout_at", "model.pooling", "model.embedding_sharing", "model.generator_width",
+    "model.generator_num_heads", "model.generator_mlp_dim", "objective.ngram",
+    "objective.mask_rule", "objective.rtd_weight", "optimizer.decay_rule", "data.max_unused",
+    "phases.warmup_rule", "phases.mask_prob", "phases.rope_theta", "phases.rope_theta_local",
+    "eval.mask_prob", "checkpoint.every_steps", "checkpoint.every_minutes",
+    "checkpoint.keep_every_steps", "checkpoint.keep_best", "system.compile_timeout_minutes",
+    "train.spike_guard", "train.spike_factor", "train.spike_window", "train.skip_steps",
 }
 
 

@@ -93,6 +93,10 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
               (f"{row_format.PAIR_NAME.upper()} accuracy", f"{scores[metric]:.1%}", f"{share:.1%}",
                row_format.PAIR_QUESTION)]
     notes += ["constant: always gives the more frequent answer (share of the larger class)."]
+  if "rtd_recall" in scores:
+    table += [("", "", "", ""), *((f"RTD {name}", f"{scores.get(f'rtd_{name}', 0.0):.1%}", "", what)
+                                  for name, what in REPLACED_SCORES.items())]
+    panels["rtd_loss"] = "Replaced tokens", "loss per token, nats"
   lines = [*align(table), "", *(f"  {note}" for note in notes)]
   if guesses := guess_words(run.trained, run.held_out):
     lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
@@ -121,6 +125,10 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
   return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
                      {"lm_loss": ("Next token", "loss per token, nats")})
 
+
+# Metric of replaced tokens -> its meaning.
+REPLACED_SCORES = {"precision": "of the tokens taken for replaced, those that are",
+                   "recall": "of the replaced tokens, those that were found"}
 
 # Language-model loss of the objective -> what the report says.
 DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "lm_loss": describe_causal_lm}

@@ -6,7 +6,7 @@ as in `find(config).can("generate")`.
 
 from ml_collections import ConfigDict
 
-from bertgpt.config.families import albert, bert, gpt, modernbert, modernbert_decoder
+from bertgpt.config.families import albert, bert, electra, gpt, modernbert, modernbert_decoder
 from bertgpt.config.families.family import CAPABILITIES, HEAD_OF_ABILITY, HEADS, Family
 
 __all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEAD_OF_ABILITY", "Family", "find",
@@ -15,6 +15,7 @@ __all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEAD_OF_ABILITY", "Family", "fi
 FAMILIES: dict[str, Family] = {
     "albert": albert.FAMILY,
     "bert": bert.FAMILY,
+    "electra": electra.FAMILY,
     "gpt": gpt.FAMILY,
     "modernbert": modernbert.FAMILY,
     "modernbert_decoder": modernbert_decoder.FAMILY,

@@ -17,7 +17,7 @@ CAPABILITIES = frozenset({
 
 # Head: first part of the paths of its parameters -> its name for people.
 HEADS = {"mlm": "masked-LM head", "lm": "LM head", "pooler": "pooler", "nsp": "next-sentence head",
-         "sop": "sentence-order head"}
+         "sop": "sentence-order head", "rtd": "replaced-token head", "generator": "generator"}
 # Ability -> the head that it needs, if any.
 HEAD_OF_ABILITY = {"fill": "mlm", "pseudo_score": "mlm", "generate": "lm", "score": "lm"}
 

@@ -1,0 +1,100 @@
+"""Rows of consecutive texts in two halves, [CLS] A [SEP] B [SEP], as ELECTRA was trained on.
+
+Array of a batch in addition to those of every format:
+  segment_ids  int32 [B, L]  0: A, 1: B
+
+Axes: C chunks, each of which makes a sequence.
+"""
+
+import numpy as np
+
+from bertgpt.config import ConfigDict, max_sequences
+from bertgpt.data.batches import packing
+from bertgpt.data.batches.pairs import gather_sentences, has_one_sequence, segments_of
+from bertgpt.data.batches.parts import NO_LABEL, PART, Plan, Texts, offsets_of
+from bertgpt.data.batches.sentences import assemble, specs
+
+__all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
+
+SPECIALS = ("cls_id", "sep_id")
+PAIR_NAME = ""  # B always follows A: there is no question about them.
+HAS_TARGET = False
+
+# build_pretraining_dataset.py, google-research/electra, 2020.
+SINGLE_SHARE = 0.1  # Share of sequences without B.
+SHORTEST_TARGET = 5
+
+
+def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
+  """Returns rows of one sequence [CLS] A [SEP] B [SEP], or of several if they are packed.
+
+  A pass through a document gathers sentences until they have `seq_len` tokens or, with probability
+  `data.short_sequence_prob`, a number uniform in 5..seq_len. A is the sentences with fewer than
+  half of these tokens, at least one, and in half of the cases also the sentence that crosses the
+  middle; B is the rest. A tenth of the sequences has only A. What exceeds the row is cut off. The
+  published script puts a short sentence after the middle into A even if B has begun; here A is
+  always one run of text.
+
+  Args:
+    texts: documents of the plan.
+    config: whole config, of which `data` is read.
+    seq_len: tokens per row.
+    rng: source of all randomness.
+  """
+  document, first, cut, last = _draw_chunks(texts, config.data.short_sequence_prob, seq_len, rng)
+  start = texts.bounds[first] - texts.bounds[texts.offsets[document]]
+  whole_a = texts.bounds[cut] - texts.bounds[first]
+  length_a = np.minimum(whole_a, seq_len - 2)
+  length_b = np.minimum(texts.bounds[last] - texts.bounds[cut],
+                        np.maximum(seq_len - 3 - length_a, 0))
+  sizes = length_a + 2 + np.where(length_b > 0, length_b + 1, 0)
+  if config.data.packing:
+    members, offsets = packing.pack(sizes, seq_len, max_sequences(config, seq_len), rng)
+  else:
+    members, offsets = np.arange(len(sizes)), np.arange(len(sizes) + 1)
+  parts = np.zeros((len(sizes), 2), PART)
+  parts["document"] = texts.documents[document][:, None]
+  parts["start"] = np.stack([start, start + whole_a], axis=1)
+  parts["length"] = np.stack([length_a, length_b], axis=1)
+  parts["segment"] = [0, 1]
+  parts["opens"][:, 0] = parts["closes"] = True
+  parts["label"] = NO_LABEL
+  return _place(parts[members], sizes[members], offsets)
+
+
+def _draw_chunks(texts, short_prob, seq_len, rng):
+  """Returns (document, first, cut, last): A is the sentences first..cut, B cut..last, int64 [C]."""
+  document, first, end = segments_of(texts)
+  chunks = []
+  while len(first):
+    count = len(first)
+    short = rng.integers(min(SHORTEST_TARGET, seq_len), seq_len, count, endpoint=True)
+    target = np.where(rng.random(count) < short_prob, short, seq_len)
+    last = gather_sentences(texts.bounds, first, target, end)
+    half = (target - 3) // 2
+    # The last boundary at which A has fewer than half of the tokens.
+    before = np.searchsorted(texts.bounds, texts.bounds[first] + half, side="left") - 1
+    cut = np.maximum(before, first + 1)
+    crosses = (rng.random(count) < 0.5) & (texts.bounds[cut] - texts.bounds[first] < half)
+    cut = np.where(rng.random(count) < SINGLE_SHARE, last, np.minimum(cut + crosses, last))
+    chunks.append((document, first, cut, last))
+    remains = last < end
+    document, first, end = document[remains], last[remains], end[remains]
+  return map(np.concatenate, zip(*chunks, strict=True))
+
+
+def _place(parts, sizes, offsets):
+  """Returns the plan of rows; row r holds the sequences offsets[r]..offsets[r + 1].
+
+  Args:
+    parts: PART [C, 2], in the order of the rows; changed in place.
+    sizes: tokens of every sequence with special tokens, int64 [C].
+  """
+  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
+  before = offsets_of(sizes)
+  origin = before[:-1] - before[row_starts]
+  parts["origin"] = origin[:, None]
+  parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)
+  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
+  is_there = (parts["length"] > 0) | (parts["segment"] == 0)
+  return Plan(parts[is_there], offsets_of(is_there.sum(axis=1))[offsets])
