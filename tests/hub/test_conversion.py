@@ -74,7 +74,8 @@ def test_tensors_are_contiguous_and_of_the_exact_vocabulary(model):
   assert all(x.flags.c_contiguous and x.dtype == np.float32 for x in tensors.values())
   assert hf_config["vocab_size"] == tiny.VOCAB
   assert {x.shape[0] for name, x in tensors.items()
-          if "word_embeddings" in name or "wte" in name or "tokens_embed" in name
+          if any(part in name for part in ("word_embeddings", "wte", "tokens_embed",
+                                           "tok_embeddings"))
           or name in ("cls.predictions.bias", "lm_head.bias")} == {tiny.VOCAB}
 
 
