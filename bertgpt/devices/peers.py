@@ -24,7 +24,9 @@ from bertgpt.errors import ConfigError, PeerError
 
 ANSWER_S = 1200  # Time for the others to come to the same point, as to import their modules.
 NOTICE_S = 1     # A process looks so often whether another one has ended.
-FAREWELL_S = 5   # Process 0 holds the store, and waits so long for the others to read it.
+# Process 0 holds the store. It waits so long for the others to read why it ends: they look once per
+# second, but on a busy machine that may take longer. A process that is lost never reads it.
+FAREWELL_S, FAREWELL_TO_LOST_S = 60, 5
 END = "bertgpt/end"
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
 
@@ -208,7 +210,8 @@ def end_together() -> Iterator[None]:
     yield
   except BaseException as e:
     is_over.set()
-    cause = _within(FAREWELL_S + 2 * NOTICE_S, functools.partial(_announce, store, e))
+    patience = FAREWELL_TO_LOST_S if isinstance(e, PeerError) else FAREWELL_S
+    cause = _within(patience + 2 * NOTICE_S, functools.partial(_announce, store, e, patience))
     if cause is not None and isinstance(e, PeerError):
       raise cause from e
     raise
@@ -241,15 +244,21 @@ def _describe(end: dict[str, Any]) -> str:
   return f"process {end['process']} ended with exit code {end['code']} ({end['line']})"
 
 
-def _announce(store: _Store, error: BaseException) -> errors.UserError | None:
-  """Tells the other processes about an error; returns the error of another one that came first."""
+def _announce(store: _Store, error: BaseException, patience: float) -> errors.UserError | None:
+  """Tells the other processes about an error; returns the error of another one that came first.
+
+  Args:
+    store: store of the coordinator.
+    error: what ends this process.
+    patience: seconds that process 0 waits for the others to take notice, at most.
+  """
   end: dict[str, Any] = {"process": store.index, "code": errors.exit_code(error),
                          "line": errors.one_line(error)}
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another process was first.
     store.client.key_value_set(END, json.dumps(end))
   _confirm(store)
   first = _find_end(store) or end
-  deadline = time.monotonic() + FAREWELL_S
+  deadline = time.monotonic() + patience
   while store.index == 0 and time.monotonic() < deadline and _count_confirmed(store) < store.count:
     time.sleep(0.1)
   if first["process"] == store.index:
