@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
@@ -53,7 +54,7 @@ class Visibility:
   lengths_B: jax.Array | None = None
   prefix_BL: jax.Array | None = None
   order_BL: jax.Array | None = None
-  is_global: jax.Array | None = None
+  is_global: jax.Array | np.ndarray | None = None
   causal: bool = dataclasses.field(default=False, metadata={"static": True})
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -116,7 +117,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, window: int = 0,
-                  is_global: jax.Array | None = None) -> jax.Array:
+                  is_global: jax.Array | np.ndarray | None = None) -> jax.Array:
   """Returns causal attention to the cached tokens of rows that are one sequence each.
 
   Args:
