@@ -267,7 +267,9 @@ def _mesh_problems(config, num_devices):
   if config.eval.batch_size % (data * mesh.fsdp):
     problems.append(f"eval.batch_size={config.eval.batch_size} does not divide over "
                     f"data x fsdp = {data * mesh.fsdp} devices")
-  for field in ("num_heads", "mlp_dim"):
+  family = families.FAMILIES.get(config.model.family)
+  of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
+  for field in ("num_heads", "mlp_dim", *sorted(of_generator)):
     if config.model[field] % mesh.tensor:
       problems.append(f"mesh.tensor={mesh.tensor} does not divide "
                       f"model.{field}={config.model[field]}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from bertgpt.config import find_problems
 from bertgpt.training.objectives import BoundModel, make_objective, rtd
 
 make_config = functools.partial(
@@ -93,6 +94,12 @@ def test_the_generator_trains_as_if_it_were_alone():
     for one, other in zip(*(jax.tree.leaves(g[part]) for g in grads), strict=True):
       np.testing.assert_allclose(one, other, rtol=0, atol=1e-7)
   assert all(not np.any(x) for x in jax.tree.leaves(grads[1]["encoder"]))
+
+
+def test_tensor_parallelism_must_divide_the_generators_heads():
+  config = make_config(mesh=(1, 1, 4))
+  assert find_problems(config, num_devices=4) == [
+      "mesh.tensor=4 does not divide model.generator_num_heads=2"]
 
 
 def configure(weight):

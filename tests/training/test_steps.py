@@ -182,8 +182,9 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
   config = recipes.load(recipe)
   config.model.attention = "auto" if platform == "tpu" else "xla"
   config.model.vocab_size = min(config.tokenizer.vocab_size or 50257, 60000)
-  if config.model.num_heads % 4:
-    config.mesh.axes.heads = ()  # The 25 heads of GPT-2 XL cannot be divided by 4.
+  heads = {"num_heads", *({"generator_num_heads"} & families.find(config).reads)}
+  if any(config.model[name] % 4 for name in heads):  # GPT-2 XL has 25, ELECTRA-small's generator 1.
+    config.mesh.axes.heads = ()
   vocabulary = Vocabulary(config.model.vocab_size, 4, (0, 2, 3),
                           *(np.zeros(config.model.vocab_size, bool) for _ in range(2)))
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
