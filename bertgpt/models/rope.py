@@ -33,7 +33,8 @@ def make_tables(config: FrozenConfigDict, positions_BL: jax.Array) -> jax.Array:
   return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
 
-def rotate(x_BLNH: jax.Array, tables: jax.Array, is_global: jax.Array | np.ndarray | None) -> jax.Array:
+def rotate(x_BLNH: jax.Array, tables: jax.Array,
+           is_global: jax.Array | np.ndarray | None) -> jax.Array:
   """Returns rotated queries or keys, computed in float32, of the dtype of the argument.
 
   Args:
