@@ -279,13 +279,19 @@ def _part_used(value: Instruction) -> float | None:
   """Returns the bytes of a value in a fusion that its users read; None if they read all of it."""
   total = 0.0
   for user in value.users:
-    is_alias = user.opcode in ALIASES
+    is_alias = user.opcode in ALIASES or _is_relabelled(user)
     for number in (n for n, operand in enumerate(user.operands) if operand == value.name):
       part = _part_used(user) if is_alias else _part_read(user, number)
       if part is None or user.is_root and is_alias:
         return None
       total += part
   return total
+
+
+def _is_relabelled(instruction: Instruction) -> bool:
+  """Returns whether a fusion gives its operand another layout in place, as libtpu does."""
+  return (instruction.opcode == "fusion" and instruction.fused.root.opcode in ALIASES
+          and "output_to_operand_aliasing" in instruction.attributes)
 
 
 def _update_bytes(instruction: Instruction) -> float:
