@@ -5,7 +5,7 @@
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
 # make soak       kills, stops and damages small runs: MINUTES=20 SEED=1 PROCESSES=1
-# make bench-gpu  half an hour on a machine with a GPU: does it work, how fast, what binds
+# make bench-gpu  half an hour on a machine with a GPU: correctness, speed, bottlenecks
 # make lint       ruff, the alignment of continuation lines, types
 # make docs       docs/ as web pages, in docs/_build; warnings are errors
 # make lock       resolves requirements.lock and the locks of the extras again (needs uv)
@@ -62,7 +62,7 @@ test-tpu: $(PLAN_STAMP)
 test-gpu: $(GPU_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(ARGS)
 
-# On the GPU, in bench-gpu.json. make bench-gpu ARGS=--rehearse: small sizes, on the CPU.
+# Writes bench-gpu.json. make bench-gpu ARGS=--rehearse: small sizes, on the CPU.
 bench-gpu: $(GPU_STAMP)
 	$(BIN)/python -m benchmarks.device --out bench-gpu.json $(ARGS)
 

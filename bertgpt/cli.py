@@ -33,7 +33,7 @@ def run_program() -> int:
   if is_distributed and code:
     with contextlib.suppress(OSError):
       sys.stdout.flush()
-    os._exit(code)  # At a normal exit, JAX would wait 300 s for the others, who wait for this one.
+    os._exit(code)  # At a normal exit, JAX would wait 300 s for the others, and they for this one.
   return code
 
 
@@ -90,7 +90,7 @@ def code_of_interrupt(e: KeyboardInterrupt, arguments: argparse.Namespace | None
   """Returns the exit code after a signal outside of a training loop.
 
   Args:
-    e: what the signal has raised.
+    e: exception that the signal raised.
     arguments: values of the flags; None: they have not been read.
   """
   if not isinstance(e, signals.Terminated):

@@ -2,7 +2,7 @@
 
 Command    bertgpt train --config configs/electra_large.py --workdir runs/electra_large
 Data       In the paper, the text of XLNet: BooksCorpus, Wikipedia, Gigaword, ClueWeb and Common
-           Crawl, 33 G tokens. Otherwise as for configs/electra_small.py.
+           Crawl, 33 B tokens. Otherwise as for configs/electra_small.py.
 Hardware   64 GPUs or TPU chips: a micro-batch is then 8 rows per device. For other numbers, scale
            --config.phases[0].micro_batches inversely.
 Expected   On dev sets, fine-tuned: CoLA 69.1, SST-2 96.9, MRPC 90.8, STS-B 92.6, QQP 92.4, MNLI
@@ -11,7 +11,7 @@ Expected   On dev sets, fine-tuned: CoLA 69.1, SST-2 96.9, MRPC 90.8, STS-B 92.6
            after 1.75 M (Clark et al. 2020, arXiv:2003.10555, table 2).
 Status     Not yet run.
 
-A quarter of the tokens is masked, not 15% as in the smaller models.
+A quarter of the tokens are masked, not 15% as in the smaller models.
 """
 
 from bertgpt.config import families, phase, recipes

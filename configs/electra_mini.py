@@ -1,4 +1,4 @@
-r"""An ELECTRA in the size of `wiki_mini`, whose generator is a quarter as wide.
+r"""An ELECTRA of the size of `wiki_mini`, whose generator is a quarter as wide.
 
 Command    bertgpt train --config configs/electra_mini.py --workdir runs/electra_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
@@ -16,7 +16,7 @@ def get_config():
   config.data.packing = False
   config.data.short_sequence_prob = 0.05
   size = {name: config.model[name] for name in ("num_layers", "width", "num_heads", "mlp_dim")}
-  # As in `wiki_mini`: what a short run needs to learn more than the frequencies of tokens.
+  # As in `wiki_mini`: without these, a short run learns only the frequencies of tokens.
   start = {name: config.model[name] for name in ("init_std", "position_init", "position_init_std")}
   config.model.update(families.FAMILIES["electra"].presets["small"])
   config.model.update(size, dropout=0.0, attention_dropout=0.0, **start)

@@ -1,10 +1,10 @@
-r"""Ettin of 150 M parameters, encoder or decoder: 2 T tokens in three stages.
+r"""Ettin with 150 M parameters, encoder or decoder: 2 T tokens in three stages.
 
 Command    bertgpt train --config configs/ettin_150m.py --workdir runs/ettin_150m
            The decoder:
              bertgpt train --config configs/ettin_150m.py:causal --workdir runs/ettin_150m_decoder
 Hardware   4 H100 GPUs for 470 hours in the paper; here as for configs/ettin_17m.py.
-Expected   Not known here: the paper's scores are in its tables (Weller et al. 2025,
+Expected   Not known for this recipe. The paper has tables of scores (Weller et al. 2025,
            arXiv:2507.11412).
 Status     Not yet run.
 

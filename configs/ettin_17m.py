@@ -1,4 +1,4 @@
-r"""Ettin of 17 M parameters, encoder or decoder: 2 T tokens in three stages.
+r"""Ettin with 17 M parameters, encoder or decoder: 2 T tokens in three stages.
 
 Download   hf download wikimedia/wikipedia --repo-type dataset --include '20231101.en/*' \
              --local-dir wikipedia
@@ -7,25 +7,25 @@ Command    bertgpt train --config configs/ettin_17m.py --workdir runs/ettin_17m
              bertgpt train --config configs/ettin_17m.py:causal --workdir runs/ettin_17m_decoder
 Data       In the paper, 2 T tokens of open data (jhu-clsp/ettin-pretraining-data and others on
            Hugging Face). The default source is the English Wikipedia of November 2023. A byte-level
-           BPE of the same size is trained on it; the published models have that of ModernBERT.
+           BPE of the same size is trained on it; the published models use ModernBERT's.
 Hardware   4 H100 GPUs for 141 hours in the paper. Here 8 GPUs, with 96 rows of 1,024 tokens per GPU
            in a micro-batch.
-Expected   Not known here: the paper's scores are in its tables (Weller et al. 2025,
+Expected   Not known for this recipe. The paper has tables of scores (Weller et al. 2025,
            arXiv:2507.11412).
-Status     Not yet run. A smaller one has been: configs/modernbert_mini.py.
+Status     Not yet run. A smaller recipe has been run: configs/modernbert_mini.py.
 
 The encoder and the decoder differ only in mask and objective. The encoder predicts 30% of the
 tokens in the first two stages, 15% in the last one and in evaluation. Learning rates, weight decay,
-bases of positions and tokens are those of JHU-CLSP/ettin-encoder-vs-decoder, pretraining/configs
-(2025). Two things are not: long rows have 8,192 tokens instead of 7,999, and documents are packed
-into full rows in which they do not see each other. As many tokens per step as in the first stage is
-this recipe's choice for the long rows.
+rotary bases and token counts are those of JHU-CLSP/ettin-encoder-vs-decoder, pretraining/configs
+(2025). Two things differ: long rows have 8,192 tokens instead of 7,999, and documents are packed
+into full rows in which they do not see each other. The batch size of the long rows is this recipe's
+own choice: as many tokens per step as in the first stage.
 """
 
 from bertgpt.config import base, families, phase
 from bertgpt.config.token_budgets import count_steps, warm_up_batches
 
-# Size -> peak rate, weight decay, tokens of the batch warm-up and of that of the rate.
+# Size -> peak rate, weight decay, tokens of the batch warm-up, tokens of the rate's warm-up.
 SIZES = {
     "ettin_17m": (3e-3, 3e-4, 125e9, 4e9),
     "ettin_32m": (3e-3, 3e-4, 100e9, 4e9),

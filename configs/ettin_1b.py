@@ -1,10 +1,10 @@
-r"""Ettin of 1 G parameters, encoder or decoder: 2 T tokens in three stages.
+r"""Ettin with 1 B parameters, encoder or decoder: 2 T tokens in three stages.
 
 Command    bertgpt train --config configs/ettin_1b.py --workdir runs/ettin_1b
            The decoder:
              bertgpt train --config configs/ettin_1b.py:causal --workdir runs/ettin_1b_decoder
-Hardware   As for configs/ettin_17m.py; it takes longer in proportion.
-Expected   Not known here: the paper's scores are in its tables (Weller et al. 2025,
+Hardware   As for configs/ettin_17m.py; the time grows with the number of parameters.
+Expected   Not known for this recipe. The paper has tables of scores (Weller et al. 2025,
            arXiv:2507.11412).
 Status     Not yet run.
 

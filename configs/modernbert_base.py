@@ -1,23 +1,23 @@
-r"""ModernBERT-base with the paper's recipe: 1.7 T tokens in rows of 1,024, then 300 G in 8,192.
+r"""ModernBERT-base with the paper's recipe: 1.7 T tokens in rows of 1,024, 0.3 T in rows of 8,192.
 
 Download   hf download wikimedia/wikipedia --repo-type dataset --include '20231101.en/*' \
              --local-dir wikipedia
 Command    bertgpt train --config configs/modernbert_base.py --workdir runs/modernbert_base
-Data       2 T tokens of web text, code and papers in the paper, which did not publish them. The
+Data       In the paper, 2 T tokens of web text, code and scientific papers, not published. The
            default source is the English Wikipedia of November 2023, which is far too little;
            docs/data.md has others, which can be added with a comma. A byte-level BPE of the same
            size is trained on the source.
 Hardware   8 H100 GPUs for 194 hours in the paper. Here 8 GPUs, with 96 rows of 1,024 tokens per GPU
-           in a micro-batch; a small memory needs more micro_batches.
+           in a micro-batch; devices with less memory need more.
 Expected   Fine-tuned: GLUE 88.4 on average (CoLA 65.1, SST-2 96.0, MRPC 92.2, STS-B 91.8, QQP 92.1,
            MNLI 89.1, QNLI 93.9, RTE 87.4); BEIR 41.6 with one vector per text and 51.3 with one per
            token (Warner et al. 2024, arXiv:2412.13663, table 1 and appendix).
-Status     Not yet run. A smaller one has been: configs/modernbert_mini.py.
+Status     Not yet run. A smaller recipe has been run: configs/modernbert_mini.py.
 
-The batch grows over the first 50 G tokens. Every token, also a special one, is predicted with
-probability 30%, and 15% in evaluation. Every document of a row is a sequence of its own. The base
-of the global layers' positions is 10,000 first, and 160,000 in the long rows. These come 72 at a
-time in the paper, and 80 here, which 16 devices divide. The paper averages its final weights with
+The batch grows over the first 50 B tokens. Every token, special tokens included, is predicted with
+a probability of 30%, or 15% in evaluation. Every document of a row is a sequence of its own. The
+rotary base of global layers is 10,000 at first, and 160,000 in long rows. A batch has 72 long rows
+in the paper, and 80 here, which 16 devices divide evenly. The paper averages its final weights with
 those of three earlier checkpoints, which is not done here.
 """
 

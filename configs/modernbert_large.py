@@ -9,8 +9,9 @@ Expected   Fine-tuned: GLUE 90.4 on average (CoLA 71.4, SST-2 97.1, MRPC 91.7, S
            token (Warner et al. 2024, arXiv:2412.13663, table 1 and appendix).
 Status     Not yet run.
 
-In the paper the weights begin as tiles of those of the base model, weight decay falls to 1e-6 with
-the rate, and the long rows come 77 at a time; here they come 80 at a time, as for the base model.
+The paper does three things differently: it initializes the weights by tiling those of the base
+model, weight decay falls to 1e-6 with the learning rate, and a batch has 77 long rows. Here it has
+80, as for the base model.
 """
 
 from bertgpt.config import families, phase, recipes

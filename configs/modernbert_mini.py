@@ -3,15 +3,15 @@ r"""ModernBERT's layers, masks, phases and optimizer in a size for a small machi
 Command    bertgpt train --config configs/modernbert_mini.py --workdir runs/modernbert_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a byte-level BPE of 4,096 pieces is trained on it.
-Hardware   Two CPU cores: 50 minutes while other programs used nine tenths of them.
+Hardware   Two CPU cores: 50 minutes, while other programs took 90% of the CPU time.
 Expected   With Wikipedia, on held-out text, 15% of whose tokens are masked:
              step               200   400   600   800  1000  no context
              tokens per row      32    32    32   128   128         128
              MLM perplexity     683   621   554   668   670         676
              MLM accuracy, %    8.5  10.3  12.0  10.3  11.3        12.5
-           Without context, the unigram model predicts tokens.
+           "No context" is a unigram model, which predicts tokens from their frequencies.
 
-The run shows that every part works, and not what the architecture can do: after its 1.9 M tokens
+The run shows that every part works, not what the architecture can do: after its 1.9 M tokens
 the model knows little more than the frequencies of tokens. `wiki_mini` describes this plateau, and
 what shortens it.
 """
@@ -33,8 +33,8 @@ def get_config():
   config.objective.update(name="mlm", mask_prob=0.3, mask_rule="bernoulli",
                           bias_init="frequencies")
   config.optimizer.update(name="stable_adamw", b2=0.98, weight_decay=3e-4, clip_norm=0.0)
-  # Batch warm-up, longer rows with a larger base of the global layers, and a decay with half as
-  # many masks.
+  # Batch warm-up, longer rows with a larger rotary base in global layers, and a decay with half
+  # as many masks.
   config.phases = (
       phase(steps=150, seq_len=32, batch_size=32, learning_rate=6e-3, schedule="constant",
             warmup_steps=50),

@@ -4,10 +4,10 @@ Download   hf download wikimedia/wikipedia --repo-type dataset --include '202311
              --local-dir wikipedia
 Command    bertgpt train --config configs/roberta_base.py --workdir runs/roberta_base
 Data       160 GB in the paper: BooksCorpus and Wikipedia, CC-News, OpenWebText, Stories. The
-           default source is the English Wikipedia of November 2023 alone: 6.4 M articles in 41
+           default source is the English Wikipedia of November 2023 only: 6.4 M articles in 41
            files, 12 GB. docs/data.md has other sources, which can be added with a comma. A
-           byte-level BPE of the same size is trained on the source; its ids have another order
-           than the published ones.
+           byte-level BPE of the same size is trained on the source; its ids differ from
+           those of the published one.
 Hardware   1,024 V100 GPUs and about a day per 100k steps in the paper. Here 64 GPUs or TPU chips: a
            micro-batch is then 16 rows per device. For other numbers, scale
            --config.phases[0].micro_batches inversely: 512 on one device.
@@ -17,15 +17,15 @@ Expected   On dev sets, fine-tuned: MNLI 87.6, QNLI 92.8, QQP 91.9, RTE 78.7, SS
            2,048 rows with a peak of 7e-4 (MNLI 85.2, SST-2 92.9), 3.77 after 31k steps of 8,192
            rows with 1e-3, and 3.99 after 1 M steps of 256 rows with 1e-4 (Liu et al. 2019,
            arXiv:1907.11692, table 3).
-Status     Not yet run. A smaller one has been: configs/roberta_mini.py.
+Status     Not yet run. A smaller recipe has been run: configs/roberta_mini.py.
 
-What differs from BERT, apart from the amount of text: no next sentences; rows of whole sentences
-across documents; special tokens are predicted too, and the number of predicted tokens is rounded by
-chance; the exact GELU; decay on all parameters; no clipping; b2 0.98; a decay of the rate that is
-counted from the end of the warm-up; byte-level BPE. In fairseq every line of the text ends with
-</s>; here a document and a row do.
+What differs from BERT, apart from the amount of text: no next-sentence prediction; rows of whole
+sentences across documents; special tokens are predicted too; the number of predicted tokens is
+rounded up or down at random; the exact GELU; weight decay on all parameters; no clipping; b2 0.98;
+learning-rate decay counted from the end of the warm-up; byte-level BPE. In fairseq every line of
+the text ends with </s>; here every document and every row does.
 
-For 2,048 rows, as in the row of the table with the lowest perplexity:
+For batches of 2,048 rows, which had the lowest perplexity in table 3:
 --config.phases[0].batch_size=2048 --config.phases[0].micro_batches=2
 --config.phases[0].steps=125000 --config.phases[0].warmup_steps=10000
 --config.phases[0].learning_rate=7e-4

@@ -1,4 +1,4 @@
-r"""RoBERTa's rows, masks and decay in the size of `wiki_mini`: half an hour on a small machine.
+r"""RoBERTa's rows, masks and decay at the size of `wiki_mini`: half an hour on a small machine.
 
 Command    bertgpt train --config configs/roberta_mini.py --workdir runs/roberta_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
@@ -9,12 +9,12 @@ Expected   With 15.3 M tokens of Wikipedia and of old books, on held-out text:
              tokens per row      16    16    16    16    64    64    64    64    64
              MLM perplexity     457   242   163   135   223   190   169   155   148
              MLM accuracy, %   20.6  24.1  26.2  27.1  18.7  19.6  20.5  20.8  21.4
-           Special tokens are predicted too, and they are easy: an eighth of the targets in rows of
-           16 tokens, and 3% in rows of 64.
+           Special tokens are predicted too, and they are easy: they are an eighth of the targets in
+           rows of 16 tokens, and 3% in rows of 64.
 
 The optimizer is that of `wiki_mini`. With RoBERTa's (`fairseq_adamw`, a rate of 2e-3, 15% of the
-tokens predicted), the loss fell to that of the frequencies of tokens in 110 steps, 6.1, and rose
-again to 6.8 by step 300, where it stayed until step 600.
+tokens predicted), the loss fell in 110 steps to 6.1, the loss of predicting token frequencies, rose
+to 6.8 by step 300, and stayed there until step 600.
 """
 
 from bertgpt.config import phase, recipes

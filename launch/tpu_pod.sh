@@ -17,7 +17,7 @@ set -uo pipefail
 CODE=${CODE:-bertgpt}
 GIVE_UP="2|65|70|130" # Another attempt would end the same way, or somebody pressed Ctrl-C.
 SHORT=600             # An attempt of fewer seconds has made no progress.
-MAX_SHORT=5           # So many of them in a row, and the script gives up.
+MAX_SHORT=5           # The script gives up after this many of them in a row.
 
 command="cd ${CODE} && .venv/bin/bertgpt train --distributed=auto $(printf '%q ' "$@")"
 log=$(mktemp)
@@ -34,7 +34,7 @@ while true; do
   [ "$status" -eq 0 ] && exit 0
   final=$(grep -oE "bertgpt ended with code ($GIVE_UP)\$" "$log" | head -n 1)
   [ -n "$final" ] && exit "${final##* }"
-  # All other codes, as 69, 74, 75 or 137, and a connection that breaks, lose no more than the steps
+  # All other codes, such as 69, 74, 75 or 137, and a broken connection lose no more than the steps
   # since the last checkpoint.
   if [ $(($(date +%s) - start)) -lt "$SHORT" ]; then short=$((short + 1)); else short=0; fi
   if [ "$short" -ge "$MAX_SHORT" ]; then

@@ -13,9 +13,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt plan`."""
   flags.add_config(parser)
   parser.add_argument("--topology", required=True, metavar="KIND:SHAPE",
-                      help="TPU v4, v5e, v5p, v6e or tpu7x, as v5e:4x4 (v5e:4x4:2 for two "
-                           "slices) or v5p:2x2x1; GPU a100, h100, h200 or b200, as h100:8 or "
-                           "h100:2x8 (nodes x GPUs)")
+                      help="TPU v4, v5e, v5p, v6e or tpu7x, such as v5e:4x4 (v5e:4x4:2 for two "
+                           "slices) or v5p:2x2x1; GPU a100, h100, h200 or b200, such as h100:8 "
+                           "or h100:2x8 (nodes x GPUs)")
   parser.add_argument("--phase", type=int, metavar="N",
                       help="number of a phase, from 0; default: all phases")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "side by side")
   parser.add_argument("--search", action="store_true",
                       help="compile variants of the phase (default: the last one), with other "
-                           "micro-batches, remat, meshes, kernels of attention, loops over layers "
+                           "micro-batches, remat, meshes, attention kernels, loops over layers "
                            "and chunks of the output layer, and rank them")
   parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

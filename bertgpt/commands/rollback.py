@@ -16,7 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns that a rollback that was interrupted is finished by the same command."""
+  """Returns True: the same command finishes an interrupted rollback."""
   del arguments
   return True
 
@@ -29,4 +29,4 @@ def run(arguments: argparse.Namespace) -> None:
   with upkeep.roll_back(path, step) as later:
     aside = metrics.cut(path / "metrics.jsonl", step)
   print(f"{path}: at step {step}. Set aside: {', '.join(later + aside) or 'nothing'}. `bertgpt "
-        "train` continues from here; --config.train.skip_steps leaves out batches")
+        "train` continues from here. To skip batches, set --config.train.skip_steps")

@@ -10,7 +10,7 @@ from ml_collections.config_dict import ConfigDict
 
 FUSED = ("cudnn", "splash", "flash")  # Every kernel except 'xla'.
 
-# Platform -> kernels that 'auto' takes, the first that can run and pays off.
+# Platform -> kernels that 'auto' tries in order, until one can run and pays off.
 PREFERRED = {"gpu": ("cudnn", "flash"), "tpu": ("splash", "flash")}
 
 # Tokens per row from which 'auto' takes splash. Compiled for TPU v5e, forward and backward pass of
@@ -150,5 +150,5 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
                 (head_width in (16, 32, 64, 128),
                  f"a head width of 16, 32, 64 or 128, not {head_width}")),
   }
-  no_order = (not layer.has_order, "attention without a prefix and an order")
+  no_order = (not layer.has_order, "attention without a prefix or an order")
   return [need for is_met, need in (no_order, *needs[kernel]) if not is_met]

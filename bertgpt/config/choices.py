@@ -54,7 +54,7 @@ OBJECTIVES = {
 # Rule for the tokens that are predicted -> (expected number in a full row -> slots that it needs).
 MASK_RULES: dict[str, Callable[[float], int]] = {
     "bert": round, "fairseq": math.ceil,
-    # Four deviations above the mean: one row in 30,000 has more, and predicts so many.
+    # Four standard deviations above the mean: one row in 30,000 draws more, and loses the rest.
     "bernoulli": lambda count: math.ceil(count + 4 * math.sqrt(count)),
 }
 
@@ -73,7 +73,7 @@ OPTIMIZERS = {
     "muon": _ADAM | {"optimizer.momentum"},
 }
 
-# Fields that one choice of a field of the model reads, but some other choice does not.
+# Choice -> fields of the model that it reads, but some other choice does not.
 NORMS = {"post": frozenset(), "pre": frozenset({"model.skip_first_norm"})}
 NORM_KINDS = {"layer": frozenset({"model.norm_bias"}), "rms": frozenset()}
 POSITIONS = {

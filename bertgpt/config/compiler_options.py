@@ -20,9 +20,9 @@ class OptionSet(NamedTuple):
 
 # Matrix products by cuBLAS, which adds a bias or another array, or computes GELU and also writes
 # its input for the backward pass, before the result leaves the chip. XLA's own products, written in
-# Triton, do none of this: their results are read and written once more. On a device, autotuning
-# compares the two only as products; without a device, it is off and Triton's are taken. MaxText's
-# scripts for GPUs turn them off too (2024).
+# Triton, do none of this: their results are read and written once more. Autotuning on a device
+# compares only the products themselves; without a device, it is off and XLA uses Triton. MaxText's
+# scripts for GPUs turn Triton's products off too (2024).
 _CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 SETS = {
@@ -49,7 +49,7 @@ SETS = {
     }),
 }
 
-# Sets that 'auto' takes for one device, and for several.
+# Sets that 'auto' uses for one device, and for several.
 AUTO = {"tpu": ("none", "tpu_overlap"), "gpu": ("gpu_cublas", "gpu_overlap")}
 
 

@@ -123,8 +123,8 @@ def base() -> ConfigDict:
   # GPT, mlm with packing: whether every document of a row is a sequence of its own: no attention
   # across documents, and positions that restart.
   data.isolate_documents = False
-  # mlm with packing: a sentence is cut if more than this share of its row would stay unused. 1:
-  # only sentences longer than a row are cut (RoBERTa).
+  # mlm with packing: a sentence is cut only if, uncut, it would leave more than this share of its
+  # row empty. 1: only sentences longer than a row are cut (RoBERTa).
   data.max_unused = 1 / 16
 
   config.tokenizer = tokenizer = ConfigDict()
@@ -161,13 +161,13 @@ def base() -> ConfigDict:
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
   model.norm = "post"
-  # pre: whether the first layer reads the embeddings as they are (ModernBERT normalizes those).
+  # pre: whether the first layer has no norm before its attention (ModernBERT: embeddings have one).
   model.skip_first_norm = False
   model.norm_kind = "layer"                # layer (LayerNorm) | rms (RMSNorm)
   model.norm_bias = True                   # layer: whether norms have a bias
   model.layer_norm_epsilon = 1e-12
   model.use_bias = True                    # whether dense layers have a bias
-  # plain: activation(up) | gated: activation(gate) * up, with a matrix more (GeGLU, SwiGLU).
+  # plain: activation(up) | gated: activation(gate) * up, with one more matrix (GeGLU, SwiGLU).
   model.mlp = "plain"
   model.activation = "gelu_tanh"           # gelu_tanh | gelu_erf | silu
   # Keys on each side that the queries of local layers see; 0: every layer sees all keys.
@@ -216,8 +216,8 @@ def base() -> ConfigDict:
   objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | rtd | causal
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
-  # rounded by chance, and random tokens are never special) | bernoulli (ModernBERT: a draw for
-  # every token, also a special one, decides whether it is predicted).
+  # rounded at random, and random tokens are never special) | bernoulli (ModernBERT: an independent
+  # draw for every token, special tokens included, decides whether it is predicted).
   objective.mask_rule = "bert"
   objective.replace_with_mask = 0.8        # share of the predicted tokens shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
@@ -278,8 +278,8 @@ def base() -> ConfigDict:
   checkpoint.every_steps = 1000            # 0: not by steps
   checkpoint.every_minutes = 30.0          # 0: not by time
   checkpoint.keep = 3                      # newest checkpoints kept
-  checkpoint.keep_every_steps = 0          # checkpoints of every N steps kept for good; 0: none
-  # Held-out metric whose best checkpoint is kept, as mlm_loss or mlm_accuracy; '': none.
+  checkpoint.keep_every_steps = 0          # one per N steps is kept permanently; 0: none
+  # Held-out metric whose best checkpoint is kept, such as mlm_loss or mlm_accuracy; '': none.
   checkpoint.keep_best = ""
 
   config.log = log = ConfigDict()
@@ -294,7 +294,7 @@ def base() -> ConfigDict:
   system.compilation_cache = "~/.cache/bertgpt/xla"  # folder of compiled programs; '': none
   # A step that takes longer ends the process and prints its stacks; 0: no limit.
   system.hang_timeout_minutes = 30.0
-  # Time in addition, if programs are compiled before the step is done; 0: no limit then.
+  # Extra time for a step that needs programs to be compiled; 0: no limit for such a step.
   system.compile_timeout_minutes = 120.0
   # Compiler options of the train step: auto (overlap of communication, on several devices, and
   # products by cuBLAS on GPUs) | none | a name of compiler_options.SETS.
@@ -385,7 +385,7 @@ def at_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> Con
 
 
 def with_model_at(config: ConfigDict, step: int) -> ConfigDict:
-  """Returns a copy whose model is that after a step, in all phases.
+  """Returns a copy whose model, in all phases, is the one that a run has after a step.
 
   Args:
     config: whole config.

@@ -28,7 +28,7 @@ RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
              "data.reader_workers", "data.prefetch", "train.max_bad_steps", "train.skip_steps",
              "model.attention", "model.remat", "model.scan_unroll", "objective.loss_chunk")
 
-# Fields of the host, which neither change what is computed nor how: they may differ between the
+# Fields of the host, which change neither what is computed nor how: they may differ between the
 # processes of a run.
 HOST_FIELDS = ("data.cache_dir", "data.corpus", "data.prepare_workers", "data.reader_workers",
                "data.prefetch", "system.compilation_cache")

@@ -1,4 +1,4 @@
-"""Phases from numbers of tokens, in which recent papers give the length of a training."""
+"""Phases from token counts, the unit in which recent papers state the length of a training."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ def count_steps(tokens: float, batch_size: int, seq_len: int) -> int:
 
 def warm_up_batches(smallest: int, largest: int, tokens: float, rate_tokens: float, seq_len: int,
                     **fields: Any) -> list[ConfigDict]:
-  """Returns the phases of a batch warm-up, with as many steps of each size.
+  """Returns the phases of a batch warm-up, with the same number of steps of each size.
 
   The sizes are the multiples of `smallest` below `largest`. The first phase has the given fields
   and the warm-up of the learning rate; the others continue its curve.
 
   Args:
-    smallest, largest: rows per step of the first phase, and of the phases that follow these.
+    smallest, largest: rows per step of the first phase, and after the batch warm-up.
     tokens: tokens of all these phases.
     rate_tokens: tokens of the warm-up of the learning rate, which is linear in the steps.
     seq_len: tokens per row.

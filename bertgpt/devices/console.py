@@ -1,4 +1,4 @@
-"""Lines on stderr that never end or stop the work that they tell about."""
+"""Lines on stderr that can fail without ending or stopping the work that they report."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ import sys
 def write(text: str) -> None:
   """Writes to stderr. If it cannot be written, as after a terminal was closed, the text is lost.
 
-  From then on it goes nowhere, and so does stdout if it is a terminal.
+  From then on, stderr is discarded, and so is stdout if it is a terminal.
 
   Args:
     text: text with its line ends.

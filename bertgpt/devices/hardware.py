@@ -38,8 +38,8 @@ class Chip(NamedTuple):
   Attributes:
     device_kinds: substrings of JAX's names for the device.
     peak_flops: dense bfloat16 FLOP/s of the matrix units.
-    fp8_flops: dense float8 FLOP/s of the matrix units; 0: they have no float8. Those of v6e are as
-      fast in bfloat16.
+    fp8_flops: dense float8 FLOP/s of the matrix units; 0: they have no float8. v6e has it,
+      but is as fast in bfloat16.
     vector_flops: element operations per second outside the matrix units.
     tile: side of a tile of the matrix unit; products whose sides are not multiples of it leave
       part of the unit idle.
@@ -101,7 +101,7 @@ KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the least in XLA's estim
 
 
 def check_products(matmul: str, name: str, chip: Chip | None) -> None:
-  """Checks that a chip has the products of a config.
+  """Checks that a chip has matrix products of the requested precision.
 
   Args:
     matmul: `config.model.matmul`.

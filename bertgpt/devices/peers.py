@@ -22,10 +22,10 @@ from bertgpt import errors, files
 from bertgpt.devices import console
 from bertgpt.errors import ConfigError, PeerError
 
-ANSWER_S = 1200  # Time for the others to come to the same point, as to import their modules.
-NOTICE_S = 1     # A process looks so often whether another one has ended.
-# Process 0 holds the store. It waits so long for the others to read why it ends: they look once per
-# second, but on a busy machine that may take longer. A process that is lost never reads it.
+ANSWER_S = 1200  # Time for the others to come to the same point, for example to finish imports.
+NOTICE_S = 1     # Time between two checks of whether another process has ended.
+# Process 0 holds the store. Before it ends, it waits this long for the others to read why. They
+# look once per second, but on a busy machine that may take longer. A lost process never reads it.
 FAREWELL_S, FAREWELL_TO_LOST_S = 60, 5
 END = "bertgpt/end"
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
@@ -67,7 +67,7 @@ def check_agreement(fields: Mapping[str, Any]) -> None:
   """
   lines = find_differences(_versions() | dict(fields), f"agreement/{next(_questions)}")
   if lines:
-    raise ConfigError("the processes of this run were not started alike:\n  " + "\n  ".join(lines)
+    raise ConfigError("the processes of this run were started differently:\n  " + "\n  ".join(lines)
                       + "\nGive all of them the same command, files and packages")
 
 
@@ -197,7 +197,7 @@ def end_together() -> Iterator[None]:
   wait. Without this, they would wait in a collective, or at JAX's exit for 300 s.
 
   Raises:
-    UserError: in place of a PeerError: what the other process has ended with.
+    UserError: in place of a PeerError: the error that the other process ended with.
   """
   store = _open_store()
   if store is None:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from bertgpt.devices import signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
-# How JAX's messages about a lost process begin, or what they name.
+# Beginnings of JAX's messages about a lost process, or words in them.
 LOST = r"Gloo|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|[Bb]arrier|coordination service"
 
 
@@ -75,7 +75,7 @@ def _initialize(timeout_s: float, **arguments) -> None:
 
 
 def is_loopback(host: str) -> bool:
-  """Returns whether all addresses of a host are of this machine only.
+  """Returns whether all addresses of a host belong to this machine only.
 
   Args:
     host: name or address.

@@ -1,4 +1,4 @@
-"""A time limit for everything that may wait for ever: a peer, a device, a disk. Without JAX.
+"""A time limit for everything that may wait forever: a peer, a device, a disk. Without JAX.
 
     arm(minutes)   from here on, the process ends with the stacks of all threads after this time
     renew()        something was done: the time starts again, if it is running
@@ -47,7 +47,7 @@ def arm_for(system: Any, *, compiles: bool) -> None:
 
 
 def renew() -> None:
-  """Starts the time again that is running; does nothing without one."""
+  """Restarts the time limit that is running; does nothing if there is none."""
   if _minutes:
     arm(_minutes)
 
@@ -59,7 +59,7 @@ def disarm() -> None:
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-  """Sets the limit, at the end of the context, to what it was before it, which starts again."""
+  """Restores, at the end of the context, the limit from before it, and restarts it."""
   minutes = _minutes
   try:
     yield

@@ -73,7 +73,7 @@ class Rule(NamedTuple):
       name share the tensor, concatenated on the axis of the outputs.
     axes: letters of our shape, without the axis of the layers.
     storage: a key of `STORAGES`.
-    first: first layer that has the tensor. Ours has 1 in the layers before, where it is not used.
+    first: first layer that has the tensor. In earlier layers, our parameter is 1 and not used.
     unless_equal: letters of two sizes; the parameter is there only if they differ. '': always.
   """
 
@@ -138,7 +138,7 @@ def norm(ours: str, theirs: str, axis: str = "D") -> list[Rule]:
 
 
 def find_modern_field(model: Any) -> str | None:
-  """Returns which field makes the layers of a model others than those of BERT and GPT, or None.
+  """Returns the first field that sets a model's layers apart from BERT's and GPT's, or None.
 
   Args:
     model: `config.model`.
@@ -178,8 +178,9 @@ class Architecture(NamedTuple):
       bias: ours is added there, multiplied by the inverse of the layer; '': it has a bias.
     read: config.json -> further fields of `config.model`; it raises DataError.
     write: `config.model` -> the keys of config.json that `read` reads.
-    signs: head -> the tensor without which a file lacks the head: other tensors with names of the
-      head's are then those of a task. A head that is not named here is there if any tensor is.
+    signs: head -> the tensor that shows that a file has the head. Without it, other tensors with
+      names of the head's belong to a task. A head that is not listed is there if any of its tensors
+      is.
     pools_by_config: whether config.json says which features stand for a text.
     copied_ids: key of config.json for a special token -> the key with the same id.
     zeros: tensor that is written with zeros -> letters of its shape.

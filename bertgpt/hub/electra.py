@@ -50,7 +50,7 @@ def _encoder(embeddings, project, layers, d, f):
 def _split(leaves, model):
   """Returns the leaves with whole embeddings of both models.
 
-  A fine-tuned model of its own embeddings, or of shared ones, has no generator.
+  A fine-tuned model with separate or shared embeddings has no generator.
   """
   leaves = dict(leaves)
   if model.embedding_sharing == "gdes":

@@ -8,7 +8,7 @@ from bertgpt.errors import DataError
 from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, tune
 
 _LAYER = "model.layers.{}"
-# Key of `rope_parameters` -> (field of ours, key of former files, its default).
+# Key of `rope_parameters` -> (field of ours, key of older files, its default).
 _THETAS = {"full_attention": ("rope_theta", "global_rope_theta", 160_000.0),
            "sliding_attention": ("rope_theta_local", "local_rope_theta", 10_000.0)}
 
@@ -58,7 +58,7 @@ FIELDS = (
     ("num_hidden_layers", "num_layers", 22), ("num_attention_heads", "num_heads", 12),
     ("intermediate_size", "mlp_dim", 1152), ("max_position_embeddings", "max_positions", 8192),
     ("hidden_activation", "activation", "gelu"), ("norm_eps", "layer_norm_epsilon", 1e-5),
-    # Theirs is the dropout of weights and of outputs.
+    # Their `attention_dropout` applies to weights and to outputs.
     ("attention_dropout", "dropout", 0.0), ("attention_dropout", "attention_dropout", 0.0),
     ("initializer_range", "init_std", 0.02),
 )
@@ -74,9 +74,9 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
   """Returns the fields of our model that describe positions, and local and global layers.
 
   Args:
-    hf_config: content of config.json, in the form of transformers 5 or in the former one.
+    hf_config: content of config.json, in the form of transformers 5 or in the older one.
     own_key: 0 if the window has `local_attention // 2` keys on each side of a query, 1 if it has
-      so many keys including that of the query.
+      as many, the query's own key included.
   Raises:
     DataError: a value is not supported.
   """
@@ -86,7 +86,7 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
   for kind, (ours, former, default) in _THETAS.items():
     rope = ropes.get(kind) or {}
     theta = rope.get("rope_theta", hf_config.get(former, default))
-    # In former files, null stands for the base of the global layers.
+    # In older files, null stands for the base of the global layers.
     theta = fields.get("rope_theta", default) if theta is None else theta
     if (rope.get("rope_type", "default") != "default" or hf_config.get("rope_scaling")
         or type(theta) not in (int, float) or not theta >= 1):
@@ -102,7 +102,7 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
                     f"least {2 + 2 * own_key}. Restore the file")
   fields["window"] = width // 2 - own_key if num_local else 0
   if not num_local:
-    fields |= {"global_every": 3, "rope_theta_local": 10_000.0}  # Not read: the defaults.
+    fields |= {"global_every": 3, "rope_theta_local": 10_000.0}  # Not read; the defaults.
   if hf_config.get("classifier_activation", "gelu") != hf_config.get("hidden_activation", "gelu"):
     raise DataError(f"classifier_activation={hf_config['classifier_activation']!r} in config.json: "
                     "only models whose head has the activation of their layers are supported. "

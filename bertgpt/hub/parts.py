@@ -15,7 +15,7 @@ Found = Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
 
 
 def add(converted: Converted, found: Found) -> Converted:
-  """Returns a model with the other models of its run.
+  """Returns a model together with the other models of its run.
 
   Args:
     converted: result of `conversion.convert`.
@@ -32,7 +32,7 @@ def add(converted: Converted, found: Found) -> Converted:
     for field in fields.keys() & more.fields.keys():
       if fields[field] != more.fields[field]:
         raise DataError(f"{name}: {field.removeprefix('model.')} is {more.fields[field]!r}, but "
-                        f"{fields[field]!r} in the model beside it. Take both from one run")
+                        f"{fields[field]!r} in the model next to it. Take both from one run")
     leaves |= trees.named_leaves(more.params)
     fields |= more.fields
     fresh, dropped = (*fresh, *more.fresh), (*dropped, *more.dropped)

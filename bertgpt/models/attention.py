@@ -138,8 +138,8 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, wind
 
 
 def explain(config: ConfigDict) -> list[str]:
-  """Returns one line per phase, which kernel computes attention in training and why, one on the
-  loop over layers, and one on the values that they keep for the backward pass.
+  """Returns lines on the choices for training, with reasons: the attention kernel of every phase,
+  the loop over layers, and the values that layers keep for the backward pass.
 
   Args:
     config: a whole config.
@@ -270,7 +270,7 @@ def _attend_splash(q_BLNH, k_BSNH, v_BSNH, visibility):
 
 
 def _attend_either(attend_all, attend_near, is_global, *qkv):
-  """Computes attention to all keys in a global layer, and else to those of the window."""
+  """Computes attention to all keys in a global layer, and to those of the window in others."""
   if is_global is None:
     return attend_near(*qkv)
   return jax.lax.cond(is_global, attend_all, attend_near, *qkv)

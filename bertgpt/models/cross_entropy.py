@@ -106,7 +106,7 @@ def _score_logits(logits, targets, weights, vocab_axes, in_one_pass=False):
     highest = jax.lax.stop_gradient(logits).max(-1)
     highest = jax.lax.pmax(highest, vocab_axes) if vocab_axes else highest
     total = jnp.exp(logits - highest[..., None]).sum(-1)
-    # Counted against the maximum, not the target's logit, which would take a pass of its own.
+    # Compared with the maximum: a comparison with the target's logit would take its own pass.
     as_high = (logits >= highest[..., None]).sum(-1)
     of_target = of_target.sum(-1)
   of_target, total, as_high = (jax.lax.psum(x, vocab_axes) for x in (of_target, total, as_high))

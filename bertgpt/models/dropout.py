@@ -91,7 +91,7 @@ _drop_by_hash.defvjp(_drop_forward, _drop_backward)
 
 
 def threshold(rate: float) -> np.uint32:
-  """Returns the least bits of an element that is kept.
+  """Returns the smallest hash with which an element is kept.
 
   Args:
     rate: share of the elements that are dropped, below 1.

@@ -1,7 +1,7 @@
 """ELECTRA (Clark et al. 2020, arXiv:2003.10555): a generator and a discriminator.
 
 The generator, a narrow masked LM, guesses masked tokens. The discriminator, the encoder that is
-used afterwards, tells which tokens of a text such guesses have replaced.
+used afterwards, tells which tokens of a text have been replaced by such guesses.
 
 Axes: B batch, L length, D width, E width of the embeddings, K predicted positions of a row.
 """

@@ -3,8 +3,8 @@
 
 A program of the grid computes a tile of queries, or in the backward pass a tile of keys and then
 one of queries, of one head. It needs no sums over programs, but computes every tile of weights
-twice in the backward pass: seven products instead of five. Rows of one or two tiles have a program
-each in the backward pass, which computes them once.
+twice in the backward pass: seven products instead of five. In the backward pass, every row of
+one or two tiles has its own program, which computes its weights only once.
 
 Axes: B rows, L queries, S keys, N heads, H width of a head.
 """
@@ -85,8 +85,8 @@ def _split_heads(x_BLD, heads):
 
 
 def _specs(task, heads, length):
-  """Returns the parts of [B, L, N, H] that a program sees, whole rows and tiles, those of ids and
-  of keys of dropout, and those of sums [B, N, 1, L], rows and tiles."""
+  """Returns the blocks that a program sees: a row and a tile of [B, L, N, H], a row of ids, a row
+  of dropout keys, and a row and a tile of sums [B, N, 1, L]."""
   width = task.head_width
   return (pl.BlockSpec((None, length, None, width), lambda i, n: (n // heads, 0, n % heads, 0)),
           pl.BlockSpec((None, TILE, None, width), lambda i, n: (n // heads, i, n % heads, 0)),
@@ -97,7 +97,7 @@ def _specs(task, heads, length):
 
 
 def _options(task, x_BLNH, products):
-  """Returns the options of a kernel and the work that it states, for the planner's count."""
+  """Returns the options of a kernel and the work that it declares, for the planner's count."""
   rows, length, heads, width = x_BLNH.shape
   weights = rows * heads * task.seen_tiles(TILE, length // TILE) * TILE ** 2
   per_weight = OPERATIONS_PER_WEIGHT[products, task.rate > 0]
@@ -191,7 +191,7 @@ def _differentiate(task, head, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_ref,
   """Returns the queries of tile `i`, the keys of tile `j`, the cotangent, the weights that are kept
   and the gradients of the logits.
 
-  The weights that are kept are divided by their share only after the products.
+  The kept weights are divided by the share that is kept only after the products.
   """
   here = _Tile(task, head, ids_ref, keys_ref, i, j)
   q_LH, k_SH, v_SH = _scaled(task, q_ref[_span(i), :]), k_ref[_span(j), :], v_ref[_span(j), :]

@@ -50,7 +50,7 @@ class Task(NamedTuple):
     return first, i + 1 if self.causal and tiles > 1 else end
 
   def query_tiles(self, j: Any, tile: int, tiles: int) -> tuple[Any, Any]:
-    """Returns the same of the queries that see the keys of tile `j`."""
+    """Returns the same for the tiles of queries that see the keys of tile `j`."""
     first, end = 0, tiles
     if self.window is not None and tiles > 1:
       reach = -(-self.window // tile)

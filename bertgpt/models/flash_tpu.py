@@ -26,7 +26,7 @@ TILE = 512  # Queries and keys of a tile at most; [512, 512] float32 is 1 MB of 
 MOST_ROWS = 8
 
 # VMEM of a kernel: two copies of a program's blocks, and the values of a tile, of which about ten
-# are alive at once. A long row may need more than it gets by default (16 MB).
+# are alive at once. A long row may need more than the default (16 MB).
 VMEM_BYTES = 15 * 2**20
 TILES_ALIVE = 10
 VMEM_LIMIT = 64 * 2**20
@@ -45,8 +45,8 @@ class Grid(NamedTuple):
 
   Attributes:
     rows: rows of a program.
-    lanes: lanes of a program, some chunks.
-    chunk: lanes of a chunk, some heads.
+    lanes: lanes of a program: one or more chunks.
+    chunk: lanes of a chunk: one or more heads.
     tile: queries and keys of a tile.
     tiles: tiles along the length.
     programs: programs along the rows and along the lanes.
@@ -120,7 +120,7 @@ def backward(task: Task, q_BLD: jax.Array, k_BSD: jax.Array, v_BSD: jax.Array, i
 
 
 def _options(task, grid, x_BLD, products):
-  """Returns the options of a kernel and the work that it states, for the planner's count."""
+  """Returns the options of a kernel and the work that it declares, for the planner's count."""
   rows, length, width = x_BLD.shape
   heads = width // task.head_width
   weights = rows * heads * task.seen_tiles(grid.tile, grid.tiles) * grid.tile ** 2
@@ -207,9 +207,9 @@ def _backward_kernel(task, grid, q_ref, k_ref, v_ref, ids_ref, keys_ref, x_ref, 
 
 def _differentiate(part, j, q_ref, k_ref, v_ref, x_ref, sums_ref, g_ref, dk_ref, dv_ref,
                    dq_CL_ref):
-  """Computes the gradients of the keys and values of tile `j` and adds its part of the queries'.
+  """Computes the gradients of the keys and values of tile `j` and adds to the queries'.
 
-  The weights that are kept are divided by their share only after the products.
+  The kept weights are divided by the share that is kept only after the products.
   """
   task, grid = part.task, part.grid
   kept = 1 - task.rate

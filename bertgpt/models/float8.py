@@ -4,7 +4,7 @@ Inputs and weights are rounded to e4m3, gradients to e5m2 (Micikevicius et al. 2
 for deep learning", arXiv:2209.05433). Every array of a product is scaled by its own largest
 magnitude at that moment, so there is no state, and a checkpoint is that of a model that multiplies
 in bfloat16. Scales are powers of two, so scaling is exact, and only the rounding to float8 loses
-digits. A device without float8 computes the same products with factors converted back.
+digits. A device without float8 computes the same products after converting the factors back.
 
 A scale belongs to the whole array of one device's micro-batch, so the rounding, unlike everything
 else, depends on the number of micro-batches.
@@ -48,7 +48,7 @@ def _multiply(x, y, contract, dtype):
 
 @jax.custom_vjp
 def multiply(x_BI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
-  """Returns x @ kernel, [B, O], whose factors are rounded to float8, as in the backward pass.
+  """Returns x @ kernel, [B, O], with factors rounded to float8, as are those of the backward pass.
 
   Args:
     x_BI: features, bfloat16 or float32.

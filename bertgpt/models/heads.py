@@ -38,7 +38,7 @@ class TaskModel(nn.Module):
 class EncoderClassifier(TaskModel):
   """Outputs of a text or a pair, from its pooled features.
 
-  With `config.pooling='cls'`, they are those of the [CLS] (Devlin et al. 2018, 4.1); with 'mean',
+  With `config.pooling='cls'`, they are those of [CLS] (Devlin et al. 2018, 4.1); with 'mean',
   the mean over all tokens.
   """
 

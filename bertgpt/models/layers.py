@@ -214,7 +214,7 @@ class Block(nn.Module):
 
   `norm='post'` is x = norm(x + f(x)) (BERT, GPT-1), 'pre' is x = x + f(norm(x)) (GPT-2). With
   `skip_first_norm`, the attention of the first layer reads x itself, as in ModernBERT, whose
-  embeddings have a norm; its `attention_norm` is then one of the stack, but not used.
+  embeddings have a norm; the stack still has its `attention_norm`, unused.
   """
 
   config: FrozenConfigDict
@@ -293,7 +293,7 @@ class Stack(nn.Module):
 
 
 def _remat(config, is_loop):
-  """Returns the class of a layer whose backward pass keeps the values that `config.remat` says.
+  """Returns the class of a layer whose backward pass keeps the values that `config.remat` selects.
 
   Args:
     is_loop: whether the layer is the body of a loop. Outside a loop, XLA would merge the repeated

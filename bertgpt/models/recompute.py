@@ -11,7 +11,7 @@ Values = TypeVar("Values")
 
 
 def renew(values: Values) -> Values:
-  """Returns the same values, which a compiler for GPUs takes for others.
+  """Returns the same values, which a compiler for GPUs treats as different ones.
 
   On GPUs there is usually no loop over layers, and XLA then merges equal computations of the two
   passes, or of two uses: it writes their results to memory and reads them back, although computing

@@ -76,7 +76,7 @@ _EVEN = 2.0**20  # Side of a product that fills the matrix unit, whatever the si
 
 
 def call_target(instruction: Instruction) -> str:
-  """Returns the name of what a custom call runs; '' for any other instruction."""
+  """Returns the name of the target of a custom call; '' for any other instruction."""
   if instruction.opcode != "custom-call":
     return ""
   return instruction.attribute(r'custom_call_target="([^"]*)"') or ""
@@ -107,7 +107,7 @@ def hides_work(instruction: Instruction) -> bool:
 
 
 def _cudnn_attention(instruction: Instruction) -> Product:
-  """Returns the products of flash attention: two forward; backward, which repeats one of them, five
+  """Returns the products of flash attention: two forward, and five backward, one of them repeated
   (Dao 2023, arXiv:2307.08691). Blocks that a causal mask hides are left out.
   """
   tensor = instruction.attribute(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]')

@@ -115,7 +115,7 @@ def show(kernels: Sequence[Kernel], count: int) -> list[str]:
   shown = kernels[:count]
   share = sum(kernel.seconds for kernel in shown) / total if total else 0.0
   lines = [f"  kernels    the {len(shown)} that take longest of {len(kernels):,} kinds: "
-           f"{share:.0%} of the time on the chip; of peak: of the busiest unit's"]
+           f"{share:.0%} of the time on the chip; of peak: share of the busiest unit's peak"]
   if hidden := sum(kernel.runs for kernel in kernels if kernel.work.hidden_kernels):
     lines.append(f"             {hidden:,.0f} runs are of kernels whose FLOPs the program hides")
   has_estimates = any(kernel.compiler_seconds for kernel in kernels)

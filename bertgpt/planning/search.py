@@ -33,8 +33,8 @@ RECOMPUTED_SHARE = {"none": 0.0, "products": 0.0, "dots": 0.1, "full": 0.33}
 SAVED_BYTES = {"none": (28, 12, 9), "products": (14, 2, 2), "dots": (12, 2, 0),
                "full": (2, 0, 0)}
 OPERATIONS_PER_LAYER = 250  # Forward and backward, on TPU.
-# Bytes that the plain layer of attention moves per query and key, both passes, and that a fused one
-# does not (read off compiled programs, assumption).
+# Bytes that plain attention moves per query and key in both passes, and fused attention does not
+# (read off compiled programs, assumption).
 WEIGHT_BYTES = 24
 LOSS_CHUNKS = (0, -1, 1024, 4096)  # Values of objective.loss_chunk.
 PROGRAM_FIELDS = ("model.attention", "model.scan_unroll", "objective.loss_chunk")
@@ -104,7 +104,7 @@ def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
       seconds = estimate_seconds(config, step, state_bytes, topology)
       timed.append((seconds, overrides, config))
   timed.sort(key=lambda item: item[:2])
-  # The formula cannot rank kinds of programs, so the best of every kind come before the others.
+  # The formula cannot compare kinds of programs, so the best of every kind comes before the rest.
   ranked = []
   for seconds, overrides, config in timed:
     kind = tuple(o for o in overrides if is_program_choice(o))

@@ -228,7 +228,7 @@ def target_config(kind: str) -> str:
   """
   gpu = _GPUS[kind]
   major, minor = gpu.compute_capability
-  # From Hopper on, a program may use instructions of its own architecture only (sm_90a).
+  # From Hopper on, a program may use instructions that only its architecture has (sm_90a).
   extension = " feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
   return _TARGET_CONFIG.format(gpu=gpu, chip=hardware.CHIPS[kind], major=major, minor=minor,
                                extension=extension, fpus=64 if major == 8 else 128)

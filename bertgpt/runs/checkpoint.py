@@ -39,7 +39,7 @@ from bertgpt.trees import named_leaves, nest
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
 BARRIER_SECONDS = 1200  # Orbax allows the same time for a save.
 NO_STEP = -1  # In place of a step's number.
-_numbers = itertools.count()  # Of `Checkpoints`, which all processes open in the same order.
+_numbers = itertools.count()  # Of `Checkpoints` objects. All processes open them in the same order.
 
 
 class Checkpoints:
@@ -117,7 +117,7 @@ class Checkpoints:
       wait: whether to return only when the step is complete in every process.
     Raises:
       StorageError: the last save failed, or with `wait` this save.
-      PeerError: the copies of the last state on several devices differ, or with `wait` of this one.
+      PeerError: copies of the last saved state differ between devices, or with `wait` of this one.
       DataError: there is a later checkpoint, which would be restored instead of this one.
     """
     self._join()
@@ -132,7 +132,7 @@ class Checkpoints:
     try:
       self._writer.save(self._unfinished / str(step), args=ocp.args.Composite(**items))
     except jax.errors.JaxRuntimeError:
-      raise  # Not of the storage, but of a device or a lost process.
+      raise  # Caused by a device or a lost process, not by the storage.
     except Exception as e:
       raise _save_failed(self._root, step, e) from e
     types = {name: _type(leaf) for name, leaf in leaves.items()}
@@ -143,7 +143,7 @@ class Checkpoints:
 
   def keep_if_best(self, step: int, results: Mapping[str, float], state: Any,
                    metadata: Mapping[str, Any]) -> None:
-    """Keeps the checkpoint of a step, and saves it if needed, if its evaluation is the best so far.
+    """Keeps, and if needed saves, the checkpoint of a step if its evaluation is the best so far.
 
     Args:
       step: number of steps done, at which the state was evaluated.

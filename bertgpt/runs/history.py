@@ -85,7 +85,7 @@ def _events_since_start(path: pathlib.Path) -> list[str]:
 def check_start(path: pathlib.Path, last_logged: int, every_steps: int) -> None:
   """Checks, before a run begins at step 0, that it has never had a checkpoint.
 
-  A run of an earlier version has no history: its report and the steps in its curves tell.
+  A run of an earlier version has no history: its report and the last step of its curves decide.
 
   Args:
     path: workdir, which has no checkpoints.

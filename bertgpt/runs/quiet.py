@@ -11,10 +11,10 @@ import sys
 
 @functools.cache
 def silence() -> None:
-  """Leaves out what the writers of checkpoints print about errors that they also raise."""
+  """Suppresses what the writers of checkpoints print about errors that they also raise."""
   logging.getLogger("absl").addFilter(
       lambda r: r.levelno < logging.ERROR or "/orbax/checkpoint/" not in r.pathname)
-  # Of the writes that were under way when the first one failed.
+  # Messages about writes that were under way when the first one failed.
   logging.getLogger("asyncio").addFilter(
       lambda r: "was never retrieved" not in r.getMessage() and "destroyed" not in r.getMessage())
   show = sys.unraisablehook

@@ -55,7 +55,7 @@ def _show(size: float) -> str:
 
 
 class Best:
-  """The best checkpoint of a run by a held-out metric. All processes have the same."""
+  """The best checkpoint of a run by a held-out metric, the same in all processes."""
 
   def __init__(self, root: pathlib.Path, metric: str):
     """Reads which checkpoint was the best so far.

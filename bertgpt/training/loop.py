@@ -112,7 +112,7 @@ def count_bytes(state: steps.TrainState) -> int:
 
 
 def write_start(run: Run, first_step: int) -> None:
-  """Writes, in process 0, what makes a folder a run, and removes an old report.
+  """Writes, in process 0, the files that make a folder a run, and removes an old report.
 
   Args:
     run: the opened run.

@@ -100,7 +100,7 @@ class Writer:
   `first_step` is dropped too, and repeated: the run may have ended before it. At step 0, the curves
   of an earlier start are set aside.
 
-  No method raises an error of a file or a terminal: what observes a training must not end it.
+  No method raises an error of a file or a terminal: observing a training must not end it.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,

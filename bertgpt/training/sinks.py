@@ -35,7 +35,7 @@ class Sink:
       if self._file is None:
         self._file = self._open()
       record = self._encode(step, scalars)
-      while record:  # A disk that gets full takes a part, and says why only when asked again.
+      while record:  # A disk that fills up takes a part; only the next attempt raises the error.
         record = record[self._file.write(record):]
     except OSError as e:
       self._fail(e)
@@ -62,7 +62,7 @@ class Sink:
 
 
 class JsonLines(Sink):
-  """metrics.jsonl: a line per logged step. Lines are written as soon as it is possible again."""
+  """metrics.jsonl: a line per logged step. After an error, it resumes when it can write again."""
 
   def _open(self):
     return open(self._path, "ab", buffering=0)
@@ -77,7 +77,7 @@ class EventFile(Sink):
   """A file of TensorBoard events, in the framing of TFRecord.
 
   tensorboardX's own writer hands its records to a thread through a bounded queue. When the thread
-  dies, as on a full disk, the training would wait for the queue for ever.
+  dies, as on a full disk, the training would wait for the queue forever.
   """
 
   def __init__(self, folder: pathlib.Path, purge_step: int):
@@ -108,7 +108,7 @@ class EventFile(Sink):
     return file
 
   def _encode(self, step: int, scalars: Mapping[str, float]) -> bytes:
-    from tensorboardX.proto import event_pb2, summary_pb2  # Slow, and not always wanted.
+    from tensorboardX.proto import event_pb2, summary_pb2  # Slow, and not always needed.
     values = [summary_pb2.Summary.Value(tag=tag, simple_value=value)
               for tag, value in scalars.items()]
     return _frame(event_pb2.Event(wall_time=time.time(), step=step,

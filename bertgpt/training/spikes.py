@@ -2,7 +2,8 @@
 
 The guard is a part of the train step. It looks at the loss and at the norm of the gradient, and
 compares each with the median of its own last values. Values of steps that were not applied, and
-values that are not finite, never enter the window: one of them would raise the median, or spoil it.
+values that are not finite, never enter the window: one of them would raise the median, or make it
+meaningless.
 
 What a skipped step has read is written to skipped.jsonl in the workdir, for a look at the text:
 

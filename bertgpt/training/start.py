@@ -85,7 +85,7 @@ def with_saved_window(run: Run) -> TrainState:
   if kinds is None:
     return run.abstract_state
   window = {}
-  for name, kind in kinds.items():  # As 'float32[2,128]'.
+  for name, kind in kinds.items():  # Such as 'float32[2,128]'.
     dtype, shape = kind.removesuffix("]").split("[")
     window[name.removeprefix("window/")] = jax.ShapeDtypeStruct(
         tuple(int(size) for size in shape.split(",") if size), dtype,
@@ -94,7 +94,7 @@ def with_saved_window(run: Run) -> TrainState:
 
 
 def with_own_window(run: Run, state: TrainState) -> TrainState:
-  """Returns a restored state with the window that the config asks for, empty if it is another one.
+  """Returns a restored state with the window that the config asks for, empty if its size differs.
 
   Args:
     run: the opened run.
@@ -110,7 +110,7 @@ def with_own_window(run: Run, state: TrainState) -> TrainState:
 
 
 def check_skipped(old: ConfigDict, new: ConfigDict, step: int) -> None:
-  """Checks that the steps that are left out differ only after those that are done.
+  """Checks that `train.skip_steps` has changed only after the steps that are done.
 
   Args:
     old: config of the checkpoint.

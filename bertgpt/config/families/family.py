@@ -57,7 +57,7 @@ class Family(NamedTuple):
     return ability in self.abilities
 
 
-# Fields of the model by which the layers of BERT and GPT differ from later ones.
+# Fields by which later layers differ from those of BERT and GPT, with the values of the latter.
 CLASSIC = {
     "skip_first_norm": False, "norm_kind": "layer", "norm_bias": True, "use_bias": True,
     "mlp": "plain", "window": 0, "global_every": 3, "position": "learned", "rope_theta": 10_000.0,

@@ -9,7 +9,7 @@ _COMMON = {
     "rope_theta": 160_000.0, "rope_theta_local": 10_000.0, "max_positions": 8192,
     "dropout": 0.0, "dropout_at": "attention", "attention_dropout": 0.0, "pooling": "cls",
     "init_std": 0.02, "truncated_init": True, "scale_residual_init": True,
-    "position_init": "normal", "position_init_std": 0.02,  # Not read: the defaults.
+    "position_init": "normal", "position_init_std": 0.02,  # Not read; the defaults.
 }
 
 

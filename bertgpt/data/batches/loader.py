@@ -248,7 +248,7 @@ class TrainBatches:
     try:
       if self._has_started:
         return next(self._iterator)
-      self._has_started = True  # And with it the readers.
+      self._has_started = True  # Its readers start with it.
       with children.without_main():
         return next(self._iterator)
     except BaseException as e:

@@ -149,7 +149,7 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
 
 
 def segments_of(texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns (document, first sentence, end) of every run of sentences with its own pass.
+  """Returns (document, first sentence, end) of every run of sentences that is paired on its own.
 
   Args:
     texts: documents; the numbers are those within them.

@@ -103,7 +103,7 @@ def round_count(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
 
   Args:
     keys_B: not read.
-    is_text_BL: bool, tokens that are not padding, with [CLS] and [SEP].
+    is_text_BL: bool, tokens that are not padding, [CLS] and [SEP] included.
     mask_prob: share of these tokens that is predicted.
     slots: prediction slots per row.
   """
@@ -115,7 +115,7 @@ def round_count(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
 
 def round_count_by_chance(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
                           slots: int) -> jax.Array:
-  """Returns the same, but floor(length * mask_prob + u) with u uniform in [0, 1), perhaps 0.
+  """Returns the same, but floor(length * mask_prob + u) with u uniform in [0, 1), possibly 0.
 
   Args:
     keys_B: random keys, one per row. For the other arguments, see `round_count`.
@@ -130,7 +130,7 @@ def round_count_by_chance(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: f
 
 def count_draws(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
                 slots: int) -> jax.Array:
-  """Returns the same, but one draw per token decides whether it counts; perhaps 0.
+  """Returns the same, but one draw per token decides whether it counts; possibly 0.
 
   Args:
     keys_B: random keys, one per row. For the other arguments, see `round_count`.
@@ -157,8 +157,9 @@ class MaskRule(NamedTuple):
   draw_count: Callable[[jax.Array, jax.Array, float, int], jax.Array]
 
 
-# Of google-research/bert, create_pretraining_data.py, 2018, facebookresearch/fairseq,
-# data/mask_tokens_dataset.py, 2019, and AnswerDotAI/ModernBERT, src/sequence_packer.py, 2024.
+# Rules of google-research/bert, create_pretraining_data.py, 2018, of
+# facebookresearch/fairseq, data/mask_tokens_dataset.py, 2019, and of AnswerDotAI/ModernBERT,
+# src/sequence_packer.py, 2024.
 MASK_RULES: Mapping[str, MaskRule] = {
     "bert": MaskRule(takes_specials=False, draws_specials=True, draw_count=round_count),
     "fairseq": MaskRule(takes_specials=True, draws_specials=False,
@@ -212,12 +213,12 @@ def replace_tokens(kind_keys_B: jax.Array, token_keys_B: jax.Array, targets_BK: 
 
 
 def put(tokens_BL: jax.Array, positions_BK: jax.Array, values_BK: jax.Array) -> jax.Array:
-  """Returns the tokens with others at some positions, int32 [B, L].
+  """Returns the tokens with those at some positions replaced, int32 [B, L].
 
   Args:
     tokens_BL: int32.
     positions_BK: int32, different ones in every row.
-    values_BK: int32, the other tokens.
+    values_BK: int32, the new tokens.
   """
   rows_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
   return tokens_BL.at[rows_B1, positions_BK].set(values_BK, unique_indices=True)

@@ -14,7 +14,7 @@ is not finite is handled by the train step. All optimizers read `optimizer.weigh
 | `bert_adamw`    | Adam without bias correction       |             | b1, b2, epsilon           |
 | `adamw`         | Adam                               |             | b1, b2, epsilon           |
 | `fairseq_adamw` | Adam, epsilon before correction    |             | b1, b2, epsilon           |
-| `stable_adamw`  | Adam, shorter if it lags           |             | b1, b2, epsilon           |
+| `stable_adamw`  | Adam, shorter step if v lags       |             | b1, b2, epsilon           |
 | `lamb`          | Adam                               | all         | b1, b2, epsilon           |
 | `nvlamb`        | Adam of the normalized gradient    | weights     | b1, b2, epsilon           |
 | `albert_lamb`   | Adam without bias correction       | weights     | b1, b2, epsilon           |

@@ -10,8 +10,8 @@ from bertgpt.training.optimizers.transforms import add_decay, scale_by_restarted
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   """Returns AdamW with an epsilon that is added before the bias correction, as in fairseq.
 
-  The direction is m / (sqrt(v) + epsilon) * sqrt(1 - b2^t) / (1 - b1^t). An epsilon of 1e-6 there
-  is one of 7e-6 in `adamw` at the first update with b2 = 0.98, and 1e-6 after a few hundred.
+  The direction is m / (sqrt(v) + epsilon) * sqrt(1 - b2^t) / (1 - b1^t). An epsilon of 1e-6 here
+  equals one of 7e-6 in `adamw` at the first update with b2 = 0.98, and 1e-6 after a few hundred.
 
   Args:
     config: a whole config; `optimizer` is read.

@@ -11,7 +11,7 @@ from bertgpt.training.schedules import find_rate_curves
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """Returns AdamW whose step shrinks where the second moment lags behind the gradient.
+  """Returns AdamW whose step shrinks when the second moment lags behind the gradient.
 
   With g the gradient of a parameter array, or of one layer of it, and v its second moment, the
   direction is divided by max(1, rms(g / sqrt(v))), as in Adafactor. It takes the place of clipping:
@@ -19,8 +19,8 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   (b^t - b) / (b^t - 1) instead of a bias correction. Weight decay is fully decoupled: each step
   multiplies parameters by 1 - weight_decay * rate / peak, so a decay of 1e-5 is as strong as one of
   0.0125 in `adamw` with the peak 8e-4; the peak is that of the curve of learning rates. The decay
-  shrinks with the step. transformers' layers have one matrix for queries, keys and values, where
-  rms is taken over three arrays at once.
+  shrinks with the step. In `transformers`, queries, keys and values share one matrix, so the
+  published rms covers three arrays at once.
 
   Args:
     config: a whole config; `optimizer` and `phases` are read.
