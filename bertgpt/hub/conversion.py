@@ -61,10 +61,10 @@ def find_architecture(config: ConfigDict, kind: str = "", part: str = "") -> Arc
     if config[group][field] != value:
       raise ConfigError(f"{group}.{field}={config[group][field]!r}: transformers' "
                         f"{architecture.name} needs {value!r}. This model cannot be exported")
-  if model.activation not in architecture.activations:
-    raise ConfigError(f"model.activation={model.activation!r}: transformers' {architecture.name} "
-                      f"has only {', '.join(architecture.activations)}. This model cannot be "
-                      "exported")
+  for one in (architecture, *(() if kind else architecture.parts.values())):
+    if model.activation not in one.activations:
+      raise ConfigError(f"model.activation={model.activation!r}: transformers' {one.name} has only "
+                        f"{', '.join(one.activations)}. This model cannot be exported")
   if problem := architecture.find_problem(model) or (
       architecture_lib.find_pooling_problem(architecture, model, kind)):
     raise ConfigError(f"{problem}. This model cannot be exported")

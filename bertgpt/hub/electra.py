@@ -10,6 +10,7 @@ import numpy as np
 
 from bertgpt.config import ConfigDict
 from bertgpt.hub.architecture import (
+  EXACT_GELU,
   GELU,
   Architecture,
   Rule,
@@ -95,7 +96,7 @@ GENERATOR = Architecture(
     fields=tuple((key, _GENERATOR_FIELDS.get(ours, ours), default)
                  for key, ours, default in _FIELDS),
     fixed=FIXED, tied={"generator_lm_head.weight": f"{_EMBEDDINGS}.word_embeddings.weight"},
-    activations=GELU,
+    activations=EXACT_GELU,  # Whatever hidden_act says, its output layer has the exact GELU.
     rules=[*_encoder("generator_embeddings", "generator_project", "generator/layers", "G", "H"),
            *linear("mlm/dense", "generator_predictions.dense", "GE"),
            *norm("mlm/norm", "generator_predictions.LayerNorm", "E"),

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from bertgpt import models
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, parts
 from bertgpt.models import Inputs, sampling
 from bertgpt.training import objectives
@@ -96,6 +96,20 @@ def test_models_that_do_not_belong_together_are_refused():
         tensors | {"electra.embeddings.token_type_embeddings.weight":
                    np.zeros((3, 16), np.float32)},
         settings | {"type_vocab_size": 3})})
+
+
+def test_a_generator_with_the_approximate_gelu_is_neither_written_nor_read():
+  """The output layer of transformers' generator has the exact GELU, whatever hidden_act says."""
+  config, params = make()
+  whole, (tensors, settings) = there(config, params)
+  with pytest.raises(DataError, match="^hidden_act='gelu_new' in config.json: only gelu, gelu_py"):
+    parts.add(conversion.convert(whole[0], whole[1] | {"hidden_act": "gelu_new"}),
+              {"generator": (tensors, settings | {"hidden_act": "gelu_new"})})
+  config.model.activation = "gelu_tanh"
+  for part in ("", "generator"):
+    with pytest.raises(ConfigError, match="ElectraForMaskedLM has only gelu_erf"):
+      conversion.find_architecture(config, part=part)
+  assert conversion.find_architecture(config, "tokens").name == "ElectraForTokenClassification"
 
 
 # ------------------------------------------------------------------ PyTorch
