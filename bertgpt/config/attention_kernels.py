@@ -19,6 +19,10 @@ PREFERRED = {"gpu": ("cudnn", "flash"), "tpu": ("splash", "flash")}
 # nothing to compute but still takes a few tenths of a microsecond.
 SPLASH_FROM = 256
 
+# Compute capability of a GPU from which XLA compiles Triton, in which flash is written, and from
+# which cuDNN has flash attention. V100 has 7.0, T4 has 7.5.
+CAPABILITY = 8.0
+
 # Tokens per row up to which all queries and keys of a head fit the VMEM of a TPU; see flash_tpu.py.
 FLASH_LONGEST = 8192
 
@@ -36,6 +40,7 @@ class Layer(NamedTuple):
     dropout_rng: generator of their mask, `config.model.dropout_rng`.
     has_window: whether a query sees only the keys within some distance.
     has_order: whether there is a prefix, or an order of prediction; see `attention.Visibility`.
+    capability: compute capability of the GPU, as 7.5; 0: it is not known, or not a GPU of NVIDIA.
   """
 
   platform: str
@@ -46,18 +51,21 @@ class Layer(NamedTuple):
   dropout_rng: str = "hash"
   has_window: bool = False
   has_order: bool = False
+  capability: float = 0.0
 
 
-def layer_of(model: ConfigDict, length: int, platform: str) -> Layer:
+def layer_of(model: ConfigDict, length: int, platform: str, capability: float = 0.0) -> Layer:
   """Returns the attention of a model in training.
 
   Args:
     model: `config.model`.
     length: tokens per row.
     platform: platform that the program is compiled for; '' if it is not known yet.
+    capability: as in `Layer`.
   """
   return Layer(platform, model.dtype, length, model.width // model.num_heads,
-               model.attention_dropout, model.dropout_rng, bool(model.window))
+               model.attention_dropout, model.dropout_rng, bool(model.window),
+               capability=capability)
 
 
 def choose(requested: str, layer: Layer) -> tuple[str, str]:
@@ -131,9 +139,11 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
   """
   platform, dtype, length, head_width, dropout = layer[:5]
   no_dropout = (dropout == 0, f"model.attention_dropout=0.0, not {dropout}")
+  new_gpu = (platform != "gpu" or not 0 < layer.capability < CAPABILITY,
+             f"a GPU of compute capability {CAPABILITY}, not {layer.capability}")
   needs = {
       "cudnn": (no_dropout,
-                (platform in ("", "gpu"), f"a GPU, not platform {platform!r}"),
+                (platform in ("", "gpu"), f"a GPU, not platform {platform!r}"), new_gpu,
                 (dtype in ("bfloat16", "float16"), f"model.dtype='bfloat16', not {dtype!r}"),
                 (length % 2 == 0, f"an even number of tokens per row, not {length}"),
                 (head_width % 8 == 0 and head_width <= 128,
@@ -142,7 +152,7 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
                  (platform in ("", "tpu", "cpu"), f"a TPU, not platform {platform!r}"),
                  (length % 128 == 0, f"a multiple of 128 tokens per row, not {length}")),
       "flash": ((dropout == 0 or layer.dropout_rng == "hash",
-                 f"model.dropout_rng='hash', not {layer.dropout_rng!r}"),
+                 f"model.dropout_rng='hash', not {layer.dropout_rng!r}"), new_gpu,
                 (platform != "gpu" or dtype in ("bfloat16", "float16"),
                  f"model.dtype='bfloat16', not {dtype!r}"),
                 (platform == "gpu" or length <= FLASH_LONGEST,

@@ -27,6 +27,7 @@ AxesOf = Callable[[str], LogicalAxes]
 
 _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
+_capability: contextvars.ContextVar[float] = contextvars.ContextVar("capability")
 _in_replica: contextvars.ContextVar[bool] = contextvars.ContextVar("in_replica", default=False)
 REPLICA = "replica"  # Name of the mapped axis inside `map_replicas`.
 
@@ -71,15 +72,18 @@ def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
   Yields:
     The mesh.
   """
-  if not platform and isinstance(mesh, Mesh):
-    platform = _platform_of(mesh.devices.flat[0])
+  device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
+  if not platform and device:
+    platform = _platform_of(device)
   enter: Callable = jax.set_mesh if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh
   axes_token = _axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
   platform_token = _platform.set(platform or jax.default_backend())
+  capability_token = _capability.set(_capability_of(device))
   try:
     with enter(mesh):
       yield mesh
   finally:
+    _capability.reset(capability_token)
     _platform.reset(platform_token)
     _axes.reset(axes_token)
 
@@ -87,6 +91,21 @@ def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
 def platform() -> str:
   """Returns 'cpu', 'gpu' or 'tpu': the platform that a program traced here is compiled for."""
   return _platform.get(None) or jax.default_backend()
+
+
+def compute_capability() -> float:
+  """Returns the compute capability of the GPU that a program traced here is compiled for, as 7.5.
+
+  It is 0 if it is not known, or the device is not a GPU of NVIDIA.
+  """
+  found = _capability.get(None)
+  return _capability_of(jax.devices()[0]) if found is None else found
+
+
+def _capability_of(device: jax.Device | None) -> float:
+  """Returns the compute capability of a GPU of NVIDIA; 0 for any other device, or None."""
+  text = str(getattr(device, "compute_capability", ""))  # 'gfx90a' for a GPU of AMD.
+  return float(text) if text.replace(".", "").isdigit() else 0.0
 
 
 def _platform_of(device: jax.Device) -> str:

@@ -94,7 +94,8 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
   layer = attention_kernels.Layer(
       sharding.platform(), str(q_BLNH.dtype), q_BLNH.shape[1], q_BLNH.shape[3], dropout,
       "hash" if dropout_key is None or is_hash(dropout_key) else "", visibility.window is not None,
-      visibility.prefix_BL is not None or visibility.order_BL is not None)
+      visibility.prefix_BL is not None or visibility.order_BL is not None,
+      sharding.compute_capability())
   name, _ = attention_kernels.choose(kernel, layer)
   if name == "xla":
     mask_B1LS = visibility.mask()
@@ -147,7 +148,8 @@ def explain(config: ConfigDict) -> list[str]:
   model = config.model
   lines = []
   for i, phase in enumerate(config.phases):
-    layer = attention_kernels.layer_of(model, phase.seq_len, sharding.platform())
+    layer = attention_kernels.layer_of(model, phase.seq_len, sharding.platform(),
+                                       sharding.compute_capability())
     name, reason = attention_kernels.choose(model.attention, layer)
     if model.window:
       how = attention_kernels.explain_window(name, families.find(config).kind == "decoder")

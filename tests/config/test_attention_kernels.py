@@ -33,6 +33,10 @@ BF16 = kernels.Layer("", "bfloat16", length=512, head_width=64, dropout=0.0)
     ("gpu", {"dropout": 0.1}, "flash"),
     ("gpu", {"dropout": 0.1, "dtype": "float32"}, "xla"),
     ("gpu", {"dropout": 0.1, "has_window": True, "length": 16384}, "flash"),
+    ("gpu", {"capability": 9.0}, "cudnn"),
+    ("gpu", {"capability": 8.0, "dropout": 0.1}, "flash"),
+    ("gpu", {"capability": 7.5}, "xla"),                  # T4
+    ("gpu", {"capability": 7.0, "dropout": 0.1}, "xla"),  # V100
     ("cpu", {}, "xla"),
 ])
 def test_auto_takes_the_best_kernel_that_can_run(platform, change, expected):
@@ -43,6 +47,13 @@ def test_auto_takes_the_best_kernel_that_can_run(platform, change, expected):
 def test_auto_says_why_another_kernel_is_not_taken(platform, other):
   _, reason = kernels.choose("auto", BF16._replace(platform=platform, dropout=0.1))
   assert f"{other} needs model.attention_dropout=0.0, not 0.1" in reason
+
+
+def test_auto_says_that_a_gpu_is_too_old():
+  layer = BF16._replace(platform="gpu", dropout=0.1, capability=7.5)
+  need = "needs a GPU of compute capability 8.0, not 7.5"
+  assert f"flash {need}" in kernels.choose("auto", layer)[1]
+  assert f"cudnn {need}" in kernels.choose("auto", layer._replace(dropout=0.0))[1]
 
 
 @pytest.mark.parametrize("requested, platform, expected", [

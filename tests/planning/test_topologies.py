@@ -8,9 +8,12 @@ from collections import Counter
 
 import jax
 import pytest
+import tiny
 from jax.sharding import SingleDeviceSharding
 
+from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
+from bertgpt.models import attention
 from bertgpt.planning import collectives, roofline, topologies
 from bertgpt.planning.collectives import Place
 
@@ -36,6 +39,18 @@ def test_gpus_know_their_node(name, gpus, nodes):
   topology = topologies.open_topology(name)
   assert len(topology.devices) == gpus and topology.num_slices == nodes
   assert {topology.place(d) for d in topology.devices} == {Place(i, ()) for i in range(nodes)}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("capability, kernel", [((7, 5), "xla"), ((8, 0), "flash")])
+def test_a_gpu_without_triton_is_not_given_flash(capability, kernel, monkeypatch):
+  gpu = topologies._GPUS["a100"]._replace(compute_capability=capability)
+  monkeypatch.setitem(topologies._GPUS, "a100", gpu)
+  config = tiny.make_config(width=128, num_heads=2, dtype="bfloat16", attention_dropout=0.1)
+  config.phases[0].seq_len = 128
+  devices = topologies.open_topology("a100:1").devices
+  with sharding.use_mesh(sharding.make_mesh(config, devices), config):
+    assert f"attention by {kernel}: " in attention.explain(config)[0]
 
 
 @pytest.mark.libtpu
