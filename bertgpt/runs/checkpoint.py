@@ -192,11 +192,14 @@ class Checkpoints:
     except Exception as e:
       raise _save_failed(self._root, step, e) from e
 
-  def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+  def restore_latest(self, abstract_state: Any, adapt: Callable = lambda state, types: state
+                     ) -> tuple[Any, dict[str, Any]] | None:
     """Restores the newest good step. Damaged steps are set aside.
 
     Args:
       abstract_state: pytree of jax.ShapeDtypeStruct with the shardings to restore to.
+      adapt: adapt(abstract_state, types) returns the pytree to restore a step to; `types` are the
+        dtypes and shapes of the step's leaves by name, as 'float32[2,3]'.
     Returns:
       (state, bit for bit as it was saved; its metadata), or None if no step was ever saved.
     Raises:
@@ -207,8 +210,9 @@ class Checkpoints:
       path = self._root / str(step)
       try:
         manifest = read_manifest(path)
-        state = _restore(path, manifest["leaves"], named_leaves(abstract_state))
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), state), manifest["metadata"]
+        wanted = adapt(abstract_state, {name: x[0] for name, x in manifest["leaves"].items()})
+        state = _restore(path, manifest["leaves"], named_leaves(wanted))
+        return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:
           _set_aside(path, f"is damaged: {e}")

@@ -1,9 +1,9 @@
 """The state that a run starts from: its newest checkpoint, or fresh or trained parameters."""
 
 import dataclasses
-import json
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,9 +16,8 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint, history, manifest
+from bertgpt.runs import checkpoint, history
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics, schedules, steps
 from bertgpt.training.run import Run
@@ -39,7 +38,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     DataError: the checkpoint belongs to another corpus, tokenizer or order of rows, or the
       checkpoints of the run are gone.
   """
-  restored = checkpoints.restore_latest(with_saved_window(run))
+  restored = checkpoints.restore_latest(run.abstract_state, with_saved_window)
   if restored is not None:
     state, metadata = restored
     state = with_own_window(run, state)
@@ -69,28 +68,24 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
   return state
 
 
-def with_saved_window(run: Run) -> TrainState:
-  """Returns the abstract state with the window of the guard against spikes that was saved.
+def with_saved_window(abstract_state: TrainState, types: Mapping[str, str]) -> TrainState:
+  """Returns the abstract state with the window of the guard against spikes that a step has.
 
-  The guard can be switched on and off, and its window resized, when a run resumes.
+  The guard can be switched on and off, and its window resized, when a run resumes. So the steps of
+  a run may have different windows.
 
   Args:
-    run: the opened run.
+    abstract_state: the state that the config asks for.
+    types: dtypes and shapes of the leaves of the checkpoint by name, as 'float32[2,128]'.
   """
-  saved = checkpoint.committed_steps(run.path)
-  newest = run.path / "checkpoints" / str(max(saved, default=0))
-  leaves = manifest.read_manifest(newest)["leaves"] if saved else {}
-  kinds = {name: kind for name, (kind, _) in leaves.items() if name.startswith("window/")}
-  kinds = json.loads(peers.ask_first(json.dumps(kinds if saved else None)))
-  if kinds is None:
-    return run.abstract_state
   window = {}
-  for name, kind in kinds.items():  # Such as 'float32[2,128]'.
-    dtype, shape = kind.removesuffix("]").split("[")
-    window[name.removeprefix("window/")] = jax.ShapeDtypeStruct(
-        tuple(int(size) for size in shape.split(",") if size), dtype,
-        sharding=run.abstract_state.step.sharding)
-  return dataclasses.replace(run.abstract_state, window=window or ())
+  for name, kind in types.items():
+    if name.startswith("window/"):
+      dtype, shape = kind.removesuffix("]").split("[")
+      window[name.removeprefix("window/")] = jax.ShapeDtypeStruct(
+          tuple(int(size) for size in shape.split(",") if size), dtype,
+          sharding=abstract_state.step.sharding)
+  return dataclasses.replace(abstract_state, window=window or ())
 
 
 def with_own_window(run: Run, state: TrainState) -> TrainState:
