@@ -116,8 +116,8 @@ class SkippedSteps:
       self._rows[index] = loader.Rows(self._corpus, self._config, index, self._config.seed)
     rows, size = self._rows[index], self._config.phases[index].batch_size
     start = (step - 1 - first) * size
-    parts, _ = rows.plan(np.arange(start, start + size))
-    batch = loader.read_step(rows, size, slice(0, size), step - 1 - first)
+    numbers = np.arange(start, start + size)
+    parts, _ = rows.plan(numbers)
     return {"phase": index, "rows": [start, start + size],
             "documents": np.unique(parts["document"]).tolist(),
-            "sha256": loader.batch_sha256(batch)}
+            "sha256": loader.batch_sha256(rows.read(numbers))}

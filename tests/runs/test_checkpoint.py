@@ -326,7 +326,7 @@ def test_no_usable_step_is_an_error_every_time(copy):
   for step in ("10", "20"):
     (copy / "checkpoints" / step / "manifest.json").unlink()
   for _ in range(2):  # The second time, there are only steps that were set aside.
-    with pytest.raises(DataError, match="damaged-10-0, damaged-20-0.*delete this directory"):
+    with pytest.raises(DataError, match="damaged-10-0, damaged-20-0.*backup.* or delete "):
       restore(copy)
   with pytest.raises(DataError, match="no usable checkpoint"):
     checkpoint.restore_params(copy)

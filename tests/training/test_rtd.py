@@ -110,7 +110,7 @@ def configure(weight):
 
 def test_evaluation_uses_the_same_replacements_every_time():
   config = make_config()
-  batch = tiny.make_batch(config, rows=8)
+  batch = jax.tree.map(jnp.asarray, tiny.make_batch(config, rows=8))
   with tiny.Setup(config) as setup:
     params, objective = setup.init().params, setup.objective
     evaluate = jax.jit(lambda ids: objective.evaluate(
