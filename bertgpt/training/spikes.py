@@ -9,9 +9,12 @@ What a skipped step has read is written to skipped.jsonl in the workdir, for a l
 
     {"step": 812, "loss": 9.1, "grad_norm": 31.0, "phase": 0, "rows": [207616, 207872],
      "documents": [12, 90], "sha256": ...}
+
+Steps that are not finite are written too, also without a guard: such a value is null.
 """
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -24,6 +27,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import console
+from bertgpt.errors import UserError, one_line
 
 WATCHED = ("loss", "grad_norm")
 WARM_SHARE = 4  # The guard begins when 1 / 4 of its window is filled.
@@ -102,12 +106,13 @@ class SkippedSteps:
     if jax.process_index():
       return
     try:
-      line = json.dumps({"step": step, **scalars, **self._describe(step)})
+      finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
+      line = json.dumps({"step": step, **finite, **self._describe(step)}, allow_nan=False)
       with self._path.open("a") as file:
         file.write(line + "\n")
-    except OSError as e:
-      console.say(f"WARNING: {self._path}: cannot be written ({e.strerror or e}). The training "
-                  "continues")
+    except (OSError, UserError) as e:
+      console.say(f"WARNING: {self._path}: step {step} cannot be described ({one_line(e)}). The "
+                  "training continues")
 
   def _describe(self, step: int) -> dict[str, Any]:
     """Returns phase, numbers of the rows [first, end), documents, and hash of the batch."""

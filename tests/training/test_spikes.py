@@ -13,6 +13,7 @@ from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.errors import DataError
 from bertgpt.training import spikes
 
 
@@ -99,7 +100,24 @@ def test_a_skipped_step_is_written_with_what_it_has_read(recipe, tmp_path, capsy
   assert written["documents"] and all(0 <= i < len(corpus) for i in written["documents"])
   with loader.make_train_batches(corpus, config, 0, 2, slice(0, 8)) as batches:
     assert loader.batch_sha256(next(batches)) == written["sha256"]
+  writer.write(4, {"loss": float("nan"), "grad_norm": float("inf")})
+  line = (tmp_path / spikes.FILE).read_text().splitlines()[1]
+  written = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+  assert written["loss"] is written["grad_norm"] is None and written["rows"] == [24, 32]
   (tmp_path / spikes.FILE).unlink()
   (tmp_path / spikes.FILE).mkdir()
   writer.write(4, {"loss": 9.0, "grad_norm": 2.0})
   assert "WARNING" in capsys.readouterr().err
+
+
+def test_a_corpus_that_cannot_be_read_does_not_end_the_training(recipe, tmp_path, capsys,
+                                                                monkeypatch):
+  config = recipes.load(str(recipe))
+  corpus = open_corpus(prepare.ensure_prepared(config, reports=False), "train")
+
+  def fail(*_):
+    raise DataError("shard-0: cannot be read")
+
+  monkeypatch.setattr(loader, "read_step", fail)
+  spikes.SkippedSteps(tmp_path, corpus, config).write(3, {"loss": 9.0})
+  assert "shard-0: cannot be read). The training continues" in capsys.readouterr().err
