@@ -60,20 +60,30 @@ MASK_RULES: dict[str, Callable[[float], int]] = {
 
 _ADAM = frozenset({"optimizer.b1", "optimizer.b2", "optimizer.epsilon"})
 
+_CLIP = frozenset({"optimizer.clip_norm"})
+
 # Name -> fields that this optimizer reads, but some other optimizer does not.
 OPTIMIZERS = {
-    "bert_adamw": _ADAM,
-    "adamw": _ADAM,
-    "fairseq_adamw": _ADAM,
-    "lamb": _ADAM,
-    "nvlamb": _ADAM,
-    "albert_lamb": _ADAM,
-    "stable_adamw": _ADAM,
-    "adafactor": frozenset(),
-    "muon": _ADAM | {"optimizer.momentum"},
+    "bert_adamw": _ADAM | _CLIP,
+    "adamw": _ADAM | _CLIP,
+    "fairseq_adamw": _ADAM | _CLIP,
+    "lamb": _ADAM | _CLIP,
+    "nvlamb": _ADAM,  # Divides every gradient by its norm.
+    "albert_lamb": _ADAM | _CLIP,
+    "stable_adamw": _ADAM | _CLIP,
+    "adafactor": _CLIP,
+    "muon": _ADAM | _CLIP | {"optimizer.momentum"},
 }
 
-# Choice -> fields of the model that it reads, but some other choice does not.
+# Choice -> fields that it reads, but some other choice does not.
+PACKING = {
+    True: frozenset({"data.max_sequences", "data.max_unused", "data.isolate_documents"}),
+    False: frozenset(),
+}
+SPIKE_GUARDS = {
+    "off": frozenset(),
+    "skip": frozenset({"train.spike_factor", "train.spike_window"}),
+}
 NORMS = {"post": frozenset(), "pre": frozenset({"model.skip_first_norm"})}
 NORM_KINDS = {"layer": frozenset({"model.norm_bias"}), "rms": frozenset()}
 POSITIONS = {
@@ -90,6 +100,9 @@ SCHEDULES = {
     "constant": frozenset(),
     "wsd": frozenset({"end_fraction", "power", "decay_fraction"}),
 }
+
+# Fields of a phase that are read only if it has a warm-up.
+OF_WARMUP = ("warmup_rule",)
 
 # Fields that determine the curve of a phase's learning rates. A phase that continues the curve of
 # the phase before does not read them.

@@ -5,6 +5,7 @@ that an earlier version started with such a field can continue, since the field 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from bertgpt.config import choices, families
 from bertgpt.config.pretraining import PHASE_OF_MODEL, ConfigDict, base, leaves, phase
@@ -54,8 +55,8 @@ def _find(config) -> Iterator[tuple[str, str]]:
     curve = curve if is_continued else p
 
 
-def _irrelevant(config) -> Iterator[tuple[str, str, list[str]]]:
-  """Yields (field that names a choice, the choice, fields that only other choices read)."""
+def _irrelevant(config) -> Iterator[tuple[str, Any, list[str]]]:
+  """Yields (field that is a choice, the choice, fields that only other choices read)."""
   values = dict(leaves(config))
   for choice, readers in (
       ("model.family", {name: {f"model.{field}" for field in family.reads}
@@ -63,19 +64,27 @@ def _irrelevant(config) -> Iterator[tuple[str, str, list[str]]]:
       ("objective.name", {name: objective.reads
                           for name, objective in choices.OBJECTIVES.items()}),
       ("optimizer.name", choices.OPTIMIZERS),
+      ("data.packing", choices.PACKING), ("train.spike_guard", choices.SPIKE_GUARDS),
       ("model.norm", choices.NORMS), ("model.norm_kind", choices.NORM_KINDS),
       ("model.position", choices.POSITIONS)):
     name = values[choice]
     yield choice, name, sorted(set().union(*readers.values()) - readers[name])
   if not values["model.window"]:
-    yield "model.window", "0", ["model.global_every", "model.rope_theta_local"]
+    yield "model.window", 0, ["model.global_every", "model.rope_theta_local"]
+  elif values["model.global_every"] == 0:  # Every layer has the window.
+    yield "model.global_every", 0, ["model.rope_theta"]
+  elif values["model.global_every"] == 1:  # No layer has the window.
+    yield "model.global_every", 1, ["model.window", "model.rope_theta_local"]
 
 
 def _find_in_groups(config):
   values, defaults = dict(leaves(config)), dict(leaves(base()))
+  found = set()  # One reason per field is enough.
   for choice, name, fields in _irrelevant(config):
     for field in fields:
-      if values[field] not in (defaults[field], choices.UNUSED.get(field, defaults[field])):
+      unused = (defaults[field], choices.UNUSED.get(field, defaults[field]))
+      if field not in found and values[field] not in unused:
+        found.add(field)
         yield field, (f"{field}={values[field]!r}: {choice}={name!r} does not read it. Leave it "
                       f"at {defaults[field]!r}")
 
@@ -103,6 +112,12 @@ def _find_in_phase(config, p, continued):
                       f"continues, whose {field} is {continued[field]!r}. Leave it out, or set "
                       "learning_rate_rule='restart'")
     return
-  for field in sorted(set().union(*choices.SCHEDULES.values()) - choices.SCHEDULES[p.schedule]):
+  unread = set().union(*choices.SCHEDULES.values()) - choices.SCHEDULES[p.schedule]
+  for field in sorted(unread):
     if p[field] != default[field]:
       yield field, (f"schedule={p.schedule!r} does not read it. Leave it at {default[field]!r}")
+  if not (p.warmup_steps or p.warmup_fraction):
+    for field in choices.OF_WARMUP:
+      if field not in unread and p[field] != default[field]:
+        yield field, ("the phase has no warm-up. Set warmup_steps or warmup_fraction, or leave it "
+                      f"at {default[field]!r}")

@@ -40,6 +40,55 @@ def test_a_field_of_another_choice_is_refused_by_its_name(objective, field, valu
   assert line.startswith(f"{field}=") and "Leave it at" in line
 
 
+@pytest.mark.parametrize("objective, switches, field, value", [
+    ("mlm", {}, "train.spike_factor", 5.0),
+    ("mlm", {}, "train.spike_window", 64),
+    ("mlm", {"data.packing": False}, "data.max_unused", 0.5),
+    ("mlm", {"data.packing": False}, "data.isolate_documents", True),
+    ("causal", {"data.packing": False}, "data.isolate_documents", True),
+    ("mlm_nsp", {"data.packing": False}, "data.max_sequences", 3),
+    ("mlm_nsp", {"optimizer.name": "nvlamb"}, "optimizer.clip_norm", 0.5),
+    ("mlm", {}, "phases[0].warmup_rule", "before"),
+    ("mlm", {"model.position": "rope", "model.window": 8, "model.global_every": 0},
+     "model.rope_theta", 5e4),
+    ("mlm", {"model.position": "rope", "model.window": 8, "model.global_every": 0},
+     "phases[0].rope_theta", 5e4),
+    ("mlm", {"model.global_every": 1}, "model.window", 8),
+])
+def test_a_field_that_another_field_switches_off_is_refused(objective, switches, field, value):
+  with pytest.raises(ConfigError) as error:
+    unread.check(make_config(objective, **switches, **{field: value}))
+  (line,) = str(error.value).splitlines()
+  assert line.startswith(f"{field}=") and "at " in line
+
+
+@pytest.mark.parametrize("switches, field", [
+    ({"train.spike_guard": "skip"}, "train.spike_factor"),
+    ({"train.spike_guard": "skip"}, "train.spike_window"),
+    ({"data.packing": True}, "data.max_sequences"),
+    ({"optimizer.name": "lamb"}, "optimizer.clip_norm"),
+    ({"phases[0].warmup_fraction": 0.1, "phases[0].warmup_rule": "before"}, "model.window"),
+    ({"model.position": "rope", "model.window": 8, "model.global_every": 2}, "model.rope_theta"),
+    ({"model.position": "rope", "model.window": 8, "model.global_every": 0},
+     "model.rope_theta_local"),
+])
+def test_a_field_that_is_switched_on_is_accepted(switches, field):
+  assert not problems_of(make_config(**switches, **{field: 5}))
+
+
+def test_one_field_without_effect_is_refused_once():
+  config = make_config("mlm_nsp", **{"data.packing": False, "data.max_unused": 0.5})
+  (line,) = problems_of(config)
+  assert "objective.name='mlm_nsp' does not read it" in line
+
+
+def test_a_guard_that_is_off_does_not_keep_a_run_from_continuing():
+  """A run that an earlier version started may have fields of the guard that nothing read."""
+  fields = {"train.spike_factor", "train.spike_window"}
+  assert fields <= unread.unset_fields(make_config())
+  assert not fields & unread.unset_fields(make_config(**{"train.spike_guard": "skip"}))
+
+
 @pytest.mark.parametrize("objective", choices.OBJECTIVES)
 def test_defaults_and_the_presets_of_a_family_are_accepted(objective):
   for family in families.FAMILIES.values():
@@ -82,7 +131,9 @@ def test_fields_that_nothing_reads_need_not_be_set_when_a_run_continues():
 def test_every_field_in_the_tables_exists():
   fields = dict(config_lib.leaves(config_lib.base()))
   named = {field for objective in choices.OBJECTIVES.values() for field in objective.reads}
-  named |= {field for reads in choices.OPTIMIZERS.values() for field in reads}
+  for table in (choices.OPTIMIZERS, choices.PACKING, choices.SPIKE_GUARDS):
+    named |= {field for reads in table.values() for field in reads}
   named |= {f"model.{field}" for family in families.FAMILIES.values() for field in family.reads}
   assert named | choices.UNUSED.keys() <= fields.keys()
-  assert set(choices.CURVE) | set().union(*choices.SCHEDULES.values()) <= set(config_lib.phase())
+  of_phase = {*choices.CURVE, *choices.OF_WARMUP}.union(*choices.SCHEDULES.values())
+  assert of_phase <= set(config_lib.phase())

@@ -6,8 +6,8 @@ direction u; the train step applies the learning rate of its own step counter,
     params <- params - schedule(step) * u,
 
 so weight decay (`+ weight_decay * p` inside u) is decoupled from the gradient. A gradient that
-is not finite is handled by the train step. All optimizers read `optimizer.weight_decay`,
-`decay_rule`, which says which parameters decay, and `clip_norm`:
+is not finite is handled by the train step. All optimizers read `optimizer.weight_decay` and
+`decay_rule`, which says which parameters decay; all but `nvlamb` read `clip_norm`:
 
 | name            | moments                            | trust ratio | also reads                |
 |-----------------|------------------------------------|-------------|---------------------------|
