@@ -98,8 +98,8 @@ def _row_keys(task: Task, words: jax.Array, shape: tuple[int, ...], names: Any) 
   rows, _, heads, _ = shape
   row_B = sharding.shard_index(names["batch"]) * rows + jnp.arange(rows, dtype=jnp.uint32)
   first_B, second_B = dropout.row_keys(words, row_B)
-  # The index of an element in its row starts with the number of its head.
-  first_B += sharding.shard_index(names["heads"]) * jnp.uint32(heads * task.length**2)
+  # The index of an element in its row starts with the number of its head, and wraps at 2**32.
+  first_B += sharding.shard_index(names["heads"]) * jnp.uint32(heads * task.length**2 % 2**32)
   return jnp.stack([first_B, second_B], axis=1)
 
 

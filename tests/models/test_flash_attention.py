@@ -144,6 +144,15 @@ def test_no_array_of_queries_and_keys_is_kept():
   assert len(kept) >= 5 and max(x.size for x in kept) == q.size
 
 
+def test_a_row_may_have_more_weights_than_numbers_of_32_bits():
+  """Their indices wrap in the plain path, too."""
+  x = jax.ShapeDtypeStruct((1, 16_384, 16, 64), "bfloat16")
+  attend = functools.partial(flash_attention.attend, causal=True, window=None, rate=0.1)
+  found = jax.eval_shape(lambda q, ids, words: attend(q, q, q, ids, words=words), x,
+                         jax.ShapeDtypeStruct((1, 16_384), "int32"), WORDS)
+  assert found.shape == (1, 16_384, 16 * 64)
+
+
 @pytest.mark.parametrize("mesh", [(2, 2, 2), slow((1, 2, 4))])
 def test_every_device_drops_what_one_device_does(mesh):
   config = tiny.make_config(mesh=mesh)
