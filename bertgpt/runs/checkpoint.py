@@ -158,7 +158,17 @@ class Checkpoints:
       return
     if self._last_step != step and step not in find_steps(self._root):
       self.save(step, state, metadata)
-    self._best.replace(step, value, writes=jax.process_index() == 0)
+    self._best.replace(step, value)
+    if self._pending:  # A kill before the checkpoint is complete must not forget the previous best.
+      pending, future = self._pending
+      self._pending = pending, self._worker.submit(self._record_best, future)
+    elif jax.process_index() == 0:
+      self._best.record()
+
+  def _record_best(self, saved: concurrent.futures.Future) -> None:
+    saved.result()
+    if jax.process_index() == 0:
+      self._best.record()
 
   def _publish(self, step: int, types: dict[str, str], sums: jax.Array, metadata: dict) -> None:
     """Waits for Orbax. Process 0 then adds the manifest and gives the step its name."""
@@ -174,7 +184,7 @@ class Checkpoints:
       (self._unfinished / str(step)).rename(self._root / str(step))
       self._on_save(step)
       for old in retention.choose_old(committed_steps(self._root.parent), keep=self._keep,
-                                      keep_every=self._keep_every, best=self._best.step):
+                                      keep_every=self._keep_every, best=self._best.record()):
         # Moved first: a partly deleted directory must not look like a damaged step.
         shutil.rmtree((self._root / str(old)).rename(self._unfinished / f"deleted-{old}"))
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)

@@ -66,10 +66,10 @@ class Best:
         be high, all other metrics low.
     """
     self._path, self.metric = root / FILE, metric
-    self._value: float | None = None
-    self.step: int | None = None
+    self._best: tuple[int | None, float | None] = None, None
     if metric:
-      self.step, self._value = json.loads(peers.ask_first(json.dumps(self._read())))
+      self._best = tuple(json.loads(peers.ask_first(json.dumps(self._read()))))
+    self._recorded = self._best
 
   def _read(self) -> tuple[int | None, float | None]:
     try:
@@ -85,16 +85,41 @@ class Best:
     if not self.metric:
       return False
     sign = -1 if self.metric.endswith("_accuracy") else 1
-    return self._value is None or sign * value < sign * self._value
+    best = self._best[1]
+    return best is None or sign * value < sign * best
 
-  def replace(self, step: int, value: float, *, writes: bool) -> None:
+  def replace(self, step: int, value: float) -> None:
     """Makes a checkpoint the best one.
 
     Args:
-      step: its step.
+      step: its step, which may still be being saved: see `record`.
       value: its metric.
-      writes: whether this is process 0.
     """
-    self.step, self._value = step, value
-    if writes:
+    self._best = step, value
+
+  def record(self) -> int | None:
+    """Writes the best checkpoint to the file once it is complete; for process 0.
+
+    Returns:
+      The step that the file names, whose checkpoint must be kept; None: none.
+    """
+    best = step, value = self._best
+    if best != self._recorded and (self._path.parent / str(step)).is_dir():
       files.write_json(self._path, {"metric": self.metric, "step": step, "value": value})
+      self._recorded = best
+    return self._recorded[0]
+
+
+def forget_after(root: pathlib.Path, step: int) -> None:
+  """Removes the record of the best checkpoint if it is later than a step, or not readable.
+
+  Args:
+    root: folder of the checkpoints.
+    step: last step that counts.
+  """
+  try:
+    is_kept = int(files.parse_json((root / FILE).read_bytes())["step"]) <= step
+  except (OSError, ValueError, KeyError, TypeError):
+    is_kept = False
+  if not is_kept:
+    (root / FILE).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from bertgpt import files
 from bertgpt.errors import ConfigError, DataError, StorageError
-from bertgpt.runs import checkpoint, history, manifest, workdir
+from bertgpt.runs import checkpoint, history, manifest, retention, workdir
 
 DAMAGED_CODE = DataError.exit_code  # Of `bertgpt verify`, if a checkpoint is damaged.
 
@@ -76,6 +76,7 @@ def roll_back(path: pathlib.Path, step: int) -> Iterator[list[str]]:
                       "checkpoint; `bertgpt verify` lists them") from e
     later = [number for number in reversed(found) if number > step]
     names = [_set_aside(root / str(number)) for number in later]
+    retention.forget_after(root, step)
     (path / "report.md").unlink(missing_ok=True)
     yield names
     history.add(path, "rollback", to=step, checkpoints=later)

@@ -55,7 +55,25 @@ def test_the_best_is_remembered_by_the_next_start(tmp_path):
 def test_a_damaged_record_or_one_of_a_lost_step_is_no_best(tmp_path, content):
   (tmp_path / retention.FILE).write_text(content)
   best = retention.Best(tmp_path, "mlm_loss")
-  assert best.step is None and best.is_beaten_by(100.0)
+  assert best.record() is None and best.is_beaten_by(100.0)
+
+
+def test_a_best_is_recorded_only_when_its_checkpoint_is_complete(tmp_path):
+  """Until then, a kill leaves the record of the one before."""
+  best = retention.Best(tmp_path, "mlm_loss")
+  for step, loss in ((10, 2.0), (20, 1.0)):
+    best.replace(step, loss)
+    assert best.record() == (10 if step == 20 else None)
+    assert retention.Best(tmp_path, "mlm_loss").record() == (10 if step == 20 else None)
+    (tmp_path / str(step)).mkdir()
+    assert best.record() == step == retention.Best(tmp_path, "mlm_loss").record()
+
+
+@pytest.mark.parametrize("to, is_kept", [(10, False), (20, True), (30, True)])
+def test_a_rollback_forgets_a_later_best(tmp_path, to, is_kept):
+  (tmp_path / retention.FILE).write_text('{"metric": "mlm_loss", "step": 20, "value": 0.0}')
+  retention.forget_after(tmp_path, to)
+  assert (tmp_path / retention.FILE).exists() == is_kept
 
 
 @pytest.mark.parametrize("keep_every, keep_best, count", [
