@@ -54,7 +54,8 @@ class Layer(NamedTuple):
   capability: float = 0.0
 
 
-def layer_of(model: ConfigDict, length: int, platform: str, capability: float = 0.0) -> Layer:
+def layer_of(model: ConfigDict, length: int, platform: str, capability: float = 0.0,
+             stack: str = "") -> Layer:
   """Returns the attention of a model in training.
 
   Args:
@@ -62,9 +63,11 @@ def layer_of(model: ConfigDict, length: int, platform: str, capability: float = 
     length: tokens per row.
     platform: platform that the program is compiled for; '' if it is not known yet.
     capability: as in `Layer`.
+    stack: one of `Family.stacks`.
   """
-  return Layer(platform, model.dtype, length, model.width // model.num_heads,
-               model.attention_dropout, model.dropout_rng, bool(model.window),
+  head_width = model[f"{stack}width"] // model[f"{stack}num_heads"]
+  return Layer(platform, model.dtype, length, head_width, model.attention_dropout,
+               model.dropout_rng, bool(model.window),
                capability=capability)
 
 

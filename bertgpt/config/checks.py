@@ -145,9 +145,10 @@ def _model_problems(config):
   if model.layer_groups > 0 and model.num_layers % model.layer_groups:
     yield (f"model.layer_groups={model.layer_groups} does not divide "
            f"model.num_layers={model.num_layers}")
-  if model.position == "rope" and model.num_heads > 0 and model.width // model.num_heads % 2:
-    yield (f"model.position='rope' rotates pairs of features, but a head is "
-           f"{model.width // model.num_heads} wide. Choose an even width")
+  for stack in _stacks(model):
+    if model.position == "rope" and (width := _head_width(model, stack)) % 2:
+      yield (f"model.position='rope' rotates pairs of features, but a head of model.{stack}width="
+             f"{model[f'{stack}width']} is {width} wide. Choose an even width")
   family = families.FAMILIES.get(model.family)
   objective = choices.OBJECTIVES.get(config.objective.name)
   if family is None or objective is None:
@@ -160,6 +161,15 @@ def _model_problems(config):
            "one for each part of a pair")
   if not objective.predicts_all and config.objective.mask_prob == 0:
     yield "objective.mask_prob=0.0: nothing would be predicted. BERT has 0.15"
+
+
+def _stacks(model):
+  family = families.FAMILIES.get(model.family)
+  return family.stacks if family else ("",)
+
+
+def _head_width(model, stack):
+  return model[f"{stack}width"] // max(1, model[f"{stack}num_heads"])
 
 
 def _axes_problems(config):
@@ -199,12 +209,14 @@ def _phase_problems(config, p, name):
 
 def _attention_problems(config, platform):
   model = config.model
-  if model.attention not in kernels.FUSED or model.num_heads < 1:
+  stacks = [stack for stack in _stacks(model) if model[f"{stack}num_heads"] > 0]
+  if model.attention not in kernels.FUSED:
     return
   obstacles = {}  # An ordered set, because most obstacles are the same in every phase.
   for p in config.phases:
-    layer = kernels.layer_of(model, p.seq_len, platform)
-    obstacles |= dict.fromkeys(kernels.obstacles(model.attention, layer))
+    for stack in stacks:
+      layer = kernels.layer_of(model, p.seq_len, platform, stack=stack)
+      obstacles |= dict.fromkeys(kernels.obstacles(model.attention, layer))
   for obstacle in obstacles:
     yield f"model.attention={model.attention!r} needs {obstacle}. 'auto' chooses what can run"
 

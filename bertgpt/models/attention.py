@@ -9,6 +9,7 @@ Axes: B batch, L query length, S key length, N heads, H width of a head.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -147,15 +148,17 @@ def explain(config: ConfigDict) -> list[str]:
   """
   model = config.model
   lines = []
-  for i, phase in enumerate(config.phases):
+  family = families.find(config)
+  for (i, phase), stack in itertools.product(enumerate(config.phases), family.stacks):
     layer = attention_kernels.layer_of(model, phase.seq_len, sharding.platform(),
-                                       sharding.compute_capability())
+                                       sharding.compute_capability(), stack)
     name, reason = attention_kernels.choose(model.attention, layer)
     if model.window:
-      how = attention_kernels.explain_window(name, families.find(config).kind == "decoder")
+      how = attention_kernels.explain_window(name, family.kind == "decoder")
       num_local = model.num_layers - num_global_layers(model)
       reason += f"; a window of {model.window} in {num_local} layers: {how}"
-    lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention by {name}: {reason}")
+    of = f" of the {stack.removesuffix('_')}" if stack else ""
+    lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention{of} by {name}: {reason}")
   layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
   lines.append(f"{layers} of {model.num_layers} layers per iteration of their loop: {reason}")
   remat, reason = rematerialization.choose(model.remat, sharding.platform())

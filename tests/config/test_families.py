@@ -4,6 +4,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import choices, families, presets
+from bertgpt.models import attention
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -51,3 +52,40 @@ def test_local_layers_count_only_the_keys_of_their_window(name, seen, seq_len):
   flops += 2 * 0.3 * (d * d + d * vocab)
   found = families.find(config).flops_per_token(config.model, seq_len, 0.3)
   assert found == pytest.approx(flops, rel=1e-12)
+
+
+def make_electra(**model):
+  config = config_lib.base()
+  config.objective.name = "rtd"
+  config.model.update(families.FAMILIES["electra"].presets["small"] | model)
+  return config
+
+
+def test_the_generator_needs_heads_of_an_even_width_for_rotary_positions():
+  sizes = {"position": "rope", "generator_num_heads": 5}
+  (line,) = config_lib.find_problems(make_electra(**sizes, generator_width=65))
+  assert "a head of model.generator_width=65 is 13 wide" in line
+  assert not config_lib.find_problems(make_electra(**sizes, generator_width=70))
+
+
+def test_a_kernel_that_only_the_generator_cannot_run_is_refused():
+  sizes = {"attention": "flash", "generator_num_heads": 2, "attention_dropout": 0.0}
+  assert not config_lib.find_problems(make_electra(**sizes, generator_width=64))
+  (line,) = config_lib.find_problems(make_electra(**sizes, generator_width=48))
+  assert "a head width of 16, 32, 64 or 128, not 24" in line
+
+
+def test_the_choice_of_the_generators_kernel_is_explained():
+  config = make_electra(attention="flash", generator_num_heads=2, generator_width=48)
+  own, generator = attention.explain(config)[:2]
+  assert "attention by flash" in own
+  assert "attention of the generator by xla: flash needs a head width" in generator
+
+
+@pytest.mark.parametrize("model", [{}, {"mlp": "gated"}, {"window": 4, "global_every": 3}])
+def test_a_generator_as_large_as_the_discriminator_needs_as_many_flops(model):
+  config = make_electra(**model, generator_width=256, generator_num_heads=4,
+                        generator_mlp_dim=1024)
+  flops = families.FAMILIES["electra"].flops_per_token
+  alone, both = flops(config.model, 128, 0), flops(config.model, 128, 1e-9)
+  assert both == pytest.approx(2 * alone + 2 * (256 * 256 + 256), rel=1e-6)

@@ -32,8 +32,7 @@ def _flops_per_token(model, seq_len, predicted):
   discriminator = flops_of_layers(model, seq_len) + 2 * d * e * (e != d)
   if not predicted:
     return discriminator
-  generator = model.num_layers * 2 * (4 * g * g + 2 * g * model.generator_mlp_dim
-                                      + 2 * seq_len * g) + 2 * g * e * (e != g)
+  generator = flops_of_layers(model, seq_len, stack="generator_") + 2 * g * e * (e != g)
   return (discriminator + 2 * (d * d + d) + generator
           + 2 * predicted * (e * model.vocab_size + g * e))
 
@@ -46,4 +45,5 @@ FAMILY = Family(
                      "generator_num_heads", "generator_mlp_dim", "pooling"}),
     flops_per_token=_flops_per_token,
     presets=PRESETS,
+    stacks=("", "generator_"),
 )

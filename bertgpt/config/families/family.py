@@ -37,6 +37,7 @@ class Family(NamedTuple):
     flops_per_token: (config.model, tokens per row, share of the tokens that are predicted) ->
       FLOPs of the forward pass per token: only matrix products, with two FLOPs per multiply-add.
     presets: name of a published size -> fields of `config.model`.
+    stacks: prefixes of the fields `width`, `num_heads` and `mlp_dim` of its stacks of layers.
   """
 
   kind: str
@@ -45,6 +46,7 @@ class Family(NamedTuple):
   reads: frozenset[str]
   flops_per_token: Callable[[ConfigDict, int, float], float]
   presets: Mapping[str, Mapping[str, Any]]
+  stacks: tuple[str, ...] = ("",)
 
   def can(self, ability: str) -> bool:
     """Returns whether models of the family have one of `CAPABILITIES`.
@@ -65,7 +67,8 @@ CLASSIC = {
 }
 
 
-def flops_of_layers(model: ConfigDict, seq_len: int, is_causal: bool = False) -> float:
+def flops_of_layers(model: ConfigDict, seq_len: int, is_causal: bool = False,
+                    stack: str = "") -> float:
   """Forward FLOPs per token of the transformer layers.
 
   Projections cost 4 d^2 multiply-adds, the MLP 2 d f, or 3 d f if it is gated, attention 2 d L with
@@ -76,13 +79,14 @@ def flops_of_layers(model: ConfigDict, seq_len: int, is_causal: bool = False) ->
     model: `config.model`.
     seq_len: tokens per row.
     is_causal: whether a window has only the keys before a query.
+    stack: one of `Family.stacks`.
   """
-  d, layers = model.width, model.num_layers
+  d, f, layers = model[f"{stack}width"], model[f"{stack}mlp_dim"], model.num_layers
   num_local = layers - num_global_layers(model)
   seen = min(seq_len, 1 + model.window * (1 if is_causal else 2))
   keys = (layers - num_local) * seq_len + num_local * seen
   matrices = 3 if model.mlp == "gated" else 2
-  return 2 * (layers * (4 * d * d + matrices * d * model.mlp_dim) + 2 * keys * d)
+  return 2 * (layers * (4 * d * d + matrices * d * f) + 2 * keys * d)
 
 
 def num_global_layers(model: ConfigDict) -> int:
