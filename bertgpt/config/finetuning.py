@@ -37,7 +37,8 @@ def base() -> ConfigDict:
   config.pooling = ""
   # Whether batches have texts of similar length: less padding, but less randomness.
   config.group_by_length = True
-  # Type of activations and products, as model.dtype; '': as in pretraining (imported: float32).
+  # Type of activations and products, as model.dtype, without float8; '': as in pretraining
+  # (imported: float32).
   config.dtype = ""
   config.from_scratch = False              # random weights instead of the trained ones, to compare
   # Runs whose weights are saved: best (on dev) | all | none.
@@ -157,7 +158,8 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
     run[group].update(config[group])
   run.eval.batch_size = config.eval.batch_size
   run.model.vocab_size = vocab_size
-  run.model.dtype = config.dtype or run.model.dtype
+  if config.dtype:
+    run.model.update(dtype=config.dtype, matmul="bf16")  # bf16: products in dtype, not in float8.
   run.model.pooling = config.pooling or run.model.pooling
   if config.dropout != AS_PRETRAINED:
     run.model.dropout = run.model.attention_dropout = config.dropout

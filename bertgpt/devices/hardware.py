@@ -100,20 +100,22 @@ EFFICIENCY = {
 KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the least in XLA's estimates for TPU
 
 
-def check_products(matmul: str, name: str, chip: Chip | None) -> None:
+def check_products(matmul: str, name: str, chip: Chip | None,
+                   remedy: str = "model.matmul='bf16'") -> None:
   """Checks that a chip has matrix products of the requested precision.
 
   Args:
     matmul: `config.model.matmul`.
     name: name of the chip, for the message.
     chip: its figures; None if it is not in the table, such as a CPU, which emulates float8.
+    remedy: field and value that turn float8 off, for the message.
   Raises:
     ConfigError: float8 would be emulated by a chip that is slower with it.
   """
   if matmul == "fp8" and chip and not chip.fp8_flops:
     able = ", ".join(kind for kind, other in CHIPS.items() if other.fp8_flops)
     raise ConfigError(f"model.matmul='fp8': {name} has no float8 products; {able} have. Set "
-                      "model.matmul='bf16'")
+                      f"{remedy}")
 
 
 def find_chip(device_kind: str) -> Chip | None:

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt.config import ConfigDict, families
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.devices import sharding
+from bertgpt.devices import hardware, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import lengths
 from bertgpt.finetuning import objectives as task_objectives
@@ -84,6 +84,8 @@ def check_run(config: ConfigDict, pretrained: Trained) -> None:
                       f"{pretrained.config.model.family!r} reads the last token of a text. Leave "
                       "it at ''")
   finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
+  kind = jax.devices()[0].device_kind
+  hardware.check_products(run.model.matmul, kind, hardware.find_chip(kind), "dtype='bfloat16'")
 
 
 def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,

@@ -61,6 +61,18 @@ def test_a_run_has_the_model_and_the_recipes_training():
   finetune_config.validate_run(run, 1, "cpu")
 
 
+@pytest.mark.parametrize("dtype, expected", [
+    ("", ("bfloat16", "fp8")), ("float32", ("float32", "bf16")),
+    ("bfloat16", ("bfloat16", "bf16"))])
+def test_a_dtype_turns_float8_off(dtype, expected):
+  trained = config_lib.base()
+  trained.model.matmul = "fp8"
+  config = finetune_config.base()
+  config.dtype = dtype
+  run = finetune_config.run_config(trained, config, steps=1, learning_rate=1e-5, vocab_size=102)
+  assert (run.model.dtype, run.model.matmul) == expected
+
+
 def test_dropout_may_differ_from_pretraining():
   run = make_run(make_config(dropout=0.1), dropout=0.0, attention_dropout=0.0)
   assert (run.model.dropout, run.model.attention_dropout) == (0.1, 0.1)

@@ -1,6 +1,7 @@
 """bertgpt.models.float8: rounding by ml_dtypes, products and gradients by NumPy, a training."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import tiny
 from fake_slice import on_fake_devices
 from jax.sharding import SingleDeviceSharding
 
+from bertgpt.config import finetuning
 from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
+from bertgpt.finetuning import tuning
 from bertgpt.models import float8
 from bertgpt.planning import aot, hlo, hlo_costs, topologies
 from bertgpt.runs import trained
@@ -169,6 +172,19 @@ def test_a_chip_without_float8_is_refused():
     hardware.check_products("bf16", kind, hardware.find_chip(kind))
   for kind in ("cpu", "NVIDIA H100 80GB HBM3", "TPU7x"):
     hardware.check_products("fp8", kind, hardware.find_chip(kind))
+
+
+def test_a_chip_without_float8_needs_a_dtype_for_fine_tuning(monkeypatch):
+  """The devices of this test are in the table as a chip without float8."""
+  monkeypatch.setitem(hardware.CHIPS, "cpu", hardware.CHIPS["a100"]._replace(device_kinds=("cpu",)))
+  vocabulary = types.SimpleNamespace(vocab_size=64)
+  pretrained = trained.make_trained(tiny.make_config(matmul="fp8"), {}, vocabulary, 0, "", dtype="")
+  config = finetuning.base()
+  config.task.max_length = 16
+  with pytest.raises(ConfigError, match=r"^model.matmul='fp8'.*Set dtype='bfloat16'$"):
+    tuning.check_run(config, pretrained)
+  config.dtype = "float32"
+  tuning.check_run(config, pretrained)
 
 
 def test_small_output_layers_and_scores_stay_in_their_dtype():
