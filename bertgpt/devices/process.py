@@ -17,8 +17,12 @@ from jax.experimental import multihost_utils
 from bertgpt.devices import signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
-# Beginnings of JAX's messages about a lost process, or words in them.
-LOST = r"Gloo|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|[Bb]arrier|coordination service"
+# Beginnings of JAX's messages about a lost process, or words in them. Messages about memory and
+# compilation quote names of operations, such as optimization_barrier and opt-barrier, so 'barrier'
+# counts only in the phrases of the coordination service (strings in jaxlib 0.10).
+LOST = (r"Gloo|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|coordination service|"
+        r"^(?!RESOURCE_EXHAUSTED)[\s\S]*(\bBarrier (timed out|failed|Id:)|"
+        r"[Ss]hutdown barrier|the barrier was called|called the barrier)")
 
 
 def start_distributed(spec: str, timeout_s: float) -> None:

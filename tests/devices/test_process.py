@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import pytest
 
 from bertgpt.devices import process
@@ -18,6 +19,22 @@ def port():
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("message, is_lost", [
+    ("INTERNAL: [4] Gloo all-reduce failed: Connection closed by peer", True),
+    ("UNAVAILABLE: Failed to send RPC to coordination service.", True),
+    ("INTERNAL: Barrier timed out. Id: save/20. This usually happens because a task triggered the "
+     "barrier too early or too slowly.", True),
+    ("INTERNAL: Shutdown barrier has failed.", True),
+    ("INTERNAL: task 1 is already in error before the barrier was called. Barrier Id: x", True),
+    ("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes. Operator: optimization_barrier", False),
+    ("RESOURCE_EXHAUSTED: Out of memory\n%opt-barrier.3 = f32[8] opt-barrier(%x)", False),
+    ("INTERNAL: ptxas failed at mbarrier.init in fusion OptimizationBarrier.7", False)])
+def test_only_messages_about_other_processes_name_a_lost_peer(message, is_lost):
+  with (pytest.raises(PeerError if is_lost else jax.errors.JaxRuntimeError),
+        process.name_lost_peer()):
+    raise jax.errors.JaxRuntimeError(message)
 
 
 @pytest.mark.parametrize("spec", ["", "host", "host:1,2", "host:port,2,0", "host:1,2,2",
