@@ -1,5 +1,6 @@
 """Lines on stderr that can fail without ending or stopping the work that they report."""
 
+import contextlib
 import os
 import stat
 import sys
@@ -8,7 +9,8 @@ import sys
 def write(text: str) -> None:
   """Writes to stderr. If it cannot be written, as after a terminal was closed, the text is lost.
 
-  From then on, stderr is discarded, and so is stdout if it is a terminal.
+  From then on, stderr is discarded, and so is stdout if it is a terminal. Streams without a file
+  descriptor, as in notebooks, are left as they are.
 
   Args:
     text: text with its line ends.
@@ -17,9 +19,11 @@ def write(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
   except OSError:
-    _discard(sys.stderr)
-    if stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode):
-      _discard(sys.stdout)
+    with contextlib.suppress(OSError, ValueError):
+      _discard(sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+      if stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode):
+        _discard(sys.stdout)
 
 
 def say(line: str) -> None:
@@ -33,6 +37,7 @@ def say(line: str) -> None:
 
 def _discard(stream) -> None:
   """Sends what is written to a stream, now and later, to the null device."""
+  target = stream.fileno()
   null = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(null, stream.fileno())
+  os.dup2(null, target)
   os.close(null)

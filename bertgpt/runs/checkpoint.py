@@ -19,7 +19,6 @@ import pathlib
 import re
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bertgpt.devices import peers
+from bertgpt.devices import console, peers
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import quiet, replicas, retention
 from bertgpt.runs.fingerprint import sum_leaves
@@ -297,8 +296,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       params = _restore(path, saved, named_leaves({"params": abstract_params}))
       return jax.tree.unflatten(jax.tree.structure(abstract_params), params), manifest["metadata"]
     except Damaged as e:
-      print(f"WARNING: {path} is damaged: {e}. The step before it is used", file=sys.stderr,
-            flush=True)
+      console.say(f"WARNING: {path} is damaged: {e}. The step before it is used")
   raise _none_usable(root)
 
 
@@ -431,7 +429,7 @@ def _set_aside(path: pathlib.Path, reason: str) -> None:
     path.rename(target)
   except OSError as e:
     raise StorageError(f"{path} {reason}, and cannot be renamed ({e.strerror})") from e
-  print(f"WARNING: {path} {reason}. It is set aside as {target.name}", file=sys.stderr, flush=True)
+  console.say(f"WARNING: {path} {reason}. It is set aside as {target.name}")
 
 
 def _none_usable(root: pathlib.Path) -> DataError:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.devices import console
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history
 from bertgpt.runs import trained as trained_lib
@@ -56,7 +56,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     check_skipped(old, run.config, int(state.step))
     change = schedules.describe_change(old, run.config, int(state.step))
     if change and jax.process_index() == 0:
-      print(f"note: {change}", file=sys.stderr)
+      console.say(f"note: {change}")
     return state
   history.check_start(run.path, metrics.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)
@@ -184,8 +184,8 @@ def load_params(run: Run) -> Any:
     raise ConfigError(f"init_from={run.config.init_from}: not the parameters of this model:\n  "
                       + "\n  ".join(wrong))
   if jax.process_index() == 0:
-    print(f"note: starting from the parameters of step {source.step} of {run.config.init_from}, "
-          "with a fresh optimizer", file=sys.stderr)
+    console.say(f"note: starting from the parameters of step {source.step} of "
+                f"{run.config.init_from}, with a fresh optimizer")
   return jax.tree_util.tree_map_with_path(
       lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),
       run.abstract_state.params)
