@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from bertgpt.config import find_problems
-from bertgpt.training.objectives import BoundModel, make_objective, rtd
+from bertgpt.training.objectives import BoundModel, make_objective, rtd, total_loss
 
 make_config = functools.partial(
     tiny.make_config, "rtd", embedding_width=16, generator_width=32, generator_num_heads=2,
@@ -47,6 +47,23 @@ def test_the_loss_is_the_mean_over_masks_plus_fifty_times_the_mean_over_all_toke
   means = {name: float(total / weight) for name, (total, weight) in sums.items()}
   assert sums["rtd_loss"][1] == (batch["sequence_ids"] > 0).sum()
   assert float(loss) == pytest.approx(means["mlm_loss"] + 50 * means["rtd_loss"], rel=1e-5)
+
+
+def test_a_weight_above_the_tokens_of_a_batch_counts_in_full():
+  """The weight of its term is below 1."""
+  config = tiny.make_config("rtd")
+  batch = {"sequence_ids": jnp.ones((1, 8), jnp.int32), "predict_weights": jnp.ones((1, 2))}
+  sums = {"mlm_loss": (6.0, 2.0), "rtd_loss": (4.0, 8.0)}
+  for weight in (8.0, 80.0):
+    config.objective.rtd_weight = weight
+    objective = make_objective(config, tiny.make_vocabulary())
+    loss = total_loss(sums, objective.weights(batch))
+    assert float(loss) == pytest.approx(6 / 2 + weight * 4 / 8)
+
+
+def test_a_term_without_targets_adds_nothing():
+  zero = jnp.zeros(())
+  assert float(total_loss({"mlm_loss": (zero, zero)}, {"mlm_loss": zero})) == 0
 
 
 def test_replacements_depend_on_the_step_and_the_row():

@@ -86,7 +86,8 @@ def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
     sums: result of `Objective.evaluate` for a part of the batch.
     weights: term -> weight in the whole global batch.
   """
-  return sum((sums[name][0] / jnp.maximum(weight, 1) for name, weight in weights.items()),
+  # A weight of a scaled term may be below 1. That of a term without targets is 0, as is its sum.
+  return sum((sums[name][0] / jnp.where(weight > 0, weight, 1) for name, weight in weights.items()),
              jnp.zeros(()))
 
 
