@@ -57,7 +57,7 @@ def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
     prediction: at every position, [B, L, ...].
     targets_BL: int32 ids.
     weights_BL: float32; positions of weight 0 do not count.
-    chunk: positions whose logits a device holds at once; 0: as many as fit in CHUNK_BYTES;
+    chunk: positions whose logits a device holds at once; 0: as many as fit in `chunk_bytes`;
       -1: all, left to automatic differentiation.
   Returns:
     Two float32 scalars, the loss in nats.
@@ -176,8 +176,7 @@ def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chun
   """
   positions = targets_BL.size
   is_gpu = platform() == "gpu"
-  most_bytes = GPU_CHUNK_BYTES if is_gpu else CHUNK_BYTES
-  size = chunk_size(positions, chunk or most_bytes // (4 * len(bias_V)))
+  size = chunk_size(positions, chunk or chunk_bytes(platform()) // (4 * len(bias_V)))
   pieces = [_split(x, positions, size) for x in (x_BLD, targets_BL, weights_BL)]
   vocab_axes = names["vocab"]
 
@@ -205,6 +204,15 @@ def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chun
   if not with_gradients:
     return loss, correct
   return (loss, correct), (dx.reshape(-1, x_BLD.shape[-1])[:positions].reshape(x_BLD.shape), *rest)
+
+
+def chunk_bytes(name: str) -> int:
+  """Returns the bytes of float32 logits of a chunk on one device, if the config sets no chunk.
+
+  Args:
+    name: platform, 'cpu', 'gpu' or 'tpu'.
+  """
+  return GPU_CHUNK_BYTES if name == "gpu" else CHUNK_BYTES
 
 
 def chunk_size(positions: int, most: int) -> int:

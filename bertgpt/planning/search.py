@@ -239,7 +239,7 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
   logits = predictions(config, phase_index, chips / mesh.tensor) * 8 * m.vocab_size / mesh.tensor
   chunk = config.objective.loss_chunk
   if chunk == 0:
-    logits = min(logits, 2 * cross_entropy.CHUNK_BYTES)
+    logits = min(logits, 2 * cross_entropy.chunk_bytes(aot.devices_of(topology)[1]))
   elif chunk > 0:
     logits = min(logits, chunk * 8 * m.vocab_size / mesh.tensor)
   return state_bytes * 4 / 3 / (mesh.fsdp * mesh.tensor) + activations + logits

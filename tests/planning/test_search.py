@@ -109,6 +109,16 @@ def test_the_estimate_is_of_the_size_of_the_program(remat):
   assert 0.5 < estimate / step.memory.total < 2
 
 
+def test_chunks_of_logits_are_those_of_the_platform():
+  """Logits and their gradient, of chunks of 2**30 bytes on GPUs and 2**28 bytes elsewhere."""
+  config = paper(attention="xla", remat="none", vocab_size=50304)
+  config.phases[0].update(batch_size=4096, micro_batches=1, max_predictions=100)
+  topology = on_fake_devices(1)
+  gpu, tpu = (search.estimate_bytes(config, 0, 0, topology._replace(platform=platform))
+              for platform in ("cuda", "tpu"))
+  assert gpu - tpu == 2 * (2**30 - 2**28)
+
+
 def test_what_cannot_fit_is_not_compiled():
   config = make_config()
   topology = on_fake_devices()
