@@ -245,8 +245,9 @@ def _best_problems(config):
   metric = config.checkpoint.keep_best
   if not metric or config.objective.name not in choices.OBJECTIVES:
     return
-  loss = choices.OBJECTIVES[config.objective.name].loss
-  known = (loss, *(loss.removesuffix("loss") + name for name in ("accuracy", "perplexity")))
+  objective = choices.OBJECTIVES[config.objective.name]
+  stem = objective.loss.removesuffix("loss")
+  known = (objective.loss, f"{stem}accuracy", f"{stem}perplexity", *objective.other_metrics)
   if metric not in known:
     yield f"checkpoint.keep_best={metric!r}: choose one of {', '.join(known)}"
   if not config.eval.every_steps:

@@ -22,6 +22,7 @@ class Objective(NamedTuple):
     predicts_all: whether every token of a row is predicted, not only a share of `mask_prob`.
     has_pairs: whether a sequence has two parts, which the model distinguishes by their segments.
     reads: fields of the config that this objective reads, but some other objective does not.
+    other_metrics: held-out metrics besides the loss, accuracy and perplexity of the language model.
   """
 
   rows: str
@@ -30,6 +31,7 @@ class Objective(NamedTuple):
   predicts_all: bool
   has_pairs: bool
   reads: frozenset[str]
+  other_metrics: tuple[str, ...] = ()
 
 
 _MASKS = frozenset({
@@ -40,13 +42,14 @@ _PAIRS = frozenset({"data.short_sequence_prob", "data.max_sequences"})
 
 OBJECTIVES = {
     "mlm_nsp": Objective("pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
-                         _MASKS | _PAIRS | {"data.random_next_prob"}),
+                         _MASKS | _PAIRS | {"data.random_next_prob"}, ("nsp_loss", "nsp_accuracy")),
     "mlm": Objective("sentences", ("cls", "sep", "mask"), "mlm_loss", False, False,
                      _MASKS | {"data.max_unused", "data.isolate_documents"}),
     "mlm_sop": Objective("ordered_pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
-                         _MASKS | _PAIRS),
+                         _MASKS | _PAIRS, ("sop_loss", "sop_accuracy")),
     "rtd": Objective("halves", ("cls", "sep", "mask"), "mlm_loss", False, True,
-                     _MASKS | _PAIRS | {"objective.rtd_weight"}),
+                     _MASKS | _PAIRS | {"objective.rtd_weight"},
+                     ("rtd_loss", "rtd_accuracy", "rtd_precision", "rtd_recall")),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
                         frozenset({"data.isolate_documents"})),
 }

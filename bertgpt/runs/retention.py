@@ -62,8 +62,8 @@ class Best:
 
     Args:
       root: folder of the checkpoints.
-      metric: name of the metric, as 'mlm_loss'; '': there is no best checkpoint. Accuracies should
-        be high, all other metrics low.
+      metric: name of the metric, as 'mlm_loss'; '': there is no best checkpoint. Accuracies,
+        precisions and recalls should be high, all other metrics low.
     """
     self._path, self.metric = root / FILE, metric
     self._best: tuple[int | None, float | None] = None, None
@@ -84,7 +84,7 @@ class Best:
     """Returns whether a value of the metric is better than the best one so far."""
     if not self.metric:
       return False
-    sign = -1 if self.metric.endswith("_accuracy") else 1
+    sign = -1 if self.metric.endswith(("_accuracy", "_precision", "_recall")) else 1
     best = self._best[1]
     return best is None or sign * value < sign * best
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt.config import find_problems
+from bertgpt.config import choices, find_problems
 from bertgpt.training.objectives import BoundModel, make_objective, rtd, total_loss
 
 make_config = functools.partial(
@@ -119,6 +119,17 @@ def test_tensor_parallelism_must_divide_the_generators_heads():
       "mesh.tensor=4 does not divide model.generator_num_heads=2"]
 
 
+def test_the_best_checkpoint_may_be_that_of_the_discriminator():
+  config = make_config()
+  config.eval.every_steps = 10
+  for metric in ("rtd_loss", "rtd_accuracy", "rtd_precision", "rtd_recall", "mlm_loss"):
+    config.checkpoint.keep_best = metric
+    assert not find_problems(config)
+  config.checkpoint.keep_best = "nsp_loss"
+  (line,) = find_problems(config)
+  assert "choose one of mlm_loss, mlm_accuracy, mlm_perplexity, rtd_loss" in line
+
+
 def configure(weight):
   config = make_config(embedding_sharing="none")
   config.objective.rtd_weight = weight
@@ -133,4 +144,5 @@ def test_evaluation_uses_the_same_replacements_every_time():
     evaluate = jax.jit(lambda ids: objective.evaluate(
         BoundModel(setup.model, params, {}), objective.corrupt(batch, jax.random.key(9), ids)))
     first, again = (jax.device_get(evaluate(np.arange(8))) for _ in range(2))
+  assert set(choices.OBJECTIVES["rtd"].other_metrics) <= first.keys()
   assert first == again
