@@ -73,17 +73,20 @@ multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def dot_general(x: jax.Array, kernel_IO: jax.Array, dimension_numbers: Any,
-                **unused: Any) -> jax.Array:
+                **options: Any) -> jax.Array:
   """Multiplies in float8 in place of `lax.dot_general`, for `flax.linen.Dense`.
+
+  Weights of which a side is not a multiple of `MULTIPLE` are multiplied in the dtype of `x`.
 
   Args:
     x: features [..., I].
     kernel_IO: weights, of the same dtype.
-    dimension_numbers: not read; those of `Dense` contract I.
-    **unused: `precision`, of which float8 has none.
+    dimension_numbers: those of `Dense`, which contract I.
+    **options: `precision`, of which float8 has none.
   Returns:
     [..., O] of the dtype of `x`.
   """
-  del dimension_numbers, unused
+  if any(size % MULTIPLE for size in kernel_IO.shape):
+    return lax.dot_general(x, kernel_IO, dimension_numbers, **options)
   x_BI = x.reshape(-1, x.shape[-1])
   return multiply(x_BI, kernel_IO).reshape(*x.shape[:-1], kernel_IO.shape[1])

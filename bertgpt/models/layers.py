@@ -90,9 +90,8 @@ def make_dense(config: FrozenConfigDict, features: int, name: str | None,
     std: standard deviation of the initial kernel; 0: `config.init_std`.
   """
   init = make_init(config, std or config.init_std)
-  is_fp8 = config.matmul == "fp8" and features % float8.MULTIPLE == 0
   return nn.Dense(features, use_bias=config.use_bias, dtype=config.dtype, kernel_init=init,
-                  name=name, dot_general=float8.dot_general if is_fp8 else None)
+                  name=name, dot_general=float8.dot_general if config.matmul == "fp8" else None)
 
 
 def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:

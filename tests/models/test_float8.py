@@ -16,7 +16,7 @@ from bertgpt.config import finetuning
 from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import tuning
-from bertgpt.models import float8
+from bertgpt.models import float8, layers
 from bertgpt.planning import aot, hlo, hlo_costs, topologies
 from bertgpt.runs import trained
 
@@ -185,6 +185,15 @@ def test_a_chip_without_float8_needs_a_dtype_for_fine_tuning(monkeypatch):
     tuning.check_run(config, pretrained)
   config.dtype = "float32"
   tuning.check_run(config, pretrained)
+
+
+@pytest.mark.parametrize("inputs, outputs, is_fp8", [
+    (32, 48, True), (24, 32, False), (32, 24, False)])
+def test_both_sides_of_the_weights_are_multiples_of_16(inputs, outputs, is_fp8):
+  dense = layers.make_dense(tiny.make_config(matmul="fp8").model, outputs, "dense")
+  x = jnp.ones((4, inputs), jnp.bfloat16)
+  text = jax.jit(lambda x: dense.init_with_output(jax.random.key(0), x)[0]).lower(x).as_text()
+  assert ("f8E4M3FN" in text) == is_fp8
 
 
 def test_small_output_layers_and_scores_stay_in_their_dtype():
