@@ -23,6 +23,9 @@ SPLASH_FROM = 256
 # which cuDNN has flash attention. V100 has 7.0, T4 has 7.5.
 CAPABILITY = 8.0
 
+# Rows of flash are padded to a multiple of it; see flash_attention.py.
+FLASH_TILE = 128
+
 # Tokens per row up to which all queries and keys of a head fit the VMEM of a TPU; see flash_tpu.py.
 FLASH_LONGEST = 8192
 
@@ -102,6 +105,8 @@ def _drawback(name, layer):
   """Returns why a kernel that can run does not pay off; '' if it does."""
   if name == "splash" and layer.length < SPLASH_FROM:
     return f"splash pays off from {SPLASH_FROM} tokens per row"
+  if name == "flash" and layer.length < FLASH_TILE:
+    return f"flash pads rows to a multiple of {FLASH_TILE} tokens"
   if name == "flash" and not layer.dropout and not layer.has_window:
     return "flash pays off with attention dropout or a window"
   return ""

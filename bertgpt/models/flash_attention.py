@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bertgpt.config.attention_kernels import FLASH_TILE
 from bertgpt.devices import sharding
 from bertgpt.models import dropout, flash_gpu, flash_tpu
 from bertgpt.models.flash_tiles import Task
 from bertgpt.models.kept import keep
 
-TILE = 128  # Rows are padded to a multiple of it.
+TILE = FLASH_TILE  # Rows are padded to a multiple of it.
 KERNELS: dict[str, Any] = {"tpu": flash_tpu, "gpu": flash_gpu, "cpu": flash_tpu}  # By platform.
 
 # Logical axes; see `sharding.map_shards`.
