@@ -118,6 +118,6 @@ def test_a_corpus_that_cannot_be_read_does_not_end_the_training(recipe, tmp_path
   def fail(*_):
     raise DataError("shard-0: cannot be read")
 
-  monkeypatch.setattr(loader, "read_step", fail)
+  monkeypatch.setattr(loader.Rows, "read", fail)
   spikes.SkippedSteps(tmp_path, corpus, config).write(3, {"loss": 9.0})
   assert "shard-0: cannot be read). The training continues" in capsys.readouterr().err
