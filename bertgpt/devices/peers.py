@@ -227,6 +227,8 @@ def _watch(store: _Store, is_over: threading.Event) -> None:
     if end is not None and end["process"] != store.index and not is_over.is_set():
       _confirm(store)
       console.say(f"bertgpt: {_describe(end)}. This process ends too")
+      is_lost = end["code"] == PeerError.exit_code
+      _wait_for_confirmations(store, FAREWELL_TO_LOST_S if is_lost else FAREWELL_S)
       with contextlib.suppress(OSError):
         sys.stdout.flush()
       os._exit(end["code"])
@@ -258,9 +260,7 @@ def _announce(store: _Store, error: BaseException, patience: float) -> errors.Us
     store.client.key_value_set(END, json.dumps(end))
   _confirm(store)
   first = _find_end(store) or end
-  deadline = time.monotonic() + patience
-  while store.index == 0 and time.monotonic() < deadline and _count_confirmed(store) < store.count:
-    time.sleep(0.1)
+  _wait_for_confirmations(store, patience)
   if first["process"] == store.index:
     return None
   cause = errors.UserError(_describe(first))
@@ -271,6 +271,13 @@ def _announce(store: _Store, error: BaseException, patience: float) -> errors.Us
 def _confirm(store: _Store) -> None:
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     store.client.key_value_set(f"{END}-seen/{store.index}", "")
+
+
+def _wait_for_confirmations(store: _Store, patience: float) -> None:
+  """Waits, in process 0, whose end closes the store, until the others have taken notice."""
+  deadline = time.monotonic() + patience
+  while store.index == 0 and time.monotonic() < deadline and _count_confirmed(store) < store.count:
+    time.sleep(0.1)
 
 
 def _count_confirmed(store: _Store) -> int:
