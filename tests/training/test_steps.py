@@ -189,7 +189,7 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
                           *(np.zeros(config.model.vocab_size, bool) for _ in range(2)))
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform):
-    *kernels, _, _ = attention.explain(config)
+    kernels = [line for line in attention.explain(config) if "attention by" in line]
     setup = steps.make_setup(config, mesh, vocabulary)
     state = steps.make_abstract_state(setup)
     done = set()
