@@ -423,7 +423,7 @@ def with_one(value):
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 REFUSED = {
     "no model_type": (change_config(model_type="remove"), 'no model_type. Add it, as "model_type"'),
-    "DistilBERT": (change_config(model_type="distilbert"), "Choose a model of albert, bert, electra, gpt2"),
+    "DistilBERT": (change_config(model_type="distilbert"), "Choose a model of albert, bert"),
     "DeBERTa": (change_config(model_type="deberta"), "model_type='deberta'"),
     "XLM-RoBERTa": (change_config(model_type="xlm-roberta"), "model_type='xlm-roberta'"),
     "relu": (change_config(hidden_act="relu"), "hidden_act='relu' in config.json: only gelu"),
