@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bertgpt.models.recompute import renew
+
 FORWARD, BACKWARD = jnp.float8_e4m3fn, jnp.float8_e5m2
 MULTIPLE = 16  # cuBLASLt needs multiples of it (cuBLAS documentation 12, "cublasLtMatmul").
 
@@ -59,7 +61,9 @@ def multiply(x_BI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
 
 def _multiply_forward(x_BI, kernel_IO):
   x, kernel = quantize(x_BI, FORWARD), quantize(kernel_IO, FORWARD)
-  return _multiply(x, kernel, ((1,), (0,)), x_BI.dtype), (x, kernel)
+  # XLA would move GELU into the product, with its argument as a second result, and then fails to
+  # compile: cuBLASLt has no such product in float8.
+  return renew(_multiply(x, kernel, ((1,), (0,)), x_BI.dtype)), (x, kernel)
 
 
 def _multiply_backward(kept, g_BO):
