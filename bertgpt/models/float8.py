@@ -61,8 +61,8 @@ def multiply(x_BI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
 
 def _multiply_forward(x_BI, kernel_IO):
   x, kernel = quantize(x_BI, FORWARD), quantize(kernel_IO, FORWARD)
-  # XLA would move GELU into the product, with its argument as a second result, and then fails to
-  # compile: cuBLASLt has no such product in float8.
+  # Without a barrier, XLA fuses GELU into the product and asks for the argument of GELU as another
+  # output, which cuBLASLt does not have for float8: compilation fails.
   return renew(_multiply(x, kernel, ((1,), (0,)), x_BI.dtype)), (x, kernel)
 
 

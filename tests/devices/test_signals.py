@@ -50,6 +50,7 @@ def test_nohup_is_respected():
   with signals.hold() as release:
     release()
     os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_second_signal_ends_the_process_at_once():

@@ -17,7 +17,7 @@ from bertgpt.data.batches.sentences import assemble, specs
 __all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
 
 SPECIALS = ("cls_id", "sep_id")
-PAIR_NAME = ""  # B always follows A: there is no question about them.
+PAIR_NAME = ""  # B always follows A: nothing is predicted about the pair.
 HAS_TARGET = False
 
 # build_pretraining_dataset.py, google-research/electra, 2020.
