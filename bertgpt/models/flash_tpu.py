@@ -346,7 +346,7 @@ def _for_each_part(task: Task, grid: Grid, ids_ref: Any, keys_ref: Any, function
 
 
 def _loop(first: Any, end: Any, body: Callable, carry: Any = None) -> Any:
-  """Returns the carry after `carry = body(i, carry)` for every i, without a loop if there is one."""
+  """Returns the carry after `carry = body(i, carry)` for every i."""
   if isinstance(first, int) and isinstance(end, int) and end == first + 1:
     return body(first, carry)
   return jax.lax.fori_loop(first, end, body, carry)
