@@ -96,4 +96,11 @@ class Setup:
     return steps.jit_train_step(self.training, micro_batches, self.abstract)
 
   def gradients(self, micro_batches=1):
-    return jax.jit(steps.make_gradients(self.training, micro_batches))
+    """Returns the jitted (params, batch, step) -> (gradients, (loss, sums))."""
+    compute = steps.make_gradients(self.training, micro_batches)
+
+    def without_carry(params, batch, step):
+      grads, (loss, sums, _) = compute(params, batch, step)
+      return grads, (loss, sums)
+
+    return jax.jit(without_carry)

@@ -1,9 +1,10 @@
 """Held-out metrics: every row of the validation split is counted exactly once."""
 
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from bertgpt.devices import peers, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import metrics, steps
+from bertgpt.training import metrics, objectives, steps
 from bertgpt.training.objectives import BoundModel
 from bertgpt.training.steps import Setup, make_setup
 
@@ -35,7 +36,7 @@ class Evaluator(NamedTuple):
   Attributes:
     setup: constants of the training.
     corpus: the held-out documents.
-    programs: shape of a phase -> (params, batch, row_ids_B) -> sums, made when it is needed.
+    programs: shape of a phase -> the jitted result of `make_eval_step`, made when it is needed.
   """
 
   setup: Setup
@@ -65,19 +66,20 @@ def make_evaluator(setup: Setup, corpus: Corpus) -> Evaluator:
 
 
 def make_eval_step(setup: Setup) -> Callable:
-  """Returns the function (params, batch, row_ids_B) -> sums.
+  """Returns the function (params, batch, row_ids_B, carry) -> (sums, carry).
 
-  The masks of a row depend only on its number.
+  The masks of a row depend only on its number. The carry is that of `Objective.carry`.
 
   Args:
     setup: constants of the training.
   """
   objective = setup.objective
 
-  def eval_step(params, batch, row_ids_B):
+  def eval_step(params, batch, row_ids_B, carry):
     key = jax.random.key(loader.EVAL_SEED)
     batch = objective.corrupt(batch, key, row_ids_B)
-    return objective.evaluate(BoundModel(setup.model, params, {"sample": key}), batch)
+    model = BoundModel(setup.model, params, {"sample": key}, carry)
+    return objectives.evaluate(objective, model, batch)
 
   return eval_step
 
@@ -86,7 +88,8 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   """Returns the mean of every metric over the whole set.
 
   The result does not depend on the batch size, the mesh or the number of hosts: rows that
-  pad the last batch have weight 0, and sums are added in double precision.
+  pad the last batch have weight 0, and sums are added in double precision. If rows hand on a carry,
+  it begins as zeros, and the number of streams is the batch size, on which the result then depends.
 
   Args:
     evaluator: evaluator of the set.
@@ -103,11 +106,12 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   with sharding.use_mesh(mesh, config), watchdog.restored():
     layout = sharding.batch_sharding(mesh, config)
     rows = sharding.local_rows(layout, batch_size)
+    carry = make_carry(evaluator, layout)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
       watchdog.arm_for(config.system, compiles=i == 0)
       batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
-      sums = step(params, batch, row_ids)
+      sums, carry = step(params, batch, row_ids, carry)
       if pending is not None:
         running.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.
       pending = sums
@@ -117,6 +121,18 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
   if objective.predicts_all:
     means["bits_per_byte"] = bits_per_byte(means[objective.loss], corpus)
   return means
+
+
+def make_carry(evaluator: Evaluator, layout: jax.sharding.NamedSharding) -> Any:
+  """Returns the carry with which an evaluation begins, on the devices; () if there is none.
+
+  Args:
+    evaluator: evaluator of a set.
+    layout: layout of the arrays of a batch.
+  """
+  config, objective = evaluator.setup.config, evaluator.setup.objective
+  make = functools.partial(objectives.make_zero_carry, objective, config.eval.batch_size)
+  return jax.jit(make, out_shardings=layout)() if objective.carry else ()
 
 
 def bits_per_byte(nats_per_token: float, corpus: Corpus) -> float:

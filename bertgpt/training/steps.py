@@ -81,6 +81,7 @@ class TrainState:
     opt_state: state of the optimizer.
     bad_steps: int32 scalar, most recent consecutive steps that were not applied.
     window: state of the guard against spikes, see `spikes.init_window`; () without one.
+    carry: name -> [batch size, ...], what every row hands on, see `Objective.carry`; () if nothing.
   """
 
   step: jax.Array
@@ -88,6 +89,7 @@ class TrainState:
   opt_state: Any
   bad_steps: jax.Array
   window: Any = ()
+  carry: Any = ()
 
 
 # -------------------------------------------------------------- one step
@@ -111,7 +113,7 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
   compute_gradients = make_gradients(setup, micro_batches)
 
   def train_step(state: TrainState, batch):
-    grads, (loss, sums) = compute_gradients(state.params, batch, state.step)
+    grads, (loss, sums, carry) = compute_gradients(state.params, batch, state.step, state.carry)
     grads = recompute.renew(grads)  # One kernel then updates an array and both of its moments.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     learning_rate = schedule(state.step)
@@ -122,20 +124,21 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
     watched = jnp.stack([loss, grad_norm]).astype(jnp.float32)
     if state.window:
       is_good &= ~spikes.is_spike(setup.config, state.window, watched)
-    params, opt_state = jax.tree.map(functools.partial(jnp.where, is_good), (params, opt_state),
-                                     (state.params, state.opt_state))
+    params, opt_state, carry = jax.tree.map(
+        functools.partial(jnp.where, is_good), (params, opt_state, carry),
+        (state.params, state.opt_state, state.carry))
     window = spikes.add_values(state.window, watched, is_good)
     bad_steps = jnp.where(is_good, 0, state.bad_steps + 1)
     scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate,
                "bad_steps": bad_steps, "tokens": (batch["sequence_ids"] > 0).sum()}
-    return (TrainState(state.step + 1, params, opt_state, bad_steps, window),
+    return (TrainState(state.step + 1, params, opt_state, bad_steps, window, carry),
             sums | {name: (value, 1) for name, value in scalars.items()})
 
   return train_step
 
 
 def make_gradients(setup: Setup, micro_batches: int) -> Callable:
-  """Returns (params, batch, step) -> (gradients, (loss, sums)) of the whole batch.
+  """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) of a whole batch.
 
   The batch is corrupted and weighed before it is split, so the masks and the loss do not depend on
   the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device splits its own
@@ -148,44 +151,58 @@ def make_gradients(setup: Setup, micro_batches: int) -> Callable:
   config, model, objective = setup.config, setup.model, setup.objective
   axes_of = models.axes_of(config)
 
-  def compute_gradients(params, batch, step):
+  def compute_gradients(params, batch, step, carry=()):
     rows = batch["tokens"].shape[0]
     batch = dict(objective.corrupt(batch, make_key(config, MASK_STREAM, step), jnp.arange(rows)))
     weights = objective.weights(batch)
     keys = {"dropout": make_key(config, DROPOUT_STREAM, step),
             "sample": make_key(config, SAMPLE_STREAM, step)}
 
-    def loss_fn(params, piece, keys):
-      sums = objective.evaluate(objectives.BoundModel(model, params, keys), piece)
+    def loss_fn(params, piece, carry, keys):
+      bound = objectives.BoundModel(model, params, keys, carry)
+      sums, carry = objectives.evaluate(objective, bound, piece)
       loss = objectives.total_loss(sums, weights)
-      return loss, (loss, sums)
+      return loss, (loss, sums, carry)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if micro_batches == 1:
-      return grad_fn(params, batch, keys)
+      return grad_fn(params, batch, carry, keys)
 
-    replicas = sharding.num_replicas()
-
-    def split(x):
-      x = x.reshape(replicas, -1, micro_batches, *x.shape[1:])
-      return sharding.constrain_replicas(jnp.moveaxis(x, 2, 0))
-
-    pieces = jax.tree.map(split, batch)
+    pieces = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
     def grads_of(m):
       piece_keys = {name: jax.random.fold_in(key, m) for name, key in keys.items()}
-      return sharding.map_replicas(lambda piece: grad_fn(params, piece, piece_keys),
-                                   jax.tree.map(lambda x: x[m], pieces))
+      grads, (loss, sums, carry) = sharding.map_replicas(
+          lambda piece, carry: grad_fn(params, piece, carry, piece_keys),
+          *jax.tree.map(lambda x: x[m], pieces))
+      return (grads, (loss, sums)), carry
 
-    def add_piece(m, total):
-      grads, sums = jax.tree.map(jnp.add, total, grads_of(m))
-      return sharding.constrain_gradients(grads, axes_of), sums
+    def add_piece(m, totals):
+      total, carries = totals
+      piece, carry = grads_of(m)
+      grads, sums = jax.tree.map(jnp.add, total, piece)
+      carries = jax.tree.map(lambda all_pieces, x: all_pieces.at[m].set(x), carries, carry)
+      return (sharding.constrain_gradients(grads, axes_of), sums), carries
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
-    total = jax.lax.fori_loop(0, micro_batches, add_piece, zeros)
-    return jax.tree.map(lambda x: x.sum(0), total)  # The only sum over the replicas.
+    total, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
+    total, carries = jax.lax.fori_loop(0, micro_batches, add_piece, (total, pieces[1]))
+    # The only sum over the replicas.
+    grads, (loss, sums) = jax.tree.map(lambda x: x.sum(0), total)
+    return grads, (loss, sums, jax.tree.map(_join, carries))
 
   return compute_gradients
+
+
+def _split(micro_batches: int, x: jax.Array) -> jax.Array:
+  """Returns [pieces, replicas, rows per piece and replica, ...] from the rows of a batch."""
+  x = x.reshape(sharding.num_replicas(), -1, micro_batches, *x.shape[1:])
+  return sharding.constrain_replicas(jnp.moveaxis(x, 2, 0))
+
+
+def _join(x: jax.Array) -> jax.Array:
+  """Returns the rows of a batch, from what `_split` made of them."""
+  x = jnp.moveaxis(sharding.constrain_replicas(x), 0, 2)
+  return x.reshape(-1, *x.shape[3:])
 
 
 def make_key(config: ConfigDict, stream: int, step: jax.Array | int) -> jax.Array:
@@ -215,8 +232,9 @@ def init_state(setup: Setup) -> TrainState:
   params = setup.model.init(make_key(config, INIT_STREAM, 0),
                             objective.init_inputs(blank))["params"]
   zero = jnp.zeros((), jnp.int32)
+  carry = objectives.make_zero_carry(objective, config.phases[0].batch_size)
   return TrainState(zero, params, optimizers.make_optimizer(config).init(params), zero,
-                    spikes.init_window(config))
+                    spikes.init_window(config), carry or ())
 
 
 def make_abstract_state(setup: Setup) -> TrainState:
@@ -230,6 +248,8 @@ def make_abstract_state(setup: Setup) -> TrainState:
   shapes = jax.eval_shape(functools.partial(init_state, setup))
   shardings = sharding.shard_state(shapes, shapes.params, setup.mesh, setup.config,
                                    models.axes_of(setup.config))
+  of_rows = sharding.batch_sharding(setup.mesh, setup.config)
+  shardings = dataclasses.replace(shardings, carry=jax.tree.map(lambda _: of_rows, shapes.carry))
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                       shapes, shardings)
 

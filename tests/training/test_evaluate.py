@@ -74,7 +74,8 @@ def test_every_row_is_counted_once(trained, held_out):
   def weigh(batches, size):
     weights = collections.Counter()
     for i, batch in enumerate(batches):
-      sums = step(trained.params, batch, np.arange(i * size, (i + 1) * size, dtype=np.int32))
+      row_ids = np.arange(i * size, (i + 1) * size, dtype=np.int32)
+      sums, _ = step(trained.params, batch, row_ids, ())
       weights.update({name: float(weight) for name, (_, weight) in sums.items()})
     return weights
 

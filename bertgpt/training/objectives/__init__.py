@@ -7,9 +7,19 @@ import importlib
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.vocabulary import Vocabulary
-from bertgpt.training.objectives.objective import Batch, BoundModel, Objective, Sums, total_loss
+from bertgpt.training.objectives.objective import (
+    Batch,
+    BoundModel,
+    Carry,
+    Objective,
+    Sums,
+    evaluate,
+    make_zero_carry,
+    total_loss,
+)
 
-__all__ = ["Batch", "BoundModel", "Objective", "Sums", "make_objective", "total_loss"]
+__all__ = ["Batch", "BoundModel", "Carry", "Objective", "Sums", "evaluate", "make_objective",
+           "make_zero_carry", "total_loss"]
 
 
 def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:

@@ -4,6 +4,7 @@ A loss is a sum and a weight; the train step divides once, by the weight of the 
 so that the loss is the same for every mesh and number of micro-batches.
 """
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from bertgpt.data.batches.parts import Specs
 from bertgpt.models import Inputs, Module
 
 Batch = Mapping[str, jax.Array]
+Carry = Mapping[str, jax.Array]  # name -> [B, ...]; see `Objective.carry`
 Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
 
@@ -26,11 +28,13 @@ class BoundModel(NamedTuple):
     model: Flax module of a family.
     params: nested dicts of arrays.
     keys: random keys by stream; without 'dropout', nothing is dropped.
+    carry: carry of the rows, with the arrays of `Objective.carry`; () if there is none.
   """
 
   model: Module
   params: Any
   keys: Keys
+  carry: Any = ()
 
   def predict(self, inputs: Inputs) -> Any:
     """Returns the result of the model's method `predict`.
@@ -68,15 +72,45 @@ class Objective(NamedTuple):
     corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. The result for a row depends
       only on the key and its row id, not on the other rows.
     weights: corrupted batch -> weight of every loss term, float32 scalars.
-    evaluate: (model, corrupted batch) -> sums of the loss terms and of the other metrics.
+    evaluate: (model, corrupted batch) -> sums of the loss terms and of the other metrics; with a
+      carry: (these sums, the carry that the rows hand on).
     init_inputs: batch of zeros -> inputs with which the model creates all its parameters.
+    carry: schema of what every row of a step hands to the same row of the next step, such as the
+      state of a recurrent network: name -> (shape per row, dtype). It begins as zeros, is part of
+      the train state, and does not pass on gradients.
   """
 
   specs: Callable[[ConfigDict], Specs]
   corrupt: Callable[[Batch, jax.Array, jax.Array], Batch]
   weights: Callable[[Batch], dict[str, jax.Array]]
-  evaluate: Callable[[BoundModel, Batch], Sums]
+  evaluate: Callable[[BoundModel, Batch], Any]
   init_inputs: Callable[[Batch], Inputs]
+  carry: Mapping[str, tuple[tuple[int, ...], type]] = types.MappingProxyType({})
+
+
+def evaluate(objective: Objective, model: BoundModel, batch: Batch) -> tuple[Sums, Any]:
+  """Returns the sums of an objective, and the carry that the rows hand on, or () if there is none.
+
+  Args:
+    objective: any objective.
+    model: model with the carry of the rows.
+    batch: corrupted batch.
+  """
+  if not objective.carry:
+    return objective.evaluate(model, batch), ()
+  sums, carry = objective.evaluate(model, batch)
+  return sums, jax.lax.stop_gradient(carry)
+
+
+def make_zero_carry(objective: Objective, rows: int) -> dict[str, jax.Array]:
+  """Returns the carry of rows that continue nothing: name -> zeros [rows, ...].
+
+  Args:
+    objective: any objective.
+    rows: number of rows, B.
+  """
+  return {name: jnp.zeros((rows, *shape), dtype)
+          for name, (shape, dtype) in objective.carry.items()}
 
 
 def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
