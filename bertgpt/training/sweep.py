@@ -16,15 +16,19 @@ from bertgpt.runs import workdir
 from bertgpt.training import metrics
 
 
-def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
+def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
+        share: tuple[int, int] = (0, 1)) -> None:
   """Trains run i in `path`/<i>; a stopped run is resumed, a finished run is kept.
 
-  Prints a table of overrides and final held-out metrics, which is also written to sweep.json.
+  Prints a table of overrides and final held-out metrics of all runs that are finished, which is
+  also written to sweep.json.
 
   Args:
     recipe: name or path of the recipe.
     path: folder of the runs.
     overrides: '--config.FIELD=VALUE' arguments for all runs.
+    share: (i, n): only the runs i, i + n, i + 2n, ... are trained. Several processes, also on
+      different hosts, may train different shares in one folder.
   Raises:
     ConfigError: wrong overrides; lists every problem of every run, before the first run starts.
     UserError: a run failed; has the exit code of the run.
@@ -34,16 +38,32 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> None:
   folders = [path / f"{i:03d}" for i in range(len(runs))]
   configs = check_runs(recipes.load(recipe), folders,
                        [[*overrides, *arguments] for arguments in flags])
-  table = []
-  for i, (folder, arguments) in enumerate(zip(folders, flags, strict=True)):
-    print(f"[{i + 1}/{len(runs)}] {' '.join(arguments)}", flush=True)
-    if not is_done(folder, configs[i]):
-      train([f"--config={recipe}", f"--workdir={folder}", *overrides, *arguments], i)
-    fields = dict(config_lib.leaves(configs[i]))  # Plain types, even if get_sweep() has others.
-    table.append({"workdir": str(folder), **{field: fields[field] for field in runs[i]},
-                  **final_scores(folder)})
+  first, every = share
+  for i in range(first, len(runs), every):
+    print(f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}", flush=True)
+    if not is_done(folders[i], configs[i]):
+      train([f"--config={recipe}", f"--workdir={folders[i]}", *overrides, *flags[i]], i)
+    table = make_table(runs, folders, configs)
     files.write_json(path / "sweep.json", table)
-  print("\n".join(format_table(table)))
+  print("\n".join(format_table(make_table(runs, folders, configs))))
+
+
+def make_table(runs: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path],
+               configs: Sequence[ConfigDict]) -> list[dict[str, Any]]:
+  """Returns a row per finished run: its workdir, its overrides and its final held-out metrics.
+
+  Args:
+    runs: overrides of each run, as FIELD -> value.
+    folders: workdirs of the runs.
+    configs: configs of the runs.
+  """
+  table = []
+  for changes, folder, config in zip(runs, folders, configs, strict=True):
+    if is_done(folder, config):
+      fields = dict(config_lib.leaves(config))  # Plain types, even if get_sweep() has others.
+      table.append({"workdir": str(folder), **{field: fields[field] for field in changes},
+                    **final_scores(folder)})
+  return table
 
 
 def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],

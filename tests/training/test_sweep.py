@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -69,15 +70,56 @@ def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recip
   assert not (tmp_path / "w").exists()
 
 
+def stand_in_for_train(monkeypatch):
+  """Trains nothing; returns the names of the folders whose runs count as finished."""
+  done = set()
+
+  def train(arguments, i):
+    folder = pathlib.Path(arguments[1].removeprefix("--workdir="))
+    folder.mkdir(parents=True)
+    done.add(folder.name)
+
+  monkeypatch.setattr(sweep, "train", train)
+  monkeypatch.setattr(sweep, "is_done", lambda folder, config: folder.name in done)
+  monkeypatch.setattr(sweep, "final_scores", lambda folder: {"eval/loss": 1.5})
+  return done
+
+
+def test_shares_of_a_sweep_make_the_whole(tmp_path, recipe, monkeypatch, capsys):
+  """Three processes train every run of five exactly once; the table has all that are finished."""
+  five = tmp_path / "five.py"
+  body = recipe.read_text().split("def get_sweep")[0]
+  five.write_text(f'{body}def get_sweep():\n  return [{{"seed": seed}} for seed in range(5)]\n')
+  done = stand_in_for_train(monkeypatch)
+  found = []
+  for i in (2, 0, 1):
+    before = set(done)
+    assert cli.main(["sweep", f"--config={five}", f"--workdir={tmp_path / 'w'}",
+                     f"--run={i}/3"]) == 0
+    found.append(sorted(done - before))
+    rows = json.loads((tmp_path / "w" / "sweep.json").read_text())
+    assert [pathlib.Path(row["workdir"]).name for row in rows] == sorted(done)
+  assert found == [["002"], ["000", "003"], ["001", "004"]]
+  assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("share", ["3/3", "1", "a/2", "-1/2", "0/0"])
+def test_a_share_that_is_none_is_one_line(tmp_path, recipe, capsys, share):
+  assert cli.main(["sweep", f"--config={recipe}", f"--workdir={tmp_path / 'w'}",
+                   f"--run={share}"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f"{share}: give I/N with 0 <= I < N, as 0/4" in line
+
+
 def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
   """JSON has no types for them."""
   numbers = tmp_path / "numbers.py"
   body = recipe.read_text().split("def get_sweep")[0]
   numbers.write_text(f'{body}import numpy as np\ndef get_sweep():\n'
                      '  return [{"seed": seed} for seed in np.arange(2)]\n')
-  monkeypatch.setattr(sweep, "train", lambda arguments, i: (tmp_path / "w").mkdir(exist_ok=True))
-  monkeypatch.setattr(sweep, "final_scores", lambda folder: {"eval/loss": 1.5})
+  done = stand_in_for_train(monkeypatch)
   assert cli.main(["sweep", f"--config={numbers}", f"--workdir={tmp_path / 'w'}"]) == 0
+  assert done == {"000", "001"}
   rows = json.loads((tmp_path / "w" / "sweep.json").read_text())
   assert [row["seed"] for row in rows] == [0, 1]
 

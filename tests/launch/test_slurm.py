@@ -1,0 +1,95 @@
+"""launch/slurm.sbatch with stand-ins for SLURM's programs: when it tries again, and when not."""
+
+import signal
+import subprocess
+
+import pytest
+import stand_in
+
+JOB = {"SLURM_JOB_ID": "7"}
+TASK = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_COUNT": "4"}
+
+
+def add_slurm(folder, code, state="RUNNING"):
+  stand_in.add(folder, "srun", f'printf "%s\\n" "$@" > step; exit {code}')
+  stand_in.add(folder, "squeue", f'echo "$@" >> asked; echo {state}')
+  stand_in.add(folder, "scontrol", 'echo "$@" >> requeued')
+  stand_in.add(folder, "scancel", 'echo "$@" >> cancelled')
+  stand_in.add(folder, "sleep", "")
+
+
+def run(folder, *arguments, **variables):
+  return stand_in.run(folder, "slurm.sbatch", *arguments, **{**JOB, **variables})
+
+
+@pytest.mark.parametrize("code, requeued", [
+    (0, False), (2, False), (65, False), (70, False), (130, False), (69, True), (74, True),
+    (75, True), (134, True), (137, True), (143, True), (1, True)])
+def test_a_job_is_requeued_unless_that_is_useless(tmp_path, code, requeued):
+  add_slurm(tmp_path, code)
+  assert run(tmp_path).returncode == code
+  assert (tmp_path / "requeued").exists() == requeued
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "TIMEOUT", "PENDING", ""])
+def test_a_job_that_was_cancelled_is_not_requeued(tmp_path, state):
+  add_slurm(tmp_path, 75, state)
+  result = run(tmp_path)
+  assert result.returncode == 75 and not (tmp_path / "requeued").exists()
+  assert result.stderr == f"not requeued: the state of job 7 is {state or 'unknown'}\n"
+
+
+def test_a_controller_that_does_not_answer_at_once_is_asked_again(tmp_path):
+  add_slurm(tmp_path, 75)
+  stand_in.add(tmp_path, "squeue", "echo >> asked; [ $(wc -l < asked) = 3 ] && echo RUNNING")
+  run(tmp_path)
+  assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def test_a_job_without_progress_ends(tmp_path):
+  add_slurm(tmp_path, 69)
+  results = [run(tmp_path) for _ in range(5)]
+  assert (tmp_path / "requeued").read_text() == "requeue 7\n" * 4
+  assert "gave up" in results[-1].stderr and results[-1].returncode == 69
+
+
+def test_a_task_of_an_array_trains_its_share_and_requeues_only_itself(tmp_path):
+  add_slurm(tmp_path, 75)
+  run(tmp_path, "--config", "a b", **TASK)
+  assert (tmp_path / "step").read_text().splitlines()[-6:] == [
+      ".venv/bin/bertgpt", "sweep", "--run", "2/4", "--config", "a b"]
+  assert "--jobs=7_2 " in (tmp_path / "asked").read_text()
+  assert (tmp_path / "requeued").read_text() == "requeue 7_2\n"
+
+
+@pytest.mark.parametrize("container, expected", [
+    ("", [".venv/bin/bertgpt"]),
+    ("a b.sif", ["apptainer", "exec", "--nv", "--bind", "/shared,/data", "a b.sif", "bertgpt"]),
+    ("a.sqsh", ["--container-image=a.sqsh", "--container-mounts=/shared:/shared,/data:/data",
+                "bertgpt"])])
+def test_the_program_runs_in_a_container(tmp_path, container, expected):
+  add_slurm(tmp_path, 0)
+  run(tmp_path, "--config", "a b", CONTAINER=container, MOUNTS="/shared,/data")
+  assert (tmp_path / "step").read_text().splitlines() == [
+      "--kill-on-bad-exit=0", "--wait=600", *expected, "train", "--distributed=auto", "--config",
+      "a b"]
+
+
+@pytest.mark.parametrize("number, requeued", [(signal.SIGUSR1, False), (signal.SIGTERM, True)])
+def test_a_signal_to_the_script_waits_for_the_checkpoint(tmp_path, number, requeued):
+  """SIGUSR1 asks for a stop: the processes get SIGTERM, and save for as long as they need."""
+  add_slurm(tmp_path, 75)
+  stand_in.add(tmp_path, "srun", "echo started; until [ -e cancelled ]; do /bin/sleep 0.05; done\n"
+                                 "/bin/sleep 0.3; echo > saved; exit 75")
+  with subprocess.Popen(["bash", stand_in.LAUNCH / "slurm.sbatch"], cwd=tmp_path, text=True,
+                        stdout=subprocess.PIPE,
+                        env=stand_in.environment(tmp_path, **JOB)) as script:
+    assert script.stdout.readline() == "started\n"
+    script.send_signal(number)
+    if requeued:  # SLURM sends SIGTERM to the processes too.
+      (tmp_path / "cancelled").write_text("")
+    assert script.wait(60) == 75
+  assert (tmp_path / "saved").exists()
+  assert (tmp_path / "requeued").exists() == requeued
+  assert requeued or (tmp_path / "cancelled").read_text() == "--signal=TERM 7\n"

@@ -1,0 +1,170 @@
+"""launch/tpu_pod.sh with a stand-in for gcloud, whose hosts are folders of this machine.
+
+The commands for the hosts are run for real, with a program that ends as the test says.
+"""
+
+import subprocess
+import time
+
+import pytest
+import stand_in
+
+# Hosts are hosts/SLICE/0 and hosts/SLICE/1. `states` has the answers of `describe`, the last of
+# which is repeated; created slices are ACTIVE. `refusals` counts lost connections.
+GCLOUD = r"""
+echo "$*" >> calls
+for argument; do case $argument in
+  --command=*) command=${argument#*=} ;; --worker=*) worker=${argument#*=} ;; esac; done
+case "$*" in
+  *" describe "*)
+    state=$(head -n 1 states)
+    [ "$(wc -l < states)" -eq 1 ] || sed -i 1d states
+    case $state in *"not found"*) echo "$state" >&2; exit 1 ;; esac
+    echo "$state" ;;
+  *" create "*) echo ACTIVE > states; rm -rf hosts ;;
+  *" delete "*) echo "not found" > states ;;
+  *" ssh "*)
+    [ "$(cat states)" = ACTIVE ] || [ "$(cat states)" = READY ] || exit 255
+    [ "$worker" = all ] && [ -s refusals ] && { sed -i 1d refusals; exit 255; }
+    code=0
+    [ "$worker" = all ] && workers="0 1" || workers=$worker
+    for i in $workers; do
+      home=$PWD/hosts/$5/$i
+      mkdir -p $home
+      (cd $home && HOME=$home ALL=$PWD TEST=$OLDPWD bash -c "$command") || code=$?
+    done
+    exit $code ;;
+esac"""
+# A run ends with the next code of its host, or when it gets SIGTERM.
+PROGRAM = r"""
+host=${HOME#*/hosts/}
+echo "$host: $*" >> "$TEST/runs"
+trap 'echo stopping; exit 75' TERM
+codes=$TEST/codes-${host//\//-}
+code=$(head -n 1 "$codes"); sed -i 1d "$codes"
+if [ "$code" = waits ]; then while true; do /bin/sleep 0.05; done; fi
+exit "$code"
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path):
+  stand_in.add(tmp_path, "gcloud", GCLOUD)
+  stand_in.add(tmp_path, "sleep", "/bin/sleep 0.02")
+  stand_in.add(tmp_path, "program", PROGRAM)
+  (tmp_path / "states").write_text("READY\n")
+  (tmp_path / "runs").write_text("")
+  return tmp_path
+
+
+def prepare(cloud, *attempts, slices=("slice",)):
+  """Each attempt has one code per host."""
+  hosts = [f"{name}-{i}" for name in slices for i in (0, 1)]
+  for i, host in enumerate(hosts):
+    (cloud / f"codes-{host}").write_text("".join(f"{codes.split()[i]}\n" for codes in attempts))
+
+
+SETUP = 'mkdir -p bertgpt/.venv/bin && ln -s "$TEST/program" bertgpt/.venv/bin/bertgpt'
+
+
+def run(cloud, *arguments, **variables):
+  return stand_in.run(cloud, "tpu_pod.sh", *(arguments or ("--config", "a b")),
+                      **{"TPU": "slice", "ZONE": "zone", "SETUP": SETUP, "PAUSE": "0.02",
+                         **variables})
+
+
+def runs(cloud):
+  return (cloud / "runs").read_text().splitlines()
+
+
+@pytest.mark.parametrize("codes, code, attempts", [
+    (["0 0"], 0, 1), (["75 75", "0 0"], 0, 2),
+    (["137 69", "69 74", "143 75", "134 69", "0 0"], 0, 5),
+    (["2 69", "0 0"], 2, 1), (["69 65", "0 0"], 65, 1), (["70 70", "0 0"], 70, 1),
+    (["75 75", "130 75", "0 0"], 130, 2), (["69 69"] * 9, 69, 5)])
+def test_a_run_is_started_again_unless_that_is_useless(cloud, codes, code, attempts):
+  prepare(cloud, *codes)
+  result = run(cloud)
+  assert (result.returncode, len(runs(cloud))) == (code, 2 * attempts), result.stderr
+  assert set(runs(cloud)) == {f"slice/{i}: train --distributed=auto --config a b" for i in (0, 1)}
+
+
+def test_lost_connections_do_not_end_a_run(cloud):
+  prepare(cloud, "0 0")
+  stand_in.add(cloud, "program", PROGRAM.replace(
+      'exit "$code"', "yes '' | head -n 9 > \"$TEST/refusals\"; /bin/sleep 0.3; exit $code"))
+  result = run(cloud)
+  assert (result.returncode, (cloud / "refusals").read_text()) == (0, ""), result.stderr
+  assert len(runs(cloud)) == 2
+
+
+def test_slices_that_are_gone_are_created_again(cloud):
+  """One attempt is taken away with its slices; the next one ends the run."""
+  slices = ("slice-0", "slice-1")
+  prepare(cloud, "waits waits waits waits", "0 0 0 0", slices=slices)
+  (cloud / "states").write_text("not found\n")
+  start = cloud / "taken"
+  stand_in.add(cloud, "watcher", 'until [ "$(wc -l < runs)" = 4 ]; do /bin/sleep 0.05; done\n'
+                                 'echo SUSPENDED > states; echo > taken')
+  with subprocess.Popen([cloud / "watcher"], cwd=cloud):
+    result = run(cloud, TYPE="v5litepod-16", VERSION="v2-alpha-tpuv5-lite", SPOT="1", SLICES="2")
+  assert result.returncode == 0 and start.exists(), result.stderr
+  assert len(runs(cloud)) == 8
+  calls = (cloud / "calls").read_text().splitlines()
+  changes = [line for line in calls if " create " in line or " delete " in line]
+  queued = "compute tpus queued-resources"
+  create = (f"{queued} create slice --zone=zone --node-prefix=slice --node-count=2 "
+            "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot")
+  assert changes == [create, f"{queued} delete slice --zone=zone --force --quiet", create]
+
+
+def test_a_slice_that_is_gone_ends_the_script_if_it_may_not_create_one(cloud):
+  (cloud / "states").write_text("PREEMPTED\n")
+  result = run(cloud)
+  assert result.returncode == 69 and "slice is PREEMPTED. Create it again" in result.stderr
+
+
+def test_a_cloud_that_refuses_ends_the_script(cloud):
+  (cloud / "states").write_text("ERROR: (gcloud) you have no active account\n")
+  result = run(cloud)
+  assert result.returncode == 69 and "gcloud has failed 15 times" in result.stderr
+
+
+def test_a_missing_program_is_named(cloud):
+  result = run(cloud, SETUP="")
+  assert "bertgpt/.venv/bin/bertgpt is missing, and SETUP is not set" in result.stderr
+  assert result.returncode == 69 and runs(cloud) == []
+
+
+def test_a_run_outlives_its_script_and_is_stopped_with_a_checkpoint(cloud):
+  prepare(cloud, "waits waits", "0 0")
+  watching = ["bash", stand_in.LAUNCH / "tpu_pod.sh", "--config", "a b"]
+  environment = stand_in.environment(cloud, TPU="slice", ZONE="zone", SETUP=SETUP, PAUSE="0.02")
+  with subprocess.Popen(watching, cwd=cloud, env=environment) as script:
+    wait_for(lambda: len(runs(cloud)) == 2)
+    script.kill()
+  with subprocess.Popen(watching, cwd=cloud, env=environment, stderr=subprocess.PIPE,
+                        text=True) as script:
+    wait_for(lambda: (cloud / "calls").read_text().count("tail -n") > 1)
+    assert run(cloud, "stop").returncode == 0
+    assert script.wait(60) == 75
+    assert "2 bertgpt ended with code 75, stopped" in script.stderr.read()
+  assert len(runs(cloud)) == 2
+
+
+def wait_for(is_so):
+  deadline = time.monotonic() + 60
+  while not is_so():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_hosts_that_hang_are_ended_when_another_one_has_ended(cloud):
+  prepare(cloud, "137 waits", "0 0")
+  result = run(cloud, PATIENCE="3")
+  assert (result.returncode, len(runs(cloud))) == (0, 4), result.stderr
+
+
+def test_unknown_words_are_refused(cloud):
+  result = run(cloud, "restart")
+  assert result.returncode == 2 and "attach, stop, delete" in result.stderr
