@@ -51,7 +51,7 @@ def _apply(model, batch):
 
   The seed of the dropout comes with the batch, so that one compiled step serves every run.
   """
-  module, params, keys = model
+  module, params, keys, _ = model
   rngs = {}
   if "dropout" in keys:
     rngs = {"dropout": jax.random.fold_in(keys["dropout"], batch["seed"][0])}
