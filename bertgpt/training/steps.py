@@ -115,7 +115,7 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
   def train_step(state: TrainState, batch):
     grads, (loss, sums, carry) = compute_gradients(state.params, batch, state.step, state.carry)
     grads = recompute.renew(grads)  # One kernel then updates an array and both of its moments.
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
     learning_rate = schedule(state.step)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
 

@@ -84,19 +84,24 @@ def unstack(flat):
   return result
 
 
-def run_jax(config, learning_rate=0.02, steps=STEPS):
-  """Returns the parameters after `steps` steps and the last direction, as flat dicts."""
+def run_jax(config, learning_rate=0.02, steps=STEPS, numbers=None):
+  """Returns the parameters after `steps` updates and the last direction, as flat dicts.
+
+  `numbers` are those of the steps (0-based) if some were left out or not applied.
+  """
   params = jax.tree.map(jnp.asarray, nest(initial_params()))
   optimizer = optimizers.make_optimizer(config)
 
   @jax.jit
-  def step(params, state, grads):
-    directions, state = optimizer.update(grads, state, params)
+  def step(params, state, grads, number):
+    named = {} if number is None else {"step": number}
+    directions, state = optimizer.update(grads, state, params, **named)
     return jax.tree.map(lambda p, u: p - learning_rate * u, params, directions), state, directions
 
   state = jax.jit(optimizer.init)(params)
   for i in range(steps):
-    params, state, directions = step(params, state, nest(draw(100 + i)))
+    number = None if numbers is None else jnp.int32(numbers[i])
+    params, state, directions = step(params, state, nest(draw(100 + i)), number)
   return unstack(flatten(params)), unstack(flatten(directions))
 
 
@@ -247,6 +252,24 @@ def test_nvlamb_restarts_the_bias_correction_with_the_rate(rule, restart_at):
   config = make_config("nvlamb", phases=phases)
   _, directions = run_jax(config, steps=9)
   assert_same(directions, run_numpy(config, steps=9, restart_at=restart_at)[1], "direction")
+
+
+def test_nvlamb_restarts_with_the_rate_also_if_steps_were_left_out():
+  phases = (config_lib.phase(steps=8),
+            config_lib.phase(steps=12, learning_rate_rule="restart"))
+  config = make_config("nvlamb", phases=phases)
+  _, directions = run_jax(config, steps=7, numbers=[0, 1, 2, 3, 4, 8, 9])
+  assert_same(directions, run_numpy(config, steps=7, restart_at=5)[1], "direction")
+
+
+def test_stable_adamw_decays_by_the_peak_of_the_step_also_if_steps_were_left_out():
+  phases = (config_lib.phase(steps=8, learning_rate=100 * PEAK),
+            config_lib.phase(steps=12, learning_rate=PEAK, learning_rate_rule="restart"))
+  config = make_config("stable_adamw", phases=phases)
+  params, _ = run_jax(config, steps=5, numbers=range(8, 13))
+  assert_same(params, run_numpy(config, steps=5)[0], "parameters")
+  others, _ = run_jax(config, steps=5)
+  assert any(not np.allclose(params[name], others[name]) for name in params)
 
 
 def test_bert_adamw_first_step_is_adamws_times_its_missing_correction():

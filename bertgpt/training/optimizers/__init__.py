@@ -40,17 +40,19 @@ from bertgpt import models
 from bertgpt.config import ConfigDict
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
   """Returns the optimizer that `config.optimizer` names, after clipping by the global norm.
 
   Args:
     config: a whole config; `optimizer`, `model.family` and, for some, `phases` are read.
   Returns:
-    A transform whose `update(gradients, state, params)` gives the direction `u` of
-    `params - learning_rate * u`, in float32. The docstring of the module describes its state. It
-    raises ValueError if no line of the family's table matches a parameter.
+    A transform whose `update(gradients, state, params, step=step)` gives the direction `u` of
+    `params - learning_rate * u`, in float32, after `step` steps, from which the learning rate is
+    read too; without it, after as many steps as there were updates. The docstring of the module
+    describes its state. It raises ValueError if no line of the family's table matches a parameter.
   """
   clip_norm = config.optimizer.clip_norm
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   module = importlib.import_module(f"{__name__}.{config.optimizer.name}")
-  return optax.chain(clip, module.make(config, models.parameter_table(config)))
+  return optax.with_extra_args_support(
+      optax.chain(clip, module.make(config, models.parameter_table(config))))

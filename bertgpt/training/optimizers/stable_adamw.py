@@ -44,12 +44,12 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
         count=jnp.zeros((), jnp.int32), mu=optax.tree.zeros_like(params),
         nu=optax.tree.zeros_like(params))
 
-  def update(updates, state, params):
+  def update(updates, state, params, *, step=None, **_):
     t = (state.count + 1).astype(jnp.float32)
     b1, b2 = ((b ** t - b) / (b ** t - 1) for b in (optimizer.b1, optimizer.b2))
     mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g ** 2, state.nu, updates)
-    decay = optimizer.weight_decay / _peak(curves, state.count)
+    decay = optimizer.weight_decay / _peak(curves, state.count if step is None else step)
 
     def direct(g, m, v, p, has_decay, stacked):
       u = m / (jnp.sqrt(v) + optimizer.epsilon)
@@ -61,7 +61,7 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
     directions = jax.tree.map(direct, updates, mu, nu, params, decays(params), is_stacked(params))
     return directions, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _peak(curves, step):

@@ -101,7 +101,7 @@ def per_layer(transform: optax.GradientTransformation,
 def scale_by_restarted_adam(
     b1: float, b2: float, epsilon: float, restarts: tuple[int, ...],
     corrects_epsilon: bool = False
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Returns Adam's direction m / (sqrt(v) + epsilon) with a bias correction that may restart.
 
   The moments are always kept; at `restarts`, the count t of the correction m / (1 - b1^t),
@@ -110,7 +110,7 @@ def scale_by_restarted_adam(
   Args:
     b1, b2: decay of the first and the second moment per update.
     epsilon: added to the denominator.
-    restarts: numbers of the updates (0-based) with t = 1; empty: no correction at all.
+    restarts: numbers of the steps (0-based) with t = 1; empty: no correction at all.
     corrects_epsilon: whether the correction divides the sum sqrt(v) + epsilon, not only sqrt(v):
       Kingma and Ba's "epsilon hat".
 
@@ -128,23 +128,25 @@ def scale_by_restarted_adam(
         count=jnp.zeros((), jnp.int32), mu=optax.tree.zeros_like(params),
         nu=optax.tree.zeros_like(params))
 
-  def correction(decay, count):
+  def correction(decay, count, step):
     if not restarts:
       return 1.0
     starts = jnp.asarray(restarts, jnp.int32)
-    t = 1 + count - jnp.max(jnp.where(starts <= count, starts, 0))
+    # Steps that were left out, or not applied, before the restart are no updates after it.
+    t = 1 + jnp.minimum(count, step - jnp.max(jnp.where(starts <= step, starts, 0)))
     return 1 - decay ** t.astype(jnp.float32)
 
-  def update(updates, state, params=None):
+  def update(updates, state, params=None, *, step=None, **_):
     del params
     mu = optax.tree.update_moment(updates, state.mu, b1, 1)
     nu = optax.tree.update_moment(updates, state.nu, b2, 2)
-    c1, c2 = correction(b1, state.count), correction(b2, state.count)
+    step = state.count if step is None else step
+    c1, c2 = correction(b1, state.count, step), correction(b2, state.count, step)
     added = epsilon / jnp.sqrt(c2) if corrects_epsilon else epsilon
     directions = jax.tree.map(lambda m, v: m / c1 / (jnp.sqrt(v / c2) + added), mu, nu)
     return directions, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def normalize_by_global_norm() -> optax.GradientTransformation:
