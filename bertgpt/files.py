@@ -110,6 +110,8 @@ def rename_new(path: pathlib.Path, new: pathlib.Path) -> None:
 def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
   """Yields a folder to write into, which is renamed to `path` if nothing fails.
 
+  If this process is killed, the next one that makes a folder at `path` removes what is left.
+
   Args:
     path: path of the new folder.
     flag: flag that named the folder, for error messages.
@@ -118,9 +120,42 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
   """
   refuse_existing(path, flag)
   path.parent.mkdir(parents=True, exist_ok=True)
+  _remove_abandoned(path)
   with publish_when_done(path) as scratch:
-    scratch.mkdir()
-    yield scratch
+    holder = _make_held(scratch)
+    try:
+      yield scratch
+    finally:
+      os.close(holder)
+
+
+def _make_held(folder: pathlib.Path) -> int:
+  """Makes a folder that `_remove_abandoned` of other processes leaves alone.
+
+  Returns:
+    A descriptor, which holds the folder until it is closed or this process is gone.
+  """
+  while True:
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # Another process removed it before it was held.
+      descriptor = os.open(folder, os.O_RDONLY)
+      with contextlib.suppress(OSError):  # Some file systems have no locks.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+      if folder.is_dir():
+        return descriptor
+      os.close(descriptor)
+
+
+def _remove_abandoned(path: pathlib.Path) -> None:
+  """Removes the temporary folders for a path that no process holds."""
+  for folder in _find_leftovers(path.parent, path.name):
+    with contextlib.suppress(OSError):  # It is held, or gone by now.
+      descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+      finally:
+        os.close(descriptor)
 
 
 def refuse_existing(path: pathlib.Path, flag: str) -> None:
@@ -156,8 +191,12 @@ def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
     folder: folder that a lock protects from other writers.
     name: name of the final file or folder; '': all.
   """
-  for path in folder.glob(f"{glob.escape(name) or '*'}{_UNFINISHED}{'[0-9a-f]' * 8}"):
+  for path in _find_leftovers(folder, name):
     _remove(path)
+
+
+def _find_leftovers(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  return list(folder.glob(f"{glob.escape(name) or '*'}{_UNFINISHED}{'[0-9a-f]' * 8}"))
 
 
 def unfinished_path(path: pathlib.Path, key: str) -> pathlib.Path:

@@ -123,6 +123,31 @@ def test_a_folder_appears_with_all_that_is_in_it(tmp_path):
   assert names_in(tmp_path) == ["new"] and names_in(tmp_path / "new") == ["a.txt"]
 
 
+WRITE_FOLDER = """
+import pathlib, sys
+from bertgpt import files
+with files.new_folder(pathlib.Path(sys.argv[1]), "--out") as folder:
+  (folder / "a.txt").write_text("half")
+  print("ready", flush=True)
+  sys.stdin.readline()
+"""
+
+
+def test_what_a_killed_process_leaves_of_a_folder_is_removed_by_the_next(tmp_path):
+  living, killed = start(WRITE_FOLDER, tmp_path / "living"), start(WRITE_FOLDER, tmp_path / "new")
+  for process in (living, killed):
+    process.stdout.readline()
+  killed.kill()
+  killed.communicate()
+  for name in ("new", "living"):
+    assert len(list(tmp_path.glob(f"{name}.unfinished-*"))) == 1
+    with pytest.raises(ValueError), files.new_folder(tmp_path / name, "--out"):
+      raise ValueError
+  assert [name.partition("-")[0] for name in names_in(tmp_path)] == ["living.unfinished"]
+  living.communicate("\n")
+  assert living.returncode == 0 and names_in(tmp_path) == ["living"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_an_error_leaves_nothing(tmp_path, error, is_folder):

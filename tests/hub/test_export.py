@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 import small_runs
 import tokenizers as fast_tokenizers
+from program import ROOT
 from safetensors.numpy import load_file
 from tokenizers import processors
 
@@ -280,6 +284,19 @@ def test_an_export_that_fails_leaves_nothing(finished_gpt, tmp_path, monkeypatch
   with pytest.raises(ZeroDivisionError):
     export.export(finished_gpt, tmp_path / "out")
   assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_export_leaves_nothing_to_the_next(finished_gpt, tmp_path):
+  """It is killed when all is written and read again, and only the name is missing."""
+  code = ("import os, pathlib, signal, sys\nfrom bertgpt.hub import export\n"
+          "export.check_written = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+          "export.export(*map(pathlib.Path, sys.argv[1:]))")
+  out = tmp_path / "model"
+  result = subprocess.run([sys.executable, "-c", code, finished_gpt, out], cwd=ROOT)
+  assert result.returncode == -signal.SIGKILL
+  assert [path.name.partition("-")[0] for path in tmp_path.iterdir()] == ["model.unfinished"]
+  export.export(finished_gpt, out)
+  assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
