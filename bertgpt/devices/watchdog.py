@@ -5,16 +5,27 @@
     disarm()       no limit
 
 The limit ends the process with exit code 1 and the word "Timeout", also if no Python code can run.
+In that case the last line, which says what to do, is missing.
 """
 
 import contextlib
 import faulthandler
+import math
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+from bertgpt.devices import console
+
 START_MINUTES = 60  # Imports, and the other processes of a run, before the config's limits count.
+GRACE_S = 5  # Time for Python code to print the stacks; then faulthandler does it without Python.
 _minutes = 0.0
+_deadline = math.inf  # Of time.monotonic().
+_changed = threading.Condition()
+_thread: threading.Thread | None = None
 
 
 def arm(minutes: float) -> None:
@@ -23,13 +34,32 @@ def arm(minutes: float) -> None:
   Args:
     minutes: time until the process is ended; 0: never.
   """
-  global _minutes
+  global _minutes, _deadline, _thread
   _minutes = minutes
+  with _changed:
+    _deadline = time.monotonic() + minutes * 60 if minutes else math.inf
+    if minutes and _thread is None:
+      _thread = threading.Thread(target=_watch, name="watchdog", daemon=True)
+      _thread.start()
+    _changed.notify()
   if minutes:
     # sys.__stderr__: in a notebook, sys.stderr is not a file that a dying process can write to.
-    faulthandler.dump_traceback_later(minutes * 60, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(minutes * 60 + GRACE_S, exit=True, file=sys.__stderr__)
   else:
     faulthandler.cancel_dump_traceback_later()
+
+
+def _watch() -> None:
+  """Runs in a thread: ends the process at the deadline."""
+  with _changed:
+    while (left := _deadline - time.monotonic()) > 0:
+      _changed.wait(min(left, threading.TIMEOUT_MAX))
+  with contextlib.suppress(OSError, ValueError):
+    faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+  console.say(f"bertgpt: Timeout: nothing was done for {_minutes:g} minutes. A peer, a worker, a "
+              "device or a disk hangs; the stacks above show who waits for what. Start the same "
+              "command again, or raise system.hang_timeout_minutes")
+  os._exit(1)
 
 
 def arm_for(system: Any, *, compiles: bool) -> None:

@@ -97,7 +97,7 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
     yield lambda chunk: threads.submit(ask, chunk)
   finally:
     for process in processes:
-      process.terminate()
+      process.kill()  # SIGTERM would not end one that is stopped.
     threads.shutdown(cancel_futures=True)
     for process in processes:
       process.join()
