@@ -1,6 +1,7 @@
 """The program itself, run in processes of its own on a small text."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -54,33 +55,49 @@ class Program:
 
   folder: pathlib.Path
 
-  def start(self, workdir, *arguments, devices=1, signal_at=None) -> subprocess.Popen:
+  def start(self, workdir, *arguments, devices=1, signal_at=None, signal_in_evaluation=None,
+            hangs_at=None) -> subprocess.Popen:
     """Starts `bertgpt train`.
 
     Args:
       signal_at: (step, signal that the process gets when the step has been started).
+      signal_in_evaluation: (batch, signal that the process gets when an evaluation reads it,
+        seconds per batch from then on).
+      hangs_at: step, counted from 0, whose batch the process never gets.
     """
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "WATCH_ROWS": str(rows_path(workdir))}
-    if signal_at:
-      env["WATCH_SIGNAL"] = f"{signal_at[0]} {int(signal_at[1])}"
-    return subprocess.Popen([sys.executable, ROOT / "tests" / "watched.py", "train",
-                             f"--config={self.folder}/recipe.py", f"--workdir={workdir}",
-                             *arguments], env=env, text=True,
+    env = os.environ | self.variables(workdir, devices)
+    for name, at in (("WATCH_SIGNAL", signal_at),
+                     ("WATCH_EVALUATION_SIGNAL", signal_in_evaluation)):
+      if at:
+        env[name] = " ".join(str(value + 0) for value in at)
+    if hangs_at is not None:
+      env["WATCH_HANG"] = str(hangs_at)
+    return subprocess.Popen(self.command(workdir, *arguments), env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+  def command(self, workdir, *arguments) -> list[str]:
+    return [sys.executable, str(ROOT / "tests" / "watched.py"), "train",
+            f"--config={self.folder}/recipe.py", f"--workdir={workdir}", *arguments]
+
+  def variables(self, workdir, devices=1) -> dict[str, str]:
+    """Variables of the environment that `command` needs, with JAX on the CPU."""
+    return {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "WATCH_ROWS": str(rows_path(workdir)),
+            "WATCH_EVALUATION": str(evaluation_path(workdir))}
 
   def train(self, workdir, *arguments, **how) -> subprocess.CompletedProcess:
     return finish(self.start(workdir, *arguments, **how))
 
-  def train_together(self, workdir, count, *arguments, signal_at=None, signal_to=0):
-    """The same command in `count` processes. Returns their results."""
+  def start_together(self, workdir, count, *arguments, signal_to=0, **how):
+    """Starts the same command in `count` processes; only one of them gets a signal."""
     port = free_port()
-    started = [self.start(workdir, f"--distributed=127.0.0.1:{port},{count},{i}", *arguments,
-                          signal_at=signal_at if i == signal_to else None)
-               for i in range(count)]
-    return [finish(process) for process in started]
+    return [self.start(workdir, f"--distributed=127.0.0.1:{port},{count},{i}", *arguments,
+                       **how if i == signal_to else {}) for i in range(count)]
+
+  def train_together(self, workdir, count, *arguments, **how):
+    """The same command in `count` processes. Returns their results."""
+    return [finish(process) for process in self.start_together(workdir, count, *arguments, **how)]
 
 
 def make_program(folder: pathlib.Path) -> Program:
@@ -121,6 +138,16 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
+def children_of(pid: int) -> list[int]:
+  """Returns the ids of the direct children of a process."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError):  # It has ended meanwhile.
+      if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+        found.append(int(path.parent.name))
+  return found
+
+
 # ------------------------------------------------------------ what a run leaves
 
 
@@ -145,6 +172,11 @@ def assert_close_losses(found: pathlib.Path, expected: pathlib.Path) -> None:
 
 def rows_path(workdir: pathlib.Path) -> pathlib.Path:
   return workdir.with_name(workdir.name + ".rows")
+
+
+def evaluation_path(workdir: pathlib.Path) -> pathlib.Path:
+  """File with a line per batch that the evaluations of a run have read: its number."""
+  return workdir.with_name(workdir.name + ".evaluated")
 
 
 def rows_read(workdir: pathlib.Path) -> dict[int, list[str]]:

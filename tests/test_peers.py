@@ -5,12 +5,11 @@ Before, they waited five minutes or more for each other, and the reason was lost
 
 import resource
 import signal
-import subprocess
 import time
 
 import program as program_lib
 import pytest
-from program import finish, wait_for
+from program import children_of, finish, wait_for
 
 from bertgpt.runs import checkpoint, workdir
 
@@ -76,9 +75,3 @@ def test_a_peer_killed_in_a_save_is_a_lost_peer(program, tmp_path):
   assert time.monotonic() - begin < SOON_S
   assert result.returncode == 69, result.stderr
   assert "could not be saved" not in result.stderr
-
-
-def children_of(pid):
-  out = subprocess.run(["ps", "--no-headers", "-o", "pid", "--ppid", str(pid)],
-                       capture_output=True, text=True).stdout
-  return [int(line) for line in out.split()]

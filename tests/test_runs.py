@@ -10,6 +10,7 @@ from program import (
     STEPS,
     assert_close_losses,
     curves,
+    evaluation_path,
     fingerprints,
     finish,
     flip_bit,
@@ -102,6 +103,48 @@ def test_a_finished_run_may_be_made_longer(program, short_run, finished_run):
 def test_a_run_cannot_be_made_shorter_than_it_is(program, copy):
   result = program.train(copy, "--config.phases[0].steps=30")
   assert result.returncode == 2 and "phases[].steps" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_save_waits_for_it(program, tmp_path, finished_run):
+  path = tmp_path / "run"
+  process = program.start(path)
+  wait_for((path / "checkpoints" / "unfinished" / "20").exists, process)
+  process.send_signal(signal.SIGTERM)
+  result = finish(process)
+  assert result.returncode == 75, result.stderr
+  assert {20, stopped_step(result.stderr)} <= set(checkpoint.committed_steps(path))
+  assert program.train(path).returncode == 0
+  assert fingerprints(path) == fingerprints(finished_run)
+  assert curves(path) == curves(finished_run)
+
+
+@pytest.mark.parametrize("every_steps, stops_at", [
+    (20, 20), pytest.param(0, STEPS, marks=pytest.mark.slow)])
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(program, tmp_path, finished_run,
+                                                             every_steps, stops_at):
+  """Step 20 has no checkpoint yet when it is evaluated, and step 40, the last one, has."""
+  path = tmp_path / "run"
+  arguments = (f"--config.eval.every_steps={every_steps}", "--config.checkpoint.every_steps=15",
+               "--config.eval.batch_size=1")
+  result = program.train(path, *arguments, signal_in_evaluation=(3, signal.SIGTERM, 0))
+  assert result.returncode == 75, result.stderr
+  assert stopped_step(result.stderr) == stops_at == checkpoint.committed_steps(path)[-1]
+  assert evaluation_path(path).read_text().split() == ["0", "1", "2", "3"]
+  assert program.train(path, *arguments).returncode == 0
+  assert len(evaluation_path(path).read_text().split()) > 4 + 10
+  assert fingerprints(path) == fingerprints(finished_run)
+
+
+@pytest.mark.slow
+def test_a_signal_in_an_evaluation_stops_two_processes_at_one_batch(program, tmp_path):
+  """It takes them a moment to agree, so batches are made to take a second."""
+  path = tmp_path / "run"
+  results = program.train_together(path, 2, "--config.eval.batch_size=2", signal_to=1,
+                                   signal_in_evaluation=(3, signal.SIGTERM, 1))
+  assert [result.returncode for result in results] == [75, 75], results
+  assert {stopped_step(result.stderr) for result in results} == {20}
+  assert checkpoint.committed_steps(path)[-1] == 20
 
 
 # -------------------------------------------------------------------- kill -9

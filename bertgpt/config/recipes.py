@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -57,6 +57,23 @@ ADDED_FIELDS = {
     "checkpoint.keep_every_steps", "checkpoint.keep_best", "system.compile_timeout_minutes",
     "train.spike_guard", "train.spike_factor", "train.spike_window", "train.skip_steps",
 }
+
+
+class FormerlyIgnored(NamedTuple):
+  """A field that the configs of earlier versions could set, and that those versions did not read.
+
+  Attributes:
+    field: the field, whose default has the meaning of not being read.
+    objective: objective of the configs.
+    came_with: a field that configs have since the version that reads `field`.
+  """
+
+  field: str
+  objective: str
+  came_with: str
+
+
+FORMERLY_IGNORED = (FormerlyIgnored("data.isolate_documents", "mlm", "eval.mask_prob"),)
 
 
 # ----------------------------------------------------------------- loading
@@ -262,6 +279,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """Rebuilds a config from JSON without running code. Lists become tuples again.
 
+  Fields that the version which wrote it did not read get their defaults, see `find_ignored`.
+
   Args:
     text: content of a config.json, as text or UTF-8.
     make_base: see `load`.
@@ -293,7 +312,21 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
       problems.append(f"config.json: {field}: expected {expected}, got {values[field]!r}")
   if problems:
     raise ConfigError("\n".join(sorted(problems)))
+  for field in find_ignored(stored):
+    set_field(config, field, fields[field])
   return config
+
+
+def find_ignored(stored: Any) -> list[str]:
+  """Returns the fields that a stored config sets, and that the version which wrote it did not read.
+
+  Args:
+    stored: content of a config.json, as JSON values.
+  """
+  values, defaults = dict(_plain_leaves(stored)), dict(leaves(base()))
+  return [field for field, objective, came_with in FORMERLY_IGNORED
+          if values.get("objective.name") == objective and came_with not in values
+          and values.get(field, defaults[field]) != defaults[field]]
 
 
 def _with_tuples(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import itertools
 import math
 import os
 import pathlib
@@ -172,17 +173,17 @@ def name_lost_peer() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def catch_signals() -> Iterator[Callable[[int], bool]]:
+def catch_signals() -> Iterator[Callable[[], bool]]:
   """Turns SIGTERM, SIGHUP and Ctrl-C into a function that the loop calls after every step.
 
   With several processes, JAX's preemption service answers: it gives all processes the same answer
-  at the same step. A second signal ends the process at once. SIGHUP says that the terminal was
+  at the same call. A second signal ends the process at once. SIGHUP says that the terminal was
   closed; it stays off if the process was started with nohup.
 
   Yields:
-    should_stop(step), whether a signal was received; `step` must be the same in all processes.
+    should_stop(), whether a signal was received; all processes call it equally often.
   """
-  stopped = False
+  stopped, calls = False, itertools.count()
 
   def ask(signum, frame):
     nonlocal stopped
@@ -193,6 +194,12 @@ def catch_signals() -> Iterator[Callable[[int], bool]]:
     signal.signal(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens only to this signal.
 
+  def agree() -> bool:
+    # The service counts calls. It says yes at one of them only, the first that all can still reach.
+    nonlocal stopped
+    stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
+    return stopped
+
   is_single = jax.process_count() == 1
   numbers = [signal.SIGINT, *signals.ENDING] if is_single else [signal.SIGINT, signal.SIGHUP]
   previous = {number: signal.signal(number, ask if is_single else pass_on) for number in numbers
@@ -200,7 +207,7 @@ def catch_signals() -> Iterator[Callable[[int], bool]]:
   if not is_single:
     _start_preemption_service()
   try:
-    yield (lambda step: stopped) if is_single else multihost_utils.reached_preemption_sync_point
+    yield (lambda: stopped) if is_single else agree
   finally:
     for signum, handler in previous.items():
       signal.signal(signum, handler)

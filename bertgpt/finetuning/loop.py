@@ -17,7 +17,6 @@ compute, and process 0 writes.
 
 import contextlib
 import dataclasses
-import itertools
 import pathlib
 import time
 from collections.abc import Callable
@@ -132,10 +131,8 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
   Raises:
     Preempted: a signal was received.
   """
-  config, kept, count = tuning.config, None, itertools.count()
-  with process.catch_signals() as is_time:
-    # Several processes agree on the number of a step to stop at, so all runs count as one.
-    should_stop = lambda: is_time(next(count))
+  config, kept = tuning.config, None
+  with process.catch_signals() as should_stop:
     for rate in config.learning_rates:
       done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
       seeds = [seed for seed in config.seeds if seed not in done]

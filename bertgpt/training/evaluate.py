@@ -84,7 +84,8 @@ def make_eval_step(setup: Setup) -> Callable:
   return eval_step
 
 
-def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float]:
+def run(evaluator: Evaluator, params: dict, phase_index: int,
+        should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
   """Returns the mean of every metric over the whole set.
 
   The result does not depend on the batch size, the mesh or the number of hosts: rows that
@@ -95,9 +96,11 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
     evaluator: evaluator of the set.
     params: float32 arrays on the mesh.
     phase_index: number of the phase whose row length, masks and model are used.
+    should_stop: called before every batch, equally often by all processes of a run; once it returns
+      True, the evaluation ends without a result.
   Returns:
     Metric -> value: 'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
-    'lm_perplexity', 'bits_per_byte'. Losses are in nats.
+    'lm_perplexity', 'bits_per_byte'. Losses are in nats. {} if it was stopped.
   """
   (config, mesh, *_), corpus = evaluator.setup, evaluator.corpus
   batch_size = config.eval.batch_size
@@ -108,6 +111,8 @@ def run(evaluator: Evaluator, params: dict, phase_index: int) -> dict[str, float
     rows = sharding.local_rows(layout, batch_size)
     carry = make_carry(evaluator, layout)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
+      if should_stop():
+        return {}
       watchdog.arm_for(config.system, compiles=i == 0)
       batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)

@@ -17,7 +17,7 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import process, sharding, watchdog
 from bertgpt.errors import Preempted
-from bertgpt.runs import checkpoint, history, retention, workdir
+from bertgpt.runs import checkpoint, former, history, retention, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 from bertgpt.training import evaluate, steps
@@ -73,16 +73,15 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     if first_step:
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
                   f"{path}: going on after step {first_step}")
-    if 0 < first_step < last_step and is_due(config.eval.every_steps, first_step):
-      # A signal or a crash may have prevented this evaluation.
-      evaluate_step(run, log, checkpoints, first_step, state)
+    if is_evaluated(config, first_step):  # A signal or a crash may have prevented it.
+      scores = evaluate_step(run, log, checkpoints, first_step, state)
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     watchdog.arm_for(config.system, compiles=True)
     compiled = None  # The program that has been called.
     after_gaps = {last + 1 for _, last in config.train.skip_steps}
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
-    for number, (step, train_step, batch) in enumerate(batches):  # `step` counts from 1.
+    for step, train_step, batch in batches:  # `step` counts from 1.
       watchdog.arm_for(config.system, compiles=train_step is not compiled)
       compiled = train_step
       trace(step, log.finish_step)
@@ -90,18 +89,20 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
         state = steps.move_to(state, step - 1)
       state, step_metrics = train_step(state, batch)
       log.add(step, step_metrics)
-      stop = should_stop(number)  # Processes agree on a number only if there are no gaps.
+      stop, is_saved = should_stop(), False
       if stop or step == last_step or checkpoints.due(step):
         is_finite = log.finish_step()  # Raises if the run has diverged, before anything is saved.
         wait = stop or step == last_step
-        if wait or is_finite:  # Checkpoints of bad steps must not replace the good ones.
+        if is_saved := wait or is_finite:  # Checkpoints of bad steps must not replace good ones.
           checkpoints.save(step, state, run.metadata | {"step": step}, wait=wait)
-      if stop and step < last_step:
+      if not stop and is_evaluated(config, step):
+        scores = evaluate_step(run, log, checkpoints, step, state, should_stop)
+        stop = not scores
+      if stop:
+        if not is_saved:
+          checkpoints.save(step, state, run.metadata | {"step": step}, wait=True)
         raise Preempted(f"stopped at step {step} with a checkpoint saved. "
                         "The same command resumes the run")
-      if is_due(config.eval.every_steps, step) and step < last_step:
-        evaluate_step(run, log, checkpoints, step, state)
-    scores = evaluate_step(run, log, checkpoints, last_step, state)
     watchdog.arm_for(config.system, compiles=True)
     return make_finished(run, last_step, state.params, scores)
 
@@ -124,6 +125,7 @@ def write_start(run: Run, first_step: int) -> None:
     (run.path / "report.md").unlink(missing_ok=True)
   if not first_step and not workdir.is_run(run.path):
     history.add(run.path, "start")
+  former.note(run.path)
   workdir.write_run(run.path, run.config, run.corpus.tokenizer)
 
 
@@ -206,8 +208,20 @@ def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) ->
   return Finished(run.path, trained, run.corpus, run.evaluator.corpus, scores)
 
 
+def is_evaluated(config: ConfigDict, step: int) -> bool:
+  """Returns whether the model is evaluated after a step.
+
+  Args:
+    config: a whole config.
+    step: steps done.
+  """
+  return step > 0 and (step == config_lib.total_steps(config)
+                       or is_due(config.eval.every_steps, step))
+
+
 def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, step: int,
-                  state: steps.TrainState) -> dict[str, float]:
+                  state: steps.TrainState, should_stop: Callable[[], bool] = lambda: False
+                  ) -> dict[str, float]:
   """Evaluates and logs the held-out metrics after a step, and keeps the checkpoint of the best one.
 
   Args:
@@ -216,12 +230,15 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
     checkpoints: checkpoints of the run.
     step: steps done.
     state: state after the step, on the devices.
+    should_stop: whether a signal was received; called once per batch.
   Returns:
-    Held-out metric -> value.
+    Held-out metric -> value; {} if it was stopped, in which case nothing is logged or kept.
   """
   log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
-  results = evaluate.run(run.evaluator, state.params, phase_index)
+  results = evaluate.run(run.evaluator, state.params, phase_index, should_stop)
+  if not results:
+    return {}
   log.record(step, run.evaluator.corpus.split, results)
   if log.is_good:
     checkpoints.keep_if_best(step, results, state, run.metadata | {"step": step})

@@ -16,7 +16,7 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
 from bertgpt.devices import hardware, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError
-from bertgpt.runs import corpora, workdir
+from bertgpt.runs import corpora, former, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, steps
 
@@ -64,6 +64,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   process.use_compilation_cache(config.system.compilation_cache)
   with watchdog.restored(), workdir.make_and_lock(path, jax.process_index() == 0):
     watchdog.arm_for(config.system, compiles=True)
+    config = former.without_ignored(path, config)
     workdir.check_unchanged(path, config, allow_change)
     if not workdir.is_run(path):
       unread.check(config)

@@ -12,7 +12,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.devices import children
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
-from bertgpt.runs import workdir
+from bertgpt.runs import former, workdir
 from bertgpt.training import metrics
 
 
@@ -100,7 +100,7 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
   """
   if not (folder / "report.md").is_file() or not (folder / "config.json").is_file():
     return False
-  stored = workdir.read_config(folder)
+  stored, config = workdir.read_config(folder), former.without_ignored(folder, config)
   return (not recipes.differences(stored, config, ["model.vocab_size"])
           and [p.steps for p in stored.phases] == [p.steps for p in config.phases])
 

@@ -303,7 +303,7 @@ def test_a_stop_between_runs_starts_none(short, tuning, finished_bert, tmp_path,
   out = tmp_path / "out"
   shutil.copytree(short, out)
   monkeypatch.setattr(finetune.process, "catch_signals",
-                      lambda: contextlib.nullcontext(lambda step: True))
+                      lambda: contextlib.nullcontext(lambda: True))
   assert run(tuning, finished_bert, out, *SHORT, "--config.seeds=0,1") == 75
   assert not (out / "lr0.01-seed1").exists()
 

@@ -1,0 +1,70 @@
+"""Runs of earlier versions, whose configs set fields that those versions did not read.
+
+Such a run continues as it began: a field that had no effect on its first steps has none on the
+others. The first start by a version that reads the field records this in history.jsonl, because it
+writes config.json again:
+
+    {"event": "ignored", "fields": ["data.isolate_documents"]}
+"""
+
+import contextlib
+import pathlib
+
+from bertgpt import files
+from bertgpt.config import ConfigDict, base, leaves, recipes
+from bertgpt.runs import history
+
+EVENT = "ignored"
+
+
+def find_ignored(path: pathlib.Path) -> list[str]:
+  """Returns the fields that a run ignores, whatever its command sets.
+
+  Args:
+    path: workdir of the run; without a run in it, there are none.
+  """
+  return _find_in_config(path) or _find_in_history(path)
+
+
+def _find_in_config(path: pathlib.Path) -> list[str]:
+  with contextlib.suppress(OSError, ValueError):
+    return recipes.find_ignored(files.parse_json((path / "config.json").read_bytes()))
+  return []
+
+
+def _find_in_history(path: pathlib.Path) -> list[str]:
+  found: list[str] = []
+  for event in history.read(path):
+    if event["event"] == "start":  # Another run, which began after config.json was deleted.
+      found = []
+    elif event["event"] == EVENT:
+      found = [field for field in event.get("fields", ()) if isinstance(field, str)]
+  return found
+
+
+def without_ignored(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
+  """Returns the config of a start as the run in a workdir understands it.
+
+  Args:
+    path: workdir of the run; without a run in it, the config stays as it is.
+    config: a whole config.
+  """
+  fields = find_ignored(path)
+  if not fields:
+    return config
+  config, defaults = config.copy_and_resolve_references(), dict(leaves(base()))
+  for field in fields:
+    if field in defaults:
+      recipes.set_field(config, field, defaults[field])
+  config.lock()
+  return config
+
+
+def note(path: pathlib.Path) -> None:
+  """Records, before config.json is written again, what the run ignores.
+
+  Args:
+    path: workdir of the run.
+  """
+  if fields := _find_in_config(path):
+    history.add(path, EVENT, fields=fields)

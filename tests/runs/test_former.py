@@ -1,0 +1,76 @@
+"""bertgpt.runs.former: a field that a run's first version did not read stays without effect."""
+
+import json
+
+import pytest
+from program import fingerprints
+
+from bertgpt import cli
+from bertgpt.config import base, recipes
+from bertgpt.runs import checkpoint, former, history
+from bertgpt.runs import manifest as manifest_lib
+from bertgpt.runs import trained as trained_lib
+
+ISOLATED = "--config.data.isolate_documents=True"
+
+
+@pytest.fixture
+def train(recipe):
+  return lambda path, steps, *arguments: cli.main([
+      "train", f"--config={recipe}:mlm", f"--workdir={path}", f"--config.phases[0].steps={steps}",
+      "--config.phases[0].schedule=constant", *arguments])
+
+
+def as_written_before(text):
+  """Returns the config of a run as version 0.1 wrote it if the field was set."""
+  config = json.loads(text)
+  config["data"]["isolate_documents"] = True
+  for field in recipes.ADDED_FIELDS:
+    *groups, name = field.split(".")
+    for group in config["phases"] if groups == ["phases"] else [config]:
+      for part in groups if groups != ["phases"] else ():
+        group = group[part]
+      group.pop(name, None)
+  return json.dumps(config)
+
+
+def make_older(path):
+  (path / "config.json").write_text(as_written_before((path / "config.json").read_text()))
+  (path / "history.jsonl").unlink()
+  for step in checkpoint.committed_steps(path):
+    file = path / "checkpoints" / str(step) / manifest_lib.MANIFEST
+    content = json.loads(file.read_text())["content"]
+    content["metadata"]["config"] = as_written_before(content["metadata"]["config"])
+    file.write_text(manifest_lib.encode(content))
+
+
+def test_an_old_run_continues_as_it_began(train, tmp_path, capsys):
+  whole, old, isolated = (tmp_path / name for name in ("whole", "old", "isolated"))
+  assert train(whole, 4) == train(old, 2) == train(isolated, 4, ISOLATED) == 0
+  make_older(old)
+  assert not trained_lib.load_trained(old).config.data.isolate_documents
+  for _ in range(2):  # Then config.json is of this version.
+    assert train(old, 4, ISOLATED) == 0, capsys.readouterr().err
+    assert fingerprints(old) == fingerprints(whole) != fingerprints(isolated)
+  assert train(old, 4) == 0
+  assert [event["event"] for event in history.read(old)].count(former.EVENT) == 1
+  capsys.readouterr()
+  assert train(whole, 4, ISOLATED) == 2  # It was begun by this version, without it.
+  assert "data.isolate_documents: False -> True" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective, is_ignored", [("mlm", True), ("causal", False),
+                                                   ("mlm_nsp", False)])
+def test_only_objectives_that_did_not_read_it_ignore_it(objective, is_ignored):
+  config = base()
+  config.objective.name, config.data.isolate_documents = objective, True
+  text = recipes.to_json(config)
+  assert recipes.from_json(text).data.isolate_documents
+  assert recipes.from_json(as_written_before(text)).data.isolate_documents is not is_ignored
+
+
+def test_another_run_in_the_folder_ignores_nothing(tmp_path):
+  history.add(tmp_path, former.EVENT, fields=["data.isolate_documents"])
+  assert former.find_ignored(tmp_path) == ["data.isolate_documents"]
+  history.add(tmp_path, "start")
+  assert former.find_ignored(tmp_path) == []
