@@ -3,9 +3,13 @@
     make soak MINUTES=20 SEED=1 PROCESSES=2
 
 A round is a run of two phases with dropout and micro-batches, disturbed until it has ended. It must
-end as the undisturbed run did: the same bits in all parameters and in the optimizer's state, and
-every step logged once with the same values. Otherwise the seed and the history are printed, and
-the folders of both runs stay. It runs the program of this repository on the CPU.
+end as the undisturbed run did: the same bits in all parameters and in the optimizer's state, every
+step logged once with the same values, and nothing half-written left. Otherwise the seed and the
+history of the round are printed, and the folders of both runs stay. It runs the program of this
+repository on the CPU.
+
+A start is ended in a way (`ENDINGS`) at a moment (`MOMENTS`), and before it, the newest checkpoint
+may be damaged (`DAMAGES`). The full disk is a limit on the size of the files that a process writes.
 """
 
 import argparse
@@ -14,50 +18,41 @@ import pathlib
 import random
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
 
+import disturbances
 import program as program_lib
+from disturbances import DAMAGES, MOMENTS
 
 from bertgpt.runs import checkpoint
 
-ENDINGS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGTERM+SIGKILL", "SIGKILL in a save", "SIGSTOP")
-DAMAGES = ("none", "none", "none", "flip", "truncate", "empty", "missing file", "missing manifest",
-           "junk", "half a copy")
-# What the program may end with after each ending; 0: it was done before.
-CODES = {0, 1, 69, 75, 130, 137, 143, -signal.SIGKILL, -signal.SIGTERM}
-RECIPE_CHANGES = ("--config.eval.every_steps=15", "--config.log.tensorboard=True",
-                  "--config.system.hang_timeout_minutes=2", "--config.phases[0].steps=120")
-
-
-def damage(kind: str, path: pathlib.Path, rng: random.Random) -> None:
-  """Damages the newest checkpoint of a run, or leaves junk beside it."""
-  steps, root = checkpoint.committed_steps(path), path / "checkpoints"
-  if len(steps) < 2 or kind == "none":  # The only checkpoint must stay good.
-    return
-  newest = root / str(steps[-1])
-  files = sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
-  victim = rng.choice(files)
-  if kind == "flip":
-    content = bytearray(victim.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    victim.write_bytes(content)
-  elif kind == "truncate":
-    victim.write_bytes(victim.read_bytes()[:rng.randrange(victim.stat().st_size)])
-  elif kind == "empty":
-    victim.write_bytes(b"")
-  elif kind == "missing file":
-    victim.unlink()
-  elif kind == "missing manifest":
-    (newest / "manifest.json").unlink()
-  elif kind == "junk":
-    (root / str(steps[-1] + 1000)).mkdir(exist_ok=True)
-    (root / str(steps[-1] + 1000) / "junk").write_text("junk")
-  elif kind == "half a copy":
-    target = root / str(steps[-1] + 1)
-    shutil.copytree(newest, target)
-    shutil.rmtree(target / "rest")
+# Codes with which the processes may end after each ending, in addition to 0 if they were done
+# before.
+LOST = {69, 137, -signal.SIGKILL}
+ENDINGS = {
+    "SIGKILL": LOST,
+    "SIGTERM": {75},
+    "SIGINT": {75},
+    "SIGTERM+SIGKILL": LOST | {75, 143, -signal.SIGTERM},
+    "full disk": {74},
+    "stopped peer": {69},
+    "pause": set(),
+}
+# At the start, a signal may come before the program handles it, or has joined the others.
+AT_START = {69, 75, 130, 143, -signal.SIGTERM, -signal.SIGINT}
+MAX_STARTS = 12  # Of a round; the last one is not disturbed.
+TWO_PHASES = """
+  config.phases[0].steps = 90
+  config.phases += (phase(steps=30, seq_len=16, batch_size=32, micro_batches=2,
+                          learning_rate=1e-3, schedule="linear", warmup_steps=5),)
+  config.eval.every_steps = 15
+  config.log.tensorboard = True
+  config.system.hang_timeout_minutes = 5.0
+  return config
+"""
 
 
 class Soak:
@@ -65,75 +60,90 @@ class Soak:
 
   def __init__(self, folder: pathlib.Path, seed: int, processes: int):
     self.program = program_lib.make_program(folder)
-    self.folder, self.rng, self.processes = folder, random.Random(seed), processes
+    recipe = folder / "recipe.py"
+    recipe.write_text(recipe.read_text().replace("  return config\n", TWO_PHASES.lstrip("\n")))
+    self.folder, self.seed, self.rng = folder, seed, random.Random(seed)
+    self.processes = processes
     self.counts: collections.Counter = collections.Counter()
+    self.seconds: dict[str, list[float]] = collections.defaultdict(list)
 
   def start(self, path: pathlib.Path) -> list:
-    port = program_lib.free_port()
-    flags = ([f"--distributed=127.0.0.1:{port},{self.processes},{i}"]
-             if self.processes > 1 else [] for i in range(self.processes))
-    return [self.program.start(path, *RECIPE_CHANGES, *flag) for flag in flags]
+    if self.processes == 1:
+      return [self.program.start(path)]
+    return self.program.start_together(path, self.processes, "--distributed_timeout=60")
 
-  def disturb(self, started: list, path: pathlib.Path) -> str:
-    """Ends one of the processes in a random way at a random time. Returns the way."""
-    kind, victim = self.rng.choice(ENDINGS), self.rng.choice(started)
-    if kind == "SIGSTOP" and self.processes == 1:
-      kind = "SIGKILL"
-    newest = max(checkpoint.committed_steps(path), default=0)
-    if kind == "SIGKILL in a save":
-      wait(victim, lambda: (path / "checkpoints" / "unfinished").exists() and any(
-          (path / "checkpoints" / "unfinished").iterdir()))
-    elif self.rng.random() < 0.3:
-      wait(victim, lambda: False, self.rng.uniform(0, 10))  # While it starts.
+  def disturb(self, started: list, path: pathlib.Path) -> tuple[str, str, float]:
+    """Ends the processes in a random way at a random moment. Returns both, and the time."""
+    ending, moment = self.rng.choice(list(ENDINGS)), self.rng.choice(MOMENTS)
+    if ending == "stopped peer" and self.processes == 1:
+      ending = "SIGTERM"
+    if ending == "full disk" and moment == "at the start":
+      moment = "in training"  # At the start there may be nothing to write.
+    victim = self.rng.choice(started)
+    disturbances.wait_for_moment(moment, victim, path, self.rng)
+    begin = time.monotonic()
+    if ending == "full disk":
+      disturbances.fill_disk(victim)
+    elif ending == "stopped peer":
+      disturbances.stop_until_others_end(victim, started)
+    elif ending == "pause":
+      disturbances.pause(victim, self.rng.uniform(0, 10))
     else:
-      wait(victim, lambda: max(checkpoint.committed_steps(path), default=0) > newest)
-    time.sleep(self.rng.uniform(0, 0.5))
-    for name in kind.removesuffix(" in a save").split("+"):
-      if victim.poll() is None:
-        victim.send_signal(getattr(signal, name))
-        time.sleep(self.rng.uniform(0, 0.5))
-    return kind
+      disturbances.send(ending.split("+"), victim, self.rng)
+    return ending, moment, begin
 
   def round(self, number: int, reference: pathlib.Path, deadline: float) -> None:
     """Does one run with its disturbances, and compares it."""
     path, history = self.folder / f"round-{number}", []
     while True:
       kind = self.rng.choice(DAMAGES)
-      damage(kind, path, self.rng)
+      disturbances.damage(kind, path, self.rng)
       started = self.start(path)
-      disturbs = time.monotonic() < deadline and len(history) < 12
-      ending = self.disturb(started, path) if disturbs else "undisturbed"
-      if ending == "SIGSTOP":
-        time.sleep(1)
-        for process in started:
-          process.send_signal(signal.SIGCONT)
+      disturbs = time.monotonic() < deadline and len(history) < MAX_STARTS
+      ending, moment, begin = (self.disturb(started, path) if disturbs
+                               else ("undisturbed", "", time.monotonic()))
       results = [program_lib.finish(process) for process in started]
       codes = [result.returncode for result in results]
-      history.append((kind, ending, codes))
-      self.counts.update(["starts", ending, *(f"code {code}" for code in codes)])
-      self.counts["damages"] += kind != "none"
-      bad = set(codes) - CODES or any("Traceback" in result.stderr for result in results)
-      if bad or (ending == "undisturbed" and any(codes)):
-        fail(history, path, "\n".join(result.stderr[-3000:] for result in results))
+      if any(codes):
+        self.seconds[ending].append(time.monotonic() - begin)
+      history.append(f"damage: {kind}; ending: {ending} {moment}; codes: {codes}; "
+                     f"{time.monotonic() - begin:.1f} s")
+      print(f"round {number}: {history[-1]}", flush=True)
+      self.counts.update(["starts", f"{ending} {moment}", *(f"code {code}" for code in codes)])
+      self.counts[f"damage: {kind}"] += kind != "none"
+      if not self.may_end(ending, moment, results):
+        self.fail(history, path, "\n".join(result.stderr[-3000:] for result in results))
       if not any(codes):
         break
-    if (program_lib.fingerprints(path) != program_lib.fingerprints(reference)
-        or program_lib.curves(path) != program_lib.curves(reference)):
-      fail(history, path, f"it differs from {reference}")
+    if program_lib.fingerprints(path) != program_lib.fingerprints(reference):
+      self.fail(history, path, f"its parameters or its optimizer differ from {reference}")
+    # A disk that was full at the very end costs points.
+    if ending != "full disk" and program_lib.curves(path) != program_lib.curves(reference):
+      self.fail(history, path, f"its curves differ from {reference}")
+    if left := disturbances.half_written(path):
+      self.fail(history, path, f"it leaves {left}")
     self.counts["rounds, bit-identical"] += 1
     shutil.rmtree(path)
 
+  def may_end(self, ending: str, moment: str, results: list) -> bool:
+    """Whether the processes may end like this."""
+    allowed = {0} | ENDINGS.get(ending, set())
+    if moment == "at the start" and ending not in ("pause", "undisturbed"):
+      allowed |= AT_START
+    # Python itself prints a traceback if Ctrl-C comes while it starts.
+    return all(r.returncode in allowed and ("Traceback" not in r.stderr
+                                            or r.returncode in (130, -signal.SIGINT))
+               for r in results)
 
-def wait(process, condition, seconds: float = 240.0) -> None:
-  """Waits for a condition, the end of a process, or some seconds."""
-  deadline = time.monotonic() + seconds
-  while process.poll() is None and time.monotonic() < deadline and not condition():
-    time.sleep(0.01)
+  def fail(self, history: list[str], path: pathlib.Path, reason: str) -> None:
+    sys.exit("\n".join([f"FAILED: {path}, seed {self.seed}, {self.processes} processes",
+                        *(f"  {line}" for line in history), reason]))
 
-
-def fail(history: list, path: pathlib.Path, reason: str) -> None:
-  lines = [f"  damage: {kind}; ending: {ending}; codes: {codes}" for kind, ending, codes in history]
-  sys.exit("\n".join([f"FAILED: {path}", *lines, reason]))
+  def report(self) -> str:
+    lines = [f"{name}: {count}" for name, count in sorted(self.counts.items()) if count]
+    lines += [f"{name}: median {statistics.median(values):.1f} s, longest {max(values):.1f} s to "
+              f"the end of all processes" for name, values in sorted(self.seconds.items())]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -142,17 +152,19 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=1)
   parser.add_argument("--processes", type=int, default=1)
   arguments = parser.parse_args()
-  print(f"seed {arguments.seed}, {arguments.processes} processes", flush=True)
   folder = pathlib.Path(tempfile.mkdtemp(prefix="soak-"))
+  print(f"seed {arguments.seed}, {arguments.processes} processes, {folder}", flush=True)
   soak = Soak(folder, arguments.seed, arguments.processes)
   reference = folder / "reference"
-  if any(program_lib.finish(process).returncode for process in soak.start(reference)):
-    sys.exit(f"the undisturbed run in {reference} failed")
+  for result in map(program_lib.finish, soak.start(reference)):
+    if result.returncode:
+      sys.exit(f"the undisturbed run in {reference} failed:\n{result.stderr[-3000:]}")
+  assert len(checkpoint.committed_steps(reference)) > 1
   deadline, number = time.monotonic() + 60 * arguments.minutes, 0
   while time.monotonic() < deadline:
     soak.round(number, reference, deadline)
     number += 1
-    print(", ".join(f"{name}: {count}" for name, count in sorted(soak.counts.items())), flush=True)
+  print(soak.report(), flush=True)
   shutil.rmtree(folder)
 
 

@@ -36,7 +36,7 @@ from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest, wr
 from bertgpt.trees import named_leaves, nest
 
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
-BARRIER_SECONDS = 1200  # Orbax allows the same time for a save.
+BARRIER_SECONDS = 1200  # For all processes to complete a save.
 NO_STEP = -1  # In place of a step's number.
 _numbers = itertools.count()  # Of `Checkpoints` objects. All processes open them in the same order.
 
@@ -362,8 +362,10 @@ def _make_writer() -> ocp.AsyncCheckpointer:
   quiet.silence()
   # Compression hardly shrinks weights, and would take the CPU cores of the training for seconds.
   handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS}
-  # If a directory cannot be made in the background, Orbax's writers wait 5 minutes for it.
-  options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+  # If a directory cannot be made in the background, Orbax's writers wait 5 minutes for it. Orbax
+  # takes times from the wall clock, which may jump; a save that hangs is the watchdog's.
+  options = ocp.options.AsyncOptions(create_directories_asynchronously=False,
+                                     timeout_secs=100 * 365 * 86400)
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
 
 

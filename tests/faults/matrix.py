@@ -16,7 +16,9 @@ class Fault(NamedTuple):
 
 RUNS, PEERS, CHECKPOINT = "test_runs.py", "test_peers.py", "runs/test_checkpoint.py"
 PROCESS, SIGNALS = "devices/test_process.py", "devices/test_signals.py"
-CHILDREN = "devices/test_children.py"
+CHILDREN, HANGS = "devices/test_children.py", "faults/test_hangs.py"
+SURROUNDINGS, HOSTILE = "faults/test_surroundings.py", "faults/test_hostile.py"
+EXPORT, FORMER, FILES = "hub/test_export.py", "runs/test_former.py", "test_files.py"
 PREPARE, CLI, UPKEEP = "data/corpus/test_prepare.py", "test_cli.py", "runs/test_upkeep.py"
 
 
@@ -41,6 +43,11 @@ FAULTS = (
            RUNS="a_signal_saves_the_step_and_exits_with_75 "
                 "a_resumed_run_is_the_undisturbed_one_bit_for_bit "
                 "a_resumed_run_logs_every_step_once_with_the_same_values"),
+    _fault("SIGTERM in a save", "75 after the save", RUNS="a_signal_in_a_save_waits_for_it"),
+    _fault("SIGTERM in an evaluation",
+           "75 before its end, with the step saved; the next start evaluates the step again",
+           RUNS="a_signal_in_an_evaluation_does_not_wait_for_its_end "
+                "a_signal_in_an_evaluation_stops_two_processes_at_one_batch"),
     _fault("SIGTERM to one of several processes", "all save the same step and end with 75",
            RUNS="two_processes_stop_together_and_one_resumes"),
     _fault("SIGTERM while it imports, prepares or waits", "75, nothing is left; twice: at once",
@@ -57,6 +64,11 @@ FAULTS = (
            "the others end with 69 within seconds, also in a save",
            RUNS="a_lost_peer_ends_the_other_with_69_and_both_resume",
            PEERS="a_peer_killed_in_a_save_is_a_lost_peer"),
+    _fault("a stopped process of several",
+           "the others end with 69 once its heartbeats have been missing for 100 s",
+           HANGS="a_stopped_peer_is_a_lost_one"),
+    _fault("a process that is alive but stuck", "1, with the stacks of all threads; the others end",
+           HANGS="a_process_that_is_alive_but_stuck_ends_all"),
     _fault("port taken", "2, names the port", PROCESS="a_taken_port_is_refused"),
     _fault("a process is missing at the start", "69, names the process",
            PROCESS="process_0_names_who_is_missing a_missing_process_0_is_an_error"),
@@ -109,8 +121,12 @@ FAULTS = (
            RUNS="a_run_that_diverges_keeps_its_last_good_checkpoint"),
     _fault("a spike of the loss", "with the guard: only the counters change"),
     _fault("damaged corpus", "65, names the shard"),
-    _fault("workers of prepare killed", "69; nothing is left that looks finished",
-           PREPARE="a_worker_that_dies kill_9_leaves_nothing_that_looks_finished"),
+    _fault("workers of prepare killed or stopped",
+           "killed: 69; stopped: 1; nothing is left that looks finished",
+           PREPARE="a_worker_that_dies kill_9_leaves_nothing_that_looks_finished",
+           HANGS="workers_of_prepare_that_are_stopped_or_killed_end_it"),
+    _fault("reader processes killed or stopped", "killed: 69; stopped: 1; the run resumes",
+           HANGS="readers_that_are_stopped_or_killed_end_the_run"),
     _fault("trainer killed with reader processes", "the readers end too",
            CHILDREN="reader_processes_do_not_outlive_their_parent"),
     _fault("sweep killed", "its run saves a checkpoint and ends",
@@ -128,7 +144,27 @@ FAULTS = (
                "broken_recipe_is_one_line_that_names_file_and_line"),
     _fault("metrics or TensorBoard cannot be written", "a warning; the training is the same",
            RUNS="observers_that_fail_change_nothing"),
-    _fault("export killed or target there", "never half an export"),
+    _fault("no network, no environment, another locale or time zone",
+           "the same run, bit for bit, and the same corpus",
+           SURROUNDINGS="a_run_needs_no_network_and_no_environment "
+                        "the_locale_does_not_change_a_corpus"),
+    _fault("a wall clock that jumps by a year", "the same run, bit for bit",
+           SURROUNDINGS="a_clock_that_jumps_a_year_to_and_fro_changes_nothing"),
+    _fault("compilation cache damaged", "the programs are compiled again",
+           SURROUNDINGS="a_damaged_compilation_cache_changes_nothing"),
+    _fault("export killed or target there", "never half an export; the next one removes the rest",
+           EXPORT="a_killed_export_leaves_nothing_to_the_next",
+           FILES="what_a_killed_process_leaves_of_a_folder_is_removed_by_the_next"),
+    _fault("a run of an earlier version, with a field which that version did not read",
+           "it continues as it began", FORMER="an_old_run_continues_as_it_began"),
+    _fault("secrets in the environment", "in nothing that a run writes or prints",
+           SURROUNDINGS="secrets_of_the_environment_are_in_nothing_that_a_run_leaves"),
+    _fault("a machine that can reach the internet", "no connection is tried",
+           SURROUNDINGS="a_run_does_not_try_to_reach_a_network"),
+    _fault("2,000 mutations of a SentencePiece model", "loaded, or 65 in one line; no crash",
+           HOSTILE="mutations_of_a_sentencepiece_model_are_loaded_or_refused"),
+    _fault("a small archive of a huge text", "read in little memory; 65 if it is no text",
+           HOSTILE="a_small_archive_of_a_huge_text_is_refused_in_little_memory"),
     _fault("pickles and code in a workdir", "not executed",
            CHECKPOINT="a_file_too_many_is_damage"),
     _fault("crafted models and configs", "65, one line"),
