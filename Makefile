@@ -5,6 +5,7 @@
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
 # make soak       kills, stops and damages small runs: MINUTES=20 SEED=1 PROCESSES=1
+# make recovery   how long runs take to end after a fault, and to be back: REPETITIONS=5
 # make bench-gpu  half an hour on a machine with a GPU: correctness, speed, bottlenecks
 # make lint       ruff, the alignment of continuation lines, types
 # make docs       docs/ as web pages, in docs/_build; warnings are errors
@@ -30,7 +31,7 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo demo-gpt soak test test-all test-hf test-tpu test-gpu bench-gpu lint docs lock clean install \
+.PHONY: demo demo-gpt soak recovery test test-all test-hf test-tpu test-gpu bench-gpu lint docs lock clean install \
   install-hf install-plan install-gpu install-docs install-lint
 
 demo: $(STAMP)
@@ -50,6 +51,10 @@ SEED ?= 1
 PROCESSES ?= 1
 soak: $(STAMP)
 	$(BIN)/python tests/soak.py --minutes $(MINUTES) --seed $(SEED) --processes $(PROCESSES)
+
+REPETITIONS ?= 5
+recovery: $(STAMP)
+	$(BIN)/python tests/recovery.py --repetitions $(REPETITIONS)
 
 # Without PyTorch these tests would be skipped, so the import of PyTorch comes first.
 test-hf: $(HF_STAMP)

@@ -70,7 +70,7 @@ def send(names: Sequence[str], process: subprocess.Popen, rng: random.Random) ->
   target = rng.choice([process.pid, worker_of(process)])
   for name in names:
     if process.poll() is None:
-      signal_to(target, getattr(signal, name))
+      signal_to(target, number_of(name))
       time.sleep(rng.uniform(0, 0.5))
 
 
@@ -99,6 +99,11 @@ def pause(process: subprocess.Popen, seconds: float) -> None:
   signal_to(target, signal.SIGSTOP)
   time.sleep(seconds)
   signal_to(target, signal.SIGCONT)
+
+
+def number_of(name: str) -> int:
+  """Returns the number of a signal, as of 'SIGKILL'."""
+  return getattr(signal, name)
 
 
 def signal_to(pid: int, number: int) -> None:

@@ -47,6 +47,13 @@ def end_with_parent() -> None:
   threading.Thread(target=wait, daemon=True).start()
 
 
+def kill_spawned() -> None:
+  """Kills the children of `multiprocessing`, also stopped ones, which cannot end with this process.
+  """
+  for child in multiprocessing.active_children():
+    child.kill()
+
+
 def start(command: Sequence[str]) -> subprocess.Popen:
   """Starts a command of this program, which is stopped by SIGTERM when this process is gone.
 
