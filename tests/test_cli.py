@@ -412,7 +412,7 @@ def start(*argv, **options) -> subprocess.Popen:
 def test_a_process_ends_with_the_exit_code_and_without_traceback(tmp_path):
   process = start("train", "--config=configs/demo.py", f"--workdir={tmp_path / 'w'}",
                   "--config.model.widht=3")
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=1200)
   assert (process.returncode, out) == (CONFIG, "")
   assert err == ("bertgpt train: --config.model.widht: no such field. "
                  "Did you mean --config.model.width?\n")
@@ -421,7 +421,7 @@ def test_a_process_ends_with_the_exit_code_and_without_traceback(tmp_path):
 def test_devices_that_cannot_be_opened_are_one_line(finished_gpt):
   process = start("generate", f"--workdir={finished_gpt}", "--prompt=The",
                   env=os.environ | {"JAX_PLATFORMS": "abacus"})
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=1200)
   assert (process.returncode, out) == (CONFIG, "")
   (line,) = err.splitlines()
   assert line.startswith("bertgpt generate: JAX cannot use the devices (")
@@ -432,7 +432,7 @@ def test_a_closed_pipe_gives_no_traceback(recipe):
   process = start("data", f"--config={recipe}")
   process.stdout.close()
   err = process.stderr.read()
-  assert process.wait(timeout=120) != 0
+  assert process.wait(timeout=1200) != 0
   assert "Traceback" not in err
 
 
@@ -446,7 +446,7 @@ def test_ctrl_c_while_preparing_is_one_line_and_leaves_no_corpus(tmp_path, recip
       assert process.poll() is None, process.stderr.read()
       time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=1200)
   finally:
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
@@ -488,11 +488,11 @@ def test_a_dataset_is_read_by_the_name_that_tfds_knows_it_by(tmp_path, recipe, s
   (package / "__init__.py").write_text(STORIES)  # TFDS finds metadata in the folder of the class.
   environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path / "datasets")}
   subprocess.run([sys.executable, "-c", "import stories; stories.main()", story], check=True,
-                 env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=120)
+                 env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=1200)
   assert (tmp_path / "datasets" / "stories" / "1.0.0").is_dir()
   process = start("prepare", f"--config={recipe}", f"--out={tmp_path / 'corpus'}",
                   "--config.data.source=tfds:stories:train#text", env=environment)
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=1200)
   assert process.returncode == 0, err
   found = [corpus_lib.open_corpus(tmp_path / "corpus", split) for split in corpus_lib.SPLITS]
   texts = story.read_text().split("\n\n")

@@ -61,7 +61,7 @@ except OSError as e:
 def test_a_disk_that_is_full_leaves_the_old_content_and_is_named(tmp_path):
   path = tmp_path / "a.txt"
   path.write_text("old")
-  out, err = start(FULL_DISK, path).communicate(timeout=120)
+  out, err = start(FULL_DISK, path).communicate(timeout=1200)
   assert (out, err) == (f"{errno.EFBIG} {path}\n", "")
   assert (path.read_text(), names_in(tmp_path)) == ("old", ["a.txt"])
 

@@ -13,7 +13,8 @@ from program import children_of, finish, wait_for
 
 from bertgpt.runs import checkpoint, workdir
 
-SOON_S = 60  # The waits that are gone took 75 s or more; busy machines need some seconds.
+# The waits that are gone took 300 s, and 75 s after a kill; busy machines need some seconds.
+SOON_S, SOON_AFTER_KILL_S = 200, 70
 
 
 def start_two(program, path, differing=((), ()), **how):
@@ -72,6 +73,6 @@ def test_a_peer_killed_in_a_save_is_a_lost_peer(program, tmp_path):
   finish(both[1])
   begin = time.monotonic()
   result = finish(both[0])
-  assert time.monotonic() - begin < SOON_S
+  assert time.monotonic() - begin < SOON_AFTER_KILL_S
   assert result.returncode == 69, result.stderr
   assert "could not be saved" not in result.stderr

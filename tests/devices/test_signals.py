@@ -58,7 +58,7 @@ def test_a_second_signal_ends_the_process_at_once():
   code = ("import os, signal\nfrom bertgpt.devices import signals\n"
           "with signals.hold():\n"
           "  for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n")
-  result = subprocess.run([sys.executable, "-c", code], timeout=300,
+  result = subprocess.run([sys.executable, "-c", code], timeout=1200,
                           cwd=pathlib.Path(signals.__file__).parents[2])
   assert result.returncode == -signal.SIGTERM
 

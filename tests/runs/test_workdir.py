@@ -184,7 +184,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
   holder = subprocess.Popen(
       [sys.executable, "-c", "import pathlib, sys, time\nfrom bertgpt.runs import workdir\n"
        "with workdir.lock(pathlib.Path(sys.argv[1])):\n"
-       "  print('locked', flush=True)\n  time.sleep(60)", str(tmp_path)],
+       "  print('locked', flush=True)\n  time.sleep(1200)", str(tmp_path)],
       stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
   assert holder.stdout.readline() == "locked\n"
   refused = pytest.raises(ConfigError, match=f"{tmp_path} is in use by process {holder.pid} on ")

@@ -91,7 +91,7 @@ def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_s
   env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
   out = subprocess.run([sys.executable, "-m", "bertgpt", "evaluate",
                         f"--workdir={finished_run}"], env=env, check=True, capture_output=True,
-                       text=True, timeout=240).stdout
+                       text=True, timeout=1200).stdout
   printed = dict(line.split() for line in out.splitlines())
   assert printed == {name: f"{value:.6g}" for name, value in last_scores.items()}
 

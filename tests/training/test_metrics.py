@@ -124,7 +124,7 @@ def test_a_terminal_shows_one_live_line_and_messages_of_their_own(tmp_path):
           "w.close()\nprint('bertgpt train: the end', file=sys.stderr)")
   ours, theirs = os.openpty()
   termios.tcsetwinsize(theirs, (24, 60))
-  subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, timeout=300)
+  subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, timeout=1200)
   os.close(theirs)
   output = os.read(ours, 10_000).decode()
   os.close(ours)

@@ -25,7 +25,7 @@ def make_writer(path, first_step=0, **options):
 
 def run_limited(path):
   return subprocess.run([sys.executable, "-c", LIMITED, path], capture_output=True, text=True,
-                        timeout=300)
+                        timeout=1200)
 
 
 def test_a_full_disk_costs_points_and_a_line_per_file(tmp_path):
@@ -80,5 +80,5 @@ def test_a_closed_terminal_does_not_end_the_work(tmp_path):
                              stderr=theirs)
   os.close(theirs)
   os.close(ours)
-  process.communicate(timeout=300)
+  process.communicate(timeout=1200)
   assert process.returncode == 0 and (tmp_path / "end").exists()

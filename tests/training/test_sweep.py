@@ -148,15 +148,22 @@ def test_a_run_that_fails_ends_the_sweep_with_its_exit_code(tmp_path, recipe, ca
 def test_ctrl_c_lets_the_run_save():
   """The terminal interrupts both processes; the sweep waits until the run has ended."""
   script = ("import signal, sys, time\n"
-            "signal.signal(signal.SIGINT, lambda *_: (time.sleep(0.5), sys.exit(75)))\n"
+            "signal.signal(signal.SIGINT, lambda *_: (sys.stdin.readline(), sys.exit(75)))\n"
             "print('ready', flush=True)\n"
-            "time.sleep(60)")
-  with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+            "time.sleep(1200)")
+
+  def interrupt(*_):
+    child.stdin.write(b"\n")  # The child ends after the parent was interrupted.
+    child.stdin.flush()
+    signal.raise_signal(signal.SIGINT)
+
+  with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE) as child:
     child.stdout.readline()
-    handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    handler = signal.signal(signal.SIGALRM, interrupt)
     try:
       os.kill(child.pid, signal.SIGINT)
-      signal.setitimer(signal.ITIMER_REAL, 0.1)
+      signal.setitimer(signal.ITIMER_REAL, 1)
       assert sweep.wait(child) == (75, True)
     finally:
       signal.signal(signal.SIGALRM, handler)

@@ -354,7 +354,7 @@ def test_a_closed_iterator_is_exhausted_and_leaves_no_thread():
   batches.close()
   batches.close()
   for thread in set(threading.enumerate()) - before:
-    thread.join(timeout=10)
+    thread.join(timeout=1200)
     assert not thread.is_alive()
   assert list(batches) == []
 

@@ -432,7 +432,7 @@ def is_running(pid):
   return False
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=1200):
   deadline = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < deadline
@@ -449,7 +449,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):
   os.kill(process.pid, signal.SIGKILL)
   process.communicate()
   assert len(workers) >= 2
-  wait_for(lambda: not any(map(is_running, workers)), 20)
+  wait_for(lambda: not any(map(is_running, workers)))
   assert not target.exists()
 
   write_text(tmp_path / "text.txt", 50)

@@ -72,7 +72,8 @@ def test_a_changed_file_is_read_again(file, tmp_path, change):
   assert digest(file, tmp_path) == (True, True)
 
 
-def test_a_file_that_was_just_written_is_not_remembered(tmp_path):
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path, monkeypatch):
+  monkeypatch.setattr(digests, "SETTLED_SECONDS", 3600)
   path = tmp_path / "text.txt"
   path.write_bytes(bytes(SIZE))
   assert digest(path, tmp_path) == (True, True)

@@ -319,7 +319,7 @@ def test_worker_processes_encode_the_same_with_one_thread(trained, kind, method)
   context = multiprocessing.get_context(method)
   with context.Pool(1) as pool:
     before = pool.apply(_count_threads)
-    ids, after = pool.apply_async(_encode_in_child, (tokenizer, texts)).get(timeout=60)
+    ids, after = pool.apply_async(_encode_in_child, (tokenizer, texts)).get(timeout=1200)
   assert ids == expected
   assert after == before
 
