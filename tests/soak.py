@@ -70,7 +70,7 @@ class Soak:
   def start(self, path: pathlib.Path) -> list:
     if self.processes == 1:
       return [self.program.start(path)]
-    return self.program.start_together(path, self.processes, "--distributed_timeout=1200")
+    return self.program.start_together(path, self.processes, "--distributed_timeout=60")
 
   def disturb(self, started: list, path: pathlib.Path) -> tuple[str, str, float]:
     """Ends the processes in a random way at a random moment. Returns both, and the time."""
