@@ -318,8 +318,22 @@ def write_faults() -> str:
   return page("Faults", "What the program promises when something goes wrong, and the tests, in "
               "`tests/`, that show it. The numbers are [exit codes](exit_codes.md).",
               table(("fault", "promise", "tests"), rows),
+              "## Soak",
               "`make soak MINUTES=20 SEED=1 PROCESSES=2` kills, stops and damages small runs at "
-              "random; each of them must end like an undisturbed one, bit for bit.")
+              "random: while they start, in training, in saves and in evaluations. Each of them "
+              "must end like an undisturbed one, bit for bit, with every step logged once.",
+              table(*_header_and_rows(matrix.SOAKS)),
+              "## Recovery",
+              "`make recovery REPETITIONS=5` measures runs of two processes. The end is the time "
+              "from the fault until the last process has ended, with a full disk from the moment "
+              "when it is full, before the next save. The run is back when the same command has "
+              "saved a checkpoint beyond the last one.",
+              table(*_header_and_rows(matrix.RECOVERY)), matrix.MACHINE)
+
+
+def _header_and_rows(text: str) -> tuple[list[str], list[list[str]]]:
+  header, *rows = _read_table(text)
+  return header, rows
 
 
 def _read_table(text: str) -> Iterator[list[str]]:

@@ -60,7 +60,7 @@ def test_a_process_that_cannot_write_ends_both_with_74(program, tmp_path, failin
   results.append(finish(both[1 - failing]))
   assert time.monotonic() - begin < SOON_S
   assert [result.returncode for result in results] == [74, 74], results
-  assert "File too large" in results[0].stderr
+  assert "could not be saved (File too large)" in results[0].stderr
   assert f"process {failing} ended with exit code 74" in results[1].stderr
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+from disturbances import fill_disk
 from program import (
     STEPS,
     assert_close_losses,
@@ -165,6 +166,20 @@ def test_a_run_killed_again_and_again_ends_the_same(program, tmp_path, finished_
   for step in (10, 20, 30):
     kill_in_save(program.start(path), path, step, rng.uniform(0, 0.3))
     program.train(path, signal_at=(step + rng.randint(1, 9), signal.SIGKILL))
+  assert program.train(path).returncode == 0
+  assert fingerprints(path) == fingerprints(finished_run)
+  assert curves(path) == curves(finished_run)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_74_and_it_resumes(program, tmp_path, finished_run):
+  path = tmp_path / "run"
+  process = program.start(path)
+  wait_for(lambda: checkpoint.committed_steps(path), process)
+  fill_disk(process)
+  result = finish(process)
+  assert result.returncode == 74, result.stderr
+  assert "could not be saved (File too large)" in result.stderr.splitlines()[-1]
   assert program.train(path).returncode == 0
   assert fingerprints(path) == fingerprints(finished_run)
   assert curves(path) == curves(finished_run)

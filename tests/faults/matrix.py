@@ -82,6 +82,7 @@ FAULTS = (
            CHECKPOINT="a_full_disk_is_reported_and_the_step_is_not_listed "
                       "a_file_that_may_not_grow_is_reported_and_the_step_is_not_listed "
                       "the_error_of_a_full_disk_is_the_only_line",
+           RUNS="a_full_disk_ends_the_run_with_74_and_it_resumes",
            PEERS="a_process_that_cannot_write_ends_both_with_74", PREPARE="a_full_disk"),
     _fault("read-only workdir", "74 before anything is compiled",
            CHECKPOINT="a_workdir_that_cannot_be_written",
@@ -241,3 +242,16 @@ MORE = {
         "test_launch.py::test_a_slurm_job_without_progress_ends"),
 }
 MATRIX = tuple(_also(fault, *MORE.get(fault.what, ())) for fault in FAULTS)
+
+# What `make soak` and `make recovery` have printed.
+SOAKS = """
+| processes | seed | minutes | rounds, all bit-identical | starts | damaged checkpoints |
+|---|---|---|---|---|---|
+| 1 | 1 | | | | |
+"""
+RECOVERY = """
+| fault | repetitions | end, median | end, longest | back, median |
+|---|---|---|---|---|
+"""
+MACHINE = ("Measured on two cores of a shared CPU, with a model of 2 layers of width 32 and a "
+           "checkpoint every 10 steps. Most of the time to be back is the start of Python and JAX.")
