@@ -233,11 +233,18 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     first_step, start = int(state.step), start - metadata["seconds"]
     log = stack.enter_context(contextlib.closing(StepLog(config, folder, first_step,
                                                          is_static=False)))
-    results = None
+    results: Any = None
+
+    def save(step: int, wait: bool) -> None:
+      saves.save(step, state, {"step": step, "fingerprint": tuning.fingerprint,
+                               "seconds": time.monotonic() - start}, wait=wait)
+
     if first_step:
       log.message(f"{folder}: going on after step {first_step}")
       if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
-        results = assess(tuning, program, log, state)
+        results = assess(tuning, program, log, state, should_stop)
+        if results is None:
+          raise describe_stop(folder, first_step)
     for step, batch in iterate_batches(tuning, seed, first_step):
       shape = batch["tokens"].shape
       watchdog.arm_for(config.system, compiles=shape not in shapes)
@@ -245,35 +252,51 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
       state, step_metrics = program.step(state, batch)
       log.add(step, step_metrics)
       stop = should_stop()
-      if stop or saves.due(step):
+      is_saved = stop or saves.due(step)
+      if is_saved:
         log.finish_step()  # Raises if the run has diverged.
-        seconds = time.monotonic() - start
-        saves.save(step, state, {"step": step, "fingerprint": tuning.fingerprint,
-                                 "seconds": seconds}, wait=stop)
+        save(step, wait=stop)
+      if not stop and is_end_of_epoch(tuning, step):
+        results = assess(tuning, program, log, state, should_stop)
+        stop = results is None
       if stop:
-        raise Preempted(f"stopped in run {folder.name} at step {step} with a checkpoint saved. The "
-                        "same command continues this run and keeps the completed ones")
-      if is_end_of_epoch(tuning, step):
-        results = assess(tuning, program, log, state)
+        if not is_saved:
+          save(step, wait=True)
+        raise describe_stop(folder, step)
   return state, time.monotonic() - start, *results
 
 
-def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainState
-           ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+def describe_stop(folder: pathlib.Path, step: int) -> Preempted:
+  """Returns the error of a run that a signal stopped after its checkpoint was saved.
+
+  Args:
+    folder: folder of the run.
+    step: steps done.
+  """
+  return Preempted(f"stopped in run {folder.name} at step {step} with a checkpoint saved. The same "
+                   "command continues this run and keeps the completed ones")
+
+
+def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainState,
+           should_stop: Callable[[], bool]) -> prediction.Assessment | None:
   """Evaluates and logs a run after the last step of an epoch, if the config asks for it.
 
   Args:
     log: log of the run.
     state: state after the step.
+    should_stop: whether a signal was received; called once per batch.
   Returns:
-    (metrics by evaluation set, outputs by evaluation set).
+    (metrics by evaluation set, outputs by evaluation set); None if it was stopped.
   """
   log.write_all()
   step = int(state.step)
   is_last = step == program.training.config.phases[0].steps
   if not (is_last or tuning.config.eval.every_epoch):
     return {}, {}
-  scores, outputs = prediction.evaluate(tuning, program, state.params, with_tests=is_last)
+  found = prediction.evaluate(tuning, program, state.params, should_stop, with_tests=is_last)
+  if found is None:
+    return None
+  scores, outputs = found
   for name, metrics in scores.items():
     log.record(step, name, metrics)
   return scores, outputs

@@ -1,6 +1,7 @@
 """Predictions on the evaluation sets of a task: their metrics, and their files."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,29 +11,39 @@ from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.finetuning.tuning import Program, Tuning, put_batch
 
+Assessment = tuple[dict[str, dict[str, float]], dict[str, Any]]  # Metrics, outputs; both by set.
 
-def evaluate(tuning: Tuning, program: Program, params: Any, *, with_tests: bool
-             ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+
+def evaluate(tuning: Tuning, program: Program, params: Any, should_stop: Callable[[], bool], *,
+             with_tests: bool) -> Assessment | None:
   """Predicts the evaluation sets and scores those with labels.
 
   Args:
     params: parameters of the run, on the devices.
+    should_stop: called once per batch, equally often by all processes; once it returns True, the
+      evaluation ends.
     with_tests: whether to predict the sets without labels too.
   Returns:
-    (official metrics by set, outputs by set).
+    (official metrics by set, outputs by set); None if it was stopped.
   """
   sets = [s for s in tuning.task.evals if s.score or with_tests]
-  outputs = {s.name: predict(tuning, program, params, s.rows) for s in sets}
+  outputs: dict[str, Any] = {}
+  for s in sets:
+    outputs[s.name] = predict(tuning, program, params, s.rows, should_stop)
+    if outputs[s.name] is None:
+      return None
   return {s.name: s.score(outputs[s.name]) for s in sets if s.score}, outputs
 
 
-def predict(tuning: Tuning, program: Program, params: Any,
-            chosen: Rows) -> np.ndarray | list[np.ndarray]:
+def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
+            should_stop: Callable[[], bool] = lambda: False
+            ) -> np.ndarray | list[np.ndarray] | None:
   """Returns the outputs for all rows, in order: [N], or a list of N arrays [..., length].
 
   Args:
     params: parameters of the run, on the devices.
     chosen: rows of a set, at least one.
+    should_stop: see `evaluate`; once it returns True, the result is None.
   """
   outputs: list[Any] = [None] * len(chosen)
   pending = None
@@ -44,6 +55,8 @@ def predict(tuning: Tuning, program: Program, params: Any,
       outputs[i] = values[row] if values.ndim == 1 else values[row, ..., :len(chosen.tokens[i])]
 
   for index in rows_lib.order_evaluation(chosen.lengths, size):
+    if should_stop():
+      return None
     watchdog.arm_for(tuning.config.system, compiles=True)  # Any length may be a new program.
     started = index, program.predict(params, put_batch(
         tuning, chosen, index, size, tuning.eval_lengths))

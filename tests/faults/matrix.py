@@ -180,6 +180,8 @@ FAULTS = (
 
 # Tests of modules that have no other faults.
 MORE = {
+    "SIGTERM in an evaluation": (
+        "finetuning/test_resume.py::test_a_run_that_was_stopped_ends_as_if_it_had_not_been",),
     "a process computes something else": (
         "runs/test_replicas.py::test_a_copy_that_differs_is_named_and_not_saved",),
     "a closed terminal (SIGHUP)": (

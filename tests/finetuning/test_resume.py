@@ -19,23 +19,31 @@ from bertgpt.training import metrics
 # Two batches per epoch, twelve steps, with dropout.
 FIELDS = ("--config.batch_size=8", "--config.epochs=6", "--config.dropout=0.1",
           "--config.eval.every_epoch=true", "--config.log.every_steps=1", "--config.seeds=0,1",
-          "--config.save=all", "--config.checkpoint.every_steps=4")
+          "--config.save=all", "--config.checkpoint.every_steps=4", "--config.eval.batch_size=4")
 NAME = "lr0.01-seed1"
-# The program, which gets a signal in its second run, after a step was started.
+# The program, which gets a signal in its second run, after a step was started, or when the
+# evaluation after it reads its first batch.
 SCRIPT = """
 import os, sys
 from bertgpt import cli
+from bertgpt.finetuning import prediction
 from bertgpt.training.step_log import StepLog
-add, step, number = StepLog.add, int(sys.argv[1]), int(sys.argv[2])
-runs = 0
-def add_and_send(self, at, sums):
-  global runs
-  runs += at == 1
-  add(self, at, sums)
-  if runs == 2 and at == step:
+add, put_batch = StepLog.add, prediction.put_batch
+step, number, place = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+runs = last = 0
+def send(here):
+  if (runs, last, here) == (2, step, place):
     os.kill(os.getpid(), number)
-StepLog.add = add_and_send
-sys.exit(cli.main(sys.argv[3:]))
+def add_and_send(self, at, sums):
+  global runs, last
+  runs, last = runs + (at == 1), at
+  add(self, at, sums)
+  send("step")
+def put_and_send(*arguments):
+  send("evaluation")
+  return put_batch(*arguments)
+StepLog.add, prediction.put_batch = add_and_send, put_and_send
+sys.exit(cli.main(sys.argv[4:]))
 """
 
 
@@ -50,9 +58,9 @@ def undisturbed(tuning, finished_bert, tmp_path_factory):
   return out
 
 
-def start(tuning, init, out, step, number):
+def start(tuning, init, out, step, number, place="step"):
   environment = os.environ | {"PYTHONPATH": str(program.ROOT)}
-  return subprocess.run([sys.executable, "-c", SCRIPT, str(step), str(int(number)),
+  return subprocess.run([sys.executable, "-c", SCRIPT, str(step), str(int(number)), place,
                          *arguments(tuning, init, out)], env=environment, text=True,
                         capture_output=True, check=False)
 
@@ -72,16 +80,18 @@ def results_of(out: pathlib.Path) -> list:
           for run in json.loads((out / "results.json").read_text())["runs"]]
 
 
-@pytest.mark.parametrize("number, step, code, least", [
-    pytest.param(signal.SIGTERM, 7, 75, 7, marks=pytest.mark.slow),
-    (signal.SIGTERM, 8, 75, 8),  # An epoch ends here, and its evaluation is still to be done.
-    pytest.param(signal.SIGTERM, 12, 75, 12, marks=pytest.mark.slow),
-    (signal.SIGKILL, 11, -9, 4),
+@pytest.mark.parametrize("number, place, step, code, least", [
+    pytest.param(signal.SIGTERM, "step", 7, 75, 7, marks=pytest.mark.slow),
+    (signal.SIGTERM, "step", 8, 75, 8),  # An epoch ends here; its evaluation is still to be done.
+    (signal.SIGTERM, "evaluation", 10, 75, 10),  # There is no checkpoint of this step yet.
+    pytest.param(signal.SIGTERM, "evaluation", 12, 75, 12, marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, "step", 12, 75, 12, marks=pytest.mark.slow),
+    (signal.SIGKILL, "step", 11, -9, 4),
 ])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    undisturbed, tuning, finished_bert, tmp_path, capsys, number, step, code, least):
+    undisturbed, tuning, finished_bert, tmp_path, capsys, number, place, step, code, least):
   out = tmp_path / "out"
-  stopped = start(tuning, finished_bert, out, step, number)
+  stopped = start(tuning, finished_bert, out, step, number, place)
   assert stopped.returncode == code, stopped.stderr
   if number == signal.SIGTERM:
     assert f"stopped in run {NAME} at step {step} with a checkpoint saved" in stopped.stderr
