@@ -239,9 +239,12 @@ MORE = {
         "fuzz/test_hub.py::test_damaged_files_are_imported_or_refused",
         "test_files.py::test_every_failure_to_parse_is_one_kind_of_error"),
     "preemption under a scheduler": (
-        "test_launch.py::test_a_pod_is_started_again_unless_that_is_useless",
-        "test_launch.py::test_a_slurm_job_is_requeued_unless_that_is_useless",
-        "test_launch.py::test_a_slurm_job_without_progress_ends"),
+        "launch/test_tpu_pod.py::test_a_run_is_started_again_unless_that_is_useless",
+        "launch/test_tpu_pod.py::test_slices_that_are_gone_are_created_again",
+        "launch/test_slurm.py::test_a_job_is_requeued_unless_that_is_useless",
+        "launch/test_slurm.py::test_a_job_without_progress_ends",
+        "launch/test_real_slurm.py::test_a_preemption_saves_and_requeues",
+        "launch/test_files.py::test_the_job_acts_on_exit_codes"),
 }
 MATRIX = tuple(_also(fault, *MORE.get(fault.what, ())) for fault in FAULTS)
 
@@ -249,7 +252,6 @@ MATRIX = tuple(_also(fault, *MORE.get(fault.what, ())) for fault in FAULTS)
 SOAKS = """
 | processes | seed | minutes | rounds, all bit-identical | starts | damaged checkpoints |
 |---|---|---|---|---|---|
-| 1 | 1 | | | | |
 """
 RECOVERY = """
 | fault | repetitions | end, median | end, longest | back, median |
