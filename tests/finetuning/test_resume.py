@@ -19,7 +19,7 @@ from bertgpt.training import metrics
 # Two batches per epoch, twelve steps, with dropout.
 FIELDS = ("--config.batch_size=8", "--config.epochs=6", "--config.dropout=0.1",
           "--config.eval.every_epoch=true", "--config.log.every_steps=1", "--config.seeds=0,1",
-          "--config.save=all", "--config.checkpoint.every_steps=4", "--config.eval.batch_size=4")
+          "--config.save=all", "--config.checkpoint.every_steps=4", "--config.eval.batch_size=8")
 NAME = "lr0.01-seed1"
 # The program, which gets a signal in its second run, after a step was started, or when the
 # evaluation after it reads its first batch.
