@@ -15,11 +15,14 @@ CAPABILITIES = frozenset({
     "classes", "values", "tokens", "spans",  # fine-tuning on tasks that predict these
 })
 
+WORD_CHARS = 50  # Characters of a word, with marks of its start and end, if a family reads them.
+
 # Head: first part of the paths of its parameters -> its name for people.
 HEADS = {"mlm": "masked-LM head", "lm": "LM head", "pooler": "pooler", "nsp": "next-sentence head",
          "sop": "sentence-order head", "rtd": "replaced-token head", "generator": "generator"}
-# Ability -> the head that it needs, if any.
-HEAD_OF_ABILITY = {"fill": "mlm", "pseudo_score": "mlm", "generate": "lm", "score": "lm"}
+# Ability -> heads of which it needs the one that the family has.
+HEADS_OF_ABILITY = {"fill": ("mlm", "lm"), "pseudo_score": ("mlm",), "generate": ("lm",),
+                    "score": ("lm",)}
 
 
 class Family(NamedTuple):
@@ -37,7 +40,11 @@ class Family(NamedTuple):
     flops_per_token: (config.model, tokens per row, share of the tokens that are predicted) ->
       FLOPs of the forward pass per token: only matrix products, with two FLOPs per multiply-add.
     presets: name of a published size -> fields of `config.model`.
-    stacks: prefixes of the fields `width`, `num_heads` and `mlp_dim` of its stacks of layers.
+    stacks: prefixes of the fields `width`, `num_heads` and `mlp_dim` of its stacks of transformer
+      layers.
+    ignores: fields of `config.model` that this family does not read, though all others do.
+    reads_words: whether it reads the characters of whole words; its parameters then include a table
+      of them, made from the tokenizer.
   """
 
   kind: str
@@ -47,6 +54,8 @@ class Family(NamedTuple):
   flops_per_token: Callable[[ConfigDict, int, float], float]
   presets: Mapping[str, Mapping[str, Any]]
   stacks: tuple[str, ...] = ("",)
+  ignores: frozenset[str] = frozenset()
+  reads_words: bool = False
 
   def can(self, ability: str) -> bool:
     """Returns whether models of the family have one of `CAPABILITIES`.

@@ -36,7 +36,8 @@ _GPT1_TYPE = "openai-gpt"
 
 # (model, decoder) of a tokenizer.json -> kind.
 _JSON_KINDS = {("WordPiece", "WordPiece"): "wordpiece", ("BPE", "ByteLevel"): "bpe",
-               ("BPE", "BPEDecoder"): "gpt1_bpe", ("Unigram", "Metaspace"): "unigram"}
+               ("BPE", "BPEDecoder"): "gpt1_bpe", ("Unigram", "Metaspace"): "unigram",
+               ("WordLevel", None): "words"}
 _NEEDED = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}  # In a vocab.txt.
 # Share of unreachable pieces up to which settings fit, when they are inferred from the pieces.
 _TELLING_SHARE = 0.01

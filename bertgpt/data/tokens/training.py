@@ -12,13 +12,19 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.text.documents import cut_at_spaces
-from bertgpt.data.tokens.pipelines import bert_pipeline, byte_bpe_pipeline, serialize
+from bertgpt.data.tokens.pipelines import (
+    bert_pipeline,
+    byte_bpe_pipeline,
+    serialize,
+    words_pipeline,
+)
 from bertgpt.data.tokens.tokenizers import (
     NEW_SPECIALS,
     ByteBPE,
     SentencePiece,
     Tokenizer,
     WordPiece,
+    Words,
 )
 from bertgpt.errors import ConfigError, DataError
 
@@ -126,6 +132,15 @@ def _train_byte_bpe(config: ConfigDict, texts: list[str]) -> ByteBPE:
   return ByteBPE(serialize(tokenizer))
 
 
+def _train_words(config: ConfigDict, texts: list[str]) -> Words:
+  """Takes the most frequent words; those that are equally frequent, in their own order."""
+  tokenizer = words_pipeline({}, config.lowercase)
+  tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(
+      vocab_size=config.vocab_size, special_tokens=NEW_SPECIALS, show_progress=False))
+  _check_size(config.vocab_size, most=tokenizer.get_vocab_size())
+  return Words(serialize(tokenizer))
+
+
 def _check_size(size: int, *, least: int = 0, most: int | None = None) -> None:
   if size < least:
     raise _size_error(size, "at least", least)
@@ -137,4 +152,5 @@ _TRAINERS: dict[str, Callable[..., Tokenizer]] = {
     "sentencepiece": _train_sentencepiece,
     "wordpiece": _train_wordpiece,
     "bpe": _train_byte_bpe,
+    "words": _train_words,
 }

@@ -20,6 +20,7 @@ class Vocabulary(NamedTuple):
     special_ids: ids that are never predicted.
     continues_word: bool [size], whether a token continues the word before it.
     ends_word: bool [size], whether a word starts after a token, whatever comes.
+    unk_id: id of [UNK]; -1: the tokenizer has none.
   """
 
   size: int
@@ -27,6 +28,7 @@ class Vocabulary(NamedTuple):
   special_ids: tuple[int, ...]
   continues_word: np.ndarray
   ends_word: np.ndarray
+  unk_id: int = -1
 
 
 def make_vocabulary(tokenizer: Tokenizer, has_former_words: bool = False) -> Vocabulary:
@@ -40,7 +42,7 @@ def make_vocabulary(tokenizer: Tokenizer, has_former_words: bool = False) -> Voc
   ids = {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.eod_id}
   return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(sorted(ids - {-1})),
                     tokenizer.continues_word(has_former_words),
-                    tokenizer.ends_word() & (not has_former_words))
+                    tokenizer.ends_word() & (not has_former_words), tokenizer.unk_id)
 
 
 def find_hidden(tokenizer: Tokenizer) -> frozenset[int]:

@@ -1,0 +1,210 @@
+"""What every tokenizer can do, and its special tokens; the kinds are in `tokenizers`."""
+
+import abc
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bertgpt import files
+from bertgpt.data.tokens import batching, hf_files, promises
+
+# Special tokens: role -> possible names. The first name that is in the vocabulary is used. eod is
+# the end of a document for GPT; in BERT's vocabularies, [SEP] serves as eod.
+SPECIAL_PIECES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+    "eod": ("<|endoftext|>", "</s>", "[SEP]"),
+}
+NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
+_ENCODE_CHARS = 1 << 20  # Characters per call: `tokenizers` needs about 200 bytes per token.
+
+
+class Tokenizer(abc.ABC):
+  """A trained tokenizer.
+
+  Args:
+    data: content of the tokenizer's file.
+    names: role in `SPECIAL_PIECES` -> piece, for roles that have other pieces than those there.
+
+  Attributes:
+    data: content of the tokenizer's file.
+    names: as above.
+    kind: `config.tokenizer.kind`.
+    file_name: name of the file that `save` writes.
+    has_words: whether every piece is a whole word.
+    keeps_space: whether it learns indentation and blank lines, which others ignore.
+    vocab_size: number of ids.
+    roles: special ids by role; -1: the vocabulary has none.
+    pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: the same.
+    special_ids: sorted ids that `encode` never returns; [UNK] is not one of them.
+    note: what a user should know about the file that it was loaded from, or ''.
+  """
+
+  kind: ClassVar[str]
+  file_name: ClassVar[str]
+  has_words: ClassVar[bool] = False
+  keeps_space: ClassVar[bool] = False
+  note: str = ""
+  _between_specials: ClassVar[str] = " "
+
+  def __init__(self, data: bytes, names: Mapping[str, str] | None = None):
+    self.data = data
+    self.names = dict(names or {})
+    id_of = {piece: i for i, piece in enumerate(self.pieces)}
+    self.roles = {}
+    for role, common in SPECIAL_PIECES.items():
+      candidates = [self.names[role]] if role in self.names else common
+      self.roles[role] = next((id_of[name] for name in candidates if name in id_of), -1)
+    if "unk" not in self.names and self._unknown_piece in id_of:
+      self.roles["unk"] = id_of[self._unknown_piece]
+    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.eod_id = (
+        self.roles.values())
+    self.special_ids = tuple(sorted({*self.roles.values()} - {-1, self.unk_id}))
+    self.vocab_size = len(self.pieces)
+
+  def __reduce__(self):
+    return type(self), (self.data, self.names)
+
+  @functools.cached_property
+  @abc.abstractmethod
+  def library(self) -> Any:
+    """The tokenizer of the library, in which what would break the promises is turned off."""
+
+  @functools.cached_property
+  @abc.abstractmethod
+  def pieces(self) -> tuple[str, ...]:
+    """The pieces of the vocabulary by id, as the library writes them."""
+
+  @property
+  @abc.abstractmethod
+  def _unknown_piece(self) -> str | None:
+    """The piece for what the vocabulary lacks; None: there is none."""
+
+  @abc.abstractmethod
+  def _encode(self, texts: list[str]) -> list[list[int]]:
+    """Returns the ids of every text."""
+
+  @abc.abstractmethod
+  def _decode(self, ids: list[int]) -> str:
+    """Returns the text of ids that are not special."""
+
+  @abc.abstractmethod
+  def _continues_word(self, piece: str, is_former: bool) -> bool:
+    """Returns whether a piece that is not special continues the word before it."""
+
+  @abc.abstractmethod
+  def _ends_word(self, piece: str) -> bool:
+    """Returns whether a word starts after a piece that is not special, whatever comes."""
+
+  @abc.abstractmethod
+  def spell(self, text: str) -> str:
+    """Returns what pieces are looked for in: the text, normalized and with their spaces."""
+
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the token ids of every text, int32 [tokens] each, without special ids.
+
+    Uses all cores, but only one thread in a worker process of `multiprocessing`.
+
+    Args:
+      texts: any texts; lone surrogates are encoded as '?'.
+    """
+    self.hear(texts)
+    arrays = []
+    for batch in batching.batches(texts, _ENCODE_CHARS):
+      try:
+        ids = self._encode(batch)
+      except (TypeError, UnicodeError, RuntimeError):  # Each library's error for a lone surrogate.
+        ids = self._encode([text.encode(errors="replace").decode() for text in batch])
+      arrays.extend(np.array(i, np.int32) for i in ids)
+    return arrays
+
+  def hear(self, texts: Sequence[str]) -> None:
+    """Takes note of texts that are encoded; only `tokenizers.ListeningWords` does.
+
+    Args:
+      texts: any texts.
+    """
+    del texts
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of token ids.
+
+    Args:
+      ids: token ids; special ids are written as their names.
+    """
+    named = {*self.special_ids, self.unk_id}
+    parts = []
+    for is_special, group in itertools.groupby(map(int, ids), key=named.__contains__):
+      run = list(group)
+      parts += [self.pieces[i] for i in run] if is_special else [self._decode(run)]
+    return self._between_specials.join(parts)
+
+  def continues_word(self, is_former: bool = False) -> np.ndarray:
+    """Returns which pieces continue the word before them, bool [vocab_size].
+
+    After a piece of `ends_word`, they start a word. If the pieces carry no mark of their own
+    (SentencePiece, byte-level BPE), a piece that begins with punctuation or with a character of a
+    script without spaces starts a word, as in BERT.
+
+    Args:
+      is_former: whether to decide as version 0.1 did, see `words.is_continuation`.
+    """
+    named = {*self.special_ids, self.unk_id}
+    return np.array([i not in named and self._continues_word(piece, is_former)
+                     for i, piece in enumerate(self.pieces)])
+
+  def ends_word(self) -> np.ndarray:
+    """Returns after which pieces a word starts in any case, bool [vocab_size].
+
+    If the pieces carry no mark of their own, these are those that end with punctuation, as in BERT,
+    or with a character of a script without spaces.
+    """
+    named = {*self.special_ids, self.unk_id}
+    return np.array([i not in named and self._ends_word(piece)
+                     for i, piece in enumerate(self.pieces)])
+
+  @property
+  @abc.abstractmethod
+  def user_symbols(self) -> tuple[str, ...]:
+    """Pieces that are looked for in texts before all others, and are not special."""
+
+  @property
+  @abc.abstractmethod
+  def is_unchanged(self) -> bool:
+    """Whether the file keeps the promises itself, so that nothing had to be taken out of it."""
+
+  def find_leak(self) -> promises.Leak | None:
+    """Returns a text that yields a special id; None: there is none, as promised."""
+    return promises.find_leak(self._encode, self._specials)
+
+  @property
+  def _specials(self) -> dict[int, str]:
+    return {i: self.pieces[i] for i in self.special_ids}
+
+  def fingerprint(self) -> str:
+    """Returns the SHA-256 (hex) of the tokenizer's file, and of `names` if there are any."""
+    names = json.dumps(self.names, sort_keys=True).encode() if self.names else b""
+    return hashlib.sha256(self.data + names).hexdigest()
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the tokenizer's file, and special_tokens_map.json if it has `names`.
+
+    Args:
+      folder: where to write it; created if it does not exist.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / self.file_name).write_bytes(self.data)
+    if self.names:
+      files.write_json(folder / hf_files.SPECIALS, {
+          key: self.names[role] for key, role in hf_files.ROLES.items() if role in self.names})
