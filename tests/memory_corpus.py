@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-PAD, CLS, SEP, EOD, MASK, FIRST = 0, 1, 2, 3, 4, 10
+PAD, CLS, SEP, EOD, MASK, UNK, FIRST = 0, 1, 2, 3, 4, 5, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,6 +12,8 @@ class Specials:
   """The special ids of a tokenizer, and a readable text for ids."""
 
   kind: str = "dummy"
+  has_words: bool = True
+  unk_id: int = UNK
   pad_id: int = PAD
   cls_id: int = CLS
   sep_id: int = SEP

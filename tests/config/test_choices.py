@@ -69,7 +69,7 @@ def test_specs_say_what_the_row_format_makes(name, packing):
   layout = parts.Layout(phase.seq_len, config_lib.max_sequences(config, phase.seq_len), 0, 1, 2,
                         row_format.HAS_TARGET)
   nothing = np.zeros(0, parts.PART), np.zeros(0, np.int64), []
-  made = row_format.assemble(parts.paint(*nothing, 5, layout))
+  made = row_format.assemble(getattr(row_format, "paint", parts.paint)(*nothing, 5, layout))
   zeros = formats.make_zeros(formats.specs(config, phase), 5)
   assert {n: (x.shape, x.dtype) for n, x in zeros.items()} == {
       n: (x.shape, x.dtype) for n, x in made.items()}

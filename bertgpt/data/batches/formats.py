@@ -14,15 +14,24 @@ A row format is a module of this folder, the data half of an objective:
 | `plan(texts, config, seq_len, rng)`            | which parts make the rows of an epoch        |
 | `specs(config, phase)`                         | the only schema of a batch                   |
 | `assemble(canvas)`                             | the batch, from parts painted into rows      |
+
+A format whose rows continue the rows of the step before has these too:
+
+| name                                           | meaning                                      |
+|------------------------------------------------|----------------------------------------------|
+| `plan(..., num_streams)`                       | the rows in order, step by step              |
+| `spans(parts)`                                 | the tokens that a part needs                 |
+| `paint(parts, rows, texts, num_rows, layout)`  | a canvas with arrays of its own              |
 """
 
 import importlib
+import inspect
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertgpt.config import ConfigDict, choices, max_sequences
+from bertgpt.config import ConfigDict, choices, families, max_sequences
 from bertgpt.data.batches.parts import Batch, Layout, Plan, Specs, select
 from bertgpt.data.batches.windows import Windows, divide, draw_documents, make_rng
 from bertgpt.data.corpus.corpus import Corpus
@@ -51,6 +60,15 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
   return find(config).specs(config, phase)
 
 
+def has_streams(config: ConfigDict) -> bool:
+  """Returns whether every row continues the same row of the step before.
+
+  Args:
+    config: whole config.
+  """
+  return "num_streams" in inspect.signature(find(config).plan).parameters
+
+
 def has_one_sequence(config: ConfigDict) -> bool:
   """Returns whether every row is one sequence, which only padding follows.
 
@@ -71,10 +89,10 @@ def make_zeros(row_specs: Specs, num_rows: int) -> Batch:
 
 
 def check_tokenizer(config: ConfigDict, tokenizer: "Tokenizer") -> None:
-  """Checks that a tokenizer has the special tokens that the objective needs.
+  """Checks that a tokenizer has the special tokens that the objective needs, and its family words.
 
   Raises:
-    ConfigError: some are missing; the message names them.
+    ConfigError: some are missing, which the message names, or its pieces are not words.
   """
   needs = choices.OBJECTIVES[config.objective.name].needs
   lacking = [name for name in needs if getattr(tokenizer, f"{name}_id") < 0]
@@ -82,6 +100,9 @@ def check_tokenizer(config: ConfigDict, tokenizer: "Tokenizer") -> None:
     raise ConfigError(f"objective.name={config.objective.name!r} needs a tokenizer with the "
                       f"special tokens {', '.join(lacking)}, which this one ({tokenizer.kind}) "
                       "lacks. Set tokenizer.path to another, or train one")
+  if families.find(config).reads_words and not tokenizer.has_words:
+    raise ConfigError(f"model.family={config.model.family!r} reads whole words, but the tokenizer "
+                      f"({tokenizer.kind}) cuts them into pieces. Set tokenizer.kind='words'")
 
 
 def make_layout(tokenizer: "Tokenizer", config: ConfigDict, seq_len: int) -> Layout:
@@ -103,8 +124,10 @@ def make_layout(tokenizer: "Tokenizer", config: ConfigDict, seq_len: int) -> Lay
 
 def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, ...], *,
               window: int = 0, windows: Windows | None = None,
-              num_rows: int | None = None) -> Plan:
+              num_rows: int | None = None, num_streams: int = 1) -> Plan:
   """Returns the shuffled rows of one window of an epoch.
+
+  The rows of streams stay in order; missing ones are empty, and superfluous ones are the last.
 
   Args:
     corpus: corpus, of which only the index arrays are read.
@@ -115,12 +138,16 @@ def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, 
     windows: division of an epoch; None: one window, the whole corpus.
     num_rows: rows of the plan: superfluous rows are dropped and missing ones are filled with
       repetitions, both at random. None: all rows, once.
+    num_streams: number of streams, if the format has them.
   Raises:
     DataError: the corpus holds no token.
   """
   windows = windows or divide(corpus.document_lengths, 1)
   texts = select(corpus, draw_documents(corpus, windows, window, key))
   rng = make_rng((*key, window))
+  if has_streams(config):
+    plan = find(config).plan(texts, config, seq_len, rng, num_streams)
+    return plan if num_rows is None else plan.fit(num_rows)
   plan = find(config).plan(texts, config, seq_len, rng)
   order = rng.permutation(plan.num_rows)
   return plan.take(order if num_rows is None else np.resize(order, num_rows))

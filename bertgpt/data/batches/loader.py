@@ -25,7 +25,7 @@ from absl import flags
 
 from bertgpt.config import ConfigDict, phase_at, total_steps
 from bertgpt.data.batches import formats
-from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, paint, token_sizes
+from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, paint, spans, token_sizes
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import children
@@ -71,6 +71,8 @@ class Rows:
     phase_index: number of the phase.
     seed: seed of all plans.
     num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
+    num_streams: rows of a batch, if every row continues the same row of the step before (see
+      `formats`); None: those of the phase.
 
   Attributes:
     seq_len: tokens per row.
@@ -79,7 +81,8 @@ class Rows:
   """
 
   def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int, seed: int,
-               num_windows: int | None = None):
+               num_windows: int | None = None, num_streams: int | None = None):
+    self._num_streams = num_streams or config.phases[phase_index].batch_size
     self.seq_len = config.phases[phase_index].seq_len
     self._corpus, self._config, self._key = corpus, config, (seed, phase_index)
     self._layout = formats.make_layout(corpus.tokenizer, config, self.seq_len)
@@ -105,8 +108,10 @@ class Rows:
     """
     parts, rows = self.plan(row_numbers)
     num_rows = len(row_numbers) if num_rows is None else num_rows
-    canvas = paint(parts, rows, self._read_texts(parts), num_rows, self._layout)
-    batch = formats.find(self._config).assemble(canvas)
+    row_format = formats.find(self._config)
+    texts = self._read_texts(parts, *getattr(row_format, "spans", spans)(parts))
+    canvas = getattr(row_format, "paint", paint)(parts, rows, texts, num_rows, self._layout)
+    batch = row_format.assemble(canvas)
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
   def plan(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,16 +141,16 @@ class Rows:
         epoch, window = divmod(number, self._windows.count)
         self._plans[number] = formats.make_plan(
             self._corpus, self._config, self.seq_len, (*self._key, epoch), window=window,
-            windows=self._windows, num_rows=self.rows_per_window)
+            windows=self._windows, num_rows=self.rows_per_window, num_streams=self._num_streams)
       return self._plans[number]
 
-  def _read_texts(self, parts: np.ndarray) -> list[np.ndarray]:
+  def _read_texts(self, parts: np.ndarray, starts: np.ndarray,
+                  stops: np.ndarray) -> list[np.ndarray]:
     """Reads the token ids of every part. A document is read only once, even for many parts."""
     documents, which = np.unique(parts["document"], return_inverse=True)
     tokens = self._corpus.tokens(documents)
-    stops = parts["start"] + parts["length"]
     return [tokens[i][start:stop] for i, start, stop in
-            zip(which.tolist(), parts["start"].tolist(), stops.tolist(), strict=True)]
+            zip(which.tolist(), starts.tolist(), stops.tolist(), strict=True)]
 
   def __getstate__(self):
     """Leaves out the plans and the lock, because a reader process makes its own."""
@@ -277,7 +282,8 @@ def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
   """Returns an iterator over the rows of one epoch, in batches of `eval.batch_size`.
 
   The rows are the same for every run. The last batch is filled with empty rows, whose
-  sequence_ids and weights are 0. With `eval.max_rows`, a random choice of that many rows is read.
+  sequence_ids and weights are 0. With `eval.max_rows`, a random choice of that many rows is read,
+  or of streams the first rows.
 
   Args:
     corpus: split to evaluate on.
@@ -287,7 +293,8 @@ def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
   Raises:
     DataError: the split holds no text.
   """
-  rows = Rows(corpus, config, phase_index, EVAL_SEED, num_windows=1)
+  rows = Rows(corpus, config, phase_index, EVAL_SEED, num_windows=1,
+              num_streams=config.eval.batch_size)
   num_rows = min(config.eval.max_rows or rows.rows_per_epoch, rows.rows_per_epoch)
   size = config.eval.batch_size
   return (rows.read(local[local < num_rows], len(local)) for local in
@@ -344,7 +351,9 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
   parts, _ = rows.plan(np.arange(num_rows))
   row_format = formats.find(config)
   sizes = token_sizes(parts) - row_format.HAS_TARGET
-  lengths = np.add.reduceat(sizes, np.flatnonzero(parts["column"] == parts["origin"]))
+  # In streams, the rest of a sequence is in another row, so every part counts as a sequence.
+  begins = (parts["column"] == parts["origin"]) | formats.has_streams(config)
+  lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
   labels = parts["label"][parts["label"] != NO_LABEL]
   lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
            f"{phase.seq_len:,} tokens",

@@ -27,6 +27,7 @@ PART = np.dtype([
     ("length", "<i4"),     # tokens of the span, without special tokens
     ("column", "<i4"),     # column of the part's first token, which may be the opening one
     ("origin", "<i4"),     # column whose position is 0
+    ("rest", "<i4"),       # tokens of the sentence after the span, if the row format reads them
     ("sequence", "<i4"),   # number of the sequence in the row: 1, 2, ...
     ("segment", "i1"),     # 0: A, 1: B
     ("label", "i1"),       # label of the pair that the part opens, or NO_LABEL
@@ -59,6 +60,17 @@ class Plan(NamedTuple):
     """
     counts = self.offsets[rows + 1] - self.offsets[rows]
     return Plan(self.parts[ranges(self.offsets[rows], counts)], offsets_of(counts))
+
+
+  def fit(self, num_rows: int) -> "Plan":
+    """Returns the first rows of the plan, and empty ones if it has too few.
+
+    Args:
+      num_rows: number of rows.
+    """
+    offsets = self.offsets[:num_rows + 1]
+    missing = np.full(num_rows + 1 - len(offsets), offsets[-1])
+    return Plan(self.parts[:offsets[-1]], np.concatenate([offsets, missing]))
 
 
 class Texts(NamedTuple):
@@ -174,6 +186,7 @@ class Canvas(NamedTuple):
     tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target.
     spread: values of the parts [N] -> int32 [B, L] with each value on all inputs of its part; 0 on
       padding.
+    others: more arrays, which only the `paint` of a row format makes.
   """
 
   parts: np.ndarray
@@ -181,6 +194,16 @@ class Canvas(NamedTuple):
   layout: Layout
   tokens: np.ndarray
   spread: Callable[[np.ndarray], np.ndarray]
+  others: np.ndarray | None = None
+
+
+def spans(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the first token of every part in its document, and the one after its last, int64 [N].
+
+  Args:
+    parts: PART [N].
+  """
+  return parts["start"], parts["start"] + parts["length"]
 
 
 def token_sizes(parts: np.ndarray) -> np.ndarray:
