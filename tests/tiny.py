@@ -10,7 +10,7 @@ from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.training import steps
 
-VOCAB, CLS, SEP, MASK = 250, 2, 3, 4
+VOCAB, UNK, CLS, SEP, MASK = 250, 1, 2, 3, 4
 LENGTH, ROWS = 32, 32
 SIZE = {"num_layers": 3, "width": 32, "num_heads": 4, "mlp_dim": 48, "max_positions": LENGTH,
         "vocab_size": VOCAB}
@@ -26,7 +26,8 @@ def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):
   config.model.update({
       "family": family, "num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64,
       "max_positions": LENGTH, "vocab_size": VOCAB, "dtype": "float32", "dropout": 0.0,
-      "attention_dropout": 0.0, "num_segments": 2 if is_encoder else 0,
+      "attention_dropout": 0.0, "filters": ((1, 8), (2, 8), (3, 16)), "num_highways": 1,
+      "num_segments": 2 if is_encoder else 0,
       "norm": "post" if is_encoder else "pre",
       "layer_norm_epsilon": 1e-12 if is_encoder else 1e-5, **model})
   config.phases = (config_lib.phase(seq_len=LENGTH, batch_size=ROWS, steps=50, learning_rate=1e-2),)
@@ -37,7 +38,7 @@ def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):
 
 def make_vocabulary():
   return Vocabulary(VOCAB, MASK, (0, CLS, SEP, MASK), np.arange(VOCAB) % 3 == 0,
-                    np.zeros(VOCAB, bool))
+                    np.zeros(VOCAB, bool), UNK)
 
 
 def make_batch(config, seed=0, rows=ROWS):
@@ -52,6 +53,10 @@ def make_batch(config, seed=0, rows=ROWS):
   if config.objective.name == "causal":
     return batch | {"targets": np.roll(tokens, -1, 1),
                     "loss_weights": (sequence_ids > 0).astype(np.float32)}
+  if config.objective.name == "bilm":
+    others = {name: rng.integers(5, VOCAB, (rows, LENGTH)).astype(np.int32)
+              for name in ("targets", "backward_tokens", "backward_targets")}
+    return batch | others | {"sequence_ids": np.minimum(sequence_ids, 1)}
   tokens[:, 0] = tokens[np.arange(rows), cut[:, 0]] = CLS
   batch["segment_ids"] = (positions > 5).astype(np.int32)
   if name := formats.find(config).PAIR_NAME:

@@ -15,10 +15,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="file with one text per line; in a .jsonl file, the field text")
   parser.add_argument("--out", required=True, type=flags.local_path, metavar="FILE",
                       help="new .safetensors or .npy file")
-  parser.add_argument("--layer", choices=("cls", "mean", "last", "last4"), default="mean",
+  parser.add_argument("--layer", choices=("cls", "mean", "last", "last3", "last4"),
+                      default="mean",
                       help="per text: the last layer at [CLS] (cls) or its mean (mean, the "
-                           "default); per token: the last layer (last) or the last four, "
-                           "concatenated (last4)")
+                           "default); per token: the last layer (last), or the last three "
+                           "or four, concatenated (last3, last4)")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
 

@@ -1,9 +1,11 @@
 """Checks of a whole pretraining config, before anything is compiled."""
 
 import math
+import re
 
 from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
+from bertgpt.config.families.family import WORD_CHARS
 from bertgpt.config.pretraining import (
     CHOICES,
     MESH_AXES,
@@ -20,7 +22,9 @@ AT_LEAST = {
     "data.max_sequences": 0, "tokenizer.vocab_size": 1, "tokenizer.train_bytes": 1,
     "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
     "model.embedding_width": 0, "model.layer_groups": 0, "model.generator_width": 1,
-    "model.generator_num_heads": 1, "model.generator_mlp_dim": 1, "objective.rtd_weight": 0,
+    "model.generator_num_heads": 1, "model.character_width": 1, "model.num_highways": 0,
+    "model.state_clip": 0, "model.target_words": 0, "optimizer.initial_accumulator": 0,
+    "model.generator_mlp_dim": 1, "objective.rtd_weight": 0,
     "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
     "model.window": 0, "model.global_every": 0, "model.rope_theta": 1, "model.rope_theta_local": 1,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
@@ -76,7 +80,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     problems += _phase_problems(config, p, f"phases[{i}]")
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
                *_skip_problems(config), *_best_problems(config),
-               *_option_problems(config, platform)]
+               *_option_problems(config, platform), *_freeze_problems(config)]
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
   return problems
@@ -142,6 +146,12 @@ def _model_problems(config):
   if model.generator_num_heads > 0 and model.generator_width % model.generator_num_heads:
     yield (f"model.generator_num_heads={model.generator_num_heads} does not divide "
            f"model.generator_width={model.generator_width}")
+  for pair in model.filters:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
+            and 1 <= pair[0] <= WORD_CHARS and pair[1] >= 1):
+      yield (f"model.filters={model.filters}: give ((width, number), ...), with widths from 1 to "
+             f"{WORD_CHARS}, the characters of a word")
+      break
   if model.layer_groups > 0 and model.num_layers % model.layer_groups:
     yield (f"model.layer_groups={model.layer_groups} does not divide "
            f"model.num_layers={model.num_layers}")
@@ -159,6 +169,9 @@ def _model_problems(config):
   if objective.has_pairs and model.num_segments < 2:
     yield (f"model.num_segments={model.num_segments}: objective {config.objective.name} needs 2, "
            "one for each part of a pair")
+  if objective.continues_rows and len({p.batch_size for p in config.phases}) > 1:
+    yield (f"phases[].batch_size: with objective {config.objective.name}, a row continues the same "
+           "row of the step before. Set the same number in all phases")
   if not objective.predicts_all and config.objective.mask_prob == 0:
     yield "objective.mask_prob=0.0: nothing would be predicted. BERT has 0.15"
 
@@ -252,6 +265,13 @@ def _best_problems(config):
     yield f"checkpoint.keep_best={metric!r}: choose one of {', '.join(known)}"
   if not config.eval.every_steps:
     yield f"checkpoint.keep_best={metric!r}: needs evaluations. Set eval.every_steps"
+
+
+def _freeze_problems(config):
+  try:
+    re.compile(config.optimizer.freeze)
+  except re.error as e:
+    yield f"optimizer.freeze={config.optimizer.freeze!r}: is not a regular expression ({e})"
 
 
 def _option_problems(config, platform):

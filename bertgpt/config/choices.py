@@ -23,6 +23,9 @@ class Objective(NamedTuple):
     has_pairs: whether a sequence has two parts, which the model distinguishes by their segments.
     reads: fields of the config that this objective reads, but some other objective does not.
     other_metrics: held-out metrics besides the loss, accuracy and perplexity of the language model.
+    counts_bytes: whether the loss is that of whole texts with their ends, so that bits per byte
+      follow from it.
+    continues_rows: whether a row continues the same row of the step before.
   """
 
   rows: str
@@ -32,26 +35,31 @@ class Objective(NamedTuple):
   has_pairs: bool
   reads: frozenset[str]
   other_metrics: tuple[str, ...] = ()
+  counts_bytes: bool = False
+  continues_rows: bool = False
 
 
 _MASKS = frozenset({
     "eval.mask_prob", "objective.mask_prob", "objective.mask_rule", "objective.replace_with_mask",
     "objective.replace_with_random", "objective.whole_words", "objective.ngram",
     "objective.bias_init"})
-_PAIRS = frozenset({"data.short_sequence_prob", "data.max_sequences"})
+_PACKED = frozenset({"data.packing"})
+_PAIRS = _PACKED | {"data.short_sequence_prob", "data.max_sequences"}
 
 OBJECTIVES = {
     "mlm_nsp": Objective("pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS | {"data.random_next_prob"}, ("nsp_loss", "nsp_accuracy")),
     "mlm": Objective("sentences", ("cls", "sep", "mask"), "mlm_loss", False, False,
-                     _MASKS | {"data.max_unused", "data.isolate_documents"}),
+                     _MASKS | _PACKED | {"data.max_unused", "data.isolate_documents"}),
     "mlm_sop": Objective("ordered_pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS, ("sop_loss", "sop_accuracy")),
     "rtd": Objective("halves", ("cls", "sep", "mask"), "mlm_loss", False, True,
                      _MASKS | _PAIRS | {"objective.rtd_weight"},
                      ("rtd_loss", "rtd_accuracy", "rtd_precision", "rtd_recall")),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
-                        frozenset({"data.isolate_documents"})),
+                        _PACKED | {"data.isolate_documents"}, counts_bytes=True),
+    "bilm": Objective("streams", ("cls", "sep", "unk"), "bilm_loss", True, False, frozenset(),
+                      ("forward_loss", "backward_loss"), continues_rows=True),
 }
 
 # Rule for the tokens that are predicted -> (expected number in a full row -> slots that it needs).
@@ -75,6 +83,7 @@ OPTIMIZERS = {
     "albert_lamb": _ADAM | _CLIP,
     "stable_adamw": _ADAM | _CLIP,
     "adafactor": _CLIP,
+    "adagrad": _CLIP | {"optimizer.initial_accumulator"},
     "muon": _ADAM | _CLIP | {"optimizer.momentum"},
 }
 

@@ -24,7 +24,7 @@ VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit. The embedding table is padde
 
 CHOICES = {
     "data.invalid_text": ("error", "replace", "skip"),
-    "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe", "gpt1_bpe", "unigram"),
+    "tokenizer.kind": ("sentencepiece", "wordpiece", "bpe", "words", "gpt1_bpe", "unigram"),
     "tokenizer.model_type": ("unigram", "bpe"),
     "model.family": tuple(families.FAMILIES),
     "model.norm": tuple(choices.NORMS),
@@ -128,20 +128,21 @@ def base() -> ConfigDict:
   data.max_unused = 1 / 16
 
   config.tokenizer = tokenizer = ConfigDict()
-  # Kind that is trained: sentencepiece | wordpiece | bpe (byte-level). With `path` or `data.corpus`
-  # it is that of the file, which may also be gpt1_bpe or unigram.
+  # Kind that is trained: sentencepiece | wordpiece | bpe (byte-level) | words (whole ones, for
+  # elmo). With `path` or `data.corpus` it is that of the file, which may also be gpt1_bpe or
+  # unigram.
   tokenizer.kind = "sentencepiece"
   # File or folder of a trained tokenizer; '': train one on `data.source`.
   tokenizer.path = ""
   tokenizer.vocab_size = 8192              # ids of a newly trained tokenizer
   tokenizer.model_type = "unigram"         # sentencepiece: unigram | bpe
-  # sentencepiece, wordpiece: whether a new tokenizer lower-cases text, and a vocab.txt if the files
-  # beside it do not say.
+  # sentencepiece, wordpiece, words: whether a new tokenizer lower-cases text, and a vocab.txt if
+  # the files beside it do not say.
   tokenizer.lowercase = True
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()
-  # albert | bert | electra | gpt | modernbert | modernbert_decoder
+  # albert | bert | electra | elmo | gpt | modernbert | modernbert_decoder
   model.family = "bert"
   model.num_layers = 12
   model.width = 768
@@ -157,6 +158,14 @@ def base() -> ConfigDict:
   # electra: whether both models have the same embeddings (shared), or the discriminator adds to
   # the generator's tables without training them (gdes), or each has its own (none).
   model.embedding_sharing = "shared"
+  # elmo: width of the embeddings of characters; (width, number) of the filters over them.
+  model.character_width = 16
+  model.filters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
+  model.num_highways = 2                   # elmo: highway layers above the filters
+  model.state_clip = 3.0                   # elmo: largest cell and hidden state; 0: no limit
+  model.lstm_residual = True               # elmo: whether LSTMs above the first add their inputs
+  # elmo: most frequent words that are predicted; the others are predicted as [UNK]. 0: all.
+  model.target_words = 0
   model.max_positions = 512
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
@@ -213,7 +222,7 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | rtd | causal
+  objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | rtd | causal | bilm
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
   # rounded at random, and random tokens are never special) | bernoulli (ModernBERT: an independent
@@ -232,7 +241,7 @@ def base() -> ConfigDict:
 
   config.optimizer = optimizer = ConfigDict()
   # bert_adamw | adamw | fairseq_adamw | stable_adamw | lamb | nvlamb | albert_lamb | adafactor |
-  # muon
+  # adagrad | muon
   optimizer.name = "bert_adamw"
   optimizer.b1 = 0.9
   optimizer.b2 = 0.999
@@ -240,8 +249,12 @@ def base() -> ConfigDict:
   optimizer.weight_decay = 0.01
   # Parameters that decay: weights (all but biases and LayerNorm) | all (RoBERTa).
   optimizer.decay_rule = "weights"
+  # Regular expression: parameters whose paths it matches are not trained, as with
+  # '^body/(?!mix|pooler)' in a fine-tuning, which leaves all pretrained weights as they are.
+  optimizer.freeze = ""
   optimizer.clip_norm = 1.0                # maximum norm of the global gradient; 0: no limit
   optimizer.momentum = 0.95                # muon
+  optimizer.initial_accumulator = 0.1      # adagrad: initial sum of squared gradients
 
   config.phases = (phase(),)
 

@@ -69,6 +69,8 @@ def _irrelevant(config) -> Iterator[tuple[str, Any, list[str]]]:
       ("model.position", choices.POSITIONS)):
     name = values[choice]
     yield choice, name, sorted(set().union(*readers.values()) - readers[name])
+  yield "model.family", values["model.family"], sorted(
+      f"model.{field}" for field in families.find(config).ignores)
   if not values["model.window"]:
     yield "model.window", 0, ["model.global_every", "model.rope_theta_local"]
   elif values["model.global_every"] == 0:  # Every layer has the window.

@@ -42,8 +42,9 @@ from bertgpt.finetuning.tuning import (
     open_tuning,
 )
 from bertgpt.hub import opening
-from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import checkpoint, spellings, workdir
 from bertgpt.runs.metadata import make_metadata
+from bertgpt.runs.trained import Trained
 from bertgpt.training import steps
 from bertgpt.training.step_log import StepLog
 
@@ -69,9 +70,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
   check_run(config, pretrained)
-  text_format = rows_lib.make_text_format(pretrained.tokenizer, pretrained.config.model,
-                                          config.task)
-  task = tasks.open_task(config.task, text_format)
+  pretrained, task = open_task(config, pretrained)
   is_first = jax.process_index() == 0  # The other processes compute and write nothing.
   with workdir.make_and_lock(path, is_first):
     identity = results_lib.identify(init, pretrained, task)
@@ -91,6 +90,25 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     if is_first:
       write_report(tuning, results)
   return results
+
+
+def open_task(config: ConfigDict, pretrained: Trained) -> tuple[Trained, rows_lib.Task]:
+  """Returns the task, and the model, which has learnt its words if it reads whole words.
+
+  Args:
+    config: config of the fine-tuning.
+    pretrained: the pretrained model.
+  """
+  def open_with(tokenizer):
+    return tasks.open_task(config.task, rows_lib.make_text_format(
+        tokenizer, pretrained.config.model, config.task))
+
+  tokenizer = spellings.listen(pretrained.tokenizer)
+  task = open_with(tokenizer)
+  if words := spellings.heard(tokenizer):
+    pretrained = spellings.learn_words(pretrained, words)
+    task = open_with(pretrained.tokenizer)
+  return pretrained, task
 
 
 def write_report(tuning: Tuning, results: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from bertgpt.finetuning.inputs.form import Form, Prediction, Setting
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows
 from bertgpt.models import Module
+from bertgpt.runs import spellings
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir as workdir_lib
 from bertgpt.runs.progress import Progress
@@ -136,9 +137,12 @@ def predict(predictor: Predictor, examples: Iterable[Any],
     examples: examples of the form, as `inputs.read_examples` yields them.
     batch_size: rows that are computed at a time.
   """
-  form, setting, most = predictor.form, predictor.setting, CHUNK_BATCHES * batch_size
+  form, most = predictor.form, CHUNK_BATCHES * batch_size
   size, row_lengths, remaining = 0, (), iter(examples)
+  known = predictor
   while chunk := list(itertools.islice(remaining, most)):
+    predictor = learn_words(known, chunk)
+    setting = predictor.setting
     rows, places = form.make_rows(chunk, setting)
     if not size:
       # A few rows need neither a whole batch nor all lengths, each of which is compiled.
@@ -146,6 +150,26 @@ def predict(predictor: Predictor, examples: Iterable[Any],
       if len(chunk) < most:
         row_lengths = lengths.for_rows(predictor.trained.config, rows, size, jax.default_backend())
     yield from form.answer(chunk, places, _compute(predictor, rows, size, row_lengths), setting)
+
+
+def learn_words(predictor: Predictor, examples: Sequence[Any]) -> Predictor:
+  """Returns a predictor that knows the words of examples, if its model reads whole words.
+
+  Args:
+    predictor: result of `open_predictor`.
+    examples: examples of its form.
+  """
+  trained, setting = predictor.trained, predictor.setting
+  if not trained.tokenizer.has_words:
+    return predictor
+  with_tokenizer = lambda tokenizer: setting._replace(
+      text_format=setting.text_format._replace(tokenizer=tokenizer))
+  listening = spellings.listen(trained.tokenizer)
+  predictor.form.make_rows(examples, with_tokenizer(listening))
+  trained = spellings.learn_words(trained, spellings.heard(listening), is_rounded=True)
+  model = predictor.head.make_model(FrozenConfigDict(trained.config.model), len(setting.labels))
+  return predictor._replace(trained=trained, setting=with_tokenizer(trained.tokenizer),
+                            model=model, params=jax.device_put(trained.params))
 
 
 def _compute(predictor: Predictor, rows: Rows, batch_size: int,

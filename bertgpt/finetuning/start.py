@@ -8,6 +8,7 @@ import numpy as np
 from bertgpt import trees
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tuning import Program, Tuning
+from bertgpt.runs import spellings
 from bertgpt.training import steps
 
 
@@ -27,14 +28,15 @@ def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.T
   config.seed = seed
   state = steps.make_state(program.training._replace(config=config), program.abstract)
   if tuning.config.from_scratch:
-    return state
+    return dataclasses.replace(state, params=spellings.add_words(
+        config, state.params, tuning.pretrained.tokenizer))
   found = trees.named_leaves({"body": tuning.pretrained.params})
 
   def choose(path, fresh):
     name = trees.path_of(path)
     if name in found:
       return put_pretrained(name, fresh, found[name], tuning.pretrained.config.model.vocab_size)
-    if not name.startswith(("head/", "body/pooler/")):
+    if not name.startswith(("head/", "body/pooler/", "body/mix/")):
       raise DataError(f"{name}: is not in the checkpoint of --init {tuning.init}. Restore the "
                       "folder of that run")
     return fresh

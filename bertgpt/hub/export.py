@@ -4,6 +4,7 @@ The folder appears completely or not at all: it is written next to its final pla
 compared, and then renamed.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -44,6 +45,11 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   trained = trained_lib.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind = trained.task["kind"] if trained.task else ""
+  own = importlib.import_module(f"bertgpt.hub.{config.model.family}")
+  if hasattr(own, "write_folder") and not kind:  # Files of another program than transformers.
+    check_finite(trained, source)
+    with files.new_folder(out, "--out") as folder:
+      return f"{out}: {own.write_folder(trained, folder)}, from step {trained.step} of {source}"
   try:
     architecture = conversion.find_architecture(config, kind)
   except ConfigError as e:

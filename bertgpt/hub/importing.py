@@ -10,8 +10,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from bertgpt import files
+from bertgpt import files, models, trees
 from bertgpt.hub import opening
+from bertgpt.models.parameters import find
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
@@ -41,7 +42,9 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
       checkpoints.save(0, state, metadata, wait=True)
     workdir.write_run(folder, config, model.tokenizer)
     trained_lib.load_trained(folder)  # Compares hashes and fingerprints.
-  size = sum(x.size for x in jax.tree.leaves(params))
+  table = models.parameter_table(config)
+  size = sum(x.size for name, x in trees.named_leaves(params).items()
+             if not find(table, name).is_constant)
   if config.model.skip_first_norm:  # The stack has the scale of a norm that nothing reads.
     size -= config.model.width
   model_flags = " ".join(f"--config.{field}={value}" for field, value in model.fields.items()

@@ -1,5 +1,7 @@
 """Any trained model, opened from the folder of a run or from that of a model of `transformers`.
 
+ELMo, which `transformers` lacks, is opened from the files of bilm-tf.
+
     trained = open_model(pathlib.Path("runs/demo"))
     trained = open_model(pathlib.Path("all-MiniLM-L6-v2"))
 
@@ -21,7 +23,7 @@ from bertgpt.config.families import HEADS
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion, parts, weights
+from bertgpt.hub import conversion, elmo, parts, weights
 from bertgpt.hub.conversion import Converted
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
@@ -83,6 +85,8 @@ def is_of_transformers(path: pathlib.Path) -> bool:
   """
   if (path / "checkpoints").exists() or not path.is_dir():
     return False
+  if elmo.find_files(path):
+    return True
   if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX, weights.ADAPTER)):
     return True
   try:
@@ -115,6 +119,9 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
   """
   if not source.is_dir():
     raise ConfigError(f"{flag} {source}: no such folder")
+  if elmo.find_files(source):
+    with name_folder(source, flag):
+      return Opened(**elmo.read_folder(source))
   weights.refuse_adapter(source)
   hf_config = read_config(source)
   with name_folder(source, flag):

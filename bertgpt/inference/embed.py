@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts as texts_lib
 from bertgpt.data.tokens import marks
@@ -23,6 +24,7 @@ from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import feature_files, streams
 from bertgpt.models import Inputs, layers
+from bertgpt.runs import spellings
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.progress import Progress
 from bertgpt.runs.trained import Trained
@@ -32,6 +34,7 @@ LAYERS = {
     "cls": (1, False),    # the last layer at [CLS]
     "mean": (1, False),   # its mean over all tokens, [CLS] and [SEP] among them
     "last": (1, True),    # the last layer
+    "last3": (3, True),   # the last three layers; for an ELMo of two LSTMs, all that it has
     "last4": (4, True),   # the last four layers; the paper's best features for named entities
 }
 WINDOW_TEXTS = 2048  # 256 batches of 8, so that batches which are not full cost little.
@@ -53,6 +56,7 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
     ConfigError: the model gives no features, or has too few layers.
   """
   check_layer(trained, layer)
+  trained = spellings.learn_texts(trained, texts)
   rows, num_cut = make_rows(trained, texts)
   note_cut(trained, num_cut, len(texts))
   features = embed_rows(trained, rows, layer, batch_size)
@@ -70,9 +74,10 @@ def check_layer(trained: Trained, layer: str) -> None:
   """
   trained_lib.require(trained, "embed", "give features of texts",
                       "Continue a text with `bertgpt generate`")
-  if trained.config.model.num_layers < LAYERS[layer][0]:
-    raise ConfigError(f"--layer {layer}: the model has only {trained.config.model.num_layers} "
-                      "layers. Choose last")
+  # The features of words, below the first layer, count as a layer of their own.
+  count = trained.config.model.num_layers + families.find(trained.config).reads_words
+  if count < LAYERS[layer][0]:
+    raise ConfigError(f"--layer {layer}: the model has only {count} layers. Choose last")
 
 
 def make_rows(trained: Trained, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
@@ -218,9 +223,10 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
   num_cut = work.state.get("cut", 0)
   progress = Progress(count, done=work.state.get("texts", 0))
   for window in streams.windows(itertools.islice(texts, progress.done, None), WINDOW_TEXTS):
-    rows, cut = make_rows(trained, window)
+    knowing = spellings.learn_texts(trained, window)
+    rows, cut = make_rows(knowing, window)
     file.begin(rows)
-    for i, features in iterate_features(trained, rows, layer, batch_size):
+    for i, features in iterate_features(knowing, rows, layer, batch_size):
       file.write(i, features)
       progress.add(1)
     num_cut += cut

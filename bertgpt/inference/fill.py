@@ -23,6 +23,7 @@ from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.models import Inputs
+from bertgpt.runs import spellings
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
@@ -58,6 +59,7 @@ def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list
       model has positions.
   """
   trained_lib.require(trained, "fill", "fill in words", "Continue texts with `bertgpt generate`")
+  trained = spellings.learn_texts(trained, texts)
   tokenizer = trained.tokenizer
   rows = [encode_row(trained, text) for text in texts]
   continues_V = tokenizer.continues_word()

@@ -144,7 +144,7 @@ def explain(config: ConfigDict) -> list[str]:
   the loop over layers, and the values that layers keep for the backward pass.
 
   Args:
-    config: a whole config.
+    config: a whole config; a family without transformer layers has no such choices.
   """
   model = config.model
   lines = []
@@ -159,6 +159,8 @@ def explain(config: ConfigDict) -> list[str]:
       reason += f"; a window of {model.window} in {num_local} layers: {how}"
     of = f" of the {stack.removesuffix('_')}" if stack else ""
     lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention{of} by {name}: {reason}")
+  if not family.stacks:
+    return lines
   layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
   lines.append(f"{layers} of {model.num_layers} layers per iteration of their loop: {reason}")
   remat, reason = rematerialization.choose(model.remat, sharding.platform())

@@ -308,9 +308,10 @@ def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
   """Returns the features of every layer, [layers, B, L, D].
 
   Args:
-    intermediates: the collection that `Stack` fills, of the module that holds it as `layers`.
+    intermediates: the collection that `Stack` fills, of the module that holds it as `layers`, or
+      that a module fills with the features of all layers itself.
   """
-  (output,) = intermediates["layers"]["output"]
+  (output,) = intermediates.get("layers", intermediates)["output"]
   return output.reshape(-1, *output.shape[-3:])
 
 

@@ -22,12 +22,14 @@ class Param(NamedTuple):
     decays: whether weight decay applies. BERT decays everything except biases and LayerNorm.
     is_matrix: whether it is a hidden matrix, which Muon orthogonalizes; embeddings and output
       layers are not hidden matrices.
+    is_constant: whether it is never trained. Its gradient is 0, and no decay rule applies.
   """
 
   pattern: str
   axes: tuple[str | None, ...]
   decays: bool = True
   is_matrix: bool = False
+  is_constant: bool = False
 
   @property
   def is_stacked(self) -> bool:

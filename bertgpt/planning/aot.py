@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, rematerialization
+from bertgpt.config import ConfigDict, families, rematerialization
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import hardware, sharding
@@ -359,6 +359,6 @@ def remedies(step: CompiledStep, topology: Topology) -> list[str]:
     flags.append(f"--config.phases[{i}].micro_batches={phase.micro_batches * 2}")
   stronger = {"none": "products", "products": "full", "dots": "full"}
   remat, _ = rematerialization.choose(config.model.remat, devices_of(topology)[1])
-  if remat in stronger:
+  if remat in stronger and "remat" not in families.find(config).ignores:
     flags.append(f"--config.model.remat={stronger[remat]}")
   return flags or ["more chips, or a kind with more memory"]

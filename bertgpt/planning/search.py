@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 import tqdm
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, attention_kernels, layer_loop, recipes, rematerialization
+from bertgpt.config import (
+    ConfigDict,
+    attention_kernels,
+    families,
+    layer_loop,
+    recipes,
+    rematerialization,
+)
 from bertgpt.devices import hardware
 from bertgpt.models import cross_entropy
 from bertgpt.planning import aot
@@ -187,6 +194,8 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int,
       "model.remat": remat_choices(config, platform),
       "mesh.fsdp": powers[:6], "mesh.tensor": powers[:3],
       **program_choices(config, phase_index, platform)}
+  ignored = {f"model.{field}" for field in families.find(config).ignores}
+  choices = {field: values for field, values in choices.items() if field not in ignored}
   given = dict(config_lib.leaves(config))
   for values in itertools.product(*choices.values()):
     changes = {field: value for field, value in zip(choices, values, strict=True)

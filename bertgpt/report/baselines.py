@@ -116,6 +116,31 @@ def causal_baselines(run: Finished) -> tuple[float, float]:
   return math.exp(unigram_nats / weight), math.exp(bigram_nats / weight)
 
 
+def bidirectional_unigram(run: Finished) -> Baseline:
+  """Returns the scores of the frequencies of words and of ends of sentences.
+
+  Args:
+    run: the finished run of a bidirectional language model.
+  """
+  config, corpus = run.trained.config, run.train_set
+  size, tokenizer = config.model.vocab_size, corpus.tokenizer
+  targets = config.model.target_words or size
+  unigram = frequencies.unigram_probabilities(corpus, size, is_causal=False)
+  # Every sentence is followed by its end.
+  ends = len(corpus.sentence_lengths) / corpus.num_tokens
+  unigram[tokenizer.sep_id] += ends
+  unigram[tokenizer.unk_id] += unigram[targets:].sum()
+  unigram = unigram[:targets] / (1 + ends)
+  total = correct = weight = 0.0
+  for batch, _ in _eval_batches(run):
+    words = batch["targets"][batch["sequence_ids"] > 0]
+    words = np.where(words < targets, words, tokenizer.unk_id)
+    total -= np.log(unigram[words]).sum()
+    correct += (words == unigram.argmax()).sum()
+    weight += words.size
+  return Baseline(correct / weight, math.exp(total / weight))
+
+
 def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
   """Counts the pairs of consecutive tokens, with the ends of documents as tokens.
 

@@ -19,6 +19,7 @@ from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.inference import fill, generate
 from bertgpt.report.baselines import (
+    bidirectional_unigram,
     causal_baselines,
     larger_class_share,
     masked_unigram_baseline,
@@ -126,12 +127,38 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
                      {"lm_loss": ("Next token", "loss per token, nats")})
 
 
+def describe_bidirectional_lm(run: Finished, scores: Mapping[str, float]) -> Description:
+  """Returns the scores of both directions next to a baseline, and hidden words with guesses.
+
+  Args:
+    run: the finished run of a model with the ability "fill".
+    scores: name of a held-out metric, as in 'bilm_perplexity' -> its value at the end of the run.
+  """
+  unigram = bidirectional_unigram(run)
+  table = [
+      ("", "model", "unigram", ""),
+      ("perplexity", f"{scores['bilm_perplexity']:.1f}", f"{unigram.perplexity:.1f}",
+       "both directions; lower is better, 1 would be certainty"),
+      *((f"  {name}", f"{math.exp(scores[f'{name}_loss']):.1f}", "", what) for name, what in (
+          ("forward", "from the words before"), ("backward", "from the words after"))),
+      ("accuracy", f"{scores['bilm_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
+       "words guessed right")]
+  lines = [*align(table), "",
+           "  unigram: knows how frequent each word is, and sees no context."]
+  if guesses := guess_words(run.trained, run.held_out):
+    lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
+              "", *guesses]
+  return Description(lines, {"bilm_loss": (math.log(unigram.perplexity), "word frequencies")},
+                     {"bilm_loss": ("Next and previous word", "loss per word, nats")})
+
+
 # Metric of replaced tokens -> its meaning.
 REPLACED_SCORES = {"precision": "of the tokens taken for replaced, those that are",
                    "recall": "of the replaced tokens, those that were found"}
 
 # Language-model loss of the objective -> what the report says.
-DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "lm_loss": describe_causal_lm}
+DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "lm_loss": describe_causal_lm,
+                "bilm_loss": describe_bidirectional_lm}
 
 
 def wrap(text: str) -> list[str]:

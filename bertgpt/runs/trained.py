@@ -112,7 +112,8 @@ def require_head(trained: Trained, ability: str) -> None:
   Raises:
     ConfigError: the head has random weights.
   """
-  if (head := families.HEAD_OF_ABILITY.get(ability)) in trained.fresh:
+  needed = families.HEADS_OF_ABILITY.get(ability, ())
+  if head := next((head for head in needed if head in trained.fresh), ""):
     place = "the model" if trained.workdir is None else f"--workdir {trained.workdir}: its model"
     name = families.HEADS[head]
     raise ConfigError(f"{place} came without a {name}, and random weights give no useful answer. "

@@ -123,7 +123,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
     running.add(jax.device_get(pending))
   objective = choices.OBJECTIVES[config.objective.name]
   means = metrics.with_perplexity(running.means(), objective.loss)
-  if objective.predicts_all:
+  if objective.counts_bytes:
     means["bits_per_byte"] = bits_per_byte(means[objective.loss], corpus)
   return means
 

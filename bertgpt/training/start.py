@@ -17,7 +17,7 @@ from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import console
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint, history
+from bertgpt.runs import checkpoint, history, spellings
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics, schedules, steps
 from bertgpt.training.run import Run
@@ -62,10 +62,12 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
   state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:
     state = dataclasses.replace(state, params=load_params(run))
-  elif run.config.objective.bias_init == "frequencies":
+    return state
+  if run.config.objective.bias_init == "frequencies":
     state = dataclasses.replace(state, params=add_frequencies(
         state.params, run.corpus, run.config.model.vocab_size))
-  return state
+  return dataclasses.replace(state, params=spellings.add_words(
+      run.config, state.params, run.corpus.tokenizer))
 
 
 def with_saved_window(abstract_state: TrainState, types: Mapping[str, str]) -> TrainState:

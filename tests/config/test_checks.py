@@ -141,3 +141,18 @@ def test_a_trained_model_is_that_of_the_phase_of_its_step():
 @pytest.mark.parametrize("size, padded", [(1, 128), (128, 128), (30_522, 30_592), (50_257, 50_304)])
 def test_vocabulary_is_padded_to_whole_lanes(size, padded):
   assert config_lib.padded_vocab_size(size) == padded
+
+
+def test_a_pattern_of_frozen_parameters_is_compiled():
+  config = config_lib.base()
+  config.optimizer.freeze = "^body/(?!mix"
+  (line,) = config_lib.find_problems(config)
+  assert line.startswith("optimizer.freeze='^body/(?!mix': is not a regular expression")
+
+
+@pytest.mark.parametrize("filters", [((0, 4),), ((51, 4),), ((2, 4, 1),), ((2, 0),), (2, 4)])
+def test_filters_over_characters_fit_into_a_word(filters):
+  config = config_lib.base()
+  config.model.filters = filters
+  (line,) = config_lib.find_problems(config)
+  assert line.startswith("model.filters=") and "widths from 1 to 50" in line

@@ -152,6 +152,9 @@ class NumpyOptimizer:
       return self.stable(name, g, decay)
     if o.name == "adafactor":
       return self.factored(name, g) + decay
+    if o.name == "adagrad":  # Duchi et al. 2011, figure 1; TensorFlow's AdagradOptimizer.
+      v = self.v[name] = self.v.get(name, o.initial_accumulator) + g ** 2
+      return g / np.sqrt(v) + decay
     if o.name == "muon" and any(part in name for part in MUON_MATRICES):
       return self.orthogonal(name, g) + decay
     r = self.adam(name, g) + decay
@@ -244,6 +247,25 @@ def test_all_parameters_decay_by_robertas_rule():
   moved = {name for name in params if not np.array_equal(params[name], others[name])}
   # A bias of zero that decays is still the same after one step, but not after twenty.
   assert moved == {name for name in params if not is_decayed(name)}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
+def test_frozen_parameters_stay_and_do_not_count(name):
+  """The others go as if the frozen ones had no gradient; decay would move them otherwise."""
+  frozen = "^encoder/layers/mlp/|^embeddings/token"
+  params, _ = run_jax(make_config(name, freeze=frozen, decay_rule="all"))
+  start = unstack(initial_params())
+  is_frozen = lambda path: path.startswith(("encoder/layers/mlp/", "embeddings/token"))
+  moved = {path for path, x in params.items() if not np.array_equal(x, start[path])}
+  assert moved == {path for path in start if not is_frozen(path)}
+  expected = NumpyOptimizer(make_config(name, decay_rule="all").optimizer)
+  grads = {path: 0 * g if is_frozen(path) else g for path, g in unstack(draw(100)).items()}
+  one, _ = run_jax(make_config(name, freeze=frozen, decay_rule="all"), steps=1)
+  directions = expected.directions(
+      {path: x for path, x in start.items() if not is_frozen(path)},
+      {path: g for path, g in grads.items() if not is_frozen(path)})
+  assert_same({path: one[path] for path in directions},
+              {path: start[path] - 0.02 * u for path, u in directions.items()}, "parameters")
 
 
 @pytest.mark.parametrize("rule, restart_at", [("restart", 8), ("continuous", None)])
@@ -392,6 +414,8 @@ def test_moments_carry_the_path_and_shape_of_their_parameter(name):
   for path, count in sharded.items():
     if name == "adafactor":
       assert count == (path not in factored), path
+    elif name == "adagrad":
+      assert count == 1, path
     elif name == "muon":
       assert count == (1 if "layers" in path and "kernel" in path or "dense" in path else 2), path
     else:

@@ -190,6 +190,7 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform):
     kernels = [line for line in attention.explain(config) if "attention by" in line]
+    kernels = kernels or ["no attention"] * len(config.phases)
     setup = steps.make_setup(config, mesh, vocabulary)
     state = steps.make_abstract_state(setup)
     done = set()
@@ -204,4 +205,5 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
       step = jax.jit(steps.make_train_step(steps.at_phase(setup, i), phase.micro_batches))
       text = step.trace(state, batch).lower(lowering_platforms=(lowered,)).as_text()
       assert "sharding" in text
-      assert ("tpu_custom_call" in text) == ("attention by xla" not in kernel)
+      is_fused = "attention by" in kernel and "by xla" not in kernel
+      assert ("tpu_custom_call" in text) == is_fused

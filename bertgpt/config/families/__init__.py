@@ -6,16 +6,17 @@ as in `find(config).can("generate")`.
 
 from ml_collections import ConfigDict
 
-from bertgpt.config.families import albert, bert, electra, gpt, modernbert, modernbert_decoder
-from bertgpt.config.families.family import CAPABILITIES, HEAD_OF_ABILITY, HEADS, Family
+from bertgpt.config.families import albert, bert, electra, elmo, gpt, modernbert, modernbert_decoder
+from bertgpt.config.families.family import CAPABILITIES, HEADS, HEADS_OF_ABILITY, Family
 
-__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEAD_OF_ABILITY", "Family", "find",
+__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEADS_OF_ABILITY", "Family", "find",
            "with_article"]
 
 FAMILIES: dict[str, Family] = {
     "albert": albert.FAMILY,
     "bert": bert.FAMILY,
     "electra": electra.FAMILY,
+    "elmo": elmo.FAMILY,
     "gpt": gpt.FAMILY,
     "modernbert": modernbert.FAMILY,
     "modernbert_decoder": modernbert_decoder.FAMILY,

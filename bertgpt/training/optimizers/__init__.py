@@ -19,6 +19,7 @@ is not finite is handled by the train step. All optimizers read `optimizer.weigh
 | `nvlamb`        | Adam of the normalized gradient    | weights     | b1, b2, epsilon           |
 | `albert_lamb`   | Adam without bias correction       | weights     | b1, b2, epsilon           |
 | `adafactor`     | factored second moment, no first   |             |                           |
+| `adagrad`       | sum of squares, no first           |             | initial_accumulator       |
 | `muon`          | matrices: momentum; the rest: Adam |             | b1, b2, epsilon, momentum |
 
 The table of the family (`models.parameters`) says which parameters are weights (which decay by
@@ -32,16 +33,22 @@ smaller, the larger). Placeholders of one element per layer replace `v_row` and 
 parameters that are not factored, and `v` for those that are.
 """
 
+import functools
 import importlib
+import re
+from typing import Any
 
+import jax
 import optax
 
-from bertgpt import models
+from bertgpt import models, trees
 from bertgpt.config import ConfigDict
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
   """Returns the optimizer that `config.optimizer` names, after clipping by the global norm.
+
+  Parameters that match `optimizer.freeze` have the gradient and the direction 0.
 
   Args:
     config: a whole config; `optimizer`, `model.family` and, for some, `phases` are read.
@@ -54,5 +61,22 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
   clip_norm = config.optimizer.clip_norm
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   module = importlib.import_module(f"{__name__}.{config.optimizer.name}")
-  return optax.with_extra_args_support(
+  optimizer = optax.with_extra_args_support(
       optax.chain(clip, module.make(config, models.parameter_table(config))))
+  if not config.optimizer.freeze:
+    return optimizer
+  # First the gradients, which would count for the norm, then what decay adds.
+  stop = optax.masked(optax.set_to_zero(), functools.partial(find_frozen, config))
+  return optax.with_extra_args_support(optax.chain(stop, optimizer, stop))
+
+
+def find_frozen(config: ConfigDict, params: Any) -> Any:
+  """Returns whether each parameter matches `optimizer.freeze`, a tree of bools.
+
+  Args:
+    config: a whole config.
+    params: tree with the paths of the parameters.
+  """
+  pattern = re.compile(config.optimizer.freeze)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: bool(pattern.search(trees.path_of(path))), params)

@@ -37,7 +37,7 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
 # `optimizer.decay_rule` -> (line of the table -> whether the parameter decays).
 DECAY_RULES: dict[str, Callable[[Param], bool]] = {
     "weights": lambda param: param.decays,
-    "all": lambda param: True,
+    "all": lambda param: not param.is_constant,
 }
 
 

@@ -1,0 +1,101 @@
+"""Characters of words among the parameters, for families that read words by their characters.
+
+Such a model reads any word. A trained one learns the words of the texts that it is used on: they
+are added to its tokenizer and to the table of their characters. It still predicts only the words
+that it was trained to predict.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertgpt import models
+from bertgpt.config import ConfigDict, families, padded_vocab_size
+from bertgpt.data.tokens import spelling
+from bertgpt.data.tokens.tokenizers import ListeningWords, Tokenizer, Words
+from bertgpt.runs.trained import Trained
+
+
+def add_words(config: ConfigDict, params: Any, tokenizer: Tokenizer) -> Any:
+  """Returns parameters that know the characters of the words of a tokenizer.
+
+  Parameters of families that do not read words are returned as they are.
+
+  Args:
+    config: a whole config; `config.model` is read.
+    params: fresh parameters on the devices, of a model or of a task's model.
+    tokenizer: tokenizer of the model.
+  """
+  if not families.find(config).reads_words:
+    return params
+  if "body" in params:
+    return {**params, "body": add_words(config, params["body"], tokenizer)}
+  table = params["words"]["spelling"]
+  whole = np.full(table.shape, spelling.PADDING, np.float32)
+  whole[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
+  placed = jax.make_array_from_callback(whole.shape, table.sharding, lambda index: whole[index])
+  return {**params, "words": {**params["words"], "spelling": placed}}
+
+
+def learn_texts(trained: Trained, texts: Sequence[str]) -> Trained:
+  """Returns a model that knows the words of texts; other families are returned as they are.
+
+  Args:
+    trained: the model.
+    texts: texts that it is to read.
+  """
+  if not families.find(trained.config).reads_words:
+    return trained
+  tokenizer = trained.tokenizer
+  assert isinstance(tokenizer, Words)
+  return learn_words(trained, tokenizer.unknown_words(texts), is_rounded=True)
+
+
+def learn_words(trained: Trained, words: Sequence[str], is_rounded: bool = False) -> Trained:
+  """Returns a model that knows more words.
+
+  Args:
+    trained: a model of a family that reads words.
+    words: words that its tokenizer lacks.
+    is_rounded: whether the size of its table of characters is a power of two, so that few programs
+      are compiled for different texts.
+  """
+  if not words:
+    return trained
+  assert isinstance(trained.tokenizer, Words)
+  tokenizer = trained.tokenizer.with_words(words)
+  config = trained.config.copy_and_resolve_references()
+  config.model.target_words = config.model.target_words or config.model.vocab_size
+  size = tokenizer.vocab_size
+  config.model.vocab_size = 1 << (size - 1).bit_length() if is_rounded else size
+  table = np.full((padded_vocab_size(config.model.vocab_size), spelling.WORD_CHARS),
+                  spelling.PADDING, np.float32)
+  table[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
+  return trained._replace(config=config, model=models.make_model(config), tokenizer=tokenizer,
+                          params=_with_table(trained.params, table))
+
+
+def _with_table(params: Any, table: np.ndarray) -> Any:
+  if "body" in params:
+    return {**params, "body": _with_table(params["body"], table)}
+  return {**params, "words": {**params["words"], "spelling": table}}
+
+
+def listen(tokenizer: Tokenizer) -> Tokenizer:
+  """Returns a tokenizer that takes note of words which it lacks, if its pieces are words.
+
+  Args:
+    tokenizer: any tokenizer.
+  """
+  return (ListeningWords(tokenizer.data, tokenizer.names) if tokenizer.has_words else tokenizer)
+
+
+def heard(tokenizer: Tokenizer) -> list[str]:
+  """Returns the words that a result of `listen` has lacked.
+
+  Args:
+    tokenizer: any tokenizer.
+  """
+  return list(tokenizer.heard) if isinstance(tokenizer, ListeningWords) else []

@@ -1,0 +1,32 @@
+r"""An ELMo of the width of ELMo-small with a quarter of its filters, for a small machine.
+
+Command    bertgpt train --config configs/elmo_mini.py --workdir runs/elmo_mini \
+             --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
+Data       As for `wiki_mini`; the vocabulary is its 8,192 most frequent words in their case.
+Hardware   Two CPU cores.
+Expected   Not yet known.
+Status     Not yet run.
+"""
+
+from bertgpt.config import base, families, phase
+
+
+def get_config():
+  config = base()
+  config.data.source = "jsonl:data/*.jsonl#text"
+  config.data.validation_fraction = 0.02
+  config.tokenizer.update(kind="words", lowercase=False, vocab_size=32_768)
+  config.model.update(families.FAMILIES["elmo"].presets["small"])
+  # Words beyond the first 8,192 are read by their characters, and predicted as [UNK].
+  config.model.update(filters=((1, 16), (2, 32), (3, 64), (4, 128), (5, 256)), mlp_dim=512,
+                      target_words=8_192, dropout=0.0, dtype="float32")
+  config.objective.name = "bilm"
+  config.optimizer.update(name="adagrad", initial_accumulator=1 / 400, clip_norm=0.5,
+                          weight_decay=0.0)
+  config.phases = (
+      phase(steps=2_000, seq_len=20, batch_size=64, learning_rate=0.2, schedule="constant"),)
+  config.eval.every_steps = 200
+  config.eval.max_rows = 1_024
+  config.checkpoint.every_steps = 500
+  config.checkpoint.every_minutes = 5.0
+  return config

@@ -1,0 +1,172 @@
+"""bertgpt.hub.elmo: the files of bilm-tf, there and back, bit for bit."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from bertgpt import cli, models
+from bertgpt.hub import elmo, opening
+from bertgpt.models import Inputs
+from bertgpt.runs import spellings
+from bertgpt.runs import trained as trained_lib
+
+HAS_H5PY = importlib.util.find_spec("h5py") is not None
+needs_h5py = pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed: pip install h5py")
+OPTIONS = {
+    "lstm": {"cell_clip": 3, "use_skip_connections": True, "n_layers": 2, "proj_clip": 3,
+             "projection_dim": 16, "dim": 64},
+    "char_cnn": {"embedding": {"dim": 4}, "filters": [[1, 4], [2, 8], [3, 16]], "n_highway": 2,
+                 "n_characters": 262, "max_characters_per_token": 50, "activation": "relu"}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder as bilm-tf writes it, with random weights and the names that it publishes."""
+  h5py = pytest.importorskip("h5py")
+  path = tmp_path / "bilm"
+  path.mkdir()
+  (path / "elmo_options.json").write_text(json.dumps(OPTIONS))
+  rng = np.random.default_rng(0)
+  with h5py.File(path / "elmo_weights.hdf5", "w") as file:
+    shapes = {"char_embed": (261, 4), "CNN_proj/W_proj": (28, 16), "CNN_proj/b_proj": (16,)}
+    for i, (width, count) in enumerate(OPTIONS["char_cnn"]["filters"]):
+      shapes |= {f"CNN/W_cnn_{i}": (1, width, 4, count), f"CNN/b_cnn_{i}": (count,)}
+    for i in range(2):
+      shapes |= {f"CNN_high_{i}/{name}": (28, 28)[:1 + (name[0] == "W")]
+                 for name in ("W_carry", "b_carry", "W_transform", "b_transform")}
+      for layer in range(2):
+        cell = f"RNN_{i}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
+        shapes |= {f"{cell}/W_0": (32, 256), f"{cell}/B": (256,), f"{cell}/W_P_0": (64, 16)}
+    for name, shape in shapes.items():
+      file.create_dataset(name, data=rng.normal(size=shape).astype(np.float32))
+  return path
+
+
+def read(path):
+  h5py = pytest.importorskip("h5py")
+  arrays = {}
+  with h5py.File(path, "r") as file:
+    file.visititems(lambda name, x: arrays.update({name: x[...]}) if hasattr(x, "shape") else None)
+  return arrays
+
+
+@needs_h5py
+def test_an_import_that_is_exported_has_the_same_bits(folder, tmp_path, capsys):
+  assert cli.main(["import", "--from", str(folder), "--workdir", str(tmp_path / "run")]) == 0
+  assert "drawn at random, because the folder has none: LM head" in capsys.readouterr().out
+  assert cli.main(["export", "--workdir", str(tmp_path / "run"),
+                   "--out", str(tmp_path / "again")]) == 0
+  before, after = read(folder / "elmo_weights.hdf5"), read(tmp_path / "again" / "weights.hdf5")
+  assert before.keys() == after.keys()
+  for name, x in before.items():
+    np.testing.assert_array_equal(after[name], x, err_msg=name)
+  assert json.loads((tmp_path / "again" / "options.json").read_text()) == OPTIONS
+  count = sum(x.size for x in before.values())
+  assert f"{count:,} parameters" in capsys.readouterr().out
+
+
+@needs_h5py
+def test_an_export_with_its_words_opens_as_the_same_model(folder, tmp_path):
+  opened = opening.open_folder(folder, "--from")
+  trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "")
+  (tmp_path / "out").mkdir()
+  elmo.write_folder(trained, tmp_path / "out")
+  again = opening.open_folder(tmp_path / "out", "--from")
+  assert again.tokenizer.fingerprint() == opened.tokenizer.fingerprint()
+  apply = lambda model: jax.jit(lambda params: models.make_model(model.config).apply(
+      {"params": params}, Inputs.of_texts(np.array([[2, 1, 1, 3]], np.int32), np.array([4])),
+      method="features"))(model.params)
+  np.testing.assert_array_equal(apply(opened), apply(again))
+
+
+@needs_h5py
+def test_embeddings_are_those_of_bilm_tf():
+  """On the test files of AllenNLP, three streams of ten sentences, whose states go on.
+
+  pip download allennlp==0.9.0 --no-deps
+  unzip -d DIR allennlp-*.whl 'allennlp/tests/fixtures/elmo/*'
+  """
+  path = pathlib.Path(os.environ.get("BERTGPT_ELMO_FIXTURES", "allennlp/tests/fixtures/elmo"))
+  if not (path / "lm_weights.hdf5").is_file():
+    pytest.skip("set BERTGPT_ELMO_FIXTURES to DIR/allennlp/tests/fixtures/elmo")
+  import h5py
+  opened = opening.open_folder(path, "--from")
+  streams = json.loads((path / "sentences.json").read_text())
+  trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "")
+  words = sorted({word for stream in streams for line in stream for word in line.split()})
+  trained = spellings.learn_words(trained, words)
+  ids = {word: i for i, word in enumerate(trained.tokenizer.pieces)}
+  cls, sep = trained.tokenizer.cls_id, trained.tokenizer.sep_id
+  read = jax.jit(functools.partial(trained.model.apply, method="read"))
+  for number, stream in enumerate(streams):
+    carry = {name: np.zeros((1, *shape), dtype)
+             for name, (shape, dtype) in models.carry_specs(trained.config).items()}
+    with h5py.File(path / f"lm_embeddings_{number}.hdf5") as file:
+      for i, line in enumerate(stream):
+        sentence = [cls, *(ids[word] for word in line.split()), sep]
+        tokens = np.array([[sentence], [sentence[::-1]]], np.int32)
+        forward, backward, carry = read({"params": trained.params}, tokens,
+                                        np.ones((1, len(sentence)), bool), carry)
+        found = np.stack([forward.x[0], backward.x[0, ::-1]])[:, 1:-1]
+        np.testing.assert_allclose(found, file[str(i)][...], atol=3e-6)
+
+
+def change(**fields):
+  def apply(folder):
+    options = json.loads((folder / "elmo_options.json").read_text())
+    for name, value in fields.items():
+      group, _, key = name.partition("__")
+      options[group][key] = value
+    (folder / "elmo_options.json").write_text(json.dumps(options))
+  return apply
+
+
+def truncate(folder):
+  path = folder / "elmo_weights.hdf5"
+  path.write_bytes(path.read_bytes()[:2000])
+
+
+@needs_h5py
+@pytest.mark.parametrize("damage, message", [
+    (truncate, "elmo_weights.hdf5: is not a complete HDF5 file"),
+    (change(lstm__projection_dim=8), "but options.json says"),
+    (change(lstm__n_layers=3), "lacks RNN_0/RNN/MultiRNNCell/Cell2/LSTMCell/W_0"),
+    (change(lstm__proj_clip=5), "lstm.proj_clip=5.0, needs 3.0"),
+    (change(char_cnn__activation="tanh"), "char_cnn.activation='tanh', needs 'relu'"),
+    (lambda folder: (folder / "elmo_options.json").write_text("{}"), "does not describe an ELMo"),
+    (lambda folder: (folder / "elmo_options.json").write_text("{"), "elmo_options.json"),
+])
+def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path, capsys, damage, message):
+  damage(folder)
+  assert cli.main(["import", "--from", str(folder), "--workdir", str(tmp_path / "run")]) == 65
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(HAS_H5PY, reason="h5py is installed")
+def test_a_missing_library_is_named(tmp_path, capsys):
+  folder = tmp_path / "bilm"
+  folder.mkdir()
+  (folder / "options.json").write_text(json.dumps(OPTIONS))
+  (folder / "weights.hdf5").write_bytes(b"")
+  assert cli.main(["import", "--from", str(folder), "--workdir", str(tmp_path / "run")]) == 2
+  assert "pip install 'bertgpt[hdf5]'" in capsys.readouterr().err
+
+
+def test_arrays_of_bilm_tf_lead_back_to_the_same_bits():
+  config = tiny.make_config("bilm")
+  module = models.make_model(config)
+  inputs = Inputs.of_texts(np.zeros((1, 8), np.int32), np.array([8]))
+  params = jax.device_get(jax.jit(module.init)(jax.random.key(0), inputs)["params"])
+  found = elmo.from_bilm(elmo.to_bilm(params, config.model), config.model)
+  del params["words"]["spelling"], params["lm"]
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+  assert jax.tree.structure(found) == jax.tree.structure(params)
