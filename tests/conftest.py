@@ -76,6 +76,11 @@ def finished_gpt(recipe) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def finished_diffusion(recipe) -> pathlib.Path:
+  return _train(recipe, "diffusion")
+
+
+@pytest.fixture(scope="session")
 def glue(tmp_path_factory) -> pathlib.Path:
   """SST-2 files of 16 sentences with labels drawn by lot; dev is the same, test has no labels."""
   folder = tmp_path_factory.mktemp("glue")

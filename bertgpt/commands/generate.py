@@ -4,7 +4,7 @@ import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Continue texts with a GPT."
+HELP = "Continue texts with a GPT, or with an encoder trained by masked diffusion."
 USES = ("bertgpt.data.text.texts", "bertgpt.inference.generate")
 
 
@@ -27,6 +27,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--top_p", type=flags.number(float, 1e-6, 1), default=1.0, metavar="P",
                       help="draw among the fewest likeliest tokens whose probabilities sum to P; "
                            "1, the default: among all")
+  parser.add_argument("--steps", type=flags.number(int, 1), metavar="N",
+                      help="masked diffusion: steps in which the tokens are revealed; default: one "
+                           "per token; fewer are faster and worse")
   parser.add_argument("--seed", type=flags.number(int, 0, 2**32 - 1), default=0, metavar="N",
                       help="seed of the draws; default: 0")
   parser.add_argument("--num_samples", type=flags.number(int, 1, 2**16), default=1, metavar="N",
@@ -45,4 +48,4 @@ def run(arguments: argparse.Namespace) -> None:
   print("\n\n".join(generate.run(
       arguments.workdir, prompts, arguments.max_tokens, sampling, seed=arguments.seed,
       num_samples=arguments.num_samples, batch_size=arguments.batch_size or flags.BATCH_SIZE,
-      dtype=arguments.dtype)))
+      steps=arguments.steps, dtype=arguments.dtype)))

@@ -26,6 +26,9 @@ class Objective(NamedTuple):
     counts_bytes: whether the loss is that of whole texts with their ends, so that bits per byte
       follow from it.
     continues_rows: whether a row continues the same row of the step before.
+    abilities: those of `families.CAPABILITIES` that a model has by this objective, besides those of
+      its family.
+    exported_as: objective with the same model, as which `transformers` has it; '': this one.
   """
 
   rows: str
@@ -37,6 +40,8 @@ class Objective(NamedTuple):
   other_metrics: tuple[str, ...] = ()
   counts_bytes: bool = False
   continues_rows: bool = False
+  abilities: frozenset[str] = frozenset()
+  exported_as: str = ""
 
 
 _MASKS = frozenset({
@@ -56,6 +61,10 @@ OBJECTIVES = {
     "rtd": Objective("halves", ("cls", "sep", "mask"), "mlm_loss", False, True,
                      _MASKS | _PAIRS | {"objective.rtd_weight"},
                      ("rtd_loss", "rtd_accuracy", "rtd_precision", "rtd_recall")),
+    "diffusion": Objective("sentences", ("cls", "sep", "mask"), "diffusion_loss", True, False,
+                           frozenset({"objective.bias_init", "data.max_unused",
+                                      "data.isolate_documents"}),
+                           abilities=frozenset({"unmask"}), exported_as="mlm"),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
                         _PACKED | {"data.isolate_documents"}, counts_bytes=True),
     "bilm": Objective("streams", ("cls", "sep", "unk"), "bilm_loss", True, False, frozenset(),

@@ -222,7 +222,8 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  objective.name = "mlm_nsp"               # mlm_nsp | mlm_sop | mlm | rtd | causal | bilm
+  # mlm_nsp | mlm_sop | mlm | rtd | diffusion | causal | bilm
+  objective.name = "mlm_nsp"
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
   # rounded at random, and random tokens are never special) | bernoulli (ModernBERT: an independent

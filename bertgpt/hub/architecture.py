@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.config import padded_vocab_size
+from bertgpt.config import ConfigDict, choices, padded_vocab_size
 from bertgpt.config.families.family import CLASSIC
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
@@ -219,6 +219,24 @@ class Architecture(NamedTuple):
   def skips_positions(self) -> bool:
     """True if positions begin after the id of the padding, as in RoBERTa."""
     return any(rule.storage == "positions" for rule in self.rules)
+
+
+def check_own_fields(architecture: Architecture, config: ConfigDict) -> None:
+  """Checks that the fields in `Architecture.ours` have the values that it can compute.
+
+  Args:
+    architecture: an architecture.
+    config: a whole config.
+  Raises:
+    ConfigError: one has another value; names it.
+  """
+  for field, value in architecture.ours.items():
+    group, name = field.split(".")
+    found = config[group][name]
+    as_well = choices.OBJECTIVES[found].exported_as if field == "objective.name" else found
+    if value not in (found, as_well):
+      raise ConfigError(f"{field}={found!r}: transformers' {architecture.name} needs {value!r}. "
+                        "This model cannot be exported")
 
 
 def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> str | None:

@@ -56,11 +56,7 @@ def find_architecture(config: ConfigDict, kind: str = "", part: str = "") -> Arc
   """
   model = config.model
   architecture = _table(model.family).choose(config)
-  for field, value in architecture.ours.items():
-    group, field = field.split(".")
-    if config[group][field] != value:
-      raise ConfigError(f"{group}.{field}={config[group][field]!r}: transformers' "
-                        f"{architecture.name} needs {value!r}. This model cannot be exported")
+  architecture_lib.check_own_fields(architecture, config)
   for one in (architecture, *(() if kind else architecture.parts.values())):
     if model.activation not in one.activations:
       raise ConfigError(f"model.activation={model.activation!r}: transformers' {one.name} has only "

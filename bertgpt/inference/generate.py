@@ -1,4 +1,4 @@
-"""Continuations of texts, with a cache of keys and values.
+"""Continuations of texts, from left to right with a cache of keys and values, or by unmasking.
 
     trained = load_trained(pathlib.Path("runs/demo_gpt"))
     print(generate(trained, ["The function returns"], sampling=Sampling(top_k=40))[0])
@@ -11,7 +11,7 @@ Axes: B rows, S slots of a row, V vocabulary.
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,26 +21,15 @@ import numpy as np
 from bertgpt.data.batches import buckets
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
+from bertgpt.inference import unmasking
+from bertgpt.inference.draws import GREEDY, UNRESTRICTED, Sampling, draw
 from bertgpt.models.cache import make_cache
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
+__all__ = ["GREEDY", "UNRESTRICTED", "Sampling", "continue_prompts", "generate", "run"]
+
 DEFAULT_TOKENS = 100
-
-
-class Sampling(NamedTuple):
-  """Settings of the draws.
-
-  Attributes:
-    temperature: divides the logits; 0: the likeliest token is taken.
-    top_k: tokens to draw among, the likeliest ones (Fan et al. 2018, arXiv:1805.04833); 0: all.
-    top_p: share of the probability of these tokens; the draw is among the fewest of them that
-      reach it together (Holtzman et al. 2020, arXiv:1904.09751).
-  """
-
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
 
 
 class Prompts(NamedTuple):
@@ -59,53 +48,73 @@ class Prompts(NamedTuple):
   rows: np.ndarray
 
 
-UNRESTRICTED, GREEDY = Sampling(), Sampling(temperature=0.0)
-
-
 def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None = None,
              sampling: Sampling = UNRESTRICTED, seed: int = 0, num_samples: int = 1,
-             batch_size: int = 8) -> list[str]:
+             batch_size: int = 8, steps: int | None = None) -> list[str]:
   """Continues texts.
 
   Args:
     trained: the model.
-    prompts: texts; an empty one begins a document, if the tokenizer has an end of document.
+    prompts: texts; an empty one begins a document, if the tokenizer has an end of document, or a
+      row, if the model unmasks.
     max_tokens: most tokens added to a prompt; None: result of `default_tokens`.
     sampling: settings of the draws.
     seed: seed of the draws, below 2^32. With the same seed, the first samples of a prompt are the
       same for any `num_samples`.
     num_samples: continuations of each prompt.
     batch_size: rows per batch.
+    steps: steps in which a model unmasks the tokens; None: one per token. Other models refuse it.
   Returns:
     The prompts with their continuations: all samples of the first prompt, then of the second, ...
   Raises:
     ConfigError: the model cannot continue a text, or a prompt has no tokens or too many.
   """
-  trained_lib.require(trained, "generate", "continue a text",
-                      "Guess its masked words with `bertgpt fill`")
-  positions = trained.config.model.max_positions
+  generator = find_generator(trained)
+  if steps is not None and not generator.has_steps:
+    raise ConfigError("--steps: the model adds one token after another, from left to right. Leave "
+                      "it out, or use a model trained by masked diffusion")
   tokens = trained.tokenizer.encode(prompts)
   for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
-    if not len(ids) and text.strip():
-      raise ConfigError(f"prompt {i}, {text[:40]!r}: the tokenizer finds no tokens in it. Give "
-                        "another text to continue")
-    if not len(ids) and trained.tokenizer.eod_id < 0:
-      raise ConfigError(f"prompt {i}: is empty, and the tokenizer has no end-of-document token to "
-                        "begin a document with. Give a text to continue")
-    length = len(ids) or 1  # An empty prompt becomes the end of the document before it.
-    if length + (max_tokens or 1) > positions:
-      raise ConfigError(f"prompt {i}, {text[:40]!r}: its {length} token{'s' * (length > 1)} and "
-                        f"{max_tokens or 1} more exceed the model's {positions} positions. "
-                        "Shorten it or --max_tokens")
+    check_prompt(trained, generator, f"prompt {i}", text, len(ids), max_tokens)
   repeated = [ids for ids in tokens for _ in range(num_samples)]
-  limits = [max_tokens or default_tokens(trained, len(ids) or 1) for ids in repeated]
+  limits = [max_tokens or default_tokens(trained, generator.count(ids)) for ids in repeated]
   # The draws of a sample do not depend on the number of samples; those of the first 2^16 prompts
   # all differ.
   rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
-  added = continue_prompts(trained, repeated, limits, sampling, seed=seed,
-                           rows=np.array(rows) % 2**32, batch_size=batch_size)
+  options = {"steps": steps} if generator.has_steps else {}
+  added = generator.add(trained, repeated, limits, sampling, seed=seed,
+                        rows=np.array(rows) % 2**32, batch_size=batch_size, **options)
   return [trained.tokenizer.decode([*ids, *more])
           for ids, more in zip(repeated, added, strict=True)]
+
+
+def check_prompt(trained: Trained, generator: "Generator", name: str, text: str, num_tokens: int,
+                 max_tokens: int | None) -> None:
+  """Checks that a prompt can be continued.
+
+  Args:
+    trained: the model.
+    generator: generator of the model.
+    name: name of the prompt, for messages.
+    text: the prompt.
+    num_tokens: its tokens.
+    max_tokens: most tokens added; None: as many as fit.
+  Raises:
+    ConfigError: the prompt has no tokens or too many.
+  """
+  if not num_tokens and text.strip():
+    raise ConfigError(f"{name}, {text[:40]!r}: the tokenizer finds no tokens in it. Give another "
+                      "text to continue")
+  if not num_tokens and not generator.num_marks and trained.tokenizer.eod_id < 0:
+    raise ConfigError(f"{name}: is empty, and the tokenizer has no end-of-document token to begin "
+                      "a document with. Give a text to continue")
+  length, positions = generator.count(range(num_tokens)), trained.config.model.max_positions
+  if length + (max_tokens or 1) > positions:
+    marks = f", {generator.num_marks} marks" * (generator.num_marks > 0)
+    length -= generator.num_marks
+    raise ConfigError(f"{name}, {text[:40]!r}: its {length} token{'s' * (length != 1)}{marks} and "
+                      f"{max_tokens or 1} more exceed the model's {positions} positions. "
+                      "Shorten it or --max_tokens")
 
 
 def default_tokens(trained: Trained, length: int) -> int:
@@ -115,7 +124,7 @@ def default_tokens(trained: Trained, length: int) -> int:
 
   Args:
     trained: the model.
-    length: tokens of the prompt.
+    length: tokens of the prompt, with the marks around it.
   """
   trained_on = trained_lib.longest_row(trained)
   room = (trained_on if length < trained_on else trained.config.model.max_positions) - length
@@ -206,59 +215,60 @@ def _continue(model, prompt_size, params, prompts, stop_id, key, sampling):
   return tokens_BS, lengths_B
 
 
-def draw(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Array:
-  """Draws a token for every row of logits.
+class Generator(NamedTuple):
+  """One way to continue texts.
+
+  Attributes:
+    num_marks: special tokens around a prompt and its continuation. Without them, an empty prompt
+      becomes the end of the document before it.
+    has_steps: whether `add` takes a number of steps.
+    add: a function with the arguments of `continue_prompts`, and `steps`.
+  """
+
+  num_marks: int
+  has_steps: bool
+  add: Callable[..., list[np.ndarray]]
+
+  def count(self, prompt: Sequence[int]) -> int:
+    """Returns the number of tokens of a prompt's row before anything is added."""
+    return len(prompt) + self.num_marks or 1
+
+
+# Ability, one of `families.CAPABILITIES` -> generator. A model uses the first one that it has.
+GENERATORS: dict[str, Generator] = {
+    "generate": Generator(0, False, continue_prompts),
+    "unmask": Generator(unmasking.NUM_MARKS, True, unmasking.continue_prompts),
+}
+
+
+def find_generator(trained: Trained) -> Generator:
+  """Returns the generator for a model.
 
   Args:
-    logits_BV: float32.
-    sampling: settings of the draws; the fields may be traced.
-    keys_B: one random key per row.
-  Returns:
-    int32 [B].
+    trained: the model.
+  Raises:
+    ConfigError: the model has none of the abilities, or came without the head for it.
   """
-  temperature, top_k, top_p = (jnp.asarray(x) for x in sampling)
-
-  def pick(logits_BV):
-    logits_BV = jax.lax.cond((top_k > 0) | (top_p < 1), lambda x: restrict(x, top_k, top_p),
-                             lambda x: x, logits_BV / temperature)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV)
-
-  return jax.lax.cond(temperature == 0, lambda x: x.argmax(-1), pick, logits_BV).astype(jnp.int32)
-
-
-def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-  """Returns the logits with those outside `Sampling.top_k` and `top_p` at -inf.
-
-  Logits that equal the smallest kept logit are kept too.
-
-  Args:
-    logits_BV: float32.
-    top_k: int; 0: all.
-    top_p: float, 0 to 1.
-  Returns:
-    float32 [B, V].
-  """
-  ranked_BV = -jnp.sort(-logits_BV, axis=-1)
-  is_top = jnp.arange(ranked_BV.shape[-1]) < jnp.where(top_k > 0, top_k, ranked_BV.shape[-1])
-  p_BV = jax.nn.softmax(jnp.where(is_top, ranked_BV, -jnp.inf), axis=-1)
-  likelier_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-  # Rounding must not remove the least likely tokens if all are wanted.
-  is_in_BV = is_top & ((likelier_BV < top_p) | (top_p >= 1))
-  smallest_B1 = jnp.where(is_in_BV, ranked_BV, jnp.inf).min(-1, keepdims=True)
-  return jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
+  for ability, generator in GENERATORS.items():
+    if trained.can(ability):
+      trained_lib.require_head(trained, ability)
+      return generator
+  trained_lib.require(trained, "generate", "continue a text",
+                      "Guess its masked words with `bertgpt fill`")
+  raise AssertionError("unreachable: `require` raises")
 
 
 # ------------------------------------------------------------ bertgpt generate
 
 
 def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, *,
-        seed: int, num_samples: int, batch_size: int,
+        seed: int, num_samples: int, batch_size: int, steps: int | None = None,
         dtype: str = trained_lib.SCORING_DTYPE) -> list[str]:
   """Returns the texts that `bertgpt generate` prints.
 
   Args:
     path: folder of the run, or of a model of `transformers`.
-    prompts, max_tokens, sampling, seed, num_samples, batch_size: see `generate`.
+    prompts, max_tokens, sampling, seed, num_samples, batch_size, steps: see `generate`.
     dtype: see `runs.trained.make_trained`.
   Raises:
     ConfigError: there is no model in `path`; see also `generate`.
@@ -266,6 +276,6 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
   """
   trained = opening.open_model(path, dtype=dtype)
   texts = generate(trained, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed,
-                   num_samples=num_samples, batch_size=batch_size)
+                   num_samples=num_samples, batch_size=batch_size, steps=steps)
   trained_lib.note_dtype(trained.config)
   return texts

@@ -1,7 +1,7 @@
 """Scores of simple predictors: frequencies of tokens, pairs of tokens and answers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -11,8 +11,12 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.training import objectives
 from bertgpt.training.loop import Finished
+from bertgpt.training.objectives import masking
+
+SHARE_ROWS = 2048  # A special token that is 3% of the targets of rows of 64 is then counted to 1%.
 
 
 class Baseline(NamedTuple):
@@ -30,22 +34,23 @@ class Baseline(NamedTuple):
 def masked_unigram_baseline(run: Finished) -> Baseline:
   """Returns the best scores without any context, at the masked positions of the evaluation.
 
-  The predictor knows the token frequencies of the training text and the token that is shown at the
-  position itself: a tenth of BERT's targets is shown unchanged, so copying the shown token gives an
-  accuracy of 10%.
+  The predictor knows the token frequencies of the training text, how often special tokens are among
+  the targets, and the token that is shown at the position itself: a tenth of BERT's targets is
+  shown unchanged, so copying the shown token gives an accuracy of 10%.
 
   Args:
     run: the finished run of a masked LM.
   """
   config, vocabulary = run.trained.config, run.held_out.vocabulary
-  unigram = frequencies.unigram_probabilities(run.train_set, vocabulary.size, is_causal=False)
   corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
+  unigram = target_probabilities(run, corrupt)
   total = correct = weight = 0.0
   for batch, row_ids in _eval_batches(run):
     batch = jax.device_get(corrupt(batch, jax.random.key(loader.EVAL_SEED), row_ids))
-    targets, weights = batch["predict_targets"], batch["predict_weights"]
-    shown = np.take_along_axis(batch["tokens"], batch["predict_positions"], axis=1)
-    copies = probability_shown_as_is(shown, unigram, config.objective, vocabulary.mask_id)
+    chosen = batch["predict_weights"] > 0
+    targets, weights = batch["predict_targets"][chosen], batch["predict_weights"][chosen]
+    shown = np.take_along_axis(batch["tokens"], batch["predict_positions"], axis=1)[chosen]
+    copies = probability_shown_as_is(shown, unigram, config.objective, vocabulary)
     p = copies * (targets == shown) + (1 - copies) * unigram[targets]
     is_copy = copies + (1 - copies) * unigram[shown] > (1 - copies) * unigram.max()
     guesses = np.where(is_copy, shown, unigram.argmax())
@@ -53,6 +58,35 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
     correct += ((targets == guesses) * weights).sum()
     weight += weights.sum()
   return Baseline(correct / weight, math.exp(total / weight))
+
+
+def target_probabilities(run: Finished, corrupt: Callable) -> np.ndarray:
+  """Returns how often each token is a target, float64 [vocab_size].
+
+  Text has its frequencies in the training set. The shares of special tokens depend on the rows and
+  on the rule of the masks, so they are counted in SHARE_ROWS rows of the last phase.
+
+  Args:
+    run: the finished run of a masked LM.
+    corrupt: jitted `Objective.corrupt` of the run.
+  """
+  config, vocabulary = run.trained.config, run.held_out.vocabulary
+  unigram = frequencies.unigram_probabilities(run.train_set, vocabulary.size, is_causal=False)
+  size = config.eval.batch_size
+  rows = loader.Rows(run.train_set, config, len(config.phases) - 1, config.seed)
+  counts, special = np.zeros(vocabulary.size), list(vocabulary.special_ids)
+  for first in range(0, SHARE_ROWS, size):
+    row_ids = np.arange(first, first + size, dtype=np.int32)
+    batch = corrupt(rows.read(row_ids % rows.rows_per_epoch), jax.random.key(config.seed), row_ids)
+    targets, weights = jax.device_get((batch["predict_targets"], batch["predict_weights"]))
+    counts += np.bincount(targets.ravel(), weights.ravel(), minlength=vocabulary.size)
+    if not counts[special].any():  # The rule leaves special tokens out.
+      return unigram
+  shares = counts[special] / counts.sum()
+  unigram[special] = 0
+  unigram *= (1 - shares.sum()) / unigram.sum()
+  unigram[special] = shares
+  return unigram
 
 
 def larger_class_share(run: Finished) -> float:
@@ -69,22 +103,27 @@ def larger_class_share(run: Finished) -> float:
 
 
 def probability_shown_as_is(shown: np.ndarray, unigram: np.ndarray, objective: ConfigDict,
-                            mask_id: int) -> np.ndarray:
+                            vocabulary: Vocabulary) -> np.ndarray:
   """Returns the probability that the token shown is the target, not one drawn at random.
 
   Args:
     shown: ids at predicted positions, integers [any].
     unigram: probability of every token, float64 [vocab_size].
     objective: `config.objective`.
-    mask_id: id of [MASK].
+    vocabulary: vocabulary of the tokenizer.
   Returns:
     float64, the shape of `shown`; 0 for [MASK].
   """
   kept = 1 - objective.replace_with_mask - objective.replace_with_random
   if kept < 1e-9:
     return np.zeros(shown.shape)
-  as_is, drawn = kept * unigram[shown], objective.replace_with_random / len(unigram)
-  return np.where(shown == mask_id, 0, as_is / (as_is + drawn))
+  is_drawn = np.ones(len(unigram), bool)
+  if not masking.MASK_RULES[objective.mask_rule].draws_specials:
+    is_drawn[list(vocabulary.special_ids)] = False
+  drawn = objective.replace_with_random * is_drawn / is_drawn.sum()
+  as_is, either = kept * unigram[shown], kept * unigram[shown] + drawn[shown]
+  is_text = (shown != vocabulary.mask_id) & (either > 0)
+  return np.divide(as_is, either, out=np.zeros(shown.shape), where=is_text)
 
 
 def causal_baselines(run: Finished) -> tuple[float, float]:

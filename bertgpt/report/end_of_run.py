@@ -152,13 +152,39 @@ def describe_bidirectional_lm(run: Finished, scores: Mapping[str, float]) -> Des
                      {"bilm_loss": ("Next and previous word", "loss per word, nats")})
 
 
+def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Description:
+  """Returns the bound next to its baseline, a sampled continuation, and masked words with guesses.
+
+  Args:
+    run: the finished run of a model with the ability "unmask".
+    scores: name of a held-out metric, as in 'diffusion_loss' -> its value at the end of the run.
+  """
+  unigram = masked_unigram_baseline(run)
+  table = [
+      ("", "model", "unigram", ""),
+      ("perplexity bound", f"{scores['diffusion_perplexity']:.1f}", f"{unigram.perplexity:.1f}",
+       "lower is better; 1 would be certainty"),
+      ("accuracy", f"{scores['diffusion_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
+       "masked tokens guessed right, over all rates")]
+  lines = [
+      *align(table), "", "  unigram: knows how frequent each token is, and sees no context.",
+      "", "A continuation, unmasked token by token (temperature 0.8, top 40):", "",
+      *(line for text in continuation(run.trained).splitlines() for line in wrap(text))]
+  if guesses := guess_words(run.trained, run.held_out):
+    lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
+              "", *guesses]
+  return Description(lines, {"diffusion_loss": (math.log(unigram.perplexity),
+                                                "token frequencies, no context")},
+                     {"diffusion_loss": ("Masked diffusion", "bound per token, nats")})
+
+
 # Metric of replaced tokens -> its meaning.
 REPLACED_SCORES = {"precision": "of the tokens taken for replaced, those that are",
                    "recall": "of the replaced tokens, those that were found"}
 
 # Language-model loss of the objective -> what the report says.
 DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "lm_loss": describe_causal_lm,
-                "bilm_loss": describe_bidirectional_lm}
+                "bilm_loss": describe_bidirectional_lm, "diffusion_loss": describe_diffusion}
 
 
 def wrap(text: str) -> list[str]:
@@ -262,15 +288,16 @@ def continuation(trained: Trained) -> str:
   """Returns PROMPT with a sampled continuation, within the rows of the last phase.
 
   Args:
-    trained: the model, with the ability "generate".
+    trained: the model, with the ability "generate" or "unmask".
   """
+  generator = generate.find_generator(trained)
   half = trained.config.phases[-1].seq_len // 2
   prompt = trained.tokenizer.encode([PROMPT])[0][:half]
-  if not len(prompt):
+  if not len(prompt) and not generator.num_marks:
     prompt = np.array([trained.tokenizer.eod_id])
-  room = trained.config.phases[-1].seq_len - len(prompt)
-  added, = generate.continue_prompts(trained, [prompt], min(60, room),
-                                     generate.Sampling(temperature=0.8, top_k=40))
+  room = trained.config.phases[-1].seq_len - len(prompt) - generator.num_marks
+  added, = generator.add(trained, [prompt], min(60, room),
+                         generate.Sampling(temperature=0.8, top_k=40))
   return trained.tokenizer.decode([*prompt, *added])
 
 

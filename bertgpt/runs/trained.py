@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bertgpt import models
-from bertgpt.config import CHOICES, ConfigDict, families, recipes, with_model_at
+from bertgpt.config import CHOICES, ConfigDict, choices, families, recipes, with_model_at
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
@@ -48,8 +48,13 @@ class Trained(NamedTuple):
   fresh: tuple[str, ...] = ()
 
   def can(self, ability: str) -> bool:
-    """Returns whether the model's family has an ability, one of `families.CAPABILITIES`."""
-    return families.find(self.config).can(ability)
+    """Returns whether the model has an ability, by its family or its objective.
+
+    Args:
+      ability: one of `families.CAPABILITIES`.
+    """
+    return (families.find(self.config).can(ability)
+            or ability in choices.OBJECTIVES[self.config.objective.name].abilities)
 
 
 def exact_products(config: ConfigDict) -> contextlib.AbstractContextManager:

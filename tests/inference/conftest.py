@@ -14,3 +14,8 @@ def gpt(finished_gpt) -> Trained:
 @pytest.fixture(scope="session")
 def bert(finished_bert) -> Trained:
   return trained_lib.load_trained(finished_bert)
+
+
+@pytest.fixture(scope="session")
+def diffuser(finished_diffusion) -> Trained:
+  return trained_lib.load_trained(finished_diffusion)

@@ -12,7 +12,7 @@ import pytest
 from bertgpt import cli
 from bertgpt.data.tokens.tokenizers import load_tokenizer
 from bertgpt.errors import ConfigError
-from bertgpt.inference import generate
+from bertgpt.inference import draws, generate
 from bertgpt.inference.generate import GREEDY, Sampling
 from bertgpt.models import Inputs
 
@@ -24,7 +24,7 @@ CHI_SQUARE = {1: 15.1, 2: 18.4, 3: 21.1, 5: 25.7}  # Exceeded once in 10,000, by
 def count_draws(sampling):
   keys = jax.random.split(jax.random.key(0), DRAWS)
   rows = jnp.broadcast_to(LOGITS, (DRAWS, len(LOGITS)))
-  return np.bincount(generate.draw(rows, sampling, keys), minlength=len(LOGITS))
+  return np.bincount(draws.draw(rows, sampling, keys), minlength=len(LOGITS))
 
 
 def distribution(logits, temperature=1.0):
@@ -84,7 +84,7 @@ def test_supports_are_those_of_a_plain_count():
   for _ in range(30):
     logits = rng.normal(0, 3, 40).astype(np.float32)
     top_k, top_p = int(rng.integers(0, 41)), float(rng.choice([1.0, rng.uniform(0.05, 1)]))
-    found = np.asarray(generate.restrict(jnp.asarray(logits[None]), top_k, top_p))[0]
+    found = np.asarray(draws.restrict(jnp.asarray(logits[None]), top_k, top_p))[0]
     kept = np.flatnonzero(np.isfinite(found))
     assert set(kept) == kept_by_numpy(logits, top_k, top_p), (top_k, top_p)
     np.testing.assert_array_equal(found[kept], logits[kept])

@@ -15,13 +15,14 @@ from bertgpt import config as config_lib
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
-from bertgpt.data.tokens.vocabulary import make_vocabulary
+from bertgpt.data.tokens.vocabulary import Vocabulary, make_vocabulary
 from bertgpt.inference import fill
 from bertgpt.report import end_of_run as report
 from bertgpt.report.baselines import (
     causal_baselines,
     larger_class_share,
     masked_unigram_baseline,
+    probability_shown_as_is,
 )
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
@@ -93,6 +94,46 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
   assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-6)
 
 
+def test_masked_baseline_knows_how_often_special_tokens_are_targets(bert):
+  """Fairseq's rule takes all positions of a row, so the shares are those of the rows."""
+  with bert.trained.config.unlocked():
+    config = bert.trained.config.copy_and_resolve_references()
+  config.objective.update(mask_rule="fairseq", replace_with_mask=1.0, replace_with_random=0.0)
+  run = bert.finished._replace(trained=bert.trained._replace(config=config))
+  rows = loader.Rows(bert.train_set, config, 0, 0)
+  batch = rows.read(np.arange(rows.rows_per_epoch))
+  tokens = batch["tokens"][batch["sequence_ids"] > 0]
+  special = list(make_vocabulary(bert.trained.tokenizer).special_ids)
+  size = config.model.vocab_size
+  p = np.bincount(tokens, minlength=size) / len(tokens)
+  assert p[special].sum() > 0.1
+  text = np.array(bert.unigram)
+  text[special] = 0
+  p = np.where(np.isin(np.arange(size), special), p, text / text.sum() * (1 - p[special].sum()))
+  expected = 0.0  # The cross-entropy of held-out rows, over all their positions.
+  held_out = [token for batch in loader.make_eval_batches(bert.held_out, config, 0, slice(0, 8))
+              for token in batch["tokens"][batch["sequence_ids"] > 0]]
+  expected = math.exp(-np.mean(np.log(p[held_out])))
+  found = masked_unigram_baseline(run)
+  assert found.perplexity == pytest.approx(expected, rel=0.1)
+  assert found.accuracy == pytest.approx(np.mean(held_out == p.argmax()), abs=0.05)
+
+
+@pytest.mark.parametrize("rule, special", [("bert", 0.5 / 20), ("fairseq", 0.0)])
+def test_a_token_shown_is_the_target_or_drawn_at_random(rule, special):
+  """Of 20 ids, 4 special; half of the targets is shown as it is, half as a random id."""
+  config = config_lib.base()
+  config.objective.update(mask_rule=rule, replace_with_mask=0.0, replace_with_random=0.5)
+  vocabulary = Vocabulary(20, 4, (0, 2, 3, 4), np.zeros(20, bool), np.zeros(20, bool))
+  unigram = np.arange(1, 21) / 210
+  drawn = np.full(20, 0.5 / 20 if special else 0.5 / 16)
+  drawn[[0, 2, 3, 4]] = special
+  expected = 0.5 * unigram / (0.5 * unigram + drawn)
+  expected[4] = 0
+  np.testing.assert_allclose(probability_shown_as_is(np.arange(20), unigram, config.objective,
+                                                     vocabulary), expected, rtol=1e-12)
+
+
 def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
   """Counts pair by pair; labels are unbalanced because a lone sentence gets a random partner."""
   labels = []
@@ -148,9 +189,23 @@ def test_a_finished_run_has_its_report(finished):
   assert ("guesses: " if name == "mlm" else "A sampled continuation") in text
 
 
+def test_the_report_of_a_diffusion_has_its_bound_and_a_text(finished_diffusion):
+  text = (finished_diffusion / "report.md").read_text()
+  scores = {tag: points[-1][1] for tag, points in metrics.read_curves(finished_diffusion).items()}
+  row = next(line for line in text.splitlines() if "perplexity bound" in line).split()
+  assert float(row[2]) == pytest.approx(scores["eval/validation/diffusion_perplexity"], abs=0.06)
+  assert 5 < float(row[3]) < 90  # The unigram model of a vocabulary of 90.
+  assert "A continuation, unmasked token by token" in text and "guesses: " in text
+  assert (finished_diffusion / "loss.png").is_file()
+  assert_aligned(text.splitlines())
+
+
 def test_columns_of_the_report_are_aligned(finished):
+  assert_aligned((finished / "report.md").read_text().splitlines())
+
+
+def assert_aligned(lines):
   """Numbers of a table end below the names of their columns, and no line is too long to read."""
-  lines = (finished / "report.md").read_text().splitlines()
   header = next(i for i, line in enumerate(lines) if line.split()[:1] == ["model"])
   ends = [lines[header].index(name) + len(name) for name in lines[header].split()]
   for line in lines[header + 1:header + 3]:

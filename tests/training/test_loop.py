@@ -18,6 +18,7 @@ from bertgpt.config import recipes
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError
+from bertgpt.runs import checkpoint
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
 from bertgpt.training import metrics, objectives, start, steps
@@ -109,6 +110,35 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
                    "40 steps instead of 20"]
   rates = dict(metrics.read_curves(path)["train/learning_rate"])
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
+
+
+FAMILIES = {
+    "diffusion": ("diffusion",),
+    "electra": ("rtd", "--config.model.family=electra", "--config.model.generator_width=8",
+                "--config.model.generator_num_heads=2", "--config.model.generator_mlp_dim=16"),
+    "modernbert": ("mlm", "--config.model.family=modernbert", "--config.model.position=rope",
+                   "--config.model.norm=pre", "--config.model.skip_first_norm=True",
+                   "--config.model.num_segments=0", "--config.optimizer.name=stable_adamw",
+                   "--config.objective.mask_rule=bernoulli", "--config.model.mlp=gated",
+                   "--config.model.window=4", "--config.model.num_layers=4"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_run_in_two_parts_is_the_whole_one_bit_for_bit(recipe, tmp_path, name):
+  """With dropout, so that every random stream of a step counts."""
+  objective, *fields = FAMILIES[name]
+  argv = ["train", f"--config={recipe}:{objective}", *fields, "--config.model.dropout=0.1",
+          "--config.phases[0].schedule=constant", "--config.log.every_steps=1"]
+  for folder, ends in (("whole", (12,)), ("parts", (5, 12))):
+    for end in ends:
+      assert cli.main([*argv, f"--workdir={tmp_path / folder}",
+                       f"--config.phases[0].steps={end}"]) == 0
+  whole, parts = (checkpoint.restore_params(tmp_path / folder)[0] for folder in ("whole", "parts"))
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+  whole, parts = (metrics.read_curves(tmp_path / folder) for folder in ("whole", "parts"))
+  assert whole["train/loss"] == parts["train/loss"] and len(whole["train/loss"]) == 12
 
 
 def test_train_and_data_warn_of_many_unknown_tokens(recipe, tmp_path, capsys):

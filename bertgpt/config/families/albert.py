@@ -30,7 +30,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 FAMILY = Family(
     kind="encoder",
-    objectives=("mlm_sop", "mlm"),
+    objectives=("mlm_sop", "mlm", "diffusion"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),
     reads=frozenset({"num_segments", "embedding_width", "layer_groups", "pooling"}),
     flops_per_token=_flops_per_token,

@@ -34,7 +34,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 FAMILY = Family(
     kind="encoder",
-    objectives=("mlm_nsp", "mlm"),
+    objectives=("mlm_nsp", "mlm", "diffusion"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),
     reads=frozenset({"num_segments", "pooling"}),
     flops_per_token=_flops_per_token,

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 # Abilities that a trained model of a family may have; see `Family.can`.
 CAPABILITIES = frozenset({
     "generate",      # continue a text
+    "unmask",        # continue a text by filling in masks step by step
     "fill",          # guess masked words
     "embed",         # features of texts
     "score",         # log-probability of each token after those before it
@@ -21,8 +22,8 @@ WORD_CHARS = 50  # Characters of a word, with marks of its start and end, if a f
 HEADS = {"mlm": "masked-LM head", "lm": "LM head", "pooler": "pooler", "nsp": "next-sentence head",
          "sop": "sentence-order head", "rtd": "replaced-token head", "generator": "generator"}
 # Ability -> heads of which it needs the one that the family has.
-HEADS_OF_ABILITY = {"fill": ("mlm", "lm"), "pseudo_score": ("mlm",), "generate": ("lm",),
-                    "score": ("lm",)}
+HEADS_OF_ABILITY = {"fill": ("mlm", "lm"), "pseudo_score": ("mlm",), "unmask": ("mlm",),
+                    "generate": ("lm",), "score": ("lm",)}
 
 
 class Family(NamedTuple):

@@ -36,7 +36,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 FAMILY = Family(
     kind="encoder",
-    objectives=("mlm",),
+    objectives=("mlm", "diffusion"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),
     reads=frozenset({"pooling"}),
     flops_per_token=_flops_per_token,
