@@ -31,7 +31,6 @@ def get_config():
   config.phases = (
       phase(steps=800, seq_len=16, batch_size=128, learning_rate=1.5e-3, schedule="linear",
             warmup_steps=100, warmup_rule="before", end_fraction=0.8),
-      phase(steps=1_000, seq_len=64, batch_size=32, learning_rate=1.2e-3, schedule="linear",
-            warmup_rule="before"),)
+      phase(steps=1_000, seq_len=64, batch_size=32, learning_rate=1.2e-3, schedule="linear"),)
   config.eval.every_steps = 200
   return config

@@ -35,6 +35,18 @@ def get_sweep():
   return [{{"phases[0].learning_rate": rate}} for rate in (1e-2, 1e-3)]
 """
 
+# Name -> objective and overrides of RECIPE.
+FAMILIES = {
+    "diffusion": ("diffusion",),
+    "electra": ("rtd", "--config.model.family=electra", "--config.model.generator_width=8",
+                "--config.model.generator_num_heads=2", "--config.model.generator_mlp_dim=16"),
+    "modernbert": ("mlm", "--config.model.family=modernbert", "--config.model.position=rope",
+                   "--config.model.norm=pre", "--config.model.skip_first_norm=True",
+                   "--config.model.num_segments=0", "--config.optimizer.name=stable_adamw",
+                   "--config.objective.mask_rule=bernoulli", "--config.model.mlp=gated",
+                   "--config.model.window=4", "--config.model.num_layers=4"),
+}
+
 TUNING = """
 from bertgpt.config.finetuning import base
 

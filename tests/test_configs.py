@@ -2,21 +2,30 @@
 
 import ast
 import pathlib
+import re
+import runpy
 import shlex
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.config import recipes
+from bertgpt.config import recipes, unread
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.devices import sharding
+from bertgpt.errors import ConfigError
 from bertgpt.finetuning import tasks
+from bertgpt.training import steps
+from bertgpt.trees import named_leaves
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TASKS = sorted(path.stem for path in CONFIGS.glob("finetune_*.py"))
 RECIPES = sorted({path.stem for path in CONFIGS.glob("*.py")} - set(TASKS))
-SWEEPS = ("bert_base", "wiki_mini")
+SWEEPS = ("bert_base", "families", "wiki_mini")
 
 
 def load(name: str) -> config_lib.ConfigDict:
@@ -39,12 +48,18 @@ def test_the_promised_recipes_are_there():
       "gpt2_large", "gpt2_xl", "roberta_base", "roberta_large", "roberta_mini",
       "modernbert_base", "modernbert_large", "modernbert_mini", "ettin_17m", "ettin_32m",
       "ettin_68m", "ettin_150m", "ettin_400m", "ettin_1b", "electra_small", "electra_base",
-      "electra_large"}
+      "electra_large", "diffusion_mini", "families"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_valid(name):
   assert config_lib.find_problems(load(name)) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_new_run_of_a_recipe_is_not_refused(name):
+  """`bertgpt train` also refuses fields that nothing reads."""
+  assert unread.find_problems(load(name)) == []
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -98,6 +113,7 @@ def test_every_run_of_a_sweep_is_valid_and_another(name):
   configs = [recipes.override(load(name), arguments) for arguments in flags]
   for config in configs:
     config_lib.validate(config)
+    unread.check(config)
   assert len({recipes.to_json(config) for config in configs}) == len(runs)
 
 
@@ -160,6 +176,37 @@ def test_electra_paper_run(name, peak, rows, seq_len, steps, slots):
   assert config_lib.max_predictions(config, p) == slots
   assert (config.objective.replace_with_mask, config.objective.replace_with_random) == (0.85, 0.0)
   assert config.objective.rtd_weight == 50.0
+
+
+def sizes_of_families():
+  """Returns name of a model of `families` -> its parameters besides the tables of embeddings."""
+  recipe = runpy.run_path(str(CONFIGS / "families.py"))
+  sizes = {}
+  for name in recipe["MODELS"]:
+    config = recipe["get_config"](name)
+    config.model.vocab_size = 8_192
+    vocabulary = Vocabulary(8_192, 4, (0, 2, 3, 4), np.zeros(8_192, bool), np.zeros(8_192, bool))
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    with sharding.use_mesh(mesh, config):
+      state = steps.make_abstract_state(steps.make_setup(config, mesh, vocabulary))
+    sizes[name] = sum(x.size for path, x in named_leaves(state.params).items()
+                      if not re.search("embeddings/(token|position|segment)|mlm/bias", path))
+  return sizes
+
+
+def test_the_families_are_compared_at_one_size_and_number_of_tokens():
+  assert all(4.85e6 < size < 5.45e6 for size in sizes_of_families().values())
+  config = load("families")
+  assert {p.seq_len * p.batch_size for p in config.phases} == {2_048}
+  for run in recipes.load_sweep(str(CONFIGS / "families.py")):
+    assert not [field for field in run if field.startswith(("phases", "tokenizer"))]
+    assert {field for field in run if field.startswith("data")} <= {
+        "data.packing", "data.max_unused", "data.isolate_documents", "data.short_sequence_prob"}
+
+
+def test_a_model_that_families_lacks_is_named():
+  with pytest.raises(ConfigError, match="no model 'elmo9'. Choose one of bert, roberta"):
+    recipes.load(str(CONFIGS / "families.py:elmo9"))
 
 
 def test_nvidia_lamb_run():

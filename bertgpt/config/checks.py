@@ -40,7 +40,8 @@ AT_LEAST = {
 }
 FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
              "data.max_unused", "eval.mask_prob", "objective.mask_prob",
-             "objective.replace_with_mask", "objective.replace_with_random")
+             "objective.replace_with_mask", "objective.replace_with_random",
+             "optimizer.layer_decay")
 BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
              "optimizer.momentum")
 PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,

@@ -253,6 +253,8 @@ def base() -> ConfigDict:
   # Regular expression: parameters whose paths it matches are not trained, as with
   # '^body/(?!mix|pooler)' in a fine-tuning, which leaves all pretrained weights as they are.
   optimizer.freeze = ""
+  # Learning rate of a layer as a share of that of the layer above it, for fine-tuning; 1: the same.
+  optimizer.layer_decay = 1.0
   optimizer.clip_norm = 1.0                # maximum norm of the global gradient; 0: no limit
   optimizer.momentum = 0.95                # muon
   optimizer.initial_accumulator = 0.1      # adagrad: initial sum of squared gradients

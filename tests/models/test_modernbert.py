@@ -153,3 +153,35 @@ def test_initial_values_are_those_of_megatron(family):
     kernel = np.asarray(layers[path[0]][path[1]]["kernel"])
     assert kernel.std() == pytest.approx(std * truncated, rel=0.02), path
     assert np.abs(kernel).max() <= 2 * std + 1e-9
+
+
+def losses_and_gradients(family, mesh, micro_batches, **model):
+  objective = families.FAMILIES[family].objectives[0]
+  config = tiny.make_config(objective, mesh=mesh, **{
+      **families.FAMILIES[family].presets["base"], **tiny.SIZE, "mlp_dim": 64, "window": 3,
+      "dtype": "float32", "num_layers": 4, "dropout": 0.0, **model})
+  with tiny.Setup(config) as setup:
+    params = setup.init().params
+    batch = setup.put(tiny.make_batch(config))
+    grads, (loss, _) = setup.gradients(micro_batches)(params, batch, 3)
+    return float(loss), jax.device_get(grads)
+
+
+@functools.cache
+def undivided(family):
+  return losses_and_gradients(family, (1, 1, 1), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh, micro_batches, model", [
+    ((8, 1, 1), 4, {}), ((2, 2, 2), 2, {"remat": "full"}), ((1, 2, 4), 1, {"scan_unroll": 0}),
+    ((1, 1, 1), 8, {"remat": "dots"}), ((4, 1, 2), 4, {"remat": "products", "scan_unroll": 2})])
+@pytest.mark.parametrize("family", NAMES)
+def test_loss_and_gradients_are_the_same_however_a_step_is_divided(family, mesh, micro_batches,
+                                                                   model):
+  """Local and global layers, rows of two texts."""
+  loss, grads = losses_and_gradients(family, mesh, micro_batches, **model)
+  expected_loss, expected = undivided(family)
+  assert loss == pytest.approx(expected_loss, rel=1e-5)
+  for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * expected_loss)

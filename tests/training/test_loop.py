@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import memory_corpus
 import numpy as np
 import pytest
+import small_runs
 import tiny
 
 from bertgpt import cli
@@ -112,23 +113,11 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
 
 
-FAMILIES = {
-    "diffusion": ("diffusion",),
-    "electra": ("rtd", "--config.model.family=electra", "--config.model.generator_width=8",
-                "--config.model.generator_num_heads=2", "--config.model.generator_mlp_dim=16"),
-    "modernbert": ("mlm", "--config.model.family=modernbert", "--config.model.position=rope",
-                   "--config.model.norm=pre", "--config.model.skip_first_norm=True",
-                   "--config.model.num_segments=0", "--config.optimizer.name=stable_adamw",
-                   "--config.objective.mask_rule=bernoulli", "--config.model.mlp=gated",
-                   "--config.model.window=4", "--config.model.num_layers=4"),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", small_runs.FAMILIES)
 def test_a_run_in_two_parts_is_the_whole_one_bit_for_bit(recipe, tmp_path, name):
   """With dropout, so that every random stream of a step counts."""
-  objective, *fields = FAMILIES[name]
+  objective, *fields = small_runs.FAMILIES[name]
   argv = ["train", f"--config={recipe}:{objective}", *fields, "--config.model.dropout=0.1",
           "--config.phases[0].schedule=constant", "--config.log.every_steps=1"]
   for folder, ends in (("whole", (12,)), ("parts", (5, 12))):

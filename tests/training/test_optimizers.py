@@ -116,6 +116,37 @@ def first_directions(config, *cases):
   return [flatten(first(nest(grads), nest(params))) for grads, params in cases]
 
 
+@pytest.mark.parametrize("name", ["bert_adamw", "muon", "lamb"])
+@pytest.mark.parametrize("body", ["", "body/"])
+def test_lower_layers_have_shorter_steps(name, body):
+  """By the table of google-research/electra for 3 layers: depths 0, 1, 2, 3 and 5."""
+  params, grads = ({body * (not path.startswith(("mlm", "nsp"))) + path: x for path, x in
+                    draw(seed).items()} for seed in (0, 1))
+  configs = [make_config(name, layer_decay=decay) for decay in (1.0, 0.8)]
+  for config in configs:
+    config.model.num_layers = NUM_LAYERS
+  (same,), (decayed,) = (first_directions(config, (grads, params)) for config in configs)
+  for path, u in same.items():
+    if "embeddings/" in path:
+      expected = 0.8**5 * u
+    elif "/layers/" in path:
+      expected = np.stack([0.8**4 * u[0], 0.8**3 * u[1], 0.8**2 * u[2]])
+    else:
+      expected = u
+    np.testing.assert_allclose(decayed[path], expected, rtol=1e-5, atol=1e-9, err_msg=path)
+
+
+@pytest.mark.parametrize("groups, depths", [(1, (4,)), (2, (2, 4))])
+def test_layers_with_the_same_parameters_step_like_the_last_of_them(groups, depths):
+  config = make_config("adamw", layer_decay=0.5)
+  config.model.num_layers = 4
+  transform = transforms.scale_by_depth(config, models.parameter_table(config))
+  u = {"encoder": {"layers": {"mlp": {"up": {"bias": jnp.ones((groups, 5))}}}}}
+  found, _ = transform.update(u, transform.init(u))
+  np.testing.assert_allclose(found["encoder"]["layers"]["mlp"]["up"]["bias"][:, 0],
+                             [0.5 ** (6 - depth) for depth in depths], rtol=1e-6)
+
+
 # ------------------------------------------------------ NumPy, by the papers
 
 

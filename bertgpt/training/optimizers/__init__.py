@@ -6,8 +6,9 @@ direction u; the train step applies the learning rate of its own step counter,
     params <- params - schedule(step) * u,
 
 so weight decay (`+ weight_decay * p` inside u) is decoupled from the gradient. A gradient that
-is not finite is handled by the train step. All optimizers read `optimizer.weight_decay` and
-`decay_rule`, which says which parameters decay; all but `nvlamb` read `clip_norm`:
+is not finite is handled by the train step. All optimizers read `optimizer.weight_decay`,
+`decay_rule`, which says which parameters decay, and `layer_decay`, which makes the steps of lower
+layers shorter; all but `nvlamb` read `clip_norm`:
 
 | name            | moments                            | trust ratio | also reads                |
 |-----------------|------------------------------------|-------------|---------------------------|
@@ -43,6 +44,7 @@ import optax
 
 from bertgpt import models, trees
 from bertgpt.config import ConfigDict
+from bertgpt.training.optimizers import transforms
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
@@ -61,8 +63,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
   clip_norm = config.optimizer.clip_norm
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   module = importlib.import_module(f"{__name__}.{config.optimizer.name}")
-  optimizer = optax.with_extra_args_support(
-      optax.chain(clip, module.make(config, models.parameter_table(config))))
+  table = models.parameter_table(config)
+  parts = [clip, module.make(config, table)]
+  if config.optimizer.layer_decay != 1:  # The state of other runs has two parts.
+    parts.append(transforms.scale_by_depth(config, table))
+  optimizer = optax.with_extra_args_support(optax.chain(*parts))
   if not config.optimizer.freeze:
     return optimizer
   # First the gradients, which would count for the norm, then what decay adds.

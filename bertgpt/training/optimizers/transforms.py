@@ -52,6 +52,39 @@ def add_decay(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   return optax.add_decayed_weights(config.optimizer.weight_decay, mask=label(table, rule))
 
 
+def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransformation:
+  """Returns a transform that makes the steps of lower layers shorter.
+
+  With L layers and `optimizer.layer_decay` d, the factor is d^(L + 1 - l) in layer l = 0, 1, ...,
+  d^(L + 2) for embeddings and 1 for what comes after the layers. A group of layers with the same
+  parameters has the factor of its last layer.
+
+  Args:
+    config: a whole config.
+    table: table of the parameters.
+
+  References:
+    Clark et al., ELECTRA, 2020, https://arxiv.org/abs/2003.10555 (table 7);
+      google-research/electra, model/optimization.py, _get_layer_lrs
+  """
+  decay, layers = config.optimizer.layer_decay, config.model.num_layers
+
+  def scale_array(path, u):
+    name = path_of(path)
+    if parameters.find(table, name).is_stacked:
+      last_layers = jnp.arange(1, len(u) + 1) * layers // len(u)  # Counted from 1.
+      factors = decay ** (layers + 2.0 - last_layers)
+      return u * factors.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype)
+    is_embedding = "embeddings" in name.removeprefix("body/").split("/")[0]
+    return u * decay ** (layers + 2) if is_embedding else u
+
+  def scale(updates, params):
+    del params
+    return jax.tree_util.tree_map_with_path(scale_array, updates)
+
+  return optax.stateless(scale)
+
+
 def decay_mask(table: Table) -> Callable[[Any], Any]:
   """Returns a function from a tree of parameters to a tree of bools: which are weights.
 

@@ -1,0 +1,94 @@
+r"""One text, one tokenizer, one number of tokens and one size, with every family of models.
+
+Command    bertgpt train --config configs/families.py --workdir runs/families \
+             --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
+Data       As for `wiki_mini`; all runs share its tokenizer, a WordPiece of 8,192 pieces.
+Hardware   Two CPU cores; --config.phases[1].steps sets the duration of every run. With 2,500 steps,
+           a run sees 9.2 M tokens.
+Expected   docs/finetuning.md has the commands that compare the families.
+Status     Not yet run.
+
+`bertgpt sweep` trains them all, one after the other; --config families:electra is one of them. Each
+has its own layers, rows and objective, and 4.9 to 5.4 M parameters besides its tables of embeddings
+(ELECTRA: of both models together). They share what such a short run needs (see `wiki_mini`): rows
+of 16 tokens first, Muon, no dropout, initial values. Six layers of width 256 are the rule. ALBERT
+has one layer of width 640, three times, so that it has as many parameters, and its step is three
+times as much work.
+"""
+
+from bertgpt.config import base, families, leaves, recipes
+
+
+def get_config(name="bert"):
+  if name not in MODELS:
+    raise ValueError(f"no model {name!r}. Choose one of {', '.join(MODELS)}")
+  config = recipes.beside(__file__, "wiki_mini")
+  config.model.num_layers = 6
+  MODELS[name](config)
+  return config
+
+
+def get_sweep():
+  """Returns one run per family."""
+  default, runs = dict(leaves(get_config())), []
+  for name in MODELS:
+    config = get_config(name)
+    differs = {field: value for field, value in leaves(config) if value != default[field]}
+    runs.append({"model.family": config.model.family, "objective.name": config.objective.name,
+                 **differs})
+  return runs
+
+
+def _use_roberta(config):
+  config.data.max_unused = 1.0
+  config.model.update(layer_norm_epsilon=1e-5, activation="gelu_erf", num_segments=0,
+                      truncated_init=False)
+  config.objective.update(name="mlm", mask_rule="fairseq")
+  config.optimizer.update(b2=0.98, decay_rule="all", clip_norm=0.0)
+
+
+def _use_albert(config):
+  _use_preset(config, "albert", "base", num_layers=3, width=640, num_heads=10, mlp_dim=2304)
+  config.objective.update(name="mlm_sop", ngram=3)
+
+
+def _use_electra(config):
+  _use_preset(config, "electra", "small", num_layers=6, width=256, num_heads=4, mlp_dim=1024)
+  config.data.update(packing=False, short_sequence_prob=0.05)
+  config.objective.update(name="rtd", mask_prob=0.15, replace_with_mask=0.85)
+
+
+def _use_modernbert(config):
+  # Rows of 64 tokens are twice as long as the window.
+  _use_preset(config, "modernbert", "ettin_17m", num_layers=6, width=256, num_heads=4, mlp_dim=704,
+              window=16, rope_theta=10_000.0, position_init="normal", position_init_std=0.02)
+  config.data.isolate_documents = True
+  config.objective.update(name="mlm", mask_rule="bernoulli")
+
+
+def _use_gpt2(config):
+  _use_preset(config, "gpt", "gpt2_small", num_layers=6, width=256, num_heads=4, mlp_dim=1024)
+  config.objective.update(base().objective)
+  config.objective.name = "causal"
+
+
+def _use_diffusion(config):
+  """RoBERTa's layers and rows."""
+  _use_roberta(config)
+  config.objective.update(base().objective)
+  config.objective.update(name="diffusion", bias_init="frequencies")
+
+
+def _use_preset(config, family, size, **changes):
+  """Takes a family's fields, but those in which all short runs agree."""
+  kept = ("init_std", "position_init", "position_init_std", "dropout", "attention_dropout")
+  short = {field: config.model[field] for field in kept}
+  config.model.update(families.FAMILIES[family].presets[size])
+  config.model.update(short | changes)
+
+
+MODELS = {
+    "bert": lambda config: None, "roberta": _use_roberta, "albert": _use_albert,
+    "electra": _use_electra, "modernbert": _use_modernbert, "gpt2": _use_gpt2,
+    "diffusion": _use_diffusion,
+}
