@@ -9,7 +9,7 @@ Expected   docs/finetuning.md has the commands that compare the families.
 Status     Not yet run.
 
 `bertgpt sweep` trains them all, one after the other; --config families:electra is one of them. Each
-has its own layers, rows and objective, and 4.9 to 5.4 M parameters besides its tables of embeddings
+has its own layers, rows and objective, and 4.7 to 5.2 M parameters besides its tables of embeddings
 (ELECTRA: of both models together). They share what such a short run needs (see `wiki_mini`): rows
 of 16 tokens first, Muon, no dropout, initial values. Six layers of width 256 are the rule. ALBERT
 has one layer of width 640, three times, so that it has as many parameters, and its step is three

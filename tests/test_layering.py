@@ -252,6 +252,7 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("models.flash_gpu", "models.flash_tiles", "models.flash_tpu"),
                     "models/test_flash_attention.py"),
     "models.modernbert_decoder": "models/test_modernbert.py",
+    "inference.draws": "inference/test_generate.py",
     **dict.fromkeys(("inference.scorers.left_to_right", "inference.scorers.masked",
                      "inference.scorers.scorer"), "inference/test_scorers.py"),
     **dict.fromkeys(("finetuning.prediction", "finetuning.start", "finetuning.tuning"),
