@@ -106,9 +106,10 @@ $(STAMP): requirements.lock setup.cfg setup.py pyproject.toml
 
 # PyTorch comes last, so that its index is used for nothing else. If the index cannot be reached,
 # pip may find a wheel elsewhere, as it is configured.
-$(HF_STAMP): $(STAMP) requirements-hf.lock requirements-torch.lock
+$(HF_STAMP): $(STAMP) requirements-hdf5.lock requirements-hf.lock requirements-torch.lock
 	@echo "Installing PyTorch and transformers into .venv, once ..."
-	@$(PIP) install --require-hashes --requirement requirements-hf.lock
+	@$(PIP) install --require-hashes --requirement requirements-hf.lock \
+	  --requirement requirements-hdf5.lock
 	@$(PIP) install --require-hashes --extra-index-url $(TORCH_INDEX) --retries 2 \
 	  --requirement requirements-torch.lock
 	@touch $@

@@ -18,12 +18,16 @@ from bertgpt.runs import spellings
 from bertgpt.runs import trained as trained_lib
 
 HAS_H5PY = importlib.util.find_spec("h5py") is not None
-needs_h5py = pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed: pip install h5py")
 OPTIONS = {
     "lstm": {"cell_clip": 3, "use_skip_connections": True, "n_layers": 2, "proj_clip": 3,
              "projection_dim": 16, "dim": 64},
     "char_cnn": {"embedding": {"dim": 4}, "filters": [[1, 4], [2, 8], [3, 16]], "n_highway": 2,
                  "n_characters": 262, "max_characters_per_token": 50, "activation": "relu"}}
+
+
+def needs_h5py(test):
+  """Marks a test that `make test-hf` runs, which installs h5py."""
+  return pytest.mark.hf(pytest.mark.skipif(not HAS_H5PY, reason="h5py is not installed")(test))
 
 
 @pytest.fixture
