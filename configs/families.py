@@ -2,7 +2,8 @@ r"""One text, one tokenizer, one number of tokens and one size, with every famil
 
 Command    bertgpt train --config configs/families.py --workdir runs/families \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
-Data       As for `wiki_mini`; all runs share its tokenizer, a WordPiece of 8,192 pieces.
+Data       As for `wiki_mini`; all runs but ELMo's share its tokenizer, a WordPiece of 8,192
+           pieces.
 Hardware   Two CPU cores; --config.phases[1].steps sets the duration of every run. With 2,500 steps,
            a run sees 9.2 M tokens.
 Expected   docs/finetuning.md has the commands that compare the families.
@@ -13,7 +14,8 @@ has its own layers, rows and objective, and 4.7 to 5.2 M parameters besides its 
 (ELECTRA: of both models together). They share what such a short run needs (see `wiki_mini`): rows
 of 16 tokens first, Muon, no dropout, initial values. Six layers of width 256 are the rule. ALBERT
 has one layer of width 640, three times, so that it has as many parameters, and its step is three
-times as much work.
+times as much work. ELMo reads and counts words, not pieces, in streams of 32; it has its own
+vocabulary and Adagrad.
 """
 
 from bertgpt.config import base, families, leaves, recipes
@@ -79,6 +81,22 @@ def _use_diffusion(config):
   config.objective.update(name="diffusion", bias_init="frequencies")
 
 
+def _use_elmo(config):
+  config.tokenizer.update(kind="words", lowercase=False, vocab_size=32_768)
+  config.model.update(base().model)
+  config.model.update(families.FAMILIES["elmo"].presets["small"])
+  # Words beyond the first 8,192 are read by their characters, and predicted as [UNK].
+  config.model.update(filters=((1, 16), (2, 32), (3, 64), (4, 128), (5, 256)), mlp_dim=960,
+                      target_words=8_192, dropout=0.0, dtype="float32")
+  config.objective.update(base().objective)
+  config.objective.name = "bilm"
+  config.optimizer.update(base().optimizer)
+  config.optimizer.update(name="adagrad", initial_accumulator=1 / 400, clip_norm=0.5,
+                          weight_decay=0.0)
+  for p in config.phases:
+    p.update(seq_len=32, batch_size=64, learning_rate=0.2)
+
+
 def _use_preset(config, family, size, **changes):
   """Takes a family's fields, but those in which all short runs agree."""
   kept = ("init_std", "position_init", "position_init_std", "dropout", "attention_dropout")
@@ -90,5 +108,5 @@ def _use_preset(config, family, size, **changes):
 MODELS = {
     "bert": lambda config: None, "roberta": _use_roberta, "albert": _use_albert,
     "electra": _use_electra, "modernbert": _use_modernbert, "gpt2": _use_gpt2,
-    "diffusion": _use_diffusion,
+    "diffusion": _use_diffusion, "elmo": _use_elmo,
 }

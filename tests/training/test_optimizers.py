@@ -136,6 +136,20 @@ def test_lower_layers_have_shorter_steps(name, body):
     np.testing.assert_allclose(decayed[path], expected, rtol=1e-5, atol=1e-9, err_msg=path)
 
 
+def test_numbered_layers_of_both_directions_step_alike():
+  """ELMo's LSTMs are not stacked over layers, but over directions; its words come before them."""
+  config = make_config("adagrad", layer_decay=0.5)
+  config.model.family, config.model.num_layers = "elmo", 2
+  transform = transforms.scale_by_depth(config, models.parameter_table(config))
+  u = {"encoder": {f"lstm_{i}_kernel": jnp.ones((2, 4, 4, 4)) for i in (0, 1)},
+       "words": {"embedding": jnp.ones((3, 4))}, "mix": {"scale": jnp.ones(1)}}
+  found, _ = transform.update({"body": u}, transform.init({"body": u}))
+  means = {path: float(x.mean()) for path, x in flatten(found).items()}
+  assert means == {"body/encoder/lstm_0_kernel": 0.5**3, "body/encoder/lstm_1_kernel": 0.5**2,
+                   "body/words/embedding": 0.5**4, "body/mix/scale": 1.0}
+  assert all(np.ptp(x) == 0 for x in flatten(found).values())
+
+
 @pytest.mark.parametrize("groups, depths", [(1, (4,)), (2, (2, 4))])
 def test_layers_with_the_same_parameters_step_like_the_last_of_them(groups, depths):
   config = make_config("adamw", layer_decay=0.5)

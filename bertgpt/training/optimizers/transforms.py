@@ -4,6 +4,7 @@ An operation that an algorithm applies to "a layer", "a tensor" or "a matrix" is
 slice of a stacked array separately.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,9 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
 
   return label_tree
 
+
+# First parts of the paths of what comes before the layers.
+EMBEDDINGS = ("embeddings", "generator_embeddings", "words")
 
 # `optimizer.decay_rule` -> (line of the table -> whether the parameter decays).
 DECAY_RULES: dict[str, Callable[[Param], bool]] = {
@@ -70,12 +74,14 @@ def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransforma
   decay, layers = config.optimizer.layer_decay, config.model.num_layers
 
   def scale_array(path, u):
-    name = path_of(path)
+    name = path_of(path).removeprefix("body/")
+    if numbered := re.match(r"encoder/\w*?_(\d+)_", name):  # As in encoder/lstm_1_kernel.
+      return u * decay ** (layers + 1 - int(numbered[1]))
     if parameters.find(table, name).is_stacked:
       last_layers = jnp.arange(1, len(u) + 1) * layers // len(u)  # Counted from 1.
       factors = decay ** (layers + 2.0 - last_layers)
       return u * factors.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype)
-    is_embedding = "embeddings" in name.removeprefix("body/").split("/")[0]
+    is_embedding = name.split("/")[0] in EMBEDDINGS
     return u * decay ** (layers + 2) if is_embedding else u
 
   def scale(updates, params):
