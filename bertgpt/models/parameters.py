@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from bertgpt import trees
 
+STACKED = ("layers", "directions")
+
 
 class Param(NamedTuple):
   """One line of a table.
@@ -17,8 +19,8 @@ class Param(NamedTuple):
   Attributes:
     pattern: regular expression, searched in the '/'-joined path; the first line that matches
       counts.
-    axes: logical axis of every dimension, a key of `config.mesh.axes`, or 'layers' (the stacked
-      layers, never split), or None.
+    axes: logical axis of every dimension, a key of `config.mesh.axes`, or one of `STACKED` (stacked
+      layers, or directions of reading, never split), or None.
     decays: whether weight decay applies. BERT decays everything except biases and LayerNorm.
     is_matrix: whether it is a hidden matrix, which Muon orthogonalizes; embeddings and output
       layers are not hidden matrices.
@@ -33,8 +35,8 @@ class Param(NamedTuple):
 
   @property
   def is_stacked(self) -> bool:
-    """True if the first axis counts layers: norms and moments are then taken layer by layer."""
-    return self.axes[0] == "layers"
+    """True if the first axis counts layers or the like: norms and moments are taken one by one."""
+    return self.axes[0] in STACKED
 
 
 Table = Sequence[Param]
