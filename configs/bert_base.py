@@ -6,7 +6,7 @@ Command    bertgpt train --config configs/bert_base.py --workdir runs/bert_base 
              --config.tokenizer.path=vocab.txt
 Data       In the paper, BooksCorpus (800 M words) and the English Wikipedia of 2018 (2,500 M words,
            without lists, tables and headings). The default source is the English Wikipedia of
-           November 2023 alone: 6.4 M articles in 41 files, 12 GB. It lacks BooksCorpus, which was
+           November 2023 only: 6.4 M articles in 41 files, 12 GB. It lacks BooksCorpus, which was
            withdrawn, and keeps headings and lists; docs/data.md has a copy of BooksCorpus that can
            be added. Without a vocabulary file, a WordPiece tokenizer of the same size is trained on
            the source.

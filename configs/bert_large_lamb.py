@@ -14,7 +14,7 @@ from bertgpt.config import phase, recipes
 def get_config():
   config = recipes.beside(__file__, "bert_large")
   config.optimizer.name = "nvlamb"
-  # Rate and step count restart in the second phase; NVIDIA's curve is (1 - t)^0.5.
+  # The learning rate and the step count restart in the second phase; NVIDIA's curve is (1 - t)^0.5.
   config.phases = (
       phase(steps=7_038, seq_len=128, batch_size=65_536, micro_batches=16, max_predictions=20,
             learning_rate_rule="restart", learning_rate=6e-3, schedule="polynomial", power=0.5,

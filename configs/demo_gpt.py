@@ -3,7 +3,7 @@
 Command    bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
 Hardware   Two CPU cores, under 4 minutes including tokenizer and corpus.
 Expected   After 3,600 steps: held-out perplexity 29.2 (bigram 63.0, unigram 419.2), 1.590 bits per
-           byte. They change with the installed packages, whose documentation is the text.
+           byte. The figures change with the installed packages, whose documentation is the text.
 """
 
 from bertgpt.config import base, phase, presets, recipes

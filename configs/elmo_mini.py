@@ -1,8 +1,8 @@
-r"""An ELMo of the width of ELMo-small with a quarter of its filters, for a small machine.
+r"""An ELMo as wide as ELMo-small, with a quarter of its filters, for a small machine.
 
 Command    bertgpt train --config configs/elmo_mini.py --workdir runs/elmo_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
-Data       As for `wiki_mini`; the vocabulary is its 8,192 most frequent words in their case.
+Data       As for `wiki_mini`; the 8,192 most frequent words are predicted, with their case.
 Hardware   Two CPU cores.
 Expected   Not yet known.
 Status     Not yet run.
@@ -17,7 +17,7 @@ def get_config():
   config.data.validation_fraction = 0.02
   config.tokenizer.update(kind="words", lowercase=False, vocab_size=32_768)
   config.model.update(families.FAMILIES["elmo"].presets["small"])
-  # Words beyond the first 8,192 are read by their characters, and predicted as [UNK].
+  # All words are read by their characters. Those beyond the first 8,192 are predicted as [UNK].
   config.model.update(filters=((1, 16), (2, 32), (3, 64), (4, 128), (5, 256)), mlp_dim=512,
                       target_words=8_192, dropout=0.0, dtype="float32")
   config.objective.name = "bilm"

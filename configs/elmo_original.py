@@ -1,9 +1,10 @@
-r"""ELMo as published: 10 epochs of the One Billion Word Benchmark, two weeks on three GPUs of 2017.
+r"""ELMo as published: 10 epochs of the One Billion Word Benchmark, two weeks on three GTX 1080.
 
 Command    bertgpt train --config configs/elmo_original.py --workdir runs/elmo_original
 Data       The One Billion Word Benchmark, 768,648,884 words, from TensorFlow Datasets. The
-           vocabulary is its 793,471 most frequent words, whose count needs all of the text in
-           memory. With `--config.tokenizer.vocab_size=100_000`, the output layer is an eighth.
+           vocabulary is its 793,471 most frequent words. Counting the words needs all of the text
+           in memory. With `--config.tokenizer.vocab_size=100_000`, the output layer has an eighth
+           of its size.
 Hardware   Three GTX 1080 for two weeks in the published run; any number of devices dividing 384.
 Expected   The mean of the perplexities of both directions is 39.7 (Peters et al. 2018,
            arXiv:1802.05365, 3.1). Tasks, without and with ELMo: SQuAD 81.1 -> 85.8, SNLI 88.0 ->
@@ -12,11 +13,11 @@ Expected   The mean of the perplexities of both directions is 39.7 (Peters et al
 Status     Not yet run.
 
 The hyperparameters are those of allenai/bilm-tf, bin/train_elmo.py (2018): batches of 128 rows of
-20 words on each of three GPUs, Adagrad with a rate of 0.2. Its loss is the sum over the 20 words of
-a row, here it is their mean, so the initial accumulator 1 becomes 1 / 400 and the norm 10 becomes
-0.5, which gives the same updates. All words of the vocabulary are in the softmax, where the script
-samples 8,192. The script takes the words of the benchmark as they are; here, punctuation inside
-them splits them ("n't" is three words).
+20 words on each of three GPUs, Adagrad with a rate of 0.2. The script's loss is the sum over the 20
+words of a row. Here it is their mean, so the initial accumulator of 1 becomes 1 / 400 and the clip
+norm of 10 becomes 0.5, which gives the same updates. The softmax is over the whole vocabulary; the
+script samples 8,192 words. The script keeps the words of the benchmark as they are; here, words are
+split at punctuation inside them ("n't" is three words).
 """
 
 from bertgpt.config import base, families, phase

@@ -38,7 +38,12 @@ FAMILIES = {"mlm": "modernbert", "causal": "modernbert_decoder"}
 
 
 def get_config(argument="mlm"):
-  """Args: argument: 'mlm' or 'causal', after the size of another recipe, as 'ettin_32m mlm'."""
+  """Returns the config of a size and an objective.
+
+  Args:
+    argument: 'mlm' or 'causal'; before it, the recipes of other sizes give theirs, as in
+      'ettin_32m mlm'.
+  """
   *size, objective = argument.split()
   return make_config(size[0] if size else "ettin_17m", objective)
 

@@ -3,7 +3,7 @@ r"""Ettin with 400 M parameters, encoder or decoder: 2 T tokens in three stages.
 Command    bertgpt train --config configs/ettin_400m.py --workdir runs/ettin_400m
            The decoder:
              bertgpt train --config configs/ettin_400m.py:causal --workdir runs/ettin_400m_decoder
-Hardware   As for configs/ettin_17m.py; it takes longer in proportion.
+Hardware   As for configs/ettin_17m.py; the time grows with the number of parameters.
 Expected   Not known for this recipe. The paper has tables of scores (Weller et al. 2025,
            arXiv:2507.11412).
 Status     Not yet run.

@@ -1,4 +1,4 @@
-"""GPT-2 large (774M): 36 layers, width 1280; other fields except the rate as in gpt2_small.py.
+"""GPT-2 large (774M): 36 layers, width 1280; all but the learning rate as in gpt2_small.py.
 
 Command    bertgpt train --config configs/gpt2_large.py --workdir runs/gpt2_large
 Hardware   8 GPUs of 80 GB: a micro-batch is then 4 rows per GPU. With more devices,

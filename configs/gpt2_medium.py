@@ -1,4 +1,4 @@
-"""GPT-2 medium (355M): 24 layers, width 1024; other fields except the rate as in gpt2_small.py.
+"""GPT-2 medium (355M): 24 layers, width 1024; all but the learning rate as in gpt2_small.py.
 
 Command    bertgpt train --config configs/gpt2_medium.py --workdir runs/gpt2_medium
 Hardware   8 GPUs of 80 GB: a micro-batch is then 6 rows per GPU. With more devices,

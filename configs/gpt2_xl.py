@@ -1,4 +1,4 @@
-"""GPT-2 xl (1.56B): 48 layers, width 1600; other fields except the rate as in gpt2_small.py.
+"""GPT-2 xl (1.56B): 48 layers, width 1600; all but the learning rate as in gpt2_small.py.
 
 Command    bertgpt train --config configs/gpt2_xl.py --workdir runs/gpt2_xl
 Hardware   8 GPUs of 80 GB with --config.mesh.fsdp=8: a micro-batch is then 2 rows per GPU. With

@@ -8,7 +8,7 @@ Data       In the paper, 2 T tokens of web text, code and scientific papers, not
            docs/data.md has others, which can be added with a comma. A byte-level BPE of the same
            size is trained on the source.
 Hardware   8 H100 GPUs for 194 hours in the paper. Here 8 GPUs, with 96 rows of 1,024 tokens per GPU
-           in a micro-batch; devices with less memory need more.
+           in a micro-batch. If the devices have less memory, use more of them.
 Expected   Fine-tuned: GLUE 88.4 on average (CoLA 65.1, SST-2 96.0, MRPC 92.2, STS-B 91.8, QQP 92.1,
            MNLI 89.1, QNLI 93.9, RTE 87.4); BEIR 41.6 with one vector per text and 51.3 with one per
            token (Warner et al. 2024, arXiv:2412.13663, table 1 and appendix).
@@ -16,9 +16,9 @@ Status     Not yet run. A smaller recipe has been run: configs/modernbert_mini.p
 
 The batch grows over the first 50 B tokens. Every token, special tokens included, is predicted with
 a probability of 30%, or 15% in evaluation. Every document of a row is a sequence of its own. The
-rotary base of global layers is 10,000 at first, and 160,000 in long rows. A batch has 72 long rows
-in the paper, and 80 here, which 16 devices divide evenly. The paper averages its final weights with
-those of three earlier checkpoints, which is not done here.
+rotary base of global layers is 10,000 at first, and 160,000 in long rows. A batch of long rows has
+72 rows in the paper, and 80 here, which is a multiple of 16 devices. The paper averages its final
+weights with those of three earlier checkpoints, which is not done here.
 """
 
 from bertgpt.config import base, families, phase

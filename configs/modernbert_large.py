@@ -10,8 +10,8 @@ Expected   Fine-tuned: GLUE 90.4 on average (CoLA 71.4, SST-2 97.1, MRPC 91.7, S
 Status     Not yet run.
 
 The paper does three things differently: it initializes the weights by tiling those of the base
-model, weight decay falls to 1e-6 with the learning rate, and a batch has 77 long rows. Here it has
-80, as for the base model.
+model, weight decay falls to 1e-6 with the learning rate, and a batch of long rows has 77 rows. Here
+it has 80, as for the base model.
 """
 
 from bertgpt.config import families, phase, recipes

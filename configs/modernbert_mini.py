@@ -1,10 +1,10 @@
-r"""ModernBERT's layers, masks, phases and optimizer in a size for a small machine.
+r"""ModernBERT's layers, masks, phases and optimizer at a size for a small machine.
 
 Command    bertgpt train --config configs/modernbert_mini.py --workdir runs/modernbert_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a byte-level BPE of 4,096 pieces is trained on it.
 Hardware   Two CPU cores: 50 minutes, while other programs took 90% of the CPU time.
-Expected   With Wikipedia, on held-out text, 15% of whose tokens are masked:
+Expected   With Wikipedia, on held-out text with 15% of its tokens masked:
              step               200   400   600   800  1000  no context
              tokens per row      32    32    32   128   128         128
              MLM perplexity     683   621   554   668   670         676

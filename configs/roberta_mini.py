@@ -9,7 +9,7 @@ Expected   With 15.3 M tokens of Wikipedia and of old books, on held-out text:
              tokens per row      16    16    16    16    64    64    64    64    64
              MLM perplexity     457   242   163   135   223   190   169   155   148
              MLM accuracy, %   20.6  24.1  26.2  27.1  18.7  19.6  20.5  20.8  21.4
-           Special tokens are predicted too, and they are easy: they are an eighth of the targets in
+           Special tokens are predicted too, which is easy: they are an eighth of the targets in
            rows of 16 tokens, and 3% in rows of 64.
 
 The optimizer is that of `wiki_mini`. With RoBERTa's (`fairseq_adamw`, a rate of 2e-3, 15% of the

@@ -15,7 +15,8 @@ Expected   With 14.7 M tokens of Wikipedia and of old books, on held-out text:
            is always random.
 
 Such a run sees 9 M tokens. With the paper's recipe, the model is then still on a plateau: it knows
-the frequencies of words and the topic of the text, but no grammar. Measured held-out perplexity:
+the frequencies of words and the topic of the text, but no grammar. What helps, with the measured
+held-out perplexity:
 
 * Rows of 16 tokens come first. With rows of 64 from the start, perplexity is 966 after 1,000 steps
   with the same number of tokens, and falls slowly; with rows of 16 the plateau ends after 200
