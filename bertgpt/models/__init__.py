@@ -24,7 +24,7 @@ def make_model(config: ConfigDict) -> Module:
 
 
 def carry_specs(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], type]]:
-  """Returns the schema of what a row hands to the same row of the next step.
+  """Returns the schema of the state that a row carries to the same row of the next step.
 
   Args:
     config: a whole config; `config.model` is read.

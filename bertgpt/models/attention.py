@@ -39,8 +39,8 @@ class Visibility:
 
   Attributes:
     sequence_ids_BL: int32; tokens with different ids do not see each other.
-    lengths_B: int32, tokens of every row, if each row is one sequence that only padding follows;
-      the fused kernels then need no mask. None: a row may hold several sequences.
+    lengths_B: int32, number of tokens of every row, if each row is one sequence followed only by
+      padding; the fused kernels then need no mask. None: a row may hold several sequences.
     causal: a query sees no later key.
     prefix_BL: bool, tokens of a prefix, which see each other whatever `causal` says. None: no
       token belongs to a prefix.
@@ -120,7 +120,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, window: int = 0,
                   is_global: jax.Array | np.ndarray | None = None) -> jax.Array:
-  """Returns causal attention to the cached tokens of rows that are one sequence each.
+  """Returns causal attention to cached tokens, for rows of one sequence each.
 
   Args:
     q_BLNH: queries.
@@ -237,11 +237,11 @@ def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
   if visibility.lengths_B is None or (visibility.window and not visibility.causal):
     limits["mask"] = dataclasses.replace(visibility, causal=False).mask()
     if sharding.in_replica():
-      # JAX's rule for vmap takes for granted that every head has a mask of its own.
+      # JAX's rule for vmap assumes that every head has a mask of its own.
       shape = (*limits["mask"].shape[:1], q_BLNH.shape[2], *limits["mask"].shape[2:])
       limits["mask"] = jnp.broadcast_to(limits["mask"], shape)
   elif not visibility.causal:  # A causal query before the padding sees none of it.
-    # At least one key, because a softmax over none is not a number.
+    # At least one key, because a softmax over no keys is NaN.
     lengths_B = jnp.maximum(visibility.lengths_B, 1)
     limits = {"query_seq_lengths": lengths_B, "key_value_seq_lengths": lengths_B}
   attend_all = functools.partial(
@@ -286,7 +286,7 @@ def _attend_either(attend_all, attend_near, is_global, *qkv):
 def _block_sizes(length: int, width: int) -> splash.BlockSizes:
   """Returns the largest blocks that divide the length.
 
-  One kernel makes all three gradients: five products per block instead of seven. The last
+  One kernel computes all three gradients: five products per block instead of seven. The last
   dimension in memory is padded to 128, so the head dimension of narrower heads comes before the
   length: with heads of width 64 and rows of 512, this saves a sixth of the bytes that the layer
   moves on a TPU v5e.

@@ -49,7 +49,7 @@ class Bert(nn.Module):
     return mlm.logits(), pair_logits_BP2
 
   def predict(self, inputs: Inputs) -> tuple[Prediction, jax.Array | None]:
-    """Returns the same without computing the masked-LM logits: a loss needs few at a time.
+    """Returns both predictions without the masked-LM logits: a loss needs only a few at a time.
 
     Args:
       inputs: tokens, and the positions to predict.
@@ -93,7 +93,7 @@ class Bert(nn.Module):
   def pair_logits(self, x: jax.Array) -> jax.Array:
     """Returns the logits of the two kinds of pairs, float32 [..., 2].
 
-    Class 0 is a pair as it stands in the text.
+    Class 0 is a pair in its original order.
 
     Args:
       x: features of the last layer at [CLS], [..., D].

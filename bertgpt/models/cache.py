@@ -42,7 +42,7 @@ def make_cache(config: FrozenConfigDict, rows: int, slots: int) -> Cache:
   Args:
     config: `config.model`.
     rows: B.
-    slots: most tokens per row.
+    slots: largest number of tokens per row.
   """
   shape = (config.num_layers, rows, slots, config.num_heads, config.width // config.num_heads)
   return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

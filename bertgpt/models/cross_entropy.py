@@ -222,7 +222,7 @@ def chunk_size(positions: int, most: int) -> int:
 
   Args:
     positions: number of positions.
-    most: most positions per chunk.
+    most: largest number of positions per chunk.
   """
   fewest = -(-positions // max(most, 1))
   for count in range(fewest, 2 * fewest):

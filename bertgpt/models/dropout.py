@@ -1,10 +1,11 @@
-"""Dropout (Srivastava et al. 2014), on exactly when the caller passes a 'dropout' generator.
+"""Dropout (Srivastava et al. 2014), active only if the caller passes an RNG named 'dropout'.
 
 There are three generators (`config.model.dropout_rng`). `hash` computes the mask of every element
 from the element's index and two words of a threefry key. It takes a dozen integer operations, which
-XLA fuses with their neighbors; the mask is never in memory, as the backward pass computes it again;
-it is split over devices like any other arithmetic, and is the same on every mesh. `threefry` and
-`rbg` are JAX's generators: they write an array of bits, and the mask is kept for the backward pass.
+XLA fuses with their neighbors. The mask is never in memory, because the backward pass computes it
+again. It is split over devices like any other arithmetic, and is the same on every mesh. `threefry`
+and `rbg` are JAX's generators: they write an array of bits, and the mask is saved for the backward
+pass.
 """
 
 import functools

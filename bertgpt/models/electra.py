@@ -1,7 +1,7 @@
 """ELECTRA (Clark et al. 2020, arXiv:2003.10555): a generator and a discriminator.
 
 The generator, a narrow masked LM, guesses masked tokens. The discriminator, the encoder that is
-used afterwards, tells which tokens of a text have been replaced by such guesses.
+used afterwards, predicts which tokens of a text have been replaced by such guesses.
 
 Axes: B batch, L length, D width, E width of the embeddings, K predicted positions of a row.
 """
@@ -168,7 +168,7 @@ def _encode(stack, x_BLD, inputs):
 
 MODEL = Electra
 
-# The lines of the embeddings and of the layers hold for both models.
+# The lines of the embeddings and of the layers match the parameters of both models.
 PARAMETERS = (
     Param(r"generator_project/kernel$", (None, "embed"), is_matrix=True),
     Param(r"generator_project/bias$", (None,), decays=False),

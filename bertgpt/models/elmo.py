@@ -44,7 +44,7 @@ class State(NamedTuple):
 
 
 def carry_specs(config: FrozenConfigDict) -> dict[str, tuple[tuple[int, ...], type]]:
-  """Returns the schema of what a row hands on, the state of all LSTMs.
+  """Returns the schema of the carry of a row, the state of all LSTMs.
 
   Args:
     config: `config.model`.
@@ -73,7 +73,7 @@ class Elmo(nn.Module):
     self.mix = ScalarMix(config)
 
   def __call__(self, inputs: Inputs) -> tuple[jax.Array, None]:
-    """Returns the logits of words that are hidden, and no logits of pairs.
+    """Returns the logits of masked words, and no logits of pairs.
 
     Args:
       inputs: rows of one text each, and the positions to predict.
@@ -84,7 +84,7 @@ class Elmo(nn.Module):
     return prediction.logits(), None
 
   def predict(self, inputs: Inputs) -> tuple[Prediction, None]:
-    """Returns the same without computing the logits.
+    """Returns the prediction of masked words without its logits.
 
     A word is predicted from the words before it by one direction, and from those after it by the
     other. Neither sees the word itself. The logits of both are added, so the probability is
@@ -107,7 +107,7 @@ class Elmo(nn.Module):
 
   def read(self, tokens_2BL: jax.Array, is_token_BL: jax.Array,
            carry: dict[str, jax.Array]) -> tuple[Prediction, Prediction, dict[str, jax.Array]]:
-    """Returns the predictions of the next words of two streams, and what their rows hand on.
+    """Returns the predictions of the next words of two streams, and the new carry of their rows.
 
     Args:
       tokens_2BL: int32, words of the forward and of the backward stream.
@@ -131,7 +131,7 @@ class Elmo(nn.Module):
     state is zero where a text begins.
 
     Args:
-      inputs: rows of one text each, which only padding follows.
+      inputs: rows of one text each, followed only by padding.
     """
     is_token_BL = inputs.sequence_ids_BL > 0
     x_BLP = self.words(inputs.tokens_BL)
@@ -218,7 +218,7 @@ class BiLstm(nn.Module):
   """Layers of LSTMs in both directions, with projections, clipping and residuals.
 
   An LSTM of layer 2 and above adds its input to its output (`lstm_residual`). The recurrent state
-  is the output before that. Dropout falls on the input, and so on what the residual adds.
+  is the output before this addition. Dropout is applied to the input, and so also to the residual.
   """
 
   config: FrozenConfigDict
@@ -354,7 +354,7 @@ def _with_all_words(prediction: Prediction, config: FrozenConfigDict) -> Predict
 
 
 def _reversed_order(is_token_BL: jax.Array) -> jax.Array:
-  """Returns the positions of rows whose tokens are read from the last one; its own inverse."""
+  """Returns the order that reverses the tokens of rows, but not padding; it is its own inverse."""
   at_L = jnp.arange(is_token_BL.shape[1])
   lengths_B1 = is_token_BL.sum(1, keepdims=True)
   return jnp.where(at_L < lengths_B1, lengths_B1 - 1 - at_L, at_L)
@@ -373,7 +373,7 @@ def _uniform(limit: float) -> nn.initializers.Initializer:
 
 
 def _as_gates(init: nn.initializers.Initializer, axis: int) -> nn.initializers.Initializer:
-  """Returns an initializer that takes the last two axes, gates and cells, for one."""
+  """Returns an initializer that treats the last two axes, gates and cells, as one."""
   return lambda key, shape, dtype=jnp.float32: init(
       key, (*shape[:axis], shape[axis] * shape[axis + 1]), dtype).reshape(shape)
 

@@ -1,9 +1,9 @@
 """Flash attention with dropout: no array of queries x keys is in memory, forward or backward.
 
-The softmax is computed tile by tile and computed again in the backward pass (Dao et al. 2022,
-arXiv:2205.14135; Dao 2023, arXiv:2307.08691). A weight is dropped exactly if the plain path drops
-it: the mask of `dropout.drop` is a function of the weight's index, so the kernels compute it inside
-and neither read nor write it.
+The softmax is computed tile by tile, and again in the backward pass (Dao et al. 2022,
+arXiv:2205.14135; Dao 2023, arXiv:2307.08691). The kernels drop exactly the weights that the plain
+path drops: the mask of `dropout.drop` is a function of the weight's index, so the kernels compute
+it themselves and neither read nor write it.
 
 Axes: B rows, L queries, S keys, N heads, H width of a head, D = N x H.
 """
@@ -38,7 +38,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, ids_BL: jax.
     ids_BL: int32, ids of sequences, at least 0; tokens with different ids do not see each other.
     causal, window: as in `attention.Visibility`.
     rate: share of the weights that is dropped.
-    words: uint32 [2], words of the mask of dropout of these rows; None: nothing is dropped.
+    words: uint32 [2], words of the dropout mask of these rows; None: nothing is dropped.
   """
   length, width = q_BLNH.shape[1], q_BLNH.shape[3]
   task = Task(length, width, width ** -0.5, causal, window, 0.0 if words is None else rate,
@@ -53,8 +53,8 @@ def _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words):
 
 
 def _attend_forward(task, *args):
-  # The result itself is kept for the backward pass, not another shape of it, which a loop over
-  # layers would store a second time: the output layer keeps it too.
+  # The backward pass saves the result in this shape, in which the output projection saves it too.
+  # A loop over layers would store a reshaped copy as a second array.
   x_BLD, sums_BN1L = keep(sharding.map_shards(
       functools.partial(_forward, task), _ARGUMENTS, (_BLD, _SUMS), *args))
   qkv, others = args[:3], args[3:]
@@ -92,7 +92,7 @@ def _backward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, x_BLD, sums_BN1L, g_B
 
 
 def _row_keys(task: Task, words: jax.Array, shape: tuple[int, ...], names: Any) -> jax.Array:
-  """Returns the keys of dropout of this device's rows and heads, uint32 [B, 2].
+  """Returns the dropout keys of this device's rows and heads, uint32 [B, 2].
 
   Rows and heads are numbered over all devices, so the mask does not depend on the mesh.
   """
@@ -109,8 +109,8 @@ def _join_heads(x_BLNH):
 
 
 def _pad(x, fill=0):
-  """Returns an array with its length, and its lanes if there are more than one tile of them,
-  padded to a multiple of `TILE`."""
+  """Returns an array with its length padded to a multiple of `TILE`, and so its lanes, if there
+  are more than one tile of them."""
   padding = [-x.shape[1] % TILE, *(-size % TILE if size > TILE else 0 for size in x.shape[2:])]
   if not any(padding):
     return x

@@ -1,10 +1,10 @@
 """Flash attention for NVIDIA GPUs (Pallas, Triton): the kernels of one device; see
 `flash_attention`.
 
-A program of the grid computes a tile of queries, or in the backward pass a tile of keys and then
-one of queries, of one head. It needs no sums over programs, but computes every tile of weights
-twice in the backward pass: seven products instead of five. In the backward pass, every row of
-one or two tiles has its own program, which computes its weights only once.
+Each program of the grid computes, for one head, a tile of queries; in the backward pass, the
+gradients of a tile of keys and then of a tile of queries. No sums over programs are needed, but the
+backward pass computes every tile of weights twice: seven products instead of five. A row of only
+one or two tiles has a single program in the backward pass, which computes its weights once.
 
 Axes: B rows, L queries, S keys, N heads, H width of a head.
 """
@@ -27,13 +27,13 @@ OPERATIONS_PER_WEIGHT = {(2, False): 22, (2, True): 44, (5, False): 44, (5, True
                          (7, False): 45, (7, True): 88}
 
 
-# Tiles of a row, and width of its heads, whose gradients together fit the registers of four warps.
+# Largest row, in tiles, and head width whose gradients together fit the registers of four warps.
 SHORT, NARROW = 2, 64
 
 
 def forward(task: Task, q_BLD: jax.Array, k_BSD: jax.Array, v_BSD: jax.Array, ids_BL: jax.Array,
             keys_B2: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the attention [B, L, D] and the log of the sum of its weights, float32 [B, N, 1, L].
+  """Returns the attention [B, L, D] and the log-sum-exp of its logits, float32 [B, N, 1, L].
 
   The arguments are those of `flash_attention`, with a length that is a multiple of `TILE`.
   """
@@ -62,7 +62,7 @@ def backward(task: Task, q_BLD: jax.Array, k_BSD: jax.Array, v_BSD: jax.Array, i
   heads = width // task.head_width
   q_BLNH, k_BSNH, v_BSNH, x_BLNH, g_BLNH = (
       _split_heads(x, heads) for x in (q_BLD, k_BSD, v_BSD, x_BLD, g_BLD))
-  # The mean of the gradients of a query's weights is the product of its result and cotangent.
+  # The mean gradient of a query's weights is the dot product of its result and its cotangent.
   means_BLN = (x_BLNH.astype(jnp.float32) * g_BLNH.astype(jnp.float32)).sum(-1)
   means_BN1L = means_BLN.swapaxes(1, 2)[:, :, None]
   row, tile, ids, keys, row_sums, _ = _specs(task, heads, length)
@@ -112,8 +112,8 @@ def _options(task, x_BLNH, products):
 
 
 def _forward_kernel(task, heads, q_ref, k_ref, v_ref, ids_ref, keys_ref, x_ref, sums_ref):
-  """Computes a tile of queries, with the sums of Milakov and Gimelshein 2018
-  (arXiv:1805.02867)."""
+  """Computes a tile of queries with an online softmax (Milakov and Gimelshein 2018,
+  arXiv:1805.02867)."""
   i = pl.program_id(0)
   tile = functools.partial(_Tile, task, pl.program_id(1) % heads, ids_ref, keys_ref, i)
   q_LH = _scaled(task, q_ref[...])
@@ -198,7 +198,7 @@ def _differentiate(task, head, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_ref,
   g_LH = g_ref[_span(i), :]
   logits_LS = jnp.where(here.sees(), plgpu.dot(q_LH, k_SH.T), HIDDEN)
   weights_LS = jnp.exp(logits_LS - sums_ref[_span(i)][:, None])
-  kept_LS = here.drop(weights_LS)  # Once: a second use may cost the compiler a second mask.
+  kept_LS = here.drop(weights_LS)  # One call: the compiler may compute the mask again per call.
   means_L = means_ref[_span(i)] * (1 - task.rate)
   dlogits_LS = kept_LS * plgpu.dot(g_LH, v_SH.T) - weights_LS * means_L[:, None]
   return q_LH, k_SH, g_LH, kept_LS.astype(v_SH.dtype), dlogits_LS.astype(k_SH.dtype)
@@ -209,7 +209,7 @@ def _scaled(task, q_LH):
 
 
 def _span(i):
-  """Returns the places of tile `i`."""
+  """Returns the slice of tile `i`."""
   return pl.ds(i * TILE, TILE)
 
 

@@ -1,6 +1,6 @@
-"""What the flash kernels of every platform share: which weights of a tile are seen and kept.
+"""Masks that the flash kernels of all platforms share: which weights of a tile are seen and kept.
 
-A tile is a part of the array of weights [L, S]. Its queries and keys are given by their numbers in
+A tile is a part of the array of weights [L, S]. Its queries and keys are given by their indices in
 the row, which broadcast against each other, so that a kernel chooses the order of the axes.
 """
 
@@ -15,7 +15,7 @@ HIDDEN = -1e30  # Logit of a key that is not seen.
 
 
 class Task(NamedTuple):
-  """What a kernel computes.
+  """The attention that a kernel computes.
 
   Attributes:
     length: queries and keys of a row; the arrays may have more, as padding.
@@ -39,7 +39,7 @@ class Task(NamedTuple):
     """Returns the first tile of keys that a tile of queries sees, and the one after the last.
 
     Args:
-      i: number of the tile of queries.
+      i: index of the tile of queries.
       tile: queries and keys of a tile.
       tiles: tiles of a row.
     """
@@ -68,7 +68,7 @@ class Task(NamedTuple):
     """Returns which keys of a tile a query sees, bool.
 
     Args:
-      queries, keys: int32, their numbers in the row.
+      queries, keys: int32, their indices in the row.
       query_ids, key_ids: int32, ids of their sequences.
     """
     sees = query_ids == key_ids
@@ -87,8 +87,8 @@ class Task(NamedTuple):
     They are those that `dropout.drop` keeps of an array [B, N, L, S].
 
     Args:
-      queries, keys: int32, their numbers in the row.
-      head: number of the head on this device.
+      queries, keys: int32, their indices in the row.
+      head: index of the head on this device.
       first, second: uint32 scalars, the keys of the row.
     """
     row = jnp.uint32(self.length)

@@ -64,9 +64,9 @@ def make_grid(task: Task, x: Any, arrays: int) -> Grid:
   """Returns the grid of a kernel.
 
   Args:
-    task: what it computes.
-    x: an argument, [B, L, D], with a length that is a multiple of 128.
-    arrays: number of its arguments and results of that shape.
+    task: the attention that the kernel computes.
+    x: an argument of the kernel, [B, L, D], with a length that is a multiple of 128.
+    arrays: number of the kernel's arguments and results of that shape.
   """
   rows, length, width = x.shape
   chunk = min(width, max(task.head_width, LANES))
@@ -84,7 +84,7 @@ def make_grid(task: Task, x: Any, arrays: int) -> Grid:
 
 def forward(task: Task, q_BLD: jax.Array, k_BSD: jax.Array, v_BSD: jax.Array, ids_BL: jax.Array,
             keys_B2: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the attention [B, L, D] and the log of the sum of its weights, float32 [B, N, 1, L].
+  """Returns the attention [B, L, D] and the log-sum-exp of its logits, float32 [B, N, 1, L].
 
   The arguments are those of `flash_attention`.
   """
@@ -139,7 +139,7 @@ def _options(task, grid, x_BLD, products):
 
 
 def _specs(task, grid, length):
-  """Returns the blocks of arrays [B, L, D], of ids, of keys of dropout and of sums of weights."""
+  """Returns the blocks of arrays [B, L, D], of ids, of dropout keys and of log-sum-exps."""
   heads = grid.lanes // task.head_width
   return (pl.BlockSpec((grid.rows, length, grid.lanes), lambda b, d: (b, 0, d)),
           pl.BlockSpec((grid.rows, 1, length), lambda b, d: (b, 0, 0)),
@@ -160,8 +160,8 @@ def _forward_kernel(task, grid, q_ref, k_ref, v_ref, ids_ref, keys_ref, x_ref, s
 
 
 def _attend(part, i, q_ref, k_ref, v_ref, x_ref, sums_ref):
-  """Computes the queries of tile `i`, with the sums of Milakov and Gimelshein 2018
-  (arXiv:1805.02867)."""
+  """Computes the queries of tile `i` with an online softmax (Milakov and Gimelshein 2018,
+  arXiv:1805.02867)."""
   task, grid = part.task, part.grid
   q_LC = part.load(q_ref, i)
   q_NLC = part.split(q_LC * jnp.asarray(task.scale, q_LC.dtype))
@@ -207,7 +207,7 @@ def _backward_kernel(task, grid, q_ref, k_ref, v_ref, ids_ref, keys_ref, x_ref, 
 
 def _differentiate(part, j, q_ref, k_ref, v_ref, x_ref, sums_ref, g_ref, dk_ref, dv_ref,
                    dq_CL_ref):
-  """Computes the gradients of the keys and values of tile `j` and adds to the queries'.
+  """Computes the gradients of the keys and values of tile `j`, and adds to those of the queries.
 
   The kept weights are divided by the share that is kept only after the products.
   """
@@ -251,13 +251,13 @@ class _Part(NamedTuple):
   """One row and one chunk of lanes of a program.
 
   Attributes:
-    task: what is computed.
-    grid: how it is divided.
+    task: the attention that is computed.
+    grid: how the kernel is divided.
     ids_ref: int32 [rows, 1, S], ids of sequences.
-    keys: uint32 scalars, the row's keys of dropout.
-    head: number of the first head of the chunk, on this device.
-    row: number of the row in the program.
-    chunk: number of the chunk in the program.
+    keys: uint32 scalars, the dropout keys of the row.
+    head: index of the first head of the chunk, on this device.
+    row: index of the row in the program.
+    chunk: index of the chunk in the program.
   """
 
   task: Task
@@ -275,11 +275,11 @@ class _Part(NamedTuple):
 
   @property
   def first_head(self) -> int:
-    """Number of the first head of the chunk, in the program."""
+    """Index of the first head of the chunk, in the program."""
     return self.chunk * self.heads
 
   def span(self, i):
-    """Returns the places of tile `i`."""
+    """Returns the slice of tile `i`."""
     start = i * self.grid.tile
     return pl.ds(start if isinstance(i, int) else pl.multiple_of(start, self.grid.tile),
                  self.grid.tile)
@@ -334,7 +334,7 @@ def _for_each_part(task: Task, grid: Grid, ids_ref: Any, keys_ref: Any, function
   """Calls `function` with every row and chunk of lanes of a program."""
   heads = grid.chunk // task.head_width
   chunks = grid.lanes // grid.chunk
-  # Outside the loop: the interpreter knows the program only there.
+  # Outside the loop, because the interpreter supports program_id only there.
   first_row, first_head = pl.program_id(0) * grid.rows, pl.program_id(1) * (chunks * heads)
 
   def do_row(row, _):

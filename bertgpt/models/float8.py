@@ -1,13 +1,13 @@
 """Matrix products in float8 (`config.model.matmul = 'fp8'`).
 
 Inputs and weights are rounded to e4m3, gradients to e5m2 (Micikevicius et al. 2022, "FP8 formats
-for deep learning", arXiv:2209.05433). Every array of a product is scaled by its own largest
-magnitude at that moment, so there is no state, and a checkpoint is that of a model that multiplies
-in bfloat16. Scales are powers of two, so scaling is exact, and only the rounding to float8 loses
-digits. A device without float8 computes the same products after converting the factors back.
+for deep learning", arXiv:2209.05433). Every array of a product is scaled by its own current largest
+magnitude, so there is no state to save, and checkpoints are the same as with bfloat16 products.
+Scales are powers of two, so scaling is exact, and only the rounding to float8 loses digits. A
+device without float8 converts the factors back and computes the same products.
 
-A scale belongs to the whole array of one device's micro-batch, so the rounding, unlike everything
-else, depends on the number of micro-batches.
+An array has one scale per device and micro-batch. The rounding therefore depends on the number of
+micro-batches, unlike everything else in a step.
 
 Axes: B any number of features, I inputs, O outputs.
 """
@@ -80,7 +80,7 @@ def dot_general(x: jax.Array, kernel_IO: jax.Array, dimension_numbers: Any,
                 **options: Any) -> jax.Array:
   """Multiplies in float8 in place of `lax.dot_general`, for `flax.linen.Dense`.
 
-  Weights of which a side is not a multiple of `MULTIPLE` are multiplied in the dtype of `x`.
+  Weights with a dimension that is not a multiple of `MULTIPLE` are multiplied in the dtype of `x`.
 
   Args:
     x: features [..., I].

@@ -42,7 +42,7 @@ class Gpt(nn.Module):
     return self.predict(inputs).logits()
 
   def predict(self, inputs: Inputs) -> Prediction:
-    """Returns the same without computing the logits: a loss needs few at a time.
+    """Returns the prediction without its logits: a loss needs only a few at a time.
 
     Args:
       inputs: tokens; the positions to predict are not read.

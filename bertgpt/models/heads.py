@@ -46,7 +46,7 @@ class EncoderClassifier(TaskModel):
     """Returns the outputs, float32 [B, C].
 
     Args:
-      inputs: rows whose first token is the [CLS].
+      inputs: rows whose first token is [CLS].
     """
     x_BLD = self.body.features(inputs)
     x_BD = x_BLD[:, 0] if self.config.pooling == "cls" else mean_of_texts(x_BLD, inputs)

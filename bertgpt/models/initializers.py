@@ -2,7 +2,7 @@
 
 | parameter                         | initial value                                       |
 |-----------------------------------|-----------------------------------------------------|
-| kernels, token, segment embedding | normal(0, init_std), or truncated at two deviations |
+| kernels, token, segment embedding | normal(0, init_std), or truncated at two std        |
 | position embedding                | the same with position_init_std, or `init_sinusoid` |
 | attention/out, mlp/down kernels   | with `scale_residual_init`, sqrt(2 layers) smaller  |
 | biases                            | 0                                                   |
@@ -15,11 +15,12 @@ from ml_collections import FrozenConfigDict
 
 
 def make_init(config: FrozenConfigDict, std: float) -> nn.initializers.Initializer:
-  """Returns the initializer of matrices and embeddings: normal, or truncated at two deviations.
+  """Returns the initializer of matrices and embeddings: a normal distribution, which
+  `config.truncated_init` truncates at two standard deviations.
 
   Args:
     config: `config.model`.
-    std: standard deviation; that of the untruncated distribution.
+    std: standard deviation, before the truncation.
   """
   if config.truncated_init:
     return nn.initializers.truncated_normal(std)
@@ -50,9 +51,10 @@ def init_sinusoid(std: float) -> nn.initializers.Initializer:
 
 
 def residual_std(config: FrozenConfigDict) -> float:
-  """Returns the initial deviation of projections into the residual stream.
+  """Returns the initial standard deviation of projections into the residual stream.
 
-  With `scale_residual_init`, 1 / sqrt(2 layers) of the others (Radford et al. 2019, 2.3).
+  With `scale_residual_init`, it is smaller than the others' by the factor 1 / sqrt(2 layers)
+  (Radford et al. 2019, 2.3).
 
   Args:
     config: `config.model`.

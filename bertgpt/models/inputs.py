@@ -21,8 +21,8 @@ class Inputs(NamedTuple):
     predict_positions_BK: int32, positions whose token is predicted. None: every position.
     pair_positions_BP: int32, positions of the [CLS] of every sequence. None: the output layer of
       pairs is left out.
-    lengths_B: int32, tokens of every row, if each row is one sequence that only padding follows.
-      None: a row may hold several sequences.
+    lengths_B: int32, number of tokens of every row, if each row is one sequence followed only by
+      padding. None: a row may hold several sequences.
   """
 
   tokens_BL: jax.Array
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
 
     Args:
       batch: name -> array, with the names of `data.batches.formats.specs`.
-      one_sequence: whether every row is one sequence that only padding follows.
+      one_sequence: whether every row is one sequence followed only by padding.
     """
     lengths_B = (batch["sequence_ids"] > 0).sum(1, dtype=jnp.int32) if one_sequence else None
     return cls(batch["tokens"], batch["sequence_ids"], batch["positions"],

@@ -7,7 +7,7 @@ from ml_collections import FrozenConfigDict
 
 
 def make_group(block: Any, length: int, unroll: int) -> type[nn.Module]:
-  """Returns the class of a run of layers with the parameters of one layer, at the paths of one.
+  """Returns the class of a run of layers that share the parameters, and the paths, of one layer.
 
   Args:
     block: class of a layer.

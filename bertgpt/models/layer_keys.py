@@ -1,8 +1,8 @@
-"""Keys of the dropout of all layers, derived before the loop over the layers.
+"""Dropout keys of all layers, derived before the loop over the layers.
 
-Inside the loop, deriving a key is about a hundred operations on single integers, which a TPU starts
-one by one: an eighth of the time of a step of BERT-large with 256 micro-batches of 8 rows. Before
-the loop they are a few operations on arrays.
+Inside the loop, deriving a key takes about a hundred operations on single integers, which a TPU
+starts one by one: an eighth of the time of a step of BERT-large with 256 micro-batches of 8 rows.
+Before the loop, it takes a few operations on arrays.
 """
 
 from typing import NamedTuple
@@ -37,9 +37,9 @@ def make_layer_keys(module: nn.Module, name: str, lengths: tuple[int, ...]) -> L
   """
   if not module.has_rng("dropout"):
     return None
-  # The keys that the layers had when they derived them themselves, so that masks stay the same:
-  # Flax splits a key over the layers, then folds in the path of the module that asks, and how
-  # often it has asked. When it traces, every loop runs the modules inside it twice.
+  # These are the keys that the layers would derive themselves, so that existing runs keep their
+  # masks. Flax splits a key over the layers, then folds in the path of the calling module and the
+  # number of its calls. During tracing, every loop runs the modules inside it twice.
   keys, path = module.scope.rngs["dropout"].rng, (*module.scope.rngs["dropout"].suffix, name)
   for length in lengths:
     keys = _map_keys(lambda key, length=length: jax.random.split(key, length), keys)

@@ -1,11 +1,11 @@
-"""The transformer stack under the families.
+"""The transformer layers that the families share.
 
 Axes: B batch, L length, D width, E width of the embeddings, N heads, H width of a head, F width of
 the MLP.
 
 Every matrix is stored [in, out] in float32; layers are stacked on a leading axis and scanned. The
-initial values are in `initializers`. Dropout is on exactly when the caller passes a 'dropout'
-generator.
+initial values are in `initializers`. Dropout is active only if the caller passes an RNG named
+'dropout'.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ STACK_PARAMETERS = (
     Param(r"final_norm/(scale|bias)$", (None,), decays=False),
 )
 
-# Values of a layer that are kept for the backward pass; all others are computed again. For `auto`,
+# Values of a layer that are saved for the backward pass; all others are computed again. For `auto`,
 # see config/rematerialization.py.
 REMAT_POLICIES = {
     "none": None,
@@ -130,7 +130,7 @@ class Kind(NamedTuple):
     is_first: bool, whether it reads the embeddings; None: the first layer is like the others.
     is_global: bool, whether its queries see all keys in spite of `config.window`; None: all layers
       are of one kind.
-    keys: its keys of dropout; None: no dropout.
+    keys: its dropout keys; None: no dropout.
   """
 
   is_first: jax.Array | np.ndarray | None = None
@@ -144,7 +144,7 @@ def make_kinds(config: FrozenConfigDict) -> Kind:
   Args:
     config: `config.model`.
   """
-  # Constants of NumPy, from which XLA sees which kernel each layer of an unrolled loop has.
+  # NumPy constants, so that XLA knows the kernel of each layer of an unrolled loop.
   at, every = np.arange(config.num_layers), config.global_every
   return Kind(at == 0 if config.norm == "pre" and config.skip_first_norm else None,
               at % every == 0 if config.window and every else None)
@@ -188,8 +188,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
   """Two dense layers with the activation between them.
 
-  With `config.mlp='gated'`, the activation of a third one, `gate`, multiplies the first one
-  (Shazeer 2020, arXiv:2002.05202).
+  With `config.mlp='gated'`, the activation is applied to a third layer, `gate`, whose result
+  multiplies that of the first one, `up` (Shazeer 2020, arXiv:2002.05202).
   """
 
   config: FrozenConfigDict
@@ -221,7 +221,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array, context: Context, cache: Cache | None,
                kind: Kind) -> tuple[jax.Array, Cache | None]:
-    """Returns the same as `Attention`, with features after the MLP."""
+    """Returns the features [B, L, D] after the MLP, and the keys and values as `Attention` does."""
     config = self.config
     attend, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
     attention_norm, mlp_norm = make_norm(config, "attention_norm"), make_norm(config, "mlp_norm")
@@ -247,7 +247,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-  """All layers, scanned. The parameters are the same however far the scan is unrolled.
+  """All layers, scanned. The parameters do not depend on how far the scan is unrolled.
 
   With `config.layer_groups` = G below the number of layers, the layers come in G runs of equal
   length and the layers of a run share their parameters, which are then stacked over G (ALBERT; see
@@ -292,7 +292,7 @@ class Stack(nn.Module):
 
 
 def _remat(config, is_loop):
-  """Returns the class of a layer whose backward pass keeps the values that `config.remat` selects.
+  """Returns the class of a layer whose backward pass saves the values that `config.remat` selects.
 
   Args:
     is_loop: whether the layer is the body of a loop. Outside a loop, XLA would merge the repeated
@@ -308,8 +308,8 @@ def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
   """Returns the features of every layer, [layers, B, L, D].
 
   Args:
-    intermediates: the collection that `Stack` fills, of the module that holds it as `layers`, or
-      that a module fills with the features of all layers itself.
+    intermediates: the part of the collection that belongs to a `Stack`, or to another module that
+      sows the features of all layers as `output`.
   """
   (output,) = intermediates.get("layers", intermediates)["output"]
   return output.reshape(-1, *output.shape[-3:])
@@ -319,8 +319,8 @@ class Embeddings(nn.Module):
   """Sum of token, position and segment embeddings, the latter two if the config has them.
 
   The token table has its vocabulary padded to a multiple of 128 rows. With
-  `config.embedding_width` the tables and their norm have that width, and a dense layer leads from
-  it to `config.width` (Lan et al. 2019, arXiv:1909.11942).
+  `config.embedding_width` the tables and their norm have that width, and a dense layer projects
+  from it to `config.width` (Lan et al. 2019, arXiv:1909.11942).
 
   Attributes:
     use_norm: LayerNorm on the sum, as in BERT.

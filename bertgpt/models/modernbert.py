@@ -46,7 +46,7 @@ class ModernBert(nn.Module):
     return mlm.logits(), None
 
   def predict(self, inputs: Inputs) -> tuple[Prediction, None]:
-    """Returns the same without computing the logits: a loss needs few at a time.
+    """Returns the prediction without its logits: a loss needs only a few at a time.
 
     Args:
       inputs: tokens, and the positions to predict.
@@ -75,7 +75,7 @@ class ModernBert(nn.Module):
     """
     return self.mlm(x)[0]
 
-  read_tokens = pool  # The output layers of tokens read the same.
+  read_tokens = pool  # The output layers of tokens read the same features.
 
 
 MODEL = ModernBert

@@ -41,9 +41,9 @@ class Norm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _normalize(epsilon, dtype, x, scale_D, bias_D):
-  """Returns LayerNorm of the features; the backward pass keeps them and their statistics.
+  """Returns LayerNorm of the features; the backward pass saves them and their statistics.
 
-  JAX's own derivative would keep several float32 arrays, or compute the statistics again.
+  JAX's own derivative would save several float32 arrays, or compute the statistics again.
 
   Args:
     epsilon: added to the variance.

@@ -1,4 +1,4 @@
-"""What a backward pass computes again, instead of keeping it from the forward pass."""
+"""Recomputation of values in the backward pass, instead of saving them in the forward pass."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +11,7 @@ Values = TypeVar("Values")
 
 
 def renew(values: Values) -> Values:
-  """Returns the same values, which a compiler for GPUs treats as different ones.
+  """Returns the same values, which the compiler for GPUs treats as different ones.
 
   On GPUs there is usually no loop over layers, and XLA then merges equal computations of the two
   passes, or of two uses: it writes their results to memory and reads them back, although computing
@@ -25,10 +25,10 @@ def renew(values: Values) -> Values:
 
 
 def keep_input(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """Returns a function whose backward pass keeps only its arguments.
+  """Returns a function whose backward pass saves only its arguments.
 
   Args:
-    function: of arrays; cheap to compute, element by element.
+    function: a function of arrays that is cheap to compute, element by element.
   """
   kept = jax.custom_vjp(function)
   kept.defvjp(lambda *x: (function(*x), x), lambda x, g: jax.vjp(function, *renew(x))[1](g))

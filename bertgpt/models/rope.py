@@ -16,8 +16,8 @@ from ml_collections import FrozenConfigDict
 def make_tables(config: FrozenConfigDict, positions_BL: jax.Array) -> jax.Array:
   """Returns the cosines and sines of all angles, float32 [T, 2, B, L, H/2].
 
-  T is 2 if local layers have another base than global ones, with the table of the global layers
-  first, and 1 otherwise.
+  T is 2, with the table of the global layers first, if local layers have a different base, and 1
+  otherwise.
 
   Args:
     config: `config.model`.
