@@ -55,9 +55,9 @@ def test_a_signal_saves_the_step_and_exits_with_75(stopped_run):
   assert [stopped_step(result.stderr) for result in results[:3]] == [13, 20, 25]
   assert "Traceback" not in "".join(result.stderr for result in results)
   assert "resuming after" not in results[0].stderr
-  assert f"{path}: going on after step 13\n" in results[1].stderr
-  assert f"{path}: going on after step 20\n" in results[2].stderr
-  assert f"{path}: going on after step 25\n" in results[3].stderr
+  assert f"{path}: resuming after step 13\n" in results[1].stderr
+  assert f"{path}: resuming after step 20\n" in results[2].stderr
+  assert f"{path}: resuming after step 25\n" in results[3].stderr
 
 
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(stopped_run, finished_run):

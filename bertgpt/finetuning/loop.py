@@ -258,7 +258,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
                                "seconds": time.monotonic() - start}, wait=wait)
 
     if first_step:
-      log.message(f"{folder}: going on after step {first_step}")
+      log.message(f"{folder}: resuming after step {first_step}")
       if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
         results = assess(tuning, program, log, state, should_stop)
         if results is None:

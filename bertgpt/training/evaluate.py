@@ -23,9 +23,9 @@ from bertgpt.training import metrics, objectives, steps
 from bertgpt.training.objectives import BoundModel
 from bertgpt.training.steps import Setup, make_setup
 
-# Fields that may differ from the run, besides those of `recipes.RESUMABLE`: they choose the text
-# and the dtype. All others determine the model, or what its scores mean. The fingerprint of the
-# tokenizer is compared.
+# Fields that may differ from the run, besides those of `recipes.RESUMABLE`: they select the text
+# and the dtype. All others determine the model, or the meaning of its scores. `tokenizer.path` may
+# differ, because the fingerprints of the tokenizers are compared.
 MAY_DIFFER = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language",
               "tokenizer.path", "model.dtype")
 
@@ -89,13 +89,14 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
   """Returns the mean of every metric over the whole set.
 
   The result does not depend on the batch size, the mesh or the number of hosts: rows that
-  pad the last batch have weight 0, and sums are added in double precision. If rows hand on a carry,
-  it begins as zeros, and the number of streams is the batch size, on which the result then depends.
+  pad the last batch have weight 0, and sums are added in double precision. An objective with a
+  carry is the exception: it starts from zeros, with one stream per row of a batch, so the result
+  depends on the batch size.
 
   Args:
     evaluator: evaluator of the set.
     params: float32 arrays on the mesh.
-    phase_index: number of the phase whose row length, masks and model are used.
+    phase_index: index of the phase whose row length, masks and model are used.
     should_stop: called before every batch, equally often by all processes of a run; once it returns
       True, the evaluation ends without a result.
   Returns:

@@ -72,7 +72,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
                                            last_step, config.checkpoint))
     if first_step:
       log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
-                  f"{path}: going on after step {first_step}")
+                  f"{path}: resuming after step {first_step}")
     if is_evaluated(config, first_step):  # A signal or a crash may have prevented it.
       scores = evaluate_step(run, log, checkpoints, first_step, state)
     should_stop = stack.enter_context(process.catch_signals())

@@ -100,7 +100,7 @@ class Writer:
   `first_step` is dropped too, and repeated: the run may have ended before it. At step 0, the curves
   of an earlier start are set aside.
 
-  No method raises an error of a file or a terminal: observing a training must not end it.
+  No method raises an error of a file or a terminal: a failure to log must not end the training.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
@@ -131,7 +131,7 @@ class Writer:
       self._sinks.append(sinks.JsonLines(path))
     except OSError as e:
       console.say(f"WARNING: {path}: cannot be written ({e.strerror}). The training continues; "
-                  "this start writes no curves there")
+                  "curves of this start are missing there")
     if tensorboard:
       self._sinks.append(sinks.EventFile(workdir / "tensorboard", first_step + 1))
 
@@ -230,7 +230,7 @@ def fit_line(parts: Sequence[str], width: int) -> str:
 
   Args:
     parts: result of `progress_parts`.
-    width: most characters of the line.
+    width: largest number of characters.
   """
   for name in ("|g| ", "lr ", " ms", "k tok/s", "MFU "):
     if len("  ".join(parts)) <= width:

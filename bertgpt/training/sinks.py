@@ -35,7 +35,7 @@ class Sink:
       if self._file is None:
         self._file = self._open()
       record = self._encode(step, scalars)
-      while record:  # A disk that fills up takes a part; only the next attempt raises the error.
+      while record:  # A disk that fills up takes a part of it. The next write raises the error.
         record = record[self._file.write(record):]
     except OSError as e:
       self._fail(e)
@@ -51,7 +51,7 @@ class Sink:
   def _fail(self, error: OSError) -> None:
     if not self._has_failed:
       console.say(f"WARNING: {self._path}: cannot be written ({error.strerror or error}). The "
-                  "training continues; points of its curves are missing there")
+                  "training continues, but points of its curves are missing there")
     self._has_failed = True
 
   def _open(self):

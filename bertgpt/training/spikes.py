@@ -5,7 +5,7 @@ compares each with the median of its own last values. Values of steps that were 
 values that are not finite, never enter the window: one of them would raise the median, or make it
 meaningless.
 
-What a skipped step has read is written to skipped.jsonl in the workdir, for a look at the text:
+The data of a skipped step is recorded in skipped.jsonl in the workdir, so that you can look at it:
 
     {"step": 812, "loss": 9.1, "grad_norm": 31.0, "phase": 0, "rows": [207616, 207872],
      "documents": [12, 90], "sha256": ...}
@@ -97,7 +97,7 @@ class SkippedSteps:
     self._rows: dict[int, loader.Rows] = {}
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Writes what a step has read.
+    """Writes a line about the data of a step.
 
     Args:
       step: number of the step, from 1.

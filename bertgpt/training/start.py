@@ -71,10 +71,10 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
 
 
 def with_saved_window(abstract_state: TrainState, types: Mapping[str, str]) -> TrainState:
-  """Returns the abstract state with the window of the guard against spikes that a step has.
+  """Returns the abstract state with the spike-guard window of a checkpoint.
 
-  The guard can be switched on and off, and its window resized, when a run resumes. So the steps of
-  a run may have different windows.
+  The guard can be switched on and off, and its window resized, when a run resumes. So the
+  checkpoints of a run may have different windows.
 
   Args:
     abstract_state: the state that the config asks for.
@@ -114,7 +114,7 @@ def check_skipped(old: ConfigDict, new: ConfigDict, step: int) -> None:
     new: config of this start.
     step: steps done at the checkpoint.
   Raises:
-    ConfigError: the config leaves out steps that were trained, or the other way round.
+    ConfigError: the config leaves out steps that were trained, or includes steps that were not.
   """
   done = lambda config: [(first, min(last, step)) for first, last in config.train.skip_steps
                          if first <= step]
@@ -153,7 +153,7 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
     step: steps done at the checkpoint.
     path: workdir of the run.
   Raises:
-    ConfigError: under the new config, the step would have another place in the phases.
+    ConfigError: with the new config, the step would be at another place in the phases.
   """
   total = config_lib.total_steps(new)
   if step > total:

@@ -65,8 +65,8 @@ class StepLog:
     """Waits for the last added step and logs it if it is due.
 
     Returns:
-      Whether it was applied, because its loss and gradient were finite and no spike; True if no
-      step is waiting.
+      Whether it was applied, because its loss and gradient were finite and not a spike; True if
+      no step is waiting.
     Raises:
       DivergedError: too many consecutive steps were not finite.
     """
@@ -95,7 +95,7 @@ class StepLog:
     if all(map(math.isfinite, scalars.values())):
       self._spikes += 1
       self.message(f"step {step}  skipped as a spike: loss {scalars['loss']:.3f}, gradient norm "
-                   f"{scalars['grad_norm']:.3g}. What it read is in {spikes.FILE}")
+                   f"{scalars['grad_norm']:.3g}. Its data is in {spikes.FILE}")
     self._on_skip(step, scalars)
 
   def write_all(self) -> None:
@@ -123,7 +123,7 @@ class StepLog:
     self._writer.write(step, {f"eval/{name}/{metric}": value for metric, value in results.items()})
     self._writer.message(f"step {step}  {name}: "
                          + "  ".join(f"{metric} {value:.4g}" for metric, value in results.items()))
-    self._restart()  # The time of an evaluation does not count as time of steps.
+    self._restart()  # The time of an evaluation does not count as step time.
 
   def close(self) -> None:
     """Closes the files; a step that was not finished is not logged."""

@@ -81,7 +81,8 @@ class TrainState:
     opt_state: state of the optimizer.
     bad_steps: int32 scalar, most recent consecutive steps that were not applied.
     window: state of the guard against spikes, see `spikes.init_window`; () without one.
-    carry: name -> [batch size, ...], what every row hands on, see `Objective.carry`; () if nothing.
+    carry: name -> [batch size, ...], state that rows carry to the next step, see `Objective.carry`;
+      () if there is none.
   """
 
   step: jax.Array
@@ -140,9 +141,10 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
 def make_gradients(setup: Setup, micro_batches: int) -> Callable:
   """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) of a whole batch.
 
-  The batch is corrupted and weighed before it is split, so the masks and the loss do not depend on
-  the number of pieces. Piece m holds rows m, m + micro_batches, ...: every device splits its own
-  rows. The replicas of the model sum their gradients once, after the last piece.
+  The batch is corrupted, and the weights of its losses are computed, before it is split, so the
+  masks and the loss do not depend on the number of pieces. Piece m holds rows m, m + micro_batches,
+  ...: every device splits its own rows. The replicas of the model sum their gradients once, after
+  the last piece.
 
   Args:
     setup: constants of the training.
@@ -200,7 +202,7 @@ def _split(micro_batches: int, x: jax.Array) -> jax.Array:
 
 
 def _join(x: jax.Array) -> jax.Array:
-  """Returns the rows of a batch, from what `_split` made of them."""
+  """Returns the rows of a batch; the inverse of `_split`."""
   x = jnp.moveaxis(sharding.constrain_replicas(x), 0, 2)
   return x.reshape(-1, *x.shape[3:])
 
@@ -266,7 +268,7 @@ def make_state(setup: Setup, abstract_state: TrainState) -> TrainState:
 
 
 def move_to(state: TrainState, step: int) -> TrainState:
-  """Returns a state with another number of steps done, after steps that were left out.
+  """Returns a state whose step count includes steps that were left out.
 
   Args:
     state: state on the devices.

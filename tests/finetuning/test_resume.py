@@ -100,7 +100,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
   capsys.readouterr()
   assert cli.main(arguments(tuning, finished_bert, out)) == 0
   resumed = [int(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().err.splitlines()
-             if f"{NAME}: going on after step " in line]
+             if f"{NAME}: resuming after step " in line]
   assert len(resumed) == 1 and least <= resumed[0] <= step
   assert leaves_of(out) == leaves_of(undisturbed)
   assert results_of(out) == results_of(undisturbed)

@@ -1,7 +1,7 @@
 """The bidirectional language model (Peters et al. 2018, arXiv:1802.05365, 3.1).
 
-One direction predicts every word from those before it, the other from those after it. The words are
-those of the whole vocabulary, in training too, where bilm-tf samples 8,192 of them.
+One direction predicts every word from those before it, the other from those after it. The softmax
+is over the whole vocabulary, also in training; bilm-tf samples 8,192 words.
 """
 
 import functools
@@ -17,7 +17,7 @@ from bertgpt.training.objectives.objective import Objective, name_sums
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
-  """Returns the objective; the loss is the mean of the means of both directions.
+  """Returns the objective; the loss is the average of the mean losses of both directions.
 
   Its exponential, `bilm_perplexity`, is the number that bilm-tf reports.
 

@@ -115,7 +115,9 @@ def round_count(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
 
 def round_count_by_chance(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
                           slots: int) -> jax.Array:
-  """Returns the same, but floor(length * mask_prob + u) with u uniform in [0, 1), possibly 0.
+  """Returns the number of tokens to predict in every row, int32 [B], rounded at random.
+
+  floor(length * mask_prob + u) with u uniform in [0, 1), possibly 0, at most `slots`.
 
   Args:
     keys_B: random keys, one per row. For the other arguments, see `round_count`.
@@ -130,7 +132,9 @@ def round_count_by_chance(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: f
 
 def count_draws(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
                 slots: int) -> jax.Array:
-  """Returns the same, but one draw per token decides whether it counts; possibly 0.
+  """Returns the number of tokens to predict in every row, int32 [B], by one draw per token.
+
+  Every token counts with probability `mask_prob`; possibly 0, at most `slots`.
 
   Args:
     keys_B: random keys, one per row. For the other arguments, see `round_count`.

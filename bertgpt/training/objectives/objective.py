@@ -73,11 +73,11 @@ class Objective(NamedTuple):
       only on the key and its row id, not on the other rows.
     weights: corrupted batch -> weight of every loss term, float32 scalars.
     evaluate: (model, corrupted batch) -> sums of the loss terms and of the other metrics; with a
-      carry: (these sums, the carry that the rows hand on).
+      carry: (these sums, the new carry).
     init_inputs: batch of zeros -> inputs with which the model creates all its parameters.
-    carry: schema of what every row of a step hands to the same row of the next step, such as the
-      state of a recurrent network: name -> (shape per row, dtype). It begins as zeros, is part of
-      the train state, and does not pass on gradients.
+    carry: schema of what every row of a step carries to the same row of the next step, such as the
+      state of a recurrent network: name -> (shape per row, dtype). It begins as zeros and is part
+      of the train state. No gradient flows through it.
   """
 
   specs: Callable[[ConfigDict], Specs]
@@ -89,7 +89,7 @@ class Objective(NamedTuple):
 
 
 def evaluate(objective: Objective, model: BoundModel, batch: Batch) -> tuple[Sums, Any]:
-  """Returns the sums of an objective, and the carry that the rows hand on, or () if there is none.
+  """Returns the sums of an objective, and the new carry of the rows, or () if there is none.
 
   Args:
     objective: any objective.
@@ -120,7 +120,7 @@ def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
     sums: result of `Objective.evaluate` for a part of the batch.
     weights: term -> weight in the whole global batch.
   """
-  # A weight of a scaled term may be below 1. That of a term without targets is 0, as is its sum.
+  # The weight of a scaled term may be below 1. A term without targets has weight 0 and sum 0.
   return sum((sums[name][0] / jnp.where(weight > 0, weight, 1) for name, weight in weights.items()),
              jnp.zeros(()))
 
