@@ -1,6 +1,7 @@
-"""What the processes of a run tell each other without their devices: agreement, and their end.
+"""Messages between the processes of a run, without their devices: checks that they agree, and how
+one of them ended.
 
-They use the key-value store of JAX's coordinator, which is there as soon as they have connected.
+They use the key-value store of JAX's coordinator, which exists as soon as they have connected.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from bertgpt import errors, files
 from bertgpt.devices import console
 from bertgpt.errors import ConfigError, PeerError
 
-ANSWER_S = 1200  # Time for the others to come to the same point, for example to finish imports.
+ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
 NOTICE_S = 1     # Time between two checks of whether another process has ended.
 # Process 0 holds the store. Before it ends, it waits this long for the others to read why. They
 # look once per second, but on a busy machine that may take longer. A lost process never reads it.
@@ -55,7 +56,7 @@ def _open_store() -> _Store | None:
 
 
 def check_agreement(fields: Mapping[str, Any]) -> None:
-  """Checks that all processes of a run would do the same. All of them call it at the same time.
+  """Checks that all processes of a run were started alike. All of them call it at the same time.
 
   Versions of packages are compared too. A single process agrees with itself.
 
@@ -169,12 +170,12 @@ def _try_read(store: _Store, key: str) -> str | None:
 
 
 def wait_for_all(name: str) -> None:
-  """Waits until all processes of the run have come to a point. All of them call it once per point.
+  """Waits until all processes of the run have reached a point. All of them call it once per point.
 
   Args:
     name: name of the point.
   Raises:
-    PeerError: another process did not come.
+    PeerError: another process did not reach it.
   """
   store = _open_store()
   if store is None:

@@ -55,8 +55,8 @@ def start_distributed(spec: str, timeout_s: float) -> None:
     raise ConfigError(f"--distributed={spec}: PORT must be in [1, 65535]")
   if not 0 <= index < count:
     raise ConfigError(f"--distributed={spec}: PROCESS_ID must be in [0, {count})")
-  host = host.strip("[]")  # Of an IPv6 address.
-  # Whoever reaches the ports of a run can take part in it.
+  host = host.strip("[]")  # The brackets of an IPv6 address.
+  # Anyone who can connect to the ports of a run can take part in it.
   bind = host if is_loopback(host) else ""
   # JAX aborts if a process is missing, and crashes if the port is in use.
   if index == 0:
@@ -177,8 +177,8 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   """Turns SIGTERM, SIGHUP and Ctrl-C into a function that the loop calls after every step.
 
   With several processes, JAX's preemption service answers: it gives all processes the same answer
-  at the same call. A second signal ends the process at once. SIGHUP says that the terminal was
-  closed; it stays off if the process was started with nohup.
+  at the same call. A second signal ends the process at once. SIGHUP means that the terminal was
+  closed; it stays ignored if the process was started with nohup.
 
   Yields:
     should_stop(), whether a signal was received; all processes call it equally often.
@@ -195,7 +195,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
     os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens only to this signal.
 
   def agree() -> bool:
-    # The service counts calls. It says yes at one of them only, the first that all can still reach.
+    # The service counts calls. It returns True at only one, the first that all can still reach.
     nonlocal stopped
     stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
     return stopped

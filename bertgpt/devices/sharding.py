@@ -167,7 +167,7 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
 
 
 def shard_index(mesh_axes: str | Sequence[str]) -> jax.Array | int:
-  """Returns the number of this device's part of an axis, uint32, inside `map_shards`.
+  """Returns the index of this device's part of an axis, uint32, inside `map_shards`.
 
   Args:
     mesh_axes: `names[logical axis]` of `map_shards`.
@@ -209,7 +209,7 @@ def in_replica() -> bool:
 
 
 def replica_index() -> jax.Array | int:
-  """Returns the number of the replica inside `map_replicas`, uint32, and 0 outside."""
+  """Returns the index of the replica inside `map_replicas`, uint32, and 0 outside."""
   return jax.lax.axis_index(REPLICA).astype(jnp.uint32) if _in_replica.get() else 0
 
 
@@ -308,7 +308,7 @@ def local_rows(layout: NamedSharding, batch_size: int,
                devices: Sequence[jax.Device] | None = None) -> np.ndarray:
   """Returns the numbers of the rows of a global batch on the devices of this process, ascending.
 
-  They may have gaps: a mesh follows the wires between devices, not the hosts.
+  They may have gaps: the order of a mesh follows the links between devices, not the hosts.
 
   Args:
     layout: result of `batch_sharding`.

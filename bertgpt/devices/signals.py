@@ -1,4 +1,4 @@
-"""What SIGTERM, a closed terminal (SIGHUP) and Ctrl-C do to a command, without JAX.
+"""Effects of SIGTERM, a closed terminal (SIGHUP) and Ctrl-C on a command, without JAX.
 
 Outside of a training loop they raise an exception in the main thread, so that temporary files are
 removed and locks released. Inside, `process.catch_signals` turns them into a function that the

@@ -7,8 +7,8 @@
       unfinished/         Orbax writes here; emptied at every start, through discarded-*/
       damaged-110-0/      set aside, because it did not match its manifest
 
-Orbax does not hash array data, lists steps whose save failed, and takes any directory with a
-numeric name for a step. Here, a step is a directory that matches the manifest in it.
+Orbax does not hash array data, lists steps whose save failed, and regards any directory with a
+numeric name as a step. Here, a step is a directory that matches the manifest in it.
 """
 
 import concurrent.futures
@@ -58,7 +58,7 @@ class Checkpoints:
       every_steps: a save is due every N steps; 0: off.
       every_minutes: a save is due N minutes after the last one; 0: off.
       keep: number of newest good steps that are kept, at least 1.
-      keep_every_steps: checkpoints of every N steps are kept for good; 0: none.
+      keep_every_steps: checkpoints of every N steps are kept permanently; 0: none.
       keep_best: held-out metric whose best checkpoint is kept; '': none.
       on_save: called in process 0 with the step of every checkpoint that is complete.
     Raises:
@@ -363,7 +363,7 @@ def _make_writer() -> ocp.AsyncCheckpointer:
   # Compression hardly shrinks weights, and would take the CPU cores of the training for seconds.
   handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS}
   # If a directory cannot be made in the background, Orbax's writers wait 5 minutes for it. Orbax
-  # takes times from the wall clock, which may jump; a save that hangs is the watchdog's.
+  # takes times from the wall clock, which may jump; the watchdog ends a save that hangs.
   options = ocp.options.AsyncOptions(create_directories_asynchronously=False,
                                      timeout_secs=100 * 365 * 86400)
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
@@ -443,7 +443,7 @@ def _none_usable(root: pathlib.Path) -> DataError:
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
   """Returns the error for a failed save, with the reason of the system if it gives one."""
-  code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, deep in a long text.
+  code = re.search(r"os_error_code='(\d+)'", str(error))  # From TensorStore, in a long message.
   reason = os.strerror(int(code[1])) if code else one_line(error)
   return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}). "
                       "Earlier checkpoints are unchanged. Check the storage, then resume the run")

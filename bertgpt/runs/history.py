@@ -1,11 +1,11 @@
-"""What happened to a run besides its steps: history.jsonl in its workdir.
+"""Events of a run other than its steps: history.jsonl in its workdir.
 
     {"event": "start"}                           the run began at step 0
     {"event": "checkpoint", "step": 10}          the first checkpoint was saved
     {"event": "rollback", "to": 20, "from": 40}  `bertgpt rollback`
     {"event": "ignored", "fields": [...]}        see `former`
 
-It outlives the checkpoints, so a run whose checkpoints are gone is not taken for a new one.
+It outlives the checkpoints, so a run whose checkpoints are gone is not mistaken for a new one.
 """
 
 import json

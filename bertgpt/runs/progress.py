@@ -1,4 +1,4 @@
-"""A line on stderr, every few seconds, that says how far long work is."""
+"""Progress of long work: a line on stderr every few seconds."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ PROGRESS_SECONDS = 10.0
 
 
 class Progress:
-  """Prints how far the work is, on stderr, every PROGRESS_SECONDS.
+  """Prints progress on stderr every PROGRESS_SECONDS.
 
   Attributes:
     done: texts done.

@@ -1,7 +1,7 @@
-"""Silence of Orbax and TensorStore about errors that they also raise.
+"""Suppression of what Orbax and TensorStore print about errors that they also raise.
 
-On a full disk, they print up to 300 lines besides the exception, in which the message of this
-program would drown.
+On a full disk, they print up to 300 lines in addition to the exception, which would hide the
+message of this program.
 """
 
 import functools

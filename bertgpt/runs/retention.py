@@ -92,8 +92,8 @@ class Best:
     """Makes a checkpoint the best one.
 
     Args:
-      step: its step, which may still be being saved: see `record`.
-      value: its metric.
+      step: step of the checkpoint, whose save may still be running: see `record`.
+      value: the metric at this step.
     """
     self._best = step, value
 

@@ -84,7 +84,7 @@ def _with_table(params: Any, table: np.ndarray) -> Any:
 
 
 def listen(tokenizer: Tokenizer) -> Tokenizer:
-  """Returns a tokenizer that takes note of words which it lacks, if its pieces are words.
+  """Returns a tokenizer that records the words that it lacks, if its pieces are words.
 
   Args:
     tokenizer: any tokenizer.
@@ -93,7 +93,7 @@ def listen(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def heard(tokenizer: Tokenizer) -> list[str]:
-  """Returns the words that a result of `listen` has lacked.
+  """Returns the words that a tokenizer from `listen` has recorded.
 
   Args:
     tokenizer: any tokenizer.

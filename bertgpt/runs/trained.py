@@ -180,8 +180,8 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
   """Returns a trained model for use on any machine, with rows of any length.
 
   The model is that of the phase that its step belongs to. The attention kernel and the compiler
-  options of the training are replaced by 'auto', and the dtype by one that does not blur the
-  differences between scores.
+  options of the training are replaced by 'auto', and the dtype by one that is precise enough to
+  compare scores.
 
   Args:
     config: resolved config of the training.
