@@ -125,8 +125,8 @@ SCHEDULES = {
 # Fields of a phase that are read only if it has a warm-up.
 OF_WARMUP = ("warmup_rule",)
 
-# Fields that determine the curve of a phase's learning rates. A phase that continues the curve of
-# the phase before does not read them.
+# Fields that determine the learning-rate curve of a phase. A phase that continues the curve of the
+# previous phase does not read them.
 CURVE = ("learning_rate", "schedule", "warmup_steps", "warmup_fraction", "warmup_rule",
          "end_fraction", "power", "decay_fraction")
 

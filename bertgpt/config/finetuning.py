@@ -1,8 +1,8 @@
-"""The config of a fine-tuning: every field with its default and a comment, and checks.
+"""The config of fine-tuning: every field with its default and a comment, and checks.
 
 A recipe under `configs/` calls `base()` and changes some of the fields. Model, tokenizer and the
-generator of dropout masks are those of the pretrained run. `run_config` combines both into an
-ordinary config, so that the train step, sharding and optimizers are those of pretraining.
+generator of dropout masks are those of the pretrained run. `run_config` combines the two configs
+into an ordinary one, so that the train step, sharding and optimizers are those of pretraining.
 """
 
 import math
@@ -40,7 +40,7 @@ def base() -> ConfigDict:
   # Type of activations and products, as model.dtype, without float8; '': as in pretraining
   # (imported: float32).
   config.dtype = ""
-  config.from_scratch = False              # random weights instead of the trained ones, to compare
+  config.from_scratch = False              # random instead of trained weights, for comparison
   # Runs whose weights are saved: best (on dev) | all | none.
   config.save = "best"
 

@@ -1,4 +1,4 @@
-"""The config of a pretraining: every field with its default and a comment, and derived values.
+"""The config of pretraining: every field with its default and a comment, and derived values.
 
 A recipe under `configs/` calls `base()`, changes some of the fields and returns the result. The
 config is locked, so an unknown field is an error. Code reads `config.a.b`, and no other module
@@ -72,7 +72,7 @@ def phase(**overrides: Any) -> ConfigDict:
   fields.mask_prob = 0.0                   # 0: objective.mask_prob
   fields.rope_theta = 0.0                  # 0: model.rope_theta
   fields.rope_theta_local = 0.0            # 0: model.rope_theta_local
-  # continuous: the learning rate follows the curve of the phase before, which then spans both
+  # continuous: the learning rate follows the curve of the previous phase, which then spans both
   # phases (BERT). restart: the phase has its own curve from step 0 (NVIDIA's LAMB recipe).
   fields.learning_rate_rule = "restart"
   fields.learning_rate = 1e-4              # peak
@@ -102,8 +102,8 @@ def base() -> ConfigDict:
   config.init_from = ""
 
   config.data = data = ConfigDict()
-  # pydocs | text:GLOB | text+paragraphs:GLOB | jsonl:GLOB#field | tfds:name:split#feature, or
-  # several of these, separated by commas.
+  # pydocs | text:GLOB | text+paragraphs:GLOB | jsonl:GLOB#field | parquet:GLOB#column |
+  # parquet+sentences:GLOB#column | tfds:name:split#feature, or several, separated by commas.
   data.source = "pydocs"
   data.corpus = ""                         # prepared corpus; '': prepare `source` under `cache_dir`
   data.cache_dir = "~/.cache/bertgpt"      # folder of prepared corpora and trained tokenizers
@@ -123,21 +123,21 @@ def base() -> ConfigDict:
   # GPT, mlm with packing: whether every document of a row is a sequence of its own: no attention
   # across documents, and positions that restart.
   data.isolate_documents = False
-  # mlm with packing: a sentence is cut only if, uncut, it would leave more than this share of its
-  # row empty. 1: only sentences longer than a row are cut (RoBERTa).
+  # mlm with packing: a sentence is cut at the end of a row only if more than this share of the row
+  # would otherwise stay empty. 1: only sentences longer than a row are cut (RoBERTa).
   data.max_unused = 1 / 16
 
   config.tokenizer = tokenizer = ConfigDict()
-  # Kind that is trained: sentencepiece | wordpiece | bpe (byte-level) | words (whole ones, for
-  # elmo). With `path` or `data.corpus` it is that of the file, which may also be gpt1_bpe or
+  # Kind that is trained: sentencepiece | wordpiece | bpe (byte-level) | words (whole words, for
+  # elmo). With `path` or `data.corpus`, the kind of that tokenizer, which may also be gpt1_bpe or
   # unigram.
   tokenizer.kind = "sentencepiece"
   # File or folder of a trained tokenizer; '': train one on `data.source`.
   tokenizer.path = ""
   tokenizer.vocab_size = 8192              # ids of a newly trained tokenizer
   tokenizer.model_type = "unigram"         # sentencepiece: unigram | bpe
-  # sentencepiece, wordpiece, words: whether a new tokenizer lower-cases text, and a vocab.txt if
-  # the files beside it do not say.
+  # sentencepiece, wordpiece, words: whether a new tokenizer lower-cases text; also for a vocab.txt,
+  # if the files next to it do not say.
   tokenizer.lowercase = True
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
@@ -194,7 +194,7 @@ def base() -> ConfigDict:
   # Features that stand for a text in tasks: cls (of its first token) | mean (of all).
   model.pooling = "cls"
   model.init_std = 0.02
-  # Whether normal initialization is truncated at two deviations (BERT) or not (GPT).
+  # Whether normal initialization is truncated at two standard deviations (BERT) or not (GPT).
   model.truncated_init = True
   # learned: initial embeddings: normal | sinusoid (attention to neighbors is learned sooner).
   model.position_init = "normal"
@@ -210,9 +210,9 @@ def base() -> ConfigDict:
   # Kernel: auto | xla (any platform) | flash (our own, has attention dropout) | cudnn (GPU) |
   # splash (TPU).
   model.attention = "auto"
-  # Kept for the backward pass, which computes everything else again: none (what differentiation
-  # needs) | products (matrix products, sums, softmax) | dots (matrix products) | full (only the
-  # inputs of layers) | auto (products on TPUs, none elsewhere).
+  # Values saved for the backward pass, which computes all others again: none (all that
+  # differentiation needs) | products (matrix products, sums, softmax) | dots (matrix products) |
+  # full (only the inputs of layers) | auto (products on TPUs, none elsewhere).
   model.remat = "auto"
   # Layers per iteration of the loop over them; 0: all, no loop; -1: all on GPUs, 1 elsewhere.
   model.scan_unroll = -1
@@ -237,7 +237,7 @@ def base() -> ConfigDict:
   objective.bias_init = "zeros"
   objective.rtd_weight = 50.0              # rtd: factor of the loss of the discriminator
   # Positions per device whose vocabulary logits are in memory at a time. 0: as many as fit in
-  # models.cross_entropy.CHUNK_BYTES; -1: all, and their gradient by plain differentiation.
+  # models.cross_entropy.CHUNK_BYTES; -1: all, differentiated by JAX.
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()

@@ -66,9 +66,9 @@ class FormerlyIgnored(NamedTuple):
   """A field that the configs of earlier versions could set, and that those versions did not read.
 
   Attributes:
-    field: the field, whose default has the meaning of not being read.
+    field: the field; its default has the same effect as not reading it.
     objective: objective of the configs.
-    came_with: a field that configs have since the version that reads `field`.
+    came_with: a field that was added in the version that first reads `field`.
   """
 
   field: str
@@ -110,7 +110,7 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
 
 
 def _finetuning_base() -> ConfigDict:
-  # Imported here, because that module is based on this package.
+  # Imported here, because that module imports this package.
   from bertgpt.config import finetuning
   return finetuning.base()
 
@@ -282,7 +282,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   """Rebuilds a config from JSON without running code. Lists become tuples again.
 
-  Fields that the version which wrote it did not read get their defaults, see `find_ignored`.
+  Fields that were not read by the version that wrote the JSON get their defaults, see
+  `find_ignored`.
 
   Args:
     text: content of a config.json, as text or UTF-8.
@@ -321,7 +322,7 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
 
 
 def find_ignored(stored: Any) -> list[str]:
-  """Returns the fields that a stored config sets, and that the version which wrote it did not read.
+  """Returns the fields that a stored config sets, but the version that wrote it did not read.
 
   Args:
     stored: content of a config.json, as JSON values.

@@ -1,4 +1,4 @@
-"""Phases from token counts, the unit in which recent papers state the length of a training."""
+"""Phases from token counts, the unit in which recent papers state the length of training."""
 
 from typing import Any
 

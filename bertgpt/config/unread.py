@@ -28,7 +28,7 @@ def find_problems(config: ConfigDict) -> list[str]:
   """Returns one line per field that the config sets and nothing reads.
 
   Args:
-    config: whole config, of which `config.find_problems` finds nothing wrong.
+    config: whole config, without problems according to `config.find_problems`.
   """
   return [line for _, line in _find(config)]
 
@@ -37,8 +37,8 @@ def unset_fields(config: ConfigDict) -> set[str]:
   """Returns the fields 'a.b' that nothing reads and the config does not set.
 
   Args:
-    config: of a start that continues a run. If the run was begun by a version that accepted such
-      fields, the stored config may set them.
+    config: config of a start that resumes a run. If an earlier version, which accepted such fields,
+      started the run, the stored config may set them.
   """
   unread = {field for _, _, fields in _irrelevant(config) for field in fields}
   return unread - {field for field, _ in _find_in_groups(config)}

@@ -158,7 +158,7 @@ def make_vocabulary(size: int) -> Vocabulary:
 
 
 def abstract_batch(config: ConfigDict, phase: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """Returns ShapeDtypeStructs of what the loader makes for the phase."""
+  """Returns ShapeDtypeStructs of the arrays of a batch of the phase."""
   layout = sharding.batch_sharding(mesh, config)
   return {name: jax.ShapeDtypeStruct((phase.batch_size, *shape), dtype, sharding=layout)
           for name, (shape, dtype) in formats.specs(config, phase).items()}

@@ -168,7 +168,7 @@ class Traffic(NamedTuple):
   seconds: float
 
 
-# How often a device sends the array around a ring; once for the kinds that are not here.
+# How often a device sends the array around a ring; once for the kinds that are not listed.
 _ROUNDS = {"all-reduce": 2.0}
 
 

@@ -57,7 +57,7 @@ class Instruction:
   """`name = shape opcode(operands), attributes` in a computation.
 
   Attributes:
-    shape: arrays of the result; those of nested tuples are flat.
+    shape: arrays of the result; nested tuples are flattened.
     operands: names of instructions in the same computation. A parameter has its number here and a
       constant its value.
     attributes: text after the operands.
@@ -253,7 +253,7 @@ def parse_shape(text: str) -> tuple[Array, ...]:
   Args:
     text: one shape, with or without its layout, in which `S(n)` with n > 0 is on-chip memory.
   Returns:
-    Its arrays, those of nested tuples flat.
+    Its arrays; nested tuples are flattened.
   """
   arrays = []
   for element_type, dims, layout in _ARRAY.findall(text):

@@ -56,8 +56,8 @@ def product_of(instruction: Instruction) -> Product | None:
   """Returns the matrix products of a plain instruction.
 
   Args:
-    instruction: a dot, a convolution, a call of cuBLAS or cuDNN, and a Pallas kernel that states
-      its cost have some; a fusion itself has none, only its parts.
+    instruction: any. Those with products are a dot, a convolution, a call of cuBLAS or cuDNN, and
+      a Pallas kernel that states its cost. A fusion itself has none; its parts may.
   Returns:
     The products; None for any other instruction.
   """
@@ -157,8 +157,8 @@ class _WindowDimension(NamedTuple):
 def _convolution(instruction: Instruction) -> Product:
   """Returns a convolution as matrix products.
 
-  On TPU every product is a convolution; windows with dilation and padding spell out batches. Only
-  positions of the window that meet an element of the input count, as in
+  On TPU every product is a convolution, whose window, with dilation and padding, expresses the
+  batch dimensions. Only positions of the window that meet an element of the input count, as in
   HloCostAnalysis::HandleConvolution.
   """
   labels = instruction.attribute(r"dim_labels=(\S+?)(?:,|\s|$)")

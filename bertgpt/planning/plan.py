@@ -19,7 +19,7 @@ from bertgpt.planning.topologies import Topology
 
 
 class Request(NamedTuple):
-  """What to show.
+  """Choices of the user about a plan.
 
   Attributes:
     phase: number of the only phase to plan; None: all phases, or for a search the last one.

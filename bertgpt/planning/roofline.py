@@ -210,7 +210,7 @@ class _Span(NamedTuple):
 
 @dataclasses.dataclass
 class _Transfer:
-  """A collective under way.
+  """A collective in progress.
 
   Attributes:
     totals: totals of its kind and axes.
@@ -249,7 +249,7 @@ class _Transfers:
 
   def add(self, collective: Collective, part: Instruction, execution: Execution,
           span: _Span) -> None:
-    """Counts a collective once: on TPU a hidden one shows up in every operation that hides it.
+    """Counts a collective once: on TPU, every operation that hides it contains it.
 
     Args:
       collective: the collective.
@@ -278,7 +278,7 @@ class _Transfers:
     return _Transfer(totals, traffic.seconds, runs, span)
 
   def is_end(self, instruction: Instruction) -> bool:
-    """Returns whether an instruction is the `-done` of a collective under way."""
+    """Returns whether an instruction is the `-done` of a collective in progress."""
     return (instruction.opcode.endswith("-done")
             and instruction.operands[0] in self._under_way)
 

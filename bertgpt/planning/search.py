@@ -1,7 +1,7 @@
-"""Other ways to run the same phase, ranked: micro-batches, remat, mesh, and what the program is
-made of: kernel of attention, unrolling of the loop over layers, chunks of the output layer.
+"""Other ways to run the same phase, ranked. They differ in micro-batches, remat, mesh, attention
+kernel, unrolling of the loop over layers, and chunks of the output layer.
 
-All variants train the same model on the same batches. A crude formula picks the few variants that
+All variants train the same model on the same batches. A rough formula selects the few variants that
 are worth compiling; they are compiled and predicted like the plan itself.
 """
 
@@ -33,15 +33,15 @@ from bertgpt.planning.topologies import Topology
 MAX_COMPILATIONS = 8
 
 # By model.remat: operations of the forward pass that the backward pass repeats, as a share of a
-# step. Read off compiled programs (assumption).
+# step. Estimated from compiled programs (assumption).
 RECOMPUTED_SHARE = {"none": 0.0, "products": 0.0, "dots": 0.1, "full": 0.33}
 # By model.remat: bytes per token and layer that are saved for the backward pass, as multiples of
-# (width, mlp_dim, heads x length). Read off compiled programs (assumption).
+# (width, mlp_dim, heads x length). Estimated from compiled programs (assumption).
 SAVED_BYTES = {"none": (28, 12, 9), "products": (14, 2, 2), "dots": (12, 2, 0),
                "full": (2, 0, 0)}
 OPERATIONS_PER_LAYER = 250  # Forward and backward, on TPU.
 # Bytes that plain attention moves per query and key in both passes, and fused attention does not
-# (read off compiled programs, assumption).
+# (estimated from compiled programs, assumption).
 WEIGHT_BYTES = 24
 LOSS_CHUNKS = (0, -1, 1024, 4096)  # Values of objective.loss_chunk.
 PROGRAM_FIELDS = ("model.attention", "model.scan_unroll", "objective.loss_chunk")
@@ -172,7 +172,7 @@ def remat_choices(config: ConfigDict, platform: str) -> list[str]:
 
 
 def resolve_remat(config: ConfigDict, topology: Topology) -> str:
-  """Returns what `model.remat` of a config stands for on a machine."""
+  """Returns the value of `model.remat` on a machine, with 'auto' resolved."""
   return rematerialization.choose(config.model.remat, aot.devices_of(topology)[1])[0]
 
 

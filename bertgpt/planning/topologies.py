@@ -1,4 +1,4 @@
-"""Absent machines, found by name: devices to compile for.
+"""Devices to compile for, of machines that need not be present, found by name.
 
   v5e:4x4        16 chips of one TPU slice; v4, v5p and tpu7x have three sides: v5p:2x2x4
   v5e:16x16:2    two such slices, joined by the data-center network
@@ -152,9 +152,9 @@ class _Gpu(NamedTuple):
     cores: multiprocessors.
     clock: GHz.
     l2_bytes: cache of the device.
-    shared_bytes_per_block, shared_bytes_per_core: shared memory at most.
+    shared_bytes_per_block, shared_bytes_per_core: largest shared memory.
     compute_capability: (major, minor).
-    name: NVIDIA's name of it.
+    name: NVIDIA's name for it.
   """
 
   cores: int
