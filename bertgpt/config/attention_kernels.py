@@ -36,14 +36,14 @@ class Layer(NamedTuple):
   Attributes:
     platform: platform that the program is compiled for: 'cpu', 'gpu' or 'tpu'; '' if it is not
       known yet.
-    dtype: dtype of the activations, as 'bfloat16'.
+    dtype: dtype of the activations, such as 'bfloat16'.
     length: tokens per row.
     head_width: width of one head.
     dropout: share of attention weights dropped; 0: none.
     dropout_rng: generator of their mask, `config.model.dropout_rng`.
     has_window: whether a query sees only the keys within some distance.
     has_order: whether there is a prefix, or an order of prediction; see `attention.Visibility`.
-    capability: compute capability of the GPU, as 7.5; 0: it is not known, or not a GPU of NVIDIA.
+    capability: compute capability of the GPU, such as 7.5; 0: not known, or not an NVIDIA GPU.
   """
 
   platform: str

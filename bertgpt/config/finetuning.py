@@ -106,10 +106,11 @@ def find_problems(config: ConfigDict) -> list[str]:
   # The seed is part of the batch, as int32.
   if not config.seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31
                                  for seed in config.seeds):
-    problems.append(f"seeds={config.seeds}: give numbers from 0 to 2**31 - 1, as 0,1,2")
+    problems.append(f"seeds={config.seeds}: give numbers from 0 to 2**31 - 1, such as 0,1,2")
   rates = config.learning_rates
   if not rates or not all(isinstance(r, (int, float)) and 0 < r < math.inf for r in rates):
-    problems.append(f"learning_rates={config.learning_rates}: give numbers above 0, as 2e-5,5e-5")
+    problems.append(f"learning_rates={config.learning_rates}: give numbers above 0, such as "
+                    "2e-5,5e-5")
   for field in ("seeds", "learning_rates"):
     if len(set(config[field])) < len(config[field]):
       problems.append(f"{field}={config[field]} names a run twice")
@@ -123,7 +124,7 @@ def find_problems(config: ConfigDict) -> list[str]:
       problems.append(f"{field}={values[field]!r}: choose one of "
                       f"{', '.join(choice or repr(choice) for choice in choices)}")
   if not config.task.data:
-    problems.append("task.data: give the folder that holds the task's files, as "
+    problems.append("task.data: give the folder that holds the task's files, such as "
                     "--config.task.data=glue")
   elif problem := config_lib.remote_problem(config.task.data.removeprefix("tfds:")):
     problems.append(f"task.data={problem}")

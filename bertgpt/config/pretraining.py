@@ -384,7 +384,7 @@ def at_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> Con
 
   Args:
     config: whole config.
-    index: number of the phase.
+    index: index of the phase.
     in_evaluation: whether the share of predicted tokens is `eval.mask_prob`, if that is set.
   """
   config, p = config.copy_and_resolve_references(), config.phases[index]

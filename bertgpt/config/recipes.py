@@ -121,7 +121,7 @@ def beside(file: str, name: str, make_base: Callable[[], ConfigDict] = base,
 
   Args:
     file: `__file__` of the calling recipe.
-    name: name of the other recipe, as 'bert_base'.
+    name: name of the other recipe, such as 'bert_base'.
     make_base: see `load`.
     argument: argument for its get_config(); '': none.
   """
@@ -174,8 +174,8 @@ def find(name: str) -> str:
   """Returns the file of a recipe.
 
   Args:
-    name: path of a file, or name of a recipe that comes with bertgpt, as 'bert_base'. An existing
-      file takes precedence.
+    name: path of a file, or name of a recipe that comes with bertgpt, such as 'bert_base'.
+      An existing file takes precedence.
   Raises:
     ConfigError: there is neither; the message suggests the closest names, or lists all of them.
   """
@@ -342,7 +342,7 @@ def set_field(config: ConfigDict, field: str, value: Any) -> None:
 
   Args:
     config: config to change.
-    field: path, as 'a.b' or 'phases[0].steps'.
+    field: path, such as 'a.b' or 'phases[0].steps'.
     value: new value.
   Raises:
     TypeError: the value has the wrong type.
@@ -400,7 +400,7 @@ def is_field(config: ConfigDict, name: str) -> bool:
 
   Args:
     config: whole config.
-    name: path of a field, as 'optimizer.name', or of a group, as 'optimizer'.
+    name: path of a field, such as 'optimizer.name', or of a group, such as 'optimizer'.
   """
   return any(_is_within(field, name) for field, _ in leaves(config))
 

@@ -48,8 +48,7 @@ def end_with_parent() -> None:
 
 
 def kill_spawned() -> None:
-  """Kills the children of `multiprocessing`, also stopped ones, which cannot end with this process.
-  """
+  """Kills the children of `multiprocessing`. Stopped ones would not end with this process."""
   for child in multiprocessing.active_children():
     child.kill()
 

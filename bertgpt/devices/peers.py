@@ -75,7 +75,7 @@ def check_agreement(fields: Mapping[str, Any]) -> None:
 def find_differences(fields: Mapping[str, Any], room: str) -> list[str]:
   """Returns a line per field in which processes of a run differ, the same in all of them.
 
-  All processes call it, also from a thread.
+  All processes call it. It may be called from a thread.
 
   Args:
     fields: name -> JSON value or tuple.

@@ -94,17 +94,17 @@ def platform() -> str:
 
 
 def compute_capability() -> float:
-  """Returns the compute capability of the GPU that a program traced here is compiled for, as 7.5.
+  """Returns the compute capability of the GPU that a program traced here is compiled for.
 
-  It is 0 if it is not known, or the device is not a GPU of NVIDIA.
+  It is a number such as 7.5, or 0 if it is not known or the device is not an NVIDIA GPU.
   """
   found = _capability.get(None)
   return _capability_of(jax.devices()[0]) if found is None else found
 
 
 def _capability_of(device: jax.Device | None) -> float:
-  """Returns the compute capability of a GPU of NVIDIA; 0 for any other device, or None."""
-  text = str(getattr(device, "compute_capability", ""))  # 'gfx90a' for a GPU of AMD.
+  """Returns the compute capability of an NVIDIA GPU; 0 for any other device, or None."""
+  text = str(getattr(device, "compute_capability", ""))  # 'gfx90a' for an AMD GPU.
   return float(text) if text.replace(".", "").isdigit() else 0.0
 
 

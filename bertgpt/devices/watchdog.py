@@ -4,7 +4,7 @@
     renew()        something was done: the time starts again, if it is running
     disarm()       no limit
 
-The limit ends the process with exit code 1 and the word "Timeout", also if no Python code can run.
+The limit ends the process with exit code 1 and the word "Timeout", even if no Python code can run.
 In that case the last line, which says what to do, is missing.
 """
 

@@ -79,7 +79,7 @@ class CompiledStep(NamedTuple):
 
   Attributes:
     config: the run's config.
-    phase_index: number of the phase whose step this is.
+    phase_index: index of the phase whose step this is.
     state_bytes: parameters and optimizer, bytes per chip.
     analytic_flops: FLOPs of useful work per step, all chips together.
     memory: bytes per chip; None if the program does not fit.
@@ -169,7 +169,7 @@ class LoweredStep(NamedTuple):
 
   Attributes:
     config: the run's config.
-    phase_index: number of the phase whose step this is.
+    phase_index: index of the phase whose step this is.
     program: the lowered step.
     network: the machine as its collectives see it.
     state_bytes: parameters and optimizer, bytes per chip.
@@ -188,7 +188,7 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   Args:
     config: the run's config, validated for the machine, with model.vocab_size set
       (`assume_vocabulary`).
-    phase_index: number of the phase.
+    phase_index: index of the phase.
     topology: the machine to compile for.
   Returns:
     The lowered step.
@@ -299,7 +299,7 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
   Args:
     config: the run's config.
     topology: the machine to compile for.
-    phases: numbers of the phases.
+    phases: indices of the phases.
   Returns:
     One plan per phase, in the order of `phases`.
   Raises:

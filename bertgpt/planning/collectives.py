@@ -235,7 +235,7 @@ def axes_of(group: Sequence[int], mesh_shape: Mapping[str, int]) -> str:
     group: partition numbers of its devices.
     mesh_shape: axis -> size, in the order of the mesh.
   Returns:
-    Names as 'data+fsdp'; '-' if no axis differs.
+    Names, such as 'data+fsdp'; '-' if no axis differs.
   """
   differing, stride = [], 1
   for axis, size in reversed(list(mesh_shape.items())):

@@ -22,7 +22,7 @@ class Request(NamedTuple):
   """Choices of the user about a plan.
 
   Attributes:
-    phase: number of the only phase to plan; None: all phases, or for a search the last one.
+    phase: index of the only phase to plan; None: all phases, or for a search the last one.
     price: per chip-hour, in any currency; None: no price.
     kernels: number of kernels to show per phase, those that take longest.
     compare: fields of a second config, 'FIELD=VALUE' each; (): no second config.

@@ -28,7 +28,7 @@ class CollectiveTotals:
 
   Attributes:
     kind: one of hlo.COLLECTIVES.
-    axes: mesh axes as 'data+fsdp'.
+    axes: mesh axes, such as 'data+fsdp'.
     count: collectives per step.
     bytes: sizes of the arrays, as one device sees them.
     fast_bytes: bytes that a device sends over ICI or NVLink.

@@ -132,7 +132,7 @@ def program_choices(config: ConfigDict, phase_index: int, platform: str) -> dict
 
   Args:
     config: the run's config; its own values are among the choices.
-    phase_index: number of the phase to vary.
+    phase_index: index of the phase to vary.
     platform: 'gpu' or 'tpu'.
   """
   model, layer = config.model, attention_layer(config, phase_index, platform)
@@ -182,7 +182,7 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int,
 
   Args:
     config: the run's config.
-    phase_index: number of the phase to vary.
+    phase_index: index of the phase to vary.
     chips: number of chips of the machine; meshes that do not fit it are left out.
     platform: 'gpu' or 'tpu'.
   """
@@ -230,7 +230,7 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
 
   Args:
     config: the run's config.
-    phase_index: number of the phase.
+    phase_index: index of the phase.
     state_bytes: bytes of the parameters and the optimizer of the whole model.
     topology: the machine.
   Returns:

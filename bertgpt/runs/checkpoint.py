@@ -208,7 +208,7 @@ class Checkpoints:
     Args:
       abstract_state: pytree of jax.ShapeDtypeStruct with the shardings to restore to.
       adapt: adapt(abstract_state, types) returns the pytree to restore a step to; `types` are the
-        dtypes and shapes of the step's leaves by name, as 'float32[2,3]'.
+        dtypes and shapes of the step's leaves by name, such as 'float32[2,3]'.
     Returns:
       (state, bit for bit as it was saved; its metadata), or None if no step was ever saved.
     Raises:

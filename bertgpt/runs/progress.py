@@ -46,7 +46,7 @@ class Progress:
 
 
 def describe_seconds(seconds: float) -> str:
-  """Returns a duration in words, as '45 s', '12 min' or '3.5 h'.
+  """Returns a duration in words, such as '45 s', '12 min' or '3.5 h'.
 
   Args:
     seconds: the duration.

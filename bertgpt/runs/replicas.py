@@ -16,7 +16,7 @@ SHOWN = 3  # Leaves that the message names.
 
 
 def check(step: int, names: Sequence[str], sums: jax.Array, room: str) -> None:
-  """Checks that all copies of a state are the same. All processes call it, also from a thread.
+  """Checks that all copies of a state are the same. All processes call it, perhaps in a thread.
 
   Args:
     step: steps done.

@@ -62,7 +62,7 @@ class Best:
 
     Args:
       root: folder of the checkpoints.
-      metric: name of the metric, as 'mlm_loss'; '': there is no best checkpoint. Accuracies,
+      metric: name of the metric, such as 'mlm_loss'; '': there is no best checkpoint. Accuracies,
         precisions and recalls should be high, all other metrics low.
     """
     self._path, self.metric = root / FILE, metric

@@ -166,7 +166,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
     dtype: type of activations and products; '': that of the training. `overrides` may change it.
   Returns:
-    Metric -> value, as `run`.
+    Metric -> value, as `run` returns it.
   Raises:
     ConfigError: `path` holds no run, an override is wrong or would change the model or the meaning
       of the scores, or the corpus was made with another tokenizer.

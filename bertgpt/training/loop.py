@@ -175,7 +175,7 @@ def device_batches(run: Run, phase_index: int,
 
   Args:
     run: the opened run.
-    phase_index: number of the phase.
+    phase_index: index of the phase.
     first_step: first batch, counted from the start of the phase.
   Yields:
     Name -> global array [batch size, ...].

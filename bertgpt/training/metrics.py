@@ -77,7 +77,7 @@ class RunningSums:
 
 
 def with_perplexity(means: Mapping[str, float], loss: str) -> dict[str, float]:
-  """Returns the means with the perplexity exp(loss), as 'mlm_perplexity' for 'mlm_loss'.
+  """Returns the means and the perplexity exp(loss), such as 'mlm_perplexity' for 'mlm_loss'.
 
   Args:
     means: metric -> value, losses in nats.
@@ -265,7 +265,7 @@ def keep_lines(path: pathlib.Path, last_step: int) -> None:
 
 
 def cut(path: pathlib.Path, last_step: int) -> list[str]:
-  """Drops the lines beyond a step, as `keep_lines`, and keeps a copy of the whole file.
+  """Drops lines as `keep_lines` does, and keeps a copy of the whole file.
 
   Args:
     path: path of metrics.jsonl, which need not exist.

@@ -77,7 +77,7 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 
   How the linear and the polynomial curve begin is the `warmup_rule`:
 
-  * replace: they are counted from step 0, also during the warm-up, as in BERT: at the end of the
+  * replace: they are counted from step 0, even during the warm-up, as in BERT: at the end of the
     warm-up the rate drops to peak * (1 - warmup / steps);
   * before: they are counted from the end of the warm-up, as in RoBERTa: (steps - step) / (steps -
     warmup). Only the first update differs from fairseq, whose rate is peak / warmup, not 0;

@@ -78,7 +78,7 @@ def with_saved_window(abstract_state: TrainState, types: Mapping[str, str]) -> T
 
   Args:
     abstract_state: the state that the config asks for.
-    types: dtypes and shapes of the leaves of the checkpoint by name, as 'float32[2,128]'.
+    types: dtypes and shapes of the leaves of the checkpoint by name, such as 'float32[2,128]'.
   """
   window = {}
   for name, kind in types.items():

@@ -62,7 +62,7 @@ def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
 
   Args:
     setup: constants of the training, with a vocabulary.
-    index: number of the phase.
+    index: index of the phase.
     in_evaluation: see `config.at_phase`.
   """
   config = config_lib.at_phase(setup.config, index, in_evaluation)
