@@ -116,11 +116,12 @@ def signal_to(pid: int, number: int) -> None:
 # ------------------------------------------------------------------- damages
 
 
-def damage(kind: str, path: pathlib.Path, rng: random.Random) -> None:
-  """Damages the newest checkpoint of a run (`DAMAGES`), or leaves junk next to it."""
+def damage(kind: str, path: pathlib.Path, rng: random.Random) -> bool:
+  """Damages the newest checkpoint of a run (`DAMAGES`), or leaves junk next to it; whether it did.
+  """
   steps, root = checkpoint.committed_steps(path), path / "checkpoints"
   if len(steps) < 2 or kind == "none":  # The only checkpoint must stay good.
-    return
+    return False
   newest = root / str(steps[-1])
   files = sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
   victim = rng.choice(files)
@@ -143,6 +144,7 @@ def damage(kind: str, path: pathlib.Path, rng: random.Random) -> None:
     target = root / str(steps[-1] + 1)
     shutil.copytree(newest, target)
     shutil.rmtree(target / "rest")
+  return True
 
 
 def half_written(path: pathlib.Path) -> list[str]:

@@ -97,7 +97,8 @@ class Soak:
     path, history = self.folder / f"round-{number}", []
     while True:
       kind = self.rng.choice(DAMAGES)
-      disturbances.damage(kind, path, self.rng)
+      if not disturbances.damage(kind, path, self.rng):
+        kind = "none"
       started = self.start(path)
       disturbs = time.monotonic() < deadline and len(history) < MAX_STARTS
       ending, moment, begin = (self.disturb(started, path) if disturbs
