@@ -65,7 +65,7 @@ FAULTS = (
            RUNS="a_lost_peer_ends_the_other_with_69_and_both_resume",
            PEERS="a_peer_killed_in_a_save_is_a_lost_peer"),
     _fault("a stopped process of several",
-           "the others end with 69 once its heartbeats have been missing for 100 s",
+           "the others end with 69 when its heartbeats are missing, within 100 s",
            HANGS="a_stopped_peer_is_a_lost_one"),
     _fault("a process that is alive but stuck", "1, with the stacks of all threads; the others end",
            HANGS="a_process_that_is_alive_but_stuck_ends_all"),
