@@ -39,12 +39,15 @@ def get_sweep():
 FAMILIES = {
     "diffusion": ("diffusion",),
     "electra": ("rtd", "--config.model.family=electra", "--config.model.generator_width=8",
-                "--config.model.generator_num_heads=2", "--config.model.generator_mlp_dim=16"),
+                "--config.model.generator_num_heads=2", "--config.model.generator_mlp_dim=16",
+                "--config.model.activation=gelu_erf"),
     "modernbert": ("mlm", "--config.model.family=modernbert", "--config.model.position=rope",
                    "--config.model.norm=pre", "--config.model.skip_first_norm=True",
                    "--config.model.num_segments=0", "--config.optimizer.name=stable_adamw",
                    "--config.objective.mask_rule=bernoulli", "--config.model.mlp=gated",
-                   "--config.model.window=4", "--config.model.num_layers=4"),
+                   "--config.model.window=4", "--config.model.num_layers=4",
+                   "--config.model.use_bias=False", "--config.model.norm_bias=False",
+                   "--config.model.activation=gelu_erf"),
 }
 
 TUNING = """
