@@ -23,7 +23,7 @@ from bertgpt.devices import children, console
 START_MINUTES = 60  # Imports, and the other processes of a run, before the config's limits count.
 GRACE_S = 5  # Time for Python code to print the stacks; then faulthandler does it without Python.
 _minutes = 0.0
-_deadline = math.inf  # Of time.monotonic().
+_deadline = math.inf  # A value of time.monotonic().
 _changed = threading.Condition()
 _thread: threading.Thread | None = None
 

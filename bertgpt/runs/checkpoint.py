@@ -38,7 +38,8 @@ from bertgpt.trees import named_leaves, nest
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
 BARRIER_SECONDS = 1200  # For all processes to complete a save.
 NO_STEP = -1  # In place of a step's number.
-_numbers = itertools.count()  # Of `Checkpoints` objects. All processes open them in the same order.
+# Number of the next `Checkpoints` object. All processes open these objects in the same order.
+_numbers = itertools.count()
 
 
 class Checkpoints:
@@ -424,7 +425,7 @@ def find_steps(root: pathlib.Path) -> list[int]:
 
 
 def _set_aside(path: pathlib.Path, reason: str) -> None:
-  """Renames a directory, or a file, that must not be taken for a step."""
+  """Renames a directory, or a file, that must not be mistaken for a step."""
   target = next(target for n in itertools.count()
                 if not os.path.lexists(target := path.with_name(f"damaged-{path.name}-{n}")))
   try:

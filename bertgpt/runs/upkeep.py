@@ -10,7 +10,7 @@ from bertgpt import files
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.runs import checkpoint, history, manifest, retention, workdir
 
-DAMAGED_CODE = DataError.exit_code  # Of `bertgpt verify`, if a checkpoint is damaged.
+DAMAGED_CODE = DataError.exit_code  # Exit code of `bertgpt verify`, if a checkpoint is damaged.
 
 
 def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
