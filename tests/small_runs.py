@@ -48,6 +48,9 @@ FAMILIES = {
                    "--config.model.window=4", "--config.model.num_layers=4",
                    "--config.model.use_bias=False", "--config.model.norm_bias=False",
                    "--config.model.activation=gelu_erf"),
+    "xlnet": ("plm", "--config.model.family=xlnet", "--config.model.position=relative",
+              "--config.objective.whole_words=True", "--config.objective.ngram=3",
+              "--config.objective.permutation_block=16"),
 }
 
 TUNING = """

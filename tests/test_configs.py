@@ -48,7 +48,8 @@ def test_the_promised_recipes_are_there():
       "gpt2_large", "gpt2_xl", "roberta_base", "roberta_large", "roberta_mini",
       "modernbert_base", "modernbert_large", "modernbert_mini", "ettin_17m", "ettin_32m",
       "ettin_68m", "ettin_150m", "ettin_400m", "ettin_1b", "electra_small", "electra_base",
-      "electra_large", "diffusion_mini", "families"}
+      "electra_large", "xlnet_base", "xlnet_large", "xlnet_mini",
+      "diffusion_mini", "families"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

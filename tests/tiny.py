@@ -29,7 +29,8 @@ def make_config(objective="mlm_nsp", *, mesh=(1, 1, 1), **model):
       "attention_dropout": 0.0, "filters": ((1, 8), (2, 8), (3, 16)), "num_highways": 1,
       "num_segments": 2 if is_encoder else 0,
       "norm": "post" if is_encoder else "pre",
-      "layer_norm_epsilon": 1e-12 if is_encoder else 1e-5, **model})
+      "layer_norm_epsilon": 1e-12 if is_encoder else 1e-5,
+      "position": families.FAMILIES[model.get("family", family)].only["position"][0], **model})
   config.phases = (config_lib.phase(seq_len=LENGTH, batch_size=ROWS, steps=50, learning_rate=1e-2),)
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
   config.eval.batch_size = 8

@@ -44,6 +44,7 @@ class Layer(NamedTuple):
     has_window: whether a query sees only the keys within some distance.
     has_order: whether there is a prefix, or an order of prediction; see `attention.Visibility`.
     capability: compute capability of the GPU, such as 7.5; 0: not known, or not an NVIDIA GPU.
+    is_relative: whether scores also depend on the distance of query and key.
   """
 
   platform: str
@@ -55,6 +56,7 @@ class Layer(NamedTuple):
   has_window: bool = False
   has_order: bool = False
   capability: float = 0.0
+  is_relative: bool = False
 
 
 def layer_of(model: ConfigDict, length: int, platform: str, capability: float = 0.0,
@@ -71,7 +73,7 @@ def layer_of(model: ConfigDict, length: int, platform: str, capability: float = 
   head_width = model[f"{stack}width"] // model[f"{stack}num_heads"]
   return Layer(platform, model.dtype, length, head_width, model.attention_dropout,
                model.dropout_rng, bool(model.window),
-               capability=capability)
+               capability=capability, is_relative=model.position == "relative")
 
 
 def choose(requested: str, layer: Layer) -> tuple[str, str]:
@@ -169,4 +171,5 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
                  f"a head width of 16, 32, 64 or 128, not {head_width}")),
   }
   no_order = (not layer.has_order, "attention without a prefix or an order")
-  return [need for is_met, need in (no_order, *needs[kernel]) if not is_met]
+  no_distances = (not layer.is_relative, "scores without relative positions")
+  return [need for is_met, need in (no_order, no_distances, *needs[kernel]) if not is_met]

@@ -29,6 +29,7 @@ AT_LEAST = {
     "model.window": 0, "model.global_every": 0, "model.rope_theta": 1, "model.rope_theta_local": 1,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
     "model.scan_unroll": -1, "objective.loss_chunk": -1, "objective.ngram": 1,
+    "objective.permutation_block": 0,
     "optimizer.clip_norm": 0, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
     "train.max_bad_steps": 1, "train.spike_factor": 1, "train.spike_window": 1,
     "checkpoint.keep_every_steps": 0,
@@ -167,6 +168,10 @@ def _model_problems(config):
   if config.objective.name not in family.objectives:
     yield (f"objective.name={config.objective.name!r} does not train model.family="
            f"{model.family!r}. Choose one of {', '.join(family.objectives)}, or another family")
+  for field, values in family.only.items():
+    if model[field] not in values:
+      yield (f"model.{field}={model[field]!r}: model.family={model.family!r} can have only "
+             f"{', '.join(map(repr, values))}")
   if objective.has_pairs and model.num_segments < 2:
     yield (f"model.num_segments={model.num_segments}: objective {config.objective.name} needs 2, "
            "one for each part of a pair")

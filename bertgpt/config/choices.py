@@ -65,6 +65,10 @@ OBJECTIVES = {
                            _PACKED | {"objective.bias_init", "data.max_unused",
                                       "data.isolate_documents"},
                            abilities=frozenset({"unmask"}), exported_as="mlm"),
+    "plm": Objective("pairs_then_cls", ("cls", "sep"), "plm_loss", False, True,
+                     _PAIRS | {"data.random_next_prob", "eval.mask_prob", "objective.mask_prob",
+                               "objective.whole_words", "objective.ngram", "objective.bias_init",
+                               "objective.permutation_block"}),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
                         _PACKED | {"data.isolate_documents"}, counts_bytes=True),
     "bilm": Objective("streams", ("cls", "sep", "unk"), "bilm_loss", True, False, frozenset(),
@@ -110,6 +114,7 @@ NORM_KINDS = {"layer": frozenset({"model.norm_bias"}), "rms": frozenset()}
 POSITIONS = {
     "learned": frozenset({"model.position_init", "model.position_init_std"}),
     "rope": frozenset({"model.rope_theta", "model.rope_theta_local"}),
+    "relative": frozenset(),
     "none": frozenset(),
 }
 

@@ -183,7 +183,8 @@ def base() -> ConfigDict:
   model.window = 0
   # With a window: layers 0, N, 2 N, ... see all keys; 0: none does.
   model.global_every = 3
-  # learned: a table | rope: rotated queries and keys | none.
+  # learned: a table | rope: rotated queries and keys | relative: distances in the scores of
+  # attention (xlnet) | none.
   model.position = "learned"
   model.rope_theta = 10_000.0              # rope: base of the wavelengths
   model.rope_theta_local = 10_000.0        # rope: base in local layers
@@ -191,7 +192,7 @@ def base() -> ConfigDict:
   # all: embeddings, outputs of attention and MLP | attention: outputs of attention (ModernBERT).
   model.dropout_at = "all"
   model.attention_dropout = 0.1            # on the weights of attention
-  # Features that stand for a text in tasks: cls (of its first token) | mean (of all).
+  # Features that stand for a text in tasks: cls (of its [CLS]) | mean (of all).
   model.pooling = "cls"
   model.init_std = 0.02
   # Whether normal initialization is truncated at two standard deviations (BERT) or not (GPT).
@@ -222,7 +223,7 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  # mlm_nsp | mlm_sop | mlm | rtd | diffusion | causal | bilm
+  # mlm_nsp | mlm_sop | mlm | rtd | diffusion | plm | causal | bilm
   objective.name = "mlm_nsp"
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
@@ -232,10 +233,12 @@ def base() -> ConfigDict:
   objective.replace_with_mask = 0.8        # share of the predicted tokens shown as [MASK] ...
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
   objective.whole_words = False            # whether whole words are masked, not single pieces
-  objective.ngram = 1                      # words masked together, at most (ALBERT: 3)
+  objective.ngram = 1                      # words masked together, at most (ALBERT: 3, XLNet: 5)
   # Initial output bias of the masked LM: zeros | frequencies (their logarithm, for every token).
   objective.bias_init = "zeros"
   objective.rtd_weight = 50.0              # rtd: factor of the loss of the discriminator
+  # plm: tokens of a row that are permuted together; they do not see those after them. 0: all.
+  objective.permutation_block = 256
   # Positions per device whose vocabulary logits are in memory at a time. 0: as many as fit in
   # models.cross_entropy.CHUNK_BYTES; -1: all, differentiated by JAX.
   objective.loss_chunk = 0

@@ -4,8 +4,8 @@ The table of a family is the module of its name. It holds `ARCHITECTURES`, all a
 its models may have, and `choose(config)`, which returns the architecture that computes exactly the
 model of a config.
 
-Letters for the size of an axis: V vocabulary, P positions, S segments, D width, E width of the
-embeddings, F width of the MLP, C outputs of a task; G and H are D and F of a second model. Our
+Letters for the size of an axis: V vocabulary, P positions, S segments, D width, N heads, E width of
+the embeddings, F width of the MLP, C outputs of a task; G and H are D and F of a second model. Our
 matrices are [in, out], with the layers stacked on a leading axis. "Theirs" means `transformers`.
 """
 
@@ -50,6 +50,18 @@ def _pad_vocabulary(x: np.ndarray, sizes: Sizes) -> np.ndarray:
   return np.pad(x, [(0, rows)] + [(0, 0)] * (x.ndim - 1))
 
 
+def _heads(width: int, sizes: Sizes) -> tuple[int, int]:
+  return sizes["N"], width // sizes["N"]
+
+
+def _split_heads(x: np.ndarray, sizes: Sizes) -> np.ndarray:
+  return x.reshape(*x.shape[:-1], *_heads(x.shape[-1], sizes))
+
+
+def _join_heads(x: np.ndarray) -> np.ndarray:
+  return x.reshape(*x.shape[:-2], -1)
+
+
 STORAGES = {
     "same": Storage(lambda x, sizes: x, lambda x, sizes: x, lambda shape, sizes: shape),
     "linear": Storage(lambda x, sizes: x.T, lambda x, sizes: x.T, lambda shape, sizes: shape[::-1],
@@ -61,6 +73,13 @@ STORAGES = {
     "positions": Storage(lambda x, sizes: np.pad(x, [(sizes["skip"], 0), (0, 0)]),
                          lambda x, sizes: x[sizes["skip"]:],
                          lambda shape, sizes: (shape[0] + sizes["skip"], shape[1])),
+    # XLNet has axes of heads: [..., N, D / N] for [..., D], and [D, N, D / N] for [D in, D out] of
+    # the product after attention, whose inputs are the heads.
+    "heads": Storage(lambda x, sizes: _split_heads(x, sizes), lambda x, sizes: _join_heads(x),
+                     lambda shape, sizes: (*shape[:-1], *_heads(shape[-1], sizes))),
+    "heads_first": Storage(lambda x, sizes: _split_heads(x.T, sizes),
+                           lambda x, sizes: _join_heads(x).T,
+                           lambda shape, sizes: (shape[1], *_heads(shape[0], sizes))),
 }
 
 
@@ -278,7 +297,8 @@ def find_sizes(model: Mapping[str, Any], pad_id: int) -> Sizes:
   """
   width = model.get("width", 0)  # A second model may have no other field than its own.
   return {"V": model["vocab_size"], "P": model["max_positions"], "D": width,
-          "E": model.get("embedding_width") or width, "F": model.get("mlp_dim", 0),
+          "N": model.get("num_heads", 1), "E": model.get("embedding_width") or width,
+          "F": model.get("mlp_dim", 0),
           "S": max(1, model.get("num_segments", 1)), "1": 1, "2": 2, "skip": pad_id + 1,
           "G": model.get("generator_width", 0), "H": model.get("generator_mlp_dim", 0)}
 

@@ -49,7 +49,7 @@ SPACE = "\u2581"  # SentencePiece's character for a space.
 
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
-          num_segments: int, is_tuned: bool = False) -> None:
+          num_segments: int, is_tuned: bool = False, cls_last: bool = False) -> None:
   """Writes the files of the table into `folder`.
 
   Args:
@@ -60,10 +60,11 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
     is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`, even if the
       tokenizer has its own template, as RoBERTa's has for two texts.
+    cls_last: whether the [CLS] is at the end of a row; texts are then padded on the left.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
   """
-  fast = to_fast(tokenizer, is_encoder, is_tuned)
+  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last)
   fast.save(str(folder / "tokenizer.json"))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
@@ -77,6 +78,8 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     inputs.remove("token_type_ids")
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
               "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
+  if cls_last:  # Their classifiers read the last token of a row.
+    settings["padding_side"] = "left"
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
     settings["do_lower_case"] = bool(normalizer.get("lowercase"))
@@ -110,12 +113,12 @@ def mark_names(tokenizer: Tokenizer) -> list[str]:
   return names
 
 
-def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
-            ) -> tokenizers.Tokenizer:
+def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
+            cls_last: bool = False) -> tokenizers.Tokenizer:
   """Returns the tokenizer of the library `tokenizers` that gives the same ids.
 
   Args:
-    tokenizer, is_encoder, is_tuned: see `write`.
+    tokenizer, is_encoder, is_tuned, cls_last: see `write`.
   Raises:
     DataError: the library has no such tokenizer.
   """
@@ -133,10 +136,11 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False
     template = processors.TemplateProcessing(
         single=[start, "$A", extract], pair=[start, "$A", delimiter, "$B", extract],
         special_tokens=[(name, tokenizer.vocab_size + i) for i, name in enumerate(marks)])
-  elif is_encoder and (fast.post_processor is None or is_tuned):
+  elif is_encoder and (fast.post_processor is None or is_tuned or cls_last):
     cls, sep = tokenizer.pieces[tokenizer.cls_id], tokenizer.pieces[tokenizer.sep_id]
+    first, last = ([], [f"{cls}:2"]) if cls_last else ([cls], [])
     template = processors.TemplateProcessing(
-        single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
+        single=[*first, "$A", sep, *last], pair=[*first, "$A", sep, "$B:1", f"{sep}:1", *last],
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)])
   else:
     template = None

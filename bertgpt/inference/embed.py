@@ -23,7 +23,7 @@ from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import feature_files, streams
-from bertgpt.models import Inputs, layers
+from bertgpt.models import Inputs, heads, layers
 from bertgpt.runs import spellings
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.progress import Progress
@@ -91,7 +91,8 @@ def make_rows(trained: Trained, texts: Sequence[str]) -> tuple[list[np.ndarray],
   """
   room = trained.config.model.max_positions - 2
   encoded = trained.tokenizer.encode(texts)
-  rows = [marks.of_encoder(trained.tokenizer).enclose(ids[:room]) for ids in encoded]
+  around = marks.of_encoder(trained.tokenizer, families.find(trained.config).cls_last)
+  rows = [around.enclose(ids[:room]) for ids in encoded]
   return rows, sum(len(ids) > room for ids in encoded)
 
 
@@ -149,15 +150,15 @@ def iterate_features(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _features(model, layer, params, tokens_BL, lengths_B):
   """Returns the features of every text, float32: [B, D], or [B, L, E * D] with one per token."""
-  _, kept = model.apply({"params": params}, Inputs.of_texts(tokens_BL, lengths_B),
-                        method="features", mutable=["intermediates"])
+  inputs = Inputs.of_texts(tokens_BL, lengths_B, families.FAMILIES[model.config.family].cls_last)
+  _, kept = model.apply({"params": params}, inputs, method="features", mutable=["intermediates"])
   num_layers, is_by_token = LAYERS[layer]
   x_EBLD = layers.layer_outputs(kept["intermediates"]["encoder"])[-num_layers:]
   x_BLD = jnp.concatenate(list(x_EBLD.astype(jnp.float32)), axis=-1)
   if is_by_token:
     return x_BLD
   if layer == "cls":
-    return x_BLD[:, 0]
+    return heads.take_cls(x_BLD, inputs, model.config)
   is_text_BL1 = (jnp.arange(x_BLD.shape[1]) < lengths_B[:, None])[..., None]
   return jnp.where(is_text_BL1, x_BLD, 0).sum(1) / jnp.maximum(lengths_B, 1)[:, None]
 

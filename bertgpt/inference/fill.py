@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import following, marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
@@ -80,7 +81,8 @@ def encode_row(trained: Trained, text: str) -> np.ndarray:
     ConfigError: the text has no mask, or more tokens than the model has positions.
   """
   tokenizer, positions = trained.tokenizer, trained.config.model.max_positions
-  row = marks.of_encoder(tokenizer).enclose(encode_template(tokenizer, text))
+  around = marks.of_encoder(tokenizer, families.find(trained.config).cls_last)
+  row = around.enclose(encode_template(tokenizer, text))
   if tokenizer.mask_id not in row:
     raise ConfigError(f"{text[:40]!r}: has no {MASK}. Write {MASK} in place of a word")
   if len(row) > positions:
@@ -145,7 +147,8 @@ _hidden = functools.lru_cache(maxsize=1)(find_hidden)  # Looked up for every mas
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(model, params, tokens_BL, lengths_B, predict_BM):
-  inputs = Inputs.of_texts(tokens_BL, lengths_B)._replace(predict_positions_BK=predict_BM)
+  cls_last = families.FAMILIES[model.config.family].cls_last
+  inputs = Inputs.of_texts(tokens_BL, lengths_B, cls_last)._replace(predict_positions_BK=predict_BM)
   logits_BMV, _ = model.apply({"params": params}, inputs)
   return jax.nn.softmax(logits_BMV[..., :model.config.vocab_size])
 

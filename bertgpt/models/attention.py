@@ -101,7 +101,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
   if name == "xla":
     mask_B1LS = visibility.mask()
     weights_BNLS = _weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS)
-    return keep(_join_heads(_mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH)))
+    return keep(join_heads(mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH)))
   if name == "flash":
     words = words_of_replica(dropout_key, q_BLNH.shape[0]) if dropout else None
     attend_all, attend_near = (functools.partial(
@@ -115,7 +115,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
       lambda q, k, v, *parts, names: attend_part(q, k, v, jax.tree.unflatten(rebuild, parts)),
       [axes, axes, axes, *(("batch", None)[:x.ndim] for x in arrays)], axes,
       q_BLNH, k_BSNH, v_BSNH, *arrays)
-  return _join_heads(x_BLNH)
+  return join_heads(x_BLNH)
 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, window: int = 0,
@@ -136,7 +136,7 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, wind
   if window:
     is_near_BLS = at_S >= positions_BL[:, :, None] - window
     mask_BLS &= is_near_BLS if is_global is None else is_near_BLS | is_global
-  return _join_heads(_mix(_weigh(q_BLNH * _scale(q_BLNH), cache.k, mask_BLS[:, None]), cache.v))
+  return join_heads(mix(_weigh(q_BLNH * _scale(q_BLNH), cache.k, mask_BLS[:, None]), cache.v))
 
 
 def explain(config: ConfigDict) -> list[str]:
@@ -172,12 +172,18 @@ def explain(config: ConfigDict) -> list[str]:
 
 
 @jax.custom_vjp
-def _mix(weights_BNLS, v_BSNH):
+def mix(weights_BNLS: jax.Array, v_BSNH: jax.Array) -> jax.Array:
+  """Returns the values weighed by attention, [B, L, N, H].
+
+  Args:
+    weights_BNLS: attention weights.
+    v_BSNH: values, which the backward pass keeps.
+  """
   return jnp.einsum("BNLS,BSNH->BLNH", weights_BNLS, v_BSNH)
 
 
 def _mix_forward(weights_BNLS, v_BSNH):
-  return _mix(weights_BNLS, v_BSNH), (weights_BNLS, keep(v_BSNH))
+  return mix(weights_BNLS, v_BSNH), (weights_BNLS, keep(v_BSNH))
 
 
 def _mix_backward(kept, g_BLNH):
@@ -186,7 +192,7 @@ def _mix_backward(kept, g_BLNH):
           jnp.einsum("BNLS,BLNH->BSNH", weights_BNLS, g_BLNH))
 
 
-_mix.defvjp(_mix_forward, _mix_backward)
+mix.defvjp(_mix_forward, _mix_backward)
 
 
 @jax.custom_vjp
@@ -219,7 +225,8 @@ def _weigh_backward(kept, g_BNLS):
 _weigh.defvjp(_weigh_forward, _weigh_backward)
 
 
-def _join_heads(x_BLNH):
+def join_heads(x_BLNH: jax.Array) -> jax.Array:
+  """Returns the features of all heads next to each other, [B, L, N x H]."""
   return x_BLNH.reshape(*x_BLNH.shape[:2], -1)
 
 

@@ -19,7 +19,7 @@ from bertgpt.devices import sharding
 from bertgpt.models.recompute import renew
 
 
-def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = False) -> jax.Array:
   """Drops elements at random (inverted dropout).
 
   Args:
@@ -27,14 +27,16 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     rate: share of the elements that become 0; the others are divided by 1 - rate.
     key: a JAX key, or uint32 [2], the words of a `hash` mask, as `dropout_key` returns them. None:
       nothing is dropped.
+    is_shared: whether all replicas have the same array, and not each its own rows.
   Returns:
     [B, ...] of the dtype of `x`.
   """
   if key is None or rate == 0:
     return x
   if is_hash(key):
-    return _drop_by_hash(x, words_of_replica(key, x.shape[0]), rate)
-  key = jax.random.fold_in(key, sharding.replica_index())
+    return _drop_by_hash(x, key if is_shared else words_of_replica(key, x.shape[0]), rate)
+  if not is_shared:
+    key = jax.random.fold_in(key, sharding.replica_index())
   return _scale(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
+from bertgpt.config import families
 from bertgpt.models.bert import gather
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
@@ -46,10 +47,11 @@ class EncoderClassifier(TaskModel):
     """Returns the outputs, float32 [B, C].
 
     Args:
-      inputs: rows whose first token is [CLS].
+      inputs: rows with one [CLS].
     """
     x_BLD = self.body.features(inputs)
-    x_BD = x_BLD[:, 0] if self.config.pooling == "cls" else mean_of_texts(x_BLD, inputs)
+    take = take_cls if self.config.pooling == "cls" else mean_of_texts
+    x_BD = take(x_BLD, inputs, self.config)
     pooled_BD = self.body.pool(x_BD)
     return self.head(drop(pooled_BD, self.config.dropout, dropout_key(self)))
 
@@ -92,13 +94,29 @@ class DecoderClassifier(TaskModel):
     return outputs_BC, self.body.predict_next(x_BLD)
 
 
-def mean_of_texts(x_BLD: jax.Array, inputs: Inputs) -> jax.Array:
+def take_cls(x_BLD: jax.Array, inputs: Inputs, config: FrozenConfigDict) -> jax.Array:
+  """Returns the features of the [CLS] of every row, the first token or the last, [B, D].
+
+  Args:
+    x_BLD: features.
+    inputs: rows of one text or two.
+    config: `config.model`.
+  """
+  if not families.FAMILIES[config.family].cls_last:
+    return x_BLD[:, 0]
+  last_B1 = jnp.maximum((inputs.sequence_ids_BL > 0).sum(1, keepdims=True) - 1, 0)
+  return gather(x_BLD, last_B1)[:, 0]
+
+
+def mean_of_texts(x_BLD: jax.Array, inputs: Inputs, config: FrozenConfigDict) -> jax.Array:
   """Returns the mean of the features over the tokens of every row, [B, D].
 
   Args:
     x_BLD: features.
     inputs: rows of one text or two; an empty row has the mean 0.
+    config: not read.
   """
+  del config
   is_text_BL1 = (inputs.sequence_ids_BL > 0)[:, :, None]
   total_BD = jnp.where(is_text_BL1, x_BLD, 0).sum(1, dtype=jnp.float32)
   return (total_BD / jnp.maximum(is_text_BL1.sum(1), 1)).astype(x_BLD.dtype)

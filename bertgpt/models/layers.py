@@ -80,7 +80,7 @@ REMAT_POLICIES = {
 
 
 def make_dense(config: FrozenConfigDict, features: int, name: str | None,
-               std: float = 0.0) -> nn.Dense:
+               std: float = 0.0, can_have_bias: bool = True) -> nn.Dense:
   """Returns a dense layer in the compute dtype, with a bias if `config.use_bias`.
 
   Args:
@@ -88,10 +88,12 @@ def make_dense(config: FrozenConfigDict, features: int, name: str | None,
     features: outputs.
     name: name of the layer in the path of its parameters; None: the attribute it is assigned to.
     std: standard deviation of the initial kernel; 0: `config.init_std`.
+    can_have_bias: False: it has no bias, whatever the config says.
   """
   init = make_init(config, std or config.init_std)
-  return nn.Dense(features, use_bias=config.use_bias, dtype=config.dtype, kernel_init=init,
-                  name=name, dot_general=float8.dot_general if config.matmul == "fp8" else None)
+  return nn.Dense(features, use_bias=config.use_bias and can_have_bias, dtype=config.dtype,
+                  kernel_init=init, name=name,
+                  dot_general=float8.dot_general if config.matmul == "fp8" else None)
 
 
 def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
@@ -195,8 +197,13 @@ class Mlp(nn.Module):
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    """Returns features [B, L, D]."""
+  def __call__(self, x_BLD: jax.Array, hidden_key: jax.Array | None = None) -> jax.Array:
+    """Returns features [B, L, D].
+
+    Args:
+      x_BLD: features.
+      hidden_key: key of dropout after the activation, for XLNet; None: there is none.
+    """
     config = self.config
     activate = ACTIVATIONS[config.activation]
     x_BLF = keep(make_dense(config, config.mlp_dim, "up")(x_BLD))
@@ -205,6 +212,7 @@ class Mlp(nn.Module):
       x_BLF = keep_input(lambda gate, x: activate(gate) * x)(gate_BLF, x_BLF)
     else:
       x_BLF = activate(x_BLF)
+    x_BLF = drop(x_BLF, config.dropout, hidden_key)
     return make_dense(config, config.width, "down", residual_std(config))(x_BLF)
 
 
@@ -275,7 +283,7 @@ class Stack(nn.Module):
     inner = config.num_layers // groups if groups < config.num_layers else groups
     unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), inner)
     outer_unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), groups)
-    body = _remat(config, is_loop=unroll < inner)
+    body = rematerialize(Block, config, is_loop=unroll < inner)
     lengths: tuple[int, ...] = (groups,)
     if groups < config.num_layers:
       body, lengths = make_group(body, inner, unroll), (groups, inner)
@@ -291,17 +299,19 @@ class Stack(nn.Module):
     return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)
 
 
-def _remat(config, is_loop):
+def rematerialize(block: type[nn.Module], config: FrozenConfigDict, is_loop: bool) -> Any:
   """Returns the class of a layer whose backward pass saves the values that `config.remat` selects.
 
   Args:
+    block: class of the layer.
+    config: `config.model`.
     is_loop: whether the layer is the body of a loop. Outside a loop, XLA would merge the repeated
       computation with the first one and keep its results.
   """
   remat, _ = rematerialization.choose(config.remat, sharding.platform())
   if remat == "none":
-    return Block
-  return nn.remat(Block, policy=REMAT_POLICIES[remat], prevent_cse=not is_loop)
+    return block
+  return nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=not is_loop)
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, choices
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
@@ -36,13 +36,15 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
 
   The predictor knows the token frequencies of the training text, how often special tokens are among
   the targets, and the token that is shown at the position itself: a tenth of BERT's targets is
-  shown unchanged, so copying the shown token gives an accuracy of 10%.
+  shown unchanged, so copying the shown token gives an accuracy of 10%. Objectives that hide the
+  position itself show nothing.
 
   Args:
     run: the finished run of a masked LM.
   """
   config, vocabulary = run.trained.config, run.held_out.vocabulary
   corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
+  is_shown = "objective.replace_with_mask" in choices.OBJECTIVES[config.objective.name].reads
   unigram = target_probabilities(run, corrupt)
   total = correct = weight = 0.0
   for batch, row_ids in _eval_batches(run):
@@ -50,7 +52,8 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
     chosen = batch["predict_weights"] > 0
     targets, weights = batch["predict_targets"][chosen], batch["predict_weights"][chosen]
     shown = np.take_along_axis(batch["tokens"], batch["predict_positions"], axis=1)[chosen]
-    copies = probability_shown_as_is(shown, unigram, config.objective, vocabulary)
+    copies = (probability_shown_as_is(shown, unigram, config.objective, vocabulary)
+              if is_shown else np.zeros(shown.shape))
     p = copies * (targets == shown) + (1 - copies) * unigram[targets]
     is_copy = copies + (1 - copies) * unigram[shown] > (1 - copies) * unigram.max()
     guesses = np.where(is_copy, shown, unigram.argmax())

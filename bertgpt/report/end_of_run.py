@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, choices, unread
+from bertgpt.config import ConfigDict, choices, families, unread
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
@@ -76,15 +76,17 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
     scores: name of a held-out metric, as in 'mlm_accuracy' -> its value at the end of the run.
   """
   unigram = masked_unigram_baseline(run)
+  loss = choices.OBJECTIVES[run.trained.config.objective.name].loss
+  name, (title, hidden) = loss.removesuffix("_loss"), HIDDEN_TOKENS[loss]
   table = [
       ("", "model", "unigram", ""),
-      ("MLM accuracy", f"{scores['mlm_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
-       "masked tokens guessed right"),
-      ("MLM perplexity", f"{scores['mlm_perplexity']:.1f}", f"{unigram.perplexity:.1f}",
-       "lower is better; 1 would be certainty")]
-  baselines = {"mlm_loss": (math.log(unigram.perplexity), "token frequencies, no context")}
+      (f"{name.upper()} accuracy", f"{scores[f'{name}_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
+       f"{hidden} tokens guessed right"),
+      (f"{name.upper()} perplexity", f"{scores[f'{name}_perplexity']:.1f}",
+       f"{unigram.perplexity:.1f}", "lower is better; 1 would be certainty")]
+  baselines = {loss: (math.log(unigram.perplexity), "token frequencies, no context")}
   notes = ["unigram: knows how frequent each token is, and sees no context."]
-  panels = {"mlm_loss": ("Masked language model", "loss per masked token, nats")}
+  panels = {loss: (title, f"loss per {hidden} token, nats")}
   row_format = formats.find(run.trained.config)
   if row_format.PAIR_NAME:
     metric, share = f"{row_format.PAIR_NAME}_accuracy", larger_class_share(run)
@@ -182,9 +184,13 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
 REPLACED_SCORES = {"precision": "of the tokens taken for replaced, those that are",
                    "recall": "of the replaced tokens, those that were found"}
 
+# Loss of a model that fills in tokens -> (its name, which tokens it is computed for).
+HIDDEN_TOKENS = {"mlm_loss": ("Masked language model", "masked"),
+                 "plm_loss": ("Permutation language model", "predicted")}
 # Language-model loss of the objective -> what the report says.
-DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "lm_loss": describe_causal_lm,
-                "bilm_loss": describe_bidirectional_lm, "diffusion_loss": describe_diffusion}
+DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "plm_loss": describe_masked_lm,
+                "lm_loss": describe_causal_lm, "bilm_loss": describe_bidirectional_lm,
+                "diffusion_loss": describe_diffusion}
 
 
 def wrap(text: str) -> list[str]:
@@ -225,6 +231,7 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
     Lines of the report.
   """
   tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
+  around = marks.of_encoder(tokenizer, families.find(trained.config).cls_last)
   is_whole = whole_words(tokenizer)
   continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
   longest = min(40, trained.config.model.max_positions - 2)
@@ -237,8 +244,8 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
       continue
     place = int(rng.choice(places))
     hidden = sentence[place]
-    row = marks.of_encoder(tokenizer).enclose(sentence)
-    p, = fill.predict_masked(trained, row, [place + 1])
+    row = around.enclose(sentence)
+    p, = fill.predict_masked(trained, row, [place + around.num_before])
     order = fill.likeliest(tokenizer, p, len(p)).tolist()
     guesses = ", ".join(f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
                         for i in order[:5])

@@ -82,6 +82,20 @@ def test_modernbert_does_not_depend_on_the_layout(objective, layout, capfd):
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("layout", [((2, 2, 2), 4, "none", 1), ((1, 8, 1), 1, "full", 0),
+                                    ((1, 1, 4), 4, "products", 1)], ids=str)
+def test_two_streams_do_not_depend_on_the_layout(layout, capfd):
+  check_equal("plm", *layout)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ALL, ids=str)
+def test_two_streams_on_every_layout(layout, capfd):
+  check_equal("plm", *layout)
+  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", MODERN)
 @pytest.mark.parametrize("layout", ALL, ids=str)
@@ -106,15 +120,15 @@ def test_loss_and_gradients_on_every_layout(objective, layout, capfd):
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_dropout_does_not_depend_on_the_mesh(micro_batches):
+@pytest.mark.parametrize("objective, micro_batches", [("mlm_nsp", 1), ("mlm_nsp", 4), ("plm", 4)])
+def test_dropout_does_not_depend_on_the_mesh(objective, micro_batches):
   run = functools.partial(compute, dropout=0.1, attention_dropout=0.1)
-  single = run("mlm_nsp", (1, 1, 1), micro_batches, "none", 1)
-  without = compute("mlm_nsp", (1, 1, 1), micro_batches, "none", 1)
+  single = run(objective, (1, 1, 1), micro_batches, "none", 1)
+  without = compute(objective, (1, 1, 1), micro_batches, "none", 1)
   assert abs(single[2] - without[2]) > 1e-3
   for layout in ((8, 1, 1), micro_batches, "none", 0), ((2, 2, 2), micro_batches, "full", 1):
     close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
-    jax.tree.map(close, run("mlm_nsp", *layout)[1:3], single[1:3])
+    jax.tree.map(close, run(objective, *layout)[1:3], single[1:3])
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])

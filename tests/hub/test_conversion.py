@@ -17,6 +17,8 @@ MODELS = {
     "BertForPreTraining": ("mlm_nsp", {}),
     "BertForMaskedLM": ("mlm", {}),
     "RobertaForMaskedLM": ("mlm", {"num_segments": 1, "activation": "gelu_erf"}),
+    "XLNetLMHeadModel": ("plm", {**families.FAMILIES["xlnet"].presets["base"], **tiny.SIZE,
+                                 "max_positions": 512}),
     "GPT2LMHeadModel": ("causal", {"mlp_dim": 96}),
     "OpenAIGPTLMHeadModel": ("causal", {"norm": "post", "mlp_dim": 128}),
     "ModernBertForMaskedLM": ("mlm", {
@@ -75,8 +77,8 @@ def test_tensors_are_contiguous_and_of_the_exact_vocabulary(model):
   assert hf_config["vocab_size"] == tiny.VOCAB
   assert {x.shape[0] for name, x in tensors.items()
           if any(part in name for part in ("word_embeddings", "wte", "tokens_embed",
-                                           "tok_embeddings"))
-          or name in ("cls.predictions.bias", "lm_head.bias")} == {tiny.VOCAB}
+                                           "tok_embeddings", "word_embedding."))
+          or name in ("cls.predictions.bias", "lm_head.bias", "lm_loss.bias")} == {tiny.VOCAB}
 
 
 def test_projections_are_where_gpt2_reads_them():

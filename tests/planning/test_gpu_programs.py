@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.starts
 # Only sizes differ from those of a recipe that is always compiled.
 OTHER_SIZES = {"bert_small", "bert_medium", "electra_large", "ettin_32m", "ettin_68m", "ettin_150m",
                "ettin_400m", "ettin_1b", "gpt2_medium", "gpt2_large", "modernbert_large",
-               "roberta_large"}
+               "roberta_large", "xlnet_large"}
 assert set(NAMES) >= OTHER_SIZES
 RECIPES = [pytest.param(name, marks=pytest.mark.slow if name in OTHER_SIZES else ())
            for name in NAMES]

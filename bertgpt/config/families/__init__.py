@@ -6,7 +6,16 @@ as in `find(config).can("generate")`.
 
 from ml_collections import ConfigDict
 
-from bertgpt.config.families import albert, bert, electra, elmo, gpt, modernbert, modernbert_decoder
+from bertgpt.config.families import (
+  albert,
+  bert,
+  electra,
+  elmo,
+  gpt,
+  modernbert,
+  modernbert_decoder,
+  xlnet,
+)
 from bertgpt.config.families.family import CAPABILITIES, HEADS, HEADS_OF_ABILITY, Family
 
 __all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEADS_OF_ABILITY", "Family", "find",
@@ -20,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     "gpt": gpt.FAMILY,
     "modernbert": modernbert.FAMILY,
     "modernbert_decoder": modernbert_decoder.FAMILY,
+    "xlnet": xlnet.FAMILY,
 }
 
 

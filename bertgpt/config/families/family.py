@@ -46,6 +46,9 @@ class Family(NamedTuple):
     ignores: fields of `config.model` that this family does not read, though all others do.
     reads_words: whether it reads the characters of whole words; its parameters then include a table
       of them, made from the tokenizer.
+    only: field of `config.model` -> the values that the family can compute, for fields of which it
+      cannot compute all.
+    cls_last: whether the [CLS] of a row is its last token, not its first.
   """
 
   kind: str
@@ -57,6 +60,8 @@ class Family(NamedTuple):
   stacks: tuple[str, ...] = ("",)
   ignores: frozenset[str] = frozenset()
   reads_words: bool = False
+  only: Mapping[str, tuple[Any, ...]] = {"position": ("learned", "rope", "none")}
+  cls_last: bool = False
 
   def can(self, ability: str) -> bool:
     """Returns whether models of the family have one of `CAPABILITIES`.

@@ -1,4 +1,7 @@
-"""Special tokens around the texts in a row of a trained model: [CLS] a [SEP] b [SEP]."""
+"""Special tokens around the texts in a row of a trained model.
+
+They are [CLS] a [SEP] b [SEP], or, in families with the [CLS] at the end, a [SEP] b [SEP] [CLS].
+"""
 
 from typing import NamedTuple
 
@@ -11,17 +14,29 @@ class Marks(NamedTuple):
   """Ids of the tokens around texts.
 
   Attributes:
-    first: opens the row.
+    first: opens the row; None: nothing does.
     between: stands between two texts.
-    last: closes the row.
+    last: closes the last text.
+    end: closes the row after `last`; None: nothing does.
   """
 
-  first: int
+  first: int | None
   between: int
   last: int
+  end: int | None = None
+
+  @property
+  def num_before(self) -> int:
+    """Number of tokens before the first text."""
+    return int(self.first is not None)
+
+  @property
+  def num_after(self) -> int:
+    """Number of tokens after the last text."""
+    return 1 + (self.end is not None)
 
   def enclose(self, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
-    """Returns the row of one text, [first] a [last], or of two, [first] a [between] b [last].
+    """Returns the row of one text, as [first] a [last], or of two, as [first] a [between] b [last].
 
     Args:
       a: int [A].
@@ -29,13 +44,33 @@ class Marks(NamedTuple):
     Returns:
       int32 [A + 2], or [A + B + 3].
     """
+    first, end = ([] if mark is None else [mark] for mark in (self.first, self.end))
     texts = [a] if b is None else [a, [self.between], b]
-    return np.concatenate([[self.first], *texts, [self.last]]).astype(np.int32)
+    return np.concatenate([first, *texts, [self.last], end]).astype(np.int32)
+
+  def segments(self, a: int, b: int | None = None, has_segments: bool = True) -> np.ndarray:
+    """Returns the segments of a row: 0 in the first text, 1 in the second, 2 at a token at the end.
+
+    Args:
+      a: tokens of the first text.
+      b: tokens of the second text; None: the row has one text.
+      has_segments: whether there is more than one segment.
+    Returns:
+      int32 [A + 2], or [A + B + 3].
+    """
+    counts = [self.num_before + a + 1, 0 if b is None else b + 1, int(self.end is not None)]
+    return np.repeat(np.arange(3) * has_segments, counts).astype(np.int32)
 
 
-def of_encoder(tokenizer: Tokenizer) -> Marks:
-  """Returns [CLS], [SEP] and [SEP], the marks that encoders are pretrained with.
+def of_encoder(tokenizer: Tokenizer, cls_last: bool = False) -> Marks:
+  """Returns the marks that encoders are pretrained with.
 
-  Devlin et al. 2018, arXiv:1810.04805, figure 2.
+  They are [CLS], [SEP] and [SEP] (Devlin et al. 2018, arXiv:1810.04805, figure 2).
+
+  Args:
+    tokenizer: tokenizer with [CLS] and [SEP].
+    cls_last: whether the [CLS] is at the end of the row, see `Family.cls_last`.
   """
+  if cls_last:
+    return Marks(None, tokenizer.sep_id, tokenizer.sep_id, tokenizer.cls_id)
   return Marks(tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id)

@@ -20,10 +20,10 @@ from bertgpt.data.tokens import batching, hf_files, promises
 SPECIAL_PIECES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
     "mask": ("[MASK]", "<mask>"),
-    "eod": ("<|endoftext|>", "</s>", "[SEP]"),
+    "eod": ("<|endoftext|>", "<eod>", "</s>", "[SEP]"),
 }
 NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
 _ENCODE_CHARS = 1 << 20  # Characters per call: `tokenizers` needs about 200 bytes per token.

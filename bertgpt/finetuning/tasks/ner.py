@@ -108,6 +108,7 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: T
     text_format: format of the rows.
   """
   number = {tag: i for i, tag in enumerate(tags)}
+  marks, segments = text_format.marks, []
   pieces = iter(encode_words([s.words for s in sentences], text_format.tokenizer))
   tokens, labels, places = [], [], []
   for sentence in sentences:
@@ -115,16 +116,18 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: T
     places.append([])
     for part in cut(list(map(len, of_words)), text_format.max_length - 2):
       row: list[Any] = []
-      label = [[-1]]
+      label = [[-1] * marks.num_before]
       for i in part:
-        places[-1].append((len(tokens), 1 + sum(map(len, row))))  # 1: the opening mark.
+        places[-1].append((len(tokens), marks.num_before + sum(map(len, row))))
         row.append(of_words[i])
         # -1: no label, for a tag that is not a class and for the word's other tokens.
         known = -1 if sentence.tags is None else number.get(sentence.tags[i], -1)
         label.append([known] + [-1] * (len(of_words[i]) - 1))
-      tokens.append(text_format.marks.enclose(np.concatenate([np.zeros(0, int), *row])))
-      labels.append(np.concatenate([*label, [-1]]).astype(np.int32))
-  return Labeled(Rows(tokens, [np.zeros(len(t), np.int32) for t in tokens], labels), places)
+      words = np.concatenate([np.zeros(0, int), *row])
+      tokens.append(marks.enclose(words))
+      segments.append(marks.segments(len(words), None, text_format.segments))
+      labels.append(np.concatenate([*label, [-1] * marks.num_after]).astype(np.int32))
+  return Labeled(Rows(tokens, segments, labels), places)
 
 
 def encode_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[np.ndarray]:

@@ -125,17 +125,16 @@ class TextFormat(NamedTuple):
     """
     if b is None:
       a = truncate(a, self.max_length - 2, self.truncation)
-      tokens = self.marks.enclose(a)
-      return tokens, np.zeros(len(tokens), np.int32)
+      return self.marks.enclose(a), self.marks.segments(len(a), None, self.segments)
     keep_a, keep_b = share_length(len(a), len(b), self.max_length - 3)
     a, b = truncate(a, keep_a, self.truncation), truncate(b, keep_b, self.truncation)
-    segment_ids = np.repeat([0, int(self.segments)], [len(a) + 2, len(b) + 1])
-    return self.marks.enclose(a, b), segment_ids.astype(np.int32)
+    return self.marks.enclose(a, b), self.marks.segments(len(a), len(b), self.segments)
 
 
 def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> TextFormat:
   """Returns the format of rows: an encoder's [CLS] a [SEP] b [SEP] (Devlin et al. 2018, 3).
 
+  In some families, the [CLS] is at the end.
   A decoder's rows are start a delimiter b extract, three new tokens (Radford et al. 2018, 3.3).
 
   Args:
@@ -145,15 +144,16 @@ def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) 
   Raises:
     ConfigError: the tokenizer lacks an encoder's special tokens.
   """
-  if families.FAMILIES[model.family].kind == "decoder":
+  family = families.FAMILIES[model.family]
+  if family.kind == "decoder":
     size = tokenizer.vocab_size
     added = Marks(size, size + 1, size + 2)
     return TextFormat(tokenizer, added, False, task.max_length, task.truncation)
   if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
     raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], which mark texts. "
                       "Fine-tune a run whose tokenizer has them")
-  return TextFormat(tokenizer, marks.of_encoder(tokenizer), model.num_segments >= 2,
-                    task.max_length, task.truncation)
+  around = marks.of_encoder(tokenizer, family.cls_last)
+  return TextFormat(tokenizer, around, model.num_segments >= 2, task.max_length, task.truncation)
 
 
 def vocab_size(tokenizer: Tokenizer, family: str) -> int:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
@@ -54,7 +55,8 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
     float32 [N - first] each, in nats.
   """
   params, tokenizer = jax.device_put(trained.params), trained.tokenizer
-  whole = [marks.of_encoder(tokenizer).enclose(row.tokens) for row in rows]
+  around = marks.of_encoder(tokenizer, families.find(trained.config).cls_last)
+  whole = [around.enclose(row.tokens) for row in rows]
   scores = [np.zeros(len(row.tokens) - row.first, np.float32) for row in rows]
   # (row, index of a scored token in it), one per pass.
   places = np.concatenate([np.zeros((0, 2), int), *(
@@ -68,7 +70,7 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
     with trained_lib.exact_products(trained.config):
       logp_B = jax.device_get(_score(
           trained.model, params, tokens_BL, np.pad([lengths[j] for j in which], fill),
-          np.pad(places[which, 1] + 1, fill), tokenizer.mask_id))
+          np.pad(places[which, 1] + around.num_before, fill), tokenizer.mask_id))
     for (i, at), logp in zip(places[which], logp_B, strict=False):
       scores[i][at - rows[i].first] = logp
   return scores
@@ -78,7 +80,8 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
 def _score(model, params, tokens_BL, lengths_B, at_B, mask_id):
   """Returns the log-probabilities [B] of the tokens at `at_B`, which the model sees as [MASK]."""
   rows_B = jnp.arange(len(tokens_BL))
-  inputs = Inputs.of_texts(tokens_BL.at[rows_B, at_B].set(mask_id), lengths_B)
+  inputs = Inputs.of_texts(tokens_BL.at[rows_B, at_B].set(mask_id), lengths_B,
+                           families.FAMILIES[model.config.family].cls_last)
   logits_B1V, _ = model.apply({"params": params},
                               inputs._replace(predict_positions_BK=at_B[:, None]))
   logp_BV = jax.nn.log_softmax(logits_B1V[:, 0, :model.config.vocab_size])

@@ -29,26 +29,29 @@ def init_inputs(batch: Batch) -> Inputs:
   return Inputs.of(batch)._replace(predict_positions_BK=slots_BK)
 
 
-def weigh_mlm(batch: Batch) -> dict[str, jax.Array]:
+def weigh_mlm(batch: Batch, name: str = "mlm") -> dict[str, jax.Array]:
   """Returns the weight of the masked-LM loss: the number of predicted tokens.
 
   Args:
     batch: corrupted batch.
+    name: prefix of the metric.
   """
-  return {"mlm_loss": batch["predict_weights"].sum()}
+  return {f"{name}_loss": batch["predict_weights"].sum()}
 
 
-def score_mlm(prediction: cross_entropy.Prediction, batch: Batch, loss_chunk: int) -> Sums:
+def score_mlm(prediction: cross_entropy.Prediction, batch: Batch, loss_chunk: int,
+              name: str = "mlm") -> Sums:
   """Returns the sums of the masked-LM loss and accuracy.
 
   Args:
     prediction: prediction for the slots, [B, K].
     batch: corrupted batch.
     loss_chunk: `config.objective.loss_chunk`.
+    name: prefix of the metrics.
   """
   weights_BK = batch["predict_weights"]
   scores = cross_entropy.score(prediction, batch["predict_targets"], weights_BK, loss_chunk)
-  return name_sums("mlm", scores, weights_BK)
+  return name_sums(name, scores, weights_BK)
 
 
 def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:

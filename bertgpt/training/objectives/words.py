@@ -40,7 +40,7 @@ def choose_words(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: ja
     The chosen positions, from left to right.
   """
   length = is_candidate_BL.shape[1]
-  word_BL, size_BW = _find_words(is_candidate_BL, continues_BL)
+  word_BL, size_BW = find_words(is_candidate_BL, continues_BL)
   size_BW = size_BW.at[:, 0].set(length + 1)  # Too long to be taken.
   scores_BW = jax.vmap(lambda key: jax.random.uniform(key, (length + 1,)))(keys_B)
   order_BW = jnp.argsort(jnp.where(size_BW > 0, scores_BW, 2.0), axis=1)
@@ -74,7 +74,7 @@ def choose_ngrams(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: j
     The chosen positions, from left to right.
   """
   rows, length = is_candidate_BL.shape
-  word_BL, size_BW = _find_words(is_candidate_BL, continues_BL)
+  word_BL, size_BW = find_words(is_candidate_BL, continues_BL)
   num_words_B = word_BL.max(1)
   before_BW = jnp.pad(jnp.cumsum(size_BW.at[:, 0].set(0), axis=1), ((0, 0), (0, longest)),
                       mode="edge")  # Tokens of words 1..w.
@@ -107,9 +107,13 @@ def choose_ngrams(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: j
   return jnp.argsort(~chosen_BL, axis=1, stable=True), taken_B
 
 
-def _find_words(is_candidate_BL, continues_BL):
+def find_words(is_candidate_BL: jax.Array, continues_BL: jax.Array | None
+               ) -> tuple[jax.Array, jax.Array]:
   """Returns the number of every token's word, from 1 on, and the tokens of every word.
 
+  Args:
+    is_candidate_BL: bool, tokens that belong to words.
+    continues_BL: bool, tokens that continue the word before them; None: every token is a word.
   Returns:
     word_BL int32, 0 for tokens that are not candidates; size_BW int32, whose entry 0 has no
     meaning.

@@ -19,9 +19,10 @@ from bertgpt.data.corpus.prepare import prepare
 from bertgpt.errors import ConfigError, DataError, PeerError
 
 ORDINARY = random_corpus(60, 12, 10)
-OBJECTIVES = ("mlm_nsp", "mlm_sop", "mlm", "causal")
+OBJECTIVES = ("mlm_nsp", "mlm_sop", "mlm", "plm", "causal")
 PAIRS = {"mlm_nsp": "nsp", "mlm_sop": "sop"}
 VARIANTS = [("mlm_nsp", {}), ("mlm_sop", {}), ("mlm_nsp", {"packing": False}), ("mlm", {}),
+            ("plm", {}), ("plm", {"packing": False}),
             ("mlm", {"packing": False}), ("causal", {}), ("causal", {"packing": False}),
             ("causal", {"isolate_documents": True}), ("mlm", {"isolate_documents": True})]
 every_variant = pytest.mark.parametrize(

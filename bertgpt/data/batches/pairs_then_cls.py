@@ -1,0 +1,67 @@
+"""Rows of pairs of texts, A [SEP] B [SEP] [CLS], as XLNet was trained on.
+
+Array of a batch in addition to those of every format:
+  segment_ids  int32 [B, L]  0: A and its [SEP], 1: B and its [SEP], 2: [CLS]
+
+Axes: C chunks, each of which makes a pair.
+"""
+
+import numpy as np
+
+from bertgpt.config import ConfigDict, max_sequences
+from bertgpt.data.batches import packing, pairs
+from bertgpt.data.batches.pairs import has_one_sequence
+from bertgpt.data.batches.parts import NO_LABEL, Plan, Texts, offsets_of
+from bertgpt.data.batches.sentences import assemble, specs
+
+__all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
+
+SPECIALS = ("cls_id", "sep_id")  # [CLS] is a part without text; [SEP] closes A and B.
+PAIR_NAME = ""  # Nothing is predicted about the pair.
+HAS_TARGET = False
+
+
+def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
+  """Returns rows of one sequence A [SEP] B [SEP] [CLS], or of several if they are packed.
+
+  The pairs are those of BERT, with a random B in some of them (Yang et al. 2019, 2.5).
+
+  Args:
+    texts: documents of the plan.
+    config: whole config, of which `data` is read.
+    seq_len: tokens per row.
+    rng: source of all randomness.
+  """
+  max_tokens = seq_len - 3
+  drawn = pairs.draw_pairs(texts, config.data, max_tokens, rng)
+  texts_C2 = pairs.make_parts(texts, drawn, max_tokens, rng)
+  texts_C2["opens"] = False
+  cls_C1 = texts_C2[:, :1].copy()
+  cls_C1["length"] = 0
+  cls_C1["segment"] = 2
+  cls_C1["opens"], cls_C1["closes"] = True, False
+  parts = np.concatenate([texts_C2, cls_C1], axis=1)
+  parts["label"] = NO_LABEL
+  sizes = parts["length"].sum(axis=1) + 3
+  if config.data.packing:
+    members, offsets = packing.pack(sizes, seq_len, max_sequences(config, seq_len), rng)
+  else:
+    members, offsets = np.arange(len(sizes)), np.arange(len(sizes) + 1)
+  return _place(parts[members], sizes[members], offsets)
+
+
+def _place(parts, sizes, offsets):
+  """Returns the plan of rows; row r holds the sequences offsets[r]..offsets[r + 1].
+
+  Args:
+    parts: PART [C, 3], in the order of the rows; changed in place.
+    sizes: tokens of every sequence with special tokens, int64 [C].
+  """
+  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
+  before = offsets_of(sizes)
+  origin = before[:-1] - before[row_starts]
+  parts["origin"] = origin[:, None]
+  after_a = origin + parts["length"][:, 0] + 1
+  parts["column"] = np.stack([origin, after_a, origin + sizes - 1], axis=1)
+  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
+  return Plan(parts.ravel(), 3 * offsets)

@@ -1,0 +1,31 @@
+"""XLNet-large with the paper's recipe, without carried memory and without reversed rows.
+
+Command    bertgpt train --config configs/xlnet_large.py --workdir runs/xlnet_large
+Data       32.89 B pieces in the paper (Wikipedia, BooksCorpus, Giga5, ClueWeb 2012-B, Common
+           Crawl). A cased SentencePiece tokenizer with 32,000 pieces is trained on `data.source`.
+Hardware   512 TPU v3 chips for 5.5 days in the paper; any number of devices that divides 8,192
+           rows. With little memory, use --config.phases[0].micro_batches=16.
+Expected   On dev sets, fine-tuned: MNLI 89.8, QNLI 93.9, QQP 91.8, RTE 83.8, SST-2 95.6, MRPC 89.2,
+           CoLA 63.6, STS-B 91.8; SQuAD 1.1 EM 88.95, 2.0 EM 86.12; RACE 81.75 on its test set
+           (Yang et al. 2019, arXiv:1906.08237, tables 1, 2, 3 and 5).
+Status     Not yet run.
+
+Half of a row is permuted on its own and sees only itself; the other half also sees the first. In
+the paper, the first half also continues the row of the step before, whose features it sees.
+"""
+
+from bertgpt.config import base, families, phase
+
+
+def get_config():
+  config = base()
+  config.data.source = "jsonl:data/*.jsonl#text"
+  config.data.short_sequence_prob = 0.0
+  config.tokenizer.update(kind="sentencepiece", vocab_size=32_000, lowercase=False)
+  config.model.update(families.FAMILIES["xlnet"].presets["large"])
+  config.objective.update(name="plm", mask_prob=1 / 6, whole_words=True, ngram=5,
+                          permutation_block=256)
+  config.phases = (
+      phase(steps=500_000, seq_len=512, batch_size=8192, learning_rate=4e-4, schedule="linear",
+            warmup_steps=40_000, warmup_rule="before", end_fraction=1e-3),)
+  return config

@@ -1,0 +1,30 @@
+r"""An XLNet of the size of `wiki_mini`.
+
+Command    bertgpt train --config configs/xlnet_mini.py --workdir runs/xlnet_mini \
+             --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
+Data       As for `wiki_mini`.
+Hardware   Two CPU cores.
+Expected   Not yet known.
+Status     Not yet run.
+
+A step costs about twice as much as that of a masked LM with as many predicted tokens, because
+these are a second stream, and each stream has a second product of queries and distances.
+"""
+
+from bertgpt.config import families, phase, recipes
+
+
+def get_config():
+  config = recipes.beside(__file__, "wiki_mini")
+  size = {name: config.model[name] for name in ("num_layers", "width", "num_heads", "mlp_dim")}
+  config.model.update(families.FAMILIES["xlnet"].presets["base"])
+  config.model.update(size, dropout=0.0, attention_dropout=0.0, init_std=0.035)
+  config.objective.update(name="plm", mask_prob=0.25, whole_words=True, ngram=3,
+                          permutation_block=0, replace_with_mask=0.8, replace_with_random=0.1)
+  config.phases = (
+      phase(steps=2_000, seq_len=16, batch_size=128, learning_rate=1.5e-3, schedule="wsd",
+            warmup_steps=100, decay_fraction=0.0),
+      phase(steps=1_500, seq_len=64, batch_size=32, learning_rate=1.5e-3, schedule="wsd",
+            decay_fraction=0.5),)
+  config.eval.every_steps = 500
+  return config

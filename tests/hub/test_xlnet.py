@@ -1,0 +1,164 @@
+"""XLNet in both directions: tokenizers, config.json, fine-tuned models, folders that are read."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+import small_runs
+import tiny
+from ml_collections import FrozenConfigDict
+
+from bertgpt import cli
+from bertgpt.config import families
+from bertgpt.data.tokens import marks, tokenizers
+from bertgpt.errors import DataError
+from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.hub import conversion, opening, xlnet
+from bertgpt.inference import embed
+from bertgpt.models import Inputs
+
+# xlnet-base-cased, config.json.
+PUBLISHED = {
+    "architectures": ["XLNetLMHeadModel"], "attn_type": "bi", "bi_data": False, "clamp_len": -1,
+    "d_head": 64, "d_inner": 3072, "d_model": 768, "dropout": 0.1, "end_n_top": 5,
+    "ff_activation": "gelu", "initializer_range": 0.02, "layer_norm_eps": 1e-12, "mem_len": None,
+    "model_type": "xlnet", "n_head": 12, "n_layer": 12, "pad_token_id": 5, "reuse_len": None,
+    "same_length": False, "start_n_top": 5, "summary_activation": "tanh",
+    "summary_last_dropout": 0.1, "summary_type": "last", "summary_use_proj": True,
+    "untie_r": True, "vocab_size": 32000}
+NAMES = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
+
+
+def test_the_published_config_is_the_preset():
+  fields = conversion._read_fields(xlnet.LM, PUBLISHED, ())
+  preset = families.FAMILIES["xlnet"].presets["base"] | {"activation": "gelu_erf",
+                                                         "vocab_size": 32_000, "num_segments": 2}
+  found = {name.removeprefix("model."): value for name, value in fields.items()
+           if name.startswith("model.")}
+  assert found == {name: preset[name] for name in found}
+  config = tiny.make_config("plm")
+  config.model.update(found)
+  written = conversion.to_hugging_face_config(config)
+  assert {name: written[name] for name in PUBLISHED.keys() & written.keys()} == {
+      name: value for name, value in PUBLISHED.items() if name in written}
+  assert set(PUBLISHED) - set(written) == {"end_n_top", "start_n_top", "pad_token_id"}
+
+
+@pytest.mark.parametrize("key, value", [
+    ("d_head", 32), ("attn_type", "uni"), ("bi_data", True), ("clamp_len", 400),
+    ("same_length", True), ("untie_r", False), ("summary_type", "mean")])
+def test_a_model_that_cannot_be_computed_is_refused_by_its_key(key, value):
+  with pytest.raises(DataError, match=key):
+    conversion._read_fields(xlnet.LM, PUBLISHED | {key: value}, ())
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+  """Returns a SentencePiece file with the special pieces of XLNet's, at their ids."""
+  folder = tmp_path_factory.mktemp("spiece")
+  (folder / "text.txt").write_text(small_runs.make_text(200))
+  sentencepiece.SentencePieceTrainer.train(
+      input=str(folder / "text.txt"), model_prefix=str(folder / "spiece"), vocab_size=100,
+      control_symbols=NAMES[3:], hard_vocab_limit=False, minloglevel=2)
+  return folder / "spiece.model"
+
+
+def test_special_pieces_of_xlnet_have_their_roles(spiece):
+  tokenizer = tokenizers.load_tokenizer(spiece)
+  found = {name: getattr(tokenizer, f"{name}_id") for name in tokenizer.roles}
+  assert found == {"pad": 5, "unk": 0, "cls": 3, "sep": 4, "mask": 6, "eod": 7}
+
+
+@pytest.mark.hf
+def test_a_folder_of_transformers_is_opened(spiece, tmp_path):
+  """Ids of a text and its features, with the [CLS] at the end."""
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  torch.manual_seed(0)
+  cls = transformers.XLNetLMHeadModel
+  size = tokenizers.load_tokenizer(spiece).vocab_size
+  theirs = cls(cls.config_class(vocab_size=size, d_model=32, n_layer=2, n_head=4, d_inner=64,
+                                architectures=["XLNetLMHeadModel"])).eval()
+  theirs.save_pretrained(tmp_path)
+  pieces = sentencepiece.SentencePieceProcessor(model_file=str(spiece))
+  their_tokenizer = transformers.XLNetTokenizer(
+      vocab=[(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(size)])
+  their_tokenizer.save_pretrained(tmp_path)
+  trained = opening.open_model(tmp_path)
+  text = "The cat sees the dog near a tree."
+  (found,) = embed.embed(trained, [text], "last")
+  around = marks.of_encoder(trained.tokenizer, cls_last=True)
+  ids = around.enclose(trained.tokenizer.encode([text])[0])
+  assert ids.tolist() == their_tokenizer(text)["input_ids"] and ids[-2:].tolist() == [4, 3]
+  with torch.no_grad():
+    expected = theirs.transformer(
+        input_ids=torch.tensor(ids[None]).long(),
+        token_type_ids=torch.tensor([[0] * (len(ids) - 1) + [2]])).last_hidden_state[0].numpy()
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("kind, labels", [("classes", "abc"), ("values", "s"), ("tokens", "abcd")])
+def test_a_fine_tuned_model_computes_the_same(kind, labels):
+  """Our rows are padded on the right, and theirs on the left."""
+  torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  config = tiny.make_config("plm")
+  model = task_objectives.HEADS["encoder", kind].make_model(FrozenConfigDict(config.model),
+                                                            len(labels))
+  rng = np.random.default_rng(0)
+  lengths = [16, 11, 7]
+  tokens = rng.integers(5, tiny.VOCAB, (3, 16))
+  segments = np.stack([np.where(np.arange(16) == n - 1, 2, np.arange(16) > 4) for n in lengths])
+  is_text = np.arange(16) < np.array(lengths)[:, None]
+  inputs = Inputs(tokens, is_text.astype(np.int32), np.tile(np.arange(16), (3, 1)), segments)
+  params = model.init(jax.random.key(0), inputs)["params"]
+  params = jax.tree.map(
+      lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  found = np.asarray(model.apply({"params": params}, inputs))
+
+  hf_config = conversion.to_hugging_face_config(config, kind=kind, labels=labels)
+  cls = getattr(transformers, hf_config["architectures"][0])
+  theirs = cls(cls.config_class(**hf_config)).eval()
+  theirs.load_state_dict({name: torch.tensor(x) for name, x in
+                          conversion.to_hugging_face(params, config, kind=kind).items()})
+  roll = lambda x: torch.tensor(np.stack([np.roll(row, 16 - n) for row, n in
+                                          zip(x, lengths, strict=True)])).long()
+  with torch.no_grad():
+    expected = theirs(input_ids=roll(tokens), token_type_ids=roll(segments),
+                      attention_mask=roll(is_text)).logits.numpy()
+  if kind == "tokens":
+    found, expected = found[is_text], expected[roll(is_text).numpy() > 0]
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.hf
+def test_a_run_from_text_to_transformers(tmp_path, capsys):
+  """Train, resume, evaluate, fill, embed, export; transformers reads the folder."""
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  (tmp_path / "text.txt").write_text(small_runs.make_text(60))
+  recipe = small_runs.RECIPE.format(text=tmp_path / "text.txt", cache=tmp_path, steps=6)
+  (tmp_path / "recipe.py").write_text(recipe.replace("  config.objective.name = objective\n", """
+  config.model.update(family="xlnet", position="relative")
+  config.objective.update(name="plm", whole_words=True, ngram=3, permutation_block=16)
+"""))
+  run, out = tmp_path / "run", tmp_path / "out"
+  command = ["train", f"--config={tmp_path / 'recipe.py'}", f"--workdir={run}"]
+  assert cli.main(command) == 0
+  assert "PLM perplexity" in (run / "report.md").read_text()
+  assert cli.main(["evaluate", f"--workdir={run}"]) == 0
+  assert "plm_loss" in capsys.readouterr().out
+  assert cli.main(["fill", f"--workdir={run}", "The [MASK] sees the dog near a tree."]) == 0
+  assert cli.main(["export", f"--workdir={run}", f"--out={out}"]) == 0
+  model, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+  assert type(model).__name__ == "XLNetLMHeadModel"
+  assert not info["missing_keys"] and not info["unexpected_keys"]
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  assert json.loads((out / "tokenizer_config.json").read_text())["padding_side"] == "left"
+  ids = tokenizer("The cat.", "A dog.")
+  names = tokenizer.convert_ids_to_tokens(ids["input_ids"])
+  assert names[-2:] == ["[SEP]", "[CLS]"] and names.count("[SEP]") == 2
+  assert ids["token_type_ids"][-1] == 2 and sorted(set(ids["token_type_ids"])) == [0, 1, 2]

@@ -1,0 +1,215 @@
+"""Permutation LM: the order against a copy of the published mask, spans, and who is hidden."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from bertgpt import config as config_lib
+from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.models import Inputs
+from bertgpt.training import objectives
+from bertgpt.training.objectives import plm, spans
+
+CLS, SEP, MASK, PAD = 2, 3, 4, 0
+VOCAB, LENGTH, ROWS = 1000, 128, 500
+
+
+def make_vocabulary():
+  continues = np.arange(VOCAB) % 3 == 0  # A third of the tokens continue a word.
+  continues[:5] = False
+  return Vocabulary(VOCAB, MASK, (PAD, CLS, SEP, MASK), continues, np.zeros(VOCAB, bool))
+
+
+def make_batch(rows=ROWS, seed=0):
+  """Returns rows text [SEP] text [SEP] [CLS] of every length, with padding."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(8, LENGTH + 1, rows)
+  at = np.arange(LENGTH)
+  is_text = at < lengths[:, None]
+  tokens = np.where(is_text, rng.integers(5, VOCAB, (rows, LENGTH)), PAD)
+  tokens[np.arange(rows), lengths // 2] = tokens[np.arange(rows), lengths - 2] = SEP
+  tokens[np.arange(rows), lengths - 1] = CLS
+  return {"tokens": tokens.astype(np.int32), "sequence_ids": is_text.astype(np.int32)}, lengths
+
+
+def corrupt(batch, seed=0, row_ids=None, **objective):
+  config = config_lib.base()
+  config.objective.update({"name": "plm", "mask_prob": 1 / 6, "whole_words": True, "ngram": 5,
+                           "permutation_block": 64, **objective})
+  config.phases = (config_lib.phase(seq_len=LENGTH),)
+  function = jax.jit(objectives.make_objective(config, make_vocabulary()).corrupt)
+  row_ids = np.arange(len(batch["tokens"])) if row_ids is None else row_ids
+  return jax.device_get(function(batch, jax.random.key(seed), row_ids))
+
+
+def targets_of(drawn):
+  """Returns which tokens are predicted, bool [B, L]."""
+  is_target = np.zeros(drawn["tokens"].shape, bool)
+  rows, slots = np.nonzero(drawn["predict_weights"])
+  is_target[rows, drawn["predict_positions"][rows, slots]] = True
+  return is_target
+
+
+# ------------------------------------------------------------------- order
+
+
+def published_perm_mask(tokens, is_masked, index):
+  """Returns data_utils.py's `_local_perm` (zihangdai/xlnet, 2019) in NumPy: 1 cannot attend.
+
+  Args:
+    index: the random permutation, which is drawn there.
+  """
+  is_functional = (tokens == SEP) | (tokens == CLS)
+  is_context = ~is_masked & ~is_functional
+  rev_index = np.where(is_context, -1, index)
+  is_target = ~is_context & ~is_functional
+  self_rev_index = np.where(is_target, rev_index, rev_index + 1)
+  return (self_rev_index[:, None] <= rev_index[None]) & ~is_context
+
+
+@pytest.mark.parametrize("block", [64, 0])
+def test_the_order_hides_what_the_published_mask_hides(block):
+  """Halves are permuted on their own; the second sees the first, which does not see the second."""
+  batch, lengths = make_batch()
+  drawn = corrupt(batch, permutation_block=block)
+  size = block or LENGTH
+  for row in np.flatnonzero(lengths == lengths.max())[:3].tolist() + list(range(5)):
+    tokens, order = drawn["tokens"][row], drawn["order"][row]
+    is_masked = targets_of(drawn)[row]
+    expected = np.tri(LENGTH // size, k=-1, dtype=bool).repeat(size, 0).repeat(size, 1)
+    for first in range(0, LENGTH, size):
+      part = slice(first, first + size)
+      # Their permutation has all tokens of a block, and reads only the places of some.
+      index = np.argsort(np.argsort(order[part], kind="stable"))
+      expected[part, part] = ~published_perm_mask(tokens[part], is_masked[part], index)
+    sees_as_target = order[:, None] > order
+    sees = order[:, None] >= order
+    at = np.arange(lengths[row])
+    found = np.where(is_masked[:, None], sees_as_target, sees)[np.ix_(at, at)]
+    np.testing.assert_array_equal(found, expected[np.ix_(at, at)])
+
+
+def test_all_orders_are_equally_likely():
+  keys = jax.random.split(jax.random.key(0), 6000)
+  is_moved = jnp.broadcast_to(jnp.array([1, 0, 1, 0, 1, 0, 1, 1], bool), (6000, 8))
+  order = np.asarray(plm.draw_order(keys, is_moved, 6))
+  counts = {tuple(p): 0 for p in itertools.permutations(range(3))}
+  for row in order:
+    counts[tuple(np.argsort(np.argsort(row[[0, 2, 4]])))] += 1
+  assert all(abs(count - 1000) < 4 * np.sqrt(6000 * 5 / 36) for count in counts.values())
+  assert np.all(order[:, [1, 3, 5]] == 0) and np.all(order[:, [0, 2, 4]] > 0)
+  assert np.all(order[:, 6:] > order[:, :6].max(1, keepdims=True))
+  assert abs((order[:, 6] < order[:, 7]).mean() - 0.5) < 4 * np.sqrt(0.25 / 6000)
+
+
+def test_a_row_depends_only_on_the_key_and_its_number():
+  batch, _ = make_batch(8)
+  whole, part = corrupt(batch), corrupt({name: x[2:5] for name, x in batch.items()},
+                                        row_ids=np.arange(2, 5))
+  for name in ("order", "predict_positions", "predict_weights"):
+    np.testing.assert_array_equal(part[name], whole[name][2:5])
+  other = corrupt(batch, seed=1)
+  assert (other["order"] != whole["order"]).any(1).all()
+
+
+# ------------------------------------------------------------------- spans
+
+
+@pytest.mark.parametrize("words", [{}, {"whole_words": False}, {"ngram": 1}], ids=str)
+def test_the_number_of_targets_is_exact_and_no_special_token_is_one(words):
+  batch, lengths = make_batch()
+  drawn = corrupt(batch, **words)
+  is_target = targets_of(drawn)
+  np.testing.assert_array_equal(is_target.sum(1), np.clip(np.round(lengths / 6), 1, 21))
+  assert np.array_equal(is_target.sum(1), drawn["predict_weights"].sum(1))  # All are different.
+  assert np.all(drawn["tokens"][is_target] >= 5) and np.all(batch["sequence_ids"][is_target] == 1)
+  np.testing.assert_array_equal(drawn["tokens"], batch["tokens"])
+  np.testing.assert_array_equal(
+      drawn["predict_targets"],
+      np.take_along_axis(batch["tokens"], drawn["predict_positions"], axis=1))
+
+
+def first_spans(continues, rows=4000, longest=5, context=6):
+  """Returns (first position, tokens) of the first span of every row, int [rows, 2]."""
+  keys = jax.random.split(jax.random.key(1), rows)
+  is_candidate = jnp.ones((rows, LENGTH), bool)
+  count = jnp.full(rows, 40)
+  order, found = jax.jit(functools.partial(spans.choose_spans, longest=longest, context=context))(
+      keys, is_candidate, jnp.broadcast_to(continues, is_candidate.shape), count)
+  assert np.all(found == 40)
+  order = np.asarray(order)
+  jumps = np.diff(order, axis=1) != 1
+  return np.stack([order[:, 0], jumps.argmax(1) + 1], axis=1)
+
+
+def test_lengths_of_spans_are_likely_as_their_inverse():
+  """Words of two tokens; a span begins uniformly in a context of 6 tokens per word."""
+  first, size = first_spans(jnp.arange(LENGTH) % 2 == 1).T
+  assert np.all(first % 2 == 0) and np.all(size % 2 == 0)
+  shares = 1 / np.arange(1, 6)
+  shares /= shares.sum()
+  for n, share in enumerate(shares, 1):
+    is_n = size == 2 * n
+    assert abs(is_n.mean() - share) < 4 * np.sqrt(share * (1 - share) / len(size))
+    # The first word that begins at or after 0, ..., 6 n - 1.
+    places = 2 * np.ceil(np.arange(6 * n) / 2)
+    assert set(first[is_n].tolist()) == set(places.tolist())
+    assert abs(first[is_n].mean() - places.mean()) < 4 * places.std() / np.sqrt(is_n.sum())
+
+
+def test_no_part_of_a_row_is_predicted_much_more_often():
+  batch, _ = make_batch(2000)
+  batch["sequence_ids"] = np.ones_like(batch["sequence_ids"])
+  batch["tokens"] = np.random.default_rng(2).integers(5, VOCAB, batch["tokens"].shape,
+                                                      dtype=np.int32)
+  shares = targets_of(corrupt(batch)).mean(0).reshape(8, -1).mean(1)
+  assert shares.min() > 0.8 * shares.mean() and shares.max() < 1.3 * shares.mean()
+
+
+# ------------------------------------------------------------------- model
+
+
+@pytest.mark.parametrize("block", [0, 16])
+def test_a_prediction_depends_on_exactly_the_tokens_before_it(block):
+  """Every token is replaced in turn: only predictions that see it change, and all of them do."""
+  config = tiny.make_config("plm", init_std=0.3)
+  config.objective.update(permutation_block=block, ngram=3, whole_words=True)
+  rng = np.random.default_rng(0)
+  at = np.arange(tiny.LENGTH)
+  batch = {"tokens": rng.integers(5, tiny.VOCAB, (1, tiny.LENGTH)), "positions": at[None],
+           "sequence_ids": (at < 30)[None], "segment_ids": (at > 12)[None]}
+  batch = {name: np.asarray(x, np.int32) for name, x in batch.items()}
+  batch["tokens"][:, [12, 28]], batch["tokens"][:, 29] = tiny.SEP, tiny.CLS
+  with tiny.Setup(config) as setup:
+    params = setup.init().params
+    drawn = setup.objective.corrupt(batch, jax.random.key(3), np.arange(1))
+    inputs = Inputs.of(drawn)
+    changed = np.repeat(drawn["tokens"], tiny.LENGTH, axis=0)
+    changed[at, at] = (changed[at, at] + 7) % tiny.VOCAB
+    logits = jax.jit(lambda tokens: jax.vmap(lambda row: setup.model.apply(
+        {"params": params}, inputs._replace(tokens_BL=row[None]))[0][0])(tokens))
+    before, after = jnp.split(logits(np.concatenate([drawn["tokens"], changed])), [1])
+  differs = np.asarray(jnp.abs(after - before).max(-1) > 0)  # [replaced token, slot]
+  order, slots = np.asarray(drawn["order"][0]), np.asarray(drawn["predict_positions"][0])
+  real = np.asarray(drawn["predict_weights"][0]) > 0
+  expected = (order[:, None] < order[slots]) & (at < 30)[:, None]
+  assert real.sum() == 8 and len(set(order[slots[real]])) == 8
+  np.testing.assert_array_equal(differs[:, real], expected[:, real])
+
+
+def test_a_target_that_sees_nothing_is_predicted_from_nothing():
+  config = tiny.make_config("plm")
+  tokens = np.full((2, 8), 9, np.int32)
+  tokens[1, 0] = 10
+  ones = np.ones_like(tokens)
+  first = np.zeros((2, 1), np.int32)
+  inputs = Inputs(tokens, np.where(np.arange(8) < 1, 1, 2 * ones), ones, 0 * ones, first)
+  with tiny.Setup(config) as setup:
+    logits, _ = setup.model.apply({"params": setup.init().params}, inputs)
+  np.testing.assert_array_equal(logits[0], logits[1])
+  assert np.isfinite(logits).all()
