@@ -267,6 +267,7 @@ RECOVERY = """
 | fault | repetitions | end, median | end, longest | back, median |
 |---|---|---|---|---|
 | SIGKILL of process 1 | 5 | 5.4 s | 6.1 s | 26.2 s |
+| SIGKILL of process 1 in a save | 5 | 5.4 s | 6.4 s | 29.0 s |
 | process 1 stopped | 3 | 60.4 s | 65.6 s | 47.7 s |
 | disk of one process full (in the soak) | 5 | 14.7 s | 45.6 s | - |
 """
