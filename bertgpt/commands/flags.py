@@ -55,6 +55,20 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
   return read
 
 
+def share(text: str) -> tuple[int, int]:
+  """Returns (I, N) of a flag that names one of N shares of some work.
+
+  Args:
+    text: value of the flag, as '0/4'.
+  Raises:
+    argparse.ArgumentTypeError: it is not I/N with 0 <= I < N.
+  """
+  first, _, every = text.partition("/")
+  if first.isdecimal() and every.isdecimal() and int(first) < int(every):
+    return int(first), int(every)
+  raise argparse.ArgumentTypeError(f"{text}: give I/N with 0 <= I < N, as 0/4")
+
+
 # ------------------------------------------------------------------- flags
 
 

@@ -6,7 +6,7 @@ from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
 HELP = "Turn text into a prepared corpus."
-USES = ("bertgpt.data.corpus.prepare", "bertgpt.devices.watchdog")
+USES = ("bertgpt.data.corpus.prepare", "bertgpt.data.corpus.machines", "bertgpt.devices.watchdog")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -14,23 +14,44 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_config(parser, "data.invalid_text=skip")
   parser.add_argument("--out", type=flags.local_path, metavar="DIR",
                       help="new folder of the corpus; default: a folder in the cache of the config")
+  step = parser.add_mutually_exclusive_group()
+  step.add_argument("--part", type=flags.share, metavar="I/N",
+                    help="prepare only part I of N, counted from 0, into DIR.parts; the parts may "
+                         "be prepared on different hosts")
+  step.add_argument("--merge", action="store_true",
+                    help="make the corpus of all parts, the same as without parts")
+  parser.add_argument("--train_tokenizer", action="store_true",
+                      help="only train the tokenizer that the parts need, into DIR.parts; with "
+                           "--part I/N, only take part I of its sample; with --merge, train it on "
+                           "all parts of the sample")
 
 
 def check(arguments: argparse.Namespace) -> None:
-  """Validates the config; a prepared corpus needs --out."""
+  """Validates the config; a prepared corpus, and parts of one, need --out."""
   arguments.config = flags.read_config(arguments)
   corpus = arguments.config.data.corpus
   if arguments.out is None and corpus:
     raise ConfigError(f"data.corpus={corpus} is already prepared. Leave it empty to prepare "
                       "data.source, or give --out")
+  given = [flag for flag in ("part", "merge", "train_tokenizer") if getattr(arguments, flag)]
+  if arguments.out is None and given:
+    raise ConfigError(f"--{given[0]}: give --out, the folder of the corpus, to every command that "
+                      "prepares a part of it")
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Prepares the corpus and prints its path."""
-  from bertgpt.data.corpus import prepare
+  """Prepares the corpus, or a part of it, and prints its path."""
+  from bertgpt.data.corpus import machines, prepare
+  from bertgpt.data.text.pieces import Part
   from bertgpt.devices import watchdog
-  watchdog.arm(arguments.config.system.hang_timeout_minutes)
-  if arguments.out is None:
-    print(prepare.ensure_prepared(arguments.config))
+  config, out = arguments.config, arguments.out
+  watchdog.arm(config.system.hang_timeout_minutes)
+  if arguments.part:
+    make = machines.sample_part if arguments.train_tokenizer else machines.prepare_part
+    print(make(config, out, Part(*arguments.part)))
+  elif arguments.train_tokenizer:
+    print(machines.train_tokenizer(config, out, merges=arguments.merge))
+  elif arguments.merge:
+    print(machines.merge(config, out))
   else:
-    print(prepare.prepare(arguments.config, arguments.out))
+    print(prepare.prepare(config, out) if out else prepare.ensure_prepared(config))

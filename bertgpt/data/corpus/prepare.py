@@ -8,13 +8,14 @@ A corpus is built in a folder next to its final place and renamed at the very en
 """
 
 import contextlib
+import functools
 import hashlib
 import heapq
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import tqdm
 
@@ -22,9 +23,11 @@ from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import encode
+from bertgpt.data.corpus.splits import assign_splits, validation_border
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import sources
 from bertgpt.data.text.documents import Document, cut_sentences
+from bertgpt.data.text.pieces import WHOLE, Part
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -107,26 +110,44 @@ def cached_path(config: ConfigDict, recipe: dict) -> pathlib.Path:
   return pathlib.Path(config.data.cache_dir).expanduser().absolute() / f"corpus-{key[:20]}"
 
 
-def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None) -> dict:
+def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None,
+                known: dict[str, str] | None = None) -> dict:
   """Returns everything that determines the content of a corpus; equal recipes give equal bytes.
 
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
     loaded: tokenizer at `config.tokenizer.path`; None: it is loaded if there is a path.
+    known: SHA-256 (hex) of every file of the source by its path; None: the files are read.
   """
-  data, tokenizer = config.data, config.tokenizer
-  if tokenizer.path:
-    made_of = describe_tokenizer(loaded or load_tokenizer(config))
-  else:
-    training.check_kind(tokenizer.kind)
-    names = ("kind", "vocab_size", "model_type", "lowercase", "train_bytes")
-    made_of = {name: tokenizer[name] for name in names}
   return {
       "format_version": corpus_lib.FORMAT_VERSION,
-      "source_identity": sources.identity(data.source, data.cache_dir),
-      "tokenizer": made_of,
-      "options": {n: data[n] for n in ("language", "validation_fraction", "invalid_text")},
+      "source_identity": sources.identity(config.data.source, config.data.cache_dir, known),
+      "tokenizer": describe_choice(config, loaded),
+      "options": describe_options(config),
   }
+
+
+def describe_options(config: ConfigDict) -> dict:
+  """Returns the options of `config.data` that determine the content of a corpus."""
+  return {n: config.data[n] for n in ("language", "validation_fraction", "invalid_text")}
+
+
+def describe_choice(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None) -> dict:
+  """Returns what determines the tokenizer of a config, which is loaded or trained.
+
+  Args:
+    config: whole config, of which `tokenizer` is read.
+    loaded: tokenizer at `config.tokenizer.path`; None: it is loaded if there is a path.
+  Raises:
+    ConfigError: tokenizers of this kind cannot be trained.
+    DataError: the tokenizer cannot be loaded.
+  """
+  tokenizer = config.tokenizer
+  if tokenizer.path:
+    return describe_tokenizer(loaded or load_tokenizer(config))
+  training.check_kind(tokenizer.kind)
+  names = ("kind", "vocab_size", "model_type", "lowercase", "train_bytes")
+  return {name: tokenizer[name] for name in names}
 
 
 def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
@@ -152,21 +173,54 @@ def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict:
 
 def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
              reports: bool = True) -> pathlib.Path:
+  return publish_corpus(path, recipe, functools.partial(_build, config), reports=reports)
+
+
+def publish_corpus(path: pathlib.Path, recipe: dict,
+                   build: Callable[[pathlib.Path, dict], dict], *,
+                   reports: bool = True) -> pathlib.Path:
+  """Makes a corpus, unless it exists already, and prints a report.
+
+  Args:
+    path: folder of the corpus.
+    recipe: result of `make_recipe`.
+    build: (empty folder, recipe) -> manifest; writes the corpus.
+    reports: whether to print a report.
+  Raises:
+    ConfigError: something else is there.
+    StorageError: a file could not be written.
+  """
+  made: list[dict] = []
+  publish(path, lambda: _is_done(path, recipe),
+          lambda folder: made.append(build(folder, recipe)))
+  if reports and made:
+    print(f"corpus {path}\n{corpus_lib.report(made[0])}", flush=True)
+  return path
+
+
+def publish(path: pathlib.Path, is_done: Callable[[], bool],
+            build: Callable[[pathlib.Path], None]) -> None:
+  """Makes a folder, whole or not at all. Processes that make the same one take turns.
+
+  Args:
+    path: the folder.
+    is_done: whether the folder is there; raises an error if something else is.
+    build: writes into an empty folder, which is then renamed to `path`.
+  Raises:
+    StorageError: a file could not be written.
+  """
   def wait(holder: str) -> None:
     print(f"waiting for {holder}, which prepares {path}", flush=True)
 
   with _as_storage_error(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(path.with_name(f".{path.name}.lock"), wait):
-      if _is_done(path, recipe):
-        return path
+      if is_done():
+        return
       files.remove_leftovers(path.parent, path.name)
       with files.publish_when_done(path) as folder:
         folder.mkdir()
-        manifest = _build(config, folder, recipe)
-  if reports:
-    print(f"corpus {path}\n{corpus_lib.report(manifest)}", flush=True)
-  return path
+        build(folder)
 
 
 def _is_done(path: pathlib.Path, recipe: dict) -> bool:
@@ -197,17 +251,53 @@ def _as_storage_error(path: pathlib.Path) -> Iterator[None]:
 
 def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   """Writes the whole corpus into an empty folder and returns its manifest."""
-  data, skipped = config.data, sources.Counts()
-  border = validation_border(data.validation_fraction)
-  tokenizer = _make_tokenizer(config, border)
+  tokenizer, skipped = _make_tokenizer(config), sources.Counts()
   tokenizer.save(folder / corpus_lib.TOKENIZER)
-  dtype = corpus_lib.token_dtype(tokenizer.vocab_size)
-  documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped)
-  worker = encode.Worker(os.fspath(folder / corpus_lib.TOKENIZER), data.language, dtype)
+  encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
+  return write_corpus(config, folder, recipe, tokenizer, encoded, skipped)
+
+
+def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers.Tokenizer,
+                  skipped: sources.Counts,
+                  part: Part = WHOLE) -> Generator[EncodedDocument, None, None]:
+  """Returns an iterator over the encoded documents of the source, in order.
+
+  Args:
+    config: whole config, of which `data` is read.
+    saved: folder of the tokenizer, from which the worker processes load it.
+    tokenizer: the same.
+    skipped: tally of what is left out; added to.
+    part: part of the source.
+  """
+  data = config.data
+  documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped,
+                                  part=part)
+  worker = encode.Worker(os.fspath(saved), data.language,
+                         corpus_lib.token_dtype(tokenizer.vocab_size))
+  return encode.encode(documents, worker, data.prepare_workers, skipped)
+
+
+def write_corpus(config: ConfigDict, folder: pathlib.Path, recipe: dict,
+                 tokenizer: tokenizers.Tokenizer,
+                 encoded: Generator[EncodedDocument, None, None],
+                 skipped: sources.Counts) -> dict:
+  """Writes a corpus into a folder that holds only its tokenizer, and returns its manifest.
+
+  Args:
+    config: whole config, of which `data` is read.
+    folder: the folder.
+    recipe: result of `make_recipe`.
+    tokenizer: the tokenizer.
+    encoded: all documents in order; closed at the end.
+    skipped: tally of what was left out, complete when `encoded` ends.
+  Raises:
+    DataError: a split would have no document.
+  """
+  data = config.data
   writers = {split: SplitWriter(folder, split) for split in corpus_lib.SPLITS}
-  encoded = encode.encode(documents, worker, data.prepare_workers, skipped)
+  border = validation_border(data.validation_fraction)
   with contextlib.closing(encoded):
-    for split, document in assign_splits(_with_progress(encoded), border):
+    for split, document in assign_splits(with_progress(encoded), border):
       writers[split].write(document)
   _check_splits(data.source, *(writers[split].num_documents for split in corpus_lib.SPLITS))
   manifest = {
@@ -216,7 +306,7 @@ def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
       "recipe": recipe,
       "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
                     "fingerprint": tokenizer.fingerprint()},
-      "token_dtype": dtype,
+      "token_dtype": corpus_lib.token_dtype(tokenizer.vocab_size),
       "splits": {split: writer.finish() for split, writer in writers.items()},
       "skipped": {what: n for what, n in sorted(skipped.items()) if n},
   }
@@ -231,13 +321,37 @@ def _check_splits(source: str, num_train: int, num_validation: int) -> None:
                     "train on and one to hold out. Give more text, or separate its documents")
 
 
-def _make_tokenizer(config: ConfigDict, border: int) -> tokenizers.Tokenizer:
+def _make_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
   if config.tokenizer.path:
-    tokenizer = load_tokenizer(config)
-    if tokenizer.note:
-      print(f"note: {tokenizer.note}", file=sys.stderr, flush=True)
-    return tokenizer
-  documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text)
+    return load_and_note(config)
+  return train_tokenizer(config, sources.open_source(
+      config.data.source, invalid_text=config.data.invalid_text))
+
+
+def load_and_note(config: ConfigDict) -> tokenizers.Tokenizer:
+  """Returns the tokenizer at `config.tokenizer.path`, and prints its note, if it has one.
+
+  Args:
+    config: whole config, of which `tokenizer` is read.
+  Raises:
+    DataError: see `tokenizers.load_tokenizer`.
+  """
+  tokenizer = load_tokenizer(config)
+  if tokenizer.note:
+    print(f"note: {tokenizer.note}", file=sys.stderr, flush=True)
+  return tokenizer
+
+
+def train_tokenizer(config: ConfigDict, documents: Iterable[Document]) -> tokenizers.Tokenizer:
+  """Returns a tokenizer that is trained on a sample of the documents to train on.
+
+  Args:
+    config: whole config, of which `data` and `tokenizer` are read.
+    documents: all documents of the source, or those that are in the sample of a part of it.
+  Raises:
+    DataError: there is no text to train on.
+  """
+  border = validation_border(config.data.validation_fraction)
   sample = sample_documents(documents, config.tokenizer.train_bytes, border)
   if not sample:
     raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on. Check "
@@ -287,57 +401,9 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
   return [document for _, _, _, document in sorted(heap, key=lambda entry: entry[1])]
 
 
-def _with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
+def with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
+  """Yields the documents, and shows how many bytes of text they make on a terminal."""
   with tqdm.tqdm(desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
     for document in documents:
       yield document
       bar.update(document.text_bytes)
-
-
-# ------------------------------------------------------------------ splits
-
-
-def validation_border(fraction: float) -> int:
-  """Returns the key below which documents are held out.
-
-  Args:
-    fraction: `config.data.validation_fraction`, in [0, 1].
-  """
-  return int(fraction * 2**64)
-
-
-def assign_splits(documents: Iterable[EncodedDocument],
-                  border: int) -> Iterator[tuple[str, EncodedDocument]]:
-  """Assigns documents to splits by their keys, so that neither split stays empty.
-
-  As long as all keys lie on one side of the border, the document nearest to it is held back,
-  together with its duplicates. If the corpus ends in that state, they become the other split.
-
-  Args:
-    documents: documents in order.
-    border: documents with smaller keys belong to the validation split.
-  Yields:
-    ('train' or 'validation', document).
-  """
-  documents = iter(documents)
-  side, held, held_distance = None, [], 0
-  for document in documents:
-    if side is None:
-      side = document.key < border
-    if (document.key < border) != side:
-      yield from ((_split_name(d.key < border), d) for d in [*held, document])
-      yield from ((_split_name(d.key < border), d) for d in documents)
-      return
-    distance = abs(document.key - border)
-    if not held or distance < held_distance:
-      yield from ((_split_name(side), d) for d in held)
-      held, held_distance = [document], distance
-    elif distance == held_distance:
-      held.append(held[0])  # The same text, which is not kept in memory twice.
-    else:
-      yield _split_name(side), document
-  yield from ((_split_name(not side), d) for d in held)
-
-
-def _split_name(is_validation: bool) -> str:
-  return corpus_lib.SPLITS[is_validation]

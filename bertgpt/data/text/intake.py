@@ -201,8 +201,8 @@ def parse_record(line: str, counts: Counts | None = None) -> Any:
 # ------------------------------------------------------------------- files
 
 
-def read_lines(path: str, cleaner: TextCleaner, *,
-               can_replace: bool) -> Iterator[tuple[int, bytes | None]]:
+def read_lines(path: str, cleaner: TextCleaner, *, can_replace: bool, start: int = 0,
+               stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
   """Yields (offset in bytes, line with its line end as in the file) for every line of a file.
 
   A line of more than `MAX_LINE_BYTES` comes in pieces. If the line cannot be replaced, or should
@@ -212,14 +212,21 @@ def read_lines(path: str, cleaner: TextCleaner, *,
     path: plain or compressed file.
     cleaner: decides about lines that are too long.
     can_replace: whether a line may be cut into several.
+    start: byte of a plain file at which a line starts, the first to read.
+    stop: byte of a plain file at which a line starts, the first not to read; None: the end.
   Raises:
     DataError: the file is damaged or truncated, or `cleaner` rejects a line.
   """
-  offset, inside = 0, False
+  offset, inside = start, False
   try:
     with open_file(path) as f:
-      offset = len(f.read(mark_length(f.peek(HEAD_BYTES), path, cleaner.counts)))
+      if start:
+        f.seek(start)
+      else:
+        offset = len(f.read(mark_length(f.peek(HEAD_BYTES), path, cleaner.counts)))
       for line, is_long in _cut_lines(f):
+        if stop is not None and offset >= stop:
+          break
         if is_long and not inside:
           problem = f"line of more than {MAX_LINE_BYTES} bytes"
           cleaner.reject(problem, path, offset, can_replace=can_replace, repair=SHORTER)
@@ -255,6 +262,39 @@ def _cut_lines(f: io.BufferedReader) -> Iterator[tuple[bytes, bool]]:
       rest = b""
 
 
+def find_start(path: str, position: int, *, is_document: bool) -> int:
+  """Returns the first byte at or after a position at which a line of a plain file starts.
+
+  Args:
+    path: plain file.
+    position: byte of the file, at least 1.
+    is_document: whether to return where the text after the next whole blank line starts instead,
+      so that no document goes on there.
+  Returns:
+    The byte; the size of the file if there is none.
+  Raises:
+    DataError: the file cannot be read.
+  """
+  try:
+    with open(path, "rb") as f:
+      f.seek(position - 1)
+      start, is_whole = position - 1, False
+      for line, goes_on in _cut_lines(f):
+        start += len(line)
+        if not goes_on and (not is_document or (is_whole and is_blank(line))):
+          break
+        is_whole = not goes_on
+      return start
+  except OSError as e:
+    raise DataError(f"{path}: cannot be read beyond byte {position} ({one_line(e)}). "
+                    "Check the file or fetch it again") from e
+
+
+def is_compressed(path: str) -> bool:
+  """Returns whether the ending of a file names a compression that `open_file` knows."""
+  return os.path.splitext(path)[1] in _OPENERS
+
+
 def open_file(path: str) -> io.BufferedReader:
   """Opens a plain, .gz, .xz or .zst file for reading its decompressed bytes.
 
@@ -267,7 +307,8 @@ def open_file(path: str) -> io.BufferedReader:
   return opener(path) if opener else open(path, "rb")
 
 
-def read_blocks(path: str, cleaner: TextCleaner) -> Iterator[tuple[int, bytes, bool]]:
+def read_blocks(path: str, cleaner: TextCleaner, start: int = 0,
+                stop: int | None = None) -> Iterator[tuple[int, bytes, bool]]:
   """Yields (offset in bytes, lines, whether they are the last) of blocks between blank lines.
 
   A block of more than `MAX_DOCUMENT_BYTES` is cut between lines into parts, which are the block
@@ -276,28 +317,29 @@ def read_blocks(path: str, cleaner: TextCleaner) -> Iterator[tuple[int, bytes, b
   Args:
     path: plain or compressed file.
     cleaner: decides about lines that are too long.
+    start, stop: see `read_lines`; no block goes on there.
   Raises:
     DataError: see `read_lines`.
   """
-  block, start, size, spoiled = [], 0, 0, False
-  for offset, line in read_lines(path, cleaner, can_replace=True):
+  block, begin, size, spoiled = [], start, 0, False
+  for offset, line in read_lines(path, cleaner, can_replace=True, start=start, stop=stop):
     if line is not None and is_blank(line):
       if block and not spoiled:
-        yield start, b"".join(block), True
+        yield begin, b"".join(block), True
       block, size, spoiled = [], 0, False
       continue
     if block and size + len(line or b"") > MAX_DOCUMENT_BYTES:
       cleaner.counts["long documents cut"] += 1
       if not spoiled:
-        yield start, b"".join(block), False
+        yield begin, b"".join(block), False
       block, size = [], 0
     if not block:
-      start = offset
+      begin = offset
     spoiled |= line is None
     block.append(line or b"")
     size += len(block[-1])
   if block and not spoiled:
-    yield start, b"".join(block), True
+    yield begin, b"".join(block), True
 
 
 def mark_length(head: bytes, path: str, counts: Counts) -> int:

@@ -51,7 +51,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bertgpt.config import remote_problem
-from bertgpt.data.text import datasets, fields, parquet, paths, pydocs
+from bertgpt.data.text import datasets, fields, parquet, paths, pieces, pydocs
 from bertgpt.data.text.digests import sha256_files
 from bertgpt.data.text.documents import Document, make_documents
 from bertgpt.data.text.intake import (
@@ -63,6 +63,7 @@ from bertgpt.data.text.intake import (
     read_blocks,
     read_lines,
 )
+from bertgpt.data.text.pieces import DOCUMENT, FILE, LINE, SOURCE, WHOLE, Part, Piece, Pieces, Span
 from bertgpt.errors import ConfigError, DataError
 
 MAX_WEIGHT = 1e6
@@ -87,26 +88,53 @@ class Source:
   weight: float = 1.0
 
 
-def open_source(spec: str, *, invalid_text: str = "error",
-                counts: Counts | None = None) -> Iterator[Document]:
+def open_source(spec: str, *, invalid_text: str = "error", counts: Counts | None = None,
+                part: Part = WHOLE) -> Iterator[Document]:
   """Opens a source and yields its documents, in an order that depends on the files only.
 
   Args:
     spec: `config.data.source`; see the docstring of the module.
     invalid_text: 'error', 'replace' or 'skip'.
     counts: tally to add to; None: not counted.
+    part: part to read. All parts one after the other are the whole source, and so are the sums of
+      their tallies.
   Raises:
     ConfigError: at once, if `spec` is not a valid source.
     DataError: at once, if a source has no files; while reading, if text is not clean.
   """
   cleaner = TextCleaner(invalid_text, Counts() if counts is None else counts,
                         choice=", or set data.invalid_text to replace or skip")
-  opened = [(source, READERS[source.kind].open(source, cleaner)) for source in parse(spec)]
-  return itertools.chain.from_iterable(
-      _weigh(documents, source.weight) for source, documents in opened)
+  uncounted = TextCleaner(invalid_text, Counts(), choice=cleaner.choice)
+  parsed = parse(spec)
+  opened = []
+  for source, owned in zip(parsed, pieces.divide(list_pieces(parsed), part.total), strict=True):
+    before = [span for owner, span in owned if owner < part.number]
+    spans = [span for owner, span in owned if owner == part.number]
+    if spans:
+      is_counted = before and not source.weight.is_integer()
+      earlier = _open(source, uncounted, before) if is_counted else iter(())
+      opened.append(_weigh(_open(source, cleaner, spans), source.weight, earlier))
+  return itertools.chain.from_iterable(opened)
 
 
-def identity(spec: str, cache_dir: str) -> str:
+def _open(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
+  return READERS[source.kind].open(source, cleaner, spans)
+
+
+def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
+  """Returns the pieces of every source, of which parts consist.
+
+  Args:
+    parsed: result of `parse`.
+  Raises:
+    DataError: a source has no files.
+  """
+  return [pieces.cut_files({path: os.path.getsize(path) for path in paths.find_files(s.target)},
+                           READERS[s.kind].unit) if READERS[s.kind].has_files
+          else Pieces(SOURCE, [Piece("", 0, 1)]) for s in parsed]
+
+
+def identity(spec: str, cache_dir: str, known: dict[str, str] | None = None) -> str:
   """Returns a SHA-256 (hex) that identifies the text of a source.
 
   It changes when the text does, but not when the files are moved.
@@ -115,15 +143,32 @@ def identity(spec: str, cache_dir: str) -> str:
     spec: `config.data.source`.
     cache_dir: folder that keeps the digests of files, so that an unchanged file is read only once;
       see `digests` for how changes are noticed.
+    known: SHA-256 (hex) of every file by its path, if it is known.
   Raises:
     ConfigError: `spec` is not a valid source.
     DataError: a source has no files, or TFDS does not know the dataset.
   """
+  if known is not None:
+    return _identify(spec, lambda files: {path: known[path] for path in files})
+  return _identify(spec, lambda files: sha256_files(files, pathlib.Path(cache_dir).expanduser()))
+
+
+def outline(spec: str) -> str:
+  """Returns a SHA-256 (hex) of all that identifies a source except what its files hold.
+
+  Args:
+    spec: `config.data.source`.
+  Raises:
+    ConfigError, DataError: see `identity`.
+  """
+  return _identify(spec, lambda files: dict.fromkeys(files, ""))
+
+
+def _identify(spec: str, hash_files: Callable[[list[str]], dict[str, str]]) -> str:
   digest = hashlib.sha256()
   for source in parse(spec):
-    kind = READERS[source.kind]
     digest.update(f"{source.kind} {source.split} {source.field} {source.weight}\n".encode())
-    for line in kind.identify(source, pathlib.Path(cache_dir).expanduser()):
+    for line in READERS[source.kind].identify(source, hash_files):
       digest.update(line.encode() + b"\n")
   return digest.hexdigest()
 
@@ -207,47 +252,55 @@ def _correct(part: str) -> str:
 _KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
-def _weigh(documents: Iterable[Document], weight: float) -> Iterator[Document]:
-  """Yields document i floor((i + 1) w) - floor(i w) times, for the weight w."""
+def _weigh(documents: Iterable[Document], weight: float,
+           earlier: Iterable[Document]) -> Iterator[Document]:
+  """Yields document i floor((i + 1) w) - floor(i w) times, for the weight w.
+
+  Args:
+    documents: documents of one part.
+    weight: the weight.
+    earlier: documents of the source in earlier parts, which are counted.
+  """
   if weight == 1:
     yield from documents
     return
-  for i, document in enumerate(documents):
+  for i, document in enumerate(documents, sum(1 for _ in earlier)):
     yield from itertools.repeat(document, math.floor((i + 1) * weight) - math.floor(i * weight))
 
 
 # ------------------------------------------------------------------- files
 
 
-def _identify_files(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
-  for path, digest in sha256_files(paths.find_files(source.target), cache_dir).items():
+def _identify_files(source: Source, hash_files: Callable) -> Iterator[str]:
+  for path, digest in hash_files(paths.find_files(source.target)).items():
     yield f"{os.path.getsize(path)} {digest}"
 
 
 # ----------------------------------------------------------------- readers
 
 
-def _open_text(source: Source, cleaner: TextCleaner, *,
+def _open_text(source: Source, cleaner: TextCleaner, spans: list[Span], *,
                sentences_given: bool) -> Iterator[Document]:
   return itertools.chain.from_iterable(
-      _read_text(path, sentences_given, cleaner) for path in paths.find_files(source.target))
+      _read_text(span, sentences_given, cleaner) for span in spans)
 
 
-def _read_text(path: str, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
-  for offset, block, is_last in read_blocks(path, cleaner):
+def _read_text(span: Span, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
+  path = span.path
+  for offset, block, is_last in read_blocks(path, cleaner, *pieces.bounds(span, DOCUMENT)):
     text = cleaner.decode(block, path, offset)
     if text is not None:
       text = text.removesuffix("\n" * is_last)  # The end of the line before a blank line.
       yield from make_documents(Document(text, sentences_given, path, offset), cleaner.counts)
 
 
-def _open_jsonl(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
-  return itertools.chain.from_iterable(
-      _read_jsonl(path, source.field, cleaner) for path in paths.find_files(source.target))
+def _open_jsonl(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
+  return itertools.chain.from_iterable(_read_jsonl(span, source.field, cleaner) for span in spans)
 
 
-def _read_jsonl(path: str, field: str, cleaner: TextCleaner) -> Iterator[Document]:
-  for offset, line in read_lines(path, cleaner, can_replace=False):
+def _read_jsonl(span: Span, field: str, cleaner: TextCleaner) -> Iterator[Document]:
+  path, (start, stop) = span.path, pieces.bounds(span, LINE)
+  for offset, line in read_lines(path, cleaner, can_replace=False, start=start, stop=stop):
     if line is None or is_blank(line):
       continue
     record = cleaner.decode(line.rstrip(b"\r\n"), path, offset)
@@ -275,9 +328,9 @@ def _json_field(record: str, field: str, path: str, offset: int,
   return text
 
 
-def _open_parquet(source: Source, cleaner: TextCleaner, *,
+def _open_parquet(source: Source, cleaner: TextCleaner, spans: list[Span], *,
                   sentences_given: bool) -> Iterator[Document]:
-  rows = parquet.open_files(paths.find_files(source.target), source.field)
+  rows = parquet.open_files([span.path for span in spans], source.field)
   if sentences_given:
     rows = parquet.gather(rows, cleaner.counts)
   return _read_rows(rows, sentences_given, cleaner)
@@ -292,7 +345,8 @@ def _read_rows(rows: Iterable[tuple[str, list[bytes]]], sentences_given: bool,
       yield from make_documents(whole, cleaner.counts)
 
 
-def _open_tfds(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
+def _open_tfds(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
+  del spans  # The whole dataset.
   return _read_records(datasets.open_dataset(source.target, source.split), source, cleaner)
 
 
@@ -313,33 +367,43 @@ def _feature(record, source: Source, name: str) -> Any:
   return record
 
 
-def _identify_tfds(source: Source, cache_dir: pathlib.Path) -> Iterator[str]:
-  del cache_dir
+def _identify_tfds(source: Source, hash_files: Callable) -> Iterator[str]:
+  del hash_files
   info = datasets.open_builder(source.target).info
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
 
 
-def _open_pydocs(source: Source, cleaner: TextCleaner) -> Iterator[Document]:
+def _open_pydocs(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
+  del source, cleaner, spans  # All of it.
   for name, paragraphs in pydocs.read_documents():
     yield Document("\n".join(paragraphs), False, name)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-  """One kind of source: the form of its target, how it is opened and how it is identified."""
+  """One kind of source: the form of its target, how it is opened, divided and identified.
+
+  Documents of sentences in rows go on from file to file, so their source is not divided.
+  """
   form: str
-  open: Callable[[Source, TextCleaner], Iterator[Document]]
-  identify: Callable[[Source, pathlib.Path], Iterable[str]] = _identify_files
+  open: Callable[[Source, TextCleaner, list[Span]], Iterator[Document]]
+  unit: str = SOURCE
+  identify: Callable[[Source, Callable], Iterable[str]] = _identify_files
+
+  @property
+  def has_files(self) -> bool:
+    return self.identify is _identify_files
 
 
 READERS = {
-    "pydocs": _Kind("", _open_pydocs, lambda source, cache_dir: pydocs.identify()),
-    "text": _Kind(":GLOB", functools.partial(_open_text, sentences_given=True)),
-    "text+paragraphs": _Kind(":GLOB", functools.partial(_open_text, sentences_given=False)),
-    "jsonl": _Kind(":GLOB#field", _open_jsonl),
-    "parquet": _Kind(":GLOB#column", functools.partial(_open_parquet, sentences_given=False)),
+    "pydocs": _Kind("", _open_pydocs, identify=lambda source, hash_files: pydocs.identify()),
+    "text": _Kind(":GLOB", functools.partial(_open_text, sentences_given=True), DOCUMENT),
+    "text+paragraphs": _Kind(":GLOB", functools.partial(_open_text, sentences_given=False),
+                             DOCUMENT),
+    "jsonl": _Kind(":GLOB#field", _open_jsonl, LINE),
+    "parquet": _Kind(":GLOB#column", functools.partial(_open_parquet, sentences_given=False), FILE),
     "parquet+sentences": _Kind(":GLOB#column",
                                functools.partial(_open_parquet, sentences_given=True)),
-    "tfds": _Kind(":name/config:split#feature", _open_tfds, _identify_tfds),
+    "tfds": _Kind(":name/config:split#feature", _open_tfds, identify=_identify_tfds),
 }

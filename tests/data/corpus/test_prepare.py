@@ -17,61 +17,18 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers as fast_tokenizers
+from corpus_texts import LETTERS, hashes, make_config, wait_for, write_much_text, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.data.corpus import corpus, encode, prepare
-from bertgpt.data.corpus import writer as corpus_writer
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
 ROOT = pathlib.Path(__file__).parents[3]
 DATA = pathlib.Path(os.environ.get("BERTGPT_TEST_DATA", ROOT.parent / "shared" / "data"))
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-def write_text(path, num_documents, seed=0, words=60):
-  """Writes documents of random words, one sentence per line, separated by blank lines."""
-  rng = np.random.default_rng(seed)
-  documents = []
-  for _ in range(num_documents):
-    lines = []
-    for _ in range(rng.integers(1, 12)):
-      line = rng.choice(list(LETTERS), (rng.integers(1, words), 4))
-      lines.append(" ".join("".join(word) for word in line) + ".")
-    documents.append("\n".join(lines))
-  path.write_text("\n\n".join(documents) + "\n")
-  return documents
-
-
-def write_much_text(path):
-  """Writes 10 MB, which take some seconds of work: 300 documents, many times."""
-  documents = write_text(path, 300)
-  path.write_text("\n\n".join(documents * 20))
-
-
-def make_config(tmp_path, source=None, workers=1, **data):
-  """Returns a config for `text.txt` with a WordPiece tokenizer of single letters."""
-  vocabulary = tmp_path / "vocab.txt"
-  specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-  pieces = [*specials, ".", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
-  vocabulary.write_text("\n".join(pieces) + "\n")
-  config = config_lib.base()
-  config.tokenizer.path = os.fspath(vocabulary)
-  config.data.source = source or f"text:{tmp_path}/text.txt"
-  config.data.cache_dir = os.fspath(tmp_path / "cache")
-  config.data.prepare_workers = workers
-  config.data.update(data)
-  return config
-
-
-def hashes(folder):
-  """Returns the SHA-256 of every file of a folder."""
-  return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest()
-          for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def read_all(path):
@@ -79,10 +36,6 @@ def read_all(path):
   opened = {split: corpus.open_corpus(path, split) for split in corpus.SPLITS}
   return {split: [tuple(t.tolist()) for t in c.tokens(np.arange(len(c)))]
           for split, c in opened.items()}
-
-
-def fake_document(key, order=0):
-  return corpus_writer.EncodedDocument(key, str(order).encode(), np.ones(1, np.int32), 1, 0, 0)
 
 
 # -------------------------------------------------------------- whole runs
@@ -308,31 +261,7 @@ def test_the_cache_is_used_and_keyed_by_what_matters(tmp_path, capsys):
   assert prepare.ensure_prepared(config) == tmp_path / "mine"
 
 
-# ------------------------------------------------------------------ splits
-
-
-def test_both_splits_get_documents_whatever_the_fraction():
-  rng = np.random.default_rng(0)
-  for fraction in (0.0, 1e-9, 0.01, 0.5, 0.99, 1.0):
-    border = prepare.validation_border(fraction)
-    for size in range(2, 30):
-      keys = [int(k) for k in rng.integers(0, 2**64, size, np.uint64)] * 2
-      keys = [keys[i] for i in rng.permutation(len(keys))]
-      found = list(prepare.assign_splits(map(fake_document, keys), border))
-      assert sorted(d.key for _, d in found) == sorted(keys)
-      held_out = {d.key for split, d in found if split == "validation"}
-      trained_on = {d.key for split, d in found if split == "train"}
-      assert held_out and trained_on and not held_out & trained_on
-      assert max(held_out) < min(trained_on)
-      below = {k for k in keys if k < border}
-      if below and len(below) < size:
-        assert held_out == below
-
-
-def test_one_text_many_times_is_kept_in_memory_once():
-  documents = (fake_document(5, order) for order in range(1000))
-  found = list(prepare.assign_splits(documents, 0))
-  assert len(found) == 1000 and len({id(d) for _, d in found}) == 1
+# ------------------------------------------------------------------ sample
 
 
 def test_the_sample_for_the_tokenizer():
@@ -430,13 +359,6 @@ def is_running(pid):
   with contextlib.suppress(OSError):
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
   return False
-
-
-def wait_for(condition, seconds=1200):
-  deadline = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
 
 
 def test_kill_9_leaves_nothing_that_looks_finished(tmp_path):

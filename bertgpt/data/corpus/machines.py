@@ -1,0 +1,374 @@
+"""Preparing a corpus on several machines: parts of the source, and their merging.
+
+    prepare_part    documents of a part -> OUT.parts/part-00003-of-00007
+    merge           all parts -> the corpus OUT, with the bytes that `prepare` makes of the source
+    sample_part, train_tokenizer     the same for a tokenizer that is trained -> OUT.parts/tokenizer
+
+A part holds the encoded documents in order. The merge reads the parts one after the other and does
+what `prepare` does with documents that come from its workers, so that there is only one way from
+documents to a corpus. Parts need nothing from each other, in any order and on any machine that
+reads the source and writes to OUT.parts.
+
+`part.json` is written last. It says what the part was made of, and holds the SHA-256 of the files
+of the source that begin in the part, so that no machine reads all of the source.
+"""
+
+import contextlib
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Generator, Iterator
+
+import numpy as np
+
+from bertgpt import files
+from bertgpt.config import ConfigDict
+from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus import prepare
+from bertgpt.data.corpus.writer import EncodedDocument
+from bertgpt.data.text import pieces, sources
+from bertgpt.data.text.digests import sha256_files
+from bertgpt.data.text.documents import Document
+from bertgpt.data.text.pieces import Part
+from bertgpt.data.tokens import tokenizers
+from bertgpt.devices import watchdog
+from bertgpt.errors import ConfigError, DataError
+
+PART_VERSION = 1
+ENCODED, SAMPLE, TOKENIZER = "part", "sample", "tokenizer"  # What OUT.parts holds.
+INFO = "part.json"
+SAMPLE_FILE = "documents.jsonl"
+
+# A document of a part; its record and the lengths of its sentences are in files of their own.
+DOCUMENT = np.dtype([("key", "<u8"), ("record", "<i8"), ("sentences", "<i8"),
+                     ("text_bytes", "<i8"), ("unknown", "<i8"), ("max_id", "<i8")])
+FILES = ("documents", "records", "sentence_lengths")
+_DOCUMENTS_AT_ONCE = 2**12
+_NAME = re.compile(r"(part|sample)-(\d+)-of-(\d+)")
+
+
+def parts_folder(out: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of the parts of a corpus."""
+  return out.with_name(f"{out.name}.parts")
+
+
+def part_path(out: pathlib.Path, part: Part, kind: str = ENCODED) -> pathlib.Path:
+  """Returns the folder of a part.
+
+  Args:
+    out: folder of the corpus.
+    part: the part.
+    kind: ENCODED or SAMPLE.
+  """
+  return parts_folder(out) / f"{kind}-{part.number:05d}-of-{part.total:05d}"
+
+
+# ------------------------------------------------------------------- parts
+
+
+def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.Path:
+  """Encodes the documents of a part. Does nothing if the same part is there already.
+
+  Args:
+    config: whole config, of which `data` and `tokenizer` are read.
+    out: folder of the corpus, which `merge` makes.
+    part: the part.
+  Returns:
+    The folder of the part.
+  Raises:
+    ConfigError: the tokenizer is not trained yet, or the folder holds something else.
+    DataError: the source or the tokenizer is unusable.
+    StorageError: a file could not be written.
+  """
+  tokenizer, saved = _find_tokenizer(config, out)
+  recipe = _describe(config, tokenizer)
+  path = part_path(out, part)
+
+  def build(folder: pathlib.Path) -> None:
+    here = saved or folder / corpus_lib.TOKENIZER
+    if not saved:
+      tokenizer.save(here)
+    skipped = sources.Counts()
+    encoded = prepare.encode_source(config, here, tokenizer, skipped, part)
+    with contextlib.closing(encoded):
+      num_documents = _write_documents(folder, encoded)
+    with watchdog.paused():
+      info = {"recipe": recipe, "documents": num_documents, "skipped": dict(skipped),
+              "digests": _digest_source(config, part),
+              "files": {name: _describe_file(folder / name) for name in FILES}}
+    files.write_json(folder / INFO, info)
+
+  prepare.publish(path, lambda: _is_done(path, recipe), build)
+  return path
+
+
+def _write_documents(folder: pathlib.Path, encoded: Iterator[EncodedDocument]) -> int:
+  """Writes the documents of a part and returns their number."""
+  count = 0
+  with contextlib.ExitStack() as stack:
+    rows, records, lengths = (stack.enter_context(open(folder / name, "wb")) for name in FILES)
+    for document in prepare.with_progress(encoded):
+      row = (document.key, len(document.record), len(document.sentence_lengths),
+             document.text_bytes, document.num_unknown, document.max_id)
+      rows.write(np.array(row, DOCUMENT).tobytes())
+      records.write(document.record)
+      lengths.write(document.sentence_lengths.astype("<i4").tobytes())
+      count += 1
+  return count
+
+
+def _read_documents(folder: pathlib.Path) -> Iterator[EncodedDocument]:
+  with contextlib.ExitStack() as stack:
+    rows, records, lengths = (stack.enter_context(open(folder / name, "rb")) for name in FILES)
+    while block := rows.read(_DOCUMENTS_AT_ONCE * DOCUMENT.itemsize):
+      rows_read = np.frombuffer(block, DOCUMENT).tolist()
+      for key, size, sentences, text_bytes, unknown, max_id in rows_read:
+        sentence_lengths = np.frombuffer(lengths.read(4 * sentences), "<i4")
+        yield EncodedDocument(key, records.read(size), sentence_lengths, text_bytes, unknown,
+                              max_id)
+      watchdog.renew()
+
+
+def _digest_source(config: ConfigDict, part: Part) -> dict:
+  """Returns digests of the files of the source of which a part reads something.
+
+  Returns:
+    {"files": "SOURCE FILE" -> SHA-256 of the files that begin in the part,
+     "spans": see `pieces.digest_spans`}, in hex, with numbers from 0.
+  """
+  parsed = sources.parse(config.data.source)
+  listed = sources.list_pieces(parsed)
+  begins: dict[str, str] = {}
+  for s, spans in enumerate(pieces.divide(listed, part.total)):
+    firsts = [(owner, span.path) for owner, span in spans if span.path and not span.start]
+    begins |= {f"{s} {f}": path for f, (owner, path) in enumerate(firsts) if owner == part.number}
+  cache_dir = pathlib.Path(config.data.cache_dir).expanduser()
+  hashed = sha256_files(sorted(set(begins.values())), cache_dir)
+  return {"files": {name: hashed[path] for name, path in begins.items()},
+          "spans": pieces.digest_spans(listed, part)}
+
+
+def _describe_file(path: pathlib.Path) -> dict:
+  return {"bytes": path.stat().st_size, "sha256": corpus_lib.sha256_file(path)}
+
+
+def _describe(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> dict:
+  """Returns what all parts of a corpus must have been made of."""
+  loaded = tokenizer if config.tokenizer.path else None
+  return {"part_version": PART_VERSION,
+          "format_version": corpus_lib.FORMAT_VERSION,
+          "source_outline": sources.outline(config.data.source),
+          "tokenizer": prepare.describe_choice(config, loaded),
+          "fingerprint": tokenizer.fingerprint(),
+          "options": prepare.describe_options(config)}
+
+
+def _is_done(path: pathlib.Path, recipe: dict) -> bool:
+  """Returns whether a folder is complete; False if nothing is there.
+
+  Raises:
+    ConfigError: it was made of something else.
+  """
+  if (path / INFO).is_file() and _read_info(path)["recipe"] == recipe:
+    return True
+  if path.exists():
+    raise ConfigError(f"{path}: was not made from this source, tokenizer and options. Delete it, "
+                      "or give another --out")
+  return False
+
+
+def _read_info(path: pathlib.Path) -> dict:
+  return files.read_json(path / INFO, f"Delete {path} and make it again")
+
+
+# ------------------------------------------------------------------- merge
+
+
+def merge(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
+  """Makes the corpus of all parts and prints a report. The parts stay.
+
+  Args:
+    config: whole config, of which `data` and `tokenizer` are read.
+    out: folder of the corpus.
+  Returns:
+    The folder of the corpus.
+  Raises:
+    ConfigError: `out` holds something else.
+    DataError: a part is missing, damaged, or was made of something else, or a split would have no
+      document.
+    StorageError: a file could not be written.
+  """
+  tokenizer, _ = _find_tokenizer(config, out)
+  infos = _read_parts(out, ENCODED, _describe(config, tokenizer))
+  known = _join_digests(config, infos)
+  recipe = prepare.make_recipe(config, tokenizer if config.tokenizer.path else None, known)
+
+  def build(folder: pathlib.Path, recipe: dict) -> dict:
+    tokenizer.save(folder / corpus_lib.TOKENIZER)
+    skipped = sum((sources.Counts(info["skipped"]) for info in infos.values()), sources.Counts())
+    return prepare.write_corpus(config, folder, recipe, tokenizer, _read_all(infos), skipped)
+
+  return prepare.publish_corpus(out, recipe, build)
+
+
+def _read_all(infos: dict[pathlib.Path, dict]) -> Generator[EncodedDocument, None, None]:
+  """Yields the documents of all parts, each of which is checked before."""
+  for path, info in infos.items():
+    with watchdog.paused():
+      for name, expected in info["files"].items():
+        if not (path / name).is_file() or _describe_file(path / name) != expected:
+          raise DataError(f"{path / name}: damaged (its size or SHA-256 differs from {INFO}). "
+                          f"Delete {path} and make it again")
+    yield from _read_documents(path)
+
+
+def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path, dict]:
+  """Returns folder -> content of `part.json` of all parts in order.
+
+  Args:
+    out: folder of the corpus.
+    kind: ENCODED or SAMPLE.
+    recipe: what they must have been made of.
+  Raises:
+    DataError: a part is missing, or was made of something else.
+  """
+  folder, flag = parts_folder(out), "--part" if kind == ENCODED else "--train_tokenizer --part"
+  found = {(int(match[3]), int(match[2])): path for path in folder.glob(f"{kind}-*")
+           if (match := _NAME.fullmatch(path.name)) and (path / INFO).is_file()}
+  totals = sorted({total for total, _ in found})
+  if not totals:
+    raise DataError(f"{folder}: holds no {kind}. Make each one with {flag} I/N")
+  if len(totals) > 1:
+    raise DataError(f"{folder}: holds {kind}s of {' and of '.join(map(str, totals))}. Delete all "
+                    f"but those of one number")
+  total = totals[0]
+  if missing := [i for i in range(total) if (total, i) not in found]:
+    raise DataError(f"{part_path(out, Part(missing[0], total), kind)}: missing, as "
+                    f"{len(missing)} of {total} {kind}s are. Make it with {flag} "
+                    f"{Part(missing[0], total)}")
+  infos = {path: _read_info(path) for _, path in sorted(found.items())}
+  for path, info in infos.items():
+    if info["recipe"] != recipe:
+      raise DataError(f"{path}: was not made from this source, tokenizer and options. Delete it, "
+                      f"and make it with {flag}")
+  return infos
+
+
+def _join_digests(config: ConfigDict, infos: dict[pathlib.Path, dict]) -> dict[str, str]:
+  """Returns the SHA-256 (hex) of every file of the source by its path, as the parts read it.
+
+  Raises:
+    DataError: two parts read different files of one name.
+  """
+  hashed, spans = {}, {}
+  for path, info in infos.items():
+    hashed |= info["digests"]["files"]
+    for name, digests in info["digests"]["spans"].items():
+      for part, digest in digests.items():
+        if spans.setdefault((name, part), digest) != digest:
+          raise DataError(f"{path}: the text changed before this part was made, or after. Delete "
+                          f"all of {path.parent} and make the parts again")
+  known = {}
+  for s, listed in enumerate(sources.list_pieces(sources.parse(config.data.source))):
+    paths = dict.fromkeys(piece.path for piece in listed.pieces if piece.path)
+    known |= {path: hashed[f"{s} {f}"] for f, path in enumerate(paths)}
+  return known
+
+
+# --------------------------------------------------------------- tokenizer
+
+
+def sample_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.Path:
+  """Writes the documents of a part that may be in the sample on which a tokenizer is trained.
+
+  The sample consists of the documents with the largest keys. A document that is not in the sample
+  of its part is not in that of the source either, so the samples of all parts hold the whole one.
+
+  Args:
+    config, out, part: see `prepare_part`.
+  Returns:
+    The folder of the sample.
+  Raises:
+    UserError: see `prepare_part`.
+  """
+  recipe, path = _describe_training(config), part_path(out, part, SAMPLE)
+
+  def build(folder: pathlib.Path) -> None:
+    documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text,
+                                    part=part)
+    border = prepare.validation_border(config.data.validation_fraction)
+    with open(folder / SAMPLE_FILE, "w", encoding="utf-8") as f:
+      for document in prepare.sample_documents(documents, config.tokenizer.train_bytes, border):
+        f.write(json.dumps([document.text, document.sentences_given]) + "\n")
+    info = {"recipe": recipe, "files": {SAMPLE_FILE: _describe_file(folder / SAMPLE_FILE)}}
+    files.write_json(folder / INFO, info)
+
+  prepare.publish(path, lambda: _is_done(path, recipe), build)
+  return path
+
+
+def train_tokenizer(config: ConfigDict, out: pathlib.Path, *, merges: bool) -> pathlib.Path:
+  """Trains the tokenizer that the parts of a corpus are encoded with.
+
+  Args:
+    config: whole config, of which `data` and `tokenizer` are read.
+    out: folder of the corpus.
+    merges: whether to train it on the samples of all parts, which gives the same tokenizer as
+      training on the source.
+  Returns:
+    The folder of the tokenizer.
+  Raises:
+    UserError: see `prepare_part` and `merge`.
+  """
+  recipe, path = _describe_training(config), parts_folder(out) / TOKENIZER
+  if merges:
+    samples = _read_parts(out, SAMPLE, recipe)
+    documents = itertools.chain.from_iterable(map(_read_sample, samples))
+  else:
+    documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text)
+
+  def build(folder: pathlib.Path) -> None:
+    prepare.train_tokenizer(config, documents).save(folder / corpus_lib.TOKENIZER)
+    files.write_json(folder / INFO, {"recipe": recipe})
+
+  prepare.publish(path, lambda: _is_done(path, recipe), build)
+  return path
+
+
+def _read_sample(folder: pathlib.Path) -> Iterator[Document]:
+  with open(folder / SAMPLE_FILE, encoding="utf-8", newline="\n") as f:
+    for line in f:
+      yield Document(*json.loads(line))
+
+
+def _describe_training(config: ConfigDict) -> dict:
+  """Returns what a tokenizer that is trained, and the samples for it, are made of.
+
+  Raises:
+    ConfigError: the config names a tokenizer, which is not trained.
+  """
+  if config.tokenizer.path:
+    raise ConfigError(f"--train_tokenizer: tokenizer.path={config.tokenizer.path} names a "
+                      "tokenizer. Leave it empty to train one, or leave out the flag")
+  return {"part_version": PART_VERSION,
+          "source_outline": sources.outline(config.data.source),
+          "tokenizer": prepare.describe_choice(config),
+          "options": prepare.describe_options(config)}
+
+
+def _find_tokenizer(config: ConfigDict,
+                    out: pathlib.Path) -> tuple[tokenizers.Tokenizer, pathlib.Path | None]:
+  """Returns the tokenizer of a config, and its folder if it was trained for the parts.
+
+  Raises:
+    ConfigError: it must be trained first, or was trained on something else.
+  """
+  if config.tokenizer.path:
+    return prepare.load_and_note(config), None
+  path = parts_folder(out) / TOKENIZER
+  if not _is_done(path, _describe_training(config)):
+    raise ConfigError(f"{path}: missing. Parts need a tokenizer: train it first with "
+                      "--train_tokenizer, or name one with tokenizer.path")
+  saved = path / corpus_lib.TOKENIZER
+  return tokenizers.load_tokenizer(saved, is_saved=True), saved

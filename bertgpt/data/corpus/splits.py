@@ -1,0 +1,52 @@
+"""Which documents of a corpus are held out for validation."""
+
+from collections.abc import Iterable, Iterator
+
+from bertgpt.data.corpus.corpus import SPLITS
+from bertgpt.data.corpus.writer import EncodedDocument
+
+
+def validation_border(fraction: float) -> int:
+  """Returns the key below which documents are held out.
+
+  Args:
+    fraction: `config.data.validation_fraction`, in [0, 1].
+  """
+  return int(fraction * 2**64)
+
+
+def assign_splits(documents: Iterable[EncodedDocument],
+                  border: int) -> Iterator[tuple[str, EncodedDocument]]:
+  """Assigns documents to splits by their keys, so that neither split stays empty.
+
+  As long as all keys lie on one side of the border, the document nearest to it is held back,
+  together with its duplicates. If the corpus ends in that state, they become the other split.
+
+  Args:
+    documents: documents in order.
+    border: documents with smaller keys belong to the validation split.
+  Yields:
+    ('train' or 'validation', document).
+  """
+  documents = iter(documents)
+  side, held, held_distance = None, [], 0
+  for document in documents:
+    if side is None:
+      side = document.key < border
+    if (document.key < border) != side:
+      yield from ((_split_name(d.key < border), d) for d in [*held, document])
+      yield from ((_split_name(d.key < border), d) for d in documents)
+      return
+    distance = abs(document.key - border)
+    if not held or distance < held_distance:
+      yield from ((_split_name(side), d) for d in held)
+      held, held_distance = [document], distance
+    elif distance == held_distance:
+      held.append(held[0])  # The same text, which is not kept in memory twice.
+    else:
+      yield _split_name(side), document
+  yield from ((_split_name(not side), d) for d in held)
+
+
+def _split_name(is_validation: bool) -> str:
+  return SPLITS[is_validation]

@@ -1,0 +1,34 @@
+"""bertgpt.data.corpus.splits: both splits get documents, and equal documents share one."""
+
+import numpy as np
+
+from bertgpt.data.corpus import splits
+from bertgpt.data.corpus.writer import EncodedDocument
+
+
+def fake_document(key, order=0):
+  return EncodedDocument(key, str(order).encode(), np.ones(1, np.int32), 1, 0, 0)
+
+
+def test_both_splits_get_documents_whatever_the_fraction():
+  rng = np.random.default_rng(0)
+  for fraction in (0.0, 1e-9, 0.01, 0.5, 0.99, 1.0):
+    border = splits.validation_border(fraction)
+    for size in range(2, 30):
+      keys = [int(k) for k in rng.integers(0, 2**64, size, np.uint64)] * 2
+      keys = [keys[i] for i in rng.permutation(len(keys))]
+      found = list(splits.assign_splits(map(fake_document, keys), border))
+      assert sorted(d.key for _, d in found) == sorted(keys)
+      held_out = {d.key for split, d in found if split == "validation"}
+      trained_on = {d.key for split, d in found if split == "train"}
+      assert held_out and trained_on and not held_out & trained_on
+      assert max(held_out) < min(trained_on)
+      below = {k for k in keys if k < border}
+      if below and len(below) < size:
+        assert held_out == below
+
+
+def test_one_text_many_times_is_kept_in_memory_once():
+  documents = (fake_document(5, order) for order in range(1000))
+  found = list(splits.assign_splits(documents, 0))
+  assert len(found) == 1000 and len({id(d) for _, d in found}) == 1
