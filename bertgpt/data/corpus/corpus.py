@@ -23,6 +23,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from bertgpt import files
+from bertgpt.data.text.digests import sha256_files
 from bertgpt.errors import DataError, one_line
 
 # Version 1 left out blank lines and white space at the ends of lines, and its ids are those of the
@@ -280,7 +281,9 @@ def is_corpus(path: pathlib.Path) -> bool:
 def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
   """Opens one split, after checking the folder against its manifest.
 
-  Only the size of shards is checked, because ArrayRecord detects damage when it reads them.
+  Only the size of shards is checked, because ArrayRecord detects damage when it reads them. The
+  SHA-256 of a large file of the index is kept next to the corpus, and the file is read again only
+  if it has changed (see `bertgpt.data.text.digests`).
 
   Args:
     path: folder written by `prepare`.
@@ -332,7 +335,11 @@ def _check_files(path: pathlib.Path, manifest: dict) -> None:
     if file.stat().st_size != expected["bytes"]:
       raise DataError(f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']}. "
                       "Prepare the corpus again")
-    if name not in shards and sha256_file(file) != expected["sha256"]:
+  checked = {os.fspath(path / name): expected["sha256"]
+             for name, expected in manifest["files"].items() if name not in shards}
+  # The index of hundreds of millions of documents has tens of gigabytes: it is not read every time.
+  for file, found in sha256_files(checked, path.parent).items():
+    if found != checked[file]:
       raise DataError(f"{file}: damaged (its SHA-256 differs from the manifest). "
                       "Prepare the corpus again")
 

@@ -6,13 +6,24 @@ import os
 import pickle
 import signal
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
-from memory_corpus import CLS, EOD, FIRST, PAD, SEP, document_of, make_corpus, random_corpus
+from memory_corpus import (
+    CLS,
+    EOD,
+    FIRST,
+    PAD,
+    SEP,
+    MemoryCorpus,
+    document_of,
+    make_corpus,
+    random_corpus,
+)
 
 from bertgpt import config as config_lib
-from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches import formats, loader, windows
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.corpus.prepare import prepare
@@ -483,3 +494,23 @@ def test_threads_read_a_prepared_corpus_as_one_reader_does(prepared, monkeypatch
   monkeypatch.setattr(loader, "READ_THREADS", 8)
   for a, b in zip(train_batches(open_corpus(prepared, "train"), config), one, strict=True):
     assert_equal(a, b)
+
+
+def test_the_memory_of_a_plan_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
+  """The index lies in files. 24 MB of it are planned in as little memory as 3 MB."""
+  monkeypatch.setattr(loader, "WINDOW_TOKENS", 2**16)
+  monkeypatch.setattr(windows, "DOCUMENTS_AT_ONCE", 2**13)
+  monkeypatch.setattr(windows, "BLOCKS_PER_WINDOW", 16)
+  peaks = []
+  for size in (2**17, 2**20):
+    lengths, arrays = np.random.default_rng(0).integers(1, 40, size), []
+    for array in (np.arange(size + 1), lengths, lengths.astype(np.int32)):
+      np.save(tmp_path / "index.npy", array)
+      arrays.append(np.load(tmp_path / "index.npy", mmap_mode="r"))
+      (tmp_path / "index.npy").unlink()
+    tracemalloc.start()
+    rows = make_rows(MemoryCorpus(*arrays), make_config("causal"))
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert rows.rows_per_window == pytest.approx(2**16 / 32, rel=0.2)
+  assert peaks[1] < 1.5 * peaks[0] < 4_000_000

@@ -1,5 +1,6 @@
 """bertgpt.data.corpus.corpus: the layout against TFDS, random reads, damage."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from bertgpt.data.corpus import corpus
 from bertgpt.data.corpus import writer as corpus_writer
+from bertgpt.data.text import digests
 from bertgpt.errors import DataError
 
 # Lengths around which the varints in a record become longer: 2**7 and 2**14 bytes.
@@ -180,6 +182,27 @@ def test_damage_that_opening_finds(small):
     with pytest.raises(DataError, match=name.name):
       corpus.open_corpus(copy, "train")
     shutil.rmtree(copy)
+
+
+def test_a_large_index_is_hashed_once_and_again_when_it_changes(small, monkeypatch):
+  folder, _ = small
+  monkeypatch.setattr(digests, "MIN_BYTES", 1)
+  monkeypatch.setattr(digests, "SETTLED_SECONDS", -1)
+  hashed, file_digest = [], hashlib.file_digest
+  monkeypatch.setattr(hashlib, "file_digest", lambda f, name: (hashed.append(f.name),
+                                                               file_digest(f, name))[1])
+  corpus.open_corpus(folder, "train")
+  assert any("sentence_lengths" in name for name in hashed)
+  assert not any("array_record" in name for name in hashed)
+  hashed.clear()
+  corpus.open_corpus(folder, "train")
+  assert hashed == []
+  index = folder / corpus.index_file("train", "sentence_lengths")
+  content = bytearray(index.read_bytes())
+  content[-1] ^= 1
+  index.write_bytes(content)
+  with pytest.raises(DataError, match=f"{index.name}: damaged"):
+    corpus.open_corpus(folder, "train")
 
 
 def test_manifests_that_do_not_fit(small):

@@ -40,3 +40,14 @@ def test_a_sample_of_a_large_corpus_is_counted(corpus, monkeypatch):
   assert LENGTHS.sum() // 4 <= tokens <= LENGTHS.sum() // 4 + LENGTHS.max()
   found = frequencies.unigram_probabilities(corpus, 30, is_causal=True)
   assert found[EOD] == pytest.approx((len(sample) + 1) / (tokens + len(sample) + 30))
+
+
+def test_documents_of_a_very_large_corpus_are_drawn_without_a_list_of_all(monkeypatch):
+  lengths = np.ones(10_000, np.int64)
+  corpus = MemoryCorpus(np.arange(10_001), lengths, lengths.astype(np.int32))
+  monkeypatch.setattr(frequencies, "MAX_ORDERED", 1000)
+  drawn = np.array([ids[0] - FIRST for ids in frequencies.sample_documents(corpus)])
+  assert len(drawn) == 1000 and len(np.unique(drawn)) > 900
+  # Spread evenly: a fifth of the sample in each fifth of the corpus, within 6 deviations.
+  counts = np.histogram(drawn, 5, (0, 10_000))[0]
+  assert abs(counts - 200).max() < 6 * np.sqrt(1000 * 0.16)
