@@ -143,6 +143,7 @@ COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-
 
 lock:
 	$(UV) $(COMPILE) --upgrade --extra dev --output-file requirements.lock --quiet setup.cfg
+	$(UV) $(COMPILE) --upgrade --extra beam --extra dev --output-file requirements-beam.lock --quiet setup.cfg
 	for extra in cuda docs hdf5 hf lint plan; do \
 	  $(UV) $(COMPILE) --constraints requirements.lock --extra $$extra setup.cfg >extra.all && \
 	  awk -v extra=$$extra '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \

@@ -6,7 +6,8 @@ from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
 HELP = "Turn text into a prepared corpus."
-USES = ("bertgpt.data.corpus.prepare", "bertgpt.data.corpus.machines", "bertgpt.devices.watchdog")
+USES = ("bertgpt.data.corpus.prepare", "bertgpt.data.corpus.machines", "bertgpt.data.corpus.beam",
+        "bertgpt.devices.watchdog")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                          "be prepared on different hosts")
   step.add_argument("--merge", action="store_true",
                     help="make the corpus of all parts, the same as without parts")
+  step.add_argument("--engine", choices=("beam",),
+                    help="prepare the parts on the workers of Apache Beam, and merge them")
+  parser.add_argument("--beam_args", default="", metavar="OPTIONS",
+                      help="options of Beam, as '--runner=FlinkRunner --parallelism=64'; default: "
+                           "its DirectRunner, on this machine")
   parser.add_argument("--train_tokenizer", action="store_true",
                       help="only train the tokenizer that the parts need, into DIR.parts; with "
                            "--part I/N, only take part I of its sample; with --merge, train it on "
@@ -33,20 +39,28 @@ def check(arguments: argparse.Namespace) -> None:
   if arguments.out is None and corpus:
     raise ConfigError(f"data.corpus={corpus} is already prepared. Leave it empty to prepare "
                       "data.source, or give --out")
-  given = [flag for flag in ("part", "merge", "train_tokenizer") if getattr(arguments, flag)]
+  given = [flag for flag in ("part", "merge", "train_tokenizer", "engine")
+           if getattr(arguments, flag)]
   if arguments.out is None and given:
     raise ConfigError(f"--{given[0]}: give --out, the folder of the corpus, to every command that "
                       "prepares a part of it")
+  if arguments.engine and arguments.train_tokenizer:
+    raise ConfigError("--train_tokenizer: the engine trains the tokenizer by itself. Leave it out")
+  if arguments.beam_args and not arguments.engine:
+    raise ConfigError("--beam_args: give --engine beam too, or leave them out")
 
 
 def run(arguments: argparse.Namespace) -> None:
   """Prepares the corpus, or a part of it, and prints its path."""
-  from bertgpt.data.corpus import machines, prepare
+  from bertgpt.data.corpus import beam, machines, prepare
   from bertgpt.data.text.pieces import Part
   from bertgpt.devices import watchdog
   config, out = arguments.config, arguments.out
   watchdog.arm(config.system.hang_timeout_minutes)
-  if arguments.part:
+  if arguments.engine:
+    with watchdog.paused():  # The engine has limits of its own.
+      print(beam.prepare(config, out, arguments.beam_args))
+  elif arguments.part:
     make = machines.sample_part if arguments.train_tokenizer else machines.prepare_part
     print(make(config, out, Part(*arguments.part)))
   elif arguments.train_tokenizer:
