@@ -14,8 +14,8 @@ has its own layers, rows and objective, and 4.7 to 5.2 M parameters besides its 
 (ELECTRA: of both models together). They share what such a short run needs (see `wiki_mini`): rows
 of 16 tokens first, Muon, no dropout, initial values. Six layers of width 256 are the rule. ALBERT
 has one layer of width 640, three times, so that it has as many parameters, and its step is three
-times as much work. ELMo reads and counts words, not pieces, in streams of 32; it has its own
-vocabulary and Adagrad.
+times as much work; that of XLNet, with its two streams, is twice as much. ELMo reads and counts
+words, not pieces, in streams of 32; it has its own vocabulary and Adagrad.
 """
 
 from bertgpt.config import base, families, leaves, recipes
@@ -81,6 +81,14 @@ def _use_diffusion(config):
   config.objective.update(name="diffusion", bias_init="frequencies")
 
 
+def _use_xlnet(config):
+  _use_preset(config, "xlnet", "base", num_layers=6, width=256, num_heads=4, mlp_dim=1024,
+              position_init="normal", position_init_std=0.02)
+  config.objective.update(base().objective)
+  config.objective.update(name="plm", mask_prob=0.25, whole_words=True, ngram=3,
+                          permutation_block=0, bias_init="frequencies")
+
+
 def _use_elmo(config):
   config.tokenizer.update(kind="words", lowercase=False, vocab_size=32_768)
   config.model.update(base().model)
@@ -108,5 +116,5 @@ def _use_preset(config, family, size, **changes):
 MODELS = {
     "bert": lambda config: None, "roberta": _use_roberta, "albert": _use_albert,
     "electra": _use_electra, "modernbert": _use_modernbert, "gpt2": _use_gpt2,
-    "diffusion": _use_diffusion, "elmo": _use_elmo,
+    "diffusion": _use_diffusion, "elmo": _use_elmo, "xlnet": _use_xlnet,
 }

@@ -35,8 +35,8 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
   return label_tree
 
 
-# First parts of the paths of what comes before the layers.
-EMBEDDINGS = ("embeddings", "generator_embeddings", "words")
+# Beginnings of the paths of what comes before the layers.
+EMBEDDINGS = ("embeddings/", "generator_embeddings/", "words/", "encoder/mask_embedding")
 
 # `optimizer.decay_rule` -> (line of the table -> whether the parameter decays).
 DECAY_RULES: dict[str, Callable[[Param], bool]] = {
@@ -81,8 +81,7 @@ def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransforma
       last_layers = jnp.arange(1, len(u) + 1) * layers // len(u)  # Counted from 1.
       factors = decay ** (layers + 2.0 - last_layers)
       return u * factors.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype)
-    is_embedding = name.split("/")[0] in EMBEDDINGS
-    return u * decay ** (layers + 2) if is_embedding else u
+    return u * decay ** (layers + 2) if name.startswith(EMBEDDINGS) else u
 
   def scale(updates, params):
     del params
