@@ -269,6 +269,7 @@ RECOVERY = """
 | SIGKILL of process 1 | 5 | 5.4 s | 6.1 s | 26.2 s |
 | SIGKILL of process 1 in a save | 5 | 5.4 s | 6.4 s | 29.0 s |
 | process 1 stopped | 3 | 60.4 s | 65.6 s | 47.7 s |
+| disk of process 1 full | 3 | 7.1 s | 7.7 s | 32.5 s |
 | disk of one process full (in the soak) | 5 | 14.7 s | 45.6 s | - |
 """
 MACHINE = ("Measured on two cores, on which other programs kept 8 to 16 processes busy, with a "
