@@ -1,16 +1,20 @@
 """bertgpt.data.corpus.beam: a pipeline of Apache Beam makes the bytes of one machine."""
 
+import importlib.util
+
 import pytest
 from corpus_texts import hashes, make_config, write_text
 
 from bertgpt.data.corpus import beam, prepare
 from bertgpt.data.text import pieces
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 
-pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: "
-                                          "requirements-beam.lock")
+HAS_BEAM = importlib.util.find_spec("apache_beam") is not None
+needs_beam = pytest.mark.skipif(
+    not HAS_BEAM, reason="Apache Beam has an environment of its own: requirements-beam.lock")
 
 
+@needs_beam
 @pytest.mark.parametrize("trains", [False, True])
 def test_the_direct_runner_makes_the_bytes_of_one_machine(tmp_path, monkeypatch, trains):
   monkeypatch.setattr(pieces, "PIECE_BYTES", 3000)
@@ -25,8 +29,17 @@ def test_the_direct_runner_makes_the_bytes_of_one_machine(tmp_path, monkeypatch,
   assert hashes(found) == expected
 
 
+@needs_beam
 def test_an_error_of_a_worker_is_one_line(tmp_path):
   (tmp_path / "text.txt").write_bytes(b"\xff")
   with pytest.raises(DataError, match="the pipeline failed .*invalid UTF-8 at byte 0") as found:
     beam.prepare(make_config(tmp_path), tmp_path / "c", "")
   assert "\n" not in str(found.value)
+
+
+@pytest.mark.skipif(HAS_BEAM, reason="Apache Beam is installed")
+def test_without_beam_one_line_says_how_to_install_it(tmp_path):
+  write_text(tmp_path / "text.txt", 3)
+  with pytest.raises(ConfigError, match="--engine beam: .*requirements-beam.lock"):
+    beam.prepare(make_config(tmp_path), tmp_path / "c", "")
+  assert not (tmp_path / "c.parts").exists()

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from corpus_texts import hashes, make_config, wait_for, write_much_text, write_text
 
+from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.data.corpus import encode, machines, prepare
 from bertgpt.data.corpus import writer as corpus_writer
@@ -22,6 +23,7 @@ from bertgpt.errors import ConfigError, DataError
 
 SCRIPT = """
 import pathlib, sys
+from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.data.corpus import machines
 from bertgpt.data.text.pieces import Part
@@ -171,3 +173,25 @@ def test_a_part_is_read_in_little_memory(tmp_path):
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert size > 1_000_000 and peak < size / 2
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--part=0/2"], "--part: give --out"),
+    (["--merge"], "--merge: give --out"),
+    (["--engine=beam"], "--engine: give --out"),
+    (["--part=2/2", "--out=c"], "2/2: give I/N with 0 <= I < N"),
+    (["--part=0/2", "--merge", "--out=c"], "not allowed with argument"),
+    (["--engine=beam", "--train_tokenizer", "--out=c"], "--train_tokenizer: the engine trains"),
+    (["--beam_args=--x", "--out=c"], "--beam_args: give --engine beam too"),
+    (["--merge", "--out=c"], "c.parts: holds no part. Make each one with --part I/N")])
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys, flags, message):
+  monkeypatch.chdir(tmp_path)
+  write_text(tmp_path / "text.txt", 3)
+  config = make_config(tmp_path)
+  before = sorted(os.listdir())
+  assert cli.main(["prepare", "--config=bert_base", f"--config.data.source={config.data.source}",
+                   f"--config.data.cache_dir={tmp_path}",
+                   f"--config.tokenizer.path={config.tokenizer.path}", *flags]) in (2, 65)
+  line, = capsys.readouterr().err.splitlines()
+  assert message in line
+  assert sorted(os.listdir()) == before
