@@ -27,7 +27,7 @@ from bertgpt.config import ConfigDict, phase_at, total_steps
 from bertgpt.data.batches import formats
 from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, paint, spans, token_sizes
 from bertgpt.data.batches.windows import divide
-from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.data.corpus.corpus import Corpus, sum_lengths
 from bertgpt.devices import children
 from bertgpt.errors import ConfigError, DataError, PeerError
 
@@ -86,7 +86,7 @@ class Rows:
     self.seq_len = config.phases[phase_index].seq_len
     self._corpus, self._config, self._key = corpus, config, (seed, phase_index)
     self._layout = formats.make_layout(corpus.tokenizer, config, self.seq_len)
-    num_tokens = int(corpus.document_lengths.sum())
+    num_tokens = sum_lengths(corpus.document_lengths)
     self._windows = divide(corpus.document_lengths,
                            num_windows or max(1, round(num_tokens / WINDOW_TOKENS)))
     self._plans: dict[int, Plan] = {}

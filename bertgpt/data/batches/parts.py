@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.data.batches.windows import ranges
-from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.data.corpus.corpus import Corpus, release
 
 Batch = dict[str, np.ndarray]
 Specs = dict[str, tuple[tuple[int, ...], type]]  # name -> (shape of a row, dtype)
@@ -96,8 +96,10 @@ def select(corpus: Corpus, documents: np.ndarray) -> Texts:
   """
   first = corpus.document_offsets[documents]
   counts = corpus.document_offsets[documents + 1] - first
-  return Texts(documents, offsets_of(counts),
-               offsets_of(corpus.sentence_lengths[ranges(first, counts)]))
+  release(corpus.document_offsets)
+  bounds = offsets_of(corpus.sentence_lengths[ranges(first, counts)])
+  release(corpus.sentence_lengths)
+  return Texts(documents, offsets_of(counts), bounds)
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:

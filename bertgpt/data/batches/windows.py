@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertgpt.data.corpus.corpus import Corpus
+from bertgpt.data.corpus.corpus import Corpus, read_pieces, release, sum_lengths
 from bertgpt.errors import DataError
 
 BLOCKS_PER_WINDOW = 1024
@@ -39,21 +39,20 @@ def divide(document_lengths: np.ndarray, count: int) -> Windows:
     document_lengths: integers [D], tokens; may be a memory-mapped file, since it is read in pieces.
     count: windows per epoch.
   """
-  num_tokens = int(document_lengths.sum())
+  num_tokens = sum_lengths(document_lengths)
   if count == 1:
     return Windows(1, np.array([0, len(document_lengths)]), np.array([num_tokens]))
   size = max(1, num_tokens // (count * BLOCKS_PER_WINDOW))
   starts, before = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
-  total, block = 0, 0
-  for first in range(0, len(document_lengths), DOCUMENTS_AT_ONCE):
-    lengths = document_lengths[first:first + DOCUMENTS_AT_ONCE]
+  total, block, first = 0, 0, 0
+  for lengths in read_pieces(document_lengths, DOCUMENTS_AT_ONCE):
     ends = total + np.cumsum(lengths, dtype=np.int64)
     # A document belongs to the block in which it begins; an empty one does not begin a block.
     number = np.maximum.accumulate(np.where(lengths > 0, (ends - lengths) // size, block))
     begins = np.flatnonzero(np.diff(number, prepend=block))
     starts.append(first + begins)
     before.append((ends - lengths)[begins])
-    total, block = int(ends[-1]), int(number[-1])
+    total, block, first = int(ends[-1]), int(number[-1]), first + len(lengths)
   starts.append(np.array([len(document_lengths)]))
   before.append(np.array([total]))
   return Windows(count, np.concatenate(starts), np.diff(np.concatenate(before)))
@@ -86,6 +85,7 @@ def draw_documents(corpus: Corpus, windows: Windows, window: int,
   blocks = blocks[first:last]
   documents = ranges(windows.starts[blocks], windows.starts[blocks + 1] - windows.starts[blocks])
   documents = documents[corpus.document_lengths[documents] > 0]
+  release(corpus.document_lengths)
   return make_rng((*key, window, 1)).permutation(documents)
 
 

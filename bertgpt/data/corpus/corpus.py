@@ -14,9 +14,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import mmap
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -270,6 +271,33 @@ def open_shard(path: pathlib.Path) -> array_record_module.ArrayRecordReader:
       os.fspath(path), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
 
 
+def read_pieces(array: np.ndarray, size: int = 2**20) -> Iterator[np.ndarray]:
+  """Yields an array in pieces, of which only one is in memory if the array lies in a file.
+
+  Args:
+    array: [N]; if it is mapped into memory, the pages of a piece are given back after it.
+    size: entries of a piece.
+  """
+  for first in range(0, len(array), size):
+    yield array[first:first + size]
+    release(array)
+
+
+def release(array: np.ndarray) -> None:
+  """Gives back the pages of an array that is mapped into memory; its file is read again if needed.
+
+  The system maps megabytes around every entry that is read, so a window of a large index, with a
+  thousand runs of documents, would otherwise keep gigabytes of it.
+  """
+  if isinstance(mapped := getattr(array, "_mmap", None), mmap.mmap):
+    mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def sum_lengths(lengths: np.ndarray) -> int:
+  """Returns the sum of an index array, integers [N]; see `read_pieces`."""
+  return sum(int(piece.sum()) for piece in read_pieces(lengths))
+
+
 # ----------------------------------------------------------------- opening
 
 
@@ -350,7 +378,7 @@ def _check_index(corpus: Corpus) -> None:
       "documents": (len(corpus), len(corpus.document_offsets) - 1,
                     sum(shard["documents"] for shard in info["shards"])),
       "sentences": (len(corpus.sentence_lengths), int(corpus.document_offsets[-1])),
-      "tokens": (int(corpus.document_lengths.sum()),),
+      "tokens": (sum_lengths(corpus.document_lengths),),
   }
   for name, index_counts in counts.items():
     if set(index_counts) != {info[name]}:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import pathlib
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -203,6 +205,21 @@ def test_a_large_index_is_hashed_once_and_again_when_it_changes(small, monkeypat
   index.write_bytes(content)
   with pytest.raises(DataError, match=f"{index.name}: damaged"):
     corpus.open_corpus(folder, "train")
+
+
+def test_an_index_is_read_in_pieces_that_are_given_back(tmp_path):
+  values = np.random.default_rng(0).integers(0, 100, 2**22)
+  np.save(tmp_path / "a.npy", values)
+  array = np.load(tmp_path / "a.npy", mmap_mode="r")
+
+  def resident():  # Bytes of the file that are mapped into this process.
+    maps = pathlib.Path("/proc/self/smaps").read_text().split(f"{tmp_path}/a.npy")[1]
+    return int(re.search(r"Rss: +(\d+) kB", maps)[1]) * 1024
+
+  pieces = [(piece.copy(), resident()) for piece in corpus.read_pieces(array, 2**16)]
+  np.testing.assert_array_equal(np.concatenate([piece for piece, _ in pieces]), values)
+  assert 0 < max(size for _, size in pieces) < array.nbytes / 2
+  assert corpus.sum_lengths(array) == corpus.sum_lengths(values) == values.sum()
 
 
 def test_manifests_that_do_not_fit(small):
