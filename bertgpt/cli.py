@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bertgpt.commands import COMMANDS, flags
 from bertgpt.commands.parser import Parser
-from bertgpt.devices import children, console, guard, huge_pages, signals, watchdog
+from bertgpt.devices import children, console, events, guard, huge_pages, signals, watchdog
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, StorageError, UserError, exit_code
 
 
 def run_program() -> int:
   """Runs `main`, restarting or forking the process first where needed; returns the exit code."""
   is_distributed = False
+  events.note_program_start()
 
   def set_up(arguments: argparse.Namespace) -> None:
     nonlocal is_distributed

@@ -35,6 +35,8 @@ queued() { gcloud compute tpus queued-resources "$1" "$TPU" --zone="$ZONE" "${@:
 
 say() { echo "tpu_pod.sh: $*" >&2; }
 
+is_alive() { kill -0 $$ 2>/dev/null; } # Asks, in a subshell, for the script itself.
+
 nodes() {
   if [ "$SLICES" -eq 1 ]; then echo "$TPU"; else seq -f "$TPU-%.0f" 0 $((SLICES - 1)); fi
 }
@@ -117,7 +119,7 @@ start() { # Starts the run on all hosts, detached from the connection.
 }
 
 follow() { # Shows the log of the first host, again and again after a lost connection.
-  while true; do
+  while is_alive; do
     gcloud compute tpus tpu-vm ssh "$(nodes | head -n 1)" --zone="$ZONE" --worker=0 \
       --command="tail -n ${1:-20} -F ~/bertgpt-run/log" </dev/null
     sleep "$PAUSE"
@@ -133,7 +135,7 @@ trap unfollow EXIT
 
 watch() { # Waits until the run has ended on all hosts, and prints how; "lost" if they are gone.
   local found silent=0 last=0
-  while true; do
+  while is_alive; do
     sleep "$PAUSE"
     if [ "$(slice_state)" != ACTIVE ]; then silent=$((silent + 5)); fi
     if found=$(on_hosts "$LOOK" 2>/dev/null); then silent=0; else silent=$((silent + 1)); fi

@@ -279,6 +279,8 @@ TESTED_TOGETHER = {
                     "data/batches/test_formats.py"),
     "devices.console": "training/test_sinks.py",
     "report.baselines": "report/test_end_of_run.py",
+    **dict.fromkeys(("report.curves", "commands.compare"), "report/test_compare.py"),
+    "commands.goodput": "report/test_goodput.py",
     **dict.fromkeys(("commands.rollback", "commands.verify"), "runs/test_upkeep.py"),
     **dict.fromkeys(("runs.manifest", "runs.quiet"), "runs/test_checkpoint.py"),
     "data.text.datasets": "data/text/test_sources.py",
@@ -307,6 +309,7 @@ TESTED_BY_TABLE = {
     "config.families": "config/test_families.py",
     "training.objectives": "training/test_objectives.py",
     "training.optimizers": "training/test_optimizers.py",
+    "training.trackers": "training/test_trackers.py",
 }
 
 

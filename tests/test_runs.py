@@ -21,6 +21,7 @@ from program import (
     wait_for,
 )
 
+from bertgpt.report import goodput
 from bertgpt.runs import checkpoint
 from bertgpt.runs import manifest as manifest_lib
 
@@ -47,6 +48,20 @@ def stopped_run(program, finished_run, tmp_path_factory):
   path = tmp_path_factory.mktemp("stopped") / "run"
   return path, [program.train(path, signal_at=at)
                 for at in ((13, signal.SIGTERM), (20, signal.SIGINT), (25, signal.SIGHUP), None)]
+
+
+def test_the_events_tell_how_each_start_ended_and_what_it_did(stopped_run):
+  path, _ = stopped_run
+  attempts = goodput.summarize(path).attempts
+  assert [attempt.code for attempt in attempts] == [75, 75, 75, 0]
+  assert [attempt.first_step for attempt in attempts] == [0, 13, 20, 25]
+  assert [attempt.last_step for attempt in attempts] == [13, 20, 25, STEPS]
+  assert all(attempt.message.startswith("stopped at step") for attempt in attempts[:3])
+  for attempt in attempts:  # Every second counts once.
+    assert sum(attempt.seconds.values()) == pytest.approx(attempt.end - attempt.start, abs=0.1)
+    assert attempt.seconds.keys() >= {"start", "restore", "compile", "steps", "saving"}
+    assert "repeated" not in attempt.seconds  # Every step was saved.
+  assert attempts[-1].seconds["report"] > 0
 
 
 def test_a_signal_saves_the_step_and_exits_with_75(stopped_run):

@@ -30,6 +30,8 @@ COMMANDS = {
     "data": "bertgpt.commands.data",
     "plan": "bertgpt.commands.plan",
     "sweep": "bertgpt.commands.sweep",
+    "compare": "bertgpt.commands.compare",
+    "goodput": "bertgpt.commands.goodput",
     "verify": "bertgpt.commands.verify",
     "rollback": "bertgpt.commands.rollback",
 }

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
 
 HELP = "Train a model, or continue the run in --workdir."
-USES = ("bertgpt.training.loop", "bertgpt.report.end_of_run")
+USES = ("bertgpt.devices.events", "bertgpt.report.end_of_run", "bertgpt.training.loop")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +39,13 @@ def resumes(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
   """Trains, or continues, and writes the report."""
+  from bertgpt.devices import events
   from bertgpt.report import end_of_run
   from bertgpt.training import loop
-  end_of_run.write(loop.train(arguments.config, arguments.workdir, arguments.fields))
+  with events.recording():
+    finished = loop.train(arguments.config, arguments.workdir, arguments.fields)
+    with events.during("report"):
+      end_of_run.write(finished)
 
 
 def parse_fields(text: str, config: "ConfigDict") -> list[str]:

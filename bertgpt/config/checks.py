@@ -82,7 +82,8 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     problems += _phase_problems(config, p, f"phases[{i}]")
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
                *_skip_problems(config), *_best_problems(config),
-               *_option_problems(config, platform), *_freeze_problems(config)]
+               *_option_problems(config, platform), *_freeze_problems(config),
+               *_tracker_problems(config)]
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
   return problems
@@ -92,6 +93,13 @@ def _choice_problems(config):
   for field, names in CHOICES.items():
     group, name = field.split(".")
     yield from _outside(field, config[group][name], names)
+
+
+def _tracker_problems(config):
+  for name in choices.names_of_trackers(config.log.trackers):
+    if name not in choices.TRACKERS:
+      yield (f"log.trackers={config.log.trackers!r}: {name} is not one of "
+             f"{', '.join(choices.TRACKERS)}")
 
 
 def _outside(field, value, choices):

@@ -135,6 +135,19 @@ OF_WARMUP = ("warmup_rule",)
 CURVE = ("learning_rate", "schedule", "warmup_steps", "warmup_fraction", "warmup_rule",
          "end_fraction", "power", "decay_fraction")
 
+# Name of a tracker -> the package that it needs.
+TRACKERS = {"trackio": "trackio", "wandb": "wandb"}
+
+
+def names_of_trackers(text: str) -> list[str]:
+  """Returns the names in `log.trackers`, without spaces.
+
+  Args:
+    text: value of the field, as 'wandb,trackio'.
+  """
+  return [name.strip() for name in text.split(",") if name.strip()]
+
+
 # Values that, like the default, are accepted for a field that is not read.
 UNUSED = {"model.num_segments": 0, "data.random_next_prob": 0.0, "data.short_sequence_prob": 0.0,
           "optimizer.momentum": 0.0}

@@ -304,6 +304,9 @@ def base() -> ConfigDict:
   config.log = log = ConfigDict()
   log.every_steps = 10
   log.tensorboard = True
+  log.trackers = ""                        # as wandb,trackio: also shows the curves there
+  log.project = "bertgpt"                  # project in which the trackers show the run
+  log.group = ""                           # group of runs, as of a sweep; '': none
 
   config.profile = profile = ConfigDict()
   # (first, last): steps traced into workdir/profile, for xprof and TensorBoard; (): none.

@@ -59,6 +59,7 @@ ADDED_FIELDS = {
     "phases.warmup_rule", "phases.mask_prob", "phases.rope_theta", "phases.rope_theta_local",
     "eval.mask_prob", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "checkpoint.keep_best", "system.compile_timeout_minutes",
+    "log.trackers", "log.project", "log.group",
     "train.spike_guard", "train.spike_factor", "train.spike_window", "train.skip_steps",
 }
 

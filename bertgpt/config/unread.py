@@ -71,6 +71,8 @@ def _irrelevant(config) -> Iterator[tuple[str, Any, list[str]]]:
     yield choice, name, sorted(set().union(*readers.values()) - readers[name])
   yield "model.family", values["model.family"], sorted(
       f"model.{field}" for field in families.find(config).ignores)
+  if not values["log.trackers"]:
+    yield "log.trackers", "", ["log.group", "log.project"]
   if not values["model.window"]:
     yield "model.window", 0, ["model.global_every", "model.rope_theta_local"]
   elif values["model.global_every"] == 0:  # Every layer has the window.

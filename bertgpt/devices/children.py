@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 PIPE = "BERTGPT_PARENT_PIPE"  # Variable with a file descriptor that ends when the parent does.
 _watched = False
@@ -53,15 +54,19 @@ def kill_spawned() -> None:
     child.kill()
 
 
-def start(command: Sequence[str]) -> subprocess.Popen:
+def start(command: Sequence[str], environment: Mapping[str, str] | None = None,
+          output: Any = None) -> subprocess.Popen:
   """Starts a command of this program, which is stopped by SIGTERM when this process is gone.
 
   Args:
     command: the program and its arguments.
+    environment: variables that it gets in addition.
+    output: file for its stdout and stderr; None: those of this process.
   """
   reader, _ = os.pipe()  # The other end closes with this process.
   try:
-    return subprocess.Popen(command, pass_fds=[reader], env=os.environ | {PIPE: str(reader)})
+    return subprocess.Popen(command, pass_fds=[reader], stdout=output, stderr=output,
+                            env=os.environ | {PIPE: str(reader), **(environment or {})})
   finally:
     os.close(reader)
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from bertgpt import errors, files
-from bertgpt.devices import console
+from bertgpt.devices import console, events
 from bertgpt.errors import ConfigError, PeerError
 
 ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
@@ -228,6 +228,7 @@ def _watch(store: _Store, is_over: threading.Event) -> None:
     if end is not None and end["process"] != store.index and not is_over.is_set():
       _confirm(store)
       console.say(f"bertgpt: {_describe(end)}. This process ends too")
+      events.end(end["code"], _describe(end))
       is_lost = end["code"] == PeerError.exit_code
       _wait_for_confirmations(store, FAREWELL_TO_LOST_S if is_lost else FAREWELL_S)
       with contextlib.suppress(OSError):

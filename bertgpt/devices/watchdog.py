@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bertgpt.devices import children, console
+from bertgpt.devices import children, console, events
 
 START_MINUTES = 60  # Imports, and the other processes of a run, before the config's limits count.
 GRACE_S = 5  # Time for Python code to print the stacks; then faulthandler does it without Python.
@@ -56,6 +56,7 @@ def _watch() -> None:
       _changed.wait(min(left, threading.TIMEOUT_MAX))
   with contextlib.suppress(OSError, ValueError):
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+  events.end(1, f"Timeout: nothing was done for {_minutes:g} minutes")
   console.say(f"bertgpt: Timeout: nothing was done for {_minutes:g} minutes. A peer, a worker, a "
               "device or a disk hangs; the stacks above show who waits for what. Start the same "
               "command again, or raise system.hang_timeout_minutes")

@@ -17,7 +17,10 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.devices import events
 from bertgpt.inference import fill, generate
+from bertgpt.report import compare, goodput
+from bertgpt.report import curves as curves_lib
 from bertgpt.report.baselines import (
     bidirectional_unigram,
     causal_baselines,
@@ -33,7 +36,7 @@ PROMPT = "The function returns"
 
 
 def write(run: Finished) -> None:
-  """Writes and prints report.md and loss.png of a finished run.
+  """Writes and prints report.md of a finished run, and writes loss.png and report.html.
 
   With several processes, process 0 writes. The others compute the same, so that all end together:
   a process that ends early waits at most five minutes for the others in JAX.
@@ -52,6 +55,22 @@ def write(run: Finished) -> None:
   text = "\n".join(lines) + "\n"
   files.write_atomically(path / "report.md", text)
   print("\n" + text, end="")
+  events.flush()
+  if time := goodput.line(path):  # Not in the report, which stays the same when a run is reopened.
+    print(time)
+  write_page(path)
+
+
+def write_page(path: pathlib.Path) -> None:
+  """Writes report.html: the report and all curves, next to the reference of the recipe, if any.
+
+  Args:
+    path: workdir of a finished run.
+  """
+  run = curves_lib.read_run(path)
+  reference = curves_lib.find_reference(run)
+  compare.write_page([run] if reference is None else [run, reference], path / "report.html",
+                     f"Report of {path.name}")
 
 
 class Description(NamedTuple):

@@ -5,9 +5,11 @@
       tokenizer/         copy of the tokenizer
       metrics.jsonl      all scalars, one line per logged step
       history.jsonl      its start, its first checkpoint, and what `bertgpt rollback` did
-      tensorboard/       the same as TensorBoard events
+      events.jsonl       what the time was spent on, and how each start ended
+      tensorboard/       the same curves as TensorBoard events
+      run_id             ID of the run in trackers, if it has any
       checkpoints/       Orbax steps with manifests
-      report.md, *.png   written at the end
+      report.*, *.png    written at the end
 """
 
 import contextlib

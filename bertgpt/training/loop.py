@@ -15,7 +15,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import process, sharding, watchdog
+from bertgpt.devices import events, process, sharding, watchdog
 from bertgpt.errors import Preempted
 from bertgpt.runs import checkpoint, former, history, retention, workdir
 from bertgpt.runs import trained as trained_lib
@@ -58,21 +58,18 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     UserError: see `errors`; `Preempted` after a signal, with a checkpoint saved.
   """
   with contextlib.ExitStack() as stack:
+    stack.enter_context(events.recording())
     run = stack.enter_context(open_run(config, path, allow_change))
     config, last_step = run.config, config_lib.total_steps(run.config)
     checkpoints = stack.enter_context(checkpoint.Checkpoints(
         path, **config.checkpoint, on_save=functools.partial(history.note_checkpoint, path)))
+    save = events.during("saving")(checkpoints.save)
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     write_start(run, first_step)  # Only now, so that a refused start changes nothing.
     log = stack.enter_context(contextlib.closing(StepLog(
         config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
-    if first_step < last_step:
-      log.message(retention.describe_space(path / "checkpoints", count_bytes(run.abstract_state),
-                                           last_step, config.checkpoint))
-    if first_step:
-      log.message(f"{path}: done, {last_step} steps" if first_step == last_step else
-                  f"{path}: resuming after step {first_step}")
+    announce(run, log, first_step)
     if is_evaluated(config, first_step):  # A signal or a crash may have prevented it.
       scores = evaluate_step(run, log, checkpoints, first_step, state)
     should_stop = stack.enter_context(process.catch_signals())
@@ -81,7 +78,8 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     compiled = None  # The program that has been called.
     after_gaps = {last + 1 for _, last in config.train.skip_steps}
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
-    for step, train_step, batch in batches:  # `step` counts from 1.
+    for step, train_step, batch in events.timed("input", batches):  # `step` counts from 1.
+      events.begin_step(step, compiles=train_step is not compiled)
       watchdog.arm_for(config.system, compiles=train_step is not compiled)
       compiled = train_step
       trace(step, log.finish_step)
@@ -94,17 +92,34 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
         is_finite = log.finish_step()  # Raises if the run has diverged, before anything is saved.
         wait = stop or step == last_step
         if is_saved := wait or is_finite:  # Checkpoints of bad steps must not replace good ones.
-          checkpoints.save(step, state, run.metadata | {"step": step}, wait=wait)
+          save(step, state, run.metadata | {"step": step}, wait=wait)
       if not stop and is_evaluated(config, step):
         scores = evaluate_step(run, log, checkpoints, step, state, should_stop)
         stop = not scores
       if stop:
         if not is_saved:
-          checkpoints.save(step, state, run.metadata | {"step": step}, wait=True)
+          save(step, state, run.metadata | {"step": step}, wait=True)
         raise Preempted(f"stopped at step {step} with a checkpoint saved. "
                         "The same command resumes the run")
     watchdog.arm_for(config.system, compiles=True)
     return make_finished(run, last_step, state.params, scores)
+
+
+def announce(run: Run, log: StepLog, first_step: int) -> None:
+  """Prints what disk space the checkpoints need, and where the run resumes.
+
+  Args:
+    run: the opened run.
+    log: log of the run.
+    first_step: steps done before.
+  """
+  last_step = config_lib.total_steps(run.config)
+  if first_step < last_step:
+    log.message(retention.describe_space(run.path / "checkpoints", count_bytes(run.abstract_state),
+                                         last_step, run.config.checkpoint))
+  if first_step:
+    log.message(f"{run.path}: done, {last_step} steps" if first_step == last_step else
+                f"{run.path}: resuming after step {first_step}")
 
 
 def count_bytes(state: steps.TrainState) -> int:
@@ -122,11 +137,13 @@ def write_start(run: Run, first_step: int) -> None:
   if jax.process_index():
     return
   if first_step < config_lib.total_steps(run.config):  # Steps were added since the last report.
-    (run.path / "report.md").unlink(missing_ok=True)
+    for name in ("report.md", "report.html"):
+      (run.path / name).unlink(missing_ok=True)
   if not first_step and not workdir.is_run(run.path):
     history.add(run.path, "start")
   former.note(run.path)
   workdir.write_run(run.path, run.config, run.corpus.tokenizer)
+  events.open_in(run.path, first_step)
 
 
 def make_steps(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any], None, None]:
@@ -193,6 +210,7 @@ def device_batches(run: Run, phase_index: int,
     yield from queue
 
 
+@events.during("report")
 def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) -> Finished:
   """Gathers the parameters from the devices of all processes, which all call this together.
 
@@ -219,6 +237,7 @@ def is_evaluated(config: ConfigDict, step: int) -> bool:
                        or is_due(config.eval.every_steps, step))
 
 
+@events.during("evaluation")
 def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, step: int,
                   state: steps.TrainState, should_stop: Callable[[], bool] = lambda: False
                   ) -> dict[str, float]:

@@ -104,7 +104,8 @@ class Writer:
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
-               tensorboard: bool, active: bool = True):
+               tensorboard: bool, active: bool = True,
+               trackers: Sequence[sinks.Sink] = ()):
     """Opens the files.
 
     Args:
@@ -113,12 +114,13 @@ class Writer:
       last_step: steps of the whole run, for the progress line.
       tensorboard: whether to write TensorBoard events too.
       active: whether this is process 0; otherwise nothing is written or printed.
+      trackers: other places that get every point.
     """
     self._last_step = last_step
     self._since: tuple[int, float] | None = None  # Step and time of the first progress line.
     self._is_tty = sys.stderr.isatty()
     self._open_line = False
-    self._sinks: list[sinks.Sink] = []
+    self._sinks: list[sinks.Sink] = [*trackers]
     self._active = active
     if not active:
       return

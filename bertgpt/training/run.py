@@ -18,7 +18,7 @@ from bertgpt.devices import hardware, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, former, workdir
 from bertgpt.runs.metadata import make_metadata
-from bertgpt.training import evaluate, steps
+from bertgpt.training import evaluate, steps, trackers
 
 
 class Run(NamedTuple):
@@ -69,6 +69,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     if not workdir.is_run(path):
       unread.check(config)
       check_start(config)
+    if jax.process_index() == 0:
+      trackers.check(config)
     train_set, held_out = open_corpora(config)
     if (warning := warn_of_unknown(train_set.manifest)) and jax.process_index() == 0:
       print(warning, file=sys.stderr, flush=True)

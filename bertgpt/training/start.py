@@ -15,7 +15,7 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import console
+from bertgpt.devices import console, events
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, spellings
 from bertgpt.runs import trained as trained_lib
@@ -24,6 +24,7 @@ from bertgpt.training.run import Run
 from bertgpt.training.steps import TrainState
 
 
+@events.during("restore")
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState:
   """Returns the state to start from.
 

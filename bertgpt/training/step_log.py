@@ -12,7 +12,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.errors import DivergedError
 from bertgpt.models import attention
-from bertgpt.training import metrics, spikes
+from bertgpt.training import metrics, spikes, trackers
 
 
 class StepLog:
@@ -37,10 +37,11 @@ class StepLog:
       is_static: whether all rows have the length of their phase; otherwise MFU is not logged.
     """
     self._config, self._is_static, self._on_skip = config, is_static, on_skip
+    is_first = jax.process_index() == 0
     self._writer = metrics.Writer(path, first_step=first_step,
                                   last_step=config_lib.total_steps(config),
-                                  tensorboard=config.log.tensorboard,
-                                  active=jax.process_index() == 0)
+                                  tensorboard=config.log.tensorboard, active=is_first,
+                                  trackers=trackers.start(config, path) if is_first else ())
     for line in attention.explain(config) if is_static else ():
       self._writer.message(line)
     self._has_guard = config.train.spike_guard != "off"

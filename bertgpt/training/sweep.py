@@ -1,10 +1,13 @@
-"""Sweeps: every run of a recipe's get_sweep(), one process after the other."""
+"""Sweeps: every run of a recipe's get_sweep(), each in a process of its own."""
 
+import contextlib
+import os
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bertgpt import config as config_lib
@@ -17,7 +20,7 @@ from bertgpt.training import metrics
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
-        share: tuple[int, int] = (0, 1)) -> None:
+        share: tuple[int, int] = (0, 1), max_parallel: int = 1) -> None:
   """Trains run i in `path`/<i>; a stopped run is resumed, a finished run is kept.
 
   Prints a table of overrides and final held-out metrics of all runs that are finished, which is
@@ -29,23 +32,101 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     overrides: '--config.FIELD=VALUE' arguments for all runs.
     share: (i, n): only the runs i, i + n, i + 2n, ... are trained. Several processes, also on
       different hosts, may train different shares in one folder.
+    max_parallel: number of runs that are trained at the same time.
   Raises:
     ConfigError: wrong overrides; lists every problem of every run, before the first run starts.
     UserError: a run failed; has the exit code of the run.
   """
   runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
+  overrides = [*overrides, *group_of(recipe, path, overrides)]
   folders = [path / f"{i:03d}" for i in range(len(runs))]
   configs = check_runs(recipes.load(recipe), folders,
                        [[*overrides, *arguments] for arguments in flags])
   first, every = share
+  if max_parallel > 1:
+    train_parts([[f"--config={recipe}", f"--workdir={path}", *overrides,
+                  f"--run={first + part * every}/{every * max_parallel}"]
+                 for part in range(max_parallel)], path)
   for i in range(first, len(runs), every):
     print(f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}", flush=True)
     if not is_done(folders[i], configs[i]):
       train([f"--config={recipe}", f"--workdir={folders[i]}", *overrides, *flags[i]], i)
     table = make_table(runs, folders, configs)
     files.write_json(path / "sweep.json", table)
-  print("\n".join(format_table(make_table(runs, folders, configs))))
+  table = make_table(runs, folders, configs)
+  print("\n".join(format_table(table)))
+  if medians := medians_over_seeds(table):
+    print("\nMedians over seeds:\n" + "\n".join(format_table(medians)))
+
+
+def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
+  """Trains parts of a sweep at the same time, by `bertgpt sweep --run`, and waits for all of them.
+
+  What part k prints goes to part-<k>.log. Each part has its share of the GPUs, if there are enough.
+
+  Args:
+    parts: arguments of the commands.
+    path: folder of the runs.
+  Raises:
+    UserError: a part failed; has its exit code.
+    Preempted: a signal stopped the parts or the sweep.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  started: list[subprocess.Popen] = []
+  with passed_on(started) as was_stopped, contextlib.ExitStack() as stack:
+    for k, part in enumerate(parts):
+      file = path / f"part-{k}.log"
+      print(f"part {k}: see {file}", flush=True)
+      log = stack.enter_context(open(file, "ab"))
+      started.append(children.start([sys.executable, "-m", "bertgpt", "sweep", *part],
+                                    share_of_gpus(k, len(parts)), log))
+      if was_stopped():  # The signal arrived before there was a child to pass it to.
+        started[-1].terminate()
+    ends = [wait(child) for child in started]
+  for k, (code, interrupted) in enumerate(ends):
+    check_end(f"part {k} of the sweep", code, was_stopped() or interrupted)
+
+
+def share_of_gpus(k: int, number: int) -> dict[str, str]:
+  """Returns the variables that give part k its share of the GPUs; {} if there are not enough.
+
+  Args:
+    k: number of the part.
+    number: number of parts.
+  """
+  gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+  if gpus == [""]:
+    gpus = [path.name.removeprefix("nvidia")
+            for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+  return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[k::number])} if len(gpus) >= number else {}
+
+
+def medians_over_seeds(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Returns a row per setting that was trained with several seeds: its fields, and medians.
+
+  Args:
+    table: result of `make_table`.
+  """
+  groups: dict[str, list[Mapping[str, Any]]] = {}
+  is_field = lambda name: name not in ("workdir", "seed") and not name.startswith("eval/")
+  for row in table:
+    groups.setdefault(repr({name: row[name] for name in row if is_field(name)}), []).append(row)
+  return [{**{name: rows[0][name] for name in rows[0] if is_field(name)}, "seeds": len(rows),
+           **{name: statistics.median(row[name] for row in rows) for name in rows[0]
+              if name.startswith("eval/") and all(name in row for row in rows)}}
+          for rows in groups.values() if len(rows) > 1 and "seed" in rows[0]]
+
+
+def group_of(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> list[str]:
+  """Returns the override that shows the runs of a sweep as one group in the trackers, if any.
+
+  Args:
+    recipe, path, overrides: see `run`.
+  """
+  config, _ = recipes.try_override(recipes.load(recipe), overrides)
+  is_needed = config.log.trackers and not config.log.group
+  return [f"--config.log.group={path.name}"] if is_needed else []
 
 
 def make_table(runs: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path],
@@ -115,29 +196,56 @@ def train(arguments: Sequence[str], number: int) -> None:
     UserError: the run failed; has the exit code of the run.
     Preempted: a signal stopped the run or the sweep, even if the run had just finished.
   """
-  command = [sys.executable, "-m", "bertgpt", "train", *arguments]
-  child, stopped = None, False
+  started: list[subprocess.Popen] = []
+  with passed_on(started) as was_stopped:
+    started.append(children.start([sys.executable, "-m", "bertgpt", "train", *arguments]))
+    if was_stopped():  # The signal arrived before there was a child to pass it to.
+      started[0].terminate()
+    code, interrupted = wait(started[0])
+  check_end(f"run {number} of the sweep", code, was_stopped() or interrupted)
+
+
+@contextlib.contextmanager
+def passed_on(started: Sequence[subprocess.Popen]) -> Iterator[Callable[[], bool]]:
+  """Passes SIGTERM on to processes inside the context.
+
+  Args:
+    started: the processes; more may be added.
+  Yields:
+    A function that returns whether SIGTERM has arrived.
+  """
+  is_stopped = False
 
   def stop(*_) -> None:
-    nonlocal stopped
-    stopped = True
-    if child:
+    nonlocal is_stopped
+    is_stopped = True
+    for child in started:
       child.terminate()
 
   handler = signal.signal(signal.SIGTERM, stop)
   try:
-    child = children.start(command)
-    if stopped:  # The signal arrived before there was a child to pass it to.
-      child.terminate()
-    code, interrupted = wait(child)
+    yield lambda: is_stopped
   finally:
     signal.signal(signal.SIGTERM, handler)
+
+
+def check_end(name: str, code: int, is_stopped: bool) -> None:
+  """Raises an error if a process has not come to its end.
+
+  Args:
+    name: what it trained.
+    code: its exit code; below 0: the signal that killed it.
+    is_stopped: whether the sweep was stopped.
+  Raises:
+    UserError: it failed; has its exit code.
+    Preempted: a signal stopped it or the sweep, even if it had just finished.
+  """
   ended_by_signal = code in (0, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
-  if code == Preempted.exit_code or ((stopped or interrupted) and ended_by_signal):
-    raise Preempted(f"stopped in run {number} of the sweep. The same command resumes it")
+  if code == Preempted.exit_code or (is_stopped and ended_by_signal):
+    raise Preempted(f"stopped in {name}. The same command resumes it")
   if code:
-    error = UserError(f"run {number} of the sweep ended with exit code {code}. Fix its problem and "
-                      "start the same sweep again: finished runs are kept")
+    error = UserError(f"{name} ended with exit code {code}. Fix its problem and start the same "
+                      "sweep again: finished runs are kept")
     error.exit_code = code if code > 0 else 128 - code  # Below 0: killed by a signal.
     raise error
 

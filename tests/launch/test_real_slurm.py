@@ -84,6 +84,9 @@ PartitionName=high Nodes={host} PriorityTier=2
   try:
     wait_for(lambda: call("sinfo", "--noheader", "--partition=low", "--format=%T") == "idle")
     yield
+    call("scancel", "--user=root")
+    call("scancel", "--user=root", "--signal=KILL")
+    wait_for(lambda: not call("squeue", "--noheader"))
   finally:
     for process in reversed(processes):
       process.terminate()

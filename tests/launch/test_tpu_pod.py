@@ -21,7 +21,9 @@ case "$*" in
     [ "$(wc -l < states)" -eq 1 ] || sed -i 1d states
     case $state in *"not found"*) echo "$state" >&2; exit 1 ;; esac
     echo "$state" ;;
-  *" create "*) echo ACTIVE > states; rm -rf hosts ;;
+  *" create "*)
+    for pid in hosts/*/*/bertgpt-run/pid; do [ -e "$pid" ] && pkill -KILL -s "$(cat "$pid")"; done
+    echo ACTIVE > states; rm -rf hosts ;;
   *" delete "*) echo "not found" > states ;;
   *" ssh "*)
     [ "$(cat states)" = ACTIVE ] || [ "$(cat states)" = READY ] || exit 255
@@ -54,7 +56,9 @@ def cloud(tmp_path):
   stand_in.add(tmp_path, "program", PROGRAM)
   (tmp_path / "states").write_text("READY\n")
   (tmp_path / "runs").write_text("")
-  return tmp_path
+  yield tmp_path
+  for pid in tmp_path.glob("hosts/*/*/bertgpt-run/pid"):
+    subprocess.run(["pkill", "-KILL", "-s", pid.read_text().strip()], check=False)
 
 
 def prepare(cloud, *attempts, slices=("slice",)):
@@ -142,7 +146,7 @@ def test_a_run_outlives_its_script_and_is_stopped_with_a_checkpoint(cloud):
   environment = stand_in.environment(cloud, TPU="slice", ZONE="zone", SETUP=SETUP, PAUSE="0.02")
   with subprocess.Popen(watching, cwd=cloud, env=environment) as script:
     wait_for(lambda: len(runs(cloud)) == 2)
-    script.kill()
+    script.terminate()
   with subprocess.Popen(watching, cwd=cloud, env=environment, stderr=subprocess.PIPE,
                         text=True) as script:
     wait_for(lambda: (cloud / "calls").read_text().count("tail -n") > 1)

@@ -111,6 +111,59 @@ def test_a_share_that_is_none_is_one_line(tmp_path, recipe, capsys, share):
   assert f"{share}: give I/N with 0 <= I < N, as 0/4" in line
 
 
+def test_medians_over_seeds():
+  rows = [{"workdir": f"w/{i}", "seed": i, "optimizer.b2": b2, "eval/loss": loss}
+          for i, (b2, loss) in enumerate([(0.9, 3.0), (0.99, 1.0), (0.9, 1.0), (0.9, 1.5)])]
+  assert sweep.medians_over_seeds(rows) == [{"optimizer.b2": 0.9, "seeds": 3, "eval/loss": 1.5}]
+  assert sweep.medians_over_seeds([{"workdir": "w", "optimizer.b2": 1, "eval/loss": 1.0}] * 2) == []
+
+
+@pytest.mark.parametrize("gpus, shares", [
+    ("0,1,2,3", ["0,2", "1,3"]), ("5", [None, None]), ("a,b", ["a", "b"])])
+def test_parts_share_the_gpus(monkeypatch, gpus, shares):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+  found = [sweep.share_of_gpus(k, 2).get("CUDA_VISIBLE_DEVICES") for k in (0, 1)]
+  assert found == shares
+
+
+def parts(tmp_path, monkeypatch, script):
+  """Stands for the program in the processes of parts."""
+  program = tmp_path / "program"
+  program.write_text(f"#!/bin/sh\n{script}\n")
+  program.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(program))
+  return lambda: sweep.train_parts([["--run=0/2"], ["--run=1/2"]], tmp_path / "w")
+
+
+def test_parts_run_at_the_same_time(tmp_path, monkeypatch):
+  """Each of them waits for the other one."""
+  parts(tmp_path, monkeypatch, f"echo $4; cd {tmp_path}; touch started-$$\n"
+                               "until [ $(ls started-* | wc -l) = 2 ]; do sleep 0.05; done")()
+  logs = [(tmp_path / "w" / f"part-{k}.log").read_text() for k in (0, 1)]
+  assert logs == ["--run=0/2\n", "--run=1/2\n"]
+
+
+def test_a_part_that_fails_ends_the_sweep_after_the_others(tmp_path, monkeypatch):
+  run = parts(tmp_path, monkeypatch,
+              f'[ $4 = --run=0/2 ] && exit 70\nsleep 0.3; touch {tmp_path}/ok')
+  with pytest.raises(UserError, match="part 0 of the sweep ended with exit code 70") as e:
+    run()
+  assert e.value.exit_code == 70 and (tmp_path / "ok").exists()
+
+
+def test_a_signal_reaches_all_parts(tmp_path, monkeypatch):
+  run = parts(tmp_path, monkeypatch, f"trap 'touch {tmp_path}/saved-$$; exit 75' TERM\n"
+                                     "while true; do sleep 0.05; done")
+  handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+  try:
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(Preempted, match="stopped in part 0 of the sweep"):
+      run()
+  finally:
+    signal.signal(signal.SIGALRM, handler)
+  assert len(list(tmp_path.glob("saved-*"))) == 2
+
+
 def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
   """JSON has no types for them."""
   numbers = tmp_path / "numbers.py"

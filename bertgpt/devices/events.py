@@ -1,0 +1,241 @@
+"""What the time of a training is spent on: events.jsonl in the workdir of its run. Without JAX.
+
+    {"event": "start", "time": 1.7e9, "step": 0, "seconds": {"start": 4.2, "restore": 0.1}, ...}
+    {"event": "work", "time": 1.7e9, "step": 120, "seconds": {"compile": 9.1, "steps": 6.0}}
+    {"event": "end", "time": 1.7e9, "step": 300, "seconds": {...}, "code": 75, "message": "..."}
+
+`time` is the time of the line in seconds since 1970, `step` the last step that was begun, and
+`seconds` what has passed since the line before, by kind (see KINDS). A start without an end was
+killed or lost.
+
+The functions of this module do nothing unless the process is recording. Nothing here can end the
+training: a line that cannot be written is lost.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from bertgpt import files
+from bertgpt.devices import console, signals
+from bertgpt.errors import Preempted, exit_code, one_line
+
+FILE = "events.jsonl"
+KINDS = {
+    "steps": "training steps, counted once",
+    "repeated": "steps done again, because an earlier attempt ended without saving them",
+    "input": "waiting for the next batch",
+    "compile": "steps that compiled their program",
+    "evaluation": "held-out evaluation, with its compilation",
+    "saving": "checkpoints, as far as the training waited for them",
+    "restore": "reading the checkpoint, or initial parameters",
+    "start": "imports, devices, checks, preparation of the corpus",
+    "report": "gathering the parameters, and the report",
+}
+FLUSH_S = 15  # A killed attempt loses the record of no more than its last seconds.
+
+T = TypeVar("T")
+_END: Any = object()
+
+
+class Recorder:
+  """Record of one attempt. Every moment counts as one kind: the innermost of those that are open.
+
+  Attributes:
+    step: last step that was begun.
+  """
+
+  def __init__(self, since: float | None = None):
+    """Begins to record.
+
+    Args:
+      since: begin of the attempt, in seconds of `time.monotonic`; None: now.
+    """
+    self.step = 0
+    self._kinds = ["start"]
+    self._seconds: dict[str, float] = collections.defaultdict(float)
+    self._clock = self._flushed = time.monotonic() if since is None else since
+    self._path: pathlib.Path | None = None
+    self._done_before = 0
+    self._lock = threading.Lock()
+
+  def open(self, workdir: pathlib.Path, first_step: int) -> None:
+    """Begins to write, when the run has been found to be in order.
+
+    Args:
+      workdir: folder of the run.
+      first_step: steps done before.
+    """
+    self._path, self.step = workdir / FILE, first_step
+    self._done_before = max((event.get("step", 0) for event in read(workdir)), default=0)
+    self._write("start", host=socket.gethostname(), process=os.getpid())
+
+  def begin_step(self, step: int, *, compiles: bool) -> None:
+    """Counts the time from here on as that of a step, except for what is inside of `during`.
+
+    Args:
+      step: number of the step, counted from 1.
+      compiles: whether its program is compiled first.
+    """
+    self._spend()
+    self.step = step
+    self._kinds[0] = ("compile" if compiles else
+                      "repeated" if step <= self._done_before else "steps")
+    if self._clock - self._flushed >= FLUSH_S:
+      self.flush()
+
+  @contextlib.contextmanager
+  def during(self, kind: str) -> Iterator[None]:
+    """Counts the time inside the context as one of KINDS."""
+    self._spend()
+    self._kinds.append(kind)
+    try:
+      yield
+    finally:
+      self._spend()
+      self._kinds.pop()
+
+  def flush(self) -> None:
+    """Writes what has passed since the last line."""
+    if self._path:
+      self._write("work")
+
+  def end(self, code: int, message: str = "") -> None:
+    """Writes the last event; later ones are not written.
+
+    Args:
+      code: exit code of the program.
+      message: why it ended; '': it is done.
+    """
+    if self._path:
+      self._write("end", code=code, **({"message": message} if message else {}))
+      self._path = None
+
+  def _spend(self) -> None:
+    now = time.monotonic()
+    self._seconds[self._kinds[-1]] += now - self._clock
+    self._clock = now
+
+  def _write(self, event: str, **details: Any) -> None:
+    with self._lock:  # The thread that watches the other processes may write the end.
+      self._spend()
+      seconds = {kind: round(s, 3) for kind, s in self._seconds.items() if s >= 0.0005}
+      self._seconds.clear()
+      self._flushed = self._clock
+      line = json.dumps({"event": event, "time": round(time.time(), 3), "step": self.step,
+                         "seconds": seconds, **details})
+      try:
+        with open(self._path, "ab", buffering=0) as file:
+          file.write(f"{line}\n".encode())
+      except OSError as e:
+        console.say(f"WARNING: {self._path}: cannot be written ({e.strerror}). The training "
+                    "continues without its events")
+        self._path = None
+
+
+_recorder: Recorder | None = None
+_program_start: float | None = None
+
+
+def note_program_start() -> None:
+  """Lets the next recording begin with the start of this process, so that imports count."""
+  global _program_start
+  with contextlib.suppress(OSError, ValueError, IndexError):  # There is no /proc.
+    fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+    age = uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    _program_start = time.monotonic() - max(age, 0.0)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+  """Records the training inside the context, with the exit code that its end means.
+
+  Inside another recording, it does nothing: the outer one ends later.
+  """
+  global _recorder, _program_start
+  if _recorder is not None:
+    yield
+    return
+  _recorder, _program_start = Recorder(_program_start), None
+  try:
+    yield
+    _recorder.end(0)
+  except BaseException as e:
+    is_preempted = isinstance(e, signals.Terminated)  # As in `cli.code_of_interrupt`.
+    _recorder.end(Preempted.exit_code if is_preempted else exit_code(e), one_line(e))
+    raise
+  finally:
+    _recorder = None
+
+
+def open_in(workdir: pathlib.Path, first_step: int) -> None:
+  """Begins to write to the workdir of a run; see `Recorder.open`."""
+  if _recorder is not None:
+    _recorder.open(workdir, first_step)
+
+
+def begin_step(step: int, *, compiles: bool) -> None:
+  """Counts the time from here on as that of a step; see `Recorder.begin_step`."""
+  if _recorder is not None:
+    _recorder.begin_step(step, compiles=compiles)
+
+
+@contextlib.contextmanager
+def during(kind: str) -> Iterator[None]:
+  """Counts the time inside the context, or inside the decorated function, as one of KINDS."""
+  with _recorder.during(kind) if _recorder is not None else contextlib.nullcontext():
+    yield
+
+
+def timed(kind: str, items: Iterable[T]) -> Iterator[T]:
+  """Yields the items; the time until each of them is there counts as one of KINDS."""
+  iterator = iter(items)
+  while True:
+    with during(kind):
+      item = next(iterator, _END)
+    if item is _END:
+      return
+    yield item
+
+
+def flush() -> None:
+  """Writes what has passed since the last line, before the events are read."""
+  if _recorder is not None:
+    _recorder.flush()
+
+
+def end(code: int, message: str) -> None:
+  """Writes the last event, before the process ends without Python's cleanup."""
+  if _recorder is not None:
+    _recorder.end(code, message)
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the events of a run, in order. Damaged lines are left out.
+
+  Args:
+    workdir: folder of the run.
+  Returns:
+    [] if there is no file of events, or it cannot be read.
+  """
+  try:
+    if not (workdir / FILE).is_file():  # A device, such as /dev/full, may have no end.
+      return []
+    lines = (workdir / FILE).read_text("utf-8", "replace").split("\n")
+  except OSError:
+    return []
+  events = []
+  for line in lines:
+    with contextlib.suppress(ValueError):
+      event = files.parse_json(line)
+      if isinstance(event, dict) and isinstance(event.get("seconds"), dict):
+        events.append(event)
+  return events

@@ -1,0 +1,147 @@
+"""Comparison of runs: a table, and a page with curves, configs, scores and samples in one file."""
+
+import html
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from bertgpt import files
+from bertgpt.errors import ConfigError
+from bertgpt.report import curves
+from bertgpt.report.curves import Compared
+from bertgpt.training import metrics
+from bertgpt.training.sweep import format_table
+
+TEMPLATE = pathlib.Path(__file__).with_name("page.html")
+MARK = "<!-- A page of bertgpt. -->"  # First line; other files are not replaced.
+
+
+def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+  """Returns the workdirs of runs; a folder of a sweep stands for all of its runs that have begun.
+
+  Args:
+    paths: workdirs of runs, and folders of sweeps.
+  """
+  found = []
+  for path in paths:
+    of_sweep = sorted(file.parent for file in path.glob("[0-9][0-9][0-9]*/config.json"))
+    found += of_sweep if of_sweep and not (path / "config.json").exists() else [path]
+  return found
+
+
+def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[Compared]:
+  """Returns runs, with different names, and the references.
+
+  Args:
+    paths: see `find_runs`.
+    references: see `curves.read_reference`.
+  Raises:
+    ConfigError: there is no such run or reference.
+  """
+  paths = find_runs(paths)
+  names = [path.name for path in paths]
+  runs = [curves.read_run(path) for path in paths]
+  return [run._replace(name=str(path)) if names.count(path.name) > 1 else run
+          for run, path in zip(runs, paths, strict=True)] + list(
+              map(curves.read_reference, references))
+
+
+def label(run: Compared) -> str:
+  """Returns the name of a run, or of a reference, which is called so."""
+  return f"reference {run.name}" if run.is_reference else run.name
+
+
+def table(runs: Sequence[Compared]) -> list[dict[str, Any]]:
+  """Returns a row per run: name, steps, tokens, time in steps, and the last held-out scores.
+
+  Args:
+    runs: runs and references.
+  """
+  rows: list[dict[str, Any]] = []
+  for run in runs:
+    longest = max(run.curves.values(), key=lambda curve: curve.step[-1], default=None)
+    rows.append({
+        "run": label(run), "steps": f"{run.steps}/{run.total_steps}",
+        "tokens": f"{longest.tokens[-1]:.3g}" if longest else "",
+        "time": metrics.format_duration(longest.seconds[-1]) if longest else "", **run.scores})
+  names = dict.fromkeys(name for row in rows for name in row)
+  return [{name: row.get(name, "") for name in names} for row in rows]
+
+
+def lines(runs: Sequence[Compared]) -> list[str]:
+  """Returns the output of `bertgpt compare`: the scores, and the fields that differ.
+
+  Args:
+    runs: runs and references.
+  """
+  found = format_table(table(runs))
+  if fields := curves.differences(runs):
+    found += ["", *format_table([{"field": field, **{label(run): json.dumps(value) for run, value
+                                                     in zip(runs, values, strict=True)}}
+                                 for field, values in fields.items()])]
+  return found
+
+
+def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None:
+  """Writes the page: one file of HTML, which needs no other file and no network.
+
+  Args:
+    runs: runs and references.
+    path: file to write; a page of bertgpt is replaced.
+    title: heading of the page.
+  Raises:
+    ConfigError: there is another file at `path`.
+    OSError: the file cannot be written.
+  """
+  if path.exists() and not path.read_bytes().startswith(MARK.encode()):
+    raise ConfigError(f"--out {path}: is not a page of bertgpt, so it is not replaced. Name "
+                      "another file")
+  data = [{"label": label(run), "is_reference": run.is_reference,
+           "curves": {tag: curve._asdict() for tag, curve in run.curves.items()}} for run in runs]
+  # In a script element, only '<' could be taken for HTML.
+  content = json.dumps(_finite(data)).replace("<", "\\u003c")
+  parts = {"@@TITLE@@": html.escape(title), "@@BODY@@": body(runs), "@@DATA@@": content}
+  page = re.sub("|".join(parts), lambda match: parts[match[0]], TEMPLATE.read_text("utf-8"))
+  files.write_atomically(path, f"{MARK}\n{page}")
+
+
+def body(runs: Sequence[Compared]) -> str:
+  """Returns the parts of the page that need no script: scores, fields that differ, reports.
+
+  Args:
+    runs: runs and references.
+  """
+  parts = ["<h2>Held-out scores</h2>", _html_table(table(runs))]
+  if fields := curves.differences(runs):
+    parts += ["<h2>Fields that differ</h2>", _html_table([
+        {"field": field, **{label(run): json.dumps(value)
+                            for run, value in zip(runs, values, strict=True)}}
+        for field, values in fields.items()])]
+  for run in runs:
+    if run.report:
+      parts += [f"<details{' open' if len(runs) < 3 else ''}><summary>Report and samples: "
+                f"{html.escape(label(run))}</summary><pre>{html.escape(run.report)}</pre></details>"]
+    if run.time:
+      parts += [f"<p>{html.escape(label(run))}. {html.escape(run.time)}</p>"]
+  return "\n".join(parts)
+
+
+def _html_table(rows) -> str:
+  show = lambda value: html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+  head = "".join(f"<th>{show(name)}</th>" for name in rows[0])
+  cells = "".join("<tr>" + "".join(f"<td>{show(value)}</td>" for value in row.values()) + "</tr>\n"
+                  for row in rows)
+  return (f"<div class=wide><table><thead><tr>{head}</tr></thead>"
+          f"<tbody>\n{cells}</tbody></table></div>")
+
+
+def _finite(value):
+  """Returns JSON values in which numbers that are not finite, which JSON cannot have, are null."""
+  if isinstance(value, dict):
+    return {name: _finite(item) for name, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(item) for item in value]
+  is_number = isinstance(value, float)
+  return None if is_number and not float("-inf") < value < float("inf") else value

@@ -1,0 +1,215 @@
+"""What is compared of runs: curves over steps, tokens and time, scores, configs, reports.
+
+A reference is the same about a run that was trained before, as a small JSON file. Those of recipes
+lie in `references/`.
+"""
+
+import bisect
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bertgpt import config as config_lib
+from bertgpt import files
+from bertgpt.config import ConfigDict, recipes
+from bertgpt.errors import ConfigError
+from bertgpt.report import goodput
+from bertgpt.runs import workdir
+from bertgpt.training import metrics
+
+MAX_POINTS = 500       # Of a curve on the page.
+REFERENCE_POINTS = 40  # Of a curve in a file of a reference, which has a few KB.
+REFERENCES = pathlib.Path(__file__).with_name("references")
+
+
+class Curve(NamedTuple):
+  """A metric of a run: values with their places on three axes, all of one length.
+
+  Attributes:
+    step: steps done.
+    tokens: tokens trained on until then, without padding.
+    seconds: time in training steps until then.
+    value: values of the metric.
+  """
+
+  step: list[Any]
+  tokens: list[Any]
+  seconds: list[Any]
+  value: list[Any]
+
+
+class Compared(NamedTuple):
+  """A run or a reference, as JSON values.
+
+  Attributes:
+    name: name of the workdir, or of the reference.
+    is_reference: whether it is one.
+    steps: steps done.
+    total_steps: steps of the whole run.
+    scores: held-out metric -> last value.
+    fields: field of the config -> value.
+    curves: tag -> curve, as 'train/mlm_loss' or 'eval/validation/mlm_loss'.
+    report: text of its report; '' if it has none yet.
+    time: one line about its time; '' if it has no events.
+  """
+
+  name: str
+  is_reference: bool
+  steps: int
+  total_steps: int
+  scores: dict[str, float]
+  fields: dict[str, Any]
+  curves: dict[str, Curve]
+  report: str = ""
+  time: str = ""
+
+
+def read_run(path: pathlib.Path) -> Compared:
+  """Returns what is compared of a run, finished or not.
+
+  Args:
+    path: its workdir.
+  Raises:
+    ConfigError: there is no run.
+  """
+  config = workdir.read_config(path, "RUN")
+  found = metrics.read_curves(path)
+  place = _places(found)
+  curves = {tag: thin(Curve(*map(list, zip(*((step, *place(step), value) for step, value in points),
+                                           strict=True))), MAX_POINTS)
+            for tag, points in found.items()}
+  scores = {tag.split("/")[-1]: points[-1][1] for tag, points in found.items()
+            if tag.startswith("eval/validation/")}
+  report = path / "report.md"
+  text = report.read_text("utf-8", "replace") if report.is_file() else ""
+  return Compared(path.name, False, metrics.last_step(path), config_lib.total_steps(config), scores,
+                  plain_fields(config), curves, text, goodput.line(path))
+
+
+def _places(curves: Mapping[str, Sequence[tuple[int, float]]]):
+  """Returns a function: steps done -> (tokens, seconds of training steps) until then."""
+  rates = dict(curves.get("perf/tokens_per_second", ()))
+  steps, places, last = [0], [(0.0, 0.0)], 0
+  for step, seconds_per_step in curves.get("perf/step_seconds", ()):
+    seconds = seconds_per_step * max(step - last, 0)
+    tokens, time = places[-1]
+    steps.append(step)
+    places.append((tokens + seconds * rates.get(step, 0.0), time + seconds))
+    last = step
+  return lambda step: places[bisect.bisect_right(steps, step) - 1]
+
+
+def thin(curve: Curve, most: int) -> Curve:
+  """Returns a curve with at most so many points, evenly chosen, with the first and the last one.
+
+  Args:
+    curve: any curve.
+    most: at least 2.
+  """
+  n = len(curve.step)
+  if n <= most:
+    return curve
+  chosen = [round(i * (n - 1) / (most - 1)) for i in range(most)]
+  return Curve(*([values[i] for i in chosen] for values in curve))
+
+
+def plain_fields(config: ConfigDict) -> dict[str, Any]:
+  """Returns the fields of a config that describe the training, as JSON values.
+
+  Fields that may change when a run resumes are left out, and so is what a tokenizer determines.
+
+  Args:
+    config: a whole config.
+  """
+  left_out = (*recipes.RESUMABLE, "model.vocab_size")
+  return {field: json.loads(json.dumps(value)) for field, value in config_lib.leaves(config)
+          if not any(field == name or field.startswith(f"{name}.") for name in left_out)}
+
+
+def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
+  """Returns the fields in which runs differ -> the value of each run; None: it lacks the field.
+
+  Args:
+    runs: the runs, in order.
+  """
+  fields = dict.fromkeys(field for run in runs for field in run.fields)
+  values = {field: [run.fields.get(field) for run in runs] for field in fields}
+  return {field: found for field, found in sorted(values.items())
+          if any(value != found[0] for value in found)}
+
+
+# -------------------------------------------------------------- references
+
+
+def reference_names() -> list[str]:
+  """Returns the names of the references that come with bertgpt."""
+  return sorted(path.stem for path in REFERENCES.glob("*.json"))
+
+
+def read_reference(name: str) -> Compared:
+  """Returns a reference.
+
+  Args:
+    name: name of one that comes with bertgpt, or file of another one.
+  Raises:
+    ConfigError: there is none.
+    DataError: the file is damaged.
+  """
+  path = REFERENCES / f"{name}.json" if name in reference_names() else pathlib.Path(name)
+  if not path.is_file():
+    raise ConfigError(f"--reference {name}: no such file or reference. Those that come with "
+                      f"bertgpt: {', '.join(reference_names())}")
+  stored = files.read_json(path, "Write it again with `bertgpt compare RUN --save_reference FILE`")
+  try:
+    stored["curves"] = {tag: Curve(**curve) for tag, curve in stored["curves"].items()}
+    stored["fields"] = _defaults(stored["fields"]) | stored["fields"]
+    return Compared(**stored)._replace(is_reference=True)
+  except (TypeError, KeyError, AttributeError) as e:
+    raise ConfigError(f"--reference {name}: is not a reference. Write one with `bertgpt compare "
+                      "RUN --save_reference FILE`") from e
+
+
+def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the default of every field of a config with as many phases as some fields have."""
+  config = config_lib.base()
+  number = len({field.partition("]")[0] for field in fields if field.startswith("phases[")})
+  config.phases = tuple(config_lib.phase() for _ in range(number))
+  return plain_fields(config)
+
+
+def find_reference(run: Compared) -> Compared | None:
+  """Returns the reference whose training has the same config as a run; None if there is none.
+
+  Args:
+    run: a run.
+  """
+  for name in reference_names():
+    if (reference := read_reference(name)).fields == run.fields:
+      return reference
+  return None
+
+
+def save_reference(run: Compared, path: pathlib.Path) -> None:
+  """Writes a run as a reference: losses and scores, with few points.
+
+  Args:
+    run: a run.
+    path: file to write, NAME.json; the reference has its name.
+  Raises:
+    OSError: it cannot be written.
+  """
+  kept = {tag: Curve(*map(_round, thin(curve, REFERENCE_POINTS)))
+          for tag, curve in run.curves.items()
+          if tag.startswith("eval/") or tag.startswith("train/") and tag.endswith("_loss")}
+  defaults = _defaults(run.fields)  # A later version may have more fields.
+  fields = {field: value for field, value in run.fields.items()
+            if value != defaults.get(field) or field.startswith("phases[")}
+  stored = run._replace(name=path.stem, is_reference=True, report="", time="", fields=fields,
+                        scores=dict(zip(run.scores, _round(run.scores.values()), strict=True)))
+  content = stored._asdict() | {"curves": {tag: curve._asdict() for tag, curve in kept.items()}}
+  files.write_json(path, content, indent=None)
+
+
+def _round(values: Iterable[Any]) -> list[Any]:
+  return [float(f"{value:.4g}") if isinstance(value, float) else value for value in values]

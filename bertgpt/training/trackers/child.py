@@ -1,0 +1,48 @@
+"""The process of a tracker: reads a run, points and an exit code as JSON lines from its input.
+
+It outlives the training by no more than `PATIENCE_S` seconds, also if that was killed.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+
+from bertgpt.errors import one_line
+from bertgpt.training import trackers
+
+PATIENCE_S = 60
+LOST = 1  # Exit code that the tracker is told if the training has ended without one.
+
+
+def main(name: str) -> int:
+  """Passes everything on to a tracker; returns the exit code.
+
+  Args:
+    name: key of `trackers.TRACKERS`.
+  """
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)  # The end of the input is what ends this process.
+  lines = map(json.loads, sys.stdin)
+  try:
+    module = importlib.import_module(trackers.TRACKERS[name])
+    log, finish = module.start(trackers.Run(**next(lines)))
+    code = LOST
+    for line in lines:
+      if "code" in line:
+        code = line["code"]
+        break
+      log(line["step"], line["scalars"])
+    threading.Timer(PATIENCE_S, os._exit, [1]).start()
+    finish(code)
+  except Exception as e:
+    print(f"WARNING: log.trackers={name}: {one_line(e)}", file=sys.stderr, flush=True)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  # Not sys.exit: packages wait for their own threads and servers at a normal exit.
+  os._exit(main(sys.argv[1]))

@@ -1,0 +1,136 @@
+"""bertgpt.devices.events: every moment of a training counts once, and nothing is lost by a kill."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bertgpt.devices import events, signals
+from bertgpt.errors import DivergedError
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that the test moves."""
+  now = [100.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(time, "time", lambda: 5000.0 + now[0])
+  return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def seconds_of(path):
+  return [(event["event"], event["step"], event["seconds"]) for event in events.read(path)]
+
+
+def test_every_moment_counts_once_as_its_innermost_kind(tmp_path, clock):
+  with events.recording():
+    clock(2)
+    with events.during("restore"):
+      clock(3)
+    events.open_in(tmp_path, 0)
+    items = events.timed("input", iter([1, 2, 3]))
+    for step in items:
+      events.begin_step(step, compiles=step == 1)
+      clock(10 if step == 1 else 1)
+      with events.during("evaluation"):
+        clock(0.5)
+        with events.during("saving"):
+          clock(0.25)
+    with events.during("report"):
+      clock(4)
+  assert seconds_of(tmp_path) == [
+      ("start", 0, {"start": 2, "restore": 3}),
+      ("end", 3, {"compile": 10, "steps": 2, "evaluation": 1.5, "saving": 0.75, "report": 4})]
+  assert events.read(tmp_path)[-1]["code"] == 0
+  assert events.read(tmp_path)[-1]["time"] - events.read(tmp_path)[0]["time"] == 18.25
+
+
+def test_the_wait_for_a_batch_is_input(tmp_path, clock):
+  def batches():
+    clock(7)
+    yield 1
+    clock(1)
+
+  with events.recording():
+    events.open_in(tmp_path, 0)
+    for step in events.timed("input", batches()):
+      events.begin_step(step, compiles=False)
+      clock(2)
+  assert seconds_of(tmp_path)[-1] == ("end", 1, {"input": 8, "steps": 2})
+
+
+def test_steps_of_an_earlier_attempt_are_repeated(tmp_path, clock):
+  for first, last in ((0, 5), (3, 8)):
+    with events.recording():
+      events.open_in(tmp_path, first)
+      for step in range(first + 1, last + 1):
+        events.begin_step(step, compiles=False)
+        clock(1)
+  assert seconds_of(tmp_path)[1::2] == [("end", 5, {"steps": 5}),
+                                        ("end", 8, {"repeated": 2, "steps": 3})]
+
+
+def test_a_refused_start_writes_nothing(tmp_path):
+  with pytest.raises(DivergedError), events.recording():
+    raise DivergedError("step 3: not finite")
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error, code, message", [
+    (DivergedError("step 3:\nnot finite"), 70, "step 3: not finite"),
+    (signals.Terminated(15), 75, "Terminated: stopped by SIGTERM"),
+    (OSError(28, "No space left on device", "a"), 74, "No space left on device: a"),
+    (KeyError("x"), 1, "KeyError: 'x'")])
+def test_the_last_event_has_the_exit_code(tmp_path, error, code, message):
+  with pytest.raises(type(error)), events.recording():
+    events.open_in(tmp_path, 0)
+    with events.recording():  # As in `bertgpt train`, around the loop's own.
+      raise error
+  last = events.read(tmp_path)[-1]
+  assert (last["event"], last["code"], last["message"]) == ("end", code, message)
+
+
+def test_a_file_that_cannot_be_written_costs_one_line(tmp_path, capsys):
+  (tmp_path / events.FILE).mkdir()
+  with events.recording():
+    events.open_in(tmp_path, 0)
+    events.begin_step(1, compiles=False)
+  assert capsys.readouterr().err.count("WARNING") == 1
+
+
+def test_damaged_lines_are_left_out(tmp_path):
+  line = json.dumps({"event": "start", "time": 1, "step": 0, "seconds": {}})
+  (tmp_path / events.FILE).write_text(f'{line}\n{{"event": "wo\n[1]\n{line}\n')
+  assert len(events.read(tmp_path)) == 2
+  assert events.read(tmp_path / "nowhere") == []
+
+
+def test_without_a_recording_nothing_happens():
+  events.begin_step(1, compiles=False)
+  with events.during("saving"):
+    assert list(events.timed("input", [1, 2])) == [1, 2]
+
+
+def test_a_killed_process_leaves_what_it_did(tmp_path):
+  """The imports of the program count too: recording begins with the process."""
+  script = ("import os, sys, time, pathlib\n"
+            "time.sleep(0.3)\n"
+            "from bertgpt.devices import events\n"
+            "events.note_program_start()\n"
+            "events.FLUSH_S = 0\n"
+            "with events.recording():\n"
+            "  events.open_in(pathlib.Path(sys.argv[1]), 0)\n"
+            "  for step in (1, 2, 3):\n"
+            "    events.begin_step(step, compiles=False)\n"
+            "    time.sleep(0.05)\n"
+            "  os.kill(os.getpid(), 9)\n")
+  result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False,
+                          cwd=pathlib.Path(__file__).parents[2], env=dict(os.environ))
+  assert result.returncode == -9
+  start, *work = seconds_of(tmp_path)
+  assert start[2]["start"] >= 0.3
+  assert [step for _, step, _ in work] == [1, 2, 3] and work[-1][2]["steps"] >= 0.05

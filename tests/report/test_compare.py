@@ -1,0 +1,229 @@
+"""bertgpt.report.compare and .curves: what the page shows is what the runs wrote."""
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from bertgpt import cli
+from bertgpt import config as config_lib
+from bertgpt.config import base, phase, recipes
+from bertgpt.report import compare, curves
+
+
+def make_run(path, steps=10, loss=2.0, **fields):
+  """A run with a log line every second step and an evaluation at the end."""
+  path.mkdir(parents=True)
+  config = base()
+  config.phases = (phase(steps=steps, seq_len=32, batch_size=8, learning_rate=1e-3),)
+  for field, value in fields.items():
+    recipes.set_field(config, field.replace("__", "."), value)
+  (path / "config.json").write_text(recipes.to_json(config))
+  points = [{"step": step, "train/mlm_loss": loss / step, "perf/step_seconds": 0.5,
+             "perf/tokens_per_second": 400.0} for step in range(2, steps + 1, 2)]
+  points.append({"step": steps, "eval/validation/mlm_loss": loss, "eval/validation/mlm_accuracy":
+                 0.25})
+  (path / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+  return path
+
+
+class Page(HTMLParser):
+  """The data and the tables of a page, and the addresses that it would load."""
+
+  def __init__(self, path):
+    super().__init__()
+    self.data, self.rows, self.addresses, self._inside = "", [], [], ""
+    self.feed(path.read_text())
+    self.data = json.loads(self.data)
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self._inside = "data" if attributes.get("id") == "data" else tag
+    self.addresses += [attributes[name] for name in ("src", "href") if name in attributes]
+    if tag == "tr":
+      self.rows.append([])
+
+  def handle_endtag(self, tag):
+    self._inside = ""
+
+  def handle_data(self, text):
+    if self._inside == "data":
+      self.data += text
+    elif self._inside in ("td", "th"):
+      self.rows[-1].append(text)
+
+
+def test_a_curve_has_three_axes(tmp_path):
+  run = curves.read_run(make_run(tmp_path / "a"))
+  curve = run.curves["train/mlm_loss"]
+  assert curve.step == [2, 4, 6, 8, 10]
+  assert curve.seconds == [1, 2, 3, 4, 5]  # Half a second per step.
+  assert curve.tokens == [400, 800, 1200, 1600, 2000]
+  assert run.curves["eval/validation/mlm_loss"] == ([10], [2000], [5], [2.0])
+  assert run.scores == {"mlm_loss": 2.0, "mlm_accuracy": 0.25}
+  assert (run.steps, run.total_steps) == (10, 10)
+
+
+def test_the_page_has_the_curves_the_scores_and_the_fields_that_differ(tmp_path, monkeypatch,
+                                                                       capsys):
+  monkeypatch.chdir(tmp_path)
+  first = make_run(tmp_path / "a")
+  second = make_run(tmp_path / "b", loss=3.0, optimizer__b2=0.95, log__every_steps=2)
+  (second / "report.md").write_text("a <b>sample</b> & </script><script>@@DATA@@")
+  assert cli.main(["compare", str(first), str(second)]) == 0
+  printed = capsys.readouterr().out.splitlines()
+  assert printed[0].split() == ["run", "steps", "tokens", "time", "mlm_loss", "mlm_accuracy"]
+  assert printed[1].split() == ["a", "10/10", "2e+03", "0:00:05", "2", "0.25"]
+  assert printed[5].split() == ["optimizer.b2", "0.999", "0.95"]
+  page = Page(tmp_path / "compare.html")
+  assert [run["label"] for run in page.data] == ["a", "b"]
+  for run, path in zip(page.data, (first, second), strict=True):
+    expected = {tag: curve._asdict() for tag, curve in curves.read_run(path).curves.items()}
+    assert run["curves"] == expected
+  assert ["b", "10/10", "2e+03", "0:00:05", "3", "0.25"] in page.rows
+  assert ["optimizer.b2", "0.999", "0.95"] in page.rows
+  assert not [row for row in page.rows if row[0].startswith("log.")]  # It changes nothing.
+  assert page.addresses == []  # It needs no other file and no network.
+  text = (tmp_path / "compare.html").read_text()
+  assert "a &lt;b&gt;sample&lt;/b&gt; &amp; &lt;/script&gt;&lt;script&gt;@@DATA@@" in text
+  assert not re.search(r"https?://(?!www\.w3\.org)", text)
+
+
+def test_the_runs_of_a_sweep_are_compared(tmp_path):
+  for name in ("sweep/000", "sweep/001", "other/000"):
+    make_run(tmp_path / name)
+  runs = compare.read([tmp_path / "sweep", tmp_path / "other" / "000"])
+  assert [run.name for run in runs] == [
+      str(tmp_path / "sweep" / "000"), "001", str(tmp_path / "other" / "000")]
+
+
+def test_a_reference_has_few_points_and_finds_its_recipe(tmp_path, monkeypatch):
+  monkeypatch.setattr(curves, "REFERENCES", tmp_path / "references")
+  (tmp_path / "references").mkdir()
+  run = curves.read_run(make_run(tmp_path / "a", steps=1000))
+  assert curves.find_reference(run) is None
+  curves.save_reference(run, tmp_path / "references" / "mine.json")
+  assert (tmp_path / "references" / "mine.json").stat().st_size < 20_000
+  reference = curves.find_reference(curves.read_run(make_run(tmp_path / "b", steps=1000, loss=9.0)))
+  assert (reference.name, reference.is_reference) == ("mine", True)
+  assert curves.find_reference(curves.read_run(make_run(tmp_path / "c", optimizer__b1=0.5))) is None
+  assert curves.reference_names() == ["mine"]
+  found, whole = reference.curves["train/mlm_loss"], run.curves["train/mlm_loss"]
+  assert len(found.step) == 40 and found.step[0] == 2 and found.step[-1] == 1000
+  for step, value in zip(found.step, found.value, strict=True):
+    assert math.isclose(value, dict(zip(whole.step, whole.value, strict=True))[step], rel_tol=1e-3)
+  assert reference.curves.keys() == {"train/mlm_loss", "eval/validation/mlm_loss",
+                                     "eval/validation/mlm_accuracy"}
+
+
+def test_a_reference_without_fields_of_later_versions_has_their_defaults(tmp_path):
+  run = curves.read_run(make_run(tmp_path / "a", optimizer__b2=0.95))
+  curves.save_reference(run, tmp_path / "mine.json")
+  stored = json.loads((tmp_path / "mine.json").read_text())["fields"]
+  assert [field for field in stored if not field.startswith("phases[")] == ["optimizer.b2"]
+  assert curves.read_reference(str(tmp_path / "mine.json")).fields == run.fields
+
+
+@pytest.mark.parametrize("name", curves.reference_names())
+def test_references_that_come_with_bertgpt_are_those_of_their_recipes(name):
+  reference, config = curves.read_reference(name), recipes.load(name)
+  assert reference.fields == curves.plain_fields(config)
+  assert reference.steps == reference.total_steps == config_lib.total_steps(config)
+  assert (curves.REFERENCES / f"{name}.json").stat().st_size < 10_000
+
+
+def test_a_file_of_a_reference_can_be_compared(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  run = make_run(tmp_path / "a")
+  assert cli.main(["compare", str(run), "--save_reference", "mine.json"]) == 0
+  assert cli.main(["compare", str(run), "--reference", "mine.json"]) == 0
+  assert "reference mine" in capsys.readouterr().out
+  labels = [(r["label"], r["is_reference"]) for r in Page(tmp_path / "compare.html").data]
+  assert labels == [("a", False), ("reference mine", True)]
+
+
+@pytest.mark.parametrize("arguments, fragment", [
+    (["nowhere"], "nowhere"), (["a", "--reference", "none"], "--reference none: no such file or"),
+    (["a", "--reference", "a/config.json"], "is not a reference"),
+    (["a", "--out", "a/config.json"], "is not a page of bertgpt"), ([], "required: RUN")])
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, fragment):
+  monkeypatch.chdir(tmp_path)
+  make_run(tmp_path / "a")
+  assert cli.main(["compare", *arguments]) == 2
+  assert fragment in capsys.readouterr().err.strip().splitlines()[0]
+
+
+def test_a_run_that_has_just_begun_and_values_that_are_not_finite(tmp_path):
+  path = make_run(tmp_path / "a")
+  (path / "metrics.jsonl").write_text('{"step": 1, "train/loss": NaN}\n')
+  empty = make_run(tmp_path / "b")
+  (empty / "metrics.jsonl").unlink()
+  runs = compare.read([path, empty])
+  compare.write_page(runs, tmp_path / "page.html", "<title>")
+  first, second = Page(tmp_path / "page.html").data
+  assert first["curves"]["train/loss"]["value"] == [None] and second["curves"] == {}
+
+
+# ------------------------------------------------------------------ browser
+
+
+@pytest.fixture
+def chromium():
+  program = shutil.which("chromium") or shutil.which("google-chrome")
+  if program is None:
+    pytest.skip("chromium is not installed")
+  return program
+
+
+@pytest.fixture
+def browser(chromium):
+  sync_api = pytest.importorskip("playwright.sync_api")
+  with sync_api.sync_playwright() as playwright, contextlib.closing(
+      playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])) as browser:
+    yield browser
+
+
+def test_a_browser_draws_every_curve(tmp_path, chromium):
+  runs = compare.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss=3.0)])
+  compare.write_page(runs, tmp_path / "page.html", "a & b")
+  result = subprocess.run(
+      [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user",
+       "--dump-dom", (tmp_path / "page.html").as_uri()],
+      capture_output=True, text=True, timeout=120, check=True)
+  lines = re.findall(r'data-run="(.*?)" data-tag="(.*?)"', result.stdout)
+  assert sorted(lines) == sorted((run.name, tag) for run in runs for tag in run.curves)
+  assert result.stdout.count("<circle") == 4  # Two held-out scores of two runs.
+
+
+def test_a_browser_changes_the_axes(tmp_path, browser):
+  runs = compare.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss=3.0)])
+  compare.write_page([*runs, runs[0]._replace(name="a", is_reference=True)],
+                     tmp_path / "page.html", "a & b")
+  page, errors = browser.new_page(), []
+  page.on("pageerror", lambda error: errors.append(error))
+  page.on("request", lambda request: errors.append(request.url)
+          if not request.url.startswith("file:") else None)
+  page.goto((tmp_path / "page.html").as_uri())
+  assert page.title() == "a & b"
+  panels = page.locator("svg")
+  names = panels.evaluate_all("all => all.map(svg => svg.dataset.metric)")
+  assert names == ["mlm_loss", "mlm_accuracy", "step_seconds", "tokens_per_second"]
+  lines = panels.nth(0).locator("polyline")
+  assert lines.evaluate_all("all => all.map(line => [line.dataset.run, line.dataset.tag])") == [
+      [run, tag] for run in ("reference a", "a", "b")
+      for tag in ("train/mlm_loss", "eval/validation/mlm_loss")]
+  assert panels.nth(0).locator("circle").count() == 3
+  assert "Held-out scores" in page.inner_text("body")
+  before = page.inner_text("#panels figure:nth-child(1)")
+  page.check("input[value=tokens]")
+  assert page.inner_text("#panels figure:nth-child(1)") != before  # Another axis.
+  page.check("#log")
+  assert panels.count() == 4 and errors == []
+  heights = [[float(pair.split(",")[1]) for pair in points.split()] for points in
+             lines.evaluate_all("all => all.map(line => line.getAttribute('points'))")]
+  assert heights[0] == sorted(heights[0])  # The loss falls, so the curve goes down the page.
