@@ -41,6 +41,8 @@ def test_every_module_and_recipe_is_installed(installed):
   expected |= {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
   assert modules(installed / "bertgpt") == expected
   assert not (installed / "configs").exists()
+  assert (installed / "bertgpt/report/page.html").is_file()
+  assert (installed / "bertgpt/report/references/demo.json").is_file()
 
 
 def test_recipes_are_found_by_name_from_any_folder(installed, tmp_path):
