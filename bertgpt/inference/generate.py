@@ -11,7 +11,7 @@ Axes: B rows, S slots of a row, V vocabulary.
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import NamedTuple
 
 import jax
@@ -229,7 +229,7 @@ class Generator(NamedTuple):
   has_steps: bool
   add: Callable[..., list[np.ndarray]]
 
-  def count(self, prompt: Sequence[int]) -> int:
+  def count(self, prompt: Sized) -> int:
     """Returns the number of tokens of a prompt's row before anything is added."""
     return len(prompt) + self.num_marks or 1
 
