@@ -300,14 +300,12 @@ def base() -> ConfigDict:
   checkpoint.keep_every_steps = 0          # one per N steps is kept permanently; 0: none
   # Held-out metric whose best checkpoint is kept, such as mlm_loss or mlm_accuracy; '': none.
   checkpoint.keep_best = ""
-
   config.log = log = ConfigDict()
   log.every_steps = 10
   log.tensorboard = True
   log.trackers = ""                        # as wandb,trackio: also shows the curves there
   log.project = "bertgpt"                  # project in which the trackers show the run
   log.group = ""                           # group of runs, as of a sweep; '': none
-
   config.profile = profile = ConfigDict()
   # (first, last): steps traced into workdir/profile, for xprof and TensorBoard; (): none.
   profile.steps = ()
