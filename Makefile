@@ -4,6 +4,7 @@
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
+# make test-gcs   the tests of buckets; installs gcsfs
 # make soak       kills, stops and damages small runs: MINUTES=20 SEED=1 PROCESSES=1
 # make recovery   how long runs take to end after a fault, and to be back: REPETITIONS=5
 # make bench-gpu  half an hour on a machine with a GPU: correctness, speed, bottlenecks
@@ -21,6 +22,7 @@ UV ?= uv
 HF_STAMP := .venv/installed-hf
 PLAN_STAMP := .venv/installed-plan
 GPU_STAMP := .venv/installed-gpu
+GCS_STAMP := .venv/installed-gcs
 DOCS_STAMP := .venv/installed-docs
 LINT_STAMP := .venv/installed-lint
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -31,8 +33,8 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo demo-gpt soak recovery test test-all test-hf test-tpu test-gpu bench-gpu lint docs lock clean install \
-  install-hf install-plan install-gpu install-docs install-lint
+.PHONY: demo demo-gpt soak recovery test test-all test-hf test-tpu test-gpu test-gcs bench-gpu lint docs lock clean install \
+  install-hf install-plan install-gpu install-gcs install-docs install-lint
 
 demo: $(STAMP)
 	$(BIN)/bertgpt train --config configs/demo.py --workdir runs/demo
@@ -67,6 +69,10 @@ test-tpu: $(PLAN_STAMP)
 test-gpu: $(GPU_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(ARGS)
 
+test-gcs: $(GCS_STAMP)
+	$(BIN)/python -m pytest -n 2 tests/files tests/data/corpus/test_remote.py tests/test_buckets.py \
+	  $(ARGS)
+
 # Writes bench-gpu.json. make bench-gpu ARGS=--rehearse: small sizes, on the CPU.
 bench-gpu: $(GPU_STAMP)
 	$(BIN)/python -m benchmarks.device --out bench-gpu.json $(ARGS)
@@ -88,6 +94,8 @@ install-hf: $(HF_STAMP)
 install-plan: $(PLAN_STAMP)
 
 install-gpu: $(GPU_STAMP)
+
+install-gcs: $(GCS_STAMP)
 
 install-docs: $(DOCS_STAMP)
 
@@ -125,6 +133,11 @@ $(GPU_STAMP): $(STAMP) requirements-cuda.lock
 	@$(PIP) install --require-hashes --requirement requirements-cuda.lock
 	@touch $@
 
+$(GCS_STAMP): $(STAMP) requirements-gcs.lock
+	@echo "Installing gcsfs into .venv, once ..."
+	@$(PIP) install --require-hashes --requirement requirements-gcs.lock
+	@touch $@
+
 $(DOCS_STAMP): $(STAMP) requirements-docs.lock
 	@echo "Installing Sphinx into .venv, once ..."
 	@$(PIP) install --require-hashes --requirement requirements-docs.lock
@@ -144,7 +157,7 @@ COMPILE := pip compile --universal --generate-hashes --python-version 3.11 --no-
 lock:
 	$(UV) $(COMPILE) --upgrade --extra dev --output-file requirements.lock --quiet setup.cfg
 	$(UV) $(COMPILE) --upgrade --extra beam --extra dev --output-file requirements-beam.lock --quiet setup.cfg
-	for extra in cuda docs hdf5 hf lint plan; do \
+	for extra in cuda docs gcs hdf5 hf lint plan; do \
 	  $(UV) $(COMPILE) --constraints requirements.lock --extra $$extra setup.cfg >extra.all && \
 	  awk -v extra=$$extra '/^[a-z]/ {split($$1, name, "=="); skip = name[1] in locked || \
 	         extra != "cuda" && name[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/} \

@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
+import bucket_server  # noqa: E402
 import program as program_lib  # noqa: E402
 import small_runs  # noqa: E402
 
@@ -41,6 +42,26 @@ def data_dir() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f"no test data in {folder}; set BERTGPT_TEST_DATA")
   return folder
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory):
+  """A running `bucket_server`, whose variables are set for this process and its children."""
+  with bucket_server.start(tmp_path_factory.mktemp("server") / "root") as server:
+    os.environ.update(server.env)
+    yield server
+    for name in server.env:
+      del os.environ[name]
+
+
+@pytest.fixture
+def bucket(storage, request, monkeypatch):
+  """An empty folder in a bucket, as a path; requests are given up after some seconds."""
+  from bertgpt import files
+  storage.clear()
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "4")
+  yield files.make_path(f"{bucket_server.ROOT}/{abs(hash(request.node.nodeid)):x}")
+  storage.clear()
 
 
 @pytest.fixture(scope="session")

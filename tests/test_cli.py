@@ -71,7 +71,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["generate", "--workdir=w", "--prompt=a", "--input=b"], "not allowed with argument --prompt"),
     (["fill", "--wrokdir=w", "--top=0", "a"], "argument --top: 0: give a whole number"),
     (["fill", "--wrokdir=required", "a"], "--wrokdir=required. Did you mean --workdir?"),
-    (["evaluate", "--workdir=gs://bucket/run"], "gs://bucket/run: only local paths"),
+    (["evaluate", "--workdir=s3://bucket/run"], "s3://bucket/run: s3:// is not read or written"),
 ])
 def test_wrong_flags_are_one_line(capsys, tmp_path, monkeypatch, argv, fragment):
   monkeypatch.chdir(tmp_path)
@@ -176,10 +176,10 @@ def test_init_from_another_family_is_refused_before_the_text_is_read(capsys, rec
     ("--config.mesh.data=5000", "devices, but there are"),
     ("--config.data.source=books:b.txt", "data.source: 'books:b.txt' is not a valid source"),
     ("--allow_change=modle", "no field or group 'modle'"),
-    ("--workdir=gs://bucket/run", "--workdir: gs://bucket/run: only local paths"),
-    ("--config.data.source=text:gs://b/*.txt", "data.source=text:gs://b/*.txt: only local paths"),
-    ("--config.data.cache_dir=gs://bucket/c", "data.cache_dir=gs://bucket/c: only local paths"),
-    ("--config.tokenizer.path=s3://b/v.txt", "Mount the storage (for gs://: gcsfuse), or use a"),
+    ("--workdir=hdfs://b/run", "--workdir: hdfs://b/run: only local paths and gs:// are read"),
+    ("--config.data.source=text:s3://b/*.txt", "data.source=s3://b/*.txt: s3:// is not read or"),
+    ("--config.data.cache_dir=gs://", "data.cache_dir=gs://: names no bucket. Write gs://BUCKET"),
+    ("--config.system.compilation_cache=gs://b/x", "Mount the storage (for gs://: gcsfuse)"),
 ])
 def test_wrong_config_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, argument, fragment):
   code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", argument)

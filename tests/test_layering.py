@@ -247,6 +247,8 @@ def test_a_compared_name_is_seen_in_every_form(text):
 TESTED_TOGETHER = {
     **dict.fromkeys(("models.bert", "models.cache", "models.gpt", "models.heads",
                      "models.initializers", "models.layers"), "models/test_models.py"),
+    **dict.fromkeys(("files.locking", "files.parsing", "files.writing"), "test_files.py"),
+    **dict.fromkeys(("files.gcs", "files.growing", "files.paths"), "files/test_bucket.py"),
     "hub.parts": "hub/test_electra.py",
     "models.layer_groups": "models/test_albert.py",
     **dict.fromkeys(("models.flash_gpu", "models.flash_tiles", "models.flash_tpu"),
@@ -283,7 +285,9 @@ TESTED_TOGETHER = {
     "commands.goodput": "report/test_goodput.py",
     **dict.fromkeys(("commands.rollback", "commands.verify"), "runs/test_upkeep.py"),
     **dict.fromkeys(("runs.manifest", "runs.quiet"), "runs/test_checkpoint.py"),
+    "runs.step_folders": "test_buckets.py",
     "data.text.datasets": "data/text/test_sources.py",
+    "data.corpus.file_checks": "data/corpus/test_corpus.py",
     "data.corpus.encode": "data/corpus/test_prepare.py",
     **dict.fromkeys(("data.tokens.batching", "data.tokens.tokenizer", "data.tokens.training"),
                     "data/tokens/test_tokenizers.py"),

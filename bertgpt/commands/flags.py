@@ -37,6 +37,21 @@ def local_path(text: str) -> pathlib.Path:
   return pathlib.Path(text).expanduser().absolute()
 
 
+def any_path(text: str) -> pathlib.Path:
+  """Returns the absolute path that a flag names, on a file system or in a bucket of gs://.
+
+  Args:
+    text: value of the flag.
+  Raises:
+    argparse.ArgumentTypeError: the path is in another storage.
+  """
+  from bertgpt import files
+  try:
+    return files.make_path(text)
+  except ConfigError as e:
+    raise argparse.ArgumentTypeError(str(e)) from e
+
+
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], int | float]:
   """Returns a function that reads a number from the value of a flag.
 
@@ -119,8 +134,8 @@ def add_workdir(parser: argparse.ArgumentParser, also: str = "") -> None:
     parser: parser of the command.
     also: end of the help, which says what the folder may be instead.
   """
-  parser.add_argument("--workdir", required=True, type=local_path, metavar="DIR",
-                      help=f"folder of the run{also}")
+  parser.add_argument("--workdir", required=True, type=any_path, metavar="DIR",
+                      help=f"folder of the run, also as gs://BUCKET/NAME{also}")
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ USES = ("bertgpt.data.corpus.prepare", "bertgpt.data.corpus.machines", "bertgpt.
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt prepare`."""
   flags.add_config(parser, "data.invalid_text=skip")
-  parser.add_argument("--out", type=flags.local_path, metavar="DIR",
+  parser.add_argument("--out", type=flags.any_path, metavar="DIR",
                       help="new folder of the corpus; default: a folder in the cache of the config")
   step = parser.add_mutually_exclusive_group()
   step.add_argument("--part", type=flags.share, metavar="I/N",

@@ -3,6 +3,7 @@
 import math
 import re
 
+from bertgpt import files
 from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
 from bertgpt.config.families.family import WORD_CHARS
@@ -50,8 +51,8 @@ PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "learning_rate": 0, "warmup_steps": 0, "power": 0}
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
-LOCAL_PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path",
-               "system.compilation_cache")
+LOCAL_PATHS = ("system.compilation_cache",)
+PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path")  # Or of gs://.
 
 # Pairs of logical axes of one parameter. They must not be split over the same mesh axis.
 AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
@@ -135,6 +136,9 @@ def _path_problems(config):
   for field in LOCAL_PATHS:
     if problem := remote_problem(values[field]):
       yield f"{field}={problem}"
+  for field in PATHS:
+    if problem := files.find_problem(values[field]):
+      yield f"{field}={problem}"
 
 
 def remote_problem(path: str) -> str | None:
@@ -145,8 +149,8 @@ def remote_problem(path: str) -> str | None:
   """
   if "://" not in path:
     return None
-  return (f"{path}: only local paths are read and written. Mount the storage (for gs://: "
-          "gcsfuse), or use a local or NFS path")
+  return (f"{path}: only local paths are possible here. Mount the storage (for gs://: gcsfuse), "
+          "or use a local or NFS path")
 
 
 def _model_problems(config):

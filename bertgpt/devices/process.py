@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from bertgpt import files
 from bertgpt.devices import signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
@@ -259,21 +260,26 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
     visit(step, wait), to be called before every step. wait() must return only when the step
     before is done.
   """
-  is_on = False
+  is_on, folder = False, contextlib.nullcontext(path)
+  if steps and files.is_remote(path):  # JAX writes to disks.
+    folder = files.publish_when_done(path)
 
   def visit(step: int, wait: Callable) -> None:
     nonlocal is_on
     if steps and step == steps[0]:
       wait()
-      jax.profiler.start_trace(str(path))
+      jax.profiler.start_trace(str(local))
       is_on = True
     elif is_on and step == steps[1] + 1:
       wait()
       jax.profiler.stop_trace()
       is_on = False
 
-  try:
-    yield visit
-  finally:
-    if is_on:
-      jax.profiler.stop_trace()
+  with folder as local:
+    if local != path:
+      local.mkdir()
+    try:
+      yield visit
+    finally:
+      if is_on:
+        jax.profiler.stop_trace()

@@ -1,6 +1,7 @@
 """The report at the end of a run: held-out scores next to baselines, samples, curves."""
 
 import functools
+import io
 import math
 import pathlib
 import textwrap
@@ -379,7 +380,9 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(framealpha=1, edgecolor="none")  # Opaque: a curve or baseline may pass behind it.
   figure.tight_layout()
-  figure.savefig(path, dpi=120)
+  picture = io.BytesIO()
+  figure.savefig(picture, format="png", dpi=120)
+  files.write_atomically(path, picture.getvalue())
   plt.close(figure)
 
 

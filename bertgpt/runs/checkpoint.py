@@ -7,6 +7,8 @@
       unfinished/         Orbax writes here; emptied at every start, through discarded-*/
       damaged-110-0/      set aside, because it did not match its manifest
 
+In a bucket, a step is complete when it has its manifest: see `step_folders`.
+
 Orbax does not hash array data, lists steps whose save failed, and regards any directory with a
 numeric name as a step. Here, a step is a directory that matches the manifest in it.
 """
@@ -17,8 +19,6 @@ import itertools
 import os
 import pathlib
 import re
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,11 +28,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from bertgpt import files
 from bertgpt.devices import console, peers
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
-from bertgpt.runs import quiet, replicas, retention
+from bertgpt.runs import quiet, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
-from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest, write_manifest
+from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest
+from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest
 
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
@@ -65,18 +67,12 @@ class Checkpoints:
     Raises:
       StorageError: the directory cannot be written.
     """
-    self._root = _checkpoints_path(workdir)
-    self._unfinished = self._root / "unfinished"
+    self._root = checkpoints_path(workdir)
     self._every_steps, self._every_seconds, self._keep = every_steps, every_minutes * 60, keep
     self._keep_every, self._on_save, self._number = keep_every_steps, on_save, next(_numbers)
     try:
       if jax.process_index() == 0:
-        # Renamed first: after a failed save, writers in this process may still be adding files.
-        if self._unfinished.is_dir():
-          self._unfinished.rename(self._root / f"discarded-{secrets.token_hex(4)}")
-        self._unfinished.mkdir(parents=True)
-        for discarded in self._root.glob("discarded-*"):
-          shutil.rmtree(discarded, ignore_errors=True)
+        step_folders.clean(self._root)
     except OSError as e:
       raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
     self._best = retention.Best(self._root, keep_best)
@@ -130,7 +126,8 @@ class Checkpoints:
     # Nested dicts: the files do not depend on the classes of this package.
     items = {item: ocp.args.PyTreeSave(nest(part)) for item, part in _split(leaves).items()}
     try:
-      self._writer.save(self._unfinished / str(step), args=ocp.args.Composite(**items))
+      self._writer.save(os.fspath(step_folders.find_place(self._root, step)),
+                        args=ocp.args.Composite(**items))
     except jax.errors.JaxRuntimeError:
       raise  # Caused by a device or a lost process, not by the storage.
     except Exception as e:
@@ -176,17 +173,13 @@ class Checkpoints:
     replicas.check(step, list(types), sums, room := f"save/{self._number}/{step}")
     if jax.process_index() == 0:
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
-      write_manifest(self._unfinished / str(step), {
+      step_folders.publish(self._root, step, {
           "step": step, "metadata": metadata,
-          "leaves": {name: [kind, value] for (name, kind), value in leaves}})
-      if os.path.lexists(self._root / str(step)):
-        _set_aside(self._root / str(step), "is not a checkpoint, but has the name of one")
-      (self._unfinished / str(step)).rename(self._root / str(step))
+          "leaves": {name: [kind, value] for (name, kind), value in leaves}}, files.upload_all)
       self._on_save(step)
       for old in retention.choose_old(committed_steps(self._root.parent), keep=self._keep,
                                       keep_every=self._keep_every, best=self._best.record()):
-        # Moved first: a partly deleted directory must not look like a damaged step.
-        shutil.rmtree((self._root / str(old)).rename(self._unfinished / f"deleted-{old}"))
+        step_folders.delete(self._root, old)
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
     peers.forget(room)
 
@@ -225,7 +218,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:
-          _set_aside(path, f"is damaged: {e}")
+          set_aside(path, f"is damaged: {e}")
     if any(self._root.glob("damaged-*")):
       raise _none_usable(self._root)
     return None
@@ -244,7 +237,7 @@ class Checkpoints:
         check_files(self._root / str(step), ITEMS)
         yield step
       except Damaged as e:
-        _set_aside(self._root / str(step), f"is damaged: {e}")
+        set_aside(self._root / str(step), f"is damaged: {e}")
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -285,7 +278,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
   Raises:
     DataError: no step is good, or the saved parameters have another structure, shape or dtype.
   """
-  root = _checkpoints_path(workdir)
+  root = checkpoints_path(workdir)
   for step in reversed(find_steps(root)):
     path = root / str(step)
     try:
@@ -309,7 +302,7 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
   Args:
     workdir: folder of the run, which may be absent.
   """
-  root = _checkpoints_path(workdir)
+  root = checkpoints_path(workdir)
   steps = []
   for step in find_steps(root):
     with contextlib.suppress(Damaged):
@@ -361,6 +354,7 @@ def _make_writer() -> ocp.AsyncCheckpointer:
   that processes agree on for preemption. It also defines a step differently.
   """
   quiet.silence()
+  limit_retries()
   # Compression hardly shrinks weights, and would take the CPU cores of the training for seconds.
   handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS}
   # If a directory cannot be made in the background, Orbax's writers wait 5 minutes for it. Orbax
@@ -368,6 +362,18 @@ def _make_writer() -> ocp.AsyncCheckpointer:
   options = ocp.options.AsyncOptions(create_directories_asynchronously=False,
                                      timeout_secs=100 * 365 * 86400)
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
+
+
+def limit_retries() -> None:
+  """Lets TensorStore give up a bucket that does not answer after the time of `files.gcs`.
+
+  Orbax has no option for it; these are the contexts that it copies for every writer and reader.
+  """
+  from orbax.checkpoint._src.serialization import tensorstore_utils
+
+  from bertgpt.files import gcs
+  for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+    getattr(tensorstore_utils, name, {})["gcs_request_retries"] = gcs.tensorstore_retries()
 
 
 def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Any]:
@@ -382,6 +388,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
   Raises:
     DataError: a leaf is missing, unknown, or of another type; the message names the first one.
     Damaged: a leaf differs from the saved one.
+    StorageError: it lies in a bucket that does not answer.
   """
   types = {name: saved[name][0] if leaf is None else _type(leaf) for name, leaf in wanted.items()}
   for name in sorted(saved.keys() | wanted.keys()):
@@ -391,13 +398,20 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
                       f"optimizer of this config have {wanted_type}. Use the config of that run, "
                       "or another --workdir")
   restored = {}
+  limit_retries()
   with ocp.PyTreeCheckpointer() as reader:
     for item, part in _split(wanted).items():
       args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if x is None else
               ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
               for name, x in part.items()}
-      restored |= named_leaves(reader.restore(path / item, args=ocp.args.PyTreeRestore(
-          item=nest(dict.fromkeys(part, 0)), restore_args=nest(args))))
+      try:
+        restored |= named_leaves(reader.restore(os.fspath(path / item), args=ocp.args.PyTreeRestore(
+            item=nest(dict.fromkeys(part, 0)), restore_args=nest(args))))
+      except (OSError, ValueError) as e:
+        if not files.is_remote(path):
+          raise
+        raise StorageError(f"{path}: cannot be read ({one_line(e)}). Give the same command again"
+                           ) from e
   leaves = [restored[name] for name in wanted]
   for name, value in zip(wanted, np.asarray(sum_leaves(leaves)).tolist(), strict=True):
     if value != saved[name][1]:
@@ -406,33 +420,6 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
 
 
 # -------------------------------------------------------------- files
-
-
-def _checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
-  """Returns the folder of the checkpoints, absolute: Orbax fails late with a relative path."""
-  return pathlib.Path(os.path.abspath(workdir)) / "checkpoints"
-
-
-def find_steps(root: pathlib.Path) -> list[int]:
-  """Returns the numbers of all directories named like a step that are not empty, ascending.
-
-  Args:
-    root: folder of the checkpoints, which may be absent.
-  """
-  paths = root.iterdir() if root.is_dir() else ()
-  return sorted(int(p.name) for p in paths if p.name.isdecimal() and str(int(p.name)) == p.name
-                and p.is_dir() and any(p.iterdir()))
-
-
-def _set_aside(path: pathlib.Path, reason: str) -> None:
-  """Renames a directory, or a file, that must not be mistaken for a step."""
-  target = next(target for n in itertools.count()
-                if not os.path.lexists(target := path.with_name(f"damaged-{path.name}-{n}")))
-  try:
-    path.rename(target)
-  except OSError as e:
-    raise StorageError(f"{path} {reason}, and cannot be renamed ({e.strerror})") from e
-  console.say(f"WARNING: {path} {reason}. It is set aside as {target.name}")
 
 
 def _none_usable(root: pathlib.Path) -> DataError:

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.corpus import prepare
@@ -31,7 +32,7 @@ def find_corpus(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
   with watchdog.paused():  # Process 0 has its own limit.
     name = peers.ask_first(path.name)
   if not is_first:
-    path = pathlib.Path(config.data.corpus or f"{config.data.cache_dir}/{name}").expanduser()
+    path = files.make_path(config.data.corpus or f"{config.data.cache_dir}/{name}")
     if not is_corpus(path):
       raise DataError(f"{path}: process 0 has prepared this corpus, but it is not here. Put "
                       "data.cache_dir on storage that all hosts share")

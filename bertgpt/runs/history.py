@@ -9,7 +9,6 @@ It outlives the checkpoints, so a run whose checkpoints are gone is not mistaken
 """
 
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -30,18 +29,7 @@ def add(path: pathlib.Path, event: str, **details: Any) -> None:
   Raises:
     OSError: the file cannot be written.
   """
-  line = json.dumps({"event": event, **details}) + "\n"
-  with open(path / FILE, "a+b") as file:
-    if file.tell() and not _ends_a_line(file):
-      line = f"\n{line}"  # The line before was cut off by a crash.
-    file.write(line.encode())
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _ends_a_line(file) -> bool:
-  file.seek(-1, os.SEEK_END)
-  return file.read(1) == b"\n"
+  files.append(path / FILE, json.dumps({"event": event, **details}))
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bertgpt import files
 from bertgpt.errors import StorageError
 
-MANIFEST = "manifest.json"
+MANIFEST = files.MANIFEST
 ITEMS = ("params", "rest")  # Folders of a step: parameters, everything else.
 
 
@@ -22,15 +22,18 @@ class Damaged(Exception):
 
 def _list_files(path: pathlib.Path) -> dict[str, int]:
   """Returns the sizes of a step's files in bytes, by path relative to it, without the manifest."""
-  files = (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
-  return {name: p.lstat().st_size for p in files if (name := str(p.relative_to(path))) != MANIFEST}
+  if files.is_remote(path):
+    found = path.list_tree()  # type: ignore[attr-defined]
+    return {name: info.st_size for name, info in sorted(found.items()) if name != MANIFEST}
+  paths = (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
+  return {name: p.lstat().st_size for p in paths if (name := str(p.relative_to(path))) != MANIFEST}
 
 
 def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
   """Returns the SHA-256 (hex) of files by name; up to 8 files are read at a time."""
 
   def hash_file(name: str) -> tuple[str, str]:
-    with open(path / name, "rb") as f:
+    with files.open_read(path / name) as f:
       return name, hashlib.file_digest(f, "sha256").hexdigest()
 
   with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -47,15 +50,18 @@ def encode(content: Mapping[str, Any]) -> str:
   return json.dumps({"content": content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
 
 
-def write_manifest(path: pathlib.Path, content: dict[str, Any]) -> None:
+def write_manifest(path: pathlib.Path, content: dict[str, Any],
+                   before: Callable[[], None] = lambda: None) -> None:
   """Writes the manifest of a step, with the names, sizes and hashes of its files.
 
   Args:
     path: folder of the step, with all its files.
     content: other content of the manifest, as JSON values.
+    before: called when the files are read, just before the manifest is written.
   """
   sizes = _list_files(path)
   hashes = _hash_files(path, sizes)
+  before()
   files.write_atomically(path / MANIFEST, encode(
       content | {"files": {name: [sizes[name], hashes[name]] for name in sizes}}))
 
@@ -99,6 +105,7 @@ def check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
     names = [name for name in manifest["files"] if not name.startswith(skipped)]
     hashes = _hash_files(path, names)
   except OSError as e:
+    files.raise_if_unanswered(e)
     if e.errno in (errno.EIO, errno.ENOENT):
       raise Damaged(f"{e.filename} cannot be read ({e.strerror})") from e
     raise StorageError(f"{e.filename}: cannot be read ({e.strerror})") from e

@@ -38,6 +38,8 @@ def describe_space(root: pathlib.Path, state_bytes: int, total_steps: int,
   count = options["keep"] + 1 + bool(options["keep_best"])  # One more is being written.
   if options["keep_every_steps"]:
     count += total_steps // options["keep_every_steps"]
+  if files.is_remote(root):
+    return f"bucket: up to {count} checkpoints of {_show(state_bytes)}"
   present = sum(path.name.isdecimal() for path in root.iterdir())
   needed, free = max(0, count - present) * state_bytes, shutil.disk_usage(root).free
   line = (f"disk: up to {count} checkpoints of {_show(state_bytes)}, {present} of them are there; "
@@ -74,11 +76,17 @@ class Best:
   def _read(self) -> tuple[int | None, float | None]:
     try:
       found = files.parse_json(self._path.read_bytes())
-      if found["metric"] == self.metric and (self._path.parent / str(int(found["step"]))).is_dir():
+      if found["metric"] == self.metric and self._is_there(int(found["step"])):
         return int(found["step"]), float(found["value"])
-    except (OSError, ValueError, KeyError, TypeError):
-      pass  # There is none, or it is not readable: the next evaluation is the best so far.
+    except (OSError, ValueError, KeyError, TypeError) as e:
+      files.raise_if_unanswered(e)
+      # There is none, or it is not readable: the next evaluation is the best so far.
     return None, None
+
+  def _is_there(self, step: int | None) -> bool:
+    """Returns whether a step is complete, which in a bucket its manifest says."""
+    path = self._path.parent / str(step)
+    return (path / files.MANIFEST).is_file() if files.is_remote(path) else path.is_dir()
 
   def is_beaten_by(self, value: float) -> bool:
     """Returns whether a value of the metric is better than the best one so far."""
@@ -104,7 +112,7 @@ class Best:
       The step that the file names, whose checkpoint must be kept; None: none.
     """
     best = step, value = self._best
-    if best != self._recorded and (self._path.parent / str(step)).is_dir():
+    if best != self._recorded and self._is_there(step):
       files.write_json(self._path, {"metric": self.metric, "step": step, "value": value})
       self._recorded = best
     return self._recorded[0]

@@ -1,14 +1,12 @@
 """Upkeep of a run that is not training: its checkpoints are verified, or later ones set aside."""
 
 import contextlib
-import itertools
-import os
 import pathlib
 from collections.abc import Iterator
 
 from bertgpt import files
 from bertgpt.errors import ConfigError, DataError, StorageError
-from bertgpt.runs import checkpoint, history, manifest, retention, workdir
+from bertgpt.runs import checkpoint, history, manifest, retention, step_folders, workdir
 
 DAMAGED_CODE = DataError.exit_code  # Exit code of `bertgpt verify`, if a checkpoint is damaged.
 
@@ -83,11 +81,10 @@ def roll_back(path: pathlib.Path, step: int) -> Iterator[list[str]]:
 
 
 def _set_aside(path: pathlib.Path) -> str:
-  names = (path.with_name(f"rolled-back-{path.name}-{n}") for n in itertools.count())
-  target = next(name for name in names if not os.path.lexists(name))
   try:
-    path.rename(target)
-    files.sync(path.parent)
+    target = step_folders.rename_aside(path, "rolled-back")
+    if not files.is_remote(path):
+      files.sync(path.parent)
   except OSError as e:
     raise StorageError(f"{path}: cannot be renamed ({e.strerror}). Give the command again") from e
   return target.name

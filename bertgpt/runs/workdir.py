@@ -49,7 +49,8 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     create(workdir)
     yield
     return
-  made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  made = [] if files.is_remote(workdir) else [
+      path for path in (workdir, *workdir.parents) if not path.exists()]
   create(workdir)
   try:
     with lock(workdir):
@@ -59,7 +60,8 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
       try:
         yield
       except BaseException:
-        if not (workdir / "config.json").exists():
+        # In a bucket, there are no folders, and the lock is deleted by its holder.
+        if not files.is_remote(workdir) and not (workdir / "config.json").exists():
           (workdir / ".lock").unlink(missing_ok=True)
           with contextlib.suppress(OSError):
             (workdir / "checkpoints" / "unfinished").rmdir()
@@ -96,6 +98,8 @@ def create(workdir: pathlib.Path) -> None:
     ConfigError: `workdir` is a file.
     StorageError: `workdir` cannot be written.
   """
+  if files.is_remote(workdir):
+    return  # It needs no folder, and the lock shows whether it can be written.
   if workdir.exists() and not workdir.is_dir():
     raise ConfigError(f"--workdir {workdir}: is a file. Give a folder")
   try:
@@ -265,7 +269,8 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
   """
   target = workdir / "tokenizer"
   if not (target.exists() and (workdir / "config.json").exists()):
-    shutil.rmtree(target, ignore_errors=True)  # Left by a start that was killed here.
+    if not files.is_remote(target):
+      shutil.rmtree(target, ignore_errors=True)  # Left by a start that was killed here.
     with files.publish_when_done(target) as scratch:
       tokenizer.save(scratch)
   # Last, because config.json makes the folder a run.

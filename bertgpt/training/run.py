@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
+from bertgpt import files
 from bertgpt.config import ConfigDict, families, recipes, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
@@ -95,7 +96,7 @@ def check_start(config: ConfigDict) -> None:
   """
   if not config.init_from:
     return
-  found = workdir.read_config(pathlib.Path(config.init_from).expanduser(), "--config.init_from")
+  found = workdir.read_config(files.make_path(config.init_from), "--config.init_from")
   if found.model.family != config.model.family:
     holds, makes = (families.with_article(c.model.family) for c in (found, config))
     raise ConfigError(f"init_from={config.init_from}: holds {holds}, but the config makes {makes}. "

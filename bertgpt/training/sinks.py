@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Mapping
 
+from bertgpt import files
 from bertgpt.devices import console
 
 
@@ -65,7 +66,7 @@ class JsonLines(Sink):
   """metrics.jsonl: a line per logged step. After an error, it resumes when it can write again."""
 
   def _open(self):
-    return open(self._path, "ab", buffering=0)
+    return files.open_growing(self._path)
 
   def _encode(self, step: int, scalars: Mapping[str, float]) -> bytes:
     line = json.dumps({"step": step, **scalars}) + "\n"
@@ -100,7 +101,7 @@ class EventFile(Sink):
   def _open(self):
     from tensorboardX.proto import event_pb2
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(self._path, "xb", buffering=0)
+    file = files.open_growing(self._path, is_new=True)
     session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     file.write(_frame(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
                + _frame(event_pb2.Event(wall_time=time.time(), step=self._purge_step,

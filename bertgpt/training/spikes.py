@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import config as config_lib
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
@@ -108,8 +109,7 @@ class SkippedSteps:
     try:
       finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
       line = json.dumps({"step": step, **finite, **self._describe(step)}, allow_nan=False)
-      with self._path.open("a") as file:
-        file.write(line + "\n")
+      files.append(self._path, line)
     except (OSError, UserError) as e:
       console.say(f"WARNING: {self._path}: step {step} cannot be described ({one_line(e)}). The "
                   "training continues")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt import trees
+from bertgpt import files, trees
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
@@ -174,7 +174,7 @@ def load_params(run: Run) -> Any:
     ConfigError: the parameters belong to another tokenizer or model.
     DataError: there is no usable checkpoint.
   """
-  source = trained_lib.load_trained(pathlib.Path(run.config.init_from).expanduser(),
+  source = trained_lib.load_trained(files.make_path(run.config.init_from),
                                     "--config.init_from")
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
     raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer. Set "

@@ -39,6 +39,9 @@ def test_paths_are_absolute(monkeypatch, tmp_path):
   assert flags.local_path("~/a") == pathlib.Path("/home/someone/a")
 
 
-def test_a_bucket_is_not_a_path():
+def test_a_bucket_is_a_path_where_it_is_supported():
   with pytest.raises(argparse.ArgumentTypeError, match="gs://b/run: only local paths"):
     flags.local_path("gs://b/run")
+  assert str(flags.any_path("gs://b/run/")) == "gs://b/run"
+  with pytest.raises(argparse.ArgumentTypeError, match="s3://b/run: s3:// is not read or written"):
+    flags.any_path("s3://b/run")

@@ -135,7 +135,7 @@ def links(request, monkeypatch):
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
   if not request.param:
-    monkeypatch.setattr(files.os, "link", refuse)
+    monkeypatch.setattr(files.writing.os, "link", refuse)
 
 
 @pytest.mark.parametrize("is_link", [False, True])

@@ -24,7 +24,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from bertgpt import files
-from bertgpt.data.text.digests import sha256_files
+from bertgpt.data.corpus import file_checks, remote
 from bertgpt.errors import DataError, one_line
 
 # Version 1 left out blank lines and white space at the ends of lines, and its ids are those of the
@@ -146,7 +146,7 @@ class Corpus:
   It is pickled as its path, and a reader process maps the index arrays again.
 
   Attributes:
-    path: folder of the corpus.
+    path: folder of the corpus, on a disk or in a bucket; see `remote`.
     split: 'train' or 'validation'.
     manifest: content of manifest.json.
     document_offsets: int64 [D+1]; the sentences of document d are
@@ -167,6 +167,11 @@ class Corpus:
 
   def __reduce__(self):
     return _load_split, (self.path, self.split)
+
+  @functools.cached_property
+  def local(self) -> pathlib.Path:
+    """Folder on a disk with all files but the shards: `path`, or the copy of a bucket."""
+    return find_index(self.path, self.manifest)
 
   @property
   def num_tokens(self) -> int:
@@ -202,7 +207,7 @@ class Corpus:
     # Imported here: processes that only read ids need not load the tokenizer libraries.
     from bertgpt.data.tokens import tokenizers
 
-    tokenizer = tokenizers.load_tokenizer(self.path / TOKENIZER, is_saved=True)
+    tokenizer = tokenizers.load_tokenizer(self.local / TOKENIZER, is_saved=True)
     if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
       raise DataError(f"{self.path / TOKENIZER}: not the tokenizer this corpus was prepared with. "
                       "Prepare the corpus again")
@@ -245,12 +250,24 @@ class Corpus:
     dtype = self.manifest["token_dtype"]
     path = self.path / self._split_info["shards"][shard]["file"]
     try:
-      if shard not in self._readers:
-        self._readers[shard] = open_shard(path)
-      records = self._readers[shard].read((documents - first).tolist())
+      records = self._read_records(shard, path, documents, first)
       return [tokens_of_record(r, n, dtype) for r, n in zip(records, lengths, strict=True)]
     except (IndexError, OSError, RuntimeError, ValueError) as e:
+      files.raise_if_unanswered(e)
       raise DataError(f"{path}: damaged ({one_line(e)}). Prepare the corpus again") from e
+
+  def _read_records(self, shard: int, path: pathlib.Path, documents: np.ndarray,
+                    first: int) -> list[bytes]:
+    if isinstance(path, files.BucketPath):
+      at = documents + shard  # Every shard before it has one place more than documents.
+      return remote.read_records(path, self._places[at], self._places[at + 1])
+    if shard not in self._readers:
+      self._readers[shard] = open_shard(path)
+    return self._readers[shard].read((documents - first).tolist())
+
+  @functools.cached_property
+  def _places(self) -> np.ndarray:
+    return np.load(self.local / remote.places_file(self.split), mmap_mode="r")
 
   @property
   def _split_info(self) -> dict:
@@ -320,9 +337,9 @@ def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
     DataError: the folder holds no corpus, a corpus of another format version, or files that do not
       fit the manifest.
   """
-  path = pathlib.Path(path).expanduser()
+  path = files.make_path(path) if files.is_remote(path) else pathlib.Path(path).expanduser()
   manifest = read_manifest(path)
-  _check_files(path, manifest)
+  file_checks.check(path, manifest)
   if split not in manifest["splits"]:
     raise DataError(f"{path}: no split {split!r}. Choose one of {', '.join(manifest['splits'])}")
   corpus = _load_split(path, split)
@@ -350,26 +367,21 @@ def read_manifest(path: pathlib.Path) -> dict:
 
 
 def _load_split(path: pathlib.Path, split: str) -> Corpus:
-  arrays = {name: np.load(path / index_file(split, name), mmap_mode="r") for name in INDEX_DTYPES}
-  return Corpus(path, split, read_manifest(path), **arrays)
+  manifest = read_manifest(path)
+  folder = find_index(path, manifest)
+  arrays = {name: np.load(folder / index_file(split, name), mmap_mode="r")
+            for name in INDEX_DTYPES}
+  return Corpus(path, split, manifest, **arrays)
 
 
-def _check_files(path: pathlib.Path, manifest: dict) -> None:
-  shards = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
-  for name, expected in manifest["files"].items():
-    file = path / name
-    if not file.is_file():
-      raise DataError(f"{file}: missing. Prepare the corpus again")
-    if file.stat().st_size != expected["bytes"]:
-      raise DataError(f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']}. "
-                      "Prepare the corpus again")
-  checked = {os.fspath(path / name): expected["sha256"]
-             for name, expected in manifest["files"].items() if name not in shards}
-  # The index of hundreds of millions of documents has tens of gigabytes: it is not read every time.
-  for file, found in sha256_files(checked, path.parent).items():
-    if found != checked[file]:
-      raise DataError(f"{file}: damaged (its SHA-256 differs from the manifest). "
-                      "Prepare the corpus again")
+def find_index(path: pathlib.Path, manifest: dict) -> pathlib.Path:
+  """Returns the folder on a disk with the index of a corpus, copied once per host from a bucket.
+
+  Args:
+    path: folder of the corpus.
+    manifest: content of its manifest.json.
+  """
+  return remote.copy_index(path, manifest) if isinstance(path, files.BucketPath) else path
 
 
 def _check_index(corpus: Corpus) -> None:

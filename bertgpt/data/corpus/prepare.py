@@ -14,6 +14,7 @@ import heapq
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -32,6 +33,8 @@ from bertgpt.data.tokens import tokenizers, training
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError, StorageError
 
+_PART = re.compile(rf"{corpus_lib.TOKENIZER}/.+|{corpus_lib.DATASET_NAME}-.+|(features|"
+                   r"dataset_info)\.json|\w+-\w+\.npy")  # File of a corpus without its manifest.
 WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
 
 # ------------------------------------------------------------ entry points
@@ -53,7 +56,7 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
     PeerError: a worker process died.
     StorageError: a file could not be written.
   """
-  return _prepare(config, pathlib.Path(out_dir).expanduser().absolute(), make_recipe(config))
+  return _prepare(config, files.make_path(out_dir), make_recipe(config))
 
 
 def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
@@ -69,7 +72,7 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path
     UserError: see `prepare`.
   """
   if config.data.corpus:
-    return pathlib.Path(config.data.corpus).expanduser().absolute()
+    return files.make_path(config.data.corpus)
   try:
     recipe = make_recipe(config)
   except DataError:
@@ -107,7 +110,7 @@ def cached_path(config: ConfigDict, recipe: dict) -> pathlib.Path:
     recipe: result of `make_recipe`.
   """
   key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-  return pathlib.Path(config.data.cache_dir).expanduser().absolute() / f"corpus-{key[:20]}"
+  return files.make_path(config.data.cache_dir) / f"corpus-{key[:20]}"
 
 
 def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None,
@@ -231,6 +234,8 @@ def _is_done(path: pathlib.Path, recipe: dict) -> bool:
   """
   if corpus_lib.is_corpus(path) and corpus_lib.read_manifest(path)["recipe"] == recipe:
     return True
+  if isinstance(path, files.BucketPath) and all(map(_PART.fullmatch, path.list_tree())):
+    return False  # Nothing, or what an upload that was interrupted has left.
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise ConfigError(f"{path}: exists and was not made from this source, tokenizer and options. "
                       "Delete it or choose another place")

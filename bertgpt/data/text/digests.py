@@ -27,6 +27,8 @@ CACHE = "digests.json"
 def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str]:
   """Returns {path: SHA-256 (hex)}. Reads only the files whose digest is not in the cache.
 
+  Objects of a bucket are not read: their digest is the one that the storage computed.
+
   A cache that cannot be read or written is ignored.
 
   Args:
@@ -37,6 +39,9 @@ def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str
   """
   known, new_entries, digests = _load(cache_dir / CACHE), {}, {}
   for path in paths:
+    if files.is_remote(path):  # The storage has hashed it.
+      digests[path] = files.make_path(path).stat().digest
+      continue
     key, before = os.path.abspath(path), _state(path)
     entry = known.get(key)
     if isinstance(entry, dict) and entry.get("state") == before:

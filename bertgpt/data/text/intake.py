@@ -234,6 +234,7 @@ def read_lines(path: str, cleaner: TextCleaner, *, can_replace: bool, start: int
         yield offset, line if keep else None
         offset, inside = offset + len(line), is_long
   except DAMAGED as e:
+    files.raise_if_unanswered(e)
     raise DataError(f"{path}: cannot be read beyond byte {offset} ({one_line(e)}). "
                     "Check the file or fetch it again") from e
 
@@ -304,7 +305,7 @@ def open_file(path: str) -> io.BufferedReader:
     A binary file. Reading a broken part raises one of `DAMAGED`.
   """
   opener = _OPENERS.get(os.path.splitext(path)[1])
-  return opener(path) if opener else open(path, "rb")
+  return opener(path) if opener else files.open_read(path)
 
 
 def read_blocks(path: str, cleaner: TextCleaner, start: int = 0,
@@ -408,7 +409,7 @@ class _ZstdFile(io.RawIOBase):
   """
 
   def __init__(self, path: str):
-    self._file = open(path, "rb")
+    self._file = files.open_read(path)
     self._frame: Any = None
     self._ready = b""
 
@@ -437,9 +438,13 @@ class _ZstdFile(io.RawIOBase):
     super().close()
 
 
+def _name_or_object(path: str) -> Any:
+  return files.open_read(path) if files.is_remote(path) else path
+
+
 _OPENERS: dict[str, Callable[[str], Any]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
+    ".gz": lambda path: gzip.open(_name_or_object(path)),
+    ".xz": lambda path: lzma.open(_name_or_object(path)),
     ".zst": lambda path: io.BufferedReader(_ZstdFile(path), 1 << 17),
 }
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)

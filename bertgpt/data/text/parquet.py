@@ -8,6 +8,7 @@ and of their row groups.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from bertgpt import files
 from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, is_blank
 from bertgpt.errors import DataError, one_line
 
@@ -71,16 +72,18 @@ def _open(path: str) -> Any:
   # pyarrow takes time to import and few sources need it.
   from pyarrow import parquet
   try:
-    return parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False,
+    source = files.open_read(path) if files.is_remote(path) else path
+    return parquet.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False,
                                page_checksum_verification=True)
   except Exception as e:  # Arrow raises errors of many types for one cause.
+    files.raise_if_unanswered(e)
     raise DataError(f"{path}: is not a Parquet file that can be read ({_reason(path, e)}). "
                     "Check the file or fetch it again") from e
 
 
 def _reason(path: str, e: Exception) -> str:
   try:
-    with open(path, "rb") as f:
+    with files.open_read(path) as f:
       head = f.read(32)
   except OSError:
     return one_line(e)
@@ -116,6 +119,7 @@ def _read_group(file: Any, group: int, columns: list[Column],
     if missing:
       raise ValueError(f"{missing} of {info.num_rows} rows are missing")
   except Exception as e:  # As in `_open`.
+    files.raise_if_unanswered(e)
     raise DataError(f"{path}: row group {group} cannot be read ({one_line(e)}). "
                     "Check the file or fetch it again") from e
 

@@ -3,6 +3,7 @@
 import glob
 import os
 
+from bertgpt import files
 from bertgpt.errors import DataError
 
 
@@ -16,6 +17,10 @@ def find_files(pattern: str) -> list[str]:
     DataError: there is no such file, or one cannot be read.
   """
   paths = _match(pattern)
+  if files.is_remote(pattern):
+    if paths:
+      return paths
+    raise DataError(f"data.source: no object matches {pattern!r}. Give an existing name or glob")
   if not paths and os.path.isdir(pattern):
     raise DataError(f"data.source: {pattern} is a folder. Name its files, as in "
                     f"{os.path.join(pattern, '*')}")
@@ -37,6 +42,9 @@ def split_field(target: str, default: str) -> tuple[str, str]:
     target: pattern with or without a field.
     default: field if none is given.
   """
+  if files.is_remote(target):  # Without a request: a source is parsed before anything is opened.
+    pattern, mark, field = target.rpartition("#")
+    return (pattern, field) if mark else (target, default)
   if "#" not in target or _match(target):
     return target, default
   last, _, _ = target.rpartition("#")
@@ -53,6 +61,8 @@ def exists(pattern: str) -> bool:
 
 
 def _match(pattern: str) -> list[str]:
+  if files.is_remote(pattern):
+    return files.match_objects(pattern)
   literal = pattern
   while literal and not os.path.lexists(literal):
     literal = os.path.dirname(literal)

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bertgpt import files
 from bertgpt.data.text import intake
 
 PIECE_BYTES = 2**26
@@ -183,7 +184,7 @@ def digest_spans(sources: Sequence[Pieces], part: Part) -> dict[str, dict[str, s
 
 def _hash(path: str, start: int, stop: int | None) -> str:
   digest = hashlib.sha256()
-  with open(path, "rb") as f:
+  with files.open_read(path) as f:
     f.seek(start)
     while stop is None or f.tell() < stop:
       size = _READ_BYTES if stop is None else min(_READ_BYTES, stop - f.tell())

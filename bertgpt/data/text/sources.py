@@ -50,6 +50,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from bertgpt import files
 from bertgpt.config import remote_problem
 from bertgpt.data.text import datasets, fields, parquet, paths, pieces, pydocs
 from bertgpt.data.text.digests import sha256_files
@@ -129,7 +130,7 @@ def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
   Raises:
     DataError: a source has no files.
   """
-  return [pieces.cut_files({path: os.path.getsize(path) for path in paths.find_files(s.target)},
+  return [pieces.cut_files({path: files.size_of(path) for path in paths.find_files(s.target)},
                            READERS[s.kind].unit) if READERS[s.kind].has_files
           else Pieces(SOURCE, [Piece("", 0, 1)]) for s in parsed]
 
@@ -150,7 +151,7 @@ def identity(spec: str, cache_dir: str, known: dict[str, str] | None = None) -> 
   """
   if known is not None:
     return _identify(spec, lambda files: {path: known[path] for path in files})
-  return _identify(spec, lambda files: sha256_files(files, pathlib.Path(cache_dir).expanduser()))
+  return _identify(spec, lambda names: sha256_files(names, files.make_path(cache_dir)))
 
 
 def outline(spec: str) -> str:
@@ -221,7 +222,8 @@ def _parse_one(part: str) -> Source:
                       f"{MAX_WEIGHT:.0f}")
   if bool(rest) != bool(READERS[kind].form):
     raise ConfigError(f"data.source: {part!r} is malformed. Write {kind}{READERS[kind].form}")
-  if problem := remote_problem(part):
+  is_file = kind not in ("tfds", "pydocs")
+  if problem := (files.find_problem(rest) if is_file else remote_problem(part)):
     raise ConfigError(f"data.source={problem}")
   if kind != "tfds":
     target, field = os.path.expanduser(rest), "text"
@@ -273,7 +275,7 @@ def _weigh(documents: Iterable[Document], weight: float,
 
 def _identify_files(source: Source, hash_files: Callable) -> Iterator[str]:
   for path, digest in hash_files(paths.find_files(source.target)).items():
-    yield f"{os.path.getsize(path)} {digest}"
+    yield f"{files.size_of(path)} {digest}"
 
 
 # ----------------------------------------------------------------- readers

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import sentencepiece
 import tokenizers
 
+from bertgpt import files
 from bertgpt.data.tokens import batching, pipelines, promises, reading
 from bertgpt.data.tokens.tokenizer import NEW_SPECIALS, SPECIAL_PIECES, Tokenizer
 from bertgpt.data.tokens.words import (
@@ -298,8 +299,12 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
     DataError: there is no tokenizer at `path`, it belongs to a class that tokenizes differently,
       a text yields a special id, or no text yields some of the pieces; the message names the file.
   """
-  file, kind, data, names, note = reading.read(
-      pathlib.Path(path).expanduser(), lowercase, is_saved)
+  place = files.make_path(path) if files.is_remote(path) else pathlib.Path(path).expanduser()
+  local = files.copy_locally(place)
+  try:
+    file, kind, data, names, note = reading.read(local, lowercase, is_saved)
+  except DataError as e:
+    raise DataError(str(e).replace(str(local), str(place))) from e
   try:
     tokenizer = KINDS[kind](data)
     found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}

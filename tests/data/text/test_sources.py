@@ -102,7 +102,7 @@ def test_globs_are_read_by_name_and_know_folders(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["", "txt:a", "text", "text:", "pydocs:x", "0*text:a", "jsonl",
-                                  "tfds:name", "text:a,jsnol:b", "jsonl:gs://b/*.gz#text",
+                                  "tfds:name", "text:a,jsnol:b", "jsonl:s3://b/*.gz#text",
                                   "tfds:s3://b/set:train", "text:~\0"])
 def test_an_invalid_source_is_a_config_error_before_reading(spec):
   with pytest.raises(ConfigError, match="data.source"):

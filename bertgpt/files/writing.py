@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, locks between processes, and reading of JSON."""
+"""Files and folders that are written whole or not at all, on a disk or in a bucket."""
 
 import contextlib
 import errno
@@ -9,17 +9,16 @@ import os
 import pathlib
 import secrets
 import shutil
-import socket
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
-from bertgpt.errors import ConfigError, DataError, one_line
+from bertgpt.errors import ConfigError
+from bertgpt.files.bucket import MANIFEST, BucketPath, in_parallel
 
 _UNFINISHED = ".unfinished-"
 # What os.link says if the file system has no hard links, or none for this user or file.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-
-# ----------------------------------------------------------------- writing
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
@@ -31,6 +30,9 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   Raises:
     OSError: the file could not be written; the error names `path`.
   """
+  if isinstance(path, BucketPath):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return
   try:
     with publish_when_done(path) as scratch:
       scratch.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -57,6 +59,8 @@ def publish_when_done(path: pathlib.Path, flag: str = "") -> Iterator[pathlib.Pa
 
   The content is synchronized to the disk before it is renamed. It is removed if the block raises.
   If this process is killed, it stays at the temporary path, which no other process uses.
+  In a bucket, the content is written to a local temporary folder and uploaded at the end, manifests
+  last; what is there by the name of a folder is deleted first.
 
   Args:
     path: final path. A file there is replaced; a folder there must be empty.
@@ -64,6 +68,11 @@ def publish_when_done(path: pathlib.Path, flag: str = "") -> Iterator[pathlib.Pa
   Raises:
     ConfigError: there is a file by now, although `flag` names a new one.
   """
+  if isinstance(path, BucketPath):
+    with tempfile.TemporaryDirectory(prefix="bertgpt-") as folder:
+      yield (local := pathlib.Path(folder) / path.name)
+      _upload(local, path)
+    return
   scratch = unfinished_path(path, secrets.token_hex(4))
   try:
     yield scratch
@@ -81,6 +90,20 @@ def publish_when_done(path: pathlib.Path, flag: str = "") -> Iterator[pathlib.Pa
   except BaseException:
     _remove(scratch)
     raise
+
+
+def _upload(local: pathlib.Path, target: BucketPath) -> None:
+  """Copies a local file or folder into a bucket, manifests last."""
+  if not local.is_dir():
+    target.upload(local)
+    return
+  target.remove_tree()
+  names = [str(path.relative_to(local)) for path in sorted(local.rglob("*")) if path.is_file()]
+  last = [name for name in names if os.path.basename(name) == MANIFEST]
+  in_parallel(lambda name: (target / name).upload(local / name),
+              [name for name in names if name not in last])
+  for name in last:
+    (target / name).upload(local / name)
 
 
 def rename_new(path: pathlib.Path, new: pathlib.Path) -> None:
@@ -167,7 +190,7 @@ def refuse_existing(path: pathlib.Path, flag: str) -> None:
   Raises:
     ConfigError: `path` exists.
   """
-  if os.path.lexists(path):
+  if path.exists() if isinstance(path, BucketPath) else os.path.lexists(path):
     raise ConfigError(f"{flag} {path}: exists already. Name a new one, or remove it")
 
 
@@ -196,6 +219,8 @@ def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
 
 
 def _find_leftovers(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  if isinstance(folder, BucketPath):
+    return []  # Objects appear when they are whole.
   return list(folder.glob(f"{glob.escape(name) or '*'}{_UNFINISHED}{'[0-9a-f]' * 8}"))
 
 
@@ -228,89 +253,3 @@ def _remove(path: pathlib.Path) -> None:
   else:
     with contextlib.suppress(OSError):
       path.unlink()
-
-
-# ----------------------------------------------------------------- locking
-
-
-@contextlib.contextmanager
-def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
-  """Holds an exclusive lock between processes, which is released even after kill -9.
-
-  Args:
-    path: file of the lock; created if it is missing, and not removed.
-    on_held: called with the holder, as "process 12 on host", if another process has the lock. If it
-      returns, this function waits for the lock; if it raises an error, that error is raised.
-  """
-  with path.open("a+") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      on_held(file.read().strip() or "another process")
-      fcntl.flock(file, fcntl.LOCK_EX)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    yield
-
-
-# ----------------------------------------------------------------- reading
-
-
-def read_json(path: pathlib.Path, remedy: str, kind: type = dict) -> Any:
-  """Returns the content of a JSON file.
-
-  Args:
-    path: file in UTF-8.
-    remedy: second sentence of the error message, which says what to do if the file is damaged.
-    kind: required type of the content.
-  Raises:
-    DataError: the file cannot be read, is not valid UTF-8 or JSON, has a duplicate key or a number
-      that is not finite, or holds another type. The message is one line that names the file.
-  """
-  try:
-    content = parse_json(path.read_bytes(), is_strict=True)
-  except OSError as e:
-    raise DataError(f"{path}: cannot be read ({e.strerror}). {remedy}") from e
-  except ValueError as e:
-    raise DataError(f"{path}: {e}. {remedy}") from e
-  if not isinstance(content, kind):
-    raise DataError(f"{path}: holds JSON of type {type(content).__name__} instead of "
-                    f"{kind.__name__}. {remedy}")
-  return content
-
-
-def parse_json(text: str | bytes, *, is_strict: bool = False) -> Any:
-  """Parses JSON.
-
-  Args:
-    text: JSON as text, or as UTF-8 with or without a byte-order mark.
-    is_strict: whether to refuse duplicate keys of an object, NaN and Infinity.
-  Raises:
-    ValueError: the text is not usable; the message is one line that continues the name of the text,
-      as "is not valid JSON (Expecting value: ...)".
-  """
-  decoder = _STRICT if is_strict else _LENIENT
-  try:
-    return decoder.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
-  except RecursionError:
-    raise ValueError("is not usable JSON (nested too deeply)") from None
-  except ValueError as e:  # Also for invalid UTF-8, and for integers of thousands of digits.
-    raise ValueError(f"is not valid JSON ({one_line(e)})") from e
-
-
-def _refuse_constant(name: str) -> None:
-  raise ValueError(f"{name} is not a finite number")
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
-  return found
-
-
-_LENIENT = json.JSONDecoder()
-_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_make_object)

@@ -1,0 +1,199 @@
+"""A corpus in a bucket: its index is copied once per host, its shards are read in place.
+
+The copy lies in ~/.cache/bertgpt/indexes (or in $XDG_CACHE_HOME/bertgpt/indexes), under the hash of
+the manifest. The first process of the host that needs it downloads and hashes the files, and the
+others wait, then map them into memory. It can be deleted at any time.
+
+Documents are read with one request each, many at a time. The reader of array_record is not used: it
+opens a stream to the end of the shard for every document, and takes a missing shard for an empty
+one. Where the documents lie is read from the footers of the shards when the index is copied. As
+`writer.WRITER_OPTIONS` says, a document is a chunk of Riegeli of its own, not compressed
+(riegeli/doc/riegeli_records_file_format.md; array_record/cpp/layout.proto for the footer).
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertgpt import files
+from bertgpt.errors import DataError, StorageError
+from bertgpt.files import bucket
+
+BLOCK_BYTES = 2**16  # A Riegeli file has a header at every multiple of it.
+PARALLEL = 64  # Documents are small: a request takes as long as the way to the storage and back.
+BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 24, 40
+
+
+def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
+  """Returns a local folder with all files of a corpus but its shards, and the places of documents.
+
+  Args:
+    path: folder of the corpus in a bucket.
+    manifest: content of its manifest.json.
+  Raises:
+    DataError: a file is missing, or differs from the manifest.
+    OSError: the storage does not answer, or the copy cannot be written.
+  """
+  key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:20]
+  folder = find_cache() / "indexes" / key
+  if folder.is_dir():
+    return folder
+
+  def wait(holder: str) -> None:
+    print(f"note: waiting for {holder}, which copies the index of {path}", file=sys.stderr)
+
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(folder.with_name(f".{key}.lock"), wait):
+      if not folder.is_dir():
+        files.remove_leftovers(folder.parent, key)
+        with files.publish_when_done(folder) as scratch:
+          _copy(path, manifest, scratch)
+  except OSError as e:
+    raise StorageError(f"{e.filename or folder}: {e.strerror}. The index of {path} was not copied. "
+                       "XDG_CACHE_HOME names another place for the copy") from e
+  return folder
+
+
+def find_cache() -> pathlib.Path:
+  """Returns the folder of what all runs of a user on this host share."""
+  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  return cache / "bertgpt"
+
+
+def _copy(path: bucket.BucketPath, manifest: dict, folder: pathlib.Path) -> None:
+  shards = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
+  names = sorted(manifest["files"].keys() - shards)
+  try:
+    files.download_tree(path, folder, names)
+  except FileNotFoundError as e:
+    raise DataError(f"{e.filename}: missing. Prepare the corpus again") from e
+  for name in names:
+    with open(folder / name, "rb") as f:
+      if hashlib.file_digest(f, "sha256").hexdigest() != manifest["files"][name]["sha256"]:
+        raise DataError(f"{path / name}: damaged (its SHA-256 differs from the manifest). "
+                        "Prepare the corpus again")
+  for split, info in manifest["splits"].items():
+    places = bucket.in_parallel(
+        lambda shard: find_places(path / shard["file"], shard["documents"]), info["shards"])
+    np.save(folder / places_file(split), np.concatenate([np.zeros(0, np.int64), *places]))
+
+
+def places_file(split: str) -> str:
+  """Returns the file of the places of documents, in the copy of an index.
+
+  Args:
+    split: 'train' or 'validation'.
+  """
+  return f"{split}-places.npy"
+
+
+def read_records(shard: bucket.BucketPath, starts: Sequence[int],
+                 ends: Sequence[int]) -> list[bytes]:
+  """Reads records of a shard, many at a time.
+
+  Args:
+    shard: ArrayRecord file.
+    starts, ends: places of N records, from `find_places`.
+  Returns:
+    N records.
+  Raises:
+    FileNotFoundError: there is no such shard.
+    OSError: the storage does not answer.
+    ValueError: there is no record at one of the places.
+  """
+  def read(span: tuple[int, int]) -> bytes:
+    values = _read_chunk(shard.read_range(*span), span[0])
+    if len(values) != 1:
+      raise ValueError(f"{len(values)} records at byte {span[0]}")
+    return values[0]
+
+  spans = zip(map(int, starts), map(int, ends), strict=True)
+  return bucket.in_parallel(read, spans, PARALLEL)
+
+
+def find_places(shard: bucket.BucketPath, num_documents: int) -> np.ndarray:
+  """Returns where the records of a shard begin, and after them where the last one ends.
+
+  Args:
+    shard: ArrayRecord file.
+    num_documents: records that it must hold.
+  Returns:
+    int64 [num_documents + 1], bytes.
+  Raises:
+    DataError: it does not hold so many records, or is damaged.
+  """
+  try:
+    size = shard.stat().st_size
+    last = size - BLOCK_BYTES
+    postscript = _read_chunk(shard.read_range(max(0, last), size), last)[-1]
+    end = _varint(postscript, 1)
+    footer = _read_chunk(shard.read_range(end, last), end)
+  except FileNotFoundError as e:
+    raise DataError(f"{shard}: missing. Prepare the corpus again") from e
+  except (ValueError, IndexError) as e:
+    raise DataError(f"{shard}: damaged ({e}). Prepare the corpus again") from e
+  starts = [_varint(value, 1) for value in footer[1:]]  # The first record is about the file.
+  if len(starts) != num_documents:
+    raise DataError(f"{shard}: holds {len(starts)} documents instead of {num_documents}. Prepare "
+                    "the corpus again")
+  return np.array([*starts, end], np.int64)
+
+
+def _read_chunk(data: bytes, place: int) -> list[bytes]:
+  """Returns the records of a chunk of Riegeli.
+
+  Args:
+    data: bytes of the file from the chunk on, to its end or beyond.
+    place: where they lie in the file.
+  """
+  data = _without_block_headers(data, place)
+  size = int.from_bytes(data[8:16], "little")
+  num_records = int.from_bytes(data[25:32], "little")
+  body = data[CHUNK_HEADER_BYTES:CHUNK_HEADER_BYTES + size]
+  if data[24:25] != b"r" or body[:1] != b"\0" or len(body) != size:
+    raise ValueError(f"no uncompressed records at byte {place}")
+  sizes_bytes, position = _read_varint(body, 1)
+  values, sizes = position + sizes_bytes, []
+  while position < values:
+    length, position = _read_varint(body, position)
+    sizes.append(length)
+  ends = np.cumsum([values, *sizes]).tolist()
+  if len(sizes) != num_records or ends[-1] != len(body):
+    raise ValueError(f"damaged records at byte {place}")
+  return [body[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def _without_block_headers(data: bytes, place: int) -> bytes:
+  parts, position = [], 0
+  while position < len(data):
+    offset = (place + position) % BLOCK_BYTES
+    if offset < BLOCK_HEADER_BYTES:
+      position += BLOCK_HEADER_BYTES - offset
+      continue
+    parts.append(data[position:position + BLOCK_BYTES - offset])
+    position += BLOCK_BYTES - offset
+  return b"".join(parts)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+  """Returns a base-128 varint and the position after it."""
+  value = shift = 0
+  while True:
+    byte = data[position]
+    value |= (byte & 0x7F) << shift
+    position, shift = position + 1, shift + 7
+    if byte < 0x80:
+      return value, position
+
+
+def _varint(message: bytes, number: int) -> int:
+  """Returns the first field of a protobuf message, which must be a varint with a number."""
+  if not message or message[0] != number << 3:
+    raise ValueError("an unknown footer")
+  return _read_varint(message, 1)[0]

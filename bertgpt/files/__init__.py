@@ -1,0 +1,45 @@
+"""The room for files: everything that runs, corpora and exports read and write, on disk or gs://.
+
+| module    | contents                                                                     |
+|-----------|------------------------------------------------------------------------------|
+| `writing` | files and folders that are written whole or not at all                       |
+| `growing` | files that grow line by line                                                 |
+| `locking` | locks between processes; `lease` is the one in a bucket                      |
+| `parsing` | JSON                                                                         |
+| `paths`   | paths as users give them, local copies                                       |
+| `bucket`  | `BucketPath`, the methods of `pathlib.Path` for gs://; `gcs` asks for it     |
+"""
+
+from bertgpt.files.bucket import MANIFEST, BucketPath
+from bertgpt.files.growing import append, open_growing, upload_all
+from bertgpt.files.locking import check_lock, lock
+from bertgpt.files.parsing import parse_json, read_json
+from bertgpt.files.paths import (
+    copy_locally,
+    download_tree,
+    find_problem,
+    is_remote,
+    make_path,
+    match_objects,
+    open_read,
+    raise_if_unanswered,
+    size_of,
+)
+from bertgpt.files.writing import (
+    new_folder,
+    publish_when_done,
+    refuse_existing,
+    remove_leftovers,
+    rename_new,
+    require_parent,
+    sync,
+    unfinished_path,
+    write_atomically,
+    write_json,
+)
+
+__all__ = ["MANIFEST", "BucketPath", "append", "check_lock", "copy_locally", "download_tree",
+           "find_problem", "is_remote", "lock", "make_path", "match_objects", "new_folder",
+           "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
+           "read_json", "refuse_existing", "remove_leftovers", "rename_new", "require_parent",
+           "size_of", "sync", "unfinished_path", "upload_all", "write_atomically", "write_json"]

@@ -1,0 +1,423 @@
+"""Paths in a bucket, gs://bucket/name, with the methods of `pathlib.Path` that runs use.
+
+A bucket holds objects, no folders: a folder is there if a name begins with it. An object is
+written whole or not at all. There is no renaming and no appending: `rename` copies and deletes, and
+`files.spool` keeps files that grow.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import fnmatch
+import functools
+import io
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from bertgpt.errors import ConfigError
+from bertgpt.files import gcs
+
+SCHEME = "gs://"
+BLOCK_BYTES = 2**23  # Of a file that is read or downloaded block by block.
+PARALLEL = 16  # Requests at a time.
+MANIFEST = "manifest.json"  # Written last and deleted first. With it, its folder is complete.
+
+
+class Info(NamedTuple):
+  """What a listing says about an object.
+
+  Attributes:
+    st_size: bytes.
+    digest: 'md5:...' or 'crc32c:...' of its content, as the storage computed it.
+    generation: number that every write changes.
+  """
+
+  st_size: int
+  digest: str
+  generation: str
+
+
+@functools.total_ordering
+class BucketPath:
+  """Path of an object or a folder in a bucket."""
+
+  def __init__(self, text: str):
+    """Takes a path apart.
+
+    Args:
+      text: path as gs://bucket/folder/name.
+    Raises:
+      ConfigError: it does not name a bucket.
+    """
+    bucket, _, key = text.removeprefix(SCHEME).partition("/")
+    self._key = posixpath.normpath(f"/{key}").strip("/")
+    self._bucket = bucket
+    if not text.startswith(SCHEME) or not bucket or "\0" in text:
+      raise ConfigError(f"{text}: names no bucket. Write gs://BUCKET/NAME")
+
+  # ------------------------------------------------------------------ names
+
+  def __fspath__(self) -> str:
+    return f"{SCHEME}{self._bucket}/{self._key}".rstrip("/")
+
+  def __str__(self) -> str:
+    return self.__fspath__()
+
+  def __repr__(self) -> str:
+    return f"BucketPath({str(self)!r})"
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, BucketPath) and str(self) == str(other)
+
+  def __lt__(self, other: "BucketPath") -> bool:
+    return self.parts < other.parts
+
+  def __hash__(self) -> int:
+    return hash(str(self))
+
+  def __truediv__(self, name: str | os.PathLike) -> "BucketPath":
+    return BucketPath(f"{self}/{os.fspath(name)}")
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """Bucket, then the parts of the name."""
+    return (f"{SCHEME}{self._bucket}", *filter(None, self._key.split("/")))
+
+  @property
+  def name(self) -> str:
+    """Last part of the name; '' for a whole bucket."""
+    return posixpath.basename(self._key)
+
+  @property
+  def stem(self) -> str:
+    """Name without its last suffix."""
+    return posixpath.splitext(self.name)[0]
+
+  @property
+  def suffix(self) -> str:
+    """Last suffix of the name, as '.json', or ''."""
+    return posixpath.splitext(self.name)[1]
+
+  @property
+  def parent(self) -> "BucketPath":
+    """Folder that holds it; a bucket is its own parent."""
+    return BucketPath(f"{SCHEME}{self._bucket}/{posixpath.dirname(self._key)}")
+
+  @property
+  def parents(self) -> tuple["BucketPath", ...]:
+    """Folders above it, up to the bucket."""
+    return (self.parent, *self.parent.parents) if self._key else ()
+
+  def with_name(self, name: str) -> "BucketPath":
+    """Returns the path of another name in the same folder."""
+    return self.parent / name
+
+  def relative_to(self, other: "BucketPath") -> str:
+    """Returns the name from a folder above on."""
+    prefix = f"{other}/"
+    if not str(self).startswith(prefix):
+      raise ValueError(f"{self} is not in {other}")
+    return str(self).removeprefix(prefix)
+
+  def expanduser(self) -> "BucketPath":
+    """Returns the path itself."""
+    return self
+
+  def absolute(self) -> "BucketPath":
+    """Returns the path itself."""
+    return self
+
+  # ---------------------------------------------------------------- queries
+
+  def exists(self) -> bool:
+    """Returns whether there is an object or a folder."""
+    return self.is_file() or self.is_dir()
+
+  def is_file(self) -> bool:
+    """Returns whether there is an object of this name."""
+    with contextlib.suppress(FileNotFoundError):
+      self.stat()
+      return True
+    return False
+
+  def is_dir(self) -> bool:
+    """Returns whether there are objects in the folder; a bucket itself is always a folder."""
+    return not self._key or bool(self._list(maxResults="1", pages=1)[0])
+
+  def is_symlink(self) -> bool:
+    """Returns False: a bucket has no links."""
+    return False
+
+  def stat(self) -> Info:
+    """Returns size, digest and generation of the object.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not self._key:
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+    return _make_info(self._call("GET", "b/{}/o/{}", self._bucket, self._key, json_out=True))
+
+  def iterdir(self) -> Iterator["BucketPath"]:
+    """Yields objects and folders in the folder."""
+    objects, folders = self._list(delimiter="/")
+    names = {*(item["name"] for item in objects), *(name.rstrip("/") for name in folders)}
+    yield from (BucketPath(f"{SCHEME}{self._bucket}/{name}") for name in sorted(names))
+
+  def list_tree(self) -> dict[str, Info]:
+    """Returns all objects in the folder and the folders below: relative name -> Info."""
+    prefix = f"{self._key}/" if self._key else ""
+    objects, _ = self._list()
+    return {item["name"].removeprefix(prefix): _make_info(item) for item in objects}
+
+  def glob(self, pattern: str) -> Iterator["BucketPath"]:
+    """Yields objects and folders that match a pattern without `**`, in order."""
+    first, _, rest = pattern.partition("/")
+    if not any(c in first for c in "*?["):
+      found = iter([self / first] if (self / first).exists() else [])
+    else:
+      found = (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, first))
+    for path in found:
+      if rest:
+        yield from path.glob(rest)
+      else:
+        yield path
+
+  def _list(self, pages: int | None = None, **options: str) -> tuple[list[dict], list[str]]:
+    """Returns the objects below the folder, without markers of folders, and the folders in it."""
+    prefix = f"{self._key}/" if self._key else ""
+    objects, folders, token = [], [], ""
+    while pages is None or pages > 0:
+      extra = {"pageToken": token} if token else {}
+      try:
+        page = self._call("GET", "b/{}/o", self._bucket, prefix=prefix, json_out=True, **options,
+                          **extra)
+      except FileNotFoundError:  # There is no such bucket; a write says so.
+        break
+      objects += [item for item in page.get("items", ()) if not item["name"].endswith("/")]
+      folders += page.get("prefixes", ())
+      if not (token := page.get("nextPageToken", "")):
+        break
+      pages = pages and pages - 1
+    return objects, folders
+
+  # ---------------------------------------------------------------- content
+
+  def read_bytes(self) -> bytes:
+    """Returns the content of the object."""
+    return self._content()
+
+  def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """Returns the content of the object as text."""
+    return self.read_bytes().decode(encoding, errors)
+
+  def open(self, mode: str = "rb") -> io.BufferedReader:
+    """Opens the object for reading; a block ahead is fetched in the background."""
+    if mode != "rb":
+      raise ValueError(f"{self}: objects are opened with mode 'rb', not {mode!r}")
+    return io.BufferedReader(_Reader(self, self.stat().st_size), 2**16)
+
+  def read_range(self, start: int, end: int) -> bytes:
+    """Returns the bytes [start, end) of the object."""
+    return self._content(headers={"Range": f"bytes={start}-{end - 1}"}) if end > start else b""
+
+  def write_bytes(self, content: bytes, generation: str | None = None) -> str:
+    """Writes the object, whole or not at all.
+
+    Args:
+      content: its new content.
+      generation: generation that the object must have; '0': it must not exist; None: any.
+    Returns:
+      The new generation.
+    Raises:
+      FileExistsError: the object has another generation.
+      OSError: there is no such bucket, or it cannot be written.
+    """
+    header = '{"name": ' + _quote_json(self._key) + "}"
+    body = b"".join((b"--==0==\nContent-Type: application/json; charset=UTF-8\n\n",
+                     header.encode(), b"\n--==0==\nContent-Type: application/octet-stream\n\n",
+                     content, b"\n--==0==--"))
+    extra = {} if generation is None else {"ifGenerationMatch": generation}
+    storage = gcs.open_storage()
+    with self._no_bucket():
+      return self._call(
+          "POST", f"{storage._location}/upload/storage/v1/b/{self._bucket}/o", name=self._key,
+          uploadType="multipart", data=body, json_out=True,
+          headers={"Content-Type": 'multipart/related; boundary="==0=="'}, **extra)["generation"]
+
+  def write_text(self, content: str) -> None:
+    """Writes the object as UTF-8, whole or not at all."""
+    self.write_bytes(content.encode())
+
+  def upload(self, file: os.PathLike | str) -> None:
+    """Writes the object from a local file; a large one in several requests."""
+    if os.path.getsize(file) <= BLOCK_BYTES:
+      with open(file, "rb") as f:
+        self.write_bytes(f.read())
+      return
+    with self._no_bucket():
+      gcs.open_storage().put_file(os.fspath(file), str(self))
+
+  def download(self, file: os.PathLike | str) -> None:
+    """Copies the object to a local file."""
+    size = self.stat().st_size
+    with open(file, "wb") as f:
+      for start in range(0, size, BLOCK_BYTES):
+        f.write(self.read_range(start, min(start + BLOCK_BYTES, size)))
+
+  def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+    """Does nothing: a bucket has no folders."""
+
+  def rmdir(self) -> None:
+    """Does nothing: a bucket has no folders."""
+
+  def unlink(self, missing_ok: bool = False, generation: str | None = None) -> None:
+    """Deletes the object, if it still has a generation."""
+    extra = {} if generation is None else {"ifGenerationMatch": generation}
+    with contextlib.suppress(*(FileNotFoundError,) if missing_ok else ()):
+      self._call("DELETE", "b/{}/o/{}", self._bucket, self._key, **extra)
+
+  def remove_tree(self) -> None:
+    """Deletes the folder with everything in it, manifests first."""
+    names = list(self.list_tree())
+    for name in (n for n in names if posixpath.basename(n) == MANIFEST):
+      (self / name).unlink(missing_ok=True)
+    in_parallel(lambda name: (self / name).unlink(missing_ok=True), names)
+
+  def rename(self, target: "BucketPath") -> "BucketPath":
+    """Copies an object or a folder to another name, then deletes it; manifests are copied last.
+
+    If the program is killed meanwhile, the folder is complete in one of the places.
+    """
+    names = [""] if self.is_file() else sorted(
+        self.list_tree(), key=lambda name: posixpath.basename(name) == MANIFEST)
+    last = [name for name in names if posixpath.basename(name) == MANIFEST]
+    in_parallel(lambda name: self._copy(name, target), [n for n in names if n not in last])
+    for name in last:
+      self._copy(name, target)
+    if names == [""]:
+      self.unlink(missing_ok=True)
+    else:
+      self.remove_tree()
+    return target
+
+  def _copy(self, name: str, target: "BucketPath") -> None:
+    source, copy = (self / name, target / name) if name else (self, target)
+    token: dict[str, str] = {}
+    while True:  # Large objects take several requests.
+      answer = self._call("POST", "b/{}/o/{}/rewriteTo/b/{}/o/{}", source._bucket, source._key,
+                          copy._bucket, copy._key, json_out=True, **token)
+      if answer.get("done", True):
+        return
+      token = {"rewriteToken": answer["rewriteToken"]}
+
+  # ---------------------------------------------------------------- requests
+
+  def _call(self, method: str, path: str, *args: str, **options: Any) -> Any:
+    try:
+      return gcs.open_storage().call(method, path, *args, **options)
+    except OSError as e:
+      if e.errno is not None:
+        e.filename = str(self)
+      raise
+
+  def _content(self, **options: Any) -> bytes:
+    location = gcs.open_storage()._location
+    _, content = self._call("GET", location + "/download/storage/v1/b/{}/o/{}?alt=media",
+                            self._bucket, self._key, **options)
+    return content
+
+  @contextlib.contextmanager
+  def _no_bucket(self) -> Iterator[None]:
+    """Turns the error of a write into a bucket that is not there into one of the storage."""
+    try:
+      yield
+    except FileNotFoundError as e:
+      raise OSError(errno.EIO, f"there is no bucket {self._bucket}", str(self)) from e
+
+
+class _Reader(io.RawIOBase):
+  """An object, read block by block."""
+
+  def __init__(self, path: BucketPath, size: int):
+    self._path, self._size, self._position = path, size, 0
+    self._start, self._block = 0, b""
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._next: tuple[int, concurrent.futures.Future] | None = None
+    self.name = str(path)
+
+  def readable(self) -> bool:
+    """Returns True."""
+    return True
+
+  def seekable(self) -> bool:
+    """Returns True."""
+    return True
+
+  def tell(self) -> int:
+    """Returns the position in bytes."""
+    return self._position
+
+  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    """Moves the position, as `io.IOBase.seek`."""
+    base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+    self._position = max(0, base + offset)
+    return self._position
+
+  def readinto(self, buffer: Any) -> int:
+    """Reads bytes at the position, as `io.RawIOBase.readinto`."""
+    if self._position >= self._size:
+      return 0
+    offset = self._position - self._start
+    if not 0 <= offset < len(self._block):
+      self._load(self._position)
+      offset = 0
+    part = self._block[offset:offset + len(buffer)]
+    buffer[:len(part)] = part
+    self._position += len(part)
+    return len(part)
+
+  def _load(self, start: int) -> None:
+    if self._next and self._next[0] == start:
+      self._block = self._next[1].result()
+    else:
+      self._block = self._fetch(start)
+    self._start, following = start, start + len(self._block)
+    self._next = (following, self._pool.submit(self._fetch, following)) if (
+        following < self._size) else None
+
+  def _fetch(self, start: int) -> bytes:
+    return self._path.read_range(start, min(start + BLOCK_BYTES, self._size))
+
+  def close(self) -> None:
+    """Ends the thread that reads ahead."""
+    self._pool.shutdown(wait=False, cancel_futures=True)
+    super().close()
+
+
+def in_parallel(act: Callable[[Any], Any], items: Iterable[Any],
+                parallel: int = PARALLEL) -> list[Any]:
+  """Returns act(item) of every item, in order, with some requests at a time.
+
+  Args:
+    act: function that makes requests.
+    items: its arguments.
+    parallel: number of requests at a time.
+  """
+  items = list(items)
+  if len(items) < 2:
+    return [act(item) for item in items]
+  with concurrent.futures.ThreadPoolExecutor(min(parallel, len(items))) as pool:
+    return list(pool.map(act, items))
+
+
+def _make_info(item: dict[str, Any]) -> Info:
+  digest = f"md5:{item['md5Hash']}" if "md5Hash" in item else f"crc32c:{item.get('crc32c', '')}"
+  return Info(int(item.get("size", 0)), digest, str(item.get("generation", "")))
+
+
+def _quote_json(text: str) -> str:
+  import json
+  return json.dumps(text)

@@ -1,0 +1,104 @@
+"""Files that grow line by line, as metrics.jsonl, on a disk or in a bucket.
+
+An object cannot be appended to. So in a bucket, the file grows in a temporary folder of this
+machine, and is uploaded whole: by `upload_all` at every checkpoint, and when it is closed.
+"""
+
+import io
+import os
+import pathlib
+import tempfile
+import threading
+
+from bertgpt.files.bucket import BucketPath
+
+_open_files: dict[BucketPath, "_Growing"] = {}
+_mutex = threading.Lock()
+
+
+def open_growing(path: pathlib.Path, *, is_new: bool = False) -> io.FileIO:
+  """Opens a file without a buffer, at its end; it is made if it is missing.
+
+  Args:
+    path: file in an existing folder, or an object.
+    is_new: whether the file must not exist.
+  Raises:
+    OSError: it cannot be opened, or exists although it must not.
+  """
+  if not isinstance(path, BucketPath):
+    return io.FileIO(path, "xb" if is_new else "ab")
+  return _Growing(path, is_new)
+
+
+def append(path: pathlib.Path, line: str) -> None:
+  """Adds a line to a small file, and waits until it is stored.
+
+  Args:
+    path: file in an existing folder, or an object.
+    line: text without the line end. If the last line of the file was cut off by a crash, it is
+      ended first.
+  Raises:
+    OSError: the file cannot be written.
+  """
+  if isinstance(path, BucketPath):
+    old = path.read_bytes() if path.is_file() else b""
+    old += b"" if old.endswith(b"\n") or not old else b"\n"
+    path.write_bytes(old + f"{line}\n".encode())
+    return
+  with open(path, "a+b") as file:
+    if file.tell() and not _ends_a_line(file):
+      line = f"\n{line}"
+    file.write(f"{line}\n".encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _ends_a_line(file) -> bool:
+  file.seek(-1, os.SEEK_END)
+  return file.read(1) == b"\n"
+
+
+def upload_all() -> None:
+  """Uploads the files of buckets that are open and have grown.
+
+  Raises:
+    OSError: one of them cannot be written.
+  """
+  with _mutex:
+    for file in list(_open_files.values()):
+      file.upload()
+
+
+class _Growing(io.FileIO):
+  """A local copy of an object, which is uploaded whole."""
+
+  def __init__(self, path: BucketPath, is_new: bool):
+    self._target, self._uploaded = path, -1
+    self._folder = tempfile.TemporaryDirectory(prefix="bertgpt-")
+    self._copy = pathlib.Path(self._folder.name) / path.name
+    if not is_new and path.is_file():
+      path.download(self._copy)
+      self._uploaded = self._copy.stat().st_size
+    super().__init__(self._copy, "ab")
+    with _mutex:
+      _open_files[path] = self
+
+  def upload(self) -> None:
+    """Writes the object if the file has grown."""
+    content = self._copy.read_bytes()
+    content = content[:content.rfind(b"\n") + 1] if self._target.suffix == ".jsonl" else content
+    if len(content) != self._uploaded:
+      self._target.write_bytes(content)
+      self._uploaded = len(content)
+
+  def close(self) -> None:
+    """Uploads the file and removes the local copy."""
+    if self.closed:
+      return
+    super().close()
+    try:
+      with _mutex:
+        _open_files.pop(self._target, None)
+        self.upload()
+    finally:
+      self._folder.cleanup()

@@ -1,0 +1,50 @@
+"""Locks between processes: of the system for a file, a lease for an object of a bucket."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import socket
+from collections.abc import Callable, Iterator
+
+from bertgpt.files import lease
+from bertgpt.files.bucket import BucketPath
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
+  """Holds an exclusive lock between processes, which is released even after kill -9.
+
+  Args:
+    path: file of the lock; created if it is missing, and not removed. In a bucket, see `lease`.
+    on_held: called with the holder, as "process 12 on host", if another process has the lock. If it
+      returns, this function waits for the lock; if it raises an error, that error is raised.
+  """
+  if isinstance(path, BucketPath):
+    with lease.hold(path, on_held):
+      yield
+    return
+  with path.open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      on_held(file.read().strip() or "another process")
+      fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    yield
+
+
+def check_lock(path: pathlib.Path) -> None:
+  """Checks that a lock of this process in a bucket was not taken over; on a disk, none can be.
+
+  Args:
+    path: path of the lock; nothing is checked if this process does not hold it.
+  Raises:
+    StorageError: another process has taken it over.
+    OSError: the storage does not answer.
+  """
+  if isinstance(path, BucketPath):
+    lease.check(path)

@@ -1,0 +1,67 @@
+"""Reading of JSON that cannot surprise."""
+
+import json
+import pathlib
+from typing import Any
+
+from bertgpt.errors import DataError, one_line
+from bertgpt.files import paths
+
+
+def read_json(path: pathlib.Path, remedy: str, kind: type = dict) -> Any:
+  """Returns the content of a JSON file.
+
+  Args:
+    path: file in UTF-8.
+    remedy: second sentence of the error message, which says what to do if the file is damaged.
+    kind: required type of the content.
+  Raises:
+    DataError: the file cannot be read, is not valid UTF-8 or JSON, has a duplicate key or a number
+      that is not finite, or holds another type. The message is one line that names the file.
+  """
+  try:
+    content = parse_json(path.read_bytes(), is_strict=True)
+  except OSError as e:
+    paths.raise_if_unanswered(e)
+    raise DataError(f"{path}: cannot be read ({e.strerror}). {remedy}") from e
+  except ValueError as e:
+    raise DataError(f"{path}: {e}. {remedy}") from e
+  if not isinstance(content, kind):
+    raise DataError(f"{path}: holds JSON of type {type(content).__name__} instead of "
+                    f"{kind.__name__}. {remedy}")
+  return content
+
+
+def parse_json(text: str | bytes, *, is_strict: bool = False) -> Any:
+  """Parses JSON.
+
+  Args:
+    text: JSON as text, or as UTF-8 with or without a byte-order mark.
+    is_strict: whether to refuse duplicate keys of an object, NaN and Infinity.
+  Raises:
+    ValueError: the text is not usable; the message is one line that continues the name of the text,
+      as "is not valid JSON (Expecting value: ...)".
+  """
+  decoder = _STRICT if is_strict else _LENIENT
+  try:
+    return decoder.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+  except RecursionError:
+    raise ValueError("is not usable JSON (nested too deeply)") from None
+  except ValueError as e:  # Also for invalid UTF-8, and for integers of thousands of digits.
+    raise ValueError(f"is not valid JSON ({one_line(e)})") from e
+
+
+def _refuse_constant(name: str) -> None:
+  raise ValueError(f"{name} is not a finite number")
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+  return found
+
+
+_LENIENT = json.JSONDecoder()
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_make_object)

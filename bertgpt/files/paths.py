@@ -1,0 +1,161 @@
+"""Paths of a disk or of a bucket, and local copies of what lies in a bucket."""
+
+import atexit
+import errno
+import fnmatch
+import functools
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import typing
+from typing import Any, BinaryIO
+
+from bertgpt.errors import ConfigError, StorageError
+from bertgpt.files.bucket import SCHEME, BucketPath, in_parallel
+
+
+def make_path(text: str | os.PathLike) -> pathlib.Path:
+  """Returns the absolute path of a file or folder on a disk, or in a bucket.
+
+  Args:
+    text: path as a user gives it, or gs://bucket/name.
+  Returns:
+    A `pathlib.Path`, or a `BucketPath`, which has the methods that runs and corpora use. The type
+    says `pathlib.Path` so that functions for both need no other one.
+  Raises:
+    ConfigError: the path is in a storage that is neither.
+  """
+  name = os.fspath(text)
+  if problem := find_problem(name):
+    raise ConfigError(problem)
+  if is_remote(name):
+    return typing.cast(pathlib.Path, BucketPath(name))
+  return pathlib.Path(name).expanduser().absolute()
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Returns whether a path is in a bucket."""
+  return os.fspath(path).startswith(SCHEME)
+
+
+def find_problem(path: str) -> str | None:
+  """Returns why a path can be neither read nor written; None if it is on a disk or of gs://.
+
+  Args:
+    path: value of a flag or field.
+  """
+  if path.startswith("s3://"):
+    return (f"{path}: s3:// is not read or written directly. Mount the bucket for text and corpora "
+            "(mountpoint-s3) and give the local path; for a workdir, use gs:// or a disk")
+  if path.startswith(SCHEME):
+    return None if path.removeprefix(SCHEME).partition("/")[0] else (
+        f"{path}: names no bucket. Write gs://BUCKET/NAME")
+  if "://" in path:
+    return (f"{path}: only local paths and gs:// are read and written. Mount the storage, or use "
+            "a local or NFS path")
+  return None
+
+
+def open_read(path: str | os.PathLike) -> BinaryIO:
+  """Opens a file or an object for reading.
+
+  Args:
+    path: path on a disk or in a bucket.
+  Raises:
+    OSError: it cannot be opened.
+  """
+  if is_remote(path):
+    return typing.cast(BinaryIO, BucketPath(os.fspath(path)).open())
+  return open(path, "rb")
+
+
+def raise_if_unanswered(error: Exception) -> None:
+  """Raises StorageError if an error is that of a bucket that does not answer.
+
+  Args:
+    error: error of reading a file, which the caller would take for damage.
+  """
+  if isinstance(error, OSError) and is_remote(str(error.filename)) and error.errno in (
+      errno.EIO, errno.EACCES):
+    raise StorageError(f"{error.filename}: {error.strerror}. Give the same command again"
+                       ) from error
+
+
+def size_of(path: str | os.PathLike) -> int:
+  """Returns the bytes of a file or an object."""
+  if is_remote(path):
+    return BucketPath(os.fspath(path)).stat().st_size
+  return os.path.getsize(path)
+
+
+def match_objects(pattern: str) -> list[str]:
+  """Returns the objects that a glob matches, in the order of their names.
+
+  Args:
+    pattern: gs://BUCKET/GLOB; `**` stands for any number of folders. An object of this very name
+      comes first.
+  Raises:
+    OSError: the storage does not answer.
+  """
+  if (path := BucketPath(pattern)).is_file():
+    return [str(path)]
+  parts = path.parts
+  literal = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
+  if not 0 < literal < len(parts):
+    return []
+  folder = BucketPath("/".join(parts[:literal]))
+  pieces = ["(?:.+/)?" if part == "**" else fnmatch.translate(part).removesuffix(r"\Z")
+            .replace(".*", "[^/]*").replace("(?s:", "(?:") + "/" for part in parts[literal:]]
+  pieces[-1] = ".+" if parts[-1] == "**" else pieces[-1].removesuffix("/")
+  wanted = re.compile("".join(pieces) + r"\Z")
+  return [f"{folder}/{name}" for name in sorted(folder.list_tree()) if wanted.match(name)]
+
+
+def copy_locally(path: pathlib.Path) -> pathlib.Path:
+  """Returns a path on a disk with the content of a file or folder, which is only read.
+
+  A file of a disk is its own copy. Others are downloaded, once per process, into a temporary folder
+  that is removed at the end.
+
+  Args:
+    path: path on a disk or in a bucket; there may be nothing.
+  Raises:
+    OSError: the storage does not answer.
+  """
+  return download(path) if isinstance(path, BucketPath) else path
+
+
+@functools.cache
+def download(path: BucketPath) -> pathlib.Path:
+  """Returns a local copy of an object or a folder, see `copy_locally`."""
+  target = _temporary_folder() / f"{abs(hash(path)):x}" / (path.name or "bucket")
+  target.parent.mkdir(exist_ok=True)
+  if path.is_file():
+    path.download(target)
+  else:
+    download_tree(path, target, path.list_tree())
+  return target
+
+
+def download_tree(path: BucketPath, target: pathlib.Path, names: Any) -> None:
+  """Copies objects of a folder to a local folder.
+
+  Args:
+    path: folder in a bucket.
+    target: local folder.
+    names: names of the objects, relative to the folder.
+  """
+  def fetch(name: str) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (path / name).download(target / name)
+
+  in_parallel(fetch, names)
+
+
+@functools.cache
+def _temporary_folder() -> pathlib.Path:
+  folder = tempfile.mkdtemp(prefix="bertgpt-")
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return pathlib.Path(folder)

@@ -1,0 +1,155 @@
+"""Folders of checkpoints: when a step counts as saved, on a disk and in a bucket.
+
+|                | on a disk                           | in a bucket                         |
+|----------------|-------------------------------------|-------------------------------------|
+| Orbax writes   | into unfinished/STEP/               | into STEP/                          |
+| a step is      | a folder with its number as name    | such a folder with a manifest.json  |
+| it is complete | when it gets this name              | when its manifest is written, last  |
+| it is deleted  | after a rename                      | beginning with the manifest         |
+| unfinished     | what is in unfinished/              | a folder without a manifest         |
+
+In a bucket, there is no rename: a folder of 50 objects would be copied object by object. Only what
+is set aside is moved, manifest last, so that a kill leaves it complete in one of the places.
+"""
+
+import itertools
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bertgpt import files
+from bertgpt.devices import console
+from bertgpt.errors import StorageError
+from bertgpt.runs.manifest import MANIFEST, write_manifest
+
+
+def checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
+  """Returns the folder of the checkpoints, absolute: Orbax fails late with a relative path."""
+  return files.make_path(workdir) / "checkpoints"
+
+
+def find_steps(root: pathlib.Path) -> list[int]:
+  """Returns the numbers of all directories named like a step, ascending.
+
+  Args:
+    root: folder of the checkpoints, which may be absent. On a disk, empty folders are left out; in
+      a bucket, those without a manifest.
+  """
+  if files.is_remote(root):
+    has_content = lambda path: (path / MANIFEST).is_file()
+  else:
+    has_content = lambda path: path.is_dir() and any(path.iterdir())
+  return [int(path.name) for path in _named_like_steps(root) if has_content(path)]
+
+
+def _named_like_steps(root: pathlib.Path) -> list[pathlib.Path]:
+  paths = root.iterdir() if root.is_dir() else ()
+  return sorted((p for p in paths if p.name.isdecimal() and str(int(p.name)) == p.name),
+                key=lambda path: int(path.name))
+
+
+def clean(root: pathlib.Path) -> None:
+  """Deletes the remains of interrupted saves, and makes the folder; for the holder of the lock.
+
+  Args:
+    root: folder of the checkpoints.
+  Raises:
+    OSError: it cannot be written.
+  """
+  if files.is_remote(root):
+    for path in _named_like_steps(root):
+      if not (path / MANIFEST).is_file():
+        path.remove_tree()  # type: ignore[attr-defined]
+    return
+  unfinished = root / "unfinished"
+  # Renamed first: after a failed save, writers in this process may still be adding files.
+  if unfinished.is_dir():
+    unfinished.rename(root / f"discarded-{secrets.token_hex(4)}")
+  unfinished.mkdir(parents=True)
+  for discarded in root.glob("discarded-*"):
+    shutil.rmtree(discarded, ignore_errors=True)
+
+
+def find_place(root: pathlib.Path, step: int) -> pathlib.Path:
+  """Returns the folder that Orbax writes a step to.
+
+  Args:
+    root: folder of the checkpoints.
+    step: number of the step.
+  """
+  return root / str(step) if files.is_remote(root) else root / "unfinished" / str(step)
+
+
+def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
+            before: Callable[[], None] = lambda: None) -> None:
+  """Makes what Orbax has written a step.
+
+  Args:
+    root: folder of the checkpoints.
+    step: number of the step.
+    content: content of the manifest, see `write_manifest`.
+    before: called just before a manifest in a bucket is written.
+  Raises:
+    OSError: a file cannot be read or written.
+    StorageError: another process has taken over the lock of the run.
+  """
+  place, path = find_place(root, step), root / str(step)
+  if files.is_remote(root):
+    before()
+    write_manifest(place, dict(content), before=lambda: files.check_lock(root.parent / ".lock"))
+    return
+  write_manifest(place, dict(content))
+  if os.path.lexists(path):
+    set_aside(path, "is not a checkpoint, but has the name of one")
+  place.rename(path)
+
+
+def delete(root: pathlib.Path, step: int) -> None:
+  """Deletes a step.
+
+  Args:
+    root: folder of the checkpoints.
+    step: number of the step.
+  Raises:
+    OSError: it cannot be deleted.
+  """
+  if files.is_remote(root):
+    (root / str(step)).remove_tree()  # type: ignore[attr-defined]
+  else:
+    # Moved first: a partly deleted directory must not look like a damaged step.
+    shutil.rmtree((root / str(step)).rename(root / "unfinished" / f"deleted-{step}"))
+
+
+def rename_aside(path: pathlib.Path, prefix: str) -> pathlib.Path:
+  """Renames a folder to PREFIX-NAME-N, with the first free number, and returns the new path.
+
+  Args:
+    path: folder of a step.
+    prefix: 'damaged' or 'rolled-back'.
+  Raises:
+    OSError: it cannot be renamed.
+  """
+  is_there = (lambda p: p.exists()) if files.is_remote(path) else os.path.lexists
+  target = next(target for n in itertools.count()
+                if not is_there(target := path.with_name(f"{prefix}-{path.name}-{n}")))
+  path.rename(target)
+  return target
+
+
+def set_aside(path: pathlib.Path, reason: str) -> None:
+  """Renames a directory, or a file, that must not be mistaken for a step.
+
+  Args:
+    path: the directory.
+    reason: what is wrong with it, as the end of a sentence.
+  Raises:
+    StorageError: it cannot be renamed.
+  """
+  try:
+    target = rename_aside(path, "damaged")
+  except OSError as e:
+    raise StorageError(f"{path} {reason}, and cannot be renamed ({e.strerror})") from e
+  console.say(f"WARNING: {path} {reason}. It is set aside as {target.name}")

@@ -1,0 +1,154 @@
+"""Documents of shards in a bucket are those that array_record reads; the index is copied once."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+
+from bertgpt import config as config_lib
+from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus import prepare, remote, writer
+from bertgpt.errors import DataError, StorageError
+
+SIZES = (0, 1, 10, 200, 5_000, 65_400, 65_536, 200_000)
+
+
+@pytest.fixture
+def records():
+  rng = random.Random(3)
+  return [rng.randbytes(rng.choice(SIZES)) for _ in range(120)]
+
+
+def write_shard(path, records):
+  shard = array_record_module.ArrayRecordWriter(os.fspath(path), writer.WRITER_OPTIONS)
+  for record in records:
+    shard.write(record)
+  shard.close()
+
+
+def test_records_are_those_that_were_written(bucket, tmp_path, records):
+  write_shard(tmp_path / "a", records)
+  (bucket / "a").upload(tmp_path / "a")
+  places = remote.find_places(bucket / "a", len(records))
+  order = np.random.default_rng(0).permutation(len(records))
+  assert remote.read_records(bucket / "a", places[order], places[order + 1]) == [
+      records[i] for i in order]
+
+
+def test_a_shard_of_another_kind_is_refused(bucket, tmp_path, records):
+  write_shard(tmp_path / "a", records)
+  (bucket / "a").upload(tmp_path / "a")
+  for number, content in enumerate([b"", b"x" * 100, (tmp_path / "a").read_bytes()[:-1]]):
+    (bucket / str(number)).write_bytes(content)
+    with pytest.raises(DataError, match="damaged|holds"):
+      remote.find_places(bucket / str(number), len(records))
+  with pytest.raises(DataError, match="holds 120 documents instead of 121"):
+    remote.find_places(bucket / "a", 121)
+  with pytest.raises(DataError, match="missing"):
+    remote.find_places(bucket / "none", 1)
+
+
+# ------------------------------------------------------------- whole corpora
+
+
+@pytest.fixture
+def make_config(story, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(writer, "SHARD_BYTES", 4000)
+
+  def make(**data):
+    config = config_lib.base()
+    config.data.update(source=f"text:{story}", prepare_workers=0, validation_fraction=0.2, **data)
+    config.tokenizer.update(kind="wordpiece", vocab_size=90)
+    return config
+
+  return make
+
+
+@pytest.fixture
+def two(bucket, tmp_path, make_config):
+  """The same corpus on a disk and in a bucket."""
+  return [prepare.prepare(make_config(cache_dir=str(tmp_path)), path)
+          for path in (tmp_path / "corpus", bucket / "corpus")]
+
+
+def test_a_corpus_in_a_bucket_is_that_of_a_disk(two, storage):
+  on_disk, in_bucket = two
+  assert {n: (in_bucket / n).read_bytes() for n in in_bucket.list_tree()} == {
+      str(p.relative_to(on_disk)): p.read_bytes() for p in on_disk.rglob("*") if p.is_file()}
+  for split in corpus_lib.SPLITS:
+    expected, found = (corpus_lib.open_corpus(path, split) for path in two)
+    assert found.identity == expected.identity and len(found) == len(expected) > 8
+    assert found.tokenizer.fingerprint() == expected.tokenizer.fingerprint()
+    documents = np.random.default_rng(0).integers(0, len(expected), 50)
+    for a, b in zip(found.tokens(documents), expected.tokens(documents), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_the_index_is_copied_once_per_host(two, storage):
+  names = lambda: [path for _, path in storage.requests if ".npy" in path or "alt=media" in path
+                   and "manifest.json" not in path]
+  corpus_lib.open_corpus(two[1], "train")
+  assert names()
+  storage.requests.clear()
+  again = corpus_lib.open_corpus(two[1], "validation")
+  assert not names()
+  storage.requests.clear()
+  again.tokens([0, 1, 2])
+  assert len(storage.requests) == 3  # One per document.
+
+
+def test_damage_in_a_bucket_is_named(two, bucket, tmp_path):
+  path = two[1]
+  shard = next(name for name in path.list_tree() if "array_record" in name)
+  content = (path / shard).read_bytes()
+  (path / shard).write_bytes(content[:-1])
+  with pytest.raises(DataError, match="bytes instead of"):
+    corpus_lib.open_corpus(path, "train")
+  (path / shard).unlink()
+  with pytest.raises(DataError, match=f"{shard}: missing"):
+    corpus_lib.open_corpus(path, "train")
+  (path / shard).write_bytes(content)
+  index = (path / "train-document_lengths.npy").read_bytes()
+  (path / "train-document_lengths.npy").write_bytes(index[:-1] + b"\7")
+  with pytest.raises(DataError, match="train-document_lengths.npy: damaged"):
+    corpus_lib.open_corpus(path, "train")
+  (path / "train-document_lengths.npy").write_bytes(index)
+  corpus_lib.open_corpus(path, "train")  # Nothing of the damage was kept.
+
+
+def test_an_upload_that_was_interrupted_is_made_again(two, make_config, tmp_path):
+  path = two[1]
+  (path / "manifest.json").unlink()
+  with pytest.raises(DataError, match="not a prepared corpus"):
+    corpus_lib.open_corpus(path, "train")
+  assert prepare.prepare(make_config(cache_dir=str(tmp_path)), path) == path
+  corpus_lib.open_corpus(path, "train")
+
+
+def test_what_is_not_a_corpus_is_not_deleted(two, make_config, tmp_path):
+  path = two[1]
+  (path / "manifest.json").rename(path / "notes.txt")
+  with pytest.raises(Exception, match="exists and was not made from this source"):
+    prepare.prepare(make_config(cache_dir=str(tmp_path)), path)
+  assert (path / "notes.txt").is_file()
+
+
+def test_a_cache_in_a_bucket_is_used(bucket, make_config, storage):
+  config = make_config(cache_dir=str(bucket / "cache"))
+  path = prepare.ensure_prepared(config)
+  assert path.parent == bucket / "cache" and corpus_lib.is_corpus(path)
+  storage.requests.clear()
+  assert prepare.ensure_prepared(config) == path
+  assert not [request for request in storage.requests if request[0] == "POST"]
+
+
+def test_a_storage_that_stays_away_is_no_damage(two, storage, monkeypatch):
+  train_set = corpus_lib.open_corpus(two[1], "train")
+  train_set.tokens([0])
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "1")
+  storage.faults.is_down = True
+  with pytest.raises(StorageError, match="does not answer"):
+    train_set.tokens([0, 1])

@@ -1,0 +1,229 @@
+"""Paths in a bucket behave like paths on a disk, and a storage that does not answer is an error."""
+
+import errno
+import io
+import os
+import pathlib
+import threading
+import time
+
+import pytest
+
+from bertgpt import files
+from bertgpt.errors import ConfigError, StorageError, exit_code
+from bertgpt.files import bucket as bucket_lib
+from bertgpt.files import gcs
+
+NAMES = ("a.txt", "b/c.txt", "b/d/e.jsonl", "b/d/[f]", "g h/\u00e9%2F.bin")
+
+
+@pytest.fixture
+def both(bucket, tmp_path):
+  """The same files in a folder on a disk and in a bucket."""
+  for name in NAMES:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    for root in (tmp_path, bucket):
+      (root / name).write_bytes(name.encode() * 3)
+  return tmp_path, bucket
+
+
+def test_names_are_those_of_pathlib():
+  ours, theirs = files.make_path("gs://b/x/y/z.tar.gz"), pathlib.PurePosixPath("/b/x/y/z.tar.gz")
+  for name in ("name", "stem", "suffix"):
+    assert getattr(ours, name) == getattr(theirs, name)
+  assert str(ours.parent / "n") == "gs://b/x/y/n" == str(ours.with_name("n"))
+  assert list(map(str, ours.parents)) == ["gs://b/x/y", "gs://b/x", "gs://b"]
+  assert ours.relative_to(ours.parents[1]) == "y/z.tar.gz"
+  assert os.fspath(files.make_path("gs://b//x/../y/")) == "gs://b/y"
+  assert sorted([ours, ours.parent]) == [ours.parent, ours]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("gs://", "names no bucket"), ("gs:///x", "names no bucket"),
+    ("s3://b/x", "Mount the bucket"), ("hdfs://b/x", "only local paths and gs://")])
+def test_other_storages_are_refused_with_what_to_do(text, message):
+  with pytest.raises(ConfigError, match=message):
+    files.make_path(text)
+
+
+def test_queries_give_what_a_disk_gives(both):
+  def describe(root):
+    place = lambda path: os.fspath(path).removeprefix(f"{root}/")
+    return [
+        sorted(place(p) for p in root.iterdir()), sorted(place(p) for p in root.glob("*/*.txt")),
+        sorted(place(p) for p in root.glob("b/*")), sorted(place(p) for p in root.glob("none/*")),
+        [((root / n).is_file(), (root / n).is_dir(), (root / n).exists(),
+          (root / n).read_bytes() if (root / n).is_file() else None)
+         for n in (*NAMES, "b", "b/d", "none", "a", "b/c")],
+        [(root / n).stat().st_size for n in NAMES]]
+
+  on_disk, in_bucket = both
+  assert describe(in_bucket) == describe(on_disk)
+  assert sorted(in_bucket.list_tree()) == sorted(NAMES)
+
+
+def test_a_missing_object_is_a_missing_file(both):
+  for root in both:
+    with pytest.raises(FileNotFoundError) as e:
+      (root / "none").read_bytes()
+    assert e.value.filename == os.fspath(root / "none") and e.value.errno == errno.ENOENT
+    with pytest.raises(FileNotFoundError):
+      (root / "none").unlink()
+    (root / "none").unlink(missing_ok=True)
+
+
+def test_a_listing_of_several_pages_is_complete(bucket, storage):
+  names = [f"{i:04d}" for i in range(1100)]
+  bucket_lib.in_parallel(lambda name: (bucket / name).write_bytes(b""), names)
+  assert [p.name for p in bucket.iterdir()] == names
+
+
+def test_reading_in_blocks_gives_the_content(bucket, tmp_path, monkeypatch):
+  monkeypatch.setattr(bucket_lib, "BLOCK_BYTES", 1000)
+  content = os.urandom(12_345)
+  (tmp_path / "local").write_bytes(content)
+  (bucket / "x").upload(tmp_path / "local")
+  with files.open_read(bucket / "x") as ours, io.BytesIO(content) as theirs:
+    for seek, size in ((0, 10), (11_999, 400), (500, 2500), (12_340, 100), (3, -1)):
+      assert ours.seek(seek) == theirs.seek(seek)
+      assert ours.read(size) == theirs.read(size)
+      assert ours.tell() == theirs.tell()
+  (bucket / "x").download(tmp_path / "copy")
+  assert (tmp_path / "copy").read_bytes() == content
+
+
+@pytest.mark.parametrize("pattern", ["*.txt", "b/*", "**/*.txt", "b/**", "**/e.jsonl", "b/d/[f]",
+                                     "b/[abc].txt", "*/?.txt", "none/*", "none", "**"])
+def test_globs_match_what_glob_matches(both, pattern):
+  import glob
+  on_disk, in_bucket = both
+  expected = sorted(os.path.relpath(p, on_disk) for p in glob.glob(
+      os.path.join(on_disk, pattern), recursive=True) if os.path.isfile(p))
+  if pattern == "b/d/[f]":  # The object of this very name comes first, as for files.
+    expected = ["b/d/[f]"]
+  found = files.match_objects(f"{in_bucket}/{pattern}")
+  assert [path.removeprefix(f"{in_bucket}/") for path in found] == expected
+
+
+# ------------------------------------------------------------------ writing
+
+
+def test_a_folder_is_uploaded_with_its_manifest_last_and_deleted_with_it_first(bucket, storage):
+  with files.new_folder(bucket / "new", "--out") as folder:
+    for name in ("z.txt", "manifest.json", "a/b.txt"):
+      (folder / name).parent.mkdir(exist_ok=True)
+      (folder / name).write_text(name)
+    assert not (bucket / "new").exists()
+  assert "manifest.json" in storage.requests[-1][1]
+  with pytest.raises(ConfigError, match="exists already"), files.new_folder(bucket / "new", "--o"):
+    pass
+  storage.requests.clear()
+  (bucket / "new").remove_tree()
+  deleted = [path for method, path in storage.requests if method == "DELETE"]
+  assert deleted[0].endswith("manifest.json") and len(deleted) > 2
+  assert not bucket.exists()
+
+
+def test_nothing_is_uploaded_if_the_writing_fails(bucket):
+  with pytest.raises(ZeroDivisionError), files.publish_when_done(bucket / "x") as scratch:
+    scratch.write_text("half")
+    raise ZeroDivisionError
+  assert not (bucket / "x").exists()
+
+
+def test_a_renamed_folder_is_complete_in_one_place_at_any_time(bucket, storage):
+  for name in ("params/0", "params/1", "manifest.json"):
+    (bucket / "1" / name).write_bytes(b"x")
+  storage.requests.clear()
+  (bucket / "1").rename(bucket / "damaged-1-0")
+  writes = [path for method, path in storage.requests if method in ("POST", "DELETE")]
+  copies = [i for i, path in enumerate(writes) if "/rewriteTo/" in path]
+  manifests = [i for i, path in enumerate(writes) if "manifest.json" in path]
+  assert manifests[:2] == [copies[-1], copies[-1] + 1]  # Copied last, deleted first.
+  assert sorted(bucket.list_tree()) == [f"damaged-1-0/{n}" for n in (
+      "manifest.json", "params/0", "params/1")]
+
+
+def test_a_growing_file_is_uploaded_whole(bucket):
+  path = bucket / "metrics.jsonl"
+  path.write_bytes(b"1\n")
+  with files.open_growing(path) as file:
+    file.write(b"2\n3")
+    assert path.read_bytes() == b"1\n"
+    files.upload_all()
+    assert path.read_bytes() == b"1\n2\n"  # Without the line that is being written.
+    file.write(b"3\n")
+  assert path.read_bytes() == b"1\n2\n33\n"
+  files.append(path, "4")
+  assert path.read_bytes() == b"1\n2\n33\n4\n"
+
+
+def test_a_local_copy_of_a_folder(both):
+  on_disk, in_bucket = both
+  copy = files.copy_locally(in_bucket)
+  assert {name: (copy / name).read_bytes() for name in NAMES} == {
+      name: (on_disk / name).read_bytes() for name in NAMES}
+  assert files.copy_locally(on_disk) == on_disk
+
+
+# ------------------------------------------------------------------- faults
+
+
+def test_a_storage_that_refuses_for_a_while_is_asked_again(bucket, storage):
+  storage.faults.refuse = 3
+  (bucket / "x").write_bytes(b"content")
+  storage.faults.refuse = 3
+  assert (bucket / "x").read_bytes() == b"content"
+
+
+def test_a_storage_that_goes_away_and_comes_back_is_asked_again(bucket, storage):
+  (bucket / "x").write_bytes(b"content")
+  storage.faults.is_down = True
+  timer = threading.Timer(1.5, storage.clear)
+  timer.start()
+  assert (bucket / "x").read_bytes() == b"content"
+  timer.join()
+
+
+def test_a_storage_that_stays_away_is_an_error_with_code_74(bucket, storage):
+  storage.faults.is_down = True
+  start = time.monotonic()
+  with pytest.raises(OSError, match="does not answer") as e:
+    (bucket / "x").read_bytes()
+  assert exit_code(e.value) == 74 and e.value.filename == f"{bucket}/x"
+  assert time.monotonic() - start > 1  # It was asked again.
+  with pytest.raises(StorageError, match="does not answer"):  # And not: the file is damaged.
+    files.read_json(bucket / "x", "Make it again")
+
+
+def test_a_silent_storage_is_an_error(bucket, storage, monkeypatch):
+  import aiohttp
+  monkeypatch.setattr(gcs.open_storage(), "requests_timeout",
+                      aiohttp.ClientTimeout(total=None, sock_read=0.3))
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "1")
+  storage.faults.delay = 2
+  with pytest.raises(OSError, match="does not answer .timeout"):
+    (bucket / "x").read_bytes()
+
+
+def test_a_bucket_that_is_not_there(bucket):
+  path = files.make_path("gs://no-such-bucket/run")
+  assert not path.exists()
+  with pytest.raises(OSError, match="there is no bucket no-such-bucket") as e:
+    path.write_bytes(b"")
+  assert exit_code(e.value) == 74
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "inf"])
+def test_the_variable_must_hold_a_time(monkeypatch, text):
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", text)
+  with pytest.raises(ConfigError, match="give a number of seconds"):
+    gcs.give_up_seconds()
+
+
+def test_tensorstore_gives_up_after_about_the_same_time(monkeypatch):
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "120")
+  retries = gcs.tensorstore_retries()
+  first, longest = (float(retries[k][:-1]) for k in ("initial_delay", "max_delay"))
+  waits = [min(first * 2**i, longest) for i in range(retries["max_retries"])]
+  assert 120 <= sum(waits) < 120 + longest

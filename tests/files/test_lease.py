@@ -1,0 +1,109 @@
+"""One process at a time holds the lock of a bucket, and a killed one does not keep it."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from bertgpt import files
+from bertgpt.errors import ConfigError, StorageError
+from bertgpt.files import lease
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+HOLDER = """
+import sys, time
+from bertgpt import files
+with files.lock(files.make_path(sys.argv[1]), lambda holder: None):
+  print("held", flush=True)
+  time.sleep(600)
+"""
+
+
+def refuse(holder):
+  raise ConfigError(f"in use by {holder}")
+
+
+def hold_elsewhere(path):
+  process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE,
+                             text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+  assert process.stdout.readline() == "held\n"
+  return process
+
+
+def test_a_second_holder_is_refused_and_a_killed_one_is_replaced(bucket):
+  path = bucket / ".lock"
+  process = hold_elsewhere(path)
+  try:
+    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on "), \
+         files.lock(path, refuse):
+      pass
+  finally:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert path.exists()  # It could not clean up.
+  with files.lock(path, refuse):
+    files.check_lock(path)
+  assert not path.exists()
+
+
+def test_a_lock_of_another_machine_counts_until_it_is_silent(bucket, monkeypatch):
+  monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
+  path = bucket / ".lock"
+  other = {"holder": "process 7 on far", "machine": "far", "pid": os.getpid()}
+  path.write_bytes(json.dumps(other).encode())
+  monkeypatch.setattr(lease, "EXPIRY_SECONDS", 600)
+  renewal = threading.Timer(0.5, lambda: path.write_bytes(json.dumps(other).encode()))
+  renewal.start()
+  with pytest.raises(ConfigError, match="process 7 on far"), files.lock(path, refuse):
+    pass
+  renewal.join()
+  monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.5)
+  with files.lock(path, refuse):
+    assert b"far" not in path.read_bytes()
+
+
+def test_of_many_that_find_a_dead_lock_one_gets_it(bucket):
+  path = bucket / ".lock"
+  path.write_bytes(json.dumps({"holder": "x", "machine": lease._describe_machine(),
+                               "pid": 2**22 + 1, "started": "1"}).encode())
+  won, lost, release = [], [], threading.Event()
+
+  def take():
+    try:
+      with files.lock(path, refuse):
+        won.append(True)
+        release.wait(30)
+    except ConfigError:
+      lost.append(True)
+      if len(lost) == 7:
+        release.set()
+
+  threads = [threading.Thread(target=take) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(60)
+  assert (len(won), len(lost)) == (1, 7)
+
+
+def test_the_holder_learns_that_its_lock_was_taken_over(bucket):
+  path = bucket / ".lock"
+  with files.lock(path, refuse):
+    files.check_lock(path)
+    path.write_bytes(b'{"holder": "process 8 on other", "key": "1"}')
+    with pytest.raises(StorageError, match="process 8 on other has taken this run over"):
+      files.check_lock(path)
+  assert path.exists()  # It is not ours to delete.
+
+
+def test_a_lost_answer_to_a_write_is_not_taken_for_another_process(bucket):
+  path = bucket / ".lock"
+  with files.lock(path, refuse):
+    path.write_bytes(path.read_bytes())  # As if a renewal had been stored twice.
+    files.check_lock(path)
+    files.check_lock(path)

@@ -1,0 +1,223 @@
+"""Whole runs in a bucket: killed anywhere, through faults of the storage, they end as on a disk."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import bucket_server
+import jax
+import numpy as np
+import program as program_lib
+import pytest
+
+from bertgpt import cli
+from bertgpt.hub import opening
+from bertgpt.runs import checkpoint
+
+KEEP_ONE = "--config.checkpoint.keep=1"
+
+
+@dataclasses.dataclass
+class Killer:
+  """Kills a process when a request arrives, before it is passed on or after it was."""
+
+  process: subprocess.Popen
+  method: str
+  pattern: str
+  when: str
+  at: int = 1  # Which of the requests.
+  has_killed: bool = False
+
+  def __post_init__(self):
+    self._mutex = threading.Lock()
+
+  def __call__(self, method, path, when):
+    is_meant = re.fullmatch(self.method, method) and re.search(self.pattern, path)
+    if when != self.when or not is_meant:
+      return self.has_killed
+    with self._mutex:
+      self.at -= 1
+      if self.at == 0:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.has_killed = True
+      return self.has_killed
+
+
+@pytest.fixture
+def program(tmp_path):
+  return program_lib.make_program(tmp_path)
+
+
+def start(program, workdir, *arguments, module="bertgpt", seconds=60):
+  env = os.environ | {
+      "PYTHONPATH": str(program_lib.ROOT), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "XDG_CACHE_HOME": str(program.folder / "host"), "BERTGPT_BUCKET_SECONDS": str(seconds)}
+  return subprocess.Popen(
+      [sys.executable, "-m", module, "train", f"--config={program.folder}/recipe.py",
+       f"--workdir={workdir}", KEEP_ONE, *arguments], env=env, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def train(program, workdir, *arguments, **options):
+  return program_lib.finish(start(program, workdir, *arguments, **options))
+
+
+# What is being written when the process is killed, in the order of a run.
+KILLS = [
+    ("PUT|POST", "/10/params", "before", 2),     # The first checkpoint, half written.
+    ("POST", "/10/manifest", "before", 1),       # The first checkpoint, but for its manifest.
+    ("POST", "/20/manifest", "after", 1),        # A checkpoint that is just complete.
+    ("DELETE", "/20/manifest", "after", 1),      # An old checkpoint, half deleted.
+    ("POST", "metrics.jsonl", "before", 2),       # The curves, at the checkpoint of the last step.
+]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_five_times_ends_as_one_on_a_disk(program, bucket, storage, tmp_path):
+  """One request in thirty is answered with 503, and everything that can be is in the bucket."""
+  whole = train(program, tmp_path / "disk")
+  assert whole.returncode == 0, whole.stderr
+  source = bucket / "text.txt"
+  source.write_bytes((tmp_path / "text.txt").read_bytes())
+  fields = (f"--config.data.source=text:{source}", f"--config.data.cache_dir={bucket}/cache")
+  storage.faults.share = 1 / 30
+  for method, pattern, when, at in KILLS:
+    process = start(program, bucket / "run", *fields)
+    storage.faults.on_request = killer = Killer(process, method, pattern, when, at)
+    result = program_lib.finish(process)
+    assert killer.has_killed and result.returncode == -signal.SIGKILL, (pattern, result.stderr)
+  storage.faults.on_request = None
+  assert (bucket / "run" / ".lock").is_file()
+  last = train(program, bucket / "run", *fields)
+  assert last.returncode == 0, last.stderr
+  assert "going on after step" in last.stderr
+  assert_equal_runs(bucket / "run", tmp_path / "disk")
+  assert not (bucket / "run" / ".lock").exists()
+  assert [p.name for p in (bucket / "run" / "checkpoints").iterdir()] == ["40"]
+
+
+def assert_equal_runs(found, expected):
+  assert program_lib.fingerprints(found) == program_lib.fingerprints(expected)
+  assert program_lib.curves(found) == program_lib.curves(expected)
+  a, b = (checkpoint.restore_params(path)[0] for path in (found, expected))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  report = (expected / "report.md").read_text()
+  assert (found / "report.md").read_text().replace(f"{found}/", "") == report.replace(
+      f"{expected}/", "")
+
+
+@pytest.mark.slow
+def test_a_bucket_that_goes_away_ends_the_run_with_74_and_it_continues(program, bucket, storage,
+                                                                       tmp_path):
+  whole = train(program, tmp_path / "disk")
+  process = start(program, bucket / "run", seconds=3)
+
+  def go_away(method, path, when):
+    if method == "POST" and "/20/manifest" in path and when == "before":
+      storage.faults.is_down = True
+
+  storage.faults.on_request = go_away
+  result = program_lib.finish(process)
+  storage.clear()
+  assert result.returncode == 74, result.stderr
+  error = result.stderr.strip().splitlines()[-1]
+  assert re.search("could not be saved .*does not answer|gs://.* does not answer", error), error
+  assert "Traceback" not in result.stderr
+  again = train(program, bucket / "run")
+  assert again.returncode == whole.returncode == 0, again.stderr
+  assert "going on after step 10" in again.stderr
+  assert_equal_runs(bucket / "run", tmp_path / "disk")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket(program, bucket):
+  port = program_lib.free_port()
+  started = [start(program, bucket / "run", f"--distributed=127.0.0.1:{port},2,{i}",
+                   "--config.mesh.fsdp=2") for i in range(2)]
+  for result in map(program_lib.finish, started):
+    assert result.returncode == 0, result.stderr
+  alone = train(program, bucket / "run")  # One process reads what two have written.
+  assert alone.returncode == 0 and "done, 40 steps" in alone.stderr, alone.stderr
+
+
+# ------------------------------------------------------------------ commands
+
+
+@pytest.fixture
+def run_in_bucket(storage, finished_bert, bucket):  # `storage` first: it may skip the test.
+  """A finished run, copied from a disk into the bucket."""
+  for path in sorted(finished_bert.rglob("*")):
+    if path.is_file() and path.name != ".lock":
+      (bucket / "run" / path.relative_to(finished_bert)).upload(path)
+  return bucket / "run"
+
+
+def test_a_run_is_verified_exported_and_used_from_a_bucket(storage, run_in_bucket, finished_bert,
+                                                           bucket, capsys, tmp_path):
+  assert cli.main(["verify", f"--workdir={run_in_bucket}"]) == 0
+  assert "checkpoints/20: good" in capsys.readouterr().out
+  assert cli.main(["export", f"--workdir={run_in_bucket}", f"--out={bucket}/export"]) == 0
+  assert cli.main(["export", f"--workdir={finished_bert}", f"--out={tmp_path}/export"]) == 0
+  for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+    assert (bucket / "export" / name).read_bytes() == (tmp_path / "export" / name).read_bytes()
+  capsys.readouterr()
+  outputs = []
+  for workdir in (run_in_bucket, finished_bert):
+    assert cli.main(["fill", f"--workdir={workdir}", "--text=the cat [MASK] the dog"]) == 0
+    outputs.append(capsys.readouterr().out)
+  assert outputs[0] == outputs[1] != ""
+
+
+def test_the_model_of_init_from_and_finetune_comes_from_a_bucket(storage, run_in_bucket,
+                                                                 finished_bert):
+  found, expected = (opening.open_model(path, "--init") for path in (run_in_bucket, finished_bert))
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+  assert found.tokenizer.fingerprint() == expected.tokenizer.fingerprint()
+  assert found.step == expected.step == 20
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_told_from_an_unfinished_one(storage, run_in_bucket,
+                                                                         capfd):
+  from bertgpt.runs import step_folders
+  root = run_in_bucket / "checkpoints"
+  for name in (root / "20").list_tree():
+    if name != "manifest.json":
+      (root / "30" / name).write_bytes(b"half")
+    (root / "40" / name).write_bytes((root / "20" / name).read_bytes())
+  assert checkpoint.find_steps(root) == [20, 40]  # 30 has no manifest; 40 has that of 20.
+  assert checkpoint.committed_steps(run_in_bucket) == [20]
+  step_folders.clean(root)
+  assert {p.name for p in root.iterdir() if p.is_dir()} == {"20", "40"}
+  step_folders.set_aside(root / "40", "is damaged")
+  assert "It is set aside as damaged-40-0" in capfd.readouterr().err
+  assert checkpoint.find_steps(root) == [20]
+  assert len((root / "damaged-40-0").list_tree()) == len((root / "20").list_tree())
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["verify", "--workdir=s3://b/run"], "Mount the bucket"),
+    (["finetune", "--config=finetune_glue", "--init=x", "--workdir=gs://b/r"], "only local paths"),
+    (["verify", "--workdir=gs://"], "names no bucket")])
+def test_what_is_not_supported_is_said_in_a_line(arguments, message, capsys):
+  assert cli.main(arguments) == 2
+  error = capsys.readouterr().err
+  assert message in error and len(error.splitlines()) == 1
+
+
+def test_a_bucket_that_is_not_there_is_said_in_a_line(bucket, capsys):
+  assert cli.main(["verify", f"--workdir={bucket}/none"]) == 2
+  assert "no such folder" in capsys.readouterr().err
+
+
+def test_the_test_server_keeps_its_word(storage, bucket):
+  """The condition on which the lock rests is kept by the server of these tests."""
+  assert bucket_server.ROOT in str(bucket)
+  (bucket / "x").write_bytes(b"1", generation="0")
+  with pytest.raises(FileExistsError):
+    (bucket / "x").write_bytes(b"2", generation="0")
