@@ -130,12 +130,6 @@ def _field_header(number: int, length: int) -> bytes:
   return bytes(header)
 
 
-def sha256_file(path: pathlib.Path) -> str:
-  """Returns the SHA-256 (hex) of a file, which is always read; `digests` remembers hashes."""
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 # ----------------------------------------------------------------- reading
 
 
@@ -375,12 +369,7 @@ def _load_split(path: pathlib.Path, split: str) -> Corpus:
 
 
 def find_index(path: pathlib.Path, manifest: dict) -> pathlib.Path:
-  """Returns the folder on a disk with the index of a corpus, copied once per host from a bucket.
-
-  Args:
-    path: folder of the corpus.
-    manifest: content of its manifest.json.
-  """
+  """Returns the folder on a disk with the index of a corpus, copied once per host from a bucket."""
   return remote.copy_index(path, manifest) if isinstance(path, files.BucketPath) else path
 
 

@@ -26,6 +26,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import prepare
+from bertgpt.data.corpus import writer as writer_lib
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text import pieces, sources
 from bertgpt.data.text.digests import sha256_files
@@ -150,7 +151,7 @@ def _digest_source(config: ConfigDict, part: Part) -> dict:
 
 
 def _describe_file(path: pathlib.Path) -> dict:
-  return {"bytes": path.stat().st_size, "sha256": corpus_lib.sha256_file(path)}
+  return {"bytes": path.stat().st_size, "sha256": writer_lib.sha256_file(path)}
 
 
 def _describe(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> dict:

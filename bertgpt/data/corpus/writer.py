@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ from bertgpt.data.corpus.corpus import (
   MANIFEST,
   index_file,
   open_shard,
-  sha256_file,
   shard_file,
 )
 from bertgpt.errors import one_line
@@ -163,6 +163,12 @@ def _as_os_error(file: pathlib.Path) -> Iterator[None]:
     yield
   except RuntimeError as e:
     raise OSError(errno.EIO, f"not written ({one_line(e)})", os.fspath(file)) from e
+
+
+def sha256_file(path: pathlib.Path) -> str:
+  """Returns the SHA-256 (hex) of a file, which is always read; `digests` remembers hashes."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 class _ArrayWriter:
