@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_five_times_ends_as_one_on_a_disk(program, bucket, 
   assert (bucket / "run" / ".lock").is_file()
   last = train(program, bucket / "run", *fields)
   assert last.returncode == 0, last.stderr
-  assert "going on after step" in last.stderr
+  assert "resuming after step" in last.stderr
   assert_equal_runs(bucket / "run", tmp_path / "disk")
   assert not (bucket / "run" / ".lock").exists()
   assert [p.name for p in (bucket / "run" / "checkpoints").iterdir()] == ["40"]
@@ -131,7 +131,7 @@ def test_a_bucket_that_goes_away_ends_the_run_with_74_and_it_continues(program, 
   assert "Traceback" not in result.stderr
   again = train(program, bucket / "run")
   assert again.returncode == whole.returncode == 0, again.stderr
-  assert "going on after step 10" in again.stderr
+  assert "resuming after step 10" in again.stderr
   assert_equal_runs(bucket / "run", tmp_path / "disk")
 
 
