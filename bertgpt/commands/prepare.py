@@ -7,7 +7,7 @@ from bertgpt.errors import ConfigError
 
 HELP = "Turn text into a prepared corpus."
 USES = ("bertgpt.data.corpus.prepare", "bertgpt.data.corpus.machines", "bertgpt.data.corpus.beam",
-        "bertgpt.devices.watchdog")
+        "bertgpt.data.text.pieces", "bertgpt.devices.watchdog")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prepares the corpus, or a part of it, and prints its path."""
   from bertgpt.data.corpus import beam, machines, prepare
-  from bertgpt.data.text.pieces import Part
+  from bertgpt.data.text import pieces
   from bertgpt.devices import watchdog
   config, out = arguments.config, arguments.out
   watchdog.arm(config.system.hang_timeout_minutes)
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
       print(beam.prepare(config, out, arguments.beam_args))
   elif arguments.part:
     make = machines.sample_part if arguments.train_tokenizer else machines.prepare_part
-    print(make(config, out, Part(*arguments.part)))
+    print(make(config, out, pieces.Part(*arguments.part)))
   elif arguments.train_tokenizer:
     print(machines.train_tokenizer(config, out, merges=arguments.merge))
   elif arguments.merge:
