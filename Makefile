@@ -4,7 +4,7 @@
 # make test-hf    the comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
-# make test-gcs   the tests of buckets; installs gcsfs
+# make test-gcs   the tests of buckets; installs gcsfs; ARGS='-m slow': runs that are killed
 # make soak       kills, stops and damages small runs: MINUTES=20 SEED=1 PROCESSES=1
 # make recovery   how long runs take to end after a fault, and to be back: REPETITIONS=5
 # make bench-gpu  half an hour on a machine with a GPU: correctness, speed, bottlenecks
@@ -70,7 +70,7 @@ test-gpu: $(GPU_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(ARGS)
 
 test-gcs: $(GCS_STAMP)
-	$(BIN)/python -m pytest -n 2 tests/files tests/data/corpus/test_remote.py tests/test_buckets.py \
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests/files tests/data/corpus/test_remote.py tests/test_buckets.py \
 	  $(ARGS)
 
 # Writes bench-gpu.json. make bench-gpu ARGS=--rehearse: small sizes, on the CPU.
