@@ -122,10 +122,11 @@ def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None,
     loaded: tokenizer at `config.tokenizer.path`; None: it is loaded if there is a path.
     known: SHA-256 (hex) of every file of the source by its path; None: the files are read.
   """
+  tokenizer = describe_choice(config, loaded)  # First: a wrong one is found without the text.
   return {
       "format_version": corpus_lib.FORMAT_VERSION,
       "source_identity": sources.identity(config.data.source, config.data.cache_dir, known),
-      "tokenizer": describe_choice(config, loaded),
+      "tokenizer": tokenizer,
       "options": describe_options(config),
   }
 
