@@ -101,8 +101,9 @@ wait_for_slice() { # Returns when the slices are there; creates what is gone.
 # shellcheck disable=SC2016 # The hosts expand it.
 IS_RUNNING='grep -qs bertgpt "/proc/$(cat pid 2>/dev/null)/cmdline"'
 LOOK="mkdir -p ~/bertgpt-run && cd ~/bertgpt-run || exit 1
-if [ -f code ]; then echo \"bertgpt ended with code \$(cat code)\$([ ! -f stop ] || echo ', stopped')\"
-elif $IS_RUNNING; then echo 'bertgpt is running'; else echo 'bertgpt is gone'; fi"
+if $IS_RUNNING; then echo 'bertgpt is running'
+elif [ -f code ]; then echo \"bertgpt ended with code \$(cat code)\$([ ! -f stop ] || echo ', stopped')\"
+else echo 'bertgpt is gone'; fi"
 # shellcheck disable=SC2016 # The hosts expand it.
 STOP='cd ~/bertgpt-run && touch stop && pkill -TERM -P "$(cat pid)"'
 # shellcheck disable=SC2016 # The hosts expand it.
@@ -131,7 +132,11 @@ unfollow() {
   [ -z "$follower" ] || kill -- "-$follower" 2>/dev/null
   follower=""
 }
-trap unfollow EXIT
+ends_file=$(mktemp)
+trap 'unfollow; rm -f "$ends_file"' EXIT
+# Only `wait` is interrupted by a signal: a command substitution would be waited for.
+trap 'exit 143' TERM
+trap 'exit 129' HUP
 
 watch() { # Waits until the run has ended on all hosts, and prints how; "lost" if they are gone.
   local found silent=0 last=0
@@ -159,7 +164,9 @@ train() {
       follow &
       follower=$!
       set +m
-      ends=$(watch)
+      watch > "$ends_file" &
+      wait "$!"
+      ends=$(< "$ends_file")
       unfollow
     else
       ends="not started"

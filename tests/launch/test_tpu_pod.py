@@ -3,6 +3,8 @@
 The commands for the hosts are run for real, with a program that ends as the test says.
 """
 
+import contextlib
+import signal
 import subprocess
 import time
 
@@ -56,6 +58,7 @@ def cloud(tmp_path):
   stand_in.add(tmp_path, "program", PROGRAM)
   (tmp_path / "states").write_text("READY\n")
   (tmp_path / "runs").write_text("")
+  (tmp_path / "calls").touch()
   yield tmp_path
   for pid in tmp_path.glob("hosts/*/*/bertgpt-run/pid"):
     subprocess.run(["pkill", "-KILL", "-s", pid.read_text().strip()], check=False)
@@ -144,16 +147,26 @@ def test_a_run_outlives_its_script_and_is_stopped_with_a_checkpoint(cloud):
   prepare(cloud, "waits waits", "0 0")
   watching = ["bash", stand_in.LAUNCH / "tpu_pod.sh", "--config", "a b"]
   environment = stand_in.environment(cloud, TPU="slice", ZONE="zone", SETUP=SETUP, PAUSE="0.02")
-  with subprocess.Popen(watching, cwd=cloud, env=environment) as script:
-    wait_for(lambda: len(runs(cloud)) == 2)
+  with started(watching, cwd=cloud, env=environment) as script:
+    wait_for(lambda: (cloud / "calls").read_text().count("tail -n") == 1)
     script.terminate()
-  with subprocess.Popen(watching, cwd=cloud, env=environment, stderr=subprocess.PIPE,
-                        text=True) as script:
+    assert script.wait(60) in (143, -signal.SIGTERM)
+  with started(watching, cwd=cloud, env=environment, stderr=subprocess.PIPE, text=True) as script:
     wait_for(lambda: (cloud / "calls").read_text().count("tail -n") > 1)
     assert run(cloud, "stop").returncode == 0
     assert script.wait(60) == 75
     assert "2 bertgpt ended with code 75, stopped" in script.stderr.read()
   assert len(runs(cloud)) == 2
+
+
+@contextlib.contextmanager
+def started(command, **options):
+  """A process that ends with the block, also if an assertion fails in it."""
+  with subprocess.Popen(command, **options) as process:
+    try:
+      yield process
+    finally:
+      process.kill()
 
 
 def wait_for(is_so):
