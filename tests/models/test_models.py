@@ -119,7 +119,7 @@ def to_float64(params):
 def test_bert_equals_numpy(norm, activation):
   config = make_config(norm=norm, activation=activation)
   inputs = make_inputs(np.random.default_rng(0))
-  tokens, sequence_ids, positions, segments, predict, cls, _ = inputs
+  tokens, sequence_ids, positions, segments, predict, cls, *_ = inputs
   model, params = init(config, inputs)
   mlm, nsp = model.apply({"params": params}, inputs)
 
