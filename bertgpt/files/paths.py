@@ -4,13 +4,14 @@ import atexit
 import errno
 import fnmatch
 import functools
+import io
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 import typing
-from typing import Any, BinaryIO
+from typing import Any
 
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.files.bucket import SCHEME, BucketPath, in_parallel
@@ -58,7 +59,7 @@ def find_problem(path: str) -> str | None:
   return None
 
 
-def open_read(path: str | os.PathLike) -> BinaryIO:
+def open_read(path: str | os.PathLike) -> io.BufferedReader:
   """Opens a file or an object for reading.
 
   Args:
@@ -67,7 +68,7 @@ def open_read(path: str | os.PathLike) -> BinaryIO:
     OSError: it cannot be opened.
   """
   if is_remote(path):
-    return typing.cast(BinaryIO, BucketPath(os.fspath(path)).open())
+    return typing.cast(io.BufferedReader, BucketPath(os.fspath(path)).open())
   return open(path, "rb")
 
 

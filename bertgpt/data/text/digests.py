@@ -40,7 +40,7 @@ def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str
   known, new_entries, digests = _load(cache_dir / CACHE), {}, {}
   for path in paths:
     if files.is_remote(path):  # The storage has hashed it.
-      digests[path] = files.make_path(path).stat().digest
+      digests[path] = files.make_path(path).stat().digest  # type: ignore[attr-defined]
       continue
     key, before = os.path.abspath(path), _state(path)
     entry = known.get(key)
