@@ -11,7 +11,7 @@ import numpy as np
 from bertgpt.config import ConfigDict, max_sequences
 from bertgpt.data.batches import packing
 from bertgpt.data.batches.pairs import gather_sentences, has_one_sequence, segments_of
-from bertgpt.data.batches.parts import NO_LABEL, PART, Plan, Texts, offsets_of
+from bertgpt.data.batches.parts import NO_LABEL, PART, Plan, Texts, offsets_of, place_in_rows
 from bertgpt.data.batches.sentences import assemble, specs
 
 __all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
@@ -90,11 +90,7 @@ def _place(parts, sizes, offsets):
     parts: PART [C, 2], in the order of the rows; changed in place.
     sizes: tokens of every sequence with special tokens, int64 [C].
   """
-  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
-  before = offsets_of(sizes)
-  origin = before[:-1] - before[row_starts]
-  parts["origin"] = origin[:, None]
+  origin = place_in_rows(parts, sizes, offsets)
   parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)
-  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
   is_there = (parts["length"] > 0) | (parts["segment"] == 0)
   return Plan(parts[is_there], offsets_of(is_there.sum(axis=1))[offsets])

@@ -24,7 +24,7 @@ from bertgpt.data.batches.parts import (
     Plan,
     Specs,
     Texts,
-    offsets_of,
+    place_in_rows,
     sequence_arrays,
     sequence_specs,
 )
@@ -243,12 +243,8 @@ def place_pairs(parts: np.ndarray, offsets: np.ndarray) -> Plan:
     parts: PART [C, 2], both parts of every pair, in the order of the rows; changed in place.
     offsets: integers [R+1]; row r holds the pairs offsets[r]..offsets[r + 1].
   """
-  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
-  before = offsets_of(parts["length"].sum(axis=1) + 3)
-  origin = before[:-1] - before[row_starts]
-  parts["origin"] = origin[:, None]
+  origin = place_in_rows(parts, parts["length"].sum(axis=1) + 3, offsets)
   parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)
-  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
   return Plan(parts.ravel(), 2 * offsets)
 
 

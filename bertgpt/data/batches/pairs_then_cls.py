@@ -11,7 +11,7 @@ import numpy as np
 from bertgpt.config import ConfigDict, max_sequences
 from bertgpt.data.batches import packing, pairs
 from bertgpt.data.batches.pairs import has_one_sequence
-from bertgpt.data.batches.parts import NO_LABEL, Plan, Texts, offsets_of
+from bertgpt.data.batches.parts import NO_LABEL, Plan, Texts, place_in_rows
 from bertgpt.data.batches.sentences import assemble, specs
 
 __all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
@@ -57,11 +57,7 @@ def _place(parts, sizes, offsets):
     parts: PART [C, 3], in the order of the rows; changed in place.
     sizes: tokens of every sequence with special tokens, int64 [C].
   """
-  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
-  before = offsets_of(sizes)
-  origin = before[:-1] - before[row_starts]
-  parts["origin"] = origin[:, None]
+  origin = place_in_rows(parts, sizes, offsets)
   after_a = origin + parts["length"][:, 0] + 1
   parts["column"] = np.stack([origin, after_a, origin + sizes - 1], axis=1)
-  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
   return Plan(parts.ravel(), 3 * offsets)

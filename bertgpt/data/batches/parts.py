@@ -102,6 +102,24 @@ def select(corpus: Corpus, documents: np.ndarray) -> Texts:
   return Texts(documents, offsets_of(counts), bounds)
 
 
+def place_in_rows(parts: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+  """Writes 'origin' and 'sequence' of parts whose sequences lie in rows one after another.
+
+  Args:
+    parts: PART [C, P], the P parts of every sequence, in the order of the rows; changed in place.
+    sizes: tokens of every sequence with its special tokens, integers [C].
+    offsets: integers [R+1]; row r holds the sequences offsets[r]..offsets[r + 1].
+  Returns:
+    int64 [C], the column in which every sequence begins.
+  """
+  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
+  before = offsets_of(sizes)
+  origin = before[:-1] - before[row_starts]
+  parts["origin"] = origin[:, None]
+  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
+  return origin
+
+
 def offsets_of(counts: np.ndarray) -> np.ndarray:
   """Returns the sums before every count and the total: int64 [N+1] for integers [N]."""
   return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

@@ -1,10 +1,10 @@
-"""Rows of streams that are read from both sides: a row goes on where the same row of the step
-before ended.
+"""Rows of streams that are read from both sides: a row continues where the same row of the
+previous step ended.
 
 The sentences of the text are shuffled and laid end to end in as many streams as a batch has rows.
 A sentence of n words takes n + 1 places. At these places, the forward direction reads [CLS] and the
 words and predicts the words and [SEP]; the backward direction reads [SEP] and the words from the
-last to the first, and predicts the words and [CLS]. So nothing is predicted across the border of
+last to the first, and predicts the words and [CLS]. Nothing is predicted across the border of
 two sentences. A sentence that does not fit into the row continues in the same row of the next step.
 
 Arrays of a batch in addition to those of every format, whose `tokens` are read forward:
