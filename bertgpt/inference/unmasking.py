@@ -16,6 +16,7 @@ Axes: B rows, L length, M masks of a row, V vocabulary.
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,26 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 NUM_MARKS = 2  # [CLS] and [SEP] around a text.
+
+
+class Rows(NamedTuple):
+  """Rows that hold texts to continue; one without masks pads the batch.
+
+  Attributes:
+    tokens_BL: int32, with [MASK] where a token is wanted.
+    lengths_B: integers, tokens with both marks.
+    starts_B: integers, the first masked position.
+    counts_B: integers, masks.
+    steps_B: integers, steps in which they are revealed, at least 1.
+    seeds_B: uint32, what the draws of a row depend on.
+  """
+
+  tokens_BL: jax.Array | np.ndarray
+  lengths_B: jax.Array | np.ndarray
+  starts_B: jax.Array | np.ndarray
+  counts_B: jax.Array | np.ndarray
+  steps_B: jax.Array | np.ndarray
+  seeds_B: jax.Array | np.ndarray
 
 
 def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
@@ -70,25 +91,24 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     slots = buckets.bucket(int(counts[which].max()), size)
     steps_B = counts[which] if steps is None else np.minimum(counts[which], steps)
     with trained_lib.exact_products(trained.config):
-      tokens_BL = jax.device_get(_unmask(
-          trained.model, slots, params, tokens_BL, np.pad(lengths[which], fill),
-          np.pad(starts[which], fill), np.pad(counts[which], fill),
-          np.pad(steps_B, fill, constant_values=1), np.pad(rows[which], fill), banned_V,
-          jax.random.key(seed), sampling))
+      batch = Rows(tokens_BL, np.pad(lengths[which], fill), np.pad(starts[which], fill),
+                   np.pad(counts[which], fill), np.pad(steps_B, fill, constant_values=1),
+                   np.pad(rows[which], fill))
+      tokens_BL = jax.device_get(_unmask(trained.model, slots, params, batch, banned_V,
+                                         jax.random.key(seed), sampling))
     for i, tokens_L in zip(which, tokens_BL, strict=False):
       added[i] = tokens_L[starts[i]:starts[i] + counts[i]]
   return added
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _unmask(model, slots, params, tokens_BL, lengths_B, starts_B, counts_B, steps_B, rows_B,
-            banned_V, key, sampling):
-  """Returns the rows without masks, [B, L]; `slots` is M."""
-  num_rows, length = tokens_BL.shape
+def _unmask(model, slots, params, rows, banned_V, key, sampling):
+  """Returns the tokens of `rows` without masks, [B, L]; `slots` is M."""
+  num_rows, length = rows.tokens_BL.shape
   at_B1 = jnp.arange(num_rows)[:, None]
-  places_BM = jnp.minimum(starts_B[:, None] + jnp.arange(slots), length - 1)
-  is_wanted_BM = jnp.arange(slots) < counts_B[:, None]
-  row_keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B)
+  places_BM = jnp.minimum(rows.starts_B[:, None] + jnp.arange(slots), length - 1)
+  is_wanted_BM = jnp.arange(slots) < rows.counts_B[:, None]
+  row_keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows.seeds_B)
   place_keys_BM = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row_keys_B, places_BM)
   keys_of = lambda number: jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, number)))(
       place_keys_BM)
@@ -96,7 +116,7 @@ def _unmask(model, slots, params, tokens_BL, lengths_B, starts_B, counts_B, step
 
   def reveal(step, state):
     tokens_BL, is_masked_BM = state
-    inputs = Inputs.of_texts(tokens_BL, lengths_B)._replace(predict_positions_BK=places_BM)
+    inputs = Inputs.of_texts(tokens_BL, rows.lengths_B)._replace(predict_positions_BK=places_BM)
     logits_BMV, _ = model.apply({"params": params}, inputs)
     logits_BMV = jnp.where(banned_V, -jnp.inf, logits_BMV[..., :model.config.vocab_size])
     drawn_BM = draw(logits_BMV.reshape(-1, logits_BMV.shape[-1]), sampling,
@@ -105,10 +125,11 @@ def _unmask(model, slots, params, tokens_BL, lengths_B, starts_B, counts_B, step
     score_BM = jnp.where(sampling.temperature == 0, certainty_BM, order_BM)
     rank_BM = jnp.argsort(jnp.argsort(jnp.where(is_masked_BM, -score_BM, jnp.inf), axis=1), axis=1)
     # After step s of S, s / S of the tokens are revealed, rounded down.
-    done_B = lambda step: counts_B * jnp.minimum(step, steps_B) // steps_B
+    done_B = lambda step: rows.counts_B * jnp.minimum(step, rows.steps_B) // rows.steps_B
     is_new_BM = is_masked_BM & (rank_BM < (done_B(step + 1) - done_B(step))[:, None])
     places = jnp.where(is_new_BM, places_BM, length)  # Others are dropped.
     tokens_BL = tokens_BL.at[at_B1, places].set(drawn_BM, mode="drop")
     return tokens_BL, is_masked_BM & ~is_new_BM
 
-  return jax.lax.fori_loop(0, steps_B.max(), reveal, (tokens_BL, is_wanted_BM))[0]
+  start = rows.tokens_BL, is_wanted_BM
+  return jax.lax.fori_loop(0, rows.steps_B.max(), reveal, start)[0]
