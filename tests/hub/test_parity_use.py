@@ -110,7 +110,8 @@ def test_features_are_the_hidden_states_of_transformers(layer):
   for ids, found in zip(tokens, embed.embed_rows(ours, tokens, layer, 2), strict=True):
     hidden = theirs.bert(torch.tensor(ids[None]), output_hidden_states=True).hidden_states
     expected = {"cls": hidden[-1][0, 0], "mean": hidden[-1][0].mean(0), "last": hidden[-1][0],
-                "last3": torch.cat(hidden[-3:], -1)[0], "last4": torch.cat(hidden[-4:], -1)[0]}[layer]
+                "last3": torch.cat(hidden[-3:], -1)[0],
+                "last4": torch.cat(hidden[-4:], -1)[0]}[layer]
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-4)
 
 
