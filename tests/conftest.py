@@ -23,9 +23,12 @@ HAS_CUDA = importlib.util.find_spec("jax_cuda12_plugin") is not None
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
-# A shell starts what it is to run in the background deaf to Ctrl-C, and tests send it.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what it is to run in the background deaf to Ctrl-C, `nohup` makes it deaf to
+# SIGHUP, and tests send both.
+for number, handler in ((signal.SIGINT, signal.default_int_handler),
+                        (signal.SIGHUP, signal.SIG_DFL)):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    signal.signal(number, handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -87,7 +87,8 @@ def weights_under(out) -> set[str]:
 
 
 @pytest.mark.parametrize("save, kept", [
-    ("best", {"lr0.01-seed0"}), ("none", set()), ("all", {"lr1e-09-seed0", "lr0.01-seed0"})])
+    ("best", {"lr0.01-seed0"}), pytest.param("none", set(), marks=pytest.mark.slow),
+    pytest.param("all", {"lr1e-09-seed0", "lr0.01-seed0"}, marks=pytest.mark.slow)])
 def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
   """The first rate learns nothing, and the second one replaces it as the best."""
   rates = "--config.learning_rates=1e-9,1e-2"
@@ -96,6 +97,7 @@ def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
   assert weights_under(tmp_path) == kept
 
 
+@pytest.mark.slow
 def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, capsys):
   """A later start that keeps only the best, or has no weights for it, removes none of them."""
   def tune(*arguments):

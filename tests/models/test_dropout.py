@@ -96,7 +96,9 @@ def test_the_mask_is_the_same_on_every_mesh(mesh):
     np.testing.assert_array_equal(jax.jit(apply)(jnp.ones(SHAPE)), alone)
 
 
-@pytest.mark.parametrize("generator", ["hash", "threefry", "rbg"])
+@pytest.mark.parametrize("generator", [
+    "hash", pytest.param("threefry", marks=pytest.mark.slow),
+    pytest.param("rbg", marks=pytest.mark.slow)])
 def test_a_model_drops_with_every_generator(generator):
   dropping = tiny.make_config(dropout=0.5, attention_dropout=0.5, dropout_rng=generator)
   losses = []

@@ -62,7 +62,8 @@ def trained_by(config):
           for name, grads in found.items()}
 
 
-@pytest.mark.parametrize("sharing", ["shared", "gdes", "none"])
+@pytest.mark.parametrize("sharing", [
+    "shared", "gdes", pytest.param("none", marks=pytest.mark.slow)])
 def test_the_discriminators_loss_does_not_train_the_generator(sharing):
   """Only tables that both models share have gradients of both losses."""
   trained = trained_by(make_config(embedding_sharing=sharing))

@@ -44,6 +44,7 @@ def make_older(path):
     file.write_text(manifest_lib.encode(content))
 
 
+@pytest.mark.slow
 def test_an_old_run_continues_as_it_began(train, tmp_path, capsys):
   whole, old, isolated = (tmp_path / name for name in ("whole", "old", "isolated"))
   assert train(whole, 4) == train(old, 2) == train(isolated, 4, ISOLATED) == 0

@@ -58,7 +58,8 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
     start.check_phases(old, new, 5, pathlib.Path("run"))
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [
+    (2, 2, 2), pytest.param((1, 1, 1), marks=pytest.mark.slow)])
 def test_the_output_bias_may_start_at_the_frequencies(mesh):
   """A model whose other parameters have no effect then predicts like a unigram model."""
   config = tiny.make_config("mlm", mesh=mesh)

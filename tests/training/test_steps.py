@@ -31,7 +31,8 @@ def make_steps(setup, count):
   return state, losses
 
 
-@pytest.mark.parametrize("objective", ["mlm_nsp", "mlm", "causal"])
+@pytest.mark.parametrize("objective", [
+    "mlm_nsp", "causal", pytest.param("mlm", marks=pytest.mark.slow)])
 def test_the_loss_of_one_batch_falls(objective):
   config = tiny.make_config(objective, dropout=0.1, attention_dropout=0.1)
   config.phases[0].learning_rate = 1e-3
@@ -54,7 +55,7 @@ def test_first_losses_of_a_seed_are_those_on_record():
 GOLDEN = (6.211855, 6.152495, 6.248095)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("micro_batches", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(micro_batches):
   config = tiny.make_config()
   with tiny.Setup(config) as setup:
