@@ -66,7 +66,7 @@ def compile_for(config: ConfigDict, name: str, phase_index: int,
 
   Args:
     config: config of the recipe.
-    name: slice, as 'v5e:4x4'.
+    name: slice, such as 'v5e:4x4'.
     phase_index: number of the phase.
     rows_per_chip: rows of a micro-batch per chip.
   Returns:
@@ -102,7 +102,7 @@ def describe(name: str, step: aot.CompiledStep, parameters: float) -> list[Row]:
   """Returns the rows of one slice.
 
   Args:
-    name: slice, as 'v5e:4x4'.
+    name: slice, such as 'v5e:4x4'.
     step: step compiled for the slice.
     parameters: bytes of all parameters in float32.
   """

@@ -45,7 +45,7 @@ class Row(NamedTuple):
     what: description of the number.
     value: its spread over the rounds.
     unit: unit of the value; 'x' for a ratio.
-    asked: required value, as '>= 1.0'; '': none.
+    asked: required value, such as '>= 1.0'; '': none.
   """
 
   what: str

@@ -34,7 +34,7 @@ def run_program() -> int:
   if is_distributed and code:
     with contextlib.suppress(OSError):
       sys.stdout.flush()
-    os._exit(code)  # At a normal exit, JAX would wait 300 s for the others, and they for this one.
+    os._exit(code)  # Normally, JAX would wait 300 s for the other processes, which wait too.
   return code
 
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None,
     console.say(f"{name}: {e if isinstance(e, signals.Terminated) else 'interrupted'}. The same "
                 f"command {'continues where it stopped' if resumes(arguments) else 'begins again'}")
     return code_of_interrupt(e, arguments)
-  except BrokenPipeError:  # As in `bertgpt data | head`.
+  except BrokenPipeError:  # For example in `bertgpt data | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return StorageError.exit_code
   except OSError as e:

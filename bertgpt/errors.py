@@ -12,7 +12,7 @@
 | 130       |                   | Ctrl-C outside the training loop                    |
 
 The codes from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
-the word "Timeout" comes from the watchdog: a step did not end, because a peer or a device hangs.
+the word "Timeout" comes from the watchdog: a step did not end, because a peer or a device hung.
 Any other code, with a traceback, indicates a bug.
 """
 
@@ -90,10 +90,10 @@ def exit_code(e: BaseException) -> int:
 def one_line(e: BaseException) -> str:
   """Returns the message of an exception, as one line that another message can quote.
 
-  Errors of the system are quoted with reason and file, as in "No such file or directory: a.txt".
-  Libraries raise RuntimeError, ValueError and Exception with whole sentences, which are quoted
-  unchanged. Other messages mean little without the type, so it is added, as in "KeyError: 'name'".
-  An empty message is replaced by the type.
+  Errors of the operating system are quoted with reason and file, for example "No such file or
+  directory: a.txt". Libraries raise RuntimeError, ValueError and Exception with whole sentences,
+  which are quoted unchanged. Other messages mean little without their type, so it is added:
+  "KeyError: 'name'". An empty message is replaced by the type.
 
   Args:
     e: any exception.

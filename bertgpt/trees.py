@@ -1,4 +1,4 @@
-"""Trees addressed by the paths of their leaves, as 'params/layers/mlp/up/kernel'."""
+"""Trees addressed by the paths of their leaves, such as 'params/layers/mlp/up/kernel'."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
-  """Returns the path of a leaf, as 'a/b/c'.
+  """Returns the path of a leaf, such as 'a/b/c'.
 
   Args:
     key_path: keys of the leaf, as `jax.tree_util.tree_map_with_path` passes them.

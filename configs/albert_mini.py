@@ -13,9 +13,9 @@ Expected   With 4.6 M tokens of Wikipedia, on held-out text, as far as the run h
            Without context, perplexity is 1,171 and MLM accuracy 5.1%. The order of sentences is not
            learned yet: the larger class is 50.3%.
 
-For the first 400 steps, the loss is that of predicting token frequencies, twice as long as for a
-BERT of this size. With rows of 16 tokens for only 300 steps, perplexity was still 994 after 800
-steps.
+For the first 400 steps, the loss is that of predicting token frequencies; with a BERT of this size,
+this phase is half as long. With rows of 16 tokens for only 300 steps, perplexity was still 994
+after 800 steps.
 """
 
 from bertgpt.config import phase, recipes

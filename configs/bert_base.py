@@ -15,7 +15,7 @@ Expected   Held-out MLM perplexity 3.99 (Devlin et al. 2018, arXiv:1810.04805, t
            accuracy 97-98%; fine-tuned: MNLI-m 84.4, SST-2 92.7, SQuAD 1.1 F1 88.5 (dev).
 Status     Not yet run.
 
-The paper does not pack. With --config.data.packing=True, rows hold more text, so that the same
+The paper does not pack rows. With --config.data.packing=True, rows hold more text, so the same
 number of steps reads more of it.
 """
 

@@ -34,8 +34,8 @@ together, and the model has to learn that it should compare them. Measured on he
   random initialization.
 * The output bias is initialized with the frequencies of tokens, and kernels and embeddings with a
   standard deviation of 0.09. The first phase learns more than the frequencies after 240 steps, and
-  after 340 with 0.05 (with 128 rows per step). Not better: 0.15, positions with 0.25, a rate of
-  8e-3, and query and key kernels that are initially equal.
+  after 340 with 0.05 (with 128 rows per step). None of these was better: 0.15, positions with 0.25,
+  a learning rate of 8e-3, and query and key kernels that are initially equal.
 """
 
 from bertgpt.config import base, phase

@@ -10,9 +10,9 @@ Expected   With Wikipedia, on held-out text, as far as the run has been followed
              MLM accuracy, %       10.7  15.0  16.1  16.8
              RTD loss            0.3425 0.3367 0.3313 0.3264
            The generator learns more than the frequencies of tokens. The loss of the discriminator
-           falls with it, but it calls no token replaced yet: 12% of the tokens are.
+           falls with it, but the discriminator calls no token replaced yet, although 12% are.
 
-As in `demo`, rows of 16 tokens, Muon, and initial values whose deviation is 1 / sqrt(width).
+As in `demo`: rows of 16 tokens, Muon, and initial values with standard deviation 1 / sqrt(width).
 """
 
 from bertgpt.config import families, phase, recipes

@@ -41,7 +41,7 @@ def get_config(argument="mlm"):
   """Returns the config of a size and an objective.
 
   Args:
-    argument: 'mlm' or 'causal'; before it, the recipes of other sizes give theirs, as in
+    argument: 'mlm' or 'causal'; the recipes of other sizes put their own name before it, as in
       'ettin_32m mlm'.
   """
   *size, objective = argument.split()

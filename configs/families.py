@@ -1,4 +1,4 @@
-r"""One text, one tokenizer, one number of tokens and one size, with every family of models.
+r"""Every family of models, with the same text, tokenizer, number of tokens and size.
 
 Command    bertgpt train --config configs/families.py --workdir runs/families \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
@@ -10,12 +10,12 @@ Expected   docs/finetuning.md has the commands that compare the families.
 Status     Not yet run.
 
 `bertgpt sweep` trains them all, one after the other; --config families:electra is one of them. Each
-has its own layers, rows and objective, and 4.7 to 5.2 M parameters besides its tables of embeddings
-(ELECTRA: of both models together). They share what such a short run needs (see `wiki_mini`): rows
-of 16 tokens first, Muon, no dropout, initial values. Six layers of width 256 are the rule. ALBERT
-has one layer of width 640, three times, so that it has as many parameters, and its step is three
-times as much work; that of XLNet, with its two streams, is twice as much. ELMo reads and counts
-words, not pieces, in streams of 32; it has its own vocabulary and Adagrad.
+has its own layers, rows and objective, and 4.7 to 5.2 M parameters besides its embedding tables
+(ELECTRA: both models together). They share what such a short run needs (see `wiki_mini`): rows of
+16 tokens first, Muon, no dropout, initial values. Most have six layers of width 256. ALBERT applies
+one layer of width 640 three times, so that it has as many parameters; its step is three times as
+much work. The step of XLNet, with its two streams, is twice as much. ELMo reads and counts words,
+not pieces, in streams of 32; it has its own vocabulary and Adagrad.
 """
 
 from bertgpt.config import base, families, leaves, recipes
@@ -106,7 +106,7 @@ def _use_elmo(config):
 
 
 def _use_preset(config, family, size, **changes):
-  """Takes a family's fields, but those in which all short runs agree."""
+  """Sets the fields of a family's preset, except those that all short runs share."""
   kept = ("init_std", "position_init", "position_init_std", "dropout", "attention_dropout")
   short = {field: config.model[field] for field in kept}
   config.model.update(families.FAMILIES[family].presets[size])

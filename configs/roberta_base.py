@@ -9,7 +9,7 @@ Data       160 GB in the paper: BooksCorpus and Wikipedia, CC-News, OpenWebText,
            byte-level BPE of the same size is trained on the source; its ids differ from
            those of the published one.
 Hardware   1,024 V100 GPUs and about a day per 100k steps in the paper. Here 64 GPUs or TPU chips: a
-           micro-batch is then 16 rows per device. For other numbers, scale
+           micro-batch is then 16 rows per device. With other numbers of devices, scale
            --config.phases[0].micro_batches inversely: 512 on one device.
 Expected   On dev sets, fine-tuned: MNLI 87.6, QNLI 92.8, QQP 91.9, RTE 78.7, SST-2 94.8, MRPC 90.2,
            CoLA 63.6, STS-B 91.2 (github.com/facebookresearch/fairseq, examples/roberta, 2019).

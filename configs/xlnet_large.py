@@ -10,8 +10,9 @@ Expected   On dev sets, fine-tuned: MNLI 89.8, QNLI 93.9, QQP 91.8, RTE 83.8, SS
            (Yang et al. 2019, arXiv:1906.08237, tables 1, 2, 3 and 5).
 Status     Not yet run.
 
-Half of a row is permuted on its own and sees only itself; the other half also sees the first. In
-the paper, the first half also continues the row of the step before, whose features it sees.
+The first half of a row is permuted on its own and sees only itself; the second half also sees the
+first. In the paper, the first half also continues the row of the previous step, whose features it
+sees.
 """
 
 from bertgpt.config import base, families, phase

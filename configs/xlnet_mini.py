@@ -7,8 +7,8 @@ Hardware   Two CPU cores.
 Expected   Not yet known.
 Status     Not yet run.
 
-A step costs about twice as much as that of a masked LM with as many predicted tokens, because
-these are a second stream, and each stream has a second product of queries and distances.
+A step costs about twice as much as that of a masked LM with as many predicted tokens, because the
+predicted tokens are a second stream, and each stream has one more matmul, of queries and distances.
 """
 
 from bertgpt.config import families, phase, recipes

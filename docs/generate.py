@@ -147,9 +147,10 @@ def write_config() -> str:
       group = field.split(".")[0] if "." in field else "The run"
       groups.setdefault(group, []).append((field, defaults[field]))
   blocks: list[str | list[str]] = [
-      "Every field of a pretraining (`bertgpt.config.base()`), of one of its phases "
-      "(`bertgpt.config.phase()`) and of a fine-tuning (`bertgpt.config.finetuning.base()`). "
-      "`--config.FIELD=VALUE` overrides a field; [config](../config.md) explains recipes."]
+      "Every field of a pretraining config (`bertgpt.config.base()`), of one of its phases "
+      "(`bertgpt.config.phase()`) and of a fine-tuning config "
+      "(`bertgpt.config.finetuning.base()`). `--config.FIELD=VALUE` overrides a field; "
+      "[config](../config.md) explains recipes."]
   for group, leaves in groups.items():
     blocks += [f"## {group}", field_table(leaves, comments, pretraining.CHOICES)]
   blocks += ["## A phase", "`config.phases` is a tuple of `phase(...)`; "
@@ -167,10 +168,11 @@ def write_config() -> str:
   tuning_defaults = dict(config_lib.leaves(finetuning.base()))
   tuning = [(f, tuning_defaults[f]) for f in own if f.split(".")[0] not in shared]
   tuning_choices = {"task.truncation": finetuning.TRUNCATIONS, "save": finetuning.SAVES}
-  blocks += ["## A fine-tuning", f"A fine-tuning also has the groups {codes(shared)} of a "
-             "pretraining, with `log.tensorboard=False`.",
+  blocks += ["## Fine-tuning", f"A fine-tuning config also has the groups {codes(shared)} of a "
+             "pretraining config, with `log.tensorboard=False`.",
              field_table(tuning, own, tuning_choices),
-             f"These may change when a fine-tuning resumes: {codes(finetuning.RESUMABLE)}."]
+             "These fields may change when fine-tuning resumes: "
+             f"{codes(finetuning.RESUMABLE)}."]
   return page("Config fields", *blocks)
 
 

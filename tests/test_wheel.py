@@ -53,5 +53,5 @@ def test_recipes_are_found_by_name_from_any_folder(installed, tmp_path):
   assert result.stdout.splitlines() == [
       str(installed / "bertgpt/__init__.py"), " ".join(recipes.names()), "1024"], result.stderr
   result = run(installed, tmp_path, "-m", "bertgpt", "data", "--config=bert_base", "--steps=first")
-  assert result.stderr == "bertgpt data: --steps=first: give numbers, as 0,1,2\n"
+  assert result.stderr == "bertgpt data: --steps=first: give numbers, such as 0,1,2\n"
   assert result.returncode == 2

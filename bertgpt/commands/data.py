@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-  """Validates the config and replaces `steps` by a list of numbers."""
+  """Validates the config and replaces `steps` with a list of numbers."""
   from bertgpt import config as config_lib
   arguments.config = flags.read_config(arguments)
   num_steps = config_lib.total_steps(arguments.config)
@@ -33,10 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def parse_steps(text: str, num_steps: int) -> list[int]:
-  """Returns the numbers of --steps.
+  """Returns the steps that --steps names.
 
   Args:
-    text: value of the flag, as '0,1,2'.
+    text: value of the flag, such as '0,1,2'.
     num_steps: steps of the run, which are counted from 0.
   Raises:
     ConfigError: the text is not a list of numbers, or the run has no such step.
@@ -44,7 +44,7 @@ def parse_steps(text: str, num_steps: int) -> list[int]:
   try:
     steps = [int(step) for step in text.split(",") if step.strip()]
   except ValueError:
-    raise ConfigError(f"--steps={text}: give numbers, as 0,1,2") from None
+    raise ConfigError(f"--steps={text}: give numbers, such as 0,1,2") from None
   for step in steps:
     if not 0 <= step < num_steps:
       raise ConfigError(f"--steps={text}: the run has steps 0 to {num_steps - 1}, not {step}")

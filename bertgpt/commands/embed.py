@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns that unfinished features are kept."""
+  """Returns True: unfinished features are kept."""
   del arguments
   return True
 

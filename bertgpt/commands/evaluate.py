@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-  """Refuses flags that do not go together."""
+  """Refuses flags that exclude each other."""
   if arguments.suite is None:
     for flag in ("window", "stride", "limit", "out", "batch_size"):
       if getattr(arguments, flag):

@@ -10,7 +10,7 @@ USES = ("bertgpt.hub.export",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt export`."""
-  flags.add_workdir(parser, ", or of a whole fine-tuning, whose best run is used")
+  flags.add_workdir(parser, "; or a fine-tuning workdir, whose best run is used")
   parser.add_argument("--out", required=True, type=flags.any_path, metavar="DIR",
                       help="new folder for config.json, model.safetensors, tokenizer.json etc.")
 

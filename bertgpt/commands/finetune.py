@@ -15,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--init", required=True, type=flags.any_path, metavar="DIR",
                       help="folder of the pretrained run, or of a model of transformers")
   parser.add_argument("--task", metavar="NAME",
-                      help="name of the task, as sst2; default: the task of the recipe")
+                      help="name of the task, such as sst2; default: the task of the recipe")
   parser.add_argument("--workdir", type=flags.local_path, metavar="DIR",
                       help="folder of the results; default: finetune-TASK in the folder of --init, "
                            "if that is a run")
@@ -34,7 +34,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns that the runs continue from their checkpoints."""
+  """Returns True: the runs continue from their checkpoints."""
   del arguments
   return True
 
@@ -46,5 +46,5 @@ def run(arguments: argparse.Namespace) -> None:
   config, init, workdir = arguments.config, arguments.init, arguments.workdir
   if not workdir and opening.is_of_transformers(init):
     raise ConfigError(f"--init {init}: is a model of transformers, and nothing is written into its "
-                      "folder. Give the folder of the results with --workdir")
+                      "folder. Name a folder for the results with --workdir")
   loop.finetune(init, config, workdir or init / f"finetune-{config.task.name}")

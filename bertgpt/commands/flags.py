@@ -28,8 +28,8 @@ def local_path(text: str) -> pathlib.Path:
   Args:
     text: value of the flag.
   Raises:
-    argparse.ArgumentTypeError: the path is not on a file system, as gs://bucket, which pathlib
-      would turn into a local folder `gs:`.
+    argparse.ArgumentTypeError: the path is not on a file system, such as gs://bucket, which
+      pathlib would turn into a local folder `gs:`.
   """
   from bertgpt import config as config_lib
   if problem := config_lib.remote_problem(text):
@@ -74,14 +74,14 @@ def share(text: str) -> tuple[int, int]:
   """Returns (I, N) of a flag that names one of N shares of some work.
 
   Args:
-    text: value of the flag, as '0/4'.
+    text: value of the flag, such as '0/4'.
   Raises:
     argparse.ArgumentTypeError: it is not I/N with 0 <= I < N.
   """
   first, _, every = text.partition("/")
   if first.isdecimal() and every.isdecimal() and int(first) < int(every):
     return int(first), int(every)
-  raise argparse.ArgumentTypeError(f"{text}: give I/N with 0 <= I < N, as 0/4")
+  raise argparse.ArgumentTypeError(f"{text}: give I/N with 0 <= I < N, such as 0/4")
 
 
 # ------------------------------------------------------------------- flags
@@ -109,7 +109,7 @@ def add_config(parser: argparse.ArgumentParser, example: str = FIELD_EXAMPLE,
     fields: see `add_config_fields`.
   """
   parser.add_argument("--config", required=True, metavar="RECIPE", dest="recipe", action=Recipe,
-                      help="file of a recipe, or name of one that comes with bertgpt, as "
+                      help="file of a recipe, or name of one that comes with bertgpt, such as "
                            "bert_base; `--config help` lists them")
   add_config_fields(parser, example, fields)
 
@@ -135,11 +135,11 @@ def add_workdir(parser: argparse.ArgumentParser, also: str = "") -> None:
     also: end of the help, which says what the folder may be instead.
   """
   parser.add_argument("--workdir", required=True, type=any_path, metavar="DIR",
-                      help=f"folder of the run, also as gs://BUCKET/NAME{also}")
+                      help=f"folder of the run, on a disk or as gs://BUCKET/NAME{also}")
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of a long computation, which may use several hosts, and huge pages on a CPU."""
+  """Adds the flags of commands that may use several hosts and, on a CPU, huge pages."""
   parser.set_defaults(is_heavy=True)
   parser.add_argument("--distributed", default="", metavar="auto|HOST:PORT,N,I",
                       help="join several processes: auto on TPU pods, SLURM and Kubernetes; or the "
@@ -158,8 +158,8 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
 def add_dtype(parser: argparse.ArgumentParser) -> None:
   """Adds the flag --dtype."""
   parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0],
-                      help=f"type that the model computes in; default: {DTYPES[0]}, also if it was "
-                           "trained in another one")
+                      help=f"type that the model computes in; default: {DTYPES[0]}, whatever type "
+                           "it was trained in")
 
 
 # ------------------------------------------------------------------ config

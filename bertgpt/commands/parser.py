@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     return f"unknown argument {flag}. {hint}Config fields are given as --config.FIELD=VALUE"
 
   def _find_fields(self, flag: str) -> list[str]:
-    """Returns --config.FIELD=VALUE for the config fields that a flag without `config` may mean."""
+    """Returns --config.FIELD=VALUE for the config fields that an unknown flag may stand for."""
     given, _, value = flag.partition("=")
     if not given.startswith("--") or not (module := self.get_default("takes_fields")):
       return []
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
             if f".{field}".endswith(path)]
 
   def _find_unknown(self) -> list[str]:
-    """Returns arguments that no flag takes; [] if more is wrong than missing required flags."""
+    """Returns arguments that no flag takes; [] if anything but missing required flags is wrong."""
     if self._subparsers is not None or not self.exit_on_error:
       return []
     groups: list[Any] = [*self._actions, *self._mutually_exclusive_groups]

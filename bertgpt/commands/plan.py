@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "slices) or v5p:2x2x1; GPU a100, h100, h200 or b200, such as h100:8 "
                            "or h100:2x8 (nodes x GPUs)")
   parser.add_argument("--phase", type=int, metavar="N",
-                      help="number of a phase, from 0; default: all phases")
+                      help="index of a phase, from 0; default: all phases")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
                       help="price per chip-hour, to predict the price of the run")
   parser.add_argument("--kernels", type=flags.number(int, 1), default=0, metavar="N",
@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prints the prediction."""
   from bertgpt.planning import aot, plan, topologies
-  # The recipe comes first: it is wrong with or without the compiler for the machine.
+  # The recipe is checked first: its errors do not depend on whether the compiler is installed.
   open_topology = functools.cache(lambda: topologies.open_topology(arguments.topology))
   config = flags.read_unvalidated(arguments, lambda: aot.devices_of(open_topology()))
   topology = open_topology()

@@ -11,16 +11,16 @@ USES = ("bertgpt.finetuning.predict",)
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt predict`."""
   parser.add_argument("--workdir", required=True, type=flags.local_path, metavar="DIR",
-                      help="folder of a fine-tuned run, or of a whole fine-tuning, whose best run "
+                      help="folder of a fine-tuning run, or a fine-tuning workdir, whose best run "
                            "is used")
   parser.add_argument("--input", required=True, type=flags.local_path, metavar="FILE",
-                      help="file of examples: .jsonl, or in the format of the task, as a TSV file, "
-                           "a CoNLL file or SQuAD's JSON")
+                      help="file of examples: .jsonl, or in the format of the task, such as a TSV "
+                           "file, a CoNLL file or SQuAD's JSON")
   parser.add_argument("--output", type=flags.local_path, metavar="FILE",
                       help="new file of the predictions; default: they are printed")
   parser.add_argument("--format", choices=("text", "jsonl"), default="",
-                      help="tables (text) or JSON lines (jsonl); default: jsonl if the name of the "
-                           "output ends so, otherwise text")
+                      help="tables (text) or JSON lines (jsonl); default: jsonl if --output ends "
+                           "in .jsonl, otherwise text")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
 

@@ -20,12 +20,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                     help="prepare only part I of N, counted from 0, into DIR.parts; the parts may "
                          "be prepared on different hosts")
   step.add_argument("--merge", action="store_true",
-                    help="make the corpus of all parts, the same as without parts")
+                    help="make the corpus from all parts; it is the same as without parts")
   step.add_argument("--engine", choices=("beam",),
                     help="prepare the parts on the workers of Apache Beam, and merge them")
   parser.add_argument("--beam_args", default="", metavar="OPTIONS",
-                      help="options of Beam, as '--runner=FlinkRunner --parallelism=64'; default: "
-                           "its DirectRunner, on this machine")
+                      help="options of Beam, such as '--runner=FlinkRunner --parallelism=64'; "
+                           "default: its DirectRunner, on this machine")
   parser.add_argument("--train_tokenizer", action="store_true",
                       help="only train the tokenizer that the parts need, into DIR.parts; with "
                            "--part I/N, only take part I of its sample; with --merge, train it on "

@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns that the runs continue from their checkpoints."""
+  """Returns True: the runs continue from their checkpoints."""
   del arguments
   return True
 

@@ -32,7 +32,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns that a run continues from its checkpoints."""
+  """Returns True: a run continues from its checkpoints."""
   del arguments
   return True
 
@@ -52,7 +52,7 @@ def parse_fields(text: str, config: "ConfigDict") -> list[str]:
   """Returns the fields, or groups of fields, of --allow_change.
 
   Args:
-    text: value of the flag, as 'data,seed'.
+    text: value of the flag, such as 'data,seed'.
     config: config of the run.
   Raises:
     ConfigError: the config has no such field or group.
@@ -62,5 +62,5 @@ def parse_fields(text: str, config: "ConfigDict") -> list[str]:
   for field in fields:
     if not recipes.is_field(config, field):
       raise ConfigError(f"--allow_change={text}: the config has no field or group {field!r}. Name "
-                        "one as data.source or optimizer")
+                        "one, such as data.source or optimizer")
   return fields

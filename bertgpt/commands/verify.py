@@ -10,7 +10,7 @@ USES = ("bertgpt.runs.upkeep",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt verify`."""
-  flags.add_workdir(parser, ", or of a whole fine-tuning")
+  flags.add_workdir(parser, "; or a fine-tuning workdir")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,15 +15,15 @@ PREFERRED = {"gpu": ("cudnn", "flash"), "tpu": ("splash", "flash")}
 
 # Tokens per row from which 'auto' takes splash. Compiled for TPU v5e, forward and backward pass of
 # a BERT-base attention layer with splash move 0.63 of the bytes of the plain layer in rows of 512
-# tokens, 0.80 in rows of 256 and 0.94 in rows of 128. In short rows, a step of its grid has almost
-# nothing to compute but still takes a few tenths of a microsecond.
+# tokens, 0.80 in rows of 256 and 0.94 in rows of 128. In short rows, a grid step of the kernel has
+# almost nothing to compute but still takes a few tenths of a microsecond.
 SPLASH_FROM = 256
 
 # Compute capability of a GPU from which XLA compiles Triton, in which flash is written, and from
 # which cuDNN has flash attention. V100 has 7.0, T4 has 7.5.
 CAPABILITY = 8.0
 
-# Rows of flash are padded to a multiple of it; see flash_attention.py.
+# For flash, rows are padded to a multiple of this number of tokens; see flash_attention.py.
 FLASH_TILE = 128
 
 # Tokens per row up to which all queries and keys of a head fit the VMEM of a TPU; see flash_tpu.py.
@@ -128,12 +128,12 @@ def explain_window(kernel: str, is_causal: bool) -> str:
   if kernel in ("splash", "flash"):
     return "blocks of keys outside the window are skipped"
   if kernel == "cudnn" and is_causal:
-    return ("by cuDNN's sliding window, but in packed rows by a mask, which saves no work. "
-            "model.attention='flash' skips the keys outside")
+    return ("with cuDNN's sliding window, but in packed rows with a mask, which saves no work. "
+            "model.attention='flash' skips the keys outside the window")
   if kernel == "cudnn":
-    return ("by a mask, which saves no work: cuDNN's sliding window is causal. "
-            "model.attention='flash' skips the keys outside")
-  return "by a mask, which saves no work"
+    return ("with a mask, which saves no work: cuDNN's sliding window is causal. "
+            "model.attention='flash' skips the keys outside the window")
+  return "with a mask, which saves no work"
 
 
 def obstacles(kernel: str, layer: Layer) -> list[str]:

@@ -52,7 +52,7 @@ PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
 LOCAL_PATHS = ("system.compilation_cache",)
-PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path")  # Or of gs://.
+PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path")  # Local, or gs://.
 
 # Pairs of logical axes of one parameter. They must not be split over the same mesh axis.
 AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
@@ -189,7 +189,7 @@ def _model_problems(config):
            "one for each part of a pair")
   if objective.continues_rows and len({p.batch_size for p in config.phases}) > 1:
     yield (f"phases[].batch_size: with objective {config.objective.name}, a row continues the same "
-           "row of the step before. Set the same number in all phases")
+           "row of the previous step. Set the same number in all phases")
   if not objective.predicts_all and config.objective.mask_prob == 0:
     yield "objective.mask_prob=0.0: nothing would be predicted. BERT has 0.15"
 

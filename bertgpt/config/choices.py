@@ -23,12 +23,12 @@ class Objective(NamedTuple):
     has_pairs: whether a sequence has two parts, which the model distinguishes by their segments.
     reads: fields of the config that this objective reads, but some other objective does not.
     other_metrics: held-out metrics besides the loss, accuracy and perplexity of the language model.
-    counts_bytes: whether the loss is that of whole texts with their ends, so that bits per byte
-      follow from it.
-    continues_rows: whether a row continues the same row of the step before.
-    abilities: those of `families.CAPABILITIES` that a model has by this objective, besides those of
+    counts_bytes: whether the loss covers whole texts with their ends, so that bits per byte can be
+      computed from it.
+    continues_rows: whether a row continues the same row of the previous step.
+    abilities: those of `families.CAPABILITIES` that this objective gives a model, besides those of
       its family.
-    exported_as: objective with the same model, as which `transformers` has it; '': this one.
+    exported_as: objective under which `transformers` has the same model; '': this one.
   """
 
   rows: str
@@ -75,7 +75,7 @@ OBJECTIVES = {
                       ("forward_loss", "backward_loss"), continues_rows=True),
 }
 
-# Rule for the tokens that are predicted -> (expected number in a full row -> slots that it needs).
+# Rule for choosing the predicted tokens -> (expected number in a full row -> slots that it needs).
 MASK_RULES: dict[str, Callable[[float], int]] = {
     "bert": round, "fairseq": math.ceil,
     # Four standard deviations above the mean: one row in 30,000 draws more, and loses the rest.
@@ -143,7 +143,7 @@ def names_of_trackers(text: str) -> list[str]:
   """Returns the names in `log.trackers`, without spaces.
 
   Args:
-    text: value of the field, as 'wandb,trackio'.
+    text: value of the field, such as 'wandb,trackio'.
   """
   return [name.strip() for name in text.split(",") if name.strip()]
 

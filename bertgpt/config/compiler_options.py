@@ -18,18 +18,18 @@ class OptionSet(NamedTuple):
   options: dict[str, Any]
 
 
-# Matrix products by cuBLAS, which adds a bias or another array, or computes GELU and also writes
-# its input for the backward pass, before the result leaves the chip. XLA's own products, written in
-# Triton, do none of this: their results are read and written once more. Autotuning on a device
-# compares only the products themselves; without a device, it is off and XLA uses Triton. MaxText's
-# scripts for GPUs turn Triton's products off too (2024).
+# Matmuls in cuBLAS, which adds a bias or another array, or computes GELU and also writes its input
+# for the backward pass, before the result leaves the chip. XLA's own matmuls, written in Triton, do
+# none of this: their results are read and written once more. Autotuning on a device compares only
+# the matmuls themselves; without a device, it is off and XLA uses Triton. MaxText's scripts for
+# GPUs turn Triton's matmuls off too (2024).
 _CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 SETS = {
     "tpu_overlap": OptionSet("tpu", {
         # Sums of gradients run while independent operations continue, as gathers do by default.
         "xla_enable_async_all_reduce": True,
-        # The sums are fused into kernels that compute meanwhile and also move the data.
+        # The sums are fused into kernels that compute and move the data at the same time.
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
         # Bytes. Small, so that arrays are summed one by one: sums of several arrays are not fused.
         # Planned for BERT-large with rows of 512 tokens on v5e:4x4, a step waits for 10 of the

@@ -33,12 +33,12 @@ def base() -> ConfigDict:
   config.epochs = 3
   config.warmup_fraction = 0.1             # share of the steps; then the rate decays linearly to 0
   config.dropout = AS_PRETRAINED           # on hidden states and attention; -1: as in pretraining
-  # Features that stand for a text, as model.pooling: cls | mean; '': as in pretraining.
+  # Features that represent a text, like model.pooling: cls | mean; '': as in pretraining.
   config.pooling = ""
-  # Whether batches have texts of similar length: less padding, but less randomness.
+  # Whether a batch holds texts of similar length: less padding, but less randomness.
   config.group_by_length = True
-  # Type of activations and products, as model.dtype, without float8; '': as in pretraining
-  # (imported: float32).
+  # Type of activations and matmuls, like model.dtype, without float8; '': as in pretraining
+  # (imported models: float32).
   config.dtype = ""
   config.from_scratch = False              # random instead of trained weights, for comparison
   # Runs whose weights are saved: best (on dev) | all | none.
@@ -59,19 +59,19 @@ def base() -> ConfigDict:
   task.max_train_examples = 0              # random choice of N, the same for all seeds; 0: all
   task.max_dev_examples = 0                # only the first N; 0: all
   task.lm_weight = 0.5                     # gpt: weight of the language-model loss; 0: none
-  task.stride = 128                        # squad: tokens from a window of a long text to the next
+  task.stride = 128                        # squad: tokens between the starts of a text's windows
   task.max_question = 64                   # squad: tokens per question, at most
   task.max_answer = 30                     # squad: tokens per answer, at most
   task.n_best = 20                         # squad: best starts and best ends that are combined
-  # squad2: a question has no answer if that scores better than the best answer by more than this.
+  # squad2: "no answer" is predicted if it scores better than the best answer by more than this.
   task.null_threshold = 0.0
 
   config.optimizer = pretraining.optimizer
   config.mesh = pretraining.mesh
   config.eval = ConfigDict()
   config.eval.batch_size = 64
-  config.eval.every_epoch = True           # whether after every epoch, or only at the end
-  # The state of a run is also saved when a signal stops it, and removed when the run is done.
+  config.eval.every_epoch = True           # True: after every epoch; False: only at the end
+  # A run's state is also saved when a signal stops the run, and is removed when the run is done.
   config.checkpoint = ConfigDict()
   config.checkpoint.every_steps = 0        # steps between saves of a run's state; 0: not by steps
   config.checkpoint.every_minutes = 10.0   # minutes between them; 0: not by time
@@ -82,7 +82,7 @@ def base() -> ConfigDict:
   return config
 
 
-# Fields that affect at most which runs exist, but not the result of a run.
+# Fields that may affect which runs there are, but not the result of a run.
 RESUMABLE = ("learning_rates", "seeds", "save", "mesh", "eval", "checkpoint", "log", "system",
              "task.data")
 
@@ -95,10 +95,10 @@ AT_LEAST = {
 
 
 def find_problems(config: ConfigDict) -> list[str]:
-  """Returns the problems of the fields that only a fine-tuning has, one line each.
+  """Returns the problems of the fields that only fine-tuning configs have, one line each.
 
   Args:
-    config: whole config of a fine-tuning.
+    config: fine-tuning config.
   """
   values = dict(config_lib.leaves(config))
   problems = [f"{field}={values[field]}: must be at least {low}"
@@ -140,7 +140,7 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
 
   Args:
     pretrained: config of the pretrained run.
-    config: config of the fine-tuning.
+    config: fine-tuning config.
     steps: training steps of the run.
     learning_rate: peak of the run.
     vocab_size: ids of the tokenizer, with those that the task adds.
@@ -160,7 +160,7 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
   run.eval.batch_size = config.eval.batch_size
   run.model.vocab_size = vocab_size
   if config.dtype:
-    run.model.update(dtype=config.dtype, matmul="bf16")  # bf16: products in dtype, not in float8.
+    run.model.update(dtype=config.dtype, matmul="bf16")  # bf16: matmuls in dtype, not in float8.
   run.model.pooling = config.pooling or run.model.pooling
   if config.dropout != AS_PRETRAINED:
     run.model.dropout = run.model.attention_dropout = config.dropout
@@ -168,7 +168,7 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
 
 
 def validate_run(run: ConfigDict, num_devices: int, platform: str) -> None:
-  """Checks the config of a run; like `config.validate`, but names the fields of a fine-tuning.
+  """Checks the config of a run; like `config.validate`, but names fields of the fine-tuning config.
 
   Args:
     run: result of `run_config`.

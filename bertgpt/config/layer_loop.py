@@ -16,7 +16,7 @@ def choose(requested: int, platform: str, num_layers: int) -> tuple[int, str]:
   Args:
     requested: `config.model.scan_unroll`.
     platform: platform that the program is compiled for: 'cpu', 'gpu' or 'tpu'.
-    num_layers: layers of the loop; with this many per iteration, there is no loop.
+    num_layers: layers of the model; with this many per iteration, there is no loop.
   """
   if requested != AUTO:
     return min(requested or num_layers, num_layers), f"model.scan_unroll={requested}"

@@ -20,7 +20,7 @@ from bertgpt.config import (
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit. The embedding table is padded to a multiple.
+VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit; the embedding table is padded to a multiple.
 
 CHOICES = {
     "data.invalid_text": ("error", "replace", "skip"),
@@ -120,24 +120,24 @@ def base() -> ConfigDict:
   data.short_sequence_prob = 0.1
   # BERT: share of pairs whose second part comes from another document.
   data.random_next_prob = 0.5
-  # GPT, mlm with packing: whether every document of a row is a sequence of its own: no attention
-  # across documents, and positions that restart.
+  # GPT, and mlm with packing: whether every document of a row is a sequence of its own, without
+  # attention across documents and with positions that restart.
   data.isolate_documents = False
   # mlm with packing: a sentence is cut at the end of a row only if more than this share of the row
   # would otherwise stay empty. 1: only sentences longer than a row are cut (RoBERTa).
   data.max_unused = 1 / 16
 
   config.tokenizer = tokenizer = ConfigDict()
-  # Kind that is trained: sentencepiece | wordpiece | bpe (byte-level) | words (whole words, for
-  # elmo). With `path` or `data.corpus`, the kind of that tokenizer, which may also be gpt1_bpe or
-  # unigram.
+  # Kind of a newly trained tokenizer: sentencepiece | wordpiece | bpe (byte-level) | words (whole
+  # words, for elmo). With `path` or `data.corpus`, the kind of that tokenizer, which may also be
+  # gpt1_bpe or unigram.
   tokenizer.kind = "sentencepiece"
   # File or folder of a trained tokenizer; '': train one on `data.source`.
   tokenizer.path = ""
   tokenizer.vocab_size = 8192              # ids of a newly trained tokenizer
   tokenizer.model_type = "unigram"         # sentencepiece: unigram | bpe
-  # sentencepiece, wordpiece, words: whether a new tokenizer lower-cases text; also for a vocab.txt,
-  # if the files next to it do not say.
+  # sentencepiece, wordpiece, words: whether a new tokenizer lower-cases text; also for a vocab.txt
+  # if the files next to it do not say so.
   tokenizer.lowercase = True
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
@@ -151,26 +151,27 @@ def base() -> ConfigDict:
   # albert, electra: width of the embedding tables; 0: model.width.
   model.embedding_width = 0
   model.layer_groups = 0                   # albert: groups of layers that share parameters; 0: none
-  # electra: width of the masked LM that replaces tokens, and heads and MLP width of its layers.
+  # electra: width, heads and MLP width of the generator, the masked LM that replaces tokens.
   model.generator_width = 64
   model.generator_num_heads = 1
   model.generator_mlp_dim = 256
   # electra: whether both models have the same embeddings (shared), or the discriminator adds to
   # the generator's tables without training them (gdes), or each has its own (none).
   model.embedding_sharing = "shared"
-  # elmo: width of the embeddings of characters; (width, number) of the filters over them.
+  # elmo: width of the character embeddings, and (width, number) of the filters over them.
   model.character_width = 16
   model.filters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
   model.num_highways = 2                   # elmo: highway layers above the filters
   model.state_clip = 3.0                   # elmo: largest cell and hidden state; 0: no limit
-  model.lstm_residual = True               # elmo: whether LSTMs above the first add their inputs
-  # elmo: most frequent words that are predicted; the others are predicted as [UNK]. 0: all.
+  model.lstm_residual = True               # elmo: whether LSTMs above the first add their input
+  # elmo: number of most frequent words that are predicted; others are predicted as [UNK]. 0: all.
   model.target_words = 0
   model.max_positions = 512
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
   model.norm = "post"
-  # pre: whether the first layer has no norm before its attention (ModernBERT: embeddings have one).
+  # pre: whether the first layer skips the norm before attention, as the embeddings have one
+  # (ModernBERT).
   model.skip_first_norm = False
   model.norm_kind = "layer"                # layer (LayerNorm) | rms (RMSNorm)
   model.norm_bias = True                   # layer: whether norms have a bias
@@ -179,7 +180,7 @@ def base() -> ConfigDict:
   # plain: activation(up) | gated: activation(gate) * up, with one more matrix (GeGLU, SwiGLU).
   model.mlp = "plain"
   model.activation = "gelu_tanh"           # gelu_tanh | gelu_erf | silu
-  # Keys on each side that the queries of local layers see; 0: every layer sees all keys.
+  # Keys that the queries of local layers see on each side; 0: every layer sees all keys.
   model.window = 0
   # With a window: layers 0, N, 2 N, ... see all keys; 0: none does.
   model.global_every = 3
@@ -192,7 +193,7 @@ def base() -> ConfigDict:
   # all: embeddings, outputs of attention and MLP | attention: outputs of attention (ModernBERT).
   model.dropout_at = "all"
   model.attention_dropout = 0.1            # on the weights of attention
-  # Features that stand for a text in tasks: cls (of its [CLS]) | mean (of all).
+  # Features that represent a text in tasks: cls (those of its [CLS]) | mean (over all tokens).
   model.pooling = "cls"
   model.init_std = 0.02
   # Whether normal initialization is truncated at two standard deviations (BERT) or not (GPT).
@@ -200,26 +201,26 @@ def base() -> ConfigDict:
   # learned: initial embeddings: normal | sinusoid (attention to neighbors is learned sooner).
   model.position_init = "normal"
   model.position_init_std = 0.02           # for sinusoid, the root mean square
-  # GPT-2: projections into the residual are initialized smaller by 1 / sqrt(2 * num_layers).
+  # GPT-2: whether projections into the residual stream are scaled by 1 / sqrt(2 * num_layers).
   model.scale_residual_init = False
   # 0: size of the tokenizer. The embedding table is padded to a multiple of 128.
   model.vocab_size = 0
-  model.dtype = "bfloat16"                 # type of activations and products; parameters: float32
-  # Products of features and weights. bf16: in dtype; fp8: in float8, for chips that have it, except
+  model.dtype = "bfloat16"                 # type of activations and matmuls; parameters: float32
+  # Matmuls of features and weights. bf16: in dtype; fp8: in float8, for chips that have it, except
   # the output layers. MFU stays relative to bfloat16.
   model.matmul = "bf16"
   # Kernel: auto | xla (any platform) | flash (our own, has attention dropout) | cudnn (GPU) |
   # splash (TPU).
   model.attention = "auto"
-  # Values saved for the backward pass, which computes all others again: none (all that
-  # differentiation needs) | products (matrix products, sums, softmax) | dots (matrix products) |
-  # full (only the inputs of layers) | auto (products on TPUs, none elsewhere).
+  # Values saved for the backward pass, which recomputes all others: none (all that
+  # differentiation needs) | products (results of matmuls, sums and softmax) | dots (results of
+  # matmuls) | full (only the inputs of layers) | auto (products on TPUs, none elsewhere).
   model.remat = "auto"
-  # Layers per iteration of the loop over them; 0: all, no loop; -1: all on GPUs, 1 elsewhere.
+  # Layers per iteration of the loop over layers; 0: all, so no loop; -1: all on GPUs, 1 elsewhere.
   model.scan_unroll = -1
   # Generator of dropout masks. hash: hash of the element's index, nearly free, never in memory.
-  # threefry: JAX's default, 20 to 50 times slower. rbg: JAX's fast one; every device draws the
-  # masks of all devices.
+  # threefry: JAX's default, 20 to 50 times slower. rbg: JAX's fast generator; every device draws
+  # the masks of all devices.
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
@@ -236,11 +237,11 @@ def base() -> ConfigDict:
   objective.ngram = 1                      # words masked together, at most (ALBERT: 3, XLNet: 5)
   # Initial output bias of the masked LM: zeros | frequencies (their logarithm, for every token).
   objective.bias_init = "zeros"
-  objective.rtd_weight = 50.0              # rtd: factor of the loss of the discriminator
-  # plm: tokens of a row that are permuted together; they do not see those after them. 0: all.
+  objective.rtd_weight = 50.0              # rtd: factor on the discriminator's loss
+  # plm: tokens of a row that are permuted together; they do not see the tokens after them. 0: all.
   objective.permutation_block = 256
-  # Positions per device whose vocabulary logits are in memory at a time. 0: as many as fit in
-  # models.cross_entropy.CHUNK_BYTES; -1: all, differentiated by JAX.
+  # Positions per device whose vocabulary logits are in memory at the same time. 0: as many as fit
+  # in models.cross_entropy.CHUNK_BYTES; -1: all, differentiated by JAX.
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
@@ -253,10 +254,10 @@ def base() -> ConfigDict:
   optimizer.weight_decay = 0.01
   # Parameters that decay: weights (all but biases and LayerNorm) | all (RoBERTa).
   optimizer.decay_rule = "weights"
-  # Regular expression: parameters whose paths it matches are not trained, as with
-  # '^body/(?!mix|pooler)' in a fine-tuning, which leaves all pretrained weights as they are.
+  # Regular expression: parameters whose paths it matches are not trained. In fine-tuning,
+  # '^body/(?!mix|pooler)' leaves all pretrained weights as they are.
   optimizer.freeze = ""
-  # Learning rate of a layer as a share of that of the layer above it, for fine-tuning; 1: the same.
+  # Fine-tuning: learning rate of a layer as a share of that of the layer above it; 1: the same.
   optimizer.layer_decay = 1.0
   optimizer.clip_norm = 1.0                # maximum norm of the global gradient; 0: no limit
   optimizer.momentum = 0.95                # muon
@@ -284,7 +285,7 @@ def base() -> ConfigDict:
   train.spike_guard = "off"
   train.spike_factor = 3.0
   train.spike_window = 128
-  # ((first, last), ...): steps that are left out, counted from 1, as after `bertgpt rollback`.
+  # ((first, last), ...): steps to skip, counted from 1, for example after `bertgpt rollback`.
   train.skip_steps = ()
 
   config.eval = evaluation = ConfigDict()
@@ -303,9 +304,9 @@ def base() -> ConfigDict:
   config.log = log = ConfigDict()
   log.every_steps = 10
   log.tensorboard = True
-  log.trackers = ""                        # as wandb,trackio: also shows the curves there
+  log.trackers = ""                        # wandb, trackio or both, which also show the curves
   log.project = "bertgpt"                  # project in which the trackers show the run
-  log.group = ""                           # group of runs, as of a sweep; '': none
+  log.group = ""                           # group of runs, such as a sweep; '': none
   config.profile = profile = ConfigDict()
   # (first, last): steps traced into workdir/profile, for xprof and TensorBoard; (): none.
   profile.steps = ()
@@ -316,8 +317,8 @@ def base() -> ConfigDict:
   system.hang_timeout_minutes = 30.0
   # Extra time for a step that needs programs to be compiled; 0: no limit for such a step.
   system.compile_timeout_minutes = 120.0
-  # Compiler options of the train step: auto (overlap of communication, on several devices, and
-  # products by cuBLAS on GPUs) | none | a name of compiler_options.SETS.
+  # Compiler options of the train step: auto (on several devices, overlap of communication; on GPUs,
+  # matmuls in cuBLAS) | none | a name of compiler_options.SETS.
   system.xla_options = "auto"
   config.lock()
   return config
@@ -353,9 +354,9 @@ def phase_at(config: ConfigDict, step: int) -> tuple[int, int]:
 
   Args:
     config: whole config.
-    step: number of the step, from 0 through the whole run.
+    step: step, counted from 0 through the whole run.
   Returns:
-    (index of the phase, number of its first step).
+    (index of the phase, its first step).
   Raises:
     IndexError: the run has fewer steps.
   """
@@ -375,7 +376,7 @@ def max_predictions(config: ConfigDict, p: ConfigDict) -> int:
     p: one of its phases.
   """
   share = p.mask_prob or config.objective.mask_prob
-  count = round(p.seq_len * share, 6)  # 7 for 100 x 0.07, not a little more.
+  count = round(p.seq_len * share, 6)  # 100 x 0.07 is 7, not a little more.
   slots = choices.MASK_RULES[config.objective.mask_rule](count)
   return p.max_predictions or max(1, min(slots, p.seq_len))
 
@@ -389,7 +390,7 @@ def at_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> Con
   Args:
     config: whole config.
     index: index of the phase.
-    in_evaluation: whether the share of predicted tokens is `eval.mask_prob`, if that is set.
+    in_evaluation: whether to use `eval.mask_prob`, if that is set, as the share that is predicted.
   """
   config, p = config.copy_and_resolve_references(), config.phases[index]
   p = p.copy_and_resolve_references()

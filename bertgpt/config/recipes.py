@@ -34,7 +34,7 @@ HOST_FIELDS = ("data.cache_dir", "data.corpus", "data.prepare_workers", "data.re
                "data.prefetch", "system.compilation_cache")
 
 
-# Name of a module in recipes of version 0.1 -> its present name.
+# Name of a module in recipes of version 0.1 -> its current name.
 FORMER_NAMES = {
     "bertgpt.finetune_config": "bertgpt.config.finetuning",
     "bertgpt.presets": "bertgpt.config.presets",
@@ -161,7 +161,7 @@ def names() -> list[str]:
 
 
 def list_lines() -> list[str]:
-  """Returns a line per recipe that comes with bertgpt: its name and the first line of its text.
+  """Returns a line per recipe that comes with bertgpt: its name and the start of its docstring.
 
   No recipe is run.
   """

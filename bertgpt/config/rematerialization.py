@@ -1,4 +1,4 @@
-"""Values that a layer keeps for its backward pass, from `config.model.remat` and the platform.
+"""Values that a layer saves for its backward pass, from `config.model.remat` and the platform.
 
 This module does not import JAX.
 """
@@ -16,6 +16,6 @@ def choose(requested: str, platform: str) -> tuple[str, str]:
   if requested != "auto":
     return requested, f"model.remat={requested!r}"
   if platform == "tpu":
-    return "products", ("a TPU's matrix products compute activations, norms and masks again while "
-                        "they read their inputs")
+    return "products", ("on a TPU, matmuls recompute activations, norms and masks while they read "
+                        "their inputs")
   return "none", f"nothing else is known to be faster on platform {platform!r}"

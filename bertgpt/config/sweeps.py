@@ -59,7 +59,7 @@ def zip(fields: Mapping[str, Sequence[Any]]) -> Runs:
 def sample(number: int, fields: Mapping[str, Draw | Sequence[Any]], *, seed: int = 0) -> Runs:
   """Returns runs with random values, which are always the same for a seed.
 
-  More runs begin with the same ones, so a sweep can be continued with a larger number.
+  A larger number only adds runs at the end, so a sweep can be extended later.
 
   Args:
     number: number of runs.
@@ -81,7 +81,7 @@ def uniform(low: float, high: float) -> Draw:
 
 
 def log_uniform(low: float, high: float) -> Draw:
-  """Returns a draw of numbers whose logarithms are uniform, as for learning rates, for `sample`.
+  """Returns a draw of numbers with uniform logarithms, such as learning rates, for `sample`.
 
   Args:
     low, high: smallest and largest number, above 0.

@@ -25,8 +25,8 @@ def warm_up_batches(smallest: int, largest: int, tokens: float, rate_tokens: flo
 
   Args:
     smallest, largest: rows per step of the first phase, and after the batch warm-up.
-    tokens: tokens of all these phases.
-    rate_tokens: tokens of the warm-up of the learning rate, which is linear in the steps.
+    tokens: tokens that all these phases read together.
+    rate_tokens: tokens that the learning-rate warm-up reads; it is linear in the steps.
     seq_len: tokens per row.
     **fields: other fields of the first phase.
   """

@@ -112,8 +112,8 @@ def _find_in_phase(config, p, continued):
   if continued is not None:
     for field in choices.CURVE:
       if p[field] not in (default[field], continued[field]):
-        yield field, ("with learning_rate_rule='continuous' the curve of the phase before "
-                      f"continues, whose {field} is {continued[field]!r}. Leave it out, or set "
+        yield field, ("learning_rate_rule='continuous' continues the curve of the previous phase, "
+                      f"whose {field} is {continued[field]!r}. Leave it out, or set "
                       "learning_rate_rule='restart'")
     return
   unread = set().union(*choices.SCHEDULES.values()) - choices.SCHEDULES[p.schedule]

@@ -97,7 +97,7 @@ class BucketPath:
 
   @property
   def suffix(self) -> str:
-    """Last suffix of the name, as '.json', or ''."""
+    """Last suffix of the name, such as '.json', or ''."""
     return posixpath.splitext(self.name)[1]
 
   @property

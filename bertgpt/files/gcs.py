@@ -116,7 +116,7 @@ def _make_class(core: Any) -> type:
 
 
 def find_transient(error: Exception) -> str | None:
-  """Returns the reason of an error that may pass, as '503'; None for any other error.
+  """Returns the reason of an error that may pass, such as '503'; None for any other error.
 
   Args:
     error: error of gcsfs, aiohttp, requests or google.auth.

@@ -17,7 +17,7 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
 
   Args:
     path: file of the lock; created if it is missing, and not removed. In a bucket, see `lease`.
-    on_held: called with the holder, as "process 12 on host", if another process has the lock. If it
+    on_held: called with the holder ("process 12 on host") if another process has the lock. If it
       returns, this function waits for the lock; if it raises an error, that error is raised.
   """
   if isinstance(path, BucketPath):

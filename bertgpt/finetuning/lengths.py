@@ -25,7 +25,7 @@ def for_training(config: ConfigDict, run: ConfigDict, rows: Rows, platform: str
   They are the same for all seeds, so that a run depends only on its own seed.
 
   Args:
-    config: config of the fine-tuning.
+    config: fine-tuning config.
     run: config of a run, which describes the model.
     rows: rows to learn from.
     platform: 'cpu', 'gpu' or 'tpu'.

@@ -54,8 +54,8 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
 
   Args:
     init: folder of the pretrained run, or of a model of `transformers`.
-    config: config of the fine-tuning, made by `config.finetuning.base`.
-    path: workdir of the fine-tuning; completed runs in it are kept.
+    config: fine-tuning config, made by `config.finetuning.base`.
+    path: fine-tuning workdir; completed runs in it are kept.
   Returns:
     The content of results.json.
   Raises:
@@ -96,7 +96,7 @@ def open_task(config: ConfigDict, pretrained: Trained) -> tuple[Trained, rows_li
   """Returns the task, and the model, which has learnt its words if it reads whole words.
 
   Args:
-    config: config of the fine-tuning.
+    config: fine-tuning config.
     pretrained: the pretrained model.
   """
   def open_with(tokenizer):

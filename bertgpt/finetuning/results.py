@@ -61,7 +61,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   """Returns the results of earlier starts of the same fine-tuning.
 
   Args:
-    path: workdir of the fine-tuning.
+    path: fine-tuning workdir.
     config: config of this start.
     identity: result of `identify` in this start. Folders may have moved since an earlier start.
   Returns:
@@ -109,7 +109,7 @@ def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
   """Writes results.json, whole or not at all.
 
   Args:
-    path: workdir of the fine-tuning.
+    path: fine-tuning workdir.
     results: content of the file.
   """
   files.write_json(path / "results.json", results)
@@ -123,7 +123,7 @@ def summarize(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
 
   Args:
     results: content of results.json.
-    config: config of the fine-tuning.
+    config: fine-tuning config.
   """
   runs = [run for rate, seed in runs_of(config)
           if (run := find_run(results["runs"], rate, seed)) and "diverged" not in run]
@@ -156,7 +156,7 @@ def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]
 
   Args:
     results: summarized results.
-    config: config of the fine-tuning.
+    config: fine-tuning config.
     task: task, for its baseline: the scores of the answer that is most frequent in training.
   """
   table = []

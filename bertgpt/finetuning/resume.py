@@ -26,7 +26,7 @@ def digest(identity: dict[str, Any], config: ConfigDict) -> str:
 
   Args:
     identity: result of `results.identify`.
-    config: config of the fine-tuning.
+    config: fine-tuning config.
   """
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
   fields = {field: value for field, value in config_lib.leaves(config)
@@ -63,7 +63,7 @@ def open_saves(folder: pathlib.Path, config: ConfigDict) -> checkpoint.Checkpoin
 
   Args:
     folder: folder of the run, which `clear` has made.
-    config: config of the fine-tuning.
+    config: fine-tuning config.
   Raises:
     StorageError: the folder cannot be written.
   """

@@ -27,13 +27,13 @@ class Tuning(NamedTuple):
   """Everything that all runs of a fine-tuning share.
 
   Attributes:
-    config: config of the fine-tuning.
+    config: fine-tuning config.
     init: folder of the pretrained run.
     pretrained: the model in that folder.
     task: rows, labels and metrics.
     head: output layer, loss and predictions for the kind of the task.
     mesh: mesh over the devices of all processes.
-    path: workdir of the fine-tuning.
+    path: fine-tuning workdir.
     fingerprint: result of `resume.digest`, which identifies weights, rows and config.
     train_lengths: lengths of the rows of training batches, ascending.
     eval_lengths: lengths of the rows of evaluation batches, ascending.
@@ -73,7 +73,7 @@ def check_run(config: ConfigDict, pretrained: Trained) -> None:
   """Checks that a pretrained model can be fine-tuned under a config, before the data is read.
 
   Args:
-    config: config of the fine-tuning.
+    config: fine-tuning config.
     pretrained: model that the runs start from.
   Raises:
     ConfigError: model, config and devices do not fit together; one line per problem.
@@ -93,7 +93,7 @@ def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,
   """Returns the config of a run, as the train step reads it.
 
   Args:
-    config: config of the fine-tuning.
+    config: fine-tuning config.
     pretrained: model that the run starts from.
     num_steps: steps of the run.
     learning_rate: peak learning rate.

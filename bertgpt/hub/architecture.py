@@ -327,7 +327,7 @@ def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
 
   Args:
     base: the architecture of the pretrained model.
-    prefix: beginning of the names of the fine-tuned models, as 'Bert'.
+    prefix: beginning of the names of the fine-tuned models, such as 'Bert'.
     heads: kind of a task -> rules of the layers above the body.
     bias_target, left_out: see `Architecture`.
   """
@@ -361,5 +361,5 @@ def check_classes(names: Any, kind: str, tables: Iterable[Sequence[Architecture]
 
 
 def _class_prefix(name: str) -> str:
-  """Returns the part of a class's name that the classes of its model_type share, as 'GPT2'."""
+  """Returns the part of a class's name that the classes of its model_type share, such as 'GPT2'."""
   return re.sub(r"(For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|Model)$", "", name)

@@ -49,7 +49,7 @@ class Compared(NamedTuple):
     total_steps: steps of the whole run.
     scores: held-out metric -> last value.
     fields: field of the config -> value.
-    curves: tag -> curve, as 'train/mlm_loss' or 'eval/validation/mlm_loss'.
+    curves: tag -> curve, such as 'train/mlm_loss' or 'eval/validation/mlm_loss'.
     report: text of its report; '' if it has none yet.
     time: one line about its time; '' if it has no events.
   """

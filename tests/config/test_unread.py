@@ -106,7 +106,7 @@ def test_a_continued_curve_takes_no_fields_of_its_own(field, value):
   config = make_config()
   first = config_lib.phase(learning_rate=1e-3)
   config.phases = first, config_lib.phase(learning_rate_rule="continuous", **{field: value})
-  with pytest.raises(ConfigError, match=rf"phases\[1\].{field}=.*the curve of the phase before"):
+  with pytest.raises(ConfigError, match=rf"phases\[1\].{field}=.*the curve of the previous phase"):
     unread.check(config)
   config.phases[0][field] = value  # The second phase may repeat the value of the first.
   assert all("phases[1]" not in problem for problem in problems_of(config))

@@ -351,7 +351,7 @@ def test_every_phase_says_which_kernel_and_why():
   assert short.startswith("phases[0], 128 tokens per row: attention by xla: ")
   assert long.startswith("phases[1], 512 tokens per row: attention by splash: ")
   assert loop == "1 of 2 layers per iteration of their loop: a loop compiles several times faster"
-  assert "remat=products: a TPU's matrix products" in remat
+  assert "remat=products: on a TPU, matmuls recompute" in remat
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -108,7 +108,7 @@ def test_a_share_that_is_none_is_one_line(tmp_path, recipe, capsys, share):
   assert cli.main(["sweep", f"--config={recipe}", f"--workdir={tmp_path / 'w'}",
                    f"--run={share}"]) == 2
   (line,) = capsys.readouterr().err.splitlines()
-  assert f"{share}: give I/N with 0 <= I < N, as 0/4" in line
+  assert f"{share}: give I/N with 0 <= I < N, such as 0/4" in line
 
 
 def test_medians_over_seeds():

@@ -22,7 +22,7 @@ PRESETS = {
 
 
 def _flops_per_token(model, seq_len, predicted):
-  """Returns the FLOPs of the forward pass, which sharing of parameters does not reduce."""
+  """Returns the FLOPs of the forward pass, which sharing parameters does not reduce."""
   d, e = model.width, model.embedding_width or model.width
   return (flops_of_layers(model, seq_len) + 2 * d * e * (e != d)
           + 2 * predicted * (e * model.vocab_size + d * e))

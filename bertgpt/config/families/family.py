@@ -16,12 +16,12 @@ CAPABILITIES = frozenset({
     "classes", "values", "tokens", "spans",  # fine-tuning on tasks that predict these
 })
 
-WORD_CHARS = 50  # Characters of a word, with marks of its start and end, if a family reads them.
+WORD_CHARS = 50  # Characters per word, with marks of its start and end, in families that read them.
 
-# Head: first part of the paths of its parameters -> its name for people.
+# Head, as the first part of the paths of its parameters -> its name in messages.
 HEADS = {"mlm": "masked-LM head", "lm": "LM head", "pooler": "pooler", "nsp": "next-sentence head",
          "sop": "sentence-order head", "rtd": "replaced-token head", "generator": "generator"}
-# Ability -> heads of which it needs the one that the family has.
+# Ability -> heads: it needs the one of them that the family has.
 HEADS_OF_ABILITY = {"fill": ("mlm", "lm"), "pseudo_score": ("mlm",), "unmask": ("mlm",),
                     "generate": ("lm",), "score": ("lm",)}
 
@@ -39,7 +39,7 @@ class Family(NamedTuple):
     abilities: those of `CAPABILITIES` that the family has.
     reads: fields of `config.model` that this family reads, but some other family does not.
     flops_per_token: (config.model, tokens per row, share of the tokens that are predicted) ->
-      FLOPs of the forward pass per token: only matrix products, with two FLOPs per multiply-add.
+      FLOPs of the forward pass per token: only matmuls, with two FLOPs per multiply-add.
     presets: name of a published size -> fields of `config.model`.
     stacks: prefixes of the fields `width`, `num_heads` and `mlp_dim` of its stacks of transformer
       layers.
@@ -74,7 +74,7 @@ class Family(NamedTuple):
     return ability in self.abilities
 
 
-# Fields by which later layers differ from those of BERT and GPT, with the values of the latter.
+# Fields in which newer layers differ from those of BERT and GPT, with the values of BERT and GPT.
 CLASSIC = {
     "skip_first_norm": False, "norm_kind": "layer", "norm_bias": True, "use_bias": True,
     "mlp": "plain", "window": 0, "global_every": 3, "position": "learned", "rope_theta": 10_000.0,
@@ -93,7 +93,7 @@ def flops_of_layers(model: ConfigDict, seq_len: int, is_causal: bool = False,
   Args:
     model: `config.model`.
     seq_len: tokens per row.
-    is_causal: whether a window has only the keys before a query.
+    is_causal: whether a window contains only the keys before a query.
     stack: one of `Family.stacks`.
   """
   d, f, layers = model[f"{stack}width"], model[f"{stack}mlp_dim"], model.num_layers

@@ -19,8 +19,8 @@ PRESETS = {
 def _flops_per_token(model, seq_len, predicted):
   """Returns the FLOPs of tokens and, for the share that is predicted, of targets.
 
-  A query has three products of its length with keys: scores by content and by position, and the
-  sum of values. Targets need no keys and values of their own. The projection of the distances,
+  Every query takes part in three matmuls over the keys: scores by content, scores by position, and
+  the sum of values. Targets need no keys and values of their own. The projection of the distances,
   which all rows share, is left out.
   """
   d, f = model.width, model.mlp_dim

@@ -26,7 +26,8 @@ def prepare(config: ConfigDict, out: pathlib.Path, arguments: str) -> pathlib.Pa
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
     out: folder of the corpus.
-    arguments: options of Beam, as '--runner=FlinkRunner --parallelism=64'; '': the DirectRunner.
+    arguments: options of Beam, such as '--runner=FlinkRunner --parallelism=64'; '': its
+      DirectRunner.
   Returns:
     The folder of the corpus.
   Raises:

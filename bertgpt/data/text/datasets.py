@@ -34,7 +34,7 @@ def open_dataset(target: str, split: str, field: str = "data.source") -> Sequenc
 
   Args:
     target: name/config:version, or a folder.
-    split: name of the split, possibly with a range, as 'train[:10%]'.
+    split: name of the split, possibly with a range, such as 'train[:10%]'.
     field: config field that names the dataset, for messages.
   Raises:
     DataError: there is no such dataset or split, or it is not prepared.

@@ -53,7 +53,7 @@ class TextCleaner:
     mode: 'error', 'replace' or 'skip'.
     counts: tally to add to.
     repair: what to do about the text, at the end of an error message.
-    choice: what to do instead, as ", or set ...".
+    choice: what to do instead, such as ", or set ...".
   """
 
   def __init__(self, mode: str, counts: Counts, repair: str = "Repair it", choice: str = ""):

@@ -28,7 +28,7 @@ def open_files(paths: Sequence[str], columns: str) -> Iterator[tuple[str, list[b
     columns: name of a column of strings or bytes, or several names, separated by commas. 'a.b' is
       the field b of the column a. A column whose own name has these commas or dots comes first.
   Returns:
-    For every row: its place, as 'FILE row 7', counted from 0; and the bytes of the columns,
+    For every row: its place, such as 'FILE row 7', counted from 0; and the bytes of the columns,
     without those that are null or empty.
   Raises:
     DataError: at once, if a file is not a Parquet file or lacks a column; while reading, if a row

@@ -11,7 +11,7 @@ def find_files(pattern: str) -> list[str]:
   """Returns the files of a pattern, in the order of their names.
 
   Args:
-    pattern: path or glob. If a file or folder with this very name exists, as '[a]*', its
+    pattern: path or glob. If a file or folder with this very name exists, such as '[a]*', its
       characters have no special meaning.
   Raises:
     DataError: there is no such file, or one cannot be read.

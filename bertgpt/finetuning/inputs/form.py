@@ -19,7 +19,7 @@ class Setting(NamedTuple):
   """What rows and predictions depend on.
 
   Attributes:
-    config: group `task` of the fine-tuning's config.
+    config: group `task` of the fine-tuning config.
     text_format: format of the rows.
     labels: names of the model's C outputs.
   """

@@ -33,7 +33,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Returns the task that `config.name` names, with its data.
 
   Args:
-    config: group `task` of a fine-tuning's config.
+    config: group `task` of the fine-tuning config.
     text_format: format of the rows.
   Raises:
     ConfigError: fields of the config do not fit the task.

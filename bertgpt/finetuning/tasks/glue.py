@@ -122,7 +122,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Reads a GLUE task.
 
   Args:
-    config: group `task` of a fine-tuning's config.
+    config: group `task` of the fine-tuning config.
     text_format: format of the rows.
   Raises:
     ConfigError: the config names files; the files of GLUE have official names.

@@ -50,7 +50,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Reads the files of a task. The labels are the tags of the training file.
 
   Args:
-    config: group `task` of a fine-tuning's config.
+    config: group `task` of the fine-tuning config.
     text_format: format of the rows.
   Raises:
     DataError: files are missing, or are not in the format that is described above.

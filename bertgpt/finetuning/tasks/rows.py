@@ -140,7 +140,7 @@ def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) 
   Args:
     tokenizer: tokenizer of the pretrained run.
     model: group `model` of the pretrained run's config.
-    task: group `task` of the fine-tuning's config.
+    task: group `task` of the fine-tuning config.
   Raises:
     ConfigError: the tokenizer lacks an encoder's special tokens.
   """

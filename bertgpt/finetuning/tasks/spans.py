@@ -77,7 +77,7 @@ def make_rows(questions: Sequence[Question], config: ConfigDict, text_format: Te
 
   Args:
     questions: questions of a set.
-    config: group `task` of a fine-tuning's config.
+    config: group `task` of the fine-tuning config.
     text_format: format of the rows.
   Returns:
     (rows, window of every row).
@@ -164,7 +164,7 @@ def find_answers(questions: Sequence[Question], windows: Sequence[Window], confi
   Args:
     questions: questions of a set.
     windows: windows of all questions.
-    config: group `task` of a fine-tuning's config.
+    config: group `task` of the fine-tuning config.
     outputs: logits of starts and ends in every window, float32 [2, length] each.
   Returns:
     Three dicts by id of the question: its answer, '' for none; its guesses, the best first; the
@@ -199,7 +199,7 @@ def find_spans(window: Window, logits: np.ndarray, context: str, config: ConfigD
     window: part of the context.
     logits: logits of starts and ends in its row, float32 [2, length].
     context: text of the question.
-    config: group `task` of a fine-tuning's config; at most `n_best` spans of at most `max_answer`
+    config: group `task` of the fine-tuning config; at most `n_best` spans of at most `max_answer`
       tokens are returned.
   """
   inside = slice(window.first, window.first + len(window.offsets))

@@ -29,7 +29,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   """Reads the files of a task.
 
   Args:
-    config: group `task` of a fine-tuning's config.
+    config: group `task` of the fine-tuning config.
     text_format: format of the rows.
   Raises:
     ConfigError: a row has no room for a context.
