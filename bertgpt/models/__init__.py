@@ -1,4 +1,4 @@
-"""Flax Linen modules, one file per family, which do not depend on mesh, data and optimizer."""
+"""Flax Linen modules, one file per family; they depend on neither mesh, data nor optimizer."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Attention over packed rows: one function, four kernels behind it.
+"""Attention over packed rows: one function with four kernels.
 
 `xla` is written out in array operations and runs everywhere. The others do not store the [L, S]
 array of weights; every device runs them on its own rows and heads: `cudnn` (NVIDIA) and `splash`
@@ -141,7 +141,7 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, wind
 
 def explain(config: ConfigDict) -> list[str]:
   """Returns lines on the choices for training, with reasons: the attention kernel of every phase,
-  the loop over layers, and the values that layers keep for the backward pass.
+  the loop over layers, and the values that layers save for the backward pass.
 
   Args:
     config: a whole config; a family without transformer layers has no such choices.
@@ -162,9 +162,9 @@ def explain(config: ConfigDict) -> list[str]:
   if not family.stacks:
     return lines
   layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
-  lines.append(f"{layers} of {model.num_layers} layers per iteration of their loop: {reason}")
+  lines.append(f"{layers} of {model.num_layers} layers per iteration of the loop: {reason}")
   remat, reason = rematerialization.choose(model.remat, sharding.platform())
-  lines.append(f"values that layers keep for the backward pass: remat={remat}: {reason}")
+  lines.append(f"values that layers save for the backward pass: remat={remat}: {reason}")
   return lines
 
 
@@ -173,11 +173,11 @@ def explain(config: ConfigDict) -> list[str]:
 
 @jax.custom_vjp
 def mix(weights_BNLS: jax.Array, v_BSNH: jax.Array) -> jax.Array:
-  """Returns the values weighed by attention, [B, L, N, H].
+  """Returns the values weighted by attention, [B, L, N, H].
 
   Args:
     weights_BNLS: attention weights.
-    v_BSNH: values, which the backward pass keeps.
+    v_BSNH: values, which are saved for the backward pass.
   """
   return jnp.einsum("BNLS,BSNH->BLNH", weights_BNLS, v_BSNH)
 
@@ -199,9 +199,9 @@ mix.defvjp(_mix_forward, _mix_backward)
 def _weigh(q_BLNH: jax.Array, k_BSNH: jax.Array, mask_B1LS: jax.Array) -> jax.Array:
   """Returns attention weights [B, N, L, S], computed in float32, in the dtype of the arguments.
 
-  In bfloat16, JAX's own derivative would multiply a float32 cotangent with `q` and `k`, at the
-  speed of float32, and save the weights twice, in both precisions, as well as the mask. Here all
-  products are in bfloat16, and the weights are saved for the backward pass only once.
+  In bfloat16, JAX's own derivative would multiply `q` and `k` by a float32 cotangent, at the speed
+  of float32, and save the weights twice, in both precisions, as well as the mask. Here all matmuls
+  are in bfloat16, and the weights are saved for the backward pass only once.
   """
   logits_BNLS = jnp.einsum("BLNH,BSNH->BNLS", q_BLNH, k_BSNH, preferred_element_type=jnp.float32)
   weights_BNLS = jax.nn.softmax(jnp.where(mask_B1LS, logits_BNLS, -1e30), axis=-1)
@@ -293,7 +293,7 @@ def _attend_either(attend_all, attend_near, is_global, *qkv):
 def _block_sizes(length: int, width: int) -> splash.BlockSizes:
   """Returns the largest blocks that divide the length.
 
-  One kernel computes all three gradients: five products per block instead of seven. The last
+  One kernel computes all three gradients: five matmuls per block instead of seven. The last
   dimension in memory is padded to 128, so the head dimension of narrower heads comes before the
   length: with heads of width 64 and rows of 512, this saves a sixth of the bytes that the layer
   moves on a TPU v5e.

@@ -1,9 +1,9 @@
-"""Cross-entropy of an output layer, whose logits are never held for all positions at once.
+"""Cross-entropy of an output layer whose logits are never in memory for all positions at once.
 
 The gradient of a position's loss with respect to its logits, softmax - onehot, is known as soon
 as the logits are. So the forward pass goes through the positions in chunks, and computes the
 gradients of features, table and bias while it holds the logits of a chunk. The backward pass only
-scales these gradients, and no product is computed twice.
+scales these gradients, and no matmul is computed twice.
 
 Axes: B rows, L length, D width, V rows of the table, C positions of a chunk, S shards of the batch.
 """
@@ -18,7 +18,7 @@ from bertgpt.devices.sharding import map_shards, platform
 
 UNCHUNKED = -1
 # Float32 logits of one chunk per device, if the config sets no chunk. Every chunk reads the table
-# and adds to its gradient; GPUs have memory to spare for larger ones.
+# and adds to its gradient; GPUs have memory to spare for larger chunks.
 CHUNK_BYTES, GPU_CHUNK_BYTES = 2**28, 2**30
 CHUNK_MULTIPLE = 128  # Positions; rows of a TPU matrix unit.
 
@@ -218,7 +218,7 @@ def chunk_bytes(name: str) -> int:
 def chunk_size(positions: int, most: int) -> int:
   """Returns the number of positions per chunk: as few chunks as possible.
 
-  Up to twice as many chunks are made if they then divide the positions in whole tiles.
+  There may be up to twice as many if they then divide the positions into whole tiles.
 
   Args:
     positions: number of positions.

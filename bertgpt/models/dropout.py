@@ -27,7 +27,7 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = Fal
     rate: share of the elements that become 0; the others are divided by 1 - rate.
     key: a JAX key, or uint32 [2], the words of a `hash` mask, as `dropout_key` returns them. None:
       nothing is dropped.
-    is_shared: whether all replicas have the same array, and not each its own rows.
+    is_shared: whether all replicas hold the same array, instead of their own rows.
   Returns:
     [B, ...] of the dtype of `x`.
   """
@@ -127,7 +127,7 @@ def row_keys(words: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
 
   Args:
     words: uint32 [2].
-    row: uint32, numbers of rows.
+    row: uint32, indices of rows.
   Returns:
     Two arrays, uint32, of the shape of `row`.
   """

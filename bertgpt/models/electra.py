@@ -106,7 +106,7 @@ class Electra(nn.Module):
   def pool(self, x: jax.Array) -> jax.Array:
     """Returns the pooled features of [CLS] tokens, [..., D].
 
-    The layer is new in fine-tuning, with the exact GELU (google-research/electra,
+    The layer is created in fine-tuning and has the exact GELU (google-research/electra,
     finetune/classification).
 
     Args:

@@ -204,8 +204,8 @@ class WordEncoder(nn.Module):
 def _convolve(x_MSW, kernel, bias):
   """Returns the largest output of every filter over the positions, after ReLU: [M, filters].
 
-  The outputs at all positions would be the largest array of a step, so the backward pass computes
-  them again.
+  The outputs at all positions would be the largest array of a step, so the backward pass recomputes
+  them.
   """
   width = len(kernel)
   count = x_MSW.shape[1] - width + 1
@@ -237,7 +237,7 @@ class BiLstm(nn.Module):
     width, cells = config.width // 2, config.mlp_dim
     outputs, new = [x_2BLP], []
     for i in range(config.num_layers):
-      # Glorot and Bengio 2010, as TensorFlow initializes every kernel of a cell.
+      # Glorot and Bengio 2010: TensorFlow initializes every kernel of a cell this way.
       init = nn.initializers.glorot_uniform(batch_axis=0)
       kernel = self.param(f"lstm_{i}_kernel", _as_gates(init, 2), (2, 2 * width, 4, cells))
       bias = self.param(f"lstm_{i}_bias", nn.initializers.zeros, (2, 4, cells))
@@ -251,7 +251,7 @@ class BiLstm(nn.Module):
     return jnp.stack(outputs), jax.tree.map(lambda *layers: jnp.stack(layers), *new)
 
   def keep(self, x_EBLD: jax.Array) -> None:
-    """Keeps the features of the layers if the caller asks for them; see `layers.layer_outputs`."""
+    """Sows the features of the layers if the caller asks for them; see `layers.layer_outputs`."""
     self.sow("intermediates", "output", x_EBLD)
 
 
@@ -260,10 +260,10 @@ def run_lstm(kernel: jax.Array, bias: jax.Array, project: jax.Array, x_2BLP: jax
   """Runs LSTMs with projection over rows, one per direction (Sak et al. 2014, arXiv:1402.1128).
 
   c = clip(sigmoid(f + 1) c + sigmoid(i) tanh(j)); h = clip((sigmoid(o) tanh(c)) project), where
-  i, j, f, o = [x, h] kernel + bias. The state is float32; products are in the dtype of `x`.
+  i, j, f, o = [x, h] kernel + bias. The state is float32; matmuls are in the dtype of `x`.
 
   Args:
-    kernel: float32 [2, 2 P, 4, C], rows of the input before those of the state.
+    kernel: float32 [2, 2 P, 4, C]; the rows for the input come before those for the state.
     bias: float32 [2, 4, C].
     project: float32 [2, C, P].
     x_2BLP: inputs.
@@ -278,7 +278,7 @@ def run_lstm(kernel: jax.Array, bias: jax.Array, project: jax.Array, x_2BLP: jax
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   of_input, of_state = jnp.split(kernel.astype(dtype), [width], axis=1)
   project = project.astype(dtype)
-  # The products with the input need no loop.
+  # The matmuls with the input need no loop.
   z_L2BGC = product("dblp,dpgc->ldbgc", x_2BLP, of_input) + bias[:, None]
   z_L2BGC = constrain(z_L2BGC.astype(dtype), None, None, "batch", None, "mlp")
 
@@ -379,7 +379,7 @@ def _as_gates(init: nn.initializers.Initializer, axis: int) -> nn.initializers.I
 
 
 def _unspelled(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-  """Returns the characters of words that are not known yet: only padding."""
+  """Returns padding in place of the characters of words, which are not known yet."""
   del key
   return jnp.full(shape, spelling.PADDING, dtype)
 

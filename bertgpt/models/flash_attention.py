@@ -20,7 +20,7 @@ from bertgpt.models import dropout, flash_gpu, flash_tpu
 from bertgpt.models.flash_tiles import Task
 from bertgpt.models.kept import keep
 
-TILE = FLASH_TILE  # Rows are padded to a multiple of it.
+TILE = FLASH_TILE  # Rows are padded to a multiple of this length.
 KERNELS: dict[str, Any] = {"tpu": flash_tpu, "gpu": flash_gpu, "cpu": flash_tpu}  # By platform.
 
 # Logical axes; see `sharding.map_shards`.
@@ -53,8 +53,8 @@ def _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words):
 
 
 def _attend_forward(task, *args):
-  # The backward pass saves the result in this shape, in which the output projection saves it too.
-  # A loop over layers would store a reshaped copy as a second array.
+  # The result is saved for the backward pass in this shape, in which the output projection saves it
+  # too. A loop over layers would store a reshaped copy as a second array.
   x_BLD, sums_BN1L = keep(sharding.map_shards(
       functools.partial(_forward, task), _ARGUMENTS, (_BLD, _SUMS), *args))
   qkv, others = args[:3], args[3:]
@@ -99,7 +99,7 @@ def _row_keys(task: Task, words: jax.Array, shape: tuple[int, ...], names: Any) 
   rows, _, heads, _ = shape
   row_B = sharding.shard_index(names["batch"]) * rows + jnp.arange(rows, dtype=jnp.uint32)
   first_B, second_B = dropout.row_keys(words, row_B)
-  # The index of an element in its row starts with the number of its head, and wraps at 2**32.
+  # The index of an element in its row starts with the index of its head, and wraps at 2**32.
   first_B += sharding.shard_index(names["heads"]) * jnp.uint32(heads * task.length**2 % 2**32)
   return jnp.stack([first_B, second_B], axis=1)
 

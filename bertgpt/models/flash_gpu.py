@@ -3,7 +3,7 @@
 
 Each program of the grid computes, for one head, a tile of queries; in the backward pass, the
 gradients of a tile of keys and then of a tile of queries. No sums over programs are needed, but the
-backward pass computes every tile of weights twice: seven products instead of five. A row of only
+backward pass computes every tile of weights twice: seven matmuls instead of five. A row of only
 one or two tiles has a single program in the backward pass, which computes its weights once.
 
 Axes: B rows, L queries, S keys, N heads, H width of a head.
@@ -22,7 +22,7 @@ from bertgpt.models.flash_tiles import HIDDEN, Task
 TILE = 64  # Queries and keys of a tile; two tiles of weights fit the registers of four warps.
 
 # Instructions per weight in the kernels' loops, from their PTX for sm_90.
-# {(products, has dropout): operations}.
+# {(matmuls, has dropout): operations}.
 OPERATIONS_PER_WEIGHT = {(2, False): 22, (2, True): 44, (5, False): 44, (5, True): 68,
                          (7, False): 45, (7, True): 88}
 
@@ -191,7 +191,7 @@ def _differentiate(task, head, q_ref, k_ref, v_ref, ids_ref, keys_ref, sums_ref,
   """Returns the queries of tile `i`, the keys of tile `j`, the cotangent, the weights that are kept
   and the gradients of the logits.
 
-  The kept weights are divided by the share that is kept only after the products.
+  The kept weights are divided by the share that is kept only after the matmuls.
   """
   here = _Tile(task, head, ids_ref, keys_ref, i, j)
   q_LH, k_SH, v_SH = _scaled(task, q_ref[_span(i), :]), k_ref[_span(j), :], v_ref[_span(j), :]

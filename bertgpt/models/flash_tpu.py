@@ -25,15 +25,15 @@ LANES = 128
 TILE = 512  # Queries and keys of a tile at most; [512, 512] float32 is 1 MB of VMEM.
 MOST_ROWS = 8
 
-# VMEM of a kernel: two copies of a program's blocks, and the values of a tile, of which about ten
-# are alive at once. A long row may need more than the default (16 MB).
+# VMEM of a kernel: two copies of a program's blocks, and the values of a tile, about ten of which
+# are live at once. A long row may need more than the default (16 MB).
 VMEM_BYTES = 15 * 2**20
 TILES_ALIVE = 10
 VMEM_LIMIT = 64 * 2**20
 
 # Operations of the vector units per weight: cycles in the compiler's schedule for TPU v5e, times
 # 4 x 1,024 operations per cycle and the share of them in `hardware.EFFICIENCY`.
-# {(is backward, has dropout): ((least tile, operations), ...)}.
+# {(is backward, has dropout): ((smallest tile, operations), ...)}.
 OPERATIONS_PER_WEIGHT = {
     (False, False): ((0, 26), (512, 12)), (False, True): ((0, 34), (512, 24)),
     (True, False): ((0, 42), (512, 21)), (True, True): ((0, 49), (512, 34)),
@@ -193,7 +193,7 @@ def _attend(part, i, q_ref, k_ref, v_ref, x_ref, sums_ref):
 
 def _backward_kernel(task, grid, q_ref, k_ref, v_ref, ids_ref, keys_ref, x_ref, sums_ref, g_ref,
                      dq_ref, dk_ref, dv_ref, dq_CL_ref):
-  """Computes the gradients of a block of rows and lanes: five products per tile."""
+  """Computes the gradients of a block of rows and lanes: five matmuls per tile."""
 
   def do_part(part):
     dq_CL_ref[...] = jnp.zeros_like(dq_CL_ref)
@@ -209,7 +209,7 @@ def _differentiate(part, j, q_ref, k_ref, v_ref, x_ref, sums_ref, g_ref, dk_ref,
                    dq_CL_ref):
   """Computes the gradients of the keys and values of tile `j`, and adds to those of the queries.
 
-  The kept weights are divided by the share that is kept only after the products.
+  The kept weights are divided by the share that is kept only after the matmuls.
   """
   task, grid = part.task, part.grid
   kept = 1 - task.rate
@@ -353,6 +353,6 @@ def _loop(first: Any, end: Any, body: Callable, carry: Any = None) -> Any:
 
 
 def _dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
-  """Returns a product summed over an axis of `x` and one of `y`, in float32."""
+  """Returns the matmul that contracts an axis of `x` with one of `y`, in float32."""
   return jax.lax.dot_general(x, y, (((axes[0],), (axes[1],)), ((), ())),
                              preferred_element_type=jnp.float32)

@@ -1,10 +1,10 @@
-"""Matrix products in float8 (`config.model.matmul = 'fp8'`).
+"""Matmuls in float8 (`config.model.matmul = 'fp8'`).
 
 Inputs and weights are rounded to e4m3, gradients to e5m2 (Micikevicius et al. 2022, "FP8 formats
-for deep learning", arXiv:2209.05433). Every array of a product is scaled by its own current largest
-magnitude, so there is no state to save, and checkpoints are the same as with bfloat16 products.
+for deep learning", arXiv:2209.05433). Every operand of a matmul is scaled by its own current
+largest magnitude, so there is no state to save, and checkpoints are the same as with bfloat16.
 Scales are powers of two, so scaling is exact, and only the rounding to float8 loses digits. A
-device without float8 converts the factors back and computes the same products.
+device without float8 converts the operands back and computes the same matmuls.
 
 An array has one scale per device and micro-batch. The rounding therefore depends on the number of
 micro-batches, unlike everything else in a step.
@@ -21,7 +21,7 @@ from jax import lax
 from bertgpt.models.recompute import renew
 
 FORWARD, BACKWARD = jnp.float8_e4m3fn, jnp.float8_e5m2
-MULTIPLE = 16  # cuBLASLt needs multiples of it (cuBLAS documentation 12, "cublasLtMatmul").
+MULTIPLE = 16  # cuBLASLt needs multiples of 16 (cuBLAS documentation 12, "cublasLtMatmul").
 
 
 def quantize(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -31,8 +31,8 @@ def quantize(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     x: array of any shape, bfloat16 or float32. If it holds an infinity or nan, so does the result.
     dtype: `FORWARD` or `BACKWARD`.
   Returns:
-    The rounded array, and a scalar of the dtype of `x` by which it has to be multiplied: the least
-    power of two that leaves no magnitude above the largest one of float8.
+    The rounded array, and a scalar of the dtype of `x` by which it has to be multiplied: the
+    smallest power of two that leaves no magnitude above the largest one of float8.
   """
   largest = jnp.max(jnp.abs(x)).astype(jnp.float32) / float(jnp.finfo(dtype).max)
   _, exponent = jnp.frexp(largest)
@@ -42,7 +42,7 @@ def quantize(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _multiply(x, y, contract, dtype):
-  """Returns the product of two pairs of a rounded array and its scale."""
+  """Returns the matmul of two pairs of a rounded array and its scale."""
   (x, x_scale), (y, y_scale) = x, y
   product = lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=dtype)
   return product * (x_scale * y_scale)
@@ -50,7 +50,7 @@ def _multiply(x, y, contract, dtype):
 
 @jax.custom_vjp
 def multiply(x_BI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
-  """Returns x @ kernel, [B, O], with factors rounded to float8, as are those of the backward pass.
+  """Returns x @ kernel, [B, O], with operands rounded to float8, also in the backward pass.
 
   Args:
     x_BI: features, bfloat16 or float32.
@@ -61,7 +61,7 @@ def multiply(x_BI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
 
 def _multiply_forward(x_BI, kernel_IO):
   x, kernel = quantize(x_BI, FORWARD), quantize(kernel_IO, FORWARD)
-  # Without a barrier, XLA fuses GELU into the product and asks for the argument of GELU as another
+  # Without a barrier, XLA fuses GELU into the matmul and asks for the argument of GELU as another
   # output, which cuBLASLt does not have for float8: compilation fails.
   return renew(_multiply(x, kernel, ((1,), (0,)), x_BI.dtype)), (x, kernel)
 
@@ -86,7 +86,7 @@ def dot_general(x: jax.Array, kernel_IO: jax.Array, dimension_numbers: Any,
     x: features [..., I].
     kernel_IO: weights, of the same dtype.
     dimension_numbers: those of `Dense`, which contract I.
-    **options: `precision`, of which float8 has none.
+    **options: `precision`, which has no meaning for float8.
   Returns:
     [..., O] of the dtype of `x`.
   """

@@ -1,4 +1,4 @@
-"""An array that several products read, and the order in which their gradients are summed."""
+"""An array that several matmuls read, and the order in which their gradients are summed."""
 
 import functools
 
@@ -10,12 +10,12 @@ def fork(x: jax.Array, count: int) -> tuple[jax.Array, ...]:
   """Returns an array several times, once for each use.
 
   The gradients are added one by one, starting with that of the last use, and always as
-  `product + sum`: only in this form does XLA for GPUs let the product itself add the sum, which
+  `matmul + sum`: only in this form does XLA for GPUs let the matmul itself add the sum, which
   saves reading and writing the array once more.
 
   Args:
     x: any array.
-    count: number of uses; those that are not inputs of matrix products should be the last.
+    count: number of uses; those that are not inputs of matmuls should be the last.
   Returns:
     `x`, `count` times.
   """

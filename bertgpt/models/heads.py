@@ -82,7 +82,7 @@ class DecoderClassifier(TaskModel):
   """Outputs of a text or a pair, from the last token's features (Radford et al. 2018, 3.2)."""
 
   def __call__(self, inputs: Inputs) -> tuple[jax.Array, Prediction]:
-    """Returns the outputs, float32 [B, C], and the next tokens, for the auxiliary loss.
+    """Returns the outputs, float32 [B, C], and the prediction of next tokens (auxiliary loss).
 
     Args:
       inputs: rows whose last token closes the text.

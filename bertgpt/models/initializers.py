@@ -30,7 +30,7 @@ def make_init(config: FrozenConfigDict, std: float) -> nn.initializers.Initializ
 def init_sinusoid(std: float) -> nn.initializers.Initializer:
   """Returns an initializer with sin(p w), cos(p w) at position p.
 
-  One linear map leads from every position to its neighbor, which attention would otherwise have to
+  A single linear map takes every position to its neighbor, which attention would otherwise have to
   learn position by position (Vaswani et al. 2017, arXiv:1706.03762, 3.5). The frequencies w are
   evenly spaced between 0 and pi, so that positions less than `width` apart are orthogonal; most
   frequencies of the paper are so low that neighbors look alike.

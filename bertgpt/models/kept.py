@@ -1,4 +1,4 @@
-"""Values of a layer that the backward pass keeps with `model.remat=products`."""
+"""Values of a layer that are saved for the backward pass with `model.remat=products`."""
 
 from typing import TypeVar
 
@@ -10,5 +10,5 @@ T = TypeVar("T")
 
 
 def keep(x: T) -> T:
-  """Returns its argument, an array or a tree of arrays, marked as a value to keep."""
+  """Returns its argument, an array or a tree of arrays, marked as a value to save."""
   return checkpoint_name(x, KEPT)

@@ -37,7 +37,7 @@ from bertgpt.models.parameters import Param
 from bertgpt.models.recompute import keep_input
 
 # For activations and norms, the backward pass saves only the input: the values in between, up to
-# six arrays of the MLP's width, are cheaper to compute again than to write and read.
+# six arrays of the MLP's width, are cheaper to recompute than to write and read.
 RmsNorm = nn.remat(nn.RMSNorm, prevent_cse=False)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -69,8 +69,8 @@ STACK_PARAMETERS = (
     Param(r"final_norm/(scale|bias)$", (None,), decays=False),
 )
 
-# Values of a layer that are saved for the backward pass; all others are computed again. For `auto`,
-# see config/rematerialization.py.
+# Values of a layer that are saved for the backward pass; all others are recomputed. For `auto`, see
+# config/rematerialization.py.
 REMAT_POLICIES = {
     "none": None,
     "products": jax.checkpoint_policies.save_only_these_names(KEPT),
@@ -126,7 +126,7 @@ class Context(NamedTuple):
 
 
 class Kind(NamedTuple):
-  """How a layer differs from the others; arrays of all layers for the scan.
+  """How a layer differs from the others; for the scan, arrays with a value per layer.
 
   Attributes:
     is_first: bool, whether it reads the embeddings; None: the first layer is like the others.
@@ -250,7 +250,7 @@ class Block(nn.Module):
       x_BLD = keep(x_BLD + drop_output(y_BLD))
       x_BLD = x_BLD + drop_mlp(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)
-    self.sow("intermediates", "output", x_BLD)  # Kept if the caller asks for it.
+    self.sow("intermediates", "output", x_BLD)  # Stored if the caller asks for it.
     return x_BLD, new
 
 
@@ -306,7 +306,7 @@ def rematerialize(block: type[nn.Module], config: FrozenConfigDict, is_loop: boo
     block: class of the layer.
     config: `config.model`.
     is_loop: whether the layer is the body of a loop. Outside a loop, XLA would merge the repeated
-      computation with the first one and keep its results.
+      computation with the first one and save its results.
   """
   remat, _ = rematerialization.choose(config.remat, sharding.platform())
   if remat == "none":

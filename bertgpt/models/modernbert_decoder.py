@@ -1,7 +1,7 @@
 """ModernBERT as a decoder (Weller et al. 2025, arXiv:2507.11412, Ettin).
 
-Its layers are those of the encoder with a causal mask, and its head, too, is that of the encoder: a
-dense layer and a norm before the tied table.
+Its layers are those of the encoder with a causal mask. Its head is that of the encoder too: a dense
+layer and a norm before the tied table.
 
 Axes: B batch, L length, D width, V rows of the padded token table.
 """

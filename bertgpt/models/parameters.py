@@ -35,7 +35,7 @@ class Param(NamedTuple):
 
   @property
   def is_stacked(self) -> bool:
-    """True if the first axis counts layers or the like: norms and moments are taken one by one."""
+    """True if the first axis is layers or directions; norms and moments are taken for each of them."""
     return self.axes[0] in STACKED
 
 

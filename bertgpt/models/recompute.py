@@ -19,7 +19,7 @@ def renew(values: Values) -> Values:
   barrier would only prevent fusions.
 
   Args:
-    values: arrays, all of which exist before anything is computed from the result.
+    values: arrays; all of them are computed before anything is computed from the result.
   """
   return jax.lax.optimization_barrier(values) if sharding.platform() == "gpu" else values
 

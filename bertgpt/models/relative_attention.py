@@ -69,8 +69,8 @@ def see(sequence_ids_BL: jax.Array, segment_ids_BL: jax.Array, order_BL: jax.Arr
   """Returns what tokens and targets see.
 
   A token sees the tokens of its sequence whose place in the order is not after its own. A target
-  stands at the position of a token, and sees what that token sees except tokens of the same place,
-  which the token itself is. Every query sees the whole memory, which is of segment 0.
+  has the position of a token, and sees what that token sees except the tokens of the same place,
+  such as the token itself. Every query sees the whole memory, which is of segment 0.
 
   Args:
     sequence_ids_BL, segment_ids_BL: int32.
@@ -134,8 +134,8 @@ def _score_positions(q_BTNH, r_RNH, targets_BK):
     return shift(product(q_BTNH, r_RNH))
   length = q_BTNH.shape[1] - targets_BK.shape[1]
   q_BLNH, q_BKNH = q_BTNH[:, :length], q_BTNH[:, length:]
-  # At the positions of their tokens, targets have the same distances in every row. Positions are
-  # unique, so that neither scattering nor its derivative needs sums.
+  # With targets at the positions of their tokens, the distances are the same in every row. The
+  # targets of a row have different positions, so neither scattering nor its derivative needs sums.
   put = jax.vmap(lambda q, at: jnp.zeros_like(q, shape=(length, *q.shape[1:])).at[at].set(
       q, unique_indices=True))
   take = jax.vmap(lambda x, at: x.at[:, at].get(unique_indices=True))
@@ -160,9 +160,9 @@ def shift(x_BNLR: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _multiply(spec, a, b):
-  """Returns the float32 product of two arrays of one dtype, in which its derivative computes too.
+  """Returns the float32 matmul of two arrays of one dtype; its derivative computes in this dtype.
 
-  JAX's own derivative would multiply a float32 cotangent with them, at the speed of float32.
+  JAX's own derivative would multiply them by a float32 cotangent, at the speed of float32.
   """
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
@@ -185,7 +185,7 @@ _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _softmax(dtype, scores, mask):
-  """Returns the softmax over the scores in the mask; the backward pass keeps only the result.
+  """Returns the softmax over the scores in the mask; the backward pass saves only the result.
 
   Args:
     dtype: of the result.

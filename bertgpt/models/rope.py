@@ -3,8 +3,8 @@
 Axes: B batch, L length, N heads, H width of a head, T tables.
 
 Feature i of a head and feature i + H/2 are one pair (GPT-NeoX, 2022, 'rotate half'), rotated by
-the angle position * base^(-2 i / H). The scores of a query and a key then depend on the distance of
-their positions. Queries and keys are rotated before attention, so any kernel can follow.
+the angle position * base^(-2 i / H). The scores of a query and a key then depend on the distance
+between their positions. Queries and keys are rotated before attention, so any kernel can follow.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Samples from an output layer, whose logits are never held for all positions at once.
+"""Samples from an output layer whose logits are never in memory for all positions at once.
 
 The token with the highest sum of its logit and its Gumbel noise is a sample from the softmax
 (Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). The noise is a hash of the token, of the slot,
@@ -65,7 +65,7 @@ def gumbel_noise(words_B2: jax.Array, slots_C: jax.Array, tokens_V: jax.Array) -
 
   Args:
     words_B2: uint32, random words of every row.
-    slots_C: integers, numbers of the slots in their rows.
+    slots_C: integers, indices of the slots in their rows.
     tokens_V: integers, ids of the tokens.
   """
   words_2B11 = jnp.moveaxis(words_B2, 1, 0)[..., None, None]

@@ -2,15 +2,15 @@
 
 The encoder has two streams with the same parameters. The features of a token are computed from its
 own id and from the tokens that it sees; those of a target, which are computed only at the predicted
-positions, from its position and the tokens before it in the order of prediction. Both streams lie
-in one array, the tokens before the targets, so that every product and every norm is computed for
+positions, from its position and the tokens before it in the order of prediction. Both streams are
+in one array, the tokens before the targets, so that every matmul and every norm is computed for
 both at once. Only the tokens are keys.
 
 Three things differ from the published code (github.com/zihangdai/xlnet, modeling.py, 2019). The
 dropout mask of the sinusoids is the same for all rows of a batch, so that they are projected once.
-A target that sees no token gets no values; there, it gets the mean of all values, its own among
-them. There is no reversed text: without memory, reversed text with negated distances is the same as
-the text.
+A target that sees no token gets no values here; in the published code, it gets the mean of all
+values, including its own. There is no reversed text: without memory, reversed text with negated
+distances is the same as the text.
 
 Axes: B batch, L length, K targets of a row, T = L + K, M tokens of memory, S = M + L keys,
 R distances, Y layers, D width, N heads, H width of a head.
@@ -77,8 +77,8 @@ class Xlnet(nn.Module):
 
     Args:
       inputs: see `__call__`.
-      reuse: number of the first tokens of a row that the next one follows.
-      memory_length: tokens of the new memory, which are the last of the old memory and these.
+      reuse: number of tokens at the start of a row after which the next row continues.
+      memory_length: tokens of the new memory: the last ones of the old memory and these rows.
     Returns:
       The prediction at the targets; and [Y, B, M, D] in the compute dtype, without a gradient.
     """
@@ -248,7 +248,7 @@ class Block(nn.Module):
     y_BTD = layers.Mlp(config, name="mlp")(x_BTD, hidden_key)
     x_BTD = layers.make_norm(config, "mlp_norm")(keep(x_BTD + drop(y_BTD, config.dropout, mlp_key)))
     x_BTD = constrain(x_BTD, "batch", None, None)
-    self.sow("intermediates", "output", x_BTD[:, :self.length])  # Kept if the caller asks for it.
+    self.sow("intermediates", "output", x_BTD[:, :self.length])  # Stored if the caller asks.
     return x_BTD, new_BMD
 
 
