@@ -68,7 +68,7 @@ def make_evaluator(setup: Setup, corpus: Corpus) -> Evaluator:
 def make_eval_step(setup: Setup) -> Callable:
   """Returns the function (params, batch, row_ids_B, carry) -> (sums, carry).
 
-  The masks of a row depend only on its number. The carry is that of `Objective.carry`.
+  The masks of a row depend only on its index. The carry is that of `Objective.carry`.
 
   Args:
     setup: constants of the training.
@@ -97,8 +97,8 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
     evaluator: evaluator of the set.
     params: float32 arrays on the mesh.
     phase_index: index of the phase whose row length, masks and model are used.
-    should_stop: called before every batch, equally often by all processes of a run; once it returns
-      True, the evaluation ends without a result.
+    should_stop: called before every batch, the same number of times in all processes of a run; once
+      it returns True, the evaluation ends without a result.
   Returns:
     Metric -> value: 'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
     'lm_perplexity', 'bits_per_byte'. Losses are in nats. {} if it was stopped.
@@ -159,12 +159,12 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   """Scores the newest checkpoint of a run on the validation split.
 
   Rows have the length of the last phase. The training itself evaluates in `model.dtype`, so its
-  last numbers are those of this function with the same dtype.
+  last scores are those of this function with the same dtype.
 
   Args:
     path: workdir of the run.
     overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
-    dtype: type of activations and products; '': that of the training. `overrides` may change it.
+    dtype: type of activations and matmuls; '': that of the training. `overrides` may change it.
   Returns:
     Metric -> value, as `run` returns it.
   Raises:
@@ -208,7 +208,7 @@ def check_same_model(trained: ConfigDict, config: ConfigDict) -> None:
     trained: config of the run.
     config: config of the evaluation.
   Raises:
-    ConfigError: other fields than `MAY_DIFFER` differ; the message has one line per field.
+    ConfigError: fields outside `MAY_DIFFER` differ; the message has one line per field.
   """
   rows = f"phases[{len(trained.phases) - 1}].seq_len"
   if lines := recipes.differences(trained, config, (*MAY_DIFFER, rows)):

@@ -1,4 +1,4 @@
-"""The training loop: `steps` over the batches of a corpus, with checkpoints and evaluation."""
+"""The training loop: train steps over the batches of a corpus, with checkpoints and evaluation."""
 
 import collections
 import contextlib
@@ -75,7 +75,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     watchdog.arm_for(config.system, compiles=True)
-    compiled = None  # The program that has been called.
+    compiled = None  # The program that was called last.
     after_gaps = {last + 1 for _, last in config.train.skip_steps}
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
     for step, train_step, batch in events.timed("input", batches):  # `step` counts from 1.
@@ -147,7 +147,7 @@ def write_start(run: Run, first_step: int) -> None:
 
 
 def make_steps(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any], None, None]:
-  """Yields (number of the step counted from 1, jitted step, batch on the devices).
+  """Yields (step, counted from 1; jitted step; batch on the devices).
 
   Phases of the same shape share one program. The steps of `config.train.skip_steps` are left out.
 
@@ -188,7 +188,7 @@ def without(skipped: Sequence[tuple[int, int]], start: int, end: int) -> list[tu
 
 def device_batches(run: Run, phase_index: int,
                    first_step: int) -> Generator[dict[str, jax.Array], None, None]:
-  """Yields the batches of a phase, with `data.prefetch` of them on their way to the devices.
+  """Yields the batches of a phase; `data.prefetch` of them are on their way to the devices.
 
   Args:
     run: the opened run.

@@ -100,7 +100,7 @@ class Writer:
   `first_step` is dropped too, and repeated: the run may have ended before it. At step 0, the curves
   of an earlier start are set aside.
 
-  No method raises an error of a file or a terminal: a failure to log must not end the training.
+  No method raises errors of files or terminals: a failure to log must not end the training.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
@@ -133,7 +133,7 @@ class Writer:
       self._sinks.append(sinks.JsonLines(path))
     except OSError as e:
       console.say(f"WARNING: {path}: cannot be written ({e.strerror}). The training continues; "
-                  "curves of this start are missing there")
+                  "the curves of this start are missing there")
     if tensorboard:
       self._sinks.append(sinks.EventFile(workdir / "tensorboard", first_step + 1))
 
@@ -183,7 +183,7 @@ class Writer:
       sink.close()
 
   def _eta(self, step: int) -> float | None:
-    """Seconds to the end; None at first, when most of the time so far was compilation."""
+    """Seconds to the end; None at first, while most of the time was spent on compilation."""
     first, start = self._since = self._since or (step, time.monotonic())
     if step == first:
       return None
@@ -201,7 +201,7 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
       train/spikes.
     eta_s: seconds to the end; None: not known.
   Returns:
-    As in ['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s',
+    For example ['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s',
     'MFU 41%', 'ETA 0:03:21'].
   """
   loss, grad_norm = (scalars.get(f"train/{name}", math.nan) for name in ("loss", "grad_norm"))
@@ -242,7 +242,7 @@ def fit_line(parts: Sequence[str], width: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-  """Returns a duration as hours:minutes:seconds, as in '0:03:21'.
+  """Returns a duration as hours:minutes:seconds, such as '0:03:21'.
 
   Args:
     seconds: at least 0.

@@ -29,7 +29,7 @@ class Run(NamedTuple):
     config: resolved config of the run.
     path: workdir of the run.
     setup: constants of the training.
-    corpus: documents that are trained on.
+    corpus: documents of the training.
     evaluator: evaluator of the held-out documents.
     abstract_state: `TrainState` of ShapeDtypeStructs with their shardings.
     metadata: entries of a checkpoint in addition to the state; see `make_metadata`.

@@ -16,8 +16,8 @@ class RateCurve:
 
   Attributes:
     phase: the `restart` phase, whose peak, shape and warm-up hold for the whole curve.
-    first_step: number of its first step in the run.
-    steps: length.
+    first_step: index of its first step in the run.
+    steps: number of its steps.
   """
 
   phase: ConfigDict
@@ -61,7 +61,7 @@ SCHEDULES: dict[str, Callable[[jax.Array, RateCurve], jax.Array]] = {
 def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
   """Returns the learning rate as a function of the step, over all of `config.phases`.
 
-  `schedule(s)` is the rate of the update with the 0-based number s, as in
+  `schedule(s)` is the rate of the update with the 0-based index s, as in
   google-research/bert: with warm-up, the first update has rate 0, and the last update of a
   linear decay has peak / steps. NVIDIA counts from 1, so its rates come one update earlier.
 
@@ -84,7 +84,7 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
   * multiply: the rate is the product of the curve, counted from step 0, and min(1, step / warmup),
     as in ELECTRA.
 
-  A phase with the rule `continuous` extends the curve of the phase before it, whose peak, shape
+  A phase with the rule `continuous` extends the curve of the previous phase, whose peak, shape
   and warm-up apply to both; a `restart` phase starts a curve at its own step 0. After the last
   step, the rate stays at its last value.
 
@@ -131,7 +131,7 @@ def find_rate_curves(phases: Sequence[ConfigDict]) -> tuple[RateCurve, ...]:
 
 
 def describe_change(old: ConfigDict, new: ConfigDict, step: int) -> str:
-  """Describes how a resumed run departs from its curve; '' if it does not at this step.
+  """Describes how the learning rate of a resumed run jumps at this step; '' if it does not.
 
   Added steps stretch the curve that they belong to, so the rate may jump, usually upward.
 

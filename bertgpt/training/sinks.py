@@ -19,7 +19,7 @@ from bertgpt.devices import console
 
 
 class Sink:
-  """A file that is opened at its first record and gets one record after the other."""
+  """A file that is opened when its first record is written; records are appended."""
 
   def __init__(self, path: pathlib.Path):
     self._path, self._has_failed = path, False
@@ -36,7 +36,7 @@ class Sink:
       if self._file is None:
         self._file = self._open()
       record = self._encode(step, scalars)
-      while record:  # A disk that fills up takes a part of it. The next write raises the error.
+      while record:  # A disk that fills up takes only a part. The next write raises the error.
         record = record[self._file.write(record):]
     except OSError as e:
       self._fail(e)
@@ -77,8 +77,8 @@ class JsonLines(Sink):
 class EventFile(Sink):
   """A file of TensorBoard events, in the framing of TFRecord.
 
-  tensorboardX's own writer hands its records to a thread through a bounded queue. When the thread
-  dies, as on a full disk, the training would wait for the queue forever.
+  tensorboardX's own writer hands its records to a thread through a bounded queue. If the thread
+  dies, for example because the disk is full, the training waits for the queue forever.
   """
 
   def __init__(self, folder: pathlib.Path, purge_step: int):

@@ -1,8 +1,8 @@
-"""A guard against spikes of the loss: a step that is far above the running median is not applied.
+"""A guard against loss spikes: a step that is far above the running median is not applied.
 
 The guard is a part of the train step. It looks at the loss and at the norm of the gradient, and
-compares each with the median of its own last values. Values of steps that were not applied, and
-values that are not finite, never enter the window: one of them would raise the median, or make it
+compares each with the median of its most recent values. Values of steps that were not applied, and
+values that are not finite, never enter the window: they would raise the median or make it
 meaningless.
 
 The data of a skipped step is recorded in skipped.jsonl in the workdir, so that you can look at it:
@@ -10,7 +10,8 @@ The data of a skipped step is recorded in skipped.jsonl in the workdir, so that 
     {"step": 812, "loss": 9.1, "grad_norm": 31.0, "phase": 0, "rows": [207616, 207872],
      "documents": [12, 90], "sha256": ...}
 
-Steps that are not finite are written too, also without a guard: such a value is null.
+Steps whose loss or gradient is not finite are recorded too, even without a guard; such a value is
+null.
 """
 
 import json
@@ -31,7 +32,7 @@ from bertgpt.devices import console
 from bertgpt.errors import UserError, one_line
 
 WATCHED = ("loss", "grad_norm")
-WARM_SHARE = 4  # The guard begins when 1 / 4 of its window is filled.
+WARM_SHARE = 4  # The guard becomes active when 1 / 4 of its window is filled.
 FILE = "skipped.jsonl"
 
 
@@ -41,8 +42,8 @@ def init_window(config: ConfigDict) -> Any:
   Args:
     config: a whole config.
   Returns:
-    "values": float32 [2, W], the last values of loss and gradient norm in any order; "count": int32
-    scalar, the number of values so far.
+    "values": float32 [2, W], the most recent values of loss and gradient norm in any order;
+    "count": int32 scalar, the number of values so far.
   """
   if config.train.spike_guard == "off":
     return ()
@@ -60,7 +61,7 @@ def is_spike(config: ConfigDict, window: Any, values: jax.Array) -> jax.Array:
   """
   size = config.train.spike_window
   filled = jnp.minimum(window["count"], size)
-  # Empty places sort last. The lower median, so that it is one of the values.
+  # Empty places sort last. The lower median is used, because it is one of the values.
   ordered = jnp.sort(jnp.where(jnp.arange(size) < filled, window["values"], jnp.inf), axis=-1)
   median = jnp.take(ordered, jnp.maximum(filled - 1, 0) // 2, axis=-1)
   is_warm = filled >= max(1, size // WARM_SHARE)
@@ -101,7 +102,7 @@ class SkippedSteps:
     """Writes a line about the data of a step.
 
     Args:
-      step: number of the step, from 1.
+      step: the step, counted from 1.
       scalars: metric -> value of the step.
     """
     if jax.process_index():
@@ -115,7 +116,7 @@ class SkippedSteps:
                   "training continues")
 
   def _describe(self, step: int) -> dict[str, Any]:
-    """Returns phase, numbers of the rows [first, end), documents, and hash of the batch."""
+    """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""
     index, first = config_lib.phase_at(self._config, step - 1)
     if index not in self._rows:
       self._rows[index] = loader.Rows(self._corpus, self._config, index, self._config.seed)

@@ -47,7 +47,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}. "
                         f"Restore that {name}, or use another --workdir")
-    order = metadata.get("data_order", 0)  # The oldest checkpoints do not say.
+    order = metadata.get("data_order", 0)  # The oldest checkpoints lack this entry.
     if order != loader.ORDER_VERSION:
       raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
                       f"them in order {loader.ORDER_VERSION}. Resume it with the program that "
@@ -92,7 +92,7 @@ def with_saved_window(abstract_state: TrainState, types: Mapping[str, str]) -> T
 
 
 def with_own_window(run: Run, state: TrainState) -> TrainState:
-  """Returns a restored state with the window that the config asks for, empty if its size differs.
+  """Returns a restored state with the window that the config asks for; empty if the size differs.
 
   Args:
     run: the opened run.
@@ -128,9 +128,9 @@ def check_skipped(old: ConfigDict, new: ConfigDict, step: int) -> None:
 def add_frequencies(params: Any, corpus: Corpus, vocab_size: int) -> Any:
   """Returns the parameters with the log frequencies of a corpus' tokens as output bias.
 
-  Otherwise a short run spends its first steps on learning these frequencies, by about one learning
-  rate per step. With a large vocabulary, it distorts the embedding table for this purpose: the
-  vectors of all rare tokens become similar.
+  Otherwise a short run spends its first steps on learning these frequencies, and the bias moves
+  only by about the learning rate per step. With a large vocabulary, the run distorts the embedding
+  table for this purpose: the vectors of all rare tokens become similar.
 
   Args:
     params: parameters of a masked LM, on the devices.
@@ -154,7 +154,7 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
     step: steps done at the checkpoint.
     path: workdir of the run.
   Raises:
-    ConfigError: with the new config, the step would be at another place in the phases.
+    ConfigError: with the new config, the step would be at a different place in the phases.
   """
   total = config_lib.total_steps(new)
   if step > total:

@@ -51,7 +51,7 @@ class StepLog:
     self._restart()
 
   def add(self, step: int, step_metrics: Any) -> None:
-    """Finishes the previous step, and remembers this one.
+    """Finishes the previous step, and stores the metrics of this one.
 
     Args:
       step: steps done, including this one.
@@ -100,7 +100,7 @@ class StepLog:
     self._on_skip(step, scalars)
 
   def write_all(self) -> None:
-    """Logs all steps added so far, even if no line is due, as before an evaluation.
+    """Logs all steps added so far, even if no line is due, for example before an evaluation.
 
     Raises:
       DivergedError: see `finish_step`.
@@ -118,7 +118,7 @@ class StepLog:
 
     Args:
       step: steps done.
-      name: name of the set, as in eval/<name>/mlm_loss.
+      name: name of the set: the NAME in eval/NAME/mlm_loss.
       results: metric -> value.
     """
     self._writer.write(step, {f"eval/{name}/{metric}": value for metric, value in results.items()})

@@ -29,10 +29,10 @@ class Setup(NamedTuple):
 
   Attributes:
     config: a whole config, with `model.vocab_size` set.
-    mesh: over the devices; an AbstractMesh if there are none.
+    mesh: mesh over the devices; an AbstractMesh if there are none.
     model: Flax module of the family.
     objective: pure functions of the objective.
-    vocabulary: vocabulary of the tokenizer; None in a fine-tuning.
+    vocabulary: vocabulary of the tokenizer; None in fine-tuning.
   """
 
   config: ConfigDict
@@ -47,7 +47,7 @@ def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabu
 
   Args:
     config: a whole config, with `model.vocab_size` set.
-    mesh: over the devices; an AbstractMesh if there are none.
+    mesh: mesh over the devices; an AbstractMesh if there are none.
     vocabulary: vocabulary of the tokenizer.
   """
   return Setup(config, mesh, models.make_model(config),
@@ -79,7 +79,7 @@ class TrainState:
     step: int32 scalar, steps done; also the position in the data.
     params: nested dicts of float32 arrays.
     opt_state: state of the optimizer.
-    bad_steps: int32 scalar, most recent consecutive steps that were not applied.
+    bad_steps: int32 scalar, number of consecutive steps up to now that were not applied.
     window: state of the guard against spikes, see `spikes.init_window`; () without one.
     carry: name -> [batch size, ...], state that rows carry to the next step, see `Objective.carry`;
       () if there is none.
@@ -139,7 +139,7 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
 
 
 def make_gradients(setup: Setup, micro_batches: int) -> Callable:
-  """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) of a whole batch.
+  """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) for a whole batch.
 
   The batch is corrupted, and the weights of its losses are computed, before it is split, so the
   masks and the loss do not depend on the number of pieces. Piece m holds rows m, m + micro_batches,
@@ -295,7 +295,7 @@ def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState)
 
 
 def shape_of(phase: ConfigDict) -> tuple[float, ...]:
-  """Returns the fields that the program of a phase depends on: equal fields give equal programs.
+  """Returns the values that the program of a phase depends on: equal values, equal programs.
 
   Args:
     phase: one of `config.phases`.

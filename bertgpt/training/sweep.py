@@ -61,7 +61,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
 
 
 def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
-  """Trains parts of a sweep at the same time, by `bertgpt sweep --run`, and waits for all of them.
+  """Trains parts of a sweep at the same time, with `bertgpt sweep --run`, and waits for them.
 
   What part k prints goes to part-<k>.log. Each part has its share of the GPUs, if there are enough.
 
@@ -92,7 +92,7 @@ def share_of_gpus(k: int, number: int) -> dict[str, str]:
   """Returns the variables that give part k its share of the GPUs; {} if there are not enough.
 
   Args:
-    k: number of the part.
+    k: index of the part.
     number: number of parts.
   """
   gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -163,7 +163,7 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
     config, wrong = recipes.try_override(base, overrides)
     configs.append(config)
     found = [*wrong, *config_lib.find_problems(config)]
-    # A run that was begun by a version that accepted unread fields continues.
+    # A run that was started by a version that accepted unread fields may continue.
     if not found and not workdir.is_run(folders[i]):
       found = unread.find_problems(config)
     problems += [f"run {i}: {line}" for line in found]
@@ -191,7 +191,7 @@ def train(arguments: Sequence[str], number: int) -> None:
 
   Args:
     arguments: arguments of the command.
-    number: number of the run, for messages.
+    number: index of the run, for messages.
   Raises:
     UserError: the run failed; has the exit code of the run.
     Preempted: a signal stopped the run or the sweep, even if the run had just finished.
@@ -230,7 +230,7 @@ def passed_on(started: Sequence[subprocess.Popen]) -> Iterator[Callable[[], bool
 
 
 def check_end(name: str, code: int, is_stopped: bool) -> None:
-  """Raises an error if a process has not come to its end.
+  """Raises an error if a process failed or was stopped.
 
   Args:
     name: what it trained.

@@ -350,7 +350,7 @@ def test_every_phase_says_which_kernel_and_why():
     short, long, loop, remat = attention.explain(config)
   assert short.startswith("phases[0], 128 tokens per row: attention by xla: ")
   assert long.startswith("phases[1], 512 tokens per row: attention by splash: ")
-  assert loop == "1 of 2 layers per iteration of their loop: a loop compiles several times faster"
+  assert loop == "1 of 2 layers per iteration of the loop: a loop compiles several times faster"
   assert "remat=products: on a TPU, matmuls recompute" in remat
 
 

@@ -102,7 +102,7 @@ def test_a_tracker_that_hangs_costs_its_points_and_a_line(tmp_path, package, cap
   writer.close()
   assert child.wait(60) == -9
   (line,) = capfd.readouterr().err.splitlines()
-  assert line.startswith("WARNING: log.trackers=wandb: cannot be written (it is slow, or waits)")
+  assert line.startswith("WARNING: log.trackers=wandb: cannot be written (it is slow, or blocked)")
   assert len(metrics.read_curves(tmp_path)["train/loss"]) == 20_000
 
 

@@ -1,4 +1,4 @@
-"""Pretraining objectives, one file each, found by its name: corruption and loss.
+"""Pretraining objectives: corruption and loss. Each is a file, found by its name.
 
 The other half of an objective, its rows, is in `bertgpt/data/batches/`.
 """

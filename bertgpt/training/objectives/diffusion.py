@@ -9,12 +9,11 @@ generates text: `inference.unmasking`.
 
 The papers mask every token with probability t in (0, 1). Here n tokens are masked, with n uniform
 in 1, ..., N, and t = n / N. The mean is the same bound, because the integral over t of
-t^(n - 1) (1 - t)^(N - n) is the weight N / n of a set of n tokens divided by N times the number of
-such sets; no t has to be left out, and the loss varies less.
+t^(n - 1) (1 - t)^(N - n) equals the weight N / n of a set of n tokens, divided by N times the
+number of such sets. No t has to be left out, and the loss varies less.
 
-[MASK] keeps its logit, although it is never the answer: the model learns within a few steps that it
-is not, and its head then has the same meaning as that of every masked LM, also in `fill` and in an
-export.
+[MASK] keeps its logit, although it is never the answer. The model learns this within a few steps,
+and its head then has the same meaning as that of every masked LM, also in `fill` and in an export.
 
 Axes: B rows, L length.
 """
@@ -87,7 +86,7 @@ def corrupt(mask_id: int, batch: Batch, key: jax.Array, row_ids_B: jax.Array) ->
     mask_id: id of [MASK].
     batch: batch of `formats.specs`.
     key: random key of the step.
-    row_ids_B: integers, numbers of the rows.
+    row_ids_B: integers, indices of the rows.
   Returns:
     The batch with masks, and `predict_positions` (all of them), `predict_targets` (the text), int32
     [B, L], and `predict_weights`, float32 [B, L]: 1 / t for masked tokens, 0 for others.
@@ -118,10 +117,10 @@ def draw_counts(key: jax.Array, row_ids_B: jax.Array, total_B: jax.Array) -> jax
 
   Args:
     key: random key of the step.
-    row_ids_B: integers, numbers of the rows.
+    row_ids_B: integers, indices of the rows.
     total_B: int32, tokens that may be masked; 0: the count is 0.
   """
-  # No row has this number.
+  # No row has this index.
   origin = jax.random.bits(jax.random.fold_in(key, np.uint32(2**31)), (), jnp.uint32)
   place_B = origin + jnp.asarray(row_ids_B).astype(jnp.uint32) * np.uint32(GOLDEN)
   # The upper 24 bits are exact in float32.

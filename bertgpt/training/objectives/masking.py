@@ -1,4 +1,4 @@
-"""Masking: the choice of tokens that are predicted, and of the tokens shown in their place.
+"""Masking: which tokens are predicted, and which tokens are shown in their place.
 
 Axes: B rows, L length, K prediction slots per row, V vocabulary, W words per row.
 """
@@ -135,7 +135,7 @@ def round_count_by_chance(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: f
 
 def count_draws(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
                 slots: int) -> jax.Array:
-  """Returns the number of tokens to predict in every row, int32 [B], by one draw per token.
+  """Returns the number of tokens to predict in every row, int32 [B], with one draw per token.
 
   Every token counts with probability `mask_prob`; possibly 0, at most `slots`.
 
@@ -156,7 +156,7 @@ class MaskRule(NamedTuple):
   Attributes:
     takes_specials: whether special tokens of a sequence are predicted too.
     draws_specials: whether a random token may be a special one.
-    draw_count: (keys, which are text, `mask_prob`, slots) -> tokens to predict in every row.
+    draw_count: (keys, which tokens are text, `mask_prob`, slots) -> tokens to predict per row.
   """
 
   takes_specials: bool
@@ -164,8 +164,8 @@ class MaskRule(NamedTuple):
   draw_count: Callable[[jax.Array, jax.Array, float, int], jax.Array]
 
 
-# Rules of google-research/bert, create_pretraining_data.py, 2018, of
-# facebookresearch/fairseq, data/mask_tokens_dataset.py, 2019, and of AnswerDotAI/ModernBERT,
+# The sources of the rules, in order: google-research/bert, create_pretraining_data.py, 2018;
+# facebookresearch/fairseq, data/mask_tokens_dataset.py, 2019; AnswerDotAI/ModernBERT,
 # src/sequence_packer.py, 2024.
 MASK_RULES: Mapping[str, MaskRule] = {
     "bert": MaskRule(takes_specials=False, draws_specials=True, draw_count=round_count),

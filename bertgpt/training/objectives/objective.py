@@ -58,7 +58,7 @@ class BoundModel(NamedTuple):
     """Returns the model with other keys, for one more call in the same step.
 
     Args:
-      number: number of the call.
+      number: index of the call.
     """
     return self._replace(keys={name: jax.random.fold_in(key, number)
                                for name, key in self.keys.items()})

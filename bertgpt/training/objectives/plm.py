@@ -1,8 +1,8 @@
 """Permutation language modeling (Yang et al. 2019, XLNet, arXiv:1906.08237).
 
 A share of the tokens, the targets, is predicted one by one in random order, each from the tokens
-that are not predicted and from the targets before it. So are the special tokens of the text, but
-they have no loss.
+that are not predicted and from the targets before it. The special tokens of the text also have a
+place in this order, but no loss.
 
 Axes: B rows, L length, K prediction slots per row.
 """
@@ -85,9 +85,9 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary):
 def draw_order(keys_B: jax.Array, is_moved_BL: jax.Array, block: int) -> jax.Array:
   """Draws the order in which tokens are predicted: int32 [B, L], the place of every token.
 
-  A row is cut into blocks. In each of them, the tokens that are not moved have one place, the
-  first, and the others have different places after it, in random order. All places of a block are
-  before those of the next one (data_utils.py, `_local_perm` and `get_dataset`,
+  A row is cut into blocks. In each block, the tokens that are not moved share the first place, and
+  the others have different places after it, in random order. All places of a block are before those
+  of the next block (data_utils.py, `_local_perm` and `get_dataset`,
   github.com/zihangdai/xlnet, 2019).
 
   Args:
@@ -99,6 +99,6 @@ def draw_order(keys_B: jax.Array, is_moved_BL: jax.Array, block: int) -> jax.Arr
   block = block or length
   number_L = jnp.arange(length) // block
   scores_BL = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
-  # Number of every token among those of its block and of the blocks before, in random order.
+  # Rank of every token among the tokens of its block and of the blocks before, in random order.
   rank_BL = jnp.argsort(jnp.lexsort((scores_BL, jnp.broadcast_to(number_L, scores_BL.shape))))
   return jnp.where(is_moved_BL, rank_BL + number_L + 1, number_L * (block + 1)).astype(jnp.int32)

@@ -1,9 +1,9 @@
 """Detection of replaced tokens (Clark et al. 2020, ELECTRA, arXiv:2003.10555).
 
 In one step, a generator predicts masked tokens, samples of its predictions replace them, and a
-discriminator says of every token whether it was replaced. A sample that is the original token does
-not count as replaced. The discriminator has no influence on the generator except through the
-embeddings that they share.
+discriminator predicts for every token whether it was replaced. A sample that equals the original
+token does not count as replaced. The discriminator has no influence on the generator except through
+the embeddings that they share.
 
 Axes: B rows, L length, K prediction slots per row.
 """
@@ -41,7 +41,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def weights(batch):
     losses = masking.weigh_mlm(batch)
-    if factor:  # The step divides by this number, so half of it doubles the loss.
+    if factor:  # The step divides by this weight, so half of it doubles the loss.
       losses["rtd_loss"] = (batch["sequence_ids"] > 0).sum() / factor
     return losses
 

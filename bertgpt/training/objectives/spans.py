@@ -1,4 +1,4 @@
-"""The choice of spans of words that are predicted, each in a context of its own.
+"""Which spans of words are predicted, each in a context of its own.
 
 Axes: B rows, L length, W words per row, N lengths of a span, S spans.
 """
@@ -15,9 +15,9 @@ def choose_spans(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: ja
 
   The length n of a span is drawn with probability proportional to 1 / n. The span begins at the
   first word after l tokens, with l uniform in 0..n * context - 1, and the next context begins
-  `context` times the span's tokens later, less these l. A shorter span is taken if the tokens of n
-  words would exceed `count_B`. Single tokens then make up the number (data_utils.py,
-  github.com/zihangdai/xlnet, 2019, which counts pieces where it says words).
+  `context` times the span's tokens later, minus l. A shorter span is taken if the tokens of n words
+  would exceed `count_B`. Single tokens then fill up to `count_B` (data_utils.py,
+  github.com/zihangdai/xlnet, 2019, which says words but counts pieces).
 
   Args:
     keys_B: random keys, one per row.
@@ -66,7 +66,7 @@ def _take_spans(word_BL, size_BW, draws_B2S, count_B, longest, context):
     drawn_B = (draws_B2[:, :1] * shares_N[-1] >= shares_N).sum(1) + 1
     left_B = jnp.floor(draws_B2[:, 1] * drawn_B * context).astype(jnp.int32)
     first_B = next_BL[rows_B, jnp.minimum(at_B + left_B, length - 1)]
-    ends_BN = first_B[:, None] + lengths_N - 1  # Number of the last word.
+    ends_BN = first_B[:, None] + lengths_N - 1  # Index of the last word.
     size_BN = before_BW[rows_B[:, None], ends_BN] - before_BW[rows_B, first_B - 1][:, None]
     fits_BN = ((lengths_N <= drawn_B[:, None]) & (taken_B[:, None] + size_BN <= count_B[:, None])
                & (ends_BN <= num_words_B[:, None]) & (at_B + left_B < length)[:, None])

@@ -1,4 +1,4 @@
-"""The choice of whole words, and of runs of words, that are predicted.
+"""Which whole words, and which runs of words, are predicted.
 
 Axes: B rows, L length, W words per row, N lengths of a run.
 """
@@ -109,7 +109,7 @@ def choose_ngrams(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: j
 
 def find_words(is_candidate_BL: jax.Array, continues_BL: jax.Array | None
                ) -> tuple[jax.Array, jax.Array]:
-  """Returns the number of every token's word, from 1 on, and the tokens of every word.
+  """Returns the index of every token's word, from 1 on, and the number of tokens of every word.
 
   Args:
     is_candidate_BL: bool, tokens that belong to words.

@@ -1,4 +1,4 @@
-"""Optimizers, named after their sources: one file each, found by its name.
+"""Optimizers, named after their sources. Each is a file, found by its name.
 
 An optimizer is an expression of small optax transforms that turns a gradient into a
 direction u; the train step applies the learning rate of its own step counter,
@@ -56,9 +56,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     config: a whole config; `optimizer`, `model.family` and, for some, `phases` are read.
   Returns:
     A transform whose `update(gradients, state, params, step=step)` gives the direction `u` of
-    `params - learning_rate * u`, in float32, after `step` steps, from which the learning rate is
-    read too; without it, after as many steps as there were updates. The docstring of the module
-    describes its state. It raises ValueError if no line of the family's table matches a parameter.
+    `params - learning_rate * u`, in float32. `step` is the number of steps done, by default the
+    number of updates; the learning rate belongs to the same step. The docstring of the module
+    describes the state. `update` raises ValueError if no line of the family's table matches a
+    parameter.
   """
   clip_norm = config.optimizer.clip_norm
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
@@ -70,7 +71,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
   optimizer = optax.with_extra_args_support(optax.chain(*parts))
   if not config.optimizer.freeze:
     return optimizer
-  # First the gradients, which would count for the norm, then what decay adds.
+  # Before the optimizer, frozen gradients would count for the norm; after it, decay has been added.
   stop = optax.masked(optax.set_to_zero(), functools.partial(find_frozen, config))
   return optax.with_extra_args_support(optax.chain(stop, optimizer, stop))
 

@@ -8,11 +8,11 @@ from bertgpt.training.optimizers.transforms import add_decay
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
-  """Returns Adagrad as in TensorFlow: g / sqrt(s), where s sums g^2 from an initial value on.
+  """Returns Adagrad as in TensorFlow: g / sqrt(s), where s is an initial value plus the sum of g^2.
 
-  There is no epsilon; with an initial value of 0, an element without a gradient stays as it is. A
-  loss that is multiplied by k, as by the 20 steps of ELMo's rows in bilm-tf, amounts to an initial
-  value and a `clip_norm` that are smaller by k^2 and k.
+  There is no epsilon; with an initial value of 0, an element without a gradient stays as it is.
+  Multiplying the loss by k (in bilm-tf by 20, the steps of ELMo's rows) has the same effect as
+  dividing the initial value by k^2 and `clip_norm` by k.
 
   Args:
     config: a whole config; `optimizer` is read.

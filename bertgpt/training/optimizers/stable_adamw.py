@@ -14,12 +14,12 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   """Returns AdamW whose step shrinks when the second moment lags behind the gradient.
 
   With g the gradient of a parameter array, or of one layer of it, and v its second moment, the
-  direction is divided by max(1, rms(g / sqrt(v))), as in Adafactor. It takes the place of clipping:
-  the published runs have `optimizer.clip_norm=0`. The moments have debiased decays
+  direction is divided by max(1, rms(g / sqrt(v))), as in Adafactor. This replaces clipping: the
+  published runs have `optimizer.clip_norm=0`. The moments have debiased decays
   (b^t - b) / (b^t - 1) instead of a bias correction. Weight decay is fully decoupled: each step
   multiplies parameters by 1 - weight_decay * rate / peak, so a decay of 1e-5 is as strong as one of
-  0.0125 in `adamw` with the peak 8e-4; the peak is that of the curve of learning rates. The decay
-  shrinks with the step. In `transformers`, queries, keys and values share one matrix, so the
+  0.0125 in `adamw` with a peak of 8e-4; the peak is that of the learning-rate curve. When the step
+  shrinks, so does the decay. In `transformers`, queries, keys and values share one matrix, so the
   published rms covers three arrays at once.
 
   Args:
@@ -65,7 +65,7 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
 
 
 def _peak(curves, step):
-  """Returns the peak of the curve of learning rates that a step belongs to; never 0."""
+  """Returns the peak of the learning-rate curve that a step belongs to; never 0."""
   peak = jnp.float32(curves[0].phase.learning_rate)
   for curve in curves[1:]:
     peak = jnp.where(step < curve.first_step, peak, curve.phase.learning_rate)

@@ -35,7 +35,7 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
   return label_tree
 
 
-# Beginnings of the paths of what comes before the layers.
+# Prefixes of the paths of parameters that come before the layers.
 EMBEDDINGS = ("embeddings/", "generator_embeddings/", "words/", "encoder/mask_embedding")
 
 # `optimizer.decay_rule` -> (line of the table -> whether the parameter decays).
@@ -75,7 +75,7 @@ def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransforma
 
   def scale_array(path, u):
     name = path_of(path).removeprefix("body/")
-    if numbered := re.match(r"encoder/\w*?_(\d+)_", name):  # As in encoder/lstm_1_kernel.
+    if numbered := re.match(r"encoder/\w*?_(\d+)_", name):  # For example encoder/lstm_1_kernel.
       return u * decay ** (layers + 1 - int(numbered[1]))
     if parameters.find(table, name).is_stacked:
       last_layers = jnp.arange(1, len(u) + 1) * layers // len(u)  # Counted from 1.
@@ -148,7 +148,7 @@ def scale_by_restarted_adam(
   Args:
     b1, b2: decay of the first and the second moment per update.
     epsilon: added to the denominator.
-    restarts: numbers of the steps (0-based) with t = 1; empty: no correction at all.
+    restarts: indices of the steps (0-based) with t = 1; empty: no correction at all.
     corrects_epsilon: whether the correction divides the sum sqrt(v) + epsilon, not only sqrt(v):
       Kingma and Ba's "epsilon hat".
 
@@ -170,7 +170,7 @@ def scale_by_restarted_adam(
     if not restarts:
       return 1.0
     starts = jnp.asarray(restarts, jnp.int32)
-    # Steps that were left out, or not applied, before the restart are no updates after it.
+    # Steps before the restart that were left out, or not applied, do not count after it.
     t = 1 + jnp.minimum(count, step - jnp.max(jnp.where(starts <= step, starts, 0)))
     return 1 - decay ** t.astype(jnp.float32)
 

@@ -32,12 +32,12 @@ TRACKERS = {
     "wandb": "bertgpt.training.trackers.wandb_",
 }
 ID_FILE = "run_id"
-MAX_WAITING = 10_000  # Points that wait for a tracker; more are left out.
+MAX_WAITING = 10_000  # Points that may wait for a tracker; further ones are dropped.
 CLOSE_S = 15          # Time for a tracker to send its last points, at the end of the program.
 
 
 class Run(NamedTuple):
-  """What a tracker is told about a run.
+  """The facts about a run that a tracker gets.
 
   Attributes:
     id: ID of the run, the same for all its attempts.
@@ -61,7 +61,7 @@ def check(config: ConfigDict) -> None:
   Args:
     config: a whole config.
   Raises:
-    ConfigError: one is not.
+    ConfigError: a package is missing.
   """
   for name in choices.names_of_trackers(config.log.trackers):
     if importlib.util.find_spec(choices.TRACKERS[name]) is None:
@@ -129,7 +129,7 @@ class Tracker(sinks.Sink):
     self._thread.start()
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """See `Sink`. Never waits: if the tracker is slow, and the queue is full, points are left out.
+    """See `Sink`. Never waits: if the tracker is slow and the queue is full, points are dropped.
     """
     if self._child is not None:
       self._put({"step": step, "scalars": dict(scalars)})
@@ -152,7 +152,7 @@ class Tracker(sinks.Sink):
     try:
       self._queue.put_nowait(line)
     except queue.Full:
-      self._fail(OSError(0, "it is slow, or waits"))
+      self._fail(OSError(0, "it is slow, or blocked"))
 
   def _send(self) -> None:
     """Runs in a thread: hands the points to the process, however long it takes to read them."""

@@ -1,6 +1,6 @@
 """The process of a tracker: reads a run, points and an exit code as JSON lines from its input.
 
-It outlives the training by no more than `PATIENCE_S` seconds, also if that was killed.
+It outlives the training by no more than `PATIENCE_S` seconds, even if the training is killed.
 """
 
 import importlib

@@ -15,7 +15,7 @@ def start(run: Run) -> tuple[Callable[[int, Mapping[str, float]], None], Callabl
     tracked.log(dict(scalars), step=step)
 
   def finish(code: int) -> None:
-    del code  # It has no place for it.
+    del code  # Trackio has no field for it.
     tracked.finish()
 
   return log, finish
