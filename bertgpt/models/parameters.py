@@ -35,7 +35,7 @@ class Param(NamedTuple):
 
   @property
   def is_stacked(self) -> bool:
-    """True if the first axis is layers or directions; norms and moments are taken for each of them."""
+    """True if the first axis is layers or directions, each with norms and moments of its own."""
     return self.axes[0] in STACKED
 
 

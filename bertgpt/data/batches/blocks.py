@@ -31,7 +31,7 @@ HAS_TARGET = True  # The target of a row's last token is the token after the row
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
-  """Returns rows of `seq_len` places of the stream, or of one document without packing.
+  """Returns rows of `seq_len` places of the stream or, without packing, of one document.
 
   The places are the targets, and the inputs are one place earlier, so that every token and every
   end of document is predicted exactly once per epoch. The token before a document is an end of
@@ -42,7 +42,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
     texts: documents of the plan.
     config: whole config; `data.packing` and `data.isolate_documents` are read.
     seq_len: tokens per row.
-    rng: not used; the rows follow from the texts.
+    rng: not used; the rows depend only on the texts.
   """
   del rng
   starts = stream_starts(texts)

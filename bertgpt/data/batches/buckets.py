@@ -1,4 +1,4 @@
-"""Rows with few different lengths, so that few programs are compiled for them.
+"""A few lengths that rows are padded to, so that few programs are compiled.
 
 Fine-tuning and inference pad to the same lengths: 16, 32, 64, 128, 192, 256, 384, 512, 768, ...
 They are powers of two, and from 128 on also the lengths halfway between them, so that at most a
@@ -16,11 +16,11 @@ DENSE_FROM = 128  # The first power of two with a length halfway to the next one
 
 
 def bucket(length: int, most: int) -> int:
-  """Returns the smallest length of the ladder that holds a row.
+  """Returns the smallest of these lengths that holds a row.
 
   Args:
     length: tokens of the row, at least 1.
-    most: longest length that is allowed, at least `length`; it is used if the ladder's is longer.
+    most: upper limit of the result, at least `length`.
   """
   power = max(SMALLEST, 1 << (length - 1).bit_length())
   halfway = power * 3 // 4
@@ -28,16 +28,16 @@ def bucket(length: int, most: int) -> int:
 
 
 def choose(counts: Mapping[int, int], cost: float) -> tuple[int, ...]:
-  """Returns the lengths for which padding and compiling programs cost the least, ascending.
+  """Returns the lengths with which padding and compilation cost the least together, ascending.
 
   Args:
     counts: length that batches need, ascending -> number of these batches.
-    cost: cost of one more length, in columns of a batch.
+    cost: cost of one more length, in units of one column of a batch.
   """
   needed = list(counts)
   best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # For the batches of the first N lengths.
   for end in range(1, len(needed) + 1):
-    # The longest of the lengths serves the batches from number `start` on.
+    # The longest chosen length serves the needed lengths from index `start` on.
     best.append(min(
         (best[start][0] + cost + needed[end - 1] * sum(counts[n] for n in needed[start:end]),
          (*best[start][1], needed[end - 1])) for start in range(end)))
@@ -53,7 +53,7 @@ def batches(lengths: Sequence[int] | np.ndarray, batch_size: int,
     batch_size: rows per batch, at most.
     most: upper limit of the buckets.
   Yields:
-    (integers [B], numbers of the rows in ascending order; their bucket).
+    (integers [B], indices of the rows in ascending order; their bucket).
   """
   sizes = np.array([bucket(int(length), most) for length in lengths])
   for size in np.unique(sizes):

@@ -15,13 +15,13 @@ A row format is a module of this folder, the data half of an objective:
 | `specs(config, phase)`                         | the only schema of a batch                   |
 | `assemble(canvas)`                             | the batch, from parts painted into rows      |
 
-A format whose rows continue the rows of the step before has these too:
+A format whose rows continue the rows of the previous step has these too:
 
 | name                                           | meaning                                      |
 |------------------------------------------------|----------------------------------------------|
 | `plan(..., num_streams)`                       | the rows in order, step by step              |
 | `spans(parts)`                                 | the tokens that a part needs                 |
-| `paint(parts, rows, texts, num_rows, layout)`  | a canvas with arrays of its own              |
+| `paint(parts, rows, texts, num_rows, layout)`  | a canvas with additional arrays              |
 """
 
 import importlib
@@ -37,7 +37,7 @@ from bertgpt.data.batches.windows import Windows, divide, draw_documents, make_r
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError
 
-if TYPE_CHECKING:  # Reader processes start without the libraries of tokenizers.
+if TYPE_CHECKING:  # Reader processes do not import the tokenizer libraries.
   from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
@@ -61,7 +61,7 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
 
 
 def has_streams(config: ConfigDict) -> bool:
-  """Returns whether every row continues the same row of the step before.
+  """Returns whether every row continues the same row of the previous step.
 
   Args:
     config: whole config.
@@ -89,17 +89,17 @@ def make_zeros(row_specs: Specs, num_rows: int) -> Batch:
 
 
 def check_tokenizer(config: ConfigDict, tokenizer: "Tokenizer") -> None:
-  """Checks that a tokenizer has the special tokens that the objective needs, and its family words.
+  """Checks that a tokenizer has the tokens that the objective needs, and words if the family does.
 
   Raises:
-    ConfigError: some are missing, which the message names, or its pieces are not words.
+    ConfigError: special tokens are missing, which the message names, or pieces are not words.
   """
   needs = choices.OBJECTIVES[config.objective.name].needs
   lacking = [name for name in needs if getattr(tokenizer, f"{name}_id") < 0]
   if lacking:
     raise ConfigError(f"objective.name={config.objective.name!r} needs a tokenizer with the "
                       f"special tokens {', '.join(lacking)}, which this one ({tokenizer.kind}) "
-                      "lacks. Set tokenizer.path to another, or train one")
+                      "lacks. Set tokenizer.path to another tokenizer, or train one")
   if families.find(config).reads_words and not tokenizer.has_words:
     raise ConfigError(f"model.family={config.model.family!r} reads whole words, but the tokenizer "
                       f"({tokenizer.kind}) cuts them into pieces. Set tokenizer.kind='words'")
@@ -127,14 +127,14 @@ def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, 
               num_rows: int | None = None, num_streams: int = 1) -> Plan:
   """Returns the shuffled rows of one window of an epoch.
 
-  The rows of streams stay in order; missing ones are empty, and superfluous ones are the last.
+  The rows of streams stay in order: empty rows are added at the end, or the last rows are dropped.
 
   Args:
     corpus: corpus, of which only the index arrays are read.
     config: whole config.
     seq_len: tokens per row.
-    key: integers that identify the epoch. All randomness follows from them and `window`.
-    window: number of the window within the epoch.
+    key: integers that identify the epoch. All randomness depends only on them and on `window`.
+    window: index of the window within the epoch.
     windows: division of an epoch; None: one window, the whole corpus.
     num_rows: rows of the plan: superfluous rows are dropped and missing ones are filled with
       repetitions, both at random. None: all rows, once.

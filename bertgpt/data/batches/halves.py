@@ -29,11 +29,11 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   """Returns rows of one sequence [CLS] A [SEP] B [SEP], or of several if they are packed.
 
   A pass through a document gathers sentences until they have `seq_len` tokens or, with probability
-  `data.short_sequence_prob`, a number uniform in 5..seq_len. A is the sentences with fewer than
-  half of these tokens, at least one, and in half of the cases also the sentence that crosses the
-  middle; B is the rest. A tenth of the sequences has only A. What exceeds the row is cut off. The
-  published script puts a short sentence after the middle into A even if B has begun; here A is
-  always one run of text.
+  `data.short_sequence_prob`, a number of tokens uniform in 5..seq_len. A is the longest run of
+  sentences at the start with fewer than half of these tokens, at least one sentence, and in half of
+  the cases also the sentence that crosses the middle; B is the rest. A tenth of the sequences have
+  only A. Text that exceeds the row is cut off. The published script puts a short sentence after the
+  middle into A even if B has begun; here A is always one run of text.
 
   Args:
     texts: documents of the plan.

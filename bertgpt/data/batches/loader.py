@@ -1,13 +1,13 @@
 """Batches: a pure function of (corpus, config, seed, step).
 
 The rows of a phase are numbered through all its epochs. Step s of a phase consists of the rows
-[s B, (s + 1) B), and the number of a row determines its epoch and its place in the plan of that
+[s B, (s + 1) B), and the index of a row determines its epoch and its place in the plan of that
 epoch. There is no state: reading may start at any step, in any number of threads, processes or
 hosts.
 
 Arrays of every batch, int32 [B, L] for B rows of L tokens:
   tokens         token ids; padding is [PAD], or 0 if the tokenizer has no [PAD]
-  sequence_ids   0: padding; 1, 2, ...: number of the sequence, which must not see the others
+  sequence_ids   0: padding; 1, 2, ...: the sequence; tokens of different ones do not see each other
   positions      0, 1, ... from the first token of the sequence
 The row format of the objective adds its own arrays (`formats`).
 """
@@ -31,7 +31,7 @@ from bertgpt.data.corpus.corpus import Corpus, sum_lengths
 from bertgpt.devices import children
 from bertgpt.errors import ConfigError, DataError, PeerError
 
-if TYPE_CHECKING:  # Reader processes start without the libraries of tokenizers.
+if TYPE_CHECKING:  # Reader processes do not import the tokenizer libraries.
   from bertgpt.data.tokens.tokenizers import Tokenizer
 
 # Larger epochs are planned in several windows, which bounds the memory and the time before the
@@ -46,8 +46,8 @@ AMPLE_BATCHES = 64
 READ_THREADS = 2
 BATCHES_AHEAD = 4  # Batches in host memory, in addition to `data.prefetch` on the device.
 
-# Version of the order and the content of the rows. Raise it with any change to them: a resumed run
-# would read other rows than without the interruption.
+# Version of the order and the content of the rows. Raise it with any change to them: otherwise, a
+# resumed run would read different rows than a run that was not interrupted.
 ORDER_VERSION = 1
 
 ROWS_SHOWN = 5  # Rows that `report` prints.
@@ -58,21 +58,21 @@ EVAL_SEED = 0  # One fixed plan of the validation split, so that all runs are co
 
 
 class Rows:
-  """The rows of a phase by number, with the plans of the windows that were read last.
+  """The rows of a phase by index, with the plans of the windows that were read last.
 
-  Every window of every epoch is drawn independently (see `windows`) and fitted to the number of
-  rows of the very first one, so that a division leads from the number of a row to its plan. So an
-  epoch covers the corpus except for a few rows, and the first one covers all of it if it is a
-  single window.
+  Every window of every epoch is drawn independently (see `windows`) and gets as many rows as the
+  first window has, so that the index of a row, divided by this number, gives its plan. So an epoch
+  covers the corpus except for a few rows; the first epoch covers all of it if it is a single
+  window.
 
   Args:
     corpus: split to read.
     config: whole config.
-    phase_index: number of the phase.
+    phase_index: index of the phase.
     seed: seed of all plans.
     num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
-    num_streams: rows of a batch, if every row continues the same row of the step before (see
-      `formats`); None: those of the phase.
+    num_streams: rows of a batch, if every row continues the same row of the previous step (see
+      `formats`); None: the batch size of the phase.
 
   Attributes:
     seq_len: tokens per row.
@@ -91,7 +91,7 @@ class Rows:
                            num_windows or max(1, round(num_tokens / WINDOW_TOKENS)))
     self._plans: dict[int, Plan] = {}
     self._lock = threading.Lock()
-    self.rows_per_window = None  # The first plan takes all its rows, and sets the number.
+    self.rows_per_window = None  # The first plan has all its rows, and sets this number.
     self.rows_per_window = self._plan(0).num_rows
 
   @property
@@ -103,8 +103,8 @@ class Rows:
     """Returns the batch of some rows.
 
     Args:
-      row_numbers: integers [B], numbers of the rows, in the order of the batch.
-      num_rows: rows of the batch, at least B, of which the last ones are empty; None: B.
+      row_numbers: integers [B], indices of the rows, in the order of the batch.
+      num_rows: rows of the batch, at least B; rows from B on are empty. None: B.
     """
     parts, rows = self.plan(row_numbers)
     num_rows = len(row_numbers) if num_rows is None else num_rows
@@ -118,7 +118,7 @@ class Rows:
     """Returns the parts of some rows.
 
     Args:
-      row_numbers: integers [B], numbers of the rows.
+      row_numbers: integers [B], indices of the rows.
     Returns:
       (PART [N], the parts; int64 [N], the row in [0, B) of every part).
     """
@@ -133,8 +133,8 @@ class Rows:
     return np.concatenate(parts), np.concatenate(rows)
 
   def _plan(self, number: int) -> Plan:
-    """Returns the plan of a window, whose number counts through all epochs."""
-    with self._lock:  # One reader thread makes a new plan; the others that need it wait.
+    """Returns the plan of a window; windows are numbered through all epochs."""
+    with self._lock:  # One reader thread makes a new plan, while the others that need it wait.
       if number not in self._plans:
         while len(self._plans) >= KEPT_PLANS:
           del self._plans[next(iter(self._plans))]
@@ -153,12 +153,12 @@ class Rows:
             zip(which.tolist(), starts.tolist(), stops.tolist(), strict=True)]
 
   def __getstate__(self):
-    """Leaves out the plans and the lock, because a reader process makes its own."""
+    """Leaves out the plans and the lock: a reader process makes its own."""
     return {**self.__dict__, "_plans": {}, "_lock": None}
 
   def __setstate__(self, state):
     self.__dict__.update(state, _lock=threading.Lock())
-    children.end_with_parent()  # In a reader process, which gets its rows in this way.
+    children.end_with_parent()  # This runs in a reader process, which gets the rows by pickling.
 
 
 # ----------------------------------------------------------------- batches
@@ -171,7 +171,7 @@ def read_step(rows: Rows, batch_size: int, local_rows: np.ndarray | slice, step:
     rows: rows of the phase.
     batch_size: rows of the global batch.
     local_rows: rows of this host within the global batch.
-    step: number of the step, from the start of the phase.
+    step: step, counted from the start of the phase.
   """
   return rows.read(step * batch_size + np.arange(batch_size)[local_rows])
 
@@ -209,8 +209,8 @@ def make_train_batches(corpus: Corpus, config: ConfigDict, phase_index: int, fir
   Args:
     corpus: split to train on.
     config: whole config.
-    phase_index: number of the phase.
-    first_step: number of the first step, from the start of the phase.
+    phase_index: index of the phase.
+    first_step: first step, counted from the start of the phase.
     local_rows: rows of this host within every global batch.
   Raises:
     DataError: an epoch has fewer rows than a batch.
@@ -238,7 +238,7 @@ class TrainBatches:
   Close it, or use it in a `with` statement.
 
   Args:
-    dataset: batches, as Grain reads them.
+    dataset: Grain's dataset of the batches.
   """
 
   def __init__(self, dataset: grain.IterDataset):
@@ -253,11 +253,11 @@ class TrainBatches:
     try:
       if self._has_started:
         return next(self._iterator)
-      self._has_started = True  # Its readers start with it.
+      self._has_started = True  # The readers start with the first batch.
       with children.without_main():
         return next(self._iterator)
     except BaseException as e:
-      # Grain would skip the batch that failed and continue with the next.
+      # Grain would skip the batch that failed and continue with the next one.
       self.close()
       if isinstance(e, RuntimeError) and "terminated unexpectedly" in str(e):
         raise PeerError("a reader process ended unexpectedly (out of memory?). Lower "
@@ -282,13 +282,13 @@ def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
   """Returns an iterator over the rows of one epoch, in batches of `eval.batch_size`.
 
   The rows are the same for every run. The last batch is filled with empty rows, whose
-  sequence_ids and weights are 0. With `eval.max_rows`, a random choice of that many rows is read,
-  or of streams the first rows.
+  sequence_ids and weights are 0. With `eval.max_rows`, that many rows are read, chosen at random;
+  of streams, the first rows.
 
   Args:
     corpus: split to evaluate on.
     config: whole config.
-    phase_index: number of the phase, whose `seq_len` the rows have.
+    phase_index: index of the phase whose `seq_len` the rows have.
     local_rows: rows of this host within every global batch.
   Raises:
     DataError: the split holds no text.
@@ -318,7 +318,7 @@ def report(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
            mask_fn: Callable[[Batch], Batch] | None = None) -> str:
   """Returns lines of text about the batches of a run.
 
-  They hold numbers about every phase, some rows as text and hashes of batches.
+  They contain statistics of every phase, some rows as text, and hashes of batches.
 
   Args:
     corpus: split to train on.
@@ -345,13 +345,13 @@ def report(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
 
 
 def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[str]:
-  """Returns lines with numbers about the first window of the first epoch."""
+  """Returns lines with statistics of the first window of the first epoch."""
   phase = config.phases[phase_index]
   num_rows = rows.rows_per_window
   parts, _ = rows.plan(np.arange(num_rows))
   row_format = formats.find(config)
   sizes = token_sizes(parts) - row_format.HAS_TARGET
-  # In streams, the rest of a sequence is in another row, so every part counts as a sequence.
+  # In streams, a sequence may continue in another row, so every part counts as a sequence.
   begins = (parts["column"] == parts["origin"]) | formats.has_streams(config)
   lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
   labels = parts["label"][parts["label"] != NO_LABEL]

@@ -31,7 +31,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
   A and B are consecutive texts of one document, and half of the pairs are swapped. The published
   script gives a chunk of one sentence a random B and labels the pair as swapped. Here such a chunk
-  is joined with the next sentence, or at the end of a document has no B and no label, so that the
+  is joined with the next sentence or, at the end of a document, has no B and no label, so that the
   label depends only on the order.
 
   Args:
@@ -43,8 +43,8 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   max_tokens = seq_len - 3
   drawn = pairs.draw_pairs(texts, config.data, max_tokens, rng, is_always_next=True)
   is_swapped = (drawn.label != NO_LABEL) & (rng.random(len(drawn.label)) < SWAPPED_SHARE)
-  # Truncation treats A and B differently if both are too long for an odd number of tokens. It comes
-  # after the swap, so that the lengths do not tell the label.
+  # If A and B are both too long for an odd number of tokens, truncation leaves one token more of A.
+  # It comes after the swap, so that the lengths do not give away the label.
   drawn = drawn._replace(
       label=np.where(is_swapped, 1, drawn.label),
       document=np.where(is_swapped, drawn.document_b, drawn.document),

@@ -48,7 +48,7 @@ HAS_TARGET = False  # No token after a row is predicted.
 class Pairs(NamedTuple):
   """BERT's sentence pairs before truncation, int64 [C] each.
 
-  Documents and sentences are numbered within the `Texts`, and ranges do not include their end.
+  Documents and sentences have their indices within the `Texts`; ranges do not include their end.
 
   Attributes:
     document, first, cut, last: the chunk is the sentences first..last of the document, and A is
@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
     document_b, first_b, last_b: B is the sentences first_b..last_b of document_b; if the label is
       0, they are cut..last of the same document.
     label: 0: B follows A; 1: B is from another document; NO_LABEL: there is no B.
-    target: intended tokens of the pair, without special tokens.
+    target: intended number of tokens of the pair, without special tokens.
   """
 
   document: np.ndarray
@@ -152,7 +152,7 @@ def segments_of(texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns (document, first sentence, end) of every run of sentences that is paired on its own.
 
   Args:
-    texts: documents; the numbers are those within them.
+    texts: documents; the indices are those within `texts`.
   Returns:
     Three int64 [N], a run for every document, or several if it is long.
   """
@@ -166,7 +166,7 @@ def gather_sentences(bounds: np.ndarray, first: np.ndarray, tokens: np.ndarray,
                      end: np.ndarray) -> np.ndarray:
   """Returns the end of the fewest sentences from `first` that hold `tokens` tokens.
 
-  It is at most `end`, even if the sentences up to there hold fewer tokens.
+  The result is at most `end`, even if the sentences up to there hold fewer tokens.
 
   Args:
     bounds: int64 [S+1], tokens before every sentence.

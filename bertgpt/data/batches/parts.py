@@ -28,7 +28,7 @@ PART = np.dtype([
     ("column", "<i4"),     # column of the part's first token, which may be the opening one
     ("origin", "<i4"),     # column whose position is 0
     ("rest", "<i4"),       # tokens of the sentence after the span, if the row format reads them
-    ("sequence", "<i4"),   # number of the sequence in the row: 1, 2, ...
+    ("sequence", "<i4"),   # the sequence in the row: 1, 2, ...
     ("segment", "i1"),     # 0: A, 1: B
     ("label", "i1"),       # label of the pair that the part opens, or NO_LABEL
     ("opens", "?"),        # whether it begins with the opening token: [CLS], or GPT's <|endoftext|>
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     """Returns the plan of some of the rows.
 
     Args:
-      rows: integers [any], numbers of the rows in the new order, possibly repeated.
+      rows: integers [any], indices of the rows in the new order, possibly repeated.
     """
     counts = self.offsets[rows + 1] - self.offsets[rows]
     return Plan(self.parts[ranges(self.offsets[rows], counts)], offsets_of(counts))
@@ -74,10 +74,10 @@ class Plan(NamedTuple):
 
 
 class Texts(NamedTuple):
-  """Lengths of some documents of a corpus, which are numbered from 0 here.
+  """Lengths of some documents of a corpus, with new indices from 0.
 
   Attributes:
-    documents: int64 [D], numbers of the documents in the corpus.
+    documents: int64 [D], indices of the documents in the corpus.
     offsets: int64 [D+1], sentences before every document.
     bounds: int64 [S+1], tokens before every sentence.
   """
@@ -92,7 +92,7 @@ def select(corpus: Corpus, documents: np.ndarray) -> Texts:
 
   Args:
     corpus: corpus, of which only the index arrays are read.
-    documents: int64 [D], numbers of the documents in the order of the result.
+    documents: int64 [D], indices of the documents in the order of the result.
   """
   first = corpus.document_offsets[documents]
   counts = corpus.document_offsets[documents + 1] - first
@@ -103,7 +103,7 @@ def select(corpus: Corpus, documents: np.ndarray) -> Texts:
 
 
 def place_in_rows(parts: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-  """Writes 'origin' and 'sequence' of parts whose sequences lie in rows one after another.
+  """Writes 'origin' and 'sequence' of parts whose sequences follow one another in rows.
 
   Args:
     parts: PART [C, P], the P parts of every sequence, in the order of the rows; changed in place.
@@ -127,8 +127,8 @@ def offsets_of(counts: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------ stream
 #
-# The stream is running text: all documents in a row, each followed by one special token, so that
-# document d takes the places starts[d]..starts[d + 1].
+# The stream is running text: all documents one after the other, each followed by one special token,
+# so that document d takes the places starts[d]..starts[d + 1].
 
 
 def stream_starts(texts: Texts) -> np.ndarray:
@@ -141,11 +141,11 @@ class Cuts(NamedTuple):
 
   Attributes:
     offsets: int64 [R+1], pieces before every interval.
-    document: number of the document within the `Texts`.
+    document: index of the document within the `Texts`.
     first, last: first place within the document, and the one after the last.
     size: places of the whole document, its tokens and the special token.
     column: place of the piece within its interval.
-    rank: number of the piece within its interval: 0, 1, ...
+    rank: index of the piece within its interval: 0, 1, ...
   """
 
   offsets: np.ndarray
@@ -204,9 +204,9 @@ class Canvas(NamedTuple):
     rows: integers [N], row of every part in [0, B).
     layout: shape and special tokens of the rows.
     tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target.
-    spread: values of the parts [N] -> int32 [B, L] with each value on all inputs of its part; 0 on
+    spread: values of the parts [N] -> int32 [B, L] with each value at all inputs of its part; 0 at
       padding.
-    others: more arrays, which only the `paint` of a row format makes.
+    others: more arrays, from a row format that has its own `paint`.
   """
 
   parts: np.ndarray

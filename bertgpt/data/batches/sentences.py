@@ -40,8 +40,8 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
   With packing, a row takes sentences across documents until it is full, with a [SEP] between
   documents; a sentence is cut only if more than `data.max_unused` of the row would stay empty.
-  Without packing, a row stays in one document and cuts only sentences that are longer than a row.
-  With packing and `data.isolate_documents`, such rows are sequences, which are packed into rows.
+  Without packing, a row stays in one document, and only sentences longer than a row are cut. With
+  packing and `data.isolate_documents`, such rows become sequences, which are packed into rows.
 
   Args:
     texts: documents of the plan.
@@ -105,7 +105,7 @@ def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int, max_unused: 
 
 
 def has_one_sequence(config: ConfigDict) -> bool:
-  """Returns whether every row is one sequence, however many documents are in it."""
+  """Returns whether every row is one sequence, however many documents it contains."""
   return not (config.data.packing and config.data.isolate_documents)
 
 

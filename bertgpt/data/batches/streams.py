@@ -48,7 +48,8 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
          num_streams: int = 1) -> Plan:
   """Returns the rows of all streams, step by step: row s * num_streams + b is step s of stream b.
 
-  The streams have as many sentences as make them equally long; short ones end with empty rows.
+  The sentences are divided so that the streams are about equally long; short ones end with empty
+  rows.
 
   Args:
     texts: documents of the plan.
@@ -63,7 +64,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   sizes = np.diff(texts.bounds)[order] + 1
   ends = np.cumsum(sizes)
   total = int(ends[-1])
-  # A stream begins with the first sentence that begins in its share of the places.
+  # A stream begins with the first sentence that starts in its share of the places.
   first = np.searchsorted(ends - sizes, total * np.arange(num_streams) / num_streams)
   last = np.append(first[1:], len(order))
   lengths = offsets_of(sizes)[last] - offsets_of(sizes)[first]
@@ -75,7 +76,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   counts = last_step - first_step + 1
   sentence = np.repeat(np.arange(len(order)), counts)
   step = ranges(first_step, counts)
-  begin = np.maximum(place[sentence], step * seq_len)  # Of the piece, within the stream.
+  begin = np.maximum(place[sentence], step * seq_len)  # Where the piece begins in the stream.
   end = np.minimum(place[sentence] + sizes[sentence], (step + 1) * seq_len)
   skipped = begin - place[sentence]  # Places of the sentence before the piece.
   parts = np.zeros(len(sentence), PART)
@@ -109,9 +110,9 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
 
 
 def spans(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the first token of the sentences of parts in their documents, and the one after it.
+  """Returns the first token of every part's sentence in its document, and the one after its last.
 
-  Both directions need the whole sentence: they are at different words of it.
+  Both directions need the whole sentence, because they are at different words of it.
 
   Args:
     parts: PART [N].

@@ -2,9 +2,9 @@
 
 A small corpus is one window with all its documents, shuffled. A larger one is planned window by
 window. A window is then a random choice of blocks, which are runs of neighboring documents with a
-thousandth of the tokens of a window, and its documents are shuffled among themselves. So one pass
-over the lengths of the documents serves all epochs. The time and memory per window do not grow with
-the corpus (except for 16 bytes per block), and the index is read in runs, not document by document.
+thousandth of the tokens of a window, and its documents are shuffled. So one pass over the lengths
+of the documents serves all epochs. The time and memory per window do not grow with the corpus
+(except for 16 bytes per block), and the index is read in runs, not document by document.
 """
 
 from typing import NamedTuple
@@ -68,7 +68,7 @@ def draw_documents(corpus: Corpus, windows: Windows, window: int,
   Args:
     corpus: corpus, of which only `document_lengths` is read.
     windows: division of the corpus.
-    window: number of the window within the epoch.
+    window: index of the window within the epoch.
     key: integers that identify the epoch.
   Raises:
     DataError: the corpus holds no token.
@@ -98,7 +98,7 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
   """Returns the concatenation of ranges: starts[0], starts[0] + 1, ..., starts[1], ...
 
   Args:
-    starts: integers [N], first number of every range.
+    starts: integers [N], first integer of every range.
     counts: integers [N], length of every range, possibly 0.
   Returns:
     int64 [sum of counts].

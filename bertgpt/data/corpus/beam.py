@@ -1,7 +1,7 @@
 """Preparing a corpus with Apache Beam: the parts of `machines`, made by the workers of an engine.
 
-The pipeline only distributes the numbers of the parts. All files are read and written by the
-functions of `machines`, so the source and the folder of the corpus must lie on storage that all
+The pipeline only distributes the indices of the parts. All files are read and written by the
+functions of `machines`, so the source and the folder of the corpus must be on storage that all
 workers have mounted, and the corpus has the same bytes as one made without an engine.
 """
 
@@ -16,7 +16,7 @@ from bertgpt.data.text import sources
 from bertgpt.data.text.pieces import Part
 from bertgpt.errors import ConfigError, DataError, one_line
 
-PART_BYTES = 2**28  # Of the files of the source: minutes of work for one worker.
+PART_BYTES = 2**28  # Bytes of source files per part: minutes of work for one worker.
 MAX_PARTS = 10_000
 
 
@@ -44,7 +44,7 @@ def prepare(config: ConfigDict, out: pathlib.Path, arguments: str) -> pathlib.Pa
 
 
 def count_parts(spec: str) -> int:
-  """Returns the number of parts for a source, which follows from the sizes of its files.
+  """Returns the number of parts for a source, which depends only on the sizes of its files.
 
   Args:
     spec: `config.data.source`.

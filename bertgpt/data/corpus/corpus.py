@@ -62,7 +62,7 @@ def shard_file(split: str, shard: int, num_shards: int) -> str:
 
   Args:
     split: one of `SPLITS`.
-    shard: number of the shard, from 0.
+    shard: index of the shard, from 0.
     num_shards: number of shards of the split.
   """
   return f"{DATASET_NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
@@ -80,9 +80,9 @@ def token_dtype(vocab_size: int) -> str:
 def encode_record(tokens: np.ndarray, sentence_lengths: np.ndarray) -> bytes:
   """Returns a document as the `tf.train.Example` that TFDS writes for the features of a corpus.
 
-  It is written by hand for two reasons: protobuf serializes a map in no fixed order, but the
-  corpus must be the same bytes every time; and with `tokens` as the last feature, their values are
-  the tail of the record, so that `tokens_of_record` needs no parser.
+  It is written by hand for two reasons. Protobuf serializes a map in no fixed order, but a corpus
+  must have the same bytes every time. And with `tokens` as the last feature, their values are the
+  tail of the record, so `tokens_of_record` needs no parser.
 
   Args:
     tokens: [N] in the token dtype of the corpus.
@@ -140,7 +140,7 @@ class Corpus:
   It is pickled as its path, and a reader process maps the index arrays again.
 
   Attributes:
-    path: folder of the corpus, on a disk or in a bucket; see `remote`.
+    path: folder of the corpus, on a disk or in a bucket (see `remote`).
     split: 'train' or 'validation'.
     manifest: content of manifest.json.
     document_offsets: int64 [D+1]; the sentences of document d are
@@ -164,7 +164,7 @@ class Corpus:
 
   @functools.cached_property
   def local(self) -> pathlib.Path:
-    """Folder on a disk with all files but the shards: `path`, or the copy of a bucket."""
+    """Folder on a disk with all files but the shards: `path`, or a copy of those in the bucket."""
     return find_index(self.path, self.manifest)
 
   @property
@@ -209,7 +209,7 @@ class Corpus:
 
   @functools.cached_property
   def vocabulary(self) -> Any:
-    """The `Vocabulary` of `bertgpt.data.tokens.vocabulary`, with words as the format has them."""
+    """The `Vocabulary` of `bertgpt.data.tokens.vocabulary`, with the word rule of the format."""
     from bertgpt.data.tokens.vocabulary import make_vocabulary
 
     return make_vocabulary(self.tokenizer, has_former_words=self.manifest["format_version"] == 1)
@@ -222,7 +222,7 @@ class Corpus:
     Returns:
       N read-only arrays of `token_dtype`, document_lengths[documents[i]] ids each.
     Raises:
-      IndexError: a number of a document is out of range.
+      IndexError: an index of a document is out of range.
       DataError: a shard is damaged.
     """
     documents = np.asarray(documents, np.int64)
@@ -253,7 +253,7 @@ class Corpus:
   def _read_records(self, shard: int, path: pathlib.Path, documents: np.ndarray,
                     first: int) -> list[bytes]:
     if isinstance(path, files.BucketPath):
-      at = documents + shard  # Every shard before it has one place more than documents.
+      at = documents + shard  # Every earlier shard has one more place than it has documents.
       return remote.read_records(path, self._places[at], self._places[at + 1])
     if shard not in self._readers:
       self._readers[shard] = open_shard(path)
@@ -283,10 +283,10 @@ def open_shard(path: pathlib.Path) -> array_record_module.ArrayRecordReader:
 
 
 def read_pieces(array: np.ndarray, size: int = 2**20) -> Iterator[np.ndarray]:
-  """Yields an array in pieces, of which only one is in memory if the array lies in a file.
+  """Yields an array in pieces; if the array is in a file, only one of them is in memory at a time.
 
   Args:
-    array: [N]; if it is mapped into memory, the pages of a piece are given back after it.
+    array: [N]; if it is mapped into memory, the pages of a piece are released after it.
     size: entries of a piece.
   """
   for first in range(0, len(array), size):
@@ -295,7 +295,7 @@ def read_pieces(array: np.ndarray, size: int = 2**20) -> Iterator[np.ndarray]:
 
 
 def release(array: np.ndarray) -> None:
-  """Gives back the pages of an array that is mapped into memory; its file is read again if needed.
+  """Releases the pages of an array that is mapped into memory; if needed, they are read again.
 
   The system maps megabytes around every entry that is read, so a window of a large index, with a
   thousand runs of documents, would otherwise keep gigabytes of it.
@@ -409,7 +409,7 @@ def report(manifest: dict) -> str:
   lines += [f"{label:<18}" + "".join(f" {cell:>29}" for cell in cells) for label, *cells in rows]
   notes = [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
   if manifest["format_version"] == 1:
-    notes.append("note: of format version 1, without the blank lines and indentation of the text")
+    notes.append("note: format version 1, without the blank lines and indentation of the text")
   warnings = [warning] if (warning := warn_of_unknown(manifest)) else []
   return "\n".join([*lines, *(notes or ["nothing was skipped or replaced"]), *warnings])
 

@@ -25,12 +25,12 @@ from bertgpt.devices import children, watchdog
 from bertgpt.errors import PeerError
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
-CHUNKS_PER_WORKER = 3  # Chunks in memory: one being encoded, the others so that no worker waits.
+CHUNKS_PER_WORKER = 3  # One chunk is being encoded; the others are ready, so that no worker waits.
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-  """Settings of a worker process: everything that it needs except the text."""
+  """Settings of a worker process: all that it needs except the text."""
 
   tokenizer_path: str
   language: str
@@ -60,8 +60,9 @@ def encode(documents: Iterable, worker: Worker, num_workers: int,
 def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list], futures.Future]]:
   """Starts worker processes, each with its own pipe, on which a thread of this process waits.
 
-  ProcessPoolExecutor has one queue for all workers and can wait forever after one was killed
-  (Python 3.11.7). Here a dead worker is a closed pipe, and so is a dead parent for a worker.
+  ProcessPoolExecutor has one queue for all workers and can wait forever after a worker was killed
+  (Python 3.11.7). Here, the parent sees a dead worker as a closed pipe, and a worker sees a dead
+  parent in the same way.
 
   Yields:
     A function that sends a chunk to a worker and returns the future of the answer.
@@ -97,7 +98,7 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
     yield lambda chunk: threads.submit(ask, chunk)
   finally:
     for process in processes:
-      process.kill()  # SIGTERM would not end one that is stopped.
+      process.kill()  # SIGTERM would not end a process that is suspended.
     threads.shutdown(cancel_futures=True)
     for process in processes:
       process.join()

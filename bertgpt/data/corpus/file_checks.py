@@ -1,4 +1,4 @@
-"""Comparison of the files of a corpus with its manifest, without reading them in every process."""
+"""Comparison of a corpus with its manifest, without reading all files in every process."""
 
 import os
 import pathlib
@@ -9,9 +9,9 @@ from bertgpt.errors import DataError
 
 
 def check(path: pathlib.Path, manifest: dict) -> None:
-  """Checks that the files of a corpus are there and have their sizes, and the hashes of the others.
+  """Checks that the files of a corpus exist and have the sizes and hashes of the manifest.
 
-  The contents of shards are not compared: their reader detects damage.
+  Shards are not hashed, because their reader detects damage.
 
   Args:
     path: folder of the corpus, on a disk or in a bucket.

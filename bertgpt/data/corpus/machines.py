@@ -6,11 +6,11 @@
 
 A part holds the encoded documents in order. The merge reads the parts one after the other and does
 what `prepare` does with documents that come from its workers, so that there is only one way from
-documents to a corpus. Parts need nothing from each other, in any order and on any machine that
-reads the source and writes to OUT.parts.
+documents to a corpus. Parts do not depend on each other: they may be made in any order and on any
+machine that reads the source and writes to OUT.parts.
 
-`part.json` is written last. It says what the part was made of, and holds the SHA-256 of the files
-of the source that begin in the part, so that no machine reads all of the source.
+`part.json` is written last. It describes what the part was made from, and holds the SHA-256 of the
+files of the source that begin in the part, so that no machine reads all of the source.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ ENCODED, SAMPLE, TOKENIZER = "part", "sample", "tokenizer"  # What OUT.parts hol
 INFO = "part.json"
 SAMPLE_FILE = "documents.jsonl"
 
-# A document of a part; its record and the lengths of its sentences are in files of their own.
+# A document of a part. Its record and the lengths of its sentences are in separate files.
 DOCUMENT = np.dtype([("key", "<u8"), ("record", "<i8"), ("sentences", "<i8"),
                      ("text_bytes", "<i8"), ("unknown", "<i8"), ("max_id", "<i8")])
 FILES = ("documents", "records", "sentence_lengths")
@@ -136,7 +136,7 @@ def _digest_source(config: ConfigDict, part: Part) -> dict:
 
   Returns:
     {"files": "SOURCE FILE" -> SHA-256 of the files that begin in the part,
-     "spans": see `pieces.digest_spans`}, in hex, with numbers from 0.
+     "spans": see `pieces.digest_spans`}, in hex, with indices from 0.
   """
   parsed = sources.parse(config.data.source)
   listed = sources.list_pieces(parsed)
@@ -155,7 +155,7 @@ def _describe_file(path: pathlib.Path) -> dict:
 
 
 def _describe(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> dict:
-  """Returns what all parts of a corpus must have been made of."""
+  """Returns what all parts of a corpus must have been made from."""
   loaded = tokenizer if config.tokenizer.path else None
   return {"part_version": PART_VERSION,
           "format_version": corpus_lib.FORMAT_VERSION,
@@ -169,7 +169,7 @@ def _is_done(path: pathlib.Path, recipe: dict) -> bool:
   """Returns whether a folder is complete; False if nothing is there.
 
   Raises:
-    ConfigError: it was made of something else.
+    ConfigError: it was made from something else.
   """
   if (path / INFO).is_file() and _read_info(path)["recipe"] == recipe:
     return True
@@ -196,7 +196,7 @@ def merge(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
     The folder of the corpus.
   Raises:
     ConfigError: `out` holds something else.
-    DataError: a part is missing, damaged, or was made of something else, or a split would have no
+    DataError: a part is missing, damaged, or was made from something else, or a split would have no
       document.
     StorageError: a file could not be written.
   """
@@ -214,7 +214,7 @@ def merge(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
 
 
 def _read_all(infos: dict[pathlib.Path, dict]) -> Generator[EncodedDocument, None, None]:
-  """Yields the documents of all parts, each of which is checked before."""
+  """Yields the documents of all parts; every part is checked before it is read."""
   for path, info in infos.items():
     with watchdog.paused():
       for name, expected in info["files"].items():
@@ -230,9 +230,9 @@ def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path
   Args:
     out: folder of the corpus.
     kind: ENCODED or SAMPLE.
-    recipe: what they must have been made of.
+    recipe: what they must have been made from.
   Raises:
-    DataError: a part is missing, or was made of something else.
+    DataError: a part is missing, or was made from something else.
   """
   folder, flag = parts_folder(out), "--part" if kind == ENCODED else "--train_tokenizer --part"
   found = {(int(match[3]), int(match[2])): path for path in folder.glob(f"{kind}-*")
@@ -241,12 +241,12 @@ def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path
   if not totals:
     raise DataError(f"{folder}: holds no {kind}. Make each one with {flag} I/N")
   if len(totals) > 1:
-    raise DataError(f"{folder}: holds {kind}s of {' and of '.join(map(str, totals))}. Delete all "
-                    f"but those of one number")
+    raise DataError(f"{folder}: holds {kind}s of divisions into {' and '.join(map(str, totals))}. "
+                    "Delete all but those of one division")
   total = totals[0]
   if missing := [i for i in range(total) if (total, i) not in found]:
-    raise DataError(f"{part_path(out, Part(missing[0], total), kind)}: missing, as "
-                    f"{len(missing)} of {total} {kind}s are. Make it with {flag} "
+    raise DataError(f"{part_path(out, Part(missing[0], total), kind)}: missing, like "
+                    f"{len(missing)} of {total} {kind}s. Make it with {flag} "
                     f"{Part(missing[0], total)}")
   infos = {path: _read_info(path) for _, path in sorted(found.items())}
   for path, info in infos.items():
@@ -284,7 +284,8 @@ def sample_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.Pa
   """Writes the documents of a part that may be in the sample on which a tokenizer is trained.
 
   The sample consists of the documents with the largest keys. A document that is not in the sample
-  of its part is not in that of the source either, so the samples of all parts hold the whole one.
+  of its part is not in that of the source either, so the samples of all parts together contain the
+  sample of the source.
 
   Args:
     config, out, part: see `prepare_part`.
@@ -344,10 +345,10 @@ def _read_sample(folder: pathlib.Path) -> Iterator[Document]:
 
 
 def _describe_training(config: ConfigDict) -> dict:
-  """Returns what a tokenizer that is trained, and the samples for it, are made of.
+  """Returns what a trained tokenizer, and the samples for it, are made from.
 
   Raises:
-    ConfigError: the config names a tokenizer, which is not trained.
+    ConfigError: the config names a tokenizer, so none is trained.
   """
   if config.tokenizer.path:
     raise ConfigError(f"--train_tokenizer: tokenizer.path={config.tokenizer.path} names a "

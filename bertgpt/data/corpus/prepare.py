@@ -62,8 +62,8 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
 def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
   """Returns `config.data.corpus`, or if that is '', the corpus in the cache.
 
-  Prepares the latter if it does not exist yet, in this format or an older one, whose runs still
-  need it.
+  The corpus in the cache is prepared if it does not exist yet. One in an older format is used too,
+  because the runs that began with it need it.
 
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
@@ -83,8 +83,8 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path
     path = cached_path(config, recipe | {"format_version": version})
     if corpus_lib.is_corpus(path):
       if version != corpus_lib.FORMAT_VERSION:
-        print(f"note: {path} is of an earlier version, which left out blank lines and indentation. "
-              "Delete it to prepare the text as it is", file=sys.stderr)
+        print(f"note: {path} was made by an earlier version, which left out blank lines and "
+              "indentation. Delete it to prepare the text as it is", file=sys.stderr)
       return path
   return _prepare(config, cached_path(config, recipe), recipe, reports=reports)
 
@@ -92,7 +92,7 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path
 def _find_older(config: ConfigDict) -> pathlib.Path | None:
   """Returns the corpus in the cache that version 0.1 made with a vocab.txt, if there is one.
 
-  That version told the case of a vocab.txt from its pieces, whatever `tokenizer.lowercase` was.
+  That version inferred the case of a vocab.txt from its pieces and ignored `tokenizer.lowercase`.
   Its runs can still be resumed.
   """
   if not config.tokenizer.path:
@@ -122,7 +122,7 @@ def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None,
     loaded: tokenizer at `config.tokenizer.path`; None: it is loaded if there is a path.
     known: SHA-256 (hex) of every file of the source by its path; None: the files are read.
   """
-  tokenizer = describe_choice(config, loaded)  # First: a wrong one is found without the text.
+  tokenizer = describe_choice(config, loaded)  # First: an unusable tokenizer is found at once.
   return {
       "format_version": corpus_lib.FORMAT_VERSION,
       "source_identity": sources.identity(config.data.source, config.data.cache_dir, known),
@@ -168,11 +168,11 @@ def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
 def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict:
   """Returns what determines the ids of a loaded tokenizer, for the recipe of a corpus."""
   described = {"fingerprint": tokenizer.fingerprint()}
-  # Earlier versions took the file as it was, and corpora of theirs have special ids within texts.
+  # Earlier versions took the file as it was, so their corpora may have special ids within texts.
   return described if tokenizer.is_unchanged else described | {"without_special_texts": True}
 
 
-# ---------------------------------------------------- one folder, all or nothing
+# ------------------------------------------------- a folder, complete or not at all
 
 
 def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
@@ -204,7 +204,7 @@ def publish_corpus(path: pathlib.Path, recipe: dict,
 
 def publish(path: pathlib.Path, is_done: Callable[[], bool],
             build: Callable[[pathlib.Path], None]) -> None:
-  """Makes a folder, whole or not at all. Processes that make the same one take turns.
+  """Makes a folder, completely or not at all. Processes that make the same one take turns.
 
   Args:
     path: the folder.
@@ -236,7 +236,7 @@ def _is_done(path: pathlib.Path, recipe: dict) -> bool:
   if corpus_lib.is_corpus(path) and corpus_lib.read_manifest(path)["recipe"] == recipe:
     return True
   if isinstance(path, files.BucketPath) and all(map(_PART.fullmatch, path.list_tree())):
-    return False  # Nothing, or what an upload that was interrupted has left.
+    return False  # Nothing is there, or the remains of an interrupted upload.
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise ConfigError(f"{path}: exists and was not made from this source, tokenizer and options. "
                       "Delete it or choose another place")
@@ -271,7 +271,7 @@ def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers
   Args:
     config: whole config, of which `data` is read.
     saved: folder of the tokenizer, from which the worker processes load it.
-    tokenizer: the same.
+    tokenizer: the tokenizer.
     skipped: tally of what is left out; added to.
     part: part of the source.
   """
@@ -369,7 +369,7 @@ def train_tokenizer(config: ConfigDict, documents: Iterable[Document]) -> tokeni
 def _drain(sample: list[Document], config: ConfigDict) -> Iterator[str]:
   """Yields the sentences of a sample and empties it, because training needs the memory.
 
-  Indentation and blank lines are text for some tokenizers only.
+  Indentation and blank lines are included only if the tokenizer treats them as text.
   """
   keeps_space = tokenizers.KINDS[config.tokenizer.kind].keeps_space
   sample.reverse()
@@ -389,7 +389,8 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
 
   Args:
     documents: documents of the source.
-    max_bytes: UTF-8 bytes of the sample. It exceeds them by less than its smallest-keyed document.
+    max_bytes: UTF-8 bytes of the sample; it is larger by less than the document with the smallest
+      key.
     border: documents with smaller keys are held out.
   """
   heap, total = [], 0
@@ -408,7 +409,7 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
 
 
 def with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
-  """Yields the documents, and shows how many bytes of text they make on a terminal."""
+  """Yields the documents, and shows on a terminal how many bytes of text they have."""
   with tqdm.tqdm(desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
     for document in documents:
       yield document

@@ -1,13 +1,13 @@
 """A corpus in a bucket: its index is copied once per host, its shards are read in place.
 
-The copy lies in ~/.cache/bertgpt/indexes (or in $XDG_CACHE_HOME/bertgpt/indexes), under the hash of
-the manifest. The first process of the host that needs it downloads and hashes the files, and the
-others wait, then map them into memory. It can be deleted at any time.
+The copy is in ~/.cache/bertgpt/indexes (or in $XDG_CACHE_HOME/bertgpt/indexes), under the hash of
+the manifest. The first process of the host that needs it downloads and hashes the files, while the
+others wait; then all map them into memory. The copy can be deleted at any time.
 
 Documents are read with one request each, many at a time. The reader of array_record is not used: it
 opens a stream to the end of the shard for every document, and takes a missing shard for an empty
-one. Where the documents lie is read from the footers of the shards when the index is copied. As
-`writer.WRITER_OPTIONS` says, a document is a chunk of Riegeli of its own, not compressed
+one. The places of the documents are read from the footers of the shards when the index is copied.
+As `writer.WRITER_OPTIONS` says, a document is a chunk of Riegeli of its own, not compressed
 (riegeli/doc/riegeli_records_file_format.md; array_record/cpp/layout.proto for the footer).
 """
 
@@ -24,8 +24,8 @@ from bertgpt import files
 from bertgpt.errors import DataError, StorageError
 from bertgpt.files import bucket
 
-BLOCK_BYTES = 2**16  # A Riegeli file has a header at every multiple of it.
-PARALLEL = 64  # Documents are small: a request takes as long as the way to the storage and back.
+BLOCK_BYTES = 2**16  # A Riegeli file has a header at every multiple of this.
+PARALLEL = 64  # Documents are small: a request takes one round trip to the storage.
 BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 24, 40
 
 
@@ -61,7 +61,7 @@ def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
 
 
 def find_cache() -> pathlib.Path:
-  """Returns the folder of what all runs of a user on this host share."""
+  """Returns the folder of files that all runs of a user on this host share."""
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
   return cache / "bertgpt"
 
@@ -118,7 +118,7 @@ def read_records(shard: bucket.BucketPath, starts: Sequence[int],
 
 
 def find_places(shard: bucket.BucketPath, num_documents: int) -> np.ndarray:
-  """Returns where the records of a shard begin, and after them where the last one ends.
+  """Returns where the records of a shard begin and, as the last entry, where the last one ends.
 
   Args:
     shard: ArrayRecord file.
@@ -126,7 +126,7 @@ def find_places(shard: bucket.BucketPath, num_documents: int) -> np.ndarray:
   Returns:
     int64 [num_documents + 1], bytes.
   Raises:
-    DataError: it does not hold so many records, or is damaged.
+    DataError: it holds another number of records, or is damaged.
   """
   try:
     size = shard.stat().st_size
@@ -150,7 +150,7 @@ def _read_chunk(data: bytes, place: int) -> list[bytes]:
 
   Args:
     data: bytes of the file from the chunk on, to its end or beyond.
-    place: where they lie in the file.
+    place: byte of the file at which they start.
   """
   data = _without_block_headers(data, place)
   size = int.from_bytes(data[8:16], "little")
@@ -193,7 +193,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _varint(message: bytes, number: int) -> int:
-  """Returns the first field of a protobuf message, which must be a varint with a number."""
+  """Returns the first field of a protobuf message: a varint, with this field number."""
   if not message or message[0] != number << 3:
     raise ValueError("an unknown footer")
   return _read_varint(message, 1)[0]

@@ -19,8 +19,8 @@ def assign_splits(documents: Iterable[EncodedDocument],
                   border: int) -> Iterator[tuple[str, EncodedDocument]]:
   """Assigns documents to splits by their keys, so that neither split stays empty.
 
-  As long as all keys lie on one side of the border, the document nearest to it is held back,
-  together with its duplicates. If the corpus ends in that state, they become the other split.
+  As long as all keys are on one side of the border, the document nearest to the border is held
+  back, together with its duplicates. If the corpus ends in that state, they become the other split.
 
   Args:
     documents: documents in order.
@@ -42,7 +42,7 @@ def assign_splits(documents: Iterable[EncodedDocument],
       yield from ((_split_name(side), d) for d in held)
       held, held_distance = [document], distance
     elif distance == held_distance:
-      held.append(held[0])  # The same text, which is not kept in memory twice.
+      held.append(held[0])  # The same text; one copy in memory is enough.
     else:
       yield _split_name(side), document
   yield from ((_split_name(not side), d) for d in held)

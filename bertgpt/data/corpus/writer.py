@@ -142,7 +142,7 @@ class SplitWriter:
                     os.fspath(file))
 
   def _percentiles(self, name: str) -> dict[str, int]:
-    """Returns percent -> length that this share of an index array does not exceed.
+    """Returns percentiles of an index array: percent -> length.
 
     Counting the lengths takes constant memory, whatever the size of the array.
     """
@@ -158,7 +158,7 @@ class SplitWriter:
 
 @contextlib.contextmanager
 def _as_os_error(file: pathlib.Path) -> Iterator[None]:
-  """Turns the RuntimeError that array_record raises, as for a full disk, into an OSError."""
+  """Turns the RuntimeError that array_record raises, such as for a full disk, into an OSError."""
   try:
     yield
   except RuntimeError as e:
@@ -189,7 +189,7 @@ class _ArrayWriter:
     self._file.close()
 
   def _write_header(self) -> None:
-    # NumPy pads the header, so that it still fits when the first axis has grown.
+    # NumPy pads the header, so that it still fits after the first axis has grown.
     np.lib.format.write_array_header_1_0(
         self._file, {"descr": self._dtype, "fortran_order": False, "shape": (self._length,)})
 

@@ -17,7 +17,7 @@ def open_builder(target: str, field: str = "data.source") -> Any:
   Raises:
     DataError: TFDS does not know the dataset.
   """
-  # TFDS takes seconds to import and few sources need it.
+  # TFDS takes seconds to import, and few sources need it.
   import tensorflow_datasets as tfds
   is_folder = target.startswith((".", "/", "~"))
   try:
@@ -49,7 +49,7 @@ def open_dataset(target: str, split: str, field: str = "data.source") -> Sequenc
 
 
 def read_dataset(records: Any, name: str) -> Iterator[tuple[int, dict]]:
-  """Yields (number, record) for every record.
+  """Yields (index, record) for every record.
 
   Args:
     records: a split, as `open_dataset` returns it.
@@ -73,7 +73,7 @@ def take_text(value: Any, feature: str, place: str, cleaner: TextCleaner) -> str
   Args:
     value: value of the feature: UTF-8, or text.
     feature: name of the feature, for messages.
-    place: dataset and number of the record, for messages.
+    place: dataset and index of the record, for messages.
     cleaner: decides about text that is not clean.
   Raises:
     DataError: the value is not a text, or it is not clean, and the cleaner does not replace it.

@@ -3,8 +3,8 @@
 A digest is stored with the state of the file when it was read: absolute path, size, inode, and
 the times of the last change of the content (mtime) and of anything (ctime), in nanoseconds. While
 these are the same, the file is assumed to be the same and is not read. This relies on the clock of
-the file system, and on nobody writing to the disk behind the file system's back. A change by an
-editor, `cp`, `rsync`, `touch` or a write in place is noticed, even if it sets mtime back. A file
+the file system, and on all writes going through the file system. A change by an editor, `cp`,
+`rsync`, `touch` or a write in place is noticed, even if it sets mtime back. A file
 that changed within SETTLED_SECONDS before it was read is read again the next time, because the
 clock of some file systems is coarse.
 """
@@ -39,7 +39,7 @@ def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str
   """
   known, new_entries, digests = _load(cache_dir / CACHE), {}, {}
   for path in paths:
-    if files.is_remote(path):  # The storage has hashed it.
+    if files.is_remote(path):  # The storage has already hashed it.
       digests[path] = files.make_path(path).stat().digest  # type: ignore[attr-defined]
       continue
     key, before = os.path.abspath(path), _state(path)
@@ -75,8 +75,8 @@ def _load(file: pathlib.Path) -> dict:
 def _save(file: pathlib.Path, known: dict) -> None:
   """Writes the cache file completely or not at all.
 
-  If two processes write at once, the later one wins, and the digests of the other are computed
-  once more.
+  If two processes write at the same time, the later one wins, and the digests of the other one are
+  computed again.
   """
   with contextlib.suppress(OSError):
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ class Document:
   Attributes:
     text: the whole text, with its white space; its only line end is a line feed.
     sentences_given: whether every line is one sentence.
-    path: file; for datasets, name and number of the record.
+    path: file; for datasets, name and index of the record.
     offset: byte of the decompressed file where the document starts.
   """
   text: str
@@ -33,7 +33,7 @@ def make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
   """Yields the documents of a text: none if it is blank, several if it is too long.
 
   Args:
-    whole: document with the whole text. Joined, the texts of the documents are this text.
+    whole: document with the whole text; the texts of the documents, joined, are this text.
     counts: tally to add to.
   """
   stripped = whole.text.strip()
@@ -119,7 +119,7 @@ def _split(line: str, language: str) -> Iterator[int]:
 def _cut_long(sentence: str) -> list[str]:
   """Cuts a sentence with the white space before it into parts of `MAX_SENTENCE_CHARS`.
 
-  The white space before a part does not count.
+  The white space before a part does not count toward its length.
   """
   parts, start = [], 0
   for words in filter(str.strip, cut_at_spaces(sentence.strip(), MAX_SENTENCE_CHARS)):
@@ -136,7 +136,7 @@ def cut_at_spaces(text: str, max_chars: int) -> list[str]:
     text: any text.
     max_chars: characters per piece, at most.
   Returns:
-    The pieces. A space at which the text is cut is in none of them.
+    The pieces, without the spaces at which the text is cut.
   """
   pieces, start = [], 0
   while len(text) - start > max_chars:

@@ -26,9 +26,9 @@ def find_text(record: Any, field: str) -> str | None:
 
   Args:
     record: parsed JSON.
-    field: name of a field, or several names, separated by commas, of which some may be null or
-      absent. 'a.b' is the field b of the object a. A field whose own name has these commas or dots
-      comes first.
+    field: name of a field, or several names, separated by commas; some of the fields may be null or
+      absent. 'a.b' is the field b of the object a. A field whose own name contains the comma or the
+      dot takes precedence.
   """
   is_name = isinstance(record, dict) and field in record
   names = [field] if is_name else [name.strip() for name in field.split(",")]

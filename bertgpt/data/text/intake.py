@@ -4,7 +4,7 @@
 |------------------|-------------------------------------------------------------------------------|
 | bytes            | UTF-8, plain or compressed. UTF-16 is refused by its byte-order mark.         |
 | byte-order mark  | Not text, at the start of a file or of a JSON record.                         |
-| line end         | LF, CR LF or CR, and nothing else. In text that was read it is always "\\n".  |
+| line end         | LF, CR LF or CR, and nothing else. Readers turn all of them into "\\n".       |
 | blank line       | Nothing is left of it after `str.strip`, as in google-research/bert.          |
 | columns          | Separated by tabs in tables, by spaces and tabs in CoNLL files.               |
 | NUL, invalid     | An error, or what `data.invalid_text` says; `bertgpt.data.text.sources`       |
@@ -32,15 +32,15 @@ from bertgpt.errors import DataError, one_line
 
 MAX_LINE_BYTES = 1 << 24
 MAX_DOCUMENT_BYTES = 1 << 22
-HEAD_BYTES = 16  # Of a file, for `mark_length`.
+HEAD_BYTES = 16  # Bytes at the start of a file that `mark_length` needs.
 
-Counts = collections.Counter  # Description of what was replaced, skipped or noted -> how often.
+Counts = collections.Counter  # What was replaced, skipped or noted -> how often.
 
 # For error messages.
 JSON_LINES = "Each line must hold one JSON object."
 SHORTER = "Break the text into lines, or into documents of a .jsonl file"
 BYTE_ORDER_MARK = "\ufeff"
-_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # With its line end, except the last one.
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # A line with its end, if it has one.
 _LINE_ENDS = (b"\n", b"\r")
 _SPACES = re.compile("[ \t]+")
 _DIRT = {"lone surrogate": re.compile("[\ud800-\udfff]"), "NUL character": re.compile("\0")}
@@ -52,8 +52,8 @@ class TextCleaner:
   Args:
     mode: 'error', 'replace' or 'skip'.
     counts: tally to add to.
-    repair: what to do about the text, at the end of an error message.
-    choice: what to do instead, such as ", or set ...".
+    repair: the advice to repair the text, at the end of an error message.
+    choice: the alternative advice, such as ", or set ...".
   """
 
   def __init__(self, mode: str, counts: Counts, repair: str = "Repair it", choice: str = ""):
@@ -72,7 +72,7 @@ class TextCleaner:
       offset: byte of the decompressed file.
       can_replace: whether the mode 'replace' keeps the document; otherwise it skips it too.
       hint: sentence of the error message about the format of the file.
-      repair: what to do about this problem; '': what to do about any.
+      repair: advice about this problem; '': the general advice.
     Raises:
       DataError: the mode is 'error'.
     """
@@ -148,7 +148,7 @@ def is_blank(line: bytes) -> bool:
   Args:
     line: bytes in UTF-8, with or without a line end.
   """
-  # The head tells for nearly every line. A character that is cut off at its end is ignored.
+  # The head decides for nearly every line. A character that is cut off at its end is ignored.
   return (not line[:64].decode(errors="ignore").strip()
           and not line.decode(errors="replace").strip())
 
@@ -186,7 +186,7 @@ def parse_record(line: str, counts: Counts | None = None) -> Any:
   """Returns the JSON value of a line.
 
   Args:
-    line: JSON, possibly after a byte-order mark, as in the middle of files that were joined.
+    line: JSON, possibly after a byte-order mark, which occurs in the middle of concatenated files.
     counts: tally of the byte-order marks; None: not counted.
   Raises:
     ValueError: see `files.parse_json`.
@@ -269,8 +269,8 @@ def find_start(path: str, position: int, *, is_document: bool) -> int:
   Args:
     path: plain file.
     position: byte of the file, at least 1.
-    is_document: whether to return where the text after the next whole blank line starts instead,
-      so that no document goes on there.
+    is_document: whether to return instead where the text after the next complete blank line
+      starts, so that no document continues there.
   Returns:
     The byte; the size of the file if there is none.
   Raises:
@@ -318,7 +318,7 @@ def read_blocks(path: str, cleaner: TextCleaner, start: int = 0,
   Args:
     path: plain or compressed file.
     cleaner: decides about lines that are too long.
-    start, stop: see `read_lines`; no block goes on there.
+    start, stop: see `read_lines`; no block continues across these bytes.
   Raises:
     DataError: see `read_lines`.
   """
@@ -376,8 +376,8 @@ def mark_length(head: bytes, path: str, counts: Counts) -> int:
 _OTHER_MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
                 "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
-# (start of the file, what the file is, ending by which `open_file` knows its compression). If the
-# first characters could be text, those that follow in every such file are there too.
+# (start of the file, what the file is, ending by which `open_file` recognizes its compression). If
+# the first characters could be text, the pattern includes the ones that follow in every such file.
 _OTHER_FORMATS = (
     (rb"PAR1[\x00-\x08\x0e-\x1f]", "a Parquet file", ""),
     (rb"ARROW1\0|FEA1\0", "an Arrow or Feather file", ""),
@@ -394,7 +394,7 @@ def cut_point(data: bytes) -> int:
   """Returns where to cut UTF-8: after the last space, or else before the last character.
 
   Args:
-    data: bytes that may end inside of a character.
+    data: bytes that may end inside a character.
   """
   space = data.rfind(b" ", 1)
   if space > 0:

@@ -1,8 +1,8 @@
 """Texts from Parquet files, a few rows at a time.
 
-A row group may hold gigabytes: it is read in batches of rows, from pages that are decompressed one
-after the other. So the largest values and pages bound the memory, whatever the size of the files
-and of their row groups.
+A row group may hold gigabytes. It is read in batches of rows, from pages that are decompressed one
+after the other. So memory is bounded by the largest values and pages, whatever the size of the
+files and of their row groups.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +12,8 @@ from bertgpt import files
 from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, is_blank
 from bertgpt.errors import DataError, one_line
 
-BATCH_BYTES = 2**20   # By the mean size of the values of a row group.
-BATCH_ROWS = 64       # Bounds a batch of long values in a row group of short ones.
+BATCH_BYTES = 2**20   # Estimated from the mean size of the values of a row group.
+BATCH_ROWS = 64       # Limit in case a row group of short values has a batch of long ones.
 BUFFER_BYTES = 2**18  # Without a buffer, pyarrow reads a column of a row group at once.
 MAX_NAMES = 20        # Columns that a message names.
 
@@ -26,7 +26,8 @@ def open_files(paths: Sequence[str], columns: str) -> Iterator[tuple[str, list[b
   Args:
     paths: files.
     columns: name of a column of strings or bytes, or several names, separated by commas. 'a.b' is
-      the field b of the column a. A column whose own name has these commas or dots comes first.
+      the field b of the column a. A column whose own name contains the comma or the dot takes
+      precedence.
   Returns:
     For every row: its place, such as 'FILE row 7', counted from 0; and the bytes of the columns,
     without those that are null or empty.
@@ -69,7 +70,7 @@ def gather(rows: Iterable[tuple[str, list[bytes]]],
 
 
 def _open(path: str) -> Any:
-  # pyarrow takes time to import and few sources need it.
+  # pyarrow takes time to import, and few sources need it.
   from pyarrow import parquet
   try:
     source = files.open_read(path) if files.is_remote(path) else path

@@ -11,7 +11,7 @@ def find_files(pattern: str) -> list[str]:
   """Returns the files of a pattern, in the order of their names.
 
   Args:
-    pattern: path or glob. If a file or folder with this very name exists, such as '[a]*', its
+    pattern: path or glob. If a file or folder with exactly this name exists, such as '[a]*', its
       characters have no special meaning.
   Raises:
     DataError: there is no such file, or one cannot be read.
@@ -42,7 +42,7 @@ def split_field(target: str, default: str) -> tuple[str, str]:
     target: pattern with or without a field.
     default: field if none is given.
   """
-  if files.is_remote(target):  # Without a request: a source is parsed before anything is opened.
+  if files.is_remote(target):  # No request is sent: a source is parsed before anything is opened.
     pattern, mark, field = target.rpartition("#")
     return (pattern, field) if mark else (target, default)
   if "#" not in target or _match(target):

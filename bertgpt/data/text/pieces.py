@@ -1,10 +1,10 @@
 """Division of the files of a source into parts, which may be read by several machines.
 
 A part is a run of neighboring pieces. A piece is a file, or `PIECE_BYTES` of a large plain file of
-lines. The pieces, and the parts that they belong to, follow from the sizes of the files only, so
-nothing has to be agreed on. A piece of a file nominally begins at some byte. What is read begins
-with the first line, or the first document, that starts there or later. So the parts together are
-the source, document by document, however many there are.
+lines. The pieces, and the parts that they belong to, depend only on the sizes of the files, so the
+machines need not communicate. A piece of a file nominally begins at some byte; reading begins with
+the first line, or the first document, that starts there or later. So the parts together are the
+source, document by document, however many there are.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class Part(NamedTuple):
   """One of several parts of a source.
 
   Attributes:
-    number: number of the part, from 0.
+    number: index of the part, from 0.
     total: number of parts.
   """
 
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
   """Some bytes of a file.
 
   Attributes:
-    path: the file; '' for text that does not lie in files.
+    path: the file; '' for text that is not in files.
     start: first byte.
     size: number of bytes.
   """
@@ -58,7 +58,7 @@ class Span(NamedTuple):
   """Neighboring pieces of one file.
 
   Attributes:
-    path: the file; '' for text that does not lie in files.
+    path: the file; '' for text that is not in files.
     start: byte at which the first piece begins.
     stop: byte at which the last piece ends; None: the end of the file.
   """
@@ -85,7 +85,7 @@ def cut_files(sizes: dict[str, int], unit: str) -> Pieces:
 
   Args:
     sizes: path -> bytes, in order.
-    unit: SOURCE, FILE, DOCUMENT or LINE. Compressed files are not cut in any case.
+    unit: SOURCE, FILE, DOCUMENT or LINE. Compressed files are never cut.
   """
   pieces = []
   for path, size in sizes.items():
@@ -99,8 +99,8 @@ def cut_files(sizes: dict[str, int], unit: str) -> Pieces:
 def assign(sources: Sequence[Pieces], total: int) -> list[list[int]]:
   """Returns the part that every piece of every source belongs to, ascending.
 
-  A piece belongs to the part in which its middle lies, if the bytes of all sources in a row are
-  divided evenly. The pieces of a source that cannot be divided belong to one part.
+  The bytes of all sources, one after the other, are divided evenly, and a piece belongs to the part
+  that contains its middle. The pieces of a source that cannot be divided belong to one part.
 
   Args:
     sources: pieces of every source.
@@ -147,7 +147,7 @@ def bounds(span: Span, unit: str) -> tuple[int, int | None]:
 
   Args:
     span: pieces of a file.
-    unit: LINE or DOCUMENT; the bounds lie between two of them.
+    unit: LINE or DOCUMENT; the bounds are between two lines or two documents.
   """
   def find(position: int) -> int:
     return intake.find_start(span.path, position, is_document=unit == DOCUMENT)
@@ -168,7 +168,7 @@ def digest_spans(sources: Sequence[Pieces], part: Part) -> dict[str, dict[str, s
     sources: pieces of every source.
     part: the part that asks.
   Returns:
-    "SOURCE FILE" -> part -> digest, with numbers from 0, for the files of which this part reads
+    "SOURCE FILE" -> part -> digest, with indices from 0, for the files of which this part reads
     some, but not all.
   """
   found: dict[str, dict[str, str]] = {}

@@ -16,12 +16,12 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 
-MAX_BYTES = 20_000_000  # A generous corpus for a demonstration; more would only take time.
+MAX_BYTES = 20_000_000  # A large corpus for a demonstration; more would only take time.
 
 _SKIPPED_FOLDERS = {"__pycache__", "_vendor", "bertgpt", "dist-packages", "site-packages",
                     "test", "testdata", "testing", "tests"}
 # A file is parsed only if at least this many bytes, and this share of it, are in triple quotes.
-# Parsing takes most of the time: the limits skip 60% of the work and 12% of the documentation.
+# Parsing takes most of the time. The limits save 60% of the work and lose 12% of the documentation.
 _MIN_DOC_BYTES = 500
 _MIN_DOC_SHARE = 0.2
 _MIN_DOCUMENT_WORDS = 50
@@ -74,7 +74,7 @@ def _raw_documents() -> Iterator[tuple[str, list[str]]]:
 def _topics() -> dict[str, str]:
   try:
     from pydoc_data import topics
-  except ImportError:  # Some Linux distributions leave it out.
+  except ImportError:  # Some Linux distributions leave the module out.
     return {}
   return topics.topics
 

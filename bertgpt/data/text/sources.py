@@ -16,11 +16,11 @@ A source is one string; several are joined by commas:
 
 A number before a source is its weight in documents: `2*text:a.txt,0.5*jsonl:b.jsonl` reads
 every document of the first twice and every second document of the second. Files may end in
-.gz, .xz or .zst. Globs may contain `**`; files are read in the order of their names. A file whose
-very name is given is read, even if it contains brackets, `*`, `#` or commas.
+.gz, .xz or .zst. Globs may contain `**`; files are read in the order of their names. If a file with
+exactly the given name exists, the name may contain brackets, `*`, `#` and commas.
 
-Fields and columns may be nested, `#meta.title`, and several, `#title,text`: these are joined by a
-blank line, without those that are null or absent.
+Fields and columns may be nested, as in `#meta.title`, and there may be several, as in
+`#title,text`: they are joined by a blank line, and those that are null or absent are left out.
 
 `data.invalid_text` decides about text that is not clean, and `Counts` counts it:
 
@@ -68,7 +68,7 @@ from bertgpt.data.text.pieces import DOCUMENT, FILE, LINE, SOURCE, WHOLE, Part, 
 from bertgpt.errors import ConfigError, DataError
 
 MAX_WEIGHT = 1e6
-MAX_COMMAS = 8  # In the name of a file, of those that look like the start of another source.
+MAX_COMMAS = 8  # Commas in the name of a file that look like the start of another source.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +91,14 @@ class Source:
 
 def open_source(spec: str, *, invalid_text: str = "error", counts: Counts | None = None,
                 part: Part = WHOLE) -> Iterator[Document]:
-  """Opens a source and yields its documents, in an order that depends on the files only.
+  """Opens a source and yields its documents, in an order that depends only on the files.
 
   Args:
     spec: `config.data.source`; see the docstring of the module.
     invalid_text: 'error', 'replace' or 'skip'.
     counts: tally to add to; None: not counted.
-    part: part to read. All parts one after the other are the whole source, and so are the sums of
-      their tallies.
+    part: part to read. The documents of all parts, in order, and the sums of their tallies, are
+      those of the whole source.
   Raises:
     ConfigError: at once, if `spec` is not a valid source.
     DataError: at once, if a source has no files; while reading, if text is not clean.
@@ -123,7 +123,7 @@ def _open(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[D
 
 
 def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
-  """Returns the pieces of every source, of which parts consist.
+  """Returns the pieces of every source, from which parts are made.
 
   Args:
     parsed: result of `parse`.
@@ -204,7 +204,7 @@ def parse(spec: str) -> tuple[Source, ...]:
 
 
 def _is_file(part: str) -> bool:
-  """Returns whether a part names a file by its very name, with or without a field."""
+  """Returns whether a part is the exact name of a file, with or without a field."""
   rest = _WEIGHTED.fullmatch(part.strip())["rest"]
   name, _, field = rest.rpartition("#")
   names = [rest] if _NEXT_SOURCE.search(field) else [rest, name]
@@ -238,7 +238,7 @@ def _parse_one(part: str) -> Source:
 
 
 def _correct(part: str) -> str:
-  """Returns what to write instead of a part without a valid kind, as the end of a message."""
+  """Returns the end of a message: what to write instead of a part without a valid kind."""
   match = _WEIGHTED.fullmatch(part)
   whole = part[match.start("kind"):]
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
@@ -292,7 +292,7 @@ def _read_text(span: Span, sentences_given: bool, cleaner: TextCleaner) -> Itera
   for offset, block, is_last in read_blocks(path, cleaner, *pieces.bounds(span, DOCUMENT)):
     text = cleaner.decode(block, path, offset)
     if text is not None:
-      text = text.removesuffix("\n" * is_last)  # The end of the line before a blank line.
+      text = text.removesuffix("\n" * is_last)  # The line end before a blank line.
       yield from make_documents(Document(text, sentences_given, path, offset), cleaner.counts)
 
 
@@ -348,7 +348,7 @@ def _read_rows(rows: Iterable[tuple[str, list[bytes]]], sentences_given: bool,
 
 
 def _open_tfds(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
-  del spans  # The whole dataset.
+  del spans  # The whole dataset is read.
   return _read_records(datasets.open_dataset(source.target, source.split), source, cleaner)
 
 
@@ -377,16 +377,16 @@ def _identify_tfds(source: Source, hash_files: Callable) -> Iterator[str]:
 
 
 def _open_pydocs(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
-  del source, cleaner, spans  # All of it.
+  del source, cleaner, spans  # Everything is read.
   for name, paragraphs in pydocs.read_documents():
     yield Document("\n".join(paragraphs), False, name)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-  """One kind of source: the form of its target, how it is opened, divided and identified.
+  """One kind of source: the form of its target, and how it is opened, divided and identified.
 
-  Documents of sentences in rows go on from file to file, so their source is not divided.
+  With one sentence per row, documents continue from file to file, so such a source is not divided.
   """
   form: str
   open: Callable[[Source, TextCleaner, list[Span]], Iterator[Document]]

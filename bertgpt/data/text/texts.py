@@ -49,7 +49,7 @@ def clean_text(text: str, place: str) -> str:
     text: value of a flag.
     place: flag; error messages begin with it.
   Raises:
-    DataError: the text holds bytes that are not valid UTF-8, as lone surrogates.
+    DataError: the text has bytes that are not valid UTF-8, which Python reads as lone surrogates.
   """
   return _CLEANER.clean(text.removeprefix(intake.BYTE_ORDER_MARK), place, 0)
 
@@ -75,7 +75,7 @@ def iterate_texts(path: pathlib.Path, flag: str, field: str = "text") -> Iterato
     field: field of the JSON objects that holds the text, or several, see `fields.find_text`. Blank
       lines of .jsonl files are skipped.
   Raises:
-    ConfigError: there is no such file, an object in it lacks the field, or, at its end, it has
+    ConfigError: there is no such file, an object in it lacks the field, or, raised at its end, it
       held no text.
     DataError: see `read_text`; or a line is not valid JSON.
   """
@@ -133,6 +133,6 @@ def iterate_columns(path: pathlib.Path, flag: str,
       continue
     row = line.split("\t")
     if len(row) <= max(places):
-      raise DataError(f"{flag} {path}: line {i} has {len(row)} values, the first line "
+      raise DataError(f"{flag} {path}: line {i} has {len(row)} values, but the first line has "
                       f"{len(header)}. Repair it")
     yield tuple(row[place] for place in places)

@@ -1,4 +1,4 @@
-"""Texts in calls of a bounded size, on all cores or on one."""
+"""Batches of texts for calls of a bounded size, and the number of threads of a process."""
 
 import multiprocessing
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
 """Token ids of a text that follows other text.
 
 Some tokenizers put a space before every text: most models of SentencePiece, and byte-level BPEs
-with `add_prefix_space`. Others take away the one that a text has. After other text, the space is
-there if the text has it, and only then.
+with `add_prefix_space`. Others remove the space that a text has. For a text that follows other
+text, this module keeps exactly the space that the text has.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def encode_after(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]
   if space == _LETTER:  # Pieces do not hold spaces.
     return tokenizer.encode(texts)
   begins = [_follow(tokenizer, text).startswith(space) for text in texts]
-  # SentencePiece may put its space before one that the text has.
+  # SentencePiece may put its space before a space that the text has.
   if tokenizer.spell(f" {_LETTER}").startswith(2 * space):
     texts = [text[1:] if begin else text for text, begin in zip(texts, begins, strict=True)]
   id_of = {piece: i for i, piece in enumerate(tokenizer.pieces)}
@@ -46,11 +46,11 @@ def _follow(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _after_letter(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  """Returns the ids of a text that begins with a space, which the tokenizer would take away."""
+  """Returns the ids of a text that begins with a space, which the tokenizer would remove."""
   before, whole = tokenizer.encode([_LETTER, _LETTER + text])
   return whole[len(before):]
 
 
 def _without_space(ids: np.ndarray, rest: str, id_of: dict[str, int]) -> np.ndarray:
-  """Returns ids whose first piece is only `rest`, as far as there is a piece for it."""
+  """Returns ids whose first piece is replaced with `rest`, if there is a piece for it."""
   return np.array([id_of.get(rest, ids[0]), *ids[1:]], np.int32) if rest else ids[1:]

@@ -25,9 +25,9 @@ _REMEDY = "Copy it again from where the tokenizer comes from"
 ROLES = {"pad_token": "pad", "unk_token": "unk", "cls_token": "cls", "sep_token": "sep",
          "mask_token": "mask", "eos_token": "eod"}
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-# Classes that add nothing to what the files themselves say.
+# Classes that add nothing to the settings in the files.
 GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
-# Classes of Python that have no tokenizer.json, although some folders hold one.
+# Tokenizer classes written in Python, which do not read the tokenizer.json that some folders hold.
 _PYTHON_CLASSES = frozenset({
     "BertJapaneseTokenizer", "BertweetTokenizer", "BioGptTokenizer", "CTRLTokenizer",
     "CpmAntTokenizer", "CpmTokenizer", "EsmTokenizer", "FSMTTokenizer", "FlaubertTokenizer",
@@ -45,7 +45,7 @@ class HfFiles(NamedTuple):
     added: added token -> its id, or -1 if only its name is known.
     flags: added token -> arguments of `AddedToken`.
     tokenizer_class: name without 'Fast'; '': unknown.
-    model_type: as in config.json; '': unknown.
+    model_type: `model_type` in config.json; '': unknown.
   """
 
   folder: pathlib.Path
@@ -68,13 +68,13 @@ class HfFiles(NamedTuple):
     return value
 
   def refuse_other_classes(self, file: pathlib.Path, classes: Collection[str] = ()) -> None:
-    """Checks that the class of the tokenizer reads a file as it is read here.
+    """Checks that the class of the tokenizer reads a file in the same way as this program.
 
     Args:
       file: the tokenizer's file, for the message.
       classes: classes that do, without 'Fast'; none: all that are not known to be different.
     Raises:
-      DataError: the class does not; the message names it.
+      DataError: the class reads it differently; the message names the class.
     """
     name = self.tokenizer_class
     if (self.settings.get("auto_map") or {}).get("AutoTokenizer"):
@@ -88,7 +88,7 @@ class HfFiles(NamedTuple):
 
 
 def read_hf_files(file: pathlib.Path) -> HfFiles:
-  """Reads the files next to a tokenizer's file, as far as they exist.
+  """Reads those files next to a tokenizer's file that exist.
 
   Args:
     file: the tokenizer's file.
@@ -128,7 +128,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, hf: HfFiles, file: pathlib.Path)
     hf: files of the folder.
     file: the tokenizer's file, for the message.
   Raises:
-    DataError: their ids do not follow those of the vocabulary, or are other ids there.
+    DataError: their ids do not follow those of the vocabulary, or the vocabulary gives them others.
   """
   known = tokenizer.get_vocab(with_added_tokens=True)
   for content, i in sorted(hf.added.items(), key=lambda item: item[1]):

@@ -15,7 +15,7 @@ class Marks(NamedTuple):
 
   Attributes:
     first: opens the row; None: nothing does.
-    between: stands between two texts.
+    between: separates two texts.
     last: closes the last text.
     end: closes the row after `last`; None: nothing does.
   """
@@ -36,7 +36,7 @@ class Marks(NamedTuple):
     return 1 + (self.end is not None)
 
   def enclose(self, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
-    """Returns the row of one text, as [first] a [last], or of two, as [first] a [between] b [last].
+    """Returns the row of one text, [first] a [last], or of two, [first] a [between] b [last].
 
     Args:
       a: int [A].
@@ -49,7 +49,7 @@ class Marks(NamedTuple):
     return np.concatenate([first, *texts, [self.last], end]).astype(np.int32)
 
   def segments(self, a: int, b: int | None = None, has_segments: bool = True) -> np.ndarray:
-    """Returns the segments of a row: 0 in the first text, 1 in the second, 2 at a token at the end.
+    """Returns the segments of a row: 0 in the first text, 1 in the second, 2 at the `end` token.
 
     Args:
       a: tokens of the first text.

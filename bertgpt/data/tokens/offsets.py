@@ -32,7 +32,7 @@ def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
 
 
 def _extend(spans: np.ndarray, text: str) -> np.ndarray:
-  """Returns the spans, each with the characters after it that gave no token, up to white space.
+  """Returns the spans, extended by the characters after them without a token, up to white space.
 
   Args:
     spans: first character of every token, and the one after its last, int32 [N, 2].
@@ -42,7 +42,7 @@ def _extend(spans: np.ndarray, text: str) -> np.ndarray:
   for start, end in spans:
     is_free[start:end] = False
   is_free &= ~np.fromiter(map(str.isspace, text), bool, len(text))
-  # For every character, the first one from it on that is not free.
+  # For every character, the first character from there on that is not free.
   stops = np.append(np.where(is_free, len(text), np.arange(len(text))), len(text))
   stops = np.minimum.accumulate(stops[::-1])[::-1]
   starts, ends = spans.T
@@ -68,7 +68,7 @@ def _encode_sentencepiece(tokenizer: SentencePiece, texts: Sequence[str]
 
 
 def _characters_of_bytes(text: str) -> np.ndarray:
-  """Returns, for every byte of the UTF-8, the number of its character: int32 [bytes + 1]."""
+  """Returns, for every byte of the UTF-8, the index of its character: int32 [bytes + 1]."""
   data = np.frombuffer(text.encode(), np.uint8)
   starts = np.cumsum((data & 0xC0) != 0x80, dtype=np.int32)
   return np.append(starts - 1, len(text)).astype(np.int32)

@@ -1,11 +1,11 @@
 """Token ids of texts that are given in parts, such as the sentences of a document.
 
 The ids are those of the whole text. They differ from those of the parts if a tokenizer puts a space
-before every text, or has tokens that reach over the border of two parts. A token belongs to the
-part in which it starts.
+before every text, or has tokens that span the border between two parts. A token belongs to the part
+in which it starts.
 
-The libraries give the positions of tokens, but are then up to twice as slow. So a text is divided
-where no token can reach over the border, or the tokens are measured, see `make_encoder`.
+The libraries can give the positions of tokens, but are then up to twice as slow. So a text is
+divided where no token can span the border, or the tokens are measured; see `make_encoder`.
 """
 
 import functools
@@ -31,7 +31,7 @@ Encoder = Callable[[Sequence[Text]], list[Encoded]]
 
 _SPACE = "\u2581"  # A space in a piece of SentencePiece.
 _LONG_CHARS = 1 << 16  # The memory of the library grows with the length of a text.
-_END = 0x20000  # Behind all characters that are white space or punctuation.
+_END = 0x20000  # Above all characters that are white space or punctuation.
 
 
 def make_encoder(tokenizer: Tokenizer) -> Encoder:
@@ -45,7 +45,7 @@ def make_encoder(tokenizer: Tokenizer) -> Encoder:
   | SentencePiece unigram | nowhere, because the rounding | their bytes, in the normalized text |
   |                       | of scores depends on all text |                                     |
   | SentencePiece BPE     | at white space, if no token   | their bytes, in the normalized text |
-  |                       | reaches over it               |                                     |
+  |                       | spans it                      |                                     |
   | any other             | nowhere                       | the library                         |
 
   If the bytes do not add up to the text, the library assigns the tokens.
@@ -53,9 +53,9 @@ def make_encoder(tokenizer: Tokenizer) -> Encoder:
   Args:
     tokenizer: any tokenizer.
   Returns:
-    A function of texts, each of them its parts, which returns for every text the ids, int32 [N],
-    as `Tokenizer.encode` returns them for the joined parts, and the tokens of its parts,
-    int64 [parts].
+    A function of texts, each given as its parts. It returns for every text the ids, int32 [N],
+    which are those of `Tokenizer.encode` for the joined parts, and the number of tokens of each
+    part, int64 [parts].
   """
   if isinstance(tokenizer, SentencePiece):
     divides = functools.partial(_starts_with, _spaces_of_sentencepiece(tokenizer))
@@ -134,7 +134,7 @@ def _count(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
   Args:
     starts: starts of the tokens, ascending.
-    ends: ends of the parts. What starts behind the last one belongs to it.
+    ends: ends of the parts. Tokens that start after the last one belong to the last part.
   """
   borders = np.searchsorted(starts, ends[:-1])
   return np.diff(borders, prepend=0, append=len(starts))
@@ -155,7 +155,7 @@ def _touches(marks: Collection[str], before: str, after: str) -> bool:
 def _marks_of_words(tokenizer: Tokenizer) -> frozenset[str]:
   """Returns characters at which BERT's words end; none if the tokenizer has other words.
 
-  They are found by trying: words of other versions of Unicode end at other characters.
+  They are found by trial: words of other versions of Unicode end at other characters.
   """
   content = json.loads(tokenizer.data)
   kinds = [(content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer")]
@@ -173,7 +173,7 @@ def _marks_of_words(tokenizer: Tokenizer) -> frozenset[str]:
 
 
 def _spaces_of_bytes(tokenizer: ByteBPE) -> frozenset[str]:
-  """Returns white space before which every word ends and no space is put; none if unknown."""
+  """Returns white space before which words end and the tokenizer adds no space; none if unknown."""
   content = json.loads(tokenizer.data)
   words = content["pre_tokenizer"] or {}
   if (words.get("type") != "ByteLevel" or not words.get("use_regex", True)
@@ -183,7 +183,7 @@ def _spaces_of_bytes(tokenizer: ByteBPE) -> frozenset[str]:
 
 
 def _spaces_of_sentencepiece(tokenizer: SentencePiece) -> frozenset[str]:
-  """Returns white space over which no token can reach; none if there may be such tokens."""
+  """Returns white space that no token can span; none if there may be such tokens."""
   model = _proto_lib.ModelProto.FromString(tokenizer.data).trainer_spec.model_type
   normalize = tokenizer.library.normalize
   if (model != _proto_lib.TrainerSpec.BPE or any(_SPACE in piece[1:] for piece in tokenizer.pieces)
@@ -248,7 +248,7 @@ class _Normalized:
     self._sizes = np.array([1 if is_byte(i) else len(piece.encode())
                             for i, piece in enumerate(tokenizer.pieces)])
     self._spaces = _find_spaces(self._normalize)
-    # Whether the space that is put before a text comes in addition to a space of its own.
+    # Whether the tokenizer puts a space before a text that already begins with one.
     self._adds_space = self._normalize(" a") == f"{_SPACE}{_SPACE}a"
     self._needs_space = self._normalize("a") == f"{_SPACE}a"
     ascii_letters = [f"a{chr(code)}a" for code in range(33, 127)]
@@ -263,7 +263,7 @@ class _Normalized:
       ids: ids of the whole text.
       parts: parts of the text.
     """
-    if self._unk_id in ids:  # The text of an unknown token is not known.
+    if self._unk_id in ids:  # An unknown token does not say which text it stands for.
       return None
     of_tokens = self._sizes[ids]
     of_parts = [self._measure_plain(part, i == 0) for i, part in enumerate(parts)]
@@ -276,9 +276,9 @@ class _Normalized:
     return None if of_tokens.sum() != sum(of_parts) else (of_tokens, np.array(of_parts))
 
   def _measure_plain(self, part: str, is_first: bool) -> int:
-    """Returns the size of a part that has ASCII words with single spaces; 0 if it is another.
+    """Returns the size of a part that is ASCII words with single spaces; 0 for any other part.
 
-    Normalizing it would take longer. The words stay as long as they are, and a space has 3 bytes.
+    Normalizing it would take longer. Words keep their length, and a space has 3 bytes.
     """
     words = part.lstrip(" \n\t")
     if (self._keeps_ascii and words.isascii() and words.isprintable() and "  " not in words

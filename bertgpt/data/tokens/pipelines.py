@@ -1,12 +1,12 @@
-"""Tokenizers of the library `tokenizers`, built as their models' authors have them."""
+"""Tokenizers of the library `tokenizers`, configured like those of the models' authors."""
 
 from collections.abc import Sequence
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-# Characters; a longer word is [UNK]. The limit of BERT in `tokenizers`; google-research/bert has
-# 200.
+# Characters; a longer word is [UNK]. This is the limit of BERT in `tokenizers`; it is 200 in
+# google-research/bert.
 _MAX_WORD = 100
 END_OF_WORD = "</w>"  # The end of the last piece of a word, in GPT-1's vocabulary.
 
@@ -14,12 +14,12 @@ END_OF_WORD = "</w>"  # The end of the last piece of a word, in GPT-1's vocabula
 def bert_pipeline(vocabulary: dict[str, int], lowercase: bool, *,
                   strip_accents: bool | None = None, split_chinese: bool = True,
                   unknown: str = "[UNK]") -> tokenizers.Tokenizer:
-  """Returns BERT's tokenizer as the library has it.
+  """Returns BERT's tokenizer, like the library's own.
 
   Args:
     vocabulary: ids by piece; empty: still to be trained.
     lowercase: whether text is lower-cased.
-    strip_accents: whether accents are stripped; None: if the text is lower-cased, as in
+    strip_accents: whether accents are stripped; None: only if text is lower-cased, as in
       google-research/bert.
     split_chinese: whether each Chinese character is a word.
     unknown: piece for words that the vocabulary lacks.
@@ -34,7 +34,7 @@ def bert_pipeline(vocabulary: dict[str, int], lowercase: bool, *,
 
 
 def byte_bpe_pipeline(model: models.BPE, add_prefix_space: bool = False) -> tokenizers.Tokenizer:
-  """Returns GPT-2's tokenizer as the library has it.
+  """Returns GPT-2's tokenizer, like the library's own.
 
   Args:
     model: pieces and merges; empty: still to be trained.

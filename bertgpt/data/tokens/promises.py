@@ -1,8 +1,8 @@
-"""What every tokenizer promises: text never yields a special id.
+"""The promise of every tokenizer: text never yields a special id.
 
-Files from elsewhere break it in several ways: special tokens among the user-defined symbols of
+Files from elsewhere may break it in several ways: special tokens among the user-defined symbols of
 SentencePiece, added tokens that are not marked as special, words of a vocabulary whose
-pre-tokenizer keeps brackets together, merges of a BPE that lead to the name of a special token.
+pre-tokenizer keeps brackets together, merges of a BPE that produce the name of a special token.
 """
 
 import json
@@ -14,8 +14,8 @@ from sentencepiece import sentencepiece_model_pb2
 _proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
 _PLACES = ("{}", " {} ", "a {} b", "a{}b", "{}a", "a{}", ".{}.", "{}{}", "\n{}\n", "天{}天")
-_WIDE = {c: c + 0xFEE0 for c in range(0x21, 0x7F)}  # Letters that NFKC makes narrow.
-# In the place of a special piece in the library's vocabulary. No word has a space in it.
+_WIDE = {c: c + 0xFEE0 for c in range(0x21, 0x7F)}  # Full-width letters, which NFKC makes narrow.
+# Replaces a special piece in the library's vocabulary. No word contains a space.
 _HIDDEN = "{} \0 {}"
 
 
@@ -62,7 +62,7 @@ def hide_pieces(data: bytes, names: Collection[str]) -> str:
   """
   content = json.loads(data)
   model, names = content["model"], set(names)
-  is_list = isinstance(model["vocab"], list)  # Of [piece, score], in a unigram model.
+  is_list = isinstance(model["vocab"], list)  # A unigram model has a list of [piece, score].
   items = model["vocab"] if is_list else model["vocab"].items()
   inside = names & {piece for piece, _ in items}
   renamed = [[_HIDDEN.replace("{}", piece) if piece in names else piece, value]
@@ -71,8 +71,8 @@ def hide_pieces(data: bytes, names: Collection[str]) -> str:
   if "merges" in model:
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     model["merges"] = [pair for pair in pairs if names.isdisjoint([*pair, "".join(pair)])]
-  # The library numbers added tokens by the size of the vocabulary, which stays the same. Special
-  # ones are not looked for in texts.
+  # The library gives added tokens ids from the size of the vocabulary on, which stays the same. It
+  # does not match special ones in texts.
   content["added_tokens"] = [
       token | {"special": token["special"] or token["content"] in names}
       for token in content.get("added_tokens") or () if token["content"] not in inside]

@@ -1,4 +1,4 @@
-"""Pieces that no text yields, as those with capitals if every text is lower-cased."""
+"""Pieces that no text yields, such as pieces with capitals if every text is lower-cased."""
 
 import json
 import pathlib
@@ -11,8 +11,9 @@ from tokenizers import decoders, models, normalizers
 from bertgpt.data.tokens import pipelines
 from bertgpt.errors import DataError
 
-# Share of the pieces that no text yields, above which the settings are those of another vocabulary:
-# settings of a config, and those of the folder, with which the model may have been trained.
+# If no text yields more than this share of the pieces, the settings belong to another vocabulary.
+# The first limit is for settings of a config, the second one for those of the folder, with which
+# the model may have been trained.
 MAX_UNREACHABLE = 0.03
 MAX_UNREACHABLE_AS_SAID = 0.25
 # Setting of BERT's normalizer in tokenizer_config.json -> in tokenizer.json.
@@ -111,7 +112,7 @@ def check(file: pathlib.Path, share: float, most: float, because: str, remedy: C
   advice = remedy()
   if share > most:
     raise DataError(f"{line}. {advice}")
-  return f"{line}. Unless the model was trained so, {advice[0].lower()}{advice[1:]}"
+  return f"{line}. Unless the model was trained this way, {advice[0].lower()}{advice[1:]}"
 
 
 def check_json(file: pathlib.Path, kind: str, content: dict[str, Any], config: pathlib.Path | None
@@ -122,14 +123,14 @@ def check_json(file: pathlib.Path, kind: str, content: dict[str, Any], config: p
     file: the tokenizer.json.
     kind: kind of the tokenizer.
     content: content of the file.
-    config: the tokenizer_config.json, if what it says about BERT's normalizer is obeyed.
+    config: the tokenizer_config.json, if its settings of BERT's normalizer are applied.
   Raises:
-    DataError: it does not yield more than `MAX_UNREACHABLE_AS_SAID` of the pieces.
+    DataError: no text yields more than `MAX_UNREACHABLE_AS_SAID` of the pieces.
   """
   normalizer = content.get("normalizer")
-  if not normalizer or '"Precompiled"' in json.dumps(normalizer):  # It panics at some texts.
+  if not normalizer or '"Precompiled"' in json.dumps(normalizer):  # It panics on some texts.
     return ""
-  vocabulary = content["model"]["vocab"]  # Of a unigram model, a list of [piece, score].
+  vocabulary = content["model"]["vocab"]  # In a unigram model, a list of [piece, score].
   pieces = select((p for p, _ in vocabulary) if isinstance(vocabulary, list) else vocabulary,
                   {token["content"] for token in content.get("added_tokens") or ()})
   share = share_changed(_load(normalizer), map(_TEXTS[kind], pieces))

@@ -1,7 +1,7 @@
-"""Files of tokenizers, read into the content that `tokenizers` keeps.
+"""Readers of tokenizer files, which return the content that `Tokenizer` stores.
 
-A vocab.txt, or a vocab.json with its merges, becomes the content of a tokenizer.json. What the
-files next to it say is applied, see `hf_files`.
+A vocab.txt, or a vocab.json with its merges, becomes the content of a tokenizer.json. The settings
+in the files next to it are applied; see `hf_files`.
 """
 
 import functools
@@ -22,7 +22,7 @@ from bertgpt.errors import DataError, one_line
 
 proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
-# Classes of transformers whose ids are those of the files alone, without 'Fast'.
+# Classes of transformers, without 'Fast', whose ids depend only on the files.
 _WORDPIECE_CLASSES = frozenset({
     "BertTokenizer", "ConvBertTokenizer", "DPRContextEncoderTokenizer",
     "DPRQuestionEncoderTokenizer", "DPRReaderTokenizer", "DistilBertTokenizer", "ElectraTokenizer",
@@ -39,7 +39,7 @@ _JSON_KINDS = {("WordPiece", "WordPiece"): "wordpiece", ("BPE", "ByteLevel"): "b
                ("BPE", "BPEDecoder"): "gpt1_bpe", ("Unigram", "Metaspace"): "unigram",
                ("WordLevel", None): "words"}
 _NEEDED = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}  # In a vocab.txt.
-# Share of unreachable pieces up to which settings fit, when they are inferred from the pieces.
+# Share of unreachable pieces up to which settings fit, if they are inferred from the pieces.
 _TELLING_SHARE = 0.01
 
 
@@ -95,8 +95,8 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
     except Exception as e:  # Both libraries raise plain Exceptions.
       raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {FORMS}") from e
     return Read(file, kind, data, hf.names, note)
-  if other := next(path.glob("*.model"), None):  # `glob` finds nothing in a file.
-    raise DataError(f"{path}: {other.name} does not say all about the tokenizer. Load the folder "
+  if other := next(path.glob("*.model"), None):  # If `path` is a file, `glob` finds nothing.
+    raise DataError(f"{path}: {other.name} does not describe the whole tokenizer. Load the folder "
                     "with AutoTokenizer of transformers and save it with save_pretrained, which "
                     "writes the tokenizer.json that is needed")
   raise DataError(f"{path}: no tokenizer there. Give {FORMS}")
@@ -104,15 +104,15 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
 
 def choose_names(names: dict[str, str], pieces: Collection[str], found: dict[str, str],
                  unknown: str | None) -> dict[str, str]:
-  """Returns the special tokens of a folder that the vocabulary alone does not tell, by role.
+  """Returns the special tokens of a folder that the vocabulary alone does not reveal, by role.
 
-  The library knows its unknown piece itself. GPT-2's folder calls the end of a document its unknown
-  token too, and many others their padding.
+  The library knows its own unknown piece. GPT-2's folder also names the end of a document as the
+  unknown token, and many other folders also name it as the padding.
 
   Args:
     names: special tokens according to the folder, by role.
     pieces: the vocabulary.
-    found: special tokens that the vocabulary tells, by role.
+    found: special tokens that the vocabulary reveals, by role.
     unknown: unknown piece of the library, if there is one.
   """
   known = set(pieces)
@@ -158,23 +158,23 @@ def _find_foreign_part(content: dict[str, Any], kind: str) -> str:
   if kind == "bpe" and (suffix or prefix):
     return "a byte-level BPE that marks the ends of words"
   if kind == "bpe" and '"ByteLevel"' not in steps:
-    return "a BPE with the decoder ByteLevel whose texts are not made bytes by a pre-tokenizer"
+    return "a BPE with the decoder ByteLevel, but without a pre-tokenizer to bytes,"
   if kind == "gpt1_bpe" and (suffix, prefix, content["decoder"].get("suffix")) != (
       pipelines.END_OF_WORD, "", pipelines.END_OF_WORD):
-    return f"a BPE that does not mark the ends of words by {pipelines.END_OF_WORD}, as GPT-1 does,"
+    return f"a BPE that does not mark the ends of words with {pipelines.END_OF_WORD}, as in GPT-1,"
   if kind == "wordpiece" and prefix not in ("", "##"):
     return f"a WordPiece whose pieces within words begin with {prefix!r} instead of '##'"
   return ""
 
 
 def _tokens_of(content: dict[str, Any]) -> set[str]:
-  vocabulary = content["model"]["vocab"]  # Of a unigram model, a list of [piece, score].
+  vocabulary = content["model"]["vocab"]  # In a unigram model, a list of [piece, score].
   pieces = (p for p, _ in vocabulary) if isinstance(vocabulary, list) else vocabulary
   return {*pieces, *(t["content"] for t in content.get("added_tokens") or ())}
 
 
 def _obey_normalizer(content: dict[str, Any], hf: HfFiles) -> bool:
-  """Sets what tokenizer_config.json says about BERT's normalizer; returns whether it changed."""
+  """Applies tokenizer_config.json to BERT's normalizer; returns whether the normalizer changed."""
   normalizer = content.get("normalizer") or {}
   if (content["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer"
       or not _obeys_settings(hf)):
@@ -201,7 +201,7 @@ def _read_sentencepiece(file: pathlib.Path, hf: HfFiles, lowercase: bool | None)
   data = file.read_bytes()
   if not data:  # The library would accept it as a model.
     raise ValueError("the file is empty")
-  # The files of transformers describe its own conversion, tokenizer.json, if that is there too.
+  # If there is a tokenizer.json too, the files of transformers describe that conversion.
   if not file.with_name("tokenizer.json").is_file():
     hf.refuse_other_classes(file, hf_files.GENERIC_CLASSES)
   return _Content("sentencepiece", _append_pieces(data, hf, file))
@@ -253,7 +253,7 @@ def _read_bert_vocabulary(file: pathlib.Path, hf: HfFiles, lowercase: bool | Non
 
 def _choose_normalization(vocabulary: dict[str, int], hf: HfFiles, lowercase: bool | None,
                           file: pathlib.Path) -> tuple[Normalization, str]:
-  """Returns the settings that the folder says, or else the config, or else the pieces; and a note.
+  """Returns the settings of the folder, else of the config, else inferred from the pieces; a note.
   """
   said = hf.setting("do_lower_case")
   strip, chinese = hf.setting("strip_accents"), hf.setting("tokenize_chinese_chars")
@@ -261,7 +261,7 @@ def _choose_normalization(vocabulary: dict[str, int], hf: HfFiles, lowercase: bo
   share = functools.cache(lambda choice: choice.share_unreachable(pieces))
   asked = lowercase if said is None else said
   cases = [asked] if asked is not None else [True, False]
-  # Accents follow the case in a folder of transformers; without one, the pieces tell.
+  # In a folder of transformers, accents follow the case; otherwise they follow the pieces.
   accents = [strip] if said is not None or strip is not None else [None, False]
   choices = [Normalization(case, accent, chinese is not False) for case in cases
              for accent in accents]
@@ -277,7 +277,7 @@ def _choose_normalization(vocabulary: dict[str, int], hf: HfFiles, lowercase: bo
 
 def _remedy(found: Normalization, better: Normalization | None, is_said: bool, file: pathlib.Path
             ) -> str:
-  """Returns the sentence that says which settings fit the pieces."""
+  """Returns the sentence that names the settings that fit the pieces."""
   if better is None:
     return "Give the vocabulary that the tokenizer was trained with"
   if better.lowercase != found.lowercase and not is_said:
@@ -312,7 +312,7 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
 
 
 def _check_merges(vocabulary: dict[str, int], merges: list, file: pathlib.Path) -> None:
-  """Checks what the library answers with a panic, or with a choice at random."""
+  """Refuses what would make the library panic or choose at random."""
   if len(set(vocabulary.values())) < len(vocabulary):
     raise DataError(f"{file}: two pieces have the same id. Fetch the vocabulary again")
   for merge in merges:
@@ -330,6 +330,6 @@ _READERS: dict[str, Callable[..., _Content]] = {
     "encoder.json": functools.partial(_read_bpe, ending="encoder.json", merges_ending="vocab.bpe"),
     "vocab.json": functools.partial(_read_bpe, ending="vocab.json", merges_ending="merges.txt"),
 }
-# A tokenizer.json hf a model of SentencePiece is made from it.
+# A tokenizer.json next to a model of SentencePiece is made from that model.
 _FILE_NAMES = ("tokenizer.model", "tokenizer.json", "vocab.txt", "encoder.json", "vocab.json")
 FORMS = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"

@@ -1,7 +1,7 @@
 """Characters of words, for models that read words by their characters.
 
-A word is the bytes of its UTF-8 text between a mark of its start and one of its end, cut to
-`WORD_CHARS`, and padded. The numbers are those of allenai/bilm-tf, `bilm/data.py` (2018).
+A word is the bytes of its UTF-8 text between a start mark and an end mark, cut to `WORD_CHARS`, and
+padded. The ids of bytes and marks are those of allenai/bilm-tf, `bilm/data.py` (2018).
 """
 
 from collections.abc import Sequence

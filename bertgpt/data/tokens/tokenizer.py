@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and its special tokens; the kinds are in `tokenizers`."""
+"""The interface of every tokenizer, and its special tokens; the kinds are in `tokenizers`."""
 
 import abc
 import functools
@@ -34,7 +34,7 @@ class Tokenizer(abc.ABC):
 
   Args:
     data: content of the tokenizer's file.
-    names: role in `SPECIAL_PIECES` -> piece, for roles that have other pieces than those there.
+    names: role in `SPECIAL_PIECES` -> piece, for roles whose piece is not listed there.
 
   Attributes:
     data: content of the tokenizer's file.
@@ -78,7 +78,7 @@ class Tokenizer(abc.ABC):
   @functools.cached_property
   @abc.abstractmethod
   def library(self) -> Any:
-    """The tokenizer of the library, in which what would break the promises is turned off."""
+    """The library's tokenizer, with everything turned off that would break the promises."""
 
   @functools.cached_property
   @abc.abstractmethod
@@ -104,11 +104,11 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def _ends_word(self, piece: str) -> bool:
-    """Returns whether a word starts after a piece that is not special, whatever comes."""
+    """Returns whether a word starts after a piece that is not special, whatever piece follows."""
 
   @abc.abstractmethod
   def spell(self, text: str) -> str:
-    """Returns what pieces are looked for in: the text, normalized and with their spaces."""
+    """Returns the string in which pieces are looked up: the text, normalized, with their spaces."""
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the token ids of every text, int32 [tokens] each, without special ids.
@@ -129,7 +129,7 @@ class Tokenizer(abc.ABC):
     return arrays
 
   def hear(self, texts: Sequence[str]) -> None:
-    """Takes note of texts that are encoded; only `tokenizers.ListeningWords` does.
+    """Records texts that are encoded; only `tokenizers.ListeningWords` does so.
 
     Args:
       texts: any texts.
@@ -176,12 +176,12 @@ class Tokenizer(abc.ABC):
   @property
   @abc.abstractmethod
   def user_symbols(self) -> tuple[str, ...]:
-    """Pieces that are looked for in texts before all others, and are not special."""
+    """Pieces that are matched in texts before all others, and are not special."""
 
   @property
   @abc.abstractmethod
   def is_unchanged(self) -> bool:
-    """Whether the file keeps the promises itself, so that nothing had to be taken out of it."""
+    """Whether the file itself keeps the promises, so that nothing had to be removed from it."""
 
   def find_leak(self) -> promises.Leak | None:
     """Returns a text that yields a special id; None: there is none, as promised."""

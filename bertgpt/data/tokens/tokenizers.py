@@ -16,8 +16,8 @@ begin with the ids of `SPECIAL_PIECES`, so that one tokenizer serves BERT and GP
 is a folder with one file, `tokenizer.model` or `tokenizer.json`, which other programs can read too.
 
 Every tokenizer keeps two promises, whatever its file says. Text never yields a special id, even if
-it contains "[MASK]": what would yield one is taken out of the library's tokenizer, but stays in the
-file. And the same text always has the same ids: the dropout of BPE is turned off.
+it contains "[MASK]": everything that would yield one is removed from the library's tokenizer, but
+stays in the file. And the same text always has the same ids: the dropout of BPE is turned off.
 
 Sources: SentencePiece, Kudo and Richardson 2018 (arXiv:1808.06226); WordPiece, Devlin et al. 2018
 (arXiv:1810.04805) and google-research/bert; byte-level BPE, openai/gpt-2, 2019; GPT-1's BPE,
@@ -48,7 +48,7 @@ from bertgpt.errors import DataError, one_line
 __all__ = ["KINDS", "NEW_SPECIALS", "SPECIAL_PIECES", "ByteBPE", "Gpt1BPE", "SentencePiece",
            "Tokenizer", "Unigram", "WordPiece", "Words", "load_tokenizer"]
 
-_UNKNOWN = "\ua66e" * 300  # A word that no vocabulary knows: with some files, libraries fail there.
+_UNKNOWN = "\ua66e" * 300  # A word that no vocabulary has; with some files, libraries fail on it.
 
 
 class SentencePiece(Tokenizer):
@@ -294,7 +294,7 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
     path: file or folder.
     lowercase: whether a vocab.txt lower-cases text, if no file next to it says so; None: infer it
       from the pieces. Other formats store it.
-    is_saved: whether `Tokenizer.save` wrote the file, whose pieces then are not checked again.
+    is_saved: whether `Tokenizer.save` wrote the file; its pieces are then not checked again.
   Raises:
     DataError: there is no tokenizer at `path`, it belongs to a class that tokenizes differently,
       a text yields a special id, or no text yields some of the pieces; the message names the file.

@@ -29,8 +29,8 @@ from bertgpt.data.tokens.tokenizers import (
 from bertgpt.errors import ConfigError, DataError
 
 _MAX_ALPHABET = 10_000  # Characters; the library's default of 1,000 is too small for Chinese.
-# Size of the vocabulary from which characters outside of it are written as bytes. The 256 pieces
-# for bytes would be too large a part of a smaller vocabulary.
+# Size of the vocabulary from which characters outside of it are written as bytes. In a smaller
+# vocabulary, the 256 pieces for bytes would be too large a share.
 _BYTE_FALLBACK_FROM = 4096
 _SENTENCEPIECE_SIZES = (
     (re.compile(r"too high.*<= (\d+)"), "at most"),
@@ -104,7 +104,7 @@ def _size_error(size: int, relation: str, possible: int) -> DataError:
 def _train_wordpiece(config: ConfigDict, texts: list[str]) -> WordPiece:
   tokenizer = bert_pipeline({}, config.lowercase)
   # The library numbers the characters inside words in the order of a hash table, which differs
-  # from run to run, and breaks ties by number. So a first pass finds them, and the second one
+  # from run to run, and breaks ties by this number. So a first pass finds them, and the second one
   # gets them in a fixed order.
   tokenizer.train_from_iterator(texts, _wordpiece_trainer(1, NEW_SPECIALS))
   characters = sorted(tokenizer.get_vocab().keys() - set(NEW_SPECIALS))
@@ -133,7 +133,7 @@ def _train_byte_bpe(config: ConfigDict, texts: list[str]) -> ByteBPE:
 
 
 def _train_words(config: ConfigDict, texts: list[str]) -> Words:
-  """Takes the most frequent words; those that are equally frequent, in their own order."""
+  """Returns a tokenizer of the most frequent words; words of equal frequency are sorted."""
   tokenizer = words_pipeline({}, config.lowercase)
   tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(
       vocab_size=config.vocab_size, special_tokens=NEW_SPECIALS, show_progress=False))

@@ -8,7 +8,7 @@ import sentencepiece
 
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
-_UNUSED = re.compile(r"\[unused\d+\]")  # Spare places in vocabularies of google-research/bert.
+_UNUSED = re.compile(r"\[unused\d+\]")  # Spare pieces in vocabularies of google-research/bert.
 
 
 class Vocabulary(NamedTuple):
@@ -19,7 +19,7 @@ class Vocabulary(NamedTuple):
     mask_id: id of [MASK]; -1: the tokenizer has none.
     special_ids: ids that are never predicted.
     continues_word: bool [size], whether a token continues the word before it.
-    ends_word: bool [size], whether a word starts after a token, whatever comes.
+    ends_word: bool [size], whether a word starts after a token, whatever token follows.
     unk_id: id of [UNK]; -1: the tokenizer has none.
   """
 
@@ -36,8 +36,8 @@ def make_vocabulary(tokenizer: Tokenizer, has_former_words: bool = False) -> Voc
 
   Args:
     tokenizer: any tokenizer. [UNK] stands for text, so it is not one of the `special_ids`.
-    has_former_words: whether words are those of version 0.1, which did not end words after
-      punctuation, so that its runs are masked as they were.
+    has_former_words: whether to use the word rule of version 0.1, which did not end words after
+      punctuation, so that its runs are masked as before.
   """
   ids = {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.eod_id}
   return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(sorted(ids - {-1})),
@@ -46,9 +46,9 @@ def make_vocabulary(tokenizer: Tokenizer, has_former_words: bool = False) -> Voc
 
 
 def find_hidden(tokenizer: Tokenizer) -> frozenset[int]:
-  """Returns the ids that are no words of a text: special, unknown and unused pieces.
+  """Returns the ids that do not stand for text: special, unknown and unused pieces.
 
-  They are more than `Tokenizer.special_ids`: also pieces that only the file calls special.
+  In addition to `Tokenizer.special_ids`, they include pieces that only the file calls special.
 
   Args:
     tokenizer: any tokenizer.

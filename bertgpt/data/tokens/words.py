@@ -1,7 +1,7 @@
-"""Ends and starts of words, found only from UTF-8, for vocabularies whose pieces do not mark them.
+"""Ends and starts of words, found from the UTF-8 of pieces that do not mark them.
 
-A word is what BERT's basic tokenizer makes one: punctuation marks and Chinese characters are words
-of their own (tokenization.py, google-research/bert, 2018). In other scripts without spaces, where
+Words are those of BERT's basic tokenizer: punctuation marks and Chinese characters are words of
+their own (tokenization.py, google-research/bert, 2018). In other scripts without spaces, where
 BERT has no words, every piece starts one.
 """
 
@@ -12,7 +12,7 @@ import unicodedata
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u4dbf"
                        "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
-_FORMER_START = re.compile(rf"{_UNSPACED.pattern}|\W")  # Of a word, for version 0.1.
+_FORMER_START = re.compile(rf"{_UNSPACED.pattern}|\W")  # Start of a word in version 0.1.
 
 _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
 _SPACE_IN_CJK = re.compile(rf"(?<=[{_CJK}]) (?=[{_CJK}])")
@@ -41,8 +41,8 @@ def ends_word(piece: bytes) -> bool:
   A space does not end a word: it belongs to the word after it, as in most pieces.
 
   Args:
-    piece: UTF-8, not empty; may begin or end inside a character, and a piece that ends inside of
-      one does not end a word.
+    piece: UTF-8, not empty; may begin or end inside a character. A piece that ends inside a
+      character does not end a word.
   """
   try:
     last = piece[max(0, len(piece) - 4):].decode(errors="surrogateescape")[-1]
@@ -82,7 +82,7 @@ def bytes_of_sentencepiece(piece: str) -> bytes:
 
 
 def bytes_of_byte_level(piece: str) -> bytes:
-  """Returns the bytes of a byte-level piece; a space for one that was added and is not of bytes."""
+  """Returns the bytes of a byte-level piece; a space for an added piece, which is not of bytes."""
   if not piece or not BYTE_OF_CHAR.keys() >= set(piece):
     return b" "
   return bytes(BYTE_OF_CHAR[c] for c in piece)

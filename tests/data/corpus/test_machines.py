@@ -126,7 +126,7 @@ def test_a_missing_part_and_a_foreign_part_are_named(tmp_path):
   write_text(tmp_path / "text.txt", 60)
   config, out = make_config(tmp_path), tmp_path / "c"
   make_parts(config, out, 4, order=[0, 3])
-  with pytest.raises(DataError, match=r"part-00001-of-00004: missing, as 2 of 4 parts are.*"
+  with pytest.raises(DataError, match=r"part-00001-of-00004: missing, like 2 of 4 parts.*"
                                       r"--part 1/4"):
     machines.merge(config, out)
   make_parts(config, out, 4)
@@ -136,7 +136,7 @@ def test_a_missing_part_and_a_foreign_part_are_named(tmp_path):
   with pytest.raises(ConfigError, match="part-00002-of-00004: was not made from this source"):
     machines.prepare_part(other, out, Part(2, 4))
   machines.prepare_part(config, out, Part(0, 2))
-  with pytest.raises(DataError, match="holds parts of 2 and of 4"):
+  with pytest.raises(DataError, match="holds parts of divisions into 2 and 4"):
     machines.merge(config, out)
   assert not out.exists()
 

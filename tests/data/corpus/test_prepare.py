@@ -212,8 +212,8 @@ def test_a_corpus_of_an_earlier_version_in_the_cache_is_used(tmp_path, capsys):
   (old / "manifest.json").write_text(json.dumps(manifest | {"recipe": recipe}))
   capsys.readouterr()
   assert prepare.ensure_prepared(config) == old
-  assert f"note: {old} is of an earlier version" in capsys.readouterr().err
-  assert "of format version 1" in corpus.report(corpus.open_corpus(old, "train").manifest)
+  assert f"note: {old} was made by an earlier version" in capsys.readouterr().err
+  assert "format version 1" in corpus.report(corpus.open_corpus(old, "train").manifest)
   with pytest.raises(ConfigError, match="exists and was not made"):
     prepare.prepare(config, old)
 

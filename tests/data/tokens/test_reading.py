@@ -358,7 +358,7 @@ def test_few_pieces_that_no_text_yields_are_a_note(tmp_path, is_json, capitals, 
   assert bool(note) == is_noted
   if is_noted:
     assert f"no text yields {capitals}% of its pieces" in note
-    assert 'Unless the model was trained so, write {"do_lower_case": false} into' in note
+    assert 'Unless the model was trained this way, write {"do_lower_case": false} into' in note
 
 
 @pytest.mark.parametrize("model, decoder, kind", [
@@ -379,9 +379,9 @@ def test_the_normalizers_of_other_models_hide_pieces_too(tmp_path, model, decode
 @pytest.mark.parametrize("model, decoder, message", [
     (models.BPE({"a": 0, "b": 1, "ab</w>": 2, "b</w>": 3}, [("a", "b</w>")],
                 end_of_word_suffix="</w>"), library.decoders.ByteLevel(), "marks the ends of"),
-    (models.BPE({"a": 0, "b": 1}, []), library.decoders.ByteLevel(), "not made bytes"),
+    (models.BPE({"a": 0, "b": 1}, []), library.decoders.ByteLevel(), "pre-tokenizer to bytes"),
     (models.BPE({"a": 0, "b@@": 1}, [], end_of_word_suffix="@@"),
-     library.decoders.BPEDecoder(suffix="@@"), "does not mark the ends of words by </w>"),
+     library.decoders.BPEDecoder(suffix="@@"), "does not mark the ends of words with </w>"),
     (models.WordPiece({"a": 0, "@b": 1}, unk_token="a", continuing_subword_prefix="@"),
      library.decoders.WordPiece(), "begin with '@' instead of '##'"),
     (models.WordLevel({"a": 0}, unk_token="a"), library.decoders.WordPiece(), "type WordLevel")])
