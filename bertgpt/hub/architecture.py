@@ -1,4 +1,4 @@
-"""Records that describe architectures of `transformers`, rule by rule.
+"""Records that describe architectures of `transformers`: rules, fields and limits.
 
 The table of a family is the module of its name. It holds `ARCHITECTURES`, all architectures that
 its models may have, and `choose(config)`, which returns the architecture that computes exactly the
@@ -6,7 +6,7 @@ model of a config.
 
 Letters for the size of an axis: V vocabulary, P positions, S segments, D width, N heads, E width of
 the embeddings, F width of the MLP, C outputs of a task; G and H are D and F of a second model. Our
-matrices are [in, out], with the layers stacked on a leading axis. "Theirs" means `transformers`.
+matrices are [in, out], with the layers stacked on a leading axis. "Theirs": of `transformers`.
 """
 
 import re
@@ -22,7 +22,7 @@ from bertgpt.errors import ConfigError, DataError
 
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
-# First parts of the paths of the parameters that compute features. The others are those of heads.
+# First parts of the paths of the parameters that compute features; all others belong to heads.
 BODY = ("embeddings", "encoder", "decoder", "final_norm", "generator_embeddings",
         "generator_project", "generator")
 
@@ -36,7 +36,7 @@ class Storage(NamedTuple):
     write: (our array, sizes) -> their array.
     read: (their array, sizes) -> our array.
     shape: (our shape, sizes) -> their shape.
-    joint: axis of their arrays on which parts of one tensor are joined, that of the outputs.
+    joint: axis of the outputs in their arrays, on which parts of one tensor are joined.
   """
 
   write: Callable[[np.ndarray, Sizes], np.ndarray]
@@ -73,8 +73,8 @@ STORAGES = {
     "positions": Storage(lambda x, sizes: np.pad(x, [(sizes["skip"], 0), (0, 0)]),
                          lambda x, sizes: x[sizes["skip"]:],
                          lambda shape, sizes: (shape[0] + sizes["skip"], shape[1])),
-    # XLNet has axes of heads: [..., N, D / N] for [..., D], and [D, N, D / N] for [D in, D out] of
-    # the product after attention, whose inputs are the heads.
+    # XLNet has an axis of heads: [..., N, D / N] for [..., D]. For the projection after attention,
+    # whose inputs are the heads, it has [D, N, D / N] for [D in, D out].
     "heads": Storage(lambda x, sizes: _split_heads(x, sizes), lambda x, sizes: _join_heads(x),
                      lambda shape, sizes: (*shape[:-1], *_heads(shape[-1], sizes))),
     "heads_first": Storage(lambda x, sizes: _split_heads(x.T, sizes),
@@ -88,12 +88,12 @@ class Rule(NamedTuple):
 
   Attributes:
     ours: path of a parameter; it contains `layers` if the parameter has a slice per layer.
-    theirs: name of a tensor, with `{}` for the number of the layer. Consecutive rules with the same
+    theirs: name of a tensor, with `{}` for the index of the layer. Consecutive rules with the same
       name share the tensor, concatenated on the axis of the outputs.
     axes: letters of our shape, without the axis of the layers.
     storage: a key of `STORAGES`.
     first: first layer that has the tensor. In earlier layers, our parameter is 1 and not used.
-    unless_equal: letters of two sizes; the parameter is there only if they differ. '': always.
+    unless_equal: letters of two sizes; the parameter exists only if they differ. '': always.
   """
 
   ours: str
@@ -127,7 +127,7 @@ def linear(ours: str, theirs: str, axes: str, storage: str = "linear") -> list[R
 
   Args:
     ours: path of the layer.
-    theirs: name of the layer, with `{}` for the number of a stacked layer.
+    theirs: name of the layer, with `{}` for the index of a stacked layer.
     axes: letters of the matrix, [in, out].
     storage: storage of the matrix, a key of `STORAGES`.
   """
@@ -157,7 +157,7 @@ def norm(ours: str, theirs: str, axis: str = "D") -> list[Rule]:
 
 
 def find_modern_field(model: Any) -> str | None:
-  """Returns the first field that sets a model's layers apart from BERT's and GPT's, or None.
+  """Returns the first field in which a model's layers differ from BERT's and GPT's, or None.
 
   Args:
     model: `config.model`.
@@ -181,9 +181,10 @@ class Architecture(NamedTuple):
     rules: one per parameter.
     pipeline: pipeline of `transformers` for the architecture.
     auto: class of `transformers` that reads any model for that pipeline.
-    prefix: beginning of the names of the tensors of the model without its heads, which omits it.
-    other_heads: beginnings of the names, with the prefix if they have it, of tensors of heads that
-      no rule reads; they are dropped when a model is read.
+    prefix: prefix of the names of feature tensors in models with heads; without heads, there is
+      none.
+    other_heads: beginnings of the names, including the prefix if they have it, of tensors of heads
+      that no rule reads; they are dropped when a model is read.
     tuned: kind of a task -> the architecture of a model that was fine-tuned on it.
     find_problem: `config.model` -> another field that the architecture cannot compute, with the
       reason, or None.
@@ -193,14 +194,15 @@ class Architecture(NamedTuple):
     split: (our leaves, `config.model`) -> leaves by the paths in the rules of all parts.
     join: the inverse: (leaves, fields) -> (our leaves, fields, heads with random weights), as in
       `conversion.Converted`. Parts that are missing get random weights.
-    bias_target: path of the last bias before the layer of outputs, which in `transformers` has no
-      bias: ours is added there, multiplied by the inverse of the layer; '': it has a bias.
+    bias_target: path of the last bias before the output layer, if that layer has no bias in
+      `transformers`: our output bias, multiplied by the inverse of the layer, is added to it. '':
+      the output layer has a bias.
     read: config.json -> further fields of `config.model`; it raises DataError.
     write: `config.model` -> the keys of config.json that `read` reads.
-    signs: head -> the tensor that shows that a file has the head. Without it, other tensors with
-      names of the head's belong to a task. A head that is not listed is there if any of its tensors
-      is.
-    pools_by_config: whether config.json says which features stand for a text.
+    signs: head -> the tensor that shows that a file has the head. If it is missing, other tensors
+      with names of this head belong to a task. A head that is not listed exists if any of its
+      tensors does.
+    pools_by_config: whether config.json says which features represent a text.
     copied_ids: key of config.json for a special token -> the key with the same id.
     zeros: tensor that is written with zeros -> letters of its shape.
     left_out: paths of parameters that a fine-tuned model has but does not use.
@@ -295,7 +297,7 @@ def find_sizes(model: Mapping[str, Any], pad_id: int) -> Sizes:
     model: field of `config.model` -> value.
     pad_id: see `to_hugging_face`.
   """
-  width = model.get("width", 0)  # A second model may have no other field than its own.
+  width = model.get("width", 0)  # A second model may have only fields of its own.
   return {"V": model["vocab_size"], "P": model["max_positions"], "D": width,
           "N": model.get("num_heads", 1), "E": model.get("embedding_width") or width,
           "F": model.get("mlp_dim", 0),
@@ -304,7 +306,7 @@ def find_sizes(model: Mapping[str, Any], pad_id: int) -> Sizes:
 
 
 def draw(rule: Rule, sizes: Sizes, std: float, layers: int = 0) -> np.ndarray:
-  """Returns random values of a parameter, by its name: a kernel, a scale or a bias.
+  """Returns random values of a parameter; its name says whether it is a kernel, a scale or a bias.
 
   Args:
     rule: rule of the parameter.
@@ -315,7 +317,7 @@ def draw(rule: Rule, sizes: Sizes, std: float, layers: int = 0) -> np.ndarray:
   name = rule.ours.split("/")[-1]
   shape = (*[layers] * rule.is_stacked, *(sizes[letter] for letter in rule.axes))
   x = np.ones(shape) if name == "scale" else np.zeros(shape)
-  if name == "kernel":  # The generator is named, so that the draw is always the same.
+  if name == "kernel":  # With a fixed generator, the draw is always the same.
     x = np.random.Generator(np.random.PCG64(zlib.crc32(rule.ours.encode()))).normal(0, std, shape)
   x = np.asarray(x, np.float32)
   return STORAGES[rule.storage].read(x, sizes) if rule.storage == "vocabulary" else x
@@ -344,10 +346,10 @@ def check_classes(names: Any, kind: str, tables: Iterable[Sequence[Architecture]
 
   Args:
     names: its `architectures`, if it has any.
-    kind: its `model_type`, that of one of the tables.
+    kind: its `model_type`, which is in one of the tables.
     tables: the architectures of every family.
   Raises:
-    DataError: it does.
+    DataError: it names such classes.
   """
   names = [str(name) for name in names] if isinstance(names, list) else []
   of_kind, of_prefix = {}, {}

@@ -29,7 +29,7 @@ from bertgpt.hub.architecture import (
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
 
 TOKEN_TABLE = "embeddings/token/embedding"
-# Ends of the names of tensors that are no parameters; versions of `transformers` have stored them.
+# Ends of the names of tensors that are not parameters, which some `transformers` versions stored.
 BUFFERS = (".position_ids", ".token_type_ids", ".attn.bias", ".attn.masked_bias")
 # Key of config.json, if it is set -> what cannot be read, and what to do.
 UNREADABLE = {
@@ -79,7 +79,7 @@ def _table(family: str):
 
 def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int = 1,
                     kind: str = "", part: str = "") -> dict[str, np.ndarray]:
-  """Returns tensors as `transformers` names and stores them, without padding of the vocabulary.
+  """Returns tensors with the names and layout of `transformers`, without vocabulary padding.
 
   Args:
     params: nested dicts of arrays, as in `TrainState.params`.
@@ -116,7 +116,7 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   whole = find_architecture(config)
   elsewhere = {rule.ours for other in (whole, *whole.parts.values()) for rule in other.rules}
   if leaves := leaves.keys() - architecture.left_out - elsewhere:
-    raise ConfigError(f"{architecture.name} has no place for the parameter {min(leaves)}")
+    raise ConfigError(f"{architecture.name} has no counterpart of the parameter {min(leaves)}")
   tensors = {name: np.zeros([sizes[letter] for letter in axes], np.float32)
              for name, axes in architecture.zeros.items()}
   for (name, storage), arrays in parts.items():
@@ -128,19 +128,19 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
 
 def _move_bias(leaves: Mapping[str, np.ndarray], architecture: Architecture
                ) -> dict[str, np.ndarray]:
-  """Returns the leaves without the bias of the outputs, which an earlier bias then replaces.
+  """Returns the leaves without the bias of the outputs, which moves into an earlier bias.
 
-  The layer before the outputs adds its own bias to its features, so there is a vector that, added
-  to this bias, changes the outputs x W + b by any b in the rows of W: the solution s of s W = b.
+  Adding a vector s to the bias of the layer before changes the outputs x W by s W. So the output
+  bias b can move there if s W = b has a solution.
   """
   moved = dict(leaves)
   kernel_DC = moved["head/kernel"].astype(np.float64)
   bias_C = moved.pop("head/bias").astype(np.float64)
   shift_D = np.linalg.lstsq(kernel_DC.T, bias_C, rcond=None)[0].astype(np.float32)
   if not np.allclose(shift_D @ kernel_DC, bias_C, atol=1e-5):
-    raise ConfigError(f"transformers' {architecture.name} has no bias of its outputs, and that of "
-                      "this model cannot be moved, because its outputs depend on each other. This "
-                      "model cannot be exported")
+    raise ConfigError(f"transformers' {architecture.name} has no output bias, and the output bias "
+                      "of this model cannot be moved, because its outputs are linearly dependent. "
+                      "This model cannot be exported")
   target = moved[architecture.bias_target].copy()  # [D], or [layers, D] with the last layer last.
   target.reshape(-1, len(shift_D))[-1] += shift_D
   return moved | {architecture.bias_target: target}
@@ -156,7 +156,7 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
   """
   architecture = find_architecture(config, kind, part)
   model = config.model
-  # Fields whose value 0 means that they follow from others.
+  # Fields whose value 0 means that they are computed from others.
   resolved = {"num_segments": max(1, model.num_segments),
               "embedding_width": model.embedding_width or model.width,
               "layer_groups": model.layer_groups or model.num_layers,
@@ -180,7 +180,7 @@ class Converted(NamedTuple):
 
   Attributes:
     params: nested dicts of float32 arrays, for every parameter of the architecture.
-    fields: field of our config -> value, as {"model.width": 768}.
+    fields: field of our config -> value, such as {"model.width": 768}.
     architecture: the architecture whose table was used.
     fresh: heads that the tensors lack, keys of `families.HEADS`; their parameters are random.
     dropped: names of tensors of heads that the architecture lacks, in order.
@@ -197,18 +197,17 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
             candidates: Sequence[Architecture] = ()) -> Converted:
   """Returns our parameters and config fields for a model of `transformers`.
 
-  The features of the model must be there completely, and so must each head of which a tensor is
-  there. Other heads are drawn at random: the same for the same sizes.
+  The tensors of the features must be complete, and so must those of every head that has at least
+  one tensor. Other heads are drawn at random, always the same for the same sizes.
 
   Args:
-    tensors: name -> array, each of which is read once or twice. Names without the prefix of the
-      base model or with another one, old names of LayerNorm, and copies of tied tensors are
-      accepted.
+    tensors: name -> array; each array is read once or twice. Names without the prefix of the base
+      model or with another one, old names of LayerNorm, and copies of tied tensors are accepted.
     hf_config: content of config.json.
     candidates: architectures that it may be; (): those of its model_type.
   Raises:
-    DataError: a tensor or a key is missing, is unknown, has another shape or value, or is not
-      finite, except for rows of tokens; the message names it.
+    DataError: a tensor or a key is missing, is unknown, has an unexpected shape or value, or is not
+      finite (rows of the token table are not checked); the message names it.
   """
   candidates = candidates or find_candidates(hf_config)
   names = _rename(tensors, candidates)
@@ -241,7 +240,7 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
 
 
 def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:
-  """Returns the model with the first tokens of its vocabulary only.
+  """Returns the model with only the first tokens of its vocabulary.
 
   Args:
     converted: result of `convert`.
@@ -287,12 +286,12 @@ def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
 
 
 def _rename(tensors, candidates) -> dict[str, str]:
-  """Returns the name of every tensor in the tables -> its own name.
+  """Returns name in the tables -> name in the file, for every tensor.
 
-  The prefix of a file is found by its token table.
+  The name of the token table reveals the prefix of a file.
 
   Raises:
-    DataError: two tensors are the same parameter, as old and new name of one.
+    DataError: two tensors are the same parameter, under its old and its new name.
   """
   prefix, others = candidates[0].prefix, candidates[0].other_heads
   known = {name for a in candidates for name in (*a.tied, *_head_names(a))}
@@ -300,7 +299,7 @@ def _rename(tensors, candidates) -> dict[str, str]:
   names = {}
   for own_name in tensors:
     name = own_name
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # As in the published BERT.
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # Names in the published BERT.
       name = name.removesuffix(old) + new if name.endswith(old) else name
     if own_prefix and name.startswith(own_prefix):
       name = prefix + name.removeprefix(own_prefix)
@@ -317,9 +316,9 @@ def _rename(tensors, candidates) -> dict[str, str]:
 
 
 def _find_prefix(tensors, architecture) -> tuple[str, str]:
-  """Returns what precedes the names of the features in a file, and what precedes those of heads.
+  """Returns the prefix of the names of features in a file, and the prefix of the names of heads.
 
-  Some programs put a name of their own before all names, as in 'module.bert.embeddings'.
+  Some programs put an additional name before all names, as in 'module.bert.embeddings'.
   """
   (table,) = {rule.theirs for rule in architecture.rules if rule.ours.endswith(TOKEN_TABLE)}
   prefix, end = architecture.prefix, table.removeprefix(architecture.prefix)
@@ -335,9 +334,10 @@ def _head_names(architecture) -> set[str]:
 
 
 def _choose_architecture(names, candidates) -> tuple[Architecture, list[str]]:
-  """Returns an architecture for the tensors, and the tensors of heads that it lacks.
+  """Returns an architecture for the tensors, and the tensors of heads that it does not have.
 
-  It is one that finds all of its heads, or else the one that drops the fewest tensors.
+  It is one whose heads are all in the file or, if there is none, the one that drops the fewest
+  tensors.
   """
   heads = set().union(*map(_head_names, candidates))
   others = tuple(start for a in candidates for start in a.other_heads)
@@ -357,7 +357,7 @@ def _choose_architecture(names, candidates) -> tuple[Architecture, list[str]]:
 
 
 def _missing_heads(architecture, names) -> tuple[str, ...]:
-  """Returns the heads of an architecture of which no tensor is there."""
+  """Returns the heads of an architecture that have no tensor in the file."""
   groups = dict.fromkeys(rule.group for rule in architecture.rules if rule.group not in BODY)
   found = {rule.group for rule in architecture.rules
            if architecture.signs.get(rule.group, rule.theirs) in names}
@@ -377,7 +377,7 @@ def _take_tied(tensors, names, architecture):
 
 def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
   for key, value in architecture.fixed.items():
-    is_free = key in TIED and fresh  # What is tied to the token table is not in the folder.
+    is_free = key in TIED and fresh  # The head tied to the token table is not in the folder.
     if hf_config.get(key, value) != value and not is_free:
       raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported. "
                       "Choose another model")
@@ -427,7 +427,7 @@ def _take(tensors, names, name, rules, sizes):
     raise DataError(f"the tensor {name} is of type {x.dtype}; expected floating-point numbers. "
                     "Choose the model that was not quantized")
   x = np.asarray(x, np.float32)
-  if rules[0].storage != "vocabulary":  # Rows that no token has may hold anything.
+  if rules[0].storage != "vocabulary":  # Rows without a token may hold anything.
     _check_finite(name, x)
   return [np.ascontiguousarray(storage.read(part, sizes))
           for part in np.split(x, len(rules), axis=storage.joint)]

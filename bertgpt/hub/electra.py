@@ -28,7 +28,7 @@ _SHARED = (*_TABLES, "norm/scale", "norm/bias")
 
 
 def _encoder(embeddings, project, layers, d, f):
-  """Returns the rules of an encoder: paths of ours, and letters of its width and its MLP's."""
+  """Returns the rules of an encoder. `d` and `f`: letters of its width and of its MLP's width."""
   words = f"{_EMBEDDINGS}.word_embeddings.weight"
   return [
       Rule(f"{embeddings}/token/embedding", words, "VE", "vocabulary"),
@@ -49,7 +49,7 @@ def _encoder(embeddings, project, layers, d, f):
 
 
 def _split(leaves, model):
-  """Returns the leaves with whole embeddings of both models.
+  """Returns the leaves with complete embeddings of both models.
 
   A fine-tuned model with separate or shared embeddings has no generator.
   """
@@ -96,7 +96,7 @@ GENERATOR = Architecture(
     fields=tuple((key, _GENERATOR_FIELDS.get(ours, ours), default)
                  for key, ours, default in _FIELDS),
     fixed=FIXED, tied={"generator_lm_head.weight": f"{_EMBEDDINGS}.word_embeddings.weight"},
-    activations=EXACT_GELU,  # Whatever hidden_act says, its output layer has the exact GELU.
+    activations=EXACT_GELU,  # Its output layer has the exact GELU, whatever hidden_act is.
     rules=[*_encoder("generator_embeddings", "generator_project", "generator/layers", "G", "H"),
            *linear("mlm/dense", "generator_predictions.dense", "GE"),
            *norm("mlm/norm", "generator_predictions.LayerNorm", "E"),

@@ -1,7 +1,7 @@
 """ELMo as allenai/bilm-tf stores it: `*weights.hdf5` and `*options.json`. `transformers` has none.
 
-The output layer is not part of these files, and they name no words: a model reads any word by its
-characters. An export also has our tokenizer, whose words an import then knows.
+These files contain neither the output layer nor words: a model reads any word by its characters.
+An export also contains our tokenizer, whose words an import then knows.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from bertgpt.runs.trained import Trained
 
 ARCHITECTURES = ()
 WEIGHTS, OPTIONS = "weights.hdf5", "options.json"
-# A masked character is 0 for the published models, so every character counts one more.
+# The published models use 0 for a masked character, so the ids of all characters are one higher.
 CHARS_IN_OPTIONS = spelling.NUM_CHARS + 1
 
 
@@ -34,15 +34,15 @@ def choose(config: ConfigDict) -> Architecture:
   Args:
     config: a whole config.
   """
-  raise ConfigError(f"model.family={config.model.family!r}: transformers has no such model for a "
-                    "task. Export the pretrained run")
+  raise ConfigError(f"model.family={config.model.family!r}: transformers has no such model for "
+                    "tasks. Export the pretrained run")
 
 
 # --------------------------------------------------------------------- folders
 
 
 def find_files(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:
-  """Returns the weights and the options in a folder of bilm-tf; None if it is no such folder.
+  """Returns the weights and the options in a folder of bilm-tf; None for any other folder.
 
   Args:
     path: any path.
@@ -54,7 +54,7 @@ def find_files(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:
 
 
 def read_folder(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the content of a folder of bilm-tf, as the fields of `opening.Opened`.
+  """Returns the content of a folder of bilm-tf: the fields of `opening.Opened`.
 
   Args:
     path: the folder, in which `find_files` finds both files.
@@ -89,7 +89,7 @@ def read_folder(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_folder(trained: Trained, folder: pathlib.Path) -> str:
-  """Writes a model as bilm-tf does, with our tokenizer, and reads it again.
+  """Writes a model in the format of bilm-tf, with our tokenizer, and reads it again.
 
   Args:
     trained: a pretrained model.
@@ -240,7 +240,7 @@ def from_bilm(arrays: Mapping[str, np.ndarray], model: ConfigDict) -> dict[str, 
     x = arrays[name].reshape(_our_shape(path, model, arrays[name].shape))
     if index == ():
       node[last] = x
-    else:  # One of the two directions.
+    else:  # A parameter of one of the two directions.
       node.setdefault(last, [None, None])[index] = x
   return {**params, "encoder": {name: np.stack(x) for name, x in params["encoder"].items()}}
 
@@ -252,7 +252,7 @@ def _find(params, path):
 
 
 def _our_shape(path, model, shape):
-  """Returns the shape of one of our arrays, of one direction, from that in the file."""
+  """Returns the shape of our array, for one direction, from the shape in the file."""
   last = path[-1]
   if last.startswith("filter_") and last.endswith("_kernel"):
     return shape[1:]
@@ -262,7 +262,7 @@ def _our_shape(path, model, shape):
 
 
 def _rules(model: ConfigDict) -> dict[str, tuple[tuple[str, ...], Any, tuple[int, ...]]]:
-  """Returns name in the file -> (path of our parameter, number of the direction or (), shape)."""
+  """Returns name in the file -> (path of our parameter, index of the direction or (), shape)."""
   w, p, c = model.character_width, model.width // 2, model.mlp_dim
   n = sum(count for _, count in model.filters)
   rules: dict[str, Any] = {"char_embed": (("words", "embedding"), (), (spelling.NUM_CHARS, w))}

@@ -30,8 +30,8 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   """Writes the newest checkpoint of a run as a model of `transformers`.
 
   Args:
-    source: workdir of the run, which may be a run of a fine-tuning; for a whole fine-tuning, its
-      best run is taken.
+    source: workdir of the run, which may be a fine-tuning run; in a fine-tuning workdir, the best
+      run is taken.
     out: new folder.
   Returns:
     One line that says what was written.
@@ -135,7 +135,7 @@ def special_ids(trained: Trained) -> dict[str, int]:
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
   else:
     pad = tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eod_id
-    if trained.task and pad < 0:  # Its classifier looks for the last token that is not padding.
+    if trained.task and pad < 0:  # The classifier looks for the last token that is not padding.
       pad = tokenizer.vocab_size
     ids = (tokenizer.eod_id, tokenizer.eod_id, pad)
   names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -152,7 +152,7 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None
     StorageError: the file cannot be written.
   """
   try:
-    # transformers before version 5 asks for the format.
+    # transformers before version 5 requires the format.
     safetensors_numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
   except safetensors.SafetensorError as e:
     raise StorageError(f"{path}: cannot be written ({one_line(e)})") from e
@@ -174,7 +174,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
     added: tokens after those of the tokenizer.
   Raises:
     StorageError: a file does not hold what was written.
-    DataError: the tokenizer that was written gives other ids.
+    DataError: the tokenizer that was written gives different ids.
   """
   def refuse(name):
     raise StorageError(f"{folder / name}: does not hold what was written. Check the disk, or "

@@ -53,7 +53,7 @@ _FIELDS = (
     ("initializer_range", "init_std", 0.02),
 )
 _OURS = {"model.family": "gpt", "objective.name": "causal"}
-# Of the classes of `transformers` for tasks and of those with two heads.
+# Heads of the `transformers` classes for tasks, and of those with two heads.
 _TASK_HEADS = ("score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 _HEADS = dict.fromkeys(("classes", "values"), [Rule("head/kernel", "score.weight", "DC", "linear")])
 
@@ -72,7 +72,7 @@ GPT1 = Architecture(
     name="OpenAIGPTLMHeadModel", model_type="openai-gpt", ours=_OURS | {"model.norm": "post"},
     fields=(*_FIELDS, ("afn", "activation", "gelu")), fixed=TIED,
     tied={"lm_head.weight": "transformer.tokens_embed.weight"},
-    # "gelu" of this class is the approximation; it has no exact GELU.
+    # In this class, "gelu" is the approximation; there is no exact GELU.
     activations={"gelu_tanh": ("gelu", "gelu_new")},
     rules=_decoder("tokens_embed", "positions_embed"),
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",

@@ -45,7 +45,7 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
   table = models.parameter_table(config)
   size = sum(x.size for name, x in trees.named_leaves(params).items()
              if not find(table, name).is_constant)
-  if config.model.skip_first_norm:  # The stack has the scale of a norm that nothing reads.
+  if config.model.skip_first_norm:  # The stack includes the scale of a norm that is not used.
     size -= config.model.width
   model_flags = " ".join(f"--config.{field}={value}" for field, value in model.fields.items()
                          if field != "model.vocab_size")

@@ -119,7 +119,7 @@ def describe_training(trained: Trained) -> list[str]:
 
 
 def describe_tuning(trained: Trained) -> list[str]:
-  """Returns the lines about the fine-tuning: task, first weights, steps.
+  """Returns the lines about fine-tuning: task, initial weights, steps.
 
   Args:
     trained: a fine-tuned model.
@@ -162,7 +162,7 @@ def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
 
 
 def describe_choice(task: Mapping[str, Any]) -> str:
-  """Returns a sentence that says which run of a fine-tuning the model comes from.
+  """Returns a sentence that says how the exported fine-tuning run was chosen.
 
   Args:
     task: `Trained.task`.
@@ -187,7 +187,7 @@ def describe_limits(trained: Trained, architecture: Architecture) -> list[str]:
 
 
 def limits_of_training(trained: Trained) -> list[str]:
-  """Returns the limits that follow from the data and the rows of a pretraining.
+  """Returns the limits that follow from the data and the rows of pretraining.
 
   Args:
     trained: a pretrained model.
@@ -203,7 +203,7 @@ def limits_of_training(trained: Trained) -> list[str]:
 
 
 def limits_of_tuning(trained: Trained) -> list[str]:
-  """Returns the limits that follow from the task of a fine-tuning.
+  """Returns the limits that follow from the task of a fine-tuned model.
 
   Args:
     trained: a fine-tuned model.
@@ -224,7 +224,7 @@ def limits_of_tuning(trained: Trained) -> list[str]:
 
 
 def training_recipe(config: ConfigDict) -> list[str]:
-  """Returns the Python source of a recipe for the config of a pretraining, line by line.
+  """Returns the Python source of a recipe for a pretraining config, line by line.
 
   Args:
     config: a whole config.
@@ -238,7 +238,7 @@ def training_recipe(config: ConfigDict) -> list[str]:
 
 
 def tuning_recipe(task: Mapping[str, Any]) -> list[str]:
-  """Returns the Python source of a recipe for a fine-tuning, line by line.
+  """Returns the Python source of a fine-tuning recipe, line by line.
 
   Args:
     task: `Trained.task`.
@@ -249,7 +249,7 @@ def tuning_recipe(task: Mapping[str, Any]) -> list[str]:
 
 
 def read_tuning(task: Mapping[str, Any]) -> ConfigDict:
-  """Returns the config of a fine-tuning.
+  """Returns the fine-tuning config.
 
   Args:
     task: `Trained.task`.

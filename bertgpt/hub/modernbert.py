@@ -75,8 +75,8 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
 
   Args:
     hf_config: content of config.json, in the form of transformers 5 or in the older one.
-    own_key: 0 if the window has `local_attention // 2` keys on each side of a query, 1 if it has
-      as many, the query's own key included.
+    own_key: 0 if the window has `local_attention // 2` keys on each side of a query; 1 if the
+      query's own key is one of them.
   Raises:
     DataError: a value is not supported.
   """
@@ -102,7 +102,7 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
                     f"least {2 + 2 * own_key}. Restore the file")
   fields["window"] = width // 2 - own_key if num_local else 0
   if not num_local:
-    fields |= {"global_every": 3, "rope_theta_local": 10_000.0}  # Not read; the defaults.
+    fields |= {"global_every": 3, "rope_theta_local": 10_000.0}  # Not read; these are the defaults.
   if hf_config.get("classifier_activation", "gelu") != hf_config.get("hidden_activation", "gelu"):
     raise DataError(f"classifier_activation={hf_config['classifier_activation']!r} in config.json: "
                     "only models whose head has the activation of their layers are supported. "

@@ -1,7 +1,7 @@
 """ModernBERT as a decoder, as in Ettin: `ModernBertDecoderForCausalLM`.
 
 The class of a fine-tuned model has an output bias only if the dense layer of its head has a bias
-too. The latter is then written as zeros.
+too, which is then written as zeros.
 """
 
 import functools

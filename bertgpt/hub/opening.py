@@ -1,4 +1,4 @@
-"""Any trained model, opened from the folder of a run or from that of a model of `transformers`.
+"""Opens any trained model, from the folder of a run or of a model of `transformers`.
 
 ELMo, which `transformers` lacks, is opened from the files of bilm-tf.
 
@@ -37,7 +37,7 @@ class Opened(NamedTuple):
     config: config of a run that holds the model.
     params: nested dicts of float32 arrays.
     tokenizer: tokenizer of the model.
-    fields: the fields of the config that describe the model -> values.
+    fields: fields of the config that describe the model -> values.
     fresh: heads that the folder lacks, keys of `HEADS`.
     notes: what differs from the folder, one line each.
   """
@@ -96,9 +96,9 @@ def is_of_transformers(path: pathlib.Path) -> bool:
 
 
 def find_inner(path: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the folders of models of `transformers` inside a folder that is none, sorted.
+  """Returns the models of `transformers` in subfolders of a folder that is not a model, sorted.
 
-  They are in the cache of huggingface_hub, and in sentence encoders of 2020.
+  Such folders are in the cache of huggingface_hub, and in sentence encoders of 2020.
 
   Args:
     path: the folder.
@@ -192,7 +192,7 @@ def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> Config
     converted: the model.
     tokenizer: tokenizer of the model.
   Raises:
-    DataError: its fields do not make a valid config, or that of another model.
+    DataError: its fields do not make a valid config, or make the config of a different model.
   """
   config = config_lib.base()
   for field, value in converted.fields.items():
@@ -228,7 +228,7 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
 
 
 def describe_modules(source: pathlib.Path) -> Iterator[str]:
-  """Yields what a sentence encoder computes from its features other than their mean.
+  """Yields what a sentence encoder computes from its features if that is not their mean.
 
   Args:
     source: folder of the model; sentence encoders have modules.json in it.

@@ -19,9 +19,9 @@ def add(converted: Converted, found: Found) -> Converted:
 
   Args:
     converted: result of `conversion.convert`.
-    found: the other models; those that are not there get random parameters.
+    found: the other models; missing ones get random parameters.
   Raises:
-    DataError: see `conversion.convert`; or the models differ in a field that they share.
+    DataError: see `conversion.convert`; or the models differ in a field that must be equal.
   """
   leaves, fields = trees.named_leaves(converted.params), dict(converted.fields)
   fresh, dropped = converted.fresh, converted.dropped

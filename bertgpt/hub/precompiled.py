@@ -1,16 +1,16 @@
 """The normalizer of SentencePiece, as steps of the library `tokenizers`.
 
 SentencePiece replaces the longest sequence of characters that its table has, from left to right.
-The step `Precompiled` of `tokenizers` reads the same table, but looks up a grapheme of up to five
-bytes, of which the shortest entry counts, or else single characters: it does not compose longer
-sequences (Hangul, kana with marks, two accents), loses accents of capitals, and panics if a text
-that was changed before begins with a character that the table replaces. So here it gets single
-characters only, and NFC composes what it gives. NFC would also order marks and reach over a mark,
-which SentencePiece does not do; hence the blocks between marks.
+The step `Precompiled` of `tokenizers` reads the same table, but looks up graphemes of up to five
+bytes, for which it uses the shortest entry, and otherwise single characters. So it does not compose
+longer sequences (Hangul, kana with marks, two accents), loses accents of capitals, and panics if a
+text that an earlier step changed begins with a character that the table replaces. Here it therefore
+gets only single characters, and NFC composes its output. NFC would also reorder marks and compose
+across a mark, which SentencePiece does not do; placeholders between marks prevent this.
 
-Of the 220,267 sequences of several characters in the table of `nmt_nfkc`, this gives another result
-for 21, of `nmt_nfkc_cf` for 23, nearly all of scripts that came with Unicode 16. `Precompiled`
-alone gives another one for more than 219,000 within a text.
+Of the 220,267 sequences of several characters in the table of `nmt_nfkc`, the result differs from
+SentencePiece's for 21, in that of `nmt_nfkc_cf` for 23, nearly all in scripts that were added in
+Unicode 16. With `Precompiled` alone, more than 219,000 differ within a text.
 """
 
 import functools
@@ -22,13 +22,13 @@ from typing import Any
 from tokenizers import Regex, normalizers
 
 # Placeholders: noncharacters, which are for internal use (Unicode 16.0, section 23.7). A text may
-# hold them all the same, so there they are escaped first: two characters stand for one.
+# contain them nevertheless, so they are escaped there first: two characters stand for one.
 _SPLIT, _BLOCK, _IOTA, _DOTTED, _SYMBOL, _ESCAPE = map(chr, range(0xFDD0, 0xFDD6))
 _ESCAPED = {char: _ESCAPE + chr(0xFDE0 + i) for i, char in enumerate(
     (_ESCAPE, _SPLIT, _BLOCK, _IOTA, _DOTTED, _SYMBOL))}
-_FIRST_SYMBOL = 0xF0000  # After `_SYMBOL`, for a symbol that must not be normalized: private use.
+_FIRST_SYMBOL = 0xF0000  # Private use; after `_SYMBOL`, it stands for a symbol that is kept as is.
 
-# A grapheme may go on before these: marks, joiners, half-width voiced sound marks, LF after CR.
+# Characters that continue a grapheme: marks, joiners, half-width voiced sound marks, LF after CR.
 _INSIDE = r"(?=[\p{M}\p{Cf}\uff9e\uff9f\n])"
 _GREEK_MARKS = "\u0300\u0301\u0308\u0313\u0314\u0340-\u0343"
 
@@ -42,7 +42,7 @@ def make_normalizer(rules: Any, symbols: Sequence[str],
     symbols: user-defined symbols, which SentencePiece does not normalize.
     normalize: SentencePiece's own normalizer.
   """
-  # The first step is `Prepend`: other steps may not change what a text begins with.
+  # The first step must be `Prepend`: other steps must not change how a text begins.
   before = [normalizers.Prepend(_SPLIT), *_escapes()]
   after = [*_replacements(rules, normalize), normalizers.Replace(_SPLIT, ""), *_spaces(rules)]
   restore = [normalizers.Replace(escaped, char) for char, escaped in reversed(_ESCAPED.items())]
@@ -62,7 +62,7 @@ def _escapes() -> Iterator[Any]:
 
 
 def _spaces(rules: Any) -> Iterator[Any]:
-  """Yields the steps for white space. `Strip` would also take U+0085, for example."""
+  """Yields the steps for white space. (`Strip` would also remove U+0085, for example.)"""
   if rules.remove_extra_whitespaces:
     for pattern, content in ((r"\A +", ""), (r" +\z", ""), (" {2,}", " ")):
       yield normalizers.Replace(Regex(pattern), content)
@@ -72,12 +72,12 @@ def _replacements(rules: Any, normalize: Callable[[str], str]) -> Iterator[Any]:
   if not rules.precompiled_charsmap:
     return
   table = normalizers.Precompiled(rules.precompiled_charsmap)
-  if normalize("e\u0301") != "\u00e9":  # A table of the user's own, which does not compose.
+  if normalize("e\u0301") != "\u00e9":  # A custom table, which does not compose.
     yield table
     return
   restored = {_IOTA: "\u0345", _DOTTED: "\u0130"}
   if normalize("A") == "a":
-    # As a part of a letter, iota subscript is not folded, and capital I with a dot stays one.
+    # An iota subscript that is part of a letter is not folded, and capital I with a dot is kept.
     vowels = "".join(map(_variants, "αηωΑΗΩ"))
     yield normalizers.Replace(
         Regex(f"(?<=[{vowels}άήώ\u1f00-\u1fff{_GREEK_MARKS}])\u0345"), _IOTA)
@@ -103,7 +103,7 @@ def _decompositions() -> tuple[tuple[str, str], ...]:
 
 
 def _variants(letter: str) -> str:
-  """Returns a letter, and its forms that NFKC makes this letter, as the mathematical ones."""
+  """Returns a letter and the forms that NFKC turns into it, such as mathematical ones."""
   return letter + _compatible().get(letter, "")
 
 
@@ -118,7 +118,7 @@ def _compatible() -> dict[str, str]:
 
 @functools.cache
 def _marks_that_do_not_compose() -> str:
-  """Returns a pattern for the places between two marks that no character has in this order."""
+  """Returns a pattern for the places between two marks that no character combines in this order."""
   followers: dict[str, set[str]] = {}
   for _, parts in _decompositions():
     for a, b in zip(parts, parts[1:], strict=False):
@@ -134,7 +134,7 @@ def _marks_that_do_not_compose() -> str:
 def _letters_that_do_not_compose() -> Iterator[str]:
   """Yields patterns for the places between a letter with a mark and a mark that NFC puts first."""
   letters: dict[int, dict[str, str]] = {}  # Class of the last mark -> composed marks -> letters.
-  composed: dict[str, str] = {}  # Letter -> marks with which there is one character.
+  composed: dict[str, str] = {}  # Letter -> marks with which it composes into one character.
   for _, parts in _decompositions():
     for mark in parts[1:]:
       rest = unicodedata.normalize("NFC", parts.replace(mark, "", 1))
@@ -154,7 +154,7 @@ def _letters_that_do_not_compose() -> Iterator[str]:
 
 
 def _as_ranges(chars: Iterable[str]) -> str:
-  """Returns characters as the inside of a class of a pattern."""
+  """Returns characters in the form of a character class of a pattern, without brackets."""
   text, codes = "", sorted(map(ord, chars))
   for _, group in itertools.groupby(enumerate(codes), lambda pair: pair[1] - pair[0]):
     run = [chr(code) for _, code in group]
@@ -166,7 +166,7 @@ def _as_ranges(chars: Iterable[str]) -> str:
 def _capitals_that_do_not_compose() -> str:
   """Returns a pattern for the places between a capital and a mark that only its small letter has.
 
-  The table folds the capital, but has no entry for it with the mark.
+  The table folds the capital, but has no entry for the capital with the mark.
   """
   places = []
   for char, _ in _decompositions():

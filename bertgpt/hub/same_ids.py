@@ -1,7 +1,7 @@
 """Whether an exported tokenizer gives the ids that the model was trained with.
 
-`transformers` reads tokenizer.json with the library `tokenizers`, as is done here. The names of
-special tokens are left out of the comparison: there they are tokens, and for us they are text.
+`transformers` reads tokenizer.json with the library `tokenizers`, and so does this module. The
+names of special tokens are not compared: they are tokens in `transformers`, and text here.
 """
 
 import unicodedata
@@ -12,9 +12,9 @@ import tokenizers
 
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
-# What is known to be treated differently by some tokenizers: capitals, accents, one and two marks,
-# points and vowel signs, voiced kana, Hangul, full and half width, ligatures, spaces of all kinds,
-# and characters that no text should hold, which may be placeholders within a normalizer.
+# Text that tokenizers are known to treat differently: capitals, accents, one and two marks, points
+# and vowel signs, voiced kana, Hangul, full and half width, ligatures, spaces of all kinds, and
+# characters that no text should hold, which may be placeholders within a normalizer.
 TEXTS = (
     "The Quick brown fox’s café isn't NAÏVE (or is it?), 1,234.5!",
     "Tiếng Việt: Ệ Ẫ ế ữ", "Großes ÄPFEL, Übermut", "İstanbul'da ılık ŞİİR", "Ǖ ǟ ȭ ṩ ḗ",
@@ -35,7 +35,7 @@ _PLACES = ("{}", "the {} house", "the{}house", " {} ", "{}{}", "a  {}", "({})")
 
 
 def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer) -> str | None:
-  """Returns a line that shows a text with other ids than in training; None: all ids are the same.
+  """Returns a line that shows a text whose ids differ from training; None: all ids are the same.
 
   Args:
     fast: the exported tokenizer.

@@ -44,7 +44,7 @@ DECODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "bos_token": "eod
 # Names of the tokens that fine-tuning puts around the texts of a decoder, in the order of their
 # ids, which follow those of the tokenizer (`finetuning.tasks.rows`).
 DECODER_MARKS = ("<|start|>", "<|delimiter|>", "<|extract|>")
-BEGINNINGS = ("<s>",)  # [CLS] of RoBERTa and its kind, which begins a text as in a decoder.
+BEGINNINGS = ("<s>",)  # The [CLS] of RoBERTa and similar models, which begins a text.
 SPACE = "\u2581"  # SentencePiece's character for a space.
 
 
@@ -59,7 +59,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     max_length: most tokens per text.
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
     is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`, even if the
-      tokenizer has its own template, as RoBERTa's has for two texts.
+      tokenizer has its own template, as RoBERTa's does for two texts.
     cls_last: whether the [CLS] is at the end of a row; texts are then padded on the left.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
@@ -71,14 +71,14 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
   elif not isinstance(tokenizer, Unigram):  # Nothing reads a unigram.json.
     fast.model.save(str(folder))
   specials = special_tokens(tokenizer, is_encoder)
-  if is_tuned and not is_encoder:  # Without one, transformers computes one text at a time.
+  if is_tuned and not is_encoder:  # Without padding, transformers computes one text at a time.
     specials.setdefault("pad_token", specials.get("eos_token", mark_names(tokenizer)[0]))
   inputs = ["input_ids", "token_type_ids", "attention_mask"]
   if num_segments < 2:
     inputs.remove("token_type_ids")
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
               "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
-  if cls_last:  # Their classifiers read the last token of a row.
+  if cls_last:  # The classifiers of transformers read the last token of a row.
     settings["padding_side"] = "left"
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
@@ -145,7 +145,7 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
   else:
     template = None
   if template:
-    # For byte-level BPE, spaces are not part of an answer that is cut out of its text.
+    # With byte-level BPE, an answer that is cut out of its text does not include spaces.
     fast.post_processor = (processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
                            if isinstance(tokenizer, ByteBPE) else template)
   return fast
@@ -189,7 +189,7 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
   # The text is not split at words: pieces are chosen for the whole text, and may span words.
   scheme = "always" if rules.add_dummy_prefix else "never"
   fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
-  if symbols:  # As added tokens they would be cut out before, with the spaces around them.
+  if symbols:  # As added tokens, they would be cut out first, with the spaces around them.
     pattern = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
     fast.pre_tokenizer = pre_tokenizers.Sequence([
         fast.pre_tokenizer, pre_tokenizers.Split(Regex(pattern), "isolated")])
@@ -207,7 +207,7 @@ def _normalizer(data: bytes) -> Callable[[str], str]:
 
 
 def _unigram(proto) -> models.Model:
-  # A text that is a user-defined symbol has no likelier pieces.
+  # For a text that is a user-defined symbol, no other pieces may be likelier.
   symbol = proto_lib.ModelProto.SentencePiece.USER_DEFINED
   return models.Unigram([(p.piece, 0.0 if p.type == symbol else p.score) for p in proto.pieces],
                         proto.trainer_spec.unk_id,

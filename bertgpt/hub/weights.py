@@ -1,7 +1,7 @@
 """Weights in the folder of a model of `transformers`: safetensors, in one file or several.
 
-Only safetensors are read, which cannot run code. A tensor is read when it is asked for, so that the
-largest of them is all that is in memory.
+Only safetensors files are read, which cannot run code. A tensor is read when it is requested, so
+that only one tensor is in memory at a time.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ DTYPES = frozenset({"BF16", "F16", "F32", "F64", "BOOL", "I8", "U8", "I16", "U16
 
 
 class Weights(Mapping[str, np.ndarray]):
-  """The tensors of a folder by name, each read when it is asked for.
+  """The tensors of a folder by name, each read when it is requested.
 
   Args:
     paths: name of a tensor -> its file.
@@ -161,8 +161,8 @@ def read_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   Args:
     folder: folder of the index and the files.
   Raises:
-    DataError: the index is damaged or leads out of the folder, or a file is missing or damaged, or
-      holds other tensors than the index says.
+    DataError: the index is damaged or points outside the folder, or a file is missing or damaged,
+      or does not hold the tensors that the index says.
   """
   index = folder / INDEX
   weight_map = files.read_json(index, AGAIN).get("weight_map")

@@ -9,7 +9,7 @@ from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, linear, nor
 _LAYER = "transformer.layer.{}"
 _ATTENTION = f"{_LAYER}.rel_attn"
 _OURS = "encoder/layers"
-# Our name -> theirs, of the matrices of the queries and keys, and of vectors in the scores.
+# Our name -> theirs, for the matrices of queries and keys and the vectors in the scores.
 _MATRICES = {"query": "q", "key": "k", "value": "v", "position": "r"}
 _VECTORS = {"content_bias": "r_w_bias", "position_bias": "r_r_bias", "segment_bias": "r_s_bias"}
 
@@ -29,12 +29,12 @@ _RULES = [
     Rule("mlm/bias", "lm_loss.bias", "V", "vocabulary"),
 ]
 
-# Keys of which our models can compute only one value. Their models without memory ignore mem_len
-# and reuse_len.
+# Keys of which our models can compute only one value. In `transformers`, models without memory
+# ignore mem_len and reuse_len.
 _FIXED = TIED | {"attn_type": "bi", "bi_data": False, "clamp_len": -1, "same_length": False,
                  "untie_r": True, "summary_type": "last", "summary_use_proj": True,
                  "summary_activation": "tanh"}
-_ROW_LENGTH = 512  # Of the published models, whose config.json names no limit.
+_ROW_LENGTH = 512  # Row length of the published models, whose config.json names no limit.
 
 
 def _find_problem(model):

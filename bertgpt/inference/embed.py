@@ -1,4 +1,4 @@
-"""Features of texts, for programs that use them as they are (Devlin et al. 2018, 5.3).
+"""Features of texts, for use without fine-tuning (Devlin et al. 2018, 5.3).
 
     trained = load_trained(pathlib.Path("runs/demo"))
     features = embed(trained, ["The cat sees the dog.", "A bird."])  # [2, width]
@@ -32,12 +32,12 @@ from bertgpt.runs.trained import Trained
 # Features of a text: (number of layers, concatenated; whether there is a vector per token).
 LAYERS = {
     "cls": (1, False),    # the last layer at [CLS]
-    "mean": (1, False),   # its mean over all tokens, [CLS] and [SEP] among them
+    "mean": (1, False),   # its mean over all tokens, including [CLS] and [SEP]
     "last": (1, True),    # the last layer
     "last3": (3, True),   # the last three layers; for an ELMo of two LSTMs, all that it has
     "last4": (4, True),   # the last four layers; the paper's best features for named entities
 }
-WINDOW_TEXTS = 2048  # 256 batches of 8, so that batches which are not full cost little.
+WINDOW_TEXTS = 2048  # 256 batches of 8, so the few batches that are not full cost little.
 
 
 def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
@@ -46,12 +46,12 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
 
   Args:
     trained: the model.
-    texts: texts of any length; longer ones than the model's positions are cut to their head.
+    texts: texts of any length; if they exceed the model's positions, their head is kept.
     layer: key of `LAYERS`.
     batch_size: texts per batch.
   Returns:
     float32 [texts, D]; or, for layers with a vector per token, a list of float32
-    [N, D * layers kept], one array per text, [CLS] and [SEP] among its tokens.
+    [N, D * layers kept], one array per text, whose tokens include [CLS] and [SEP].
   Raises:
     ConfigError: the model gives no features, or has too few layers.
   """
@@ -132,7 +132,7 @@ def iterate_features(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
     layer: key of `LAYERS`.
     batch_size: texts per batch.
   Yields:
-    (number of a text, its features: float32 [D], or [N, D * layers kept] if there is a vector per
+    (index of a text, its features: float32 [D], or [N, D * layers kept] if there is a vector per
     token), every text once.
   """
   params, lengths = jax.device_put(trained.params), [len(ids) for ids in tokens]
@@ -205,7 +205,7 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
 
 def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], count: int, layer: str,
           batch_size: int, suffix: str) -> tuple[int, int, int]:
-  """Writes the features of texts, from the text on at which the work was interrupted.
+  """Writes the features of texts, starting with the text at which the work was interrupted.
 
   Args:
     work: unfinished results.

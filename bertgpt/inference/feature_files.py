@@ -1,7 +1,7 @@
 """Files of features that are written text by text, in bounded memory.
 
-The header is rewritten in place when the numbers in it are known; its size does not change. A
-format is a class and a line of `FORMATS`.
+The header is rewritten in place when the shapes in it are known; its size does not change. A format
+is a class and a line of `FORMATS`.
 """
 
 import abc
@@ -17,7 +17,7 @@ from bertgpt.inference import streams
 
 NAME = "features"
 _TOKENS = "tokens"  # Tokens of the texts, which are put at the end of the file.
-_MOST_ROWS = 10 ** 15  # Leaves room in a header.
+_MOST_ROWS = 10 ** 15  # A header reserves space for this number.
 
 
 class FeatureFile(abc.ABC):
@@ -41,7 +41,7 @@ class FeatureFile(abc.ABC):
 
   @abc.abstractmethod
   def _head(self, rows: int) -> bytes:
-    """Returns what stands before the features; its size does not depend on the number of rows."""
+    """Returns the bytes before the features; their number does not depend on the number of rows."""
 
   def begin(self, tokens: Sequence[np.ndarray]) -> None:
     """Begins a window of texts.
@@ -56,14 +56,14 @@ class FeatureFile(abc.ABC):
     """Writes the features of a text.
 
     Args:
-      i: number of the text in the window.
+      i: index of the text in the window.
       features: float32 [D] or [N, D].
     """
     self._file.seek(self._first + int(self._starts[i]) * self._width * 4)
     self._file.write(np.ascontiguousarray(features, "<f4").data)
 
   def end(self) -> int:
-    """Ends the window, and returns the rows of features that are written in total."""
+    """Ends the window, and returns the total number of rows of features written so far."""
     self._rows = int(self._starts[-1])
     self._texts += len(self._starts) - 1
     return self._rows
@@ -79,7 +79,7 @@ class Npy(FeatureFile):
   """A .npy file of one array, float32 [texts, D]."""
 
   def _head(self, rows: int) -> bytes:
-    del rows  # It ends up as the number of texts.
+    del rows  # In the end, it equals the number of texts.
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {
         "descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)})

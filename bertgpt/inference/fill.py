@@ -32,7 +32,7 @@ MASK = "[MASK]"
 
 
 class Guess(NamedTuple):
-  """A token in the place of a mask.
+  """A token in place of a mask.
 
   Attributes:
     token: text of the token; it begins with '##' if the token continues a word.
@@ -107,7 +107,7 @@ def top_guesses(tokenizer: Tokenizer, p_V: np.ndarray, continues_V: np.ndarray,
 
 def predict_masked(trained: Trained, tokens: np.ndarray,
                    positions: Sequence[int] | np.ndarray) -> np.ndarray:
-  """Returns the distribution of the token at each position, all of them shown as [MASK].
+  """Returns the distribution of the token at each position, with [MASK] at all these positions.
 
   Args:
     trained: the model.

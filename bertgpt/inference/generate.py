@@ -3,8 +3,8 @@
     trained = load_trained(pathlib.Path("runs/demo_gpt"))
     print(generate(trained, ["The function returns"], sampling=Sampling(top_k=40))[0])
 
-A draw depends only on (seed, row, position) and on the distribution. The number of a row stands for
-a prompt and a sample of it, so a continuation does not depend on the rest of its batch.
+A draw depends only on (seed, row, position) and on the distribution. The id of a row identifies a
+prompt and a sample of it, so a continuation does not depend on the rest of its batch.
 
 Axes: B rows, S slots of a row, V vocabulary.
 """
@@ -38,8 +38,8 @@ class Prompts(NamedTuple):
   Attributes:
     tokens: int32 [B, S]; the slots after a prompt are overwritten.
     lengths: int [B], tokens of the prompts.
-    ends: int [B], most tokens of a prompt with its continuation.
-    rows: uint32 [B], numbers that stand for the rows in the draws.
+    ends: int [B], maximum number of tokens of a prompt with its continuation.
+    rows: uint32 [B], ids of the rows in the draws.
   """
 
   tokens: np.ndarray
@@ -57,13 +57,14 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
     trained: the model.
     prompts: texts; an empty one begins a document, if the tokenizer has an end of document, or a
       row, if the model unmasks.
-    max_tokens: most tokens added to a prompt; None: result of `default_tokens`.
+    max_tokens: maximum number of tokens added to a prompt; None: result of `default_tokens`.
     sampling: settings of the draws.
     seed: seed of the draws, below 2^32. With the same seed, the first samples of a prompt are the
       same for any `num_samples`.
     num_samples: continuations of each prompt.
     batch_size: rows per batch.
-    steps: steps in which a model unmasks the tokens; None: one per token. Other models refuse it.
+    steps: steps in which a model unmasks the tokens; None: one per token. Refused for models that
+      do not unmask.
   Returns:
     The prompts with their continuations: all samples of the first prompt, then of the second, ...
   Raises:
@@ -97,8 +98,8 @@ def check_prompt(trained: Trained, generator: "Generator", name: str, text: str,
     generator: generator of the model.
     name: name of the prompt, for messages.
     text: the prompt.
-    num_tokens: its tokens.
-    max_tokens: most tokens added; None: as many as fit.
+    num_tokens: number of its tokens.
+    max_tokens: maximum number of tokens added; None: as many as fit.
   Raises:
     ConfigError: the prompt has no tokens or too many.
   """
@@ -120,7 +121,7 @@ def check_prompt(trained: Trained, generator: "Generator", name: str, text: str,
 def default_tokens(trained: Trained, length: int) -> int:
   """Returns how many tokens are added to a prompt by default.
 
-  At most DEFAULT_TOKENS, and not beyond the rows of the training, unless the prompt is longer.
+  At most DEFAULT_TOKENS, and not beyond the row length of training, unless the prompt is longer.
 
   Args:
     trained: the model.
@@ -140,17 +141,17 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
                      batch_size: int = 8) -> list[np.ndarray]:
   """Continues prompts until a document ends or `max_tokens` are added.
 
-  Compiled once for every combination of (rows of a batch, bucket of its prompts, bucket of the
-  longest prompt with its continuation).
+  A program is compiled for every combination of (rows of a batch, bucket of its prompts, bucket of
+  the longest prompt with its continuation).
 
   Args:
     trained: the model.
     prompts: int [N] each; an empty one stands for [end of document], which begins a document.
-    max_tokens: most tokens added, for all prompts or for each; a prompt and its continuation must
-      fit into the model's positions.
+    max_tokens: maximum number of tokens added, for all prompts or for each; a prompt and its
+      continuation must fit into the model's positions.
     sampling: settings of the draws.
     seed: seed of the draws.
-    rows: numbers below 2^32 that stand for the prompts in the draws; None: 0, 1, ...
+    rows: ids of the prompts in the draws, below 2^32; None: 0, 1, ...
     batch_size: prompts per batch.
   Returns:
     The tokens added to each prompt: int32 [N], without the end-of-document token that stopped it.
@@ -219,8 +220,8 @@ class Generator(NamedTuple):
   """One way to continue texts.
 
   Attributes:
-    num_marks: special tokens around a prompt and its continuation. Without them, an empty prompt
-      becomes the end of the document before it.
+    num_marks: special tokens around a prompt and its continuation. If there are none, an empty
+      prompt becomes the end-of-document token of a previous document.
     has_steps: whether `add` takes a number of steps.
     add: a function with the arguments of `continue_prompts`, and `steps`.
   """
@@ -230,7 +231,7 @@ class Generator(NamedTuple):
   add: Callable[..., list[np.ndarray]]
 
   def count(self, prompt: Sized) -> int:
-    """Returns the number of tokens of a prompt's row before anything is added."""
+    """Returns the number of tokens in a prompt's row before anything is added."""
     return len(prompt) + self.num_marks or 1
 
 

@@ -1,4 +1,4 @@
-"""The measures of zero-shot evaluation: what they add up over texts, and the scores that follow.
+"""The measures of zero-shot evaluation: totals over texts, and scores computed from them.
 
 A function `add_...` scores a window of texts and adds to the totals, which are JSON values; the
 function `finish_...` turns the totals of all texts into scores. The log-probabilities of tokens
@@ -45,8 +45,8 @@ class Settings(NamedTuple):
 def perplexity(nats: float) -> float:
   """Returns exp of a mean loss.
 
-  The result is infinite beyond the range of floats. This can happen for scripts without spaces,
-  whose "words" are few and long.
+  A result beyond the range of floats is infinite. This can happen for scripts without spaces, whose
+  "words" are few and long.
 
   Args:
     nats: mean loss.
@@ -66,7 +66,7 @@ def add_to(totals: Totals, **amounts: float) -> None:
 
 
 def room(settings: Settings, totals: Totals) -> int | None:
-  """Returns how much more is scored before `settings.limit` is reached; None: there is no limit."""
+  """Returns how many more items are scored until `settings.limit`; None: there is no limit."""
   return settings.limit - totals.get("scored", 0) if settings.limit else None
 
 
@@ -77,16 +77,16 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
                    settings: Settings, totals: Totals) -> list[Record]:
   """Scores documents, each separately, and adds to the totals.
 
-  Words and bytes are counted in the text as it is in the file, before it is detokenized.
+  Words and bytes are counted in the text of the file, before it is detokenized.
 
   Args:
     trained: the model.
     suite: the protocol.
     documents: documents, or consecutive parts of them.
     settings: result of `resolve`.
-    totals: totals of the texts before.
+    totals: totals of the previous texts.
   Returns:
-    Tokens and log-probability of every text that ends here, or is not scored further.
+    Tokens and log-probability of every text that ends here or is not scored any further.
   """
   scorer = scorers.find(trained)
   if scorer.by_line:
@@ -175,7 +175,7 @@ def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], sett
     suite: the protocol.
     passages: the passages; blank ones are skipped.
     settings: result of `resolve`.
-    totals: totals of the passages before.
+    totals: totals of the previous passages.
   Returns:
     Whether the guess is right, and the log-probability of the target, for every passage.
   Raises:
@@ -242,7 +242,7 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
     suite: the protocol; not read.
     pairs: (good, bad) sentences.
     settings: result of `resolve`.
-    totals: totals of the pairs before.
+    totals: totals of the previous pairs.
   Returns:
     The log-probabilities of both sentences, for every pair.
   Raises:

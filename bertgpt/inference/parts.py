@@ -8,7 +8,7 @@ import numpy as np
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
 PART_CHARS = 1 << 20
-_CONTEXT = 400  # Characters on either side of a border that are tokenized to check it, at least.
+_CONTEXT = 400  # Characters, at least, on either side of a border that are tokenized to check it.
 
 
 class Part(NamedTuple):
@@ -16,9 +16,9 @@ class Part(NamedTuple):
 
   Attributes:
     text: the text that is tokenized.
-    source: the entries of the file that it is made of.
+    source: the entries of the file from which it is made.
     is_last: whether the document ends here.
-    entries: how many entries these are: lines, or 1.
+    entries: number of these entries: lines, or 1.
     carry: white space at the end of the entries with which the text of the next part begins.
   """
 
@@ -35,14 +35,14 @@ def cut_document(lines: Iterable[str], tokenizer: Tokenizer,
 
   A part ends at the first line end after PART_CHARS at which the tokenizer gives the same ids for
   the text before and after it as for both together. Many tokenizers join a line end to the
-  indentation after it. The part then ends before the line end, on the same condition. A document
-  without line ends, or a tokenizer that reads on over all of them, gives one part. Where a part
-  ends depends only on the lines from its beginning on.
+  indentation after it; the part then ends before the line end, on the same condition. If a document
+  has no line ends, or the tokenizer joins all of them to the text after them, it is one part. Where
+  a part ends depends only on the lines from its beginning on.
 
   Args:
     lines: lines of the document, with their ends.
     tokenizer: tokenizer of the model.
-    detokenize: makes the text of a line that is tokenized.
+    detokenize: line of the file -> text that is tokenized.
     carry: `carry` of the part before the lines.
   """
   source: list[str] = []
@@ -66,13 +66,13 @@ def cut_document(lines: Iterable[str], tokenizer: Tokenizer,
 
 
 def _find_cut(tokenizer: Tokenizer, before: str, after: str) -> int | None:
-  """Returns how many characters before a border a text may be cut, or None: it may not.
+  """Returns how many characters before a border a text may be cut; None: it may not be cut.
 
   Args:
     tokenizer: tokenizer of the model.
     before, after: the text around the border.
   """
-  if not (before.strip() and after.strip()):  # What lies behind the white space counts, too.
+  if not (before.strip() and after.strip()):  # The text behind the white space matters too.
     return None
   space = len(before) - len(before.rstrip())
   whole = tokenizer.encode([before + after])[0]

@@ -29,7 +29,7 @@ def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: in
   Args:
     trained: the model.
     texts: texts of any length.
-    window: most tokens that the model sees together; 0: as in training.
+    window: maximum number of tokens that the model sees together; 0: as in training.
     stride: tokens scored with each window except the first of a text; 0: half a window. Encoders
       do not use it: they cut long texts into windows that do not overlap.
     batch_size: rows per batch.
@@ -65,7 +65,7 @@ def choose_window(trained: Trained, window: int = 0, stride: int = 0) -> tuple[i
 
   Args:
     trained: the model.
-    window: most tokens that the model sees together; 0: the longest rows of the training.
+    window: maximum number of tokens that the model sees together; 0: the longest rows of training.
     stride: tokens scored with each window; 0: half a window.
   Raises:
     ConfigError: the window exceeds the model's positions, or the stride leaves no context.

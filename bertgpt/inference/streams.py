@@ -34,7 +34,7 @@ from bertgpt.runs.trained import Trained
 
 WINDOW_CHARS = 1 << 20  # Tokenizers need about 200 bytes per token.
 
-_RESULTS = "results"  # What the folder is called by. Other temporary paths have 8 hex digits.
+_RESULTS = "results"  # Part of the folder's name; other temporary paths have 8 hex digits there.
 _STATE = "state.json"
 _LOCK = ".lock"
 _PUBLISHED = "published"
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 def windows(texts: Iterable[Any], most: int, size: Callable[[Any], int] = len
             ) -> Iterator[list[Any]]:
-  """Yields texts in lists of at most `most` texts and, if it is not only one, WINDOW_CHARS.
+  """Yields lists of at most `most` texts, and of at most WINDOW_CHARS unless it is a single text.
 
   A list depends only on the texts from its beginning on.
 
@@ -69,7 +69,7 @@ def windows(texts: Iterable[Any], most: int, size: Callable[[Any], int] = len
 
 
 class Measured(NamedTuple):
-  """What tells texts apart.
+  """A summary that identifies texts.
 
   Attributes:
     num_texts: number of texts.
@@ -113,7 +113,7 @@ def measure(texts: Iterable[str]) -> Measured:
 
 
 class ChangedError(DataError):
-  """Texts that changed while they were read; what was computed from them is worthless."""
+  """Texts that changed while they were read; results computed from them are invalid."""
 
 
 def reread(texts: Iterable[T], measured: Measured, place: str,
@@ -127,9 +127,9 @@ def reread(texts: Iterable[T], measured: Measured, place: str,
     texts: the texts, all of them.
     measured: result of `measure` for the same texts.
     place: flag and file, for the error message.
-    to_text: returns the text that was measured.
+    to_text: item -> the text that was measured.
   Raises:
-    ChangedError: there are more texts, fewer or others.
+    ChangedError: there are more texts, fewer texts or different ones.
   """
   changed = ChangedError(f"{place}: changed while it was read. Give the same command again when "
                          "the file is complete")
@@ -147,7 +147,7 @@ def reread(texts: Iterable[T], measured: Measured, place: str,
 
 
 def identify(trained: Trained) -> dict[str, str]:
-  """Returns names and values that are the same only for a model that computes the same.
+  """Returns names and values that are equal only for models that compute the same.
 
   Args:
     trained: the model.
@@ -174,7 +174,7 @@ class Unfinished:
     state: entries of the last `commit`; {} if there was none.
 
   Args:
-    folder: folder of the results, whose lock this process has.
+    folder: folder of the results; this process holds its lock.
     out: file that they will become.
     identity: everything that the results depend on.
   Raises:
@@ -214,10 +214,10 @@ class Unfinished:
     return self._files[name]
 
   def commit(self, **state: Any) -> None:
-    """Makes what was written so far survive a crash.
+    """Makes everything written so far survive a crash.
 
     Args:
-      **state: JSON values, with which the work resumes.
+      **state: JSON values from which the work resumes.
     """
     for name, file in self._files.items():
       file.flush()
@@ -232,7 +232,7 @@ class Unfinished:
     Args:
       name: name of the file.
     Raises:
-      ConfigError: there is a file at the final path by now. The results stay in the folder.
+      ConfigError: meanwhile, a file has appeared at the final path. The results stay in the folder.
     """
     self.open(name).flush()
     os.fsync(self.open(name).fileno())
@@ -280,7 +280,7 @@ def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinishe
     is_kept = bool(_read_state(folder))
     work = None
     try:
-      files.refuse_existing(out, "--out")  # A process that had the lock may have made it.
+      files.refuse_existing(out, "--out")  # The previous holder of the lock may have made it.
       work = Unfinished(folder, out, identity)
       yield work
     except ChangedError:
@@ -300,15 +300,15 @@ def check_out(out: pathlib.Path, endings: Sequence[str]) -> None:
 
   Args:
     out: path of the file.
-    endings: what its name may end in.
+    endings: allowed endings of its name.
   Raises:
-    ConfigError: the file exists, its folder does not, or its name ends in something else.
+    ConfigError: the file exists, its folder does not, or its name has another ending.
   """
   folder = files.unfinished_path(out, _RESULTS)
   try:
     files.refuse_existing(out, "--out")
   except ConfigError:
-    if (folder / _STATE).is_file():  # Of a process that was killed after it had made the file.
+    if (folder / _STATE).is_file():  # Left by a process that was killed after making the file.
       with contextlib.suppress(ConfigError, DataError), _lock(folder, out):
         if _read_state(folder).get(_PUBLISHED):
           shutil.rmtree(folder, ignore_errors=True)
@@ -330,7 +330,7 @@ def _read_state(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _describe_others(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-  """Returns the entries of an identity that differ from the wanted ones, in words."""
+  """Returns the entries of an identity that differ from the wanted ones, as text."""
   found = []
   for name in stored | wanted:
     value = stored.get(name)

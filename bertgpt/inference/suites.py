@@ -105,7 +105,7 @@ def parse(spec: str) -> list[tuple[str, str]]:
   for name, file in parts:
     if name not in SUITES:
       if not file and pathlib.Path(name).expanduser().exists():
-        raise ConfigError(f"--suite {name}: is a file, and not what to measure on it. Write "
+        raise ConfigError(f"--suite {name}: is a file, not the name of a suite. Write "
                           f"NAME={name}, with one of the names {', '.join(SUITES)}")
       close = difflib.get_close_matches(name, SUITES, n=1)
       raise ConfigError(f"--suite {name}: no such suite. " + (
@@ -166,8 +166,8 @@ def iterate(name: str, file: str) -> Iterator[Entry]:
     Texts, or (good, bad) sentences. If `is_one_document`, they are the lines of the document with
     their ends.
   Raises:
-    ConfigError: there is no such file, it lacks a column or a field, or, at its end, it has held no
-      text.
+    ConfigError: there is no such file, it lacks a column or a field, or, raised at its end, it held
+      no text.
     DataError: it is damaged.
   """
   suite, flag = SUITES[name], f"--suite {name}"

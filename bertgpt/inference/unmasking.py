@@ -2,11 +2,12 @@
 
 A row is [CLS], the prompt, as many [MASK] as tokens are wanted, and [SEP]. In every step, the model
 predicts all masked tokens, and some of them are revealed. With one token per step, drawn at
-temperature 1 and revealed in random order, the text is a sample of the model whose loss `diffusion`
-bounds (Sahoo et al. 2024, MDLM, arXiv:2406.07524, 3.2). With several tokens per step, these are
-drawn independently, which is faster and worse. At temperature 0 the likeliest token of every
-position is taken, and the most certain ones are revealed first (Ghazvininejad et al. 2019,
-Mask-Predict, arXiv:1904.09324; Nie et al. 2025, LLaDA, arXiv:2502.09992, 2.4).
+temperature 1 and revealed in random order, the text is a sample from the distribution whose
+likelihood the objective `diffusion` bounds (Sahoo et al. 2024, MDLM, arXiv:2406.07524, 3.2).
+Several tokens per step are drawn independently, which is faster and worse. At temperature 0 the
+likeliest token of every position is taken, and the most certain ones are revealed first
+(Ghazvininejad et al. 2019, Mask-Predict, arXiv:1904.09324; Nie et al. 2025, LLaDA,
+arXiv:2502.09992, 2.4).
 
 A draw depends only on (seed, row, position, step) and on the distribution. Special, unknown and
 unused tokens are never drawn.
@@ -34,15 +35,15 @@ NUM_MARKS = 2  # [CLS] and [SEP] around a text.
 
 
 class Rows(NamedTuple):
-  """Rows that hold texts to continue; one without masks pads the batch.
+  """Rows that hold texts to continue; a row without masks pads the batch.
 
   Attributes:
     tokens_BL: int32, with [MASK] where a token is wanted.
-    lengths_B: integers, tokens with both marks.
-    starts_B: integers, the first masked position.
-    counts_B: integers, masks.
+    lengths_B: integers, numbers of tokens, including both marks.
+    starts_B: integers, the first masked positions.
+    counts_B: integers, numbers of masks.
     steps_B: integers, steps in which they are revealed, at least 1.
-    seeds_B: uint32, what the draws of a row depend on.
+    seeds_B: uint32, seeds of the draws of a row.
   """
 
   tokens_BL: jax.Array | np.ndarray
@@ -59,8 +60,8 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
                      batch_size: int = 8, steps: int | None = None) -> list[np.ndarray]:
   """Continues prompts with a given number of tokens.
 
-  Compiled once for every combination of (rows of a batch, bucket of the rows, bucket of the most
-  masks of a row).
+  A program is compiled for every combination of (rows of a batch, bucket of the rows, bucket of the
+  largest number of masks in a row).
 
   Args:
     trained: the model, with the ability "unmask".
@@ -69,9 +70,10 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
       must fit into the model's positions.
     sampling: settings of the draws.
     seed: seed of the draws.
-    rows: numbers below 2^32 that stand for the prompts in the draws; None: 0, 1, ...
+    rows: ids of the prompts in the draws, below 2^32; None: 0, 1, ...
     batch_size: prompts per batch.
-    steps: steps in which the tokens of a prompt are revealed, at most one per token; None: as many.
+    steps: steps in which the tokens of a prompt are revealed, at most one per token; None: one per
+      token.
   Returns:
     The tokens added to each prompt: int32 [max_tokens].
   """

@@ -1,7 +1,7 @@
 """Zero-shot evaluation: scores of a model on texts that it was not trained for.
 
-There are three measures, each for the protocols of `suites.SUITES` that name it. The texts are
-scored in windows, so that memory is bounded and interrupted work resumes.
+There are three measures; every protocol of `suites.SUITES` names one of them. The texts are scored
+in windows, so that memory is bounded and interrupted work resumes.
 """
 
 import contextlib
@@ -84,8 +84,8 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
     file: see `suites.iterate`.
     measured: entries of the file.
     settings: result of `resolve`.
-    work: unfinished results, with which the work resumes; None: nothing is written.
-    number: number of the suite among those of the command.
+    work: unfinished results, from which the work resumes; None: nothing is written.
+    number: index of the suite among those of the command.
   Raises:
     DataError: the file changes during the work.
   """
@@ -155,10 +155,10 @@ def windows(trained: Trained, name: str, file: str,
     name: key of `SUITES`.
     file: see `suites.iterate`.
     entries: the entries, or those that are left.
-    carry: see `carry_of`; of the entry before those that are left.
+    carry: result of `carry_of` for the entry before those that are left.
   """
   content: Iterator[Any] = entries
-  # The lines of one document, which a model that scores lines reads as they are.
+  # The lines of one document; a model that scores lines reads them one by one.
   if suites.is_one_document(name, file) and not scorers.find(trained).by_line:
     detokenize = functools.partial(suites.detokenize, detokenizer=SUITES[name].detokenizer)
     content = parts.cut_document(content, trained.tokenizer, detokenize, carry)
@@ -173,17 +173,17 @@ def size_of(entry: Any) -> int:
 
 
 def join_texts(entry: suites.Entry) -> str:
-  """Returns the texts of an entry as one, which tells entries apart."""
+  """Returns the texts of an entry as one text, which is different for different entries."""
   return "\t".join(suites.as_texts(entry))
 
 
 def carry_of(entry: Any) -> str:
-  """Returns the white space of the lines of an entry which belongs to the entry after it."""
+  """Returns the white space at the end of an entry that belongs to the entry after it."""
   return entry.carry if isinstance(entry, Part) else ""
 
 
 def entries_of(entry: Any) -> int:
-  """Returns how many entries of a file an entry of a window is made of."""
+  """Returns the number of entries of a file in an entry of a window."""
   return entry.entries if isinstance(entry, Part) else 1
 
 

@@ -152,7 +152,7 @@ def test_a_model_that_transformers_has_not_is_refused(objective, model, message)
 
 def test_a_parameter_too_many_or_too_few_is_named():
   config, params = make("BertForPreTraining")
-  with pytest.raises(ConfigError, match="no place for the parameter extra"):
+  with pytest.raises(ConfigError, match="no counterpart of the parameter extra"):
     conversion.to_hugging_face(params | {"extra": np.zeros(2)}, config)
   del params["nsp"]["bias"]
   with pytest.raises(ConfigError, match="nsp/bias of BertForPreTraining is missing"):

@@ -196,4 +196,4 @@ def test_a_task_learns_the_mix_and_its_own_words(finished_elmo, glue, tmp_path, 
   assert found[0]["label"] == alone[0]["label"]
   capsys.readouterr()
   assert cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / "out")]) == 2
-  assert "transformers has no such model for a task" in capsys.readouterr().err
+  assert "transformers has no such model for tasks" in capsys.readouterr().err

@@ -23,12 +23,12 @@ from bertgpt.runs.trained import Trained
 
 
 def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list[Row]:
-  """Cuts a text into overlapping windows; the end of another document stands before it.
+  """Cuts a text into overlapping windows; the end of another document is put before it.
 
   Args:
     tokenizer: tokenizer of the model.
     ids: int [N].
-    window: most tokens per row.
+    window: maximum number of tokens per row.
     stride: tokens scored with each row except the first, whose tokens are all scored.
   """
   before = [tokenizer.eod_id] if tokenizer.eod_id >= 0 else []
@@ -41,8 +41,8 @@ class Rest(NamedTuple):
   """The end of a part of a document, which the next part follows.
 
   Attributes:
-    tokens: the last ids, int [N]: at most a window that is scored, and what is not scored yet.
-    scored: number of them that are scored, or cannot be.
+    tokens: the last ids, int [N]: at most a window of scored ones, and those not scored yet.
+    scored: number of them that have been scored or cannot be.
   """
 
   tokens: Sequence[int] | np.ndarray
@@ -55,7 +55,7 @@ def cut_part(tokenizer: Tokenizer, rest: Rest | None, ids: np.ndarray, is_last: 
 
   Args:
     tokenizer: tokenizer of the model.
-    rest: the rest of the part before; None: this part is the first.
+    rest: the rest of the previous part; None: this part is the first.
     ids: int [N].
     is_last: whether the document ends here.
     window, stride: see `cut`.
@@ -85,7 +85,7 @@ def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int,
 
   Args:
     num_tokens: tokens of the document.
-    size: most tokens per window.
+    size: maximum number of tokens per window.
     stride: tokens scored with each window except the first.
   """
   end = min(size, num_tokens)

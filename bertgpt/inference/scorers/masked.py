@@ -34,7 +34,7 @@ def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list
   Args:
     tokenizer: tokenizer of the model; not used.
     ids: int [N].
-    window: most tokens per row, [CLS] and [SEP] among them.
+    window: maximum number of tokens per row, including [CLS] and [SEP].
     stride: not used: pieces do not overlap.
   """
   del tokenizer, stride

@@ -31,7 +31,7 @@ class Scorer(NamedTuple):
     is_likelihood: whether the log-probabilities of the tokens add up to that of the text (chain
       rule), so that a value per word or per byte has a meaning.
     cut: (tokenizer, int [N] ids of a text, window, stride) -> rows that score every token once; the
-      first token is left out if nothing can stand before it.
+      first token is left out if no token can be put before it.
     score: (trained, rows, rows per batch) -> for every row, the log-probabilities of its tokens
       from `first` on, float32 [N - first], in nats.
     describe: (number of rows, window, stride) -> description of the rows in words.
