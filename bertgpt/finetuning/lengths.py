@@ -1,6 +1,6 @@
-"""How many different lengths the rows of a fine-tuning have: as many as pay for their compilation.
+"""How many different row lengths fine-tuning uses: as many as pay for their compilation.
 
-Every length is a program of its own. A program for one more length takes about the same time for
+Every length needs a program of its own. Compiling one more program takes about the same time for
 all models, because their layers are scanned, while the padding that it saves costs more the larger
 the model and the longer the run. Short runs of small models therefore have one length, and long
 runs have all lengths of `data.batches.buckets`.
@@ -13,8 +13,8 @@ from bertgpt.data.batches import buckets
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 
-# FLOPs that a device could do in the time in which a train step is compiled. CPU: 4.6 s of one
-# core at 97 GFLOP/s, measured; others: half a minute at 30 and 100 TFLOP/s.
+# FLOPs that a device could do while a train step is compiled. CPU: 4.6 s of one core at 97 GFLOP/s,
+# measured; others: half a minute at 30 and 100 TFLOP/s.
 COMPILE_FLOPS = {"cpu": 4.5e11, "gpu": 1e15, "tpu": 3e15}
 
 
@@ -27,7 +27,7 @@ def for_training(config: ConfigDict, run: ConfigDict, rows: Rows, platform: str
   Args:
     config: fine-tuning config.
     run: config of a run, which describes the model.
-    rows: rows to learn from.
+    rows: rows of the training set.
     platform: 'cpu', 'gpu' or 'tpu'.
   """
   sizes = rows.lengths
@@ -52,7 +52,7 @@ def for_evaluation(config: ConfigDict, run: ConfigDict, task: Task, platform: st
 
 
 def for_rows(run: ConfigDict, rows: Rows, batch_size: int, platform: str) -> tuple[int, ...]:
-  """Returns the lengths of the rows of batches that are computed forward and once, ascending.
+  """Returns the lengths of the rows of batches that run forward only once, ascending.
 
   Args:
     run, platform: see `for_training`.
@@ -74,10 +74,10 @@ def of_batches(rows: Rows, batch_size: int) -> list[int]:
 
 
 def _choose(run, needed, times, batch_size, platform) -> tuple[int, ...]:
-  """Returns the lengths for batches that need some lengths, each of them `times` times.
+  """Returns the lengths for batches of the needed lengths, each of which occurs `times` times.
 
-  The forward pass alone has about a third of both the FLOPs and the compilation of a train step, so
-  the result is the same for training and evaluation.
+  The forward pass has about a third of both the FLOPs and the compilation time of a train step, so
+  the same rule serves training and evaluation.
   """
   most = run.phases[0].seq_len
   counts = collections.Counter(buckets.bucket(int(length), most) for length in needed)

@@ -1,17 +1,17 @@
 """Fine-tuning of a pretrained model: runs for learning rates and seeds, official metrics, outputs.
 
     workdir/
-      config.json            config of the fine-tuning
+      config.json            fine-tuning config
       results.json           every run, the medians and the best run; rewritten after each run
       report.md              the same as a table
       lr5e-05-seed0/         one run:
         metrics.jsonl
         predictions/         predictions on every evaluation set, in the official format
-        config.json, tokenizer/, checkpoints/    weights, if `save` asks for those of this run
+        config.json, tokenizer/, checkpoints/    weights, if `save` selects this run
 
 A run is a function of its config, its seed and the weights it starts from. When the command is
 given again, it keeps the completed runs if weights and data are the same, and continues a run that
-was stopped, from its last checkpoint; see `finetuning.resume`. With several processes, all of them
+was stopped from its last checkpoint; see `finetuning.resume`. With several processes, all of them
 compute, and process 0 writes.
 """
 
@@ -60,8 +60,8 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     The content of results.json.
   Raises:
     DivergedError: every run diverged.
-    Preempted: a signal was received. Completed runs are kept, and a checkpoint of the run that was
-      stopped.
+    Preempted: a signal was received. Completed runs are kept, and so is a checkpoint of the run
+      that was stopped.
     UserError: see `errors`; raised before anything is written if the input is wrong.
   """
   peers.check_agreement({"command": "finetune", "--init": str(init), "--workdir": str(path),
@@ -93,7 +93,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
 
 
 def open_task(config: ConfigDict, pretrained: Trained) -> tuple[Trained, rows_lib.Task]:
-  """Returns the task, and the model, which has learnt its words if it reads whole words.
+  """Returns the task and the model; a model that reads whole words has learned those of the task.
 
   Args:
     config: fine-tuning config.
@@ -115,12 +115,13 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
   """Writes report.md and prints its table.
 
   Args:
-    results: summarized results, at least one run of which did not diverge.
+    results: summarized results; at least one run did not diverge.
   """
   lines = results_lib.report(results, tuning.config, tuning.task)
   best = tuning.path / results["best_run"]
-  lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not kept: the "
-               f"run was done with save={tuning.config.save}, or with that of an earlier start")
+  lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not saved, "
+               f"because of save={tuning.config.save} in this start or another value in an earlier "
+               "one")
   files.write_atomically(tuning.path / "report.md",
                          "\n".join([*describe(tuning), "", *lines]) + "\n")
   print("\n" + "\n".join(lines))
@@ -142,7 +143,7 @@ def check_agreement(identity: dict[str, Any], results: dict[str, Any]) -> None:
 
 
 def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
-  """Does the runs that `results` lacks, and keeps the weights that `config.save` asks for.
+  """Does the runs that `results` lacks, and keeps the weights that `config.save` selects.
 
   Args:
     results: content of results.json; every run adds its row, and the file is rewritten.
@@ -167,7 +168,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
           results_lib.write_results(tuning.path, summary)
           resume.remove(tuning.path / run["folder"])
           if kept and config.save == "best" and is_best:
-            # Only weights that this start has kept: earlier ones may have been asked for.
+            # Only weights that this start has saved; weights of earlier starts stay.
             workdir.remove_run(tuning.path / kept)
         if is_best:
           kept = run["folder"]
@@ -197,10 +198,10 @@ def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[]
   Args:
     program: compiled parts, with the learning rate.
     seed: seed of the order of the rows, the dropout and the new weights.
-    should_stop: whether a signal was received; all processes call it equally often.
+    should_stop: whether a signal was received; all processes call it the same number of times.
   Returns:
-    (row of the run in results.json, state after the last step). A run that diverged has a row,
-    because other runs may do better, and None for its state.
+    (row of the run in results.json, state after the last step). A run that diverged also has a row,
+    because other runs may do better; its state is None.
   Raises:
     Preempted: a signal was received.
   """
@@ -297,7 +298,7 @@ def describe_stop(folder: pathlib.Path, step: int) -> Preempted:
 
 def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainState,
            should_stop: Callable[[], bool]) -> prediction.Assessment | None:
-  """Evaluates and logs a run after the last step of an epoch, if the config asks for it.
+  """Evaluates and logs a run after the last step of an epoch, if the config says so.
 
   Args:
     log: log of the run.

@@ -26,7 +26,7 @@ from bertgpt.data.batches.parts import Specs, sequence_specs
 from bertgpt.models import Inputs, Module, cross_entropy, heads
 from bertgpt.training.objectives import Batch, BoundModel, Objective, Sums
 
-EXCLUDED_LOGIT = -1e9  # Logit of positions that an answer cannot have.
+EXCLUDED_LOGIT = -1e9  # Logit of positions at which an answer cannot start or end.
 
 
 class Head(NamedTuple):
@@ -37,7 +37,7 @@ class Head(NamedTuple):
     make_objective: (config of the run, weight of the language-model loss) -> objective.
     predict: (module, params, batch) -> outputs that the task scores: classes int32 [B] or
       [B, L], values float32 [B], or logits of starts and ends float32 [B, 2, L].
-    outputs: the same with float32 logits [B, C] or [B, L, C] instead of classes.
+    outputs: like `predict`, with float32 logits [B, C] or [B, L, C] instead of classes.
   """
 
   make_model: Callable[..., Module]
@@ -78,7 +78,7 @@ def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
 
 
 def _keep(batch, key, row_ids):
-  """Returns the batch as it is: tasks corrupt no tokens."""
+  """Returns the batch unchanged: tasks corrupt no tokens."""
   return batch
 
 
@@ -167,7 +167,7 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
 
   def weights(batch):
     both = {"task_loss": _task_weight(batch)}
-    if lm_weight:  # The step divides by this number, so doubling it halves the loss.
+    if lm_weight:  # The step divides by this weight, so doubling it halves the loss.
       both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
     return both
 

@@ -45,9 +45,9 @@ class Predictor(NamedTuple):
   Attributes:
     trained: the run.
     form: form of the examples and predictions of its task.
-    setting: what rows and predictions depend on.
+    setting: settings that rows and predictions depend on.
     model: module with the head of the task.
-    head: its outputs.
+    head: losses and predictions of this head.
     params: parameters, on the device.
   """
 
@@ -65,18 +65,18 @@ class Predictor(NamedTuple):
 
 
 def find_run(path: pathlib.Path) -> pathlib.Path:
-  """Returns the folder of a fine-tuned run.
+  """Returns the folder of a fine-tuning run.
 
   Args:
-    path: this folder, or the workdir of a fine-tuning, which stands for its best run.
+    path: this folder, or a fine-tuning workdir, which stands for its best run.
   Raises:
-    ConfigError: there is no run, or the fine-tuning has none with weights, or not the best one.
+    ConfigError: there is no run, or the weights of the best run were not saved.
     DataError: results.json is damaged.
   """
   if workdir_lib.is_of_transformers(path / "config.json"):
     raise ConfigError(f"--workdir {path}: holds a model of transformers, whose task this program "
                       "does not read. Give the --workdir of the `bertgpt finetune` that made the "
-                      "model, as runs/sst2")
+                      "model, such as runs/sst2")
   if not workdir_lib.is_run(path):
     raise ConfigError(workdir_lib.describe_missing(
         path, "--workdir", "Give the --workdir of a `bertgpt finetune`"))
@@ -84,11 +84,11 @@ def find_run(path: pathlib.Path) -> pathlib.Path:
 
 
 def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -> Predictor:
-  """Opens a fine-tuned run.
+  """Opens a fine-tuning run.
 
   Args:
     path: see `find_run`.
-    dtype: type of activations and products, one of the choices of `model.dtype`.
+    dtype: type of activations and matmuls, one of the choices of `model.dtype`.
   Raises:
     ConfigError: there is no such run, or it was not fine-tuned.
     DataError: the run is damaged.
@@ -145,7 +145,7 @@ def predict(predictor: Predictor, examples: Iterable[Any],
     setting = predictor.setting
     rows, places = form.make_rows(chunk, setting)
     if not size:
-      # A few rows need neither a whole batch nor all lengths, each of which is compiled.
+      # A few rows need neither a full batch nor all lengths, as every length is compiled.
       size = min(batch_size, 1 << (len(rows) - 1).bit_length())
       if len(chunk) < most:
         row_lengths = lengths.for_rows(predictor.trained.config, rows, size, jax.default_backend())
@@ -202,12 +202,13 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
     path: see `find_run`.
     source: file of examples, see `inputs.read_examples`.
     output: new file; None: the predictions are printed.
-    style: 'text' or 'jsonl'; '': 'jsonl' if the name of the output ends so, otherwise 'text'.
+    style: 'text' or 'jsonl'; '': 'jsonl' if the name of the output ends in .jsonl, otherwise
+      'text'.
     batch_size: rows that are computed at a time.
     dtype: see `open_predictor`.
   Raises:
     ConfigError: `output` exists; see also `open_predictor` and `inputs.read_examples`.
-    DataError: see these functions. Nothing is then at `output`.
+    DataError: see these functions. `output` then does not exist.
   """
   if output:
     files.refuse_existing(output, "--output")

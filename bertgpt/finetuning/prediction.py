@@ -20,8 +20,8 @@ def evaluate(tuning: Tuning, program: Program, params: Any, should_stop: Callabl
 
   Args:
     params: parameters of the run, on the devices.
-    should_stop: called once per batch, equally often by all processes; once it returns True, the
-      evaluation ends.
+    should_stop: called once per batch, the same number of times by all processes; once it returns
+      True, the evaluation ends.
     with_tests: whether to predict the sets without labels too.
   Returns:
     (official metrics by set, outputs by set); None if it was stopped.

@@ -1,6 +1,6 @@
-"""Results of a fine-tuning: results.json, the medians, the table.
+"""Results of a fine-tuning workdir: results.json, the medians, the table.
 
-    {"task", "init": what the runs start from, "rows": what they learn and are scored on,
+    {"task", "init": what the runs start from, "rows": what they are trained and scored on,
      "runs": [{"learning_rate", "seed", "folder", "steps", "seconds", "dev": {"f1": 0.9}},
               {"learning_rate", "seed", "folder", "diverged": true}],
      "medians": [{"learning_rate", "seeds", "dev": {...}}], "best_rate", "best_run"}
@@ -22,7 +22,7 @@ from bertgpt.training import sweep
 
 
 def runs_of(config: ConfigDict) -> list[tuple[float, int]]:
-  """Returns (learning rate, seed) of every run that a config asks for, in their order."""
+  """Returns (learning rate, seed) of every run of a config, in order."""
   return [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
 
 
@@ -58,7 +58,7 @@ def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, A
 
 def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any]
                  ) -> dict[str, Any]:
-  """Returns the results of earlier starts of the same fine-tuning.
+  """Returns the results of earlier starts in the same fine-tuning workdir.
 
   Args:
     path: fine-tuning workdir.
@@ -67,7 +67,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   Returns:
     The content of results.json; without earlier starts, it has no runs.
   Raises:
-    ConfigError: the workdir holds something else, or another fine-tuning.
+    ConfigError: the workdir holds something else, or results of another config.
     DataError: results.json is damaged.
   """
   results = {"task": config.task.name, **identity, "runs": []}
@@ -77,7 +77,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   try:
     old = recipes.from_json(stored.read_bytes(), finetune_config.base)
   except ConfigError:
-    raise ConfigError(f"--workdir {path}: does not hold a fine-tuning of this version. "
+    raise ConfigError(f"--workdir {path}: is not a fine-tuning workdir of this version. "
                       "Give another folder") from None
   lines = recipes.differences(old, config, finetune_config.RESUMABLE)
   if (path / "results.json").exists():
@@ -89,7 +89,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
       if names:
         lines.append(f"{flag}: different from the earlier start: {', '.join(names)}")
   if lines:
-    raise ConfigError(f"--workdir {path} holds another fine-tuning:\n  " + "\n  ".join(lines)
+    raise ConfigError(f"--workdir {path} holds different fine-tuning runs:\n  " + "\n  ".join(lines)
                       + "\nUse another --workdir")
   return results
 
@@ -106,7 +106,7 @@ def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | N
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
-  """Writes results.json, whole or not at all.
+  """Writes results.json, completely or not at all.
 
   Args:
     path: fine-tuning workdir.
@@ -118,8 +118,8 @@ def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
 def summarize(results: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
   """Returns the results with the medians over the seeds, the best learning rate and the best run.
 
-  Only runs that the config asks for count, and of these only runs that did not diverge. The best
-  learning rate is the one with the best median on dev. If no run counts, both are None.
+  Only runs of the config that did not diverge count. The best learning rate is the one with the
+  best median on dev. If no run counts, both are None.
 
   Args:
     results: content of results.json.

@@ -1,9 +1,9 @@
-"""The state of a run that is not done, from which the next start of the fine-tuning continues.
+"""The state of a fine-tuning run that is not done, from which the next start continues.
 
     lr5e-05-seed0/unfinished/checkpoints/    steps, as in `runs.checkpoint`
 
 The order of the batches and the dropout depend only on seed and step, so a run that was stopped and
-continued has the weights of one that was not, bit for bit on the same mesh.
+continued has the same weights as one that was not, bit for bit on the same mesh.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.runs import checkpoint, manifest, workdir
 
 FOLDER = "unfinished"
-KEEP = 2  # Steps that are kept: if the newest is damaged, the one before it is used.
+KEEP = 2  # Checkpoints that are kept: if the newest is damaged, the one before it is used.
 
 
 def digest(identity: dict[str, Any], config: ConfigDict) -> str:
-  """Returns a SHA-256 (hex) of what all runs of a fine-tuning depend on.
+  """Returns a SHA-256 (hex) of what all runs of a fine-tuning workdir depend on.
 
   Args:
     identity: result of `results.identify`.
@@ -37,11 +37,11 @@ def digest(identity: dict[str, Any], config: ConfigDict) -> str:
 
 
 def clear(folder: pathlib.Path, fingerprint: str) -> None:
-  """Makes the folder of a run that is about to start, with nothing in it but its own state.
+  """Makes the folder of a run that is about to start, and removes everything but its own state.
 
   Args:
-    folder: folder of the run, which may be left by an earlier start.
-    fingerprint: result of `digest`; the state of another fine-tuning is removed.
+    folder: folder of the run, which an earlier start may have left.
+    fingerprint: result of `digest`; a state with another fingerprint is removed.
   """
   if _read_fingerprint(folder / FOLDER) == fingerprint:
     workdir.remove_run(folder)

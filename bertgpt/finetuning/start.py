@@ -18,11 +18,11 @@ def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.T
   The head, and a pooler that the checkpoint lacks, have random weights.
 
   Args:
-    tuning: fine-tuning of the run.
+    tuning: everything that the runs share.
     program: compiled parts of the run.
     seed: seed of the random weights.
   Raises:
-    DataError: the checkpoint lacks another parameter, or has it with another shape.
+    DataError: the checkpoint lacks any other parameter, or has it with another shape.
   """
   config = program.training.config.copy_and_resolve_references()
   config.seed = seed
@@ -49,8 +49,8 @@ def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray,
                    vocab_size: int) -> jax.Array:
   """Returns a trained parameter with the sharding of the fresh one.
 
-  In a token table, only the rows of trained tokens are replaced. New tokens take the place of the
-  padding after them and keep their fresh rows.
+  In a token table, only the rows of trained tokens are replaced. New tokens use the padding rows
+  after them and keep their fresh values.
 
   Args:
     name: path of the parameter.

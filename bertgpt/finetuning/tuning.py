@@ -1,4 +1,4 @@
-"""Everything that the runs of a fine-tuning share: model, task, mesh, compiled parts, batches."""
+"""Everything that fine-tuning runs share: model, task, mesh, compiled parts, batches."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ from bertgpt.training import steps
 
 
 class Tuning(NamedTuple):
-  """Everything that all runs of a fine-tuning share.
+  """Everything that all runs of a fine-tuning workdir share.
 
   Attributes:
     config: fine-tuning config.
@@ -76,7 +76,7 @@ def check_run(config: ConfigDict, pretrained: Trained) -> None:
     config: fine-tuning config.
     pretrained: model that the runs start from.
   Raises:
-    ConfigError: model, config and devices do not fit together; one line per problem.
+    ConfigError: model, config and devices are not compatible; one line per problem.
   """
   run = make_run_config(config, pretrained, 1, config.learning_rates[0])
   if config.pooling and "pooling" not in families.find(pretrained.config).reads:
@@ -105,7 +105,7 @@ def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,
 
 def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, task: Task,
                 path: pathlib.Path, fingerprint: str) -> Tuning:
-  """Returns the parts of a fine-tuning, with the head of its task and a mesh over all devices.
+  """Returns the shared parts, including the head of the task and a mesh over all devices.
 
   Args:
     config, init, pretrained, task, path, fingerprint: see `Tuning`.
@@ -124,7 +124,7 @@ def make_program(tuning: Tuning, learning_rate: float) -> Program:
   They are the same for all seeds, so every shape of a batch is compiled once per learning rate.
 
   Args:
-    tuning: fine-tuning of the runs.
+    tuning: everything that the runs share.
     learning_rate: peak learning rate.
   """
   config = make_run_config(tuning.config, tuning.pretrained, count_steps(tuning), learning_rate)
@@ -154,11 +154,11 @@ def iterate_batches(tuning: Tuning, seed: int,
   """Yields the batches of a run, on the devices.
 
   Args:
-    tuning: fine-tuning of the run.
+    tuning: everything that the runs share.
     seed: seed of the order of the rows.
     first_step: steps that are done.
   Yields:
-    (number of the step, from 1; batch).
+    (step, counted from 1; batch).
   """
   config, train_rows, step = tuning.config, tuning.task.train, 0
   for epoch in range(config.epochs):
@@ -176,7 +176,7 @@ def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
 
   Args:
     chosen: rows of a set.
-    index: numbers of the rows of the batch, int [N] with N <= batch_size.
+    index: indices of the rows of the batch, int [N] with N <= batch_size.
     batch_size: rows of the global batch; empty rows fill it up.
     row_lengths: lengths that its rows may have, ascending.
     seed: seed of the run, for the dropout.

@@ -1,1 +1,1 @@
-"""Predictions of memory, time and price, from programs compiled for absent machines."""
+"""Predictions of memory, time and price, from programs compiled for machines not present."""

@@ -2,8 +2,8 @@
 
 The step of a phase is lowered on abstract arrays and compiled by the real compiler (`topologies`);
 its memory, work and time are read from the compiled program (`hlo`, `roofline`). Nothing runs and
-no data is read. Layers stay scanned as in the config, so that the program compiles in a fraction of
-the time; the body of a loop is counted as often as it runs.
+no data is read. Layers stay scanned as in the config, so the program compiles in a fraction of the
+time; the body of a loop is counted as many times as it runs.
 """
 
 import concurrent.futures
@@ -27,7 +27,7 @@ from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
 from bertgpt.training import metrics, steps
 from bertgpt.training.steps import shape_of
 
-COMPILER_THREADS = 2  # A compilation uses one core most of the time, and up to 3 GB.
+COMPILER_THREADS = 2  # Most of the time, a compilation uses one core, and up to 3 GB.
 
 
 class StateBytes(NamedTuple):
@@ -43,7 +43,7 @@ class Memory(NamedTuple):
   Attributes:
     parameters: float32 parameters.
     optimizer: state of the optimizer.
-    batch: inputs, counters, and what the layout of arrays adds to them.
+    batch: inputs, counters, and the padding that the layout of arrays adds.
     activations: activations, gradients and everything else that lives within a step.
     code: the program itself.
   """
@@ -102,7 +102,7 @@ class CompiledStep(NamedTuple):
 
 
 class PhasePlan(NamedTuple):
-  """Prediction for a phase, all chips together; every number is nan if the step does not compile.
+  """Prediction for a phase, all chips together; all values are nan if the step does not fit.
 
   Attributes:
     step: the compiled step.
@@ -127,7 +127,7 @@ class PhasePlan(NamedTuple):
 
 
 def devices_of(topology: Topology) -> tuple[int, str]:
-  """Returns the number of devices and their platform, as `config.validate` takes them."""
+  """Returns the number of devices and their platform, for `config.validate`."""
   return len(topology.devices), {"cuda": "gpu"}.get(topology.platform, topology.platform)
 
 
@@ -146,7 +146,7 @@ def assume_vocabulary(config: ConfigDict) -> ConfigDict:
 
 
 def make_vocabulary(size: int) -> Vocabulary:
-  """Returns a vocabulary with the special tokens first, as tokenizers trained here have them.
+  """Returns a vocabulary with the special tokens first, as in tokenizers that are trained here.
 
   The work of a step is the same for any vocabulary of this size.
 
@@ -244,7 +244,7 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
 
 
 def read_memory(stats: Any, state_bytes: StateBytes) -> Memory:
-  """Splits the compiler's sums by what they hold.
+  """Splits the compiler's sums by their content.
 
   Args:
     stats: `compiled.memory_analysis()`, bytes per chip. The new state takes the old one's place, so

@@ -1,7 +1,7 @@
 """Collectives of a compiled program: which devices take part, what they send, over which network.
 
-A group of devices is given by its partition numbers, which follow the order of the mesh. The places
-of these devices determine which links the group uses.
+A group of devices is given by partition ids, which follow the order of the mesh. The places of
+these devices determine which links the group uses.
 """
 
 import collections
@@ -22,7 +22,7 @@ class Collective(NamedTuple):
   Attributes:
     kind: one of COLLECTIVES.
     bytes: size of the whole array as one device sees it: the reduced, gathered or exchanged one.
-    groups: partition numbers of the devices that take part together; for permutes the pairs.
+    groups: partition ids of the devices that take part together; for permutes, the pairs.
   """
 
   kind: str
@@ -39,7 +39,7 @@ def collective_of(instruction: Instruction, num_devices: int) -> Collective | No
   """Returns the collective that an instruction is or starts.
 
   Args:
-    instruction: any instruction; a fusion itself is never a collective, its parts may be.
+    instruction: any instruction; a fusion itself is never a collective, but its parts may be.
     num_devices: devices that run the program.
   Returns:
     The collective; None for any other instruction.
@@ -64,7 +64,7 @@ def replica_groups(attributes: str, num_devices: int) -> Groups:
     attributes: the instruction's attributes.
     num_devices: devices that run the program.
   Returns:
-    Partition numbers, group by group; all devices in one group if the attributes name none.
+    Partition ids, group by group; all devices in one group if the attributes name none.
   """
   if found := re.search(r"replica_groups=\{(\{[^=]*?\})\}", attributes):
     return _explicit_groups(found[1])
@@ -78,10 +78,10 @@ def replica_groups(attributes: str, num_devices: int) -> Groups:
 
 
 def _mesh_groups(mesh: str, device_ids: str | None, axes: str) -> Groups:
-  """Returns groups along some axes of a mesh; 'a':(2)4 is the factor 4 after 2 of the axis a."""
+  """Returns groups along some axes of a mesh; 'a':(2)4 is a's factor 4 after a factor 2."""
   parts = {name: (int(before or 1), int(size or 0))
            for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", axes)}
-  dims, in_group = [], []  # Every axis becomes three: before its part, the part, the rest.
+  dims, in_group = [], []  # Every axis becomes three: before the part, the part, after it.
   for name, size in re.findall(r"'([^']*)'=(\d+)", mesh):
     before, width = parts.get(name, (int(size), 1))
     width = width or int(size)
@@ -130,7 +130,7 @@ class Place(NamedTuple):
   """A device's place in the machine.
 
   Attributes:
-    slice_index: number of its TPU slice or GPU node.
+    slice_index: index of its TPU slice or GPU node.
     coords: coordinates of the chip in its slice, one per axis of the torus; () in a node.
   """
 
@@ -143,7 +143,7 @@ class Network(NamedTuple):
 
   Attributes:
     chip: data sheet of every device.
-    places: place of each device by partition number, which is the order of the mesh.
+    places: place of each device by partition id, in the order of the mesh.
     torus: number of chips along each axis of a slice; () for the switch of a GPU node.
     mesh_shape: axis -> size, in the order of the mesh.
   """
@@ -168,7 +168,7 @@ class Traffic(NamedTuple):
   seconds: float
 
 
-# How often a device sends the array around a ring; once for the kinds that are not listed.
+# Number of times that a device sends the array around a ring; 1 for kinds that are not listed.
 _ROUNDS = {"all-reduce": 2.0}
 
 
@@ -232,7 +232,7 @@ def axes_of(group: Sequence[int], mesh_shape: Mapping[str, int]) -> str:
   """Returns the mesh axes along which the devices of a group differ.
 
   Args:
-    group: partition numbers of its devices.
+    group: partition ids of its devices.
     mesh_shape: axis -> size, in the order of the mesh.
   Returns:
     Names, such as 'data+fsdp'; '-' if no axis differs.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bertgpt.planning.aot import PhasePlan
 
-# (name, number of a plan that fits, format); lower is better except for the last two.
+# (name, value for a plan that fits, format); lower is better except for the last two.
 ROWS = (
     ("ms per step", lambda plan: plan.step_seconds * 1e3, ",.2f"),
     ("bound by matmul, ms", lambda plan: plan.step.roofline.seconds_by["matmul"] * 1e3, ",.2f"),
@@ -25,8 +25,8 @@ def show(plans: Sequence[PhasePlan], others: Sequence[PhasePlan],
   """Returns a table per phase: the config as given, the other one, and the ratio of the two.
 
   Args:
-    plans: of the config as given.
-    others: of the other config, for the same phases.
+    plans: plans of the config as given.
+    others: plans of the other config, for the same phases.
     overrides: fields in which the other config differs, 'FIELD=VALUE' each.
   """
   lines = [f"comparison with {' '.join(overrides)}"]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
                "collective-permute", "collective-broadcast")
 
-# Bits per element of the types whose name does not say it.
+# Bits per element of types whose names do not contain this number.
 ELEMENT_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
 
@@ -58,8 +58,8 @@ class Instruction:
 
   Attributes:
     shape: arrays of the result; nested tuples are flattened.
-    operands: names of instructions in the same computation. A parameter has its number here and a
-      constant its value.
+    operands: names of instructions in the same computation. For a parameter, this is its index; for
+      a constant, its value.
     attributes: text after the operands.
     is_root: whether its result is that of the computation.
     computation: the computation that holds it.
@@ -111,7 +111,7 @@ class Instruction:
     Args:
       number: position among the operands; -1 is the last.
     Returns:
-      The instruction; None if the operand is not one, such as a parameter's number.
+      The instruction; None if the operand is something else, such as a parameter's index.
     """
     return self.computation.instructions.get(self.operands[number])
 
@@ -172,7 +172,7 @@ class Computation:
     Args:
       number: position of the parameter, from 0.
     Returns:
-      The parameter; None if there is none of that number.
+      The parameter; None if there is no such parameter.
     """
     return next((i for i in self.instructions.values()
                  if i.opcode == "parameter" and i.operands == (str(number),)), None)
@@ -206,7 +206,7 @@ def parse(text: str) -> HloModule:
     ValueError: an instruction's parentheses do not match.
   """
   module, computation = HloModule(), None
-  # Metadata of a Pallas kernel may fill lines of its own, in the middle of its instruction.
+  # Metadata of a Pallas kernel may span several lines in the middle of its instruction.
   for line in text.replace("={\n", "={").replace("\n}}", "}}").splitlines():
     if header := _HEADER.match(line):
       computation = Computation(header[2], module)
@@ -274,7 +274,7 @@ def element_bits(element_type: str) -> int:
 
 
 class Execution(NamedTuple):
-  """An instruction that runs as an operation of its own, and its runs per step."""
+  """An instruction that runs as a separate operation, and its runs per step."""
 
   instruction: Instruction
   runs: float
@@ -286,8 +286,8 @@ def executions(module: HloModule) -> Iterator[Execution]:
   Args:
     module: the compiled step.
   Yields:
-    Every instruction outside fusions. Those in loops run as often as the trip counts say, those in
-    the branches of a conditional as if every branch ran.
+    Every instruction outside fusions. Instructions in loops are multiplied by the trip counts;
+    those in the branches of a conditional are counted as if every branch ran.
   """
   yield from _executions(module.computations[module.entry], 1.0)
 
@@ -305,7 +305,7 @@ def trip_count(loop: Instruction) -> float:
   """Returns how often the body of a loop runs.
 
   Args:
-    loop: a `while` that counts from 0 by 1, as `scan` and `fori_loop` make them.
+    loop: a `while` that counts from 0 by 1, made by `scan` or `fori_loop`.
   Returns:
     The count that the compiler states, otherwise the largest integer in the loop's condition; 1 if
     there is neither.

@@ -1,6 +1,6 @@
-"""Costs of instructions of a compiled program: matrix products, vector operations, HBM bytes.
+"""Costs of instructions of a compiled program: matmuls, vector operations, HBM bytes.
 
-Every function takes an `hlo.Instruction` and counts one run of it on one device. Products and
+Every function takes an `hlo.Instruction` and counts one run of it on one device. Matmuls and
 convolutions are counted as XLA's HloCostAnalysis counts them (openxla/xla,
 xla/service/hlo_cost_analysis.cc, 2025); arrays in on-chip memory cost no HBM bytes.
 """
@@ -23,7 +23,7 @@ NO_ARITHMETIC = FREE | {
     "pad", "concatenate", "gather", "scatter", "iota", "reverse", "convert", "bitcast-convert",
     "fusion", "dot", "convolution", "custom-call", *COLLECTIVES}
 
-# Operations per element on a vector unit, which evaluates a polynomial (assumption); any other
+# Operations per element on a vector unit, which evaluates a polynomial (assumption). Any other
 # opcode is one operation.
 OPERATIONS_PER_ELEMENT = {
     "exponential": 6, "log": 6, "tanh": 8, "logistic": 8, "power": 12, "divide": 4, "sqrt": 4,
@@ -33,15 +33,15 @@ OPERATIONS_PER_ELEMENT = {
 ALIASES = ("bitcast", "reshape", "get-tuple-element", "convert", "copy")
 
 
-# ------------------------------------------------------------ matrix products
+# -------------------------------------------------------------------- matmuls
 
 
 class Product(NamedTuple):
-  """A batch of matrix products [m, k] x [k, n].
+  """A batch of matmuls [m, k] x [k, n].
 
   Attributes:
     flops: FLOPs of the whole batch; a multiplication and an addition are two.
-    m, n, k: sizes of one product.
+    m, n, k: sizes of one matmul.
     is_fp8: whether it multiplies float8.
   """
 
@@ -53,13 +53,13 @@ class Product(NamedTuple):
 
 
 def product_of(instruction: Instruction) -> Product | None:
-  """Returns the matrix products of a plain instruction.
+  """Returns the matmuls of a plain instruction.
 
   Args:
-    instruction: any. Those with products are a dot, a convolution, a call of cuBLAS or cuDNN, and
-      a Pallas kernel that states its cost. A fusion itself has none; its parts may.
+    instruction: any. A dot, a convolution, a call of cuBLAS or cuDNN, and a Pallas kernel that
+      states its cost have matmuls. A fusion itself has none, but its parts may.
   Returns:
-    The products; None for any other instruction.
+    The matmuls; None for any other instruction.
   """
   target = call_target(instruction)
   if instruction.opcode == "dot" or target.startswith("__cublas$"):
@@ -72,7 +72,7 @@ def product_of(instruction: Instruction) -> Product | None:
   return Product(flops, _EVEN, _EVEN, _EVEN) if flops else None
 
 
-_EVEN = 2.0**20  # Side of a product that fills the matrix unit, whatever the size of that is.
+_EVEN = 2.0**20  # Side of a matmul that fills a matrix unit of any size.
 
 
 def call_target(instruction: Instruction) -> str:
@@ -83,7 +83,7 @@ def call_target(instruction: Instruction) -> str:
 
 
 def stated_cost(instruction: Instruction, name: str) -> float:
-  """Returns a number of the cost that the author of a Pallas kernel states; 0 if there is none.
+  """Returns a number from the cost that the author of a Pallas kernel states; 0 if none is stated.
 
   Args:
     instruction: any; only calls of Pallas kernels state a cost.
@@ -91,7 +91,7 @@ def stated_cost(instruction: Instruction, name: str) -> float:
       any name in its metadata, such as 'vector_operations'.
   """
   target = call_target(instruction)
-  if target == "__gpu$xla.gpu.triton":  # Only its metadata; the quotes in it are written as \22.
+  if target == "__gpu$xla.gpu.triton":  # Only the metadata is there, with \22 for quotes.
     pattern = rf'serialized_metadata = "[^"]*\\22{name}\\22: ?\\22(\d+)'
     return float(instruction.attribute(pattern) or 0)
   if target != "tpu_custom_call":
@@ -107,7 +107,7 @@ def hides_work(instruction: Instruction) -> bool:
 
 
 def _cudnn_attention(instruction: Instruction) -> Product:
-  """Returns the products of flash attention: two forward, and five backward, one of them repeated
+  """Returns the matmuls of flash attention: two forward, and five backward, one of them repeated
   (Dao 2023, arXiv:2307.08691). Blocks that a causal mask hides are left out.
   """
   tensor = instruction.attribute(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]')
@@ -134,7 +134,7 @@ def _is_fp8(instruction: Instruction) -> bool:
 
 
 def _dimensions(instruction: Instruction, *names: str) -> list[int]:
-  """Returns a list of dimensions by its name in HLO's own notation or in cuBLAS's JSON."""
+  """Returns a list of dimensions, by its name in HLO's notation or in cuBLAS's JSON."""
   for name in names:
     text = instruction.attribute(rf'"?{name}"?[=:][{{\[]([^}}\]]*)[}}\]]')
     if text is not None:
@@ -155,10 +155,10 @@ class _WindowDimension(NamedTuple):
 
 
 def _convolution(instruction: Instruction) -> Product:
-  """Returns a convolution as matrix products.
+  """Returns a convolution as matmuls.
 
-  On TPU every product is a convolution, whose window, with dilation and padding, expresses the
-  batch dimensions. Only positions of the window that meet an element of the input count, as in
+  On TPU every matmul is a convolution, whose window, with dilation and padding, expresses the batch
+  dimensions. Only positions of the window that meet an element of the input count, as in
   HloCostAnalysis::HandleConvolution.
   """
   labels = instruction.attribute(r"dim_labels=(\S+?)(?:,|\s|$)")
@@ -205,7 +205,7 @@ def vector_operations(instruction: Instruction) -> float:
   """Returns the element operations of a plain instruction outside the matrix units.
 
   Args:
-    instruction: a fusion itself has none, only its parts; a Pallas kernel may state some.
+    instruction: any. A fusion itself has none, only its parts; a Pallas kernel may state them.
   Returns:
     Operations; a transcendental function is several (OPERATIONS_PER_ELEMENT).
   """
@@ -227,10 +227,11 @@ def hbm_bytes(instruction: Instruction) -> float:
   """Returns the bytes that an instruction reads from and writes to HBM.
 
   If only a part of an operand is read (slices, gathers), or a part of the result is written in
-  place, the part counts. Copies to and from the on-chip memories of a TPU count on the side of HBM.
+  place, only the part counts. Of copies to and from the on-chip memories of a TPU, the HBM side
+  counts.
 
   Args:
-    instruction: one that runs as an operation of its own; a fusion is counted with its parts.
+    instruction: one that runs as a separate operation; a fusion is counted with its parts.
   Returns:
     Bytes, read and written together.
   """
@@ -255,7 +256,7 @@ def _copied_bytes(start: Instruction) -> float:
 
 
 def _read_bytes(instruction: Instruction, number: int) -> float:
-  """Returns the bytes of an operand, given by its number, that are read from HBM."""
+  """Returns the bytes of an operand, given by its index, that are read from HBM."""
   whole = sum(array.hbm_bytes for array in instruction.operand_shape(number))
   if not whole:
     return 0.0
@@ -264,7 +265,7 @@ def _read_bytes(instruction: Instruction, number: int) -> float:
 
 
 def _part_read(instruction: Instruction, number: int) -> float | None:
-  """Returns the bytes of an operand, given by its number, that are read; None if all of it is."""
+  """Returns the bytes of an operand, given by its index, that are read; None if all of them are."""
   if instruction.opcode == "fusion":
     parameter = instruction.fused.parameter(number)
     return 0.0 if parameter is None else _part_used(parameter)
@@ -276,7 +277,7 @@ def _part_read(instruction: Instruction, number: int) -> float | None:
 
 
 def _part_used(value: Instruction) -> float | None:
-  """Returns the bytes of a value in a fusion that its users read; None if they read all of it."""
+  """Returns the bytes of a value in a fusion that its users read; None if they read all of them."""
   total = 0.0
   for user in value.users:
     is_alias = user.opcode in ALIASES or _is_relabelled(user)
@@ -303,7 +304,7 @@ def _update_bytes(instruction: Instruction) -> float:
 def _written_bytes(instruction: Instruction) -> float:
   """Returns the bytes that an instruction writes to HBM."""
   if call_target(instruction).startswith("__cublas$") and len(instruction.shape) > 1:
-    # The last of several results is scratch memory, of one size for all products.
+    # The last of several results is scratch memory, which has the same size for all matmuls.
     return sum(array.hbm_bytes for array in instruction.shape[:-1])
   results = _results(instruction)
   if len(results) == 1:
@@ -328,7 +329,7 @@ def _result_bytes(result: Instruction, shape: tuple[Array, ...], is_only: bool) 
 
   Args:
     result: the instruction that computes it.
-    shape: the result as in the instruction outside the fusion, whose layout names its memory.
+    shape: shape of the result in the instruction outside the fusion; its layout names the memory.
     is_only: whether there is no other result.
   """
   while result.opcode in ALIASES and result.operand(0):

@@ -1,8 +1,8 @@
 """The kernels of a compiled step that take longest, and what bounds each.
 
-A kernel is an instruction that runs as an operation of its own, usually a fusion. Kernels that do
-the same work for the same source operation count as one, so that the layers of a model without a
-loop are one line.
+A kernel is an instruction that runs as a separate operation, usually a fusion. Kernels that do the
+same work for the same source operation count as one kind, so the layers of a model without a loop
+are one line.
 """
 
 import re
@@ -13,7 +13,7 @@ from bertgpt.devices import hardware
 from bertgpt.planning.hlo import Instruction
 from bertgpt.planning.work import Work
 
-# Parts of a source operation's path that only say how JAX traced it.
+# Parts of a source operation's path that only show how JAX traced it.
 _TRACING = re.compile(
     r"^(jit\(|vmap\(|(while|body|closed_call|checkpoint|remat|pjit|shard_map)$)")
 
@@ -22,11 +22,12 @@ class Kernel(NamedTuple):
   """One kind of kernel in a step.
 
   Attributes:
-    name: its instruction in the compiled program, without the number.
+    name: name of its instruction in the compiled program, without the number.
     source: path of the operation it comes from; '' if the compiler does not say.
     runs: runs per step.
     work: work of one run, on one device.
-    busy: resource -> seconds that it is busy during one run, as `roofline.operation_seconds` says.
+    busy: resource -> seconds that it is busy during one run; result of
+      `roofline.operation_seconds`.
     compiler_seconds: the compiler's own estimate for one run; 0 if it makes none.
   """
 
@@ -48,7 +49,7 @@ class Kernel(NamedTuple):
     return self.runs * self.busy[self.bound]
 
   def use(self, resource: str) -> float:
-    """Returns the share of the kernel's time that a resource is busy: 1 for the one that bounds it.
+    """Returns the share of the kernel's time that a resource is busy; 1 for the one that bounds it.
     """
     return self.busy[resource] / self.busy[self.bound]
 
@@ -56,7 +57,7 @@ class Kernel(NamedTuple):
   def of_peak(self) -> float:
     """The share of its peak, as in the data sheet, that the busiest unit reaches in this time.
 
-    Products that do not fill the matrix unit lower it, as does the time to start.
+    Matmuls that do not fill the matrix unit lower it, and so does the time to start.
     """
     work, share = self.work, hardware.EFFICIENCY
     filled = work.matmul_flops / work.padded_flops if work.padded_flops else 0.0
@@ -69,7 +70,7 @@ def make_kernel(instruction: Instruction, runs: float, work: Work, busy: dict[st
   """Returns the kernel of an instruction.
 
   Args:
-    instruction: one that runs as an operation of its own.
+    instruction: one that runs as a separate operation.
     runs, work, busy, compiler_seconds: see `Kernel`.
   """
   target = instruction.attribute(r'custom_call_target="([^"]*)"')
@@ -80,7 +81,7 @@ def make_kernel(instruction: Instruction, runs: float, work: Work, busy: dict[st
 def source_of(instruction: Instruction) -> str:
   """Returns the path of the operation that an instruction comes from, without names of transforms.
 
-  A path that begins with 'backward' is of the backward pass.
+  A path of the backward pass begins with 'backward'.
 
   Args:
     instruction: one with or without metadata.
@@ -136,7 +137,7 @@ def _show_kernel(kernel: Kernel, has_estimates: bool) -> str:
 
 
 def to_json(kernel: Kernel) -> dict[str, Any]:
-  """Returns a kernel as JSON values; its bytes and FLOPs are those of all runs in a step."""
+  """Returns a kernel as JSON values; its bytes and FLOPs are totals over all runs in a step."""
   return {"name": kernel.name, "source": kernel.source, "runs": kernel.runs,
           "seconds": kernel.seconds, "compiler_seconds": kernel.compiler_seconds * kernel.runs,
           "bound": kernel.bound, "of_peak": kernel.of_peak,

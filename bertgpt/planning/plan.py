@@ -24,7 +24,7 @@ class Request(NamedTuple):
   Attributes:
     phase: index of the only phase to plan; None: all phases, or for a search the last one.
     price: per chip-hour, in any currency; None: no price.
-    kernels: number of kernels to show per phase, those that take longest.
+    kernels: number of kernels to show per phase; those that take longest are shown.
     compare: fields of a second config, 'FIELD=VALUE' each; (): no second config.
     do_search: also rank variants of the phase.
     as_json: JSON instead of text.
@@ -288,5 +288,5 @@ def _ranked_to_json(ranked: search.RankedVariant) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-  """Returns a number as JSON can represent it: None for nan."""
+  """Returns a number that JSON can represent: None for nan."""
   return None if math.isnan(value) else value

@@ -1,6 +1,6 @@
 """Step time predicted by a roofline: for each operation, the resource that it uses longest.
 
-  operation  max(matrix products / peak, vector operations / peak, HBM bytes / bandwidth, start)
+  operation  max(matmul FLOPs / peak, vector operations / peak, HBM bytes / bandwidth, start)
   on chip    the sum over operations, but at least all HBM bytes / bandwidth (copies run ahead)
   network    for each collective, the time not hidden behind operations between its start and end
   step       on chip + network + work that the text does not show (custom calls), at peak
@@ -65,12 +65,12 @@ class Roofline(NamedTuple):
   """One device's work in a step, and the time that it is predicted to take.
 
   Attributes:
-    matmul_flops: FLOPs of the program's matrix products, loops in full.
-    hidden_flops: analytic FLOPs in excess of those, assumed to be in the kernels whose work the
-      text does not show; 0 if there are none.
+    matmul_flops: FLOPs of the program's matmuls, with loops counted in full.
+    hidden_flops: analytic FLOPs in excess of `matmul_flops`, assumed to be in the kernels whose
+      work the text does not show; 0 if there are none.
     vector_operations: element operations outside the matrix units.
     hbm_bytes: bytes read and written.
-    operations: operations that run on their own; each takes time to start.
+    operations: number of separate operations; each takes time to start.
     collectives: by kind and axes, most bytes first.
     seconds_by: resource -> seconds of the step that it bounds; their sum is `seconds`.
     compiler_seconds: the sum of the compiler's own estimates; 0 if it makes none.
@@ -104,8 +104,8 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
   Args:
     text: `compiled.as_text()`.
     network: the machine that runs it.
-    analytic_flops: FLOPs of useful work per device. If the program's matrix products have fewer,
-      and some kernels do not show their work, the rest is assumed to be in these.
+    analytic_flops: FLOPs of useful work per device. If the program's matmuls have fewer, and some
+      kernels do not show their work, the rest is assumed to be in these kernels.
   Returns:
     Work and times of one device in one step.
   """
@@ -132,7 +132,7 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
 
 def _seconds_by(chip_work: "_ChipWork", exposed_seconds: float,
                 hidden_flops: float) -> dict[str, float]:
-  """Returns resource -> seconds of the step, with the time that no single operation shows."""
+  """Returns resource -> seconds of the step, including time that belongs to no single operation."""
   chip = chip_work.chip
   on_chip = dict(chip_work.seconds_by)
   on_chip["matmul"] += hidden_flops / (chip.peak_flops * hardware.EFFICIENCY["matmul"])
@@ -155,7 +155,7 @@ def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
     Resource -> seconds, at the share of its peak that hardware.EFFICIENCY states.
   """
   share = hardware.EFFICIENCY
-  fp8_peak = chip.fp8_flops or chip.peak_flops  # Emulated if there is none.
+  fp8_peak = chip.fp8_flops or chip.peak_flops  # Without float8 units, it is emulated.
   matmul = (work.padded_flops - work.fp8_flops) / chip.peak_flops + work.fp8_flops / fp8_peak
   return {"matmul": matmul / share["matmul"],
           "vector": work.vector_operations / (chip.vector_flops * share["vector"]),
@@ -188,7 +188,7 @@ class _ChipWork:
     work = work_of(instruction, self.chip.tile)
     self.total.add(work, runs)
     if instruction.opcode in hlo_costs.FREE or instruction.is_start_or_done:
-      return  # Copies that run ahead count only in the total of bytes.
+      return  # Copies that run ahead count only toward the total number of bytes.
     busy = operation_seconds(work, self.chip)
     bound = max(busy, key=busy.get)
     self.operations += runs

@@ -1,5 +1,7 @@
-"""Other ways to run the same phase, ranked. They differ in micro-batches, remat, mesh, attention
-kernel, unrolling of the loop over layers, and chunks of the output layer.
+"""Other ways to run the same phase, ranked.
+
+They differ in micro-batches, remat, mesh, attention kernel, unrolling of the loop over layers, and
+chunks of the output layer.
 
 All variants train the same model on the same batches. A rough formula selects the few variants that
 are worth compiling; they are compiled and predicted like the plan itself.
@@ -32,16 +34,16 @@ from bertgpt.planning.topologies import Topology
 
 MAX_COMPILATIONS = 8
 
-# By model.remat: operations of the forward pass that the backward pass repeats, as a share of a
-# step. Estimated from compiled programs (assumption).
+# Value of model.remat -> operations of the forward pass that the backward pass repeats, as a share
+# of a step. Estimated from compiled programs (assumption).
 RECOMPUTED_SHARE = {"none": 0.0, "products": 0.0, "dots": 0.1, "full": 0.33}
-# By model.remat: bytes per token and layer that are saved for the backward pass, as multiples of
-# (width, mlp_dim, heads x length). Estimated from compiled programs (assumption).
+# Value of model.remat -> bytes per token and layer that are saved for the backward pass, as
+# multiples of (width, mlp_dim, heads x length). Estimated from compiled programs (assumption).
 SAVED_BYTES = {"none": (28, 12, 9), "products": (14, 2, 2), "dots": (12, 2, 0),
                "full": (2, 0, 0)}
 OPERATIONS_PER_LAYER = 250  # Forward and backward, on TPU.
-# Bytes that plain attention moves per query and key in both passes, and fused attention does not
-# (estimated from compiled programs, assumption).
+# Bytes per query and key that plain attention moves in both passes and fused attention does not.
+# Estimated from compiled programs (assumption).
 WEIGHT_BYTES = 24
 LOSS_CHUNKS = (0, -1, 1024, 4096)  # Values of objective.loss_chunk.
 PROGRAM_FIELDS = ("model.attention", "model.scan_unroll", "objective.loss_chunk")
@@ -128,7 +130,7 @@ def is_program_choice(override: str) -> bool:
 
 
 def program_choices(config: ConfigDict, phase_index: int, platform: str) -> dict[str, list[Any]]:
-  """Returns the values of `PROGRAM_FIELDS` that make a program of their own on a platform.
+  """Returns the values of `PROGRAM_FIELDS` that give different programs on a platform.
 
   Args:
     config: the run's config; its own values are among the choices.
@@ -148,7 +150,7 @@ def program_choices(config: ConfigDict, phase_index: int, platform: str) -> dict
 
 
 def attention_layer(config: ConfigDict, phase_index: int, platform: str) -> attention_kernels.Layer:
-  """Returns the attention of a phase, as `attention_kernels` sees it."""
+  """Returns the attention of a phase, for `attention_kernels`."""
   model, phase = config.model, config.phases[phase_index]
   return attention_kernels.layer_of(model, phase.seq_len, platform)
 
@@ -161,7 +163,7 @@ def predictions(config: ConfigDict, phase_index: int, replicas: float) -> float:
 
 
 def remat_choices(config: ConfigDict, platform: str) -> list[str]:
-  """Returns the values of `model.remat` that make a program of their own on a platform.
+  """Returns the values of `model.remat` that give different programs on a platform.
 
   Args:
     config: the run's config; its own value is among the choices.
@@ -256,7 +258,7 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
 
 def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
                      topology: Topology) -> float:
-  """Estimates the time of a step: products, starts, optimizer and collectives, one after another.
+  """Estimates the time of a step: matmuls, starts, optimizer and collectives, one after another.
 
   Args:
     config: the variant's config.
@@ -288,6 +290,6 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
 
 
 def is_fused(config: ConfigDict, phase_index: int, topology: Topology) -> bool:
-  """Returns whether the attention of a phase keeps no array of queries and keys in memory."""
+  """Returns whether the attention of a phase stores no array of queries x keys."""
   layer = attention_layer(config, phase_index, aot.devices_of(topology)[1])
   return attention_kernels.choose(config.model.attention, layer)[0] != "xla"

@@ -1,6 +1,6 @@
-"""Devices to compile for, of machines that need not be present, found by name.
+"""Devices to compile for, found by the names of machines that need not be present.
 
-  v5e:4x4        16 chips of one TPU slice; v4, v5p and tpu7x have three sides: v5p:2x2x4
+  v5e:4x4        16 chips of one TPU slice; v4, v5p and tpu7x have three dimensions: v5p:2x2x4
   v5e:16x16:2    two such slices, joined by the data-center network
   tpu7x:2x2x1    four chips of TPU7x (Ironwood), which are eight devices
   h100:8         one node of eight GPUs
@@ -28,7 +28,7 @@ EXAMPLES = "such as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200
 TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3",
                    "TPU_MIN_LOG_LEVEL": "3",
-                   "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any type it knows: the host's, not the plan's.
+                   "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any type that libtpu knows; not the plan's.
 
 # The CUDA compiler would choose kernels by timing them on the device, which is absent.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
@@ -43,7 +43,7 @@ class Topology(NamedTuple):
     chip: data sheet of every device.
     torus: number of chips along each axis of a slice; () for GPUs.
     num_slices: number of TPU slices, or of GPU nodes.
-    devices: JAX devices, fit only to compile for.
+    devices: JAX devices that programs can only be compiled for.
   """
 
   name: str
@@ -68,7 +68,7 @@ class Topology(NamedTuple):
 def open_topology(name: str) -> Topology:
   """Opens a machine by its name.
 
-  JAX is set to the CPU for everything but compiling for the machine.
+  JAX uses the CPU for everything but compiling for the machine.
 
   Args:
     name: KIND:SHAPE, or KIND:SHAPE:SLICES for TPUs.
@@ -142,7 +142,7 @@ def _check_sides(name: str, sides: list[int], dimensions: int) -> None:
 
 
 class _Gpu(NamedTuple):
-  """Properties of a GPU that the compiler asks for.
+  """Properties of a GPU that the compiler needs.
 
   Sources: CUDA C++ programming guide 12, table of compute capabilities; NVIDIA's architecture
   papers of A100 (2020) and H100 (2022); B200: openxla/xla,
@@ -228,7 +228,7 @@ def target_config(kind: str) -> str:
   """
   gpu = _GPUS[kind]
   major, minor = gpu.compute_capability
-  # From Hopper on, a program may use instructions that only its architecture has (sm_90a).
+  # From Hopper on, a program may use instructions of a single architecture (sm_90a).
   extension = " feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
   return _TARGET_CONFIG.format(gpu=gpu, chip=hardware.CHIPS[kind], major=major, minor=minor,
                                extension=extension, fpus=64 if major == 8 else 128)

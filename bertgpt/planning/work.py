@@ -1,4 +1,4 @@
-"""The work of one operation of a compiled program: products, vector operations, bytes."""
+"""The work of one operation of a compiled program: matmuls, vector operations, bytes."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ class Work:
   """Work of one device.
 
   Attributes:
-    matmul_flops: FLOPs of matrix products.
-    padded_flops: the same, with the sides of products padded to the size of the matrix unit.
+    matmul_flops: FLOPs of matmuls.
+    padded_flops: the same, with the sides of matmuls padded to the size of the matrix unit.
     fp8_flops: the part of padded_flops that multiplies float8.
     vector_operations: element operations outside the matrix units.
     hbm_bytes: bytes read and written.
@@ -43,7 +43,7 @@ def work_of(instruction: Instruction, tile: int) -> Work:
   """Returns the work of one run of an operation.
 
   Args:
-    instruction: one that runs as an operation of its own, with its parts if it is a fusion.
+    instruction: one that runs as a separate operation, with its parts if it is a fusion.
     tile: side of the matrix unit, in elements.
   Returns:
     The work of one device.
@@ -60,13 +60,13 @@ def work_of(instruction: Instruction, tile: int) -> Work:
 
 
 def padded_flops(product: hlo_costs.Product, tile: int) -> float:
-  """Returns the FLOPs of a product whose sides are padded to the size of the matrix unit.
+  """Returns the FLOPs of a matmul whose sides are padded to the size of the matrix unit.
 
   Args:
     product: its contracted side is padded, and one of the other two, whichever wastes less.
     tile: side of the matrix unit, in elements.
   Returns:
-    FLOPs, at least those of the product.
+    FLOPs, at least those of the matmul.
   """
   def fill(size: float) -> float:
     return -(-size // tile) * tile / size

@@ -1,7 +1,7 @@
 """Checkpoints: written by Orbax, verified with a manifest, restored onto any mesh.
 
     workdir/checkpoints/
-      120/                a step; it gets this name when everything in it is written
+      120/                a step; it gets this name when all of it has been written
         params/ rest/     Orbax items, readable with Orbax alone: parameters, everything else
         manifest.json     files, sizes and SHA-256; leaves and their fingerprints; metadata
       unfinished/         Orbax writes here; emptied at every start, through discarded-*/
@@ -9,8 +9,8 @@
 
 In a bucket, a step is complete when it has its manifest: see `step_folders`.
 
-Orbax does not hash array data, lists steps whose save failed, and regards any directory with a
-numeric name as a step. Here, a step is a directory that matches the manifest in it.
+Orbax does not hash array data, lists steps whose save failed, and treats any directory with a
+numeric name as a step. Here, a step is a directory that matches its manifest.
 """
 
 import concurrent.futures
@@ -37,10 +37,10 @@ from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest
 
-CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, every 10 steps.
-BARRIER_SECONDS = 1200  # For all processes to complete a save.
-NO_STEP = -1  # In place of a step's number.
-# Number of the next `Checkpoints` object. All processes open these objects in the same order.
+CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, done every 10 steps.
+BARRIER_SECONDS = 1200  # Time in which all processes must complete a save.
+NO_STEP = -1  # Stands for "no step".
+# Index of the next `Checkpoints` object. All processes open these objects in the same order.
 _numbers = itertools.count()
 
 
@@ -85,7 +85,7 @@ class Checkpoints:
   def due(self, step: int) -> bool:
     """Returns whether to save at this step, the same in every process.
 
-    The clock of process 0 counts.
+    The decision uses the clock of process 0.
 
     Args:
       step: number of steps done.
@@ -123,7 +123,7 @@ class Checkpoints:
                       "already. Resume from that step, or use another --workdir")
     leaves = named_leaves(state)
     sums = sum_leaves(list(leaves.values()))  # Runs before anything that overwrites the state.
-    # Nested dicts: the files do not depend on the classes of this package.
+    # With nested dicts, the files do not depend on the classes of this package.
     items = {item: ocp.args.PyTreeSave(nest(part)) for item, part in _split(leaves).items()}
     try:
       self._writer.save(os.fspath(step_folders.find_place(self._root, step)),
@@ -156,7 +156,7 @@ class Checkpoints:
     if self._last_step != step and step not in find_steps(self._root):
       self.save(step, state, metadata)
     self._best.replace(step, value)
-    if self._pending:  # A kill before the checkpoint is complete must not forget the previous best.
+    if self._pending:  # A kill before the checkpoint is complete must not lose the previous best.
       pending, future = self._pending
       self._pending = pending, self._worker.submit(self._record_best, future)
     elif jax.process_index() == 0:
@@ -349,9 +349,9 @@ def _type(leaf: Any) -> str:
 def _make_writer() -> ocp.AsyncCheckpointer:
   """Returns Orbax's writer without its CheckpointManager.
 
-  With the manager, a process whose save failed waits 20 minutes for the others. The manager asks
-  jax.distributed about the step of the save late and from a thread, which sets back the step count
-  that processes agree on for preemption. It also defines a step differently.
+  With the manager, a process whose save failed waits 20 minutes for the others. The manager also
+  asks jax.distributed about the step of the save late and from a thread, which sets back the step
+  count that processes agree on for preemption. And it defines a step differently.
   """
   quiet.silence()
   limit_retries()
@@ -365,7 +365,7 @@ def _make_writer() -> ocp.AsyncCheckpointer:
 
 
 def limit_retries() -> None:
-  """Lets TensorStore give up a bucket that does not answer after the time of `files.gcs`.
+  """Makes TensorStore give up on a bucket that does not answer within the time of `files.gcs`.
 
   Orbax has no option for it; these are the contexts that it copies for every writer and reader.
   """
@@ -388,7 +388,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
   Raises:
     DataError: a leaf is missing, unknown, or of another type; the message names the first one.
     Damaged: a leaf differs from the saved one.
-    StorageError: it lies in a bucket that does not answer.
+    StorageError: it is in a bucket that does not answer.
   """
   types = {name: saved[name][0] if leaf is None else _type(leaf) for name, leaf in wanted.items()}
   for name in sorted(saved.keys() | wanted.keys()):

@@ -1,4 +1,4 @@
-"""The prepared corpus of a run, and the fields of a config that follow from its tokenizer."""
+"""The prepared corpus of a run, and the config fields that depend on its tokenizer."""
 
 import pathlib
 
@@ -41,7 +41,7 @@ def find_corpus(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
 
 def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,
             will_train: bool = True) -> ConfigDict:
-  """Returns the config with the fields that follow from the tokenizer, `model.vocab_size`.
+  """Returns the config with the field that depends on the tokenizer, `model.vocab_size`.
 
   Args:
     config: config of a run.

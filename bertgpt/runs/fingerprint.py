@@ -1,4 +1,4 @@
-"""Fingerprints of arrays on devices, which tell whether a restored state is the saved one."""
+"""Fingerprints of arrays on devices, which show whether a restored state is the saved one."""
 
 import functools
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def sum_leaves(leaves: list[Any]) -> jax.Array:
 
 @functools.cache
 def _make_sum(sharding: NamedSharding | None) -> Callable[[list[Any]], jax.Array]:
-  """Returns the jitted sum of leaves, whose result has a sharding."""
+  """Returns the jitted sum of leaves, whose result has the given sharding."""
   return jax.jit(lambda leaves: jnp.stack([_sum_leaf(x) for x in leaves]), out_shardings=sharding)
 
 

@@ -1,8 +1,8 @@
-"""Runs of earlier versions, whose configs set fields that those versions did not read.
+"""Runs of earlier versions whose configs set fields that those versions did not read.
 
 Such a run continues as it began: a field that had no effect on its first steps has none on the
-others. The first start by a version that reads the field records this in history.jsonl, because it
-writes config.json again:
+later ones. The first start by a version that reads the field records this in history.jsonl, because
+that start rewrites config.json:
 
     {"event": "ignored", "fields": ["data.isolate_documents"]}
 """
@@ -18,7 +18,7 @@ EVENT = "ignored"
 
 
 def find_ignored(path: pathlib.Path) -> list[str]:
-  """Returns the fields that a run ignores, whatever its command sets.
+  """Returns the fields that a run ignores, even if its command sets them.
 
   Args:
     path: workdir of the run; without a run in it, there are none.
@@ -43,7 +43,7 @@ def _find_in_history(path: pathlib.Path) -> list[str]:
 
 
 def without_ignored(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
-  """Returns the config of a start as the run in a workdir understands it.
+  """Returns the config of a start without the fields that the run in the workdir ignores.
 
   Args:
     path: workdir of the run; without a run in it, the config stays as it is.
@@ -61,7 +61,7 @@ def without_ignored(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
 
 
 def note(path: pathlib.Path) -> None:
-  """Records, before config.json is written again, what the run ignores.
+  """Records, before config.json is rewritten, which fields the run ignores.
 
   Args:
     path: workdir of the run.

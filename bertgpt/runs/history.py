@@ -5,7 +5,7 @@
     {"event": "rollback", "to": 20, "from": 40}  `bertgpt rollback`
     {"event": "ignored", "fields": [...]}        see `former`
 
-It outlives the checkpoints, so a run whose checkpoints are gone is not mistaken for a new one.
+It outlives the checkpoints, so a run whose checkpoints are gone is not mistaken for a new run.
 """
 
 import json
@@ -54,7 +54,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def note_checkpoint(path: pathlib.Path, step: int) -> None:
-  """Records that a run has saved a checkpoint, unless the history says so already.
+  """Records that a run has saved a checkpoint, unless that is recorded already.
 
   Args:
     path: workdir of the run.
@@ -86,7 +86,7 @@ def check_start(path: pathlib.Path, last_logged: int, every_steps: int) -> None:
   if not workdir.is_run(path):
     return
   events = _events_since_start(path)
-  # A save begins only when the one before it is complete.
+  # A save begins only when the previous one is complete.
   had_one = "checkpoint" in events if events else (
       (path / "report.md").is_file() or 0 < 2 * every_steps < last_logged)
   if had_one:

@@ -17,7 +17,7 @@ ITEMS = ("params", "rest")  # Folders of a step: parameters, everything else.
 
 
 class Damaged(Exception):
-  """A step does not match its manifest. `runs.checkpoint` catches this error."""
+  """A step that does not match its manifest. `runs.checkpoint` catches this error."""
 
 
 def _list_files(path: pathlib.Path) -> dict[str, int]:

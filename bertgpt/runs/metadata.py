@@ -1,17 +1,17 @@
-"""Metadata of a checkpoint: what a step carries besides its arrays.
+"""Metadata of a checkpoint: what a step holds besides its arrays.
 
 | key        | value                                                     | compared when          |
 |------------|-----------------------------------------------------------|------------------------|
 | config     | resolved config of the run, as JSON text                  | a run is resumed       |
-| corpus     | identity of the corpus of the pretraining; '' if unknown  | a run is resumed       |
+| corpus     | identity of the pretraining corpus; '' if unknown         | a run is resumed       |
 | tokenizer  | SHA-256 of the tokenizer's file                           | a checkpoint is opened |
 | data_order | `loader.ORDER_VERSION`, the order in which rows are read  | a run is resumed       |
 | step       | number of steps done                                      |                        |
-| task       | only after fine-tuning: description of the fine-tuning    |                        |
+| task       | only after fine-tuning: description of the task's run     |                        |
 | fresh      | only after an import: heads with random weights           |                        |
 
-Checkpoints that version 0.1.0 wrote after a fine-tuning or an import lack `data_order`. No run is
-resumed from them, so it is not read there.
+Checkpoints that version 0.1.0 wrote after fine-tuning or an import lack `data_order`. It is not
+read there, because no run is resumed from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step
   Args:
     config: resolved config of the run.
     tokenizer: tokenizer of the model.
-    corpus: identity of the corpus of the pretraining; '' if it is unknown.
+    corpus: identity of the pretraining corpus; '' if it is unknown.
     step: number of steps done.
-    task: description of the fine-tuning, as JSON values; None after pretraining.
+    task: description of the fine-tuning run, as JSON values; None after pretraining.
     fresh: heads of an imported model that have random weights, keys of `families.HEADS`.
   """
   metadata = {"config": recipes.to_json(config), "corpus": corpus,

@@ -14,8 +14,8 @@ class Progress:
 
   Args:
     total: texts in total; 0: not known.
-    unit: what the texts are called.
-    done: texts that were done before.
+    unit: name of the texts in the line.
+    done: texts that were done earlier.
   """
 
   def __init__(self, total: int, unit: str = "texts", done: int = 0):

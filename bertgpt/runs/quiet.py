@@ -1,4 +1,4 @@
-"""Suppression of what Orbax and TensorStore print about errors that they also raise.
+"""Suppression of messages of Orbax and TensorStore about errors that they also raise.
 
 On a full disk, they print up to 300 lines in addition to the exception, which would hide the
 message of this program.
@@ -11,16 +11,16 @@ import sys
 
 @functools.cache
 def silence() -> None:
-  """Suppresses what the writers of checkpoints print about errors that they also raise."""
+  """Suppresses messages of the checkpoint writers about errors that they also raise."""
   logging.getLogger("absl").addFilter(
       lambda r: r.levelno < logging.ERROR or "/orbax/checkpoint/" not in r.pathname)
-  # Messages about writes that were under way when the first one failed.
+  # Messages about writes that were in progress when the first one failed.
   logging.getLogger("asyncio").addFilter(
       lambda r: "was never retrieved" not in r.getMessage() and "destroyed" not in r.getMessage())
   show = sys.unraisablehook
 
   def show_others(args: "sys.UnraisableHookArgs") -> None:
-    """TensorStore's threads get this error when they report to a loop that has ended."""
+    """Hides the error of TensorStore's threads that report to an event loop that has ended."""
     if args.exc_type is not RuntimeError or str(args.exc_value) != "Event loop is closed":
       show(args)
 

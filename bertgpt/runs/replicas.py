@@ -1,7 +1,7 @@
 """Comparison of the copies of a state on all devices of all processes, before it is saved.
 
 A copy that differs, because a device computes wrongly or a process runs another program, would
-otherwise go unnoticed: every step and every save succeeds, and the training is lost.
+otherwise go unnoticed: every step and every save would succeed, and the training would be lost.
 """
 
 from collections.abc import Sequence

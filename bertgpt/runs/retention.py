@@ -17,7 +17,7 @@ def choose_old(steps: Sequence[int], *, keep: int, keep_every: int, best: int | 
 
   Args:
     steps: steps with good checkpoints, ascending.
-    keep: number of newest ones that are kept.
+    keep: number of newest checkpoints that are kept.
     keep_every: those of every N steps are kept too; 0: none.
     best: step that is kept too; None: none.
   """
@@ -80,11 +80,11 @@ class Best:
         return int(found["step"]), float(found["value"])
     except (OSError, ValueError, KeyError, TypeError) as e:
       files.raise_if_unanswered(e)
-      # There is none, or it is not readable: the next evaluation is the best so far.
+      # There is no record, or it is not readable: the next evaluation is the best so far.
     return None, None
 
   def _is_there(self, step: int | None) -> bool:
-    """Returns whether a step is complete, which in a bucket its manifest says."""
+    """Returns whether a step is complete; in a bucket, it then has a manifest."""
     path = self._path.parent / str(step)
     return (path / files.MANIFEST).is_file() if files.is_remote(path) else path.is_dir()
 

@@ -1,8 +1,8 @@
 """Characters of words among the parameters, for families that read words by their characters.
 
-Such a model reads any word. A trained one learns the words of the texts that it is used on: they
-are added to its tokenizer and to the table of their characters. It still predicts only the words
-that it was trained to predict.
+Such a model reads any word. A trained model learns the words of the texts that it is used on: they
+are added to its tokenizer and to its table of characters. It still predicts only the words that it
+was trained to predict.
 """
 
 from collections.abc import Sequence
@@ -59,8 +59,8 @@ def learn_words(trained: Trained, words: Sequence[str], is_rounded: bool = False
   Args:
     trained: a model of a family that reads words.
     words: words that its tokenizer lacks.
-    is_rounded: whether the size of its table of characters is a power of two, so that few programs
-      are compiled for different texts.
+    is_rounded: whether to round the size of its table of characters up to a power of two, so that
+      few programs are compiled for different texts.
   """
   if not words:
     return trained

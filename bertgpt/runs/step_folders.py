@@ -6,10 +6,10 @@
 | a step is      | a folder with its number as name    | such a folder with a manifest.json  |
 | it is complete | when it gets this name              | when its manifest is written, last  |
 | it is deleted  | after a rename                      | beginning with the manifest         |
-| unfinished     | what is in unfinished/              | a folder without a manifest         |
+| unfinished     | everything in unfinished/           | a folder without a manifest         |
 
-In a bucket, there is no rename: a folder of 50 objects would be copied object by object. Only what
-is set aside is moved, manifest last, so that a kill leaves it complete in one of the places.
+A bucket has no rename: a folder of 50 objects would be copied object by object. Only folders that
+are set aside are moved, manifest last, so that a kill leaves them complete in one of the places.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
 
 
 def find_steps(root: pathlib.Path) -> list[int]:
-  """Returns the numbers of all directories named like a step, ascending.
+  """Returns the steps of all directories that are named like a step, ascending.
 
   Args:
     root: folder of the checkpoints, which may be absent. On a disk, empty folders are left out; in
@@ -78,18 +78,18 @@ def find_place(root: pathlib.Path, step: int) -> pathlib.Path:
 
   Args:
     root: folder of the checkpoints.
-    step: number of the step.
+    step: the step.
   """
   return root / str(step) if files.is_remote(root) else root / "unfinished" / str(step)
 
 
 def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
             before: Callable[[], None] = lambda: None) -> None:
-  """Makes what Orbax has written a step.
+  """Turns the files that Orbax has written into a step.
 
   Args:
     root: folder of the checkpoints.
-    step: number of the step.
+    step: the step.
     content: content of the manifest, see `write_manifest`.
     before: called just before a manifest in a bucket is written.
   Raises:
@@ -112,7 +112,7 @@ def delete(root: pathlib.Path, step: int) -> None:
 
   Args:
     root: folder of the checkpoints.
-    step: number of the step.
+    step: the step.
   Raises:
     OSError: it cannot be deleted.
   """

@@ -23,15 +23,15 @@ class Trained(NamedTuple):
   """A trained model, ready for use.
 
   Attributes:
-    config: resolved config of the run; `model.dtype` is the dtype of the model's use, which may
-      differ from that of the training.
+    config: resolved config of the run; `model.dtype` is the dtype in which the model is used, which
+      may differ from that of the training.
     model: model that the config describes; after fine-tuning, the model without the task's head.
     params: float32 arrays, as in `TrainState.params`; after fine-tuning, the parameters of a model
       from `models.heads`.
     tokenizer: tokenizer of the model.
     step: step of the checkpoint; 0 for an imported model.
-    corpus: identity of the corpus of the pretraining; '' if it is unknown.
-    task: description of the fine-tuning, as `finetuning.loop.save_weights` writes it; None after
+    corpus: identity of the pretraining corpus; '' if it is unknown.
+    task: description of the fine-tuning run, written by `finetuning.loop.save_weights`; None after
       pretraining.
     workdir: folder that the model was loaded from; None if there is none.
     fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
@@ -60,7 +60,7 @@ class Trained(NamedTuple):
 def exact_products(config: ConfigDict) -> contextlib.AbstractContextManager:
   """Returns a context in which a model computes in the dtype that its config names.
 
-  Without it, GPUs round the factors of float32 products to TF32, and TPUs to bfloat16.
+  Without it, GPUs round the operands of float32 matmuls to TF32, and TPUs to bfloat16.
 
   Args:
     config: config of a model.
@@ -93,10 +93,10 @@ def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
   Args:
     trained: model.
     ability: one of `families.CAPABILITIES`.
-    purpose: verb phrase for the ability, as in 'continue a text'.
+    purpose: verb phrase for the ability, such as 'continue a text'.
     advice: beginning of a sentence that says what to do instead.
   Raises:
-    ConfigError: the family lacks the ability, or the model the head that it needs.
+    ConfigError: the family lacks the ability, or the model lacks the head that it needs.
   """
   if trained.can(ability):
     require_head(trained, ability)
@@ -148,7 +148,7 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
 
 def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
                     dtype: str = SCORING_DTYPE) -> Trained:
-  """Opens the newest good checkpoint of any run, including a fine-tuned one.
+  """Opens the newest good checkpoint of any run, including a fine-tuning run.
 
   Args:
     workdir: folder of the run.
@@ -167,8 +167,8 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "
                     f"{metadata['step']}. Restore the folder that the run was trained with")
   if config.model.norm == "pre" and "final_norm" not in params.get("body", params):
-    raise DataError(f"{workdir}: version 0.1 trained this pre-norm model without its final norm, "
-                    "which models have now. Train it again, or use it with version 0.1")
+    raise DataError(f"{workdir}: version 0.1 trained this pre-norm model without a final norm, "
+                    "which such models have now. Train it again, or use it with version 0.1")
   trained = make_trained(config, params, tokenizer, metadata["step"], metadata["corpus"],
                          metadata.get("task"), workdir, dtype)
   return trained._replace(fresh=tuple(metadata.get("fresh", ())))
@@ -189,9 +189,9 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
     tokenizer: tokenizer of the model.
     step: step that the parameters come from.
     corpus: identity of the corpus.
-    task: description of the fine-tuning; None after pretraining.
+    task: description of the fine-tuning run; None after pretraining.
     workdir: folder of the run; None if there is none.
-    dtype: type of activations and products, one of the choices of `model.dtype`; '': the one that
+    dtype: type of activations and matmuls, one of the choices of `model.dtype`; '': the one that
       the config names.
   Raises:
     ConfigError: the dtype is unknown.

@@ -17,9 +17,9 @@ def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
   Nothing is changed.
 
   Args:
-    path: workdir of a run, or of a whole fine-tuning, whose runs are checked.
+    path: workdir of a run, or a fine-tuning workdir, whose runs are checked.
   Yields:
-    (line about a checkpoint, or about something that has the name of one; whether it is good).
+    (line about a checkpoint, or about something that is named like one; whether it is good).
   Raises:
     ConfigError: there is no run.
     DataError: a run holds no checkpoint.

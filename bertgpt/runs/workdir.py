@@ -45,7 +45,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     StorageError: `workdir` cannot be written.
   """
   if not is_first:
-    peers.wait_for_all("workdir")  # Process 0 makes it, so that it can also remove it.
+    peers.wait_for_all("workdir")  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
     yield
     return
@@ -99,7 +99,7 @@ def create(workdir: pathlib.Path) -> None:
     StorageError: `workdir` cannot be written.
   """
   if files.is_remote(workdir):
-    return  # It needs no folder, and the lock shows whether it can be written.
+    return  # A bucket needs no folder, and the lock shows whether it can be written.
   if workdir.exists() and not workdir.is_dir():
     raise ConfigError(f"--workdir {workdir}: is a file. Give a folder")
   try:
@@ -118,7 +118,7 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
     workdir: folder of the run.
     flag: flag that named the workdir, for messages.
   Raises:
-    ConfigError: `workdir` holds no run, or a whole fine-tuning, or its config.json is damaged.
+    ConfigError: `workdir` holds no run, or is a fine-tuning workdir, or its config.json is damaged.
   """
   path = workdir / "config.json"
   if not path.is_file():
@@ -127,9 +127,9 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
     return recipes.from_json(path.read_bytes())
   except ConfigError as e:
     if is_tuning(path):
-      raise ConfigError(f"{flag} {workdir}: is a fine-tuning; its runs are the folders in it. Only "
-                        "`bertgpt export` and `bertgpt predict` read them, so give the --workdir "
-                        "of a `bertgpt train`") from e
+      raise ConfigError(f"{flag} {workdir}: is a fine-tuning workdir, which only `bertgpt export` "
+                        "and `bertgpt predict` read. Give the --workdir of a `bertgpt train`"
+                        ) from e
     if is_of_transformers(path):
       raise ConfigError(TRANSFORMERS.format(flag=flag, path=workdir)) from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
@@ -150,18 +150,18 @@ def describe_missing(workdir: pathlib.Path, flag: str, remedy: str) -> str:
   if not is_run(workdir.parent) or not is_tuning(workdir.parent / "config.json"):
     return f"{place}: holds no run (no config.json). {remedy}"
   if workdir.name in (run["folder"] for run in _read_results(workdir.parent)["runs"]):
-    return f"{place}: the weights of this run were not kept. {_name_kept(workdir.parent)}"
-  return f"{place}: this run of a fine-tuning is not done. Finish it with `bertgpt finetune`"
+    return f"{place}: the weights of this run were not saved. {_name_kept(workdir.parent)}"
+  return f"{place}: this fine-tuning run is not done. Finish it with `bertgpt finetune`"
 
 
 def find_best_run(workdir: pathlib.Path, flag: str = "--workdir") -> pathlib.Path:
-  """Returns the best run of a whole fine-tuning; for any other folder, the folder itself.
+  """Returns the best run of a fine-tuning workdir; for any other folder, the folder itself.
 
   Args:
     workdir: the folder.
     flag: flag that named the folder, for messages.
   Raises:
-    ConfigError: no run of the fine-tuning is done, or the weights of the best one were not kept.
+    ConfigError: no run is done, or the weights of the best one were not saved.
     DataError: results.json is damaged.
   """
   if not is_run(workdir) or not is_tuning(workdir / "config.json"):
@@ -169,10 +169,10 @@ def find_best_run(workdir: pathlib.Path, flag: str = "--workdir") -> pathlib.Pat
   best = _read_results(workdir).get("best_run")
   if not (workdir / "results.json").is_file():
     kept = f". {_name_kept(workdir)}" if _find_kept(workdir) else ""
-    raise ConfigError(f"{flag} {workdir}: no run of this fine-tuning is done. Finish it with "
+    raise ConfigError(f"{flag} {workdir}: none of its fine-tuning runs is done. Finish them with "
                       f"`bertgpt finetune`{kept}")
   if not isinstance(best, str) or not is_run(workdir / best):
-    raise ConfigError(f"{flag} {workdir}: the weights of the best run were not kept. "
+    raise ConfigError(f"{flag} {workdir}: the weights of the best run were not saved. "
                       f"{_name_kept(workdir)}")
   return workdir / best
 
@@ -200,7 +200,7 @@ def _name_kept(tuning: pathlib.Path) -> str:
 
 
 def is_tuning(config_path: pathlib.Path) -> bool:
-  """Returns whether a file holds the config of a fine-tuning.
+  """Returns whether a file holds a fine-tuning config.
 
   Args:
     config_path: a file config.json.
@@ -247,7 +247,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
       raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json. Restore the "
                         "file from a backup, or use another --workdir")
     return
-  # The size of the vocabulary is resolved later; the hash of the tokenizer is compared then.
+  # The size of the vocabulary is resolved later, and the hash of the tokenizer is compared then.
   allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))
   lines = recipes.differences(read_config(workdir), config, allowed)
   if lines:
@@ -258,7 +258,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
 
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
-  """Makes a folder a run: writes the tokenizer and config.json, each whole or not at all.
+  """Makes a folder a run: writes the tokenizer and config.json, each completely or not at all.
 
   Args:
     workdir: folder of the run.
@@ -273,12 +273,12 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
       shutil.rmtree(target, ignore_errors=True)  # Left by a start that was killed here.
     with files.publish_when_done(target) as scratch:
       tokenizer.save(scratch)
-  # Last, because config.json makes the folder a run.
+  # config.json comes last, because it makes the folder a run.
   files.write_atomically(workdir / "config.json", recipes.to_json(config) + "\n")
 
 
 def is_run(workdir: pathlib.Path) -> bool:
-  """Returns whether a folder is a run, which `write_run` makes it."""
+  """Returns whether a folder is a run, made by `write_run`."""
   return (workdir / "config.json").is_file()
 
 

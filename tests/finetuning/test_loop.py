@@ -113,14 +113,14 @@ def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, cap
   tune("--config.save=none", "--config.learning_rates=4e-9,")
   assert tune("--config.learning_rates=4e-9,5e-9") == "lr4e-09-seed0"
   assert weights_under(tmp_path) == {"lr1e-09-seed0", "lr2e-09-seed0"}
-  assert "Its weights were not kept" in capsys.readouterr().out
+  assert "Its weights were not saved" in capsys.readouterr().out
 
 
 def test_commands_that_cannot_use_a_fine_tuned_model_refuse_it(tuned, capsys):
   best = tuned / "lr0.01-seed0"
   for path, fragment in ((best, "holds a model fine-tuned on sst2, which only `bertgpt export` and "
                           "`bertgpt predict` read"),
-                         (tuned, "is a fine-tuning; its runs are the folders in it")):
+                         (tuned, "is a fine-tuning workdir, which only `bertgpt export`")):
     assert cli.main(["fill", f"--workdir={path}", "the [MASK]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--workdir {path}: {fragment}" in line
@@ -429,7 +429,7 @@ def test_another_fine_tuning_needs_another_folder(tuned, tuning, finished_bert, 
 def test_the_folder_of_a_pretraining_is_refused(tuning, finished_bert, capsys):
   before = files_under(finished_bert)
   assert run(tuning, finished_bert, finished_bert) == 2
-  assert "does not hold a fine-tuning" in capsys.readouterr().err
+  assert "is not a fine-tuning workdir" in capsys.readouterr().err
   assert files_under(finished_bert) == before
 
 

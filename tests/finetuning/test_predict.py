@@ -308,13 +308,13 @@ def test_other_folders_are_refused(tuned, finished_bert, tmp_path):
     predict.open_predictor(tmp_path)
   out = shutil.copytree(tuned, tmp_path / "copy")
   (out / "lr0.01-seed0" / "config.json").rename(out / "config.old")
-  with pytest.raises(ConfigError, match="best run were not kept. No run has any. Fine-tune again"):
+  with pytest.raises(ConfigError, match="best run were not saved. No run has any. Fine-tune again"):
     predict.open_predictor(out)
   (out / "config.old").rename(out / "lr0.01-seed1" / "config.json")
-  with pytest.raises(ConfigError, match="were not kept. Give one of .*lr0.01-seed1"):
+  with pytest.raises(ConfigError, match="were not saved. Give one of .*lr0.01-seed1"):
     predict.open_predictor(out)
   (out / "results.json").unlink()
-  with pytest.raises(ConfigError, match="no run of this fine-tuning is done"):
+  with pytest.raises(ConfigError, match="none of its fine-tuning runs is done"):
     predict.open_predictor(out)
 
 
@@ -334,15 +334,15 @@ def test_a_run_whose_weights_were_not_kept_is_called_so(tuned, tmp_path, capsys,
   tuning = shutil.copytree(tuned, tmp_path / "copy")
   best, other = tuning / "lr0.01-seed0", tuning / "lr0.01-seed1"
   line = complain(other)
-  assert f"--workdir {other}: the weights of this run were not kept. Give {best}, the best" in line
+  assert f"--workdir {other}: the weights of this run were not saved. Give {best}, the best" in line
   assert "--config.save=all" in line
   (best / "config.json").unlink()
   for path in (best, other):
     line = complain(path)
-    assert "weights of this run were not kept. No run has any." in line
+    assert "weights of this run were not saved. No run has any." in line
     assert "--config.save=best" in line
   (tuning / "lr0.02-seed0").mkdir()
-  assert "this run of a fine-tuning is not done. Finish" in complain(tuning / "lr0.02-seed0")
+  assert "this fine-tuning run is not done. Finish" in complain(tuning / "lr0.02-seed0")
   assert "no such folder. Give the" in complain(tuning / "lr0.03-seed0")
   assert not (tmp_path / "out").exists()
 

@@ -59,7 +59,7 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
 
 @pytest.mark.parametrize("flags, fragment", [
     (["--suite=lambda=a.jsonl"], "--suite lambda: no such suite. Did you mean lambada?"),
-    (["--suite=a.txt"], "--suite a.txt: is a file, and not what to measure on it. "
+    (["--suite=a.txt"], "--suite a.txt: is a file, not the name of a suite. "
      "Write NAME=a.txt, with one of the names text,"),
     (["--suite=lambada"], "Give lambada=FILE with lambada_test.jsonl of openai/gpt-2"),
     (["--suite="], "names no suite. Choose among text, wikitext2"),

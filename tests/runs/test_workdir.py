@@ -208,5 +208,5 @@ def test_a_pre_norm_model_without_its_final_norm_is_refused(finished_gpt, monkey
     return {name: x for name, x in params.items() if name != "final_norm"}, metadata
 
   monkeypatch.setattr(checkpoint, "restore_params", without_final_norm)
-  with pytest.raises(DataError, match="without its final norm"):
+  with pytest.raises(DataError, match="without a final norm"):
     trained_lib.load_trained(finished_gpt)

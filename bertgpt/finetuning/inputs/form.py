@@ -16,7 +16,7 @@ ID_KEYS = ("id", "index", "idx")  # Keys that name a record; the first that is n
 
 
 class Setting(NamedTuple):
-  """What rows and predictions depend on.
+  """Settings that rows and predictions depend on.
 
   Attributes:
     config: group `task` of the fine-tuning config.
@@ -35,10 +35,10 @@ class Form(NamedTuple):
   Attributes:
     formats: description of the files that `read` reads, for error messages.
     read: (file, name of the task) -> examples, one by one.
-    parse: (JSON value, id if the value has none, name of the task) -> example; raises ValueError
-      with a message that continues the name of a line.
-    make_rows: (examples, setting) -> (rows, whatever `answer` needs besides them).
-    answer: (examples, result of `make_rows` besides the rows, outputs of every row, setting) ->
+    parse: (JSON value, id if the value has none, name of the task) -> example. It raises ValueError
+      with a message that follows the name of the line.
+    make_rows: (examples, setting) -> (rows, additional data for `answer`).
+    answer: (examples, additional data from `make_rows`, outputs of every row, setting) ->
       predictions, one per example.
     header: labels -> the lines before the predictions, as text.
     to_text: prediction -> its lines, as text.
@@ -61,7 +61,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def short(value: float) -> float:
-  """Returns a number with the digits that float32 has, so that JSON is short."""
+  """Returns a number with only the digits of its float32 value, so that JSON is short."""
   return float(f"{value:.7g}")
 
 

@@ -8,8 +8,8 @@
     {"id": "5733", "answer": "Denver", "start": 177, "end": 183, "probability": 0.93,
      "n_best": [{"text": "Denver", "start": 177, "end": 183, "probability": 0.93}, ...]}
 
-`start` and `end` count the characters of the context. Probabilities are those among the best spans,
-and, in SQuAD 2.0, no answer, which is an empty text without a place (run_squad.py of
+`start` and `end` count the characters of the context. Probabilities are relative to the best spans
+and, in SQuAD 2.0, to "no answer", which is an empty text without a position (run_squad.py of
 google-research/bert, 2018).
 """
 
@@ -61,7 +61,7 @@ def parse(record: Any, default_id: str, name: str) -> Question:
   id_ = id_of(record, default_id)
   if missing := [key for key in ("question", "context") if key not in record]:
     raise ValueError(f"lacks {' and '.join(missing)}")
-  context = take_text(record["context"], "context", keeps_line_ends=True)  # Its offsets count.
+  context = take_text(record["context"], "context", keeps_line_ends=True)  # For correct offsets.
   return Question(id_, take_text(record["question"], "question"), context, ())
 
 

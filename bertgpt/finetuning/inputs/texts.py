@@ -55,7 +55,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
     return
   first = next(lines, (1, ""))
   header, wanted = first[1].split("\t"), _find_names(first[1].split("\t"), name)
-  if not wanted and len(header) == len(task.header):  # As in CoLA's train.tsv.
+  if not wanted and len(header) == len(task.header):  # No header line, as in CoLA's train.tsv.
     lines, header, wanted = _chain(first, lines), list(task.header), task.texts
   for row in glue.iterate_rows(lines, path, header, wanted or task.texts, task):
     if row.values is None:
@@ -88,7 +88,7 @@ def parse(record: Any, default_id: str, name: str) -> Example:
   """
   id_ = id_of(record, default_id)
   if not (wanted := _find_names(record, name)):
-    raise ValueError(f"lacks {' or '.join(glue.TASKS[name].texts)}, it has "
+    raise ValueError(f"lacks {' or '.join(glue.TASKS[name].texts)}; it has "
                      f"{', '.join(map(str, record)) or 'nothing'}")
   return Example(id_, tuple(take_text(record[key], key) for key in wanted))
 

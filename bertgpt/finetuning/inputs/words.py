@@ -8,7 +8,7 @@
     {"id": "0", "words": ["Anna", "Ek"], "tags": ["B-person", "I-person"],
      "probabilities": [0.97, 0.91], "entities": [{"type": "person", "start": 0, "end": 2}]}
 
-An entity has the words from number `start` up to `end`, which is the word after its last.
+An entity consists of the words from index `start` up to, but not including, index `end`.
 """
 
 import itertools
@@ -37,8 +37,8 @@ REMEDY = ("Give one word per line and an empty line between sentences, or a .jso
           "key words or text")
 HEADERS = frozenset("id idx index sentence sentence_id sent text word words token tokens form "
                     "lemma pos upos xpos chunk tag tags label labels ner ner_tag ner_tags".split())
-HEAD_LINES = 1000  # Lines in which `_check_table` looks.
-MAX_PARTS = 3  # Of a word that holds spaces, such as '10 000'.
+HEAD_LINES = 1000  # Lines that `_check_table` examines.
+MAX_PARTS = 3  # Parts of a word that holds spaces, such as '10 000'.
 
 
 class Example(NamedTuple):
@@ -64,7 +64,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
 
 
 def _check_table(path: pathlib.Path) -> None:
-  """Raises a DataError for a table with a header; notes on stderr what else is hardly CoNLL."""
+  """Raises a DataError for a table with a header; prints a note if other things look wrong."""
   if ".csv" in path.suffixes:
     raise DataError(f"{path}: is a table with commas, not a CoNLL file. {REMEDY}")
   head = [line for _, line in itertools.islice(files.read_text_lines(path), HEAD_LINES)
@@ -79,8 +79,8 @@ def _check_table(path: pathlib.Path) -> None:
       raise DataError(f"{path}: {cell[:40]!r} in a column is more than one word. {REMEDY}")
   widths = {len(cells) for cells in rows}
   if len(widths) > 2:
-    print(f"note: {path}: its lines have {min(widths)} to {max(widths)} columns. Of each line, one "
-          f"word is tagged. {REMEDY}", file=sys.stderr)
+    print(f"note: {path}: its lines have {min(widths)} to {max(widths)} columns. One word per line "
+          f"is tagged. {REMEDY}", file=sys.stderr)
 
 
 def parse(record: Any, default_id: str, name: str) -> Example:

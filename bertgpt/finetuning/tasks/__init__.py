@@ -10,7 +10,7 @@ from bertgpt.finetuning.tasks.rows import Task, TextFormat
 
 
 class Entry(NamedTuple):
-  """A task that can be named.
+  """A task that --task can name.
 
   Attributes:
     open: (config.task, format) -> task.

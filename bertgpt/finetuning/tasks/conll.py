@@ -1,6 +1,6 @@
 """CoNLL files: one word per line, with columns, and an empty line after every sentence.
 
-Columns are separated by tabs and ASCII spaces, so that a word may hold other white space, as the
+Columns are separated by tabs and ASCII spaces, so a word may hold other white space, such as the
 U+00A0 of "10 000". If that gives the lines different numbers of columns, but tabs alone give all of
 them the same number, columns are separated by tabs, and words may hold spaces.
 
@@ -27,7 +27,7 @@ from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
 MAX_WORDS = 1 << 20
-NO_TAGS = ("_", "-")  # Stand in the last column of test sets whose tags are not published.
+NO_TAGS = ("_", "-")  # The last column of test sets whose tags are not published.
 
 
 class Sentence(NamedTuple):
@@ -42,8 +42,8 @@ class Layout(NamedTuple):
 
   Attributes:
     split: line -> its columns.
-    word: number of the column of words.
-    tag: number of the column of tags; None: the file has none.
+    word: index of the column of words.
+    tag: index of the column of tags; None: the file has none.
     has_tags: whether the words have tags.
   """
 
@@ -65,7 +65,7 @@ def split_at_tabs(line: str) -> list[str]:
 
 def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True,
                       reads_tags: bool = True) -> Iterator[Sentence]:
-  """Yields the sentences of a file, which is read twice, in the memory of one sentence.
+  """Yields the sentences of a file. It reads the file twice and holds one sentence in memory.
 
   Args:
     path: file, plain or compressed.
@@ -107,7 +107,7 @@ def _take_tag(cells, layout, where, line) -> str:
 
 
 class _Columns:
-  """What the columns of a file hold if a function splits its lines."""
+  """The content of a file's columns, as split by a function."""
 
   def __init__(self, split: Callable[[str], list[str]]):
     self.split = split
@@ -115,12 +115,12 @@ class _Columns:
     self.is_numbered, self.has_second, self.has_last, self.has_third = True, False, False, False
 
   def add(self, place: int, line: str) -> None:
-    """Looks at a line, that of the word `place` of its sentence, from 1."""
+    """Examines the line of a word; `place` is its index in the sentence, from 1."""
     cells = self.split(line)
     self.widths.add(len(cells))
     has_two = len(cells) > 1
     self.is_numbered &= has_two and cells[0] == str(place)
-    self.has_second |= has_two and not is_tag(cells[1])  # Not only tags, as those of numbers.
+    self.has_second |= has_two and not is_tag(cells[1])  # Something other than the tags of numbers.
     self.has_last |= has_two and cells[-1] not in NO_TAGS
     self.has_third |= len(cells) > 2 and cells[2] not in NO_TAGS
 
@@ -148,7 +148,7 @@ def find_layout(path: pathlib.Path) -> Layout:
 
 
 def _words(path: pathlib.Path) -> Iterator[tuple[int, int, str]]:
-  """Yields (number of the word in its sentence, from 1; number of its line; line)."""
+  """Yields (index of the word in its sentence, from 1; number of its line; line)."""
   place = 0
   for number, line in files.read_text_lines(path):
     cells = split_columns(line)

@@ -31,7 +31,7 @@ def find(folder: str, names: Sequence[str], *, needed: bool = True,
     folder: folder of the task's files, the field `task.data`.
     names: names of the files, relative to the folder.
     needed: raise an error if no file exists; otherwise None is returned.
-    remedy: another way out for the error message, such as a field of the config.
+    remedy: another remedy for the error message, such as a field of the config.
   Raises:
     DataError: the folder does not exist, or a needed file is not in it.
   """
@@ -54,7 +54,7 @@ def find_given(folder: str, given: str, field: str, names: Sequence[str], *,
 
   Args:
     folder: folder of the task's files, the field `task.data`.
-    given: value of the field: file names separated by commas, or one that has them.
+    given: value of the field: file names separated by commas, or one name that contains commas.
     field: name of the field, for error messages.
     names: official names; the first that exists is used.
     needed: raise an error if no official file exists; otherwise [] is returned.
@@ -102,7 +102,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def take_id(value: Any) -> str:
-  """Returns the name that a JSON value is; 1.0, as pandas writes numbers, is 1.
+  """Returns a JSON value as a name; 1.0, which pandas writes for 1, becomes 1.
 
   Args:
     value: JSON value.
@@ -117,11 +117,11 @@ def take_id(value: Any) -> str:
 
 
 def choose_examples(count: int, limit: int, *, is_random: bool) -> np.ndarray:
-  """Returns the numbers of the examples that are used, int [N], ascending.
+  """Returns the indices of the examples that are used, int [N], ascending.
 
   Args:
     count: number of examples.
-    limit: most examples that are used; 0: all.
+    limit: maximum number of examples; 0: all.
     is_random: choose them at random, always the same ones; otherwise the first are used.
   """
   if not limit or limit >= count:

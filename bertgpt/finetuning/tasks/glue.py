@@ -8,7 +8,7 @@
 Test sets are predicted if they exist. Predictions have the official format, `index TAB
 prediction`, and the file name of a submission. The index is that of the file, in its column
 `index` or `id` (`idx` in TFDS). If there is no such column, or a value occurs in it twice, it is
-the number of the row in the file, from 0.
+the position of the row in the file, from 0.
 """
 
 import functools
@@ -91,7 +91,7 @@ class Row(NamedTuple):
 
   Attributes:
     line: number of its line in the file, from 1.
-    place: number of the row in the file, from 0.
+    place: position of the row in the file, from 0.
     id: value of the column that names the rows; without such a column, `place` as text.
     values: values of the wanted columns; None: the line lacks columns, and is to be skipped.
   """
@@ -107,7 +107,7 @@ class Table(NamedTuple):
 
   Attributes:
     texts: a list of N texts for each column of texts.
-    ids: N values of the column that names the rows, or the numbers of the rows in the file, from 0.
+    ids: N values of the column that names the rows, or the positions of the rows, from 0.
     labels: classes int32 [N] or scores float32 [N]; None for a test set.
     skipped: number of lines that were skipped.
   """
@@ -279,7 +279,7 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
     DataError: a column is missing, or a line has too few columns.
   """
   if missing := [name for name in wanted if name not in header]:
-    raise DataError(f"{path}: lacks the column {', '.join(missing)}, it has "
+    raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has "
                     f"{', '.join(header)}. Give the official {glue.folder} file")
   places = [header.index(name) for name in wanted]
   named = next((header.index(name) for name in INDEX_COLUMNS if name in header), None)
@@ -300,7 +300,7 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
 
 
 def _parse_label(glue: Glue, text: str, where: str) -> float:
-  """Returns the number of a class, or a score; `where` names the line in an error."""
+  """Returns the index of a class, or a score; `where` names the line in an error."""
   if glue.labels:
     if text in glue.labels:
       return glue.labels.index(text)
@@ -355,6 +355,6 @@ def _is_label(value: Any, glue: Glue) -> bool:
 
 def _feature(record: dict, name: str, where: str, glue: Glue):
   if name not in record:
-    raise DataError(f"{where}: lacks the feature {name!r}, it has {', '.join(record)}. Give the "
+    raise DataError(f"{where}: lacks the feature {name!r}; it has {', '.join(record)}. Give the "
                     f"dataset of {glue.folder}")
   return record[name]

@@ -30,7 +30,7 @@ NAMES = {
 }
 
 
-# (number of the row, number of the first token in it), for every word of every sentence.
+# (index of the row, index of the word's first token in it), for every word of every sentence.
 Places = list[list[tuple[int, int]]]
 
 
@@ -59,7 +59,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   train = sets.pop("train")
   chosen = files.choose_examples(len(train), config.max_train_examples, is_random=True)
   sets["dev"] = sets["dev"][:config.max_dev_examples or None]
-  # O is class 0: missing labels are 0, and must not be an entity.
+  # O is class 0, because missing labels are 0 and must not be an entity.
   tags = ["O", *sorted({tag for s in train for tag in s.tags} - {"O"})]
   evals, baseline, unknown = [], {}, 0
   for name, sentences in sets.items():
@@ -150,7 +150,7 @@ def encode_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> li
 
 
 def cut(lengths: Sequence[int], room: int) -> list[list[int]]:
-  """Returns the numbers of the words of every row of a sentence: as many as fit, in order.
+  """Returns the indices of the words in every row of a sentence: as many as fit, in order.
 
   Args:
     lengths: number of tokens of every word.
@@ -211,7 +211,7 @@ def score(expected: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> 
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-  """Returns (type, number of the first word, number of the word after the last) of every entity.
+  """Returns (type, index of the first word, index of the word after the last) of every entity.
 
   An I-TYPE that does not follow an entity of its type begins one, as in conlleval.
 

@@ -82,7 +82,7 @@ class Task(NamedTuple):
     name: key of `tasks.TASKS`.
     kind: kind of the outputs; with the kind of the family, a key of `objectives.HEADS`.
     labels: names of the model's C outputs.
-    train: rows to learn from.
+    train: rows of the training set.
     evals: sets to predict; the first is the dev set.
     baseline: metrics by set, for sets with labels, of the answer that is most frequent in training.
     notes: remarks about the data for the user, one line each.
@@ -171,7 +171,7 @@ def truncate(tokens: np.ndarray, size: int, mode: str) -> np.ndarray:
 
   Args:
     tokens: token ids, [length].
-    size: most tokens that are kept.
+    size: maximum number of tokens that are kept.
     mode: part that is kept: 'head', 'tail', or 'head_tail', which keeps both in the ratio 128 : 382
       (Sun et al. 2019, arXiv:1905.05583).
   """
@@ -189,7 +189,7 @@ def share_length(a: int, b: int, room: int) -> tuple[int, int]:
   Args:
     a: tokens of the first text.
     b: tokens of the second text.
-    room: tokens that both may have together.
+    room: maximum number of tokens of both together.
   """
   if a + b <= room:
     return a, b
@@ -202,7 +202,7 @@ def share_length(a: int, b: int, room: int) -> tuple[int, int]:
 
 def order_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int,
                 group_by_length: bool) -> list[np.ndarray]:
-  """Returns the row numbers of every batch of an epoch: every row once, one batch may be short.
+  """Returns the row indices of every batch of an epoch: every row once; one batch may be short.
 
   The order depends only on the arguments.
 
@@ -210,7 +210,7 @@ def order_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int,
     lengths: tokens of every row, [N].
     batch_size: rows per batch.
     seed: seed of the run.
-    epoch: number of the epoch, from 0.
+    epoch: index of the epoch, from 0.
     group_by_length: sort the rows of `GROUP_BATCHES` batches by length, so that there is less
       padding; the batches are then shuffled.
   """
@@ -225,7 +225,7 @@ def order_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int,
 
 
 def order_evaluation(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-  """Yields the row numbers of every batch, with rows of similar length together.
+  """Yields the row indices of every batch, with rows of similar length together.
 
   Args:
     lengths: tokens of every row, [N].
@@ -242,7 +242,7 @@ def collate(rows: Rows, index: np.ndarray, batch_size: int, max_length: int, see
 
   Args:
     rows: rows of a set.
-    index: numbers of the rows of the batch, at most `batch_size`.
+    index: indices of the rows of the batch, at most `batch_size`.
     batch_size: rows of the batch; empty rows with weight 0 fill it up.
     max_length: tokens of the longest row that is allowed.
     seed: seed of the run.

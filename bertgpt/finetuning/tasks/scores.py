@@ -75,7 +75,7 @@ def _correlation(function, labels, predictions):
   if len(labels) < 2 or not np.ptp(labels) or not np.ptp(predictions):
     return 0.0
   correlation = float(function(labels, predictions).statistic)
-  return correlation if np.isfinite(correlation) else 0.0  # Of predictions that are not finite.
+  return correlation if np.isfinite(correlation) else 0.0  # 0 if a prediction is not finite.
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

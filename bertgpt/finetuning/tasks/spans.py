@@ -23,7 +23,7 @@ class Question(NamedTuple):
     id: official id.
     question: the question.
     context: text that holds the answer.
-    answers: (number of its first character in the context, text) of every correct answer; () if the
+    answers: (index of its first character in the context, text) of every correct answer; () if the
       question has no answer, or if its answers are unknown.
     is_impossible: whether it is known that the question has no answer.
   """
@@ -39,8 +39,8 @@ class Window(NamedTuple):
   """A part of a context, which is one row.
 
   Attributes:
-    question: number of the question.
-    first: position in the row of the window's first token.
+    question: index of the question.
+    first: position of the window's first token in the row.
     offsets: (first character, character after the last) in the context of each of the window's N
       tokens, int32 [N, 2].
     has_max_context: whether no other window shows more of a token's surroundings, bool [N].
@@ -58,8 +58,8 @@ class Guess(NamedTuple):
   Attributes:
     score: sum of the logits.
     text: text of the span; '': no answer.
-    start: number of its first character in the context; None for no answer.
-    end: number of the character after its last.
+    start: index of its first character in the context; None for no answer.
+    end: index of the character after its last.
   """
 
   score: float
@@ -103,7 +103,7 @@ def make_rows(questions: Sequence[Question], config: ConfigDict, text_format: Te
 
 
 def find_span(question: Question, offsets: np.ndarray) -> tuple[int, int] | None:
-  """Returns the numbers of the first and last token of the first answer; None without one.
+  """Returns the indices of the first and last token of the first answer; None without one.
 
   Args:
     question: question with its answers.
@@ -123,7 +123,7 @@ def cut(length: int, room: int, stride: int) -> list[tuple[int, int]]:
   Args:
     length: tokens of the context.
     room: tokens of a window.
-    stride: tokens from the start of a window to the start of the next; at most `room` is used.
+    stride: tokens from the start of a window to the start of the next; capped at `room`.
   """
   parts, start = [], 0
   while True:
@@ -224,7 +224,7 @@ def keep_best(guesses: Sequence[Guess], count: int) -> list[Guess]:
 
   Args:
     guesses: guesses in any order.
-    count: most guesses that are returned.
+    count: maximum number of guesses.
   """
   best: dict[str, Guess] = {}
   for guess in sorted(guesses, key=lambda guess: -guess.score):

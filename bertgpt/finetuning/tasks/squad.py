@@ -79,7 +79,7 @@ def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:
 
 
 def check_ids(found: Sequence[tuple[pathlib.Path, Question]]) -> None:
-  """Checks that every question of a set has an id of its own, which its prediction is named by.
+  """Checks that every question of a set has an id of its own, by which its prediction is found.
 
   Args:
     found: (file, question) of all questions of the set.
@@ -96,7 +96,7 @@ def check_ids(found: Sequence[tuple[pathlib.Path, Question]]) -> None:
 
 
 def is_labeled(questions: Sequence[Question]) -> bool:
-  """Returns whether any question has an answer, or says that it has none."""
+  """Returns whether any question has an answer, or is marked as having none."""
   return any(question.answers or question.is_impossible for question in questions)
 
 
@@ -122,8 +122,8 @@ def read_questions(path: pathlib.Path, *, needs_answers: bool = True) -> list[Qu
     for start, answer in question.answers:
       if not isinstance(start, int) or start < 0 or not isinstance(answer, str):
         raise DataError(f"{path}: question {question.id}: answer_start={start!r} and text="
-                        f"{str(answer)[:40]!r} are not a number from 0 up and a text. Repair the "
-                        "file")
+                        f"{str(answer)[:40]!r} are not a whole number from 0 on and a text. Repair "
+                        "the file")
       if question.context[start:start + len(answer)] != answer or not answer:
         raise DataError(f"{path}: question {question.id}: its answer {answer[:40]!r} is not at "
                         f"character {start} of the context. Repair the file")
@@ -147,7 +147,7 @@ def make_question(qa: Mapping[str, Any], paragraph: Mapping[str, Any],
   id_, text, context = qa["id"], qa["question"], paragraph["context"]
   id_ = files.take_id(id_)
   text = take_text(text, f"the question of {id_!r}")
-  # `answer_start` counts the characters of the context as it is.
+  # `answer_start` counts the characters of the unchanged context.
   context = take_text(context, f"the context of {id_!r}", keeps_line_ends=True)
   is_impossible = bool(qa.get("is_impossible"))
   answers = () if is_impossible else qa["answers"] if needs_answers else qa.get("answers") or ()
@@ -163,7 +163,7 @@ def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict,
   """Writes predictions.json, nbest_predictions.json and null_odds.json, as run_squad.py does.
 
   Args:
-    name: name of the set. All file names except those of 'dev' begin with it, 'test_'.
+    name: name of the set. File names of all sets but 'dev' begin with it: 'test_...'.
     predict: outputs -> (answers, guesses, odds), as `find_answers` returns them.
     with_odds: write null_odds.json, for SQuAD 2.0.
     outputs: logits of starts and ends in every window, float32 [2, length] each.
