@@ -19,12 +19,12 @@ BATCHES = 4  # Batches read from a corpus.
 
 
 class BareStep:
-  """The train step of the first phase on one device, as `train` compiles it, with its own state.
+  """The train step of the first phase on one device, compiled as in `train`, with its own state.
 
   Args:
     config: whole config, with `model.vocab_size` set.
     vocabulary: vocabulary of the batches.
-    batches: batches of the loader, which are used in turns.
+    batches: batches of the loader, used in turn.
 
   Attributes:
     objective: objective of the config.
@@ -48,7 +48,7 @@ class BareStep:
                        for batch in batches]
 
   def seconds(self, steps: int) -> float:
-    """Makes some steps and returns the seconds per step."""
+    """Runs some steps and returns the seconds per step."""
     start = time.perf_counter()
     self._run(steps)
     jax.block_until_ready(self.state)
@@ -61,7 +61,7 @@ class BareStep:
     return self._step
 
   def losses(self, steps: int) -> list[float]:
-    """Makes some steps and returns the loss of each."""
+    """Runs some steps and returns the loss of each."""
     return [float(sums["loss"][0]) for _ in range(steps) for sums in [self._run(1)]]
 
   def corrupt(self, step: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a machine with an accelerator shows in half an hour: does it work, how fast, what binds.
+"""Half an hour on a machine with an accelerator: correctness, speed, bottlenecks.
 
   python -m benchmarks.device --minutes=25 --out=device.json
   python -m benchmarks.device --rehearse --out=rehearsal.json    small sizes, on the CPU
@@ -26,20 +26,20 @@ from benchmarks import side_by_side
 from bertgpt import cli
 from bertgpt.errors import ConfigError, UserError
 
-# Part -> seconds that it may take at most. The order is that of what would be missed most.
+# Part -> seconds that it may take at most. The most important parts come first.
 PARTS = {"products": 120, "attention": 180, "losses": 240, "predictions": 420, "speed": 420,
          "kernels": 150, "recipes": 420, "resume": 150, "generation": 120}
-PATIENCE = 4  # A rehearsal takes longer, on few cores.
-LEAST_SECONDS = 5  # A part is not started with less time than this.
+PATIENCE = 4  # Factor on these times for a rehearsal, which runs on few cores.
+LEAST_SECONDS = 5  # A part is not started if less time than this is left.
 
 
 class Outcome(NamedTuple):
-  """What became of a part.
+  """The result of a part.
 
   Attributes:
     seconds: time that it took.
-    rows: what it measured, as `device_parts.Row` as a dict.
-    error: one line; '' if it came to its end.
+    rows: its measurements, each a `device_parts.Row` as a dict.
+    error: one line; '' if the part was completed.
   """
 
   seconds: float
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
 
   @property
   def is_good(self) -> bool:
-    """Whether it came to its end and every number is as it should be."""
+    """Whether it was completed and every value is as required."""
     return not self.error and all(row["ok"] is not False for row in self.rows)
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, float] = PARTS,
     parts: part -> seconds that it may take at most.
     module: module that runs one part; tests give another.
   Returns:
-    The exit code: 1 if a part failed or a number is not as it should be.
+    The exit code: 1 if a part failed or a value is not as required.
   """
   argv = sys.argv[1:] if argv is None else list(argv)
   try:
@@ -84,9 +84,9 @@ def parse(argv: Sequence[str], parts: Mapping[str, float]) -> argparse.Namespace
 
   Args:
     argv: arguments of the command.
-    parts: the parts that there are.
+    parts: the existing parts.
   Raises:
-    ConfigError: a part does not exist, or there is no time.
+    ConfigError: a part does not exist, or the time is not above 0.
   """
   parser = cli.Parser("python -m benchmarks.device", description=__doc__, allow_abbrev=False,
                       formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,7 +121,7 @@ def run_part(module: str, name: str, limit: float, rehearse: bool) -> Outcome:
   """
   if limit < LEAST_SECONDS:
     return Outcome(0.0, [], "not started: no time left")
-  # Otherwise the last line of an error would be one about filtering.
+  # Otherwise the last line of an error would be about filtered tracebacks.
   environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
   environment |= {"JAX_PLATFORMS": "cpu"} if rehearse else {}
   start = time.monotonic()
@@ -144,7 +144,7 @@ def run_part(module: str, name: str, limit: float, rehearse: bool) -> Outcome:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the rows that a part has written; the last one may be half a line."""
+  """Returns the rows that a part has written; the last line may be incomplete."""
   rows = []
   for line in path.read_text().splitlines() if path.exists() else []:
     with contextlib.suppress(json.JSONDecodeError):
@@ -153,7 +153,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def last_line(log: pathlib.Path) -> str:
-  """Returns the last line of a log that says something, cut to 200 characters."""
+  """Returns the last line of a log with content, cut to 200 characters."""
   lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
   return lines[-1][:200] if lines else "it said nothing"
 
@@ -166,7 +166,7 @@ def show(name: str, outcome: Outcome) -> str:
 
   Args:
     name: name of the part.
-    outcome: what became of it.
+    outcome: its result.
   """
   lines = [f"{name} ({outcome.seconds:.0f} s)"]
   width = max((len(row["what"]) for row in outcome.rows), default=0)
@@ -184,7 +184,7 @@ def to_json(argv: Sequence[str], rehearse: bool, outcomes: Mapping[str, Outcome]
   Args:
     argv: arguments of the command.
     rehearse: whether it was a rehearsal.
-    outcomes: by part.
+    outcomes: results by part.
   """
   return json.dumps({
       "command": shlex.join(["python", "-m", "benchmarks.device", *argv]), "rehearsal": rehearse,
@@ -194,7 +194,7 @@ def to_json(argv: Sequence[str], rehearse: bool, outcomes: Mapping[str, Outcome]
 
 
 def write(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that it is whole at any moment."""
+  """Writes a file so that it is complete at any moment."""
   path.parent.mkdir(parents=True, exist_ok=True)
   new = path.with_name(f"{path.name}.new")
   new.write_text(f"{text}\n")

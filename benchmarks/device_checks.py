@@ -29,11 +29,11 @@ from bertgpt.training import steps
 
 # --------------------------------------------------------------- attention
 
-ERROR = {"bfloat16": 4e-2, "float32": 2e-2}  # Largest; float32 products are rounded to TF32.
+ERROR = {"bfloat16": 4e-2, "float32": 2e-2}  # Allowed; float32 matmuls are rounded to TF32.
 
 
 def attention(rehearse: bool) -> Iterator[Row]:
-  """Yields errors of every kernel against the plain path in float32, and what leaks."""
+  """Yields the errors of every kernel against the plain path in float32, and leaks of sequences."""
   rows, length, heads, width = (2, 128, 2, 64) if rehearse else (8, 512, 12, 64)
   ids = _make_ids(rows, length)
   for dtype, dropout in (("bfloat16", 0.0), ("bfloat16", 0.1), ("float32", 0.0), ("float32", 0.1)):
@@ -75,7 +75,7 @@ def _check_kernel(label: str, name: str, dtype: str, shape: tuple[int, ...], run
   with jax.default_matmul_precision("highest"):
     exact = run(*inputs, ids, None, "xla")
   found = run(*(jnp.asarray(x, dtype) for x in inputs), ids, lengths, name)
-  is_token = (ids > 0)[:, :, None, None]  # What padding computes is not used.
+  is_token = (ids > 0)[:, :, None, None]  # The results at padding are not used.
   error = max(float(np.abs(np.where(is_token, np.asarray(a, np.float32) - np.asarray(b), 0)).max())
               for a, b in zip(found, exact, strict=True))
   yield at_most(f"{label}: largest error", error, ERROR[dtype])
@@ -89,7 +89,7 @@ def _check_kernel(label: str, name: str, dtype: str, shape: tuple[int, ...], run
 
 @functools.partial(jax.jit, static_argnames=("kernel", "causal", "dropout"))
 def _run_kernel(q, k, v, g, ids, lengths, kernel, causal, dropout):
-  """Returns the result and the gradients of query, key and value; every kernel draws one mask."""
+  """Returns the result and the gradients of query, key and value; all kernels use the same mask."""
   visibility = Visibility(ids, lengths, causal=causal)
   attend = functools.partial(attention_lib.attend, visibility=visibility, kernel=kernel,
                              dropout=dropout,
@@ -105,7 +105,7 @@ REHEARSED_RECIPES = ("albert_base", "bert_large_lamb", "gpt2_small")
 
 
 def steps_of_recipes(rehearse: bool) -> Iterator[Row]:
-  """Yields the difference of the losses of two steps in 1 and in 5 pieces, for every recipe."""
+  """Yields the differences between losses of two steps in 1 and in 5 pieces, for every recipe."""
   for path in sorted(pathlib.Path("configs").glob("*.py")):
     if path.stem.startswith("finetune") or rehearse and path.stem not in REHEARSED_RECIPES:
       continue
@@ -168,7 +168,7 @@ def make_batch(config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def losses(rehearse: bool) -> Iterator[Row]:
-  """Yields differences of losses: of this device and a CPU, and of `auto` and plain attention."""
+  """Yields differences of losses: this device against a CPU, and `auto` against plain attention."""
   device = "cpu" if rehearse else jax.default_backend().replace("gpu", "cuda")
   few, many, preset, rows, length = (2, 4, "tiny", 4, 32) if rehearse else (3, 50, "base", 64, 128)
   for objective in ("mlm_nsp", "causal"):
@@ -257,7 +257,7 @@ def _train(folder: pathlib.Path, recipe: str, name: str) -> pathlib.Path:
 
 
 def resume(rehearse: bool) -> Iterator[Row]:
-  """Yields the number of losses that differ if a run continues from its middle."""
+  """Yields the number of losses that differ if a run resumes from its middle."""
   del rehearse  # The demo's model is small.
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

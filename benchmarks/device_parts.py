@@ -34,8 +34,8 @@ class Row(NamedTuple):
     what: description of the number.
     value: the number, or a word.
     unit: unit of the value.
-    beside: what it is compared with: a prediction, a constant, or the allowed value.
-    ok: whether it is as it should be; None if it is only a measurement.
+    beside: a value to compare with: a prediction, a constant, or the allowed value.
+    ok: whether the value is as required; None if it is only a measurement.
   """
 
   what: str
@@ -46,12 +46,12 @@ class Row(NamedTuple):
 
 
 def at_most(what: str, value: float, allowed: float, unit: str = "") -> Row:
-  """Returns the row of a number that must not be above another; nan is."""
+  """Returns the row of a number that must not exceed another; nan counts as exceeding it."""
   return Row(what, value, unit, f"at most {allowed:g}", bool(value <= allowed))
 
 
 def guard(what: str, rows: Iterator[Row]) -> Iterator[Row]:
-  """Yields rows; an error becomes a row, so that the rest of a part follows.
+  """Yields rows; an error becomes a row, so that the rest of the part still runs.
 
   Args:
     what: description of the numbers, for that row.

@@ -1,4 +1,4 @@
-"""Parts of `device` about speed: peaks, steps beside their predictions, kernels beside theirs."""
+"""Parts of `device` about speed: peaks, and steps and kernels next to their predictions."""
 
 import collections
 import json
@@ -23,7 +23,7 @@ from bertgpt.planning import aot, collectives, roofline
 from bertgpt.training import metrics
 
 REHEARSED_CHIP = "h100"  # Its figures stand for those of a CPU.
-SECONDS = 3.0  # For which a step is timed, at least.
+SECONDS = 3.0  # A step is timed for at least this long.
 PROFILED_STEPS = 3
 SHOWN_KERNELS = 10
 
@@ -71,11 +71,11 @@ def start(config: ConfigDict) -> BareStep:
   return BareStep(config, vocabulary, [step_bertgpt.make_batch(config)])
 
 
-# ---------------------------------------------------------------- products
+# ----------------------------------------------------------------- matmuls
 
 
 def products(rehearse: bool) -> Iterator[Row]:
-  """Yields the shares of the data sheet's peaks that are reached, beside the planner's."""
+  """Yields the shares of the data sheet's peaks that are reached, next to the planner's."""
   chip, size = find_chip(), 256 if rehearse else 8192
   yield Row("device", jax.devices()[0].device_kind)
   peaks = {"bfloat16": chip.peak_flops, "float8_e4m3fn": chip.fp8_flops}
@@ -84,7 +84,7 @@ def products(rehearse: bool) -> Iterator[Row]:
       x = jnp.ones((size, size), dtype)
       seconds = time_call(lambda x: jnp.dot(x, x, preferred_element_type=jnp.bfloat16), x)
       share = 2 * size**3 / seconds / peak
-      yield Row(f"product of {size} x {size} in {dtype}, share of the peak", share,
+      yield Row(f"matmul of {size} x {size} in {dtype}, share of the peak", share,
                 beside=f"planner: {hardware.EFFICIENCY['matmul']}")
   x = jnp.ones((2**16 if rehearse else 2**28,), jnp.float32)
   share = 2 * x.nbytes / time_call(lambda x: x + 1, x) / chip.hbm_bandwidth
@@ -131,7 +131,7 @@ def analyze(bare: BareStep, flops: float) -> tuple[Any, roofline.Roofline]:
 
 
 def predictions(rehearse: bool) -> Iterator[Row]:
-  """Yields step time, MFU and memory of some programs, each beside its prediction."""
+  """Yields step time, MFU and memory of some programs, each next to its prediction."""
   for name in PROGRAMS:
     yield from guard(name, _measure_program(name, rehearse))
 
@@ -184,7 +184,7 @@ def kernels_of(folder: pathlib.Path) -> dict[str, float]:
   """Returns the seconds of every kernel of a profile, by name, all runs together.
 
   Args:
-    folder: written by `jax.profiler.trace`. On a CPU, the threads of XLA stand for the device.
+    folder: folder written by `jax.profiler.trace`. On a CPU, XLA's threads stand for the device.
   """
   (path,) = folder.rglob("*.xplane.pb")
   seconds: collections.Counter[str] = collections.Counter()
@@ -199,7 +199,7 @@ def kernels_of(folder: pathlib.Path) -> dict[str, float]:
 
 
 def kernels(rehearse: bool) -> Iterator[Row]:
-  """Yields the kernels that take longest in three steps, measured and then predicted."""
+  """Yields the kernels that take longest in three steps, as measured and then as predicted."""
   for name in list(PROGRAMS)[:1] if rehearse else PROGRAMS:
     yield from guard(name, _profile_program(name, rehearse))
 

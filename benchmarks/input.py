@@ -6,8 +6,8 @@ prepare  `prepare` from the files to the finished corpus, compared with the toke
          batch encode of the same text, which is in memory as lines. Both run on all cores,
          with a tokenizer that is already trained.
 loader   batches made by a process with one core, compared with the train step on all cores.
-waiting  the real `train.train`: the share of its time in which it waits for the next batch.
-         Meanwhile the device computes the previous step, so this is an upper bound.
+waiting  the real `loop.train`: the share of its time in which it waits for the next batch. During
+         this time, the device computes the previous step, so this is an upper bound.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from bertgpt.data.corpus import prepare
 from bertgpt.data.text import sources
 from bertgpt.errors import ConfigError
 
-# The processes that `prepare` starts import this file again, so only functions import JAX.
+# The processes that `prepare` starts import this file again, so JAX is imported only in functions.
 
 CHUNK = 10_000  # Lines per call of the bare tokenizer.
 TOKENS_TOLERANCE = 0.01  # `prepare` keeps the line ends.

@@ -2,11 +2,11 @@
 
   python -m benchmarks.loop --config=configs/demo.py --out=loop.json
 
-The bare step runs on batches that are on the device, and its metrics are not read. `bertgpt
-train` is the real `train.train` in a workdir of its own, timed from step to step after a warm-up,
-without its start, its last evaluation and its last checkpoint. "As the recipe logs" is the loop of
-the recipe between two evaluations. Every periodic event is switched on separately, at every tenth
-step; its cost is the additional time of ten steps.
+The bare step runs on batches that are on the device, and its metrics are not read. `bertgpt train`
+is the real `loop.train` in a workdir of its own, timed from step to step after a warm-up, without
+its start, its last evaluation and its last checkpoint. "As the recipe logs" is the loop of the
+recipe between two evaluations. Every periodic event is switched on separately, at every tenth step;
+its cost is the additional time per ten steps.
 """
 
 import argparse
@@ -25,8 +25,8 @@ EVERY = 10  # Steps from one evaluation, or checkpoint, to the next.
 SILENT = {"log": {"every_steps": 10**9, "tensorboard": False}, "eval": {"every_steps": 0},
           "checkpoint": {"every_steps": 0, "every_minutes": 0.0}}
 
-# Part -> fields that switch it on in a run that only makes steps, steps from one event to the next,
-# and the group of fields with its interval in the recipe.
+# Part -> fields that switch it on in a run that otherwise only runs steps, number of steps from one
+# event to the next, and the group of fields with its interval in the recipe.
 PARTS = {
     "logging": ({"log": {"every_steps": 1, "tensorboard": True}}, 1, "log"),
     "evaluation": ({"eval": {"every_steps": EVERY}}, EVERY, "eval"),

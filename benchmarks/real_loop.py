@@ -1,4 +1,4 @@
-"""The real `bertgpt train`, with a clock at the place where it requests the next batch."""
+"""The real `bertgpt train`, timed where it requests the next batch."""
 
 import contextlib
 import pathlib

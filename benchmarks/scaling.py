@@ -67,7 +67,7 @@ def compile_for(config: ConfigDict, name: str, phase_index: int,
   Args:
     config: config of the recipe.
     name: slice, such as 'v5e:4x4'.
-    phase_index: number of the phase.
+    phase_index: index of the phase.
     rows_per_chip: rows of a micro-batch per chip.
   Returns:
     The compiled step; None if the mesh does not fit the slice.
@@ -109,7 +109,7 @@ def describe(name: str, step: aot.CompiledStep, parameters: float) -> list[Row]:
   roof = step.roofline
   sent = sum(total.fast_bytes + total.slow_bytes for total in roof.collectives)
   return [Row(f"{name}: {what}", spread([value]), unit) for what, value, unit in (
-      ("matrix products per chip", roof.matmul_flops / 1e9, "GFLOP"),
+      ("matmuls per chip", roof.matmul_flops / 1e9, "GFLOP"),
       ("payload of the collectives", payload(step) / 1e6, "MB"),
       ("the same over 4 bytes x parameters", payload(step) / parameters, "x"),
       ("sent per chip", sent / 1e6, "MB"),

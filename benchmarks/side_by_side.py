@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-  """Result of a benchmark: kind of the device that computed, and measured numbers."""
+  """Result of a benchmark: kind of the device, and measured numbers."""
 
   device: str
   rows: list[Row]
@@ -98,7 +98,7 @@ def per_second(work: float, seconds: Sequence[float]) -> Spread:
 
 
 def repeats(seconds: float, least: float) -> int:
-  """Returns how often to repeat work of some seconds so that it lasts at least `least` seconds."""
+  """Returns how many times to repeat work of some seconds so that it lasts `least` seconds."""
   return max(1, math.ceil(least / seconds))
 
 
@@ -108,7 +108,7 @@ def assert_equal_work(losses: Mapping[str, Sequence[float]]) -> None:
   Args:
     losses: side -> losses on the same batches, from the same weights.
   Raises:
-    SystemExit: the losses differ, so that the sides do not do the same work.
+    SystemExit: the losses differ, so the sides do not do the same work.
   """
   (first, expected), *others = losses.items()
   for name, found in others:
@@ -200,7 +200,7 @@ def main(module: str, description: str, flags: Sequence[Callable],
     The exit code.
   """
   if argv is None:
-    huge_pages.restart()  # As `bertgpt train` does.
+    huge_pages.restart()  # `bertgpt train` does this too.
   argv = sys.argv[1:] if argv is None else list(argv)
   try:
     arguments = parse(module, description, flags, argv)
@@ -268,7 +268,7 @@ def seconds_flag(default: float) -> Callable:
   """Returns a function that adds the flag --seconds."""
   return lambda parser: parser.add_argument(
       "--seconds", type=float, default=default,
-      help=f"seconds for which a side runs at a time, at least; default: {default:g}")
+      help=f"minimum number of seconds for which a side runs at a time; default: {default:g}")
 
 
 # ---------------------------------------------------------------- results
@@ -308,7 +308,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-  """Returns the name of the CPU, which Linux has in a file."""
+  """Returns the name of the CPU; on Linux, it is in a file."""
   info = pathlib.Path("/proc/cpuinfo")
   lines = info.read_text().splitlines() if info.is_file() else []
   names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -57,7 +57,7 @@ CASES = {
                       {"cpu": (32, 128), "cuda": (1024, 128)}),
     "gpt2_small": Case(presets.GPT2["small"], "causal", 50_257,
                        {"cpu": (2, 512), "cuda": (32, 1024)}),
-    # For tests, which take seconds on any machine.
+    # A tiny case for tests, which takes seconds on any machine.
     "bert_nano": Case(presets.BERT["tiny"] | {"num_layers": 1, "width": 32}, "mlm_nsp", 1_000,
                       {"cpu": (4, 32), "cuda": (4, 32)}),
     "gpt_nano": Case(presets.GPT2["small"] | {"num_layers": 1, "width": 48}, "causal", 1_000,
@@ -76,7 +76,8 @@ ASKED = {
     ("cuda", "gpt2_small", "compiled, as shipped"): ">= 1.10",
 }
 
-# Variants of our step: (name, overrides). Their ratio is their time over that of our step.
+# Variants of our step: (name, overrides). The ratio is the time of the variant over that of our
+# step.
 ABLATIONS = (
     ("threefry dropout", {"model.dropout_rng": "threefry"}),
     ("rbg dropout", {"model.dropout_rng": "rbg"}),
@@ -223,11 +224,11 @@ def differs(config: ConfigDict, fields: Mapping[str, Any]) -> bool:
 @contextlib.contextmanager
 def start(make: Callable[..., dict[str, Callable]], *arguments: Any,
           huge: bool = True) -> Iterator[Worker]:
-  """A worker that is closed at the end.
+  """Yields a worker that is closed at the end.
 
   Args:
     make, *arguments: see `Worker`.
-    huge: whether the process has huge pages, as `bertgpt train` does.
+    huge: whether the process uses huge pages, as in `bertgpt train`.
   """
   with huge_pages.for_children() if huge else contextlib.nullcontext():
     worker = Worker(make, *arguments)
@@ -240,7 +241,7 @@ def time_sides(sides: Mapping[str, Callable[[int], float]],
   """Returns the seconds per step of every side, for every round.
 
   Args:
-    sides: name -> function that makes some steps and returns the seconds per step.
+    sides: name -> function that runs some steps and returns the seconds per step.
     arguments: values of the flags.
   """
   number = {}

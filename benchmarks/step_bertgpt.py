@@ -49,7 +49,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
       return start(exactly(configs[name])).losses(steps)
 
   def curve(name: str, steps: int) -> list[float]:
-    """Returns the losses of the first steps, as the config trains."""
+    """Returns the losses of the first steps, trained exactly as in the config."""
     return start(configs[name]).losses(steps)
 
   def time(name: str, steps: int) -> float:

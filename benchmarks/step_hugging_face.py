@@ -124,7 +124,7 @@ class TorchStep:
     return losses
 
   def seconds(self, loss_fn: Callable, steps: int) -> float:
-    """Makes some steps and returns the seconds per step."""
+    """Runs some steps and returns the seconds per step."""
     self._model.train()
     start = time.perf_counter()
     for _ in range(steps):

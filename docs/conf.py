@@ -1,4 +1,4 @@
-"""Sphinx reads this: pages in MyST Markdown, the theme furo. `make docs` builds them."""
+"""Configuration of Sphinx: pages in MyST Markdown, the theme furo. `make docs` builds them."""
 
 import configparser
 import pathlib

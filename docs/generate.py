@@ -1,9 +1,9 @@
 """Writes docs/reference/ from the fields, flags and tables of the program.
 
     python docs/generate.py            writes the pages that differ
-    python docs/generate.py --check    only says which pages are stale; exit code 1 if any is
+    python docs/generate.py --check    only names the stale pages; exit code 1 if there are any
 
-`make docs` does the first, and a test the second. JAX is not imported.
+`make docs` does the first, and a test does the second. JAX is not imported.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def prose(text: str) -> str:
-  """Returns text in which Markdown finds no markup but code, for a cell of a table."""
+  """Returns text for a cell of a table, with all Markdown markup escaped except code."""
   *pairs, last = re.split(r"(`[^`]*`)", " ".join(text.split()))
   parts = [part.replace("|", r"\|") if i % 2 else _escape(part) for i, part in enumerate(pairs)]
   return "".join([*parts, _escape(last)])
@@ -53,7 +53,7 @@ def _escape(text: str) -> str:
 
 
 def code(text: object) -> str:
-  """Returns text as code, for a cell of a table."""
+  """Returns text as code for a cell of a table."""
   return f"`{text}`".replace("|", r"\|")
 
 
@@ -62,7 +62,7 @@ def codes(texts: Iterable[object]) -> str:
 
 
 def page(title: str, *blocks: str | Sequence[str]) -> str:
-  """Returns a page: paragraphs, and lists of lines that are one block each."""
+  """Returns a page of blocks: each is a paragraph or a list of lines."""
   parts = [block if isinstance(block, str) else "\n".join(block) for block in blocks]
   return "\n\n".join([NOTE, f"# {title}", *parts]) + "\n"
 
@@ -279,7 +279,7 @@ def write_recipes() -> str:
 
 
 def write_rows() -> str:
-  """Returns the page of rows. Sizes that occur only once turn the shapes into letters."""
+  """Returns the page of rows. The sizes are all different, so letters can stand for them."""
   blocks: list[str | list[str]] = [
       "The arrays of a batch before it is corrupted, per objective: `formats.specs` is the only "
       "schema. B rows of L tokens; P: sequences that a row may hold, "

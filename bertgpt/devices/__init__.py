@@ -1,1 +1,1 @@
-"""The mesh and the layout of arrays on it, chips, processes, signals and memory pages."""
+"""The mesh, the layout of arrays on it, chips, processes, signals and memory pages."""

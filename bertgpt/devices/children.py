@@ -1,4 +1,4 @@
-"""Processes that this program starts: none outlives its parent, and none runs the caller's script.
+"""Processes that this program starts. None outlives its parent or runs the caller's script.
 
 `multiprocessing` imports the script of the caller in every child that it spawns. A script without
 `if __name__ == "__main__"` would then run again in each of them.
@@ -15,15 +15,15 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-PIPE = "BERTGPT_PARENT_PIPE"  # Variable with a file descriptor that ends when the parent does.
+PIPE = "BERTGPT_PARENT_PIPE"  # Variable with a file descriptor that is closed when the parent ends.
 _watched = False
 
 
 @contextlib.contextmanager
 def without_main() -> Iterator[None]:
-  """Lets `multiprocessing` spawn children inside the context that do not import the main script.
+  """Makes children that `multiprocessing` spawns inside the context not import the main script.
 
-  What they run must be in a module of its own.
+  The function that they run must be in another module.
   """
   main = sys.modules["__main__"]
   sys.modules["__main__"] = types.ModuleType("__main__")
@@ -49,7 +49,7 @@ def end_with_parent() -> None:
 
 
 def kill_spawned() -> None:
-  """Kills the children of `multiprocessing`. Stopped ones would not end with this process."""
+  """Kills the children of `multiprocessing`. Suspended ones would not end with this process."""
   for child in multiprocessing.active_children():
     child.kill()
 
@@ -60,7 +60,7 @@ def start(command: Sequence[str], environment: Mapping[str, str] | None = None,
 
   Args:
     command: the program and its arguments.
-    environment: variables that it gets in addition.
+    environment: additional environment variables.
     output: file for its stdout and stderr; None: those of this process.
   """
   reader, _ = os.pipe()  # The other end closes with this process.

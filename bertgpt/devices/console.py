@@ -1,4 +1,4 @@
-"""Lines on stderr that can fail without ending or stopping the work that they report."""
+"""Lines on stderr whose failure does not stop the work that they report."""
 
 import contextlib
 import os
@@ -7,10 +7,10 @@ import sys
 
 
 def write(text: str) -> None:
-  """Writes to stderr. If it cannot be written, as after a terminal was closed, the text is lost.
+  """Writes to stderr. If that fails, for example because the terminal was closed, the text is lost.
 
   From then on, stderr is discarded, and so is stdout if it is a terminal. Streams without a file
-  descriptor, as in notebooks, are left as they are.
+  descriptor, such as those of notebooks, are left as they are.
 
   Args:
     text: text with its line ends.
@@ -36,7 +36,7 @@ def say(line: str) -> None:
 
 
 def _discard(stream) -> None:
-  """Sends what is written to a stream, now and later, to the null device."""
+  """Sends everything that is written to a stream, now and later, to the null device."""
   target = stream.fileno()
   null = os.open(os.devnull, os.O_WRONLY)
   os.dup2(null, target)

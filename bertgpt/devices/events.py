@@ -1,11 +1,11 @@
-"""What the time of a training is spent on: events.jsonl in the workdir of its run. Without JAX.
+"""A record of what training time is spent on: events.jsonl in the workdir. Without JAX.
 
     {"event": "start", "time": 1.7e9, "step": 0, "seconds": {"start": 4.2, "restore": 0.1}, ...}
     {"event": "work", "time": 1.7e9, "step": 120, "seconds": {"compile": 9.1, "steps": 6.0}}
     {"event": "end", "time": 1.7e9, "step": 300, "seconds": {...}, "code": 75, "message": "..."}
 
 `time` is the time of the line in seconds since 1970, `step` the last step that was begun, and
-`seconds` what has passed since the line before, by kind (see KINDS). A start without an end was
+`seconds` the time since the previous line, by kind (see KINDS). An attempt without an end was
 killed or lost.
 
 The functions of this module do nothing unless the process is recording. Nothing here can end the
@@ -39,7 +39,7 @@ KINDS = {
     "start": "imports, devices, checks, preparation of the corpus",
     "report": "gathering the parameters, and the report",
 }
-FLUSH_S = 15  # A killed attempt loses the record of no more than its last seconds.
+FLUSH_S = 15  # A killed attempt loses the record of at most this many seconds.
 
 T = TypeVar("T")
 _END: Any = object()
@@ -67,7 +67,7 @@ class Recorder:
     self._lock = threading.Lock()
 
   def open(self, workdir: pathlib.Path, first_step: int) -> None:
-    """Begins to write, when the run has been found to be in order.
+    """Begins to write, after the checks of the run have passed.
 
     Args:
       workdir: folder of the run.
@@ -78,10 +78,10 @@ class Recorder:
     self._write("start", host=socket.gethostname(), process=os.getpid())
 
   def begin_step(self, step: int, *, compiles: bool) -> None:
-    """Counts the time from here on as that of a step, except for what is inside of `during`.
+    """Counts the time from here on as that of a step, except for time inside `during`.
 
     Args:
-      step: number of the step, counted from 1.
+      step: step, counted from 1.
       compiles: whether its program is compiled first.
     """
     self._spend()
@@ -103,7 +103,7 @@ class Recorder:
       self._kinds.pop()
 
   def flush(self) -> None:
-    """Writes what has passed since the last line."""
+    """Writes the time that has passed since the last line."""
     if self._path:
       self._write("work")
 
@@ -112,7 +112,7 @@ class Recorder:
 
     Args:
       code: exit code of the program.
-      message: why it ended; '': it is done.
+      message: reason of the end; '': the run is done.
     """
     if self._path:
       self._write("end", code=code, **({"message": message} if message else {}))
@@ -145,7 +145,7 @@ _program_start: float | None = None
 
 
 def note_program_start() -> None:
-  """Lets the next recording begin with the start of this process, so that imports count."""
+  """Makes the next recording begin with the start of this process, so that imports count."""
   global _program_start
   with contextlib.suppress(OSError, ValueError, IndexError):  # There is no /proc.
     fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -156,7 +156,7 @@ def note_program_start() -> None:
 
 @contextlib.contextmanager
 def recording() -> Iterator[None]:
-  """Records the training inside the context, with the exit code that its end means.
+  """Records the training inside the context, and at its end the exit code.
 
   Inside another recording, it does nothing: the outer one ends later.
   """
@@ -169,7 +169,7 @@ def recording() -> Iterator[None]:
     yield
     _recorder.end(0)
   except BaseException as e:
-    is_preempted = isinstance(e, signals.Terminated)  # As in `cli.code_of_interrupt`.
+    is_preempted = isinstance(e, signals.Terminated)  # The same rule as in `cli.code_of_interrupt`.
     _recorder.end(Preempted.exit_code if is_preempted else exit_code(e), one_line(e))
     raise
   finally:
@@ -196,7 +196,7 @@ def during(kind: str) -> Iterator[None]:
 
 
 def timed(kind: str, items: Iterable[T]) -> Iterator[T]:
-  """Yields the items; the time until each of them is there counts as one of KINDS."""
+  """Yields the items; the time until each of them is available counts as one of KINDS."""
   iterator = iter(items)
   while True:
     with during(kind):
@@ -207,7 +207,7 @@ def timed(kind: str, items: Iterable[T]) -> Iterator[T]:
 
 
 def flush() -> None:
-  """Writes what has passed since the last line, before the events are read."""
+  """Writes the time that has passed since the last line, before the events are read."""
   if _recorder is not None:
     _recorder.flush()
 

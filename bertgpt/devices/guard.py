@@ -1,6 +1,6 @@
 """A parent for each process of a distributed run, which reports how the process ended.
 
-When a peer is gone, JAX ends a process with abort(), from a C++ thread, after pages of messages
+If a peer is lost, JAX ends a process with abort(), from a C++ thread, after pages of messages
 (xla/pjrt/distributed/client.h; jax.distributed has no hook for it). No Python handler runs in that
 case. So a child does the work, and the parent turns its end into one line and an exit code.
 """

@@ -1,4 +1,4 @@
-"""The table of accelerators: figures of data sheets, and the share of them that programs reach.
+"""The table of accelerators: data-sheet figures, and the share of them that programs reach.
 
 Figures are per device as JAX counts devices: a chip (TPU v4 and v5p: both cores together), half a
 chip (TPU7x: each chiplet is a device), or a GPU. Sources of the columns:
@@ -21,8 +21,8 @@ chip (TPU7x: each chiplet is a device), or a GPU. Sources of the columns:
 | tile                        | TPU: side of the matrix unit; GPU: 64, assumption                 |
 | usable_hbm                  | TPU: limit of the compiler, from messages of libtpu 0.0.42;       |
 |                             | GPU: 0.95 of the memory, assumption                               |
-| clock                       | TPU7x: the peak over that of four matrix units of 256 x 256, with |
-|                             | which libtpu's estimates agree                                    |
+| clock                       | TPU7x: the peak divided by the FLOPs per cycle of four matrix     |
+|                             | units of 256 x 256, which agrees with libtpu's estimates          |
 """
 
 from typing import NamedTuple
@@ -41,8 +41,8 @@ class Chip(NamedTuple):
     fp8_flops: dense float8 FLOP/s of the matrix units; 0: they have no float8. v6e has it,
       but is as fast in bfloat16.
     vector_flops: element operations per second outside the matrix units.
-    tile: side of a tile of the matrix unit; products whose sides are not multiples of it leave
-      part of the unit idle.
+    tile: side of a tile of the matrix unit; matmuls whose sides are not multiples of it leave part
+      of the unit idle.
     hbm_bytes: memory in bytes.
     usable_hbm: bytes of the memory that a program may use.
     hbm_bandwidth: bytes per second between memory and compute units.
@@ -92,17 +92,17 @@ CHIPS = {
 
 # Share of a peak that a good program reaches. Every prediction of time depends on these.
 EFFICIENCY = {
-    "matmul": 0.80,   # large products: 790 of 989 TFLOP/s measured on an H200; TPU: assumption
+    "matmul": 0.80,   # large matmuls: 790 of 989 TFLOP/s measured on an H200; TPU: assumption
     "vector": 0.60,   # assumption
     "memory": 0.80,   # assumption
     "network": 0.80,  # assumption
 }
-KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the least in XLA's estimates for TPU
+KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the smallest in XLA's estimates for TPU
 
 
 def check_products(matmul: str, name: str, chip: Chip | None,
                    remedy: str = "model.matmul='bf16'") -> None:
-  """Checks that a chip has matrix products of the requested precision.
+  """Checks that a chip has matmuls of the requested precision.
 
   Args:
     matmul: `config.model.matmul`.
@@ -114,7 +114,7 @@ def check_products(matmul: str, name: str, chip: Chip | None,
   """
   if matmul == "fp8" and chip and not chip.fp8_flops:
     able = ", ".join(kind for kind, other in CHIPS.items() if other.fp8_flops)
-    raise ConfigError(f"model.matmul='fp8': {name} has no float8 products; {able} have. Set "
+    raise ConfigError(f"model.matmul='fp8': {name} has no float8 matmuls; {able} have. Set "
                       f"{remedy}")
 
 

@@ -3,8 +3,8 @@
 On a CPU, XLA allocates the temporary memory of a program again at every execution. Linux clears
 each page at its first access. With pages of 4 KiB this takes 13% of the CPU time of a step of
 GPT-2, and 23% in the demo; with pages of 2 MiB it takes hardly any. glibc's malloc requests huge
-pages if a variable tells it to (GNU C Library manual, "Memory Allocation Tunables"), but it reads
-the variable only when a process starts.
+pages if an environment variable says so (GNU C Library manual, "Memory Allocation Tunables"), but
+it reads the variable only when a process starts.
 """
 
 import contextlib

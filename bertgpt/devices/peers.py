@@ -1,7 +1,7 @@
-"""Messages between the processes of a run, without their devices: checks that they agree, and how
-one of them ended.
+"""Messages between the processes of a run that do not use devices: agreement, and ends.
 
-They use the key-value store of JAX's coordinator, which exists as soon as they have connected.
+The messages go through the key-value store of JAX's coordinator, which exists as soon as the
+processes have connected.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ from bertgpt.errors import ConfigError, PeerError
 
 ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
 NOTICE_S = 1     # Time between two checks of whether another process has ended.
-# Process 0 holds the store. Before it ends, it waits this long for the others to read why. They
-# look once per second, but on a busy machine that may take longer. A lost process never reads it.
+# Process 0 holds the store. Before it ends, it waits this long for the others to read the reason.
+# They look once per second, but on a busy machine that may take longer. A lost process never reads
+# it.
 FAREWELL_S, FAREWELL_TO_LOST_S = 60, 5
 END = "bertgpt/end"
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
@@ -45,7 +46,7 @@ class _Store:
 
 def _open_store() -> _Store | None:
   """Returns the store; None if this process is the only one of its run."""
-  # Not jax.process_count(): that opens the devices. JAX has no public way to the client.
+  # Not jax.process_count(), which opens the devices. JAX has no public access to the client.
   from jax._src.distributed import global_state as state
   if state.client is None or state.num_processes == 1:
     return None
@@ -58,10 +59,10 @@ def _open_store() -> _Store | None:
 def check_agreement(fields: Mapping[str, Any]) -> None:
   """Checks that all processes of a run were started alike. All of them call it at the same time.
 
-  Versions of packages are compared too. A single process agrees with itself.
+  Versions of packages are compared too. With a single process, there is nothing to compare.
 
   Args:
-    fields: name -> JSON value or tuple, all that must be the same.
+    fields: name -> JSON value or tuple, for everything that must be the same.
   Raises:
     ConfigError: they differ; the message has one line per field. It is raised in every process.
     PeerError: another process does not answer.
@@ -98,7 +99,7 @@ def find_differences(fields: Mapping[str, Any], room: str) -> list[str]:
 
 
 def forget(room: str) -> None:
-  """Removes what `find_differences` has stored, after all processes have its result.
+  """Removes the entries of `find_differences`, after all processes have read them.
 
   Args:
     room: name of the comparison.
@@ -140,7 +141,7 @@ def ask_first(answer: str) -> str:
   Signals and a watchdog reach a process while it waits here.
 
   Args:
-    answer: answer of this process, which counts if it is process 0.
+    answer: answer of this process; only that of process 0 counts.
   """
   store = _open_store()
   if store is None:
@@ -194,11 +195,11 @@ def wait_for_all(name: str) -> None:
 def end_together() -> Iterator[None]:
   """Ends all processes of a run if one of them ends with an error inside the context.
 
-  The others print what happened and end with the same exit code, within seconds, wherever they
-  wait. Without this, they would wait in a collective, or at JAX's exit for 300 s.
+  The others print the reason and end with the same exit code, within seconds, wherever they wait.
+  Without this, they would wait in a collective, or for 300 s when JAX exits.
 
   Raises:
-    UserError: in place of a PeerError: the error that the other process ended with.
+    UserError: the error that another process ended with, in place of a PeerError.
   """
   store = _open_store()
   if store is None:
@@ -237,10 +238,10 @@ def _watch(store: _Store, is_over: threading.Event) -> None:
 
 
 def _find_end(store: _Store) -> dict[str, Any] | None:
-  """Returns what the first process that ended has announced."""
+  """Returns the announcement of the first process that ended."""
   try:
     return files.parse_json(store.client.key_value_try_get(END))
-  except (jax.errors.JaxRuntimeError, ValueError):  # There is none, or the coordinator is gone.
+  except (jax.errors.JaxRuntimeError, ValueError):  # No announcement, or the coordinator is gone.
     return None
 
 
@@ -253,8 +254,8 @@ def _announce(store: _Store, error: BaseException, patience: float) -> errors.Us
 
   Args:
     store: store of the coordinator.
-    error: what ends this process.
-    patience: seconds that process 0 waits for the others to take notice, at most.
+    error: error that ends this process.
+    patience: maximum time in seconds that process 0 waits until the others have read it.
   """
   end: dict[str, Any] = {"process": store.index, "code": errors.exit_code(error),
                          "line": errors.one_line(error)}
@@ -276,7 +277,7 @@ def _confirm(store: _Store) -> None:
 
 
 def _wait_for_confirmations(store: _Store, patience: float) -> None:
-  """Waits, in process 0, whose end closes the store, until the others have taken notice."""
+  """Waits, in process 0, whose end closes the store, until the others have read the reason."""
   deadline = time.monotonic() + patience
   while store.index == 0 and time.monotonic() < deadline and _count_confirmed(store) < store.count:
     time.sleep(0.1)
@@ -290,7 +291,7 @@ def _count_confirmed(store: _Store) -> int:
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:
-  """Returns the result of a function; None if it takes longer, as when the coordinator is gone."""
+  """Returns the result of a function; None if it takes longer, as it does without a coordinator."""
   results = []
   thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
   thread.start()

@@ -20,8 +20,8 @@ from bertgpt.devices import signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
 # Beginnings of JAX's messages about a lost process, or words in them. Messages about memory and
-# compilation quote names of operations, such as optimization_barrier and opt-barrier, so 'barrier'
-# counts only in the phrases of the coordination service (strings in jaxlib 0.10).
+# compilation quote names of operations, such as optimization_barrier and opt-barrier. So 'barrier'
+# counts only within phrases of the coordination service (strings in jaxlib 0.10).
 LOST = (r"Gloo|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|coordination service|"
         r"^(?!RESOURCE_EXHAUSTED)[\s\S]*(\bBarrier (timed out|failed|Id:)|"
         r"[Ss]hutdown barrier|the barrier was called|called the barrier)")
@@ -33,7 +33,7 @@ def start_distributed(spec: str, timeout_s: float) -> None:
   Args:
     spec: 'HOST:PORT,NUM_PROCESSES,PROCESS_ID' with the address of process 0, or 'auto': JAX finds
       the cluster itself (TPU pod, SLURM, Kubernetes, MPI).
-    timeout_s: seconds until all processes must be connected.
+    timeout_s: seconds within which all processes must connect.
   Raises:
     ConfigError: `spec` has another form, or the port is in use.
     PeerError: another process did not connect in time.
@@ -41,7 +41,7 @@ def start_distributed(spec: str, timeout_s: float) -> None:
   if spec == "auto":
     try:
       _initialize(timeout_s)
-    except ValueError as e:  # JAX's own message names arguments that the user cannot give.
+    except ValueError as e:  # JAX's own message names arguments that users cannot set.
       raise ConfigError("--distributed=auto: no TPU pod, SLURM, Kubernetes or MPI job found. Give "
                         "HOST:PORT,NUM_PROCESSES,PROCESS_ID") from e
     return
@@ -97,7 +97,7 @@ def _await_peers(host: str, port: int, count: int, timeout_s: float) -> None:
   """Waits, as process 0, until all others have connected, then tells them to continue.
 
   Args:
-    host: address to listen on; '': all of this machine.
+    host: address to listen on; '': all addresses of this machine.
     port, count, timeout_s: see `start_distributed`.
   """
   deadline = time.monotonic() + timeout_s
@@ -182,7 +182,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   closed; it stays ignored if the process was started with nohup.
 
   Yields:
-    should_stop(), whether a signal was received; all processes call it equally often.
+    should_stop(), whether a signal was received; all processes call it the same number of times.
   """
   stopped, calls = False, itertools.count()
 
@@ -196,7 +196,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
     os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens only to this signal.
 
   def agree() -> bool:
-    # The service counts calls. It returns True at only one, the first that all can still reach.
+    # The service counts calls. It returns True at a single call, the first that all can reach.
     nonlocal stopped
     stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
     return stopped
@@ -215,9 +215,10 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _start_preemption_service() -> None:
-  """Starts JAX's preemption service, which takes SIGTERM away from Python.
+  """Starts JAX's preemption service, which handles SIGTERM instead of Python.
 
-  JAX has no public function for it: `jax.distributed.initialize` starts it, long before the loop.
+  JAX has no public function for this: `jax.distributed.initialize` starts the service long before
+  the loop.
   """
   from jax._src.distributed import global_state
   if global_state.preemption_sync_manager is None:
@@ -257,11 +258,11 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
     steps: (first, last) step of the trace, counted from 1; (): no trace.
     path: folder that the trace is written to.
   Yields:
-    visit(step, wait), to be called before every step. wait() must return only when the step
-    before is done.
+    visit(step, wait), to be called before every step. wait() must return only when the previous
+    step is done.
   """
   is_on, folder = False, contextlib.nullcontext(path)
-  if steps and files.is_remote(path):  # JAX writes to disks.
+  if steps and files.is_remote(path):  # JAX writes only to disks.
     folder = files.publish_when_done(path)
 
   def visit(step: int, wait: Callable) -> None:

@@ -33,7 +33,7 @@ REPLICA = "replica"  # Name of the mapped axis inside `map_replicas`.
 
 
 def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns a (data, fsdp, tensor) mesh over all devices, or over some.
+  """Returns a (data, fsdp, tensor) mesh over all devices, or over the given ones.
 
   Several slices are connected along `data` only, so that only the sum of the gradients crosses the
   slow network between them.
@@ -51,8 +51,8 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
   if num_slices > 1:
     if shape[0] % num_slices:
       raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
-                        f"the network between {num_slices} slices. Choose a product that fits in "
-                        "one slice")
+                        f"the network between {num_slices} slices. Choose values whose product "
+                        "fits in one slice")
     grid = mesh_utils.create_hybrid_device_mesh(
         (shape[0] // num_slices, fsdp, tensor), (num_slices, 1, 1), devices)
     return Mesh(grid, MESH_AXES, axis_types=kinds)
@@ -139,7 +139,7 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
       axis is split over, for `jax.lax.psum` and `jax.lax.axis_index`; () if it is whole.
     in_axes: logical axes of every argument's dimensions. An axis that does not divide a dimension
       leaves it whole. A mesh axis splits only the first logical axis that names it: the batch is
-      split over `fsdp`, so a table whose vocabulary is stored over `fsdp` is gathered over it.
+      split over `fsdp`, so a table whose vocabulary is stored over `fsdp` is gathered.
     out_axes: logical axes of every result, in the structure of the results.
     args: whole arrays.
   Returns:
@@ -306,9 +306,9 @@ def batch_sharding(mesh: Mesh, config: config_lib.ConfigDict) -> NamedSharding:
 
 def local_rows(layout: NamedSharding, batch_size: int,
                devices: Sequence[jax.Device] | None = None) -> np.ndarray:
-  """Returns the numbers of the rows of a global batch on the devices of this process, ascending.
+  """Returns the indices of the rows of a global batch on the devices of this process, ascending.
 
-  They may have gaps: the order of a mesh follows the links between devices, not the hosts.
+  There may be gaps: the order of a mesh follows the links between devices, not the hosts.
 
   Args:
     layout: result of `batch_sharding`.

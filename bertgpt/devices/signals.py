@@ -38,7 +38,7 @@ def hold() -> Iterator[Callable[[], None]]:
 
   def note(number, frame):
     if number in ENDING:
-      signal.signal(number, signal.SIG_DFL)  # A second one ends the process at once.
+      signal.signal(number, signal.SIG_DFL)  # A second signal ends the process at once.
     waiting.append(number)
     if not is_held:
       raise_first()

@@ -1,7 +1,7 @@
-"""A time limit for everything that may wait forever: a peer, a device, a disk. Without JAX.
+"""A time limit for everything that may hang: a peer, a device, a disk. Without JAX.
 
     arm(minutes)   from here on, the process ends with the stacks of all threads after this time
-    renew()        something was done: the time starts again, if it is running
+    renew()        there was progress: the time starts again, if it is running
     disarm()       no limit
 
 The limit ends the process with exit code 1 and the word "Timeout", even if no Python code can run.
@@ -20,8 +20,8 @@ from typing import Any
 
 from bertgpt.devices import children, console, events
 
-START_MINUTES = 60  # Imports, and the other processes of a run, before the config's limits count.
-GRACE_S = 5  # Time for Python code to print the stacks; then faulthandler does it without Python.
+START_MINUTES = 60  # For imports and for the other processes, before the config's limits apply.
+GRACE_S = 5  # Time for Python code to print the stacks, before faulthandler does it without Python.
 _minutes = 0.0
 _deadline = math.inf  # A value of time.monotonic().
 _changed = threading.Condition()
@@ -101,7 +101,7 @@ def restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-  """Lifts the limit inside the context, for work of any length that waits for nobody."""
+  """Suspends the limit inside the context, for work of any length that waits for nothing."""
   with restored():
     disarm()
     yield

@@ -1,13 +1,13 @@
-"""The room for files: everything that runs, corpora and exports read and write, on disk or gs://.
+"""Reading and writing of files on a disk or in a bucket, for runs, corpora and exports.
 
 | module    | contents                                                                     |
 |-----------|------------------------------------------------------------------------------|
-| `writing` | files and folders that are written whole or not at all                       |
+| `writing` | files and folders that are written completely or not at all                  |
 | `growing` | files that grow line by line                                                 |
 | `locking` | locks between processes; `lease` is the one in a bucket                      |
 | `parsing` | JSON                                                                         |
 | `paths`   | paths as users give them, local copies                                       |
-| `bucket`  | `BucketPath`, the methods of `pathlib.Path` for gs://; `gcs` asks for it     |
+| `bucket`  | `BucketPath`, the methods of `pathlib.Path` for gs://; `gcs` sends requests  |
 """
 
 from bertgpt.files.bucket import MANIFEST, BucketPath

@@ -1,8 +1,8 @@
 """Paths in a bucket, gs://bucket/name, with the methods of `pathlib.Path` that runs use.
 
-A bucket holds objects, no folders: a folder is there if a name begins with it. An object is
-written whole or not at all. There is no renaming and no appending: `rename` copies and deletes, and
-`files.spool` keeps files that grow.
+A bucket holds objects, not folders: a folder exists if the name of an object begins with it. An
+object is written completely or not at all. There is no renaming and no appending: `rename` copies
+and deletes, and `files.growing` handles files that grow.
 """
 
 import concurrent.futures
@@ -20,13 +20,13 @@ from bertgpt.errors import ConfigError
 from bertgpt.files import gcs
 
 SCHEME = "gs://"
-BLOCK_BYTES = 2**23  # Of a file that is read or downloaded block by block.
+BLOCK_BYTES = 2**23  # Size of the blocks in which a file is read or downloaded.
 PARALLEL = 16  # Requests at a time.
 MANIFEST = "manifest.json"  # Written last and deleted first. With it, its folder is complete.
 
 
 class Info(NamedTuple):
-  """What a listing says about an object.
+  """The entry of an object in a listing.
 
   Attributes:
     st_size: bytes.
@@ -47,7 +47,7 @@ class BucketPath:
     """Takes a path apart.
 
     Args:
-      text: path as gs://bucket/folder/name.
+      text: path in the form gs://bucket/folder/name.
     Raises:
       ConfigError: it does not name a bucket.
     """
@@ -102,7 +102,7 @@ class BucketPath:
 
   @property
   def parent(self) -> "BucketPath":
-    """Folder that holds it; a bucket is its own parent."""
+    """Folder that contains it; a bucket is its own parent."""
     return BucketPath(f"{SCHEME}{self._bucket}/{posixpath.dirname(self._key)}")
 
   @property
@@ -115,7 +115,7 @@ class BucketPath:
     return self.parent / name
 
   def relative_to(self, other: "BucketPath") -> str:
-    """Returns the name from a folder above on."""
+    """Returns the name relative to a folder above."""
     prefix = f"{other}/"
     if not str(self).startswith(prefix):
       raise ValueError(f"{self} is not in {other}")
@@ -194,7 +194,7 @@ class BucketPath:
       try:
         page = self._call("GET", "b/{}/o", self._bucket, prefix=prefix, json_out=True, **options,
                           **extra)
-      except FileNotFoundError:  # There is no such bucket; a write says so.
+      except FileNotFoundError:  # There is no such bucket; a write will report it.
         break
       objects += [item for item in page.get("items", ()) if not item["name"].endswith("/")]
       folders += page.get("prefixes", ())
@@ -214,7 +214,7 @@ class BucketPath:
     return self.read_bytes().decode(encoding, errors)
 
   def open(self, mode: str = "rb") -> io.BufferedReader:
-    """Opens the object for reading; a block ahead is fetched in the background."""
+    """Opens the object for reading; the next block is fetched in the background."""
     if mode != "rb":
       raise ValueError(f"{self}: objects are opened with mode 'rb', not {mode!r}")
     return io.BufferedReader(_Reader(self, self.stat().st_size), 2**16)
@@ -224,7 +224,7 @@ class BucketPath:
     return self._content(headers={"Range": f"bytes={start}-{end - 1}"}) if end > start else b""
 
   def write_bytes(self, content: bytes, generation: str | None = None) -> str:
-    """Writes the object, whole or not at all.
+    """Writes the object, completely or not at all.
 
     Args:
       content: its new content.
@@ -248,7 +248,7 @@ class BucketPath:
           headers={"Content-Type": 'multipart/related; boundary="==0=="'}, **extra)["generation"]
 
   def write_text(self, content: str) -> None:
-    """Writes the object as UTF-8, whole or not at all."""
+    """Writes the object as UTF-8, completely or not at all."""
     self.write_bytes(content.encode())
 
   def upload(self, file: os.PathLike | str) -> None:
@@ -274,7 +274,7 @@ class BucketPath:
     """Does nothing: a bucket has no folders."""
 
   def unlink(self, missing_ok: bool = False, generation: str | None = None) -> None:
-    """Deletes the object, if it still has a generation."""
+    """Deletes the object; with a generation, only if the object still has it."""
     extra = {} if generation is None else {"ifGenerationMatch": generation}
     with contextlib.suppress(*(FileNotFoundError,) if missing_ok else ()):
       self._call("DELETE", "b/{}/o/{}", self._bucket, self._key, **extra)
@@ -289,7 +289,7 @@ class BucketPath:
   def rename(self, target: "BucketPath") -> "BucketPath":
     """Copies an object or a folder to another name, then deletes it; manifests are copied last.
 
-    If the program is killed meanwhile, the folder is complete in one of the places.
+    If the program is killed during this, the folder is complete in one of the two places.
     """
     names = [""] if self.is_file() else sorted(
         self.list_tree(), key=lambda name: posixpath.basename(name) == MANIFEST)
@@ -331,7 +331,7 @@ class BucketPath:
 
   @contextlib.contextmanager
   def _no_bucket(self) -> Iterator[None]:
-    """Turns the error of a write into a bucket that is not there into one of the storage."""
+    """Turns the error of a write to a missing bucket into a storage error."""
     try:
       yield
     except FileNotFoundError as e:
@@ -361,13 +361,13 @@ class _Reader(io.RawIOBase):
     return self._position
 
   def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-    """Moves the position, as `io.IOBase.seek`."""
+    """Moves the position; see `io.IOBase.seek`."""
     base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
     self._position = max(0, base + offset)
     return self._position
 
   def readinto(self, buffer: Any) -> int:
-    """Reads bytes at the position, as `io.RawIOBase.readinto`."""
+    """Reads bytes at the position; see `io.RawIOBase.readinto`."""
     if self._position >= self._size:
       return 0
     offset = self._position - self._start
@@ -399,7 +399,7 @@ class _Reader(io.RawIOBase):
 
 def in_parallel(act: Callable[[Any], Any], items: Iterable[Any],
                 parallel: int = PARALLEL) -> list[Any]:
-  """Returns act(item) of every item, in order, with some requests at a time.
+  """Returns act(item) for every item, in order, with several requests at a time.
 
   Args:
     act: function that makes requests.

@@ -1,8 +1,8 @@
-"""Requests to Google Cloud Storage: repeated while the storage does not answer, errors as OSErrors.
+"""Requests to Google Cloud Storage, repeated if the storage does not answer. Errors are OSErrors.
 
-`open_storage` returns the file system of gcsfs. Orbax reaches it too, through etils: for gs://
-paths it asks fsspec for a file system, and gets this one. Errors have errno, reason and place, as
-those of a disk:
+`open_storage` returns the file system of gcsfs. Orbax uses it too, through etils: for gs:// paths
+it asks fsspec for a file system, and gets this one. Errors have errno, reason and place, like those
+of a disk:
 
 | the storage says                             | error                                            |
 |----------------------------------------------|--------------------------------------------------|
@@ -12,8 +12,8 @@ those of a disk:
 | 412: the object has changed, or exists       | FileExistsError(EEXIST)                          |
 | anything else                                | OSError(EIO)                                     |
 
-The waits between retries double from 0.5 to 16 seconds and are drawn at random, so that the
-processes of a run do not return together (Google's guide for retries of Cloud Storage).
+The waits between retries double from 0.5 to 16 seconds and are randomized, so that the processes of
+a run do not retry together (Google's guide for retries of Cloud Storage).
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from typing import Any
 from bertgpt.errors import ConfigError, one_line
 
 GIVE_UP_VARIABLE = "BERTGPT_BUCKET_SECONDS"
-GIVE_UP_SECONDS = 120.0  # Requests to a storage that does not answer are repeated for this long.
-CONNECT_SECONDS, SILENCE_SECONDS = 15.0, 60.0  # Until a connection, and between two packets.
+GIVE_UP_SECONDS = 120.0  # Requests that the storage does not answer are repeated for this long.
+CONNECT_SECONDS, SILENCE_SECONDS = 15.0, 60.0  # Limits for connecting, and between two packets.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 16.0  # Seconds between two tries.
 _TRANSIENT = frozenset({408, 429, *range(500, 600)})
 _PLACE = re.compile(r"/?b/([^/?]+)/o(?:/([^?]+))?")
@@ -62,7 +62,7 @@ def open_storage() -> Any:
     ConfigError: gcsfs is not installed, or the credentials cannot be used.
   """
   give_up_seconds()
-  # Otherwise gcsfs asks a second service, over gRPC, about every bucket.
+  # Otherwise, gcsfs would ask a second service, over gRPC, about every bucket.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
   _limit_native_clients()
   try:
@@ -73,13 +73,13 @@ def open_storage() -> Any:
     raise ConfigError(f"paths of gs:// need gcsfs ({one_line(e)}). Install it with "
                       "`make install-gcs` or `pip install -e .[gcs]`, or mount the bucket with "
                       "gcsfuse") from e
-  logging.getLogger("gcsfs").addFilter(lambda record: False)  # It prints errors and raises them.
+  logging.getLogger("gcsfs").addFilter(lambda record: False)  # It also raises its errors.
   storage_class = _make_class(core)
   for protocol in ("gs", "gcs"):
     fsspec.register_implementation(protocol, storage_class, clobber=True)
   timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS,
                                   sock_read=SILENCE_SECONDS)
-  # For the instances that others make, as etils does for Orbax. Listings change under our feet.
+  # For instances that others make, such as etils for Orbax. Cached listings would become stale.
   options = {"use_listings_cache": False, "requests_timeout": timeout}
   fsspec.config.conf.update({protocol: options for protocol in ("gs", "gcs")})
   try:
@@ -94,7 +94,7 @@ def _make_class(core: Any) -> type:
   ask = core.GCSFileSystem._request.__wrapped__  # Without gcsfs' own retries.
 
   class Storage(core.GCSFileSystem):
-    """gcsfs, repeating requests until `give_up_seconds` are over."""
+    """gcsfs with requests that are repeated until `give_up_seconds` are over."""
 
     async def _request(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
       start, tries, limit = time.monotonic(), 0, give_up_seconds()
@@ -116,7 +116,7 @@ def _make_class(core: Any) -> type:
 
 
 def find_transient(error: Exception) -> str | None:
-  """Returns the reason of an error that may pass, such as '503'; None for any other error.
+  """Returns the reason of a transient error, such as '503'; None for any other error.
 
   Args:
     error: error of gcsfs, aiohttp, requests or google.auth.
@@ -138,7 +138,7 @@ def find_transient(error: Exception) -> str | None:
 
 
 def make_os_error(error: Exception, place: str) -> Exception:
-  """Returns the OSError for an error of gcsfs that does not pass.
+  """Returns the OSError for an error of gcsfs that is not transient.
 
   Args:
     error: the error.

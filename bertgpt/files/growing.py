@@ -1,7 +1,7 @@
-"""Files that grow line by line, as metrics.jsonl, on a disk or in a bucket.
+"""Files that grow line by line, such as metrics.jsonl, on a disk or in a bucket.
 
-An object cannot be appended to. So in a bucket, the file grows in a temporary folder of this
-machine, and is uploaded whole: by `upload_all` at every checkpoint, and when it is closed.
+An object cannot be appended to. So a file of a bucket grows in a temporary folder of this machine,
+and is uploaded whole: by `upload_all` at every checkpoint, and when it is closed.
 """
 
 import io
@@ -59,7 +59,7 @@ def _ends_a_line(file) -> bool:
 
 
 def upload_all() -> None:
-  """Uploads the files of buckets that are open and have grown.
+  """Uploads those open files of buckets that have grown.
 
   Raises:
     OSError: one of them cannot be written.

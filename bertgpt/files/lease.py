@@ -1,14 +1,14 @@
-"""A lock in a bucket: an object that its holder renews, and that others may take over when it ends.
+"""A lock in a bucket: an object that its holder renews; when it expires, others may take it over.
 
-The object is created with a condition that it does not exist, and renewed with the condition that
+The object is created on the condition that it does not exist, and renewed on the condition that
 nobody has changed it (generation match). So of any number of processes, one succeeds. A holder that
 was killed cannot delete it. Others take it over
 
   - at once, if the holder was a process of this machine that is gone;
-  - otherwise when it was not renewed for EXPIRY_SECONDS by the clock of the one who waits, so the
-    clocks of machines need not agree.
+  - otherwise when it was not renewed for EXPIRY_SECONDS by the clock of the process that waits, so
+    the clocks of machines need not agree.
 
-A holder that could not renew it in time learns at the next `check` that it was taken over.
+A holder that could not renew the lock in time learns at the next `check` that it was taken over.
 """
 
 import contextlib
@@ -160,12 +160,12 @@ class _Lease:
 
 
 def _describe_machine() -> str:
-  """Returns a text that only processes that see the same process numbers share."""
+  """Returns a text that is the same only for processes that see the same process ids."""
   try:
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
   except OSError:
-    return f"{socket.gethostname()} {secrets.token_hex(8)}"  # Equal to no other.
+    return f"{socket.gethostname()} {secrets.token_hex(8)}"  # Unique.
 
 
 def _start_of(pid: Any) -> str:

@@ -1,4 +1,4 @@
-"""Locks between processes: of the system for a file, a lease for an object of a bucket."""
+"""Locks between processes: a file lock on a disk, a lease in a bucket."""
 
 import contextlib
 import fcntl
@@ -17,8 +17,8 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
 
   Args:
     path: file of the lock; created if it is missing, and not removed. In a bucket, see `lease`.
-    on_held: called with the holder ("process 12 on host") if another process has the lock. If it
-      returns, this function waits for the lock; if it raises an error, that error is raised.
+    on_held: called with the holder ("process 12 on host") if another process has the lock. When it
+      returns, this function waits for the lock; an error that it raises is passed on.
   """
   if isinstance(path, BucketPath):
     with lease.hold(path, on_held):
@@ -38,7 +38,7 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
 
 
 def check_lock(path: pathlib.Path) -> None:
-  """Checks that a lock of this process in a bucket was not taken over; on a disk, none can be.
+  """Checks that a lock of this process in a bucket was not taken over. On a disk, none can be.
 
   Args:
     path: path of the lock; nothing is checked if this process does not hold it.

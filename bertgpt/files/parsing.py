@@ -1,4 +1,4 @@
-"""Reading of JSON that cannot surprise."""
+"""Strict reading of JSON."""
 
 import json
 import pathlib
@@ -39,15 +39,15 @@ def parse_json(text: str | bytes, *, is_strict: bool = False) -> Any:
     text: JSON as text, or as UTF-8 with or without a byte-order mark.
     is_strict: whether to refuse duplicate keys of an object, NaN and Infinity.
   Raises:
-    ValueError: the text is not usable; the message is one line that continues the name of the text,
-      as "is not valid JSON (Expecting value: ...)".
+    ValueError: the text is not usable. The message is one line that follows the name of the text,
+      such as "is not valid JSON (Expecting value: ...)".
   """
   decoder = _STRICT if is_strict else _LENIENT
   try:
     return decoder.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
   except RecursionError:
     raise ValueError("is not usable JSON (nested too deeply)") from None
-  except ValueError as e:  # Also for invalid UTF-8, and for integers of thousands of digits.
+  except ValueError as e:  # Also raised for invalid UTF-8, and for integers of thousands of digits.
     raise ValueError(f"is not valid JSON ({one_line(e)})") from e
 
 

@@ -1,4 +1,4 @@
-"""Paths of a disk or of a bucket, and local copies of what lies in a bucket."""
+"""Paths on a disk or in a bucket, and local copies of files and folders in a bucket."""
 
 import atexit
 import errno
@@ -24,7 +24,7 @@ def make_path(text: str | os.PathLike) -> pathlib.Path:
     text: path as a user gives it, or gs://bucket/name.
   Returns:
     A `pathlib.Path`, or a `BucketPath`, which has the methods that runs and corpora use. The type
-    says `pathlib.Path` so that functions for both need no other one.
+    hint is `pathlib.Path`, so that functions for both need only one type.
   Raises:
     ConfigError: the path is in a storage that is neither.
   """
@@ -42,7 +42,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def find_problem(path: str) -> str | None:
-  """Returns why a path can be neither read nor written; None if it is on a disk or of gs://.
+  """Returns why a path can be neither read nor written; None if it is on a disk or gs://.
 
   Args:
     path: value of a flag or field.
@@ -76,7 +76,7 @@ def raise_if_unanswered(error: Exception) -> None:
   """Raises StorageError if an error is that of a bucket that does not answer.
 
   Args:
-    error: error of reading a file, which the caller would take for damage.
+    error: error of reading a file, which the caller would otherwise report as damage.
   """
   if isinstance(error, OSError) and is_remote(str(error.filename)) and error.errno in (
       errno.EIO, errno.EACCES):
@@ -95,8 +95,8 @@ def match_objects(pattern: str) -> list[str]:
   """Returns the objects that a glob matches, in the order of their names.
 
   Args:
-    pattern: gs://BUCKET/GLOB; `**` stands for any number of folders. An object of this very name
-      comes first.
+    pattern: gs://BUCKET/GLOB; `**` stands for any number of folders. An object with exactly this
+      name takes precedence.
   Raises:
     OSError: the storage does not answer.
   """
@@ -117,11 +117,11 @@ def match_objects(pattern: str) -> list[str]:
 def copy_locally(path: pathlib.Path) -> pathlib.Path:
   """Returns a path on a disk with the content of a file or folder, which is only read.
 
-  A file of a disk is its own copy. Others are downloaded, once per process, into a temporary folder
-  that is removed at the end.
+  A path on a disk is returned as it is. Others are downloaded, once per process, into a temporary
+  folder that is removed at the end.
 
   Args:
-    path: path on a disk or in a bucket; there may be nothing.
+    path: path on a disk or in a bucket; it need not exist.
   Raises:
     OSError: the storage does not answer.
   """

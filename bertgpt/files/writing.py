@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, on a disk or in a bucket."""
+"""Files and folders that are written completely or not at all, on a disk or in a bucket."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from bertgpt.errors import ConfigError
 from bertgpt.files.bucket import MANIFEST, BucketPath, in_parallel
 
 _UNFINISHED = ".unfinished-"
-# What os.link says if the file system has no hard links, or none for this user or file.
+# Errors of os.link if the file system has no hard links, or none for this user or file.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
@@ -58,15 +58,15 @@ def publish_when_done(path: pathlib.Path, flag: str = "") -> Iterator[pathlib.Pa
   """Yields a temporary path for a new file or folder, which is renamed to `path` at the end.
 
   The content is synchronized to the disk before it is renamed. It is removed if the block raises.
-  If this process is killed, it stays at the temporary path, which no other process uses.
+  If this process is killed, the content stays at the temporary path, which no other process uses.
   In a bucket, the content is written to a local temporary folder and uploaded at the end, manifests
-  last; what is there by the name of a folder is deleted first.
+  last; an existing folder of the same name is deleted first.
 
   Args:
     path: final path. A file there is replaced; a folder there must be empty.
-    flag: flag that names a new file, which replaces nothing; '': see above.
+    flag: flag that names a new file, which must not replace another one; '': see above.
   Raises:
-    ConfigError: there is a file by now, although `flag` names a new one.
+    ConfigError: meanwhile, a file has appeared, although `flag` names a new one.
   """
   if isinstance(path, BucketPath):
     with tempfile.TemporaryDirectory(prefix="bertgpt-") as folder:
@@ -107,7 +107,7 @@ def _upload(local: pathlib.Path, target: BucketPath) -> None:
 
 
 def rename_new(path: pathlib.Path, new: pathlib.Path) -> None:
-  """Renames a file, and replaces nothing.
+  """Renames a file without replacing another one.
 
   On file systems without hard links, a file that appears within microseconds is replaced.
 
@@ -133,7 +133,7 @@ def rename_new(path: pathlib.Path, new: pathlib.Path) -> None:
 def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
   """Yields a folder to write into, which is renamed to `path` if nothing fails.
 
-  If this process is killed, the next one that makes a folder at `path` removes what is left.
+  If this process is killed, the next one that makes a folder at `path` removes the remains.
 
   Args:
     path: path of the new folder.
@@ -153,7 +153,7 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
 
 
 def _make_held(folder: pathlib.Path) -> int:
-  """Makes a folder that `_remove_abandoned` of other processes leaves alone.
+  """Makes a folder that `_remove_abandoned` in other processes does not remove.
 
   Returns:
     A descriptor, which holds the folder until it is closed or this process is gone.
@@ -220,7 +220,7 @@ def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
 
 def _find_leftovers(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   if isinstance(folder, BucketPath):
-    return []  # Objects appear when they are whole.
+    return []  # Objects appear only when they are complete.
   return list(folder.glob(f"{glob.escape(name) or '*'}{_UNFINISHED}{'[0-9a-f]' * 8}"))
 
 
@@ -229,8 +229,8 @@ def unfinished_path(path: pathlib.Path, key: str) -> pathlib.Path:
 
   Args:
     path: its final path.
-    key: what tells the temporary paths of one final path apart. `remove_leftovers` removes those
-      of 8 hexadecimal digits.
+    key: makes the temporary paths of one final path different. `remove_leftovers` removes paths
+      whose key has 8 hexadecimal digits.
   """
   return path.with_name(f"{path.name}{_UNFINISHED}{key}")
 

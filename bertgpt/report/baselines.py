@@ -16,7 +16,7 @@ from bertgpt.training import objectives
 from bertgpt.training.loop import Finished
 from bertgpt.training.objectives import masking
 
-SHARE_ROWS = 2048  # A special token that is 3% of the targets of rows of 64 is then counted to 1%.
+SHARE_ROWS = 2048  # Enough to count a special token that is 3% of the targets in rows of 64 to 1%.
 
 
 class Baseline(NamedTuple):
@@ -35,9 +35,9 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
   """Returns the best scores without any context, at the masked positions of the evaluation.
 
   The predictor knows the token frequencies of the training text, how often special tokens are among
-  the targets, and the token that is shown at the position itself: a tenth of BERT's targets is
-  shown unchanged, so copying the shown token gives an accuracy of 10%. Objectives that hide the
-  position itself show nothing.
+  the targets, and the token that is shown at the position itself: a tenth of BERT's targets are
+  shown unchanged, so copying the shown token gives an accuracy of 10%. With objectives that hide
+  the position itself, nothing is shown.
 
   Args:
     run: the finished run of a masked LM.
@@ -83,7 +83,7 @@ def target_probabilities(run: Finished, corrupt: Callable) -> np.ndarray:
     batch = corrupt(rows.read(row_ids % rows.rows_per_epoch), jax.random.key(config.seed), row_ids)
     targets, weights = jax.device_get((batch["predict_targets"], batch["predict_weights"]))
     counts += np.bincount(targets.ravel(), weights.ravel(), minlength=vocabulary.size)
-    if not counts[special].any():  # The rule leaves special tokens out.
+    if not counts[special].any():  # The mask rule excludes special tokens.
       return unigram
   shares = counts[special] / counts.sum()
   unigram[special] = 0
@@ -93,7 +93,7 @@ def target_probabilities(run: Finished, corrupt: Callable) -> np.ndarray:
 
 
 def larger_class_share(run: Finished) -> float:
-  """Returns the accuracy of the better one of the two constant answers.
+  """Returns the accuracy of the better of the two constant answers.
 
   Args:
     run: a finished run whose objective has pairs.
@@ -159,7 +159,7 @@ def causal_baselines(run: Finished) -> tuple[float, float]:
 
 
 def bidirectional_unigram(run: Finished) -> Baseline:
-  """Returns the scores of the frequencies of words and of ends of sentences.
+  """Returns the scores of a model of the frequencies of words and of sentence ends.
 
   Args:
     run: the finished run of a bidirectional language model.
@@ -200,7 +200,7 @@ def count_bigrams(corpus: Corpus, vocab_size: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _eval_batches(run: Finished) -> Iterator[tuple[dict, np.ndarray]]:
-  """Yields the batches of the evaluation at the end of a run, and the numbers of their rows."""
+  """Yields the batches of the evaluation at the end of a run, and the indices of their rows."""
   config = run.trained.config
   size, last_phase = config.eval.batch_size, len(config.phases) - 1
   batches = loader.make_eval_batches(run.held_out, config, last_phase, slice(0, size))

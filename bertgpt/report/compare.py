@@ -15,11 +15,11 @@ from bertgpt.training import metrics
 from bertgpt.training.sweep import format_table
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
-MARK = "<!-- A page of bertgpt. -->"  # First line; other files are not replaced.
+MARK = "<!-- A page of bertgpt. -->"  # First line; files without it are not replaced.
 
 
 def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-  """Returns the workdirs of runs; a folder of a sweep stands for all of its runs that have begun.
+  """Returns the workdirs of runs; the folder of a sweep stands for all of its runs that have begun.
 
   Args:
     paths: workdirs of runs, and folders of sweeps.
@@ -32,7 +32,7 @@ def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[Compared]:
-  """Returns runs, with different names, and the references.
+  """Returns the runs, with unique names, and the references.
 
   Args:
     paths: see `find_runs`.
@@ -49,7 +49,7 @@ def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[
 
 
 def label(run: Compared) -> str:
-  """Returns the name of a run, or of a reference, which is called so."""
+  """Returns the name of a run, or 'reference NAME'."""
   return f"reference {run.name}" if run.is_reference else run.name
 
 
@@ -138,7 +138,7 @@ def _html_table(rows) -> str:
 
 
 def _finite(value):
-  """Returns JSON values in which numbers that are not finite, which JSON cannot have, are null."""
+  """Returns JSON values in which numbers that are not finite, which JSON lacks, are null."""
   if isinstance(value, dict):
     return {name: _finite(item) for name, item in value.items()}
   if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""What is compared of runs: curves over steps, tokens and time, scores, configs, reports.
+"""Data for comparing runs: curves over steps, tokens and time, scores, configs, reports.
 
-A reference is the same about a run that was trained before, as a small JSON file. Those of recipes
-lie in `references/`.
+A reference holds the same data of a run that was trained before, in a small JSON file. The
+references of recipes are in `references/`.
 """
 
 import bisect
@@ -18,13 +18,13 @@ from bertgpt.report import goodput
 from bertgpt.runs import workdir
 from bertgpt.training import metrics
 
-MAX_POINTS = 500       # Of a curve on the page.
-REFERENCE_POINTS = 40  # Of a curve in a file of a reference, which has a few KB.
+MAX_POINTS = 500       # Points of a curve on the page.
+REFERENCE_POINTS = 40  # Points of a curve in a reference, a file of a few KB.
 REFERENCES = pathlib.Path(__file__).with_name("references")
 
 
 class Curve(NamedTuple):
-  """A metric of a run: values with their places on three axes, all of one length.
+  """A metric of a run: values and their positions on three axes, all of the same length.
 
   Attributes:
     step: steps done.
@@ -44,7 +44,7 @@ class Compared(NamedTuple):
 
   Attributes:
     name: name of the workdir, or of the reference.
-    is_reference: whether it is one.
+    is_reference: whether it is a reference.
     steps: steps done.
     total_steps: steps of the whole run.
     scores: held-out metric -> last value.
@@ -66,7 +66,7 @@ class Compared(NamedTuple):
 
 
 def read_run(path: pathlib.Path) -> Compared:
-  """Returns what is compared of a run, finished or not.
+  """Returns the data of a run, finished or not.
 
   Args:
     path: its workdir.
@@ -101,11 +101,11 @@ def _places(curves: Mapping[str, Sequence[tuple[int, float]]]):
 
 
 def thin(curve: Curve, most: int) -> Curve:
-  """Returns a curve with at most so many points, evenly chosen, with the first and the last one.
+  """Returns a curve with fewer points, evenly chosen, including the first and the last.
 
   Args:
     curve: any curve.
-    most: at least 2.
+    most: maximum number of points, at least 2.
   """
   n = len(curve.step)
   if n <= most:
@@ -117,7 +117,7 @@ def thin(curve: Curve, most: int) -> Curve:
 def plain_fields(config: ConfigDict) -> dict[str, Any]:
   """Returns the fields of a config that describe the training, as JSON values.
 
-  Fields that may change when a run resumes are left out, and so is what a tokenizer determines.
+  Fields that may change when a run resumes are left out, and so are those that a tokenizer sets.
 
   Args:
     config: a whole config.
@@ -151,7 +151,7 @@ def read_reference(name: str) -> Compared:
   """Returns a reference.
 
   Args:
-    name: name of one that comes with bertgpt, or file of another one.
+    name: name of a reference that comes with bertgpt, or a file.
   Raises:
     ConfigError: there is none.
     DataError: the file is damaged.

@@ -40,7 +40,7 @@ def write(run: Finished) -> None:
   """Writes and prints report.md of a finished run, and writes loss.png and report.html.
 
   With several processes, process 0 writes. The others compute the same, so that all end together:
-  a process that ends early waits at most five minutes for the others in JAX.
+  in JAX, a process that ends early waits at most five minutes for the others.
   """
   path, trained, _, held_out, scores = run
   describe = DESCRIPTIONS[choices.OBJECTIVES[trained.config.objective.name].loss]
@@ -57,7 +57,7 @@ def write(run: Finished) -> None:
   files.write_atomically(path / "report.md", text)
   print("\n" + text, end="")
   events.flush()
-  if time := goodput.line(path):  # Not in the report, which stays the same when a run is reopened.
+  if time := goodput.line(path):  # Not in the report, which must not change when a run is reopened.
     print(time)
   write_page(path)
 
@@ -79,7 +79,7 @@ class Description(NamedTuple):
 
   Attributes:
     lines: the table of scores and the samples.
-    baselines: name of a metric, as in 'mlm_loss' -> (value without a model, its name).
+    baselines: name of a metric, such as 'mlm_loss' -> (value without a model, its name).
     panels: name of a metric that gets a panel of the picture -> (title, label of its axis).
   """
 
@@ -93,7 +93,7 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
 
   Args:
     run: the finished run of a model with the ability "fill".
-    scores: name of a held-out metric, as in 'mlm_accuracy' -> its value at the end of the run.
+    scores: name of a held-out metric, such as 'mlm_accuracy' -> its value at the end of the run.
   """
   unigram = masked_unigram_baseline(run)
   loss = choices.OBJECTIVES[run.trained.config.objective.name].loss
@@ -132,7 +132,7 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
 
   Args:
     run: the finished run of a model with the ability "generate".
-    scores: name of a held-out metric, as in 'lm_perplexity' -> its value at the end of the run.
+    scores: name of a held-out metric, such as 'lm_perplexity' -> its value at the end of the run.
   """
   unigram, bigram = causal_baselines(run)
   table = [
@@ -154,7 +154,7 @@ def describe_bidirectional_lm(run: Finished, scores: Mapping[str, float]) -> Des
 
   Args:
     run: the finished run of a model with the ability "fill".
-    scores: name of a held-out metric, as in 'bilm_perplexity' -> its value at the end of the run.
+    scores: name of a held-out metric, such as 'bilm_perplexity' -> its value at the end of the run.
   """
   unigram = bidirectional_unigram(run)
   table = [
@@ -179,7 +179,7 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
 
   Args:
     run: the finished run of a model with the ability "unmask".
-    scores: name of a held-out metric, as in 'diffusion_loss' -> its value at the end of the run.
+    scores: name of a held-out metric, such as 'diffusion_loss' -> its value at the end of the run.
   """
   unigram = masked_unigram_baseline(run)
   table = [
@@ -207,7 +207,7 @@ REPLACED_SCORES = {"precision": "of the tokens taken for replaced, those that ar
 # Loss of a model that fills in tokens -> (its name, which tokens it is computed for).
 HIDDEN_TOKENS = {"mlm_loss": ("Masked language model", "masked"),
                  "plm_loss": ("Permutation language model", "predicted")}
-# Language-model loss of the objective -> what the report says.
+# Language-model loss of the objective -> function that describes the model in the report.
 DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "plm_loss": describe_masked_lm,
                 "lm_loss": describe_causal_lm, "bilm_loss": describe_bidirectional_lm,
                 "diffusion_loss": describe_diffusion}
@@ -269,7 +269,7 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
     order = fill.likeliest(tokenizer, p, len(p)).tolist()
     guesses = ", ".join(f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
                         for i in order[:5])
-    # Spaces are right only if the text is decoded from its beginning.
+    # Spaces are correct only if the text is decoded from its beginning.
     before, through, whole = (tokenizer.decode(sentence[:n]) for n in (place, place + 1, None))
     word = through[len(before):].strip()
     rank = "" if hidden in order[:5] else f" ({word}: rank {order.index(hidden) + 1})"
@@ -286,7 +286,7 @@ def pick_sentence(corpus: Corpus, document: int, rng: np.random.Generator) -> np
 
   Args:
     corpus: corpus of the document.
-    document: number of the document.
+    document: index of the document.
     rng: draws the sentence.
   Returns:
     Token ids, int32 [N].
@@ -333,12 +333,12 @@ SMOOTHED_SHARE = 0.05  # The training's accuracy is averaged over this share of 
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib.Path,
                 described: Description, phases: Sequence[ConfigDict]) -> None:
-  """Draws what the run learned, step by step, in training and held out.
+  """Draws the curves of losses and accuracies, in training and held out.
 
   Args:
-    curves: tag of a metric -> [(step, value)], as `metrics.read_curves` returns them.
+    curves: tag of a metric -> [(step, value)]; result of `metrics.read_curves`.
     path: path of the picture, a PNG file.
-    described: which metrics get a panel, and which of them a dashed line at a baseline.
+    described: which metrics get a panel, and which of these a dashed line at a baseline.
     phases: phases of the run. Rows of another length are another task, so a dotted line separates
       phases, and accuracy is shown only for the last phase, to which its baseline applies.
   """
@@ -404,7 +404,7 @@ def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
 
   Args:
     config: a whole config.
-    steps: numbers of the steps whose batches are shown.
+    steps: steps whose batches are shown.
   Raises:
     ConfigError: the config sets a field that nothing would read.
   """

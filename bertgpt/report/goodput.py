@@ -25,7 +25,7 @@ class Attempt:
     last_step: last step that was begun.
     seconds: kind of `events.KINDS` -> seconds.
     code: exit code; None if there is no last event.
-    message: why it ended; '': it is done.
+    message: reason of the end; '': the run is done.
   """
 
   start: float
@@ -51,7 +51,7 @@ class Summary:
 
   @property
   def total(self) -> float:
-    """Returns the seconds from the first start to the last event, without pauses when finished."""
+    """Returns the seconds from the first start to the last event, without pauses after the end."""
     return sum(self.seconds.values())
 
   @property

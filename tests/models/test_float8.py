@@ -164,7 +164,7 @@ def test_ironwood_multiplies_float8_faster():
 
 def test_a_chip_without_float8_is_refused():
   with pytest.raises(ConfigError, match=r"^model.matmul='fp8': --topology=fake has no float8 "
-                                        r"products; b200, h200, h100, tpu7x, v6e have"):
+                                        r"matmuls; b200, h200, h100, tpu7x, v6e have"):
     aot.make_plan(tiny.make_config(matmul="fp8"), on_fake_devices(1), [0])
   for kind in ("NVIDIA A100-SXM4-80GB", "TPU v5 lite"):
     with pytest.raises(ConfigError, match=kind):
