@@ -4,7 +4,7 @@
       server.env                 variables for programs that use gs://test-bucket
       server.faults.delay = 0.5  seconds before every answer
       server.faults.refuse = 3   number of requests that are answered with 503
-      server.faults.share = 0.1  share of the requests that are, drawn with a seed
+      server.faults.share = 0.1  share of requests that are answered with 503, drawn with a seed
       server.faults.is_down      closes every connection without an answer
       server.faults.on_request   called with method, path, and "before" or "after" a request is
                                  passed on; if it returns True, the request is dropped
@@ -182,7 +182,7 @@ def _wait_for(port):
   raise RuntimeError("fake-gcs-server does not answer")
 
 
-if __name__ == "__main__":  # For a look by hand: prints the variables and waits.
+if __name__ == "__main__":  # For use by hand: prints the variables and waits.
   import sys
   with start(sys.argv[1]) as running:
     print("\n".join(f"export {name}={value}" for name, value in running.env.items()), flush=True)

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Fixtures that several test files share."""
 
 import importlib.util
 import os
@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 
-# JAX reads these when it is imported, so they come first. Sharding is tested on devices that
-# are not there; and hundreds of programs are compiled to run once, so they are not optimised.
+# JAX reads these when it is imported, so they come first. Sharding is tested on simulated devices,
+# and programs are not optimized, because hundreds of them are compiled to run once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
@@ -23,8 +23,8 @@ HAS_CUDA = importlib.util.find_spec("jax_cuda12_plugin") is not None
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
-# A shell starts what it is to run in the background deaf to Ctrl-C, `nohup` makes it deaf to
-# SIGHUP, and tests send both.
+# Shells make programs that they start in the background ignore Ctrl-C, and `nohup` makes them ignore
+# SIGHUP; tests send both signals.
 for number, handler in ((signal.SIGINT, signal.default_int_handler),
                         (signal.SIGHUP, signal.SIG_DFL)):
   if signal.getsignal(number) == signal.SIG_IGN:
@@ -40,7 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
-  """Folder of real text: $BERTGPT_TEST_DATA, or `shared/data` beside the repository."""
+  """Folder of real text: $BERTGPT_TEST_DATA, or `shared/data` next to the repository."""
   folder = pathlib.Path(os.environ.get("BERTGPT_TEST_DATA", _BESIDE))
   if not folder.is_dir():
     pytest.skip(f"no test data in {folder}; set BERTGPT_TEST_DATA")
@@ -77,7 +77,7 @@ def story(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def recipe(story) -> pathlib.Path:
-  """A recipe of a run of seconds; `recipe:causal` is a GPT, without it a BERT."""
+  """A recipe of a run that takes seconds: a BERT, or with `recipe:causal` a GPT."""
   path = story.with_name("recipe.py")
   path.write_text(small_runs.RECIPE.format(text=story, cache=story.parent / "cache", steps=20))
   return path
@@ -106,7 +106,7 @@ def finished_diffusion(recipe) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def glue(tmp_path_factory) -> pathlib.Path:
-  """SST-2 files of 16 sentences with labels drawn by lot; dev is the same, test has no labels."""
+  """SST-2 files of 16 sentences with random labels; dev is the same, test has no labels."""
   folder = tmp_path_factory.mktemp("glue")
   sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
   labels = np.random.default_rng(0).permutation([0, 1] * 8)
@@ -129,7 +129,7 @@ def tuning(glue) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tuned(tuning, finished_bert, tmp_path_factory) -> pathlib.Path:
-  """The workdir of a fine-tuning with two seeds."""
+  """A fine-tuning workdir with two seeds."""
   from bertgpt import cli
   out = tmp_path_factory.mktemp("tuned") / "out"
   assert cli.main(["finetune", f"--config={tuning}", f"--init={finished_bert}",
@@ -153,7 +153,7 @@ def finished_run(program) -> pathlib.Path:
 
 
 def _train(recipe: pathlib.Path, objective: str) -> pathlib.Path:
-  from bertgpt import cli  # Tests that need no run need not wait for the import.
+  from bertgpt import cli  # Imported here, because other tests need not wait for it.
   path = recipe.parent / objective
   if not path.exists():
     assert cli.main(["train", f"--config={recipe}:{objective}", f"--workdir={path}"]) == 0

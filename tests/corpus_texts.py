@@ -1,4 +1,4 @@
-"""Texts of random words, configs that prepare them, and what came out."""
+"""Texts of random words, configs that prepare them, and the resulting files."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def write_text(path, num_documents, seed=0, words=60):
 
 
 def write_much_text(path):
-  """Writes 10 MB, which take some seconds of work: 300 documents, many times."""
+  """Writes 10 MB, which take some seconds to prepare: 300 documents, many times."""
   documents = write_text(path, 300)
   path.write_text("\n\n".join(documents * 20))
 

@@ -59,7 +59,7 @@ def size_of(path: pathlib.Path) -> int:
 
 
 def worker_of(process: subprocess.Popen) -> int:
-  """Returns the id of the process that trains: in a run of several, a child of the one started."""
+  """Returns the id of the process that trains: with several, a child of the one started."""
   if any("--distributed=" in str(argument) for argument in process.args):
     return next(iter(children_of(process.pid)), process.pid)
   return process.pid
@@ -75,7 +75,7 @@ def send(names: Sequence[str], process: subprocess.Popen, rng: random.Random) ->
 
 
 def fill_disk(process: subprocess.Popen) -> None:
-  """Lets the process write only small files from now on."""
+  """Makes the process unable to write larger files from now on."""
   try:
     resource.prlimit(worker_of(process), resource.RLIMIT_FSIZE, (FULL_BYTES, FULL_BYTES))
   except ProcessLookupError:  # It has ended.
@@ -102,7 +102,7 @@ def pause(process: subprocess.Popen, seconds: float) -> None:
 
 
 def number_of(name: str) -> int:
-  """Returns the number of a signal, as of 'SIGKILL'."""
+  """Returns the number of a signal, such as 'SIGKILL'."""
   return getattr(signal, name)
 
 
@@ -117,7 +117,9 @@ def signal_to(pid: int, number: int) -> None:
 
 
 def damage(kind: str, path: pathlib.Path, rng: random.Random) -> bool:
-  """Damages the newest checkpoint of a run (`DAMAGES`), or leaves junk next to it; whether it did.
+  """Damages a run's newest checkpoint (`DAMAGES`), or leaves junk next to it.
+
+  Returns whether it did.
   """
   steps, root = checkpoint.committed_steps(path), path / "checkpoints"
   if len(steps) < 2 or kind == "none":  # The only checkpoint must stay good.

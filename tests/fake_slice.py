@@ -7,7 +7,7 @@ from bertgpt.planning import topologies
 
 
 def on_fake_devices(count=8, chip="v5e"):
-  """The CPU devices of the tests in the place of chips: their compiler is there everywhere."""
+  """The tests' CPU devices stand for chips, because their compiler is available everywhere."""
   return FakeSlice("fake", "tpu", hardware.CHIPS[chip], (count, 1), 1, jax.devices()[:count])
 
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from bertgpt.errors import UserError
 
 SECONDS = float(os.environ.get("BERTGPT_FUZZ_SECONDS", "0"))
-FAILED = object()  # What `attempt` returns after an error that is made for the user.
+FAILED = object()  # Result of `attempt` after an error that is meant for the user.
 
-# What readers and tokenizers give a meaning to, or libraries differ about.
+# Fragments that have a meaning for readers and tokenizers, or that libraries treat differently.
 FRAGMENTS = (
     " ", "\t", "\n", "\r", "\r\n", "\n\n", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\xa0",
     "\u1680", "\u2028", "\u2029", "\u3000", "\u200b", "\u200d", "\u202e", "\ufeff", "\ufffd",
@@ -38,7 +38,7 @@ FRAGMENTS = (
 
 
 def texts(max_size: int = 40) -> st.SearchStrategy[str]:
-  """Texts of all of Unicode, of lone surrogates too, in which `FRAGMENTS` are frequent."""
+  """Texts of any Unicode characters, even lone surrogates, in which `FRAGMENTS` are frequent."""
   pieces = st.lists(st.sampled_from(FRAGMENTS) | st.text(st.characters(), max_size=3),
                     max_size=max_size // 3)
   return pieces.map("".join) | st.text(max_size=max_size)
@@ -50,7 +50,7 @@ def names() -> st.SearchStrategy[str]:
 
 
 def values(leaves: st.SearchStrategy | None = None) -> st.SearchStrategy[Any]:
-  """JSON values, also with numbers that JSON does not have."""
+  """JSON values, including numbers that JSON lacks."""
   if leaves is None:
     leaves = (st.none() | st.booleans() | st.integers() | st.floats() | texts(12)
               | st.sampled_from((10**400, -1, 0, 2**31, 2**63, 1e308)))
@@ -59,7 +59,7 @@ def values(leaves: st.SearchStrategy | None = None) -> st.SearchStrategy[Any]:
 
 
 def changed(content: Any, replacement: st.SearchStrategy | None = None) -> st.SearchStrategy[Any]:
-  """JSON in which some values, anywhere, are others, are missing, or are doubled."""
+  """JSON in which some values, at any depth, are replaced, missing, or doubled."""
   replacement = values() if replacement is None else replacement
   places = list(_places(content))
 
@@ -91,7 +91,7 @@ def _places(content: Any) -> Iterator[tuple]:
 
 
 def damaged(content: bytes) -> st.SearchStrategy[bytes]:
-  """A file with other bytes in a few places, or without its end, or its start."""
+  """A file with a few changed bytes, or without its end or its start."""
   size = len(content)
 
   def damage(cuts, start, end):
@@ -125,7 +125,7 @@ def run(check: Callable, examples: int, **strategies: st.SearchStrategy) -> None
 
 
 def attempt(action: Callable, *arguments: Any, **options: Any) -> Any:
-  """Returns what an action returns; `FAILED` if it raises an error for the user, of one line.
+  """Returns the result of an action; `FAILED` if it raises an error for the user, of one line.
 
   Any other error is a bug, and is raised.
   """

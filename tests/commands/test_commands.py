@@ -30,7 +30,7 @@ def test_ctrl_c_waits_for_all_that_a_command_imports(name):
 
 
 def test_modules_of_commands_open_no_device():
-  """Modules are loaded before the processes of a run join, but devices must be opened after it."""
+  """Modules are loaded before the processes of a run join; devices must be opened afterwards."""
   modules = sorted({used for path in COMMANDS.values()
                     for used in importlib.import_module(path).USES})
   script = ("import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\n"

@@ -7,7 +7,7 @@ from bertgpt.inference import embed
 
 
 def test_layers_are_those_that_there_are():
-  """They are written twice, so that --help does not wait for JAX."""
+  """The layers are listed twice, so that --help does not wait for JAX."""
   parser = argparse.ArgumentParser()
   command.add_flags(parser)
   (action,) = (action for action in parser._actions if action.dest == "layer")

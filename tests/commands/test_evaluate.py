@@ -10,7 +10,7 @@ from bertgpt.inference import suites
 
 
 def test_suites_are_those_that_there_are():
-  """They are written twice, so that --help does not wait for JAX."""
+  """The suites are listed twice, so that --help does not wait for JAX."""
   parser = argparse.ArgumentParser()
   evaluate.add_flags(parser)
   (action,) = (action for action in parser._actions if action.dest == "suite")

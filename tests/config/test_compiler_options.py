@@ -81,7 +81,7 @@ def test_the_cuda_compiler_accepts_every_option():
 @pytest.mark.parametrize("name", [n for n, s in compiler_options.SETS.items()
                                   if s.platform == "gpu"])
 def test_options_for_gpus_are_known_to_the_xla_of_this_jax(name):
-  """One table has the flags of all platforms, and an unknown flag ends the process."""
+  """The flags of all platforms are in one table, and XLA ends the process at an unknown flag."""
   flags = [f"--{option}={str(value).lower()}" for option, value in
            compiler_options.SETS[name].options.items()]
   assert start_jax(*flags) == 0

@@ -41,7 +41,7 @@ def test_training_flops_per_token_are_the_published_ones(fields, seq_len, predic
 @pytest.mark.parametrize("name, seen", [("modernbert", 129), ("modernbert_decoder", 64)])
 @pytest.mark.parametrize("seq_len", [32, 1024, 8192])
 def test_local_layers_count_only_the_keys_of_their_window(name, seen, seq_len):
-  """One layer after the other: of 22 layers, 0, 3, ..., 21 are global; MLPs have three matrices."""
+  """Layer by layer: of 22 layers, 0, 3, ..., 21 are global; MLPs have three matrices."""
   config = config_lib.base()
   config.model.update(families.FAMILIES[name].presets["base"], vocab_size=50_368)
   d, f, vocab = 768, 1152, 50_368

@@ -42,7 +42,7 @@ def test_bert_has_the_published_number_of_parameters(name, vocab_size, count):
 
 @pytest.mark.parametrize("name, count", [("base", 124_697_433), ("large", 355_412_057)])
 def test_roberta_has_the_number_of_parameters_of_its_masked_lm_in_transformers(name, count):
-  """With 514 rows of positions, one segment and no pooler; the head is tied to the table."""
+  """RoBERTa has 514 rows of positions, one segment and no pooler; its head is tied to the table."""
   size = presets.ROBERTA[name]
   d = size["width"]
   theirs = size | {"max_positions": size["max_positions"] + 2, "num_segments": 1}

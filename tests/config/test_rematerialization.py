@@ -1,4 +1,4 @@
-"""bertgpt.config.rematerialization: the values that a layer keeps for its backward pass."""
+"""bertgpt.config.rematerialization: the values that a layer saves for its backward pass."""
 
 import pytest
 

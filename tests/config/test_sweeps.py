@@ -36,7 +36,7 @@ def test_samples_lie_within_their_limits_and_can_be_continued():
   assert runs[:9] == sweeps.sample(9, fields, seed=1) != sweeps.sample(9, fields, seed=2)
   assert all(0.9 <= run["optimizer.b2"] <= 0.99 for run in runs)
   assert {run["seed"] for run in runs} == {3, 5, 7}
-  # The logarithms are uniform: a quarter of the draws lies in each power of ten.
+  # The logarithms are uniform: a quarter of the draws is in each power of ten.
   powers = [math.floor(math.log10(run["phases[0].learning_rate"])) for run in runs]
   assert all(60 < powers.count(power) < 140 for power in (-5, -4, -3, -2))
 

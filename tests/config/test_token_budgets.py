@@ -13,7 +13,7 @@ def test_a_batch_warm_up_reads_its_tokens_in_equal_steps(smallest, largest, toke
   assert len({p.steps for p in phases}) == 1
   assert [p.batch_size for p in phases] == list(range(smallest, largest, smallest))
   assert sum(p.steps * p.batch_size * 1024 for p in phases) == pytest.approx(tokens, rel=2e-3)
-  # One step after the other, until the tokens of the warm-up of the rate are read.
+  # Step by step, until the tokens of the learning-rate warm-up are read.
   read, step = 0, 0
   for p in phases:
     for _ in range(p.steps):

@@ -1,4 +1,4 @@
-"""bertgpt.devices.guard: a parent exits as its worker, and reports a peer that is lost."""
+"""bertgpt.devices.guard: a parent exits like its worker, and reports a lost peer."""
 
 import os
 import pathlib
@@ -76,7 +76,7 @@ def test_a_worker_does_not_outlive_its_parent():
 
 
 def test_a_signal_right_after_the_fork_is_passed_on():
-  """The parent has no handlers yet: without care, the signal would end it and so the worker."""
+  """The parent has no handlers yet, so a signal could end it, and the worker with it."""
   code = ("import os, signal, sys, time\nfrom bertgpt.devices import guard\n"
           "fork = os.fork\n"
           "def fork_and_be_hit():\n"

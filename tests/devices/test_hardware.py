@@ -1,4 +1,4 @@
-"""bertgpt.devices.hardware: possible figures, and a row for each of JAX's device names."""
+"""bertgpt.devices.hardware: plausible figures, and a row for each of JAX's device names."""
 
 import pytest
 

@@ -73,7 +73,7 @@ peers.check_agreement({})"""):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_ends_all_processes_with_its_code(failing):
-  """The others wait in a barrier, which they would leave only after 20 minutes."""
+  """The other processes wait in a barrier, which they would leave only after 20 minutes."""
   results = run_together(f"""
 if index == {failing}: raise errors.StorageError("the disk is full")
 peers.wait_for_all("something")""", count=3)

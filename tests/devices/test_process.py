@@ -115,7 +115,7 @@ def test_loopback_addresses(host, found):
 
 
 def test_a_run_on_the_loopback_listens_there_only(port):
-  """Both the gathering of the processes and, after it, JAX's coordinator."""
+  """This holds for the port where the processes meet, and for JAX's coordinator."""
   code = ("import sys\nfrom bertgpt.devices import process\n"
           "def listening():\n"
           "  files = [open(f'/proc/net/{name}') for name in ('tcp', 'tcp6')]\n"

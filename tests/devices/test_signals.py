@@ -16,7 +16,7 @@ from bertgpt.devices import signals
 
 @pytest.fixture(autouse=True)
 def handlers():
-  """Puts back what a test or a signal has changed."""
+  """Restores the handlers that a test or a signal has changed."""
   before = {number: signal.getsignal(number) for number in (signal.SIGINT, *signals.ENDING)}
   yield before
   for number, handler in before.items():
@@ -33,7 +33,7 @@ def test_a_signal_raises_once_it_is_no_longer_held(number, handlers):
     release()
     try:
       os.kill(os.getpid(), number)
-    except Exception:  # Which must not swallow it.
+    except Exception:  # This must not catch the signal.
       raise AssertionError from None
   assert signal.getsignal(number) == handlers[number]
 
@@ -54,7 +54,7 @@ def test_nohup_is_respected():
 
 
 def test_a_second_signal_ends_the_process_at_once():
-  """Also if the first one cannot be handled, because the main thread is stuck in other code."""
+  """This holds even if the first signal cannot be handled, because the main thread is stuck."""
   code = ("import os, signal\nfrom bertgpt.devices import signals\n"
           "with signals.hold():\n"
           "  for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n")

@@ -37,7 +37,7 @@ def test_a_process_that_can_run_no_python_is_ended_and_shows_where():
 
 
 def test_a_renewed_limit_starts_again_and_a_paused_one_does_not_count():
-  """Only the last line takes longer than the limit, of 3 seconds, with the limit on."""
+  """Only the last line exceeds the limit of 3 seconds while the limit is on."""
   result = run_python("import time\nwatchdog.renew(); watchdog.arm(3 / 60)\n"
                       "with watchdog.paused(): time.sleep(4)\n"
                       "watchdog.renew(); print('here', flush=True); time.sleep(1000)")
@@ -72,7 +72,7 @@ def test_compilation_has_its_own_allowance(monkeypatch, hang, more, compiles, mi
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_command_leaves_no_limit_behind(monkeypatch, fails):
-  """Otherwise it would end the process of a caller, as a notebook, half an hour later."""
+  """Otherwise the limit would end the caller's process, such as a notebook, half an hour later."""
   def arm_and_end(arguments):
     watchdog.arm(30)
     if fails:

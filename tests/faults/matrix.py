@@ -1,4 +1,4 @@
-"""Every fault that the program must survive, what it promises then, and the tests that show it.
+"""Every fault that the program must survive, what the program promises, and the tests that show it.
 
 docs/generate.py makes a page of this table, and test_matrix.py checks that the tests exist.
 """

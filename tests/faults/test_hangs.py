@@ -1,4 +1,4 @@
-"""What hangs, in processes of their own: a peer, a reader, a worker of prepare. Nobody waits long.
+"""A peer, a reader or a worker of prepare hangs, in separate processes: nobody waits long.
 
 The limits are far above the time of a step or a chunk on a busy machine.
 """
@@ -15,7 +15,7 @@ from disturbances import half_written, newest_step, signal_to, stop_until_others
 from program import ROOT, children_of, fingerprints, finish, wait_for
 
 LIMITS = ("--config.system.hang_timeout_minutes=0.4", "--config.system.compile_timeout_minutes=5")
-HEARTBEATS_S = 100  # After so many seconds JAX gives a silent process up.
+HEARTBEATS_S = 100  # Seconds after which JAX gives up on a silent process.
 
 
 def spawned(pid):
@@ -95,7 +95,7 @@ def test_a_process_that_is_alive_but_stuck_ends_all(program, finished_run, tmp_p
   path = tmp_path / "run"
   results = program.train_together(path, 2, *LIMITS, hangs_at=25, signal_to=1)
   assert_timed_out(results[1])
-  # The other one waits for it in a collective: for as long, or until it sees that it is gone.
+  # The other process waits in a collective for the same time, or until it sees the end.
   assert results[0].returncode in (1, 69), results[0].stderr
   assert newest_step(path) == 20
   assert [result.returncode for result in program.train_together(path, 2)] == [0, 0]

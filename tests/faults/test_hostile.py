@@ -1,4 +1,4 @@
-"""Files made to do harm: each is read in a process of its own, because it might crash it."""
+"""Malicious files: each is read in a separate process, because it might crash the process."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""A run depends on nothing around it, and tells nothing: network, environment, locale, clock."""
+"""A run neither depends on its surroundings nor leaks: network, environment, locale, clock."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from program import ROOT, curves, fingerprints
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret-4f1e7d", "HF_TOKEN": "secret-90ab3c",
            "WANDB_API_KEY": "secret-77e0d2", "SOME_PASSWORD": "secret-c3b8a6"}
 
-# What the kernel counts in a network namespace: connections, packets, and packets without a route.
+# The kernel's counters in a network namespace: connections, packets, and packets without a route.
 COUNTERS = ("ActiveOpens", "OutRequests", "OutNoRoutes", "OutDatagrams", "Ip6OutRequests",
             "Ip6OutNoRoutes", "Udp6OutDatagrams")
 ISOLATE = ("unshare", "--user", "--map-root-user", "--net")

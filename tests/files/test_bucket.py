@@ -99,7 +99,7 @@ def test_globs_match_what_glob_matches(both, pattern):
   on_disk, in_bucket = both
   expected = sorted(os.path.relpath(p, on_disk) for p in glob.glob(
       os.path.join(on_disk, pattern), recursive=True) if os.path.isfile(p))
-  if pattern == "b/d/[f]":  # The object of this very name comes first, as for files.
+  if pattern == "b/d/[f]":  # The object with exactly this name takes precedence, as for files.
     expected = ["b/d/[f]"]
   found = files.match_objects(f"{in_bucket}/{pattern}")
   assert [path.removeprefix(f"{in_bucket}/") for path in found] == expected
@@ -192,7 +192,7 @@ def test_a_storage_that_stays_away_is_an_error_with_code_74(bucket, storage):
     (bucket / "x").read_bytes()
   assert exit_code(e.value) == 74 and e.value.filename == f"{bucket}/x"
   assert time.monotonic() - start > 1  # It was asked again.
-  with pytest.raises(StorageError, match="does not answer"):  # And not: the file is damaged.
+  with pytest.raises(StorageError, match="does not answer"):  # It is not reported as damage.
     files.read_json(bucket / "x", "Make it again")
 
 

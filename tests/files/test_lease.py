@@ -45,7 +45,7 @@ def test_a_second_holder_is_refused_and_a_killed_one_is_replaced(bucket):
   finally:
     process.send_signal(signal.SIGKILL)
     process.wait()
-  assert path.exists()  # It could not clean up.
+  assert path.exists()  # The killed process could not clean up.
   with files.lock(path, refuse):
     files.check_lock(path)
   assert not path.exists()
@@ -98,7 +98,7 @@ def test_the_holder_learns_that_its_lock_was_taken_over(bucket):
     path.write_bytes(b'{"holder": "process 8 on other", "key": "1"}')
     with pytest.raises(StorageError, match="process 8 on other has taken this run over"):
       files.check_lock(path)
-  assert path.exists()  # It is not ours to delete.
+  assert path.exists()  # Another process owns it.
 
 
 def test_a_lost_answer_to_a_write_is_not_taken_for_another_process(bucket):

@@ -1,4 +1,4 @@
-"""Row lengths: one for a short run of a small model, all of them where padding costs more."""
+"""Row lengths: one for a short run of a small model, all of them if padding costs more."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_long_runs_and_large_models_have_more_lengths():
 
 @pytest.mark.parametrize("preset", ["tiny", "base"])
 def test_every_batch_has_a_length(preset):
-  """Also those of other seeds and epochs, and of the evaluation."""
+  """This includes the batches of other seeds and epochs, and of the evaluation."""
   config, run = make_configs(preset)
   rows = make_rows(700)
   task = Task("sst2", "classes", ("a", "b"), rows, (EvalSet("dev", make_rows(90), None, None),), {})

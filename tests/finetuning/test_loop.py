@@ -57,7 +57,7 @@ def test_predictions_are_those_that_were_scored(tuned, glue):
 
 
 def test_a_run_is_a_function_of_its_seed(tuned, tuning, finished_bert, tmp_path):
-  """Other seeds that ran before it change nothing."""
+  """Runs with other seeds before it change nothing."""
   assert run(tuning, finished_bert, tmp_path / "again", "--config.seeds=1,") == 0
   first, again = (losses_of(out, "lr0.01-seed1") for out in (tuned, tmp_path / "again"))
   assert first == again
@@ -65,7 +65,7 @@ def test_a_run_is_a_function_of_its_seed(tuned, tuning, finished_bert, tmp_path)
 
 
 def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
-  """Both runs are perfect; the first one is the best."""
+  """Both runs have perfect scores; the first one counts as the best."""
   assert results_of(tuned)["best_run"] == "lr0.01-seed0"
   assert weights_under(tuned) == {"lr0.01-seed0"}
   found = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
@@ -79,7 +79,7 @@ def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
 
 
 def weights_under(out) -> set[str]:
-  """Returns the folders of runs with weights; the others must hold no part of any."""
+  """Returns the folders of runs with weights; all others must hold no weights at all."""
   folders = {path.parent.name for path in out.glob("*/checkpoints")}
   for name in ("config.json", "tokenizer"):
     assert {path.parent.name for path in out.glob(f"*/{name}")} == folders
@@ -99,7 +99,7 @@ def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
 
 @pytest.mark.slow
 def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, capsys):
-  """A later start that keeps only the best, or has no weights for it, removes none of them."""
+  """A later start that keeps only the best weights, or has none, does not remove earlier ones."""
   def tune(*arguments):
     assert run(tuning, finished_bert, tmp_path, *SHORT, *arguments) == 0
     return results_of(tmp_path)["best_run"]
@@ -138,7 +138,7 @@ def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, cap
 
 
 def test_a_gpt_learns_them_too(tuning, finished_gpt, tmp_path):
-  """It gets new tokens, and the loss of the language model is added to the task's."""
+  """A GPT gets new tokens, and the language-model loss is added to the task's."""
   assert run(tuning, finished_gpt, tmp_path / "out") == 0
   assert results_of(tmp_path / "out")["runs"][0]["dev"]["accuracy"] == 1.0
   curves = metrics.read_curves(tmp_path / "out" / "lr0.01-seed0")
@@ -151,7 +151,7 @@ SHORT = ("--config.epochs=2", "--config.log.every_steps=1")
 
 @pytest.fixture(scope="module")
 def short(tuning, finished_bert, tmp_path_factory):
-  """Workdir of a fine-tuning of two steps."""
+  """Fine-tuning workdir with runs of two steps."""
   out = tmp_path_factory.mktemp("short") / "out"
   assert run(tuning, finished_bert, out, *SHORT) == 0
   return out
@@ -268,7 +268,7 @@ def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finishe
 
 
 def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsys):
-  """Weights of 1e30 overflow. It is an error if all runs do."""
+  """Weights of 1e30 overflow. If all runs diverge, it is an error."""
   out = tmp_path / "out"
   arguments = ("--config.epochs=30", "--config.optimizer.clip_norm=0", "--config.save=none")
   assert run(tuning, finished_bert, out, *arguments, "--config.learning_rates=1e30,1e-2") == 0
@@ -285,7 +285,7 @@ def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsy
 
 
 def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypatch):
-  """Otherwise the watchdog would end a process that has caught the error."""
+  """Otherwise the watchdog would later end a process that has caught the error."""
   armed = []
   monkeypatch.setattr(finetune.watchdog, "arm", lambda minutes: armed.append(minutes))
   monkeypatch.setattr(finetune.watchdog, "disarm", armed.clear)
@@ -330,7 +330,7 @@ def start_two(tuning, init, out, *arguments, differing=((), ())):
 
 
 def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_path):
-  """Each has half of the examples, and only the first one writes and prints."""
+  """Each process has half of the examples, and only the first one writes and prints."""
   out = tmp_path / "out"
   first, second = map(program.finish, start_two(tuning, finished_bert, out, *SHORT,
                                                 "--config.seeds=0,1", "--config.save=all"))

@@ -1,4 +1,4 @@
-"""bertgpt predict: what fine-tuning has predicted, with probabilities, for any number of texts."""
+"""bertgpt predict: the predictions of fine-tuning, with probabilities, for any number of texts."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def sentences(glue):
 
 
 def test_predictions_are_those_of_fine_tuning(tuned, glue, tmp_path, capsys):
-  """The folder of the whole fine-tuning stands for its best run."""
+  """The fine-tuning workdir stands for its best run."""
   written = (tuned / "lr0.01-seed0" / "predictions" / "SST-2.tsv").read_text().splitlines()[1:]
   for workdir in (tuned, tuned / "lr0.01-seed0"):
     out = tmp_path / f"{workdir.name}.jsonl"
@@ -43,7 +43,7 @@ def test_predictions_are_those_of_fine_tuning(tuned, glue, tmp_path, capsys):
 
 
 def test_probabilities_are_the_softmax_of_the_head(tuned, sentences):
-  """Computed here in float64 from the parameters' own features, one text at a time."""
+  """The oracle computes in float64 from the model's features, one text at a time."""
   from bertgpt.models import Inputs
   predictor = predict.open_predictor(tuned)
   body, head = (predictor.trained.params[name] for name in ("body", "head"))
@@ -68,7 +68,7 @@ def test_the_batches_do_not_matter(tuned, sentences):
 
 
 def test_examples_are_read_as_they_are_needed(tuned, sentences):
-  """An endless input is predicted from its beginning on."""
+  """Predictions of an endless input arrive while it is read."""
   read = 0
 
   def endless():

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed continues, and ends as if nothing had happened, bit for bit."""
+"""A run that was stopped or killed continues, and its end is the same bit for bit."""
 
 import json
 import os
@@ -21,8 +21,8 @@ FIELDS = ("--config.batch_size=8", "--config.epochs=6", "--config.dropout=0.1",
           "--config.eval.every_epoch=true", "--config.log.every_steps=1", "--config.seeds=0,1",
           "--config.save=all", "--config.checkpoint.every_steps=4", "--config.eval.batch_size=8")
 NAME = "lr0.01-seed1"
-# The program, which gets a signal in its second run, after a step was started, or when the
-# evaluation after it reads its first batch.
+# The program gets a signal in its second run: after a step was started, or when the evaluation
+# after this step reads its first batch.
 SCRIPT = """
 import os, sys
 from bertgpt import cli

@@ -60,7 +60,7 @@ def test_any_bytes_are_read_or_refused(kind, ending):
 
 
 def as_text(content):
-  """Returns what a file of UTF-8 says, or None: no byte-order mark, and one kind of line end."""
+  """Returns the text of a UTF-8 file without byte-order mark, with unified line ends, or None."""
   try:
     text = content.decode("utf-8-sig")
   except UnicodeDecodeError:

@@ -37,7 +37,7 @@ def test_padding_keeps_the_rows():
 
 @pytest.mark.parametrize("cost", [0, 1, 40, 300, 5000, 1e9])
 def test_chosen_lengths_cost_the_least(cost):
-  """Compared with every set of lengths that holds the longest."""
+  """The result is compared with every set of lengths that contains the longest."""
   rng = np.random.default_rng(int(cost) % 97)
   for _ in range(20):
     needed = sorted(rng.choice(20, rng.integers(1, 7), replace=False) * 16 + 16)

@@ -48,7 +48,7 @@ def draw(corpus, max_tokens, seed=0, **data):
 
 
 class Pair(NamedTuple):
-  """A pair whose sentences are given as (document, sentence) numbers."""
+  """A pair whose sentences are given as (document, sentence) indices."""
 
   a: list
   b: list
@@ -59,7 +59,7 @@ def published_pairs(document, max_tokens, dice):
   """Returns the pairs of one document, with the loop of create_pretraining_data.py.
 
   Args:
-    document: number of the document.
+    document: index of the document.
     max_tokens: longest target.
     dice: has `lengths`, the lengths of the sentences of every document, and makes the random
       choices.
@@ -363,7 +363,7 @@ def complete_rows(lengths, room):
 
 @pytest.mark.parametrize("seq_len", [33, 128])
 def test_rows_of_whole_sentences_are_those_of_fairseq(seq_len):
-  """In one document, where separators of documents take no room, with sentences that all fit."""
+  """The text is one document, so separators take no room, and all sentences fit into a row."""
   lengths = np.random.default_rng(1).integers(1, 31, 900).tolist()
   corpus = make_corpus([lengths])
   texts = make_texts(corpus)
@@ -480,7 +480,7 @@ def test_ordered_pairs_are_neighbors_and_half_of_them_are_swapped(packing):
 
 
 def test_lengths_do_not_tell_the_order():
-  """Of two long texts, truncation to an odd number keeps one more token of A, swapped or not."""
+  """Truncation of two long texts to an odd number keeps one more token of A, swapped or not."""
   corpus = make_corpus([[20] * 6] * 200)
   plan = make_plan(corpus, "mlm_sop", 16, data={"packing": False})
   a, b = plan.parts[0::2], plan.parts[1::2]

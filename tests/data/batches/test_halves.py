@@ -20,9 +20,9 @@ def make_plan(corpus, seq_len=SEQ_LEN, seed=0, **data):
 
 
 def published_examples(documents, max_length, rng):
-  """Yields (tokens of A, tokens of B), as build_pretraining_dataset.py (2020) makes them.
+  """Yields (tokens of A, tokens of B) with the algorithm of build_pretraining_dataset.py (2020).
 
-  Differs in one line: a sentence goes to A only as long as B is empty.
+  One line differs: a sentence goes to A only as long as B is empty.
   """
   target = max_length
   for sentences in documents:
@@ -93,7 +93,7 @@ def test_rows_hold_runs_of_text_and_fit(corpus, seq_len, packing):
 
 
 def test_an_epoch_holds_every_sentence_that_fits():
-  """With sentences that divide the row, nothing is cut off."""
+  """If the sentences divide the row, nothing is cut off."""
   corpus = make_corpus([[5] * 30] * 20)
   plan = make_plan(corpus, seq_len=28, short_sequence_prob=0.0)
   lost = corpus.document_lengths.sum() - plan.parts["length"].sum()

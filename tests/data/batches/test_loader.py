@@ -190,7 +190,7 @@ def test_causal_targets_are_the_next_tokens_and_each_occurs_once(seq_len, data):
 @every_variant
 @pytest.mark.parametrize("seq_len", [16, 64])
 def test_rows_of_one_sequence_are_those_that_the_format_says(objective, data, seq_len):
-  """Such a row is tokens of sequence 1, then padding: the kernels of attention rely on it."""
+  """Such a row is tokens of sequence 1, then padding; the attention kernels rely on this."""
   config = make_config(objective, seq_len, **data)
   ids = read_epoch(ORDINARY, config)["sequence_ids"]
   lengths = (ids > 0).sum(1, keepdims=True)
@@ -349,7 +349,7 @@ class DamagedCorpus:
 
 
 def test_an_unreadable_batch_is_an_error_and_the_end(monkeypatch):
-  """Grain alone would skip the batch and continue with the next."""
+  """Grain would skip the batch and continue with the next one."""
   monkeypatch.setattr(loader, "READ_THREADS", 1)
   with loader.make_train_batches(DamagedCorpus(ORDINARY, []), make_config(), 0, 0,
                                  slice(None)) as batches:
@@ -497,7 +497,7 @@ def test_threads_read_a_prepared_corpus_as_one_reader_does(prepared, monkeypatch
 
 
 def test_the_memory_of_a_plan_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
-  """The index lies in files. 24 MB of it are planned in as little memory as 3 MB."""
+  """The index is in files. Planning 24 MB of it takes as little memory as planning 3 MB."""
   monkeypatch.setattr(loader, "WINDOW_TOKENS", 2**16)
   monkeypatch.setattr(windows, "DOCUMENTS_AT_ONCE", 2**13)
   monkeypatch.setattr(windows, "BLOCKS_PER_WINDOW", 16)

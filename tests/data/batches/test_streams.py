@@ -50,7 +50,7 @@ def sentences_of(corpus):
 @pytest.mark.parametrize("seq_len", [8, 20])
 @pytest.mark.parametrize("corpus", CORPORA.values(), ids=CORPORA.keys())
 def test_both_directions_read_every_sentence_once(corpus, seq_len, batch_size):
-  """A plain reader of the streams, which knows nothing of parts, finds the sentences again."""
+  """A plain reader of the streams, which knows nothing about parts, finds the sentences again."""
   found = read_streams(corpus, make_config(batch_size, seq_len))
   read = []
   for stream in range(batch_size):

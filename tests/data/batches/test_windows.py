@@ -36,7 +36,7 @@ def test_blocks_are_runs_of_about_equal_length(count, at_once, monkeypatch):
   tokens = [lengths[a:b].sum() for a, b in zip(windows.starts, windows.starts[1:], strict=False)]
   assert windows.tokens.tolist() == tokens
   size = lengths.sum() // (20 * count)
-  assert abs(windows.tokens[:-1] - size).max() <= lengths.max()  # The last one has the rest.
+  assert abs(windows.tokens[:-1] - size).max() <= lengths.max()  # The last block has the rest.
   assert windows.tokens[-1] <= size + lengths.max()
 
 

@@ -1,4 +1,4 @@
-"""bertgpt.data.corpus.beam: a pipeline of Apache Beam makes the bytes of one machine."""
+"""bertgpt.data.corpus.beam: a pipeline of Apache Beam makes the same bytes as one machine."""
 
 import importlib.util
 

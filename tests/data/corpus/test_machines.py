@@ -1,4 +1,4 @@
-"""bertgpt.data.corpus.machines: parts, merged, have the bytes of a corpus made by one machine."""
+"""bertgpt.data.corpus.machines: merged parts have the bytes of a corpus made by one machine."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def small(monkeypatch):
 
 
 def write_sources(folder):
-  """Writes texts of three kinds, of which some have no token, and returns the source."""
+  """Writes texts of three kinds, some of which have no token, and returns the source."""
   texts = write_text(folder / "text.txt", 60)
   (folder / "text.txt").write_text("\n\n".join([*texts, "\u200b", *texts[:9]]))
   for i in range(3):

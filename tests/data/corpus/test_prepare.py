@@ -1,4 +1,4 @@
-"""bertgpt.data.corpus.prepare: from text to a corpus, on any number of workers, or not at all."""
+"""bertgpt.data.corpus.prepare: text becomes a complete corpus, on any number of workers."""
 
 import collections
 import contextlib
@@ -456,7 +456,7 @@ def test_wikipedia_text(tmp_path):
 
 @pytest.mark.parametrize("share, warns", [(0.02, False), (0.2, True)])
 def test_many_unknown_tokens_are_a_warning(tmp_path, capsys, share, warns):
-  """Words of a digit are unknown to a vocabulary of letters."""
+  """Words with digits are unknown to a vocabulary of letters."""
   rng = np.random.default_rng(0)
   documents = [[" ".join(rng.choice(["7", "a"], 200, p=[share, 1 - share]))] for _ in range(20)]
   (tmp_path / "text.txt").write_text("\n\n".join("\n".join(d) for d in documents) + "\n")
@@ -484,14 +484,14 @@ def test_a_vocabulary_is_read_as_the_config_says(tmp_path):
 
 
 def test_the_corpus_of_a_vocabulary_whose_case_was_guessed_is_found_again(tmp_path, monkeypatch):
-  """Version 0.1 guessed it, and its runs still name the vocabulary with lowercase=True."""
+  """Version 0.1 inferred the case, and its runs still name the vocabulary with lowercase=True."""
   config = make_config(tmp_path)
   with open(config.tokenizer.path, "a") as file:
     file.write("A\nB\nAB\n")
   write_text(tmp_path / "text.txt", 20)
   with monkeypatch.context() as patch:
     patch.setattr(corpus, "FORMAT_VERSION", 1)
-    config.tokenizer.lowercase = False  # What the guess was.
+    config.tokenizer.lowercase = False  # The value that version 0.1 inferred.
     path = prepare.ensure_prepared(config)
   config.tokenizer.lowercase = True
   assert prepare.ensure_prepared(config) == path

@@ -116,7 +116,7 @@ def test_damage_in_a_bucket_is_named(two, bucket, tmp_path):
   with pytest.raises(DataError, match="train-document_lengths.npy: damaged"):
     corpus_lib.open_corpus(path, "train")
   (path / "train-document_lengths.npy").write_bytes(index)
-  corpus_lib.open_corpus(path, "train")  # Nothing of the damage was kept.
+  corpus_lib.open_corpus(path, "train")  # The damaged copy was not kept.
 
 
 def test_an_upload_that_was_interrupted_is_made_again(two, make_config, tmp_path):

@@ -15,7 +15,7 @@ SIZE = 4 * 2**20
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-  """A file that was changed long enough ago to be remembered."""
+  """A file that was changed so long ago that its digest is remembered."""
   monkeypatch.setattr(digests, "SETTLED_SECONDS", 0.05)
   path = tmp_path / "text.txt"
   path.write_bytes(os.urandom(SIZE))

@@ -1,4 +1,4 @@
-"""The text of a JSON object: of a field, of a field inside another, of several."""
+"""The text of a JSON object: a field, a nested field, or several fields."""
 
 import pytest
 from source_files import paragraphs, write

@@ -1,4 +1,4 @@
-"""Files that are damaged, endless or not text: the error names the place, or it is replaced."""
+"""Files that are damaged, endless or not text: the error names the place, or text is replaced."""
 
 import bz2
 import gzip
@@ -173,7 +173,7 @@ LINES = ["One. ", "", "  Two\u2028more\x85\x0b.", "Three\x0c", "\u3000\u00a0", "
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("last", ["", "end"])
 def test_lines_end_at_lf_crlf_and_cr_only(tmp_path, monkeypatch, end, last, max_bytes):
-  """Also where a line end lies on the border of what is read at once."""
+  """This also holds if a line end is at the border between two reads."""
   content = end.join([*LINES, last]).encode()
   for shift in range(max_bytes if max_bytes < 10 else 1):
     monkeypatch.setattr(intake, "MAX_LINE_BYTES", 1 << 24)
@@ -192,7 +192,7 @@ def test_lines_end_at_lf_crlf_and_cr_only(tmp_path, monkeypatch, end, last, max_
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_a_line_of_unicode_white_space_separates_documents(tmp_path, end):
-  """As in create_pretraining_data.py of google-research/bert, which strips the decoded line."""
+  """create_pretraining_data.py of google-research/bert strips the decoded line in the same way."""
   spaces = [chr(i) for i in range(0x110000) if not chr(i).strip() and chr(i) not in "\r\n"]
   assert {"\u3000", "\u00a0", "\x85", "\x1c"} <= set(spaces)
   content = "".join(f"Document {i}\n{space}\n" for i, space in enumerate(spaces))
@@ -233,7 +233,7 @@ def test_columns_are_separated_by_spaces_and_tabs_only(line, columns):
 
 @pytest.fixture(scope="module")
 def long_line(tmp_path_factory):
-  """A good document, one with a line of 50 MB, and a good one; half a megabyte as .zst."""
+  """A document with a line of 50 MB between two good ones; as .zst, it has half a megabyte."""
   path = tmp_path_factory.mktemp("long") / "a.zst"
   line = ("wörd " * 8_400_000).encode()
   return write(path, zstandard.compress(b"Good.\n\nBefore.\n" + line + b"\nAfter.\n\nLast.\n"))

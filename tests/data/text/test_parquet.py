@@ -208,7 +208,7 @@ print(rows, int(status[status.index("VmHWM:") + 1]) // 1024)
 
 
 def test_a_row_group_of_any_size_is_read_in_little_memory(tmp_path):
-  """400 MB in one row group, of which the last rows are the longest."""
+  """One row group has 400 MB, and its last rows are the longest."""
   block = pyarrow.array([f"{i:04} " * 500 for i in range(4000)] + ["x" * 2**20] * 10)
   schema = pyarrow.schema({"text": pyarrow.string()})
   path = tmp_path / "a.parquet"

@@ -1,4 +1,4 @@
-"""A path that exists is read, whatever characters are in it; a glob is read otherwise."""
+"""A path that exists is read, whatever characters are in it; otherwise, it is a glob."""
 
 import pytest
 from source_files import paragraphs, write

@@ -1,4 +1,4 @@
-"""bertgpt.data.text.pieces: all parts of a source are the source, whatever is cut where."""
+"""bertgpt.data.text.pieces: all parts of a source together are the source, wherever it is cut."""
 
 import gzip
 import json

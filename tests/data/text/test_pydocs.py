@@ -1,4 +1,4 @@
-"""The documentation of the installation comes out as prose, and the same every time."""
+"""The documentation of the installation is read as prose, and is the same every time."""
 
 import ast
 import inspect

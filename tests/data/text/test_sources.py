@@ -1,4 +1,4 @@
-"""Documents come out whole, in order and clean, or the error says where one is not."""
+"""Documents are read whole, in order and clean, or the error says where one is not."""
 
 import gzip
 import json

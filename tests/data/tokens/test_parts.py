@@ -1,4 +1,4 @@
-"""bertgpt.data.tokens.parts: ids of the whole text, and every token is in the part it starts in."""
+"""bertgpt.data.tokens.parts: ids of the whole text; a token is in the part in which it starts."""
 
 import functools
 import io
@@ -119,7 +119,7 @@ def assert_right(name, texts):
 
 @pytest.fixture(autouse=True)
 def divide_everywhere(monkeypatch):
-  """Texts are divided at every border at which they may be, not only if they are long."""
+  """Texts are divided at every border that allows it, not only if they are long."""
   monkeypatch.setattr(parts_lib, "_LONG_CHARS", 0)
 
 
@@ -139,7 +139,7 @@ def end_in_text(texts):
 
 
 PARTS = st.lists(st.text(st.one_of(
-    # Without control characters, of which tokenizers drop some: then nothing of a part is left.
+    # No control characters: tokenizers drop some of them, and a part could become empty.
     st.characters(exclude_categories=["Cs", "Cc"]),
     st.sampled_from(" \n\t.,!?。abcté'\u0301\u3000\x85\u2581")), min_size=1, max_size=8),
     max_size=5).map(end_in_text)
@@ -173,7 +173,7 @@ def test_ids_of_real_documents_are_those_of_the_library(data_dir):
 @pytest.mark.parametrize("name", ["wordpiece", "bpe", "unigram with bytes",
                                   "sentencepiece bpe with bytes"])
 def test_the_library_is_not_asked_for_the_positions_of_running_text(name, monkeypatch):
-  """Which would be slow."""
+  """Asking for the positions would be slow."""
   monkeypatch.setattr(parts_lib, "encode_with_offsets", lambda *_: pytest.fail("asked"))
   _, encode = make(name)
   (_, lengths), = encode([["The cat sees.", " The dog sees!", "\n\nThey will."]])

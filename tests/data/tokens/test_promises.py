@@ -125,7 +125,7 @@ def test_text_yields_no_special_id_and_other_texts_keep_their_ids(file):
 
 
 def test_the_file_is_kept_as_it_is(file, tmp_path):
-  """Runs and corpora compare the SHA-256 of the file."""
+  """The file must not change, because runs and corpora compare its SHA-256."""
   tokenizer = tokenizers.load_tokenizer(file)
   assert tokenizer.data == file.read_bytes()
   tokenizer.save(tmp_path / "saved")
@@ -170,7 +170,7 @@ def test_a_file_is_searched_once_and_what_is_taken_out_of_it_once_more(tmp_path,
 
 
 def test_an_added_special_token_is_text_in_a_text(tmp_path):
-  """Also one with flags, as RoBERTa's mask, which takes the space before it."""
+  """This includes tokens with flags, such as RoBERTa's mask, which takes the space before it."""
   tokenizer = byte_bpe(["<s>", "</s>", "<pad>"], [])
   tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True), "<s>"])
   loaded = tokenizers.load_tokenizer(json_file(tmp_path, tokenizer))

@@ -145,7 +145,7 @@ def test_special_tokens_have_the_names_that_the_folder_says(tmp_path, name):
 
 
 def test_the_end_of_a_document_stays_special_in_the_folder_of_gpt2(tmp_path):
-  """It is the unknown token there too, and often the padding."""
+  """In GPT-2's folder it is also the unknown token, and often the padding."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   write_json(tmp_path / "vocab.json", {c: i for i, c in enumerate([*alphabet, "<|endoftext|>"])})
   (tmp_path / "merges.txt").write_text("#version: 0.2\n")
@@ -443,7 +443,7 @@ def test_another_model_with_marked_ends_is_refused(tmp_path):
 
 
 def test_a_model_of_sentencepiece_comes_before_the_json_made_from_it(tmp_path):
-  """As in an exported folder, whose tokenizer.json is a BPE that SentencePiece's model became."""
+  """An exported folder has both: its tokenizer.json is a BPE made from SentencePiece's model."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(["the cat sees the tree"] * 9), model_writer=model, vocab_size=30,
@@ -459,7 +459,7 @@ def test_a_model_of_sentencepiece_comes_before_the_json_made_from_it(tmp_path):
 
 @pytest.mark.hf
 def test_alberts_unigram_model_gives_the_ids_of_transformers(tmp_path):
-  """Its normalizer lower-cases, strips accents and makes quotes of `` and '', as ALBERT's does."""
+  """The normalizer, like ALBERT's, lower-cases, strips accents and turns `` and '' into quotes."""
   transformers = pytest.importorskip("transformers")
   texts = ["The river finds a stone.", "Café au lait, ``quoted'' and 12,345 dogs!",
            "It is what it is.", "A small boat leaves the hill; naïve ﬁsh."]

@@ -39,7 +39,7 @@ def test_the_table_of_a_tokenizer_has_its_words_and_marks(tokenizer):
 
 
 def test_words_are_the_most_frequent_ones(tokenizer):
-  """the and cat come twice, the other 13 once each; 6 ids are special, so one word is left out."""
+  """"the" and "cat" occur twice, 13 words once; 6 ids are special, so one word is left out."""
   words = tokenizer.pieces[6:]
   assert set(words[:2]) == {"the", "cat"}
   assert len(set(words)) == 14

@@ -186,7 +186,7 @@ def test_decode_gives_the_text_back(trained, kind):
   for text in ENGLISH:
     ids, = tokenizer.encode([text])
     assert ids.dtype == np.int32
-    # BERT's pieces do not tell which punctuation marks had no space before them.
+    # BERT's pieces do not show which punctuation marks had no space before them.
     strip = "".join if kind != "wordpiece" else lambda t: "".join(t).replace(" ", "")
     assert strip(tokenizer.decode(ids)) == strip(fold(text))
 
@@ -243,8 +243,8 @@ def test_words_start_where_those_of_bert_do(kind, model_type):
     begins = ~continues[ids] | np.append(True, ends[ids[:-1]])
     end, was_inside, was_space = 0, False, False
     for begin, (first, last) in zip(begins, places.tolist(), strict=True):
-      # A token of spaces belongs to the word after it; and a token that begins inside a character
-      # does not tell which one it ends.
+      # A token of spaces belongs to the word after it, and a token that begins inside a character
+      # does not show which character it ends.
       part, is_inside = text[first:last], first < end
       at = first + len(part) - len(part.lstrip())
       follows_space = was_space and not part[:1].isspace()

@@ -1,4 +1,4 @@
-"""CoNLL files as people have them: columns, comments, line ends, files without tags."""
+"""CoNLL files as they occur in practice: columns, comments, line ends, files without tags."""
 
 import pytest
 from hypothesis import given, settings
@@ -100,7 +100,7 @@ def test_a_file_in_which_some_tags_are_missing_is_refused(tmp_path, text, messag
 
 
 def test_a_file_is_read_twice_without_being_held(tmp_path, monkeypatch):
-  """Once for its columns, once for its words; the first sentence needs none of the others."""
+  """A first pass checks the columns; a second pass yields one sentence at a time."""
   lines = []
   read_text_lines = files.read_text_lines
 

@@ -15,7 +15,7 @@ from bertgpt.finetuning.tasks import rows as rows_lib
 TEXTS = (("the cat sees a dog", "a dog is seen"), ("who likes it", "it likes who"),
          ("the river", "a bird"))
 
-# (header of train and dev, header of test, labels of three rows), as in the GLUE archives.
+# (header of train and dev, header of test, labels of three rows) in the GLUE archives.
 OFFICIAL = {
     "cola": (None, "index\tsentence", ("1", "0", "1")),
     "sst2": ("sentence\tlabel", "index\tsentence", ("1", "0", "1")),
@@ -134,7 +134,7 @@ def written_ids(folder, name):
 
 @pytest.mark.parametrize("column", ["index", "id"])
 def test_predictions_name_the_rows_of_the_file(tmp_path, text_format, column):
-  """The file may be a part of the official one, in another order."""
+  """The file may be a part of the official file, in another order."""
   write_official(tmp_path, "sst2")
   (tmp_path / "SST-2" / "test.tsv").write_text(f"sentence\t{column}\nb\t812\na\t7\n")
   (tmp_path / "SST-2" / "dev.tsv").write_text(f"sentence\tlabel\t{column}\nb\t1\t812\na\t0\t7\n")

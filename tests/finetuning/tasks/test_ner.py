@@ -70,7 +70,7 @@ def test_the_label_of_a_word_is_at_its_first_piece(kind):
   at = np.flatnonzero(labels >= 0)
   assert [(0, i) for i in at] == places and len(at) == len(s.words)
   assert [tags[i] for i in labels[at]] == s.tags
-  # The tokens from one label to the next are a word.
+  # The tokens from one label up to the next are a word.
   words = [text_format.tokenizer.decode(tokens[a:b]).strip()
            for a, b in zip(at, [*at[1:], len(tokens) - 1], strict=True)]
   assert [w for i, w in enumerate(words) if i not in (4, 5)] == [
@@ -168,7 +168,7 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_entities_are_right_as_wholes():
-  """Three entities on each side, one of them in common."""
+  """Each side has three entities; one is common to both."""
   expected = [["B-a", "I-a", "O", "B-b"], ["O", "B-a"]]
   found = [["B-a", "O", "O", "B-b"], ["B-b", "B-b"]]
   assert ner.score(expected, expected) == {"f1": 1.0}

@@ -15,7 +15,7 @@ def draw(seed, share):
 
 
 def test_a_known_table():
-  """There are 3 true positives, 1 false positive, 2 false negatives and 4 true negatives."""
+  """The table has 3 true positives, 1 false positive, 2 false negatives and 4 true negatives."""
   labels = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0])
   predictions = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
   assert scores.accuracy(labels, predictions) == pytest.approx(7 / 10)

@@ -76,7 +76,7 @@ def test_windows_cover_every_token_and_one_has_its_max_context(length, room, str
     covered[start:end] += 1
     best[start:end] += has_max_context
   assert (covered >= 1).all() and (best == 1).all()
-  for token in range(length):  # By definition: the most of min(left, right).
+  for token in range(length):  # By definition: the largest min(left, right).
     shown = [min(token - start, end - 1 - token) if start <= token < end else -1
              for start, end in parts]
     (of_best,) = [i for i, (start, end) in enumerate(parts)
@@ -215,7 +215,7 @@ def test_every_question_of_1_1_has_an_answer(tmp_path):
 @pytest.mark.parametrize("name, version", [("squad", "v1.1"), ("squad2", "v2.0")])
 @pytest.mark.parametrize("key", [{}, {"answers": []}])
 def test_a_test_set_without_answers_is_predicted(tmp_path, name, version, key):
-  """Its predictions are those that the same questions get with their answers."""
+  """The predictions equal those for the same questions with answers."""
   for part in ("train", "dev"):
     write_json(tmp_path / f"{part}-{version}.json", question("a dog", "q1"), question("a bird"))
   asked = [{"id": f"q{i}", "question": "Who saw what?"} | key for i in (1, 0)]
@@ -252,7 +252,7 @@ def test_a_test_set_in_which_some_answers_are_missing_is_refused(tmp_path):
 
 @pytest.mark.parametrize("part", ["train", "dev", "test"])
 def test_two_questions_with_one_id_are_refused(tmp_path, part):
-  """One of the predictions would replace the other."""
+  """Otherwise, one of the predictions would replace the other."""
   for name in ("train", "dev", "test"):
     again = [question("a bird")] if name == part else []
     write_json(tmp_path / f"{name}-v1.1.json", question("a dog"), *again)
@@ -289,7 +289,7 @@ def test_a_context_that_is_not_clean_is_named(tmp_path, dirt, problem):
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
 @pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
 def test_places_count_line_ends_as_they_are(tmp_path, kind, end):
-  """`answer_start` is that of the file, whatever its line ends are, and answers are quoted so."""
+  """`answer_start` and predicted answers refer to the file's text, with its own line ends."""
   context = f"No.{end}{end}{CONTEXT}".replace("a dog", f"a{end}dog")
   answers = ["The cat", f"a{end}dog", "1999"]
   write_json(tmp_path / "a.json", *(question(answer, f"q{i}", context)
@@ -316,7 +316,7 @@ def test_answers_keep_their_last_mark(answer):
 
 
 def test_odds_are_finite_if_there_is_no_text(tmp_path):
-  """JSON has no infinity."""
+  """The score must be finite, because JSON has no infinity."""
   empty = spans.Question("q0", "Who saw what?", " ", ())
   rows, windows = spans.make_rows([empty], make_config(), make_text_format())
   answers, _, odds = spans.find_answers([empty], windows, make_config(name="squad2"),

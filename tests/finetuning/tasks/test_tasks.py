@@ -93,7 +93,7 @@ def test_rows_are_never_longer_than_asked(tokenizer, mode):
 
 
 def test_the_longer_of_two_texts_loses_first():
-  """The loop of google-research/bert drops a token of the longer text, on a tie of the second."""
+  """The loop of google-research/bert shortens the longer text, or the second on a tie."""
   for a, b in itertools.product(range(25), repeat=2):
     kept = [a, b]
     while sum(kept) > 16:
