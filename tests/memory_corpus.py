@@ -1,4 +1,4 @@
-"""A corpus in memory whose token ids say where they come from."""
+"""A corpus in memory whose token ids show their place in it."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ PAD, CLS, SEP, EOD, MASK, UNK, FIRST = 0, 1, 2, 3, 4, 5, 10
 
 @dataclasses.dataclass(frozen=True)
 class Specials:
-  """The special ids of a tokenizer, and a readable text for ids."""
+  """A tokenizer with special ids, which decodes ids into readable text."""
 
   kind: str = "dummy"
   has_words: bool = True
@@ -26,7 +26,7 @@ class Specials:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryCorpus:
-  """The attributes of `data.corpus.corpus.Corpus`. Token i of the corpus has the id FIRST + i."""
+  """Has the attributes of `data.corpus.corpus.Corpus`. Token i has the id FIRST + i."""
 
   document_offsets: np.ndarray
   document_lengths: np.ndarray
@@ -52,13 +52,13 @@ def make_corpus(documents) -> MemoryCorpus:
 
 
 def random_corpus(num_documents, mean_sentences, mean_tokens, seed=0) -> MemoryCorpus:
-  """Geometric numbers of sentences, and of tokens in them."""
+  """Draws the numbers of sentences, and of tokens in them, from geometric distributions."""
   rng = np.random.default_rng(seed)
   return make_corpus([rng.geometric(1 / mean_tokens, n).tolist()
                       for n in rng.geometric(1 / mean_sentences, num_documents)])
 
 
 def document_of(corpus, tokens) -> np.ndarray:
-  """Number of the document that every token id is from."""
+  """Returns, for each token id, the index of its document."""
   return np.searchsorted(np.cumsum(corpus.document_lengths), np.asarray(tokens) - FIRST,
                          side="right")

@@ -7,7 +7,7 @@ import numpy as np
 
 from bertgpt.models import Inputs
 
-ROOM = 64  # Positions of the models of `small_runs`.
+ROOM = 64  # Positions of the models in `small_runs`.
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -21,7 +21,7 @@ def log_softmax(logits):
 
 
 def after(gpt, tokens):
-  """Log-probabilities of what follows the tokens: [vocab_size]."""
+  """Returns the log-probabilities of the token after `tokens`: [vocab_size]."""
   row = np.zeros((1, ROOM), np.int32)
   row[0, :len(tokens)] = tokens
   logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([ROOM])))
@@ -29,7 +29,7 @@ def after(gpt, tokens):
 
 
 def instead(bert, tokens, at):
-  """Log-probabilities of the token at a place, the others being seen: [vocab_size]."""
+  """Returns the log-probabilities of the token at a place, given all others: [vocab_size]."""
   tokenizer, length = bert.tokenizer, len(tokens) + 2
   row = np.zeros((1, ROOM), np.int32)
   row[0, :length] = [tokenizer.cls_id, *tokens, tokenizer.sep_id]

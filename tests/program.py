@@ -1,4 +1,4 @@
-"""The program itself, run in processes of its own on a small text."""
+"""Runs the program in separate processes, on a small text."""
 
 import collections
 import contextlib
@@ -21,7 +21,7 @@ from bertgpt.runs import manifest as manifest_lib
 from bertgpt.training import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TIMEOUT_S = 1200  # Only a hang takes so long, also on a busy machine.
+TIMEOUT_S = 1200  # Only a hang takes so long, even on a busy machine.
 STEPS = 40
 
 RECIPE = '''
@@ -80,7 +80,7 @@ class Program:
             f"--config={self.folder}/recipe.py", f"--workdir={workdir}", *arguments]
 
   def variables(self, workdir, devices=1) -> dict[str, str]:
-    """Variables of the environment that `command` needs, with JAX on the CPU."""
+    """Returns the environment variables that `command` needs, with JAX on the CPU."""
     return {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "WATCH_ROWS": str(rows_path(workdir)),
@@ -96,7 +96,7 @@ class Program:
                        **how if i == signal_to else {}) for i in range(count)]
 
   def train_together(self, workdir, count, *arguments, **how):
-    """The same command in `count` processes. Returns their results."""
+    """Runs the same command in `count` processes, and returns their results."""
     return [finish(process) for process in self.start_together(workdir, count, *arguments, **how)]
 
 
@@ -107,7 +107,7 @@ def make_program(folder: pathlib.Path) -> Program:
 
 
 def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-  """Waits for the process, which may not hang."""
+  """Waits for the process, and fails if it hangs."""
   try:
     out, err = process.communicate(timeout=TIMEOUT_S)
   except subprocess.TimeoutExpired as e:
@@ -125,7 +125,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 def kill_in_save(process: subprocess.Popen, workdir: pathlib.Path, step: int, delay_s: float):
-  """kill -9 so long after the checkpoint of the step has been begun."""
+  """Sends SIGKILL this long after the start of the step's checkpoint."""
   wait_for((workdir / "checkpoints" / "unfinished" / str(step)).exists, process)
   time.sleep(delay_s)
   process.send_signal(signal.SIGKILL)
@@ -152,14 +152,14 @@ def children_of(pid: int) -> list[int]:
 
 
 def fingerprints(workdir: pathlib.Path) -> dict[str, tuple]:
-  """Name, type and bits' hash of all parameters and optimizer state at the last step."""
+  """Returns name, type and hash of each array of parameters and optimizer state, last step."""
   step = checkpoint.committed_steps(workdir)[-1]
   manifest = json.loads((workdir / "checkpoints" / str(step) / manifest_lib.MANIFEST).read_text())
   return manifest["content"]["leaves"]
 
 
 def curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
-  """What is logged but times: tag -> [(step, value), ...]."""
+  """Returns all that is logged except times: tag -> [(step, value), ...]."""
   return {tag: points for tag, points in metrics.read_curves(workdir).items()
           if not tag.startswith("perf/")}
 
@@ -175,14 +175,14 @@ def rows_path(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def evaluation_path(workdir: pathlib.Path) -> pathlib.Path:
-  """File with a line per batch that the evaluations of a run have read: its number."""
+  """Returns a file to which evaluations add the number of every batch that they read."""
   return workdir.with_name(workdir.name + ".evaluated")
 
 
 def rows_read(workdir: pathlib.Path) -> dict[int, list[str]]:
-  """Hashes of all rows of a run, by step, in the order of the global batch.
+  """Returns the hashes of all rows of a run, by step, in the order of the global batch.
 
-  Rows that were read again, by a run that was resumed, must be the same.
+  Rows that a resumed run has read again must be the same.
   """
   rows = collections.defaultdict(dict)
   for path in rows_path(workdir).iterdir():

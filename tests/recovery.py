@@ -1,4 +1,4 @@
-"""How long a run of two processes takes to end after a fault, and to be back where it was.
+"""Measures how long a run of two processes takes to end after a fault, and then to catch up.
 
     make recovery REPETITIONS=5
 

@@ -1,4 +1,4 @@
-"""A chip with round figures, and programs as text for it."""
+"""A chip with round figures, and texts of programs for it."""
 
 from bertgpt.devices import hardware
 from bertgpt.planning import roofline

@@ -1,4 +1,4 @@
-"""Text, recipe and trained runs that are small enough for seconds; the fixtures are in conftest."""
+"""Text, recipe and runs that take only seconds; the fixtures are in conftest.py."""
 
 import random
 
@@ -72,7 +72,7 @@ def get_config():
 
 
 def make_text(num_documents: int, seed: int = 0) -> str:
-  """Documents of one short sentence a line, blank lines between them."""
+  """Returns documents with one short sentence per line, separated by blank lines."""
   rng = random.Random(seed)
 
   def sentence():

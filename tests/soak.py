@@ -1,15 +1,15 @@
-"""A soak: a small run is killed, stopped and damaged at random, again and again, until time is up.
+"""A soak test: small runs are killed, stopped and damaged at random until the time is up.
 
     make soak MINUTES=20 SEED=1 PROCESSES=2
 
-A round is a run of two phases with dropout and micro-batches, disturbed until it has ended. It must
-end as the undisturbed run did: the same bits in all parameters and in the optimizer's state, every
-step logged once with the same values, and nothing half-written left. Otherwise the seed and the
-history of the round are printed, and the folders of both runs stay. It runs the program of this
-repository on the CPU.
+A round is a run of two phases with dropout and micro-batches, disturbed until it has finished. It
+must end like the undisturbed run: parameters and optimizer state are the same bit for bit, every
+step is logged once with the same values, and no half-written files are left. Otherwise, the script
+prints the seed and the history of the round, and leaves the folders of both runs. It runs the
+program of this repository on the CPU.
 
-A start is ended in a way (`ENDINGS`) at a moment (`MOMENTS`), and before it, the newest checkpoint
-may be damaged (`DAMAGES`). The full disk is a limit on the size of the files that a process writes.
+Each attempt ends in a random way (`ENDINGS`) at a random moment (`MOMENTS`). Before it starts, the
+newest checkpoint may be damaged (`DAMAGES`). A limit on file sizes stands for a full disk.
 """
 
 import argparse
@@ -29,8 +29,7 @@ from disturbances import DAMAGES, MOMENTS
 
 from bertgpt.runs import checkpoint
 
-# Codes with which the processes may end after each ending, in addition to 0 if they were done
-# before.
+# Exit codes that processes may have after each ending, besides 0 if they had finished before.
 LOST = {69, 137, -signal.SIGKILL}
 ENDINGS = {
     "SIGKILL": LOST,
@@ -41,9 +40,9 @@ ENDINGS = {
     "stopped peer": {69},
     "pause": set(),
 }
-# At the start, a signal may come before the program handles it, or has joined the others.
+# At the start, a signal may arrive before the program handles it, or before the processes join.
 AT_START = {69, 75, 130, 143, -signal.SIGTERM, -signal.SIGINT}
-MAX_STARTS = 12  # Of a round; the last one is not disturbed.
+MAX_STARTS = 12  # Per round; the last one is not disturbed.
 TWO_PHASES = """
   config.phases[0].steps = 90
   config.phases += (phase(steps=30, seq_len=16, batch_size=32, micro_batches=2,
@@ -56,7 +55,7 @@ TWO_PHASES = """
 
 
 class Soak:
-  """The rounds of one seed."""
+  """All rounds of one seed."""
 
   def __init__(self, folder: pathlib.Path, seed: int, processes: int):
     self.program = program_lib.make_program(folder)
@@ -73,7 +72,7 @@ class Soak:
     return self.program.start_together(path, self.processes, "--distributed_timeout=60")
 
   def disturb(self, started: list, path: pathlib.Path) -> tuple[str, str, float]:
-    """Ends the processes in a random way at a random moment. Returns both, and the time."""
+    """Ends the processes in a random way at a random moment. Returns way, moment and seconds."""
     ending, moment = self.rng.choice(list(ENDINGS)), self.rng.choice(MOMENTS)
     if ending == "stopped peer" and self.processes == 1:
       ending = "SIGTERM"
@@ -93,7 +92,7 @@ class Soak:
     return ending, moment, begin
 
   def round(self, number: int, reference: pathlib.Path, deadline: float) -> None:
-    """Does one run with its disturbances, and compares it."""
+    """Makes one run with disturbances, and compares it with the reference."""
     path, history = self.folder / f"round-{number}", []
     while True:
       kind = self.rng.choice(DAMAGES)
@@ -118,7 +117,7 @@ class Soak:
         break
     if program_lib.fingerprints(path) != program_lib.fingerprints(reference):
       self.fail(history, path, f"its parameters or its optimizer differ from {reference}")
-    # A disk that was full at the very end costs points.
+    # If the disk was full at the very end, some points of the curves are missing.
     if ending != "full disk" and program_lib.curves(path) != program_lib.curves(reference):
       self.fail(history, path, f"its curves differ from {reference}")
     if left := disturbances.half_written(path):
@@ -127,11 +126,11 @@ class Soak:
     shutil.rmtree(path)
 
   def may_end(self, ending: str, moment: str, results: list) -> bool:
-    """Whether the processes may end like this."""
+    """Returns whether the processes may end with these results."""
     allowed = {0} | ENDINGS.get(ending, set())
     if moment == "at the start" and ending not in ("pause", "undisturbed"):
       allowed |= AT_START
-    # Python itself prints a traceback if Ctrl-C comes while it starts.
+    # Python itself prints a traceback if Ctrl-C arrives while it starts.
     return all(r.returncode in allowed and ("Traceback" not in r.stderr
                                             or r.returncode in (130, -signal.SIGINT))
                for r in results)

@@ -1,4 +1,4 @@
-"""Files of text for tests, and what the program reads from them."""
+"""Writes text files for tests, and reads them as the program does."""
 
 import pathlib
 

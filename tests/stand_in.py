@@ -1,4 +1,4 @@
-"""Programs of a scheduler or a cloud, replaced by scripts in a folder that comes first in PATH."""
+"""Replaces programs of a scheduler or a cloud by scripts, in a folder that is first in PATH."""
 
 import os
 import pathlib

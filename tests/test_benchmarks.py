@@ -1,4 +1,4 @@
-"""benchmarks/: numbers mean what they say, unequal work is refused, and each command runs."""
+"""benchmarks/: figures are correct, unequal work is refused, and each command runs."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ def measured(path: pathlib.Path) -> dict[str, dict]:
   return {row["what"]: row for row in json.loads(path.read_text())["rows"]}
 
 
-# ---------------------------------------------------------------- in turns
+# ---------------------------------------------------------------- turns
 
 
 def test_sides_take_turns_forwards_and_backwards():
@@ -64,7 +64,7 @@ def test_a_machine_that_slows_down_steadily_does_not_change_the_ratio():
 
 
 def test_ratios_are_taken_within_a_round():
-  """The second round is ten times slower, which affects the spread of sides but not of ratios."""
+  """The second round is ten times slower, which affects times but not ratios."""
   assert side_by_side.ratio([3.0, 30.0, 3.6], [2.0, 20.0, 2.0]) == (1.5, 1.5, 1.8)
   assert side_by_side.per_second(6.0, [2.0, 1.0, 3.0]) == (3.0, 2.0, 6.0)
 
@@ -81,7 +81,7 @@ def test_unequal_losses_are_refused(other):
 
 
 def make_counter(start: int):
-  """Makes the functions of the worker in the test below."""
+  """Returns the functions of the worker in the test below."""
   total = [start]
 
   def add(n):
@@ -110,7 +110,7 @@ def test_a_worker_keeps_its_state_and_passes_errors_on():
 
 
 def test_the_bare_step_computes_what_the_run_does(recipe, finished_bert):
-  """On the same batches, losses are those that `bertgpt train` logged as means of two steps."""
+  """`bertgpt train` logged the means of two steps' losses on the same batches."""
   config = recipes.load(str(recipe))
   bare = bare_step.from_corpus(bare_step.open_train_set(config), config)
   logged = metrics.read_curves(finished_bert)["train/loss"][:2]
@@ -151,7 +151,7 @@ def test_real_tokens_are_counted_as_the_batches_have_them(recipe):
 def sides(request):
   """Returns a function that makes both sides of step.py in this process.
 
-  Its argument is the config fields in which the side of Hugging Face differs.
+  Its argument is a dict of config fields in which the Hugging Face side differs.
   """
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   pytest.importorskip("transformers", reason="needs transformers: make test-hf")
@@ -189,7 +189,7 @@ def test_other_weights_are_not_the_same_work(sides):
 
 @pytest.mark.hf
 def test_another_update_is_not_the_same_work(sides):
-  """The first losses are equal, but those after an update are not."""
+  """The first losses are equal, but not those after an update."""
   with pytest.raises(SystemExit, match="not the same work"):
     check(*sides({"phases[0].learning_rate": 2e-4}))
 
@@ -301,7 +301,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def device_module(tmp_path, monkeypatch):
-  """The name of a module with parts that do nothing, in place of `device_parts`."""
+  """Returns the name of a module that replaces `device_parts`; its parts do nothing."""
   (tmp_path / "parts_for_tests.py").write_text(PARTS)
   root = pathlib.Path(__file__).parents[1]
   monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
@@ -334,7 +334,7 @@ def test_what_was_measured_before_is_in_the_file_if_the_time_is_up(device_module
   assert device.main(arguments, {"good": 60.0, "slow": 60.0, "bad": 60.0}, device_module) == 1
   parts = json.loads(out.read_text())["parts"]
   assert [row["what"] for row in parts["good"]["rows"]] == ["speed", "error"]
-  assert parts["good"]["rows"][1]["ok"] is False  # Not a rehearsal: the error is another.
+  assert parts["good"]["rows"][1]["ok"] is False  # Without a rehearsal, the error differs.
   assert parts["bad"]["error"] == "not started: no time left"
 
 

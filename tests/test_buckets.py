@@ -1,4 +1,4 @@
-"""Whole runs in a bucket: killed anywhere, through faults of the storage, they end as on a disk."""
+"""Runs in a bucket end like runs on a disk, despite kills and faults of the storage."""
 
 import dataclasses
 import os
@@ -23,13 +23,13 @@ KEEP_ONE = "--config.checkpoint.keep=1"
 
 @dataclasses.dataclass
 class Killer:
-  """Kills a process when a request arrives, before it is passed on or after it was."""
+  """Kills a process when a request arrives, before or after passing the request on."""
 
   process: subprocess.Popen
   method: str
   pattern: str
   when: str
-  at: int = 1  # Which of the requests.
+  at: int = 1  # Index of the matching request, from 1.
   has_killed: bool = False
 
   def __post_init__(self):
@@ -68,7 +68,7 @@ def train(program, workdir, *arguments, **options):
   return program_lib.finish(start(program, workdir, *arguments, **options))
 
 
-# What is being written when the process is killed, in the order of a run.
+# Requests at which the process is killed, in the order of a run.
 KILLS = [
     ("PUT|POST", "/10/params", "before", 2),     # The first checkpoint, half written.
     ("POST", "/10/manifest", "before", 1),       # The first checkpoint, but for its manifest.
@@ -80,7 +80,7 @@ KILLS = [
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_five_times_ends_as_one_on_a_disk(program, bucket, storage, tmp_path):
-  """One request in thirty is answered with 503, and everything that can be is in the bucket."""
+  """One request in thirty gets a 503, and all data that can be in the bucket are there."""
   whole = train(program, tmp_path / "disk")
   assert whole.returncode == 0, whole.stderr
   source = bucket / "text.txt"
@@ -111,7 +111,7 @@ def assert_equal_runs(found, expected):
 
 
 def report_of(run):
-  """Returns the report without what the folders of the run and of its text are in."""
+  """Returns the report without the paths that lead to the run and its text."""
   text = (run / "report.md").read_text().replace(f"{run}/", "")
   return re.sub("corpus-[0-9a-f]+", "corpus", text)
 
@@ -155,7 +155,7 @@ def test_two_processes_share_a_bucket(program, bucket):
 
 @pytest.fixture
 def run_in_bucket(storage, finished_bert, bucket):  # `storage` first: it may skip the test.
-  """A finished run, copied from a disk into the bucket."""
+  """Returns a finished run, copied from a disk into the bucket."""
   for path in sorted(finished_bert.rglob("*")):
     if path.is_file() and path.name != ".lock":
       (bucket / "run" / path.relative_to(finished_bert)).upload(path)
@@ -220,7 +220,7 @@ def test_a_bucket_that_is_not_there_is_said_in_a_line(bucket, capsys):
 
 
 def test_the_test_server_keeps_its_word(storage, bucket):
-  """The condition on which the lock rests is kept by the server of these tests."""
+  """These tests' server enforces the precondition on which the lock relies."""
   assert bucket_server.ROOT in str(bucket)
   (bucket / "x").write_bytes(b"1", generation="0")
   with pytest.raises(FileExistsError):

@@ -1,4 +1,4 @@
-"""bertgpt.cli: mistakes of a user end in one clear line and the documented exit code."""
+"""bertgpt.cli: a user's mistakes end in one clear line and the documented exit code."""
 
 import contextlib
 import errno
@@ -482,7 +482,7 @@ def main():
 
 
 def test_a_dataset_is_read_by_the_name_that_tfds_knows_it_by(tmp_path, recipe, story):
-  """The dataset is prepared by TFDS in its own folder for datasets, and without TensorFlow."""
+  """TFDS prepares the dataset in its own folder, without TensorFlow."""
   package = tmp_path / "stories"
   package.mkdir()
   (package / "__init__.py").write_text(STORIES)  # TFDS finds metadata in the folder of the class.

@@ -180,7 +180,7 @@ def test_electra_paper_run(name, peak, rows, seq_len, steps, slots):
 
 
 def sizes_of_families():
-  """Returns name of a model of `families` -> its parameters besides the tables of embeddings."""
+  """Returns the number of parameters of each model in `families`, without embedding tables."""
   recipe = runpy.run_path(str(CONFIGS / "families.py"))
   sizes = {}
   for name in recipe["MODELS"]:

@@ -1,7 +1,7 @@
-"""README.md and docs/: commands are accepted, links lead somewhere, the reference is fresh.
+"""README.md and docs/: commands are accepted, links have targets, the reference is up to date.
 
-Nothing is run and nothing is built: the commands are parsed by the program's own parser, their
-config overrides are applied and checked. `make docs` builds the pages and checks links to headings.
+Nothing is run or built: the program's own parser reads the commands, and their config overrides are
+applied and checked. `make docs` builds the pages and checks links to headings.
 """
 
 import ast
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
 WRITTEN = [page for page in PAGES if page.parent.name != "reference"]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-README_LINES = 130  # Two minutes.
+README_LINES = 130  # About two minutes of reading.
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -34,14 +34,14 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def shell_lines(text: str) -> Iterator[str]:
-  """Yields the lines of the blocks without a language, with those that continue them."""
+  """Yields the lines of shell blocks, each joined with its continuation lines."""
   for language, content in blocks(text):
     if language in ("", "bash", "sh"):
       yield from content.replace("\\\n", " ").splitlines()
 
 
 def commands(text: str) -> Iterator[list[str]]:
-  """Yields the arguments of every `bertgpt ...` of a page, without what is piped or redirected."""
+  """Yields the arguments of every `bertgpt ...` of a page, without pipes and redirections."""
   for line in shell_lines(text):
     words = shlex.split(line.strip().removeprefix("$ "), comments=True) if "bertgpt" in line else []
     if words and words[0] == "bertgpt":
@@ -54,7 +54,7 @@ ALL_COMMANDS = [(str(page.relative_to(ROOT)), argv) for page in WRITTEN
 
 
 def problems_of(argv: list[str]) -> list[str]:
-  """What the program would say about a command before it opens a device or a file of the user."""
+  """Returns the problems that the program finds before it opens devices or the user's files."""
   arguments = cli.parse(argv)
   if not arguments.takes_fields:
     return []
@@ -123,7 +123,7 @@ def test_make_targets_exist():
 
 
 def headings(page: pathlib.Path) -> set[str]:
-  """Anchors of a page, as GitHub and MyST make them."""
+  """Returns the anchors of a page, in the form of GitHub and MyST."""
   text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
   titles = re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE)
   return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -145,7 +145,7 @@ def test_relative_links_lead_somewhere(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "reference/" not in n])
 def test_files_named_in_the_text_exist(name):
-  """A path in capitals stands for a file that is to be written, as does the toy family's."""
+  """A path in capitals stands for a file that the reader writes, like that of the toy family."""
   text = (ROOT / name).read_text("utf-8")
   folders = "bertgpt|configs|tests|docs|benchmarks|launch"
   for path in re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)`", text):
@@ -171,13 +171,13 @@ def test_readme_stays_short():
 
 
 def python_of(name: str) -> str:
-  """The Python blocks of a page as one program."""
+  """Returns the Python blocks of a page as one program."""
   return "\n".join(content for language, content in
                    blocks((ROOT / name).read_text("utf-8")) if language == "python")
 
 
 def imported_names(tree: ast.AST) -> dict[str, object]:
-  """Returns what the imports of bertgpt in a program bind.
+  """Returns the objects that a program imports from bertgpt, by name.
 
   Raises:
     ImportError, AttributeError: a module or a name is not there.
@@ -207,7 +207,7 @@ def test_imports_of_the_pages_exist(name):
 
 
 def test_calls_of_the_python_page_fit_the_signatures():
-  """Of each call of a function of bertgpt: it exists, and takes these arguments."""
+  """Every function of bertgpt that the page calls exists, and takes these arguments."""
   tree = ast.parse(python_of("docs/python.md"))
   names, checked = imported_names(tree), set()
   for node in ast.walk(tree):

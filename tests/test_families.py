@@ -1,4 +1,4 @@
-"""Every family is complete: its files are found by name, its model has the recorded abilities."""
+"""Every family is complete: its files are found by name, and its model has the listed abilities."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""A small model of a family, from text to predictions, with the commands that a user types."""
+"""A small model of each family, from text to predictions, through the command line."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_it_embeds_texts(capsys, trained, tmp_path):
 
 
 def test_it_is_fine_tuned_and_predicts(capsys, trained, tuning, tmp_path):
-  """16 sentences are learnt by heart, also with smaller rates in lower layers."""
+  """Fine-tuning learns 16 sentences by heart, even with smaller rates in lower layers."""
   path = tmp_path / "tuned"
   run(capsys, "finetune", f"--config={tuning}", f"--init={trained}", f"--workdir={path}",
       "--config.optimizer.layer_decay=0.8")

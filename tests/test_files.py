@@ -22,7 +22,7 @@ def names_in(folder: pathlib.Path) -> list[str]:
 
 
 def start(code: str, *arguments) -> subprocess.Popen:
-  """Starts Python code in a process of its own, which can be killed; its output is text."""
+  """Starts Python code in a separate process, which can be killed; its output is text."""
   return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -1,4 +1,4 @@
-"""Layers: imports point down, data/ is free of JAX, no deprecated API, a test for each module."""
+"""Layers: imports point down, data/ imports no JAX, no API is deprecated, modules have tests."""
 
 import ast
 import graphlib
@@ -29,7 +29,7 @@ LAYERS = (
 # The same inside data/.
 DATA_LAYERS = (("text",), ("tokens",), ("corpus",), ("batches",))
 
-# Superseded by jax.jit, jax.set_mesh, jax.shard_map and rules over parameter paths.
+# Replaced by jax.jit, jax.set_mesh, jax.shard_map and rules over parameter paths.
 DEPRECATED = (
     "jax.experimental.pjit", "jax.experimental.maps", "jax.experimental.shard_map", "jax.pmap",
     "jax.sharding.use_mesh", "flax.training", "flax.linen.Partitioned",
@@ -43,7 +43,7 @@ WITHOUT_JAX = ("bertgpt.data", "bertgpt.config")
 
 
 def name_of(path: pathlib.Path) -> str:
-  """Returns the dotted name of a module, as 'bertgpt.data.corpus.corpus' or 'bertgpt.data'."""
+  """Returns the dotted name of a module, such as 'bertgpt.data.corpus.corpus'."""
   parts = path.relative_to(REPOSITORY).with_suffix("").parts
   return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -53,7 +53,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def imports_of(tree: ast.AST) -> set[str]:
-  """Returns the absolute dotted names that a file imports, at its top or inside functions.
+  """Returns the absolute dotted names that a file imports, at the top or in functions.
 
   `from a import b` gives 'a.b', whether b is a module or a name in a module.
   """
@@ -128,7 +128,7 @@ def test_imports_point_down(module):
 
 
 def test_the_package_itself_imports_nothing():
-  """Every module would load the imports of bertgpt/__init__.py."""
+  """Every module of the package would load such imports."""
   assert imports_of(TREES["bertgpt"]) == set()
   assert imports_of(TREES["bertgpt.data"]) == {"importlib", "typing.Any"}
 
@@ -158,7 +158,7 @@ def test_an_upward_import_is_seen_in_every_form(text):
 @pytest.mark.parametrize("module", [
     m for m in MODULES if any(is_within(m, folder) for folder in WITHOUT_JAX)])
 def test_data_and_config_work_without_jax(module):
-  """Reader processes start quickly. Grain imports JAX if it is installed, so JAX is hidden."""
+  """So reader processes start quickly. The test hides JAX, because Grain imports it if it can."""
   script = ("import importlib, sys\n"
             "module, *hidden = sys.argv[1:]\n"
             "sys.modules.update(dict.fromkeys(hidden))  # import raises ImportError\n"
@@ -204,13 +204,13 @@ def test_the_old_mesh_context_is_told_from_the_new():
 
 # ------------------------------------------------------------------- names
 
-# Tables in which the names of families and objectives stand, and the files that are named so.
+# Tables that list the names of families and objectives, and files with such names.
 TABLES = ("bertgpt.config.choices", "bertgpt.config.families")
 NAMES = {*families.FAMILIES, *choices.OBJECTIVES}
 
 
 def compared_names(tree: ast.AST) -> list[int]:
-  """Lines that compare something with the name of a family or an objective."""
+  """Returns the lines that compare something with the name of a family or an objective."""
   lines = []
   for node in ast.walk(tree):
     if isinstance(node, ast.Compare):
@@ -229,7 +229,7 @@ def compared_names(tree: ast.AST) -> list[int]:
 @pytest.mark.parametrize("module", [
     m for m in MODULES if not any(is_within(m, table) for table in TABLES)])
 def test_no_family_or_objective_is_told_by_its_name(module):
-  """What differs between them stands in their records, which are asked."""
+  """Code looks up how they differ in their records."""
   assert compared_names(TREES[module]) == []
 
 
@@ -243,7 +243,7 @@ def test_a_compared_name_is_seen_in_every_form(text):
 # ------------------------------------------------------------------- files
 
 
-# Modules that are tested together with others of their folder: module -> file of tests.
+# Modules that are tested together with others of their folder: module -> test file.
 TESTED_TOGETHER = {
     **dict.fromkeys(("models.bert", "models.cache", "models.gpt", "models.heads",
                      "models.initializers", "models.layers"), "models/test_models.py"),
@@ -297,7 +297,7 @@ TESTED_TOGETHER = {
                     "data/tokens/test_reading.py"),
     **dict.fromkeys(("runs.corpora", "runs.trained", "data.tokens.vocabulary"),
                     "runs/test_workdir.py"),
-    # These are tested with the commands that a user types.
+    # Modules that are tested through the command line.
     **dict.fromkeys(("__main__", "commands.fill", "commands.parser", "commands.prepare"),
                     "test_cli.py"),
     "commands.export": "hub/test_export.py",
@@ -308,7 +308,7 @@ TESTED_TOGETHER = {
     "commands.sweep": "training/test_sweep.py",
 }
 
-# Rooms whose modules are found by name; the tests are parametrized by the tables of names.
+# Folders whose modules are found by name; tests are parametrized by the tables of names.
 TESTED_BY_TABLE = {
     "config.families": "config/test_families.py",
     "training.objectives": "training/test_objectives.py",
@@ -319,7 +319,7 @@ TESTED_BY_TABLE = {
 
 @pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name != "__init__.py"])
 def test_every_module_has_its_tests(module):
-  """The file of tests has the same name and lies in the folder of the same name."""
+  """The test file has the same name, and is in the folder of the same name."""
   *folders, name = module.split(".")[1:]
   file = (TESTED_BY_TABLE.get(".".join(folders)) or TESTED_TOGETHER.get(".".join([*folders, name]))
           or "/".join([*folders, f"test_{name}.py"]))
@@ -339,7 +339,7 @@ TABLES_OF_FIELDS = {"bertgpt.config.pretraining": "base", "bertgpt.config.finetu
 
 
 def long_functions(tree: ast.AST) -> list[str]:
-  """Returns the functions and methods with too many lines, decorators not counted."""
+  """Returns the functions and methods with too many lines, without decorators."""
   return [node.name for node in ast.walk(tree)
           if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
           and node.end_lineno - node.lineno >= MAX_LINES_OF_A_FUNCTION]
@@ -358,7 +358,7 @@ def test_no_function_is_too_long(module):
 @pytest.mark.parametrize("text", ["def f():\n{}", "async def f():\n{}", "def g():\n  def f():\n{}",
                                   "class C:\n  def f(self):\n{}"])
 def test_a_long_function_is_seen_in_every_form(text):
-  most = MAX_LINES_OF_A_FUNCTION - 1  # The first line is that of `def`.
+  most = MAX_LINES_OF_A_FUNCTION - 1  # `def` is the first line.
   outer = ["g"] if text.startswith("def g") else []
   assert long_functions(ast.parse(text.format("    x = 1\n" * (most - bool(outer))))) == []
   assert long_functions(ast.parse(text.format("    x = 1\n" * (most + 1)))) == [*outer, "f"]

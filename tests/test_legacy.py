@@ -1,7 +1,7 @@
-"""What version 0.1.0 left on disks is still used: runs, corpora, exports, fine-tunings, recipes.
+"""Files of version 0.1.0 still work: runs, corpora, exports, fine-tuned models, recipes.
 
-`legacy/make.py` made the artifacts with that version, and recorded what it computed from them. A
-check that fails here breaks a user's folder. Change the program, not the record.
+`legacy/make.py` made the artifacts with that version, and recorded what it computed from them. If a
+check fails here, folders of users break: change the program, not the record.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ OPTIMIZERS = tuple(name for name in EXPECTED["runs"] if name not in ("bert", "gp
 RUNS = ("bert", "gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS))
 TUNE = ("finetune", "--config=tuning.py", "--init=bert", "--workdir=tuned")
 
-# Runs within a recipe, as demo_gpt.py does. Writes the fields of all recipes that came with 0.1.0.
+# A recipe that loads another, like demo_gpt.py. It writes the fields of all recipes of 0.1.0.
 PROBE = """
 import json
 import pathlib
@@ -43,7 +43,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> pathlib.Path:
-  """The artifacts beside the recipes; not to be changed."""
+  """Unpacks the artifacts next to the recipes; tests must not change them."""
   folder = tmp_path_factory.mktemp("legacy")
   with tarfile.open(LEGACY / "artifacts.tar.xz") as tar:
     tar.extractall(folder, filter="data")
@@ -54,7 +54,7 @@ def unpacked(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(autouse=True)
 def folder(unpacked, tmp_path, monkeypatch) -> pathlib.Path:
-  """A copy of the artifacts, which is the current directory: their configs have relative paths."""
+  """Makes a copy of the artifacts the current directory, because configs have relative paths."""
   shutil.copytree(unpacked, tmp_path / "copy")
   monkeypatch.chdir(tmp_path / "copy")
   return tmp_path / "copy"
@@ -73,14 +73,14 @@ def call(capsys):
   return call
 
 
-# ------------------------------------------------------------- how to compare
+# ------------------------------------------------------------- comparison
 
 
 def assert_close(found: dict[str, float], expected: dict[str, float], where: str) -> None:
-  """Every metric of the record, to the rounding of another program or processor."""
+  """Compares all recorded metrics, up to the rounding of another program or processor."""
   assert found.keys() >= expected.keys(), where
   for tag, value in expected.items():
-    # One prediction more or less among a few dozen; a norm adds up the rounding of all gradients.
+    # A few dozen predictions may differ by one, and a norm adds up the rounding of all gradients.
     is_count, is_norm = tag.endswith("accuracy"), tag.endswith("grad_norm")
     atol, rtol = 0.03 if is_count else 1e-7, 1e-4 if is_norm else 1e-5
     np.testing.assert_allclose(found[tag], value, rtol, atol, err_msg=f"{where}: {tag}")
@@ -91,18 +91,18 @@ def read_lines(workdir: str) -> list[str]:
 
 
 def read_scores(text: str) -> dict[str, float]:
-  """The lines 'name value' that `evaluate` prints, without those that describe a suite."""
+  """Returns the lines 'name value' that `evaluate` prints, without descriptions of suites."""
   return {name: float(value) for name, value in re.findall(r"(?m)^(\S+) ([-+.\de]+)$", text)}
 
 
 def read_guesses(text: str) -> list[tuple[str, float]]:
-  """(word, per cent) of all masks in what `fill` prints."""
+  """Returns (word, per cent) for all guesses that `fill` prints."""
   return [(word, float(share)) for word, share in re.findall(r"(\S+) ([\d.]+)%(?:,|$)", text,
                                                              re.MULTILINE)]
 
 
 def describe_tensors(export: str) -> dict[str, str]:
-  """Dtype, shape and SHA-256 of every tensor of an export."""
+  """Returns dtype, shape and SHA-256 of every tensor of an export."""
   tensors = safetensors_numpy.load_file(pathlib.Path(export, "model.safetensors"))
   return {name: f"{x.dtype} {list(x.shape)} {hashlib.sha256(x.tobytes()).hexdigest()}"
           for name, x in sorted(tensors.items())}
@@ -117,7 +117,7 @@ def cached_corpora() -> set[str]:
 
 @pytest.mark.parametrize("name", EXPECTED["recipes"])
 def test_the_record_is_as_it_was_made(name):
-  """An import that is brought up to date in these recipes would hide that old ones fail."""
+  """If a tool updated imports in these recipes, tests would not notice that old imports fail."""
   found = hashlib.sha256((LEGACY / "recipes" / name).read_bytes()).hexdigest()
   assert found == EXPECTED["recipes"][name], f"restore {name}: it is what users have"
 
@@ -132,13 +132,13 @@ def test_recipes_set_the_same_fields(call):
     assert_has_fields(found, json.loads(path.with_suffix(".json").read_text()), name)
 
 
-# Fields whose values in recipes have changed since, as the changelog says: how layers are
-# compiled, which a run may change when it resumes, and a source of Wikipedia that can be had.
+# Fields whose values in recipes have changed since (see the changelog): how layers are compiled,
+# which a run may change when it resumes, and a source of Wikipedia that is still available.
 CHANGED = {"model": {"scan_unroll", "remat"}, "data": {"source"}}
 
 
 def assert_has_fields(found, expected, where: str) -> None:
-  """All old fields and their values; there may be new ones."""
+  """Checks that all old fields have their old values; there may be new fields."""
   if isinstance(expected, dict):
     assert found.keys() >= expected.keys(), where
     for name, value in expected.items():
@@ -152,11 +152,11 @@ def assert_has_fields(found, expected, where: str) -> None:
     assert found == expected, where
 
 
-# A causal objective does not read mask_prob. A run that set it continues, but a preview is refused.
+# A causal objective ignores mask_prob. A run that set it continues, but a preview is refused.
 @pytest.mark.parametrize("name, overrides", [
     ("bert", []), ("gpt", ["--config.objective.mask_prob=0.15"]), ("adamw", [])])
 def test_prepared_corpora_are_found_and_give_the_same_batches(call, name, overrides):
-  """One of WordPiece, one of byte-level BPE, one of SentencePiece."""
+  """The corpora have tokenizers of all kinds: WordPiece, byte-level BPE, SentencePiece."""
   expected, corpora = EXPECTED["runs"][name], cached_corpora()
   out = call("data", f"--config={expected['recipe']}", f"--steps={','.join(expected['hashes'])}",
              *overrides)
@@ -173,7 +173,7 @@ def test_a_run_continues_to_its_end(call, name):
   stopped, last = expected["stopped"], expected["metrics"][-1]["step"]
   call("train", f"--config={expected['recipe']}", f"--workdir={name}")
   after = read_lines(name)
-  # The times in these lines differ if the steps were made again.
+  # If the steps were repeated, these lines would have other times.
   assert after[:len(before)] == before
   assert json.loads(before[-1])["step"] == stopped
   kept = [line for line in map(json.loads, after) if line["step"] >= stopped]
@@ -199,7 +199,7 @@ def test_a_changed_recipe_is_still_refused(folder, capsys):
   assert read_lines("gpt") == before
 
 
-# ------------------------------------------------------------------------- use
+# ------------------------------------------------------------------------- inference
 
 
 def test_words_are_filled_in(call):
@@ -213,7 +213,7 @@ def assert_same_guesses(text: str, expected: list[tuple[str, float]]) -> None:
   found = read_guesses(text)
   assert [word for word, _ in found] == [word for word, _ in expected]
   np.testing.assert_allclose([share for _, share in found], [share for _, share in expected],
-                             rtol=0, atol=0.1001)  # They are printed with one decimal.
+                             rtol=0, atol=0.1001)  # Probabilities have one decimal.
 
 
 def test_texts_have_the_same_features(call):
@@ -251,7 +251,7 @@ def test_weights_are_exported_bit_for_bit(call, name, workdir):
   assert describe_tensors("out") == expected["tensors"]
   assert json.loads((out / "config.json").read_text()) == expected["config"]
   files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
-  assert files | expected["files"] == files  # There may be new ones.
+  assert files | expected["files"] == files  # There may be new files.
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt"])
@@ -272,11 +272,11 @@ def test_an_export_is_imported_bit_for_bit(call, name):
 def test_a_fine_tuning_that_is_done_is_kept(call):
   before = pathlib.Path("tuned/results.json").read_text()
   out = call(*TUNE)
-  # Its seconds differ if a run was made again; its init has moved, and is named as it was.
+  # If runs were repeated, their seconds would differ. `init` has its old path, though it moved.
   assert json.loads(pathlib.Path("tuned/results.json").read_text())["runs"] == (
       json.loads(before)["runs"])
   assert f"Best on dev: {EXPECTED['tuned']['best_run']}" in out
-  assert not re.search("(?m)^learning rate .*, seed ", out)  # The line that begins a run.
+  assert not re.search("(?m)^learning rate .*, seed ", out)  # No run has begun.
 
 
 def test_a_fine_tuned_model_predicts_what_it_has_predicted(call):

@@ -1,6 +1,6 @@
-"""The program in two processes, one of which fails: both end within seconds, for the same reason.
+"""If one of two processes fails, both end within seconds, with the same reason.
 
-Before, they waited five minutes or more for each other, and the reason was lost.
+Otherwise, they would wait for each other for five minutes or more, and the reason would be lost.
 """
 
 import resource
@@ -13,7 +13,7 @@ from program import children_of, finish, wait_for
 
 from bertgpt.runs import checkpoint, workdir
 
-# The waits that are gone took 300 s, and 75 s after a kill; busy machines need some seconds.
+# Without detection, processes wait 300 s, and 75 s after a kill; busy machines need some seconds.
 SOON_S, SOON_AFTER_KILL_S = 200, 70
 
 

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, moved, damaged or started twice end as an undisturbed run."""
+"""Runs that are stopped, killed, moved, damaged or started twice end like an undisturbed run."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def stopped_run(program, finished_run, tmp_path_factory):
-  """Returns a run that was stopped by SIGTERM, Ctrl-C and SIGHUP, and that then ended."""
+  """Returns a run that was stopped by SIGTERM, Ctrl-C and SIGHUP before it ended."""
   path = tmp_path_factory.mktemp("stopped") / "run"
   return path, [program.train(path, signal_at=at)
                 for at in ((13, signal.SIGTERM), (20, signal.SIGINT), (25, signal.SIGHUP), None)]
@@ -57,10 +57,10 @@ def test_the_events_tell_how_each_start_ended_and_what_it_did(stopped_run):
   assert [attempt.first_step for attempt in attempts] == [0, 13, 20, 25]
   assert [attempt.last_step for attempt in attempts] == [13, 20, 25, STEPS]
   assert all(attempt.message.startswith("stopped at step") for attempt in attempts[:3])
-  for attempt in attempts:  # Every second counts once.
+  for attempt in attempts:  # Every second is counted once.
     assert sum(attempt.seconds.values()) == pytest.approx(attempt.end - attempt.start, abs=0.1)
     assert attempt.seconds.keys() >= {"start", "restore", "compile", "steps", "saving"}
-    assert "repeated" not in attempt.seconds  # Every step was saved.
+    assert "repeated" not in attempt.seconds  # No step was lost.
   assert attempts[-1].seconds["report"] > 0
 
 
@@ -98,7 +98,7 @@ def test_a_finished_run_may_be_started_again(program, copy):
 
 @pytest.fixture(scope="module")
 def short_run(program, finished_run, tmp_path_factory):
-  """Trains 11 steps, in which a deprecated call is an error."""
+  """Trains 11 steps with warnings about deprecated calls as errors."""
   path = tmp_path_factory.mktemp("short") / "run"
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PYTHONWARNINGS", "error::DeprecationWarning")
@@ -139,7 +139,7 @@ def test_a_signal_in_a_save_waits_for_it(program, tmp_path, finished_run):
     (20, 20), pytest.param(0, STEPS, marks=pytest.mark.slow)])
 def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(program, tmp_path, finished_run,
                                                              every_steps, stops_at):
-  """Step 20 has no checkpoint yet when it is evaluated, and step 40, the last one, has."""
+  """At its evaluation, step 20 has no checkpoint yet, but the last step, 40, has one."""
   path = tmp_path / "run"
   arguments = (f"--config.eval.every_steps={every_steps}", "--config.checkpoint.every_steps=15",
                "--config.eval.batch_size=1")
@@ -154,7 +154,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(program, tmp_path, 
 
 @pytest.mark.slow
 def test_a_signal_in_an_evaluation_stops_two_processes_at_one_batch(program, tmp_path):
-  """It takes them a moment to agree, so batches are made to take a second."""
+  """The processes need a moment to agree, so each batch is made to take a second."""
   path = tmp_path / "run"
   results = program.train_together(path, 2, "--config.eval.batch_size=2", signal_to=1,
                                    signal_in_evaluation=(3, signal.SIGTERM, 1))
@@ -203,7 +203,7 @@ def test_a_full_disk_ends_the_run_with_74_and_it_resumes(program, tmp_path, fini
 # ------------------------------------------------------- meshes and processes
 
 
-@pytest.mark.slow  # It compiles for two meshes.
+@pytest.mark.slow  # The test compiles for two meshes.
 def test_another_mesh_gives_the_same_losses_from_the_same_rows(program, tmp_path, finished_run):
   path = tmp_path / "run"
   assert program.train(path, devices=8, signal_at=(13, signal.SIGTERM)).returncode == 75
@@ -231,7 +231,7 @@ def test_a_lost_peer_ends_the_other_with_69_and_both_resume(program, tmp_path, f
   path = tmp_path / "run"
   results = program.train_together(path, 2, signal_at=(13, signal.SIGKILL), signal_to=victim)
   assert [results[victim].returncode, results[1 - victim].returncode] == [137, 69], results
-  # It is not always the last line, because threads of JAX write messages too.
+  # The message is not always the last line, because JAX's threads write messages too.
   assert "another process of the run is gone" in results[1 - victim].stderr
   results = program.train_together(path, 2)
   assert [result.returncode for result in results] == [0, 0], results

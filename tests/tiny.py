@@ -1,4 +1,4 @@
-"""A model and a batch small enough to compile in a second, for many tests."""
+"""Models and batches that compile in a second, for many tests."""
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ def make_vocabulary():
 
 
 def make_batch(config, seed=0, rows=ROWS):
-  """Rows with one or two sequences of random length, so that weights differ between rows."""
+  """Returns rows with one or two sequences of random length, so that rows differ in weight."""
   rng = np.random.default_rng(seed)
   at = np.arange(LENGTH)
   cut, end = rng.integers(8, 16, (rows, 1)), rng.integers(17, LENGTH + 1, (rows, 1))
@@ -74,7 +74,7 @@ def devices_of(config):
 
 
 class Setup:
-  """Model, objective and the mesh of a config, entered as a context."""
+  """Model, objective and mesh of a config, as a context manager."""
 
   def __init__(self, config):
     self.config = config

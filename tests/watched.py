@@ -1,4 +1,4 @@
-"""`bertgpt`, watched: its batches are written down, and it may be hit by a signal.
+"""Runs `bertgpt` and records its batches; environment variables make it get a signal, or hang.
 
   WATCH_ROWS    folder that gets the SHA-256 of every row of every training batch
   WATCH_SIGNAL  'STEP NUMBER': this process gets the signal once the step has been started
@@ -76,7 +76,7 @@ def watch_evaluation(path: pathlib.Path, at_batch: int, number: int, seconds: fl
 
 
 def run_watched(arguments) -> None:
-  """Loads JAX, which must not be there yet when the program forks."""
+  """Sets up the recording, which loads JAX: this must happen after the program forks."""
   write_rows(pathlib.Path(os.environ["WATCH_ROWS"]) / uuid.uuid4().hex)
   if "WATCH_SIGNAL" in os.environ:
     send_signal(*map(int, os.environ["WATCH_SIGNAL"].split()))

@@ -1,4 +1,4 @@
-"""Texts, passages and pairs of sentences that the tests of zero-shot evaluation share."""
+"""Texts, passages and sentence pairs shared by the tests of zero-shot evaluation."""
 
 TEXT = ("The cat sees the dog near a tree. The bird likes a cloud .\n\n"
         "A road leaves the field near the river. The stone takes the light near a house.\n") * 2

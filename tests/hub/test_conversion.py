@@ -1,6 +1,6 @@
-"""Tables of conversion: weights return bit for bit, and errors name the tensor that does not fit.
+"""Conversion tables: weights return bit for bit, and errors name the tensor that does not fit.
 
-That the models compute the same is shown with `transformers` in test_parity.py.
+test_parity.py checks with `transformers` that the models compute the same.
 """
 
 import jax
@@ -111,7 +111,7 @@ def test_a_model_without_segments_gets_one_that_adds_nothing():
 
 
 def test_published_files_are_understood():
-  """Old names of LayerNorm, copies of tied tensors, buffers, a base model's names, bfloat16."""
+  """Covers old names of LayerNorm, tied tensors, buffers, names of a base model, bfloat16."""
   config, params = make("BertForPreTraining")
   tensors, hf_config = there(config, params)
   expected, _ = conversion.convert(tensors, hf_config)[:2]

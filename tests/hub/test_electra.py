@@ -1,4 +1,4 @@
-"""ELECTRA's two folders: there and back, a folder that is missing, and a step as in PyTorch."""
+"""ELECTRA's two folders: round trips, a missing folder, and a step as in PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def there(config, params):
     {}, {"embedding_sharing": "none"}, {"embedding_width": 32}, {"embedding_width": 24},
     {"embedding_width": 0, "generator_width": 32}])
 def test_there_and_back_is_the_same_bit_for_bit(model):
-  """With and without dense layers after the embeddings."""
+  """Models with and without dense layers after the embeddings return unchanged."""
   config, params = make(**model)
   whole, generator = there(config, params)
   assert [x[1]["architectures"] for x in (whole, generator)] == [["ElectraForPreTraining"],
@@ -155,7 +155,7 @@ def make_batch(seed=0):
 @pytest.mark.hf
 @pytest.mark.parametrize("embedding_size", [16, 32])
 def test_a_step_is_that_of_pytorch(embedding_size):
-  """Logits of both models, the loss 1 : 50 and its gradients, for the same replaced tokens."""
+  """Logits of both models, the loss weighted 1 : 50, and its gradients are equal."""
   whole, generator = make_theirs(embedding_size)
   torch = pytest.importorskip("torch")
   as_numpy = lambda model: {name: p.detach().numpy() for name, p in model.named_parameters()}

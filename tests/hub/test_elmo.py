@@ -1,4 +1,4 @@
-"""bertgpt.hub.elmo: the files of bilm-tf, there and back, bit for bit."""
+"""bertgpt.hub.elmo: the files of bilm-tf return from a round trip, bit for bit."""
 
 import functools
 import importlib.util
@@ -32,7 +32,7 @@ def needs_h5py(test):
 
 @pytest.fixture
 def folder(tmp_path):
-  """A folder as bilm-tf writes it, with random weights and the names that it publishes."""
+  """A folder in bilm-tf's format, with random weights under the published names."""
   h5py = pytest.importorskip("h5py")
   path = tmp_path / "bilm"
   path.mkdir()
@@ -92,7 +92,7 @@ def test_an_export_with_its_words_opens_as_the_same_model(folder, tmp_path):
 
 @needs_h5py
 def test_embeddings_are_those_of_bilm_tf():
-  """On the test files of AllenNLP, three streams of ten sentences, whose states go on.
+  """Uses the test files of AllenNLP: three streams of ten sentences that hand on their state.
 
   pip download allennlp==0.9.0 --no-deps
   unzip -d DIR allennlp-*.whl 'allennlp/tests/fixtures/elmo/*'

@@ -1,4 +1,4 @@
-"""bertgpt.hub.export: a run returns from transformers' files unchanged; errors name the file."""
+"""bertgpt.hub.export: a run returns from transformers' files unchanged, and errors name files."""
 
 import json
 import shutil
@@ -116,7 +116,7 @@ def test_training_goes_on_from_an_imported_model(recipe, exported_gpt, tmp_path,
 
 @pytest.fixture(scope="module")
 def exported_tuned(tuned, tmp_path_factory):
-  """The best run of a fine-tuning on SST-2."""
+  """Exported folder of the best fine-tuning run on SST-2."""
   out = tmp_path_factory.mktemp("exported") / "model"
   assert cli.main(["export", f"--workdir={tuned / 'lr0.01-seed0'}", f"--out={out}"]) == 0
   return out
@@ -173,7 +173,7 @@ def test_two_texts_are_put_as_fine_tuning_has_put_them(tmp_path):
 
 @pytest.fixture(scope="module")
 def tuned_gpt(tuning, finished_gpt, tmp_path_factory):
-  """A fine-tuning of a GPT on SST-2."""
+  """Folder of a GPT fine-tuned on SST-2."""
   out = tmp_path_factory.mktemp("tuned_gpt") / "out"
   assert cli.main(["finetune", f"--config={tuning}", f"--init={finished_gpt}", f"--workdir={out}",
                    "--config.epochs=5"]) == 0
@@ -188,7 +188,7 @@ def exported_tuned_gpt(tuned_gpt, tmp_path_factory):
 
 
 def test_a_fine_tuned_gpt_is_a_classifier(exported_tuned_gpt, tuned_gpt):
-  """Its tokenizer makes the rows of fine-tuning, of one text or two."""
+  """The exported tokenizer makes the same rows as fine-tuning, from one text or two."""
   assert {path.name for path in exported_tuned_gpt.iterdir()} == ENCODER_FILES
   settings = json.loads((exported_tuned_gpt / "config.json").read_text())
   assert settings["architectures"] == ["GPT2ForSequenceClassification"]
@@ -219,7 +219,7 @@ def test_marks_have_names_that_the_tokenizer_has_not(name):
 
 @pytest.mark.hf
 def test_transformers_has_the_probabilities_that_predict_has(exported_tuned_gpt, tuned_gpt, glue):
-  """It pads sentences of different lengths in one batch."""
+  """In transformers, the batch has sentences of different lengths, with padding."""
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   sentences = [line.split("\t")[0] for line in
@@ -237,7 +237,7 @@ def test_transformers_has_the_probabilities_that_predict_has(exported_tuned_gpt,
 
 @pytest.mark.hf
 def test_transformers_predicts_what_fine_tuning_has_predicted(exported_tuned, tuned, glue):
-  """Both read the sentences as text, each with its own tokenizer."""
+  """Both programs read the sentences as text, each with its own tokenizer."""
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   _, info = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -287,7 +287,7 @@ def test_an_export_that_fails_leaves_nothing(finished_gpt, tmp_path, monkeypatch
 
 
 def test_a_killed_export_leaves_nothing_to_the_next(finished_gpt, tmp_path):
-  """It is killed when all is written and read again, and only the name is missing."""
+  """The export is killed after the check of its files, just before the folder is renamed."""
   code = ("import os, pathlib, signal, sys\nfrom bertgpt.hub import export\n"
           "export.check_written = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
           "export.export(*map(pathlib.Path, sys.argv[1:]))")
@@ -316,7 +316,7 @@ def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
 
 @pytest.mark.hf
 def test_transformers_reads_what_was_exported(both):
-  """The model gives the same logits there, for a text that its tokenizer there encodes."""
+  """In transformers, model and tokenizer give the same logits for a text."""
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   finished, exported = both

@@ -1,6 +1,6 @@
-"""bertgpt.hub.importing: what is wrong with a folder is named, and nothing is left behind.
+"""bertgpt.hub.importing: errors say what is wrong with a folder, and leave nothing behind.
 
-That what comes in computes the same is shown with `transformers` in test_opening.py.
+test_opening.py checks with `transformers` that imported models compute the same.
 """
 
 import json
@@ -108,7 +108,7 @@ def test_import_that_fails_late_leaves_nothing(exported_bert, tmp_path, monkeypa
 
 
 def without_heads(exported, folder):
-  """Returns a copy of a BERT as a BertModel has it: without heads and without the prefix."""
+  """Returns a BERT's tensors in the form of BertModel: without heads and without the prefix."""
   folder = shutil.copytree(exported, folder)
   change_tensors(lambda t: {name.removeprefix("bert."): x for name, x in t.items()
                             if name.startswith("bert.")})(folder)

@@ -1,4 +1,4 @@
-"""config.json of ModernBERT in both forms: which layers are local, which bases, which window."""
+"""config.json of ModernBERT in both forms: local layers, RoPE bases, and the window."""
 
 import pytest
 import tiny

@@ -1,4 +1,4 @@
-"""Folders of `transformers`: a model that comes in computes the same; others are refused in a line.
+"""Folders of `transformers`: models compute the same here, or are refused with a one-line error.
 
 Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped. The folders are
 written by transformers with small random models.
@@ -197,7 +197,7 @@ def test_a_class_of_transformers_comes_in(name, tmp_path, capsys):
 
 
 def test_an_imported_run_is_the_model_of_its_folder(tmp_path, capsys):
-  """Random weights too: they are the same whenever the folder is opened."""
+  """Even randomly drawn weights are the same whenever the folder is opened."""
   folder = save(make_theirs("BertModel", ENCODER), tmp_path / "model")
   said = importing.import_model(folder, tmp_path / "run")
   assert "note: drawn at random, because the folder has none: masked-LM head" in said
@@ -234,7 +234,7 @@ def rename(change):
 
 
 def with_copies(theirs, folder):
-  """As old versions of transformers and other programs wrote them."""
+  """Adds copies of tensors, as old versions of transformers and other programs did."""
   theirs.save_pretrained(folder)
   tensors = load_file(folder / "model.safetensors")
   table = tensors["bert.embeddings.word_embeddings.weight"]
@@ -303,7 +303,7 @@ def test_spare_rows_of_a_padded_vocabulary_are_cut(name, tmp_path, capsys):
 
 
 def test_spare_rows_may_hold_anything_and_others_may_not(tmp_path):
-  """Some programs put -inf where no token is."""
+  """Some programs put -inf into rows without a token."""
   theirs = make_theirs("BertForMaskedLM", ENCODER | {"vocab_size": 96})
   with torch.no_grad():
     theirs.cls.predictions.bias[90:] = -np.inf
@@ -321,7 +321,7 @@ def test_features_do_not_need_a_tied_table(tmp_path):
 
 
 def test_an_albert_with_embeddings_as_wide_as_itself_is_refused(tmp_path):
-  """Here, such a model has no dense layer after its embeddings."""
+  """In this package, such a model has no dense layer after its embeddings."""
   folder = save(make_theirs("AlbertModel", SHARED | {"embedding_size": 32}), tmp_path / "model")
   with pytest.raises(DataError, match="model.embedding_width=32: transformers' ALBERT has a dense"):
     opening.open_model(folder)
@@ -487,7 +487,7 @@ def test_what_cannot_come_in_is_refused_in_one_line(kind, tmp_path, capsys):
 
 
 def test_gpt1_comes_in_with_its_own_tokenizer(tmp_path):
-  """Its vocabulary has no token for the end of a document."""
+  """GPT-1's vocabulary has no token for the end of a document."""
   texts = [*small_runs.make_text(20).splitlines(), "Naïve CAFÉ: (unseen) ☃!", ""]
   tokenizer = pipelines.gpt1_pipeline({"<unk>": 0}, [])
   tokenizer.train_from_iterator(texts, fast_tokenizers.trainers.BpeTrainer(

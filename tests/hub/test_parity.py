@@ -74,7 +74,7 @@ def make_theirs(architecture, sizes):
 
 
 def to_ours(theirs):
-  """Returns (config, parameters, tensors) of the same model here."""
+  """Returns (config, parameters, tensors) of the same model in this package."""
   tensors = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
   params, fields = conversion.convert(tensors, theirs.config.to_dict())[:2]
   config = tiny.make_config(fields["objective.name"])
@@ -85,7 +85,7 @@ def to_ours(theirs):
 
 
 def make_batch(config, seed=0):
-  """Returns rows of one sequence each, with padding after it, and masked already."""
+  """Returns masked rows of one sequence each, with padding after it."""
   rng = np.random.default_rng(seed)
   length = rng.integers(16, tiny.LENGTH + 1, (ROWS, 1))
   at = np.arange(tiny.LENGTH)
@@ -111,7 +111,7 @@ def make_batch(config, seed=0):
 
 
 def run_theirs(theirs, config, batch):
-  """Returns (outputs, loss) as transformers computes them from its own kind of labels."""
+  """Returns (outputs, loss) of transformers, which needs labels in its own format."""
   tensor = lambda x: torch.tensor(np.asarray(x), dtype=torch.long)
   inputs = {"input_ids": tensor(batch["tokens"]), "attention_mask": tensor(batch["sequence_ids"])}
   if config.objective.name == "causal":
@@ -141,7 +141,7 @@ def total_loss(config, params, batch):
 
 
 def our_logits(config, params, batch):
-  """Returns the logits of every position, and of next sentences or None."""
+  """Returns the logits of every position, and those of next-sentence prediction or None."""
   model, every = models.make_model(config), jnp.tile(jnp.arange(tiny.LENGTH), (ROWS, 1))
   inputs = Inputs.of(batch)
   if config.objective.name == "causal":
@@ -295,7 +295,7 @@ def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
     ("bert, tanh", "weights"), ("roberta", "all"), ("albert, two groups", "weights"),
     ("gpt2", "weights")])
 def test_training_follows_pytorch(case, decay_rule):
-  """AdamW with weight decay by our rules, clipping, warm-up: the loss of every one of 50 steps."""
+  """Losses of 50 steps of AdamW, with clipping, warm-up and our rules for weight decay."""
   theirs = make_theirs(*CASES[case])
   config, params, _ = to_ours(theirs)
   config.optimizer.update(name="adamw", b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=0.1,

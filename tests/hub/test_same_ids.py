@@ -48,13 +48,13 @@ def test_sentencepiece_is_exported_with_the_same_ids(rule, options):
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf"])
 def test_texts_of_all_scripts_are_normalized_as_by_sentencepiece(rule):
-  """Words of letters of one script with marks of it, which SentencePiece itself normalizes."""
+  """Words combine letters and marks of one script; SentencePiece is the oracle."""
   tokenizer, rng = train(rule), random.Random(0)
   fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
   letters, marks = {}, {}
   for char in map(chr, range(0x41, 0xFFF0)):
     kind, script = unicodedata.category(char)[0], unicodedata.name(char, "").split(" ")[0]
-    # The table does not compose the few characters that Unicode has twice, as the angstrom sign.
+    # The table does not compose the few characters that Unicode has twice (the angstrom sign).
     if kind in "LM" and script and unicodedata.normalize("NFC", char) == char:
       (letters if kind == "L" else marks).setdefault(script, []).append(char)
   # Dialytika with tonos is one character that the table makes two of.
@@ -75,7 +75,7 @@ def test_texts_of_all_scripts_are_normalized_as_by_sentencepiece(rule):
 
 
 def test_the_first_character_may_be_one_that_is_removed():
-  """`Precompiled` alone panics in such a text if another step came before it."""
+  """The `Precompiled` step panics at such a text if another step came before it."""
   tokenizer = train(user_defined_symbols=["<url>"])
   fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
   for text in ("\u0001abc", "\u2122 <url>", "½ x", "\ufb01ne", "\u0f8fy\u034f\uff76"):
@@ -86,7 +86,7 @@ def test_the_first_character_may_be_one_that_is_removed():
 @pytest.mark.parametrize("options", [{}, {"byte_fallback": True, "vocab_size": 400}], ids=str)
 @pytest.mark.parametrize("symbols", [SYMBOLS, ["<URL>", "X\ufdd0", "\ufdd5\ufde0Y"]])
 def test_placeholders_of_the_normalizer_are_text_in_a_text(rule, options, symbols):
-  """The vocabulary knows none of them: they are unknown, or bytes, and not a symbol."""
+  """The normalizer uses these characters internally; in texts they are unknown, or bytes."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(small_runs.make_text(30).split("\n")), model_writer=model,

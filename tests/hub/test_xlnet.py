@@ -1,4 +1,4 @@
-"""XLNet in both directions: tokenizers, config.json, fine-tuned models, folders that are read."""
+"""Export and import of XLNet: tokenizers, config.json, fine-tuned models, opened folders."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_a_model_that_cannot_be_computed_is_refused_by_its_key(key, value):
 
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory):
-  """Returns a SentencePiece file with the special pieces of XLNet's, at their ids."""
+  """Returns a SentencePiece file in which XLNet's special pieces have their published ids."""
   folder = tmp_path_factory.mktemp("spiece")
   (folder / "text.txt").write_text(small_runs.make_text(200))
   sentencepiece.SentencePieceTrainer.train(
@@ -73,7 +73,7 @@ def test_special_pieces_of_xlnet_have_their_roles(spiece):
 
 @pytest.mark.hf
 def test_a_folder_of_transformers_is_opened(spiece, tmp_path):
-  """Ids of a text and its features, with the [CLS] at the end."""
+  """Ids and features of a text are equal, with the [CLS] at the end."""
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_a_folder_of_transformers_is_opened(spiece, tmp_path):
 @pytest.mark.hf
 @pytest.mark.parametrize("kind, labels", [("classes", "abc"), ("values", "s"), ("tokens", "abcd")])
 def test_a_fine_tuned_model_computes_the_same(kind, labels):
-  """Our rows are padded on the right, and theirs on the left."""
+  """Our rows are padded on the right, those of transformers on the left."""
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   config = tiny.make_config("plm")
@@ -137,7 +137,7 @@ def test_a_fine_tuned_model_computes_the_same(kind, labels):
 @pytest.mark.slow
 @pytest.mark.hf
 def test_a_run_from_text_to_transformers(tmp_path, capsys):
-  """Train, resume, evaluate, fill, embed, export; transformers reads the folder."""
+  """Runs train, resume, evaluate, fill, embed and export; transformers reads the folder."""
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   (tmp_path / "text.txt").write_text(small_runs.make_text(60))
   recipe = small_runs.RECIPE.format(text=tmp_path / "text.txt", cache=tmp_path, steps=6)

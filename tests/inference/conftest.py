@@ -1,4 +1,4 @@
-"""Trained models that the tests of inference share."""
+"""Trained models shared by the tests of inference."""
 
 import pytest
 

@@ -134,7 +134,7 @@ def state_of(out):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-  """A file of some windows of texts with lengths of several buckets."""
+  """A file with several windows of texts, whose lengths fall into several buckets."""
   rng = random.Random(0)
   path = tmp_path_factory.mktemp("many") / "texts.txt"
   path.write_text("".join(f"The {' '.join(rng.choices(small_runs.NOUNS, k=rng.randint(0, 70)))}\n"
@@ -168,7 +168,7 @@ def test_work_that_was_killed_resumes_to_the_same_bytes(finished_bert, many, tmp
 
 def test_a_full_disk_is_an_error_after_which_the_command_resumes(capsys, finished_bert, many,
                                                                  tmp_path):
-  """A limit on the size of files stands for the disk: it lies in the second window."""
+  """A limit on file sizes, reached in the second window, stands for a full disk."""
   out, kib_per_window = tmp_path / "a.npy", embed.WINDOW_TEXTS * 16 * 4 // 1024
   limited = ("bash", "-c", f'ulimit -f {kib_per_window * 3 // 2}; exec "$@"', "bash")
   failed = program.finish(start(finished_bert, many, out, before=limited))
@@ -183,7 +183,7 @@ def test_a_full_disk_is_an_error_after_which_the_command_resumes(capsys, finishe
 
 def test_other_flags_and_texts_do_not_destroy_unfinished_work(capsys, finished_bert, source,
                                                               tmp_path, monkeypatch):
-  """They are named. The flags that it was begun with finish it; without it, others begin."""
+  """The error names the former flags and texts; with these, the command resumes."""
   argv = ["embed", f"--workdir={finished_bert}", f"--input={source}", f"--out={tmp_path}/a.npy"]
   commit = streams.Unfinished.commit
 
@@ -228,7 +228,7 @@ def test_a_file_that_changes_during_the_work_gives_no_result(
 
 
 def test_features_do_not_depend_on_the_texts_around(bert):
-  """Alone, in another order, in batches of other sizes: equal to rounding."""
+  """Alone, in another order, or in other batch sizes, features are equal up to rounding."""
   whole = embed.embed(bert, TEXTS)
   order = [3, 0, 5, 1, 4, 2]
   for batch_size in (1, 2, 5):

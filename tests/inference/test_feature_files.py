@@ -1,4 +1,4 @@
-"""bertgpt.inference.feature_files: other libraries read the arrays, however they were written."""
+"""bertgpt.inference.feature_files: other libraries read the arrays, however they are written."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def make(by_token):
 
 
 def write(out, rows, features, by_token, sizes, interrupted_after=99):
-  """Writes windows of the given sizes, each of them backwards."""
+  """Writes windows of the given sizes, the rows of each in reverse order."""
   with streams.resumable(out, {}) as work:
     file = feature_files.FORMATS[out.suffix](work, len(rows), WIDTH, by_token)
     first, done = work.state.get("texts", 0), 0

@@ -1,4 +1,4 @@
-"""bertgpt.inference.fill: [MASK] hides a word, and stands where the text has it."""
+"""bertgpt.inference.fill: [MASK] hides a word at the place where it stands in the text."""
 
 import functools
 
@@ -35,7 +35,7 @@ def test_masked_words_are_hidden_and_their_context_is_not(bert):
 
 
 def test_rows_are_not_longer_than_the_text_in_effect(bert):
-  """The model does not see the padding: applied to the text without it, it predicts the same."""
+  """The model does not see the padding: without it, predictions are the same."""
   tokenizer = bert.tokenizer
   tokens = np.array([tokenizer.cls_id, *tokenizer.encode(["The bird likes a cloud."])[0],
                      tokenizer.sep_id])
@@ -53,7 +53,7 @@ def test_rows_are_not_longer_than_the_text_in_effect(bert):
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
                                               ("bpe", 275)])
 def test_no_special_token_is_a_guess(kind, vocab_size):
-  """Even if the model is sure of one; all other tokens remain, in the order of probability."""
+  """A special token is left out even if it is likeliest; the others stay in their order."""
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
   tokenizer = training.train_tokenizer(config, ["the cat saw the dog, and the dog ran."] * 20)
@@ -69,7 +69,7 @@ def test_no_special_token_is_a_guess(kind, vocab_size):
 
 
 def more_specials(tmp_path, kind):
-  """Returns a tokenizer whose file has special tokens without a role, and spare places."""
+  """Returns a tokenizer whose file has special tokens without a role, and unused ids."""
   if kind == "sentencepiece":
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["the cat saw the dog."] * 20), vocab_size=20, minloglevel=2,
@@ -99,7 +99,7 @@ def test_neither_is_one_that_only_the_file_calls_special(tmp_path, kind, hidden)
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 40),
                                               ("bpe", 275)])
 def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
-  """The other ids are the ids of the whole text, in which the word is one token."""
+  """All other ids are those of the text without masks, in which the word is one token."""
   texts = ["the cat saw the dog. the cat ran, and the dog ran."] * 20
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size, model_type="bpe")
@@ -115,7 +115,7 @@ def test_a_mask_takes_the_place_of_a_word(kind, vocab_size):
 
 
 def unigram_of_json(folder, scheme="always"):
-  """Returns a unigram model in a tokenizer.json, as ALBERT's."""
+  """Returns a tokenizer.json with a unigram model, like ALBERT's."""
   words = ["the", "cat", "saw", "dog", "ran", "and", "is", "x"]
   pieces = ["<unk>", "[MASK]", "\u2581", ",", ".", ")", *"thecasw dognri", *words,
             *("\u2581" + word for word in words)]
@@ -128,7 +128,7 @@ def unigram_of_json(folder, scheme="always"):
 
 
 def byte_bpe_with_space(folder):
-  """Returns a byte-level BPE that puts a space before every text, as some RoBERTas have it."""
+  """Returns a byte-level BPE that puts a space before every text, like that of some RoBERTas."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   merges = [("c", "a"), ("ca", "t"), ("\u0120", "cat"), ("\u0120", "."), ("i", "s")]
   pieces = [*alphabet, *map("".join, merges), "[MASK]"]
@@ -205,7 +205,7 @@ def test_the_command_names_the_likeliest_words_of_every_mask(capsys, finished_be
 
 
 def test_the_command_never_names_a_special_token(capsys, finished_bert, bert):
-  """If every token is asked for, it names all the others."""
+  """Even when asked for the whole vocabulary, the command leaves out special tokens."""
   tokenizer = bert.tokenizer
   code, (line,), _ = run(capsys, "fill", f"--workdir={finished_bert}", "--top=1000000",
                          "The [MASK] sees the dog.")

@@ -147,7 +147,7 @@ def test_draws_differ_between_seeds_and_between_rows(gpt):
 
 
 def test_a_continuation_ends_with_the_document(gpt):
-  """A token of a longer continuation ends it earlier, and the tokens before it do not change."""
+  """Continuations are repeated with one of their tokens as the end of a document."""
   prompts = encode(gpt, *PROMPTS[:3])
   whole = generate.continue_prompts(gpt, prompts, 30, Sampling(0.9), seed=3)
   stop = int(whole[0][7])
@@ -181,7 +181,7 @@ def with_vocabulary(gpt, tmp_path, *missing):
 
 @pytest.mark.parametrize("is_bert", [False, True])
 def test_an_empty_prompt_begins_a_document(gpt, tmp_path, is_bert):
-  """The tokens are the likeliest ones after the end of a document, [SEP] in BERT's vocabularies."""
+  """Output starts with the likeliest token after the end of a document ([SEP] in BERT's)."""
   if is_bert:
     gpt = with_vocabulary(gpt, tmp_path, "<|endoftext|>")
     assert gpt.tokenizer.eod_id == gpt.tokenizer.pieces.index("[SEP]")
@@ -206,7 +206,7 @@ def test_without_an_end_of_document_none_can_be_begun(gpt, tmp_path):
 
 @pytest.mark.parametrize("length, expected", [(1, 31), (20, 12), (31, 1), (32, 32), (63, 1)])
 def test_tokens_added_by_default_stay_in_the_rows_of_the_training(gpt, length, expected):
-  """Training had rows of 32 tokens, and the model has 64 positions."""
+  """The model was trained on rows of 32 tokens, and has 64 positions."""
   assert generate.default_tokens(gpt, length) == expected
 
 
@@ -243,7 +243,7 @@ def test_the_command_continues_each_prompt(capsys, finished_gpt, gpt, tmp_path):
 
 
 def test_the_command_begins_documents(capsys, finished_gpt, gpt, tmp_path):
-  """Without a prompt, with an empty one, and where a file of prompts has an empty line."""
+  """A document begins without a prompt, at an empty prompt, and at an empty line of a file."""
   flags = ["generate", f"--workdir={finished_gpt}", "--num_samples=2", "--max_tokens=5"]
   code, out, _ = run(capsys, *flags)
   assert code == 0

@@ -62,7 +62,7 @@ def test_pseudo_perplexity_of_a_bert(bert):
 
 @pytest.mark.parametrize("name", ["lambada", "lambada_stop_words", "lambada_last_token"])
 def test_last_words(gpt, name):
-  """Applies the rules by guessing one token after the other."""
+  """The oracle guesses one token after the other."""
   starts = ("The cat sees the dog near a", "The bird likes", "The")
   passages = PASSAGES + [f"{start} {word}" for start in starts for word in (
       *small_runs.NOUNS, *small_runs.VERBS, "near", "a", "the.")]

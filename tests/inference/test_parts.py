@@ -1,4 +1,4 @@
-"""bertgpt.inference.parts: the ids of the parts of a document are those of the document."""
+"""bertgpt.inference.parts: together, the parts of a document have the ids of the document."""
 
 import random
 
@@ -37,7 +37,7 @@ def test_ids_of_parts_are_those_of_the_whole(monkeypatch, kind, vocab_size):
 
 
 def wiki(sentences):
-  """Lines as in wiki.test.tokens: every one begins with a space, and ends with one."""
+  """Lines like those of wiki.test.tokens, which begin and end with a space."""
   lines = [f" = {s.split()[0]} = \n" if i % 5 == 1 else f" {s.replace('.', ' .')} \n"
            for i, s in enumerate(sentences)]
   return [line for text in lines for line in (" \n", text)]
@@ -48,7 +48,7 @@ def code(sentences):
 
 
 def prose(sentences):
-  """Every paragraph is indented with two ideographic spaces."""
+  """Paragraphs are indented with two ideographic spaces."""
   return [f"\u3000\u3000{s.replace(' ', '')}\u3002\n" for s in sentences]
 
 
@@ -78,7 +78,7 @@ def test_lines_that_all_begin_with_white_space_are_cut(monkeypatch, kind, vocab_
 
 
 def test_a_token_that_reaches_over_line_ends_is_not_cut(monkeypatch):
-  """A tokenizer without words of its own has pieces of several lines."""
+  """A tokenizer that does not split text into words has tokens that span lines."""
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
   from bertgpt.data.tokens import tokenizers

@@ -11,7 +11,7 @@ TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road. " * 8
 
 
 def test_tokens_are_scored_after_those_before_them(gpt):
-  """In the first window after all earlier tokens, later after the earlier tokens of a window."""
+  """In the first window these are all earlier tokens; later, the earlier tokens of a window."""
   found = score(gpt, TEXTS, window=16, stride=6, batch_size=3)
   for text, logp in zip(TEXTS, found, strict=True):
     tokens = [gpt.tokenizer.eod_id, *encode(gpt, text)]
@@ -36,7 +36,7 @@ def test_tokens_are_scored_among_all_others(bert):
 
 @pytest.mark.parametrize("which", ["gpt", "bert"])
 def test_scores_do_not_depend_on_the_texts_around(request, which):
-  """Alone, in another order, in batches of other sizes: equal to rounding."""
+  """Alone, in another order, or in other batch sizes, scores are equal up to rounding."""
   trained, order = request.getfixturevalue(which), [3, 0, 2, 1]
   whole = score(trained, TEXTS)
   for batch_size in (1, 3, 64):

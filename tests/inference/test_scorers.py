@@ -1,4 +1,4 @@
-"""bertgpt.inference.scorers: every token is scored once, by the abilities of a model."""
+"""bertgpt.inference.scorers: every token is scored once, in the way that the model allows."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_context_is_seen_and_not_scored(gpt, bert):
 
 
 def rename_family(trained, monkeypatch, abilities=None):
-  """Returns the same model, with the name of a family that no code knows."""
+  """Returns the same model under a family name that appears nowhere in the code."""
   record = families.find(trained.config)
   record = record if abilities is None else record._replace(abilities=frozenset(abilities))
   monkeypatch.setitem(families.FAMILIES, "newcomer", record)

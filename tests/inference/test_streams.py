@@ -1,4 +1,4 @@
-"""bertgpt.inference.streams: windows do not depend on where work was interrupted, which resumes."""
+"""bertgpt.inference.streams: interrupted work resumes, and has the same windows."""
 
 import errno
 import itertools
@@ -79,7 +79,7 @@ def test_work_without_a_result_leaves_nothing(tmp_path):
 
 
 def interrupt(out, identity):
-  """Leaves unfinished work, whose text "one" is committed."""
+  """Leaves unfinished work, in which the text "one" is committed."""
   with pytest.raises(KeyError), streams.resumable(out, identity) as work:
     work.open("rows").write(b"one")
     work.commit(texts=1)
@@ -112,7 +112,7 @@ def test_work_of_another_identity_is_kept_and_named(tmp_path):
 
 
 def test_temporary_files_of_others_are_left_alone(tmp_path):
-  """Such as those of a command that writes the same file at the same time."""
+  """Another command may be writing the same file at the same time."""
   out = tmp_path / "a.npy"
   with files.publish_when_done(out) as scratch:
     scratch.write_bytes(b"theirs")
@@ -266,7 +266,7 @@ def peak_mib(*argv):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["embed", "evaluate"])
 def test_memory_does_not_grow_with_the_file(request, tmp_path, command):
-  """Ten times the text, which as one string alone would be 36 MB more."""
+  """The text is ten times as long; the string alone would take 36 MB more."""
   run = request.getfixturevalue("finished_bert" if command == "embed" else "finished_gpt")
   sentences = small_runs.make_text(2000).replace("\n", " ")
   peaks = []

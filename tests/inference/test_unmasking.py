@@ -39,7 +39,7 @@ def predict(diffuser):
 
 
 def test_two_tokens_are_drawn_from_the_mean_over_both_orders(diffuser, predict):
-  """With the two likeliest tokens at every draw, as each order has them."""
+  """In each order, a draw is among the two likeliest tokens."""
   prompt = tuple(encode(diffuser, "The cat sees the")[0].tolist())
   expected = collections.Counter()
 
@@ -62,7 +62,7 @@ def test_two_tokens_are_drawn_from_the_mean_over_both_orders(diffuser, predict):
 
 @pytest.mark.parametrize("steps", [1, 3, None])
 def test_greedy_reveals_the_most_certain_tokens_first(diffuser, predict, steps):
-  """Step by step: after step s of S, floor(s 5 / S) tokens are revealed."""
+  """After step s of S, floor(s 5 / S) tokens are revealed."""
   prompt = tuple(encode(diffuser, "The bird")[0].tolist())
   added, total = [None] * 5, steps or 5
   for step in range(total):
@@ -100,7 +100,7 @@ def test_texts_keep_their_prompts(diffuser):
 
 
 def test_a_row_without_room_is_refused(diffuser):
-  """64 positions, two of which are [CLS] and [SEP]."""
+  """The model has 64 positions, two of which [CLS] and [SEP] take."""
   prompt = "cat " * 60
   assert generate.generate(diffuser, [prompt], max_tokens=2)
   with pytest.raises(ConfigError, match="its 60 tokens, 2 marks and 3 more exceed the model's 64"):

@@ -143,7 +143,7 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_windows_do_not_change_the_scores(capsys, finished, files, small, request, monkeypatch,
                                           name):
-  """The oracle is the measure of everything at once."""
+  """The oracle measures all texts at once."""
   monkeypatch.chdir(files)
   suite, text = LONG[name]
   (files / "long.txt").write_text(text)
@@ -183,7 +183,7 @@ def test_scores_of_every_text_are_written(capsys, finished_gpt, gpt, files, smal
 @pytest.mark.parametrize("limit", [1, 3, 5, 9])
 def test_a_limit_within_a_document_of_several_parts_leaves_its_record(
     capsys, finished_gpt, files, small, monkeypatch, limit):
-  """The record holds what was scored: the same as the scores that are printed."""
+  """The record agrees with the printed scores, even within a document."""
   monkeypatch.chdir(files)
   (files / "long.txt").write_text(TEXT * 4)
   code, lines, _ = run(capsys, "evaluate", f"--workdir={finished_gpt}", "--suite=text=long.txt",

@@ -1,4 +1,4 @@
-"""The files of launch/: valid scripts and manifests, which act on the exit codes of the program."""
+"""The files of launch/ are valid scripts and manifests, and act on the program's exit codes."""
 
 import os
 import pathlib
@@ -55,7 +55,7 @@ def test_the_jobs_of_the_jobset_have_the_schema_of_kubernetes():
 
 
 def test_the_jobset_has_the_fields_of_its_interface():
-  """The choices of jobset.x-k8s.io/v1alpha2, https://jobset.sigs.k8s.io/docs/reference."""
+  """The values allowed are those of https://jobset.sigs.k8s.io/docs/reference (v1alpha2)."""
   jobset, = load("jobset.yaml")
   assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
   assert jobset["spec"].keys() == {"failurePolicy", "replicatedJobs"}
@@ -73,7 +73,7 @@ def test_the_jobset_has_the_fields_of_its_interface():
 
 
 def job_action(job, code, *conditions):
-  """Returns what a Job does about a failed pod: the first rule that matches, or else it counts."""
+  """Returns a Job's action for a failed pod: that of the first rule that matches, or "Count"."""
   for rule in job["podFailurePolicy"]["rules"]:
     codes, wanted = rule.get("onExitCodes"), rule.get("onPodConditions", ())
     if codes and (code in codes["values"]) == (codes["operator"] == "In"):
@@ -101,7 +101,7 @@ def test_the_jobset_acts_on_exit_codes(code, action):
   spec = load("jobset.yaml")[0]["spec"]
   job = spec["replicatedJobs"][0]["template"]["spec"]
   found = job_action(job, code)
-  assert job["backoffLimit"] == 0  # So one failed pod is enough.
+  assert job["backoffLimit"] == 0  # A single failed pod is enough.
   reason = {"FailJob": "PodFailurePolicy", "Count": "BackoffLimitExceeded"}[found]
   rules = [rule["action"] for rule in spec["failurePolicy"]["rules"]
            if reason in rule["onJobFailureReasons"]]

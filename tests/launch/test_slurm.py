@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch with stand-ins for SLURM's programs: when it tries again, and when not."""
+"""launch/slurm.sbatch with stand-ins for SLURM's programs: when it tries again and when not."""
 
 import signal
 import subprocess

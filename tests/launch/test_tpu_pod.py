@@ -11,7 +11,7 @@ import time
 import pytest
 import stand_in
 
-# Hosts are hosts/SLICE/0 and hosts/SLICE/1. `states` has the answers of `describe`, the last of
+# The hosts are hosts/SLICE/0 and hosts/SLICE/1. `states` has the answers of `describe`, the last of
 # which is repeated; created slices are ACTIVE. `refusals` counts lost connections.
 GCLOUD = r"""
 echo "$*" >> calls
@@ -106,7 +106,7 @@ def test_lost_connections_do_not_end_a_run(cloud):
 
 
 def test_slices_that_are_gone_are_created_again(cloud):
-  """One attempt is taken away with its slices; the next one ends the run."""
+  """The first attempt loses its slices; the second one finishes the run."""
   slices = ("slice-0", "slice-1")
   prepare(cloud, "waits waits waits waits", "0 0 0 0", slices=slices)
   (cloud / "states").write_text("not found\n")
@@ -161,7 +161,7 @@ def test_a_run_outlives_its_script_and_is_stopped_with_a_checkpoint(cloud):
 
 @contextlib.contextmanager
 def started(command, **options):
-  """A process that ends with the block, also if an assertion fails in it."""
+  """A process that ends with the `with` block, even if an assertion fails in it."""
   with subprocess.Popen(command, **options) as process:
     try:
       yield process

@@ -1,22 +1,22 @@
-"""Makes the archives and expectations of this folder with the first version of the package.
+"""Makes the archive and the expected values in this folder with the package's first version.
 
-They hold what users of version 0.1.0 have on their disks: corpora, runs that were stopped, exports,
-a fine-tuning and recipes. `tests/test_legacy.py` checks that the current program still uses them.
-So this script is run with the package as it was at commit 03a198c, never with a later one:
+The archive holds what users of version 0.1.0 have on their disks: corpora, stopped runs, exports, a
+fine-tuning workdir and recipes. `tests/test_legacy.py` checks that the current program still uses
+them. So this script must be run with the package of commit 03a198c, never with a later one:
 
     git worktree add /tmp/bertgpt-0.1.0 03a198c
     PYTHONPATH=/tmp/bertgpt-0.1.0 python tests/legacy/make.py /tmp/legacy
 
-The folder given is new and becomes the current directory, so all paths in recipes and configs are
-relative; only a fine-tuning names the folder of its pretrained run in full. The devices and the
-level of optimization are those of `tests/conftest.py`: losses are compared with those recorded.
+The script creates the given folder and works in it, so paths in recipes and configs are relative;
+only fine-tuning configs name the folder of the pretrained run in full. Devices and optimization
+level are those of `tests/conftest.py`, because later losses are compared with those recorded.
 
-What it writes here:
+It writes here:
 
     artifacts.tar.xz  the folder, without what only this script needs
     expected.json     what that version computed from it
 
-`recipes/*.txt` are read. They are no Python files for tools, because their imports must stay.
+The recipes are in `recipes/*.txt`. They have no `.py` names, so that no tool changes their imports.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def main(folder: str) -> None:
 
 
 def call(*arguments: str) -> str:
-  """What a command prints on stdout; it must succeed."""
+  """Returns what a command prints on stdout; it must succeed."""
   with contextlib.redirect_stdout(io.StringIO()) as out:
     code = cli.main(arguments)
   if code:
@@ -107,12 +107,12 @@ def call(*arguments: str) -> str:
 
 
 def write_inputs(folder: pathlib.Path) -> None:
-  """A text, pairs of sentences, and SST-2 with 16 sentences."""
+  """Writes a text, pairs of sentences, and SST-2 with 16 sentences."""
   rng = random.Random(0)
   nouns = [make_word(rng) for _ in range(80)] + ["cat", "dog", "house", "café", "Zürich", "naïve"]
 
   def sentences():
-    """One of each kind."""
+    """Returns one sentence of each kind."""
     a, b, c = rng.sample(nouns, 3)
     return (
         f"The {a} {rng.choice(VERBS)} the {b} near a {c}.",
@@ -142,7 +142,7 @@ def make_word(rng: random.Random) -> str:
 
 
 def make_run(name: str, recipe: str, last_step: int, steps: str) -> dict:
-  """Leaves a run that was stopped after `last_step`; returns what one that was not has logged."""
+  """Leaves a run that was stopped after `last_step`; returns the log of an uninterrupted one."""
   hashes = re.findall(r"step (\d+): sha256 (\w+)",
                       call("data", f"--config={recipe}", f"--steps={steps}"))
   train = ["train", f"--config={recipe}"]
@@ -173,7 +173,7 @@ def stop_after(last_step: int):
 
 
 def read_metrics(workdir: str) -> list[dict]:
-  """The lines of metrics.jsonl without what depends on the time of the day."""
+  """Returns the lines of metrics.jsonl without values that depend on the time."""
   lines = map(json.loads, pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines())
   return [{tag: x for tag, x in line.items() if not tag.startswith("perf/")} for line in lines]
 
@@ -193,7 +193,7 @@ def generate(*flags: str) -> str:
 
 
 def finetune() -> dict:
-  """Leaves a fine-tuning with two seeds; returns its results, and those with a third seed."""
+  """Leaves a workdir fine-tuned with two seeds; returns the results of a third one."""
   command = ["finetune", "--config=tuning.py", "--init=bert"]
   call(*command, "--workdir=tuned")
   shutil.copytree("tuned", "tuned-whole")

@@ -1,4 +1,4 @@
-"""ALBERT: published sizes; layers that share are the layers of a BERT with equal parameters."""
+"""ALBERT: published sizes, and shared layers against a BERT whose layers have equal parameters."""
 
 import functools
 
@@ -23,7 +23,7 @@ VOCAB = 30_000  # Tokens of the published models.
     ("xlarge", 59_021_490, 58_724_864, 54_821_040),
     ("xxlarge", 223_158_450, 222_595_584, 206_368_944)])
 def test_sizes_are_the_published_ones(name, pretraining, encoder, masked_lm):
-  """For AlbertForPreTraining, AlbertModel and AlbertForMaskedLM, with the unpadded vocabulary."""
+  """Sizes of AlbertForPreTraining, AlbertModel and AlbertForMaskedLM, vocabulary unpadded."""
   config = config_lib.base()
   config.model.update(families.FAMILIES["albert"].presets[name], vocab_size=VOCAB)
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -40,7 +40,7 @@ def test_sizes_are_the_published_ones(name, pretraining, encoder, masked_lm):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("remat, unroll", [("none", 1), ("full", 1), ("dots", 0)])
 def test_sharing_layers_are_equal_layers(groups, remat, unroll):
-  """The loss is that of a model whose layers have equal parameters; gradients are their sums."""
+  """The oracle has layers with equal parameters; shared gradients are the sums of theirs."""
   make = functools.partial(tiny.make_config, "mlm_sop", num_layers=4, remat=remat,
                            scan_unroll=unroll)
   batch = tiny.make_batch(make(), rows=8)
@@ -56,7 +56,7 @@ def test_sharing_layers_are_equal_layers(groups, remat, unroll):
 
 
 def run(config, batch, params=None):
-  """Returns (loss, gradients, parameters), with parameters of this config if none are given."""
+  """Returns (loss, gradients, parameters); initializes the parameters if none are given."""
   with tiny.Setup(config) as setup:
     params = setup.init().params if params is None else params
     step = jax.jit(steps.make_gradients(setup.training, 1))

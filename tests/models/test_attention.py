@@ -1,4 +1,4 @@
-"""Every kernel against plain NumPy in float64, and no sequence sees another."""
+"""Every attention kernel against plain NumPy in float64; no sequence sees another."""
 
 import functools
 import os
@@ -89,7 +89,7 @@ def test_splash_in_several_blocks_equals_numpy(causal):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_window_hides_far_keys_from_local_layers(kernel, causal, is_global):
-  """Rows of three blocks of splash, of which a local layer skips some."""
+  """A row has three blocks of splash attention, of which a local layer skips some."""
   length = 384
   inputs, ids = make_inputs("float32", length, heads=1), make_ids(length)
   flag = None if is_global is None else jnp.asarray(is_global)
@@ -100,7 +100,7 @@ def test_a_window_hides_far_keys_from_local_layers(kernel, causal, is_global):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_sequence_sees_another(kernel, causal):
-  """If one is changed, results and gradients of the others stay the same, bit for bit."""
+  """If one sequence changes, results and gradients of the others stay the same, bit for bit."""
   inputs, ids = make_inputs("bfloat16"), make_ids()
   changed = [jnp.where((ids == 2)[..., None, None], 9 - 5 * x, x) for x in inputs]
   pairs = zip(compute(*inputs, ids, kernel, causal), compute(*changed, ids, kernel, causal),
@@ -146,7 +146,7 @@ def test_whole_model_with_splash_equals_the_plain_one(objective, layers, mesh, m
 
 @pytest.fixture
 def use_cudnn(monkeypatch):
-  """Makes every call of attention one of cuDNN's, which XLA computes on a CPU."""
+  """Makes every call of attention a cuDNN call, which XLA emulates on a CPU."""
   monkeypatch.setattr(attention.attention_kernels, "choose", lambda *args: ("cudnn", "a test"))
 
 
@@ -154,7 +154,7 @@ LENGTHS = np.array([LENGTH - 30, LENGTH])
 
 
 def make_visibility(rows, causal):
-  """Returns who sees whom in rows of one sequence or of several."""
+  """Returns which token sees which, in rows of one sequence or of several."""
   if rows == "packed":
     return Visibility(make_ids(), causal=causal)
   ids = (np.arange(LENGTH) < LENGTHS[:, None]).astype(np.int32)
@@ -179,7 +179,7 @@ def compute_in_replicas(q, k, v, g, visibility):
 @pytest.mark.parametrize("rows", ["packed", "one sequence"])
 @pytest.mark.parametrize("in_replicas", [False, True])
 def test_arguments_of_cudnn_mean_what_they_should(use_cudnn, rows, causal, in_replicas):
-  """Padding is left out: in rows of one sequence, nothing reads it."""
+  """Padding is not compared: in rows of one sequence, nothing reads it."""
   visibility = make_visibility(rows, causal)
   is_text = (np.asarray(visibility.sequence_ids_BL) > 0)[..., None, None]
   q, k, v, g = make_inputs("bfloat16")
@@ -197,7 +197,7 @@ def test_arguments_of_cudnn_mean_what_they_should(use_cudnn, rows, causal, in_re
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("rows", ["packed", "one sequence"])
 def test_cudnn_shows_no_token_what_it_must_not_see(use_cudnn, rows, causal):
-  """With another sequence, or padding, or later tokens changed, nothing else changes, by a bit."""
+  """Changes in another sequence, in padding or in later tokens change no bit elsewhere."""
   visibility = make_visibility(rows, causal)
   ids = np.asarray(visibility.sequence_ids_BL)
   other = ids != 1
@@ -215,7 +215,7 @@ def test_cudnn_shows_no_token_what_it_must_not_see(use_cudnn, rows, causal):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("rows", ["packed", "one sequence"])
 def test_windows_of_cudnn_mean_what_they_should(use_cudnn, rows, causal, is_global):
-  """By its sliding window in causal rows of one sequence, and by a mask in the others."""
+  """cuDNN gets a sliding window for causal rows of one sequence, and a mask for others."""
   visibility = make_visibility(rows, causal)
   is_text = (np.asarray(visibility.sequence_ids_BL) > 0)[..., None, None]
   q, k, v, g = make_inputs("bfloat16")
@@ -239,7 +239,7 @@ def test_an_empty_row_has_no_nan_with_cudnn(use_cudnn):
 
 @pytest.mark.parametrize("objective", ["causal", pytest.param("mlm", marks=pytest.mark.slow)])
 def test_training_in_pieces_with_cudnn_equals_the_plain_one(use_cudnn, objective, monkeypatch):
-  """Both in micro-batches on a mesh, whose replicas are mapped over."""
+  """Both train in micro-batches on a mesh; `shard_map` calls cuDNN for each replica."""
 
   def run(mesh, pieces):
     config = tiny.make_config(objective, mesh=mesh, num_layers=1, dtype="bfloat16")
@@ -261,11 +261,11 @@ def test_training_in_pieces_with_cudnn_equals_the_plain_one(use_cudnn, objective
                expected_grads)
 
 
-# ------------------------------------------------------------ who may see whom
+# ------------------------------------------------------------ visibility
 
 
 def np_mask(visibility):
-  """Returns the mask, computed for one pair of a query and a key at a time."""
+  """Returns the mask, computed for one query and one key at a time."""
   v = visibility
   rows, length = v.sequence_ids_BL.shape
   mask = np.zeros((rows, 1, length, length), bool)
@@ -293,7 +293,7 @@ def test_the_mask_is_what_its_fields_say(causal, has_prefix, has_order, window):
 
 
 def test_fused_kernels_are_not_asked_for_what_they_cannot():
-  """An order of prediction is not passed to splash, which would ignore it."""
+  """A prediction order is not passed to splash, which would ignore it."""
   q, k, v, _ = make_inputs("float32")
   visibility = Visibility(make_ids(), order_BL=np.stack([np.arange(LENGTH)[::-1]] * 2))
   found, plain = (attention.attend(q, k, v, visibility, kernel=kernel, dropout=0.0,
@@ -329,7 +329,7 @@ def test_plain_backward_pass_keeps_the_weights_once():
 
 
 def test_attention_dropout_drops_and_scales_weights():
-  """With equal values a result is the sum of the kept weights over 1 - rate, 1 on average."""
+  """With equal values, a result is the sum of the kept weights over 1 - rate: 1 on average."""
   q, k, v, _ = make_inputs("float32", heads=8)
   attend = functools.partial(attention.attend, q, k, jnp.ones_like(v), Visibility(make_ids()),
                              kernel="auto", dropout=0.25)
@@ -394,7 +394,7 @@ with sharding.use_mesh(mesh, config):
 
 @pytest.mark.libtpu
 def test_splash_compiles_for_tpu_v5e():
-  """Both passes compile, with the kernel that 'auto' chooses and rows of its own for each chip."""
+  """Both passes compile with the kernel that 'auto' chooses; each chip has its own rows."""
   tests = pathlib.Path(__file__).parents[1]
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",

@@ -18,7 +18,7 @@ MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
 
 
 def make_case(seed=0):
-  """Prediction, targets and weights, of which some are 0 and some targets then are nonsense."""
+  """Returns prediction, targets and weights; some weights are 0, and their targets arbitrary."""
   rng = np.random.default_rng(seed)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   bias = np.where(np.arange(TABLE_ROWS) < VOCAB, draw(TABLE_ROWS), -1e9).astype(np.float32)
@@ -32,7 +32,7 @@ def make_case(seed=0):
 
 
 def closed_form(prediction, targets, weights, scale):
-  """Loss, correct and `scale` times the gradients of the loss, in float64."""
+  """Returns loss, correct predictions, and `scale` times the gradients, in float64."""
   x, table, bias = (np.asarray(a, np.float64) for a in prediction)
   logits = x @ table.T + bias
   p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -67,7 +67,7 @@ def check(got, expected, tolerance):
                                atol=tolerance * np.abs(wanted).max(), err_msg=name)
 
 
-# For 96 positions: all at once, divisors, with padding, more than there are, one at a time.
+# For 96 positions: all at once, divisors, chunks with padding, more than 96, one at a time.
 @pytest.mark.parametrize("chunk", [UNCHUNKED, 0, 96, 32, 36, 7, 1000, 1])
 def test_sums_and_gradients_are_those_of_the_closed_form(chunk):
   case = make_case()
@@ -84,7 +84,7 @@ def test_every_mesh_gives_the_closed_form(mesh):
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2), (1, 1, 4)], ids=str)
 def test_one_pass_over_the_logits_gives_the_closed_form(mesh, monkeypatch):
-  """GPUs read the logits once; ties and the largest logit may lie on any part of the vocabulary."""
+  """On GPUs, logits are read once; ties and the maximum may be in any vocabulary shard."""
   monkeypatch.setattr(cross_entropy, "platform", lambda: "gpu")
   case = make_case()
   check(compute(*case, 32, scale=0.37, mesh=mesh), closed_form(*case, scale=0.37), 2e-6)
@@ -133,7 +133,7 @@ def test_positions_without_weight_get_no_gradient():
 
 
 def test_a_tie_is_not_correct():
-  """Otherwise a model that gives all tokens the same logit would always be right."""
+  """Otherwise, a model with equal logits for all tokens would always be right."""
   logits, targets = np.zeros((1, 3, 5), np.float32), np.arange(3)[None]
   loss, correct = cross_entropy.score_logits(logits, targets, np.ones((1, 3), np.float32))
   assert loss == pytest.approx(3 * np.log(5)) and correct == 0
@@ -146,7 +146,7 @@ def test_chunks_are_few_and_whole_tiles_where_that_divides(positions, most, size
   assert cross_entropy.chunk_size(positions, most) == size
 
 
-# ---------------------------------------------------- what the program holds
+# ---------------------------------------------------- memory of the program
 
 
 def compile_step(chunk, mesh=(1, 1, 1), objective="causal"):

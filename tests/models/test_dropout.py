@@ -1,4 +1,4 @@
-"""Dropout masks: the right share, unlike each other, the same forwards, backwards and on a mesh."""
+"""Dropout masks have the right share, differ, and are the same in both passes and on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def standardized_mask(number, shape=SHAPE, rate=RATE):
 
 
 def z_score(a, b=1.0):
-  """Returns the distance of the mean of a * b from 0, in deviations for independent noise."""
+  """Returns the mean of a * b, in standard deviations of independent noise."""
   return (a * b).mean() * a.size ** 0.5
 
 
@@ -83,7 +83,7 @@ def test_the_gradient_passes_where_the_value_did():
 def test_the_backward_pass_keeps_no_mask():
   _, backward = jax.vjp(lambda x: dropout.drop(x, RATE, make_words(7)), jnp.ones(SHAPE))
   kept = sum(leaf.size for leaf in jax.tree.leaves(backward) if hasattr(leaf, "size"))
-  assert kept <= 2  # The two words of the key.
+  assert kept <= 2  # The key has two words.
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
@@ -111,9 +111,9 @@ def test_a_model_drops_with_every_generator(generator):
 
 @pytest.mark.parametrize("generator", ["hash", "threefry", "rbg"])
 def test_pieces_and_replicas_drop_apart(generator):
-  """A loss whose gradient is its mask: two pieces of two replicas add up four masks.
+  """The loss has its mask as gradient, so two pieces on two replicas add up four masks.
 
-  The sum has the variance of four independent ones; any two that are alike add an eighth.
+  The sum has the variance of four independent masks; any two equal masks would add an eighth.
   """
   config, width = tiny.make_config(mesh=(2, 1, 1), dropout_rng=generator), 2**16
 

@@ -22,7 +22,7 @@ VOCAB = 30_522
     ("base", 109_483_009, 33_740_602, 119_386_427),
     ("large", 335_142_913, 51_295_290, 354_655_291)])
 def test_sizes_are_the_published_ones(name, discriminator, generator, joint):
-  """For ElectraForPreTraining, ElectraForMaskedLM, and both with their tables counted once."""
+  """Sizes of ElectraForPreTraining, ElectraForMaskedLM, and of both with shared tables."""
   config = config_lib.base()
   config.model.update(families.FAMILIES["electra"].presets[name], vocab_size=VOCAB)
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -45,7 +45,7 @@ def make_config(**model):
 
 
 def trained_by(config):
-  """Returns loss -> the paths of the parameters that have a gradient of it."""
+  """Returns, for each loss, the paths of the parameters to which it gives a gradient."""
   batch = jax.tree.map(jnp.asarray, tiny.make_batch(config, rows=4))
   names = "mlm_loss", "rtd_loss"
   with tiny.Setup(config) as setup:
@@ -65,7 +65,7 @@ def trained_by(config):
 @pytest.mark.parametrize("sharing", [
     "shared", "gdes", pytest.param("none", marks=pytest.mark.slow)])
 def test_the_discriminators_loss_does_not_train_the_generator(sharing):
-  """Only tables that both models share have gradients of both losses."""
+  """Only shared tables have gradients from both losses."""
   trained = trained_by(make_config(embedding_sharing=sharing))
   both = {path.split("/")[0] for path in trained["mlm_loss"] & trained["rtd_loss"]}
   assert both == ({"embeddings"} if sharing == "shared" else set())
@@ -76,7 +76,7 @@ def test_the_discriminators_loss_does_not_train_the_generator(sharing):
 
 
 def test_the_discriminator_of_gdes_starts_with_the_generators_tables():
-  """It differs from a discriminator with these tables of its own only in what it trains."""
+  """Its features are those of a discriminator that has these tables as its own."""
   config = make_config(embedding_sharing="gdes")
   inputs = Inputs.of(tiny.make_batch(config, rows=4))
   model = models.make_model(config)

@@ -21,7 +21,7 @@ MARKS = {tiny.CLS: 256, tiny.SEP: 257}
 
 
 def spell(word):
-  """The characters of a word by hand, as bilm-tf documents them."""
+  """Returns the character ids of a word, as bilm-tf documents them."""
   inner = [MARKS[word]] if word in MARKS else list(WORDS[word])
   return [258, *inner, 259] + [260] * (48 - len(inner))
 
@@ -50,7 +50,7 @@ def sigmoid(x):
 
 
 class NumpyElmo:
-  """The model of bilm-tf word by word, from the arrays of its file, with a state."""
+  """The model of bilm-tf, from the arrays of its file: reads word by word, and keeps a state."""
 
   def __init__(self, arrays, clip, has_residual):
     self.w = {name: x.astype(np.float64) for name, x in arrays.items()}
@@ -85,7 +85,7 @@ class NumpyElmo:
     return h + x if layer and self.has_residual else h
 
   def read(self, direction, words):
-    """Returns the features of words in the order of reading, [words, layers, P]."""
+    """Returns the features of words, in the order in which they are read: [words, layers, P]."""
     rows = []
     for word in words:
       layers = [self.embed(word)]
@@ -166,7 +166,7 @@ def test_a_row_that_is_cut_into_steps_is_read_as_a_whole(dtype):
   jax.tree.map(close, carry, whole[2])
 
 
-# -------------------------------------------------------------- who sees whom
+# -------------------------------------------------------------- visibility
 
 
 def test_a_hidden_word_is_guessed_from_all_others_but_not_from_itself():
@@ -259,7 +259,7 @@ def torch_loss(torch, arrays, output, batch, config):
 @pytest.mark.hf
 def test_loss_and_gradients_equal_those_of_pytorch():
   import torch
-  # A wider limit: at a clip, half of the elements of a state would have no gradient.
+  # With the usual limit, clipping would leave half of the elements of a state without a gradient.
   config, module, params = make_model(state_clip=0.3)
   rng = np.random.default_rng(3)
   batch = {name: rng.integers(5, len(WORDS), (3, 6)).astype(np.int32)

@@ -1,6 +1,6 @@
-"""bertgpt.models.flash_attention against the plain path: results, gradients, the same masks.
+"""bertgpt.models.flash_attention against the plain path: results, gradients, dropout masks.
 
-The kernels of TPUs and GPUs are interpreted.
+The kernels for TPUs and GPUs run in Pallas' interpreter.
 """
 
 import functools
@@ -26,7 +26,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 @pytest.fixture(params=[flash_tpu, flash_gpu], ids=["tpu", "gpu"])
 def kernels(request, monkeypatch):
-  """Interprets the kernels of one platform."""
+  """Runs the kernels of one platform in the interpreter."""
   monkeypatch.setitem(flash_attention.KERNELS, "cpu", request.param)
   compute.clear_cache()
   yield request.param
@@ -83,7 +83,7 @@ def test_result_and_gradients_equal_the_plain_ones(kernels, shape, causal, windo
 
 @pytest.mark.parametrize("rate", [slow(0.0), 0.1])
 def test_bfloat16_is_as_exact_as_the_plain_path(kernels, rate):
-  """Both are compared with the plain path in float32."""
+  """Both paths in bfloat16 are compared with the plain path in float32."""
   inputs, ids = make_inputs(2, 128, 2, 64, "bfloat16"), make_ids(2, 128)
   exact = compute(*(x.astype(jnp.float32) for x in inputs), ids, "xla", rate=rate)
   found, plain = (compute(*inputs, ids, kernel, rate=rate) for kernel in ("flash", "xla"))
@@ -96,7 +96,7 @@ def test_bfloat16_is_as_exact_as_the_plain_path(kernels, rate):
 @pytest.mark.parametrize("length, heads, width", [
     (128, 2, 64), slow(100, 3, 32), slow(640, 1, 128)])
 def test_the_same_weights_are_dropped_bit_for_bit(kernels, length, heads, width):
-  """Values that are rows of the unit matrix read the weights of a few keys at a time."""
+  """With rows of the unit matrix as values, results show the weights of a few keys at a time."""
   q, k, _, g = make_inputs(1, length, heads, width)
   ids = np.ones((1, length))
   for first in range(0, length, width):
@@ -113,7 +113,7 @@ def test_the_same_weights_are_dropped_bit_for_bit(kernels, length, heads, width)
 @pytest.mark.parametrize("causal, window", [
     (True, 9), slow(False, None), slow(True, None), slow(False, 9)])
 def test_a_hidden_token_changes_nothing(kernels, causal, window):
-  """Only tokens that see it, or that it sees, change with a token; the others not by a bit."""
+  """If a token changes, only tokens that see it, or that it sees, change by a bit."""
   inputs, ids = make_inputs(1, 128, 2, 64), make_ids(2, 128)[1:]
   token = 40
   changed = [x.at[:, token].set(9 - 5 * x[:, token]) for x in inputs]
@@ -121,7 +121,7 @@ def test_a_hidden_token_changes_nothing(kernels, causal, window):
   before, after = run(*inputs), run(*changed)
   mask = np.asarray(Visibility(jnp.asarray(ids), causal=causal, window=window).mask())[0, 0]
   sees, is_seen = mask[:, token], mask[token]
-  # A gradient of a query that sees the token changes those of all keys that this query sees.
+  # A query that sees the token changes the gradients of all keys that it sees.
   shares = mask[sees].any(0) | is_seen
   for name, x, y, may_change in zip(("result", "dq", "dk", "dv"), before, after,
                                     (sees, sees, shares, shares), strict=True):
@@ -145,7 +145,7 @@ def test_no_array_of_queries_and_keys_is_kept():
 
 
 def test_a_row_may_have_more_weights_than_numbers_of_32_bits():
-  """Their indices wrap in the plain path, too."""
+  """Indices of the dropout mask wrap around in the plain path, too."""
   x = jax.ShapeDtypeStruct((1, 16_384, 16, 64), "bfloat16")
   attend = functools.partial(flash_attention.attend, causal=True, window=None, rate=0.1)
   found = jax.eval_shape(lambda q, ids, words: attend(q, q, q, ids, words=words), x,
@@ -173,7 +173,7 @@ def test_every_device_drops_what_one_device_does(mesh):
     slow("causal", (1, 4, 2), 4)])
 @pytest.mark.parametrize("kernels", [flash_tpu, slow(flash_gpu)], indirect=True)
 def test_training_equals_that_with_the_plain_path(kernels, objective, mesh, pieces):
-  """With both dropouts, on meshes and in micro-batches."""
+  """Runs have both kinds of dropout, on meshes and in micro-batches."""
 
   def run(kernel, mesh):
     config = tiny.make_config(objective, mesh=mesh, attention=kernel, num_layers=1, dropout=0.1,
@@ -220,7 +220,7 @@ with sharding.use_mesh(mesh, config):
 @pytest.mark.libtpu
 @pytest.mark.parametrize("kind", ["v5e", "v6e"])
 def test_it_compiles_for_tpus(kind):
-  """Both passes, one sequence or several tiles per row, with rows of its own for each chip."""
+  """Both passes compile, for rows of one tile or several; each chip has its own rows."""
   tests = pathlib.Path(__file__).parents[1]
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "JAX_PLATFORMS": "cpu",

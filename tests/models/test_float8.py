@@ -1,4 +1,4 @@
-"""bertgpt.models.float8: rounding by ml_dtypes, products and gradients by NumPy, a training."""
+"""bertgpt.models.float8: rounding and matmuls against ml_dtypes and NumPy, and short trainings."""
 
 import re
 import types
@@ -24,7 +24,7 @@ E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 
 
 def np_round(x, dtype):
-  """Returns x in float64, rounded as its scale says, by NumPy and ml_dtypes."""
+  """Returns x, scaled and rounded to `dtype` by NumPy and ml_dtypes, as float64."""
   x = np.asarray(x, np.float64)
   scale = 2.0 ** np.ceil(np.log2(np.abs(x).max() / float(ml_dtypes.finfo(dtype).max)))
   return (x / scale).astype(dtype).astype(np.float64) * scale
@@ -60,7 +60,7 @@ def test_the_largest_magnitude_and_zeros_stay_finite(dtype):
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_what_is_not_finite_stays_so(bad):
-  """So that the step is left out, as with every other precision."""
+  """So the step is not applied, as in every other precision."""
   x, kernel, _ = make_inputs()
   assert not np.isfinite(np.asarray(float8.multiply(x.at[3, 5].set(bad), kernel))).all()
 
@@ -85,7 +85,7 @@ def test_the_backward_pass_keeps_one_byte_per_feature():
 
 
 def train(steps, **model):
-  """Returns the losses of the first steps of a training on random rows that repeat."""
+  """Returns the losses of the first training steps, on random rows that repeat."""
   config = tiny.make_config("causal", dtype="bfloat16", **model)
   config.phases[0].update(steps=steps, warmup_steps=0)
   with tiny.Setup(config) as setup:
@@ -111,7 +111,7 @@ def test_a_training_loses_at_most_a_hundredth(steps):
 
 
 def compile_product(name, **options):
-  """Returns the text of a product and its gradients, compiled for the first device of a machine."""
+  """Returns the text of a matmul and its gradients, compiled for one device of a machine."""
   topology = topologies.open_topology(name)
   sharding = SingleDeviceSharding(topology.devices[0])
   x, kernel, y = (jax.ShapeDtypeStruct(shape, "bfloat16", sharding=sharding)
@@ -126,7 +126,7 @@ def compile_product(name, **options):
 
 
 def fp8_products(text):
-  """Returns the instructions of a program that multiply float8."""
+  """Returns the float8 matmuls of a program."""
   module = hlo.parse(text)
   return [part for execution in hlo.executions(module) for part in execution.instruction.parts()
           if (product := hlo_costs.product_of(part)) and product.is_fp8]
@@ -134,7 +134,7 @@ def fp8_products(text):
 
 @pytest.mark.cuda
 def test_hopper_multiplies_in_float8_with_cublas():
-  """The forward product and both gradients; scaling is part of the call."""
+  """The three calls are the forward matmul and both gradients; scaling is part of them."""
   text = compile_product("h100:1", xla_gpu_enable_triton_gemm=False)
   assert len(re.findall(r'custom_call_target="__cublas\$lt\$matmul\$f8"', text)) == 3
   assert len(fp8_products(text)) == 3
@@ -143,13 +143,13 @@ def test_hopper_multiplies_in_float8_with_cublas():
 @pytest.mark.cuda
 @pytest.mark.parametrize("name, number", [("h100:1", 3), ("b200:1", 3), ("a100:1", 0)])
 def test_products_of_triton(name, number):
-  """Kernels of XLA's own have the same factors; Ampere has no float8."""
+  """XLA's own kernels multiply float8 too, but not on Ampere, which has none."""
   assert len(fp8_products(compile_product(name))) == number
 
 
 @pytest.mark.libtpu
 def test_ironwood_multiplies_float8_faster():
-  """By the compiler's own estimate of a large product; v6e is as fast in bfloat16."""
+  """By the compiler's estimates for a large matmul, v6e is as fast in bfloat16."""
   cycles = {}
   for name in ("tpu7x:1x1x1", "v6e:1x1"):
     sharding = SingleDeviceSharding(topologies.open_topology(name).devices[0])
@@ -175,7 +175,7 @@ def test_a_chip_without_float8_is_refused():
 
 
 def test_a_chip_without_float8_needs_a_dtype_for_fine_tuning(monkeypatch):
-  """The devices of this test are in the table as a chip without float8."""
+  """The test's devices count as a chip without float8."""
   monkeypatch.setitem(hardware.CHIPS, "cpu", hardware.CHIPS["a100"]._replace(device_kinds=("cpu",)))
   vocabulary = types.SimpleNamespace(vocab_size=64)
   pretrained = trained.make_trained(tiny.make_config(matmul="fp8"), {}, vocabulary, 0, "", dtype="")
@@ -197,7 +197,7 @@ def test_both_sides_of_the_weights_are_multiples_of_16(inputs, outputs, is_fp8):
 
 
 def test_small_output_layers_and_scores_stay_in_their_dtype():
-  """The output layer of pairs has two classes. Scores of a trained model are in float32."""
+  """The next-sentence head has two classes. Trained models compute scores in float32."""
   config = tiny.make_config("mlm_nsp", matmul="fp8", num_layers=1)
   with tiny.Setup(config) as setup:
     text = setup.gradients().lower(setup.init().params, setup.put(tiny.make_batch(config)), 0)

@@ -1,4 +1,4 @@
-"""Uses of a forked array: the gradient is that of plain uses."""
+"""bertgpt.models.fork: the gradient of a forked array equals that of a plain one."""
 
 import jax
 import jax.numpy as jnp

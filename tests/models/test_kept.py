@@ -1,4 +1,4 @@
-"""bertgpt.models.kept: what `model.remat=products` keeps, and what it computes again."""
+"""bertgpt.models.kept: what `model.remat=products` saves, and what it recomputes."""
 
 import collections
 
@@ -10,7 +10,7 @@ from tests import tiny
 
 
 def count(jaxpr, counts=None):
-  """Counts the primitives of a jaxpr and of those inside it."""
+  """Counts the primitives of a jaxpr, including inner ones."""
   counts = collections.Counter() if counts is None else counts
   for equation in jaxpr.eqns:
     counts[equation.primitive.name] += 1

@@ -1,4 +1,4 @@
-"""bertgpt.models.layer_keys: keys of dropout, derived before the loop over the layers."""
+"""bertgpt.models.layer_keys: dropout keys, derived before the loop over the layers."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from bertgpt.models.layer_keys import make_layer_keys
 
 
 class Attention(nn.Module):
-  """Asks for a key as a module of a layer would."""
+  """Asks for a key like a module inside a layer."""
 
   @nn.compact
   def __call__(self):
@@ -18,7 +18,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-  """Asks for its keys itself, within the loop."""
+  """A layer that asks for its own keys within the loop."""
 
   @nn.compact
   def __call__(self, carry, _):
@@ -28,7 +28,7 @@ class Layer(nn.Module):
 
 
 class Parent(nn.Module):
-  """The loop over layers, or over runs of layers, and the keys derived before it."""
+  """Loops over layers, or over groups of layers, with keys derived before the loop."""
 
   config: FrozenConfigDict
   lengths: tuple[int, ...]
@@ -43,7 +43,7 @@ class Parent(nn.Module):
 
 
 class Grandparent(nn.Module):
-  """The loop is deeper in the model."""
+  """A model whose loop is in a submodule."""
 
   config: FrozenConfigDict
   lengths: tuple[int, ...]

@@ -156,7 +156,7 @@ def test_gpt_equals_numpy(norm):
   np.testing.assert_allclose(logits[..., :VOCAB], expected, rtol=0, atol=1e-5)
 
 
-# Everything by which later layers differ from those of BERT and GPT, in two mixtures.
+# Everything in which later models' layers differ from those of BERT and GPT, in two mixtures.
 MODERN = {"norm": "pre", "skip_first_norm": True, "norm_bias": False, "use_bias": False,
           "mlp": "gated", "activation": "gelu_erf", "window": 3, "global_every": 2,
           "position": "rope", "rope_theta": 300.0, "rope_theta_local": 20.0}
@@ -165,7 +165,7 @@ LLAMA = {"norm": "pre", "norm_kind": "rms", "use_bias": False, "mlp": "gated", "
 
 
 def np_modern_stack(x, layers, sequence_ids, positions, model, causal):
-  """Computes layers whose fields the test chooses; the angles are those of complex numbers."""
+  """Computes layers with the options of later models; rotary angles are complex numbers."""
   norm = np_rms_norm if model.norm_kind == "rms" else np_norm
   size = model.width // model.num_heads
 
@@ -210,7 +210,7 @@ def test_later_layers_equal_numpy_in_every_family(family, fields):
 
 
 def test_layers_that_share_their_parameters_have_kinds_of_their_own():
-  """Two groups of two layers are four layers, of which the first and the third are global."""
+  """Of four layers in two groups, the first and the third are global."""
   config = make_config(num_layers=4, layer_groups=2, **MODERN)
   config.model.family, config.objective.name = "albert", "mlm_sop"
   inputs = make_inputs(np.random.default_rng(0))
@@ -275,7 +275,7 @@ def test_one_rotation_leads_from_every_sinusoid_position_to_the_next(family):
   turned = table[:, :16] + 1j * table[:, 16:]  # (sin, cos) of one frequency as one complex number.
   steps = turned[1:] / turned[:-1]
   np.testing.assert_allclose(steps, np.repeat(steps[:1], 23, axis=0), atol=1e-5)
-  assert len(np.unique(np.round(steps[0], 4))) == 16  # Every frequency has another angle.
+  assert len(np.unique(np.round(steps[0], 4))) == 16  # All frequencies have different angles.
   assert np.sqrt((table**2).mean()) == pytest.approx(0.05, rel=1e-5)
   # Positions are orthogonal and have the same length.
   np.testing.assert_allclose(table @ table.T, 32 * 0.05**2 * np.eye(24), atol=1e-6)
@@ -293,16 +293,16 @@ def test_gpt2_residual_projections_start_smaller():
   assert float(layers["mlp"]["up"]["kernel"].std()) == pytest.approx(0.02, rel=0.02)
 
 
-# ------------------------------------------------------------ who sees whom
+# ------------------------------------------------------------ visibility
 
 
 def influence(config, inputs):
-  """Returns the absolute gradient [L, L] of the features at l by the embedding at s, in row 0."""
+  """Returns |gradients| of the features at l by the embedding at s in row 0: [L, L]."""
   model, params = init(config, inputs)
   tokens = inputs.tokens_BL
 
   def features(offset_LD):
-    # Every place has a token of its own, whose embedding is moved.
+    # Every position has a token of its own, whose embedding is moved.
     places = jnp.arange(tokens.shape[1])[None]
     table = params["embeddings"]["token"]["embedding"]
     moved = params | {"embeddings": params["embeddings"] | {
@@ -334,7 +334,7 @@ def test_gpt_sees_its_own_past_and_nothing_else(norm):
     ("pre", {}), ("post", {}), ("pre", {"scan_unroll": 0}), ("post", {"remat": "full"}),
     ("pre", MODERN), ("pre", MODERN | {"global_every": 0})])
 def test_a_cache_changes_no_logits(norm, model):
-  """Tokens come in parts of any length, and every row begins at a position of its own."""
+  """Tokens arrive in parts of any length, and every row begins at its own position."""
   config = make_config("gpt", **{"norm": norm, "num_layers": 2, **model})
   rng, rows, length = np.random.default_rng(0), 3, 20
   tokens = rng.integers(5, VOCAB, (rows, length)).astype(np.int32)

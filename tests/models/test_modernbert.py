@@ -1,4 +1,4 @@
-"""ModernBERT and its decoder: published sizes, who sees whom, and parts that nothing reads."""
+"""ModernBERT and its decoder: published sizes, visibility, and parameters that nothing reads."""
 
 import functools
 
@@ -25,7 +25,7 @@ NAMES = ("modernbert", "modernbert_decoder")
     ("ettin_68m", 68_144_640, 68_457_664), ("ettin_150m", 149_014_272, 149_655_232),
     ("ettin_400m", 394_781_696, 395_881_664), ("ettin_1b", 1_028_050_688, 1_031_314_112)])
 def test_sizes_are_the_published_ones(family, name, body, whole):
-  """Without and with the head; the first scale of the attention norms is not in the files."""
+  """Sizes without and with the head; published files lack the first attention norm's scale."""
   config = config_lib.base()
   config.model.update(families.FAMILIES[family].presets[name], vocab_size=VOCAB)
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -59,12 +59,12 @@ def make_inputs(rows=1):
 @pytest.mark.parametrize("family", NAMES)
 @pytest.mark.parametrize("layers, every", [(1, 3), (2, 0), (2, 3)])
 def test_local_layers_see_the_window_and_global_ones_the_sequence(family, layers, every):
-  """By gradients: two local layers reach twice as far as one; one global layer reaches all."""
+  """Gradients show that two local layers reach twice as far as one, and a global layer, all."""
   network, params = make(family, num_layers=layers, global_every=every)
   inputs = make_inputs()
 
   def features(offset_LD):
-    # Every place has a token of its own, whose embedding is moved.
+    # Every position has a token of its own, whose embedding is moved.
     table = params["embeddings"]["token"]["embedding"].at[:tiny.LENGTH].add(offset_LD)
     moved = params | {"embeddings": params["embeddings"] | {"token": {"embedding": table}}}
     places = inputs._replace(tokens_BL=jnp.arange(tiny.LENGTH)[None])
@@ -84,7 +84,7 @@ def test_local_layers_see_the_window_and_global_ones_the_sequence(family, layers
 @pytest.mark.parametrize("unroll, conditionals", [(0, 0), (1, 1)])
 def test_an_unrolled_layer_has_the_kernel_of_its_kind_and_no_choice(monkeypatch, unroll,
                                                                     conditionals):
-  """With cuDNN's sliding window, which XLA computes here; in a loop, each iteration chooses."""
+  """The kernel is cuDNN's, emulated by XLA; in a loop, each iteration chooses the window."""
   monkeypatch.setattr(attention.attention_kernels, "choose", lambda *args: ("cudnn", "a test"))
   network, params = make("modernbert_decoder", scan_unroll=unroll)
   tokens = np.full((2, tiny.LENGTH), 7, np.int32)
@@ -96,7 +96,7 @@ def test_an_unrolled_layer_has_the_kernel_of_its_kind_and_no_choice(monkeypatch,
 
 @pytest.mark.parametrize("family", NAMES)
 def test_packed_texts_are_as_each_alone(family):
-  """Their positions restart, and no layer sees the other text."""
+  """Positions restart at each text, and no layer sees the other text."""
   network, params = make(family)
   inputs = make_inputs()
   packed = network.apply({"params": params}, inputs, method="features")
@@ -126,7 +126,7 @@ def test_nothing_reads_the_norm_before_the_first_layer(family):
 
 
 def test_dropout_is_only_after_attention():
-  """With attention's output matrices of zero, dropout changes nothing."""
+  """If attention's output matrices are zero, dropout changes nothing."""
   network, params = make("modernbert", dropout=0.5)
   out = params["encoder"]["layers"]["attention"]["out"]
   silent = jax.tree.map(lambda x: x, params)
@@ -179,7 +179,7 @@ def undivided(family):
 @pytest.mark.parametrize("family", NAMES)
 def test_loss_and_gradients_are_the_same_however_a_step_is_divided(family, mesh, micro_batches,
                                                                    model):
-  """Local and global layers, rows of two texts."""
+  """The model has local and global layers, and the rows hold two texts."""
   loss, grads = losses_and_gradients(family, mesh, micro_batches, **model)
   expected_loss, expected = undivided(family)
   assert loss == pytest.approx(expected_loss, rel=1e-5)

@@ -1,4 +1,4 @@
-"""LayerNorm and its gradients against float64 and Flax, and what the backward pass keeps."""
+"""LayerNorm and its gradients against float64 and Flax, and what is saved for the backward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def differentiate(module, x, scale, bias, g):
 
 
 def closed_form(x, scale, bias, g, epsilon):
-  """The same in float64; the gradient of x by central differences of the loss sum(g * y)."""
+  """Returns the same in float64, with central differences of sum(g * y) for the gradient of x."""
   x, scale, bias, g = (np.asarray(a, np.float64) for a in (x, scale, bias, g))
 
   def normal(x):
@@ -48,7 +48,7 @@ def closed_form(x, scale, bias, g, epsilon):
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-1])
 def test_values_and_gradients_are_those_of_float64(epsilon, offset):
-  """An offset that is large against the deviation costs digits of float32, but not all."""
+  """An offset much larger than the standard deviation costs some digits of float32."""
   case = make_case(offset)
   tolerance = 1e-5 if offset == 0 else 1e-4
   for got, expected in zip(differentiate(make_norm(epsilon), *case), closed_form(*case, epsilon),

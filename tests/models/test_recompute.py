@@ -1,4 +1,4 @@
-"""What the backward pass keeps of a function, and where a barrier stands in the program."""
+"""bertgpt.models.recompute: what the backward pass saves, and which programs have barriers."""
 
 import jax
 import jax.numpy as jnp

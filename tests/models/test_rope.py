@@ -1,4 +1,4 @@
-"""Rotary positions against complex numbers in float64, and scores that depend on distances."""
+"""Rotary positions against complex numbers in float64; scores depend only on distances."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ def make_config(**model):
 
 
 def turn(x_BLNH, positions_BL, theta):
-  """Turns feature i and feature i + H/2 as the parts of one complex number."""
+  """Rotates features i and i + H/2 as the two parts of a complex number."""
   half = WIDTH // 2
   angles = positions_BL[:, :, None, None] * theta ** (-2 * np.arange(half) / WIDTH)
   turned = (x_BLNH[..., :half] + 1j * x_BLNH[..., half:]) * np.exp(1j * angles)

@@ -14,7 +14,7 @@ ROWS, SLOTS, WIDTH, VOCAB = 2000, 5, 8, 16
 
 
 def make_prediction(rows=ROWS, seed=0):
-  """Returns a prediction with logits of very different sizes, and the words of its rows."""
+  """Returns a prediction with logits of very different sizes, and the random words of its rows."""
   keys = jax.random.split(jax.random.key(seed), 4)
   bias_V = jnp.where(jnp.arange(VOCAB) < VOCAB - 2, jax.random.normal(keys[2], (VOCAB,)), -1e9)
   x_1KD = jax.random.normal(keys[0], (1, SLOTS, WIDTH))
@@ -67,7 +67,7 @@ def test_samples_are_the_same_on_every_mesh(mesh):
 
 
 def test_noise_is_gumbels():
-  """Mean, the Euler-Mascheroni constant, and variance, pi^2 / 6."""
+  """The mean is the Euler-Mascheroni constant, and the variance is pi^2 / 6."""
   noise = np.asarray(sampling.gumbel_noise(jax.random.bits(jax.random.key(0), (200, 2), jnp.uint32),
                                            jnp.arange(10), jnp.arange(100)), np.float64)
   assert np.isfinite(noise).all()

@@ -1,4 +1,4 @@
-"""XLNet: the published sizes, `transformers`' XLNet as an oracle, who sees whom by gradients."""
+"""XLNet: published sizes, `transformers` as the oracle, and visibility by gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ LENGTH, ROWS, TARGETS, MEMORY = 16, 4, 5, 7
 
 @pytest.mark.parametrize("name, size", [("base", 116_750_336), ("large", 360_300_800)])
 def test_sizes_are_the_published_ones(name, size):
-  """With the vocabulary of the published models: 32,000 pieces, a multiple of 128."""
+  """The published vocabulary has 32,000 pieces, a multiple of 128."""
   config = config_lib.base()
   config.model.update(families.FAMILIES["xlnet"].presets[name], vocab_size=32_000)
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -28,7 +28,7 @@ def test_sizes_are_the_published_ones(name, size):
 
 
 def make_inputs(seed=0, memory=0, layers=2, width=32):
-  """Returns rows of one sequence with padding after it, with an order of prediction."""
+  """Returns rows of one sequence, padding and a prediction order."""
   rng = np.random.default_rng(seed)
   at, length = np.arange(LENGTH), rng.integers(10, LENGTH + 1, (ROWS, 1))
   targets = rng.permuted(np.repeat(np.arange(10)[None], ROWS, 0), axis=1)[:, :TARGETS]
@@ -74,7 +74,7 @@ def test_sinusoids_are_those_of_the_paper():
 
 @pytest.mark.parametrize("memory", [0, 3])
 def test_who_sees_whom_follows_from_the_order(memory):
-  """One pair of tokens after the other, from the definition."""
+  """The oracle applies the definition to one pair of tokens at a time."""
   inputs = make_inputs()
   sight = relative_attention.see(inputs.sequence_ids_BL, inputs.segment_ids_BL, inputs.order_BL,
                                  inputs.predict_positions_BK, memory)

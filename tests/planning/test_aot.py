@@ -1,4 +1,4 @@
-"""bertgpt.planning.aot: the step that is compiled is the real one, and its answers add up."""
+"""bertgpt.planning.aot: the compiled step is that of training, and its figures add up."""
 
 import types
 
@@ -33,7 +33,7 @@ def test_the_batch_is_the_loaders(objective, packing):
 
 @pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
 def test_the_program_is_the_one_that_training_runs(objective):
-  """Its text equals the program lowered with a real state and batch."""
+  """The text equals that of the program lowered with a real state and batch."""
   config = tiny.make_config(objective, mesh=(4, 2, 1))
   with tiny.Setup(config) as setup:
     objective_fns = objectives.make_objective(config, aot.make_vocabulary(tiny.VOCAB))
@@ -47,7 +47,7 @@ def test_the_program_is_the_one_that_training_runs(objective):
 @pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_compiled_flops_are_those_of_the_formula(objective, micro_batches):
-  """Scanned layers and micro-batches are counted by trip counts; the formula sees no program."""
+  """The program's FLOPs count loops by their trip counts; the formula knows only the config."""
   config = tiny.make_config(objective, num_layers=3, width=128, mlp_dim=512)
   config.phases[0].micro_batches = micro_batches
   config.phases[0].max_predictions = 8
@@ -66,7 +66,7 @@ def test_data_parallel_steps_send_the_gradients_once(micro_batches):
   sent = {(total.kind, total.axes): total.bytes for total in step.roofline.collectives}
   table = 4 * config.model.width * config_lib.padded_vocab_size(tiny.VOCAB)
   gradients = sent.pop(("all-reduce", "data"))
-  # From a single piece the tied table's gradient comes in two parts, of the lookup and of the head.
+  # Without micro-batches, the tied table's gradients from the lookup and the head are sent apart.
   expected = step.state_bytes.parameters + table * (micro_batches == 1)
   assert gradients == pytest.approx(expected, rel=0.02)
   assert sum(sent.values()) < 0.01 * gradients
@@ -76,7 +76,7 @@ def test_state_is_split_over_fsdp():
   whole = aot.lower_step(tiny.make_config(mesh=(8, 1, 1)), 0, on_fake_devices()).state_bytes
   split = aot.lower_step(tiny.make_config(mesh=(1, 8, 1)), 0, on_fake_devices()).state_bytes
   assert whole[0] == 4 * sum(x.size for x in jax.tree.leaves(tiny_params()))
-  assert whole[0] / 8 < split[0] < whole[0] / 4  # Norms and biases are on every chip.
+  assert whole[0] / 8 < split[0] < whole[0] / 4  # Norms and biases are replicated.
   assert whole[1] == pytest.approx(2 * whole[0], rel=1e-3)
 
 

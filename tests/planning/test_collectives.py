@@ -1,4 +1,4 @@
-"""bertgpt.planning.collectives: kinds, bytes, groups and networks, for programs with known ones."""
+"""bertgpt.planning.collectives: kinds, bytes, groups and networks, against known answers."""
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def test_of_one_device_nothing_is_sent():
 
 
 def test_bytes_of_a_reduction_are_those_of_a_ring_played_through():
-  """Scatter-reduce, then gather, of n chunks; it is played until all devices have the sum."""
+  """The test simulates scatter-reduce and gather of n chunks until all devices have the sum."""
   n, chunk = 8, 125
   arrays = np.random.default_rng(0).integers(0, 9, (n, n, chunk))  # [device, chunk, element]
   expected, sent = arrays.sum(axis=0), np.zeros(n)

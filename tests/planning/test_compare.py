@@ -10,7 +10,7 @@ from bertgpt.planning import aot, compare, plan
 
 @pytest.fixture(scope="module")
 def plans():
-  """Returns the plans of two layers and of four."""
+  """Returns the plans of a model with two layers and of one with four."""
   topology = on_fake_devices()
   return [aot.make_plan(tiny.make_config(mesh=(8, 1, 1), num_layers=layers), topology, [0])
           for layers in (2, 4)]

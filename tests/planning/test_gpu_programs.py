@@ -1,4 +1,4 @@
-"""Training steps compiled for NVIDIA GPUs that are not there: every recipe, and the cuDNN path.
+"""Training steps compiled for NVIDIA GPUs, without a GPU: every recipe, and the cuDNN path.
 
 Models have two layers of their full width: the body of the loop over layers is the same for any
 number of them.
@@ -30,7 +30,7 @@ MACHINES = ("h100:1", "h100:8", "h200:2x8", "a100:8")
 
 
 def read_recipe(name, **changes):
-  """Returns a recipe with two layers and with other values of fields; '.' is written as '__'."""
+  """Returns a recipe with two layers and changed fields ('__' stands for '.' in their names)."""
   config = recipes.load(str(FOLDER / f"{name}.py"))
   config.model.num_layers = 2
   for field, value in changes.items():
@@ -51,7 +51,7 @@ def compile_text(config, machine, phase_index=0):
 
 
 def set_phase(config, **fields):
-  """Returns the config with only its first phase, in which some fields have other values."""
+  """Removes all phases but the first, sets fields of that one, and returns the config."""
   config.phases = config.phases[:1]
   config.phases[0].update(fields)
   return config
@@ -69,7 +69,7 @@ def test_every_phase_of_every_recipe_is_traced(name, machine):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_compiles(name):
-  """With the kernel of attention that the log announces."""
+  """Programs have the attention kernel that the log announces."""
   config = read_recipe(name)
   last = len(config.phases) - 1
   text = compile_text(config, "h100:1", last)
@@ -117,7 +117,7 @@ def test_every_kernel_is_traced_on_every_mesh(variant, pieces, mesh):
 @pytest.mark.parametrize("pieces", [1, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_kernel_compiles(variant, pieces):
-  """In pieces and whole, cuDNN gets a mask only if a row may hold several sequences."""
+  """With micro-batches and without, cuDNN gets a mask only if rows may hold several sequences."""
   config = make_variant(variant, pieces, (2, 2, 2))
   text = compile_text(config, "h100:8")
   is_fused = "__cudnn$fmha" in text
@@ -128,10 +128,9 @@ def test_every_kernel_compiles(variant, pieces):
 
 
 def test_the_fused_program_keeps_no_array_of_queries_and_keys():
-  """The rows of the paper's BERT and of GPT-2 need no mask: nothing has two axes of tokens.
+  """Rows of the paper's BERT and of GPT-2 need no mask, so no array has two token axes.
 
-  Products are cuBLAS's, and compute GELU in both layers; two sums of gradients are part of them in
-  each.
+  Matmuls are cuBLAS calls. Those in both layers include GELU, and two in each add up gradients.
   """
   for name, changes in (VARIANTS["bert"], VARIANTS["gpt"], VARIANTS["bert, dropout"]):
     config = set_phase(read_recipe(name, **changes), batch_size=8, micro_batches=1, seq_len=512)
@@ -142,8 +141,8 @@ def test_the_fused_program_keeps_no_array_of_queries_and_keys():
 
 
 def test_the_test_finds_masks():
-  """The same search finds the mask of packed rows."""
+  """Packed rows need a mask, which the search of the test above finds."""
   name, changes = VARIANTS["bert, packed"]
   config = set_phase(read_recipe(name, **changes), batch_size=8, micro_batches=1, seq_len=512)
   assert "512,512]" in compile_text(config, "h100:1")
-  assert np.array(jax.devices()).size  # Other programs of this process still have the CPU.
+  assert np.array(jax.devices()).size  # Compiling for GPUs has left the process its CPU devices.

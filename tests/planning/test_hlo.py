@@ -1,4 +1,4 @@
-"""bertgpt.planning.hlo: instructions, what they call, and how often a step runs them."""
+"""bertgpt.planning.hlo: instructions, the computations they call, and runs per step."""
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ def test_every_branch_counts_as_if_it_ran():
 
 
 def test_trip_count_from_the_condition():
-  """TPU programs do not state it."""
+  """TPU programs do not state the trip count."""
   module = hlo.parse("""HloModule m
 %body (b: (s32[], f32[4])) -> (s32[], f32[4]) {
   %b = (s32[], f32[4]{0}) parameter(0)

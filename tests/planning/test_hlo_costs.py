@@ -1,4 +1,4 @@
-"""bertgpt.planning.hlo_costs: work of programs, against XLA's own count and closed forms."""
+"""bertgpt.planning.hlo_costs: costs of programs against XLA's own counts and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def moved_bytes(module):
 
 
 def test_a_loop_counts_as_often_as_it_runs():
-  """XLA's own count takes the body of the loop once."""
+  """XLA's own count takes the loop body only once."""
   def run(x, w):
     return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
 
@@ -61,7 +61,7 @@ def test_batched_products():
     {"window_strides": (1, 3), "padding": ((2, 2), (1, 1)), "lhs_dilation": (2, 3)},
     {"window_strides": (1, 1), "padding": ((0, 0), (2, 2)), "rhs_dilation": (2, 2)}])
 def test_convolutions_are_counted_as_xla_counts_them(window):
-  """Only positions of the window that meet the input."""
+  """Only window positions that meet the input count."""
   convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, **window)
   compiled, module = compile_text(convolve, (2, 3, 12, 13), (5, 3, 3, 4))
   assert 0 < matmul_flops(module) == compiled.cost_analysis()["flops"]
@@ -141,7 +141,7 @@ custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":\
 
 
 def test_scratch_memory_of_products_is_not_traffic():
-  """cuBLAS gets 32 MB with every product, which it uses for few and never as a whole."""
+  """Every cuBLAS matmul gets 32 MB of scratch memory; few use it, and none uses all of it."""
   assert moved_bytes(hlo.parse(PRODUCT_WITH_SCRATCH)) == 2 * (64 * 32 + 32 * 16 + 64 * 16)
 
 
@@ -151,7 +151,7 @@ def test_a_gather_reads_only_its_rows():
 
 
 def test_a_scan_writes_its_rows_once():
-  """A row is written in place; the whole stack at every step would be 100 times as much."""
+  """Each step writes one row in place; writing the whole stack would be 100 times as much."""
   rows, width = 100, 512
 
   def run(x):
@@ -192,7 +192,7 @@ def kernel_of(body):
     ("", "NO_MASK", 2), ("Backward", "NO_MASK", 5), ("", "CAUSAL", 1),
     ("Backward", "PADDING_CAUSAL", 2.5)])
 def test_attention_of_cudnn_is_counted(name, mask, products):
-  """A product of scores is 2 FLOPs per row, head, query, key and channel."""
+  """A matmul of attention has 2 FLOPs per row, head, query, key and channel."""
   found = hlo_costs.product_of(kernel_of(CUDNN.replace("NAME", name).replace("MASK", mask)))
   assert found.flops == products * 2 * 8 * 12 * 512 * 512 * 64
   assert (found.m, found.n, found.k) == (512, 512, 64)
@@ -208,7 +208,7 @@ COST = ('"cost_estimate":{"flops":"123456","transcendentals":"5","bytes_accessed
 
 
 def test_a_pallas_kernel_states_its_cost():
-  """Its metadata fill lines of their own, as libtpu writes them."""
+  """libtpu writes the kernel's metadata into separate lines."""
   kernel = kernel_of(PALLAS.replace("COST", COST))
   assert hlo_costs.product_of(kernel).flops == 123456
   assert hlo_costs.hbm_bytes(kernel) == 7777777 and hlo_costs.vector_operations(kernel) == 30
@@ -224,7 +224,7 @@ def test_metadata_of_a_pallas_kernel_may_state_its_vector_operations():
 
 
 def test_a_pallas_kernel_of_triton_states_its_cost():
-  """In its metadata, after its code, with quotes as XLA writes them."""
+  """The metadata follow the code, with quotes escaped by XLA."""
   kernel = kernel_of(PALLAS.replace("tpu_custom_call", "__gpu$xla.gpu.triton").replace(
       'backend_config={"custom_call_config":{COST}}',
       r'backend_config={ir = "ML\EFR\22flops\22", num_warps = 4 : i32, serialized_metadata = '
@@ -263,7 +263,7 @@ ENTRY %main (stack: bf16[4,1000], x: bf16[1,1000], at: s32[]) -> bf16[4,1000] {
 
 
 def test_a_stack_that_only_gets_another_layout_in_place_is_not_read():
-  """libtpu wraps the stack of a loop so on TPU7x; one row of it is written."""
+  """On TPU7x, libtpu wraps a loop's stack in such a call, which writes one row."""
   aliasing = "output_to_operand_aliasing={{}: (0, {})},"
   assert moved_bytes(hlo.parse(STACK.replace("ALIASING", aliasing))) == 2 * 2000 + 4
   assert moved_bytes(hlo.parse(STACK.replace("ALIASING ", ""))) == 2 * 2000 + 4 + 8000

@@ -1,4 +1,4 @@
-"""bertgpt.planning.kernels: what takes longest, from the text of a program."""
+"""bertgpt.planning.kernels: the kernels that take longest, from the text of a program."""
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +56,14 @@ def test_sources_are_paths_of_the_model(path, source):
 
 
 def test_the_distance_from_the_peak():
-  """A product of 1,000 on tiles of 128 uses 1,024 of their columns."""
+  """On tiles of 128, a matmul with sides of 1,000 takes as long as one with 1,024."""
   text = DOT.replace("f32", "bf16")
   (kernel,) = analyze(text, chip=CHIP._replace(tile=128, hbm_bandwidth=1e15)).kernels
   assert kernel.bound == "matmul"
   assert kernel.of_peak == pytest.approx(SHARE["matmul"] * (1000 / 1024) ** 2)
   (kernel,) = analyze(DOT).kernels
   assert kernel.of_peak == SHARE["memory"]
-  (kernel,) = analyze(DOT.replace("1000", "5")).kernels  # Its start takes longest.
+  (kernel,) = analyze(DOT.replace("1000", "5")).kernels  # Most of its time is the launch.
   assert 0 < kernel.of_peak < 0.8
 
 
@@ -88,4 +88,4 @@ def test_the_table_names_the_longest_and_their_share():
   lines = kernels.show(analyze(DOT).kernels, 5)
   assert "the 1 that take longest of 1 kinds: 100%" in lines[0]
   assert len(lines) == 3 and lines[2].endswith("d, source unknown")
-  assert CHIP.tile == 1  # Sides of products are not padded in these figures.
+  assert CHIP.tile == 1  # These figures do not pad the sides of matmuls.

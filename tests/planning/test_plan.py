@@ -1,4 +1,4 @@
-"""bertgpt.planning.plan: output of the command, with the real TPU compiler if it is installed."""
+"""bertgpt.planning.plan: the command's output, with the real TPU compiler if it is installed."""
 
 import json
 import math

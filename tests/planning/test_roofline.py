@@ -65,7 +65,7 @@ def test_a_collective_hides_behind_what_runs_meanwhile():
 
 
 def test_a_collective_in_several_fusions_is_one():
-  """TPU hides a collective in fusions that each hold it; its channel tells that it is the same."""
+  """On TPUs, several fusions may contain one collective; its channel id identifies it."""
   fused = """%part{n} (a: f32[1000,1000]) -> f32[1000,1000] {{
   %a = f32[1000,1000]{{1,0}} parameter(0)
   ROOT %g{n} = f32[1000,1000]{{1,0}} all-reduce(%a), channel_id={n}7, replica_groups={{{{0,1,2,3}}}}
@@ -89,7 +89,7 @@ def test_work_that_the_text_does_not_show_is_added():
 
 
 def test_nothing_is_added_if_the_text_shows_everything():
-  """Blocks of causal attention that a kernel leaves out count by the formula, but do not run."""
+  """The formula counts blocks of causal attention that a kernel skips."""
   assert roofline.analyze(DOT, NETWORK, analytic_flops=5e9).hidden_flops == 0
 
 

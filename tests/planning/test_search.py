@@ -1,4 +1,4 @@
-"""bertgpt.planning.search: variants are valid, train the same, and are chosen by what they need."""
+"""bertgpt.planning.search: variants are valid, train alike, and are ranked by what they need."""
 
 import importlib.util
 
@@ -39,7 +39,7 @@ def test_variants_train_the_same_on_the_same_machine():
 
 
 def test_a_mesh_of_another_size_is_given_up():
-  """A recipe that sets data=8 has to give it up when fsdp grows."""
+  """A variant with a larger fsdp axis must drop the recipe's data=8."""
   config = make_config()
   config.mesh.data = 8
   for overrides, variant in search.make_variants(config, 0, 8, "tpu"):
@@ -99,7 +99,7 @@ def test_estimates_of_memory_fall(lower, higher):
 
 @pytest.mark.parametrize("remat", ["none", "products"])
 def test_the_estimate_is_of_the_size_of_the_program(remat):
-  """Within a factor of two of what is compiled, for a step in which activations dominate."""
+  """The estimate is within a factor of two of the compiled step, if activations dominate."""
   config = tiny.make_config(mesh=(1, 1, 1), remat=remat, width=64, mlp_dim=256, num_layers=3,
                             dtype="bfloat16", dropout=0.1, attention_dropout=0.1)
   config.phases[0].batch_size = 256
@@ -110,7 +110,7 @@ def test_the_estimate_is_of_the_size_of_the_program(remat):
 
 
 def test_chunks_of_logits_are_those_of_the_platform():
-  """Logits and their gradient, of chunks of 2**30 bytes on GPUs and 2**28 bytes elsewhere."""
+  """Chunks of logits, and of their gradients, have 2**30 bytes on GPUs, and 2**28 elsewhere."""
   config = paper(attention="xla", remat="none", vocab_size=50304)
   config.phases[0].update(batch_size=4096, micro_batches=1, max_predictions=100)
   topology = on_fake_devices(1)

@@ -61,7 +61,7 @@ def test_a_chip_of_tpu7x_is_two_devices():
 
 
 def compile_product(name):
-  """Returns the text of a product of two bfloat16 matrices, compiled for the first device."""
+  """Returns the topology, and the text of a bfloat16 matmul compiled for its first device."""
   topology = topologies.open_topology(name)
   x = jax.ShapeDtypeStruct((512, 512), "bfloat16",
                            sharding=SingleDeviceSharding(topology.devices[0]))
@@ -70,7 +70,7 @@ def compile_product(name):
 
 
 def check_product(name):
-  """The roofline of the compiled text has the FLOPs of the formula, on this chip."""
+  """Checks the FLOPs of the compiled text, and that its roofline takes time."""
   topology, text = compile_product(name)
   network = collectives.Network(topology.chip, [Place(0, ())], topology.torus, {})
   roof = roofline.analyze(text, network)
@@ -92,7 +92,7 @@ def test_every_gpu_is_compiled_for(name):
 
 @pytest.mark.libtpu
 def test_the_compilers_limits_are_in_the_table():
-  """What libtpu says of a program that is far too large."""
+  """libtpu's error for a program that is far too large shows the usable memory."""
   for name in ("v5e:1x1", "tpu7x:1x1x1"):
     topology = topologies.open_topology(name)
     x = jax.ShapeDtypeStruct((300, 2**30), "bfloat16",

@@ -1,4 +1,4 @@
-"""bertgpt.planning.work: products, vector operations and bytes of one instruction."""
+"""bertgpt.planning.work: matmuls, vector operations and bytes of one instruction."""
 
 import pytest
 from round_chip import DOT, program_text

@@ -17,7 +17,7 @@ from bertgpt.report import compare, curves
 
 
 def make_run(path, steps=10, loss=2.0, **fields):
-  """A run with a log line every second step and an evaluation at the end."""
+  """Makes a run with a log line every second step, and an evaluation at the end."""
   path.mkdir(parents=True)
   config = base()
   config.phases = (phase(steps=steps, seq_len=32, batch_size=8, learning_rate=1e-3),)
@@ -33,7 +33,7 @@ def make_run(path, steps=10, loss=2.0, **fields):
 
 
 class Page(HTMLParser):
-  """The data and the tables of a page, and the addresses that it would load."""
+  """Parses a page: its data, its tables, and the addresses that it would load."""
 
   def __init__(self, path):
     super().__init__()
@@ -87,8 +87,8 @@ def test_the_page_has_the_curves_the_scores_and_the_fields_that_differ(tmp_path,
     assert run["curves"] == expected
   assert ["b", "10/10", "2e+03", "0:00:05", "3", "0.25"] in page.rows
   assert ["optimizer.b2", "0.999", "0.95"] in page.rows
-  assert not [row for row in page.rows if row[0].startswith("log.")]  # It changes nothing.
-  assert page.addresses == []  # It needs no other file and no network.
+  assert not [row for row in page.rows if row[0].startswith("log.")]  # It affects no result.
+  assert page.addresses == []  # The page needs no other file and no network.
   text = (tmp_path / "compare.html").read_text()
   assert "a &lt;b&gt;sample&lt;/b&gt; &amp; &lt;/script&gt;&lt;script&gt;@@DATA@@" in text
   assert not re.search(r"https?://(?!www\.w3\.org)", text)

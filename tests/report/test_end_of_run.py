@@ -64,7 +64,7 @@ def gpt(finished_gpt):
 
 @pytest.mark.parametrize("with_mask, with_random", [(0.8, 0.1), (1.0, 0.0), (0.5, 0.0)])
 def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_random):
-  """Row by row, where `evaluate` takes batches, from the table of (target, shown)."""
+  """The oracle works row by row, from the joint table of (target, shown token)."""
   with bert.trained.config.unlocked():
     config = bert.trained.config.copy_and_resolve_references()
   config.objective.update(replace_with_mask=with_mask, replace_with_random=with_random)
@@ -95,7 +95,7 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
 
 
 def test_masked_baseline_knows_how_often_special_tokens_are_targets(bert):
-  """Fairseq's rule takes all positions of a row, so the shares are those of the rows."""
+  """By Fairseq's rule, any position may be a target, so all tokens of the rows count."""
   with bert.trained.config.unlocked():
     config = bert.trained.config.copy_and_resolve_references()
   config.objective.update(mask_rule="fairseq", replace_with_mask=1.0, replace_with_random=0.0)
@@ -121,7 +121,7 @@ def test_masked_baseline_knows_how_often_special_tokens_are_targets(bert):
 
 @pytest.mark.parametrize("rule, special", [("bert", 0.5 / 20), ("fairseq", 0.0)])
 def test_a_token_shown_is_the_target_or_drawn_at_random(rule, special):
-  """Of 20 ids, 4 special; half of the targets is shown as it is, half as a random id."""
+  """Of 20 ids, 4 are special; half of the targets are shown unchanged, half as a random id."""
   config = config_lib.base()
   config.objective.update(mask_rule=rule, replace_with_mask=0.0, replace_with_random=0.5)
   vocabulary = Vocabulary(20, 4, (0, 2, 3, 4), np.zeros(20, bool), np.zeros(20, bool))
@@ -135,7 +135,7 @@ def test_a_token_shown_is_the_target_or_drawn_at_random(rule, special):
 
 
 def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
-  """Counts pair by pair; labels are unbalanced because a lone sentence gets a random partner."""
+  """The test counts pair by pair. A lone sentence gets a random partner, so classes differ."""
   labels = []
   for batch in loader.make_eval_batches(bert.held_out, bert.trained.config, 0, slice(0, 8)):
     for row, slot in zip(*np.nonzero(batch["nsp_weights"]), strict=True):
@@ -146,7 +146,7 @@ def test_nsp_baseline_is_the_share_of_the_larger_class(bert):
 
 
 def test_bigram_baseline_is_witten_and_bells(gpt):
-  """For a sequence of documents in the order in which they were counted."""
+  """The oracle reads the documents in the order in which they are counted."""
   order = np.random.default_rng(0).permutation(len(gpt.documents))
   stream = [token for i in order for token in gpt.documents[i]]
   after = collections.defaultdict(collections.Counter)
@@ -174,7 +174,7 @@ def test_bigram_baseline_is_witten_and_bells(gpt):
   assert found[1] < found[0]
 
 
-# ------------------------------------------------------------ what is shown
+# ------------------------------------------------------------ output
 
 
 def test_a_finished_run_has_its_report(finished):
@@ -205,7 +205,7 @@ def test_columns_of_the_report_are_aligned(finished):
 
 
 def assert_aligned(lines):
-  """Numbers of a table end below the names of their columns, and no line is too long to read."""
+  """Checks that numbers end below the end of their columns' names, and that no line is too long."""
   header = next(i for i, line in enumerate(lines) if line.split()[:1] == ["model"])
   ends = [lines[header].index(name) + len(name) for name in lines[header].split()]
   for line in lines[header + 1:header + 3]:
@@ -237,7 +237,7 @@ def draw(monkeypatch, tmp_path, curves, baselines, steps):
 
 
 def test_panels_show_curves_next_to_their_baselines(monkeypatch, tmp_path):
-  """A loss over all steps; next-sentence accuracy in the last phase, whose baseline it has."""
+  """Losses are shown over all steps, but next-sentence accuracy only for the last phase."""
   steps = np.arange(10, 410, 10)
   curves = {"train/loss": [(s, 7.0) for s in steps],
             "train/mlm_loss": [(s, 6.0 - s / 200) for s in steps],
@@ -303,7 +303,7 @@ def test_guesses_are_words_of_held_out_sentences(bert):
 
 
 def test_sentences_with_a_hidden_word_are_as_they_were(bert):
-  """They differ only by the brackets: no space comes before a period."""
+  """Sentences differ from the text only by the brackets: no space comes before a period."""
   documents = [bert.trained.tokenizer.decode(tokens)
                for tokens in bert.held_out.tokens(np.arange(len(bert.held_out)))]
   lines = report.guess_words(bert.trained, bert.held_out)
@@ -314,7 +314,7 @@ def test_sentences_with_a_hidden_word_are_as_they_were(bert):
 
 
 def test_special_tokens_are_no_guesses(bert):
-  """Even if the model is sure of them, as it may be of [UNK] early in its training."""
+  """Special tokens are left out even if they are likeliest, like [UNK] early in training."""
   tokenizer = bert.trained.tokenizer
   specials = sorted({*tokenizer.special_ids, tokenizer.unk_id} - {-1})
   params = jax.tree.map(np.array, bert.trained.params)
@@ -358,7 +358,7 @@ def test_evaluating_a_finished_run_gives_the_scores_of_its_end(capsys, finished)
 
 def test_the_report_of_a_run_that_was_opened_again_is_that_of_its_end(
     finished_bert, bert, tmp_path, monkeypatch):
-  """Nothing is read again: the text may have changed while the run was training."""
+  """The report reads nothing again, because the text may have changed during the run."""
   path = shutil.copytree(finished_bert, tmp_path / "run")
   (path / "report.md").unlink()
   for name in ("checkpoints", "tokenizer"):

@@ -8,7 +8,7 @@ from bertgpt import cli
 from bertgpt.devices import events
 from bertgpt.report import goodput
 
-# Two attempts: one that was killed after 40 s, and 100 s later one that ended the run.
+# Two attempts: the first was killed after 40 s; the second began 100 s later and ended the run.
 EVENTS = [
     {"event": "start", "time": 1010.0, "step": 0, "seconds": {"start": 8.0, "restore": 2.0}},
     {"event": "work", "time": 1040.0, "step": 20, "seconds": {"compile": 10.0, "steps": 20.0}},

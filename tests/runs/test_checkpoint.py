@@ -187,7 +187,7 @@ def test_parameters_are_restored_without_the_rest(copy):
   step = copy / "checkpoints/20"
   rest = [step / name for name in files_of(step) if name.startswith("rest/")]
   assert rest
-  for file in rest:  # Reading them would be noticed.
+  for file in rest:  # Reading these files would fail.
     file.write_bytes(bytes(len(file.read_bytes())))
   params, metadata = checkpoint.restore_params(copy)
   assert metadata["step"] == 20
@@ -268,7 +268,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_is_found(saved, tmp_path, damage):
-  """Each file is damaged in turn. The restore after it is tested once below."""
+  """Each file is damaged in turn. A later test restores after damage."""
   rng = random.Random(damage)
   files = files_of(saved / "checkpoints/20")
   assert len(files) > 15 and "manifest.json" in files
@@ -291,7 +291,7 @@ def test_a_damaged_newest_step_is_set_aside_and_the_one_before_is_used(copy, dam
   assert f"WARNING: {step} is damaged: " in line and "set aside as damaged-20-0" in line
   assert checkpoint.committed_steps(copy) == [10]
   assert (copy / "checkpoints/damaged-20-0").is_dir()
-  save(copy, 20)  # The number can be used again.
+  save(copy, 20)  # The step can be saved again.
   assert_restores(copy, 20)
 
 
@@ -312,7 +312,7 @@ def test_a_file_too_many_is_damage(copy):
 
 
 def test_other_values_under_right_hashes_are_found_by_the_fingerprint(copy, capfd):
-  """The files were complete when they were hashed, but did not hold the state."""
+  """The files are unchanged since they were hashed, but do not hold the state."""
   manifest = copy / "checkpoints/20/manifest.json"
   content = json.loads(manifest.read_text())["content"]
   content["leaves"]["params/dense/kernel"][1] ^= 1
@@ -325,7 +325,7 @@ def test_other_values_under_right_hashes_are_found_by_the_fingerprint(copy, capf
 def test_no_usable_step_is_an_error_every_time(copy):
   for step in ("10", "20"):
     (copy / "checkpoints" / step / "manifest.json").unlink()
-  for _ in range(2):  # The second time, there are only steps that were set aside.
+  for _ in range(2):  # The second time, there are only folders that were set aside.
     with pytest.raises(DataError, match="damaged-10-0, damaged-20-0.*backup.* or delete "):
       restore(copy)
   with pytest.raises(DataError, match="no usable checkpoint"):
@@ -408,7 +408,7 @@ def test_due_by_steps_and_by_minutes(tmp_path, monkeypatch):
 
 
 def check_full_disk(workdir, limit, reason):
-  """Fills the disk before a save with `wait`, and before one without."""
+  """Fills the disk before a save with `wait`, and before a save without."""
   process = start("""
       import pathlib, resource, time
       from bertgpt.errors import StorageError
@@ -488,7 +488,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 
 def check_kills(workdir, kills, seed):
-  """Kills a process that saves without pause, and checks the remaining steps."""
+  """Kills processes that save without a pause, and checks the remaining steps."""
   rng = random.Random(seed)
   newest = 0
   for _ in range(kills):
@@ -549,7 +549,7 @@ def test_a_process_that_ends_with_an_error_finishes_its_save(tmp_path):
 
 
 def test_the_error_of_a_full_disk_is_the_only_line(tmp_path):
-  """Of three tries: whether the libraries print more depends on which of their writes is first."""
+  """The test runs three times, because libraries print more if certain writes come first."""
   for i in range(3):
     process = start("""
         import resource
@@ -571,7 +571,7 @@ def test_the_error_of_a_full_disk_is_the_only_line(tmp_path):
 
 @contextlib.contextmanager
 def two_processes(code, workdir):
-  """Starts processes 0 and 1 of a run, with two CPU devices each; make(step) is their state."""
+  """Starts processes 0 and 1 of a run, with two CPU devices each; `make(step)` gives the state."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
@@ -599,7 +599,7 @@ def two_processes(code, workdir):
 
 
 def read_lines(process):
-  """Returns what a process said. Gloo's threads print on stdout too, and break into lines."""
+  """Returns the marked lines of stdout, to which Gloo's threads print as well."""
   lines = process.communicate(timeout=1200)[0].splitlines()
   return [line.removeprefix("SAID ") for line in lines if line.startswith("SAID ")]
 
@@ -642,7 +642,7 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_cannot_write_reports_it_at_once(tmp_path, failing):
-  """The others wait for it in Orbax. Detecting lost peers ends the run, and is tested elsewhere."""
+  """The other process waits in Orbax until the run ends, which is tested elsewhere."""
   with two_processes(f"""
       checkpoints = open_checkpoints(sys.argv[1])
       checkpoints.save(1, make(1), {{"step": 1}}, wait=True)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bertgpt.runs.fingerprint import fingerprint
 
-# If these numbers change, checkpoints of older versions are taken for damaged.
+# If these numbers change, checkpoints of older versions seem damaged.
 GOLDEN = {"bfloat16": 2187580879, "bool": 1264046929, "float32": 4063337207, "int32": 2815426340,
           "key": 1641767345}
 

@@ -1,4 +1,4 @@
-"""bertgpt.runs.former: a field that a run's first version did not read stays without effect."""
+"""bertgpt.runs.former: a field that a run's first version ignored stays without effect."""
 
 import json
 
@@ -22,7 +22,7 @@ def train(recipe):
 
 
 def as_written_before(text):
-  """Returns the config of a run as version 0.1 wrote it if the field was set."""
+  """Returns a run's config in the form of version 0.1, with the field set."""
   config = json.loads(text)
   config["data"]["isolate_documents"] = True
   for field in recipes.ADDED_FIELDS:
@@ -50,13 +50,13 @@ def test_an_old_run_continues_as_it_began(train, tmp_path, capsys):
   assert train(whole, 4) == train(old, 2) == train(isolated, 4, ISOLATED) == 0
   make_older(old)
   assert not trained_lib.load_trained(old).config.data.isolate_documents
-  for _ in range(2):  # Then config.json is of this version.
+  for _ in range(2):  # The second time, config.json is of this version.
     assert train(old, 4, ISOLATED) == 0, capsys.readouterr().err
     assert fingerprints(old) == fingerprints(whole) != fingerprints(isolated)
   assert train(old, 4) == 0
   assert [event["event"] for event in history.read(old)].count(former.EVENT) == 1
   capsys.readouterr()
-  assert train(whole, 4, ISOLATED) == 2  # It was begun by this version, without it.
+  assert train(whole, 4, ISOLATED) == 2  # This version began the run, without the field.
   assert "data.isolate_documents: False -> True" in capsys.readouterr().err
 
 

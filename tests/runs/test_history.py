@@ -1,4 +1,4 @@
-"""bertgpt.runs.history: a run whose checkpoints are gone is not taken for a new one."""
+"""bertgpt.runs.history: a run whose checkpoints are lost is not mistaken for a new one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""bertgpt.runs.metadata: one form for every checkpoint, and older forms that still open."""
+"""bertgpt.runs.metadata: one form for all checkpoints; older forms can still be read."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from bertgpt.runs.metadata import make_metadata
 
 @pytest.fixture(scope="module")
 def best(tuned):
-  """The folder of the run whose weights a fine-tuning has kept."""
+  """Returns the folder of the fine-tuning run whose weights were saved."""
   (checkpoints,) = tuned.glob("*/checkpoints")
   return checkpoints.parent
 

@@ -1,4 +1,4 @@
-"""bertgpt.runs.progress: a line says how far work is, and how long it will take."""
+"""bertgpt.runs.progress: a line says how far the work is, and how long it will take."""
 
 import pytest
 

@@ -60,7 +60,7 @@ def test_a_damaged_record_or_one_of_a_lost_step_is_no_best(tmp_path, content):
 
 
 def test_a_best_is_recorded_only_when_its_checkpoint_is_complete(tmp_path):
-  """Until then, a kill leaves the record of the one before."""
+  """Until then, the record names the previous best."""
   best = retention.Best(tmp_path, "mlm_loss")
   for step, loss in ((10, 2.0), (20, 1.0)):
     best.replace(step, loss)
@@ -80,7 +80,7 @@ def test_a_rollback_forgets_a_later_best(tmp_path, to, is_kept):
 @pytest.mark.parametrize("keep_every, keep_best, count", [
     (0, "", 4), (100, "", 14), (100, "mlm_loss", 15)])
 def test_the_space_that_is_needed(tmp_path, keep_every, keep_best, count):
-  """1 kB per state, and one of 3 + 1 is there already; 1e30 bytes are more than any disk has."""
+  """States have 1 kB, and one exists already; 1e30 bytes are more than any disk has."""
   (tmp_path / "10").mkdir()
   options = {"keep": 3, "keep_every_steps": keep_every, "keep_best": keep_best}
   line = retention.describe_space(tmp_path, 1000, 1000, options)

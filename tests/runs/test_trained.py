@@ -1,4 +1,4 @@
-"""bertgpt.runs.trained: a trained model computes in float32 unless another dtype is asked for."""
+"""bertgpt.runs.trained: a trained model computes in float32, unless another dtype is given."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def test_the_flag_names_the_dtypes_of_the_config():
 
 
 def test_scores_of_a_run_in_bfloat16_are_those_of_its_weights_in_float32(narrow):
-  """The oracle is the same run with a config that says float32."""
+  """The oracle is the same run with float32 in its config."""
   texts = ["The cat sees the dog near a tree.", "A bird."]
   found = trained_lib.load_trained(narrow)
   config = found.config.copy_and_resolve_references()

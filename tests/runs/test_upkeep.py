@@ -1,4 +1,4 @@
-"""`bertgpt verify` and `bertgpt rollback`, as a user types them."""
+"""`bertgpt verify` and `bertgpt rollback`, through the command line."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def test_good_checkpoints_are_called_so_and_nothing_is_changed(copy, capsys):
 
 
 def test_damage_is_found_wherever_it_is_and_nothing_is_changed(copy, capsys):
-  """A flipped bit, other values under right hashes, and a folder that only has the name."""
+  """Kinds of damage: a flipped bit, wrong values with correct hashes, a folder without files."""
   flip_bit(copy / "checkpoints" / "20")
   path = copy / "checkpoints" / "30" / manifest.MANIFEST
   content = json.loads(path.read_text())["content"]

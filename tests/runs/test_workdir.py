@@ -1,4 +1,4 @@
-"""bertgpt.runs.workdir: a run that fails early leaves no files, and runs are not mixed."""
+"""bertgpt.runs.workdir: a run that fails early leaves no files, and runs do not mix."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_checkpoints_without_their_config_are_not_resumed(finished_bert, tmp_pat
     workdir.check_unchanged(folder, config_lib.base(), [])
 
 
-# Starts a run, and is killed before it renames a finished file or folder to `name`.
+# Starts a run, and is killed before it renames a finished file or folder `name`.
 KILLED = """
 import os, pathlib, signal, sys
 from bertgpt import config
@@ -192,14 +192,14 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     pass
   holder.kill()
   holder.wait()
-  with workdir.lock(tmp_path):  # A killed process has no lock.
+  with workdir.lock(tmp_path):  # A killed process holds no lock.
     refused = pytest.raises(ConfigError, match=f"process {os.getpid()} ")
     with refused, workdir.lock(tmp_path):
       pass
 
 
 def test_a_pre_norm_model_without_its_final_norm_is_refused(finished_gpt, monkeypatch):
-  """As version 0.1 made BERTs with norm='pre'; with it, a GPT stands for one."""
+  """Version 0.1 made such BERTs with norm='pre'; a GPT without its norm stands for one."""
   from bertgpt.runs import checkpoint
   restore = checkpoint.restore_params
 

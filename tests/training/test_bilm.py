@@ -1,4 +1,4 @@
-"""ELMo is trained: equal losses in every layout, a run that stops and goes on, held-out scores."""
+"""Training of ELMo: equal losses in every layout, a run that stops and resumes, held-out scores."""
 
 import functools
 import shutil
@@ -106,7 +106,7 @@ def finished_elmo(elmo_recipe):
 
 
 def test_a_run_learns_the_text(finished_elmo):
-  """A sentence has 8 predictable words of 10 and is drawn from log(11 x 7 x 10 x 9) nats."""
+  """Of a sentence's 10 targets, only 4 words are random: log(11 x 7 x 10 x 9) nats."""
   curves = metrics.read_curves(finished_elmo)
   loss = dict(curves["eval/validation/bilm_loss"])[60]
   least = np.log(11 * 7 * 10 * 9) / 10
@@ -144,18 +144,18 @@ def test_evaluate_gives_the_last_score_of_the_training(finished_elmo):
 
 
 def test_an_evaluation_carries_the_state_from_batch_to_batch(finished_elmo):
-  """Rows of 8 places lose nothing: a sentence of 10 that is cut goes on with its state."""
+  """In rows of 8 tokens, sentences of 10 are cut, but hand on their state."""
   short = evaluate.evaluate_workdir(finished_elmo, ["--config.phases[0].seq_len=8"])
   whole = evaluate.evaluate_workdir(finished_elmo)
   assert short["bilm_loss"] == pytest.approx(whole["bilm_loss"], abs=0.02)
   assert jnp.isfinite(short["bilm_loss"])
 
 
-# ------------------------------------------------------------------------ uses
+# ------------------------------------------------------------------------ inference
 
 
 def test_unknown_words_are_read_by_their_characters(finished_elmo):
-  """The features do not depend on which other words were learnt with them, or in which order."""
+  """Features do not depend on which unknown words were added before, or in which order."""
   trained = trained_lib.load_trained(finished_elmo)
   texts = ["The zebra sees the giraffe.", "A yak."]
   one, other = embed.embed(trained, texts, "last3")
@@ -164,7 +164,7 @@ def test_unknown_words_are_read_by_their_characters(finished_elmo):
   for x, y in zip(embed.embed(knowing, texts, "last3"), (one, other), strict=True):
     np.testing.assert_allclose(x, y, atol=1e-6)
   assert np.abs(one[2, :16] - one[5, :16]).max() > 1e-3  # zebra, giraffe: not [UNK] twice.
-  np.testing.assert_array_equal(one[:, :16], one[:, 16:32])  # The words have one half twice.
+  np.testing.assert_array_equal(one[:, :16], one[:, 16:32])  # Both directions start alike.
   assert knowing.params["lm"]["embedding"].shape == trained.params["lm"]["embedding"].shape
 
 

@@ -1,4 +1,4 @@
-"""The carry of the train state: what every row hands to the same row of the next step."""
+"""The carry in the train state, which every row hands to the same row of the next step."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ class Carrying(tiny.Setup):
     self.objective = self.training.objective
 
   def run(self, state, numbers, micro_batches=1):
-    """Returns the state after the steps with these numbers, and their losses."""
+    """Returns the state after these steps, and their losses."""
     step, losses = self.step(micro_batches), []
     for number in numbers:
       state, metrics = step(state, self.put(tiny.make_batch(self.config, seed=number)))
@@ -75,7 +75,7 @@ def test_a_row_meets_its_own_carry_in_every_layout(alone, mesh, micro_batches):
 
 
 def test_the_loss_depends_on_the_carry(alone):
-  """Otherwise the test above would show little."""
+  """Otherwise, the test above would prove little."""
   with Carrying() as setup:
     state = setup.init()
     _, (loss, *_) = setup.run(dataclasses.replace(
@@ -92,7 +92,7 @@ def test_a_restored_run_goes_on_with_the_same_bits(alone, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     restored, losses = setup.run(restored, [2])
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), alone[0])
-  with Carrying((2, 2, 2)) as setup:  # Other devices hold the rows now.
+  with Carrying((2, 2, 2)) as setup:  # On this mesh, other devices hold the rows.
     with checkpoint.Checkpoints(tmp_path, every_steps=1, every_minutes=0, keep=1) as checkpoints:
       elsewhere, _ = checkpoints.restore_latest(setup.abstract)
     _, found = setup.run(elsewhere, [2], micro_batches=2)

@@ -42,7 +42,7 @@ def make_model():
 
 @functools.cache
 def nats_by_masks():
-  """Returns (set of masked places) -> (place -> -log p of its token), from the model's logits."""
+  """Returns, for each set of masked places, -log p of the token at each place."""
   config, _, bound = make_model()
   row = make_row(config)
   subsets = [s for n in range(1, 5) for s in itertools.combinations(range(1, 5), n)]
@@ -73,14 +73,14 @@ def corrupt(batch, rows, seed=0, first=0):
 
 
 def test_the_integral_over_all_rates_is_the_mean_over_all_orders():
-  """The papers' form, 1 / t times the loss of independent masks, as a Beta function of each set."""
+  """In the papers' form, 1 / t times the loss, the integral is a Beta function for each set."""
   integral = sum(math.gamma(len(s)) * math.gamma(5 - len(s)) / math.gamma(5) * sum(nats.values())
                  for s, nats in nats_by_masks().items())
   assert integral == pytest.approx(exact_bound(), rel=1e-12)
 
 
 def test_every_set_of_masks_has_its_share_and_its_weight():
-  """Of N = 4: every number of masks is as likely, and every set of that size; weight N / n."""
+  """All numbers n of masks are equally likely, and so are all sets of size n; weights are 4 / n."""
   masked = jax.device_get(corrupt(make_row(None), ROWS))
   counts = collections.Counter()
   for shown, weights in zip(masked["tokens"], masked["predict_weights"], strict=True):
@@ -96,7 +96,7 @@ def test_every_set_of_masks_has_its_share_and_its_weight():
 
 
 def test_the_exact_mean_of_the_loss_is_the_bound():
-  """Over all 15 sets, with the objective's own weights and its cross-entropy."""
+  """The mean is over all 15 sets, with the objective's own weights and cross-entropy."""
   config, objective, bound = make_model()
   masked = corrupt(make_row(config), 256)
   found = jax.device_get(masked)
@@ -126,7 +126,7 @@ def test_the_estimate_of_many_rows_is_near_the_bound():
 
 @pytest.mark.parametrize("first", [0, 1_000_000_007])
 def test_rates_of_any_consecutive_rows_are_spread_evenly(first):
-  """In every quarter there are as many rows, up to two, and no two seeds have the same rates."""
+  """Each quarter of the range has 16 +- 2 of 64 rows, and no two seeds have equal rates."""
   total = np.full(64, 1000, np.int32)
   draw = jax.jit(lambda seed: diffusion.draw_counts(jax.random.key(seed), first + np.arange(64),
                                                     jnp.asarray(total)))
@@ -212,7 +212,7 @@ def test_a_share_of_masks_is_refused_because_nothing_reads_it():
                     "skip_first_norm": True}),
     ("albert", {"embedding_width": 16, "layer_groups": 1})])
 def test_other_encoders_are_trained_by_it(family, fields):
-  """Before any step, their guesses are uniform."""
+  """Before the first step, the predictions are uniform."""
   config = tiny.make_config("diffusion", family=family, **fields)
   with tiny.Setup(config) as setup:
     bound = BoundModel(setup.model, setup.init().params, {})

@@ -1,4 +1,4 @@
-"""Held-out numbers do not depend on how they are computed, and count every row once."""
+"""Held-out scores do not depend on how they are computed, and count every row once."""
 
 import collections
 import os
@@ -65,7 +65,7 @@ def test_layout_does_not_change_the_numbers_of_the_training_run(evaluator, train
 
 
 def test_every_row_is_counted_once(trained, held_out):
-  """The weights of all batches add up to the weights of the rows taken one at a time."""
+  """The weights of all batches add up to those of the rows, taken one at a time."""
   mesh = sharding.make_mesh(trained.config)
   setup = steps.make_setup(trained.config, mesh, make_vocabulary(trained.tokenizer))
   step = jax.jit(evaluate.make_eval_step(setup))
@@ -128,7 +128,7 @@ def test_text_devices_and_speed_of_an_evaluation_may_differ(trained, field):
 
 
 def test_bits_per_byte_of_a_uniform_guess(held_out):
-  """A coin per byte: as many nats as bytes have bits, spread over the tokens."""
+  """A uniform guess of every byte costs 8 bits, here spread over the tokens."""
   nats = held_out.num_bytes * 8 * np.log(2)
   num_predicted = held_out.document_lengths.sum() + len(held_out)
   assert evaluate.bits_per_byte(nats / num_predicted, held_out) == pytest.approx(8)

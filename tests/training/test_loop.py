@@ -1,4 +1,4 @@
-"""The loop: every step of every phase once, from any step at which a run resumes; its trace."""
+"""The loop: it runs every step of every phase once, wherever a run resumes; its profile."""
 
 import contextlib
 import pathlib
@@ -50,7 +50,7 @@ def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
 @pytest.mark.parametrize("added, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
                                             ((4, 4), True), ((2, 2), True)], ids=str)
 def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
-  """A run of phases of 3 and 4 steps that has done 5."""
+  """The run has phases of 3 and 4 steps, of which 5 are done."""
   old, new = tiny.make_config(), tiny.make_config()
   old.phases = tuple(config_lib.phase(steps=n) for n in (3, 4))
   new.phases = tuple(config_lib.phase(steps=n) for n in added)
@@ -61,7 +61,7 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
 @pytest.mark.parametrize("mesh", [
     (2, 2, 2), pytest.param((1, 1, 1), marks=pytest.mark.slow)])
 def test_the_output_bias_may_start_at_the_frequencies(mesh):
-  """A model whose other parameters have no effect then predicts like a unigram model."""
+  """If no other parameter has an effect, the model predicts like a unigram model."""
   config = tiny.make_config("mlm", mesh=mesh)
   corpus = memory_corpus.MemoryCorpus(np.arange(8) * 20, np.arange(1, 9), np.arange(1, 9))
   with tiny.Setup(config) as setup:
@@ -85,7 +85,7 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
 @pytest.mark.parametrize("overrides", [
     [], ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]], ids=["replicated", "sharded"])
 def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, overrides):
-  """The parameters are those of its checkpoint, wherever they lay, and the corpora its own."""
+  """Returned parameters equal those of the checkpoint, on any mesh; corpora are the run's."""
   path = shutil.copytree(finished_bert, tmp_path / "run")
   stored = trained_lib.load_trained(path)
   finished = train.train(recipes.override(recipes.load(f"{recipe}:mlm_nsp"), overrides), path)
@@ -100,7 +100,7 @@ def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, ov
 
 
 def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, capsys):
-  """By hand: update s has the rate 0.02 * (1 - s / steps); 19 was the last, and 20 is the next."""
+  """By hand: update s has the rate 0.02 * (1 - s / steps); 19 was the last, 20 is the next."""
   path = shutil.copytree(finished_gpt, tmp_path / "run")
   resume = lambda *fields: train.train(recipes.override(recipes.load(f"{recipe}:causal"), fields),
                                        path)
@@ -117,7 +117,7 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", small_runs.FAMILIES)
 def test_a_run_in_two_parts_is_the_whole_one_bit_for_bit(recipe, tmp_path, name):
-  """With dropout, so that every random stream of a step counts."""
+  """The run has dropout, so that every random stream of a step matters."""
   objective, *fields = small_runs.FAMILIES[name]
   argv = ["train", f"--config={recipe}:{objective}", *fields, "--config.model.dropout=0.1",
           "--config.phases[0].schedule=constant", "--config.log.every_steps=1"]
@@ -145,7 +145,7 @@ def test_train_and_data_warn_of_many_unknown_tokens(recipe, tmp_path, capsys):
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(recipe, tmp_path):
-  """Also for who calls `train` without the command, with a config that nobody has checked."""
+  """This holds even for Python callers of `train`, whose config nothing has checked before."""
   config = recipes.override(recipes.load(str(recipe)), ["--config.mesh.data=3"])
   with pytest.raises(ConfigError, match="mesh data=3 .* but there are 8"):
     train.train(config, tmp_path / "run")

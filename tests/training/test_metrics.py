@@ -30,7 +30,7 @@ def test_flops_per_token_are_the_known_ones(model, vocab, objective, seq_len, pr
 
 
 def test_sums_are_divided_once():
-  """A mean of means would give 2.5."""
+  """A mean of the two means would be 2.5."""
   sums = metrics.RunningSums()
   sums.add({"loss": (2.0, 1.0)})
   sums.add({"loss": (9.0, 3.0), "empty": (0.0, 0.0)})

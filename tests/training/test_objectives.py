@@ -1,4 +1,4 @@
-"""Masking statistics and counts; losses against NumPy."""
+"""Masking: statistics and exact counts; losses against NumPy."""
 
 import collections
 
@@ -100,7 +100,7 @@ def test_shares_of_mask_random_and_kept(with_mask, with_random):
 
 
 def test_fairseqs_rule_takes_special_tokens_and_rounds_by_chance():
-  """mask_tokens_dataset.py: int(0.15 n + u) of all n positions, and no special token at random."""
+  """By mask_tokens_dataset.py: int(0.15 n + u) of n positions; random ids are never special."""
   batch, lengths = make_batch(4000)
   masked = corrupt(batch, mask_rule="fairseq", replace_with_mask=0.0, replace_with_random=1.0)
   counts = masked["predict_weights"].sum(1)
@@ -131,7 +131,7 @@ def test_fairseqs_rule_has_slots_for_every_rounding(seq_len, prob, slots):
 
 @pytest.mark.parametrize("prob", [0.15, 0.3])
 def test_the_bernoulli_rule_draws_for_every_token(prob):
-  """Counts are binomial, also of special tokens, and random tokens are of the whole vocabulary."""
+  """Counts are binomial, even those of special tokens; random ids are from the whole vocabulary."""
   batch, lengths = make_batch(4000)
   config = make_config(mask_rule="bernoulli", mask_prob=prob)
   config.phases[0].max_predictions = 0
@@ -222,7 +222,7 @@ def test_a_word_starts_after_a_token_that_ends_one():
 
 
 def published_ngrams(words, quota, longest, rng):
-  """The words that google-research/albert's create_pretraining_data.py masks, by number."""
+  """Returns the indices of the words that albert's create_pretraining_data.py masks."""
   taken, tokens = set(), 0
   for first in rng.permutation(len(words)):
     if tokens >= quota:
@@ -242,7 +242,7 @@ def published_ngrams(words, quota, longest, rng):
 
 
 def runs_of(taken):
-  """Returns how often each number of adjacent words is masked together."""
+  """Returns how many masked runs of adjacent words there are of each length."""
   lengths, previous = collections.Counter(), None
   run = 0
   for word in sorted(taken):
@@ -256,7 +256,7 @@ def runs_of(taken):
 
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_ngrams_are_masked_as_published(whole_words):
-  """Runs of every length are as frequent as in a plain copy of the algorithm."""
+  """Runs of each length are as frequent as in a plain copy of the algorithm."""
   batch, lengths = make_batch(1500)
   masked = corrupt(batch, whole_words=whole_words, ngram=3)
   continues = make_vocabulary().continues_word & whole_words

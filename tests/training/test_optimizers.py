@@ -1,7 +1,7 @@
 """Optimizers against NumPy versions of the papers' formulas; schedules against published runs.
 
-The NumPy versions work in float64 on a flat dict with one entry for every layer, so they
-know neither stacking, nor path rules, nor optax.
+The NumPy versions work in float64 on a flat dict with one entry per layer, so they share neither
+stacking, nor path rules, nor optax with the code under test.
 """
 
 import jax
@@ -30,8 +30,8 @@ SHAPES = {
     "nsp/kernel": (16, 2),
     "nsp/bias": (2,),
 }
-PEAK = 0.05  # Learning rate of the phase, by which the decay of stable_adamw is divided.
-MUON_MATRICES = ("kernel#", "mlm/dense/kernel")  # for the unstacked names
+PEAK = 0.05  # Peak learning rate of the phase; stable_adamw divides its decay by it.
+MUON_MATRICES = ("kernel#", "mlm/dense/kernel")  # Parts of unstacked names.
 
 
 def make_config(name="bert_adamw", phases=None, **overrides):
@@ -44,7 +44,7 @@ def make_config(name="bert_adamw", phases=None, **overrides):
 
 
 def draw(seed, scale=1.0):
-  """Returns float32 arrays by path; the values of each array have a size of their own."""
+  """Returns float32 arrays by path; the values of each array have a different scale."""
   rng = np.random.default_rng(seed)
   return {path: (scale * 4.0 ** -i * rng.standard_normal(shape)).astype(np.float32)
           for i, (path, shape) in enumerate(SHAPES.items())}
@@ -87,7 +87,7 @@ def unstack(flat):
 def run_jax(config, learning_rate=0.02, steps=STEPS, numbers=None):
   """Returns the parameters after `steps` updates and the last direction, as flat dicts.
 
-  `numbers` are those of the steps (0-based) if some were left out or not applied.
+  `numbers` are the indices of the steps, if some were left out or not applied.
   """
   params = jax.tree.map(jnp.asarray, nest(initial_params()))
   optimizer = optimizers.make_optimizer(config)
@@ -119,7 +119,7 @@ def first_directions(config, *cases):
 @pytest.mark.parametrize("name", ["bert_adamw", "muon", "lamb"])
 @pytest.mark.parametrize("body", ["", "body/"])
 def test_lower_layers_have_shorter_steps(name, body):
-  """By the table of google-research/electra for 3 layers: depths 0, 1, 2, 3 and 5."""
+  """In google-research/electra's table, a model of 3 layers has the depths 0, 1, 2, 3 and 5."""
   params, grads = ({body * (not path.startswith(("mlm", "nsp"))) + path: x for path, x in
                     draw(seed).items()} for seed in (0, 1))
   configs = [make_config(name, layer_decay=decay) for decay in (1.0, 0.8)]
@@ -137,7 +137,7 @@ def test_lower_layers_have_shorter_steps(name, body):
 
 
 def test_numbered_layers_of_both_directions_step_alike():
-  """ELMo's LSTMs are not stacked over layers, but over directions; its words come before them."""
+  """ELMo's LSTMs are stacked over directions, not layers; its word embeddings are below them."""
   config = make_config("adagrad", layer_decay=0.5)
   config.model.family, config.model.num_layers = "elmo", 2
   transform = transforms.scale_by_depth(config, models.parameter_table(config))
@@ -173,7 +173,7 @@ def global_norm(grads):
 
 
 class NumpyOptimizer:
-  """State of one NumPy run: moments by name, and t, the 1-based number of the update."""
+  """State of one NumPy run: moments by name, and t, the number of the update, from 1."""
 
   def __init__(self, options, restart_at=None):
     self.options, self.restart_at = options, restart_at
@@ -296,7 +296,7 @@ def test_all_parameters_decay_by_robertas_rule():
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_frozen_parameters_stay_and_do_not_count(name):
-  """The others go as if the frozen ones had no gradient; decay would move them otherwise."""
+  """Other parameters move as if frozen ones had no gradient. Frozen ones have no decay either."""
   frozen = "^encoder/layers/mlp/|^embeddings/token"
   params, _ = run_jax(make_config(name, freeze=frozen, decay_rule="all"))
   start = unstack(initial_params())
@@ -610,13 +610,13 @@ def test_rates_are_finite_at_the_edges(fields):
     (dict(schedule="linear"), 10, "the rate at step 10 is now 0.5, it was 0.1"),
     (dict(schedule="linear"), 5, "the rate at step 5 is now 0.75, it was 0.6"),
     (dict(schedule="cosine"), 10, "the rate at step 10 is now 0.5, it was 0.02447"),
-    (dict(schedule="wsd", decay_fraction=0.2), 5, ""),  # The decay is still ahead.
+    (dict(schedule="wsd", decay_fraction=0.2), 5, ""),  # The decay has not begun.
     (dict(schedule="wsd", decay_fraction=0.2), 10, "the rate at step 10 is now 1, it was 0.5"),
     (dict(schedule="linear", warmup_steps=8), 4, ""),
     (dict(schedule="linear", warmup_fraction=0.5), 4, "the rate at step 4 is now 0.4, it was 0.6"),
 ])
 def test_a_longer_run_describes_its_curve(fields, step, line):
-  """10 steps become 20. Values by hand: cosine, (1 + cos(0.9 pi)) / 2; wsd, 1 - (9 - 8) / 2."""
+  """Steps grow from 10 to 20. By hand: cosine, (1 + cos(0.9 pi)) / 2; wsd, 1 - (9 - 8) / 2."""
   old, new = (config_lib.base() for _ in range(2))
   old.phases = (config_lib.phase(steps=10, learning_rate=1.0, **fields),)
   new.phases = (config_lib.phase(steps=20, learning_rate=1.0, **fields),)

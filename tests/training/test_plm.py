@@ -1,4 +1,4 @@
-"""Permutation LM: the order against a copy of the published mask, spans, and who is hidden."""
+"""Permutation LM: the order against a copy of the published mask, spans, and visibility."""
 
 import functools
 import itertools
@@ -62,7 +62,7 @@ def published_perm_mask(tokens, is_masked, index):
   """Returns data_utils.py's `_local_perm` (zihangdai/xlnet, 2019) in NumPy: 1 cannot attend.
 
   Args:
-    index: the random permutation, which is drawn there.
+    index: the random permutation, which the published function draws itself.
   """
   is_functional = (tokens == SEP) | (tokens == CLS)
   is_context = ~is_masked & ~is_functional
@@ -74,7 +74,7 @@ def published_perm_mask(tokens, is_masked, index):
 
 @pytest.mark.parametrize("block", [64, 0])
 def test_the_order_hides_what_the_published_mask_hides(block):
-  """Halves are permuted on their own; the second sees the first, which does not see the second."""
+  """Each half has its own permutation; the second half sees the first, but not vice versa."""
   batch, lengths = make_batch()
   drawn = corrupt(batch, permutation_block=block)
   size = block or LENGTH
@@ -84,7 +84,7 @@ def test_the_order_hides_what_the_published_mask_hides(block):
     expected = np.tri(LENGTH // size, k=-1, dtype=bool).repeat(size, 0).repeat(size, 1)
     for first in range(0, LENGTH, size):
       part = slice(first, first + size)
-      # Their permutation has all tokens of a block, and reads only the places of some.
+      # The published permutation covers all tokens of a block, but only some indices matter.
       index = np.argsort(np.argsort(order[part], kind="stable"))
       expected[part, part] = ~published_perm_mask(tokens[part], is_masked[part], index)
     sees_as_target = order[:, None] > order
@@ -126,7 +126,7 @@ def test_the_number_of_targets_is_exact_and_no_special_token_is_one(words):
   drawn = corrupt(batch, **words)
   is_target = targets_of(drawn)
   np.testing.assert_array_equal(is_target.sum(1), np.clip(np.round(lengths / 6), 1, 21))
-  assert np.array_equal(is_target.sum(1), drawn["predict_weights"].sum(1))  # All are different.
+  assert np.array_equal(is_target.sum(1), drawn["predict_weights"].sum(1))  # No position twice.
   assert np.all(drawn["tokens"][is_target] >= 5) and np.all(batch["sequence_ids"][is_target] == 1)
   np.testing.assert_array_equal(drawn["tokens"], batch["tokens"])
   np.testing.assert_array_equal(
@@ -148,7 +148,7 @@ def first_spans(continues, rows=4000, longest=5, context=6):
 
 
 def test_lengths_of_spans_are_likely_as_their_inverse():
-  """Words of two tokens; a span begins uniformly in a context of 6 tokens per word."""
+  """Words have two tokens; a span begins uniformly in a context of 6 tokens per word."""
   first, size = first_spans(jnp.arange(LENGTH) % 2 == 1).T
   assert np.all(first % 2 == 0) and np.all(size % 2 == 0)
   shares = 1 / np.arange(1, 6)
@@ -176,7 +176,7 @@ def test_no_part_of_a_row_is_predicted_much_more_often():
 
 @pytest.mark.parametrize("block", [0, 16])
 def test_a_prediction_depends_on_exactly_the_tokens_before_it(block):
-  """Every token is replaced in turn: only predictions that see it change, and all of them do."""
+  """Each token is replaced in turn: exactly the predictions that see it change."""
   config = tiny.make_config("plm", init_std=0.3)
   config.objective.update(permutation_block=block, ngram=3, whole_words=True)
   rng = np.random.default_rng(0)

@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_over_masks_plus_fifty_times_the_mean_over_all_toke
 
 
 def test_a_weight_above_the_tokens_of_a_batch_counts_in_full():
-  """The weight of its term is below 1."""
+  """With such a weight, the divisor of the discriminator's loss is below 1."""
   config = tiny.make_config("rtd")
   batch = {"sequence_ids": jnp.ones((1, 8), jnp.int32), "predict_weights": jnp.ones((1, 2))}
   sums = {"mlm_loss": (6.0, 2.0), "rtd_loss": (4.0, 8.0)}
@@ -96,7 +96,7 @@ def losses_and_gradients(config, micro_batches):
     pytest.param((8, 1, 1), 4, {}, marks=pytest.mark.slow),
     pytest.param((1, 1, 4), 1, {"remat": "full"}, marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_the_same_however_a_step_is_divided(mesh, micro_batches, model):
-  """Also the replaced tokens, as the counts of hits and of replaced tokens are equal."""
+  """Replaced tokens are the same too, because their counts and hits are equal."""
   loss, sums, grads = losses_and_gradients(make_config(mesh=mesh, **model), micro_batches)
   expected_loss, expected_sums, expected = reference()
   assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
@@ -106,7 +106,7 @@ def test_loss_and_gradients_are_the_same_however_a_step_is_divided(mesh, micro_b
 
 
 def test_the_generator_trains_as_if_it_were_alone():
-  """Without shared embeddings its gradients are those of the masked LM's loss."""
+  """Without shared embeddings, the generator has only gradients of the masked-LM loss."""
   grads = [losses_and_gradients(configure(weight), 1)[2] for weight in (50.0, 0.0)]
   for part in ("generator", "generator_embeddings", "mlm"):
     for one, other in zip(*(jax.tree.leaves(g[part]) for g in grads), strict=True):

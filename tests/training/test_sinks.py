@@ -1,4 +1,4 @@
-"""bertgpt.training.sinks: what observes a training neither ends nor stops it."""
+"""bertgpt.training.sinks: logging and trackers can neither end nor block training."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 from bertgpt.training import metrics
 
-# A limit on the size of files acts as a full disk: writes fail, also in the middle of a record.
+# A limit on file sizes acts like a full disk: writes fail, even in the middle of a record.
 LIMITED = """
 import pathlib, resource, sys
 from bertgpt.training import metrics

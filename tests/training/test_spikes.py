@@ -24,7 +24,7 @@ def make_config(window=8, factor=3.0):
 
 
 class PlainGuard:
-  """The guard in plain Python: the last `size` applied values, and their lower median."""
+  """The guard in plain Python, from the lower median of the last `size` applied values."""
 
   def __init__(self, size, factor):
     self.size, self.factor, self.values = size, factor, []
@@ -63,7 +63,7 @@ def test_the_guard_is_that_of_plain_python(size, seed):
 
 
 def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied():
-  """The loss of a batch rises a hundredfold by a change of the output bias."""
+  """A change of the output bias makes the loss of a batch a hundred times as large."""
   with tiny.Setup(make_config()) as setup:
     state, step, batch = setup.init(), setup.step(), setup.put(tiny.make_batch(setup.config))
     for _ in range(4):

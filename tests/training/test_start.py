@@ -1,4 +1,4 @@
-"""bertgpt.training.start: the state that a run starts from."""
+"""bertgpt.training.start: the state from which a run starts."""
 
 import contextlib
 
@@ -18,7 +18,7 @@ def make_state(step, window=()):
 
 
 def test_the_step_before_a_damaged_one_may_have_no_window(tmp_path):
-  """The guard against spikes was switched on between the steps 10 and 20."""
+  """The spike guard was switched on between steps 10 and 20."""
   window = {"values": jnp.ones((2, 8)), "count": jnp.int32(3)}
   states = {10: make_state(10), 20: make_state(20, window)}
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,4 +1,4 @@
-"""The train step: it learns, and a step that is not finite changes nothing."""
+"""The train step: the model learns, and a step that is not finite changes nothing."""
 
 import glob
 
@@ -16,7 +16,7 @@ from bertgpt.models import attention
 from bertgpt.planning import aot
 from bertgpt.training import objectives, steps
 
-# The other sizes of Ettin have the programs of the smallest one.
+# All sizes of Ettin have the same program except for array sizes.
 RECIPES = sorted(path for path in glob.glob("configs/*.py") if "finetune" not in path
                  and ("ettin" not in path or "17m" in path))
 
@@ -45,7 +45,7 @@ def test_the_loss_of_one_batch_falls(objective):
 
 
 def test_first_losses_of_a_seed_are_those_on_record():
-  """Golden numbers: any change to initial values, masks, loss or update shows here."""
+  """Any change to initial values, masks, loss or update changes these numbers."""
   config = tiny.make_config()
   with tiny.Setup(config) as setup:
     _, losses = make_steps(setup, 3)
@@ -89,7 +89,7 @@ def test_the_same_step_gives_the_same_bits():
 
 
 def test_masks_use_the_partitionable_generator():
-  """Otherwise they would depend on the mesh."""
+  """Otherwise, masks would depend on the mesh."""
   assert jax.config.jax_threefry_partitionable
   key = steps.make_key(tiny.make_config(), steps.MASK_STREAM, 0)
   assert jax.random.key_impl(key) == "threefry2x32"
@@ -112,7 +112,7 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
 
 
 def test_a_phase_has_its_own_masks_and_positions():
-  """The loss of a phase is that of a run whose whole config has the fields of the phase."""
+  """A phase has the same loss as a run that has the phase's fields in its whole config."""
   modern = {**families.FAMILIES["modernbert"].presets["base"], **tiny.SIZE, "window": 4}
 
   def run(config, index):
@@ -174,11 +174,11 @@ def unpack(batch):
 @pytest.mark.parametrize("platform, lowered", [("tpu", "tpu"), ("gpu", "cuda")])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
-  """For 64 x 4 devices that are not there, with the kernel that 'auto' takes on a TPU.
+  """The step lowers for 64 x 4 devices, without a device: on TPUs with the kernel of 'auto'.
 
-  With plain attention on a GPU: cuDNN's version is asked for while tracing (`test_attention`
-  lowers it where it is installed). Batches are rounded up to what 64 devices divide: some recipes
-  are for fewer.
+  On GPUs, attention is plain, because tracing cuDNN's kernel needs an installed cuDNN (see
+  `test_attention`). Batches are rounded up to a multiple of 64, because some recipes are for fewer
+  devices.
   """
   config = recipes.load(recipe)
   config.model.attention = "auto" if platform == "tpu" else "xla"

@@ -1,4 +1,5 @@
-"""bertgpt.training.sweep: every run is trained once, and problems are reported before the first."""
+"""bertgpt.training.sweep: every run is trained once, and problems are reported before the first.
+"""
 
 import contextlib
 import json
@@ -51,7 +52,7 @@ def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch
     assert not sweep.is_done(path / "000", recipes.override(config, [change])), change
   assert not sweep.is_done(path / "002", config)
 
-  # Prolonged and stopped: it is no longer at its end.
+  # The run was prolonged and stopped, so it is no longer done.
   longer = recipes.override(config, ["--config.phases[0].steps=6"])
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
     patch.setattr(process, "catch_signals", lambda: contextlib.nullcontext(lambda: True))
@@ -71,7 +72,7 @@ def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recip
 
 
 def stand_in_for_train(monkeypatch):
-  """Trains nothing; returns the names of the folders whose runs count as finished."""
+  """Replaces training; returns the folder names of runs that count as finished."""
   done = set()
 
   def train(arguments, i):
@@ -86,7 +87,7 @@ def stand_in_for_train(monkeypatch):
 
 
 def test_shares_of_a_sweep_make_the_whole(tmp_path, recipe, monkeypatch, capsys):
-  """Three processes train every run of five exactly once; the table has all that are finished."""
+  """Three processes train each of five runs exactly once; the table has all finished runs."""
   five = tmp_path / "five.py"
   body = recipe.read_text().split("def get_sweep")[0]
   five.write_text(f'{body}def get_sweep():\n  return [{{"seed": seed}} for seed in range(5)]\n')
@@ -127,7 +128,7 @@ def test_parts_share_the_gpus(monkeypatch, gpus, shares):
 
 
 def parts(tmp_path, monkeypatch, script):
-  """Stands for the program in the processes of parts."""
+  """Replaces the program in the processes of the parts."""
   program = tmp_path / "program"
   program.write_text(f"#!/bin/sh\n{script}\n")
   program.chmod(0o755)
@@ -136,7 +137,7 @@ def parts(tmp_path, monkeypatch, script):
 
 
 def test_parts_run_at_the_same_time(tmp_path, monkeypatch):
-  """Each of them waits for the other one."""
+  """Each part waits for the other one."""
   parts(tmp_path, monkeypatch, f"echo $4; cd {tmp_path}; touch started-$$\n"
                                "until [ $(ls started-* | wc -l) = 2 ]; do sleep 0.05; done")()
   logs = [(tmp_path / "w" / f"part-{k}.log").read_text() for k in (0, 1)]
@@ -165,7 +166,7 @@ def test_a_signal_reaches_all_parts(tmp_path, monkeypatch):
 
 
 def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
-  """JSON has no types for them."""
+  """JSON has no such types."""
   numbers = tmp_path / "numbers.py"
   body = recipe.read_text().split("def get_sweep")[0]
   numbers.write_text(f'{body}import numpy as np\ndef get_sweep():\n'
@@ -199,7 +200,7 @@ def test_a_run_that_fails_ends_the_sweep_with_its_exit_code(tmp_path, recipe, ca
 
 
 def test_ctrl_c_lets_the_run_save():
-  """The terminal interrupts both processes; the sweep waits until the run has ended."""
+  """The terminal interrupts both processes, and the sweep waits until the run has ended."""
   script = ("import signal, sys, time\n"
             "signal.signal(signal.SIGINT, lambda *_: (sys.stdin.readline(), sys.exit(75)))\n"
             "print('ready', flush=True)\n"
@@ -254,7 +255,7 @@ def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch
 
 
 def test_a_run_with_a_field_that_nothing_reads_is_refused_before_the_first(recipe, tmp_path):
-  """Otherwise the sweep would stop at that run, hours later."""
+  """Otherwise, the sweep would fail at that run, hours later."""
   path = tmp_path / "sweep.py"
   path.write_text(f"from bertgpt.config.recipes import load\n"
                   f"get_config = lambda: load({str(recipe)!r})\n"

@@ -1,4 +1,4 @@
-"""bertgpt.training.trackers: every point arrives, and no tracker can stop or end the training."""
+"""bertgpt.training.trackers: every point arrives, and no tracker can block or end training."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from bertgpt.errors import ConfigError, DivergedError
 from bertgpt.training import metrics, trackers
 
 ROOT = pathlib.Path(__file__).parents[2]
-# A package `wandb` that writes what it is told to a file.
+# A package `wandb` that writes its calls to a file.
 RECORDER = """
 import json, pathlib
 
@@ -97,7 +97,7 @@ def test_a_tracker_that_hangs_costs_its_points_and_a_line(tmp_path, package, cap
   monkeypatch.setattr(trackers, "MAX_WAITING", 100)
   writer = make_writer(tmp_path, make_config())
   child = writer._sinks[0]._child
-  for step in range(20_000):  # More than the pipe and the queue hold.
+  for step in range(20_000):  # More than pipe and queue can hold.
     writer.write(step, {"train/loss": 1.0})
   writer.close()
   assert child.wait(60) == -9
