@@ -1,4 +1,4 @@
-"""Every fault that the program must survive, what the program promises, and the tests that show it.
+"""Faults that the program must survive, what it promises then, and the tests that check this.
 
 docs/generate.py makes a page of this table, and test_matrix.py checks that the tests exist.
 """
@@ -34,12 +34,13 @@ def _also(fault: Fault, *tests: str) -> Fault:
 
 
 FAULTS = (
-    _fault("kill -9 in training", "the same command ends as an undisturbed run, bit for bit",
+    _fault("kill -9 in training",
+           "after a restart, the run ends like an undisturbed one, bit for bit",
            RUNS="a_run_killed_again_and_again_ends_the_same"),
-    _fault("kill -9 in a save", "the step before is used; the end is the same",
+    _fault("kill -9 in a save", "the previous checkpoint is used; the run ends the same",
            RUNS="a_run_killed_in_a_save_resumes",
            CHECKPOINT="kill_during_a_save_leaves_the_step_before many_kills_during_saves"),
-    _fault("SIGTERM", "75 with a checkpoint; the end is the same",
+    _fault("SIGTERM", "75 with a checkpoint; after a restart, the run ends the same",
            RUNS="a_signal_saves_the_step_and_exits_with_75 "
                 "a_resumed_run_is_the_undisturbed_one_bit_for_bit "
                 "a_resumed_run_logs_every_step_once_with_the_same_values"),
@@ -50,35 +51,37 @@ FAULTS = (
                 "a_signal_in_an_evaluation_stops_two_processes_at_one_batch"),
     _fault("SIGTERM to one of several processes", "all save the same step and end with 75",
            RUNS="two_processes_stop_together_and_one_resumes"),
-    _fault("SIGTERM while it imports, prepares or waits", "75, nothing is left; twice: at once",
+    _fault("SIGTERM during imports, preparation or waits",
+           "75, nothing is left behind; a second signal ends it at once",
            SIGNALS="a_training_stopped_while_it_imports_ends_with_75 "
                    "a_process_of_several_stopped_before_the_loop_ends_all_with_75 "
                    "a_second_signal_ends_the_process_at_once",
            PROCESS="the_first_signal_is_noted_and_the_second_ends_the_process"),
-    _fault("Ctrl-C; twice", "75 in the loop, 130 outside of it, never a traceback",
+    _fault("Ctrl-C, once or twice", "75 in the loop, 130 outside of it, never a traceback",
            RUNS="a_signal_saves_the_step_and_exits_with_75", CLI="interrupt_is_one_line",
            PROCESS="the_first_ctrl_c_is_noted_and_the_second_is_not"),
-    _fault("a closed terminal (SIGHUP)", "as SIGTERM; the lost terminal is no error",
+    _fault("a closed terminal (SIGHUP)", "like SIGTERM; the lost terminal is no error",
            RUNS="a_signal_saves_the_step_and_exits_with_75"),
-    _fault("kill -9 of a process of several",
-           "the others end with 69 within seconds, also in a save",
+    _fault("kill -9 of one of several processes",
+           "the others end with 69 within seconds, even in a save",
            RUNS="a_lost_peer_ends_the_other_with_69_and_both_resume",
            PEERS="a_peer_killed_in_a_save_is_a_lost_peer"),
-    _fault("a stopped process of several",
-           "the others end with 69 when its heartbeats are missing, within 100 s",
+    _fault("one of several processes is stopped (SIGSTOP)",
+           "the others end with 69 within 100 s, because its heartbeats are missing",
            HANGS="a_stopped_peer_is_a_lost_one"),
-    _fault("a process that is alive but stuck", "1, with the stacks of all threads; the others end",
+    _fault("a process that is alive but stuck",
+           "1, after printing the stacks of all threads; the others end",
            HANGS="a_process_that_is_alive_but_stuck_ends_all"),
-    _fault("port taken", "2, names the port", PROCESS="a_taken_port_is_refused"),
-    _fault("a process is missing at the start", "69, names the process",
+    _fault("port in use", "2, and the error names the port", PROCESS="a_taken_port_is_refused"),
+    _fault("a process is missing at the start", "69, and the error names the process",
            PROCESS="process_0_names_who_is_missing a_missing_process_0_is_an_error"),
     _fault("processes with other flags, configs or versions",
-           "2 in all of them, field by field, before anything is written",
+           "2 in all of them, listing every difference, before anything is written",
            PEERS="processes_with_different_configs_are_refused_before_anything_is_made"),
     _fault("a process computes something else", "its state is not saved: 69"),
-    _fault("a process of several fails", "all end within seconds with its exit code",
+    _fault("one of several processes fails", "all end within seconds with its exit code",
            PEERS="a_locked_workdir_ends_both_with_2 a_process_that_cannot_write_ends_both_with_74"),
-    _fault("disk full", "74, one line; earlier steps stay",
+    _fault("disk full", "74, one line; earlier checkpoints stay",
            CHECKPOINT="a_full_disk_is_reported_and_the_step_is_not_listed "
                       "a_file_that_may_not_grow_is_reported_and_the_step_is_not_listed "
                       "the_error_of_a_full_disk_is_the_only_line",
@@ -87,43 +90,44 @@ FAULTS = (
     _fault("read-only workdir", "74 before anything is compiled",
            CHECKPOINT="a_workdir_that_cannot_be_written",
            CLI="workdir_that_is_a_file_is_left_as_it_is workdir_without_permission_is_one_line"),
-    _fault("checkpoint truncated, flipped, emptied, robbed of a file",
-           "set aside with a warning; the step before is used",
+    _fault("checkpoint with a truncated, changed, empty or missing file",
+           "set aside with a warning; the previous checkpoint is used",
            CHECKPOINT="damage_to_any_file_is_found "
                       "a_damaged_newest_step_is_set_aside_and_the_one_before_is_used "
                       "other_values_under_right_hashes_are_found_by_the_fingerprint",
            RUNS="the_checkpoint_before_a_damaged_one_is_used"),
-    _fault("junk among checkpoints, a step under another number", "never taken for a step",
+    _fault("junk among checkpoints, a checkpoint renamed to another step", "never used",
            CHECKPOINT="other_directories_are_never_the_newest_step "
                       "an_empty_directory_is_not_a_step "
                       "a_step_copied_under_another_number_is_damaged a_file_too_many_is_damage"),
-    _fault("all checkpoints damaged", "65 every time, nothing is overwritten",
+    _fault("all checkpoints damaged", "65 at every start; nothing is overwritten",
            CHECKPOINT="no_usable_step_is_an_error_every_time",
            RUNS="nothing_is_overwritten_if_all_checkpoints_are_damaged"),
-    _fault("checkpoints gone", "65; the run is not begun again, its curves stay",
+    _fault("checkpoints lost", "65; the run does not start over, and its curves stay",
            RUNS="a_run_whose_checkpoints_are_gone_is_not_begun_again"),
-    _fault("another mesh", "bit for bit the same state, the same losses up to rounding",
+    _fault("another mesh", "the same state bit for bit, the same losses up to rounding",
            CHECKPOINT="state_moves_between_meshes_bit_for_bit",
            RUNS="another_mesh_gives_the_same_losses_from_the_same_rows"),
-    _fault("another number of processes", "the same rows, the same losses up to rounding",
+    _fault("another number of processes", "the same rows, and the same losses up to rounding",
            RUNS="four_processes_finish_what_two_began two_processes_stop_together_and_one_resumes"),
-    _fault("another config, corpus or tokenizer", "2 or 65, field by field; nothing changes",
+    _fault("another config, corpus or tokenizer",
+           "2 or 65, listing every difference; nothing changes",
            RUNS="a_changed_config_is_refused_field_by_field "
                 "a_run_resumes_only_with_its_own_data_and_config",
            CHECKPOINT="a_state_of_another_structure_is_refused_by_name"),
-    _fault("rollback", "later steps are set aside; training again gives the same",
+    _fault("rollback", "later checkpoints are set aside; training again gives the same result",
            UPKEEP="a_rollback_sets_aside_what_is_later "
                   "a_run_trained_again_after_a_rollback_ends_the_same"),
-    _fault("two trainings in one workdir", "2, names the holder; in all processes",
+    _fault("two runs in one workdir", "2 in all processes of the second; the error names the first",
            RUNS="a_second_run_is_refused_while_the_first_lives",
            PEERS="a_locked_workdir_ends_both_with_2"),
     _fault("NaN in one step", "only the counters change"),
     _fault("NaN in many steps", "70, the last good checkpoint stays",
            RUNS="a_run_that_diverges_keeps_its_last_good_checkpoint"),
-    _fault("a spike of the loss", "with the guard: only the counters change"),
-    _fault("damaged corpus", "65, names the shard"),
+    _fault("a spike of the loss", "with the spike guard, only the counters change"),
+    _fault("damaged corpus", "65, and the error names the shard"),
     _fault("workers of prepare killed or stopped",
-           "killed: 69; stopped: 1; nothing is left that looks finished",
+           "killed: 69; stopped: 1; no files that look finished are left",
            PREPARE="a_worker_that_dies kill_9_leaves_nothing_that_looks_finished",
            HANGS="workers_of_prepare_that_are_stopped_or_killed_end_it"),
     _fault("reader processes killed or stopped", "killed: 69; stopped: 1; the run resumes",
@@ -132,18 +136,18 @@ FAULTS = (
            CHILDREN="reader_processes_do_not_outlive_their_parent"),
     _fault("sweep killed", "its run saves a checkpoint and ends",
            CHILDREN="a_command_that_was_started_is_stopped_when_its_parent_is_killed"),
-    _fault("a wait that does not end", "ended by the watchdog, with the stacks of all threads"),
-    _fault("script without a main guard", "works, with worker and reader processes too",
+    _fault("a wait without end", "the watchdog ends it, and prints the stacks of all threads"),
+    _fault("script without a main guard", "works, even with worker and reader processes",
            CHILDREN="a_script_without_a_main_guard_prepares_a_corpus "
                     "a_script_without_a_main_guard_trains_with_reader_processes"),
-    _fault("empty, blank or tiny corpus", "65, nothing is left", PREPARE="too_little_text"),
+    _fault("empty, blank or tiny corpus", "65; nothing is left behind", PREPARE="too_little_text"),
     _fault("odd text", "read, or an error that names file and byte"),
     _fault("bad tokenizers and vocabularies", "65 or 2, one line",
            CLI="tokenizer_of_another_corpus_is_refused"),
     _fault("bad flags, recipes, shapes", "2, all problems at once, one line each",
            CLI="wrong_flags_are_one_line all_problems_of_a_config_are_listed_at_once "
                "broken_recipe_is_one_line_that_names_file_and_line"),
-    _fault("metrics or TensorBoard cannot be written", "a warning; the training is the same",
+    _fault("metrics or TensorBoard cannot be written", "a warning; training continues unchanged",
            RUNS="observers_that_fail_change_nothing"),
     _fault("no network, no environment, another locale or time zone",
            "the same run, bit for bit, and the same corpus",
@@ -151,20 +155,21 @@ FAULTS = (
                         "the_locale_does_not_change_a_corpus"),
     _fault("a wall clock that jumps by a year", "the same run, bit for bit",
            SURROUNDINGS="a_clock_that_jumps_a_year_to_and_fro_changes_nothing"),
-    _fault("compilation cache damaged", "the programs are compiled again",
+    _fault("compilation cache damaged", "programs are compiled again",
            SURROUNDINGS="a_damaged_compilation_cache_changes_nothing"),
-    _fault("export killed or target there", "never half an export; the next one removes the rest",
+    _fault("export killed, or its target exists",
+           "never half an export; the next export removes leftovers",
            EXPORT="a_killed_export_leaves_nothing_to_the_next",
            FILES="what_a_killed_process_leaves_of_a_folder_is_removed_by_the_next"),
-    _fault("a run of an earlier version, with a field which that version did not read",
-           "it continues as it began", FORMER="an_old_run_continues_as_it_began"),
-    _fault("secrets in the environment", "in nothing that a run writes or prints",
+    _fault("a run of an earlier version, with a field that this version ignored",
+           "it continues to ignore the field", FORMER="an_old_run_continues_as_it_began"),
+    _fault("secrets in the environment", "not in anything that a run writes or prints",
            SURROUNDINGS="secrets_of_the_environment_are_in_nothing_that_a_run_leaves"),
-    _fault("a machine that can reach the internet", "no connection is tried",
+    _fault("a machine that can reach the internet", "the program tries no connection",
            SURROUNDINGS="a_run_does_not_try_to_reach_a_network"),
     _fault("2,000 mutations of a SentencePiece model", "loaded, or 65 in one line; no crash",
            HOSTILE="mutations_of_a_sentencepiece_model_are_loaded_or_refused"),
-    _fault("a small archive of a huge text", "read in little memory; 65 if it is no text",
+    _fault("a small archive of a huge text", "read with little memory; 65 if it is not text",
            HOSTILE="a_small_archive_of_a_huge_text_is_refused_in_little_memory"),
     _fault("pickles and code in a workdir", "not executed",
            CHECKPOINT="a_file_too_many_is_damage"),
@@ -173,9 +178,9 @@ FAULTS = (
            PROCESS="the_compilation_cache_is_private "
                    "a_compilation_cache_that_others_can_write_is_refused "
                    "a_compilation_cache_of_another_user_is_refused"),
-    _fault("a run on the loopback", "listens there only",
+    _fault("a run on the loopback interface", "listens only there",
            PROCESS="a_run_on_the_loopback_listens_there_only"),
-    _fault("preemption under a scheduler", "started again, with a limit without progress"),
+    _fault("preemption under a scheduler", "started again; attempts without progress are limited"),
 )
 
 # Tests of modules that have no other faults.
@@ -190,14 +195,14 @@ MORE = {
         "devices/test_peers.py::test_every_difference_is_named_in_every_process",
         "devices/test_peers.py::test_other_versions_are_a_difference",
         "finetuning/test_loop.py::test_processes_that_would_do_different_runs_are_refused"),
-    "a process of several fails": (
+    "one of several processes fails": (
         "devices/test_peers.py::test_an_error_ends_all_processes_with_its_code",
         "devices/test_peers.py::test_a_bug_in_one_process_ends_all_with_1",
         "devices/test_peers.py::test_who_loses_a_peer_ends_with_the_code_of_the_cause"),
     "SIGTERM to one of several processes": (
         "devices/test_guard.py::test_a_signal_right_after_the_fork_is_passed_on",
         "devices/test_guard.py::test_a_signal_reaches_the_worker_once"),
-    "checkpoints gone": (
+    "checkpoints lost": (
         "runs/test_history.py::test_a_run_that_has_saved_a_checkpoint_is_not_begun_again",
         "training/test_sinks.py::test_the_curves_of_a_start_without_a_checkpoint_are_set_aside"),
     "NaN in one step": (
@@ -215,7 +220,7 @@ MORE = {
         "test_reader_processes_make_the_same_batches_and_their_death_is_an_error",),
     "sweep killed": (
         "training/test_sweep.py::test_a_killed_run_is_no_success",),
-    "a wait that does not end": (
+    "a wait without end": (
         "devices/test_watchdog.py::test_a_process_that_hangs_is_ended_and_shows_where",
         "devices/test_watchdog.py::test_compilation_has_its_own_allowance"),
     "odd text": (
@@ -229,7 +234,7 @@ MORE = {
     "metrics or TensorBoard cannot be written": (
         "training/test_sinks.py::test_a_full_disk_costs_points_and_a_line_per_file",
         "training/test_metrics.py::test_a_damaged_line_costs_no_other_line"),
-    "export killed or target there": (
+    "export killed, or its target exists": (
         "hub/test_export.py::test_export_refuses_a_folder_that_exists",
         "hub/test_export.py::test_an_export_that_fails_leaves_nothing"),
     "pickles and code in a workdir": (
