@@ -111,7 +111,7 @@ def describe(name: str, step: aot.CompiledStep, parameters: float) -> list[Row]:
   return [Row(f"{name}: {what}", spread([value]), unit) for what, value, unit in (
       ("matmuls per chip", roof.matmul_flops / 1e9, "GFLOP"),
       ("payload of the collectives", payload(step) / 1e6, "MB"),
-      ("the same over 4 bytes x parameters", payload(step) / parameters, "x"),
+      ("payload / (4 bytes x parameters)", payload(step) / parameters, "x"),
       ("sent per chip", sent / 1e6, "MB"),
       ("predicted time", roof.seconds * 1e3, "ms"))]
 

@@ -308,7 +308,7 @@ def _mesh_problems(config, num_devices):
     data = num_devices // rest
   if data * rest != num_devices:
     return [f"mesh data={data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {data * rest} devices, "
-            f"but there are {num_devices}. mesh.data=-1 takes all that the others leave"]
+            f"but there are {num_devices}. mesh.data=-1 uses all remaining devices"]
   problems = []
   for i, p in enumerate(config.phases):
     rows = p.batch_size // max(1, p.micro_batches)

@@ -91,7 +91,7 @@ def disarm() -> None:
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-  """Restores, at the end of the context, the limit from before it, and restarts it."""
+  """Restores and restarts the former limit when the context ends."""
   minutes = _minutes
   try:
     yield

@@ -195,7 +195,7 @@ def limits_of_training(trained: Trained) -> list[str]:
   config = trained.config
   longest = max(phase.seq_len for phase in config.phases)
   fresh = [f"The {families.HEADS[head]} has random weights." for head in trained.fresh]
-  lines = [*fresh, "It repeats its data, with its mistakes and prejudices. It was not trained to "
+  lines = [*fresh, "It repeats its data, with their mistakes and prejudices. It was not trained to "
            "answer questions or to follow instructions."]
   if longest < config.model.max_positions:
     lines.append(f"Positions from {longest} on were not trained in this run.")
@@ -209,7 +209,7 @@ def limits_of_tuning(trained: Trained) -> list[str]:
     trained: a fine-tuned model.
   """
   kind, task = trained.task["kind"], read_tuning(trained.task).task
-  lines = ["It repeats its data, with its mistakes and prejudices. It was made for texts like "
+  lines = ["It repeats its data, with their mistakes and prejudices. It was made for texts like "
            "those of its task, and was not scored on others.",
            f"Rows of its task had at most {task.max_length} tokens."]
   if kind in ("classes", "values"):

@@ -109,8 +109,8 @@ def _join_heads(x_BLNH):
 
 
 def _pad(x, fill=0):
-  """Returns an array with its length padded to a multiple of `TILE`, and so its lanes, if there
-  are more than one tile of them."""
+  """Returns an array whose length is padded to a multiple of `TILE`; its lanes are padded too, if
+  they fill more than one tile."""
   padding = [-x.shape[1] % TILE, *(-size % TILE if size > TILE else 0 for size in x.shape[2:])]
   if not any(padding):
     return x

@@ -290,7 +290,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       params = _restore(path, saved, named_leaves({"params": abstract_params}))
       return jax.tree.unflatten(jax.tree.structure(abstract_params), params), manifest["metadata"]
     except Damaged as e:
-      console.say(f"WARNING: {path} is damaged: {e}. The step before it is used")
+      console.say(f"WARNING: {path} is damaged: {e}. The previous checkpoint is used")
   raise _none_usable(root)
 
 

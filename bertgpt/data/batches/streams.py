@@ -144,7 +144,7 @@ def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_
   start = np.cumsum(words + 2) - (words + 2)
   skipped, sizes = parts["column"] - parts["origin"], parts_lib.token_sizes(parts)
   ahead = ranges(start + skipped, sizes)
-  # The place k of a sentence reads k tokens from its end.
+  # In the backward direction, position k of a sentence is the k-th token from its end.
   behind = np.repeat(2 * start + words + 1, sizes) - ahead
   to = ranges(rows * layout.seq_len + parts["column"], sizes)
   arrays = np.full((4, num_rows * layout.seq_len), layout.pad_id, np.int32)

@@ -7,7 +7,7 @@ others wait; then all map them into memory. The copy can be deleted at any time.
 Documents are read with one request each, many at a time. The reader of array_record is not used: it
 opens a stream to the end of the shard for every document, and takes a missing shard for an empty
 one. The places of the documents are read from the footers of the shards when the index is copied.
-As `writer.WRITER_OPTIONS` says, a document is a chunk of Riegeli of its own, not compressed
+Because of `writer.WRITER_OPTIONS`, every document is a separate Riegeli chunk without compression
 (riegeli/doc/riegeli_records_file_format.md; array_record/cpp/layout.proto for the footer).
 """
 

@@ -312,8 +312,8 @@ def read_blocks(path: str, cleaner: TextCleaner, start: int = 0,
                 stop: int | None = None) -> Iterator[tuple[int, bytes, bool]]:
   """Yields (offset in bytes, lines, whether they are the last) of blocks between blank lines.
 
-  A block of more than `MAX_DOCUMENT_BYTES` is cut between lines into parts, which are the block
-  when they are joined.
+  A block of more than `MAX_DOCUMENT_BYTES` is cut between lines into parts; joined, they are the
+  block.
 
   Args:
     path: plain or compressed file.

@@ -72,7 +72,7 @@ class HfFiles(NamedTuple):
 
     Args:
       file: the tokenizer's file, for the message.
-      classes: classes that do, without 'Fast'; none: all that are not known to be different.
+      classes: classes that read it so, without 'Fast'; none: all that are not known to differ.
     Raises:
       DataError: the class reads it differently; the message names the class.
     """

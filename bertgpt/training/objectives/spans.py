@@ -25,7 +25,7 @@ def choose_spans(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: ja
     continues_BL: bool, tokens that continue the word before them; None: every token is a word.
     count_B: int32, tokens to choose in every row.
     longest: words of the longest span.
-    context: tokens per token of a span, between the spans.
+    context: length of a span's context, in tokens per token of the span.
   Returns:
     The positions of spans from left to right, then those of single tokens in random order; and the
     number of both.
