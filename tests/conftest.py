@@ -23,8 +23,8 @@ HAS_CUDA = importlib.util.find_spec("jax_cuda12_plugin") is not None
 _BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
-# Shells make programs that they start in the background ignore Ctrl-C, and `nohup` makes them ignore
-# SIGHUP; tests send both signals.
+# Shells make programs that they start in the background ignore Ctrl-C, and `nohup` makes programs
+# ignore SIGHUP; tests send both signals.
 for number, handler in ((signal.SIGINT, signal.default_int_handler),
                         (signal.SIGHUP, signal.SIG_DFL)):
   if signal.getsignal(number) == signal.SIG_IGN:
