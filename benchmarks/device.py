@@ -1,4 +1,4 @@
-"""Half an hour on a machine with an accelerator: correctness, speed, bottlenecks.
+"""Checks correctness, speed and bottlenecks on a machine with an accelerator, in half an hour.
 
   python -m benchmarks.device --minutes=25 --out=device.json
   python -m benchmarks.device --rehearse --out=rehearsal.json    small sizes, on the CPU

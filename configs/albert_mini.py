@@ -4,7 +4,7 @@ Command    bertgpt train --config configs/albert_mini.py --workdir runs/albert_m
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`.
 Hardware   Two CPU cores; 28 minutes for 1,400 steps while other programs took most of the CPU time.
-Expected   With 4.6 M tokens of Wikipedia, on held-out text, as far as the run has been followed:
+Expected   With 4.6 M tokens of Wikipedia, on held-out text, as far as the run went:
              step                500   750  1000  1250
              tokens per row       16    16    16    64
              MLM perplexity      762   519   439   346

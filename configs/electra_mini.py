@@ -4,7 +4,7 @@ Command    bertgpt train --config configs/electra_mini.py --workdir runs/electra
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a WordPiece tokenizer of 4,096 pieces is trained on it.
 Hardware   Two CPU cores, 5 minutes while other programs took most of the CPU time.
-Expected   With Wikipedia, on held-out text, as far as the run has been followed:
+Expected   With Wikipedia, on held-out text, as far as the run went:
              step                   100   200   300   400
              MLM perplexity         547   389   343   321
              MLM accuracy, %       10.7  15.0  16.1  16.8

@@ -4,7 +4,7 @@ import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Predict new examples with a fine-tuned model."
+HELP = "Apply a fine-tuned model to new examples."
 USES = ("bertgpt.finetuning.predict",)
 
 

@@ -266,7 +266,7 @@ def base() -> ConfigDict:
   config.phases = (phase(),)
 
   config.mesh = mesh = ConfigDict()
-  # Devices that the batch is split over; -1: all that the other axes leave.
+  # Devices that the batch is split over; -1: all remaining devices.
   mesh.data = -1
   mesh.fsdp = 1                            # devices that batch and parameters are split over
   mesh.tensor = 1                          # devices that heads, MLP and vocabulary are split over

@@ -50,7 +50,7 @@ def zip(fields: Mapping[str, Sequence[Any]]) -> Runs:
   Args:
     fields: FIELD -> its values; all have the same number of values.
   Raises:
-    ValueError: the numbers differ.
+    ValueError: the fields have different numbers of values.
   """
   return [dict(builtins.zip(fields, values, strict=True))
           for values in builtins.zip(*fields.values(), strict=True)]

@@ -201,8 +201,8 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
 
 
 # Metric of replaced tokens -> its meaning.
-REPLACED_SCORES = {"precision": "of the tokens taken for replaced, those that are",
-                   "recall": "of the replaced tokens, those that were found"}
+REPLACED_SCORES = {"precision": "share of the tokens called replaced that are",
+                   "recall": "share of the replaced tokens that are found"}
 
 # Loss of a model that fills in tokens -> (its name, which tokens it is computed for).
 HIDDEN_TOKENS = {"mlm_loss": ("Masked language model", "masked"),

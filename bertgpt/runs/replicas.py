@@ -1,6 +1,6 @@
 """Comparison of the copies of a state on all devices of all processes, before it is saved.
 
-A copy that differs, because a device computes wrongly or a process runs another program, would
+A copy that differs, because a device gives wrong results or a process runs another program, would
 otherwise go unnoticed: every step and every save would succeed, and the training would be lost.
 """
 
@@ -37,6 +37,6 @@ def check(step: int, names: Sequence[str], sums: jax.Array, room: str) -> None:
   if lines:
     shown = "; ".join(lines[:SHOWN]) + ("; ..." if len(lines) > SHOWN else "")
     raise PeerError(
-        f"step {step}: the copies of the state are not equal ({shown}). A device computes wrongly, "
-        "or the processes run different programs. Nothing was saved. Start all of them again to "
+        f"step {step}: the copies of the state are not equal ({shown}). A device gives wrong "
+        "results, or the processes run different programs. Nothing was saved. Start all of them again to "
         "resume from the last checkpoint, on other hosts if it happens again")
