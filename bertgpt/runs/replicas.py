@@ -38,5 +38,5 @@ def check(step: int, names: Sequence[str], sums: jax.Array, room: str) -> None:
     shown = "; ".join(lines[:SHOWN]) + ("; ..." if len(lines) > SHOWN else "")
     raise PeerError(
         f"step {step}: the copies of the state are not equal ({shown}). A device gives wrong "
-        "results, or the processes run different programs. Nothing was saved. Start all of them again to "
-        "resume from the last checkpoint, on other hosts if it happens again")
+        "results, or the processes run different programs. Nothing was saved. Start all of them "
+        "again to resume from the last checkpoint, on other hosts if it happens again")
