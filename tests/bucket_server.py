@@ -158,7 +158,7 @@ def _make_handler(port, faults, requests, numbers):
                        headers.get("Content-Length", "0"))
       self.end_headers()
       if has_body:
-        with contextlib.suppress(ConnectionError):  # A reader may have enough.
+        with contextlib.suppress(ConnectionError):  # A reader may close its connection early.
           self.wfile.write(content)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _pass_on

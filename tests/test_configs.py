@@ -159,7 +159,7 @@ def test_roberta_paper_run(name, peak, warmup):
   (p,) = config.phases
   assert (p.steps, p.batch_size, p.seq_len) == (500_000, 8_192, 512)
   assert (p.learning_rate, p.warmup_steps, p.warmup_rule) == (peak, warmup, "before")
-  assert config_lib.max_predictions(config, p) == 77  # 76.8, rounded by chance.
+  assert config_lib.max_predictions(config, p) == 77  # 76.8, rounded up or down at random.
   optimizer = config.optimizer
   assert (optimizer.b1, optimizer.b2, optimizer.epsilon) == (0.9, 0.98, 1e-6)
   assert (optimizer.weight_decay, optimizer.decay_rule, optimizer.clip_norm) == (0.01, "all", 0.0)
@@ -200,7 +200,7 @@ def sizes_of_families():
 def test_the_families_are_compared_at_one_size_and_number_of_tokens():
   assert all(4.7e6 < size < 5.2e6 for size in sizes_of_families().values())
   for run in recipes.load_sweep(str(CONFIGS / "families.py")):
-    if run["model.family"] != "elmo":  # It reads words.
+    if run["model.family"] != "elmo":  # ELMo reads words, so it needs other fields.
       assert not [field for field in run if field.startswith(("phases", "tokenizer"))]
     assert {field for field in run if field.startswith("data")} <= {
         "data.packing", "data.max_unused", "data.isolate_documents", "data.short_sequence_prob"}

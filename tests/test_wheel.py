@@ -48,7 +48,7 @@ def test_every_module_and_recipe_is_installed(installed):
 def test_recipes_are_found_by_name_from_any_folder(installed, tmp_path):
   script = ("import bertgpt; from bertgpt.config import recipes\n"
             "print(bertgpt.__file__)\nprint(*recipes.names())\n"
-            "print(recipes.load('bert_large').model.width)")  # It starts from bert_base.
+            "print(recipes.load('bert_large').model.width)")  # Loads bert_base too.
   result = run(installed, tmp_path, "-c", script)
   assert result.stdout.splitlines() == [
       str(installed / "bertgpt/__init__.py"), " ".join(recipes.names()), "1024"], result.stderr

@@ -121,7 +121,7 @@ def problems_of(config):
 
 
 def test_fields_that_nothing_reads_need_not_be_set_when_a_run_continues():
-  """They cannot be set either: a start that sets one differs from the run, whatever the run has."""
+  """Only fields with their default value are unset: a start that sets one differs from the run."""
   assert "objective.mask_prob" in unread.unset_fields(make_config("causal"))
   assert "objective.mask_prob" not in unread.unset_fields(make_config("mlm"))
   sets_it = make_config("causal", **{"objective.mask_prob": 0.3})

@@ -74,7 +74,7 @@ def assert_all_end(text):
 
 
 def test_reader_processes_do_not_outlive_their_parent(recipe, tmp_path):
-  """The parent is killed while they wait until it takes their next batch."""
+  """The parent is killed while the readers wait for it to take their next batch."""
   mark = f"MARK={tmp_path}"
   process = subprocess.Popen([sys.executable, "-c", textwrap.dedent("""
       import sys, time

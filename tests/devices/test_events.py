@@ -88,7 +88,7 @@ def test_a_refused_start_writes_nothing(tmp_path):
 def test_the_last_event_has_the_exit_code(tmp_path, error, code, message):
   with pytest.raises(type(error)), events.recording():
     events.open_in(tmp_path, 0)
-    with events.recording():  # `bertgpt train` has one around that of the loop.
+    with events.recording():  # Nested, like that of the loop inside that of `bertgpt train`.
       raise error
   last = events.read(tmp_path)[-1]
   assert (last["event"], last["code"], last["message"]) == ("end", code, message)

@@ -84,7 +84,7 @@ def test_a_training_stopped_while_it_imports_ends_with_75(program, tmp_path, num
 
 def test_a_process_of_several_stopped_before_the_loop_ends_all_with_75(program, finished_run,
                                                                        tmp_path):
-  """Process 0 waits to prepare the corpus, which this test seems to do, and process 1 for it."""
+  """Process 0 waits for this test, which seems to prepare the corpus; process 1 waits for 0."""
   port, cache = program_lib.free_port(), tmp_path / "cache"
   cache.mkdir()
   (name,) = (path.name for path in (program.folder / "cache").glob(".*.lock"))

@@ -191,7 +191,7 @@ def test_a_storage_that_stays_away_is_an_error_with_code_74(bucket, storage):
   with pytest.raises(OSError, match="does not answer") as e:
     (bucket / "x").read_bytes()
   assert exit_code(e.value) == 74 and e.value.filename == f"{bucket}/x"
-  assert time.monotonic() - start > 1  # It was asked again.
+  assert time.monotonic() - start > 1  # The request was repeated.
   with pytest.raises(StorageError, match="does not answer"):  # It is not reported as damage.
     files.read_json(bucket / "x", "Make it again")
 

@@ -57,7 +57,7 @@ def test_predictions_are_those_that_were_scored(tuned, glue):
 
 
 def test_a_run_is_a_function_of_its_seed(tuned, tuning, finished_bert, tmp_path):
-  """Runs with other seeds before it change nothing."""
+  """A run does not depend on runs with other seeds before it."""
   assert run(tuning, finished_bert, tmp_path / "again", "--config.seeds=1,") == 0
   first, again = (losses_of(out, "lr0.01-seed1") for out in (tuned, tmp_path / "again"))
   assert first == again
@@ -99,7 +99,7 @@ def test_weights_are_kept_as_asked(tuning, finished_bert, tmp_path, save, kept):
 
 @pytest.mark.slow
 def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, capsys):
-  """A later start that keeps only the best weights, or has none, does not remove earlier ones."""
+  """A later start with save=best, or with nothing to save, leaves the weights of earlier starts."""
   def tune(*arguments):
     assert run(tuning, finished_bert, tmp_path, *SHORT, *arguments) == 0
     return results_of(tmp_path)["best_run"]

@@ -34,7 +34,7 @@ def text_format(kind):
 
 
 def lines_of(cells):
-  """Texts of lines of cells, some of which are separated by other white space."""
+  """Draws texts of several lines, whose cells are separated by any white space or by nothing."""
   gaps = st.sampled_from(("\t", " ", "  ", "\t\t", "\xa0", ""))
   line = st.lists(cells | gaps, max_size=6).map("".join)
   columns = st.lists(cells, min_size=2, max_size=3).map(" ".join)

@@ -60,7 +60,7 @@ def test_there_and_back_is_the_same_bit_for_bit(model):
     params[head]["bias"][tiny.VOCAB:] = 0
   if config.model.skip_first_norm:
     params[{"mlm": "encoder", "causal": "decoder"}[config.objective.name]]["layers"][
-        "attention_norm"]["scale"][0] = 1  # Nor is what nothing reads.
+        "attention_norm"]["scale"][0] = 1  # Nothing reads this scale, so it is not written either.
   assert jax.tree.all(jax.tree.map(np.array_equal, back, params))
 
   for field, value in fields.items():

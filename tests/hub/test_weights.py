@@ -1,4 +1,4 @@
-"""bertgpt.hub.weights: tensors of one file or several; an index cannot lead elsewhere."""
+"""bertgpt.hub.weights: tensors of one file or several; an index cannot leave the folder."""
 
 import json
 

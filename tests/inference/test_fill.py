@@ -79,7 +79,7 @@ def more_specials(tmp_path, kind):
   names = ["[PAD]", "[unused0]", "[unused99]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s"]
   library = bert_pipeline({name: i for i, name in enumerate(names)}, True)
   library.add_special_tokens(["<turn>", *names[3:7]])
-  library.add_tokens(["<url>"])  # A word of texts.
+  library.add_tokens(["<url>"])  # A token that texts may contain.
   library.save(str(tmp_path / "tokenizer.json"))
   return load_tokenizer(tmp_path / "tokenizer.json")
 

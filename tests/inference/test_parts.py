@@ -72,7 +72,7 @@ def test_lines_that_all_begin_with_white_space_are_cut(monkeypatch, kind, vocab_
   ids = tokenizer.encode([part.text for part in found])
   assert np.concatenate(ids).tolist() == tokenizer.encode([text])[0].tolist()
   done = 0
-  for i, part in enumerate(found[:-1], 1):  # What follows does not need what came before.
+  for i, part in enumerate(found[:-1], 1):  # Later parts do not depend on earlier ones.
     done += part.entries
     assert list(parts.cut_document(lines[done:], tokenizer, detokenize, part.carry)) == found[i:]
 

@@ -73,7 +73,7 @@ PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=60
 PartitionName=high Nodes={host} PriorityTier=2
 """)
   os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-  # munged refuses files in folders that others may write, as /tmp.
+  # munged refuses files in folders that others may write, such as /tmp.
   daemons = [
       ["munged", "--foreground", "--force", f"--key-file={folder}/key", f"--socket={folder}/munge",
        f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log",
@@ -126,7 +126,7 @@ class Job:
 
   def started(self):
     wait_for(lambda: self.has("runs", 2))
-    time.sleep(0.5)  # The trap follows the line.
+    time.sleep(0.5)  # The script sets its trap just after it writes the line.
     return self
 
   def show(self):

@@ -87,7 +87,7 @@ def main(folder: str) -> None:
   expected["configs"] = resolve_configs(pathlib.Path(cli.__file__).parents[1] / "configs")
   (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
   shutil.rmtree("cache/digests", ignore_errors=True)
-  for path in pathlib.Path().rglob(".*lock"):  # They name a machine.
+  for path in pathlib.Path().rglob(".*lock"):  # Locks contain the name of this machine.
     path.unlink()
   pack(HERE / "artifacts.tar.xz",
        ["cache", "configs", "glue", "pairs.tsv", "story.txt", *RUNS, "tuned",
@@ -235,12 +235,12 @@ def pack(archive: pathlib.Path, paths) -> None:
     info.mode = 0o755 if info.isdir() else 0o644
     return info
 
-  # Most of it are float32 arrays: what is likely depends on the place in four bytes.
+  # Most of the content is float32 arrays, where the likely values of a byte depend on its place.
   filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2}]
   with (lzma.open(archive, "w", filters=filters) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar):
     for path in paths:
-      tar.add(path, filter=strip)  # Folders are read in the order of names, since Python 3.7.
+      tar.add(path, filter=strip)  # Adds the files of a folder by name, since Python 3.7.
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_ten_sentences_in_a_row_equal_numpy(residual):
       expected = oracle.read(direction, tokens[direction, 0].tolist())[:, -1]
       np.testing.assert_allclose(found.x[0], expected, atol=2e-6)
     is_clipped |= bool((np.abs(carry["hidden"]) == np.float32(config.state_clip)).any())
-  assert is_clipped  # Otherwise the order of the clips would not show.
+  assert is_clipped  # Otherwise, the test would not notice a wrong order of the clips.
 
 
 def tiny_config(model):

@@ -221,7 +221,7 @@ def test_a_browser_changes_the_axes(tmp_path, browser):
   assert "Held-out scores" in page.inner_text("body")
   before = page.inner_text("#panels figure:nth-child(1)")
   page.check("input[value=tokens]")
-  assert page.inner_text("#panels figure:nth-child(1)") != before  # Another axis.
+  assert page.inner_text("#panels figure:nth-child(1)") != before  # The axis has changed.
   page.check("#log")
   assert panels.count() == 4 and errors == []
   heights = [[float(pair.split(",")[1]) for pair in points.split()] for points in

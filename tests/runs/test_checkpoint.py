@@ -28,7 +28,7 @@ from bertgpt.runs import manifest as manifest_lib
 try:
   jax.config.update("jax_num_cpu_devices", 8)
 except RuntimeError:
-  pass  # Another test has started JAX; conftest.py decides then.
+  pass  # Another test has already started JAX, with the devices of conftest.py.
 
 TRAINER = """
 import sys

@@ -31,7 +31,7 @@ def test_a_run_that_has_saved_a_checkpoint_is_not_begun_again(run):
     history.check_start(run, 0, 0)
   (run / "config.json").unlink()
   history.check_start(run, 0, 0)
-  history.add(run, "start")  # The new run has none yet.
+  history.add(run, "start")  # The new run has no checkpoint yet.
   (run / "config.json").touch()
   history.check_start(run, 15, 10)
 

@@ -11,7 +11,7 @@ def test_a_line_says_how_far_the_work_is(monkeypatch, capsys):
   monkeypatch.setattr(progress_lib.time, "monotonic", lambda: next(clock))
   progress = Progress(1000, done=100)
   assert [progress.add(110) for _ in range(4)] == [210, 320, 430, 540]
-  progress.add(460)  # The last texts need no line.
+  progress.add(460)  # There is no line when the work is done.
   assert capsys.readouterr().err.splitlines() == [
       "note: resuming after 100 of 1,000 texts",
       "320 of 1,000 texts, 20 per second, 34 s left",

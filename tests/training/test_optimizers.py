@@ -350,7 +350,7 @@ def test_bert_adamw_first_step_is_adamws_times_its_missing_correction():
 
 
 def test_epsilon_stands_outside_the_square_root():
-  # With epsilon >> |g| the direction is m / epsilon; inside the root it were m / sqrt(epsilon).
+  # With epsilon >> |g|, the direction is m / epsilon; with epsilon inside, it is m / sqrt(epsilon).
   grads = draw(1, scale=1e-12)
   for name, first_moment in (("bert_adamw", 0.1), ("adamw", 1.0)):
     config = make_config(name, weight_decay=0.0, clip_norm=0.0, epsilon=1e-3)
@@ -361,7 +361,7 @@ def test_epsilon_stands_outside_the_square_root():
 
 @pytest.mark.parametrize("name", ["nvlamb", "adafactor", "muon"])
 def test_direction_is_invariant_to_the_gradients_scale(name):
-  # Adam's epsilon breaks it for muon's AdamW part, unless it is nothing.
+  # In muon's AdamW part, the direction is invariant only if epsilon is negligible.
   config = make_config(name, clip_norm=0.0, epsilon=1e-20)
   grads, params = draw(1), initial_params()
   scaled = {path: 1000 * g for path, g in grads.items()}

@@ -42,7 +42,7 @@ def _extend(spans: np.ndarray, text: str) -> np.ndarray:
   for start, end in spans:
     is_free[start:end] = False
   is_free &= ~np.fromiter(map(str.isspace, text), bool, len(text))
-  # For every character, the first character from there on that is not free.
+  # For every character: its index if it is not free, otherwise the index of the next such one.
   stops = np.append(np.where(is_free, len(text), np.arange(len(text))), len(text))
   stops = np.minimum.accumulate(stops[::-1])[::-1]
   starts, ends = spans.T

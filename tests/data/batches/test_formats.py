@@ -381,7 +381,7 @@ def test_rows_of_whole_sentences_are_those_of_fairseq(seq_len):
 def test_an_epoch_of_causal_lm_predicts_every_token_and_every_end_once(corpus, seq_len, packing):
   plan = make_plan(corpus, "causal", seq_len, data={"packing": packing})
   parts = plan.parts
-  # A part that does not open begins with a token that the part before it has predicted.
+  # A part without an opening token begins with a token that the previous part has predicted.
   targets = parts.copy()
   targets["start"] += ~parts["opens"]
   targets["length"] -= ~parts["opens"]

@@ -62,7 +62,7 @@ def test_the_settings_of_the_folder_are_obeyed(tmp_path, case, accents, chinese)
   folder = write_vocabulary(tmp_path, do_lower_case=case, strip_accents=accents,
                             tokenize_chinese_chars=chinese)
   expected = bert_ids(folder, lowercase=case, strip_accents=accents, handle_chinese_chars=chinese)
-  for lowercase in (None, True, False):  # The folder knows better than a config.
+  for lowercase in (None, True, False):  # The folder takes precedence over a config.
     for path in (folder, folder / "vocab.txt"):
       assert encode(tokenizers.load_tokenizer(path, lowercase)) == expected
 
@@ -145,7 +145,7 @@ def test_special_tokens_have_the_names_that_the_folder_says(tmp_path, name):
 
 
 def test_the_end_of_a_document_stays_special_in_the_folder_of_gpt2(tmp_path):
-  """In GPT-2's folder it is also the unknown token, and often the padding."""
+  """GPT-2's folder also names it as the unknown token, and often as the padding."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   write_json(tmp_path / "vocab.json", {c: i for i, c in enumerate([*alphabet, "<|endoftext|>"])})
   (tmp_path / "merges.txt").write_text("#version: 0.2\n")

@@ -65,7 +65,7 @@ def test_multiconer_has_comments(tmp_path):
   assert read(tmp_path, text) == [Sentence(["its", "#", "robert"], ["O", "O", "B-PER"]),
                                   Sentence(["#"], ["O"])]
   hidden = text.replace(" O\n", " _\n").replace("B-PER", "_")
-  # "# _ _ _" is a comment where one may be, and a word within a sentence.
+  # "# _ _ _" is a comment before a sentence, but a word within one.
   assert read(tmp_path, hidden, needs_tags=False) == [Sentence(["its", "#", "robert"], None)]
 
 
