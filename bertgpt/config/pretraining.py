@@ -170,8 +170,7 @@ def base() -> ConfigDict:
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
   model.norm = "post"
-  # pre: whether the first layer skips the norm before attention, as the embeddings have one
-  # (ModernBERT).
+  # pre: whether the first layer skips the norm before attention (ModernBERT: embeddings have one).
   model.skip_first_norm = False
   model.norm_kind = "layer"                # layer (LayerNorm) | rms (RMSNorm)
   model.norm_bias = True                   # layer: whether norms have a bias
