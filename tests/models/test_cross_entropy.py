@@ -103,7 +103,7 @@ def test_without_gradients_the_sums_are_the_same(mesh):
     sums = apply(Prediction(x, table, bias), targets, weights)
     text = apply.lower(Prediction(x, table, bias), targets, weights).as_text()
   np.testing.assert_allclose(sums, closed_form(*case, scale=1)[0], rtol=2e-6)
-  assert text.count("stablehlo.dot_general") == 1, "logits, and no product of a gradient"
+  assert text.count("stablehlo.dot_general") == 1, "logits, and no matmul of a gradient"
 
 
 @pytest.mark.parametrize("chunk", [UNCHUNKED, 32])
