@@ -9,7 +9,7 @@ from typing import Any
 
 from bertgpt import files
 from bertgpt.errors import ConfigError
-from bertgpt.report import curves
+from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared
 from bertgpt.training import metrics
 from bertgpt.training.sweep import format_table
@@ -53,6 +53,15 @@ def label(run: Compared) -> str:
   return f"reference {run.name}" if run.is_reference else run.name
 
 
+def notes(runs: Sequence[Compared]) -> list[str]:
+  """Returns lines: whether each run is on course, and what the references were trained on.
+
+  Args:
+    runs: runs and references.
+  """
+  return [*bands.courses(runs), *(f"{label(run)}: {run.about}" for run in runs if run.about)]
+
+
 def table(runs: Sequence[Compared]) -> list[dict[str, Any]]:
   """Returns a row per run: name, steps, tokens, time in steps, and the last held-out scores.
 
@@ -71,12 +80,14 @@ def table(runs: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def lines(runs: Sequence[Compared]) -> list[str]:
-  """Returns the output of `bertgpt compare`: the scores, and the fields that differ.
+  """Returns the output of `bertgpt compare`: scores, whether runs are on course, other fields.
 
   Args:
     runs: runs and references.
   """
   found = format_table(table(runs))
+  if said := notes(runs):
+    found += ["", *said]
   if fields := curves.differences(runs):
     found += ["", *format_table([{"field": field, **{label(run): json.dumps(value) for run, value
                                                      in zip(runs, values, strict=True)}}
@@ -99,6 +110,8 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
     raise ConfigError(f"--out {path}: is not a page of bertgpt, so it is not replaced. Name "
                       "another file")
   data = [{"label": label(run), "is_reference": run.is_reference,
+           "bands": {tag: bands.limits(run, tag) for tag in run.curves
+                     if run.is_reference and bands.is_loss(tag)},
            "curves": {tag: curve._asdict() for tag, curve in run.curves.items()}} for run in runs]
   # In a script element, only '<' could be taken for HTML.
   content = json.dumps(_finite(data)).replace("<", "\\u003c")
@@ -113,7 +126,8 @@ def body(runs: Sequence[Compared]) -> str:
   Args:
     runs: runs and references.
   """
-  parts = ["<h2>Held-out scores</h2>", _html_table(table(runs))]
+  parts = [*(f"<p class=course>{html.escape(line)}</p>" for line in notes(runs)),
+           "<h2>Held-out scores</h2>", _html_table(table(runs))]
   if fields := curves.differences(runs):
     parts += ["<h2>Fields that differ</h2>", _html_table([
         {"field": field, **{label(run): json.dumps(value)

@@ -1,12 +1,13 @@
 """Data for comparing runs: curves over steps, tokens and time, scores, configs, reports.
 
-A reference holds the same data of a run that was trained before, in a small JSON file. The
-references of recipes are in `references/`.
+A reference holds the same data of runs that were trained before, in a small JSON file. The
+references of recipes are in `references/`; a file there is all that a new one needs.
 """
 
 import bisect
 import json
 import pathlib
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from bertgpt.training import metrics
 MAX_POINTS = 500       # Points of a curve on the page.
 REFERENCE_POINTS = 40  # Points of a curve in a reference, a file of a few KB.
 REFERENCES = pathlib.Path(__file__).with_name("references")
+# Fields that say where the text is. A reference keeps their defaults only: it does not name files.
+PLACES = ("data.source", "tokenizer.path")
 
 
 class Curve(NamedTuple):
@@ -52,6 +55,10 @@ class Compared(NamedTuple):
     curves: tag -> curve, such as 'train/mlm_loss' or 'eval/validation/mlm_loss'.
     report: text of its report; '' if it has none yet.
     time: one line about its time; '' if it has no events.
+    spread: in a reference, tag -> sample standard deviation of the seeds at every point of a
+      loss; empty if there is one seed.
+    seeds: in a reference, the number of runs that were averaged.
+    about: in a reference, a description of the text; '' if the config names the text.
   """
 
   name: str
@@ -63,6 +70,9 @@ class Compared(NamedTuple):
   curves: dict[str, Curve]
   report: str = ""
   time: str = ""
+  spread: Mapping[str, list[float]] = types.MappingProxyType({})
+  seeds: int = 1
+  about: str = ""
 
 
 def read_run(path: pathlib.Path) -> Compared:
@@ -131,12 +141,13 @@ def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
   """Returns the fields in which runs differ -> the value of each run; None: it lacks the field.
 
   Args:
-    runs: the runs, in order.
+    runs: the runs, in order. A reference that does not say where its text is differs from none.
   """
   fields = dict.fromkeys(field for run in runs for field in run.fields)
   values = {field: [run.fields.get(field) for run in runs] for field in fields}
   return {field: found for field, found in sorted(values.items())
-          if any(value != found[0] for value in found)}
+          if len({json.dumps(value) for value in found
+                  if value is not None or field not in PLACES}) > 1}
 
 
 # -------------------------------------------------------------- references
@@ -182,34 +193,41 @@ def find_reference(run: Compared) -> Compared | None:
   """Returns the reference whose training has the same config as a run; None if there is none.
 
   Args:
-    run: a run.
+    run: a run; its seed may be another one.
   """
   for name in reference_names():
-    if (reference := read_reference(name)).fields == run.fields:
+    reference = read_reference(name)
+    if reference.fields | {"seed": run.fields["seed"]} == run.fields:
       return reference
   return None
 
 
-def save_reference(run: Compared, path: pathlib.Path) -> None:
-  """Writes a run as a reference: losses and scores, with few points.
+def is_kept(tag: str) -> bool:
+  """Returns whether a reference has this curve: losses of the training and all held-out scores."""
+  return tag.startswith("eval/") or tag.startswith("train/") and tag.endswith("_loss")
+
+
+def save_reference(mean: Compared, path: pathlib.Path, about: str = "") -> None:
+  """Writes a reference: losses and scores, with few points.
 
   Args:
-    run: a run.
+    mean: the mean of its runs, see `bands.average`.
     path: file to write, NAME.json; the reference has its name.
+    about: the text of the runs, in a few words.
   Raises:
     OSError: it cannot be written.
   """
-  kept = {tag: Curve(*map(_round, thin(curve, REFERENCE_POINTS)))
-          for tag, curve in run.curves.items()
-          if tag.startswith("eval/") or tag.startswith("train/") and tag.endswith("_loss")}
-  defaults = _defaults(run.fields)  # A later version may have more fields.
-  fields = {field: value for field, value in run.fields.items()
+  kept = {tag: Curve(*map(_round, curve)) for tag, curve in mean.curves.items() if is_kept(tag)}
+  defaults = _defaults(mean.fields)  # A later version may have more fields.
+  fields = {field: None if field in PLACES else value for field, value in mean.fields.items()
             if value != defaults.get(field) or field.startswith("phases[")}
-  stored = run._replace(name=path.stem, is_reference=True, report="", time="", fields=fields,
-                        scores=dict(zip(run.scores, _round(run.scores.values()), strict=True)))
+  stored = mean._replace(name=path.stem, is_reference=True, report="", time="", fields=fields,
+                         scores=dict(zip(mean.scores, _round(mean.scores.values()), strict=True)),
+                         spread={tag: _round(values, 2) for tag, values in mean.spread.items()},
+                         about=about)
   content = stored._asdict() | {"curves": {tag: curve._asdict() for tag, curve in kept.items()}}
   files.write_json(path, content, indent=None)
 
 
-def _round(values: Iterable[Any]) -> list[Any]:
-  return [float(f"{value:.4g}") if isinstance(value, float) else value for value in values]
+def _round(values: Iterable[Any], digits: int = 4) -> list[Any]:
+  return [float(f"{value:.{digits}g}") if isinstance(value, float) else value for value in values]

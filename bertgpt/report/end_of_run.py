@@ -59,19 +59,23 @@ def write(run: Finished) -> None:
   events.flush()
   if time := goodput.line(path):  # Not in the report, which must not change when a run is reopened.
     print(time)
-  write_page(path)
+  for line in write_page(path):
+    print(line)
 
 
-def write_page(path: pathlib.Path) -> None:
+def write_page(path: pathlib.Path) -> list[str]:
   """Writes report.html: the report and all curves, next to the reference of the recipe, if any.
 
   Args:
     path: workdir of a finished run.
+  Returns:
+    A line that says whether the run is on course; none if there is no reference.
   """
   run = curves_lib.read_run(path)
   reference = curves_lib.find_reference(run)
-  compare.write_page([run] if reference is None else [run, reference], path / "report.html",
-                     f"Report of {path.name}")
+  runs = [run] if reference is None else [run, reference]
+  compare.write_page(runs, path / "report.html", f"Report of {path.name}")
+  return compare.notes(runs)
 
 
 class Description(NamedTuple):

@@ -1,0 +1,172 @@
+"""References of several seeds: their mean, its band, and whether a run is on course.
+
+Points are compared as means: a point of a reference stands for all points of a curve that are
+nearer to its step than to the step of any other point. So it does not matter how often a run logs.
+"""
+
+import bisect
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bertgpt.errors import ConfigError
+from bertgpt.report import curves
+from bertgpt.report.curves import Compared, Curve
+
+# Half the width of the band, in sample standard deviations of the seeds. With three seeds, a new
+# seed is outside at one point in thirteen (Student's t with 2 degrees of freedom, beyond
+# 4 / sqrt(1 + 1/3)). The deviation is the largest of neighboring points, so it is fewer.
+DEVIATIONS = 4.0
+NEIGHBORS = 2
+# Half the width is at least this share of the loss, and this many nats, because texts differ: that
+# of a demo is the documentation of the installed packages. With others, the demo ended 2% higher,
+# and 0.09 nats lower in its next-sentence loss.
+LEAST_SHARE, LEAST_NATS = 0.05, 0.12
+ONE_SEED = 2.0  # These least widths are multiplied by it if the deviation is not known.
+OUTSIDE = 0.1  # Share of a curve's points that may be outside the band.
+
+
+class Course(NamedTuple):
+  """Where a run is, compared with a reference.
+
+  Attributes:
+    is_on: whether it is on course; None if there are no points to compare.
+    line: one line that says so.
+  """
+
+  is_on: bool | None
+  line: str
+
+
+def average(runs: Sequence[Compared]) -> Compared:
+  """Returns the mean of runs that differ in their seed only, with the deviations of its points.
+
+  Args:
+    runs: one run or more, finished or not; the curves end where the shortest one ends.
+  Raises:
+    ConfigError: the configs of two runs differ in another field than `seed`.
+  """
+  first = runs[0]
+  if others := [field for field in curves.differences(runs) if field != "seed"]:
+    raise ConfigError("--save_reference: the runs differ in more than their seed, in "
+                      f"{', '.join(others)}. Give only runs of one recipe")
+  if len({run.fields["seed"] for run in runs}) < len(runs):
+    raise ConfigError("--save_reference: two runs have the same seed. Give runs with different "
+                      "--config.seed")
+  means, spread = {}, {}
+  for tag, curve in first.curves.items():
+    if not curves.is_kept(tag) or any(tag not in run.curves for run in runs):
+      continue
+    last = min(run.curves[tag].step[-1] for run in runs)
+    cut = Curve(*(values[:bisect.bisect_right(curve.step, last)] for values in curve))
+    grid = curves.thin(cut, curves.REFERENCE_POINTS)
+    points = list(zip(*(means_near(run.curves[tag], grid.step) for run in runs), strict=True))
+    kept = [i for i, point in enumerate(points) if None not in point]
+    step, tokens, seconds, _ = ([values[i] for i in kept] for values in grid)
+    means[tag] = Curve(step, tokens, seconds, [math.fsum(points[i]) / len(runs) for i in kept])
+    if len(runs) > 1 and is_loss(tag):
+      spread[tag] = [statistics.stdev(points[i]) for i in kept]
+  scores = {name: math.fsum(run.scores[name] for run in runs) / len(runs)
+            for name in first.scores if all(name in run.scores for run in runs)}
+  return first._replace(steps=min(run.steps for run in runs), scores=scores, curves=means,
+                        fields=first.fields | {"seed": min(run.fields["seed"] for run in runs)},
+                        spread=spread, seeds=len(runs))
+
+
+def is_loss(tag: str) -> bool:
+  """Returns whether a curve is a loss; only losses have a band."""
+  return tag.endswith("loss")
+
+
+def means_near(curve: Curve, steps: Sequence[int]) -> list[float | None]:
+  """Returns for every step the mean of the points that are nearer to it than to any other step.
+
+  Args:
+    curve: curve with increasing steps.
+    steps: increasing steps.
+  Returns:
+    The means; None for a step without points, and for the last steps, if the curve ends before
+    all of their points.
+  """
+  edges = [(left + right) / 2 for left, right in zip(steps[:-1], steps[1:], strict=True)]
+  edges.append(math.inf)
+  means: list[float | None] = []
+  begin = 0
+  for step, edge in zip(steps, edges, strict=True):
+    end = bisect.bisect_right(curve.step, edge)
+    is_whole = curve.step[-1] >= (edge if edge < math.inf else step)
+    values = curve.value[begin:end] if is_whole else []
+    means.append(math.fsum(values) / len(values) if values else None)
+    begin = end
+  return means
+
+
+def limits(reference: Compared, tag: str) -> tuple[list[float], list[float]]:
+  """Returns the band of a loss: its lower and its upper edge at every point of the reference.
+
+  Args:
+    reference: a reference.
+    tag: tag of one of its losses, which are in nats.
+  """
+  values, spread = reference.curves[tag].value, reference.spread.get(tag, ())
+  factor = 1.0 if spread else ONE_SEED
+  low, high = [], []
+  for i, value in enumerate(values):
+    near = spread[max(i - NEIGHBORS, 0):i + NEIGHBORS + 1]
+    width = max(factor * LEAST_SHARE * abs(value), factor * LEAST_NATS,
+                DEVIATIONS * max(near, default=0.0))
+    low.append(value - width)
+    high.append(value + width)
+  return low, high
+
+
+def course(run: Compared, reference: Compared) -> Course:
+  """Says whether the losses of a run, in training and held out, are those of a reference.
+
+  A run is on course if at least nine of ten points of each of its losses are in the band.
+
+  Args:
+    run: a run, finished or not.
+    reference: a reference.
+  """
+  seeds = "1 seed" if reference.seeds == 1 else f"{reference.seeds} seeds"
+  name = f"the band of reference {reference.name} ({seeds})"
+  tags = [tag for tag in reference.curves if is_loss(tag) and tag in run.curves]
+  last, summary, left = 0, "", []
+  for tag in sorted(tags):  # Held-out losses come first.
+    steps = reference.curves[tag].step
+    points = [point for point in zip(steps, means_near(run.curves[tag], steps),
+                                     *limits(reference, tag), strict=True)
+              if point[1] is not None]
+    outside = [point for point in points if not point[2] <= point[1] <= point[3]]
+    if len(outside) > OUTSIDE * len(points):
+      left.append((tag, outside, len(points)))
+    if points:
+      step, value, low, high = points[-1]
+      last = max(last, step)
+      summary = summary or f"{_words(tag)} {value:.3g}, band {low:.3g} to {high:.3g}"
+  if left:
+    tag, outside, number = min(left, key=lambda item: item[1][0][0])
+    step, value, low, high = outside[0]
+    side = "below" if value < low else "above"
+    return Course(False, f"OFF COURSE: {run.name} leaves {name} at step {step}: {_words(tag)} "
+                         f"{value:.3g} is {side} {low:.3g} to {high:.3g}; {len(outside)} of "
+                         f"{number} points are outside")
+  if not summary:
+    return Course(None, f"not compared: {run.name} and {name} have no point in common yet")
+  return Course(True, f"on course: {run.name} is in {name} up to step {last}; {summary}")
+
+
+def courses(runs: Sequence[Compared]) -> list[str]:
+  """Returns a line for each run and reference: whether the run is on course.
+
+  Args:
+    runs: runs and references.
+  """
+  return [course(run, reference).line for run in runs if not run.is_reference
+          for reference in runs if reference.is_reference]
+
+
+def _words(tag: str) -> str:
+  return f"{'held-out' if tag.startswith('eval/') else 'training'} {tag.split('/')[-1]}"

@@ -1,0 +1,209 @@
+"""bertgpt.report.bands: the mean of seeds, its band, and whether a run is on course."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bertgpt import cli
+from bertgpt.config import base, phase, recipes
+from bertgpt.errors import ConfigError
+from bertgpt.report import bands, curves
+from bertgpt.report.curves import Compared, Curve
+from bertgpt.training import metrics
+
+STEPS = np.arange(10, 1010, 10)
+TAGS = ("train/mlm_loss", "eval/validation/mlm_loss")
+LONG = 900  # Seconds; only a hang takes so long.
+
+
+def a_run(seed=0, losses=None, steps=STEPS, name="run") -> Compared:
+  """A run whose curves are `losses` at `steps`, or a falling loss with an own offset and noise."""
+  rng = np.random.default_rng(seed)
+  if losses is None:
+    losses = (3 + 7 * np.exp(-steps / 200)) * (1 + 0.01 * rng.normal()
+                                               + 0.02 * rng.normal(size=len(steps)))
+  values = [float(value) for value in losses]
+  curve = Curve([int(step) for step in steps], [0.0] * len(steps), [0.0] * len(steps), values)
+  return Compared(name, False, int(steps[-1]), 1000, {"mlm_loss": values[-1]},
+                  {"seed": seed, "optimizer.b2": 0.95}, dict.fromkeys(TAGS, curve))
+
+
+def of_seeds(*seeds) -> Compared:
+  return bands.average([a_run(seed) for seed in seeds])._replace(name="it", is_reference=True)
+
+
+def times(run: Compared, factor: float) -> Compared:
+  """A run with all losses multiplied by a factor."""
+  return run._replace(curves={tag: curve._replace(value=[factor * v for v in curve.value])
+                              for tag, curve in run.curves.items()})
+
+
+def test_the_mean_and_the_deviation_are_those_of_numpy():
+  runs = [a_run(seed) for seed in range(3)]
+  mean = bands.average(runs)
+  for tag in TAGS:
+    curve = mean.curves[tag]
+    assert len(curve.step) == curves.REFERENCE_POINTS
+    assert curve.step[0] == STEPS[0] and curve.step[-1] == STEPS[-1]
+    nearest = np.abs(STEPS[:, None] - np.array(curve.step)).argmin(1)
+    expected = np.array([[np.mean(np.array(run.curves[tag].value)[nearest == i])
+                          for i in range(len(curve.step))] for run in runs])
+    np.testing.assert_allclose(curve.value, expected.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(mean.spread[tag], expected.std(0, ddof=1), rtol=1e-9)
+  assert (mean.seeds, mean.steps, mean.fields["seed"]) == (3, 1000, 0)
+  assert mean.scores["mlm_loss"] == pytest.approx(np.mean([r.scores["mlm_loss"] for r in runs]))
+
+
+def test_means_do_not_depend_on_how_often_a_run_logs():
+  """Of a line, the mean of the points around a step is its value there."""
+  line = lambda steps: Curve(list(steps), [0] * len(steps), [0] * len(steps),
+                             [2.0 * step for step in steps])
+  grid = [100, 200, 300]
+  for every in (2, 10, 20):
+    curve = line(range(every, 402, every))
+    assert bands.means_near(curve, grid)[1] == pytest.approx(400.0, abs=2 * every)
+  assert bands.means_near(line(range(50, 152, 2)), grid)[0] == pytest.approx(200.0)
+
+
+def test_points_that_a_run_has_not_reached_are_not_compared():
+  found = bands.means_near(Curve([10, 20, 24], [0] * 3, [0] * 3, [1.0, 2.0, 3.0]), [10, 20, 30])
+  assert found == [1.0, None, None]
+  reference = of_seeds(0, 1, 2)
+  found = bands.course(a_run(7, steps=STEPS[:50]), reference)
+  last = max(step for step in reference.curves[TAGS[0]].step if step < 490)
+  assert found.is_on and f"up to step {last}; " in found.line
+
+
+def test_new_seeds_are_on_course_and_other_losses_are_not():
+  """Seeds that made no reference; 200 of them, so that a false alarm in ten would show."""
+  references = [of_seeds(3 * i, 3 * i + 1, 3 * i + 2) for i in range(20)]
+  new = [a_run(1000 + seed) for seed in range(200)]
+  alarms = [not bands.course(run, references[i % 20]).is_on for i, run in enumerate(new)]
+  assert np.mean(alarms) < 0.05
+  for i, run in enumerate(new[:40]):
+    above, below = (bands.course(times(run, factor), references[i % 20]) for factor in (1.2, 0.8))
+    assert above.is_on is False and "OFF COURSE" in above.line and " above " in above.line
+    assert below.is_on is False and " below " in below.line
+
+
+def test_the_band_has_a_least_width():
+  """With one seed, twice that of several: 10% of a loss of 4 nats, 0.24 nats of one of 0.6."""
+  for value, several, one in ((4.0, 0.2, 0.4), (0.6, 0.12, 0.24)):
+    runs = [a_run(seed, np.full(len(STEPS), value)) for seed in range(2)]
+    for used, width in ((runs[:1], one), (runs, several)):
+      low, high = bands.limits(bands.average(used), TAGS[0])
+      np.testing.assert_allclose(high, value + width, rtol=1e-6)
+      np.testing.assert_allclose(low, value - width, rtol=1e-6)
+
+
+def test_a_loss_that_leaves_the_band_late_is_found_where_it_does():
+  reference = of_seeds(0, 1, 2)
+  losses = np.array(a_run(5).curves[TAGS[0]].value)
+  losses[STEPS > 700] += 2.0
+  found = bands.course(a_run(5, losses), reference)
+  assert found.is_on is False
+  step = int(found.line.split("at step ")[1].split(":")[0])
+  assert 690 <= step <= 740
+
+
+def test_a_loss_that_is_not_a_number_is_off_course():
+  losses = np.array(a_run(5).curves[TAGS[0]].value)
+  losses[30:] = np.nan
+  found = bands.course(a_run(5, losses), of_seeds(0, 1, 2))
+  assert found.is_on is False and "nan" in found.line
+
+
+def test_a_run_that_has_just_begun_is_not_compared():
+  begun = a_run(0)._replace(curves={})
+  found = bands.course(begun, of_seeds(0, 1, 2))
+  assert found.is_on is None and found.line.startswith("not compared: ")
+
+
+@pytest.mark.parametrize("change, fragment", [
+    ({"optimizer.b2": 0.5, "seed": 1}, "in optimizer.b2"), ({}, "the same seed")])
+def test_runs_that_are_no_seeds_of_each_other_are_refused(change, fragment):
+  first = a_run(0)
+  with pytest.raises(ConfigError, match=fragment):
+    bands.average([first, first._replace(fields=first.fields | change)])
+
+
+# ------------------------------------------------------------ the program
+
+
+def write_run(path: pathlib.Path, seed: int, factor: float = 1.0) -> None:
+  """The files of `a_run`, whose text lies in a folder of the user."""
+  path.mkdir()
+  config = base()
+  config.phases = (phase(steps=1000, seq_len=32, batch_size=8, learning_rate=1e-3),)
+  config.seed, config.data.source = seed, "text:/home/me/*.txt"
+  (path / "config.json").write_text(recipes.to_json(config))
+  curve = a_run(seed).curves[TAGS[0]]
+  (path / "metrics.jsonl").write_text("".join(
+      json.dumps({"step": step, **dict.fromkeys(TAGS, factor * value)}) + "\n"
+      for step, value in zip(curve.step, curve.value, strict=True)))
+
+
+def test_three_seeds_become_a_reference_that_a_fourth_follows(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  for seed in range(4):
+    write_run(tmp_path / str(seed), seed)
+  write_run(tmp_path / "worse", 4, 1.2)
+  assert cli.main(["compare", "0", "1", "2", "--save_reference", "mine.json", "--about",
+                   "cats & dogs"]) == 0
+  stored = json.loads((tmp_path / "mine.json").read_text())
+  assert stored["seeds"] == 3 and set(stored["spread"]) == set(stored["curves"]) == set(TAGS)
+  assert "/home/me" not in json.dumps(stored) and stored["fields"]["data.source"] is None
+  capsys.readouterr()
+  assert cli.main(["compare", "3", "worse", "--reference", "mine.json"]) == 0
+  printed = capsys.readouterr().out
+  assert ("\non course: 3 is in the band of reference mine (3 seeds) up to step 1000; "
+          "held-out mlm_loss ") in printed
+  assert "\nOFF COURSE: worse leaves the band of reference mine (3 seeds) at step 10: " in printed
+  assert "reference mine: cats & dogs" in printed and "data.source" not in printed
+  page = (tmp_path / "compare.html").read_text()
+  assert "<p class=course>on course: 3 is in" in page and "cats &amp; dogs" in page
+
+
+@pytest.mark.parametrize("name", curves.reference_names())
+@pytest.mark.parametrize("factor, is_on", [(1.0, True), (1.2, False), (0.8, False)])
+def test_losses_a_fifth_off_are_out_of_the_band_of_a_reference(name, factor, is_on):
+  reference = curves.read_reference(name)
+  run = times(reference, factor)._replace(is_reference=False)
+  found = bands.course(run, reference)
+  assert found.is_on is is_on, found.line
+
+
+def steps_done(workdir: pathlib.Path) -> int:
+  return metrics.last_step(workdir) if (workdir / "metrics.jsonl").exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields, expected", [
+    ((), "on course: "), (("--config.phases[0].learning_rate=1e-5",), "OFF COURSE: ")])
+def test_the_first_steps_of_the_demo_are_on_course(tmp_path, capsys, fields, expected):
+  """The recipe as it is, on this machine's own packages, stopped after 300 of its 3,300 steps."""
+  workdir = tmp_path / "demo"
+  environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+  process = subprocess.Popen(
+      [sys.executable, "-m", "bertgpt", "train", "--config", "demo", f"--workdir={workdir}",
+       "--config.data.cache_dir=" + str(tmp_path.parent / "demo_cache"), *fields],
+      env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  try:
+    deadline = time.monotonic() + LONG
+    while steps_done(workdir) < 300 and process.poll() is None and time.monotonic() < deadline:
+      time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=LONG)
+  finally:
+    process.kill()
+  assert process.returncode == 75, errors.decode()
+  assert cli.main(["compare", str(workdir), "--reference", "demo",
+                   f"--out={tmp_path / 'page.html'}"]) == 0
+  assert expected in capsys.readouterr().out
