@@ -16,7 +16,7 @@ from bertgpt.config import ConfigDict, choices, families, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.devices import peers, sharding, watchdog
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import metrics, objectives, steps
@@ -85,13 +85,13 @@ def make_eval_step(setup: Setup) -> Callable:
 
 
 def run(evaluator: Evaluator, params: dict, phase_index: int,
-        should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
   """Returns the mean of every metric over the whole set.
 
   The result does not depend on the batch size, the mesh or the number of hosts: rows that
   pad the last batch have weight 0, and sums are added in double precision. An objective with a
   carry is the exception: it starts from zeros, with one stream per row of a batch, so the result
-  depends on the batch size.
+  depends on the batch size. Products are computed in `model.dtype`, see `exact_products`.
 
   Args:
     evaluator: evaluator of the set.
@@ -101,19 +101,22 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
       it returns True, the evaluation ends without a result.
   Returns:
     Metric -> value: 'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
-    'lm_perplexity', 'bits_per_byte'. Losses are in nats. {} if it was stopped.
+    'lm_perplexity', 'bits_per_byte'. Losses are in nats. None if it was stopped.
+  Raises:
+    DataError: the set has no text, or none of its tokens is predicted.
   """
   (config, mesh, *_), corpus = evaluator.setup, evaluator.corpus
   batch_size = config.eval.batch_size
   running, pending = metrics.RunningSums(), None
   step = evaluator.find_program(phase_index)
-  with sharding.use_mesh(mesh, config), watchdog.restored():
+  with (sharding.use_mesh(mesh, config), watchdog.restored(),
+        trained_lib.exact_products(config)):
     layout = sharding.batch_sharding(mesh, config)
     rows = sharding.local_rows(layout, batch_size)
     carry = make_carry(evaluator, layout)
     for i, local in enumerate(loader.make_eval_batches(corpus, config, phase_index, rows)):
       if should_stop():
-        return {}
+        return None
       watchdog.arm_for(config.system, compiles=i == 0)
       batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
@@ -124,6 +127,10 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
     running.add(jax.device_get(pending))
   objective = choices.OBJECTIVES[config.objective.name]
   means = metrics.with_perplexity(running.means(), objective.loss)
+  if objective.loss not in means:
+    raise DataError(f"{corpus.path}: the masks of the evaluation predict no token of the "
+                    f"{corpus.split} split, so there is no held-out loss. Raise eval.max_rows or "
+                    "eval.mask_prob, or hold out more text")
   if objective.counts_bytes:
     means["bits_per_byte"] = bits_per_byte(means[objective.loss], corpus)
   return means
@@ -192,8 +199,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
-  with trained_lib.exact_products(config):
-    means = run(evaluator, params, len(config.phases) - 1)
+  means = run(evaluator, params, len(config.phases) - 1) or {}  # Nothing stops it.
   if jax.process_index() == 0:
     trained_lib.note_dtype(config)
   return means

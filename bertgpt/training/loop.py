@@ -71,7 +71,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
         config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
     announce(run, log, first_step)
     if is_evaluated(config, first_step):  # A signal or a crash may have prevented it.
-      scores = evaluate_step(run, log, checkpoints, first_step, state)
+      scores = evaluate_step(run, log, checkpoints, first_step, state) or {}
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     watchdog.arm_for(config.system, compiles=True)
@@ -94,8 +94,8 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
         if is_saved := wait or is_finite:  # Checkpoints of bad steps must not replace good ones.
           save(step, state, run.metadata | {"step": step}, wait=wait)
       if not stop and is_evaluated(config, step):
-        scores = evaluate_step(run, log, checkpoints, step, state, should_stop)
-        stop = not scores
+        found = evaluate_step(run, log, checkpoints, step, state, should_stop)
+        scores, stop = found or {}, found is None
       if stop:
         if not is_saved:
           save(step, state, run.metadata | {"step": step}, wait=True)
@@ -240,7 +240,7 @@ def is_evaluated(config: ConfigDict, step: int) -> bool:
 @events.during("evaluation")
 def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, step: int,
                   state: steps.TrainState, should_stop: Callable[[], bool] = lambda: False
-                  ) -> dict[str, float]:
+                  ) -> dict[str, float] | None:
   """Evaluates and logs the held-out metrics after a step, and keeps the checkpoint of the best one.
 
   Args:
@@ -251,13 +251,13 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
     state: state after the step, on the devices.
     should_stop: whether a signal was received; called once per batch.
   Returns:
-    Held-out metric -> value; {} if it was stopped, in which case nothing is logged or kept.
+    Held-out metric -> value; None if it was stopped, in which case nothing is logged or kept.
   """
   log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
   results = evaluate.run(run.evaluator, state.params, phase_index, should_stop)
-  if not results:
-    return {}
+  if results is None:
+    return None
   log.record(step, run.evaluator.corpus.split, results)
   if log.is_good:
     checkpoints.keep_if_best(step, results, state, run.metadata | {"step": step})

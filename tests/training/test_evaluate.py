@@ -2,6 +2,7 @@
 
 import collections
 import os
+import re
 import subprocess
 import sys
 
@@ -85,6 +86,25 @@ def test_every_row_is_counted_once(trained, held_out):
     config.eval.batch_size = size
     batches = loader.make_eval_batches(held_out, config, 0, slice(0, size))
     assert weigh(batches, size) == one_by_one
+
+
+@pytest.mark.parametrize("dtype, precision", [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_float32_products_are_exact_in_training_as_in_the_command(trained, held_out, dtype,
+                                                                  precision):
+  """Otherwise a GPU rounds their factors to TF32 in one of them, and their numbers differ."""
+  config = trained.config.copy_and_resolve_references()
+  config.model.dtype, found = dtype, set()
+  evaluator = make_evaluator(trained._replace(config=config), held_out, 64, 1)
+  program = evaluator.find_program(0)
+
+  def watched(*args):
+    found.update(re.findall(r"stablehlo.dot_general.* precision = \[(\w+)",
+                            program.lower(*args).as_text()))
+    return program(*args)
+
+  evaluator.programs.update(dict.fromkeys(evaluator.programs, watched))
+  evaluate.run(evaluator, trained.params, 0)
+  assert found == {precision}
 
 
 def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_scores):

@@ -18,7 +18,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
@@ -112,6 +112,18 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
                    "40 steps instead of 20"]
   rates = dict(metrics.read_curves(path)["train/learning_rate"])
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
+
+
+def test_an_evaluation_that_predicts_nothing_is_not_taken_for_a_signal(recipe, tmp_path, capsys):
+  """The run is refused with what to change, keeps its checkpoint, and then ends."""
+  argv = ["train", f"--config={recipe}:mlm", f"--workdir={tmp_path / 'run'}",
+          "--config.objective.mask_rule=bernoulli", "--config.phases[0].steps=2"]
+  assert cli.main([*argv, "--config.eval.mask_prob=1e-7"]) == DataError.exit_code
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert "predict no token of the validation split" in line and "Raise eval.max_rows" in line
+  assert checkpoint.committed_steps(tmp_path / "run") == [2]
+  assert cli.main(argv) == 0
+  assert (tmp_path / "run" / "report.md").is_file()
 
 
 @pytest.mark.slow
