@@ -50,7 +50,7 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
     layer: key of `LAYERS`.
     batch_size: texts per batch.
   Returns:
-    float32 [texts, D]; or, for layers with a vector per token, a list of float32
+    float32 [texts, D], also for no texts; or, for layers with a vector per token, a list of float32
     [N, D * layers kept], one array per text, whose tokens include [CLS] and [SEP].
   Raises:
     ConfigError: the model gives no features, or has too few layers.
@@ -60,7 +60,9 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
   rows, num_cut = make_rows(trained, texts)
   note_cut(trained, num_cut, len(texts))
   features = embed_rows(trained, rows, layer, batch_size)
-  return features if LAYERS[layer][1] else np.stack(features)
+  if LAYERS[layer][1]:
+    return features
+  return np.array(features, np.float32).reshape(len(texts), trained.config.model.width)
 
 
 def check_layer(trained: Trained, layer: str) -> None:
@@ -151,10 +153,14 @@ def iterate_features(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
 def _features(model, layer, params, tokens_BL, lengths_B):
   """Returns the features of every text, float32: [B, D], or [B, L, E * D] with one per token."""
   inputs = Inputs.of_texts(tokens_BL, lengths_B, families.FAMILIES[model.config.family].cls_last)
-  _, kept = model.apply({"params": params}, inputs, method="features", mutable=["intermediates"])
+  last, kept = model.apply({"params": params}, inputs, method="features",
+                           mutable=["intermediates"])
   num_layers, is_by_token = LAYERS[layer]
   x_EBLD = layers.layer_outputs(kept["intermediates"]["encoder"])[-num_layers:]
-  x_BLD = jnp.concatenate(list(x_EBLD.astype(jnp.float32)), axis=-1)
+  # The last layer is what the heads read, after the final norm of a pre-norm model. An ELMo returns
+  # all of its layers side by side, and this is the end of them.
+  last_BLD = last[..., -x_EBLD.shape[-1]:]
+  x_BLD = jnp.concatenate([*x_EBLD[:-1], last_BLD], axis=-1).astype(jnp.float32)
   if is_by_token:
     return x_BLD
   if layer == "cls":

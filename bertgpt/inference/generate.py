@@ -159,6 +159,8 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     ValueError: a prompt is too long, or is empty and the tokenizer has no end of document.
   """
   window, eod_id = trained.config.model.max_positions, trained.tokenizer.eod_id
+  if not len(prompts):
+    return []
   if eod_id >= 0:
     prompts = [prompt if len(prompt) else np.array([eod_id]) for prompt in prompts]
   lengths = np.array([len(prompt) for prompt in prompts])

@@ -29,6 +29,7 @@ torch.set_num_threads(1)  # Models this small only wait for other threads.
 WINDOW = 256
 DECODER = test_parity.DECODER | {"n_positions": WINDOW}
 ENCODER = test_parity.ENCODER | {"num_hidden_layers": 5}
+MODERN = test_parity.MODERN | {"max_position_embeddings": 34}  # Pre-norm, with a final norm.
 
 
 def make_pair(architecture, sizes):
@@ -103,12 +104,16 @@ def test_samples_follow_the_distribution_of_transformers(gpts):
 
 
 @pytest.mark.parametrize("layer", embed.LAYERS)
-def test_features_are_the_hidden_states_of_transformers(layer):
-  theirs, ours = make_pair("BertForPreTraining", ENCODER)
+@pytest.mark.parametrize("architecture, sizes", [
+    ("BertForPreTraining", ENCODER), ("ModernBertForMaskedLM", MODERN)])
+def test_features_are_the_hidden_states_of_transformers(architecture, sizes, layer):
+  theirs, ours = make_pair(architecture, sizes)
   rng = np.random.default_rng(1)
   tokens = [rng.integers(5, 300, n) for n in (3, 34, 12, 20, 1)]
   for ids, found in zip(tokens, embed.embed_rows(ours, tokens, layer, 2), strict=True):
-    hidden = theirs.bert(torch.tensor(ids[None]), output_hidden_states=True).hidden_states
+    output = theirs.base_model(torch.tensor(ids[None]), output_hidden_states=True)
+    hidden = output.hidden_states
+    assert torch.equal(hidden[-1], output.last_hidden_state)
     expected = {"cls": hidden[-1][0, 0], "mean": hidden[-1][0].mean(0), "last": hidden[-1][0],
                 "last3": torch.cat(hidden[-3:], -1)[0],
                 "last4": torch.cat(hidden[-4:], -1)[0]}[layer]

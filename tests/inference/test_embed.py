@@ -1,5 +1,6 @@
 """bertgpt.inference.embed: features of every text, in order and independent of its batch."""
 
+import functools
 import json
 import os
 import random
@@ -7,10 +8,12 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import program
 import pytest
 import small_runs
+import tiny
 from program import ROOT
 from safetensors.numpy import load_file
 
@@ -18,7 +21,9 @@ from bertgpt import cli
 from bertgpt.errors import DataError, StorageError
 from bertgpt.inference import embed, streams
 from bertgpt.models import Inputs
+from bertgpt.runs.trained import Trained
 
+GENERATOR = {"generator_width": 16, "generator_num_heads": 2, "generator_mlp_dim": 32}
 TEXTS = ["The cat sees the dog.", "", "A bird.", "The stone near the road " * 8,
          "The tree likes the river near a field.", "The " * 100]
 
@@ -70,6 +75,37 @@ def test_features_are_those_of_each_text_alone_in_order(capsys, bert, finished_b
     np.testing.assert_allclose(files["last.safetensors"]["features"][part], expected, atol=1e-5)
     np.testing.assert_allclose(files["cls.npy"][i], expected[0], atol=1e-5)
     np.testing.assert_allclose(files["mean.npy"][i], np.mean(expected, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("family, objective", [
+    ("bert", "mlm"), ("modernbert", "mlm"), pytest.param("albert", "mlm", marks=pytest.mark.slow),
+    pytest.param("electra", "rtd", marks=pytest.mark.slow)])
+def test_the_last_layer_of_a_pre_norm_model_is_what_its_heads_read(family, objective):
+  """After the final norm, which the layers before do not have, as in transformers."""
+  config = tiny.make_config(objective, **GENERATOR, family=family, num_layers=3, norm="pre")
+  with tiny.Setup(config) as setup:
+    trained = Trained(config, setup.model, setup.init().params, None, 1, "")
+  rng, width = np.random.default_rng(0), config.model.width
+  tokens = [rng.integers(5, tiny.VOCAB, n).astype(np.int32) for n in (9, 14)]
+  last, cls, mean, last3 = (embed.embed_rows(trained, tokens, layer, 2)
+                            for layer in ("last", "cls", "mean", "last3"))
+  features = jax.jit(functools.partial(trained.model.apply, method="features"))
+  for i, ids in enumerate(tokens):
+    inputs = Inputs.of_texts(ids[None], np.array([len(ids)]))
+    expected = np.array(features({"params": trained.params}, inputs)[0])
+    np.testing.assert_allclose(last[i], expected, atol=1e-5)
+    np.testing.assert_allclose(cls[i], expected[0], atol=1e-5)
+    np.testing.assert_allclose(mean[i], expected.mean(0), atol=1e-5)
+    np.testing.assert_allclose(last3[i][:, 2 * width:], expected, atol=1e-5)
+    np.testing.assert_allclose(expected.mean(-1), 0, atol=1e-5)
+    assert abs(last3[i][:, width:2 * width].mean(-1)).max() > 1e-3
+
+
+@pytest.mark.parametrize("layer, shape", [("cls", (0, 16)), ("mean", (0, 16)), ("last", (0,))])
+def test_no_texts_give_no_features(bert, layer, shape):
+  found = embed.embed(bert, [], layer)
+  assert np.shape(found) == shape
+  assert layer == "last" or found.dtype == np.float32
 
 
 def test_strings_give_the_arrays_that_the_command_writes(bert, capsys):

@@ -195,6 +195,10 @@ def test_an_empty_prompt_begins_a_document(gpt, tmp_path, is_bert):
   assert begun == gpt.tokenizer.decode(added) and continued.startswith("the cat")
 
 
+def test_no_prompts_have_no_continuations(gpt):
+  assert generate.generate(gpt, []) == generate.continue_prompts(gpt, [], 3) == []
+
+
 def test_without_an_end_of_document_none_can_be_begun(gpt, tmp_path):
   gpt = gpt._replace(tokenizer=type(gpt.tokenizer)(gpt.tokenizer.data))
   gpt.tokenizer.eod_id = -1
