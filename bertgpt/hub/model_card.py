@@ -9,6 +9,7 @@ from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs.trained import Trained
+from bertgpt.training import schedules
 from bertgpt.training.metrics import read_curves
 
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
@@ -76,7 +77,7 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     command = f"bertgpt finetune --config recipe.py --init {task['init']} --workdir DIR"
     results = ["## Results on the development set", "", describe_choice(task), ""]
   else:
-    training, recipe = describe_training(trained), training_recipe(config)
+    training, recipe = describe_training(trained), training_recipe(trained.stored or config)
     command = "bertgpt train --config recipe.py --workdir DIR"
     results = ["## Held-out results", ""]
   return CARD.format(
@@ -107,13 +108,14 @@ def describe_training(trained: Trained) -> list[str]:
            f"{config.seed}."]
   if config.init_from:
     lines.append(f"- Training started from the parameters in `{config.init_from}`.")
-  tokens, first = 0, 0
+  tokens, first, curves = 0, 0, schedules.find_rate_curves(config.phases)
   for phase in config.phases:
     steps = min(phase.steps, step - first)
     if steps > 0:
       tokens += steps * phase.batch_size * phase.seq_len
+      curve = next(c.phase for c in reversed(curves) if c.first_step <= first)
       lines.append(f"- {steps:,} steps of {phase.batch_size} rows x {phase.seq_len} tokens, peak "
-                   f"learning rate {phase.learning_rate:g} ({phase.schedule}).")
+                   f"learning rate {curve.learning_rate:g} ({curve.schedule}).")
     first += phase.steps
   return [*lines, f"- In total {step:,} steps, {tokens:,} tokens with padding."]
 

@@ -35,6 +35,7 @@ class Trained(NamedTuple):
       pretraining.
     workdir: folder that the model was loaded from; None if there is none.
     fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
+    stored: config of the run as its checkpoint has it; None: the model comes from no run.
   """
 
   config: ConfigDict
@@ -46,6 +47,7 @@ class Trained(NamedTuple):
   task: dict[str, Any] | None = None
   workdir: pathlib.Path | None = None
   fresh: tuple[str, ...] = ()
+  stored: ConfigDict | None = None
 
   def can(self, ability: str) -> bool:
     """Returns whether the model has an ability, by its family or its objective.
@@ -198,10 +200,11 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
   """
   if dtype not in ("", *(dtypes := CHOICES["model.dtype"])):
     raise ConfigError(f"--dtype {dtype}: no such dtype. Choose among {', '.join(dtypes)}")
-  config = with_model_at(config, step)
+  stored, config = config, with_model_at(config, step)
   if dtype:
     config.model.update(dtype=dtype, matmul="bf16")
   config.system.xla_options = "auto"
   if config.model.attention != "xla":
     config.model.attention = "auto"
-  return Trained(config, models.make_model(config), params, tokenizer, step, corpus, task, workdir)
+  return Trained(config, models.make_model(config), params, tokenizer, step, corpus, task, workdir,
+                 stored=stored)

@@ -3,6 +3,10 @@
 import json
 import pathlib
 
+import pytest
+import small_runs
+
+from bertgpt import cli
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
 from bertgpt.hub import conversion, model_card
@@ -17,6 +21,10 @@ def load_recipe(card, folder, base):
   return recipes.to_json(recipes.load(str(folder / "recipe.py"), base))
 
 
+def stored_config(workdir):
+  return (workdir / "config.json").read_text().rstrip()
+
+
 def test_of_a_pretraining(finished, tmp_path):
   trained = trained_lib.load_trained(finished)
   architecture = conversion.find_architecture(trained.config)
@@ -27,7 +35,42 @@ def test_of_a_pretraining(finished, tmp_path):
   last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()][-1]
   (value,) = (x for tag, x in last.items() if tag.endswith("_perplexity"))
   assert f"| {value:.4g} | 20 |" in card
-  assert load_recipe(card, tmp_path, recipes.base) == recipes.to_json(trained.config)
+  assert load_recipe(card, tmp_path, recipes.base) == stored_config(finished)
+
+
+PHASES = """\
+  config.phases = (
+      phase(steps=2, seq_len=16, batch_size=8, learning_rate=3e-3, schedule="constant",
+            warmup_steps=2, rope_theta=500.0),
+      phase(steps=3, seq_len=32, batch_size=8, learning_rate_rule="continuous", rope_theta=900.0))
+"""
+
+
+@pytest.fixture(scope="module")
+def two_phases(recipe, tmp_path_factory):
+  """The workdir of a run in bfloat16 whose phases have one curve of the rate."""
+  folder = tmp_path_factory.mktemp("two_phases")
+  path = folder / "recipe.py"
+  path.write_text(recipe.read_text().replace("  return config\n", PHASES + "  return config\n"))
+  objective, *fields = small_runs.FAMILIES["modernbert"]
+  assert cli.main(["train", f"--config={path}:{objective}", f"--workdir={folder / 'run'}",
+                   *fields, "--config.model.dtype=bfloat16"]) == 0
+  return folder / "run"
+
+
+def test_the_recipe_is_that_of_the_training_not_of_the_use(two_phases, tmp_path):
+  """The model is used in float32, with the rotary positions of the last phase."""
+  trained = trained_lib.load_trained(two_phases)
+  card = model_card.write(trained, conversion.find_architecture(trained.config), two_phases, OUT,
+                          "Model with 7 parameters")
+  assert load_recipe(card, tmp_path, recipes.base) == stored_config(two_phases)
+
+
+def test_a_phase_that_continues_a_curve_has_its_peak(two_phases):
+  lines = model_card.describe_training(trained_lib.load_trained(two_phases))
+  assert [line for line in lines if " rows x " in line] == [
+      "- 2 steps of 8 rows x 16 tokens, peak learning rate 0.003 (constant).",
+      "- 3 steps of 8 rows x 32 tokens, peak learning rate 0.003 (constant)."]
 
 
 def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
@@ -40,8 +83,7 @@ def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   assert "90 steps of 16 examples (90 epochs), peak learning rate 0.01 (linear)" in card
   assert "| dev/accuracy | 1 | 90 |" in card
   assert f"bertgpt finetune --config recipe.py --init {finished_bert} --workdir DIR" in card
-  stored = (tuned / "config.json").read_text().rstrip()
-  assert load_recipe(card, tmp_path, finetune_config.base) == stored
+  assert load_recipe(card, tmp_path, finetune_config.base) == stored_config(tuned)
 
 
 def test_of_random_weights(tuned):
