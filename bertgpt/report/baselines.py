@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bertgpt.config import ConfigDict, choices
+from bertgpt.config import ConfigDict, at_phase, choices
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
@@ -44,7 +44,8 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
   Args:
     run: the finished run of a masked LM.
   """
-  config, vocabulary = run.trained.config, run.held_out.vocabulary
+  vocabulary, phases = run.held_out.vocabulary, run.trained.config.phases
+  config = at_phase(run.trained.config, len(phases) - 1, in_evaluation=True)
   corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
   is_shown = "objective.replace_with_mask" in choices.OBJECTIVES[config.objective.name].reads
   unigram = target_probabilities(run, corrupt)
@@ -73,7 +74,7 @@ def target_probabilities(run: Finished, corrupt: Callable) -> np.ndarray:
 
   Args:
     run: the finished run of a masked LM.
-    corrupt: jitted `Objective.corrupt` of the run.
+    corrupt: jitted `Objective.corrupt` of the evaluation.
   """
   config, vocabulary = run.trained.config, run.held_out.vocabulary
   unigram = frequencies.unigram_probabilities(run.train_set, vocabulary.size, is_causal=False)
@@ -98,7 +99,7 @@ def larger_class_share(run: Finished) -> float:
   """Returns the accuracy of the better of the two constant answers.
 
   Args:
-    run: a finished run whose objective has pairs.
+    run: a finished run whose objective has pairs, of which some that are held out have a label.
   """
   name, count = formats.find(run.trained.config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
   for batch, _ in _eval_batches(run):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, choices, families, unread
+from bertgpt.config import ConfigDict, at_phase, choices, families, unread
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
@@ -112,8 +112,11 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
   notes = ["unigram: knows how frequent each token is, and sees no context."]
   panels = {loss: (title, f"loss per {hidden} token, nats")}
   row_format = formats.find(run.trained.config)
-  if row_format.PAIR_NAME:
-    metric, share = f"{row_format.PAIR_NAME}_accuracy", larger_class_share(run)
+  metric = f"{row_format.PAIR_NAME}_accuracy"
+  if row_format.PAIR_NAME and metric not in scores:
+    notes.append(f"{row_format.PAIR_NAME.upper()}: no pair of the held-out text has a label.")
+  elif row_format.PAIR_NAME:
+    share = larger_class_share(run)
     baselines[metric] = share, "always the more frequent answer"
     panels[metric] = row_format.PAIR_TITLE, "accuracy"
     table += [("", "", "", ""), ("", "model", "constant", ""),
@@ -415,7 +418,7 @@ def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
   unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
   config = corpora.resolve(config, corpus.tokenizer)
-  corrupt = objectives.make_objective(config, corpus.vocabulary).corrupt
+  corrupt = objectives.make_objective(at_phase(config, 0), corpus.vocabulary).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
   return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), "",
                     loader.report(corpus, config, steps, mask_fn=mask)])

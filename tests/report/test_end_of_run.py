@@ -8,10 +8,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import small_runs
 from matplotlib import image
 
 from bertgpt import cli
 from bertgpt import config as config_lib
+from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
@@ -92,6 +94,27 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
   assert count > 30
   assert found.accuracy == pytest.approx(correct / count)
   assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-6)
+
+
+def with_fields(config, **fields):
+  with config.unlocked():
+    config = config.copy_and_resolve_references()
+  for field, value in fields.items():
+    recipes.set_field(config, field, value)
+  return config
+
+
+def test_masked_baseline_has_the_masks_of_the_evaluation(bert):
+  """Their share may be that of the phase, or of evaluations only."""
+  def baseline(**fields):
+    config = with_fields(bert.trained.config, **fields)
+    return masked_unigram_baseline(bert.finished._replace(
+        trained=bert.trained._replace(config=config)))
+
+  expected = baseline(**{"objective.mask_prob": 0.4})
+  assert baseline(**{"phases[0].mask_prob": 0.4}) == expected
+  assert baseline(**{"phases[0].mask_prob": 0.3, "eval.mask_prob": 0.4}) == expected
+  assert baseline() != expected
 
 
 def test_masked_baseline_knows_how_often_special_tokens_are_targets(bert):
@@ -198,6 +221,18 @@ def test_the_report_of_a_diffusion_has_its_bound_and_a_text(finished_diffusion):
   assert "A continuation, unmasked token by token" in text and "guesses: " in text
   assert (finished_diffusion / "loss.png").is_file()
   assert_aligned(text.splitlines())
+
+
+def test_a_report_without_a_single_held_out_pair_has_no_score_of_pairs(tmp_path, recipe):
+  """Documents of one sentence have no order of sentences."""
+  text = tmp_path / "text.txt"
+  text.write_text("\n\n".join(line for line in small_runs.make_text(60).splitlines() if line))
+  assert cli.main(["train", f"--config={recipe}:mlm_sop", f"--workdir={tmp_path / 'run'}",
+                   f"--config.data.source=text:{text}", f"--config.data.cache_dir={tmp_path}",
+                   "--config.phases[0].steps=2"]) == 0
+  report = (tmp_path / "run" / "report.md").read_text()
+  assert "SOP: no pair of the held-out text has a label." in report
+  assert "MLM perplexity" in report and "SOP accuracy" not in report
 
 
 def test_columns_of_the_report_are_aligned(finished):
@@ -336,6 +371,16 @@ def test_data_report_shows_masks_and_the_batches_that_training_sees(capsys, reci
     assert f"step 7: sha256 {loader.batch_sha256(next(batches))}" in text
   assert "[MASK]" in text
   assert "B follows A" in text or "B is random" in text
+
+
+def test_data_report_shows_as_many_masks_as_the_phase_has(capsys, recipe):
+  def show(*fields):
+    assert cli.main(["data", f"--config={recipe}", "--steps=0", *fields]) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if "to predict: " in line]
+
+  many = show("--config.phases[0].mask_prob=0.5")
+  assert many == show("--config.objective.mask_prob=0.5")
+  assert sum(line.count("|") for line in many) > 2 * sum(line.count("|") for line in show())
 
 
 def test_data_report_of_a_gpt(capsys, recipe):
