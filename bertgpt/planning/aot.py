@@ -2,8 +2,9 @@
 
 The step of a phase is lowered on abstract arrays and compiled by the real compiler (`topologies`);
 its memory, work and time are read from the compiled program (`hlo`, `roofline`). Nothing runs and
-no data is read. Layers stay scanned as in the config, so the program compiles in a fraction of the
-time; the body of a loop is counted as many times as it runs.
+no text is read; a tokenizer is read for its size (`vocabulary_size`). Layers stay scanned as in the
+config, so the program compiles in a fraction of the time; the body of a loop is counted as many
+times as it runs.
 """
 
 import concurrent.futures
@@ -22,7 +23,7 @@ from bertgpt.config import ConfigDict, families, rematerialization
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import hardware, sharding
-from bertgpt.planning import collectives, roofline
+from bertgpt.planning import collectives, roofline, vocabulary_size
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
 from bertgpt.training import metrics, steps
 from bertgpt.training.steps import shape_of
@@ -135,13 +136,14 @@ def assume_vocabulary(config: ConfigDict) -> ConfigDict:
   """Returns a config whose model has the vocabulary that its tokenizer will have.
 
   Args:
-    config: the run's config; model.vocab_size 0 stands for the tokenizer's size. No tokenizer is
-      read.
+    config: the run's config; model.vocab_size 0 stands for the tokenizer's size.
   Returns:
     A copy with model.vocab_size set.
+  Raises:
+    DataError: see `vocabulary_size.find`.
   """
   config = config.copy_and_resolve_references()
-  config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+  config.model.vocab_size = vocabulary_size.find(config).tokens
   return config
 
 

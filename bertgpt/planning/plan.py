@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.errors import ConfigError
-from bertgpt.planning import aot, compare, kernels, search
+from bertgpt.planning import aot, compare, kernels, search, vocabulary_size
 from bertgpt.planning.aot import CompiledStep, Memory, PhasePlan
 from bertgpt.planning.roofline import CollectiveTotals, Roofline
 from bertgpt.planning.topologies import Topology
@@ -50,6 +50,7 @@ def run(config: ConfigDict, topology: Topology, request: Request) -> str:
   Raises:
     ConfigError: there is no such phase, a config does not fit the machine, or it sets a field that
       nothing would read.
+    DataError: see `vocabulary_size.find`.
   """
   unread.check(config)
   phase, price = request.phase, request.price
@@ -60,14 +61,16 @@ def run(config: ConfigDict, topology: Topology, request: Request) -> str:
   plans = aot.make_plan(config, topology, phases)
   others = aot.make_plan(other, topology, phases) if other else []
   ranked = search.search(plans[-1].step, topology) if request.do_search else []
+  size = vocabulary_size.find(config)
   if request.as_json:
     answer = to_json(plans, topology, price, request.kernels)
+    answer["vocabulary"] = size._asdict()
     answer["search"] = [_ranked_to_json(variant) for variant in ranked]
     if others:
       answer["compare"] = {"overrides": list(request.compare),
                            **to_json(others, topology, price, request.kernels)}
     return json.dumps(answer, indent=2)
-  texts = [show(plans, topology, price, request.kernels)]
+  texts = [show(plans, topology, price, request.kernels, size.describe())]
   if others:
     texts.append(compare.show(plans, others, request.compare))
   if ranked:
@@ -96,7 +99,7 @@ def make_other(config: ConfigDict, fields: Sequence[str]) -> ConfigDict:
 
 
 def show(plans: Sequence[PhasePlan], topology: Topology, price: float | None,
-         num_kernels: int = 0) -> str:
+         num_kernels: int = 0, assumption: str = "") -> str:
   """Returns the plan as text.
 
   Args:
@@ -104,8 +107,10 @@ def show(plans: Sequence[PhasePlan], topology: Topology, price: float | None,
     topology: the machine that they were made for.
     price: per chip-hour; None: no price.
     num_kernels: kernels to show per phase.
+    assumption: a line about what the plan depends on; '': none.
   """
   lines = [f"PREDICTION for {describe(topology)}; compiled for it, nothing was run"]
+  lines += [assumption] * bool(assumption)
   for plan in plans:
     lines += ["", *_show_phase(plan, topology)]
     if num_kernels and plan.step.roofline:
