@@ -23,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-  """Validates the config, also against the devices if this is the only process."""
+  """Reads the config, which `training.run.open_run` validates with the devices."""
   if arguments.distributed:  # The devices are known only when all processes have joined.
     arguments.config = flags.read_config(arguments)
   else:

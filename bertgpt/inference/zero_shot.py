@@ -90,7 +90,6 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
     DataError: the file changes during the work.
   """
   suite = SUITES[name]
-  measure = MEASURES[suite.measure]
   done = list(work.state.get("suites", [])) if work else []
   if number < len(done) - 1:
     return done[number]["totals"]
@@ -101,10 +100,8 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
       state["entries"], None)
   unit = "lines" if suites.is_one_document(name, file) else "texts"
   progress = Progress(measured.num_texts, f"{unit} of {name}", state["entries"])
-  for window in windows(trained, name, file, entries, state.get("carry", "")):
-    if is_enough(settings, totals):
-      break
-    records = measure.add(trained, suite, window, settings, totals)
+  parted = windows(trained, name, file, entries, state.get("carry", ""))
+  for window, records in add_windows(trained, suite, parted, settings, totals):
     progress.add(sum(entries_of(entry) for entry in window))
     if work:
       work.open(SCORES).writelines(json.dumps({"suite": name} | record).encode() + b"\n"
@@ -139,11 +136,31 @@ def measure(trained: Trained, suite: Suite, content: Sequence[Any], settings: Se
     ConfigError: see the functions of the measure.
   """
   totals: Totals = {}
-  for window in streams.windows(content, WINDOW_ENTRIES, size_of):
+  parted = streams.windows(content, WINDOW_ENTRIES, size_of)
+  for _ in add_windows(trained, suite, parted, settings, totals):
+    pass  # The records of the texts are not wanted.
+  return MEASURES[suite.measure].finish(trained, suite, totals, settings)
+
+
+def add_windows(trained: Trained, suite: Suite, parted: Iterator[list[Any]], settings: Settings,
+                totals: Totals) -> Iterator[tuple[list[Any], list[Record]]]:
+  """Scores windows of entries until `settings.limit` is reached, and adds to the totals.
+
+  Args:
+    trained: the model.
+    suite: the protocol.
+    parted: the windows.
+    settings: result of `resolve`.
+    totals: totals of the texts before.
+  Yields:
+    (a window, the scores of its texts).
+  Raises:
+    ConfigError: see the functions of the measure.
+  """
+  for window in parted:
     if is_enough(settings, totals):
       break
-    MEASURES[suite.measure].add(trained, suite, window, settings, totals)
-  return MEASURES[suite.measure].finish(trained, suite, totals, settings)
+    yield window, MEASURES[suite.measure].add(trained, suite, window, settings, totals)
 
 
 def windows(trained: Trained, name: str, file: str,

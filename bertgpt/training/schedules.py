@@ -86,7 +86,7 @@ def make_schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 
   A phase with the rule `continuous` extends the curve of the previous phase, whose peak, shape
   and warm-up apply to both; a `restart` phase starts a curve at its own step 0. After the last
-  step, the rate stays at its last value.
+  step, the rate stays at the end rate, e * peak (constant: at the peak).
 
   Args:
     config: a whole config; `phases` is read.
