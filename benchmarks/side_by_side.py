@@ -223,10 +223,24 @@ def parse(module: str, description: str, flags: Sequence[Callable],
     module, description, flags: see `main`.
     argv: arguments of the command.
   """
+  rounds = lambda parser: parser.add_argument(
+      "--rounds", type=int, default=3,
+      help="rounds, in which every side is timed twice; default: 3")
+  parser, arguments = parse_flags(module, description, [rounds, *flags], argv)
+  if arguments.rounds < 1:
+    parser.error(f"--rounds={arguments.rounds}: must be at least 1")
+  return arguments
+
+
+def parse_flags(module: str, description: str, flags: Sequence[Callable], argv: Sequence[str]
+                ) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+  """Returns the parser, and the values of --out, of some flags, and of `overrides`.
+
+  Args:
+    module, description, flags, argv: see `parse`.
+  """
   parser = cli.Parser(f"python -m {module}", description=description, allow_abbrev=False,
                       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=3,
-                      help="rounds, in which every side is timed twice; default: 3")
   parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="JSON file to write")
   for flag in flags:
     flag(parser)
@@ -234,9 +248,7 @@ def parse(module: str, description: str, flags: Sequence[Callable],
   for flag in arguments.overrides:
     if not flag.startswith("--config."):
       parser.error(f"unknown argument {flag}")
-  if arguments.rounds < 1:
-    parser.error(f"--rounds={arguments.rounds}: must be at least 1")
-  return arguments
+  return parser, arguments
 
 
 def config_flag(recipe: str) -> Callable:

@@ -5,6 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,9 +48,17 @@ def make(config_json: str, device: str, compiled: bool) -> dict[str, Callable]:
 # ------------------------------------------------------------------ models
 
 
-def make_model(config: ConfigDict) -> transformers.PreTrainedModel:
-  """Returns the model of transformers with the architecture of a config."""
-  fields = conversion.to_hugging_face_config(config)
+def make_model(config: ConfigDict, part: str = "", pad_id: int = 1,
+               **changes: Any) -> transformers.PreTrainedModel:
+  """Returns the model of transformers with the architecture of a config.
+
+  Args:
+    config: config with `model.vocab_size` set.
+    part: second model of the run, see `conversion.find_architecture`; '': the model itself.
+    pad_id: id of the padding, read only for RoBERTa.
+    **changes: keys of the configuration of transformers with other values.
+  """
+  fields = conversion.to_hugging_face_config(config, pad_id, part=part) | changes
   cls = getattr(transformers, fields.pop("architectures")[0])
   fields = {name: value for name, value in fields.items() if name not in ("model_type", "dtype")}
   # gelu_new consists of seven operations; PyTorch has one kernel for the same function.

@@ -25,7 +25,8 @@ from bertgpt.trees import named_leaves
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TASKS = sorted(path.stem for path in CONFIGS.glob("finetune_*.py"))
 RECIPES = sorted({path.stem for path in CONFIGS.glob("*.py")} - set(TASKS))
-SWEEPS = ("bert_base", "families", "wiki_mini")
+SWEEPS = ("bert_base", "families", "wiki_mini", "ablation_masking", "ablation_mask_rate",
+          "ablation_objective", "ablation_whole_words")
 
 
 def load(name: str) -> config_lib.ConfigDict:

@@ -1,0 +1,260 @@
+"""benchmarks/twin.py: the verdict, and that both sides start, step and score alike."""
+
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import twin
+from benchmarks.twin import compare
+from bertgpt.config import recipes
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.devices import sharding
+from bertgpt.errors import ConfigError
+from bertgpt.hub import conversion
+from bertgpt.runs import corpora
+from bertgpt.training import evaluate, steps
+
+RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "twins.py"
+SIZE = {"num_layers": 2, "width": 32, "num_heads": 2, "mlp_dim": 48, "max_positions": 32}
+SIZES = {
+    "bert": {}, "gpt2": {}, "roberta": {}, "albert": {"embedding_width": 16},
+    "electra": {"embedding_width": 16, "generator_width": 16, "generator_num_heads": 2,
+                "generator_mlp_dim": 24},
+    "modernbert": {"window": 4},
+}
+# BERT and GPT-2 have the optimizers and schedules that most others share.
+MODELS = [name if name in ("bert", "gpt2") else pytest.param(name, marks=pytest.mark.slow)
+          for name in SIZES]
+
+
+# ------------------------------------------------------------------- verdict
+
+
+def make_curves(*losses):
+  """Returns the curves of runs whose losses at step 10 are given."""
+  return [{"mlm_loss": [(10, loss)]} for loss in losses]
+
+
+@pytest.mark.parametrize("theirs, agrees", [
+    ((2.0, 3.0, 4.0), True), ((4.0, 5.0, 6.0), False), ((2.0, math.nan, 2.0), False)])
+def test_means_agree_within_two_standard_errors(theirs, agrees):
+  """Deviations of 1 with three seeds each: the standard error is sqrt(2 / 3)."""
+  row, = compare(make_curves(1.0, 2.0, 3.0), make_curves(*theirs))
+  assert row.agrees == agrees
+  if not math.isnan(row.theirs):
+    assert (row.loss, row.step, row.ours, row.our_spread) == ("mlm_loss", 10, 2.0, 1.0)
+    assert row.errors == pytest.approx((2.0 - np.mean(theirs)) / math.sqrt(2 / 3))
+
+
+def test_equal_runs_agree_and_any_difference_without_a_spread_does_not():
+  assert compare(make_curves(1.0, 1.0), make_curves(1.0, 1.0))[0].agrees
+  assert not compare(make_curves(1.0, 1.0), make_curves(1.5, 1.5))[0].agrees
+
+
+@pytest.mark.parametrize("theirs", [
+    [{"mlm_loss": [(10, 1.0), (20, 1.0)]}] * 2, [{"lm_loss": [(10, 1.0)]}] * 2,
+    make_curves(1.0)])
+def test_runs_that_cannot_be_compared_are_refused(theirs):
+  with pytest.raises(ValueError, match="evaluations|two seeds"):
+    compare(make_curves(1.0, 2.0), theirs)
+
+
+def test_the_report_names_the_evaluations_that_differ(tmp_path):
+  ours = [{"mlm_loss": [(10, 3.0 + x), (20, 1.0 + x)]} for x in (0.0, 0.1)]
+  theirs = [{"mlm_loss": [(10, 3.0 + x), (20, 2.0 + x)]} for x in (0.0, 0.1)]
+  report = twin.make_report(compare(ours, theirs), seeds=[0, 1])
+  assert (report["agrees"], report["outside"], report["evaluations"]) == (False, 1, 2)
+  lines = twin.to_lines(report)
+  assert "(!)" not in lines[2] and lines[3].endswith("-14.1 (!) |")
+  assert "NOT within two standard errors at 1 of 2 evaluations" in lines[-1]
+  assert json.loads(json.dumps(report))["rows"][1]["step"] == 20
+  twin.draw(report, tmp_path / "picture.svg")
+  assert "held-out mlm_loss" in (tmp_path / "picture.svg").read_text()
+
+
+@pytest.mark.parametrize("seeds", ["0", "1,1", "a"])
+def test_seeds_are_different_numbers(seeds, capsys):
+  assert twin.main(["--workdir=x", f"--seeds={seeds}"]) == ConfigError.exit_code
+  assert "--seeds" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------- both sides
+
+
+class Pair:
+  """Both sides of a small model, without dropout and from our initial values.
+
+  Args:
+    name: model of configs/twins.py.
+    fields: flags that name text and cache.
+  """
+
+  def __init__(self, name, fields):
+    from benchmarks import twin_pytorch
+    config = recipes.override(recipes.load(f"{RECIPE}:{name}"), fields)
+    config.model.update(SIZE | SIZES[name])
+    self.train_set, self.held_out = (
+        open_corpus(corpora.find_corpus(config, reports=False), split)
+        for split in ("train", "validation"))
+    self.config = config = corpora.resolve(config, self.train_set.tokenizer)
+    self.initial = twin_pytorch.make(config, self.train_set.tokenizer.pad_id, seed=0)
+    config.model.update(dropout=0.0, attention_dropout=0.0)
+    config.objective.rtd_weight = 0.0  # Samples are random, and only this loss depends on them.
+    self.mesh = sharding.make_mesh(config, jax.devices()[:1])
+    self.setup = steps.make_setup(config, self.mesh, self.train_set.vocabulary)
+    with sharding.use_mesh(self.mesh, config):
+      self.abstract = steps.make_abstract_state(self.setup)
+      self.state = steps.make_state(self.setup, self.abstract)
+    self.params = jax.device_get(self.state.params)
+    self.twin = twin_pytorch.Twin(config, self.train_set.tokenizer.pad_id, seed=0)
+
+  def tensors(self, params):
+    """Yields (model of the twin, our parameters in the names of transformers)."""
+    pad_id = self.train_set.tokenizer.pad_id
+    parts = {"discriminator": "", "generator": "generator"}
+    for attribute, part in parts.items() if hasattr(self.twin.model, "generator") else [("", "")]:
+      yield attribute, conversion.to_hugging_face(params, self.config, pad_id, part=part)
+
+  def copy_weights(self):
+    """Gives our initial values to the twin."""
+    import torch
+    for attribute, tensors in self.tensors(self.params):
+      model = self.twin.model.get_submodule(attribute)
+      missing, unknown = model.load_state_dict(
+          {name: torch.from_numpy(np.array(x)) for name, x in tensors.items()}, strict=False)
+      assert not unknown and all("decoder" in name or "lm_head" in name for name in missing)
+
+
+@pytest.fixture
+def fields(story, tmp_path_factory):
+  """Flags with which a twin trains for seconds."""
+  return [f"--config.{field}" for field in (
+      f"data.source=text:{story}", f"data.cache_dir={story.parent / 'cache'}",
+      "data.prepare_workers=1", "data.validation_fraction=0.1", "tokenizer.vocab_size=90",
+      "phases[0].seq_len=32", "phases[0].batch_size=8", "phases[0].max_predictions=0",
+      "phases[0].steps=20", "phases[0].learning_rate=0.01", "eval.batch_size=8",
+      "eval.every_steps=10", "log.tensorboard=False", "system.compilation_cache=")]
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", MODELS)
+def test_initial_values_have_the_same_distribution(name, fields):
+  """Of each tensor: mean and deviation, and zeros and ones are the same."""
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  pair = Pair(name, fields)
+  for attribute, tensors in pair.tensors(pair.params):
+    theirs = dict(pair.initial.get_submodule(attribute).named_parameters())
+    for key, ours in tensors.items():
+      found = theirs[key].detach().numpy()
+      if "position_embeddings" in key and "roberta" in key:
+        ours, found = ours[2:], found[2:]  # The first rows are never read.
+      assert ours.shape == found.shape, key
+      if ours.std() == 0:
+        np.testing.assert_array_equal(found, ours, err_msg=key)
+      else:
+        limit = 5 * ours.std() / math.sqrt(ours.size)
+        assert abs(ours.mean() - found.mean()) < 2 * limit, key
+        assert abs(ours.std() - found.std()) < limit, key
+        if pair.config.model.truncated_init:
+          assert np.abs(found).max() < 1.2 * np.abs(ours).max(), key
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(name, fields):
+  """Optimizers, schedules and losses of both sides, on the masked batches of a run."""
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  from benchmarks import twin_pytorch
+  pair = Pair(name, fields)
+  pair.copy_weights()
+  evaluator = evaluate.make_evaluator(pair.setup, pair.held_out)
+  expected = evaluate.run(evaluator, pair.state.params, 0)
+  found = pair.twin.evaluate([twin_pytorch.to_torch(batch, "cpu") for batch in
+                              twin.held_out_batches(pair.config, pair.held_out)])
+  for loss, value in found.items():
+    if loss != "rtd_loss":
+      assert value == pytest.approx(expected[loss], abs=1e-4), loss
+
+  ours, theirs = [], []
+  with sharding.use_mesh(pair.mesh, pair.config):
+    step = steps.jit_train_step(pair.setup, 1, pair.abstract)
+    layout = sharding.batch_sharding(pair.mesh, pair.config)
+    rows, state = slice(0, 8), pair.state
+    with loader.make_train_batches(pair.train_set, pair.config, 0, 0, rows) as batches:
+      for batch in batches:
+        state, sums = step(state, sharding.make_global_batch(batch, layout, 8))
+        ours.append(float(sums["loss"][0]))
+  for batch in twin.train_batches(pair.config, pair.train_set, 0):
+    theirs.append(pair.twin.step(twin_pytorch.to_torch(batch, "cpu")))
+  assert len(ours) == len(theirs) == 20
+  np.testing.assert_allclose(theirs, ours, rtol=2e-3)
+  assert ours[-1] < ours[0] - 0.1  # The steps are not empty.
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.mark.hf
+def test_the_command_trains_both_sides_and_finds_another_optimizer(fields, tmp_path, monkeypatch,
+                                                                   capsys):
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  from benchmarks import twin_pytorch
+  sizes = [f"--config.model.{field}={value}" for field, value in SIZE.items()]
+  command = [f"--config={RECIPE}", f"--workdir={tmp_path}", "--seeds=0,1",
+             f"--out={tmp_path / 'twin.json'}", f"--picture={tmp_path / 'twin.svg'}", *fields,
+             *sizes]
+  assert twin.main(command) == 0
+  report = json.loads((tmp_path / "twin.json").read_text())
+  assert [(row["loss"], row["step"]) for row in report["rows"]] == [
+      ("mlm_loss", 10), ("mlm_loss", 20), ("nsp_loss", 10), ("nsp_loss", 20)]
+  assert report["agrees"] and len(set(report["config_sha256"])) == 2
+  assert all(len(report["seconds"][side]) == 2 for side in (twin.OURS, twin.THEIRS))
+  assert "within two standard errors at every evaluation" in capsys.readouterr().out
+  assert (tmp_path / "twin.svg").stat().st_size > 1_000
+
+  # Adam's bias correction, which BERT's optimizer lacks.
+  for path in tmp_path.glob("pytorch-*.pt"):
+    path.unlink()
+  monkeypatch.setitem(twin_pytorch.UPDATES, "bert_adamw", twin_pytorch.update_adam)
+  assert twin.main(command) == 1
+  changed = json.loads((tmp_path / "twin.json").read_text())
+  assert not changed["agrees"]
+  assert changed["curves"][twin.OURS] == report["curves"][twin.OURS]  # Not trained again.
+
+
+@pytest.mark.hf
+def test_a_twin_that_was_stopped_continues_bit_for_bit(fields, tmp_path):
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  from benchmarks import twin_pytorch
+
+  def train(stops):
+    pair = Pair("gpt2", fields)
+    pair.config.model.update(dropout=0.1, attention_dropout=0.1)
+    held_out = twin.held_out_batches(pair.config, pair.held_out)
+    path = tmp_path / f"{stops}.pt"
+    for stop in stops:
+      made = twin_pytorch.Twin(pair.config, 0, seed=3)
+      if path.exists():
+        made.load(path)
+      batches = twin.train_batches(pair.config, pair.train_set, made.done)
+      made.train(list(batches)[:stop - made.done], held_out, path)
+    return made.curve
+
+  assert train([20]) == train([14, 20])
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("field, problem", [
+    ("optimizer.name=muon", "optimizer.name='muon': the twin has only"),
+    ("objective.bias_init=frequencies", "objective.bias_init='frequencies': the twin has only"),
+    ("data.packing=True", "Set --config.data.packing=False")])
+def test_what_the_twin_lacks_is_refused(field, problem, capsys):
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  assert twin.main(["--workdir=x", f"--config={RECIPE}",
+                    f"--config.{field}"]) == ConfigError.exit_code
+  assert problem in capsys.readouterr().err
