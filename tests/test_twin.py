@@ -200,34 +200,6 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(name, fie
 
 
 @pytest.mark.hf
-def test_the_command_trains_both_sides_and_finds_another_optimizer(fields, tmp_path, monkeypatch,
-                                                                   capsys):
-  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
-  from benchmarks import twin_pytorch
-  sizes = [f"--config.model.{field}={value}" for field, value in SIZE.items()]
-  command = [f"--config={RECIPE}", f"--workdir={tmp_path}", "--seeds=0,1",
-             f"--out={tmp_path / 'twin.json'}", f"--picture={tmp_path / 'twin.svg'}", *fields,
-             *sizes]
-  assert twin.main(command) == 0
-  report = json.loads((tmp_path / "twin.json").read_text())
-  assert [(row["loss"], row["step"]) for row in report["rows"]] == [
-      ("mlm_loss", 10), ("mlm_loss", 20), ("nsp_loss", 10), ("nsp_loss", 20)]
-  assert report["agrees"] and len(set(report["config_sha256"])) == 2
-  assert all(len(report["seconds"][side]) == 2 for side in (twin.OURS, twin.THEIRS))
-  assert "within two standard errors at every evaluation" in capsys.readouterr().out
-  assert (tmp_path / "twin.svg").stat().st_size > 1_000
-
-  # Adam's bias correction, which BERT's optimizer lacks.
-  for path in tmp_path.glob("pytorch-*.pt"):
-    path.unlink()
-  monkeypatch.setitem(twin_pytorch.UPDATES, "bert_adamw", twin_pytorch.update_adam)
-  assert twin.main(command) == 1
-  changed = json.loads((tmp_path / "twin.json").read_text())
-  assert not changed["agrees"]
-  assert changed["curves"][twin.OURS] == report["curves"][twin.OURS]  # Not trained again.
-
-
-@pytest.mark.hf
 def test_a_twin_that_was_stopped_continues_bit_for_bit(fields, tmp_path):
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   from benchmarks import twin_pytorch
