@@ -12,8 +12,8 @@ Status     Not yet run.
 from bertgpt.config import families, recipes
 
 
-def get_config():
-  config = recipes.beside(__file__, "xlnet_large")
+def get_config(variant=""):
+  config = recipes.beside(__file__, "xlnet_large", argument=variant)
   config.model.update(families.FAMILIES["xlnet"].presets["base"])
   config.phases[0].batch_size = 2048
   return config

@@ -1,6 +1,7 @@
-"""XLNet-large with the paper's recipe, without carried memory and without reversed rows.
+"""XLNet-large with the paper's recipe, with or without memory, and without reversed rows.
 
 Command    bertgpt train --config configs/xlnet_large.py --workdir runs/xlnet_large
+           bertgpt train --config configs/xlnet_large.py:memory --workdir runs/xlnet_large_memory
 Data       32.89 B pieces in the paper (Wikipedia, BooksCorpus, Giga5, ClueWeb 2012-B, Common
            Crawl). A cased SentencePiece tokenizer with 32,000 pieces is trained on `data.source`.
 Hardware   512 TPU v3 chips for 5.5 days in the paper; any number of devices that divides 8,192
@@ -11,14 +12,15 @@ Expected   On dev sets, fine-tuned: MNLI 89.8, QNLI 93.9, QQP 91.8, RTE 83.8, SS
 Status     Not yet run.
 
 The first half of a row is permuted on its own and sees only itself; the second half also sees the
-first. In the paper, the first half also continues the row of the previous step, whose features it
-sees.
+first. With `:memory`, as in the paper, the rows of a step continue those of the previous step by
+256 tokens, and see the features of the 384 tokens before them. These are part of the train state
+and of every checkpoint: 19 MB per row.
 """
 
 from bertgpt.config import base, families, phase
 
 
-def get_config():
+def get_config(variant=""):
   config = base()
   config.data.source = "jsonl:data/*.jsonl#text"
   config.data.short_sequence_prob = 0.0
@@ -26,6 +28,8 @@ def get_config():
   config.model.update(families.FAMILIES["xlnet"].presets["large"])
   config.objective.update(name="plm", mask_prob=1 / 6, whole_words=True, ngram=5,
                           permutation_block=256)
+  if variant == "memory":
+    config.objective.update(name="plm_memory", memory=384)
   config.phases = (
       phase(steps=500_000, seq_len=512, batch_size=8192, learning_rate=4e-4, schedule="linear",
             warmup_steps=40_000, warmup_rule="before", end_fraction=1e-3),)

@@ -35,22 +35,35 @@ def get_sweep():
   return [{{"phases[0].learning_rate": rate}} for rate in (1e-2, 1e-3)]
 """
 
+_MODERN = ("--config.model.position=rope", "--config.model.norm=pre",
+           "--config.model.skip_first_norm=True", "--config.optimizer.name=stable_adamw",
+           "--config.model.mlp=gated", "--config.model.window=4", "--config.model.num_layers=4",
+           "--config.model.use_bias=False", "--config.model.norm_bias=False",
+           "--config.model.activation=gelu_erf")
+_XLNET = ("--config.model.family=xlnet", "--config.model.position=relative",
+          "--config.objective.whole_words=True", "--config.objective.ngram=3",
+          "--config.objective.permutation_block=16")
+
 # Name -> objective and overrides of RECIPE.
 FAMILIES = {
+    "albert": ("mlm_sop", "--config.model.family=albert", "--config.model.embedding_width=8",
+               "--config.model.layer_groups=1"),
     "diffusion": ("diffusion",),
     "electra": ("rtd", "--config.model.family=electra", "--config.model.generator_width=8",
                 "--config.model.generator_num_heads=2", "--config.model.generator_mlp_dim=16",
                 "--config.model.activation=gelu_erf"),
-    "modernbert": ("mlm", "--config.model.family=modernbert", "--config.model.position=rope",
-                   "--config.model.norm=pre", "--config.model.skip_first_norm=True",
-                   "--config.model.num_segments=0", "--config.optimizer.name=stable_adamw",
-                   "--config.objective.mask_rule=bernoulli", "--config.model.mlp=gated",
-                   "--config.model.window=4", "--config.model.num_layers=4",
-                   "--config.model.use_bias=False", "--config.model.norm_bias=False",
-                   "--config.model.activation=gelu_erf"),
-    "xlnet": ("plm", "--config.model.family=xlnet", "--config.model.position=relative",
-              "--config.objective.whole_words=True", "--config.objective.ngram=3",
-              "--config.objective.permutation_block=16"),
+    "elmo": ("bilm", "--config.model.family=elmo", "--config.model.num_highways=1",
+             "--config.model.filters=((1, 8), (2, 8), (3, 16))", "--config.model.num_layers=2",
+             "--config.model.attention_dropout=0.1", "--config.model.pooling=mean",
+             "--config.tokenizer.kind=words", "--config.tokenizer.lowercase=False",
+             "--config.tokenizer.vocab_size=29", "--config.optimizer.name=adagrad",
+             "--config.optimizer.initial_accumulator=0.0025", "--config.optimizer.weight_decay=0.0",
+             "--config.phases[0].learning_rate=0.2"),
+    "modernbert": ("mlm", "--config.model.family=modernbert", "--config.model.num_segments=0",
+                   "--config.objective.mask_rule=bernoulli", *_MODERN),
+    "modernbert_decoder": ("causal", "--config.model.family=modernbert_decoder", *_MODERN),
+    "xlnet": ("plm", *_XLNET),
+    "xlnet_memory": ("plm_memory", "--config.objective.memory=24", *_XLNET),
 }
 
 TUNING = """

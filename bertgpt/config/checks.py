@@ -30,7 +30,7 @@ AT_LEAST = {
     "model.window": 0, "model.global_every": 0, "model.rope_theta": 1, "model.rope_theta_local": 1,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
     "model.scan_unroll": -1, "objective.loss_chunk": -1, "objective.ngram": 1,
-    "objective.permutation_block": 0,
+    "objective.permutation_block": 0, "objective.memory": 1,
     "optimizer.clip_norm": 0, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
     "train.max_bad_steps": 1, "train.spike_factor": 1, "train.spike_window": 1,
     "checkpoint.keep_every_steps": 0,
@@ -229,6 +229,11 @@ def _phase_problems(config, p, name):
            f"model.max_positions={config.model.max_positions}")
   if p.micro_batches > 0 and p.batch_size % p.micro_batches:
     yield f"{name}.micro_batches={p.micro_batches} does not divide {name}.batch_size={p.batch_size}"
+  objective = choices.OBJECTIVES.get(config.objective.name)
+  reuse = config.objective.permutation_block
+  if objective and "objective.memory" in objective.reads and not 0 < reuse < p.seq_len - 3:
+    yield (f"objective.permutation_block={reuse}: with objective {config.objective.name}, set it "
+           f"between 1 and {name}.seq_len - 4 = {p.seq_len - 4}")
   if p.max_predictions > p.seq_len:
     yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
   if p.warmup_steps and p.warmup_fraction:

@@ -51,6 +51,10 @@ _MASKS = frozenset({
 _PACKED = frozenset({"data.packing"})
 _PAIRS = _PACKED | {"data.short_sequence_prob", "data.max_sequences"}
 
+_PERMUTED = frozenset({
+    "data.random_next_prob", "eval.mask_prob", "objective.mask_prob", "objective.whole_words",
+    "objective.ngram", "objective.bias_init", "objective.permutation_block"})
+
 OBJECTIVES = {
     "mlm_nsp": Objective("pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
                          _MASKS | _PAIRS | {"data.random_next_prob"}, ("nsp_loss", "nsp_accuracy")),
@@ -66,9 +70,10 @@ OBJECTIVES = {
                                       "data.isolate_documents"},
                            abilities=frozenset({"unmask"}), exported_as="mlm"),
     "plm": Objective("pairs_then_cls", ("cls", "sep"), "plm_loss", False, True,
-                     _PAIRS | {"data.random_next_prob", "eval.mask_prob", "objective.mask_prob",
-                               "objective.whole_words", "objective.ngram", "objective.bias_init",
-                               "objective.permutation_block"}),
+                     _PERMUTED | _PAIRS),
+    "plm_memory": Objective("reused_pairs", ("cls", "sep"), "plm_loss", False, True,
+                            _PERMUTED | {"objective.memory"}, continues_rows=True,
+                            exported_as="plm"),
     "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
                         _PACKED | {"data.isolate_documents"}, counts_bytes=True),
     "bilm": Objective("streams", ("cls", "sep", "unk"), "bilm_loss", True, False, frozenset(),

@@ -114,8 +114,7 @@ def base() -> ConfigDict:
   data.reader_workers = 0                  # processes that assemble batches; 0: threads instead
   data.prefetch = 2                        # batches that are kept ready on the device
   data.packing = True                      # whether several sequences share a row
-  # Sequences per packed row, at most; 0: max(2, seq_len // 32).
-  data.max_sequences = 0
+  data.max_sequences = 0                   # sequences per row, at most; 0: max(2, seq_len // 32)
   # BERT: share of passes through a document with a shorter target length.
   data.short_sequence_prob = 0.1
   # BERT: share of pairs whose second part comes from another document.
@@ -223,7 +222,7 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  # mlm_nsp | mlm_sop | mlm | rtd | diffusion | plm | causal | bilm
+  # mlm_nsp | mlm_sop | mlm | rtd | diffusion | plm | plm_memory | causal | bilm
   objective.name = "mlm_nsp"
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
@@ -234,11 +233,12 @@ def base() -> ConfigDict:
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
   objective.whole_words = False            # whether whole words are masked, not single pieces
   objective.ngram = 1                      # words masked together, at most (ALBERT: 3, XLNet: 5)
-  # Initial output bias of the masked LM: zeros | frequencies (their logarithm, for every token).
-  objective.bias_init = "zeros"
+  objective.bias_init = "zeros"            # initial output bias: zeros | frequencies (their log)
   objective.rtd_weight = 50.0              # rtd: factor on the discriminator's loss
   # plm: tokens of a row that are permuted together; they do not see the tokens after them. 0: all.
+  # plm_memory: also the number of tokens by which a row advances from step to step.
   objective.permutation_block = 256
+  objective.memory = 384                   # plm_memory: tokens before a row that it sees
   # Positions per device whose vocabulary logits are in memory at the same time. 0: as many as fit
   # in models.cross_entropy.CHUNK_BYTES; -1: all, differentiated by JAX.
   objective.loss_chunk = 0

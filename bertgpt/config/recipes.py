@@ -53,7 +53,7 @@ ADDED_FIELDS = {
     "model.generator_num_heads", "model.generator_mlp_dim", "model.character_width",
     "model.filters", "model.num_highways", "model.state_clip", "model.lstm_residual",
     "model.target_words", "optimizer.initial_accumulator", "optimizer.freeze",
-    "objective.ngram", "objective.permutation_block",
+    "objective.ngram", "objective.permutation_block", "objective.memory",
     "objective.mask_rule", "objective.rtd_weight", "optimizer.decay_rule",
     "optimizer.layer_decay", "data.max_unused",
     "phases.warmup_rule", "phases.mask_prob", "phases.rope_theta", "phases.rope_theta_local",

@@ -28,6 +28,8 @@ class Inputs(NamedTuple):
       whose place is not before its own. None: every token sees all tokens of its sequence.
     memory_YBMD: inputs of every layer at the tokens before the row, which every token sees. None:
       there is no memory.
+    is_memory_BM: bool, whether a place of the memory holds a token; the others are not seen. None:
+      all hold one.
   """
 
   tokens_BL: jax.Array
@@ -39,6 +41,7 @@ class Inputs(NamedTuple):
   lengths_B: jax.Array | None = None
   order_BL: jax.Array | None = None
   memory_YBMD: jax.Array | None = None
+  is_memory_BM: jax.Array | None = None
 
   @classmethod
   def of(cls, batch: Mapping[str, jax.Array], one_sequence: bool = False) -> "Inputs":

@@ -65,19 +65,19 @@ def make_sinusoids(length: int, num_keys: int, width: int) -> np.ndarray:
 
 
 def see(sequence_ids_BL: jax.Array, segment_ids_BL: jax.Array, order_BL: jax.Array | None,
-        targets_BK: jax.Array | None, memory_length: int) -> Sight:
+        targets_BK: jax.Array | None, is_memory_BM: jax.Array) -> Sight:
   """Returns what tokens and targets see.
 
   A token sees the tokens of its sequence whose place in the order is not after its own. A target
   has the position of a token, and sees what that token sees except the tokens of the same place,
-  such as the token itself. Every query sees the whole memory, which is of segment 0.
+  such as the token itself. Every query sees all tokens of the memory, which are of segment 0.
 
   Args:
     sequence_ids_BL, segment_ids_BL: int32.
     order_BL: int32, places of the tokens. None: all tokens see each other, and a target sees all
       tokens except the targets.
     targets_BK: int32, positions of the targets; None: there are none.
-    memory_length: tokens before the row.
+    is_memory_BM: bool, whether a place of the memory, which is before the row, holds a token.
   """
   rows_B1 = jnp.arange(sequence_ids_BL.shape[0])[:, None]
   if order_BL is None:
@@ -89,10 +89,11 @@ def see(sequence_ids_BL: jax.Array, segment_ids_BL: jax.Array, order_BL: jax.Arr
   if targets_BK is not None:
     before_BKL = order_BL[rows_B1, targets_BK][..., None] > order_BL[:, None]
     is_seen_BTL = jnp.concatenate([is_seen_BTL, before_BKL], axis=1)
-  pad = ((0, 0), (0, 0), (memory_length, 0))
-  mask_BTS = jnp.pad(is_near_BTL & is_seen_BTL, pad, constant_values=True)
-  keys_BS = jnp.pad(segment_ids_BL, pad[1:])
-  return Sight(mask_BTS, _equal(segment_ids_BL, targets_BK, keys_BS), targets_BK)
+  mask_BTL = is_near_BTL & is_seen_BTL
+  memory_BTM = jnp.broadcast_to(is_memory_BM[:, None], (*mask_BTL.shape[:2], is_memory_BM.shape[1]))
+  keys_BS = jnp.pad(segment_ids_BL, ((0, 0), (is_memory_BM.shape[1], 0)))
+  return Sight(jnp.concatenate([memory_BTM, mask_BTL], axis=2),
+               _equal(segment_ids_BL, targets_BK, keys_BS), targets_BK)
 
 
 def _equal(ids_BL, targets_BK, keys_BS=None):

@@ -176,7 +176,7 @@ class TwoStreams(nn.Module):
     init = make_init(config, config.init_std)
     target_11D = self.param("mask_embedding", init, (1, 1, config.width))
     length = x_BLD.shape[1]
-    memory = 0 if memory_YBMD is None else memory_YBMD.shape[2]
+    is_memory_BM = _find_memory(inputs)
     targets_BK = inputs.predict_positions_BK
     if targets_BK is not None:
       shape = (*targets_BK.shape, config.width)
@@ -187,9 +187,9 @@ class TwoStreams(nn.Module):
     if segment_ids_BL is None:
       segment_ids_BL = jnp.zeros_like(inputs.tokens_BL)
     sight = relative_attention.see(inputs.sequence_ids_BL, segment_ids_BL, inputs.order_BL,
-                                   targets_BK, memory)
-    sinusoids_RD = jnp.asarray(relative_attention.make_sinusoids(length, memory + length,
-                                                                 config.width), x_BLD.dtype)
+                                   targets_BK, is_memory_BM)
+    sinusoids_RD = jnp.asarray(relative_attention.make_sinusoids(
+        length, is_memory_BM.shape[1] + length, config.width), x_BLD.dtype)
     sinusoids_RD = drop(sinusoids_RD, config.dropout, dropout_key(self), is_shared=True)
     unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), config.num_layers)
     block = layers.rematerialize(Block, config, is_loop=unroll < config.num_layers)
@@ -208,6 +208,14 @@ class TwoStreams(nn.Module):
       layer_keys = jax.random.wrap_key_data(layer_keys, impl="threefry2x32")
     keys = jax.random.split(layer_keys, (4, self.config.num_layers))
     return tuple(jax.random.key_data(keys) if self.config.dropout_rng == "hash" else keys)
+
+
+def _find_memory(inputs):
+  """Returns which places of the memory hold a token, bool [B, M]; M is 0 if there is no memory."""
+  if inputs.is_memory_BM is not None:
+    return inputs.is_memory_BM
+  length = 0 if inputs.memory_YBMD is None else inputs.memory_YBMD.shape[2]
+  return jnp.ones((inputs.tokens_BL.shape[0], length), bool)
 
 
 class Block(nn.Module):

@@ -136,15 +136,18 @@ def test_a_fine_tuned_model_computes_the_same(kind, labels):
 
 @pytest.mark.slow
 @pytest.mark.hf
-def test_a_run_from_text_to_transformers(tmp_path, capsys):
-  """Runs train, resume, evaluate, fill, embed and export; transformers reads the folder."""
+@pytest.mark.parametrize("objective", ["plm", "plm_memory"])
+def test_a_run_from_text_to_transformers(objective, tmp_path, capsys):
+  """Runs train, report, evaluate, fill and export; transformers reads the folder."""
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   (tmp_path / "text.txt").write_text(small_runs.make_text(60))
   recipe = small_runs.RECIPE.format(text=tmp_path / "text.txt", cache=tmp_path, steps=6)
   (tmp_path / "recipe.py").write_text(recipe.replace("  config.objective.name = objective\n", """
   config.model.update(family="xlnet", position="relative")
-  config.objective.update(name="plm", whole_words=True, ngram=3, permutation_block=16)
-"""))
+  config.objective.update(name="OBJECTIVE", whole_words=True, ngram=3, permutation_block=16)
+  if "OBJECTIVE" == "plm_memory":
+    config.objective.memory = 24
+""".replace("OBJECTIVE", objective)))
   run, out = tmp_path / "run", tmp_path / "out"
   command = ["train", f"--config={tmp_path / 'recipe.py'}", f"--workdir={run}"]
   assert cli.main(command) == 0

@@ -12,6 +12,7 @@ from bertgpt.config import families, recipes
 from bertgpt.hub import conversion
 from bertgpt.models import Inputs, relative_attention
 from bertgpt.planning import aot, topologies
+from bertgpt.training import objectives
 
 LENGTH, ROWS, TARGETS, MEMORY = 16, 4, 5, 7
 
@@ -76,14 +77,15 @@ def test_sinusoids_are_those_of_the_paper():
 def test_who_sees_whom_follows_from_the_order(memory):
   """The oracle applies the definition to one pair of tokens at a time."""
   inputs = make_inputs()
+  is_memory = (np.arange(ROWS)[:, None] + np.arange(memory)) % 3 > 0
   sight = relative_attention.see(inputs.sequence_ids_BL, inputs.segment_ids_BL, inputs.order_BL,
-                                 inputs.predict_positions_BK, memory)
+                                 inputs.predict_positions_BK, jnp.asarray(is_memory))
   for b in range(ROWS):
     ids, segments, order, targets = (np.asarray(x[b]) for x in (
         inputs.sequence_ids_BL, inputs.segment_ids_BL, inputs.order_BL,
         inputs.predict_positions_BK))
     for t, i in enumerate([*range(LENGTH), *targets]):
-      assert np.all(sight.mask_BTS[b, t, :memory])
+      assert np.array_equal(sight.mask_BTS[b, t, :memory], is_memory[b])
       assert np.array_equal(sight.is_same_BTS[b, t, :memory], [segments[i] == 0] * memory)
       for j in range(LENGTH):
         is_before = order[j] < order[i] or (t < LENGTH and order[j] == order[i])
@@ -94,13 +96,13 @@ def test_who_sees_whom_follows_from_the_order(memory):
 # ------------------------------------------------------------ transformers
 
 
-def run_theirs(config, params, inputs, needs_grad=False):
-  """Returns (logits, model, outputs) of XLNetLMHeadModel with the same parameters."""
+def run_theirs(config, params, inputs, needs_grad=False, memory_length=6):
+  """Returns (outputs, model) of XLNetLMHeadModel with the same parameters."""
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   hf_config = conversion.to_hugging_face_config(config)
   cls = transformers.XLNetLMHeadModel
-  theirs = cls(cls.config_class(**hf_config | {"mem_len": 6, "reuse_len": 8})).eval()
+  theirs = cls(cls.config_class(**hf_config | {"mem_len": memory_length, "reuse_len": 8})).eval()
   missing, unknown = theirs.load_state_dict(
       {name: torch.tensor(x) for name, x in conversion.to_hugging_face(params, config).items()},
       strict=False)
@@ -153,12 +155,59 @@ def test_gradients_are_those_of_transformers(small, memory):
 
   value, grads = jax.value_and_grad(our_loss)(params)
   assert float(value) == pytest.approx(loss.item(), abs=1e-4)
-  ours = conversion.to_hugging_face(grads, config)
+  check_gradients(conversion.to_hugging_face(grads, config), theirs)
+
+
+def check_gradients(ours, theirs):
   expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
   assert ours.keys() == expected.keys()
   whole = np.sqrt(sum(np.sum(x**2) for x in expected.values()))
   for name, x in expected.items():
     assert np.linalg.norm(ours[name] - x) < 1e-3 * np.linalg.norm(x) + 1e-6 * whole, name
+
+
+@pytest.mark.hf
+def test_rows_that_are_continued_are_those_of_transformers(small):
+  """Three steps: both hand their own memory on, ours in the carry of the train state.
+
+  It holds 0, 8 and 12 tokens, and places for 12. Theirs is cut from the graph of the step before.
+  """
+  torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  config, params = small
+  config = config.copy_and_resolve_references()
+  config.objective.update(name="plm_memory", memory=12, permutation_block=8)
+  model = models.make_model(config)
+  objective = objectives.make_objective(config, tiny.make_vocabulary())
+  carry, past = objectives.make_zero_carry(objective, ROWS), None
+  for seed in range(3):
+    inputs = make_inputs(seed)
+    goal = np.random.default_rng(seed).integers(5, tiny.VOCAB, (ROWS, TARGETS))
+    output, theirs = run_theirs(config, params, inputs._replace(memory_YBMD=past), True, 12)
+    loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1),
+                                             torch.tensor(goal.ravel()))
+    loss.backward()
+    past = np.stack([x.numpy().swapaxes(0, 1) for x in output.mems])
+    batch = {"tokens": inputs.tokens_BL, "sequence_ids": inputs.sequence_ids_BL,
+             "positions": inputs.positions_BL, "segment_ids": inputs.segment_ids_BL,
+             "order": inputs.order_BL, "predict_positions": inputs.predict_positions_BK,
+             "predict_targets": goal, "predict_weights": np.ones((ROWS, TARGETS), np.float32)}
+
+    def our_loss(params, batch=batch, carry=carry):
+      bound = objectives.BoundModel(model, params, {}, carry)
+      sums, carry = objectives.evaluate(objective, bound, batch)
+      return sums["plm_loss"][0] / sums["plm_loss"][1], carry
+
+    logits, _ = model.apply({"params": params}, Inputs.of(batch)._replace(
+        memory_YBMD=jnp.moveaxis(carry["memory"], 1, 0), is_memory_BM=carry["is_memory"]))
+    np.testing.assert_allclose(logits[..., :tiny.VOCAB], output.logits.detach().numpy(), rtol=0,
+                               atol=1e-4)
+    (value, carry), grads = jax.value_and_grad(our_loss, has_aux=True)(params)
+    assert float(value) == pytest.approx(loss.item(), abs=1e-4)
+    check_gradients(conversion.to_hugging_face(grads, config), theirs)
+    assert carry["is_memory"].sum(1).tolist() == [past.shape[2]] * ROWS
+    np.testing.assert_allclose(jnp.moveaxis(carry["memory"], 1, 0)[:, :, -past.shape[2]:], past,
+                               rtol=0, atol=1e-4)
+  assert past.shape[2] == 12
 
 
 @pytest.mark.hf
@@ -179,11 +228,12 @@ def test_features_of_tokens_are_those_of_transformers(small):
 
 @pytest.mark.slow
 @pytest.mark.libtpu
+@pytest.mark.parametrize("variant", ["", ":memory"])
 @pytest.mark.parametrize("machine, mesh, micro_batches", [
     ("v5e:1x1", (1, 1, 1), 1), ("v5e:2x2", (1, 2, 2), 2)])
-def test_the_recipe_compiles_for_tpus(machine, mesh, micro_batches):
+def test_the_recipe_compiles_for_tpus(machine, mesh, micro_batches, variant):
   """Two layers of XLNet-base in bfloat16 with dropout."""
-  config = recipes.load("configs/xlnet_base.py")
+  config = recipes.load(f"configs/xlnet_base.py{variant}")
   config.model.num_layers = 2
   config.phases[0].update(batch_size=16, micro_batches=micro_batches)
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh

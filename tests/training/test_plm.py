@@ -1,4 +1,4 @@
-"""Permutation LM: the order against a copy of the published mask, spans, and visibility."""
+"""Permutation LM: the order against a copy of the published mask, spans, visibility, memory."""
 
 import functools
 import itertools
@@ -10,9 +10,11 @@ import pytest
 import tiny
 
 from bertgpt import config as config_lib
+from bertgpt.config import unread
 from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.devices import sharding
 from bertgpt.models import Inputs
-from bertgpt.training import objectives
+from bertgpt.training import objectives, steps
 from bertgpt.training.objectives import plm, spans
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
@@ -213,3 +215,133 @@ def test_a_target_that_sees_nothing_is_predicted_from_nothing():
     logits, _ = setup.model.apply({"params": setup.init().params}, inputs)
   np.testing.assert_array_equal(logits[0], logits[1])
   assert np.isfinite(logits).all()
+
+
+# ------------------------------------------------------------------- memory
+
+
+def make_memory_config(**options):
+  config = tiny.make_config("plm_memory", init_std=0.1, **options)
+  config.objective.update(permutation_block=8, memory=12)
+  return config
+
+
+def score(setup, params, batch, carry):
+  """Returns the loss of a corrupted batch, and the new carry."""
+  bound = objectives.BoundModel(setup.model, params, {}, carry)
+  sums, carry = objectives.evaluate(setup.objective, bound, batch)
+  return sums["plm_loss"][0] / sums["plm_loss"][1], carry
+
+
+def test_an_empty_memory_changes_nothing():
+  """Not even if its places hold numbers, as after an evaluation of other rows."""
+  losses = []
+  for name in ("plm", "plm_memory"):
+    config = make_memory_config()
+    config.objective.name = name
+    with tiny.Setup(config) as setup:
+      params = setup.init().params
+      batch = setup.objective.corrupt(tiny.make_batch(config, rows=4), jax.random.key(0),
+                                      np.arange(4))
+      if name == "plm":
+        sums = setup.objective.evaluate(objectives.BoundModel(setup.model, params, {}), batch)
+        losses.append(sums["plm_loss"][0] / sums["plm_loss"][1])
+        continue
+      empty = objectives.make_zero_carry(setup.objective, 4)
+      filled = empty | {"memory": empty["memory"] + 3}
+      assert not empty["is_memory"].any()
+      losses += [score(setup, params, batch, carry)[0] for carry in (
+          empty, filled, filled | {"is_memory": ~empty["is_memory"]})]
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+  assert losses[1] == losses[2] and abs(losses[3] - losses[1]) > 1e-3
+
+
+def test_the_memory_is_the_last_tokens_before_the_row():
+  """Of the first layer, it is their embeddings; padding leaves a place empty."""
+  config = make_memory_config()
+  with tiny.Setup(config) as setup:
+    params, carry = setup.init().params, objectives.make_zero_carry(setup.objective, 4)
+    tokens, is_text = [], []
+    for seed in range(3):
+      batch = tiny.make_batch(config, seed=seed, rows=4)
+      batch["sequence_ids"][0, 5:] = 0
+      batch = setup.objective.corrupt(batch, jax.random.key(seed), np.arange(4))
+      _, carry = score(setup, params, batch, carry)
+      tokens.append(batch["tokens"][:, :8])
+      is_text.append(batch["sequence_ids"][:, :8] > 0)
+      filled = np.concatenate(is_text, 1)[:, -12:]
+      assert np.array_equal(carry["is_memory"][:, -filled.shape[1]:], filled)
+      assert not carry["is_memory"][:, :-filled.shape[1]].any()
+  expected = params["embeddings"]["token"]["embedding"][np.concatenate(tokens, 1)[:, -12:]]
+  np.testing.assert_allclose(carry["memory"][:, 0], expected, rtol=0, atol=1e-6)
+  assert carry["is_memory"].sum(1).tolist() == [6, 12, 12, 12]
+
+
+def test_no_gradient_passes_through_the_memory():
+  config = make_memory_config()
+  with tiny.Setup(config) as setup:
+    params = setup.init().params
+    batch = setup.objective.corrupt(tiny.make_batch(config, rows=4), jax.random.key(0),
+                                    np.arange(4))
+    _, carry = score(setup, params, batch, objectives.make_zero_carry(setup.objective, 4))
+    run = lambda params, memory: score(setup, params, batch, carry | {"memory": memory})
+    into = jax.grad(lambda memory: run(params, memory)[0])(carry["memory"])
+    out_of = jax.grad(lambda params: run(params, carry["memory"])[1]["memory"].sum())(params)
+    moved, _ = run(params, carry["memory"] + jnp.arange(32.0))
+    assert abs(moved - run(params, carry["memory"])[0]) > 1e-3
+  assert not any(x.any() for x in jax.tree.leaves((into, out_of)))
+
+
+@functools.cache
+def compute_step(mesh, micro_batches, remat="none", unroll=1):
+  """Returns gradients, loss, sums and carry of a step whose memory is partly filled."""
+  config = make_memory_config(mesh=mesh, remat=remat, scan_unroll=unroll)
+  with tiny.Setup(config) as setup:
+    state, rng = setup.init(), np.random.default_rng(1)
+    layout = sharding.batch_sharding(setup.mesh, config)
+    carry = {"memory": rng.normal(size=state.carry["memory"].shape).astype(np.float32),
+             "is_memory": rng.random(state.carry["is_memory"].shape) < 0.7}
+    compute = jax.jit(steps.make_gradients(setup.training, micro_batches))
+    return jax.device_get(compute(state.params, setup.put(tiny.make_batch(config)), 3,
+                                  jax.device_put(carry, layout)))
+
+
+@pytest.mark.parametrize("layout", [
+    ((2, 2, 2), 4, "none", 1),
+    *(pytest.param(layout, marks=pytest.mark.slow) for layout in (
+        ((1, 1, 1), 4), ((8, 1, 1), 1, "full", 0), ((1, 8, 1), 2, "dots", 1),
+        ((1, 1, 4), 4, "products", 0), ((2, 2, 2), 1, "full", 1)))], ids=str)
+def test_a_step_with_memory_does_not_depend_on_the_layout(layout):
+  grads, (loss, sums, carry) = compute_step(*layout)
+  expected_grads, (expected_loss, expected_sums, expected_carry) = compute_step((1, 1, 1), 1)
+  assert loss == pytest.approx(expected_loss, rel=1e-5)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  jax.tree.map(functools.partial(close, rtol=1e-4), sums, expected_sums)
+  jax.tree.map(functools.partial(close, rtol=0), grads, expected_grads)
+  close(carry["memory"], expected_carry["memory"], rtol=0)
+  assert np.array_equal(carry["is_memory"], expected_carry["is_memory"])
+
+
+@pytest.mark.parametrize("fields, line", [
+    ({"objective.permutation_block": 29}, "set it between 1 and phases[0].seq_len - 4 = 28"),
+    ({"objective.permutation_block": 0}, "set it between 1 and phases[0].seq_len - 4 = 28"),
+    ({"objective.memory": 0}, "objective.memory=0: must be at least 1"),
+    ({"model.family": "bert", "model.position": "learned"}, "does not train model.family='bert'"),
+    ({"data.packing": False}, "data.packing=False: "),
+    ({"data.isolate_documents": True}, "data.isolate_documents=True: "),
+    ({"objective.name": "plm"}, "objective.memory=12: "),
+    ({"objective.mask_rule": "bernoulli"}, "objective.mask_rule='bernoulli': ")], ids=str)
+def test_what_does_not_fit_a_memory_is_refused_in_one_line(fields, line):
+  config = make_memory_config()
+  assert not config_lib.find_problems(config)
+  others = unread.find_problems(config)  # Fields that tiny models of other families read.
+  config.update_from_flattened_dict(fields)
+  lines = config_lib.find_problems(config) or set(unread.find_problems(config)).difference(others)
+  assert len(lines) == 1 and line in [*lines][0], lines
+
+
+def test_phases_with_memory_have_rows_for_the_same_streams():
+  config = make_memory_config()
+  config.phases = (config.phases[0], config_lib.phase(seq_len=16, batch_size=8))
+  (line,) = config_lib.find_problems(config)
+  assert line.startswith("phases[].batch_size: with objective plm_memory")

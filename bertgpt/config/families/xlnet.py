@@ -21,7 +21,7 @@ def _flops_per_token(model, seq_len, predicted):
 
   Every query takes part in three matmuls over the keys: scores by content, scores by position, and
   the sum of values. Targets need no keys and values of their own. The projection of the distances,
-  which all rows share, is left out.
+  which all rows share, and the keys of a memory are left out.
   """
   d, f = model.width, model.mlp_dim
   mlp = (3 if model.mlp == "gated" else 2) * d * f
@@ -32,7 +32,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 FAMILY = Family(
     kind="encoder",
-    objectives=("plm",),
+    objectives=("plm", "plm_memory"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens"}),
     reads=frozenset({"num_segments", "pooling"}),
     flops_per_token=_flops_per_token,

@@ -351,8 +351,8 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[st
   parts, _ = rows.plan(np.arange(num_rows))
   row_format = formats.find(config)
   sizes = token_sizes(parts) - row_format.HAS_TARGET
-  # In streams, a sequence may continue in another row, so every part counts as a sequence.
-  begins = (parts["column"] == parts["origin"]) | formats.has_streams(config)
+  # The rest of a sequence that continues one of the previous step counts as a sequence.
+  begins = (parts["column"] == parts["origin"]) | (parts["column"] == 0)
   lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
   labels = parts["label"][parts["label"] != NO_LABEL]
   lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
