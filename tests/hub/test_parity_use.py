@@ -117,7 +117,9 @@ def test_features_are_the_hidden_states_of_transformers(architecture, sizes, lay
     expected = {"cls": hidden[-1][0, 0], "mean": hidden[-1][0].mean(0), "last": hidden[-1][0],
                 "last3": torch.cat(hidden[-3:], -1)[0],
                 "last4": torch.cat(hidden[-4:], -1)[0]}[layer]
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-4)
+    expected = expected.detach().numpy()
+    # Without a norm, the layers of ModernBERT have values of 20 and more.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 + 2e-5 * abs(expected).max())
 
 
 # ---------------------------------------------------------------------- scores
