@@ -6,6 +6,7 @@ import pytest
 import tiny
 from fake_slice import on_fake_devices
 
+from bertgpt.config import base
 from bertgpt.data.corpus import prepare
 from bertgpt.errors import DataError
 from bertgpt.planning import aot, plan, vocabulary_size
@@ -15,7 +16,8 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in ra
 
 
 def make_config(**fields):
-  config = tiny.make_config(vocab_size=0)
+  unset = {name: base().model[name] for name in ("filters", "num_highways", "vocab_size")}
+  config = tiny.make_config(**unset)
   config.tokenizer.vocab_size = 8_192
   for name, value in fields.items():
     group, field = name.split("__")
