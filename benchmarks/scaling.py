@@ -1,16 +1,18 @@
-"""Collective bytes and FLOPs per chip as a TPU slice grows from 1 to 256 chips.
+"""Collective bytes and FLOPs per chip on 1 to 1,024 chips of TPU slices.
 
   python -m benchmarks.scaling --config=configs/bert_base.py --out=scaling.json
 
-The train step of a recipe's phase is compiled for every slice, with the same number of rows per
+The train step of a recipe's phase is compiled for every size, with the same number of rows per
 chip. Nothing is run, so no TPU is needed (`make install-plan`). Ideally, with only data
 parallelism, the FLOPs per chip are constant, and the collectives carry the gradients once, at most
-4 bytes per parameter. Config fields are overridden as in `bertgpt`, for example
---config.mesh.fsdp=4. Slices that are too small for the mesh are left out.
+4 bytes per parameter. Rings over n chips send 2 (n - 1) / n of that, in the slice and between
+slices together. Config fields are overridden as in `bertgpt`, for example --config.mesh.fsdp=4.
+Sizes that are too small for the mesh are left out.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Row, spread
@@ -19,15 +21,18 @@ from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
 from bertgpt.planning import aot, topologies
 
-SLICES = {"v5e": ("1x1", "2x2", "4x4", "8x8", "16x16"),
-          "v6e": ("1x1", "2x2", "4x4", "8x8", "16x16"),
-          "v5p": ("1x1x1", "2x2x1", "2x2x4", "4x4x4", "4x8x8"),
-          "v4": ("1x1x1", "2x2x1", "2x2x4", "4x4x4", "4x8x8")}
+FLAT = ("1x1", "2x4", "4x4", "8x8", "16x16", "16x16:2", "16x16:4")
+CUBIC = ("1x1x1", "2x2x2", "2x2x4", "4x4x4", "4x8x8", "4x8x8:2", "4x8x8:4")
+SLICES = {"v5e": FLAT, "v6e": FLAT, "v5p": CUBIC, "v4": CUBIC}
+FEW = 8  # Chips from which on what is sent per chip hardly grows.
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of this benchmark."""
   parser.add_argument("--kind", default="v5e", choices=SLICES, help="kind of TPU; default: v5e")
+  parser.add_argument("--shapes", default="",
+                      help="slices to compile for, as 2x4,16x16:4; default: seven sizes up to "
+                           "1,024 chips")
   parser.add_argument("--phase", type=int, default=0, help="phase of the recipe; default: 0")
   parser.add_argument("--rows_per_chip", type=int, default=16,
                       help="rows of a micro-batch per chip; default: 16")
@@ -41,23 +46,56 @@ def measure(arguments: argparse.Namespace) -> side_by_side.Result:
                       f"{len(config.phases) - 1}")
   if arguments.rows_per_chip < 1:
     raise ConfigError(f"--rows_per_chip={arguments.rows_per_chip}: must be at least 1")
-  slices = {}
-  for shape in SLICES[arguments.kind]:
+  slices, shapes = {}, arguments.shapes.split(",") if arguments.shapes else SLICES[arguments.kind]
+  for shape in shapes:
     name = f"{arguments.kind}:{shape}"
     step = compile_for(config, name, arguments.phase, arguments.rows_per_chip)
     if step is not None:
       slices[name] = step
   if not slices:
     raise ConfigError("mesh: fits none of the slices "
-                      f"{', '.join(SLICES[arguments.kind])}. Lower mesh.fsdp or mesh.tensor")
+                      f"{', '.join(shapes)}. Lower mesh.fsdp or mesh.tensor")
   parameters = parameter_bytes(config, next(iter(slices.values())))
   rows = [row for name, step in slices.items() for row in describe(name, step, parameters)]
-  flops = [step.roofline.matmul_flops for step in slices.values()]
-  most = max(payload(step) for step in slices.values()) / parameters
-  rows += [Row("FLOPs per chip, most over least", spread([max(flops) / min(flops)]),
-               asked="<= 1.03"),
-           Row("collective bytes over 4 bytes x parameters, most", spread([most]), "x", "<= 1.05")]
+  rows += compare(list(slices.values()), parameters)
   return side_by_side.Result(f"compiled for {arguments.kind}", rows)
+
+
+def compare(steps: Sequence[aot.CompiledStep], parameters: float) -> list[Row]:
+  """Returns the rows about all sizes.
+
+  Args:
+    steps: steps compiled for different numbers of chips.
+    parameters: bytes of all parameters in float32.
+  """
+  flops = [step.roofline.matmul_flops for step in steps]
+  most = max(payload(step) for step in steps) / parameters
+  rows = [Row("FLOPs per chip, most over least", spread([max(flops) / min(flops)]),
+              asked="<= 1.03"),
+          Row("collective bytes over 4 bytes x parameters, most", spread([most]), "x", "<= 1.05")]
+  many = [step for step in steps if count_chips(step) >= FEW]
+  if len(many) > 1:
+    payloads = [payload(step) for step in many]
+    rows.append(Row(f"payload per chip from {FEW} chips on, most over least",
+                    spread([max(payloads) / min(payloads)]), "x", "<= 1.05"))
+    if all(step.config.mesh.fsdp * step.config.mesh.tensor == 1 for step in many):
+      ring = [2 * (1 - 1 / count_chips(step)) for step in many]
+      shares = [sum(sent(step)) / (payload(step) * rounds)
+                for step, rounds in zip(many, ring, strict=True)]
+      rows.append(Row("sent per chip over 2 (n - 1) / n of the payload, farthest from 1",
+                      spread([max(shares, key=lambda share: abs(share - 1))]), "x", "<= 1.05"))
+  return rows
+
+
+def count_chips(step: aot.CompiledStep) -> int:
+  """Returns the number of chips that `compile_for` has compiled a step for."""
+  return step.config.eval.batch_size
+
+
+def sent(step: aot.CompiledStep) -> tuple[float, float]:
+  """Returns the bytes that a chip sends per step over the fast and over the slow network."""
+  totals = step.roofline.collectives
+  return sum(total.fast_bytes for total in totals), sum(total.slow_bytes for total in totals)
 
 
 def compile_for(config: ConfigDict, name: str, phase_index: int,
@@ -107,12 +145,13 @@ def describe(name: str, step: aot.CompiledStep, parameters: float) -> list[Row]:
     parameters: bytes of all parameters in float32.
   """
   roof = step.roofline
-  sent = sum(total.fast_bytes + total.slow_bytes for total in roof.collectives)
+  fast, slow = sent(step)
   return [Row(f"{name}: {what}", spread([value]), unit) for what, value, unit in (
       ("matmuls per chip", roof.matmul_flops / 1e9, "GFLOP"),
       ("payload of the collectives", payload(step) / 1e6, "MB"),
       ("payload / (4 bytes x parameters)", payload(step) / parameters, "x"),
-      ("sent per chip", sent / 1e6, "MB"),
+      ("sent per chip over the fast network", fast / 1e6, "MB"),
+      ("sent per chip over the slow network", slow / 1e6, "MB"),
       ("predicted time", roof.seconds * 1e3, "ms"))]
 
 

@@ -56,7 +56,7 @@ class Program:
   folder: pathlib.Path
 
   def start(self, workdir, *arguments, devices=1, signal_at=None, signal_in_evaluation=None,
-            hangs_at=None) -> subprocess.Popen:
+            hangs_at=None, slow_s=0.0) -> subprocess.Popen:
     """Starts `bertgpt train`.
 
     Args:
@@ -64,8 +64,11 @@ class Program:
       signal_in_evaluation: (batch, signal that the process gets when an evaluation reads it,
         seconds per batch from then on).
       hangs_at: step, counted from 0, whose batch the process never gets.
+      slow_s: seconds that the process needs between two steps.
     """
     env = os.environ | self.variables(workdir, devices)
+    if slow_s:
+      env["WATCH_SLOW"] = str(slow_s)
     for name, at in (("WATCH_SIGNAL", signal_at),
                      ("WATCH_EVALUATION_SIGNAL", signal_in_evaluation)):
       if at:

@@ -94,9 +94,10 @@ class Setup:
   def init(self):
     return steps.make_state(self.training, self.abstract)
 
-  def put(self, batch):
+  def put(self, batch, rows=None):
+    """Returns the global batch; `rows` is the number of its rows if `batch` has only some."""
     layout = sharding.batch_sharding(self.mesh, self.config)
-    return sharding.make_global_batch(batch, layout, len(batch["tokens"]))
+    return sharding.make_global_batch(batch, layout, rows or len(batch["tokens"]))
 
   def step(self, micro_batches=1):
     return steps.jit_train_step(self.training, micro_batches, self.abstract)

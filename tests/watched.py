@@ -2,6 +2,7 @@
 
   WATCH_ROWS    folder that gets the SHA-256 of every row of every training batch
   WATCH_SIGNAL  'STEP NUMBER': this process gets the signal once the step has been started
+  WATCH_SLOW    'SECONDS': this process needs this time between two steps
   WATCH_HANG    'STEP': reading the batch of this step, counted from 0, never ends
   WATCH_EVALUATION         file that gets a line per batch of an evaluation, when it is read
   WATCH_EVALUATION_SIGNAL  'BATCH NUMBER SECONDS': this process gets the signal when it reads this
@@ -47,6 +48,17 @@ def write_rows(path: pathlib.Path) -> None:
   loader.read_step = read
 
 
+def slow_down(seconds: float) -> None:
+  from bertgpt.training.step_log import StepLog
+  add = StepLog.add
+
+  def wait_and_add(self, step, step_metrics):
+    time.sleep(seconds)
+    add(self, step, step_metrics)
+
+  StepLog.add = wait_and_add
+
+
 def send_signal(at_step: int, number: int) -> None:
   from bertgpt.training.step_log import StepLog
   add = StepLog.add
@@ -78,6 +90,8 @@ def watch_evaluation(path: pathlib.Path, at_batch: int, number: int, seconds: fl
 def run_watched(arguments) -> None:
   """Sets up the recording, which loads JAX: this must happen after the program forks."""
   write_rows(pathlib.Path(os.environ["WATCH_ROWS"]) / uuid.uuid4().hex)
+  if "WATCH_SLOW" in os.environ:
+    slow_down(float(os.environ["WATCH_SLOW"]))
   if "WATCH_SIGNAL" in os.environ:
     send_signal(*map(int, os.environ["WATCH_SIGNAL"].split()))
   at_batch, number, seconds = os.environ.get("WATCH_EVALUATION_SIGNAL", "-1 0 0").split()

@@ -20,6 +20,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="index of a phase, from 0; default: all phases")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
                       help="price per chip-hour, to predict the price of the run")
+  parser.add_argument("--network_gbps", type=flags.number(float, 1e-3), metavar="GBPS",
+                      help="speed of the network between slices or nodes, in Gbit/s per device and "
+                           "direction; default: that of the data sheet")
   parser.add_argument("--kernels", type=flags.number(int, 1), default=0, metavar="N",
                       help="show the N kernels of each phase that take longest, with what bounds "
                            "them")
@@ -40,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
   open_topology = functools.cache(lambda: topologies.open_topology(arguments.topology))
   config = flags.read_unvalidated(arguments, lambda: aot.devices_of(open_topology()))
   topology = open_topology()
+  if arguments.network_gbps:
+    topology = topologies.with_network(topology, arguments.network_gbps)
   request = plan.Request(arguments.phase, arguments.price_per_chip_hour, arguments.kernels,
                          tuple(arguments.compare), arguments.search, arguments.json)
   print(plan.run(config, topology, request))

@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -20,7 +22,7 @@ from typing import Any
 import jax
 
 from bertgpt import errors, files
-from bertgpt.devices import console, events
+from bertgpt.devices import console, events, lost, watchdog
 from bertgpt.errors import ConfigError, PeerError
 
 ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
@@ -29,7 +31,9 @@ NOTICE_S = 1     # Time between two checks of whether another process has ended.
 # They look once per second, but on a busy machine that may take longer. A lost process never reads
 # it.
 FAREWELL_S, FAREWELL_TO_LOST_S = 60, 5
-END = "bertgpt/end"
+NOTE_S = 60      # After so long a wait, a line says for whom.
+FOREVER_S = 30 * 86400.0
+END, HOSTS = "bertgpt/end", "bertgpt/host/"
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
 
 _questions = itertools.count()
@@ -170,22 +174,160 @@ def _try_read(store: _Store, key: str) -> str | None:
                     "again") from e
 
 
-def wait_for_all(name: str) -> None:
+def wait_for_all(name: str, seconds: float = ANSWER_S,
+                 advice: str = "Start all of them again") -> None:
   """Waits until all processes of the run have reached a point. All of them call it once per point.
 
+  This is a barrier of JAX's coordination service, without a collective. Signals and a watchdog
+  reach a process while it waits here.
+
   Args:
-    name: name of the point.
+    name: name of the point, for the message, such as 'the end of the preparation'.
+    seconds: time that the first process waits for the last one.
+    advice: sentence that ends the message.
   Raises:
     PeerError: another process did not reach it.
   """
   store = _open_store()
   if store is None:
     return
+  point = f"bertgpt/point/{next(_questions)}"
   try:
-    store.client.wait_at_barrier(f"bertgpt/{name}/{next(_questions)}", ANSWER_S * 1000)
+    store.client.key_value_set(f"{point}/{store.index}", "")
+    wait = functools.partial(store.client.wait_at_barrier, point, math.ceil(seconds * 1000))
+    _call_in_thread(wait, lambda: console.say(
+        f"bertgpt: waiting for {_name_absent(store, point)} to reach {name}"))
   except jax.errors.JaxRuntimeError as e:
-    raise PeerError(f"another process of the run does not answer ({errors.one_line(e)}). Start "
-                    "all of them again") from e
+    if "Barrier timed out" not in str(e):
+      raise PeerError(lost.explain(str(e))) from e
+    absent = _within(FAREWELL_TO_LOST_S, functools.partial(_name_absent, store, point))
+    raise PeerError(f"{absent or 'another process'} of the run did not reach {name} within "
+                    f"{seconds:g} s. {advice}") from e
+
+
+def _name_absent(store: _Store, point: str) -> str:
+  """Returns the processes that have not reached a point, with their hosts; '' if none is known."""
+  try:
+    present = {int(key.rpartition("/")[2])
+               for key, _ in store.client.key_value_dir_get(f"{point}/")}
+    hosts = {int(key.rpartition("/")[2]): host
+             for key, host in store.client.key_value_dir_get(HOSTS)}
+  except jax.errors.JaxRuntimeError:
+    return ""
+  absent = [index for index in range(store.count) if index not in present]
+  on = sorted({hosts[index] for index in absent if index in hosts})
+  return lost.name_processes(absent) + (f" (on {', '.join(on)})" if on else "")
+
+
+def _call_in_thread(function: Callable[[], None], on_long_wait: Callable[[], None]) -> None:
+  """Calls a function that blocks without Python, in a thread, so that signals are still handled.
+
+  Args:
+    function: what is called; its error is raised here.
+    on_long_wait: called once, if it takes longer than NOTE_S.
+  """
+  outcome: list[Exception | None] = []
+
+  def work() -> None:
+    try:
+      function()
+      outcome.append(None)
+    except Exception as e:
+      outcome.append(e)
+
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  noted_at = time.monotonic() + NOTE_S
+  while thread.is_alive():
+    thread.join(NOTICE_S / 10)
+    if time.monotonic() > noted_at:
+      noted_at = math.inf
+      on_long_wait()
+  if error := outcome[0]:
+    raise error
+
+
+def compile_together(name: str, system: Any, program: Any, *arguments: Any) -> None:
+  """Compiles a program in all processes before any of them runs it. All of them call it.
+
+  Some processes compile for longer than others, which read the program from their cache. Without
+  this, the first collective would fail: Gloo, for example, waits 30 s for the others.
+
+  Args:
+    name: name of the program, for the message, such as 'the train step'.
+    system: `config.system`, whose `compile_timeout_minutes` is the time that the first process
+      waits for the last one.
+    program: result of `jax.jit`, which is called with the same arguments afterwards.
+    arguments: its arguments. None of them is changed.
+  Raises:
+    PeerError: another process is not ready in time.
+  """
+  if _open_store() is None:
+    return
+  program.lower(*arguments).compile()  # JAX keeps the result for the call.
+  watchdog.renew()  # The time of the compilation does not count for the wait.
+  wait_for_all(f"the end of its compilation of {name}",
+               system.compile_timeout_minutes * 60 or FOREVER_S,
+               "Look for the reason in its output, or raise system.compile_timeout_minutes")
+
+
+# -------------------------------------------------------------------- numbers
+
+
+class Board:
+  """Numbers that every process posts now and then, and that process 0 reads, to observe the run.
+
+  A thread exchanges them, so that `post` and `read` never wait, and a lost store ends nothing.
+
+  Attributes:
+    index: index of this process.
+    count: processes of the run.
+  """
+
+  def __init__(self, name: str, every_s: float):
+    """Begins to exchange.
+
+    Args:
+      name: name of the board, the same in all processes and used once at a time.
+      every_s: seconds between two exchanges.
+    """
+    store = _open_store()
+    self.index, self.count = (store.index, store.count) if store else (0, 1)
+    self._room, self._every_s = f"bertgpt/board/{name}/", every_s
+    self._mine: dict[str, float] | None = None
+    self._found: dict[int, dict[str, float]] = {}
+    self._is_closed = threading.Event()
+    if store:
+      threading.Thread(target=self._exchange, args=(store,), daemon=True).start()
+
+  @property
+  def is_taken(self) -> bool:
+    """Whether the numbers that were posted last are on their way."""
+    return self._mine is None
+
+  def post(self, numbers: dict[str, float]) -> None:
+    """Replaces what this process has posted."""
+    self._mine = numbers
+
+  def read(self) -> dict[int, dict[str, float]]:
+    """Returns process -> what it has posted, as last seen; {} if this is not process 0."""
+    return dict(self._found)
+
+  def close(self) -> None:
+    """Ends the exchange."""
+    self._is_closed.set()
+
+  def _exchange(self, store: _Store) -> None:
+    """Runs in a thread."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError, ValueError):
+      while not self._is_closed.wait(self._every_s):
+        mine, self._mine = self._mine, None
+        if mine is not None:
+          store.client.key_value_set(f"{self._room}{store.index}", json.dumps(mine),
+                                     allow_overwrite=True)
+        if store.index == 0:
+          self._found = {int(key.rpartition("/")[2]): files.parse_json(value)
+                         for key, value in store.client.key_value_dir_get(self._room)}
 
 
 # ------------------------------------------------------------------------ end
@@ -205,6 +347,8 @@ def end_together() -> Iterator[None]:
   if store is None:
     yield
     return
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    store.client.key_value_set(f"{HOSTS}{store.index}", socket.gethostname())
   is_over = threading.Event()
   watcher = threading.Thread(target=_watch, args=(store, is_over), daemon=True)
   watcher.start()

@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import pathlib
-import re
 import signal
 import socket
 import time
@@ -16,15 +15,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from bertgpt import files
-from bertgpt.devices import signals
+from bertgpt.devices import lost, signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
-
-# Beginnings of JAX's messages about a lost process, or words in them. Messages about memory and
-# compilation quote names of operations, such as optimization_barrier and opt-barrier. So 'barrier'
-# counts only within phrases of the coordination service (strings in jaxlib 0.10).
-LOST = (r"Gloo|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|coordination service|"
-        r"^(?!RESOURCE_EXHAUSTED)[\s\S]*(\bBarrier (timed out|failed|Id:)|"
-        r"[Ss]hutdown barrier|the barrier was called|called the barrier)")
 
 
 def start_distributed(spec: str, timeout_s: float) -> None:
@@ -167,10 +159,12 @@ def name_lost_peer() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
-    if not re.search(LOST, str(e)):
+    if not lost.MESSAGE.search(str(e)):
       raise
-    raise PeerError("another process of the run is gone. Start all of them again to resume from "
-                    "the last checkpoint") from e
+    # Only a collective names devices. Before it, they may not be open, and to open them may hang.
+    devices = jax.devices() if "gloo/" in str(e) else ()
+    owners = {device.id: device.process_index for device in devices}
+    raise PeerError(lost.explain(str(e), owners)) from e
 
 
 @contextlib.contextmanager

@@ -234,8 +234,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     program, seed, should_stop: see `do_run`.
     folder: folder of the run, for the curves and the checkpoints.
   Returns:
-    (state, seconds of all starts, metrics by evaluation set, outputs by evaluation set), all after
-    the last step.
+    After the last step: (state, seconds of all starts, metrics by set, outputs by set).
   Raises:
     DivergedError: loss or gradients were not finite in many steps in a row.
     Preempted: a signal was received; a checkpoint is saved.
@@ -264,11 +263,14 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
         results = assess(tuning, program, log, state, should_stop)
         if results is None:
           raise describe_stop(folder, first_step)
-    for step, batch in iterate_batches(tuning, seed, first_step):
+    for step, batch in log.pace.timed(iterate_batches(tuning, seed, first_step)):
       shape = batch["tokens"].shape
       watchdog.arm_for(config.system, compiles=shape not in shapes)
+      with log.pace.waiting():
+        if shape not in shapes:
+          peers.compile_together("the train step", config.system, program.step, state, batch)
+        state, step_metrics = program.step(state, batch)
       shapes.add(shape)
-      state, step_metrics = program.step(state, batch)
       log.add(step, step_metrics)
       stop = should_stop()
       is_saved = stop or saves.due(step)

@@ -161,11 +161,13 @@ class Traffic(NamedTuple):
     fast_bytes: bytes that a device sends over ICI or NVLink.
     slow_bytes: bytes that a device sends over the network between slices or nodes.
     seconds: time on the wires.
+    slow_seconds: the part of it on the network between slices or nodes.
   """
 
   fast_bytes: float
   slow_bytes: float
   seconds: float
+  slow_seconds: float
 
 
 # Number of times that a device sends the array around a ring; 1 for kinds that are not listed.
@@ -199,8 +201,9 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
     fast = rounds * collective.bytes * (1 - 1 / len(inside))
     slow = rounds * collective.bytes / len(inside) * (1 - 1 / num_slices)
     bandwidth = fast_bandwidth(inside, network)
-  seconds = (fast / bandwidth + slow / chip.dcn_bandwidth) / hardware.EFFICIENCY["network"]
-  return Traffic(fast, slow, seconds)
+  share = hardware.EFFICIENCY["network"]
+  slow_seconds = slow / (chip.dcn_bandwidth * share)
+  return Traffic(fast, slow, fast / (bandwidth * share) + slow_seconds, slow_seconds)
 
 
 def fast_bandwidth(coords: Sequence[tuple[int, ...]], network: Network) -> float:

@@ -149,6 +149,7 @@ def _show_phase(plan: PhasePlan, topology: Topology) -> list[str]:
   return [title, *_show_memory(step.memory, topology),
           *_show_work(step.roofline, step.analytic_flops / len(topology.devices)),
           *_show_collectives(step.roofline.collectives),
+          *_show_networks(step.roofline.collectives, topology),
           f"  predicted  {plan.step_seconds * 1e3:,.1f} ms per step, "
           f"{plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}, bound by "
           f"{step.roofline.bound}",
@@ -189,6 +190,31 @@ def _show_collectives(collectives: Sequence[CollectiveTotals]) -> list[str]:
                  f"{total.bytes / 1e6:,.2f} MB per chip, {sent}; {total.seconds * 1e3:.2f} ms, "
                  f"{total.exposed_seconds * 1e3:.2f} ms not hidden")
   return lines or ["  no collectives"]
+
+
+def _show_networks(collectives: Sequence[CollectiveTotals], topology: Topology) -> list[str]:
+  """Returns a line about what several slices or nodes send each other; [] if there is only one."""
+  if topology.num_slices == 1:
+    return []
+  sent = sum_networks(collectives)
+  speed = topology.chip.dcn_bandwidth * 8 / 1e9
+  return [f"  networks   {sent['fast_bytes'] / 1e6:,.2f} MB sent per chip over the fast one, "
+          f"{sent['slow_bytes'] / 1e6:,.2f} MB over the slow one, which at {speed:g} Gbit/s per "
+          f"chip takes {sent['slow_seconds'] * 1e3:.2f} ms",
+          f"             and makes the step {sent['slow_exposed_seconds'] * 1e3:.2f} ms longer"]
+
+
+def sum_networks(collectives: Sequence[CollectiveTotals]) -> dict[str, float]:
+  """Returns what all collectives of a step send over each network, and what the slow one costs.
+
+  Args:
+    collectives: totals by kind and axes.
+  Returns:
+    'fast_bytes', 'slow_bytes', 'slow_seconds', 'slow_exposed_seconds' of `CollectiveTotals`, per
+    chip and step.
+  """
+  return {name: sum(getattr(total, name) for total in collectives) for name in
+          ("fast_bytes", "slow_bytes", "slow_seconds", "slow_exposed_seconds")}
 
 
 def _show_overflow(step: CompiledStep, topology: Topology) -> list[str]:
@@ -282,6 +308,7 @@ def _phase_to_json(plan: PhasePlan, topology: Topology, num_kernels: int) -> dic
       "hbm_bytes_per_chip": roofline.hbm_bytes, "seconds_by_resource": roofline.seconds_by,
       "compiler_seconds": roofline.compiler_seconds,
       "collectives": [dataclasses.asdict(total) for total in roofline.collectives],
+      "networks": sum_networks(roofline.collectives),
       "kernels": [kernels.to_json(kernel) for kernel in roofline.kernels[:num_kernels]]}
 
 

@@ -35,6 +35,8 @@ class CollectiveTotals:
     slow_bytes: bytes that a device sends over the network between slices or nodes.
     seconds: time on the wires.
     exposed_seconds: the part of it that the step waits for.
+    slow_seconds: the part of `seconds` on the network between slices or nodes.
+    slow_exposed_seconds: what the step would take less if that network took no time.
   """
 
   kind: str
@@ -45,6 +47,8 @@ class CollectiveTotals:
   slow_bytes: float = 0.0
   seconds: float = 0.0
   exposed_seconds: float = 0.0
+  slow_seconds: float = 0.0
+  slow_exposed_seconds: float = 0.0
 
   def add(self, collective: Collective, traffic: Traffic, runs: float) -> None:
     """Adds a collective.
@@ -59,6 +63,7 @@ class CollectiveTotals:
     self.fast_bytes += traffic.fast_bytes * runs
     self.slow_bytes += traffic.slow_bytes * runs
     self.seconds += traffic.seconds * runs
+    self.slow_seconds += traffic.slow_seconds * runs
 
 
 class Roofline(NamedTuple):
@@ -214,20 +219,23 @@ class _Transfer:
 
   Attributes:
     totals: totals of its kind and axes.
-    seconds: time on the wires of one run.
+    traffic: bytes and time on the wires of one run.
     runs: runs per step.
     span: on-chip time from its start to its end, all runs together.
   """
 
   totals: CollectiveTotals
-  seconds: float
+  traffic: Traffic
   runs: float
   span: _Span
 
-  def exposed_seconds(self) -> float:
-    """Returns the seconds per step that nothing hides."""
+  def exposed_seconds(self, *, of_slow: bool = False) -> float:
+    """Returns the seconds per step that nothing hides, or those due to the slow network."""
     hidden = (self.span.ended - self.span.started) / self.runs
-    return max(0.0, self.seconds - hidden) * self.runs
+    exposed = max(0.0, self.traffic.seconds - hidden)
+    if of_slow:
+      exposed -= max(0.0, self.traffic.seconds - self.traffic.slow_seconds - hidden)
+    return exposed * self.runs
 
 
 class _Transfers:
@@ -275,7 +283,7 @@ class _Transfers:
                                      CollectiveTotals(collective.kind, axes))
     traffic = collectives.traffic_of(collective, self._network)
     totals.add(collective, traffic, runs)
-    return _Transfer(totals, traffic.seconds, runs, span)
+    return _Transfer(totals, traffic, runs, span)
 
   def is_end(self, instruction: Instruction) -> bool:
     """Returns whether an instruction is the `-done` of a collective in progress."""
@@ -300,4 +308,5 @@ class _Transfers:
   def _expose(self, transfer: _Transfer) -> None:
     exposed = transfer.exposed_seconds()
     transfer.totals.exposed_seconds += exposed
+    transfer.totals.slow_exposed_seconds += transfer.exposed_seconds(of_slow=True)
     self.exposed_seconds += exposed

@@ -94,6 +94,16 @@ def open_topology(name: str) -> Topology:
   return open_kind(name, sides, num_slices)
 
 
+def with_network(topology: Topology, gbps: float) -> Topology:
+  """Returns a machine with another network between its slices or nodes.
+
+  Args:
+    topology: the machine.
+    gbps: Gbit/s per device and direction.
+  """
+  return topology._replace(chip=topology.chip._replace(dcn_bandwidth=gbps * 1e9 / 8))
+
+
 def use_host_for_everything_else() -> None:
   """Keeps JAX and libtpu from taking the devices of this host: a plan needs none."""
   os.environ.update({key: os.environ.get(key, value) for key, value in TPU_ENVIRONMENT.items()})

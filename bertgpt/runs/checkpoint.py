@@ -226,9 +226,8 @@ class Checkpoints:
   def _agree_on_step(self) -> int:
     """Returns the newest step with good files, or NO_STEP, as found by process 0."""
     step = next(self._good_steps(), NO_STEP) if jax.process_index() == 0 else NO_STEP
-    if jax.process_count() > 1:
-      step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-    return step
+    # Not by a collective: the others may have to wait until large files are read.
+    return int(peers.ask_first(str(step)))
 
   def _good_steps(self) -> Iterator[int]:
     """Yields the steps with good files, the newest first, and sets the others aside."""

@@ -27,6 +27,7 @@ from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.runs import checkpoint
 
+POINT = "the lock of the workdir"  # Name of the point at which all processes meet.
 TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
                 "import --from {path} --workdir NEW`")
 
@@ -45,7 +46,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     StorageError: `workdir` cannot be written.
   """
   if not is_first:
-    peers.wait_for_all("workdir")  # Process 0 makes the workdir, so that it can also remove it.
+    peers.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
     yield
     return
@@ -54,7 +55,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
   create(workdir)
   try:
     with lock(workdir):
-      peers.wait_for_all("workdir")
+      peers.wait_for_all(POINT)
       for name in ("config.json", "metrics.jsonl", "report.md", "tokenizer"):
         files.remove_leftovers(workdir, name)
       try:

@@ -120,6 +120,8 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
       watchdog.arm_for(config.system, compiles=i == 0)
       batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
+      if i == 0:
+        peers.compile_together("the evaluation", config.system, step, params, batch, row_ids, carry)
       sums, carry = step(params, batch, row_ids, carry)
       if pending is not None:
         running.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.

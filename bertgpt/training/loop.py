@@ -12,10 +12,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import events, process, sharding, watchdog
+from bertgpt.devices import events, guard, peers, process, sharding, watchdog
 from bertgpt.errors import Preempted
 from bertgpt.runs import checkpoint, former, history, retention, workdir
 from bertgpt.runs import trained as trained_lib
@@ -75,17 +76,19 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     should_stop = stack.enter_context(process.catch_signals())
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     watchdog.arm_for(config.system, compiles=True)
-    compiled = None  # The program that was called last.
-    after_gaps = {last + 1 for _, last in config.train.skip_steps}
+    compiled, after_gaps = None, {last + 1 for _, last in config.train.skip_steps}
     batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
-    for step, train_step, batch in events.timed("input", batches):  # `step` counts from 1.
-      events.begin_step(step, compiles=train_step is not compiled)
-      watchdog.arm_for(config.system, compiles=train_step is not compiled)
-      compiled = train_step
+    for step, train_step, batch in log.pace.timed(events.timed("input", batches)):
+      is_new, compiled = train_step is not compiled, train_step
+      events.begin_step(step, compiles=is_new)  # `step` counts from 1.
+      watchdog.arm_for(config.system, compiles=is_new)
       trace(step, log.finish_step)
       if step in after_gaps:
         state = steps.move_to(state, step - 1)
-      state, step_metrics = train_step(state, batch)
+      with log.pace.waiting():
+        if is_new:
+          peers.compile_together("the train step", config.system, train_step, state, batch)
+        state, step_metrics = train_step(state, batch)
       log.add(step, step_metrics)
       stop, is_saved = should_stop(), False
       if stop or step == last_step or checkpoints.due(step):
@@ -130,10 +133,14 @@ def count_bytes(state: steps.TrainState) -> int:
 def write_start(run: Run, first_step: int) -> None:
   """Writes, in process 0, the files that make a folder a run, and removes an old report.
 
+  With several processes, each of them also begins to keep its log.
+
   Args:
     run: the opened run.
     first_step: steps done before.
   """
+  if not files.is_remote(run.path):  # A bucket has no files that grow.
+    guard.keep_log(run.path / "logs" / f"process-{jax.process_index()}.log")
   if jax.process_index():
     return
   if first_step < config_lib.total_steps(run.config):  # Steps were added since the last report.

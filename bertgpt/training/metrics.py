@@ -16,6 +16,8 @@ from bertgpt.config import families
 from bertgpt.devices import console, hardware
 from bertgpt.training import sinks
 
+NOTED_WAIT = 0.2  # Shares of a step's time below it are not worth a word in the progress line.
+
 
 def peak_flops(device_kind: str) -> float | None:
   """Returns the peak FLOP/s of one device; None if it is unknown, as for a CPU.
@@ -197,8 +199,8 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
   Args:
     step, last_step: steps done, and steps of the run.
     scalars: tag -> value, with train/loss, train/grad_norm, train/learning_rate, perf/step_seconds,
-      perf/tokens_per_second, and maybe perf/mfu, train/skipped_steps and
-      train/spikes.
+      perf/tokens_per_second, and maybe perf/mfu, perf/input_seconds, perf/slowest_process,
+      perf/slowest_seconds, train/skipped_steps and train/spikes.
     eta_s: seconds to the end; None: not known.
   Returns:
     For example ['step 120/4000', 'loss 6.31', 'lr 1.0e-04', '|g| 1.20', '52 ms', '78.1k tok/s',
@@ -211,12 +213,29 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
            f"{scalars['perf/tokens_per_second'] / 1e3:.1f}k tok/s"]
   if "perf/mfu" in scalars:
     parts.append(f"MFU {scalars['perf/mfu']:.0%}")
+  parts += waits(scalars)
   spikes = scalars.get("train/spikes", 0)
   if not_finite := scalars.get("train/skipped_steps", 0) - spikes:
     parts.append(f"NOT FINITE, SKIPPED: {not_finite}")
   if spikes:
     parts.append(f"SPIKES, SKIPPED: {spikes}")
   return parts if eta_s is None else [*parts, f"ETA {format_duration(eta_s)}"]
+
+
+def waits(scalars: Mapping[str, float]) -> list[str]:
+  """Returns the parts of the progress line about long waits, as in ['input 12 ms'].
+
+  They are waits of at least NOTED_WAIT of the step for a batch, or for the slowest process.
+
+  Args:
+    scalars: tag -> value; see `progress_parts`.
+  """
+  parts, least = [], NOTED_WAIT * scalars["perf/step_seconds"]
+  if (seconds := scalars.get("perf/input_seconds", 0)) >= least:
+    parts.append(f"input {seconds * 1e3:.0f} ms")
+  if (seconds := scalars.get("perf/slowest_seconds", 0)) >= least:
+    parts.append(f"process {scalars['perf/slowest_process']:.0f} slowest, {seconds * 1e3:.0f} ms")
+  return parts
 
 
 def terminal_width() -> int:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
 from bertgpt import files
@@ -111,7 +109,5 @@ def open_corpora(config: ConfigDict) -> tuple[Corpus, Corpus]:
   """
   path = corpora.find_corpus(config)
   train_set, held_out = (open_corpus(path, split) for split in SPLITS)
-  if jax.process_count() > 1:
-    digest = np.frombuffer(bytes.fromhex(train_set.identity), np.int32)
-    multihost_utils.assert_equal(digest, f"{path}: not the same corpus on every host")
+  peers.check_agreement({"the prepared corpus": train_set.identity})
   return train_set, held_out

@@ -13,6 +13,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.errors import DivergedError
 from bertgpt.models import attention
 from bertgpt.training import metrics, spikes, trackers
+from bertgpt.training.pace import Pace
 
 
 class StepLog:
@@ -22,6 +23,7 @@ class StepLog:
 
   Attributes:
     is_good: whether the last step that was finished has been applied.
+    pace: clock of the waits of this process.
   """
 
   def __init__(self, config: ConfigDict, path: pathlib.Path, first_step: int, *,
@@ -48,6 +50,7 @@ class StepLog:
     self._or_spikes = ", or spikes," if self._has_guard else ""
     self._pending: tuple[int, Any] | None = None
     self.is_good = True
+    self.pace = Pace()
     self._restart()
 
   def add(self, step: int, step_metrics: Any) -> None:
@@ -73,7 +76,8 @@ class StepLog:
     """
     if self._pending is None:
       return True
-    step, sums = self._pending[0], jax.device_get(self._pending[1])
+    with self.pace.waiting():
+      step, sums = self._pending[0], jax.device_get(self._pending[1])
     self._pending = None
     is_good = bool(sums["bad_steps"][0] == 0)
     # A NaN would spoil the sums; a step that was not applied is only counted.
@@ -128,6 +132,7 @@ class StepLog:
 
   def close(self) -> None:
     """Closes the files; a step that was not finished is not logged."""
+    self.pace.close()
     self._writer.close()
 
   def _write(self, step: int, last: Any) -> None:
@@ -138,7 +143,8 @@ class StepLog:
     scalars |= {"train/learning_rate": float(last["learning_rate"][0]),
                 "train/skipped_steps": self._skipped, **self._spike_scalars(),
                 "perf/step_seconds": seconds,
-                "perf/tokens_per_second": sums.total("tokens") / sums.steps / seconds}
+                "perf/tokens_per_second": sums.total("tokens") / sums.steps / seconds,
+                **self.pace.scalars(seconds, sums.steps)}
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     if peak and self._is_static:
       phase = config.phases[config_lib.phase_at(config, step - 1)[0]]
@@ -151,6 +157,7 @@ class StepLog:
   def _restart(self) -> None:
     self._sums, self._skipped, self._clock = metrics.RunningSums(), 0, time.monotonic()
     self._spikes = 0
+    self.pace.restart()
 
   def _spike_scalars(self) -> dict[str, float]:
     return {"train/spikes": self._spikes} if self._has_guard else {}

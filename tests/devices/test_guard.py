@@ -45,6 +45,68 @@ def test_a_worker_that_is_aborted_has_lost_a_peer():
   assert len(err.splitlines()) == 1 and "name: JAX has ended this process" in err
 
 
+MESSAGE = ("Terminating process because the JAX distributed service detected fatal errors. This "
+           "most likely indicates that another task died; see the other task logs for more "
+           "details. absl::Status: UNAVAILABLE: The following tasks are unhealthy (stopped sending "
+           "heartbeats):\\n2\\nThe tasks have crashed.\\n\\nRPC: Poll\\n*** Check "
+           "failure stack trace: ***\\n")
+
+
+def test_the_line_about_an_abort_names_the_process_that_is_gone():
+  process = start(f"os.write(2, b'{MESSAGE}')\nos.abort()")
+  _, err = process.communicate(timeout=1200)
+  assert process.returncode == 69
+  assert ("name: JAX has ended this process: process 2 of the run is gone: no heartbeats ("
+          in err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("end, code, last", [
+    ("sys.exit(75)", 75, "exit code 75"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", 137, "ended by SIGKILL"),
+    ("os.abort()", 69, "JAX has ended this process"),
+    ("import ctypes\nctypes.string_at(0)", 139, "ended by SIGSEGV")])
+def test_the_log_has_all_that_was_written_and_how_it_ended(tmp_path, end, code, last):
+  path = tmp_path / "logs" / "process-0.log"
+  process = start("print('before', file=sys.stderr)\n"
+                  f"guard.keep_log({str(path)!r})\n"
+                  f"os.write(2, b'from C++\\n')\n{end}")
+  _, err = process.communicate(timeout=1200)
+  assert process.returncode == code
+  assert err.splitlines()[:2] == ["before", "from C++"]
+  log = path.read_text()
+  first, *lines = log.splitlines()
+  assert first.startswith("--- ") and "started on" in first
+  assert lines[:2] == ["before", "from C++"]
+  assert last in log and f"exit code {code}" in lines[-1]
+
+
+def test_a_second_start_appends_to_the_log(tmp_path):
+  for text in ("one", "two"):
+    start(f"guard.keep_log({str(tmp_path / 'log')!r})\nprint({text!r}, file=sys.stderr)"
+          ).communicate(timeout=1200)
+  lines = (tmp_path / "log").read_text().splitlines()
+  assert [line for line in lines if not line.startswith("---")] == ["one", "two"]
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
+  (tmp_path / "file").touch()
+  process = start(f"guard.keep_log({str(tmp_path / 'file' / 'log')!r})\n"
+                  "print('after', file=sys.stderr)\nsys.exit(3)")
+  _, err = process.communicate(timeout=1200)
+  assert process.returncode == 3
+  warning, after = sorted(err.splitlines())
+  assert "cannot be written" in warning and after == "after"
+
+
+def test_a_child_that_outlives_the_worker_does_not_hold_the_parent():
+  process = start("import subprocess\n"
+                  "other = subprocess.Popen(['sleep', '1000'], stdout=subprocess.DEVNULL)\n"
+                  "print(other.pid)\nsys.exit(4)")
+  out, _ = process.communicate(timeout=600)
+  os.kill(int(out.split()[-1]), signal.SIGKILL)
+  assert process.returncode == 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_worker_once(number):
   process = start(f"got = []\nsignal.signal({int(number)}, lambda *a: got.append(1))\n"

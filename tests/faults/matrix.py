@@ -14,6 +14,7 @@ class Fault(NamedTuple):
   tests: tuple[str, ...]
 
 
+PROCESSES, DEVICE_PEERS = "test_processes.py", "devices/test_peers.py"
 RUNS, PEERS, CHECKPOINT = "test_runs.py", "test_peers.py", "runs/test_checkpoint.py"
 PROCESS, SIGNALS = "devices/test_process.py", "devices/test_signals.py"
 CHILDREN, HANGS = "devices/test_children.py", "faults/test_hangs.py"
@@ -75,6 +76,10 @@ FAULTS = (
     _fault("port in use", "2, and the error names the port", PROCESS="a_taken_port_is_refused"),
     _fault("a process is missing at the start", "69, and the error names the process",
            PROCESS="process_0_names_who_is_missing a_missing_process_0_is_an_error"),
+    _fault("a process compiles for longer than the others",
+           "they wait for system.compile_timeout_minutes, then end with 69 and name it",
+           DEVICE_PEERS="a_process_that_compiles_for_longer_is_waited_for "
+                        "who_does_not_reach_a_point_is_named_with_its_host"),
     _fault("processes with other flags, configs or versions",
            "2 in all of them, listing every difference, before anything is written",
            PEERS="processes_with_different_configs_are_refused_before_anything_is_made"),
@@ -109,7 +114,8 @@ FAULTS = (
            CHECKPOINT="state_moves_between_meshes_bit_for_bit",
            RUNS="another_mesh_gives_the_same_losses_from_the_same_rows"),
     _fault("another number of processes", "the same rows, and the same losses up to rounding",
-           RUNS="four_processes_finish_what_two_began two_processes_stop_together_and_one_resumes"),
+           RUNS="four_processes_finish_what_two_began two_processes_stop_together_and_one_resumes",
+           PROCESSES="a_run_of_two_processes_is_continued_by_one_three_and_six"),
     _fault("another config, corpus or tokenizer",
            "2 or 65, listing every difference; nothing changes",
            RUNS="a_changed_config_is_refused_field_by_field "

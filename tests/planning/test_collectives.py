@@ -111,7 +111,27 @@ def test_between_slices_only_the_shards_are_sent():
 
 
 def test_of_one_device_nothing_is_sent():
-  assert send("all-reduce", [3], slices()) == (0, 0, 0)
+  assert send("all-reduce", [3], slices()) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("num_slices, chips", [
+    (1, 1), (1, 2), (1, 8), (1, 64), (1, 256), (2, 256), (4, 256), (128, 8)])
+def test_slices_together_send_what_one_ring_of_all_their_chips_would(num_slices, chips):
+  """A reduction over n chips sends 2 (n - 1) / n of the array per chip, at most 2 for any n."""
+  places = [Place(i, (chip // 16, chip % 16)) for i in range(num_slices) for chip in range(chips)]
+  network = Network(CHIP, places, (16, 16), {"data": len(places)})
+  traffic = send("all-reduce", range(len(places)), network)
+  rounds = lambda n: 2 * (n - 1) / n
+  assert traffic.fast_bytes == pytest.approx(1e6 * rounds(chips))
+  assert traffic.slow_bytes == pytest.approx(1e6 / chips * rounds(num_slices))
+  assert traffic.fast_bytes + traffic.slow_bytes == pytest.approx(1e6 * rounds(len(places)))
+
+
+def test_the_slow_network_takes_its_part_of_the_time():
+  traffic = send("all-reduce", range(512), slices(count=2))
+  share = hardware.EFFICIENCY["network"]
+  assert traffic.slow_seconds == pytest.approx(traffic.slow_bytes / 1e8 / share)
+  assert traffic.seconds - traffic.slow_seconds == pytest.approx(traffic.fast_bytes / 4e9 / share)
 
 
 def test_bytes_of_a_reduction_are_those_of_a_ring_played_through():

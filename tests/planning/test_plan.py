@@ -9,7 +9,7 @@ import tiny
 from fake_slice import on_fake_devices
 
 from bertgpt import cli
-from bertgpt.planning import aot, plan
+from bertgpt.planning import aot, plan, roofline, topologies
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -57,6 +57,27 @@ def test_kernels_are_in_text_and_json(small):
     seconds = [kernel["seconds"] for kernel in phase["kernels"]]
     assert seconds == sorted(seconds, reverse=True) and seconds[0] < phase["step_seconds"]
     assert all(kernel["use"][kernel["bound"]] == 1 for kernel in phase["kernels"])
+
+
+def test_several_slices_show_what_the_slow_network_costs(small):
+  """The figures are sums over the collectives of a step."""
+  plans, topology = small
+  totals = [roofline.CollectiveTotals("all-reduce", axes, fast_bytes=fast, slow_bytes=slow,
+                                      slow_seconds=slow / 1e9, slow_exposed_seconds=slow / 2e9)
+            for axes, fast, slow in (("data", 8e6, 3e6), ("fsdp", 1e6, 0), ("data+fsdp", 2e6, 1e6))]
+  step = plans[0].step
+  plans = [plans[0]._replace(step=step._replace(
+      roofline=step.roofline._replace(collectives=totals)))]
+  joined = topologies.with_network(topology._replace(num_slices=2), gbps=10)
+  answer = json.loads(json.dumps(plan.to_json(plans, joined, None)))
+  assert answer["phases"][0]["networks"] == pytest.approx(
+      {"fast_bytes": 11e6, "slow_bytes": 4e6, "slow_seconds": 4e-3, "slow_exposed_seconds": 2e-3})
+  lines = plan.show(plans, joined, None).splitlines()
+  (i,) = (i for i, line in enumerate(lines) if line.startswith("  networks"))
+  assert lines[i].endswith("11.00 MB sent per chip over the fast one, 4.00 MB over the slow one, "
+                           "which at 10 Gbit/s per chip takes 4.00 ms")
+  assert lines[i + 1].endswith("makes the step 2.00 ms longer")
+  assert "networks" not in plan.show(*small, None)
 
 
 def overflow(small, *needs):

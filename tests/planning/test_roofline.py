@@ -7,6 +7,7 @@ from round_chip import CHIP, DOT, NETWORK, SHARE, analyze, program_text
 
 from bertgpt.devices import hardware
 from bertgpt.planning import roofline
+from bertgpt.planning.collectives import Place
 
 
 def test_a_product_takes_its_flops_or_its_bytes():
@@ -62,6 +63,20 @@ def test_a_collective_hides_behind_what_runs_meanwhile():
   assert fast.seconds_by["network"] == 0
   assert [(r.kind, r.axes, r.count, r.bytes) for r in hidden.collectives] == [
       ("all-reduce", "data", 1, 4e6)]
+
+
+@pytest.mark.parametrize("work_share", [0.0, 0.5, 1.5, 3.0])
+def test_the_slow_network_costs_what_nothing_hides(work_share):
+  """Two slices of two chips: the step takes so much longer than with a slow network of no time."""
+  places = [Place(i // 2, (i % 2, 0)) for i in range(4)]
+  slow_wire = 2 * 4e6 / 2 / 2 / 2e6 / SHARE["network"]  # Half the array, halved between two slices.
+  work = 3 * 4e6 / SHARE["memory"] / (work_share * slow_wire) if work_share else 1e30
+  chip = CHIP._replace(dcn_bandwidth=2e6, hbm_bandwidth=work)
+  run = lambda chip: analyze(program_text(REDUCE + START + WORK + DONE), places=places, chip=chip)
+  slow, fast = run(chip), run(chip._replace(dcn_bandwidth=1e30))
+  (total,) = slow.collectives
+  assert total.slow_bytes == 2e6 and total.slow_seconds == pytest.approx(slow_wire)
+  assert total.slow_exposed_seconds == pytest.approx(slow.seconds - fast.seconds, abs=1e-9)
 
 
 def test_a_collective_in_several_fusions_is_one():

@@ -1,0 +1,142 @@
+"""Several processes on one mesh: the losses of one process, their logs, and who is slow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+from program import (
+    ROOT,
+    TIMEOUT_S,
+    assert_close_losses,
+    free_port,
+    rows_read,
+    stopped_step,
+)
+
+from bertgpt.devices import sharding
+from bertgpt.runs import checkpoint
+from bertgpt.training import metrics
+
+SLOW, SLOW_S = 2, 3.0  # The process of four that is slow, and its seconds between two steps.
+STEPS = 3
+TRAIN = """
+import json, os, sys
+from bertgpt.devices import process
+process.start_distributed(f"127.0.0.1:{sys.argv[1]},4,{sys.argv[2]}", 600)
+import test_processes
+print(json.dumps(test_processes.train((1, 2, 2))), flush=True)
+os._exit(0)
+"""
+
+
+def train(mesh):
+  """Returns the losses of some steps with a tiny model on a mesh, over all processes there are."""
+  from bertgpt.devices import peers
+  config, losses = tiny.make_config(mesh=mesh, num_layers=1), []
+  with tiny.Setup(config) as setup:
+    state, step = setup.init(), setup.step()
+    rows = sharding.local_rows(sharding.batch_sharding(setup.mesh, config), tiny.ROWS)
+    for seed in range(STEPS):
+      batch = setup.put({name: x[rows] for name, x in tiny.make_batch(config, seed).items()},
+                        tiny.ROWS)
+      if not losses:
+        peers.compile_together("the step", config.system, step, state, batch)
+      state, sums = step(state, batch)
+      losses.append(float(sums["loss"][0]))
+  return losses
+
+
+def test_four_processes_that_share_the_parameters_give_the_losses_of_one():
+  """Along two axes of the mesh, so that every layer communicates."""
+  port = str(free_port())
+  env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  four = [subprocess.Popen([sys.executable, "-c", TRAIN, port, str(i)], env=env, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(4)]
+  expected = train((1, 1, 1))
+  for process in four:
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
+  assert len(expected) == STEPS and len(set(expected)) == STEPS
+
+
+def split_over(fsdp=1, tensor=1):
+  return f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tensor={tensor}"
+
+
+def assert_done(results):
+  assert [result.returncode for result in results] == [0] * len(results), results
+
+
+@pytest.fixture(scope="module")
+def run_of_four(program):
+  """The workdir of a run of few steps, of which one process is slow."""
+  path = program.folder / "four"
+  assert_done(program.train_together(path, 4, "--config.phases[0].steps=10",
+                                     *split_over(fsdp=2, tensor=2), signal_to=SLOW, slow_s=SLOW_S))
+  return path
+
+
+@pytest.mark.slow
+def test_the_process_that_the_others_wait_for_is_named(run_of_four):
+  """Numbers of the others are those of a moment before, so only the last point must have them."""
+  found = metrics.read_curves(run_of_four)
+  last = {name: found[f"perf/{name}"][-1][1]
+          for name in ("slowest_process", "slowest_seconds", "input_seconds", "step_seconds")}
+  assert last["slowest_process"] == SLOW
+  assert last["slowest_seconds"] >= SLOW_S / 2 and last["slowest_seconds"] >= last["input_seconds"]
+  assert last["step_seconds"] >= SLOW_S
+
+
+@pytest.mark.slow
+def test_every_process_has_its_log(run_of_four):
+  logs = sorted((run_of_four / "logs").iterdir())
+  assert [log.name for log in logs] == [f"process-{i}.log" for i in range(4)]
+  for log in logs:
+    first, *_, last = log.read_text().splitlines()
+    assert first.startswith("--- ") and last.startswith("--- ") and last.endswith("exit code 0")
+  assert "step 10/10" in logs[0].read_text()
+  assert f"process {SLOW} slowest" in logs[0].read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, mesh", [
+    (2, split_over(tensor=2)), (4, split_over(tensor=4)), (4, split_over(fsdp=2, tensor=2)),
+    (8, split_over(fsdp=2, tensor=2))], ids=str)
+def test_more_meshes_across_processes_give_the_losses_of_one(program, finished_run, tmp_path, count,
+                                                             mesh):
+  path = tmp_path / "run"
+  assert_done(program.train_together(path, count, *mesh))
+  assert_close_losses(path, finished_run)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_continued_by_one_three_and_six(program, tmp_path):
+  """Each reads its part of the same rows, and all of them together those of one process."""
+  whole, path = tmp_path / "whole", tmp_path / "run"
+  twelve = "--config.phases[0].batch_size=12", "--config.eval.batch_size=12"
+  assert_done([program.train(whole, *twelve)])
+  steps = [0]
+  for count, mesh in ((2, split_over(fsdp=2)), (1, ()), (3, split_over(fsdp=3))):
+    results = program.train_together(path, count, *twelve, *mesh,
+                                     signal_at=(steps[-1] + 6, signal.SIGTERM))
+    assert [result.returncode for result in results] == [75] * count, results
+    steps.append(checkpoint.committed_steps(path)[-1])
+    assert {stopped_step(result.stderr) for result in results} == {steps[-1]}
+  assert steps == sorted(set(steps)) and steps[-1] < 40
+  assert_done(program.train_together(path, 6, *twelve))
+  assert rows_read(path) == rows_read(whole)
+  assert_close_losses(path, whole)
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_share_a_batch_are_refused(program, tmp_path):
+  results = program.train_together(tmp_path / "run", 3)
+  for result in results:
+    assert result.returncode == 2
+    assert "phases[0].batch_size" in result.stderr and "Traceback" not in result.stderr
+  assert not (tmp_path / "run").exists()
