@@ -115,7 +115,9 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
            "curves": {tag: curve._asdict() for tag, curve in run.curves.items()}} for run in runs]
   # In a script element, only '<' could be taken for HTML.
   content = json.dumps(_finite(data)).replace("<", "\\u003c")
-  parts = {"@@TITLE@@": html.escape(title), "@@BODY@@": body(runs), "@@DATA@@": content}
+  said = "\n".join(f"<p class=course>{html.escape(line)}</p>" for line in notes(runs))
+  parts = {"@@TITLE@@": html.escape(title), "@@NOTES@@": said, "@@BODY@@": body(runs),
+           "@@DATA@@": content}
   page = re.sub("|".join(parts), lambda match: parts[match[0]], TEMPLATE.read_text("utf-8"))
   files.write_atomically(path, f"{MARK}\n{page}")
 
@@ -126,8 +128,7 @@ def body(runs: Sequence[Compared]) -> str:
   Args:
     runs: runs and references.
   """
-  parts = [*(f"<p class=course>{html.escape(line)}</p>" for line in notes(runs)),
-           "<h2>Held-out scores</h2>", _html_table(table(runs))]
+  parts = ["<h2>Held-out scores</h2>", _html_table(table(runs))]
   if fields := curves.differences(runs):
     parts += ["<h2>Fields that differ</h2>", _html_table([
         {"field": field, **{label(run): json.dumps(value)
