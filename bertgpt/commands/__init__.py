@@ -12,7 +12,7 @@ The module of a command has
   run        (arguments) -> exit code; None means 0
 
 `bertgpt.cli` calls `check` before `run`. Every start of the program loads all of these modules, so
-modules that are slow to import (JAX, but also the config) are imported inside their functions.
+modules that are slow to import (JAX, and even the config) are imported inside their functions.
 """
 
 # Name of the command -> its module, in the order of `bertgpt --help`.

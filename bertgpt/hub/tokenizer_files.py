@@ -1,6 +1,6 @@
 """Tokenizers as files that `transformers` reads.
 
-    tokenizer.json            the whole tokenizer, also for SentencePiece
+    tokenizer.json            the whole tokenizer, even for SentencePiece
     tokenizer_config.json     class, longest text, special tokens by role
     special_tokens_map.json   special tokens by role
     vocab.txt                 WordPiece

@@ -218,7 +218,7 @@ class BiLstm(nn.Module):
   """Layers of LSTMs in both directions, with projections, clipping and residuals.
 
   An LSTM of layer 2 and above adds its input to its output (`lstm_residual`). The recurrent state
-  is the output before this addition. Dropout is applied to the input, and so also to the residual.
+  is the output before this addition. Dropout is applied to the input, and so to the residual too.
   """
 
   config: FrozenConfigDict

@@ -50,7 +50,7 @@ def _multiply(x, y, contract, dtype):
 
 @jax.custom_vjp
 def multiply(x_BI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
-  """Returns x @ kernel, [B, O], with operands rounded to float8, also in the backward pass.
+  """Returns x @ kernel, [B, O], with operands rounded to float8 in both passes.
 
   Args:
     x_BI: features, bfloat16 or float32.

@@ -30,7 +30,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     recipe: name or path of the recipe.
     path: folder of the runs.
     overrides: '--config.FIELD=VALUE' arguments for all runs.
-    share: (i, n): only the runs i, i + n, i + 2n, ... are trained. Several processes, also on
+    share: (i, n): only the runs i, i + n, i + 2n, ... are trained. Several processes, even on
       different hosts, may train different shares in one folder.
     max_parallel: number of runs that are trained at the same time.
   Raises:

@@ -46,7 +46,7 @@ def make_text_inputs(tokens):
 
 
 def init(config, inputs, seed=0):
-  """Returns random parameters, also for biases and norms, so that none hides an error."""
+  """Returns random parameters, even for biases and norms, so that none hides an error."""
   model = models.make_model(config)
   params = model.init(jax.random.key(seed), inputs)["params"]
   keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params))))

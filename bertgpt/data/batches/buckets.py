@@ -1,7 +1,7 @@
 """A few lengths that rows are padded to, so that few programs are compiled.
 
 Fine-tuning and inference pad to the same lengths: 16, 32, 64, 128, 192, 256, 384, 512, 768, ...
-They are powers of two, and from 128 on also the lengths halfway between them, so that at most a
+They are powers of two and, from 128 on, the lengths halfway between them too, so that at most a
 third of a row of more than 128 tokens is padding. Up to 1024 there are ten lengths.
 
 Axes: B rows, L length.

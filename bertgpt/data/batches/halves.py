@@ -31,7 +31,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   A pass through a document gathers sentences until they have `seq_len` tokens or, with probability
   `data.short_sequence_prob`, a number of tokens uniform in 5..seq_len. A is the longest run of
   sentences at the start with fewer than half of these tokens, at least one sentence, and in half of
-  the cases also the sentence that crosses the middle; B is the rest. A tenth of the sequences have
+  the cases, the sentence that crosses the middle too; B is the rest. A tenth of the sequences have
   only A. Text that exceeds the row is cut off. The published script puts a short sentence after the
   middle into A even if B has begun; here A is always one run of text.
 

@@ -1,7 +1,7 @@
 """The bidirectional language model (Peters et al. 2018, arXiv:1802.05365, 3.1).
 
 One direction predicts every word from those before it, the other from those after it. The softmax
-is over the whole vocabulary, also in training; bilm-tf samples 8,192 words.
+is over the whole vocabulary, even in training; bilm-tf samples 8,192 words.
 """
 
 import functools

@@ -13,7 +13,7 @@ t^(n - 1) (1 - t)^(N - n) equals the weight N / n of a set of n tokens, divided 
 number of such sets. No t has to be left out, and the loss varies less.
 
 [MASK] keeps its logit, although it is never the answer. The model learns this within a few steps,
-and its head then has the same meaning as that of every masked LM, also in `fill` and in an export.
+and its head then has the same meaning as that of every masked LM, even in `fill` and in an export.
 
 Axes: B rows, L length.
 """
