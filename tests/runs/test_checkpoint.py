@@ -226,7 +226,7 @@ def test_a_relative_workdir_stays_where_it_was(tmp_path, monkeypatch):
   assert not list((tmp_path / "elsewhere").iterdir())
 
 
-# -------------------------------------------------------------- another state than the saved one
+# -------------------------------------------------------------- a state other than the saved one
 
 
 @pytest.mark.parametrize("change, words", [

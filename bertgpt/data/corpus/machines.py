@@ -132,7 +132,7 @@ def _read_documents(folder: pathlib.Path) -> Iterator[EncodedDocument]:
 
 
 def _digest_source(config: ConfigDict, part: Part) -> dict:
-  """Returns digests of the files of the source of which a part reads something.
+  """Returns digests of the source files from which a part reads something.
 
   Returns:
     {"files": "SOURCE FILE" -> SHA-256 of the files that begin in the part,

@@ -261,10 +261,10 @@ class Words(_Json):
 
 
 class ListeningWords(Words):
-  """Whole words, and the words that it could not encode so far.
+  """`Words` that records the words of texts that it cannot encode.
 
   Attributes:
-    heard: these words, as keys.
+    heard: the words recorded so far, as keys.
   """
 
   def __init__(self, data: bytes, names: Mapping[str, str] | None = None):
