@@ -5,9 +5,9 @@
 The train step of a recipe's phase is compiled for every size, with the same number of rows per
 chip. Nothing is run, so no TPU is needed (`make install-plan`). Ideally, with only data
 parallelism, the FLOPs per chip are constant, and the collectives carry the gradients once, at most
-4 bytes per parameter. Rings over n chips send 2 (n - 1) / n of that, in the slice and between
-slices together. Config fields are overridden as in `bertgpt`, for example --config.mesh.fsdp=4.
-Sizes that are too small for the mesh are left out.
+4 bytes per parameter. In rings over n chips, each sends 2 (n - 1) / n of that, counted over the
+networks in and between slices. Config fields are overridden as in `bertgpt`, for example
+--config.mesh.fsdp=4. Sizes that are too small for the mesh are left out.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from bertgpt.planning import aot, topologies
 FLAT = ("1x1", "2x4", "4x4", "8x8", "16x16", "16x16:2", "16x16:4")
 CUBIC = ("1x1x1", "2x2x2", "2x2x4", "4x4x4", "4x8x8", "4x8x8:2", "4x8x8:4")
 SLICES = {"v5e": FLAT, "v6e": FLAT, "v5p": CUBIC, "v4": CUBIC}
-FEW = 8  # Chips from which on what is sent per chip hardly grows.
+FEW = 8  # From this number of chips on, what each of them sends hardly grows.
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of this benchmark."""
   parser.add_argument("--kind", default="v5e", choices=SLICES, help="kind of TPU; default: v5e")
   parser.add_argument("--shapes", default="",
-                      help="slices to compile for, as 2x4,16x16:4; default: seven sizes up to "
+                      help="slices to compile for, such as 2x4,16x16:4; default: seven sizes up to "
                            "1,024 chips")
   parser.add_argument("--phase", type=int, default=0, help="phase of the recipe; default: 0")
   parser.add_argument("--rows_per_chip", type=int, default=16,

@@ -234,7 +234,7 @@ def parse(module: str, description: str, flags: Sequence[Callable],
 
 def parse_flags(module: str, description: str, flags: Sequence[Callable], argv: Sequence[str]
                 ) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-  """Returns the parser, and the values of --out, of some flags, and of `overrides`.
+  """Returns the parser and the values of its flags, which are --out, `flags` and `overrides`.
 
   Args:
     module, description, flags, argv: see `parse`.

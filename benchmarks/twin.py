@@ -10,10 +10,10 @@ rows and masks are the same for all runs.
 
 At every evaluation, the mean over the seeds is compared: the sides agree if the difference is at
 most two of its standard errors, sqrt(s1^2 / n + s2^2 / n), where s1 and s2 are the standard
-deviations over the seeds. For equal trainings, this fails by chance at one evaluation in nine with
-three seeds, one in twelve with five, and one in twenty with many.
+deviations over the seeds. Even equal trainings fail this test by chance: at one evaluation in nine
+with three seeds, one in twelve with five, and one in twenty with many.
 
-A side that was stopped continues from its last checkpoint when the same command is given again.
+A side that was stopped continues from its last checkpoint if the same command is given again.
 """
 
 import argparse
@@ -194,12 +194,12 @@ def draw(report: Mapping[str, Any], path: pathlib.Path) -> None:
 
 def train_batches(config: ConfigDict, corpus: Corpus, first_step: int
                   ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the batches of a run as its steps see them, with their masks.
+  """Yields the batches of a run with their masks, as its steps see them.
 
   Args:
     config: config of the run, with `model.vocab_size` set.
     corpus: documents of the training.
-    first_step: number of the first step, from 0.
+    first_step: index of the first step, from 0.
   """
   rows = np.arange(config.phases[0].batch_size)
   corrupt = jax.jit(objectives.make_objective(config, corpus.vocabulary).corrupt)
@@ -209,7 +209,7 @@ def train_batches(config: ConfigDict, corpus: Corpus, first_step: int
 
 
 def held_out_batches(config: ConfigDict, corpus: Corpus) -> list[dict[str, np.ndarray]]:
-  """Returns the held-out batches as every evaluation sees them, with their masks.
+  """Returns the held-out batches with their masks, as every evaluation sees them.
 
   Args:
     config: config of the run, with `model.vocab_size` set.
@@ -327,7 +327,7 @@ def train(config: ConfigDict, seeds: Sequence[int], workdir: pathlib.Path, devic
 
 
 def read_seeds(text: str) -> list[int]:
-  """Returns the numbers of --seeds."""
+  """Returns the seeds in --seeds."""
   seeds = [int(part) for part in text.split(",")]
   if len(set(seeds)) < max(2, len(seeds)):
     raise argparse.ArgumentTypeError(f"{text}: give at least two different seeds")

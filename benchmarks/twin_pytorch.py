@@ -1,4 +1,4 @@
-"""PyTorch's side of twin.py: the same training, written after the papers and their code.
+"""PyTorch's side of twin.py: the same training, implemented from the papers and their code.
 
 The models are those of transformers, with their dropout. Initial values, losses, optimizers and
 learning rates are written here in PyTorch, and share no code with bertgpt's. Only the batches are
@@ -51,7 +51,7 @@ def make(config: ConfigDict, pad_id: int, seed: int) -> torch.nn.Module:
   Args:
     config: config with `model.vocab_size` set.
     pad_id: id of the padding.
-    seed: seed of the initial values; dropout and samples continue its random numbers.
+    seed: seed of the initial values; dropout and samples draw from the same random stream.
   """
   torch.manual_seed(seed)
   # The output layer of ALBERT's pairs has dropout in transformers, but not in the original.
@@ -101,7 +101,7 @@ def initialize(model: torch.nn.Module, config: ConfigDict) -> None:
 
 
 def encode(model: torch.nn.Module, batch: Batch, tokens_BL: torch.Tensor | None = None) -> Any:
-  """Returns what the model without its output layers computes.
+  """Returns the output of the model without its heads.
 
   Args:
     model: model of transformers.
@@ -203,7 +203,7 @@ def update_bert(o: ConfigDict, t: int, g: torch.Tensor, m: torch.Tensor, v: torc
 
   Args:
     o: `config.optimizer`.
-    t: number of the update, from 1.
+    t: index of the update, from 1.
     g: gradient.
     m, v: first and second moment, which are updated.
   """
@@ -235,7 +235,7 @@ def update_stable(o, t, g, m, v):
 
 
 def lag(o, g, v) -> float:
-  """Returns by how much StableAdamW shortens a step: max(1, rms(g / sqrt(v)))."""
+  """Returns the factor by which StableAdamW shortens a step: max(1, rms(g / sqrt(v)))."""
   return max(1.0, (g * g / v.clamp(min=o.epsilon**2)).mean().sqrt().item())
 
 
@@ -288,7 +288,7 @@ class Optimizer:
         p.sub_(u, alpha=rate * (trust(p, u) if o.name == "albert_lamb" else 1.0))
 
   def state(self) -> dict[str, Any]:
-    """Returns what `load` needs."""
+    """Returns the state that `load` continues from."""
     return {"t": self.t, "moments": self.moments}
 
   def load(self, state: Mapping[str, Any]) -> None:
@@ -336,7 +336,7 @@ def learning_rate(p: ConfigDict, step: int) -> float:
 
   Args:
     p: phase of the run.
-    step: number of the update, from 0.
+    step: index of the update, from 0.
   """
   warmup = p.warmup_steps or p.warmup_fraction * p.steps
   return p.learning_rate * RATES[p.schedule](p, step, warmup)
@@ -346,7 +346,7 @@ def learning_rate(p: ConfigDict, step: int) -> float:
 
 
 def find_problem(config: ConfigDict) -> str:
-  """Returns what of a config PyTorch's side lacks, in one line; '': nothing."""
+  """Returns a line that names what PyTorch's side cannot do of a config; '': nothing."""
   (p, *others), o = config.phases, config.optimizer
   tables = (("objective.name", config.objective.name, LOSSES), ("optimizer.name", o.name, UPDATES),
             ("phases[0].schedule", p.schedule, RATES))
@@ -369,7 +369,7 @@ def find_problem(config: ConfigDict) -> str:
 
 
 def to_torch(batch: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
-  """Returns a corrupted batch as tensors, with `is_text` [B, L] in addition.
+  """Returns a corrupted batch as tensors, with `is_text` [B, L] added.
 
   Args:
     batch: batch of bertgpt.

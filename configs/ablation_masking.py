@@ -13,8 +13,8 @@ Expected   After fine-tuning a BERT-base, MNLI dev accuracy and CoNLL 2003 dev F
            docs/ablations.md has the commands for all ablations.
 Status     Not yet run.
 
-The model and its rows are those of `wiki_mini`, with the share of predicted tokens of the paper,
-15%, and a sixth of the steps. The held-out loss is measured with the masks of the training, so it
+The model and its rows are those of `wiki_mini`, with 15% of the tokens predicted, as in the paper,
+and a sixth of the steps. The held-out loss is measured with the masks of the training, so it
 cannot be compared between the runs of the sweep: a token that is shown unchanged is easy to
 predict. Only the scores of tasks can.
 """

@@ -12,10 +12,10 @@ Expected   Dev scores of a BERT-base (Devlin et al. 2018, arXiv:1810.04805, tabl
            docs/ablations.md has the commands for all ablations.
 Status     Not yet run.
 
---config configs/ablation_objective.py:left_to_right is one of them; the names are mlm_nsp, mlm and
-left_to_right. Left-to-right is a GPT with BERT's layers: norms after the blocks, and no segments.
-It predicts every token of a row instead of 15%, and its loss is that of another task. It does not
-label words, so it has no score on WNUT17.
+--config configs/ablation_objective.py:left_to_right trains only one of them; the names are
+mlm_nsp, mlm and left_to_right. Left-to-right is a GPT with BERT's layers: norms after the blocks,
+and no segments. It predicts every token of a row instead of 15%, so its loss cannot be compared
+with the others. It does not label words, so it has no score on WNUT17.
 """
 
 from bertgpt.config import base, leaves, recipes

@@ -2,16 +2,16 @@ r"""The recipes of the papers on a model of 2 layers, width 128: a twin for PyTo
 
 Command    bertgpt train --config configs/twins.py --workdir runs/twins \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
-Data       As for `wiki_mini`; a WordPiece tokenizer of 8,192 pieces is trained on it, also for the
+Data       As for `wiki_mini`; a WordPiece tokenizer of 8,192 pieces is trained on it, even for the
            models whose papers use another one.
 Hardware   Two CPU cores, a minute or two.
 Expected   The held-out losses of the same training in PyTorch: docs/twins.md.
 
-`--config configs/twins.py:gpt2` is another model; there are bert, gpt2, roberta, albert, electra
-and modernbert. Objective, masks, optimizer, schedule and dropout are those of the recipe of its
-paper. The model is smaller, the rows have 128 tokens, and a run has 1,000 steps of 16 rows instead
-of millions of rows, with a larger learning rate. Every row is one sequence. `python -m
-benchmarks.twin` trains such a model here and in PyTorch.
+`--config configs/twins.py:gpt2` chooses another model, of bert, gpt2, roberta, albert, electra and
+modernbert. Objective, masks, optimizer, schedule and dropout are those of its paper's recipe. The
+model is smaller, the rows have 128 tokens, and a run has 1,000 steps of 16 rows instead of millions
+of rows, with a larger learning rate. Every row is one sequence. `python -m benchmarks.twin` trains
+such a model here and in PyTorch.
 """
 
 from bertgpt.config import phase, recipes

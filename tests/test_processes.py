@@ -74,7 +74,7 @@ def assert_done(results):
 
 @pytest.fixture(scope="module")
 def run_of_four(program):
-  """The workdir of a run of few steps, of which one process is slow."""
+  """The workdir of a short run with one slow process."""
   path = program.folder / "four"
   assert_done(program.train_together(path, 4, "--config.phases[0].steps=10",
                                      *split_over(fsdp=2, tensor=2), signal_to=SLOW, slow_s=SLOW_S))
@@ -83,7 +83,7 @@ def run_of_four(program):
 
 @pytest.mark.slow
 def test_the_process_that_the_others_wait_for_is_named(run_of_four):
-  """Numbers of the others are those of a moment before, so only the last point must have them."""
+  """The times of the other processes arrive late, so only the last point must have them."""
   found = metrics.read_curves(run_of_four)
   last = {name: found[f"perf/{name}"][-1][1]
           for name in ("slowest_process", "slowest_seconds", "input_seconds", "step_seconds")}
@@ -116,7 +116,7 @@ def test_more_meshes_across_processes_give_the_losses_of_one(program, finished_r
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_continued_by_one_three_and_six(program, tmp_path):
-  """Each reads its part of the same rows, and all of them together those of one process."""
+  """Each process reads its part of the rows that one process would read."""
   whole, path = tmp_path / "whole", tmp_path / "run"
   twelve = "--config.phases[0].batch_size=12", "--config.eval.batch_size=12"
   assert_done([program.train(whole, *twelve)])

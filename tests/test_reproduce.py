@@ -1,4 +1,4 @@
-"""docs/reproduce.md: its commands, as they stand there, reproduce tiny models from a tiny text."""
+"""docs/reproduce.md: its commands work as written, here with tiny models on a tiny text."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ RECIPES = {"BERT-base": "bert_base", "BERT-large with LAMB": "bert_large_lamb",
            "GPT-2 (124M)": "gpt2_small", "RoBERTa-base": "roberta_base"}
 RUN = ("prepare", "data", "train", "evaluate", "import", "export", "finetune", "predict",
        "generate", "verify")
-# What makes the sizes of the page those of a test; given after the flags of the page.
+# Flags that shrink the commands of the page to a test; they follow the flags of the page.
 TINY = ["--config.model.num_layers=1", "--config.model.width=16", "--config.model.num_heads=2",
         "--config.model.mlp_dim=32", "--config.model.dtype=float32", "--config.eval.batch_size=8",
         "--config.data.prepare_workers=1", "--config.data.validation_fraction=0.1",
@@ -74,7 +74,7 @@ def write_table(path: pathlib.Path, texts: list[str]) -> None:
 
 
 def write_downloads(folder: pathlib.Path) -> None:
-  """The files that the downloads of the page would have made, with a tiny text."""
+  """Writes the files that the page downloads, with a tiny text."""
   documents = [text.replace("\n", " ") for text in small_runs.make_text(150).split("\n\n")]
   write_table(folder / "wikipedia/20231101.en/train-00000-of-00041.parquet", documents[:100])
   write_table(folder / "fineweb/sample/10BT/000_00000.parquet", documents)
@@ -187,7 +187,7 @@ def test_a_launcher_starts_a_command_that_train_takes(monkeypatch):
 
 
 def test_the_downloads_are_commands_of_hf():
-  """Of each: the options exist. Nothing is downloaded."""
+  """Checks that the options of each command exist. Nothing is downloaded."""
   pytest.importorskip("huggingface_hub")
   text = subprocess.run(["hf", "download", "--help"], capture_output=True, text=True, check=False,
                         env={"PATH": f"{pathlib.Path(sys.executable).parent}:/usr/bin:/bin",

@@ -132,7 +132,7 @@ class Pair:
 
 @pytest.fixture
 def fields(story, tmp_path_factory):
-  """Flags with which a twin trains for seconds."""
+  """Flags that make the training of a twin last seconds."""
   return [f"--config.{field}" for field in (
       f"data.source=text:{story}", f"data.cache_dir={story.parent / 'cache'}",
       "data.prepare_workers=1", "data.validation_fraction=0.1", "tokenizer.vocab_size=90",
@@ -144,7 +144,7 @@ def fields(story, tmp_path_factory):
 @pytest.mark.hf
 @pytest.mark.parametrize("name", MODELS)
 def test_initial_values_have_the_same_distribution(name, fields):
-  """Of each tensor: mean and deviation, and zeros and ones are the same."""
+  """Every tensor has the same mean and deviation on both sides; zeros and ones are equal."""
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   pair = Pair(name, fields)
   for attribute, tensors in pair.tensors(pair.params):
@@ -193,7 +193,7 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(name, fie
     theirs.append(pair.twin.step(twin_pytorch.to_torch(batch, "cpu")))
   assert len(ours) == len(theirs) == 20
   np.testing.assert_allclose(theirs, ours, rtol=2e-3)
-  assert ours[-1] < ours[0] - 0.1  # The steps are not empty.
+  assert ours[-1] < ours[0] - 0.1  # The steps do train.
 
 
 # ---------------------------------------------------------------- the command

@@ -5,7 +5,7 @@ If a peer is lost, JAX ends a process with abort(), from a C++ thread, after pag
 case. So a child does the work, and the parent turns its end into one line and an exit code.
 
 The child's stderr passes through the parent, which also writes it to a file once the child has
-named one (`keep_log`), whoever writes it and however the child ends.
+named one (`keep_log`). The file has all of it, even what C++ code wrote, however the child ends.
 """
 
 import os
@@ -23,7 +23,7 @@ from bertgpt.errors import PeerError
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHUNK = 2**16
 KEPT_CHARS = 2**18  # Of the output before the log is named, and of the end of the output.
-DRAIN_S = 2.0  # Time for processes that outlive the child to end their lines.
+DRAIN_S = 2.0  # Time for processes that outlive the child to finish their lines.
 _log_names: int | None = None  # In the child: the pipe that takes the name of its log.
 
 
@@ -39,7 +39,7 @@ def fork_worker(name: str) -> None:
   global _log_names
   life, held = os.pipe()  # Ends with the parent.
   output, stderr = os.pipe()
-  names, log_names = os.pipe()  # Ends with the child: unlike stderr, its children do not get it.
+  names, log_names = os.pipe()  # Ends with the child: its children inherit stderr, but not this.
   sys.stdout.flush()
   sys.stderr.flush()
   # A signal between the fork and the handlers below would end the parent, and with it the child.
@@ -65,7 +65,7 @@ def fork_worker(name: str) -> None:
 
 
 def keep_log(path: os.PathLike | str) -> None:
-  """Lets the parent write the stderr of this process to a file, from its begin on.
+  """Lets the parent write the stderr of this process to a file, from the start of the process.
 
   Without `fork_worker`, it does nothing.
 
@@ -77,7 +77,7 @@ def keep_log(path: os.PathLike | str) -> None:
 
 
 def _exit_as(child: int, name: str, log: "_Log") -> None:
-  """Ends this process as the child has ended, after a line about it."""
+  """Ends this process the way the child ended, after a line about it."""
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   if code == -signal.SIGABRT:
     reason = lost.explain_abort(log.end()) or (
@@ -131,7 +131,7 @@ class _Log:
     _write(self._file, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
 
   def open(self, path: pathlib.Path) -> None:
-    """Opens the file, which gets all that was written before."""
+    """Opens the file, and writes to it what came before."""
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
       self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

@@ -1,4 +1,4 @@
-"""Reasons for losing another process, read from the messages of JAX and Gloo. Without JAX."""
+"""Why another process was lost, read from the messages of JAX and Gloo. Does not import JAX."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -31,7 +31,7 @@ NOTICE_S = 1     # Time between two checks of whether another process has ended.
 # They look once per second, but on a busy machine that may take longer. A lost process never reads
 # it.
 FAREWELL_S, FAREWELL_TO_LOST_S = 60, 5
-NOTE_S = 60      # After so long a wait, a line says for whom.
+NOTE_S = 60      # After this long, a line says which process is being waited for.
 FOREVER_S = 30 * 86400.0
 END, HOSTS = "bertgpt/end", "bertgpt/host/"
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
@@ -220,7 +220,7 @@ def _name_absent(store: _Store, point: str) -> str:
 
 
 def _call_in_thread(function: Callable[[], None], on_long_wait: Callable[[], None]) -> None:
-  """Calls a function that blocks without Python, in a thread, so that signals are still handled.
+  """Calls a function that blocks outside Python, in a thread, so that signals are still handled.
 
   Args:
     function: what is called; its error is raised here.
@@ -275,7 +275,7 @@ def compile_together(name: str, system: Any, program: Any, *arguments: Any) -> N
 
 
 class Board:
-  """Numbers that every process posts now and then, and that process 0 reads, to observe the run.
+  """Measurements that every process posts now and then, and that process 0 reads.
 
   A thread exchanges them, so that `post` and `read` never wait, and a lost store ends nothing.
 
@@ -302,7 +302,7 @@ class Board:
 
   @property
   def is_taken(self) -> bool:
-    """Whether the numbers that were posted last are on their way."""
+    """Whether what was posted last is on its way."""
     return self._mine is None
 
   def post(self, numbers: dict[str, float]) -> None:

@@ -161,7 +161,7 @@ def name_lost_peer() -> Iterator[None]:
   except jax.errors.JaxRuntimeError as e:
     if not lost.MESSAGE.search(str(e)):
       raise
-    # Only a collective names devices. Before it, they may not be open, and to open them may hang.
+    # Only messages of collectives name devices. Before one, opening the devices could hang.
     devices = jax.devices() if "gloo/" in str(e) else ()
     owners = {device.id: device.process_index for device in devices}
     raise PeerError(lost.explain(str(e), owners)) from e

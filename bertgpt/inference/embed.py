@@ -50,7 +50,7 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
     layer: key of `LAYERS`.
     batch_size: texts per batch.
   Returns:
-    float32 [texts, D], also for no texts; or, for layers with a vector per token, a list of float32
+    float32 [texts, D], even without texts; for layers with a vector per token, a list of float32
     [N, D * layers kept], one array per text, whose tokens include [CLS] and [SEP].
   Raises:
     ConfigError: the model gives no features, or has too few layers.
@@ -158,7 +158,7 @@ def _features(model, layer, params, tokens_BL, lengths_B):
   num_layers, is_by_token = LAYERS[layer]
   x_EBLD = layers.layer_outputs(kept["intermediates"]["encoder"])[-num_layers:]
   # The last layer is what the heads read, after the final norm of a pre-norm model. An ELMo returns
-  # all of its layers side by side, and this is the end of them.
+  # all of its layers side by side; the last one is at the end.
   last_BLD = last[..., -x_EBLD.shape[-1]:]
   x_BLD = jnp.concatenate([*x_EBLD[:-1], last_BLD], axis=-1).astype(jnp.float32)
   if is_by_token:

@@ -193,7 +193,7 @@ def _show_collectives(collectives: Sequence[CollectiveTotals]) -> list[str]:
 
 
 def _show_networks(collectives: Sequence[CollectiveTotals], topology: Topology) -> list[str]:
-  """Returns a line about what several slices or nodes send each other; [] if there is only one."""
+  """Returns lines about what slices or nodes send each other; [] if there is only one."""
   if topology.num_slices == 1:
     return []
   sent = sum_networks(collectives)

@@ -36,7 +36,7 @@ class CollectiveTotals:
     seconds: time on the wires.
     exposed_seconds: the part of it that the step waits for.
     slow_seconds: the part of `seconds` on the network between slices or nodes.
-    slow_exposed_seconds: what the step would take less if that network took no time.
+    slow_exposed_seconds: by how much the step would be shorter if that network took no time.
   """
 
   kind: str

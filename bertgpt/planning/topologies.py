@@ -95,7 +95,7 @@ def open_topology(name: str) -> Topology:
 
 
 def with_network(topology: Topology, gbps: float) -> Topology:
-  """Returns a machine with another network between its slices or nodes.
+  """Returns a machine with another network speed between its slices or nodes.
 
   Args:
     topology: the machine.

@@ -10,11 +10,11 @@ from bertgpt.data.tokens import tokenizers
 
 
 class VocabularySize(NamedTuple):
-  """The number of tokens of a vocabulary.
+  """The number of tokens in a vocabulary, and where it comes from.
 
   Attributes:
-    tokens: the number.
-    source: field that it comes from, and what kept a better source from being read.
+    tokens: number of tokens.
+    source: field that it comes from, and why a better source was not read.
     is_assumed: whether the run will read another tokenizer, which is not on this machine.
   """
 
@@ -32,7 +32,7 @@ def find(config: ConfigDict) -> VocabularySize:
   """Returns the size of the vocabulary of a run's model.
 
   A tokenizer or a corpus that the config names is read if it is on this machine. Otherwise the size
-  is `tokenizer.vocab_size`, which a tokenizer that is trained for the run has at most.
+  is `tokenizer.vocab_size`, the largest that a tokenizer trained for the run can have.
 
   Args:
     config: the run's config.

@@ -1,4 +1,4 @@
-"""References of several seeds: their mean, its band, and whether a run is on course.
+"""References from several seeds: their mean, its band, and whether a run is on course.
 
 Points are compared as means: a point of a reference stands for all points of a curve that are
 nearer to its step than to the step of any other point. So it does not matter how often a run logs.
@@ -16,14 +16,14 @@ from bertgpt.report.curves import Compared, Curve
 
 # Half the width of the band, in sample standard deviations of the seeds. With three seeds, a new
 # seed is outside at one point in thirteen (Student's t with 2 degrees of freedom, beyond
-# 4 / sqrt(1 + 1/3)). The deviation is the largest of neighboring points, so it is fewer.
+# 4 / sqrt(1 + 1/3)). The deviation used is the largest of neighboring points, so it is rarer.
 DEVIATIONS = 4.0
 NEIGHBORS = 2
 # Half the width is at least this share of the loss, and this many nats, because texts differ: that
-# of a demo is the documentation of the installed packages. With others, the demo ended 2% higher,
-# and 0.09 nats lower in its next-sentence loss.
+# of a demo is the documentation of the installed packages. With other packages, the demo ended with
+# a loss 2% higher and a next-sentence loss 0.09 nats lower.
 LEAST_SHARE, LEAST_NATS = 0.05, 0.12
-ONE_SEED = 2.0  # These least widths are multiplied by it if the deviation is not known.
+ONE_SEED = 2.0  # Factor on these least widths if the deviation is not known.
 OUTSIDE = 0.1  # Share of a curve's points that may be outside the band.
 
 
@@ -40,12 +40,12 @@ class Course(NamedTuple):
 
 
 def average(runs: Sequence[Compared]) -> Compared:
-  """Returns the mean of runs that differ in their seed only, with the deviations of its points.
+  """Returns the mean of runs that differ only in their seed, with the deviations of its points.
 
   Args:
     runs: one run or more, finished or not; the curves end where the shortest one ends.
   Raises:
-    ConfigError: the configs of two runs differ in another field than `seed`.
+    ConfigError: two configs differ in another field than `seed`, or have the same seed.
   """
   first = runs[0]
   if others := [field for field in curves.differences(runs) if field != "seed"]:
@@ -122,7 +122,7 @@ def limits(reference: Compared, tag: str) -> tuple[list[float], list[float]]:
 
 
 def course(run: Compared, reference: Compared) -> Course:
-  """Says whether the losses of a run, in training and held out, are those of a reference.
+  """Returns whether the losses of a run, in training and held out, are those of a reference.
 
   A run is on course if at least nine of ten points of each of its losses are in the band.
 

@@ -99,7 +99,7 @@ def larger_class_share(run: Finished) -> float:
   """Returns the accuracy of the better of the two constant answers.
 
   Args:
-    run: a finished run whose objective has pairs, of which some that are held out have a label.
+    run: a finished run whose objective has pairs; some held-out pairs must have a label.
   """
   name, count = formats.find(run.trained.config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
   for batch, _ in _eval_batches(run):

@@ -1,6 +1,6 @@
 """Data for comparing runs: curves over steps, tokens and time, scores, configs, reports.
 
-A reference holds the same data of runs that were trained before, in a small JSON file. The
+A reference holds the same data of earlier runs, in a small JSON file. The
 references of recipes are in `references/`; a file there is all that a new one needs.
 """
 
@@ -22,7 +22,7 @@ from bertgpt.training import metrics
 MAX_POINTS = 500       # Points of a curve on the page.
 REFERENCE_POINTS = 40  # Points of a curve in a reference, a file of a few KB.
 REFERENCES = pathlib.Path(__file__).with_name("references")
-# Fields that say where the text is. A reference keeps their defaults only: it does not name files.
+# Fields that say where the text is. A reference has only their defaults: it does not name files.
 PLACES = ("data.source", "tokenizer.path")
 
 
@@ -141,7 +141,7 @@ def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
   """Returns the fields in which runs differ -> the value of each run; None: it lacks the field.
 
   Args:
-    runs: the runs, in order. A reference that does not say where its text is differs from none.
+    runs: the runs, in order. A reference does not say where its text is; this is no difference.
   """
   fields = dict.fromkeys(field for run in runs for field in run.fields)
   values = {field: [run.fields.get(field) for run in runs] for field in fields}
@@ -193,7 +193,7 @@ def find_reference(run: Compared) -> Compared | None:
   """Returns the reference whose training has the same config as a run; None if there is none.
 
   Args:
-    run: a run; its seed may be another one.
+    run: a run, with any seed.
   """
   for name in reference_names():
     reference = read_reference(name)

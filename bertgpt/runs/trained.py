@@ -35,7 +35,7 @@ class Trained(NamedTuple):
       pretraining.
     workdir: folder that the model was loaded from; None if there is none.
     fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
-    stored: config of the run as its checkpoint has it; None: the model comes from no run.
+    stored: config of the run as stored in its checkpoint; None: the model comes from no run.
   """
 
   config: ConfigDict

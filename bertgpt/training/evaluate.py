@@ -91,7 +91,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
   The result does not depend on the batch size, the mesh or the number of hosts: rows that
   pad the last batch have weight 0, and sums are added in double precision. An objective with a
   carry is the exception: it starts from zeros, with one stream per row of a batch, so the result
-  depends on the batch size. Products are computed in `model.dtype`, see `exact_products`.
+  depends on the batch size. Matmuls are computed in `model.dtype`, see `exact_products`.
 
   Args:
     evaluator: evaluator of the set.

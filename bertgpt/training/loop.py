@@ -133,7 +133,7 @@ def count_bytes(state: steps.TrainState) -> int:
 def write_start(run: Run, first_step: int) -> None:
   """Writes, in process 0, the files that make a folder a run, and removes an old report.
 
-  With several processes, each of them also begins to keep its log.
+  With several processes, each of them also starts its log.
 
   Args:
     run: the opened run.

@@ -16,7 +16,7 @@ from bertgpt.config import families
 from bertgpt.devices import console, hardware
 from bertgpt.training import sinks
 
-NOTED_WAIT = 0.2  # Shares of a step's time below it are not worth a word in the progress line.
+NOTED_WAIT = 0.2  # The progress line omits waits that are a smaller share of the step's time.
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -225,7 +225,7 @@ def progress_parts(step: int, last_step: int, scalars: Mapping[str, float],
 def waits(scalars: Mapping[str, float]) -> list[str]:
   """Returns the parts of the progress line about long waits, as in ['input 12 ms'].
 
-  They are waits of at least NOTED_WAIT of the step for a batch, or for the slowest process.
+  These are waits for a batch, or for the slowest process, of at least NOTED_WAIT of the step.
 
   Args:
     scalars: tag -> value; see `progress_parts`.

@@ -1,9 +1,9 @@
 """Which process of a run the others wait for, and how long each waits for its batches.
 
 A step takes the same time in all processes, because each of them waits for the others in it. So the
-time of a step does not show which process is slow. Its own time does: the time per step in which it
-waits neither for its devices nor for the other processes. It reads rows, logs and saves meanwhile.
-The process with the most own time is the one that the others wait for, unless a device is slow.
+time of a step does not show which process is slow. The own time of a process does: the time per
+step in which it waits neither for its devices nor for other processes, but reads rows, logs and
+saves. The others wait for the process with the largest own time, unless a device is slow.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from bertgpt.devices import peers
 
-EVERY_S = 2.0  # Time between two exchanges of numbers with the other processes.
+EVERY_S = 2.0  # Time between two exchanges of times with the other processes.
 
 T = TypeVar("T")
 _END = object()
@@ -29,7 +29,7 @@ class Pace:
       every_s: see `EVERY_S`.
     """
     self._board = peers.Board("pace", every_s)
-    self._own_s = self._all_input_s = 0.0  # Since the last numbers were taken.
+    self._own_s = self._all_input_s = 0.0  # Since the last times were taken.
     self._steps = 0
     self.restart()
 
@@ -90,8 +90,8 @@ def summarize(found: Mapping[int, Mapping[str, float]], count: int) -> dict[str,
     found: index of a process -> its 'own' and 'input' time, seconds per step.
     count: processes of the run.
   Returns:
-    'perf/input_seconds', the longest wait for a batch. If there are several processes and all of
-    them have been heard, also 'perf/slowest_process', the index of the one with the most own time,
+    'perf/input_seconds', the longest wait for a batch. If there are several processes and the times
+    of all are known, also 'perf/slowest_process', the index of the one with the largest own time,
     and 'perf/slowest_seconds', that time.
   """
   scalars = {"perf/input_seconds": max(times["input"] for times in found.values())}

@@ -23,7 +23,7 @@ class StepLog:
 
   Attributes:
     is_good: whether the last step that was finished has been applied.
-    pace: clock of the waits of this process.
+    pace: measures how long this process waits.
   """
 
   def __init__(self, config: ConfigDict, path: pathlib.Path, first_step: int, *,

@@ -169,7 +169,7 @@ def test_a_process_that_compiles_for_longer_is_waited_for():
 
 @pytest.mark.slow
 def test_a_collective_that_gives_up_names_the_process_that_is_late():
-  """The late one is not gone, and no message says so."""
+  """The late process is not gone, and no message says that it is."""
   results = run_together(COMPILE.replace("IN_BETWEEN", "pass"))
   assert [code for code, _ in results] == [69, 69], results
   assert "process 1 of the run did not join a collective within 30 s" in results[0][1]
@@ -177,7 +177,7 @@ def test_a_collective_that_gives_up_names_the_process_that_is_late():
 
 
 def test_a_program_that_was_compiled_before_its_call_is_not_compiled_again():
-  """With a state that it takes over and a fixed layout, as the train step has."""
+  """The program donates its state and has a fixed layout, like the train step."""
   layout = NamedSharding(jax.make_mesh((8,), ("x",)), PartitionSpec("x"))
   program = jax.jit(lambda x, y: (x + y, y.sum()), donate_argnums=0, out_shardings=(layout, None))
   x, y = (jax.device_put(np.arange(8.0), layout) for _ in range(2))

@@ -81,7 +81,7 @@ def test_features_are_those_of_each_text_alone_in_order(capsys, bert, finished_b
     ("bert", "mlm"), ("modernbert", "mlm"), pytest.param("albert", "mlm", marks=pytest.mark.slow),
     pytest.param("electra", "rtd", marks=pytest.mark.slow)])
 def test_the_last_layer_of_a_pre_norm_model_is_what_its_heads_read(family, objective):
-  """After the final norm, which the layers before do not have, as in transformers."""
+  """Only the last layer goes through the final norm, as in transformers."""
   config = tiny.make_config(objective, **GENERATOR, family=family, num_layers=3, norm="pre")
   with tiny.Setup(config) as setup:
     trained = Trained(config, setup.model, setup.init().params, None, 1, "")

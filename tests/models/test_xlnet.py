@@ -168,9 +168,9 @@ def check_gradients(ours, theirs):
 
 @pytest.mark.hf
 def test_rows_that_are_continued_are_those_of_transformers(small):
-  """Three steps: both hand their own memory on, ours in the carry of the train state.
+  """Runs three steps: both sides pass on their own memory, ours in the carry of the train state.
 
-  It holds 0, 8 and 12 tokens, and places for 12. Theirs is cut from the graph of the step before.
+  It holds 0, 8 and 12 tokens, of at most 12. Theirs is detached from the graph of the last step.
   """
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   config, params = small

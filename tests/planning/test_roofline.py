@@ -67,7 +67,7 @@ def test_a_collective_hides_behind_what_runs_meanwhile():
 
 @pytest.mark.parametrize("work_share", [0.0, 0.5, 1.5, 3.0])
 def test_the_slow_network_costs_what_nothing_hides(work_share):
-  """Two slices of two chips: the step takes so much longer than with a slow network of no time."""
+  """With two slices of two chips: the cost is the step time minus that with a free slow network."""
   places = [Place(i // 2, (i % 2, 0)) for i in range(4)]
   slow_wire = 2 * 4e6 / 2 / 2 / 2e6 / SHARE["network"]  # Half the array, halved between two slices.
   work = 3 * 4e6 / SHARE["memory"] / (work_share * slow_wire) if work_share else 1e30

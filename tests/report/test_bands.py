@@ -24,7 +24,7 @@ LONG = 900  # Seconds; only a hang takes so long.
 
 
 def a_run(seed=0, losses=None, steps=STEPS, name="run") -> Compared:
-  """A run whose curves are `losses` at `steps`, or a falling loss with an own offset and noise."""
+  """A run whose curves are `losses` at `steps`; default: a falling loss with offset and noise."""
   rng = np.random.default_rng(seed)
   if losses is None:
     losses = (3 + 7 * np.exp(-steps / 200)) * (1 + 0.01 * rng.normal()
@@ -62,7 +62,7 @@ def test_the_mean_and_the_deviation_are_those_of_numpy():
 
 
 def test_means_do_not_depend_on_how_often_a_run_logs():
-  """Of a line, the mean of the points around a step is its value there."""
+  """On a straight line, the mean of the points around a step is the value at the step."""
   line = lambda steps: Curve(list(steps), [0] * len(steps), [0] * len(steps),
                              [2.0 * step for step in steps])
   grid = [100, 200, 300]
@@ -82,7 +82,7 @@ def test_points_that_a_run_has_not_reached_are_not_compared():
 
 
 def test_new_seeds_are_on_course_and_other_losses_are_not():
-  """Seeds that made no reference; 200 of them, so that a false alarm in ten would show."""
+  """None of the 200 seeds is in a reference; there are enough to show a false alarm in ten."""
   references = [of_seeds(3 * i, 3 * i + 1, 3 * i + 2) for i in range(20)]
   new = [a_run(1000 + seed) for seed in range(200)]
   alarms = [not bands.course(run, references[i % 20]).is_on for i, run in enumerate(new)]
@@ -94,7 +94,7 @@ def test_new_seeds_are_on_course_and_other_losses_are_not():
 
 
 def test_the_band_has_a_least_width():
-  """With one seed, twice that of several: 10% of a loss of 4 nats, 0.24 nats of one of 0.6."""
+  """One seed gives twice the width of several: 10% of a loss of 4 nats, 0.24 nats for 0.6."""
   for value, several, one in ((4.0, 0.2, 0.4), (0.6, 0.12, 0.24)):
     runs = [a_run(seed, np.full(len(STEPS), value)) for seed in range(2)]
     for used, width in ((runs[:1], one), (runs, several)):
@@ -138,7 +138,7 @@ def test_runs_that_are_no_seeds_of_each_other_are_refused(change, fragment):
 
 
 def write_run(path: pathlib.Path, seed: int, factor: float = 1.0) -> None:
-  """The files of `a_run`, whose text lies in a folder of the user."""
+  """Writes the files of `a_run`, with the text in a folder of the user."""
   path.mkdir()
   config = base()
   config.phases = (phase(steps=1000, seq_len=32, batch_size=8, learning_rate=1e-3),)
@@ -188,7 +188,7 @@ def steps_done(workdir: pathlib.Path) -> int:
 @pytest.mark.parametrize("fields, expected", [
     ((), "on course: "), (("--config.phases[0].learning_rate=1e-5",), "OFF COURSE: ")])
 def test_the_first_steps_of_the_demo_are_on_course(tmp_path, capsys, fields, expected):
-  """The recipe as it is, on this machine's own packages, stopped after 300 of its 3,300 steps."""
+  """Trains the unchanged recipe on this machine's packages, for 300 of its 3,300 steps."""
   workdir = tmp_path / "demo"
   environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
   process = subprocess.Popen(

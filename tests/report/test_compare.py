@@ -116,7 +116,7 @@ def test_a_reference_has_few_points_and_finds_its_recipe(tmp_path, monkeypatch):
   assert len(found.step) == 40 and found.step[0] == 2 and found.step[-1] == 1000
   for step, value in zip(found.step[1:-1], found.value[1:-1], strict=True):
     near = [v for s, v in zip(whole.step, whole.value, strict=True) if abs(s - step) <= 14]
-    assert min(near) <= value <= max(near)  # The mean of the points that are nearest.
+    assert min(near) <= value <= max(near)  # The mean of the nearest points.
   assert reference.curves.keys() == {"train/mlm_loss", "eval/validation/mlm_loss",
                                      "eval/validation/mlm_accuracy"}
 

@@ -105,7 +105,7 @@ def with_fields(config, **fields):
 
 
 def test_masked_baseline_has_the_masks_of_the_evaluation(bert):
-  """Their share may be that of the phase, or of evaluations only."""
+  """The masking rate comes from the phase, or from a field for evaluations only."""
   def baseline(**fields):
     config = with_fields(bert.trained.config, **fields)
     return masked_unigram_baseline(bert.finished._replace(

@@ -91,7 +91,7 @@ def test_every_row_is_counted_once(trained, held_out):
 @pytest.mark.parametrize("dtype, precision", [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
 def test_float32_products_are_exact_in_training_as_in_the_command(trained, held_out, dtype,
                                                                   precision):
-  """Otherwise a GPU rounds their factors to TF32 in one of them, and their numbers differ."""
+  """Otherwise a GPU rounds operands to TF32 in one of the two, and the metrics differ."""
   config = trained.config.copy_and_resolve_references()
   config.model.dtype, found = dtype, set()
   evaluator = make_evaluator(trained._replace(config=config), held_out, 64, 1)

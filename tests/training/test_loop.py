@@ -115,7 +115,7 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
 
 
 def test_an_evaluation_that_predicts_nothing_is_not_taken_for_a_signal(recipe, tmp_path, capsys):
-  """The run is refused with what to change, keeps its checkpoint, and then ends."""
+  """The run fails with advice, keeps its checkpoint, and can be finished after the change."""
   argv = ["train", f"--config={recipe}:mlm", f"--workdir={tmp_path / 'run'}",
           "--config.objective.mask_rule=bernoulli", "--config.phases[0].steps=2"]
   assert cli.main([*argv, "--config.eval.mask_prob=1e-7"]) == DataError.exit_code
@@ -129,7 +129,7 @@ def test_an_evaluation_that_predicts_nothing_is_not_taken_for_a_signal(recipe, t
 @pytest.mark.slow
 @pytest.mark.parametrize("name", small_runs.FAMILIES)
 def test_a_run_in_two_parts_is_the_whole_one_bit_for_bit(recipe, tmp_path, name):
-  """The run has dropout, so that every random stream of a step matters; all of the state counts."""
+  """The run has dropout, so every random stream of a step matters. The whole state is compared."""
   objective, *fields = small_runs.FAMILIES[name]
   argv = ["train", f"--config={recipe}:{objective}", *fields, "--config.model.dropout=0.1",
           "--config.phases[0].schedule=constant", "--config.log.every_steps=1"]

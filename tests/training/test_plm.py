@@ -234,7 +234,7 @@ def score(setup, params, batch, carry):
 
 
 def test_an_empty_memory_changes_nothing():
-  """Not even if its places hold numbers, as after an evaluation of other rows."""
+  """Values in places that hold no token are not seen."""
   losses = []
   for name in ("plm", "plm_memory"):
     config = make_memory_config()
@@ -257,7 +257,7 @@ def test_an_empty_memory_changes_nothing():
 
 
 def test_the_memory_is_the_last_tokens_before_the_row():
-  """Of the first layer, it is their embeddings; padding leaves a place empty."""
+  """The memory of the first layer is their embeddings; padding leaves a place empty."""
   config = make_memory_config()
   with tiny.Setup(config) as setup:
     params, carry = setup.init().params, objectives.make_zero_carry(setup.objective, 4)

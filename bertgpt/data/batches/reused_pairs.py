@@ -25,7 +25,7 @@ from bertgpt.data.batches.sentences import assemble, specs
 
 __all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
 
-SPECIALS = ("cls_id", "sep_id")  # [CLS] is a part without text; [SEP] closes A, B and documents.
+SPECIALS = ("cls_id", "sep_id")  # [CLS] is a part of its own; [SEP] ends A, B and documents.
 PAIR_NAME = ""  # Nothing is predicted about the pair.
 HAS_TARGET = False
 
@@ -35,10 +35,10 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   """Returns the rows of streams, in order: row r is step r // num_streams of its stream.
 
   The text is cut into streams of equal length. X has `objective.permutation_block` tokens; A and B
-  fill the row. A ends at a random sentence boundary. B follows A or, with probability
-  `data.random_next_prob`, and always if there is no boundary, is from a random place
-  (data_utils.py, `_split_a_and_b` and `create_tfrecords`, github.com/zihangdai/xlnet, 2019). The
-  ends of documents are [SEP].
+  fill the row. A ends at a random sentence boundary. B follows A or comes from a random place: with
+  probability `data.random_next_prob`, and always if there is no boundary (data_utils.py,
+  `_split_a_and_b` and `create_tfrecords`, github.com/zihangdai/xlnet, 2019). Every document ends
+  with [SEP].
 
   Args:
     texts: documents of the plan.
@@ -78,7 +78,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
 
 def has_one_sequence(config: ConfigDict) -> bool:
-  """Returns whether every row is one sequence, which only padding follows: always."""
+  """Returns whether every row is one sequence, followed only by padding: always."""
   del config
   return True
 
@@ -92,7 +92,7 @@ def _draw_pairs(edges, first, room, random_prob, rng):
     room: tokens of A and B.
   """
   last, total = len(edges) - 1, edges[-1]
-  low = np.searchsorted(edges, first, side="right")  # The first boundary after A has begun.
+  low = np.searchsorted(edges, first, side="right")  # The first boundary after the begin of A.
   high = np.searchsorted(edges, first + room)  # The first one at which A and B are long enough.
   has_cut = high > low
   cut = np.where(has_cut, rng.integers(low, np.maximum(high, low + 1)), low)
@@ -106,7 +106,7 @@ def _draw_pairs(edges, first, room, random_prob, rng):
 
 
 def _share(length_a, length_b, room):
-  """Returns the lengths after tokens were taken from the end of the longer part, [R] each."""
+  """Returns the lengths after shortening the longer part from its end, [R] each."""
   keep_b = np.minimum(length_b, np.maximum(room - length_a, room // 2))
   keep_a = np.minimum(length_a, room - keep_b)
   return keep_a, keep_b

@@ -1,8 +1,8 @@
 """Permutation language modeling with memory: a row sees the features of the row that it continues.
 
 Yang et al. 2019, arXiv:1906.08237, 2.4. The memory of a layer is its inputs at the last tokens
-before the row; no gradient passes through it. It begins empty: a place that holds no token yet is
-not seen. In the published code, it begins as zeros, which are seen like features.
+before the row; no gradient passes through it. It starts empty: a place that holds no token yet is
+not seen. In the published code, it starts as zeros, which are seen like features.
 
 Axes: B rows, L length, Y layers, M tokens of memory, D width.
 """

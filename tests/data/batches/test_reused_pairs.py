@@ -29,7 +29,7 @@ def rows():
 
 
 def split(tokens, segments):
-  """Returns X, A and B of a row, without the marks that close them."""
+  """Returns X, A and B of a row, without the special tokens that end them."""
   size = int(np.argmax(segments == 1)), int((segments == 1).sum())
   assert tokens[size[0] - 1] == SEP and tokens[sum(size) - 1] == SEP
   return tokens[:REUSE], tokens[REUSE:size[0] - 1], tokens[size[0]:sum(size) - 1]
@@ -75,7 +75,7 @@ def test_the_rows_follow_from_the_key():
 
 @pytest.mark.parametrize("documents", [[[1]], [[3, 2]], [[300]], [[1], [90, 1], [2]]], ids=str)
 def test_rows_of_a_short_text_fit(documents):
-  """Also if it is shorter than a row, or has no sentence that ends in one."""
+  """The text may be shorter than a row, or no sentence may end in one."""
   plan = make_plan(make_corpus(documents), (0,))
   rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.offsets))
   ends = plan.parts["column"] + parts.token_sizes(plan.parts)
