@@ -318,10 +318,10 @@ def _mesh_problems(config, num_devices):
   for i, p in enumerate(config.phases):
     rows = p.batch_size // max(1, p.micro_batches)
     if rows % (data * mesh.fsdp):
-      problems.append(f"phases[{i}]: a micro-batch of {rows} rows does not divide "
-                      f"over data x fsdp = {data * mesh.fsdp} devices")
+      problems.append(f"phases[{i}]: a micro-batch of {rows} rows cannot be divided among "
+                      f"data x fsdp = {data * mesh.fsdp} devices")
   if config.eval.batch_size % (data * mesh.fsdp):
-    problems.append(f"eval.batch_size={config.eval.batch_size} does not divide over "
+    problems.append(f"eval.batch_size={config.eval.batch_size} cannot be divided among "
                     f"data x fsdp = {data * mesh.fsdp} devices")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())

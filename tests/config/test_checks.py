@@ -94,9 +94,9 @@ def test_all_problems_are_listed_at_once():
     (["--config.mesh.fsdp=3"], 8, "does not divide the 8 devices"),
     (["--config.mesh.data=2"], 8, "= 2 devices, but there are 8"),
     (["--config.mesh.data=4", "--config.mesh.tensor=4"], 8, "= 16 devices, but there are 8"),
-    (["--config.phases[0].batch_size=12"], 8, "a micro-batch of 12 rows does not divide"),
-    (["--config.phases[0].micro_batches=64"], 8, "a micro-batch of 4 rows does not divide"),
-    (["--config.eval.batch_size=12"], 8, "eval.batch_size=12 does not divide"),
+    (["--config.phases[0].batch_size=12"], 8, "a micro-batch of 12 rows cannot be divided"),
+    (["--config.phases[0].micro_batches=64"], 8, "a micro-batch of 4 rows cannot be divided"),
+    (["--config.eval.batch_size=12"], 8, "eval.batch_size=12 cannot be divided"),
     (["--config.mesh.tensor=8"], 8, "mesh.tensor=8 does not divide model.num_heads=12"),
 ])
 def test_mesh_that_does_not_fit_is_refused(arguments, num_devices, fragment):

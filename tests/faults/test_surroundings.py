@@ -87,7 +87,7 @@ def test_secrets_of_the_environment_are_in_nothing_that_a_run_leaves(isolated):
 
 
 def test_the_locale_does_not_change_a_corpus(recipe, tmp_path):
-  """The names of files are not part of a corpus, but of its cached place."""
+  """File names do not change a corpus, only its place in the cache."""
   text = tmp_path / "\u00d6l.txt"
   text.write_text("Na\u00efve \u00c4pfel.\nIt is so.\n\n\u4eca\u5929\u5929\u6c14\u5f88\u597d\n\n"
                   "\u0395\u03bb\u03bb\u03ac\u03b4\u03b1.\n\nOne more.\n", "utf-8")

@@ -393,7 +393,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["--config.save=false"], 2, "save='false': choose one of best, all, none"),
     (["--config.epoch=2"], 2, "--config.epoch: no such field. Did you mean --config.epochs?"),
     (["--config.task.dev=my.tsv"], 2, "task.dev=my.tsv: the files of sst2 have their"),
-    (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows does not divide"),
+    (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows cannot be divided"),
     (["--init=/none"], 2, "/none: no such folder. Give the folder of a run, or of"),
 ])
 def test_wrong_input_is_one_line_and_makes_nothing(tuning, finished_bert, tmp_path, capsys,

@@ -219,13 +219,13 @@ def test_values_are_predicted(tuning, finished_bert, sentences, tmp_path, capsys
 
 
 @pytest.mark.parametrize("name, content, code, fragment", [
-    ("a.tsv", "text1\tlabel\nx\t1\n", 65, "lacks the column sentence, it has text1, label"),
+    ("a.tsv", "text1\tlabel\nx\t1\n", 65, "lacks the column sentence; it has text1, label"),
     ("a.tsv", "id\tsentence\n5\n", 65, "a.tsv, line 2: has 1 columns, not 2"),
     ("a.tsv", "sentence\n", 2, "a.tsv: holds no examples. Give a .tsv file"),
     ("a.tsv", "", 65, "lacks the column sentence"),
     ("a.jsonl", "\n", 2, "a.jsonl: holds no examples"),
     ("a.jsonl", '{"sentence": "x"}\n{"sentense": "x"}', 65,
-     "a.jsonl, line 2: lacks sentence, it has sentense. Repair the line"),
+     "a.jsonl, line 2: lacks sentence; it has sentense. Repair the line"),
     ("a.jsonl", '{"sentence": 5}', 65, "a.jsonl, line 1: sentence is not a text"),
     ("a.jsonl", '{"sentence": "\\ud800"}', 65, "line 1: sentence has a lone surrogate at"),
     ("a.jsonl", '{"sentence": "ab\\u0000"}', 65, "sentence has a NUL character at character 2"),
@@ -376,5 +376,5 @@ def test_places_of_answers_count_the_characters_of_the_context():
 
 def test_a_wrong_record_is_numbered(tuned):
   predictions = predict.predict_records(predict.open_predictor(tuned), [{"text": "x"}, {}])
-  with pytest.raises(DataError, match="record 1: lacks sentence, it has nothing"):
+  with pytest.raises(DataError, match="record 1: lacks sentence; it has nothing"):
     list(predictions)

@@ -148,7 +148,7 @@ def test_a_fine_tuning_starts_from_a_folder(tuning, exported_bert, tmp_path, cap
   argv = ["finetune", f"--config={tuning}", f"--init={folder}", "--config.epochs=1"]
   code, lines = run(capsys, *argv)
   assert (code, len(lines)) == (2, 1)
-  assert "Give the folder of the results with --workdir" in lines[0]
+  assert "Name a folder for the results with --workdir" in lines[0]
   assert cli.main([*argv, f"--workdir={tmp_path / 'tuned'}"]) == 0
   assert "drawn at random, because the folder has none" in capsys.readouterr().err
   assert json.loads((tmp_path / "tuned" / "results.json").read_text())["best_run"]

@@ -209,7 +209,7 @@ def test_fewer_examples(tmp_path, text_format):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("sst2", "sentence\tlbael\na\t1\n", "lacks the column label, it has sentence, lbael"),
+    ("sst2", "sentence\tlbael\na\t1\n", "lacks the column label; it has sentence, lbael"),
     ("sst2", "sentence\tlabel\na\t1\nb\n", "train.tsv, line 3: has 1 columns, not 2"),
     ("sst2", "sentence\tlabel\na\t2\n", "line 2: label '2' is not one of 0, 1"),
     ("rte", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n",
@@ -330,7 +330,7 @@ def test_labels_of_tfds_are_numbers_in_range(name, value, is_label):
 
 def test_a_dataset_of_another_task_is_named(tmp_path, text_format):
   data = write_tfds(tmp_path / "tfds", "sst2", [1, 0, 1])
-  with pytest.raises(DataError, match="lacks the feature 'sentence1', .* Give the dataset of RTE"):
+  with pytest.raises(DataError, match="lacks the feature 'sentence1'; .* Give the dataset of RTE"):
     open_task("rte", data, text_format)
   with pytest.raises(DataError, match="task.data: TFDS does not know the dataset"):
     open_task("rte", f"tfds:{tmp_path}/none", text_format)
