@@ -148,8 +148,9 @@ def shift(x_BNLR: jax.Array) -> jax.Array:
   """Returns x[..., l, L - l + s] for every query l and key s: [B, N, L, S] with S = R - L.
 
   Column r of `x` belongs to the distance S - r, and the distance of query l and key s is
-  (S - L + l) - s. Both reshapes leave the memory as it is: without the first L elements, rows that
-  are one element shorter begin one column later each (Dai et al. 2019, appendix B).
+  (S - L + l) - s. Both reshapes leave the memory as it is: without the first L elements, and with
+  rows one element shorter, row l begins at column L - l of the old row l (Dai et al. 2019,
+  appendix B).
 
   Args:
     x_BNLR: any array of four axes.
