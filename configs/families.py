@@ -9,7 +9,7 @@ Hardware   Two CPU cores; --config.phases[1].steps sets the duration of every ru
 Expected   docs/finetuning.md has the commands that compare the families.
 Status     Not yet run.
 
-`bertgpt sweep` trains them all, one after the other; --config families:electra is one of them. Each
+`bertgpt sweep` trains them all, one after the other; --config families:electra names only one. Each
 has its own layers, rows and objective, and 4.7 to 5.2 M parameters besides its embedding tables
 (ELECTRA: both models together). They share what such a short run needs (see `wiki_mini`): rows of
 16 tokens first, Muon, no dropout, initial values. Most have six layers of width 256. ALBERT applies
