@@ -8,6 +8,7 @@ The child's stderr passes through the parent, which also writes it to a file onc
 named one (`keep_log`). The file has all of it, even what C++ code wrote, however the child ends.
 """
 
+import json
 import os
 import pathlib
 import select
@@ -24,7 +25,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHUNK = 2**16
 KEPT_CHARS = 2**18  # Of the output before the log is named, and of the end of the output.
 DRAIN_S = 2.0  # Time for processes that outlive the child to finish their lines.
-_log_names: int | None = None  # In the child: the pipe that takes the name of its log.
+_notes: int | None = None  # In the child: the pipe to the parent; JSON lines, (kind, *values).
 
 
 def fork_worker(name: str) -> None:
@@ -36,32 +37,32 @@ def fork_worker(name: str) -> None:
   Args:
     name: name of the command, for the message.
   """
-  global _log_names
+  global _notes
   life, held = os.pipe()  # Ends with the parent.
   output, stderr = os.pipe()
-  names, log_names = os.pipe()  # Ends with the child: its children inherit stderr, but not this.
+  told, notes = os.pipe()  # Ends with the child: its children inherit stderr, but not this.
   sys.stdout.flush()
   sys.stderr.flush()
   # A signal between the fork and the handlers below would end the parent, and with it the child.
   signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
   child = os.fork()
   if not child:
-    for unused in (held, output, names):
+    for unused in (held, output, told):
       os.close(unused)
     os.dup2(stderr, 2)
     os.close(stderr)
-    _log_names = log_names
+    _notes = notes
     os.setpgid(0, 0)  # Otherwise the terminal's Ctrl-C would reach the child twice.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     threading.Thread(target=_end_with_parent, args=(life,), daemon=True).start()
     return
-  for unused in (life, stderr, log_names):
+  for unused in (life, stderr, notes):
     os.close(unused)
   for number in FORWARDED:
     if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
       signal.signal(number, lambda number, frame: os.kill(child, number))
   signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-  _exit_as(child, name, _copy(output, names))
+  _exit_as(child, name, _copy(output, told))
 
 
 def keep_log(path: os.PathLike | str) -> None:
@@ -72,14 +73,35 @@ def keep_log(path: os.PathLike | str) -> None:
   Args:
     path: the file, which is appended to. Its folder is made if it is missing.
   """
-  if _log_names is not None:
-    os.write(_log_names, os.fsencode(path) + b"\n")
+  _tell("log", os.fspath(path))
+
+
+def announce_end(code: int, text: str) -> None:
+  """Tells the parent how this process is going to end, which counts if JAX aborts it before that.
+
+  A process that knows why its run ends needs some time to print it and to exit. Meanwhile the
+  coordinator may be gone, and JAX aborts the processes that it has left.
+
+  Args:
+    code: exit code.
+    text: what this process prints, without the name of the command.
+  """
+  _tell("end", code, text)
+
+
+def _tell(*note: str | int) -> None:
+  if _notes is not None:
+    os.write(_notes, json.dumps(note).encode() + b"\n")
 
 
 def _exit_as(child: int, name: str, log: "_Log") -> None:
   """Ends this process the way the child ended, after a line about it."""
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  if code == -signal.SIGABRT:
+  if code == -signal.SIGABRT and log.announced:
+    code, text = log.announced
+    if text not in log.end():
+      log.write(f"{name}: {text}\n".encode())
+  elif code == -signal.SIGABRT:
     reason = lost.explain_abort(log.end()) or (
         "its messages are above. Most likely another process of the run is gone. Start all of them "
         "again to resume from the last checkpoint")
@@ -92,20 +114,23 @@ def _exit_as(child: int, name: str, log: "_Log") -> None:
   os._exit(code)
 
 
-def _copy(output: int, names: int) -> "_Log":
+def _copy(output: int, told: int) -> "_Log":
   """Copies the output of the child until it has ended; returns the log."""
-  log, name, is_open = _Log(), b"", True
+  log, rest, is_open = _Log(), b"", True
   while True:
-    ready = select.select([names, output] if is_open else [names], [], [])[0]
+    ready = select.select([told, output] if is_open else [told], [], [])[0]
     if output in ready:
       is_open = bool(chunk := os.read(output, CHUNK))
       log.write(chunk)
-    if names in ready:
-      if not (chunk := os.read(names, CHUNK)):
+    if told in ready:
+      if not (chunk := os.read(told, CHUNK)):
         break
-      *paths, name = (name + chunk).split(b"\n")
-      for path in paths:
-        log.open(pathlib.Path(os.fsdecode(path)))
+      *notes, rest = (rest + chunk).split(b"\n")
+      for kind, *values in map(json.loads, notes):
+        if kind == "log":
+          log.open(pathlib.Path(*values))
+        else:
+          log.announced = tuple(values)
   # What is left in the pipe. Children of the child may hold it open for longer.
   deadline = time.monotonic() + DRAIN_S
   while is_open and select.select([output], [], [], max(deadline - time.monotonic(), 0))[0]:
@@ -115,10 +140,15 @@ def _copy(output: int, names: int) -> "_Log":
 
 
 class _Log:
-  """The stderr of the parent and, once it is named, a file. Neither can stop the child."""
+  """The stderr of the parent and, once it is named, a file. Neither can stop the child.
+
+  Attributes:
+    announced: exit code and text that the child has announced; () if it has not.
+  """
 
   def __init__(self):
     self._recent, self._file = b"", None
+    self.announced: tuple = ()
 
   def write(self, chunk: bytes) -> None:
     """Writes to both."""

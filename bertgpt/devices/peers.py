@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from bertgpt import errors, files
-from bertgpt.devices import console, events, lost, watchdog
+from bertgpt.devices import console, events, guard, lost, watchdog
 from bertgpt.errors import ConfigError, PeerError
 
 ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
@@ -371,6 +371,7 @@ def _watch(store: _Store, is_over: threading.Event) -> None:
   while not is_over.wait(NOTICE_S):
     end = _find_end(store)
     if end is not None and end["process"] != store.index and not is_over.is_set():
+      guard.announce_end(end["code"], f"{_describe(end)}. This process ends too")
       _confirm(store)
       console.say(f"bertgpt: {_describe(end)}. This process ends too")
       events.end(end["code"], _describe(end))
@@ -405,13 +406,14 @@ def _announce(store: _Store, error: BaseException, patience: float) -> errors.Us
                          "line": errors.one_line(error)}
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another process was first.
     store.client.key_value_set(END, json.dumps(end))
-  _confirm(store)
-  first = _find_end(store) or end
+  first, cause = _find_end(store) or end, None
+  if first["process"] != store.index:
+    cause = errors.UserError(_describe(first))
+    cause.exit_code = first["code"]
+  reason = cause if cause is not None and isinstance(error, PeerError) else error
+  guard.announce_end(errors.exit_code(reason), str(reason) or type(reason).__name__)
+  _confirm(store)  # Process 0 may end now, and JAX with it.
   _wait_for_confirmations(store, patience)
-  if first["process"] == store.index:
-    return None
-  cause = errors.UserError(_describe(first))
-  cause.exit_code = first["code"]
   return cause
 
 

@@ -45,6 +45,17 @@ def test_a_worker_that_is_aborted_has_lost_a_peer():
   assert len(err.splitlines()) == 1 and "name: JAX has ended this process" in err
 
 
+@pytest.mark.parametrize("is_printed", [False, True])
+def test_a_worker_that_is_aborted_while_it_ends_has_announced_why(is_printed):
+  """As when the coordinator is gone before this process has exited."""
+  process = start(f"text = 'rate: 1 in process 0,\\n  2 in process 1'\n"
+                  f"if {is_printed}: print(f'name: {{text}}', file=sys.stderr)\n"
+                  "guard.announce_end(2, text)\nos.abort()")
+  _, err = process.communicate(timeout=1200)
+  assert process.returncode == 2
+  assert err == "name: rate: 1 in process 0,\n  2 in process 1\n"
+
+
 MESSAGE = ("Terminating process because the JAX distributed service detected fatal errors. This "
            "most likely indicates that another task died; see the other task logs for more "
            "details. absl::Status: UNAVAILABLE: The following tasks are unhealthy (stopped sending "
