@@ -14,9 +14,13 @@ import numpy as np
 import program as program_lib
 import pytest
 
-from bertgpt import cli
+from bertgpt import cli, files
+from bertgpt.devices import events
+from bertgpt.errors import UserError
 from bertgpt.hub import opening
+from bertgpt.report import goodput
 from bertgpt.runs import checkpoint
+from bertgpt.training import sweep
 
 KEEP_ONE = "--config.checkpoint.keep=1"
 
@@ -99,6 +103,10 @@ def test_a_run_that_is_killed_five_times_ends_as_one_on_a_disk(program, bucket, 
   assert "resuming after step" in last.stderr
   assert_equal_runs(bucket / "run", tmp_path / "disk")
   assert not (bucket / "run" / ".lock").exists()
+  attempts = goodput.summarize(bucket / "run").attempts
+  assert [attempt.code for attempt in attempts] == [None] * len(KILLS) + [0]
+  assert attempts[-1].last_step == 40
+  assert not re.search("events.jsonl.*cannot be written", last.stderr)
   assert [p.name for p in (bucket / "run" / "checkpoints").iterdir()] == ["40"]
 
 
@@ -217,6 +225,53 @@ def test_what_is_not_supported_is_said_in_a_line(arguments, message, capsys):
 def test_a_bucket_that_is_not_there_is_said_in_a_line(bucket, capsys):
   assert cli.main(["verify", f"--workdir={bucket}/none"]) == 2
   assert "no such folder" in capsys.readouterr().err
+
+
+def test_events_reach_a_bucket_at_the_start_and_with_checkpoints_and_at_the_end(bucket, capsys):
+  kinds = lambda: [event["event"] for event in events.read(bucket)]
+  for first, before in ((0, []), (3, ["start", "work", "end"])):
+    with events.recording():
+      events.open_in(bucket, first)
+      assert kinds() == [*before, "start"]  # A kill leaves an attempt without an end.
+      events.begin_step(first + 1, compiles=False)
+      events._recorder._write("work")
+      assert kinds() == [*before, "start"]
+      files.upload_all()  # As a checkpoint does.
+      assert kinds() == [*before, "start", "work"]
+    assert kinds() == [*before, "start", "work", "end"]
+  assert [a.code for a in goodput.summarize(bucket).attempts] == [0, 0]
+  assert capsys.readouterr().err == ""
+
+
+def test_the_report_reads_the_events_up_to_now(bucket):
+  with events.recording():
+    events.open_in(bucket, 0)
+    events.begin_step(1, compiles=False)
+    events.flush()
+    assert events.read(bucket)[-1]["step"] == 1
+
+
+def test_events_that_cannot_be_stored_cost_one_line(bucket, storage, monkeypatch, capsys):
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "0")
+  with events.recording():
+    storage.faults.on_request = lambda method, path, when: method == "POST"
+    events.open_in(bucket, 0)
+    events.begin_step(1, compiles=False)
+    events.flush()
+  assert capsys.readouterr().err.count("events.jsonl: cannot be written") == 1
+
+
+def test_the_logs_of_a_sweep_reach_a_bucket(bucket, tmp_path, monkeypatch, capsys):
+  (program := tmp_path / "program").write_text("#!/bin/sh\necho $4\n[ $4 = --run=0/2 ]\n")
+  program.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(program))
+  (bucket / "part-0.log").write_bytes(b"earlier\n")
+  with pytest.raises(UserError, match="part 1 of the sweep ended with exit code 1"):
+    sweep.train_parts([["--run=0/2"], ["--run=1/2"]], bucket)
+  logs = [(bucket / f"part-{k}.log").read_text() for k in (0, 1)]
+  assert logs == ["earlier\n--run=0/2\n", "--run=1/2\n"]
+  for line in capsys.readouterr().out.splitlines():  # Files that can be read while it runs.
+    assert re.fullmatch(r"part \d: see /.*/part-\d.log", line)
 
 
 def test_the_test_server_keeps_its_word(storage, bucket):

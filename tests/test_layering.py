@@ -202,6 +202,27 @@ def test_the_old_mesh_context_is_told_from_the_new():
   assert uses_mesh_as_context(ast.parse("with jax.set_mesh(mesh):\n  pass")) == []
 
 
+# ----------------------------------------------------------------- buckets
+
+# Modules that open files of this machine themselves: local text, and folders that are written
+# locally and then published. All others ask `files`, so that gs:// is as good as a disk.
+OPENS_LOCAL_FILES = {f"bertgpt.data.{name}" for name in (
+    "corpus.machines", "corpus.remote", "corpus.writer", "text.digests", "text.intake",
+    "text.pydocs")}
+
+
+def builtin_opens(tree: ast.AST) -> list[int]:
+  """Returns the lines that call the built-in open or os.open for a named file."""
+  return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call)
+          and ast.unparse(node.func) in ("open", "io.open", "io.FileIO", "os.open")
+          and ast.unparse(node.args[0]) != "os.devnull"]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not is_within(m, "bertgpt.files")])
+def test_files_are_opened_through_one_room(module):
+  assert builtin_opens(TREES[module]) == [] or module in OPENS_LOCAL_FILES
+
+
 # ------------------------------------------------------------------- names
 
 # Tables that list the names of families and objectives, and files with such names.

@@ -14,6 +14,7 @@ training: a line that cannot be written is lost.
 
 import collections
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -63,6 +64,7 @@ class Recorder:
     self._seconds: dict[str, float] = collections.defaultdict(float)
     self._clock = self._flushed = time.monotonic() if since is None else since
     self._path: pathlib.Path | None = None
+    self._file: io.FileIO | None = None
     self._done_before = 0
     self._lock = threading.Lock()
 
@@ -88,8 +90,8 @@ class Recorder:
     self.step = step
     self._kinds[0] = ("compile" if compiles else
                       "repeated" if step <= self._done_before else "steps")
-    if self._clock - self._flushed >= FLUSH_S:
-      self.flush()
+    if self._path and self._clock - self._flushed >= FLUSH_S:
+      self._write("work")
 
   @contextlib.contextmanager
   def during(self, kind: str) -> Iterator[None]:
@@ -103,9 +105,9 @@ class Recorder:
       self._kinds.pop()
 
   def flush(self) -> None:
-    """Writes the time that has passed since the last line."""
+    """Writes the time that has passed since the last line, for a reader of the file."""
     if self._path:
-      self._write("work")
+      self._write("work", is_read=True)
 
   def end(self, code: int, message: str = "") -> None:
     """Writes the last event; later ones are not written.
@@ -123,7 +125,7 @@ class Recorder:
     self._seconds[self._kinds[-1]] += now - self._clock
     self._clock = now
 
-  def _write(self, event: str, **details: Any) -> None:
+  def _write(self, event: str, *, is_read: bool = False, **details: Any) -> None:
     with self._lock:  # The thread that watches the other processes may write the end.
       self._spend()
       seconds = {kind: round(s, 3) for kind, s in self._seconds.items() if s >= 0.0005}
@@ -132,10 +134,15 @@ class Recorder:
       line = json.dumps({"event": event, "time": round(time.time(), 3), "step": self.step,
                          "seconds": seconds, **details})
       try:
-        with open(self._path, "ab", buffering=0) as file:
-          file.write(f"{line}\n".encode())
+        if self._file is None:
+          self._file = files.open_growing(self._path)
+        self._file.write(f"{line}\n".encode())
+        if event == "end":
+          self._file.close()
+        elif event == "start" or is_read:  # The other lines reach a bucket with the checkpoints.
+          files.upload(self._file)
       except OSError as e:
-        console.say(f"WARNING: {self._path}: cannot be written ({e.strerror}). The training "
+        console.say(f"WARNING: {self._path}: cannot be written ({e.strerror or e}). The training "
                     "continues without its events")
         self._path = None
 

@@ -11,7 +11,7 @@
 """
 
 from bertgpt.files.bucket import MANIFEST, BucketPath
-from bertgpt.files.growing import append, open_growing, upload_all
+from bertgpt.files.growing import append, open_growing, upload, upload_all
 from bertgpt.files.locking import check_lock, lock
 from bertgpt.files.parsing import parse_json, read_json
 from bertgpt.files.paths import (
@@ -42,4 +42,5 @@ __all__ = ["MANIFEST", "BucketPath", "append", "check_lock", "copy_locally", "do
            "find_problem", "is_remote", "lock", "make_path", "match_objects", "new_folder",
            "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
            "read_json", "refuse_existing", "remove_leftovers", "rename_new", "require_parent",
-           "size_of", "sync", "unfinished_path", "upload_all", "write_atomically", "write_json"]
+           "size_of", "sync", "unfinished_path", "upload", "upload_all", "write_atomically",
+           "write_json"]

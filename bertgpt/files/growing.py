@@ -1,7 +1,8 @@
 """Files that grow line by line, such as metrics.jsonl, on a disk or in a bucket.
 
 An object cannot be appended to. So a file of a bucket grows in a temporary folder of this machine,
-and is uploaded whole: by `upload_all` at every checkpoint, and when it is closed.
+and is uploaded whole: by `upload_all` at every checkpoint, by `upload`, and when it is closed.
+`name` of an open file is the path of what grows: the file, or its copy on this machine.
 """
 
 import io
@@ -28,6 +29,19 @@ def open_growing(path: pathlib.Path, *, is_new: bool = False) -> io.FileIO:
   if not isinstance(path, BucketPath):
     return io.FileIO(path, "xb" if is_new else "ab")
   return _Growing(path, is_new)
+
+
+def upload(file: io.FileIO) -> None:
+  """Uploads an open file if it lies in a bucket and has grown.
+
+  Args:
+    file: result of `open_growing`.
+  Raises:
+    OSError: it cannot be written.
+  """
+  if isinstance(file, _Growing):
+    with _mutex:
+      file.upload()
 
 
 def append(path: pathlib.Path, line: str) -> None:

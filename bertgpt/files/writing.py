@@ -54,24 +54,26 @@ def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2,
 
 
 @contextlib.contextmanager
-def publish_when_done(path: pathlib.Path, flag: str = "") -> Iterator[pathlib.Path]:
+def publish_when_done(path: pathlib.Path, flag: str = "",
+                      last: str = MANIFEST) -> Iterator[pathlib.Path]:
   """Yields a temporary path for a new file or folder, which is renamed to `path` at the end.
 
   The content is synchronized to the disk before it is renamed. It is removed if the block raises.
   If this process is killed, the content stays at the temporary path, which no other process uses.
-  In a bucket, the content is written to a local temporary folder and uploaded at the end, manifests
-  last; an existing folder of the same name is deleted first.
+  In a bucket, the content is written to a local temporary folder and uploaded at the end, files
+  with the name `last` after all others; an existing folder of the same name is deleted first.
 
   Args:
     path: final path. A file there is replaced; a folder there must be empty.
     flag: flag that names a new file, which must not replace another one; '': see above.
+    last: name of the file that makes a folder in a bucket complete.
   Raises:
     ConfigError: meanwhile, a file has appeared, although `flag` names a new one.
   """
   if isinstance(path, BucketPath):
     with tempfile.TemporaryDirectory(prefix="bertgpt-") as folder:
       yield (local := pathlib.Path(folder) / path.name)
-      _upload(local, path)
+      _upload(local, path, last)
     return
   scratch = unfinished_path(path, secrets.token_hex(4))
   try:
@@ -92,17 +94,17 @@ def publish_when_done(path: pathlib.Path, flag: str = "") -> Iterator[pathlib.Pa
     raise
 
 
-def _upload(local: pathlib.Path, target: BucketPath) -> None:
-  """Copies a local file or folder into a bucket, manifests last."""
+def _upload(local: pathlib.Path, target: BucketPath, last: str) -> None:
+  """Copies a local file or folder into a bucket, files of the name `last` after all others."""
   if not local.is_dir():
     target.upload(local)
     return
   target.remove_tree()
   names = [str(path.relative_to(local)) for path in sorted(local.rglob("*")) if path.is_file()]
-  last = [name for name in names if os.path.basename(name) == MANIFEST]
+  ends = [name for name in names if os.path.basename(name) == last]
   in_parallel(lambda name: (target / name).upload(local / name),
-              [name for name in names if name not in last])
-  for name in last:
+              [name for name in names if name not in ends])
+  for name in ends:
     (target / name).upload(local / name)
 
 

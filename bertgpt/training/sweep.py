@@ -1,6 +1,7 @@
 """Sweeps: every run of a recipe's get_sweep(), each in a process of its own."""
 
 import contextlib
+import io
 import os
 import pathlib
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, unread
-from bertgpt.devices import children
+from bertgpt.devices import children, console
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 from bertgpt.runs import former, workdir
 from bertgpt.training import metrics
@@ -63,7 +64,8 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
 def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
   """Trains parts of a sweep at the same time, with `bertgpt sweep --run`, and waits for them.
 
-  What part k prints goes to part-<k>.log. Each part has its share of the GPUs, if there are enough.
+  What part k prints goes to part-<k>.log; if that is in a bucket, to a local copy that is uploaded
+  at the end. Each part has its share of the GPUs, if there are enough.
 
   Args:
     parts: arguments of the commands.
@@ -76,9 +78,8 @@ def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
   started: list[subprocess.Popen] = []
   with passed_on(started) as was_stopped, contextlib.ExitStack() as stack:
     for k, part in enumerate(parts):
-      file = path / f"part-{k}.log"
-      print(f"part {k}: see {file}", flush=True)
-      log = stack.enter_context(open(file, "ab"))
+      log = stack.enter_context(open_log(path / f"part-{k}.log"))
+      print(f"part {k}: see {log.name}", flush=True)
       started.append(children.start([sys.executable, "-m", "bertgpt", "sweep", *part],
                                     share_of_gpus(k, len(parts)), log))
       if was_stopped():  # The signal arrived before there was a child to pass it to.
@@ -86,6 +87,23 @@ def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
     ends = [wait(child) for child in started]
   for k, (code, interrupted) in enumerate(ends):
     check_end(f"part {k} of the sweep", code, was_stopped() or interrupted)
+
+
+@contextlib.contextmanager
+def open_log(path: pathlib.Path) -> Iterator[io.FileIO]:
+  """Yields a file that processes write to. If it cannot be uploaded at the end, a line says so.
+
+  Args:
+    path: path of the file, on a disk or in a bucket.
+  """
+  log = files.open_growing(path)
+  try:
+    yield log
+  finally:
+    try:
+      log.close()
+    except OSError as e:
+      console.say(f"WARNING: {path}: cannot be written ({e.strerror or e}). It is missing there")
 
 
 def share_of_gpus(k: int, number: int) -> dict[str, str]:
@@ -181,7 +199,7 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
   """
   if not (folder / "report.md").is_file() or not (folder / "config.json").is_file():
     return False
-  stored, config = workdir.read_config(folder), former.without_ignored(folder, config)
+  stored, config = workdir.read_config(folder), former.as_begun(folder, config)
   return (not recipes.differences(stored, config, ["model.vocab_size"])
           and [p.steps for p in stored.phases] == [p.steps for p in config.phases])
 

@@ -1,8 +1,8 @@
 """Preparing a corpus with Apache Beam: the parts of `machines`, made by the workers of an engine.
 
 The pipeline only distributes the indices of the parts. All files are read and written by the
-functions of `machines`, so the source and the folder of the corpus must be on storage that all
-workers have mounted, and the corpus has the same bytes as one made without an engine.
+functions of `machines`, so the source and the folder of the corpus must be in a bucket, or on
+storage that all workers have mounted. The corpus has the same bytes as one made without an engine.
 """
 
 import functools
@@ -10,6 +10,7 @@ import pathlib
 import shlex
 from collections.abc import Callable
 
+from bertgpt import files
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.data.corpus import machines
 from bertgpt.data.text import sources
@@ -77,4 +78,4 @@ def _run(config: ConfigDict, out: pathlib.Path, total: int, arguments: str,
 
 def _make_part(make: Callable, config: str, out: str, total: int, number: int) -> str:
   """Runs on a worker: makes one part."""
-  return str(make(recipes.from_json(config), pathlib.Path(out), Part(number, total)))
+  return str(make(recipes.from_json(config), files.make_path(out), Part(number, total)))

@@ -100,7 +100,7 @@ def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.P
               "files": {name: _describe_file(folder / name) for name in FILES}}
     files.write_json(folder / INFO, info)
 
-  prepare.publish(path, lambda: _is_done(path, recipe), build)
+  prepare.publish(path, lambda: _is_done(path, recipe), build, INFO)
   return path
 
 
@@ -121,7 +121,8 @@ def _write_documents(folder: pathlib.Path, encoded: Iterator[EncodedDocument]) -
 
 def _read_documents(folder: pathlib.Path) -> Iterator[EncodedDocument]:
   with contextlib.ExitStack() as stack:
-    rows, records, lengths = (stack.enter_context(open(folder / name, "rb")) for name in FILES)
+    rows, records, lengths = (stack.enter_context(files.open_read(folder / name))
+                              for name in FILES)
     while block := rows.read(_DOCUMENTS_AT_ONCE * DOCUMENT.itemsize):
       rows_read = np.frombuffer(block, DOCUMENT).tolist()
       for key, size, sentences, text_bytes, unknown, max_id in rows_read:
@@ -166,14 +167,14 @@ def _describe(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> dict:
 
 
 def _is_done(path: pathlib.Path, recipe: dict) -> bool:
-  """Returns whether a folder is complete; False if nothing is there.
+  """Returns whether a folder is complete; False if nothing is there, or half of an upload.
 
   Raises:
     ConfigError: it was made from something else.
   """
   if (path / INFO).is_file() and _read_info(path)["recipe"] == recipe:
     return True
-  if path.exists():
+  if path.exists() and not (files.is_remote(path) and not (path / INFO).is_file()):
     raise ConfigError(f"{path}: was not made from this source, tokenizer and options. Delete it, "
                       "or give another --out")
   return False
@@ -306,7 +307,7 @@ def sample_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.Pa
     info = {"recipe": recipe, "files": {SAMPLE_FILE: _describe_file(folder / SAMPLE_FILE)}}
     files.write_json(folder / INFO, info)
 
-  prepare.publish(path, lambda: _is_done(path, recipe), build)
+  prepare.publish(path, lambda: _is_done(path, recipe), build, INFO)
   return path
 
 
@@ -334,12 +335,12 @@ def train_tokenizer(config: ConfigDict, out: pathlib.Path, *, merges: bool) -> p
     prepare.train_tokenizer(config, documents).save(folder / corpus_lib.TOKENIZER)
     files.write_json(folder / INFO, {"recipe": recipe})
 
-  prepare.publish(path, lambda: _is_done(path, recipe), build)
+  prepare.publish(path, lambda: _is_done(path, recipe), build, INFO)
   return path
 
 
 def _read_sample(folder: pathlib.Path) -> Iterator[Document]:
-  with open(folder / SAMPLE_FILE, encoding="utf-8", newline="\n") as f:
+  with files.open_read(folder / SAMPLE_FILE) as f:
     for line in f:
       yield Document(*json.loads(line))
 

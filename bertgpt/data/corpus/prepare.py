@@ -203,13 +203,14 @@ def publish_corpus(path: pathlib.Path, recipe: dict,
 
 
 def publish(path: pathlib.Path, is_done: Callable[[], bool],
-            build: Callable[[pathlib.Path], None]) -> None:
+            build: Callable[[pathlib.Path], None], last: str = files.MANIFEST) -> None:
   """Makes a folder, completely or not at all. Processes that make the same one take turns.
 
   Args:
     path: the folder.
     is_done: whether the folder is there; raises an error if something else is.
     build: writes into an empty folder, which is then renamed to `path`.
+    last: see `files.publish_when_done`.
   Raises:
     StorageError: a file could not be written.
   """
@@ -222,7 +223,7 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
       if is_done():
         return
       files.remove_leftovers(path.parent, path.name)
-      with files.publish_when_done(path) as folder:
+      with files.publish_when_done(path, last=last) as folder:
         folder.mkdir()
         build(folder)
 

@@ -24,7 +24,7 @@ from bertgpt.data.corpus.corpus import (
   shard_file,
 )
 from bertgpt.errors import one_line
-from bertgpt.files import write_json
+from bertgpt.files import open_read, write_json
 
 SHARD_BYTES = 2**28
 PERCENTILES = (5, 50, 95, 99, 100)
@@ -167,7 +167,7 @@ def _as_os_error(file: pathlib.Path) -> Iterator[None]:
 
 def sha256_file(path: pathlib.Path) -> str:
   """Returns the SHA-256 (hex) of a file, which is always read; `digests` remembers hashes."""
-  with open(path, "rb") as f:
+  with open_read(path) as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 

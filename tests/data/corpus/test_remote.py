@@ -9,8 +9,9 @@ from array_record.python import array_record_module
 
 from bertgpt import config as config_lib
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus import prepare, remote, writer
-from bertgpt.errors import DataError, StorageError
+from bertgpt.data.corpus import machines, prepare, remote, writer
+from bertgpt.data.text.pieces import Part
+from bertgpt.errors import ConfigError, DataError, StorageError
 
 SIZES = (0, 1, 10, 200, 5_000, 65_400, 65_536, 200_000)
 
@@ -152,3 +153,39 @@ def test_a_storage_that_stays_away_is_no_damage(two, storage, monkeypatch):
   storage.faults.is_down = True
   with pytest.raises(StorageError, match="does not answer"):
     train_set.tokens([0, 1])
+
+
+# -------------------------------------------------------------------- parts
+
+
+def list_bytes(path):
+  return {name: (path / name).read_bytes() for name in path.list_tree()}
+
+
+def make_parts(config, out):
+  for number in (1, 0):
+    machines.sample_part(config, out, Part(number, 2))
+  machines.train_tokenizer(config, out, merges=True)
+  for number in (1, 0):
+    machines.prepare_part(config, out, Part(number, 2))
+
+
+def test_parts_in_a_bucket_make_the_corpus_of_one_machine(two, bucket, make_config, tmp_path):
+  config = make_config(cache_dir=str(tmp_path))
+  make_parts(config, bucket / "merged")
+  assert list_bytes(machines.merge(config, bucket / "merged")) == list_bytes(two[1])
+
+
+def test_a_part_whose_upload_was_interrupted_is_made_again(bucket, make_config, tmp_path):
+  config = make_config(cache_dir=str(tmp_path))
+  make_parts(config, bucket / "corpus")
+  path = machines.part_path(bucket / "corpus", Part(0, 2))
+  whole = list_bytes(path)
+  (path / machines.INFO).unlink()  # It is uploaded last.
+  (path / "records").unlink()
+  with pytest.raises(DataError, match="part-00000-of-00002: missing"):
+    machines.merge(config, bucket / "corpus")
+  assert list_bytes(machines.prepare_part(config, bucket / "corpus", Part(0, 2))) == whole
+  config.data.language = "de"
+  with pytest.raises(ConfigError, match="was not made from this source"):
+    machines.train_tokenizer(config, bucket / "corpus", merges=False)
