@@ -17,7 +17,7 @@ import pytest
 
 from bertgpt import cli
 from bertgpt import config as config_lib
-from bertgpt.config import finetuning, recipes, unread
+from bertgpt.config import finetuning, pretraining, recipes, unread
 from bertgpt.finetuning import tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -243,3 +243,17 @@ def test_every_field_is_in_the_reference():
   for fields in (config_lib.base(), config_lib.phase(), finetuning.base()):
     for field, _ in config_lib.leaves(fields):
       assert f"| `{field}` |" in text or field.startswith("phases["), field
+
+
+CHOICES = {**{("base", field): names for field, names in pretraining.CHOICES.items()},
+           **{("phase", field): names for field, names in pretraining.PHASE_CHOICES.items()}}
+
+
+@pytest.mark.parametrize("function, field", CHOICES)
+def test_a_comment_that_lists_choices_lists_all_of_them(function, field):
+  """The reference lists them from the table; the comments are read with the code."""
+  generate = load_script(ROOT / "docs/generate.py")
+  comment = generate.read_comments(pretraining, function)[field]
+  if "|" in comment and "SETS" not in comment:
+    listed = set(re.findall(r"\w+", comment))
+    assert set(CHOICES[function, field]) <= listed

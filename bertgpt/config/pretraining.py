@@ -42,6 +42,7 @@ CHOICES = {
     "model.remat": rematerialization.CHOICES,
     "model.dropout_rng": ("hash", "threefry", "rbg"),
     "train.spike_guard": ("off", "skip"),
+    "eval.rows_by": ("length", "phase"),
     "objective.name": tuple(choices.OBJECTIVES),
     "objective.mask_rule": tuple(choices.MASK_RULES),
     "objective.bias_init": ("zeros", "frequencies"),
@@ -141,7 +142,6 @@ def base() -> ConfigDict:
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()
-  # albert | bert | electra | elmo | gpt | modernbert | modernbert_decoder
   model.family = "bert"
   model.num_layers = 12
   model.width = 768
@@ -222,7 +222,6 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  # mlm_nsp | mlm_sop | mlm | rtd | diffusion | plm | plm_memory | causal | bilm
   objective.name = "mlm_nsp"
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
@@ -244,8 +243,6 @@ def base() -> ConfigDict:
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
-  # bert_adamw | adamw | fairseq_adamw | stable_adamw | lamb | nvlamb | albert_lamb | adafactor |
-  # adagrad | muon
   optimizer.name = "bert_adamw"
   optimizer.b1 = 0.9
   optimizer.b2 = 0.999
@@ -292,6 +289,8 @@ def base() -> ConfigDict:
   evaluation.batch_size = 64
   evaluation.max_rows = 0                  # validation rows; 0: all
   evaluation.mask_prob = 0.0               # share that is predicted; 0: as in the phase
+  # length: rows of one length are the same in all phases | phase: as drawn by earlier versions.
+  evaluation.rows_by = "length"
 
   config.checkpoint = checkpoint = ConfigDict()
   checkpoint.every_steps = 1000            # 0: not by steps

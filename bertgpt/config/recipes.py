@@ -43,7 +43,7 @@ FORMER_NAMES = {
 
 
 # Fields that version 0.1 did not have. A config.json without them gets the defaults, with which
-# the model is the same as before.
+# the model is the same as before, except for FORMER_VALUES.
 ADDED_FIELDS = {
     "pooling", "dtype", "model.matmul", "model.embedding_width", "model.layer_groups",
     "model.skip_first_norm", "model.norm_kind", "model.norm_bias", "model.use_bias", "model.mlp",
@@ -57,11 +57,15 @@ ADDED_FIELDS = {
     "objective.mask_rule", "objective.rtd_weight", "optimizer.decay_rule",
     "optimizer.layer_decay", "data.max_unused",
     "phases.warmup_rule", "phases.mask_prob", "phases.rope_theta", "phases.rope_theta_local",
-    "eval.mask_prob", "checkpoint.every_steps", "checkpoint.every_minutes",
+    "eval.mask_prob", "eval.rows_by", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "checkpoint.keep_best", "system.compile_timeout_minutes",
     "log.trackers", "log.project", "log.group",
     "train.spike_guard", "train.spike_factor", "train.spike_window", "train.skip_steps",
 }
+
+
+# What earlier versions did instead of the default of a field that was added later.
+FORMER_VALUES = {"eval.rows_by": "phase"}
 
 
 class FormerlyIgnored(NamedTuple):
@@ -285,7 +289,7 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   """Rebuilds a config from JSON without running code. Lists become tuples again.
 
   Fields that were not read by the version that wrote the JSON get their defaults, see
-  `find_ignored`.
+  `find_ignored`; missing fields get what that version did, see `FORMER_VALUES`.
 
   Args:
     text: content of a config.json, as text or UTF-8.
@@ -304,6 +308,8 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   fields = dict(leaves(config))
   values = dict(_plain_leaves(stored))
   for field in fields.keys() - values.keys():
+    if field in FORMER_VALUES:
+      set_field(config, field, FORMER_VALUES[field])
     if re.sub(r"\[\d+\]", "", field) in ADDED_FIELDS:
       continue
     problems.append(f"config.json lacks the field {field}")
@@ -321,6 +327,17 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   for field in find_ignored(stored):
     set_field(config, field, fields[field])
   return config
+
+
+def find_former(stored: Any) -> dict[str, Any]:
+  """Returns the fields of `FORMER_VALUES` in which a run does what earlier versions did.
+
+  Args:
+    stored: content of its config.json, as JSON values.
+  """
+  values = dict(_plain_leaves(stored))
+  return {field: value for field, value in FORMER_VALUES.items()
+          if values.get(field, value) == value}
 
 
 def find_ignored(stored: Any) -> list[str]:

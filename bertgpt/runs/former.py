@@ -5,10 +5,14 @@ later ones. The first start by a version that reads the field records this in hi
 that start rewrites config.json:
 
     {"event": "ignored", "fields": ["data.isolate_documents"]}
+
+Such a run also keeps what those versions did instead of the default of a field that was added later
+(`recipes.FORMER_VALUES`), such as the choice of its held-out rows.
 """
 
 import contextlib
 import pathlib
+from typing import Any
 
 from bertgpt import files
 from bertgpt.config import ConfigDict, base, leaves, recipes
@@ -32,6 +36,12 @@ def _find_in_config(path: pathlib.Path) -> list[str]:
   return []
 
 
+def _find_former(path: pathlib.Path) -> dict[str, Any]:
+  with contextlib.suppress(OSError, ValueError):
+    return recipes.find_former(files.parse_json((path / "config.json").read_bytes()))
+  return {}
+
+
 def _find_in_history(path: pathlib.Path) -> list[str]:
   found: list[str] = []
   for event in history.read(path):
@@ -42,20 +52,20 @@ def _find_in_history(path: pathlib.Path) -> list[str]:
   return found
 
 
-def without_ignored(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
-  """Returns the config of a start without the fields that the run in the workdir ignores.
+def as_begun(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
+  """Returns the config of a start as the run in the workdir was begun by an earlier version.
 
   Args:
     path: workdir of the run; without a run in it, the config stays as it is.
     config: a whole config.
   """
-  fields = find_ignored(path)
-  if not fields:
+  defaults = dict(leaves(base()))
+  values = {field: defaults[field] for field in find_ignored(path) if field in defaults}
+  if not (values := values | _find_former(path)):
     return config
-  config, defaults = config.copy_and_resolve_references(), dict(leaves(base()))
-  for field in fields:
-    if field in defaults:
-      recipes.set_field(config, field, defaults[field])
+  config = config.copy_and_resolve_references()
+  for field, value in values.items():
+    recipes.set_field(config, field, value)
   config.lock()
   return config
 

@@ -63,7 +63,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   process.use_compilation_cache(config.system.compilation_cache)
   with watchdog.restored(), workdir.make_and_lock(path, jax.process_index() == 0):
     watchdog.arm_for(config.system, compiles=True)
-    config = former.without_ignored(path, config)
+    config = former.as_begun(path, config)
     workdir.check_unchanged(path, config, allow_change)
     if not workdir.is_run(path):
       unread.check(config)

@@ -60,6 +60,18 @@ def test_an_old_run_continues_as_it_began(train, tmp_path, capsys):
   assert "data.isolate_documents: False -> True" in capsys.readouterr().err
 
 
+def test_an_old_run_keeps_its_held_out_rows(tmp_path):
+  assert former.as_begun(tmp_path, base()).eval.rows_by == "length"  # There is no run yet.
+  text = as_written_before(recipes.to_json(base()))
+  for _ in range(2):  # The second time, config.json is of this version.
+    (tmp_path / "config.json").write_text(text)
+    config = former.as_begun(tmp_path, base())
+    assert config.eval.rows_by == recipes.from_json(text).eval.rows_by == "phase"
+    text = recipes.to_json(config)
+  (tmp_path / "config.json").write_text(recipes.to_json(base()))
+  assert former.as_begun(tmp_path, base()).eval.rows_by == "length"
+
+
 @pytest.mark.parametrize("objective, is_ignored", [("mlm", True), ("causal", False),
                                                    ("mlm_nsp", False)])
 def test_only_objectives_that_did_not_read_it_ignore_it(objective, is_ignored):

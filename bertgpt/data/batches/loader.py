@@ -51,7 +51,8 @@ BATCHES_AHEAD = 4  # Batches in host memory, in addition to `data.prefetch` on t
 ORDER_VERSION = 1
 
 ROWS_SHOWN = 5  # Rows that `report` prints.
-EVAL_SEED = 0  # One fixed plan of the validation split, so that all runs are comparable.
+# One fixed plan of the validation split per length of the rows, so that all runs are comparable.
+EVAL_SEED = 0
 
 
 # -------------------------------------------------------------------- rows
@@ -70,6 +71,7 @@ class Rows:
     config: whole config.
     phase_index: index of the phase.
     seed: seed of all plans.
+    key: number of the plans among those of the seed; None: that of the phase.
     num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
     num_streams: rows of a batch, if every row continues the same row of the previous step (see
       `formats`); None: the batch size of the phase.
@@ -81,10 +83,12 @@ class Rows:
   """
 
   def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int, seed: int,
-               num_windows: int | None = None, num_streams: int | None = None):
+               key: int | None = None, num_windows: int | None = None,
+               num_streams: int | None = None):
     self._num_streams = num_streams or config.phases[phase_index].batch_size
     self.seq_len = config.phases[phase_index].seq_len
-    self._corpus, self._config, self._key = corpus, config, (seed, phase_index)
+    self._corpus, self._config = corpus, config
+    self._key = (seed, phase_index if key is None else key)
     self._layout = formats.make_layout(corpus.tokenizer, config, self.seq_len)
     num_tokens = sum_lengths(corpus.document_lengths)
     self._windows = divide(corpus.document_lengths,
@@ -281,9 +285,9 @@ def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
                       local_rows: np.ndarray | slice) -> Iterator[Batch]:
   """Returns an iterator over the rows of one epoch, in batches of `eval.batch_size`.
 
-  The rows are the same for every run. The last batch is filled with empty rows, whose
-  sequence_ids and weights are 0. With `eval.max_rows`, that many rows are read, chosen at random;
-  of streams, the first rows.
+  The rows are the same for every run, unless `eval.rows_by` is 'phase'. The last batch is filled
+  with empty rows, whose sequence_ids and weights are 0. With `eval.max_rows`, that many rows are
+  read, chosen at random; of streams, the first rows.
 
   Args:
     corpus: split to evaluate on.
@@ -293,7 +297,8 @@ def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
   Raises:
     DataError: the split holds no text.
   """
-  rows = Rows(corpus, config, phase_index, EVAL_SEED, num_windows=1,
+  key = None if config.eval.rows_by == "phase" else 0  # As in a run of one phase.
+  rows = Rows(corpus, config, phase_index, EVAL_SEED, key, num_windows=1,
               num_streams=config.eval.batch_size)
   num_rows = min(config.eval.max_rows or rows.rows_per_epoch, rows.rows_per_epoch)
   size = config.eval.batch_size

@@ -31,8 +31,8 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
 
   A and B are consecutive texts of one document, and half of the pairs are swapped. The published
   script gives a chunk of one sentence a random B and labels the pair as swapped. Here such a chunk
-  is joined with the next sentence or, at the end of a document, has no B and no label, so that the
-  label depends only on the order.
+  is joined with the next sentence or, at the end of a document, has an empty B, as in [CLS] A [SEP]
+  [SEP], and no label, so that the label depends only on the order.
 
   Args:
     texts: documents of the plan.

@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
       first..cut.
     document_b, first_b, last_b: B is the sentences first_b..last_b of document_b; if the label is
       0, they are cut..last of the same document.
-    label: 0: B follows A; 1: B is from another document; NO_LABEL: there is no B.
+    label: 0: B follows A; 1: B is from another document; NO_LABEL: B is empty.
     target: intended number of tokens of the pair, without special tokens.
   """
 
@@ -113,7 +113,7 @@ def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.G
   another document, and the pass continues after A; otherwise it continues after the chunk.
 
   If there is only one document, B always follows A, chunks have at least two sentences, and a
-  single sentence at the end gets no B and no label.
+  single sentence at the end has an empty B, as [CLS] A [SEP] [SEP], and no label.
 
   Args:
     texts: documents to draw from.

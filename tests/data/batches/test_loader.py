@@ -131,6 +131,14 @@ def sequences_of(batch):
       yield row, sequence, np.flatnonzero(ids == sequence)
 
 
+@pytest.mark.parametrize("objective", PAIRS)
+def test_a_single_sentence_has_an_empty_b_and_no_label(objective):
+  batch = read_epoch(make_corpus([[3]]), make_config(objective, 16))
+  assert batch["tokens"][0, :6].tolist() == [CLS, FIRST, FIRST + 1, FIRST + 2, SEP, SEP]
+  assert batch["segment_ids"][0, :6].tolist() == [0, 0, 0, 0, 0, 1]
+  assert not batch[f"{PAIRS[objective]}_weights"].any()
+
+
 @pytest.mark.parametrize("seq_len", [8, 32, 130])
 @pytest.mark.parametrize("packing", [True, False])
 def test_pairs_read_as_bert_reads_them(seq_len, packing):
@@ -411,6 +419,22 @@ def test_evaluation_does_not_depend_on_the_seed_and_stops_at_max_rows():
   config.seed = 5
   assert_equal(join(list(loader.make_eval_batches(ORDINARY, config, 0, slice(None)))), first)
   assert (first["sequence_ids"][:, 0] > 0).sum() == 11
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_held_out_rows_of_one_length_are_those_of_every_phase_and_run(objective):
+  def read(lengths, index, rows_by="length", max_rows=0):
+    config = make_config(objective)
+    config.phases = tuple(config_lib.phase(seq_len=length, batch_size=8) for length in lengths)
+    config.eval.update(rows_by=rows_by, max_rows=max_rows)
+    return join(list(loader.make_eval_batches(ORDINARY, config, index, slice(None))))
+
+  for max_rows in (0, 5):
+    expected = read([32], 0, max_rows=max_rows)
+    for lengths, index in (([16, 32], 1), ([32, 32, 16], 0), ([32, 32, 16], 1)):
+      assert_equal(read(lengths, index, max_rows=max_rows), expected)
+  assert_equal(read([32], 0, "phase"), read([32], 0))  # Earlier versions drew these.
+  assert loader.batch_sha256(read([16, 32], 1, "phase")) != loader.batch_sha256(read([32], 0))
 
 
 def test_an_empty_validation_split_is_an_error():
