@@ -183,6 +183,8 @@ def read_by_choices() -> list[str]:
            for name, objective in choices.OBJECTIVES.items()]
   rows += [("`optimizer.name`", code(name), codes(sorted(reads)))
            for name, reads in choices.OPTIMIZERS.items()]
+  rows += [("`tokenizer.kind`", code(name), codes(sorted(reads)))
+           for name, reads in choices.TOKENIZERS.items()]
   rows += [("`phases[].schedule`", code(name), codes(sorted(reads)))
            for name, reads in choices.SCHEDULES.items()]
   return table(("choice", "value", "fields that it reads, but some other value does not"), rows)

@@ -123,6 +123,15 @@ POSITIONS = {
     "none": frozenset(),
 }
 
+# Kind of a tokenizer that is trained -> fields that it reads, but some other kind does not.
+_CASE = frozenset({"tokenizer.lowercase"})
+TOKENIZERS = {
+    "sentencepiece": _CASE | {"tokenizer.model_type"},
+    "wordpiece": _CASE,
+    "bpe": frozenset(),
+    "words": _CASE,
+}
+
 # Name -> fields of a phase that this schedule reads, but some other schedule does not.
 SCHEDULES = {
     "linear": frozenset({"end_fraction", "warmup_rule"}),
@@ -155,4 +164,4 @@ def names_of_trackers(text: str) -> list[str]:
 
 # Values that, like the default, are accepted for a field that is not read.
 UNUSED = {"model.num_segments": 0, "data.random_next_prob": 0.0, "data.short_sequence_prob": 0.0,
-          "optimizer.momentum": 0.0}
+          "optimizer.momentum": 0.0, "tokenizer.lowercase": False, "task.lm_weight": 0.0}

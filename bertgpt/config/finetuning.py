@@ -6,9 +6,10 @@ into an ordinary one, so that the train step, sharding and optimizers are those 
 """
 
 import math
+from collections.abc import Iterable, Mapping
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, families, unread
 from bertgpt.errors import ConfigError
 
 AS_PRETRAINED = -1.0
@@ -129,6 +130,26 @@ def find_problems(config: ConfigDict) -> list[str]:
   elif problem := config_lib.remote_problem(config.task.data.removeprefix("tfds:")):
     problems.append(f"task.data={problem}")
   return problems
+
+
+def check_read(config: ConfigDict, readers: Mapping[str, Iterable[str]],
+               pretrained: ConfigDict) -> None:
+  """Refuses the config of a new fine-tuning with a field that its choices do not read.
+
+  Args:
+    config: whole config of the fine-tuning.
+    readers: name of a task -> fields that it reads, but some other task does not.
+    pretrained: config of the pretrained run.
+  Raises:
+    ConfigError: there are such fields; the message has one line per field.
+  """
+  values, defaults = dict(config_lib.leaves(config)), dict(config_lib.leaves(base()))
+  irrelevant = [unread.of_others("task.name", config.task.name, readers),
+                *unread.irrelevant_in_all(values)]
+  if families.find(pretrained).kind == "encoder":
+    irrelevant.append(("model.family of --init", pretrained.model.family, ["task.lm_weight"]))
+  if lines := [line for _, line in unread.find_set(values, defaults, irrelevant)]:
+    raise ConfigError("\n".join(lines))
 
 
 def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learning_rate: float,

@@ -2,14 +2,22 @@
 
 A new run with such a config is refused, because the author of the config expects an effect. A run
 that an earlier version started with such a field can continue, since the field changes nothing.
+
+Two fields replace others whatever those are set to, so that a recipe can be used with another text
+or tokenizer: `data.corpus` the fields that prepare a corpus (`data.source`, `tokenizer`, ...), and
+`tokenizer.path` those that train a tokenizer.
+
+    Irrelevant     (field that is a choice, the choice, fields that only other choices read)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bertgpt.config import choices, families
 from bertgpt.config.pretraining import PHASE_OF_MODEL, ConfigDict, base, leaves, phase
 from bertgpt.errors import ConfigError
+
+Irrelevant = tuple[str, Any, list[str]]
 
 
 def check(config: ConfigDict) -> None:
@@ -55,24 +63,45 @@ def _find(config) -> Iterator[tuple[str, str]]:
     curve = curve if is_continued else p
 
 
-def _irrelevant(config) -> Iterator[tuple[str, Any, list[str]]]:
-  """Yields (field that is a choice, the choice, fields that only other choices read)."""
+def of_others(choice: str, name: Any, readers: Mapping[Any, Iterable[str]]) -> Irrelevant:
+  """Returns the fields that a choice does not read, but others do.
+
+  Args:
+    choice: field that is the choice.
+    name: its value.
+    readers: value -> fields that it reads, but some other value does not.
+  """
+  return choice, name, sorted(set().union(*readers.values()) - set(readers[name]))
+
+
+def irrelevant_in_all(values: Mapping[str, Any]) -> Iterator[Irrelevant]:
+  """Yields the fields that are not read, of the groups that fine-tunings have too.
+
+  Args:
+    values: field -> value, of a pretraining or a fine-tuning.
+  """
+  yield of_others("optimizer.name", values["optimizer.name"], choices.OPTIMIZERS)
+  if not values["log.trackers"]:
+    yield "log.trackers", "", ["log.group", "log.project"]
+
+
+def _irrelevant(config) -> Iterator[Irrelevant]:
   values = dict(leaves(config))
   for choice, readers in (
       ("model.family", {name: {f"model.{field}" for field in family.reads}
                         for name, family in families.FAMILIES.items()}),
       ("objective.name", {name: objective.reads
                           for name, objective in choices.OBJECTIVES.items()}),
-      ("optimizer.name", choices.OPTIMIZERS),
       ("data.packing", choices.PACKING), ("train.spike_guard", choices.SPIKE_GUARDS),
       ("model.norm", choices.NORMS), ("model.norm_kind", choices.NORM_KINDS),
       ("model.position", choices.POSITIONS)):
-    name = values[choice]
-    yield choice, name, sorted(set().union(*readers.values()) - readers[name])
+    yield of_others(choice, values[choice], readers)
   yield "model.family", values["model.family"], sorted(
       f"model.{field}" for field in families.find(config).ignores)
-  if not values["log.trackers"]:
-    yield "log.trackers", "", ["log.group", "log.project"]
+  yield from irrelevant_in_all(values)
+  kind = values["tokenizer.kind"]
+  if not values["tokenizer.path"] and not values["data.corpus"] and kind in choices.TOKENIZERS:
+    yield of_others("tokenizer.kind", kind, choices.TOKENIZERS)
   if not values["model.window"]:
     yield "model.window", 0, ["model.global_every", "model.rope_theta_local"]
   elif values["model.global_every"] == 0:  # Every layer has the window.
@@ -82,9 +111,20 @@ def _irrelevant(config) -> Iterator[tuple[str, Any, list[str]]]:
 
 
 def _find_in_groups(config):
-  values, defaults = dict(leaves(config)), dict(leaves(base()))
+  return find_set(dict(leaves(config)), dict(leaves(base())), _irrelevant(config))
+
+
+def find_set(values: Mapping[str, Any], defaults: Mapping[str, Any],
+             irrelevant: Iterable[Irrelevant]) -> Iterator[tuple[str, str]]:
+  """Yields (field, line that says so) for the fields that are set although nothing reads them.
+
+  Args:
+    values: field -> value.
+    defaults: field -> default.
+    irrelevant: the fields that nothing reads.
+  """
   found = set()  # One reason per field is enough.
-  for choice, name, fields in _irrelevant(config):
+  for choice, name, fields in irrelevant:
     for field in fields:
       unused = (defaults[field], choices.UNUSED.get(field, defaults[field]))
       if field not in found and values[field] not in unused:

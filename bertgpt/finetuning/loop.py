@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, families, recipes
+from bertgpt.config import ConfigDict, families, finetuning, recipes
 from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import prediction, resume, tasks
@@ -69,6 +69,9 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   process.use_compilation_cache(config.system.compilation_cache)
   pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
+  if not (path / "config.json").exists():  # Earlier versions have accepted such fields.
+    readers = {name: entry.reads for name, entry in tasks.TASKS.items()}
+    finetuning.check_read(config, readers, pretrained.config)
   check_run(config, pretrained)
   pretrained, task = open_task(config, pretrained)
   is_first = jax.process_index() == 0  # The other processes compute and write nothing.

@@ -4,8 +4,9 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.config import recipes
+from bertgpt.config import presets, recipes
 from bertgpt.errors import ConfigError
+from bertgpt.finetuning import tasks
 
 
 def make_config(**fields):
@@ -96,3 +97,55 @@ def test_json_brings_the_config_back():
   assert recipes.from_json(text, finetune_config.base) == config
   with pytest.raises(ConfigError, match="is not the config of a run"):
     recipes.from_json(text)
+
+
+# ------------------------------------------------------- fields without effect
+
+
+def problems_of(config, preset):
+  pretrained = config_lib.base()
+  pretrained.model.update(preset)
+  try:
+    finetune_config.check_read(
+        config, {name: entry.reads for name, entry in tasks.TASKS.items()}, pretrained)
+  except ConfigError as e:
+    return str(e).splitlines()
+  return []
+
+
+BERT, GPT = presets.BERT["tiny"], presets.GPT2["small"]
+
+
+@pytest.mark.parametrize("task, model, field, value, reason", [
+    ("sst2", BERT, "task__stride", 64, "task.name='sst2' does not read it. Leave it at 128"),
+    ("stsb", GPT, "task__n_best", 5, "task.name='stsb'"),
+    ("ner", BERT, "task__truncation", "tail", "task.name='ner'"),
+    ("ner", BERT, "pooling", "mean", "task.name='ner'"),
+    ("squad", BERT, "pooling", "cls", "task.name='squad'"),
+    ("squad", BERT, "task__null_threshold", 1.0, "task.name='squad'"),
+    ("sst2", BERT, "task__lm_weight", 0.1, "model.family of --init='bert'"),
+    ("sst2", BERT, "optimizer__momentum", 0.5, "optimizer.name='bert_adamw'"),
+    ("sst2", BERT, "log__group", "a", "log.trackers=''"),
+])
+def test_a_field_without_effect_is_refused(task, model, field, value, reason):
+  (problem,) = problems_of(make_config(task__name=task, **{field: value}), model)
+  assert problem.startswith(f"{field.replace('__', '.')}={value!r}: {reason}")
+
+
+@pytest.mark.parametrize("task, model, field, value", [
+    ("squad", BERT, "task__stride", 64), ("squad2", BERT, "task__null_threshold", 1.0),
+    ("stsb", BERT, "task__truncation", "tail"), ("sst2", GPT, "task__lm_weight", 0.1),
+    ("sst2", BERT, "task__lm_weight", 0.0), ("sst2", BERT, "pooling", "mean")])
+def test_a_field_with_an_effect_is_accepted(task, model, field, value):
+  assert not problems_of(make_config(task__name=task, **{field: value}), model)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_the_recipes_and_defaults_are_accepted_for_every_task(task):
+  for model in (BERT, GPT):
+    assert not problems_of(make_config(task__name=task), model)
+  for name in recipes.names():
+    if name.startswith("finetune_"):
+      config = recipes.override(recipes.load(name, finetune_config.base),
+                                [f"--config.task.name={task}"])
+      assert not problems_of(config, GPT if name == "finetune_gpt" else BERT)

@@ -3,8 +3,9 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import choices, families, presets, recipes, unread
+from bertgpt.config import choices, families, finetuning, presets, recipes, unread
 from bertgpt.errors import ConfigError
+from bertgpt.finetuning import tasks
 
 
 def make_config(objective="mlm_nsp", **overrides):
@@ -54,6 +55,8 @@ def test_a_field_of_another_choice_is_refused_by_its_name(objective, field, valu
     ("mlm", {"model.position": "rope", "model.window": 8, "model.global_every": 0},
      "phases[0].rope_theta", 5e4),
     ("mlm", {"model.global_every": 1}, "model.window", 8),
+    ("mlm", {"tokenizer.kind": "wordpiece"}, "tokenizer.model_type", "bpe"),
+    ("mlm", {"tokenizer.kind": "bpe"}, "tokenizer.model_type", "bpe"),
 ])
 def test_a_field_that_another_field_switches_off_is_refused(objective, switches, field, value):
   with pytest.raises(ConfigError) as error:
@@ -74,6 +77,22 @@ def test_a_field_that_another_field_switches_off_is_refused(objective, switches,
 ])
 def test_a_field_that_is_switched_on_is_accepted(switches, field):
   assert not problems_of(make_config(**switches, **{field: 5}))
+
+
+@pytest.mark.parametrize("other", [
+    {"tokenizer.path": "gpt2"}, {"data.corpus": "corpus"},
+    {"tokenizer.kind": "wordpiece", "tokenizer.path": "vocab.txt"}])
+def test_a_recipe_is_accepted_with_another_tokenizer_or_corpus(other):
+  """It has the fields of the tokenizer that it would train."""
+  fields = {"tokenizer.model_type": "bpe", "tokenizer.vocab_size": 99}
+  config = make_config("mlm", **fields, **other)
+  assert not problems_of(config)
+
+
+def test_text_of_a_byte_level_tokenizer_keeps_its_case():
+  for lowercase in (True, False):
+    assert not problems_of(make_config("mlm", **{"tokenizer.kind": "bpe",
+                                                 "tokenizer.lowercase": lowercase}))
 
 
 def test_one_field_without_effect_is_refused_once():
@@ -131,9 +150,12 @@ def test_fields_that_nothing_reads_need_not_be_set_when_a_run_continues():
 def test_every_field_in_the_tables_exists():
   fields = dict(config_lib.leaves(config_lib.base()))
   named = {field for objective in choices.OBJECTIVES.values() for field in objective.reads}
-  for table in (choices.OPTIMIZERS, choices.PACKING, choices.SPIKE_GUARDS):
+  for table in (choices.OPTIMIZERS, choices.PACKING, choices.SPIKE_GUARDS, choices.TOKENIZERS):
     named |= {field for reads in table.values() for field in reads}
   named |= {f"model.{field}" for family in families.FAMILIES.values() for field in family.reads}
-  assert named | choices.UNUSED.keys() <= fields.keys()
+  of_tasks = set().union(*(entry.reads for entry in tasks.TASKS.values()))
+  tuning = dict(config_lib.leaves(finetuning.base()))
+  assert named <= fields.keys() and of_tasks <= tuning.keys()
+  assert choices.UNUSED.keys() <= fields.keys() | tuning.keys()
   of_phase = {*choices.CURVE, *choices.OF_WARMUP}.union(*choices.SCHEDULES.values())
   assert of_phase <= set(config_lib.phase())

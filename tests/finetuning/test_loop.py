@@ -137,6 +137,17 @@ def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, cap
   assert "median" in capsys.readouterr().out
 
 
+def test_a_fine_tuning_that_set_a_field_without_effect_continues(tuned, tuning, finished_bert,
+                                                                 tmp_path, capsys):
+  """Earlier versions began it."""
+  out = tmp_path / "out"
+  shutil.copytree(tuned, out)
+  config = json.loads((out / "config.json").read_text())
+  config["task"]["stride"] = 64
+  (out / "config.json").write_text(json.dumps(config))
+  assert run(tuning, finished_bert, out, "--config.task.stride=64") == 0, capsys.readouterr().err
+
+
 def test_a_gpt_learns_them_too(tuning, finished_gpt, tmp_path):
   """A GPT gets new tokens, and the language-model loss is added to the task's."""
   assert run(tuning, finished_gpt, tmp_path / "out") == 0
@@ -392,6 +403,7 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["--config.task.max_length=500"], 2, "task.max_length=500 is longer than model.max_positions"),
     (["--config.save=false"], 2, "save='false': choose one of best, all, none"),
     (["--config.epoch=2"], 2, "--config.epoch: no such field. Did you mean --config.epochs?"),
+    (["--config.task.stride=64"], 2, "task.stride=64: task.name='sst2' does not read it"),
     (["--config.task.dev=my.tsv"], 2, "task.dev=my.tsv: the files of sst2 have their"),
     (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows cannot be divided"),
     (["--init=/none"], 2, "/none: no such folder. Give the folder of a run, or of"),

@@ -15,17 +15,23 @@ class Entry(NamedTuple):
   Attributes:
     open: (config.task, format) -> task.
     kind: kind of its outputs, one of `families.CAPABILITIES`.
+    reads: fields of a fine-tuning's config that this task reads, but some other task does not.
   """
 
   open: Callable[[Any, TextFormat], Task]
   kind: str
+  reads: frozenset[str]
 
+
+_OF_TEXTS = frozenset({"pooling", "task.lm_weight", "task.truncation"})
+_OF_SPANS = frozenset({"task.stride", "task.max_question", "task.max_answer", "task.n_best"})
 
 TASKS = {
-    **{name: Entry(glue.open_task, "classes" if task.labels else "values")
+    **{name: Entry(glue.open_task, "classes" if task.labels else "values", _OF_TEXTS)
        for name, task in glue.TASKS.items()},
-    "ner": Entry(ner.open_task, "tokens"),
-    **{name: Entry(squad.open_task, "spans") for name in squad.VERSIONS},
+    "ner": Entry(ner.open_task, "tokens", frozenset()),
+    "squad": Entry(squad.open_task, "spans", _OF_SPANS),
+    "squad2": Entry(squad.open_task, "spans", _OF_SPANS | {"task.null_threshold"}),
 }
 
 
