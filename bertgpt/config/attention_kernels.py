@@ -42,7 +42,6 @@ class Layer(NamedTuple):
     dropout: share of attention weights dropped; 0: none.
     dropout_rng: generator of their mask, `config.model.dropout_rng`.
     has_window: whether a query sees only the keys within some distance.
-    has_order: whether there is a prefix, or an order of prediction; see `attention.Visibility`.
     capability: compute capability of the GPU, such as 7.5; 0: not known, or not an NVIDIA GPU.
     is_relative: whether scores also depend on the distance of query and key.
   """
@@ -54,7 +53,6 @@ class Layer(NamedTuple):
   dropout: float
   dropout_rng: str = "hash"
   has_window: bool = False
-  has_order: bool = False
   capability: float = 0.0
   is_relative: bool = False
 
@@ -170,6 +168,5 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
                 (head_width in (16, 32, 64, 128),
                  f"a head width of 16, 32, 64 or 128, not {head_width}")),
   }
-  no_order = (not layer.has_order, "attention without a prefix or an order")
   no_distances = (not layer.is_relative, "scores without relative positions")
-  return [need for is_met, need in (no_order, no_distances, *needs[kernel]) if not is_met]
+  return [need for is_met, need in (no_distances, *needs[kernel]) if not is_met]

@@ -34,18 +34,11 @@ SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 
 class Visibility:
   """The keys that a query sees: the keys of its own sequence that every other field allows.
 
-  The fused kernels know only sequences, lengths, `causal` and windows; with any other field set,
-  attention falls back to `xla`.
-
   Attributes:
     sequence_ids_BL: int32; tokens with different ids do not see each other.
     lengths_B: int32, number of tokens of every row, if each row is one sequence followed only by
       padding; the fused kernels then need no mask. None: a row may hold several sequences.
     causal: a query sees no later key.
-    prefix_BL: bool, tokens of a prefix, which see each other whatever `causal` says. None: no
-      token belongs to a prefix.
-    order_BL: int32, place of every token in an order of prediction: a query sees the keys whose
-      place is not after its own (Yang et al. 2019, arXiv:1906.08237). None: any place.
     window: largest distance in positions at which a query sees a key (Beltagy et al. 2020,
       arXiv:2004.05150). None: any distance.
     is_global: bool scalar, whether the window is lifted in this layer. None: it is not.
@@ -53,8 +46,6 @@ class Visibility:
 
   sequence_ids_BL: jax.Array
   lengths_B: jax.Array | None = None
-  prefix_BL: jax.Array | None = None
-  order_BL: jax.Array | None = None
   is_global: jax.Array | np.ndarray | None = None
   causal: bool = dataclasses.field(default=False, metadata={"static": True})
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
@@ -64,12 +55,7 @@ class Visibility:
     at = jnp.arange(self.sequence_ids_BL.shape[1])
     mask_BLS = self.sequence_ids_BL[:, :, None] == self.sequence_ids_BL[:, None, :]
     if self.causal:
-      earlier_BLS = jnp.broadcast_to(at[:, None] >= at, mask_BLS.shape)
-      if self.prefix_BL is not None:
-        earlier_BLS |= self.prefix_BL[:, :, None] & self.prefix_BL[:, None, :]
-      mask_BLS &= earlier_BLS
-    if self.order_BL is not None:
-      mask_BLS &= self.order_BL[:, :, None] >= self.order_BL[:, None, :]
+      mask_BLS &= at[:, None] >= at
     if self.window is not None:
       is_near_LS = abs(at[:, None] - at) <= self.window
       mask_BLS &= is_near_LS if self.is_global is None else is_near_LS | self.is_global
@@ -95,7 +81,6 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
   layer = attention_kernels.Layer(
       sharding.platform(), str(q_BLNH.dtype), q_BLNH.shape[1], q_BLNH.shape[3], dropout,
       "hash" if dropout_key is None or is_hash(dropout_key) else "", visibility.window is not None,
-      visibility.prefix_BL is not None or visibility.order_BL is not None,
       sharding.compute_capability())
   name, _ = attention_kernels.choose(kernel, layer)
   if name == "xla":

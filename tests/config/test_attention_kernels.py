@@ -26,7 +26,7 @@ BF16 = kernels.Layer("", "bfloat16", length=512, head_width=64, dropout=0.0)
     ("tpu", {"has_window": True}, "splash"),
     ("tpu", {"has_window": True, "length": 128}, "flash"),
     ("gpu", {"has_window": True}, "cudnn"),
-    ("tpu", {"has_order": True}, "xla"),
+    ("tpu", {"is_relative": True}, "xla"),
     ("gpu", {}, "cudnn"),
     ("gpu", {"length": 128}, "cudnn"),
     ("gpu", {"dtype": "float32"}, "xla"),

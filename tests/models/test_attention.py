@@ -270,35 +270,18 @@ def np_mask(visibility):
   rows, length = v.sequence_ids_BL.shape
   mask = np.zeros((rows, 1, length, length), bool)
   for b, q, k in np.ndindex(rows, length, length):
-    is_prefix = v.prefix_BL is not None and v.prefix_BL[b, q] and v.prefix_BL[b, k]
     mask[b, 0, q, k] = (
         v.sequence_ids_BL[b, q] == v.sequence_ids_BL[b, k]
-        and (not v.causal or k <= q or is_prefix)
-        and (v.order_BL is None or v.order_BL[b, k] <= v.order_BL[b, q])
+        and (not v.causal or k <= q)
         and (v.window is None or abs(q - k) <= v.window))
   return mask
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("has_prefix", [False, True])
-@pytest.mark.parametrize("has_order", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_mask_is_what_its_fields_say(causal, has_prefix, has_order, window):
-  rng, ids = np.random.default_rng(0), make_ids(30)
-  visibility = Visibility(
-      ids, causal=causal, window=window,
-      prefix_BL=np.arange(30) < np.array([[4], [9]]) if has_prefix else None,
-      order_BL=np.stack([rng.permutation(30) for _ in ids]) if has_order else None)
+def test_the_mask_is_what_its_fields_say(causal, window):
+  visibility = Visibility(make_ids(30), causal=causal, window=window)
   np.testing.assert_array_equal(visibility.mask(), np_mask(visibility))
-
-
-def test_fused_kernels_are_not_asked_for_what_they_cannot():
-  """A prediction order is not passed to splash, which would ignore it."""
-  q, k, v, _ = make_inputs("float32")
-  visibility = Visibility(make_ids(), order_BL=np.stack([np.arange(LENGTH)[::-1]] * 2))
-  found, plain = (attention.attend(q, k, v, visibility, kernel=kernel, dropout=0.0,
-                                   dropout_key=None) for kernel in ("splash", "xla"))
-  np.testing.assert_array_equal(found, plain)
 
 
 # ---------------------------------------------------------- the plain kernel
