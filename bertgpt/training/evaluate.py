@@ -78,7 +78,7 @@ def make_eval_step(setup: Setup) -> Callable:
   def eval_step(params, batch, row_ids_B, carry):
     key = jax.random.key(loader.EVAL_SEED)
     batch = objective.corrupt(batch, key, row_ids_B)
-    model = BoundModel(setup.model, params, {"sample": key}, carry)
+    model = BoundModel(setup.model, params, {}, carry)
     return objectives.evaluate(objective, model, batch)
 
   return eval_step

@@ -77,7 +77,9 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     watchdog.arm_for(config.system, compiles=True)
     compiled, after_gaps = None, {last + 1 for _, last in config.train.skip_steps}
-    batches = stack.enter_context(contextlib.closing(make_steps(run, first_step)))
+    batches = stack.enter_context(contextlib.closing(make_steps(
+        config, first_step, jit=functools.partial(jit_phase, run),
+        read=functools.partial(device_batches, run))))
     for step, train_step, batch in log.pace.timed(events.timed("input", batches)):
       is_new, compiled = train_step is not compiled, train_step
       events.begin_step(step, compiles=is_new)  # `step` counts from 1.
@@ -153,27 +155,41 @@ def write_start(run: Run, first_step: int) -> None:
   events.open_in(run.path, first_step)
 
 
-def make_steps(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any], None, None]:
-  """Yields (step, counted from 1; jitted step; batch on the devices).
+def jit_phase(run: Run, phase_index: int) -> Callable:
+  """Returns the jitted step of a phase.
+
+  Args:
+    run: the opened run.
+    phase_index: index of the phase.
+  """
+  return steps.jit_train_step(steps.at_phase(run.setup, phase_index),
+                              run.config.phases[phase_index].micro_batches, run.abstract_state)
+
+
+def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callable],
+               read: Callable[[int, int], Generator[Any, None, None]]
+               ) -> Generator[tuple[int, Callable, Any], None, None]:
+  """Yields (number of the step counted from 1, jitted step, batch on the devices).
 
   Phases of the same shape share one program. The steps of `config.train.skip_steps` are left out.
 
   Args:
-    run: the opened run.
+    config: config of the run.
     first_step: steps done before.
+    jit: index of a phase -> its jitted step.
+    read: (index of a phase, first batch counted from the start of the phase) -> its batches.
   """
   phase_start, programs = 0, {}
-  for i, phase in enumerate(run.config.phases):
+  for i, phase in enumerate(config.phases):
     phase_end = phase_start + phase.steps
     if first_step < phase_end:
       start = max(first_step, phase_start)
       shape = steps.shape_of(phase)
       if shape not in programs:
-        programs[shape] = steps.jit_train_step(steps.at_phase(run.setup, i), phase.micro_batches,
-                                               run.abstract_state)
+        programs[shape] = jit(i)
       train_step = programs[shape]
-      for begin, end in without(run.config.train.skip_steps, start, phase_end):
-        with contextlib.closing(device_batches(run, i, begin - phase_start)) as batches:
+      for begin, end in without(config.train.skip_steps, start, phase_end):
+        with contextlib.closing(read(i, begin - phase_start)) as batches:
           for step, batch in zip(range(begin + 1, end + 1), batches, strict=False):
             yield step, train_step, batch
     phase_start = phase_end

@@ -21,7 +21,7 @@ from bertgpt.models import Module, recompute
 from bertgpt.training import objectives, optimizers, schedules, spikes
 
 # Independent random streams of a run.
-MASK_STREAM, DROPOUT_STREAM, INIT_STREAM, SAMPLE_STREAM = range(4)
+MASK_STREAM, DROPOUT_STREAM, INIT_STREAM = range(3)
 
 
 class Setup(NamedTuple):
@@ -157,8 +157,7 @@ def make_gradients(setup: Setup, micro_batches: int) -> Callable:
     rows = batch["tokens"].shape[0]
     batch = dict(objective.corrupt(batch, make_key(config, MASK_STREAM, step), jnp.arange(rows)))
     weights = objective.weights(batch)
-    keys = {"dropout": make_key(config, DROPOUT_STREAM, step),
-            "sample": make_key(config, SAMPLE_STREAM, step)}
+    keys = {"dropout": make_key(config, DROPOUT_STREAM, step)}
 
     def loss_fn(params, piece, carry, keys):
       bound = objectives.BoundModel(model, params, keys, carry)

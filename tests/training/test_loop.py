@@ -22,29 +22,35 @@ from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import metrics, objectives, start, steps
-from bertgpt.training.run import Run, open_run
+from bertgpt.training import metrics, objectives, start
+from bertgpt.training.run import open_run
 
 
-def test_steps_of_all_phases_are_visited_once_from_any_start(monkeypatch):
+def visit(config, first_step):
+  """Returns (step, phase whose program it is, (phase, batch of the phase)) of all steps."""
+  def read(phase, first):
+    yield from ((phase, batch) for batch in range(first, config.phases[phase].steps))
+
+  return list(train.make_steps(config, first_step, lambda phase: phase, read))
+
+
+def test_steps_of_all_phases_are_visited_once_from_any_start():
   config = tiny.make_config()
   config.phases = tuple(config_lib.phase(steps=n, micro_batches=m) for n, m in ((3, 1), (4, 2)))
-  monkeypatch.setattr(steps, "jit_train_step", lambda setup, micro_batches, state: micro_batches)
-  monkeypatch.setattr(steps, "at_phase", lambda setup, index: setup)
-
-  def device_batches(run, phase, first):
-    while True:
-      yield phase, first
-      first += 1
-
-  monkeypatch.setattr(train, "device_batches", device_batches)
-  run = Run(config, *[None] * (len(Run._fields) - 1))
-  visit = lambda first: list(train.make_steps(run, first))
-  everything = visit(0)
-  assert everything == [(1, 1, (0, 0)), (2, 1, (0, 1)), (3, 1, (0, 2)),
-                        (4, 2, (1, 0)), (5, 2, (1, 1)), (6, 2, (1, 2)), (7, 2, (1, 3))]
+  everything = visit(config, 0)
+  assert everything == [(1, 0, (0, 0)), (2, 0, (0, 1)), (3, 0, (0, 2)),
+                        (4, 1, (1, 0)), (5, 1, (1, 1)), (6, 1, (1, 2)), (7, 1, (1, 3))]
   for first in range(8):
-    assert visit(first) == everything[first:]
+    assert visit(config, first) == everything[first:]
+  config.train.skip_steps = ((2, 5),)
+  for first in range(8):
+    assert visit(config, first) == [row for row in everything[first:] if row[0] in (1, 6, 7)]
+
+
+def test_phases_of_one_shape_share_a_program():
+  config = tiny.make_config()
+  config.phases = tuple(config_lib.phase(steps=1, seq_len=n) for n in (8, 16, 8))
+  assert [program for _, program, _ in visit(config, 0)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("added, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
