@@ -1,4 +1,4 @@
-"""bertgpt.devices.hardware: plausible figures, and a row for each of JAX's device names."""
+"""bertgpt.devices.hardware: a row for each of JAX's device names."""
 
 import pytest
 
@@ -19,17 +19,3 @@ def test_names_of_devices(device_kind, name, teraflops):
 def test_a_cpu_is_not_in_the_table():
   assert hardware.find_chip("cpu") is None
   assert metrics.peak_flops("cpu") is None
-
-
-@pytest.mark.parametrize("name", hardware.CHIPS)
-def test_figures_are_possible(name):
-  chip = hardware.CHIPS[name]
-  assert chip.peak_flops > 10 * chip.vector_flops > 0
-  assert chip.hbm_bandwidth > chip.link_bandwidth > chip.dcn_bandwidth > 0
-  assert 0.9 * chip.hbm_bytes < chip.usable_hbm < 1.01 * chip.hbm_bytes
-  assert (chip.clock > 0) == any("TPU" in kind for kind in chip.device_kinds)
-  assert chip.fp8_flops == 0 or chip.fp8_flops >= chip.peak_flops
-
-
-def test_efficiencies_are_shares():
-  assert all(0 < share <= 1 for share in hardware.EFFICIENCY.values())

@@ -234,6 +234,8 @@ def count_parameters(config, with_pretraining_heads):
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   padding = padded_vocab_size(config.model.vocab_size) - config.model.vocab_size
   total = size(params) - padding * config.model.width
+  if config.objective.name == "mlm":
+    return total - padding - size(params["pooler"]) - size(params["nsp"])
   if config.model.family == "gpt":
     return total
   if with_pretraining_heads:
@@ -253,6 +255,16 @@ def test_bert_sizes_are_the_published_ones(name, vocab_size, with_pooler, pretra
   assert count_parameters(config, False) == with_pooler
   if pretraining:
     assert count_parameters(config, True) == pretraining
+
+
+@pytest.mark.parametrize("name, size", [("base", 124_697_433), ("large", 355_412_057)])
+def test_roberta_sizes_are_those_of_its_masked_lm_in_transformers(name, size):
+  """It has 514 rows of positions, one segment and no pooler."""
+  config = config_lib.base()
+  config.objective.name = "mlm"
+  config.model.update(presets.ROBERTA[name], vocab_size=50_265, num_segments=1)
+  config.model.max_positions += 2
+  assert count_parameters(config, True) == size
 
 
 @pytest.mark.parametrize("preset, vocab_size, size", [

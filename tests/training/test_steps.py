@@ -88,13 +88,6 @@ def test_the_same_step_gives_the_same_bits():
   jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-def test_masks_use_the_partitionable_generator():
-  """Otherwise, masks would depend on the mesh."""
-  assert jax.config.jax_threefry_partitionable
-  key = steps.make_key(tiny.make_config(), steps.MASK_STREAM, 0)
-  assert jax.random.key_impl(key) == "threefry2x32"
-
-
 @pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
 def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
   config = tiny.make_config(objective)
