@@ -206,9 +206,9 @@ def test_the_old_mesh_context_is_told_from_the_new():
 
 # Modules that open files of this machine themselves: local text, and folders that are written
 # locally and then published. All others ask `files`, so that gs:// is as good as a disk.
-OPENS_LOCAL_FILES = {f"bertgpt.data.{name}" for name in (
-    "corpus.machines", "corpus.remote", "corpus.writer", "text.digests", "text.intake",
-    "text.pydocs")}
+OPENS_LOCAL_FILES = {f"bertgpt.{name}" for name in (
+    "data.corpus.machines", "data.corpus.remote", "data.corpus.writer", "data.text.digests",
+    "data.text.intake", "data.text.pydocs", "devices.guard")}
 
 
 def builtin_opens(tree: ast.AST) -> list[int]:

@@ -77,9 +77,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
     watchdog.arm_for(config.system, compiles=True)
     compiled, after_gaps = None, {last + 1 for _, last in config.train.skip_steps}
-    batches = stack.enter_context(contextlib.closing(make_steps(
-        config, first_step, jit=functools.partial(jit_phase, run),
-        read=functools.partial(device_batches, run))))
+    batches = stack.enter_context(contextlib.closing(steps_of(run, first_step)))
     for step, train_step, batch in log.pace.timed(events.timed("input", batches)):
       is_new, compiled = train_step is not compiled, train_step
       events.begin_step(step, compiles=is_new)  # `step` counts from 1.
@@ -153,6 +151,17 @@ def write_start(run: Run, first_step: int) -> None:
   former.note(run.path)
   workdir.write_run(run.path, run.config, run.corpus.tokenizer)
   events.open_in(run.path, first_step)
+
+
+def steps_of(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any], None, None]:
+  """Yields the steps of a run, see `make_steps`.
+
+  Args:
+    run: the opened run.
+    first_step: steps done before.
+  """
+  return make_steps(run.config, first_step, functools.partial(jit_phase, run),
+                    functools.partial(device_batches, run))
 
 
 def jit_phase(run: Run, phase_index: int) -> Callable:
