@@ -134,7 +134,7 @@ def find_problems(config: ConfigDict) -> list[str]:
 
 def check_read(config: ConfigDict, readers: Mapping[str, Iterable[str]],
                pretrained: ConfigDict) -> None:
-  """Refuses the config of a new fine-tuning with a field that its choices do not read.
+  """Refuses a new fine-tuning config with a field that its choices do not read.
 
   Args:
     config: whole config of the fine-tuning.

@@ -330,7 +330,7 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
 
 
 def find_former(stored: Any) -> dict[str, Any]:
-  """Returns the fields of `FORMER_VALUES` in which a run does what earlier versions did.
+  """Returns the fields in which a run does what earlier versions did, from `FORMER_VALUES`.
 
   Args:
     stored: content of its config.json, as JSON values.

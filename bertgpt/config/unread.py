@@ -3,9 +3,9 @@
 A new run with such a config is refused, because the author of the config expects an effect. A run
 that an earlier version started with such a field can continue, since the field changes nothing.
 
-Two fields replace others whatever those are set to, so that a recipe can be used with another text
-or tokenizer: `data.corpus` the fields that prepare a corpus (`data.source`, `tokenizer`, ...), and
-`tokenizer.path` those that train a tokenizer.
+Two fields replace others, whatever these are set to, so that a recipe can be used with another text
+or tokenizer: `data.corpus` replaces the fields that prepare a corpus (`data.source`, `tokenizer`,
+...), and `tokenizer.path` those that train a tokenizer.
 
     Irrelevant     (field that is a choice, the choice, fields that only other choices read)
 """
@@ -75,10 +75,10 @@ def of_others(choice: str, name: Any, readers: Mapping[Any, Iterable[str]]) -> I
 
 
 def irrelevant_in_all(values: Mapping[str, Any]) -> Iterator[Irrelevant]:
-  """Yields the fields that are not read, of the groups that fine-tunings have too.
+  """Yields the fields that are not read, of the groups that fine-tuning configs have too.
 
   Args:
-    values: field -> value, of a pretraining or a fine-tuning.
+    values: field -> value, of a pretraining or a fine-tuning config.
   """
   yield of_others("optimizer.name", values["optimizer.name"], choices.OPTIMIZERS)
   if not values["log.trackers"]:
@@ -116,7 +116,7 @@ def _find_in_groups(config):
 
 def find_set(values: Mapping[str, Any], defaults: Mapping[str, Any],
              irrelevant: Iterable[Irrelevant]) -> Iterator[tuple[str, str]]:
-  """Yields (field, line that says so) for the fields that are set although nothing reads them.
+  """Yields (field, line that names it) for the fields that are set although nothing reads them.
 
   Args:
     values: field -> value.

@@ -105,7 +105,7 @@ class Recorder:
       self._kinds.pop()
 
   def flush(self) -> None:
-    """Writes the time that has passed since the last line, for a reader of the file."""
+    """Writes the time that has passed since the last line, before the file is read."""
     if self._path:
       self._write("work", is_read=True)
 

@@ -77,10 +77,10 @@ def keep_log(path: os.PathLike | str) -> None:
 
 
 def announce_end(code: int, text: str) -> None:
-  """Tells the parent how this process is going to end, which counts if JAX aborts it before that.
+  """Tells the parent how this process is going to end, in case JAX aborts it before that.
 
-  A process that knows why its run ends needs some time to print it and to exit. Meanwhile the
-  coordinator may be gone, and JAX aborts the processes that it has left.
+  A process that knows why its run ends needs some time to print the reason and to exit. If the
+  coordinator is gone before that, JAX aborts the process.
 
   Args:
     code: exit code.

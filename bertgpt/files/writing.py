@@ -60,8 +60,8 @@ def publish_when_done(path: pathlib.Path, flag: str = "",
 
   The content is synchronized to the disk before it is renamed. It is removed if the block raises.
   If this process is killed, the content stays at the temporary path, which no other process uses.
-  In a bucket, the content is written to a local temporary folder and uploaded at the end, files
-  with the name `last` after all others; an existing folder of the same name is deleted first.
+  For a bucket, the content is written to a local temporary folder and uploaded at the end, with
+  files named `last` after all others; an existing folder of the same name is deleted first.
 
   Args:
     path: final path. A file there is replaced; a folder there must be empty.
@@ -95,7 +95,7 @@ def publish_when_done(path: pathlib.Path, flag: str = "",
 
 
 def _upload(local: pathlib.Path, target: BucketPath, last: str) -> None:
-  """Copies a local file or folder into a bucket, files of the name `last` after all others."""
+  """Copies a local file or folder into a bucket, with files named `last` after all others."""
   if not local.is_dir():
     target.upload(local)
     return

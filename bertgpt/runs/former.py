@@ -53,7 +53,7 @@ def _find_in_history(path: pathlib.Path) -> list[str]:
 
 
 def as_begun(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
-  """Returns the config of a start as the run in the workdir was begun by an earlier version.
+  """Returns a config whose fields have the effect that they had when the run was begun.
 
   Args:
     path: workdir of the run; without a run in it, the config stays as it is.

@@ -178,7 +178,7 @@ def jit_phase(run: Run, phase_index: int) -> Callable:
 def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callable],
                read: Callable[[int, int], Generator[Any, None, None]]
                ) -> Generator[tuple[int, Callable, Any], None, None]:
-  """Yields (number of the step counted from 1, jitted step, batch on the devices).
+  """Yields (index of the step counted from 1, jitted step, batch on the devices).
 
   Phases of the same shape share one program. The steps of `config.train.skip_steps` are left out.
 

@@ -83,7 +83,7 @@ def test_a_field_that_is_switched_on_is_accepted(switches, field):
     {"tokenizer.path": "gpt2"}, {"data.corpus": "corpus"},
     {"tokenizer.kind": "wordpiece", "tokenizer.path": "vocab.txt"}])
 def test_a_recipe_is_accepted_with_another_tokenizer_or_corpus(other):
-  """It has the fields of the tokenizer that it would train."""
+  """The recipe sets fields of the tokenizer that it would train."""
   fields = {"tokenizer.model_type": "bpe", "tokenizer.vocab_size": 99}
   config = make_config("mlm", **fields, **other)
   assert not problems_of(config)

@@ -47,7 +47,7 @@ def test_a_worker_that_is_aborted_has_lost_a_peer():
 
 @pytest.mark.parametrize("is_printed", [False, True])
 def test_a_worker_that_is_aborted_while_it_ends_has_announced_why(is_printed):
-  """As when the coordinator is gone before this process has exited."""
+  """This happens if the coordinator is gone before the process has exited."""
   process = start(f"text = 'rate: 1 in process 0,\\n  2 in process 1'\n"
                   f"if {is_printed}: print(f'name: {{text}}', file=sys.stderr)\n"
                   "guard.announce_end(2, text)\nos.abort()")

@@ -139,7 +139,7 @@ def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, cap
 
 def test_a_fine_tuning_that_set_a_field_without_effect_continues(tuned, tuning, finished_bert,
                                                                  tmp_path, capsys):
-  """Earlier versions began it."""
+  """Earlier versions accepted such fields, so their runs have them."""
   out = tmp_path / "out"
   shutil.copytree(tuned, out)
   config = json.loads((out / "config.json").read_text())

@@ -51,7 +51,7 @@ BATCHES_AHEAD = 4  # Batches in host memory, in addition to `data.prefetch` on t
 ORDER_VERSION = 1
 
 ROWS_SHOWN = 5  # Rows that `report` prints.
-# One fixed plan of the validation split per length of the rows, so that all runs are comparable.
+# One fixed plan of the validation split per row length, so that all runs are comparable.
 EVAL_SEED = 0
 
 
@@ -71,7 +71,7 @@ class Rows:
     config: whole config.
     phase_index: index of the phase.
     seed: seed of all plans.
-    key: number of the plans among those of the seed; None: that of the phase.
+    key: index of the plans among those of the seed; None: index of the phase.
     num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
     num_streams: rows of a batch, if every row continues the same row of the previous step (see
       `formats`); None: the batch size of the phase.

@@ -167,7 +167,7 @@ def _describe(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> dict:
 
 
 def _is_done(path: pathlib.Path, recipe: dict) -> bool:
-  """Returns whether a folder is complete; False if nothing is there, or half of an upload.
+  """Returns whether a folder is complete; False if it is missing or only half uploaded.
 
   Raises:
     ConfigError: it was made from something else.
