@@ -130,8 +130,8 @@ class Pair:
       assert not unknown and all("decoder" in name or "lm_head" in name for name in missing)
 
 
-@pytest.fixture
-def fields(story, tmp_path_factory):
+@pytest.fixture(scope="module")
+def fields(story):
   """Flags that make the training of a twin last seconds."""
   return [f"--config.{field}" for field in (
       f"data.source=text:{story}", f"data.cache_dir={story.parent / 'cache'}",
@@ -141,12 +141,15 @@ def fields(story, tmp_path_factory):
       "eval.every_steps=10", "log.tensorboard=False", "system.compilation_cache=")]
 
 
-@pytest.mark.hf
-@pytest.mark.parametrize("name", MODELS)
-def test_initial_values_have_the_same_distribution(name, fields):
-  """Every tensor has the same mean and deviation on both sides; zeros and ones are equal."""
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, fields):
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
-  pair = Pair(name, fields)
+  return Pair(request.param, fields)
+
+
+@pytest.mark.hf
+def test_initial_values_have_the_same_distribution(pair):
+  """Every tensor has the same mean and deviation on both sides; zeros and ones are equal."""
   for attribute, tensors in pair.tensors(pair.params):
     theirs = dict(pair.initial.get_submodule(attribute).named_parameters())
     for key, ours in tensors.items():
@@ -165,12 +168,9 @@ def test_initial_values_have_the_same_distribution(name, fields):
 
 
 @pytest.mark.hf
-@pytest.mark.parametrize("name", MODELS)
-def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(name, fields):
+def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(pair):
   """Optimizers, schedules and losses of both sides, on the masked batches of a run."""
-  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   from benchmarks import twin_pytorch
-  pair = Pair(name, fields)
   pair.copy_weights()
   evaluator = evaluate.make_evaluator(pair.setup, pair.held_out)
   expected = evaluate.run(evaluator, pair.state.params, 0)
@@ -184,7 +184,7 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(name, fie
   with sharding.use_mesh(pair.mesh, pair.config):
     step = steps.jit_train_step(pair.setup, 1, pair.abstract)
     layout = sharding.batch_sharding(pair.mesh, pair.config)
-    rows, state = slice(0, 8), pair.state
+    rows, state = slice(0, 8), steps.make_state(pair.setup, pair.abstract)  # A step deletes it.
     with loader.make_train_batches(pair.train_set, pair.config, 0, 0, rows) as batches:
       for batch in batches:
         state, sums = step(state, sharding.make_global_batch(batch, layout, 8))
@@ -200,14 +200,47 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(name, fie
 
 
 @pytest.mark.hf
+@pytest.mark.slow
+def test_the_command_trains_both_sides_and_finds_another_optimizer(fields, tmp_path, monkeypatch,
+                                                                   capsys):
+  """Two seeds cannot prove that the sides agree, but the means must be close."""
+  pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  from benchmarks import twin_updates
+  sizes = [f"--config.model.{field}={value}" for field, value in SIZE.items()]
+  command = [f"--config={RECIPE}", f"--workdir={tmp_path}", "--seeds=0,1", "--steps=10",
+             f"--out={tmp_path / 'twin.json'}", f"--picture={tmp_path / 'twin.svg'}", *fields,
+             *sizes, "--config.model.num_layers=1"]
+  code = twin.main(command)
+  report = json.loads((tmp_path / "twin.json").read_text())
+  assert [(row["loss"], row["step"]) for row in report["rows"]] == [("mlm_loss", 10),
+                                                                    ("nsp_loss", 10)]
+  assert code == (0 if report["agrees"] else 1)
+  row = report["rows"][0]
+  assert row["ours"] == pytest.approx(row["theirs"], abs=0.15)
+  assert len(set(report["config_sha256"])) == 2
+  assert all(len(report["seconds"][side]) == 2 for side in (twin.OURS, twin.THEIRS))
+  assert "The means lie" in capsys.readouterr().out
+  assert (tmp_path / "twin.svg").stat().st_size > 1_000
+
+  # With Adam's bias correction, which BERT's optimizer lacks, the first steps are shorter.
+  for path in tmp_path.glob("pytorch-*.pt"):
+    path.unlink()
+  monkeypatch.setitem(twin_updates.UPDATES, "bert_adamw", twin_updates.update_adam)
+  assert twin.main(command) == 1
+  changed = json.loads((tmp_path / "twin.json").read_text())
+  assert not changed["rows"][0]["agrees"]
+  assert changed["curves"][twin.OURS] == report["curves"][twin.OURS]  # Not trained again.
+
+
+@pytest.mark.hf
 def test_a_twin_that_was_stopped_continues_bit_for_bit(fields, tmp_path):
   pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   from benchmarks import twin_pytorch
+  pair = Pair("gpt2", fields)
+  pair.config.model.update(dropout=0.1, attention_dropout=0.1)
+  held_out = twin.held_out_batches(pair.config, pair.held_out)
 
   def train(stops):
-    pair = Pair("gpt2", fields)
-    pair.config.model.update(dropout=0.1, attention_dropout=0.1)
-    held_out = twin.held_out_batches(pair.config, pair.held_out)
     path = tmp_path / f"{stops}.pt"
     for stop in stops:
       made = twin_pytorch.Twin(pair.config, 0, seed=3)
