@@ -145,7 +145,7 @@ def test_a_name_takes_an_argument_too(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name, hint", [
     ("bert_bse", "no such file or recipe. Did you mean bert_base"),
     ("bert_base.py", "no such file or recipe. Did you mean bert_base or"),
-    ("help", "no such file or recipe. The recipes that come with bertgpt are albert_base, "),
+    ("help", "no such file or recipe. The recipes that come with bertgpt are ablation_mask_rate, "),
     ("recipes/bert_base.py", "no such file. Did you mean --config bert_base?"),
 ])
 def test_a_recipe_that_is_not_there_is_one_line_with_a_hint(tmp_path, monkeypatch, name, hint):
