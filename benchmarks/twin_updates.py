@@ -1,4 +1,4 @@
-"""Optimizers and learning rates of twin_pytorch.py, written in PyTorch after the papers' code."""
+"""Optimizers and learning rates of twin_pytorch.py, rewritten in PyTorch from the papers' code."""
 
 import math
 from collections.abc import Mapping
