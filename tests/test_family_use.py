@@ -1,4 +1,7 @@
-"""A small model of each family, from text to predictions, through the command line."""
+"""A small model of each family, from text to predictions, through the command line.
+
+A command refuses a model whose family lacks the ability for it.
+"""
 
 import json
 
@@ -7,23 +10,60 @@ import pytest
 import small_runs
 
 from bertgpt import cli
+from bertgpt.config import families
+from bertgpt.runs import trained as trained_lib
 
 pytestmark = pytest.mark.slow
 
+PARTS = {"electra": ("generator",)}  # Folders of an export with a model each, besides its own.
 
-@pytest.fixture(scope="module", params=small_runs.FAMILIES)
-def trained(request, recipe, tmp_path_factory):
+
+@pytest.fixture(scope="module", params=[*small_runs.FAMILIES, "bert", "gpt"])
+def name(request):
+  return request.param
+
+
+@pytest.fixture(scope="module")
+def training(recipe, name):
+  """Returns the arguments of `bertgpt train`, without the workdir."""
+  objective, *fields = small_runs.FAMILIES.get(name, ("mlm_nsp" if name == "bert" else "causal",))
+  return [f"--config={recipe}:{objective}", *fields]
+
+
+@pytest.fixture(scope="module")
+def trained(training, name, tmp_path_factory):
   """Returns the workdir of a finished run of 20 steps."""
-  objective, *fields = small_runs.FAMILIES[request.param]
-  path = tmp_path_factory.mktemp(request.param) / "run"
-  assert cli.main(["train", f"--config={recipe}:{objective}", f"--workdir={path}", *fields]) == 0
+  path = tmp_path_factory.mktemp(name) / "run"
+  assert cli.main(["train", f"--workdir={path}", *training]) == 0
   return path
 
 
-def run(capsys, *argv):
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+  """Returns a recipe that learns the animals in 16 sentences; CoNLL files, three times the same."""
+  folder = tmp_path_factory.mktemp("conll")
+  sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
+  words = [sentence.removesuffix(".").split() + ["."] for sentence in sentences]
+  label = lambda word: "B-animal" if word in ("cat", "dog", "bird") else "O"
+  for name in ("train", "dev", "test"):
+    (folder / f"{name}.txt").write_text("\n\n".join(
+        "\n".join(f"{word} {label(word)}" for word in line) for line in words) + "\n")
+  (folder / "recipe.py").write_text(small_runs.TUNING.format(data=folder).replace(
+      'name="sst2"', 'name="ner"').replace(
+          "epochs = 90", "epochs = 30"))
+  return folder / "recipe.py"
+
+
+def run(capsys, *argv, exit_code=0):
+  """Returns what a command prints: its output, or its message if it fails."""
   capsys.readouterr()
-  assert cli.main([str(a) for a in argv]) == 0
-  return capsys.readouterr().out
+  assert cli.main([str(a) for a in argv]) == exit_code
+  return capsys.readouterr()[bool(exit_code)]
+
+
+def can(trained, *abilities):
+  model = trained_lib.load_trained(trained)
+  return any(model.can(ability) for ability in abilities)
 
 
 def test_it_reports_and_is_evaluated(capsys, trained):
@@ -35,17 +75,34 @@ def test_it_reports_and_is_evaluated(capsys, trained):
 
 
 def test_it_fills_in_masks(capsys, trained):
-  out = run(capsys, "fill", f"--workdir={trained}", "The [MASK] sees the dog.")
+  text = "The [MASK] sees the dog."
+  if not can(trained, "fill"):
+    assert "cannot" in run(capsys, "fill", f"--workdir={trained}", text, exit_code=2)
+    return
+  out = run(capsys, "fill", f"--workdir={trained}", text)
   assert out.startswith("[MASK] 1: ") and out.count("%") == 5
 
 
 def test_it_embeds_texts(capsys, trained, tmp_path):
   (tmp_path / "texts.txt").write_text("The cat sees the dog.\nA bird.\n")
   out = tmp_path / "texts.npy"
-  run(capsys, "embed", f"--workdir={trained}", f"--input={tmp_path / 'texts.txt'}", f"--out={out}")
+  command = ("embed", f"--workdir={trained}", f"--input={tmp_path / 'texts.txt'}", f"--out={out}")
+  if not can(trained, "embed"):
+    assert "cannot" in run(capsys, *command, exit_code=2) and not out.exists()
+    return
+  run(capsys, *command)
   features = np.load(out)
   assert features.shape == (2, 16) and np.isfinite(features).all()
   assert np.abs(features[0] - features[1]).max() > 1e-3
+
+
+def test_it_continues_a_text(capsys, trained):
+  command = ("generate", f"--workdir={trained}", "--prompt=The cat", "--max_tokens=8")
+  if not can(trained, "generate", "unmask"):
+    assert "cannot" in run(capsys, *command, exit_code=2)
+    return
+  first, again = (run(capsys, *command) for _ in range(2))
+  assert first == again and len(first) > len("The cat\n")
 
 
 def test_it_is_fine_tuned_and_predicts(capsys, trained, tuning, tmp_path):
@@ -61,15 +118,49 @@ def test_it_is_fine_tuned_and_predicts(capsys, trained, tuning, tmp_path):
   assert json.loads(out)["label"] in ("positive", "negative")
 
 
-def test_it_is_exported(capsys, trained, tmp_path):
-  run(capsys, "export", f"--workdir={trained}", f"--out={tmp_path / 'exported'}")
-  assert (tmp_path / "exported" / "model.safetensors").is_file()
+def test_it_labels_words(capsys, trained, labelled, tmp_path):
+  path = tmp_path / "tuned"
+  command = ("finetune", f"--config={labelled}", f"--init={trained}", f"--workdir={path}")
+  if not can(trained, "tokens"):
+    assert "ner" in run(capsys, *command, exit_code=2) and not path.exists()
+    return
+  run(capsys, *command)
+  (result,) = json.loads((path / "results.json").read_text())["runs"]
+  assert result["dev"]["f1"] > 0.9, result
+
+
+def test_it_is_exported(capsys, trained, name, tmp_path):
+  out = tmp_path / "exported"
+  run(capsys, "export", f"--workdir={trained}", f"--out={out}")
+  if name == "elmo":
+    assert (out / "options.json").is_file()
+    return
+  for folder in (out, *(out / part for part in PARTS.get(name, ()))):
+    assert (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file()
+    names = json.loads((folder / "config.json").read_text())["architectures"]
+    assert len(names) == 1
+
+
+@pytest.mark.hf
+def test_transformers_reads_its_export(capsys, trained, name, tmp_path):
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  if name == "elmo":
+    pytest.skip("transformers has no ELMo")
+  out = tmp_path / "exported"
+  run(capsys, "export", f"--workdir={trained}", f"--out={out}")
+  for folder in (out, *(out / part for part in PARTS.get(name, ()))):
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    _, info = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], (folder, info)
 
 
 @pytest.mark.libtpu
-@pytest.mark.parametrize("name", small_runs.FAMILIES)
-def test_its_training_is_planned(capsys, recipe, name):
-  objective, *fields = small_runs.FAMILIES[name]
-  answer = json.loads(run(capsys, "plan", f"--config={recipe}:{objective}", *fields,
-                          "--topology=v5e:2x2", "--json"))
+def test_its_training_is_planned(capsys, training):
+  answer = json.loads(run(capsys, "plan", *training, "--topology=v5e:2x2", "--json"))
   assert answer["fits"] and answer["hours"] > 0
+
+
+def test_every_family_is_used():
+  used = {field.partition("=")[2] for _, *fields in small_runs.FAMILIES.values()
+          for field in fields if field.startswith("--config.model.family=")}
+  assert used | {"bert", "gpt"} == set(families.FAMILIES)
