@@ -4,8 +4,8 @@ Command    bertgpt train --config configs/modernbert_mini.py --workdir runs/mode
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a byte-level BPE of 4,096 pieces is trained on it.
 Hardware   Two CPU cores: 4 minutes for 400 steps, while other programs took most of the CPU time.
-Expected   With Wikipedia, on held-out text with 15% of its tokens masked, as far as the run has
-           been followed:
+Expected   With Wikipedia, on held-out text with 15% of its tokens masked, for the steps that have
+           been run:
              step               100   200   300   400  no context
              tokens per row      16    16    16    16          16
              MLM perplexity     510   328   201   154         707

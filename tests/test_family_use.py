@@ -15,7 +15,7 @@ from bertgpt.runs import trained as trained_lib
 
 pytestmark = pytest.mark.slow
 
-PARTS = {"electra": ("generator",)}  # Folders of an export with a model each, besides its own.
+PARTS = {"electra": ("generator",)}  # Subfolders of an export that hold another model.
 
 
 @pytest.fixture(scope="module", params=[*small_runs.FAMILIES, "bert", "gpt"])
@@ -40,7 +40,7 @@ def trained(training, name, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-  """Returns a recipe that learns the animals in 16 sentences; CoNLL files, three times the same."""
+  """Returns a recipe that learns the animals in 16 sentences; all three CoNLL files are equal."""
   folder = tmp_path_factory.mktemp("conll")
   sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
   words = [sentence.removesuffix(".").split() + ["."] for sentence in sentences]
@@ -55,7 +55,7 @@ def labelled(tmp_path_factory):
 
 
 def run(capsys, *argv, exit_code=0):
-  """Returns what a command prints: its output, or its message if it fails."""
+  """Returns the output of a command, or its message if it fails."""
   capsys.readouterr()
   assert cli.main([str(a) for a in argv]) == exit_code
   return capsys.readouterr()[bool(exit_code)]
