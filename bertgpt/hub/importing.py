@@ -6,11 +6,13 @@ then renamed.
 
 import contextlib
 import pathlib
+import shlex
 
 import jax
 import jax.numpy as jnp
 
 from bertgpt import files, models, trees
+from bertgpt.config import families
 from bertgpt.hub import opening
 from bertgpt.models.parameters import find
 from bertgpt.runs import checkpoint, workdir
@@ -47,11 +49,13 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
              if not find(table, name).is_constant)
   if config.model.skip_first_norm:  # The stack includes the scale of a norm that is not used.
     size -= config.model.width
-  model_flags = " ".join(f"--config.{field}={value}" for field, value in model.fields.items()
-                         if field != "model.vocab_size")
+  flags = [f"--config.init_from={path}"]
+  if not families.find(config).reads_words:  # Such a family can learn other words.
+    flags.append(f"--config.tokenizer.path={path}/tokenizer")
+  flags += [f"--config.{field}={value}" for field, value in model.fields.items()
+            if field != "model.vocab_size"]
   return "\n".join([
       f"{path}: the model of {source}, {size:,} parameters",
       *(f"note: {note}" for note in model.notes),
       "to continue its pretraining, with a fresh optimizer, give a recipe:",
-      f"bertgpt train --config RECIPE --workdir NEW --config.init_from={path} "
-      f"--config.tokenizer.path={path}/tokenizer {model_flags}"])
+      f"bertgpt train --config RECIPE --workdir NEW {shlex.join(flags)}"])

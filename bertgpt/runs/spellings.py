@@ -5,11 +5,12 @@ are added to its tokenizer and to its table of characters. It still predicts onl
 was trained to predict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from bertgpt import models
 from bertgpt.config import ConfigDict, families, padded_vocab_size
@@ -75,6 +76,41 @@ def learn_words(trained: Trained, words: Sequence[str], is_rounded: bool = False
   table[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
   return trained._replace(config=config, model=models.make_model(config), tokenizer=tokenizer,
                           params=_with_table(trained.params, table))
+
+
+def replace_words(trained: Trained, tokenizer: Tokenizer, head: Mapping[str, jax.Array]) -> Trained:
+  """Returns a model with the words of another tokenizer, for training on other text.
+
+  Any word is read by its characters. A word that the model already predicts keeps its row of the
+  output layer; the others have the rows of a fresh one.
+
+  Args:
+    trained: a model of a family that reads words.
+    tokenizer: tokenizer of the text.
+    head: fresh output layer, with rows for the words that are to be predicted.
+  """
+  if trained.tokenizer.fingerprint() == tokenizer.fingerprint() and not trained.fresh:
+    return trained
+  old, new = trained.params["lm"], multihost_utils.process_allgather(dict(head), tiled=True)
+  rows = {} if "lm" in trained.fresh else {
+      piece: i for i, piece in enumerate(trained.tokenizer.pieces[:_num_targets(trained)])}
+  pairs = [(i, rows[piece]) for i, piece in enumerate(tokenizer.pieces[:len(new["bias"])])
+           if piece in rows]
+  to, of = np.array(pairs, np.int64).reshape(-1, 2).T
+  layer = {}
+  for name, x in new.items():
+    layer[name] = np.array(x)
+    layer[name][to] = old[name][of]
+  table = np.full((padded_vocab_size(tokenizer.vocab_size), spelling.WORD_CHARS),
+                  spelling.PADDING, np.float32)
+  table[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
+  return trained._replace(tokenizer=tokenizer, fresh=(),
+                          params={**_with_table(trained.params, table), "lm": layer})
+
+
+def _num_targets(trained):
+  model = trained.config.model
+  return min(model.target_words or model.vocab_size, model.vocab_size)
 
 
 def _with_table(params: Any, table: np.ndarray) -> Any:

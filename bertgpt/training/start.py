@@ -11,7 +11,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import files, trees
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
@@ -62,7 +62,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
   history.check_start(run.path, metrics.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:
-    state = dataclasses.replace(state, params=load_params(run))
+    state = dataclasses.replace(state, params=load_params(run, state.params))
     return state
   if run.config.objective.bias_init == "frequencies":
     state = dataclasses.replace(state, params=add_frequencies(
@@ -165,17 +165,20 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
                       "phases before the current one cannot change. Change the last one")
 
 
-def load_params(run: Run) -> Any:
+def load_params(run: Run, fresh: Any) -> Any:
   """Returns the parameters of `config.init_from`, laid out for this run.
 
   Args:
     run: the opened run.
+    fresh: fresh parameters of this run.
   Raises:
     ConfigError: the parameters belong to another tokenizer or model.
     DataError: there is no usable checkpoint.
   """
   source = trained_lib.load_trained(files.make_path(run.config.init_from),
                                     "--config.init_from")
+  if families.find(run.config).reads_words:
+    source = spellings.replace_words(source, run.corpus.tokenizer, fresh["lm"])
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
     raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer. Set "
                       f"--config.tokenizer.path={run.config.init_from}/tokenizer")

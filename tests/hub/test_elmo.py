@@ -5,13 +5,15 @@ import importlib.util
 import json
 import os
 import pathlib
+import shlex
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from bertgpt import cli, models
+from bertgpt import cli, models, trees
+from bertgpt.data.tokens import spelling
 from bertgpt.hub import elmo, opening
 from bertgpt.models import Inputs
 from bertgpt.runs import spellings
@@ -23,6 +25,24 @@ OPTIONS = {
              "projection_dim": 16, "dim": 64},
     "char_cnn": {"embedding": {"dim": 4}, "filters": [[1, 4], [2, 8], [3, 16]], "n_highway": 2,
                  "n_characters": 262, "max_characters_per_token": 50, "activation": "relu"}}
+
+RECIPE = """
+from bertgpt.config import base, phase
+
+
+def get_config():
+  config = base()
+  config.data.update(source="text:{text}", cache_dir="{cache}", prepare_workers=1)
+  config.tokenizer.update(kind="words", lowercase=False, vocab_size=29)
+  config.model.update(family="elmo", dtype="float32")
+  config.objective.name = "bilm"
+  config.optimizer.update(name="adagrad", weight_decay=0.0)
+  config.phases = (phase(steps=2, seq_len=20, batch_size=8, learning_rate=0.0,
+                         schedule="constant"),)
+  config.log.tensorboard = False
+  config.system.compilation_cache = ""
+  return config
+"""
 
 
 def needs_h5py(test):
@@ -74,6 +94,27 @@ def test_an_import_that_is_exported_has_the_same_bits(folder, tmp_path, capsys):
   assert json.loads((tmp_path / "again" / "options.json").read_text()) == OPTIONS
   count = sum(x.size for x in before.values())
   assert f"{count:,} parameters" in capsys.readouterr().out
+
+
+@needs_h5py
+def test_the_pretraining_of_an_import_is_continued(folder, story, tmp_path, capsys):
+  """With the words of other text; a learning rate of zero leaves all else as it was."""
+  run, new = tmp_path / "run", tmp_path / "new"
+  assert cli.main(["import", "--from", str(folder), "--workdir", str(run)]) == 0
+  flags = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("--workdir NEW")[2])
+  assert any(flag.startswith("--config.model.filters=") for flag in flags)
+  recipe = tmp_path / "recipe.py"
+  recipe.write_text(RECIPE.format(text=story, cache=tmp_path / "cache"))
+  assert cli.main(["train", "--config", str(recipe), "--workdir", str(new), *flags]) == 0
+  before, after = (trained_lib.load_trained(path) for path in (run, new))
+  assert "house" in after.tokenizer.pieces and "house" not in before.tokenizer.pieces
+  assert after.can("fill") and not after.fresh
+  for name, x in trees.named_leaves(before.params).items():
+    if not name.startswith(("lm/", "words/spelling")):
+      np.testing.assert_array_equal(trees.named_leaves(after.params)[name], x, err_msg=name)
+  table = after.params["words"]["spelling"]
+  np.testing.assert_array_equal(table[:after.tokenizer.vocab_size],
+                                spelling.make_table(after.tokenizer))
 
 
 @needs_h5py

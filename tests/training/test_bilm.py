@@ -127,6 +127,22 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(finished_e
   assert found["leaves"]["carry/cell"][0] == "float32[8,2,2,32]"
 
 
+def test_a_run_starts_from_another_with_words_of_its_own(finished_elmo, elmo_recipe, tmp_path):
+  """Of lower case, with other ids. Known words keep their rows of the output layer."""
+  path = tmp_path / "run"
+  fields = [f"--config.init_from={finished_elmo}", "--config.tokenizer.lowercase=True",
+            "--config.tokenizer.vocab_size=28", "--config.phases[0].steps=2",
+            "--config.log.every_steps=1"]
+  train.train(recipes.override(recipes.load(str(elmo_recipe)), fields), path)
+  before, after = (trained_lib.load_trained(p) for p in (finished_elmo, path))
+  ids = {piece: i for i, piece in enumerate(before.tokenizer.pieces)}
+  assert [ids[piece] for piece in after.tokenizer.pieces] != [*range(28)]
+  loss = metrics.read_curves(path)["train/loss"][0][1]
+  assert loss < 2.2 < np.log(28)  # The first words of sentences are new to the model.
+  np.testing.assert_array_equal(after.params["words"]["spelling"][:28],
+                                spelling.make_table(after.tokenizer))
+
+
 def test_the_words_of_a_run_keep_their_characters(finished_elmo):
   trained = trained_lib.load_trained(finished_elmo)
   table = trained.params["words"]["spelling"]
