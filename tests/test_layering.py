@@ -270,7 +270,7 @@ TESTED_TOGETHER = {
                      "models.initializers", "models.layers"), "models/test_models.py"),
     **dict.fromkeys(("files.locking", "files.parsing", "files.writing"), "test_files.py"),
     **dict.fromkeys(("files.gcs", "files.growing", "files.paths"), "files/test_bucket.py"),
-    "hub.parts": "hub/test_electra.py",
+    "hub.submodels": "hub/test_electra.py",
     "models.layer_groups": "models/test_albert.py",
     **dict.fromkeys(("models.flash_gpu", "models.flash_tiles", "models.flash_tpu"),
                     "models/test_flash_attention.py"),

@@ -23,7 +23,7 @@ from bertgpt.config.families import HEADS
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion, elmo, parts, weights
+from bertgpt.hub import conversion, elmo, submodels, weights
 from bertgpt.hub.conversion import Converted
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
@@ -129,7 +129,7 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
   tensors = weights.find(source)
   with name_folder(source, flag):
     converted = conversion.convert(tensors, hf_config)
-    converted = parts.add(converted, {
+    converted = submodels.add(converted, {
         name: (weights.find(source / name), read_config(source / name))
         for name in converted.architecture.parts if (source / name / "config.json").exists()})
   rows = converted.fields["model.vocab_size"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from bertgpt.errors import ConfigError
 from bertgpt.inference import scorers, suites
-from bertgpt.inference.parts import Part
+from bertgpt.inference.long_documents import Part
 from bertgpt.inference.score import score_tokens
 from bertgpt.inference.scorers import left_to_right
 from bertgpt.inference.suites import Suite

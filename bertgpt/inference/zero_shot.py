@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 
 from bertgpt.hub import opening
-from bertgpt.inference import measures, parts, scorers, streams, suites
+from bertgpt.inference import long_documents, measures, scorers, streams, suites
+from bertgpt.inference.long_documents import Part
 from bertgpt.inference.measures import Record, Scores, Settings, Totals, is_enough
-from bertgpt.inference.parts import Part
 from bertgpt.inference.score import choose_window
 from bertgpt.inference.suites import SUITES, Suite
 from bertgpt.runs import trained as trained_lib
@@ -178,7 +178,7 @@ def windows(trained: Trained, name: str, file: str,
   # The lines of one document; a model that scores lines reads them one by one.
   if suites.is_one_document(name, file) and not scorers.find(trained).by_line:
     detokenize = functools.partial(suites.detokenize, detokenizer=SUITES[name].detokenizer)
-    content = parts.cut_document(content, trained.tokenizer, detokenize, carry)
+    content = long_documents.cut_document(content, trained.tokenizer, detokenize, carry)
   return streams.windows(content, WINDOW_ENTRIES, size_of)
 
 

@@ -8,7 +8,7 @@ import tiny
 
 from bertgpt import models
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion, parts
+from bertgpt.hub import conversion, submodels
 from bertgpt.models import Inputs, sampling
 from bertgpt.training import objectives
 from bertgpt.training.objectives import rtd
@@ -47,7 +47,7 @@ def test_there_and_back_is_the_same_bit_for_bit(model):
   whole, generator = there(config, params)
   assert [x[1]["architectures"] for x in (whole, generator)] == [["ElectraForPreTraining"],
                                                                  ["ElectraForMaskedLM"]]
-  back = parts.add(conversion.convert(*whole), {"generator": generator})
+  back = submodels.add(conversion.convert(*whole), {"generator": generator})
   assert back.fresh == () == back.dropped
   expected, found = named_leaves(params), named_leaves(back.params)
   assert found.keys() == expected.keys()
@@ -70,14 +70,14 @@ def test_the_discriminators_tables_of_gdes_are_written_as_sums():
                for part in ("embeddings", "generator_embeddings"))
   np.testing.assert_array_equal(whole[0][name], own + base)
   np.testing.assert_array_equal(generator[0][name], base)
-  back = parts.add(conversion.convert(*whole), {"generator": generator})
+  back = submodels.add(conversion.convert(*whole), {"generator": generator})
   assert back.fields["model.embedding_sharing"] == "none"
 
 
 def test_a_discriminator_alone_gets_a_random_generator():
   config, params = make()
   whole, _ = there(config, params)
-  back = parts.add(conversion.convert(*whole), {})
+  back = submodels.add(conversion.convert(*whole), {})
   assert back.fresh == ("generator", "mlm")
   assert back.fields["model.generator_width"] == 64
   changed = tiny.make_config("rtd", **(SIZES | {
@@ -92,7 +92,7 @@ def test_models_that_do_not_belong_together_are_refused():
   config, params = make()
   whole, (tensors, settings) = there(config, params)
   with pytest.raises(DataError, match="generator: num_segments is 3, but 2"):
-    parts.add(conversion.convert(*whole), {"generator": (
+    submodels.add(conversion.convert(*whole), {"generator": (
         tensors | {"electra.embeddings.token_type_embeddings.weight":
                    np.zeros((3, 16), np.float32)},
         settings | {"type_vocab_size": 3})})
@@ -103,7 +103,7 @@ def test_a_generator_with_the_approximate_gelu_is_neither_written_nor_read():
   config, params = make()
   whole, (tensors, settings) = there(config, params)
   with pytest.raises(DataError, match="^hidden_act='gelu_new' in config.json: only gelu, gelu_py"):
-    parts.add(conversion.convert(whole[0], whole[1] | {"hidden_act": "gelu_new"}),
+    submodels.add(conversion.convert(whole[0], whole[1] | {"hidden_act": "gelu_new"}),
               {"generator": (tensors, settings | {"hidden_act": "gelu_new"})})
   config.model.activation = "gelu_tanh"
   for part in ("", "generator"):
@@ -161,7 +161,7 @@ def test_a_step_is_that_of_pytorch(embedding_size):
   as_numpy = lambda model: {name: p.detach().numpy() for name, p in model.named_parameters()}
   found = [(as_numpy(m), m.config.to_dict() | {"architectures": [type(m).__name__]})
            for m in (whole, generator)]
-  back = parts.add(conversion.convert(*found[0]), {"generator": found[1]})
+  back = submodels.add(conversion.convert(*found[0]), {"generator": found[1]})
   assert back.fresh == () and back.fields["model.embedding_sharing"] == "shared"
   config = tiny.make_config("rtd", **{field.removeprefix("model."): value for field, value in
                                       back.fields.items() if field.startswith("model.")})

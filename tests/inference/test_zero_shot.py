@@ -9,7 +9,7 @@ from one_by_one import after, encode
 from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
 from bertgpt import cli
-from bertgpt.inference import parts, streams, zero_shot
+from bertgpt.inference import long_documents, streams, zero_shot
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
 from bertgpt.runs import workdir
@@ -127,7 +127,7 @@ def test_a_dataset_that_is_not_there_is_named(capsys, finished_gpt):
 @pytest.fixture
 def small(monkeypatch):
   monkeypatch.setattr(zero_shot, "WINDOW_ENTRIES", 3)
-  monkeypatch.setattr(parts, "PART_CHARS", 60)
+  monkeypatch.setattr(long_documents, "PART_CHARS", 60)
   monkeypatch.setattr(streams, "WINDOW_CHARS", 300)
 
 

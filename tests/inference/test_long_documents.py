@@ -1,4 +1,4 @@
-"""bertgpt.inference.parts: together, the parts of a document have the ids of the document."""
+"""bertgpt.inference.long_documents: together, the parts of a document have its ids."""
 
 import random
 
@@ -8,7 +8,7 @@ import small_runs
 
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import training
-from bertgpt.inference import parts, suites
+from bertgpt.inference import long_documents, suites
 
 SEPARATORS = ["\n", "\n\n", "\n  ", " \n", "\n\n\n\t", "\n\u3000", "\u2028\n"]
 
@@ -22,13 +22,13 @@ def make_text():
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 100),
                                               ("bpe", 330)])
 def test_ids_of_parts_are_those_of_the_whole(monkeypatch, kind, vocab_size):
-  monkeypatch.setattr(parts, "PART_CHARS", 150)
+  monkeypatch.setattr(long_documents, "PART_CHARS", 150)
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size)
   text = make_text()
   tokenizer = training.train_tokenizer(config, [text])
   lines = [line + "\n" for line in text.split("\n")[:-1]] + [text.split("\n")[-1]]
-  found = list(parts.cut_document(filter(None, lines), tokenizer))
+  found = list(long_documents.cut_document(filter(None, lines), tokenizer))
   assert "".join(part.text for part in found) == text and len(found) > 10
   assert [part.is_last for part in found] == [False] * (len(found) - 1) + [True]
   assert sum(part.entries for part in found) == len([line for line in lines if line])
@@ -56,7 +56,7 @@ def prose(sentences):
 @pytest.mark.parametrize("kind, vocab_size", [("sentencepiece", 45), ("wordpiece", 100),
                                               ("bpe", 330)])
 def test_lines_that_all_begin_with_white_space_are_cut(monkeypatch, kind, vocab_size, make_lines):
-  monkeypatch.setattr(parts, "PART_CHARS", 150)
+  monkeypatch.setattr(long_documents, "PART_CHARS", 150)
   config = config_lib.base().tokenizer
   config.update(kind=kind, vocab_size=vocab_size)
   source = "".join(make_lines([s for s in small_runs.make_text(60).split("\n") if s]))
@@ -65,7 +65,7 @@ def test_lines_that_all_begin_with_white_space_are_cut(monkeypatch, kind, vocab_
   detokenize = lambda text: suites.detokenize(text, detokenizer)
   text = detokenize(source)
   tokenizer = training.train_tokenizer(config, [text])
-  found = list(parts.cut_document(lines, tokenizer, detokenize))
+  found = list(long_documents.cut_document(lines, tokenizer, detokenize))
   assert len(found) > 8 and max(len(part.text) for part in found) < 600
   assert "".join(part.source for part in found) == source
   assert "".join(part.text for part in found) == text
@@ -74,7 +74,8 @@ def test_lines_that_all_begin_with_white_space_are_cut(monkeypatch, kind, vocab_
   done = 0
   for i, part in enumerate(found[:-1], 1):  # Later parts do not depend on earlier ones.
     done += part.entries
-    assert list(parts.cut_document(lines[done:], tokenizer, detokenize, part.carry)) == found[i:]
+    again = long_documents.cut_document(lines[done:], tokenizer, detokenize, part.carry)
+    assert list(again) == found[i:]
 
 
 def test_a_token_that_reaches_over_line_ends_is_not_cut(monkeypatch):
@@ -82,7 +83,7 @@ def test_a_token_that_reaches_over_line_ends_is_not_cut(monkeypatch):
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
   from bertgpt.data.tokens import tokenizers
-  monkeypatch.setattr(parts, "PART_CHARS", 20)
+  monkeypatch.setattr(long_documents, "PART_CHARS", 20)
   library = Tokenizer(models.BPE())
   library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   library.decoder = decoders.ByteLevel()
@@ -92,9 +93,10 @@ def test_a_token_that_reaches_over_line_ends_is_not_cut(monkeypatch):
   tokenizer = tokenizers.ByteBPE(library.to_str().encode())
   whole = tokenizer.encode([text])[0].tolist()
   assert any("\n" in tokenizer.decode([i]).strip("\n") for i in whole)
-  found = list(parts.cut_document([line + "\n" for line in text.split("\n")[:-1]], tokenizer))
+  lines = [line + "\n" for line in text.split("\n")[:-1]]
+  found = list(long_documents.cut_document(lines, tokenizer))
   assert np.concatenate(tokenizer.encode([part.text for part in found])).tolist() == whole
 
 
 def test_nothing_gives_no_part(gpt):
-  assert list(parts.cut_document([], gpt.tokenizer)) == []
+  assert list(long_documents.cut_document([], gpt.tokenizer)) == []
