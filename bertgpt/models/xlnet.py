@@ -128,7 +128,7 @@ class OutputBias(nn.Module):
     return self.param("bias", nn.initializers.zeros, (rows,))
 
 
-class Context(NamedTuple):
+class SharedInputs(NamedTuple):
   """Inputs of every layer in addition to the features.
 
   Attributes:
@@ -140,7 +140,7 @@ class Context(NamedTuple):
   sinusoids_RD: jax.Array
 
 
-class Kind(NamedTuple):
+class LayerInputs(NamedTuple):
   """Inputs of one layer, or of all of them, stacked for the scan.
 
   Attributes:
@@ -197,7 +197,7 @@ class TwoStreams(nn.Module):
                       variable_axes={"params": 0, "intermediates": 0},
                       split_rngs={"params": True}, unroll=unroll)
     return scanned(config, length, reuse, memory_length, name="layers")(
-        x_BLD, Context(sight, sinusoids_RD), Kind(memory_YBMD, self._make_keys()))
+        x_BLD, SharedInputs(sight, sinusoids_RD), LayerInputs(memory_YBMD, self._make_keys()))
 
   def _make_keys(self):
     """Returns the keys of dropout of all layers, four arrays of keys, or None."""
@@ -233,24 +233,25 @@ class Block(nn.Module):
   memory_length: int
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, context: Context, kind: Kind) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x_BTD: jax.Array, shared: SharedInputs,
+               own: LayerInputs) -> tuple[jax.Array, jax.Array]:
     """Returns features after the MLP [B, T, D], and the new memory of the layer [B, M, D].
 
     Args:
       x_BTD: features of the tokens, then of the targets.
-      context, kind: see their classes.
+      shared, own: see their classes.
     """
     config = self.config
-    attention_key, output_key, hidden_key, mlp_key = kind.keys
+    attention_key, output_key, hidden_key, mlp_key = own.keys
     keys_BSD = x_BTD[:, :self.length]
     new_BMD = x_BTD[:, :self.reuse]
-    if kind.memory_BMD is not None:
-      memory_BMD = jax.lax.stop_gradient(kind.memory_BMD.astype(x_BTD.dtype))
+    if own.memory_BMD is not None:
+      memory_BMD = jax.lax.stop_gradient(own.memory_BMD.astype(x_BTD.dtype))
       keys_BSD = jnp.concatenate([memory_BMD, keys_BSD], axis=1)
       new_BMD = jnp.concatenate([memory_BMD, new_BMD], axis=1)
     first = max(0, new_BMD.shape[1] - self.memory_length)
     new_BMD = jax.lax.stop_gradient(new_BMD[:, first:])
-    y_BTD = RelativeAttention(config, name="attention")(x_BTD, keys_BSD, context, attention_key)
+    y_BTD = RelativeAttention(config, name="attention")(x_BTD, keys_BSD, shared, attention_key)
     y_BTD = drop(y_BTD, config.dropout, output_key)
     x_BTD = layers.make_norm(config, "attention_norm")(keep(x_BTD + y_BTD))
     y_BTD = layers.Mlp(config, name="mlp")(x_BTD, hidden_key)
@@ -266,14 +267,14 @@ class RelativeAttention(nn.Module):
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, keys_BSD: jax.Array, context: Context,
+  def __call__(self, x_BTD: jax.Array, keys_BSD: jax.Array, shared: SharedInputs,
                key: jax.Array | None) -> jax.Array:
     """Returns features [B, T, D].
 
     Args:
       x_BTD: features of the queries.
       keys_BSD: features of the keys.
-      context: see its class.
+      shared: see its class.
       key: key of the dropout of weights; None: no dropout.
     """
     config = self.config
@@ -287,7 +288,7 @@ class RelativeAttention(nn.Module):
                     vector("segment_embedding", 2))
     weights_BNTS = relative_attention.weigh(
         project("query", x_BTD), project("key", keys_BSD),
-        project("position", context.sinusoids_RD), biases, context.sight)
+        project("position", shared.sinusoids_RD), biases, shared.sight)
     weights_BNTS = drop(weights_BNTS, config.attention_dropout, key)
     y_BTD = keep(join_heads(mix(weights_BNTS, project("value", keys_BSD))))
     return layers.make_dense(config, width, "out", residual_std(config), can_have_bias=False)(y_BTD)
