@@ -117,7 +117,8 @@ class Recorder:
       message: reason of the end; '': the run is done.
     """
     if self._path:
-      self._write("end", code=code, **({"message": message} if message else {}))
+      details: dict[str, Any] = {"message": message} if message else {}
+      self._write("end", code=code, **details)
       self._path = None
 
   def _spend(self) -> None:
