@@ -9,14 +9,14 @@ saves. The others wait for the process with the largest own time, unless a devic
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bertgpt.devices import peers
 
 EVERY_S = 2.0  # Time between two exchanges of times with the other processes.
 
 T = TypeVar("T")
-_END = object()
+_END: Any = object()
 
 
 class Pace:
