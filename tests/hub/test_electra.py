@@ -104,7 +104,7 @@ def test_a_generator_with_the_approximate_gelu_is_neither_written_nor_read():
   whole, (tensors, settings) = there(config, params)
   with pytest.raises(DataError, match="^hidden_act='gelu_new' in config.json: only gelu, gelu_py"):
     submodels.add(conversion.convert(whole[0], whole[1] | {"hidden_act": "gelu_new"}),
-              {"generator": (tensors, settings | {"hidden_act": "gelu_new"})})
+                  {"generator": (tensors, settings | {"hidden_act": "gelu_new"})})
   config.model.activation = "gelu_tanh"
   for part in ("", "generator"):
     with pytest.raises(ConfigError, match="ElectraForMaskedLM has only gelu_erf"):
