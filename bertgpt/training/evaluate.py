@@ -14,7 +14,7 @@ from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import ConfigDict, choices, families, recipes
 from bertgpt.data.batches import loader
-from bertgpt.data.corpus.corpus import Corpus, open_corpus
+from bertgpt.data.corpus.corpus import Corpus, open_corpus, sum_lengths
 from bertgpt.devices import peers, sharding, watchdog
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import corpora
@@ -159,7 +159,7 @@ def bits_per_byte(nats_per_token: float, corpus: Corpus) -> float:
     nats_per_token: mean loss.
     corpus: the documents that were scored.
   """
-  tokens = int(corpus.document_lengths.sum()) + len(corpus.document_lengths)
+  tokens = sum_lengths(corpus.document_lengths) + len(corpus.document_lengths)
   return nats_per_token * tokens / corpus.num_bytes / float(jnp.log(2.0))
 
 

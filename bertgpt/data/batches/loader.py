@@ -14,6 +14,8 @@ The row format of the objective adds its own arrays (`formats`).
 
 import functools
 import hashlib
+import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -73,6 +75,8 @@ class Rows:
     seed: seed of all plans.
     key: index of the plans among those of the seed; None: index of the phase.
     num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
+    reads_all: whether there is only one epoch, which is read in order, and each of its windows has
+      all of its rows, once.
     num_streams: rows of a batch, if every row continues the same row of the previous step (see
       `formats`); None: the batch size of the phase.
 
@@ -84,7 +88,7 @@ class Rows:
 
   def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int, seed: int,
                key: int | None = None, num_windows: int | None = None,
-               num_streams: int | None = None):
+               num_streams: int | None = None, reads_all: bool = False):
     self._num_streams = num_streams or config.phases[phase_index].batch_size
     self.seq_len = config.phases[phase_index].seq_len
     self._corpus, self._config = corpus, config
@@ -95,8 +99,11 @@ class Rows:
                            num_windows or max(1, round(num_tokens / WINDOW_TOKENS)))
     self._plans: dict[int, Plan] = {}
     self._lock = threading.Lock()
+    self._ends: list[int] = []  # With `reads_all`: rows up to the end of each planned window.
     self.rows_per_window = None  # The first plan has all its rows, and sets this number.
     self.rows_per_window = self._plan(0).num_rows
+    if reads_all:
+      self._ends.append(self.rows_per_window)
 
   @property
   def rows_per_epoch(self) -> int:
@@ -126,8 +133,7 @@ class Rows:
     Returns:
       (PART [N], the parts; int64 [N], the row in [0, B) of every part).
     """
-    row_numbers = np.asarray(row_numbers, np.int64)
-    window, row = np.divmod(row_numbers, self.rows_per_window)
+    window, row = self._find(np.asarray(row_numbers, np.int64))
     parts, rows = [np.zeros(0, PART)], [row[:0]]
     for w in np.unique(window).tolist():
       index = np.flatnonzero(window == w)
@@ -135,6 +141,23 @@ class Rows:
       parts.append(plan.parts)
       rows.append(np.repeat(index, np.diff(plan.offsets)))
     return np.concatenate(parts), np.concatenate(rows)
+
+  def count(self, most: int) -> int:
+    """Returns the number of rows of the only epoch, with `reads_all`, or `most` if it is larger.
+
+    Args:
+      most: number of rows beyond which no window is planned.
+    """
+    while self._ends[-1] < most and len(self._ends) < self._windows.count:
+      self._ends.append(self._ends[-1] + self._plan(len(self._ends)).num_rows)
+    return min(most, self._ends[-1])
+
+  def _find(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the windows of rows, and the numbers of the rows in them."""
+    if not self._ends:
+      return np.divmod(row_numbers, self.rows_per_window)
+    window = np.searchsorted(self._ends, row_numbers, side="right")
+    return window, row_numbers - np.array([0, *self._ends])[window]
 
   def _plan(self, number: int) -> Plan:
     """Returns the plan of a window; windows are numbered through all epochs."""
@@ -145,7 +168,8 @@ class Rows:
         epoch, window = divmod(number, self._windows.count)
         self._plans[number] = formats.make_plan(
             self._corpus, self._config, self.seq_len, (*self._key, epoch), window=window,
-            windows=self._windows, num_rows=self.rows_per_window, num_streams=self._num_streams)
+            windows=self._windows, num_rows=None if self._ends else self.rows_per_window,
+            num_streams=self._num_streams)
       return self._plans[number]
 
   def _read_texts(self, parts: np.ndarray, starts: np.ndarray,
@@ -298,12 +322,28 @@ def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
     DataError: the split holds no text.
   """
   key = None if config.eval.rows_by == "phase" else 0  # As in a run of one phase.
-  rows = Rows(corpus, config, phase_index, EVAL_SEED, key, num_windows=1,
-              num_streams=config.eval.batch_size)
-  num_rows = min(config.eval.max_rows or rows.rows_per_epoch, rows.rows_per_epoch)
-  size = config.eval.batch_size
-  return (rows.read(local[local < num_rows], len(local)) for local in
-          (first + np.arange(size)[local_rows] for first in range(0, num_rows, size)))
+  rows = Rows(corpus, config, phase_index, EVAL_SEED, key, num_streams=config.eval.batch_size,
+              reads_all=True)
+  return _fill_batches(rows, config.eval.max_rows or sys.maxsize,
+                       np.arange(config.eval.batch_size), local_rows)
+
+
+def _fill_batches(rows: Rows, most: int, batch: np.ndarray,
+                  local_rows: np.ndarray | slice) -> Iterator[Batch]:
+  """Yields this host's part of batches with at most `most` rows in total.
+
+  Args:
+    rows: all rows of a split.
+    most: number of rows.
+    batch: numbers of the rows of the first batch, of all hosts.
+    local_rows: rows of this host within every batch.
+  """
+  for first in itertools.count(step=len(batch)):
+    end = rows.count(min(first + len(batch), most))
+    if end <= first:
+      return
+    local = (first + batch)[local_rows]
+    yield rows.read(local[local < end], len(local))
 
 
 def batch_sha256(batch: Batch) -> str:

@@ -412,6 +412,39 @@ def test_evaluation_reads_every_row_once(objective, data, batch_size, hosts):
     assert not batch[name][num_rows:].any(), name
 
 
+@pytest.mark.parametrize("objective, array", [("mlm", "tokens"), ("causal", "targets")])
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_evaluation_in_several_windows_reads_every_token_once(objective, array, batch_size,
+                                                              monkeypatch):
+  total = int(ORDINARY.document_lengths.sum())
+  monkeypatch.setattr(loader, "WINDOW_TOKENS", total // 5)
+  config = make_config(objective, batch_size=batch_size)
+  batch = join(list(loader.make_eval_batches(ORDINARY, config, 0, slice(None))))
+  tokens = batch[array][batch["sequence_ids"] > 0]
+  assert np.sort(tokens[tokens >= FIRST]).tolist() == list(range(FIRST, FIRST + total))
+  is_row = batch["sequence_ids"].any(axis=1)
+  assert is_row[:is_row.sum()].all() and len(is_row) - is_row.sum() < batch_size
+  config.eval.max_rows = int(is_row.sum()) - 3
+  some = join(list(loader.make_eval_batches(ORDINARY, config, 0, slice(None))))
+  kept = config.eval.max_rows
+  assert_equal({name: x[:kept] for name, x in some.items()},
+               {name: x[:kept] for name, x in batch.items()})
+  assert not some["sequence_ids"][kept:].any()
+
+
+def test_evaluation_needs_the_memory_of_a_window(monkeypatch):
+  """The plans of two million tokens, in one window and in forty."""
+  corpus, peaks = make_corpus([[20]] * 100_000), []
+  for count in (1, 40):
+    monkeypatch.setattr(loader, "WINDOW_TOKENS", 2_000_000 // count)
+    tracemalloc.start()
+    rows = loader.Rows(corpus, make_config("mlm"), 0, 0, reads_all=True)
+    assert rows.count(10**9) >= 62_500
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  assert peaks[1] < peaks[0] / 5
+
+
 def test_evaluation_does_not_depend_on_the_seed_and_stops_at_max_rows():
   config = make_config()
   config.eval.max_rows = 11
