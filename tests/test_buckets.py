@@ -1,6 +1,8 @@
 """Runs in a bucket end like runs on a disk, despite kills and faults of the storage."""
 
+import contextlib
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -15,7 +17,7 @@ import program as program_lib
 import pytest
 
 from bertgpt import cli, files
-from bertgpt.devices import events
+from bertgpt.devices import events, process
 from bertgpt.errors import UserError
 from bertgpt.hub import opening
 from bertgpt.report import goodput
@@ -194,6 +196,33 @@ def test_the_model_of_init_from_and_finetune_comes_from_a_bucket(storage, run_in
   assert found.step == expected.step == 20
 
 
+@pytest.mark.slow
+def test_a_fine_tuning_in_a_bucket_is_that_on_a_disk(storage, finished_bert, tuning, bucket,
+                                                     tmp_path, monkeypatch):
+  """Also if it is stopped in a run, and the same command continues it."""
+  finetune = lambda path: cli.main([
+      "finetune", f"--config={tuning}", f"--init={finished_bert}", f"--workdir={path}",
+      "--config.epochs=4", "--config.seeds=0,1"])
+  assert finetune(tmp_path / "disk") == 0
+  calls = iter(range(100))
+  with monkeypatch.context() as patch:
+    patch.setattr(process, "catch_signals", lambda: contextlib.nullcontext(
+        lambda: next(calls) == 2))
+    assert finetune(bucket / "tuned") == 75
+  (state,) = (bucket / "tuned").glob("*/unfinished/checkpoints/*/manifest.json")
+  assert finetune(bucket / "tuned") == 0
+  assert not state.is_file()
+  found, expected = (json.loads((path / "results.json").read_bytes()) for path in (
+      bucket / "tuned", tmp_path / "disk"))
+  without_time = lambda results: [{**run, "seconds": 0} for run in results["runs"]]
+  assert without_time(found) == without_time(expected) and found["best_run"] == expected["best_run"]
+  for path in (tmp_path / "disk").glob("*/predictions/*"):
+    name = path.relative_to(tmp_path / "disk")
+    assert (bucket / "tuned" / name).read_bytes() == path.read_bytes()
+  assert cli.main(["export", f"--workdir={bucket}/tuned", f"--out={tmp_path / 'model'}"]) == 0
+  assert cli.main(["verify", f"--workdir={bucket}/tuned"]) == 0
+
+
 def test_a_damaged_checkpoint_in_a_bucket_is_told_from_an_unfinished_one(storage, run_in_bucket,
                                                                          capfd):
   from bertgpt.runs import step_folders
@@ -214,7 +243,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_told_from_an_unfinished_one(storage
 
 @pytest.mark.parametrize("arguments, message", [
     (["verify", "--workdir=s3://b/run"], "Mount the bucket"),
-    (["finetune", "--config=finetune_glue", "--init=x", "--workdir=gs://b/r"], "only local paths"),
+    (["predict", "--workdir=gs://b/r", "--input=x"], "only local paths"),
     (["verify", "--workdir=gs://"], "names no bucket")])
 def test_what_is_not_supported_is_said_in_a_line(arguments, message, capsys):
   assert cli.main(arguments) == 2

@@ -16,7 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="folder of the pretrained run, or of a model of transformers")
   parser.add_argument("--task", metavar="NAME",
                       help="name of the task, such as sst2; default: the task of the recipe")
-  parser.add_argument("--workdir", type=flags.local_path, metavar="DIR",
+  parser.add_argument("--workdir", type=flags.any_path, metavar="DIR",
                       help="folder of the results; default: finetune-TASK in the folder of --init, "
                            "if that is a run")
   flags.add_distributed(parser)

@@ -30,6 +30,7 @@ from bertgpt.files.writing import (
     publish_when_done,
     refuse_existing,
     remove_leftovers,
+    remove_tree,
     rename_new,
     require_parent,
     sync,
@@ -41,6 +42,6 @@ from bertgpt.files.writing import (
 __all__ = ["MANIFEST", "BucketPath", "append", "check_lock", "copy_locally", "download_tree",
            "find_problem", "is_remote", "lock", "make_path", "match_objects", "new_folder",
            "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
-           "read_json", "refuse_existing", "remove_leftovers", "rename_new", "require_parent",
-           "size_of", "sync", "unfinished_path", "upload", "upload_all", "write_atomically",
-           "write_json"]
+           "read_json", "refuse_existing", "remove_leftovers", "remove_tree", "rename_new",
+           "require_parent", "size_of", "sync", "unfinished_path", "upload", "upload_all",
+           "write_atomically", "write_json"]

@@ -220,6 +220,21 @@ def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
     _remove(path)
 
 
+def remove_tree(path: pathlib.Path, *, tries: bool = False) -> None:
+  """Deletes a folder with everything in it; it need not exist.
+
+  Args:
+    path: folder on a disk or in a bucket.
+    tries: whether files that cannot be deleted may stay.
+  Raises:
+    OSError: something cannot be deleted.
+  """
+  if isinstance(path, BucketPath):
+    path.remove_tree()
+  elif path.exists():
+    shutil.rmtree(path, ignore_errors=tries)
+
+
 def _find_leftovers(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   if isinstance(folder, BucketPath):
     return []  # Objects appear only when they are complete.

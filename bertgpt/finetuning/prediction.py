@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bertgpt import files
 from bertgpt.devices import watchdog
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
@@ -74,6 +75,7 @@ def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path)
     outputs: outputs by set, for all sets of the task.
     folder: folder that is made for them.
   """
-  folder.mkdir()
-  for s in task.evals:
-    s.write(outputs[s.name], folder)
+  with files.publish_when_done(folder) as scratch:
+    scratch.mkdir()
+    for s in task.evals:
+      s.write(outputs[s.name], scratch)

@@ -9,10 +9,10 @@ continued has the same weights as one that was not, bit for bit on the same mesh
 import hashlib
 import json
 import pathlib
-import shutil
 from typing import Any
 
 from bertgpt import config as config_lib
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.runs import checkpoint, manifest, workdir
@@ -45,9 +45,9 @@ def clear(folder: pathlib.Path, fingerprint: str) -> None:
   """
   if _read_fingerprint(folder / FOLDER) == fingerprint:
     workdir.remove_run(folder)
-    shutil.rmtree(folder / "predictions", ignore_errors=True)
-  elif folder.exists():
-    shutil.rmtree(folder)
+    files.remove_tree(folder / "predictions", tries=True)
+  else:
+    files.remove_tree(folder)
   folder.mkdir(exist_ok=True)
 
 
@@ -78,4 +78,4 @@ def remove(folder: pathlib.Path) -> None:
   Args:
     folder: folder of the run.
   """
-  shutil.rmtree(folder / FOLDER, ignore_errors=True)
+  files.remove_tree(folder / FOLDER, tries=True)

@@ -287,4 +287,4 @@ def remove_run(workdir: pathlib.Path) -> None:
   """Deletes config.json, checkpoints and tokenizer of a run; its curves and other files stay."""
   (workdir / "config.json").unlink(missing_ok=True)
   for name in ("checkpoints", "tokenizer"):
-    shutil.rmtree(workdir / name, ignore_errors=True)
+    files.remove_tree(workdir / name, tries=True)
