@@ -7,6 +7,7 @@ from typing import Any
 
 from bertgpt.devices import events
 from bertgpt.errors import ConfigError
+from bertgpt.runs import workdir as workdir_lib
 from bertgpt.training import metrics
 
 # From the last event of an attempt to the start of the next one, unless the run was finished.
@@ -144,6 +145,8 @@ def as_json(workdir: pathlib.Path) -> dict[str, Any]:
 def _require(workdir: pathlib.Path) -> Summary:
   summary = summarize(workdir)
   if summary is None:
-    raise ConfigError(f"--workdir {workdir}: there are no events in {events.FILE}. Name the folder "
-                      "of a run that was trained with this version")
+    remedy = "Give the --workdir of a `bertgpt train` of this version"
+    if not workdir_lib.is_run(workdir):
+      raise ConfigError(workdir_lib.describe_missing(workdir, "--workdir", remedy))
+    raise ConfigError(f"--workdir {workdir}: there are no events in {events.FILE}. {remedy}")
   return summary

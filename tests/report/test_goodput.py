@@ -61,7 +61,12 @@ def test_the_command_prints_the_same(workdir, capsys):
 
 
 def test_a_run_without_events_is_one_line(tmp_path, capsys):
-  assert cli.main(["goodput", "--workdir", str(tmp_path)]) == 2
-  (line,) = capsys.readouterr().err.splitlines()
-  assert "there are no events in events.jsonl" in line
-  assert goodput.line(tmp_path) == ""
+  for path, message in ((tmp_path / "none", "no such folder"), (tmp_path, "holds no run"),
+                        (tmp_path / "run", "there are no events in events.jsonl")):
+    if path.name == "run":
+      path.mkdir()
+      (path / "config.json").write_text("{}")
+    assert cli.main(["goodput", "--workdir", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert goodput.line(path) == ""
