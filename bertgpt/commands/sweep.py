@@ -1,8 +1,14 @@
 """`bertgpt sweep`: training of all runs of a recipe's get_sweep()."""
 
 import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bertgpt.commands import flags
+
+if TYPE_CHECKING:  # The config is slow to import.
+  from bertgpt.config import ConfigDict
 
 HELP = "Train every run of a recipe's get_sweep(), one after the other or several at a time."
 USES = ("bertgpt.training.sweep", "bertgpt.report.compare")
@@ -17,6 +23,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "commands, which may run on different hosts; default: all")
   parser.add_argument("--max_parallel", type=flags.number(int, 1), default=1, metavar="N",
                       help="train N runs at a time on this host; default: 1")
+  parser.add_argument("--mapped", action="store_true",
+                      help="train all runs at the same time, by one program; they may differ only "
+                           "in numbers such as seeds, learning rates, weight decay and dropout")
 
 
 def resumes(arguments: argparse.Namespace) -> bool:
@@ -30,7 +39,19 @@ def run(arguments: argparse.Namespace) -> None:
   from bertgpt.report import compare
   from bertgpt.training import sweep
   sweep.run(arguments.recipe, arguments.workdir, arguments.overrides, arguments.share,
-            arguments.max_parallel)
+            arguments.max_parallel, train_mapped if arguments.mapped else None)
   if (runs := compare.find_runs([arguments.workdir])) != [arguments.workdir]:
     compare.write_page(compare.read(runs), arguments.workdir / "sweep.html",
                        f"Sweep {arguments.workdir.name}")
+
+
+def train_mapped(configs: "Sequence[ConfigDict]", paths: Sequence[pathlib.Path]) -> None:
+  """Trains runs by one program, and writes their reports.
+
+  Args:
+    configs: configs of the runs.
+    paths: workdirs of the runs.
+  """
+  from bertgpt.report import end_of_run
+  from bertgpt.training import mapped
+  mapped.train(configs, paths, end_of_run.write)

@@ -21,7 +21,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from bertgpt import files
@@ -63,20 +63,20 @@ class Recorder:
     self._kinds = ["start"]
     self._seconds: dict[str, float] = collections.defaultdict(float)
     self._clock = self._flushed = time.monotonic() if since is None else since
-    self._path: pathlib.Path | None = None
-    self._file: io.FileIO | None = None
+    self._files: dict[pathlib.Path, io.FileIO | None] = {}  # None: not opened yet.
     self._done_before = 0
     self._lock = threading.Lock()
 
-  def open(self, workdir: pathlib.Path, first_step: int) -> None:
+  def open(self, workdirs: Sequence[pathlib.Path], first_step: int) -> None:
     """Begins to write, after the checks of the run have passed.
 
     Args:
-      workdir: folder of the run.
+      workdirs: folder of the run, or of every run that is trained at the same time.
       first_step: steps done before.
     """
-    self._path, self.step = workdir / FILE, first_step
-    self._done_before = max((event.get("step", 0) for event in read(workdir)), default=0)
+    self._files, self.step = {workdir / FILE: None for workdir in workdirs}, first_step
+    self._done_before = max((event.get("step", 0) for workdir in workdirs
+                             for event in read(workdir)), default=0)
     self._write("start", host=socket.gethostname(), process=os.getpid())
 
   def begin_step(self, step: int, *, compiles: bool) -> None:
@@ -106,7 +106,7 @@ class Recorder:
 
   def flush(self) -> None:
     """Writes the time that has passed since the last line, before the file is read."""
-    if self._path:
+    if self._files:
       self._write("work", is_read=True)
 
   def end(self, code: int, message: str = "") -> None:
@@ -116,10 +116,10 @@ class Recorder:
       code: exit code of the program.
       message: reason of the end; '': the run is done.
     """
-    if self._path:
+    if self._files:
       details: dict[str, Any] = {"message": message} if message else {}
       self._write("end", code=code, **details)
-      self._path = None
+      self._files = {}
 
   def _spend(self) -> None:
     now = time.monotonic()
@@ -134,18 +134,18 @@ class Recorder:
       self._flushed = self._clock
       line = json.dumps({"event": event, "time": round(time.time(), 3), "step": self.step,
                          "seconds": seconds, **details})
-      try:
-        if self._file is None:
-          self._file = files.open_growing(self._path)
-        self._file.write(f"{line}\n".encode())
-        if event == "end":
-          self._file.close()
-        elif event == "start" or is_read:  # The other lines reach a bucket with the checkpoints.
-          files.upload(self._file)
-      except OSError as e:
-        console.say(f"WARNING: {self._path}: cannot be written ({e.strerror or e}). The training "
-                    "continues without its events")
-        self._path = None
+      for path, file in list(self._files.items()):
+        try:
+          self._files[path] = file = file or files.open_growing(path)
+          file.write(f"{line}\n".encode())
+          if event == "end":
+            file.close()
+          elif event == "start" or is_read:  # The other lines reach a bucket with the checkpoints.
+            files.upload(file)
+        except OSError as e:
+          console.say(f"WARNING: {path}: cannot be written ({e.strerror or e}). The training "
+                      "continues without its events")
+          del self._files[path]
 
 
 _recorder: Recorder | None = None
@@ -184,10 +184,10 @@ def recording() -> Iterator[None]:
     _recorder = None
 
 
-def open_in(workdir: pathlib.Path, first_step: int) -> None:
-  """Begins to write to the workdir of a run; see `Recorder.open`."""
+def open_in(first_step: int, *workdirs: pathlib.Path) -> None:
+  """Begins to write to the workdirs of runs; see `Recorder.open`."""
   if _recorder is not None:
-    _recorder.open(workdir, first_step)
+    _recorder.open(workdirs, first_step)
 
 
 def begin_step(step: int, *, compiles: bool) -> None:

@@ -24,7 +24,8 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = Fal
 
   Args:
     x: [B, ...].
-    rate: share of the elements that become 0; the others are divided by 1 - rate.
+    rate: share of the elements that become 0; the others are divided by 1 - rate. One per run
+      (`training.per_run`) if several runs are one program.
     key: a JAX key, or uint32 [2], the words of a `hash` mask, as `dropout_key` returns them. None:
       nothing is dropped.
     is_shared: whether all replicas hold the same array, instead of their own rows.
@@ -34,10 +35,15 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = Fal
   if key is None or rate == 0:
     return x
   if is_hash(key):
-    return _drop_by_hash(x, key if is_shared else words_of_replica(key, x.shape[0]), rate)
+    words = key if is_shared else words_of_replica(key, x.shape[0])
+    if isinstance(rate, float):
+      return _drop_by_hash(x, words, rate)
+    # The constants of a custom derivative cannot differ between runs. This one saves the mask.
+    limit = jnp.asarray(round(rate * 2**32)).astype(jnp.uint32)
+    return _scale(x, hash_bits(words, x.shape) >= limit, rate)
   if not is_shared:
     key = jax.random.fold_in(key, sharding.replica_index())
-  return _scale(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
+  return _scale(x, jax.random.bernoulli(key, jnp.asarray(1 - rate), x.shape), rate)
 
 
 def is_hash(key: jax.Array) -> bool:

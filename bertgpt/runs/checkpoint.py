@@ -49,6 +49,9 @@ class Checkpoints:
 
   With several processes, all of them call `due`, `save` and `restore_latest` at the same steps.
   After a StorageError, only `close` may be called.
+
+  Attributes:
+    last_step: step of the last save that this object began; NO_STEP: none.
   """
 
   def __init__(self, workdir: os.PathLike | str, *, every_steps: int, every_minutes: float,
@@ -80,7 +83,7 @@ class Checkpoints:
     self._barrier = ocp.multihost.get_barrier_sync_fn()
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: tuple[int, concurrent.futures.Future] | None = None
-    self._last_save, self._last_step = time.monotonic(), NO_STEP
+    self._last_save, self.last_step = time.monotonic(), NO_STEP
 
   def due(self, step: int) -> bool:
     """Returns whether to save at this step, the same in every process.
@@ -134,7 +137,7 @@ class Checkpoints:
       raise _save_failed(self._root, step, e) from e
     types = {name: _type(leaf) for name, leaf in leaves.items()}
     self._pending = step, self._worker.submit(self._publish, step, types, sums, dict(metadata))
-    self._last_save, self._last_step = time.monotonic(), step
+    self._last_save, self.last_step = time.monotonic(), step
     if wait:
       self._join()
 
@@ -153,7 +156,7 @@ class Checkpoints:
     value = results.get(self._best.metric)
     if value is None or not self._best.is_beaten_by(value):
       return
-    if self._last_step != step and step not in find_steps(self._root):
+    if self.last_step != step and step not in find_steps(self._root):
       self.save(step, state, metadata)
     self._best.replace(step, value)
     if self._pending:  # A kill before the checkpoint is complete must not lose the previous best.

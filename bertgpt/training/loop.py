@@ -68,6 +68,8 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     write_start(run, first_step)  # Only now, so that a refused start changes nothing.
+    if jax.process_index() == 0:
+      events.open_in(first_step, path)
     log = stack.enter_context(contextlib.closing(StepLog(
         config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
     announce(run, log, first_step)
@@ -150,7 +152,6 @@ def write_start(run: Run, first_step: int) -> None:
     history.add(run.path, "start")
   former.note(run.path)
   workdir.write_run(run.path, run.config, run.corpus.tokenizer)
-  events.open_in(run.path, first_step)
 
 
 def steps_of(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any], None, None]:
@@ -200,7 +201,7 @@ def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callabl
       for begin, end in without(config.train.skip_steps, start, phase_end):
         with contextlib.closing(read(i, begin - phase_start)) as batches:
           for step, batch in zip(range(begin + 1, end + 1), batches, strict=False):
-            yield step, train_step, batch
+            yield step, programs[shape], batch
     phase_start = phase_end
 
 

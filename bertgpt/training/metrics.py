@@ -107,7 +107,7 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
                tensorboard: bool, active: bool = True,
-               trackers: Sequence[sinks.Sink] = ()):
+               trackers: Sequence[sinks.Sink] = (), name: str = ""):
     """Opens the files.
 
     Args:
@@ -117,10 +117,12 @@ class Writer:
       tensorboard: whether to write TensorBoard events too.
       active: whether this is process 0; otherwise nothing is written or printed.
       trackers: other places that get every point.
+      name: begin of every line that is printed; '': none.
     """
     self._last_step = last_step
     self._since: tuple[int, float] | None = None  # Step and time of the first progress line.
-    self._is_tty = sys.stderr.isatty()
+    self._name = name
+    self._is_tty = sys.stderr.isatty() and not name  # Lines of several runs replace none.
     self._open_line = False
     self._sinks: list[sinks.Sink] = [*trackers]
     self._active = active
@@ -164,7 +166,7 @@ class Writer:
       console.write("\r" + fit_line(parts, width).ljust(width))
       self._open_line = True
     else:
-      console.say("  ".join(parts))
+      console.say("  ".join([self._name, *parts] if self._name else parts))
 
   def message(self, text: str) -> None:
     """Prints a separate line, below the progress line."""
@@ -175,7 +177,7 @@ class Writer:
       self._open_line = False
     if self._is_tty:
       text = textwrap.fill(text, max(terminal_width(), 20), subsequent_indent="    ")
-    console.say(text)
+    console.say(f"{self._name}  {text}" if self._name else text)
 
   def close(self) -> None:
     """Ends the progress line and closes the files."""

@@ -27,7 +27,7 @@ class StepLog:
   """
 
   def __init__(self, config: ConfigDict, path: pathlib.Path, first_step: int, *,
-               is_static: bool = True,
+               is_static: bool = True, name: str = "",
                on_skip: Callable[[int, dict[str, float]], None] = lambda step, scalars: None):
     """Opens the log of a run.
 
@@ -37,14 +37,16 @@ class StepLog:
       first_step: steps done before; logged steps beyond it are dropped.
       on_skip: called with a step that was not applied, its loss and its gradient norm.
       is_static: whether all rows have the length of their phase; otherwise MFU is not logged.
+      name: name of the run, if several runs print their lines at the same time. It does not say how
+        attention is computed.
     """
     self._config, self._is_static, self._on_skip = config, is_static, on_skip
     is_first = jax.process_index() == 0
     self._writer = metrics.Writer(path, first_step=first_step,
                                   last_step=config_lib.total_steps(config),
-                                  tensorboard=config.log.tensorboard, active=is_first,
+                                  tensorboard=config.log.tensorboard, active=is_first, name=name,
                                   trackers=trackers.start(config, path) if is_first else ())
-    for line in attention.explain(config) if is_static else ():
+    for line in attention.explain(config) if is_static and not name else ():
       self._writer.message(line)
     self._has_guard = config.train.spike_guard != "off"
     self._or_spikes = ", or spikes," if self._has_guard else ""

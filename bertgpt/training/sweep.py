@@ -1,9 +1,10 @@
-"""Sweeps: every run of a recipe's get_sweep(), each in a process of its own."""
+"""Sweeps: every run of a recipe's get_sweep(), in processes of their own or in one program."""
 
 import contextlib
 import io
 import os
 import pathlib
+import re
 import signal
 import statistics
 import subprocess
@@ -19,9 +20,20 @@ from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 from bertgpt.runs import former, workdir
 from bertgpt.training import metrics
 
+# Fields that may differ between runs which one program trains. The initial state, the step and the
+# order of the rows depend on them; no shape and no evaluation does.
+MAPPED_FIELDS = re.compile(
+    r"seed|model\.(attention_)?dropout"
+    r"|optimizer\.(b1|b2|epsilon|weight_decay|layer_decay|clip_norm|momentum|initial_accumulator)"
+    r"|phases\[\d+\]\.(learning_rate|end_fraction|warmup_steps|warmup_fraction|decay_fraction"
+    r"|power)")
+
+TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
+
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
-        share: tuple[int, int] = (0, 1), max_parallel: int = 1) -> None:
+        share: tuple[int, int] = (0, 1), max_parallel: int = 1,
+        train_mapped: TrainMapped | None = None) -> None:
   """Trains run i in `path`/<i>; a stopped run is resumed, a finished run is kept.
 
   Prints a table of overrides and final held-out metrics of all runs that are finished, which is
@@ -33,9 +45,11 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     overrides: '--config.FIELD=VALUE' arguments for all runs.
     share: (i, n): only the runs i, i + n, i + 2n, ... are trained. Several processes, even on
       different hosts, may train different shares in one folder.
-    max_parallel: number of runs that are trained at the same time.
+    max_parallel: number of runs that are trained at the same time, each by its own program.
+    train_mapped: trains runs by one program, in this process; None: each run has its own process.
   Raises:
-    ConfigError: wrong overrides; lists every problem of every run, before the first run starts.
+    ConfigError: wrong overrides; lists every problem of every run, before the first run starts. Or
+      runs cannot be trained by one program.
     UserError: a run failed; has the exit code of the run.
   """
   runs = recipes.load_sweep(recipe)
@@ -45,20 +59,54 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   configs = check_runs(recipes.load(recipe), folders,
                        [[*overrides, *arguments] for arguments in flags])
   first, every = share
+  chosen = range(first, len(runs), every)
+  write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))
+  names = [f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}" for i in range(len(runs))]
+  if train_mapped:
+    find_mapped_fields([configs[i] for i in chosen])
   if max_parallel > 1:
     train_parts([[f"--config={recipe}", f"--workdir={path}", *overrides,
-                  f"--run={first + part * every}/{every * max_parallel}"]
-                 for part in range(max_parallel)], path)
-  for i in range(first, len(runs), every):
-    print(f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}", flush=True)
+                  f"--run={first + part * every}/{every * max_parallel}",
+                  *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
+  elif train_mapped:
+    print("\n".join(names[i] for i in chosen), flush=True)
+    if waiting := [i for i in chosen if not is_done(folders[i], configs[i])]:
+      train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
+    chosen = range(0)
+  for i in chosen:
+    print(names[i], flush=True)
     if not is_done(folders[i], configs[i]):
       train([f"--config={recipe}", f"--workdir={folders[i]}", *overrides, *flags[i]], i)
-    table = make_table(runs, folders, configs)
-    files.write_json(path / "sweep.json", table)
+    write_table()
+  write_table()
   table = make_table(runs, folders, configs)
   print("\n".join(format_table(table)))
   if medians := medians_over_seeds(table):
     print("\nMedians over seeds:\n" + "\n".join(format_table(medians)))
+
+
+def find_mapped_fields(configs: Sequence[ConfigDict]) -> dict[str, tuple[Any, ...]]:
+  """Returns the fields that differ between runs which one program can train.
+
+  Args:
+    configs: configs of the runs, at least one.
+  Returns:
+    field -> its values, one per run.
+  Raises:
+    ConfigError: a field differs that the program depends on.
+  """
+  found = {}
+  leaves = [dict(config_lib.leaves(config)) for config in configs]
+  for field in dict.fromkeys(name for fields in leaves for name in fields):
+    values = tuple(fields.get(field) for fields in leaves)
+    if len(set(map(repr, values))) == 1:
+      continue
+    if not MAPPED_FIELDS.fullmatch(field):
+      other = next(value for value in values if repr(value) != repr(values[0]))
+      raise ConfigError(f"{field}: {values[0]!r} and {other!r} need different programs, so the "
+                        "runs cannot be mapped into one. Leave out --mapped")
+    found[field] = values
+  return found
 
 
 def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:

@@ -31,7 +31,7 @@ def test_every_moment_counts_once_as_its_innermost_kind(tmp_path, clock):
     clock(2)
     with events.during("restore"):
       clock(3)
-    events.open_in(tmp_path, 0)
+    events.open_in(0, tmp_path)
     items = events.timed("input", iter([1, 2, 3]))
     for step in items:
       events.begin_step(step, compiles=step == 1)
@@ -56,7 +56,7 @@ def test_the_wait_for_a_batch_is_input(tmp_path, clock):
     clock(1)
 
   with events.recording():
-    events.open_in(tmp_path, 0)
+    events.open_in(0, tmp_path)
     for step in events.timed("input", batches()):
       events.begin_step(step, compiles=False)
       clock(2)
@@ -66,7 +66,7 @@ def test_the_wait_for_a_batch_is_input(tmp_path, clock):
 def test_steps_of_an_earlier_attempt_are_repeated(tmp_path, clock):
   for first, last in ((0, 5), (3, 8)):
     with events.recording():
-      events.open_in(tmp_path, first)
+      events.open_in(first, tmp_path)
       for step in range(first + 1, last + 1):
         events.begin_step(step, compiles=False)
         clock(1)
@@ -87,7 +87,7 @@ def test_a_refused_start_writes_nothing(tmp_path):
     (KeyError("x"), 1, "KeyError: 'x'")])
 def test_the_last_event_has_the_exit_code(tmp_path, error, code, message):
   with pytest.raises(type(error)), events.recording():
-    events.open_in(tmp_path, 0)
+    events.open_in(0, tmp_path)
     with events.recording():  # Nested, like that of the loop inside that of `bertgpt train`.
       raise error
   last = events.read(tmp_path)[-1]
@@ -97,7 +97,7 @@ def test_the_last_event_has_the_exit_code(tmp_path, error, code, message):
 def test_a_file_that_cannot_be_written_costs_one_line(tmp_path, capsys):
   (tmp_path / events.FILE).mkdir()
   with events.recording():
-    events.open_in(tmp_path, 0)
+    events.open_in(0, tmp_path)
     events.begin_step(1, compiles=False)
   assert capsys.readouterr().err.count("WARNING") == 1
 
@@ -123,7 +123,7 @@ def test_a_killed_process_leaves_what_it_did(tmp_path):
             "events.note_program_start()\n"
             "events.FLUSH_S = 0\n"
             "with events.recording():\n"
-            "  events.open_in(pathlib.Path(sys.argv[1]), 0)\n"
+            "  events.open_in(0, pathlib.Path(sys.argv[1]))\n"
             "  for step in (1, 2, 3):\n"
             "    events.begin_step(step, compiles=False)\n"
             "    time.sleep(0.05)\n"

@@ -1,0 +1,403 @@
+"""Mapped sweeps: one program trains runs that differ only in numbers of the train step.
+
+The states of all runs are stacked along a first axis, and one jitted step maps
+`steps.make_train_step` over it. The axis is split over as many devices as its length allows; the
+other devices split the batch of every run, as usual. Each run has its own folder, with the
+checkpoints, curves and report of a run that was trained alone, so `bertgpt train` can continue it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bertgpt import config as config_lib
+from bertgpt.config import MESH_AXES, ConfigDict, compiler_options
+from bertgpt.data.batches import formats, loader
+from bertgpt.devices import events, process, sharding, watchdog
+from bertgpt.errors import ConfigError, DivergedError, Preempted
+from bertgpt.models import attention
+from bertgpt.runs import checkpoint, history
+from bertgpt.training import loop, per_run, steps
+from bertgpt.training.loop import Finished
+from bertgpt.training.run import Run, open_run
+from bertgpt.training.spikes import SkippedSteps
+from bertgpt.training.start import restore_or_init
+from bertgpt.training.step_log import StepLog
+from bertgpt.training.steps import TrainState
+from bertgpt.training.sweep import find_mapped_fields
+
+RUNS = "runs"  # Name of the mesh axis that the runs are split over.
+
+
+class Stack:
+  """The runs of one program, and the layout of their stacked states.
+
+  Attributes:
+    runs: the opened runs.
+    mesh: mesh with the axis RUNS before the axes of a single run, over the same devices.
+    abstract_states: `TrainState` of ShapeDtypeStructs [runs, ...] with their shardings.
+  """
+
+  def __init__(self, runs: Sequence[Run]):
+    """Lays out the states.
+
+    Args:
+      runs: runs whose configs `sweep.find_mapped_fields` accepts.
+    """
+    self.runs, single = tuple(runs), runs[0].setup.mesh
+    self._programs: dict[int, Any] = {}
+    self._fields = find_mapped_fields([run.config for run in runs])
+    parts = math.gcd(len(runs), single.shape["data"])
+    self.mesh = Mesh(single.devices.reshape(parts, -1, *single.devices.shape[1:]),
+                     (RUNS, *MESH_AXES), axis_types=(AxisType.Auto,) * (1 + len(MESH_AXES)))
+    self.abstract_states = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((len(runs), *x.shape), x.dtype,
+                                       sharding=self._layout(x.sharding.spec)),
+        runs[0].abstract_state)
+
+  def _layout(self, spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec(RUNS, *spec))
+
+  def make_states(self) -> TrainState:
+    """Returns states of zeros, which `put` replaces."""
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract_states)
+    return jax.jit(zeros, out_shardings=_shardings(self.abstract_states))()
+
+  @functools.cached_property
+  def put(self) -> Callable[[TrainState, TrainState, int], TrainState]:
+    """Returns (states, state, i) -> the states with another one for run i; reuses their memory."""
+
+    def put(states, state, i):
+      return jax.tree.map(lambda all_runs, x: jnp.where(_is_run(i, all_runs), x, all_runs),
+                          states, state)
+
+    return jax.jit(put, donate_argnums=0, out_shardings=_shardings(self.abstract_states))
+
+  @functools.cached_property
+  def take(self) -> Callable[[TrainState, int], TrainState]:
+    """Returns (states, i) -> the state of run i, laid out as that of a single run."""
+
+    def pick(i, x):
+      # A sum over the devices, of which one has the run. An index would copy all runs to all.
+      bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+      bits = jnp.where(_is_run(i, bits), bits, 0).sum(0, dtype=bits.dtype)
+      return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+    return jax.jit(lambda states, i: jax.tree.map(functools.partial(pick, i), states),
+                   out_shardings=_shardings(self.runs[0].abstract_state))
+
+  def jit_train_step(self, phase_index: int) -> Any:
+    """Returns the jitted step (states, batches, is_active) -> (states, metrics) of a phase.
+
+    The batches are arrays [runs, batch size, ...], `is_active` is bool [runs], and the metrics are
+    those of `steps.make_train_step`, [runs]. The state of a run that is not active stays as it is.
+
+    Args:
+      phase_index: index of the phase.
+    """
+    if phase_index in self._programs:
+      return self._programs[phase_index]
+    run = self.runs[0]
+
+    def step_of_run(number, state, batch, is_active):
+      config = per_run.put(run.config, self._fields, number)
+      setup = steps.at_phase(run.setup._replace(config=config), phase_index)
+      train_step = steps.make_train_step(setup, config.phases[phase_index].micro_batches)
+      new_state, metrics = train_step(state, batch)
+      return jax.tree.map(functools.partial(jnp.where, is_active), new_state, state), metrics
+
+    def train_step(states, batches, is_active):
+      step = jax.vmap(step_of_run, spmd_axis_name=RUNS)
+      return step(jnp.arange(len(self.runs)), states, batches, is_active)
+
+    options = compiler_options.choose(run.config.system.xla_options, sharding.platform(),
+                                      self.mesh.size)
+    self._programs[phase_index] = jax.jit(
+        train_step, donate_argnums=0, compiler_options=options,
+        out_shardings=(_shardings(self.abstract_states), None))
+    return self._programs[phase_index]
+
+  def check(self) -> None:
+    """Traces the steps of all phases, without computing anything.
+
+    Raises:
+      ConfigError: a field has values that need different programs.
+    """
+    config, number = self.runs[0].config, len(self.runs)
+    with sharding.use_mesh(self.mesh, config):
+      for i, phase in enumerate(config.phases):
+        zeros = formats.make_zeros(self.runs[0].setup.objective.specs(phase), phase.batch_size)
+        batches = {name: jax.ShapeDtypeStruct((number, *x.shape), x.dtype)
+                   for name, x in zeros.items()}
+        jax.eval_shape(self.jit_train_step(i), self.abstract_states, batches,
+                       jax.ShapeDtypeStruct((number,), bool))
+
+  def read(self, phase_index: int, first_step: int) -> Generator[dict[str, jax.Array], None, None]:
+    """Yields the batches of a phase, [runs, batch size, ...], on the devices.
+
+    Runs with the same seed have the same batches, which are read once. `data.prefetch` batches are
+    on their way to the devices.
+
+    Args:
+      phase_index: index of the phase.
+      first_step: first batch, counted from the start of the phase.
+    """
+    config = self.runs[0].config
+    layout = self._layout(sharding.batch_sharding(self.mesh, config).spec)
+    seeds = list(dict.fromkeys(run.config.seed for run in self.runs))
+    which = [seeds.index(run.config.seed) for run in self.runs]
+    queue: deque = deque()
+    with contextlib.ExitStack() as stack:
+      readers = []
+      for seed in seeds:
+        run = self.runs[which.index(seeds.index(seed))]
+        readers.append(stack.enter_context(contextlib.closing(loader.make_train_batches(
+            run.corpus, run.config, phase_index, first_step, slice(None)))))
+      for parts in zip(*readers, strict=True):
+        batch = {name: np.stack([parts[k][name] for k in which]) for name in parts[0]}
+        queue.append(sharding.make_global_batch(batch, layout, len(self.runs)))
+        if len(queue) > config.data.prefetch:
+          yield queue.popleft()
+      yield from queue
+
+
+def _shardings(abstract_state: TrainState) -> TrainState:
+  return jax.tree.map(lambda x: x.sharding, abstract_state)
+
+
+def _is_run(i, x):
+  """Returns bool [runs, 1, ...], true for run i, for an array [runs, ...]."""
+  return (jnp.arange(len(x)) == i).reshape(-1, *[1] * (x.ndim - 1))
+
+
+@dataclasses.dataclass(eq=False)
+class Member:
+  """One run among those that are trained together.
+
+  Attributes:
+    run: the opened run.
+    checkpoints: its checkpoints.
+    log: its log.
+    step: steps done.
+    scores: held-out metric -> value, of the last evaluation.
+    error: why it has ended before its last step.
+  """
+
+  run: Run
+  checkpoints: checkpoint.Checkpoints
+  log: StepLog
+  step: int
+  scores: dict[str, float] = dataclasses.field(default_factory=dict)
+  error: DivergedError | None = None
+
+
+def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
+          report: Callable[[Finished], None]) -> None:
+  """Trains runs together, each from its newest checkpoint if it has one.
+
+  Runs that have done more steps than others wait for them. A run that diverges ends, and the others
+  continue.
+
+  Args:
+    configs: configs of the runs, in which only `sweep.MAPPED_FIELDS` differ.
+    paths: workdirs of the runs.
+    report: called with every finished run.
+  Raises:
+    ConfigError: the runs need different programs.
+    DivergedError: a run has diverged; raised when the others are finished.
+    UserError: see `errors`; `Preempted` after a signal, with checkpoints saved.
+  """
+  with events.recording():
+    finished, errors = _train(configs, paths)
+    for run in finished:
+      with events.during("report"):
+        report(run)
+    if errors:
+      raise errors[0]
+
+
+def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
+           ) -> tuple[list[Finished], list[DivergedError]]:
+  if jax.process_count() > 1:
+    raise ConfigError("--mapped: runs are mapped in one process. Start one process per host")
+  with contextlib.ExitStack() as stack:
+    runs = [stack.enter_context(open_run(config, path, ()))
+            for config, path in zip(configs, paths, strict=True)]
+    together = Stack(runs)
+    together.check()  # Before anything is written.
+    states, members = _start(together, stack)
+    stack.enter_context(sharding.use_mesh(together.mesh, runs[0].config))
+    loop_of_steps = Loop(together, members, states)
+    loop_of_steps.run()
+    good = [member for member in members if not member.error]
+    finished = [loop.make_finished(member.run, member.step, loop_of_steps.state_of(member).params,
+                                   member.scores) for member in good]
+    return finished, [DivergedError(f"{member.run.path}: {member.error}") for member in members
+                      if member.error]
+
+
+def _start(together: Stack, stack: contextlib.ExitStack) -> tuple[TrainState, list[Member]]:
+  """Restores or makes the state of every run, and makes their folders runs.
+
+  Args:
+    together: the runs.
+    stack: closes the checkpoints and logs.
+  """
+  states, opened = together.make_states(), []
+  for i, run in enumerate(together.runs):
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(
+        run.path, **run.config.checkpoint,
+        on_save=functools.partial(history.note_checkpoint, run.path)))
+    state = restore_or_init(run, checkpoints)
+    opened.append((run, checkpoints, int(state.step)))
+    states = together.put(states, state, i)
+  members = []
+  for run, checkpoints, step in opened:
+    loop.write_start(run, step)  # Only now, so that a refused start changes nothing.
+    log = stack.enter_context(contextlib.closing(StepLog(
+        run.config, run.path, step, name=run.path.name,
+        on_skip=SkippedSteps(run.path, run.corpus, run.config).write)))
+    for line in () if members else attention.explain(run.config):  # The same for all.
+      log.message(line)
+    loop.announce(run, log, step)
+    members.append(Member(run, checkpoints, log, step))
+  events.open_in(min(member.step for member in members), *(run.path for run in together.runs))
+  return states, members
+
+
+class Loop:
+  """The loop over the steps of all runs, as `loop.train` is that of one."""
+
+  def __init__(self, together: Stack, members: Sequence[Member], states: TrainState):
+    """Prepares the loop.
+
+    Args:
+      together: the runs.
+      members: their logs and checkpoints.
+      states: their states, on the devices.
+    """
+    self._together, self._members, self._states = together, members, states
+    self._config = together.runs[0].config
+    self._last_step = config_lib.total_steps(self._config)
+    self._pending: tuple[int, list[Member], Any] | None = None
+
+  def state_of(self, member: Member) -> TrainState:
+    """Returns the state of a run."""
+    return self._together.take(self._states, self._members.index(member))
+
+  def run(self) -> None:
+    """Trains all runs to their end.
+
+    Raises:
+      Preempted: a signal was received; checkpoints are saved.
+    """
+    config, first_step = self._config, min(member.step for member in self._members)
+    with contextlib.ExitStack() as stack:
+      should_stop = stack.enter_context(process.catch_signals())
+      trace = stack.enter_context(process.tracer(
+          config.profile.steps, self._together.runs[0].path / "profile"))
+      # A signal or a crash may have prevented the last evaluation of a run.
+      waiting = [m for m in self._members if loop.is_evaluated(config, m.step)]
+      if not self._evaluate(waiting, should_stop):
+        raise Preempted("stopped before the first step. The same command resumes the runs")
+      watchdog.arm_for(config.system, compiles=True)
+      compiled = None  # The program that has been called.
+      steps_of_all = stack.enter_context(contextlib.closing(loop.make_steps(
+          config, first_step, self._together.jit_train_step, self._together.read)))
+      for step, train_step, batches in events.timed("input", steps_of_all):
+        active = [m for m in self._members if m.step < step and not m.error]
+        if not active and all(m.error for m in self._members):
+          break
+        if not active:  # Those that are behind have diverged, and the others are ahead.
+          continue
+        events.begin_step(step, compiles=train_step is not compiled)
+        watchdog.arm_for(config.system, compiles=train_step is not compiled)
+        compiled = train_step
+        trace(step, self._finish_step)
+        self._do_step(step, train_step, batches, active)
+        self._save_and_evaluate(step, active, should_stop)
+      watchdog.arm_for(config.system, compiles=True)
+
+  def _do_step(self, step: int, train_step: Callable, batches: Any,
+               active: Sequence[Member]) -> None:
+    """Starts a step, and logs the one before."""
+    is_active = np.array([member in active for member in self._members])
+    if step - 1 in {last for _, last in self._config.train.skip_steps}:
+      done = np.array([step - 1 if member in active else member.step for member in self._members],
+                      np.int32)
+      self._states = dataclasses.replace(
+          self._states, step=jax.device_put(done, self._states.step.sharding))
+    self._states, step_metrics = train_step(self._states, batches, is_active)
+    self._finish_step()
+    self._pending = step, list(active), step_metrics
+    for member in active:
+      member.step = step
+
+  def _finish_step(self) -> None:
+    """Waits for the last step that was started, and logs it in every run."""
+    if self._pending is None:
+      return
+    (step, active, step_metrics), self._pending = self._pending, None
+    step_metrics = jax.device_get(step_metrics)
+    for member in active:
+      i = self._members.index(member)
+      member.log.add(step, {name: (total[i], weight[i])
+                            for name, (total, weight) in step_metrics.items()})
+      try:
+        member.log.finish_step()
+      except DivergedError as e:
+        member.error = e
+        member.log.message(f"{e}. The other runs continue")
+
+  def _save_and_evaluate(self, step: int, active: Sequence[Member],
+                         should_stop: Callable[[], bool]) -> None:
+    """Does what is due after a step, and ends the loop after a signal.
+
+    Raises:
+      Preempted: a signal was received; checkpoints are saved.
+    """
+    stop = should_stop()
+    is_due = any([member.checkpoints.due(step) for member in active])  # All of them are asked.
+    wait = stop or step == self._last_step
+    if wait or is_due:
+      self._save(step, active, wait)
+    if not stop and loop.is_evaluated(self._config, step):
+      self._finish_step()
+      stop = not self._evaluate([m for m in active if not m.error], should_stop)
+    if stop:
+      self._save(step, active, wait=True)
+      raise Preempted(f"stopped at step {step} with checkpoints saved. The same command resumes "
+                      "the runs")
+
+  @events.during("saving")
+  def _save(self, step: int, active: Sequence[Member], wait: bool) -> None:
+    """Saves the runs that have no checkpoint of this step yet; see `loop.train`."""
+    self._finish_step()
+    for member in active:
+      is_saved = member.error or member.checkpoints.last_step == step
+      if not is_saved and (wait or member.log.is_good):
+        member.checkpoints.save(step, self.state_of(member), member.run.metadata | {"step": step},
+                                wait=wait)
+
+  def _evaluate(self, members: Sequence[Member], should_stop: Callable[[], bool]) -> bool:
+    """Evaluates runs after their last step; returns False if a signal was received."""
+    for member in members:
+      # The programs of the first run serve all of them.
+      evaluator = member.run.evaluator._replace(
+          programs=self._together.runs[0].evaluator.programs)
+      member.scores = loop.evaluate_step(
+          member.run._replace(evaluator=evaluator), member.log, member.checkpoints, member.step,
+          self.state_of(member), should_stop)
+      if not member.scores:
+        return False
+    return True

@@ -1,0 +1,300 @@
+"""training.mapped and training.per_run: runs of one program are the runs that train alone."""
+
+import contextlib
+import json
+import operator
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from bertgpt import cli
+from bertgpt.config import recipes
+from bertgpt.devices import process, sharding
+from bertgpt.errors import ConfigError
+from bertgpt.planning import topologies
+from bertgpt.report import goodput
+from bertgpt.runs import checkpoint
+from bertgpt.training import evaluate, loop, mapped, metrics, per_run, steps
+from bertgpt.training.run import Run
+
+STEPS = 6
+SHORT = ["--config.phases[0].steps=8", "--config.eval.max_rows=8", "--config.eval.every_steps=4",
+         "--config.log.every_steps=1", "--config.checkpoint.every_steps=2"]
+
+
+def configs_of(base, changes):
+  """Returns the config of every run: `base` with some fields changed."""
+  return [recipes.override(base, [f"--config.{field}={value}" for field, value in run.items()])
+          for run in changes]
+
+
+def train_alone(config, batches):
+  """Returns the losses of a run, and its state."""
+  losses = []
+  with tiny.Setup(config) as setup:
+    state, step = setup.init(), setup.step(config.phases[0].micro_batches)
+    for batch in batches:
+      state, sums = step(state, setup.put(batch))
+      losses.append(float(sums["loss"][0]))
+  return losses, jax.device_get(state)
+
+
+def train_together(configs, batches_of):
+  """Returns the losses of every run, their stack, and their states on the devices."""
+  runs, initial = [], []
+  for config in configs:
+    with tiny.Setup(config) as setup:
+      runs.append(Run(config, None, setup.training, None, None, setup.abstract, {}))
+      initial.append(setup.init())
+  together = mapped.Stack(runs)
+  together.check()
+  states = together.make_states()
+  for i, state in enumerate(initial):
+    states = together.put(states, state, i)
+  layout = jax.sharding.NamedSharding(together.mesh, jax.sharding.PartitionSpec(
+      mapped.RUNS, *sharding.batch_sharding(together.mesh, configs[0]).spec))
+  losses, everyone = [], np.ones(len(runs), bool)
+  with sharding.use_mesh(together.mesh, configs[0]):
+    step = together.jit_train_step(0)
+    for batches in zip(*batches_of, strict=True):
+      batch = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+      states, sums = step(states, sharding.make_global_batch(batch, layout, len(runs)), everyone)
+      losses.append(jax.device_get(sums["loss"][0]))
+  return np.transpose(losses), together, states
+
+
+NUMBERS = [{"seed": 3, "phases[0].learning_rate": 1e-3, "optimizer.b2": 0.95},
+           {"seed": 3, "optimizer.weight_decay": 0.0, "optimizer.epsilon": 1e-3},
+           {"optimizer.b1": 0.8, "optimizer.clip_norm": 0.1, "phases[0].end_fraction": 0.5}]
+RATES = [{"seed": 1, "model.dropout": 0.1, "phases[0].warmup_steps": 2},
+         {"seed": 2, "model.dropout": 0.5, "phases[0].warmup_steps": 4}]
+
+
+@pytest.mark.parametrize("name, mesh, micro_batches, runs, split", [
+    ("bert_adamw", (2, 1, 2), 1, NUMBERS, 1), ("adamw", (4, 1, 1), 2, RATES, 2),
+    *(pytest.param(name, (1, 1, 1), 1, NUMBERS, 1, marks=pytest.mark.slow) for name in (
+        "fairseq_adamw", "stable_adamw", "lamb", "nvlamb", "albert_lamb", "adafactor", "adagrad",
+        "muon"))])
+def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split):
+  """Also with dropout, micro-batches, and several devices, over which runs or rows are split."""
+  base = tiny.make_config(mesh=mesh, num_layers=1, dropout=0.1, attention_dropout=0.1)
+  base.optimizer.name, base.phases[0].micro_batches = name, micro_batches
+  configs = configs_of(base, runs)
+  batches_of = [[tiny.make_batch(config, 10 * config.seed + i) for i in range(STEPS)]
+                for config in configs]
+  losses, together, states = train_together(configs, batches_of)
+  for i, config in enumerate(configs):
+    alone, state = train_alone(config, batches_of[i])
+    np.testing.assert_allclose(losses[i], alone, rtol=1e-6, err_msg=str(runs[i]))
+    taken = jax.device_get(together.take(states, i))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), taken) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state)
+  assert len({tuple(run) for run in losses.tolist()}) == len(runs)
+  assert together.mesh.shape[mapped.RUNS] == split
+  assert {x.sharding.spec[0] for x in jax.tree.leaves(states)} == {mapped.RUNS}
+
+
+def test_taking_what_was_put_changes_no_bit():
+  """Also of values that a sum would change, such as -0.0."""
+  config = tiny.make_config(mesh=(2, 1, 1), num_layers=1)
+  with tiny.Setup(config) as setup:
+    runs = [Run(config, None, setup.training, None, None, setup.abstract, {})] * 2
+    state = jax.tree.map(lambda x: -x, setup.init())  # Biases become -0.0.
+  together = mapped.Stack(runs)
+  states = together.put(together.make_states(), state, 1)
+  bits = lambda tree: [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+  assert bits(together.take(states, 1)) == bits(state)
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(together.take(states, 0)))
+
+
+def lower(configs, devices=None):
+  """Returns the lowered step of some runs."""
+  runs = []
+  for config in configs:
+    mesh = sharding.make_mesh(config, devices or tiny.devices_of(config))
+    with sharding.use_mesh(mesh, config):
+      setup = steps.make_setup(config, mesh, tiny.make_vocabulary())
+      runs.append(Run(config, None, setup, None, None, steps.make_abstract_state(setup), {}))
+  together = mapped.Stack(runs)
+  layout = jax.sharding.NamedSharding(together.mesh, jax.sharding.PartitionSpec(
+      mapped.RUNS, *sharding.batch_sharding(together.mesh, configs[0]).spec))
+  batch = {name: jax.ShapeDtypeStruct((len(runs), *x.shape), x.dtype, sharding=layout)
+           for name, x in tiny.make_batch(configs[0]).items()}
+  with sharding.use_mesh(together.mesh, configs[0]):
+    return together.jit_train_step(0).lower(
+        together.abstract_states, batch, jax.ShapeDtypeStruct((len(runs),), bool))
+
+
+FOUR = [{"seed": seed, "phases[0].learning_rate": rate, "model.dropout": rate}
+        for seed in (0, 1) for rate in (0.1, 0.2)]
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def test_runs_on_devices_of_their_own_do_not_communicate():
+  config = tiny.make_config(mesh=(4, 1, 1), num_layers=1, dropout=0.1)
+  text = lower(configs_of(config, FOUR)).compile().as_text()
+  assert [name for name in COLLECTIVES if f"{name}(" in text or f"{name}-start(" in text] == []
+
+
+@pytest.mark.libtpu
+def test_the_step_compiles_for_tpus():
+  config = tiny.make_config(mesh=(2, 2, 1), num_layers=1, dropout=0.1, attention="xla")
+  topology = topologies.open_topology("v5e:2x2")
+  assert lower(configs_of(config, FOUR), topology.devices).compile().as_text()
+
+
+# ------------------------------------------------------------------- numbers
+
+
+def of_run(i, *values, fields=("optimizer.b2",)):
+  return per_run.PerRun(fields, values, jnp.int32(i))
+
+
+def test_numbers_are_rounded_once_as_those_of_a_single_run():
+  """1 - 0.999 in float32 would be 5e-5 off."""
+  for i, b2 in enumerate((0.999, 0.95)):
+    numbers = of_run(i, 0.999, 0.95)
+    for operate in (operator.add, operator.sub, operator.mul, operator.truediv, operator.pow):
+      x = jnp.float32(3)
+      assert jnp.asarray(operate(1, numbers)) == np.float32(operate(1, b2))
+      assert jnp.asarray(operate(numbers, 2)) == np.float32(operate(b2, 2))
+      for found, expected in ((operate(x, numbers), operate(x, np.float32(b2))),
+                              (operate(numbers, x), operate(np.float32(b2), x))):
+        assert isinstance(found, jax.Array) and found == expected
+    assert jnp.asarray(numbers * numbers) == np.float32(b2 * b2)
+
+
+def test_whole_numbers_stay_whole():
+  assert jnp.asarray(of_run(1, 3, 2**31 + 5)).dtype == jnp.int32
+  key = lambda seed: jax.random.key_data(jax.random.key(seed)).tolist()
+  assert [key(of_run(i, 7, 2**31 + 5)) for i in (0, 1)] == [key(7), key(2**31 + 5)]
+
+
+def test_a_question_has_one_answer_for_all_runs():
+  assert of_run(0, 0.1, 0.2) and not of_run(0, 0.0, 0.0)
+  assert of_run(0, 0.1, 0.2) != 0 and of_run(0, 0.1, 0.2) < 1 and max(of_run(0, 2, 3), 1) != 1
+  for question in (bool, int, float, lambda rate: rate == 0, lambda rate: rate > 0.05):
+    with pytest.raises(ConfigError, match="model.dropout: .*Leave out --mapped"):
+      question(of_run(0, 0.0, 0.1, fields=("model.dropout",)))
+
+
+# ----------------------------------------------------------------- whole runs
+
+
+def make_sweep(recipe, path, runs):
+  """Writes the recipe of `recipe` with these runs."""
+  path.write_text(f"{recipe.read_text().split('def get_sweep')[0]}def get_sweep():\n"
+                  f"  return {runs!r}\n")
+  return path
+
+
+def sweep(recipe, path, *arguments):
+  return cli.main(["sweep", f"--config={recipe}", f"--workdir={path}", "--mapped", *SHORT,
+                   *arguments])
+
+
+def curves(path):
+  """Returns the curves of a run that do not depend on the clock."""
+  return {tag: points for tag, points in metrics.read_curves(path).items()
+          if not tag.startswith("perf/")}
+
+
+def config_of(recipe, run, *arguments):
+  return recipes.override(recipes.load(str(recipe)), [
+      *SHORT, *(f"--config.{field}={value}" for field, value in run.items()), *arguments])
+
+
+@contextlib.contextmanager
+def stopped_at(call):
+  """A signal arrives before this question whether to stop, counted from 1."""
+  calls = iter(range(1, 1000))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(process, "catch_signals",
+                  lambda: contextlib.nullcontext(lambda: next(calls) >= call))
+    yield
+
+
+RUNS_OF_SWEEP = [{"seed": 0}, {"seed": 1, "phases[0].learning_rate": 5e-3},
+                 {"seed": 1, "model.dropout": 0.1}, {"seed": 0, "model.dropout": 0.2}]
+
+
+@pytest.fixture(scope="module")
+def swept(recipe, tmp_path_factory):
+  """A finished mapped sweep; without dropout in two runs, which is another program."""
+  folder = tmp_path_factory.mktemp("swept")
+  file = make_sweep(recipe, folder / "recipe.py", RUNS_OF_SWEEP[:2])
+  assert sweep(file, folder / "sweep") == 0
+  return folder / "sweep"
+
+
+@pytest.mark.slow
+def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsys):
+  """Curves, scores and files; another command can compare, evaluate, export and continue them."""
+  for i, run in enumerate(RUNS_OF_SWEEP[:2]):
+    alone, path = tmp_path / f"{i}", swept / f"{i:03d}"
+    finished = loop.train(config_of(recipe, run), alone)
+    assert curves(path).keys() == curves(alone).keys()
+    for tag, points in curves(alone).items():
+      np.testing.assert_allclose(curves(path)[tag], points, rtol=1e-6, atol=1e-12, err_msg=tag)
+    assert (path / "config.json").read_text() == (alone / "config.json").read_text()
+    assert checkpoint.committed_steps(path) == checkpoint.committed_steps(alone)
+    assert finished.scores == pytest.approx(evaluate.evaluate_workdir(path), rel=1e-5)
+    assert goodput.summarize(path).attempts[0].code == 0
+    longer = config_of(recipe, run, "--config.phases[0].steps=10")
+    shutil.copytree(path, tmp_path / "copy" / path.name)
+    a, b = (loop.train(longer, folder).scores for folder in (tmp_path / "copy" / path.name, alone))
+    assert a == pytest.approx(b, rel=1e-5)
+  rows = json.loads((swept / "sweep.json").read_text())
+  assert [row["seed"] for row in rows] == [0, 1]
+  assert cli.main(["compare", str(swept), f"--out={tmp_path / 'page.html'}"]) == 0
+  assert cli.main(["export", f"--workdir={swept / '001'}", f"--out={tmp_path / 'model'}"]) == 0
+  assert cli.main(["verify", f"--workdir={swept / '001'}"]) == 0
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on_as_if_it_had_not_been(recipe, swept, tmp_path, capsys):
+  """Also if one run is behind the other, as after a kill between two checkpoints."""
+  file = make_sweep(recipe, tmp_path / "recipe.py", RUNS_OF_SWEEP[:2])
+  path = tmp_path / "sweep"
+  with stopped_at(3):
+    assert sweep(file, path) == 75
+  assert [checkpoint.committed_steps(path / name) for name in ("000", "001")] == [[2, 3]] * 2
+  for file_of_step in sorted((path / "000" / "checkpoints" / "3").rglob("*"), reverse=True):
+    file_of_step.rmdir() if file_of_step.is_dir() else file_of_step.unlink()
+  (path / "000" / "checkpoints" / "3").rmdir()
+  assert sweep(file, path) == 0
+  for name in ("000", "001"):
+    assert curves(path / name) == curves(swept / name)
+  before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and p.parent != path}
+  assert sweep(file, path) == 0
+  assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, capsys):
+  file = make_sweep(recipe, tmp_path / "recipe.py",
+                    [{"seed": 0, "phases[0].learning_rate": 1e30}, {"seed": 0}])
+  assert sweep(file, tmp_path / "sweep", "--config.train.max_bad_steps=3") == 70
+  assert "/000: step" in capsys.readouterr().err.splitlines()[-1]
+  assert not (tmp_path / "sweep" / "000" / "report.md").exists()
+  assert curves(tmp_path / "sweep" / "001").keys() == curves(swept / "000").keys()
+  np.testing.assert_allclose(curves(tmp_path / "sweep" / "001")["train/loss"],
+                             curves(swept / "000")["train/loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("runs, field", [
+    ([{"seed": 0}, {"model.width": 32}], "model.width: 16 and 32"),
+    ([{"seed": 0}, {"optimizer.name": "lamb"}], "optimizer.name: 'adamw' and 'lamb'"),
+    ([{"seed": 0}, {"phases[0].steps": 9}], "phases[0].steps: 8 and 9"),
+    ([{"model.dropout": 0.0}, {"model.dropout": 0.1}], "model.dropout: these values"),
+    ([{"optimizer.clip_norm": 0.0}, {"seed": 1}], "optimizer.clip_norm: these values")], ids=str)
+def test_runs_of_different_programs_are_refused(recipe, tmp_path, capsys, runs, field):
+  file = make_sweep(recipe, tmp_path / "recipe.py", runs)
+  assert sweep(file, tmp_path / "sweep") == 2
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if "bertgpt sweep:" in line]
+  assert field in line and "Leave out --mapped" in line
+  assert not (tmp_path / "sweep").exists() or not list((tmp_path / "sweep").rglob("config.json"))
