@@ -201,7 +201,7 @@ def test_python_blocks_compile(page):
       compile(content, page.name, "exec")
 
 
-@pytest.mark.parametrize("name", ["docs/python.md", "docs/config.md", "docs/extending.md"])
+@pytest.mark.parametrize("name", ["docs/python.md", "docs/sweeps.md", "docs/extending.md"])
 def test_imports_of_the_pages_exist(name):
   assert imported_names(ast.parse(python_of(name)))
 

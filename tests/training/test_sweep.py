@@ -1,6 +1,7 @@
 """bertgpt.training.sweep: every run is trained once, and problems are reported before the first.
 """
 
+import ast
 import contextlib
 import json
 import os
@@ -15,8 +16,9 @@ from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, Preempted, UserError
+from bertgpt.runs import checkpoint
 from bertgpt.training import loop as train
-from bertgpt.training import sweep
+from bertgpt.training import metrics, sweep
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 
@@ -263,3 +265,42 @@ def test_a_run_with_a_field_that_nothing_reads_is_refused_before_the_first(recip
   with pytest.raises(ConfigError, match="run 1: optimizer.momentum=0.5"):
     sweep.run(str(path), tmp_path / "runs", [])
   assert not (tmp_path / "runs" / "000").exists()
+
+
+# --------------------------------------------------------------------- Optuna
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "sweeps.md"
+SEARCH = PAGE.read_text("utf-8").split("## Optuna")[1].split("```python\n")[1].split("```")[0]
+
+
+def search(folder, recipe, trials, steps, pruner):
+  """Runs the script of the page with a recipe of seconds, in a process of its own."""
+  (folder / "long.py").write_text(recipe.read_text().replace("steps=20", f"steps={steps}"))
+  script = SEARCH.replace('"demo", pathlib.Path("runs/optuna"), 20',
+                          f'"long.py", pathlib.Path("runs/optuna"), {trials}')
+  script = script.replace("300", "5").replace("MedianPruner()", pruner)
+  assert script.count("long.py") == 1 and pruner in script
+  subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=600,
+                 env=os.environ | {"PYTHONPATH": os.fspath(PAGE.parents[1])})
+
+
+def test_the_search_of_the_page_is_short():
+  assert ast.parse(SEARCH) and len(SEARCH.splitlines()) <= 48
+
+
+@pytest.mark.slow
+def test_the_search_of_the_page_finds_the_best_and_ends_runs_that_are_behind(recipe, tmp_path):
+  optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+  search(tmp_path, recipe, 2, 10, "NopPruner()")
+  search(tmp_path, recipe, 3, 100_000, "ThresholdPruner(upper=0.0)")  # Every score is too high.
+  study = optuna.load_study(study_name="bertgpt",
+                            storage=f"sqlite:///{tmp_path}/runs/optuna/study.db")
+  assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
+  for trial in study.trials:
+    points = metrics.read_curves(tmp_path / f"runs/optuna/{trial.number:03d}")[
+        "eval/validation/mlm_loss"]
+    reported = list(trial.intermediate_values.items())
+    assert reported and reported == points[:len(reported)]
+    assert trial.value == points[-1][1] or trial.state.name == "PRUNED"
+  assert study.best_value == min(trial.value for trial in study.trials[:2])
+  assert checkpoint.committed_steps(tmp_path / "runs/optuna/002")  # SIGTERM saved one.
