@@ -314,7 +314,10 @@ class Loop:
       compiled = None  # The program that has been called.
       steps_of_all = stack.enter_context(contextlib.closing(loop.make_steps(
           config, first_step, self._together.jit_train_step, self._together.read)))
-      for step, train_step, batches in events.timed("input", steps_of_all):
+      steps_in_time = events.timed("input", steps_of_all)
+      for member in self._members:  # Each of them waits for the batches of all.
+        steps_in_time = member.log.pace.timed(steps_in_time)
+      for step, train_step, batches in steps_in_time:
         active = [m for m in self._members if m.step < step and not m.error]
         if not active and all(m.error for m in self._members):
           break
@@ -395,9 +398,10 @@ class Loop:
       # The programs of the first run serve all of them.
       evaluator = member.run.evaluator._replace(
           programs=self._together.runs[0].evaluator.programs)
-      member.scores = loop.evaluate_step(
+      scores = loop.evaluate_step(
           member.run._replace(evaluator=evaluator), member.log, member.checkpoints, member.step,
           self.state_of(member), should_stop)
-      if not member.scores:
+      if scores is None:
         return False
+      member.scores = scores
     return True

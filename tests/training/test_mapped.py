@@ -256,7 +256,7 @@ def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_goes_on_as_if_it_had_not_been(recipe, swept, tmp_path, capsys):
+def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path, capsys):
   """Also if one run is behind the other, as after a kill between two checkpoints."""
   file = make_sweep(recipe, tmp_path / "recipe.py", RUNS_OF_SWEEP[:2])
   path = tmp_path / "sweep"
