@@ -68,8 +68,6 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     write_start(run, first_step)  # Only now, so that a refused start changes nothing.
-    if jax.process_index() == 0:
-      events.open_in(first_step, path)
     log = stack.enter_context(contextlib.closing(StepLog(
         config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
     announce(run, log, first_step)
@@ -133,6 +131,18 @@ def count_bytes(state: steps.TrainState) -> int:
 
 
 def write_start(run: Run, first_step: int) -> None:
+  """Makes a folder a run, and begins to write its events.
+
+  Args:
+    run: the opened run.
+    first_step: steps done before.
+  """
+  write_run(run, first_step)
+  if jax.process_index() == 0:
+    events.open_in(first_step, run.path)
+
+
+def write_run(run: Run, first_step: int) -> None:
   """Writes, in process 0, the files that make a folder a run, and removes an old report.
 
   With several processes, each of them also starts its log.

@@ -263,7 +263,7 @@ def _start(together: Stack, stack: contextlib.ExitStack) -> tuple[TrainState, li
     states = together.put(states, state, i)
   members = []
   for run, checkpoints, step in opened:
-    loop.write_start(run, step)  # Only now, so that a refused start changes nothing.
+    loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
     log = stack.enter_context(contextlib.closing(StepLog(
         run.config, run.path, step, name=run.path.name,
         on_skip=SkippedSteps(run.path, run.corpus, run.config).write)))
