@@ -260,7 +260,7 @@ def test_events_reach_a_bucket_at_the_start_and_with_checkpoints_and_at_the_end(
   kinds = lambda: [event["event"] for event in events.read(bucket)]
   for first, before in ((0, []), (3, ["start", "work", "end"])):
     with events.recording():
-      events.open_in(bucket, first)
+      events.open_in(first, bucket)
       assert kinds() == [*before, "start"]  # A kill leaves an attempt without an end.
       events.begin_step(first + 1, compiles=False)
       events._recorder._write("work")
@@ -274,7 +274,7 @@ def test_events_reach_a_bucket_at_the_start_and_with_checkpoints_and_at_the_end(
 
 def test_the_report_reads_the_events_up_to_now(bucket):
   with events.recording():
-    events.open_in(bucket, 0)
+    events.open_in(0, bucket)
     events.begin_step(1, compiles=False)
     events.flush()
     assert events.read(bucket)[-1]["step"] == 1
@@ -284,7 +284,7 @@ def test_events_that_cannot_be_stored_cost_one_line(bucket, storage, monkeypatch
   monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "0")
   with events.recording():
     storage.faults.on_request = lambda method, path, when: method == "POST"
-    events.open_in(bucket, 0)
+    events.open_in(0, bucket)
     events.begin_step(1, compiles=False)
     events.flush()
   assert capsys.readouterr().err.count("events.jsonl: cannot be written") == 1

@@ -90,7 +90,7 @@ class Recorder:
     self.step = step
     self._kinds[0] = ("compile" if compiles else
                       "repeated" if step <= self._done_before else "steps")
-    if self._path and self._clock - self._flushed >= FLUSH_S:
+    if self._files and self._clock - self._flushed >= FLUSH_S:
       self._write("work")
 
   @contextlib.contextmanager

@@ -211,7 +211,7 @@ def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callabl
       for begin, end in without(config.train.skip_steps, start, phase_end):
         with contextlib.closing(read(i, begin - phase_start)) as batches:
           for step, batch in zip(range(begin + 1, end + 1), batches, strict=False):
-            yield step, programs[shape], batch
+            yield step, train_step, batch
     phase_start = phase_end
 
 
