@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-import tiny
+import together
 from program import (
     ROOT,
     TIMEOUT_S,
@@ -17,51 +17,28 @@ from program import (
     stopped_step,
 )
 
-from bertgpt.devices import sharding
 from bertgpt.runs import checkpoint
 from bertgpt.training import metrics
 
 SLOW, SLOW_S = 2, 3.0  # The process of four that is slow, and its seconds between two steps.
-STEPS = 3
-TRAIN = """
-import json, os, sys
-from bertgpt.devices import process
-process.start_distributed(f"127.0.0.1:{sys.argv[1]},4,{sys.argv[2]}", 600)
-import test_processes
-print(json.dumps(test_processes.train((1, 2, 2))), flush=True)
-os._exit(0)
-"""
-
-
-def train(mesh):
-  """Returns the losses of some steps with a tiny model on a mesh, over all processes there are."""
-  from bertgpt.devices import peers
-  config, losses = tiny.make_config(mesh=mesh, num_layers=1), []
-  with tiny.Setup(config) as setup:
-    state, step = setup.init(), setup.step()
-    rows = sharding.local_rows(sharding.batch_sharding(setup.mesh, config), tiny.ROWS)
-    for seed in range(STEPS):
-      batch = setup.put({name: x[rows] for name, x in tiny.make_batch(config, seed).items()},
-                        tiny.ROWS)
-      if not losses:
-        peers.compile_together("the step", config.system, step, state, batch)
-      state, sums = step(state, batch)
-      losses.append(float(sums["loss"][0]))
-  return losses
 
 
 def test_four_processes_that_share_the_parameters_give_the_losses_of_one():
   """Along two axes of the mesh, so that every layer communicates."""
-  port = str(free_port())
-  env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-  four = [subprocess.Popen([sys.executable, "-c", TRAIN, port, str(i)], env=env, text=True,
+  env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+  command = [sys.executable, str(ROOT / "tests" / "together.py"), str(free_port()), "4"]
+  four = [subprocess.Popen([*command, str(i), "2", "2"], env=env, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(4)]
-  expected = train((1, 1, 1))
-  for process in four:
-    out, err = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, err
-    assert json.loads(out.splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
-  assert len(expected) == STEPS and len(set(expected)) == STEPS
+  try:
+    expected = together.train((1, 1, 1))
+    for process in four:
+      out, err = process.communicate(timeout=TIMEOUT_S)
+      assert process.returncode == 0, err
+      assert json.loads(out.splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
+  finally:
+    for process in four:
+      process.kill()
+  assert len(set(expected)) == together.STEPS
 
 
 def split_over(fsdp=1, tensor=1):
@@ -138,5 +115,7 @@ def test_processes_that_cannot_share_a_batch_are_refused(program, tmp_path):
   results = program.train_together(tmp_path / "run", 3)
   for result in results:
     assert result.returncode == 2
-    assert "phases[0].batch_size" in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.startswith("bertgpt train: phases[0]: a micro-batch of 8 rows does not "
+                                    "divide over data x fsdp = 3 devices\n")
+    assert "Traceback" not in result.stderr
   assert not (tmp_path / "run").exists()

@@ -146,8 +146,9 @@ class _Log:
     announced: exit code and text that the child has announced; () if it has not.
   """
 
-  def __init__(self):
-    self._recent, self._file = b"", None
+  def __init__(self) -> None:
+    self._recent = b""
+    self._file: int | None = None
     self.announced: tuple = ()
 
   def write(self, chunk: bytes) -> None:
