@@ -115,7 +115,7 @@ def test_processes_that_cannot_share_a_batch_are_refused(program, tmp_path):
   results = program.train_together(tmp_path / "run", 3)
   for result in results:
     assert result.returncode == 2
-    assert result.stderr.startswith("bertgpt train: phases[0]: a micro-batch of 8 rows does not "
-                                    "divide over data x fsdp = 3 devices\n")
+    first, *_ = result.stderr.splitlines()
+    assert first.startswith("bertgpt train: phases[0]: ") and "data x fsdp = 3 devices" in first
     assert "Traceback" not in result.stderr
   assert not (tmp_path / "run").exists()
