@@ -234,21 +234,6 @@ def test_input_runs(recipe, tmp_path):
   assert 0 <= rows["share of a run's time that waits for a batch"]["median"] < 1
 
 
-@pytest.mark.libtpu
-def test_what_a_chip_sends_is_flat_up_to_a_thousand_chips(recipe, tmp_path):
-  """Only data parallelism: rings send 2 (n - 1) / n of the gradients, over both networks."""
-  assert run("scaling", f"--config={recipe}", "--shapes=2x4,16x16:4", "--rows_per_chip=1",
-             f"--out={tmp_path / 's.json'}") == 0
-  rows = {name: row["median"] for name, row in measured(tmp_path / "s.json").items()}
-  assert 1 <= rows["payload per chip from 8 chips on, most over least"] <= 1.05
-  for name, n in (("v5e:2x4", 8), ("v5e:16x16:4", 1024)):
-    fast, slow = (rows[f"{name}: sent per chip over the {kind} network"] for kind in ("fast",
-                                                                                      "slow"))
-    assert (slow > 0) == (n == 1024)
-    closed_form = 2 * (n - 1) / n * rows[f"{name}: payload of the collectives"]
-    assert (fast + slow) / closed_form == pytest.approx(1, abs=0.05)
-
-
 @pytest.mark.slow
 def test_loop_runs(recipe, tmp_path):
   assert run("loop", f"--config={recipe}", "--rounds=1", "--steps=10", "--parts=saving",

@@ -32,7 +32,22 @@ class Collective(NamedTuple):
 
 def is_collective(instruction: Instruction) -> bool:
   """Returns whether an instruction is a collective or starts one."""
-  return instruction.opcode.removesuffix("-start") in COLLECTIVES
+  return instruction.opcode.removesuffix("-start") in COLLECTIVES or is_between_slices(instruction)
+
+
+def is_between_slices(instruction: Instruction) -> bool:
+  """Returns whether an instruction starts the sum of an array over TPU slices.
+
+  The compiler does not leave this to a collective, but to a runtime on the hosts (megascale), which
+  gets the array by a `send`. The result comes by the `recv` of the same name.
+  """
+  return (instruction.opcode == "send"
+          and instruction.attribute(r"(_xla_megascale_reduce_operation)=") is not None)
+
+
+def transfer_name(instruction: Instruction) -> str | None:
+  """Returns the name that the `send` and the `recv` of a sum over slices share; None for others."""
+  return instruction.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"')
 
 
 def collective_of(instruction: Instruction, num_devices: int) -> Collective | None:
@@ -46,6 +61,10 @@ def collective_of(instruction: Instruction, num_devices: int) -> Collective | No
   """
   if not is_collective(instruction):
     return None
+  if is_between_slices(instruction):
+    target = instruction.attribute(r'_xla_megascale_target="\{([^}]*)\}x')
+    return Collective("all-reduce", sum(array.bytes for array in instruction.operand_shape(0)),
+                      _slice_groups(_count_items(target), num_devices))
   kind = instruction.opcode.removesuffix("-start")
   pairs = instruction.attribute(r"source_target_pairs=\{(\{[^=]*?\})\}")
   groups = (_explicit_groups(pairs) if pairs
@@ -53,6 +72,18 @@ def collective_of(instruction: Instruction, num_devices: int) -> Collective | No
   size = sum(array.bytes for number in range(len(instruction.operands))
              for array in instruction.operand_shape(number))
   return Collective(kind, size * (len(groups[0]) if kind == "all-gather" else 1), groups)
+
+
+def _count_items(text: str) -> int:
+  """Returns how many numbers '1,2' or '1:4' lists; both ends of a range count."""
+  ends = [[int(end) for end in part.split(":")] for part in text.split(",")]
+  return sum(end[-1] - end[0] + 1 for end in ends)
+
+
+def _slice_groups(num_slices: int, num_devices: int) -> Groups:
+  """Returns groups of the devices at the same place in every slice; slices come first in a mesh."""
+  size = num_devices // num_slices
+  return tuple(tuple(range(i, num_devices, size)) for i in range(size))
 
 
 def replica_groups(attributes: str, num_devices: int) -> Groups:

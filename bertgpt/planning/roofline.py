@@ -116,8 +116,10 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
   """
   chip, chip_work, transfers = network.chip, _ChipWork(network.chip), _Transfers(network)
   for execution in hlo.executions(hlo.parse(text)):
-    if transfers.is_end(execution.instruction):
-      transfers.end(execution.instruction.operands[0], chip_work.seconds)
+    if name := transfers.ends(execution.instruction):
+      transfers.end(name, chip_work.seconds)
+      continue
+    if execution.instruction.opcode in ("recv", "send-done"):  # See `is_between_slices`.
       continue
     started = chip_work.seconds
     if not collectives.is_collective(execution.instruction):
@@ -272,7 +274,9 @@ class _Transfers:
       self._extend(name, span.ended)
       return
     transfer = self._count(collective, execution.runs, span)
-    if is_fused or part.opcode.endswith("-start"):
+    if collectives.is_between_slices(part):
+      name = collectives.transfer_name(part) or name
+    if is_fused or part.opcode.endswith("-start") or collectives.is_between_slices(part):
       self._under_way[name] = transfer
     else:
       self._expose(transfer)
@@ -285,10 +289,14 @@ class _Transfers:
     totals.add(collective, traffic, runs)
     return _Transfer(totals, traffic, runs, span)
 
-  def is_end(self, instruction: Instruction) -> bool:
-    """Returns whether an instruction is the `-done` of a collective in progress."""
-    return (instruction.opcode.endswith("-done")
-            and instruction.operands[0] in self._under_way)
+  def ends(self, instruction: Instruction) -> str | None:
+    """Returns the name of the transfer that an instruction ends; None if it ends none."""
+    if not instruction.opcode.endswith("-done"):
+      return None
+    name, start = instruction.operands[0], instruction.operand(0)
+    if instruction.opcode == "recv-done" and start:
+      name = collectives.transfer_name(start) or name
+    return name if name in self._under_way else None
 
   def end(self, name: str, now: float) -> None:
     """Ends a collective at a moment of the on-chip clock."""

@@ -79,6 +79,31 @@ def test_the_slow_network_costs_what_nothing_hides(work_share):
   assert total.slow_exposed_seconds == pytest.approx(slow.seconds - fast.seconds, abs=1e-9)
 
 
+HANDLED = ('is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name='
+           '"xla_megascale_runtime",_xla_host_transfer_rendezvous="sum_0",'
+           '_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:1}",'
+           '_xla_megascale_transfer_type="ALL_REDUCE"}\n')
+
+
+def test_a_sum_over_slices_is_sent_by_the_hosts():
+  """As libtpu 0.0.42 writes it: a send and a recv, between which other work hides the transfer."""
+  places = [Place(i // 2, (i % 2, 0)) for i in range(4)]
+  body = ("  %t = token[] after-all()\n"
+          "  %s = (f32[1000,1000]{1,0}, u32[], token[]) send(%p, %t), channel_id=1, " + HANDLED
+          + "  %r = (f32[1000,1000]{1,0}, u32[], token[]) recv(%t), channel_id=2, " + HANDLED + WORK
+          + "  %sd = token[] send-done(%s), channel_id=1\n"
+          "  %rd = (f32[1000,1000]{1,0}, token[]) recv-done(%r), channel_id=2\n"
+          "  ROOT %x = f32[1000,1000]{1,0} get-tuple-element(%rd), index=0")
+  chip = CHIP._replace(dcn_bandwidth=2e6)
+  roof = analyze(program_text(REDUCE + body), places=places, chip=chip)
+  (total,) = roof.collectives
+  assert (total.kind, total.axes, total.count, total.bytes) == ("all-reduce", "data", 1, 4e6)
+  assert (total.fast_bytes, total.slow_bytes) == (0, 2 * 4e6 / 2)
+  wire, work = 4e6 / 2e6 / SHARE["network"], 3 * 4e6 / 1e9 / SHARE["memory"]
+  assert roof.operations == 1 and total.slow_seconds == pytest.approx(wire)
+  assert roof.seconds_by["network"] == total.slow_exposed_seconds == pytest.approx(wire - work)
+
+
 def test_a_collective_in_several_fusions_is_one():
   """On TPUs, several fusions may contain one collective; its channel id identifies it."""
   fused = """%part{n} (a: f32[1000,1000]) -> f32[1000,1000] {{
