@@ -199,7 +199,7 @@ def test_the_model_of_init_from_and_finetune_comes_from_a_bucket(storage, run_in
 @pytest.mark.slow
 def test_a_fine_tuning_in_a_bucket_is_that_on_a_disk(storage, finished_bert, tuning, bucket,
                                                      tmp_path, monkeypatch):
-  """Also if it is stopped in a run, and the same command continues it."""
+  """The command may be stopped in the middle of a run and given again."""
   finetune = lambda path: cli.main([
       "finetune", f"--config={tuning}", f"--init={finished_bert}", f"--workdir={path}",
       "--config.epochs=4", "--config.seeds=0,1"])

@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--max_parallel", type=flags.number(int, 1), default=1, metavar="N",
                       help="train N runs at a time on this host; default: 1")
   parser.add_argument("--mapped", action="store_true",
-                      help="train all runs at the same time, by one program; they may differ only "
+                      help="train all runs at the same time, in one program; they may differ only "
                            "in numbers such as seeds, learning rates, weight decay and dropout")
 
 

@@ -117,7 +117,7 @@ class Writer:
       tensorboard: whether to write TensorBoard events too.
       active: whether this is process 0; otherwise nothing is written or printed.
       trackers: other places that get every point.
-      name: begin of every line that is printed; '': none.
+      name: prefix of every line that is printed; '': none.
     """
     self._last_step = last_step
     self._since: tuple[int, float] | None = None  # Step and time of the first progress line.

@@ -48,7 +48,7 @@ class PerRun:
   Attributes:
     fields: names of the config fields that the numbers come from.
     values: Python numbers, one per run.
-    number: int32 scalar, number of the run that the program computes; traced.
+    number: int32 scalar, index of the run that the program computes; traced.
   """
 
   __array_ufunc__ = None  # NumPy's scalars leave arithmetic to this class.
@@ -102,7 +102,7 @@ def put(config: ConfigDict, fields: Mapping[str, Sequence[Any]], number: jax.Arr
   Args:
     config: config of any of the runs.
     fields: field -> its values, Python numbers, one per run.
-    number: int32 scalar, number of the run that the program computes.
+    number: int32 scalar, index of the run that the program computes.
   """
   config = config.copy_and_resolve_references()
   config.phases = tuple(phase.copy_and_resolve_references() for phase in config.phases)

@@ -98,7 +98,7 @@ def test_an_import_that_is_exported_has_the_same_bits(folder, tmp_path, capsys):
 
 @needs_h5py
 def test_the_pretraining_of_an_import_is_continued(folder, story, tmp_path, capsys):
-  """With the words of other text; a learning rate of zero leaves all else as it was."""
+  """The new run has the words of another text; a rate of zero leaves all other values unchanged."""
   run, new = tmp_path / "run", tmp_path / "new"
   assert cli.main(["import", "--from", str(folder), "--workdir", str(run)]) == 0
   flags = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("--workdir NEW")[2])

@@ -86,7 +86,7 @@ HANDLED = ('is_host_transfer=true, frontend_attributes={_xla_host_transfer_handl
 
 
 def test_a_sum_over_slices_is_sent_by_the_hosts():
-  """As libtpu 0.0.42 writes it: a send and a recv, between which other work hides the transfer."""
+  """libtpu 0.0.42 writes a send and a recv, and work between them hides the transfer."""
   places = [Place(i // 2, (i % 2, 0)) for i in range(4)]
   body = ("  %t = token[] after-all()\n"
           "  %s = (f32[1000,1000]{1,0}, u32[], token[]) send(%p, %t), channel_id=1, " + HANDLED

@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(finished_e
 
 
 def test_a_run_starts_from_another_with_words_of_its_own(finished_elmo, elmo_recipe, tmp_path):
-  """Of lower case, with other ids. Known words keep their rows of the output layer."""
+  """The other words are lower-case and have other ids. Known words keep their output rows."""
   path = tmp_path / "run"
   fields = [f"--config.init_from={finished_elmo}", "--config.tokenizer.lowercase=True",
             "--config.tokenizer.vocab_size=28", "--config.phases[0].steps=2",

@@ -83,7 +83,7 @@ OTHERS = ("adamw", "fairseq_adamw", "stable_adamw", "lamb", "nvlamb", "albert_la
         ("bert_adamw", (1, 2, 2), 1, NUMBERS, 1), ("adamw", (4, 1, 1), 2, RATES, 2),
         *((name, (1, 1, 1), 1, NUMBERS, 1) for name in OTHERS)))])
 def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split):
-  """Also with dropout, micro-batches, and several devices, over which runs or rows are split."""
+  """This includes dropout, micro-batches, and several devices, which split runs or rows."""
   base = tiny.make_config(mesh=mesh, num_layers=1, dropout=0.1, attention_dropout=0.1)
   base.optimizer.name, base.phases[0].micro_batches = name, micro_batches
   configs = configs_of(base, runs)
@@ -102,7 +102,7 @@ def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split)
 
 
 def test_taking_what_was_put_changes_no_bit():
-  """Also of values that a sum would change, such as -0.0."""
+  """This includes values that a sum would change, such as -0.0."""
   config = tiny.make_config(mesh=(2, 1, 1), num_layers=1)
   with tiny.Setup(config) as setup:
     runs = [Run(config, None, setup.training, None, None, setup.abstract, {})] * 2
@@ -213,7 +213,7 @@ def config_of(recipe, run, *arguments):
 
 @contextlib.contextmanager
 def stopped_at(call):
-  """A signal arrives before this question whether to stop, counted from 1."""
+  """Reports a signal from the given time on, counted from 1, that the loop asks for one."""
   calls = iter(range(1, 1000))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(process, "catch_signals",
@@ -236,7 +236,7 @@ def swept(recipe, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsys):
-  """Curves, scores and files; another command can compare, evaluate, export and continue them."""
+  """Curves, scores and files are equal; other commands compare, evaluate, export, continue them."""
   for i, run in enumerate(RUNS_OF_SWEEP[:2]):
     alone, path = tmp_path / f"{i}", swept / f"{i:03d}"
     finished = loop.train(config_of(recipe, run), alone)
@@ -260,7 +260,7 @@ def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsy
 
 @pytest.mark.slow
 def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path, capsys):
-  """Also if one run is behind the other, as after a kill between two checkpoints."""
+  """One run may be behind the other, for example after a kill between two checkpoints."""
   file = make_sweep(recipe, tmp_path / "recipe.py", RUNS_OF_SWEEP[:2])
   path = tmp_path / "sweep"
   with stopped_at(3):

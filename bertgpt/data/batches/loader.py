@@ -75,8 +75,8 @@ class Rows:
     seed: seed of all plans.
     key: index of the plans among those of the seed; None: index of the phase.
     num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
-    reads_all: whether there is only one epoch, which is read in order, and each of its windows has
-      all of its rows, once.
+    reads_all: whether there is only one epoch, which is read in order, and every window keeps all
+      of its rows, each of them once.
     num_streams: rows of a batch, if every row continues the same row of the previous step (see
       `formats`); None: the batch size of the phase.
 
@@ -143,7 +143,7 @@ class Rows:
     return np.concatenate(parts), np.concatenate(rows)
 
   def count(self, most: int) -> int:
-    """Returns the number of rows of the only epoch, with `reads_all`, or `most` if it is larger.
+    """Returns the number of rows of the only epoch, with `reads_all`, but no more than `most`.
 
     Args:
       most: number of rows beyond which no window is planned.
@@ -153,7 +153,7 @@ class Rows:
     return min(most, self._ends[-1])
 
   def _find(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the windows of rows, and the numbers of the rows in them."""
+    """Returns the windows of rows, and the indices of the rows in them."""
     if not self._ends:
       return np.divmod(row_numbers, self.rows_per_window)
     window = np.searchsorted(self._ends, row_numbers, side="right")
@@ -335,7 +335,7 @@ def _fill_batches(rows: Rows, most: int, batch: np.ndarray,
   Args:
     rows: all rows of a split.
     most: number of rows.
-    batch: numbers of the rows of the first batch, of all hosts.
+    batch: indices of the rows of the first batch, of all hosts.
     local_rows: rows of this host within every batch.
   """
   for first in itertools.count(step=len(batch)):

@@ -433,7 +433,7 @@ def test_evaluation_in_several_windows_reads_every_token_once(objective, array, 
 
 
 def test_evaluation_needs_the_memory_of_a_window(monkeypatch):
-  """The plans of two million tokens, in one window and in forty."""
+  """Two million tokens are planned in one window and in forty."""
   corpus, peaks = make_corpus([[20]] * 100_000), []
   for count in (1, 40):
     monkeypatch.setattr(loader, "WINDOW_TOKENS", 2_000_000 // count)
