@@ -31,6 +31,10 @@ SIZES = {
 MODELS = [name if name in ("bert", "gpt2") else pytest.param(name, marks=pytest.mark.slow)
           for name in SIZES]
 
+# StableAdamW shortens the step of a matrix as a whole. Those of transformers hold queries, keys and
+# values together, or gate and up, which are arrays of their own here.
+TOLERANCES = {"modernbert": 2e-2}
+
 
 # ------------------------------------------------------------------- verdict
 
@@ -192,7 +196,7 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(pair):
   for batch in twin.train_batches(pair.config, pair.train_set, 0):
     theirs.append(pair.twin.step(twin_pytorch.to_torch(batch, "cpu")))
   assert len(ours) == len(theirs) == 20
-  np.testing.assert_allclose(theirs, ours, rtol=2e-3)
+  np.testing.assert_allclose(theirs, ours, rtol=TOLERANCES.get(pair.config.model.family, 2e-3))
   assert ours[-1] < ours[0] - 0.1  # The steps do train.
 
 
