@@ -49,8 +49,7 @@ def labelled(tmp_path_factory):
     (folder / f"{name}.txt").write_text("\n\n".join(
         "\n".join(f"{word} {label(word)}" for word in line) for line in words) + "\n")
   (folder / "recipe.py").write_text(small_runs.TUNING.format(data=folder).replace(
-      'name="sst2"', 'name="ner"').replace(
-          "epochs = 90", "epochs = 30"))
+      'name="sst2"', 'name="ner"'))
   return folder / "recipe.py"
 
 
