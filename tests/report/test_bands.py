@@ -185,15 +185,13 @@ def steps_done(workdir: pathlib.Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields, expected", [
-    ((), "on course: "), (("--config.phases[0].learning_rate=1e-5",), "OFF COURSE: ")])
-def test_the_first_steps_of_the_demo_are_on_course(tmp_path, capsys, fields, expected):
+def test_the_first_steps_of_the_demo_are_on_course(tmp_path, capsys):
   """Trains the unchanged recipe on this machine's packages, for 300 of its 3,300 steps."""
   workdir = tmp_path / "demo"
   environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
   process = subprocess.Popen(
       [sys.executable, "-m", "bertgpt", "train", "--config", "demo", f"--workdir={workdir}",
-       "--config.data.cache_dir=" + str(tmp_path.parent / "demo_cache"), *fields],
+       f"--config.data.cache_dir={tmp_path / 'cache'}"],
       env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
   try:
     deadline = time.monotonic() + LONG
@@ -206,4 +204,4 @@ def test_the_first_steps_of_the_demo_are_on_course(tmp_path, capsys, fields, exp
   assert process.returncode == 75, errors.decode()
   assert cli.main(["compare", str(workdir), "--reference", "demo",
                    f"--out={tmp_path / 'page.html'}"]) == 0
-  assert expected in capsys.readouterr().out
+  assert "on course: demo is in the band of reference demo" in capsys.readouterr().out
