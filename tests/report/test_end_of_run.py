@@ -97,8 +97,7 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
 
 
 def with_fields(config, **fields):
-  with config.unlocked():
-    config = config.copy_and_resolve_references()
+  config = recipes.from_json(recipes.to_json(config))  # A copy of the phases, too.
   for field, value in fields.items():
     recipes.set_field(config, field, value)
   return config
