@@ -128,6 +128,21 @@ def tuning(glue) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def labeled(tmp_path_factory) -> pathlib.Path:
+  """A recipe that learns the animals in 16 sentences; all three CoNLL files are equal."""
+  folder = tmp_path_factory.mktemp("conll")
+  sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
+  words = [sentence.removesuffix(".").split() + ["."] for sentence in sentences]
+  label = lambda word: "B-animal" if word in ("cat", "dog", "bird") else "O"
+  for name in ("train", "dev", "test"):
+    (folder / f"{name}.txt").write_text("\n\n".join(
+        "\n".join(f"{word} {label(word)}" for word in line) for line in words) + "\n")
+  (folder / "recipe.py").write_text(small_runs.TUNING.format(data=folder).replace(
+      'name="sst2"', 'name="ner"'))
+  return folder / "recipe.py"
+
+
+@pytest.fixture(scope="session")
 def tuned(tuning, finished_bert, tmp_path_factory) -> pathlib.Path:
   """A fine-tuning workdir with two seeds."""
   from bertgpt import cli

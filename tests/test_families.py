@@ -1,6 +1,8 @@
 """Every family is complete: its files are found by name, and its model has the listed abilities."""
 
 import importlib
+import pathlib
+import re
 
 import pytest
 import tiny
@@ -80,3 +82,14 @@ def test_every_parameter_has_a_line_with_an_axis_for_each_dimension(name, object
   for path, x in named_leaves(params).items():
     axes = find(parameter_table(config), path).axes
     assert len(axes) == x.ndim, f"{path}: {axes} for the shape {x.shape}"
+
+
+def test_the_page_has_a_tested_size_of_every_preset():
+  """The sizes are compared with the shapes of parameters in tests/models/."""
+  root = pathlib.Path(__file__).parents[1]
+  page = (root / "docs" / "families.md").read_text().partition("## Sizes")[2].partition("\n## ")[0]
+  sizes = re.findall(r"`(\w+)` ([\d,]+)", page)
+  tested = "".join(path.read_text() for path in (root / "tests" / "models").glob("test_*.py"))
+  assert not [size for _, size in sizes if size.replace(",", "_") not in tested]
+  assert {name for name, _ in sizes} == {name for family in families.FAMILIES.values()
+                                         for name in family.presets}

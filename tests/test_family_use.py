@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 PARTS = {"electra": ("generator",)}  # Subfolders of an export that hold another model.
 
 
-@pytest.fixture(scope="module", params=[*small_runs.FAMILIES, "bert", "gpt"])
+@pytest.fixture(scope="module", params=small_runs.FAMILIES)
 def name(request):
   return request.param
 
@@ -26,7 +26,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def training(recipe, name):
   """Returns the arguments of `bertgpt train`, without the workdir."""
-  objective, *fields = small_runs.FAMILIES.get(name, ("mlm_nsp" if name == "bert" else "causal",))
+  objective, *fields = small_runs.FAMILIES[name]
   return [f"--config={recipe}:{objective}", *fields]
 
 
@@ -36,21 +36,6 @@ def trained(training, name, tmp_path_factory):
   path = tmp_path_factory.mktemp(name) / "run"
   assert cli.main(["train", f"--workdir={path}", *training]) == 0
   return path
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-  """Returns a recipe that learns the animals in 16 sentences; all three CoNLL files are equal."""
-  folder = tmp_path_factory.mktemp("conll")
-  sentences = [line for line in small_runs.make_text(20).splitlines() if line][:16]
-  words = [sentence.removesuffix(".").split() + ["."] for sentence in sentences]
-  label = lambda word: "B-animal" if word in ("cat", "dog", "bird") else "O"
-  for name in ("train", "dev", "test"):
-    (folder / f"{name}.txt").write_text("\n\n".join(
-        "\n".join(f"{word} {label(word)}" for word in line) for line in words) + "\n")
-  (folder / "recipe.py").write_text(small_runs.TUNING.format(data=folder).replace(
-      'name="sst2"', 'name="ner"'))
-  return folder / "recipe.py"
 
 
 def run(capsys, *argv, exit_code=0):
@@ -117,9 +102,9 @@ def test_it_is_fine_tuned_and_predicts(capsys, trained, tuning, tmp_path):
   assert json.loads(out)["label"] in ("positive", "negative")
 
 
-def test_it_labels_words(capsys, trained, labelled, tmp_path):
+def test_it_labels_words(capsys, trained, labeled, tmp_path):
   path = tmp_path / "tuned"
-  command = ("finetune", f"--config={labelled}", f"--init={trained}", f"--workdir={path}")
+  command = ("finetune", f"--config={labeled}", f"--init={trained}", f"--workdir={path}")
   if not can(trained, "tokens"):
     assert "ner" in run(capsys, *command, exit_code=2) and not path.exists()
     return

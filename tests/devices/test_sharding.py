@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from bertgpt import models, trees
 from bertgpt.config import families
 from bertgpt.devices import sharding
-from bertgpt.training import objectives
+from bertgpt.training import objectives, steps
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
 ALL = list(itertools.product(MESHES, (1, 4), ("none", "full"), (1, 0)))
@@ -22,12 +22,22 @@ SOME = [((8, 1, 1), 4, "full", 0), ((1, 8, 1), 4, "products", 1), ((2, 2, 2), 1,
         ((1, 1, 4), 4, "none", 1), ((1, 1, 1), 4, "full", 1)]
 
 
+OPTIONS = {"plm_memory": {"permutation_block": 8, "memory": 12}}  # Fields of config.objective.
+
+
 def compute(objective, mesh, micro_batches, remat, unroll, **model):
+  """Returns parameters, gradients, loss, sums and new carry; the old carry is not empty."""
   config = tiny.make_config(objective, mesh=mesh, remat=remat, scan_unroll=unroll, **model)
+  config.objective.update(OPTIONS.get(objective, {}))
   with tiny.Setup(config) as setup:
     state, batch = setup.init(), setup.put(tiny.make_batch(config))
-    grads, (loss, sums) = setup.gradients(micro_batches)(state.params, batch, 3)
-    return jax.device_get((state.params, grads, loss, sums))
+    rng, layout = np.random.default_rng(1), sharding.batch_sharding(setup.mesh, config)
+    draw = lambda x: (rng.random(x.shape) < 0.7 if x.dtype == bool
+                      else rng.normal(size=x.shape).astype(x.dtype))
+    carry = {name: jax.device_put(draw(x), layout) for name, x in state.carry.items()}
+    step = jax.jit(steps.make_gradients(setup.training, micro_batches))
+    grads, (loss, sums, carry) = step(state.params, batch, 3, carry)
+    return jax.device_get((state.params, grads, loss, sums, carry))
 
 
 @functools.cache
@@ -36,13 +46,16 @@ def reference(objective, **model):
 
 
 def check_equal(objective, *layout, **model):
-  params, grads, loss, sums = compute(objective, *layout, **model)
-  expected_params, expected_grads, expected_loss, expected_sums = reference(objective, **model)
+  params, grads, loss, sums, carry = compute(objective, *layout, **model)
+  expected_params, expected_grads, expected_loss, expected_sums, expected_carry = reference(
+      objective, **model)
   jax.tree.map(np.testing.assert_array_equal, params, expected_params)
   assert loss == pytest.approx(expected_loss, rel=1e-5)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   jax.tree.map(functools.partial(close, rtol=1e-4), sums, expected_sums)
   jax.tree.map(functools.partial(close, rtol=0), grads, expected_grads)
+  for name, x in expected_carry.items():
+    close(np.float32(carry[name]), np.float32(x), rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("layout", SOME, ids=str)
@@ -87,34 +100,22 @@ def test_two_streams_do_not_depend_on_the_layout(layout, capfd):
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ALL, ids=str)
-def test_two_streams_on_every_layout(layout, capfd):
-  check_equal("plm", *layout)
-  assert "Involuntary full rematerialization" not in capfd.readouterr().err
+EVERY = {
+    "bert": ("mlm_nsp", {}), "gpt": ("causal", {}), "diffusion": ("diffusion", {}),
+    "albert": ("mlm_sop", SHARED[0]), "albert, two groups": ("mlm_sop", SHARED[1]),
+    "electra": ("rtd", {"embedding_width": 16, "generator_width": 24, "generator_num_heads": 4,
+                        "generator_mlp_dim": 48, "activation": "gelu_erf"}),
+    "modernbert": ("mlm", MODERN["mlm"]), "modernbert decoder": ("causal", MODERN["causal"]),
+    "xlnet": ("plm", {}), "xlnet with memory": ("plm_memory", {}),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", MODERN)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("layout", ALL, ids=str)
-def test_modernbert_on_every_layout(objective, layout, capfd):
-  check_equal(objective, *layout, **MODERN[objective])
-  assert "Involuntary full rematerialization" not in capfd.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", SHARED, ids=str)
-@pytest.mark.parametrize("layout", ALL, ids=str)
-def test_layers_that_share_on_every_layout(model, layout, capfd):
-  check_equal("mlm_sop", *layout, **model)
-  assert "Involuntary full rematerialization" not in capfd.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
-@pytest.mark.parametrize("layout", ALL, ids=str)
-def test_loss_and_gradients_on_every_layout(objective, layout, capfd):
-  check_equal(objective, *layout)
+def test_every_model_on_every_layout(name, layout, capfd):
+  objective, model = EVERY[name]
+  check_equal(objective, *layout, **model)
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 

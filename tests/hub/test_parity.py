@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from differences import check_close, check_gradients
 from ml_collections import FrozenConfigDict
 
 from bertgpt import models
@@ -160,24 +161,18 @@ def assert_same_function(theirs, config, params):
   logits, pair_logits = jax.jit(lambda p: our_logits(config, p, batch))(params)
   expected = output.prediction_logits if pair_logits is not None else output.logits
   is_text = batch["sequence_ids"] > 0
-  np.testing.assert_allclose(logits[..., :tiny.VOCAB][is_text], expected.detach().numpy()[is_text],
-                             rtol=0, atol=1e-4)
+  check_close("logits", logits[..., :tiny.VOCAB][is_text], expected.detach().numpy()[is_text])
   if pair_logits is not None:
     is_sop = formats.find(config).PAIR_NAME == "sop"
     expected = output.sop_logits if is_sop else output.seq_relationship_logits
-    np.testing.assert_allclose(pair_logits[:, 0], expected.detach().numpy(), rtol=0, atol=1e-4)
+    check_close("logits of pairs", pair_logits[:, 0], expected.detach().numpy())
 
   loss, grads = jax.jit(jax.value_and_grad(lambda p: total_loss(config, p, batch)))(params)
-  assert float(loss) == pytest.approx(their_loss.item(), abs=1e-4)
+  check_close("loss", loss, their_loss.item())
   ours = conversion.to_hugging_face(grads, config)  # Linear, so it converts gradients too.
-  found = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-  assert ours.keys() == found.keys()
-  whole = np.sqrt(sum(np.sum(x**2) for x in found.values()))
-  for name, x in found.items():
-    # In exact arithmetic the bias of keys has no gradient: the rest is rounding.
-    limit = 1e-3 * np.linalg.norm(x) + 1e-6 * whole
-    skipped = 2 if "roberta.embeddings.position" in name else 0
-    assert np.linalg.norm(ours[name][skipped:] - x[skipped:]) < limit, name
+  skip = lambda name: 2 if "roberta.embeddings.position" in name else 0
+  check_gradients({name: x[skip(name):] for name, x in ours.items()},
+                  {name: p.grad.numpy()[skip(name):] for name, p in theirs.named_parameters()})
 
 
 @pytest.mark.parametrize("case", CASES)

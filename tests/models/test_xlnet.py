@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from differences import check_close, check_gradients
 
 from bertgpt import config as config_lib
 from bertgpt import models
@@ -131,10 +132,9 @@ def test_logits_and_memory_are_those_of_transformers(small, memory):
   output, _ = run_theirs(config, params, inputs)
   prediction, found = models.make_model(config).apply(
       {"params": params}, inputs, 8, 6, method="predict_and_remember")
-  np.testing.assert_allclose(prediction.logits()[..., :tiny.VOCAB], output.logits.numpy(),
-                             rtol=0, atol=1e-4)
+  check_close("logits", prediction.logits()[..., :tiny.VOCAB], output.logits.numpy())
   for ours, theirs in zip(found, output.mems, strict=True):
-    np.testing.assert_allclose(ours.swapaxes(0, 1), theirs.numpy(), rtol=0, atol=1e-4)
+    check_close("memory", ours.swapaxes(0, 1), theirs.numpy())
 
 
 @pytest.mark.hf
@@ -154,16 +154,12 @@ def test_gradients_are_those_of_transformers(small, memory):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), goal[..., None], 2).mean()
 
   value, grads = jax.value_and_grad(our_loss)(params)
-  assert float(value) == pytest.approx(loss.item(), abs=1e-4)
-  check_gradients(conversion.to_hugging_face(grads, config), theirs)
+  check_close("loss", value, loss.item())
+  check_gradients(conversion.to_hugging_face(grads, config), gradients_of(theirs))
 
 
-def check_gradients(ours, theirs):
-  expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-  assert ours.keys() == expected.keys()
-  whole = np.sqrt(sum(np.sum(x**2) for x in expected.values()))
-  for name, x in expected.items():
-    assert np.linalg.norm(ours[name] - x) < 1e-3 * np.linalg.norm(x) + 1e-6 * whole, name
+def gradients_of(theirs):
+  return {name: p.grad.numpy() for name, p in theirs.named_parameters()}
 
 
 @pytest.mark.hf
@@ -199,14 +195,12 @@ def test_rows_that_are_continued_are_those_of_transformers(small):
 
     logits, _ = model.apply({"params": params}, Inputs.of(batch)._replace(
         memory_YBMD=jnp.moveaxis(carry["memory"], 1, 0), is_memory_BM=carry["is_memory"]))
-    np.testing.assert_allclose(logits[..., :tiny.VOCAB], output.logits.detach().numpy(), rtol=0,
-                               atol=1e-4)
+    check_close("logits", logits[..., :tiny.VOCAB], output.logits.detach().numpy())
     (value, carry), grads = jax.value_and_grad(our_loss, has_aux=True)(params)
-    assert float(value) == pytest.approx(loss.item(), abs=1e-4)
-    check_gradients(conversion.to_hugging_face(grads, config), theirs)
+    check_close("loss", value, loss.item())
+    check_gradients(conversion.to_hugging_face(grads, config), gradients_of(theirs))
     assert carry["is_memory"].sum(1).tolist() == [past.shape[2]] * ROWS
-    np.testing.assert_allclose(jnp.moveaxis(carry["memory"], 1, 0)[:, :, -past.shape[2]:], past,
-                               rtol=0, atol=1e-4)
+    check_close("memory", jnp.moveaxis(carry["memory"], 1, 0)[:, :, -past.shape[2]:], past)
   assert past.shape[2] == 12
 
 
@@ -223,7 +217,7 @@ def test_features_of_tokens_are_those_of_transformers(small):
         attention_mask=tensor(inputs.sequence_ids_BL).float()).last_hidden_state.numpy()
   found = models.make_model(config).apply({"params": params}, inputs, method="features")
   is_text = inputs.sequence_ids_BL > 0
-  np.testing.assert_allclose(found[is_text], expected[is_text], rtol=0, atol=1e-4)
+  check_close("features", found[is_text], expected[is_text])
 
 
 @pytest.mark.slow

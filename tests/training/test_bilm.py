@@ -1,6 +1,7 @@
 """Training of ELMo: equal losses in every layout, a run that stops and resumes, held-out scores."""
 
 import functools
+import json
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 import small_runs
 import tiny
 
-from bertgpt import cli
+from bertgpt import cli, trees
 from bertgpt.config import recipes
 from bertgpt.data.tokens import spelling
 from bertgpt.devices import sharding
@@ -76,7 +77,8 @@ def compute(mesh, micro_batches):
 
 @pytest.mark.parametrize("mesh, micro_batches", [
     ((1, 1, 1), 4), ((8, 1, 1), 1), ((8, 1, 1), 2), ((1, 8, 1), 1), ((2, 2, 2), 1),
-    ((2, 2, 2), 4)], ids=str)
+    ((2, 2, 2), 4), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in (
+        ((1, 8, 1), 4), ((1, 1, 4), 1), ((1, 1, 4), 4)))], ids=str)
 def test_loss_gradients_and_states_do_not_depend_on_the_layout(mesh, micro_batches):
   grads, (loss, sums, carry) = compute(mesh, micro_batches)
   expected_grads, (expected_loss, expected_sums, expected_carry) = compute((1, 1, 1), 1)
@@ -213,3 +215,20 @@ def test_a_task_learns_the_mix_and_its_own_words(finished_elmo, glue, tmp_path, 
   capsys.readouterr()
   assert cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / "out")]) == 2
   assert "transformers has no such model for tasks" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freeze", ["", "^body/(?!mix|pooler)"])
+def test_the_mix_labels_words_of_a_model_that_is_frozen_or_not(finished_elmo, labeled, tmp_path,
+                                                               freeze):
+  work = tmp_path / "tuned"
+  assert cli.main(["finetune", f"--config={labeled}", f"--init={finished_elmo}",
+                   f"--workdir={work}", f"--config.optimizer.freeze={freeze}"]) == 0
+  (result,) = json.loads((work / "results.json").read_text())["runs"]
+  assert result["dev"]["f1"] > 0.9, result
+  before = trees.named_leaves(trained_lib.load_trained(finished_elmo).params)
+  after = trees.named_leaves(trained_lib.load_checkpoint(predict_lib.find_run(work)).params["body"])
+  assert np.abs(after["mix/weights"]).max() > 1e-2 and abs(after["mix/scale"] - 1).max() > 1e-2
+  for name in before:
+    if name.startswith("encoder/"):
+      assert np.array_equal(after[name], before[name]) == bool(freeze), name
