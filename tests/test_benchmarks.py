@@ -217,6 +217,7 @@ def test_help_and_wrong_flags(name, capsys):
   assert "unknown argument --ruonds=2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_packing_runs(recipe, tmp_path):
   assert run("packing", f"--config={recipe}", "--lengths=64", "--tokens=256", "--rounds=1",
              "--seconds=0.01", f"--out={tmp_path / 'p.json'}") == 0
@@ -227,6 +228,7 @@ def test_packing_runs(recipe, tmp_path):
   assert ideal > 1
 
 
+@pytest.mark.slow
 def test_input_runs(recipe, tmp_path):
   assert run("input", f"--config={recipe}", "--rounds=1", "--seconds=0.01", "--steps=3",
              f"--out={tmp_path / 'i.json'}") == 0

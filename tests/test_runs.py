@@ -135,8 +135,8 @@ def test_a_signal_in_a_save_waits_for_it(program, tmp_path, finished_run):
   assert curves(path) == curves(finished_run)
 
 
-@pytest.mark.parametrize("every_steps, stops_at", [
-    (20, 20), pytest.param(0, STEPS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every_steps, stops_at", [(20, 20), (0, STEPS)])
 def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(program, tmp_path, finished_run,
                                                              every_steps, stops_at):
   """At its evaluation, step 20 has no checkpoint yet, but the last step, 40, has one."""

@@ -321,6 +321,7 @@ def test_a_stop_between_runs_starts_none(short, tuning, finished_bert, tmp_path,
   assert not (out / "lr0.01-seed1").exists()
 
 
+@pytest.mark.slow
 def test_every_mesh_learns_alike(short, tuning, finished_bert, tmp_path):
   """Losses are the same if examples, weights and matrices are split over the devices."""
   assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.mesh.fsdp=2",

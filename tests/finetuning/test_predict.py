@@ -188,6 +188,7 @@ def test_questions_are_answered(tuning, finished_bert, sentences, tmp_path, name
   assert [cells[:2] for cells in table[1:]] == [["same", answer] for answer in written.values()]
 
 
+@pytest.mark.slow
 def test_a_gpt_predicts_too(tuning, finished_gpt, glue, tmp_path, capsys):
   out = tune(tuning, finished_gpt, tmp_path / "out")
   written = (out / "lr0.01-seed0/predictions/SST-2.tsv").read_text().splitlines()[1:]

@@ -58,6 +58,7 @@ def two_phases(recipe, tmp_path_factory):
   return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_recipe_is_that_of_the_training_not_of_the_use(two_phases, tmp_path):
   """The model is used in float32, with the rotary positions of the last phase."""
   trained = trained_lib.load_trained(two_phases)
@@ -66,6 +67,7 @@ def test_the_recipe_is_that_of_the_training_not_of_the_use(two_phases, tmp_path)
   assert load_recipe(card, tmp_path, recipes.base) == stored_config(two_phases)
 
 
+@pytest.mark.slow
 def test_a_phase_that_continues_a_curve_has_its_peak(two_phases):
   lines = model_card.describe_training(trained_lib.load_trained(two_phases))
   assert [line for line in lines if " rows x " in line] == [

@@ -211,6 +211,7 @@ def test_a_finished_run_has_its_report(finished):
   assert ("guesses: " if name == "mlm" else "A sampled continuation") in text
 
 
+@pytest.mark.slow
 def test_the_report_of_a_diffusion_has_its_bound_and_a_text(finished_diffusion):
   text = (finished_diffusion / "report.md").read_text()
   scores = {tag: points[-1][1] for tag, points in metrics.read_curves(finished_diffusion).items()}

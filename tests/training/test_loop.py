@@ -120,6 +120,7 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_predicts_nothing_is_not_taken_for_a_signal(recipe, tmp_path, capsys):
   """The run fails with advice, keeps its checkpoint, and can be finished after the change."""
   argv = ["train", f"--config={recipe}:mlm", f"--workdir={tmp_path / 'run'}",

@@ -207,6 +207,7 @@ def test_a_large_index_is_hashed_once_and_again_when_it_changes(small, monkeypat
     corpus.open_corpus(folder, "train")
 
 
+@pytest.mark.slow
 def test_an_index_is_read_in_pieces_that_are_given_back(tmp_path):
   values = np.random.default_rng(0).integers(0, 100, 2**22)
   np.save(tmp_path / "a.npy", values)

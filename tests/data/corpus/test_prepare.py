@@ -422,6 +422,7 @@ def tree_mebibytes(pid):
   return kibibytes / 1024 + sum(map(tree_mebibytes, child_pids(pid)))
 
 
+@pytest.mark.slow
 def test_memory_with_documents_of_the_largest_size(tmp_path):
   paragraph = "the quick brown fox jumps over the lazy dog " * 20
   with open(tmp_path / "text.txt", "w") as f:
