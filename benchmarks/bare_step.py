@@ -42,7 +42,7 @@ class BareStep:
       self.objective = setup.objective
       abstract = steps.make_abstract_state(setup)
       self.state = steps.make_state(setup, abstract)
-      self._step = steps.jit_train_step(setup, phase.micro_batches, abstract)
+      self._step = steps.jit_train_step(setup, abstract)
       layout = sharding.batch_sharding(self._mesh, config)
       self._batches = [sharding.make_global_batch(batch, layout, phase.batch_size)
                        for batch in batches]

@@ -138,7 +138,7 @@ def _first_losses(config: ConfigDict) -> list[float]:
     setup = steps.make_setup(config, mesh, vocabulary)
     abstract = steps.make_abstract_state(setup)
     state = steps.make_state(setup, abstract)
-    step = steps.jit_train_step(setup, config.phases[0].micro_batches, abstract)
+    step = steps.jit_train_step(setup, abstract)
     layout = sharding.batch_sharding(mesh, config)
     batch = sharding.make_global_batch(make_batch(config), layout, config.phases[0].batch_size)
     losses = []

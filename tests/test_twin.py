@@ -186,7 +186,7 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(pair):
 
   ours, theirs = [], []
   with sharding.use_mesh(pair.mesh, pair.config):
-    step = steps.jit_train_step(pair.setup, 1, pair.abstract)
+    step = steps.jit_train_step(pair.setup, pair.abstract)
     layout = sharding.batch_sharding(pair.mesh, pair.config)
     rows, state = slice(0, 8), steps.make_state(pair.setup, pair.abstract)  # A step deletes it.
     with loader.make_train_batches(pair.train_set, pair.config, 0, 0, rows) as batches:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt.config import families
+from bertgpt.config import families, recipes
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
@@ -100,11 +100,16 @@ class Setup:
     return sharding.make_global_batch(batch, layout, rows or len(batch["tokens"]))
 
   def step(self, micro_batches=1):
-    return steps.jit_train_step(self.training, micro_batches, self.abstract)
+    return steps.jit_train_step(self.split(micro_batches), self.abstract)
+
+  def split(self, micro_batches):
+    """Returns the setup of the training, with batches split into pieces."""
+    config = recipes.override(self.config, [f"--config.phases[0].micro_batches={micro_batches}"])
+    return self.training._replace(config=config)
 
   def gradients(self, micro_batches=1):
     """Returns the jitted (params, batch, step) -> (gradients, (loss, sums))."""
-    compute = steps.make_gradients(self.training, micro_batches)
+    compute = steps.make_gradients(self.split(micro_batches))
 
     def without_carry(params, batch, step):
       grads, (loss, sums, _) = compute(params, batch, step)

@@ -133,7 +133,7 @@ def make_program(tuning: Tuning, learning_rate: float) -> Program:
   training = steps.Setup(config, tuning.mesh, model, objective)
   with sharding.use_mesh(tuning.mesh, config):
     abstract = steps.make_abstract_state(training)
-    step = steps.jit_train_step(training, tuning.config.micro_batches, abstract)
+    step = steps.jit_train_step(training, abstract)
   predict = jax.jit(functools.partial(tuning.head.predict, model),
                     out_shardings=NamedSharding(tuning.mesh, PartitionSpec()))
   return Program(learning_rate, training, abstract, step, predict)

@@ -26,7 +26,6 @@ from bertgpt.devices import hardware, sharding
 from bertgpt.planning import collectives, roofline, vocabulary_size
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
 from bertgpt.training import metrics, steps
-from bertgpt.training.steps import shape_of
 
 COMPILER_THREADS = 2  # Most of the time, a compilation uses one core, and up to 3 GB.
 
@@ -202,7 +201,7 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   with sharding.use_mesh(mesh, config):
     setup = steps.make_setup(config, mesh, make_vocabulary(config.model.vocab_size))
     state = steps.make_abstract_state(setup)
-    step = steps.jit_train_step(steps.at_phase(setup, phase_index), phase.micro_batches, state)
+    step = steps.jit_train_step(steps.at_phase(setup, phase_index), state)
     program = step.lower(state, abstract_batch(config, phase, mesh))
   network = collectives.Network(topology.chip, [topology.place(d) for d in mesh.devices.flat],
                                 topology.torus, dict(mesh.shape))
@@ -310,12 +309,12 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
   config_lib.validate(config, *devices_of(topology))
   hardware.check_products(config.model.matmul, f"--topology={topology.name}", topology.chip)
   config = assume_vocabulary(config)
-  first_with = {shape_of(config.phases[i]): i for i in reversed(phases)}
+  first_with = {steps.program_key(config, i): i for i in reversed(phases)}
   lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]
   with concurrent.futures.ThreadPoolExecutor(COMPILER_THREADS) as pool:
     compiled = list(pool.map(functools.partial(compile_step, platform=topology.platform), lowered))
-  by_key = {shape_of(step.phase): step for step in compiled}
-  return [predict(by_key[shape_of(config.phases[i])]._replace(phase_index=i), topology)
+  by_key = {steps.program_key(config, step.phase_index): step for step in compiled}
+  return [predict(by_key[steps.program_key(config, i)]._replace(phase_index=i), topology)
           for i in phases]
 
 

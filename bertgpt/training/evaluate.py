@@ -36,23 +36,20 @@ class Evaluator(NamedTuple):
   Attributes:
     setup: constants of the training.
     corpus: the held-out documents.
-    programs: shape of a phase -> the jitted result of `make_eval_step`, made when it is needed.
+    programs: `steps.program_key` -> the jitted result of `make_eval_step`, made when it is needed.
   """
 
   setup: Setup
   corpus: Corpus
-  programs: dict[tuple[float, ...], Callable]
+  programs: dict[str, Callable]
 
   def find_program(self, phase_index: int) -> Callable:
     """Returns the jitted step for the model and the objective of a phase."""
-    config = self.setup.config
-    phase = config_lib.at_phase(config, phase_index, in_evaluation=True)
-    shape = (phase.phases[0].seq_len, config_lib.max_predictions(phase, phase.phases[0]),
-             phase.objective.mask_prob, phase.model.rope_theta, phase.model.rope_theta_local)
-    if shape not in self.programs:
+    key = steps.program_key(self.setup.config, phase_index, in_evaluation=True)
+    if key not in self.programs:
       setup = steps.at_phase(self.setup, phase_index, in_evaluation=True)
-      self.programs[shape] = jax.jit(make_eval_step(setup))
-    return self.programs[shape]
+      self.programs[key] = jax.jit(make_eval_step(setup))
+    return self.programs[key]
 
 
 def make_evaluator(setup: Setup, corpus: Corpus) -> Evaluator:

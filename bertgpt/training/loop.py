@@ -182,8 +182,7 @@ def jit_phase(run: Run, phase_index: int) -> Callable:
     run: the opened run.
     phase_index: index of the phase.
   """
-  return steps.jit_train_step(steps.at_phase(run.setup, phase_index),
-                              run.config.phases[phase_index].micro_batches, run.abstract_state)
+  return steps.jit_train_step(steps.at_phase(run.setup, phase_index), run.abstract_state)
 
 
 def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callable],
@@ -191,7 +190,8 @@ def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callabl
                ) -> Generator[tuple[int, Callable, Any], None, None]:
   """Yields (index of the step counted from 1, jitted step, batch on the devices).
 
-  Phases of the same shape share one program. The steps of `config.train.skip_steps` are left out.
+  Phases with the same `steps.program_key` share one program. The steps of
+  `config.train.skip_steps` are left out.
 
   Args:
     config: config of the run.
@@ -204,10 +204,10 @@ def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callabl
     phase_end = phase_start + phase.steps
     if first_step < phase_end:
       start = max(first_step, phase_start)
-      shape = steps.shape_of(phase)
-      if shape not in programs:
-        programs[shape] = jit(i)
-      train_step = programs[shape]
+      key = steps.program_key(config, i)
+      if key not in programs:
+        programs[key] = jit(i)
+      train_step = programs[key]
       for begin, end in without(config.train.skip_steps, start, phase_end):
         with contextlib.closing(read(i, begin - phase_start)) as batches:
           for step, batch in zip(range(begin + 1, end + 1), batches, strict=False):

@@ -112,8 +112,7 @@ class Stack:
     def step_of_run(number, state, batch, is_active):
       config = per_run.put(run.config, self._fields, number)
       setup = steps.at_phase(run.setup._replace(config=config), phase_index)
-      train_step = steps.make_train_step(setup, config.phases[phase_index].micro_batches)
-      new_state, metrics = train_step(state, batch)
+      new_state, metrics = steps.make_train_step(setup)(state, batch)
       return jax.tree.map(functools.partial(jnp.where, is_active), new_state, state), metrics
 
     def train_step(states, batches, is_active):

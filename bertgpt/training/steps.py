@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import ConfigDict, compiler_options
+from bertgpt.config import ConfigDict, choices, compiler_options
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
@@ -33,6 +33,7 @@ class Setup(NamedTuple):
     model: Flax module of the family.
     objective: pure functions of the objective.
     vocabulary: vocabulary of the tokenizer; None in fine-tuning.
+    phase_index: index of the phase that `model` and `objective` belong to.
   """
 
   config: ConfigDict
@@ -40,6 +41,12 @@ class Setup(NamedTuple):
   model: Module
   objective: objectives.Objective
   vocabulary: Vocabulary | None = None
+  phase_index: int = 0
+
+  @property
+  def phase(self) -> ConfigDict:
+    """The phase that `model` and `objective` belong to."""
+    return self.config.phases[self.phase_index]
 
 
 def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary) -> Setup:
@@ -55,7 +62,7 @@ def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabu
 
 
 def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
-  """Returns the setup with the model and the objective as they are in a phase.
+  """Returns the setup of a phase, with the model and the objective as they are in it.
 
   The shares of masked tokens and the bases of rotary positions may differ between phases. The
   parameters are the same.
@@ -66,8 +73,29 @@ def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
     in_evaluation: see `config.at_phase`.
   """
   config = config_lib.at_phase(setup.config, index, in_evaluation)
-  return setup._replace(model=models.make_model(config),
+  return setup._replace(model=models.make_model(config), phase_index=index,
                         objective=objectives.make_objective(config, setup.vocabulary))
+
+
+# Fields of a phase that its train step does not depend on: every step has the schedule of the whole
+# run. A field that is not listed is assumed to change the program.
+NOT_IN_PROGRAM = ("steps", "learning_rate_rule", *choices.CURVE)
+# The batches of an evaluation have `eval.batch_size` rows and are not split.
+NOT_IN_EVALUATION = (*NOT_IN_PROGRAM, "batch_size", "micro_batches")
+
+
+def program_key(config: ConfigDict, index: int, in_evaluation: bool = False) -> str:
+  """Returns a key that is the same for two phases of a run only if their programs are the same.
+
+  Args:
+    config: a whole config.
+    index: index of the phase.
+    in_evaluation: whether the program is that of the evaluation, not the train step.
+  """
+  fields = dict(config_lib.leaves(config_lib.at_phase(config, index, in_evaluation)))
+  for name in NOT_IN_EVALUATION if in_evaluation else NOT_IN_PROGRAM:
+    del fields[f"phases[0].{name}"]
+  return str(fields)
 
 
 @jax.tree_util.register_dataclass
@@ -96,22 +124,21 @@ class TrainState:
 # -------------------------------------------------------------- one step
 
 
-def make_train_step(setup: Setup, micro_batches: int) -> Callable:
+def make_train_step(setup: Setup) -> Callable:
   """Returns the pure function (state, batch) -> (state, metrics) of a phase.
 
   A step whose loss or gradient is not finite, or that the guard against spikes skips, changes only
   the step counters.
 
   Args:
-    setup: constants of the training.
-    micro_batches: pieces that a batch is split into.
+    setup: constants of the training, at the phase.
   Returns:
     The function. `state` is a `TrainState`; `batch` has the arrays of `formats.specs`, for the
     global batch; `metrics` maps names to (sum, weight) pairs of scalars.
   """
   schedule = schedules.make_schedule(setup.config)
   optimizer = optimizers.make_optimizer(setup.config)
-  compute_gradients = make_gradients(setup, micro_batches)
+  compute_gradients = make_gradients(setup)
 
   def train_step(state: TrainState, batch):
     grads, (loss, sums, carry) = compute_gradients(state.params, batch, state.step, state.carry)
@@ -138,7 +165,7 @@ def make_train_step(setup: Setup, micro_batches: int) -> Callable:
   return train_step
 
 
-def make_gradients(setup: Setup, micro_batches: int) -> Callable:
+def make_gradients(setup: Setup) -> Callable:
   """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) for a whole batch.
 
   The batch is corrupted, and the weights of its losses are computed, before it is split, so the
@@ -147,10 +174,10 @@ def make_gradients(setup: Setup, micro_batches: int) -> Callable:
   the last piece.
 
   Args:
-    setup: constants of the training.
-    micro_batches: pieces that a batch is split into.
+    setup: constants of the training, at the phase.
   """
   config, model, objective = setup.config, setup.model, setup.objective
+  micro_batches = setup.phase.micro_batches
   axes_of = models.axes_of(config)
 
   def compute_gradients(params, batch, step, carry=()):
@@ -278,26 +305,15 @@ def move_to(state: TrainState, step: int) -> TrainState:
       (), state.step.sharding, lambda index: number))
 
 
-def jit_train_step(setup: Setup, micro_batches: int, abstract_state: TrainState) -> Any:
+def jit_train_step(setup: Setup, abstract_state: TrainState) -> Any:
   """Returns the jitted train step, which reuses the memory of the old state for the new one.
 
   Args:
-    setup: constants of the training.
-    micro_batches: pieces that a batch is split into.
+    setup: constants of the training, at the phase.
     abstract_state: result of `make_abstract_state`; its shardings are those of the result.
   """
   state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   options = compiler_options.choose(setup.config.system.xla_options, sharding.platform(),
                                     jax.sharding.get_abstract_mesh().size)
-  return jax.jit(make_train_step(setup, micro_batches), donate_argnums=0,
+  return jax.jit(make_train_step(setup), donate_argnums=0,
                  out_shardings=(state_shardings, None), compiler_options=options)
-
-
-def shape_of(phase: ConfigDict) -> tuple[float, ...]:
-  """Returns the values that the program of a phase depends on: equal values, equal programs.
-
-  Args:
-    phase: one of `config.phases`.
-  """
-  return (phase.seq_len, phase.batch_size, phase.micro_batches, phase.max_predictions,
-          phase.mask_prob, phase.rope_theta, phase.rope_theta_local)

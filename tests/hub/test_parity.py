@@ -308,7 +308,7 @@ def test_training_follows_pytorch(case, decay_rule):
   with tiny.Setup(config) as setup:
     state = steps.TrainState(jnp.int32(0), params,
                              optimizers.make_optimizer(config).init(params), jnp.int32(0))
-    step = jax.jit(steps.make_train_step(setup.training._replace(objective=given(setup)), 1))
+    step = jax.jit(steps.make_train_step(setup.training._replace(objective=given(setup))))
     for i in range(STEPS):
       batch = make_batch(config, seed=i % 5)  # Seen many times, so that the model learns.
       state, metrics = step(state, setup.put(batch))

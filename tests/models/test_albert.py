@@ -60,7 +60,7 @@ def run(config, batch, params=None):
   """Returns (loss, gradients, parameters); initializes the parameters if none are given."""
   with tiny.Setup(config) as setup:
     params = setup.init().params if params is None else params
-    step = jax.jit(steps.make_gradients(setup.training, 1))
+    step = jax.jit(steps.make_gradients(setup.training))
     grads, (loss, *_) = step(params, batch, 0)
   return jax.device_get((loss, grads, params))
 

@@ -116,6 +116,7 @@ def test_pieces_and_replicas_drop_apart(generator):
   The sum has the variance of four independent masks; any two equal masks would add an eighth.
   """
   config, width = tiny.make_config(mesh=(2, 1, 1), dropout_rng=generator), 2**16
+  config.phases[0].micro_batches = 2
 
   def evaluate(model, batch):
     key, params = model.keys["dropout"], model.params
@@ -126,7 +127,7 @@ def test_pieces_and_replicas_drop_apart(generator):
                                lambda batch: {"loss": 1}, evaluate, lambda batch: ())
   mesh = sharding.make_mesh(config, tiny.devices_of(config))
   with sharding.use_mesh(mesh, config):
-    grads, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain), 2))(
+    grads, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain)))(
         {"final_norm": {"scale": jnp.ones(width)}}, tiny.make_batch(config), 0)
   kept = np.asarray(grads["final_norm"]["scale"]) / 2  # 0 to 4 of the masks keep an element.
   assert abs(z_score(kept - 2)) < 4.5

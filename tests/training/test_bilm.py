@@ -71,7 +71,7 @@ def compute(mesh, micro_batches):
     rng = np.random.default_rng(1)
     carry = {name: jax.device_put(rng.normal(size=x.shape).astype(np.float32) / 4, layout)
              for name, x in state.carry.items()}
-    compute_gradients = jax.jit(steps.make_gradients(setup.training, micro_batches))
+    compute_gradients = jax.jit(steps.make_gradients(setup.split(micro_batches)))
     return jax.device_get(compute_gradients(params, setup.put(tiny.make_batch(config)), 3, carry))
 
 

@@ -47,9 +47,10 @@ def test_steps_of_all_phases_are_visited_once_from_any_start():
     assert visit(config, first) == [row for row in everything[first:] if row[0] in (1, 6, 7)]
 
 
-def test_phases_of_one_shape_share_a_program():
+def test_phases_that_differ_only_in_their_rates_share_a_program():
   config = tiny.make_config()
-  config.phases = tuple(config_lib.phase(steps=1, seq_len=n) for n in (8, 16, 8))
+  config.phases = tuple(config_lib.phase(steps=1, seq_len=n, learning_rate=rate)
+                        for n, rate in ((8, 1e-3), (16, 1e-3), (8, 1e-4)))
   assert [program for _, program, _ in visit(config, 0)] == [0, 1, 0]
 
 

@@ -301,7 +301,7 @@ def compute_step(mesh, micro_batches, remat="none", unroll=1):
     layout = sharding.batch_sharding(setup.mesh, config)
     carry = {"memory": rng.normal(size=state.carry["memory"].shape).astype(np.float32),
              "is_memory": rng.random(state.carry["is_memory"].shape) < 0.7}
-    compute = jax.jit(steps.make_gradients(setup.training, micro_batches))
+    compute = jax.jit(steps.make_gradients(setup.split(micro_batches)))
     return jax.device_get(compute(state.params, setup.put(tiny.make_batch(config)), 3,
                                   jax.device_put(carry, layout)))
 

@@ -7,12 +7,13 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh, AxisType
 
+from bertgpt import config as config_lib
 from bertgpt.config import families, recipes
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import attention
 from bertgpt.planning import aot
-from bertgpt.training import objectives, steps
+from bertgpt.training import evaluate, objectives, steps
 
 # The programs of the other recipes differ from these in the sizes of arrays, or hardly at all.
 FAST = {"albert_base", "bert_base", "bert_large_lamb", "diffusion_mini", "electra_small",
@@ -113,7 +114,7 @@ def test_a_phase_has_its_own_masks_and_positions():
   def run(config, index):
     with tiny.Setup(config) as setup:
       at = steps.at_phase(setup.training, index)
-      compute = jax.jit(steps.make_gradients(at, 1))
+      compute = jax.jit(steps.make_gradients(at))
       _, (loss, sums, _) = compute(setup.init().params, tiny.make_batch(config, rows=8), 3)
     return float(loss), float(sums["mlm_loss"][1])
 
@@ -127,7 +128,50 @@ def test_a_phase_has_its_own_masks_and_positions():
   first, second = run(config, 0), run(config, 1)
   assert second == run(same, 0)
   assert first[0] != second[0] and first[1] == pytest.approx(2 * second[1], rel=0.15)
-  assert steps.shape_of(config.phases[0]) != steps.shape_of(config.phases[1])
+
+
+def with_other_phase(config, fields):
+  """Returns the config with a second phase, which differs from the first in some fields."""
+  first = config.phases[0]
+  second = first.copy_and_resolve_references()
+  for name in fields:
+    others = [value for value in config_lib.PHASE_CHOICES.get(name, ()) if value != first[name]]
+    second[name] = others[0] if others else first[name] + type(first[name])(1)
+  config.phases = (first, second)
+  return config
+
+
+@pytest.mark.parametrize("in_evaluation, listed", [
+    (False, steps.NOT_IN_PROGRAM), (True, steps.NOT_IN_EVALUATION)])
+def test_every_field_of_a_phase_is_in_the_key_or_is_listed(in_evaluation, listed):
+  for field in config_lib.phase():
+    config = with_other_phase(tiny.make_config("mlm"), [field])
+    keys = {steps.program_key(config, i, in_evaluation) for i in (0, 1)}
+    assert len(keys) == (1 if field in listed else 2), field
+
+
+def test_phases_that_differ_in_every_listed_field_have_the_same_program():
+  def lower(config, in_evaluation):
+    with tiny.Setup(config) as setup:
+      batch = tiny.make_batch(config)
+      for i in (0, 1):
+        phase = steps.at_phase(setup.training, i, in_evaluation)
+        if in_evaluation:
+          yield jax.jit(evaluate.make_eval_step(phase)).lower(
+              setup.abstract.params, batch, np.arange(tiny.ROWS), ()).as_text()
+        else:
+          yield steps.jit_train_step(phase, setup.abstract).lower(setup.abstract, batch).as_text()
+
+  for in_evaluation, listed in ((False, steps.NOT_IN_PROGRAM), (True, steps.NOT_IN_EVALUATION)):
+    first, second = lower(with_other_phase(tiny.make_config("mlm"), listed), in_evaluation)
+    assert first == second
+
+
+def test_a_phase_that_names_the_value_of_the_run_shares_its_program():
+  config = tiny.make_config("mlm")
+  config.phases = (config.phases[0], config.phases[0].copy_and_resolve_references())
+  config.phases[1].mask_prob = config.objective.mask_prob
+  assert steps.program_key(config, 0) == steps.program_key(config, 1)
 
 
 def test_an_evaluation_may_have_its_own_share_of_masks():
@@ -198,7 +242,7 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
       multiple = 64 * phase.micro_batches
       phase.batch_size = -(-phase.batch_size // multiple) * multiple
       batch = aot.abstract_batch(config, phase, mesh)
-      step = jax.jit(steps.make_train_step(steps.at_phase(setup, i), phase.micro_batches))
+      step = jax.jit(steps.make_train_step(steps.at_phase(setup, i)))
       text = step.trace(state, batch).lower(lowering_platforms=(lowered,)).as_text()
       assert "sharding" in text
       is_fused = "attention by" in kernel and "by xla" not in kernel
