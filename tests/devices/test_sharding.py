@@ -34,7 +34,7 @@ def compute(objective, mesh, micro_batches, remat, unroll, **model):
     rng, layout = np.random.default_rng(1), sharding.batch_sharding(setup.mesh, config)
     draw = lambda x: (rng.random(x.shape) < 0.7 if x.dtype == bool
                       else rng.normal(size=x.shape).astype(x.dtype))
-    carry = {name: jax.device_put(draw(x), layout) for name, x in state.carry.items()}
+    carry = jax.tree.map(lambda x: jax.device_put(draw(x), layout), state.carry)
     step = jax.jit(steps.make_gradients(setup.training, micro_batches))
     grads, (loss, sums, carry) = step(state.params, batch, 3, carry)
     return jax.device_get((state.params, grads, loss, sums, carry))
@@ -54,8 +54,7 @@ def check_equal(objective, *layout, **model):
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   jax.tree.map(functools.partial(close, rtol=1e-4), sums, expected_sums)
   jax.tree.map(functools.partial(close, rtol=0), grads, expected_grads)
-  for name, x in expected_carry.items():
-    close(np.float32(carry[name]), np.float32(x), rtol=0, err_msg=name)
+  jax.tree.map(lambda x, y: close(np.float32(x), np.float32(y), rtol=0), carry, expected_carry)
 
 
 @pytest.mark.parametrize("layout", [
