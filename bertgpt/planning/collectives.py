@@ -15,6 +15,8 @@ from bertgpt.planning.hlo import COLLECTIVES, Instruction
 
 Groups = tuple[tuple[int, ...], ...]
 
+_VIEWS = ("bitcast", "reshape", "copy", "convert", "transpose")
+
 
 class Collective(NamedTuple):
   """One collective operation.
@@ -71,7 +73,26 @@ def collective_of(instruction: Instruction, num_devices: int) -> Collective | No
             else replica_groups(instruction.attributes, num_devices))
   size = sum(array.bytes for number in range(len(instruction.operands))
              for array in instruction.operand_shape(number))
+  if kind == "all-reduce" and _is_scattered(instruction):
+    kind = "reduce-scatter"
   return Collective(kind, size * (len(groups[0]) if kind == "all-gather" else 1), groups)
+
+
+def _is_scattered(instruction: Instruction) -> bool:
+  """Returns whether an all-reduce is part of a TPU's fusion that leaves each device its slice.
+
+  The fusion runs as a reduce-scatter (its emitter is called AllReduceScatterFusion).
+  """
+  result = _without_views(instruction.computation.root)
+  return (result is not None and result.opcode == "dynamic-slice"
+          and _without_views(result.operand(0)) is instruction)
+
+
+def _without_views(instruction: Instruction | None) -> Instruction | None:
+  """Returns the instruction whose elements another one only arranges or rounds."""
+  while instruction and instruction.opcode in _VIEWS:
+    instruction = instruction.operand(0)
+  return instruction
 
 
 def _count_items(text: str) -> int:

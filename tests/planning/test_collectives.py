@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+import tiny
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bertgpt.devices import hardware
-from bertgpt.planning import collectives, hlo
+from bertgpt.devices import hardware, sharding
+from bertgpt.planning import collectives, hlo, roofline, topologies
 from bertgpt.planning.collectives import Collective, Network, Place
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -50,6 +51,34 @@ def test_known_collectives_of_a_compiled_program(function, expected):
 
 def test_a_program_without_collectives():
   assert collectives_of(jnp.sin) == []
+
+
+FUSED = """HloModule m
+
+%all-reduce-scatter (input: f32[30592,256]) -> f32[3840,256] {
+  %input = f32[30592,256]{1,0:T(8,128)} parameter(0)
+  %zero = f32[] constant(0)
+  %pad = f32[30720,256]{1,0:T(8,128)} pad(%input, %zero), padding=0_128x0_0
+  %sum = f32[30720,256]{1,0:T(8,128)} all-reduce(%pad), replica_groups={{0,1,2,3,4,5,6,7}}
+  %id = u32[] partition-id()
+  %rows = u32[] constant(3840)
+  %first = u32[] multiply(%id, %rows)
+"""
+PART = "%part = f32[3840,256]{1,0} dynamic-slice(%sum, %first, %zero)"
+
+
+@pytest.mark.parametrize("rest, kind", [
+    (f"  ROOT {PART}", "reduce-scatter"),
+    (f"  {PART}\n  ROOT %view = f32[480,8,256]{{2,1,0}} bitcast(%part)", "reduce-scatter"),
+    (f"  {PART}\n  ROOT %all = (f32[3840,256]{{1,0}}, f32[30720,256]{{1,0}}) tuple(%part, %sum)",
+     "all-reduce"),
+    (f"  ROOT {PART.replace('%sum', '%pad')}", "all-reduce")])
+def test_a_sum_of_which_each_device_keeps_a_part_is_a_scatter(rest, kind):
+  """TPUs run such a fusion, here as libtpu 0.0.42 writes it, in one pass around the ring."""
+  (computation,) = hlo.parse(f"{FUSED}{rest}\n}}\n").computations.values()
+  collective = collectives.collective_of(computation.instructions["sum"], 8)
+  assert (collective.kind, collective.bytes) == (kind, 30720 * 256 * 4)
+  assert collective.groups == (tuple(range(8)),)
 
 
 # Devices 0 to 7 as [data, fsdp, tensor]; groups along fsdp, in every notation of XLA.
@@ -125,6 +154,25 @@ def test_slices_together_send_what_one_ring_of_all_their_chips_would(num_slices,
   assert traffic.fast_bytes == pytest.approx(1e6 * rounds(chips))
   assert traffic.slow_bytes == pytest.approx(1e6 / chips * rounds(num_slices))
   assert traffic.fast_bytes + traffic.slow_bytes == pytest.approx(1e6 * rounds(len(places)))
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("num_slices", [1, 2, 4])
+def test_a_sum_that_is_compiled_for_tpus_sends_what_a_ring_would(num_slices):
+  """An array of b bytes over s slices of m chips: 2 b (m - 1) / m, and 2 b / m (s - 1) / s."""
+  chips, side = 8, 2048
+  topology = topologies.open_topology(f"v5e:2x4:{num_slices}")
+  mesh = sharding.make_mesh(tiny.make_config(), topology.devices)
+  x = jax.ShapeDtypeStruct((mesh.size, side, side), jnp.float32,
+                           sharding=NamedSharding(mesh, PartitionSpec("data")))
+  step = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+  network = Network(topology.chip, [topology.place(d) for d in mesh.devices.flat], topology.torus,
+                    dict(mesh.shape))
+  totals = roofline.analyze(step.lower(x).compile().as_text(), network).collectives
+  size = 4 * side**2
+  assert sum(total.fast_bytes for total in totals) == pytest.approx(2 * size * (1 - 1 / chips))
+  assert sum(total.slow_bytes for total in totals) == pytest.approx(
+      2 * size / chips * (1 - 1 / num_slices))
 
 
 def test_the_slow_network_takes_its_part_of_the_time():
