@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.devices import hardware
+from bertgpt.training import metrics
 
 PAGE = (ROOT / "docs/reproduce.md").read_text("utf-8")
 RECIPES = {"BERT-base": "bert_base", "BERT-large with LAMB": "bert_large_lamb",
@@ -208,17 +209,57 @@ def test_the_checkpoints_of_the_page_are_those_of_the_recipes():
   assert "checkpoints" in headings(ROOT / "docs/reproduce.md")
 
 
-@pytest.mark.parametrize("title", RECIPES)
-def test_days_and_prices_follow_from_the_chip_hours(title):
-  machines = dict(re.findall(r"^\| `([a-z0-9:x]+)` \|.*\| ([\d.]+) \|$", section("The machine"),
-                             re.MULTILINE))
-  chips = dict(re.findall(r"^\| `([a-z0-9:x]+)` \| (\d+)", section("The machine"), re.MULTILINE))
+def cost_rows(title: str) -> list[list[str]]:
+  """Cells of the planned rows of a table "Cost": machine, a cell per phase, days, hours, price."""
   cost = section(title).split("### Cost")[1].split("###")[0]
-  rows = re.findall(r"^\| `([a-z0-9:x]+)` \|.*\| ([\d.]+) \| ([\d,]+) \| ([\d,]+) \|$", cost,
-                    re.MULTILINE)
-  assert rows or "not planned" in cost
-  for machine, days, chip_hours, price in rows:
-    hours = float(chip_hours.replace(",", ""))
-    assert float(days) == pytest.approx(hours / int(chips[machine]) / 24, rel=0.02, abs=0.006)
-    assert float(price.replace(",", "")) == pytest.approx(hours * float(machines[machine]),
-                                                          abs=0.51)
+  rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in cost.splitlines()
+          if re.match(r"\| `\w+:\w+` \|", line)]
+  assert len(rows) == len(machine_rows())
+  return [row for row in rows if row[1] != "not planned"]
+
+
+def machine_rows() -> dict[str, tuple[int, float]]:
+  """Returns machine -> (chips, price per chip-hour)."""
+  found = re.findall(r"^\| `([a-z0-9:x]+)` \| (\d+) \|.*\| ([\d.]+) \|$", section("The machine"),
+                     re.MULTILINE)
+  return {name: (int(chips), float(price)) for name, chips, price in found}
+
+
+def number(text: str) -> float:
+  return float(re.match(r"[\d,.]+", text)[0].replace(",", ""))
+
+
+def config_on(title: str, machine: str):
+  """The recipe of a section with the flags that its table names for a machine."""
+  config = recipes.load(RECIPES[title])
+  flags = [shlex.split(found) for names, found in
+           re.findall(r"^\| (`.*`) \| `(--config[^`]*)`", section(title), re.MULTILINE)
+           if f"`{machine}`" in names]
+  config = recipes.override(config, flags[0]) if flags else config
+  config.model.vocab_size = config.tokenizer.vocab_size
+  return config
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_days_and_prices_follow_from_the_steps(title):
+  for machine, *phases, days, chip_hours, price in cost_rows(title):
+    chips, price_per_hour = machine_rows()[machine]
+    seconds = sum(number(cell) * (1 if " s," in cell else 1e-3) * phase.steps for cell, phase in
+                  zip(phases, config_on(title, machine).phases, strict=True))
+    assert number(days) == pytest.approx(seconds / 86400, rel=0.02, abs=0.006), machine
+    assert number(chip_hours) == pytest.approx(seconds / 3600 * chips, rel=0.01), machine
+    assert number(price) == pytest.approx(number(chip_hours) * price_per_hour, abs=0.75), machine
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_step_does_the_work_that_its_mfu_says_and_fits(title):
+  for machine, *phases, _, _, _ in cost_rows(title):
+    chips, chip = machine_rows()[machine][0], hardware.CHIPS[machine.split(":")[0]]
+    config = config_on(title, machine)
+    for cell, phase in zip(phases, config.phases, strict=True):
+      step, mfu, memory = cell.split(", ")
+      seconds = number(step) * (1 if step.endswith(" s") else 1e-3)
+      flops = metrics.flops_per_step(config, phase)
+      assert number(mfu) / 100 == pytest.approx(flops / seconds / chips / chip.peak_flops,
+                                                rel=0.01, abs=5e-4), (machine, cell)
+      assert number(memory) * 2**30 < chip.usable_hbm, (machine, cell)
