@@ -35,7 +35,7 @@ def compute(objective, mesh, micro_batches, remat, unroll, **model):
     draw = lambda x: (rng.random(x.shape) < 0.7 if x.dtype == bool
                       else rng.normal(size=x.shape).astype(x.dtype))
     carry = jax.tree.map(lambda x: jax.device_put(draw(x), layout), state.carry)
-    step = jax.jit(steps.make_gradients(setup.training, micro_batches))
+    step = jax.jit(steps.make_gradients(setup.split(micro_batches)))
     grads, (loss, sums, carry) = step(state.params, batch, 3, carry)
     return jax.device_get((state.params, grads, loss, sums, carry))
 
