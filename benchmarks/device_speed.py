@@ -18,9 +18,9 @@ from benchmarks.bare_step import BareStep
 from benchmarks.device_parts import Row, guard
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
+from bertgpt.config.flops import flops_per_step
 from bertgpt.devices import hardware, process
 from bertgpt.planning import aot, collectives, roofline
-from bertgpt.training import metrics
 
 REHEARSED_CHIP = "h100"  # Its figures stand for those of a CPU.
 SECONDS = 3.0  # A step is timed for at least this long.
@@ -138,7 +138,7 @@ def predictions(rehearse: bool) -> Iterator[Row]:
 
 def _measure_program(name: str, rehearse: bool) -> Iterator[Row]:
   config, chip = read_program(name, rehearse), find_chip()
-  flops = metrics.flops_per_step(config, config.phases[0])
+  flops = flops_per_step(config, config.phases[0])
   bare = start(config)
   compiled, roof = analyze(bare, flops)
   bare.seconds(3)
@@ -207,7 +207,7 @@ def kernels(rehearse: bool) -> Iterator[Row]:
 def _profile_program(name: str, rehearse: bool) -> Iterator[Row]:
   config = read_program(name, rehearse)
   bare = start(config)
-  _, roof = analyze(bare, metrics.flops_per_step(config, config.phases[0]))
+  _, roof = analyze(bare, flops_per_step(config, config.phases[0]))
   bare.seconds(3)
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):

@@ -26,9 +26,9 @@ from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row, Worker
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, presets, recipes
+from bertgpt.config.flops import flops_per_step
 from bertgpt.devices import huge_pages
 from bertgpt.errors import ConfigError
-from bertgpt.training import metrics
 
 CHECKED_STEPS = 2
 OURS = "bertgpt"
@@ -256,7 +256,7 @@ def time_sides(sides: Mapping[str, Callable[[int], float]],
 def speeds(label: str, times: Mapping[str, list[float]], config: ConfigDict) -> Iterator[Row]:
   """Yields the tokens per second of every side, and the FLOPs per second of our step."""
   phase = config.phases[0]
-  flops = metrics.flops_per_step(config, phase)
+  flops = flops_per_step(config, phase)
   for side, seconds in times.items():
     tokens = side_by_side.per_second(phase.batch_size * phase.seq_len, seconds)
     yield Row(f"{label}: {side}", tokens, "tokens/s")

@@ -16,9 +16,8 @@ import time
 import numpy as np
 import small_runs
 
-from bertgpt.runs import checkpoint
+from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import manifest as manifest_lib
-from bertgpt.training import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT_S = 1200  # Only a hang takes so long, even on a busy machine.
@@ -163,7 +162,7 @@ def fingerprints(workdir: pathlib.Path) -> dict[str, tuple]:
 
 def curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
   """Returns all that is logged except times: tag -> [(step, value), ...]."""
-  return {tag: points for tag, points in metrics.read_curves(workdir).items()
+  return {tag: points for tag, points in metrics_file.read_curves(workdir).items()
           if not tag.startswith("perf/")}
 
 

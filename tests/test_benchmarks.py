@@ -23,9 +23,8 @@ from benchmarks.device_parts import Row
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.errors import ConfigError
-from bertgpt.runs import corpora
+from bertgpt.runs import corpora, metrics_file
 from bertgpt.training import loop as train
-from bertgpt.training import metrics
 
 COMMANDS = ("step", "packing", "input", "loop", "scaling")
 
@@ -113,7 +112,7 @@ def test_the_bare_step_computes_what_the_run_does(recipe, finished_bert):
   """`bertgpt train` logged the means of two steps' losses on the same batches."""
   config = recipes.load(str(recipe))
   bare = bare_step.from_corpus(bare_step.open_train_set(config), config)
-  logged = metrics.read_curves(finished_bert)["train/loss"][:2]
+  logged = metrics_file.read_curves(finished_bert)["train/loss"][:2]
   assert [number for number, _ in logged] == [2, 4]
   losses = np.reshape(bare.losses(bare_step.BATCHES), (2, 2)).mean(1)
   np.testing.assert_allclose(losses, [loss for _, loss in logged], rtol=1e-5)

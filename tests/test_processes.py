@@ -17,8 +17,7 @@ from program import (
     stopped_step,
 )
 
-from bertgpt.runs import checkpoint
-from bertgpt.training import metrics
+from bertgpt.runs import checkpoint, metrics_file
 
 SLOW, SLOW_S = 2, 3.0  # The process of four that is slow, and its seconds between two steps.
 
@@ -61,7 +60,7 @@ def run_of_four(program):
 @pytest.mark.slow
 def test_the_process_that_the_others_wait_for_is_named(run_of_four):
   """The times of the other processes arrive late, so only the last point must have them."""
-  found = metrics.read_curves(run_of_four)
+  found = metrics_file.read_curves(run_of_four)
   last = {name: found[f"perf/{name}"][-1][1]
           for name in ("slowest_process", "slowest_seconds", "input_seconds", "step_seconds")}
   assert last["slowest_process"] == SLOW

@@ -16,8 +16,8 @@ from tokenizers import pre_tokenizers
 
 from bertgpt import cli
 from bertgpt.config import recipes
+from bertgpt.config.flops import flops_per_step
 from bertgpt.devices import hardware
-from bertgpt.training import metrics
 
 PAGE = (ROOT / "docs/reproduce.md").read_text("utf-8")
 RECIPES = {"BERT-base": "bert_base", "BERT-large with LAMB": "bert_large_lamb",
@@ -259,7 +259,7 @@ def test_a_step_does_the_work_that_its_mfu_says_and_fits(title):
     for cell, phase in zip(phases, config.phases, strict=True):
       step, mfu, memory = cell.split(", ")
       seconds = number(step) * (1 if step.endswith(" s") else 1e-3)
-      flops = metrics.flops_per_step(config, phase)
+      flops = flops_per_step(config, phase)
       assert number(mfu) / 100 == pytest.approx(flops / seconds / chips / chip.peak_flops,
                                                 rel=0.01, abs=5e-4), (machine, cell)
       assert number(memory) * 2**30 < chip.usable_hbm, (machine, cell)

@@ -5,7 +5,7 @@ import argparse
 from bertgpt.commands import flags
 
 HELP = "Take a run back to an earlier checkpoint; later ones are set aside."
-USES = ("bertgpt.runs.upkeep", "bertgpt.training.metrics")
+USES = ("bertgpt.runs.upkeep",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +24,7 @@ def resumes(arguments: argparse.Namespace) -> bool:
 def run(arguments: argparse.Namespace) -> None:
   """Sets the later checkpoints and the curves beyond the step aside."""
   from bertgpt.runs import upkeep
-  from bertgpt.training import metrics
   path, step = arguments.workdir, arguments.to
-  with upkeep.roll_back(path, step) as later:
-    aside = metrics.cut(path / "metrics.jsonl", step)
-  print(f"{path}: at step {step}. Set aside: {', '.join(later + aside) or 'nothing'}. `bertgpt "
-        "train` continues from here. To skip batches, set --config.train.skip_steps")
+  aside = upkeep.roll_back(path, step)
+  print(f"{path}: at step {step}. Set aside: {', '.join(aside) or 'nothing'}. `bertgpt train` "
+        "continues from here. To skip batches, set --config.train.skip_steps")

@@ -8,9 +8,9 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.hub.architecture import Architecture
+from bertgpt.runs.metrics_file import read_curves
 from bertgpt.runs.trained import Trained
 from bertgpt.training import schedules
-from bertgpt.training.metrics import read_curves
 
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
               "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram"}
@@ -151,9 +151,8 @@ def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
     trained: the model.
     source: workdir of the run.
   """
-  path = source / "metrics.jsonl"
   scores = {}
-  for tag, points in (read_curves(source) if path.is_file() else {}).items():
+  for tag, points in read_curves(source).items():
     points = [point for point in points if point[0] <= trained.step]
     if tag.startswith("eval/") and points:
       scores[tag.removeprefix("eval/")] = points[-1]

@@ -20,12 +20,13 @@ from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, rematerialization
+from bertgpt.config.flops import flops_per_step
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import hardware, sharding
 from bertgpt.planning import collectives, roofline, vocabulary_size
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
-from bertgpt.training import metrics, steps
+from bertgpt.training import steps
 
 COMPILER_THREADS = 2  # Most of the time, a compilation uses one core, and up to 3 GB.
 
@@ -231,7 +232,7 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
     jax.errors.JaxRuntimeError: the compiler fails for a reason other than memory.
   """
   config, phase = lowered.config, lowered.config.phases[lowered.phase_index]
-  flops = metrics.flops_per_step(config, phase)
+  flops = flops_per_step(config, phase)
   answer = functools.partial(CompiledStep, config, lowered.phase_index, lowered.state_bytes, flops)
   try:
     compiled = lowered.program.compile(compiler_options=COMPILER_OPTIONS[platform])

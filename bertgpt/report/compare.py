@@ -11,7 +11,7 @@ from bertgpt import files
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared
-from bertgpt.training import metrics
+from bertgpt.training.progress_line import format_duration
 from bertgpt.training.sweep import format_table
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
@@ -74,7 +74,7 @@ def table(runs: Sequence[Compared]) -> list[dict[str, Any]]:
     rows.append({
         "run": label(run), "steps": f"{run.steps}/{run.total_steps}",
         "tokens": f"{longest.tokens[-1]:.3g}" if longest else "",
-        "time": metrics.format_duration(longest.seconds[-1]) if longest else "", **run.scores})
+        "time": format_duration(longest.seconds[-1]) if longest else "", **run.scores})
   names = dict.fromkeys(name for row in rows for name in row)
   return [{name: row.get(name, "") for name in names} for row in rows]
 

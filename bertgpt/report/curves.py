@@ -16,8 +16,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.errors import ConfigError
 from bertgpt.report import goodput
-from bertgpt.runs import workdir
-from bertgpt.training import metrics
+from bertgpt.runs import metrics_file, workdir
 
 MAX_POINTS = 500       # Points of a curve on the page.
 REFERENCE_POINTS = 40  # Points of a curve in a reference, a file of a few KB.
@@ -84,7 +83,7 @@ def read_run(path: pathlib.Path) -> Compared:
     ConfigError: there is no run.
   """
   config = workdir.read_config(path, "RUN")
-  found = metrics.read_curves(path)
+  found = metrics_file.read_curves(path)
   place = _places(found)
   curves = {tag: thin(Curve(*map(list, zip(*((step, *place(step), value) for step, value in points),
                                            strict=True))), MAX_POINTS)
@@ -93,8 +92,8 @@ def read_run(path: pathlib.Path) -> Compared:
             if tag.startswith("eval/validation/")}
   report = path / "report.md"
   text = report.read_text("utf-8", "replace") if report.is_file() else ""
-  return Compared(path.name, False, metrics.last_step(path), config_lib.total_steps(config), scores,
-                  plain_fields(config), curves, text, goodput.line(path))
+  return Compared(path.name, False, metrics_file.last_step(path), config_lib.total_steps(config),
+                  scores, plain_fields(config), curves, text, goodput.line(path))
 
 
 def _places(curves: Mapping[str, Sequence[tuple[int, float]]]):

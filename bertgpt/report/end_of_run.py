@@ -28,9 +28,9 @@ from bertgpt.report.baselines import (
     larger_class_share,
     masked_unigram_baseline,
 )
-from bertgpt.runs import corpora
+from bertgpt.runs import corpora, metrics_file
 from bertgpt.runs.trained import Trained
-from bertgpt.training import metrics, objectives
+from bertgpt.training import objectives
 from bertgpt.training.loop import Finished
 
 PROMPT = "The function returns"
@@ -50,7 +50,7 @@ def write(run: Finished) -> None:
   lines += described.lines
   if jax.process_index() > 0:
     return
-  if curves := metrics.read_curves(path):
+  if curves := metrics_file.read_curves(path):
     plot_curves(curves, path / "loss.png", described, trained.config.phases)
     lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
@@ -343,7 +343,7 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
   """Draws the curves of losses and accuracies, in training and held out.
 
   Args:
-    curves: tag of a metric -> [(step, value)]; result of `metrics.read_curves`.
+    curves: tag of a metric -> [(step, value)]; result of `metrics_file.read_curves`.
     path: path of the picture, a PNG file.
     described: which metrics get a panel, and which of these a dashed line at a baseline.
     phases: phases of the run. Rows of another length are another task, so a dotted line separates

@@ -8,7 +8,7 @@ from typing import Any
 from bertgpt.devices import events
 from bertgpt.errors import ConfigError
 from bertgpt.runs import workdir as workdir_lib
-from bertgpt.training import metrics
+from bertgpt.training.progress_line import format_duration
 
 # From the last event of an attempt to the start of the next one, unless the run was finished.
 BETWEEN = "between"
@@ -100,7 +100,7 @@ def line(workdir: pathlib.Path) -> str:
   if summary is None:
     return ""
   number = len(summary.attempts)
-  return (f"Time: {metrics.format_duration(summary.total)} in {number} "
+  return (f"Time: {format_duration(summary.total)} in {number} "
           f"{'attempt' if number == 1 else 'attempts'}, {summary.goodput:.0%} of it in training "
           "steps that count")
 
@@ -118,13 +118,13 @@ def report(workdir: pathlib.Path) -> list[str]:
   meanings = {**events.KINDS, BETWEEN: "between two attempts: waiting for a scheduler or for you"}
   for kind, meaning in meanings.items():
     seconds = summary.seconds[kind]
-    lines.append(f"  {kind:<11}{metrics.format_duration(seconds):>10}"
+    lines.append(f"  {kind:<11}{format_duration(seconds):>10}"
                  f"{seconds / summary.total if summary.total else 0:>8.1%}   {meaning}")
   lines.append("")
   for i, attempt in enumerate(summary.attempts, 1):
     end = "" if attempt.code is None else f"exit code {attempt.code}"
     why = ": ".join(part for part in (end, attempt.message) if part)
-    lines.append(f"  attempt {i}: {metrics.format_duration(attempt.end - attempt.start)}, steps "
+    lines.append(f"  attempt {i}: {format_duration(attempt.end - attempt.start)}, steps "
                  f"{attempt.first_step} to {attempt.last_step}; {why}")
   return lines
 

@@ -1,12 +1,19 @@
-"""Upkeep of a run that is not training: its checkpoints are verified, or later ones set aside."""
+"""Upkeep of a run that is not training: its checkpoints are verified, or later steps set aside."""
 
-import contextlib
 import pathlib
 from collections.abc import Iterator
 
 from bertgpt import files
 from bertgpt.errors import ConfigError, DataError, StorageError
-from bertgpt.runs import checkpoint, history, manifest, retention, step_folders, workdir
+from bertgpt.runs import (
+    checkpoint,
+    history,
+    manifest,
+    metrics_file,
+    retention,
+    step_folders,
+    workdir,
+)
 
 DAMAGED_CODE = DataError.exit_code  # Exit code of `bertgpt verify`, if a checkpoint is damaged.
 
@@ -44,17 +51,16 @@ def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
              f"{size:,} bytes"), True
 
 
-@contextlib.contextmanager
-def roll_back(path: pathlib.Path, step: int) -> Iterator[list[str]]:
-  """Sets the checkpoints after a step aside; the lock of the run is held inside the context.
+def roll_back(path: pathlib.Path, step: int) -> list[str]:
+  """Sets the checkpoints and the curves after a step aside, and records that in the history.
 
   If the program is killed meanwhile, the same rollback finishes the work.
 
   Args:
     path: workdir of a run.
     step: checkpoint that becomes the newest one.
-  Yields:
-    Names of what was set aside. The history records the rollback at the end of the context.
+  Returns:
+    Names of what was set aside.
   Raises:
     ConfigError: there is no such run or checkpoint, or the run is being trained.
     DataError: the checkpoint is damaged.
@@ -76,8 +82,9 @@ def roll_back(path: pathlib.Path, step: int) -> Iterator[list[str]]:
     names = [_set_aside(root / str(number)) for number in later]
     retention.forget_after(root, step)
     (path / "report.md").unlink(missing_ok=True)
-    yield names
+    names += metrics_file.cut(path, step)
     history.add(path, "rollback", to=step, checkpoints=later)
+  return names
 
 
 def _set_aside(path: pathlib.Path) -> str:

@@ -5,7 +5,6 @@ cannot be written, the sink says so once, and the training continues without the
 """
 
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -123,16 +122,3 @@ def _frame(event) -> bytes:
   length = struct.pack("<Q", len(data))
   return (length + struct.pack("<I", masked_crc32c(length)) + data
           + struct.pack("<I", masked_crc32c(data)))
-
-
-def set_aside(path: pathlib.Path) -> None:
-  """Renames metrics.jsonl, because its run begins again at step 0.
-
-  Args:
-    path: path of the file, which exists.
-  """
-  names = (path.with_name(f"{path.stem}-before-{n}{path.suffix}") for n in itertools.count(1))
-  target = next(name for name in names if not name.exists())
-  path.rename(target)
-  console.say(f"note: {path} holds the curves of an earlier start without a checkpoint. They are "
-              f"set aside as {target.name}")

@@ -17,9 +17,9 @@ from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import console, events
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint, history, spellings
+from bertgpt.runs import checkpoint, history, metrics_file, spellings
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import metrics, schedules, steps
+from bertgpt.training import schedules, steps
 from bertgpt.training.run import Run
 from bertgpt.training.steps import TrainState
 
@@ -59,7 +59,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     if change and jax.process_index() == 0:
       console.say(f"note: {change}")
     return state
-  history.check_start(run.path, metrics.last_step(run.path), run.config.checkpoint.every_steps)
+  history.check_start(run.path, metrics_file.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:
     state = dataclasses.replace(state, params=load_params(run, state.params))

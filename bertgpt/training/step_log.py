@@ -10,10 +10,13 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
+from bertgpt.config.flops import flops_per_step
+from bertgpt.devices import hardware
 from bertgpt.errors import DivergedError
 from bertgpt.models import attention
 from bertgpt.training import metrics, spikes, trackers
 from bertgpt.training.pace import Pace
+from bertgpt.training.writer import Writer
 
 
 class StepLog:
@@ -42,10 +45,9 @@ class StepLog:
     """
     self._config, self._is_static, self._on_skip = config, is_static, on_skip
     is_first = jax.process_index() == 0
-    self._writer = metrics.Writer(path, first_step=first_step,
-                                  last_step=config_lib.total_steps(config),
-                                  tensorboard=config.log.tensorboard, active=is_first, name=name,
-                                  trackers=trackers.start(config, path) if is_first else ())
+    self._writer = Writer(path, first_step=first_step, last_step=config_lib.total_steps(config),
+                          tensorboard=config.log.tensorboard, active=is_first, name=name,
+                          trackers=trackers.start(config, path) if is_first else ())
     for line in attention.explain(config) if is_static and not name else ():
       self._writer.message(line)
     self._has_guard = config.train.spike_guard != "off"
@@ -147,11 +149,11 @@ class StepLog:
                 "perf/step_seconds": seconds,
                 "perf/tokens_per_second": sums.total("tokens") / sums.steps / seconds,
                 **self.pace.scalars(seconds, sums.steps)}
-    peak = metrics.peak_flops(jax.devices()[0].device_kind)
-    if peak and self._is_static:
+    chip = hardware.find_chip(jax.devices()[0].device_kind)
+    if chip and self._is_static:
       phase = config.phases[config_lib.phase_at(config, step - 1)[0]]
-      scalars["perf/mfu"] = (metrics.flops_per_step(config, phase) / seconds
-                             / (peak * jax.device_count()))
+      scalars["perf/mfu"] = (flops_per_step(config, phase) / seconds
+                             / (chip.peak_flops * jax.device_count()))
     self._writer.write(step, scalars)
     self._writer.progress(step, scalars)
     self._restart()

@@ -17,8 +17,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.devices import children, console
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
-from bertgpt.runs import former, workdir
-from bertgpt.training import metrics
+from bertgpt.runs import former, metrics_file, workdir
 
 # Fields that may differ between runs which one program trains. The initial state, the step and the
 # order of the rows depend on them; no shape and no evaluation does.
@@ -336,7 +335,7 @@ def final_scores(folder: pathlib.Path) -> dict[str, float]:
   Args:
     folder: workdir of the run.
   """
-  return {tag: points[-1][1] for tag, points in metrics.read_curves(folder).items()
+  return {tag: points[-1][1] for tag, points in metrics_file.read_curves(folder).items()
           if tag.startswith("eval/")}
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 from bertgpt.devices import hardware
-from bertgpt.training import metrics
 
 
 @pytest.mark.parametrize("device_kind, name, teraflops", [
@@ -13,9 +12,8 @@ from bertgpt.training import metrics
     ("TPU7x", "tpu7x", 1153.5), ("NVIDIA H200", "h200", 989), ("NVIDIA B200", "b200", 2250)])
 def test_names_of_devices(device_kind, name, teraflops):
   assert hardware.find_chip(device_kind) is hardware.CHIPS[name]
-  assert metrics.peak_flops(device_kind) == teraflops * 1e12
+  assert hardware.CHIPS[name].peak_flops == teraflops * 1e12
 
 
 def test_a_cpu_is_not_in_the_table():
   assert hardware.find_chip("cpu") is None
-  assert metrics.peak_flops("cpu") is None

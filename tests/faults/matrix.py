@@ -210,7 +210,7 @@ MORE = {
         "devices/test_guard.py::test_a_signal_reaches_the_worker_once"),
     "checkpoints lost": (
         "runs/test_history.py::test_a_run_that_has_saved_a_checkpoint_is_not_begun_again",
-        "training/test_sinks.py::test_the_curves_of_a_start_without_a_checkpoint_are_set_aside"),
+        "training/test_writer.py::test_the_curves_of_a_start_without_a_checkpoint_are_set_aside"),
     "NaN in one step": (
         "training/test_steps.py::test_a_step_that_is_not_finite_changes_nothing_but_the_counters",),
     "a spike of the loss": (
@@ -239,7 +239,7 @@ MORE = {
         "test_a_file_that_is_not_a_tokenizer_is_one_line_that_names_it"),
     "metrics or TensorBoard cannot be written": (
         "training/test_sinks.py::test_a_full_disk_costs_points_and_a_line_per_file",
-        "training/test_metrics.py::test_a_damaged_line_costs_no_other_line"),
+        "runs/test_metrics_file.py::test_a_damaged_line_costs_no_other_line"),
     "export killed, or its target exists": (
         "hub/test_export.py::test_export_refuses_a_folder_that_exists",
         "hub/test_export.py::test_an_export_that_fails_leaves_nothing"),

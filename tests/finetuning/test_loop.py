@@ -18,8 +18,8 @@ from bertgpt.config import finetuning, recipes
 from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
 from bertgpt.finetuning.start import put_pretrained
+from bertgpt.runs import metrics_file
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import metrics
 
 
 def run(tuning, init, out, *arguments):
@@ -32,7 +32,7 @@ def results_of(out):
 
 
 def losses_of(out, name):
-  return metrics.read_curves(out / name)["train/task_loss"]
+  return metrics_file.read_curves(out / name)["train/task_loss"]
 
 
 def predictions_of(out, name, file_name):
@@ -152,7 +152,7 @@ def test_a_gpt_learns_them_too(tuning, finished_gpt, tmp_path):
   """A GPT gets new tokens, and the language-model loss is added to the task's."""
   assert run(tuning, finished_gpt, tmp_path / "out") == 0
   assert results_of(tmp_path / "out")["runs"][0]["dev"]["accuracy"] == 1.0
-  curves = metrics.read_curves(tmp_path / "out" / "lr0.01-seed0")
+  curves = metrics_file.read_curves(tmp_path / "out" / "lr0.01-seed0")
   losses = [value for _, value in curves["train/lm_loss"]]
   assert losses[-1] < losses[0]
 

@@ -13,8 +13,7 @@ import pytest
 
 from bertgpt import cli
 from bertgpt.finetuning import resume
-from bertgpt.runs import manifest
-from bertgpt.training import metrics
+from bertgpt.runs import manifest, metrics_file
 
 # Two batches per epoch, twelve steps, with dropout.
 FIELDS = ("--config.batch_size=8", "--config.epochs=6", "--config.dropout=0.1",
@@ -71,7 +70,7 @@ def leaves_of(out: pathlib.Path) -> dict:
 
 
 def curves_of(out: pathlib.Path) -> dict:
-  return {tag: points for tag, points in metrics.read_curves(out / NAME).items()
+  return {tag: points for tag, points in metrics_file.read_curves(out / NAME).items()
           if not tag.startswith("perf/")}
 
 

@@ -9,9 +9,10 @@ import tiny
 from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
+from bertgpt.config.flops import flops_per_step
 from bertgpt.data.batches import formats, parts
 from bertgpt.planning import aot, topologies
-from bertgpt.training import metrics, objectives, steps
+from bertgpt.training import objectives, steps
 
 
 @pytest.mark.parametrize("objective", ["mlm_nsp", "mlm", "causal"])
@@ -54,7 +55,7 @@ def test_compiled_flops_are_those_of_the_formula(objective, micro_batches):
   step = aot.compile_step(aot.lower_step(config, 0, on_fake_devices(1)), "tpu")
   padded = config.copy_and_resolve_references()
   padded.model.vocab_size = config_lib.padded_vocab_size(tiny.VOCAB)
-  formula = metrics.flops_per_step(padded, padded.phases[0])
+  formula = flops_per_step(padded, padded.phases[0])
   assert step.roofline.matmul_flops == pytest.approx(formula, rel=0.01)
 
 
@@ -119,7 +120,7 @@ def test_equal_phases_share_a_program_and_times_add_up():
   assert first.chip_hours == pytest.approx(8 * first.hours)
   tokens = phase.batch_size * phase.seq_len
   assert first.tokens_per_second * first.step_seconds == pytest.approx(tokens)
-  assert first.mfu == pytest.approx(metrics.flops_per_step(aot.assume_vocabulary(config), phase)
+  assert first.mfu == pytest.approx(flops_per_step(aot.assume_vocabulary(config), phase)
                                     / first.step_seconds / (8 * topology.chip.peak_flops))
 
 

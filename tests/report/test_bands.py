@@ -16,7 +16,7 @@ from bertgpt.config import base, phase, recipes
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared, Curve
-from bertgpt.training import metrics
+from bertgpt.runs import metrics_file
 
 STEPS = np.arange(10, 1010, 10)
 TAGS = ("train/mlm_loss", "eval/validation/mlm_loss")
@@ -180,10 +180,6 @@ def test_losses_a_fifth_off_are_out_of_the_band_of_a_reference(name, factor, is_
   assert found.is_on is is_on, found.line
 
 
-def steps_done(workdir: pathlib.Path) -> int:
-  return metrics.last_step(workdir) if (workdir / "metrics.jsonl").exists() else 0
-
-
 @pytest.mark.slow
 def test_the_first_steps_of_the_demo_are_on_course(tmp_path, capsys):
   """Trains the unchanged recipe on this machine's packages, for 300 of its 3,300 steps."""
@@ -195,7 +191,8 @@ def test_the_first_steps_of_the_demo_are_on_course(tmp_path, capsys):
       env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
   try:
     deadline = time.monotonic() + LONG
-    while steps_done(workdir) < 300 and process.poll() is None and time.monotonic() < deadline:
+    while (metrics_file.last_step(workdir) < 300 and process.poll() is None
+           and time.monotonic() < deadline):
       time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=LONG)

@@ -28,7 +28,8 @@ from bertgpt.report.baselines import (
 )
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import loop, metrics, objectives
+from bertgpt.runs.metrics_file import read_curves
+from bertgpt.training import loop, objectives
 
 
 class Run:
@@ -38,7 +39,7 @@ class Run:
     self.trained = trained_lib.load_trained(path)
     corpus = prepare.ensure_prepared(self.trained.config)
     self.train_set, self.held_out = (open_corpus(corpus, s) for s in ("train", "validation"))
-    scores = {tag.split("/")[-1]: points[-1][1] for tag, points in metrics.read_curves(path).items()
+    scores = {tag.split("/")[-1]: points[-1][1] for tag, points in read_curves(path).items()
               if tag.startswith("eval/")}
     self.finished = loop.Finished(path, self.trained, self.train_set, self.held_out, scores)
     documents = self.train_set.tokens(np.arange(len(self.train_set)))
@@ -202,7 +203,7 @@ def test_bigram_baseline_is_witten_and_bells(gpt):
 def test_a_finished_run_has_its_report(finished):
   text = (finished / "report.md").read_text()
   assert text.startswith("Held-out results after 20 steps")
-  scores = {tag: points[-1][1] for tag, points in metrics.read_curves(finished).items()}
+  scores = {tag: points[-1][1] for tag, points in read_curves(finished).items()}
   name = "mlm" if "MLM" in text else "lm"
   row = next(line for line in text.splitlines() if "perplexity" in line)
   assert float(row.split("perplexity")[1].split()[0]) == pytest.approx(
@@ -214,7 +215,7 @@ def test_a_finished_run_has_its_report(finished):
 @pytest.mark.slow
 def test_the_report_of_a_diffusion_has_its_bound_and_a_text(finished_diffusion):
   text = (finished_diffusion / "report.md").read_text()
-  scores = {tag: points[-1][1] for tag, points in metrics.read_curves(finished_diffusion).items()}
+  scores = {tag: points[-1][1] for tag, points in read_curves(finished_diffusion).items()}
   row = next(line for line in text.splitlines() if "perplexity bound" in line).split()
   assert float(row[2]) == pytest.approx(scores["eval/validation/diffusion_perplexity"], abs=0.06)
   assert 5 < float(row[3]) < 90  # The unigram model of a vocabulary of 90.
@@ -392,7 +393,7 @@ def test_data_report_of_a_gpt(capsys, recipe):
 
 def test_evaluating_a_finished_run_gives_the_scores_of_its_end(capsys, finished):
   expected = {tag.split("/")[-1]: points[-1][1]
-              for tag, points in metrics.read_curves(finished).items() if tag.startswith("eval/")}
+              for tag, points in read_curves(finished).items() if tag.startswith("eval/")}
   capsys.readouterr()
   assert cli.main(["evaluate", f"--workdir={finished}", "--config.eval.batch_size=16"]) == 0
   found = dict(line.split() for line in capsys.readouterr().out.splitlines())

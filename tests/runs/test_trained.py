@@ -10,8 +10,9 @@ from bertgpt.commands import flags
 from bertgpt.config import recipes
 from bertgpt.errors import ConfigError
 from bertgpt.inference.score import score
+from bertgpt.runs import metrics_file
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import evaluate, metrics
+from bertgpt.training import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_an_unknown_dtype_is_refused(narrow):
 
 def test_evaluate_gives_the_numbers_of_the_training_in_its_dtype(narrow, capsys):
   logged = {tag.rsplit("/", 1)[1]: points[-1][1]
-            for tag, points in metrics.read_curves(narrow).items() if tag.startswith("eval/")}
+            for tag, points in metrics_file.read_curves(narrow).items() if tag.startswith("eval/")}
   assert evaluate.evaluate_workdir(narrow, dtype="") == logged
   capsys.readouterr()
   exact = evaluate.evaluate_workdir(narrow)

@@ -17,9 +17,9 @@ from bertgpt.data.tokens import spelling
 from bertgpt.devices import sharding
 from bertgpt.finetuning import predict as predict_lib
 from bertgpt.inference import embed, fill
-from bertgpt.runs import checkpoint, spellings
+from bertgpt.runs import checkpoint, metrics_file, spellings
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import evaluate, metrics, steps
+from bertgpt.training import evaluate, steps
 from bertgpt.training import loop as train
 
 RECIPE = """
@@ -109,7 +109,7 @@ def finished_elmo(elmo_recipe):
 
 def test_a_run_learns_the_text(finished_elmo):
   """Of a sentence's 10 targets, only 4 words are random: log(11 x 7 x 10 x 9) nats."""
-  curves = metrics.read_curves(finished_elmo)
+  curves = metrics_file.read_curves(finished_elmo)
   loss = dict(curves["eval/validation/bilm_loss"])[60]
   least = np.log(11 * 7 * 10 * 9) / 10
   assert least < loss < 1.5 < np.log(29)
@@ -139,7 +139,7 @@ def test_a_run_starts_from_another_with_words_of_its_own(finished_elmo, elmo_rec
   before, after = (trained_lib.load_trained(p) for p in (finished_elmo, path))
   ids = {piece: i for i, piece in enumerate(before.tokenizer.pieces)}
   assert [ids[piece] for piece in after.tokenizer.pieces] != [*range(28)]
-  loss = metrics.read_curves(path)["train/loss"][0][1]
+  loss = metrics_file.read_curves(path)["train/loss"][0][1]
   assert loss < 2.2 < np.log(28)  # The first words of sentences are new to the model.
   np.testing.assert_array_equal(after.params["words"]["spelling"][:28],
                                 spelling.make_table(after.tokenizer))
@@ -155,7 +155,7 @@ def test_the_words_of_a_run_keep_their_characters(finished_elmo):
 
 def test_evaluate_gives_the_last_score_of_the_training(finished_elmo):
   scores = evaluate.evaluate_workdir(finished_elmo)
-  logged = metrics.read_curves(finished_elmo)["eval/validation/bilm_loss"][-1][1]
+  logged = metrics_file.read_curves(finished_elmo)["eval/validation/bilm_loss"][-1][1]
   assert scores["bilm_loss"] == pytest.approx(logged, rel=1e-5)
   assert scores["bilm_perplexity"] == pytest.approx(np.exp(logged), rel=1e-5)
   assert "bits_per_byte" not in scores

@@ -19,10 +19,10 @@ from bertgpt.config import choices, recipes
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint
+from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import metrics, objectives, start
+from bertgpt.training import objectives, start
 from bertgpt.training.run import open_run
 
 
@@ -117,7 +117,7 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
   lines = [line for line in capsys.readouterr().err.splitlines() if "the rate at step" in line]
   assert lines == ["note: the rate at step 20 is now 0.01, it was 0.001, because the run now has "
                    "40 steps instead of 20"]
-  rates = dict(metrics.read_curves(path)["train/learning_rate"])
+  rates = dict(metrics_file.read_curves(path)["train/learning_rate"])
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
 
 
@@ -150,7 +150,7 @@ def test_a_run_in_two_parts_is_the_whole_one_bit_for_bit(recipe, tmp_path, name)
   assert whole == parts and any(path.startswith("opt_state") for path in whole)
   assert any(path.startswith("carry") for path in whole) == choices.OBJECTIVES[
       objective].continues_rows
-  whole, parts = (metrics.read_curves(tmp_path / folder) for folder in ("whole", "parts"))
+  whole, parts = (metrics_file.read_curves(tmp_path / folder) for folder in ("whole", "parts"))
   assert whole["train/loss"] == parts["train/loss"] and len(whole["train/loss"]) == 12
 
 

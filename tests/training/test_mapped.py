@@ -17,8 +17,8 @@ from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
-from bertgpt.runs import checkpoint
-from bertgpt.training import evaluate, loop, mapped, metrics, per_run, steps
+from bertgpt.runs import checkpoint, metrics_file
+from bertgpt.training import evaluate, loop, mapped, per_run, steps
 from bertgpt.training.run import Run
 
 STEPS = 6
@@ -201,7 +201,7 @@ def sweep(recipe, path, *arguments):
 
 def curves(path):
   """Returns the curves of a run that do not depend on the clock."""
-  return {tag: points for tag, points in metrics.read_curves(path).items()
+  return {tag: points for tag, points in metrics_file.read_curves(path).items()
           if not tag.startswith("perf/")}
 
 

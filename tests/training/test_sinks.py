@@ -4,14 +4,15 @@ import os
 import subprocess
 import sys
 
-from bertgpt.training import metrics
+from bertgpt.runs import metrics_file
+from bertgpt.training.writer import Writer
 
 # A limit on file sizes acts like a full disk: writes fail, even in the middle of a record.
 LIMITED = """
 import pathlib, resource, sys
-from bertgpt.training import metrics
+from bertgpt.training.writer import Writer
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-writer = metrics.Writer(pathlib.Path(sys.argv[1]), first_step=0, last_step=500, tensorboard=True)
+writer = Writer(pathlib.Path(sys.argv[1]), first_step=0, last_step=500, tensorboard=True)
 for step in range(1, 501):
   writer.write(step, {"train/loss": 1.0})
 writer.close()
@@ -20,7 +21,7 @@ print("done")
 
 
 def make_writer(path, first_step=0, **options):
-  return metrics.Writer(path, first_step=first_step, last_step=9, **{"tensorboard": True} | options)
+  return Writer(path, first_step=first_step, last_step=9, **{"tensorboard": True} | options)
 
 
 def run_limited(path):
@@ -34,7 +35,7 @@ def test_a_full_disk_costs_points_and_a_line_per_file(tmp_path):
   lines = result.stderr.splitlines()
   assert len(lines) == 2 and all("cannot be written (File too large)" in line for line in lines)
   assert "metrics.jsonl" in lines[0] + lines[1] and "tensorboard" in lines[0] + lines[1]
-  steps = [step for step, _ in metrics.read_curves(tmp_path)["train/loss"]]
+  steps = [step for step, _ in metrics_file.read_curves(tmp_path)["train/loss"]]
   assert steps == list(range(1, len(steps) + 1)) and len(steps) > 20
 
 
@@ -56,18 +57,7 @@ def test_after_a_failed_write_the_next_line_is_whole(tmp_path):
   sink._has_failed = True
   writer.write(3, {"train/loss": 3.0})
   writer.close()
-  assert metrics.read_curves(tmp_path) == {"train/loss": [(1, 1.0), (3, 3.0)]}
-
-
-def test_the_curves_of_a_start_without_a_checkpoint_are_set_aside(tmp_path, capsys):
-  for value in (1.0, 2.0, 3.0):
-    writer = make_writer(tmp_path, tensorboard=False)
-    writer.write(1, {"train/loss": value})
-    writer.close()
-  assert metrics.read_curves(tmp_path) == {"train/loss": [(1, 3.0)]}
-  assert (tmp_path / "metrics-before-1.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
-  assert (tmp_path / "metrics-before-2.jsonl").read_text() == '{"step": 1, "train/loss": 2.0}\n'
-  assert capsys.readouterr().err.count("set aside") == 2
+  assert metrics_file.read_curves(tmp_path) == {"train/loss": [(1, 1.0), (3, 3.0)]}
 
 
 def test_a_closed_terminal_does_not_end_the_work(tmp_path):

@@ -16,9 +16,9 @@ from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, Preempted, UserError
-from bertgpt.runs import checkpoint
+from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.training import loop as train
-from bertgpt.training import metrics, sweep
+from bertgpt.training import sweep
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 
@@ -297,7 +297,7 @@ def test_the_search_of_the_page_finds_the_best_and_ends_runs_that_are_behind(rec
                             storage=f"sqlite:///{tmp_path}/runs/optuna/study.db")
   assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
   for trial in study.trials:
-    points = metrics.read_curves(tmp_path / f"runs/optuna/{trial.number:03d}")[
+    points = metrics_file.read_curves(tmp_path / f"runs/optuna/{trial.number:03d}")[
         "eval/validation/mlm_loss"]
     reported = list(trial.intermediate_values.items())
     assert reported and reported == points[:len(reported)]

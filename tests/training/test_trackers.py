@@ -12,7 +12,9 @@ import pytest
 
 from bertgpt.config import base, choices
 from bertgpt.errors import ConfigError, DivergedError
-from bertgpt.training import metrics, trackers
+from bertgpt.runs import metrics_file
+from bertgpt.training import trackers
+from bertgpt.training.writer import Writer
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A package `wandb` that writes its calls to a file.
@@ -57,8 +59,8 @@ def make_config(name="wandb"):
 
 
 def make_writer(path, config, first_step=0):
-  return metrics.Writer(path, first_step=first_step, last_step=99, tensorboard=False,
-                        trackers=trackers.start(config, path))
+  return Writer(path, first_step=first_step, last_step=99, tensorboard=False,
+                trackers=trackers.start(config, path))
 
 
 def told(path):
@@ -81,7 +83,7 @@ def test_every_point_arrives_and_attempts_are_one_run(tmp_path, package):
   assert first[1:] == [["log", 1, {"train/loss": 0.5}], ["log", 2, {"train/loss": 1.0}],
                        ["finish", 0]]
   assert second[0] == first[0] and second[1] == ["log", 3, {"train/loss": 1.5}]
-  assert metrics.read_curves(tmp_path)["train/loss"] == [(i, i / 2) for i in (1, 2, 3, 4)]
+  assert metrics_file.read_curves(tmp_path)["train/loss"] == [(i, i / 2) for i in (1, 2, 3, 4)]
 
 
 def test_the_exit_code_of_the_training_arrives(tmp_path, package):
@@ -103,7 +105,7 @@ def test_a_tracker_that_hangs_costs_its_points_and_a_line(tmp_path, package, cap
   assert child.wait(60) == -9
   (line,) = capfd.readouterr().err.splitlines()
   assert line.startswith("WARNING: log.trackers=wandb: cannot be written (it is slow, or blocked)")
-  assert len(metrics.read_curves(tmp_path)["train/loss"]) == 20_000
+  assert len(metrics_file.read_curves(tmp_path)["train/loss"]) == 20_000
 
 
 @pytest.mark.parametrize("text, reason", [
@@ -119,7 +121,7 @@ def test_a_tracker_that_ends_costs_its_points_and_a_line(tmp_path, package, capf
   writer.close()
   writer._sinks[0]._thread.join(60)
   assert reason in capfd.readouterr().err
-  assert len(metrics.read_curves(tmp_path)["train/loss"]) == 3
+  assert len(metrics_file.read_curves(tmp_path)["train/loss"]) == 3
 
 
 def test_a_tracker_ends_when_the_training_is_killed(tmp_path, package):
