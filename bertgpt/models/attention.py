@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
@@ -24,7 +25,7 @@ from bertgpt.devices import sharding
 from bertgpt.models import flash_attention
 from bertgpt.models.cache import Cache
 from bertgpt.models.dropout import drop, is_hash, words_of_replica
-from bertgpt.models.kept import KEPT, keep
+from bertgpt.models.remat import SAVED
 
 SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 is 1 MB of VMEM.
 
@@ -86,7 +87,8 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
   if name == "xla":
     mask_B1LS = visibility.mask()
     weights_BNLS = _weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS)
-    return keep(join_heads(mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH)))
+    x_BLD = join_heads(mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH))
+    return checkpoint_name(x_BLD, SAVED)
   if name == "flash":
     words = words_of_replica(dropout_key, q_BLNH.shape[0]) if dropout else None
     attend_all, attend_near = (functools.partial(
@@ -168,7 +170,7 @@ def mix(weights_BNLS: jax.Array, v_BSNH: jax.Array) -> jax.Array:
 
 
 def _mix_forward(weights_BNLS, v_BSNH):
-  return mix(weights_BNLS, v_BSNH), (weights_BNLS, keep(v_BSNH))
+  return mix(weights_BNLS, v_BSNH), (weights_BNLS, checkpoint_name(v_BSNH, SAVED))
 
 
 def _mix_backward(kept, g_BLNH):
@@ -194,8 +196,8 @@ def _weigh(q_BLNH: jax.Array, k_BSNH: jax.Array, mask_B1LS: jax.Array) -> jax.Ar
 
 
 def _weigh_forward(q_BLNH, k_BSNH, mask_B1LS):
-  weights_BNLS = keep(_weigh(q_BLNH, k_BSNH, mask_B1LS))
-  return weights_BNLS, (keep(q_BLNH), keep(k_BSNH), weights_BNLS)
+  weights_BNLS = checkpoint_name(_weigh(q_BLNH, k_BSNH, mask_B1LS), SAVED)
+  return weights_BNLS, (*checkpoint_name((q_BLNH, k_BSNH), SAVED), weights_BNLS)
 
 
 def _weigh_backward(kept, g_BNLS):
@@ -224,7 +226,7 @@ def _scale(q_BLNH):
 
 def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
   """Computes cuDNN's flash attention; without a GPU, XLA computes the same (for tests)."""
-  q_BLNH, k_BSNH, v_BSNH = keep((q_BLNH, k_BSNH, v_BSNH))
+  q_BLNH, k_BSNH, v_BSNH = checkpoint_name((q_BLNH, k_BSNH, v_BSNH), SAVED)
   limits: dict[str, jax.Array] = {}
   if visibility.lengths_B is None or (visibility.window and not visibility.causal):
     limits["mask"] = dataclasses.replace(visibility, causal=False).mask()
@@ -253,13 +255,14 @@ def _attend_splash(q_BLNH, k_BSNH, v_BSNH, visibility):
   def attend_by(static_mask, *qkv):
     attend_row = splash.make_splash_mha(
         splash_mask.MultiHeadMask([static_mask] * heads), block_sizes=_block_sizes(length, width),
-        head_shards=1, q_seq_shards=1, residual_checkpoint_name=KEPT,
+        head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED,
         interpret=sharding.platform() == "cpu")
     return jax.vmap(attend_row)(*qkv, splash.SegmentIds(ids_BL, ids_BL))
 
   make_static_mask = splash_mask.CausalMask if visibility.causal else splash_mask.FullMask
   attend_all = functools.partial(attend_by, make_static_mask((length, length)))
-  qkv = keep([x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH)])
+  qkv = [x.swapaxes(1, 2) for x in (q_BLNH * _scale(q_BLNH), k_BSNH, v_BSNH)]
+  qkv = checkpoint_name(qkv, SAVED)
   if window is None:
     return attend_all(*qkv).swapaxes(1, 2)
   # Blocks of keys that no query of a block sees are skipped.

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from bertgpt.devices import sharding
-from bertgpt.models.recompute import renew
+from bertgpt.models.remat import gpu_barrier
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = False) -> jax.Array:
@@ -92,7 +92,7 @@ def _drop_forward(x, words, rate):
 
 
 def _drop_backward(rate, words, g):
-  g, words_now = renew((g, words))
+  g, words_now = gpu_barrier((g, words))
   return _drop_by_hash(g, words_now, rate), np.zeros(words.shape, jax.dtypes.float0)
 
 

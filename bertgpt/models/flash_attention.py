@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from bertgpt.config.attention_kernels import FLASH_TILE
 from bertgpt.devices import sharding
 from bertgpt.models import dropout, flash_gpu, flash_tpu
 from bertgpt.models.flash_tiles import Task
-from bertgpt.models.kept import keep
+from bertgpt.models.remat import SAVED
 
 TILE = FLASH_TILE  # Rows are padded to a multiple of this length.
 KERNELS: dict[str, Any] = {"tpu": flash_tpu, "gpu": flash_gpu, "cpu": flash_tpu}  # By platform.
@@ -55,10 +56,10 @@ def _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words):
 def _attend_forward(task, *args):
   # The result is saved for the backward pass in this shape, in which the output projection saves it
   # too. A loop over layers would store a reshaped copy as a second array.
-  x_BLD, sums_BN1L = keep(sharding.map_shards(
-      functools.partial(_forward, task), _ARGUMENTS, (_BLD, _SUMS), *args))
-  qkv, others = args[:3], args[3:]
-  return x_BLD, (*keep([_join_heads(x) for x in qkv]), *others, x_BLD, sums_BN1L)
+  x_BLD, sums_BN1L = checkpoint_name(sharding.map_shards(
+      functools.partial(_forward, task), _ARGUMENTS, (_BLD, _SUMS), *args), SAVED)
+  qkv, others = checkpoint_name([_join_heads(x) for x in args[:3]], SAVED), args[3:]
+  return x_BLD, (*qkv, *others, x_BLD, sums_BN1L)
 
 
 def _attend_backward(task, kept, g_BLD):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bertgpt.models.recompute import renew
+from bertgpt.models.remat import gpu_barrier
 
 FORWARD, BACKWARD = jnp.float8_e4m3fn, jnp.float8_e5m2
 MULTIPLE = 16  # cuBLASLt needs multiples of 16 (cuBLAS documentation 12, "cublasLtMatmul").
@@ -63,7 +63,7 @@ def _multiply_forward(x_BI, kernel_IO):
   x, kernel = quantize(x_BI, FORWARD), quantize(kernel_IO, FORWARD)
   # Without a barrier, XLA fuses GELU into the matmul and asks for the argument of GELU as another
   # output, which cuBLASLt does not have for float8: compilation fails.
-  return renew(_multiply(x, kernel, ((1,), (0,)), x_BI.dtype)), (x, kernel)
+  return gpu_barrier(_multiply(x, kernel, ((1,), (0,)), x_BI.dtype)), (x, kernel)
 
 
 def _multiply_backward(kept, g_BO):

@@ -10,16 +10,17 @@ initial values are in `initializers`. Dropout is active only if the caller passe
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import FrozenConfigDict
 
-from bertgpt.config import layer_loop, padded_vocab_size, rematerialization
+from bertgpt.config import layer_loop, padded_vocab_size
 from bertgpt.devices import sharding
 from bertgpt.devices.sharding import constrain
 from bertgpt.models import attention, float8, rope
@@ -29,21 +30,20 @@ from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.models.fork import fork
 from bertgpt.models.initializers import init_sinusoid, make_init, residual_std
-from bertgpt.models.kept import KEPT, keep
 from bertgpt.models.layer_groups import make_group
 from bertgpt.models.layer_keys import LayerKeys, make_layer_keys
 from bertgpt.models.norms import Norm
 from bertgpt.models.parameters import Param
-from bertgpt.models.recompute import keep_input
+from bertgpt.models.remat import SAVED, rematerialize, save_only_inputs
 
 # For activations and norms, the backward pass saves only the input: the values in between, up to
 # six arrays of the MLP's width, are cheaper to recompute than to write and read.
 RmsNorm = nn.remat(nn.RMSNorm, prevent_cse=False)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_tanh": keep_input(functools.partial(nn.gelu, approximate=True)),
-    "gelu_erf": keep_input(functools.partial(nn.gelu, approximate=False)),
-    "silu": keep_input(nn.silu),
+    "gelu_tanh": save_only_inputs(functools.partial(nn.gelu, approximate=True)),
+    "gelu_erf": save_only_inputs(functools.partial(nn.gelu, approximate=False)),
+    "silu": save_only_inputs(nn.silu),
 }
 
 # Lines of the tables of parameters. Embeddings are split over the vocabulary: split over the width,
@@ -68,15 +68,6 @@ STACK_PARAMETERS = (
     Param(r"layers/(attention|mlp)_norm/(scale|bias)$", ("layers", None), decays=False),
     Param(r"final_norm/(scale|bias)$", (None,), decays=False),
 )
-
-# Values of a layer that are saved for the backward pass; all others are recomputed. For `auto`, see
-# config/rematerialization.py.
-REMAT_POLICIES = {
-    "none": None,
-    "products": jax.checkpoint_policies.save_only_these_names(KEPT),
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def make_dense(config: FrozenConfigDict, features: int, name: str | None,
@@ -158,19 +149,22 @@ class Attention(nn.Module):
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, uses: Sequence[jax.Array], context: Context, cache: Cache | None,
+  def __call__(self, query_BLD: jax.Array, key_BLD: jax.Array, value_BLD: jax.Array,
+               context: Context, cache: Cache | None,
                kind: Kind) -> tuple[jax.Array, Cache | None]:
     """Returns features [B, L, D], and the keys and values of these tokens if there is a cache.
 
     Args:
-      uses: the features [B, L, D] three times, for queries, keys and values; see `fork`.
+      query_BLD, key_BLD, value_BLD: the same features, from `fork`, for each of the projections.
       context, cache, kind: see `Stack`.
     """
     config = self.config
     width, heads = config.width, config.num_heads
-    q_BLNH, k_BLNH, v_BLNH = (
-        make_dense(config, width, name)(x_BLD).reshape(*x_BLD.shape[:2], heads, width // heads)
-        for name, x_BLD in zip(("query", "key", "value"), uses, strict=True))
+    project = lambda name, x_BLD: make_dense(config, width, name)(x_BLD).reshape(
+        *x_BLD.shape[:2], heads, width // heads)
+    q_BLNH = project("query", query_BLD)
+    k_BLNH = project("key", key_BLD)
+    v_BLNH = project("value", value_BLD)
     if context.rope is not None:
       q_BLNH, k_BLNH = (rope.rotate(x, context.rope, kind.is_global) for x in (q_BLNH, k_BLNH))
     new = None
@@ -206,10 +200,10 @@ class Mlp(nn.Module):
     """
     config = self.config
     activate = ACTIVATIONS[config.activation]
-    x_BLF = keep(make_dense(config, config.mlp_dim, "up")(x_BLD))
+    x_BLF = checkpoint_name(make_dense(config, config.mlp_dim, "up")(x_BLD), SAVED)
     if config.mlp == "gated":
-      gate_BLF = keep(make_dense(config, config.mlp_dim, "gate")(x_BLD))
-      x_BLF = keep_input(lambda gate, x: activate(gate) * x)(gate_BLF, x_BLF)
+      gate_BLF = checkpoint_name(make_dense(config, config.mlp_dim, "gate")(x_BLD), SAVED)
+      x_BLF = save_only_inputs(lambda gate, x: activate(gate) * x)(gate_BLF, x_BLF)
     else:
       x_BLF = activate(x_BLF)
     x_BLF = drop(x_BLF, config.dropout, hidden_key)
@@ -238,16 +232,17 @@ class Block(nn.Module):
     drop_mlp = functools.partial(drop, rate=config.dropout if config.dropout_at == "all" else 0.0,
                                  key=mlp_key)
     if config.norm == "post":
-      *uses, x_BLD = fork(x_BLD, 4)
-      y_BLD, new = attend(uses, context, cache, kind)
-      x_BLD = attention_norm(keep(x_BLD + drop_output(y_BLD)))
-      x_BLD = mlp_norm(keep(x_BLD + drop_mlp(mlp(x_BLD))))
+      # `Attention` cannot fork x itself, because the residual connection uses x, too.
+      *qkv_BLD, x_BLD = fork(x_BLD, 4)
+      y_BLD, new = attend(*qkv_BLD, context, cache, kind)
+      x_BLD = attention_norm(checkpoint_name(x_BLD + drop_output(y_BLD), SAVED))
+      x_BLD = mlp_norm(checkpoint_name(x_BLD + drop_mlp(mlp(x_BLD)), SAVED))
     else:
       y_BLD = attention_norm(x_BLD)
       if kind.is_first is not None:
         y_BLD = jnp.where(kind.is_first, x_BLD, y_BLD)
-      y_BLD, new = attend(fork(y_BLD, 3), context, cache, kind)
-      x_BLD = keep(x_BLD + drop_output(y_BLD))
+      y_BLD, new = attend(*fork(y_BLD, 3), context, cache, kind)
+      x_BLD = checkpoint_name(x_BLD + drop_output(y_BLD), SAVED)
       x_BLD = x_BLD + drop_mlp(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)
     self.sow("intermediates", "output", x_BLD)  # Stored if the caller asks for it.
@@ -297,21 +292,6 @@ class Stack(nn.Module):
     x_BLD, new = layers(x_BLD, context, cache, kinds)
     # The layers only read their part of the cache, which is then written once, in place.
     return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)
-
-
-def rematerialize(block: type[nn.Module], config: FrozenConfigDict, is_loop: bool) -> Any:
-  """Returns the class of a layer whose backward pass saves the values that `config.remat` selects.
-
-  Args:
-    block: class of the layer.
-    config: `config.model`.
-    is_loop: whether the layer is the body of a loop. Outside a loop, XLA would merge the repeated
-      computation with the first one and save its results.
-  """
-  remat, _ = rematerialization.choose(config.remat, sharding.platform())
-  if remat == "none":
-    return block
-  return nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=not is_loop)
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:

@@ -8,10 +8,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import FrozenConfigDict
 
-from bertgpt.models.kept import keep
-from bertgpt.models.recompute import renew
+from bertgpt.models.remat import SAVED, gpu_barrier
 
 
 class Norm(nn.Module):
@@ -56,9 +56,10 @@ def _normalize(epsilon, dtype, x, scale_D, bias_D):
 
 def _normalize_forward(epsilon, dtype, x, scale_D, bias_D):
   x32 = x.astype(jnp.float32)
-  mean = keep(x32.mean(-1, keepdims=True))
+  mean = checkpoint_name(x32.mean(-1, keepdims=True), SAVED)
   # Two passes: mean(x^2) - mean(x)^2 loses digits.
-  inverse = keep(jax.lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + epsilon))
+  variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
+  inverse = checkpoint_name(jax.lax.rsqrt(variance + epsilon), SAVED)
   y = (x32 - mean) * (inverse * scale_D) + bias_D
   return y.astype(dtype), (x, mean, inverse, scale_D)
 
@@ -72,7 +73,7 @@ def _normalize_backward(epsilon, dtype, kept, g):
     return (x.astype(jnp.float32) - mean) * inverse, g.astype(jnp.float32)
 
   # Sums over positions and sums over the width are different kernels: both read x and g.
-  normal, g32 = widen(*renew((x, g)))
+  normal, g32 = widen(*gpu_barrier((x, g)))
   dscale_D, dbias_D = (g32 * normal).sum(leading), g32.sum(leading)
   normal, g32 = widen(x, g)
   g32 *= scale_D

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from bertgpt.models.kept import keep
+from bertgpt.models.remat import SAVED
 
 MAX_WAVELENGTH = 10_000.0  # In units of 2 pi (Vaswani et al. 2017, arXiv:1706.03762, 3.5).
 
@@ -199,7 +200,7 @@ def _softmax(dtype, scores, mask):
 
 
 def _softmax_forward(dtype, scores, mask):
-  weights = keep(_softmax(dtype, scores, mask))
+  weights = checkpoint_name(_softmax(dtype, scores, mask), SAVED)
   return weights, weights
 
 

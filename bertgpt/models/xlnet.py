@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import FrozenConfigDict
 
 from bertgpt.config import layer_loop, padded_vocab_size
@@ -32,9 +33,9 @@ from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.models.initializers import make_init, residual_std
 from bertgpt.models.inputs import Inputs
-from bertgpt.models.kept import keep
 from bertgpt.models.parameters import Param
 from bertgpt.models.relative_attention import Biases, Sight
+from bertgpt.models.remat import SAVED, rematerialize
 
 
 class Xlnet(nn.Module):
@@ -192,7 +193,7 @@ class TwoStreams(nn.Module):
         length, is_memory_BM.shape[1] + length, config.width), x_BLD.dtype)
     sinusoids_RD = drop(sinusoids_RD, config.dropout, dropout_key(self), is_shared=True)
     unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), config.num_layers)
-    block = layers.rematerialize(Block, config, is_loop=unroll < config.num_layers)
+    block = rematerialize(Block, config, is_loop=unroll < config.num_layers)
     scanned = nn.scan(block, length=config.num_layers, in_axes=(nn.broadcast, 0),
                       variable_axes={"params": 0, "intermediates": 0},
                       split_rngs={"params": True}, unroll=unroll)
@@ -253,9 +254,10 @@ class Block(nn.Module):
     new_BMD = jax.lax.stop_gradient(new_BMD[:, first:])
     y_BTD = RelativeAttention(config, name="attention")(x_BTD, keys_BSD, shared, attention_key)
     y_BTD = drop(y_BTD, config.dropout, output_key)
-    x_BTD = layers.make_norm(config, "attention_norm")(keep(x_BTD + y_BTD))
+    x_BTD = layers.make_norm(config, "attention_norm")(checkpoint_name(x_BTD + y_BTD, SAVED))
     y_BTD = layers.Mlp(config, name="mlp")(x_BTD, hidden_key)
-    x_BTD = layers.make_norm(config, "mlp_norm")(keep(x_BTD + drop(y_BTD, config.dropout, mlp_key)))
+    y_BTD = drop(y_BTD, config.dropout, mlp_key)
+    x_BTD = layers.make_norm(config, "mlp_norm")(checkpoint_name(x_BTD + y_BTD, SAVED))
     x_BTD = constrain(x_BTD, "batch", None, None)
     self.sow("intermediates", "output", x_BTD[:, :self.length])  # Stored if the caller asks.
     return x_BTD, new_BMD
@@ -280,7 +282,7 @@ class RelativeAttention(nn.Module):
     config = self.config
     heads, width = config.num_heads, config.width
     init = make_init(config, config.init_std)
-    split = lambda x: keep(x.reshape(*x.shape[:-1], heads, width // heads))
+    split = lambda x: checkpoint_name(x.reshape(*x.shape[:-1], heads, width // heads), SAVED)
     project = lambda name, x: split(layers.make_dense(config, width, name, can_have_bias=False)(x))
     vector = lambda name, *shape: self.param(name, init, (*shape, width)).reshape(
         *shape, heads, width // heads).astype(config.dtype)
@@ -290,7 +292,7 @@ class RelativeAttention(nn.Module):
         project("query", x_BTD), project("key", keys_BSD),
         project("position", shared.sinusoids_RD), biases, shared.sight)
     weights_BNTS = drop(weights_BNTS, config.attention_dropout, key)
-    y_BTD = keep(join_heads(mix(weights_BNTS, project("value", keys_BSD))))
+    y_BTD = checkpoint_name(join_heads(mix(weights_BNTS, project("value", keys_BSD))), SAVED)
     return layers.make_dense(config, width, "out", residual_std(config), can_have_bias=False)(y_BTD)
 
 

@@ -17,7 +17,7 @@ from bertgpt.config import ConfigDict, choices, compiler_options
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
-from bertgpt.models import Module, recompute
+from bertgpt.models import Module, remat
 from bertgpt.training import objectives, optimizers, schedules, spikes
 
 # Independent random streams of a run.
@@ -142,7 +142,7 @@ def make_train_step(setup: Setup) -> Callable:
 
   def train_step(state: TrainState, batch):
     grads, (loss, sums, carry) = compute_gradients(state.params, batch, state.step, state.carry)
-    grads = recompute.renew(grads)  # One kernel then updates an array and both of its moments.
+    grads = remat.gpu_barrier(grads)  # One kernel then updates an array and both of its moments.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
     learning_rate = schedule(state.step)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)

@@ -12,7 +12,7 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning import tasks
 from bertgpt.finetuning.tasks import rows
-from bertgpt.models import layers
+from bertgpt.models import layers, remat
 from bertgpt.training import schedules
 from bertgpt.training.objectives import masking
 from bertgpt.training.optimizers import transforms
@@ -21,7 +21,7 @@ REGISTRIES = {
     "tokenizer.kind": tokenizers.KINDS,
     "model.family": families.FAMILIES,
     "model.activation": layers.ACTIVATIONS,
-    "model.remat": ["auto", *layers.REMAT_POLICIES],
+    "model.remat": ["auto", *remat.POLICIES],
     "model.attention": ["auto", "xla", *attention_kernels.FUSED],
     "objective.name": choices.OBJECTIVES,
     "objective.mask_rule": masking.MASK_RULES,
