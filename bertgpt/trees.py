@@ -31,6 +31,20 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   return leaves
 
 
+def rename_fields(leaves: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+  """Returns leaves by path, in the same order, with other names at the beginnings of paths.
+
+  Args:
+    leaves: path -> leaf.
+    names: first part of a path -> its new name; other paths stay the same.
+  """
+  renamed = {}
+  for path, leaf in leaves.items():
+    field, *rest = path.split("/")
+    renamed["/".join([names.get(field, field), *rest])] = leaf
+  return renamed
+
+
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Returns nested dicts with leaves at their paths; `named_leaves` is the inverse.
 

@@ -25,6 +25,12 @@ def test_every_container_gives_its_own_part_of_the_path():
   assert trees.named_leaves({}) == {}
 
 
+def test_only_the_first_part_of_a_path_is_renamed():
+  leaves = {"a/a/b": 1, "b/a": 2, "a": 3, "aa/b": 4}
+  assert list(trees.rename_fields(leaves, {"a": "c"}).items()) == [
+      ("c/a/b", 1), ("b/a", 2), ("c", 3), ("aa/b", 4)]
+
+
 def test_path_of_is_the_path_that_a_mapped_function_sees():
   seen = jax.tree_util.tree_map_with_path(lambda path, leaf: trees.path_of(path), TREE)
   assert jax.tree.leaves(seen) == PATHS

@@ -35,11 +35,13 @@ from bertgpt.runs import quiet, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
 from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
-from bertgpt.trees import named_leaves, nest
+from bertgpt.trees import named_leaves, nest, rename_fields
 
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, done every 10 steps.
 BARRIER_SECONDS = 1200  # Time in which all processes must complete a save.
 NO_STEP = -1  # Stands for "no step".
+# Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
+SAVED_NAMES = {"spike_guard": "window"}
 # Index of the next `Checkpoints` object. All processes open these objects in the same order.
 _numbers = itertools.count()
 
@@ -124,7 +126,7 @@ class Checkpoints:
     if step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, because step {newest} exists "
                       "already. Resume from that step, or use another --workdir")
-    leaves = named_leaves(state)
+    leaves = rename_fields(named_leaves(state), SAVED_NAMES)
     sums = sum_leaves(list(leaves.values()))  # Runs before anything that overwrites the state.
     # With nested dicts, the files do not depend on the classes of this package.
     items = {item: ocp.args.PyTreeSave(nest(part)) for item, part in _split(leaves).items()}
@@ -216,8 +218,10 @@ class Checkpoints:
       path = self._root / str(step)
       try:
         manifest = read_manifest(path)
-        wanted = adapt(abstract_state, {name: x[0] for name, x in manifest["leaves"].items()})
-        state = _restore(path, manifest["leaves"], named_leaves(wanted))
+        fields = {name: field for field, name in SAVED_NAMES.items()}
+        types = {name: x[0] for name, x in rename_fields(manifest["leaves"], fields).items()}
+        wanted = adapt(abstract_state, types)
+        state = _restore(path, manifest["leaves"], rename_fields(named_leaves(wanted), SAVED_NAMES))
         return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:

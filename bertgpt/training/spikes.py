@@ -36,7 +36,7 @@ WARM_SHARE = 4  # The guard becomes active when 1 / 4 of its window is filled.
 FILE = "skipped.jsonl"
 
 
-def init_window(config: ConfigDict) -> Any:
+def init_guard(config: ConfigDict) -> Any:
   """Returns the state of the guard at step 0; () without a guard.
 
   Args:
@@ -51,37 +51,37 @@ def init_window(config: ConfigDict) -> Any:
           "count": jnp.zeros((), jnp.int32)}
 
 
-def is_spike(config: ConfigDict, window: Any, values: jax.Array) -> jax.Array:
+def is_spike(config: ConfigDict, guard: Any, values: jax.Array) -> jax.Array:
   """Returns whether a step is a spike: a bool scalar.
 
   Args:
     config: a whole config.
-    window: state of the guard.
+    guard: state of the guard.
     values: float32 [2], loss and gradient norm of the step.
   """
   size = config.train.spike_window
-  filled = jnp.minimum(window["count"], size)
+  filled = jnp.minimum(guard["count"], size)
   # Empty places sort last. The lower median is used, because it is one of the values.
-  ordered = jnp.sort(jnp.where(jnp.arange(size) < filled, window["values"], jnp.inf), axis=-1)
+  ordered = jnp.sort(jnp.where(jnp.arange(size) < filled, guard["values"], jnp.inf), axis=-1)
   median = jnp.take(ordered, jnp.maximum(filled - 1, 0) // 2, axis=-1)
   is_warm = filled >= max(1, size // WARM_SHARE)
   return is_warm & (values > config.train.spike_factor * median).any()
 
 
-def add_values(window: Any, values: jax.Array, is_applied: jax.Array) -> Any:
+def add_values(guard: Any, values: jax.Array, is_applied: jax.Array) -> Any:
   """Returns the state of the guard after a step.
 
   Args:
-    window: state of the guard; () without one.
+    guard: state of the guard; () without one.
     values: float32 [2], loss and gradient norm of the step.
     is_applied: whether the step was applied; otherwise nothing changes.
   """
-  if not window:
-    return window
-  place = window["count"] % window["values"].shape[1]
-  added = window["values"].at[:, place].set(values)
-  return {"values": jnp.where(is_applied, added, window["values"]),
-          "count": window["count"] + is_applied}
+  if not guard:
+    return guard
+  place = guard["count"] % guard["values"].shape[1]
+  added = guard["values"].at[:, place].set(values)
+  return {"values": jnp.where(is_applied, added, guard["values"]),
+          "count": guard["count"] + is_applied}
 
 
 class SkippedSteps:

@@ -39,10 +39,10 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     DataError: the checkpoint belongs to another corpus, tokenizer or order of rows, or the
       checkpoints of the run are gone.
   """
-  restored = checkpoints.restore_latest(run.abstract_state, with_saved_window)
+  restored = checkpoints.restore_latest(run.abstract_state, with_saved_guard)
   if restored is not None:
     state, metadata = restored
-    state = with_own_window(run, state)
+    state = with_own_guard(run, state)
     for name in ("corpus", "tokenizer"):
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}. "
@@ -71,40 +71,40 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       run.config, state.params, run.corpus.tokenizer))
 
 
-def with_saved_window(abstract_state: TrainState, types: Mapping[str, str]) -> TrainState:
-  """Returns the abstract state with the spike-guard window of a checkpoint.
+def with_saved_guard(abstract_state: TrainState, types: Mapping[str, str]) -> TrainState:
+  """Returns the abstract state with the spike guard as it is in a checkpoint.
 
-  The guard can be switched on and off, and its window resized, when a run resumes. So the
-  checkpoints of a run may have different windows.
+  The guard can be switched on and off, and the number of its values changed, when a run resumes. So
+  the checkpoints of a run may have different guards.
 
   Args:
     abstract_state: the state that the config asks for.
     types: dtypes and shapes of the leaves of the checkpoint by name, such as 'float32[2,128]'.
   """
-  window = {}
+  guard = {}
   for name, kind in types.items():
-    if name.startswith("window/"):
+    if name.startswith("spike_guard/"):
       dtype, shape = kind.removesuffix("]").split("[")
-      window[name.removeprefix("window/")] = jax.ShapeDtypeStruct(
+      guard[name.removeprefix("spike_guard/")] = jax.ShapeDtypeStruct(
           tuple(int(size) for size in shape.split(",") if size), dtype,
           sharding=abstract_state.step.sharding)
-  return dataclasses.replace(abstract_state, window=window or ())
+  return dataclasses.replace(abstract_state, spike_guard=guard or ())
 
 
-def with_own_window(run: Run, state: TrainState) -> TrainState:
-  """Returns a restored state with the window that the config asks for; empty if the size differs.
+def with_own_guard(run: Run, state: TrainState) -> TrainState:
+  """Returns a restored state with the guard that the config asks for; empty if the size differs.
 
   Args:
     run: the opened run.
     state: the restored state.
   """
-  wanted = run.abstract_state.window
-  shapes = lambda window: jax.tree.map(lambda x: (x.shape, x.dtype), window)
-  if shapes(wanted) == shapes(state.window):
+  wanted = run.abstract_state.spike_guard
+  shapes = lambda guard: jax.tree.map(lambda x: (x.shape, x.dtype), guard)
+  if shapes(wanted) == shapes(state.spike_guard):
     return state
   fresh = jax.tree.map(lambda x: jax.jit(lambda: jnp.zeros(x.shape, x.dtype),
                                          out_shardings=x.sharding)(), wanted)
-  return dataclasses.replace(state, window=fresh)
+  return dataclasses.replace(state, spike_guard=fresh)
 
 
 def check_skipped(old: ConfigDict, new: ConfigDict, step: int) -> None:

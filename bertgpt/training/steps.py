@@ -108,7 +108,7 @@ class TrainState:
     params: nested dicts of float32 arrays.
     opt_state: state of the optimizer.
     bad_steps: int32 scalar, number of consecutive steps up to now that were not applied.
-    window: state of the guard against spikes, see `spikes.init_window`; () without one.
+    spike_guard: state of the guard against spikes, see `spikes.init_guard`; () without one.
     carry: name -> [batch size, ...], state that rows carry to the next step, see `Objective.carry`;
       () if there is none.
   """
@@ -117,7 +117,7 @@ class TrainState:
   params: Any
   opt_state: Any
   bad_steps: jax.Array
-  window: Any = ()
+  spike_guard: Any = ()
   carry: Any = ()
 
 
@@ -150,16 +150,16 @@ def make_train_step(setup: Setup) -> Callable:
     grad_norm = optax.tree.norm(grads)
     is_good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     watched = jnp.stack([loss, grad_norm]).astype(jnp.float32)
-    if state.window:
-      is_good &= ~spikes.is_spike(setup.config, state.window, watched)
+    if state.spike_guard:
+      is_good &= ~spikes.is_spike(setup.config, state.spike_guard, watched)
     params, opt_state, carry = jax.tree.map(
         functools.partial(jnp.where, is_good), (params, opt_state, carry),
         (state.params, state.opt_state, state.carry))
-    window = spikes.add_values(state.window, watched, is_good)
+    spike_guard = spikes.add_values(state.spike_guard, watched, is_good)
     bad_steps = jnp.where(is_good, 0, state.bad_steps + 1)
     scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate,
                "bad_steps": bad_steps, "tokens": (batch["sequence_ids"] > 0).sum()}
-    return (TrainState(state.step + 1, params, opt_state, bad_steps, window, carry),
+    return (TrainState(state.step + 1, params, opt_state, bad_steps, spike_guard, carry),
             sums | {name: (value, 1) for name, value in scalars.items()})
 
   return train_step
@@ -262,7 +262,7 @@ def init_state(setup: Setup) -> TrainState:
   zero = jnp.zeros((), jnp.int32)
   carry = objectives.make_zero_carry(objective, config.phases[0].batch_size)
   return TrainState(zero, params, optimizers.make_optimizer(config).init(params), zero,
-                    spikes.init_window(config), carry or ())
+                    spikes.init_guard(config), carry or ())
 
 
 def make_abstract_state(setup: Setup) -> TrainState:

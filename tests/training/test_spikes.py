@@ -49,17 +49,17 @@ def test_the_guard_is_that_of_plain_python(size, seed):
   pairs[rng.random((200, 2)) < 0.03] = np.inf
 
   @jax.jit
-  def guard(window, values):
-    applies = jnp.isfinite(values).all() & ~spikes.is_spike(config, window, values)
-    return applies, spikes.add_values(window, values, applies)
+  def judge(guard, values):
+    applies = jnp.isfinite(values).all() & ~spikes.is_spike(config, guard, values)
+    return applies, spikes.add_values(guard, values, applies)
 
-  window, found, expected = spikes.init_window(config), [], []
+  guard, found, expected = spikes.init_guard(config), [], []
   for pair in pairs:
-    applies, window = guard(window, pair)
+    applies, guard = judge(guard, pair)
     found.append(bool(applies))
     expected.append(plain.applies(pair))
   assert found == expected and 0.05 < 1 - np.mean(found) < 0.9
-  assert np.isfinite(window["values"]).all()
+  assert np.isfinite(guard["values"]).all()
 
 
 def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied():
@@ -70,12 +70,12 @@ def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied()
       state, _ = step(state, batch)
     good = state.params
     bad = {**good, "mlm": {**good["mlm"], "bias": good["mlm"]["bias"].at[::2].set(1e3)}}
-    before = jax.device_get((bad, state.opt_state, state.window))
+    before = jax.device_get((bad, state.opt_state, state.spike_guard))
     state, metrics = step(jax.tree.map(jnp.copy, spikes_state(state, bad)), batch)
     assert metrics["bad_steps"][0] == 1 and np.isfinite(metrics["loss"][0])
     assert metrics["loss"][0] > 50
     jax.tree.map(np.testing.assert_array_equal, before,
-                 jax.device_get((state.params, state.opt_state, state.window)))
+                 jax.device_get((state.params, state.opt_state, state.spike_guard)))
     assert int(state.step) == 5
 
 
@@ -84,9 +84,9 @@ def spikes_state(state, params):
   return dataclasses.replace(state, params=params)
 
 
-def test_without_a_guard_the_state_has_no_window():
+def test_without_a_guard_the_state_has_none():
   with tiny.Setup(tiny.make_config()) as setup:
-    assert setup.abstract.window == ()
+    assert setup.abstract.spike_guard == ()
 
 
 def test_a_skipped_step_is_written_with_what_it_has_read(recipe, tmp_path, capsys):
