@@ -37,7 +37,7 @@ LAYERS = {
     "last3": (3, True),   # the last three layers; for an ELMo of two LSTMs, all that it has
     "last4": (4, True),   # the last four layers; the paper's best features for named entities
 }
-WINDOW_TEXTS = 2048  # 256 batches of 8, so the few batches that are not full cost little.
+CHUNK_TEXTS = 2048  # 256 batches of 8, so the few batches that are not full cost little.
 
 
 def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
@@ -229,9 +229,9 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
   file = feature_files.FORMATS[suffix](work, count, width, is_by_token)
   num_cut = work.state.get("cut", 0)
   progress = Progress(count, done=work.state.get("texts", 0))
-  for window in streams.windows(itertools.islice(texts, progress.done, None), WINDOW_TEXTS):
-    knowing = spellings.learn_texts(trained, window)
-    rows, cut = make_rows(knowing, window)
+  for chunk in streams.chunks(itertools.islice(texts, progress.done, None), CHUNK_TEXTS):
+    knowing = spellings.learn_texts(trained, chunk)
+    rows, cut = make_rows(knowing, chunk)
     file.begin(rows)
     for i, features in iterate_features(knowing, rows, layer, batch_size):
       file.write(i, features)

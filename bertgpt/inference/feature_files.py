@@ -44,7 +44,7 @@ class FeatureFile(abc.ABC):
     """Returns the bytes before the features; their number does not depend on the number of rows."""
 
   def begin(self, tokens: Sequence[np.ndarray]) -> None:
-    """Begins a window of texts.
+    """Begins a chunk of texts.
 
     Args:
       tokens: int32 [N] each, the rows of the texts.
@@ -56,20 +56,20 @@ class FeatureFile(abc.ABC):
     """Writes the features of a text.
 
     Args:
-      i: index of the text in the window.
+      i: index of the text in the chunk.
       features: float32 [D] or [N, D].
     """
     self._file.seek(self._first + int(self._starts[i]) * self._width * 4)
     self._file.write(np.ascontiguousarray(features, "<f4").data)
 
   def end(self) -> int:
-    """Ends the window, and returns the total number of rows of features written so far."""
+    """Ends the chunk, and returns the total number of rows of features written so far."""
     self._rows = int(self._starts[-1])
     self._texts += len(self._starts) - 1
     return self._rows
 
   def finish(self) -> int:
-    """Completes the file after the last window, and returns its number of rows."""
+    """Completes the file after the last chunk, and returns its number of rows."""
     self._file.seek(0)
     self._file.write(self._head(self._rows))
     return self._rows
@@ -124,7 +124,7 @@ class Safetensors(FeatureFile):
     return room.to_bytes(8, "little") + describe(rows).ljust(room).encode()
 
   def begin(self, tokens: Sequence[np.ndarray]) -> None:
-    """Begins a window of texts; see the base class."""
+    """Begins a chunk of texts; see the base class."""
     super().begin(tokens)
     if self._is_by_token:
       self._file.seek(self._offsets_at + (self._texts + 1) * 8)

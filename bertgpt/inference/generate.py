@@ -158,7 +158,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   Raises:
     ValueError: a prompt is too long, or is empty and the tokenizer has no end of document.
   """
-  window, eod_id = trained.config.model.max_positions, trained.tokenizer.eod_id
+  most, eod_id = trained.config.model.max_positions, trained.tokenizer.eod_id
   if not len(prompts):
     return []
   if eod_id >= 0:
@@ -168,13 +168,13 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   if lengths.min() == 0:
     raise ValueError("the prompt is empty, and the tokenizer has no [end of document] that starts "
                      "a new one")
-  if ends.max() > window:
+  if ends.max() > most:
     raise ValueError(f"a prompt and its continuation are {ends.max()} tokens, which exceed the "
-                     f"model's {window} positions")
+                     f"model's {most} positions")
   rows = np.asarray(range(len(prompts)) if rows is None else rows, np.uint32)
   params, added = jax.device_put(trained.params), [np.zeros(0, np.int32)] * len(prompts)
-  for which, prompt_size in buckets.batches(lengths, batch_size, window):
-    slots = buckets.bucket(int(ends[which].max()), window)
+  for which, prompt_size in buckets.batches(lengths, batch_size, most):
+    slots = buckets.bucket(int(ends[which].max()), most)
     tokens_BS = buckets.pad([prompts[i] for i in which], slots, batch_size)
     fill = (0, len(tokens_BS) - len(which))  # Added rows have nothing to continue.
     starts_B = np.pad(lengths[which], fill, constant_values=1)

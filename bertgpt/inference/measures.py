@@ -1,6 +1,6 @@
 """The measures of zero-shot evaluation: totals over texts, and scores computed from them.
 
-A function `add_...` scores a window of texts and adds to the totals, which are JSON values; the
+A function `add_...` scores a chunk of texts and adds to the totals, which are JSON values; the
 function `finish_...` turns the totals of all texts into scores. The log-probabilities of tokens
 come from `scorers`, so the measures do not depend on the family of the model.
 """
@@ -163,7 +163,7 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
 # --------------------------------------------------------------------- LAMBADA
 
 
-_stop_tokens = functools.lru_cache(maxsize=1)(suites.find_stop_tokens)  # Used for every window.
+_stop_tokens = functools.lru_cache(maxsize=1)(suites.find_stop_tokens)  # Used for every chunk.
 
 
 def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], settings: Settings,

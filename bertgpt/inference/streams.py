@@ -1,13 +1,13 @@
-"""Work on many texts: windows of bounded memory, and results that resume.
+"""Work on many texts: chunks of bounded memory, and results that resume.
 
     with resumable(out, identity) as work:
       progress = Progress(count, done=work.state.get("texts", 0))
-      for window in windows(itertools.islice(texts, progress.done, None)):
+      for chunk in chunks(itertools.islice(texts, progress.done, None)):
         ...                                          # Write results to work.open("rows").
-        work.commit(texts=progress.add(len(window)))
+        work.commit(texts=progress.add(len(chunk)))
       work.publish("rows")
 
-The windows do not depend on where the work was interrupted, so neither do the results.
+The chunks do not depend on where the work was interrupted, so neither do the results.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from bertgpt.runs import fingerprint
 from bertgpt.runs.progress import PROGRESS_SECONDS
 from bertgpt.runs.trained import Trained
 
-WINDOW_CHARS = 1 << 20  # Tokenizers need about 200 bytes per token.
+CHUNK_CHARS = 1 << 20  # Tokenizers need about 200 bytes per token.
 
 _RESULTS = "results"  # Part of the folder's name; other temporary paths have 8 hex digits there.
 _STATE = "state.json"
@@ -42,12 +42,12 @@ _PUBLISHED = "published"
 T = TypeVar("T")
 
 
-# --------------------------------------------------------------------- windows
+# ---------------------------------------------------------------------- chunks
 
 
-def windows(texts: Iterable[Any], most: int, size: Callable[[Any], int] = len
-            ) -> Iterator[list[Any]]:
-  """Yields lists of at most `most` texts, and of at most WINDOW_CHARS unless it is a single text.
+def chunks(texts: Iterable[Any], most: int, size: Callable[[Any], int] = len
+           ) -> Iterator[list[Any]]:
+  """Yields lists of at most `most` texts, and of at most CHUNK_CHARS unless it is a single text.
 
   A list depends only on the texts from its beginning on.
 
@@ -56,16 +56,16 @@ def windows(texts: Iterable[Any], most: int, size: Callable[[Any], int] = len
     most: texts per list.
     size: returns the characters of a text.
   """
-  window: list[Any] = []
+  chunk: list[Any] = []
   chars = 0
   for text in texts:
-    if window and (len(window) == most or chars + size(text) > WINDOW_CHARS):
-      yield window
-      window, chars = [], 0
-    window.append(text)
+    if chunk and (len(chunk) == most or chars + size(text) > CHUNK_CHARS):
+      yield chunk
+      chunk, chars = [], 0
+    chunk.append(text)
     chars += size(text)
-  if window:
-    yield window
+  if chunk:
+    yield chunk
 
 
 class Measured(NamedTuple):
@@ -120,7 +120,7 @@ def reread(texts: Iterable[T], measured: Measured, place: str,
            to_text: Callable[[T], str] = str) -> Iterator[T]:
   """Yields texts that were measured before, and checks that they are the same.
 
-  `windows` asks for the text after a window before it yields the window, so a window that ends at
+  `chunks` asks for the text after a chunk before it yields the chunk, so a chunk that ends at
   the wrong text is never computed.
 
   Args:

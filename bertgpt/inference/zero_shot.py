@@ -1,7 +1,7 @@
 """Zero-shot evaluation: scores of a model on texts that it was not trained for.
 
 There are three measures; every protocol of `suites.SUITES` names one of them. The texts are scored
-in windows, so that memory is bounded and interrupted work resumes.
+in chunks, so that memory is bounded and interrupted work resumes.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.progress import Progress
 from bertgpt.runs.trained import Trained
 
-WINDOW_ENTRIES = 256  # Texts that are scored before their scores are written.
+CHUNK_ENTRIES = 256  # Texts that are scored before their scores are written.
 SCORES = "scores"
 
 
@@ -76,7 +76,7 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
 
 def measure_file(trained: Trained, name: str, file: str, measured: streams.Measured,
                  settings: Settings, work: streams.Unfinished | None, number: int) -> Totals:
-  """Scores a suite's file, window by window, and returns its totals.
+  """Scores a suite's file, chunk by chunk, and returns its totals.
 
   Args:
     trained: the model.
@@ -100,13 +100,13 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
       state["entries"], None)
   unit = "lines" if suites.is_one_document(name, file) else "texts"
   progress = Progress(measured.num_texts, f"{unit} of {name}", state["entries"])
-  parted = windows(trained, name, file, entries, state.get("carry", ""))
-  for window, records in add_windows(trained, suite, parted, settings, totals):
-    progress.add(sum(entries_of(entry) for entry in window))
+  parted = chunks(trained, name, file, entries, state.get("carry", ""))
+  for chunk, records in add_chunks(trained, suite, parted, settings, totals):
+    progress.add(sum(entries_of(entry) for entry in chunk))
     if work:
       work.open(SCORES).writelines(json.dumps({"suite": name} | record).encode() + b"\n"
                                    for record in records)
-      work.commit(suites=[*done, {"entries": progress.done, "carry": carry_of(window[-1]),
+      work.commit(suites=[*done, {"entries": progress.done, "carry": carry_of(chunk[-1]),
                                   "totals": totals}])
   return totals
 
@@ -136,35 +136,35 @@ def measure(trained: Trained, suite: Suite, content: Sequence[Any], settings: Se
     ConfigError: see the functions of the measure.
   """
   totals: Totals = {}
-  parted = streams.windows(content, WINDOW_ENTRIES, size_of)
-  for _ in add_windows(trained, suite, parted, settings, totals):
+  parted = streams.chunks(content, CHUNK_ENTRIES, size_of)
+  for _ in add_chunks(trained, suite, parted, settings, totals):
     pass  # The records of the texts are not wanted.
   return MEASURES[suite.measure].finish(trained, suite, totals, settings)
 
 
-def add_windows(trained: Trained, suite: Suite, parted: Iterator[list[Any]], settings: Settings,
-                totals: Totals) -> Iterator[tuple[list[Any], list[Record]]]:
-  """Scores windows of entries until `settings.limit` is reached, and adds to the totals.
+def add_chunks(trained: Trained, suite: Suite, parted: Iterator[list[Any]], settings: Settings,
+               totals: Totals) -> Iterator[tuple[list[Any], list[Record]]]:
+  """Scores chunks of entries until `settings.limit` is reached, and adds to the totals.
 
   Args:
     trained: the model.
     suite: the protocol.
-    parted: the windows.
+    parted: the chunks.
     settings: result of `resolve`.
     totals: totals of the texts before.
   Yields:
-    (a window, the scores of its texts).
+    (a chunk, the scores of its texts).
   Raises:
     ConfigError: see the functions of the measure.
   """
-  for window in parted:
+  for chunk in parted:
     if is_enough(settings, totals):
       break
-    yield window, MEASURES[suite.measure].add(trained, suite, window, settings, totals)
+    yield chunk, MEASURES[suite.measure].add(trained, suite, chunk, settings, totals)
 
 
-def windows(trained: Trained, name: str, file: str,
-            entries: Iterator[suites.Entry], carry: str = "") -> Iterator[list[Any]]:
+def chunks(trained: Trained, name: str, file: str,
+           entries: Iterator[suites.Entry], carry: str = "") -> Iterator[list[Any]]:
   """Yields the entries of a file in lists of bounded size; a long document comes in parts.
 
   Args:
@@ -179,7 +179,7 @@ def windows(trained: Trained, name: str, file: str,
   if suites.is_one_document(name, file) and not scorers.find(trained).by_line:
     detokenize = functools.partial(suites.detokenize, detokenizer=SUITES[name].detokenizer)
     content = long_documents.cut_document(content, trained.tokenizer, detokenize, carry)
-  return streams.windows(content, WINDOW_ENTRIES, size_of)
+  return streams.chunks(content, CHUNK_ENTRIES, size_of)
 
 
 def size_of(entry: Any) -> int:
@@ -200,7 +200,7 @@ def carry_of(entry: Any) -> str:
 
 
 def entries_of(entry: Any) -> int:
-  """Returns the number of entries of a file in an entry of a window."""
+  """Returns the number of entries of a file in an entry of a chunk."""
   return entry.entries if isinstance(entry, Part) else 1
 
 
@@ -211,7 +211,7 @@ class Measure(NamedTuple):
   """One measure of zero-shot evaluation.
 
   Attributes:
-    add: (trained, suite, window of entries, settings, totals) -> scores of the texts; adds to the
+    add: (trained, suite, chunk of entries, settings, totals) -> scores of the texts; adds to the
       totals. `scored` counts towards the limit.
     finish: (trained, suite, totals, settings) -> the scores by name, and how they were obtained as
       'protocol'.

@@ -151,7 +151,7 @@ def test_a_gpt_is_refused(capsys, finished_gpt, source, tmp_path):
 # ---------------------------------------------------------------- many texts
 
 
-MANY = 2 * embed.WINDOW_TEXTS + 17
+MANY = 2 * embed.CHUNK_TEXTS + 17
 
 
 def start(finished_bert, source, out, *flags, before=()):
@@ -170,7 +170,7 @@ def state_of(out):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-  """A file with several windows of texts, whose lengths fall into several buckets."""
+  """A file with several chunks of texts, whose lengths fall into several buckets."""
   rng = random.Random(0)
   path = tmp_path_factory.mktemp("many") / "texts.txt"
   path.write_text("".join(f"The {' '.join(rng.choices(small_runs.NOUNS, k=rng.randint(0, 70)))}\n"
@@ -204,16 +204,16 @@ def test_work_that_was_killed_resumes_to_the_same_bytes(finished_bert, many, tmp
 
 def test_a_full_disk_is_an_error_after_which_the_command_resumes(capsys, finished_bert, many,
                                                                  tmp_path):
-  """A limit on file sizes, reached in the second window, stands for a full disk."""
-  out, kib_per_window = tmp_path / "a.npy", embed.WINDOW_TEXTS * 16 * 4 // 1024
-  limited = ("bash", "-c", f'ulimit -f {kib_per_window * 3 // 2}; exec "$@"', "bash")
+  """A limit on file sizes, reached in the second chunk, stands for a full disk."""
+  out, kib_per_chunk = tmp_path / "a.npy", embed.CHUNK_TEXTS * 16 * 4 // 1024
+  limited = ("bash", "-c", f'ulimit -f {kib_per_chunk * 3 // 2}; exec "$@"', "bash")
   failed = program.finish(start(finished_bert, many, out, before=limited))
   assert failed.returncode == StorageError.exit_code and failed.stdout == ""
   assert "File too large" in failed.stderr and not out.exists()
-  assert state_of(out)["texts"] == embed.WINDOW_TEXTS
+  assert state_of(out)["texts"] == embed.CHUNK_TEXTS
   code, _, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={many}",
                        f"--out={out}")
-  assert code == 0 and f"note: resuming after {embed.WINDOW_TEXTS:,} of" in lines[0]
+  assert code == 0 and f"note: resuming after {embed.CHUNK_TEXTS:,} of" in lines[0]
   assert np.load(out).shape == (MANY, 16)
 
 
@@ -227,7 +227,7 @@ def test_other_flags_and_texts_do_not_destroy_unfinished_work(capsys, finished_b
     commit(self, **state)
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(embed, "WINDOW_TEXTS", 3)
+  monkeypatch.setattr(embed, "CHUNK_TEXTS", 3)
   with monkeypatch.context() as patch:
     patch.setattr(streams.Unfinished, "commit", interrupt)
     assert run(capsys, *argv)[0] == 130
@@ -254,7 +254,7 @@ def test_a_file_that_changes_during_the_work_gives_no_result(
     source.write_text("\n".join(texts) + "\n")
     check_layer(*args)
 
-  monkeypatch.setattr(embed, "WINDOW_TEXTS", 2)
+  monkeypatch.setattr(embed, "CHUNK_TEXTS", 2)
   monkeypatch.setattr(embed, "check_layer", write_and_check)
   code, out, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={source}",
                          f"--out={tmp_path / name}", f"--layer={layer}")

@@ -22,7 +22,7 @@ def make(by_token):
 
 
 def write(out, rows, features, by_token, sizes, interrupted_after=99):
-  """Writes windows of the given sizes, the rows of each in reverse order."""
+  """Writes chunks of the given sizes, the rows of each in reverse order."""
   with streams.resumable(out, {}) as work:
     file = feature_files.FORMATS[out.suffix](work, len(rows), WIDTH, by_token)
     first, done = work.state.get("texts", 0), 0
@@ -30,10 +30,10 @@ def write(out, rows, features, by_token, sizes, interrupted_after=99):
       done += size
       if done - size < first:
         continue
-      window = slice(done - size, done)
-      file.begin(rows[window])
+      chunk = slice(done - size, done)
+      file.begin(rows[chunk])
       for i in reversed(range(size)):
-        file.write(i, features[window][i])
+        file.write(i, features[chunk][i])
       if done > interrupted_after:
         raise KeyError
       work.commit(texts=done, rows=file.end())
@@ -73,7 +73,7 @@ def test_arrays_are_those_that_were_given(tmp_path, name, by_token):
 
 @pytest.mark.parametrize("name, by_token", [
     ("a.npy", False), ("a.safetensors", False), ("a.safetensors", True)])
-def test_bytes_depend_neither_on_windows_nor_on_interruptions(tmp_path, name, by_token):
+def test_bytes_depend_neither_on_chunks_nor_on_interruptions(tmp_path, name, by_token):
   rows, features = make(by_token)
   found = []
   for i, (sizes, stop) in enumerate([([7], 99), ([3, 3, 1], 99), ([3, 3, 1], 3), ([3, 3, 1], 6),

@@ -1,4 +1,4 @@
-"""bertgpt.inference.streams: interrupted work resumes, and has the same windows."""
+"""bertgpt.inference.streams: interrupted work resumes, and has the same chunks."""
 
 import errno
 import itertools
@@ -21,23 +21,23 @@ TEXTS = [c * n for c, n in zip(itertools.cycle("abcde\u0928"), [*range(50), 0, 0
 
 
 @pytest.fixture
-def small_windows(monkeypatch):
-  monkeypatch.setattr(streams, "WINDOW_CHARS", 100)
+def small_chunks(monkeypatch):
+  monkeypatch.setattr(streams, "CHUNK_CHARS", 100)
 
 
-def test_windows_hold_all_texts_in_order_within_the_limits(small_windows):
-  windows = list(streams.windows(TEXTS, 7))
-  assert [text for window in windows for text in window] == TEXTS
-  for window in windows:
-    assert 1 <= len(window) <= 7 and (len(window) == 1 or sum(map(len, window)) <= 100)
-  assert list(streams.windows([], 7)) == []
+def test_chunks_hold_all_texts_in_order_within_the_limits(small_chunks):
+  chunks = list(streams.chunks(TEXTS, 7))
+  assert [text for chunk in chunks for text in chunk] == TEXTS
+  for chunk in chunks:
+    assert 1 <= len(chunk) <= 7 and (len(chunk) == 1 or sum(map(len, chunk)) <= 100)
+  assert list(streams.chunks([], 7)) == []
 
 
-def test_the_windows_that_follow_do_not_depend_on_where_reading_begins(small_windows):
-  windows, done = list(streams.windows(TEXTS, 7)), 0
-  for i, window in enumerate(windows):
-    assert list(streams.windows(TEXTS[done:], 7)) == windows[i:]
-    done += len(window)
+def test_the_chunks_that_follow_do_not_depend_on_where_reading_begins(small_chunks):
+  chunks, done = list(streams.chunks(TEXTS, 7)), 0
+  for i, chunk in enumerate(chunks):
+    assert list(streams.chunks(TEXTS[done:], 7)) == chunks[i:]
+    done += len(chunk)
 
 
 def test_texts_are_told_apart_by_all_their_borders():
@@ -212,8 +212,8 @@ def test_texts_that_change_are_an_error_and_what_they_gave_is_removed(tmp_path, 
   computed = []
   with pytest.raises(DataError, match="--input a: changed while it was read"):
     with streams.resumable(tmp_path / "a.npy", {}) as work:
-      for window in streams.windows(streams.reread(again, measured, "--input a"), 1):
-        computed += window
+      for chunk in streams.chunks(streams.reread(again, measured, "--input a"), 1):
+        computed += chunk
         work.commit(texts=len(computed))
   assert len(computed) < 3 and not list(tmp_path.iterdir())
 

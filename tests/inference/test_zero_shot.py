@@ -126,9 +126,9 @@ def test_a_dataset_that_is_not_there_is_named(capsys, finished_gpt):
 
 @pytest.fixture
 def small(monkeypatch):
-  monkeypatch.setattr(zero_shot, "WINDOW_ENTRIES", 3)
+  monkeypatch.setattr(zero_shot, "CHUNK_ENTRIES", 3)
   monkeypatch.setattr(long_documents, "PART_CHARS", 60)
-  monkeypatch.setattr(streams, "WINDOW_CHARS", 300)
+  monkeypatch.setattr(streams, "CHUNK_CHARS", 300)
 
 
 LONG = {
@@ -141,8 +141,8 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_windows_do_not_change_the_scores(capsys, finished, files, small, request, monkeypatch,
-                                          name):
+def test_chunks_do_not_change_the_scores(capsys, finished, files, small, request, monkeypatch,
+                                         name):
   """The oracle measures all texts at once."""
   monkeypatch.chdir(files)
   suite, text = LONG[name]
