@@ -13,7 +13,7 @@ from source_files import write
 from bertgpt import config as config_lib
 from bertgpt.data.corpus import corpus, prepare
 from bertgpt.data.text import documents, sources
-from bertgpt.data.tokens import offsets, parts, pipelines, tokenizers, training
+from bertgpt.data.tokens import offsets, pipelines, text_parts, tokenizers, training
 
 LINES = ["It is so. Is it? It was not the end of the road.", "Das Übel naïver Äpfel: 1,000 [sic].",
          "今天天气很好，我们去公园散步。", "मैं हिन्दी बोलता हूँ।", "def f(x):\n    return x\n"]
@@ -122,7 +122,7 @@ def test_a_corpus_holds_the_ids_of_any_texts(name, tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_ids_in_parts_are_those_of_the_whole_text(name):
   tokenizer = trained(name)
-  encode = parts.make_encoder(tokenizer)
+  encode = text_parts.make_encoder(tokenizer)
 
   def check(text, language):
     document = documents.Document(without_surrogates(text), False)

@@ -20,7 +20,7 @@ import numpy as np
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text.documents import Document, cut_sentences
-from bertgpt.data.tokens import parts, tokenizers
+from bertgpt.data.tokens import text_parts, tokenizers
 from bertgpt.devices import children, watchdog
 from bertgpt.errors import PeerError
 
@@ -108,7 +108,7 @@ def _serve(connection, settings: Worker) -> None:
   """Runs in a worker: answers chunks of documents until the other end is closed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers.
   tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path, is_saved=True)
-  encode_parts = parts.make_encoder(tokenizer)
+  encode_parts = text_parts.make_encoder(tokenizer)
   with contextlib.suppress(EOFError, ConnectionError):
     while True:
       chunk = connection.recv()
@@ -152,7 +152,7 @@ def _chunks(documents: Iterable[Document]) -> Iterator[tuple[list, int]]:
     yield chunk, size
 
 
-def _encode_chunk(documents: list[Document], settings: Worker, encode_parts: parts.Encoder,
+def _encode_chunk(documents: list[Document], settings: Worker, encode_parts: text_parts.Encoder,
                   unk_id: int) -> tuple[list[EncodedDocument], collections.Counter]:
   """Returns the documents that have tokens, and a tally of what is left out."""
   counts = collections.Counter()

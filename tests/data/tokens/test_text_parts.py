@@ -1,4 +1,4 @@
-"""bertgpt.data.tokens.parts: ids of the whole text; a token is in the part in which it starts."""
+"""bertgpt.data.tokens.text_parts: ids are those of the whole text; parts own what they start."""
 
 import functools
 import io
@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_pb2
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
-from bertgpt.data.tokens import parts as parts_lib
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import text_parts, tokenizers
 
 TRAIN = ["The cat sees the dog, and the dog sees a café.", "They'll never see it! Or will they?",
          "Ａ full-width text", "今天天气很好。我们去哪里？", "def f(x):\n    return x  # 3.14",
@@ -90,7 +89,7 @@ MAKERS = {
 @functools.cache
 def make(name):
   tokenizer = MAKERS[name]()
-  return tokenizer, parts_lib.make_encoder(tokenizer)
+  return tokenizer, text_parts.make_encoder(tokenizer)
 
 
 def starts_by_library(tokenizer, text):
@@ -120,7 +119,7 @@ def assert_right(name, texts):
 @pytest.fixture(autouse=True)
 def divide_everywhere(monkeypatch):
   """Texts are divided at every border that allows it, not only if they are long."""
-  monkeypatch.setattr(parts_lib, "_LONG_CHARS", 0)
+  monkeypatch.setattr(text_parts, "_LONG_CHARS", 0)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -162,7 +161,7 @@ def test_ids_of_real_documents_are_those_of_the_library(data_dir):
   vocabulary = tokenizers.load_tokenizer(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
   gpt2 = tokenizers.load_tokenizer(data_dir / "vocab" / "gpt2-encoder.json")
   for tokenizer in (vocabulary, gpt2, make("unigram with bytes")[0]):
-    encoded = parts_lib.make_encoder(tokenizer)(texts)
+    encoded = text_parts.make_encoder(tokenizer)(texts)
     for text, parts, (ids, lengths) in zip(documents, texts, encoded, strict=True):
       expected, starts = starts_by_library(tokenizer, text)
       assert ids.tolist() == expected
@@ -174,7 +173,7 @@ def test_ids_of_real_documents_are_those_of_the_library(data_dir):
                                   "sentencepiece bpe with bytes"])
 def test_the_library_is_not_asked_for_the_positions_of_running_text(name, monkeypatch):
   """Asking for the positions would be slow."""
-  monkeypatch.setattr(parts_lib, "encode_with_offsets", lambda *_: pytest.fail("asked"))
+  monkeypatch.setattr(text_parts, "encode_with_offsets", lambda *_: pytest.fail("asked"))
   _, encode = make(name)
   (_, lengths), = encode([["The cat sees.", " The dog sees!", "\n\nThey will."]])
   assert lengths.all()
@@ -186,7 +185,7 @@ def test_added_tokens_are_assigned_too():
          "lstrip": True, "rstrip": True, "normalized": False, "special": False}
   tokenizer = tokenizers.ByteBPE(json.dumps(content | {"added_tokens": [new]}).encode())
   parts = ["A <é", " b>  end.", " Then <é b>"]
-  (ids, lengths), = parts_lib.make_encoder(tokenizer)([parts])
+  (ids, lengths), = text_parts.make_encoder(tokenizer)([parts])
   expected, starts = starts_by_library(tokenizer, "".join(parts))
   assert ids.tolist() == expected and new["id"] in expected
   borders = np.cumsum([len(part) for part in parts])
