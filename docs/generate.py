@@ -128,7 +128,7 @@ def field_table(leaves: Iterable[tuple[str, object]], comments: dict[str, str],
   for field, default in leaves:
     text, names = comments[field], named_choices.get(field, ())
     if names:  # A comment that only lists them is left out.
-      is_list = {part.strip() for part in text.split("|")} <= {*names, ""}
+      is_list = not text or {part.strip() for part in text.split("|")} == set(names)
       parts = ([] if is_list else [prose(text.rstrip("."))]) + [f"One of {codes(names)}"]
       text = ". ".join(parts)
     else:
