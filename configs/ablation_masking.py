@@ -19,17 +19,14 @@ cannot be compared between the runs of the sweep: a token that is shown unchange
 predict. Only the scores of tasks can.
 """
 
-from bertgpt.config import phase, recipes, sweeps
+from bertgpt.config import recipes, sweeps
 
 
 def get_config():
   config = recipes.beside(__file__, "wiki_mini")
   config.objective.update(mask_prob=0.15, replace_with_mask=0.8, replace_with_random=0.1)
-  config.phases = (
-      phase(steps=400, seq_len=16, batch_size=128, learning_rate=1.5e-3, schedule="wsd",
-            warmup_steps=50, decay_fraction=0.0),
-      phase(steps=400, seq_len=64, batch_size=32, learning_rate=1.5e-3, schedule="wsd",
-            decay_fraction=0.5),)
+  config.phases[0].update(steps=400, warmup_steps=50)
+  config.phases[1].steps = 400
   config.eval.every_steps = 200
   config.checkpoint.every_steps = 100
   config.checkpoint.keep = 1

@@ -18,7 +18,7 @@ and no segments. It predicts every token of a row instead of 15%, so its loss ca
 with the others. It does not label words, so it has no score on WNUT17.
 """
 
-from bertgpt.config import base, leaves, recipes
+from bertgpt.config import base, recipes, sweeps
 
 
 def get_config(name="mlm_nsp"):
@@ -31,12 +31,7 @@ def get_config(name="mlm_nsp"):
 
 def get_sweep():
   """Returns one run per objective."""
-  default, runs = dict(leaves(get_config())), []
-  for name in OBJECTIVES:
-    config = get_config(name)
-    differs = {field: value for field, value in leaves(config) if value != default[field]}
-    runs.append({"objective.name": config.objective.name, **differs})
-  return runs
+  return sweeps.of_configs(map(get_config, OBJECTIVES), ("objective.name",))
 
 
 def _use_mlm(config):

@@ -18,17 +18,13 @@ this phase is half as long. With rows of 16 tokens for only 300 steps, perplexit
 after 800 steps.
 """
 
-from bertgpt.config import phase, recipes
+from bertgpt.config import recipes
 
 
 def get_config():
   config = recipes.beside(__file__, "wiki_mini")
   config.model.update(family="albert", embedding_width=128, layer_groups=1)
-  config.objective.update(name="mlm_sop")
-  config.phases = (
-      phase(steps=1_000, seq_len=16, batch_size=128, learning_rate=1.5e-3, schedule="wsd",
-            warmup_steps=100, decay_fraction=0.0),
-      phase(steps=1_500, seq_len=64, batch_size=32, learning_rate=1.5e-3, schedule="wsd",
-            decay_fraction=0.5),)
+  config.objective.name = "mlm_sop"
+  config.phases[0].steps, config.phases[1].steps = 1_000, 1_500
   config.eval.every_steps = 250
   return config

@@ -10,13 +10,11 @@ Expected   On dev sets, fine-tuned: CoLA 67.7, SST-2 95.1, MRPC 89.5, STS-B 91.2
 Status     Not yet run.
 """
 
-from bertgpt.config import families, phase, recipes
+from bertgpt.config import families, recipes
 
 
 def get_config():
   config = recipes.beside(__file__, "electra_small")
   config.model.update(families.FAMILIES["electra"].presets["base"])
-  config.phases = (
-      phase(steps=766_000, seq_len=512, batch_size=256, learning_rate=2e-4, schedule="linear",
-            warmup_steps=10_000, warmup_rule="multiply"),)
+  config.phases[0].update(steps=766_000, seq_len=512, batch_size=256, learning_rate=2e-4)
   return config

@@ -14,14 +14,13 @@ Status     Not yet run.
 A quarter of the tokens are masked, not 15% as in the smaller models.
 """
 
-from bertgpt.config import families, phase, recipes
+from bertgpt.config import families, recipes
 
 
 def get_config():
   config = recipes.beside(__file__, "electra_small")
   config.model.update(families.FAMILIES["electra"].presets["large"])
   config.objective.mask_prob = 0.25
-  config.phases = (
-      phase(steps=1_750_000, seq_len=512, batch_size=2_048, micro_batches=4, learning_rate=2e-4,
-            schedule="linear", warmup_steps=10_000, warmup_rule="multiply"),)
+  config.phases[0].update(steps=1_750_000, seq_len=512, batch_size=2_048, micro_batches=4,
+                          learning_rate=2e-4)
   return config

@@ -25,31 +25,24 @@ own choice: as many tokens per step as in the first stage.
 from bertgpt.config import base, families, phase
 from bertgpt.config.token_budgets import count_steps, warm_up_batches
 
-# Size -> peak rate, weight decay, tokens of the batch warm-up, tokens of the rate's warm-up.
-SIZES = {
-    "ettin_17m": (3e-3, 3e-4, 125e9, 4e9),
-    "ettin_32m": (3e-3, 3e-4, 100e9, 4e9),
-    "ettin_68m": (3e-3, 3e-4, 75e9, 3e9),
-    "ettin_150m": (8e-4, 1e-5, 50e9, 3e9),
-    "ettin_400m": (5e-4, 1e-5, 10e9, 2e9),
-    "ettin_1b": (5e-4, 5e-5, 3e9, 2e9),
-}
 FAMILIES = {"mlm": "modernbert", "causal": "modernbert_decoder"}
 
 
-def get_config(argument="mlm"):
-  """Returns the config of a size and an objective.
+def get_config(objective="mlm"):
+  return make_config("ettin_17m", objective, learning_rate=3e-3, weight_decay=3e-4,
+                     batch_tokens=125e9, rate_tokens=4e9)
+
+
+def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate_tokens):
+  """Returns the config of a size; the recipes of the other sizes call this, too.
 
   Args:
-    argument: 'mlm' or 'causal'; the recipes of other sizes put their own name before it, as in
-      'ettin_32m mlm'.
+    size: name of the preset.
+    objective: 'mlm' or 'causal'.
+    learning_rate: peak of the first stage.
+    weight_decay: weight decay.
+    batch_tokens, rate_tokens: tokens of the warm-up of the batch, and of that of the learning rate.
   """
-  *size, objective = argument.split()
-  return make_config(size[0] if size else "ettin_17m", objective)
-
-
-def make_config(size, objective):
-  peak, decay, batch_tokens, rate_tokens = SIZES[size]
   config = base()
   config.data.source = "parquet:wikipedia/20231101.en/*.parquet#text"
   config.data.validation_fraction = 0.001
@@ -58,10 +51,10 @@ def make_config(size, objective):
   config.tokenizer.vocab_size = 50_368
   config.model.update(families.FAMILIES[FAMILIES[objective]].presets[size])
   config.objective.name = objective
-  config.optimizer.update(name="stable_adamw", b1=0.9, b2=0.98, epsilon=1e-6, weight_decay=decay,
-                          clip_norm=0.0)
-  short = warm_up_batches(768, 4_608, batch_tokens, rate_tokens, 1_024, learning_rate=peak,
-                          schedule="constant")
+  config.optimizer.update(name="stable_adamw", b1=0.9, b2=0.98, epsilon=1e-6, clip_norm=0.0,
+                          weight_decay=weight_decay)
+  short = warm_up_batches(768, 4_608, batch_tokens, rate_tokens, 1_024, schedule="constant",
+                          learning_rate=learning_rate)
   short.append(phase(steps=count_steps(1.7e12 - batch_tokens, 4_608, 1_024), seq_len=1_024,
                      batch_size=4_608, learning_rate_rule="continuous"))
   for p in short:
@@ -70,9 +63,10 @@ def make_config(size, objective):
               power=0.5)
   config.phases = (
       *short,
-      phase(steps=count_steps(250e9, 576, 8_192), learning_rate=peak, end_fraction=0.5, **long),
-      phase(steps=count_steps(50e9, 576, 8_192), learning_rate=peak / 2, end_fraction=0.04,
-            rope_theta_local=160_000.0, **long))
+      phase(steps=count_steps(250e9, 576, 8_192), learning_rate=learning_rate, end_fraction=0.5,
+            **long),
+      phase(steps=count_steps(50e9, 576, 8_192), learning_rate=learning_rate / 2,
+            end_fraction=0.04, rope_theta_local=160_000.0, **long))
   if objective == "mlm":
     config.objective.update(mask_prob=0.3, mask_rule="bernoulli")
     config.phases[-1].mask_prob = config.eval.mask_prob = 0.15

@@ -18,7 +18,7 @@ much work. The step of XLNet, with its two streams, is twice as much. ELMo reads
 not pieces, in streams of 32; it has its own vocabulary and Adagrad.
 """
 
-from bertgpt.config import base, families, leaves, recipes
+from bertgpt.config import base, families, recipes, sweeps
 
 
 def get_config(name="bert"):
@@ -32,13 +32,7 @@ def get_config(name="bert"):
 
 def get_sweep():
   """Returns one run per family."""
-  default, runs = dict(leaves(get_config())), []
-  for name in MODELS:
-    config = get_config(name)
-    differs = {field: value for field, value in leaves(config) if value != default[field]}
-    runs.append({"model.family": config.model.family, "objective.name": config.objective.name,
-                 **differs})
-  return runs
+  return sweeps.of_configs(map(get_config, MODELS), ("model.family", "objective.name"))
 
 
 def _use_roberta(config):

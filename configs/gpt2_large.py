@@ -13,6 +13,6 @@ from bertgpt.config import presets, recipes
 
 def get_config():
   config = recipes.beside(__file__, "gpt2_small")
-  config.model.update(presets.GPT2["large"], dropout=0.0, attention_dropout=0.0)
+  config.model.update(presets.size(presets.GPT2["large"]))
   config.phases[0].update(learning_rate=2.5e-4, micro_batches=15)
   return config

@@ -13,6 +13,6 @@ from bertgpt.config import presets, recipes
 
 def get_config():
   config = recipes.beside(__file__, "gpt2_small")
-  config.model.update(presets.GPT2["medium"], dropout=0.0, attention_dropout=0.0)
+  config.model.update(presets.size(presets.GPT2["medium"]))
   config.phases[0].update(learning_rate=3e-4, micro_batches=10)
   return config

@@ -13,6 +13,6 @@ from bertgpt.config import presets, recipes
 
 def get_config():
   config = recipes.beside(__file__, "gpt2_small")
-  config.model.update(presets.GPT2["xl"], dropout=0.0, attention_dropout=0.0)
+  config.model.update(presets.size(presets.GPT2["xl"]))
   config.phases[0].update(learning_rate=2e-4, micro_batches=30)
   return config

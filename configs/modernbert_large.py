@@ -29,10 +29,8 @@ def get_config():
             **rows)]
   for p in short:
     p.micro_batches, p.rope_theta = p.batch_size // 448, 10_000.0
-  long = dict(seq_len=8_192, batch_size=80, learning_rate=5e-5)
-  config.phases = (
-      *short,
-      phase(steps=count_steps(250e9, 80, 8_192), schedule="constant", **long),
-      phase(steps=count_steps(50e9, 80, 8_192), schedule="wsd", decay_fraction=1.0, power=0.5,
-            **long))
+  long = config.phases[-2:]
+  for p in long:
+    p.learning_rate = 5e-5
+  config.phases = (*short, *long)
   return config

@@ -11,20 +11,15 @@ A step costs about twice as much as that of a masked LM with as many predicted t
 predicted tokens are a second stream, and each stream has one more matmul, of queries and distances.
 """
 
-from bertgpt.config import families, phase, recipes
+from bertgpt.config import families, presets, recipes
 
 
 def get_config():
   config = recipes.beside(__file__, "wiki_mini")
-  size = {name: config.model[name] for name in ("num_layers", "width", "num_heads", "mlp_dim")}
+  size = presets.size(config.model)
   config.model.update(families.FAMILIES["xlnet"].presets["base"])
   config.model.update(size, dropout=0.0, attention_dropout=0.0, init_std=0.035)
   config.objective.update(name="plm", mask_prob=0.25, whole_words=True, ngram=3,
                           permutation_block=0, replace_with_mask=0.8, replace_with_random=0.1)
-  config.phases = (
-      phase(steps=2_000, seq_len=16, batch_size=128, learning_rate=1.5e-3, schedule="wsd",
-            warmup_steps=100, decay_fraction=0.0),
-      phase(steps=1_500, seq_len=64, batch_size=32, learning_rate=1.5e-3, schedule="wsd",
-            decay_fraction=0.5),)
-  config.eval.every_steps = 500
+  config.phases[1].steps = 1_500
   return config

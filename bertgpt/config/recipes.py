@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -33,14 +34,12 @@ RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
 HOST_FIELDS = ("data.cache_dir", "data.corpus", "data.prepare_workers", "data.reader_workers",
                "data.prefetch", "system.compilation_cache")
 
-
 # Name of a module in recipes of version 0.1 -> its current name.
 FORMER_NAMES = {
     "bertgpt.finetune_config": "bertgpt.config.finetuning",
     "bertgpt.presets": "bertgpt.config.presets",
     "bertgpt.recipes": "bertgpt.config.recipes",
 }
-
 
 # Fields that version 0.1 did not have. A config.json without them gets the defaults, with which
 # the model is the same as before, except for FORMER_VALUES.
@@ -135,6 +134,17 @@ def beside(file: str, name: str, make_base: Callable[[], ConfigDict] = base,
   return load(f"{path}:{argument}" if argument else path, make_base)
 
 
+def module_beside(file: str, name: str) -> ModuleType:
+  """Returns the module of another recipe in the same folder, whose functions a recipe calls.
+
+  Args:
+    file: `__file__` of the calling recipe.
+    name: name of the other recipe, such as 'ettin_17m'.
+  """
+  path = str(pathlib.Path(file).with_name(f"{name}.py"))
+  return _run(path, path)
+
+
 def load_sweep(path: str) -> list[dict[str, Any]]:
   """Returns the overrides of every run of a recipe's `get_sweep()`, as flat dicts.
 
@@ -199,18 +209,24 @@ def find(name: str) -> str:
   raise ConfigError(f"--config {name}: no such file or recipe. {hint}")
 
 
-def _call(path: str, function: str) -> Any:
-  """Returns the result of a function of a recipe. An error in the recipe becomes one line."""
-  name, *argument = path.split(":", 1)
-  file = find(name)
+def _run(name: str, file: str) -> ModuleType:
+  """Returns the module of a recipe; its code may raise any error."""
   spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
   if spec is None:
     raise ConfigError(f"--config {name}: not a Python file")
   module = importlib.util.module_from_spec(spec)
   for former, now in FORMER_NAMES.items():
     sys.modules.setdefault(former, importlib.import_module(now))
+  spec.loader.exec_module(module)
+  return module
+
+
+def _call(path: str, function: str) -> Any:
+  """Returns the result of a function of a recipe. An error in the recipe becomes one line."""
+  name, *argument = path.split(":", 1)
+  file = find(name)
   try:
-    spec.loader.exec_module(module)
+    module = _run(name, file)
     if not hasattr(module, function):
       raise ConfigError(f"--config {name}: the file defines no {function}()")
     return getattr(module, function)(*(argument if function == "get_config" else ()))

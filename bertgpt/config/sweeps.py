@@ -1,4 +1,4 @@
-"""Lists of runs for a recipe's `get_sweep()`: products, pairs, random samples.
+"""Lists of runs for a recipe's `get_sweep()`: products, pairs, whole configs, random samples.
 
     def get_sweep():
       return sweeps.product({"seed": (0, 1, 2)},
@@ -11,8 +11,10 @@ import builtins
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from bertgpt.config.pretraining import ConfigDict, leaves
 
 Runs = list[dict[str, Any]]
 Draw = Callable[[random.Random], Any]
@@ -54,6 +56,19 @@ def zip(fields: Mapping[str, Sequence[Any]]) -> Runs:
   """
   return [dict(builtins.zip(fields, values, strict=True))
           for values in builtins.zip(*fields.values(), strict=True)]
+
+
+def of_configs(configs: Iterable[ConfigDict], names: Sequence[str] = ()) -> Runs:
+  """Returns a run per config: the fields in which it differs from the first one.
+
+  Args:
+    configs: the first is that of `get_config()`.
+    names: fields that every run sets, such as those that tell the runs apart in a table.
+  """
+  first, *others = [dict(leaves(config)) for config in configs]
+  return [{name: fields[name] for name in names}
+          | {field: value for field, value in fields.items() if value != first[field]}
+          for fields in (first, *others)]
 
 
 def sample(number: int, fields: Mapping[str, Draw | Sequence[Any]], *, seed: int = 0) -> Runs:

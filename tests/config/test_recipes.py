@@ -163,6 +163,20 @@ def test_a_recipe_is_based_on_the_one_in_its_folder_and_not_on_a_bundled_one(tmp
   assert recipes.load(str(tmp_path / "mine.py")).seed == 7
 
 
+def test_a_recipe_calls_a_function_of_another(tmp_path):
+  (tmp_path / "sizes.py").write_text("from bertgpt.config import base\ndef make(seed):\n"
+                                     "  config = base()\n  config.seed = 8 // seed\n"
+                                     "  return config")
+  for seed in (2, 0):
+    (tmp_path / f"mine{seed}.py").write_text(
+        "from bertgpt.config import recipes\ndef get_config():\n"
+        f"  return recipes.module_beside(__file__, 'sizes').make({seed})")
+  assert recipes.load(str(tmp_path / "mine2.py")).seed == 4
+  wrong = str(tmp_path / "mine0.py")
+  (line,) = problems_of(recipes.load, wrong)
+  assert line.startswith(f"--config {wrong}, line 3: ZeroDivisionError")
+
+
 def test_a_line_of_a_recipe_is_named_for_a_relative_path_too(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "mine.py").write_text("\n\nx = 1 / 0")

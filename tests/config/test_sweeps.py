@@ -22,6 +22,20 @@ def test_parts_are_combined():
   assert sweeps.product() == [{}]
 
 
+def test_a_run_of_a_config_has_what_differs_from_the_first():
+  configs = []
+  for name, width, steps in (("mlm_nsp", 768, 10), ("mlm", 64, 10), ("mlm_nsp", 768, 20)):
+    config = base()
+    config.objective.name, config.model.width, config.phases[0].steps = name, width, steps
+    configs.append(config)
+  runs = sweeps.of_configs(configs, ("objective.name",))
+  assert runs == [{"objective.name": "mlm_nsp"}, {"objective.name": "mlm", "model.width": 64},
+                  {"objective.name": "mlm_nsp", "phases[0].steps": 20}]
+  for run, config in zip(runs, configs, strict=True):
+    arguments = [f"--config.{name}={value}" for name, value in run.items()]
+    assert recipes.override(configs[0], arguments) == config
+
+
 def test_mistakes_are_found():
   with pytest.raises(ValueError, match="shorter"):
     sweeps.zip({"seed": (0, 1), "model.width": (1,)})
