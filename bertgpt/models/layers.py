@@ -233,15 +233,16 @@ class Block(nn.Module):
                                  key=mlp_key)
     if config.norm == "post":
       # `Attention` cannot fork x itself, because the residual connection uses x, too.
-      *qkv_BLD, x_BLD = fork(x_BLD, 4)
-      y_BLD, new = attend(*qkv_BLD, context, cache, kind)
+      query_BLD, key_BLD, value_BLD, x_BLD = fork(x_BLD, 4)
+      y_BLD, new = attend(query_BLD, key_BLD, value_BLD, context, cache, kind)
       x_BLD = attention_norm(checkpoint_name(x_BLD + drop_output(y_BLD), SAVED))
       x_BLD = mlp_norm(checkpoint_name(x_BLD + drop_mlp(mlp(x_BLD)), SAVED))
     else:
       y_BLD = attention_norm(x_BLD)
       if kind.is_first is not None:
         y_BLD = jnp.where(kind.is_first, x_BLD, y_BLD)
-      y_BLD, new = attend(*fork(y_BLD, 3), context, cache, kind)
+      query_BLD, key_BLD, value_BLD = fork(y_BLD, 3)
+      y_BLD, new = attend(query_BLD, key_BLD, value_BLD, context, cache, kind)
       x_BLD = checkpoint_name(x_BLD + drop_output(y_BLD), SAVED)
       x_BLD = x_BLD + drop_mlp(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)
