@@ -12,13 +12,13 @@ import pytest
 import tiny
 
 from bertgpt import cli
-from bertgpt.config import recipes
+from bertgpt.config import choices, phase, recipes
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
 from bertgpt.runs import checkpoint, metrics_file
-from bertgpt.training import evaluate, loop, mapped, per_run, steps
+from bertgpt.training import evaluate, loop, mapped, per_run, schedules, steps
 from bertgpt.training.run import Run
 
 STEPS = 6
@@ -68,22 +68,33 @@ def train_together(configs, batches_of):
 
 
 NUMBERS = [{"seed": 3, "phases[0].learning_rate": 1e-3, "optimizer.b2": 0.95,
-            "optimizer.weight_decay": 0.0, "model.dropout": 0.2},
+            "optimizer.weight_decay": 0.0, "model.dropout": 0.2, "optimizer.layer_decay": 0.9,
+            "optimizer.momentum": 0.9},
            {"optimizer.b1": 0.8, "optimizer.epsilon": 1e-3, "optimizer.clip_norm": 0.1,
-            "phases[0].end_fraction": 0.5}]
+            "phases[0].end_fraction": 0.5, "optimizer.layer_decay": 0.7,
+            "optimizer.initial_accumulator": 0.01, "model.attention_dropout": 0.3}]
 RATES = [{"seed": 1, "model.dropout": 0.1, "phases[0].warmup_steps": 2},
          {"seed": 2, "model.dropout": 0.5, "phases[0].warmup_steps": 4}]
-OTHERS = ("adamw", "fairseq_adamw", "stable_adamw")
+OTHERS = sorted(choices.OPTIMIZERS.keys() - {"bert_adamw"})
+WIDE = {"adafactor": {"width": 128, "mlp_dim": 128}}  # It factors no smaller matrices.
+
+
+def numbers_of(name):
+  """Returns NUMBERS without the fields that an optimizer does not read."""
+  unread = set().union(*choices.OPTIMIZERS.values()) - choices.OPTIMIZERS[name]
+  return [{field: run[field] for field in run.keys() - unread} for run in NUMBERS]
 
 
 @pytest.mark.parametrize("name, mesh, micro_batches, runs, split", [
-    ("bert_adamw", (1, 1, 1), 1, NUMBERS, 1),
+    ("bert_adamw", (1, 1, 1), 1, numbers_of("bert_adamw"), 1),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ("bert_adamw", (1, 2, 2), 1, NUMBERS, 1), ("adamw", (4, 1, 1), 2, RATES, 2),
-        *((name, (1, 1, 1), 1, NUMBERS, 1) for name in OTHERS)))])
+        ("bert_adamw", (1, 2, 2), 1, numbers_of("bert_adamw"), 1),
+        ("adamw", (4, 1, 1), 2, RATES, 2),
+        *((name, (1, 1, 1), 1, numbers_of(name), 1) for name in OTHERS)))])
 def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split):
   """This includes dropout, micro-batches, and several devices, which split runs or rows."""
-  base = tiny.make_config(mesh=mesh, num_layers=1, dropout=0.1, attention_dropout=0.1)
+  base = tiny.make_config(mesh=mesh, num_layers=1, dropout=0.1, attention_dropout=0.1,
+                          **WIDE.get(name, {}))
   base.optimizer.name, base.phases[0].micro_batches = name, micro_batches
   configs = configs_of(base, runs)
   batches_of = [[tiny.make_batch(config, 10 * config.seed + i) for i in range(STEPS)]
@@ -182,6 +193,26 @@ def test_a_question_has_one_answer_for_all_runs():
   for question in (bool, int, float, lambda rate: rate == 0, lambda rate: rate > 0.05):
     with pytest.raises(ConfigError, match="model.dropout: .*Leave out --mapped"):
       question(of_run(0, 0.0, 0.1, fields=("model.dropout",)))
+
+
+CURVES = {"power": (2.0, 0.5), "end_fraction": (0.0, 0.3), "learning_rate": (1e-3, 2e-3),
+          "decay_fraction": (0.5, 0.2)}
+
+
+@pytest.mark.parametrize("warmup", [{"warmup_steps": (4, 7)}, {"warmup_fraction": (0.2, 0.35)}, {}],
+                         ids=str)
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_learning_rates_are_those_of_single_runs(schedule, warmup):
+  fields = {f"phases[0].{field}": values for field, values in (CURVES | warmup).items()}
+  config = tiny.make_config()
+  config.phases = (phase(steps=20, schedule=schedule),)
+  at = jnp.arange(25)
+  rates = jax.jit(jax.vmap(lambda i: schedules.make_schedule(per_run.put(config, fields, i))(at)))(
+      jnp.arange(2))
+  for i, found in enumerate(rates):
+    alone = recipes.override(config, [f"--config.{name}={v[i]}" for name, v in fields.items()])
+    np.testing.assert_allclose(found, schedules.make_schedule(alone)(at), rtol=1e-6, atol=1e-9)
+  assert not np.allclose(*rates)
 
 
 # ----------------------------------------------------------------- whole runs
