@@ -235,6 +235,22 @@ def test_input_runs(recipe, tmp_path):
   assert 0 <= rows["share of a run's time that waits for a batch"]["median"] < 1
 
 
+@pytest.mark.libtpu
+@pytest.mark.slow
+def test_what_a_chip_sends_does_not_grow_with_the_slices(recipe, tmp_path):
+  """With s slices of m chips, 1 / m of the sums crosses the slow network, 2 (s - 1) / s times."""
+  model = {"num_layers": 2, "width": 256, "num_heads": 4, "mlp_dim": 1024, "dtype": "bfloat16"}
+  assert run("scaling", f"--config={recipe}", "--shapes=2x4,2x4:4",
+             *(f"--config.model.{field}={value}" for field, value in model.items()),
+             f"--out={tmp_path / 's.json'}") == 0
+  rows = {name: row["median"] for name, row in measured(tmp_path / "s.json").items()}
+  assert 1 <= rows["payload per chip from 8 chips on, most over least"] <= 1.05
+  summed = rows["v5e:2x4: payload of the collectives"]
+  slow = rows["v5e:2x4:4: sent per chip over the slow network"]
+  assert slow == pytest.approx(2 * summed / 8 * 3 / 4, rel=0.05)
+  assert rows["v5e:2x4: sent per chip over the slow network"] == 0
+
+
 @pytest.mark.slow
 def test_loop_runs(recipe, tmp_path):
   assert run("loop", f"--config={recipe}", "--rounds=1", "--steps=10", "--parts=saving",
