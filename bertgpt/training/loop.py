@@ -5,7 +5,7 @@ import contextlib
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,51 +61,146 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
   with contextlib.ExitStack() as stack:
     stack.enter_context(events.recording())
     run = stack.enter_context(open_run(config, path, allow_change))
-    config, last_step = run.config, config_lib.total_steps(run.config)
-    checkpoints = stack.enter_context(checkpoint.Checkpoints(
-        path, **config.checkpoint, on_save=functools.partial(history.note_checkpoint, path)))
-    save = events.during("saving")(checkpoints.save)
-    state = restore_or_init(run, checkpoints)
-    first_step = int(state.step)
-    write_start(run, first_step)  # Only now, so that a refused start changes nothing.
-    log = stack.enter_context(contextlib.closing(StepLog(
-        config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
-    announce(run, log, first_step)
-    if is_evaluated(config, first_step):  # A signal or a crash may have prevented it.
-      scores = evaluate_step(run, log, checkpoints, first_step, state) or {}
-    should_stop = stack.enter_context(process.catch_signals())
-    trace = stack.enter_context(process.tracer(config.profile.steps, path / "profile"))
-    watchdog.arm_for(config.system, compiles=True)
-    compiled, after_gaps = None, {last + 1 for _, last in config.train.skip_steps}
-    batches = stack.enter_context(contextlib.closing(steps_of(run, first_step)))
-    for step, train_step, batch in log.pace.timed(events.timed("input", batches)):
-      is_new, compiled = train_step is not compiled, train_step
-      events.begin_step(step, compiles=is_new)  # `step` counts from 1.
-      watchdog.arm_for(config.system, compiles=is_new)
-      trace(step, log.finish_step)
-      if step in after_gaps:
-        state = steps.move_to(state, step - 1)
-      with log.pace.waiting():
-        if is_new:
-          peers.compile_together("the train step", config.system, train_step, state, batch)
-        state, step_metrics = train_step(state, batch)
-      log.add(step, step_metrics)
-      stop, is_saved = should_stop(), False
-      if stop or step == last_step or checkpoints.due(step):
-        is_finite = log.finish_step()  # Raises if the run has diverged, before anything is saved.
-        wait = stop or step == last_step
-        if is_saved := wait or is_finite:  # Checkpoints of bad steps must not replace good ones.
-          save(step, state, run.metadata | {"step": step}, wait=wait)
-      if not stop and is_evaluated(config, step):
-        found = evaluate_step(run, log, checkpoints, step, state, should_stop)
-        scores, stop = found or {}, found is None
-      if stop:
-        if not is_saved:
-          save(step, state, run.metadata | {"step": step}, wait=True)
-        raise Preempted(f"stopped at step {step} with a checkpoint saved. "
-                        "The same command resumes the run")
-    watchdog.arm_for(config.system, compiles=True)
-    return make_finished(run, last_step, state.params, scores)
+    loop = open_loop(run, stack)
+    loop.evaluate_if_due()  # A signal or a crash may have prevented it.
+    for step, train_step, batch in loop.open_steps(stack):
+      loop.run_step(step, train_step, batch)
+      loop.save_if_due()
+      loop.evaluate_if_due()
+      loop.stop_if_asked()
+    return loop.finish()
+
+
+class Loop:
+  """The acts of a run while it trains.
+
+  Attributes:
+    step: steps done.
+    state: state after them, on the devices.
+    scores: held-out metric -> value, of the last evaluation.
+    is_stopping: whether a signal was received.
+  """
+
+  def __init__(self, run: Run, checkpoints: checkpoint.Checkpoints, log: StepLog,
+               state: steps.TrainState):
+    """Prepares the loop.
+
+    Args:
+      run: the opened run.
+      checkpoints: its checkpoints.
+      log: its log.
+      state: restored or new state, on the devices.
+    """
+    self._run, self._checkpoints, self._log = run, checkpoints, log
+    self._last_step = config_lib.total_steps(run.config)
+    self._program: Callable | None = None  # The jitted step of the last step.
+    # Until `open_steps`, nothing is traced and no signal is caught.
+    self._trace: Callable = lambda step, wait: None
+    self._should_stop: Callable[[], bool] = lambda: False
+    self.step, self.state, self.is_stopping = int(state.step), state, False
+    self.scores: dict[str, float] = {}
+
+  def open_steps(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Callable, Any]]:
+    """Returns the steps that are left, see `make_steps`; from here on, signals stop the loop.
+
+    Args:
+      stack: ends what is needed only during the steps.
+    """
+    run = self._run
+    self._should_stop = stack.enter_context(process.catch_signals())
+    self._trace = stack.enter_context(process.tracer(run.config.profile.steps,
+                                                     run.path / "profile"))
+    watchdog.arm_for(run.config.system, compiles=True)
+    left = stack.enter_context(contextlib.closing(make_steps(
+        run.config, self.step, functools.partial(jit_phase, run),
+        functools.partial(device_batches, run))))
+    return self._log.pace.timed(events.timed("input", left))
+
+  def run_step(self, step: int, train_step: Callable, batch: dict[str, jax.Array]) -> None:
+    """Starts a step, logs the one before, and asks whether a signal was received.
+
+    Args:
+      step: the step, counted from 1.
+      train_step: jitted step of its phase.
+      batch: name -> global array [batch size, ...].
+    Raises:
+      DivergedError: too many consecutive steps were not finite.
+    """
+    system = self._run.config.system
+    is_new, self._program = train_step is not self._program, train_step
+    events.begin_step(step, compiles=is_new)
+    watchdog.arm_for(system, compiles=is_new)
+    self._trace(step, self._log.finish_step)
+    if step > self.step + 1:  # The steps between are left out.
+      self.state = steps.move_to(self.state, step - 1)
+    with self._log.pace.waiting():
+      if is_new:
+        peers.compile_together("the train step", system, train_step, self.state, batch)
+      self.state, step_metrics = train_step(self.state, batch)
+    self.step = step
+    self._log.add(step, step_metrics)
+    self.is_stopping = self._should_stop()
+
+  def save_if_due(self) -> None:
+    """Saves a checkpoint at the end, after a signal, and when one is due.
+
+    Raises:
+      DivergedError: too many consecutive steps were not finite.
+      StorageError: it cannot be saved.
+    """
+    must_save = self.is_stopping or self.step == self._last_step
+    if must_save or self._checkpoints.due(self.step):
+      is_good = self._log.finish_step()  # Raises if the run has diverged.
+      if must_save or is_good:  # Checkpoints of bad steps must not replace good ones.
+        self._save(wait=must_save)
+
+  def evaluate_if_due(self) -> None:
+    """Evaluates the model if it is due, unless a signal was received."""
+    if not self.is_stopping and is_evaluated(self._run.config, self.step):
+      scores = evaluate_step(self._run, self._log, self._checkpoints, self.step, self.state,
+                             self._should_stop)
+      self.scores, self.is_stopping = scores or {}, scores is None
+
+  def stop_if_asked(self) -> None:
+    """Ends the loop if a signal was received.
+
+    Raises:
+      Preempted: a signal was received; a checkpoint of this step is saved.
+    """
+    if self.is_stopping:
+      if self._checkpoints.last_step != self.step:
+        self._save(wait=True)
+      raise Preempted(f"stopped at step {self.step} with a checkpoint saved. "
+                      "The same command resumes the run")
+
+  def finish(self) -> Finished:
+    """Returns the finished run, with its parameters on the host."""
+    watchdog.arm_for(self._run.config.system, compiles=True)
+    return make_finished(self._run, self._last_step, self.state.params, self.scores)
+
+  @events.during("saving")
+  def _save(self, wait: bool) -> None:
+    self._checkpoints.save(self.step, self.state, self._run.metadata | {"step": self.step},
+                           wait=wait)
+
+
+def open_loop(run: Run, stack: contextlib.ExitStack) -> Loop:
+  """Restores or makes the state of a run, and makes its folder a run.
+
+  Args:
+    run: the opened run.
+    stack: closes the checkpoints and the log.
+  """
+  config, path = run.config, run.path
+  checkpoints = stack.enter_context(checkpoint.Checkpoints(
+      path, **config.checkpoint, on_save=functools.partial(history.note_checkpoint, path)))
+  state = restore_or_init(run, checkpoints)
+  first_step = int(state.step)
+  write_start(run, first_step)  # Only now, so that a refused start changes nothing.
+  log = stack.enter_context(contextlib.closing(StepLog(
+      config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
+  announce(run, log, first_step)
+  return Loop(run, checkpoints, log, state)
 
 
 def announce(run: Run, log: StepLog, first_step: int) -> None:
@@ -162,17 +257,6 @@ def write_run(run: Run, first_step: int) -> None:
     history.add(run.path, "start")
   former.note(run.path)
   workdir.write_run(run.path, run.config, run.corpus.tokenizer)
-
-
-def steps_of(run: Run, first_step: int) -> Generator[tuple[int, Callable, Any], None, None]:
-  """Yields the steps of a run, see `make_steps`.
-
-  Args:
-    run: the opened run.
-    first_step: steps done before.
-  """
-  return make_steps(run.config, first_step, functools.partial(jit_phase, run),
-                    functools.partial(device_batches, run))
 
 
 def jit_phase(run: Run, phase_index: int) -> Callable:

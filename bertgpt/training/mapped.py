@@ -275,7 +275,7 @@ def _start(together: Stack, stack: contextlib.ExitStack) -> tuple[TrainState, li
 
 
 class Loop:
-  """The loop over the steps of all runs, as `loop.train` is that of one."""
+  """The loop over the steps of all runs, as `loop.Loop` is that of one."""
 
   def __init__(self, together: Stack, members: Sequence[Member], states: TrainState):
     """Prepares the loop.
@@ -383,7 +383,7 @@ class Loop:
 
   @events.during("saving")
   def _save(self, step: int, active: Sequence[Member], wait: bool) -> None:
-    """Saves the runs that have no checkpoint of this step yet; see `loop.train`."""
+    """Saves the runs that have no checkpoint of this step yet; see `loop.Loop`."""
     self._finish_step()
     for member in active:
       is_saved = member.error or member.checkpoints.last_step == step
