@@ -9,7 +9,6 @@ are worth compiling; they are compiled and predicted like the plan itself.
 
 import collections
 import concurrent.futures
-import functools
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
@@ -83,16 +82,16 @@ def search(step: CompiledStep, topology: Topology) -> list[RankedVariant]:
     The step itself and up to MAX_COMPILATIONS variants, best predicted time first; those that do
     not fit come last.
   """
-  variants = choose_variants(step, topology)
-  lowered = (aot.lower_step(variant.config, step.phase_index, topology) for variant in variants)
-  compile_step = functools.partial(aot.compile_step, platform=topology.platform)
   ranked = [RankedVariant((), aot.predict(step, topology))]
   with concurrent.futures.ThreadPoolExecutor(aot.COMPILER_THREADS) as pool:
-    compiled = tqdm.tqdm(pool.map(compile_step, lowered), "compile", len(variants),
-                         file=sys.stderr)
-    ranked += [RankedVariant(variant.overrides, aot.predict(compiled_step, topology))
-               for variant, compiled_step in zip(variants, compiled, strict=True)]
-  return sorted(ranked, key=lambda r: (not r.plan.fits, r.plan.step_seconds))
+    compiling = {pool.submit(aot.compile_step, aot.lower_step(config, step.phase_index, topology),
+                             topology.platform): overrides
+                 for overrides, config in choose_variants(step, topology)}
+    for done in tqdm.tqdm(concurrent.futures.as_completed(compiling), "search", len(compiling),
+                          file=sys.stderr):
+      ranked.append(RankedVariant(compiling[done], aot.predict(done.result(), topology)))
+  return sorted(ranked, key=lambda r: (not r.plan.fits, r.plan.step_seconds if r.plan.fits else 0,
+                                       r.overrides))
 
 
 def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
@@ -112,7 +111,8 @@ def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
     if estimate_bytes(config, step.phase_index, state_bytes, topology) < topology.chip.usable_hbm:
       seconds = estimate_seconds(config, step, state_bytes, topology)
       timed.append((seconds, overrides, config))
-  timed.sort(key=lambda item: item[:2])
+  # Of equal estimates, the one with fewer overrides: the config's own values suit the platform.
+  timed.sort(key=lambda item: (item[0], len(item[1]), item[1]))
   # The formula cannot compare kinds of programs, so the best of every kind comes before the rest.
   ranked = []
   for seconds, overrides, config in timed:

@@ -87,6 +87,17 @@ def test_every_kind_of_program_is_compiled_before_a_second_layout_of_one():
   assert len(set(kinds)) == len(kinds) == search.MAX_COMPILATIONS
 
 
+@pytest.mark.parametrize("kind, platform", [("h200:1", "cuda"), ("v5p:1x1x1", "tpu")])
+def test_a_variant_does_not_change_remat_besides_something_else_without_need(kind, platform):
+  """The formula finds `none` and `products` equally fast; the one that is better is the default."""
+  config = paper()
+  step = aot.CompiledStep(config, 0, aot.StateBytes(4e8, 8e8), 2e13, None, None, None)
+  topology = topologies.Topology(kind, platform, hardware.CHIPS[kind.split(":")[0]], (), 1, [None])
+  chosen = [overrides for overrides, _ in search.choose_variants(step, topology)]
+  assert len(chosen) == search.MAX_COMPILATIONS
+  assert all(len(overrides) == 1 for overrides in chosen if "model.remat" in " ".join(overrides))
+
+
 @pytest.mark.parametrize("lower, higher", [
     (["phases[0].micro_batches=2"], []), (["model.remat=dots"], []),
     (["model.remat=full"], ["model.remat=dots"]), (["mesh.fsdp=8"], []), (["mesh.tensor=2"], [])])
