@@ -228,7 +228,7 @@ def test_the_mix_labels_words_of_a_model_that_is_frozen_or_not(finished_elmo, la
   (result,) = json.loads((work / "results.json").read_text())["runs"]
   assert result["dev"]["f1"] > (0.4 if freeze else 0.9), result
   run = predict_lib.find_run(work)
-  (_, first), *_, (_, last) = metrics.read_curves(run)["train/loss"]
+  (_, first), *_, (_, last) = metrics_file.read_curves(run)["train/loss"]
   assert last < first / 2
   before = trees.named_leaves(trained_lib.load_trained(finished_elmo).params)
   after = trees.named_leaves(trained_lib.load_checkpoint(run).params["body"])
