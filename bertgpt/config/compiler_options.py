@@ -36,8 +36,8 @@ SETS = {
         # 22 ms of sums, and for all of them without this option.
         "xla_jf_crs_combiner_threshold_in_bytes": 2**20,
         # Of a sum over several slices, each chip of a slice gets only the part that it sends to the
-        # other slices, also of arrays [1, in, out] of the loop over layers. Otherwise it gets the
-        # whole array, which sends 1.5 times as much within the slices.
+        # other slices, also of arrays [1, in, out] of the loop over layers. Otherwise, or if the
+        # part is smaller than a tile, it gets the whole array, which sends 1.5 times as much.
         "xla_tpu_use_minor_sharding_for_major_trivial_input": True,
         "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": 1,
         "xla_tpu_assign_all_reduce_scatter_layout": True,
