@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, base, leaves, phase
+from bertgpt.config import ConfigDict, base, leaves, phase, suggestions
 from bertgpt.errors import ConfigError, UserError, one_line
 
 # Fields that may differ when a run is resumed, because they change neither the batches, nor the
@@ -276,8 +276,8 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
       problems.append(f"{argument}: give the value as --config.{field}=VALUE")
       continue
     if field not in (known := dict(leaves(config))):
-      close = difflib.get_close_matches(field, known, n=1)
-      hint = f". Did you mean --config.{close[0]}?" if close else ""
+      close = " or ".join(f"--config.{other}" for other in suggestions.closest(field, known))
+      hint = f". Did you mean {close}?" if close else ""
       problems.append(f"--config.{field}: no such field{hint}")
       continue
     # A private registry of flags, so that the override is declared only for this call.

@@ -65,6 +65,9 @@ def test_last_override_wins():
     ("--config.model.widht=3", "--config.model.width"),
     ("--config.optimiser.name=lamb", "--config.optimizer.name"),
     ("--config.phases[0].step=3", "--config.phases[0].steps"),
+    ("--config.steps=3", "--config.phases[0].steps or --config.profile.steps"),
+    ("--config.train.batch_size=3", "--config.phases[0].batch_size or --config.eval.batch_size"),
+    ("--config.optimizer.learning_rate=3", "--config.phases[0].learning_rate"),
 ])
 def test_unknown_field_is_one_line_with_a_suggestion(argument, suggestion):
   field = argument.split("=")[0]
