@@ -228,7 +228,8 @@ def _call(path: str, function: str) -> Any:
   try:
     module = _run(name, file)
     if not hasattr(module, function):
-      raise ConfigError(f"--config {name}: the file defines no {function}()")
+      raise ConfigError(f"--config {name}: the file defines no {function}(). For an example, see "
+                        "the recipe wiki_mini")
     return getattr(module, function)(*(argument if function == "get_config" else ()))
   except UserError:
     raise
@@ -276,9 +277,7 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
       problems.append(f"{argument}: give the value as --config.{field}=VALUE")
       continue
     if field not in (known := dict(leaves(config))):
-      close = " or ".join(f"--config.{other}" for other in suggestions.closest(field, known))
-      hint = f". Did you mean {close}?" if close else ""
-      problems.append(f"--config.{field}: no such field{hint}")
+      problems.append(f"--config.{field}: no such field{suggestions.hint(field, known)}")
       continue
     # A private registry of flags, so that the override is declared only for this call.
     registry = flags.FlagValues()

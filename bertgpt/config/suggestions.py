@@ -8,6 +8,19 @@ from collections.abc import Collection
 MISSPELLED = 0.85
 
 
+def hint(field: str, known: Collection[str]) -> str:
+  """Returns the end of an error about an unknown field, such as ". Did you mean --config.seed?".
+
+  Args:
+    field: path of a field that does not exist.
+    known: paths of the fields that exist.
+  Returns:
+    '' if no field is similar.
+  """
+  fields = " or ".join(f"--config.{other}" for other in closest(field, known))
+  return f". Did you mean {fields}?" if fields else ""
+
+
 def closest(field: str, known: Collection[str]) -> list[str]:
   """Returns the fields that an unknown one may stand for, the likeliest first.
 
