@@ -13,6 +13,7 @@ import functools
 import io
 import os
 import posixpath
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -144,7 +145,7 @@ class BucketPath:
 
   def is_dir(self) -> bool:
     """Returns whether there are objects in the folder; a bucket itself is always a folder."""
-    return not self._key or bool(self._list(maxResults="1", pages=1)[0])
+    return not self._key or bool(self._list(only_first=True, maxResults="10")[0])
 
   def is_symlink(self) -> bool:
     """Returns False: a bucket has no links."""
@@ -185,11 +186,16 @@ class BucketPath:
       else:
         yield path
 
-  def _list(self, pages: int | None = None, **options: str) -> tuple[list[dict], list[str]]:
-    """Returns the objects below the folder, without markers of folders, and the folders in it."""
+  def _list(self, only_first: bool = False, **options: str) -> tuple[list[dict], list[str]]:
+    """Returns the objects below the folder, without markers of folders, and the folders in it.
+
+    Args:
+      only_first: whether to stop at the first page that has an object.
+      **options: parameters of the request.
+    """
     prefix = f"{self._key}/" if self._key else ""
     objects, folders, token = [], [], ""
-    while pages is None or pages > 0:
+    while not (only_first and objects):
       extra = {"pageToken": token} if token else {}
       try:
         page = self._call("GET", "b/{}/o", self._bucket, prefix=prefix, json_out=True, **options,
@@ -200,7 +206,6 @@ class BucketPath:
       folders += page.get("prefixes", ())
       if not (token := page.get("nextPageToken", "")):
         break
-      pages = pages and pages - 1
     return objects, folders
 
   # ---------------------------------------------------------------- content
@@ -217,11 +222,27 @@ class BucketPath:
     """Opens the object for reading; the next block is fetched in the background."""
     if mode != "rb":
       raise ValueError(f"{self}: objects are opened with mode 'rb', not {mode!r}")
-    return io.BufferedReader(_Reader(self, self.stat().st_size), 2**16)
+    return io.BufferedReader(_Reader(self, self.stat()), 2**16)
 
-  def read_range(self, start: int, end: int) -> bytes:
-    """Returns the bytes [start, end) of the object."""
-    return self._content(headers={"Range": f"bytes={start}-{end - 1}"}) if end > start else b""
+  def read_range(self, start: int, end: int, generation: str | None = None) -> bytes:
+    """Returns the bytes [start, end) of the object.
+
+    Args:
+      start: first byte.
+      end: byte after the last one.
+      generation: generation that the object must have; None: any.
+    Raises:
+      OSError: the object has been replaced, or cannot be read.
+    """
+    if end <= start:
+      return b""
+    bounds = {"Range": f"bytes={start}-{end - 1}"}
+    if generation is None:
+      return self._content(headers=bounds)
+    try:
+      return self._content(headers=bounds, generation=generation)
+    except FileNotFoundError as e:
+      raise OSError(errno.ESTALE, "it was replaced or deleted while it was read", str(self)) from e
 
   def write_bytes(self, content: bytes, generation: str | None = None) -> str:
     """Writes the object, completely or not at all.
@@ -236,16 +257,18 @@ class BucketPath:
       OSError: there is no such bucket, or it cannot be written.
     """
     header = '{"name": ' + _quote_json(self._key) + "}"
-    body = b"".join((b"--==0==\nContent-Type: application/json; charset=UTF-8\n\n",
-                     header.encode(), b"\n--==0==\nContent-Type: application/octet-stream\n\n",
-                     content, b"\n--==0==--"))
+    boundary = uuid.uuid4().hex  # It must not occur in the content.
+    body = (f"--{boundary}\nContent-Type: application/json; charset=UTF-8\n\n{header}\n"
+            f"--{boundary}\nContent-Type: application/octet-stream\n\n".encode()
+            + content + f"\n--{boundary}--".encode())
     extra = {} if generation is None else {"ifGenerationMatch": generation}
     storage = gcs.open_storage()
     with self._no_bucket():
       return self._call(
           "POST", f"{storage._location}/upload/storage/v1/b/{self._bucket}/o", name=self._key,
           uploadType="multipart", data=body, json_out=True,
-          headers={"Content-Type": 'multipart/related; boundary="==0=="'}, **extra)["generation"]
+          headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
+          **extra)["generation"]
 
   def write_text(self, content: str) -> None:
     """Writes the object as UTF-8, completely or not at all."""
@@ -262,10 +285,10 @@ class BucketPath:
 
   def download(self, file: os.PathLike | str) -> None:
     """Copies the object to a local file."""
-    size = self.stat().st_size
+    size, _, generation = self.stat()
     with open(file, "wb") as f:
       for start in range(0, size, BLOCK_BYTES):
-        f.write(self.read_range(start, min(start + BLOCK_BYTES, size)))
+        f.write(self.read_range(start, min(start + BLOCK_BYTES, size), generation))
 
   def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
     """Does nothing: a bucket has no folders."""
@@ -341,8 +364,9 @@ class BucketPath:
 class _Reader(io.RawIOBase):
   """An object, read block by block."""
 
-  def __init__(self, path: BucketPath, size: int):
-    self._path, self._size, self._position = path, size, 0
+  def __init__(self, path: BucketPath, info: Info):
+    self._path, self._position = path, 0
+    self._size, self._generation = info.st_size, info.generation
     self._start, self._block = 0, b""
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._next: tuple[int, concurrent.futures.Future] | None = None
@@ -389,7 +413,7 @@ class _Reader(io.RawIOBase):
         following < self._size) else None
 
   def _fetch(self, start: int) -> bytes:
-    return self._path.read_range(start, min(start + BLOCK_BYTES, self._size))
+    return self._path.read_range(start, min(start + BLOCK_BYTES, self._size), self._generation)
 
   def close(self) -> None:
     """Ends the thread that reads ahead."""

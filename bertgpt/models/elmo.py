@@ -87,8 +87,9 @@ class Elmo(nn.Module):
     """Returns the prediction of masked words without its logits.
 
     A word is predicted from the words before it by one direction, and from those after it by the
-    other. Neither sees the word itself. The logits of both are added, so the probability is
-    proportional to the product of both.
+    other. Neither sees the word itself, except at the ends of a row, [CLS] and [SEP], which have a
+    neighbor on one side only. The logits of both are added, so the probability is proportional to
+    the product of both.
 
     Args:
       inputs: rows of one text each, [CLS] first and [SEP] last, and the positions to predict.

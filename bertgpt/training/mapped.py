@@ -89,6 +89,8 @@ class Stack:
 
     def pick(i, x):
       # A sum over the devices, of which one has the run. An index would copy all runs to all.
+      if x.dtype == bool:
+        return (x & _is_run(i, x)).any(0)
       bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
       bits = jnp.where(_is_run(i, bits), bits, 0).sum(0, dtype=bits.dtype)
       return jax.lax.bitcast_convert_type(bits, x.dtype)

@@ -160,10 +160,11 @@ def share_of_gpus(k: int, number: int) -> dict[str, str]:
     k: index of the part.
     number: number of parts.
   """
-  gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-  if gpus == [""]:
+  if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
     gpus = [path.name.removeprefix("nvidia")
             for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+  else:
+    gpus = visible.split(",") if visible else []
   return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[k::number])} if len(gpus) >= number else {}
 
 

@@ -92,6 +92,31 @@ def test_reading_in_blocks_gives_the_content(bucket, tmp_path, monkeypatch):
   assert (tmp_path / "copy").read_bytes() == content
 
 
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error(bucket, monkeypatch):
+  monkeypatch.setattr(bucket_lib, "BLOCK_BYTES", 1000)
+  (bucket / "x").write_bytes(b"a" * 5000)
+  with files.open_read(bucket / "x") as file:
+    assert file.read(10) == b"a" * 10
+    (bucket / "x").write_bytes(b"b" * 5000)
+    with pytest.raises(OSError, match="replaced or deleted while it was read"):
+      file.read()
+
+
+def test_a_folder_with_a_marker_is_a_folder(bucket):
+  """Cloud Console and gcsfuse write an empty object at the name of a folder."""
+  for name in ("f/", "f/g/"):
+    bucket_lib.BucketPath.write_bytes(marker(bucket, name), b"")
+  assert not (bucket / "f").exists()
+  (bucket / "f" / "g" / "x").write_bytes(b"")
+  assert (bucket / "f").is_dir() and [path.name for path in (bucket / "f").iterdir()] == ["g"]
+
+
+def marker(bucket, name):
+  path = bucket / name.rstrip("/")
+  path._key += "/"
+  return path
+
+
 @pytest.mark.parametrize("pattern", ["*.txt", "b/*", "**/*.txt", "b/**", "**/e.jsonl", "b/d/[f]",
                                      "b/[abc].txt", "*/?.txt", "none/*", "none", "**"])
 def test_globs_match_what_glob_matches(both, pattern):

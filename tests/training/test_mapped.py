@@ -1,6 +1,7 @@
 """training.mapped and training.per_run: runs of one program are the runs that train alone."""
 
 import contextlib
+import dataclasses
 import json
 import operator
 import shutil
@@ -115,8 +116,12 @@ def test_taking_what_was_put_changes_no_bit():
   """This includes values that a sum would change, such as -0.0."""
   config = tiny.make_config(mesh=(2, 1, 1), num_layers=1)
   with tiny.Setup(config) as setup:
-    runs = [Run(config, None, setup.training, None, None, setup.abstract, {})] * 2
     state = jax.tree.map(lambda x: -x, setup.init())  # Biases become -0.0.
+    flags = jax.device_put(np.array([True, False, True]), state.step.sharding)
+    state = dataclasses.replace(state, carry={"flags": flags})  # XLNet's memory has some.
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                            state)
+    runs = [Run(config, None, setup.training, None, None, abstract, {})] * 2
   together = mapped.Stack(runs)
   states = together.put(together.make_states(), state, 1)
   bits = lambda tree: [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]

@@ -122,7 +122,7 @@ def test_medians_over_seeds():
 
 
 @pytest.mark.parametrize("gpus, shares", [
-    ("0,1,2,3", ["0,2", "1,3"]), ("5", [None, None]), ("a,b", ["a", "b"])])
+    ("0,1,2,3", ["0,2", "1,3"]), ("5", [None, None]), ("a,b", ["a", "b"]), ("", [None, None])])
 def test_parts_share_the_gpus(monkeypatch, gpus, shares):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
   found = [sweep.share_of_gpus(k, 2).get("CUDA_VISIBLE_DEVICES") for k in (0, 1)]
