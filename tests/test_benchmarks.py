@@ -325,6 +325,7 @@ def device_module(tmp_path, monkeypatch):
   return "parts_for_tests"
 
 
+@pytest.mark.slow
 def test_parts_that_fail_are_lines_and_the_next_part_follows(device_module, tmp_path, capsys,
                                                              monkeypatch):
   monkeypatch.setattr(device, "PATIENCE", 1)
@@ -345,6 +346,7 @@ def test_parts_that_fail_are_lines_and_the_next_part_follows(device_module, tmp_
   assert "at most 0.5  good\n" in table and "at most 0.5  WRONG\n" in table
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_is_in_the_file_if_the_time_is_up(device_module, tmp_path):
   out = tmp_path / "out.json"
   arguments = ["--minutes=0.15", f"--out={out}"]

@@ -153,6 +153,7 @@ def test_data_prints_the_corpus_once_when_it_prepares(capsys, recipe, tmp_path):
   assert printed[0] == printed[1]
 
 
+@pytest.mark.slow
 def test_init_from_another_family_is_refused_before_the_text_is_read(capsys, recipe, tmp_path,
                                                                      finished_bert):
   code, lines = run(capsys, "train", f"--config={recipe}:causal", f"--workdir={tmp_path / 'run'}",

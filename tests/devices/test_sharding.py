@@ -74,6 +74,7 @@ SHARED = [{"layer_groups": 1, "embedding_width": 16},
           {"layer_groups": 2, "num_layers": 4, "embedding_width": 16}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, layout", [
     (SHARED[1], ((1, 8, 1), 1, "full", 0)),
     pytest.param(SHARED[1], ((8, 1, 1), 4, "dots", 1), marks=pytest.mark.slow)], ids=str)

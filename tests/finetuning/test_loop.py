@@ -278,6 +278,7 @@ def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finishe
   assert (out / "results.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsys):
   """Weights of 1e30 overflow. If all runs diverge, it is an error."""
   out = tmp_path / "out"

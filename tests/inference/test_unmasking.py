@@ -38,6 +38,7 @@ def predict(diffuser):
   return predict
 
 
+@pytest.mark.slow
 def test_two_tokens_are_drawn_from_the_mean_over_both_orders(diffuser, predict):
   """In each order, a draw is among the two likeliest tokens."""
   prompt = tuple(encode(diffuser, "The cat sees the")[0].tolist())

@@ -75,6 +75,7 @@ def test_the_discriminators_loss_does_not_train_the_generator(sharing):
   assert groups["mlm_loss"] == {own, "generator", "generator_project", "mlm"}
 
 
+@pytest.mark.slow
 def test_the_discriminator_of_gdes_starts_with_the_generators_tables():
   """Its features are those of a discriminator that has these tables as its own."""
   config = make_config(embedding_sharing="gdes")

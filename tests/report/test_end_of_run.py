@@ -224,6 +224,7 @@ def test_the_report_of_a_diffusion_has_its_bound_and_a_text(finished_diffusion):
   assert_aligned(text.splitlines())
 
 
+@pytest.mark.slow
 def test_a_report_without_a_single_held_out_pair_has_no_score_of_pairs(tmp_path, recipe):
   """Documents of one sentence have no order of sentences."""
   text = tmp_path / "text.txt"

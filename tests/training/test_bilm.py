@@ -118,6 +118,7 @@ def test_a_run_learns_the_text(finished_elmo):
   assert min(both) > least
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(finished_elmo, elmo_recipe,
                                                                       tmp_path):
   path = shutil.copytree(finished_elmo, tmp_path / "run")
@@ -192,6 +193,7 @@ def test_a_hidden_word_is_guessed_next_to_unknown_ones(finished_elmo):
   assert guesses[0].token == "the" and guesses[0].probability > 0.5
 
 
+@pytest.mark.slow
 def test_a_task_learns_the_mix_and_its_own_words(finished_elmo, glue, tmp_path, capsys):
   recipe = tmp_path / "tune.py"
   recipe.write_text(small_runs.TUNING.format(data=glue))

@@ -233,6 +233,7 @@ def score(setup, params, batch, carry):
   return sums["plm_loss"][0] / sums["plm_loss"][1], carry
 
 
+@pytest.mark.slow
 def test_an_empty_memory_changes_nothing():
   """Values in places that hold no token are not seen."""
   losses = []
@@ -277,6 +278,7 @@ def test_the_memory_is_the_last_tokens_before_the_row():
   assert carry["is_memory"].sum(1).tolist() == [6, 12, 12, 12]
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_through_the_memory():
   config = make_memory_config()
   with tiny.Setup(config) as setup:

@@ -106,6 +106,7 @@ def test_loss_and_gradients_are_the_same_however_a_step_is_divided(mesh, micro_b
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * float(expected_loss))
 
 
+@pytest.mark.slow
 def test_the_generator_trains_as_if_it_were_alone():
   """Without shared embeddings, the generator has only gradients of the masked-LM loss."""
   grads = [losses_and_gradients(configure(weight), 1)[2] for weight in (50.0, 0.0)]
