@@ -235,7 +235,7 @@ def base() -> ConfigDict:
   objective.bias_init = "zeros"            # initial output bias: zeros | frequencies (their log)
   objective.rtd_weight = 50.0              # rtd: factor on the discriminator's loss
   # plm: tokens of a row that are permuted together; they do not see the tokens after them. 0: all.
-  # plm_memory: a row also advances by so many tokens per step.
+  # plm_memory: a row also advances by this number of tokens per step.
   objective.permutation_block = 256
   objective.memory = 384                   # plm_memory: tokens before a row that it sees
   # Positions per device whose vocabulary logits are in memory at the same time. 0: as many as fit

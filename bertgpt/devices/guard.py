@@ -97,7 +97,7 @@ def _tell(*note: str | int) -> None:
 def _exit_as(child: int, name: str, log: "_Log") -> None:
   """Ends this process the way the child ended, after a line about it."""
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  for number in FORWARDED:  # There is no child any more to pass them to.
+  for number in FORWARDED:  # The child has ended, so nothing is left to pass them to.
     signal.signal(number, signal.SIG_IGN)
   if code == -signal.SIGABRT and log.announced:
     code, text = log.announced
