@@ -17,6 +17,7 @@ from bertgpt.config import ConfigDict, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks.rows import Task
+from bertgpt.runs import workdir
 from bertgpt.runs.trained import Trained
 from bertgpt.training import sweep
 
@@ -73,6 +74,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   results = {"task": config.task.name, **identity, "runs": []}
   stored = path / "config.json"
   if not stored.exists():
+    workdir.check_unused(path)
     return results
   try:
     old = recipes.from_json(stored.read_bytes(), finetune_config.base)

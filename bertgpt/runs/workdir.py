@@ -14,6 +14,7 @@
 
 import contextlib
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,12 @@ from bertgpt.runs import checkpoint
 POINT = "the lock of the workdir"  # Name of the point at which all processes meet.
 TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
                 "import --from {path} --workdir NEW`")
+
+# What a run has written before its config.json, or leaves if that is deleted.
+OF_A_RUN = re.compile(r"checkpoints|(events|history|metrics)\.jsonl")
+# What launchers and file systems put into the folder of a run before it begins.
+BEFORE_A_RUN = re.compile(r"\..*|lost\+found|logs?|(log|stdout|stderr)\b.*"
+                          r"|.*\.(log|out|err|py|sh|sbatch)")
 
 
 @contextlib.contextmanager
@@ -237,7 +244,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
   """Checks that a run is resumed with the config it was started with.
 
   Args:
-    workdir: folder of the run; without a run in it, nothing is checked.
+    workdir: folder of the run; without a run in it, see `check_unused`.
     config: config of this start.
     allowed: fields that may differ, in addition to those that always may.
   Raises:
@@ -247,6 +254,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
     if checkpoint.committed_steps(workdir):
       raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json. Restore the "
                         "file from a backup, or use another --workdir")
+    check_unused(workdir)
     return
   # The size of the vocabulary is resolved later, and the hash of the tokenizer is compared then.
   allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))
@@ -256,6 +264,25 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
                       + "\n  ".join(lines)
                       + "\nUse another --workdir, or name the fields with "
                       "--allow_change=FIELD,FIELD")
+
+
+def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = OF_A_RUN) -> None:
+  """Checks that a folder has been used for runs before, or holds nothing but logs and scripts.
+
+  Args:
+    workdir: folder for a run or a sweep, which need not exist.
+    own: pattern of the names by which a used folder is known.
+  Raises:
+    ConfigError: it holds only other files.
+  """
+  if not workdir.is_dir():
+    return
+  names = sorted(path.name for path in workdir.iterdir())
+  others = [name for name in names if not BEFORE_A_RUN.fullmatch(name)]
+  if others and not any(map(own.fullmatch, names)):
+    found = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+    raise ConfigError(f"--workdir {workdir}: holds no run, but other files ({found}). Name a new "
+                      "or an empty folder")
 
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:

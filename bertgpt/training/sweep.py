@@ -27,6 +27,9 @@ MAPPED_FIELDS = re.compile(
     r"|phases\[\d+\]\.(learning_rate|end_fraction|warmup_steps|warmup_fraction|decay_fraction"
     r"|power)")
 
+# Names by which the folder of a sweep is known.
+OF_A_SWEEP = re.compile(r"\d{3,}|sweep\.json")
+
 TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
 
 
@@ -48,7 +51,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     train_mapped: trains runs by one program, in this process; None: each run has its own process.
   Raises:
     ConfigError: wrong overrides; lists every problem of every run, before the first run starts. Or
-      runs cannot be trained by one program.
+      runs cannot be trained by one program, or `path` holds other files.
     UserError: a run failed; has the exit code of the run.
   """
   runs = recipes.load_sweep(recipe)
@@ -57,6 +60,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   folders = [path / f"{i:03d}" for i in range(len(runs))]
   configs = check_runs(recipes.load(recipe), folders,
                        [[*overrides, *arguments] for arguments in flags])
+  workdir.check_unused(path, OF_A_SWEEP)
   first, every = share
   chosen = range(first, len(runs), every)
   write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))

@@ -6,7 +6,7 @@ import pytest
 
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.results import (
   flatten,
   read_results,
@@ -67,3 +67,9 @@ def test_every_run_has_a_folder_of_its_own():
   config = make_config((1e-5, 1.0000001e-5, 3e-4))
   names = [run_name(*run) for run in runs_of(config)]
   assert len(set(names)) == 9 and names[0] == "lr1e-05-seed0"
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+  (tmp_path / "a.md").write_text("")
+  with pytest.raises(ConfigError, match="holds no run, but other files"):
+    read_results(tmp_path, make_config((1e-5,)), {})

@@ -91,6 +91,23 @@ def test_checkpoints_without_their_config_are_not_resumed(finished_bert, tmp_pat
     workdir.check_unchanged(folder, config_lib.base(), [])
 
 
+@pytest.mark.parametrize("names, is_refused", [
+    ((), False), (("lost+found/",), False), ((".gitignore", "slurm-12.out", "logs/"), False),
+    (("recipe.py", "train.log", "stderr"), False), (("notes.md", "metrics.jsonl"), False),
+    (("history.jsonl", "tokenizer/"), False),
+    (("a.md", "index.rst"), True), (("mini/",), True), (("train.log", "part-1.txt"), True)])
+def test_a_folder_of_other_files_is_refused(tmp_path, names, is_refused):
+  """Launchers and file systems put some files there; a run that was killed has left others."""
+  for name in names:
+    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("")
+  if not is_refused:
+    workdir.check_unchanged(tmp_path, config_lib.base(), [])
+    return
+  with pytest.raises(ConfigError, match="holds no run, but other files") as e:
+    workdir.check_unchanged(tmp_path, config_lib.base(), [])
+  assert names[-1].rstrip("/") in str(e.value) and "\n" not in str(e.value)
+
+
 # Starts a run, and is killed before it renames a finished file or folder `name`.
 KILLED = """
 import os, pathlib, signal, sys

@@ -73,6 +73,13 @@ def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recip
   assert not (tmp_path / "w").exists()
 
 
+def test_a_folder_of_other_files_is_refused(tmp_path, recipe, capsys):
+  (tmp_path / "a.md").write_text("")
+  assert cli.main(["sweep", f"--config={recipe}", f"--workdir={tmp_path}"]) == 2
+  assert "holds no run, but other files (a.md)" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ["a.md"]
+
+
 def stand_in_for_train(monkeypatch):
   """Replaces training; returns the folder names of runs that count as finished."""
   done = set()
