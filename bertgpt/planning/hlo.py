@@ -305,10 +305,10 @@ def trip_count(loop: Instruction) -> float:
   """Returns how often the body of a loop runs.
 
   Args:
-    loop: a `while` that counts from 0 by 1, made by `scan` or `fori_loop`.
+    loop: a `while` that counts by 1, made by `scan` or `fori_loop`.
   Returns:
-    The count that the compiler states, otherwise the largest integer in the loop's condition; 1 if
-    there is neither.
+    The count that the compiler states, otherwise the largest integer in the loop's condition minus
+    the first value of its counter; 1 if there is neither.
   """
   known = loop.attribute(r'known_trip_count[^}]*?"n":\s*"(\d+)"')
   if known:
@@ -316,4 +316,19 @@ def trip_count(loop: Instruction) -> float:
   condition = loop.computation.module.computations[loop.attribute(r"condition=%?([\w.$-]+)")]
   limits = [int(i.operands[0]) for i in condition.instructions.values()
             if i.opcode == "constant" and i.operands[0].isdigit()]
-  return float(max(limits, default=1))
+  return float(max(limits) - _first_value(loop, condition.root)) if limits else 1.0
+
+
+def _first_value(loop: Instruction, comparison: Instruction) -> int:
+  """Returns the first value of a loop's counter; 0 if the program does not show it.
+
+  The compiler may run the first iteration before the loop, which then starts with 1.
+  """
+  counter, start = comparison.operand(0), loop.operand(0)
+  index = counter.attribute(r"index=(\d+)") if counter else None
+  if index is None or start is None or start.opcode != "tuple":
+    return 0
+  value = start.operand(int(index))
+  while value and value.opcode == "copy":
+    value = value.operand(0)
+  return int(value.operands[0]) if value and value.opcode == "constant" else 0

@@ -261,6 +261,9 @@ class _Transfers:
           span: _Span) -> None:
     """Counts a collective once: on TPU, every operation that hides it contains it.
 
+    These operations have its channel, and its chain if it starts in one operation and ends in
+    another. A chain may go through a loop, whose operations then continue it.
+
     Args:
       collective: the collective.
       part: the collective's instruction, inside the executed one if that is a fusion.
@@ -269,7 +272,9 @@ class _Transfers:
     """
     is_fused = part is not execution.instruction
     channel = part.attribute(r"channel_id=(\d+)") if is_fused else None
-    name = f"{execution.instruction.computation.name}/{channel}" if channel else part.name
+    chain = part.attribute(r'chain_id="(\d+)"') if is_fused else None
+    place = f"chain {chain}" if chain else execution.instruction.computation.name
+    name = f"{place}/{channel}" if channel else part.name
     if channel and name in self._under_way:
       self._extend(name, span.ended)
       return

@@ -84,27 +84,31 @@ def test_every_branch_counts_as_if_it_ran():
   assert [runs_of(module, opcode) for opcode in ("sine", "cosine", "tanh")] == [[1.0]] * 3
 
 
-def test_trip_count_from_the_condition():
-  """TPU programs do not state the trip count."""
-  module = hlo.parse("""HloModule m
-%body (b: (s32[], f32[4])) -> (s32[], f32[4]) {
-  %b = (s32[], f32[4]{0}) parameter(0)
-  %x = f32[4]{0} get-tuple-element(%b), index=1
-  ROOT %t = (s32[], f32[4]{0}) tuple(%b, %x)
-}
-%cond (c: (s32[], f32[4])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(12)
-  %c = (s32[], f32[4]{0}) parameter(0)
+@pytest.mark.parametrize("start, runs", [(0, 12), (1, 11)])
+def test_trip_count_from_the_condition(start, runs):
+  """TPU programs do not state it, and may have run the first iteration before the loop."""
+  module = hlo.parse(f"""HloModule m
+%body (b: (s32[], f32[4])) -> (s32[], f32[4]) {{
+  %b = (s32[], f32[4]{{0}}) parameter(0)
+  %x = f32[4]{{0}} get-tuple-element(%b), index=1
+  ROOT %t = (s32[], f32[4]{{0}}) tuple(%b, %x)
+}}
+%cond (c: (s32[], f32[4])) -> pred[] {{
+  %limit = s32[]{{:T(128)}} constant(12)
+  %c = (s32[], f32[4]{{0}}) parameter(0)
   %i = s32[] get-tuple-element(%c), index=0
   ROOT %lt = pred[] compare(%i, %limit), direction=LT
-}
-ENTRY %main (p: (s32[], f32[4])) -> (s32[], f32[4]) {
-  %p = (s32[], f32[4]{0}) parameter(0)
-  ROOT %w = (s32[], f32[4]{0}) while(%p), condition=%cond, body=%body
-}
+}}
+ENTRY %main (p: f32[4]) -> (s32[], f32[4]) {{
+  %p = f32[4]{{0}} parameter(0)
+  %first = s32[]{{:T(128)}} constant({start})
+  %start = s32[]{{:T(128)}} copy(%first)
+  %carry = (s32[], f32[4]{{0}}) tuple(%start, %p)
+  ROOT %w = (s32[], f32[4]{{0}}) while(%carry), condition=%cond, body=%body
+}}
 """)
   assert {e.instruction.name: e.runs for e in hlo.executions(module)} == {
-      "p": 1, "b": 12, "x": 12, "t": 12}
+      "p": 1, "first": 1, "start": 1, "carry": 1, "b": runs, "x": runs, "t": runs}
 
 
 @pytest.mark.parametrize("text, size", [

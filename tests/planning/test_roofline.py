@@ -119,6 +119,42 @@ def test_a_collective_in_several_fusions_is_one():
   assert (total.count, total.bytes) == (2, 2 * 4e6)
 
 
+def test_a_collective_that_runs_during_a_loop_is_one():
+  """The compiler gives operations of a loop a part of the transfer, which their chain shows."""
+  fused = """%part{n} (a: f32[1000,1000]) -> f32[1000,1000] {{
+  %a = f32[1000,1000]{{1,0}} parameter(0)
+  ROOT %g{n} = f32[1000,1000]{{1,0}} all-reduce(%a), channel_id=7, replica_groups={{{{0,1,2,3}}}}, """ \
+      """frontend_attributes={{chain_id="1"}}
+}}
+"""
+  loop = """%body (b: (s32[], f32[1000,1000])) -> (s32[], f32[1000,1000]) {
+  %b = (s32[], f32[1000,1000]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %x = f32[1000,1000]{1,0} get-tuple-element(%b), index=1
+  %f = f32[1000,1000]{1,0} fusion(%x), kind=kCustom, calls=%part2
+  ROOT %t = (s32[], f32[1000,1000]{1,0}) tuple(%i, %f)
+}
+%condition (c: (s32[], f32[1000,1000])) -> pred[] {
+  %limit = s32[] constant(3)
+  %c = (s32[], f32[1000,1000]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+"""
+  calls = """  %p = f32[1000,1000]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = f32[1000,1000]{1,0} fusion(%p), kind=kCustom, calls=%part1
+  %carry = (s32[], f32[1000,1000]{1,0}) tuple(%zero, %start)
+  %w = (s32[], f32[1000,1000]{1,0}) while(%carry), condition=%condition, body=%body
+  %sum = f32[1000,1000]{1,0} get-tuple-element(%w), index=1
+  ROOT %done = f32[1000,1000]{1,0} fusion(%sum), kind=kCustom, calls=%part3
+"""
+  text = ("HloModule m\n" + "".join(fused.format(n=n) for n in (1, 2, 3)) + loop
+          + program_text(calls)[12:])
+  (total,) = analyze(text).collectives
+  assert (total.count, total.bytes) == (1, 4e6)
+
+
 def test_work_that_the_text_does_not_show_is_added():
   text = DOT.replace("  ROOT", """  %k = f32[1000,1000]{1,0} custom-call(%p), """
                      """custom_call_target="tpu_custom_call"\n  ROOT""")
