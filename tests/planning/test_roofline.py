@@ -123,8 +123,7 @@ def test_a_collective_that_runs_during_a_loop_is_one():
   """The compiler gives operations of a loop a part of the transfer, which their chain shows."""
   fused = """%part{n} (a: f32[1000,1000]) -> f32[1000,1000] {{
   %a = f32[1000,1000]{{1,0}} parameter(0)
-  ROOT %g{n} = f32[1000,1000]{{1,0}} all-reduce(%a), channel_id=7, replica_groups={{{{0,1,2,3}}}}, """ \
-      """frontend_attributes={{chain_id="1"}}
+  ROOT %g{n} = f32[1000,1000] all-reduce(%a), channel_id=7, frontend_attributes={{chain_id="1"}}
 }}
 """
   loop = """%body (b: (s32[], f32[1000,1000])) -> (s32[], f32[1000,1000]) {
