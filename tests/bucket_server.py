@@ -26,6 +26,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 
+import program
 import pytest
 
 BUCKET = "test-bucket"
@@ -73,7 +74,7 @@ def find_binary():
 @contextlib.contextmanager
 def start(folder):
   """Runs the server with the empty bucket BUCKET, which is kept in a folder."""
-  binary, port = find_binary(), _free_port()
+  binary, port = find_binary(), program.free_port()
   faults, requests, numbers = Faults(), [], random.Random(1)
   proxy = http.server.ThreadingHTTPServer(
       ("127.0.0.1", 0), _make_handler(port, faults, requests, numbers))
@@ -164,12 +165,6 @@ def _make_handler(port, faults, requests, numbers):
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _pass_on
 
   return Handler
-
-
-def _free_port():
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
 
 
 def _wait_for(port):

@@ -64,10 +64,10 @@ def storage(tmp_path_factory):
 
 @pytest.fixture
 def bucket(storage, request, monkeypatch):
-  """An empty folder in a bucket, as a path; requests are given up after some seconds."""
+  """An empty folder in a bucket, as a path; unanswered requests are repeated for long."""
   from bertgpt import files
   storage.clear()
-  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "4")
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "600")
   yield files.make_path(f"{bucket_server.ROOT}/{abs(hash(request.node.nodeid)):x}")
   storage.clear()
 

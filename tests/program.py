@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -126,18 +127,31 @@ def wait_for(condition, process: subprocess.Popen) -> None:
     time.sleep(0.002)
 
 
+def wait_for_save(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+  """Returns in the save of a step, or just after it if this process was late."""
+  root = workdir / "checkpoints"
+  wait_for(lambda: (root / "unfinished" / str(step)).exists() or (root / str(step)).exists(),
+           process)
+
+
 def kill_in_save(process: subprocess.Popen, workdir: pathlib.Path, step: int, delay_s: float):
   """Sends SIGKILL this long after the start of the step's checkpoint."""
-  wait_for((workdir / "checkpoints" / "unfinished" / str(step)).exists, process)
+  wait_for_save(process, workdir, step)
   time.sleep(delay_s)
   process.send_signal(signal.SIGKILL)
   return finish(process)
 
 
 def free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
+  """Returns a port on which nobody listens.
+
+  It is below those that the system gives to connections and to servers that ask for any port, as
+  Gloo does in every test of several processes. One of these would be taken before it is used.
+  """
+  while True:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+      probe.bind(("", 15_000 + secrets.randbelow(15_000)))
+      return probe.getsockname()[1]
 
 
 def children_of(pid: int) -> list[int]:

@@ -3,8 +3,10 @@
 import os
 import pathlib
 import subprocess
+import time
 
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+TIMEOUT_S = 1200  # Only a hang takes so long, even on a busy machine.
 
 
 def add(folder, name, code):
@@ -21,5 +23,15 @@ def environment(folder, **variables):
 
 def run(folder, script, *arguments, **variables):
   """Runs a script of launch/ in a folder."""
-  return subprocess.run(["bash", LAUNCH / script, *arguments], cwd=folder, timeout=300, check=False,
-                        capture_output=True, text=True, env=environment(folder, **variables))
+  return subprocess.run(["bash", LAUNCH / script, *arguments], cwd=folder, timeout=TIMEOUT_S,
+                        check=False, capture_output=True, text=True,
+                        env=environment(folder, **variables))
+
+
+def wait_for(is_so, describe=lambda: ""):
+  """Returns when a condition holds, with its value."""
+  deadline = time.monotonic() + TIMEOUT_S
+  while not (found := is_so()):
+    assert time.monotonic() < deadline, describe()
+    time.sleep(0.02)
+  return found

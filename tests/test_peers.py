@@ -9,7 +9,7 @@ import time
 
 import program as program_lib
 import pytest
-from program import children_of, finish, wait_for
+from program import children_of, finish, wait_for, wait_for_save
 
 from bertgpt.runs import checkpoint, workdir
 
@@ -68,7 +68,7 @@ def test_a_process_that_cannot_write_ends_both_with_74(program, tmp_path, failin
 def test_a_peer_killed_in_a_save_is_a_lost_peer(program, tmp_path):
   path = tmp_path / "run"
   both = start_two(program, path)
-  wait_for((path / "checkpoints" / "unfinished" / "20").exists, both[1])
+  wait_for_save(both[1], path, 20)
   both[1].send_signal(signal.SIGKILL)
   finish(both[1])
   begin = time.monotonic()

@@ -19,6 +19,7 @@ from program import (
     rows_read,
     stopped_step,
     wait_for,
+    wait_for_save,
 )
 
 from bertgpt.report import goodput
@@ -125,7 +126,7 @@ def test_a_run_cannot_be_made_shorter_than_it_is(program, copy):
 def test_a_signal_in_a_save_waits_for_it(program, tmp_path, finished_run):
   path = tmp_path / "run"
   process = program.start(path)
-  wait_for((path / "checkpoints" / "unfinished" / "20").exists, process)
+  wait_for_save(process, path, 20)
   process.send_signal(signal.SIGTERM)
   result = finish(process)
   assert result.returncode == 75, result.stderr

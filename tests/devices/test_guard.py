@@ -113,7 +113,7 @@ def test_a_child_that_outlives_the_worker_does_not_hold_the_parent():
   process = start("import subprocess\n"
                   "other = subprocess.Popen(['sleep', '1000'], stdout=subprocess.DEVNULL)\n"
                   "print(other.pid)\nsys.exit(4)")
-  out, _ = process.communicate(timeout=600)
+  out, _ = process.communicate(timeout=1200)
   os.kill(int(out.split()[-1]), signal.SIGKILL)
   assert process.returncode == 4
 

@@ -42,7 +42,7 @@ def test_a_program_restarts_once_and_its_memory_is_in_huge_pages(setting):
   first, second, (variable, mebibytes) = run(setting)
   assert first == second, "the same process"
   assert variable == "None", "child processes would inherit the variable"
-  assert int(mebibytes) >= 120
+  assert int(mebibytes) >= 64, "of 128, as far as the memory is not fragmented"
 
 
 @pytest.mark.parametrize("text, environment, expected", [

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import jax
+import program
 import pytest
 
 from bertgpt.devices import process
@@ -16,9 +17,7 @@ from bertgpt.errors import ConfigError, PeerError
 
 @pytest.fixture
 def port():
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
+  return program.free_port()
 
 
 @pytest.mark.parametrize("message, is_lost", [

@@ -9,7 +9,7 @@ import sys
 
 import program as program_lib
 import pytest
-from program import finish, wait_for
+from program import finish
 
 from bertgpt.devices import signals
 
@@ -63,19 +63,33 @@ def test_a_second_signal_ends_the_process_at_once():
   assert result.returncode == -signal.SIGTERM
 
 
-def is_importing(process):
-  try:
-    return "jaxlib" in pathlib.Path(f"/proc/{process.pid}/maps").read_text()
-  except OSError:
-    return False
+# Python imports a module of this name at its start.
+CUSTOMIZE = """
+import os, sys
+
+class Finder:
+  @staticmethod
+  def find_spec(name, *_):
+    if name == "jaxlib":
+      sys.meta_path.remove(Finder)
+      os.kill(os.getpid(), NUMBER)
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def run_and_stop(folder, command, number, **variables):
+  """Runs a command that gets a signal when it begins to import JAX."""
+  (folder / "sitecustomize.py").write_text(CUSTOMIZE.replace("NUMBER", str(int(number))))
+  env = os.environ | variables | {"PYTHONPATH": f"{folder}:{program_lib.ROOT}"}
+  return subprocess.run(command, env=env, capture_output=True, text=True,
+                        timeout=program_lib.TIMEOUT_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_training_stopped_while_it_imports_ends_with_75(program, tmp_path, number):
-  process = program.start(tmp_path / "run")
-  wait_for(lambda: is_importing(process), process)
-  process.send_signal(number)
-  result = finish(process)
+  result = run_and_stop(tmp_path, program.command(tmp_path / "run"), number,
+                        **program.variables(tmp_path / "run"))
   assert result.returncode == 75, result.stderr
   assert result.stderr.splitlines() == [
       f"bertgpt train: stopped by {number.name}. The same command continues where it stopped"]
@@ -101,12 +115,9 @@ def test_a_process_of_several_stopped_before_the_loop_ends_all_with_75(program, 
   assert "process 1 ended with exit code 75 (stopped by SIGTERM" in results[0].stderr
 
 
-def test_a_command_that_begins_again_ends_as_if_the_signal_had_killed_it(program, tmp_path):
-  process = subprocess.Popen(
-      [sys.executable, "-m", "bertgpt", "export", f"--workdir={tmp_path}", f"--out={tmp_path}/out"],
-      stderr=subprocess.PIPE, text=True, cwd=pathlib.Path(signals.__file__).parents[2])
-  wait_for(lambda: is_importing(process), process)
-  process.send_signal(signal.SIGTERM)
-  result = finish(process)
+def test_a_command_that_begins_again_ends_as_if_the_signal_had_killed_it(tmp_path):
+  result = run_and_stop(tmp_path, [sys.executable, "-m", "bertgpt", "export",
+                                   f"--workdir={tmp_path}", f"--out={tmp_path}/out"],
+                        signal.SIGTERM)
   assert result.returncode == 143, result.stderr
   assert "stopped by SIGTERM. The same command begins again" in result.stderr

@@ -14,7 +14,7 @@ import pytest
 from disturbances import half_written, newest_step, signal_to, stop_until_others_end, worker_of
 from program import ROOT, children_of, fingerprints, finish, wait_for
 
-LIMITS = ("--config.system.hang_timeout_minutes=0.4", "--config.system.compile_timeout_minutes=5")
+LIMITS = ("--config.system.hang_timeout_minutes=1", "--config.system.compile_timeout_minutes=5")
 HEARTBEATS_S = 100  # Seconds after which JAX gives up on a silent process.
 
 

@@ -210,7 +210,8 @@ def test_a_storage_that_goes_away_and_comes_back_is_asked_again(bucket, storage)
   timer.join()
 
 
-def test_a_storage_that_stays_away_is_an_error_with_code_74(bucket, storage):
+def test_a_storage_that_stays_away_is_an_error_with_code_74(bucket, storage, monkeypatch):
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "4")
   storage.faults.is_down = True
   start = time.monotonic()
   with pytest.raises(OSError, match="does not answer") as e:

@@ -57,10 +57,17 @@ def test_a_lock_of_another_machine_counts_until_it_is_silent(bucket, monkeypatch
   other = {"holder": "process 7 on far", "machine": "far", "pid": os.getpid()}
   path.write_bytes(json.dumps(other).encode())
   monkeypatch.setattr(lease, "EXPIRY_SECONDS", 600)
-  renewal = threading.Timer(0.5, lambda: path.write_bytes(json.dumps(other).encode()))
+  is_over = threading.Event()
+
+  def renew():
+    while not is_over.wait(0.1):
+      path.write_bytes(json.dumps(other).encode())
+
+  renewal = threading.Thread(target=renew)
   renewal.start()
   with pytest.raises(ConfigError, match="process 7 on far"), files.lock(path, refuse):
     pass
+  is_over.set()
   renewal.join()
   monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.5)
   with files.lock(path, refuse):
@@ -77,7 +84,7 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(bucket):
     try:
       with files.lock(path, refuse):
         won.append(True)
-        release.wait(30)
+        release.wait(1200)
     except ConfigError:
       lost.append(True)
       if len(lost) == 7:
@@ -87,7 +94,7 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(bucket):
   for thread in threads:
     thread.start()
   for thread in threads:
-    thread.join(60)
+    thread.join(1200)
   assert (len(won), len(lost)) == (1, 7)
 
 

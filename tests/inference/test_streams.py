@@ -221,7 +221,7 @@ def test_texts_that_change_are_an_error_and_what_they_gave_is_removed(tmp_path, 
 def hold(out, identity, entered, leave):
   with streams.resumable(out, identity):
     entered.set()
-    leave.wait(60)
+    leave.wait(1200)
 
 
 @pytest.mark.parametrize("identity", [{"x": 1}, {"x": 2}])
@@ -231,7 +231,7 @@ def test_two_processes_do_not_write_one_file(tmp_path, identity):
   process = context.Process(target=hold, args=(tmp_path / "a.npy", {"x": 1}, entered, leave))
   process.start()
   try:
-    assert entered.wait(120)
+    assert entered.wait(1200)
     with pytest.raises(ConfigError, match=f"a.npy: is being written by process {process.pid}"):
       with streams.resumable(tmp_path / "a.npy", identity):
         pass
@@ -257,7 +257,7 @@ def peak_mib(*argv):
   """Returns the largest memory of a process that runs a command."""
   env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
   out = subprocess.run([sys.executable, "-c", PEAK, *argv], env=env, capture_output=True, text=True,
-                       check=True, timeout=600).stdout
+                       check=True, timeout=1200).stdout
   code, peak = out.splitlines()[-1].split()
   assert code == "0"
   return int(peak)

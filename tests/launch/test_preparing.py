@@ -30,8 +30,8 @@ def bash(tmp_path):
                f'echo "$@" >> {tmp_path}/submitted')
 
   def run(script, **variables):
-    subprocess.run(["bash", "-euc", script], cwd=tmp_path, timeout=60, check=True,
-                   env=stand_in.environment(programs, **variables))
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, timeout=stand_in.TIMEOUT_S,
+                   check=True, env=stand_in.environment(programs, **variables))
     return cli.parse(told.read_text().split("\0")[:-1])
 
   return run

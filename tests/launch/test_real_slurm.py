@@ -7,8 +7,8 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 
+import program
 import pytest
 import stand_in
 
@@ -20,18 +20,12 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd starts jobs only as root"),
 ]
 PROGRAM = r"""
-echo "$SLURM_PROCID: $*" >> "$SLURM_SUBMIT_DIR/runs"
 trap 'sleep 2; echo saved >> "$SLURM_SUBMIT_DIR/saved"; exit 75' TERM
 echo $$ > "$SLURM_SUBMIT_DIR/pid-$SLURM_PROCID"
+echo "$SLURM_PROCID: $*" >> "$SLURM_SUBMIT_DIR/runs"
 if [ -e "$SLURM_SUBMIT_DIR/code" ]; then exit "$(cat "$SLURM_SUBMIT_DIR/code")"; fi
 while true; do sleep 0.1; done
 """
-
-
-def free_port():
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +40,8 @@ def cluster(tmp_path_factory):
   (folder / "slurm.conf").write_text(f"""
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={free_port()}
-SlurmdPort={free_port()}
+SlurmctldPort={program.free_port()}
+SlurmdPort={program.free_port()}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge,cred_expire=5
@@ -98,12 +92,8 @@ def call(*command):
   return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def wait_for(is_so, seconds=120):
-  deadline = time.monotonic() + seconds
-  while not (found := is_so()):
-    assert time.monotonic() < deadline, call("squeue")
-    time.sleep(0.2)
-  return found
+def wait_for(is_so):
+  return stand_in.wait_for(is_so, lambda: call("squeue"))
 
 
 class Job:
@@ -124,19 +114,18 @@ class Job:
     path = self.folder / name
     return path.exists() and len(path.read_text().splitlines()) >= lines
 
-  def started(self):
-    wait_for(lambda: self.has("runs", 2))
-    time.sleep(0.5)  # The script sets its trap just after it writes the line.
+  def started(self, tasks=2):
+    wait_for(lambda: self.has("runs", tasks))
     return self
 
   def show(self):
     lines = call("scontrol", "show", "--oneliner", "job", self.id).split()
     return dict(field.partition("=")[::2] for field in lines)
 
-  def ended(self, seconds=120):
+  def ended(self):
     """Returns (state, restarts, lines of `saved`) when SLURM is done with this attempt."""
     over = ("PENDING", "CANCELLED", "FAILED", "TIMEOUT", "COMPLETED", "NODE_FAIL")
-    wait_for(lambda: self.show()["JobState"] in over, seconds)
+    wait_for(lambda: self.show()["JobState"] in over)
     saved = self.folder / "saved"
     shown = self.show()
     call("scancel", self.id)  # A job that was requeued would start again.
@@ -163,7 +152,7 @@ def test_the_time_limit_saves_and_requeues(cluster, tmp_path):
 
 
 def test_a_preemption_saves_and_requeues(cluster, tmp_path):
-  job = Job(tmp_path, "--ntasks-per-node=4", "--partition=low").started()
+  job = Job(tmp_path, "--ntasks-per-node=4", "--partition=low").started(4)
   urgent = subprocess.run(
       ["sbatch", "--parsable", "--partition=high", "--ntasks=4", "--output=/dev/null", "--wrap",
        "sleep 30"], check=True, capture_output=True, text=True, cwd=tmp_path).stdout.strip()

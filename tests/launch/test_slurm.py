@@ -89,7 +89,7 @@ def test_a_signal_to_the_script_waits_for_the_checkpoint(tmp_path, number, reque
     script.send_signal(number)
     if requeued:  # SLURM sends SIGTERM to the processes too.
       (tmp_path / "cancelled").write_text("")
-    assert script.wait(60) == 75
+    assert script.wait(stand_in.TIMEOUT_S) == 75
   assert (tmp_path / "saved").exists()
   assert (tmp_path / "requeued").exists() == requeued
   assert requeued or (tmp_path / "cancelled").read_text() == "--signal=TERM 7\n"

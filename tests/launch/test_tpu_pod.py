@@ -6,10 +6,10 @@ The commands for the hosts are run for real, with a program that ends as the tes
 import contextlib
 import signal
 import subprocess
-import time
 
 import pytest
 import stand_in
+from stand_in import wait_for
 
 # The hosts are hosts/SLICE/0 and hosts/SLICE/1. `states` has the answers of `describe`, the last of
 # which is repeated; created slices are ACTIVE. `refusals` counts lost connections.
@@ -42,8 +42,8 @@ esac"""
 # A run ends with the next code of its host, or when it gets SIGTERM.
 PROGRAM = r"""
 host=${HOME#*/hosts/}
-echo "$host: $*" >> "$TEST/runs"
 trap 'echo stopping; exit 75' TERM
+echo "$host: $*" >> "$TEST/runs"
 codes=$TEST/codes-${host//\//-}
 code=$(head -n 1 "$codes"); sed -i 1d "$codes"
 if [ "$code" = waits ]; then while true; do /bin/sleep 0.05; done; fi
@@ -99,7 +99,8 @@ def test_a_run_is_started_again_unless_that_is_useless(cloud, codes, code, attem
 def test_lost_connections_do_not_end_a_run(cloud):
   prepare(cloud, "0 0")
   stand_in.add(cloud, "program", PROGRAM.replace(
-      'exit "$code"', "yes '' | head -n 9 > \"$TEST/refusals\"; /bin/sleep 0.3; exit $code"))
+      'exit "$code"', 'if [ "$host" = slice/0 ]; then yes "" | head -n 9 > "$TEST/refusals"\n'
+                      'else /bin/sleep 0.3; fi; exit $code'))
   result = run(cloud)
   assert (result.returncode, (cloud / "refusals").read_text()) == (0, ""), result.stderr
   assert len(runs(cloud)) == 2
@@ -148,13 +149,13 @@ def test_a_run_outlives_its_script_and_is_stopped_with_a_checkpoint(cloud):
   watching = ["bash", stand_in.LAUNCH / "tpu_pod.sh", "--config", "a b"]
   environment = stand_in.environment(cloud, TPU="slice", ZONE="zone", SETUP=SETUP, PAUSE="0.02")
   with started(watching, cwd=cloud, env=environment) as script:
-    wait_for(lambda: (cloud / "calls").read_text().count("tail -n") == 1)
+    wait_for(lambda: (cloud / "calls").read_text().count("tail -n") == 1 and len(runs(cloud)) == 2)
     script.terminate()
-    assert script.wait(60) in (143, -signal.SIGTERM)
+    assert script.wait(stand_in.TIMEOUT_S) in (143, -signal.SIGTERM)
   with started(watching, cwd=cloud, env=environment, stderr=subprocess.PIPE, text=True) as script:
     wait_for(lambda: (cloud / "calls").read_text().count("tail -n") > 1)
     assert run(cloud, "stop").returncode == 0
-    assert script.wait(60) == 75
+    assert script.wait(stand_in.TIMEOUT_S) == 75
     assert "2 bertgpt ended with code 75, stopped" in script.stderr.read()
   assert len(runs(cloud)) == 2
 
@@ -167,13 +168,6 @@ def started(command, **options):
       yield process
     finally:
       process.kill()
-
-
-def wait_for(is_so):
-  deadline = time.monotonic() + 60
-  while not is_so():
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
 
 
 def test_hosts_that_hang_are_ended_when_another_one_has_ended(cloud):

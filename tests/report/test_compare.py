@@ -199,7 +199,7 @@ def test_a_browser_draws_every_curve(tmp_path, chromium):
   result = subprocess.run(
       [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user",
        "--dump-dom", (tmp_path / "page.html").as_uri()],
-      capture_output=True, text=True, timeout=120, check=True)
+      capture_output=True, text=True, timeout=1200, check=True)
   lines = re.findall(r'data-run="(.*?)" data-tag="(.*?)"', result.stdout)
   assert sorted(lines) == sorted((name, tag) for name in ("a", "b", "reference c")
                                  for tag in runs[0].curves)

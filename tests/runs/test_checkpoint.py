@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import program
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -572,9 +572,7 @@ def test_the_error_of_a_full_disk_is_the_only_line(tmp_path):
 @contextlib.contextmanager
 def two_processes(code, workdir):
   """Starts processes 0 and 1 of a run, with two CPU devices each; `make(step)` gives the state."""
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+  port = program.free_port()
   prelude = """
       import os, pathlib, resource
       import numpy as np

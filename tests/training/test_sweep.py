@@ -162,15 +162,13 @@ def test_a_part_that_fails_ends_the_sweep_after_the_others(tmp_path, monkeypatch
 
 
 def test_a_signal_reaches_all_parts(tmp_path, monkeypatch):
-  run = parts(tmp_path, monkeypatch, f"trap 'touch {tmp_path}/saved-$$; exit 75' TERM\n"
-                                     "while true; do sleep 0.05; done")
-  handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
-  try:
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    with pytest.raises(Preempted, match="stopped in part 0 of the sweep"):
-      run()
-  finally:
-    signal.signal(signal.SIGALRM, handler)
+  run = parts(tmp_path, monkeypatch,
+              f"cd {tmp_path}; trap 'touch saved-$$; exit 75' TERM; touch started-$$\n"
+              "until [ $(ls started-* | wc -l) = 2 ]; do sleep 0.05; done\n"
+              "[ $4 = --run=1/2 ] && kill -TERM $PPID\n"
+              "while true; do sleep 0.05; done")
+  with pytest.raises(Preempted, match="stopped in part 0 of the sweep"):
+    run()
   assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
@@ -250,17 +248,16 @@ def test_a_run_that_was_stopped_is_no_failure(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch, tmp_path, number):
-  done = tmp_path / "done"
-  done.write_text("#!/bin/sh\ntrap '' TERM INT\nsleep 0.5\n")
+  done, wait = tmp_path / "done", subprocess.Popen.wait
+  done.write_text("#!/bin/sh\ntrap '' TERM INT\n"
+                  f"until [ -e {tmp_path}/waits ]; do sleep 0.01; done\n"
+                  f"kill -{number.name[3:]} $PPID\nsleep 0.5\n")
   done.chmod(0o755)
   monkeypatch.setattr(sys, "executable", str(done))
-  handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
-  try:
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
-    with pytest.raises(Preempted, match="stopped in run 2 of the sweep"):
-      sweep.train([], 2)
-  finally:
-    signal.signal(signal.SIGALRM, handler)
+  monkeypatch.setattr(subprocess.Popen, "wait", lambda child: (
+      (tmp_path / "waits").touch(), wait(child))[1])
+  with pytest.raises(Preempted, match="stopped in run 2 of the sweep"):
+    sweep.train([], 2)
 
 
 def test_a_run_with_a_field_that_nothing_reads_is_refused_before_the_first(recipe, tmp_path):
@@ -287,7 +284,7 @@ def search(folder, recipe, trials, steps, pruner):
                           f'"long.py", pathlib.Path("runs/optuna"), {trials}')
   script = script.replace("300", "5").replace("MedianPruner()", pruner)
   assert script.count("long.py") == 1 and pruner in script
-  subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=600,
+  subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=1200,
                  env=os.environ | {"PYTHONPATH": os.fspath(PAGE.parents[1])})
 
 
