@@ -198,10 +198,13 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
-  means = run(evaluator, params, len(config.phases) - 1) or {}  # Nothing stops it.
+  last_phase = len(config.phases) - 1
   if jax.process_index() == 0:
-    trained_lib.note_dtype(config)
-  return means
+    weights = f"step {trained.step}" if trained.step else "imported weights"
+    print(f"note: {weights}, {loader.count_eval_rows(held_out, config, last_phase):,} rows of "
+          f"{config.phases[-1].seq_len} tokens from {len(held_out):,} held-out documents, computed "
+          f"in {config.model.dtype}", file=sys.stderr, flush=True)
+  return run(evaluator, params, last_phase) or {}  # Nothing stops it.
 
 
 def check_same_model(trained: ConfigDict, config: ConfigDict) -> None:

@@ -107,13 +107,20 @@ def test_float32_products_are_exact_in_training_as_in_the_command(trained, held_
   assert found == {precision}
 
 
-def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_scores):
+def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_scores, trained,
+                                                            held_out):
   env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
-  out = subprocess.run([sys.executable, "-m", "bertgpt", "evaluate",
-                        f"--workdir={finished_run}"], env=env, check=True, capture_output=True,
-                       text=True, timeout=1200).stdout
-  printed = dict(line.split() for line in out.splitlines())
+  result = subprocess.run([sys.executable, "-m", "bertgpt", "evaluate",
+                           f"--workdir={finished_run}"], env=env, check=True, capture_output=True,
+                          text=True, timeout=1200)
+  printed = dict(line.split() for line in result.stdout.splitlines())
   assert printed == {name: f"{value:.6g}" for name, value in last_scores.items()}
+  rows = sum(batch["sequence_ids"].any(axis=1).sum() for batch in
+             loader.make_eval_batches(held_out, trained.config, 0, slice(None)))
+  note = (f"note: step 40, {rows} rows of {trained.config.phases[0].seq_len} tokens from "
+          f"{held_out.manifest['splits']['validation']['documents']} held-out documents, computed "
+          "in float32")
+  assert note in result.stderr.splitlines()
 
 
 def test_a_mesh_that_does_not_fit_is_refused(finished_run):

@@ -321,11 +321,25 @@ def make_eval_batches(corpus: Corpus, config: ConfigDict, phase_index: int,
   Raises:
     DataError: the split holds no text.
   """
-  key = None if config.eval.rows_by == "phase" else 0  # As in a run of one phase.
-  rows = Rows(corpus, config, phase_index, EVAL_SEED, key, num_streams=config.eval.batch_size,
-              reads_all=True)
-  return _fill_batches(rows, config.eval.max_rows or sys.maxsize,
+  return _fill_batches(_eval_rows(corpus, config, phase_index), config.eval.max_rows or sys.maxsize,
                        np.arange(config.eval.batch_size), local_rows)
+
+
+def count_eval_rows(corpus: Corpus, config: ConfigDict, phase_index: int) -> int:
+  """Returns the number of rows that `make_eval_batches` reads.
+
+  Args:
+    corpus, config, phase_index: see `make_eval_batches`.
+  Raises:
+    DataError: the split holds no text.
+  """
+  return _eval_rows(corpus, config, phase_index).count(config.eval.max_rows or sys.maxsize)
+
+
+def _eval_rows(corpus: Corpus, config: ConfigDict, phase_index: int) -> Rows:
+  key = None if config.eval.rows_by == "phase" else 0  # As in a run of one phase.
+  return Rows(corpus, config, phase_index, EVAL_SEED, key, num_streams=config.eval.batch_size,
+              reads_all=True)
 
 
 def _fill_batches(rows: Rows, most: int, batch: np.ndarray,
