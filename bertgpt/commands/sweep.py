@@ -41,8 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
   sweep.run(arguments.recipe, arguments.workdir, arguments.overrides, arguments.share,
             arguments.max_parallel, train_mapped if arguments.mapped else None)
   if (runs := compare.find_runs([arguments.workdir])) != [arguments.workdir]:
-    compare.write_page(compare.read(runs), arguments.workdir / "sweep.html",
-                       f"Sweep {arguments.workdir.name}")
+    page = arguments.workdir / "sweep.html"
+    compare.write_page(compare.read(runs), page, f"Sweep {arguments.workdir.name}")
+    print(f"\nCurves, configs and samples: {page}")
 
 
 def train_mapped(configs: "Sequence[ConfigDict]", paths: Sequence[pathlib.Path]) -> None:

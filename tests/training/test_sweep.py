@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 
 
 def mtimes(path):
-  return {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != "sweep.json"}
+  return {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name not in ("sweep.json", "sweep.html")}
 
 
 @pytest.mark.slow
@@ -38,8 +39,10 @@ def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch
   assert [row["phases[0].learning_rate"] for row in rows] == [1e-2, 1e-3]
   assert rows[0]["eval/validation/mlm_loss"] != rows[1]["eval/validation/mlm_loss"]
   assert sweep.final_scores(path / "001").items() <= rows[1].items()
-  header, *lines = capfd.readouterr().out.splitlines()[-3:]
-  assert len(lines) == 2 and "eval/validation/mlm_loss" in header
+  *_, header, first, second, _, last = capfd.readouterr().out.splitlines()
+  lines = [first, second]
+  assert last == f"Curves, configs and samples: {path / 'sweep.html'}"
+  assert "eval/validation/mlm_loss" in header
   assert f"{rows[1]['eval/validation/mlm_loss']:.5g}" in lines[1].split()
 
   before = mtimes(path)
@@ -183,6 +186,16 @@ def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
   assert done == {"000", "001"}
   rows = json.loads((tmp_path / "w" / "sweep.json").read_text())
   assert [row["seed"] for row in rows] == [0, 1]
+
+
+def test_the_page_of_the_runs_is_named(tmp_path, recipe, finished_bert, monkeypatch, capsys):
+  path = tmp_path / "w"
+  for name in ("000", "001"):
+    shutil.copytree(finished_bert, path / name, ignore=shutil.ignore_patterns("checkpoints"))
+  stand_in_for_train(monkeypatch).update(("000", "001"))
+  assert cli.main(["sweep", f"--config={recipe}", f"--workdir={path}"]) == 0
+  assert capsys.readouterr().out.splitlines()[-1].endswith(f": {path / 'sweep.html'}")
+  assert (path / "sweep.html").is_file()
 
 
 @pytest.mark.parametrize("text, fragment", [
