@@ -1,6 +1,7 @@
 """The README.md of an exported model: architecture, training, results and limits."""
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,11 @@ from bertgpt.training import schedules
 
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
               "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram"}
+
+# The folders of an absolute path on a disk, at the begin of a text or after ':' or ','.
+FOLDERS = re.compile(r"(?<![^:,])/(?!/)[^,#]*/(?=[^,#/])")
+# Fields of the host without a meaning for others; `data.corpus` says what was read.
+LEFT_OUT = {*recipes.HOST_FIELDS} - {"data.corpus"}
 
 
 CARD = """\
@@ -48,10 +54,10 @@ model = {auto}.from_pretrained("{name}")
 
 ```
 {command}
-bertgpt export --workdir {source} --out {out}
+bertgpt export --workdir DIR --out {out}
 ```
 
-with this as recipe.py:
+with this as recipe.py, in which files have no folders:
 
 ```python
 {recipe}
@@ -67,14 +73,15 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     trained: the model.
     architecture: architecture of the model in `transformers`.
     source: workdir of the run.
-    out: folder of the exported model.
+    out: folder of the exported model; the text has only its name.
     title: name of the architecture and number of parameters.
     part: subfolder of `out` that this model is in; '': it is in `out` itself.
   """
   config, model, task = trained.config, trained.config.model, trained.task
   if task:
     training, recipe = describe_tuning(trained), tuning_recipe(task)
-    command = f"bertgpt finetune --config recipe.py --init {task['init']} --workdir DIR"
+    init = without_folders(task["init"])
+    command = f"bertgpt finetune --config recipe.py --init {init} --workdir DIR"
     results = ["## Results on the development set", "", describe_choice(task), ""]
   else:
     training, recipe = describe_training(trained), training_recipe(trained.stored or config)
@@ -89,7 +96,7 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
       training="\n".join(training),
       results="\n".join([*results, *describe_results(trained, source)]),
       limits="\n".join(f"- {line}" for line in describe_limits(trained, architecture)),
-      command=command, source=source, out=out, recipe="\n".join(recipe))
+      command=command, out=out.name, recipe="\n".join(recipe))
 
 
 def describe_training(trained: Trained) -> list[str]:
@@ -101,13 +108,14 @@ def describe_training(trained: Trained) -> list[str]:
   config, step = trained.config, trained.step
   if not step:
     return ["The weights were imported, not trained with bertgpt."]
-  lines = [f"- Data: `{config.data.corpus or config.data.source}`, of which "
+  lines = [f"- Data: `{without_folders(config.data.corpus or config.data.source)}`, of which "
            f"{config.data.validation_fraction:.1%} of the documents are held out; corpus "
            f"`{trained.corpus[:16]}`.",
            f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
            f"{config.seed}."]
   if config.init_from:
-    lines.append(f"- Training started from the parameters in `{config.init_from}`.")
+    lines.append("- Training started from the parameters in "
+                 f"`{without_folders(config.init_from)}`.")
   tokens, first, curves = 0, 0, schedules.find_rate_curves(config.phases)
   for phase in config.phases:
     steps = min(phase.steps, step - first)
@@ -134,11 +142,11 @@ def describe_tuning(trained: Trained) -> list[str]:
     before = []
   else:
     start = f"step {task['init_step']:,}"
-    before = [f"- That model was trained on `{config.data.corpus or config.data.source}`; corpus "
-              f"`{trained.corpus[:16]}`." if trained.corpus else
-              "- That model was imported, not trained with bertgpt."]
-  return [f"- Fine-tuned on {task['name']} (`{tuning.task.data}`) from {start} of "
-          f"`{task['init']}`.", *before,
+    data = without_folders(config.data.corpus or config.data.source)
+    before = [f"- That model was trained on `{data}`; corpus `{trained.corpus[:16]}`."
+              if trained.corpus else "- That model was imported, not trained with bertgpt."]
+  return [f"- Fine-tuned on {task['name']} (`{without_folders(tuning.task.data)}`) from {start} of "
+          f"`{without_folders(task['init'])}`.", *before,
           f"- {trained.step:,} steps of {phase.batch_size} examples ({tuning.epochs} epochs), peak "
           f"learning rate {phase.learning_rate:g} ({phase.schedule}), optimizer "
           f"{config.optimizer.name}, seed {task['seed']}."]
@@ -261,10 +269,22 @@ def read_tuning(task: Mapping[str, Any]) -> ConfigDict:
 def changed_fields(config: ConfigDict, default: ConfigDict) -> list[str]:
   """Returns Python statements that set the fields of a config that differ from the default.
 
+  Fields of the host are left out, and files have no folders.
+
   Args:
     config: a whole config; `phases` is left out.
     default: result of `base()`.
   """
   defaults = dict(config_lib.leaves(default))
-  return [f"  config.{field} = {value!r}" for field, value in config_lib.leaves(config)
-          if not field.startswith("phases[") and value != defaults[field]]
+  return [f"  config.{field} = {without_folders(value)!r}"
+          for field, value in config_lib.leaves(config) if not field.startswith("phases[")
+          and field not in LEFT_OUT and value != defaults[field]]
+
+
+def without_folders(value: Any) -> Any:
+  """Returns a value without the folders of this machine: 'text:/home/me/a.txt' as 'text:a.txt'.
+
+  Args:
+    value: value of a field; other values than text, and paths in a bucket, stay as they are.
+  """
+  return FOLDERS.sub("", value) if isinstance(value, str) else value

@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 import small_runs
 
 from bertgpt import cli
+from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
 from bertgpt.hub import conversion, model_card
@@ -21,8 +23,21 @@ def load_recipe(card, folder, base):
   return recipes.to_json(recipes.load(str(folder / "recipe.py"), base))
 
 
-def stored_config(workdir):
-  return (workdir / "config.json").read_text().rstrip()
+def shared_config(workdir, base):
+  """Returns the config of a run with the defaults of its host, and files without folders."""
+  config = recipes.from_json((workdir / "config.json").read_bytes(), base)
+  for field, value in config_lib.leaves(config):
+    if field in recipes.HOST_FIELDS:
+      recipes.set_field(config, field, dict(config_lib.leaves(base()))[field])
+    elif isinstance(value, str) and "/" in value:
+      kind, colon, path = value.rpartition(":")
+      recipes.set_field(config, field, f"{kind}{colon}{pathlib.Path(path).name}")
+  return recipes.to_json(config)
+
+
+def names_no_folder(card):
+  """Returns whether no word of a text is a path on this machine."""
+  return not re.search(r"(?<![\w/:])/\w+/|:/\w", card)
 
 
 def test_of_a_pretraining(finished, tmp_path):
@@ -30,12 +45,13 @@ def test_of_a_pretraining(finished, tmp_path):
   architecture = conversion.find_architecture(trained.config)
   card = model_card.write(trained, architecture, finished, OUT, "Model with 7 parameters")
   tokens = 20 * 8 * 32
-  assert trained.config.data.source in card and f"{tokens:,} tokens" in card
-  assert f"bertgpt export --workdir {finished} --out {OUT}" in card
+  assert "Data: `text:story.txt`" in card and f"{tokens:,} tokens" in card
+  assert "bertgpt export --workdir DIR --out model" in card
+  assert names_no_folder(card)
   last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()][-1]
   (value,) = (x for tag, x in last.items() if tag.endswith("_perplexity"))
   assert f"| {value:.4g} | 20 |" in card
-  assert load_recipe(card, tmp_path, recipes.base) == stored_config(finished)
+  assert load_recipe(card, tmp_path, recipes.base) == shared_config(finished, recipes.base)
 
 
 PHASES = """\
@@ -64,7 +80,7 @@ def test_the_recipe_is_that_of_the_training_not_of_the_use(two_phases, tmp_path)
   trained = trained_lib.load_trained(two_phases)
   card = model_card.write(trained, conversion.find_architecture(trained.config), two_phases, OUT,
                           "Model with 7 parameters")
-  assert load_recipe(card, tmp_path, recipes.base) == stored_config(two_phases)
+  assert load_recipe(card, tmp_path, recipes.base) == shared_config(two_phases, recipes.base)
 
 
 @pytest.mark.slow
@@ -81,11 +97,13 @@ def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   architecture = conversion.find_architecture(trained.config, trained.task["kind"])
   card = model_card.write(trained, architecture, source, OUT, "Model with 7 parameters")
   assert "pipeline_tag: text-classification" in card
-  assert f"Fine-tuned on sst2 (`{tuning.parent}`) from step 20 of `{finished_bert}`" in card
+  assert f"Fine-tuned on sst2 (`{tuning.parent.name}`) from step 20 of `{finished_bert.name}`" in card
   assert "90 steps of 16 examples (90 epochs), peak learning rate 0.01 (linear)" in card
   assert "| dev/accuracy | 1 | 90 |" in card
-  assert f"bertgpt finetune --config recipe.py --init {finished_bert} --workdir DIR" in card
-  assert load_recipe(card, tmp_path, finetune_config.base) == stored_config(tuned)
+  assert f"bertgpt finetune --config recipe.py --init {finished_bert.name} --workdir DIR" in card
+  assert load_recipe(card, tmp_path, finetune_config.base) == shared_config(tuned,
+                                                                           finetune_config.base)
+  assert names_no_folder(card)
 
 
 def test_of_random_weights(tuned):
@@ -103,3 +121,13 @@ def test_of_a_head_with_random_weights(finished_bert):
   lines = model_card.limits_of_training(trained._replace(fresh=("mlm", "nsp")))
   assert lines[:2] == ["The masked-LM head has random weights.",
                        "The next-sentence head has random weights."]
+
+
+@pytest.mark.parametrize("value, expected", [
+    ("text:/home/me/a.txt", "text:a.txt"), ("/home/me/runs/mini", "mini"),
+    ("2*jsonl:/a/b/*.jsonl#text,text:/c/d/", "2*jsonl:*.jsonl#text,text:d/"),
+    ("jsonl:gs://bucket/a/b.jsonl", "jsonl:gs://bucket/a/b.jsonl"), ("pydocs", "pydocs"),
+    ("text:books/a.txt", "text:books/a.txt"), ("tfds:wiki40b/en:1.3.0", "tfds:wiki40b/en:1.3.0"),
+    (3, 3)])
+def test_folders_of_the_machine_are_left_out(value, expected):
+  assert model_card.without_folders(value) == expected
