@@ -97,12 +97,13 @@ def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   architecture = conversion.find_architecture(trained.config, trained.task["kind"])
   card = model_card.write(trained, architecture, source, OUT, "Model with 7 parameters")
   assert "pipeline_tag: text-classification" in card
-  assert f"Fine-tuned on sst2 (`{tuning.parent.name}`) from step 20 of `{finished_bert.name}`" in card
+  assert (f"Fine-tuned on sst2 (`{tuning.parent.name}`) from step 20 of `{finished_bert.name}`"
+          in card)
   assert "90 steps of 16 examples (90 epochs), peak learning rate 0.01 (linear)" in card
   assert "| dev/accuracy | 1 | 90 |" in card
   assert f"bertgpt finetune --config recipe.py --init {finished_bert.name} --workdir DIR" in card
-  assert load_recipe(card, tmp_path, finetune_config.base) == shared_config(tuned,
-                                                                           finetune_config.base)
+  base = finetune_config.base
+  assert load_recipe(card, tmp_path, base) == shared_config(tuned, base)
   assert names_no_folder(card)
 
 

@@ -25,7 +25,8 @@ SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 
 
 def mtimes(path):
-  return {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name not in ("sweep.json", "sweep.html")}
+  return {p: p.stat().st_mtime_ns for p in path.rglob("*")
+          if p.name not in ("sweep.json", "sweep.html")}
 
 
 @pytest.mark.slow
