@@ -17,6 +17,7 @@ from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, StorageError, Us
 def run_program() -> int:
   """Runs `main`, restarting or forking the process first where needed; returns the exit code."""
   is_distributed = False
+  console.open_closed_streams()
   events.note_program_start()
 
   def set_up(arguments: argparse.Namespace) -> None:

@@ -429,6 +429,18 @@ def test_devices_that_cannot_be_opened_are_one_line(finished_gpt):
   assert "abacus" in line and "Check JAX_PLATFORMS" in line
 
 
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_a_program_that_is_started_without_streams_writes_into_no_file(tmp_path, recipe, closed):
+  """Otherwise, a file would get the number of a stream, and what C++ code writes to it."""
+  close = "".join(f" {number}>&-" for number in closed)
+  command = (f"exec {sys.executable} -m bertgpt prepare --config={recipe} "
+             f"--out={tmp_path / 'corpus'}{close}")
+  result = subprocess.run(["sh", "-c", command], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=1200)
+  assert result.returncode == 0, result.stderr
+  assert corpus_lib.is_corpus(tmp_path / "corpus")
+
+
 def test_a_closed_pipe_gives_no_traceback(recipe):
   process = start("data", f"--config={recipe}")
   process.stdout.close()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,17 +59,24 @@ def start(command: Sequence[str], environment: Mapping[str, str] | None = None,
           output: Any = None) -> subprocess.Popen:
   """Starts a command of this program, which is stopped by SIGTERM when this process is gone.
 
+  The caller keeps the result until the command has ended: without it, the command is stopped too.
+
   Args:
     command: the program and its arguments.
     environment: additional environment variables.
     output: file for its stdout and stderr; None: those of this process.
   """
-  reader, _ = os.pipe()  # The other end closes with this process.
+  reader, held = os.pipe()  # `held` closes with this process, or with the result.
   try:
-    return subprocess.Popen(command, pass_fds=[reader], stdout=output, stderr=output,
-                            env=os.environ | {PIPE: str(reader), **(environment or {})})
+    child = subprocess.Popen(command, pass_fds=[reader], stdout=output, stderr=output,
+                             env=os.environ | {PIPE: str(reader), **(environment or {})})
+  except BaseException:
+    os.close(held)
+    raise
   finally:
     os.close(reader)
+  weakref.finalize(child, os.close, held)
+  return child
 
 
 def stop_with_parent() -> None:

@@ -1,9 +1,25 @@
-"""Lines on stderr whose failure does not stop the work that they report."""
+"""Lines on stderr whose failure does not stop the work; standard streams that are closed."""
 
 import contextlib
 import os
 import stat
 import sys
+
+
+def open_closed_streams() -> None:
+  """Connects stdin, stdout and stderr to the null device if the program was started without them.
+
+  Otherwise, the next file that is opened would get the number of stderr, and the messages of C++
+  libraries would be written into it.
+  """
+  for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # Takes the lowest free number.
+      stream = open(number, mode, closefd=False)
+      setattr(sys, name, stream)
+      setattr(sys, f"__{name}__", stream)
 
 
 def write(text: str) -> None:

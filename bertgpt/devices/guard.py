@@ -96,9 +96,9 @@ def _tell(*note: str | int) -> None:
 
 def _exit_as(child: int, name: str, log: "_Log") -> None:
   """Ends this process the way the child ended, after a line about it."""
+  # After `waitpid`, the ID of the child may be that of another process: nothing is passed on to it.
+  signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  for number in FORWARDED:  # The child has ended, so nothing is left to pass them to.
-    signal.signal(number, signal.SIG_IGN)
   if code == -signal.SIGABRT and log.announced:
     code, text = log.announced
     if text not in log.end():
@@ -110,7 +110,8 @@ def _exit_as(child: int, name: str, log: "_Log") -> None:
     log.write(f"{name}: JAX has ended this process: {reason}\n".encode())
     code = PeerError.exit_code
   elif code < 0:
-    log.note(f"ended by {signal.Signals(-code).name}")
+    known = {number.value: number.name for number in signal.Signals}
+    log.note(f"ended by {known.get(-code, f'signal {-code}')}")  # Most real-time ones have no name.
   code = code if code >= 0 else 128 - code  # Shell convention: 137 after kill -9.
   log.note(f"exit code {code}")
   os._exit(code)

@@ -44,7 +44,8 @@ def arm(minutes: float) -> None:
     _changed.notify()
   if minutes:
     # sys.__stderr__: in a notebook, sys.stderr is not a file that a dying process can write to.
-    faulthandler.dump_traceback_later(minutes * 60 + GRACE_S, exit=True, file=sys.__stderr__)
+    seconds = min(minutes * 60 + GRACE_S, threading.TIMEOUT_MAX)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
   else:
     faulthandler.cancel_dump_traceback_later()
 

@@ -1,5 +1,7 @@
 """bertgpt.devices.children: nothing outlives its parent, and no child runs the caller's script."""
 
+import contextlib
+import gc
 import os
 import pathlib
 import signal
@@ -97,6 +99,18 @@ def test_reader_processes_do_not_outlive_their_parent(recipe, tmp_path):
   process.kill()
   process.wait()
   assert_all_end(mark)
+
+
+def test_commands_that_have_ended_leave_no_open_files():
+  """A sweep starts thousands of runs, and 1,024 is a usual limit."""
+  count = lambda: len(os.listdir("/proc/self/fd"))
+  gc.collect()
+  before = count()
+  for command in ("true", "false", "/no/such/program"):
+    with contextlib.suppress(FileNotFoundError):
+      children.start([command]).wait()
+  gc.collect()
+  assert count() == before
 
 
 def test_a_command_that_was_started_is_stopped_when_its_parent_is_killed(tmp_path):

@@ -75,7 +75,8 @@ def test_the_line_about_an_abort_names_the_process_that_is_gone():
     ("sys.exit(75)", 75, "exit code 75"),
     ("os.kill(os.getpid(), signal.SIGKILL)", 137, "ended by SIGKILL"),
     ("os.abort()", 69, "JAX has ended this process"),
-    ("import ctypes\nctypes.string_at(0)", 139, "ended by SIGSEGV")])
+    ("import ctypes\nctypes.string_at(0)", 139, "ended by SIGSEGV"),
+    ("os.kill(os.getpid(), signal.SIGRTMIN + 1)", 163, "ended by signal 35")])
 def test_the_log_has_all_that_was_written_and_how_it_ended(tmp_path, end, code, last):
   path = tmp_path / "logs" / "process-0.log"
   process = start("print('before', file=sys.stderr)\n"
@@ -128,6 +129,22 @@ def test_a_signal_reaches_the_worker_once(number):
   process.send_signal(number)
   process.communicate(timeout=1200)
   assert process.returncode == 11
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_when_the_worker_is_gone_is_ignored(number):
+  code = ("import os, signal, sys\nfrom bertgpt.devices import guard\n"
+          "wait = os.waitpid\n"
+          "def wait_and_be_hit(*arguments):\n"
+          "  found = wait(*arguments)\n"
+          f"  os.kill(os.getpid(), {int(number)})\n"
+          "  return found\n"
+          "os.waitpid = wait_and_be_hit\n"
+          "guard.fork_worker('name')\n"
+          "sys.exit(7)")
+  result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True,
+                          timeout=1200)
+  assert (result.returncode, result.stderr) == (7, "")
 
 
 def test_ctrl_c_of_the_terminal_reaches_only_the_parent():

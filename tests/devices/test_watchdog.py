@@ -53,6 +53,11 @@ def test_a_limit_that_was_there_before_is_back_after_an_error(monkeypatch):
   assert armed == [7]
 
 
+def test_a_limit_of_any_length_is_taken():
+  result = run_python("for minutes in (1e9, 1e15, 1e300): watchdog.arm(minutes)")
+  assert result.returncode == 0, result.stderr
+
+
 def test_without_a_limit_nothing_happens():
   result = run_python("import time\nwatchdog.arm(2 / 60); watchdog.disarm(); watchdog.renew()\n"
                       "with watchdog.paused(): pass\ntime.sleep(3)")
