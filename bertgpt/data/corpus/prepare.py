@@ -36,6 +36,7 @@ from bertgpt.errors import ConfigError, DataError, StorageError
 _PART = re.compile(rf"{corpus_lib.TOKENIZER}/.+|{corpus_lib.DATASET_NAME}-.+|(features|"
                    r"dataset_info)\.json|\w+-\w+\.npy")  # File of a corpus without its manifest.
 WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
+NOTED_BYTES = 1_000_000  # With less text, a tokenizer is trained within about a second.
 
 # ------------------------------------------------------------ entry points
 
@@ -352,6 +353,8 @@ def load_and_note(config: ConfigDict) -> tokenizers.Tokenizer:
 def train_tokenizer(config: ConfigDict, documents: Iterable[Document]) -> tokenizers.Tokenizer:
   """Returns a tokenizer that is trained on a sample of the documents to train on.
 
+  Prints a note about its kind and the size of the sample, unless that is small.
+
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
     documents: all documents of the source, or those that are in the sample of a part of it.
@@ -363,6 +366,10 @@ def train_tokenizer(config: ConfigDict, documents: Iterable[Document]) -> tokeni
   if not sample:
     raise DataError(f"data.source={config.data.source}: no text to train a tokenizer on. Check "
                     "the path and the field, and data.validation_fraction")
+  size = sum(len(document.text.encode()) for document in sample)
+  if size >= NOTED_BYTES:
+    print(f"note: training a tokenizer ({config.tokenizer.kind}, {config.tokenizer.vocab_size:,} "
+          f"tokens) on {size / 1e6:.3g} MB of the text", file=sys.stderr, flush=True)
   with watchdog.paused():
     return training.train_tokenizer(config.tokenizer, _drain(sample, config))
 
@@ -383,7 +390,7 @@ def _drain(sample: list[Document], config: ConfigDict) -> Iterator[str]:
 
 def sample_documents(documents: Iterable[Document], max_bytes: int,
                      border: int) -> list[Document]:
-  """Returns the documents with the largest keys, in their order.
+  """Returns the documents with the largest keys, in their order; a terminal shows a bar.
 
   Keys are hashes, so the sample is spread evenly over the corpus. The validation split has the
   smallest keys and is not sampled.
@@ -395,17 +402,19 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
     border: documents with smaller keys are held out.
   """
   heap, total = [], 0
-  for order, document in enumerate(documents):
-    text = document.text.encode()
-    key = encode.text_key(text)
-    if order % WATCHED_DOCUMENTS == 0:
-      watchdog.renew()
-    if key < border:
-      continue
-    heapq.heappush(heap, (key, order, len(text), document))
-    total += len(text)
-    while total - heap[0][2] >= max_bytes:
-      total -= heapq.heappop(heap)[2]
+  with tqdm.tqdm(desc="sample", unit="B", unit_scale=True, disable=None) as bar:
+    for order, document in enumerate(documents):
+      text = document.text.encode()
+      key = encode.text_key(text)
+      bar.update(len(text))
+      if order % WATCHED_DOCUMENTS == 0:
+        watchdog.renew()
+      if key < border:
+        continue
+      heapq.heappush(heap, (key, order, len(text), document))
+      total += len(text)
+      while total - heap[0][2] >= max_bytes:
+        total -= heapq.heappop(heap)[2]
   return [document for _, _, _, document in sorted(heap, key=lambda entry: entry[1])]
 
 

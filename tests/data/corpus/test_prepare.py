@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -218,11 +219,14 @@ def test_a_corpus_of_an_earlier_version_in_the_cache_is_used(tmp_path, capsys):
     prepare.prepare(config, old)
 
 
-def test_a_tokenizer_is_trained_when_none_is_given(tmp_path):
+def test_a_tokenizer_is_trained_when_none_is_given(tmp_path, monkeypatch, capsys):
   write_text(tmp_path / "text.txt", 60)
   config = make_config(tmp_path)
   config.tokenizer.update({"path": "", "vocab_size": 300})
+  monkeypatch.setattr(prepare, "NOTED_BYTES", 1000)
   path = prepare.ensure_prepared(config)
+  assert re.search(r"^note: training a tokenizer \(sentencepiece, 300 tokens\) on [\d.]+ MB",
+                   capsys.readouterr().err, re.MULTILINE)
   opened = corpus.open_corpus(path, "train")
   assert opened.tokenizer.kind == "sentencepiece" and opened.tokenizer.vocab_size == 300
   texts = {" ".join(text.split()) for text in (tmp_path / "text.txt").read_text().split("\n\n")}
