@@ -226,7 +226,8 @@ def _phase_problems(config, p, name):
     yield from _no_fraction(f"{name}.{field}", p[field])
   if p.seq_len > config.model.max_positions:
     yield (f"{name}.seq_len={p.seq_len} is longer than "
-           f"model.max_positions={config.model.max_positions}")
+           f"model.max_positions={config.model.max_positions}. Set it to at most "
+           f"{config.model.max_positions}")
   if p.micro_batches > 0 and p.batch_size % p.micro_batches:
     yield f"{name}.micro_batches={p.micro_batches} does not divide {name}.batch_size={p.batch_size}"
   objective = choices.OBJECTIVES.get(config.objective.name)
