@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -409,18 +410,28 @@ def _plain_leaves(value, prefix="") -> Iterator[tuple[str, Any]]:
 def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -> list[str]:
   """Returns lines 'field: old -> new' for changed fields that must not change on resume.
 
+  A phase that only one of the configs has is one line.
+
   Args:
     old: config that the run was started with.
     new: config that it is resumed with.
     allowed: fields or groups of fields that may change in addition to `RESUMABLE`.
   """
   old_leaves, new_leaves = dict(leaves(old)), dict(leaves(new))
-  lines = []
-  for field in sorted(old_leaves.keys() | new_leaves.keys()):
-    before, after = old_leaves.get(field, "(absent)"), new_leaves.get(field, "(absent)")
-    if before != after and not _may_change(field, (*RESUMABLE, *allowed)):
-      lines.append(f"{field}: {before!r} -> {after!r}")
-  return lines
+  lines = [f"{field}: {old_leaves[field]!r} -> {new_leaves[field]!r}"
+           for field in sorted(old_leaves.keys() & new_leaves.keys())
+           if old_leaves[field] != new_leaves[field]
+           and not _may_change(field, (*RESUMABLE, *allowed))]
+  # All other fields are in both, so what is left are phases.
+  phases = itertools.zip_longest(old.get("phases", ()), new.get("phases", ()))
+  return lines + [f"phases[{i}]: {_describe(before)} -> {_describe(after)}"
+                  for i, (before, after) in enumerate(phases)
+                  if None in (before, after) and not _may_change(f"phases[{i}]", allowed)]
+
+
+def _describe(p: ConfigDict | None) -> str:
+  return (f"{p.steps} steps of {p.batch_size} rows of {p.seq_len} tokens" if p
+          else "no such phase")
 
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:

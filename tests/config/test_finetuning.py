@@ -80,8 +80,8 @@ def test_dropout_may_differ_from_pretraining():
 
 
 @pytest.mark.parametrize("fields, devices, fragment", [
-    ({"task__max_length": 600}, 1, ("task.max_length=600 is longer than "
-                                   "model.max_positions=512. Set it to at most")),
+    ({"task__max_length": 600}, 1,
+     "task.max_length=600 is longer than model.max_positions=512. Set it to at most 512"),
     ({"micro_batches": 3}, 1, "micro_batches=3 does not divide batch_size=32"),
     ({"batch_size": 6}, 4, "batch_size: a micro-batch of 6 rows cannot be divided"),
     ({"optimizer__name": "sgd"}, 1, "optimizer.name='sgd': choose one of"),

@@ -287,10 +287,16 @@ def test_named_fields_and_groups_may_change_and_no_others():
   assert rate in recipes.differences(old, new, ["phase", "optim"])
 
 
-def test_another_number_of_phases_is_a_difference():
+def test_a_phase_that_only_one_config_has_is_one_line():
   old, new = config_lib.base(), config_lib.base()
-  new.phases = (config_lib.phase(), config_lib.phase())
-  assert "phases[1].seq_len: '(absent)' -> 128" in recipes.differences(old, new)
+  new.phases = (config_lib.phase(learning_rate=0.5),
+                config_lib.phase(steps=9, batch_size=3, seq_len=64))
+  rate = "phases[0].learning_rate: 0.0001 -> 0.5"
+  phase = "9 steps of 3 rows of 64 tokens"
+  assert recipes.differences(old, new) == [rate, f"phases[1]: no such phase -> {phase}"]
+  assert recipes.differences(new, old, ["phases[0]"]) == [f"phases[1]: {phase} -> no such phase"]
+  assert recipes.differences(old, new, ["phases"]) == []
+  assert recipes.differences(old, new, ["phases[1]"]) == [rate]
 
 
 @pytest.mark.parametrize("line", [
