@@ -1,6 +1,7 @@
 """bertgpt.files: atomic writes despite crashes, one holder of a lock, JSON errors on one line."""
 
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -219,6 +220,36 @@ def test_whoever_does_not_want_to_wait_raises(tmp_path):
       raise AssertionError
   with files.lock(tmp_path / "lock", refuse):
     pass
+
+
+def test_a_lock_whose_file_was_removed_by_its_holder_is_taken_in_the_new_file(tmp_path):
+  """A run that is refused removes its lock, and a waiting process has that file open."""
+  path = tmp_path / "lock"
+  holder = start(HOLD, path)
+  holder.stdout.readline()
+
+  def remove(_):
+    path.unlink()
+    holder.communicate("")
+
+  def refuse(found):
+    raise DataError(f"held by {found}")
+
+  with files.lock(path, remove):
+    with pytest.raises(DataError, match=f"held by process {os.getpid()} "), \
+         files.lock(path, refuse):
+      raise AssertionError
+
+
+def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, capsys):
+  def fail(file, operation):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+  monkeypatch.setattr(fcntl, "flock", fail)
+  with files.lock(tmp_path / "lock", lambda holder: None):
+    pass
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"WARNING: {tmp_path}/lock: this file system has no locks (")
 
 
 # -------------------------------------------------------------------- JSON

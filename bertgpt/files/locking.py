@@ -1,14 +1,19 @@
 """Locks between processes: a file lock on a disk, a lease in a bucket."""
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import pathlib
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 from bertgpt.files import lease
 from bertgpt.files.bucket import BucketPath
+
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 
 @contextlib.contextmanager
@@ -16,7 +21,8 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
   """Holds an exclusive lock between processes, which is released even after kill -9.
 
   Args:
-    path: file of the lock; created if it is missing, and not removed. In a bucket, see `lease`.
+    path: file of the lock; created if it is missing, and not removed. In a bucket, see `lease`. On
+      a file system without locks, as Lustre may be mounted, a warning replaces the lock.
     on_held: called with the holder ("process 12 on host") if another process has the lock. When it
       returns, this function waits for the lock; an error that it raises is passed on.
   """
@@ -24,17 +30,38 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
     with lease.hold(path, on_held):
       yield
     return
-  with path.open("a+") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      on_held(file.read().strip() or "another process")
-      fcntl.flock(file, fcntl.LOCK_EX)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    yield
+  while True:
+    with path.open("a+") as file:
+      _take(file, path, on_held)
+      if not _is_at(file, path):  # The holder before has removed it; others lock a new file.
+        continue
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+      file.flush()
+      yield
+      return
+
+
+def _take(file: io.TextIOBase, path: pathlib.Path, on_held: Callable[[str], None]) -> None:
+  """Takes the lock of an open file; see `lock`."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    on_held(file.read().strip() or "another process")
+    fcntl.flock(file, fcntl.LOCK_EX)
+  except OSError as e:
+    if e.errno not in _NO_LOCKS:
+      raise
+    print(f"WARNING: {path}: this file system has no locks ({e.strerror}). Start nothing else that "
+          "writes there", file=sys.stderr, flush=True)
+
+
+def _is_at(file: io.TextIOBase, path: pathlib.Path) -> bool:
+  """Returns whether a path leads to an open file."""
+  with contextlib.suppress(FileNotFoundError):
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+  return False
 
 
 def check_lock(path: pathlib.Path) -> None:

@@ -7,10 +7,10 @@ import functools
 import io
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from bertgpt.errors import ConfigError, StorageError
@@ -107,11 +107,22 @@ def match_objects(pattern: str) -> list[str]:
   if not 0 < literal < len(parts):
     return []
   folder = BucketPath("/".join(parts[:literal]))
-  pieces = ["(?:.+/)?" if part == "**" else fnmatch.translate(part).removesuffix(r"\Z")
-            .replace(".*", "[^/]*").replace("(?s:", "(?:") + "/" for part in parts[literal:]]
-  pieces[-1] = ".+" if parts[-1] == "**" else pieces[-1].removesuffix("/")
-  wanted = re.compile("".join(pieces) + r"\Z")
-  return [f"{folder}/{name}" for name in sorted(folder.list_tree()) if wanted.match(name)]
+  return [f"{folder}/{name}" for name in sorted(folder.list_tree())
+          if _is_matched(name.split("/"), parts[literal:])]
+
+
+def _is_matched(names: Sequence[str], patterns: Sequence[str]) -> bool:
+  """Returns whether the parts of a name match the parts of a glob, by the rules of `glob`."""
+  if not names or not patterns:
+    return not names and not patterns
+  is_hidden = names[0].startswith(".")
+  if patterns[0] == "**":
+    return (len(names) == 1 == len(patterns) and not is_hidden
+            or _is_matched(names, patterns[1:])
+            or not is_hidden and len(names) > 1 and _is_matched(names[1:], patterns))
+  return (fnmatch.fnmatchcase(names[0], patterns[0])
+          and (not is_hidden or patterns[0].startswith("."))
+          and _is_matched(names[1:], patterns[1:]))
 
 
 def copy_locally(path: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,7 @@ from bertgpt.errors import ConfigError, StorageError, exit_code
 from bertgpt.files import bucket as bucket_lib
 from bertgpt.files import gcs
 
-NAMES = ("a.txt", "b/c.txt", "b/d/e.jsonl", "b/d/[f]", "g h/\u00e9%2F.bin")
+NAMES = ("a.txt", "b/c.txt", "b/d/e.jsonl", "b/d/[f]", "g h/\u00e9%2F.bin", "b/.e.jsonl", ".h/i")
 
 
 @pytest.fixture
@@ -118,7 +118,9 @@ def marker(bucket, name):
 
 
 @pytest.mark.parametrize("pattern", ["*.txt", "b/*", "**/*.txt", "b/**", "**/e.jsonl", "b/d/[f]",
-                                     "b/[abc].txt", "*/?.txt", "none/*", "none", "**"])
+                                     "b/[abc].txt", "*/?.txt", "none/*", "none", "**", "b?c.txt",
+                                     "b[!x]c.txt", "b/*.jsonl", "b/.*", "**/*", "**/b/**/e*",
+                                     ".h/*", "*/**", "[ab]/[!d]*"])
 def test_globs_match_what_glob_matches(both, pattern):
   import glob
   on_disk, in_bucket = both
