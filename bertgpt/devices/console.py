@@ -17,7 +17,7 @@ def open_closed_streams() -> None:
       os.fstat(number)
     except OSError:
       os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # Takes the lowest free number.
-      stream = open(number, mode, closefd=False)
+      stream = os.fdopen(number, mode, closefd=False)
       setattr(sys, name, stream)
       setattr(sys, f"__{name}__", stream)
 
