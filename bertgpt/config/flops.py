@@ -1,4 +1,4 @@
-"""FLOPs of a training step, for the MFU."""
+"""FLOPs of training steps, for the MFU and for the time that is left."""
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families
@@ -17,3 +17,17 @@ def flops_per_step(config: ConfigDict, phase: ConfigDict) -> float:
   predicted = config_lib.predicted_share(config, phase)
   forward = families.find(config).flops_per_token(config.model, phase.seq_len, predicted)
   return 3 * phase.batch_size * phase.seq_len * forward
+
+
+def flops_until(config: ConfigDict, step: int) -> float:
+  """Returns the FLOPs of the first steps of a run.
+
+  Args:
+    config: a whole config.
+    step: number of steps, through all phases.
+  """
+  total, first = 0.0, 0
+  for phase in config.phases:
+    total += flops_per_step(config, phase) * min(max(step - first, 0), phase.steps)
+    first += phase.steps
+  return total

@@ -1,5 +1,6 @@
 """The log of a run's steps, written one step late, which also stops a run that diverges."""
 
+import functools
 import math
 import pathlib
 import time
@@ -10,7 +11,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.config.flops import flops_per_step
+from bertgpt.config.flops import flops_per_step, flops_until
 from bertgpt.devices import hardware
 from bertgpt.errors import DivergedError
 from bertgpt.models import attention
@@ -47,6 +48,7 @@ class StepLog:
     is_first = jax.process_index() == 0
     self._writer = Writer(path, first_step=first_step, last_step=config_lib.total_steps(config),
                           tensorboard=config.log.tensorboard, active=is_first, name=name,
+                          work=functools.partial(flops_until, config),  # Phases differ.
                           trackers=trackers.start(config, path) if is_first else ())
     for line in attention.explain(config) if is_static and not name else ():
       self._writer.message(line)

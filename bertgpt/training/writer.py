@@ -4,7 +4,7 @@ import pathlib
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bertgpt.devices import console
 from bertgpt.runs import metrics_file
@@ -24,7 +24,8 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
                tensorboard: bool, active: bool = True,
-               trackers: Sequence[sinks.Sink] = (), name: str = ""):
+               trackers: Sequence[sinks.Sink] = (), name: str = "",
+               work: Callable[[int], float] = float):
     """Opens the files.
 
     Args:
@@ -35,8 +36,9 @@ class Writer:
       active: whether this is process 0; otherwise nothing is written or printed.
       trackers: other places that get every point.
       name: prefix of every line that is printed; '': none.
+      work: steps done -> work done, for the time that is left; default: all steps are alike.
     """
-    self._last_step = last_step
+    self._last_step, self._work = last_step, work
     self._since: tuple[int, float] | None = None  # Step and time of the first progress line.
     self._name = name
     self._is_tty = sys.stderr.isatty() and not name  # Lines of several runs replace none.
@@ -105,4 +107,5 @@ class Writer:
     first, start = self._since = self._since or (step, time.monotonic())
     if step == first:
       return None
-    return (time.monotonic() - start) / (step - first) * (self._last_step - step)
+    before, done, whole = map(self._work, (first, step, self._last_step))
+    return (time.monotonic() - start) / (done - before) * (whole - done)

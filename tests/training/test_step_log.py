@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt.training import step_log
+from bertgpt import config as config_lib
+from bertgpt.config.flops import flops_per_step
+from bertgpt.training import step_log, writer
 
 
 def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_path):
@@ -20,3 +22,26 @@ def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_pat
   (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
   scalars = json.loads(line, parse_constant=pytest.fail)
   assert (scalars["step"], scalars["train/loss"], scalars["train/skipped_steps"]) == (3, 3.0, 1)
+
+
+def test_the_time_that_is_left_counts_the_longer_rows_of_later_phases(tmp_path, monkeypatch,
+                                                                      capsys):
+  config = tiny.make_config()
+  config.phases = tuple(config_lib.phase(steps=10, batch_size=8, seq_len=n) for n in (8, 32))
+  config.log.every_steps, config.log.tensorboard = 1, False
+  short, long = (flops_per_step(config, p) for p in config.phases)
+  assert long > 4 * short
+  now = 0.0
+  monkeypatch.setattr(writer.time, "monotonic", lambda: now)
+  log = step_log.StepLog(config, tmp_path, 0)
+  for step in range(1, 21):
+    now += 100 if step <= 10 else 100 * long / short
+    log.add(step, {"loss": (1, 1), "grad_norm": (1, 1), "learning_rate": (0.1, 1),
+                   "tokens": (100, 1), "bad_steps": (0, 1)})
+    log.finish_step()
+  log.close()
+  lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+  at_6, at_18 = lines[5].split("ETA ")[1], lines[17].split("ETA ")[1]
+  seconds = lambda text: sum(int(n) * 60**i for i, n in enumerate(text.split(":")[::-1]))
+  assert seconds(at_6) == pytest.approx(400 + 1000 * long / short, abs=1)
+  assert seconds(at_18) == pytest.approx(200 * long / short, abs=1)
