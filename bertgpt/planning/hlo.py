@@ -307,16 +307,20 @@ def trip_count(loop: Instruction) -> float:
   Args:
     loop: a `while` that counts by 1, made by `scan` or `fori_loop`.
   Returns:
-    The count that the compiler states, otherwise the largest integer in the loop's condition minus
-    the first value of its counter; 1 if there is neither.
+    The count that the compiler states, otherwise the distance from the first value of the loop's
+    counter to the largest integer in its condition; 1 if there is neither, and at least 1.
   """
   known = loop.attribute(r'known_trip_count[^}]*?"n":\s*"(\d+)"')
   if known:
     return float(known)
   condition = loop.computation.module.computations[loop.attribute(r"condition=%?([\w.$-]+)")]
   limits = [int(i.operands[0]) for i in condition.instructions.values()
-            if i.opcode == "constant" and i.operands[0].isdigit()]
-  return float(max(limits) - _first_value(loop, condition.root)) if limits else 1.0
+            if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.operands[0])]
+  if not limits:
+    return 1.0
+  comparison = condition.root
+  reaches_limit = comparison.attribute(r"direction=(LE|GE)") is not None
+  return max(1.0, float(abs(max(limits) - _first_value(loop, comparison)) + reaches_limit))
 
 
 def _first_value(loop: Instruction, comparison: Instruction) -> int:

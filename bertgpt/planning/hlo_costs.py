@@ -180,8 +180,7 @@ def _convolution(instruction: Instruction) -> Product:
           int(field("rhs_dilate", i, "1"))))
       for i, label in enumerate(spatial))
   m, n, k = outputs["b"], outputs["f"], filters["i"]
-  groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
-  flops = 2.0 * k * n * m * positions / groups
+  flops = 2.0 * k * n * m * positions
   places = math.prod(outputs[label] for label in spatial)
   return Product(flops, m, n, k * max(1.0, positions / places), _is_fp8(instruction))
 

@@ -84,8 +84,10 @@ def test_every_branch_counts_as_if_it_ran():
   assert [runs_of(module, opcode) for opcode in ("sine", "cosine", "tanh")] == [[1.0]] * 3
 
 
-@pytest.mark.parametrize("start, runs", [(0, 12), (1, 11)])
-def test_trip_count_from_the_condition(start, runs):
+@pytest.mark.parametrize("start, limit, direction, runs", [
+    (0, 12, "LT", 12), (1, 12, "LT", 11), (0, 12, "LE", 13), (12, 0, "GT", 12), (12, 1, "GE", 12),
+    (11, -1, "GT", 12), (12, 12, "LT", 1)])
+def test_trip_count_from_the_condition(start, limit, direction, runs):
   """TPU programs do not state it, and may have run the first iteration before the loop."""
   module = hlo.parse(f"""HloModule m
 %body (b: (s32[], f32[4])) -> (s32[], f32[4]) {{
@@ -94,10 +96,10 @@ def test_trip_count_from_the_condition(start, runs):
   ROOT %t = (s32[], f32[4]{{0}}) tuple(%b, %x)
 }}
 %cond (c: (s32[], f32[4])) -> pred[] {{
-  %limit = s32[]{{:T(128)}} constant(12)
+  %limit = s32[]{{:T(128)}} constant({limit})
   %c = (s32[], f32[4]{{0}}) parameter(0)
   %i = s32[] get-tuple-element(%c), index=0
-  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+  ROOT %lt = pred[] compare(%i, %limit), direction={direction}
 }}
 ENTRY %main (p: f32[4]) -> (s32[], f32[4]) {{
   %p = f32[4]{{0}} parameter(0)

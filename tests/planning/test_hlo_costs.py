@@ -67,6 +67,17 @@ def test_convolutions_are_counted_as_xla_counts_them(window):
   assert 0 < matmul_flops(module) == compiled.cost_analysis()["flops"]
 
 
+def test_groups_of_the_batch_are_counted_as_xla_counts_them():
+  """Each group of rows meets its own filters; the result already has fewer rows."""
+  convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", batch_group_count=2)
+  lowered = jax.jit(convolve).lower(jnp.ones((4, 3, 9, 9)), jnp.ones((6, 3, 3, 3)))
+  body = """  %x = f32[4,3,9,9]{3,2,1,0} parameter(0)
+  %w = f32[6,3,3,3]{3,2,1,0} parameter(1)
+  ROOT %c = f32[2,6,7,7]{3,2,1,0} convolution(%x, %w), window={size=3x3}, \
+dim_labels=bf01_oi01->bf01, batch_group_count=2"""
+  assert hlo_costs.product_of(kernel_of(body)).flops == lowered.cost_analysis()["flops"]
+
+
 ATTENTION_ON_TPU = """HloModule m
 ENTRY %main (q: bf16[16,128,12,64], k: bf16[16,128,12,64]) -> f32[16,12,128,128] {
   %q = bf16[16,128,12,64]{3,1,2,0:T(8,128)(2,1)} parameter(0)
