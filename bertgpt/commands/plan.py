@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "or h100:2x8 (nodes x GPUs)")
   parser.add_argument("--phase", type=int, metavar="N",
                       help="index of a phase, from 0; default: all phases")
-  parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE",
+  parser.add_argument("--price_per_chip_hour", type=flags.number(float, 0), metavar="PRICE",
                       help="price per chip-hour, to predict the price of the run")
   parser.add_argument("--network_gbps", type=flags.number(float, 1e-3), metavar="GBPS",
                       help="speed of the network between slices or nodes, in Gbit/s per device and "

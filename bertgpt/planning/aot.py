@@ -354,8 +354,10 @@ def remedies(step: CompiledStep, topology: Topology) -> list[str]:
   chips = len(topology.devices)
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   flags = []
-  if sum(step.state_bytes) * fsdp > topology.chip.usable_hbm / 8 and fsdp * tensor < chips:
-    flags.append(f"--config.mesh.fsdp={min(chips // tensor, 8 * fsdp)}")
+  most = topology.devices_per_model // tensor
+  wider = max(n for n in range(fsdp, 8 * fsdp + 1) if most % n == 0)
+  if sum(step.state_bytes) * fsdp > topology.chip.usable_hbm / 8 and wider > fsdp:
+    flags.append(f"--config.mesh.fsdp={wider}" + " --config.mesh.data=-1" * (config.mesh.data > 0))
   rows = phase.batch_size // phase.micro_batches // (chips // tensor)
   if rows % 2 == 0:
     flags.append(f"--config.phases[{i}].micro_batches={phase.micro_batches * 2}")

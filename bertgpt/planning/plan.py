@@ -116,11 +116,15 @@ def show(plans: Sequence[PhasePlan], topology: Topology, price: float | None,
     if num_kernels and plan.step.roofline:
       lines += kernels.show(plan.step.roofline.kernels, num_kernels)
   if all(plan.fits for plan in plans):
+    first = plans[0].step
+    what = ("the run" if len(plans) == len(first.config.phases) else
+            f"phase {first.phase_index}")  # `--phase` names one.
     hours = sum(plan.hours for plan in plans)
     chip_hours = sum(plan.chip_hours for plan in plans)
-    cost = f", {price * chip_hours:,.0f} at {price:g} per chip-hour" if price is not None else ""
-    lines += ["", f"the run      {_duration(hours)} predicted, {chip_hours:,.1f} chip-hours{cost} "
-                  f"(evaluation and checkpoints not counted)"]
+    cost = ("" if price is None else
+            f", {_amount(price * chip_hours, 0)} at {price:g} per chip-hour")
+    lines += ["", f"{what:<12} {_duration(hours)} predicted, {_amount(chip_hours, 1)} chip-hours"
+                  f"{cost} (evaluation and checkpoints not counted)"]
   return "\n".join(lines)
 
 
@@ -153,8 +157,8 @@ def _show_phase(plan: PhasePlan, topology: Topology) -> list[str]:
           f"  predicted  {plan.step_seconds * 1e3:,.1f} ms per step, "
           f"{plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}, bound by "
           f"{step.roofline.bound}",
-          f"             {_duration(plan.hours)} and {plan.chip_hours:,.1f} chip-hours for the "
-          "phase"]
+          f"             {_duration(plan.hours)} and {_amount(plan.chip_hours, 1)} chip-hours for "
+          "the phase"]
 
 
 def _show_memory(memory: Memory, topology: Topology) -> list[str]:
@@ -238,7 +242,15 @@ def _gib(size: float) -> str:
 
 
 def _duration(hours: float) -> str:
-  return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.2f} hours"
+  if hours >= 1:
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.2f} hours"
+  minutes = hours * 60
+  return f"{minutes:.2g} minutes" if minutes >= 1 else f"{minutes * 60:.2g} seconds"
+
+
+def _amount(value: float, digits: int) -> str:
+  """Returns a number with `digits` digits after the point; below 10, with two significant ones."""
+  return f"{value:,.{digits}f}" if value >= 10 else f"{value:.2g}"
 
 
 def show_search(ranked: Sequence[search.RankedVariant], step: CompiledStep) -> str:
@@ -258,6 +270,8 @@ def show_search(ranked: Sequence[search.RankedVariant], step: CompiledStep) -> s
     else:
       numbers = f"{'does not fit':>36}"
     lines.append(f"  {numbers}  {' '.join(overrides) or '(as given)'}")
+  if len(ranked) == 1:
+    lines.append("  nothing was compiled: no variant that this machine can run is estimated to fit")
   return "\n".join(lines)
 
 

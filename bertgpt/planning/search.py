@@ -108,6 +108,8 @@ def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
   timed, kinds = [], collections.Counter()
   for overrides, config in make_variants(step.config, step.phase_index,
                                          *aot.devices_of(topology)):
+    if topology.devices_per_model % (config.mesh.fsdp * config.mesh.tensor):
+      continue
     if estimate_bytes(config, step.phase_index, state_bytes, topology) < topology.chip.usable_hbm:
       seconds = estimate_seconds(config, step, state_bytes, topology)
       timed.append((seconds, overrides, config))
@@ -205,6 +207,9 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int,
     if given["mesh.data"] > 0 and changes.keys() & {"mesh.fsdp", "mesh.tensor"}:
       changes["mesh.data"] = -1
     changed = with_fields(config, changes)
+    if changes.get("objective.loss_chunk", 0) >= predictions(changed, phase_index,
+                                                             chips / changed.mesh.tensor):
+      continue  # A device has fewer positions than that: one chunk, as with the default.
     if changes and not config_lib.find_problems(changed, chips, platform):
       overrides = tuple(f"--config.{field}={value}" for field, value in changes.items())
       yield Variant(overrides, changed)

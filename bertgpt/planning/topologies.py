@@ -53,6 +53,11 @@ class Topology(NamedTuple):
   num_slices: int
   devices: Sequence[jax.Device]
 
+  @property
+  def devices_per_model(self) -> int:
+    """The largest number of devices that parameters may be split over: see `sharding.make_mesh`."""
+    return len(self.devices) // (self.num_slices if self.platform == "tpu" else 1)
+
   def place(self, device: jax.Device) -> Place:
     """Returns where a device is.
 
@@ -100,7 +105,13 @@ def with_network(topology: Topology, gbps: float) -> Topology:
   Args:
     topology: the machine.
     gbps: Gbit/s per device and direction.
+  Raises:
+    ConfigError: the machine has no such network.
   """
+  if topology.num_slices == 1:
+    raise ConfigError(f"--network_gbps: nothing is sent between slices or nodes, because "
+                      f"--topology={topology.name} is a single one. Omit one of the two flags, or "
+                      "give several slices or nodes, such as v5e:16x16:2 or h200:2x8")
   return topology._replace(chip=topology.chip._replace(dcn_bandwidth=gbps * 1e9 / 8))
 
 

@@ -9,6 +9,7 @@ import tiny
 from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
+from bertgpt.config import recipes
 from bertgpt.config.flops import flops_per_step
 from bertgpt.data.batches import formats, parts
 from bertgpt.planning import aot, topologies
@@ -124,14 +125,29 @@ def test_equal_phases_share_a_program_and_times_add_up():
                                     / first.step_seconds / (8 * topology.chip.peak_flops))
 
 
-def test_remedies_are_overrides_that_lower_memory():
-  config = tiny.make_config()
-  config.model.remat = "dots"
-  topology = on_fake_devices(chip="v5e")
+def remedies(topology, **config):
+  config = tiny.make_config(**config)
   step = aot.CompiledStep(config, 0, aot.StateBytes(12e9, 24e9), 1.0, None, None,
                           aot.Overflow(20e9, 16e9, []))
-  assert aot.remedies(step, topology) == [
+  return aot.remedies(step, topology)
+
+
+def test_remedies_are_overrides_that_lower_memory():
+  assert remedies(on_fake_devices(), remat="dots", mesh=(-1, 1, 1)) == [
       "--config.mesh.fsdp=8", "--config.phases[0].micro_batches=2", "--config.model.remat=full"]
+
+
+@pytest.mark.parametrize("chips, num_slices, mesh, remedy", [
+    (8, 2, (-1, 1, 1), "--config.mesh.fsdp=4"), (6, 1, (-1, 1, 2), "--config.mesh.fsdp=3"),
+    (8, 1, (4, 1, 2), "--config.mesh.fsdp=4 --config.mesh.data=-1"), (8, 2, (-1, 4, 1), None)])
+def test_a_remedy_is_a_mesh_of_the_machine(chips, num_slices, mesh, remedy):
+  """Parameters stay in a slice, and all axes together have as many devices as there are."""
+  topology = on_fake_devices(chips, num_slices=num_slices)
+  found = [flags for flags in remedies(topology, mesh=mesh) if "fsdp" in flags]
+  assert found == [remedy] * bool(remedy)
+  for flags in found:
+    config = recipes.override(tiny.make_config(mesh=mesh), flags.split())
+    assert not [p for p in config_lib.find_problems(config, chips) if "mesh" in p]
 
 
 # -------------------------------------------------------- the real compiler

@@ -30,7 +30,28 @@ def test_a_table_says_that_it_is_a_prediction(small):
   assert text.startswith("PREDICTION for 8 x fake")
   assert text.count("predicted  ") == 2
   chip_hours = sum(phase.chip_hours for phase in small[0])
-  assert f"{2 * chip_hours:,.0f} at 2 per chip-hour" in text
+  assert f"{2 * chip_hours:.2g} at 2 per chip-hour" in text
+
+
+def test_a_single_phase_is_not_called_the_run(small):
+  plans, topology = small
+  assert "\nthe run " in plan.show(plans, topology, None)
+  text = plan.show(plans[1:], topology, None)
+  assert "\nphase 1 " in text and "the run" not in text
+
+
+@pytest.mark.parametrize("hours, price, shown", [
+    (100, 2.0, "4.2 days predicted, 800.0 chip-hours, 1,600 at 2"),
+    (2, 1.2, "2.00 hours predicted, 16.0 chip-hours, 19 at 1.2"),
+    (0.2, 1.2, "12 minutes predicted, 1.6 chip-hours, 1.9 at 1.2"),
+    (0.01, 1.5, "36 seconds predicted, 0.08 chip-hours, 0.12 at 1.5"),
+    (0.01, 0.0, "36 seconds predicted, 0.08 chip-hours, 0 at 0")])
+def test_short_and_cheap_runs_are_not_rounded_to_nothing(small, hours, price, shown):
+  plans, topology = small
+  first, second = (one._replace(hours=share * hours, chip_hours=8 * share * hours)
+                   for one, share in zip(plans, (0.75, 0.25), strict=True))
+  line = plan.show([first, second], topology, price).splitlines()[-1]
+  assert line.startswith(f"the run      {shown} per chip-hour (")
 
 
 def test_json_is_json_and_adds_up(small):
@@ -106,6 +127,9 @@ def test_the_command(capsys, recipe):
 
 @pytest.mark.parametrize("arguments, fragment", [
     (["--topology=v5e:4x5"], "--topology=v5e:4x5: a slice of v5e has two sides"),
+    (["--topology=v5e:1x1", "--price_per_chip_hour=-1"], "-1: give a number of at least 0"),
+    (["--topology=v5e:1x1", "--price_per_chip_hour=nan"], "nan: give a number of at least 0"),
+    (["--topology=v5e:1x1", "--price_per_chip_hour=inf"], "inf: give a number of at least 0"),
     ([], "required: --topology")])
 def test_wrong_flags_are_one_line(capsys, recipe, arguments, fragment):
   code = cli.main(["plan", f"--config={recipe}", *arguments])
@@ -116,6 +140,7 @@ def test_wrong_flags_are_one_line(capsys, recipe, arguments, fragment):
 @pytest.mark.libtpu
 @pytest.mark.parametrize("arguments, fragment", [
     (["--phase=3"], "--phase=3: the config has phases 0 to 0"),
+    (["--network_gbps=10"], "--network_gbps: nothing is sent between slices or nodes"),
     (["--config.mesh.fsdp=3"], "does not divide the 4 devices")])
 def test_a_config_that_does_not_fit_the_machine_is_one_line(capsys, recipe, arguments, fragment):
   code = cli.main(["plan", f"--config={recipe}", "--topology=v5e:2x2", *arguments])

@@ -10,7 +10,7 @@ from fake_slice import on_fake_devices
 from bertgpt import config as config_lib
 from bertgpt.config import attention_kernels, layer_loop, recipes
 from bertgpt.devices import hardware
-from bertgpt.planning import aot, search, topologies
+from bertgpt.planning import aot, plan, search, topologies
 
 
 def make_config():
@@ -137,6 +137,33 @@ def test_what_cannot_fit_is_not_compiled():
   assert len(roomy) == search.MAX_COMPILATIONS
   chip = topology.chip._replace(usable_hbm=0)
   assert search.choose_variants(make_step(config), topology._replace(chip=chip)) == []
+
+
+def test_parameters_stay_in_a_slice():
+  """A mesh that splits them over the network between slices is an error: `sharding.make_mesh`."""
+  topology = on_fake_devices(num_slices=4)
+  chosen = search.choose_variants(make_step(make_config()), topology)
+  assert len(chosen) == search.MAX_COMPILATIONS
+  model = [variant.mesh.fsdp * variant.mesh.tensor for _, variant in chosen]
+  assert max(model) == 2
+
+
+def test_chunks_that_no_device_fills_are_not_tried():
+  """Of 8,192 predictions, each of 8 chips has 1,024: chunks of 1,024 and 4,096 are all of them."""
+  config = make_config()
+  config.phases[0].batch_size = 1024
+  chunks = lambda chips: {
+      variant.objective.loss_chunk for _, variant in search.make_variants(config, 0, chips, "tpu")
+      if variant.phases[0].micro_batches == variant.mesh.tensor == 1}
+  assert chunks(1) == {0, -1, 1024, 4096} and chunks(8) == {0, -1}
+
+
+def test_a_search_without_a_variant_that_fits_says_so():
+  step = make_step(make_config())._replace(overflow=aot.Overflow(2e10, 1e10, []))
+  topology = on_fake_devices()
+  ranked = search.search(step, topology._replace(chip=topology.chip._replace(usable_hbm=0)))
+  text = plan.show_search(ranked, step)
+  assert "does not fit" in text and "no variant that this machine can run" in text
 
 
 @pytest.mark.slow
