@@ -137,7 +137,9 @@ class Recorder:
       for path, file in list(self._files.items()):
         try:
           self._files[path] = file = file or files.open_growing(path)
-          file.write(f"{line}\n".encode())
+          left = f"{line}\n".encode()
+          while left:  # A disk that fills up takes only a part. The next write raises the error.
+            left = left[file.write(left):]
           if event == "end":
             file.close()
           elif event == "start" or is_read:  # The other lines reach a bucket with the checkpoints.
@@ -244,6 +246,18 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   for line in lines:
     with contextlib.suppress(ValueError):
       event = files.parse_json(line)
-      if isinstance(event, dict) and isinstance(event.get("seconds"), dict):
+      if _is_event(event):
         events.append(event)
   return events
+
+
+def _is_event(value: Any) -> bool:
+  """Returns whether a JSON value has the entries of an event, with the types that are written."""
+  if not isinstance(value, dict) or not isinstance(seconds := value.get("seconds"), dict):
+    return False
+  texts = value.get("event"), value.get("message", "")
+  numbers = value.get("step"), value.get("code", None if value.get("event") == "end" else 0)
+  times = value.get("time"), *seconds.values()
+  return (all(isinstance(text, str) for text in texts)
+          and all(type(number) is int for number in numbers)
+          and all(type(x) in (int, float) and abs(x) < 1e15 for x in times))

@@ -20,15 +20,22 @@ _mutex = threading.Lock()
 def open_growing(path: pathlib.Path, *, is_new: bool = False) -> io.FileIO:
   """Opens a file without a buffer, at its end; it is made if it is missing.
 
+  If the last line of a .jsonl file was cut off by a crash, it is ended first.
+
   Args:
     path: file in an existing folder, or an object.
     is_new: whether the file must not exist.
   Raises:
     OSError: it cannot be opened, or exists although it must not.
   """
-  if not isinstance(path, BucketPath):
-    return io.FileIO(path, "xb" if is_new else "ab")
-  return _Growing(path, is_new)
+  file = (_Growing(path, is_new) if isinstance(path, BucketPath) else
+          io.FileIO(path, "xb" if is_new else "ab"))
+  if path.suffix == ".jsonl" and file.tell():
+    with open(file.name, "rb") as content:
+      is_cut = not _ends_a_line(content)
+    if is_cut:
+      file.write(b"\n")
+  return file
 
 
 def upload(file: io.FileIO) -> None:

@@ -110,5 +110,6 @@ def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
       point = files.parse_json(line)
     except ValueError:
       continue
-    if isinstance(point, dict) and isinstance(point.get("step"), int):
+    if (isinstance(point, dict) and type(point.get("step")) is int
+        and all(type(value) in (int, float) for value in point.values())):
       yield line, point

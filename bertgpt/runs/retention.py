@@ -1,6 +1,7 @@
 """Which checkpoints of a run are kept: the newest, those of every N steps, and the best."""
 
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -76,9 +77,10 @@ class Best:
   def _read(self) -> tuple[int | None, float | None]:
     try:
       found = files.parse_json(self._path.read_bytes())
-      if found["metric"] == self.metric and self._is_there(int(found["step"])):
-        return int(found["step"]), float(found["value"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
+      step, value = int(found["step"]), float(found["value"])
+      if found["metric"] == self.metric and math.isfinite(value) and self._is_there(step):
+        return step, value
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
       files.raise_if_unanswered(e)
       # There is no record, or it is not readable: the next evaluation is the best so far.
     return None, None
@@ -89,8 +91,11 @@ class Best:
     return (path / files.MANIFEST).is_file() if files.is_remote(path) else path.is_dir()
 
   def is_beaten_by(self, value: float) -> bool:
-    """Returns whether a value of the metric is better than the best one so far."""
-    if not self.metric:
+    """Returns whether a value of the metric is better than the best one so far.
+
+    A value that is not finite never is; it could not be beaten either.
+    """
+    if not self.metric or not math.isfinite(value):
       return False
     sign = -1 if self.metric.endswith(("_accuracy", "_precision", "_recall")) else 1
     best = self._best[1]
@@ -127,7 +132,7 @@ def forget_after(root: pathlib.Path, step: int) -> None:
   """
   try:
     is_kept = int(files.parse_json((root / FILE).read_bytes())["step"]) <= step
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError, OverflowError):
     is_kept = False
   if not is_kept:
     (root / FILE).unlink(missing_ok=True)

@@ -109,6 +109,27 @@ def test_damaged_lines_are_left_out(tmp_path):
   assert events.read(tmp_path / "nowhere") == []
 
 
+@pytest.mark.parametrize("change", [
+    {"event": None}, {"event": 1}, {"time": "1"}, {"time": float("nan")}, {"step": "3"},
+    {"step": 1e300}, {"seconds": {"steps": "1"}}, {"seconds": {"steps": float("inf")}},
+    {"seconds": {"steps": 10**400}}, {"code": None}, {"message": 7}])
+def test_lines_with_other_types_are_left_out_and_stop_no_training(tmp_path, change):
+  good = {"event": "end", "time": 1, "step": 3, "seconds": {"steps": 1.5}, "code": 0}
+  lines = [good, good | change, {key: value for key, value in good.items() if key not in change}]
+  (tmp_path / events.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert events.read(tmp_path) == [good] * (2 if "message" in change else 1)
+  with events.recording():
+    events.open_in(0, tmp_path)
+  assert len(events.read(tmp_path)) >= 3
+
+
+def test_a_line_that_a_crash_has_cut_off_costs_no_other_line(tmp_path):
+  (tmp_path / events.FILE).write_text('{"event": "work", "ti')
+  with events.recording():
+    events.open_in(0, tmp_path)
+  assert [event["event"] for event in events.read(tmp_path)] == ["start", "end"]
+
+
 def test_without_a_recording_nothing_happens():
   events.begin_step(1, compiles=False)
   with events.during("saving"):

@@ -5,7 +5,9 @@ from bertgpt.runs import metrics_file
 
 def test_a_damaged_line_costs_no_other_line(tmp_path):
   good = [b'{"step": 1, "a": 1.0}', b'{"step": 2, "a": 2.0}']
-  bad = [b'{"step": 1, "\xff": 1.0', b'{"step": "2"}', b"[2]", b"2", b"[" * 100_000, b"", b"\x00"]
+  bad = [b'{"step": 1, "\xff": 1.0', b'{"step": "2"}', b"[2]", b'{"step": true, "a": 1.0}',
+         b'{"step": 1, "a": "1.0"}', b'{"step": 1, "a": null}', b'{"step": 1, "a": [1.0]}', b"2",
+         b"[" * 100_000, b"", b"\x00"]
   path = tmp_path / "metrics.jsonl"
   path.write_bytes(b"\n".join([good[0], *bad, good[1]]) + b"\n")
   assert metrics_file.read_curves(tmp_path) == {"a": [(1, 1.0), (2, 2.0)]}

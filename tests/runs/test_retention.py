@@ -1,6 +1,7 @@
 """bertgpt.runs.retention: which checkpoints of a run are kept."""
 
 import contextlib
+import math
 
 import jax.numpy as jnp
 import pytest
@@ -51,10 +52,19 @@ def test_the_best_is_remembered_by_the_next_start(tmp_path):
   assert checkpoint.committed_steps(tmp_path) == [10, 40]
 
 
+@pytest.mark.parametrize("metric", ["mlm_loss", "mlm_accuracy"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_never_the_best(tmp_path, metric, value):
+  assert train(tmp_path, {10: value, 20: 2.0, 30: value, 40: value}, metric) == [20, 40]
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"metric": "mlm_loss"}',
+                                     '{"metric": "mlm_loss", "step": 10, "value": NaN}',
+                                     '{"metric": "mlm_loss", "step": 1e999, "value": 0.0}',
                                      '{"metric": "mlm_loss", "step": 7, "value": 0.0}'])
 def test_a_damaged_record_or_one_of_a_lost_step_is_no_best(tmp_path, content):
   (tmp_path / retention.FILE).write_text(content)
+  (tmp_path / "10").mkdir()
   best = retention.Best(tmp_path, "mlm_loss")
   assert best.record() is None and best.is_beaten_by(100.0)
 
