@@ -204,6 +204,7 @@ class Architecture(NamedTuple):
       tensors does.
     pools_by_config: whether config.json says which features represent a text.
     copied_ids: key of config.json for a special token -> the key with the same id.
+    aliases: another name of a key of config.json, which has precedence -> the key.
     zeros: tensor that is written with zeros -> letters of its shape.
     left_out: paths of parameters that a fine-tuned model has but does not use.
   """
@@ -233,6 +234,7 @@ class Architecture(NamedTuple):
   signs: Mapping[str, str] = {}
   pools_by_config: bool = False
   copied_ids: Mapping[str, str] = {}
+  aliases: Mapping[str, str] = {}
   zeros: Mapping[str, str] = {}
   left_out: tuple[str, ...] = ()
 

@@ -93,6 +93,7 @@ PRETRAINING = MASKED_LM._replace(
 
 ROBERTA = tune(MASKED_LM._replace(
     name="RobertaForMaskedLM", model_type="roberta", activations=EXACT_GELU,
+    fields=(("vocab_size", "vocab_size", 50265), *FIELDS[1:]),
     tied={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
           "lm_head.decoder.bias": "lm_head.bias"},
     rules=[*_encoder("roberta", "positions"), *_masked_lm("lm_head", "layer_norm", "lm_head.bias")],

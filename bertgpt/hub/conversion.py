@@ -376,6 +376,8 @@ def _take_tied(tensors, names, architecture):
 
 
 def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
+  hf_config = {**hf_config, **{key: hf_config[alias] for alias, key in architecture.aliases.items()
+                               if alias in hf_config}}
   for key, value in architecture.fixed.items():
     is_free = key in TIED and fresh  # The head tied to the token table is not in the folder.
     if hf_config.get(key, value) != value and not is_free:
@@ -395,7 +397,11 @@ def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
       value = _read_number(hf_config, key, default, float)
     elif value is not None or default is not None:
       value = _read_number(hf_config, key, default, least=1)
-    fields[f"model.{ours}"] = value
+    if fields.setdefault(f"model.{ours}", value) != value:
+      other = next(name for name, field, _ in architecture.fields if field == ours)
+      raise DataError(f"{key}={value!r} and {other}={hf_config.get(other, default)!r} in "
+                      "config.json: only equal values are supported. They matter only in training. "
+                      "Set both to the same value, or choose another model")
   fields |= {f"model.{ours}": value for ours, value in architecture.read(hf_config).items()}
   if "model.width" in fields and fields.get("model.mlp_dim") is None:
     fields["model.mlp_dim"] = 4 * fields["model.width"]

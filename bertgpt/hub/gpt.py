@@ -52,6 +52,9 @@ _FIELDS = (
     ("resid_pdrop", "dropout", 0.1), ("attn_pdrop", "attention_dropout", 0.1),
     ("initializer_range", "init_std", 0.02),
 )
+_DEFAULTS = {"vocab_size": 40478, "n_positions": 512}  # Where OpenAIGPTConfig is not GPT2Config.
+_ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
+            "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 _OURS = {"model.family": "gpt", "objective.name": "causal"}
 # Heads of the `transformers` classes for tasks, and of those with two heads.
 _TASK_HEADS = ("score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
@@ -66,17 +69,19 @@ GPT2 = Architecture(
     tied={"lm_head.weight": "transformer.wte.weight"}, activations=GELU,
     rules=[*_decoder("wte", "wpe"), *norm("final_norm", "transformer.ln_f")],
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
-    other_heads=_TASK_HEADS)
+    other_heads=_TASK_HEADS, aliases=_ALIASES)
 
 GPT1 = Architecture(
     name="OpenAIGPTLMHeadModel", model_type="openai-gpt", ours=_OURS | {"model.norm": "post"},
-    fields=(*_FIELDS, ("afn", "activation", "gelu")), fixed=TIED,
+    fields=(*((key, ours, _DEFAULTS.get(key, default)) for key, ours, default in _FIELDS),
+            ("afn", "activation", "gelu")),
+    fixed=TIED,
     tied={"lm_head.weight": "transformer.tokens_embed.weight"},
     # In this class, "gelu" is the approximation; there is no exact GELU.
     activations={"gelu_tanh": ("gelu", "gelu_new")},
     rules=_decoder("tokens_embed", "positions_embed"),
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
-    other_heads=_TASK_HEADS, find_problem=_find_mlp_problem)
+    other_heads=_TASK_HEADS, find_problem=_find_mlp_problem, aliases=_ALIASES)
 
 GPT2, GPT1 = (tune(base, name, _HEADS, target) for base, name, target in (
     (GPT2, "GPT2", "final_norm/bias"), (GPT1, "OpenAIGPT", "decoder/layers/mlp_norm/bias")))

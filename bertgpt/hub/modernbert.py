@@ -67,7 +67,8 @@ OURS = {"model.norm": "pre", "model.skip_first_norm": True, "model.norm_kind": "
         "model.position": "rope"}
 ACTIVATIONS = GELU | {"silu": ("silu", "swish")}
 FIXED = TIED | {"norm_bias": False, "attention_bias": False, "mlp_bias": False,
-                "decoder_bias": True, "classifier_bias": False}
+                "decoder_bias": True, "classifier_bias": False, "embedding_dropout": 0.0,
+                "mlp_dropout": 0.0}
 
 
 def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
@@ -83,31 +84,43 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
   fields: dict[str, Any] = {"dropout_at": "attention", "truncated_init": True,
                             "scale_residual_init": True}
   ropes = hf_config.get("rope_parameters") or {}
+  if not isinstance(ropes, dict) or not all(isinstance(ropes.get(kind) or {}, dict)
+                                            for kind in _THETAS):
+    raise DataError(f"rope_parameters={ropes!r} in config.json: expected an object with "
+                    f"{' and '.join(_THETAS)}. Restore the file")
   for kind, (ours, former, default) in _THETAS.items():
     rope = ropes.get(kind) or {}
     theta = rope.get("rope_theta", hf_config.get(former, default))
     # In older files, null stands for the base of the global layers.
     theta = fields.get("rope_theta", default) if theta is None else theta
-    if (rope.get("rope_type", "default") != "default" or hf_config.get("rope_scaling")
+    if (rope.get("rope_type", rope.get("type", "default")) != "default"
+        or hf_config.get("rope_scaling")
         or type(theta) not in (int, float) or not theta >= 1):
       raise DataError(f"rope_parameters.{kind}={rope or theta!r} in config.json: only a rope_theta "
                       "of at least 1 without scaling is supported. Choose another model")
     fields[ours] = float(theta)
-  fields["global_every"] = _read_pattern(hf_config)
-  num_local = hf_config.get("num_hidden_layers", 22) - len(
-      range(0, hf_config.get("num_hidden_layers", 22), fields["global_every"] or 10**9))
-  width = hf_config.get("local_attention", 128)
-  if num_local and (type(width) is not int or width // 2 - own_key < 1):
-    raise DataError(f"local_attention={width!r} in config.json: expected a whole number of at "
-                    f"least {2 + 2 * own_key}. Restore the file")
-  fields["window"] = width // 2 - own_key if num_local else 0
-  if not num_local:
-    fields |= {"global_every": 3, "rope_theta_local": 10_000.0}  # Not read; these are the defaults.
-  if hf_config.get("classifier_activation", "gelu") != hf_config.get("hidden_activation", "gelu"):
-    raise DataError(f"classifier_activation={hf_config['classifier_activation']!r} in config.json: "
-                    "only models whose head has the activation of their layers are supported. "
-                    "Choose another model")
+  every = _read_pattern(hf_config)
+  if every == 1 or (every and hf_config.get("num_hidden_layers", 22) == 1):  # No layer is local.
+    fields |= {"window": 0, "global_every": 3, "rope_theta_local": 10_000.0}  # The defaults.
+  else:
+    fields |= {"window": _read_window(hf_config, own_key), "global_every": every}
+  of_layers, of_head = (hf_config.get(f"{part}_activation", "gelu")
+                        for part in ("hidden", "classifier"))
+  if of_layers != of_head:
+    raise DataError(f"hidden_activation={of_layers!r} and classifier_activation={of_head!r} in "
+                    "config.json: only equal values are supported. Choose another model")
   return fields
+
+
+def _read_window(hf_config, own_key):
+  """Returns the keys that a query of a local layer sees on each side, without its own."""
+  # In transformers, sliding_window replaces half of local_attention.
+  key = "sliding_window" if "sliding_window" in hf_config else "local_attention"
+  width, parts = hf_config.get(key, 128), 1 if key == "sliding_window" else 2
+  if type(width) is not int or width // parts - own_key < 1:
+    raise DataError(f"{key}={width!r} in config.json: expected a whole number of at least "
+                    f"{parts * (1 + own_key)}. Restore the file")
+  return width // parts - own_key
 
 
 def _read_pattern(hf_config):
@@ -119,15 +132,20 @@ def _read_pattern(hf_config):
       raise DataError(f"global_attn_every_n_layers={every!r} in config.json: expected a whole "
                       "number of at least 1. Restore the file")
     return every
-  is_global = [kind == "full_attention" for kind in kinds]
-  for n in (every, *range(1, len(kinds) + 1)):
-    if isinstance(n, int) and n > 0 and is_global == [i % n == 0 for i in range(len(kinds))]:
-      return n
-  if any(is_global) or set(kinds) != {"sliding_attention"}:
-    raise DataError("layer_types in config.json: only a full_attention in every N-th layer, "
-                    "beginning with the first, and sliding_attention in the others is supported. "
-                    "Choose another model")
-  return 0
+  num_layers = hf_config.get("num_hidden_layers", 22)
+  if isinstance(kinds, list) and len(kinds) == num_layers:
+    for n in (every, *range(num_layers + 1)):
+      if type(n) is int and n >= 0 and kinds == _name_kinds(num_layers, n):
+        return n
+  raise DataError("layer_types in config.json: only a full_attention in every N-th layer, "
+                  "beginning with the first, or in none, and sliding_attention in the others is "
+                  "supported. Choose another model")
+
+
+def _name_kinds(num_layers, every):
+  """Returns the value of `layer_types`; `every` is the result of `_read_pattern`."""
+  return ["full_attention" if every and i % every == 0 else "sliding_attention"
+          for i in range(num_layers)]
 
 
 def write_layers(model: ConfigDict, own_key: int) -> dict[str, Any]:
@@ -137,9 +155,7 @@ def write_layers(model: ConfigDict, own_key: int) -> dict[str, Any]:
     model: `config.model`.
     own_key: see `read_layers`.
   """
-  every = model.global_every if model.window else 1
-  kinds = ["full_attention" if every and i % every == 0 else "sliding_attention"
-           for i in range(model.num_layers)]
+  kinds = _name_kinds(model.num_layers, model.global_every if model.window else 1)
   width = 2 * (model.window + own_key) if model.window else 128
   return {
       "layer_types": kinds, "local_attention": width,

@@ -46,8 +46,8 @@ def _find_problem(model):
 def _read(hf_config):
   width, heads = hf_config.get("d_model", 1024), hf_config.get("n_head", 16)
   head = hf_config.get("d_head") or width // heads
-  if head * heads != width:
-    raise DataError(f"d_head={head} in config.json: only d_model / n_head = {width // heads} is "
+  if type(head) is not int or head * heads != width:
+    raise DataError(f"d_head={head!r} in config.json: only d_model / n_head = {width // heads} is "
                     "supported. Choose another model")
   return {"position": "relative", "max_positions": _ROW_LENGTH, "num_segments": 2}
 
@@ -72,7 +72,9 @@ LM = tune(Architecture(
         ("initializer_range", "init_std", 0.02)),
     fixed=_FIXED, tied={"lm_loss.weight": "transformer.word_embedding.weight"}, activations=GELU,
     rules=_RULES, pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
-    find_problem=_find_problem, read=_read, write=_write),
+    find_problem=_find_problem, read=_read, write=_write,
+    aliases={"n_token": "vocab_size", "hidden_size": "d_model", "num_attention_heads": "n_head",
+             "num_hidden_layers": "n_layer"}),
     "XLNet", {"classes": _TEXT_HEAD, "values": _TEXT_HEAD,
               "tokens": linear("head", "classifier", "DC")})
 

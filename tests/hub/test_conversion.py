@@ -210,3 +210,24 @@ def test_a_config_that_does_not_fit_is_named(change, message):
   tensors, hf_config = there(*make("BertForPreTraining"))
   with pytest.raises(DataError, match=message):
     conversion.convert(tensors, hf_config | change)
+
+
+@pytest.mark.parametrize("rates, message", [
+    ({"embd_pdrop": 0.3, "resid_pdrop": 0.2}, "resid_pdrop=0.2 and embd_pdrop=0.3"),
+    ({"embd_pdrop": 0.3}, "resid_pdrop=0.1 and embd_pdrop=0.3"),
+])
+def test_two_rates_that_are_one_here_must_be_equal(rates, message):
+  tensors, hf_config = there(*make("GPT2LMHeadModel"))
+  del hf_config["resid_pdrop"]
+  with pytest.raises(DataError, match=message):
+    conversion.convert(tensors, hf_config | rates)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "OpenAIGPTLMHeadModel", "XLNetLMHeadModel"])
+def test_keys_may_have_a_second_name(name):
+  """The number of heads has no influence on shapes, so that nothing else would show an error."""
+  tensors, hf_config = there(*make(name))
+  heads = hf_config.pop("n_head")
+  for others in ({}, {"n_head": 3 * heads}):  # In transformers, the second name has precedence.
+    fields = conversion.convert(tensors, hf_config | others | {"num_attention_heads": heads})[1]
+    assert fields["model.num_heads"] == heads

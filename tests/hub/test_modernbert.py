@@ -44,6 +44,11 @@ def test_what_is_written_is_read(architecture, every):
 @pytest.mark.parametrize("key, value, words", [
     ("layer_types", ["sliding_attention", "full_attention"] * 11, "layer_types"),
     ("layer_types", ["chunked_attention"] * 22, "layer_types"),
+    ("layer_types", ["full_attention", *["chunked_attention"] * 21], "layer_types"),
+    ("layer_types", ["full_attention"] * 21, "layer_types"), ("layer_types", 3, "layer_types"),
+    ("sliding_window", 0, "sliding_window"), ("rope_parameters", [1], "rope_parameters"),
+    ("rope_parameters", {"full_attention": {"type": "linear", "factor": 2.0}},
+     "rope_parameters.full_attention"),
     ("global_attn_every_n_layers", "3", "global_attn_every_n_layers"),
     ("local_attention", "128", "local_attention"), ("local_attention", 1, "local_attention"),
     ("global_rope_theta", "x", "rope_parameters.full_attention"),
@@ -55,6 +60,17 @@ def test_what_is_written_is_read(architecture, every):
 def test_a_model_that_cannot_be_computed_is_refused_by_its_key(key, value, words):
   with pytest.raises(DataError, match=words):
     modernbert.MASKED_LM.read(PUBLISHED | {key: value})
+
+
+def test_the_activation_of_the_head_has_a_default():
+  with pytest.raises(DataError, match="hidden_activation='silu' and classifier_activation='gelu'"):
+    modernbert.MASKED_LM.read({"hidden_activation": "silu"})
+
+
+def test_sliding_window_replaces_half_of_local_attention():
+  changed = PUBLISHED | {"sliding_window": 20}
+  assert modernbert.MASKED_LM.read(changed)["window"] == 20
+  assert modernbert_decoder.CAUSAL_LM.read(changed)["window"] == 19  # And the query's own key.
 
 
 def test_null_is_the_base_of_the_global_layers():

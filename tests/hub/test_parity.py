@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 from bertgpt import models
 from bertgpt.config import families, recipes
 from bertgpt.data.batches import formats
+from bertgpt.errors import DataError
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.hub import conversion
 from bertgpt.models import Inputs
@@ -22,6 +23,7 @@ from bertgpt.training import objectives, optimizers, schedules, steps
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
 pytestmark = pytest.mark.hf
+torch.set_num_threads(1)  # The models are tiny.
 
 ROWS, STEPS = 8, 50
 ENCODER = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
@@ -186,6 +188,91 @@ def test_an_imported_model_computes_the_same(case):
   for name, x in tensors.items():
     skipped = 2 if "roberta.embeddings.position" in name else 0  # Rows that RoBERTa never reads.
     assert np.array_equal(again[name][skipped:], x[skipped:]), name
+
+
+XLNET = {"vocab_size": tiny.VOCAB, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+CLASSES = {
+    "BertForPreTraining": ENCODER, "RobertaForMaskedLM": ENCODER, "AlbertForPreTraining": SHARED,
+    "ElectraForPreTraining": ENCODER | {"embedding_size": 16}, "ModernBertForMaskedLM": MODERN,
+    "ModernBertDecoderForCausalLM": MODERN, "GPT2LMHeadModel": DECODER,
+    "OpenAIGPTLMHeadModel": DECODER, "XLNetLMHeadModel": XLNET}
+# Keys that are read, but are not attributes of the class of the config.
+OTHER_KEYS = {"sliding_window": 3, "global_attn_every_n_layers": 2, "global_rope_theta": 90.0,
+              "local_rope_theta": 90.0}
+# Keys that select what a class returns.
+OF_RESULT = {"return_dict", "output_hidden_states", "output_attentions"}
+
+
+def other_values(key, value):
+  """Returns values of a key of config.json that differ from its value and may be legal."""
+  if key in OTHER_KEYS:
+    return [OTHER_KEYS[key]]
+  if isinstance(value, bool):
+    return [not value]
+  if isinstance(value, int):
+    return [value + 1, 2 * value]
+  if isinstance(value, float):
+    return [0.3]
+  if key == "layer_types":
+    return [value[::-1], ["full_attention"] * len(value)]
+  if key == "rope_parameters":
+    return [value | {kind: {"rope_type": "default", "rope_theta": 90.0}} for kind in value]
+  return ["relu", "silu", "gelu_new", "gelu", "mean", 8]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_key_that_changes_the_outputs_is_read_or_refused(name):
+  """Changes every key of config.json; new keys of the library are found, too."""
+  tokens = torch.tensor(np.random.default_rng(0).integers(5, tiny.VOCAB, (2, 24)))
+  weights = {}
+
+  def run(sizes):
+    theirs = make_theirs(name, sizes)
+    if not weights:
+      weights.update(theirs.state_dict())
+    if {n: x.shape for n, x in theirs.state_dict().items()} == {
+        n: x.shape for n, x in weights.items()}:
+      theirs.load_state_dict(weights)
+    with torch.no_grad():
+      output = theirs(input_ids=tokens)
+    return theirs, next(iter(output.values())).numpy()
+
+  def read(theirs, sizes):
+    tensors = {tensor: p.detach().numpy() for tensor, p in theirs.named_parameters()}
+    return conversion.convert(tensors, sizes | {"model_type": theirs.config.model_type})[1]
+
+  theirs, expected = run(CLASSES[name])
+  fields, config_class = read(theirs, CLASSES[name]), type(theirs.config)
+  aliases = {alias: CLASSES[name].get(key) for alias, key in config_class.attribute_map.items()}
+  values = OTHER_KEYS | theirs.config.to_dict() | CLASSES[name] | aliases
+  changed = set()
+  for key in values.keys() - OF_RESULT - {"attn_implementation"}:
+    for value in other_values(key, values[key]):
+      sizes = {k: x for k, x in CLASSES[name].items() if config_class.attribute_map.get(key) != k}
+      sizes[key] = value
+      try:
+        theirs, found = run(sizes)
+      except Exception:  # noqa: S112. The library refuses the value, with one of many exceptions.
+        continue
+      if found.shape == expected.shape and np.allclose(found, expected, atol=1e-5):
+        continue
+      changed.add(key)
+      try:
+        ours = read(theirs, sizes)
+        assert ours != fields, f"{key}={value!r} changes nothing here"
+        assert ours == read(theirs, theirs.config.to_dict()), f"{key}={value!r} has another meaning"
+      except DataError as e:
+        assert key in str(e), f"{key}={value!r}: {e}"
+  assert len(changed) > 7  # Otherwise the library refused too much.
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_missing_key_has_the_default_of_its_class(name):
+  config = getattr(transformers, name).config_class()
+  (architecture,) = [a for a in conversion.find_candidates({"model_type": config.model_type})
+                     if a.name == name]
+  assert (conversion._read_fields(architecture, {}, ())
+          == conversion._read_fields(architecture, config.to_dict(), ()))
 
 
 @pytest.mark.parametrize("objective, model", [
