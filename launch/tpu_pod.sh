@@ -55,15 +55,14 @@ slice_state() { # Prints ACTIVE, SUSPENDED, ..., ABSENT, or UNKNOWN if gcloud ca
   local answer
   if [ -z "${TYPE:-}" ]; then
     answer=$(gcloud compute tpus tpu-vm describe "$(nodes | head -n 1)" --zone="$ZONE" \
-      --format="value(state)" 2>&1) && { [ "$answer" = READY ] && answer=ACTIVE; }
+      --format="value(state)" 2>&1)
   else
     answer=$(queued describe --format="value(state.state)" 2>&1)
   fi
-  case $answer in
-    *NOT_FOUND* | *"not found"*) echo ABSENT ;;
-    *[!A-Z_]* | "") echo UNKNOWN ;;
-    *) echo "$answer" ;;
-  esac
+  case $answer in *NOT_FOUND* | *"not found"*) answer=ABSENT ;; esac
+  answer=$(grep -xE "[A-Z_]+" <<<"$answer" | tail -n 1) # Without gcloud's notices about updates.
+  if [ "$answer" = READY ]; then answer=ACTIVE; fi
+  echo "${answer:-UNKNOWN}"
 }
 
 create() {
@@ -86,18 +85,20 @@ wait_for_slice() { # Returns when the slices are there; creates what is gone.
         fi
         say "$TPU is $state; creating it"
         [ "$state" = ABSENT ] || queued delete --force --quiet
-        create || failures=$((failures + 1)) ;;
+        if create; then failures=0; else failures=$((failures + 1)); fi ;;
       UNKNOWN) failures=$((failures + 1)) ;;
+      *) failures=0 ;; # It may wait for days until there is capacity.
     esac
     if [ "$failures" -ge "$PATIENCE" ]; then
-      say "gcloud has failed $failures times. Its messages are above, or those of: gcloud auth list"
+      say "gcloud has failed $failures times in a row. Its messages are above, or those of: gcloud" \
+        "auth list"
       return 1
     fi
     sleep "$PAUSE"
   done
 }
 
-# What runs on the hosts. A process ID may be used again after a reboot, so its command is compared.
+# What runs on the hosts. A process ID may be used again after a reboot, so commands are compared.
 # shellcheck disable=SC2016 # The hosts expand it.
 IS_RUNNING='grep -qs bertgpt "/proc/$(cat pid 2>/dev/null)/cmdline"'
 LOOK="mkdir -p ~/bertgpt-run && cd ~/bertgpt-run || exit 1
@@ -105,9 +106,9 @@ if $IS_RUNNING; then echo 'bertgpt is running'
 elif [ -f code ]; then echo \"bertgpt ended with code \$(cat code)\$([ ! -f stop ] || echo ', stopped')\"
 else echo 'bertgpt is gone'; fi"
 # shellcheck disable=SC2016 # The hosts expand it.
-STOP='cd ~/bertgpt-run && touch stop && pkill -TERM -P "$(cat pid)"'
+STOP='cd ~/bertgpt-run && touch stop && pkill -TERM -P "$(cat pid)" -f bertgpt'
 # shellcheck disable=SC2016 # The hosts expand it.
-KILL='cd ~/bertgpt-run && pkill -KILL -s "$(cat pid)"; true'
+KILL='cd ~/bertgpt-run && pkill -KILL -s "$(cat pid)" -f bertgpt; true'
 
 start() { # Starts the run on all hosts, detached from the connection.
   local run inside
@@ -137,6 +138,7 @@ trap 'unfollow; rm -f "$ends_file"' EXIT
 # Only `wait` is interrupted by a signal: a command substitution would be waited for.
 trap 'exit 143' TERM
 trap 'exit 129' HUP
+trap 'exit 130' INT # gcloud catches Ctrl-C itself, and bash would continue.
 
 watch() { # Waits until the run has ended on all hosts, and prints how; "lost" if they are gone.
   local found silent=0 last=0
@@ -188,7 +190,12 @@ train() {
 
 case ${1:-} in
   attach) follow 1000 ;;
-  stop) on_hosts "$STOP" ;;
+  stop)
+    if ! on_hosts "$STOP"; then
+      say "bertgpt does not run on all hosts. End the script that watches the run too: it starts it" \
+        "again"
+      exit 1
+    fi ;;
   delete) queued delete --force --quiet ;;
   train) train "${@:2}" ;;
   --*) train "$@" ;;

@@ -4,11 +4,14 @@ The commands for the hosts are run for real, with a program that ends as the tes
 """
 
 import contextlib
+import os
+import re
 import signal
 import subprocess
 
 import pytest
 import stand_in
+from program import children_of
 from stand_in import wait_for
 
 # The hosts are hosts/SLICE/0 and hosts/SLICE/1. `states` has the answers of `describe`, the last of
@@ -135,7 +138,59 @@ def test_a_slice_that_is_gone_ends_the_script_if_it_may_not_create_one(cloud):
 def test_a_cloud_that_refuses_ends_the_script(cloud):
   (cloud / "states").write_text("ERROR: (gcloud) you have no active account\n")
   result = run(cloud)
-  assert result.returncode == 69 and "gcloud has failed 15 times" in result.stderr
+  assert result.returncode == 69 and "gcloud has failed 15 times in a row" in result.stderr
+
+
+def test_failures_of_gcloud_count_only_in_a_row_and_its_notices_are_ignored(cloud):
+  """A slice may wait for capacity for days."""
+  prepare(cloud, "0 0")
+  notice = 'case "$*" in *" describe "*) echo "Updates are available: gcloud update" >&2 ;; esac\n'
+  stand_in.add(cloud, "gcloud", notice + GCLOUD)
+  (cloud / "states").write_text(
+      "ERROR: (gcloud) timed out\nWAITING_FOR_RESOURCES\n" * 16 + "ACTIVE\n")
+  result = run(cloud, TYPE="v5litepod-16", VERSION="v2-alpha-tpuv5-lite")
+  assert (result.returncode, len(runs(cloud))) == (0, 2), result.stderr
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_process_that_got_the_id_of_a_run_after_a_reboot_is_left_alone(cloud, how):
+  """A process with a child stands for a service of the host."""
+  with started(["bash", "-c", "/bin/sleep 1000; true"], start_new_session=True) as service:
+    for i in (0, 1):
+      folder = cloud / "hosts" / "slice" / str(i) / "bertgpt-run"
+      folder.mkdir(parents=True)
+      (folder / "pid").write_text(str(service.pid))
+    wait_for(lambda: children_of(service.pid))
+    if how == "stop":
+      result = run(cloud, "stop")
+      assert result.returncode == 1 and "does not run on all hosts" in result.stderr
+    else:
+      subprocess.run(["bash", "-c", kill_of_script()], cwd=cloud, check=True,
+                     env=stand_in.environment(cloud, HOME=str(folder.parent)))
+    assert service.poll() is None and children_of(service.pid)
+    os.killpg(service.pid, signal.SIGKILL)
+
+
+def kill_of_script():
+  """Returns the command that ends hosts that hang."""
+  script = (stand_in.LAUNCH / "tpu_pod.sh").read_text()
+  return re.search(r"^KILL='(.*)'$", script, re.MULTILINE)[1]
+
+
+def test_ctrl_c_leaves_the_log_although_gcloud_catches_it(cloud):
+  stand_in.add(cloud, "gcloud", "trap 'exit 1' INT\necho >> started\n"
+                                "while true; do /bin/sleep 0.05; done")
+  calls = lambda: len((cloud / "started").read_text()) if (cloud / "started").exists() else 0
+  environment = stand_in.environment(cloud, TPU="slice", ZONE="zone", PAUSE="0.02")
+  with started(["bash", stand_in.LAUNCH / "tpu_pod.sh", "attach"], cwd=cloud, env=environment,
+               start_new_session=True) as script:
+    wait_for(lambda: calls() == 1)
+    os.killpg(script.pid, signal.SIGINT)
+    wait_for(lambda: script.poll() is not None or calls() > 1)
+    code = script.poll()
+    if code is None:
+      os.killpg(script.pid, signal.SIGKILL)
+    assert code == 130
 
 
 def test_a_missing_program_is_named(cloud):
