@@ -115,7 +115,8 @@ start() { # Starts the run on all hosts, detached from the connection.
   printf -v run '%q ' .venv/bin/bertgpt train --distributed=auto "$@"
   inside="cd && cd $(printf %q "$CODE") && { $run; echo \$? > ~/bertgpt-run/code; }"
   on_hosts "mkdir -p ~/bertgpt-run && cd ~/bertgpt-run || exit 1
-    (cd && { test -x $(printf %q "$CODE")/.venv/bin/bertgpt || { $SETUP; }; }) || exit 1
+    (cd && { test -x $(printf %q "$CODE")/.venv/bin/bertgpt || { $SETUP
+    }; }) || exit 1 # SETUP may end with a semicolon or a comment.
     $IS_RUNNING && exit; rm -f code stop
     setsid bash -c $(printf %q "$inside") >> log 2>&1 </dev/null & echo \$! > pid"
 }

@@ -1,6 +1,7 @@
 """The environment of the computation: cluster, signals, compilation cache, profiler."""
 
 import contextlib
+import errno
 import ipaddress
 import itertools
 import math
@@ -94,8 +95,7 @@ def _await_peers(host: str, port: int, count: int, timeout_s: float) -> None:
   """
   deadline = time.monotonic() + timeout_s
   try:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    server = socket.create_server((host, port), family=family, backlog=count)
+    server = _listen(host, port, count)
   except OSError as e:
     raise ConfigError(f"--distributed: port {port} is taken on this host ({e.strerror}). "
                       "Choose another one for all processes") from e
@@ -115,6 +115,23 @@ def _await_peers(host: str, port: int, count: int, timeout_s: float) -> None:
     for index in missing:
       with contextlib.suppress(OSError):
         connected[index].sendall(b"go")
+
+
+def _listen(host: str, port: int, count: int) -> socket.socket:
+  """Listens at an address; '': at all addresses of this machine, those of IPv6 too.
+
+  Raises:
+    OSError: the port is taken.
+  """
+  if not host and socket.has_dualstack_ipv6():
+    try:
+      return socket.create_server(("", port), family=socket.AF_INET6, backlog=count,
+                                  dualstack_ipv6=True)
+    except OSError as e:
+      if e.errno == errno.EADDRINUSE:
+        raise  # For other reasons, IPv6 is not usable here.
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  return socket.create_server((host, port), family=family, backlog=count)
 
 
 def _await_first(host: str, port: int, index: int, timeout_s: float) -> None:

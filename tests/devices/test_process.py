@@ -48,6 +48,22 @@ def test_a_taken_port_is_refused(port):
     process.start_distributed(f"127.0.0.1:{port},2,0", 1)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_processes_of_several_hosts_meet_at_addresses_of_both_kinds(port, address):
+  """Process 0 listens at all addresses, as it does if HOST is not a loopback address."""
+  try:
+    socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+                         ).close()
+  except OSError:
+    pytest.skip("this machine has no such addresses")
+  first = threading.Thread(target=process._await_peers, args=("", port, 2, 60))
+  first.start()
+  try:
+    process._await_first(address, port, 1, 60)
+  finally:
+    first.join()
+
+
 def test_process_0_names_who_is_missing(port):
   errors = []
 

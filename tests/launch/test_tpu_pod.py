@@ -193,6 +193,13 @@ def test_ctrl_c_leaves_the_log_although_gcloud_catches_it(cloud):
     assert code == 130
 
 
+@pytest.mark.parametrize("end", [";", "  # from the repository", "\n"])
+def test_the_installation_may_end_as_any_command(cloud, end):
+  prepare(cloud, "0 0")
+  result = run(cloud, SETUP=f"{SETUP}{end}")
+  assert (result.returncode, len(runs(cloud))) == (0, 2), result.stderr
+
+
 def test_a_missing_program_is_named(cloud):
   result = run(cloud, SETUP="")
   assert "bertgpt/.venv/bin/bertgpt is missing, and SETUP is not set" in result.stderr
