@@ -19,6 +19,9 @@ from typing import NamedTuple
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
                "collective-permute", "collective-broadcast")
 
+# Starts of asynchronous calls of a computation, of which `NAME-done` is the end.
+ASYNC_CALLS = ("async-start", "call-start", "fusion-start")
+
 # Bits per element of types whose names do not contain this number.
 ELEMENT_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
@@ -90,7 +93,7 @@ class Instruction:
 
   @property
   def fused(self) -> "Computation":
-    """The computation inside a fusion."""
+    """The computation inside a fusion, or that a call runs."""
     ((computation, _),) = self.called()
     return computation
 
@@ -139,15 +142,15 @@ class Instruction:
       names = names.split(",") if names else re.findall(
           r"(?:true|false)_computation=%?([\w.$-]+)", self.attributes)
       return [(computations[name.strip().lstrip("%")], 1.0) for name in names]
-    if self.opcode in ("fusion", "call", "async-start"):
+    if self.opcode in ("fusion", "call", *ASYNC_CALLS):
       name = self.attribute(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.$-]+)")
       return [(computations[name], 1.0)]
     return []
 
   def parts(self) -> Iterator["Instruction"]:
-    """Yields the instruction itself and, if it is a fusion, everything inside."""
+    """Yields the instruction itself and, if it is a fusion or a call, everything inside."""
     yield self
-    if self.opcode == "fusion":
+    if self.opcode in ("fusion", "call", *ASYNC_CALLS):
       for part in self.fused.instructions.values():
         yield from part.parts()
 
@@ -286,15 +289,15 @@ def executions(module: HloModule) -> Iterator[Execution]:
   Args:
     module: the compiled step.
   Yields:
-    Every instruction outside fusions. Instructions in loops are multiplied by the trip counts;
-    those in the branches of a conditional are counted as if every branch ran.
+    Every instruction outside fusions and asynchronous calls. Instructions in loops are multiplied
+    by the trip counts; those in the branches of a conditional are counted as if every branch ran.
   """
   yield from _executions(module.computations[module.entry], 1.0)
 
 
 def _executions(computation: Computation, runs: float) -> Iterator[Execution]:
   for instruction in computation.instructions.values():
-    if instruction.opcode in ("while", "call", "conditional", "async-start"):
+    if instruction.opcode in ("while", "call", "conditional"):
       for called, runs_per_call in instruction.called():
         yield from _executions(called, runs * runs_per_call)
     else:

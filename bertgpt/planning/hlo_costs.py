@@ -10,7 +10,7 @@ import math
 import re
 from typing import NamedTuple
 
-from bertgpt.planning.hlo import COLLECTIVES, Array, Instruction
+from bertgpt.planning.hlo import ASYNC_CALLS, COLLECTIVES, Array, Instruction
 
 # Opcodes that neither read nor write memory: they name a value, or their parts are counted.
 FREE = frozenset({
@@ -239,6 +239,9 @@ def hbm_bytes(instruction: Instruction) -> float:
     return 0.0
   if instruction.opcode in ("copy-start", "slice-start"):
     return _copied_bytes(instruction)
+  if instruction.opcode in ASYNC_CALLS:
+    return sum((hbm_bytes(part) for part in instruction.fused.instructions.values()
+                if part.opcode not in COLLECTIVES), start=0.0)
   read = sum(_read_bytes(instruction, number) for number in range(len(instruction.operands)))
   # A kernel may read its arguments several times.
   return max(read + _written_bytes(instruction), stated_cost(instruction, "bytes_accessed"))

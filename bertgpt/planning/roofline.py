@@ -262,26 +262,30 @@ class _Transfers:
     """Counts a collective once: on TPU, every operation that hides it contains it.
 
     These operations have its channel, and its chain if it starts in one operation and ends in
-    another. A chain may go through a loop, whose operations then continue it.
+    another. A chain may go through a loop, whose operations then continue it. On TPU7x, the
+    SparseCores run collectives, each in an asynchronous call.
 
     Args:
       collective: the collective.
-      part: the collective's instruction, inside the executed one if that is a fusion.
+      part: the collective's instruction, inside the executed one if that is a fusion or a call.
       execution: the executed instruction.
       span: on-chip time before and after the executed instruction.
     """
-    is_fused = part is not execution.instruction
+    start = execution.instruction
+    is_fused = start.opcode == "fusion"
     channel = part.attribute(r"channel_id=(\d+)") if is_fused else None
     chain = part.attribute(r'chain_id="(\d+)"') if is_fused else None
-    place = f"chain {chain}" if chain else execution.instruction.computation.name
-    name = f"{place}/{channel}" if channel else part.name
+    place = f"chain {chain}" if chain else start.computation.name
+    name = f"{place}/{channel}" if channel else part.name if is_fused else start.name
     if channel and name in self._under_way:
       self._extend(name, span.ended)
       return
     transfer = self._count(collective, execution.runs, span)
     if collectives.is_between_slices(part):
       name = collectives.transfer_name(part) or name
-    if is_fused or part.opcode.endswith("-start") or collectives.is_between_slices(part):
+    elif name in self._under_way:  # A second one in the same call.
+      name = part.name
+    if is_fused or start.opcode.endswith("-start") or collectives.is_between_slices(part):
       self._under_way[name] = transfer
     else:
       self._expose(transfer)

@@ -157,11 +157,12 @@ def test_slices_together_send_what_one_ring_of_all_their_chips_would(num_slices,
 
 
 @pytest.mark.libtpu
-@pytest.mark.parametrize("num_slices", [1, 2, 4])
-def test_a_sum_that_is_compiled_for_tpus_sends_what_a_ring_would(num_slices):
+@pytest.mark.parametrize("slices, num_slices", [
+    ("v5e:2x4", 1), ("v5e:2x4:2", 2), ("v5e:2x4:4", 4), ("tpu7x:2x2x1", 1)])
+def test_a_sum_that_is_compiled_for_tpus_sends_what_a_ring_would(slices, num_slices):
   """An array of b bytes over s slices of m chips: 2 b (m - 1) / m, and 2 b / m (s - 1) / s."""
   chips, side = 8, 2048
-  topology = topologies.open_topology(f"v5e:2x4:{num_slices}")
+  topology = topologies.open_topology(slices)
   mesh = sharding.make_mesh(tiny.make_config(), topology.devices)
   x = jax.ShapeDtypeStruct((mesh.size, side, side), jnp.float32,
                            sharding=NamedSharding(mesh, PartitionSpec("data")))

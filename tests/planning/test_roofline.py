@@ -65,6 +65,28 @@ def test_a_collective_hides_behind_what_runs_meanwhile():
       ("all-reduce", "data", 1, 4e6)]
 
 
+CALLED = """%called (a: f32[1000,1000], t: token[]) -> f32[1000,1000] {
+  %t = token[] parameter(1)
+  %a = f32[1000,1000]{1,0} parameter(0)
+  ROOT %sum = f32[1000,1000]{1,0} all-reduce(%a), channel_id=4, replica_groups={{0,1,2,3}}
+}, execution_thread="sparsecore"
+
+"""
+CALL = ('  %s = ((f32[1000,1000]{1,0}, token[]), f32[1000,1000]{1,0}) OPCODE(%p, %q), '
+        'async_execution_thread="sparsecore", ATTRIBUTE=%called\n')
+
+
+@pytest.mark.parametrize("opcode, attribute", [("call", "to_apply"), ("async", "calls")])
+def test_a_collective_in_an_asynchronous_call_hides_behind_what_runs_meanwhile(opcode, attribute):
+  """libtpu leaves the collectives of TPU7x to its SparseCores in this way."""
+  call = CALL.replace("OPCODE", f"{opcode}-start").replace("ATTRIBUTE", attribute)
+  done = DONE.replace("all-reduce", opcode)
+  of_call, of_start = (
+      analyze("HloModule m\n" + CALLED + program_text(REDUCE + start + WORK + done)[12:])
+      for start, done in ((call, done), (START, DONE)))
+  assert of_call == of_start and of_call.seconds_by["network"] > 0
+
+
 @pytest.mark.parametrize("work_share", [0.0, 0.5, 1.5, 3.0])
 def test_the_slow_network_costs_what_nothing_hides(work_share):
   """With two slices of two chips: the cost is the step time minus that with a free slow network."""
