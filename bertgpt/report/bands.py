@@ -43,7 +43,8 @@ def average(runs: Sequence[Compared]) -> Compared:
   """Returns the mean of runs that differ only in their seed, with the deviations of its points.
 
   Args:
-    runs: one run or more, finished or not; the curves end where the shortest one ends.
+    runs: one run or more, finished or not; the curves end where the shortest one ends, and leave
+      out points that are not finite in a run.
   Raises:
     ConfigError: two configs differ in another field than `seed`, or have the same seed.
   """
@@ -62,16 +63,22 @@ def average(runs: Sequence[Compared]) -> Compared:
     cut = Curve(*(values[:bisect.bisect_right(curve.step, last)] for values in curve))
     grid = curves.thin(cut, curves.REFERENCE_POINTS)
     points = list(zip(*(means_near(run.curves[tag], grid.step) for run in runs), strict=True))
-    kept = [i for i, point in enumerate(points) if None not in point]
+    kept = [i for i, point in enumerate(points) if _are_finite(point)]
+    if not kept:
+      continue
     step, tokens, seconds, _ = ([values[i] for i in kept] for values in grid)
     means[tag] = Curve(step, tokens, seconds, [math.fsum(points[i]) / len(runs) for i in kept])
     if len(runs) > 1 and is_loss(tag):
       spread[tag] = [statistics.stdev(points[i]) for i in kept]
   scores = {name: math.fsum(run.scores[name] for run in runs) / len(runs)
-            for name in first.scores if all(name in run.scores for run in runs)}
+            for name in first.scores if _are_finite([run.scores.get(name) for run in runs])}
   return first._replace(steps=min(run.steps for run in runs), scores=scores, curves=means,
                         fields=first.fields | {"seed": min(run.fields["seed"] for run in runs)},
                         spread=spread, seeds=len(runs))
+
+
+def _are_finite(values: Sequence[float | None]) -> bool:
+  return all(value is not None and math.isfinite(value) for value in values)
 
 
 def is_loss(tag: str) -> bool:
@@ -90,7 +97,7 @@ def means_near(curve: Curve, steps: Sequence[int]) -> list[float | None]:
     all of their points.
   """
   edges = [(left + right) / 2 for left, right in zip(steps[:-1], steps[1:], strict=True)]
-  edges.append(math.inf)
+  edges += [math.inf] * bool(steps)
   means: list[float | None] = []
   begin = 0
   for step, edge in zip(steps, edges, strict=True):

@@ -1,6 +1,7 @@
 """bertgpt.report.bands: the mean of seeds, its band, and whether a run is on course."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -59,6 +60,21 @@ def test_the_mean_and_the_deviation_are_those_of_numpy():
     np.testing.assert_allclose(mean.spread[tag], expected.std(0, ddof=1), rtol=1e-9)
   assert (mean.seeds, mean.steps, mean.fields["seed"]) == (3, 1000, 0)
   assert mean.scores["mlm_loss"] == pytest.approx(np.mean([r.scores["mlm_loss"] for r in runs]))
+
+
+def test_points_that_are_not_finite_in_a_run_are_left_out():
+  """Otherwise, the reference would not be JSON."""
+  first, second = a_run(0, [3.0, 2.0, 1.0], [10, 20, 30]), a_run(1, [1.0, 1.0, 1.0], [10, 20, 30])
+  second.curves[TAGS[0]].value[1] = math.nan
+  second.scores["mlm_loss"] = math.inf
+  mean = bands.average([first, second])
+  assert (mean.curves[TAGS[0]].step, mean.curves[TAGS[0]].value) == ([10, 30], [2.0, 1.0])
+  assert mean.scores == {}
+
+
+def test_curves_that_a_run_has_not_reached_are_left_out():
+  first, second = a_run(0, [3.0], [100]), a_run(1, [1.0, 1.0], [10, 20])
+  assert bands.average([first, second]).curves == {}
 
 
 def test_means_do_not_depend_on_how_often_a_run_logs():
