@@ -28,7 +28,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the table and writes the page."""
+  from bertgpt import files
   from bertgpt.report import bands, compare, curves
+  for flag in ("out", "save_reference"):
+    if path := getattr(arguments, flag):
+      files.require_parent(path, f"--{flag}")
   runs = compare.read(arguments.runs, arguments.reference)
   if arguments.save_reference:
     mean = bands.average([run for run in runs if not run.is_reference])

@@ -32,7 +32,7 @@ def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[Compared]:
-  """Returns the runs, with unique names, and the references.
+  """Returns the runs, with unique names, and the references, each of them once.
 
   Args:
     paths: see `find_runs`.
@@ -40,12 +40,12 @@ def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[
   Raises:
     ConfigError: there is no such run or reference.
   """
-  paths = find_runs(paths)
-  names = [path.name for path in paths]
+  paths = list(dict.fromkeys(find_runs(paths)))
+  names = ["field", *(path.name for path in paths)]  # "field" is a column of a table.
   runs = [curves.read_run(path) for path in paths]
   return [run._replace(name=str(path)) if names.count(path.name) > 1 else run
           for run, path in zip(runs, paths, strict=True)] + list(
-              map(curves.read_reference, references))
+              map(curves.read_reference, dict.fromkeys(references)))
 
 
 def label(run: Compared) -> str:
@@ -106,7 +106,7 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
     ConfigError: there is another file at `path`.
     OSError: the file cannot be written.
   """
-  if path.exists() and not path.read_bytes().startswith(MARK.encode()):
+  if path.exists() and not (path.is_file() and path.read_bytes().startswith(MARK.encode())):
     raise ConfigError(f"--out {path}: is not a page of bertgpt, so it is not replaced. Name "
                       "another file")
   data = [{"label": label(run), "is_reference": run.is_reference,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, recipes
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, UserError
 from bertgpt.report import goodput
 from bertgpt.runs import metrics_file, workdir
 
@@ -139,14 +139,34 @@ def plain_fields(config: ConfigDict) -> dict[str, Any]:
 def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
   """Returns the fields in which runs differ -> the value of each run; None: it lacks the field.
 
+  A phase that some of the runs lack is one field, and its values are in words.
+
   Args:
     runs: the runs, in order. A reference does not say where its text is; this is no difference.
   """
-  fields = dict.fromkeys(field for run in runs for field in run.fields)
-  values = {field: [run.fields.get(field) for run in runs] for field in fields}
+  common = min(_count_phases(run.fields) for run in runs)
+  shown = [_with_whole_phases(run.fields, common) for run in runs]
+  fields = dict.fromkeys(field for found in shown for field in found)
+  values = {field: [found.get(field) for found in shown] for field in fields}
   return {field: found for field, found in sorted(values.items())
           if len({json.dumps(value) for value in found
                   if value is not None or field not in PLACES}) > 1}
+
+
+def _count_phases(fields: Mapping[str, Any]) -> int:
+  return len({field.partition("]")[0] for field in fields if field.startswith("phases[")})
+
+
+def _with_whole_phases(fields: Mapping[str, Any], common: int) -> dict[str, Any]:
+  """Returns the fields of a config, in which every phase from a number on is one field."""
+  found = dict(fields)
+  for i in range(common, _count_phases(fields)):
+    name = f"phases[{i}]"
+    steps, rows, tokens = (fields.get(f"{name}.{field}") for field in (
+        "steps", "batch_size", "seq_len"))
+    found = {field: value for field, value in found.items() if not field.startswith(f"{name}.")}
+    found[name] = f"{steps} steps of {rows} rows of {tokens} tokens"
+  return found
 
 
 # -------------------------------------------------------------- references
@@ -172,18 +192,27 @@ def read_reference(name: str) -> Compared:
                       f"bertgpt: {', '.join(reference_names())}")
   stored = files.read_json(path, "Write it again with `bertgpt compare RUN --save_reference FILE`")
   try:
-    stored["curves"] = {tag: Curve(**curve) for tag, curve in stored["curves"].items()}
+    stored["curves"] = {tag: _check(Curve(**curve)) for tag, curve in stored["curves"].items()}
     stored["fields"] = _defaults(stored["fields"]) | stored["fields"]
+    stored["scores"] = dict(stored["scores"])
     return Compared(**stored)._replace(is_reference=True)
-  except (TypeError, KeyError, AttributeError) as e:
+  except (TypeError, ValueError, KeyError, AttributeError) as e:
     raise ConfigError(f"--reference {name}: is not a reference. Write one with `bertgpt compare "
                       "RUN --save_reference FILE`") from e
+
+
+def _check(curve: Curve) -> Curve:
+  """Returns a curve; raises ValueError if it has no points, or too few numbers on an axis."""
+  if len(set(map(len, curve))) > 1 or not curve.step or not all(
+      type(x) in (int, float) for values in curve for x in values):
+    raise ValueError("no curve")
+  return curve
 
 
 def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the default of every field of a config with as many phases as some fields have."""
   config = config_lib.base()
-  number = len({field.partition("]")[0] for field in fields if field.startswith("phases[")})
+  number = _count_phases(fields)
   config.phases = tuple(config_lib.phase() for _ in range(number))
   return plain_fields(config)
 
@@ -211,11 +240,18 @@ def save_reference(mean: Compared, path: pathlib.Path, about: str = "") -> None:
 
   Args:
     mean: the mean of its runs, see `bands.average`.
-    path: file to write, NAME.json; the reference has its name.
+    path: file to write, NAME.json; the reference has its name. A reference is replaced.
     about: the text of the runs, in a few words.
   Raises:
+    ConfigError: there is a file at `path` that is not a reference.
     OSError: it cannot be written.
   """
+  try:
+    if path.exists():
+      read_reference(str(path))
+  except UserError as e:
+    raise ConfigError(f"--save_reference {path}: is not a reference, so it is not replaced. Name "
+                      "another file") from e
   kept = {tag: Curve(*map(_round, curve)) for tag, curve in mean.curves.items() if is_kept(tag)}
   defaults = _defaults(mean.fields)  # A later version may have more fields.
   fields = {field: None if field in PLACES else value for field, value in mean.fields.items()

@@ -12,7 +12,9 @@ import pytest
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import base, phase, recipes
+from bertgpt.errors import ConfigError
 from bertgpt.report import bands, compare, curves
+from bertgpt.report.curves import Curve
 
 
 def make_run(path, steps=10, loss=2.0, **fields):
@@ -101,6 +103,23 @@ def test_the_runs_of_a_sweep_are_compared(tmp_path):
       str(tmp_path / "sweep" / "000"), "001", str(tmp_path / "other" / "000")]
 
 
+def test_each_run_has_a_name_of_its_own(tmp_path):
+  """A column of the table of fields is named 'field'."""
+  first, second = make_run(tmp_path / "a"), make_run(tmp_path / "field", seed=3)
+  runs = compare.read([first, second, first], ["demo", "demo"])
+  assert [run.name for run in runs] == ["a", str(second), "demo"]
+  assert compare.lines(runs[:2])[-1].split() == ["seed", "0", "3"]
+
+
+def test_a_phase_that_a_run_lacks_is_one_line(tmp_path):
+  first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+  config = recipes.from_json((second / "config.json").read_bytes())
+  config.phases = (*config.phases, phase(steps=7, seq_len=64, batch_size=4))
+  (second / "config.json").write_text(recipes.to_json(config))
+  assert curves.differences(compare.read([first, second])) == {
+      "phases[1]": [None, "7 steps of 4 rows of 64 tokens"]}
+
+
 def test_a_reference_has_few_points_and_finds_its_recipe(tmp_path, monkeypatch):
   monkeypatch.setattr(curves, "REFERENCES", tmp_path / "references")
   (tmp_path / "references").mkdir()
@@ -144,7 +163,8 @@ def test_references_that_come_with_bertgpt_are_those_of_their_recipes(name):
 def test_a_file_of_a_reference_can_be_compared(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   run = make_run(tmp_path / "a")
-  assert cli.main(["compare", str(run), "--save_reference", "mine.json"]) == 0
+  for _ in range(2):  # A reference is replaced.
+    assert cli.main(["compare", str(run), "--save_reference", "mine.json"]) == 0
   assert cli.main(["compare", str(run), "--reference", "mine.json"]) == 0
   assert "reference mine" in capsys.readouterr().out
   labels = [(r["label"], r["is_reference"]) for r in Page(tmp_path / "compare.html").data]
@@ -154,11 +174,17 @@ def test_a_file_of_a_reference_can_be_compared(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments, fragment", [
     (["nowhere"], "nowhere"), (["a", "--reference", "none"], "--reference none: no such file or"),
     (["a", "--reference", "a/config.json"], "is not a reference"),
-    (["a", "--out", "a/config.json"], "is not a page of bertgpt"), ([], "required: RUN")])
+    (["a", "--out", "a/config.json"], "is not a page of bertgpt"), ([], "required: RUN"),
+    (["a", "--out", "a"], "is not a page of bertgpt, so it is not replaced"),
+    (["a", "--out", "none/a.html"], "none/a.html: there is no folder"),
+    (["a", "--save_reference", "none/a.json"], "none/a.json: there is no folder"),
+    (["a", "--save_reference", "a/config.json"], "is not a reference, so it is not replaced")])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, fragment):
   monkeypatch.chdir(tmp_path)
-  make_run(tmp_path / "a")
+  config = make_run(tmp_path / "a") / "config.json"
+  before = config.read_text()
   assert cli.main(["compare", *arguments]) == 2
+  assert config.read_text() == before
   assert fragment in capsys.readouterr().err.strip().splitlines()[0]
 
 
@@ -171,6 +197,20 @@ def test_a_run_that_has_just_begun_and_values_that_are_not_finite(tmp_path):
   compare.write_page(runs, tmp_path / "page.html", "<title>")
   first, second = Page(tmp_path / "page.html").data
   assert first["curves"]["train/loss"]["value"] == [None] and second["curves"] == {}
+
+
+@pytest.mark.parametrize("damage", [
+    lambda stored: stored["curves"]["train/mlm_loss"]["value"].pop(),
+    lambda stored: stored["curves"]["train/mlm_loss"].update(value=["x"] * 5),
+    lambda stored: stored["curves"].update({"train/mlm_loss": dict.fromkeys(Curve._fields, [])}),
+    lambda stored: stored.update(scores=[1]), lambda stored: stored.update(fields=[1])])
+def test_a_damaged_reference_is_refused(tmp_path, damage):
+  path = tmp_path / "mine.json"
+  curves.save_reference(bands.average([curves.read_run(make_run(tmp_path / "a"))]), path)
+  damage(stored := json.loads(path.read_text()))
+  path.write_text(json.dumps(stored))
+  with pytest.raises(ConfigError, match="is not a reference"):
+    curves.read_reference(str(path))
 
 
 # ------------------------------------------------------------------ browser
@@ -206,6 +246,19 @@ def test_a_browser_draws_every_curve(tmp_path, chromium):
   assert result.stdout.count("<circle") == 6  # Two held-out scores of all three.
   bands_of = re.findall(r'<polygon[^>]* data-tag="(.*?)"', result.stdout)
   assert bands_of == ["eval/validation/mlm_loss"]
+
+
+def test_a_browser_draws_single_points_and_values_that_hardly_differ(tmp_path, chromium):
+  path = make_run(tmp_path / "a")
+  (path / "metrics.jsonl").write_text(
+      '{"step": 1, "train/almost": 0.7, "train/single": 3.0}\n'
+      '{"step": 2, "train/almost": 0.7000000000000001}\n')
+  compare.write_page(compare.read([path]), tmp_path / "page.html", "a")
+  result = subprocess.run(
+      [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user",
+       "--dump-dom", (tmp_path / "page.html").as_uri()],
+      capture_output=True, text=True, timeout=120, check=True)
+  assert result.stdout.count("<polyline") == 2 and result.stdout.count("<circle") == 1
 
 
 def test_a_browser_changes_the_axes(tmp_path, browser):
