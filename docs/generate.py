@@ -22,7 +22,14 @@ sys.path.insert(0, str(ROOT))
 from bertgpt import cli, errors  # noqa: E402
 from bertgpt import config as config_lib  # noqa: E402
 from bertgpt.commands import COMMANDS  # noqa: E402
-from bertgpt.config import choices, families, finetuning, pretraining, recipes  # noqa: E402
+from bertgpt.config import (  # noqa: E402
+    choices,
+    families,
+    finetuning,
+    pretraining,
+    recipes,
+    resuming,
+)
 from bertgpt.data.batches import formats  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference"
@@ -161,7 +168,7 @@ def write_config() -> str:
              "A field that only other choices read must keep its default: a config that sets it "
              "is refused when a run begins.", read_by_choices()]
   blocks += ["## Fields that may change when a run resumes",
-             f"{codes(recipes.RESUMABLE)}, and `phases[].steps`; a group stands for all its "
+             f"{codes(resuming.RESUMABLE)}, and `phases[].steps`; a group stands for all its "
              "fields. `--allow_change=FIELD` permits another."]
   own = read_comments(finetuning, "base")
   shared = ("optimizer", "mesh", "log", "system")

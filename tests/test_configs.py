@@ -14,7 +14,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.config import recipes, unread
+from bertgpt.config import recipes, resuming, unread
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
@@ -38,7 +38,7 @@ def docstring(name: str) -> str:
 
 
 def changed_fields(old: str, new: str) -> set[str]:
-  lines = recipes.differences(load(old), load(new))
+  lines = resuming.differences(load(old), load(new))
   return {line.split(":")[0] for line in lines}
 
 

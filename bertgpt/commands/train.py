@@ -57,10 +57,10 @@ def parse_fields(text: str, config: "ConfigDict") -> list[str]:
   Raises:
     ConfigError: the config has no such field or group.
   """
-  from bertgpt.config import recipes
+  from bertgpt.config import resuming
   fields = [field.strip() for field in text.split(",") if field.strip()]
   for field in fields:
-    if not recipes.is_field(config, field):
+    if not resuming.is_field(config, field):
       raise ConfigError(f"--allow_change={text}: the config has no field or group {field!r}. Name "
                         "one, such as data.source or optimizer")
   return fields

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, families, finetuning, recipes
+from bertgpt.config import ConfigDict, families, finetuning, recipes, resuming
 from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import prediction, resume, tasks
@@ -65,7 +65,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     UserError: see `errors`; raised before anything is written if the input is wrong.
   """
   peers.check_agreement({"command": "finetune", "--init": str(init), "--workdir": str(path),
-                         **recipes.shared_fields(config)})
+                         **resuming.shared_fields(config)})
   process.use_compilation_cache(config.system.compilation_cache)
   pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)

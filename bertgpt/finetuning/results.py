@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertgpt import files, trees
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, recipes, resuming
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks.rows import Task
@@ -81,7 +81,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   except ConfigError:
     raise ConfigError(f"--workdir {path}: is not a fine-tuning workdir of this version. "
                       "Give another folder") from None
-  lines = recipes.differences(old, config, finetune_config.RESUMABLE)
+  lines = resuming.differences(old, config, finetune_config.RESUMABLE)
   if (path / "results.json").exists():
     results = files.read_json(path / "results.json", "Restore it from a backup, or delete it to "
                               "repeat its runs")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, families, recipes
+from bertgpt.config import ConfigDict, families, recipes, resuming
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs.metrics_file import read_curves
@@ -19,7 +19,7 @@ TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe":
 # The folders of an absolute path on a disk, at the begin of a text or after ':' or ','.
 FOLDERS = re.compile(r"(?<![^:,])/(?!/)[^,#]*/(?=[^,#/])")
 # Fields of the host without a meaning for others; `data.corpus` says what was read.
-LEFT_OUT = {*recipes.HOST_FIELDS} - {"data.corpus"}
+LEFT_OUT = {*resuming.HOST_FIELDS} - {"data.corpus"}
 
 
 CARD = """\

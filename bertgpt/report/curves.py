@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict, resuming
 from bertgpt.errors import ConfigError, UserError
 from bertgpt.report import goodput
 from bertgpt.runs import metrics_file, workdir
@@ -131,7 +131,7 @@ def plain_fields(config: ConfigDict) -> dict[str, Any]:
   Args:
     config: a whole config.
   """
-  left_out = (*recipes.RESUMABLE, "model.vocab_size")
+  left_out = (*resuming.RESUMABLE, "model.vocab_size")
   return {field: json.loads(json.dumps(value)) for field, value in config_lib.leaves(config)
           if not any(field == name or field.startswith(f"{name}.") for name in left_out)}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertgpt import files
 from bertgpt.config import ConfigDict, at_phase, choices, families, unread
-from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches import description, formats
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.data.tokens import marks
@@ -421,7 +421,7 @@ def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
   corrupt = objectives.make_objective(at_phase(config, 0), corpus.vocabulary).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
   return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), "",
-                    loader.report(corpus, config, steps, mask_fn=mask)])
+                    description.describe(corpus, config, steps, mask_fn=mask)])
 
 
 def _mask_rows(corrupt, seed, batch):

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, recipes, unread
+from bertgpt.config import ConfigDict, recipes, resuming, unread
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import peers
@@ -258,7 +258,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
     return
   # The size of the vocabulary is resolved later, and the hash of the tokenizer is compared then.
   allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))
-  lines = recipes.differences(read_config(workdir), config, allowed)
+  lines = resuming.differences(read_config(workdir), config, allowed)
   if lines:
     raise ConfigError(f"--workdir {workdir} holds a run with another config:\n  "
                       + "\n  ".join(lines)

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import ConfigDict, choices, families, recipes
+from bertgpt.config import ConfigDict, choices, families, recipes, resuming
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus, sum_lengths
 from bertgpt.devices import peers, sharding, watchdog
@@ -23,7 +23,7 @@ from bertgpt.training import metrics, objectives, steps
 from bertgpt.training.objectives import BoundModel
 from bertgpt.training.steps import Setup, make_setup
 
-# Fields that may differ from the run, besides those of `recipes.RESUMABLE`: they select the text
+# Fields that may differ from the run, besides those of `resuming.RESUMABLE`: they select the text
 # and the dtype. All others determine the model, or the meaning of its scores. `tokenizer.path` may
 # differ, because the fingerprints of the tokenizers are compared.
 MAY_DIFFER = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language",
@@ -219,7 +219,7 @@ def check_same_model(trained: ConfigDict, config: ConfigDict) -> None:
     ConfigError: fields outside `MAY_DIFFER` differ; the message has one line per field.
   """
   rows = f"phases[{len(trained.phases) - 1}].seq_len"
-  if lines := recipes.differences(trained, config, (*MAY_DIFFER, rows)):
+  if lines := resuming.differences(trained, config, (*MAY_DIFFER, rows)):
     raise ConfigError("\n".join(
         f"--config.{line}: evaluate scores the run as it was trained. Leave the field out"
         for line in lines))

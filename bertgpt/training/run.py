@@ -10,7 +10,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, families, recipes, unread
+from bertgpt.config import ConfigDict, families, resuming, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
 from bertgpt.devices import hardware, peers, process, sharding, watchdog
@@ -56,7 +56,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     UserError: see `errors`.
   """
   peers.check_agreement({"command": "train", "--workdir": str(path),
-                         "--allow_change": sorted(allow_change), **recipes.shared_fields(config)})
+                         "--allow_change": sorted(allow_change), **resuming.shared_fields(config)})
   config_lib.validate(config, process.count_devices(), jax.default_backend())
   kind = jax.devices()[0].device_kind
   hardware.check_products(config.model.matmul, kind, hardware.find_chip(kind))

@@ -14,7 +14,7 @@ from typing import Any
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, recipes, unread
+from bertgpt.config import ConfigDict, recipes, resuming, unread
 from bertgpt.devices import children, console
 from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
 from bertgpt.runs import former, metrics_file, workdir
@@ -252,7 +252,7 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
   if not (folder / "report.md").is_file() or not (folder / "config.json").is_file():
     return False
   stored, config = workdir.read_config(folder), former.as_begun(folder, config)
-  return (not recipes.differences(stored, config, ["model.vocab_size"])
+  return (not resuming.differences(stored, config, ["model.vocab_size"])
           and [p.steps for p in stored.phases] == [p.steps for p in config.phases])
 
 

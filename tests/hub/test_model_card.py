@@ -10,7 +10,7 @@ import small_runs
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.config import recipes
+from bertgpt.config import recipes, resuming
 from bertgpt.hub import conversion, model_card
 from bertgpt.runs import trained as trained_lib
 
@@ -27,7 +27,7 @@ def shared_config(workdir, base):
   """Returns the config of a run with the defaults of its host, and files without folders."""
   config = recipes.from_json((workdir / "config.json").read_bytes(), base)
   for field, value in config_lib.leaves(config):
-    if field in recipes.HOST_FIELDS:
+    if field in resuming.HOST_FIELDS:
       recipes.set_field(config, field, dict(config_lib.leaves(base()))[field])
     elif isinstance(value, str) and "/" in value:
       kind, colon, path = value.rpartition(":")

@@ -17,24 +17,19 @@ import hashlib
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 from absl import flags
 
-from bertgpt.config import ConfigDict, phase_at, total_steps
+from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
-from bertgpt.data.batches.parts import NO_LABEL, PART, Batch, Plan, paint, spans, token_sizes
+from bertgpt.data.batches.parts import PART, Batch, Plan, paint, spans
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import Corpus, sum_lengths
 from bertgpt.devices import children
-from bertgpt.errors import ConfigError, DataError, PeerError
-
-if TYPE_CHECKING:  # Reader processes do not import the tokenizer libraries.
-  from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.errors import DataError, PeerError
 
 # Larger epochs are planned in several windows, which bounds the memory and the time before the
 # first batch: some seconds and half a GiB for the 1.5 million pairs of 128 tokens in a window.
@@ -52,7 +47,6 @@ BATCHES_AHEAD = 4  # Batches in host memory, in addition to `data.prefetch` on t
 # resumed run would read different rows than a run that was not interrupted.
 ORDER_VERSION = 1
 
-ROWS_SHOWN = 5  # Rows that `report` prints.
 # One fixed plan of the validation split per row length, so that all runs are comparable.
 EVAL_SEED = 0
 
@@ -368,90 +362,3 @@ def batch_sha256(batch: Batch) -> str:
     digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
     digest.update(array.data)
   return digest.hexdigest()
-
-
-# ------------------------------------------------------------------ report
-
-
-def report(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
-           mask_fn: Callable[[Batch], Batch] | None = None) -> str:
-  """Returns lines of text about the batches of a run.
-
-  They contain statistics of every phase, some rows as text, and hashes of batches.
-
-  Args:
-    corpus: split to train on.
-    config: whole config.
-    steps: steps whose global batches are hashed, counted from 0 through the whole run.
-    mask_fn: batch -> batch with masks, applied to the rows before they are shown; None: no masks.
-  Raises:
-    ConfigError: a step is beyond the run.
-    DataError: the corpus holds no text or does not fit the objective.
-  """
-  wrong = [step for step in steps if not 0 <= step < total_steps(config)]
-  if wrong:
-    raise ConfigError(f"--steps={wrong[0]}: the run has steps 0 to {total_steps(config) - 1}")
-  phases = [Rows(corpus, config, i, config.seed) for i in range(len(config.phases))]
-  lines = [line for i, rows in enumerate(phases) for line in _describe_phase(config, i, rows)]
-  batch = phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch)))
-  lines += _show_rows(mask_fn(batch) if mask_fn else batch, corpus.tokenizer, formats.find(config))
-  for step in steps:
-    i, first = phase_at(config, step)
-    size = config.phases[i].batch_size
-    batch = read_step(phases[i], size, slice(0, size), step - first)
-    lines.append(f"step {step}: sha256 {batch_sha256(batch)}")
-  return "\n".join(lines)
-
-
-def _describe_phase(config: ConfigDict, phase_index: int, rows: Rows) -> list[str]:
-  """Returns lines with statistics of the first window of the first epoch."""
-  phase = config.phases[phase_index]
-  num_rows = rows.rows_per_window
-  parts, _ = rows.plan(np.arange(num_rows))
-  row_format = formats.find(config)
-  sizes = token_sizes(parts) - row_format.HAS_TARGET
-  # The rest of a sequence that continues one of the previous step counts as a sequence.
-  begins = (parts["column"] == parts["origin"]) | (parts["column"] == 0)
-  lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
-  labels = parts["label"][parts["label"] != NO_LABEL]
-  lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
-           f"{phase.seq_len:,} tokens",
-           f"  rows per epoch     {rows.rows_per_epoch:,}",
-           f"  epochs             {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
-           f"  padding            {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
-           f"  sequences per row  {len(lengths) / num_rows:.2f}"]
-  if len(labels):
-    lines.append(f"  {row_format.PAIR_SHARE:<18} {labels.mean():.2%} of {len(labels):,} pairs")
-  counts, edges = np.histogram(lengths, bins=8, range=(0.5, phase.seq_len + 0.5))
-  shares = counts / len(lengths)
-  return lines + ["  sequence lengths"] + [
-      f"  {int(low + 0.5):>6} to {int(high - 0.5):<6} {share:7.2%} {'#' * round(40 * share)}"
-      for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)]
-
-
-def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: ModuleType) -> list[str]:
-  """Returns the segments of rows as text, and the tokens to predict if the batch is masked."""
-  lines = []
-  for row, ids in enumerate(batch["sequence_ids"]):
-    for sequence in range(1, ids.max() + 1):
-      label = _label_text(batch, row_format, row, sequence)
-      lines.append(f"row {row}, sequence {sequence}{label}")
-      for segment, name in enumerate("AB" if "segment_ids" in batch else " "):
-        is_inside = ids == sequence
-        if "segment_ids" in batch:
-          is_inside &= batch["segment_ids"][row] == segment
-        if is_inside.any():
-          lines.append(f"  {name} {tokenizer.decode(batch['tokens'][row][is_inside])}")
-    if "predict_targets" in batch:
-      slots = np.argsort(batch["predict_positions"][row])
-      slots = slots[batch["predict_weights"][row][slots] > 0]
-      targets = [tokenizer.decode([i]).strip() for i in batch["predict_targets"][row][slots]]
-      lines.append(f"  to predict: {' | '.join(targets)}")
-  return lines
-
-
-def _label_text(batch: Batch, row_format: ModuleType, row: int, sequence: int) -> str:
-  name = row_format.PAIR_NAME
-  if not name or not batch[f"{name}_weights"][row, sequence - 1]:
-    return ""
-  return f", {row_format.PAIR_LABELS[batch[f'{name}_labels'][row, sequence - 1]]}"

@@ -475,39 +475,6 @@ def test_an_empty_validation_split_is_an_error():
     loader.make_eval_batches(make_corpus([[]]), make_config(), 0, slice(None))
 
 
-# ------------------------------------------------------------------ report
-
-
-def test_the_report_counts_what_is_in_the_rows():
-  config = make_config(seq_len=64, batch_size=4)
-  batch = read_epoch(ORDINARY, config)
-  text = loader.report(ORDINARY, config, [0, 3])
-  filled = batch["nsp_weights"] > 0
-  random_next = batch["nsp_labels"][filled].mean()
-  for line in (f"rows per epoch     {len(batch['tokens']):,}",
-               f"padding            {(batch['sequence_ids'] == 0).mean():.2%}",
-               f"sequences per row  {filled.sum() / len(filled):.2f}",
-               f"random next        {random_next:.2%} of {filled.sum():,} pairs",
-               f"step 3: sha256 {loader.batch_sha256(train_batches(ORDINARY, config)[3])}"):
-    assert f"{line}\n" in f"{text}\n"
-  assert sum(line.startswith("row ") for line in text.splitlines()) >= 5
-
-
-def test_the_report_shows_rows_as_the_mask_leaves_them():
-  def mask(batch):
-    return batch | {"tokens": np.full_like(batch["tokens"], 777),
-                    "predict_positions": np.full((len(batch["tokens"]), 2), 3),
-                    "predict_targets": np.full((len(batch["tokens"]), 2), 888),
-                    "predict_weights": np.tile([1.0, 0.0], (len(batch["tokens"]), 1))}
-  text = loader.report(ORDINARY, make_config(), [], mask)
-  assert "  A 777 777" in text and "to predict: 888\n" in text
-
-
-def test_the_report_refuses_a_step_beyond_the_run():
-  with pytest.raises(ConfigError, match="--steps=40: the run has steps 0 to 39"):
-    loader.report(ORDINARY, make_config(steps=40), [0, 40])
-
-
 # ------------------------------------------------------- a prepared corpus
 
 

@@ -1,0 +1,49 @@
+"""bertgpt.data.batches.description: what the text about batches says is in them."""
+
+import numpy as np
+import pytest
+from memory_corpus import random_corpus
+
+from bertgpt import config as config_lib
+from bertgpt.data.batches import description, loader
+from bertgpt.errors import ConfigError
+
+ORDINARY = random_corpus(60, 12, 10)
+
+
+def make_config(seq_len=32, batch_size=8, steps=40):
+  config = config_lib.base()
+  config.phases = (config_lib.phase(seq_len=seq_len, batch_size=batch_size, steps=steps),)
+  return config
+
+
+def test_the_text_counts_what_is_in_the_rows():
+  config = make_config(seq_len=64, batch_size=4)
+  rows = loader.Rows(ORDINARY, config, 0, config.seed)
+  batch = rows.read(np.arange(rows.rows_per_epoch))
+  text = description.describe(ORDINARY, config, [0, 3])
+  filled = batch["nsp_weights"] > 0
+  random_next = batch["nsp_labels"][filled].mean()
+  step_3 = rows.read(np.arange(12, 16))
+  for line in (f"rows per epoch     {len(batch['tokens']):,}",
+               f"padding            {(batch['sequence_ids'] == 0).mean():.2%}",
+               f"sequences per row  {filled.sum() / len(filled):.2f}",
+               f"random next        {random_next:.2%} of {filled.sum():,} pairs",
+               f"step 3: sha256 {loader.batch_sha256(step_3)}"):
+    assert f"{line}\n" in f"{text}\n"
+  assert sum(line.startswith("row ") for line in text.splitlines()) >= 5
+
+
+def test_the_text_shows_rows_as_the_mask_leaves_them():
+  def mask(batch):
+    return batch | {"tokens": np.full_like(batch["tokens"], 777),
+                    "predict_positions": np.full((len(batch["tokens"]), 2), 3),
+                    "predict_targets": np.full((len(batch["tokens"]), 2), 888),
+                    "predict_weights": np.tile([1.0, 0.0], (len(batch["tokens"]), 1))}
+  text = description.describe(ORDINARY, make_config(), [], mask)
+  assert "  A 777 777" in text and "to predict: 888\n" in text
+
+
+def test_a_step_beyond_the_run_is_refused():
+  with pytest.raises(ConfigError, match="--steps=40: the run has steps 0 to 39"):
+    description.describe(ORDINARY, make_config(steps=40), [0, 40])
