@@ -15,15 +15,7 @@ from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import architecture as architecture_lib
-from bertgpt.hub.architecture import (
-  BODY,
-  STORAGES,
-  TIED,
-  Architecture,
-  Rule,
-  draw,
-  find_sizes,
-)
+from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, draw, find_sizes
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
