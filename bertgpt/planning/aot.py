@@ -44,7 +44,8 @@ class Memory(NamedTuple):
   Attributes:
     parameters: float32 parameters.
     optimizer: state of the optimizer.
-    batch: inputs, counters, and the padding that the layout of arrays adds.
+    batch: inputs, counters, what some models carry from step to step, and the padding that the
+      layout of arrays adds.
     activations: activations, gradients and everything else that lives within a step.
     code: the program itself.
   """

@@ -261,9 +261,10 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
 def fast_bandwidth(coords: Sequence[tuple[int, ...]], network: Network) -> float:
   """Returns the bytes per second that a device can send within its slice or node.
 
-  A device sends both ways around every ring that it is in. An axis closes to a ring if the slice
-  has all of it: 16 chips for v5e and v6e, a multiple of 4 for v4 and v5p. Otherwise it is a line,
-  whose end has one link (Austin et al. 2025, "How to Scale Your Model", part 2).
+  A device sends both ways around every ring that it is in. For v5e and v6e, an axis of 16 chips
+  closes to a ring. For v4, v5p and TPU7x, all axes do if the slice consists of cubes of 4 x 4 x 4.
+  Otherwise an axis is a line, whose end has one link (Austin et al. 2025, "How to Scale Your
+  Model", part 2).
 
   Args:
     coords: coordinates of the devices in the group.
@@ -274,11 +275,12 @@ def fast_bandwidth(coords: Sequence[tuple[int, ...]], network: Network) -> float
   chip = network.chip
   if not network.torus:
     return chip.link_bandwidth
+  has_cubes = len(network.torus) == 3 and all(size % 4 == 0 for size in network.torus)
   links = 0
   for axis, size in enumerate(network.torus):
     span = len({c[axis] for c in coords})
     if span > 1:
-      closed = span == size and (size % 4 == 0 if len(network.torus) == 3 else size == 16)
+      closed = span == size and (has_cubes or len(network.torus) == 2 and size == 16)
       links += 2 if closed else 1
   return chip.link_bandwidth * max(1, links)
 

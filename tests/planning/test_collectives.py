@@ -133,6 +133,15 @@ def test_links_that_a_group_has(group, links):
   assert collectives.fast_bandwidth(coords, slices()) == links * CHIP.link_bandwidth
 
 
+@pytest.mark.parametrize("torus, links", [
+    ((4, 4, 4), 6), ((4, 4, 8), 6), ((2, 2, 4), 3), ((2, 4, 4), 3), ((1, 1, 4), 1), ((2, 2, 1), 2)])
+def test_only_cubes_of_chips_have_rings(torus, links):
+  """Optical switches close the axes of cubes of 4 x 4 x 4; a part of one has none."""
+  coords = list(np.ndindex(*torus))
+  network = Network(CHIP, [Place(0, xyz) for xyz in coords], torus, {"data": len(coords)})
+  assert collectives.fast_bandwidth(coords, network) == links * CHIP.link_bandwidth
+
+
 def test_between_slices_only_the_shards_are_sent():
   traffic = send("all-reduce", range(512), slices(count=2))
   assert traffic.fast_bytes == pytest.approx(2e6 * 255 / 256)
