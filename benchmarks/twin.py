@@ -18,7 +18,6 @@ A side that was stopped continues from its last checkpoint if the same command i
 
 import argparse
 import hashlib
-import json
 import math
 import pathlib
 import shlex
@@ -39,7 +38,7 @@ from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.devices import huge_pages
 from bertgpt.errors import ConfigError, UserError
 from bertgpt.report import curves as curves_lib
-from bertgpt.runs import corpora
+from bertgpt.runs import corpora, metrics_file
 from bertgpt.training import loop, objectives, steps
 
 MODULE = "benchmarks.twin"
@@ -245,11 +244,18 @@ def train_ours(config: ConfigDict, path: pathlib.Path) -> Run:
     path: its workdir.
   """
   loop.train(config, path)
-  found = curves_lib.read_run(path).curves
-  seconds = max(curve.seconds[-1] for curve in found.values())
-  return Run({tag.split("/")[-1]: list(zip(curve.step, curve.value, strict=True))
-              for tag, curve in found.items()
-              if tag.startswith("eval/validation/") and tag.endswith("_loss")}, seconds)
+  seconds = max(curve.seconds[-1] for curve in curves_lib.read_run(path).curves.values())
+  return Run(read_losses(path), seconds)
+
+
+def read_losses(path: pathlib.Path) -> Curves:
+  """Returns the held-out losses of a run at all of its evaluations.
+
+  Args:
+    path: its workdir.
+  """
+  return {tag.split("/")[-1]: points for tag, points in metrics_file.read_curves(path).items()
+          if tag.startswith("eval/validation/") and tag.endswith("_loss")}
 
 
 def train_theirs(config: ConfigDict, path: pathlib.Path, device: str) -> Run:
@@ -379,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   print("\n".join(to_lines(report)))
   if arguments.out:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(arguments.out, json.dumps(report, indent=2) + "\n")
+    files.write_json(arguments.out, report)
   if arguments.picture:
     draw(report, arguments.picture)
   return 0 if report["agrees"] else 1

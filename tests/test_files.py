@@ -264,6 +264,13 @@ def test_json_is_read_as_it_was_written(tmp_path):
   assert (tmp_path / "a.json").read_text("utf-8").startswith('{"a": {"\u00e9')
 
 
+def test_numbers_that_json_lacks_are_written_as_null(tmp_path):
+  content = {"a": [float("nan"), 1.5], "b": {"c": float("-inf")}, "d": (float("inf"), "NaN")}
+  files.write_json(tmp_path / "a.json", content)
+  assert files.read_json(tmp_path / "a.json", "") == {
+      "a": [None, 1.5], "b": {"c": None}, "d": [None, "NaN"]}
+
+
 @pytest.mark.parametrize("content, reason", [
     (b"", "is not valid JSON (Expecting value"),
     (b'{"a": 1', "is not valid JSON (Expecting ','"),

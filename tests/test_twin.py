@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import twin
 from benchmarks.twin import compare
+from bertgpt import files
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import open_corpus
@@ -79,6 +80,24 @@ def test_the_report_names_the_evaluations_that_differ(tmp_path):
   assert json.loads(json.dumps(report))["rows"][1]["step"] == 20
   twin.draw(report, tmp_path / "picture.svg")
   assert "held-out mlm_loss" in (tmp_path / "picture.svg").read_text()
+
+
+def test_numbers_that_json_lacks_are_null_in_the_file(tmp_path, monkeypatch, capsys):
+  """Without a spread, any difference is infinitely many standard errors."""
+  rows = compare(make_curves(1.0, 1.0), make_curves(2.0, 2.0))
+  monkeypatch.setattr(twin, "train", lambda *_: twin.make_report(rows))
+  out = tmp_path / "twin.json"
+  assert twin.main([f"--config={RECIPE}", f"--workdir={tmp_path}", f"--out={out}"]) == 1
+  report = files.read_json(out, "")
+  assert (report["rows"][0]["errors"], report["rows"][0]["ours"]) == (None, 1.0)
+  assert "| -inf (!) |" in capsys.readouterr().out
+
+
+def test_all_evaluations_are_read_however_many_there_are(tmp_path):
+  points = [(step, 1.0 / step) for step in range(1, 1001)]
+  (tmp_path / "metrics.jsonl").write_text("".join(
+      json.dumps({"step": step, "eval/validation/mlm_loss": loss}) + "\n" for step, loss in points))
+  assert twin.read_losses(tmp_path) == {"mlm_loss": points}
 
 
 @pytest.mark.parametrize("seeds", ["0", "1,1", "a"])

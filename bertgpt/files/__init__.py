@@ -13,7 +13,7 @@
 from bertgpt.files.bucket import MANIFEST, BucketPath
 from bertgpt.files.growing import append, open_growing, upload, upload_all
 from bertgpt.files.locking import check_lock, lock
-from bertgpt.files.parsing import parse_json, read_json
+from bertgpt.files.parsing import parse_json, read_json, without_nonfinite
 from bertgpt.files.paths import (
     copy_locally,
     download_tree,
@@ -44,4 +44,4 @@ __all__ = ["MANIFEST", "BucketPath", "append", "check_lock", "copy_locally", "do
            "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
            "read_json", "refuse_existing", "remove_leftovers", "remove_tree", "rename_new",
            "require_parent", "size_of", "sync", "unfinished_path", "upload", "upload_all",
-           "write_atomically", "write_json"]
+           "without_nonfinite", "write_atomically", "write_json"]

@@ -1,6 +1,7 @@
-"""Strict reading of JSON."""
+"""Strict reading of JSON, and what cannot be written in it."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -49,6 +50,15 @@ def parse_json(text: str | bytes, *, is_strict: bool = False) -> Any:
     raise ValueError("is not usable JSON (nested too deeply)") from None
   except ValueError as e:  # Also raised for invalid UTF-8, and for integers of thousands of digits.
     raise ValueError(f"is not valid JSON ({one_line(e)})") from e
+
+
+def without_nonfinite(value: Any) -> Any:
+  """Returns JSON values in which null replaces NaN and infinity, which JSON lacks."""
+  if isinstance(value, dict):
+    return {name: without_nonfinite(item) for name, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [without_nonfinite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _refuse_constant(name: str) -> None:

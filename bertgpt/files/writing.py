@@ -15,6 +15,7 @@ from typing import Any
 
 from bertgpt.errors import ConfigError
 from bertgpt.files.bucket import MANIFEST, BucketPath, in_parallel
+from bertgpt.files.parsing import without_nonfinite
 
 _UNFINISHED = ".unfinished-"
 # Errors of os.link if the file system has no hard links, or none for this user or file.
@@ -46,11 +47,11 @@ def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2,
 
   Args:
     path: file in an existing folder; replaced if it exists.
-    content: JSON values.
+    content: JSON values; numbers that are not finite, which JSON lacks, are written as null.
     indent: spaces per level; None: everything on one line.
     **options: options of `json.dumps`.
   """
-  write_atomically(path, json.dumps(content, indent=indent, **options) + "\n")
+  write_atomically(path, json.dumps(without_nonfinite(content), indent=indent, **options) + "\n")
 
 
 @contextlib.contextmanager

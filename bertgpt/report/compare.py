@@ -114,7 +114,7 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
                      if run.is_reference and bands.is_loss(tag)},
            "curves": {tag: curve._asdict() for tag, curve in run.curves.items()}} for run in runs]
   # In a script element, only '<' could be taken for HTML.
-  content = json.dumps(_finite(data)).replace("<", "\\u003c")
+  content = json.dumps(files.without_nonfinite(data)).replace("<", "\\u003c")
   said = "\n".join(f"<p class=course>{html.escape(line)}</p>" for line in notes(runs))
   parts = {"@@TITLE@@": html.escape(title), "@@NOTES@@": said, "@@BODY@@": body(runs),
            "@@DATA@@": content}
@@ -150,13 +150,3 @@ def _html_table(rows) -> str:
                   for row in rows)
   return (f"<div class=wide><table><thead><tr>{head}</tr></thead>"
           f"<tbody>\n{cells}</tbody></table></div>")
-
-
-def _finite(value):
-  """Returns JSON values in which numbers that are not finite, which JSON lacks, are null."""
-  if isinstance(value, dict):
-    return {name: _finite(item) for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_finite(item) for item in value]
-  is_number = isinstance(value, float)
-  return None if is_number and not float("-inf") < value < float("inf") else value
