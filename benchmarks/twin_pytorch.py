@@ -277,15 +277,16 @@ class Twin:
 
   @torch.no_grad()
   def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
-    """Returns the held-out losses, without dropout.
+    """Returns the held-out losses, without dropout; without those that have no targets.
 
     Args:
       batches: results of `to_torch`.
     """
     self.model.eval()
     found = [self._score(batch) for batch in batches]
-    return {name: sum(float(sums[name][0]) for sums in found)
-            / sum(float(sums[name][1]) for sums in found) for name in found[0]}
+    totals, weights = ({name: sum(float(sums[name][i]) for sums in found) for name in found[0]}
+                       for i in (0, 1))
+    return {name: totals[name] / weight for name, weight in weights.items() if weight}
 
   def train(self, batches: Iterable[Mapping[str, np.ndarray]],
             held_out: Sequence[Mapping[str, np.ndarray]], path: pathlib.Path) -> None:

@@ -219,6 +219,21 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(pair):
   assert ours[-1] < ours[0] - 0.1  # The steps do train.
 
 
+@pytest.mark.hf
+def test_a_loss_without_targets_is_left_out_as_in_our_evaluation(pair):
+  from benchmarks import twin_pytorch
+  batches = [twin_pytorch.to_torch(batch, "cpu")
+             for batch in twin.held_out_batches(pair.config, pair.held_out)]
+  losses = pair.twin.evaluate(batches)
+  weights = [name for name in batches[0] if name in ("nsp_weights", "sop_weights")]
+  for batch in batches:
+    batch.update({name: 0 * batch[name] for name in weights})
+  left = pair.twin.evaluate(batches)
+  is_fixed = lambda name: name != "rtd_loss"  # It depends on samples.
+  assert {name: left[name] for name in left if is_fixed(name)} == {
+      name: losses[name] for name in losses if is_fixed(name) and name[:3] not in ("nsp", "sop")}
+
+
 # ---------------------------------------------------------------- the command
 
 
