@@ -21,8 +21,8 @@ from bertgpt.runs import metrics_file, workdir
 MAX_POINTS = 500       # Points of a curve on the page.
 REFERENCE_POINTS = 40  # Points of a curve in a reference, a file of a few KB.
 REFERENCES = pathlib.Path(__file__).with_name("references")
-# Fields that say where the text is. A reference has only their defaults: it does not name files.
-PLACES = ("data.source", "tokenizer.path")
+# Fields that say where files are. A reference has only their defaults: it does not name files.
+PLACES = ("data.source", "init_from", "tokenizer.path")
 
 
 class Curve(NamedTuple):
@@ -84,7 +84,7 @@ def read_run(path: pathlib.Path) -> Compared:
   """
   config = workdir.read_config(path, "RUN")
   found = metrics_file.read_curves(path)
-  place = _places(found)
+  place = _places(found, config.train.skip_steps)
   curves = {tag: thin(Curve(*map(list, zip(*((step, *place(step), value) for step, value in points),
                                            strict=True))), MAX_POINTS)
             for tag, points in found.items()}
@@ -96,12 +96,19 @@ def read_run(path: pathlib.Path) -> Compared:
                   scores, plain_fields(config), curves, text, goodput.line(path))
 
 
-def _places(curves: Mapping[str, Sequence[tuple[int, float]]]):
-  """Returns a function: steps done -> (tokens, seconds of training steps) until then."""
+def _places(curves: Mapping[str, Sequence[tuple[int, float]]],
+            skipped: Sequence[tuple[int, int]]):
+  """Returns a function: steps done -> (tokens, seconds of training steps) until then.
+
+  Args:
+    curves: curves of a run.
+    skipped: (first, last) of the steps that were left out.
+  """
+  count = lambda step: step - sum(max(min(last, step) + 1 - first, 0) for first, last in skipped)
   rates = dict(curves.get("perf/tokens_per_second", ()))
   steps, places, last = [0], [(0.0, 0.0)], 0
   for step, seconds_per_step in curves.get("perf/step_seconds", ()):
-    seconds = seconds_per_step * max(step - last, 0)
+    seconds = seconds_per_step * max(count(step) - count(last), 0)
     tokens, time = places[-1]
     steps.append(step)
     places.append((tokens + seconds * rates.get(step, 0.0), time + seconds))

@@ -50,7 +50,8 @@ def write(run: Finished) -> None:
   lines += described.lines
   if jax.process_index() > 0:
     return
-  if curves := metrics_file.read_curves(path):
+  if curves := {tag: points for tag, points in metrics_file.read_curves(path).items()
+                if tag.split("/")[-1] in described.panels}:
     plot_curves(curves, path / "loss.png", described, trained.config.phases)
     lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"

@@ -70,6 +70,12 @@ def test_a_curve_has_three_axes(tmp_path):
   assert (run.steps, run.total_steps) == (10, 10)
 
 
+def test_steps_that_were_left_out_take_no_time(tmp_path):
+  run = curves.read_run(make_run(tmp_path / "a", train__skip_steps=((4, 5), (8, 8))))
+  assert run.curves["train/mlm_loss"].step == [2, 4, 6, 8, 10]
+  assert run.curves["train/mlm_loss"].seconds == [1, 1.5, 2, 2.5, 3.5]
+
+
 def test_the_page_has_the_curves_the_scores_and_the_fields_that_differ(tmp_path, monkeypatch,
                                                                        capsys):
   monkeypatch.chdir(tmp_path)
@@ -158,6 +164,15 @@ def test_references_that_come_with_bertgpt_are_those_of_their_recipes(name):
   assert reference.total_steps == config_lib.total_steps(config) >= reference.steps
   assert reference.about or reference.fields["data.source"] == "pydocs"
   assert (curves.REFERENCES / f"{name}.json").stat().st_size < 10_000
+
+
+def test_a_reference_does_not_name_files(tmp_path):
+  fields = dict.fromkeys(("data.source", "init_from", "tokenizer.path"), f"text:{tmp_path}/x.txt")
+  run = curves.read_run(make_run(tmp_path / "a", **fields))
+  curves.save_reference(bands.average([run]), tmp_path / "mine.json")
+  assert str(tmp_path) not in (tmp_path / "mine.json").read_text()
+  reference = curves.read_reference(str(tmp_path / "mine.json"))
+  assert curves.differences([run, reference]) == {}
 
 
 def test_a_file_of_a_reference_can_be_compared(tmp_path, monkeypatch, capsys):

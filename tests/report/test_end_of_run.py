@@ -416,3 +416,11 @@ def test_the_report_of_a_run_that_was_opened_again_is_that_of_its_end(
                      if not line.startswith("Time:")] for p in (path, finished_bert))
   # The first report was written before the run had ended, so its time is shorter.
   assert [line.replace(str(path), str(finished_bert)) for line in written] == first
+
+
+def test_a_run_whose_losses_were_lost_has_a_report_without_curves(finished_bert, bert, tmp_path):
+  shutil.copy(finished_bert / "config.json", tmp_path)
+  (tmp_path / "metrics.jsonl").write_text('{"step": 2, "perf/step_seconds": 1.0}\n')
+  report.write(bert.finished._replace(path=tmp_path))
+  assert "MLM accuracy" in (tmp_path / "report.md").read_text()
+  assert not (tmp_path / "loss.png").exists()
