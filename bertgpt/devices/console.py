@@ -34,6 +34,8 @@ def write(text: str) -> None:
   try:
     sys.stderr.write(text)
     sys.stderr.flush()
+  except BlockingIOError:
+    pass  # Another program has made the pipe non-blocking, and it is full: only this text is lost.
   except OSError:
     with contextlib.suppress(OSError, ValueError):
       _discard(sys.stderr)
