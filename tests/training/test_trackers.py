@@ -153,6 +153,38 @@ def test_a_tracker_ends_when_the_training_is_killed(tmp_path, package):
   assert told(tmp_path)[1:] == [["log", 7, {"loss": 1.0}], ["finish", 1]]
 
 
+def test_a_tracker_that_hangs_ends_when_the_training_is_killed(tmp_path, package):
+  package("import os, time\n"
+          "class Run:\n"
+          "  def log(self, scalars, step):\n"
+          "    open('new', 'w').write(str(os.getpid())); os.rename('new', 'pid')\n"
+          "    time.sleep(3600)\n"
+          "def init(**options): return Run()\n")
+  tracker = ("import os\nfrom bertgpt.training.trackers import child\n"
+             "child.PATIENCE_S = 0.1\nos._exit(child.main('wandb'))")
+  run = trackers.Run("id", "name", "", "", str(tmp_path), {})._asdict()
+  lines = "".join(f"{json.dumps(line)}\n" for line in (run, {"step": 1, "scalars": {}}))
+  script = ("import os, pathlib, subprocess, sys, time\n"
+            "command = [sys.executable, '-c', sys.argv[1]]\n"
+            "process = subprocess.Popen(command, stdin=subprocess.PIPE)\n"
+            "process.stdin.write(sys.argv[2].encode()); process.stdin.flush()\n"
+            "while not pathlib.Path('pid').exists(): time.sleep(0.02)\n"
+            "os.kill(os.getpid(), 9)\n")
+  subprocess.run([sys.executable, "-c", script, tracker, lines], check=False, cwd=tmp_path,
+                 timeout=TIMEOUT_S)
+  deadline = time.monotonic() + TIMEOUT_S
+  while is_alive((tmp_path / "pid").read_text()):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def is_alive(pid):
+  try:
+    return ") Z " not in pathlib.Path("/proc", pid, "stat").read_text()
+  except OSError:
+    return False
+
+
 def test_a_missing_package_is_one_line(monkeypatch):
   monkeypatch.setitem(choices.TRACKERS, "wandb", "no_such_package")
   expected = r"no_such_package is not installed. Install bertgpt\[wandb\], or leave wandb out"

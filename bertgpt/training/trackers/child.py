@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from bertgpt.errors import one_line
 from bertgpt.training import trackers
@@ -25,6 +26,7 @@ def main(name: str) -> int:
   """
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)  # The end of the input is what ends this process.
+  threading.Thread(target=_end_after_parent, args=(os.getppid(),), daemon=True).start()
   lines = map(json.loads, sys.stdin)
   try:
     module = importlib.import_module(trackers.TRACKERS[name])
@@ -41,6 +43,14 @@ def main(name: str) -> int:
     print(f"WARNING: log.trackers={name}: {one_line(e)}", file=sys.stderr, flush=True)
     return 1
   return 0
+
+
+def _end_after_parent(parent: int) -> None:
+  """Runs in a thread: ends this process, even if the tracker never returns to read the input."""
+  while os.getppid() == parent:
+    time.sleep(1)
+  time.sleep(PATIENCE_S)
+  os._exit(1)
 
 
 if __name__ == "__main__":
