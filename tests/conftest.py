@@ -43,6 +43,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip("JAX for CUDA is not installed: make test-gpu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory) -> None:
+  """Keeps compiled programs until the tests end: many tests compile what others have compiled."""
+  import jax
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
   """Folder of real text: $BERTGPT_TEST_DATA, or `shared/data` next to the repository."""
