@@ -22,7 +22,9 @@ from bertgpt.errors import ConfigError
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import evaluate, steps
 
-LAYOUTS = [(8, 1), (16, 1), (64, 1), (8, 8), (64, 8)]  # (batch size, devices)
+# (batch size, devices)
+LAYOUTS = [(8, 1), *(pytest.param(layout, marks=pytest.mark.slow) for layout in ((16, 1), (64, 1))),
+           (8, 8), (64, 8)]
 
 
 @pytest.fixture(scope="module")
