@@ -125,14 +125,24 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
                row_format.PAIR_QUESTION)]
     notes += ["constant: always gives the more frequent answer (share of the larger class)."]
   if "rtd_recall" in scores:
-    table += [("", "", "", ""), *((f"RTD {name}", f"{scores.get(f'rtd_{name}', 0.0):.1%}", "", what)
-                                  for name, what in REPLACED_SCORES.items())]
+    table += [("", "", "", ""), *replaced_rows(scores)]
     panels["rtd_loss"] = "Replaced tokens", "loss per token, nats"
   lines = [*align(table), "", *(f"  {note}" for note in notes)]
   if guesses := guess_words(run.trained, run.held_out):
     lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
               "", *guesses]
   return Description(lines, baselines, panels)
+
+
+def replaced_rows(scores: Mapping[str, float]) -> list[tuple[str, str, str, str]]:
+  """Returns the rows of the table about replaced tokens; '-': the model calls no token replaced.
+
+  Args:
+    scores: name of a held-out metric -> its value.
+  """
+  values = [(name, scores.get(f"rtd_{name}")) for name in REPLACED_SCORES]
+  return [(f"RTD {name}", "-" if value is None else f"{value:.1%}", "", REPLACED_SCORES[name])
+          for name, value in values]
 
 
 def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Description:

@@ -418,6 +418,11 @@ def test_the_report_of_a_run_that_was_opened_again_is_that_of_its_end(
   assert [line.replace(str(path), str(finished_bert)) for line in written] == first
 
 
+def test_a_precision_of_no_token_is_no_zero():
+  rows = report.replaced_rows({"rtd_recall": 0.0, "rtd_loss": 0.4})
+  assert [row[:2] for row in rows] == [("RTD precision", "-"), ("RTD recall", "0.0%")]
+
+
 def test_a_run_whose_losses_were_lost_has_a_report_without_curves(finished_bert, bert, tmp_path):
   shutil.copy(finished_bert / "config.json", tmp_path)
   (tmp_path / "metrics.jsonl").write_text('{"step": 2, "perf/step_seconds": 1.0}\n')
