@@ -191,12 +191,13 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int,
     platform: 'gpu' or 'tpu'.
   """
   powers = [2**i for i in range(chips.bit_length()) if 2**i <= chips]
-  rows = config.phases[phase_index].batch_size
-  pieces = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32) if rows % n == 0]
+  rows, now = config.phases[phase_index].batch_size, config.phases[phase_index].micro_batches
+  pieces = (now, 2 * now, 4 * now, max(1, now // 2), 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32)
   choices: dict[str, list[Any]] = {
-      f"phases[{phase_index}].micro_batches": pieces,
+      f"phases[{phase_index}].micro_batches": [n for n in dict.fromkeys(pieces) if rows % n == 0],
       "model.remat": remat_choices(config, platform),
-      "mesh.fsdp": powers[:6], "mesh.tensor": powers[:3],
+      "mesh.fsdp": [*dict.fromkeys((config.mesh.fsdp, *powers[:6]))],
+      "mesh.tensor": [*dict.fromkeys((config.mesh.tensor, *powers[:3]))],
       **program_choices(config, phase_index, platform)}
   ignored = {f"model.{field}" for field in families.find(config).ignores}
   choices = {field: values for field, values in choices.items() if field not in ignored}

@@ -13,8 +13,8 @@ from bertgpt.devices import hardware
 from bertgpt.planning import aot, plan, search, topologies
 
 
-def make_config():
-  config = tiny.make_config(mesh=(-1, 1, 1))
+def make_config(**model):
+  config = tiny.make_config(mesh=(-1, 1, 1), **model)
   config.eval.batch_size = 32
   return config
 
@@ -44,6 +44,16 @@ def test_a_mesh_of_another_size_is_given_up():
   config.mesh.data = 8
   for overrides, variant in search.make_variants(config, 0, 8, "tpu"):
     assert ("--config.mesh.data=-1" in overrides) == (variant.mesh.fsdp * variant.mesh.tensor > 1)
+
+
+@pytest.mark.parametrize("change", ["model.remat=full", "phases[0].micro_batches=128"])
+def test_variants_may_keep_any_value_of_the_config(change):
+  """64 micro-batches and mesh.tensor=8 are more than the search tries of itself."""
+  config = make_config(num_layers=1, num_heads=8)
+  config.mesh.tensor = 8
+  config.phases[0].update(batch_size=4096, micro_batches=64)
+  assert any(overrides == (f"--config.{change}",)
+             for overrides, _ in search.make_variants(config, 0, 8, "tpu"))
 
 
 def paper(length=128, **model):
@@ -142,7 +152,7 @@ def test_what_cannot_fit_is_not_compiled():
 def test_parameters_stay_in_a_slice():
   """A mesh that splits them over the network between slices is an error: `sharding.make_mesh`."""
   topology = on_fake_devices(num_slices=4)
-  chosen = search.choose_variants(make_step(make_config()), topology)
+  chosen = search.choose_variants(make_step(make_config(num_layers=1)), topology)
   assert len(chosen) == search.MAX_COMPILATIONS
   model = [variant.mesh.fsdp * variant.mesh.tensor for _, variant in chosen]
   assert max(model) == 2
@@ -150,7 +160,7 @@ def test_parameters_stay_in_a_slice():
 
 def test_chunks_that_no_device_fills_are_not_tried():
   """Of 8,192 predictions, each of 8 chips has 1,024: chunks of 1,024 and 4,096 are all of them."""
-  config = make_config()
+  config = make_config(num_layers=1)
   config.phases[0].batch_size = 1024
   chunks = lambda chips: {
       variant.objective.loss_chunk for _, variant in search.make_variants(config, 0, chips, "tpu")
