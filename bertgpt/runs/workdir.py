@@ -35,7 +35,7 @@ TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a ru
 # What a run has written before its config.json, or leaves if that is deleted.
 OF_A_RUN = re.compile(r"checkpoints|(events|history|metrics)\.jsonl")
 # What launchers and file systems put into the folder of a run before it begins.
-BEFORE_A_RUN = re.compile(r"\..*|lost\+found|logs?|(log|stdout|stderr)\b.*"
+BEFORE_A_RUN = re.compile(r"\..*|__pycache__|lost\+found|logs?|(log|stdout|stderr)\b.*"
                           r"|.*\.(log|out|err|py|sh|sbatch)")
 
 

@@ -93,7 +93,7 @@ def test_checkpoints_without_their_config_are_not_resumed(finished_bert, tmp_pat
 
 @pytest.mark.parametrize("names, is_refused", [
     ((), False), (("lost+found/",), False), ((".gitignore", "slurm-12.out", "logs/"), False),
-    (("recipe.py", "train.log", "stderr"), False), (("notes.md", "metrics.jsonl"), False),
+    (("recipe.py", "__pycache__/", "train.log", "stderr"), False), (("notes.md", "metrics.jsonl"), False),
     (("history.jsonl", "tokenizer/"), False),
     (("a.md", "index.rst"), True), (("mini/",), True), (("train.log", "part-1.txt"), True)])
 def test_a_folder_of_other_files_is_refused(tmp_path, names, is_refused):
