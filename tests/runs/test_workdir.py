@@ -93,8 +93,8 @@ def test_checkpoints_without_their_config_are_not_resumed(finished_bert, tmp_pat
 
 @pytest.mark.parametrize("names, is_refused", [
     ((), False), (("lost+found/",), False), ((".gitignore", "slurm-12.out", "logs/"), False),
-    (("recipe.py", "__pycache__/", "train.log", "stderr"), False), (("notes.md", "metrics.jsonl"), False),
-    (("history.jsonl", "tokenizer/"), False),
+    (("recipe.py", "__pycache__/", "train.log", "stderr"), False),
+    (("notes.md", "metrics.jsonl"), False), (("history.jsonl", "tokenizer/"), False),
     (("a.md", "index.rst"), True), (("mini/",), True), (("train.log", "part-1.txt"), True)])
 def test_a_folder_of_other_files_is_refused(tmp_path, names, is_refused):
   """Launchers and file systems put some files there; a run that was killed has left others."""
