@@ -89,9 +89,11 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   sizes = find_sizes(config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
             for name, x in trees.named_leaves(params).items()}
-  has_segments = any(rule.ours == "embeddings/segment/embedding" for rule in architecture.rules)
-  if has_segments and config.model.num_segments == 0:
-    leaves["embeddings/segment/embedding"] = np.zeros((1, sizes["E"]), np.float32)
+  whole = find_architecture(config)
+  known = {rule.ours for one in (whole, *whole.parts.values()) for rule in one.rules}
+  if config.model.num_segments == 0:
+    leaves |= {name: np.zeros((1, sizes["E"]), np.float32)
+               for name in known if name.endswith("segment/embedding")}
   if architecture.bias_target:
     leaves = _move_bias(leaves, architecture)
   leaves = main.split(leaves, config.model)
@@ -105,9 +107,7 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
     for i, x in enumerate(array if rule.is_stacked else [array]):
       if i >= rule.first:
         parts[rule.theirs.format(i), rule.storage].append(STORAGES[rule.storage].write(x, sizes))
-  whole = find_architecture(config)
-  elsewhere = {rule.ours for other in (whole, *whole.parts.values()) for rule in other.rules}
-  if leaves := leaves.keys() - architecture.left_out - elsewhere:
+  if leaves := leaves.keys() - architecture.left_out - known:
     raise ConfigError(f"{architecture.name} has no counterpart of the parameter {min(leaves)}")
   tensors = {name: np.zeros([sizes[letter] for letter in axes], np.float32)
              for name, axes in architecture.zeros.items()}

@@ -68,9 +68,9 @@ def _join(leaves, fields):
   """Returns our leaves and fields, with a random generator if there is none."""
   fields = fields | {"model.embedding_sharing": "shared"}
   if "model.generator_width" not in fields:
-    width = max(64, fields["model.width"] // 4)
-    fields |= {"model.generator_width": width, "model.generator_num_heads": max(1, width // 64),
-               "model.generator_mlp_dim": 4 * width}
+    heads = max(1, fields["model.width"] // 256)  # A quarter of the width, in heads of 64.
+    fields |= {"model.generator_width": 64 * heads, "model.generator_num_heads": heads,
+               "model.generator_mlp_dim": 256 * heads}
     sizes = find_sizes({field.removeprefix("model."): x for field, x in fields.items()}, 0)
     leaves = leaves | {rule.ours: draw(rule, sizes, fields["model.init_std"],
                                        fields["model.num_layers"])
@@ -115,7 +115,7 @@ DISCRIMINATOR = tune(Architecture(
            *linear("rtd/dense", "discriminator_predictions.dense", "DD"),
            *linear("rtd/output", "discriminator_predictions.dense_prediction", "D1")],
     pipeline="feature-extraction", auto="AutoModelForPreTraining", prefix="electra.",
-    other_heads=("generator_predictions.", "generator_lm_head."),
+    other_heads=("generator_predictions.", "generator_lm_head.", "sequence_summary."),
     parts={"generator": GENERATOR}, split=_split, join=_join,
     limits=("The generator, a masked LM, is in the folder `generator`.",)),
     "Electra", {"classes": _TEXT_HEAD, "values": _TEXT_HEAD,

@@ -72,6 +72,7 @@ LM = tune(Architecture(
         ("initializer_range", "init_std", 0.02)),
     fixed=_FIXED, tied={"lm_loss.weight": "transformer.word_embedding.weight"}, activations=GELU,
     rules=_RULES, pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
+    other_heads=("qa_outputs.", "start_logits.", "end_logits.", "answer_class."),
     find_problem=_find_problem, read=_read, write=_write,
     aliases={"n_token": "vocab_size", "hidden_size": "d_model", "num_attention_heads": "n_head",
              "num_hidden_layers": "n_layer"}),

@@ -89,6 +89,19 @@ def test_a_discriminator_alone_gets_a_random_generator():
   assert {path: x.shape for path, x in named_leaves(back.params).items()} == expected
 
 
+def test_the_random_generator_fits_any_width():
+  whole, _ = there(*make(width=516))
+  fields = submodels.add(conversion.convert(*whole), {}).fields
+  assert fields["model.generator_width"] % fields["model.generator_num_heads"] == 0
+
+
+@pytest.mark.parametrize("sharing", ["shared", "gdes", "none"])
+def test_a_model_without_segments_gets_ones_that_add_nothing(sharing):
+  for tensors, settings in there(*make(num_segments=0, embedding_sharing=sharing)):
+    assert settings["type_vocab_size"] == 1
+    assert not tensors["electra.embeddings.token_type_embeddings.weight"].any()
+
+
 def test_models_that_do_not_belong_together_are_refused():
   config, params = make()
   whole, (tensors, settings) = there(config, params)

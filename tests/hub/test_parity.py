@@ -3,6 +3,8 @@
 Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import tiny
 from differences import check_close, check_gradients
 from ml_collections import FrozenConfigDict
 
-from bertgpt import models
+from bertgpt import models, trees
 from bertgpt.config import families, recipes
 from bertgpt.data.batches import formats
 from bertgpt.errors import DataError
@@ -264,6 +266,21 @@ def test_a_key_that_changes_the_outputs_is_read_or_refused(name):
       except DataError as e:
         assert key in str(e), f"{key}={value!r}: {e}"
   assert len(changed) > 7  # Otherwise the library refused too much.
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_of_a_config_comes_in(name):
+  config = getattr(transformers, name).config_class(**CLASSES[name])
+  prefix = config.__class__.__name__.removesuffix("Config")
+  classes = [x for x in dir(transformers)
+             if re.fullmatch(f"{prefix}(Model|(LM|Double)Head(s?)Model|For[A-Z].*)", x)]
+  assert len(classes) > 2
+  for architecture in classes:
+    theirs = getattr(transformers, architecture)(config)
+    tensors = {n: p.detach().numpy() for n, p in theirs.named_parameters()}
+    found = conversion.convert(tensors, config.to_dict() | {"architectures": [architecture]})
+    taken = trees.named_leaves(found.params)["embeddings/token/embedding"][:tiny.VOCAB]
+    assert np.array_equal(taken, theirs.get_input_embeddings().weight.detach()), architecture
 
 
 @pytest.mark.parametrize("name", CLASSES)
