@@ -18,10 +18,11 @@ import pytest
 
 from bertgpt import cli, files
 from bertgpt.devices import events, process
-from bertgpt.errors import UserError
+from bertgpt.errors import ConfigError, UserError
 from bertgpt.hub import opening
 from bertgpt.report import goodput
 from bertgpt.runs import checkpoint
+from bertgpt.runs import workdir as workdir_lib
 from bertgpt.training import sweep
 
 KEEP_ONE = "--config.checkpoint.keep=1"
@@ -309,3 +310,13 @@ def test_the_test_server_keeps_its_word(storage, bucket):
   (bucket / "x").write_bytes(b"1", generation="0")
   with pytest.raises(FileExistsError):
     (bucket / "x").write_bytes(b"2", generation="0")
+
+
+def test_a_folder_of_other_objects_is_refused_as_a_workdir(bucket):
+  (bucket / "docs" / "a.md").write_text("")
+  (bucket / "run" / "metrics.jsonl").write_text("")
+  for name in ("run", "new"):
+    workdir_lib.check_unused(bucket / name)
+  for path in (bucket / "docs", bucket):
+    with pytest.raises(ConfigError, match="holds no run, but other files"):
+      workdir_lib.check_unused(path)
