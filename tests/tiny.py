@@ -74,16 +74,19 @@ def devices_of(config):
 
 
 class Setup:
-  """Model, objective and mesh of a config, as a context manager."""
+  """Model, objective and mesh of a config, as a context manager.
 
-  def __init__(self, config):
-    self.config = config
+  With `num_slices`, programs are those for this number of TPU slices, on the devices of the CPU.
+  """
+
+  def __init__(self, config, num_slices=0):
+    self.config, self.num_slices = config, num_slices
     self.mesh = sharding.make_mesh(config, devices_of(config))
     self.training = steps.make_setup(config, self.mesh, make_vocabulary())
     self.model, self.objective = self.training.model, self.training.objective
 
   def __enter__(self):
-    self._context = sharding.use_mesh(self.mesh, self.config)
+    self._context = sharding.use_mesh(self.mesh, self.config, num_slices=self.num_slices)
     self._context.__enter__()
     self.abstract = steps.make_abstract_state(self.training)
     return self

@@ -8,7 +8,7 @@ laid out like its parameter, because its path ends with the parameter's path.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,8 +28,12 @@ AxesOf = Callable[[str], LogicalAxes]
 _axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
 _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 _capability: contextvars.ContextVar[float] = contextvars.ContextVar("capability")
+_num_slices: contextvars.ContextVar[int] = contextvars.ContextVar("num_slices", default=1)
 _in_replica: contextvars.ContextVar[bool] = contextvars.ContextVar("in_replica", default=False)
 REPLICA = "replica"  # Name of the mapped axis inside `map_replicas`.
+# Rows and columns of the least part of a matrix that XLA scatters, also if elements have 2 bytes.
+_SUMMED_TILE = (16, 128)
+_LEAST_TILES = 32  # Per chip and matrix, so that padding adds at most 3%, except to the last one.
 
 
 def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -47,7 +51,7 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
   kinds = (AxisType.Auto,) * 3
-  num_slices = len({getattr(d, "slice_index", 0) for d in devices})
+  num_slices = _count_slices(devices)
   if num_slices > 1:
     if shape[0] % num_slices:
       raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
@@ -61,7 +65,7 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
-             platform: str = "") -> Iterator[Mesh | AbstractMesh]:
+             platform: str = "", num_slices: int = 0) -> Iterator[Mesh | AbstractMesh]:
   """Sets the mesh, and the mesh axes of logical axes, for everything that is traced inside.
 
   Args:
@@ -69,6 +73,7 @@ def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
     config: config whose `mesh.axes` maps logical axes to mesh axes.
     platform: 'cpu', 'gpu' or 'tpu', for an AbstractMesh; '': the platform of the mesh's devices, or
       of this process if the mesh has none.
+    num_slices: TPU slices that the mesh is made of; 0: those of the mesh's devices.
   Yields:
     The mesh.
   """
@@ -79,10 +84,14 @@ def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
   axes_token = _axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
   platform_token = _platform.set(platform or jax.default_backend())
   capability_token = _capability.set(_capability_of(device))
+  if not num_slices:
+    num_slices = _count_slices(mesh.devices.flat) if _platform.get() == "tpu" and device else 1
+  slices_token = _num_slices.set(num_slices)
   try:
     with enter(mesh):
       yield mesh
   finally:
+    _num_slices.reset(slices_token)
     _capability.reset(capability_token)
     _platform.reset(platform_token)
     _axes.reset(axes_token)
@@ -100,6 +109,11 @@ def compute_capability() -> float:
   """
   found = _capability.get(None)
   return _capability_of(jax.devices()[0]) if found is None else found
+
+
+def _count_slices(devices: Iterable[jax.Device]) -> int:
+  """Returns the number of TPU slices, or of nodes with GPUs, that hold the devices."""
+  return len({getattr(d, "slice_index", 0) for d in devices})
 
 
 def _capability_of(device: jax.Device | None) -> float:
@@ -231,6 +245,52 @@ def constrain_gradients(grads: Any, axes_of: AxesOf) -> Any:
     return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *spec))
 
   return jax.tree_util.tree_map_with_path(pin, grads)
+
+
+def sums_by_slice() -> bool:
+  """Returns whether `sum_gradients` arranges the gradients for the networks of several slices."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return _num_slices.get() > 1 and mesh.shape["data"] == mesh.size
+
+
+def sum_gradients(grads: Any) -> Any:
+  """Returns the sums over the replicas of arrays [replicas, ...].
+
+  Over several slices, XLA scatters the sum of an array within every slice, sums the parts between
+  the slices and gathers them, if it can split one of the array's axes among the chips of a slice.
+  Otherwise it first computes whole sums, which sends up to twice as much. So if only replicas share
+  the gradients, they are summed as matrices of which every chip gets whole tiles.
+
+  Args:
+    grads: tree of arrays [replicas, ...].
+  """
+  if not sums_by_slice():
+    return jax.tree.map(lambda x: x.sum(0), grads)
+  leaves, structure = jax.tree.flatten(grads)
+  rows = _SUMMED_TILE[0] * (num_replicas() // _num_slices.get())
+  sums: dict[int, jax.Array] = {}
+  for dtype in sorted({x.dtype.name for x in leaves}):
+    group: list[int] = []
+    for i in (i for i, x in enumerate(leaves) if x.dtype == dtype):
+      group.append(i)
+      if sum(leaves[j][0].size for j in group) >= _LEAST_TILES * rows * _SUMMED_TILE[1]:
+        sums |= zip(group, _sum_together([leaves[j] for j in group], rows), strict=True)
+        group = []
+    if group:
+      sums |= zip(group, _sum_together([leaves[j] for j in group], rows), strict=True)
+  return jax.tree.unflatten(structure, [sums[i] for i in range(len(leaves))])
+
+
+def _sum_together(arrays: Sequence[jax.Array], rows: int) -> list[jax.Array]:
+  """Returns the sums over the replicas of arrays [replicas, ...], as one matrix with some rows."""
+  flat = jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=1)
+  flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % (rows * _SUMMED_TILE[1]))))
+  matrices = jax.lax.with_sharding_constraint(flat.reshape(len(flat), rows, -1),
+                                              PartitionSpec("data"))
+  total = jax.lax.with_sharding_constraint(matrices.sum(0), PartitionSpec()).reshape(-1)
+  ends = np.cumsum([x[0].size for x in arrays])
+  return [part.reshape(x.shape[1:])
+          for part, x in zip(jnp.split(total, ends)[:-1], arrays, strict=True)]
 
 
 def constrain_replicas(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import Module, remat
 from bertgpt.training import objectives, optimizers, schedules, spikes
+from bertgpt.training.optimizers import transforms
 
 # Independent random streams of a run.
 MASK_STREAM, DROPOUT_STREAM, INIT_STREAM = range(3)
@@ -171,7 +172,7 @@ def make_gradients(setup: Setup) -> Callable:
   The batch is corrupted, and the weights of its losses are computed, before it is split, so the
   masks and the loss do not depend on the number of pieces. Piece m holds rows m, m + micro_batches,
   ...: every device splits its own rows. The replicas of the model sum their gradients once, after
-  the last piece.
+  the last piece; over several slices, they do so even if there is only one piece.
 
   Args:
     setup: constants of the training, at the phase.
@@ -193,13 +194,14 @@ def make_gradients(setup: Setup) -> Callable:
       return loss, (loss, sums, carry)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    if micro_batches == 1:
+    if micro_batches == 1 and not sharding.sums_by_slice():
       return grad_fn(params, batch, carry, keys)
 
     pieces = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
     def grads_of(m):
-      piece_keys = {name: jax.random.fold_in(key, m) for name, key in keys.items()}
+      piece_keys = keys if micro_batches == 1 else {
+          name: jax.random.fold_in(key, m) for name, key in keys.items()}
       grads, (loss, sums, carry) = sharding.map_replicas(
           lambda piece, carry: grad_fn(params, piece, carry, piece_keys),
           *jax.tree.map(lambda x: x[m], pieces))
@@ -212,13 +214,26 @@ def make_gradients(setup: Setup) -> Callable:
       carries = jax.tree.map(lambda all_pieces, x: all_pieces.at[m].set(x), carries, carry)
       return (sharding.constrain_gradients(grads, axes_of), sums), carries
 
-    total, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
-    total, carries = jax.lax.fori_loop(0, micro_batches, add_piece, (total, pieces[1]))
+    if micro_batches == 1:
+      (grads, sums), carry = grads_of(0)
+      grads, carries = _round_matrices(config, grads), jax.tree.map(lambda x: x[None], carry)
+    else:
+      total, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
+      (grads, sums), carries = jax.lax.fori_loop(0, micro_batches, add_piece, (total, pieces[1]))
     # The only sum over the replicas.
-    grads, (loss, sums) = jax.tree.map(lambda x: x.sum(0), total)
+    grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype),
+                         sharding.sum_gradients(grads), params)
+    loss, sums = jax.tree.map(lambda x: x.sum(0), sums)
     return grads, (loss, sums, jax.tree.map(_join, carries))
 
   return compute_gradients
+
+
+def _round_matrices(config: ConfigDict, grads: Any) -> Any:
+  """Returns gradients of one piece, those of hidden matrices in the dtype of their matmuls."""
+  is_matrix = transforms.label(models.parameter_table(config), lambda param: param.is_matrix)(grads)
+  return jax.tree.map(lambda grad, rounds: grad.astype(config.model.dtype) if rounds else grad,
+                      grads, is_matrix)
 
 
 def _split(micro_batches: int, x: jax.Array) -> jax.Array:

@@ -25,11 +25,11 @@ SOME = [((8, 1, 1), 4, "full", 0), ((1, 8, 1), 4, "products", 1), ((2, 2, 2), 1,
 OPTIONS = {"plm_memory": {"permutation_block": 8, "memory": 12}}  # Fields of config.objective.
 
 
-def compute(objective, mesh, micro_batches, remat, unroll, **model):
+def compute(objective, mesh, micro_batches, remat, unroll, num_slices=0, **model):
   """Returns parameters, gradients, loss, sums and new carry; the old carry is not empty."""
   config = tiny.make_config(objective, mesh=mesh, remat=remat, scan_unroll=unroll, **model)
   config.objective.update(OPTIONS.get(objective, {}))
-  with tiny.Setup(config) as setup:
+  with tiny.Setup(config, num_slices) as setup:
     state, batch = setup.init(), setup.put(tiny.make_batch(config))
     rng, layout = np.random.default_rng(1), sharding.batch_sharding(setup.mesh, config)
     draw = lambda x: (rng.random(x.shape) < 0.7 if x.dtype == bool
@@ -45,8 +45,8 @@ def reference(objective, **model):
   return compute(objective, (1, 1, 1), 1, "none", 1, **model)
 
 
-def check_equal(objective, *layout, **model):
-  params, grads, loss, sums, carry = compute(objective, *layout, **model)
+def check_equal(objective, *layout, num_slices=0, **model):
+  params, grads, loss, sums, carry = compute(objective, *layout, num_slices, **model)
   expected_params, expected_grads, expected_loss, expected_sums, expected_carry = reference(
       objective, **model)
   jax.tree.map(np.testing.assert_array_equal, params, expected_params)
@@ -118,6 +118,31 @@ def test_every_model_on_every_layout(name, layout, capfd):
   objective, model = EVERY[name]
   check_equal(objective, *layout, **model)
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("objective, mesh, micro_batches", [
+    ("mlm_nsp", (8, 1, 1), 1), ("mlm_nsp", (4, 2, 1), 1),
+    pytest.param("mlm_nsp", (8, 1, 1), 4, marks=pytest.mark.slow),
+    pytest.param("plm_memory", (8, 1, 1), 1, marks=pytest.mark.slow)])
+def test_slices_sum_the_same_gradients(objective, mesh, micro_batches):
+  check_equal(objective, mesh, micro_batches, "none", 1, num_slices=2)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (2 * 16 * 128, 7), (40 * 4 * 16 * 128, 9, 11)])
+def test_gradients_are_summed_as_matrices_of_whole_tiles(sizes):
+  """Over 2 slices of 4 chips, every chip of a slice gets 16 rows; arrays of a type go together."""
+  config = tiny.make_config(mesh=(8, 1, 1))
+  mesh = sharding.make_mesh(config, tiny.devices_of(config))
+  rng = np.random.default_rng(0)
+  grads = {str(size): rng.integers(-9, 9, (8, size)).astype(np.float32) for size in sizes}
+  grads["half"] = jnp.asarray(rng.integers(-9, 9, (8, 2, 3)), jnp.bfloat16)
+  with sharding.use_mesh(mesh, config, num_slices=2):
+    total = jax.jit(sharding.sum_gradients)(grads)
+    matrices = {x.aval.shape for eqn in jax.make_jaxpr(sharding.sum_gradients)(grads).eqns
+                if eqn.primitive.name == "reduce_sum" for x in eqn.invars}
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.asarray(y).sum(0)), total, grads)
+  assert all(shape[1] == 4 * 16 and shape[2] % 128 == 0 for shape in matrices)
+  assert total["half"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("objective, micro_batches", [

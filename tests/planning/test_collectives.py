@@ -1,5 +1,7 @@
 """bertgpt.planning.collectives: kinds, bytes, groups and networks, against known answers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,6 +185,26 @@ def test_a_sum_that_is_compiled_for_tpus_sends_what_a_ring_would(slices, num_sli
   assert sum(total.fast_bytes for total in totals) == pytest.approx(2 * size * (1 - 1 / chips))
   assert sum(total.slow_bytes for total in totals) == pytest.approx(
       2 * size / chips * (1 - 1 / num_slices))
+
+
+@pytest.mark.libtpu
+def test_gradients_of_any_shape_send_what_a_ring_would():
+  """In slices of 256 chips: the rows of BERT's word table are not a multiple of 256."""
+  topology = topologies.open_topology("v5e:16x16:2")
+  config = tiny.make_config()
+  mesh = sharding.make_mesh(config, topology.devices)
+  place = NamedSharding(mesh, PartitionSpec("data"))
+  grads = [jax.ShapeDtypeStruct((mesh.size, *shape), jnp.float32, sharding=place)
+           for shape in ((30592, 256), (2, 768), (30592,))]
+  with sharding.use_mesh(mesh, config):
+    text = jax.jit(sharding.sum_gradients).lower(grads).compile().as_text()
+  network = Network(topology.chip, [topology.place(d) for d in mesh.devices.flat], topology.torus,
+                    dict(mesh.shape))
+  totals = roofline.analyze(text, network).collectives
+  size = sum(4 * math.prod(x.shape[1:]) for x in grads)
+  fast, slow = 2 * size * (1 - 1 / 256), 2 * size / 256 / 2
+  assert fast <= sum(total.fast_bytes for total in totals) <= 1.07 * fast
+  assert slow <= sum(total.slow_bytes for total in totals) <= 1.07 * slow
 
 
 def test_the_slow_network_takes_its_part_of_the_time():
