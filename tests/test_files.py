@@ -241,6 +241,12 @@ def test_a_lock_whose_file_was_removed_by_its_holder_is_taken_in_the_new_file(tm
       raise AssertionError
 
 
+def test_a_file_system_whose_numbers_of_files_change_costs_no_endless_loop(tmp_path, monkeypatch):
+  monkeypatch.setattr(os.path, "samestat", lambda a, b: False)
+  with files.lock(tmp_path / "lock", lambda holder: None):
+    assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
 def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, capsys):
   def fail(file, operation):
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from bertgpt.files import lease
 from bertgpt.files.bucket import BucketPath
 
+_TRIES = 10  # Some network file systems may not number their files reliably.
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 
@@ -30,10 +31,11 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
     with lease.hold(path, on_held):
       yield
     return
-  while True:
+  for tries_left in reversed(range(_TRIES)):
     with path.open("a+") as file:
       _take(file, path, on_held)
-      if not _is_at(file, path):  # The holder before has removed it; others lock a new file.
+      # If the holder before has removed the file, others lock a new one.
+      if tries_left and not _is_at(file, path):
         continue
       file.truncate(0)
       file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
