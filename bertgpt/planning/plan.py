@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes, unread
 from bertgpt.errors import ConfigError
 from bertgpt.planning import aot, compare, kernels, search, vocabulary_size
@@ -52,12 +53,14 @@ def run(config: ConfigDict, topology: Topology, request: Request) -> str:
       nothing would read.
     DataError: see `vocabulary_size.find`.
   """
-  unread.check(config)
+  check(config, topology)
   phase, price = request.phase, request.price
   phases = range(len(config.phases)) if phase is None else [phase]
   if phase is not None and not 0 <= phase < len(config.phases):
     raise ConfigError(f"--phase={phase}: the config has phases 0 to {len(config.phases) - 1}")
   other = make_other(config, request.compare) if request.compare else None
+  if other:
+    check(other, topology)
   plans = aot.make_plan(config, topology, phases)
   others = aot.make_plan(other, topology, phases) if other else []
   ranked = search.search(plans[-1].step, topology) if request.do_search else []
@@ -78,6 +81,19 @@ def run(config: ConfigDict, topology: Topology, request: Request) -> str:
   return "\n\n".join(texts)
 
 
+def check(config: ConfigDict, topology: Topology) -> None:
+  """Refuses a config that does not fit the machine, or sets a field that nothing would read.
+
+  Args:
+    config: the run's config.
+    topology: the machine to plan for.
+  Raises:
+    ConfigError: every problem of the config.
+  """
+  config_lib.validate(config, *aot.devices_of(topology))
+  unread.check(config)
+
+
 def make_other(config: ConfigDict, fields: Sequence[str]) -> ConfigDict:
   """Returns a config with other values of some fields, to compare with.
 
@@ -85,14 +101,12 @@ def make_other(config: ConfigDict, fields: Sequence[str]) -> ConfigDict:
     config: the run's config.
     fields: 'FIELD=VALUE' each.
   Raises:
-    ConfigError: a field does not exist or has another type, or nothing would read it.
+    ConfigError: a field does not exist or has another type.
   """
   try:
-    other = recipes.override(config, [f"--config.{field}" for field in fields])
+    return recipes.override(config, [f"--config.{field}" for field in fields])
   except ConfigError as e:
     raise ConfigError(f"--compare: {str(e).replace('--config.', '')}") from e
-  unread.check(other)
-  return other
 
 
 # ----------------------------------------------------------------- as text

@@ -141,7 +141,10 @@ def test_wrong_flags_are_one_line(capsys, recipe, arguments, fragment):
 @pytest.mark.parametrize("arguments, fragment", [
     (["--phase=3"], "--phase=3: the config has phases 0 to 0"),
     (["--network_gbps=10"], "--network_gbps: nothing is sent between slices or nodes"),
-    (["--config.mesh.fsdp=3"], "does not divide the 4 devices")])
+    (["--config.mesh.fsdp=3"], "does not divide the 4 devices"),
+    (["--config.optimizer.name=adamm"], "optimizer.name='adamm': choose one of bert_adamw"),
+    (["--compare", "optimizer.name=adamm"], "optimizer.name='adamm': choose one of bert_adamw"),
+    (["--compare", "optimizer.b1=0.8", "optimizer.name=adafactor"], "optimizer.b1=0.8: ")])
 def test_a_config_that_does_not_fit_the_machine_is_one_line(capsys, recipe, arguments, fragment):
   code = cli.main(["plan", f"--config={recipe}", "--topology=v5e:2x2", *arguments])
   (line,) = capsys.readouterr().err.splitlines()
