@@ -10,6 +10,7 @@ ROWS = (
     ("bound by matmul, ms", lambda plan: plan.step.roofline.seconds_by["matmul"] * 1e3, ",.2f"),
     ("bound by vector, ms", lambda plan: plan.step.roofline.seconds_by["vector"] * 1e3, ",.2f"),
     ("bound by memory, ms", lambda plan: plan.step.roofline.seconds_by["memory"] * 1e3, ",.2f"),
+    ("bound by start, ms", lambda plan: plan.step.roofline.seconds_by["start"] * 1e3, ",.2f"),
     ("network, ms", lambda plan: plan.step.roofline.seconds_by["network"] * 1e3, ",.2f"),
     ("HBM traffic, GB", lambda plan: plan.step.roofline.hbm_bytes / 1e9, ",.2f"),
     ("operations", lambda plan: plan.step.roofline.operations, ",.0f"),

@@ -26,6 +26,8 @@ def test_the_ratio_is_the_second_over_the_first(plans):
   assert float(rows["HBM traffic, GB"][2]) == pytest.approx(
       second.step.roofline.hbm_bytes / first.step.roofline.hbm_bytes, abs=1e-3)
   assert float(rows["ms per step"][2]) > 1 > float(rows["tokens/s"][2])
+  parts = [float(row[0]) for name, row in rows.items() if name.startswith(("bound", "network"))]
+  assert sum(parts) == pytest.approx(float(rows["ms per step"][0]), abs=0.03)
 
 
 def test_a_plan_that_does_not_fit_is_said(plans):
