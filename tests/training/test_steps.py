@@ -8,7 +8,7 @@ import tiny
 from jax.sharding import AbstractMesh, AxisType
 
 from bertgpt import config as config_lib
-from bertgpt.config import families, recipes
+from bertgpt.config import choices, families, recipes
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.models import attention
@@ -105,6 +105,42 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
     packed, apart = evaluate(batch), evaluate(unpack(batch))
   for name in packed:
     np.testing.assert_allclose(packed[name], apart[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [
+    pytest.param(name, marks=() if name in ("plm", "rtd") else pytest.mark.slow)
+    for name in choices.OBJECTIVES])
+def test_rows_with_nothing_to_predict_have_finite_gradients(objective):
+  """A batch of padding adds nothing, and rows of one or two tokens are never NaN."""
+  config = tiny.make_config(objective, num_layers=1)
+  config.objective.update(memory=8, permutation_block=16)
+  with tiny.Setup(config) as setup:
+    params, objective = setup.init().params, setup.objective
+    carry = objectives.make_zero_carry(objective, 4) if objective.carry else ()
+
+    def compute(params, batch):
+      batch = objective.corrupt(batch, jax.random.key(0), jnp.arange(4))
+      model = objectives.BoundModel(setup.model, params, {}, carry)
+      sums, _ = objectives.evaluate(objective, model, batch)
+      return objectives.total_loss(sums, objective.weights(batch))
+
+    gradients = jax.jit(jax.value_and_grad(compute))
+    none, short = (gradients(params, cut_rows(config, lengths)) for lengths in (
+        [0, 0, 0, 0], [0, 1, 2, tiny.LENGTH]))
+  assert not any(np.any(x) for x in jax.tree.leaves(none))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(short)) and short[0] > 1
+
+
+def cut_rows(config, lengths):
+  """Returns rows of these numbers of tokens, followed by padding."""
+  lengths = np.array(lengths)[:, None]
+  batch, is_token = tiny.make_batch(config, rows=4), np.arange(tiny.LENGTH) < lengths
+  for name, x in batch.items():
+    if x.shape == is_token.shape:
+      batch[name] = x * is_token
+    elif name.endswith("_weights"):
+      batch[name] = x * (batch[name.replace("weights", "positions")] < lengths)
+  return jax.tree.map(jnp.asarray, batch)
 
 
 def test_a_phase_has_its_own_masks_and_positions():
