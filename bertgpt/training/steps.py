@@ -178,8 +178,7 @@ def make_gradients(setup: Setup) -> Callable:
     setup: constants of the training, at the phase.
   """
   config, model, objective = setup.config, setup.model, setup.objective
-  micro_batches = setup.phase.micro_batches
-  axes_of = models.axes_of(config)
+  micro_batches, axes_of = setup.phase.micro_batches, models.axes_of(config)
 
   def compute_gradients(params, batch, step, carry=()):
     rows = batch["tokens"].shape[0]
