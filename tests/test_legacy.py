@@ -167,7 +167,7 @@ def test_prepared_corpora_are_found_and_give_the_same_batches(call, name, overri
 # ------------------------------------------------------------------------ runs
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), *RUNS[1:]])
 def test_a_run_continues_to_its_end(call, name):
   expected, before = EXPECTED["runs"][name], read_lines(name)
   stopped, last = expected["stopped"], expected["metrics"][-1]["step"]

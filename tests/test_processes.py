@@ -22,6 +22,7 @@ from bertgpt.runs import checkpoint, metrics_file
 SLOW, SLOW_S = 2, 3.0  # The process of four that is slow, and its seconds between two steps.
 
 
+@pytest.mark.slow
 def test_four_processes_that_share_the_parameters_give_the_losses_of_one():
   """Along two axes of the mesh, so that every layer communicates."""
   env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}

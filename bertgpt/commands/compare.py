@@ -6,7 +6,7 @@ import pathlib
 from bertgpt.commands import flags
 
 HELP = "Compare runs: their curves, scores and configs, as a table and as one HTML page."
-USES = ("bertgpt.report.bands", "bertgpt.report.compare", "bertgpt.report.curves")
+USES = ("bertgpt.files", "bertgpt.report.bands", "bertgpt.report.compare", "bertgpt.report.curves")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -87,7 +87,7 @@ def results_of(out: pathlib.Path) -> list:
     pytest.param(signal.SIGTERM, "evaluation", 10, 75, 10, marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, "evaluation", 12, 75, 12, marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, "step", 12, 75, 12, marks=pytest.mark.slow),
-    (signal.SIGKILL, "step", 11, -9, 4),
+    pytest.param(signal.SIGKILL, "step", 11, -9, 4, marks=pytest.mark.slow),
 ])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     undisturbed, tuning, finished_bert, tmp_path, capsys, number, place, step, code, least):
