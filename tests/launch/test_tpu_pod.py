@@ -46,9 +46,9 @@ esac"""
 PROGRAM = r"""
 host=${HOME#*/hosts/}
 trap 'echo stopping; exit 75' TERM
-echo "$host: $*" >> "$TEST/runs"
 codes=$TEST/codes-${host//\//-}
 code=$(head -n 1 "$codes"); sed -i 1d "$codes"
+echo "$host: $*" >> "$TEST/runs"
 if [ "$code" = waits ]; then while true; do /bin/sleep 0.05; done; fi
 exit "$code"
 """
@@ -234,6 +234,10 @@ def started(command, **options):
 
 def test_hosts_that_hang_are_ended_when_another_one_has_ended(cloud):
   prepare(cloud, "137 waits", "0 0")
+  # None ends before the other one has started.
+  stand_in.add(cloud, "program", PROGRAM.replace(
+      'exit "$code"', 'until [ $(($(wc -l < "$TEST/runs") % 2)) = 0 ]; do /bin/sleep 0.05; done\n'
+                      'exit "$code"'))
   result = run(cloud, PATIENCE="3")
   assert (result.returncode, len(runs(cloud))) == (0, 4), result.stderr
 
