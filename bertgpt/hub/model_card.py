@@ -16,7 +16,7 @@ from bertgpt.training import schedules
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
               "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram"}
 
-# The folders of an absolute path on a disk, at the begin of a text or after ':' or ','.
+# The folders of an absolute path on a disk, at the start of a text or after ':' or ','.
 FOLDERS = re.compile(r"(?<![^:,])/(?!/)[^,#]*/(?=[^,#/])")
 # Fields of the host without a meaning for others; `data.corpus` says what was read.
 LEFT_OUT = {*resuming.HOST_FIELDS} - {"data.corpus"}

@@ -92,7 +92,7 @@ def _draw_pairs(edges, first, room, random_prob, rng):
     room: tokens of A and B.
   """
   last, total = len(edges) - 1, edges[-1]
-  low = np.searchsorted(edges, first, side="right")  # The first boundary after the begin of A.
+  low = np.searchsorted(edges, first, side="right")  # The first boundary after the start of A.
   high = np.searchsorted(edges, first + room)  # The first one at which A and B are long enough.
   has_cut = high > low
   cut = np.where(has_cut, rng.integers(low, np.maximum(high, low + 1)), low)
