@@ -175,7 +175,9 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
   run.phases = (config_lib.phase(
       steps=steps, seq_len=config.task.max_length, batch_size=config.batch_size,
       micro_batches=config.micro_batches, learning_rate=learning_rate, schedule="linear",
-      warmup_fraction=config.warmup_fraction),)
+      # As in google-research/bert, a warm-up of less than one step is none. Otherwise, the first
+      # step would have the rate 0, and a run of one step would learn nothing.
+      warmup_fraction=config.warmup_fraction if config.warmup_fraction * steps >= 1 else 0.0),)
   for group in ("optimizer", "mesh", "log", "system"):
     run[group].update(config[group])
   run.eval.batch_size = config.eval.batch_size

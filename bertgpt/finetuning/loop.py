@@ -311,10 +311,14 @@ def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainSta
     should_stop: whether a signal was received; called once per batch.
   Returns:
     (metrics by evaluation set, outputs by evaluation set); None if it was stopped.
+  Raises:
+    DivergedError: the last step of the run was not finite.
   """
   log.write_all()
   step = int(state.step)
   is_last = step == program.training.config.phases[0].steps
+  if is_last and int(state.bad_steps):  # Too few steps for `StepLog` to notice it.
+    raise DivergedError(f"step {step}: loss or gradient not finite")
   if not (is_last or tuning.config.eval.every_epoch):
     return {}, {}
   found = prediction.evaluate(tuning, program, state.params, should_stop, with_tests=is_last)

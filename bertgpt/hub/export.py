@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,11 @@ import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
 from bertgpt import files, trees
-from bertgpt.config import families
+from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens import tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
+from bertgpt.hub.architecture import Architecture
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
 from bertgpt.runs.trained import Trained
@@ -91,6 +93,10 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
               | special_ids(trained))
   settings |= {key: settings[other] for key, other in architecture.copied_ids.items()
                if other in settings}
+  if others := describe_dropout(config.model, architecture, settings):
+    print(f"note: --workdir {source}: transformers' {architecture.name} has fewer fields of "
+          f"dropout, so there, {', '.join(others)}. This matters only if it is trained",
+          file=sys.stderr)
   files.write_json(folder / "config.json", settings, sort_keys=True)
   write_tensors(folder / weights.WEIGHTS, tensors)
   family = families.find(config)
@@ -122,6 +128,22 @@ def check_finite(trained: Trained, source: pathlib.Path) -> None:
     if not np.isfinite(x).all():
       raise DataError(f"--workdir {source}: the parameter {name} at step {trained.step} is not "
                       "finite. Export an earlier checkpoint")
+
+
+def describe_dropout(model: ConfigDict, architecture: Architecture,
+                     settings: Mapping[str, Any]) -> list[str]:
+  """Returns 'model.FIELD is VALUE, not VALUE' for dropout that config.json cannot express.
+
+  Args:
+    model: `config.model`.
+    architecture: architecture of the exported model.
+    settings: content of its config.json.
+  """
+  there = {ours: settings[theirs] for theirs, ours, _ in architecture.fields}
+  there |= architecture.read(settings)
+  fields = ["dropout", "attention_dropout", *["dropout_at"] * bool(model.dropout)]
+  return [f"model.{name} is {there[name]!r}, not {model[name]!r}" for name in fields
+          if there.get(name, model[name]) != model[name]]
 
 
 def special_ids(trained: Trained) -> dict[str, int]:

@@ -7,6 +7,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import presets, recipes
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import tasks
+from bertgpt.training import schedules
 
 
 def make_config(**fields):
@@ -17,12 +18,13 @@ def make_config(**fields):
   return config
 
 
-def make_run(config, **pretrained):
+def make_run(config, steps=40, **pretrained):
   trained = config_lib.base()
   trained.model.update({"num_layers": 3, "vocab_size": 99, "dropout": 0.3} | pretrained)
   trained.profile.steps = (900, 905)
   trained.phases = (config_lib.phase(seq_len=64), config_lib.phase(seq_len=512))
-  return finetune_config.run_config(trained, config, steps=40, learning_rate=3e-5, vocab_size=102)
+  return finetune_config.run_config(trained, config, steps=steps, learning_rate=3e-5,
+                                    vocab_size=102)
 
 
 @pytest.mark.parametrize("fields, problem", [
@@ -150,3 +152,12 @@ def test_the_recipes_and_defaults_are_accepted_for_every_task(task):
       config = recipes.override(recipes.load(name, finetune_config.base),
                                 [f"--config.task.name={task}"])
       assert not problems_of(config, GPT if name == "finetune_gpt" else BERT)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 40])
+def test_short_runs_learn_in_every_step(steps):
+  """With 10% warm-up, only a run of 10 steps or more has one: int(0.1 * steps) in BERT's code."""
+  rate = schedules.make_schedule(make_run(make_config(), steps=steps))
+  expected = [3e-5 * (i / (steps / 10) if i < steps // 10 else 1 - i / steps)
+              for i in range(steps)]
+  assert [float(rate(i)) for i in range(steps)] == pytest.approx(expected)

@@ -279,6 +279,15 @@ def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finishe
   assert (out / "results.json").read_text() == before
 
 
+def test_a_rate_that_diverges_in_a_few_steps_is_left_out(tuning, finished_bert, tmp_path, capsys):
+  """Fewer steps than `train.max_bad_steps`; the weights of the last good one would be scored."""
+  assert run(tuning, finished_bert, tmp_path / "out", "--config.epochs=4", "--config.seeds=0,",
+             "--config.optimizer.clip_norm=0", "--config.learning_rates=1e30,") == 70
+  assert "lr1e+30-seed0 diverged" in capsys.readouterr().out
+  (found,) = results_of(tmp_path / "out")["runs"]
+  assert found["diverged"] and "dev" not in found
+
+
 @pytest.mark.slow
 def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsys):
   """Weights of 1e30 overflow. If all runs diverge, it is an error."""

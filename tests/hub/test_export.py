@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import small_runs
+import tiny
 import tokenizers as fast_tokenizers
 from program import ROOT
 from safetensors.numpy import load_file
@@ -22,7 +23,7 @@ from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning import predict
 from bertgpt.finetuning.tasks.rows import make_text_format
-from bertgpt.hub import export, importing, opening, tokenizer_files
+from bertgpt.hub import conversion, export, importing, opening, tokenizer_files
 from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
@@ -352,3 +353,24 @@ def test_transformers_reads_what_was_exported(both):
     expected = trained.model.apply({"params": trained.params}, inputs)
     found = output.logits
   np.testing.assert_allclose(found.numpy(), expected[..., :found.shape[-1]], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective, fields, expected", [
+    ("plm", {"family": "xlnet", "attention_dropout": 0.2},
+     ["model.attention_dropout is 0.1, not 0.2"]),
+    ("mlm", {"family": "modernbert", "dropout_at": "attention", "attention_dropout": 0.2},
+     ["model.dropout is 0.2, not 0.1"]),
+    ("mlm", {"family": "modernbert", "attention_dropout": 0.1},
+     ["model.dropout_at is 'attention', not 'all'"]),
+    ("mlm", {"family": "modernbert", "dropout": 0.0}, []),
+    ("mlm", {"attention_dropout": 0.2}, []),
+    ("causal", {"attention_dropout": 0.2}, []),
+])
+def test_dropout_that_config_json_cannot_express_is_named(objective, fields, expected):
+  config = tiny.make_config(objective, **({"dropout": 0.1} | fields))
+  if config.model.family == "modernbert":
+    config.model.update(norm="pre", skip_first_norm=True, norm_bias=False, use_bias=False,
+                        mlp="gated", position="rope", num_segments=0, activation="gelu_erf")
+  architecture = conversion.find_architecture(config)
+  settings = conversion.to_hugging_face_config(config)
+  assert export.describe_dropout(config.model, architecture, settings) == expected

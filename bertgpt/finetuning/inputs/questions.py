@@ -44,7 +44,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Question]:
     DataError: the file cannot be read, or is in another format.
   """
   del name
-  yield from squad.read_questions(path, needs_answers=False)
+  yield from squad.read_questions(path, needs_answers=False, reads_answers=False)
 
 
 def parse(record: Any, default_id: str, name: str) -> Question:

@@ -110,12 +110,14 @@ class Table(NamedTuple):
     ids: N values of the column that names the rows, or the positions of the rows, from 0.
     labels: classes int32 [N] or scores float32 [N]; None for a test set.
     skipped: number of lines that were skipped.
+    leaves_labels: whether a test set has a column of labels, which is not read.
   """
 
   texts: tuple[list[str], ...]
   ids: list[str]
   labels: np.ndarray | None
   skipped: int = 0
+  leaves_labels: bool = False
 
 
 def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
@@ -137,13 +139,16 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   table = read(config.data, glue, "train", "", needed=True)
   chosen = files.choose_examples(len(table.texts[0]), config.max_train_examples, is_random=True)
   train = make_rows(_take(table, chosen), glue, text_format)
-  evals, baseline, skipped = [], {}, table.skipped
+  evals, baseline, skipped, notes = [], {}, table.skipped, []
   for set_suffix, file_suffix, submission_suffix in glue.splits:
     for name in ("dev", "test"):
       table = read(config.data, glue, name, file_suffix, needed=name == "dev")
       if table is None:
         continue
       skipped += table.skipped
+      if table.leaves_labels:
+        notes.append(f"the {name}{set_suffix} set has labels, but is only predicted. To score it, "
+                     "give it as dev.tsv to another fine-tuning")
       if name == "dev":
         first = files.choose_examples(len(table.texts[0]), config.max_dev_examples,
                                       is_random=False)
@@ -155,9 +160,11 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
           name + set_suffix, make_rows(table, glue, text_format),
           functools.partial(score, glue, table.labels) if name == "dev" else None,
           functools.partial(write, glue, file_name, ids=table.ids)))
-  notes = (f"{skipped} lines lack columns and were skipped",) if skipped else ()
+  if skipped:
+    notes.append(f"{skipped} lines lack columns and were skipped")
   return Task(config.name, "classes" if glue.labels else "values",
-              glue.names or glue.labels or ("score",), train, tuple(evals), baseline, notes)
+              glue.names or glue.labels or ("score",), train, tuple(evals), baseline,
+              tuple(notes))
 
 
 def make_rows(table: Table, glue: Glue, text_format: TextFormat) -> Rows:
@@ -260,7 +267,7 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
   if len(set(ids)) < len(ids):
     ids = [str(row.place) for row in rows]
   if is_test:
-    return Table(tuple(columns), ids, None, skipped)
+    return Table(tuple(columns), ids, None, skipped, glue.label in header)
   *texts, labels = columns
   return Table(tuple(texts), ids, _as_array(glue, labels), skipped)
 
@@ -280,7 +287,8 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
   """
   if missing := [name for name in wanted if name not in header]:
     raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has "
-                    f"{', '.join(header)}. Give the official {glue.folder} file")
+                    f"{', '.join(filter(None, header)) or 'none'}. Give the official {glue.folder} "
+                    "file")
   places = [header.index(name) for name in wanted]
   named = next((header.index(name) for name in INDEX_COLUMNS if name in header), None)
   first = None

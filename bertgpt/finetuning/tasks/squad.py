@@ -75,6 +75,9 @@ def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:
     path, id_ = lacking[0]
     raise DataError(f"{path}: question {id_} has no answer, but SQuAD 1.1 has one for every "
                     "question. Use --task squad2, or remove the question")
+  if name != "test" and not is_labeled(questions):
+    raise DataError(f"{paths[0]}: no question has an answer, or is marked with is_impossible. Give "
+                    f"a file with answers as task.{name}")
   return questions
 
 
@@ -100,19 +103,22 @@ def is_labeled(questions: Sequence[Question]) -> bool:
   return any(question.answers or question.is_impossible for question in questions)
 
 
-def read_questions(path: pathlib.Path, *, needs_answers: bool = True) -> list[Question]:
+def read_questions(path: pathlib.Path, *, needs_answers: bool = True,
+                   reads_answers: bool = True) -> list[Question]:
   """Returns the questions of a file.
 
   Args:
     path: file in the official JSON format, plain or compressed.
     needs_answers: whether every question needs the key `answers`, unless it `is_impossible`.
+    reads_answers: whether to read answers; otherwise they may be anything.
   Raises:
     DataError: the file is not in the official format, or an answer is not at the place in the
       context that the file gives.
   """
   content = files.read_json(path)
   try:
-    questions = [make_question(qa, paragraph, needs_answers) for article in content["data"]
+    questions = [make_question(qa if reads_answers else {**qa, "answers": ()}, paragraph,
+                               needs_answers) for article in content["data"]
                  for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
   except (KeyError, TypeError) as e:
     raise DataError(f"{path}: not in SQuAD's JSON ({one_line(e)}). Give an official file") from e

@@ -205,6 +205,16 @@ def test_fewer_examples(tmp_path, text_format):
   assert texts_of(task.evals[0].rows, text_format) == (expected_texts("rte") * 2)[:4]
 
 
+def test_labels_of_a_test_set_are_noted_and_not_read(tmp_path, text_format):
+  folder = write_official(tmp_path, "sst2")
+  assert open_task("sst2", folder, text_format).notes == ()
+  (tmp_path / "SST-2" / "test.tsv").write_text("sentence\tlabel\nthe cat\t1\nit\t-1\n")
+  task = open_task("sst2", folder, text_format)
+  assert task.evals[1].score is None and len(task.evals[1].rows) == 2
+  (note,) = task.notes
+  assert note.startswith("the test set has labels, but is only predicted")
+
+
 # ----------------------------------------------------------------- bad data
 
 
@@ -218,7 +228,7 @@ def test_fewer_examples(tmp_path, text_format):
     ("stsb", OFFICIAL["stsb"][0] + "\n" + "x\t" * 9 + "nan\n", "label 'nan' is not a number"),
     ("cola", "s\t2\t*\ttext\n", "line 1: label '2' is not one of 0, 1"),
     ("sst2", "sentence\tlabel\n", "train.tsv: holds no examples"),
-    ("sst2", "", "lacks the column sentence, label"),
+    ("sst2", "", "lacks the column sentence, label; it has none. Give"),
 ])
 def test_wrong_files_are_named(tmp_path, text_format, name, content, message):
   write_official(tmp_path, name)

@@ -9,6 +9,7 @@ import pytest
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.errors import ConfigError, DataError
+from bertgpt.finetuning import inputs
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks import spans, squad
 
@@ -240,6 +241,26 @@ def test_only_test_sets_may_lack_answers(tmp_path, part):
   path.write_text(path.read_text().replace("answers", "replies"))
   with pytest.raises(DataError, match=f"{part}-v2.0.json: not in SQuAD's JSON .*'answers'"):
     squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_text_format())
+
+
+@pytest.mark.parametrize("part", ["train", "dev"])
+def test_a_set_of_2_0_in_which_nothing_is_labeled_is_refused(tmp_path, part):
+  """There would be nothing to learn, or no score by which the best run is found."""
+  for name in ("train", "dev"):
+    write_json(tmp_path / f"{name}-v2.0.json", question("" if name == part else "a dog"))
+  with pytest.raises(DataError, match=f"{part}-v2.0.json: no question has an answer.*task.{part}"):
+    squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_text_format())
+
+
+def test_answers_that_are_not_read_may_be_wrong(tmp_path):
+  """As those in the input of `bertgpt predict`."""
+  path = tmp_path / "new.json"
+  wrong = question("a dog", "q7")._replace(answers=((13, "a dog"), ("x", 5)))
+  write_json(path, wrong, question("", "q7"))
+  found = inputs.read_examples(path, "spans", "squad")
+  assert [(q.id, q.answers) for q in found] == [("q7", ()), ("q7", ())]
+  path.write_text(path.read_text().replace('"answers": [', '"answers": 5, "x": ['))
+  assert len(list(inputs.read_examples(path, "spans", "squad"))) == 2
 
 
 def test_a_test_set_in_which_some_answers_are_missing_is_refused(tmp_path):
