@@ -44,6 +44,8 @@ def check(arguments: argparse.Namespace) -> None:
   if arguments.out is None and given:
     raise ConfigError(f"--{given[0]}: give --out, the folder of the corpus, to every command that "
                       "prepares a part of it")
+  if arguments.out and not arguments.out.name:
+    raise ConfigError(f"--out {arguments.out}: is not a new folder. Name a folder in it")
   if arguments.engine and arguments.train_tokenizer:
     raise ConfigError("--train_tokenizer: the engine trains the tokenizer by itself. Leave it out")
   if arguments.beam_args and not arguments.engine:

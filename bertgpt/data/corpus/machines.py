@@ -26,10 +26,9 @@ from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import prepare
-from bertgpt.data.corpus import writer as writer_lib
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text import pieces, sources
-from bertgpt.data.text.digests import sha256_files
+from bertgpt.data.text.digests import sha256_file, sha256_files
 from bertgpt.data.text.documents import Document
 from bertgpt.data.text.pieces import Part
 from bertgpt.data.tokens import tokenizers
@@ -95,7 +94,8 @@ def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.P
     with contextlib.closing(encoded):
       num_documents = _write_documents(folder, encoded)
     with watchdog.paused():
-      info = {"recipe": recipe, "documents": num_documents, "skipped": dict(skipped),
+      info = {"recipe": recipe, "part": str(part), "documents": num_documents,
+              "skipped": dict(skipped),
               "digests": _digest_source(config, part),
               "files": {name: _describe_file(folder / name) for name in FILES}}
     files.write_json(folder / INFO, info)
@@ -145,14 +145,13 @@ def _digest_source(config: ConfigDict, part: Part) -> dict:
   for s, spans in enumerate(pieces.divide(listed, part.total)):
     firsts = [(owner, span.path) for owner, span in spans if span.path and not span.start]
     begins |= {f"{s} {f}": path for f, (owner, path) in enumerate(firsts) if owner == part.number}
-  cache_dir = pathlib.Path(config.data.cache_dir).expanduser()
-  hashed = sha256_files(sorted(set(begins.values())), cache_dir)
+  hashed = sha256_files(sorted(set(begins.values())), files.make_path(config.data.cache_dir))
   return {"files": {name: hashed[path] for name, path in begins.items()},
           "spans": pieces.digest_spans(listed, part)}
 
 
 def _describe_file(path: pathlib.Path) -> dict:
-  return {"bytes": path.stat().st_size, "sha256": writer_lib.sha256_file(path)}
+  return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _describe(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> dict:
@@ -172,7 +171,7 @@ def _is_done(path: pathlib.Path, recipe: dict) -> bool:
   Raises:
     ConfigError: it was made from something else.
   """
-  if (path / INFO).is_file() and _read_info(path)["recipe"] == recipe:
+  if (path / INFO).is_file() and _read_info(path).get("recipe") == recipe:
     return True
   if path.exists() and not (files.is_remote(path) and not (path / INFO).is_file()):
     raise ConfigError(f"{path}: was not made from this source, tokenizer and options. Delete it, "
@@ -217,12 +216,17 @@ def merge(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
 def _read_all(infos: dict[pathlib.Path, dict]) -> Generator[EncodedDocument, None, None]:
   """Yields the documents of all parts; every part is checked before it is read."""
   for path, info in infos.items():
-    with watchdog.paused():
-      for name, expected in info["files"].items():
-        if not (path / name).is_file() or _describe_file(path / name) != expected:
-          raise DataError(f"{path / name}: damaged (its size or SHA-256 differs from {INFO}). "
-                          f"Delete {path} and make it again")
+    _check_files(path, info)
     yield from _read_documents(path)
+
+
+def _check_files(path: pathlib.Path, info: dict) -> None:
+  """Checks that the files of a part are those that its `part.json` describes."""
+  with watchdog.paused():
+    for name, expected in info["files"].items():
+      if not (path / name).is_file() or _describe_file(path / name) != expected:
+        raise DataError(f"{path / name}: damaged (its size or SHA-256 differs from {INFO}). "
+                        f"Delete {path} and make it again")
 
 
 def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path, dict]:
@@ -233,7 +237,7 @@ def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path
     kind: ENCODED or SAMPLE.
     recipe: what they must have been made from.
   Raises:
-    DataError: a part is missing, or was made from something else.
+    DataError: a part is missing, was made from something else, or is a copy of another part.
   """
   folder, flag = parts_folder(out), "--part" if kind == ENCODED else "--train_tokenizer --part"
   found = {(int(match[3]), int(match[2])): path for path in folder.glob(f"{kind}-*")
@@ -245,15 +249,21 @@ def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path
     raise DataError(f"{folder}: holds {kind}s of divisions into {' and '.join(map(str, totals))}. "
                     "Delete all but those of one division")
   total = totals[0]
-  if missing := [i for i in range(total) if (total, i) not in found]:
-    raise DataError(f"{part_path(out, Part(missing[0], total), kind)}: missing, like "
-                    f"{len(missing)} of {total} {kind}s. Make it with {flag} "
-                    f"{Part(missing[0], total)}")
+  if beyond := [path for (_, number), path in found.items() if number >= total]:
+    raise DataError(f"{beyond[0]}: a division into {total} has no such {kind}. Delete it")
+  first = next((i for i in range(total) if (total, i) not in found), None)
+  if first is not None:
+    raise DataError(f"{part_path(out, Part(first, total), kind)}: missing, like "
+                    f"{total - len(found)} of {total} {kind}s. Make it with {flag} {first}/{total}")
   infos = {path: _read_info(path) for _, path in sorted(found.items())}
-  for path, info in infos.items():
-    if info["recipe"] != recipe:
-      raise DataError(f"{path}: was not made from this source, tokenizer and options. Delete it, "
-                      f"and make it with {flag}")
+  for number, (path, info) in enumerate(infos.items()):
+    part = str(Part(number, total))
+    problem = ("was not made from this source, tokenizer and options"
+               if info.get("recipe") != recipe else
+               # Earlier versions did not write down which part it is.
+               "is a copy of another part" if info.get("part", part) != part else "")
+    if problem:
+      raise DataError(f"{path}: {problem}. Delete it, and make it with {flag} {part}")
   return infos
 
 
@@ -304,7 +314,8 @@ def sample_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.Pa
     with open(folder / SAMPLE_FILE, "w", encoding="utf-8") as f:
       for document in prepare.sample_documents(documents, config.tokenizer.train_bytes, border):
         f.write(json.dumps([document.text, document.sentences_given]) + "\n")
-    info = {"recipe": recipe, "files": {SAMPLE_FILE: _describe_file(folder / SAMPLE_FILE)}}
+    info = {"recipe": recipe, "part": str(part),
+            "files": {SAMPLE_FILE: _describe_file(folder / SAMPLE_FILE)}}
     files.write_json(folder / INFO, info)
 
   prepare.publish(path, lambda: _is_done(path, recipe), build, INFO)
@@ -327,7 +338,7 @@ def train_tokenizer(config: ConfigDict, out: pathlib.Path, *, merges: bool) -> p
   recipe, path = _describe_training(config), parts_folder(out) / TOKENIZER
   if merges:
     samples = _read_parts(out, SAMPLE, recipe)
-    documents = itertools.chain.from_iterable(map(_read_sample, samples))
+    documents = itertools.chain.from_iterable(map(_read_sample, samples, samples.values()))
   else:
     documents = sources.open_source(config.data.source, invalid_text=config.data.invalid_text)
 
@@ -339,7 +350,8 @@ def train_tokenizer(config: ConfigDict, out: pathlib.Path, *, merges: bool) -> p
   return path
 
 
-def _read_sample(folder: pathlib.Path) -> Iterator[Document]:
+def _read_sample(folder: pathlib.Path, info: dict) -> Iterator[Document]:
+  _check_files(folder, info)
   with files.open_read(folder / SAMPLE_FILE) as f:
     for line in f:
       yield Document(*json.loads(line))

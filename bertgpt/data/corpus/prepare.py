@@ -35,7 +35,6 @@ from bertgpt.errors import ConfigError, DataError, StorageError
 
 _PART = re.compile(rf"{corpus_lib.TOKENIZER}/.+|{corpus_lib.DATASET_NAME}-.+|(features|"
                    r"dataset_info)\.json|\w+-\w+\.npy")  # File of a corpus without its manifest.
-WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
 NOTED_BYTES = 1_000_000  # With less text, a tokenizer is trained within about a second.
 
 # ------------------------------------------------------------ entry points
@@ -215,18 +214,21 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
   Raises:
     StorageError: a file could not be written.
   """
+  @functools.cache  # In a bucket, the lock asks again and again.
   def wait(holder: str) -> None:
     print(f"waiting for {holder}, which prepares {path}", flush=True)
 
-  with _as_storage_error(path):
+  with _as_storage_error(path), contextlib.ExitStack() as stack:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(path.with_name(f".{path.name}.lock"), wait):
-      if is_done():
-        return
-      files.remove_leftovers(path.parent, path.name)
-      with files.publish_when_done(path, last=last) as folder:
-        folder.mkdir()
-        build(folder)
+    with watchdog.paused():  # The other process has its own limit.
+      stack.enter_context(files.lock(path.with_name(f".{path.name}.lock"), wait))
+    if is_done():
+      return
+    files.remove_leftovers(path.parent, path.name)
+    with watchdog.restored(), files.publish_when_done(path, last=last) as folder:
+      folder.mkdir()
+      build(folder)
+      watchdog.disarm()  # A slow disk, or an upload, may take longer than a step.
 
 
 def _is_done(path: pathlib.Path, recipe: dict) -> bool:
@@ -407,8 +409,6 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
       text = document.text.encode()
       key = encode.text_key(text)
       bar.update(len(text))
-      if order % WATCHED_DOCUMENTS == 0:
-        watchdog.renew()
       if key < border:
         continue
       heapq.heappush(heap, (key, order, len(text), document))

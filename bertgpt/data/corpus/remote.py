@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertgpt import files
+from bertgpt.data.text.digests import sha256_file
 from bertgpt.errors import DataError, StorageError
 from bertgpt.files import bucket
 
@@ -74,10 +75,9 @@ def _copy(path: bucket.BucketPath, manifest: dict, folder: pathlib.Path) -> None
   except FileNotFoundError as e:
     raise DataError(f"{e.filename}: missing. Prepare the corpus again") from e
   for name in names:
-    with open(folder / name, "rb") as f:
-      if hashlib.file_digest(f, "sha256").hexdigest() != manifest["files"][name]["sha256"]:
-        raise DataError(f"{path / name}: damaged (its SHA-256 differs from the manifest). "
-                        "Prepare the corpus again")
+    if sha256_file(folder / name) != manifest["files"][name]["sha256"]:
+      raise DataError(f"{path / name}: damaged (its SHA-256 differs from the manifest). "
+                      "Prepare the corpus again")
   for split, info in manifest["splits"].items():
     places = bucket.in_parallel(
         lambda shard: find_places(path / shard["file"], shard["documents"]), info["shards"])

@@ -6,7 +6,6 @@
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -23,8 +22,9 @@ from bertgpt.data.corpus.corpus import (
   open_shard,
   shard_file,
 )
+from bertgpt.data.text.digests import sha256_file
 from bertgpt.errors import one_line
-from bertgpt.files import open_read, write_json
+from bertgpt.files import write_json
 
 SHARD_BYTES = 2**28
 PERCENTILES = (5, 50, 95, 99, 100)
@@ -163,12 +163,6 @@ def _as_os_error(file: pathlib.Path) -> Iterator[None]:
     yield
   except RuntimeError as e:
     raise OSError(errno.EIO, f"not written ({one_line(e)})", os.fspath(file)) from e
-
-
-def sha256_file(path: pathlib.Path) -> str:
-  """Returns the SHA-256 (hex) of a file, which is always read; `digests` remembers hashes."""
-  with open_read(path) as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 class _ArrayWriter:

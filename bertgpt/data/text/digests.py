@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterable
 
 from bertgpt import files
+from bertgpt.devices import watchdog
 from bertgpt.errors import DataError
 
+BLOCK_BYTES = 2**24
 MIN_BYTES = 2**20  # Reading a smaller file is faster than looking it up.
 SETTLED_SECONDS = 2.0
 CACHE = "digests.json"
@@ -48,8 +50,7 @@ def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str
       digests[path] = entry["sha256"]
       continue
     started = time.time()
-    with open(path, "rb") as f:
-      digests[path] = hashlib.file_digest(f, "sha256").hexdigest()
+    digests[path] = sha256_file(path)
     size, _, *changes = before
     is_settled = started - max(changes) / 1e9 > SETTLED_SECONDS and _state(path) == before
     if size >= MIN_BYTES and is_settled:
@@ -57,6 +58,22 @@ def sha256_files(paths: Iterable[str], cache_dir: pathlib.Path) -> dict[str, str
   if new_entries:
     _save(cache_dir / CACHE, _load(cache_dir / CACHE) | new_entries)
   return digests
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+  """Returns the SHA-256 (hex) of a file, which is always read.
+
+  Args:
+    path: file on a disk or in a bucket.
+  Raises:
+    OSError: it cannot be read.
+  """
+  digest = hashlib.sha256()
+  with files.open_read(path) as f:
+    while block := f.read(BLOCK_BYTES):
+      digest.update(block)
+      watchdog.renew()  # Hundreds of gigabytes take longer than a step.
+  return digest.hexdigest()
 
 
 def _state(path: str) -> list[int]:

@@ -277,7 +277,7 @@ def find_start(path: str, position: int, *, is_document: bool) -> int:
     DataError: the file cannot be read.
   """
   try:
-    with open(path, "rb") as f:
+    with files.open_read(path) as f:
       f.seek(position - 1)
       start, is_whole = position - 1, False
       for line, goes_on in _cut_lines(f):

@@ -65,9 +65,11 @@ from bertgpt.data.text.intake import (
     read_lines,
 )
 from bertgpt.data.text.pieces import DOCUMENT, FILE, LINE, SOURCE, WHOLE, Part, Piece, Pieces, Span
+from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
 MAX_WEIGHT = 1e6
+WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
 MAX_COMMAS = 8  # Commas in the name of a file that look like the start of another source.
 
 
@@ -119,7 +121,15 @@ def open_source(spec: str, *, invalid_text: str = "error", counts: Counts | None
 
 
 def _open(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
-  return READERS[source.kind].open(source, cleaner, spans)
+  return _watched(READERS[source.kind].open(source, cleaner, spans))
+
+
+def _watched(documents: Iterable[Document]) -> Iterator[Document]:
+  """Yields documents; reading them, even to count or to skip them, renews the limit of a step."""
+  for i, document in enumerate(documents):
+    if i % WATCHED_DOCUMENTS == 0:
+      watchdog.renew()
+    yield document
 
 
 def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:

@@ -1,6 +1,5 @@
 """bertgpt.data.corpus.corpus: the layout against TFDS, random reads, damage."""
 
-import hashlib
 import json
 import pathlib
 import pickle
@@ -190,9 +189,9 @@ def test_a_large_index_is_hashed_once_and_again_when_it_changes(small, monkeypat
   folder, _ = small
   monkeypatch.setattr(digests, "MIN_BYTES", 1)
   monkeypatch.setattr(digests, "SETTLED_SECONDS", -1)
-  hashed, file_digest = [], hashlib.file_digest
-  monkeypatch.setattr(hashlib, "file_digest", lambda f, name: (hashed.append(f.name),
-                                                               file_digest(f, name))[1])
+  hashed, sha256_file = [], digests.sha256_file
+  monkeypatch.setattr(digests, "sha256_file", lambda path: (hashed.append(path),
+                                                            sha256_file(path))[1])
   corpus.open_corpus(folder, "train")
   assert any("sentence_lengths" in name for name in hashed)
   assert not any("array_record" in name for name in hashed)

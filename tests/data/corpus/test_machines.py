@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,23 @@ def test_a_missing_part_and_a_foreign_part_are_named(tmp_path):
   assert not out.exists()
 
 
+def test_a_part_under_the_name_of_another_is_refused(tmp_path):
+  write_text(tmp_path / "text.txt", 60)
+  config, out = make_config(tmp_path), tmp_path / "c"
+  make_parts(config, out, 2)
+  first, second, third = (machines.part_path(out, Part(i, 2)) for i in range(3))
+  shutil.copytree(second, third)
+  with pytest.raises(DataError, match="part-00002-of-00002: a division into 2 has no such part"):
+    machines.merge(config, out)
+  shutil.rmtree(first)
+  third.rename(first)
+  with pytest.raises(DataError, match=r"part-00000-of-00002: is a copy of another.*--part 0/2"):
+    machines.merge(config, out)
+  (first / machines.INFO).write_text("{}")
+  with pytest.raises(DataError, match="part-00000-of-00002: was not made from this source"):
+    machines.merge(config, out)
+
+
 def test_a_text_that_changed_between_two_parts_is_noticed(tmp_path):
   write_text(tmp_path / "text.txt", 60)
   config, out = make_config(tmp_path), tmp_path / "c"
@@ -165,6 +183,16 @@ def test_a_damaged_part_is_named_and_leaves_nothing(tmp_path):
   assert not list(tmp_path.glob("c*unfinished*")) and not out.exists()
 
 
+def test_a_damaged_sample_is_named(tmp_path):
+  write_text(tmp_path / "text.txt", 20)
+  config, out = make_config(tmp_path), tmp_path / "c"
+  config.tokenizer.path = ""
+  path = machines.sample_part(config, out, Part(0, 1)) / machines.SAMPLE_FILE
+  path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+  with pytest.raises(DataError, match="sample-00000-of-00001/documents.jsonl: damaged"):
+    machines.train_tokenizer(config, out, merges=True)
+
+
 def test_a_part_is_read_in_little_memory(tmp_path):
   write_text(tmp_path / "text.txt", 3000)
   path = machines.prepare_part(make_config(tmp_path), tmp_path / "c", Part(0, 1))
@@ -179,6 +207,7 @@ def test_a_part_is_read_in_little_memory(tmp_path):
     (["--part=0/2"], "--part: give --out"),
     (["--merge"], "--merge: give --out"),
     (["--engine=beam"], "--engine: give --out"),
+    (["--part=0/2", "--out=/"], "--out /: is not a new folder. Name a folder in it"),
     (["--part=2/2", "--out=c"], "2/2: give I/N with 0 <= I < N"),
     (["--part=0/2", "--merge", "--out=c"], "not allowed with argument"),
     (["--engine=beam", "--train_tokenizer", "--out=c"], "--train_tokenizer: the engine trains"),

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -22,10 +23,12 @@ from corpus_texts import LETTERS, hashes, make_config, wait_for, write_much_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertgpt import files
 from bertgpt.config import recipes
 from bertgpt.data.corpus import corpus, encode, prepare
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import tokenizers
+from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -394,6 +397,34 @@ def test_two_at_once(tmp_path):
   # One process made the corpus, the other found it.
   assert sum("sentences" in output for output in outputs) == 1
   assert corpus.open_corpus(tmp_path / "out" / "corpus", "train").tokens([0])
+
+
+def test_only_the_work_of_this_process_has_a_time_limit(tmp_path, capsys):
+  has_limit = []
+
+  def note():
+    has_limit.append(watchdog._deadline < math.inf)
+
+  def build(folder):
+    note()
+    (folder / "file").write_text("content")
+
+  def wait():
+    prepare.publish(tmp_path / "c", note, build)
+
+  watchdog.arm(60)
+  try:
+    with files.lock(tmp_path / ".c.lock", pytest.fail):
+      thread = threading.Thread(target=wait)
+      thread.start()
+      wait_for(lambda: "waiting for process" in capsys.readouterr().out)
+      note()
+    thread.join()
+    note()
+  finally:
+    watchdog.disarm()
+  assert has_limit == [False, True, True, True]
+  assert (tmp_path / "c" / "file").read_text() == "content"
 
 
 def test_a_worker_that_dies(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from bertgpt.data.text import digests
+from bertgpt.devices import watchdog
 
 SIZE = 4 * 2**20
 
@@ -63,6 +65,16 @@ def replace(path):
 def append(path):
   with path.open("ab") as f:
     f.write(b"more")
+
+
+def test_reading_a_file_restarts_the_limit_of_a_step(file, tmp_path):
+  watchdog.arm(60)
+  try:
+    before = watchdog._deadline
+    assert digest(file, tmp_path) == (True, True)
+    assert before < watchdog._deadline < math.inf
+  finally:
+    watchdog.disarm()
 
 
 @pytest.mark.parametrize("change", [write_in_place, replace, append])

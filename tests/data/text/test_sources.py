@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import math
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from source_files import paragraphs, read, write
 
 from bertgpt.data.text import sources
 from bertgpt.data.text.documents import cut_sentences
+from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
 COMPRESS = {".txt": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -92,6 +94,17 @@ def test_sources_are_joined_and_weighted_in_documents(tmp_path):
   b = write(tmp_path / "b.txt", b"\n\n".join(b"b%d" % i for i in range(4)))
   assert paragraphs(f"2*text:{a},0.5*text:{b}") == [
       ("a0",), ("a0",), ("a1",), ("a1",), ("b1",), ("b3",)]
+
+
+def test_documents_that_a_weight_leaves_out_restart_the_limit_of_a_step(tmp_path):
+  path = write(tmp_path / "a.txt", b"a0\n\na1\n")
+  watchdog.arm(60)
+  try:
+    before = watchdog._deadline
+    assert read(f"0.1*text:{path}") == []
+    assert before < watchdog._deadline < math.inf
+  finally:
+    watchdog.disarm()
 
 
 def test_globs_are_read_by_name_and_know_folders(tmp_path):
