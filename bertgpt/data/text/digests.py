@@ -20,7 +20,7 @@ from bertgpt import files
 from bertgpt.devices import watchdog
 from bertgpt.errors import DataError
 
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
 MIN_BYTES = 2**20  # Reading a smaller file is faster than looking it up.
 SETTLED_SECONDS = 2.0
 CACHE = "digests.json"

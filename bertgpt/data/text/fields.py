@@ -51,7 +51,8 @@ def text_names(record: Any) -> str:
   if not isinstance(record, dict):
     return ""
   names = [name for name, value in record.items() if isinstance(value, str) and value]
-  return one_line(ValueError(", ".join(names[:MAX_KEYS]) + ", ..." * (len(names) > MAX_KEYS)))
+  listed = ", ".join(names[:MAX_KEYS]) + ", ..." * (len(names) > MAX_KEYS)
+  return one_line(ValueError(listed)) if names else ""
 
 
 def _find(record: Any, name: str) -> Any:

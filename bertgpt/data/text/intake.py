@@ -32,7 +32,7 @@ from bertgpt.errors import DataError, one_line
 
 MAX_LINE_BYTES = 1 << 24
 MAX_DOCUMENT_BYTES = 1 << 22
-HEAD_BYTES = 16  # Bytes at the start of a file that `mark_length` needs.
+HEAD_BYTES = 512  # Bytes at the start of a file that `mark_length` needs.
 
 Counts = collections.Counter  # What was replaced, skipped or noted -> how often.
 
@@ -353,16 +353,12 @@ def mark_length(head: bytes, path: str, counts: Counts) -> int:
   Raises:
     DataError: the mark is that of UTF-16 or UTF-32, or of a format that is not text.
   """
-  for pattern, name, ending in _OTHER_FORMATS:
-    if not re.match(pattern, head):
-      continue
-    remedy = "Convert it to text or .jsonl"
-    if name == "a Parquet file":
-      remedy = f"Convert it to text or .jsonl, or train with data.source=parquet:{path}#COLUMN"
-    elif ending:
-      remedy = ("Decompress it once" if path.endswith(ending) else
-                f"Give its name the ending {ending}")
-    raise DataError(f"{path}: is {name}, not text. {remedy}")
+  for pattern, name, remedy in _OTHER_FORMATS:
+    if re.match(pattern, head):
+      if remedy.startswith("."):
+        remedy = ("Decompress it once" if path.endswith(remedy) else
+                  f"Give its name the ending {remedy}")
+      raise DataError(f"{path}: is {name}, not text. {remedy.replace('PATH', path) or _CONVERT}")
   for name, marks in _OTHER_MARKS.items():
     if head.startswith(marks):
       raise DataError(f"{path}: is {name}. Convert it with: iconv -f {name} -t UTF-8")
@@ -376,13 +372,16 @@ def mark_length(head: bytes, path: str, counts: Counts) -> int:
 _OTHER_MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
                 "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
-# (start of the file, what the file is, ending by which `open_file` recognizes its compression). If
-# the first characters could be text, the pattern includes the ones that follow in every such file.
+_CONVERT = "Convert it to text or .jsonl"
+# (start of the file, what the file is, remedy, or the ending by which `open_file` recognizes its
+# compression). If the first characters could be text, the pattern includes the ones that follow.
 _OTHER_FORMATS = (
-    (rb"PAR1[\x00-\x08\x0e-\x1f]", "a Parquet file", ""),
+    (rb"PAR1[\x00-\x08\x0e-\x1f]", "a Parquet file",
+     f"{_CONVERT}, or train with data.source=parquet:PATH#COLUMN"),
     (rb"ARROW1\0|FEA1\0", "an Arrow or Feather file", ""),
     (rb"%PDF-\d", "a PDF", ""),
     (rb"PK\x03\x04", "a zip archive (or an Office document)", ""),
+    (rb"(?s:.{257})ustar[\0 ]", "a tar archive", "Unpack it with tar -xf PATH"),
     (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", "compressed by bzip2", ""),
     (rb"\x1f\x8b", "compressed by gzip", ".gz"),
     (rb"\xfd7zXZ\0", "compressed by xz", ".xz"),
@@ -403,7 +402,7 @@ def cut_point(data: bytes) -> int:
 
 
 class _ZstdFile(io.RawIOBase):
-  """Reader of all frames of a .zst file. A truncated frame raises EOFError.
+  """Reader of all frames of a .zst file, of any window size. A truncated frame raises EOFError.
 
   The reader of `zstandard` treats a truncated frame as the end of the file.
   """
@@ -427,7 +426,7 @@ class _ZstdFile(io.RawIOBase):
       if not data:
         return 0
       if is_between:
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
       self._ready = self._frame.decompress(data)
     size = min(len(buffer), len(self._ready))
     buffer[:size], self._ready = self._ready[:size], self._ready[size:]

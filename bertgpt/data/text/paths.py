@@ -28,6 +28,9 @@ def find_files(pattern: str) -> list[str]:
     raise DataError(f"data.source: no file matches {pattern!r}. "
                     "Give an existing path or glob (relative to the current directory)")
   for path in paths:
+    if not os.path.exists(path):
+      raise DataError(f"data.source: {path} is a link to {os.path.realpath(path)}, which does not "
+                      "exist. Fetch that file, or remove the link")
     if not os.access(path, os.R_OK):
       raise DataError(f"data.source: {path} cannot be read. Change its permissions")
   return paths
@@ -67,6 +70,12 @@ def _match(pattern: str) -> list[str]:
   while literal and not os.path.lexists(literal):
     literal = os.path.dirname(literal)
   for choice in (glob.escape(literal) + pattern[len(literal):], pattern):
-    if paths := [path for path in glob.glob(choice, recursive=True) if os.path.isfile(path)]:
+    if paths := [path for path in glob.glob(choice, recursive=True)
+                 if os.path.isfile(path) or _is_broken(path)]:
       return sorted(paths)
   return []
+
+
+def _is_broken(path: str) -> bool:
+  """Returns whether a path is a link to nothing, such as a file that git-annex has not fetched."""
+  return os.path.islink(path) and not os.path.exists(path)

@@ -187,8 +187,9 @@ def _identify(spec: str, hash_files: Callable[[list[str]], dict[str, str]]) -> s
 # ------------------------------------------------------------------- specs
 
 
-_NEXT_SOURCE = re.compile(r",(?=(?:[\d.]+\*)?(?:[a-z+]+:|pydocs(?:,|$)))")
-_WEIGHTED = re.compile(r"(?:(?P<weight>\d*\.?\d+)\*)?(?P<kind>[^:]*):?(?P<rest>.*)", re.DOTALL)
+_NEXT_SOURCE = re.compile(r",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|pydocs\s*(?:,|$)))")
+_WEIGHTED = re.compile(r"(?:(?P<weight>\d*\.?\d+)\s*\*\s*)?(?P<kind>[^:]*):?(?P<rest>.*)",
+                       re.DOTALL)
 _TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_]\w*(?:\[[^\]]*\])?)")
 
 

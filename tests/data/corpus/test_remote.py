@@ -10,6 +10,7 @@ from array_record.python import array_record_module
 from bertgpt import config as config_lib
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import machines, prepare, remote, writer
+from bertgpt.data.text import digests
 from bertgpt.data.text.pieces import Part
 from bertgpt.errors import ConfigError, DataError, StorageError
 
@@ -174,6 +175,17 @@ def test_parts_in_a_bucket_make_the_corpus_of_one_machine(two, bucket, make_conf
   config = make_config(cache_dir=str(tmp_path))
   make_parts(config, bucket / "merged")
   assert list_bytes(machines.merge(config, bucket / "merged")) == list_bytes(two[1])
+
+
+def test_a_part_keeps_its_digests_in_a_cache_in_a_bucket(bucket, make_config, tmp_path,
+                                                         monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(digests, "MIN_BYTES", 1)
+  monkeypatch.setattr(digests, "SETTLED_SECONDS", -1)
+  machines.sample_part(config := make_config(cache_dir=str(bucket)), tmp_path / "c", Part(0, 1))
+  machines.train_tokenizer(config, tmp_path / "c", merges=True)
+  machines.prepare_part(config, tmp_path / "c", Part(0, 1))
+  assert (bucket / digests.CACHE).is_file() and not (tmp_path / "gs:").exists()
 
 
 def test_a_part_whose_upload_was_interrupted_is_made_again(bucket, make_config, tmp_path):

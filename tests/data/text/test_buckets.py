@@ -9,7 +9,8 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from bertgpt.data.text import sources
+from bertgpt.data.text import pieces, sources
+from bertgpt.data.text.pieces import Part
 from bertgpt.errors import DataError, StorageError
 
 LINES = [json.dumps({"text": f"Document {i}.\n\nIt has two parts.", "meta": {"title": f"T{i}"}})
@@ -39,6 +40,16 @@ def test_documents_are_those_of_a_disk(both, source):
   expected, found = ([(d.text, d.sentences_given, d.path.removeprefix(str(root)), d.offset)
                       for d in sources.open_source(source.format(root))] for root in both)
   assert found == expected and found
+
+
+@pytest.mark.parametrize("source", ["jsonl:{}/a.jsonl", "text:{}/e.txt"])
+def test_parts_of_a_large_file_are_its_documents(both, monkeypatch, source):
+  monkeypatch.setattr(pieces, "PIECE_BYTES", 10)
+  for root in both:
+    parts = [[d.text for d in sources.open_source(source.format(root), part=Part(i, 3))]
+             for i in range(3)]
+    assert sum(parts, []) == [d.text for d in sources.open_source(source.format(both[0]))]
+    assert sum(map(bool, parts)) > 1
 
 
 def test_the_identity_is_known_without_reading(both, storage, tmp_path):

@@ -43,6 +43,12 @@ def test_what_an_object_has_instead(record, expected):
   assert fields.describe(record) == expected
 
 
+def test_an_object_without_any_text_is_described(tmp_path):
+  path = write(tmp_path / "a.jsonl", b'{"text": 5, "id": ""}\n')
+  with pytest.raises(DataError, match=r"at byte 0\. It has 'text', 'id'\. Repair it"):
+    paragraphs(f"jsonl:{path}")
+
+
 def test_many_keys_are_not_all_named():
   many = fields.describe({str(i): i for i in range(1000)})
   assert many.startswith("It has '0', '1',") and many.endswith("'19', ....")

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import tarfile
 import tracemalloc
 import zipfile
 
@@ -55,6 +56,13 @@ def make_zip():
   return file.getvalue()
 
 
+def make_tar():
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode="w") as f:
+    f.addfile(tarfile.TarInfo("a.txt"))
+  return file.getvalue()
+
+
 def make_arrow(writer):
   file = io.BytesIO()
   writer(pyarrow.table({"text": ["a"]}), file)
@@ -70,6 +78,7 @@ BINARY |= {
     "zip": (make_zip(), "is a zip archive .*, not text. Convert it"),
     "Parquet": (make_arrow(pyarrow.parquet.write_table),
                 "is a Parquet file, not text. Convert it .* data.source=parquet:.*a.txt#COLUMN"),
+    "tar": (make_tar(), "is a tar archive, not text. Unpack it with tar -xf .*a.txt"),
     "Arrow": (make_arrow(make_ipc), "is an Arrow or Feather file, not text. Convert it"),
     "Feather": (make_arrow(pyarrow.feather.write_feather), "is an Arrow or Feather file"),
 }
@@ -86,6 +95,13 @@ def test_files_that_are_not_text_are_named(tmp_path, name):
     texts.read_texts(tmp_path / "a.txt", "--input")
   with pytest.raises(DataError, match=message):
     files.read_json(tmp_path / "a.txt")
+
+
+def test_a_window_of_zstandard_may_have_any_size(tmp_path):
+  window = zstandard.ZstdCompressionParameters(window_log=29)
+  writer = zstandard.ZstdCompressor(compression_params=window).compressobj()
+  path = write(tmp_path / "a.zst", writer.compress(b"One.\n") + writer.flush())
+  assert paragraphs(f"text:{path}") == [("One.",)]
 
 
 def test_what_is_compressed_twice_is_named(tmp_path):

@@ -71,6 +71,16 @@ def test_a_folder_is_refused_with_the_glob_of_its_files(folder):
     sources.open_source("text:sub")
 
 
+def test_a_link_to_nothing_is_an_error_and_not_left_out(folder):
+  (folder / "sub").mkdir()
+  write(folder / "sub" / "a.txt", b"here")
+  (folder / "sub" / "b.txt").symlink_to(folder / "gone")
+  with pytest.raises(DataError, match="sub/b.txt is a link to .*gone, which does not exist"):
+    sources.open_source("text:sub/*.txt")
+  write(folder / "gone", b"found")
+  assert paragraphs("text:sub/*.txt") == [("here",), ("found",)]
+
+
 def test_a_file_that_is_not_there_is_named(folder):
   with pytest.raises(DataError, match=r"no file matches 'a\[1\]#b.txt'"):
     sources.open_source("text:a[1]#b.txt")

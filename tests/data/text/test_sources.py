@@ -96,6 +96,12 @@ def test_sources_are_joined_and_weighted_in_documents(tmp_path):
       ("a0",), ("a0",), ("a1",), ("a1",), ("b1",), ("b3",)]
 
 
+def test_spaces_around_commas_and_weights_do_not_count(tmp_path):
+  path = write(tmp_path / "a.txt", b"a0\n\na1\n")
+  assert sources.parse(f"2 * text:{path}, 0.5* text:{path},\n pydocs") == sources.parse(
+      f"2*text:{path},0.5*text:{path},pydocs")
+
+
 def test_documents_that_a_weight_leaves_out_restart_the_limit_of_a_step(tmp_path):
   path = write(tmp_path / "a.txt", b"a0\n\na1\n")
   watchdog.arm(60)
