@@ -14,14 +14,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("runs", nargs="+", type=flags.local_path, metavar="RUN",
                       help="folder of a run, finished or not, or of a sweep")
   parser.add_argument("--reference", action="append", default=[], metavar="NAME",
-                      help="also show the curves of an earlier training: of a recipe, such as "
-                           "demo, or from a file of --save_reference; and say whether the runs are "
-                           "on course; may be repeated")
+                      help="also show the curves of an earlier training, and say whether the runs "
+                           "are on course: name of a recipe, such as demo, or a file of "
+                           "--save_reference; may be repeated")
   parser.add_argument("--out", type=flags.local_path, default=pathlib.Path("compare.html"),
                       metavar="FILE", help="page to write; default: compare.html")
   parser.add_argument("--save_reference", type=flags.local_path, metavar="FILE",
-                      help="write a reference for later runs: the mean of these runs, which may "
-                           "differ only in their seed, and its band; a few KB")
+                      help="write a reference for later runs (a few KB): the mean and the band of "
+                           "these runs, which may differ only in their seed")
   parser.add_argument("--about", default="", metavar="TEXT",
                       help="for --save_reference: what the runs were trained on, in a few words")
 

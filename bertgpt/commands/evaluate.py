@@ -11,7 +11,7 @@ USES = ("bertgpt.training.evaluate", "bertgpt.inference.zero_shot")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt evaluate`."""
-  flags.add_workdir(parser, "; or with --suite of a model of transformers")
+  flags.add_workdir(parser, "; with --suite, also that of a model of transformers")
   flags.add_config_fields(parser, "eval.batch_size=8")
   flags.add_distributed(parser)
   parser.add_argument("--suite", metavar="NAME=FILE,...",

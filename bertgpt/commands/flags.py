@@ -127,15 +127,17 @@ def add_config_fields(parser: argparse.ArgumentParser, example: str,
   parser.epilog = FIELDS_NOTE.format(f"--config.{example}")
 
 
-def add_workdir(parser: argparse.ArgumentParser, also: str = "") -> None:
+def add_workdir(parser: argparse.ArgumentParser, also: str = "",
+                what: str = "folder of the run") -> None:
   """Adds the required flag --workdir.
 
   Args:
     parser: parser of the command.
     also: end of the help, which says what the folder may be instead.
+    what: start of the help, which says what the folder is.
   """
   parser.add_argument("--workdir", required=True, type=any_path, metavar="DIR",
-                      help=f"folder of the run, on a disk or as gs://BUCKET/NAME{also}")
+                      help=f"{what}, on a disk or as gs://BUCKET/NAME{also}")
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:
@@ -143,8 +145,8 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
   parser.set_defaults(is_heavy=True)
   parser.add_argument("--distributed", default="", metavar="auto|HOST:PORT,N,I",
                       help="join several processes: auto on TPU pods, SLURM and Kubernetes; or the "
-                           "address of process 0, the number of processes, and the number of this "
-                           "one")
+                           "address of process 0, the number of processes, and the index of this "
+                           "one, from 0")
   parser.add_argument("--distributed_timeout", type=float, default=300, metavar="SECONDS",
                       help="time in which all processes must join; default: 300")
 

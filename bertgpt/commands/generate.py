@@ -25,8 +25,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--top_k", type=flags.number(int, 0, 2**31 - 1), default=0, metavar="K",
                       help="draw among the K likeliest tokens; 0, the default: among all")
   parser.add_argument("--top_p", type=flags.number(float, 1e-6, 1), default=1.0, metavar="P",
-                      help="draw among the fewest likeliest tokens whose probabilities sum to P; "
-                           "1, the default: among all")
+                      help="draw among the smallest set of likeliest tokens whose probabilities "
+                           "sum to P or more; 1, the default: among all")
   parser.add_argument("--steps", type=flags.number(int, 1), metavar="N",
                       help="masked diffusion: steps in which the tokens are revealed; default: one "
                            "per token; fewer are faster and worse")

@@ -13,7 +13,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--from", required=True, type=flags.local_path, metavar="DIR",
                       dest="source", help="folder with config.json, safetensors and a "
                                           "tokenizer")
-  flags.add_workdir(parser)
+  flags.add_workdir(parser, what="new folder of the run")
 
 
 def run(arguments: argparse.Namespace) -> None:

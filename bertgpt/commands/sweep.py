@@ -17,7 +17,7 @@ USES = ("bertgpt.training.sweep", "bertgpt.report.compare")
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt sweep`."""
   flags.add_config(parser)
-  flags.add_workdir(parser)
+  flags.add_workdir(parser, what="folder of the sweep, which holds those of its runs")
   parser.add_argument("--run", default=(0, 1), type=flags.share, dest="share", metavar="I/N",
                       help="train only the runs I, I + N, I + 2N, ..., counted from 0, as one of N "
                            "commands, which may run on different hosts; default: all")
