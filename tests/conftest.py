@@ -53,7 +53,7 @@ def programs(tmp_path_factory) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def release_memory() -> None:
+def release_memory():
   """Gives back what the programs of a test file took: 5 GB per worker by the end, otherwise."""
   yield
   import jax
