@@ -66,7 +66,7 @@ def test_the_process_that_the_others_wait_for_is_named(run_of_four):
           for name in ("slowest_process", "slowest_seconds", "input_seconds", "step_seconds")}
   assert last["slowest_process"] == SLOW
   assert last["slowest_seconds"] >= SLOW_S / 2 and last["slowest_seconds"] >= last["input_seconds"]
-  assert last["step_seconds"] >= SLOW_S
+  assert last["step_seconds"] >= SLOW_S / 2  # Process 0 may itself have come late to this step.
 
 
 @pytest.mark.slow
