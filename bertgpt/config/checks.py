@@ -31,7 +31,7 @@ AT_LEAST = {
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
     "model.scan_unroll": -1, "objective.loss_chunk": -1, "objective.ngram": 1,
     "objective.permutation_block": 0, "objective.memory": 1,
-    "optimizer.clip_norm": 0, "optimizer.epsilon": 0, "optimizer.weight_decay": 0,
+    "optimizer.clip_norm": 0, "optimizer.weight_decay": 0,
     "train.max_bad_steps": 1, "train.spike_factor": 1, "train.spike_window": 1,
     "checkpoint.keep_every_steps": 0,
     "eval.every_steps": 0,
@@ -44,11 +44,15 @@ FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.rando
              "data.max_unused", "eval.mask_prob", "objective.mask_prob",
              "objective.replace_with_mask", "objective.replace_with_random",
              "optimizer.layer_decay")
+# With an epsilon of 0, Adam divides 0 by 0 wherever no gradient has arrived, as in padding rows.
+ABOVE_ZERO = ("optimizer.epsilon",)
 BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
              "optimizer.momentum")
 PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "rope_theta": 0, "rope_theta_local": 0,
                   "learning_rate": 0, "warmup_steps": 0, "power": 0}
+MOST_STEPS = 2**31 - 1  # A step is an int32.
+MOST_SEED = 2**63 - 1
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
 LOCAL_PATHS = ("system.compilation_cache",)
@@ -75,12 +79,17 @@ def validate(config: ConfigDict, num_devices: int | None = None, platform: str =
 def find_problems(config: ConfigDict, num_devices: int | None = None,
                   platform: str = "") -> list[str]:
   """Returns the problems of a config, one line each. The arguments are those of `validate`."""
+  if problems := [describe_empty(field) for field, value in leaves(config) if value is None]:
+    return problems
   problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
               *_axes_problems(config), *_path_problems(config)]
   if any(not isinstance(p, ConfigDict) for p in config.phases) or not config.phases:
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
+  if total_steps(config) > MOST_STEPS:
+    problems.append(f"phases[].steps: {total_steps(config)} in total. A run has at most "
+                    f"{MOST_STEPS} steps")
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
                *_skip_problems(config), *_best_problems(config),
                *_option_problems(config, platform), *_freeze_problems(config),
@@ -88,6 +97,15 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
   return problems
+
+
+def describe_empty(field: str) -> str:
+  """Returns the line about a field that is None, which ml_collections accepts for every type.
+
+  Args:
+    field: path of the field.
+  """
+  return f"{field}=None: no field may be None. Leave it out to keep its default"
 
 
 def _choice_problems(config):
@@ -124,6 +142,11 @@ def _range_problems(config):
     yield from _below(field, values[field], low)
   for field in FRACTIONS:
     yield from _no_fraction(field, values[field])
+  for field in ABOVE_ZERO:
+    if not 0 < values[field] < math.inf:
+      yield f"{field}={values[field]}: must be above 0 and finite"
+  if config.seed > MOST_SEED:
+    yield f"seed={config.seed}: must be at most {MOST_SEED}"
   for field in BELOW_ONE:
     if not 0 <= values[field] < 1:
       yield f"{field}={values[field]}: must be at least 0 and below 1"
@@ -209,6 +232,8 @@ def _axes_problems(config):
     for axis in axes[name]:
       if axis not in MESH_AXES:
         yield f"mesh.axes.{name} names {axis!r}: choose among {', '.join(MESH_AXES)}"
+    if not set(MESH_AXES).issuperset(map(str, axes[name])):
+      return
     if len(set(axes[name])) < len(axes[name]):
       yield f"mesh.axes.{name}={tuple(axes[name])} names an axis twice"
   for one, other in AXES_TOGETHER:
@@ -239,6 +264,11 @@ def _phase_problems(config, p, name):
     yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
   if p.warmup_steps and p.warmup_fraction:
     yield f"{name}: sets both warmup_steps and warmup_fraction. Set one of them"
+  if p.warmup_steps > MOST_STEPS:
+    yield f"{name}.warmup_steps={p.warmup_steps}: must be at most {MOST_STEPS}"
+  if p.schedule == "wsd" and p.power == 0:
+    yield (f"{name}.power={p.power}: with schedule 'wsd', the learning rate would have its last "
+           "value from the first step on. Set it above 0, such as 1 (linear) or 0.5 (1-sqrt)")
   if name == "phases[0]" and p.learning_rate_rule == "continuous":
     yield (f"{name}.learning_rate_rule='continuous': no phase comes before the first one. Set "
            "'restart'")

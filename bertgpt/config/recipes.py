@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, base, leaves, phase, suggestions
+from bertgpt.config import ConfigDict, base, checks, leaves, phase, suggestions
 from bertgpt.errors import ConfigError, UserError, one_line
 
 # Name of a module in recipes of version 0.1 -> its current name.
@@ -83,7 +83,7 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     make_base: makes a config with the same fields; `base` of `pretraining` or `finetuning`.
   Raises:
     ConfigError: there is no such recipe, it has no `get_config`, or that raises an error or returns
-      another kind of config.
+      another kind of config, or one with a field that is None.
   """
   config = _call(path, "get_config")
   if not isinstance(config, ConfigDict) or config.keys() != make_base().keys():
@@ -97,6 +97,8 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   phases = config.phases if "phases" in config else ()
   if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in phases):
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
+  if empty := [field for field, value in leaves(config) if value is None]:
+    raise ConfigError("\n".join(f"--config {path}: {checks.describe_empty(f)}" for f in empty))
   config.lock()
   return config
 
@@ -320,6 +322,8 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
   for field in fields.keys() & values.keys():
     value = _with_tuples(values[field])
     try:
+      if value is None:  # A ConfigDict would accept it.
+        raise TypeError
       set_field(config, field, value)
     except TypeError:
       expected = type(fields[field]).__name__

@@ -20,7 +20,7 @@ from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.runs.trained import Trained
-from bertgpt.training import steps
+from bertgpt.training import optimizers, steps
 
 
 class Tuning(NamedTuple):
@@ -133,6 +133,7 @@ def make_program(tuning: Tuning, learning_rate: float) -> Program:
   training = steps.Setup(config, tuning.mesh, model, objective)
   with sharding.use_mesh(tuning.mesh, config):
     abstract = steps.make_abstract_state(training)
+    optimizers.check_frozen(config, abstract.params)
     step = steps.jit_train_step(training, abstract)
   predict = jax.jit(functools.partial(tuning.head.predict, model),
                     out_shardings=NamedSharding(tuning.mesh, PartitionSpec()))

@@ -48,7 +48,9 @@ def _find_in_history(path: pathlib.Path) -> list[str]:
     if event["event"] == "start":  # Another run, which began after config.json was deleted.
       found = []
     elif event["event"] == EVENT:
-      found = [field for field in event.get("fields", ()) if isinstance(field, str)]
+      fields = event.get("fields")
+      found = ([field for field in fields if isinstance(field, str)]
+               if isinstance(fields, list) else [])
   return found
 
 

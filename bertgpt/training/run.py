@@ -17,7 +17,7 @@ from bertgpt.devices import hardware, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, former, workdir
 from bertgpt.runs.metadata import make_metadata
-from bertgpt.training import evaluate, steps, trackers
+from bertgpt.training import evaluate, optimizers, steps, trackers
 
 
 class Run(NamedTuple):
@@ -65,7 +65,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     watchdog.arm_for(config.system, compiles=True)
     config = former.as_begun(path, config)
     workdir.check_unchanged(path, config, allow_change)
-    if not workdir.is_run(path):
+    is_new = not workdir.is_run(path)
+    if is_new:
       unread.check(config)
       check_start(config)
     if jax.process_index() == 0:
@@ -80,8 +81,10 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       setup = steps.make_setup(config, mesh, train_set.vocabulary)
       evaluator = evaluate.make_evaluator(setup, held_out)
       metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
-      yield Run(config, path, setup, train_set, evaluator, steps.make_abstract_state(setup),
-                metadata)
+      abstract_state = steps.make_abstract_state(setup)
+      if is_new:
+        optimizers.check_frozen(config, abstract_state.params)
+      yield Run(config, path, setup, train_set, evaluator, abstract_state, metadata)
 
 
 def check_start(config: ConfigDict) -> None:

@@ -57,12 +57,17 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.model.num_heads=0", "model.num_heads=0: must be at least 1"),
     ("--config.phases[0].learning_rate=-1e-4", "learning_rate=-0.0001: must be at least 0"),
     ("--config.phases[0].learning_rate=inf", "learning_rate=inf: must be at least 0 and finite"),
-    ("--config.optimizer.epsilon=nan", "optimizer.epsilon=nan: must be at least 0"),
+    ("--config.optimizer.epsilon=nan", "optimizer.epsilon=nan: must be above 0"),
+    ("--config.optimizer.epsilon=0", "optimizer.epsilon=0.0: must be above 0"),
+    ("--config.phases[0].steps=3000000000", "phases[].steps: 3000000000 in total"),
+    ("--config.phases[0].warmup_steps=3000000000", "must be at most 2147483647"),
+    (f"--config.seed={2**63}", f"must be at most {2**63 - 1}"),
     ("--config.optimizer.b1=1", "optimizer.b1=1.0: must be at least 0 and below 1"),
     ("--config.seed=-1", "seed=-1: must be at least 0"),
     ("--config.mesh.tensor=0", "mesh.tensor=0: must be at least 1"),
     ("--config.objective.mask_prob=0", "nothing would be predicted"),
     ("--config.mesh.axes.mlp=('model',)", "mesh.axes.mlp names 'model': choose among data, fsdp"),
+    ("--config.mesh.axes.mlp=([],)", "mesh.axes.mlp names []: choose among data, fsdp"),
     ("--config.mesh.axes.batch=('data','data')", "names an axis twice"),
     ("--config.mesh.axes.heads=('fsdp',)", "mesh.axes.embed and mesh.axes.heads both name fsdp"),
 ])
@@ -70,6 +75,23 @@ def test_invalid_value_is_one_line_that_names_it(argument, fragment):
   config = recipes.override(config_lib.base(), [argument])
   (line,) = problems_of(config_lib.validate, config)
   assert fragment in line
+
+
+def test_a_decay_with_the_power_0_is_refused():
+  """It would be complete before it begins: t ** 0 is 1 for every t."""
+  config = recipes.override(config_lib.base(), ["--config.phases[0].schedule=wsd",
+                                                "--config.phases[0].power=0"])
+  (line,) = problems_of(config_lib.validate, config)
+  assert line.startswith("phases[0].power=0.0: with schedule 'wsd'")
+
+
+@pytest.mark.parametrize("field", sorted(dict(config_lib.leaves(config_lib.base()))))
+def test_none_is_refused_in_every_field(field):
+  """A ConfigDict takes None in a field of any type, and a recipe may set it."""
+  config = config_lib.base()
+  recipes.set_field(config, field, None)
+  assert config_lib.find_problems(config, 1, "cpu") == [
+      f"{field}=None: no field may be None. Leave it out to keep its default"]
 
 
 def test_divisors_that_are_0_are_reported_and_do_not_raise():

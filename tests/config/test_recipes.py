@@ -107,6 +107,8 @@ def test_all_wrong_overrides_are_reported_at_once():
     ("import no_such_module_anywhere", "no_such_module_anywhere"),
     ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"
      "  config.sead = 1\n  return config", "sead"),
+    ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"
+     "  config.data.source = None\n  return config", "data.source=None"),
 ])
 def test_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, expected):
   path = tmp_path / "recipe.py"
@@ -231,10 +233,11 @@ def test_json_of_another_version_is_refused_field_by_field():
   stored = json.loads(recipes.to_json(config_lib.base()))
   del stored["model"]["width"]
   stored["model"]["depth"] = 3
-  stored["phases"][0]["steps"] = "many"
+  stored["phases"][0].update(steps="many", seq_len=None)
   assert problems_of(recipes.from_json, json.dumps(stored)) == [
       "config.json has the unknown field model.depth",
       "config.json lacks the field model.width",
+      "config.json: phases[0].seq_len: expected int, got None",
       "config.json: phases[0].steps: expected int, got 'many'"]
 
 

@@ -82,6 +82,12 @@ def test_only_objectives_that_did_not_read_it_ignore_it(objective, is_ignored):
   assert recipes.from_json(as_written_before(text)).data.isolate_documents is not is_ignored
 
 
+@pytest.mark.parametrize("fields", [5, None, "data.isolate_documents", {}, [5, None]])
+def test_damaged_fields_of_the_history_are_none(tmp_path, fields):
+  history.add(tmp_path, former.EVENT, fields=fields)
+  assert former.find_ignored(tmp_path) == []
+
+
 def test_another_run_in_the_folder_ignores_nothing(tmp_path):
   history.add(tmp_path, former.EVENT, fields=["data.isolate_documents"])
   assert former.find_ignored(tmp_path) == ["data.isolate_documents"]

@@ -4,6 +4,8 @@ The NumPy versions work in float64 on a flat dict with one entry per layer, so t
 stacking, nor path rules, nor optax with the code under test.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import choices
+from bertgpt.errors import ConfigError
 from bertgpt.training import optimizers, schedules
 from bertgpt.training.optimizers import transforms
 
@@ -311,6 +314,16 @@ def test_frozen_parameters_stay_and_do_not_count(name):
       {path: g for path, g in grads.items() if not is_frozen(path)})
   assert_same({path: one[path] for path in directions},
               {path: start[path] - 0.02 * u for path, u in directions.items()}, "parameters")
+
+
+@pytest.mark.parametrize("pattern, found", [("^layers/", "matches no parameter"),
+                                            ("", "matches every parameter"), ("/up/", "")])
+def test_a_pattern_that_freezes_nothing_or_all_is_refused(pattern, found):
+  config = make_config(freeze=f"{pattern}.")
+  with (pytest.raises(ConfigError, match=found) if found else contextlib.nullcontext()) as e:
+    optimizers.check_frozen(config, nest(initial_params()))
+  if found:
+    assert "such as embeddings/norm/bias and nsp/kernel" in str(e.value)
 
 
 @pytest.mark.parametrize("rule, restart_at", [("restart", 8), ("continuous", None)])

@@ -44,6 +44,7 @@ import optax
 
 from bertgpt import models, trees
 from bertgpt.config import ConfigDict
+from bertgpt.errors import ConfigError
 from bertgpt.training.optimizers import transforms
 
 
@@ -74,6 +75,26 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
   # Before the optimizer, frozen gradients would count for the norm; after it, decay has been added.
   stop = optax.masked(optax.set_to_zero(), functools.partial(find_frozen, config))
   return optax.with_extra_args_support(optax.chain(stop, optimizer, stop))
+
+
+def check_frozen(config: ConfigDict, params: Any) -> None:
+  """Checks that `optimizer.freeze`, if it is set, leaves some parameters as they are, but not all.
+
+  Args:
+    config: a whole config.
+    params: tree with the paths of the parameters.
+  Raises:
+    ConfigError: it matches no parameter, or all of them.
+  """
+  if not config.optimizer.freeze:
+    return
+  frozen = trees.named_leaves(find_frozen(config, params))
+  if not any(frozen.values()) or all(frozen.values()):
+    raise ConfigError(
+        f"optimizer.freeze={config.optimizer.freeze!r}: matches "
+        + ("every parameter, so nothing would be trained. "
+           if all(frozen.values()) else "no parameter, so it would have no effect. ")
+        + f"The paths of the parameters are such as {next(iter(frozen))} and {list(frozen)[-1]}")
 
 
 def find_frozen(config: ConfigDict, params: Any) -> Any:
