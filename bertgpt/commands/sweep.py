@@ -38,12 +38,15 @@ def run(arguments: argparse.Namespace) -> None:
   """Trains the runs, and writes a page that compares them."""
   from bertgpt.report import compare
   from bertgpt.training import sweep
-  sweep.run(arguments.recipe, arguments.workdir, arguments.overrides, arguments.share,
-            arguments.max_parallel, train_mapped if arguments.mapped else None)
+  page = arguments.workdir / "sweep.html"
+  compare.check_replaceable(page, "--workdir")  # Before anything is trained.
+  diverged = sweep.run(arguments.recipe, arguments.workdir, arguments.overrides, arguments.share,
+                       arguments.max_parallel, train_mapped if arguments.mapped else None)
   if (runs := compare.find_runs([arguments.workdir])) != [arguments.workdir]:
-    page = arguments.workdir / "sweep.html"
     compare.write_page(compare.read(runs), page, f"Sweep {arguments.workdir.name}")
-    print(f"\nCurves, configs and samples: {page}")
+    print(f"\nCurves, configs and samples: {page}", flush=True)
+  if diverged:
+    raise diverged[0]
 
 
 def train_mapped(configs: "Sequence[ConfigDict]", paths: Sequence[pathlib.Path]) -> None:

@@ -106,9 +106,7 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
     ConfigError: there is another file at `path`.
     OSError: the file cannot be written.
   """
-  if path.exists() and not (path.is_file() and path.read_bytes().startswith(MARK.encode())):
-    raise ConfigError(f"--out {path}: is not a page of bertgpt, so it is not replaced. Name "
-                      "another file")
+  check_replaceable(path)
   data = [{"label": label(run), "is_reference": run.is_reference,
            "bands": {tag: bands.limits(run, tag) for tag in run.curves
                      if run.is_reference and bands.is_loss(tag)},
@@ -120,6 +118,20 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
            "@@DATA@@": content}
   page = re.sub("|".join(parts), lambda match: parts[match[0]], TEMPLATE.read_text("utf-8"))
   files.write_atomically(path, f"{MARK}\n{page}")
+
+
+def check_replaceable(path: pathlib.Path, flag: str = "--out") -> None:
+  """Checks that a page may be written.
+
+  Args:
+    path: file of the page, which need not exist.
+    flag: flag that names the file, or its folder, for messages.
+  Raises:
+    ConfigError: there is another file at `path`.
+  """
+  if path.exists() and not (path.is_file() and path.read_bytes().startswith(MARK.encode())):
+    raise ConfigError(f"{flag} {path}: is not a page of bertgpt, so it is not replaced. Move it "
+                      "away, or name another file")
 
 
 def body(runs: Sequence[Compared]) -> str:

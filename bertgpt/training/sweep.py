@@ -16,7 +16,7 @@ from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, resuming, unread
 from bertgpt.devices import children, console
-from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, UserError
+from bertgpt.errors import INTERRUPTED, ConfigError, DivergedError, Preempted, UserError
 from bertgpt.runs import former, metrics_file, workdir
 
 # Fields that may differ between runs which one program trains. The initial state, the step and the
@@ -35,11 +35,11 @@ TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
         share: tuple[int, int] = (0, 1), max_parallel: int = 1,
-        train_mapped: TrainMapped | None = None) -> None:
+        train_mapped: TrainMapped | None = None) -> list[UserError]:
   """Trains run i in `path`/<i>; a stopped run is resumed, a finished run is kept.
 
   Prints a table of overrides and final held-out metrics of all runs that are finished, which is
-  also written to sweep.json.
+  also written to sweep.json. A run that diverges does not keep the others from being trained.
 
   Args:
     recipe: name or path of the recipe.
@@ -49,10 +49,12 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
       different hosts, may train different shares in one folder.
     max_parallel: number of runs that are trained at the same time, each by its own program.
     train_mapped: trains runs by one program, in this process; None: each run has its own process.
+  Returns:
+    The errors of runs that have diverged, for the caller to raise.
   Raises:
     ConfigError: wrong overrides; lists every problem of every run, before the first run starts. Or
       runs cannot be trained by one program, or `path` holds other files.
-    UserError: a run failed; has the exit code of the run.
+    UserError: a run failed for another reason; has the exit code of the run.
   """
   runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
@@ -61,31 +63,79 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   configs = check_runs(recipes.load(recipe), folders,
                        [[*overrides, *arguments] for arguments in flags])
   workdir.check_unused(path, OF_A_SWEEP)
+  check_table(path / "sweep.json")
   first, every = share
   chosen = range(first, len(runs), every)
   write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))
   names = [f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}" for i in range(len(runs))]
+  diverged: list[UserError] = []
   if train_mapped:
     find_mapped_fields([configs[i] for i in chosen])
   if max_parallel > 1:
-    train_parts([[f"--config={recipe}", f"--workdir={path}", *overrides,
-                  f"--run={first + part * every}/{every * max_parallel}",
-                  *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
+    with collect_diverged(diverged):
+      train_parts([[f"--config={recipe}", f"--workdir={path}", *overrides,
+                    f"--run={first + part * every}/{every * max_parallel}",
+                    *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
+    chosen = range(0)
   elif train_mapped:
     print("\n".join(names[i] for i in chosen), flush=True)
     if waiting := [i for i in chosen if not is_done(folders[i], configs[i])]:
-      train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
+      with collect_diverged(diverged):
+        train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
     chosen = range(0)
   for i in chosen:
     print(names[i], flush=True)
-    if not is_done(folders[i], configs[i]):
-      train([f"--config={recipe}", f"--workdir={folders[i]}", *overrides, *flags[i]], i)
+    with collect_diverged(diverged):
+      if not is_done(folders[i], configs[i]):
+        train([f"--config={recipe}", f"--workdir={folders[i]}", *overrides, *flags[i]], i)
     write_table()
   write_table()
-  table = make_table(runs, folders, configs)
+  print_table(make_table(runs, folders, configs))
+  return diverged
+
+
+def print_table(table: Sequence[Mapping[str, Any]]) -> None:
+  """Prints the table of a sweep, and medians over seeds if there are several.
+
+  Args:
+    table: result of `make_table`.
+  """
   print("\n".join(format_table(table)))
   if medians := medians_over_seeds(table):
     print("\nMedians over seeds:\n" + "\n".join(format_table(medians)))
+
+
+@contextlib.contextmanager
+def collect_diverged(errors: list[UserError]) -> Iterator[None]:
+  """Keeps the error of a run that diverges inside the context, so that the next run is trained.
+
+  Args:
+    errors: list that the error is added to.
+  """
+  try:
+    yield
+  except UserError as e:
+    if e.exit_code != DivergedError.exit_code:
+      raise
+    errors.append(e)
+
+
+def check_table(path: pathlib.Path) -> None:
+  """Checks that the table of a sweep can be written, before anything is trained.
+
+  Args:
+    path: file of the table, which need not exist.
+  Raises:
+    ConfigError: there is something else at `path`.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    try:
+      if isinstance(files.parse_json(path.read_bytes()), list):
+        return
+    except (IsADirectoryError, ValueError):
+      pass
+    raise ConfigError(f"--workdir {path.parent}: {path.name} in it is not the table of a sweep, so "
+                      "it is not replaced. Move it away, or name another folder")
 
 
 def find_mapped_fields(configs: Sequence[ConfigDict]) -> dict[str, tuple[Any, ...]]:
@@ -136,7 +186,9 @@ def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
       if was_stopped():  # The signal arrived before there was a child to pass it to.
         started[-1].terminate()
     ends = [wait(child) for child in started]
-  for k, (code, interrupted) in enumerate(ends):
+  # A part that has diverged comes last: its error does not end the sweep.
+  for k, (code, interrupted) in sorted(
+      enumerate(ends), key=lambda end: end[1][0] == DivergedError.exit_code):
     check_end(f"part {k} of the sweep", code, was_stopped() or interrupted)
 
 

@@ -14,9 +14,10 @@ import sys
 import pytest
 
 from bertgpt import cli
+from bertgpt.commands import sweep as sweep_command
 from bertgpt.config import recipes
 from bertgpt.devices import process
-from bertgpt.errors import ConfigError, DataError, Preempted, UserError
+from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted, UserError
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.training import loop as train
 from bertgpt.training import sweep
@@ -115,6 +116,44 @@ def test_shares_of_a_sweep_make_the_whole(tmp_path, recipe, monkeypatch, capsys)
     assert [pathlib.Path(row["workdir"]).name for row in rows] == sorted(done)
   assert found == [["002"], ["000", "003"], ["001", "004"]]
   assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("mapped", [[], ["--mapped"]])
+def test_a_run_that_diverges_does_not_keep_the_others_from_the_table(tmp_path, recipe, monkeypatch,
+                                                                     capsys, mapped):
+  done, path = stand_in_for_train(monkeypatch), tmp_path / "w"
+
+  def train(arguments, i):
+    if i == 0:
+      sweep.check_end("run 0 of the sweep", DivergedError.exit_code, False)
+    done.add(f"{i:03d}")
+
+  def train_mapped(configs, paths):
+    done.add("001")
+    raise DivergedError(f"{paths[0]}: step 3: loss or gradient not finite")
+
+  monkeypatch.setattr(sweep, "train", train)
+  monkeypatch.setattr(sweep_command, "train_mapped", train_mapped)
+  path.mkdir()
+  assert cli.main(["sweep", f"--config={recipe}", f"--workdir={path}", *mapped]) == 70
+  (row,) = json.loads((path / "sweep.json").read_text())
+  assert row["workdir"].endswith("001")
+  out, err = capsys.readouterr()
+  assert "001" in out.splitlines()[-1] and len(err.splitlines()) == 1, (out, err)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("sweep.html", "<p>my page"), ("sweep.json", '{"method": "grid"}'), ("sweep.json", "{"),
+    ("sweep.json", None)])
+def test_a_file_that_would_be_replaced_is_refused_before_the_first_run(
+    tmp_path, recipe, monkeypatch, capsys, name, content):
+  (tmp_path / "w" / "000").mkdir(parents=True)
+  file, done = tmp_path / "w" / name, stand_in_for_train(monkeypatch)
+  file.mkdir() if content is None else file.write_text(content)
+  assert cli.main(["sweep", f"--config={recipe}", f"--workdir={tmp_path / 'w'}"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "--workdir" in line and name in line and "it is not replaced" in line
+  assert not done and (content is None or file.read_text() == content)
 
 
 @pytest.mark.parametrize("share", ["3/3", "1", "a/2", "-1/2", "0/0"])
