@@ -104,14 +104,15 @@ def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
     Up to MAX_COMPILATIONS variants, the one with the least estimated time first; the step's own
     config is not among them.
   """
-  state_bytes = sum(step.state_bytes) * step.config.mesh.fsdp * step.config.mesh.tensor
+  parts = step.config.mesh.fsdp * step.config.mesh.tensor
+  state = aot.StateBytes(*(size * parts for size in step.state_bytes))
   timed, kinds = [], collections.Counter()
   for overrides, config in make_variants(step.config, step.phase_index,
                                          *aot.devices_of(topology)):
     if topology.devices_per_model % (config.mesh.fsdp * config.mesh.tensor):
       continue
-    if estimate_bytes(config, step.phase_index, state_bytes, topology) < topology.chip.usable_hbm:
-      seconds = estimate_seconds(config, step, state_bytes, topology)
+    if estimate_bytes(config, step.phase_index, state, topology) < topology.chip.usable_hbm:
+      seconds = estimate_seconds(config, step, state, topology)
       timed.append((seconds, overrides, config))
   # Of equal estimates, the one with fewer overrides: the config's own values suit the platform.
   timed.sort(key=lambda item: (item[0], len(item[1]), item[1]))
@@ -232,14 +233,14 @@ def with_fields(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
   return config
 
 
-def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
+def estimate_bytes(config: ConfigDict, phase_index: int, state: aot.StateBytes,
                    topology: Topology) -> float:
   """Estimates the memory of a step: state, gradients, saved activations and logits.
 
   Args:
     config: the run's config.
     phase_index: index of the phase.
-    state_bytes: bytes of the parameters and the optimizer of the whole model.
+    state: bytes of the parameters and the optimizer of the whole model.
     topology: the machine.
   Returns:
     Bytes per chip.
@@ -259,24 +260,24 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state_bytes: float,
     logits = min(logits, 2 * cross_entropy.chunk_bytes(aot.devices_of(topology)[1]))
   elif chunk > 0:
     logits = min(logits, chunk * 8 * m.vocab_size / mesh.tensor)
-  return state_bytes * 4 / 3 / (mesh.fsdp * mesh.tensor) + activations + logits
+  kept = sum(state) + state.parameters  # The gradients are as large as the parameters.
+  return kept / (mesh.fsdp * mesh.tensor) + activations + logits
 
 
-def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
+def estimate_seconds(config: ConfigDict, step: CompiledStep, state: aot.StateBytes,
                      topology: Topology) -> float:
   """Estimates the time of a step: matmuls, starts, optimizer and collectives, one after another.
 
   Args:
     config: the variant's config.
     step: the compiled step that it varies, for its analytic FLOPs.
-    state_bytes: bytes of the parameters and the optimizer of the whole model.
+    state: bytes of the parameters and the optimizer of the whole model.
     topology: the machine.
   Returns:
     Seconds per step.
   """
   m, phase, mesh = config.model, config.phases[step.phase_index], config.mesh
   chip, chips = topology.chip, len(topology.devices)
-  parameters = step.state_bytes.parameters / sum(step.state_bytes) * state_bytes
   work = step.analytic_flops / chips * (1 + RECOMPUTED_SHARE[resolve_remat(config, topology)])
   compute = work / (chip.peak_flops * hardware.EFFICIENCY["matmul"] / 2)
   unroll, _ = layer_loop.choose(m.scan_unroll, aot.devices_of(topology)[1], m.num_layers)
@@ -285,10 +286,10 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state_bytes: float,
              * m.num_layers / chips / chip.hbm_bandwidth)
   starts = (phase.micro_batches * m.num_layers * OPERATIONS_PER_LAYER * hardware.KERNEL_SECONDS
             / unroll ** 0.2)
-  optimizer = 2 * state_bytes / (mesh.fsdp * mesh.tensor) / chip.hbm_bandwidth
-  sent = 2 * parameters / mesh.tensor if chips > mesh.tensor else 0.0
+  optimizer = 2 * sum(state) / (mesh.fsdp * mesh.tensor) / chip.hbm_bandwidth
+  sent = 2 * state.parameters / mesh.tensor if chips > mesh.tensor else 0.0
   if mesh.fsdp > 1:
-    sent += parameters / mesh.tensor * phase.micro_batches
+    sent += state.parameters / mesh.tensor * phase.micro_batches
   if mesh.tensor > 1:
     rows = phase.batch_size / (chips / mesh.tensor)
     sent += 16 * m.num_layers * rows * phase.seq_len * m.width

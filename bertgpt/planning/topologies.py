@@ -30,6 +30,10 @@ TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost
                    "TPU_MIN_LOG_LEVEL": "3",
                    "TPU_ACCELERATOR_TYPE": "v4-8"}  # Any type that libtpu knows; not the plan's.
 
+# Number of sides of a TPU slice -> shapes; with three sides, those of less than 4 x 4 x 4 chips.
+SMALL_SHAPES = {2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+                3: ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")}
+
 # The CUDA compiler would choose kernels by timing them on the device, which is absent.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
 
@@ -146,16 +150,17 @@ def _open_tpu(name: str, sides: list[int], num_slices: int) -> Topology:
 def _check_sides(name: str, sides: list[int], dimensions: int) -> None:
   """Refuses shapes that cloud providers do not offer.
 
-  Two sides: powers of two up to 16 x 16. Three sides: cubes of 4 x 4 x 4 and parts of one (Cloud
-  TPU system architecture pages, 2024).
+  With three sides, these are cubes of 4 x 4 x 4 and parts of one (Cloud TPU system architecture
+  pages, 2024).
   """
-  if dimensions == 2:
-    good = all(side in (1, 2, 4, 8, 16) for side in sides)
-    rule = "two sides out of 1, 2, 4, 8, 16"
-  else:
-    good = all(side in (1, 2) or side % 4 == 0 for side in sides)
-    rule = "three sides, each 1, 2 or a multiple of 4"
-  if len(sides) != dimensions or not good:
+  shape = "x".join(map(str, sides))
+  *others, last = SMALL_SHAPES[dimensions]
+  rule = f"{'two' if dimensions == 2 else 'three'} sides: {', '.join(others)} or {last}"
+  good = shape in SMALL_SHAPES[dimensions]
+  if dimensions == 3:
+    good |= len(sides) == 3 and all(side % 4 == 0 for side in sides)
+    rule += ", or each side a multiple of 4"
+  if not good:
     raise ConfigError(f"--topology={name}: a slice of {name.partition(':')[0]} has {rule}")
 
 

@@ -114,8 +114,17 @@ def test_a_variant_does_not_change_remat_besides_something_else_without_need(kin
 def test_estimates_of_memory_fall(lower, higher):
   config, topology = make_config(), on_fake_devices()
   low, high = (search.estimate_bytes(recipes.override(config, [f"--config.{o}" for o in overrides]),
-                                     0, 12e6, topology) for overrides in (lower, higher))
+                                     0, aot.StateBytes(4e6, 8e6), topology)
+               for overrides in (lower, higher))
   assert low < high
+
+
+@pytest.mark.parametrize("optimizer_bytes", [2e9, 1e6])
+def test_gradients_are_as_large_as_the_parameters(optimizer_bytes):
+  """Whatever the optimizer keeps: Adafactor keeps nearly nothing, AdamW twice the parameters."""
+  estimates = [search.estimate_bytes(make_config(), 0, state, on_fake_devices(1)) for state in (
+      aot.StateBytes(0, 0), aot.StateBytes(1e9, optimizer_bytes))]
+  assert estimates[1] - estimates[0] == pytest.approx(2e9 + optimizer_bytes)
 
 
 @pytest.mark.parametrize("remat", ["none", "products"])
@@ -126,7 +135,7 @@ def test_the_estimate_is_of_the_size_of_the_program(remat):
   config.phases[0].batch_size = 256
   topology = on_fake_devices(1)
   step = aot.compile_step(aot.lower_step(config, 0, topology), "tpu")
-  estimate = search.estimate_bytes(config, 0, sum(step.state_bytes), topology)
+  estimate = search.estimate_bytes(config, 0, step.state_bytes, topology)
   assert 0.5 < estimate / step.memory.total < 2
 
 
@@ -135,7 +144,8 @@ def test_chunks_of_logits_are_those_of_the_platform():
   config = paper(attention="xla", remat="none", vocab_size=50304)
   config.phases[0].update(batch_size=4096, micro_batches=1, max_predictions=100)
   topology = on_fake_devices(1)
-  gpu, tpu = (search.estimate_bytes(config, 0, 0, topology._replace(platform=platform))
+  gpu, tpu = (search.estimate_bytes(config, 0, aot.StateBytes(0, 0),
+                                    topology._replace(platform=platform))
               for platform in ("cuda", "tpu"))
   assert gpu - tpu == 2 * (2**30 - 2**28)
 
