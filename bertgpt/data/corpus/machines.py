@@ -253,8 +253,8 @@ def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path
     raise DataError(f"{beyond[0]}: a division into {total} has no such {kind}. Delete it")
   first = next((i for i in range(total) if (total, i) not in found), None)
   if first is not None:
-    raise DataError(f"{part_path(out, Part(first, total), kind)}: missing, like "
-                    f"{total - len(found)} of {total} {kind}s. Make it with {flag} {first}/{total}")
+    raise DataError(f"{part_path(out, Part(first, total), kind)}: missing ({kind}s made so far: "
+                    f"{len(found)} of {total}). Make it with {flag} {first}/{total}")
   infos = {path: _read_info(path) for _, path in sorted(found.items())}
   for number, (path, info) in enumerate(infos.items()):
     part = str(Part(number, total))
