@@ -20,9 +20,9 @@ import numpy as np
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text.documents import Document, cut_sentences
-from bertgpt.data.tokens import text_parts, tokenizers
+from bertgpt.data.tokens import pipelines, text_parts, tokenizers
 from bertgpt.devices import children, watchdog
-from bertgpt.errors import PeerError
+from bertgpt.errors import DataError, PeerError, one_line
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
 CHUNKS_PER_WORKER = 3  # One chunk is being encoded; the others are ready, so that no worker waits.
@@ -107,15 +107,22 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
 def _serve(connection, settings: Worker) -> None:
   """Runs in a worker: answers chunks of documents until the other end is closed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers.
-  tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path, is_saved=True)
-  encode_parts = text_parts.make_encoder(tokenizer)
+  tokenizer = encode_parts = None
   with contextlib.suppress(EOFError, ConnectionError):
     while True:
       chunk = connection.recv()
       try:
-        answer = _encode_chunk(chunk, settings, encode_parts, tokenizer.unk_id)
+        with pipelines.without_panics():
+          if tokenizer is None or encode_parts is None:
+            tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path, is_saved=True)
+            encode_parts = text_parts.make_encoder(tokenizer)
+          answer = _encode_chunk(chunk, settings, encode_parts, tokenizer.unk_id)
       except Exception as e:  # The parent raises it again.
-        answer = e
+        is_library = type(e) is Exception or isinstance(e, RuntimeError)
+        answer = DataError(
+            f"{chunk[0].path}: the tokenizer cannot encode a document at byte {chunk[0].offset} or "
+            f"after it ({one_line(e)}). Remove the document, or give another tokenizer"
+        ) if is_library else e
       connection.send(answer)
 
 

@@ -86,10 +86,11 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
       continue
     try:
       hf = hf_files.read_hf_files(file)
-      kind, data, note = reader(file, hf, lowercase)
-      if reader is _read_json and not is_saved:
-        config = file.with_name(CONFIG) if _obeys_settings(hf) else None
-        note = reach.check_json(file, kind, files.parse_json(data), config)
+      with pipelines.without_panics():
+        kind, data, note = reader(file, hf, lowercase)
+        if reader is _read_json and not is_saved:
+          config = file.with_name(CONFIG) if _obeys_settings(hf) else None
+          note = reach.check_json(file, kind, files.parse_json(data), config)
     except DataError:
       raise
     except Exception as e:  # Both libraries raise plain Exceptions.

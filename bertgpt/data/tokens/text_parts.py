@@ -158,8 +158,8 @@ def _marks_of_words(tokenizer: Tokenizer) -> frozenset[str]:
   They are found by trial: words of other versions of Unicode end at other characters.
   """
   content = json.loads(tokenizer.data)
-  kinds = [(content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer")]
-  are_all_special = all(token["special"] for token in content["added_tokens"])
+  kinds = [(content.get(part) or {}).get("type") for part in ("normalizer", "pre_tokenizer")]
+  are_all_special = all(token["special"] for token in content.get("added_tokens") or ())
   if kinds != ["BertNormalizer", "BertPreTokenizer"] or not are_all_special:
     return frozenset()
   library = tokenizer.library
@@ -175,9 +175,10 @@ def _marks_of_words(tokenizer: Tokenizer) -> frozenset[str]:
 def _spaces_of_bytes(tokenizer: ByteBPE) -> frozenset[str]:
   """Returns white space before which words end and the tokenizer adds no space; none if unknown."""
   content = json.loads(tokenizer.data)
-  words = content["pre_tokenizer"] or {}
+  words = content.get("pre_tokenizer") or {}
   if (words.get("type") != "ByteLevel" or not words.get("use_regex", True)
-      or content["normalizer"] or not all(t["special"] for t in content["added_tokens"])):
+      or content.get("normalizer")
+      or not all(t["special"] for t in content.get("added_tokens") or ())):
     return frozenset()
   return frozenset(" " if words.get("add_prefix_space") else " \n\t")
 

@@ -306,12 +306,13 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
   except DataError as e:
     raise DataError(str(e).replace(str(local), str(place))) from e
   try:
-    tokenizer = KINDS[kind](data)
-    found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
-    if others := reading.choose_names(names, tokenizer.pieces, found, tokenizer._unknown_piece):
-      tokenizer = KINDS[kind](data, others)
-    tokenizer.encode([_UNKNOWN])
-    leak = tokenizer.find_leak()
+    with pipelines.without_panics():
+      tokenizer = KINDS[kind](data)
+      found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
+      if others := reading.choose_names(names, tokenizer.pieces, found, tokenizer._unknown_piece):
+        tokenizer = KINDS[kind](data, others)
+      tokenizer.encode([_UNKNOWN])
+      leak = tokenizer.find_leak()
   except Exception as e:  # Both libraries raise plain Exceptions.
     raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {reading.FORMS}") from e
   if leak:

@@ -1,5 +1,6 @@
 """bertgpt.data.corpus.prepare: text becomes a complete corpus, on any number of workers."""
 
+import base64
 import collections
 import contextlib
 import hashlib
@@ -9,6 +10,7 @@ import os
 import pathlib
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -435,6 +437,28 @@ def test_a_worker_that_dies(tmp_path):
     prepare.prepare(make_config(tmp_path, workers=2), tmp_path / "out" / "corpus")
   killer.join()
   assert [f.name for f in (tmp_path / "out").iterdir()] == [".corpus.lock"]
+
+
+def test_a_text_on_which_the_library_of_the_tokenizer_fails(tmp_path):
+  texts = write_text(tmp_path / "text.txt", 5)
+  (tmp_path / "text.txt").write_text("\n\n".join([*texts, "An \U00020000."]))
+  config = make_config(tmp_path)
+  content = json.loads(tokenizers.load_tokenizer(config.tokenizer.path).data)
+  # The map leads out of itself after the first byte of a character of 4 bytes: the library panics.
+  units = [0] * 256
+  units[0xF0] = 0x1FFFFF << 10 | 0xF0
+  charsmap = base64.b64encode(struct.pack("<257I", 4 * len(units), *units)).decode()
+  content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+  config.tokenizer.path = str(tmp_path / "tokenizer.json")
+  with pytest.raises(DataError, match="text.txt: the tokenizer cannot encode .*out of bounds"):
+    prepare.prepare(config, tmp_path / "corpus")
+
+
+def test_a_worker_without_a_tokenizer_says_so(tmp_path):
+  worker = encode.Worker(str(tmp_path), "en", "<u2")
+  with pytest.raises(DataError, match="no tokenizer there"):
+    list(encode.encode([Document("A text.", False)], worker, 1, collections.Counter()))
 
 
 def kill_first_child():

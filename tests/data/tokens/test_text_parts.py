@@ -190,3 +190,15 @@ def test_added_tokens_are_assigned_too():
   assert ids.tolist() == expected and new["id"] in expected
   borders = np.cumsum([len(part) for part in parts])
   assert lengths.tolist() == np.diff(np.searchsorted(starts, borders), prepend=0).tolist()
+
+
+@pytest.mark.parametrize("name", ["bpe", "wordpiece"])
+def test_a_file_may_leave_out_what_is_null_and_the_added_tokens(name):
+  tokenizer, encode = make(name)
+  content = json.loads(tokenizer.data)
+  content = {key: value for key, value in content.items() if value and key != "added_tokens"}
+  short = type(tokenizer)(json.dumps(content).encode())
+  texts = [["The cat sees.", " The dog sees!"]]
+  (ids, lengths), = text_parts.make_encoder(short)(texts)
+  (expected, expected_lengths), = encode(texts)
+  assert ids.tolist() == expected.tolist() and lengths.tolist() == expected_lengths.tolist()

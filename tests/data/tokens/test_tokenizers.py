@@ -332,6 +332,10 @@ NO_TOKENIZERS = {
     "a.model": b"junk", "b.model": b"", "tokenizer.json": b"{}", "c/tokenizer.json": b"not JSON",
     "d/tokenizer.json": b'{"model": {"type": "Unigram"}, "decoder": null}',
     "vocab.txt": b"\xff\xfe", "e/vocab.txt": b"the\ncat\n", "encoder.json": b"{}", "f.bin": b"?",
+    "h/tokenizer.json": b'''{"model": {"type": "WordPiece", "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": {"[UNK]": 0}},
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true}}''',
     "g/vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\na\n",
 }
 
