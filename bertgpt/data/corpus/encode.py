@@ -25,6 +25,7 @@ from bertgpt.devices import children, watchdog
 from bertgpt.errors import DataError, PeerError, one_line
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
+DOCUMENT_CHARS = 2**8  # Characters whose memory the objects of a document take, besides its text.
 CHUNKS_PER_WORKER = 3  # One chunk is being encoded; the others are ready, so that no worker waits.
 
 
@@ -151,7 +152,7 @@ def _chunks(documents: Iterable[Document]) -> Iterator[tuple[list, int]]:
   chunk, size = [], 0
   for document in documents:
     chunk.append(document)
-    size += len(document.text)
+    size += len(document.text) + DOCUMENT_CHARS
     if size >= CHUNK_CHARS:
       yield chunk, size
       chunk, size = [], 0

@@ -27,7 +27,7 @@ from bertgpt.data.corpus import encode
 from bertgpt.data.corpus.splits import assign_splits, validation_border
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import sources
-from bertgpt.data.text.documents import Document, cut_sentences
+from bertgpt.data.text.documents import Document, check_language, cut_sentences
 from bertgpt.data.text.pieces import WHOLE, Part
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.devices import watchdog
@@ -261,6 +261,7 @@ def _as_storage_error(path: pathlib.Path) -> Iterator[None]:
 
 def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   """Writes the whole corpus into an empty folder and returns its manifest."""
+  check_language(config.data.language)  # First: it takes long to train a tokenizer.
   tokenizer, skipped = _make_tokenizer(config), sources.Counts()
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
@@ -280,6 +281,7 @@ def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers
     part: part of the source.
   """
   data = config.data
+  check_language(data.language)
   documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped,
                                   part=part)
   worker = encode.Worker(os.fspath(saved), data.language,

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import sentencex
 
 from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, cut_point
+from bertgpt.errors import ConfigError
 
 MAX_SENTENCE_CHARS = 1 << 14  # Longer sentences are cut.
 
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")
 _ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
 
 
@@ -63,6 +65,19 @@ def _cut(data: bytes) -> list[str]:
 
 
 # --------------------------------------------------------------- sentences
+
+
+def check_language(language: str) -> None:
+  """Checks that a language is a code, because English rules apply to everything unknown.
+
+  Args:
+    language: `config.data.language`.
+  Raises:
+    ConfigError: it is something else, such as a name.
+  """
+  if not _LANGUAGE.fullmatch(language):
+    raise ConfigError(f"data.language={language!r}: is not a code of ISO 639-1. Give one in lower "
+                      "case, such as en or de")
 
 
 def cut_sentences(document: Document, language: str) -> list[str]:

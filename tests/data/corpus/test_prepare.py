@@ -455,6 +455,20 @@ def test_a_text_on_which_the_library_of_the_tokenizer_fails(tmp_path):
     prepare.prepare(config, tmp_path / "corpus")
 
 
+@pytest.mark.parametrize("language", ["", "DE", "german", "de_AT"])
+def test_a_language_that_is_not_a_code(tmp_path, language):
+  write_text(tmp_path / "text.txt", 5)
+  with pytest.raises(ConfigError, match="data.language='.*': is not a code of ISO 639-1"):
+    prepare.prepare(make_config(tmp_path, language=language), tmp_path / "corpus")
+  assert not (tmp_path / "corpus").exists()
+
+
+def test_a_chunk_has_a_bounded_number_of_documents():
+  chunks = encode._chunks(Document("a", True) for _ in range(20_000))
+  sizes = [len(chunk) for chunk, _ in chunks]
+  assert sum(sizes) == 20_000 and max(sizes) <= 4096
+
+
 def test_a_worker_without_a_tokenizer_says_so(tmp_path):
   worker = encode.Worker(str(tmp_path), "en", "<u2")
   with pytest.raises(DataError, match="no tokenizer there"):
