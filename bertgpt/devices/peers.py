@@ -251,7 +251,8 @@ def compile_together(name: str, system: Any, program: Any, *arguments: Any) -> N
   """Compiles a program in all processes before any of them runs it. All of them call it.
 
   Some processes compile for longer than others, which read the program from their cache. Without
-  this, the first collective would fail: Gloo, for example, waits 30 s for the others.
+  this, the first collective would fail: Gloo, for example, waits 30 s for the others. A process
+  without peers only compiles.
 
   Args:
     name: name of the program, for the message, such as 'the train step'.
@@ -262,9 +263,9 @@ def compile_together(name: str, system: Any, program: Any, *arguments: Any) -> N
   Raises:
     PeerError: another process is not ready in time.
   """
+  program.lower(*arguments).compile()  # JAX keeps the result for the call.
   if _open_store() is None:
     return
-  program.lower(*arguments).compile()  # JAX keeps the result for the call.
   watchdog.renew()  # The time of the compilation does not count for the wait.
   wait_for_all(f"the end of its compilation of {name}",
                system.compile_timeout_minutes * 60 or FOREVER_S,

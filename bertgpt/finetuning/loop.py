@@ -269,15 +269,15 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     for step, batch in log.pace.timed(iterate_batches(tuning, seed, first_step)):
       shape = batch["tokens"].shape
       watchdog.arm_for(config.system, compiles=shape not in shapes)
-      with log.pace.waiting():
-        if shape not in shapes:
+      if shape not in shapes:
+        with log.untimed():
           peers.compile_together("the train step", config.system, program.step, state, batch)
+      with log.pace.waiting():
         state, step_metrics = program.step(state, batch)
       shapes.add(shape)
       log.add(step, step_metrics)
       stop = should_stop()
-      is_saved = stop or saves.due(step)
-      if is_saved:
+      if is_saved := stop or saves.due(step):
         log.finish_step()  # Raises if the run has diverged.
         save(step, wait=stop)
       if not stop and is_end_of_epoch(tuning, step):

@@ -133,9 +133,10 @@ class Loop:
     self._trace(step, self._log.finish_step)
     if step > self.step + 1:  # The steps between are left out.
       self.state = steps.move_to(self.state, step - 1)
-    with self._log.pace.waiting():
-      if is_new:
+    if is_new:
+      with self._log.untimed():
         peers.compile_together("the train step", system, train_step, self.state, batch)
+    with self._log.pace.waiting():
       self.state, step_metrics = train_step(self.state, batch)
     self.step = step
     self._log.add(step, step_metrics)

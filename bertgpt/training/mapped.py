@@ -326,11 +326,22 @@ class Loop:
           continue
         events.begin_step(step, compiles=train_step is not compiled)
         watchdog.arm_for(config.system, compiles=train_step is not compiled)
-        compiled = train_step
         trace(step, self._finish_step)
+        if train_step is not compiled:
+          self._compile(train_step, batches)
+        compiled = train_step
         self._do_step(step, train_step, batches, active)
         self._save_and_evaluate(step, active, should_stop)
       watchdog.arm_for(config.system, compiles=True)
+
+  def _compile(self, train_step: Any, batches: Any) -> None:
+    """Compiles a step, whose time does not count as that of a step of any run."""
+    self._finish_step()
+    with contextlib.ExitStack() as stack:
+      for member in self._members:
+        stack.enter_context(member.log.untimed())
+      is_active = np.zeros(len(self._members), bool)
+      train_step.lower(self._states, batches, is_active).compile()  # JAX keeps it for the call.
 
   def _do_step(self, step: int, train_step: Callable, batches: Any,
                active: Sequence[Member]) -> None:

@@ -1,10 +1,11 @@
 """The log of a run's steps, written one step late, which also stops a run that diverges."""
 
+import contextlib
 import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -118,6 +119,20 @@ class StepLog:
     self.finish_step()
     if self._sums.steps:
       self._write(*self._last)
+
+  @contextlib.contextmanager
+  def untimed(self) -> Iterator[None]:
+    """Leaves the time inside the context, that of a compilation, out of the time of the steps.
+
+    Raises:
+      DivergedError: see `finish_step`.
+    """
+    self.finish_step()  # Its own time counts.
+    begin = time.monotonic()
+    try:
+      yield
+    finally:
+      self._clock += time.monotonic() - begin
 
   def message(self, text: str) -> None:
     """Prints a line of its own on stderr."""

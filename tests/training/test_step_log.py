@@ -8,6 +8,7 @@ import tiny
 
 from bertgpt import config as config_lib
 from bertgpt.config.flops import flops_per_step
+from bertgpt.devices import events
 from bertgpt.training import step_log, writer
 
 
@@ -22,6 +23,14 @@ def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_pat
   (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
   scalars = json.loads(line, parse_constant=pytest.fail)
   assert (scalars["step"], scalars["train/loss"], scalars["train/skipped_steps"]) == (3, 3.0, 1)
+
+
+def test_a_compilation_is_not_the_time_of_steps(finished_bert):
+  """The time of the first interval, steps 1 and 2, is less than that of its compilation."""
+  first = json.loads((finished_bert / "metrics.jsonl").read_text().splitlines()[0])
+  compiled = sum(event["seconds"].get("compile", 0) for event in events.read(finished_bert))
+  assert first["step"] == 2
+  assert 0 < 2 * first["perf/step_seconds"] < compiled
 
 
 def test_the_time_that_is_left_counts_the_longer_rows_of_later_phases(tmp_path, monkeypatch,
