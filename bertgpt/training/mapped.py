@@ -365,6 +365,8 @@ class Loop:
     (step, active, step_metrics), self._pending = self._pending, None
     step_metrics = jax.device_get(step_metrics)
     for member in active:
+      if member.error:  # Found only after this step had been started.
+        continue
       i = self._members.index(member)
       member.log.add(step, {name: (total[i], weight[i])
                             for name, (total, weight) in step_metrics.items()})

@@ -317,7 +317,11 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
   file = make_sweep(recipe, tmp_path / "recipe.py",
                     [{"seed": 0, "phases[0].learning_rate": 1e30}, {"seed": 0}])
   assert sweep(file, tmp_path / "sweep", "--config.train.max_bad_steps=3") == 70
-  assert "/000: step" in capsys.readouterr().err.splitlines()[-1]
+  lines = capsys.readouterr().err.splitlines()
+  assert "/000: step 4: loss or gradient not finite in 3" in lines[-1]
+  assert sum("The other runs continue" in line for line in lines) == 1
+  (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+  assert row["workdir"].endswith("/001")
   assert not (tmp_path / "sweep" / "000" / "report.md").exists()
   assert curves(tmp_path / "sweep" / "001").keys() == curves(swept / "000").keys()
   np.testing.assert_allclose(curves(tmp_path / "sweep" / "001")["train/loss"],
