@@ -13,6 +13,7 @@ import time
 import pytest
 
 from bertgpt import files
+from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError, DataError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -51,6 +52,7 @@ def test_a_file_may_be_read_by_those_who_may_read_any_other(tmp_path):
 FULL_DISK = """
 import pathlib, resource, sys
 from bertgpt import files
+from bertgpt.data.text import texts
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
   files.write_atomically(pathlib.Path(sys.argv[1]), "new" * 1000)
@@ -76,6 +78,7 @@ def test_a_folder_that_is_missing_is_an_error_that_names_the_file(tmp_path):
 REWRITE = """
 import pathlib, sys
 from bertgpt import files
+from bertgpt.data.text import texts
 path = pathlib.Path(sys.argv[1])
 print("ready", flush=True)
 while True:
@@ -127,6 +130,7 @@ def test_a_folder_appears_with_all_that_is_in_it(tmp_path):
 WRITE_FOLDER = """
 import pathlib, sys
 from bertgpt import files
+from bertgpt.data.text import texts
 with files.new_folder(pathlib.Path(sys.argv[1]), "--out") as folder:
   (folder / "a.txt").write_text("half")
   print("ready", flush=True)
@@ -193,6 +197,7 @@ def test_leftovers_are_told_from_other_files(tmp_path):
 HOLD = """
 import os, pathlib, sys
 from bertgpt import files
+from bertgpt.data.text import texts
 with files.lock(pathlib.Path(sys.argv[1]), lambda holder: print(holder, flush=True)):
   print("locked by", os.getpid(), flush=True)
   sys.stdin.read()
@@ -339,3 +344,22 @@ def test_a_new_file_replaces_none_that_appears_while_it_is_written(tmp_path):
   with files.publish_when_done(path, "--output") as scratch:
     scratch.write_text("ours")
   assert path.read_text() == "ours" and names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["file/new", "file/new/newer"])
+def test_a_folder_is_not_made_inside_a_file(tmp_path, name):
+  (tmp_path / "file").write_text("x")
+  with (pytest.raises(ConfigError, match=f"--out .*{name}: a part of this path is a file"),
+        files.new_folder(tmp_path / name, "--out")):
+    pass
+  assert (tmp_path / "file").read_text() == "x"
+
+
+def test_an_input_that_is_not_a_file_is_called_what_it_is(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  for name, message in (("none", "no such file"), ("", "is a folder. Give a file"),
+                        ("pipe", "is not a regular file. Write its content to one first")):
+    for read in (files.require_file, texts.read_texts):
+      with pytest.raises(ConfigError) as e:
+        read(tmp_path / name, "--input")
+      assert str(e.value) == f"--input {tmp_path / name}: {message}"

@@ -32,6 +32,7 @@ from bertgpt.files.writing import (
     remove_leftovers,
     remove_tree,
     rename_new,
+    require_file,
     require_parent,
     sync,
     unfinished_path,
@@ -43,5 +44,5 @@ __all__ = ["MANIFEST", "BucketPath", "append", "check_lock", "copy_locally", "do
            "find_problem", "is_remote", "lock", "make_path", "match_objects", "new_folder",
            "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
            "read_json", "refuse_existing", "remove_leftovers", "remove_tree", "rename_new",
-           "require_parent", "size_of", "sync", "unfinished_path", "upload", "upload_all",
-           "without_nonfinite", "write_atomically", "write_json"]
+           "require_file", "require_parent", "size_of", "sync", "unfinished_path", "upload",
+           "upload_all", "without_nonfinite", "write_atomically", "write_json"]

@@ -142,10 +142,14 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     path: path of the new folder.
     flag: flag that named the folder, for error messages.
   Raises:
-    ConfigError: `path` exists.
+    ConfigError: `path` exists, or a file is in the place of one of its folders.
   """
   refuse_existing(path, flag)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError) as e:
+    raise ConfigError(f"{flag} {path}: a part of this path is a file, not a folder. Name a new "
+                      "folder elsewhere") from e
   _remove_abandoned(path)
   with publish_when_done(path) as scratch:
     holder = _make_held(scratch)
@@ -208,6 +212,23 @@ def require_parent(path: pathlib.Path, flag: str) -> None:
   """
   if not path.parent.is_dir():
     raise ConfigError(f"{flag} {path}: there is no folder {path.parent}. Make it first")
+
+
+def require_file(path: pathlib.Path, flag: str) -> None:
+  """Checks that an input is a file, which can be read more than once.
+
+  Args:
+    path: path of the input.
+    flag: the flag that named it, for error messages.
+  Raises:
+    ConfigError: there is nothing, a folder, a pipe or a device.
+  """
+  if path.is_dir():
+    raise ConfigError(f"{flag} {path}: is a folder. Give a file")
+  if not path.exists():
+    raise ConfigError(f"{flag} {path}: no such file")
+  if not path.is_file():
+    raise ConfigError(f"{flag} {path}: is not a regular file. Write its content to one first")
 
 
 def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:

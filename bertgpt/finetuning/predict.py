@@ -213,8 +213,7 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
   if output:
     files.refuse_existing(output, "--output")
     files.require_parent(output, "--output")
-  if not source.is_file():
-    raise ConfigError(f"--input {source}: no such file")
+  files.require_file(source, "--input")
   predictor = open_predictor(path, dtype)
   kind = predictor.trained.task["kind"]
   examples = inputs.read_examples(source, kind, predictor.task)

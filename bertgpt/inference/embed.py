@@ -79,7 +79,9 @@ def check_layer(trained: Trained, layer: str) -> None:
   # The features of words, below the first layer, count as a layer of their own.
   count = trained.config.model.num_layers + families.find(trained.config).reads_words
   if count < LAYERS[layer][0]:
-    raise ConfigError(f"--layer {layer}: the model has only {count} layers. Choose last")
+    fitting = " or ".join(name for name, (size, _) in LAYERS.items() if size <= count)
+    raise ConfigError(f"--layer {layer}: the model has only {count} layer{'s' * (count != 1)}. "
+                      f"Choose {fitting}")
 
 
 def make_rows(trained: Trained, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:

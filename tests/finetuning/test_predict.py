@@ -248,6 +248,8 @@ def test_wrong_files_are_named_and_nothing_is_written(tuned, tmp_path, capsys, n
 
 @pytest.mark.parametrize("arguments, fragment", [
     (["--input=/none"], "--input /none: no such file"),
+    (["--input=/"], "--input /: is a folder. Give a file"),
+    (["--input=/dev/null"], "--input /dev/null: is not a regular file. Write its content to one"),
     (["--output=/none/a"], "--output /none/a: there is no folder /none"),
     (["--dtype=int8"], "argument --dtype: invalid choice"),
 ])

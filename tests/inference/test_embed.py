@@ -126,7 +126,9 @@ def test_strings_give_the_arrays_that_the_command_writes(bert, capsys):
 @pytest.mark.parametrize("flags, fragment", [
     (["--out=a.txt"], "a.txt: name a file that ends in .safetensors or .npy"),
     (["--out=a.npy", "--layer=last"], "a.npy: a .npy file holds one array"),
-    (["--out=a.safetensors", "--layer=last4"], "--layer last4: the model has only 1 layers"),
+    (["--out=a.safetensors", "--layer=last4"],
+     "--layer last4: the model has only 1 layer. Choose cls or mean or last"),
+    (["--out=a.npy", "--input=."], ": is a folder. Give a file"),
     (["--out=none/a.npy"], "there is no folder"),
     (["--out=texts.txt"], "texts.txt: exists already"),
     (["--out=a.npy", "--input=b.txt"], "b.txt: no such file"),

@@ -88,5 +88,8 @@ def test_a_new_family_with_the_ability_is_scored_like_any_other(request, monkeyp
 
 
 def test_a_family_without_the_abilities_is_refused(bert, monkeypatch):
-  with pytest.raises(ConfigError, match="family 'newcomer' gives no probabilities"):
+  """The message names the folder, and every family that is scored in either way."""
+  with pytest.raises(ConfigError) as e:
     scorers.find(rename_family(bert, monkeypatch, {"embed"}))
+  assert str(e.value).startswith(f"--workdir {bert.workdir}: holds a NEWCOMER, which gives no prob")
+  assert all(f"{name}" in str(e.value) for name in ("a BERT", "a GPT", "an XLNET"))

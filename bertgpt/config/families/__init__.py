@@ -39,9 +39,9 @@ def find(config: ConfigDict) -> Family:
 
 
 def with_article(name: str) -> str:
-  """Returns a family's name for sentences, as in 'a BERT' or 'an ALBERT'.
+  """Returns a family's name for sentences, as in 'a BERT' or 'an XLNET'.
 
   Args:
     name: key of `FAMILIES`.
   """
-  return f"{'an' if name[0] in 'aeiou' else 'a'} {name.upper()}"
+  return f"{'an' if name[0] in 'aeioux' else 'a'} {name.upper()}"

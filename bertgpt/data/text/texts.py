@@ -6,6 +6,7 @@
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from bertgpt import files
 from bertgpt.data.text import fields, intake
 from bertgpt.data.text.intake import Counts, TextCleaner
 from bertgpt.errors import ConfigError, DataError
@@ -36,8 +37,7 @@ def iterate_lines(path: pathlib.Path, flag: str) -> Iterator[str]:
     ConfigError: there is no such file.
     DataError: the file is damaged or not text.
   """
-  if not path.is_file():
-    raise ConfigError(f"{flag} {path}: no such file")
+  files.require_file(path, flag)
   for offset, line in intake.read_lines(str(path), _CLEANER, can_replace=False):
     yield _CLEANER.decode(line, str(path), offset)
 

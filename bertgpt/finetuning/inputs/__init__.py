@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from bertgpt import files as file_lib
 from bertgpt.data.text.intake import parse_record
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.inputs import questions, texts, words
@@ -31,8 +32,7 @@ def read_examples(path: pathlib.Path, kind: str, name: str) -> Iterator[Any]:
     ConfigError: there is no such file, or it holds no examples.
     DataError: the file cannot be read, or is in another format.
   """
-  if not path.is_file():
-    raise ConfigError(f"--input {path}: no such file")
+  file_lib.require_file(path, "--input")
   form, count = FORMS[kind], 0
   is_records = ".jsonl" in path.suffixes
   for example in _read_records(path, form, name) if is_records else form.read(path, name):

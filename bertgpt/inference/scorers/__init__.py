@@ -4,6 +4,7 @@ Other modules get the scorer of a model from `find(trained)`, so a new family wi
 abilities needs no change here.
 """
 
+from bertgpt.config import families
 from bertgpt.errors import ConfigError
 from bertgpt.inference.scorers import left_to_right, masked
 from bertgpt.inference.scorers.scorer import Row, Scorer
@@ -32,5 +33,9 @@ def find(trained: Trained) -> Scorer:
     if trained.can(ability):
       trained_lib.require_head(trained, ability)
       return scorer
-  raise ConfigError(f"a model of the family {trained.config.model.family!r} gives no probabilities "
-                    f"of the tokens of a text. Use a model that can {' or '.join(SCORERS)}")
+  place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
+  able = [families.with_article(name) for name, family in families.FAMILIES.items()
+          if any(map(family.can, SCORERS))]
+  raise ConfigError(f"{place} {families.with_article(trained.config.model.family)}, which gives no "
+                    "probabilities of the tokens of a text. Evaluate it without --suite, or give "
+                    f"the --workdir of {' or '.join(able)}")
