@@ -18,6 +18,7 @@ def run_program() -> int:
   """Runs `main`, restarting or forking the process first where needed; returns the exit code."""
   is_distributed = False
   console.open_closed_streams()
+  console.escape_on_stdout()
   events.note_program_start()
 
   def set_up(arguments: argparse.Namespace) -> None:

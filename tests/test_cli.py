@@ -441,6 +441,15 @@ def test_a_program_that_is_started_without_streams_writes_into_no_file(tmp_path,
   assert corpus_lib.is_corpus(tmp_path / "corpus")
 
 
+def test_text_beyond_the_encoding_of_stdout_is_escaped():
+  """In a locale of Latin-1, for example; Python's default is an error in the middle of a line."""
+  code = ("from bertgpt import cli\ncli.main = lambda **_: print('\\u00e9 costs 3 \\u20ac') or 0\n"
+          "raise SystemExit(cli.run_program())")
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=1200,
+                          env=os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)})
+  assert (result.returncode, result.stdout) == (0, b"\xe9 costs 3 \\u20ac\n"), result.stderr
+
+
 def test_a_closed_pipe_gives_no_traceback(recipe):
   process = start("data", f"--config={recipe}")
   process.stdout.close()

@@ -1,6 +1,7 @@
 """Lines on stderr whose failure does not stop the work; standard streams that are closed."""
 
 import contextlib
+import io
 import os
 import stat
 import sys
@@ -20,6 +21,12 @@ def open_closed_streams() -> None:
       stream = os.fdopen(number, mode, closefd=False)
       setattr(sys, name, stream)
       setattr(sys, f"__{name}__", stream)
+
+
+def escape_on_stdout() -> None:
+  r"""Lets stdout write what its encoding lacks as escapes such as \u20ac, as stderr does."""
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def write(text: str) -> None:
