@@ -26,7 +26,8 @@ def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
   """
   found = []
   for path in paths:
-    of_sweep = sorted(file.parent for file in path.glob("[0-9][0-9][0-9]*/config.json"))
+    of_sweep = sorted(file.parent for file in path.glob("[0-9][0-9][0-9]*/config.json")
+                      if file.parent.name.isdigit())  # 001-cola is what was made of a run.
     found += of_sweep if of_sweep and not (path / "config.json").exists() else [path]
   return found
 
