@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bertgpt import config as config_lib
 from bertgpt.config import MESH_AXES, ConfigDict, compiler_options
 from bertgpt.data.batches import formats, loader
-from bertgpt.devices import events, process, sharding, watchdog
+from bertgpt.devices import events, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.models import attention
 from bertgpt.runs import checkpoint, history
@@ -340,8 +340,8 @@ class Loop:
     with contextlib.ExitStack() as stack:
       for member in self._members:
         stack.enter_context(member.log.untimed())
-      is_active = np.zeros(len(self._members), bool)
-      train_step.lower(self._states, batches, is_active).compile()  # JAX keeps it for the call.
+      peers.compile_together("the train step", self._config.system, train_step, self._states,
+                             batches, np.zeros(len(self._members), bool))
 
   def _do_step(self, step: int, train_step: Callable, batches: Any,
                active: Sequence[Member]) -> None:
