@@ -190,8 +190,12 @@ def find(name: str) -> str:
   if name in known:
     return str(folder() / f"{name}.py")
   if len(path.parts) > 1:
-    hint = f". Did you mean --config {path.stem}?" if path.stem in known else ""
-    raise ConfigError(f"--config {name}: no such file{hint}")
+    beside = [file.name for file in path.parent.glob("*.py")]
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    hint = (f"Did you mean --config {path.stem}?" if path.stem in known else
+            f"Did you mean {path.with_name(close[0])}?" if close else
+            "Give an existing file, or the name of a recipe; --config help lists them")
+    raise ConfigError(f"--config {name}: no such file. {hint}")
   close = difflib.get_close_matches(path.stem, known, n=3)
   hint = (f"Did you mean {' or '.join(close)}?" if close else
           f"The recipes that come with bertgpt are {', '.join(known)}")

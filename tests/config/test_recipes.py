@@ -120,8 +120,16 @@ def test_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, expected)
 
 def test_missing_recipe_is_named(tmp_path):
   path = str(tmp_path / "nothing.py")
-  assert problems_of(recipes.load, path) == [f"--config {path}: no such file"]
-  assert problems_of(recipes.load_sweep, path) == [f"--config {path}: no such file"]
+  expected = [f"--config {path}: no such file. Give an existing file, or the name of a recipe; "
+              "--config help lists them"]
+  assert problems_of(recipes.load, path) == problems_of(recipes.load_sweep, path) == expected
+
+
+def test_a_misspelled_file_is_told_the_one_beside_it(tmp_path):
+  (tmp_path / "small.py").write_text("")
+  path = tmp_path / "smal.py"
+  assert problems_of(recipes.load, str(path)) == [
+      f"--config {path}: no such file. Did you mean {tmp_path / 'small.py'}?"]
 
 
 def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
