@@ -99,12 +99,19 @@ def test_float32_products_are_exact_in_training_as_in_the_command(trained, held_
   evaluator = make_evaluator(trained._replace(config=config), held_out, 64, 1)
   program = evaluator.find_program(0)
 
-  def watched(*args):
-    found.update(re.findall(r"stablehlo.dot_general.* precision = \[(\w+)",
-                            program.lower(*args).as_text()))
-    return program(*args)
+  class Watched:
+    """The program, which notes the precision of its products when it is lowered and when called."""
 
-  evaluator.programs.update(dict.fromkeys(evaluator.programs, watched))
+    def lower(self, *args):
+      lowered = program.lower(*args)
+      found.update(re.findall(r"stablehlo.dot_general.* precision = \[(\w+)", lowered.as_text()))
+      return lowered
+
+    def __call__(self, *args):
+      self.lower(*args)
+      return program(*args)
+
+  evaluator.programs.update(dict.fromkeys(evaluator.programs, Watched()))
   evaluate.run(evaluator, trained.params, 0)
   assert found == {precision}
 
