@@ -143,6 +143,7 @@ def make_train_step(setup: Setup) -> Callable:
 
   def train_step(state: TrainState, batch):
     grads, (loss, sums, carry) = compute_gradients(state.params, batch, state.step, state.carry)
+    grads = optimizers.zero_frozen(setup.config, grads)
     grads = remat.gpu_barrier(grads)  # One kernel then updates an array and both of its moments.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
     learning_rate = schedule(state.step)

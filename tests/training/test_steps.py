@@ -83,6 +83,24 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(micro_batche
     assert state.bad_steps == 0 and np.isfinite(metrics["loss"][0])
 
 
+def test_frozen_layers_have_no_backward_pass_and_no_part_in_the_norm():
+  programs, norms = [], []
+  for freeze in ("", "^(embeddings|encoder)/"):
+    config = tiny.make_config(scan_unroll=1)
+    config.optimizer.freeze = freeze
+    with tiny.Setup(config) as setup:
+      state, batch = setup.init(), setup.put(tiny.make_batch(config))
+      step = setup.step(micro_batches=2)
+      programs.append(step.lower(state, batch).compile())
+      norms.append(float(step(state, batch)[1]["grad_norm"][0]))
+  # The layers are loops, whose bodies count once: one forward, one backward.
+  loops = [program.as_text().count(" while(") for program in programs]
+  flops = [program.cost_analysis()["flops"] for program in programs]
+  assert loops[1] < loops[0]
+  assert flops[1] < 0.7 * flops[0]
+  assert norms[1] < norms[0]
+
+
 def test_the_same_step_gives_the_same_bits():
   config = tiny.make_config(dropout=0.1, attention_dropout=0.1)
   with tiny.Setup(config) as setup:

@@ -40,6 +40,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from bertgpt import models, trees
@@ -95,6 +96,22 @@ def check_frozen(config: ConfigDict, params: Any) -> None:
         + ("every parameter, so nothing would be trained. "
            if all(frozen.values()) else "no parameter, so it would have no effect. ")
         + f"The paths of the parameters are such as {next(iter(frozen))} and {list(frozen)[-1]}")
+
+
+def zero_frozen(config: ConfigDict, gradients: Any) -> Any:
+  """Returns gradients that are 0 for the parameters that match `optimizer.freeze`.
+
+  The train step calls it before it measures their norm: then nothing reads what it replaces, and
+  the compiler leaves out the backward pass through layers that are frozen.
+
+  Args:
+    config: a whole config.
+    gradients: tree of arrays with the paths of the parameters.
+  """
+  if not config.optimizer.freeze:
+    return gradients
+  return jax.tree.map(lambda is_frozen, g: jnp.zeros_like(g) if is_frozen else g,
+                      find_frozen(config, gradients), gradients)
 
 
 def find_frozen(config: ConfigDict, params: Any) -> Any:
