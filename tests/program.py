@@ -56,7 +56,7 @@ class Program:
   folder: pathlib.Path
 
   def start(self, workdir, *arguments, devices=1, signal_at=None, signal_in_evaluation=None,
-            hangs_at=None, slow_s=0.0) -> subprocess.Popen:
+            hangs_at=None, slow_s=0.0, cwd=None) -> subprocess.Popen:
     """Starts `bertgpt train`.
 
     Args:
@@ -65,6 +65,7 @@ class Program:
         seconds per batch from then on).
       hangs_at: step, counted from 0, whose batch the process never gets.
       slow_s: seconds that the process needs between two steps.
+      cwd: current folder of the process.
     """
     env = os.environ | self.variables(workdir, devices)
     if slow_s:
@@ -75,7 +76,7 @@ class Program:
         env[name] = " ".join(str(value + 0) for value in at)
     if hangs_at is not None:
       env["WATCH_HANG"] = str(hangs_at)
-    return subprocess.Popen(self.command(workdir, *arguments), env=env, text=True,
+    return subprocess.Popen(self.command(workdir, *arguments), env=env, text=True, cwd=cwd,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
   def command(self, workdir, *arguments) -> list[str]:

@@ -10,8 +10,8 @@ NETWORK = Network(CHIP, [Place(0, (x, 0)) for x in range(4)], (4, 1), {"data": 4
 SHARE = hardware.EFFICIENCY
 
 
-def analyze(text, **arguments):
-  return roofline.analyze(text, NETWORK._replace(**arguments))
+def analyze(text, true_share=None, **arguments):
+  return roofline.analyze(text, NETWORK._replace(**arguments), true_share=true_share)
 
 
 def program_text(body):

@@ -17,6 +17,7 @@ import program as program_lib
 import pytest
 
 from bertgpt import cli, files
+from bertgpt import config as config_lib
 from bertgpt.devices import events, process
 from bertgpt.errors import ConfigError, UserError
 from bertgpt.hub import opening
@@ -183,10 +184,10 @@ def test_a_run_is_verified_exported_and_used_from_a_bucket(storage, run_in_bucke
     assert (bucket / "export" / name).read_bytes() == (tmp_path / "export" / name).read_bytes()
   capsys.readouterr()
   outputs = []
-  for workdir in (run_in_bucket, finished_bert):
+  for workdir in (finished_bert, run_in_bucket, bucket / "export"):
     assert cli.main(["fill", f"--workdir={workdir}", "--text=the cat [MASK] the dog"]) == 0
     outputs.append(capsys.readouterr().out)
-  assert outputs[0] == outputs[1] != ""
+  assert outputs[0] != "" and outputs == 3 * outputs[:1]
 
 
 def test_the_model_of_init_from_and_finetune_comes_from_a_bucket(storage, run_in_bucket,
@@ -310,6 +311,27 @@ def test_the_test_server_keeps_its_word(storage, bucket):
   (bucket / "x").write_bytes(b"1", generation="0")
   with pytest.raises(FileExistsError):
     (bucket / "x").write_bytes(b"2", generation="0")
+
+
+def test_a_trace_in_a_bucket_survives_an_error_and_the_next_start(bucket):
+  def trace(first):
+    with process.tracer((2, 3), bucket / "profile") as visit:
+      for step in range(first, 6):
+        visit(step, lambda: None)
+        jax.block_until_ready(jax.numpy.ones(3) + step)
+      raise KeyboardInterrupt
+
+  for first in (1, 4):  # In the second start, nothing is traced.
+    with pytest.raises(KeyboardInterrupt):
+      trace(first)
+    assert len(list((bucket / "profile").glob("**/*.xplane.pb"))) == 1
+
+
+def test_checkpoints_of_another_program_are_refused_and_stay(bucket):
+  (bucket / "run" / "checkpoints" / "1000" / "_METADATA").write_text("{}")
+  with pytest.raises(ConfigError, match="holds checkpoints, but no config.json"):
+    workdir_lib.check_unchanged(bucket / "run", config_lib.base(), [])
+  assert (bucket / "run" / "checkpoints" / "1000" / "_METADATA").is_file()
 
 
 def test_a_folder_of_other_objects_is_refused_as_a_workdir(bucket):

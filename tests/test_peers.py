@@ -3,6 +3,7 @@
 Otherwise, they would wait for each other for five minutes or more, and the reason would be lost.
 """
 
+import pathlib
 import resource
 import signal
 import time
@@ -45,6 +46,21 @@ def test_a_locked_workdir_ends_both_with_2(program, tmp_path):
   assert time.monotonic() - begin < SOON_S
   assert [result.returncode for result in results] == [2, 2], results
   assert "is in use by" in results[0].stderr and "is in use by" in results[1].stderr
+
+
+def test_a_workdir_that_the_hosts_do_not_share_ends_both_with_2(program, tmp_path):
+  """As on two hosts, the same path leads to two folders."""
+  port, both = program_lib.free_port(), []
+  for i in range(2):
+    (tmp_path / str(i)).mkdir()
+    both.append(program.start(pathlib.Path("/proc/self/cwd/run"),
+                              f"--distributed=127.0.0.1:{port},2,{i}", cwd=tmp_path / str(i)))
+  results = list(map(finish, both))
+  assert [result.returncode for result in results] == [2, 2], results
+  assert "is not the folder of process 0" in results[1].stderr
+  assert "is not the folder of process 0" in results[0].stderr
+  for i in range(2):  # Nothing of a run; process 0 ended while it waited.
+    assert {path.name for path in (tmp_path / str(i) / "run").iterdir()} <= {".lock", ".shared"}
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
   for flag in ("out", "save_reference"):
     if path := getattr(arguments, flag):
       files.require_parent(path, f"--{flag}")
+  compare.check_replaceable(arguments.out)  # Before anything is written or printed.
   runs = compare.read(arguments.runs, arguments.reference)
   if arguments.save_reference:
     mean = bands.average([run for run in runs if not run.is_reference])

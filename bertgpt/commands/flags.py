@@ -147,7 +147,8 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
                       help="join several processes: auto on TPU pods, SLURM and Kubernetes; or the "
                            "address of process 0, the number of processes, and the index of this "
                            "one, from 0")
-  parser.add_argument("--distributed_timeout", type=float, default=300, metavar="SECONDS",
+  parser.add_argument("--distributed_timeout", type=number(float, 1, 1e6), default=300,
+                      metavar="SECONDS",
                       help="time in which all processes must join; default: 300")
 
 

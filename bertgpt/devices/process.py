@@ -9,14 +9,17 @@ import os
 import pathlib
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.devices import lost, signals
+from bertgpt.devices import console, lost, signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
 
@@ -240,12 +243,19 @@ def _start_preemption_service() -> None:
 def use_compilation_cache(folder: str) -> None:
   """Keeps compiled programs between runs, in a private folder: programs in it are executed.
 
+  The variable JAX_COMPILATION_CACHE_DIR replaces the default folder.
+
   Args:
     folder: path of the folder; '': no cache.
   Raises:
     ConfigError: other users may write to the folder, or own it.
     StorageError: the folder cannot be written.
   """
+  named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+  if named and folder == config_lib.base().system.compilation_cache:
+    if files.is_remote(named):
+      return  # JAX reads the variable itself.
+    folder = named
   if folder:
     path = pathlib.Path(folder).expanduser()
     try:
@@ -274,7 +284,14 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
   """
   is_on, folder = False, contextlib.nullcontext(path)
   if steps and files.is_remote(path):  # JAX writes only to disks.
-    folder = files.publish_when_done(path)
+    folder = tempfile.TemporaryDirectory(prefix="bertgpt-")
+
+  def stop() -> None:
+    nonlocal is_on
+    jax.profiler.stop_trace()
+    is_on = False
+    if files.is_remote(path):
+      upload_trace(pathlib.Path(local), path)
 
   def visit(step: int, wait: Callable) -> None:
     nonlocal is_on
@@ -284,14 +301,26 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
       is_on = True
     elif is_on and step == steps[1] + 1:
       wait()
-      jax.profiler.stop_trace()
-      is_on = False
+      stop()
 
   with folder as local:
-    if local != path:
-      local.mkdir()
     try:
       yield visit
     finally:
       if is_on:
-        jax.profiler.stop_trace()
+        stop()
+
+
+def upload_trace(local: pathlib.Path, path: Any) -> None:
+  """Copies a trace to a bucket, beside earlier ones; a failure costs a line, not the run.
+
+  Args:
+    local: folder of the trace.
+    path: folder in the bucket.
+  """
+  try:
+    for file in sorted(local.rglob("*")):
+      if file.is_file():
+        (path / str(file.relative_to(local))).upload(file)
+  except OSError as e:
+    console.say(f"WARNING: {path}: the trace could not be stored ({e})")

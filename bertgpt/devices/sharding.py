@@ -40,7 +40,8 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
   """Returns a (data, fsdp, tensor) mesh over all devices, or over the given ones.
 
   Several slices are connected along `data` only, so that only the sum of the gradients crosses the
-  slow network between them.
+  slow network between them. So are nodes with GPUs, unless the config splits parameters over more
+  devices than a node has.
 
   Args:
     config: validated for these devices.
@@ -52,7 +53,7 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
   shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
   kinds = (AxisType.Auto,) * 3
   num_slices = _count_slices(devices)
-  if num_slices > 1:
+  if num_slices > 1 and (shape[0] % num_slices == 0 or _platform_of(devices[0]) == "tpu"):
     if shape[0] % num_slices:
       raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
                         f"the network between {num_slices} slices. Choose values whose product "

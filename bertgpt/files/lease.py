@@ -102,6 +102,8 @@ class _Lease:
     is_dead = is_here and _start_of(content.get("pid")) != content.get("started")
     if not is_dead and not is_here:
       is_dead = self._is_silent(generation, holder)
+      if not is_dead and self._read() is None:
+        return  # It was released meanwhile.
     if is_dead:
       with contextlib.suppress(FileExistsError):  # Another process was faster.
         self._generation = self._path.write_bytes(self._content(), generation=generation)

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt.errors import ConfigError, StorageError
+from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.files.bucket import SCHEME, BucketPath, in_parallel
 
 
@@ -158,7 +158,14 @@ def download_tree(path: BucketPath, target: pathlib.Path, names: Any) -> None:
     path: folder in a bucket.
     target: local folder.
     names: names of the objects, relative to the folder.
+  Raises:
+    DataError: a name leads out of the folder, which the names of objects may do.
   """
+  names = list(names)
+  for name in names:
+    if name.startswith("/") or ".." in name.split("/"):
+      raise DataError(f"{path}: holds an object {name!r}, whose name leads out of the folder. "
+                      "Rename it")
   def fetch(name: str) -> None:
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).download(target / name)

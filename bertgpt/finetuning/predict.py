@@ -23,6 +23,7 @@ from ml_collections import FrozenConfigDict
 from bertgpt import files
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
+from bertgpt.data.text import intake
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import inputs, lengths
 from bertgpt.finetuning import objectives as task_objectives
@@ -213,6 +214,9 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
   if output:
     files.refuse_existing(output, "--output")
     files.require_parent(output, "--output")
+    if intake.is_compressed(str(output)):
+      raise ConfigError(f"--output {output}: predictions are written without compression. Name the "
+                        f"file {output.with_suffix('').name}")
   files.require_file(source, "--input")
   predictor = open_predictor(path, dtype)
   kind = predictor.trained.task["kind"]

@@ -206,6 +206,9 @@ def read_arrays(path: pathlib.Path, model: ConfigDict) -> dict[str, np.ndarray]:
         if arrays[name].shape != shape:
           raise DataError(f"{path}: {name} has the shape {arrays[name].shape}, but options.json "
                           f"says {shape}. Give the files of one model")
+        if not np.isfinite(arrays[name]).all():
+          raise DataError(f"{path}: {name} holds NaN or infinity. Fetch it again, or give another "
+                          "model")
   except OSError as e:
     raise DataError(f"{path}: is not a complete HDF5 file ({e}). Fetch it again") from e
   return arrays

@@ -9,6 +9,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, recipes, resuming
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.hub.architecture import Architecture
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metrics_file import read_curves
 from bertgpt.runs.trained import Trained
 from bertgpt.training import schedules
@@ -202,7 +203,7 @@ def limits_of_training(trained: Trained) -> list[str]:
     trained: a pretrained model.
   """
   config = trained.config
-  longest = max(phase.seq_len for phase in config.phases)
+  longest = trained_lib.longest_row(trained)
   fresh = [f"The {families.HEADS[head]} has random weights." for head in trained.fresh]
   lines = [*fresh, "It repeats its data, with their mistakes and prejudices. It was not trained to "
            "answer questions or to follow instructions."]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import files
@@ -119,27 +120,28 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
   """
   if not source.is_dir():
     raise ConfigError(f"{flag} {source}: no such folder")
-  if elmo.find_files(source):
+  folder = files.copy_locally(source)
+  if elmo.find_files(folder):
     with name_folder(source, flag):
-      return Opened(**elmo.read_folder(source))
-  weights.refuse_adapter(source)
-  hf_config = read_config(source)
+      return Opened(**elmo.read_folder(folder))
+  weights.refuse_adapter(folder)
+  hf_config = read_config(folder)
   with name_folder(source, flag):
     conversion.find_candidates(hf_config)
-  tensors = weights.find(source)
+  tensors = weights.find(folder)
   with name_folder(source, flag):
     converted = conversion.convert(tensors, hf_config)
     converted = submodels.add(converted, {
-        name: (weights.find(source / name), read_config(source / name))
-        for name in converted.architecture.parts if (source / name / "config.json").exists()})
+        name: (weights.find(folder / name), read_config(folder / name))
+        for name in converted.architecture.parts if (folder / name / "config.json").exists()})
   rows = converted.fields["model.vocab_size"]
-  tokenizer = load_tokenizer(source, rows, flag)
+  tokenizer = load_tokenizer(folder, rows, flag)
   spare = rows - tokenizer.vocab_size
   with name_folder(source, flag):
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
     config = make_config(converted, tokenizer)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
-                (*describe(converted, spare, rows), *describe_modules(source),
+                (*describe(converted, spare, rows), *describe_modules(folder, config, tokenizer),
                  *filter(None, [tokenizer.note])))
 
 
@@ -227,12 +229,29 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     yield f"left out, because the tokenizer has no token for them: the last {spare} of {rows} rows"
 
 
-def describe_modules(source: pathlib.Path) -> Iterator[str]:
-  """Yields what a sentence encoder computes from its features if that is not their mean.
+def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer
+                     ) -> Iterator[str]:
+  """Yields what a sentence encoder does with texts and features, if `embed` does not do it.
 
   Args:
     source: folder of the model; sentence encoders have modules.json in it.
+    config: config of a run that holds the model.
+    tokenizer: tokenizer of the model.
   """
+  with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    texts = files.parse_json((source / "sentence_bert_config.json").read_bytes())
+    longest = texts.get("max_seq_length")
+    if longest and longest < config.model.max_positions:
+      yield (f"this sentence encoder cuts texts to {longest} tokens, bertgpt to the model's "
+             f"{config.model.max_positions} positions")
+    large, small = tokenizer.encode(["THE", "the"])
+    if texts.get("do_lower_case") is True and not np.array_equal(large, small):
+      yield "this sentence encoder changes texts to lower case, bertgpt does not. Do it beforehand"
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    prompts = files.parse_json((source / "config_sentence_transformers.json").read_bytes())
+    if prompts["default_prompt_name"]:
+      prompt = prompts["prompts"][prompts["default_prompt_name"]]
+      yield f"this sentence encoder puts {prompt!r} before each text, bertgpt does not"
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
     for module in files.parse_json((source / "modules.json").read_bytes()):
       kind, path = module["type"].rpartition(".")[2], module["path"]

@@ -59,6 +59,7 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
   trained = spellings.learn_texts(trained, texts)
   rows, num_cut = make_rows(trained, texts)
   note_cut(trained, num_cut, len(texts))
+  trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, rows), len(texts))
   features = embed_rows(trained, rows, layer, batch_size)
   if LAYERS[layer][1]:
     return features
@@ -205,14 +206,16 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
               "batch_size": batch_size} | streams.identify(trained)
   with streams.resumable(out, identity) as work:
     texts = streams.reread(read(), measured, f"--input {source}")
-    num_cut, num_rows, width = write(work, trained, texts, count, layer, batch_size, out.suffix)
+    num_rows, width = write(work, trained, texts, count, layer, batch_size, out.suffix)
+    num_cut, num_untrained = work.state.get("cut", 0), work.state.get("untrained", 0)
   note_cut(trained, num_cut, count)
+  trained_lib.note_untrained(trained, num_untrained, count)
   return (f"{out}: {layer} of {count} texts, float32 {num_rows} x {width}, computed in "
           f"{trained.config.model.dtype}")
 
 
 def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], count: int, layer: str,
-          batch_size: int, suffix: str) -> tuple[int, int, int]:
+          batch_size: int, suffix: str) -> tuple[int, int]:
   """Writes the features of texts, starting with the text at which the work was interrupted.
 
   Args:
@@ -224,12 +227,13 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
     batch_size: texts per batch.
     suffix: ending of the file, one of `feature_files.FORMATS`.
   Returns:
-    (texts that are cut to the model's positions, rows of features, width of a row).
+    (rows of features, width of a row). The state of the work counts texts that are cut to the
+    model's positions, and texts that are longer than the rows of the training.
   """
   num_layers, is_by_token = LAYERS[layer]
   width = trained.config.model.width * num_layers
   file = feature_files.FORMATS[suffix](work, count, width, is_by_token)
-  num_cut = work.state.get("cut", 0)
+  counts = {"cut": work.state.get("cut", 0), "untrained": work.state.get("untrained", 0)}
   progress = Progress(count, done=work.state.get("texts", 0))
   for chunk in streams.chunks(itertools.islice(texts, progress.done, None), CHUNK_TEXTS):
     knowing = spellings.learn_texts(trained, chunk)
@@ -238,11 +242,12 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
     for i, features in iterate_features(knowing, rows, layer, batch_size):
       file.write(i, features)
       progress.add(1)
-    num_cut += cut
-    work.commit(texts=progress.done, cut=num_cut, rows=file.end())
+    counts["cut"] += cut
+    counts["untrained"] += trained_lib.count_untrained(knowing, rows)
+    work.commit(texts=progress.done, rows=file.end(), **counts)
   num_rows = file.finish()
   work.publish(feature_files.NAME)
-  return num_cut, num_rows, width
+  return num_rows, width
 
 
 def check_out(out: pathlib.Path, layer: str) -> None:

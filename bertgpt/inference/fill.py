@@ -63,6 +63,7 @@ def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list
   trained = spellings.learn_texts(trained, texts)
   tokenizer = trained.tokenizer
   rows = [encode_row(trained, text) for text in texts]
+  trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, rows), len(rows))
   continues_V = tokenizer.continues_word()
   return [[top_guesses(tokenizer, p_V, continues_V, top)
            for p_V in predict_masked(trained, row, np.flatnonzero(row == tokenizer.mask_id))]
@@ -178,8 +179,12 @@ def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
     tokenizer: tokenizer of the model.
     token: id.
     continues: whether the token continues a word; its text then begins with ##.
+  Returns:
+    Its text; its name in the vocabulary if that is white space or a part of a character.
   """
   text = tokenizer.decode([token]).strip().removeprefix("##")
+  if not text or "\N{REPLACEMENT CHARACTER}" in text:
+    return tokenizer.pieces[token]
   return f"##{text}" if continues else text
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt import config as config_lib
 from bertgpt.data.text import sources, texts
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError, DataError
@@ -97,7 +98,8 @@ def parse(spec: str) -> list[tuple[str, str]]:
     ConfigError: a name is not in `SUITES`, or has no file.
   """
   parts: list[tuple[str, str]] = []
-  for part in filter(None, map(str.strip, spec.split(","))):
+  # A comma that no NAME= follows belongs to the file, as in tfds:x:test#title,text.
+  for part in filter(None, map(str.strip, re.split(r",(?=\s*(?:\w+=|$))", spec))):
     name, _, file = part.partition("=")
     parts.append((name, file))
   if not parts:
@@ -113,6 +115,8 @@ def parse(spec: str) -> list[tuple[str, str]]:
     if not file:
       raise ConfigError(f"--suite {name}: no data comes with the program. Give {name}=FILE with "
                         f"{SUITES[name].file}")
+    if not file.startswith("tfds:") and (problem := config_lib.remote_problem(file)):
+      raise ConfigError(f"--suite {name}={file}: {problem}")
   return parts
 
 

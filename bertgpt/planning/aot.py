@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, rematerialization
+from bertgpt.config.families.family import num_global_layers
 from bertgpt.config.flops import flops_per_step
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
@@ -241,9 +242,12 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     return answer(None, None, parse_overflow(str(e), sum(lowered.state_bytes)))
+  # In a loop over layers, a conditional chooses between attention to all keys and to near ones.
+  model = config.model
+  true_share = num_global_layers(model) / model.num_layers if model.window else None
   return answer(read_memory(compiled.memory_analysis(), lowered.state_bytes),
                 roofline.analyze(compiled.as_text(), lowered.network,
-                                 flops / len(lowered.network.places)), None)
+                                 flops / len(lowered.network.places), true_share), None)
 
 
 def read_memory(stats: Any, state_bytes: StateBytes) -> Memory:

@@ -138,10 +138,14 @@ class Instruction:
     if self.opcode == "while":
       return [(computations[self.attribute(r"body=%?([\w.$-]+)")], trip_count(self))]
     if self.opcode == "conditional":
-      names = self.attribute(r"branch_computations=\{([^}]*)\}")
-      names = names.split(",") if names else re.findall(
-          r"(?:true|false)_computation=%?([\w.$-]+)", self.attributes)
-      return [(computations[name.strip().lstrip("%")], 1.0) for name in names]
+      names = self.attribute(r"branch_computations=\{([^}]*)\}").split(",")
+      if names == [""]:
+        names = [self.attribute(rf"{value}_computation=%?([\w.$-]+)")
+                 for value in ("false", "true")]
+      share = self.computation.module.true_share
+      runs = [1 - share, share] if share is not None and len(names) == 2 else len(names) * [1.0]
+      return [(computations[name.strip().lstrip("%")], n)
+              for name, n in zip(names, runs, strict=True)]
     if self.opcode in ("fusion", "call", *ASYNC_CALLS):
       name = self.attribute(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.$-]+)")
       return [(computations[name], 1.0)]
@@ -183,10 +187,18 @@ class Computation:
 
 @dataclasses.dataclass(eq=False)
 class HloModule:
-  """A compiled program: its computations by name, and the name of the one that a step runs."""
+  """A compiled program.
+
+  Attributes:
+    entry: name of the computation that a step runs.
+    computations: computations by name.
+    true_share: share of the runs of a conditional with two branches whose condition is true. None:
+      all branches are counted as if they ran every time.
+  """
 
   entry: str = ""
   computations: dict[str, Computation] = dataclasses.field(default_factory=dict)
+  true_share: float | None = None
 
 
 # ------------------------------------------------------------------ parsing
@@ -198,17 +210,18 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
-def parse(text: str) -> HloModule:
+def parse(text: str, true_share: float | None = None) -> HloModule:
   """Parses the text of a compiled program.
 
   Args:
     text: `compiled.as_text()`.
+    true_share: see `HloModule`.
   Returns:
     The module.
   Raises:
     ValueError: an instruction's parentheses do not match.
   """
-  module, computation = HloModule(), None
+  module, computation = HloModule(true_share=true_share), None
   # Metadata of a Pallas kernel may span several lines in the middle of its instruction.
   for line in text.replace("={\n", "={").replace("\n}}", "}}").splitlines():
     if header := _HEADER.match(line):
@@ -290,7 +303,7 @@ def executions(module: HloModule) -> Iterator[Execution]:
     module: the compiled step.
   Yields:
     Every instruction outside fusions and asynchronous calls. Instructions in loops are multiplied
-    by the trip counts; those in the branches of a conditional are counted as if every branch ran.
+    by the trip counts, those in the branches of a conditional by its share: `module.true_share`.
   """
   yield from _executions(module.computations[module.entry], 1.0)
 

@@ -103,7 +103,8 @@ class Roofline(NamedTuple):
     return max(self.seconds_by, key=self.seconds_by.get)
 
 
-def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Roofline:
+def analyze(text: str, network: Network, analytic_flops: float = 0.0,
+            true_share: float | None = None) -> Roofline:
   """Returns the roofline of a compiled program.
 
   Args:
@@ -111,11 +112,12 @@ def analyze(text: str, network: Network, analytic_flops: float = 0.0) -> Rooflin
     network: the machine that runs it.
     analytic_flops: FLOPs of useful work per device. If the program's matmuls have fewer, and some
       kernels do not show their work, the rest is assumed to be in these kernels.
+    true_share: see `HloModule`.
   Returns:
     Work and times of one device in one step.
   """
   chip, chip_work, transfers = network.chip, _ChipWork(network.chip), _Transfers(network)
-  for execution in hlo.executions(hlo.parse(text)):
+  for execution in hlo.executions(hlo.parse(text, true_share)):
     if name := transfers.ends(execution.instruction):
       transfers.end(name, chip_work.seconds)
       continue

@@ -1,5 +1,6 @@
 """Comparison of runs: a table, and a page with curves, configs, scores and samples in one file."""
 
+import collections
 import html
 import json
 import pathlib
@@ -44,9 +45,14 @@ def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[
   paths = list(dict.fromkeys(find_runs(paths)))
   names = ["field", *(path.name for path in paths)]  # "field" is a column of a table.
   runs = [curves.read_run(path) for path in paths]
+  flags = list(dict.fromkeys(references))
+  found = [curves.read_reference(flag) for flag in flags]
+  twice = {name for name, count in collections.Counter(one.name for one in found).items()
+           if count > 1}
   return [run._replace(name=str(path)) if names.count(path.name) > 1 else run
-          for run, path in zip(runs, paths, strict=True)] + list(
-              map(curves.read_reference, dict.fromkeys(references)))
+          for run, path in zip(runs, paths, strict=True)] + [
+              one._replace(name=flag) if one.name in twice else one
+              for one, flag in zip(found, flags, strict=True)]
 
 
 def label(run: Compared) -> str:

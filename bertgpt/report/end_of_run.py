@@ -256,6 +256,9 @@ def align(table: Sequence[Sequence[str]]) -> list[str]:
 # ----------------------------------------------------------------- samples
 
 
+MOST_DOCUMENTS = 1_000  # Documents among which a suitable sentence is looked for.
+
+
 def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
   """Returns held-out sentences with one word masked, and the five likeliest tokens in its place.
 
@@ -274,7 +277,7 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
   continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
   longest = min(40, trained.config.model.max_positions - 2)
   lines = []
-  for document in rng.permutation(len(held_out)):
+  for document in rng.permutation(len(held_out))[:MOST_DOCUMENTS]:
     sentence = pick_sentence(held_out, int(document), rng)
     followed = np.append(continues[sentence[1:]] & ~ends[sentence[:-1]], False)
     places = np.flatnonzero(is_whole[sentence] & ~followed)

@@ -33,7 +33,7 @@ from bertgpt.devices import console, peers
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import quiet, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
-from bertgpt.runs.manifest import ITEMS, Damaged, check_files, read_manifest
+from bertgpt.runs.manifest import ITEMS, MANIFEST, Damaged, check_files, read_manifest
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest, rename_fields
 
@@ -284,9 +284,11 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
   Raises:
     DataError: no step is good, or the saved parameters have another structure, shape or dtype.
   """
-  root = checkpoints_path(workdir)
-  for step in reversed(find_steps(root)):
-    path = root / str(step)
+  root, tried = checkpoints_path(workdir), set[int]()
+  # A run that is being trained replaces its steps meanwhile, so they are listed again.
+  while steps := [step for step in find_steps(root) if step not in tried]:
+    tried.add(steps[-1])
+    path = root / str(steps[-1])
     try:
       manifest = check_files(path, ("params",))
       saved = _split(manifest["leaves"])["params"]
@@ -296,7 +298,8 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       params = _restore(path, saved, named_leaves({"params": abstract_params}))
       return jax.tree.unflatten(jax.tree.structure(abstract_params), params), manifest["metadata"]
     except Damaged as e:
-      console.say(f"WARNING: {path} is damaged: {e}. The previous checkpoint is used")
+      if path.is_dir():
+        console.say(f"WARNING: {path} is damaged: {e}. The previous checkpoint is used")
   raise _none_usable(root)
 
 
@@ -414,6 +417,8 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
         restored |= named_leaves(reader.restore(os.fspath(path / item), args=ocp.args.PyTreeRestore(
             item=nest(dict.fromkeys(part, 0)), restore_args=nest(args))))
       except (OSError, ValueError) as e:
+        if not (path / MANIFEST).is_file():
+          raise Damaged("it has been deleted meanwhile") from e
         if not files.is_remote(path):
           raise
         raise StorageError(f"{path}: cannot be read ({one_line(e)}). Give the same command again"

@@ -22,7 +22,7 @@ from typing import Any
 
 from bertgpt import files
 from bertgpt.devices import console
-from bertgpt.errors import StorageError
+from bertgpt.errors import StorageError, one_line
 from bertgpt.runs.manifest import MANIFEST, write_manifest
 
 
@@ -42,10 +42,15 @@ def find_steps(root: pathlib.Path) -> list[int]:
     has_content = lambda path: (path / MANIFEST).is_file()
   else:
     has_content = lambda path: path.is_dir() and any(path.iterdir())
-  return [int(path.name) for path in _named_like_steps(root) if has_content(path)]
+  return [int(path.name) for path in named_like_steps(root) if has_content(path)]
 
 
-def _named_like_steps(root: pathlib.Path) -> list[pathlib.Path]:
+def named_like_steps(root: pathlib.Path) -> list[pathlib.Path]:
+  """Returns all folders that are named like a step, complete or not, by ascending step.
+
+  Args:
+    root: folder of the checkpoints, which may be absent.
+  """
   paths = root.iterdir() if root.is_dir() else ()
   return sorted((p for p in paths if p.name.isdecimal() and str(int(p.name)) == p.name),
                 key=lambda path: int(path.name))
@@ -60,7 +65,7 @@ def clean(root: pathlib.Path) -> None:
     OSError: it cannot be written.
   """
   if files.is_remote(root):
-    for path in _named_like_steps(root):
+    for path in named_like_steps(root):
       if not (path / MANIFEST).is_file():
         path.remove_tree()  # type: ignore[attr-defined]
     return
@@ -108,19 +113,22 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
 
 
 def delete(root: pathlib.Path, step: int) -> None:
-  """Deletes a step.
+  """Deletes a step; a failure costs a line, because newer steps are complete.
 
   Args:
     root: folder of the checkpoints.
     step: the step.
-  Raises:
-    OSError: it cannot be deleted.
   """
-  if files.is_remote(root):
-    (root / str(step)).remove_tree()  # type: ignore[attr-defined]
-  else:
-    # Moved first: a partly deleted directory must not look like a damaged step.
-    shutil.rmtree((root / str(step)).rename(root / "unfinished" / f"deleted-{step}"))
+  path = root / str(step)
+  try:
+    if files.is_remote(root):
+      path.remove_tree()  # type: ignore[attr-defined]
+    else:
+      # Moved first: a partly deleted directory must not look like a damaged step. What another
+      # program keeps open on NFS stays, and is deleted by `clean`.
+      shutil.rmtree(path.rename(root / "unfinished" / f"deleted-{step}"), ignore_errors=True)
+  except OSError as e:
+    console.say(f"WARNING: {path} could not be deleted ({one_line(e)}). The next save tries again")
 
 
 def rename_aside(path: pathlib.Path, prefix: str) -> pathlib.Path:

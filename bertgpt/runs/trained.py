@@ -3,10 +3,12 @@
 import contextlib
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import CHOICES, ConfigDict, choices, families, recipes, with_model_at
 from bertgpt.data.tokens import tokenizers
@@ -81,12 +83,42 @@ def note_dtype(config: ConfigDict) -> None:
 
 
 def longest_row(trained: Trained) -> int:
-  """Returns the number of tokens of the longest rows that a model was trained on.
+  """Returns the number of tokens of the longest rows that a model was trained on, up to its step.
 
   An imported model is assumed to be trained on all of its positions.
   """
-  longest = max(phase.seq_len for phase in trained.config.phases)
-  return longest if trained.step else trained.config.model.max_positions
+  if not trained.step:
+    return trained.config.model.max_positions
+  step = min(trained.step, config_lib.total_steps(trained.config))
+  last, _ = config_lib.phase_at(trained.config, step - 1)
+  return max(phase.seq_len for phase in trained.config.phases[:last + 1])
+
+
+def count_untrained(trained: Trained, rows: Sequence[Any]) -> int:
+  """Returns how many rows have positions with a vector of their own that training never used.
+
+  Args:
+    trained: the model.
+    rows: tokens of each row.
+  """
+  if trained.task or "position" not in trained.params.get("embeddings", {}):
+    return 0
+  longest = longest_row(trained)
+  return sum(len(row) > longest for row in rows)
+
+
+def note_untrained(trained: Trained, count: int, num_rows: int) -> None:
+  """Prints a note on stderr if rows are longer than those of the training.
+
+  Args:
+    trained: the model.
+    count: result of `count_untrained`.
+    num_rows: all rows.
+  """
+  if count:
+    print(f"note: {count} of {num_rows} texts have more tokens than the rows of the training "
+          f"({longest_row(trained)}). The vectors of the positions beyond are not trained",
+          file=sys.stderr)
 
 
 def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:

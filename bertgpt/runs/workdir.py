@@ -13,12 +13,17 @@
 """
 
 import contextlib
+import os
 import pathlib
 import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import jax
 
 from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, resuming, unread
@@ -26,9 +31,11 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, StorageError
-from bertgpt.runs import checkpoint
+from bertgpt.runs import checkpoint, step_folders
 
 POINT = "the lock of the workdir"  # Name of the point at which all processes meet.
+SHARED = ".shared"  # File by which the other processes know the folder of process 0.
+SHARED_SECONDS = 30.0  # A listing asks the server of NFS at once; the rest is for slow disks.
 TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
                 "import --from {path} --workdir NEW`")
 
@@ -55,17 +62,21 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
   if not is_first:
     peers.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
+    check_shared(workdir, peers.ask_first(""))
+    peers.wait_for_all(f"{POINT}, as one folder")
     yield
     return
   made = [] if files.is_remote(workdir) else [
       path for path in (workdir, *workdir.parents) if not path.exists()]
   create(workdir)
   try:
-    with lock(workdir):
+    with lock(workdir), mark_shared(workdir) as key:
       peers.wait_for_all(POINT)
       for name in ("config.json", "metrics.jsonl", "report.md", "tokenizer"):
         files.remove_leftovers(workdir, name)
       try:
+        peers.ask_first(key)
+        peers.wait_for_all(f"{POINT}, as one folder")
         yield
       except BaseException:
         # In a bucket, there are no folders, and the lock is deleted by its holder.
@@ -80,6 +91,49 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
       for path in made:
         path.rmdir()
     raise
+
+
+@contextlib.contextmanager
+def mark_shared(workdir: pathlib.Path) -> Iterator[str]:
+  """Writes a key by which other processes know the workdir inside the context; see `check_shared`.
+
+  Args:
+    workdir: folder of the run, which exists.
+  Yields:
+    The key; '' if no other process looks for it.
+  """
+  if jax.process_count() == 1 or files.is_remote(workdir):
+    yield ""
+    return
+  key, path = secrets.token_hex(8), workdir / SHARED
+  path.write_text(key)
+  try:
+    yield key
+  finally:
+    path.unlink(missing_ok=True)
+
+
+def check_shared(workdir: pathlib.Path, key: str) -> None:
+  """Checks that a workdir is the folder of process 0, not one of the same name on another disk.
+
+  Otherwise all processes would train until the first save, and then wait for each other's files.
+
+  Args:
+    workdir: folder of the run on this host.
+    key: result of `mark_shared` in process 0.
+  Raises:
+    ConfigError: it is another folder.
+  """
+  end = time.monotonic() + SHARED_SECONDS
+  while key:
+    os.listdir(workdir)  # A client of NFS then asks the server which files there are.
+    with contextlib.suppress(OSError):
+      if (workdir / SHARED).read_text() == key:
+        return
+    if time.monotonic() > end:
+      raise ConfigError(f"--workdir {workdir}: is not the folder of process 0, but another one of "
+                        "this name. Put it on storage that all hosts share")
+    time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -251,7 +305,10 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
     ConfigError: fields differ, one line per field, or config.json is missing.
   """
   if not (workdir / "config.json").exists():
-    if checkpoint.committed_steps(workdir):
+    # In a bucket, a folder without a manifest would be deleted as the remains of a save.
+    if checkpoint.committed_steps(workdir) or (
+        files.is_remote(workdir)
+        and step_folders.named_like_steps(step_folders.checkpoints_path(workdir))):
       raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json. Restore the "
                         "file from a backup, or use another --workdir")
     check_unused(workdir)

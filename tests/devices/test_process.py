@@ -122,6 +122,17 @@ def test_the_compilation_cache_is_private(tmp_path):
   assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("field, used", [("~/.cache/bertgpt/xla", "mine"), ("FOLDER/own", "own")])
+def test_the_variable_of_jax_replaces_the_default_cache(tmp_path, field, used):
+  folder = field.replace("FOLDER", str(tmp_path))
+  result = run_python(f"import os; os.environ.update(JAX_COMPILATION_CACHE_DIR='{tmp_path}/mine', "
+                      f"HOME='{tmp_path}/home')\nimport jax\nfrom bertgpt.devices import process\n"
+                      f"process.use_compilation_cache('{folder}')\n"
+                      "print(jax.config.jax_compilation_cache_dir)")
+  assert result.stdout.strip() == f"{tmp_path}/{used}", result.stderr
+  assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize("host, found", [
     ("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.0.1", True),
     ("0.0.0.0", False), ("10.1.2.3", False), ("no.such.host.invalid", False)])

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from bertgpt import files
-from bertgpt.errors import ConfigError, StorageError, exit_code
+from bertgpt.errors import ConfigError, DataError, StorageError, exit_code
 from bertgpt.files import bucket as bucket_lib
-from bertgpt.files import gcs
+from bertgpt.files import gcs, paths
 
 NAMES = ("a.txt", "b/c.txt", "b/d/e.jsonl", "b/d/[f]", "g h/\u00e9%2F.bin", "b/.e.jsonl", ".h/i")
 
@@ -191,6 +191,13 @@ def test_a_local_copy_of_a_folder(both):
   assert {name: (copy / name).read_bytes() for name in NAMES} == {
       name: (on_disk / name).read_bytes() for name in NAMES}
   assert files.copy_locally(on_disk) == on_disk
+
+
+@pytest.mark.parametrize("name", ["a/../../../x", "/x"])
+def test_a_name_that_leads_out_of_a_folder_is_not_copied(bucket, tmp_path, name):
+  with pytest.raises(DataError, match="leads out of the folder"):
+    paths.download_tree(bucket, tmp_path / "copy", ["good", name])
+  assert not (tmp_path / "copy").exists() and not (tmp_path / "x").exists()
 
 
 # ------------------------------------------------------------------- faults

@@ -74,6 +74,17 @@ def test_a_lock_of_another_machine_counts_until_it_is_silent(bucket, monkeypatch
     assert b"far" not in path.read_bytes()
 
 
+def test_a_lock_that_is_released_meanwhile_is_taken(bucket, monkeypatch):
+  monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
+  path = bucket / ".lock"
+  path.write_bytes(json.dumps({"holder": "process 7", "machine": "far", "pid": 1}).encode())
+  release = threading.Timer(0.5, path.unlink)
+  release.start()
+  with files.lock(path, refuse):
+    release.join()
+    assert b"far" not in path.read_bytes()
+
+
 def test_of_many_that_find_a_dead_lock_one_gets_it(bucket):
   path = bucket / ".lock"
   path.write_bytes(json.dumps({"holder": "x", "machine": lease._describe_machine(),

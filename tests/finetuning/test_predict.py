@@ -86,6 +86,7 @@ def test_examples_are_read_as_they_are_needed(tuned, sentences):
 @pytest.mark.parametrize("name, content", [
     ("a.tsv", "sentence\tid\n{0}\t5\n{1}\tx\n"),
     ("a.tsv", "label\tsentence\tindex\r\n?\t{0}\t5\r\n\t{1}\tx\r\n"),
+    ("a.tsv", "\nsentence\tidx\n{0}\t5\n\n{1}\tx\n".removeprefix("\n")),
     ("a.jsonl", '{{"id": 5, "sentence": "{0}"}}\n\n{{"id": "x", "sentence": "{1}", "more": []}}\n'),
     ("a.jsonl", '\ufeff{{"idx": 5, "text": "{0}"}}\n{{"index": "x", "text": "{1}"}}'),
 ])
@@ -101,6 +102,12 @@ def test_every_format_gives_the_same(tuned, sentences, tmp_path, capsys, name, c
       (p["id"], p["label"]) for p in expected]
   assert [float(row["positive"]) for row in table] == pytest.approx(
       [p["probabilities"]["positive"] for p in expected], abs=1e-6)
+
+
+def test_examples_without_a_name_are_counted(tuned, sentences, tmp_path, capsys):
+  (tmp_path / "a.tsv").write_text("sentence\n\n{}\n\n{}\n".format(*sentences))
+  assert run(tuned, tmp_path / "a.tsv", "--format=jsonl") == 0
+  assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == ["0", "1"]
 
 
 def test_lines_of_a_text_file_are_texts(tuned, sentences, tmp_path, capsys):

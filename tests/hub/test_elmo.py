@@ -178,8 +178,15 @@ def truncate(folder):
   path.write_bytes(path.read_bytes()[:2000])
 
 
+def spoil(folder):
+  import h5py
+  with h5py.File(folder / "elmo_weights.hdf5", "r+") as file:
+    file["CNN_proj/b_proj"][0] = np.nan
+
+
 @needs_h5py
 @pytest.mark.parametrize("damage, message", [
+    (spoil, "CNN_proj/b_proj holds NaN or infinity"),
     (truncate, "elmo_weights.hdf5: is not a complete HDF5 file"),
     (change(lstm__projection_dim=8), "but options.json says"),
     (change(lstm__n_layers=3), "lacks RNN_0/RNN/MultiRNNCell/Cell2/LSTMCell/W_0"),

@@ -198,6 +198,21 @@ def test_a_sentence_encoder_says_what_it_computes_from_its_features(
   assert all(part in note for part, note in zip(notes, found, strict=True))
 
 
+@pytest.mark.parametrize("name, content, note", [
+    ("sentence_bert_config.json", {"max_seq_length": 8}, "cuts texts to 8 tokens, bertgpt to the"),
+    ("sentence_bert_config.json", {"max_seq_length": 100_000, "do_lower_case": False}, ""),
+    ("sentence_bert_config.json", {"max_seq_length": None}, ""),
+    ("config_sentence_transformers.json",
+     {"prompts": {"query": "query: "}, "default_prompt_name": "query"}, "puts 'query: ' before"),
+    ("config_sentence_transformers.json", {"prompts": {}, "default_prompt_name": None}, "")])
+def test_a_sentence_encoder_says_what_it_does_with_texts(exported_bert, tmp_path, name, content,
+                                                         note):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  (folder / name).write_text(json.dumps(content))
+  found = opening.open_folder(folder, "--from").notes
+  assert len(found) == bool(note) and note in "".join(found)
+
+
 @pytest.mark.parametrize("content", ["", "[", "3", "null", "{}", "[1]", '[{"type": 3}]',
                                      '[{"type": "a.Pooling", "path": "nowhere"}]'])
 def test_a_damaged_list_of_modules_is_not_read(exported_bert, tmp_path, content):

@@ -16,6 +16,7 @@ from bertgpt.data.tokens.tokenizers import load_tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.inference import fill
 from bertgpt.models import Inputs
+from bertgpt.runs import trained as trained_lib
 
 
 def test_masked_words_are_hidden_and_their_context_is_not(bert):
@@ -213,6 +214,30 @@ def test_the_command_never_names_a_special_token(capsys, finished_bert, bert):
   assert code == 0 and len(names) == tokenizer.vocab_size - len(
       {*tokenizer.special_ids, tokenizer.unk_id} - {-1})
   assert not {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} & set(names)
+
+
+def test_a_token_without_visible_text_has_the_name_of_the_vocabulary():
+  config = config_lib.base().tokenizer
+  config.update(kind="bpe", vocab_size=275)
+  tokenizer = training.train_tokenizer(config, ["the cat saw the dog, and the dog ran."] * 20)
+  names = [fill.name_token(tokenizer, i, False) for i in range(tokenizer.vocab_size)]
+  assert all(name.strip() and "\N{REPLACEMENT CHARACTER}" not in name for name in names)
+  newline, = tokenizer.encode(["\n"])[0]
+  assert names[newline] == tokenizer.pieces[newline]
+
+
+@pytest.mark.parametrize("rows, is_noted", [([32], False), ([33, 5], True)])
+def test_rows_longer_than_those_of_the_training_are_noted(bert, capsys, rows, is_noted):
+  """Even though later phases will be longer: they have not begun."""
+  config = bert.config.copy_and_resolve_references()
+  config.phases = (config_lib.phase(steps=40, seq_len=32), config_lib.phase(steps=40, seq_len=64))
+  trained = bert._replace(config=config, step=40)
+  count = trained_lib.count_untrained(trained, [np.zeros(n) for n in rows])
+  trained_lib.note_untrained(trained, count, len(rows))
+  error = capsys.readouterr().err
+  assert is_noted == bool(error)
+  assert is_noted == ("1 of 2 texts have more tokens than the rows of the training (32)" in error)
+  assert trained_lib.longest_row(trained._replace(step=41)) == 64
 
 
 @pytest.mark.parametrize("flags, fragment", [

@@ -5,6 +5,7 @@ import gzip
 import pytest
 from one_by_one import encode
 
+from bertgpt.errors import ConfigError
 from bertgpt.inference import suites, zero_shot
 from bertgpt.inference.suites import SUITES
 
@@ -40,6 +41,13 @@ def test_stop_tokens_are_no_guess_for_a_last_word(gpt):
   token = lambda text: encode(gpt, text)[0]
   assert is_stop[[token("the"), token("a"), token("."), gpt.tokenizer.eod_id]].all()
   assert not is_stop[[token("tree"), token("cat")]].any()
+
+
+def test_a_comma_belongs_to_the_file_unless_a_name_follows():
+  assert suites.parse("text=a,b.txt, pairs=tfds:x:test#good,bad") == [
+      ("text", "a,b.txt"), ("pairs", "tfds:x:test#good,bad")]
+  with pytest.raises(ConfigError, match="--suite text=gs://b/x.txt: .* only local paths"):
+    suites.parse("text=gs://b/x.txt")
 
 
 @pytest.mark.parametrize("name, text", [

@@ -204,3 +204,16 @@ def test_the_compilers_own_estimates_are_summed():
   text = DOT.replace("rhs_contracting_dims={0}",
                      'rhs_contracting_dims={0}, backend_config={"estimated_cycles":"500"}')
   assert analyze(text).compiler_seconds == 500 / CHIP.clock
+
+
+@pytest.mark.parametrize("share, dots", [(1 / 3, 8), (None, 18)])
+def test_the_branches_of_a_conditional_count_by_their_share(share, dots):
+  """Every third of six layers has two products, the others have one."""
+  def layers(x, w):
+    body = lambda i, x: jax.lax.cond(i % 3 == 0, lambda x: x @ w @ w, lambda x: x @ w, x)
+    return jax.lax.fori_loop(0, 6, body, x)
+
+  x = jnp.ones((64, 64))
+  text = jax.jit(layers).lower(x, x).compile().as_text()
+  assert " conditional(" in text
+  assert analyze(text, true_share=share).matmul_flops == pytest.approx(dots * 2 * 64**3)

@@ -119,6 +119,24 @@ def test_each_run_has_a_name_of_its_own(tmp_path):
   assert compare.lines(runs[:2])[-1].split() == ["seed", "0", "3"]
 
 
+def test_each_reference_has_a_name_of_its_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run = make_run(tmp_path / "a")
+  for folder in ("b", "c"):
+    (tmp_path / folder).mkdir()
+    assert cli.main(["compare", str(run), "--save_reference", f"{folder}/mine.json"]) == 0
+  runs = compare.read([run], ["b/mine.json", "demo", "c/mine.json"])
+  assert [run.name for run in runs] == ["a", "b/mine.json", "demo", "c/mine.json"]
+
+
+def test_a_page_that_may_not_be_written_stops_all_of_the_command(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  run = make_run(tmp_path / "a")
+  (tmp_path / "compare.html").write_text("mine")
+  assert cli.main(["compare", str(run), "--save_reference", "mine.json"]) == 2
+  assert not capsys.readouterr().out and not (tmp_path / "mine.json").exists()
+
+
 def test_a_phase_that_a_run_lacks_is_one_line(tmp_path):
   first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
   config = recipes.from_json((second / "config.json").read_bytes())

@@ -1,8 +1,10 @@
 """A restored state is the saved one, bit for bit; anything else is not restored."""
 
 import contextlib
+import errno
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -199,6 +201,23 @@ def test_parameters_are_restored_without_the_rest(copy):
   assert_same_bits(params, expected)
 
 
+def test_a_reader_of_a_run_that_goes_on_gets_a_newer_step(copy, monkeypatch, capfd):
+  """The run replaces the only step while a reader opens it."""
+  root, hidden = copy / "checkpoints", copy / "hidden"
+  (root / "20").rename(hidden)
+  restore = checkpoint._restore
+
+  def replace_and_restore(path, *arguments):
+    if hidden.exists():
+      hidden.rename(root / "20")
+      shutil.rmtree(path)
+    return restore(path, *arguments)
+
+  monkeypatch.setattr(checkpoint, "_restore", replace_and_restore)
+  _, metadata = checkpoint.restore_params(copy)
+  assert metadata["step"] == 20 and not capfd.readouterr().err
+
+
 def test_parameters_of_a_damaged_step_are_those_of_the_step_before(copy, capfd):
   damage = next((copy / "checkpoints/20/params/ocdbt.process_0/d").iterdir())
   damage.write_bytes(damage.read_bytes()[:-1] + b"?")
@@ -368,6 +387,25 @@ def test_keeps_the_newest_good_steps_only(tmp_path):
   assert checkpoint.committed_steps(tmp_path) == [4, 5]
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["4", "5", "unfinished"]
   assert not os.listdir(tmp_path / "checkpoints/unfinished")
+
+
+def test_a_step_that_cannot_be_deleted_costs_a_line(tmp_path, monkeypatch, capfd):
+  """As if the storage refused."""
+  save(tmp_path, 1)
+  rename = pathlib.Path.rename
+
+  def refuse(path, target):
+    if path.name == "1":
+      raise OSError(errno.ENOTEMPTY, "Directory not empty")
+    return rename(path, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "rename", refuse)
+    save(tmp_path, 2, keep=1)
+  assert checkpoint.committed_steps(tmp_path) == [1, 2]
+  assert "checkpoints/1 could not be deleted (Directory not empty)" in capfd.readouterr().err
+  save(tmp_path, 3, keep=1)
+  assert checkpoint.committed_steps(tmp_path) == [3]
 
 
 def test_damaged_steps_do_not_count_as_kept(tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 from bertgpt.data.text.intake import take_text
 from bertgpt.errors import DataError
 from bertgpt.finetuning.inputs.form import (
+    ID_KEYS,
     Form,
     Prediction,
     Setting,
@@ -57,10 +58,12 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
   header, wanted = first[1].split("\t"), _find_names(first[1].split("\t"), name)
   if not wanted and len(header) == len(task.header):  # No header line, as in CoLA's train.tsv.
     lines, header, wanted = _chain(first, lines), list(task.header), task.texts
-  for row in glue.iterate_rows(lines, path, header, wanted or task.texts, task):
+  is_named = not set(ID_KEYS).isdisjoint(header)
+  for i, row in enumerate(glue.iterate_rows(lines, path, header, wanted or task.texts, task,
+                                            ID_KEYS)):
     if row.values is None:
       raise DataError(f"{path}, line {row.line}: lacks columns. Repair the line or remove it")
-    yield Example(row.id, tuple(row.values))
+    yield Example(row.id if is_named and row.id.strip() else str(i), tuple(row.values))
 
 
 def _chain(first, lines):

@@ -273,7 +273,8 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
 
 
 def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: Sequence[str],
-                 wanted: Sequence[str], glue: Glue) -> Iterator[Row]:
+                 wanted: Sequence[str], glue: Glue, names: Sequence[str] = INDEX_COLUMNS
+                 ) -> Iterator[Row]:
   """Yields the rows of a TSV file, without empty lines.
 
   Args:
@@ -282,6 +283,7 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
     header: name of every column.
     wanted: names of the columns whose values are yielded.
     glue: task of the file.
+    names: columns that name the rows; the first that is there is used.
   Raises:
     DataError: a column is missing, or a line has too few columns.
   """
@@ -290,7 +292,7 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
                     f"{', '.join(filter(None, header)) or 'none'}. Give the official {glue.folder} "
                     "file")
   places = [header.index(name) for name in wanted]
-  named = next((header.index(name) for name in INDEX_COLUMNS if name in header), None)
+  named = next((header.index(name) for name in names if name in header), None)
   first = None
   for number, line in lines:
     first = number if first is None else first
