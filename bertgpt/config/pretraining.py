@@ -310,7 +310,8 @@ def base() -> ConfigDict:
   profile.steps = ()
 
   config.system = system = ConfigDict()
-  system.compilation_cache = "~/.cache/bertgpt/xla"  # folder of compiled programs; '': none
+  # Folder of compiled programs; JAX_COMPILATION_CACHE_DIR replaces the default; '': none.
+  system.compilation_cache = "~/.cache/bertgpt/xla"
   # A step that takes longer ends the process and prints its stacks; 0: no limit.
   system.hang_timeout_minutes = 30.0
   # Extra time for a step that needs programs to be compiled; 0: no limit for such a step.
