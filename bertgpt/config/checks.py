@@ -356,7 +356,8 @@ def _mesh_problems(config, num_devices):
                     f"data x fsdp = {data * mesh.fsdp} devices")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
-  for field in ("num_heads", "mlp_dim", *sorted(of_generator)):
+  of_attention = ["num_heads"] * bool(_stacks(config.model))
+  for field in (*of_attention, "mlp_dim", *sorted(of_generator)):
     if config.model[field] % mesh.tensor:
       problems.append(f"mesh.tensor={mesh.tensor} does not divide "
                       f"model.{field}={config.model[field]}")

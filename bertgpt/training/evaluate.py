@@ -186,7 +186,11 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
           f"{', '.join(families.HEADS[head] for head in trained.fresh)}", file=sys.stderr)
   config = recipes.override(trained.config, overrides)
   check_same_model(trained.config, config)
-  config_lib.validate(config, jax.device_count(), jax.default_backend())
+  checked = config.copy_and_resolve_references()  # The batches of the training are not made here.
+  checked.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
+  for p in checked.phases:
+    p.update(batch_size=config.eval.batch_size, micro_batches=1)
+  config_lib.validate(checked, jax.device_count(), jax.default_backend())
   held_out = open_corpus(corpora.find_corpus(config), "validation")
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "

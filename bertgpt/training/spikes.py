@@ -51,6 +51,40 @@ def init_guard(config: ConfigDict) -> Any:
           "count": jnp.zeros((), jnp.int32)}
 
 
+def find_starts(config: ConfigDict) -> list[int]:
+  """Returns for every phase but the first the steps done when its first step begins.
+
+  Args:
+    config: a whole config. Steps that `train.skip_steps` leaves out begin no phase.
+  """
+  starts, first = [], 0
+  for p in config.phases[:-1]:
+    first += p.steps
+    start = first
+    for low, high in sorted(config.train.skip_steps):
+      if low <= start + 1 <= high:
+        start = high
+    starts.append(start)
+  return starts
+
+
+def at_step(config: ConfigDict, guard: Any, step: jax.Array) -> Any:
+  """Returns the state of the guard for a step: empty if a phase begins.
+
+  The gradients of a phase with other batches or rows may be larger by more than a spike, and
+  skipped steps would never change the median.
+
+  Args:
+    config: a whole config.
+    guard: state of the guard after the previous step; () without one.
+    step: int32 scalar, steps done.
+  """
+  starts = find_starts(config)
+  if not guard or not starts:
+    return guard
+  return guard | {"count": jnp.where(jnp.isin(step, jnp.array(starts)), 0, guard["count"])}
+
+
 def is_spike(config: ConfigDict, guard: Any, values: jax.Array) -> jax.Array:
   """Returns whether a step is a spike: a bool scalar.
 

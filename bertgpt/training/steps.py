@@ -152,12 +152,13 @@ def make_train_step(setup: Setup) -> Callable:
     grad_norm = optax.tree.norm(grads)
     is_good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     watched = jnp.stack([loss, grad_norm]).astype(jnp.float32)
-    if state.spike_guard:
-      is_good &= ~spikes.is_spike(setup.config, state.spike_guard, watched)
+    guard = spikes.at_step(setup.config, state.spike_guard, state.step)
+    if guard:
+      is_good &= ~spikes.is_spike(setup.config, guard, watched)
     params, opt_state, carry = jax.tree.map(
         functools.partial(jnp.where, is_good), (params, opt_state, carry),
         (state.params, state.opt_state, state.carry))
-    spike_guard = spikes.add_values(state.spike_guard, watched, is_good)
+    spike_guard = spikes.add_values(guard, watched, is_good)
     bad_steps = jnp.where(is_good, 0, state.bad_steps + 1)
     scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate,
                "bad_steps": bad_steps, "tokens": (batch["sequence_ids"] > 0).sum()}

@@ -178,3 +178,9 @@ def test_filters_over_characters_fit_into_a_word(filters):
   config.model.filters = filters
   (line,) = config_lib.find_problems(config)
   assert line.startswith("model.filters=") and "widths from 1 to 50" in line
+
+
+def test_heads_need_not_fit_the_mesh_where_there_are_none():
+  config = recipes.load("elmo_original")
+  config.mesh.update(data=-1, tensor=4)
+  assert config.model.num_heads == 2 and not config_lib.find_problems(config, 8)

@@ -3,6 +3,7 @@
 import collections
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -135,6 +136,16 @@ def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_s
 def test_a_mesh_that_does_not_fit_is_refused(finished_run):
   with pytest.raises(ConfigError, match="mesh data=3 .* but there are 8"):
     evaluate.evaluate_workdir(finished_run, ["--config.mesh.data=3"])
+
+
+def test_the_micro_batches_of_the_training_do_not_matter(finished_run, last_scores, tmp_path):
+  """With 2 rows each, they could not be divided among 8 devices."""
+  copy = shutil.copytree(finished_run, tmp_path / "run")
+  config = recipes.from_json((copy / "config.json").read_bytes())
+  config.phases[0].micro_batches = 8
+  (copy / "config.json").write_text(recipes.to_json(config))
+  scores = evaluate.evaluate_workdir(copy, [])
+  assert scores == pytest.approx(last_scores, rel=1e-5)
 
 
 @pytest.mark.parametrize("fields", [

@@ -1,5 +1,6 @@
 """bertgpt.training.spikes: steps far above the running median are not applied."""
 
+import dataclasses
 import json
 import statistics
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
@@ -79,8 +81,34 @@ def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied()
     assert int(state.step) == 5
 
 
+@pytest.mark.parametrize("skip_steps, starts", [
+    ((), [3, 5]), (((4, 4),), [4, 5]), (((3, 6),), [6, 6]), (((2, 3), (6, 8)), [3, 8])])
+def test_the_guard_begins_anew_in_every_phase(skip_steps, starts):
+  config = make_config()
+  first, = config.phases
+  config.phases = tuple(config_lib.phase(**(first.to_dict() | {"steps": n})) for n in (3, 2, 9))
+  config.train.skip_steps = skip_steps
+  assert spikes.find_starts(config) == starts
+  guard = spikes.add_values(spikes.init_guard(config), jnp.ones(2), jnp.array(True))
+  for step in range(10):
+    assert int(spikes.at_step(config, guard, jnp.int32(step))["count"]) == (step not in starts)
+
+
+def test_gradients_that_are_larger_in_the_next_phase_are_no_spikes():
+  config = make_config()
+  first, = config.phases
+  config.phases = tuple(config_lib.phase(**(first.to_dict() | {"steps": 5})) for _ in range(2))
+  with tiny.Setup(config) as setup:
+    state, step, batch = setup.init(), setup.step(), setup.put(tiny.make_batch(setup.config))
+    for i in range(6):
+      if i == 5:  # As after a change of the batch.
+        guard = state.spike_guard | {"values": state.spike_guard["values"] * 1e-3}
+        state = dataclasses.replace(state, spike_guard=guard)
+      state, metrics = step(state, batch)
+    assert metrics["bad_steps"][0] == 0 and int(state.spike_guard["count"]) == 1
+
+
 def spikes_state(state, params):
-  import dataclasses
   return dataclasses.replace(state, params=params)
 
 

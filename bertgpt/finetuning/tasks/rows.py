@@ -193,8 +193,10 @@ def share_length(a: int, b: int, room: int) -> tuple[int, int]:
   """
   if a + b <= room:
     return a, b
-  shorter = min(a, b, room // 2)
-  return (room - shorter, shorter) if a > b else (shorter, room - shorter)
+  if a <= room // 2:
+    return a, room - a
+  kept = min(b, room // 2)  # Of two texts that are too long, the second loses the odd token.
+  return room - kept, kept
 
 
 # ------------------------------------------------------------------ batches

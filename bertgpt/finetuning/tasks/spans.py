@@ -145,11 +145,13 @@ def find_max_context(parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
   Returns:
     For every window, bool [N] for its N tokens.
   """
-  scores = np.full((len(parts), parts[-1][1]), -np.inf)
-  for row, (start, end) in zip(scores, parts, strict=True):
+  best_score, best = np.full(parts[-1][1], -np.inf), np.zeros(parts[-1][1], int)
+  for i, (start, end) in enumerate(parts):
     at = np.arange(end - start)
-    row[start:end] = np.minimum(at, end - start - 1 - at) + 0.01 * (end - start)
-  best = scores.argmax(0) if scores.size else np.zeros(0, int)
+    score = np.minimum(at, end - start - 1 - at) + 0.01 * (end - start)
+    is_better = score > best_score[start:end]
+    best_score[start:end][is_better] = score[is_better]
+    best[start:end][is_better] = i
   return [best[start:end] == i for i, (start, end) in enumerate(parts)]
 
 

@@ -48,11 +48,11 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     questions = _read_set(config, name, version)
     if not questions:
       continue
+    labeled = is_labeled(questions)  # Perhaps none of the first ones has an answer.
     if name == "dev":
       questions = questions[:config.max_dev_examples or None]
     rows, windows = make_rows(questions, config, text_format)
     predict = functools.partial(find_answers, questions, windows, config)
-    labeled = is_labeled(questions)
     evals.append(EvalSet(
         name, rows, functools.partial(_score_outputs, questions, predict) if labeled else None,
         functools.partial(write, name, predict, config.name == "squad2")))

@@ -1,6 +1,7 @@
 """SQuAD: windows lose no token, spans become text again, scores follow the official rules."""
 
 import json
+import tracemalloc
 import types
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_a_row_reads_as_the_paper_has_it():
   assert text_format.tokenizer.decode(rows.tokens[0][start:end + 1]) == "a dog"
   first = windows[0].first
   assert rows.segment_ids[0].tolist() == [0] * first + [1] * (len(rows.tokens[0]) - first)
+
+
+def test_the_windows_of_a_very_long_context_need_memory_for_its_tokens_only():
+  parts = spans.cut(400_000, 380, 128)
+  tracemalloc.start()
+  chosen = spans.find_max_context(parts)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert sum(map(np.count_nonzero, chosen)) == 400_000
+  assert peak < 50e6  # A matrix of all windows and tokens has 10 GB.
 
 
 @pytest.mark.parametrize("length, room, stride", [
@@ -241,6 +252,16 @@ def test_only_test_sets_may_lack_answers(tmp_path, part):
   path.write_text(path.read_text().replace("answers", "replies"))
   with pytest.raises(DataError, match=f"{part}-v2.0.json: not in SQuAD's JSON .*'answers'"):
     squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_text_format())
+
+
+def test_a_part_of_a_dev_set_is_scored_even_if_it_has_no_answers(tmp_path):
+  """Files that were converted mark such questions only by an empty list."""
+  write_json(tmp_path / "train-v2.0.json", question("a dog"))
+  write_json(tmp_path / "dev-v2.0.json", question(""), question("a dog", "q1"))
+  task = squad.open_task(make_config(name="squad2", data=str(tmp_path), max_dev_examples=1),
+                         make_text_format())
+  (dev,) = task.evals
+  assert dev.score(perfect_outputs(dev.rows))["em"] == 1.0 and list(task.baseline) == ["dev"]
 
 
 @pytest.mark.parametrize("part", ["train", "dev"])
