@@ -6,16 +6,15 @@ Data       As for `wiki_mini`; all runs but ELMo's share its tokenizer, a WordPi
            pieces.
 Hardware   Two CPU cores; --config.phases[1].steps sets the duration of every run. With 2,500 steps,
            a run sees 9.2 M tokens.
-Expected   docs/finetuning.md has the commands that compare the families.
-Status     Not yet run.
+Expected   docs/comparison.md has the results with 1,200 steps, and the commands that fine-tune.
 
 `bertgpt sweep` trains them all, one after the other; --config families:electra names only one. Each
 has its own layers, rows and objective, and 4.7 to 5.2 M parameters besides its embedding tables
 (ELECTRA: both models together). They share what such a short run needs (see `wiki_mini`): rows of
 16 tokens first, Muon, no dropout, initial values. Most have six layers of width 256. ALBERT applies
-one layer of width 640 three times, so that it has as many parameters; its step is three times as
-much work. The step of XLNet, with its two streams, is twice as much. ELMo reads and counts words,
-not pieces, in streams of 32; it has its own vocabulary and Adagrad.
+one layer of width 640 three times, so that it has as many parameters; its step takes 2.3 times as
+long as BERT's. ELMo reads and counts words, not pieces, in streams of 32; it has its own vocabulary
+and Adagrad, and its step takes 3.5 times as long.
 """
 
 from bertgpt.config import base, families, recipes, sweeps
