@@ -53,11 +53,15 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
   shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
   kinds = (AxisType.Auto,) * 3
   num_slices = _count_slices(devices)
-  if num_slices > 1 and (shape[0] % num_slices == 0 or _platform_of(devices[0]) == "tpu"):
-    if shape[0] % num_slices:
-      raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
-                        f"the network between {num_slices} slices. Choose values whose product "
-                        "fits in one slice")
+  fits = shape[0] % num_slices == 0
+  if not fits and _platform_of(devices[0]) == "tpu":
+    raise ConfigError(f"mesh.fsdp={fsdp} x mesh.tensor={tensor}: parameters would be split over "
+                      f"the network between {num_slices} slices. Choose values whose product "
+                      "fits in one slice")
+  if num_slices > 1 and not fits:
+    # `jax.make_mesh` refuses several nodes. Their devices follow each other, node by node.
+    return Mesh(np.reshape(devices, shape), MESH_AXES, axis_types=kinds)
+  if num_slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
         (shape[0] // num_slices, fsdp, tensor), (num_slices, 1, 1), devices)
     return Mesh(grid, MESH_AXES, axis_types=kinds)

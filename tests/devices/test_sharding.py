@@ -1,5 +1,6 @@
 """Loss, gradient and masks of a batch do not depend on its layout."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from bertgpt import models, trees
 from bertgpt.config import families
 from bertgpt.devices import sharding
+from bertgpt.errors import ConfigError
 from bertgpt.training import objectives, steps
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4))
@@ -251,3 +253,34 @@ def test_map_shards_outside_a_mesh_is_the_function():
   x_BN = np.ones((4, 4), np.float32)
   doubled_BN, _, _ = sharding.map_shards(_scale_and_count, [("batch", "heads")], None, x_BN)
   np.testing.assert_array_equal(doubled_BN, 2 * x_BN)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTwoNodes:
+  """What a mesh reads of a device of two nodes, or slices, with eight devices each."""
+
+  id: int
+  platform: str
+  device_kind: str = "any"
+
+  @property
+  def slice_index(self):
+    return self.id // 8
+
+  process_index = slice_index
+
+
+@pytest.mark.parametrize("fsdp, tensor, nodes", [(8, 1, 1), (4, 2, 1), (16, 1, 2), (4, 4, 2)])
+def test_gpus_share_parameters_over_nodes_only_if_one_is_too_small(fsdp, tensor, nodes):
+  config = tiny.make_config(mesh=(-1, fsdp, tensor))
+  grid = sharding.make_mesh(config, [OfTwoNodes(i, "cuda") for i in range(16)]).devices
+  assert grid.shape == (16 // (fsdp * tensor), fsdp, tensor)
+  assert sorted(device.id for device in grid.flat) == list(range(16))
+  for replica in grid:  # The devices that share one copy of the parameters.
+    assert len({device.slice_index for device in replica.flat}) == nodes
+
+
+def test_slices_of_tpus_never_share_parameters():
+  config = tiny.make_config(mesh=(-1, 16, 1))
+  with pytest.raises(ConfigError, match="the network between 2 slices"):
+    sharding.make_mesh(config, [OfTwoNodes(i, "tpu") for i in range(16)])
