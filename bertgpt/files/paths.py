@@ -166,6 +166,7 @@ def download_tree(path: BucketPath, target: pathlib.Path, names: Any) -> None:
     if name.startswith("/") or ".." in name.split("/"):
       raise DataError(f"{path}: holds an object {name!r}, whose name leads out of the folder. "
                       "Rename it")
+
   def fetch(name: str) -> None:
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).download(target / name)

@@ -244,7 +244,7 @@ def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokeni
     if longest and longest < config.model.max_positions:
       yield (f"this sentence encoder cuts texts to {longest} tokens, bertgpt to the model's "
              f"{config.model.max_positions} positions")
-    large, small = tokenizer.encode(["THE", "the"])
+    large, small = tokenizer.encode(["A", "a"])
     if texts.get("do_lower_case") is True and not np.array_equal(large, small):
       yield "this sentence encoder changes texts to lower case, bertgpt does not. Do it beforehand"
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):

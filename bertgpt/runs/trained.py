@@ -101,7 +101,9 @@ def count_untrained(trained: Trained, rows: Sequence[Any]) -> int:
     trained: the model.
     rows: tokens of each row.
   """
-  if trained.task or "position" not in trained.params.get("embeddings", {}):
+  if "position" not in trained.params.get("embeddings", {}):
+    return 0
+  if trained.task or trained.config.init_from:  # The pretrained run may have had longer rows.
     return 0
   longest = longest_row(trained)
   return sum(len(row) > longest for row in rows)

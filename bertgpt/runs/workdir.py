@@ -33,7 +33,8 @@ from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.runs import checkpoint, step_folders
 
-POINT = "the lock of the workdir"  # Name of the point at which all processes meet.
+# Names of the points at which all processes meet.
+POINT, AS_ONE = "the lock of the workdir", "the workdir as one folder"
 SHARED = ".shared"  # File by which the other processes know the folder of process 0.
 SHARED_SECONDS = 30.0  # A listing asks the server of NFS at once; the rest is for slow disks.
 TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
@@ -63,7 +64,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     peers.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
     check_shared(workdir, peers.ask_first(""))
-    peers.wait_for_all(f"{POINT}, as one folder")
+    peers.wait_for_all(AS_ONE)
     yield
     return
   made = [] if files.is_remote(workdir) else [
@@ -76,7 +77,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
         files.remove_leftovers(workdir, name)
       try:
         peers.ask_first(key)
-        peers.wait_for_all(f"{POINT}, as one folder")
+        peers.wait_for_all(AS_ONE)
         yield
       except BaseException:
         # In a bucket, there are no folders, and the lock is deleted by its holder.
