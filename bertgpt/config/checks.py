@@ -213,7 +213,8 @@ def _model_problems(config):
   if objective.continues_rows and len({p.batch_size for p in config.phases}) > 1:
     yield (f"phases[].batch_size: with objective {config.objective.name}, a row continues the same "
            "row of the previous step. Set the same number in all phases")
-  if not objective.predicts_all and config.objective.mask_prob == 0:
+  of_phases = [p.mask_prob or config.objective.mask_prob for p in config.phases]
+  if not objective.predicts_all and 0 in of_phases:
     yield "objective.mask_prob=0.0: nothing would be predicted. BERT has 0.15"
 
 

@@ -326,7 +326,8 @@ def draw(rule: Rule, sizes: Sizes, std: float, layers: int = 0) -> np.ndarray:
 
 
 def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
-         bias_target: str = "", left_out: tuple[str, ...] = ()) -> Architecture:
+         bias_target: str = "", left_out: tuple[str, ...] = (),
+         suffixes: Mapping[str, str] = {}) -> Architecture:
   """Returns an architecture whose `tuned` holds the architectures of its fine-tuned models.
 
   Args:
@@ -334,9 +335,10 @@ def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
     prefix: beginning of the names of the fine-tuned models, such as 'Bert'.
     heads: kind of a task -> rules of the layers above the body.
     bias_target, left_out: see `Architecture`.
+    suffixes: kind of a task -> end of the class's name, where it differs from that in `TASKS`.
   """
   kept = [rule for rule in base.rules if rule.group in BODY]
-  tuned = {kind: base._replace(name=prefix + TASKS[kind][0], tied={}, rules=[*kept, *rules],
+  tuned = {kind: base._replace(name=prefix + suffixes.get(kind, TASKS[kind][0]), tied={}, rules=[*kept, *rules],
                                parts={}, pipeline=TASKS[kind][1], auto=TASKS[kind][2],
                                bias_target=bias_target, left_out=left_out)
            for kind, rules in heads.items()}

@@ -59,7 +59,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     max_length: most tokens per text.
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
     is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`, even if the
-      tokenizer has its own template, as RoBERTa's does for two texts.
+      tokenizer has its own template.
     cls_last: whether the [CLS] is at the end of a row; texts are then padded on the left.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
@@ -140,7 +140,8 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
     cls, sep = tokenizer.pieces[tokenizer.cls_id], tokenizer.pieces[tokenizer.sep_id]
     first, last = ([], [f"{cls}:2"]) if cls_last else ([cls], [])
     template = processors.TemplateProcessing(
-        single=[*first, "$A", sep, *last], pair=[*first, "$A", sep, "$B:1", f"{sep}:1", *last],
+        single=[*first, "$A", sep, *last],
+        pair=[*first, "$A", *[sep] * tokenizer.num_separators, "$B:1", f"{sep}:1", *last],
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)])
   else:
     template = None

@@ -77,7 +77,9 @@ LM = tune(Architecture(
     aliases={"n_token": "vocab_size", "hidden_size": "d_model", "num_attention_heads": "n_head",
              "num_hidden_layers": "n_layer"}),
     "XLNet", {"classes": _TEXT_HEAD, "values": _TEXT_HEAD,
-              "tokens": linear("head", "classifier", "DC")})
+              "tokens": linear("head", "classifier", "DC"),
+              "spans": linear("head", "qa_outputs", "DC")},
+    suffixes={"spans": "ForQuestionAnsweringSimple"})
 
 ARCHITECTURES = (LM,)
 

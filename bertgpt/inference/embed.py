@@ -94,9 +94,9 @@ def make_rows(trained: Trained, texts: Sequence[str]) -> tuple[list[np.ndarray],
   Returns:
     int32 [N] for each text, cut to the model's positions; and the number of texts that are cut.
   """
-  room = trained.config.model.max_positions - 2
-  encoded = trained.tokenizer.encode(texts)
   around = marks.of_encoder(trained.tokenizer, families.find(trained.config).cls_last)
+  room = trained.config.model.max_positions - around.count()
+  encoded = trained.tokenizer.encode(texts)
   rows = [around.enclose(ids[:room]) for ids in encoded]
   return rows, sum(len(ids) > room for ids in encoded)
 

@@ -275,7 +275,7 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
   around = marks.of_encoder(tokenizer, families.find(trained.config).cls_last)
   is_whole = whole_words(tokenizer)
   continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
-  longest = min(40, trained.config.model.max_positions - 2)
+  longest = min(40, trained.config.model.max_positions - around.count())
   lines = []
   for document in rng.permutation(len(held_out))[:MOST_DOCUMENTS]:
     sentence = pick_sentence(held_out, int(document), rng)

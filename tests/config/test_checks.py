@@ -77,6 +77,12 @@ def test_invalid_value_is_one_line_that_names_it(argument, fragment):
   assert fragment in line
 
 
+def test_nothing_need_be_masked_in_the_objective_if_every_phase_has_a_share():
+  config = recipes.override(config_lib.base(), ["--config.objective.mask_prob=0",
+                                                "--config.phases[0].mask_prob=0.2"])
+  config_lib.validate(config)
+
+
 def test_a_decay_with_the_power_0_is_refused():
   """It would be complete before it begins: t ** 0 is 1 for every t."""
   config = recipes.override(config_lib.base(), ["--config.phases[0].schedule=wsd",

@@ -100,7 +100,8 @@ def test_a_folder_of_transformers_is_opened(spiece, tmp_path):
 
 
 @pytest.mark.hf
-@pytest.mark.parametrize("kind, labels", [("classes", "abc"), ("values", "s"), ("tokens", "abcd")])
+@pytest.mark.parametrize("kind, labels", [
+    ("classes", "abc"), ("values", "s"), ("tokens", "abcd"), ("spans", "ab")])
 def test_a_fine_tuned_model_computes_the_same(kind, labels):
   """Our rows are padded on the right, those of transformers on the left."""
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
@@ -127,9 +128,11 @@ def test_a_fine_tuned_model_computes_the_same(kind, labels):
   roll = lambda x: torch.tensor(np.stack([np.roll(row, 16 - n) for row, n in
                                           zip(x, lengths, strict=True)])).long()
   with torch.no_grad():
-    expected = theirs(input_ids=roll(tokens), token_type_ids=roll(segments),
-                      attention_mask=roll(is_text)).logits.numpy()
-  if kind == "tokens":
+    outputs = theirs(input_ids=roll(tokens), token_type_ids=roll(segments),
+                     attention_mask=roll(is_text))
+    expected = (torch.stack([outputs.start_logits, outputs.end_logits], -1) if kind == "spans"
+                else outputs.logits).numpy()
+  if kind in ("tokens", "spans"):
     found, expected = found[is_text], expected[roll(is_text).numpy() > 0]
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 

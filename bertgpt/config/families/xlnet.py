@@ -33,7 +33,8 @@ def _flops_per_token(model, seq_len, predicted):
 FAMILY = Family(
     kind="encoder",
     objectives=("plm", "plm_memory"),
-    abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens"}),
+    abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens",
+                         "spans"}),
     reads=frozenset({"num_segments", "pooling"}),
     flops_per_token=_flops_per_token,
     presets=PRESETS,

@@ -1,6 +1,7 @@
 """Special tokens around the texts in a row of a trained model.
 
 They are [CLS] a [SEP] b [SEP], or, in families with the [CLS] at the end, a [SEP] b [SEP] [CLS].
+Tokenizers of RoBERTa have two [SEP] between a and b.
 """
 
 from typing import NamedTuple
@@ -15,13 +16,13 @@ class Marks(NamedTuple):
 
   Attributes:
     first: opens the row; None: nothing does.
-    between: separates two texts.
+    between: separate two texts.
     last: closes the last text.
     end: closes the row after `last`; None: nothing does.
   """
 
   first: int | None
-  between: int
+  between: tuple[int, ...]
   last: int
   end: int | None = None
 
@@ -35,6 +36,14 @@ class Marks(NamedTuple):
     """Number of tokens after the last text."""
     return 1 + (self.end is not None)
 
+  def count(self, is_pair: bool = False) -> int:
+    """Returns the number of tokens around the text of a row, or around and between two texts.
+
+    Args:
+      is_pair: whether the row has two texts.
+    """
+    return self.num_before + self.num_after + is_pair * len(self.between)
+
   def enclose(self, a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
     """Returns the row of one text, [first] a [last], or of two, [first] a [between] b [last].
 
@@ -42,10 +51,10 @@ class Marks(NamedTuple):
       a: int [A].
       b: int [B]; None: the row has one text.
     Returns:
-      int32 [A + 2], or [A + B + 3].
+      int32 [A + count], or [A + B + count].
     """
     first, end = ([] if mark is None else [mark] for mark in (self.first, self.end))
-    texts = [a] if b is None else [a, [self.between], b]
+    texts = [a] if b is None else [a, self.between, b]
     return np.concatenate([first, *texts, [self.last], end]).astype(np.int32)
 
   def segments(self, a: int, b: int | None = None, has_segments: bool = True) -> np.ndarray:
@@ -56,21 +65,24 @@ class Marks(NamedTuple):
       b: tokens of the second text; None: the row has one text.
       has_segments: whether there is more than one segment.
     Returns:
-      int32 [A + 2], or [A + B + 3].
+      int32 [A + count], or [A + B + count].
     """
-    counts = [self.num_before + a + 1, 0 if b is None else b + 1, int(self.end is not None)]
+    of_a = self.num_before + a + (1 if b is None else len(self.between))
+    counts = [of_a, 0 if b is None else b + 1, int(self.end is not None)]
     return np.repeat(np.arange(3) * has_segments, counts).astype(np.int32)
 
 
 def of_encoder(tokenizer: Tokenizer, cls_last: bool = False) -> Marks:
   """Returns the marks that encoders are pretrained with.
 
-  They are [CLS], [SEP] and [SEP] (Devlin et al. 2018, arXiv:1810.04805, figure 2).
+  They are [CLS], [SEP] and [SEP] (Devlin et al. 2018, arXiv:1810.04805, figure 2), with as many
+  [SEP] between two texts as the template in the tokenizer's file has.
 
   Args:
     tokenizer: tokenizer with [CLS] and [SEP].
     cls_last: whether the [CLS] is at the end of the row, see `Family.cls_last`.
   """
+  between = (tokenizer.sep_id,) * tokenizer.num_separators
   if cls_last:
-    return Marks(None, tokenizer.sep_id, tokenizer.sep_id, tokenizer.cls_id)
-  return Marks(tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id)
+    return Marks(None, between, tokenizer.sep_id, tokenizer.cls_id)
+  return Marks(tokenizer.cls_id, between, tokenizer.sep_id)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import models
+from tokenizers import models, processors
 
 from bertgpt import files
 from bertgpt.data.tokens import hf_files, pipelines, reach
@@ -31,6 +31,9 @@ _WORDPIECE_CLASSES = frozenset({
 _BYTE_BPE_CLASSES = frozenset({
     "BartTokenizer", "CodeGenTokenizer", "DebertaTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer",
     "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer"})
+# Those of them that put two texts into a row as RoBERTa does.
+_ROBERTA_CLASSES = frozenset({
+    "BartTokenizer", "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer"})
 _GPT1_CLASS = "OpenAIGPTTokenizer"
 _GPT1_TYPE = "openai-gpt"
 
@@ -309,7 +312,19 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
     kind, model = "bpe", models.BPE(vocabulary, merges)
     tokenizer = pipelines.byte_bpe_pipeline(model, bool(hf.setting("add_prefix_space")))
   hf_files.add_tokens(tokenizer, hf, file)
+  if hf.tokenizer_class in _ROBERTA_CLASSES:
+    _add_template(tokenizer, hf)
   return _Content(kind, pipelines.serialize(tokenizer))
+
+
+def _add_template(tokenizer: tokenizers.Tokenizer, hf: HfFiles) -> None:
+  """Adds RoBERTa's template, with two separators between texts, if its tokens are there."""
+  names = [hf.names.get("sep", "</s>"), hf.names.get("cls", "<s>")]
+  ids = [tokenizer.token_to_id(name) for name in names]
+  if None not in ids:
+    sep, cls = zip(names, ids, strict=True)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        sep, cls, add_prefix_space=bool(hf.setting("add_prefix_space")))
 
 
 def _check_merges(vocabulary: dict[str, int], merges: list, file: pathlib.Path) -> None:

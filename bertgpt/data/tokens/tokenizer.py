@@ -46,6 +46,7 @@ class Tokenizer(abc.ABC):
     vocab_size: number of ids.
     roles: special ids by role; -1: the vocabulary has none.
     pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: the same.
+    num_separators: number of [SEP] between the two texts of a row.
     special_ids: sorted ids that `encode` never returns; [UNK] is not one of them.
     note: what a user should know about the file that it was loaded from, or ''.
   """
@@ -79,6 +80,11 @@ class Tokenizer(abc.ABC):
   @abc.abstractmethod
   def library(self) -> Any:
     """The library's tokenizer, with everything turned off that would break the promises."""
+
+  @property
+  def num_separators(self) -> int:
+    """Number of [SEP] between the two texts of a row."""
+    return 1
 
   @functools.cached_property
   @abc.abstractmethod

@@ -131,6 +131,12 @@ class _Json(Tokenizer):
     return pipelines.make_deterministic(tokenizers.Tokenizer.from_str(
         promises.hide_pieces(self.data, self._specials.values())))
 
+  @functools.cached_property
+  def num_separators(self):
+    # All but the one after the second text. A file without a template has none.
+    ids = self._file_library.encode("", "").ids
+    return max(1, ids.count(self.sep_id) - 1)
+
   @property
   def user_symbols(self):
     added = self._file_library.get_added_tokens_decoder()

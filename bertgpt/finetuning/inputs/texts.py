@@ -4,7 +4,7 @@
 |--------|-------------------------------------------------------------------------------------|
 | .tsv   | the columns of the task's official files, or the names of TFDS; others are ignored  |
 | .jsonl | the same names as keys; for single texts also `text`                                |
-| .txt   | one text per line, for tasks of single texts                                        |
+| .txt   | one text per line, without blank lines, for tasks of single texts                   |
 
     {"id": "7", "label": "positive", "probabilities": {"negative": 0.02, "positive": 0.98}}
     {"id": "7", "value": 3.75}

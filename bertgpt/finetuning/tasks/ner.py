@@ -111,10 +111,11 @@ def make_rows(sentences: Sequence[Sentence], tags: Sequence[str], text_format: T
   marks, segments = text_format.marks, []
   pieces = iter(encode_words([s.words for s in sentences], text_format.tokenizer))
   tokens, labels, places = [], [], []
+  room = text_format.max_length - marks.count()
   for sentence in sentences:
-    of_words = [next(pieces)[:text_format.max_length - 2] for _ in sentence.words]
+    of_words = [next(pieces)[:room] for _ in sentence.words]
     places.append([])
-    for part in cut(list(map(len, of_words)), text_format.max_length - 2):
+    for part in cut(list(map(len, of_words)), room):
       row: list[Any] = []
       label = [[-1] * marks.num_before]
       for i in part:

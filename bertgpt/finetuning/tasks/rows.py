@@ -124,9 +124,9 @@ class TextFormat(NamedTuple):
       (token ids, segment ids), both int32 [length].
     """
     if b is None:
-      a = truncate(a, self.max_length - 2, self.truncation)
+      a = truncate(a, self.max_length - self.marks.count(), self.truncation)
       return self.marks.enclose(a), self.marks.segments(len(a), None, self.segments)
-    keep_a, keep_b = share_length(len(a), len(b), self.max_length - 3)
+    keep_a, keep_b = share_length(len(a), len(b), self.max_length - self.marks.count(is_pair=True))
     a, b = truncate(a, keep_a, self.truncation), truncate(b, keep_b, self.truncation)
     return self.marks.enclose(a, b), self.marks.segments(len(a), len(b), self.segments)
 
@@ -147,7 +147,7 @@ def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) 
   family = families.FAMILIES[model.family]
   if family.kind == "decoder":
     size = tokenizer.vocab_size
-    added = Marks(size, size + 1, size + 2)
+    added = Marks(size, (size + 1,), size + 2)
     return TextFormat(tokenizer, added, False, task.max_length, task.truncation)
   if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
     raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], which mark texts. "

@@ -41,6 +41,7 @@ class Window(NamedTuple):
   Attributes:
     question: index of the question.
     first: position of the window's first token in the row.
+    null: position of the token in the row that stands for "no answer".
     offsets: (first character, character after the last) in the context of each of the window's N
       tokens, int32 [N, 2].
     has_max_context: whether no other window shows more of a token's surroundings, bool [N].
@@ -48,6 +49,7 @@ class Window(NamedTuple):
 
   question: int
   first: int
+  null: int
   offsets: np.ndarray
   has_max_context: np.ndarray
 
@@ -82,6 +84,7 @@ def make_rows(questions: Sequence[Question], config: ConfigDict, text_format: Te
   Returns:
     (rows, window of every row).
   """
+  marks = text_format.marks
   contexts = list(dict.fromkeys(question.context for question in questions))
   encoded = dict(zip(contexts, encode_with_offsets(text_format.tokenizer, contexts), strict=True))
   tokens, segments, labels, windows = [], [], [], []
@@ -89,16 +92,17 @@ def make_rows(questions: Sequence[Question], config: ConfigDict, text_format: Te
   for number, (question, q_ids) in enumerate(zip(questions, asked, strict=True)):
     ids, offsets = encoded[question.context]
     asked_ids = q_ids[:config.max_question]
-    head_length = len(asked_ids) + 2
+    first = marks.num_before + len(asked_ids) + len(marks.between)
     span = find_span(question, offsets)
-    parts = cut(len(ids), config.max_length - head_length - 1, config.stride)
+    parts = cut(len(ids), config.max_length - first - marks.num_after, config.stride)
     for (start, end), has_max_context in zip(parts, find_max_context(parts), strict=True):
-      tokens.append(text_format.marks.enclose(asked_ids, ids[start:end]))
-      segments.append(np.repeat([0, int(text_format.segments)],
-                                [head_length, end - start + 1]).astype(np.int32))
+      row = marks.enclose(asked_ids, ids[start:end])
+      null = 0 if marks.end is None else len(row) - 1
+      tokens.append(row)
+      segments.append(marks.segments(len(asked_ids), end - start, text_format.segments))
       is_inside = span is not None and start <= span[0] and span[1] < end
-      labels.append([head_length + i - start for i in span] if is_inside else [0, 0])
-      windows.append(Window(number, head_length, offsets[start:end], has_max_context))
+      labels.append([first + i - start for i in span] if is_inside else [null, null])
+      windows.append(Window(number, first, null, offsets[start:end], has_max_context))
   return Rows(tokens, segments, np.array(labels, np.int32)), windows
 
 
@@ -179,7 +183,7 @@ def find_answers(questions: Sequence[Question], windows: Sequence[Window], confi
     context = questions[window.question].context
     guesses[window.question] += find_spans(window, logits, context, config)
     # The window with the lowest score of "no answer" counts, as in run_squad.py.
-    nulls[window.question] = min(nulls[window.question], float(logits[0, 0] + logits[1, 0]))
+    nulls[window.question] = min(nulls[window.question], float(logits[:, window.null].sum()))
   answers, n_best, odds = {}, {}, {}
   for question, found, null in zip(questions, guesses, nulls, strict=True):
     found = keep_best(found, config.n_best)

@@ -35,7 +35,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     ConfigError: a row has no room for a context.
     DataError: files are missing, or are not in the official format.
   """
-  if config.max_length <= config.max_question + 3:
+  if config.max_length <= config.max_question + text_format.marks.count(is_pair=True):
     raise ConfigError(f"task.max_length={config.max_length} leaves no room for a text next to "
                       f"task.max_question={config.max_question}. Raise task.max_length, or set "
                       f"task.max_question={max(config.max_length // 3, 1)}")

@@ -219,6 +219,17 @@ def test_other_classes_with_merges_are_refused_by_name(tmp_path, name):
     tokenizers.load_tokenizer(tmp_path)
 
 
+def test_the_class_of_a_folder_without_a_template_gives_the_separators_of_pairs(tmp_path):
+  write_gpt2(tmp_path)
+  size = tokenizers.load_tokenizer(tmp_path).vocab_size
+  write_json(tmp_path / "added_tokens.json", {"<s>": size, "</s>": size + 1})
+  for name, expected in (("GPT2Tokenizer", 1), ("RobertaTokenizer", 2), ("BartTokenizerFast", 2)):
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": name})
+    ours = tokenizers.load_tokenizer(tmp_path)
+    assert ours.num_separators == expected, name
+    assert ours.encode(["the"])[0].tolist() == [size - 1]
+
+
 def test_another_class_of_sentencepiece_is_refused_by_name(tmp_path):
   write_sentencepiece(tmp_path)
   assert tokenizers.load_tokenizer(tmp_path).kind == "sentencepiece"

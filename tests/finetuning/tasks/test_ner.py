@@ -62,7 +62,7 @@ def test_tabs_keep_what_is_in_a_word(tmp_path):
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "bpe"])
 def test_the_label_of_a_word_is_at_its_first_piece(kind):
   text_format = make_text_format(kind)
-  text_format = text_format._replace(marks=Marks(2, 3, 3)) if kind == "bpe" else text_format
+  text_format = text_format._replace(marks=Marks(2, (3,), 3)) if kind == "bpe" else text_format
   s = sentence("anna/B-p mariana/I-p flew/O rotterdamer/B-l \u200b/O end/O")
   tags = ["O", "B-l", "B-p", "I-p"]
   labeled = ner.make_rows([s], tags, text_format)

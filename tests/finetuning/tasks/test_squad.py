@@ -18,10 +18,10 @@ CONTEXT = ("The cat saw a dog near the river. Its house stood on a stone, and a 
            "knew it (so they say).")
 
 
-def make_text_format(max_length=64, kind="wordpiece"):
+def make_text_format(max_length=64, kind="wordpiece", family="bert"):
   config = types.SimpleNamespace(kind=kind, vocab_size=80, lowercase=True, model_type="bpe")
   tokenizer = training.train_tokenizer(config, [CONTEXT.lower(), "who saw what?"] * 20)
-  return rows_lib.make_text_format(tokenizer, types.SimpleNamespace(family="bert", num_segments=2),
+  return rows_lib.make_text_format(tokenizer, types.SimpleNamespace(family=family, num_segments=2),
                                    types.SimpleNamespace(max_length=max_length, truncation="head"))
 
 
@@ -65,6 +65,35 @@ def test_a_row_reads_as_the_paper_has_it():
   assert text_format.tokenizer.decode(rows.tokens[0][start:end + 1]) == "a dog"
   first = windows[0].first
   assert rows.segment_ids[0].tolist() == [0] * first + [1] * (len(rows.tokens[0]) - first)
+
+
+@pytest.mark.parametrize("family, between", [
+    ("bert", "[SEP]"), ("bert", "[SEP] [SEP]"), ("xlnet", "[SEP]")])
+def test_labels_are_right_with_other_marks_around_the_texts(family, between):
+  """XLNet's [CLS] is the last token of a row, and RoBERTa has two [SEP] between texts."""
+  text_format, config = make_text_format(family=family), make_config(name="squad2", max_length=40)
+  marks, tokenizer = text_format.marks, text_format.tokenizer
+  text_format = text_format._replace(marks=marks._replace(
+      between=marks.between * between.count("[SEP]")))
+  questions = [question("a dog"), question("", "q1")]
+  rows, windows = spans.make_rows(questions, config, text_format)
+  for tokens, segments, label, window in zip(rows.tokens, rows.segment_ids, rows.labels, windows,
+                                             strict=True):
+    assert len(tokens) <= 40 and len(segments) == len(tokens)
+    question_part = tokenizer.decode(tokens[:window.first])
+    start = "" if family == "xlnet" else "[CLS] "
+    assert question_part == f"{start}who saw what? {between}"
+    assert tokens[window.null] == tokenizer.cls_id
+    answer = tokenizer.decode(tokens[label[0]:label[1] + 1])
+    if window.question == 0 and 0 in window.offsets[:, 0]:
+      assert answer == "a dog"
+    elif window.question == 1:
+      assert answer == "[CLS]" and label[0] == window.null
+    expected = [0] * window.first + [1] * (len(window.offsets) + 1)
+    assert segments.tolist() == expected + [2] * (family == "xlnet")
+  outputs = perfect_outputs(rows)
+  answers, _, _ = spans.find_answers(questions, windows, config, outputs)
+  assert answers["q1"] == ""
 
 
 def test_the_windows_of_a_very_long_context_need_memory_for_its_tokens_only():
