@@ -338,10 +338,12 @@ def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
     suffixes: kind of a task -> end of the class's name, where it differs from that in `TASKS`.
   """
   kept = [rule for rule in base.rules if rule.group in BODY]
-  tuned = {kind: base._replace(name=prefix + suffixes.get(kind, TASKS[kind][0]), tied={}, rules=[*kept, *rules],
-                               parts={}, pipeline=TASKS[kind][1], auto=TASKS[kind][2],
-                               bias_target=bias_target, left_out=left_out)
-           for kind, rules in heads.items()}
+  tuned = {}
+  for kind, rules in heads.items():
+    suffix, pipeline, auto = TASKS[kind]
+    tuned[kind] = base._replace(
+        name=prefix + suffixes.get(kind, suffix), tied={}, rules=[*kept, *rules], parts={},
+        pipeline=pipeline, auto=auto, bias_target=bias_target, left_out=left_out)
   return base._replace(tuned=tuned)
 
 
