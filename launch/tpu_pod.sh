@@ -26,7 +26,8 @@ CODE=${CODE:-bertgpt}
 SLICES=${SLICES:-1}
 SETUP=${SETUP:-echo $CODE/.venv/bin/bertgpt is missing, and SETUP is not set >&2 && exit 1}
 GIVE_UP="2|65|70|130"    # Another attempt would end the same way, or somebody pressed Ctrl-C.
-SHORT=600                # An attempt of fewer seconds has made no progress.
+SHORT=600                # An attempt of fewer seconds has made no progress,
+SHORT_FAULT=10800        # nor has one of fewer seconds that hung (1) or filled the disk (74).
 MAX_SHORT=5              # The script gives up after this many of them in a row.
 PATIENCE=${PATIENCE:-15} # Looks at a host that does not answer, or that outlives the other hosts.
 PAUSE=${PAUSE:-60}       # Seconds between two looks.
@@ -158,7 +159,7 @@ watch() { # Waits until the run has ended on all hosts, and prints how; "lost" i
 }
 
 train() {
-  local ends final short=0 begin
+  local ends final short=0 begin limit
   while true; do
     wait_for_slice || exit 69
     begin=$(date +%s)
@@ -180,9 +181,11 @@ train() {
     [ -z "$final" ] || { final=${final#code }; exit "${final%, stopped}"; }
     # All other codes, such as 69, 74, 75 or 137, and lost slices lose no more than the steps since
     # the last checkpoint.
-    if [ $(($(date +%s) - begin)) -lt "$SHORT" ]; then short=$((short + 1)); else short=0; fi
+    limit=$SHORT
+    ! grep -qE "code (1|74)$" <<<"$ends" || limit=$SHORT_FAULT
+    if [ $(($(date +%s) - begin)) -lt "$limit" ]; then short=$((short + 1)); else short=0; fi
     if [ "$short" -ge "$MAX_SHORT" ]; then
-      say "gave up after $short attempts in a row of less than $SHORT s"
+      say "gave up after $short attempts in a row of less than $limit s"
       exit 69
     fi
     sleep "$PAUSE"

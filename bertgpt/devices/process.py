@@ -224,6 +224,8 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   try:
     yield (lambda: stopped) if is_single else agree
   finally:
+    if not is_single:  # JAX's service has replaced the handler behind Python's back.
+      previous[signal.SIGTERM] = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     for signum, handler in previous.items():
       signal.signal(signum, handler)
 
@@ -299,7 +301,7 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
       wait()
       jax.profiler.start_trace(str(local))
       is_on = True
-    elif is_on and step == steps[1] + 1:
+    elif is_on and step > steps[1]:  # The next step may be one that is skipped.
       wait()
       stop()
 

@@ -66,7 +66,7 @@ class Checkpoints:
       every_steps: a save is due every N steps; 0: off.
       every_minutes: a save is due N minutes after the last one; 0: off.
       keep: number of newest good steps that are kept, at least 1.
-      keep_every_steps: checkpoints of every N steps are kept permanently; 0: none.
+      keep_every_steps: a save is due every N steps, which is kept permanently; 0: none.
       keep_best: held-out metric whose best checkpoint is kept; '': none.
       on_save: called in process 0 with the step of every checkpoint that is complete.
     Raises:
@@ -99,7 +99,7 @@ class Checkpoints:
     """
     if self._pending and self._pending[1].done():
       self._join()
-    if self._every_steps and step % self._every_steps == 0:
+    if any(every and step % every == 0 for every in (self._every_steps, self._keep_every)):
       return True
     if not self._every_seconds:
       return False

@@ -65,10 +65,13 @@ def note_checkpoint(path: pathlib.Path, step: int) -> None:
 
 
 def _events_since_start(path: pathlib.Path) -> list[str]:
-  """Returns the names of the events from the last start at step 0 on; [] if none is recorded."""
+  """Returns the names of the events from the last start at step 0 on.
+
+  Earlier versions recorded no start: then those of all events, [] if there is none.
+  """
   names = [event["event"] for event in read(path)]
   starts = [i for i, name in enumerate(names) if name == "start"]
-  return names[starts[-1]:] if starts else []
+  return names[starts[-1]:] if starts else names
 
 
 def check_start(path: pathlib.Path, last_logged: int, every_steps: int) -> None:
@@ -87,8 +90,8 @@ def check_start(path: pathlib.Path, last_logged: int, every_steps: int) -> None:
     return
   events = _events_since_start(path)
   # A save begins only when the previous one is complete.
-  had_one = "checkpoint" in events if events else (
-      (path / "report.md").is_file() or 0 < 2 * every_steps < last_logged)
+  had_one = "checkpoint" in events or ("start" not in events and (
+      (path / "report.md").is_file() or 0 < 2 * every_steps < last_logged))
   if had_one:
     raise DataError(f"{path}: this run has saved checkpoints, but there is none in checkpoints/. "
                     "Mount or restore that folder, or use another --workdir. To begin again at "

@@ -83,6 +83,7 @@ def roll_back(path: pathlib.Path, step: int) -> list[str]:
     retention.forget_after(root, step)
     (path / "report.md").unlink(missing_ok=True)
     names += metrics_file.cut(path, step)
+    workdir.forget_id(path)
     history.add(path, "rollback", to=step, checkpoints=later)
   return names
 

@@ -40,6 +40,8 @@ SHARED_SECONDS = 30.0  # A listing asks the server of NFS at once; the rest is f
 TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
                 "import --from {path} --workdir NEW`")
 
+ID_FILE = "run_id"
+
 # What a run has written before its config.json, or leaves if that is deleted.
 OF_A_RUN = re.compile(r"checkpoints|(events|history|metrics)\.jsonl")
 # What launchers and file systems put into the folder of a run before it begins.
@@ -361,6 +363,12 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
       tokenizer.save(scratch)
   # config.json comes last, because it makes the folder a run.
   files.write_atomically(workdir / "config.json", recipes.to_json(config) + "\n")
+
+
+def forget_id(workdir: pathlib.Path) -> None:
+  """Removes the ID of a run: trackers do not accept points before the last one they have."""
+  if (workdir / ID_FILE).is_file():
+    (workdir / ID_FILE).unlink()
 
 
 def is_run(workdir: pathlib.Path) -> bool:

@@ -251,11 +251,12 @@ def write_run(run: Run, first_step: int) -> None:
     guard.keep_log(run.path / "logs" / f"process-{jax.process_index()}.log")
   if jax.process_index():
     return
-  if first_step < config_lib.total_steps(run.config):  # Steps were added since the last report.
-    for name in ("report.md", "report.html"):
-      (run.path / name).unlink(missing_ok=True)
+  # The report of an earlier start: steps may have been added, and an evaluation is made again.
+  for name in ("report.md", "report.html"):
+    (run.path / name).unlink(missing_ok=True)
   if not first_step and not workdir.is_run(run.path):
     history.add(run.path, "start")
+    workdir.forget_id(run.path)
   former.note(run.path)
   workdir.write_run(run.path, run.config, run.corpus.tokenizer)
 

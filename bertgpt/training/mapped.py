@@ -375,6 +375,7 @@ class Loop:
       except DivergedError as e:
         member.error = e
         member.log.message(f"{e}. The other runs continue")
+        member.log.close()  # While the error is being handled: trackers read the exit code from it.
 
   def _save_and_evaluate(self, step: int, active: Sequence[Member],
                          should_stop: Callable[[], bool]) -> None:

@@ -111,6 +111,32 @@ def test_the_first_signal_is_noted_and_the_second_ends_the_process(number):
   assert (result.returncode, result.stdout) == (-number, "True\n"), result.stderr
 
 
+def test_sigterm_ends_one_of_several_processes_after_the_loop(port):
+  """JAX's service, which notes the signal in the loop, would otherwise note it forever."""
+  code = """
+import os, signal, sys, jax
+from bertgpt.devices import process
+jax.config.update("jax_platforms", "cpu")
+process.start_distributed(sys.argv[1], 600)
+jax.devices()
+def leave(*_):
+  print("left", flush=True)
+  os._exit(7)
+signal.signal(signal.SIGTERM, leave)
+with process.catch_signals() as should_stop:
+  assert not should_stop()
+os.kill(os.getpid(), signal.SIGTERM)
+for _ in range(1000):
+  pass
+os._exit(1)
+"""
+  children = [subprocess.Popen([sys.executable, "-c", code, f"127.0.0.1:{port},2,{i}"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in (0, 1)]
+  for child in children:
+    out, err = child.communicate(timeout=1200)
+    assert child.returncode == 7 and out == "left\n", err
+
+
 def run_python(code):
   return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1200)
 

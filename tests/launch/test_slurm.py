@@ -54,6 +54,25 @@ def test_a_job_without_progress_ends(tmp_path):
   assert "gave up" in results[-1].stderr and results[-1].returncode == 69
 
 
+@pytest.mark.parametrize("code, seconds, tries", [
+    (1, 2_000, 5), (74, 2_000, 5), (1, 20_000, None), (69, 2_000, None)])
+def test_a_job_that_hangs_or_fills_the_disk_ends_though_its_attempts_are_long(tmp_path, code,
+                                                                            seconds, tries):
+  add_slurm(tmp_path, code)
+  stand_in.add(tmp_path, "date", f"echo >> looks; echo $(($(wc -l < looks) * {seconds}))")
+  results = [run(tmp_path) for _ in range(5)]
+  assert ("gave up" in results[-1].stderr) == (tries is not None)
+  requeued = (tmp_path / "requeued").read_text().splitlines()
+  assert len(requeued) == (4 if tries else 5)
+
+
+def test_the_processes_get_the_cores_of_the_job(tmp_path):
+  add_slurm(tmp_path, 0)
+  stand_in.add(tmp_path, "srun", 'echo "$SRUN_CPUS_PER_TASK" > cores')
+  run(tmp_path, SLURM_CPUS_PER_TASK="8")
+  assert (tmp_path / "cores").read_text() == "8\n"
+
+
 def test_a_task_of_an_array_trains_its_share_and_requeues_only_itself(tmp_path):
   add_slurm(tmp_path, 75)
   run(tmp_path, "--config", "a b", **TASK)

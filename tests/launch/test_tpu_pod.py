@@ -99,6 +99,18 @@ def test_a_run_is_started_again_unless_that_is_useless(cloud, codes, code, attem
   assert set(runs(cloud)) == {f"slice/{i}: train --distributed=auto --config a b" for i in (0, 1)}
 
 
+@pytest.mark.parametrize("codes, seconds, attempts", [
+    ("69 1", 2_000, 5), ("74 69", 2_000, 5), ("69 69", 2_000, 7), ("1 1", 20_000, 7)])
+def test_a_run_that_hangs_or_fills_the_disk_ends_though_its_attempts_are_long(cloud, codes,
+                                                                            seconds, attempts):
+  prepare(cloud, *[codes] * 6, "0 0")
+  stand_in.add(cloud, "date", f'[ "$*" = +%s ] || exec /bin/date "$@"; echo >> "$TEST/looks"\n'
+                              f'echo $(($(wc -l < "$TEST/looks") * {seconds}))')
+  result = run(cloud)
+  assert len(runs(cloud)) == 2 * attempts, result.stderr
+  assert result.returncode == (69 if attempts == 5 else 0)
+
+
 def test_lost_connections_do_not_end_a_run(cloud):
   prepare(cloud, "0 0")
   stand_in.add(cloud, "program", PROGRAM.replace(

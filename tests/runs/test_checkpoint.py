@@ -429,6 +429,9 @@ def test_due_by_steps_and_by_minutes(tmp_path, monkeypatch):
   checkpoints = open_checkpoints(tmp_path, every_steps=10)
   assert [s for s in range(1, 31) if checkpoints.due(s)] == [10, 20, 30]
   checkpoints.close()
+  checkpoints = open_checkpoints(tmp_path, every_steps=10, keep_every_steps=15)
+  assert [s for s in range(1, 31) if checkpoints.due(s)] == [10, 15, 20, 30]
+  checkpoints.close()
   checkpoints = open_checkpoints(tmp_path, every_steps=0)
   assert not any(checkpoints.due(s) for s in range(1, 31))
   checkpoints.close()

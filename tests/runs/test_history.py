@@ -36,6 +36,15 @@ def test_a_run_that_has_saved_a_checkpoint_is_not_begun_again(run):
   history.check_start(run, 15, 10)
 
 
+def test_a_run_of_an_earlier_version_has_one_line_for_all_its_checkpoints(run):
+  """Its start is not recorded, but what this version saves is."""
+  for step in (10, 20):
+    history.note_checkpoint(run, step)
+  assert [event["event"] for event in history.read(run)] == ["checkpoint"]
+  with pytest.raises(DataError, match="has saved checkpoints"):
+    history.check_start(run, 20, 10)
+
+
 @pytest.mark.parametrize("last_logged, every_steps, has_report, refused", [
     (0, 10, False, False), (15, 10, False, False), (21, 10, False, True), (500, 0, False, False),
     (0, 0, True, True)])

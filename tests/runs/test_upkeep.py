@@ -71,6 +71,7 @@ def test_folders_without_a_run_or_a_checkpoint(copy, tmp_path, capsys):
 
 def test_a_rollback_sets_aside_what_is_later(copy, capsys):
   whole = (copy / "metrics.jsonl").read_bytes()
+  (copy / workdir.ID_FILE).write_text("a1b2\n")
   assert roll_back(copy, 20) == 0
   assert checkpoint.committed_steps(copy) == [20]
   assert {path.name for path in (copy / "checkpoints").glob("rolled-back-*")} == {
@@ -80,6 +81,7 @@ def test_a_rollback_sets_aside_what_is_later(copy, capsys):
   assert history.read(copy)[-1] == {"event": "rollback", "to": 20, "checkpoints": [40, 30]}
   out = capsys.readouterr().out
   assert "rolled-back-30-0" in out and "at step 20" in out
+  assert not (copy / workdir.ID_FILE).exists(), "trackers take no points before their last one"
   assert roll_back(copy, 20) == 0  # Nothing is left to do.
   assert checkpoint.committed_steps(copy) == [20]
 

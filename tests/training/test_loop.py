@@ -111,7 +111,9 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
   path = shutil.copytree(finished_gpt, tmp_path / "run")
   resume = lambda *fields: train.train(recipes.override(recipes.load(f"{recipe}:causal"), fields),
                                        path)
+  (path / "report.md").touch()
   resume()
+  assert not (path / "report.md").exists(), "an evaluation that is made again belongs to no report"
   assert "the rate at step" not in capsys.readouterr().err
   resume("--config.phases[0].steps=40", "--config.log.every_steps=1")
   lines = [line for line in capsys.readouterr().err.splitlines() if "the rate at step" in line]
@@ -183,3 +185,10 @@ def test_a_trace_is_written_and_a_run_resumed_inside_it_goes_on(tmp_path):
         visit(step, lambda: None)
         jax.block_until_ready(jnp.ones(3) + step)
     assert bool(list(folder.rglob("*.xplane.pb"))) == (first == 1)
+
+
+def test_a_trace_ends_though_the_step_after_it_is_skipped(tmp_path):
+  with process.tracer((2, 3), tmp_path) as visit:
+    for step in (1, 2, 3, 6):
+      visit(step, lambda: None)
+    assert list(tmp_path.rglob("*.xplane.pb"))

@@ -12,7 +12,7 @@ import pytest
 
 from bertgpt.config import base, choices
 from bertgpt.errors import ConfigError, DivergedError
-from bertgpt.runs import metrics_file
+from bertgpt.runs import metrics_file, workdir
 from bertgpt.training import trackers
 from bertgpt.training.writer import Writer
 
@@ -98,6 +98,19 @@ def test_the_exit_code_of_the_training_arrives(tmp_path, package):
   with pytest.raises(DivergedError), contextlib.closing(make_writer(tmp_path, make_config())):
     raise DivergedError("")
   assert told(tmp_path)[-1] == ["finish", DivergedError.exit_code]
+
+
+def test_a_log_that_is_closed_twice_keeps_its_first_exit_code(tmp_path, package):
+  """Of runs that are trained together, one diverges long before the others end."""
+  package(RECORDER)
+  writer = make_writer(tmp_path, make_config())
+  try:
+    raise DivergedError("")
+  except DivergedError:
+    writer.close()
+  writer.close()
+  assert [said for said in told(tmp_path) if said[0] == "finish"] == [
+      ["finish", DivergedError.exit_code]]
 
 
 def test_a_tracker_that_hangs_costs_its_points_and_a_line(tmp_path, package, capfd, monkeypatch):
@@ -198,7 +211,7 @@ def test_the_choices_of_the_config_are_the_trackers():
 
 
 def test_an_id_that_cannot_be_kept_costs_a_line(tmp_path, capsys):
-  (tmp_path / trackers.ID_FILE).mkdir()
+  (tmp_path / workdir.ID_FILE).mkdir()
   assert trackers.find_id(tmp_path)
   assert capsys.readouterr().err.count("WARNING") == 1
 

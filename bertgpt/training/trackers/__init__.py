@@ -24,6 +24,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, choices, recipes
 from bertgpt.devices import console
 from bertgpt.errors import ConfigError, exit_code
+from bertgpt.runs import workdir
 from bertgpt.training import sinks
 
 # Name in `log.trackers` -> its module.
@@ -31,7 +32,6 @@ TRACKERS = {
     "trackio": "bertgpt.training.trackers.trackio_",
     "wandb": "bertgpt.training.trackers.wandb_",
 }
-ID_FILE = "run_id"
 MAX_WAITING = 10_000  # Points that may wait for a tracker; further ones are dropped.
 CLOSE_S = 15          # Time for a tracker to send its last points, at the end of the program.
 
@@ -69,28 +69,28 @@ def check(config: ConfigDict) -> None:
                         f"is not installed. Install bertgpt[{name}], or leave {name} out")
 
 
-def start(config: ConfigDict, workdir: pathlib.Path) -> list[sinks.Sink]:
+def start(config: ConfigDict, folder: pathlib.Path) -> list[sinks.Sink]:
   """Starts the trackers of a run, in processes of their own.
 
   Args:
     config: a whole config.
-    workdir: folder of the run, which gets the ID of the run.
+    folder: workdir of the run, which gets the ID of the run.
   """
   names = choices.names_of_trackers(config.log.trackers)
   if not names:
     return []
-  run = Run(find_id(workdir), workdir.name, config.log.project, config.log.group, str(workdir),
+  run = Run(find_id(folder), folder.name, config.log.project, config.log.group, str(folder),
             json.loads(recipes.to_json(config)))
   return [Tracker(name, run) for name in names]
 
 
-def find_id(workdir: pathlib.Path) -> str:
+def find_id(folder: pathlib.Path) -> str:
   """Returns the ID of a run, which is kept in its workdir. A new one is made if there is none.
 
   Args:
-    workdir: folder of the run.
+    folder: workdir of the run.
   """
-  path = workdir / ID_FILE
+  path = folder / workdir.ID_FILE
   try:
     if path.exists() and (found := path.read_text().strip()):
       return found
@@ -116,6 +116,7 @@ class Tracker(sinks.Sink):
     super().__init__(pathlib.Path(f"log.trackers={name}"))
     self._queue: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
     self._child: subprocess.Popen | None = None
+    self._is_closed = False
     try:
       # In a session of its own: Ctrl-C is meant for the training.
       self._child = subprocess.Popen(
@@ -136,8 +137,9 @@ class Tracker(sinks.Sink):
 
   def close(self) -> None:
     """Gives the tracker `CLOSE_S` seconds to end, and then ends it."""
-    if self._child is None:
+    if self._child is None or self._is_closed:
       return
+    self._is_closed = True
     error = sys.exc_info()[1]  # What the training ends with, while its files are closed.
     self._put({"code": 0 if error is None else exit_code(error)})
     self._put(None)
