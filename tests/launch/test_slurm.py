@@ -56,8 +56,7 @@ def test_a_job_without_progress_ends(tmp_path):
 
 @pytest.mark.parametrize("code, seconds, tries", [
     (1, 2_000, 5), (74, 2_000, 5), (1, 20_000, None), (69, 2_000, None)])
-def test_a_job_that_hangs_or_fills_the_disk_ends_though_its_attempts_are_long(tmp_path, code,
-                                                                            seconds, tries):
+def test_a_job_that_hangs_or_fills_the_disk_ends(tmp_path, code, seconds, tries):
   add_slurm(tmp_path, code)
   stand_in.add(tmp_path, "date", f"echo >> looks; echo $(($(wc -l < looks) * {seconds}))")
   results = [run(tmp_path) for _ in range(5)]

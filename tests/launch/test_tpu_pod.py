@@ -101,8 +101,7 @@ def test_a_run_is_started_again_unless_that_is_useless(cloud, codes, code, attem
 
 @pytest.mark.parametrize("codes, seconds, attempts", [
     ("69 1", 2_000, 5), ("74 69", 2_000, 5), ("69 69", 2_000, 7), ("1 1", 20_000, 7)])
-def test_a_run_that_hangs_or_fills_the_disk_ends_though_its_attempts_are_long(cloud, codes,
-                                                                            seconds, attempts):
+def test_a_run_that_hangs_or_fills_the_disk_ends(cloud, codes, seconds, attempts):
   prepare(cloud, *[codes] * 6, "0 0")
   stand_in.add(cloud, "date", f'[ "$*" = +%s ] || exec /bin/date "$@"; echo >> "$TEST/looks"\n'
                               f'echo $(($(wc -l < "$TEST/looks") * {seconds}))')
