@@ -20,7 +20,7 @@ from bertgpt.config import phase, recipes
 
 def get_config():
   config = recipes.beside(__file__, "wiki_mini")
-  # The products of Muon are the same for every batch, so a larger one spends less on them per token.
+  # Muon's products do not depend on the batch, so a larger one spends less on them per token.
   config.phases = (
       phase(steps=2_000, seq_len=16, batch_size=128, learning_rate=1.5e-3, schedule="wsd",
             warmup_steps=100, decay_fraction=0.0),
