@@ -24,7 +24,7 @@ def bash(tmp_path):
   programs, told = tmp_path / "programs", tmp_path / "told"
   programs.mkdir()
   stand_in.add(programs, "bertgpt", f"printf '%s\\0' \"$@\" > {told}")
-  stand_in.add(programs, "srun", 'exec "$@"')
+  stand_in.add(programs, "srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
   # Of the two calls, one submits a file and the other one a command.
   stand_in.add(programs, "sbatch", 'case "$*" in *--wrap*) eval "${@: -1}" ;; *) echo 7 ;; esac\n'
                f'echo "$@" >> {tmp_path}/submitted')
