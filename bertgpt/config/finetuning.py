@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, families, unread
+from bertgpt.config import ConfigDict, attention_kernels, families, unread
 from bertgpt.errors import ConfigError
 
 AS_PRETRAINED = -1.0
@@ -182,6 +182,9 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
     run[group].update(config[group])
   run.eval.batch_size = config.eval.batch_size
   run.model.vocab_size = vocab_size
+  if run.model.attention in attention_kernels.FUSED:
+    # The pretrained run's kernel may not run with these devices, lengths, dtype and dropout.
+    run.model.attention = "auto"
   if config.dtype:
     run.model.update(dtype=config.dtype, matmul="bf16")  # bf16: matmuls in dtype, not in float8.
   run.model.pooling = config.pooling or run.model.pooling

@@ -18,14 +18,15 @@ compute, and process 0 writes.
 import contextlib
 import dataclasses
 import pathlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from bertgpt import files
-from bertgpt.config import ConfigDict, families, finetuning, recipes, resuming
+from bertgpt import files, models, trees
+from bertgpt.config import ConfigDict, finetuning, recipes, resuming
 from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import prediction, resume, tasks
@@ -43,6 +44,7 @@ from bertgpt.finetuning.tuning import (
 )
 from bertgpt.hub import opening
 from bertgpt.runs import checkpoint, spellings, workdir
+from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
 from bertgpt.training import steps
@@ -183,12 +185,24 @@ def describe(tuning: Tuning) -> list[str]:
   start = (f"random weights, the model and tokenizer of {tuning.init}" if config.from_scratch
            else f"step {pretrained.step} of {tuning.init}")
   counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
-  pools = (families.find(pretrained.config).kind == "encoder"
-           and task.kind in ("classes", "values"))
-  is_fresh = pools and not config.from_scratch and "pooler" not in pretrained.params
   return [f"{task.name}: {len(task.train)} training rows, {counts}; from {start}",
-          *["note: the checkpoint has no pooler; its weights are random"] * is_fresh,
+          *([] if config.from_scratch else [f"note: {note}" for note in _untrained(tuning)]),
           *(f"note: {note}" for note in task.notes)]
+
+
+def _untrained(tuning):
+  """Yields what the runs read of the model that its pretraining did not train."""
+  pretrained, task = tuning.pretrained, tuning.task
+  paths = trees.named_leaves(pretrained.params)
+  has_pooler = any(re.search(rule.pattern, "pooler/kernel")
+                   for rule in models.parameter_table(pretrained.config))
+  if (task.kind in ("classes", "values") and has_pooler
+      and ("pooler" in pretrained.fresh or "pooler/kernel" not in paths)):
+    yield "the checkpoint has no pooler; its weights are random"
+  rows = [tokens for part in (task.train, *(s.rows for s in task.evals)) for tokens in part.tokens]
+  if count := trained_lib.count_untrained(pretrained, rows):
+    yield (trained_lib.describe_untrained(pretrained, count, len(rows))
+           + ". task.max_length makes rows shorter")
 
 
 # ------------------------------------------------------------------ one run

@@ -126,7 +126,7 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
   if isinstance(tokenizer, SentencePiece):
     fast = from_sentencepiece(tokenizer.safe_data)
   else:
-    fast = _without_settings_of_its_source(tokenizer, set(specials.values()))
+    fast = _without_settings_of_its_source(tokenizer, specials)
   marked = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
   fast.add_special_tokens([AddedToken(name, normalized=False)
                            for name in dict.fromkeys(specials.values()) if name not in marked])
@@ -153,19 +153,23 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
 
 
 def _without_settings_of_its_source(tokenizer: Tokenizer,
-                                    specials: set[str]) -> tokenizers.Tokenizer:
+                                    specials: dict[str, str]) -> tokenizers.Tokenizer:
   """Returns a tokenizer of `tokenizers` without truncation, padding and dropout.
 
   Args:
     tokenizer: our tokenizer.
-    specials: special tokens, which are marked as such.
+    specials: role -> special token, which is marked as such.
   """
   content = json.loads(tokenizer.data) | {"truncation": None, "padding": None}
   if "dropout" in content["model"]:
     content["model"]["dropout"] = None
-  content["added_tokens"] = [token | {"special": token["special"] or token["content"] in specials}
-                             for token in content.get("added_tokens") or ()]
-  return tokenizers.Tokenizer.from_str(json.dumps(content))
+  added = content.get("added_tokens") or ()
+  for token in added:
+    token["special"] = token["special"] or token["content"] in specials.values()
+    if isinstance(tokenizer, ByteBPE) and not content.get("post_processor"):
+      # It was trained here: a token includes the space before its word, and so does the mask.
+      token["lstrip"] = token["lstrip"] or token["content"] == specials.get("mask_token")
+  return tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": list(added)}))
 
 
 def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:

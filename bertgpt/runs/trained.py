@@ -118,9 +118,17 @@ def note_untrained(trained: Trained, count: int, num_rows: int) -> None:
     num_rows: all rows.
   """
   if count:
-    print(f"note: {count} of {num_rows} texts have more tokens than the rows of the training "
-          f"({longest_row(trained)}). The vectors of the positions beyond are not trained",
-          file=sys.stderr)
+    print(f"note: {describe_untrained(trained, count, num_rows)}", file=sys.stderr)
+
+
+def describe_untrained(trained: Trained, count: int, num_rows: int) -> str:
+  """Returns a line about rows that are longer than those of the training.
+
+  Args:
+    trained, count, num_rows: see `note_untrained`.
+  """
+  return (f"{count} of {num_rows} texts have more tokens than the rows of the training "
+          f"({longest_row(trained)}). The vectors of the positions beyond are not trained")
 
 
 def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:

@@ -76,6 +76,15 @@ def test_a_dtype_turns_float8_off(dtype, expected):
   assert (run.model.dtype, run.model.matmul) == expected
 
 
+@pytest.mark.parametrize("kernel, expected", [("cudnn", "auto"), ("splash", "auto"),
+                                              ("xla", "xla"), ("auto", "auto")])
+def test_a_fused_kernel_is_chosen_anew(kernel, expected):
+  """The machine, the dtype and the dropout may be others than in pretraining."""
+  run = make_run(make_config(dropout=0.1, dtype="float32"), attention=kernel)
+  assert run.model.attention == expected
+  finetune_config.validate_run(run, 1, "cpu")
+
+
 def test_dropout_may_differ_from_pretraining():
   run = make_run(make_config(dropout=0.1), dropout=0.0, attention_dropout=0.0)
   assert (run.model.dropout, run.model.attention_dropout) == (0.1, 0.1)

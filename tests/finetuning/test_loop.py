@@ -259,6 +259,16 @@ def test_a_pooler_may_be_missing(with_params, tuning, finished_bert, tmp_path, c
   assert "note: the checkpoint has no pooler" in capsys.readouterr().out
 
 
+def test_untrained_positions_are_noted(with_params, tuning, finished_bert, tmp_path, monkeypatch,
+                                       capsys):
+  monkeypatch.setattr(trained_lib, "longest_row", lambda trained: 4)
+  assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 0
+  note, = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
+  assert "texts have more tokens than the rows of the training (4)" in note
+  assert note.endswith("task.max_length makes rows shorter")
+  assert note in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_other_weights_or_rows_are_not_mixed(short, with_params, tuning, finished_bert, glue,
                                              tmp_path, capsys):
   """The folder of the data may move, but not a single sentence or weight may change."""

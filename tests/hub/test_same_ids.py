@@ -11,7 +11,8 @@ import small_runs
 import tokenizers as fast_tokenizers
 from tokenizers import AddedToken, models
 
-from bertgpt.data.tokens import pipelines, tokenizers
+from bertgpt.config import base
+from bertgpt.data.tokens import pipelines, tokenizers, training
 from bertgpt.hub import same_ids, tokenizer_files
 
 RULES = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
@@ -132,6 +133,20 @@ def test_roberta_keeps_its_beginning_end_and_mask():
   exported = tokenizer_files.to_fast(tokenizer, is_encoder=True)
   assert exported.encode("a <mask>", add_special_tokens=False).ids == [
       names.index("a"), names.index("<mask>")]
+
+
+@pytest.mark.hf
+def test_the_mask_of_our_byte_bpe_includes_the_space_before_it(tmp_path):
+  config = base().tokenizer
+  config.update(kind="bpe", vocab_size=300)
+  tokenizer = training.train_tokenizer(config, [small_runs.make_text(30)])
+  tokenizer_files.write(tokenizer, tmp_path, is_encoder=True, max_length=64, num_segments=1)
+  mask = tokenizer.pieces[tokenizer.mask_id]
+  transformers = pytest.importorskip("transformers")
+  loaded = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+  before, after = tokenizer.encode(["the cat sees", " and"])
+  assert loaded(f"the cat sees {mask} and", add_special_tokens=False)["input_ids"] == [
+      *before, tokenizer.mask_id, *after]
 
 
 @pytest.mark.hf

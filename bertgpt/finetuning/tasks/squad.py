@@ -54,10 +54,11 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     rows, windows = make_rows(questions, config, text_format)
     predict = functools.partial(find_answers, questions, windows, config)
     evals.append(EvalSet(
-        name, rows, functools.partial(_score_outputs, questions, predict) if labeled else None,
+        name, rows,
+        functools.partial(_score_outputs, questions, predict, config.name) if labeled else None,
         functools.partial(write, name, predict, config.name == "squad2")))
     if labeled:
-      baseline[name] = score(questions, {question.id: "" for question in questions})
+      baseline[name] = score(questions, {question.id: "" for question in questions}, config.name)
   return Task(config.name, "spans", ("start", "end"), make_rows(train, config, text_format)[0],
               tuple(evals), baseline)
 
@@ -189,42 +190,46 @@ def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict,
 # ------------------------------------------------------------------ scores
 
 
-def _score_outputs(questions: Sequence[Question], find: Callable, outputs: Any
+def _score_outputs(questions: Sequence[Question], find: Callable, task: str, outputs: Any
                    ) -> dict[str, float]:
   """Scores the outputs of a model, which `find` turns into answers."""
-  return score(questions, find(outputs)[0])
+  return score(questions, find(outputs)[0], task)
 
 
-def score(questions: Sequence[Question], answers: dict[str, str]) -> dict[str, float]:
-  """Returns exact match ('em') and F1 ('f1') of answers, as in the official scripts.
+def score(questions: Sequence[Question], answers: dict[str, str], task: str) -> dict[str, float]:
+  """Returns exact match ('em') and F1 ('f1') of answers, as in the task's official script.
 
-  They are the best over the right answers of a question, averaged over all questions. The right
-  answer to a question without an answer is ''.
+  They are the best over the right answers of a question, averaged over all questions. In SQuAD 2.0,
+  the right answer to a question without an answer is ''.
 
   Args:
     questions: questions of a set.
     answers: predicted answers by id of the question; a missing one counts 0.
+    task: 'squad' or 'squad2'.
   """
   exact = f1 = 0.0
   for question in questions:
     found = answers.get(question.id)
-    expected = [text for _, text in question.answers if normalize(text)] or [""]
+    expected = [text for _, text in question.answers if task == "squad" or normalize(text)] or [""]
     if found is not None:
       exact += max(normalize(found) == normalize(text) for text in expected)
-      f1 += max(word_f1(found, text) for text in expected)
+      f1 += max(word_f1(found, text, task) for text in expected)
   return {"em": exact / len(questions), "f1": f1 / len(questions)}
 
 
-def word_f1(found: str, expected: str) -> float:
+def word_f1(found: str, expected: str, task: str) -> float:
   """Returns the F1 of two texts as bags of normalized words (Rajpurkar et al. 2016, 6.1).
+
+  If one of the two has no words, it is 0; in SQuAD 2.0, it is 1 if both have none.
 
   Args:
     found: predicted answer.
-    expected: right answer. If one of the two has no words, F1 is 1 if both have none, else 0.
+    expected: right answer.
+    task: 'squad' or 'squad2'.
   """
   found, expected = normalize(found).split(), normalize(expected).split()
   if not found or not expected:
-    return float(found == expected)
+    return float(task == "squad2" and found == expected)
   common = collections.Counter(found) & collections.Counter(expected)
   return harmonic_mean(sum(common.values()), len(found), len(expected))
 
