@@ -26,8 +26,8 @@ from bertgpt.training.steps import Setup, make_setup
 # Fields that may differ from the run, besides those of `resuming.RESUMABLE`: they select the text
 # and the dtype. All others determine the model, or the meaning of its scores. `tokenizer.path` may
 # differ, because the fingerprints of the tokenizers are compared.
-MAY_DIFFER = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language",
-              "tokenizer.path", "model.dtype")
+TEXT_FIELDS = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language")
+MAY_DIFFER = (*TEXT_FIELDS, "tokenizer.path", "model.dtype")
 
 
 class Evaluator(NamedTuple):
@@ -186,6 +186,9 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
           f"{', '.join(families.HEADS[head] for head in trained.fresh)}", file=sys.stderr)
   config = recipes.override(trained.config, overrides)
   check_same_model(trained.config, config)
+  check_text_is_read(trained.config, config)
+  if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
+    config.tokenizer.path = str(path / "tokenizer")  # One trained on other text is another one.
   checked = config.copy_and_resolve_references()  # The batches of the training are not made here.
   checked.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
   for p in checked.phases:
@@ -209,6 +212,27 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
           f"{config.phases[-1].seq_len} tokens from {len(held_out):,} held-out documents, computed "
           f"in {config.model.dtype}", file=sys.stderr, flush=True)
   return run(evaluator, params, last_phase) or {}  # Nothing stops it.
+
+
+def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:
+  """Refuses another text if a prepared corpus replaces it.
+
+  Args:
+    trained: config of the run.
+    config: config of the evaluation.
+  Raises:
+    ConfigError: there are such fields; the message has one line per field.
+  """
+  if config.data.corpus and (fields := _other_text(trained, config)):
+    raise ConfigError("\n".join(
+        f"--config.{field}: data.corpus={config.data.corpus!r} replaces this field. Add "
+        "--config.data.corpus=''" for field in fields))
+
+
+def _other_text(trained, config):
+  """Returns the fields by which a config selects another text than the run's."""
+  old, new = dict(config_lib.leaves(trained)), dict(config_lib.leaves(config))
+  return [field for field in TEXT_FIELDS if old[field] != new[field]]
 
 
 def check_same_model(trained: ConfigDict, config: ConfigDict) -> None:

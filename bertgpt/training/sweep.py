@@ -58,6 +58,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   """
   runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
+  check_unset(overrides, runs)
   overrides = [*overrides, *group_of(recipe, path, overrides)]
   folders = [path / f"{i:03d}" for i in range(len(runs))]
   configs = check_runs(recipes.load(recipe), folders,
@@ -267,6 +268,23 @@ def make_table(runs: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path
       table.append({"workdir": str(folder), **{field: fields[field] for field in changes},
                     **final_scores(folder)})
   return table
+
+
+def check_unset(overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:
+  """Refuses a flag that no run would follow, because the sweep sets its field.
+
+  Args:
+    overrides: '--config.FIELD=VALUE' arguments for all runs.
+    runs: overrides of each run, as FIELD -> value.
+  Raises:
+    ConfigError: there are such flags; the message has one line for each.
+  """
+  of_sweep = {field for changes in runs for field in changes}
+  flags = [flag for flag in overrides
+           if flag.partition("=")[0].removeprefix("--config.") in of_sweep]
+  if flags:
+    raise ConfigError("\n".join(f"{flag}: get_sweep() of the recipe sets this field in its runs. "
+                                "Leave the flag out, or change get_sweep()" for flag in flags))
 
 
 def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],

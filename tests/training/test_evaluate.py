@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import small_runs
 from program import ROOT, curves
 
 from bertgpt import models
@@ -172,6 +173,24 @@ def test_a_field_of_the_model_or_objective_is_refused(finished_run, fields):
 def test_text_devices_and_speed_of_an_evaluation_may_differ(trained, field):
   config = recipes.override(trained.config, [f"--config.{field}"])
   evaluate.check_same_model(trained.config, config)
+
+
+def test_another_text_is_read_with_the_tokenizer_of_the_run(finished_run, last_scores, tmp_path):
+  (tmp_path / "other.txt").write_text(small_runs.make_text(40, seed=9))
+  scores = evaluate.evaluate_workdir(finished_run, [
+      f"--config.data.source=text:{tmp_path}/other.txt", f"--config.data.cache_dir={tmp_path}",
+      "--config.data.validation_fraction=0.5"])
+  assert set(scores) == set(last_scores) and scores != last_scores
+
+
+@pytest.mark.parametrize("field", ["data.source=text:a.txt", "data.validation_fraction=0.5"])
+def test_a_text_that_a_prepared_corpus_replaces_is_refused(trained, field):
+  of_run = recipes.override(trained.config, ["--config.data.corpus=/corpora/a"])
+  with pytest.raises(ConfigError, match=(
+      f"--config.{field.split('=')[0]}: data.corpus='/corpora/a' replaces this field")):
+    evaluate.check_text_is_read(of_run, recipes.override(of_run, [f"--config.{field}"]))
+  evaluate.check_text_is_read(of_run, recipes.override(of_run, [
+      f"--config.{field}", "--config.data.corpus="]))
 
 
 def test_bits_per_byte_of_a_uniform_guess(held_out):
