@@ -347,14 +347,17 @@ def _mesh_problems(config, num_devices):
     return [f"mesh data={data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {data * rest} devices, "
             f"but there are {num_devices}. mesh.data=-1 uses all remaining devices"]
   problems = []
+  sizes = {"data": data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+  axes = [axis for axis in mesh.axes.batch if axis in sizes]
+  parts = math.prod(sizes[axis] for axis in axes)
+  devices = f"{' x '.join(axes)} = {parts} devices"
   for i, p in enumerate(config.phases):
     rows = p.batch_size // max(1, p.micro_batches)
-    if rows % (data * mesh.fsdp):
+    if rows % parts:
       problems.append(f"phases[{i}]: a micro-batch of {rows} rows cannot be divided among "
-                      f"data x fsdp = {data * mesh.fsdp} devices")
-  if config.eval.batch_size % (data * mesh.fsdp):
-    problems.append(f"eval.batch_size={config.eval.batch_size} cannot be divided among "
-                    f"data x fsdp = {data * mesh.fsdp} devices")
+                      f"{devices}")
+  if config.eval.batch_size % parts:
+    problems.append(f"eval.batch_size={config.eval.batch_size} cannot be divided among {devices}")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
   of_attention = ["num_heads"] * bool(_stacks(config.model))

@@ -118,6 +118,13 @@ def test_all_problems_are_listed_at_once():
     assert any(name in line for line in lines), name
 
 
+def test_rows_are_divided_only_among_the_axes_of_the_batch():
+  config = recipes.override(config_lib.base(), [
+      "--config.mesh.fsdp=8", "--config.mesh.axes.batch=('data',)",
+      "--config.phases[0].batch_size=12", "--config.eval.batch_size=12"])
+  assert not [line for line in config_lib.find_problems(config, 8) if "divided" in line]
+
+
 @pytest.mark.parametrize("arguments, num_devices, fragment", [
     (["--config.mesh.fsdp=3"], 8, "does not divide the 8 devices"),
     (["--config.mesh.data=2"], 8, "= 2 devices, but there are 8"),
@@ -125,6 +132,8 @@ def test_all_problems_are_listed_at_once():
     (["--config.phases[0].batch_size=12"], 8, "a micro-batch of 12 rows cannot be divided"),
     (["--config.phases[0].micro_batches=64"], 8, "a micro-batch of 4 rows cannot be divided"),
     (["--config.eval.batch_size=12"], 8, "eval.batch_size=12 cannot be divided"),
+    (["--config.mesh.tensor=2", "--config.mesh.axes.batch=('data','fsdp','tensor')",
+      "--config.phases[0].batch_size=12"], 8, "among data x fsdp x tensor = 8 devices"),
     (["--config.mesh.tensor=8"], 8, "mesh.tensor=8 does not divide model.num_heads=12"),
 ])
 def test_mesh_that_does_not_fit_is_refused(arguments, num_devices, fragment):
