@@ -271,7 +271,7 @@ def make_table(runs: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path
 
 
 def check_unset(overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:
-  """Refuses a flag that no run would follow, because the sweep sets its field.
+  """Refuses a flag that no run would follow, because the sweep sets its field in every run.
 
   Args:
     overrides: '--config.FIELD=VALUE' arguments for all runs.
@@ -279,11 +279,11 @@ def check_unset(overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> 
   Raises:
     ConfigError: there are such flags; the message has one line for each.
   """
-  of_sweep = {field for changes in runs for field in changes}
+  of_sweep = set.intersection(*map(set, runs)) if runs else set()
   flags = [flag for flag in overrides
            if flag.partition("=")[0].removeprefix("--config.") in of_sweep]
   if flags:
-    raise ConfigError("\n".join(f"{flag}: get_sweep() of the recipe sets this field in its runs. "
+    raise ConfigError("\n".join(f"{flag}: get_sweep() of the recipe sets this field in every run. "
                                 "Leave the flag out, or change get_sweep()" for flag in flags))
 
 

@@ -81,7 +81,8 @@ def test_problems_of_all_runs_are_listed_before_the_first_starts(tmp_path, recip
 def test_a_flag_for_a_field_that_the_sweep_sets_is_refused(tmp_path, recipe, capsys):
   flag = "--config.phases[0].learning_rate=0.5"
   assert cli.main(["sweep", f"--config={recipe}", f"--workdir={tmp_path / 's'}", flag]) == 2
-  assert f"{flag}: get_sweep() of the recipe sets this field" in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert f"{flag}: get_sweep() of the recipe sets this field in every run" in error
   assert not (tmp_path / "s").exists()
 
 
