@@ -3,7 +3,7 @@ r"""An XLNet of the size of `wiki_mini`.
 Command    bertgpt train --config configs/xlnet_mini.py --workdir runs/xlnet_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`.
-Hardware   Two CPU cores, 20 minutes.
+Hardware   Two CPU cores, 25 minutes.
 Expected   With 14.7 M tokens of Wikipedia and of old books, on held-out text:
              step              500  1000  1500  2000  2500  3000  3500  no context
              tokens per row     16    16    16    16    64    64    64          64

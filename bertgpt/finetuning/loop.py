@@ -18,7 +18,6 @@ compute, and process 0 writes.
 import contextlib
 import dataclasses
 import pathlib
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -194,10 +193,9 @@ def _untrained(tuning):
   """Yields what the runs read of the model that its pretraining did not train."""
   pretrained, task = tuning.pretrained, tuning.task
   paths = trees.named_leaves(pretrained.params)
-  has_pooler = any(re.search(rule.pattern, "pooler/kernel")
-                   for rule in models.parameter_table(pretrained.config))
-  if (task.kind in ("classes", "values") and has_pooler
-      and ("pooler" in pretrained.fresh or "pooler/kernel" not in paths)):
+  is_fresh = "pooler" in pretrained.fresh or "pooler/kernel" not in paths
+  if (is_fresh and task.kind in ("classes", "values")
+      and models.has_parameter(pretrained.config, "pooler/kernel")):
     yield "the checkpoint has no pooler; its weights are random"
   rows = [tokens for part in (task.train, *(s.rows for s in task.evals)) for tokens in part.tokens]
   if count := trained_lib.count_untrained(pretrained, rows):

@@ -156,9 +156,11 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
                                     specials: dict[str, str]) -> tokenizers.Tokenizer:
   """Returns a tokenizer of `tokenizers` without truncation, padding and dropout.
 
+  Its special tokens are marked as such, so that their names in a text are read as them.
+
   Args:
     tokenizer: our tokenizer.
-    specials: role -> special token, which is marked as such.
+    specials: role in `transformers` -> special token.
   """
   content = json.loads(tokenizer.data) | {"truncation": None, "padding": None}
   if "dropout" in content["model"]:

@@ -1,5 +1,6 @@
 """Flax Linen modules, one file per family; they depend on neither mesh, data nor optimizer."""
 
+import re
 from collections.abc import Callable
 
 from flax.linen import Module
@@ -10,8 +11,8 @@ from bertgpt.models.inputs import Inputs
 from bertgpt.models.lookup import find_class, find_module
 from bertgpt.models.parameters import Param, Table, find
 
-__all__ = ["Inputs", "Module", "Param", "Table", "axes_of", "carry_specs", "make_model",
-           "parameter_table"]
+__all__ = ["Inputs", "Module", "Param", "Table", "axes_of", "carry_specs", "has_parameter",
+           "make_model", "parameter_table"]
 
 
 def make_model(config: ConfigDict) -> Module:
@@ -56,3 +57,13 @@ def parameter_table(config: ConfigDict) -> Table:
     config: a whole config; `config.model.family` is read.
   """
   return (*find_module(config.model.family).PARAMETERS, *heads.PARAMETERS)
+
+
+def has_parameter(config: ConfigDict, path: str) -> bool:
+  """Returns whether a family's table of parameters has a line for a path.
+
+  Args:
+    config: a whole config; `config.model.family` is read.
+    path: names of the nested dicts, joined by '/'.
+  """
+  return any(re.search(param.pattern, path) for param in parameter_table(config))

@@ -259,8 +259,7 @@ def test_a_pooler_may_be_missing(with_params, tuning, finished_bert, tmp_path, c
   assert "note: the checkpoint has no pooler" in capsys.readouterr().out
 
 
-def test_untrained_positions_are_noted(with_params, tuning, finished_bert, tmp_path, monkeypatch,
-                                       capsys):
+def test_untrained_positions_are_noted(tuning, finished_bert, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(trained_lib, "longest_row", lambda trained: 4)
   assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 0
   note, = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
