@@ -121,6 +121,7 @@ process.start_distributed(sys.argv[1], 600)
 jax.devices()
 def leave(*_):
   print("left", flush=True)
+  sys.stdin.read()
   os._exit(7)
 signal.signal(signal.SIGTERM, leave)
 with process.catch_signals() as should_stop:
@@ -131,10 +132,13 @@ for _ in range(1000):
 os._exit(1)
 """
   children = [subprocess.Popen([sys.executable, "-c", code, f"127.0.0.1:{port},2,{i}"], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in (0, 1)]
-  for child in children:
-    out, err = child.communicate(timeout=1200)
-    assert child.returncode == 7 and out == "left\n", err
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE) for i in (0, 1)]
+  # The end of process 0 ends the other wherever it is, so both arrive before either may end.
+  arrived = [child.stdout.readline() for child in children]
+  for child, line in reversed([*zip(children, arrived, strict=True)]):
+    _, err = child.communicate("", timeout=1200)
+    assert (child.returncode, line) == (7, "left\n"), err
 
 
 def run_python(code):
