@@ -143,24 +143,25 @@ class Checkpoints:
     if wait:
       self._join()
 
-  def keep_if_best(self, step: int, results: Mapping[str, float], state: Any,
-                   metadata: Mapping[str, Any]) -> None:
+  def keep_if_best(self, step: int, results: Mapping[str, float], conditions: Mapping[str, Any],
+                   state: Any, metadata: Mapping[str, Any]) -> None:
     """Keeps, and if needed saves, the checkpoint of a step if its evaluation is the best so far.
 
     Args:
       step: number of steps done, at which the state was evaluated.
       results: held-out metric -> value.
+      conditions: JSON values; only results under equal conditions are compared.
       state: pytree of jax arrays.
       metadata: JSON values, from `make_metadata`.
     Raises:
       StorageError: it cannot be saved.
     """
     value = results.get(self._best.metric)
-    if value is None or not self._best.is_beaten_by(value):
+    if value is None or not self._best.is_beaten_by(value, conditions):
       return
     if self.last_step != step and step not in find_steps(self._root):
       self.save(step, state, metadata)
-    self._best.replace(step, value)
+    self._best.replace(step, value, conditions)
     if self._pending:  # A kill before the checkpoint is complete must not lose the previous best.
       pending, future = self._pending
       self._pending = pending, self._worker.submit(self._record_best, future)

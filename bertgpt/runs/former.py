@@ -72,6 +72,18 @@ def as_begun(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
   return config
 
 
+def describe(asked: ConfigDict, config: ConfigDict) -> list[str]:
+  """Returns a line for each field that `as_begun` replaced.
+
+  Args:
+    asked: the config that it was given.
+    config: the config that it returned.
+  """
+  values = dict(leaves(config))
+  return [f"note: {field} is {values[field]!r} here, not {value!r}, as it was when an earlier "
+          "version began this run" for field, value in leaves(asked) if values[field] != value]
+
+
 def note(path: pathlib.Path) -> None:
   """Records, before config.json is rewritten, which fields the run ignores.
 

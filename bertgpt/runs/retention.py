@@ -5,12 +5,12 @@ import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertgpt import files
 from bertgpt.devices import peers
 
-FILE = "best.json"  # In the folder of the checkpoints: {"metric", "step", "value"}.
+FILE = "best.json"  # In the folder of the checkpoints: the fields of _Record, and "metric".
 
 
 def choose_old(steps: Sequence[int], *, keep: int, keep_every: int, best: int | None) -> list[int]:
@@ -57,6 +57,20 @@ def _show(size: float) -> str:
   return f"{size:.3g} TB"
 
 
+class _Record(NamedTuple):
+  """An evaluation of a checkpoint; the first of all has no step.
+
+  Attributes:
+    step: steps done; None: there was no evaluation.
+    value: the metric at this step.
+    conditions: see `training.evaluate.conditions`; None: written by a version that noted none.
+  """
+
+  step: int | None = None
+  value: float | None = None
+  conditions: Mapping[str, Any] | None = None
+
+
 class Best:
   """The best checkpoint of a run by a held-out metric, the same in all processes."""
 
@@ -69,46 +83,53 @@ class Best:
         precisions and recalls should be high, all other metrics low.
     """
     self._path, self.metric = root / FILE, metric
-    self._best: tuple[int | None, float | None] = None, None
+    self._best = _Record()
     if metric:
-      self._best = tuple(json.loads(peers.ask_first(json.dumps(self._read()))))
+      self._best = _Record(*json.loads(peers.ask_first(json.dumps(self._read()))))
     self._recorded = self._best
 
-  def _read(self) -> tuple[int | None, float | None]:
+  def _read(self) -> _Record:
     try:
       found = files.parse_json(self._path.read_bytes())
       step, value = int(found["step"]), float(found["value"])
       if found["metric"] == self.metric and math.isfinite(value) and self._is_there(step):
-        return step, value
+        return _Record(step, value, found.get("conditions"))
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
       files.raise_if_unanswered(e)
       # There is no record, or it is not readable: the next evaluation is the best so far.
-    return None, None
+    return _Record()
 
   def _is_there(self, step: int | None) -> bool:
     """Returns whether a step is complete; in a bucket, it then has a manifest."""
     path = self._path.parent / str(step)
     return (path / files.MANIFEST).is_file() if files.is_remote(path) else path.is_dir()
 
-  def is_beaten_by(self, value: float) -> bool:
+  def is_beaten_by(self, value: float, conditions: Mapping[str, Any]) -> bool:
     """Returns whether a value of the metric is better than the best one so far.
 
-    A value that is not finite never is; it could not be beaten either.
+    A value that is not finite never is; it could not be beaten either. Values under other
+    conditions cannot be compared with it, so the newer one counts as the better one.
+
+    Args:
+      value: the metric.
+      conditions: JSON values, see `training.evaluate.conditions`.
     """
     if not self.metric or not math.isfinite(value):
       return False
     sign = -1 if self.metric.endswith(("_accuracy", "_precision", "_recall")) else 1
-    best = self._best[1]
-    return best is None or sign * value < sign * best
+    best = self._best
+    return (best.value is None or best.conditions not in (None, conditions)
+            or sign * value < sign * best.value)
 
-  def replace(self, step: int, value: float) -> None:
+  def replace(self, step: int, value: float, conditions: Mapping[str, Any]) -> None:
     """Makes a checkpoint the best one.
 
     Args:
       step: step of the checkpoint, whose save may still be running: see `record`.
       value: the metric at this step.
+      conditions: see `is_beaten_by`.
     """
-    self._best = step, value
+    self._best = _Record(step, value, conditions)
 
   def record(self) -> int | None:
     """Writes the best checkpoint to the file once it is complete; for process 0.
@@ -116,11 +137,11 @@ class Best:
     Returns:
       The step that the file names, whose checkpoint must be kept; None: none.
     """
-    best = step, value = self._best
-    if best != self._recorded and self._is_there(step):
-      files.write_json(self._path, {"metric": self.metric, "step": step, "value": value})
+    best = self._best
+    if best != self._recorded and self._is_there(best.step):
+      files.write_json(self._path, {"metric": self.metric, **best._asdict()})
       self._recorded = best
-    return self._recorded[0]
+    return self._recorded.step
 
 
 def forget_after(root: pathlib.Path, step: int) -> None:

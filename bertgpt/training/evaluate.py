@@ -62,6 +62,22 @@ def make_evaluator(setup: Setup, corpus: Corpus) -> Evaluator:
   return Evaluator(setup, corpus, {})
 
 
+def conditions(config: ConfigDict, phase_index: int) -> dict[str, Any]:
+  """Returns what decides the held-out rows and masks: scores are comparable if it is equal.
+
+  Args:
+    config: a whole config.
+    phase_index: index of the phase that is evaluated.
+  Returns:
+    Name -> JSON value.
+  """
+  config, rows_by = config_lib.at_phase(config, phase_index, True), config.eval.rows_by
+  p = config.phases[0]
+  return {"seq_len": p.seq_len, "mask_prob": config.objective.mask_prob,
+          "max_predictions": p.max_predictions, "max_rows": config.eval.max_rows,
+          "phase": phase_index if rows_by == "phase" else 0}
+
+
 def make_eval_step(setup: Setup) -> Callable:
   """Returns the function (params, batch, row_ids_B, carry) -> (sums, carry).
 

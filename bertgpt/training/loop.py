@@ -389,5 +389,6 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
     return None
   log.record(step, run.evaluator.corpus.split, results)
   if log.is_good:
-    checkpoints.keep_if_best(step, results, state, run.metadata | {"step": step})
+    checkpoints.keep_if_best(step, results, evaluate.conditions(run.config, phase_index), state,
+                             run.metadata | {"step": step})
   return results

@@ -13,11 +13,14 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, families, resuming, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
-from bertgpt.devices import hardware, peers, process, sharding, watchdog
+from bertgpt.devices import console, hardware, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, former, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, optimizers, steps, trackers
+
+OTHER_TOKENIZER = ("init_from={0}: trained with another tokenizer. Set "
+                   "--config.tokenizer.path={0}/tokenizer")
 
 
 class Run(NamedTuple):
@@ -63,7 +66,10 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   process.use_compilation_cache(config.system.compilation_cache)
   with watchdog.restored(), workdir.make_and_lock(path, jax.process_index() == 0):
     watchdog.arm_for(config.system, compiles=True)
-    config = former.as_begun(path, config)
+    asked, config = config, former.as_begun(path, config)
+    if jax.process_index() == 0:
+      for line in former.describe(asked, config):
+        console.say(line)
     workdir.check_unchanged(path, config, allow_change)
     is_new = not workdir.is_run(path)
     if is_new:
@@ -88,12 +94,12 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
 
 
 def check_start(config: ConfigDict) -> None:
-  """Checks, before the text is prepared, that `config.init_from` holds a model of its family.
+  """Checks, before the text is prepared, that the model of `config.init_from` can be continued.
 
   Args:
     config: config of a new run.
   Raises:
-    ConfigError: it holds none, or one of another family.
+    ConfigError: there is no model, it is of another family, or a new tokenizer would be trained.
   """
   if not config.init_from:
     return
@@ -102,6 +108,11 @@ def check_start(config: ConfigDict) -> None:
     holds, makes = (families.with_article(c.model.family) for c in (found, config))
     raise ConfigError(f"init_from={config.init_from}: holds {holds}, but the config makes {makes}. "
                       f"Choose a --config that makes {holds}, or a run that holds {makes}")
+  has_tokenizer = (config.tokenizer.path or config.data.corpus
+                   or families.find(config).reads_words)
+  if not has_tokenizer and (found.data.source, found.tokenizer) != (config.data.source,
+                                                                    config.tokenizer):
+    raise ConfigError(OTHER_TOKENIZER.format(config.init_from))
 
 
 def open_corpora(config: ConfigDict) -> tuple[Corpus, Corpus]:

@@ -20,7 +20,7 @@ from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, metrics_file, spellings
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import schedules, steps
-from bertgpt.training.run import Run
+from bertgpt.training.run import OTHER_TOKENIZER, Run
 from bertgpt.training.steps import TrainState
 
 
@@ -180,8 +180,7 @@ def load_params(run: Run, fresh: Any) -> Any:
   if families.find(run.config).reads_words:
     source = spellings.replace_words(source, run.corpus.tokenizer, fresh["lm"])
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
-    raise ConfigError(f"init_from={run.config.init_from}: trained with another tokenizer. Set "
-                      f"--config.tokenizer.path={run.config.init_from}/tokenizer")
+    raise ConfigError(OTHER_TOKENIZER.format(run.config.init_from))
   wanted = trees.named_leaves(run.abstract_state.params)
   found = trees.named_leaves(source.params)
   wrong = [f"{path}: {found[path].shape if path in found else 'absent'}, needs {x.shape}"

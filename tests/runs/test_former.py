@@ -51,7 +51,8 @@ def test_an_old_run_continues_as_it_began(train, tmp_path, capsys):
   make_older(old)
   assert not trained_lib.load_trained(old).config.data.isolate_documents
   for _ in range(2):  # The second time, config.json is of this version.
-    assert train(old, 4, ISOLATED) == 0, capsys.readouterr().err
+    assert train(old, 4, ISOLATED) == 0
+    assert "note: data.isolate_documents is False here, not True" in capsys.readouterr().err
     assert fingerprints(old) == fingerprints(whole) != fingerprints(isolated)
   assert train(old, 4) == 0
   assert [event["event"] for event in history.read(old)].count(former.EVENT) == 1
@@ -66,6 +67,8 @@ def test_an_old_run_keeps_its_held_out_rows(tmp_path):
   for _ in range(2):  # The second time, config.json is of this version.
     (tmp_path / "config.json").write_text(text)
     config = former.as_begun(tmp_path, base())
+    assert former.describe(base(), config) == ["note: eval.rows_by is 'phase' here, not 'length', as "
+                                               "it was when an earlier version began this run"]
     assert config.eval.rows_by == recipes.from_json(text).eval.rows_by == "phase"
     text = recipes.to_json(config)
   (tmp_path / "config.json").write_text(recipes.to_json(base()))

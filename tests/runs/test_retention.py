@@ -18,16 +18,17 @@ def test_old_checkpoints(keep, every, best, old):
   assert retention.choose_old([10, 20, 30, 40, 50], keep=keep, keep_every=every, best=best) == old
 
 
-def train(workdir, scores, metric, every=10, **options):
+def train(workdir, scores, metric, every=10, seq_len=16, **options):
   """Saves a state at every 10th step, and evaluates it at the steps of `scores`."""
   options = {"every_steps": every, "every_minutes": 0, "keep": 1, "keep_best": metric} | options
   with contextlib.closing(checkpoint.Checkpoints(workdir, **options)) as checkpoints:
-    for step in range(1, max(scores) + 1):
+    for step in range(max(checkpoint.committed_steps(workdir), default=0) + 1, max(scores) + 1):
       state = {"params": {"w": jnp.full(4, step)}}
       if checkpoints.due(step):
         checkpoints.save(step, state, {})
       if step in scores:
-        checkpoints.keep_if_best(step, {metric or "mlm_loss": scores[step]}, state, {})
+        conditions = {"seq_len": seq_len}
+        checkpoints.keep_if_best(step, {metric or "mlm_loss": scores[step]}, conditions, state, {})
   return checkpoint.committed_steps(workdir)
 
 
@@ -42,13 +43,27 @@ def test_a_best_state_that_was_not_due_is_saved(tmp_path):
   assert train(tmp_path, {5: 2.0, 20: 3.0, 30: 4.0}, "mlm_loss") == [5, 30]
 
 
+def test_scores_of_other_rows_are_not_compared(tmp_path):
+  """A later phase may have longer rows, and a resumed run another share of masks."""
+  train(tmp_path, {10: 2.0}, "mlm_loss")
+  assert train(tmp_path, {20: 3.0, 30: 3.5}, "mlm_loss", seq_len=64) == [20, 30]
+
+
+def test_a_record_without_conditions_is_compared(tmp_path):
+  train(tmp_path, {10: 2.0}, "mlm_loss")
+  path = checkpoint.checkpoints_path(tmp_path) / retention.FILE
+  path.write_text('{"metric": "mlm_loss", "step": 10, "value": 2.0}')
+  assert train(tmp_path, {20: 3.0}, "mlm_loss", seq_len=64) == [10, 20]
+
+
 def test_the_best_is_remembered_by_the_next_start(tmp_path):
   train(tmp_path, {10: 2.0, 20: 3.0}, "mlm_loss")
   with contextlib.closing(checkpoint.Checkpoints(
       tmp_path, every_steps=1, every_minutes=0, keep=1, keep_best="mlm_loss")) as checkpoints:
     for step, loss in ((30, 2.5), (40, 2.2)):
       checkpoints.save(step, {"params": {"w": jnp.zeros(4)}}, {})
-      checkpoints.keep_if_best(step, {"mlm_loss": loss}, {"params": {"w": jnp.zeros(4)}}, {})
+      checkpoints.keep_if_best(step, {"mlm_loss": loss}, {"seq_len": 16},
+                               {"params": {"w": jnp.zeros(4)}}, {})
   assert checkpoint.committed_steps(tmp_path) == [10, 40]
 
 
@@ -66,14 +81,14 @@ def test_a_damaged_record_or_one_of_a_lost_step_is_no_best(tmp_path, content):
   (tmp_path / retention.FILE).write_text(content)
   (tmp_path / "10").mkdir()
   best = retention.Best(tmp_path, "mlm_loss")
-  assert best.record() is None and best.is_beaten_by(100.0)
+  assert best.record() is None and best.is_beaten_by(100.0, {})
 
 
 def test_a_best_is_recorded_only_when_its_checkpoint_is_complete(tmp_path):
   """Until then, the record names the previous best."""
   best = retention.Best(tmp_path, "mlm_loss")
   for step, loss in ((10, 2.0), (20, 1.0)):
-    best.replace(step, loss)
+    best.replace(step, loss, {})
     assert best.record() == (10 if step == 20 else None)
     assert retention.Best(tmp_path, "mlm_loss").record() == (10 if step == 20 else None)
     (tmp_path / str(step)).mkdir()
