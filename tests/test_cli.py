@@ -167,8 +167,9 @@ def test_init_from_without_its_tokenizer_is_refused_before_the_text_is_read(caps
                                                                             tmp_path,
                                                                             finished_bert):
   arguments = ["train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}",
-               f"--config.init_from={finished_bert}", f"--config.data.cache_dir={tmp_path / 'cache'}"]
-  code, lines = run(capsys, *arguments, "--config.tokenizer.vocab_size=300")
+               f"--config.init_from={finished_bert}", "--config.tokenizer.vocab_size=300",
+               f"--config.data.cache_dir={tmp_path / 'cache'}"]
+  code, lines = run(capsys, *arguments)
   assert code == CONFIG and not (tmp_path / "cache").exists()
   assert lines[-1].endswith("trained with another tokenizer. Set "
                             f"--config.tokenizer.path={finished_bert}/tokenizer")

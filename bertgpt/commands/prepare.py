@@ -1,13 +1,15 @@
 """`bertgpt prepare`: a prepared corpus, made from text."""
 
 import argparse
+import sys
 
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
 HELP = "Turn text into a prepared corpus."
-USES = ("bertgpt.data.corpus.prepare", "bertgpt.data.corpus.machines", "bertgpt.data.corpus.beam",
-        "bertgpt.data.text.pieces", "bertgpt.devices.watchdog")
+USES = ("bertgpt.data.corpus.corpus", "bertgpt.data.corpus.prepare",
+        "bertgpt.data.corpus.machines", "bertgpt.data.corpus.beam", "bertgpt.data.text.pieces",
+        "bertgpt.devices.watchdog")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,20 +56,25 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prepares the corpus, or a part of it, and prints its path."""
-  from bertgpt.data.corpus import beam, machines, prepare
+  from bertgpt.data.corpus import beam, corpus, machines, prepare
   from bertgpt.data.text import pieces
   from bertgpt.devices import watchdog
   config, out = arguments.config, arguments.out
   watchdog.arm(config.system.hang_timeout_minutes)
-  if arguments.engine:
-    with watchdog.paused():  # The engine has limits of its own.
-      print(beam.prepare(config, out, arguments.beam_args))
-  elif arguments.part:
+  if arguments.part:
     make = machines.sample_part if arguments.train_tokenizer else machines.prepare_part
     print(make(config, out, pieces.Part(*arguments.part)))
-  elif arguments.train_tokenizer:
+    return
+  if arguments.train_tokenizer:
     print(machines.train_tokenizer(config, out, merges=arguments.merge))
+    return
+  if arguments.engine:
+    with watchdog.paused():  # The engine has limits of its own.
+      path = beam.prepare(config, out, arguments.beam_args)
   elif arguments.merge:
-    print(machines.merge(config, out))
+    path = machines.merge(config, out)
   else:
-    print(prepare.prepare(config, out) if out else prepare.ensure_prepared(config))
+    path = prepare.prepare(config, out) if out else prepare.ensure_prepared(config)
+  if warning := corpus.warn_of_unknown(corpus.read_manifest(path)):
+    print(warning, file=sys.stderr)
+  print(path)

@@ -232,7 +232,7 @@ def base() -> ConfigDict:
   objective.replace_with_random = 0.1      # ... or as a random token; the rest is shown unchanged
   objective.whole_words = False            # whether whole words are masked, not single pieces
   objective.ngram = 1                      # words masked together, at most (ALBERT: 3, XLNet: 5)
-  objective.bias_init = "zeros"            # initial output bias: zeros | frequencies (their log)
+  objective.bias_init = "zeros"            # output bias: zeros | frequencies (log), or init_from's
   objective.rtd_weight = 50.0              # rtd: factor on the discriminator's loss
   # plm: tokens of a row that are permuted together; they do not see the tokens after them. 0: all.
   # plm_memory: a row also advances by this number of tokens per step.

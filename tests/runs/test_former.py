@@ -67,8 +67,9 @@ def test_an_old_run_keeps_its_held_out_rows(tmp_path):
   for _ in range(2):  # The second time, config.json is of this version.
     (tmp_path / "config.json").write_text(text)
     config = former.as_begun(tmp_path, base())
-    assert former.describe(base(), config) == ["note: eval.rows_by is 'phase' here, not 'length', as "
-                                               "it was when an earlier version began this run"]
+    assert former.describe(base(), config) == [
+        "note: eval.rows_by is 'phase' here, not 'length', as it was when an earlier version began "
+        "this run"]
     assert config.eval.rows_by == recipes.from_json(text).eval.rows_by == "phase"
     text = recipes.to_json(config)
   (tmp_path / "config.json").write_text(recipes.to_json(base()))

@@ -410,19 +410,21 @@ def report(manifest: dict) -> str:
   notes = [f"note: {what}: {count:,}" for what, count in manifest["skipped"].items()]
   if manifest["format_version"] == 1:
     notes.append("note: format version 1, without the blank lines and indentation of the text")
-  warnings = [warning] if (warning := warn_of_unknown(manifest)) else []
-  return "\n".join([*lines, *(notes or ["nothing was skipped or replaced"]), *warnings])
+  return "\n".join([*lines, *(notes or ["nothing was skipped or replaced"])])
 
 
 def warn_of_unknown(manifest: dict) -> str:
   """Returns a warning if more than `MAX_UNKNOWN` of the tokens of a split are unknown, or ''.
+
+  A list of words always lacks some, so there is none for it. Models that use such a list read words
+  by their characters.
 
   Args:
     manifest: content of manifest.json.
   """
   share, split = max((info["unknown"] / max(1, info["tokens"]), split)
                      for split, info in manifest["splits"].items())
-  if share <= MAX_UNKNOWN:
+  if share <= MAX_UNKNOWN or manifest["tokenizer"]["kind"] == "words":
     return ""
   return (f"warning: {share:.1%} of the tokens in the {split} split are unknown: the tokenizer "
           "does not fit the text. Set tokenizer.path to another one, or to '' to train one. For a "

@@ -1,5 +1,6 @@
 """bertgpt.data.corpus.prepare: text becomes a complete corpus, on any number of workers."""
 
+import argparse
 import base64
 import collections
 import contextlib
@@ -26,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertgpt import files
+from bertgpt.commands import prepare as command
 from bertgpt.config import recipes
 from bertgpt.data.corpus import corpus, encode, prepare
 from bertgpt.data.text.documents import Document
@@ -534,14 +536,18 @@ def test_many_unknown_tokens_are_a_warning(tmp_path, capsys, share, warns):
   rng = np.random.default_rng(0)
   documents = [[" ".join(rng.choice(["7", "a"], 200, p=[share, 1 - share]))] for _ in range(20)]
   (tmp_path / "text.txt").write_text("\n\n".join("\n".join(d) for d in documents) + "\n")
-  path = prepare.prepare(make_config(tmp_path), tmp_path / "out")
-  manifest = corpus.read_manifest(path)
+  command.run(argparse.Namespace(config=make_config(tmp_path), out=tmp_path / "out", part=None,
+                                 merge=False, train_tokenizer=False, engine=None))
+  printed = capsys.readouterr()
+  assert (printed.out + printed.err).count("warning: ") == warns
+  manifest = corpus.read_manifest(tmp_path / "out")
   unknown, tokens = (sum(split[name] for split in manifest["splits"].values())
                      for name in ("unknown", "tokens"))
   assert abs(unknown / tokens - share) < 0.04
-  assert ("warning: " in capsys.readouterr().out) == warns
   warning = corpus.warn_of_unknown(manifest)
   assert bool(warning) == warns and "\n" not in warning
+  manifest["tokenizer"]["kind"] = "words"  # It is read by its characters.
+  assert not corpus.warn_of_unknown(manifest)
 
 
 def test_a_vocabulary_is_read_as_the_config_says(tmp_path):
