@@ -284,6 +284,16 @@ def test_a_change_that_is_named_or_harmless_is_allowed(program, copy):
   assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("field, fragment", [
+    ("log.group=a", "log.group='a': log.trackers='' does not read it"),
+    ("optimizer.freeze=encodr", "optimizer.freeze='encodr': matches no parameter")])
+def test_a_change_without_effect_is_refused(program, copy, field, fragment):
+  before = contents(copy)
+  result = program.train(copy, f"--config.{field}", "--allow_change=optimizer.freeze")
+  assert result.returncode == 2 and fragment in result.stderr.splitlines()[-1]
+  assert contents(copy) == before
+
+
 @pytest.mark.parametrize("name, fragment", [
     ("corpus", "another corpus"), ("tokenizer", "another tokenizer"), ("data_order", "in order 0")])
 def test_a_run_resumes_only_with_its_own_data_and_config(program, copy, name, fragment):
@@ -337,6 +347,18 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(program, copy):
   result = program.train(copy)
   assert result.returncode == 65 and "has saved checkpoints" in result.stderr.splitlines()[-1]
   assert curves(copy) == before
+
+
+def test_a_run_that_is_begun_again_does_not_count_the_steps_of_the_former(program, copy):
+  shutil.rmtree(copy / "checkpoints")
+  (copy / "config.json").unlink()
+  (copy / "skipped.jsonl").write_text('{"step": 1}\n')
+  result = program.train(copy, "--config.phases[0].steps=4")
+  assert result.returncode == 0, result.stderr
+  (attempt,) = goodput.summarize(copy).attempts
+  assert "repeated" not in attempt.seconds
+  assert not (copy / "skipped.jsonl").exists()
+  assert all((copy / f"{name}-before-1.jsonl").exists() for name in ("events", "skipped"))
 
 
 @pytest.mark.slow

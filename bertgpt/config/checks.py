@@ -52,7 +52,7 @@ PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "rope_theta": 0, "rope_theta_local": 0,
                   "learning_rate": 0, "warmup_steps": 0, "power": 0}
 MOST_STEPS = 2**31 - 1  # A step is an int32.
-MOST_SEED = 2**32 - 1  # The keys of JAX take 32 bits of a seed.
+MOST_SEED = 2**63 - 1
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
 LOCAL_PATHS = ("system.compilation_cache",)

@@ -163,5 +163,6 @@ def names_of_trackers(text: str) -> list[str]:
 
 
 # Values that, like the default, are accepted for a field that is not read.
-UNUSED = {"model.num_segments": 0, "data.random_next_prob": 0.0, "data.short_sequence_prob": 0.0,
-          "optimizer.momentum": 0.0, "tokenizer.lowercase": False, "task.lm_weight": 0.0}
+UNUSED = {"model.num_heads": 2, "model.num_segments": 0, "data.random_next_prob": 0.0,
+          "data.short_sequence_prob": 0.0, "optimizer.momentum": 0.0,
+          "tokenizer.lowercase": False, "task.lm_weight": 0.0}

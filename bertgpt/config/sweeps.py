@@ -64,8 +64,14 @@ def of_configs(configs: Iterable[ConfigDict], names: Sequence[str] = ()) -> Runs
   Args:
     configs: the first is that of `get_config()`.
     names: fields that every run sets, such as those that tell the runs apart in a table.
+  Raises:
+    ValueError: the configs have different numbers of phases.
   """
   first, *others = [dict(leaves(config)) for config in configs]
+  for i, fields in enumerate(others, 1):
+    if fields.keys() != first.keys():
+      raise ValueError(f"config {i} has another number of phases than the first config, but the "
+                       "runs of a sweep can only change fields")
   return [{name: fields[name] for name in names}
           | {field: value for field, value in fields.items() if value != first[field]}
           for fields in (first, *others)]

@@ -19,26 +19,31 @@ from bertgpt.errors import ConfigError
 
 Irrelevant = tuple[str, Any, list[str]]
 
+MOST_SEED = 2**32 - 1  # JAX makes its keys from 32 bits.
 
-def check(config: ConfigDict) -> None:
+
+def check(config: ConfigDict, begun: ConfigDict | None = None) -> None:
   """Refuses a config with a field that its choices do not read.
 
   Args:
-    config: whole config.
+    config, begun: see `find_problems`.
   Raises:
     ConfigError: there are such fields; the message has one line per field.
   """
-  if problems := find_problems(config):
+  if problems := find_problems(config, begun):
     raise ConfigError("\n".join(problems))
 
 
-def find_problems(config: ConfigDict) -> list[str]:
+def find_problems(config: ConfigDict, begun: ConfigDict | None = None) -> list[str]:
   """Returns one line per field that the config sets and nothing reads.
 
   Args:
     config: whole config, without problems according to `config.find_problems`.
+    begun: config of the run that goes on, whose fields may stay as they are; None: a new run.
   """
-  return [line for _, line in _find(config)]
+  values, old = dict(leaves(config)), {} if begun is None else dict(leaves(begun))
+  return [line for field, line in _find(config)
+          if field not in old or old[field] != values[field]]
 
 
 def unset_fields(config: ConfigDict) -> set[str]:
@@ -55,6 +60,9 @@ def unset_fields(config: ConfigDict) -> set[str]:
 def _find(config) -> Iterator[tuple[str, str]]:
   """Yields (field, line that says what is wrong with it)."""
   yield from _find_in_groups(config)
+  if config.seed > MOST_SEED:
+    yield "seed", (f"seed={config.seed}: only its last 32 bits are read. Choose a number up to "
+                   f"{MOST_SEED}")
   curve = None  # Phase that defines the current curve of learning rates.
   for i, p in enumerate(config.phases):
     is_continued = curve is not None and p.learning_rate_rule == "continuous"

@@ -223,6 +223,7 @@ class Checkpoints:
         types = {name: x[0] for name, x in rename_fields(manifest["leaves"], fields).items()}
         wanted = adapt(abstract_state, types)
         state = _restore(path, manifest["leaves"], rename_fields(named_leaves(wanted), SAVED_NAMES))
+        self._best = retention.Best(self._root, self._best.metric)  # It may have been set aside.
         return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:

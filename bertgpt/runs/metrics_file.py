@@ -57,9 +57,20 @@ def prepare(workdir: pathlib.Path, first_step: int) -> None:
   if first_step:
     keep_lines(workdir, first_step)
   elif path.is_file() and path.stat().st_size:
-    target = path.rename(_free_name(path, "before"))
+    target = set_aside(path)
     console.say(f"note: {path} holds the curves of an earlier start without a checkpoint. They are "
                 f"set aside as {target.name}")
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Renames a file of a run that was begun anew, as NAME-before-1.jsonl or the next free number.
+
+  Args:
+    path: the file.
+  Raises:
+    OSError: it cannot be renamed.
+  """
+  return path.rename(_free_name(path, "before"))
 
 
 def keep_lines(workdir: pathlib.Path, last_step: int) -> None:

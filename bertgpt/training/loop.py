@@ -18,12 +18,11 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import events, guard, peers, process, sharding, watchdog
 from bertgpt.errors import Preempted
-from bertgpt.runs import checkpoint, former, history, retention, workdir
+from bertgpt.runs import checkpoint, former, history, metrics_file, retention, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
-from bertgpt.training import evaluate, steps
+from bertgpt.training import evaluate, spikes, steps
 from bertgpt.training.run import Run, open_run
-from bertgpt.training.spikes import SkippedSteps
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog, is_due
 
@@ -198,8 +197,9 @@ def open_loop(run: Run, stack: contextlib.ExitStack) -> Loop:
   state = restore_or_init(run, checkpoints)
   first_step = int(state.step)
   write_start(run, first_step)  # Only now, so that a refused start changes nothing.
+  skipped = spikes.SkippedSteps(path, first_step, run.corpus, config)
   log = stack.enter_context(contextlib.closing(StepLog(
-      config, path, first_step, on_skip=SkippedSteps(path, run.corpus, config).write)))
+      config, path, first_step, on_skip=skipped.write)))
   announce(run, log, first_step)
   return Loop(run, checkpoints, log, state)
 
@@ -257,6 +257,9 @@ def write_run(run: Run, first_step: int) -> None:
   if not first_step and not workdir.is_run(run.path):
     history.add(run.path, "start")
     workdir.forget_id(run.path)
+    for file in (run.path / events.FILE, run.path / spikes.FILE):
+      if file.is_file():  # Of another run, which began here before config.json was deleted.
+        metrics_file.set_aside(file)
   former.note(run.path)
   workdir.write_run(run.path, run.config, run.corpus.tokenizer)
 

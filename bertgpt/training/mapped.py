@@ -267,7 +267,7 @@ def _start(together: Stack, stack: contextlib.ExitStack) -> tuple[TrainState, li
     loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
     log = stack.enter_context(contextlib.closing(StepLog(
         run.config, run.path, step, name=run.path.name,
-        on_skip=SkippedSteps(run.path, run.corpus, run.config).write)))
+        on_skip=SkippedSteps(run.path, step, run.corpus, run.config).write)))
     for line in () if members else attention.explain(run.config):  # The same for all.
       log.message(line)
     loop.announce(run, log, step)

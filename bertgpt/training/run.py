@@ -72,8 +72,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
         console.say(line)
     workdir.check_unchanged(path, config, allow_change)
     is_new = not workdir.is_run(path)
+    unread.check(config, None if is_new else workdir.read_config(path))
     if is_new:
-      unread.check(config)
       check_start(config)
     if jax.process_index() == 0:
       trackers.check(config)
@@ -88,8 +88,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       evaluator = evaluate.make_evaluator(setup, held_out)
       metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
       abstract_state = steps.make_abstract_state(setup)
-      if is_new:
-        optimizers.check_frozen(config, abstract_state.params)
+      optimizers.check_frozen(config, abstract_state.params)
       yield Run(config, path, setup, train_set, evaluator, abstract_state, metadata)
 
 

@@ -14,9 +14,11 @@ Steps whose loss or gradient is not finite are recorded too, even without a guar
 null.
 """
 
+import contextlib
 import json
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,6 +36,13 @@ from bertgpt.errors import UserError, one_line
 WATCHED = ("loss", "grad_norm")
 WARM_SHARE = 4  # The guard becomes active when 1 / 4 of its window is filled.
 FILE = "skipped.jsonl"
+
+
+def _step_of(line: str) -> float:
+  """Returns the step of a line of skipped.jsonl; infinity if a crash cut the line off."""
+  with contextlib.suppress(ValueError, KeyError, TypeError):
+    return int(files.parse_json(line)["step"])
+  return math.inf
 
 
 def init_guard(config: ConfigDict) -> Any:
@@ -121,16 +130,20 @@ def add_values(guard: Any, values: jax.Array, is_applied: jax.Array) -> Any:
 class SkippedSteps:
   """Writer of skipped.jsonl, in process 0. Its errors do not end the training."""
 
-  def __init__(self, path: pathlib.Path, corpus: Corpus, config: ConfigDict):
-    """Prepares the writer.
+  def __init__(self, path: pathlib.Path, first_step: int, corpus: Corpus, config: ConfigDict):
+    """Prepares the writer. The lines of steps that will be repeated are removed.
 
     Args:
       path: workdir of the run.
+      first_step: steps done before.
       corpus: documents that are trained on.
       config: a whole config.
     """
     self._path, self._corpus, self._config = path / FILE, corpus, config
     self._rows: dict[int, loader.Rows] = {}
+    if not jax.process_index():
+      with self._tolerated("cannot be shortened"):
+        self._drop_after(first_step)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes a line about the data of a step.
@@ -141,13 +154,25 @@ class SkippedSteps:
     """
     if jax.process_index():
       return
-    try:
+    with self._tolerated(f"step {step} cannot be described"):
       finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
       line = json.dumps({"step": step, **finite, **self._describe(step)}, allow_nan=False)
       files.append(self._path, line)
+
+  @contextlib.contextmanager
+  def _tolerated(self, what: str) -> Iterator[None]:
+    try:
+      yield
     except (OSError, UserError) as e:
-      console.say(f"WARNING: {self._path}: step {step} cannot be described ({one_line(e)}). The "
-                  "training continues")
+      console.say(f"WARNING: {self._path}: {what} ({one_line(e)}). The training continues")
+
+  def _drop_after(self, step: int) -> None:
+    if not self._path.is_file():
+      return
+    lines = self._path.read_text("utf-8").splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+      files.write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
 
   def _describe(self, step: int) -> dict[str, Any]:
     """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""

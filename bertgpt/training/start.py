@@ -23,6 +23,12 @@ from bertgpt.training import schedules, steps
 from bertgpt.training.run import OTHER_TOKENIZER, Run
 from bertgpt.training.steps import TrainState
 
+# Fields of the model that may differ from the run whose parameters are used: dropout, initial
+# values, precision, speed, and what depends on the tokenizer.
+OF_TRAINING = ("dropout", "dropout_at", "attention_dropout", "dropout_rng", "init_std",
+               "truncated_init", "position_init", "position_init_std", "scale_residual_init",
+               "dtype", "matmul", "attention", "remat", "scan_unroll", "vocab_size", "target_words")
+
 
 @events.during("restore")
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState:
@@ -165,6 +171,18 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
                       "phases before the current one cannot change. Change the last one")
 
 
+def describe_other_model(source: ConfigDict, config: ConfigDict) -> list[str]:
+  """Returns 'field: old -> new' for fields of a model that the parameters do not show.
+
+  Args:
+    source: config of the run whose parameters are used.
+    config: config of the run that uses them.
+  """
+  old, new = dict(config_lib.leaves(source.model)), dict(config_lib.leaves(config.model))
+  return [f"model.{field}: {old[field]!r} -> {value!r}" for field, value in new.items()
+          if field not in OF_TRAINING and value != old[field]]
+
+
 def load_params(run: Run, fresh: Any) -> Any:
   """Returns the parameters of `config.init_from`, laid out for this run.
 
@@ -191,6 +209,8 @@ def load_params(run: Run, fresh: Any) -> Any:
   if jax.process_index() == 0:
     console.say(f"note: starting from the parameters of step {source.step} of "
                 f"{run.config.init_from}, with a fresh optimizer")
+    for line in describe_other_model(source.config, run.config):
+      console.say(f"WARNING: {line}. The parameters were trained with the former")
   return jax.tree_util.tree_map_with_path(
       lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),
       run.abstract_state.params)

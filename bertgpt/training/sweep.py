@@ -303,9 +303,9 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
     config, wrong = recipes.try_override(base, overrides)
     configs.append(config)
     found = [*wrong, *config_lib.find_problems(config)]
-    # A run that was started by a version that accepted unread fields may continue.
-    if not found and not workdir.is_run(folders[i]):
-      found = unread.find_problems(config)
+    if not found:
+      is_run = workdir.is_run(folders[i])
+      found = unread.find_problems(config, workdir.read_config(folders[i]) if is_run else None)
     problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))

@@ -61,7 +61,7 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.optimizer.epsilon=0", "optimizer.epsilon=0.0: must be above 0"),
     ("--config.phases[0].steps=3000000000", "phases[].steps: 3000000000 in total"),
     ("--config.phases[0].warmup_steps=3000000000", "must be at most 2147483647"),
-    (f"--config.seed={2**32}", f"must be at most {2**32 - 1}"),
+    (f"--config.seed={2**63}", f"must be at most {2**63 - 1}"),
     ("--config.optimizer.b1=1", "optimizer.b1=1.0: must be at least 0 and below 1"),
     ("--config.seed=-1", "seed=-1: must be at least 0"),
     ("--config.mesh.tensor=0", "mesh.tensor=0: must be at least 1"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bertgpt.config import base, recipes, sweeps
+from bertgpt.config import base, phase, recipes, sweeps
 
 
 def test_a_product_has_every_combination():
@@ -41,6 +41,10 @@ def test_mistakes_are_found():
     sweeps.zip({"seed": (0, 1), "model.width": (1,)})
   with pytest.raises(ValueError, match="seed is set by two parts"):
     sweeps.product({"seed": (0, 1)}, [{"seed": 2}])
+  two_phases = base()
+  two_phases.phases = (phase(), phase())
+  with pytest.raises(ValueError, match="config 1 has another number of phases"):
+    sweeps.of_configs([base(), two_phases])
 
 
 def test_samples_lie_within_their_limits_and_can_be_continued():

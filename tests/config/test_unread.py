@@ -147,6 +147,25 @@ def test_fields_that_nothing_reads_need_not_be_set_when_a_run_continues():
   assert "objective.mask_prob" not in unread.unset_fields(sets_it)
 
 
+def test_a_run_goes_on_with_the_fields_it_was_begun_with():
+  """Earlier versions accepted them; a change of such a field is refused as in a new run."""
+  begun = make_config("causal", **{"seed": 2**40, "objective.mask_prob": 0.3})
+  assert [line.split("=")[0] for line in problems_of(begun)] == ["objective.mask_prob", "seed"]
+  assert unread.find_problems(begun, begun) == []
+  changed = recipes.override(begun, ["--config.eval.mask_prob=0.2", f"--config.seed={2**41}"])
+  assert [line.split("=")[0] for line in unread.find_problems(changed, begun)] == [
+      "eval.mask_prob", "seed"]
+
+
+@pytest.mark.parametrize("family, field", [("elmo", "num_heads"), ("xlnet", "num_segments")])
+def test_a_field_of_the_model_without_a_choice_is_refused(family, field):
+  config = make_config({"elmo": "bilm", "xlnet": "plm"}[family])
+  config.model.update(families.FAMILIES[family].presets["small" if family == "elmo" else "base"])
+  config.model[field] = 4
+  (line,) = config_lib.find_problems(config) or problems_of(config)
+  assert line.startswith(f"model.{field}=4: ")
+
+
 def test_every_field_in_the_tables_exists():
   fields = dict(config_lib.leaves(config_lib.base()))
   named = {field for objective in choices.OBJECTIVES.values() for field in objective.reads}

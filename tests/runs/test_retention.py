@@ -3,8 +3,10 @@
 import contextlib
 import math
 
+import jax
 import jax.numpy as jnp
 import pytest
+from program import flip_bit
 
 from bertgpt.runs import checkpoint, retention
 
@@ -47,6 +49,21 @@ def test_scores_of_other_rows_are_not_compared(tmp_path):
   """A later phase may have longer rows, and a resumed run another share of masks."""
   train(tmp_path, {10: 2.0}, "mlm_loss")
   assert train(tmp_path, {20: 3.0, 30: 3.5}, "mlm_loss", seq_len=64) == [20, 30]
+
+
+def test_a_best_step_that_is_damaged_is_kept_when_it_is_repeated(tmp_path):
+  train(tmp_path, {10: 4.0, 20: 3.0, 30: 2.0}, "mlm_loss", keep=2)
+  flip_bit(tmp_path / "checkpoints" / "30")
+  abstract = {"params": {"w": jax.ShapeDtypeStruct(
+      (4,), jnp.int32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}}
+  with contextlib.closing(checkpoint.Checkpoints(
+      tmp_path, every_steps=10, every_minutes=0, keep=1, keep_best="mlm_loss")) as checkpoints:
+    checkpoints.restore_latest(abstract)
+    for step, loss in ((30, 2.0), (40, 5.0), (50, 5.0)):
+      state = {"params": {"w": jnp.full(4, step)}}
+      checkpoints.save(step, state, {})
+      checkpoints.keep_if_best(step, {"mlm_loss": loss}, {"seq_len": 16}, state, {})
+  assert checkpoint.committed_steps(tmp_path) == [30, 50]
 
 
 def test_a_record_without_conditions_is_compared(tmp_path):

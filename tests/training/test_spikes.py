@@ -120,7 +120,7 @@ def test_without_a_guard_the_state_has_none():
 def test_a_skipped_step_is_written_with_what_it_has_read(recipe, tmp_path, capsys):
   config = recipes.load(str(recipe))
   corpus = open_corpus(prepare.ensure_prepared(config, reports=False), "train")
-  writer = spikes.SkippedSteps(tmp_path, corpus, config)
+  writer = spikes.SkippedSteps(tmp_path, 0, corpus, config)
   writer.write(3, {"loss": 9.0, "grad_norm": 2.0})
   (line,) = (tmp_path / spikes.FILE).read_text().splitlines()
   written = json.loads(line)
@@ -138,6 +138,14 @@ def test_a_skipped_step_is_written_with_what_it_has_read(recipe, tmp_path, capsy
   assert "WARNING" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("first_step, kept", [(0, []), (4, [3, 4]), (9, [3, 4, 7])])
+def test_steps_that_will_be_repeated_are_not_written_twice(tmp_path, first_step, kept):
+  path = tmp_path / spikes.FILE
+  path.write_text("".join(f'{{"step": {step}}}\n' for step in (3, 4, 7)) + '{"step')
+  spikes.SkippedSteps(tmp_path, first_step, corpus=None, config=None)
+  assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == kept
+
+
 def test_a_corpus_that_cannot_be_read_does_not_end_the_training(recipe, tmp_path, capsys,
                                                                 monkeypatch):
   config = recipes.load(str(recipe))
@@ -147,5 +155,5 @@ def test_a_corpus_that_cannot_be_read_does_not_end_the_training(recipe, tmp_path
     raise DataError("shard-0: cannot be read")
 
   monkeypatch.setattr(loader.Rows, "read", fail)
-  spikes.SkippedSteps(tmp_path, corpus, config).write(3, {"loss": 9.0})
+  spikes.SkippedSteps(tmp_path, 0, corpus, config).write(3, {"loss": 9.0})
   assert "shard-0: cannot be read). The training continues" in capsys.readouterr().err

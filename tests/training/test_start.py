@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from program import flip_bit
 
+from bertgpt import config as config_lib
 from bertgpt.runs import checkpoint
 from bertgpt.training import start
 from bertgpt.training.steps import TrainState
@@ -40,6 +41,14 @@ def test_the_step_before_a_damaged_one_may_have_no_guard(tmp_path):
       state, _ = checkpoints.restore_latest(make_abstract(states[20]), start.with_saved_guard)
       jax.tree.map(np.testing.assert_array_equal, state, states[step])
       flip_bit(tmp_path / "checkpoints" / str(step))
+
+
+def test_parameters_of_another_model_with_the_same_shapes_are_named():
+  """Dropout and initial values belong to the training, not to the model."""
+  old, new = config_lib.base(), config_lib.base()
+  new.model.update(num_heads=8, activation="silu", dropout=0.3, init_std=0.5, dtype="float32")
+  assert start.describe_other_model(old, new) == [
+      "model.activation: 'gelu_tanh' -> 'silu'", "model.num_heads: 12 -> 8"]
 
 
 def test_a_checkpoint_of_an_earlier_version_has_a_guard(tmp_path):

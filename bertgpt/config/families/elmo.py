@@ -47,8 +47,8 @@ FAMILY = Family(
     presets=PRESETS,
     stacks=(),
     ignores=frozenset({
-        "norm", "skip_first_norm", "norm_kind", "norm_bias", "layer_norm_epsilon", "use_bias",
-        "mlp", "activation", "window", "global_every", "position", "rope_theta",
+        "num_heads", "norm", "skip_first_norm", "norm_kind", "norm_bias", "layer_norm_epsilon",
+        "use_bias", "mlp", "activation", "window", "global_every", "position", "rope_theta",
         "rope_theta_local", "dropout_at", "attention_dropout", "init_std", "truncated_init",
         "position_init", "position_init_std", "scale_residual_init", "matmul", "attention",
         "remat", "scan_unroll"}),

@@ -38,6 +38,7 @@ FAMILY = Family(
     reads=frozenset({"num_segments", "pooling"}),
     flops_per_token=_flops_per_token,
     presets=PRESETS,
-    only={"position": ("relative",), "norm": ("post",), "window": (0,), "dropout_at": ("all",)},
+    only={"position": ("relative",), "norm": ("post",), "window": (0,), "dropout_at": ("all",),
+          "num_segments": (2,)},
     cls_last=True,
 )
