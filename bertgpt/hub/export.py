@@ -20,6 +20,7 @@ from safetensors import numpy as safetensors_numpy
 from bertgpt import files, trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens.marks import Marks
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
 from bertgpt.hub.architecture import Architecture
@@ -110,7 +111,9 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   card = model_card.write(trained, architecture, source, out, title, part)
   (folder / "README.md").write_text(card, "utf-8")
   is_decoder = bool(kind) and family.kind == "decoder"
-  check_written(folder, settings, tensors, tokenizer,
+  around = tokenizer_files.find_marks(tokenizer, family.kind == "encoder", bool(kind),
+                                      family.cls_last)
+  check_written(folder, settings, tensors, tokenizer, around,
                 tokenizer_files.mark_names(tokenizer) if is_decoder else ())
   return title
 
@@ -184,7 +187,7 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None
 
 
 def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
-                  tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer,
+                  tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer, around: Marks,
                   added: Sequence[str] = ()) -> None:
   """Reads the files of an exported model again and compares them.
 
@@ -193,6 +196,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
     settings: content of config.json.
     tensors: content of the weights.
     tokenizer: our tokenizer.
+    around: marks that the training puts around texts.
     added: tokens after those of the tokenizer.
   Raises:
     StorageError: a file does not hold what was written.
@@ -212,7 +216,7 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   if fast.get_vocab() != {piece: i for i, piece in enumerate((*tokenizer.pieces, *added))}:
     refuse("tokenizer.json")
-  if difference := same_ids.find_difference(fast, tokenizer):
+  if difference := same_ids.find_difference(fast, tokenizer, around):
     raise DataError(f"the tokenizer cannot be exported: {difference}. Train the model with a "
                     "tokenizer whose normalizer is nmt_nfkc, nmt_nfkc_cf or identity, or use it "
                     "with bertgpt")

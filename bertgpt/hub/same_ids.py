@@ -1,16 +1,19 @@
 """Whether an exported tokenizer gives the ids that the model was trained with.
 
 `transformers` reads tokenizer.json with the library `tokenizers`, and so does this module. The
-names of special tokens are not compared: they are tokens in `transformers`, and text here.
+names of special tokens are not compared: they are tokens in `transformers`, and text here. Only
+the mask of a byte-level BPE is, because it includes the space before it.
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import tokenizers
 
-from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.data.tokens.marks import Marks
+from bertgpt.data.tokens.tokenizers import ByteBPE, Tokenizer
 
 # Text that tokenizers are known to treat differently: capitals, accents, one and two marks, points
 # and vowel signs, voiced kana, Hangul, full and half width, ligatures, spaces of all kinds, and
@@ -30,24 +33,40 @@ TEXTS = (
     "\U000f0000 the\U000f0001",
     "", " ", "x" * 300, "e\u0323\u0302 \u00ea\u0323", "def f(x):\n    return x_1 + [2]  # <b>",
 )
+_WORD = "cat"
 _FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 _PLACES = ("{}", "the {} house", "the{}house", " {} ", "{}{}", "a  {}", "({})")
 
 
-def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer) -> str | None:
+def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer, around: Marks) -> str | None:
   """Returns a line that shows a text whose ids differ from training; None: all ids are the same.
 
   Args:
     fast: the exported tokenizer.
     tokenizer: our tokenizer.
+    around: marks that the training puts around texts.
   """
   texts = list(dict.fromkeys(make_texts(tokenizer)))
   for text, ours in zip(texts, tokenizer.encode(texts), strict=True):
     theirs = fast.encode(text, add_special_tokens=False).ids
     if theirs != ours.tolist():
-      pieces = [" ".join(map(_name(tokenizer), ids)) for ids in (theirs, ours)]
-      return f"in transformers, the text {text!r} would be {pieces[0]} instead of {pieces[1]}"
+      return _describe(tokenizer, f"the text {text!r}", theirs, ours)
+  a, b, after = tokenizer.encode([_WORD, f"{_WORD}s", f" {_WORD}"])
+  for texts, ours in (((_WORD,), around.enclose(a)), ((_WORD, f"{_WORD}s"), around.enclose(a, b))):
+    if (theirs := fast.encode(*texts).ids) != ours.tolist():
+      return _describe(tokenizer, f"the row of {' and '.join(map(repr, texts))}", theirs, ours)
+  if isinstance(tokenizer, ByteBPE) and tokenizer.mask_id in fast.get_added_tokens_decoder():
+    text = f"{_WORD} {tokenizer.pieces[tokenizer.mask_id]} {_WORD}"
+    theirs, ours = fast.encode(text, add_special_tokens=False).ids, [*a, tokenizer.mask_id, *after]
+    if theirs != ours:
+      return _describe(tokenizer, f"the text {text!r}", theirs, ours)
   return None
+
+
+def _describe(tokenizer: Tokenizer, what: str, theirs: Sequence[int],
+              ours: np.ndarray | Sequence[int]) -> str:
+  pieces = [" ".join(map(_name(tokenizer), ids)) for ids in (theirs, ours)]
+  return f"in transformers, {what} would be {pieces[0]} instead of {pieces[1]}"
 
 
 def make_texts(tokenizer: Tokenizer) -> Iterator[str]:

@@ -14,7 +14,7 @@ reads it as text.
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sentencepiece
@@ -23,6 +23,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from bertgpt import files
+from bertgpt.data.tokens import marks
+from bertgpt.data.tokens.marks import Marks
 from bertgpt.data.tokens.tokenizers import (
     ByteBPE,
     SentencePiece,
@@ -55,11 +57,11 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
   Args:
     tokenizer: tokenizer to write.
     folder: existing folder.
-    is_encoder: whether texts are put between [CLS] and [SEP].
+    is_encoder: whether texts are put between [CLS] and [SEP]; those of other models have nothing
+      around them, unless `is_tuned`.
     max_length: most tokens per text.
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
-    is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`, even if the
-      tokenizer has its own template.
+    is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`.
     cls_last: whether the [CLS] is at the end of a row; texts are then padded on the left.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
@@ -128,28 +130,70 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
   else:
     fast = _without_settings_of_its_source(tokenizer, specials)
   marked = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
-  fast.add_special_tokens([AddedToken(name, normalized=False)
+  fast.add_special_tokens([AddedToken(name, normalized=False,
+                                      lstrip=_is_byte_mask(tokenizer, name))
                            for name in dict.fromkeys(specials.values()) if name not in marked])
+  pieces = [*tokenizer.pieces]
   if is_tuned and not is_encoder:
-    start, delimiter, extract = marks = mark_names(tokenizer)
-    fast.add_special_tokens([AddedToken(name, normalized=False) for name in marks])
-    template = processors.TemplateProcessing(
-        single=[start, "$A", extract], pair=[start, "$A", delimiter, "$B", extract],
-        special_tokens=[(name, tokenizer.vocab_size + i) for i, name in enumerate(marks)])
-  elif is_encoder and (fast.post_processor is None or is_tuned or cls_last):
-    cls, sep = tokenizer.pieces[tokenizer.cls_id], tokenizer.pieces[tokenizer.sep_id]
-    first, last = ([], [f"{cls}:2"]) if cls_last else ([cls], [])
-    template = processors.TemplateProcessing(
-        single=[*first, "$A", sep, *last],
-        pair=[*first, "$A", *[sep] * tokenizer.num_separators, "$B:1", f"{sep}:1", *last],
-        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)])
-  else:
-    template = None
-  if template:
+    pieces += mark_names(tokenizer)
+    fast.add_special_tokens([AddedToken(name, normalized=False)
+                             for name in pieces[tokenizer.vocab_size:]])
+  around = find_marks(tokenizer, is_encoder, is_tuned, cls_last)
+  is_bytes = isinstance(tokenizer, ByteBPE)
+  if around.count():
+    template = _make_template(around, pieces, is_encoder)
     # With byte-level BPE, an answer that is cut out of its text does not include spaces.
     fast.post_processor = (processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
-                           if isinstance(tokenizer, ByteBPE) else template)
+                           if is_bytes else template)
+  elif fast.encode("").ids:  # The template of its source, which the training did not use.
+    fast.post_processor = processors.ByteLevel(trim_offsets=False) if is_bytes else None
   return fast
+
+
+def find_marks(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
+               cls_last: bool = False) -> Marks:
+  """Returns the marks that the training puts around texts.
+
+  Args:
+    tokenizer, is_encoder, is_tuned, cls_last: see `write`.
+  """
+  if is_encoder:
+    return marks.of_encoder(tokenizer, cls_last)
+  if is_tuned:
+    start, delimiter, extract = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
+    return Marks(start, (delimiter,), extract)
+  return Marks(None, (), None)
+
+
+def _make_template(around: Marks, pieces: Sequence[str], has_segments: bool
+                   ) -> processors.TemplateProcessing:
+  """Returns the post-processor that puts marks around texts.
+
+  Args:
+    around: the marks.
+    pieces: token by id.
+    has_segments: whether the second text and the mark at its end have segment 1, and the mark
+      after it has segment 2.
+  """
+  def write_marks(*ids, segment=0):
+    return [f"{pieces[i]}:{segment * has_segments}" for i in ids if i is not None]
+
+  first, end = write_marks(around.first), write_marks(around.end, segment=2)
+  ids = {around.first, *around.between, around.last, around.end} - {None}
+  return processors.TemplateProcessing(
+      single=[*first, "$A", *write_marks(around.last), *end],
+      pair=[*first, "$A", *write_marks(*around.between), f"$B:{int(has_segments)}",
+            *write_marks(around.last, segment=1), *end],
+      special_tokens=[(pieces[i], i) for i in sorted(ids)])
+
+
+def _is_byte_mask(tokenizer: Tokenizer, name: str) -> bool:
+  """Returns whether a token is the mask of a byte-level BPE, which includes the space before it.
+
+  The other tokens include the space before a word, and the mask hides whole tokens.
+  """
+  return (isinstance(tokenizer, ByteBPE) and tokenizer.mask_id >= 0
+          and name == tokenizer.pieces[tokenizer.mask_id])
 
 
 def _without_settings_of_its_source(tokenizer: Tokenizer,
@@ -168,9 +212,8 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
   added = content.get("added_tokens") or ()
   for token in added:
     token["special"] = token["special"] or token["content"] in specials.values()
-    if isinstance(tokenizer, ByteBPE) and not content.get("post_processor"):
-      # It was trained here: a token includes the space before its word, and so does the mask.
-      token["lstrip"] = token["lstrip"] or token["content"] == specials.get("mask_token")
+    if _is_byte_mask(tokenizer, token["content"]):
+      token |= {"lstrip": True, "rstrip": False, "single_word": False}
   return tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": list(added)}))
 
 

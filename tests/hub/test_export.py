@@ -19,7 +19,7 @@ from tokenizers import processors
 from bertgpt import cli
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.data.tokens import tokenizers, training
+from bertgpt.data.tokens import marks, tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning import predict
 from bertgpt.finetuning.tasks.rows import make_text_format
@@ -306,11 +306,12 @@ def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
   tensors = load_file(folder / "model.safetensors")
   settings = json.loads((folder / "config.json").read_text())
   tokenizer = opening.load_tokenizer(folder, settings["vocab_size"])
-  export.check_written(folder, settings, tensors, tokenizer)
+  around = marks.Marks(None, (), None)
+  export.check_written(folder, settings, tensors, tokenizer, around)
   changed = dict(tensors)
   changed["transformer.ln_f.bias"] = changed["transformer.ln_f.bias"] + 1
   with pytest.raises(StorageError, match="model.safetensors: does not hold"):
-    export.check_written(folder, settings, changed, tokenizer)
+    export.check_written(folder, settings, changed, tokenizer, around)
 
 
 # ------------------------------------------------------------------ with transformers

@@ -12,7 +12,7 @@ import tokenizers as fast_tokenizers
 from tokenizers import AddedToken, models
 
 from bertgpt.config import base
-from bertgpt.data.tokens import pipelines, tokenizers, training
+from bertgpt.data.tokens import marks, pipelines, tokenizers, training
 from bertgpt.hub import same_ids, tokenizer_files
 
 RULES = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
@@ -43,7 +43,7 @@ def train(rule="nmt_nfkc", **options):
 def test_sentencepiece_is_exported_with_the_same_ids(rule, options):
   tokenizer = train(rule, **options)
   fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
-  assert same_ids.find_difference(fast, tokenizer) is None
+  assert same_ids.find_difference(fast, tokenizer, marks.of_encoder(tokenizer)) is None
   assert fast.get_vocab() == {piece: i for i, piece in enumerate(tokenizer.pieces)}
 
 
@@ -107,7 +107,7 @@ def test_a_difference_is_shown_with_its_text():
   tokenizer = train(user_defined_symbols=["<url>"])
   fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
   fast.add_tokens([AddedToken("<url>", normalized=False)])
-  line = same_ids.find_difference(fast, tokenizer)
+  line = same_ids.find_difference(fast, tokenizer, marks.Marks(None, (), None))
   assert line == "in transformers, the text '<url>' would be <url> instead of \u2581 <url>"
 
 

@@ -8,11 +8,13 @@ import pytest
 import small_runs
 import source_files
 import tokenizers as fast_tokenizers
+from tokenizers import processors
 
 from bertgpt import config as config_lib
-from bertgpt.data.tokens import tokenizers, training
+from bertgpt.data.tokens import marks, tokenizers, training
 from bertgpt.errors import DataError
-from bertgpt.hub import tokenizer_files
+from bertgpt.hub import same_ids, tokenizer_files
+from bertgpt.inference import fill
 
 ODD = ["", " ", "  two  spaces\tand a tab ", "naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত",
        "Tabs\u200b and 😀👍🏽", "x" * 300, "e\u0301 \ufb01 ½ Å ｆｕｌｌ",
@@ -80,6 +82,75 @@ def test_gpt_gets_no_special_tokens(tokenizer, tmp_path):
   assert settings["eos_token"] == settings["bos_token"] == "<|endoftext|>"
   assert settings["model_input_names"] == ["input_ids", "attention_mask"]
   assert settings["model_max_length"] == 64
+
+
+# Post-processors of a tokenizer.json of others, by their effect.
+TEMPLATES = {
+    "none": lambda cls, sep: None,
+    "no marks, trimmed": lambda cls, sep: processors.ByteLevel(trim_offsets=True),
+    "no marks": lambda cls, sep: processors.TemplateProcessing("$A", "$A $B", []),
+    "first": lambda cls, sep: processors.TemplateProcessing(
+        f"{cls[0]} $A", f"{cls[0]} $A $B", [cls]),
+    "BERT's": lambda cls, sep: processors.BertProcessing(sep, cls),
+    "RoBERTa's": lambda cls, sep: processors.RobertaProcessing(sep, cls),
+}
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "byte-level bpe"])
+def plain(request):
+  """Returns a tokenizer without a template, whose mask includes no space."""
+  tokenizer = train(make_texts(), **MODELS[request.param])
+  assert not any(token["lstrip"] for token in json.loads(tokenizer.data)["added_tokens"])
+  return tokenizer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_template_is_that_of_the_training(plain, name):
+  fast = fast_tokenizers.Tokenizer.from_buffer(plain.data)
+  cls, sep = ((plain.pieces[i], i) for i in (plain.cls_id, plain.sep_id))
+  fast.post_processor = TEMPLATES[name](cls, sep)
+  tokenizer = type(plain)(fast.to_str().encode())
+  texts = ("The cat", "sees a dog.")
+  a, b = tokenizer.encode(texts)
+  for cls_last in (False, True):
+    around = marks.of_encoder(tokenizer, cls_last)
+    encoder = tokenizer_files.to_fast(tokenizer, True, cls_last=cls_last)
+    assert encoder.encode(texts[0]).ids == around.enclose(a).tolist()
+    pair = encoder.encode(*texts)
+    assert pair.ids == around.enclose(a, b).tolist()
+    assert pair.type_ids == around.segments(len(a), len(b)).tolist()
+    assert same_ids.find_difference(encoder, tokenizer, around) is None
+  decoder = tokenizer_files.to_fast(tokenizer, False)
+  assert decoder.encode(*texts).ids == [*a, *b]
+  assert same_ids.find_difference(decoder, tokenizer, marks.Marks(None, (), None)) is None
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_mask_includes_the_space_before_it_as_in_training(plain, name):
+  fast = fast_tokenizers.Tokenizer.from_buffer(plain.data)
+  cls, sep = ((plain.pieces[i], i) for i in (plain.cls_id, plain.sep_id))
+  fast.post_processor = TEMPLATES[name](cls, sep)
+  tokenizer = type(plain)(fast.to_str().encode())
+  encoder = tokenizer_files.to_fast(tokenizer, True)
+  for text in ("The cat [MASK] a dog.", "The[MASK], and", "a [MASK] [MASK] b", "[MASK] dog"):
+    found = encoder.encode(text, add_special_tokens=False).ids
+    assert found == fill.encode_template(tokenizer, text).tolist()
+
+
+@pytest.mark.parametrize("part, shown", [
+    ("post_processor", "the row of 'cat' would be c at instead of [CLS] c at [SEP]"),
+    ("lstrip", "the text 'cat [MASK] cat' would be c at \u0120 [MASK]"),
+])
+def test_a_difference_of_marks_is_found(part, shown):
+  tokenizer = train(make_texts(), **MODELS["byte-level bpe"])
+  content = json.loads(tokenizer_files.to_fast(tokenizer, True).to_str())
+  if part in content:
+    content[part] = None
+  for token in content["added_tokens"]:
+    token[part] = False
+  fast = fast_tokenizers.Tokenizer.from_str(json.dumps(content))
+  line = same_ids.find_difference(fast, tokenizer, marks.of_encoder(tokenizer))
+  assert shown in line
 
 
 def test_the_files_of_every_kind_load_again(tokenizer, tmp_path):

@@ -17,13 +17,13 @@ class Marks(NamedTuple):
   Attributes:
     first: opens the row; None: nothing does.
     between: separate two texts.
-    last: closes the last text.
+    last: closes the last text; None: nothing does.
     end: closes the row after `last`; None: nothing does.
   """
 
   first: int | None
   between: tuple[int, ...]
-  last: int
+  last: int | None
   end: int | None = None
 
   @property
@@ -34,7 +34,7 @@ class Marks(NamedTuple):
   @property
   def num_after(self) -> int:
     """Number of tokens after the last text."""
-    return 1 + (self.end is not None)
+    return (self.last is not None) + (self.end is not None)
 
   def count(self, is_pair: bool = False) -> int:
     """Returns the number of tokens around the text of a row, or around and between two texts.
@@ -53,9 +53,10 @@ class Marks(NamedTuple):
     Returns:
       int32 [A + count], or [A + B + count].
     """
-    first, end = ([] if mark is None else [mark] for mark in (self.first, self.end))
+    first, last, end = ([] if mark is None else [mark]
+                        for mark in (self.first, self.last, self.end))
     texts = [a] if b is None else [a, self.between, b]
-    return np.concatenate([first, *texts, [self.last], end]).astype(np.int32)
+    return np.concatenate([first, *texts, last, end]).astype(np.int32)
 
   def segments(self, a: int, b: int | None = None, has_segments: bool = True) -> np.ndarray:
     """Returns the segments of a row: 0 in the first text, 1 in the second, 2 at the `end` token.
@@ -67,8 +68,8 @@ class Marks(NamedTuple):
     Returns:
       int32 [A + count], or [A + B + count].
     """
-    of_a = self.num_before + a + (1 if b is None else len(self.between))
-    counts = [of_a, 0 if b is None else b + 1, int(self.end is not None)]
+    of_a = self.num_before + a + (self.last is not None if b is None else len(self.between))
+    counts = [of_a, 0 if b is None else b + (self.last is not None), int(self.end is not None)]
     return np.repeat(np.arange(3) * has_segments, counts).astype(np.int32)
 
 
