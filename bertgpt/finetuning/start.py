@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from bertgpt import trees
+from bertgpt import models, trees
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tuning import Program, Tuning
 from bertgpt.runs import spellings
@@ -31,11 +31,12 @@ def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.T
     return dataclasses.replace(state, params=spellings.add_words(
         config, state.params, tuning.pretrained.tokenizer))
   found = trees.named_leaves({"body": tuning.pretrained.params})
+  axes_of, vocab_size = models.axes_of(config), tuning.pretrained.config.model.vocab_size
 
   def choose(path, fresh):
     name = trees.path_of(path)
     if name in found:
-      return put_pretrained(name, fresh, found[name], tuning.pretrained.config.model.vocab_size)
+      return put_pretrained(name, axes_of(name), fresh, found[name], vocab_size)
     if not name.startswith(("head/", "body/pooler/", "body/mix/")):
       raise DataError(f"{name}: is not in the checkpoint of --init {tuning.init}. Restore the "
                       "folder of that run")
@@ -45,22 +46,23 @@ def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.T
       state, params=jax.tree_util.tree_map_with_path(choose, state.params))
 
 
-def put_pretrained(name: str, fresh: jax.Array, trained: np.ndarray,
+def put_pretrained(name: str, axes: tuple[str | None, ...], fresh: jax.Array, trained: np.ndarray,
                    vocab_size: int) -> jax.Array:
   """Returns a trained parameter with the sharding of the fresh one.
 
-  In a token table, only the rows of trained tokens are replaced. New tokens use the padding rows
+  If its rows are tokens, only those of trained tokens are replaced. New tokens use the padding rows
   after them and keep their fresh values.
 
   Args:
     name: path of the parameter.
+    axes: its logical axes.
     fresh: parameter with its random values.
     trained: parameter in the checkpoint.
     vocab_size: number of tokens of the pretrained model.
   Raises:
     DataError: the two have different shapes.
   """
-  if (name.endswith("token/embedding") and fresh.shape[1:] == trained.shape[1:]
+  if (axes[0] == "vocab" and fresh.shape[1:] == trained.shape[1:]
       and vocab_size <= len(trained) <= len(fresh)):
     return jax.jit(lambda new, old: new.at[:len(old)].set(old), donate_argnums=0,
                    out_shardings=fresh.sharding)(fresh, trained[:vocab_size])

@@ -103,6 +103,23 @@ def test_problems_of_a_run_are_told_in_the_recipes_words(fields, devices, fragme
   assert fragment in str(e.value) and "phases" not in str(e.value)
 
 
+@pytest.mark.parametrize("recipe, change, fields, devices", [
+    ("xlnet_base:memory", {}, {"task__max_length": 128}, 1),  # Permutes 256 tokens together.
+    ("electra_small", {}, {"mesh__tensor": 4}, 4),  # The generator has one head.
+    ("bert_base", {"objective.mask_prob": 0.0, "phases[0].mask_prob": 0.3,
+                   "phases[1].mask_prob": 0.15}, {}, 1),
+])
+def test_fields_that_only_pretraining_reads_cannot_be_wrong(recipe, change, fields, devices):
+  pretrained = recipes.load(recipe)
+  pretrained.model.vocab_size = 30522
+  for field, value in change.items():
+    recipes.set_field(pretrained, field, value)
+  config_lib.validate(pretrained, 1, "cpu")
+  run = finetune_config.run_config(pretrained, make_config(**fields), steps=9, learning_rate=1e-4,
+                                   vocab_size=30522)
+  finetune_config.validate_run(run, devices, "cpu")
+
+
 def test_json_brings_the_config_back():
   config = make_config(seeds=(3, 4), learning_rates=(1e-5, 2e-5), task__truncation="tail")
   text = recipes.to_json(config)

@@ -13,14 +13,21 @@ import numpy as np
 import program
 import pytest
 import small_runs
+import tiny
+from ml_collections import FrozenConfigDict
 
-from bertgpt import cli
-from bertgpt.config import finetuning, recipes
+from bertgpt import cli, trees
+from bertgpt.config import families, finetuning, recipes
+from bertgpt.devices import sharding
 from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
-from bertgpt.finetuning.start import put_pretrained
+from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.finetuning.start import init_from_pretrained, put_pretrained
+from bertgpt.finetuning.tasks import rows as rows_lib
+from bertgpt.finetuning.tuning import Program, Tuning
 from bertgpt.runs import metrics_file
 from bertgpt.runs import trained as trained_lib
+from bertgpt.training import steps
 
 
 def run(tuning, init, out, *arguments):
@@ -226,12 +233,40 @@ def test_new_tokens_leave_the_trained_rows_as_they_are():
   """The table has 256 rows: 250 of trained tokens, then padding, which new tokens replace."""
   import jax.numpy as jnp
   trained = np.arange(512, dtype=np.float32).reshape(256, 2)
+  parameter = "body/embeddings/token/embedding", ("vocab", None)
   for rows in (256, 384):
     fresh = jnp.full((rows, 2), -1.0)
-    table = np.asarray(put_pretrained("body/embeddings/token/embedding", fresh, trained, 250))
+    table = np.asarray(put_pretrained(*parameter, fresh, trained, 250))
     assert (table[:250] == trained[:250]).all() and (table[250:] == -1).all()
   with pytest.raises(DataError, match="the checkpoint has"):
-    put_pretrained("body/embeddings/token/embedding", jnp.zeros((256, 3)), trained, 250)
+    put_pretrained(*parameter, jnp.zeros((256, 3)), trained, 250)
+
+
+@pytest.mark.parametrize("family", [name for name, family in families.FAMILIES.items()
+                                    if family.kind == "decoder"])
+def test_new_tokens_may_need_more_rows(family):
+  """All 256 rows are of trained tokens, so that the new tokens come after the padded size."""
+  import jax
+  config = tiny.make_config("causal", family=family, vocab_size=256, num_layers=1)
+  with tiny.Setup(config) as setup:
+    params = jax.tree.map(lambda x: np.full(x.shape, 2.5, np.float32), setup.abstract.params)
+  trained = trained_lib.Trained(config, setup.model, params, None, 0, "")
+  run = finetuning.run_config(config, finetuning.base(), steps=1, learning_rate=1e-5,
+                              vocab_size=256 + rows_lib.NEW_TOKENS)
+  head = task_objectives.find_head(config, "classes")
+  training = steps.Setup(run, setup.mesh, head.make_model(FrozenConfigDict(run.model), 2),
+                         head.make_objective(run, 0.5))
+  with sharding.use_mesh(setup.mesh, run):
+    abstract = steps.make_abstract_state(training)
+    state = init_from_pretrained(
+        Tuning(finetuning.base(), None, trained, None, head, setup.mesh, None, "", (), ()),
+        Program(1e-5, training, abstract, None, None), 0)
+  for name, x in trees.named_leaves(state.params["body"]).items():
+    is_trained = np.asarray(x) == 2.5
+    if len(x) == 384:
+      assert is_trained[:256].all() and not is_trained[256:].any(), name
+    else:
+      assert is_trained.all(), name
 
 
 @pytest.fixture
