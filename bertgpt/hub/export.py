@@ -104,7 +104,7 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   num_segments = config.model.num_segments if "num_segments" in family.reads else 0
   tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
                         max_length=config.model.max_positions, num_segments=num_segments,
-                        is_tuned=bool(kind), cls_last=family.cls_last)
+                        is_tuned=bool(kind), cls_last=family.cls_last, bos_id=trained.bos_id)
   if trained.can("generate") and not kind:
     files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
   title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
@@ -112,7 +112,7 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   (folder / "README.md").write_text(card, "utf-8")
   is_decoder = bool(kind) and family.kind == "decoder"
   around = tokenizer_files.find_marks(tokenizer, family.kind == "encoder", bool(kind),
-                                      family.cls_last)
+                                      family.cls_last, trained.bos_id)
   check_written(folder, settings, tensors, tokenizer, around,
                 tokenizer_files.mark_names(tokenizer) if is_decoder else ())
   return title
@@ -162,7 +162,7 @@ def special_ids(trained: Trained) -> dict[str, int]:
     pad = tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eod_id
     if trained.task and pad < 0:  # The classifier looks for the last token that is not padding.
       pad = tokenizer.vocab_size
-    ids = (tokenizer.eod_id, tokenizer.eod_id, pad)
+    ids = (trained.start_id, tokenizer.eod_id, pad)
   names = ("bos_token_id", "eos_token_id", "pad_token_id")
   return {name: i for name, i in zip(names, ids, strict=True) if i >= 0}
 

@@ -21,7 +21,7 @@ from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import hf_files, marks, tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, elmo, submodels, weights
@@ -29,6 +29,8 @@ from bertgpt.hub.conversion import Converted
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
+
+_TEXT = "a"  # The marks around it are those around any text.
 
 
 class Opened(NamedTuple):
@@ -41,6 +43,7 @@ class Opened(NamedTuple):
     fields: fields of the config that describe the model -> values.
     fresh: heads that the folder lacks, keys of `HEADS`.
     notes: what differs from the folder, one line each.
+    bos_id: see `Trained`.
   """
 
   config: ConfigDict
@@ -49,6 +52,7 @@ class Opened(NamedTuple):
   fields: dict[str, Any]
   fresh: tuple[str, ...]
   notes: tuple[str, ...]
+  bos_id: int = -1
 
 
 def open_model(path: pathlib.Path, flag: str = "--workdir",
@@ -75,7 +79,7 @@ def open_model(path: pathlib.Path, flag: str = "--workdir",
       print(f"note: {flag} {path}: {note}", file=sys.stderr)
   trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "",
                                      workdir=path, dtype=dtype)
-  return trained._replace(fresh=opened.fresh)
+  return trained._replace(fresh=opened.fresh, bos_id=opened.bos_id)
 
 
 def is_of_transformers(path: pathlib.Path) -> bool:
@@ -140,9 +144,11 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
   with name_folder(source, flag):
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
     config = make_config(converted, tokenizer)
+  bos_id = find_beginning(config, tokenizer)
+  notes = (*describe(converted, spare, rows), *describe_modules(folder, config, tokenizer),
+           describe_template(folder, config, tokenizer, bos_id), tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
-                (*describe(converted, spare, rows), *describe_modules(folder, config, tokenizer),
-                 *filter(None, [tokenizer.note])))
+                tuple(filter(None, notes)), bos_id)
 
 
 @contextlib.contextmanager
@@ -227,6 +233,44 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     yield f"left out, because {converted.architecture.name} has no such head: {names}"
   if spare:
     yield f"left out, because the tokenizer has no token for them: the last {spare} of {rows} rows"
+
+
+def find_beginning(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
+  """Returns the token that the template of the tokenizer puts before a decoder's text; -1: none.
+
+  A template that also puts a token after the text is made for encoders.
+
+  Args:
+    config: config of a run that holds the model.
+    tokenizer: tokenizer of the model.
+  """
+  (ids,), whole = tokenizer.encode([_TEXT]), tokenizer.apply_template(_TEXT)
+  is_encoder = families.find(config).kind == "encoder"
+  return -1 if is_encoder or whole[1:] != ids.tolist() else whole[0]
+
+
+def describe_template(folder: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer,
+                      bos_id: int) -> str:
+  """Returns a line if transformers puts other marks around a text than bertgpt does, or ''.
+
+  Args:
+    folder: local folder of the model.
+    config: config of a run that holds the model.
+    tokenizer: tokenizer of the model.
+    bos_id: result of `find_beginning`.
+  """
+  family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
+  if family.kind == "encoder":
+    name = hf_files.read_hf_files(folder / "tokenizer.json").tokenizer_class
+    if name not in hf_files.GENERIC_CLASSES:  # Other classes have marks of their own.
+      return ""
+    ours = marks.of_encoder(tokenizer, family.cls_last).enclose(ids)
+  else:
+    ours = marks.of_decoder(bos_id).enclose(ids)
+  shown = [" ".join(tokenizer.pieces[i] for i in row)
+           for row in (tokenizer.apply_template(_TEXT), ours)]
+  return "" if shown[0] == shown[1] else (
+      f"for the text {_TEXT!r}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
 
 
 def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer

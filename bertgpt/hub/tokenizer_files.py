@@ -51,28 +51,29 @@ SPACE = "\u2581"  # SentencePiece's character for a space.
 
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
-          num_segments: int, is_tuned: bool = False, cls_last: bool = False) -> None:
+          num_segments: int, is_tuned: bool = False, cls_last: bool = False,
+          bos_id: int = -1) -> None:
   """Writes the files of the table into `folder`.
 
   Args:
     tokenizer: tokenizer to write.
     folder: existing folder.
-    is_encoder: whether texts are put between [CLS] and [SEP]; those of other models have nothing
-      around them, unless `is_tuned`.
+    is_encoder: whether texts are put between [CLS] and [SEP].
     max_length: most tokens per text.
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
     is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`.
     cls_last: whether the [CLS] is at the end of a row; texts are then padded on the left.
+    bos_id: token that begins a text of a decoder that is not tuned; -1: none does.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
   """
-  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last)
+  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last, bos_id)
   fast.save(str(folder / "tokenizer.json"))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
   elif not isinstance(tokenizer, Unigram):  # Nothing reads a unigram.json.
     fast.model.save(str(folder))
-  specials = special_tokens(tokenizer, is_encoder)
+  specials = special_tokens(tokenizer, is_encoder, bos_id)
   if is_tuned and not is_encoder:  # Without padding, transformers computes one text at a time.
     specials.setdefault("pad_token", specials.get("eos_token", mark_names(tokenizer)[0]))
   inputs = ["input_ids", "token_type_ids", "attention_mask"]
@@ -89,17 +90,20 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     files.write_json(folder / name, content, ensure_ascii=False)
 
 
-def special_tokens(tokenizer: Tokenizer, is_encoder: bool) -> dict[str, str]:
+def special_tokens(tokenizer: Tokenizer, is_encoder: bool, bos_id: int = -1) -> dict[str, str]:
   """Returns role in `transformers` -> token, for the roles that the tokenizer has.
 
   Args:
     tokenizer: our tokenizer.
     is_encoder: whether the roles are those of an encoder.
+    bos_id: see `write`.
   """
   roles = ENCODER_ROLES if is_encoder else DECODER_ROLES
   if is_encoder and tokenizer.cls_id >= 0 and tokenizer.pieces[tokenizer.cls_id] in BEGINNINGS:
     roles = roles | {"bos_token": "cls_id", "eos_token": "sep_id"}
   ids = {role: getattr(tokenizer, name) for role, name in roles.items()}
+  if bos_id >= 0:
+    ids["bos_token"] = bos_id
   return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
 
 
@@ -116,15 +120,15 @@ def mark_names(tokenizer: Tokenizer) -> list[str]:
 
 
 def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
-            cls_last: bool = False) -> tokenizers.Tokenizer:
+            cls_last: bool = False, bos_id: int = -1) -> tokenizers.Tokenizer:
   """Returns the tokenizer of the library `tokenizers` that gives the same ids.
 
   Args:
-    tokenizer, is_encoder, is_tuned, cls_last: see `write`.
+    tokenizer, is_encoder, is_tuned, cls_last, bos_id: see `write`.
   Raises:
     DataError: the library has no such tokenizer.
   """
-  specials = special_tokens(tokenizer, is_encoder)
+  specials = special_tokens(tokenizer, is_encoder, bos_id)
   if isinstance(tokenizer, SentencePiece):
     fast = from_sentencepiece(tokenizer.safe_data)
   else:
@@ -138,7 +142,7 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
     pieces += mark_names(tokenizer)
     fast.add_special_tokens([AddedToken(name, normalized=False)
                              for name in pieces[tokenizer.vocab_size:]])
-  around = find_marks(tokenizer, is_encoder, is_tuned, cls_last)
+  around = find_marks(tokenizer, is_encoder, is_tuned, cls_last, bos_id)
   is_bytes = isinstance(tokenizer, ByteBPE)
   if around.count():
     template = _make_template(around, pieces, is_encoder)
@@ -151,18 +155,18 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
 
 
 def find_marks(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
-               cls_last: bool = False) -> Marks:
-  """Returns the marks that the training puts around texts.
+               cls_last: bool = False, bos_id: int = -1) -> Marks:
+  """Returns the marks that the model expects around texts.
 
   Args:
-    tokenizer, is_encoder, is_tuned, cls_last: see `write`.
+    tokenizer, is_encoder, is_tuned, cls_last, bos_id: see `write`.
   """
   if is_encoder:
     return marks.of_encoder(tokenizer, cls_last)
   if is_tuned:
     start, delimiter, extract = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
     return Marks(start, (delimiter,), extract)
-  return Marks(None, (), None)
+  return marks.of_decoder(bos_id)
 
 
 def _make_template(around: Marks, pieces: Sequence[str], has_segments: bool

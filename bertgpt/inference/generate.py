@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.data.batches import buckets
+from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import unmasking
@@ -56,7 +57,8 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   Args:
     trained: the model.
     prompts: texts; an empty one begins a document, if the tokenizer has an end of document, or a
-      row, if the model unmasks.
+      row, if the model unmasks. An imported model may expect a token that begins a text, which is
+      put before each.
     max_tokens: maximum number of tokens added to a prompt; None: result of `default_tokens`.
     sampling: settings of the draws.
     seed: seed of the draws, below 2^32. With the same seed, the first samples of a prompt are the
@@ -111,9 +113,10 @@ def check_prompt(trained: Trained, generator: "Generator", name: str, text: str,
                       "a document with. Give a text to continue")
   length, positions = generator.count(range(num_tokens)), trained.config.model.max_positions
   if length + (max_tokens or 1) > positions:
-    marks = f", {generator.num_marks} marks" * (generator.num_marks > 0)
+    count = generator.num_marks
+    around = f", {count} mark{'s' * (count > 1)}" * (count > 0)
     length -= generator.num_marks
-    raise ConfigError(f"{name}, {text[:40]!r}: its {length} token{'s' * (length != 1)}{marks} and "
+    raise ConfigError(f"{name}, {text[:40]!r}: its {length} token{'s' * (length != 1)}{around} and "
                       f"{max_tokens or 1} more exceed the model's {positions} positions. "
                       "Shorten it or --max_tokens")
 
@@ -146,7 +149,8 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
 
   Args:
     trained: the model.
-    prompts: int [N] each; an empty one stands for [end of document], which begins a document.
+    prompts: int [N] each, without the token that begins a text; an empty one stands for [end of
+      document], which begins a document.
     max_tokens: maximum number of tokens added, for all prompts or for each; a prompt and its
       continuation must fit into the model's positions.
     sampling: settings of the draws.
@@ -161,6 +165,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   most, eod_id = trained.config.model.max_positions, trained.tokenizer.eod_id
   if not len(prompts):
     return []
+  prompts = [marks.of_decoder(trained.bos_id).enclose(prompt) for prompt in prompts]
   if eod_id >= 0:
     prompts = [prompt if len(prompt) else np.array([eod_id]) for prompt in prompts]
   lengths = np.array([len(prompt) for prompt in prompts])
@@ -255,7 +260,7 @@ def find_generator(trained: Trained) -> Generator:
   for ability, generator in GENERATORS.items():
     if trained.can(ability):
       trained_lib.require_head(trained, ability)
-      return generator
+      return generator._replace(num_marks=generator.num_marks + (trained.bos_id >= 0))
   trained_lib.require(trained, "generate", "continue a text",
                       "Guess its masked words with `bertgpt fill`")
   raise AssertionError("unreachable: `require` raises")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.inference import scorers, suites
 from bertgpt.inference.long_documents import Part
@@ -98,10 +99,10 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
   rows, counts, rest = [], [], totals.pop("rest", None)
   for part, ids in zip(texts, encoded, strict=True):
     if rest is None and part.is_last:
-      cut = scorer.cut(trained.tokenizer, ids, settings.window, settings.stride)
+      cut = scorer.cut(trained, ids, settings.window, settings.stride)
     else:
       before = None if rest is None else left_to_right.Rest(*rest)
-      cut, after = left_to_right.cut_part(trained.tokenizer, before, ids, part.is_last,
+      cut, after = left_to_right.cut_part(trained, before, ids, part.is_last,
                                           settings.window, settings.stride)
       rest = None if part.is_last else [np.array(after.tokens).tolist(), after.scored]
     rows += cut
@@ -186,7 +187,9 @@ def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], sett
   if max(map(len, words), default=0) >= settings.window:
     raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens. Give a longer "
                       "--window")
-  rows = [np.concatenate(pair)[-settings.window:] for pair in zip(contexts, words, strict=True)]
+  begin = marks.of_decoder(trained.bos_id).enclose
+  rows = [begin(np.concatenate(pair))[-settings.window:]
+          for pair in zip(contexts, words, strict=True)]
   banned_V = _stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None
   ranked = left_to_right.rank(trained, rows, settings.batch_size, banned_V)
   records = []
@@ -273,5 +276,5 @@ def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Setti
     totals: totals of all pairs.
   """
   del suite, settings
-  return {"protocol": f"{totals['scored']} pairs, {scorers.find(trained).how}",
+  return {"protocol": f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}",
           "accuracy": totals["correct"] / totals["scored"]}

@@ -22,9 +22,9 @@ def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: in
   """Returns the log-probabilities of the tokens of every text.
 
   A decoder scores every token given the tokens before it; the first one follows the end of another
-  document. An encoder scores every token given all the others, with the token masked (Salazar et
-  al. 2020, arXiv:1910.14659); its scores compare texts, but do not add up to the log-probability of
-  a text.
+  document, or the token with which an imported model begins a text. An encoder scores every token
+  given all the others, with the token masked (Salazar et al. 2020, arXiv:1910.14659); its scores
+  compare texts, but do not add up to the log-probability of a text.
 
   Args:
     trained: the model.
@@ -54,7 +54,7 @@ def score_tokens(trained: Trained, encoded: Sequence[np.ndarray], window: int, s
     batch_size: rows per batch.
   """
   scorer = scorers.find(trained)
-  cut = [scorer.cut(trained.tokenizer, ids, window, stride) for ids in encoded]
+  cut = [scorer.cut(trained, ids, window, stride) for ids in encoded]
   logp = iter(scorer.score(trained, [row for rows in cut for row in rows], batch_size))
   nothing = np.zeros(0, np.float32)
   return [np.concatenate([nothing, *(next(logp) for _ in rows)]) for rows in cut]

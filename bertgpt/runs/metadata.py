@@ -9,6 +9,7 @@
 | step       | number of steps done                                      |                        |
 | task       | only after fine-tuning: description of the task's run     |                        |
 | fresh      | only after an import: heads with random weights           |                        |
+| bos_id     | only after an import: token that begins a text            |                        |
 
 Checkpoints that version 0.1.0 wrote after fine-tuning or an import lack `data_order`. It is not
 read there, because no run is resumed from them.
@@ -23,8 +24,8 @@ from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
 def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step: int = 0,
-                  task: Mapping[str, Any] | None = None, fresh: Sequence[str] = ()
-                  ) -> dict[str, Any]:
+                  task: Mapping[str, Any] | None = None, fresh: Sequence[str] = (),
+                  bos_id: int = -1) -> dict[str, Any]:
   """Returns the metadata of a checkpoint, as JSON values.
 
   Args:
@@ -34,10 +35,13 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step
     step: number of steps done.
     task: description of the fine-tuning run, as JSON values; None after pretraining.
     fresh: heads of an imported model that have random weights, keys of `families.HEADS`.
+    bos_id: see `Trained`.
   """
   metadata = {"config": recipes.to_json(config), "corpus": corpus,
               "tokenizer": tokenizer.fingerprint(), "data_order": loader.ORDER_VERSION,
               "step": step}
   if task is not None:
     metadata["task"] = dict(task)
+  if bos_id >= 0:
+    metadata["bos_id"] = bos_id
   return metadata | {"fresh": list(fresh)} if fresh else metadata

@@ -38,6 +38,7 @@ class Trained(NamedTuple):
     workdir: folder that the model was loaded from; None if there is none.
     fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
     stored: config of the run as stored in its checkpoint; None: the model comes from no run.
+    bos_id: token that an imported decoder expects before a text; -1: none.
   """
 
   config: ConfigDict
@@ -50,6 +51,15 @@ class Trained(NamedTuple):
   workdir: pathlib.Path | None = None
   fresh: tuple[str, ...] = ()
   stored: ConfigDict | None = None
+  bos_id: int = -1
+
+  @property
+  def start_id(self) -> int:
+    """Token before the first token of a text, for a decoder; -1: there is none.
+
+    Unless a token begins a text, it is the end of another document.
+    """
+    return self.bos_id if self.bos_id >= 0 else self.tokenizer.eod_id
 
   def can(self, ability: str) -> bool:
     """Returns whether the model has an ability, by its family or its objective.
@@ -215,7 +225,8 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
                     "which such models have now. Train it again, or use it with version 0.1")
   trained = make_trained(config, params, tokenizer, metadata["step"], metadata["corpus"],
                          metadata.get("task"), workdir, dtype)
-  return trained._replace(fresh=tuple(metadata.get("fresh", ())))
+  return trained._replace(fresh=tuple(metadata.get("fresh", ())),
+                          bos_id=metadata.get("bos_id", -1))
 
 
 def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenizers.Tokenizer,

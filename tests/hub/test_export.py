@@ -306,7 +306,7 @@ def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
   tensors = load_file(folder / "model.safetensors")
   settings = json.loads((folder / "config.json").read_text())
   tokenizer = opening.load_tokenizer(folder, settings["vocab_size"])
-  around = marks.Marks(None, (), None)
+  around = marks.of_decoder()
   export.check_written(folder, settings, tensors, tokenizer, around)
   changed = dict(tensors)
   changed["transformer.ln_f.bias"] = changed["transformer.ln_f.bias"] + 1

@@ -15,12 +15,14 @@ import pytest
 import small_runs
 import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
+from tokenizers import processors
 
 from bertgpt import cli
 from bertgpt.config.families import HEADS
 from bertgpt.data.tokens import pipelines
 from bertgpt.errors import DataError
-from bertgpt.hub import importing, opening, weights
+from bertgpt.hub import export, importing, opening, weights
+from bertgpt.inference import generate, score
 from bertgpt.models import Inputs
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
@@ -53,6 +55,14 @@ def make_byte_bpe(specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>")):
       **{names[token]: token for token in specials if token in names})
 
 
+def put_around(tokenizer, first="", last=""):
+  """Gives a tokenizer of transformers a template with a token before and after a text."""
+  before, after = ([name] if name else [] for name in (first, last))
+  tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+      [*before, "$A", *after], [*before, "$A", *after, "$B", *after],
+      [(name, tokenizer.convert_tokens_to_ids(name)) for name in before + after])
+
+
 def make_theirs(name, sizes, **options):
   """Returns a model of transformers without parameters of 0 or 1, which could hide an error."""
   torch.manual_seed(0)
@@ -69,6 +79,8 @@ def save(theirs, folder, **options):
   theirs.save_pretrained(folder, **options)
   is_byte_level = theirs.config.model_type not in ("bert", "albert")
   tokenizer = make_byte_bpe() if is_byte_level else make_wordpiece()
+  if "gpt" not in theirs.config.model_type:
+    put_around(tokenizer, *(("<s>", "</s>") if is_byte_level else ("[CLS]", "[SEP]")))
   tokenizer.save_pretrained(folder)
   assert len(tokenizer) <= theirs.config.vocab_size
   return folder
@@ -213,6 +225,85 @@ def test_an_imported_run_is_the_model_of_its_folder(tmp_path, capsys):
     assert cli.main(["fill", f"--workdir={path}", "the [MASK] sees a cat."]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"--workdir {path}: its model came without a masked-LM head" in line
+
+
+# ------------------------------------------------------------------ marks around texts
+
+
+@pytest.fixture(scope="module")
+def with_beginning(tmp_path_factory):
+  """Returns a GPT-2 of transformers whose template begins texts with <s>, and its folder."""
+  theirs = make_theirs("GPT2LMHeadModel", DECODER | {"bos_token_id": 0, "eos_token_id": 2})
+  folder = tmp_path_factory.mktemp("beginning") / "model"
+  theirs.save_pretrained(folder)
+  tokenizer = make_byte_bpe()
+  tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+  put_around(tokenizer, "<s>")
+  tokenizer.save_pretrained(folder)
+  return theirs, folder
+
+
+@pytest.fixture(scope="module", params=["folder", "run"])
+def begun(request, with_beginning, tmp_path_factory):
+  """Returns the GPT-2 as it is opened from its folder, and from an imported run."""
+  path = with_beginning[1]
+  if request.param == "run":
+    path = tmp_path_factory.mktemp("beginning") / "run"
+    importing.import_model(with_beginning[1], path)
+  return opening.open_model(path)
+
+
+@pytest.mark.parametrize("prompt", ["The cat sees", ""])
+def test_a_text_begins_as_in_the_template_of_its_folder(prompt, with_beginning, begun):
+  theirs, folder = with_beginning
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  tokens = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
+  expected = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False,
+                             max_new_tokens=12, eos_token_id=2)[0]
+  added, = generate.continue_prompts(begun, begun.tokenizer.encode([prompt]), 12, generate.GREEDY)
+  assert added.tolist() == [i for i in expected.tolist()[tokens.shape[1]:] if i != 2]
+  text, = generate.generate(begun, [prompt], max_tokens=12, sampling=generate.GREEDY)
+  assert "<s>" not in text and text.startswith(prompt)
+
+
+def test_a_score_follows_the_token_that_begins_a_text(with_beginning, begun):
+  theirs, text = with_beginning[0], "The cat sees"
+  tokens = torch.tensor([[0, *begun.tokenizer.encode([text])[0]]])
+  with torch.no_grad():
+    logp = theirs(tokens).logits.log_softmax(-1)[0, :-1]
+  expected = logp.gather(1, tokens[0, 1:, None])[:, 0]
+  np.testing.assert_allclose(score.score(begun, [text])[0], expected, rtol=0, atol=1e-4)
+
+
+def test_an_export_keeps_the_token_that_begins_a_text(with_beginning, tmp_path):
+  importing.import_model(with_beginning[1], tmp_path / "run")
+  export.export(tmp_path / "run", tmp_path / "out")
+  for name in ("config.json", "generation_config.json"):
+    ids = json.loads((tmp_path / "out" / name).read_text())
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == (0, 2)
+  before, after = (transformers.AutoTokenizer.from_pretrained(folder)
+                   for folder in (with_beginning[1], tmp_path / "out"))
+  assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
+  assert after("The cat")["input_ids"] == before("The cat")["input_ids"]
+
+
+@pytest.mark.parametrize("name, first, last, shown", [
+    ("RobertaModel", "<s>", "</s>", ""),
+    ("RobertaModel", "", "", "transformers gives the model a, bertgpt <s> a </s>"),
+    ("RobertaModel", "<s>", "", "transformers gives the model <s> a, bertgpt <s> a </s>"),
+    ("GPT2Model", "", "", ""),
+    ("GPT2Model", "<s>", "", ""),
+    ("GPT2Model", "<s>", "</s>", "transformers gives the model <s> a </s>, bertgpt a"),
+])
+def test_other_marks_than_those_of_the_folder_are_noted(name, first, last, shown, tmp_path, capsys):
+  theirs = make_theirs(name, ROBERTA if name.startswith("Roberta") else DECODER)
+  theirs.save_pretrained(tmp_path)
+  tokenizer = make_byte_bpe()
+  put_around(tokenizer, first, last)
+  tokenizer.save_pretrained(tmp_path)
+  opening.open_model(tmp_path)
+  notes = [line for line in capsys.readouterr().err.splitlines() if "gives the model" in line]
+  assert [shown in note for note in notes] == [True] * bool(shown)
 
 
 # ------------------------------------------------------- the same model, stored in another way

@@ -107,7 +107,7 @@ def test_a_difference_is_shown_with_its_text():
   tokenizer = train(user_defined_symbols=["<url>"])
   fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
   fast.add_tokens([AddedToken("<url>", normalized=False)])
-  line = same_ids.find_difference(fast, tokenizer, marks.Marks(None, (), None))
+  line = same_ids.find_difference(fast, tokenizer, marks.of_decoder())
   assert line == "in transformers, the text '<url>' would be <url> instead of \u2581 <url>"
 
 

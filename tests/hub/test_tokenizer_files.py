@@ -122,7 +122,7 @@ def test_the_template_is_that_of_the_training(plain, name):
     assert same_ids.find_difference(encoder, tokenizer, around) is None
   decoder = tokenizer_files.to_fast(tokenizer, False)
   assert decoder.encode(*texts).ids == [*a, *b]
-  assert same_ids.find_difference(decoder, tokenizer, marks.Marks(None, (), None)) is None
+  assert same_ids.find_difference(decoder, tokenizer, marks.of_decoder()) is None
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

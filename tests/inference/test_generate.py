@@ -195,6 +195,20 @@ def test_an_empty_prompt_begins_a_document(gpt, tmp_path, is_bert):
   assert begun == gpt.tokenizer.decode(added) and continued.startswith("the cat")
 
 
+@pytest.mark.parametrize("prompt", ["the cat", ""])
+def test_a_token_that_begins_a_text_is_put_before_prompts(gpt, prompt):
+  begun = gpt._replace(bos_id=gpt.tokenizer.cls_id)
+  ids, = gpt.tokenizer.encode([prompt])
+  by_hand = np.array([gpt.tokenizer.cls_id, *ids])
+  expected, = generate.continue_prompts(gpt, [by_hand], 6, GREEDY)
+  found, = generate.continue_prompts(begun, [ids], 6, GREEDY)
+  assert found.tolist() == expected.tolist()
+  text, = generate.generate(begun, [prompt], max_tokens=6, sampling=GREEDY)
+  assert text == gpt.tokenizer.decode([*ids, *expected])
+  with pytest.raises(ConfigError, match="1 mark and 64 more exceed the model's 64 positions"):
+    generate.generate(begun, [prompt], max_tokens=64)
+
+
 def test_no_prompts_have_no_continuations(gpt):
   assert generate.generate(gpt, []) == generate.continue_prompts(gpt, [], 3) == []
 

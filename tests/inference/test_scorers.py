@@ -32,13 +32,12 @@ def test_parts_of_a_document_give_the_rows_of_the_whole(gpt, size, stride):
   rng = np.random.default_rng(0)
   for length in (0, 1, 2, 6, 7, 8, 9, 15, 16, 40, 101):
     ids = rng.integers(0, 90, length)
-    whole = left_to_right.cut(gpt.tokenizer, ids, size, stride)
+    whole = left_to_right.cut(gpt, ids, size, stride)
     for _ in range(5):
       borders = np.sort(rng.integers(0, length + 1, rng.integers(0, 9)))
       pieces, rest, found = np.split(ids, borders), None, []
       for i, piece in enumerate(pieces):
-        rows, rest = left_to_right.cut_part(gpt.tokenizer, rest, piece, i + 1 == len(pieces), size,
-                                            stride)
+        rows, rest = left_to_right.cut_part(gpt, rest, piece, i + 1 == len(pieces), size, stride)
         found += rows
         assert len(rest.tokens) <= 2 * size
       assert [(row.tokens.tolist(), row.first) for row in found] == [
@@ -48,9 +47,19 @@ def test_parts_of_a_document_give_the_rows_of_the_whole(gpt, size, stride):
 @pytest.mark.parametrize("window", [8, 9, 64])
 def test_pieces_between_marks_hold_every_token_once(bert, window):
   ids = np.array(encode(bert, TEXT))
-  rows = masked.cut(bert.tokenizer, ids, window, 3)
+  rows = masked.cut(bert, ids, window, 3)
   assert np.concatenate([row.tokens for row in rows]).tolist() == ids.tolist()
   assert all(len(row.tokens) <= window - 2 and row.first == 0 for row in rows)
+
+
+def test_the_first_token_follows_the_one_that_begins_a_text(gpt):
+  ids, cls_id = encode(gpt, TEXT), gpt.tokenizer.cls_id
+  begun = gpt._replace(bos_id=cls_id)
+  row, = left_to_right.cut(begun, np.array(ids), 64, 32)
+  assert (row.tokens.tolist(), row.first) == ([cls_id, *ids], 1)
+  part, _ = left_to_right.cut_part(begun, None, np.array(ids), True, 64, 32)
+  assert part[0].tokens.tolist() == row.tokens.tolist()
+  assert left_to_right.SCORER.how(begun) == "after [CLS]"
 
 
 def test_context_is_seen_and_not_scored(gpt, bert):

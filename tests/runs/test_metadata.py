@@ -33,7 +33,8 @@ def test_metadata_are_json_and_rebuild_the_config(finished_bert):
   metadata = make_metadata(config, tokenizer, corpus="c", step=3, task={"name": "sst2"})
   assert json.loads(json.dumps(metadata)) == metadata
   assert recipes.from_json(metadata["config"]) == config
-  assert "task" not in make_metadata(config, tokenizer, corpus="")
+  assert not {"task", "fresh", "bos_id"} & make_metadata(config, tokenizer, corpus="").keys()
+  assert make_metadata(config, tokenizer, corpus="", bos_id=0)["bos_id"] == 0
 
 
 def test_pretraining_and_fine_tuning_write_the_same_entries(finished_bert, best):

@@ -73,6 +73,15 @@ class Marks(NamedTuple):
     return np.repeat(np.arange(3) * has_segments, counts).astype(np.int32)
 
 
+def of_decoder(bos_id: int = -1) -> Marks:
+  """Returns the marks of a text that a decoder continues.
+
+  Args:
+    bos_id: token that begins a text; -1: there is none.
+  """
+  return Marks(None if bos_id < 0 else bos_id, (), None)
+
+
 def of_encoder(tokenizer: Tokenizer, cls_last: bool = False) -> Marks:
   """Returns the marks that encoders are pretrained with.
 

@@ -134,6 +134,14 @@ class Tokenizer(abc.ABC):
       arrays.extend(np.array(i, np.int32) for i in ids)
     return arrays
 
+  def apply_template(self, text: str) -> list[int]:
+    """Returns the ids of a text with the special ids that the file's own template puts around it.
+
+    Args:
+      text: any text.
+    """
+    return self.encode([text])[0].tolist()
+
   def hear(self, texts: Sequence[str]) -> None:
     """Records texts that are encoded; only `tokenizers.ListeningWords` does so.
 

@@ -137,6 +137,9 @@ class _Json(Tokenizer):
     ids = self._file_library.encode("", "").ids
     return max(1, ids.count(self.sep_id) - 1)
 
+  def apply_template(self, text):
+    return self._file_library.encode(text).ids
+
   @property
   def user_symbols(self):
     added = self._file_library.get_added_tokens_decoder()

@@ -15,23 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.data.batches import buckets
-from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.inference.scorers.scorer import Row, Scorer
 from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 
-def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list[Row]:
-  """Cuts a text into overlapping windows; the end of another document is put before it.
+def cut(trained: Trained, ids: np.ndarray, window: int, stride: int) -> list[Row]:
+  """Cuts a text into overlapping windows, after the token that is before a text.
 
   Args:
-    tokenizer: tokenizer of the model.
+    trained: the model.
     ids: int [N].
     window: maximum number of tokens per row.
     stride: tokens scored with each row except the first, whose tokens are all scored.
   """
-  before = [tokenizer.eod_id] if tokenizer.eod_id >= 0 else []
+  before = [trained.start_id] if trained.start_id >= 0 else []
   ids = np.array([*before, *ids])
   return [Row(ids[first:end], scored - first)
           for first, scored, end in windows(len(ids), window, stride)]
@@ -49,12 +48,12 @@ class Rest(NamedTuple):
   scored: int = 0
 
 
-def cut_part(tokenizer: Tokenizer, rest: Rest | None, ids: np.ndarray, is_last: bool, window: int,
+def cut_part(trained: Trained, rest: Rest | None, ids: np.ndarray, is_last: bool, window: int,
              stride: int) -> tuple[list[Row], Rest]:
   """Cuts a part of a document; the rows of all parts are those of `cut` for the whole document.
 
   Args:
-    tokenizer: tokenizer of the model.
+    trained: the model.
     rest: the rest of the previous part; None: this part is the first.
     ids: int [N].
     is_last: whether the document ends here.
@@ -63,7 +62,7 @@ def cut_part(tokenizer: Tokenizer, rest: Rest | None, ids: np.ndarray, is_last: 
     The rows that do not depend on later parts, and the rest.
   """
   if rest is None:
-    rest = Rest([tokenizer.eod_id] if tokenizer.eod_id >= 0 else [])
+    rest = Rest([trained.start_id] if trained.start_id >= 0 else [])
   tokens, scored = np.array([*rest.tokens, *ids], np.int32), rest.scored
   rows = []
   if not scored and (is_last or len(tokens) >= window):
@@ -169,7 +168,8 @@ def _rank(model, params, tokens_BL, banned_V):
 
 SCORER = Scorer(
     name="token",
-    how="after the end of a document",
+    how=lambda trained: ("after the end of a document" if trained.bos_id < 0 else
+                         f"after {trained.tokenizer.pieces[trained.bos_id]}"),
     by_line=False,
     is_likelihood=True,
     cut=cut,

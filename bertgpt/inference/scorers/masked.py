@@ -19,7 +19,6 @@ import numpy as np
 from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
-from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.inference.scorers.scorer import Row, Scorer
 from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
@@ -28,16 +27,16 @@ from bertgpt.runs.trained import Trained
 NUM_MARKS = 2  # [CLS] and [SEP] around a text.
 
 
-def cut(tokenizer: Tokenizer, ids: np.ndarray, window: int, stride: int) -> list[Row]:
+def cut(trained: Trained, ids: np.ndarray, window: int, stride: int) -> list[Row]:
   """Cuts a text into pieces that fit between [CLS] and [SEP].
 
   Args:
-    tokenizer: tokenizer of the model; not used.
+    trained: the model; not used.
     ids: int [N].
     window: maximum number of tokens per row, including [CLS] and [SEP].
     stride: not used: pieces do not overlap.
   """
-  del tokenizer, stride
+  del trained, stride
   room = window - NUM_MARKS
   return [Row(ids[i:i + room], 0) for i in range(0, len(ids), room)]
 
@@ -90,7 +89,7 @@ def _score(model, params, tokens_BL, lengths_B, at_B, mask_id):
 
 SCORER = Scorer(
     name="pseudo",
-    how="each token masked once",
+    how=lambda trained: "each token masked once",
     by_line=True,
     is_likelihood=False,
     cut=cut,

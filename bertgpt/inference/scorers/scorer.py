@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.runs.trained import Trained
 
 
@@ -26,11 +25,11 @@ class Scorer(NamedTuple):
 
   Attributes:
     name: prefix of the perplexity that it gives, as in 'token_perplexity'.
-    how: short description of the context of a token, to follow a comma in a printed line.
+    how: model -> short description of the context of a token, to follow a comma in a printed line.
     by_line: whether each line of a document is scored as a separate text.
     is_likelihood: whether the log-probabilities of the tokens add up to that of the text (chain
       rule), so that a value per word or per byte has a meaning.
-    cut: (tokenizer, int [N] ids of a text, window, stride) -> rows that score every token once; the
+    cut: (model, int [N] ids of a text, window, stride) -> rows that score every token once; the
       first token is left out if no token can be put before it.
     score: (trained, rows, rows per batch) -> for every row, the log-probabilities of its tokens
       from `first` on, float32 [N - first], in nats.
@@ -38,9 +37,9 @@ class Scorer(NamedTuple):
   """
 
   name: str
-  how: str
+  how: Callable[[Trained], str]
   by_line: bool
   is_likelihood: bool
-  cut: Callable[[Tokenizer, np.ndarray, int, int], list[Row]]
+  cut: Callable[[Trained, np.ndarray, int, int], list[Row]]
   score: Callable[[Trained, Sequence[Row], int], list[np.ndarray]]
   describe: Callable[[int, int, int], str]
