@@ -32,9 +32,10 @@ def local_path(text: str) -> pathlib.Path:
       pathlib would turn into a local folder `gs:`.
   """
   from bertgpt import config as config_lib
+  from bertgpt import files
   if problem := config_lib.remote_problem(text):
     raise argparse.ArgumentTypeError(problem)
-  return pathlib.Path(text).expanduser().absolute()
+  return files.expand(text).absolute()
 
 
 def any_path(text: str) -> pathlib.Path:

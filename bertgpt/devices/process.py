@@ -259,7 +259,7 @@ def use_compilation_cache(folder: str) -> None:
       return  # JAX reads the variable itself.
     folder = named
   if folder:
-    path = pathlib.Path(folder).expanduser()
+    path = files.expand(folder)
     try:
       path.mkdir(mode=0o700, parents=True, exist_ok=True)
       found = path.stat()

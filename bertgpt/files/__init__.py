@@ -17,6 +17,7 @@ from bertgpt.files.parsing import parse_json, read_json, without_nonfinite
 from bertgpt.files.paths import (
     copy_locally,
     download_tree,
+    expand,
     find_problem,
     is_remote,
     make_path,
@@ -41,8 +42,8 @@ from bertgpt.files.writing import (
 )
 
 __all__ = ["MANIFEST", "BucketPath", "append", "check_lock", "copy_locally", "download_tree",
-           "find_problem", "is_remote", "lock", "make_path", "match_objects", "new_folder",
-           "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
-           "read_json", "refuse_existing", "remove_leftovers", "remove_tree", "rename_new",
-           "require_file", "require_parent", "size_of", "sync", "unfinished_path", "upload",
-           "upload_all", "without_nonfinite", "write_atomically", "write_json"]
+           "expand", "find_problem", "is_remote", "lock", "make_path", "match_objects",
+           "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
+           "raise_if_unanswered", "read_json", "refuse_existing", "remove_leftovers", "remove_tree",
+           "rename_new", "require_file", "require_parent", "size_of", "sync", "unfinished_path",
+           "upload", "upload_all", "without_nonfinite", "write_atomically", "write_json"]

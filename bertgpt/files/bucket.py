@@ -15,29 +15,15 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.files import gcs
 
 SCHEME = "gs://"
 BLOCK_BYTES = 2**23  # Size of the blocks in which a file is read or downloaded.
 PARALLEL = 16  # Requests at a time.
 MANIFEST = "manifest.json"  # Written last and deleted first. With it, its folder is complete.
-
-
-class Info(NamedTuple):
-  """The entry of an object in a listing.
-
-  Attributes:
-    st_size: bytes.
-    digest: 'md5:...' or 'crc32c:...' of its content, as the storage computed it.
-    generation: number that every write changes.
-  """
-
-  st_size: int
-  digest: str
-  generation: str
 
 
 @functools.total_ordering
@@ -151,7 +137,7 @@ class BucketPath:
     """Returns False: a bucket has no links."""
     return False
 
-  def stat(self) -> Info:
+  def stat(self) -> gcs.Info:
     """Returns size, digest and generation of the object.
 
     Raises:
@@ -159,7 +145,7 @@ class BucketPath:
     """
     if not self._key:
       raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
-    return _make_info(self._call("GET", "b/{}/o/{}", self._bucket, self._key, json_out=True))
+    return gcs.make_info(self._call("GET", "b/{}/o/{}", self._bucket, self._key, json_out=True))
 
   def iterdir(self) -> Iterator["BucketPath"]:
     """Yields objects and folders in the folder."""
@@ -167,11 +153,11 @@ class BucketPath:
     names = {*(item["name"] for item in objects), *(name.rstrip("/") for name in folders)}
     yield from (BucketPath(f"{SCHEME}{self._bucket}/{name}") for name in sorted(names))
 
-  def list_tree(self) -> dict[str, Info]:
-    """Returns all objects in the folder and the folders below: relative name -> Info."""
+  def list_tree(self) -> dict[str, gcs.Info]:
+    """Returns all objects in the folder and the folders below: relative name -> entry."""
     prefix = f"{self._key}/" if self._key else ""
     objects, _ = self._list()
-    return {item["name"].removeprefix(prefix): _make_info(item) for item in objects}
+    return {item["name"].removeprefix(prefix): gcs.make_info(item) for item in objects}
 
   def glob(self, pattern: str) -> Iterator["BucketPath"]:
     """Yields objects and folders that match a pattern without `**`, in order."""
@@ -222,7 +208,7 @@ class BucketPath:
     """Opens the object for reading; the next block is fetched in the background."""
     if mode != "rb":
       raise ValueError(f"{self}: objects are opened with mode 'rb', not {mode!r}")
-    return io.BufferedReader(_Reader(self, self.stat()), 2**16)
+    return io.BufferedReader(_Reader(self, self._stat_plain()), 2**16)
 
   def read_range(self, start: int, end: int, generation: str | None = None) -> bytes:
     """Returns the bytes [start, end) of the object.
@@ -237,12 +223,30 @@ class BucketPath:
     if end <= start:
       return b""
     bounds = {"Range": f"bytes={start}-{end - 1}"}
-    if generation is None:
-      return self._content(headers=bounds)
+    extra = {} if generation is None else {"generation": generation}
     try:
-      return self._content(headers=bounds, generation=generation)
+      content = self._content(headers=bounds, **extra)
     except FileNotFoundError as e:
+      if generation is None:
+        raise
       raise OSError(errno.ESTALE, "it was replaced or deleted while it was read", str(self)) from e
+    if len(content) != end - start:
+      raise OSError(errno.EIO, f"{len(content)} bytes instead of {end - start} were read",
+                    str(self))
+    return content
+
+  def _stat_plain(self) -> gcs.Info:
+    """Returns the entry of an object that is read as it is stored.
+
+    Raises:
+      DataError: the storage would unpack it, so that nothing says where it ends.
+    """
+    info = self.stat()
+    if info.encoding == "gzip":
+      raise DataError(f"{self}: is stored with Content-Encoding: gzip, so its size is unknown. "
+                      "Upload it without this encoding (gsutil cp without -z or -Z, gcloud storage "
+                      "cp without --gzip-local)")
+    return info
 
   def write_bytes(self, content: bytes, generation: str | None = None) -> str:
     """Writes the object, completely or not at all.
@@ -285,10 +289,10 @@ class BucketPath:
 
   def download(self, file: os.PathLike | str) -> None:
     """Copies the object to a local file."""
-    size, _, generation = self.stat()
+    info = self._stat_plain()
     with open(file, "wb") as f:
-      for start in range(0, size, BLOCK_BYTES):
-        f.write(self.read_range(start, min(start + BLOCK_BYTES, size), generation))
+      for start in range(0, info.st_size, BLOCK_BYTES):
+        f.write(self.read_range(start, min(start + BLOCK_BYTES, info.st_size), info.generation))
 
   def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
     """Does nothing: a bucket has no folders."""
@@ -364,7 +368,7 @@ class BucketPath:
 class _Reader(io.RawIOBase):
   """An object, read block by block."""
 
-  def __init__(self, path: BucketPath, info: Info):
+  def __init__(self, path: BucketPath, info: gcs.Info):
     self._path, self._position = path, 0
     self._size, self._generation = info.st_size, info.generation
     self._start, self._block = 0, b""
@@ -435,11 +439,6 @@ def in_parallel(act: Callable[[Any], Any], items: Iterable[Any],
     return [act(item) for item in items]
   with concurrent.futures.ThreadPoolExecutor(min(parallel, len(items))) as pool:
     return list(pool.map(act, items))
-
-
-def _make_info(item: dict[str, Any]) -> Info:
-  digest = f"md5:{item['md5Hash']}" if "md5Hash" in item else f"crc32c:{item.get('crc32c', '')}"
-  return Info(int(item.get("size", 0)), digest, str(item.get("generation", "")))
 
 
 def _quote_json(text: str) -> str:

@@ -27,7 +27,7 @@ import random
 import re
 import time
 import urllib.parse
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertgpt.errors import ConfigError, one_line
 
@@ -189,3 +189,31 @@ def tensorstore_retries() -> dict[str, Any]:
     waits += 1
   return {"max_retries": max(1, waits), "initial_delay": f"{FIRST_WAIT}s",
           "max_delay": f"{LONGEST_WAIT}s"}
+
+
+class Info(NamedTuple):
+  """The entry of an object in a listing.
+
+  Attributes:
+    st_size: bytes.
+    digest: 'md5:...' or 'crc32c:...' of its content, as the storage computed it.
+    generation: number that every write changes.
+    encoding: 'gzip' if the storage unpacks the object when it is read, so that `st_size` is not the
+      size of what is read; else ''.
+  """
+
+  st_size: int
+  digest: str
+  generation: str
+  encoding: str = ""
+
+
+def make_info(item: dict[str, Any]) -> Info:
+  """Returns the entry of an object.
+
+  Args:
+    item: the object's metadata, as the storage answers.
+  """
+  digest = f"md5:{item['md5Hash']}" if "md5Hash" in item else f"crc32c:{item.get('crc32c', '')}"
+  return Info(int(item.get("size", 0)), digest, str(item.get("generation", "")),
+              str(item.get("contentEncoding", "")))

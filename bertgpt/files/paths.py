@@ -33,7 +33,22 @@ def make_path(text: str | os.PathLike) -> pathlib.Path:
     raise ConfigError(problem)
   if is_remote(name):
     return typing.cast(pathlib.Path, BucketPath(name))
-  return pathlib.Path(name).expanduser().absolute()
+  return expand(name).absolute()
+
+
+def expand(name: str | os.PathLike) -> pathlib.Path:
+  """Returns a local path, with the home folder instead of ~ or ~USER at its start.
+
+  Args:
+    name: path as a user gives it.
+  Raises:
+    ConfigError: there is no such user.
+  """
+  try:
+    return pathlib.Path(name).expanduser()
+  except RuntimeError as e:
+    raise ConfigError(f"{name}: there is no user of this name. Write ./{name} for a folder whose "
+                      "name begins with ~") from e
 
 
 def is_remote(path: str | os.PathLike) -> bool:

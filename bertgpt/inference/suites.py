@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt.data.text import sources, texts
+from bertgpt import files
+from bertgpt.data.text import paths, sources, texts
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError, DataError
 
@@ -106,7 +107,7 @@ def parse(spec: str) -> list[tuple[str, str]]:
     raise ConfigError(f"--suite {spec!r}: names no suite. Choose among {', '.join(SUITES)}")
   for name, file in parts:
     if name not in SUITES:
-      if not file and pathlib.Path(name).expanduser().exists():
+      if not file and files.expand(name).exists():
         raise ConfigError(f"--suite {name}: is a file, not the name of a suite. Write "
                           f"NAME={name}, with one of the names {', '.join(SUITES)}")
       close = difflib.get_close_matches(name, SUITES, n=1)
@@ -178,7 +179,7 @@ def iterate(name: str, file: str) -> Iterator[Entry]:
   if file.startswith("tfds:"):
     content = _read_dataset(file, flag)
   else:
-    content = READERS[suite.measure](pathlib.Path(file).expanduser(), flag)
+    content = READERS[suite.measure](files.expand(file), flag)
   has_text = False
   for entry in content:
     has_text = has_text or any(text.strip() for text in as_texts(entry))
@@ -200,15 +201,11 @@ def is_one_document(name: str, file: str) -> bool:
     file: see `iterate`.
   """
   return (SUITES[name].measure == "perplexity" and not file.startswith("tfds:")
-          and not _is_json(pathlib.Path(file)))
-
-
-def _is_json(path: pathlib.Path) -> bool:
-  return ".jsonl" in path.suffixes
+          and not paths.is_json_lines(file))
 
 
 def _read_documents(path: pathlib.Path, flag: str) -> Iterator[str]:
-  return (texts.iterate_texts if _is_json(path) else texts.iterate_lines)(path, flag)
+  return (texts.iterate_texts if paths.is_json_lines(path) else texts.iterate_lines)(path, flag)
 
 
 def _read_pairs(path: pathlib.Path, flag: str) -> Iterator[tuple[str, ...]]:

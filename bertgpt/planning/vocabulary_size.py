@@ -1,6 +1,5 @@
 """The size of the vocabulary that a run will have, found without its text."""
 
-import pathlib
 from typing import NamedTuple
 
 from bertgpt import files
@@ -46,7 +45,7 @@ def find(config: ConfigDict) -> VocabularySize:
   name = config.data.corpus or config.tokenizer.path
   if not name:
     return wanted
-  path = pathlib.Path(name).expanduser()
+  path = files.expand(name)
   if files.is_remote(name) or not path.exists():
     reason = f"{wanted.source}, because {field}={name} is not on this machine"
     return VocabularySize(wanted.tokens, reason, is_assumed=True)

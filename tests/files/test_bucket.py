@@ -1,12 +1,16 @@
 """Paths in a bucket behave like paths on a disk, and a storage that does not answer is an error."""
 
 import errno
+import gzip
 import io
+import json
 import os
 import pathlib
 import threading
 import time
+import urllib.request
 
+import bucket_server
 import pytest
 
 from bertgpt import files
@@ -46,6 +50,11 @@ def test_other_storages_are_refused_with_what_to_do(text, message):
     files.make_path(text)
 
 
+def test_the_home_of_an_unknown_user_is_refused():
+  with pytest.raises(ConfigError, match="~nobody-here/x: there is no user of this name"):
+    files.make_path("~nobody-here/x")
+
+
 def test_queries_give_what_a_disk_gives(both):
   def describe(root):
     place = lambda path: os.fspath(path).removeprefix(f"{root}/")
@@ -76,6 +85,27 @@ def test_a_listing_of_several_pages_is_complete(bucket, storage):
   names = [f"{i:04d}" for i in range(1100)]
   bucket_lib.in_parallel(lambda name: (bucket / name).write_bytes(b""), names)
   assert [p.name for p in bucket.iterdir()] == names
+
+
+def test_an_object_that_the_storage_unpacks_is_refused(bucket, storage, tmp_path):
+  """Its size is that of the packed bytes, where a reader would stop."""
+  name = str(bucket / "x.txt").split("/", 3)[3]
+  body = (b'--B\r\nContent-Type: application/json\r\n\r\n'
+          + json.dumps({"name": name, "contentEncoding": "gzip"}).encode()
+          + b"\r\n--B\r\nContent-Type: text/plain\r\n\r\n"
+          + gzip.compress(b"text\n" * 1000) + b"\r\n--B--")
+  urllib.request.urlopen(urllib.request.Request(
+      f"{storage.url}/upload/storage/v1/b/{bucket_server.BUCKET}/o?uploadType=multipart", body,
+      {"Content-Type": "multipart/related; boundary=B"})).close()
+  for read in (files.open_read, lambda path: path.download(tmp_path / "x")):
+    with pytest.raises(DataError, match="stored with Content-Encoding: gzip"):
+      read(bucket / "x.txt")
+
+
+def test_a_range_that_is_not_whole_is_an_error(bucket):
+  (bucket / "x").write_bytes(b"abc")
+  with pytest.raises(OSError, match="3 bytes instead of 5 were read"):
+    (bucket / "x").read_range(0, 5)
 
 
 def test_reading_in_blocks_gives_the_content(bucket, tmp_path, monkeypatch):

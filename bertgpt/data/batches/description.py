@@ -10,7 +10,7 @@ from bertgpt.config import ConfigDict, phase_at, total_steps
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.parts import NO_LABEL, Batch, token_sizes
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
   from bertgpt.data.tokens.tokenizers import Tokenizer
@@ -45,6 +45,11 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
     size = config.phases[i].batch_size
     batch = loader.read_step(phases[i], size, slice(0, size), step - first)
     lines.append(f"step {step}: sha256 {loader.batch_sha256(batch)}")
+  try:
+    for i, rows in enumerate(phases):
+      loader.check_rows_of_phase(rows, corpus, config, i)
+  except DataError as e:
+    lines.append(f"warning: no run can be trained with this config: {e}")
   return "\n".join(lines)
 
 

@@ -209,10 +209,19 @@ def check_rows(corpus: Corpus, config: ConfigDict) -> None:
   """
   for i, phase in enumerate(config.phases):
     if corpus.num_tokens < AMPLE_BATCHES * phase.batch_size * phase.seq_len:
-      _check_rows(Rows(corpus, config, i, config.seed), corpus, config, i)
+      check_rows_of_phase(Rows(corpus, config, i, config.seed), corpus, config, i)
 
 
-def _check_rows(rows: Rows, corpus: Corpus, config: ConfigDict, phase_index: int) -> None:
+def check_rows_of_phase(rows: Rows, corpus: Corpus, config: ConfigDict, phase_index: int) -> None:
+  """Checks that an epoch of a phase fills at least one batch.
+
+  Args:
+    rows: rows of the phase.
+    corpus, config: see `check_rows`.
+    phase_index: index of the phase.
+  Raises:
+    DataError: an epoch has fewer rows than a batch.
+  """
   phase = config.phases[phase_index]
   if rows.rows_per_epoch < phase.batch_size:
     raise DataError(
@@ -239,7 +248,7 @@ def make_train_batches(corpus: Corpus, config: ConfigDict, phase_index: int, fir
   """
   phase, data = config.phases[phase_index], config.data
   rows = Rows(corpus, config, phase_index, config.seed)
-  _check_rows(rows, corpus, config, phase_index)
+  check_rows_of_phase(rows, corpus, config, phase_index)
   read = functools.partial(read_step, rows, phase.batch_size, local_rows)
   steps = grain.MapDataset.range(first_step, phase.steps)
   threads = 1 if data.reader_workers else READ_THREADS

@@ -331,7 +331,7 @@ def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
     DataError: the folder holds no corpus, a corpus of another format version, or files that do not
       fit the manifest.
   """
-  path = files.make_path(path) if files.is_remote(path) else pathlib.Path(path).expanduser()
+  path = files.make_path(path) if files.is_remote(path) else files.expand(path)
   manifest = read_manifest(path)
   file_checks.check(path, manifest)
   if split not in manifest["splits"]:

@@ -1,10 +1,13 @@
-"""Files that match a glob, or the file with exactly that name."""
+"""Files that match a glob, or the file with exactly that name; what their endings mean."""
 
 import glob
 import os
+import pathlib
 
 from bertgpt import files
 from bertgpt.errors import DataError
+
+JSON_ENDINGS = frozenset({".jsonl", ".json", ".ndjson"})
 
 
 def find_files(pattern: str) -> list[str]:
@@ -79,3 +82,8 @@ def _match(pattern: str) -> list[str]:
 def _is_broken(path: str) -> bool:
   """Returns whether a path is a link to nothing, such as a file that git-annex has not fetched."""
   return os.path.islink(path) and not os.path.exists(path)
+
+
+def is_json_lines(path: str | os.PathLike) -> bool:
+  """Returns whether the endings of a file name one with a JSON object per line."""
+  return not JSON_ENDINGS.isdisjoint(pathlib.PurePath(path).suffixes)

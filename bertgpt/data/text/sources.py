@@ -262,7 +262,7 @@ def _correct(part: str) -> str:
           + ", ".join(kind + reader.form for kind, reader in READERS.items()))
 
 
-_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_KINDS = dict.fromkeys(paths.JSON_ENDINGS, "jsonl") | {".parquet": "parquet"}
 
 
 def _weigh(documents: Iterable[Document], weight: float,
@@ -375,7 +375,9 @@ def _read_records(records, source: Source, cleaner: TextCleaner) -> Iterator[Doc
 def _feature(record, source: Source, name: str) -> Any:
   for key in source.field.split("/"):
     if not isinstance(record, dict) or key not in record:
-      raise DataError(f"{name}: no feature {source.field!r}. Choose one of {', '.join(record)}")
+      raise DataError(f"{name}: no feature {source.field!r}. " + (
+          f"Choose one of {', '.join(record)}" if isinstance(record, dict)
+          else "Leave out what follows the name of a feature that holds no others"))
     record = record[key]
   return record
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from bertgpt import files
-from bertgpt.data.text import fields, intake
+from bertgpt.data.text import fields, intake, paths
 from bertgpt.data.text.intake import Counts, TextCleaner
 from bertgpt.errors import ConfigError, DataError
 
@@ -67,19 +67,19 @@ def read_texts(path: pathlib.Path, flag: str, field: str = "text") -> list[str]:
 
 
 def iterate_texts(path: pathlib.Path, flag: str, field: str = "text") -> Iterator[str]:
-  """Yields the lines of a file, or one field of the objects in a .jsonl file, one at a time.
+  """Yields the lines of a file, or a field of the JSON objects in its lines, one at a time.
 
   Args:
-    path: plain or compressed file.
+    path: plain or compressed file; for the endings of JSON, see `paths.JSON_ENDINGS`.
     flag: flag that names the file; error messages begin with it.
     field: field of the JSON objects that holds the text, or several, see `fields.find_text`. Blank
-      lines of .jsonl files are skipped.
+      lines between objects are skipped.
   Raises:
     ConfigError: there is no such file, an object in it lacks the field, or, raised at its end, it
       held no text.
     DataError: see `read_text`; or a line is not valid JSON.
   """
-  is_json, has_text = ".jsonl" in path.suffixes, False
+  is_json, has_text = paths.is_json_lines(path), False
   for i, line in enumerate(iterate_lines(path, flag), 1):
     line = line.removesuffix("\n")
     if is_json and not line.strip():

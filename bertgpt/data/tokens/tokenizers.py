@@ -27,7 +27,6 @@ openai/finetune-transformer-lm, 2018.
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
@@ -308,7 +307,7 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
     DataError: there is no tokenizer at `path`, it belongs to a class that tokenizes differently,
       a text yields a special id, or no text yields some of the pieces; the message names the file.
   """
-  place = files.make_path(path) if files.is_remote(path) else pathlib.Path(path).expanduser()
+  place = files.make_path(path) if files.is_remote(path) else files.expand(path)
   local = files.copy_locally(place)
   try:
     file, kind, data, names, note = reading.read(local, lowercase, is_saved)

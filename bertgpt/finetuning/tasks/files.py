@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bertgpt import files
 from bertgpt.data.text.intake import (
     DAMAGED,
     HEAD_BYTES,
@@ -35,7 +36,7 @@ def find(folder: str, names: Sequence[str], *, needed: bool = True,
   Raises:
     DataError: the folder does not exist, or a needed file is not in it.
   """
-  root = pathlib.Path(folder).expanduser()
+  root = files.expand(folder)
   if not root.is_dir():
     raise DataError(f"task.data={folder}: no such folder. Give the one that holds the task's files")
   for name in names:
@@ -62,7 +63,7 @@ def find_given(folder: str, given: str, field: str, names: Sequence[str], *,
     DataError: the folder does not exist, or a file is not in it.
   """
   if given:
-    is_name = (pathlib.Path(folder).expanduser() / given).is_file()
+    is_name = (files.expand(folder) / given).is_file()
     names_given = [given] if is_name else map(str.strip, given.split(","))
     return [find(folder, [name]) for name in names_given]
   remedy = f"give its folder, or name your own file with {field}=FILE"

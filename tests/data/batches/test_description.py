@@ -44,6 +44,12 @@ def test_the_text_shows_rows_as_the_mask_leaves_them():
   assert "  A 777 777" in text and "to predict: 888\n" in text
 
 
+def test_a_batch_that_the_text_does_not_fill_is_a_warning():
+  text = description.describe(ORDINARY, make_config(batch_size=4096), [0])
+  assert "warning: no run can be trained with this config: " in text
+  assert "fewer than phases[0].batch_size=4096" in text
+
+
 def test_a_step_beyond_the_run_is_refused():
   with pytest.raises(ConfigError, match="--steps=40: the run has steps 0 to 39"):
     description.describe(ORDINARY, make_config(steps=40), [0, 40])

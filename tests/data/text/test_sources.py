@@ -66,6 +66,11 @@ def test_tfds_folder_is_read_in_order(dataset):
       (f"Document {i}.", "It ends.") for i in range(600)]
 
 
+def test_a_feature_within_text_is_refused(dataset):
+  with pytest.raises(DataError, match="no feature 'text/x'. Leave out what follows"):
+    paragraphs(f"tfds:{dataset}:train#text/x")
+
+
 def test_tfds_split_may_be_a_part_and_the_feature_nested(dataset):
   assert paragraphs(f"tfds:{dataset}:train[10:12]#meta/title") == [("Title 10",), ("Title 11",)]
 

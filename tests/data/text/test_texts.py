@@ -40,10 +40,12 @@ def test_a_prompt_that_is_not_utf8_is_an_error():
     texts.clean_text(b"abc\xff".decode(errors="surrogateescape"), "--prompt")
 
 
-def test_fields_of_json_lines(tmp_path):
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "a.ndjson"])
+def test_fields_of_json_lines(tmp_path, name):
   lines = [json.dumps({"id": i, "text": f"text\n{i}"}) for i in range(3)]
-  (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n\n")
-  assert texts.read_texts(tmp_path / "a.jsonl", "--input") == ["text\n0", "text\n1", "text\n2"]
+  content = "\n".join([*lines, "", ""]).encode()
+  (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+  assert texts.read_texts(tmp_path / name, "--input") == ["text\n0", "text\n1", "text\n2"]
 
 
 def test_texts_of_json_are_those_of_the_corpus(tmp_path):
