@@ -8,7 +8,7 @@ import stand_in
 
 JOB = {"SLURM_JOB_ID": "7"}
 TASK = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2",
-        "SLURM_ARRAY_TASK_COUNT": "4"}
+        "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
 
 
 def add_slurm(folder, code, state="RUNNING"):
@@ -79,6 +79,33 @@ def test_a_task_of_an_array_trains_its_share_and_requeues_only_itself(tmp_path):
       ".venv/bin/bertgpt", "sweep", "--run", "2/4", "--config", "a b"]
   assert "--jobs=7_2 " in (tmp_path / "asked").read_text()
   assert (tmp_path / "requeued").read_text() == "requeue 7_2\n"
+
+
+def in_array(numbers, tasks=""):
+  """Yields the variables of every task of an array, with the TASKS of the user."""
+  for number in numbers:
+    yield {**TASK, "SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_MIN": str(min(numbers)),
+           "SLURM_ARRAY_TASK_MAX": str(max(numbers)), "SLURM_ARRAY_TASK_COUNT": str(len(numbers)),
+           "TASKS": tasks}
+
+
+@pytest.mark.parametrize("numbers, tasks, expected", [
+    (range(3), "", ["0/3", "1/3", "2/3"]), (range(1, 4), "", ["0/3", "1/3", "2/3"]),
+    ([7], "", ["0/1"]), ([3, 5], "8", ["3/8", "5/8"]), ([3], "8", ["3/8"])])
+def test_the_tasks_of_an_array_leave_out_no_run(tmp_path, numbers, tasks, expected):
+  add_slurm(tmp_path, 0)
+  for variables, part in zip(in_array(numbers, tasks), expected, strict=True):
+    assert run(tmp_path, "--config", "a", **variables).returncode == 0
+    assert (tmp_path / "step").read_text().splitlines()[-4:] == ["--run", part, "--config", "a"]
+
+
+@pytest.mark.parametrize("numbers", [range(0, 8, 2), [3, 5]])
+def test_an_array_that_would_leave_out_runs_is_refused(tmp_path, numbers):
+  add_slurm(tmp_path, 0)
+  for variables in in_array(numbers):
+    result = run(tmp_path, "--config", "a", **variables)
+    assert result.returncode == 2 and not (tmp_path / "step").exists()
+    assert "--array: leaves out numbers between" in result.stderr and "set TASKS" in result.stderr
 
 
 @pytest.mark.parametrize("container, expected", [
