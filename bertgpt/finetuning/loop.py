@@ -79,11 +79,11 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   with workdir.make_and_lock(path, is_first):
     identity = results_lib.identify(init, pretrained, task)
     results = results_lib.read_results(path, config, identity)
-    check_agreement(identity, results)
+    check_agreement(identity, task, results)
     tuning = open_tuning(config, init, pretrained, task, path, resume.digest(identity, config))
     if is_first:
       files.write_atomically(path / "config.json", recipes.to_json(config) + "\n")
-      print("\n".join(describe(tuning)), flush=True)
+      print("\n".join(describe(tuning, results)), flush=True)
     run_missing(tuning, results)
     results = results_lib.summarize(results, config)
     if is_first:
@@ -127,22 +127,25 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
                f"because of save={tuning.config.save} in this start or another value in an earlier "
                "one")
   files.write_atomically(tuning.path / "report.md",
-                         "\n".join([*describe(tuning), "", *lines]) + "\n")
+                         "\n".join([*describe(tuning, results), "", *lines]) + "\n")
   print("\n" + "\n".join(lines))
 
 
-def check_agreement(identity: dict[str, Any], results: dict[str, Any]) -> None:
+def check_agreement(identity: dict[str, Any], task: rows_lib.Task,
+                    results: dict[str, Any]) -> None:
   """Checks that all processes would do the same runs. All processes call it at the same time.
 
   Args:
     identity: result of `results.identify`.
+    task: task with its rows.
     results: completed runs that this process has found.
   Raises:
     ConfigError: the processes differ; raised in every process.
   """
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
   done = [(run["learning_rate"], run["seed"]) for run in results["runs"]]
-  peers.check_agreement({"weights of --init": init, "rows of task.data": identity["rows"],
+  rows = identity["rows"] | results_lib.fingerprint_unlabeled(task)
+  peers.check_agreement({"weights of --init": init, "rows of task.data": rows,
                          "completed runs in --workdir": done})
 
 
@@ -155,6 +158,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
     Preempted: a signal was received.
   """
   config, kept = tuning.config, None
+  unlabeled = results_lib.fingerprint_unlabeled(tuning.task)
   with process.catch_signals() as should_stop:
     for rate in config.learning_rates:
       done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
@@ -163,6 +167,8 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
       for seed in seeds:
         run, state = do_run(tuning, program, seed, should_stop)
         results["runs"].append(run)
+        if state is not None:  # It did not diverge.
+          results["predicted"][run["folder"]] = unlabeled
         summary = results_lib.summarize(results, config)
         is_best = summary["best_run"] == run["folder"]
         if state is not None and (config.save == "all" or (config.save == "best" and is_best)):
@@ -178,15 +184,21 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
           kept = run["folder"]
 
 
-def describe(tuning: Tuning) -> list[str]:
-  """Returns lines about the task and the initial weights, and notes about data and weights."""
+def describe(tuning: Tuning, results: dict[str, Any]) -> list[str]:
+  """Returns lines about the task and the initial weights, and notes about data and weights.
+
+  Args:
+    results: content of results.json.
+  """
   config, task, pretrained = tuning.config, tuning.task, tuning.pretrained
   start = (f"random weights, the model and tokenizer of {tuning.init}" if config.from_scratch
            else f"step {pretrained.step} of {tuning.init}")
   counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
   return [f"{task.name}: {len(task.train)} training rows, {counts}; from {start}",
           *([] if config.from_scratch else [f"note: {note}" for note in _untrained(tuning)]),
-          *(f"note: {note}" for note in task.notes)]
+          *(f"note: {note}" for note in task.notes),
+          *(f"note: {note}" for note in results_lib.describe_unpredicted(results, task,
+                                                                         tuning.path))]
 
 
 def _untrained(tuning):

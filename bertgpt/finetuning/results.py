@@ -3,13 +3,14 @@
     {"task", "init": what the runs start from, "rows": what they are trained and scored on,
      "runs": [{"learning_rate", "seed", "folder", "steps", "seconds", "dev": {"f1": 0.9}},
               {"learning_rate", "seed", "folder", "diverged": true}],
+     "predicted": {folder of a run: {"test": fingerprint of its rows}}, of sets without labels,
      "medians": [{"learning_rate", "seeds", "dev": {...}}], "best_rate", "best_run"}
 """
 
 import hashlib
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertgpt import files, trees
@@ -57,6 +58,17 @@ def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, A
           "rows": {"train": task.train.fingerprint(), **scored}}
 
 
+def fingerprint_unlabeled(task: Task) -> dict[str, str]:
+  """Returns set -> fingerprint of its rows, for the sets that are predicted and not scored.
+
+  They may change between starts, because no result depends on them.
+
+  Args:
+    task: task with its rows.
+  """
+  return {s.name: s.rows.fingerprint() for s in task.evals if not s.score}
+
+
 def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any]
                  ) -> dict[str, Any]:
   """Returns the results of earlier starts in the same fine-tuning workdir.
@@ -71,7 +83,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
     ConfigError: the workdir holds something else, or results of another config.
     DataError: results.json is damaged.
   """
-  results = {"task": config.task.name, **identity, "runs": []}
+  results = {"task": config.task.name, **identity, "runs": [], "predicted": {}}
   stored = path / "config.json"
   if not stored.exists():
     workdir.check_unused(path)
@@ -85,6 +97,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   if (path / "results.json").exists():
     results = files.read_json(path / "results.json", "Restore it from a backup, or delete it to "
                               "repeat its runs")
+    results.setdefault("predicted", {})  # Earlier versions did not write it.
     for flag, field in (("--init", "init"), ("task.data", "rows")):
       old_parts, parts = results.get(field, {}) | {"workdir": ""}, identity[field] | {"workdir": ""}
       names = [n for n in {**parts, **old_parts} if parts.get(n) != old_parts.get(n)]
@@ -105,6 +118,21 @@ def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | N
     seed: seed of the run.
   """
   return next((run for run in runs if (run["learning_rate"], run["seed"]) == (rate, seed)), None)
+
+
+def describe_unpredicted(results: dict[str, Any], task: Task, path: pathlib.Path) -> Iterator[str]:
+  """Yields a line for every set without labels that completed runs did not predict as it is now.
+
+  Args:
+    results: content of results.json. Runs of versions that wrote no `predicted` do not count.
+    task: task with its rows.
+    path: fine-tuning workdir.
+  """
+  for name, fingerprint in fingerprint_unlabeled(task).items():
+    count = sum(sets.get(name) != fingerprint for sets in results["predicted"].values())
+    if count:
+      yield (f"{count} of {len(results['runs'])} completed runs did not predict {name}, which is "
+             f"new or has changed. `bertgpt predict --workdir {path} --input FILE` predicts it")
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:

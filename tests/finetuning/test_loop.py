@@ -145,6 +145,37 @@ def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, cap
   assert "median" in capsys.readouterr().out
 
 
+def test_a_test_set_that_completed_runs_did_not_predict_is_noted(tuned, tuning, finished_bert,
+                                                                 glue, tmp_path, capsys):
+  """Their scores stay right, so that seeds may still be added."""
+  out, moved = tmp_path / "out", tmp_path / "moved"
+  shutil.copytree(tuned, out)
+  shutil.copytree(glue, moved)
+  path = moved / "SST-2" / "test.tsv"
+
+  def notes(*arguments):
+    capsys.readouterr()
+    assert run(tuning, finished_bert, out, f"--config.task.data={moved}", *arguments) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if "did not predict" in line]
+    assert found == [line for line in (out / "report.md").read_text().splitlines()
+                     if "did not predict" in line]
+    return found
+
+  assert notes() == []
+  path.write_text(path.read_text().replace("The", "A", 1))
+  (note,) = notes()
+  assert note.startswith("note: 2 of 2 completed runs did not predict test, which is new or has ")
+  command = re.search("`bertgpt (.*)FILE`", note)[1].split()
+  assert cli.main([*command, str(path), f"--output={tmp_path / 'SST-2.tsv'}"]) == 0
+  path.unlink()
+  assert notes() == []
+  stored = results_of(out)
+  del stored["predicted"]  # An earlier version wrote it.
+  (out / "results.json").write_text(json.dumps(stored))
+  shutil.copy(glue / "SST-2" / "test.tsv", path)
+  assert notes() == []
+
+
 def test_a_fine_tuning_that_set_a_field_without_effect_continues(tuned, tuning, finished_bert,
                                                                  tmp_path, capsys):
   """Earlier versions accepted such fields, so their runs have them."""
