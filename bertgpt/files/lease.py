@@ -143,8 +143,8 @@ class _Lease:
         content, generation = self._read() or ({}, "")
         if content.get("key") != self._key:
           raise StorageError(
-              f"{self._path}: {content.get('holder', 'another process')} has taken this run over, "
-              "because this process could not renew its lock. Stop one of the two") from None
+              f"{self._path}: {content.get('holder', 'another process')} has taken the lock over, "
+              "because this process could not renew it. Stop one of the two") from None
         self._generation = generation  # The answer to the last renewal was lost.
 
   def _renew_until_released(self) -> None:

@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import tempfile
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -140,7 +140,8 @@ def _is_matched(names: Sequence[str], patterns: Sequence[str]) -> bool:
           and _is_matched(names[1:], patterns[1:]))
 
 
-def copy_locally(path: pathlib.Path) -> pathlib.Path:
+def copy_locally(path: pathlib.Path,
+                 is_read: Callable[[str], bool] | None = None) -> pathlib.Path:
   """Returns a path on a disk with the content of a file or folder, which is only read.
 
   A path on a disk is returned as it is. Others are downloaded, once per process, into a temporary
@@ -148,22 +149,41 @@ def copy_locally(path: pathlib.Path) -> pathlib.Path:
 
   Args:
     path: path on a disk or in a bucket; it need not exist.
+    is_read: (name) -> whether a file of the folder is read, or is read together with the file at
+      `path`; only these are copied. None: everything at `path` is copied, and nothing next to it.
   Raises:
     OSError: the storage does not answer.
   """
-  return download(path) if isinstance(path, BucketPath) else path
+  if not isinstance(path, BucketPath):
+    return path
+  return download(path) if is_read is None else _download_some(path, is_read)
 
 
 @functools.cache
 def download(path: BucketPath) -> pathlib.Path:
   """Returns a local copy of an object or a folder, see `copy_locally`."""
-  target = _temporary_folder() / f"{abs(hash(path)):x}" / (path.name or "bucket")
-  target.parent.mkdir(exist_ok=True)
+  target = _place_of(path)
   if path.is_file():
     path.download(target)
   else:
     download_tree(path, target, path.list_tree())
   return target
+
+
+@functools.cache
+def _download_some(path: BucketPath, is_read: Callable[[str], bool]) -> pathlib.Path:
+  is_file = path.is_file()
+  folder = path.parent if is_file else path
+  target = _place_of(folder)
+  download_tree(folder, target, [entry.name for entry in folder.iterdir() if entry == path or (
+      is_read(entry.name) and entry.is_file())])
+  return target / path.name if is_file else target
+
+
+def _place_of(path: BucketPath) -> pathlib.Path:
+  place = _temporary_folder() / f"{abs(hash(path)):x}" / (path.name or "bucket")
+  place.parent.mkdir(exist_ok=True)
+  return place
 
 
 def download_tree(path: BucketPath, target: pathlib.Path, names: Any) -> None:

@@ -10,7 +10,7 @@ import pathlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bertgpt.errors import ConfigError
@@ -55,8 +55,8 @@ def write_json(path: pathlib.Path, content: Any, *, indent: int | None = 2,
 
 
 @contextlib.contextmanager
-def publish_when_done(path: pathlib.Path, flag: str = "",
-                      last: str = MANIFEST) -> Iterator[pathlib.Path]:
+def publish_when_done(path: pathlib.Path, flag: str = "", last: str = MANIFEST,
+                      before: Callable[[], None] = lambda: None) -> Iterator[pathlib.Path]:
   """Yields a temporary path for a new file or folder, which is renamed to `path` at the end.
 
   The content is synchronized to the disk before it is renamed. It is removed if the block raises.
@@ -68,13 +68,15 @@ def publish_when_done(path: pathlib.Path, flag: str = "",
     path: final path. A file there is replaced; a folder there must be empty.
     flag: flag that names a new file, which must not replace another one; '': see above.
     last: name of the file that makes a folder in a bucket complete.
+    before: called before a folder in a bucket is replaced, and again before `last` is written; an
+      error that it raises ends the upload.
   Raises:
     ConfigError: meanwhile, a file has appeared, although `flag` names a new one.
   """
   if isinstance(path, BucketPath):
     with tempfile.TemporaryDirectory(prefix="bertgpt-") as folder:
       yield (local := pathlib.Path(folder) / path.name)
-      _upload(local, path, last)
+      _upload(local, path, last, before)
     return
   scratch = unfinished_path(path, secrets.token_hex(4))
   try:
@@ -95,16 +97,19 @@ def publish_when_done(path: pathlib.Path, flag: str = "",
     raise
 
 
-def _upload(local: pathlib.Path, target: BucketPath, last: str) -> None:
-  """Copies a local file or folder into a bucket, with files named `last` after all others."""
+def _upload(local: pathlib.Path, target: BucketPath, last: str,
+            before: Callable[[], None]) -> None:
+  """Copies a local file or folder into a bucket; see `publish_when_done`."""
   if not local.is_dir():
     target.upload(local)
     return
+  before()
   target.remove_tree()
   names = [str(path.relative_to(local)) for path in sorted(local.rglob("*")) if path.is_file()]
   ends = [name for name in names if os.path.basename(name) == last]
   in_parallel(lambda name: (target / name).upload(local / name),
               [name for name in names if name not in ends])
+  before()
   for name in ends:
     (target / name).upload(local / name)
 

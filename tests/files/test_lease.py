@@ -114,7 +114,7 @@ def test_the_holder_learns_that_its_lock_was_taken_over(bucket):
   with files.lock(path, refuse):
     files.check_lock(path)
     path.write_bytes(b'{"holder": "process 8 on other", "key": "1"}')
-    with pytest.raises(StorageError, match="process 8 on other has taken this run over"):
+    with pytest.raises(StorageError, match="process 8 on other has taken the lock over"):
       files.check_lock(path)
   assert path.exists()  # Another process owns it.
 

@@ -212,8 +212,11 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
     build: writes into an empty folder, which is then renamed to `path`.
     last: see `files.publish_when_done`.
   Raises:
-    StorageError: a file could not be written.
+    StorageError: a file could not be written, or another process has taken over the lock in a
+      bucket and is not done.
   """
+  lock = path.with_name(f".{path.name}.lock")
+
   @functools.cache  # In a bucket, the lock asks again and again.
   def wait(holder: str) -> None:
     print(f"waiting for {holder}, which prepares {path}", flush=True)
@@ -221,14 +224,19 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
   with _as_storage_error(path), contextlib.ExitStack() as stack:
     path.parent.mkdir(parents=True, exist_ok=True)
     with watchdog.paused():  # The other process has its own limit.
-      stack.enter_context(files.lock(path.with_name(f".{path.name}.lock"), wait))
+      stack.enter_context(files.lock(lock, wait))
     if is_done():
       return
     files.remove_leftovers(path.parent, path.name)
-    with watchdog.restored(), files.publish_when_done(path, last=last) as folder:
-      folder.mkdir()
-      build(folder)
-      watchdog.disarm()  # A slow disk, or an upload, may take longer than a step.
+    try:
+      with watchdog.restored(), files.publish_when_done(
+          path, last=last, before=lambda: files.check_lock(lock)) as folder:
+        folder.mkdir()
+        build(folder)
+        watchdog.disarm()  # A slow disk, or an upload, may take longer than a step.
+    except StorageError:
+      if not is_done():  # By the process that has taken over the lock.
+        raise
 
 
 def _is_done(path: pathlib.Path, recipe: dict) -> bool:

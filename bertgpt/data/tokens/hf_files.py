@@ -20,6 +20,7 @@ from bertgpt import files
 from bertgpt.errors import DataError
 
 CONFIG, SPECIALS, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+MODEL = "config.json"
 _REMEDY = "Copy it again from where the tokenizer comes from"
 # Key in the files -> role in `SPECIAL_PIECES`.
 ROLES = {"pad_token": "pad", "unk_token": "unk", "cls_token": "cls", "sep_token": "sep",
@@ -160,6 +161,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _read_model_config(folder: pathlib.Path) -> dict[str, Any]:
   """Returns config.json, or {} if it does not describe a model of transformers."""
   try:
-    return files.read_json(folder / "config.json", _REMEDY)
+    return files.read_json(folder / MODEL, _REMEDY)
   except (DataError, OSError):
     return {}

@@ -106,6 +106,12 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
   raise DataError(f"{path}: no tokenizer there. Give {FORMS}")
 
 
+def is_read(name: str) -> bool:
+  """Returns whether `read` may read a file of this name in a folder, or next to another file."""
+  return (name in {*_FILE_NAMES, *_NAMES_BESIDE}
+          or name.endswith((".model", "merges.txt", "vocab.bpe")))
+
+
 def choose_names(names: dict[str, str], pieces: Collection[str], found: dict[str, str],
                  unknown: str | None) -> dict[str, str]:
   """Returns the special tokens of a folder that the vocabulary alone does not reveal, by role.
@@ -348,4 +354,5 @@ _READERS: dict[str, Callable[..., _Content]] = {
 }
 # A tokenizer.json next to a model of SentencePiece is made from that model.
 _FILE_NAMES = ("tokenizer.model", "tokenizer.json", "vocab.txt", "encoder.json", "vocab.json")
+_NAMES_BESIDE = (hf_files.CONFIG, hf_files.SPECIALS, hf_files.ADDED, hf_files.MODEL)
 FORMS = f"a *.model, or a file or folder with one of {', '.join(_FILE_NAMES)}"

@@ -27,6 +27,7 @@ openai/finetune-transformer-lm, 2018.
 import functools
 import json
 import os
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
@@ -308,11 +309,22 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
       a text yields a special id, or no text yields some of the pieces; the message names the file.
   """
   place = files.make_path(path) if files.is_remote(path) else files.expand(path)
-  local = files.copy_locally(place)
+  local = files.copy_locally(place, reading.is_read)
+
+  def with_given_path(message: str) -> str:
+    return message.replace(str(local), str(place)).replace(str(local.parent), str(place.parent))
+
   try:
-    file, kind, data, names, note = reading.read(local, lowercase, is_saved)
+    tokenizer = _load(local, lowercase, is_saved)
   except DataError as e:
-    raise DataError(str(e).replace(str(local), str(place))) from e
+    raise DataError(with_given_path(str(e))) from e
+  tokenizer.note = with_given_path(tokenizer.note)
+  return tokenizer
+
+
+def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokenizer:
+  """Loads a tokenizer from a disk; see `load_tokenizer`."""
+  file, kind, data, names, note = reading.read(path, lowercase, is_saved)
   try:
     with pipelines.without_panics():
       tokenizer = KINDS[kind](data)

@@ -594,3 +594,39 @@ def test_pieces_that_no_text_yields_are_a_note(tmp_path, capsys):
   assert capsys.readouterr().err.startswith(
       f"note: {config.tokenizer.path}: no text yields 15% of its pieces, because texts are lower-")
   assert not corpus.open_corpus(tmp_path / "corpus", "train").tokenizer.note
+
+
+# -------------------------------------------------------------- the lock in a bucket
+
+
+def build_while_taken_over(path, *, is_finished):
+  """Returns a `build` during which another process takes the lock over, and may finish."""
+  def build(folder):
+    path.with_name(f".{path.name}.lock").write_bytes(b'{"holder": "process 8 on far", "key": "1"}')
+    (folder / "part").write_text("mine")
+    (folder / files.MANIFEST).write_text("mine")
+    (path / "part").write_text("theirs")
+    if is_finished:
+      (path / files.MANIFEST).write_text("theirs")
+  return build
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_process_that_lost_its_lock_replaces_nothing(bucket, is_finished):
+  path = bucket / "corpus"
+  ends = contextlib.nullcontext() if is_finished else pytest.raises(
+      StorageError, match="process 8 on far has taken the lock over")
+  with ends:
+    prepare.publish(path, (path / files.MANIFEST).is_file,
+                    build_while_taken_over(path, is_finished=is_finished))
+  assert {file.read_text() for file in path.iterdir()} == {"theirs"}
+
+
+def test_the_lock_is_checked_again_before_a_folder_in_a_bucket_becomes_complete(bucket):
+  path, seen = bucket / "corpus", []
+  (path / "old").write_text("")
+  with files.publish_when_done(path, before=lambda: seen.append([*path.list_tree()])) as folder:
+    folder.mkdir()
+    (folder / "part").write_text("")
+    (folder / files.MANIFEST).write_text("")
+  assert seen == [["old"], ["part"]]

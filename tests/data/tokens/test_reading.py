@@ -572,3 +572,53 @@ def test_a_word_piece_without_its_unknown_piece_is_refused(tmp_path):
                 "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}})
   with pytest.raises(DataError, match=r"tokenizer.json: is not a tokenizer \(.*\[UNK\]"):
     tokenizers.load_tokenizer(tmp_path)
+
+
+# ---------------------------------------------------------------------- buckets
+
+
+def upload(folder, target):
+  for file in folder.iterdir():
+    (target / file.name).write_bytes(file.read_bytes())
+
+
+def test_a_file_in_a_bucket_is_read_with_the_files_next_to_it(tmp_path, bucket):
+  local = write_vocabulary(tmp_path / "bert", do_lower_case=False)
+  write_json(local / "added_tokens.json", {"<new>": len(SPECIALS) + len(MIXED)})
+  upload(local, bucket)
+  texts = [*TEXTS, "a <new> word"]
+  expected = encode(tokenizers.load_tokenizer(local), texts)
+  for place in (local / "vocab.txt", bucket, bucket / "vocab.txt"):
+    assert encode(tokenizers.load_tokenizer(str(place)), texts) == expected
+
+
+def test_a_vocabulary_in_a_bucket_is_read_with_its_merges(tmp_path, bucket):
+  pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "<|endoftext|>"]
+  write_json(tmp_path / "my-vocab.json", {piece: i for i, piece in enumerate(pieces)})
+  (tmp_path / "my-merges.txt").write_text("#version: 0.2\na b\n")
+  upload(tmp_path, bucket)
+  place = str(bucket / "my-vocab.json")
+  assert encode(tokenizers.load_tokenizer(place), ["ab"]) == [[pieces.index("ab")]]
+
+
+def test_only_the_files_of_a_tokenizer_are_fetched_from_a_bucket(tmp_path, bucket, storage):
+  upload(write_vocabulary(tmp_path / "bert", do_lower_case=True), bucket)
+  (bucket / "model.safetensors").write_bytes(b"weights")
+  (bucket / "step_1" / "vocab.txt").write_bytes(b"another")
+  for place in (bucket, bucket / "vocab.txt"):
+    storage.requests.clear()
+    tokenizers.load_tokenizer(str(place))
+    fetched = {path for _, path in storage.requests if "alt=media" in path}
+    assert not [path for path in fetched if "safetensors" in path or "step_1" in path]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("tokenizer.model", "no model"), ("vocab.txt", "a\nb"), ("tokenizer_config.json", "[")])
+@pytest.mark.parametrize("is_file", [True, False])
+def test_messages_name_the_place_in_the_bucket(bucket, name, content, is_file):
+  (bucket / "vocab.txt").write_text("\n".join([*SPECIALS, *MIXED]))
+  (bucket / name).write_text(content)
+  file = "tokenizer.model" if name == "tokenizer.model" else "vocab.txt"
+  with pytest.raises(DataError) as e:
+    tokenizers.load_tokenizer(str(bucket / file if is_file else bucket))
+  assert str(e.value).startswith(str(bucket / name)) and "bertgpt-" not in str(e.value)
