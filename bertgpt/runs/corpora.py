@@ -14,7 +14,8 @@ from bertgpt.devices import peers, watchdog
 from bertgpt.errors import ConfigError, DataError
 
 
-def find_corpus(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
+def find_corpus(config: ConfigDict, *, reports: bool = True,
+                resumes: bool = False) -> pathlib.Path:
   """Returns the folder of a config's prepared corpus, which process 0 prepares if it is missing.
 
   Only process 0 reads the source. The other processes wait, and get the name of the corpus from it.
@@ -22,13 +23,16 @@ def find_corpus(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
   Args:
     config: config of a run; all processes call with the same one.
     reports: whether to print a report on a corpus that is prepared.
+    resumes: whether a run began with this config, see `prepare.ensure_prepared`.
   Raises:
     DataError: the data is wrong, or this process cannot read the corpus that process 0 prepared.
   """
   if jax.process_count() == 1:
-    return prepare.ensure_prepared(config, reports=reports)
+    return prepare.ensure_prepared(config, reports=reports, resumes=resumes)
   is_first = jax.process_index() == 0
-  path = prepare.ensure_prepared(config, reports=reports) if is_first else pathlib.Path()
+  path = pathlib.Path()
+  if is_first:
+    path = prepare.ensure_prepared(config, reports=reports, resumes=resumes)
   with watchdog.paused():  # Process 0 has its own limit.
     name = peers.ask_first(path.name)
   if not is_first:

@@ -29,7 +29,7 @@ from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text import pieces, sources
 from bertgpt.data.text.digests import sha256_file, sha256_files
-from bertgpt.data.text.documents import Document
+from bertgpt.data.text.documents import Document, check_language
 from bertgpt.data.text.pieces import Part
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import watchdog
@@ -86,6 +86,7 @@ def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.P
   path = part_path(out, part)
 
   def build(folder: pathlib.Path) -> None:
+    check_language(config.data.language)
     here = saved or folder / corpus_lib.TOKENIZER
     if not saved:
       tokenizer.save(here)

@@ -51,7 +51,7 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
   Returns:
     The path of the corpus.
   Raises:
-    ConfigError: `out_dir` holds something else.
+    ConfigError: `out_dir` holds something else, or `config.data.language` is not a known code.
     DataError: the source or the tokenizer is unusable, or a split would have no document.
     PeerError: a worker process died.
     StorageError: a file could not be written.
@@ -59,7 +59,8 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
   return _prepare(config, files.make_path(out_dir), make_recipe(config))
 
 
-def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path:
+def ensure_prepared(config: ConfigDict, *, reports: bool = True,
+                    resumes: bool = False) -> pathlib.Path:
   """Returns `config.data.corpus`, or if that is '', the corpus in the cache.
 
   The corpus in the cache is prepared if it does not exist yet. One in an older format is used too,
@@ -68,6 +69,7 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
     reports: whether to print a report on a corpus that it prepared.
+    resumes: whether a run began with this config, so that its language is not checked again.
   Raises:
     UserError: see `prepare`.
   """
@@ -86,7 +88,7 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True) -> pathlib.Path
         print(f"note: {path} was made by an earlier version, which left out blank lines and "
               "indentation. Delete it to prepare the text as it is", file=sys.stderr)
       return path
-  return _prepare(config, cached_path(config, recipe), recipe, reports=reports)
+  return _prepare(config, cached_path(config, recipe), recipe, reports=reports, resumes=resumes)
 
 
 def _find_older(config: ConfigDict) -> pathlib.Path | None:
@@ -176,8 +178,13 @@ def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict:
 
 
 def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
-             reports: bool = True) -> pathlib.Path:
-  return publish_corpus(path, recipe, functools.partial(_build, config), reports=reports)
+             reports: bool = True, resumes: bool = False) -> pathlib.Path:
+  def build(folder: pathlib.Path, recipe: dict) -> dict:
+    if not resumes:  # Earlier versions accepted more codes.
+      check_language(config.data.language)
+    return _build(config, folder, recipe)
+
+  return publish_corpus(path, recipe, build, reports=reports)
 
 
 def publish_corpus(path: pathlib.Path, recipe: dict,
@@ -269,7 +276,6 @@ def _as_storage_error(path: pathlib.Path) -> Iterator[None]:
 
 def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   """Writes the whole corpus into an empty folder and returns its manifest."""
-  check_language(config.data.language)  # First: it takes long to train a tokenizer.
   tokenizer, skipped = _make_tokenizer(config), sources.Counts()
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
@@ -289,7 +295,6 @@ def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers
     part: part of the source.
   """
   data = config.data
-  check_language(data.language)
   documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped,
                                   part=part)
   worker = encode.Worker(os.fspath(saved), data.language,

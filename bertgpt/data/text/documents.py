@@ -11,7 +11,17 @@ from bertgpt.errors import ConfigError
 
 MAX_SENTENCE_CHARS = 1 << 14  # Longer sentences are cut.
 
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")
+_LANGUAGES = frozenset((  # ISO 639-1, and bh, mo and sh, which it has withdrawn.
+    "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv "
+    "cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr "
+    "ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw "
+    "ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mo mr ms mt my na nb nd ne ng nl nn no nr "
+    "nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg sh si sk sl sm sn so "
+    "sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo "
+    "xh yi yo za zh zu").split())
+# Abbreviations of which English rules cut at least one differently than the rules of any other
+# language that sentencex has.
+_PROBE = "A z.B. B. A bzw. B. A esim. B. A κ. B."
 _ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
 
 
@@ -73,11 +83,18 @@ def check_language(language: str) -> None:
   Args:
     language: `config.data.language`.
   Raises:
-    ConfigError: it is something else, such as a name.
+    ConfigError: it is neither a code of ISO 639-1 nor one whose rules are not the English ones.
   """
-  if not _LANGUAGE.fullmatch(language):
-    raise ConfigError(f"data.language={language!r}: is not a code of ISO 639-1. Give one in lower "
-                      "case, such as en or de")
+  if language in _LANGUAGES or _split_probe(language) != _split_probe("en"):
+    return
+  base = language.lower().replace("_", "-").split("-")[0]
+  raise ConfigError(f"data.language={language!r}: is not a code of ISO 639-1, and English rules "
+                    "would apply. Give one of two letters, such as "
+                    f"{base if base in _LANGUAGES else 'de'}, or en if there is none")
+
+
+def _split_probe(language: str) -> list[str]:
+  return sentencex.segment(language, _PROBE)
 
 
 def cut_sentences(document: Document, language: str) -> list[str]:

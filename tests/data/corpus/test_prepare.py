@@ -457,12 +457,21 @@ def test_a_text_on_which_the_library_of_the_tokenizer_fails(tmp_path):
     prepare.prepare(config, tmp_path / "corpus")
 
 
-@pytest.mark.parametrize("language", ["", "DE", "german", "de_AT"])
+@pytest.mark.parametrize("language", ["", "DE", "german", "de_AT", "deu", "jp", "xx", "de-de"])
 def test_a_language_that_is_not_a_code(tmp_path, language):
   write_text(tmp_path / "text.txt", 5)
   with pytest.raises(ConfigError, match="data.language='.*': is not a code of ISO 639-1"):
     prepare.prepare(make_config(tmp_path, language=language), tmp_path / "corpus")
   assert not (tmp_path / "corpus").exists()
+
+
+def test_a_run_that_began_with_an_unknown_language_can_be_resumed(tmp_path):
+  """Earlier versions accepted it, and the corpus may have to be prepared again."""
+  write_text(tmp_path / "text.txt", 200)
+  config = make_config(tmp_path, language="deu")
+  with pytest.raises(ConfigError, match="data.language='deu'"):
+    prepare.ensure_prepared(config)
+  assert prepare.ensure_prepared(config, resumes=True) == prepare.ensure_prepared(config)
 
 
 def test_a_chunk_has_a_bounded_number_of_documents():

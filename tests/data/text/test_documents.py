@@ -8,6 +8,7 @@ from source_files import read
 from bertgpt.data.text import documents as documents_lib
 from bertgpt.data.text.documents import Document, cut_at_spaces, cut_sentences, make_documents
 from bertgpt.data.text.intake import Counts
+from bertgpt.errors import ConfigError
 
 TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]),
                           st.sampled_from(" \n\t.!?。\u3000\x85\u2028ab")), max_size=60)
@@ -26,6 +27,19 @@ def test_english_abbreviations_and_names_with_dots_do_not_end_a_sentence():
 def test_chinese_sentences_end_at_their_marks(language):
   assert sentences("今天天气很好。我们去哪里？去公园！好", language) == [
       "今天天气很好。", "我们去哪里？", "去公园！", "好"]
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "tr", "als", "nds", "pt-br", "de-at", "olo",
+                                      "kk-cyrl", "vec", "rue"])
+def test_two_letters_and_codes_with_rules_are_languages(language):
+  documents_lib.check_language(language)
+
+
+@pytest.mark.parametrize("language, remedy", [("deu", "de"), ("jp", "de"), ("pt-pt", "pt"),
+                                              ("zh_TW", "zh")])
+def test_a_code_that_means_english_is_refused(language, remedy):
+  with pytest.raises(ConfigError, match=f"English rules would apply.*such as {remedy}, or en"):
+    documents_lib.check_language(language)
 
 
 @pytest.mark.parametrize("given, expected", [
