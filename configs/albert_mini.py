@@ -3,15 +3,15 @@ r"""ALBERT with one shared layer at the size of `wiki_mini`.
 Command    bertgpt train --config configs/albert_mini.py --workdir runs/albert_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`.
-Hardware   Two CPU cores; 28 minutes for 1,400 steps while other programs took most of the CPU time.
-Expected   With 4.6 M tokens of Wikipedia, on held-out text, as far as the run went:
-             step                500   750  1000  1250
-             tokens per row       16    16    16    64
-             MLM perplexity      762   519   439   346
-             MLM accuracy, %     9.3  11.1  11.8  14.5
-             SOP accuracy, %    51.0  52.2  52.2  52.2
-           Without context, perplexity is 1,171 and MLM accuracy 5.1%. The order of sentences is not
-           learned yet: the larger class is 50.3%.
+Hardware   Two CPU cores; 39 minutes on one core while other programs took half of its time.
+Expected   With 5.1 M tokens of Wikipedia, on held-out text:
+             step                500  1000  1500  2000  2500
+             tokens per row       16    16    64    64    64
+             MLM perplexity      847   448   282   219   182
+             MLM accuracy, %     8.7  12.7  15.0  17.0  18.9
+             SOP accuracy, %    49.7  49.7  54.3  54.5  56.2
+           Without context, perplexity is 1,101 and MLM accuracy 4.7% in rows of 64 tokens. The
+           order of sentences is hardly learned yet: the larger class is 52.0%.
 
 For the first 400 steps, the loss is that of predicting token frequencies; with a BERT of this size,
 this phase is half as long. With rows of 16 tokens for only 300 steps, perplexity was still 994
