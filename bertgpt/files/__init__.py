@@ -24,6 +24,7 @@ from bertgpt.files.paths import (
     match_objects,
     open_read,
     raise_if_unanswered,
+    require_utf8,
     size_of,
 )
 from bertgpt.files.writing import (
@@ -41,9 +42,10 @@ from bertgpt.files.writing import (
     write_json,
 )
 
-__all__ = ["MANIFEST", "BucketPath", "append", "check_lock", "copy_locally", "download_tree",
+__all__ = ["BucketPath", "MANIFEST", "append", "check_lock", "copy_locally", "download_tree",
            "expand", "find_problem", "is_remote", "lock", "make_path", "match_objects",
            "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
            "raise_if_unanswered", "read_json", "refuse_existing", "remove_leftovers", "remove_tree",
-           "rename_new", "require_file", "require_parent", "size_of", "sync", "unfinished_path",
-           "upload", "upload_all", "without_nonfinite", "write_atomically", "write_json"]
+           "rename_new", "require_file", "require_parent", "require_utf8", "size_of", "sync",
+           "unfinished_path", "upload", "upload_all", "without_nonfinite", "write_atomically",
+           "write_json"]

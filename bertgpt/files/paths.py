@@ -51,6 +51,21 @@ def expand(name: str | os.PathLike) -> pathlib.Path:
                       "name begins with ~") from e
 
 
+def require_utf8(path: str | os.PathLike) -> None:
+  """Checks that the name of a folder is UTF-8, because the libraries of ArrayRecord take no other.
+
+  Args:
+    path: the folder.
+  Raises:
+    ConfigError: it is not.
+  """
+  try:
+    os.fspath(path).encode()
+  except UnicodeEncodeError as e:
+    raise ConfigError(f"{path!s}: is not valid UTF-8, so it cannot be the place of a corpus. "
+                      "Rename the folder, or give another one") from e
+
+
 def is_remote(path: str | os.PathLike) -> bool:
   """Returns whether a path is in a bucket."""
   return os.fspath(path).startswith(SCHEME)

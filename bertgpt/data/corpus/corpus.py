@@ -332,6 +332,7 @@ def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
       fit the manifest.
   """
   path = files.make_path(path) if files.is_remote(path) else files.expand(path)
+  files.require_utf8(path)
   manifest = read_manifest(path)
   file_checks.check(path, manifest)
   if split not in manifest["splits"]:

@@ -219,9 +219,11 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
     build: writes into an empty folder, which is then renamed to `path`.
     last: see `files.publish_when_done`.
   Raises:
+    ConfigError: the name of the folder is not UTF-8.
     StorageError: a file could not be written, or another process has taken over the lock in a
       bucket and is not done.
   """
+  files.require_utf8(path)
   lock = path.with_name(f".{path.name}.lock")
 
   @functools.cache  # In a bucket, the lock asks again and again.

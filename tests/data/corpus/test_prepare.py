@@ -465,6 +465,16 @@ def test_a_language_that_is_not_a_code(tmp_path, language):
   assert not (tmp_path / "corpus").exists()
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+  write_text(tmp_path / "text.txt", 200)
+  folder = tmp_path / os.fsdecode(b"caf\xe9")
+  with pytest.raises(ConfigError, match="is not valid UTF-8, so it cannot be"):
+    prepare.prepare(make_config(tmp_path), folder)
+  prepare.prepare(make_config(tmp_path), tmp_path / "corpus").rename(folder)
+  with pytest.raises(ConfigError, match="is not valid UTF-8, so it cannot be"):
+    corpus.open_corpus(folder, "train")
+
+
 def test_a_run_that_began_with_an_unknown_language_can_be_resumed(tmp_path):
   """Earlier versions accepted it, and the corpus may have to be prepared again."""
   write_text(tmp_path / "text.txt", 200)
