@@ -1,6 +1,7 @@
 """Paths on a disk or in a bucket, and local copies of files and folders in a bucket."""
 
 import atexit
+import contextlib
 import errno
 import fnmatch
 import functools
@@ -15,6 +16,7 @@ from typing import Any
 
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.files.bucket import SCHEME, BucketPath, in_parallel
+from bertgpt.files.gcs import Info
 
 
 def make_path(text: str | os.PathLike) -> pathlib.Path:
@@ -121,8 +123,8 @@ def size_of(path: str | os.PathLike) -> int:
   return os.path.getsize(path)
 
 
-def match_objects(pattern: str) -> list[str]:
-  """Returns the objects that a glob matches, in the order of their names.
+def match_objects(pattern: str) -> dict[str, Info]:
+  """Returns name -> entry of the objects that a glob matches, in the order of their names.
 
   Args:
     pattern: gs://BUCKET/GLOB; `**` stands for any number of folders. An object with exactly this
@@ -130,15 +132,16 @@ def match_objects(pattern: str) -> list[str]:
   Raises:
     OSError: the storage does not answer.
   """
-  if (path := BucketPath(pattern)).is_file():
-    return [str(path)]
+  path = BucketPath(pattern)
+  with contextlib.suppress(FileNotFoundError):
+    return {str(path): path.stat()}
   parts = path.parts
   literal = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
   if not 0 < literal < len(parts):
-    return []
+    return {}
   folder = BucketPath("/".join(parts[:literal]))
-  return [f"{folder}/{name}" for name in sorted(folder.list_tree())
-          if _is_matched(name.split("/"), parts[literal:])]
+  return {f"{folder}/{name}": info for name, info in sorted(folder.list_tree().items())
+          if _is_matched(name.split("/"), parts[literal:])}
 
 
 def _is_matched(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 import glob
 import os
 import pathlib
+from typing import Any
 
 from bertgpt import files
 from bertgpt.errors import DataError
@@ -10,12 +11,17 @@ from bertgpt.errors import DataError
 JSON_ENDINGS = frozenset({".jsonl", ".json", ".ndjson"})
 
 
-def find_files(pattern: str) -> list[str]:
+def find_files(pattern: str) -> dict[str, Any]:
   """Returns the files of a pattern, in the order of their names.
+
+  For a bucket, the entries of its listing hold size and digest, so that no request per object is
+  needed.
 
   Args:
     pattern: path or glob. If a file or folder with exactly this name exists, such as '[a]*', its
       characters have no special meaning.
+  Returns:
+    Path -> its `Info` of the listing; None for a file on a disk.
   Raises:
     DataError: there is no such file, or one cannot be read.
   """
@@ -66,7 +72,7 @@ def exists(pattern: str) -> bool:
   return bool(_match(pattern))
 
 
-def _match(pattern: str) -> list[str]:
+def _match(pattern: str) -> dict[str, Any]:
   if files.is_remote(pattern):
     return files.match_objects(pattern)
   literal = pattern
@@ -75,8 +81,8 @@ def _match(pattern: str) -> list[str]:
   for choice in (glob.escape(literal) + pattern[len(literal):], pattern):
     if paths := [path for path in glob.glob(choice, recursive=True)
                  if os.path.isfile(path) or _is_broken(path)]:
-      return sorted(paths)
-  return []
+      return dict.fromkeys(sorted(paths))
+  return {}
 
 
 def _is_broken(path: str) -> bool:

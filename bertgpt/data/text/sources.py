@@ -140,7 +140,8 @@ def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
   Raises:
     DataError: a source has no files.
   """
-  return [pieces.cut_files({path: files.size_of(path) for path in paths.find_files(s.target)},
+  return [pieces.cut_files({path: _size(path, info) for path, info
+                            in paths.find_files(s.target).items()},
                            READERS[s.kind].unit) if READERS[s.kind].has_files
           else Pieces(SOURCE, [Piece("", 0, 1)]) for s in parsed]
 
@@ -159,9 +160,13 @@ def identity(spec: str, cache_dir: str, known: dict[str, str] | None = None) -> 
     ConfigError: `spec` is not a valid source.
     DataError: a source has no files, or TFDS does not know the dataset.
   """
-  if known is not None:
-    return _identify(spec, lambda files: {path: known[path] for path in files})
-  return _identify(spec, lambda names: sha256_files(names, files.make_path(cache_dir)))
+  def hash_files(found: dict[str, Any]) -> dict[str, str]:
+    if known is not None:
+      return {path: known[path] for path in found}
+    hashed = {path: info.digest for path, info in found.items() if info}
+    return hashed or sha256_files(found, files.make_path(cache_dir))
+
+  return _identify(spec, hash_files)
 
 
 def outline(spec: str) -> str:
@@ -175,7 +180,7 @@ def outline(spec: str) -> str:
   return _identify(spec, lambda files: dict.fromkeys(files, ""))
 
 
-def _identify(spec: str, hash_files: Callable[[list[str]], dict[str, str]]) -> str:
+def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]]) -> str:
   digest = hashlib.sha256()
   for source in parse(spec):
     digest.update(f"{source.kind} {source.split} {source.field} {source.weight}\n".encode())
@@ -285,8 +290,13 @@ def _weigh(documents: Iterable[Document], weight: float,
 
 
 def _identify_files(source: Source, hash_files: Callable) -> Iterator[str]:
-  for path, digest in hash_files(paths.find_files(source.target)).items():
-    yield f"{files.size_of(path)} {digest}"
+  found = paths.find_files(source.target)
+  for path, digest in hash_files(found).items():
+    yield f"{_size(path, found[path])} {digest}"
+
+
+def _size(path: str, info: Any) -> int:
+  return info.st_size if info else files.size_of(path)
 
 
 # ----------------------------------------------------------------- readers

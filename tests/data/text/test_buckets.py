@@ -62,6 +62,17 @@ def test_the_identity_is_known_without_reading(both, storage, tmp_path):
   assert sources.identity(source, str(tmp_path)) != before
 
 
+def test_sizes_and_digests_are_those_of_the_listing(both, storage, tmp_path):
+  """With a request per object, a start from many thousands of files would take minutes."""
+  source = f"jsonl:{both[1]}/*.jsonl*"
+  for i in range(20):
+    (both[1] / f"many-{i}.jsonl").write_bytes(JSON)
+  storage.requests.clear()
+  sources.identity(source, str(tmp_path))
+  assert len(sources.list_pieces(sources.parse(source))[0].pieces) == 23
+  assert len(storage.requests) == 4  # For both, whether the glob is a name, and a listing.
+
+
 def test_what_is_missing_is_named(both):
   with pytest.raises(DataError, match="no object matches 'gs://test-bucket/.*none"):
     sources.open_source(f"text:{both[1]}/none*")
