@@ -243,6 +243,17 @@ class Architecture(NamedTuple):
     """True if positions begin after the id of the padding, as in RoBERTa."""
     return any(rule.storage == "positions" for rule in self.rules)
 
+  def can_train(self, hf_config: Mapping[str, Any]) -> bool:
+    """Returns whether a model has the segments that the objective of the architecture needs.
+
+    Args:
+      hf_config: content of config.json.
+    """
+    has_pairs = choices.OBJECTIVES[self.ours["objective.name"]].has_pairs
+    return not (has_pairs and any(hf_config.get(theirs, default) in (0, 1)
+                                  for theirs, ours, default in self.fields
+                                  if ours == "num_segments"))
+
 
 def check_own_fields(architecture: Architecture, config: ConfigDict) -> None:
   """Checks that the fields in `Architecture.ours` have the values that it can compute.

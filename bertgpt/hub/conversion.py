@@ -203,7 +203,7 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
   """
   candidates = candidates or find_candidates(hf_config)
   names = _rename(tensors, candidates)
-  architecture, dropped = _choose_architecture(names, candidates)
+  architecture, dropped = _choose_architecture(names, candidates, hf_config)
   fields = _read_fields(architecture, hf_config, _missing_heads(architecture, names))
   skip = _read_number(hf_config, "pad_token_id", 1) + 1 if architecture.skips_positions else 0
   fields["model.max_positions"] -= skip
@@ -325,11 +325,11 @@ def _head_names(architecture) -> set[str]:
           if rule.group not in BODY}
 
 
-def _choose_architecture(names, candidates) -> tuple[Architecture, list[str]]:
+def _choose_architecture(names, candidates, hf_config) -> tuple[Architecture, list[str]]:
   """Returns an architecture for the tensors, and the tensors of heads that it does not have.
 
   It is one whose heads are all in the file or, if there is none, the one that drops the fewest
-  tensors.
+  tensors. A model with one segment has no heads that compare two texts.
   """
   heads = set().union(*map(_head_names, candidates))
   others = tuple(start for a in candidates for start in a.other_heads)
@@ -344,7 +344,7 @@ def _choose_architecture(names, candidates) -> tuple[Architecture, list[str]]:
     fresh = _missing_heads(a, names)
     return bool(fresh), len(dropped(a)), len(fresh)
 
-  best = min(candidates, key=rank)
+  best = min((a for a in candidates if a.can_train(hf_config)), key=rank)
   return best, dropped(best)
 
 

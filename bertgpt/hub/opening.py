@@ -9,6 +9,7 @@ No code of a folder is run, and nothing is written into it.
 """
 
 import contextlib
+import json
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import hf_files, marks, tokenizers
+from bertgpt.data.tokens import hf_files, marks, reading, tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, elmo, submodels, weights
@@ -30,6 +31,7 @@ from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
+_MODEL_TYPES_OF_BYTE_BPE = ("gpt2", "roberta")  # If no file names the class of the tokenizer.
 _TEXT = "a"  # The marks around it are those around any text.
 
 
@@ -185,12 +187,39 @@ def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
   Raises:
     DataError: there is no tokenizer, or it has more tokens than the table has rows.
   """
-  tokenizer = tokenizers.load_tokenizer(source)
+  tokenizer = obey_prefix_space(tokenizers.load_tokenizer(source), source)
   if tokenizer.vocab_size > num_rows:
     raise DataError(f"{flag} {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
                     f"config.json says vocab_size={num_rows}. Put the tokenizer that the model was "
                     "trained with into the folder")
   return tokenizer
+
+
+def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
+                      ) -> tokenizers.Tokenizer:
+  """Returns a byte-level BPE that puts a space before a text if tokenizer_config.json says so.
+
+  In the classes of GPT-2 and RoBERTa, `add_prefix_space` of tokenizer_config.json has priority over
+  tokenizer.json, even if it is not there, which means false. Other classes do not read it.
+  `tokenizer.path` does not either, so that runs with such a folder keep their ids.
+
+  Args:
+    tokenizer: tokenizer in the folder.
+    source: the folder.
+  """
+  hf = hf_files.read_hf_files(source / "tokenizer.json")
+  is_read = (hf.tokenizer_class in reading.BYTE_BPE_CLASSES
+             or not hf.tokenizer_class and hf.model_type in _MODEL_TYPES_OF_BYTE_BPE)
+  if not is_read or not isinstance(tokenizer, tokenizers.ByteBPE):
+    return tokenizer
+  content = json.loads(tokenizer.data)
+  step, value = content["pre_tokenizer"] or {}, bool(hf.setting("add_prefix_space"))
+  if step.get("type") != "ByteLevel" or step["add_prefix_space"] == value:
+    return tokenizer
+  step["add_prefix_space"] = value
+  changed = tokenizers.ByteBPE(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
+  changed.note = tokenizer.note
+  return changed
 
 
 def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
@@ -284,7 +313,8 @@ def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokeni
   """
   with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
     texts = files.parse_json((source / "sentence_bert_config.json").read_bytes())
-    longest = texts.get("max_seq_length")
+    settings = hf_files.read_hf_files(source / "tokenizer.json").settings
+    longest = texts.get("max_seq_length") or settings.get("model_max_length")
     if longest and longest < config.model.max_positions:
       yield (f"this sentence encoder cuts texts to {longest} tokens, bertgpt to the model's "
              f"{config.model.max_positions} positions")
@@ -301,11 +331,25 @@ def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokeni
       kind, path = module["type"].rpartition(".")[2], module["path"]
       if kind == "Pooling":
         pooling = files.parse_json((source / path / "config.json").read_bytes())
-        modes = [name for name, value in pooling.items() if value is True and "mode_" in name]
-        if modes not in ([], ["pooling_mode_mean_tokens"]):
-          advice = ". Use --layer cls of embed" if modes == ["pooling_mode_cls_token"] else ""
-          rest = " alone" if "pooling_mode_mean_tokens" in modes else ""
+        modes = find_pooling(pooling)
+        if modes not in ([], ["mean"]):
+          advice = ". Use --layer cls of embed" if modes == ["cls"] else ""
+          rest = " alone" if "mean" in modes else ""
           yield (f"this sentence encoder pools with {', '.join(modes)}, not with the mean{rest}"
                  f"{advice}")
       elif kind not in ("Transformer", "Normalize"):
         yield f"left out: the module {kind} of this sentence encoder, in {path}"
+
+
+def find_pooling(settings: dict[str, Any]) -> list[str]:
+  """Returns the names of the vectors that a sentence encoder puts side by side, such as 'mean'.
+
+  Args:
+    settings: config of its pooling. The key is `pooling_mode` since version 5.4 of
+      sentence-transformers, and one like `pooling_mode_mean_tokens` for each vector before.
+  """
+  modes = settings.get("pooling_mode", [])
+  modes = [modes] if isinstance(modes, str) else list(modes)
+  named = (name.removeprefix("pooling_mode_") for name, value in settings.items() if value is True
+           and name.startswith("pooling_mode_"))
+  return modes + [name.removesuffix("_tokens").removesuffix("_token") for name in named]

@@ -174,21 +174,30 @@ def test_a_head_that_a_command_needs_is_missed_in_one_line(argv, exported_bert, 
   assert (code, len(errors)) == (2, 1) and "came without a masked-LM head" in errors[0]
 
 
+OLD_MODES = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False,
+             "pooling_mode_max_tokens": False, "pooling_mode_lasttoken": False}
+
+
 @pytest.mark.parametrize("pooling, modules, notes", [
-    ("pooling_mode_mean_tokens", ["Pooling", "Normalize"], []),
-    ("pooling_mode_cls_token", ["Pooling"],
-     ["pools with pooling_mode_cls_token, not with the mean. Use --layer cls of embed"]),
-    ("pooling_mode_max_tokens", ["Pooling", "Dense"],
-     ["pools with pooling_mode_max_tokens, not with the mean",
+    (OLD_MODES | {"pooling_mode_mean_tokens": True}, ["Pooling", "Normalize"], []),
+    (OLD_MODES | {"pooling_mode_cls_token": True}, ["Pooling"],
+     ["pools with cls, not with the mean. Use --layer cls of embed"]),
+    (OLD_MODES | {"pooling_mode_max_tokens": True}, ["Pooling", "Dense"],
+     ["pools with max, not with the mean",
       "left out: the module Dense of this sentence encoder, in"]),
+    # As sentence-transformers 5.4 writes it.
+    ({"pooling_mode": "mean"}, ["Pooling", "Normalize"], []),
+    ({"pooling_mode": ["mean"]}, ["Pooling"], []),
+    ({"pooling_mode": "cls"}, ["Pooling"],
+     ["pools with cls, not with the mean. Use --layer cls of embed"]),
+    ({"pooling_mode": ["mean", "lasttoken"]}, ["Pooling"],
+     ["pools with mean, lasttoken, not with the mean alone"]),
 ])
 def test_a_sentence_encoder_says_what_it_computes_from_its_features(
     exported_bert, tmp_path, pooling, modules, notes):
   folder = shutil.copytree(exported_bert, tmp_path / "model")
   (folder / "1_Pooling").mkdir()
-  names = ["pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_max_tokens"]
-  (folder / "1_Pooling" / "config.json").write_text(json.dumps(
-      {"word_embedding_dimension": 16, **{name: name == pooling for name in names}}))
+  (folder / "1_Pooling" / "config.json").write_text(json.dumps({"include_prompt": True} | pooling))
   (folder / "modules.json").write_text(json.dumps(
       [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
       + [{"idx": i, "name": str(i), "path": f"{i}_{name}",
@@ -209,6 +218,17 @@ def test_a_sentence_encoder_says_what_it_does_with_texts(exported_bert, tmp_path
                                                          note):
   folder = shutil.copytree(exported_bert, tmp_path / "model")
   (folder / name).write_text(json.dumps(content))
+  found = opening.open_folder(folder, "--from").notes
+  assert len(found) == bool(note) and note in "".join(found)
+
+
+@pytest.mark.parametrize("longest, note", [(8, "cuts texts to 8 tokens, bertgpt to"),
+                                           (10**30, "")])
+def test_a_sentence_encoder_may_leave_the_limit_to_its_tokenizer(exported_bert, tmp_path, longest,
+                                                                 note):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  (folder / "sentence_bert_config.json").write_text('{"transformer_task": "feature-extraction"}')
+  change_json("tokenizer_config.json", model_max_length=longest)(folder)
   found = opening.open_folder(folder, "--from").notes
   assert len(found) == bool(note) and note in "".join(found)
 

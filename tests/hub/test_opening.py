@@ -15,11 +15,11 @@ import pytest
 import small_runs
 import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors
 
 from bertgpt import cli
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import pipelines
+from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.errors import DataError
 from bertgpt.hub import export, importing, opening, weights
 from bertgpt.inference import generate, score
@@ -36,6 +36,7 @@ ENCODER = {"vocab_size": len(PIECES), "hidden_size": 32, "num_hidden_layers": 2,
 SHARED = ENCODER | {"embedding_size": 16}
 DECODER = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40,
            "pad_token_id": 0}
+ONE_SEGMENT = {"type_vocab_size": 1}
 ROBERTA = ENCODER | {"vocab_size": 300, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 
 
@@ -66,7 +67,7 @@ def put_around(tokenizer, first="", last=""):
 def make_theirs(name, sizes, **options):
   """Returns a model of transformers without parameters of 0 or 1, which could hide an error."""
   torch.manual_seed(0)
-  cls = getattr(transformers, name)
+  cls = getattr(transformers, name.partition(",")[0])
   model = cls(cls.config_class(**sizes), **options).eval()
   with torch.no_grad():
     for p in model.parameters():
@@ -157,6 +158,12 @@ KINDS = {
     "BertForMultipleChoice": Kind(ENCODER, ("mlm", "nsp"), "classifier"),
     "BertForTokenClassification": Kind(ENCODER, ("mlm",), "classifier"),
     "BertForQuestionAnswering": Kind(ENCODER, ("mlm",), "qa_outputs"),
+    "BertModel, one segment": Kind(ENCODER | ONE_SEGMENT, ("mlm",), "pooler.dense"),
+    "BertForPreTraining, one segment": Kind(
+        ENCODER | ONE_SEGMENT, (), "bert.pooler.dense, cls.seq_relationship"),
+    "BertForSequenceClassification, one segment": Kind(
+        ENCODER | ONE_SEGMENT, ("mlm",), "bert.pooler.dense, classifier"),
+    "AlbertModel, one segment": Kind(SHARED | ONE_SEGMENT, ("mlm",), "pooler"),
     "RobertaForMaskedLM": Kind(ROBERTA, has_logits=True),
     "RobertaModel": Kind(ROBERTA, ("mlm",), "pooler.dense"),
     "RobertaForSequenceClassification": Kind(
@@ -304,6 +311,32 @@ def test_other_marks_than_those_of_the_folder_are_noted(name, first, last, shown
   opening.open_model(tmp_path)
   notes = [line for line in capsys.readouterr().err.splitlines() if "gives the model" in line]
   assert [shown in note for note in notes] == [True] * bool(shown)
+
+
+@pytest.mark.parametrize("name, tokenizer_class", [
+    ("GPT2Model", "GPT2Tokenizer"), ("GPT2Model", "GPT2TokenizerFast"), ("GPT2Model", None),
+    ("GPT2Model", "PreTrainedTokenizerFast"), ("RobertaModel", "RobertaTokenizer"),
+    ("RobertaModel", None), ("RobertaModel", "TokenizersBackend")])
+@pytest.mark.parametrize("file", [True, False])
+@pytest.mark.parametrize("setting", [True, False, None])
+def test_a_text_begins_with_a_space_as_in_transformers(name, tokenizer_class, file, setting,
+                                                       tmp_path):
+  """Some classes let tokenizer_config.json have priority over tokenizer.json."""
+  model_type = "gpt2" if name == "GPT2Model" else "roberta"
+  tokenizer = make_byte_bpe()
+  tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=file)
+  tokenizer.save_pretrained(tmp_path)
+  settings = {"tokenizer_class": tokenizer_class, "add_prefix_space": setting}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+      {key: value for key, value in settings.items() if value is not None}))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  ours = opening.load_tokenizer(tmp_path, 300)
+  for text in ("the cat", " the cat", "a"):
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.encode([text])[0].tolist() == expected
+  stored = tokenizers.load_tokenizer(tmp_path)
+  assert stored.data == (tmp_path / "tokenizer.json").read_bytes()
 
 
 # ------------------------------------------------------- the same model, stored in another way

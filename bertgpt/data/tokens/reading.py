@@ -28,7 +28,7 @@ _WORDPIECE_CLASSES = frozenset({
     "DPRQuestionEncoderTokenizer", "DPRReaderTokenizer", "DistilBertTokenizer", "ElectraTokenizer",
     "FunnelTokenizer", "LayoutLMTokenizer", "LxmertTokenizer", "MPNetTokenizer",
     "MobileBertTokenizer", "RetriBertTokenizer", "SqueezeBertTokenizer"})
-_BYTE_BPE_CLASSES = frozenset({
+BYTE_BPE_CLASSES = frozenset({
     "BartTokenizer", "CodeGenTokenizer", "DebertaTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer",
     "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer"})
 # Those of them that put two texts into a row as RoBERTa does.
@@ -314,7 +314,7 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
     kind, unknown = "gpt1_bpe", hf.names.get("unk", "<unk>")
     tokenizer = pipelines.gpt1_pipeline(vocabulary, merges, unknown)
   else:
-    hf.refuse_other_classes(file, _BYTE_BPE_CLASSES)
+    hf.refuse_other_classes(file, BYTE_BPE_CLASSES)
     kind, model = "bpe", models.BPE(vocabulary, merges)
     tokenizer = pipelines.byte_bpe_pipeline(model, bool(hf.setting("add_prefix_space")))
   hf_files.add_tokens(tokenizer, hf, file)
