@@ -3,7 +3,8 @@
 The guard is a part of the train step. It looks at the loss and at the norm of the gradient, and
 compares each with the median of its most recent values. Values of steps that were not applied, and
 values that are not finite, never enter the window: they would raise the median or make it
-meaningless.
+meaningless. Neither do those of steps without a gradient: the streams of an ELMo may end with
+batches without text, and with a median of 0, every later step would be a spike.
 
 The data of a skipped step is recorded in skipped.jsonl in the workdir, so that you can look at it:
 
@@ -117,14 +118,15 @@ def add_values(guard: Any, values: jax.Array, is_applied: jax.Array) -> Any:
   Args:
     guard: state of the guard; () without one.
     values: float32 [2], loss and gradient norm of the step.
-    is_applied: whether the step was applied; otherwise nothing changes.
+    is_applied: whether the step was applied; otherwise, or without a gradient, nothing changes.
   """
   if not guard:
     return guard
+  is_added = is_applied & (values[WATCHED.index("grad_norm")] > 0)
   place = guard["count"] % guard["values"].shape[1]
   added = guard["values"].at[:, place].set(values)
-  return {"values": jnp.where(is_applied, added, guard["values"]),
-          "count": guard["count"] + is_applied}
+  return {"values": jnp.where(is_added, added, guard["values"]),
+          "count": guard["count"] + is_added}
 
 
 class SkippedSteps:

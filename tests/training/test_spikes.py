@@ -64,6 +64,17 @@ def test_the_guard_is_that_of_plain_python(size, seed):
   assert np.isfinite(guard["values"]).all()
 
 
+def test_steps_without_a_gradient_leave_the_median_as_it_is():
+  """Otherwise, every step after some batches without text would be a spike."""
+  config = make_config(window=4)
+  guard = spikes.init_guard(config)
+  for values in [(5.0, 1.0)] * 4 + [(0.0, 0.0)] * 4:
+    assert not spikes.is_spike(config, guard, jnp.array(values))
+    guard = spikes.add_values(guard, jnp.array(values), jnp.array(True))
+  assert not spikes.is_spike(config, guard, jnp.array((5.0, 1.0)))
+  assert spikes.is_spike(config, guard, jnp.array((16.0, 1.0)))
+
+
 def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied():
   """A change of the output bias makes the loss of a batch a hundred times as large."""
   with tiny.Setup(make_config()) as setup:
