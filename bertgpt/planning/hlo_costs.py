@@ -82,6 +82,11 @@ def call_target(instruction: Instruction) -> str:
   return instruction.attribute(r'custom_call_target="([^"]*)"') or ""
 
 
+def is_free(instruction: Instruction) -> bool:
+  """Returns whether an instruction runs nothing: it names values or reserves memory."""
+  return instruction.opcode in FREE or call_target(instruction) == "AllocateBuffer"
+
+
 def stated_cost(instruction: Instruction, name: str) -> float:
   """Returns a number from the cost that the author of a Pallas kernel states; 0 if none is stated.
 
@@ -234,8 +239,7 @@ def hbm_bytes(instruction: Instruction) -> float:
   Returns:
     Bytes, read and written together.
   """
-  if (instruction.opcode in FREE or instruction.opcode.endswith("-done")
-      or 'custom_call_target="AllocateBuffer"' in instruction.attributes):
+  if is_free(instruction) or instruction.opcode.endswith("-done"):
     return 0.0
   if instruction.opcode in ("copy-start", "slice-start"):
     return _copied_bytes(instruction)

@@ -196,7 +196,7 @@ class _ChipWork:
     instruction, runs = execution
     work = work_of(instruction, self.chip.tile)
     self.total.add(work, runs)
-    if instruction.opcode in hlo_costs.FREE or instruction.is_start_or_done:
+    if hlo_costs.is_free(instruction) or instruction.is_start_or_done:
       return  # Copies that run ahead count only toward the total number of bytes.
     busy = operation_seconds(work, self.chip)
     bound = max(busy, key=busy.get)

@@ -65,6 +65,12 @@ def test_a_collective_hides_behind_what_runs_meanwhile():
       ("all-reduce", "data", 1, 4e6)]
 
 
+def test_reserving_memory_takes_no_time():
+  reserve = '  %b = f32[1000,1000]{1,0} custom-call(), custom_call_target="AllocateBuffer"\n'
+  alone, both = (analyze(program_text(REDUCE + text + WORK)) for text in ("", reserve))
+  assert alone == both and alone.operations == 1
+
+
 CALLED = """%called (a: f32[1000,1000], t: token[]) -> f32[1000,1000] {
   %t = token[] parameter(1)
   %a = f32[1000,1000]{1,0} parameter(0)
