@@ -176,6 +176,7 @@ class Converted(NamedTuple):
     architecture: the architecture whose table was used.
     fresh: heads that the tensors lack, keys of `families.HEADS`; their parameters are random.
     dropped: names of tensors of heads that the architecture lacks, in order.
+    zero: heads that the tensors lack, and that have only biases, which are 0.
   """
 
   params: dict[str, Any]
@@ -183,6 +184,7 @@ class Converted(NamedTuple):
   architecture: Architecture
   fresh: tuple[str, ...]
   dropped: tuple[str, ...]
+  zero: tuple[str, ...] = ()
 
 
 def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
@@ -228,7 +230,10 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
     raise DataError(f"the tensor {min(names.values())} has no place in a {architecture.name} of "
                     f"{count} layers. If the model works without it, load it with AutoModel of "
                     "transformers and save it again with save_pretrained()")
-  return Converted(trees.nest(leaves), fields, architecture, fresh, dropped)
+  random = {rule.group for rule in architecture.rules if rule.ours.endswith("/kernel")}
+  return Converted(trees.nest(leaves), fields, architecture,
+                   tuple(head for head in fresh if head in random), dropped,
+                   tuple(head for head in fresh if head not in random))
 
 
 def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:

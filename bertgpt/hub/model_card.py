@@ -1,5 +1,6 @@
 """The README.md of an exported model: architecture, training, results and limits."""
 
+import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -89,7 +90,7 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     command = "bertgpt train --config recipe.py --workdir DIR"
     results = ["## Held-out results", ""]
   return CARD.format(
-      language=config.data.language, pipeline=architecture.pipeline, auto=architecture.auto,
+      language=json.dumps(config.data.language), pipeline=architecture.pipeline, auto=architecture.auto,
       name="/".join(filter(None, (out.name, part))), title=title,
       tokenizer=TOKENIZERS[trained.tokenizer.kind],
       **{field: model.get(f"{part}_{field}", model[field]) for field in (

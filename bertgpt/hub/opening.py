@@ -256,6 +256,9 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
   if converted.fresh:
     names = ", ".join(HEADS[head] for head in converted.fresh)
     yield f"drawn at random, because the folder has none: {names}"
+  if converted.zero:
+    names = ", ".join(f"bias of the {HEADS[head]}" for head in converted.zero)
+    yield f"0, because the folder has none: {names}"
   if converted.dropped:
     # One name per layer: weight and bias belong together.
     names = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in converted.dropped))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import small_runs
+import yaml
 
 from bertgpt import cli
 from bertgpt import config as config_lib
@@ -52,6 +53,17 @@ def test_of_a_pretraining(finished, tmp_path):
   (value,) = (x for tag, x in last.items() if tag.endswith("_perplexity"))
   assert f"| {value:.4g} | 20 |" in card
   assert load_recipe(card, tmp_path, recipes.base) == shared_config(finished, recipes.base)
+
+
+@pytest.mark.parametrize("language", ["no", "en", "yes", "null"])
+def test_the_header_is_yaml_with_the_language_of_the_text(finished_bert, language):
+  trained = trained_lib.load_trained(finished_bert)
+  trained.config.data.language = language
+  architecture = conversion.find_architecture(trained.config)
+  card = model_card.write(trained, architecture, finished_bert, OUT, "")
+  header = yaml.safe_load(card.split("---")[1])
+  assert header == {"language": language, "library_name": "transformers",
+                    "pipeline_tag": "fill-mask"}
 
 
 PHASES = """\

@@ -54,6 +54,19 @@ def test_a_model_that_cannot_be_computed_is_refused_by_its_key(key, value):
     conversion._read_fields(xlnet.LM, PUBLISHED | {key: value}, ())
 
 
+def test_without_its_bias_the_tied_head_has_the_bias_0():
+  """It is no random head, so that `fill` can use it."""
+  config = tiny.make_config("plm")
+  with tiny.Setup(config) as setup:
+    params = jax.device_get(setup.init().params)
+  tensors = conversion.to_hugging_face(params, config)
+  tensors = {name: x for name, x in tensors.items() if name != "lm_loss.bias"}
+  found = conversion.convert(tensors, conversion.to_hugging_face_config(config))
+  assert (found.fresh, found.zero) == ((), ("mlm",)) and not found.params["mlm"]["bias"].any()
+  assert list(opening.describe(found, 0, 0)) == [
+      "0, because the folder has none: bias of the masked-LM head"]
+
+
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory):
   """Returns a SentencePiece file in which XLNet's special pieces have their published ids."""
