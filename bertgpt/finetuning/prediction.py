@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bertgpt import files
-from bertgpt.devices import watchdog
+from bertgpt.devices import peers, watchdog
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.finetuning.tuning import Program, Tuning, put_batch
@@ -48,7 +48,7 @@ def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
   """
   outputs: list[Any] = [None] * len(chosen)
   pending = None
-  size = tuning.config.eval.batch_size
+  size, system = tuning.config.eval.batch_size, tuning.config.system
 
   def collect(index, values):
     values = np.asarray(values)
@@ -58,9 +58,13 @@ def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
   for index in rows_lib.order_evaluation(chosen.lengths, size):
     if should_stop():
       return None
-    watchdog.arm_for(tuning.config.system, compiles=True)  # Any length may be a new program.
-    started = index, program.predict(params, put_batch(
-        tuning, chosen, index, size, tuning.eval_lengths))
+    batch = put_batch(tuning, chosen, index, size, tuning.eval_lengths)
+    shape = batch["tokens"].shape
+    watchdog.arm_for(system, compiles=shape not in program.predicted)
+    if shape not in program.predicted:
+      peers.compile_together("the evaluation", system, program.predict, params, batch)
+      program.predicted.add(shape)
+    started = index, program.predict(params, batch)
     if pending is not None:
       collect(*pending)  # While the devices compute the batch that was just started.
     pending = started

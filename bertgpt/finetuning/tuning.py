@@ -60,6 +60,7 @@ class Program(NamedTuple):
     abstract: TrainState of ShapeDtypeStructs with their shardings.
     step: (state, batch) -> (state, metrics); the old state is donated.
     predict: (params, batch) -> outputs, replicated over the devices.
+    predicted: shapes of the batches that `predict` was called with, in any run; it grows.
   """
 
   learning_rate: float
@@ -67,6 +68,7 @@ class Program(NamedTuple):
   abstract: steps.TrainState
   step: Callable
   predict: Callable
+  predicted: set[tuple[int, ...]]
 
 
 def check_run(config: ConfigDict, pretrained: Trained) -> None:
@@ -137,7 +139,7 @@ def make_program(tuning: Tuning, learning_rate: float) -> Program:
     step = steps.jit_train_step(training, abstract)
   predict = jax.jit(functools.partial(tuning.head.predict, model),
                     out_shardings=NamedSharding(tuning.mesh, PartitionSpec()))
-  return Program(learning_rate, training, abstract, step, predict)
+  return Program(learning_rate, training, abstract, step, predict, set())
 
 
 def count_steps(tuning: Tuning) -> int:

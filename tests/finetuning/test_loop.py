@@ -18,7 +18,7 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt import cli, trees
 from bertgpt.config import families, finetuning, recipes
-from bertgpt.devices import sharding
+from bertgpt.devices import peers, sharding
 from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
 from bertgpt.finetuning import objectives as task_objectives
@@ -291,7 +291,7 @@ def test_new_tokens_may_need_more_rows(family):
     abstract = steps.make_abstract_state(training)
     state = init_from_pretrained(
         Tuning(finetuning.base(), None, trained, None, head, setup.mesh, None, "", (), ()),
-        Program(1e-5, training, abstract, None, None), 0)
+        Program(1e-5, training, abstract, None, None, set()), 0)
   for name, x in trees.named_leaves(state.params["body"]).items():
     is_trained = np.asarray(x) == 2.5
     if len(x) == 384:
@@ -446,6 +446,22 @@ def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_pat
       results_of(short)["runs"][0]["dev"])
   assert weights_under(out) == {"lr0.01-seed0", "lr0.01-seed1"}
   assert trained_lib.load_checkpoint(out / "lr0.01-seed1").task["name"] == "sst2"
+
+
+def test_every_program_is_compiled_together_once(tuning, finished_bert, tmp_path, monkeypatch):
+  """Otherwise, Gloo waits only 30 s for a process that compiles for longer."""
+  compile_together, compiled = peers.compile_together, []
+
+  def compile_and_note(name, system, program, *arguments):
+    compiled.append((name, arguments[-1]["tokens"].shape))
+    compile_together(name, system, program, *arguments)
+
+  monkeypatch.setattr(peers, "compile_together", compile_and_note)
+  assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.seeds=0,1",
+             "--config.eval.batch_size=8") == 0
+  assert {name for name, _ in compiled} == {"the train step", "the evaluation"}
+  evaluated = [shape for name, shape in compiled if name == "the evaluation"]
+  assert len(set(evaluated)) == len(evaluated) and {rows for rows, _ in evaluated} == {8}
 
 
 @pytest.mark.slow
