@@ -22,6 +22,15 @@ _LANGUAGES = frozenset((  # ISO 639-1, and bh, mo and sh, which it has withdrawn
 # Abbreviations of which English rules cut at least one differently than the rules of any other
 # language that sentencex has.
 _PROBE = "A z.B. B. A bzw. B. A esim. B. A κ. B."
+# The time of sentencex grows with the square of the length of a line that has no white space, or
+# many quotes that are not closed. So a longer line is given to it in windows, unless it has quotes
+# whose opening and closing marks are the same: sentencex counts those in the whole line.
+_LONG_LINE, _WINDOW = 20_000, 1 << 13
+_AHEAD = 1 << 8  # Characters after a mark that decide whether it ends a sentence, and a margin.
+_SAME_QUOTES = re.compile("['\"`\N{SINGLE LOW-9 QUOTATION MARK}"
+                          "\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}"
+                          "\N{DOUBLE HIGH-REVERSED-9 QUOTATION MARK}]")
+_CLOSING = "»’”“«›》」)]}>）"  # What closes quotes and brackets, within which no sentence ends.
 _ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
 
 
@@ -134,7 +143,31 @@ def _find_ends(document: Document, language: str) -> Iterator[int]:
 
 
 def _split(line: str, language: str) -> Iterator[int]:
-  """Yields where the sentences of a line end. The line has no white space around it."""
+  """Yields where the sentences of a line end. The line has no white space around it.
+
+  For a long line, these are the ends in windows that begin at the end of a sentence. A window is
+  followed by all marks that close quotes and brackets in the rest of the line. So no sentence ends
+  in a quote that is open at the end of the window; then the next window begins before the quote.
+  """
+  if len(line) <= _LONG_LINE or _SAME_QUOTES.search(line):
+    yield from _split_window(line, language)
+    return
+  last = {mark: line.rfind(mark) for mark in _CLOSING}
+  start, size = 0, _WINDOW
+  while start + size < len(line):
+    closing = [mark for mark, place in last.items() if place >= start + size]
+    window = " ".join([line[start:start + size], *closing])
+    ends = [end for end in _split_window(window, language) if end <= size - _AHEAD]
+    yield from (start + end for end in ends)
+    if ends or not closing:
+      start, size = start + (ends[-1] if ends else size - _AHEAD), _WINDOW
+    else:
+      size *= 2
+  yield from (start + end for end in _split_window(line[start:], language))
+
+
+def _split_window(line: str, language: str) -> Iterator[int]:
+  """Yields where the sentences of a part of a line end, and the end of its text."""
   position = end = last = 0
   for segment in sentencex.segment(language, line):
     if content := segment.rstrip():

@@ -1,6 +1,9 @@
 """Documents keep their text, and sentences are cut where they end, without losing a character."""
 
+import random
+
 import pytest
+import sentencex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_files import read
@@ -81,6 +84,39 @@ def test_long_documents_are_cut_after_lines():
     found = list(make_documents(whole, Counts()))
   assert [d.text for d in found] == ["one two\n  three\n", "\n", "four five six ", "seven eight"]
   assert {(d.sentences_given, d.path, d.offset) for d in found} == {(True, "a.txt", 7)}
+
+
+def write_chinese(seed, length):
+  """Returns a line with quotes and brackets, of which a few are not closed, and few spaces."""
+  rng = random.Random(seed)
+  line = ""
+
+  def words():
+    return "".join(chr(0x4e00 + rng.randrange(3_000)) for _ in range(rng.randint(2, 30)))
+
+  while len(line) < length:
+    opening, closing = rng.choice(["“”", "「」", "（）", "‘’", ("", "")])
+    content = "".join(words() + rng.choice("。！？，…") for _ in range(rng.randint(1, 5)))
+    line += opening + content + (closing if rng.random() < 0.99 else "")
+    line += words() + rng.choice(["。", "！”", "，", "3.5", " ", "Yahoo! "])
+  return line.strip()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("language", ["zh", "ja", "en"])
+def test_windows_of_a_long_line_give_the_sentences_of_the_whole_line(seed, language):
+  line = write_chinese(seed, 30_000)
+  whole = list(documents_lib._split_window(line, language))
+  assert list(documents_lib._split(line, language)) == whole and len(whole) > 50
+
+
+def test_a_long_line_without_spaces_is_given_to_sentencex_in_windows(monkeypatch):
+  given, segment = [], sentencex.segment
+  monkeypatch.setattr(sentencex, "segment",
+                      lambda language, text: given.append(len(text)) or segment(language, text))
+  line = "今天天气很好，“我们去公园。”然后回家吃饭。" * 3_000
+  assert len(cut_sentences(Document(line, False), "zh")) > 3_000
+  assert max(given) < 10_000
 
 
 def test_sentences_of_real_text(data_dir):
