@@ -3,17 +3,18 @@ r"""An ELECTRA of 4 layers, width 128, whose generator is half as wide, for a sm
 Command    bertgpt train --config configs/electra_mini.py --workdir runs/electra_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a WordPiece tokenizer of 4,096 pieces is trained on it.
-Hardware   Two CPU cores; 34 minutes on one core while other programs took half of its time.
+Hardware   One CPU core, beside other programs; 27 minutes.
 Expected   With 7.1 M tokens of Wikipedia, on held-out text:
              step                  500  1000  1500  2000  2500  3000  3500
              tokens per row         16    16    16    64    64    64    64
-             MLM perplexity        173  90.3  67.4  71.7  62.3  49.8  43.1
-             MLM accuracy, %      21.9  26.1  28.9  27.9  29.2  31.4  33.2
-             RTD loss            0.477 0.466 0.452 0.469 0.455 0.449 0.438
-             precision, %            -  50.0  70.0  56.9  65.9  66.7  70.2
-             recall, %             0.0   0.1   0.9   4.7  12.1  11.1  11.6
-           The generator comes first: a unigram model has a perplexity of 294 in rows of 64. The
-           discriminator begins to find replaced tokens, a fifth of all, after 1,500 steps.
+             MLM perplexity        189  92.4  71.2  74.7  65.6  51.4  44.8
+             MLM accuracy, %      21.3  26.0  27.9  27.0  28.1  31.3  32.6
+             RTD loss            0.481 0.465 0.447 0.465 0.456 0.444 0.437
+             precision, %            -     -  68.2  61.2  62.7  70.0  70.9
+             recall, %             0.0   0.0   7.2  10.6  10.5  10.4  10.5
+           With another seed, the last perplexity was 43.1, and precision and recall 70.2 and 11.6%.
+           A unigram model has a perplexity of 294 in rows of 64. A fifth of the tokens is
+           replaced. The discriminator finds none before step 1,000: the generator learns first.
 
 Rows, optimizer and initial values are those of `demo`: rows of 16 tokens first, Muon, a standard
 deviation of 1 / sqrt(width). A quarter of the tokens is masked, as in ELECTRA-large. With 15%, a

@@ -131,8 +131,9 @@ def describe_unpredicted(results: dict[str, Any], task: Task, path: pathlib.Path
   for name, fingerprint in fingerprint_unlabeled(task).items():
     count = sum(sets.get(name) != fingerprint for sets in results["predicted"].values())
     if count:
-      yield (f"{count} of {len(results['runs'])} completed runs did not predict {name}, which is "
-             f"new or has changed. `bertgpt predict --workdir {path} --input FILE` predicts it")
+      yield (f"{count} of {len(results['predicted'])} completed runs did not predict {name}, which "
+             f"is new or has changed. `bertgpt predict --workdir {path} --input FILE` predicts it, "
+             "if weights were saved")
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:

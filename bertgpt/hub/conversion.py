@@ -230,7 +230,8 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
     raise DataError(f"the tensor {min(names.values())} has no place in a {architecture.name} of "
                     f"{count} layers. If the model works without it, load it with AutoModel of "
                     "transformers and save it again with save_pretrained()")
-  random = {rule.group for rule in architecture.rules if rule.ours.endswith("/kernel")}
+  random = {rule.group for rule in architecture.rules if rule.ours.endswith("/kernel")
+            or not hf_config.get("tie_word_embeddings", True)}
   return Converted(trees.nest(leaves), fields, architecture,
                    tuple(head for head in fresh if head in random), dropped,
                    tuple(head for head in fresh if head not in random))
@@ -349,7 +350,7 @@ def _choose_architecture(names, candidates, hf_config) -> tuple[Architecture, li
     fresh = _missing_heads(a, names)
     return bool(fresh), len(dropped(a)), len(fresh)
 
-  best = min((a for a in candidates if a.can_train(hf_config)), key=rank)
+  best = min([a for a in candidates if a.can_train(hf_config)] or candidates, key=rank)
   return best, dropped(best)
 
 

@@ -67,7 +67,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
   """
-  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last, bos_id)
+  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last, bos_id, num_segments >= 2)
   fast.save(str(folder / "tokenizer.json"))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
@@ -120,11 +120,13 @@ def mark_names(tokenizer: Tokenizer) -> list[str]:
 
 
 def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
-            cls_last: bool = False, bos_id: int = -1) -> tokenizers.Tokenizer:
+            cls_last: bool = False, bos_id: int = -1, has_segments: bool = True
+            ) -> tokenizers.Tokenizer:
   """Returns the tokenizer of the library `tokenizers` that gives the same ids.
 
   Args:
     tokenizer, is_encoder, is_tuned, cls_last, bos_id: see `write`.
+    has_segments: whether the second of two texts has segment 1.
   Raises:
     DataError: the library has no such tokenizer.
   """
@@ -145,7 +147,7 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
   around = find_marks(tokenizer, is_encoder, is_tuned, cls_last, bos_id)
   is_bytes = isinstance(tokenizer, ByteBPE)
   if around.count():
-    template = _make_template(around, pieces, is_encoder)
+    template = _make_template(around, pieces, is_encoder and has_segments)
     # With byte-level BPE, an answer that is cut out of its text does not include spaces.
     fast.post_processor = (processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
                            if is_bytes else template)

@@ -63,7 +63,7 @@ def prepare(workdir: pathlib.Path, first_step: int) -> None:
 
 
 def set_aside(path: pathlib.Path) -> pathlib.Path:
-  """Renames a file of a run that was begun anew, as NAME-before-1.jsonl or the next free number.
+  """Renames a file that an earlier run left, as NAME-before-1.jsonl or the next free number.
 
   Args:
     path: the file.

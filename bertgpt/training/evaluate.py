@@ -14,7 +14,7 @@ from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import ConfigDict, choices, families, recipes, resuming
 from bertgpt.data.batches import loader
-from bertgpt.data.corpus.corpus import Corpus, open_corpus, sum_lengths
+from bertgpt.data.corpus.corpus import Corpus, open_corpus, sum_lengths, warn_of_unknown
 from bertgpt.devices import peers, sharding, watchdog
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import corpora
@@ -210,7 +210,10 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   for p in checked.phases:
     p.update(batch_size=config.eval.batch_size, micro_batches=1)
   config_lib.validate(checked, jax.device_count(), jax.default_backend())
-  held_out = open_corpus(corpora.find_corpus(config), "validation")
+  resumes = config.data.language == trained.config.data.language
+  held_out = open_corpus(corpora.find_corpus(config, resumes=resumes), "validation")
+  if (warning := warn_of_unknown(held_out.manifest)) and jax.process_index() == 0:
+    print(warning, file=sys.stderr)
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "
                       f"Add --config.tokenizer.path={path}/tokenizer")

@@ -109,8 +109,8 @@ def check_start(config: ConfigDict) -> None:
                       f"Choose a --config that makes {holds}, or a run that holds {makes}")
   has_tokenizer = (config.tokenizer.path or config.data.corpus
                    or families.find(config).reads_words)
-  if not has_tokenizer and (found.data.source, found.tokenizer) != (config.data.source,
-                                                                    config.tokenizer):
+  ours, theirs = (dict(config_lib.leaves(c.tokenizer)) for c in (config, found))
+  if not has_tokenizer and ours != theirs:  # Equal fields make the same one from the same text.
     raise ConfigError(OTHER_TOKENIZER.format(config.init_from))
 
 

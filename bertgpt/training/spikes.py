@@ -171,7 +171,7 @@ class SkippedSteps:
   def _drop_after(self, step: int) -> None:
     if not self._path.is_file():
       return
-    lines = self._path.read_text("utf-8").splitlines()
+    lines = self._path.read_text("utf-8", "replace").splitlines()
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
       files.write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())

@@ -172,14 +172,15 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
 
 
 def describe_other_model(source: ConfigDict, config: ConfigDict) -> list[str]:
-  """Returns 'field: old -> new' for fields of a model that the parameters do not show.
+  """Returns a line for each field in which two models differ and that parameters do not show.
 
   Args:
     source: config of the run whose parameters are used.
     config: config of the run that uses them.
   """
   old, new = dict(config_lib.leaves(source.model)), dict(config_lib.leaves(config.model))
-  return [f"model.{field}: {old[field]!r} -> {value!r}" for field, value in new.items()
+  return [f"model.{field} is {value!r} here. The parameters were trained with {old[field]!r}"
+          for field, value in new.items()
           if field not in OF_TRAINING and value != old[field]]
 
 
@@ -210,7 +211,7 @@ def load_params(run: Run, fresh: Any) -> Any:
     console.say(f"note: starting from the parameters of step {source.step} of "
                 f"{run.config.init_from}, with a fresh optimizer")
     for line in describe_other_model(source.config, run.config):
-      console.say(f"WARNING: {line}. The parameters were trained with the former")
+      console.say(f"WARNING: {line}")
   return jax.tree_util.tree_map_with_path(
       lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),
       run.abstract_state.params)

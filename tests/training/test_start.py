@@ -48,7 +48,8 @@ def test_parameters_of_another_model_with_the_same_shapes_are_named():
   old, new = config_lib.base(), config_lib.base()
   new.model.update(num_heads=8, activation="silu", dropout=0.3, init_std=0.5, dtype="float32")
   assert start.describe_other_model(old, new) == [
-      "model.activation: 'gelu_tanh' -> 'silu'", "model.num_heads: 12 -> 8"]
+      "model.activation is 'silu' here. The parameters were trained with 'gelu_tanh'",
+      "model.num_heads is 8 here. The parameters were trained with 12"]
 
 
 def test_a_checkpoint_of_an_earlier_version_has_a_guard(tmp_path):

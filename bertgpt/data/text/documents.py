@@ -19,8 +19,7 @@ _LANGUAGES = frozenset((  # ISO 639-1, and bh, mo and sh, which it has withdrawn
     "nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg sh si sk sl sm sn so "
     "sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo "
     "xh yi yo za zh zu").split())
-# Abbreviations of which English rules cut at least one differently than the rules of any other
-# language that sentencex has.
+# Abbreviations that tell the rules of other languages of sentencex from the English ones.
 _PROBE = "A z.B. B. A bzw. B. A esim. B. A κ. B."
 # The time of sentencex grows with the square of the length of a line that has no white space, or
 # many quotes that are not closed. So a longer line is given to it in windows, unless it has quotes
@@ -87,7 +86,7 @@ def _cut(data: bytes) -> list[str]:
 
 
 def check_language(language: str) -> None:
-  """Checks that a language is a code, because English rules apply to everything unknown.
+  """Checks that a language is a known code: English rules apply to everything unknown.
 
   Args:
     language: `config.data.language`.
@@ -97,9 +96,9 @@ def check_language(language: str) -> None:
   if language in _LANGUAGES or _split_probe(language) != _split_probe("en"):
     return
   base = language.lower().replace("_", "-").split("-")[0]
+  example = f", such as {base}" if base in _LANGUAGES else ""
   raise ConfigError(f"data.language={language!r}: is not a code of ISO 639-1, and English rules "
-                    "would apply. Give one of two letters, such as "
-                    f"{base if base in _LANGUAGES else 'de'}, or en if there is none")
+                    f"would apply. Give a two-letter code{example}, or en if the language has none")
 
 
 def _split_probe(language: str) -> list[str]:

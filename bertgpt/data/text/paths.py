@@ -8,7 +8,8 @@ from typing import Any
 from bertgpt import files
 from bertgpt.errors import DataError
 
-JSON_ENDINGS = frozenset({".jsonl", ".json", ".ndjson"})
+JSON_ENDINGS = frozenset({".jsonl", ".json", ".ndjson"})  # One JSON object per line.
+COMPRESSED = frozenset({".gz", ".xz", ".zst"})
 
 
 def find_files(pattern: str) -> dict[str, Any]:
@@ -91,5 +92,6 @@ def _is_broken(path: str) -> bool:
 
 
 def is_json_lines(path: str | os.PathLike) -> bool:
-  """Returns whether the endings of a file name one with a JSON object per line."""
-  return not JSON_ENDINGS.isdisjoint(pathlib.PurePath(path).suffixes)
+  """Returns whether the ending of a file, without one of COMPRESSED, is one of JSON_ENDINGS."""
+  name = pathlib.PurePath(path)
+  return (name.with_suffix("") if name.suffix in COMPRESSED else name).suffix in JSON_ENDINGS

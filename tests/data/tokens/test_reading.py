@@ -609,6 +609,7 @@ def test_only_the_files_of_a_tokenizer_are_fetched_from_a_bucket(tmp_path, bucke
     storage.requests.clear()
     tokenizers.load_tokenizer(str(place))
     fetched = {path for _, path in storage.requests if "alt=media" in path}
+    assert [path for path in fetched if "vocab.txt" in path]
     assert not [path for path in fetched if "safetensors" in path or "step_1" in path]
 
 
