@@ -55,7 +55,9 @@ def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer, around: Ma
   for texts, ours in (((_WORD,), around.enclose(a)), ((_WORD, f"{_WORD}s"), around.enclose(a, b))):
     if (theirs := fast.encode(*texts).ids) != ours.tolist():
       return _describe(tokenizer, f"the row of {' and '.join(map(repr, texts))}", theirs, ours)
-  if isinstance(tokenizer, ByteBPE) and tokenizer.mask_id in fast.get_added_tokens_decoder():
+  reads_masks = around.last == tokenizer.sep_id >= 0  # Texts of a decoder have no [SEP].
+  if (reads_masks and isinstance(tokenizer, ByteBPE)
+      and tokenizer.mask_id in fast.get_added_tokens_decoder()):
     text = f"{_WORD} {tokenizer.pieces[tokenizer.mask_id]} {_WORD}"
     theirs, ours = fast.encode(text, add_special_tokens=False).ids, [*a, tokenizer.mask_id, *after]
     if theirs != ours:

@@ -137,7 +137,7 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
     fast = _without_settings_of_its_source(tokenizer, specials)
   marked = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
   fast.add_special_tokens([AddedToken(name, normalized=False,
-                                      lstrip=_is_byte_mask(tokenizer, name))
+                                      lstrip=_is_byte_mask(tokenizer, specials, name))
                            for name in dict.fromkeys(specials.values()) if name not in marked])
   pieces = [*tokenizer.pieces]
   if is_tuned and not is_encoder:
@@ -193,13 +193,12 @@ def _make_template(around: Marks, pieces: Sequence[str], has_segments: bool
       special_tokens=[(pieces[i], i) for i in sorted(ids)])
 
 
-def _is_byte_mask(tokenizer: Tokenizer, name: str) -> bool:
+def _is_byte_mask(tokenizer: Tokenizer, specials: dict[str, str], name: str) -> bool:
   """Returns whether a token is the mask of a byte-level BPE, which includes the space before it.
 
   The other tokens include the space before a word, and the mask hides whole tokens.
   """
-  return (isinstance(tokenizer, ByteBPE) and tokenizer.mask_id >= 0
-          and name == tokenizer.pieces[tokenizer.mask_id])
+  return isinstance(tokenizer, ByteBPE) and name == specials.get("mask_token")
 
 
 def _without_settings_of_its_source(tokenizer: Tokenizer,
@@ -218,7 +217,7 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
   added = content.get("added_tokens") or ()
   for token in added:
     token["special"] = token["special"] or token["content"] in specials.values()
-    if _is_byte_mask(tokenizer, token["content"]):
+    if _is_byte_mask(tokenizer, specials, token["content"]):
       token |= {"lstrip": True, "rstrip": False, "single_word": False}
   return tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": list(added)}))
 

@@ -67,10 +67,10 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   with watchdog.restored(), workdir.make_and_lock(path, jax.process_index() == 0):
     watchdog.arm_for(config.system, compiles=True)
     asked, config = config, former.as_begun(path, config)
+    workdir.check_unchanged(path, config, allow_change)
     if jax.process_index() == 0:
       for line in former.describe(asked, config):
         console.say(line)
-    workdir.check_unchanged(path, config, allow_change)
     is_new = not workdir.is_run(path)
     unread.check(config, None if is_new else workdir.read_config(path))
     if is_new:
