@@ -3,9 +3,14 @@ r"""Masked diffusion at the size of `wiki_mini`: an encoder that writes texts.
 Command    bertgpt train --config configs/diffusion_mini.py --workdir runs/diffusion_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`.
-Hardware   Two CPU cores.
-Expected   Not yet known.
-Status     Not yet run.
+Hardware   One CPU core, beside other programs; 49 minutes.
+Expected   With 3.0 M tokens of Wikipedia, on held-out text:
+             step                  200   400   600   800  1000  1200  1400  1600  1800
+             tokens per row         16    16    16    16    64    64    64    64    64
+             perplexity, bound     612   540   395   328   540   453   412   388   376
+             accuracy, %          15.1  16.2  18.4  19.0  12.3  13.1  14.1  14.5  15.1
+           Without context, the bound is 1,111 and accuracy 4.7% in rows of 64 tokens. The
+           values of rows of 16 and of 64 tokens cannot be compared.
 
 Rows, layers and optimizer are those of `roberta_mini`. The papers' small models have 12 layers of
 width 768 and rows of 1,024 tokens; after 1 M steps of 512 rows of OpenWebText, the bound is a
