@@ -104,12 +104,17 @@ def plain(request):
   return tokenizer
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_the_template_is_that_of_the_training(plain, name):
+def with_template(plain, name):
+  """Returns a tokenizer whose file has a template."""
   fast = fast_tokenizers.Tokenizer.from_buffer(plain.data)
   cls, sep = ((plain.pieces[i], i) for i in (plain.cls_id, plain.sep_id))
   fast.post_processor = TEMPLATES[name](cls, sep)
-  tokenizer = type(plain)(fast.to_str().encode())
+  return type(plain)(fast.to_str().encode())
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_template_is_that_of_the_training(plain, name):
+  tokenizer = with_template(plain, name)
   texts = ("The cat", "sees a dog.")
   a, b = tokenizer.encode(texts)
   for cls_last in (False, True):
@@ -127,10 +132,7 @@ def test_the_template_is_that_of_the_training(plain, name):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_mask_includes_the_space_before_it_as_in_training(plain, name):
-  fast = fast_tokenizers.Tokenizer.from_buffer(plain.data)
-  cls, sep = ((plain.pieces[i], i) for i in (plain.cls_id, plain.sep_id))
-  fast.post_processor = TEMPLATES[name](cls, sep)
-  tokenizer = type(plain)(fast.to_str().encode())
+  tokenizer = with_template(plain, name)
   encoder = tokenizer_files.to_fast(tokenizer, True)
   for text in ("The cat [MASK] a dog.", "The[MASK], and", "a [MASK] [MASK] b", "[MASK] dog"):
     found = encoder.encode(text, add_special_tokens=False).ids

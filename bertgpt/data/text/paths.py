@@ -6,10 +6,10 @@ import pathlib
 from typing import Any
 
 from bertgpt import files
+from bertgpt.data.text import intake
 from bertgpt.errors import DataError
 
 JSON_ENDINGS = frozenset({".jsonl", ".json", ".ndjson"})  # One JSON object per line.
-COMPRESSED = frozenset({".gz", ".xz", ".zst"})
 
 
 def find_files(pattern: str) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def _is_broken(path: str) -> bool:
 
 
 def is_json_lines(path: str | os.PathLike) -> bool:
-  """Returns whether the ending of a file, without one of COMPRESSED, is one of JSON_ENDINGS."""
+  """Returns whether the ending of a file, without that of a compression, is in JSON_ENDINGS."""
   name = pathlib.PurePath(path)
-  return (name.with_suffix("") if name.suffix in COMPRESSED else name).suffix in JSON_ENDINGS
+  is_packed = intake.is_compressed(os.fspath(path))
+  return (name.with_suffix("") if is_packed else name).suffix in JSON_ENDINGS
