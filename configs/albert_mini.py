@@ -3,7 +3,7 @@ r"""ALBERT with one shared layer at the size of `wiki_mini`.
 Command    bertgpt train --config configs/albert_mini.py --workdir runs/albert_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`.
-Hardware   One CPU core, half of whose time other programs took; 39 minutes.
+Hardware   One CPU core, which other programs used half of the time; 39 minutes.
 Expected   With 5.1 M tokens of Wikipedia, on held-out text:
              step                500  1000  1500  2000  2500
              tokens per row       16    16    64    64    64

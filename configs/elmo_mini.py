@@ -3,7 +3,7 @@ r"""An ELMo as wide as ELMo-small, with a quarter of its filters, for a small ma
 Command    bertgpt train --config configs/elmo_mini.py --workdir runs/elmo_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; the 8,192 most frequent words are predicted, with their case.
-Hardware   One CPU core, more than half of whose time other programs took; 89 minutes.
+Hardware   One CPU core, which other programs used more than half of the time; 89 minutes.
 Expected   With 2.6 M words of Wikipedia, on held-out text:
              step                  200   400   600   800  1000  1200  1400  1600  1800  2000
              perplexity            343   262   198   169   153   139   131   124   119   120
