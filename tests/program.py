@@ -60,6 +60,9 @@ class Program:
     """Starts `bertgpt train`.
 
     Args:
+      workdir: workdir of the run.
+      arguments: further flags of `bertgpt train`.
+      devices: CPU devices of the process.
       signal_at: (step, signal that the process gets when the step has been started).
       signal_in_evaluation: (batch, signal that the process gets when an evaluation reads it,
         seconds per batch from then on).

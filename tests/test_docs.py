@@ -1,4 +1,4 @@
-"""README.md and docs/: commands are accepted, links have targets, the reference is up to date.
+"""README.md, docs/ and docstrings: commands are accepted, links have targets, `Args:` are complete.
 
 Nothing is run or built: the program's own parser reads the commands, and their config overrides are
 applied and checked. `make docs` builds the pages and checks links to headings.
@@ -117,6 +117,8 @@ def test_make_targets_exist():
     named = set(re.findall(r"^make ([a-z-]+)", "\n".join(shell_lines(text)), re.MULTILINE))
     named |= set(re.findall(r"`make ([a-z-]+)", text))
     assert named <= rules, page.name
+    if page.name == "quick_start.md":
+      assert named == rules
 
 
 # ---------------------------------------------------------------------- links
@@ -228,6 +230,57 @@ def test_calls_of_the_python_page_fit_the_signatures():
 def test_a_trained_model_has_what_the_python_page_reads(attribute):
   from bertgpt.runs.trained import Trained
   assert attribute in Trained._fields or hasattr(Trained, attribute)
+
+
+# ----------------------------------------------------------------- docstrings
+
+
+def documented_arguments(docstring: str) -> set[str] | None:
+  """Returns the names in front of the colons of `Args:`, or None if there is no such section."""
+  section = re.search(r"^Args:\n((?:  .*\n?)+)", docstring, re.MULTILINE)
+  if section is None:
+    return None
+  names = re.findall(r"^  ([*\w][*\w, ]*):", section[1], re.MULTILINE)
+  return {name.strip(" *") for entry in names for name in entry.split(",")}
+
+
+def unlike_their_docstring(tree: ast.AST) -> list[str]:
+  """Returns the functions whose `Args:` lacks a parameter, or has one that is not there.
+
+  `_` needs no line, and a docstring may refer to another function for the other arguments.
+  """
+  found = []
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef):
+      docstring = ast.get_docstring(node) or ""
+      named, a = documented_arguments(docstring), node.args
+      parameters = {p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if p}
+      parameters -= {"self", "cls", "_"}
+      if "For the other arguments, see `" in docstring:
+        parameters &= named
+      if named is not None and named != parameters:
+        found.append(f"{node.name}: {', '.join(sorted(named ^ parameters))}")
+  return found
+
+
+@pytest.mark.parametrize("folder", ["bertgpt", "tests", "benchmarks"])
+def test_args_of_a_docstring_are_the_parameters(folder):
+  found = {str(path.relative_to(ROOT)): unlike_their_docstring(ast.parse(path.read_text("utf-8")))
+           for path in (ROOT / folder).rglob("*.py")}
+  assert {path: functions for path, functions in found.items() if functions} == {}
+
+
+@pytest.mark.parametrize("parameters, entries, fault", [
+    ("self, a, *, b", ["a: one."], ["f: b"]),
+    ("a, b", ["a, b: two.", "  more: text."], []),
+    ("a", ["a: one.", "b: two."], ["f: b"]),
+    ("*a, **b", ["*a: all."], ["f: b"]),
+    ("*a, **b", ["*a, **b: all."], []),
+    ("a, b", ["a: one. For the other arguments, see `g`."], [])])
+def test_a_parameter_without_a_line_is_seen(parameters, entries, fault):
+  lines = "\n".join(f"    {entry}" for entry in entries)
+  text = f'def f({parameters}):\n  """Does.\n\n  Args:\n{lines}\n  """'
+  assert unlike_their_docstring(ast.parse(text)) == fault
 
 
 # ------------------------------------------------------------------ reference

@@ -145,6 +145,8 @@ def _find_in_phase(config, p, continued):
   """Yields (field of the phase, reason).
 
   Args:
+    config: config of the run.
+    p: the phase.
     continued: the phase whose curve `p` continues, or None.
   """
   default = phase()

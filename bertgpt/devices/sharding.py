@@ -45,6 +45,7 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
 
   Args:
     config: validated for these devices.
+    devices: devices of the mesh; None: all.
   Raises:
     ConfigError: parameters would be split over the network between slices.
   """

@@ -119,6 +119,7 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
   """Writes report.md and prints its table.
 
   Args:
+    tuning: the opened fine-tuning.
     results: summarized results; at least one run did not diverge.
   """
   lines = results_lib.report(results, tuning.config, tuning.task)
@@ -153,6 +154,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
   """Does the runs that `results` lacks, and keeps the weights that `config.save` selects.
 
   Args:
+    tuning: the opened fine-tuning.
     results: content of results.json; every run adds its row, and the file is rewritten.
   Raises:
     Preempted: a signal was received.
@@ -188,6 +190,7 @@ def describe(tuning: Tuning, results: dict[str, Any]) -> list[str]:
   """Returns lines about the task and the initial weights, and notes about data and weights.
 
   Args:
+    tuning: the opened fine-tuning.
     results: content of results.json.
   """
   config, task, pretrained = tuning.config, tuning.task, tuning.pretrained
@@ -223,6 +226,7 @@ def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[]
   """Trains and scores one run, and writes everything in its folder except the weights.
 
   Args:
+    tuning: the opened fine-tuning.
     program: compiled parts, with the learning rate.
     seed: seed of the order of the rows, the dropout and the new weights.
     should_stop: whether a signal was received; all processes call it the same number of times.
@@ -258,7 +262,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
   """Trains one run and evaluates it, after its last step or after every epoch.
 
   Args:
-    program, seed, should_stop: see `do_run`.
+    tuning, program, seed, should_stop: see `do_run`.
     folder: folder of the run, for the curves and the checkpoints.
   Returns:
     After the last step: (state, seconds of all starts, metrics by set, outputs by set).
@@ -330,6 +334,7 @@ def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainSta
   """Evaluates and logs a run after the last step of an epoch, if the config says so.
 
   Args:
+    tuning, program: see `do_run`.
     log: log of the run.
     state: state after the step.
     should_stop: whether a signal was received; called once per batch.
@@ -358,6 +363,7 @@ def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.Train
   """Makes the folder of a run a workdir that `runs.trained` opens, without the optimizer's state.
 
   Args:
+    tuning, program, seed: see `do_run`.
     state: state after the last step.
   """
   config, pretrained = program.training.config, tuning.pretrained

@@ -20,6 +20,8 @@ def evaluate(tuning: Tuning, program: Program, params: Any, should_stop: Callabl
   """Predicts the evaluation sets and scores those with labels.
 
   Args:
+    tuning: the opened fine-tuning.
+    program: compiled parts, with the learning rate.
     params: parameters of the run, on the devices.
     should_stop: called once per batch, the same number of times by all processes; once it returns
       True, the evaluation ends.
@@ -42,6 +44,7 @@ def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
   """Returns the outputs for all rows, in order: [N], or a list of N arrays [..., length].
 
   Args:
+    tuning, program: see `evaluate`.
     params: parameters of the run, on the devices.
     chosen: rows of a set, at least one.
     should_stop: see `evaluate`; once it returns True, the result is None.
@@ -76,6 +79,7 @@ def write_predictions(task: Task, outputs: dict[str, Any], folder: pathlib.Path)
   """Writes the predictions of every evaluation set in the official format.
 
   Args:
+    task: task with its rows.
     outputs: outputs by set, for all sets of the task.
     folder: folder that is made for them.
   """

@@ -178,6 +178,7 @@ def put_batch(tuning: Tuning, chosen: Rows, index: np.ndarray, batch_size: int,
   """Returns a global batch of some rows; this process puts its own part on its devices.
 
   Args:
+    tuning: the opened fine-tuning.
     chosen: rows of a set.
     index: indices of the rows of the batch, int [N] with N <= batch_size.
     batch_size: rows of the global batch; empty rows fill it up.

@@ -90,6 +90,9 @@ def _score_logits(logits, targets, weights, vocab_axes, in_one_pass=False):
   split over devices would collect the logits on each of them.
 
   Args:
+    logits: float32 [..., V].
+    targets: integer [...], ids in the whole vocabulary.
+    weights: float32 [...].
     vocab_axes: mesh axes that the vocabulary is split over; the logits are one part of it.
     in_one_pass: read the logits only once; JAX cannot differentiate this.
   """

@@ -412,6 +412,7 @@ def smooth(points: np.ndarray, width: int) -> np.ndarray:
 
   Args:
     points: float64 [N, 2], N >= width.
+    width: points per mean.
   """
   kernel = np.full(width, 1 / width)
   return np.stack([np.convolve(column, kernel, "valid") for column in points.T], axis=1)

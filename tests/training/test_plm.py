@@ -64,6 +64,8 @@ def published_perm_mask(tokens, is_masked, index):
   """Returns data_utils.py's `_local_perm` (zihangdai/xlnet, 2019) in NumPy: 1 cannot attend.
 
   Args:
+    tokens: ids, int [L].
+    is_masked: bool [L], the tokens that are predicted.
     index: the random permutation, which the published function draws itself.
   """
   is_functional = (tokens == SEP) | (tokens == CLS)

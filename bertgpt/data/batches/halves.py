@@ -89,6 +89,7 @@ def _place(parts, sizes, offsets):
   Args:
     parts: PART [C, 2], in the order of the rows; changed in place.
     sizes: tokens of every sequence with special tokens, int64 [C].
+    offsets: number of the first sequence of every row, and C, int64 [R + 1].
   """
   origin = place_in_rows(parts, sizes, offsets)
   parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)

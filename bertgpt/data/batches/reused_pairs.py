@@ -90,6 +90,8 @@ def _draw_pairs(edges, first, room, random_prob, rng):
     edges: places at which sentences begin, and the end of the stream, [S+1].
     first: first place of A, [R].
     room: tokens of A and B.
+    random_prob: probability that B is from another place.
+    rng: generator of the epoch.
   """
   last, total = len(edges) - 1, edges[-1]
   low = np.searchsorted(edges, first, side="right")  # The first boundary after the start of A.
