@@ -30,6 +30,9 @@ _platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
 _capability: contextvars.ContextVar[float] = contextvars.ContextVar("capability")
 _num_slices: contextvars.ContextVar[int] = contextvars.ContextVar("num_slices", default=1)
 _in_replica: contextvars.ContextVar[bool] = contextvars.ContextVar("in_replica", default=False)
+# Index of the micro-batch, and their number.
+_micro_batch: contextvars.ContextVar[tuple[jax.Array | int, int]] = contextvars.ContextVar(
+    "micro_batch", default=(0, 1))
 REPLICA = "replica"  # Name of the mapped axis inside `map_replicas`.
 # Rows and columns of the least part of a matrix that XLA scatters, also if elements have 2 bytes.
 _SUMMED_TILE = (16, 128)
@@ -226,6 +229,32 @@ def map_replicas(function: Callable, *args: Any) -> Any:
 def in_replica() -> bool:
   """Returns whether this is traced inside `map_replicas`."""
   return _in_replica.get()
+
+
+@contextlib.contextmanager
+def use_micro_batch(index: jax.Array | int, count: int) -> Iterator[None]:
+  """Makes `batch_rows` number the rows of a micro-batch, which holds every `count`-th row.
+
+  Args:
+    index: index of the micro-batch, which is that of its first row.
+    count: number of micro-batches.
+  """
+  token = _micro_batch.set((index, count))
+  try:
+    yield
+  finally:
+    _micro_batch.reset(token)
+
+
+def batch_rows(rows: int) -> jax.Array:
+  """Returns the indices in the whole batch of the rows of this replica and micro-batch, uint32.
+
+  Args:
+    rows: number of the rows.
+  """
+  index, count = _micro_batch.get()
+  rows_B = replica_index() * rows + jnp.arange(rows, dtype=jnp.uint32)
+  return rows_B * jnp.uint32(count) + jnp.uint32(index)
 
 
 def replica_index() -> jax.Array | int:

@@ -24,7 +24,7 @@ from bertgpt.config.families.family import num_global_layers
 from bertgpt.devices import sharding
 from bertgpt.models import flash_attention
 from bertgpt.models.cache import Cache
-from bertgpt.models.dropout import drop, is_hash, words_of_replica
+from bertgpt.models.dropout import drop, is_hash
 from bertgpt.models.remat import SAVED
 
 SPLASH_BLOCK = 512  # Queries and keys per step of the grid; [512, 512] float32 is 1 MB of VMEM.
@@ -90,7 +90,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
     x_BLD = join_heads(mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH))
     return checkpoint_name(x_BLD, SAVED)
   if name == "flash":
-    words = words_of_replica(dropout_key, q_BLNH.shape[0]) if dropout else None
+    words = dropout_key if dropout else None
     attend_all, attend_near = (functools.partial(
         flash_attention.attend, ids_BL=visibility.sequence_ids_BL, causal=visibility.causal,
         window=window, rate=dropout, words=words) for window in (None, visibility.window))

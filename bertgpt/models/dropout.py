@@ -3,9 +3,9 @@
 There are three generators (`config.model.dropout_rng`). `hash` computes the mask of every element
 from the element's index and two words of a threefry key. It takes a dozen integer operations, which
 XLA fuses with their neighbors. The mask is never in memory, because the backward pass computes it
-again. It is split over devices like any other arithmetic, and is the same on every mesh. `threefry`
-and `rbg` are JAX's generators: they write an array of bits, and the mask is saved for the backward
-pass.
+again. It is split over devices like any other arithmetic. Rows are numbered in the whole batch, so
+the mask is the same on every mesh and for every number of micro-batches. `threefry` and `rbg` are
+JAX's generators: they write an array of bits, and the mask is saved for the backward pass.
 """
 
 import functools
@@ -35,12 +35,13 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = Fal
   if key is None or rate == 0:
     return x
   if is_hash(key):
-    words = key if is_shared else words_of_replica(key, x.shape[0])
+    rows = x.shape[0]
+    rows_B = jnp.arange(rows, dtype=jnp.uint32) if is_shared else sharding.batch_rows(rows)
     if isinstance(rate, float):
-      return _drop_by_hash(x, words, rate)
+      return _drop_by_hash(x, key, rows_B, rate)
     # The constants of a custom derivative cannot differ between runs. This one saves the mask.
     limit = jnp.asarray(round(rate * 2**32)).astype(jnp.uint32)
-    return _scale(x, hash_bits(words, x.shape) >= limit, rate)
+    return _scale(x, hash_bits(key, rows_B, x.shape) >= limit, rate)
   if not is_shared:
     key = jax.random.fold_in(key, sharding.replica_index())
   return _scale(x, jax.random.bernoulli(key, jnp.asarray(1 - rate), x.shape), rate)
@@ -49,18 +50,6 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = Fal
 def is_hash(key: jax.Array) -> bool:
   """Returns whether the result of `dropout_key` holds the two words of a `hash` mask."""
   return not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-
-
-def words_of_replica(words: jax.Array, rows: int) -> jax.Array:
-  """Returns the words of a `hash` mask for the rows of this replica.
-
-  Rows are numbered across the replicas, so the mask does not depend on their number.
-
-  Args:
-    words: uint32 [2].
-    rows: rows of one replica.
-  """
-  return words.at[0].add(sharding.replica_index() * rows)
 
 
 def dropout_key(module: nn.Module) -> jax.Array | None:
@@ -82,18 +71,18 @@ def _scale(x, keep, rate):
   return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _drop_by_hash(x, words, rate):
-  return _scale(x, hash_bits(words, x.shape) >= threshold(rate), rate)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _drop_by_hash(x, words, rows_B, rate):
+  return _scale(x, hash_bits(words, rows_B, x.shape) >= threshold(rate), rate)
 
 
-def _drop_forward(x, words, rate):
-  return _drop_by_hash(x, words, rate), words
+def _drop_forward(x, words, rows_B, rate):
+  return _drop_by_hash(x, words, rows_B, rate), (words, rows_B)
 
 
-def _drop_backward(rate, words, g):
-  g, words_now = gpu_barrier((g, words))
-  return _drop_by_hash(g, words_now, rate), np.zeros(words.shape, jax.dtypes.float0)
+def _drop_backward(rate, mask, g):
+  g, mask_now = gpu_barrier((g, mask))
+  return _drop_by_hash(g, *mask_now, rate), *(np.zeros(x.shape, jax.dtypes.float0) for x in mask)
 
 
 _drop_by_hash.defvjp(_drop_forward, _drop_backward)
@@ -108,19 +97,20 @@ def threshold(rate: float) -> np.uint32:
   return np.uint32(round(rate * 2**32))
 
 
-def hash_bits(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Returns bits that look random, a function of the index in the array and two words.
+def hash_bits(words: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns bits that look random, a function of the row, the index in it, and two words.
 
   Every row (first axis) has a key of its own, so that rows of up to 2^32 elements do not repeat
   each other.
 
   Args:
     words: uint32 [2].
-    shape: shape of the array.
+    rows_B: uint32, indices of the rows in the whole batch.
+    shape: shape of the array, [B, ...].
   Returns:
     uint32 [shape].
   """
-  row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], *[1] * (len(shape) - 1)), 0)
+  row = rows_B.reshape(-1, *[1] * (len(shape) - 1))
   place = functools.reduce(
       lambda place, axis: place * np.uint32(shape[axis])
       + jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis),

@@ -7,7 +7,7 @@ Scales are powers of two, so scaling is exact, and only the rounding to float8 l
 device without float8 converts the operands back and computes the same matmuls.
 
 An array has one scale per device and micro-batch. The rounding therefore depends on the number of
-micro-batches, unlike everything else in a step.
+micro-batches, unlike everything else in a step but the dropout of `threefry` and `rbg`.
 
 Axes: B any number of features, I inputs, O outputs.
 """

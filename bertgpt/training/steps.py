@@ -171,10 +171,10 @@ def make_train_step(setup: Setup) -> Callable:
 def make_gradients(setup: Setup) -> Callable:
   """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) for a whole batch.
 
-  The batch is corrupted, and the weights of its losses are computed, before it is split, so the
-  masks and the loss do not depend on the number of pieces. Piece m holds rows m, m + micro_batches,
-  ...: every device splits its own rows. The replicas of the model sum their gradients once, after
-  the last piece; over several slices, they do so even if there is only one piece.
+  The batch is corrupted, and the weights of its losses are computed, before it is split, and `hash`
+  dropout numbers rows in the whole batch, so the loss does not depend on the number of pieces. The
+  replicas of the model sum their gradients once, after the last piece; over several slices, they do
+  so even if there is only one piece.
 
   Args:
     setup: constants of the training, at the phase.
@@ -201,11 +201,11 @@ def make_gradients(setup: Setup) -> Callable:
     pieces = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
     def grads_of(m):
-      piece_keys = keys if micro_batches == 1 else {
-          name: jax.random.fold_in(key, m) for name, key in keys.items()}
-      grads, (loss, sums, carry) = sharding.map_replicas(
-          lambda piece, carry: grad_fn(params, piece, carry, piece_keys),
-          *jax.tree.map(lambda x: x[m], pieces))
+      piece_keys = _keys_of_piece(setup, keys, m)
+      with sharding.use_micro_batch(m, micro_batches):
+        grads, (loss, sums, carry) = sharding.map_replicas(
+            lambda piece, carry: grad_fn(params, piece, carry, piece_keys),
+            *jax.tree.map(lambda x: x[m], pieces))
       return (grads, (loss, sums)), carry
 
     def add_piece(m, totals):
@@ -237,8 +237,18 @@ def _round_matrices(config: ConfigDict, grads: Any) -> Any:
                       grads, is_matrix)
 
 
+def _keys_of_piece(setup: Setup, keys: dict[str, jax.Array], m: jax.Array) -> dict[str, jax.Array]:
+  """Returns the keys for piece m; `hash` masks need no other key, as they number rows (`drop`)."""
+  if setup.phase.micro_batches == 1 or setup.config.model.dropout_rng == "hash":
+    return keys
+  return {name: jax.random.fold_in(key, m) for name, key in keys.items()}
+
+
 def _split(micro_batches: int, x: jax.Array) -> jax.Array:
-  """Returns [pieces, replicas, rows per piece and replica, ...] from the rows of a batch."""
+  """Returns [pieces, replicas, rows per piece and replica, ...] from the rows of a batch.
+
+  Piece m holds rows m, m + micro_batches, ...: every device splits its own rows.
+  """
   x = x.reshape(sharding.num_replicas(), -1, micro_batches, *x.shape[1:])
   return sharding.constrain_replicas(jnp.moveaxis(x, 2, 0))
 
