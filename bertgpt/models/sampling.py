@@ -71,6 +71,8 @@ def gumbel_noise(words_B2: jax.Array, slots_C: jax.Array, tokens_V: jax.Array) -
   words_2B11 = jnp.moveaxis(words_B2, 1, 0)[..., None, None]
   keys = row_keys(words_2B11, slots_C.astype(jnp.uint32)[:, None])
   bits_BCV = bits_of_places(tokens_V.astype(jnp.uint32), *keys)
-  # 24 bits plus one half: never 0 or 1, and exact in float32.
+  # 24 bits plus one half: never 0. In float32, the highest is rounded to 2**24; as 1, it would be
+  # infinite noise, which overrides any logit.
   uniform_BCV = ((bits_BCV >> 8).astype(jnp.float32) + 0.5) * np.float32(2**-24)
+  uniform_BCV = jnp.minimum(uniform_BCV, np.float32(1 - 2**-24))
   return -jnp.log(-jnp.log(uniform_BCV))

@@ -1,6 +1,7 @@
 """Held-out metrics: every row of the validation split is counted exactly once."""
 
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -180,8 +181,9 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
                      dtype: str = trained_lib.SCORING_DTYPE) -> dict[str, float]:
   """Scores the newest checkpoint of a run on the validation split.
 
-  Rows have the length of the last phase. The training itself evaluates in `model.dtype`, so its
-  last scores are those of this function with the same dtype.
+  Rows and masks are those of the phase that the checkpoint comes from, or of the last phase, if the
+  weights were imported. The training itself evaluates in `model.dtype`, so its last scores are
+  those of this function with the same dtype, except with `model.matmul=fp8`.
 
   Args:
     path: workdir of the run.
@@ -224,13 +226,14 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
-  last_phase = len(config.phases) - 1
+  step = min(trained.step or math.inf, config_lib.total_steps(config))
+  phase_index, _ = config_lib.phase_at(config, step - 1)
   if jax.process_index() == 0:
     weights = f"step {trained.step}" if trained.step else "imported weights"
-    print(f"note: {weights}, {loader.count_eval_rows(held_out, config, last_phase):,} rows of "
-          f"{config.phases[-1].seq_len} tokens from {len(held_out):,} held-out documents, computed "
-          f"in {config.model.dtype}", file=sys.stderr, flush=True)
-  return run(evaluator, params, last_phase) or {}  # Nothing stops it.
+    print(f"note: {weights}, {loader.count_eval_rows(held_out, config, phase_index):,} rows of "
+          f"{config.phases[phase_index].seq_len} tokens from {len(held_out):,} held-out documents, "
+          f"computed in {config.model.dtype}", file=sys.stderr, flush=True)
+  return run(evaluator, params, phase_index) or {}  # Nothing stops it.
 
 
 def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:

@@ -410,12 +410,10 @@ class Loop:
   def _evaluate(self, members: Sequence[Member], should_stop: Callable[[], bool]) -> bool:
     """Evaluates runs after their last step; returns False if a signal was received."""
     for member in members:
-      # The programs of the first run serve all of them.
-      evaluator = member.run.evaluator._replace(
-          programs=self._together.runs[0].evaluator.programs)
-      scores = loop.evaluate_step(
-          member.run._replace(evaluator=evaluator), member.log, member.checkpoints, member.step,
-          self.state_of(member), should_stop)
+      # One program serves all: no evaluation depends on a field that differs between the runs.
+      run = member.run._replace(evaluator=self._together.runs[0].evaluator)
+      scores = loop.evaluate_step(run, member.log, member.checkpoints, member.step,
+                                  self.state_of(member), should_stop)
       if scores is None:
         return False
       member.scores = scores

@@ -210,7 +210,7 @@ def load_params(run: Run, fresh: Any) -> Any:
   if jax.process_index() == 0:
     console.say(f"note: starting from the parameters of step {source.step} of "
                 f"{run.config.init_from}, with a fresh optimizer")
-    for line in describe_other_model(source.config, run.config):
+    for line in describe_other_model(source.config, config_lib.with_model_at(run.config, 0)):
       console.say(f"WARNING: {line}")
   return jax.tree_util.tree_map_with_path(
       lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),

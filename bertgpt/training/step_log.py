@@ -12,7 +12,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.config.flops import flops_per_step, flops_until
+from bertgpt.config.flops import flops_until
 from bertgpt.devices import hardware
 from bertgpt.errors import DivergedError
 from bertgpt.models import attention
@@ -168,8 +168,8 @@ class StepLog:
                 **self.pace.scalars(seconds, sums.steps)}
     chip = hardware.find_chip(jax.devices()[0].device_kind)
     if chip and self._is_static:
-      phase = config.phases[config_lib.phase_at(config, step - 1)[0]]
-      scalars["perf/mfu"] = (flops_per_step(config, phase) / seconds
+      flops = flops_until(config, step) - flops_until(config, step - sums.steps)
+      scalars["perf/mfu"] = (flops / sums.steps / seconds
                              / (chip.peak_flops * jax.device_count()))
     self._writer.write(step, scalars)
     self._writer.progress(step, scalars)

@@ -159,6 +159,9 @@ def find_mapped_fields(configs: Sequence[ConfigDict]) -> dict[str, tuple[Any, ..
       other = next(value for value in values if repr(value) != repr(values[0]))
       raise ConfigError(f"{field}: {values[0]!r} and {other!r} need different programs, so the "
                         "runs cannot be mapped into one. Leave out --mapped")
+    if field == "model.attention_dropout" and configs[0].model.attention != "xla":
+      raise ConfigError(f"{field}: no kernel but 'xla' has a rate per run. Leave "
+                        "out --mapped, or set --config.model.attention=xla")
     found[field] = values
   return found
 

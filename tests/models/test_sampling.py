@@ -74,3 +74,10 @@ def test_noise_is_gumbels():
   deviation = np.pi / np.sqrt(6)
   assert abs(noise.mean() - np.euler_gamma) < 4 * deviation / np.sqrt(noise.size)
   assert noise.std() == pytest.approx(deviation, rel=0.01)
+
+
+def test_noise_is_never_infinite():
+  """With these words, one token has the highest hash, which rounds to 1 in float32."""
+  words = jnp.asarray([[3706836881, 1589376898]], jnp.uint32)
+  noise = np.asarray(sampling.gumbel_noise(words, jnp.arange(1), jnp.arange(30_592)))
+  assert noise.argmax() == 30_575 and 16 < noise.max() < 17

@@ -13,6 +13,7 @@ import pytest
 import small_runs
 from program import ROOT, curves
 
+from bertgpt import config as config_lib
 from bertgpt import models
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
@@ -147,6 +148,16 @@ def test_the_micro_batches_of_the_training_do_not_matter(finished_run, last_scor
   (copy / "config.json").write_text(recipes.to_json(config))
   scores = evaluate.evaluate_workdir(copy, [])
   assert scores == pytest.approx(last_scores, rel=1e-5)
+
+
+def test_a_checkpoint_is_scored_as_in_its_own_phase(finished_run, last_scores, tmp_path):
+  """The next phase, which has not begun, has longer rows and more masks."""
+  copy = shutil.copytree(finished_run, tmp_path / "run")
+  config = recipes.from_json((copy / "config.json").read_bytes())
+  (first,) = config.phases
+  config.phases = (first, config_lib.phase(**{**first, "seq_len": 16, "mask_prob": 0.5}))
+  (copy / "config.json").write_text(recipes.to_json(config))
+  assert evaluate.evaluate_workdir(copy) == pytest.approx(last_scores, rel=1e-5)
 
 
 @pytest.mark.parametrize("fields", [

@@ -293,6 +293,16 @@ def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsy
   assert cli.main(["verify", f"--workdir={swept / '001'}"]) == 0
 
 
+def test_one_program_evaluates_all_runs(recipe, tmp_path, monkeypatch):
+  made = []
+  make_eval_step = evaluate.make_eval_step
+  monkeypatch.setattr(evaluate, "make_eval_step",
+                      lambda setup: made.append(setup) or make_eval_step(setup))
+  file = make_sweep(recipe, tmp_path / "recipe.py", [{"seed": 0}, {"seed": 1}])
+  assert sweep(file, tmp_path / "sweep", "--config.phases[0].steps=2") == 0
+  assert len(made) == 1
+
+
 @pytest.mark.slow
 def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path, capsys):
   """One run may be behind the other, for example after a kill between two checkpoints."""
@@ -333,7 +343,9 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
     ([{"seed": 0}, {"optimizer.name": "lamb"}], "optimizer.name: 'adamw' and 'lamb'"),
     ([{"seed": 0}, {"phases[0].steps": 9}], "phases[0].steps: 8 and 9"),
     ([{"model.dropout": 0.0}, {"model.dropout": 0.1}], "model.dropout: these values"),
-    ([{"optimizer.clip_norm": 0.0}, {"seed": 1}], "optimizer.clip_norm: these values")], ids=str)
+    ([{"optimizer.clip_norm": 0.0}, {"seed": 1}], "optimizer.clip_norm: these values"),
+    ([{"model.attention_dropout": 0.1}, {"model.attention_dropout": 0.2}],
+     "model.attention_dropout: no kernel but 'xla' has a rate per run")], ids=str)
 def test_runs_of_different_programs_are_refused(recipe, tmp_path, capsys, runs, field):
   file = make_sweep(recipe, tmp_path / "recipe.py", runs)
   assert sweep(file, tmp_path / "sweep") == 2

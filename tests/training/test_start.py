@@ -52,6 +52,18 @@ def test_parameters_of_another_model_with_the_same_shapes_are_named():
       "model.num_heads is 8 here. The parameters were trained with 12"]
 
 
+def test_the_rotary_base_of_a_run_is_that_of_its_phase():
+  config = config_lib.base()
+  config.model.update(position="rope", rope_theta=160_000.0)
+  config.phases = tuple(config_lib.phase(**{**config.phases[0], "steps": 10, "rope_theta": base})
+                        for base in (10_000.0, 0.0))
+  new = config_lib.with_model_at(config, 0)
+  of_step = lambda step: start.describe_other_model(config_lib.with_model_at(config, step), new)
+  assert of_step(10) == []
+  assert of_step(20) == [
+      "model.rope_theta is 10000.0 here. The parameters were trained with 160000.0"]
+
+
 def test_a_checkpoint_of_an_earlier_version_has_a_guard(tmp_path):
   """Its train state had the guard in a field named `window`; both directions still work."""
   state = make_state(10, make_guard())

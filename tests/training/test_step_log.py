@@ -3,6 +3,7 @@
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -10,7 +11,7 @@ import tiny
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config.flops import flops_per_step
-from bertgpt.devices import peers
+from bertgpt.devices import hardware, peers
 from bertgpt.training import step_log, writer
 
 
@@ -43,6 +44,25 @@ def test_a_compilation_is_not_the_time_of_steps(recipe, tmp_path, monkeypatch):
   scalars = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
   times = [values["perf/step_seconds"] for values in scalars if "perf/step_seconds" in values]
   assert compiled and times and 0 < max(times) < year / 2
+
+
+def test_the_mfu_of_an_interval_counts_the_flops_of_both_phases(tmp_path, monkeypatch):
+  config = tiny.make_config()
+  config.phases = tuple(config_lib.phase(steps=10, batch_size=8, seq_len=n) for n in (8, 32))
+  config.log.every_steps, config.log.tensorboard = 15, False
+  chip = hardware.CHIPS["v5e"]
+  monkeypatch.setattr(hardware, "find_chip", lambda kind: chip)
+  log = step_log.StepLog(config, tmp_path, 0)
+  for step in range(1, 16):
+    log.add(step, {"loss": (1, 1), "grad_norm": (1, 1), "learning_rate": (0.1, 1),
+                   "tokens": (100, 1), "bad_steps": (0, 1)})
+  log.finish_step()
+  log.close()
+  (scalars,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  short, long = (flops_per_step(config, p) for p in config.phases)
+  peak = chip.peak_flops * jax.device_count()
+  assert scalars["perf/mfu"] * scalars["perf/step_seconds"] * peak == pytest.approx(
+      (10 * short + 5 * long) / 15)
 
 
 def test_the_time_that_is_left_counts_the_longer_rows_of_later_phases(tmp_path, monkeypatch,
