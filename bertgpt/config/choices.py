@@ -56,32 +56,46 @@ _PERMUTED = frozenset({
     "objective.ngram", "objective.bias_init", "objective.permutation_block"})
 
 OBJECTIVES = {
-    "mlm_nsp": Objective("pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
-                         _MASKS | _PAIRS | {"data.random_next_prob"}, ("nsp_loss", "nsp_accuracy")),
-    "mlm": Objective("sentences", ("cls", "sep", "mask"), "mlm_loss", False, False,
-                     _MASKS | _PACKED | {"data.max_unused", "data.isolate_documents"}),
-    "mlm_sop": Objective("ordered_pairs", ("cls", "sep", "mask"), "mlm_loss", False, True,
-                         _MASKS | _PAIRS, ("sop_loss", "sop_accuracy")),
-    "rtd": Objective("halves", ("cls", "sep", "mask"), "mlm_loss", False, True,
-                     _MASKS | _PAIRS | {"objective.rtd_weight"},
-                     ("rtd_loss", "rtd_accuracy", "rtd_precision", "rtd_recall")),
-    "diffusion": Objective("sentences", ("cls", "sep", "mask"), "diffusion_loss", True, False,
-                           _PACKED | {"objective.bias_init", "data.max_unused",
-                                      "data.isolate_documents"},
-                           abilities=frozenset({"unmask"}), exported_as="mlm"),
-    "plm": Objective("pairs_then_cls", ("cls", "sep"), "plm_loss", False, True,
-                     _PERMUTED | _PAIRS),
-    "plm_memory": Objective("reused_pairs", ("cls", "sep"), "plm_loss", False, True,
-                            _PERMUTED | {"objective.memory"}, continues_rows=True,
-                            exported_as="plm"),
-    "causal": Objective("blocks", ("eod",), "lm_loss", True, False,
-                        _PACKED | {"data.isolate_documents"}, counts_bytes=True),
-    "bilm": Objective("streams", ("cls", "sep", "unk"), "bilm_loss", True, False, frozenset(),
-                      ("forward_loss", "backward_loss"), continues_rows=True),
+    "mlm_nsp": Objective(
+        rows="pairs", needs=("cls", "sep", "mask"), loss="mlm_loss",
+        predicts_all=False, has_pairs=True, reads=_MASKS | _PAIRS | {"data.random_next_prob"},
+        other_metrics=("nsp_loss", "nsp_accuracy")),
+    "mlm": Objective(
+        rows="sentences", needs=("cls", "sep", "mask"), loss="mlm_loss",
+        predicts_all=False, has_pairs=False,
+        reads=_MASKS | _PACKED | {"data.max_unused", "data.isolate_documents"}),
+    "mlm_sop": Objective(
+        rows="ordered_pairs", needs=("cls", "sep", "mask"), loss="mlm_loss",
+        predicts_all=False, has_pairs=True, reads=_MASKS | _PAIRS,
+        other_metrics=("sop_loss", "sop_accuracy")),
+    "rtd": Objective(
+        rows="halves", needs=("cls", "sep", "mask"), loss="mlm_loss",
+        predicts_all=False, has_pairs=True, reads=_MASKS | _PAIRS | {"objective.rtd_weight"},
+        other_metrics=("rtd_loss", "rtd_accuracy", "rtd_precision", "rtd_recall")),
+    "diffusion": Objective(
+        rows="sentences", needs=("cls", "sep", "mask"), loss="diffusion_loss",
+        predicts_all=True, has_pairs=False,
+        reads=_PACKED | {"objective.bias_init", "data.max_unused", "data.isolate_documents"},
+        abilities=frozenset({"unmask"}), exported_as="mlm"),
+    "plm": Objective(
+        rows="pairs_then_cls", needs=("cls", "sep"), loss="plm_loss",
+        predicts_all=False, has_pairs=True, reads=_PERMUTED | _PAIRS),
+    "plm_memory": Objective(
+        rows="reused_pairs", needs=("cls", "sep"), loss="plm_loss",
+        predicts_all=False, has_pairs=True, reads=_PERMUTED | {"objective.memory"},
+        continues_rows=True, exported_as="plm"),
+    "causal": Objective(
+        rows="blocks", needs=("eod",), loss="lm_loss",
+        predicts_all=True, has_pairs=False, reads=_PACKED | {"data.isolate_documents"},
+        counts_bytes=True),
+    "bilm": Objective(
+        rows="streams", needs=("cls", "sep", "unk"), loss="bilm_loss",
+        predicts_all=True, has_pairs=False, reads=frozenset(),
+        other_metrics=("forward_loss", "backward_loss"), continues_rows=True),
 }
 
 # Rule for choosing the predicted tokens -> (expected number in a full row -> slots that it needs).
-MASK_RULES: dict[str, Callable[[float], int]] = {
+SLOTS_OF_MASK_RULE: dict[str, Callable[[float], int]] = {
     "bert": round, "fairseq": math.ceil,
     # Four standard deviations above the mean: one row in 30,000 draws more, and loses the rest.
     "bernoulli": lambda count: math.ceil(count + 4 * math.sqrt(count)),

@@ -44,7 +44,7 @@ CHOICES = {
     "train.spike_guard": ("off", "skip"),
     "eval.rows_by": ("length", "phase"),
     "objective.name": tuple(choices.OBJECTIVES),
-    "objective.mask_rule": tuple(choices.MASK_RULES),
+    "objective.mask_rule": tuple(choices.SLOTS_OF_MASK_RULE),
     "objective.bias_init": ("zeros", "frequencies"),
     "optimizer.name": tuple(choices.OPTIMIZERS),
     "optimizer.decay_rule": ("weights", "all"),
@@ -376,7 +376,7 @@ def max_predictions(config: ConfigDict, p: ConfigDict) -> int:
   """
   share = p.mask_prob or config.objective.mask_prob
   count = round(p.seq_len * share, 6)  # 100 x 0.07 is 7, not a little more.
-  slots = choices.MASK_RULES[config.objective.mask_rule](count)
+  slots = choices.SLOTS_OF_MASK_RULE[config.objective.mask_rule](count)
   return p.max_predictions or max(1, min(slots, p.seq_len))
 
 

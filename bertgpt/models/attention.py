@@ -84,25 +84,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, visibility: 
       "hash" if dropout_key is None or is_hash(dropout_key) else "", visibility.window is not None,
       sharding.compute_capability())
   name, _ = attention_kernels.choose(kernel, layer)
-  if name == "xla":
-    mask_B1LS = visibility.mask()
-    weights_BNLS = _weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS)
-    x_BLD = join_heads(mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH))
-    return checkpoint_name(x_BLD, SAVED)
-  if name == "flash":
-    words = dropout_key if dropout else None
-    attend_all, attend_near = (functools.partial(
-        flash_attention.attend, ids_BL=visibility.sequence_ids_BL, causal=visibility.causal,
-        window=window, rate=dropout, words=words) for window in (None, visibility.window))
-    return _attend_either(attend_all, attend_near, visibility.is_global, q_BLNH, k_BSNH, v_BSNH)
-  attend_part: Callable = {"cudnn": _attend_cudnn, "splash": _attend_splash}[name]
-  axes = ("batch", None, "heads", None)
-  arrays, rebuild = jax.tree.flatten(visibility)
-  x_BLNH = sharding.map_shards(
-      lambda q, k, v, *parts, names: attend_part(q, k, v, jax.tree.unflatten(rebuild, parts)),
-      [axes, axes, axes, *(("batch", None)[:x.ndim] for x in arrays)], axes,
-      q_BLNH, k_BSNH, v_BSNH, *arrays)
-  return join_heads(x_BLNH)
+  return KERNELS[name](q_BLNH, k_BSNH, v_BSNH, visibility, dropout, dropout_key)
 
 
 def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, window: int = 0,
@@ -156,6 +138,13 @@ def explain(config: ConfigDict) -> list[str]:
 
 
 # --------------------------------------------------------------------- xla
+
+
+def _attend_xla(q_BLNH, k_BSNH, v_BSNH, visibility, dropout, dropout_key):
+  mask_B1LS = visibility.mask()
+  weights_BNLS = _weigh(q_BLNH * _scale(q_BLNH), k_BSNH, mask_B1LS)
+  x_BLD = join_heads(mix(drop(weights_BNLS, dropout, dropout_key), v_BSNH))
+  return checkpoint_name(x_BLD, SAVED)
 
 
 @jax.custom_vjp
@@ -222,6 +211,25 @@ def _scale(q_BLNH):
 
 
 # ------------------------------------------------------- kernels on one device
+
+
+def _attend_flash(q_BLNH, k_BSNH, v_BSNH, visibility, dropout, dropout_key):
+  words = dropout_key if dropout else None
+  attend_all, attend_near = (functools.partial(
+      flash_attention.attend, ids_BL=visibility.sequence_ids_BL, causal=visibility.causal,
+      window=window, rate=dropout, words=words) for window in (None, visibility.window))
+  return _attend_either(attend_all, attend_near, visibility.is_global, q_BLNH, k_BSNH, v_BSNH)
+
+
+def _attend_without_dropout(attend_part, q_BLNH, k_BSNH, v_BSNH, visibility, *_):
+  """Computes one of the kernels of JAX on the rows and heads of every device."""
+  axes = ("batch", None, "heads", None)
+  arrays, rebuild = jax.tree.flatten(visibility)
+  x_BLNH = sharding.map_shards(
+      lambda q, k, v, *parts, names: attend_part(q, k, v, jax.tree.unflatten(rebuild, parts)),
+      [axes, axes, axes, *(("batch", None)[:x.ndim] for x in arrays)], axes,
+      q_BLNH, k_BSNH, v_BSNH, *arrays)
+  return join_heads(x_BLNH)
 
 
 def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
@@ -291,3 +299,13 @@ def _block_sizes(length: int, width: int) -> splash.BlockSizes:
   return splash.BlockSizes(block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
                            use_fused_bwd_kernel=True, q_layout=layout, k_layout=layout,
                            v_layout=layout)
+
+
+# Name -> (queries, keys, values, visibility, share of dropped weights, key of the dropout) -> the
+# result of `attend`.
+KERNELS: dict[str, Callable[..., jax.Array]] = {
+    "xla": _attend_xla,
+    "cudnn": functools.partial(_attend_without_dropout, _attend_cudnn),
+    "splash": functools.partial(_attend_without_dropout, _attend_splash),
+    "flash": _attend_flash,
+}

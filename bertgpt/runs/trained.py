@@ -156,10 +156,9 @@ def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
     require_head(trained, ability)
     return
   place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
-  able = [families.with_article(name) for name, family in families.FAMILIES.items()
-          if family.can(ability)]
-  raise ConfigError(f"{place} {families.with_article(trained.config.model.family)}, which cannot "
-                    f"{purpose}. {advice}, or give the --workdir of {' or '.join(able)}")
+  able = [family.title for family in families.FAMILIES.values() if family.can(ability)]
+  raise ConfigError(f"{place} {families.find(trained.config).title}, which cannot {purpose}. "
+                    f"{advice}, or give the --workdir of {' or '.join(able)}")
 
 
 def require_head(trained: Trained, ability: str) -> None:

@@ -104,7 +104,9 @@ def check_start(config: ConfigDict) -> None:
     return
   found = workdir.read_config(files.make_path(config.init_from), "--config.init_from")
   if found.model.family != config.model.family:
-    holds, makes = (families.with_article(c.model.family) for c in (found, config))
+    record = families.FAMILIES.get(found.model.family)  # None: of a later version.
+    holds = record.title if record else f"a model of the family {found.model.family!r}"
+    makes = families.find(config).title
     raise ConfigError(f"init_from={config.init_from}: holds {holds}, but the config makes {makes}. "
                       f"Choose a --config that makes {holds}, or a run that holds {makes}")
   has_tokenizer = (config.tokenizer.path or config.data.corpus

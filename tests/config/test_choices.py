@@ -6,34 +6,34 @@ import numpy as np
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import attention_kernels, choices, compiler_options, families, finetuning
+from bertgpt.config import choices, families, finetuning
 from bertgpt.data.batches import formats, parts
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import tokenizers, training
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning import tasks
 from bertgpt.finetuning.tasks import rows
-from bertgpt.models import layers, remat
+from bertgpt.models import attention, layers, remat
 from bertgpt.training import schedules
 from bertgpt.training.objectives import masking
 from bertgpt.training.optimizers import transforms
 
 REGISTRIES = {
     "tokenizer.kind": tokenizers.KINDS,
-    "model.family": families.FAMILIES,
     "model.activation": layers.ACTIVATIONS,
     "model.remat": ["auto", *remat.POLICIES],
-    "model.attention": ["auto", "xla", *attention_kernels.FUSED],
-    "objective.name": choices.OBJECTIVES,
+    "model.attention": ["auto", *attention.KERNELS],
     "objective.mask_rule": masking.MASK_RULES,
-    "optimizer.name": choices.OPTIMIZERS,
     "optimizer.decay_rule": transforms.DECAY_RULES,
-    "system.xla_options": ["auto", "none", *compiler_options.SETS],
 }
 
 
 @pytest.mark.parametrize("field", REGISTRIES)
 def test_the_choices_of_a_field_are_the_keys_of_its_registry(field):
   assert set(config_lib.CHOICES[field]) == set(REGISTRIES[field])
+
+
+def test_tokenizers_that_are_trained():
+  assert set(choices.TOKENIZERS) == set(training.TRAINERS)
 
 
 def test_schedules():

@@ -78,7 +78,8 @@ def test_context_is_seen_and_not_scored(gpt, bert):
 def rename_family(trained, monkeypatch, abilities=None):
   """Returns the same model under a family name that appears nowhere in the code."""
   record = families.find(trained.config)
-  record = record if abilities is None else record._replace(abilities=frozenset(abilities))
+  abilities = record.abilities if abilities is None else frozenset(abilities)
+  record = record._replace(title="a newcomer", abilities=abilities)
   monkeypatch.setitem(families.FAMILIES, "newcomer", record)
   config = trained.config.copy_and_resolve_references()
   config.model.family = "newcomer"
@@ -100,5 +101,6 @@ def test_a_family_without_the_abilities_is_refused(bert, monkeypatch):
   """The message names the folder, and every family that is scored in either way."""
   with pytest.raises(ConfigError) as e:
     scorers.find(rename_family(bert, monkeypatch, {"embed"}))
-  assert str(e.value).startswith(f"--workdir {bert.workdir}: holds a NEWCOMER, which gives no prob")
-  assert all(f"{name}" in str(e.value) for name in ("a BERT", "a GPT", "an XLNET"))
+  assert str(e.value).startswith(f"--workdir {bert.workdir}: holds a newcomer, which gives no prob")
+  assert all(title in str(e.value)
+             for title in ("a BERT", "a GPT", "a ModernBERT decoder", "an XLNet"))

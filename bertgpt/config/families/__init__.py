@@ -18,8 +18,7 @@ from bertgpt.config.families import (
 )
 from bertgpt.config.families.family import CAPABILITIES, HEADS, HEADS_OF_ABILITY, Family
 
-__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEADS_OF_ABILITY", "Family", "find",
-           "with_article"]
+__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEADS_OF_ABILITY", "Family", "find"]
 
 FAMILIES: dict[str, Family] = {
     "albert": albert.FAMILY,
@@ -36,12 +35,3 @@ FAMILIES: dict[str, Family] = {
 def find(config: ConfigDict) -> Family:
   """Returns the record of the family that `config.model.family` names."""
   return FAMILIES[config.model.family]
-
-
-def with_article(name: str) -> str:
-  """Returns a family's name for sentences, as in 'a BERT' or 'an XLNET'.
-
-  Args:
-    name: key of `FAMILIES`.
-  """
-  return f"{'an' if name[0] in 'aeioux' else 'a'} {name.upper()}"

@@ -29,6 +29,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 
 FAMILY = Family(
+    title="an ALBERT",
     kind="encoder",
     objectives=("mlm_sop", "mlm", "diffusion"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),

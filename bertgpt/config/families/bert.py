@@ -33,6 +33,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 
 FAMILY = Family(
+    title="a BERT",
     kind="encoder",
     objectives=("mlm_nsp", "mlm", "diffusion"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens", "spans"}),

@@ -38,6 +38,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 
 FAMILY = Family(
+    title="an ELMo",
     kind="encoder",
     objectives=("bilm",),
     abilities=frozenset({"fill", "embed", "classes", "values", "tokens", "spans"}),

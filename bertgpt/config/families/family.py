@@ -33,6 +33,7 @@ class Family(NamedTuple):
   `bertgpt/hub/NAME.py` the table for conversion to and from `transformers`.
 
   Attributes:
+    title: a model of the family in messages, with its article, such as 'an XLNet'.
     kind: 'encoder', whose tokens see the whole sequence, or 'decoder', whose tokens see only those
       before them. Rows of tasks, tokenizer files and output layers depend on the kind.
     objectives: names of the objectives that train the family, keys of `choices.OBJECTIVES`.
@@ -51,6 +52,7 @@ class Family(NamedTuple):
     cls_last: whether the [CLS] of a row is its last token, not its first.
   """
 
+  title: str
   kind: str
   objectives: tuple[str, ...]
   abilities: frozenset[str]

@@ -28,6 +28,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 
 FAMILY = Family(
+    title="a GPT",
     kind="decoder",
     objectives=("causal",),
     abilities=frozenset({"generate", "score", "classes", "values"}),

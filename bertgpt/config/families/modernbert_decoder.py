@@ -19,6 +19,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 
 FAMILY = Family(
+    title="a ModernBERT decoder",
     kind="decoder",
     objectives=("causal",),
     abilities=frozenset({"generate", "score", "classes", "values"}),

@@ -31,6 +31,7 @@ def _flops_per_token(model, seq_len, predicted):
 
 
 FAMILY = Family(
+    title="an XLNet",
     kind="encoder",
     objectives=("plm", "plm_memory"),
     abilities=frozenset({"fill", "embed", "pseudo_score", "classes", "values", "tokens",

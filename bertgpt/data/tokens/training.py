@@ -46,9 +46,9 @@ def check_kind(kind: str) -> None:
   Raises:
     ConfigError: they are only loaded.
   """
-  if kind not in _TRAINERS:
+  if kind not in TRAINERS:
     raise ConfigError(f"tokenizer.kind={kind!r} cannot be trained. Set tokenizer.path to the files "
-                      f"of such a tokenizer, or the kind to {' or '.join(_TRAINERS)}")
+                      f"of such a tokenizer, or the kind to {' or '.join(TRAINERS)}")
 
 
 def train_tokenizer(config: ConfigDict, texts: Iterable[str]) -> Tokenizer:
@@ -63,7 +63,7 @@ def train_tokenizer(config: ConfigDict, texts: Iterable[str]) -> Tokenizer:
   texts = [text for text in texts if text.strip()]
   if not texts:
     raise DataError("tokenizer: there is no text to train on. Check data.source")
-  return _TRAINERS[config.kind](config, texts)
+  return TRAINERS[config.kind](config, texts)
 
 
 def _train_sentencepiece(config: ConfigDict, texts: list[str]) -> SentencePiece:
@@ -148,7 +148,8 @@ def _check_size(size: int, *, least: int = 0, most: int | None = None) -> None:
     raise _size_error(size, "at most", most)
 
 
-_TRAINERS: dict[str, Callable[..., Tokenizer]] = {
+# Kind -> function of `config.tokenizer` and the texts.
+TRAINERS: dict[str, Callable[..., Tokenizer]] = {
     "sentencepiece": _train_sentencepiece,
     "wordpiece": _train_wordpiece,
     "bpe": _train_byte_bpe,

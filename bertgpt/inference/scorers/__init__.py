@@ -34,8 +34,7 @@ def find(trained: Trained) -> Scorer:
       trained_lib.require_head(trained, ability)
       return scorer
   place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
-  able = [families.with_article(name) for name, family in families.FAMILIES.items()
-          if any(map(family.can, SCORERS))]
-  raise ConfigError(f"{place} {families.with_article(trained.config.model.family)}, which gives no "
+  able = [family.title for family in families.FAMILIES.values() if any(map(family.can, SCORERS))]
+  raise ConfigError(f"{place} {families.find(trained.config).title}, which gives no "
                     "probabilities of the tokens of a text. Evaluate it without --suite, or give "
                     f"the --workdir of {' or '.join(able)}")
