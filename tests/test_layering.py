@@ -304,7 +304,7 @@ TESTED_TOGETHER = {
                      "data.batches.parts", "data.batches.sentences"),
                     "data/batches/test_formats.py"),
     "devices.console": "training/test_sinks.py",
-    "report.baselines": "report/test_end_of_run.py",
+    **dict.fromkeys(("report.baselines", "report.samples"), "report/test_end_of_run.py"),
     **dict.fromkeys(("report.curves", "commands.compare"), "report/test_compare.py"),
     "commands.goodput": "report/test_goodput.py",
     **dict.fromkeys(("commands.rollback", "commands.verify"), "runs/test_upkeep.py"),

@@ -4,22 +4,18 @@ import functools
 import io
 import math
 import pathlib
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, at_phase, choices, families, unread
+from bertgpt.config import ConfigDict, at_phase, choices, unread
 from bertgpt.data.batches import description, formats
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus.corpus import Corpus, open_corpus
-from bertgpt.data.tokens import marks
-from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.devices import events
-from bertgpt.inference import fill, generate
 from bertgpt.report import compare, goodput
 from bertgpt.report import curves as curves_lib
 from bertgpt.report.baselines import (
@@ -28,12 +24,10 @@ from bertgpt.report.baselines import (
     larger_class_share,
     masked_unigram_baseline,
 )
+from bertgpt.report.samples import describe_continuation, describe_guesses
 from bertgpt.runs import corpora, metrics_file
-from bertgpt.runs.trained import Trained
 from bertgpt.training import objectives
 from bertgpt.training.loop import Finished
-
-PROMPT = "The function returns"
 
 
 def write(run: Finished) -> None:
@@ -43,7 +37,8 @@ def write(run: Finished) -> None:
   in JAX, a process that ends early waits at most five minutes for the others.
   """
   path, trained, _, held_out, scores = run
-  describe = DESCRIPTIONS[choices.OBJECTIVES[trained.config.objective.name].loss]
+  loss = choices.OBJECTIVES[trained.config.objective.name].loss
+  describe = DESCRIPTIONS.get(loss, describe_scores)
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} documents):", ""]
   described = describe(run, scores)
@@ -93,16 +88,40 @@ class Description(NamedTuple):
   panels: dict[str, tuple[str, str]]
 
 
-def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Description:
+def describe_scores(run: Finished, scores: Mapping[str, float]) -> Description:
+  """Returns all scores under their names, without baselines, and samples that the model can make.
+
+  Args:
+    run: a finished run whose language-model loss has no line in DESCRIPTIONS.
+    scores: name of a held-out metric -> its value at the end of the run.
+  """
+  shares = ("accuracy", "precision", "recall")
+  table = [("", "model", "")]
+  for name, value in scores.items():
+    table.append((name, f"{value:.1%}" if name.endswith(shares) else f"{value:.4g}", ""))
+  lines = align(table)
+  if run.trained.can("generate") or run.trained.can("unmask"):
+    lines += describe_continuation(run)
+  if run.trained.can("fill"):
+    lines += describe_guesses(run)
+  panels = {name: (name, "nats" if name.endswith("loss") else "accuracy") for name in scores
+            if name.endswith(("loss", "accuracy"))}
+  return Description(lines, {}, panels)
+
+
+def describe_masked_lm(run: Finished, scores: Mapping[str, float], title: str = "Masked",
+                       hidden: str = "masked") -> Description:
   """Returns the scores of both heads next to their baselines, and masked words with guesses.
 
   Args:
     run: the finished run of a model with the ability "fill".
     scores: name of a held-out metric, such as 'mlm_accuracy' -> its value at the end of the run.
+    title: kind of language model, for the title of its panel.
+    hidden: which tokens the loss is computed for.
   """
   unigram = masked_unigram_baseline(run)
   loss = choices.OBJECTIVES[run.trained.config.objective.name].loss
-  name, (title, hidden) = loss.removesuffix("_loss"), HIDDEN_TOKENS[loss]
+  name = loss.removesuffix("_loss")
   table = [
       ("", "model", "unigram", ""),
       (f"{name.upper()} accuracy", f"{scores[f'{name}_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
@@ -111,7 +130,7 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
        f"{unigram.perplexity:.1f}", "lower is better; 1 would be certainty")]
   baselines = {loss: (math.log(unigram.perplexity), "token frequencies, no context")}
   notes = ["unigram: knows how frequent each token is, and sees no context."]
-  panels = {loss: (title, f"loss per {hidden} token, nats")}
+  panels = {loss: (f"{title} language model", f"loss per {hidden} token, nats")}
   row_format = formats.find(run.trained.config)
   metric = f"{row_format.PAIR_NAME}_accuracy"
   if row_format.PAIR_NAME and metric not in scores:
@@ -127,10 +146,7 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
   if "rtd_recall" in scores:
     table += [("", "", "", ""), *replaced_rows(scores)]
     panels["rtd_loss"] = "Replaced tokens", "loss per token, nats"
-  lines = [*align(table), "", *(f"  {note}" for note in notes)]
-  if guesses := guess_words(run.trained, run.held_out):
-    lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
-              "", *guesses]
+  lines = [*align(table), "", *(f"  {note}" for note in notes), *describe_guesses(run)]
   return Description(lines, baselines, panels)
 
 
@@ -161,8 +177,7 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
   lines = [
       *align(table), "",
       "  bigram: knows which token follows which. unigram: knows how frequent each token is.",
-      "", "A sampled continuation (temperature 0.8, top 40):", "",
-      *(line for text in continuation(run.trained).splitlines() for line in wrap(text))]
+      *describe_continuation(run)]
   return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
                      {"lm_loss": ("Next token", "loss per token, nats")})
 
@@ -184,10 +199,8 @@ def describe_bidirectional_lm(run: Finished, scores: Mapping[str, float]) -> Des
       ("accuracy", f"{scores['bilm_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
        "words guessed right")]
   lines = [*align(table), "",
-           "  unigram: knows how frequent each word is, and sees no context."]
-  if guesses := guess_words(run.trained, run.held_out):
-    lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
-              "", *guesses]
+           "  unigram: knows how frequent each word is, and sees no context.",
+           *describe_guesses(run)]
   return Description(lines, {"bilm_loss": (math.log(unigram.perplexity), "word frequencies")},
                      {"bilm_loss": ("Next and previous word", "loss per word, nats")})
 
@@ -206,13 +219,9 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
        "lower is better; 1 would be certainty"),
       ("accuracy", f"{scores['diffusion_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
        "masked tokens guessed right, over all rates")]
-  lines = [
-      *align(table), "", "  unigram: knows how frequent each token is, and sees no context.",
-      "", "A continuation, unmasked token by token (temperature 0.8, top 40):", "",
-      *(line for text in continuation(run.trained).splitlines() for line in wrap(text))]
-  if guesses := guess_words(run.trained, run.held_out):
-    lines += ["", "Held-out sentences with one [word] hidden from the model, and its guesses:",
-              "", *guesses]
+  lines = [*align(table), "", "  unigram: knows how frequent each token is, and sees no context.",
+           *describe_continuation(run, "A continuation, unmasked token by token"),
+           *describe_guesses(run)]
   return Description(lines, {"diffusion_loss": (math.log(unigram.perplexity),
                                                 "token frequencies, no context")},
                      {"diffusion_loss": ("Masked diffusion", "bound per token, nats")})
@@ -222,22 +231,15 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
 REPLACED_SCORES = {"precision": "share of the tokens called replaced that are",
                    "recall": "share of the replaced tokens that are found"}
 
-# Loss of a model that fills in tokens -> (its name, which tokens it is computed for).
-HIDDEN_TOKENS = {"mlm_loss": ("Masked language model", "masked"),
-                 "plm_loss": ("Permutation language model", "predicted")}
-# Language-model loss of the objective -> function that describes the model in the report.
-DESCRIPTIONS = {"mlm_loss": describe_masked_lm, "plm_loss": describe_masked_lm,
-                "lm_loss": describe_causal_lm, "bilm_loss": describe_bidirectional_lm,
-                "diffusion_loss": describe_diffusion}
-
-
-def wrap(text: str) -> list[str]:
-  """Returns a text as indented lines of at most 96 characters.
-
-  Args:
-    text: one paragraph.
-  """
-  return textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="  ")
+# Language-model loss of the objective -> function that describes the model in the report, with
+# baselines. A loss without a line is described by `describe_scores`.
+DESCRIPTIONS: Mapping[str, Callable[[Finished, Mapping[str, float]], Description]] = {
+    "mlm_loss": describe_masked_lm,
+    "plm_loss": functools.partial(describe_masked_lm, title="Permutation", hidden="predicted"),
+    "lm_loss": describe_causal_lm,
+    "bilm_loss": describe_bidirectional_lm,
+    "diffusion_loss": describe_diffusion,
+}
 
 
 def align(table: Sequence[Sequence[str]]) -> list[str]:
@@ -246,107 +248,14 @@ def align(table: Sequence[Sequence[str]]) -> list[str]:
   Args:
     table: rows of (name, number, ..., note), as text.
   """
-  lines = []
+  lines, width = [], max(16, *(len(name) for name, *_ in table))
   for name, *numbers, note in table:
     cells = "".join(f"{number:>10}" for number in numbers)
-    lines.append(f"  {name:16}{cells}   {note}".rstrip())
+    lines.append(f"  {name:{width}}{cells}   {note}".rstrip())
   return lines
 
 
-# ----------------------------------------------------------------- samples
-
-
-MOST_DOCUMENTS = 1_000  # Documents among which a suitable sentence is looked for.
-
-
-def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
-  """Returns held-out sentences with one word masked, and the five likeliest tokens in its place.
-
-  The rank of the word is added if the word is not among the five.
-
-  Args:
-    trained: a masked LM.
-    held_out: documents to draw sentences from; the draws are always the same for a corpus.
-    num_sentences: number of sentences.
-  Returns:
-    Lines of the report.
-  """
-  tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
-  around = marks.of_encoder(tokenizer, families.find(trained.config).cls_last)
-  is_whole = whole_words(tokenizer)
-  continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
-  longest = min(40, trained.config.model.max_positions - around.count())
-  lines = []
-  for document in rng.permutation(len(held_out))[:MOST_DOCUMENTS]:
-    sentence = pick_sentence(held_out, int(document), rng)
-    followed = np.append(continues[sentence[1:]] & ~ends[sentence[:-1]], False)
-    places = np.flatnonzero(is_whole[sentence] & ~followed)
-    if not 8 <= len(sentence) <= longest or not len(places):
-      continue
-    place = int(rng.choice(places))
-    hidden = sentence[place]
-    row = around.enclose(sentence)
-    p, = fill.predict_masked(trained, row, [place + around.num_before])
-    order = fill.likeliest(tokenizer, p, len(p)).tolist()
-    guesses = ", ".join(f"{fill.name_token(tokenizer, i, continues[i])} {p[i]:.0%}"
-                        for i in order[:5])
-    # Spaces are correct only if the text is decoded from its beginning.
-    before, through, whole = (tokenizer.decode(sentence[:n]) for n in (place, place + 1, None))
-    word = through[len(before):].strip()
-    rank = "" if hidden in order[:5] else f" ({word}: rank {order.index(hidden) + 1})"
-    lines += [*wrap(f"{before} [{word}]{whole[len(through):]}".strip()),
-              f"      guesses: {guesses}{rank}"]
-    num_sentences -= 1
-    if not num_sentences:
-      break
-  return lines
-
-
-def pick_sentence(corpus: Corpus, document: int, rng: np.random.Generator) -> np.ndarray:
-  """Returns a random sentence of a document.
-
-  Args:
-    corpus: corpus of the document.
-    document: index of the document.
-    rng: draws the sentence.
-  Returns:
-    Token ids, int32 [N].
-  """
-  first, last = corpus.document_offsets[document:document + 2]
-  lengths = corpus.sentence_lengths[first:last]
-  i = rng.integers(len(lengths))
-  start = int(lengths[:i].sum())
-  return corpus.tokens([document])[0][start:start + int(lengths[i])].astype(np.int32)
-
-
-def whole_words(tokenizer: Tokenizer) -> np.ndarray:
-  """Finds the tokens that begin a word and consist of at least four letters.
-
-  Args:
-    tokenizer: tokenizer of the model.
-  Returns:
-    bool [vocab_size].
-  """
-  begins = ~tokenizer.continues_word()
-  texts = [tokenizer.decode([i]).strip() for i in range(tokenizer.vocab_size)]
-  return begins & np.array([text.isalpha() and len(text) >= 4 for text in texts])
-
-
-def continuation(trained: Trained) -> str:
-  """Returns PROMPT with a sampled continuation, within the rows of the last phase.
-
-  Args:
-    trained: the model, with the ability "generate" or "unmask".
-  """
-  generator = generate.find_generator(trained)
-  half = trained.config.phases[-1].seq_len // 2
-  prompt = trained.tokenizer.encode([PROMPT])[0][:half]
-  if not len(prompt) and not generator.num_marks:
-    prompt = np.array([trained.tokenizer.eod_id])
-  room = trained.config.phases[-1].seq_len - len(prompt) - generator.num_marks
-  added, = generator.add(trained, [prompt], min(60, room),
-                         generate.Sampling(temperature=0.8, top_k=40))
-  return trained.tokenizer.decode([*prompt, *added])
+# ----------------------------------------------------------------- picture
 
 
 SMOOTHED_SHARE = 0.05  # The training's accuracy is averaged over this share of its points.

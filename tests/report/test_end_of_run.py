@@ -13,13 +13,14 @@ from matplotlib import image
 
 from bertgpt import cli
 from bertgpt import config as config_lib
-from bertgpt.config import recipes
+from bertgpt.config import choices, recipes
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import Vocabulary, make_vocabulary
 from bertgpt.inference import fill
 from bertgpt.report import end_of_run as report
+from bertgpt.report import samples
 from bertgpt.report.baselines import (
     causal_baselines,
     larger_class_share,
@@ -237,6 +238,34 @@ def test_a_report_without_a_single_held_out_pair_has_no_score_of_pairs(tmp_path,
   assert "MLM perplexity" in report and "SOP accuracy" not in report
 
 
+def test_the_losses_of_all_objectives_have_a_description_and_no_others():
+  losses = {objective.loss for objective in choices.OBJECTIVES.values()}
+  assert report.DESCRIPTIONS.keys() == losses
+
+
+@pytest.mark.parametrize("run, sample", [("bert", "guesses: "), ("gpt", "A sampled continuation")])
+def test_the_report_about_a_new_loss_has_all_scores_and_samples(
+    request, monkeypatch, tmp_path, run, sample):
+  """A run with a new objective must not end with an error after its last step."""
+  run = request.getfixturevalue(run)
+  name = run.trained.config.objective.name
+  monkeypatch.setitem(choices.OBJECTIVES, name,
+                      choices.OBJECTIVES[name]._replace(loss="word_order_loss"))
+  scores = {"word_order_loss": 3.25, "word_order_accuracy": 0.125, "word_order_perplexity": 25.79,
+            "far_recall": 0.5}
+  (tmp_path / "metrics.jsonl").write_text(
+      '{"step": 2, "train/loss": 5.0, "train/word_order_loss": 4.0}\n'
+      '{"step": 4, "train/loss": 4.0, "train/word_order_loss": 3.0}\n')
+  shutil.copy(run.finished.path / "config.json", tmp_path)
+  report.write(run.finished._replace(path=tmp_path, scores=scores))
+  text = (tmp_path / "report.md").read_text()
+  rows = dict(line.split() for line in text.splitlines()[3:7])
+  assert rows == {"word_order_loss": "3.25", "word_order_accuracy": "12.5%",
+                  "word_order_perplexity": "25.79", "far_recall": "50.0%"}
+  assert sample in text and (tmp_path / "loss.png").is_file()
+  assert_aligned(text.splitlines())
+
+
 def test_columns_of_the_report_are_aligned(finished):
   assert_aligned((finished / "report.md").read_text().splitlines())
 
@@ -324,7 +353,7 @@ def test_curves_of_a_run_too_short_to_be_logged(tmp_path):
 
 
 def test_guesses_are_words_of_held_out_sentences(bert):
-  text = "\n".join(report.guess_words(bert.trained, bert.held_out))
+  text = "\n".join(samples.guess_words(bert.trained, bert.held_out))
   found = re.findall(r"^  (\S.*(?:\n  \S.*)*)\n      guesses: (.*)$", text, re.MULTILINE)
   assert len(found) == 5
   for sentence, guesses in found:
@@ -343,7 +372,7 @@ def test_sentences_with_a_hidden_word_are_as_they_were(bert):
   """Sentences differ from the text only by the brackets: no space comes before a period."""
   documents = [bert.trained.tokenizer.decode(tokens)
                for tokens in bert.held_out.tokens(np.arange(len(bert.held_out)))]
-  lines = report.guess_words(bert.trained, bert.held_out)
+  lines = samples.guess_words(bert.trained, bert.held_out)
   sentences = [line.strip() for line in lines if "guesses: " not in line]
   assert len(sentences) == 5
   for sentence in sentences:
@@ -359,7 +388,7 @@ def test_special_tokens_are_no_guesses(bert):
   trained = bert.trained._replace(params=params)
   tokens = np.array([tokenizer.cls_id, tokenizer.mask_id, tokenizer.sep_id])
   assert fill.predict_masked(trained, tokens, [1])[0, specials].sum() > 0.99
-  lines = [line for line in report.guess_words(trained, bert.held_out) if "guesses: " in line]
+  lines = [line for line in samples.guess_words(trained, bert.held_out) if "guesses: " in line]
   assert len(lines) == 5
   for name in ("PAD", "UNK", "CLS", "SEP", "MASK", "endoftext"):
     assert not any(name in line for line in lines)
