@@ -1,6 +1,7 @@
 """Masking: statistics and exact counts; losses against NumPy."""
 
 import collections
+import zlib
 
 import jax
 import numpy as np
@@ -48,6 +49,16 @@ def corrupt(batch, seed=0, row_ids=None, **objective):
   function = jax.jit(objectives.make_objective(config, make_vocabulary()).corrupt)
   row_ids = np.arange(rows) if row_ids is None else row_ids
   return jax.device_get(function(batch, jax.random.key(seed), row_ids))
+
+
+@pytest.mark.parametrize("expected, objective", [
+    (116073115, {"mask_rule": "bert"}), (3315740159, {"mask_rule": "fairseq"}),
+    (2416891040, {"mask_rule": "bernoulli"}), (2865042019, {"name": "rtd"})])
+def test_masks_are_those_of_existing_runs(expected, objective):
+  """Recorded with the keys of earlier versions: split(key, 3), fold_in(key, 3) and (key, 4)."""
+  masked = corrupt(make_batch(rows=64)[0], **objective)
+  arrays = b"".join(np.ascontiguousarray(masked[name]).tobytes() for name in sorted(masked))
+  assert zlib.crc32(arrays) == expected
 
 
 def test_counts_are_those_of_the_published_preparation():

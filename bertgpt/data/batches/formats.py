@@ -25,7 +25,6 @@ A format whose rows continue the rows of the previous step has these too:
 """
 
 import importlib
-import inspect
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -58,15 +57,6 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
     phase: one of `config.phases`.
   """
   return find(config).specs(config, phase)
-
-
-def has_streams(config: ConfigDict) -> bool:
-  """Returns whether every row continues the same row of the previous step.
-
-  Args:
-    config: whole config.
-  """
-  return "num_streams" in inspect.signature(find(config).plan).parameters
 
 
 def has_one_sequence(config: ConfigDict) -> bool:
@@ -145,7 +135,7 @@ def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, 
   windows = windows or divide(corpus.document_lengths, 1)
   texts = select(corpus, draw_documents(corpus, windows, window, key))
   rng = make_rng((*key, window))
-  if has_streams(config):
+  if choices.OBJECTIVES[config.objective.name].continues_rows:
     plan = find(config).plan(texts, config, seq_len, rng, num_streams)
     return plan if num_rows is None else plan.fit(num_rows)
   plan = find(config).plan(texts, config, seq_len, rng)

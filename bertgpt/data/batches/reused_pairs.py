@@ -31,7 +31,7 @@ HAS_TARGET = False
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator,
-         num_streams: int = 1) -> Plan:
+         num_streams: int) -> Plan:
   """Returns the rows of streams, in order: row r is step r // num_streams of its stream.
 
   The text is cut into streams of equal length. X has `objective.permutation_block` tokens; A and B

@@ -45,7 +45,7 @@ HAS_TARGET = False  # The targets have arrays of their own.
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator,
-         num_streams: int = 1) -> Plan:
+         num_streams: int) -> Plan:
   """Returns the rows of all streams, step by step: row s * num_streams + b is step s of stream b.
 
   The sentences are divided so that the streams are about equally long; short ones end with empty

@@ -18,6 +18,10 @@ from bertgpt.models import Inputs, cross_entropy
 from bertgpt.training.objectives import words
 from bertgpt.training.objectives.objective import Batch, Sums, name_sums
 
+# What is drawn for a row -> the number that is folded into its key. Two draws with the same number
+# would have the same random bits. Existing runs depend on the numbers: append new ones.
+PLACES, KINDS, TOKENS, COUNT, SAMPLES = range(5)
+
 
 def init_inputs(batch: Batch) -> Inputs:
   """Returns inputs with which a masked LM creates all its parameters, with one slot per row.
@@ -79,15 +83,15 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
     tokens_BL = batch["tokens"]
     slots = slots_of[tokens_BL.shape[1]]
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
-    keys_B3 = jax.vmap(lambda k: jax.random.split(k, 3))(row_keys_B)
+    keys_of = lambda draw: jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, draw)
     is_candidate_BL = (batch["sequence_ids"] > 0) & jnp.asarray(is_candidate_V)[tokens_BL]
-    count_B = rule.draw_count(row_keys_B, batch["sequence_ids"] > 0, objective.mask_prob, slots)
+    count_B = rule.draw_count(keys_of(COUNT), batch["sequence_ids"] > 0, objective.mask_prob, slots)
     continues_BL = words.continues_words(vocabulary, tokens_BL) if objective.whole_words else None
-    order_BL, count_B = choose(keys_B3[:, 0], is_candidate_BL, continues_BL, count_B)
+    order_BL, count_B = choose(keys_of(PLACES), is_candidate_BL, continues_BL, count_B)
     positions_BK = order_BL[:, :slots].astype(jnp.int32)
     weights_BK = (jnp.arange(slots) < count_B[:, None]).astype(jnp.float32)
     targets_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
-    shown_BK = replace_tokens(keys_B3[:, 1], keys_B3[:, 2], targets_BK, objective,
+    shown_BK = replace_tokens(keys_of(KINDS), keys_of(TOKENS), targets_BK, objective,
                               vocabulary.mask_id, drawn_ids)
     shown_BK = jnp.where(weights_BK > 0, shown_BK, targets_BK)
     return {**batch, "tokens": put(tokens_BL, positions_BK, shown_BK),
@@ -128,7 +132,7 @@ def round_count_by_chance(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: f
   References:
     facebookresearch/fairseq, data/mask_tokens_dataset.py, 2019
   """
-  chance_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3)))(keys_B)
+  chance_B = jax.vmap(jax.random.uniform)(keys_B)
   length_B = is_text_BL.sum(1)
   return jnp.minimum(jnp.floor(length_B * mask_prob + chance_B).astype(jnp.int32), slots)
 
@@ -146,7 +150,7 @@ def count_draws(keys_B: jax.Array, is_text_BL: jax.Array, mask_prob: float,
     AnswerDotAI/ModernBERT, src/sequence_packer.py, 2024
   """
   length = is_text_BL.shape[1]
-  draws_BL = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3), (length,)))(keys_B)
+  draws_BL = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
   return jnp.minimum((is_text_BL & (draws_BL < mask_prob)).sum(1), slots)
 
 

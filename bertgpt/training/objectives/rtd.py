@@ -36,8 +36,8 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def corrupt(batch, key, row_ids_B):
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
-    words_B2 = jax.vmap(lambda k: jax.random.key_data(jax.random.fold_in(k, 4)))(keys_B)
-    return mask(batch, key, row_ids_B) | {"sample_words": words_B2}
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, masking.SAMPLES)
+    return mask(batch, key, row_ids_B) | {"sample_words": jax.random.key_data(keys_B)}
 
   def weights(batch):
     losses = masking.weigh_mlm(batch)

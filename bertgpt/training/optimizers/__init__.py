@@ -8,20 +8,20 @@ direction u; the train step applies the learning rate of its own step counter,
 so weight decay (`+ weight_decay * p` inside u) is decoupled from the gradient. A gradient that
 is not finite is handled by the train step. All optimizers read `optimizer.weight_decay`,
 `decay_rule`, which says which parameters decay, and `layer_decay`, which makes the steps of lower
-layers shorter; all but `nvlamb` read `clip_norm`:
+layers shorter; `choices.OPTIMIZERS` lists the other fields that each of them reads:
 
-| name            | moments                            | trust ratio | also reads                |
-|-----------------|------------------------------------|-------------|---------------------------|
-| `bert_adamw`    | Adam without bias correction       |             | b1, b2, epsilon           |
-| `adamw`         | Adam                               |             | b1, b2, epsilon           |
-| `fairseq_adamw` | Adam, epsilon before correction    |             | b1, b2, epsilon           |
-| `stable_adamw`  | Adam, shorter step if v lags       |             | b1, b2, epsilon           |
-| `lamb`          | Adam                               | all         | b1, b2, epsilon           |
-| `nvlamb`        | Adam of the normalized gradient    | weights     | b1, b2, epsilon           |
-| `albert_lamb`   | Adam without bias correction       | weights     | b1, b2, epsilon           |
-| `adafactor`     | factored second moment, no first   |             |                           |
-| `adagrad`       | sum of squares, no first           |             | initial_accumulator       |
-| `muon`          | matrices: momentum; the rest: Adam |             | b1, b2, epsilon, momentum |
+| name            | moments                            | trust ratio |
+|-----------------|------------------------------------|-------------|
+| `bert_adamw`    | Adam without bias correction       |             |
+| `adamw`         | Adam                               |             |
+| `fairseq_adamw` | Adam, epsilon before correction    |             |
+| `stable_adamw`  | Adam, shorter step if v lags       |             |
+| `lamb`          | Adam                               | all         |
+| `nvlamb`        | Adam of the normalized gradient    | weights     |
+| `albert_lamb`   | Adam without bias correction       | weights     |
+| `adafactor`     | factored second moment, no first   |             |
+| `adagrad`       | sum of squares, no first           |             |
+| `muon`          | matrices: momentum; the rest: Adam |             |
 
 The table of the family (`models.parameters`) says which parameters are weights (which decay by
 default), which are matrices and which are stacked over the layers.

@@ -1,4 +1,4 @@
-"""Services that show the curves of runs: one module and one line of the table per tracker.
+"""Services that show the curves of runs. Each is a file, found by its name in `choices.TRACKERS`.
 
 The module of a tracker has
 
@@ -27,11 +27,6 @@ from bertgpt.errors import ConfigError, exit_code
 from bertgpt.runs import workdir
 from bertgpt.training import sinks
 
-# Name in `log.trackers` -> its module.
-TRACKERS = {
-    "trackio": "bertgpt.training.trackers.trackio_",
-    "wandb": "bertgpt.training.trackers.wandb_",
-}
 MAX_WAITING = 10_000  # Points that may wait for a tracker; further ones are dropped.
 CLOSE_S = 15          # Time for a tracker to send its last points, at the end of the program.
 
@@ -110,7 +105,7 @@ class Tracker(sinks.Sink):
     """Starts the process.
 
     Args:
-      name: key of TRACKERS.
+      name: key of `choices.TRACKERS`.
       run: the run.
     """
     super().__init__(pathlib.Path(f"log.trackers={name}"))

@@ -22,14 +22,14 @@ def main(name: str) -> int:
   """Passes everything on to a tracker; returns the exit code.
 
   Args:
-    name: key of `trackers.TRACKERS`.
+    name: key of `choices.TRACKERS`.
   """
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)  # The end of the input is what ends this process.
   threading.Thread(target=_end_after_parent, args=(os.getppid(),), daemon=True).start()
   lines = map(json.loads, sys.stdin)
   try:
-    module = importlib.import_module(trackers.TRACKERS[name])
+    module = importlib.import_module(f"{trackers.__name__}.{name}")
     log, finish = module.start(trackers.Run(**next(lines)))
     code = LOST
     for line in lines:

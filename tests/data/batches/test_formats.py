@@ -1,5 +1,6 @@
 """bertgpt.data.batches: BERT's algorithm against a plain copy of it, and tokens per epoch."""
 
+import inspect
 import random
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import pytest
 from memory_corpus import make_corpus, random_corpus
 
 from bertgpt import config as config_lib
+from bertgpt.config import choices
 from bertgpt.data.batches import formats
 from bertgpt.data.batches import pairs as pairs_lib
 from bertgpt.data.batches import parts as parts_lib
@@ -42,6 +44,13 @@ def make_texts(corpus):
 def draw(corpus, max_tokens, seed=0, **data):
   return pairs_lib.draw_pairs(make_texts(corpus), make_config(**data).data, max_tokens,
                               np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("objective", choices.OBJECTIVES)
+def test_only_formats_whose_rows_continue_rows_are_planned_in_streams(objective):
+  plan = formats.find(make_config(objective)).plan
+  assert (("num_streams" in inspect.signature(plan).parameters)
+          == choices.OBJECTIVES[objective].continues_rows)
 
 
 # ------------------------------------------------------ the published loop

@@ -5,7 +5,7 @@ import pytest
 from memory_corpus import CLS, FIRST, PAD, SEP, make_corpus, random_corpus
 
 from bertgpt import config as config_lib
-from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches import loader
 
 CORPORA = {
     "ordinary": random_corpus(40, 12, 15),
@@ -116,4 +116,3 @@ def test_batch_sizes_of_phases_must_be_equal():
   config.phases = (*config.phases, config_lib.phase(seq_len=20, batch_size=8))
   (line,) = config_lib.find_problems(config)
   assert line.startswith("phases[].batch_size: with objective bilm")
-  assert formats.has_streams(config)
