@@ -9,7 +9,6 @@ Axes: B batch, L query length, S key length, N heads, H width of a head.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -19,8 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from bertgpt.config import ConfigDict, attention_kernels, families, layer_loop, rematerialization
-from bertgpt.config.families.family import num_global_layers
+from bertgpt.config import attention_kernels
 from bertgpt.devices import sharding
 from bertgpt.models import flash_attention
 from bertgpt.models.cache import Cache
@@ -106,35 +104,6 @@ def attend_cached(q_BLNH: jax.Array, cache: Cache, positions_BL: jax.Array, wind
     is_near_BLS = at_S >= positions_BL[:, :, None] - window
     mask_BLS &= is_near_BLS if is_global is None else is_near_BLS | is_global
   return join_heads(mix(_weigh(q_BLNH * _scale(q_BLNH), cache.k, mask_BLS[:, None]), cache.v))
-
-
-def explain(config: ConfigDict) -> list[str]:
-  """Returns lines on the choices for training, with reasons: the attention kernel of every phase,
-  the loop over layers, and the values that layers save for the backward pass.
-
-  Args:
-    config: a whole config; a family without transformer layers has no such choices.
-  """
-  model = config.model
-  lines = []
-  family = families.find(config)
-  for (i, phase), stack in itertools.product(enumerate(config.phases), family.stacks):
-    layer = attention_kernels.layer_of(model, phase.seq_len, sharding.platform(),
-                                       sharding.compute_capability(), stack)
-    name, reason = attention_kernels.choose(model.attention, layer)
-    if model.window:
-      how = attention_kernels.explain_window(name, family.kind == "decoder")
-      num_local = model.num_layers - num_global_layers(model)
-      reason += f"; a window of {model.window} in {num_local} layers: {how}"
-    of = f" of the {stack.removesuffix('_')}" if stack else ""
-    lines.append(f"phases[{i}], {phase.seq_len} tokens per row: attention{of} by {name}: {reason}")
-  if not family.stacks:
-    return lines
-  layers, reason = layer_loop.choose(model.scan_unroll, sharding.platform(), model.num_layers)
-  lines.append(f"{layers} of {model.num_layers} layers per iteration of the loop: {reason}")
-  remat, reason = rematerialization.choose(model.remat, sharding.platform())
-  lines.append(f"values that layers save for the backward pass: remat={remat}: {reason}")
-  return lines
 
 
 # --------------------------------------------------------------------- xla

@@ -22,6 +22,7 @@ from bertgpt.runs import checkpoint, former, history, metrics_file, retention, w
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 from bertgpt.training import evaluate, spikes, steps
+from bertgpt.training.explain import explain
 from bertgpt.training.run import Run, open_run
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog, is_due
@@ -200,6 +201,8 @@ def open_loop(run: Run, stack: contextlib.ExitStack) -> Loop:
   skipped = spikes.SkippedSteps(path, first_step, run.corpus, config)
   log = stack.enter_context(contextlib.closing(StepLog(
       config, path, first_step, on_skip=skipped.write)))
+  for line in explain(config):
+    log.message(line)
   announce(run, log, first_step)
   return Loop(run, checkpoints, log, state)
 

@@ -25,9 +25,9 @@ from bertgpt.config import MESH_AXES, ConfigDict, compiler_options
 from bertgpt.data.batches import formats, loader
 from bertgpt.devices import events, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
-from bertgpt.models import attention
 from bertgpt.runs import checkpoint, history
 from bertgpt.training import loop, per_run, steps
+from bertgpt.training.explain import explain
 from bertgpt.training.loop import Finished
 from bertgpt.training.run import Run, open_run
 from bertgpt.training.spikes import SkippedSteps
@@ -268,7 +268,7 @@ def _start(together: Stack, stack: contextlib.ExitStack) -> tuple[TrainState, li
     log = stack.enter_context(contextlib.closing(StepLog(
         run.config, run.path, step, name=run.path.name,
         on_skip=SkippedSteps(run.path, step, run.corpus, run.config).write)))
-    for line in () if members else attention.explain(run.config):  # The same for all.
+    for line in () if members else explain(run.config):  # The same for all.
       log.message(line)
     loop.announce(run, log, step)
     members.append(Member(run, checkpoints, log, step))

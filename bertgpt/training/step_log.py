@@ -15,7 +15,6 @@ from bertgpt.config import ConfigDict
 from bertgpt.config.flops import flops_until
 from bertgpt.devices import hardware
 from bertgpt.errors import DivergedError
-from bertgpt.models import attention
 from bertgpt.training import metrics, spikes, trackers
 from bertgpt.training.pace import Pace
 from bertgpt.training.writer import Writer
@@ -42,8 +41,7 @@ class StepLog:
       first_step: steps done before; logged steps beyond it are dropped.
       on_skip: called with a step that was not applied, its loss and its gradient norm.
       is_static: whether all rows have the length of their phase; otherwise MFU is not logged.
-      name: name of the run, if several runs print their lines at the same time. It does not say how
-        attention is computed.
+      name: name of the run, if several runs print their lines at the same time.
     """
     self._config, self._is_static, self._on_skip = config, is_static, on_skip
     is_first = jax.process_index() == 0
@@ -51,8 +49,6 @@ class StepLog:
                           tensorboard=config.log.tensorboard, active=is_first, name=name,
                           work=functools.partial(flops_until, config),  # Phases differ.
                           trackers=trackers.start(config, path) if is_first else ())
-    for line in attention.explain(config) if is_static and not name else ():
-      self._writer.message(line)
     self._has_guard = config.train.spike_guard != "off"
     self._or_spikes = ", or spikes," if self._has_guard else ""
     self._pending: tuple[int, Any] | None = None

@@ -4,7 +4,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import choices, families, presets
-from bertgpt.models import attention
+from bertgpt.training.explain import explain
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -77,7 +77,7 @@ def test_a_kernel_that_only_the_generator_cannot_run_is_refused():
 
 def test_the_choice_of_the_generators_kernel_is_explained():
   config = make_electra(attention="flash", generator_num_heads=2, generator_width=48)
-  own, generator = attention.explain(config)[:2]
+  own, generator = explain(config)[:2]
   assert "attention by flash" in own
   assert "attention of the generator by xla: flash needs a head width" in generator
 

@@ -13,9 +13,9 @@ from jax.sharding import SingleDeviceSharding
 
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
-from bertgpt.models import attention
 from bertgpt.planning import collectives, roofline, topologies
 from bertgpt.planning.collectives import Place
+from bertgpt.training.explain import explain
 
 
 @pytest.mark.libtpu
@@ -50,7 +50,7 @@ def test_a_gpu_without_triton_is_not_given_flash(capability, kernel, monkeypatch
   config.phases[0].seq_len = 128
   devices = topologies.open_topology("a100:1").devices
   with sharding.use_mesh(sharding.make_mesh(config, devices), config):
-    assert f"attention by {kernel}: " in attention.explain(config)[0]
+    assert f"attention by {kernel}: " in explain(config)[0]
 
 
 @pytest.mark.libtpu

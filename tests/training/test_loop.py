@@ -116,7 +116,9 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
   assert not (path / "report.md").exists(), "an evaluation that is made again belongs to no report"
   assert "the rate at step" not in capsys.readouterr().err
   resume("--config.phases[0].steps=40", "--config.log.every_steps=1")
-  lines = [line for line in capsys.readouterr().err.splitlines() if "the rate at step" in line]
+  written = capsys.readouterr().err.splitlines()
+  assert sum("tokens per row: attention by" in line for line in written) == 1
+  lines = [line for line in written if "the rate at step" in line]
   assert lines == ["note: the rate at step 20 is now 0.01, it was 0.001, because the run now has "
                    "40 steps instead of 20"]
   rates = dict(metrics_file.read_curves(path)["train/learning_rate"])

@@ -330,6 +330,7 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
   lines = capsys.readouterr().err.splitlines()
   assert "/000: step 4: loss or gradient not finite in 3" in lines[-1]
   assert sum("The other runs continue" in line for line in lines) == 1
+  assert sum("tokens per row: attention by" in line for line in lines) == 1, "the same for all runs"
   (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
   assert row["workdir"].endswith("/001")
   assert not (tmp_path / "sweep" / "000" / "report.md").exists()

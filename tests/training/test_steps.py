@@ -11,9 +11,9 @@ from bertgpt import config as config_lib
 from bertgpt.config import choices, families, recipes
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
-from bertgpt.models import attention
 from bertgpt.planning import aot
 from bertgpt.training import evaluate, objectives, steps
+from bertgpt.training.explain import explain
 
 # The programs of the other recipes differ from these in the sizes of arrays, or hardly at all.
 FAST = {"albert_base", "bert_base", "bert_large_lamb", "diffusion_mini", "electra_small",
@@ -283,7 +283,7 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
                           *(np.zeros(config.model.vocab_size, bool) for _ in range(2)))
   mesh = AbstractMesh((64, 1, 4), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
   with sharding.use_mesh(mesh, config, platform):
-    kernels = [line for line in attention.explain(config) if "attention by" in line]
+    kernels = [line for line in explain(config) if "attention by" in line]
     kernels = kernels or ["no attention"] * len(config.phases)
     setup = steps.make_setup(config, mesh, vocabulary)
     state = steps.make_abstract_state(setup)
