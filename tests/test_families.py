@@ -4,15 +4,18 @@ import importlib
 import pathlib
 import re
 
+import numpy as np
 import pytest
 import tiny
 
 from bertgpt import config as config_lib
 from bertgpt.config import choices, families
 from bertgpt.devices import sharding
-from bertgpt.models import parameter_table
-from bertgpt.models.parameters import find
+from bertgpt.hub.architecture import BODY
+from bertgpt.models import Param, parameter_table
+from bertgpt.models.parameters import find, find_part
 from bertgpt.training import steps
+from bertgpt.training.optimizers import transforms
 from bertgpt.trees import named_leaves
 
 # Ability -> methods of the model that it calls; see docs/extending.md.
@@ -82,6 +85,28 @@ def test_every_parameter_has_a_line_with_an_axis_for_each_dimension(name, object
   for path, x in named_leaves(params).items():
     axes = find(parameter_table(config), path).axes
     assert len(axes) == x.ndim, f"{path}: {axes} for the shape {x.shape}"
+    part = find_part(parameter_table(config), path)
+    group = path.split("/")[0]
+    assert part != "head" or group in families.HEADS, f"{path}: a head without a name"
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_rules_of_conversion_agree_with_the_table_on_what_a_head_is(name):
+  config = config_lib.base()
+  config.model.family = name
+  for architecture in importlib.import_module(f"bertgpt.hub.{name}").ARCHITECTURES:
+    for rule in architecture.rules:
+      is_head = find_part(parameter_table(config), rule.ours) == "head"
+      assert (rule.group not in BODY) == is_head, rule.ours
+
+
+def test_a_parameter_whose_line_names_no_part_has_no_factor_of_its_depth():
+  """A factor of 1 would be wrong without notice."""
+  config = config_lib.base()
+  config.optimizer.layer_decay = 0.5
+  transform = transforms.scale_by_depth(config, (Param(r"tokens/embedding$", ("vocab", None)),))
+  with pytest.raises(ValueError, match="of the parameter tokens/embedding has part=''"):
+    transform.update({"tokens": {"embedding": np.ones((4, 2))}}, ())
 
 
 def test_the_page_has_a_tested_size_of_every_preset():

@@ -123,6 +123,6 @@ def mean_of_texts(x_BLD: jax.Array, inputs: Inputs, config: FrozenConfigDict) ->
 
 
 PARAMETERS = (
-    Param(r"^head/kernel$", (None, None)),
-    Param(r"^head/bias$", (None,), decays=False),
+    Param(r"^head/kernel$", (None, None), part="head"),
+    Param(r"^head/bias$", (None,), decays=False, part="head"),
 )

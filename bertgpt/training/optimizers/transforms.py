@@ -35,9 +35,6 @@ def label(table: Table, choose: Callable[[Param], Any]) -> Callable[[Any], Any]:
   return label_tree
 
 
-# Prefixes of the paths of parameters that come before the layers.
-EMBEDDINGS = ("embeddings/", "generator_embeddings/", "words/", "encoder/mask_embedding")
-
 # `optimizer.decay_rule` -> (line of the table -> whether the parameter decays).
 DECAY_RULES: dict[str, Callable[[Param], bool]] = {
     "weights": lambda param: param.decays,
@@ -60,8 +57,8 @@ def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransforma
   """Returns a transform that makes the steps of lower layers shorter.
 
   With L layers and `optimizer.layer_decay` d, the factor is d^(L + 1 - l) in layer l = 0, 1, ...,
-  d^(L + 2) for embeddings and 1 for what comes after the layers. A group of layers with the same
-  parameters has the factor of its last layer.
+  d^(L + 2) for embeddings and 1 for all other parts. A group of layers with the same parameters has
+  the factor of its last layer.
 
   Args:
     config: a whole config.
@@ -74,14 +71,17 @@ def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransforma
   decay, layers = config.optimizer.layer_decay, config.model.num_layers
 
   def scale_array(path, u):
-    name = path_of(path).removeprefix("body/")
-    if numbered := re.match(r"encoder/\w*?_(\d+)_", name):  # For example encoder/lstm_1_kernel.
+    name = path_of(path)
+    part = parameters.find_part(table, name)
+    if part == "embedding":
+      return u * decay ** (layers + 2)
+    if part != "layer":
+      return u
+    if numbered := re.search(r"_(\d+)_", name):  # For example encoder/lstm_1_kernel.
       return u * decay ** (layers + 1 - int(numbered[1]))
-    if parameters.find(table, name).is_stacked:
-      last_layers = jnp.arange(1, len(u) + 1) * layers // len(u)  # Counted from 1.
-      factors = decay ** (layers + 2.0 - last_layers)
-      return u * factors.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype)
-    return u * decay ** (layers + 2) if name.startswith(EMBEDDINGS) else u
+    last_layers = jnp.arange(1, len(u) + 1) * layers // len(u)  # Counted from 1.
+    factors = decay ** (layers + 2.0 - last_layers)
+    return u * factors.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype)
 
   def scale(updates, params):
     del params
