@@ -8,27 +8,14 @@ Expected   After 3,300 steps, on held-out text: NSP accuracy 68.8% (share of the
            0 and 1: NSP 62.0%, 65.4% (54.3%), perplexity 70, 77 (718). With Python 3.12: NSP 73.1%
            (61.3%), perplexity 86 (726).
 
-NSP is the harder half of the objective: words that occur in both texts show that the texts belong
-together, and the model has to learn that it should compare them. Measured on held-out text, after
-2,200 steps or as much computation, with a vocabulary of 1,024 tokens unless noted:
+What the recipe owes its scores to; docs/log.md has the measurements of the first three:
 
-    rows of 64 only, 40% of the tokens masked       NSP 52.8% (55.3%)  perplexity  55 (unigram 416)
-    rows of 16 first, 40% masked                    NSP 52.5% (53.3%)              52 (426)
-    rows of 16 first, 20% masked                    NSP 54.1% (53.3%)              29 (430)
-    the same, 16% in rows of 64, half the rate      NSP 51.0% (53.3%)              29 (427)
-    this recipe, 2,048 tokens, 400 steps of 16      NSP 63.1% (58.6%)              79 (582)
-    this recipe, 4,096 tokens, 400 steps of 16      NSP 68.3% (56.5%)             111 (729)
-
-* With 4,096 tokens, most words are one token, which both texts can share. With 1,024, words are
-  spelled in pieces, and NSP needs more steps than a demonstration has. A token of the larger
-  vocabulary has 4.1 bytes on average and one of the smaller 3.1, so in bits per byte, a perplexity
-  of 105 with the larger one equals 33 with the smaller one.
+* NSP is the harder half of the objective: the model has to learn to compare the words of both
+  texts. With 4,096 tokens, most words are one token, which both texts can share.
 * Rows of 16 tokens come first: an average over 13 neighbors says more about a word than an average
-  over 60, so attention becomes useful sooner. With them, the model learns more than the frequencies
-  of tokens after 300 to 600 steps; 700 are enough. Their NSP scores mean nothing, because most have
-  a single sentence as A, whose B is always random.
-* Few tokens are masked: with 1,024 tokens, perplexity is 29 instead of 52, partly because the task
-  is easier. All predicted tokens are shown as [MASK], so that none can be copied.
+  over 60, so attention becomes useful sooner. Their NSP scores mean nothing, because most have a
+  single sentence as A, whose B is always random.
+* Few tokens are masked. All predicted tokens are shown as [MASK], so that none can be copied.
 * Muon trains the matrices. With rows of 32 tokens, perplexity is 378 after 600 steps, and 420 with
   AdamW (1e-3).
 * Position embeddings are initialized as sinusoids. Perplexity is 250 after 800 steps, and 331 with

@@ -15,17 +15,13 @@ Expected   With 14.7 M tokens of Wikipedia and of old books, on held-out text:
            is always random.
 
 Such a run sees 9 M tokens. With the paper's recipe, the model is then still on a plateau: it knows
-the frequencies of words and the topic of the text, but no grammar. What helps, with the measured
-held-out perplexity:
+the frequencies of words and the topic of the text, but no grammar. Two things help, by as much as
+docs/log.md says:
 
-* Rows of 16 tokens come first. With rows of 64 from the start, perplexity is 966 after 1,000 steps
-  with the same number of tokens, and falls slowly; with rows of 16 the plateau ends after 200
-  steps. An average over 13 neighbors says more about a word than an average over 60, so attention
-  becomes useful sooner.
-* The output bias is initialized with the frequencies of the tokens. When it was initialized with
-  zeros, perplexity was 1,405 instead of 1,264 after the same number of tokens (with a vocabulary of
-  30,522 and rows of 64): the run spent most of its steps on frequencies, and the vectors of all
-  rare tokens became similar.
+* Rows of 16 tokens come first. An average over 13 neighbors says more about a word than an average
+  over 60, so attention becomes useful sooner: the plateau ends after 200 steps.
+* The output bias is initialized with the frequencies of the tokens. With zeros, the run spends most
+  of its steps on frequencies, and the vectors of all rare tokens become similar.
 """
 
 from bertgpt.config import base, phase, presets
