@@ -282,7 +282,7 @@ TESTED_TOGETHER = {
     "inference.draws": "inference/test_generate.py",
     **dict.fromkeys(("inference.scorers.left_to_right", "inference.scorers.masked",
                      "inference.scorers.scorer"), "inference/test_scorers.py"),
-    **dict.fromkeys(("finetuning.prediction", "finetuning.start", "finetuning.tuning"),
+    **dict.fromkeys(("finetuning.evaluation", "finetuning.start", "finetuning.tuning"),
                     "finetuning/test_loop.py"),
     **dict.fromkeys(("finetuning.inputs.form", "finetuning.inputs.questions",
                      "finetuning.inputs.texts", "finetuning.inputs.words"),

@@ -196,7 +196,7 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(pair):
   from benchmarks import twin_pytorch
   pair.copy_weights()
   evaluator = evaluate.make_evaluator(pair.setup, pair.held_out)
-  expected = evaluate.run(evaluator, pair.state.params, 0)
+  expected = evaluate.evaluate_corpus(evaluator, pair.state.params, 0)
   found = pair.twin.evaluate([twin_pytorch.to_torch(batch, "cpu") for batch in
                               twin.held_out_batches(pair.config, pair.held_out)])
   for loss, value in found.items():

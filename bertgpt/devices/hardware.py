@@ -100,8 +100,8 @@ EFFICIENCY = {
 KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the smallest in XLA's estimates for TPU
 
 
-def check_products(matmul: str, name: str, chip: Chip | None,
-                   remedy: str = "model.matmul='bf16'") -> None:
+def check_matmul(matmul: str, name: str, chip: Chip | None,
+                 remedy: str = "model.matmul='bf16'") -> None:
   """Checks that a chip has matmuls of the requested precision.
 
   Args:

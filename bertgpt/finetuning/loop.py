@@ -28,7 +28,7 @@ from bertgpt import files, models, trees
 from bertgpt.config import ConfigDict, finetuning, recipes, resuming
 from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
-from bertgpt.finetuning import prediction, resume, tasks
+from bertgpt.finetuning import evaluation, resume, tasks
 from bertgpt.finetuning import results as results_lib
 from bertgpt.finetuning.start import init_from_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
@@ -252,7 +252,7 @@ def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[]
       print(f"{name} diverged: loss or gradient not finite. The run is left out", flush=True)
     return row | {"diverged": True}, None
   if is_first:
-    prediction.write_predictions(tuning.task, outputs, folder / "predictions")
+    evaluation.write_predictions(tuning.task, outputs, folder / "predictions")
   return row | {"steps": int(state.step), "seconds": round(seconds, 1), **scores}, state
 
 
@@ -291,7 +291,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     if first_step:
       log.message(f"{folder}: resuming after step {first_step}")
       if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
-        results = assess(tuning, program, log, state, should_stop)
+        results = evaluate_if_due(tuning, program, log, state, should_stop)
         if results is None:
           raise describe_stop(folder, first_step)
     for step, batch in log.pace.timed(iterate_batches(tuning, seed, first_step)):
@@ -309,7 +309,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
         log.finish_step()  # Raises if the run has diverged.
         save(step, wait=stop)
       if not stop and is_end_of_epoch(tuning, step):
-        results = assess(tuning, program, log, state, should_stop)
+        results = evaluate_if_due(tuning, program, log, state, should_stop)
         stop = results is None
       if stop:
         if not is_saved:
@@ -329,8 +329,8 @@ def describe_stop(folder: pathlib.Path, step: int) -> Preempted:
                    "command continues this run and keeps the completed ones")
 
 
-def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainState,
-           should_stop: Callable[[], bool]) -> prediction.Assessment | None:
+def evaluate_if_due(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainState,
+                    should_stop: Callable[[], bool]) -> evaluation.Evaluation | None:
   """Evaluates and logs a run after the last step of an epoch, if the config says so.
 
   Args:
@@ -350,7 +350,7 @@ def assess(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainSta
     raise DivergedError(f"step {step}: loss or gradient not finite")
   if not (is_last or tuning.config.eval.every_epoch):
     return {}, {}
-  found = prediction.evaluate(tuning, program, state.params, should_stop, with_tests=is_last)
+  found = evaluation.evaluate(tuning, program, state.params, should_stop, with_tests=is_last)
   if found is None:
     return None
   scores, outputs = found

@@ -68,13 +68,13 @@ def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
   """Returns the objective with one loss, `task_loss`, over examples."""
   del config, lm_weight
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     return score(_apply(model, batch), batch)
 
   def weights(batch):
     return {"task_loss": _task_weight(batch)}
 
-  return Objective(_specs, _keep, weights, evaluate, Inputs.of)
+  return Objective(_specs, _keep, weights, compute_sums, Inputs.of)
 
 
 def _keep(batch, key, row_ids):
@@ -171,7 +171,7 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
       both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
     return both
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     outputs_BC, prediction = _apply(model, batch)
     sums = score(outputs_BC, batch)
     if lm_weight:
@@ -181,7 +181,7 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
       sums["lm_loss"] = loss, weights_BL.sum()
     return sums
 
-  return Objective(_specs, _keep, weights, evaluate, Inputs.of)
+  return Objective(_specs, _keep, weights, compute_sums, Inputs.of)
 
 
 def _lm_targets(batch):

@@ -180,7 +180,7 @@ def _compute(predictor: Predictor, rows: Rows, batch_size: int,
   most = predictor.setting.config.max_length
   for index in rows_lib.order_evaluation(rows.lengths, batch_size):
     batch = rows_lib.collate(rows, index, batch_size, most, 0, row_lengths)
-    with trained_lib.exact_products(predictor.trained.config):
+    with trained_lib.matmul_precision(predictor.trained.config):
       values = jax.device_get(_outputs(predictor.head, predictor.model, predictor.params, batch))
     for row, i in enumerate(index):
       outputs[i] = values[row]

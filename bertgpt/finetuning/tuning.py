@@ -87,7 +87,7 @@ def check_run(config: ConfigDict, pretrained: Trained) -> None:
                       "it at ''")
   finetune_config.validate_run(run, jax.device_count(), jax.default_backend())
   kind = jax.devices()[0].device_kind
-  hardware.check_products(run.model.matmul, kind, hardware.find_chip(kind), "dtype='bfloat16'")
+  hardware.check_matmul(run.model.matmul, kind, hardware.find_chip(kind), "dtype='bfloat16'")
 
 
 def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,

@@ -146,7 +146,7 @@ def iterate_features(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
                             is_full=len(tokens) > batch_size)
     lengths_B = np.zeros(len(tokens_BL), np.int32)
     lengths_B[:len(which)] = [lengths[i] for i in which]
-    with trained_lib.exact_products(trained.config):
+    with trained_lib.matmul_precision(trained.config):
       x_B = jax.device_get(_features(trained.model, layer, params, tokens_BL, lengths_B))
     for i, x in zip(which.tolist(), x_B, strict=False):
       yield i, (x[:lengths[i]] if LAYERS[layer][1] else x).copy()

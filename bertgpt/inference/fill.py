@@ -121,7 +121,7 @@ def predict_masked(trained: Trained, tokens: np.ndarray,
   tokens[list(positions)] = trained.tokenizer.mask_id
   length = buckets.bucket(len(tokens), trained.config.model.max_positions)
   predict_1M = np.array([positions], np.int32)
-  with trained_lib.exact_products(trained.config):
+  with trained_lib.matmul_precision(trained.config):
     p_MV = _predict(trained.model, trained.params, buckets.pad([tokens], length, 1),
                     np.array([len(tokens)]), predict_1M)[0]
   return np.asarray(p_MV)

@@ -185,7 +185,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     starts_B = np.pad(lengths[which], fill, constant_values=1)
     ends_B = np.pad(ends[which], fill, constant_values=1)
     batch = Prompts(tokens_BS, starts_B, ends_B, np.pad(rows[which], fill))
-    with trained_lib.exact_products(trained.config):
+    with trained_lib.matmul_precision(trained.config):
       tokens_BS, lengths_B = jax.device_get(_continue(
           trained.model, prompt_size, params, batch, eod_id, jax.random.key(seed), sampling))
     for i, tokens_S, start, end in zip(which, tokens_BS, starts_B, lengths_B, strict=False):

@@ -92,7 +92,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     fill = (0, len(tokens_BL) - len(which))  # Added rows have no masks.
     slots = buckets.bucket(int(counts[which].max()), size)
     steps_B = counts[which] if steps is None else np.minimum(counts[which], steps)
-    with trained_lib.exact_products(trained.config):
+    with trained_lib.matmul_precision(trained.config):
       batch = Rows(tokens_BL, np.pad(lengths[which], fill), np.pad(starts[which], fill),
                    np.pad(counts[which], fill), np.pad(steps_B, fill, constant_values=1),
                    np.pad(rows[which], fill))

@@ -313,7 +313,7 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
     ConfigError: every problem of the config, on this machine.
   """
   config_lib.validate(config, *devices_of(topology))
-  hardware.check_products(config.model.matmul, f"--topology={topology.name}", topology.chip)
+  hardware.check_matmul(config.model.matmul, f"--topology={topology.name}", topology.chip)
   config = assume_vocabulary(config)
   first_with = {steps.program_key(config, i): i for i in reversed(phases)}
   lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]

@@ -71,7 +71,7 @@ class Trained(NamedTuple):
             or ability in choices.OBJECTIVES[self.config.objective.name].abilities)
 
 
-def exact_products(config: ConfigDict) -> contextlib.AbstractContextManager:
+def matmul_precision(config: ConfigDict) -> contextlib.AbstractContextManager:
   """Returns a context in which a model computes in the dtype that its config names.
 
   Without it, GPUs round the operands of float32 matmuls to TF32, and TPUs to bfloat16.

@@ -93,19 +93,19 @@ def make_eval_step(setup: Setup) -> Callable:
     key = jax.random.key(loader.EVAL_SEED)
     batch = objective.corrupt(batch, key, row_ids_B)
     model = BoundModel(setup.model, params, {}, carry)
-    return objectives.evaluate(objective, model, batch)
+    return objectives.compute_sums_and_carry(objective, model, batch)
 
   return eval_step
 
 
-def run(evaluator: Evaluator, params: dict, phase_index: int,
-        should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+def evaluate_corpus(evaluator: Evaluator, params: dict, phase_index: int,
+                    should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
   """Returns the mean of every metric over the whole set.
 
   The result does not depend on the batch size, the mesh or the number of hosts: rows that
   pad the last batch have weight 0, and sums are added in double precision. An objective with a
   carry is the exception: it starts from zeros, with one stream per row of a batch, so the result
-  depends on the batch size. Matmuls are computed in `model.dtype`, see `exact_products`.
+  depends on the batch size. Matmuls are computed in `model.dtype`, see `matmul_precision`.
 
   Args:
     evaluator: evaluator of the set.
@@ -124,7 +124,7 @@ def run(evaluator: Evaluator, params: dict, phase_index: int,
   running, pending = metrics.RunningSums(), None
   step = evaluator.find_program(phase_index)
   with (sharding.use_mesh(mesh, config), watchdog.restored(),
-        trained_lib.exact_products(config)):
+        trained_lib.matmul_precision(config)):
     layout = sharding.batch_sharding(mesh, config)
     rows = sharding.local_rows(layout, batch_size)
     carry = make_carry(evaluator, layout)
@@ -190,7 +190,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
     dtype: type of activations and matmuls; '': that of the training. `overrides` may change it.
   Returns:
-    Metric -> value, as `run` returns it.
+    Metric -> value, as `evaluate_corpus` returns it.
   Raises:
     ConfigError: `path` holds no run, an override is wrong or would change the model or the meaning
       of the scores, or the corpus was made with another tokenizer.
@@ -233,7 +233,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     print(f"note: {weights}, {loader.count_eval_rows(held_out, config, phase_index):,} rows of "
           f"{config.phases[phase_index].seq_len} tokens from {len(held_out):,} held-out documents, "
           f"computed in {config.model.dtype}", file=sys.stderr, flush=True)
-  return run(evaluator, params, phase_index) or {}  # Nothing stops it.
+  return evaluate_corpus(evaluator, params, phase_index) or {}  # Nothing stops it.
 
 
 def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:

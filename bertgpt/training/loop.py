@@ -390,7 +390,7 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
   """
   log.write_all()
   phase_index, _ = config_lib.phase_at(run.config, step - 1)
-  results = evaluate.run(run.evaluator, state.params, phase_index, should_stop)
+  results = evaluate.evaluate_corpus(run.evaluator, state.params, phase_index, should_stop)
   if results is None:
     return None
   log.record(step, run.evaluator.corpus.split, results)

@@ -39,7 +39,7 @@ from bertgpt.training.sweep import find_mapped_fields
 RUNS = "runs"  # Name of the mesh axis that the runs are split over.
 
 
-class Stack:
+class StackedRuns:
   """The runs of one program, and the layout of their stacked states.
 
   Attributes:
@@ -234,11 +234,11 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
   with contextlib.ExitStack() as stack:
     runs = [stack.enter_context(open_run(config, path, ()))
             for config, path in zip(configs, paths, strict=True)]
-    together = Stack(runs)
-    together.check()  # Before anything is written.
-    states, members = _start(together, stack)
-    stack.enter_context(sharding.use_mesh(together.mesh, runs[0].config))
-    loop_of_steps = Loop(together, members, states)
+    stacked = StackedRuns(runs)
+    stacked.check()  # Before anything is written.
+    states, members = _start(stacked, stack)
+    stack.enter_context(sharding.use_mesh(stacked.mesh, runs[0].config))
+    loop_of_steps = MappedLoop(stacked, members, states)
     loop_of_steps.run()
     good = [member for member in members if not member.error]
     finished = [loop.make_finished(member.run, member.step, loop_of_steps.state_of(member).params,
@@ -247,21 +247,21 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
                       if member.error]
 
 
-def _start(together: Stack, stack: contextlib.ExitStack) -> tuple[TrainState, list[Member]]:
+def _start(stacked: StackedRuns, stack: contextlib.ExitStack) -> tuple[TrainState, list[Member]]:
   """Restores or makes the state of every run, and makes their folders runs.
 
   Args:
-    together: the runs.
+    stacked: the runs.
     stack: closes the checkpoints and logs.
   """
-  states, opened = together.make_states(), []
-  for i, run in enumerate(together.runs):
+  states, opened = stacked.make_states(), []
+  for i, run in enumerate(stacked.runs):
     checkpoints = stack.enter_context(checkpoint.Checkpoints(
         run.path, **run.config.checkpoint,
         on_save=functools.partial(history.note_checkpoint, run.path)))
     state = restore_or_init(run, checkpoints)
     opened.append((run, checkpoints, int(state.step)))
-    states = together.put(states, state, i)
+    states = stacked.put(states, state, i)
   members = []
   for run, checkpoints, step in opened:
     loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
@@ -272,29 +272,29 @@ def _start(together: Stack, stack: contextlib.ExitStack) -> tuple[TrainState, li
       log.message(line)
     loop.announce(run, log, step)
     members.append(Member(run, checkpoints, log, step))
-  events.open_in(min(member.step for member in members), *(run.path for run in together.runs))
+  events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
   return states, members
 
 
-class Loop:
+class MappedLoop:
   """The loop over the steps of all runs, as `loop.Loop` is that of one."""
 
-  def __init__(self, together: Stack, members: Sequence[Member], states: TrainState):
+  def __init__(self, stacked: StackedRuns, members: Sequence[Member], states: TrainState):
     """Prepares the loop.
 
     Args:
-      together: the runs.
+      stacked: the runs.
       members: their logs and checkpoints.
       states: their states, on the devices.
     """
-    self._together, self._members, self._states = together, members, states
-    self._config = together.runs[0].config
+    self._stacked, self._members, self._states = stacked, members, states
+    self._config = stacked.runs[0].config
     self._last_step = config_lib.total_steps(self._config)
     self._pending: tuple[int, list[Member], Any] | None = None
 
   def state_of(self, member: Member) -> TrainState:
     """Returns the state of a run."""
-    return self._together.take(self._states, self._members.index(member))
+    return self._stacked.take(self._states, self._members.index(member))
 
   def run(self) -> None:
     """Trains all runs to their end.
@@ -306,7 +306,7 @@ class Loop:
     with contextlib.ExitStack() as stack:
       should_stop = stack.enter_context(process.catch_signals())
       trace = stack.enter_context(process.tracer(
-          config.profile.steps, self._together.runs[0].path / "profile"))
+          config.profile.steps, self._stacked.runs[0].path / "profile"))
       # A signal or a crash may have prevented the last evaluation of a run.
       waiting = [m for m in self._members if loop.is_evaluated(config, m.step)]
       if not self._evaluate(waiting, should_stop):
@@ -314,7 +314,7 @@ class Loop:
       watchdog.arm_for(config.system, compiles=True)
       compiled = None  # The program that has been called.
       steps_of_all = stack.enter_context(contextlib.closing(loop.make_steps(
-          config, first_step, self._together.jit_train_step, self._together.read)))
+          config, first_step, self._stacked.jit_train_step, self._stacked.read)))
       steps_in_time = events.timed("input", steps_of_all)
       for member in self._members:  # Each of them waits for the batches of all.
         steps_in_time = member.log.pace.timed(steps_in_time)
@@ -411,7 +411,7 @@ class Loop:
     """Evaluates runs after their last step; returns False if a signal was received."""
     for member in members:
       # One program serves all: no evaluation depends on a field that differs between the runs.
-      run = member.run._replace(evaluator=self._together.runs[0].evaluator)
+      run = member.run._replace(evaluator=self._stacked.runs[0].evaluator)
       scores = loop.evaluate_step(run, member.log, member.checkpoints, member.step,
                                   self.state_of(member), should_stop)
       if scores is None:

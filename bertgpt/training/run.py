@@ -62,7 +62,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
                          "--allow_change": sorted(allow_change), **resuming.shared_fields(config)})
   config_lib.validate(config, process.count_devices(), jax.default_backend())
   kind = jax.devices()[0].device_kind
-  hardware.check_products(config.model.matmul, kind, hardware.find_chip(kind))
+  hardware.check_matmul(config.model.matmul, kind, hardware.find_chip(kind))
   process.use_compilation_cache(config.system.compilation_cache)
   with watchdog.restored(), workdir.make_and_lock(path, jax.process_index() == 0):
     watchdog.arm_for(config.system, compiles=True)

@@ -190,7 +190,7 @@ def make_gradients(setup: Setup) -> Callable:
 
     def loss_fn(params, piece, carry, keys):
       bound = objectives.BoundModel(model, params, keys, carry)
-      sums, carry = objectives.evaluate(objective, bound, piece)
+      sums, carry = objectives.compute_sums_and_carry(objective, bound, piece)
       loss = objectives.total_loss(sums, weights)
       return loss, (loss, sums, carry)
 

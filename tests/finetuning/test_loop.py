@@ -391,7 +391,7 @@ def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypa
     assert armed
     raise DataError("as it may happen")
 
-  monkeypatch.setattr(finetune.prediction, "evaluate", fail)
+  monkeypatch.setattr(finetune.evaluation, "evaluate", fail)
   assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 65
   assert not armed
 

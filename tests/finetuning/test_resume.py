@@ -25,9 +25,9 @@ NAME = "lr0.01-seed1"
 SCRIPT = """
 import os, sys
 from bertgpt import cli
-from bertgpt.finetuning import prediction
+from bertgpt.finetuning import evaluation
 from bertgpt.training.step_log import StepLog
-add, put_batch = StepLog.add, prediction.put_batch
+add, put_batch = StepLog.add, evaluation.put_batch
 step, number, place = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 runs = last = 0
 def send(here):
@@ -41,7 +41,7 @@ def add_and_send(self, at, sums):
 def put_and_send(*arguments):
   send("evaluation")
   return put_batch(*arguments)
-StepLog.add, prediction.put_batch = add_and_send, put_and_send
+StepLog.add, evaluation.put_batch = add_and_send, put_and_send
 sys.exit(cli.main(sys.argv[4:]))
 """
 

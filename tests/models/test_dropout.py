@@ -118,13 +118,13 @@ def test_pieces_and_replicas_drop_apart(generator):
   config, width = tiny.make_config(mesh=(2, 1, 1), dropout_rng=generator), 2**16
   config.phases[0].micro_batches = 2
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     key, params = model.keys["dropout"], model.params
     key = jax.random.key_data(key) if generator == "hash" else key
     return {"loss": (dropout.drop(params["final_norm"]["scale"], 0.5, key).sum(), 1)}
 
   plain = objectives.Objective(lambda phase: {}, lambda batch, key, rows: batch,
-                               lambda batch: {"loss": 1}, evaluate, lambda batch: ())
+                               lambda batch: {"loss": 1}, compute_sums, lambda batch: ())
   mesh = sharding.make_mesh(config, tiny.devices_of(config))
   with sharding.use_mesh(mesh, config):
     grads, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain)))(

@@ -274,7 +274,7 @@ def test_loss_and_gradients_equal_those_of_pytorch():
 
   def loss_of(params):
     model = objectives.BoundModel(module, params, {}, carry)
-    sums, _ = objective.evaluate(model, batch)
+    sums, _ = objective.compute_sums(model, batch)
     return objectives.total_loss(sums, objective.weights(batch))
 
   loss, grads = jax.jit(jax.value_and_grad(loss_of))(params)

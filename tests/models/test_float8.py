@@ -168,10 +168,10 @@ def test_a_chip_without_float8_is_refused():
     aot.make_plan(tiny.make_config(matmul="fp8"), on_fake_devices(1), [0])
   for kind in ("NVIDIA A100-SXM4-80GB", "TPU v5 lite"):
     with pytest.raises(ConfigError, match=kind):
-      hardware.check_products("fp8", kind, hardware.find_chip(kind))
-    hardware.check_products("bf16", kind, hardware.find_chip(kind))
+      hardware.check_matmul("fp8", kind, hardware.find_chip(kind))
+    hardware.check_matmul("bf16", kind, hardware.find_chip(kind))
   for kind in ("cpu", "NVIDIA H100 80GB HBM3", "TPU7x"):
-    hardware.check_products("fp8", kind, hardware.find_chip(kind))
+    hardware.check_matmul("fp8", kind, hardware.find_chip(kind))
 
 
 def test_a_chip_without_float8_needs_a_dtype_for_fine_tuning(monkeypatch):

@@ -190,7 +190,7 @@ def test_rows_that_are_continued_are_those_of_transformers(small):
 
     def our_loss(params, batch=batch, carry=carry):
       bound = objectives.BoundModel(model, params, {}, carry)
-      sums, carry = objectives.evaluate(objective, bound, batch)
+      sums, carry = objectives.compute_sums_and_carry(objective, bound, batch)
       return sums["plm_loss"][0] / sums["plm_loss"][1], carry
 
     logits, _ = model.apply({"params": params}, Inputs.of(batch)._replace(

@@ -89,6 +89,6 @@ def test_the_stored_config_keeps_the_dtype_of_the_training(narrow):
 def test_products_are_exact_only_in_the_context_of_a_float32_model(narrow):
   found = []
   for dtype in ("float32", "bfloat16"):
-    with trained_lib.exact_products(trained_lib.load_trained(narrow, dtype=dtype).config):
+    with trained_lib.matmul_precision(trained_lib.load_trained(narrow, dtype=dtype).config):
       found.append(jax.config.jax_default_matmul_precision)
   assert [*found, jax.config.jax_default_matmul_precision] == ["highest", None, None]

@@ -106,7 +106,7 @@ def test_the_exact_mean_of_the_loss_is_the_bound():
     first.setdefault(tuple(np.flatnonzero(shown == tiny.MASK).tolist()), i)
   assert len(first) == 15
   mean = 0.0
-  evaluate = jax.jit(lambda batch: objective.evaluate(bound, batch))
+  evaluate = jax.jit(lambda batch: objective.compute_sums(bound, batch))
   for places, i in first.items():
     loss, weight = evaluate({name: x[i:i + 1] for name, x in masked.items()})["diffusion_loss"]
     assert float(weight) == 4  # All tokens, masked or not.
@@ -117,7 +117,7 @@ def test_the_exact_mean_of_the_loss_is_the_bound():
 
 def test_the_estimate_of_many_rows_is_near_the_bound():
   _, objective, bound = make_model()
-  sums = jax.jit(lambda batch: objective.evaluate(bound, batch))(corrupt(make_row(None), ROWS))
+  sums = jax.jit(lambda batch: objective.compute_sums(bound, batch))(corrupt(make_row(None), ROWS))
   loss, weight = map(float, sums["diffusion_loss"])
   nats = nats_by_masks()
   second = sum((sum(nats[s].values()) * 4 / len(s)) ** 2 / (4 * math.comb(4, len(s)))
@@ -169,7 +169,7 @@ def test_an_empty_row_adds_nothing():
   _, objective, bound = make_model()
   blank = {name: np.zeros_like(x) for name, x in make_row(None).items()}
   masked = objective.corrupt(blank, jax.random.key(0), np.arange(1))
-  sums = objective.evaluate(bound, masked)
+  sums = objective.compute_sums(bound, masked)
   assert np.asarray(masked["predict_weights"]).sum() == 0
   assert float(total_loss(sums, objective.weights(masked))) == 0
 
@@ -220,5 +220,5 @@ def test_other_encoders_are_trained_by_it(family, fields):
     bound = BoundModel(setup.model, setup.init().params, {})
     batch = setup.objective.corrupt(tiny.make_batch(config), jax.random.key(0),
                                     np.arange(tiny.ROWS))
-    loss = total_loss(setup.objective.evaluate(bound, batch), setup.objective.weights(batch))
+    loss = total_loss(setup.objective.compute_sums(bound, batch), setup.objective.weights(batch))
   assert float(loss) == pytest.approx(math.log(tiny.VOCAB), rel=0.1)

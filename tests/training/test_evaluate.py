@@ -64,7 +64,7 @@ def test_layout_does_not_change_the_numbers_of_the_training_run(evaluator, train
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, evaluator.setup.mesh, trained.config,
       models.axes_of(trained.config)))
-  found = evaluate.run(evaluator, params, 0)
+  found = evaluate.evaluate_corpus(evaluator, params, 0)
   assert found.keys() == last_scores.keys()
   for name, value in found.items():
     assert value == pytest.approx(last_scores[name], rel=1e-5), name
@@ -115,7 +115,7 @@ def test_float32_products_are_exact_in_training_as_in_the_command(trained, held_
       return program(*args)
 
   evaluator.programs.update(dict.fromkeys(evaluator.programs, Watched()))
-  evaluate.run(evaluator, trained.params, 0)
+  evaluate.evaluate_corpus(evaluator, trained.params, 0)
   assert found == {precision}
 
 

@@ -80,7 +80,7 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
                        | {"token": {"embedding": jnp.zeros_like(table)}}}
     batch = setup.objective.corrupt(setup.put(tiny.make_batch(config)), jax.random.key(0),
                                     jnp.arange(tiny.ROWS))
-    loss, weight = setup.objective.evaluate(
+    loss, weight = setup.objective.compute_sums(
         objectives.BoundModel(setup.model, silent, {}), batch)["mlm_loss"]
   q = frequencies.unigram_probabilities(corpus, tiny.VOCAB, is_causal=False)
   assert len(set(q)) > 1

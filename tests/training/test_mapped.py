@@ -51,21 +51,21 @@ def train_together(configs, batches_of):
     with tiny.Setup(config) as setup:
       runs.append(Run(config, None, setup.training, None, None, setup.abstract, {}))
       initial.append(setup.init())
-  together = mapped.Stack(runs)
-  together.check()
-  states = together.make_states()
+  stacked = mapped.StackedRuns(runs)
+  stacked.check()
+  states = stacked.make_states()
   for i, state in enumerate(initial):
-    states = together.put(states, state, i)
-  layout = jax.sharding.NamedSharding(together.mesh, jax.sharding.PartitionSpec(
-      mapped.RUNS, *sharding.batch_sharding(together.mesh, configs[0]).spec))
+    states = stacked.put(states, state, i)
+  layout = jax.sharding.NamedSharding(stacked.mesh, jax.sharding.PartitionSpec(
+      mapped.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
   losses, everyone = [], np.ones(len(runs), bool)
-  with sharding.use_mesh(together.mesh, configs[0]):
-    step = together.jit_train_step(0)
+  with sharding.use_mesh(stacked.mesh, configs[0]):
+    step = stacked.jit_train_step(0)
     for batches in zip(*batches_of, strict=True):
       batch = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
       states, sums = step(states, sharding.make_global_batch(batch, layout, len(runs)), everyone)
       losses.append(jax.device_get(sums["loss"][0]))
-  return np.transpose(losses), together, states
+  return np.transpose(losses), stacked, states
 
 
 NUMBERS = [{"seed": 3, "phases[0].learning_rate": 1e-3, "optimizer.b2": 0.95,
@@ -100,15 +100,15 @@ def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split)
   configs = configs_of(base, runs)
   batches_of = [[tiny.make_batch(config, 10 * config.seed + i) for i in range(STEPS)]
                 for config in configs]
-  losses, together, states = train_together(configs, batches_of)
+  losses, stacked, states = train_together(configs, batches_of)
   for i, config in enumerate(configs):
     alone, state = train_alone(config, batches_of[i])
     np.testing.assert_allclose(losses[i], alone, rtol=1e-6, err_msg=str(runs[i]))
-    taken = jax.device_get(together.take(states, i))
+    taken = jax.device_get(stacked.take(states, i))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), taken) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state)
   assert len({tuple(run) for run in losses.tolist()}) == len(runs)
-  assert together.mesh.shape[mapped.RUNS] == split
+  assert stacked.mesh.shape[mapped.RUNS] == split
   assert {x.sharding.spec[0] for x in jax.tree.leaves(states)} == {mapped.RUNS}
 
 
@@ -122,11 +122,11 @@ def test_taking_what_was_put_changes_no_bit():
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                             state)
     runs = [Run(config, None, setup.training, None, None, abstract, {})] * 2
-  together = mapped.Stack(runs)
-  states = together.put(together.make_states(), state, 1)
+  stacked = mapped.StackedRuns(runs)
+  states = stacked.put(stacked.make_states(), state, 1)
   bits = lambda tree: [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
-  assert bits(together.take(states, 1)) == bits(state)
-  assert not any(np.asarray(x).any() for x in jax.tree.leaves(together.take(states, 0)))
+  assert bits(stacked.take(states, 1)) == bits(state)
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(stacked.take(states, 0)))
 
 
 def lower(configs, devices=None):
@@ -137,14 +137,14 @@ def lower(configs, devices=None):
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, tiny.make_vocabulary())
       runs.append(Run(config, None, setup, None, None, steps.make_abstract_state(setup), {}))
-  together = mapped.Stack(runs)
-  layout = jax.sharding.NamedSharding(together.mesh, jax.sharding.PartitionSpec(
-      mapped.RUNS, *sharding.batch_sharding(together.mesh, configs[0]).spec))
+  stacked = mapped.StackedRuns(runs)
+  layout = jax.sharding.NamedSharding(stacked.mesh, jax.sharding.PartitionSpec(
+      mapped.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
   batch = {name: jax.ShapeDtypeStruct((len(runs), *x.shape), x.dtype, sharding=layout)
            for name, x in tiny.make_batch(configs[0]).items()}
-  with sharding.use_mesh(together.mesh, configs[0]):
-    return together.jit_train_step(0).lower(
-        together.abstract_states, batch, jax.ShapeDtypeStruct((len(runs),), bool))
+  with sharding.use_mesh(stacked.mesh, configs[0]):
+    return stacked.jit_train_step(0).lower(
+        stacked.abstract_states, batch, jax.ShapeDtypeStruct((len(runs),), bool))
 
 
 FOUR = [{"seed": seed, "phases[0].learning_rate": rate, "model.dropout": rate}

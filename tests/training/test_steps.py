@@ -118,7 +118,7 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
     batch = jax.device_get(jax.jit(mlm_nsp.corrupt)(batch, jax.random.key(0), np.arange(8)))
   with tiny.Setup(config) as setup:
     params = setup.init().params
-    evaluate = jax.jit(lambda b: setup.objective.evaluate(
+    evaluate = jax.jit(lambda b: setup.objective.compute_sums(
         objectives.BoundModel(setup.model, params, {}), b))
     packed, apart = evaluate(batch), evaluate(unpack(batch))
   for name in packed:
@@ -139,7 +139,7 @@ def test_rows_with_nothing_to_predict_have_finite_gradients(objective):
     def compute(params, batch):
       batch = objective.corrupt(batch, jax.random.key(0), jnp.arange(4))
       model = objectives.BoundModel(setup.model, params, {}, carry)
-      sums, _ = objectives.evaluate(objective, model, batch)
+      sums, _ = objectives.compute_sums_and_carry(objective, model, batch)
       return objectives.total_loss(sums, objective.weights(batch))
 
     gradients = jax.jit(jax.value_and_grad(compute))

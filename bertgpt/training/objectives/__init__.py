@@ -13,13 +13,13 @@ from bertgpt.training.objectives.objective import (
     Carry,
     Objective,
     Sums,
-    evaluate,
+    compute_sums_and_carry,
     make_zero_carry,
     total_loss,
 )
 
-__all__ = ["Batch", "BoundModel", "Carry", "Objective", "Sums", "evaluate", "make_objective",
-           "make_zero_carry", "total_loss"]
+__all__ = ["Batch", "BoundModel", "Carry", "Objective", "Sums", "compute_sums_and_carry",
+           "make_objective", "make_zero_carry", "total_loss"]
 
 
 def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:

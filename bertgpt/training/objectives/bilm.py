@@ -37,7 +37,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     known_BL = jnp.where(words_BL < targets, words_BL, vocabulary.unk_id)
     return cross_entropy.score(prediction, known_BL, weights_BL, config.objective.loss_chunk)
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     weights_BL = find_weights(batch)
     tokens_2BL = jnp.stack([batch["tokens"], batch["backward_tokens"]])
     *predictions, carry = model.call("read", tokens_2BL, weights_BL > 0, model.carry)
@@ -50,4 +50,4 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return name_sums("bilm", mean, weights_BL) | losses, carry
 
   return Objective(functools.partial(formats.specs, config), lambda batch, key, row_ids: batch,
-                   weights, evaluate, Inputs.of, models.carry_specs(config))
+                   weights, compute_sums, Inputs.of, models.carry_specs(config))

@@ -22,7 +22,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   def weights(batch):
     return {"lm_loss": batch["loss_weights"].sum()}
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     prediction = model.predict(Inputs.of(batch, one_sequence))
     weights_BL = batch["loss_weights"]
     scores = cross_entropy.score(prediction, batch["targets"], weights_BL,
@@ -30,4 +30,4 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return name_sums("lm", scores, weights_BL)
 
   return Objective(functools.partial(formats.specs, config), lambda batch, key, row_ids: batch,
-                   weights, evaluate, Inputs.of)
+                   weights, compute_sums, Inputs.of)

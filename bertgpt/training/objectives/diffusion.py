@@ -45,7 +45,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """
   one_sequence = formats.has_one_sequence(config)
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     inputs = Inputs.of(batch, one_sequence)._replace(predict_positions_BK=None)
     prediction, _ = model.predict(inputs)
     weights_BL = batch["predict_weights"]
@@ -55,7 +55,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
             "diffusion_accuracy": (correct, weights_BL.sum())}
 
   return Objective(functools.partial(formats.specs, config),
-                   functools.partial(corrupt, vocabulary.mask_id), weigh, evaluate,
+                   functools.partial(corrupt, vocabulary.mask_id), weigh, compute_sums,
                    masking.init_inputs)
 
 

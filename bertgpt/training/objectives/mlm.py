@@ -19,10 +19,10 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """
   one_sequence = formats.has_one_sequence(config)
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     mlm, _ = model.predict(Inputs.of(batch, one_sequence))
     return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
 
   return Objective(functools.partial(formats.specs, config),
-                   masking.make_corrupt(config, vocabulary), masking.weigh_mlm, evaluate,
+                   masking.make_corrupt(config, vocabulary), masking.weigh_mlm, compute_sums,
                    masking.init_inputs)

@@ -72,8 +72,8 @@ class Objective(NamedTuple):
     corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. The result for a row depends
       only on the key and its row id, not on the other rows.
     weights: corrupted batch -> weight of every loss term, float32 scalars.
-    evaluate: (model, corrupted batch) -> sums of the loss terms and of the other metrics; with a
-      carry: (these sums, the new carry).
+    compute_sums: (model, corrupted batch) -> sums of the loss terms and of the other metrics; with
+      a carry: (these sums, the new carry).
     init_inputs: batch of zeros -> inputs with which the model creates all its parameters.
     carry: schema of what every row of a step carries to the same row of the next step, such as the
       state of a recurrent network: name -> (shape per row, dtype). It begins as zeros and is part
@@ -83,12 +83,13 @@ class Objective(NamedTuple):
   specs: Callable[[ConfigDict], Specs]
   corrupt: Callable[[Batch, jax.Array, jax.Array], Batch]
   weights: Callable[[Batch], dict[str, jax.Array]]
-  evaluate: Callable[[BoundModel, Batch], Any]
+  compute_sums: Callable[[BoundModel, Batch], Any]
   init_inputs: Callable[[Batch], Inputs]
   carry: Mapping[str, tuple[tuple[int, ...], type]] = types.MappingProxyType({})
 
 
-def evaluate(objective: Objective, model: BoundModel, batch: Batch) -> tuple[Sums, Any]:
+def compute_sums_and_carry(objective: Objective, model: BoundModel,
+                           batch: Batch) -> tuple[Sums, Any]:
   """Returns the sums of an objective, and the new carry of the rows, or () if there is none.
 
   Args:
@@ -97,8 +98,8 @@ def evaluate(objective: Objective, model: BoundModel, batch: Batch) -> tuple[Sum
     batch: corrupted batch.
   """
   if not objective.carry:
-    return objective.evaluate(model, batch), ()
-  sums, carry = objective.evaluate(model, batch)
+    return objective.compute_sums(model, batch), ()
+  sums, carry = objective.compute_sums(model, batch)
   return sums, jax.lax.stop_gradient(carry)
 
 
@@ -117,7 +118,7 @@ def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the loss: the sum over its terms of sum / global weight, a float32 scalar.
 
   Args:
-    sums: result of `Objective.evaluate` for a part of the batch.
+    sums: result of `Objective.compute_sums` for a part of the batch.
     weights: term -> weight in the whole global batch.
   """
   # The weight of a scaled term may be below 1. A term without targets has weight 0 and sum 0.

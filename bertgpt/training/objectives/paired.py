@@ -26,7 +26,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   def weights(batch):
     return masking.weigh_mlm(batch) | {f"{name}_loss": batch[weighted].sum()}
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     inputs = Inputs.of(batch, one_sequence)._replace(pair_positions_BP=batch[positions])
     mlm, pair_logits_BP2 = model.predict(inputs)
     pairs = cross_entropy.score_logits(pair_logits_BP2, batch[labels], batch[weighted])
@@ -37,4 +37,4 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return masking.init_inputs(batch)._replace(pair_positions_BP=batch[positions])
 
   return Objective(functools.partial(formats.specs, config),
-                   masking.make_corrupt(config, vocabulary), weights, evaluate, init_inputs)
+                   masking.make_corrupt(config, vocabulary), weights, compute_sums, init_inputs)

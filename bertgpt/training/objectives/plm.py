@@ -33,12 +33,13 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """
   one_sequence = formats.has_one_sequence(config)
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     prediction, _ = model.predict(Inputs.of(batch, one_sequence))
     return masking.score_mlm(prediction, batch, config.objective.loss_chunk, NAME)
 
   return Objective(functools.partial(formats.specs, config), make_corrupt(config, vocabulary),
-                   functools.partial(masking.weigh_mlm, name=NAME), evaluate, masking.init_inputs)
+                   functools.partial(masking.weigh_mlm, name=NAME), compute_sums,
+                   masking.init_inputs)
 
 
 def make_corrupt(config: ConfigDict, vocabulary: Vocabulary):

@@ -29,7 +29,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   length, reuse = config.objective.memory, config.objective.permutation_block
   shape = (config.model.num_layers, length, config.model.width)
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     is_memory_BM = model.carry["is_memory"]
     inputs = Inputs.of(batch)._replace(memory_YBMD=jnp.moveaxis(model.carry["memory"], 1, 0),
                                        is_memory_BM=is_memory_BM)
@@ -39,5 +39,5 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     sums = masking.score_mlm(prediction, batch, config.objective.loss_chunk, plm.NAME)
     return sums, {"memory": jnp.moveaxis(memory_YBMD, 0, 1), "is_memory": is_memory_BM}
 
-  return plm.make(config, vocabulary)._replace(evaluate=evaluate, carry={
+  return plm.make(config, vocabulary)._replace(compute_sums=compute_sums, carry={
       "memory": (shape, jnp.dtype(config.model.dtype).type), "is_memory": ((length,), bool)})

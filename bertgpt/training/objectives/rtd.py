@@ -45,7 +45,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
       losses["rtd_loss"] = (batch["sequence_ids"] > 0).sum() / factor
     return losses
 
-  def evaluate(model, batch):
+  def compute_sums(model, batch):
     mlm, _ = model.predict(Inputs.of(batch, one_sequence))
     sampled_BK = sampling.sample(mlm, batch["sample_words"])
     tokens_BL, is_replaced_BL = replace(batch, sampled_BK)
@@ -54,7 +54,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)
             | score_replaced(logits_BL, is_replaced_BL, batch["sequence_ids"] > 0))
 
-  return Objective(functools.partial(formats.specs, config), corrupt, weights, evaluate,
+  return Objective(functools.partial(formats.specs, config), corrupt, weights, compute_sums,
                    masking.init_inputs)
 
 

@@ -1,4 +1,4 @@
-"""Predictions on the evaluation sets of a task: their metrics, and their files."""
+"""Evaluation of a run on the evaluation sets of a task: predictions, their metrics, their files."""
 
 import pathlib
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.finetuning.tuning import Program, Tuning, put_batch
 
-Assessment = tuple[dict[str, dict[str, float]], dict[str, Any]]  # Metrics, outputs; both by set.
+Evaluation = tuple[dict[str, dict[str, float]], dict[str, Any]]  # Metrics, outputs; both by set.
 
 
 def evaluate(tuning: Tuning, program: Program, params: Any, should_stop: Callable[[], bool], *,
-             with_tests: bool) -> Assessment | None:
+             with_tests: bool) -> Evaluation | None:
   """Predicts the evaluation sets and scores those with labels.
 
   Args:
