@@ -1,7 +1,6 @@
 """Held-out metrics: every row of the validation split is counted exactly once."""
 
 import functools
-import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -226,8 +225,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
-  step = min(trained.step or math.inf, config_lib.total_steps(config))
-  phase_index, _ = config_lib.phase_at(config, step - 1)
+  last_step = config_lib.total_steps(config)
+  phase_index, _ = config_lib.phase_at(config, min(trained.step or last_step, last_step) - 1)
   if jax.process_index() == 0:
     weights = f"step {trained.step}" if trained.step else "imported weights"
     print(f"note: {weights}, {loader.count_eval_rows(held_out, config, phase_index):,} rows of "
