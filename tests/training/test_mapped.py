@@ -95,7 +95,7 @@ def numbers_of(name):
 def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split):
   """This includes dropout, micro-batches, and several devices, which split runs or rows."""
   base = tiny.make_config(mesh=mesh, num_layers=1, dropout=0.1, attention_dropout=0.1,
-                          **WIDE.get(name, {}))
+                          attention="xla", **WIDE.get(name, {}))
   base.optimizer.name, base.phases[0].micro_batches = name, micro_batches
   configs = configs_of(base, runs)
   batches_of = [[tiny.make_batch(config, 10 * config.seed + i) for i in range(STEPS)]
