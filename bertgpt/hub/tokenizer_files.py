@@ -23,7 +23,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from bertgpt import files
-from bertgpt.data.tokens import marks
+from bertgpt.data.tokens import marks, reach
 from bertgpt.data.tokens.marks import Marks
 from bertgpt.data.tokens.tokenizers import (
     ByteBPE,
@@ -85,7 +85,9 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     settings["padding_side"] = "left"
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
-    settings["do_lower_case"] = bool(normalizer.get("lowercase"))
+    # In transformers, `BertTokenizer` builds its normalizer from them.
+    settings |= {"do_lower_case": False} | {
+        name: normalizer[ours] for name, ours in reach.SETTINGS.items() if ours in normalizer}
   for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", specials)):
     files.write_json(folder / name, content, ensure_ascii=False)
 

@@ -56,8 +56,8 @@ def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,
       tokenizer or another size of the vocabulary.
   """
   path = config.tokenizer.path
-  if (config.data.corpus and path
-      and prepare.load_tokenizer(config).fingerprint() != tokenizer.fingerprint()):
+  if config.data.corpus and path and tokenizer.fingerprint() not in {
+      prepare.load_tokenizer(config, is_saved).fingerprint() for is_saved in (False, True)}:
     raise ConfigError(f"tokenizer.path={path} is not the tokenizer that "
                       f"data.corpus={config.data.corpus} was prepared with. Leave tokenizer.path "
                       "empty, or leave data.corpus empty to prepare data.source again")

@@ -11,7 +11,7 @@ import tokenizers as fast_tokenizers
 from tokenizers import processors
 
 from bertgpt import config as config_lib
-from bertgpt.data.tokens import marks, tokenizers, training
+from bertgpt.data.tokens import marks, pipelines, tokenizers, training
 from bertgpt.errors import DataError
 from bertgpt.hub import same_ids, tokenizer_files
 from bertgpt.inference import fill
@@ -190,6 +190,21 @@ def test_a_sentencepiece_model_of_another_type_is_refused():
   proto.trainer_spec.model_type = tokenizer_files.proto_lib.TrainerSpec.WORD
   with pytest.raises(DataError, match="only unigram and BPE"):
     tokenizer_files.from_sentencepiece(proto.SerializeToString())
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("lowercase, strip_accents, split_chinese", [
+    (True, False, True), (False, True, True), (True, None, False)])
+def test_the_class_of_bert_reads_the_settings(tmp_path, lowercase, strip_accents, split_chinese):
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "café", "cafe", "Café", "天", "天天"]
+  ours = tokenizers.WordPiece(pipelines.serialize(pipelines.bert_pipeline(
+      {piece: i for i, piece in enumerate(pieces)}, lowercase, strip_accents=strip_accents,
+      split_chinese=split_chinese)))
+  write(ours, tmp_path)
+  theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+  text = "Café café 天天"
+  assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode([text])[0].tolist()
 
 
 @pytest.mark.hf

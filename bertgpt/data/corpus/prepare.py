@@ -69,7 +69,8 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True,
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
     reports: whether to print a report on a corpus that it prepared.
-    resumes: whether a run began with this config, so that its language is not checked again.
+    resumes: whether a run began with this config, so that its language is not checked again, and
+      its tokenizer may be as an earlier version read it.
   Raises:
     UserError: see `prepare`.
   """
@@ -87,6 +88,10 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True,
       if version != corpus_lib.FORMAT_VERSION:
         print(f"note: {path} was made by an earlier version, which left out blank lines and "
               "indentation. Delete it to prepare the text as it is", file=sys.stderr)
+      return path
+  if resumes and config.tokenizer.path:
+    path = cached_path(config, make_recipe(config, load_tokenizer(config, is_saved=True)))
+    if corpus_lib.is_corpus(path):
       return path
   return _prepare(config, cached_path(config, recipe), recipe, reports=reports, resumes=resumes)
 
@@ -156,15 +161,16 @@ def describe_choice(config: ConfigDict, loaded: tokenizers.Tokenizer | None = No
   return {name: tokenizer[name] for name in names}
 
 
-def load_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+def load_tokenizer(config: ConfigDict, is_saved: bool = False) -> tokenizers.Tokenizer:
   """Returns the tokenizer at `config.tokenizer.path`.
 
   Args:
     config: whole config, of which `tokenizer` is read.
+    is_saved: see `tokenizers.load_tokenizer`.
   Raises:
     DataError: see `tokenizers.load_tokenizer`.
   """
-  return tokenizers.load_tokenizer(config.tokenizer.path, config.tokenizer.lowercase)
+  return tokenizers.load_tokenizer(config.tokenizer.path, config.tokenizer.lowercase, is_saved)
 
 
 def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict:

@@ -25,7 +25,9 @@ _REMEDY = "Copy it again from where the tokenizer comes from"
 # Key in the files -> role in `SPECIAL_PIECES`.
 ROLES = {"pad_token": "pad", "unk_token": "unk", "cls_token": "cls", "sep_token": "sep",
          "mask_token": "mask", "eos_token": "eod"}
+_BEGINNING = "bos_token"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 # Classes that add nothing to the settings in the files.
 GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
 # Tokenizer classes written in Python, which do not read the tokenizer.json that some folders hold.
@@ -43,19 +45,25 @@ class HfFiles(NamedTuple):
     folder: folder of the files.
     settings: content of tokenizer_config.json.
     names: role in `SPECIAL_PIECES` -> special token.
+    roles: special tokens with a role in transformers, which also has one for the beginning.
+    extra: special tokens without a role; none if `is_saved`.
     added: added token -> its id, or -1 if only its name is known.
     flags: added token -> arguments of `AddedToken`.
     tokenizer_class: name without 'Fast'; '': unknown.
     model_type: `model_type` in config.json; '': unknown.
+    is_saved: see `tokenizers.load_tokenizer`.
   """
 
   folder: pathlib.Path
   settings: dict[str, Any]
   names: dict[str, str]
+  roles: frozenset[str]
+  extra: frozenset[str]
   added: dict[str, int]
   flags: dict[str, dict[str, bool]]
   tokenizer_class: str
   model_type: str
+  is_saved: bool
 
   def setting(self, name: str) -> bool | None:
     """Returns a setting of tokenizer_config.json that is true, false or not there.
@@ -88,11 +96,12 @@ class HfFiles(NamedTuple):
                     "tokenizer")
 
 
-def read_hf_files(file: pathlib.Path) -> HfFiles:
+def read_hf_files(file: pathlib.Path, is_saved: bool = False) -> HfFiles:
   """Reads those files next to a tokenizer's file that exist.
 
   Args:
     file: the tokenizer's file.
+    is_saved: see `tokenizers.load_tokenizer`.
   Raises:
     DataError: one of them is damaged; the message names it.
   """
@@ -101,24 +110,29 @@ def read_hf_files(file: pathlib.Path) -> HfFiles:
   decoder = settings.get("added_tokens_decoder") or {}
   try:
     named = {key: _content(value) for values in (special, settings)
-             for key, value in values.items() if key in ROLES and value is not None}
-    extra = [_content(value) for values in (special, settings) for key in _LISTS
-             for value in _listed(values.get(key))]
+             for key, value in values.items() if key in {*ROLES, _BEGINNING} and value is not None}
+    listed = {_content(value): value for values in (special, settings) for key in _LISTS
+              for value in _listed(values.get(key))}
     ids = {content: int(i) for content, i in added.items()}
     ids |= {_content(value): int(i) for i, value in decoder.items()}
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise DataError(f"{folder}: its special and added tokens are not written as transformers "
                     f"writes them ({type(e).__name__}: {e}). {_REMEDY}") from e
-  is_special = {*named.values(), *extra}.__contains__
+  is_special = {*named.values(), *listed}.__contains__
   flags = {content: {"special": is_special(content), "normalized": not is_special(content)}
-           for content in ids}
-  flags |= {value["content"]: {name: bool(value[name]) for name in (
-      "special", "normalized", "lstrip", "rstrip", "single_word") if name in value}
-            for value in decoder.values()}
+           for content in [*ids, *listed]}
+  flags |= {content: flags[content] | _flags(value) for content, value in listed.items()
+            if isinstance(value, dict)}
+  flags |= {value["content"]: _flags(value) for value in decoder.values()}
+  roles = frozenset(named.values())
+  extra = set() if is_saved else {
+      *listed, *(content for content in ids if flags[content].get("special"))} - roles
   model = _read_model_config(folder)
   name = settings.get("tokenizer_class") or model.get("tokenizer_class") or ""
-  return HfFiles(folder, settings, {ROLES[key]: content for key, content in named.items()}, ids,
-                 flags, str(name).removesuffix("Fast"), str(model.get("model_type") or ""))
+  names = {ROLES[key]: content for key, content in named.items() if key in ROLES}
+  return HfFiles(folder, settings, names, roles, frozenset(extra), ids, flags,
+                 str(name).removesuffix("Fast"), str(model.get("model_type") or ""),
+                 is_saved)
 
 
 def add_tokens(tokenizer: tokenizers.Tokenizer, hf: HfFiles, file: pathlib.Path) -> None:
@@ -141,6 +155,8 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, hf: HfFiles, file: pathlib.Path)
     if content not in known or not hf.flags[content].get("special"):
       tokenizer.add_tokens([AddedToken(content, **hf.flags[content])])
       known.setdefault(content, i)
+  tokenizer.add_tokens([AddedToken(content, **hf.flags[content])
+                        for content in sorted(hf.extra & known.keys())])
 
 
 def _content(token: Any) -> str:
@@ -148,6 +164,10 @@ def _content(token: Any) -> str:
   if not isinstance(content, str):
     raise TypeError(f"{content!r} is not a token")
   return content
+
+
+def _flags(token: dict[str, Any]) -> dict[str, bool]:
+  return {name: bool(token[name]) for name in _FLAGS if name in token}
 
 
 def _listed(tokens: Any) -> list[Any]:

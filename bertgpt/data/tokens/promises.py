@@ -79,6 +79,21 @@ def hide_pieces(data: bytes, names: Collection[str]) -> str:
   return json.dumps(content)
 
 
+def show_added(data: bytes, hidden: Collection[str]) -> bytes:
+  """Returns a tokenizer.json whose added tokens are found in texts; ids are the same.
+
+  Args:
+    data: content of a tokenizer.json.
+    hidden: added tokens that stay special.
+  """
+  content = json.loads(data)
+  shown = [token for token in content.get("added_tokens") or ()
+           if token["special"] and token["content"] not in hidden]
+  for token in shown:
+    token["special"] = False
+  return json.dumps(content, ensure_ascii=False, indent=2).encode() if shown else data
+
+
 def make_control(data: bytes, ids: Collection[int]) -> bytes:
   """Returns a SentencePiece model from which no text can yield certain pieces.
 
@@ -86,9 +101,23 @@ def make_control(data: bytes, ids: Collection[int]) -> bytes:
     data: content of its file.
     ids: ids of the pieces, which become control symbols.
   """
+  return _with_type(data, ids, _proto_lib.ModelProto.SentencePiece.CONTROL)
+
+
+def make_user_symbols(data: bytes, ids: Collection[int]) -> bytes:
+  """Returns a SentencePiece model that finds certain pieces in texts.
+
+  Args:
+    data: content of its file.
+    ids: ids of the pieces, which become user-defined symbols.
+  """
+  return _with_type(data, ids, _proto_lib.ModelProto.SentencePiece.USER_DEFINED)
+
+
+def _with_type(data: bytes, ids: Collection[int], kind: int) -> bytes:
   proto = _proto_lib.ModelProto.FromString(data)
   for i in ids:
-    proto.pieces[i].type = _proto_lib.ModelProto.SentencePiece.CONTROL
+    proto.pieces[i].type = kind
   return proto.SerializeToString()
 
 

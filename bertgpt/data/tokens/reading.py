@@ -34,6 +34,12 @@ BYTE_BPE_CLASSES = frozenset({
 # Those of them that put two texts into a row as RoBERTa does.
 _ROBERTA_CLASSES = frozenset({
     "BartTokenizer", "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer"})
+_ROBERTA_TYPES = frozenset({"bart", "led", "longformer", "roberta"})
+# Model types for which transformers 5.23 takes a class of BERT if a folder names none. For other
+# model types, it may ignore the class that a folder names.
+_WORDPIECE_TYPES = frozenset({
+    "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert",
+    "mpnet", "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert"})
 _GPT1_CLASS = "OpenAIGPTTokenizer"
 _GPT1_TYPE = "openai-gpt"
 
@@ -53,14 +59,14 @@ class Read(NamedTuple):
     file: path of the file.
     kind: a kind in the table of `tokenizers`.
     data: content of the file that `Tokenizer.save` writes.
-    names: role in `SPECIAL_PIECES` -> special token according to the folder.
+    hf: files next to it.
     note: what a user should know about the file, or ''.
   """
 
   file: pathlib.Path
   kind: str
   data: bytes
-  names: dict[str, str]
+  hf: HfFiles
   note: str
 
 
@@ -88,7 +94,7 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
     if not file.is_file() or not reader:
       continue
     try:
-      hf = hf_files.read_hf_files(file)
+      hf = hf_files.read_hf_files(file, is_saved)
       with pipelines.without_panics():
         kind, data, note = reader(file, hf, lowercase)
         if reader is _read_json and not is_saved:
@@ -98,7 +104,7 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
       raise
     except Exception as e:  # Both libraries raise plain Exceptions.
       raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {FORMS}") from e
-    return Read(file, kind, data, hf.names, note)
+    return Read(file, kind, data, hf, note)
   if other := next(path.glob("*.model"), None):  # If `path` is a file, `glob` finds nothing.
     raise DataError(f"{path}: {other.name} does not describe the whole tokenizer. Load the folder "
                     "with AutoTokenizer of transformers and save it with save_pretrained, which "
@@ -153,7 +159,9 @@ def _read_json(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Cont
   hf.refuse_other_classes(file)
   changed = _obey_normalizer(content, hf)
   fast = None
-  if changed or hf.added.keys() - _tokens_of(content):
+  added = {token["content"] for token in content.get("added_tokens") or ()}
+  lacking = (hf.added.keys() - _tokens_of(content)) | (hf.extra & _tokens_of(content) - added)
+  if changed or lacking:
     fast = tokenizers.Tokenizer.from_str(json.dumps(content))
     hf_files.add_tokens(fast, hf, file)
   return _Content(kind, pipelines.serialize(fast) if fast else data)
@@ -184,15 +192,25 @@ def _tokens_of(content: dict[str, Any]) -> set[str]:
 
 
 def _obey_normalizer(content: dict[str, Any], hf: HfFiles) -> bool:
-  """Applies tokenizer_config.json to BERT's normalizer; returns whether the normalizer changed."""
+  """Applies tokenizer_config.json to BERT's normalizer; returns whether the normalizer changed.
+
+  A setting that is not there, or null, has the default of the class.
+  """
   normalizer = content.get("normalizer") or {}
   if (content["model"]["type"] != "WordPiece" or normalizer.get("type") != "BertNormalizer"
       or not _obeys_settings(hf)):
     return False
   said = {name: hf.setting(setting) for setting, name in reach.SETTINGS.items()}
-  said = {name: value for name, value in said.items() if value not in (None, normalizer.get(name))}
+  is_bert = hf.tokenizer_class or hf.model_type in _WORDPIECE_TYPES
+  if is_bert and hf.model_type in {"", *_WORDPIECE_TYPES} and not hf.is_saved:
+    defaults = pipelines.bert_pipeline({}, lowercase=True).normalizer
+    said = {name: getattr(defaults, name) if value is None else value
+            for name, value in said.items()}
+  else:
+    said = {name: value for name, value in said.items() if value is not None}
+  changed = any(normalizer.get(name) != value for name, value in said.items())
   normalizer.update(said)
-  return bool(said)
+  return changed
 
 
 def _obeys_settings(hf: HfFiles) -> bool:
@@ -318,7 +336,8 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
     kind, model = "bpe", models.BPE(vocabulary, merges)
     tokenizer = pipelines.byte_bpe_pipeline(model, bool(hf.setting("add_prefix_space")))
   hf_files.add_tokens(tokenizer, hf, file)
-  if hf.tokenizer_class in _ROBERTA_CLASSES:
+  by_type = not hf.tokenizer_class and hf.model_type in _ROBERTA_TYPES and not hf.is_saved
+  if hf.tokenizer_class in _ROBERTA_CLASSES or by_type:
     _add_template(tokenizer, hf)
   return _Content(kind, pipelines.serialize(tokenizer))
 

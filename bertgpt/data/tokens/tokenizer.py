@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -196,6 +196,15 @@ class Tokenizer(abc.ABC):
   @abc.abstractmethod
   def is_unchanged(self) -> bool:
     """Whether the file itself keeps the promises, so that nothing had to be removed from it."""
+
+  @abc.abstractmethod
+  def show(self, extra: Collection[str], roles: Collection[str]) -> bytes:
+    """Returns the content of the file with special tokens that have no role as parts of texts.
+
+    Args:
+      extra: special tokens according to the folder of the file.
+      roles: those that have a role there; those with a role here stay special too.
+    """
 
   def find_leak(self) -> promises.Leak | None:
     """Returns a text that yields a special id; None: there is none, as promised."""

@@ -17,7 +17,8 @@ is a folder with one file, `tokenizer.model` or `tokenizer.json`, which other pr
 
 Every tokenizer keeps two promises, whatever its file says. Text never yields a special id, even if
 it contains "[MASK]": everything that would yield one is removed from the library's tokenizer, but
-stays in the file. And the same text always has the same ids: the dropout of BPE is turned off.
+stays in the file. Special tokens without a role, such as "[E1]", are parts of texts, as in
+`transformers`. And the same text always has the same ids: the dropout of BPE is turned off.
 
 Sources: SentencePiece, Kudo and Richardson 2018 (arXiv:1808.06226); WordPiece, Devlin et al. 2018
 (arXiv:1810.04805) and google-research/bert; byte-level BPE, openai/gpt-2, 2019; GPT-1's BPE,
@@ -76,6 +77,11 @@ class SentencePiece(Tokenizer):
   @property
   def user_symbols(self):
     return promises.user_symbols(self.safe_data)
+
+  def show(self, extra, roles):
+    others = [i for i, piece in enumerate(self.pieces) if piece in extra and piece not in roles
+              and i not in self.special_ids and self._file_processor.is_control(i)]
+    return promises.make_user_symbols(self.data, others) if others else self.data
 
   @property
   def is_unchanged(self):
@@ -145,6 +151,11 @@ class _Json(Tokenizer):
     added = self._file_library.get_added_tokens_decoder()
     return tuple(token.content for i, token in added.items()
                  if not token.special and i not in self.special_ids)
+
+  def show(self, extra, roles):
+    ids = [*self.special_ids, *self.apply_template("")]
+    unknown = [self.pieces[self.unk_id]] if self.unk_id >= 0 else []
+    return promises.show_added(self.data, {*roles, *unknown, *(self.pieces[i] for i in ids)})
 
   @property
   def is_unchanged(self):
@@ -303,7 +314,9 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
     path: file or folder.
     lowercase: whether a vocab.txt lower-cases text, if no file next to it says so; None: infer it
       from the pieces. Other formats store it.
-    is_saved: whether `Tokenizer.save` wrote the file; its pieces are then not checked again.
+    is_saved: whether `Tokenizer.save` wrote the file, or a run of an earlier version began with it.
+      Then its pieces are not checked again, special tokens without a role are not found in texts,
+      and what the folder does not say has no defaults.
   Raises:
     DataError: there is no tokenizer at `path`, it belongs to a class that tokenizes differently,
       a text yields a special id, or no text yields some of the pieces; the message names the file.
@@ -324,13 +337,16 @@ def load_tokenizer(path: str | os.PathLike, lowercase: bool | None = None,
 
 def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokenizer:
   """Loads a tokenizer from a disk; see `load_tokenizer`."""
-  file, kind, data, names, note = reading.read(path, lowercase, is_saved)
+  file, kind, data, hf, note = reading.read(path, lowercase, is_saved)
   try:
     with pipelines.without_panics():
       tokenizer = KINDS[kind](data)
       found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
-      if others := reading.choose_names(names, tokenizer.pieces, found, tokenizer._unknown_piece):
+      others = reading.choose_names(hf.names, tokenizer.pieces, found, tokenizer._unknown_piece)
+      if others:
         tokenizer = KINDS[kind](data, others)
+      if not is_saved and (shown := tokenizer.show(hf.extra, hf.roles)) != data:
+        tokenizer = KINDS[kind](shown, others)
       tokenizer.encode([_UNKNOWN])
       leak = tokenizer.find_leak()
   except Exception as e:  # Both libraries raise plain Exceptions.

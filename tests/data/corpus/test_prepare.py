@@ -31,9 +31,10 @@ from bertgpt.commands import prepare as command
 from bertgpt.config import recipes
 from bertgpt.data.corpus import corpus, encode, prepare
 from bertgpt.data.text.documents import Document
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
+from bertgpt.runs import corpora
 
 ROOT = pathlib.Path(__file__).parents[3]
 DATA = pathlib.Path(os.environ.get("BERTGPT_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -206,6 +207,22 @@ def test_sentences_without_a_token_are_counted(tmp_path, capsys):
   splits = corpus.read_manifest(path)["splits"].values()
   assert sum(split["sentences"] for split in splits) == 3
   assert "note: sentences without a token: left out: 1" in capsys.readouterr().out
+
+
+def test_a_run_keeps_a_tokenizer_that_an_earlier_version_read(tmp_path):
+  """Earlier versions ignored the defaults of BERT's class, as if the folder had no class."""
+  write_text(tmp_path / "text.txt", 20)
+  config = make_config(tmp_path)
+  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
+  pipeline = pipelines.bert_pipeline({p: i for i, p in enumerate(pieces)}, lowercase=False)
+  pipeline.save(os.fspath(tmp_path / "tokenizer.json"))
+  config.tokenizer.path = os.fspath(tmp_path / "tokenizer.json")
+  old = prepare.ensure_prepared(config)
+  (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+  assert prepare.ensure_prepared(config, resumes=True) == old
+  assert prepare.ensure_prepared(config) != old
+  config.data.corpus = os.fspath(old)
+  corpora.resolve(config, corpus.open_corpus(old, "train").tokenizer)
 
 
 def test_a_corpus_of_an_earlier_version_in_the_cache_is_used(tmp_path, capsys):

@@ -179,6 +179,28 @@ def test_an_added_special_token_is_text_in_a_text(tmp_path):
   assert loaded.decode(loaded.encode([text])[0]) == text
 
 
+@pytest.mark.parametrize("make", [lambda: wordpiece(pre_tokenizers.BertPreTokenizer()),
+                                  lambda: byte_bpe(["[MASK]", "<|endoftext|>"], [])])
+def test_special_tokens_without_a_role_are_parts_of_texts(tmp_path, make):
+  """Earlier versions saved files in which they are special, and their ids stay."""
+  tokenizer, extra = make(), ["[E1]", "<|user|>"]
+  tokenizer.add_special_tokens([*extra, "[MASK]", "<begin>"])
+  file = json_file(tmp_path, tokenizer)
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<begin>"}))
+  names = [*extra, "<begin>", "[MASK]"]
+  texts = [f"the {name} house {name}" for name in names]
+  ours = tokenizers.load_tokenizer(file)
+  ours.save(tmp_path / "saved")
+  for loaded in (ours, tokenizers.load_tokenizer(tmp_path / "saved", is_saved=True)):
+    assert set(extra) <= set(loaded.user_symbols)
+    counts = [sum(loaded.pieces[i] == name for i in ids)
+              for name, ids in zip(names, loaded.encode(texts), strict=True)]
+    assert counts == [2, 2, 0, 0]
+  former = tokenizers.load_tokenizer(file, is_saved=True)
+  assert former.pieces == ours.pieces and former.fingerprint() != ours.fingerprint()
+  assert not any({*map(former.pieces.index, extra)} & set(ids) for ids in former.encode(texts))
+
+
 def test_dropout_of_a_bpe_is_turned_off(tmp_path):
   pieces = ["th", "the", "ho", "hou", "hous", "house"]
   merges = [("t", "h"), ("th", "e"), ("h", "o"), ("ho", "u"), ("hou", "s"), ("hous", "e")]

@@ -165,13 +165,15 @@ def test_names_that_the_vocabulary_tells_leave_one_file(tmp_path):
 
 def test_added_tokens_follow_the_vocabulary(tmp_path):
   folder = write_vocabulary(tmp_path, ("the", "cat"), additional_special_tokens=["<mark>"])
-  write_json(folder / "added_tokens.json", {"<url>": 7, "<mark>": 8})
+  write_json(folder / "added_tokens.json", {"<url>": 7, "<mark>": 8, "<begin>": 9})
+  write_json(folder / "special_tokens_map.json", {"bos_token": "<begin>"})
   ours = tokenizers.load_tokenizer(folder)
-  assert ours.vocab_size == 9
+  assert ours.vocab_size == 10
   assert pieces_of(ours, "the<url> cat") == ["the", "<url>", "cat"]
-  assert "<mark>" not in pieces_of(ours, "the <mark> cat")
-  write_json(folder / "added_tokens.json", {"<url>": 9})
-  with pytest.raises(DataError, match="the id of the added token '<url>' is 9 according to"):
+  assert pieces_of(ours, "the<mark> cat") == ["the", "<mark>", "cat"]
+  assert "<begin>" not in pieces_of(ours, "the <begin> cat")
+  write_json(folder / "added_tokens.json", {"<url>": 10})
+  with pytest.raises(DataError, match="the id of the added token '<url>' is 10 according to"):
     tokenizers.load_tokenizer(folder)
 
 
@@ -228,6 +230,10 @@ def test_the_class_of_a_folder_without_a_template_gives_the_separators_of_pairs(
     ours = tokenizers.load_tokenizer(tmp_path)
     assert ours.num_separators == expected, name
     assert ours.encode(["the"])[0].tolist() == [size - 1]
+  (tmp_path / "tokenizer_config.json").unlink()
+  for model_type, expected in (("gpt2", 1), ("roberta", 2), ("longformer", 2)):
+    write_json(tmp_path / "config.json", {"model_type": model_type})
+    assert tokenizers.load_tokenizer(tmp_path).num_separators == expected, model_type
 
 
 def test_another_class_of_sentencepiece_is_refused_by_name(tmp_path):
@@ -255,12 +261,13 @@ def write_sentencepiece(folder, **options):
 def test_added_tokens_follow_the_pieces_of_sentencepiece(tmp_path):
   write_sentencepiece(tmp_path)
   size = tokenizers.load_tokenizer(tmp_path).vocab_size
-  write_json(tmp_path / "added_tokens.json", {"<url>": size + 1, "[MASK]": size})
-  write_json(tmp_path / "special_tokens_map.json", {"mask_token": "[MASK]"})
+  write_json(tmp_path / "added_tokens.json", {"<url>": size + 1, "[MASK]": size, "[E1]": size + 2})
+  write_json(tmp_path / "special_tokens_map.json", {
+      "mask_token": "[MASK]", "additional_special_tokens": ["[E1]"]})
   ours = tokenizers.load_tokenizer(tmp_path)
-  assert ours.vocab_size == size + 2 and ours.mask_id == size
-  ids, = ours.encode(["the <url> [MASK] house"])
-  assert size + 1 in ids and size not in ids
+  assert ours.vocab_size == size + 3 and ours.mask_id == size
+  ids, = ours.encode(["the <url> [MASK] house [E1]"])
+  assert {size + 1, size + 2} <= set(ids) and size not in ids
 
 
 def test_a_folder_with_a_model_of_another_name_says_how_to_convert_it(tmp_path):
@@ -324,6 +331,29 @@ def test_without_such_settings_a_tokenizer_json_stays_as_it_is(tmp_path):
     write_json_tokenizer(tmp_path, bert_json(True), **settings)
     ours = tokenizers.load_tokenizer(tmp_path)
     assert ours.data == (tmp_path / "tokenizer.json").read_bytes()
+
+
+OWN = normalizers.BertNormalizer(lowercase=False, strip_accents=True, handle_chinese_chars=False)
+
+
+@pytest.mark.parametrize("settings, model_type, is_default", [
+    ({"tokenizer_class": "BertTokenizer"}, "", True),
+    ({"tokenizer_class": "ElectraTokenizerFast", "strip_accents": None}, "electra", True),
+    ({}, "bert", True),
+    # Such as the folder of a tokenizer that was saved here.
+    ({}, "", False),
+    ({"tokenizer_class": "PreTrainedTokenizerFast"}, "bert", False),
+    ({"tokenizer_class": "BertTokenizer"}, "modernbert", False)])
+def test_a_setting_that_is_not_there_has_the_default_of_the_class(tmp_path, settings, model_type,
+                                                                  is_default):
+  write_json_tokenizer(tmp_path, json_of(MIXED, OWN), **settings)
+  write_json(tmp_path / "config.json", {"model_type": model_type})
+  expected = json_of(MIXED, normalizers.BertNormalizer() if is_default else OWN)
+  ids = [expected.encode(text, add_special_tokens=False).ids for text in TEXTS]
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert encode(ours) == ids
+  former = tokenizers.load_tokenizer(tmp_path, is_saved=True)  # As earlier versions read it.
+  assert (former.fingerprint() == ours.fingerprint()) != is_default
 
 
 def json_of(pieces, normalizer):
@@ -515,11 +545,27 @@ def test_ids_of_a_bert_folder_are_those_of_transformers(tmp_path, settings):
                                    {"tokenizer_class": "PreTrainedTokenizerFast"}])
 @pytest.mark.parametrize("before, settings", [
     (True, {"do_lower_case": False}), (False, {"do_lower_case": True}),
-    (True, {"do_lower_case": True, "strip_accents": False}), (True, {})])
+    (True, {"do_lower_case": True, "strip_accents": False}), (True, {}), (False, {}),
+    (False, {"strip_accents": None}), (False, {"tokenize_chinese_chars": False})])
 def test_ids_of_a_tokenizer_json_are_those_of_transformers(tmp_path, model_type, named, before,
                                                            settings):
   write_json_tokenizer(tmp_path, bert_json(before), model_max_length=512, **settings, **named)
   assert_same_ids(tmp_path, TEXTS, model_type)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name, is_json", [
+    ("BertTokenizer", True), ("PreTrainedTokenizerFast", True), ("BertTokenizer", False)])
+def test_ids_of_special_tokens_without_a_role_are_those_of_transformers(tmp_path, name, is_json):
+  pieces = ("the", "cat", "[unused1]", "[unused2]")
+  second = {"__type": "AddedToken", "content": "[unused2]", "lstrip": True, "special": True}
+  settings = {"additional_special_tokens": ["[unused1]", second], "do_lower_case": True,
+              "tokenizer_class": name}
+  if is_json:
+    write_json_tokenizer(tmp_path, json_of(pieces, normalizers.BertNormalizer()), **settings)
+  else:
+    write_vocabulary(tmp_path, pieces, **settings)
+  assert_same_ids(tmp_path, ["the [unused1] Cat", "the[unused2]cat [unused2]"], "bert")
 
 
 @pytest.mark.hf
