@@ -107,9 +107,9 @@ def open_task(config: ConfigDict, pretrained: Trained) -> tuple[Trained, rows_li
     return tasks.open_task(config.task, rows_lib.make_text_format(
         tokenizer, pretrained.config.model, config.task))
 
-  tokenizer = spellings.listen(pretrained.tokenizer)
+  tokenizer = spellings.record_unknown_words(pretrained.tokenizer)
   task = open_with(tokenizer)
-  if words := spellings.heard(tokenizer):
+  if words := spellings.recorded_words(tokenizer):
     pretrained = spellings.learn_words(pretrained, words)
     task = open_with(pretrained.tokenizer)
   return pretrained, task

@@ -165,9 +165,9 @@ def learn_words(predictor: Predictor, examples: Sequence[Any]) -> Predictor:
     return predictor
   with_tokenizer = lambda tokenizer: setting._replace(
       text_format=setting.text_format._replace(tokenizer=tokenizer))
-  listening = spellings.listen(trained.tokenizer)
-  predictor.form.make_rows(examples, with_tokenizer(listening))
-  trained = spellings.learn_words(trained, spellings.heard(listening), is_rounded=True)
+  recording = spellings.record_unknown_words(trained.tokenizer)
+  predictor.form.make_rows(examples, with_tokenizer(recording))
+  trained = spellings.learn_words(trained, spellings.recorded_words(recording), is_rounded=True)
   model = predictor.head.make_model(FrozenConfigDict(trained.config.model), len(setting.labels))
   return predictor._replace(trained=trained, setting=with_tokenizer(trained.tokenizer),
                             model=model, params=jax.device_put(trained.params))

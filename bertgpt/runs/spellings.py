@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from bertgpt import models
 from bertgpt.config import ConfigDict, families, padded_vocab_size
 from bertgpt.data.tokens import spelling
-from bertgpt.data.tokens.tokenizers import ListeningWords, Tokenizer, Words
+from bertgpt.data.tokens.tokenizers import RecordingWords, Tokenizer, Words
 from bertgpt.runs.trained import Trained
 
 
@@ -34,8 +34,7 @@ def add_words(config: ConfigDict, params: Any, tokenizer: Tokenizer) -> Any:
   if "body" in params:
     return {**params, "body": add_words(config, params["body"], tokenizer)}
   table = params["words"]["spelling"]
-  whole = np.full(table.shape, spelling.PADDING, np.float32)
-  whole[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
+  whole = _make_table(tokenizer, len(table))
   placed = jax.make_array_from_callback(whole.shape, table.sharding, lambda index: whole[index])
   return {**params, "words": {**params["words"], "spelling": placed}}
 
@@ -71,9 +70,7 @@ def learn_words(trained: Trained, words: Sequence[str], is_rounded: bool = False
   config.model.target_words = config.model.target_words or config.model.vocab_size
   size = tokenizer.vocab_size
   config.model.vocab_size = 1 << (size - 1).bit_length() if is_rounded else size
-  table = np.full((padded_vocab_size(config.model.vocab_size), spelling.WORD_CHARS),
-                  spelling.PADDING, np.float32)
-  table[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
+  table = _make_table(tokenizer, padded_vocab_size(config.model.vocab_size))
   return trained._replace(config=config, model=models.make_model(config), tokenizer=tokenizer,
                           params=_with_table(trained.params, table))
 
@@ -101,9 +98,7 @@ def replace_words(trained: Trained, tokenizer: Tokenizer, head: Mapping[str, jax
   for name, x in new.items():
     layer[name] = np.array(x)
     layer[name][to] = old[name][of]
-  table = np.full((padded_vocab_size(tokenizer.vocab_size), spelling.WORD_CHARS),
-                  spelling.PADDING, np.float32)
-  table[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
+  table = _make_table(tokenizer, padded_vocab_size(tokenizer.vocab_size))
   return trained._replace(tokenizer=tokenizer, fresh=(),
                           params={**_with_table(trained.params, table), "lm": layer})
 
@@ -113,25 +108,32 @@ def _num_targets(trained):
   return min(model.target_words or model.vocab_size, model.vocab_size)
 
 
+def _make_table(tokenizer: Tokenizer, rows: int) -> np.ndarray:
+  """Returns the characters of the words of a tokenizer, float32 [rows, WORD_CHARS]."""
+  table = np.full((rows, spelling.WORD_CHARS), spelling.PADDING, np.float32)
+  table[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
+  return table
+
+
 def _with_table(params: Any, table: np.ndarray) -> Any:
   if "body" in params:
     return {**params, "body": _with_table(params["body"], table)}
   return {**params, "words": {**params["words"], "spelling": table}}
 
 
-def listen(tokenizer: Tokenizer) -> Tokenizer:
+def record_unknown_words(tokenizer: Tokenizer) -> Tokenizer:
   """Returns a tokenizer that records the words that it lacks, if its pieces are words.
 
   Args:
     tokenizer: any tokenizer.
   """
-  return (ListeningWords(tokenizer.data, tokenizer.names) if tokenizer.has_words else tokenizer)
+  return RecordingWords(tokenizer.data, tokenizer.names) if tokenizer.has_words else tokenizer
 
 
-def heard(tokenizer: Tokenizer) -> list[str]:
-  """Returns the words that a tokenizer from `listen` has recorded.
+def recorded_words(tokenizer: Tokenizer) -> list[str]:
+  """Returns the words that a tokenizer from `record_unknown_words` has recorded.
 
   Args:
     tokenizer: any tokenizer.
   """
-  return list(tokenizer.heard) if isinstance(tokenizer, ListeningWords) else []
+  return list(tokenizer.recorded) if isinstance(tokenizer, RecordingWords) else []

@@ -25,7 +25,7 @@ def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
     Characters that the tokenizer drops, such as accents, belong to the token before them, unless
     they are or follow white space.
   """
-  tokenizer.hear(texts)
+  tokenizer.record_texts(texts)
   encoded = (_encode_sentencepiece(tokenizer, texts) if isinstance(tokenizer, SentencePiece) else
              _encode_json(tokenizer, texts))
   return [(ids, _extend(spans, text)) for text, (ids, spans) in zip(texts, encoded, strict=True)]

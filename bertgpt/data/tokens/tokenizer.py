@@ -7,13 +7,13 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bertgpt import files
-from bertgpt.data.tokens import batching, hf_files, promises
+from bertgpt.data.tokens import batching, hf_files, promises, words
 
 # Special tokens: role -> possible names. The first name that is in the vocabulary is used. eod is
 # the end of a document for GPT; in BERT's vocabularies, [SEP] serves as eod.
@@ -104,13 +104,22 @@ class Tokenizer(abc.ABC):
   def _decode(self, ids: list[int]) -> str:
     """Returns the text of ids that are not special."""
 
-  @abc.abstractmethod
-  def _continues_word(self, piece: str, is_former: bool) -> bool:
-    """Returns whether a piece that is not special continues the word before it."""
+  def piece_bytes(self, piece: str) -> bytes | None:
+    """Returns the UTF-8 that a piece stands for; None: the pieces carry marks of words.
 
-  @abc.abstractmethod
+    Args:
+      piece: a piece that is not special.
+    """
+    del piece
+    return None
+
+  def _continues_word(self, piece: str) -> bool:
+    """Returns whether a piece continues the word before it, according to its mark."""
+    raise NotImplementedError
+
   def _ends_word(self, piece: str) -> bool:
-    """Returns whether a word starts after a piece that is not special, whatever piece follows."""
+    """Returns whether a word starts after a piece in any case, according to its mark."""
+    raise NotImplementedError
 
   @abc.abstractmethod
   def spell(self, text: str) -> str:
@@ -124,7 +133,7 @@ class Tokenizer(abc.ABC):
     Args:
       texts: any texts; lone surrogates are encoded as '?'.
     """
-    self.hear(texts)
+    self.record_texts(texts)
     arrays = []
     for batch in batching.batches(texts, _ENCODE_CHARS):
       try:
@@ -142,8 +151,8 @@ class Tokenizer(abc.ABC):
     """
     return self.encode([text])[0].tolist()
 
-  def hear(self, texts: Sequence[str]) -> None:
-    """Records texts that are encoded; only `tokenizers.ListeningWords` does so.
+  def record_texts(self, texts: Sequence[str]) -> None:
+    """Records texts that are encoded; only `tokenizers.RecordingWords` does so.
 
     Args:
       texts: any texts.
@@ -163,7 +172,7 @@ class Tokenizer(abc.ABC):
       parts += [self.pieces[i] for i in run] if is_special else [self._decode(run)]
     return self._between_specials.join(parts)
 
-  def continues_word(self, is_former: bool = False) -> np.ndarray:
+  def continues_word(self, rule: Callable[[bytes], bool] = words.is_continuation) -> np.ndarray:
     """Returns which pieces continue the word before them, bool [vocab_size].
 
     After a piece of `ends_word`, they start a word. If the pieces carry no mark of their own
@@ -171,11 +180,9 @@ class Tokenizer(abc.ABC):
     script without spaces starts a word, as in BERT.
 
     Args:
-      is_former: whether to decide as version 0.1 did, see `words.is_continuation`.
+      rule: UTF-8 of a piece without marks -> whether it continues a word.
     """
-    named = {*self.special_ids, self.unk_id}
-    return np.array([i not in named and self._continues_word(piece, is_former)
-                     for i, piece in enumerate(self.pieces)])
+    return self._tell_pieces(self._continues_word, rule)
 
   def ends_word(self) -> np.ndarray:
     """Returns after which pieces a word starts in any case, bool [vocab_size].
@@ -183,9 +190,18 @@ class Tokenizer(abc.ABC):
     If the pieces carry no mark of their own, these are those that end with punctuation, as in BERT,
     or with a character of a script without spaces.
     """
+    return self._tell_pieces(self._ends_word, words.ends_word)
+
+  def _tell_pieces(self, by_mark: Callable[[str], bool],
+                   by_bytes: Callable[[bytes], bool]) -> np.ndarray:
+    """Returns what holds for which pieces, bool [vocab_size]; for special ones it never does."""
     named = {*self.special_ids, self.unk_id}
-    return np.array([i not in named and self._ends_word(piece)
-                     for i, piece in enumerate(self.pieces)])
+    found = np.zeros(self.vocab_size, bool)
+    for i, piece in enumerate(self.pieces):
+      if i not in named:
+        spelled = self.piece_bytes(piece)
+        found[i] = by_mark(piece) if spelled is None else by_bytes(spelled)
+    return found
 
   @property
   @abc.abstractmethod

@@ -40,8 +40,6 @@ from bertgpt.data.tokens.tokenizer import NEW_SPECIALS, SPECIAL_PIECES, Tokenize
 from bertgpt.data.tokens.words import (
   bytes_of_byte_level,
   bytes_of_sentencepiece,
-  ends_word,
-  is_continuation,
   join_cjk,
 )
 from bertgpt.errors import DataError, one_line
@@ -106,11 +104,8 @@ class SentencePiece(Tokenizer):
   def spell(self, text):
     return self.library.normalize(text)
 
-  def _continues_word(self, piece, is_former):
-    return is_continuation(bytes_of_sentencepiece(piece), is_former)
-
-  def _ends_word(self, piece):
-    return ends_word(bytes_of_sentencepiece(piece))
+  def piece_bytes(self, piece):
+    return bytes_of_sentencepiece(piece)
 
 
 class _Json(Tokenizer):
@@ -197,7 +192,7 @@ class WordPiece(_Json):
   def _decode(self, ids):
     return join_cjk(super()._decode(ids))
 
-  def _continues_word(self, piece, is_former):
+  def _continues_word(self, piece):
     return piece.startswith("##")
 
   def _ends_word(self, piece):
@@ -211,11 +206,8 @@ class ByteBPE(_Json):
   keeps_space = True
   _between_specials = ""
 
-  def _continues_word(self, piece, is_former):
-    return is_continuation(bytes_of_byte_level(piece), is_former)
-
-  def _ends_word(self, piece):
-    return ends_word(bytes_of_byte_level(piece))
+  def piece_bytes(self, piece):
+    return bytes_of_byte_level(piece)
 
 
 class Gpt1BPE(_Json):
@@ -223,7 +215,7 @@ class Gpt1BPE(_Json):
 
   kind = "gpt1_bpe"
 
-  def _continues_word(self, piece, is_former):
+  def _continues_word(self, piece):
     return True  # Unless the piece before it ends a word.
 
   def _ends_word(self, piece):
@@ -239,8 +231,7 @@ class Unigram(_Json):
   def _unknown_piece(self):
     return self.pieces[json.loads(self.data)["model"]["unk_id"]]
 
-  _continues_word = SentencePiece._continues_word
-  _ends_word = SentencePiece._ends_word
+  piece_bytes = SentencePiece.piece_bytes
 
 
 class Words(_Json):
@@ -249,7 +240,7 @@ class Words(_Json):
   kind = "words"
   has_words = True
 
-  def _continues_word(self, piece, is_former):
+  def _continues_word(self, piece):
     return False
 
   def _ends_word(self, piece):
@@ -280,19 +271,19 @@ class Words(_Json):
     return Words(json.dumps(content, ensure_ascii=False, indent=2).encode(), self.names)
 
 
-class ListeningWords(Words):
+class RecordingWords(Words):
   """`Words` that records the words of texts that it cannot encode.
 
   Attributes:
-    heard: the words recorded so far, as keys.
+    recorded: the words recorded so far, as keys.
   """
 
   def __init__(self, data: bytes, names: Mapping[str, str] | None = None):
     super().__init__(data, names)
-    self.heard: dict[str, None] = {}
+    self.recorded: dict[str, None] = {}
 
-  def hear(self, texts):
-    self.heard |= dict.fromkeys(self.unknown_words(texts))
+  def record_texts(self, texts):
+    self.recorded |= dict.fromkeys(self.unknown_words(texts))
 
 
 # ----------------------------------------------------------------- loading

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
+from bertgpt.data.tokens import words
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
 _UNUSED = re.compile(r"\[unused\d+\]")  # Spare pieces in vocabularies of google-research/bert.
@@ -39,9 +40,10 @@ def make_vocabulary(tokenizer: Tokenizer, has_former_words: bool = False) -> Voc
     has_former_words: whether to use the word rule of version 0.1, which did not end words after
       punctuation, so that its runs are masked as before.
   """
+  rule = words.former_is_continuation if has_former_words else words.is_continuation
   ids = {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.eod_id}
   return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(sorted(ids - {-1})),
-                    tokenizer.continues_word(has_former_words),
+                    tokenizer.continues_word(rule),
                     tokenizer.ends_word() & (not has_former_words), tokenizer.unk_id)
 
 

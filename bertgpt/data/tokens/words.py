@@ -18,21 +18,34 @@ _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
 _SPACE_IN_CJK = re.compile(rf"(?<=[{_CJK}]) (?=[{_CJK}])")
 
 
-def is_continuation(piece: bytes, is_former: bool = False) -> bool:
+def is_continuation(piece: bytes) -> bool:
   """Returns whether a piece continues a word, which depends on its first character.
 
   A space, punctuation and characters of scripts without spaces start a word of their own.
 
   Args:
     piece: UTF-8, not empty; may begin or end inside a character.
-    is_former: whether to decide as version 0.1 did, for which symbols and combining marks start a
-      word too, and '_' does not.
   """
-  begins_inside = 0x80 <= piece[0] < 0xC0
-  # If the end of the first character is missing, assume the lowest character with this beginning.
-  first = (piece + b"\x80\x80\x80").decode(errors="ignore")[:1]
-  starts = _FORMER_START.match(first) if is_former else first.isspace() or _is_word(first)
-  return begins_inside or not starts
+  first = _first_char(piece)
+  return first is None or not (first.isspace() or _is_word(first))
+
+
+def former_is_continuation(piece: bytes) -> bool:
+  """Returns the same as version 0.1: symbols and combining marks start words, and '_' does not.
+
+  Args:
+    piece: see `is_continuation`.
+  """
+  first = _first_char(piece)
+  return first is None or not _FORMER_START.match(first)
+
+
+def _first_char(piece: bytes) -> str | None:
+  """Returns the first character of a piece; None if the piece begins inside a character."""
+  if 0x80 <= piece[0] < 0xC0:
+    return None
+  # If the end of the character is missing, assume the lowest character with this beginning.
+  return (piece + b"\x80\x80\x80").decode(errors="ignore")[:1]
 
 
 def ends_word(piece: bytes) -> bool:

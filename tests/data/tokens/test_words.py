@@ -28,7 +28,7 @@ def test_a_word_starts_after_punctuation(piece, expected):
 @pytest.mark.parametrize("char", ["_", "ि", "€", "\u0301"])
 def test_runs_of_version_0_1_keep_its_words(char):
   """Version 0.1 took everything that `\\w` does not match for starts of words."""
-  assert words.is_continuation(char.encode(), is_former=True) == bool(re.match(r"\w", char))
+  assert words.former_is_continuation(char.encode()) == bool(re.match(r"\w", char))
   assert words.is_continuation(char.encode()) != bool(re.match(r"\w", char))
 
 
