@@ -3,7 +3,7 @@ r"""Masked diffusion at the size of `wiki_mini`: an encoder that writes texts.
 Command    bertgpt train --config configs/diffusion_mini.py --workdir runs/diffusion_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`.
-Hardware   One CPU core, beside other programs; 49 minutes.
+Hardware   One CPU core, next to other programs; 49 minutes.
 Expected   With 3.0 M tokens of Wikipedia, on held-out text:
              step                  200   400   600   800  1000  1200  1400  1600  1800
              tokens per row         16    16    16    16    64    64    64    64    64

@@ -3,7 +3,7 @@ r"""An ELECTRA of 4 layers, width 128, whose generator is half as wide, for a sm
 Command    bertgpt train --config configs/electra_mini.py --workdir runs/electra_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a WordPiece tokenizer of 4,096 pieces is trained on it.
-Hardware   One CPU core, beside other programs; 27 minutes.
+Hardware   One CPU core, next to other programs; 27 minutes.
 Expected   With 7.1 M tokens of Wikipedia, on held-out text:
              step                  500  1000  1500  2000  2500  3000  3500
              tokens per row         16    16    16    64    64    64    64

@@ -3,7 +3,7 @@ r"""ModernBERT's layers, masks and phases at a size for a small machine.
 Command    bertgpt train --config configs/modernbert_mini.py --workdir runs/modernbert_mini \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
 Data       As for `wiki_mini`; a byte-level BPE of 4,096 pieces is trained on it.
-Hardware   One CPU core, beside other programs: 5 minutes.
+Hardware   One CPU core, next to other programs: 5 minutes.
 Expected   With 1.4 M tokens of Wikipedia, on held-out text with 15% of its tokens masked:
              step               100   200   300   400   500   600   700
              tokens per row      16    16    16    16    64    64    64

@@ -156,7 +156,7 @@ SCHEDULES = {
 }
 
 # Fields of a phase that are read only if it has a warm-up.
-OF_WARMUP = ("warmup_rule",)
+WARMUP_FIELDS = ("warmup_rule",)
 
 # Fields that determine the learning-rate curve of a phase. A phase that continues the curve of the
 # previous phase does not read them.

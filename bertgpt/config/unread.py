@@ -39,7 +39,7 @@ def find_problems(config: ConfigDict, begun: ConfigDict | None = None) -> list[s
 
   Args:
     config: whole config, without problems according to `config.find_problems`.
-    begun: config of the run that goes on, whose fields may stay as they are; None: a new run.
+    begun: config of the run that continues, whose fields may stay as they are; None: a new run.
   """
   values, old = dict(leaves(config)), {} if begun is None else dict(leaves(begun))
   return [line for field, line in _find(config)
@@ -171,7 +171,7 @@ def _find_in_phase(config, p, continued):
     if p[field] != default[field]:
       yield field, (f"schedule={p.schedule!r} does not read it. Leave it at {default[field]!r}")
   if not (p.warmup_steps or p.warmup_fraction):
-    for field in choices.OF_WARMUP:
+    for field in choices.WARMUP_FIELDS:
       if field not in unread and p[field] != default[field]:
         yield field, ("the phase has no warm-up. Set warmup_steps or warmup_fraction, or leave it "
                       f"at {default[field]!r}")

@@ -314,7 +314,7 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
 
 
 def upload_trace(local: pathlib.Path, path: Any) -> None:
-  """Copies a trace to a bucket, beside earlier ones; a failure costs a line, not the run.
+  """Copies a trace to a bucket, next to earlier ones; a failure costs a line, not the run.
 
   Args:
     local: folder of the trace.

@@ -50,6 +50,11 @@ def arm(minutes: float) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
+def deadline() -> float:
+  """Returns when the process will be ended, on the clock of `time.monotonic`; inf: never."""
+  return _deadline
+
+
 def _watch() -> None:
   """Runs in a thread: ends the process at the deadline."""
   with _changed:

@@ -100,8 +100,8 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
       state["entries"], None)
   unit = "lines" if suites.is_one_document(name, file) else "texts"
   progress = Progress(measured.num_texts, f"{unit} of {name}", state["entries"])
-  parted = chunks(trained, name, file, entries, state.get("carry", ""))
-  for chunk, records in add_chunks(trained, suite, parted, settings, totals):
+  entry_chunks = chunks(trained, name, file, entries, state.get("carry", ""))
+  for chunk, records in add_chunks(trained, suite, entry_chunks, settings, totals):
     progress.add(sum(entries_of(entry) for entry in chunk))
     if work:
       work.open(SCORES).writelines(json.dumps({"suite": name} | record).encode() + b"\n"
@@ -136,20 +136,20 @@ def measure(trained: Trained, suite: Suite, content: Sequence[Any], settings: Se
     ConfigError: see the functions of the measure.
   """
   totals: Totals = {}
-  parted = streams.chunks(content, CHUNK_ENTRIES, size_of)
-  for _ in add_chunks(trained, suite, parted, settings, totals):
+  entry_chunks = streams.chunks(content, CHUNK_ENTRIES, size_of)
+  for _ in add_chunks(trained, suite, entry_chunks, settings, totals):
     pass  # The records of the texts are not wanted.
   return MEASURES[suite.measure].finish(trained, suite, totals, settings)
 
 
-def add_chunks(trained: Trained, suite: Suite, parted: Iterator[list[Any]], settings: Settings,
-               totals: Totals) -> Iterator[tuple[list[Any], list[Record]]]:
+def add_chunks(trained: Trained, suite: Suite, entry_chunks: Iterator[list[Any]],
+               settings: Settings, totals: Totals) -> Iterator[tuple[list[Any], list[Record]]]:
   """Scores chunks of entries until `settings.limit` is reached, and adds to the totals.
 
   Args:
     trained: the model.
     suite: the protocol.
-    parted: the chunks.
+    entry_chunks: the chunks.
     settings: result of `resolve`.
     totals: totals of the texts before.
   Yields:
@@ -157,7 +157,7 @@ def add_chunks(trained: Trained, suite: Suite, parted: Iterator[list[Any]], sett
   Raises:
     ConfigError: see the functions of the measure.
   """
-  for chunk in parted:
+  for chunk in entry_chunks:
     if is_enough(settings, totals):
       break
     yield chunk, MEASURES[suite.measure].add(trained, suite, chunk, settings, totals)

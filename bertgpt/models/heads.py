@@ -88,8 +88,7 @@ class DecoderClassifier(TaskModel):
       inputs: rows whose last token closes the text.
     """
     x_BLD = self.body.features(inputs)
-    last_B1 = jnp.maximum((inputs.sequence_ids_BL > 0).sum(1, keepdims=True) - 1, 0)
-    last_BD = self.body.read_text(gather(x_BLD, last_B1)[:, 0])
+    last_BD = self.body.read_text(gather_last(x_BLD, inputs))
     outputs_BC = self.head(drop(last_BD, self.config.dropout, dropout_key(self)))
     return outputs_BC, self.body.predict_next(x_BLD)
 
@@ -104,6 +103,16 @@ def take_cls(x_BLD: jax.Array, inputs: Inputs, config: FrozenConfigDict) -> jax.
   """
   if not families.FAMILIES[config.family].cls_last:
     return x_BLD[:, 0]
+  return gather_last(x_BLD, inputs)
+
+
+def gather_last(x_BLD: jax.Array, inputs: Inputs) -> jax.Array:
+  """Returns the features of the last token of every row, [B, D].
+
+  Args:
+    x_BLD: features.
+    inputs: rows whose tokens come before the padding; of an empty row, the first token counts.
+  """
   last_B1 = jnp.maximum((inputs.sequence_ids_BL > 0).sum(1, keepdims=True) - 1, 0)
   return gather(x_BLD, last_B1)[:, 0]
 

@@ -43,7 +43,7 @@ TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a ru
 ID_FILE = "run_id"
 
 # What a run has written before its config.json, or leaves if that is deleted.
-OF_A_RUN = re.compile(r"checkpoints|(events|history|metrics)\.jsonl")
+RUN_FILES = re.compile(r"checkpoints|(events|history|metrics)\.jsonl")
 # What launchers and file systems put into the folder of a run before it begins.
 BEFORE_A_RUN = re.compile(r"\..*|__pycache__|lost\+found|logs?|(log|stdout|stderr)\b.*"
                           r"|.*\.(log|out|err|py|sh|sbatch)")
@@ -326,7 +326,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
                       "--allow_change=FIELD,FIELD")
 
 
-def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = OF_A_RUN) -> None:
+def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = RUN_FILES) -> None:
   """Checks that a folder has been used for runs before, or holds nothing but logs and scripts.
 
   Args:

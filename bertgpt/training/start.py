@@ -25,9 +25,10 @@ from bertgpt.training.steps import TrainState
 
 # Fields of the model that may differ from the run whose parameters are used: dropout, initial
 # values, precision, speed, and what depends on the tokenizer.
-OF_TRAINING = ("dropout", "dropout_at", "attention_dropout", "dropout_rng", "init_std",
-               "truncated_init", "position_init", "position_init_std", "scale_residual_init",
-               "dtype", "matmul", "attention", "remat", "scan_unroll", "vocab_size", "target_words")
+MAY_DIFFER_FROM_SOURCE = (
+    "dropout", "dropout_at", "attention_dropout", "dropout_rng", "init_std", "truncated_init",
+    "position_init", "position_init_std", "scale_residual_init", "dtype", "matmul", "attention",
+    "remat", "scan_unroll", "vocab_size", "target_words")
 
 
 @events.during("restore")
@@ -181,7 +182,7 @@ def describe_other_model(source: ConfigDict, config: ConfigDict) -> list[str]:
   old, new = dict(config_lib.leaves(source.model)), dict(config_lib.leaves(config.model))
   return [f"model.{field} is {value!r} here. The parameters were trained with {old[field]!r}"
           for field, value in new.items()
-          if field not in OF_TRAINING and value != old[field]]
+          if field not in MAY_DIFFER_FROM_SOURCE and value != old[field]]
 
 
 def load_params(run: Run, fresh: Any) -> Any:

@@ -28,7 +28,7 @@ MAPPED_FIELDS = re.compile(
     r"|power)")
 
 # Names by which the folder of a sweep is known.
-OF_A_SWEEP = re.compile(r"\d{3,}|sweep\.json")
+SWEEP_FILES = re.compile(r"\d{3,}|sweep\.json")
 
 TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
 
@@ -63,7 +63,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   folders = [path / f"{i:03d}" for i in range(len(runs))]
   configs = check_runs(recipes.load(recipe), folders,
                        [[*overrides, *arguments] for arguments in flags])
-  workdir.check_unused(path, OF_A_SWEEP)
+  workdir.check_unused(path, SWEEP_FILES)
   check_table(path / "sweep.json")
   first, every = share
   chosen = range(first, len(runs), every)

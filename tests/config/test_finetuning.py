@@ -78,7 +78,7 @@ def test_a_dtype_turns_float8_off(dtype, expected):
 
 @pytest.mark.parametrize("kernel, expected", [("cudnn", "auto"), ("splash", "auto"),
                                               ("xla", "xla"), ("auto", "auto")])
-def test_a_fused_kernel_is_chosen_anew(kernel, expected):
+def test_a_fused_kernel_is_chosen_again(kernel, expected):
   """The machine, the dtype and the dropout may be others than in pretraining."""
   run = make_run(make_config(dropout=0.1, dtype="float32"), attention=kernel)
   assert run.model.attention == expected

@@ -176,5 +176,5 @@ def test_every_field_in_the_tables_exists():
   tuning = dict(config_lib.leaves(finetuning.base()))
   assert named <= fields.keys() and of_tasks <= tuning.keys()
   assert choices.UNUSED.keys() <= fields.keys() | tuning.keys()
-  of_phase = {*choices.CURVE, *choices.OF_WARMUP}.union(*choices.SCHEDULES.values())
+  of_phase = {*choices.CURVE, *choices.WARMUP_FIELDS}.union(*choices.SCHEDULES.values())
   assert of_phase <= set(config_lib.phase())

@@ -7,11 +7,11 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
 
 from bertgpt.models import remat
 from bertgpt.models.layers import ACTIVATIONS
-from tests import tiny
 
 PLAIN = {"gelu_tanh": lambda x: nn.gelu(x, approximate=True),
          "gelu_erf": lambda x: nn.gelu(x, approximate=False), "silu": nn.silu}

@@ -104,7 +104,7 @@ def test_the_page_has_the_curves_the_scores_and_the_fields_that_differ(tmp_path,
 def test_the_runs_of_a_sweep_are_compared(tmp_path):
   for name in ("sweep/000", "sweep/001", "other/000"):
     make_run(tmp_path / name)
-  (tmp_path / "sweep" / "001-cola").mkdir()  # A fine-tuning workdir beside the run that it is of.
+  (tmp_path / "sweep" / "001-cola").mkdir()  # A fine-tuning workdir next to its run.
   (tmp_path / "sweep" / "001-cola" / "config.json").write_text("{}")
   runs = compare.read([tmp_path / "sweep", tmp_path / "other" / "000"])
   assert [run.name for run in runs] == [

@@ -70,9 +70,9 @@ def append(path):
 def test_reading_a_file_restarts_the_limit_of_a_step(file, tmp_path):
   watchdog.arm(60)
   try:
-    before = watchdog._deadline
+    before = watchdog.deadline()
     assert digest(file, tmp_path) == (True, True)
-    assert before < watchdog._deadline < math.inf
+    assert before < watchdog.deadline() < math.inf
   finally:
     watchdog.disarm()
 

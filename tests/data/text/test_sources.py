@@ -111,9 +111,9 @@ def test_documents_that_a_weight_leaves_out_restart_the_limit_of_a_step(tmp_path
   path = write(tmp_path / "a.txt", b"a0\n\na1\n")
   watchdog.arm(60)
   try:
-    before = watchdog._deadline
+    before = watchdog.deadline()
     assert read(f"0.1*text:{path}") == []
-    assert before < watchdog._deadline < math.inf
+    assert before < watchdog.deadline() < math.inf
   finally:
     watchdog.disarm()
 
