@@ -5,8 +5,12 @@ removed and locks released. Inside, `process.catch_signals` turns them into a fu
 loop calls.
 """
 
+import _thread
 import contextlib
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -31,6 +35,9 @@ def hold() -> Iterator[Callable[[], None]]:
   An exception during the import of C++ libraries can crash or be ignored. Signals that the parent
   of this process has switched off, as nohup does with SIGHUP, stay off.
 
+  Python ignores exceptions in callbacks of the garbage collector, of which JAX has one, and in
+  finalizers. A signal that arrives there is sent again.
+
   Yields:
     The function that ends the delay.
   """
@@ -44,7 +51,9 @@ def hold() -> Iterator[Callable[[], None]]:
       raise_first()
 
   def raise_first() -> None:
-    raise KeyboardInterrupt if waiting[0] == signal.SIGINT else Terminated(waiting[0])
+    first = waiting[0]
+    waiting.clear()
+    raise KeyboardInterrupt if first == signal.SIGINT else Terminated(first)
 
   def release() -> None:
     nonlocal is_held
@@ -52,10 +61,31 @@ def hold() -> Iterator[Callable[[], None]]:
     if waiting:
       raise_first()
 
+  show = sys.unraisablehook
+
+  def send_again(ignored: "sys.UnraisableHookArgs") -> None:
+    number = getattr(ignored.exc_value, "number", signal.SIGINT)
+    if not isinstance(ignored.exc_value, KeyboardInterrupt) or number not in previous:
+      return show(ignored)
+    signal.signal(number, note)
+    waiting.append(number)
+    # An exception that is raised before this function returns would be ignored too. `threading`
+    # takes locks that the interrupted code may hold.
+    _thread.start_new_thread(send_waiting, ())
+
+  def send_waiting() -> None:
+    time.sleep(0.05)
+    if waiting:  # No other signal was raised in the meantime.
+      signal.pthread_kill(threading.main_thread().ident, waiting[0])
+
   previous = {number: signal.signal(number, note) for number in (signal.SIGINT, *ENDING)
               if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN}
+  sys.unraisablehook = send_again
   try:
     yield release
   finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+    if sys.unraisablehook is send_again:
+      sys.unraisablehook = show
+    waiting.clear()
+    while previous:
+      signal.signal(*previous.popitem())

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tokenizers as fast_tokenizers
 
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, families, recipes
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import hf_files, marks, reading, tokenizers
+from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, elmo, submodels, weights
@@ -146,9 +147,10 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
   with name_folder(source, flag):
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
     config = make_config(converted, tokenizer)
-  bos_id = find_beginning(config, tokenizer)
+  template = apply_template(folder, tokenizer)
+  bos_id = find_beginning(template, config, tokenizer)
   notes = (*describe(converted, spare, rows), *describe_modules(folder, config, tokenizer),
-           describe_template(folder, config, tokenizer, bos_id), tokenizer.note)
+           describe_template(template, folder, config, tokenizer, bos_id), tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
                 tuple(filter(None, notes)), bos_id)
 
@@ -267,25 +269,49 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     yield f"left out, because the tokenizer has no token for them: the last {spare} of {rows} rows"
 
 
-def find_beginning(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
+def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """Returns the ids of `_TEXT` with the marks that transformers puts around it; []: not known.
+
+  A model of SentencePiece has no template. The tokenizer.json made from it has one.
+
+  Args:
+    folder: local folder of the model.
+    tokenizer: tokenizer of the model.
+  """
+  if not isinstance(tokenizer, tokenizers.SentencePiece):
+    return tokenizer.apply_template(_TEXT)
+  try:
+    with pipelines.without_panics():
+      fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+      ids, whole = (fast.encode(_TEXT, add_special_tokens=has_marks).ids
+                    for has_marks in (False, True))
+  except Exception:  # The library raises plain Exceptions, also if there is no such file.
+    return []
+  is_same = ids == tokenizer.encode([_TEXT])[0].tolist() and max(whole) < tokenizer.vocab_size
+  return whole if is_same else []
+
+
+def find_beginning(template: list[int], config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
   """Returns the token that the template of the tokenizer puts before a decoder's text; -1: none.
 
   A template that also puts a token after the text is made for encoders.
 
   Args:
+    template: result of `apply_template`.
     config: config of a run that holds the model.
     tokenizer: tokenizer of the model.
   """
-  (ids,), whole = tokenizer.encode([_TEXT]), tokenizer.apply_template(_TEXT)
+  (ids,) = tokenizer.encode([_TEXT])
   is_encoder = families.find(config).kind == "encoder"
-  return -1 if is_encoder or whole[1:] != ids.tolist() else whole[0]
+  return -1 if is_encoder or template[1:] != ids.tolist() else template[0]
 
 
-def describe_template(folder: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer,
-                      bos_id: int) -> str:
+def describe_template(template: list[int], folder: pathlib.Path, config: ConfigDict,
+                      tokenizer: tokenizers.Tokenizer, bos_id: int) -> str:
   """Returns a line if transformers puts other marks around a text than bertgpt does, or ''.
 
   Args:
+    template: result of `apply_template`.
     folder: local folder of the model.
     config: config of a run that holds the model.
     tokenizer: tokenizer of the model.
@@ -300,8 +326,8 @@ def describe_template(folder: pathlib.Path, config: ConfigDict, tokenizer: token
   else:
     ours = marks.of_decoder(bos_id).enclose(ids)
   shown = [" ".join(tokenizer.pieces[i] for i in row)
-           for row in (tokenizer.apply_template(_TEXT), ours)]
-  return "" if shown[0] == shown[1] else (
+           for row in (template, ours)]
+  return "" if not template or shown[0] == shown[1] else (
       f"for the text {_TEXT!r}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
 
 

@@ -1,11 +1,13 @@
 """bertgpt.devices.signals: a signal outside of a training loop is an exception, and a code."""
 
 import fcntl
+import gc
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import program as program_lib
 import pytest
@@ -43,6 +45,35 @@ def test_ctrl_c_is_a_keyboard_interrupt():
     os.kill(os.getpid(), signal.SIGINT)
     release()
   assert not isinstance(caught.value, signals.Terminated)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *signals.ENDING])
+def test_a_signal_during_garbage_collection_is_not_lost(number, capfd):
+  """Python ignores exceptions in callbacks of the collector. JAX has such a callback."""
+  def callback(phase, info):
+    gc.callbacks.remove(callback)
+    os.kill(os.getpid(), number)
+
+  with pytest.raises(KeyboardInterrupt) as caught, signals.hold() as release:
+    release()
+    gc.callbacks.append(callback)
+    gc.collect()
+    threading.Event().wait(60)
+  assert getattr(caught.value, "number", signal.SIGINT) == number
+  assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_an_exception_that_no_signal_raised_is_shown_if_it_is_ignored(monkeypatch):
+  class Final:
+    def __del__(self):
+      raise ValueError
+
+  shown = []
+  monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  with signals.hold() as release:
+    release()
+    Final()
+  assert [ignored.exc_type for ignored in shown] == [ValueError]
 
 
 def test_nohup_is_respected():

@@ -55,6 +55,7 @@ FAULTS = (
     _fault("SIGTERM during imports, preparation or waits",
            "75, nothing is left behind; a second signal ends it at once",
            SIGNALS="a_training_stopped_while_it_imports_ends_with_75 "
+                   "a_signal_during_garbage_collection_is_not_lost "
                    "a_process_of_several_stopped_before_the_loop_ends_all_with_75 "
                    "a_second_signal_ends_the_process_at_once",
            PROCESS="the_first_signal_is_noted_and_the_second_ends_the_process"),

@@ -68,12 +68,14 @@ def train_tokenizer(config: ConfigDict, texts: Iterable[str]) -> Tokenizer:
 
 def _train_sentencepiece(config: ConfigDict, texts: list[str]) -> SentencePiece:
   # SentencePiece skips lines of more than 4,192 bytes; a character has at most 4.
-  lines = (piece for text in texts for piece in cut_at_spaces(text, 1000))
+  # A list, because the library would turn an exception of a generator, as Ctrl-C raises one, into
+  # its own error.
+  lines = [piece for text in texts for piece in cut_at_spaces(text, 1000)]
   model = io.BytesIO()
   pad, unk, *controls = NEW_SPECIALS
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, minloglevel=2,
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2,
         vocab_size=config.vocab_size, model_type=config.model_type,
         normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
         byte_fallback=config.vocab_size >= _BYTE_FALLBACK_FROM,

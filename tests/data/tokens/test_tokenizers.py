@@ -149,6 +149,15 @@ def test_no_text_is_an_error(kind):
     training.train_tokenizer(settings(kind), iter(["", "  \n"]))
 
 
+def test_ctrl_c_in_the_training_of_sentencepiece_is_not_an_error_of_the_text():
+  class Interrupted(str):
+    def __len__(self):
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    training.train_tokenizer(settings("sentencepiece"), [*ENGLISH, Interrupted("the text")])
+
+
 def test_sentencepiece_learns_from_lines_beyond_its_limit_of_4192_bytes():
   lines = [" ".join(ENGLISH * 40), "".join(CHINESE * 200)]
   assert min(len(line.encode()) for line in lines) > 4192
