@@ -21,6 +21,7 @@ from benchmarks.device_parts import Row, at_most, guard
 from benchmarks.side_by_side import Worker
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, attention_kernels, presets, recipes
+from bertgpt.config.stored import to_json
 from bertgpt.data.batches import formats
 from bertgpt.devices import process, sharding
 from bertgpt.models import attention as attention_lib
@@ -207,7 +208,7 @@ def _losses(config: ConfigDict, device: str, function: str, number: int,
             kernels: Sequence[str] = ("auto",)) -> dict[str, list[float]]:
   """Returns losses by kernel of attention, from a process of its own, on a device."""
   variants = {kernel: {"model.attention": kernel} for kernel in kernels}
-  with contextlib.closing(Worker(step_bertgpt.make, recipes.to_json(config), device,
+  with contextlib.closing(Worker(step_bertgpt.make, to_json(config), device,
                                  variants)) as worker:
     return {kernel: worker(function, kernel, number) for kernel in kernels}
 

@@ -19,6 +19,7 @@ from benchmarks.device_parts import Row, guard
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config.flops import flops_per_step
+from bertgpt.config.overrides import set_field
 from bertgpt.devices import hardware, process
 from bertgpt.planning import aot, collectives, roofline
 
@@ -54,7 +55,7 @@ def read_program(name: str, rehearse: bool) -> ConfigDict:
     config.model.update(num_layers=2, width=64, num_heads=1, mlp_dim=128)
   for field, value in fields.items():
     if "." in field:
-      recipes.set_field(config, field, value)
+      set_field(config, field, value)
   config.model.vocab_size = 1_000 if rehearse else config.tokenizer.vocab_size
   phase = config.phases[0].to_dict() | {
       "seq_len": seq_len, "batch_size": rows, "micro_batches": 1,

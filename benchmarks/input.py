@@ -26,7 +26,8 @@ import tokenizers
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import prepare
@@ -138,7 +139,7 @@ def measure_loader(config: ConfigDict, path: pathlib.Path,
   corpus = corpus_lib.open_corpus(path, "train")
   step = bare_step.from_corpus(corpus, config)
   step.seconds(2)
-  batches = side_by_side.Worker(make_loader, recipes.to_json(config), str(path))
+  batches = side_by_side.Worker(make_loader, to_json(config), str(path))
   try:
     number = side_by_side.repeats(batches("seconds", 10), arguments.seconds)
     steps = side_by_side.repeats(step.seconds(1), arguments.seconds)
@@ -165,7 +166,7 @@ def make_loader(config_json: str, path: str) -> dict[str, Callable]:
     'seconds': number of batches -> seconds per batch.
   """
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  config = recipes.from_json(config_json)
+  config = from_json(config_json)
   config.phases = (config_lib.phase(**config.phases[0].to_dict() | {"steps": 10**9}),)
   rows = slice(0, config.phases[0].batch_size)
   batches = loader.make_train_batches(corpus_lib.open_corpus(path, "train"), config, 0, 0, rows)

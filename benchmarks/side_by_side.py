@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from bertgpt import cli
 from bertgpt.config import ConfigDict, recipes
+from bertgpt.config.overrides import override
 from bertgpt.devices import huge_pages
 from bertgpt.errors import UserError
 
@@ -270,7 +271,7 @@ def config_flag(recipe: str) -> Callable:
 
 def read_config(arguments: argparse.Namespace) -> ConfigDict:
   """Returns the config that the flags --config, --config.FIELD and --source name."""
-  config = recipes.override(recipes.load(arguments.config), arguments.overrides)
+  config = override(recipes.load(arguments.config), arguments.overrides)
   if arguments.source:
     config.data.source = arguments.source
   return config

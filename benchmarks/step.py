@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Result, Row, Worker
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, presets, recipes
+from bertgpt.config import ConfigDict, presets
 from bertgpt.config.flops import flops_per_step
+from bertgpt.config.overrides import override
+from bertgpt.config.stored import to_json
 from bertgpt.devices import huge_pages
 from bertgpt.errors import ConfigError
 
@@ -136,7 +138,7 @@ def make_config(case: Case, arguments: argparse.Namespace) -> ConfigDict:
   config.phases = (config_lib.phase(
       steps=1_000_000, seq_len=seq_len, batch_size=rows, learning_rate=1e-4, schedule="constant",
       max_predictions=round(seq_len * 20 / 128)),)  # BERT: 20 of 128 (google-research/bert).
-  config = recipes.override(config, arguments.overrides)
+  config = override(config, arguments.overrides)
   config_lib.validate(config)
   return config
 
@@ -158,7 +160,7 @@ def compare(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Res
     raise ConfigError(f"{e.name} is not installed. Install it with pip install -e .[hf], or give "
                       "--ablate to measure only our own step") from e
   from benchmarks import step_bertgpt
-  text = recipes.to_json(config)
+  text = to_json(config)
   with start(step_bertgpt.make, text, arguments.device, {OURS: {}}) as ours, \
        start(step_hugging_face.make, text, arguments.device, arguments.compile,
              huge=arguments.huge_pages) as theirs:
@@ -198,7 +200,7 @@ def ablate(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Resu
   from benchmarks import step_bertgpt
   changes = {change: fields for change, fields in ABLATIONS if differs(config, fields)}
   rows = []
-  with start(step_bertgpt.make, recipes.to_json(config), arguments.device,
+  with start(step_bertgpt.make, to_json(config), arguments.device,
              {OURS: {}} | changes) as ours:
     expected = ours("losses", OURS, CHECKED_STEPS)
     for change in changes:

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from benchmarks.bare_step import BareStep
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.config.overrides import override
+from bertgpt.config.stored import from_json
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError
@@ -34,7 +36,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
   except (AssertionError, RuntimeError) as e:  # AssertionError if no plugin is installed.
     raise ConfigError(f"--device={device}: JAX sees no such device. Install its support with "
                       "pip install -e .[cuda]") from e
-  config = recipes.from_json(config_json)
+  config = from_json(config_json)
   process.use_compilation_cache(config.system.compilation_cache)
   configs = {name: with_fields(config, fields) for name, fields in variants.items()}
   batch = make_batch(config)
@@ -71,7 +73,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
 
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
   """Returns a copy of a config with other values of some fields: 'group.field' -> value."""
-  return recipes.override(config, [f"--config.{name}={value}" for name, value in fields.items()])
+  return override(config, [f"--config.{name}={value}" for name, value in fields.items()])
 
 
 def exactly(config: ConfigDict) -> ConfigDict:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import transformers
 
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.config.stored import from_json
 from bertgpt.errors import ConfigError
 from bertgpt.hub import conversion
 
@@ -29,7 +30,7 @@ def make(config_json: str, device: str, compiled: bool) -> dict[str, Callable]:
   if device == "cuda" and not torch.cuda.is_available():
     raise ConfigError("--device=cuda: PyTorch sees no GPU. Use --device=cpu")
   torch.set_num_threads(os.cpu_count())
-  config = recipes.from_json(config_json)
+  config = from_json(config_json)
   model = make_model(config).to(device)
   step = TorchStep(config, model, device)
   losses = {f"eager, {name}": functools.partial(loss, model)

@@ -21,6 +21,7 @@ from benchmarks import (
 )
 from benchmarks.device_parts import Row
 from bertgpt.config import recipes
+from bertgpt.config.stored import to_json
 from bertgpt.data.batches import loader
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, metrics_file
@@ -157,11 +158,11 @@ def sides(request):
   from benchmarks import step_bertgpt, step_hugging_face
   arguments = side_by_side.parse("step", "", step.FLAGS, ["--config.system.compilation_cache="])
   config = step.make_config(step.CASES[request.param], arguments)
-  ours = step_bertgpt.make(recipes.to_json(config), "cpu", {step.OURS: {}})
+  ours = step_bertgpt.make(to_json(config), "cpu", {step.OURS: {}})
 
   def make(fields):
     theirs = step_hugging_face.make(
-        recipes.to_json(step_bertgpt.with_fields(config, fields)), "cpu", compiled=False)
+        to_json(step_bertgpt.with_fields(config, fields)), "cpu", compiled=False)
     return ours, theirs
 
   return make

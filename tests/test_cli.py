@@ -15,7 +15,9 @@ import small_runs
 from bertgpt import cli, errors
 from bertgpt import config as config_lib
 from bertgpt.commands import prepare
-from bertgpt.config import finetuning, recipes
+from bertgpt.config import finetuning
+from bertgpt.config.overrides import override
+from bertgpt.config.stored import to_json
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.training import evaluate
 
@@ -119,8 +121,8 @@ def test_the_example_of_a_field_is_one_of_the_command(capsys, command, make_base
     cli.main([command, "--help"])
   text = " ".join(capsys.readouterr().out.split())
   example = text.rpartition("for example ")[2].removesuffix(".")
-  changed = recipes.override(make_base(), [example])
-  assert recipes.to_json(changed) != recipes.to_json(make_base())
+  changed = override(make_base(), [example])
+  assert to_json(changed) != to_json(make_base())
   if command == "evaluate":
     evaluate.check_same_model(make_base(), changed)
 

@@ -15,6 +15,8 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes, resuming, unread
+from bertgpt.config.overrides import override
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
@@ -56,7 +58,7 @@ def test_a_new_run_of_a_recipe_is_not_refused(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_survives_json(name):
   config = load(name)
-  assert recipes.from_json(recipes.to_json(config)) == config
+  assert from_json(to_json(config)) == config
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *TASKS])
@@ -75,7 +77,7 @@ def test_the_command_of_the_docstring_is_accepted(name):
   assert words[:4] == ["bertgpt", "train", "--config", f"configs/{name}.py"]
   assert words[4:6] == ["--workdir", f"runs/{name}"]
   assert all(word.startswith("--config.") for word in words[6:])
-  config_lib.validate(recipes.override(load(name), words[6:]))
+  config_lib.validate(override(load(name), words[6:]))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -84,7 +86,7 @@ def test_the_command_of_a_tasks_docstring_is_accepted(name):
   words = shlex.split(command)
   assert words[:5] == ["bertgpt", "finetune", "--config", f"configs/{name}.py", "--init"]
   flags = [word for word in words if word.startswith("--config.")]
-  config = recipes.override(recipes.load(str(CONFIGS / f"{name}.py"), finetune_config.base), flags)
+  config = override(recipes.load(str(CONFIGS / f"{name}.py"), finetune_config.base), flags)
   task = words[words.index("--task") + 1] if "--task" in words else config.task.name
   assert finetune_config.find_problems(config) == [] == tasks.name_problems(task)
 
@@ -93,7 +95,7 @@ def test_the_command_of_a_tasks_docstring_is_accepted(name):
 def test_fields_named_in_the_docstring_exist(name):
   words = [word.strip("`'().,;:") for word in docstring(name).split()]
   flags = [word for word in words if word.startswith("--config.") and "=" in word]
-  recipes.override(load(name), flags)
+  override(load(name), flags)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -101,11 +103,11 @@ def test_every_run_of_a_sweep_is_valid_and_another(name):
   runs = recipes.load_sweep(str(CONFIGS / f"{name}.py"))
   assert len(runs) > 1
   flags = [[f"--config.{field}={value}" for field, value in run.items()] for run in runs]
-  configs = [recipes.override(load(name), arguments) for arguments in flags]
+  configs = [override(load(name), arguments) for arguments in flags]
   for config in configs:
     config_lib.validate(config)
     unread.check(config)
-  assert len({recipes.to_json(config) for config in configs}) == len(runs)
+  assert len({to_json(config) for config in configs}) == len(runs)
 
 
 @pytest.mark.parametrize("name", ["bert_tiny", "bert_mini", "bert_small", "bert_medium",

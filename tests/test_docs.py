@@ -18,6 +18,7 @@ import pytest
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning, pretraining, recipes, unread
+from bertgpt.config.overrides import try_override
 from bertgpt.finetuning import tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def problems_of(argv: list[str]) -> list[str]:
   make_base = finetuning.base if is_tuning else config_lib.base
   recipe = getattr(arguments, "recipe", None)
   config = recipes.load(recipe, make_base) if recipe else make_base()
-  config, problems = recipes.try_override(config, arguments.overrides)
+  config, problems = try_override(config, arguments.overrides)
   if is_tuning:
     name = arguments.task or config.task.name
     return problems + tasks.name_problems(name) + finetuning.find_problems(config)

@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from bertgpt import cli
 from bertgpt.config import recipes
 from bertgpt.config.flops import flops_per_step
+from bertgpt.config.overrides import override
 from bertgpt.devices import hardware
 
 PAGE = (ROOT / "docs/reproduce.md").read_text("utf-8")
@@ -235,7 +236,7 @@ def config_on(title: str, machine: str):
   flags = [shlex.split(found) for names, found in
            re.findall(r"^\| (`.*`) \| `(--config[^`]*)`", section(title), re.MULTILINE)
            if f"`{machine}`" in names]
-  config = recipes.override(config, flags[0]) if flags else config
+  config = override(config, flags[0]) if flags else config
   config.model.vocab_size = config.tokenizer.vocab_size
   return config
 

@@ -12,6 +12,7 @@ from benchmarks import twin
 from benchmarks.twin import compare
 from bertgpt import files
 from bertgpt.config import recipes
+from bertgpt.config.overrides import override
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.devices import sharding
@@ -119,7 +120,7 @@ class Pair:
 
   def __init__(self, name, fields):
     from benchmarks import twin_pytorch
-    config = recipes.override(recipes.load(f"{RECIPE}:{name}"), fields)
+    config = override(recipes.load(f"{RECIPE}:{name}"), fields)
     config.model.update(SIZE | SIZES[name])
     self.train_set, self.held_out = (
         open_corpus(corpora.find_corpus(config, reports=False), split)

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt.config import families, recipes
+from bertgpt.config import families
+from bertgpt.config.overrides import override
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
@@ -107,7 +108,7 @@ class Setup:
 
   def split(self, micro_batches):
     """Returns the setup of the training, with batches split into pieces."""
-    config = recipes.override(self.config, [f"--config.phases[0].micro_batches={micro_batches}"])
+    config = override(self.config, [f"--config.phases[0].micro_batches={micro_batches}"])
     return self.training._replace(config=config)
 
   def gradients(self, micro_batches=1):

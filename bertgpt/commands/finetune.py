@@ -25,9 +25,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def check(arguments: argparse.Namespace) -> None:
   """Checks the config of the task."""
   from bertgpt.config import finetuning, recipes
+  from bertgpt.config.overrides import try_override
   from bertgpt.finetuning import tasks
   recipe = recipes.load(arguments.recipe, finetuning.base)
-  config, problems = recipes.try_override(recipe, arguments.overrides)
+  config, problems = try_override(recipe, arguments.overrides)
   config.task.name = arguments.task or config.task.name
   flags.refuse(problems + tasks.name_problems(config.task.name) + finetuning.find_problems(config))
   arguments.config = config

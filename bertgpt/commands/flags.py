@@ -180,8 +180,9 @@ def try_config(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
     ConfigError: there is no such recipe, or it is broken.
   """
   from bertgpt.config import recipes
+  from bertgpt.config.overrides import try_override
   from bertgpt.data.text import sources
-  config, problems = recipes.try_override(recipes.load(arguments.recipe), arguments.overrides)
+  config, problems = try_override(recipes.load(arguments.recipe), arguments.overrides)
   try:
     if not config.data.corpus:
       sources.parse(config.data.source)

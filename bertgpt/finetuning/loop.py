@@ -25,7 +25,8 @@ from typing import Any
 import jax
 
 from bertgpt import files, models, trees
-from bertgpt.config import ConfigDict, finetuning, recipes, resuming
+from bertgpt.config import ConfigDict, finetuning, resuming
+from bertgpt.config.stored import to_json
 from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import evaluation, resume, tasks
@@ -82,7 +83,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     check_agreement(identity, task, results)
     tuning = open_tuning(config, init, pretrained, task, path, resume.digest(identity, config))
     if is_first:
-      files.write_atomically(path / "config.json", recipes.to_json(config) + "\n")
+      files.write_atomically(path / "config.json", to_json(config) + "\n")
       print("\n".join(describe(tuning, results)), flush=True)
     run_missing(tuning, results)
     results = results_lib.summarize(results, config)
@@ -370,7 +371,7 @@ def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.Train
   folder = tuning.path / results_lib.run_name(program.learning_rate, seed)
   task = {"name": tuning.task.name, "kind": tuning.task.kind, "labels": tuning.task.labels,
           "seed": seed, "init": str(tuning.init), "init_step": pretrained.step,
-          "config": recipes.to_json(tuning.config)}
+          "config": to_json(tuning.config)}
   step = int(state.step)
   metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus, step=step,
                            task=task)

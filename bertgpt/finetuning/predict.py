@@ -22,7 +22,7 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt import files
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.config import recipes
+from bertgpt.config.stored import from_json
 from bertgpt.data.text import intake
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import inputs, lengths
@@ -100,7 +100,7 @@ def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -
     raise ConfigError(f"--workdir {path}: holds a model that was not fine-tuned. Give the "
                       "--workdir of a `bertgpt finetune`")
   kind, labels = trained.task["kind"], tuple(trained.task["labels"])
-  config = recipes.from_json(trained.task["config"], finetune_config.base).task
+  config = from_json(trained.task["config"], finetune_config.base).task
   text_format = rows_lib.make_text_format(trained.tokenizer, trained.config.model, config)
   head = task_objectives.find_head(trained.config, kind)
   model = head.make_model(FrozenConfigDict(trained.config.model), len(labels))

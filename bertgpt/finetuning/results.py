@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertgpt import files, trees
-from bertgpt.config import ConfigDict, recipes, resuming
+from bertgpt.config import ConfigDict, resuming
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.config.stored import from_json
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks.rows import Task
 from bertgpt.runs import workdir
@@ -89,7 +90,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
     workdir.check_unused(path)
     return results
   try:
-    old = recipes.from_json(stored.read_bytes(), finetune_config.base)
+    old = from_json(stored.read_bytes(), finetune_config.base)
   except ConfigError:
     raise ConfigError(f"--workdir {path}: is not a fine-tuning workdir of this version. "
                       "Give another folder") from None

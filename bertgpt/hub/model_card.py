@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, families, recipes, resuming
+from bertgpt.config import ConfigDict, families, resuming
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.config.stored import from_json
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metrics_file import read_curves
@@ -265,7 +266,7 @@ def read_tuning(task: Mapping[str, Any]) -> ConfigDict:
   Args:
     task: `Trained.task`.
   """
-  return recipes.from_json(task["config"], finetune_config.base)
+  return from_json(task["config"], finetune_config.base)
 
 
 def changed_fields(config: ConfigDict, default: ConfigDict) -> list[str]:

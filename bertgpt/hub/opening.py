@@ -21,8 +21,9 @@ import tokenizers as fast_tokenizers
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, families, recipes
+from bertgpt.config import ConfigDict, families
 from bertgpt.config.families import HEADS
+from bertgpt.config.overrides import set_field
 from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
@@ -235,7 +236,7 @@ def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> Config
   """
   config = config_lib.base()
   for field, value in converted.fields.items():
-    recipes.set_field(config, field, value)
+    set_field(config, field, value)
   config.model.dtype = "float32"
   config.tokenizer.kind = tokenizer.kind
   config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)

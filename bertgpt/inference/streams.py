@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import jax
 
 from bertgpt import files
-from bertgpt.config import recipes
+from bertgpt.config.stored import to_json
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import fingerprint
 from bertgpt.runs.progress import PROGRESS_SECONDS
@@ -153,7 +153,7 @@ def identify(trained: Trained) -> dict[str, str]:
     trained: the model.
   """
   parts = {"weights": json.dumps(fingerprint.fingerprint(trained.params), sort_keys=True),
-           "model": recipes.to_json(trained.config.model)}
+           "model": to_json(trained.config.model)}
   try:
     version = importlib.metadata.version("bertgpt")
   except importlib.metadata.PackageNotFoundError:  # It runs from a copy of its source.

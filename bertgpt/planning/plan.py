@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, recipes, unread
+from bertgpt.config import ConfigDict, unread
+from bertgpt.config.overrides import override
 from bertgpt.errors import ConfigError
 from bertgpt.planning import aot, compare, kernels, search, vocabulary_size
 from bertgpt.planning.aot import CompiledStep, Memory, PhasePlan
@@ -104,7 +105,7 @@ def make_other(config: ConfigDict, fields: Sequence[str]) -> ConfigDict:
     ConfigError: a field does not exist or has another type.
   """
   try:
-    return recipes.override(config, [f"--config.{field}" for field in fields])
+    return override(config, [f"--config.{field}" for field in fields])
   except ConfigError as e:
     raise ConfigError(f"--compare: {str(e).replace('--config.', '')}") from e
 

@@ -22,9 +22,9 @@ from bertgpt.config import (
     attention_kernels,
     families,
     layer_loop,
-    recipes,
     rematerialization,
 )
+from bertgpt.config.overrides import set_field
 from bertgpt.devices import hardware
 from bertgpt.models import cross_entropy
 from bertgpt.planning import aot
@@ -220,7 +220,7 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int,
 def with_fields(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
   """Returns a copy of a config with other values.
 
-  `recipes.override`, which parses texts, is 50 times slower.
+  `override`, which parses texts, is 50 times slower.
 
   Args:
     config: the run's config.
@@ -229,7 +229,7 @@ def with_fields(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
   config = config.copy_and_resolve_references()
   config.phases = tuple(phase.copy_and_resolve_references() for phase in config.phases)
   for field, value in values.items():
-    recipes.set_field(config, field, value)
+    set_field(config, field, value)
   return config
 
 

@@ -7,7 +7,7 @@ that start rewrites config.json:
     {"event": "ignored", "fields": ["data.isolate_documents"]}
 
 Such a run also keeps what those versions did instead of the default of a field that was added later
-(`recipes.FORMER_VALUES`), such as the choice of its held-out rows.
+(`config.stored.FORMER_VALUES`), such as the choice of its held-out rows.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ import pathlib
 from typing import Any
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, base, leaves, recipes
+from bertgpt.config import ConfigDict, base, leaves, stored
+from bertgpt.config.overrides import set_field
 from bertgpt.runs import history
 
 EVENT = "ignored"
@@ -32,13 +33,13 @@ def find_ignored(path: pathlib.Path) -> list[str]:
 
 def _find_in_config(path: pathlib.Path) -> list[str]:
   with contextlib.suppress(OSError, ValueError):
-    return recipes.find_ignored(files.parse_json((path / "config.json").read_bytes()))
+    return stored.find_ignored(files.parse_json((path / "config.json").read_bytes()))
   return []
 
 
 def _find_former(path: pathlib.Path) -> dict[str, Any]:
   with contextlib.suppress(OSError, ValueError):
-    return recipes.find_former(files.parse_json((path / "config.json").read_bytes()))
+    return stored.find_former(files.parse_json((path / "config.json").read_bytes()))
   return {}
 
 
@@ -67,7 +68,7 @@ def as_begun(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
     return config
   config = config.copy_and_resolve_references()
   for field, value in values.items():
-    recipes.set_field(config, field, value)
+    set_field(config, field, value)
   config.lock()
   return config
 

@@ -18,7 +18,8 @@ read there, because no run is resumed from them.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.config.stored import to_json
 from bertgpt.data.batches import loader
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
@@ -37,7 +38,7 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step
     fresh: heads of an imported model that have random weights, keys of `families.HEADS`.
     bos_id: see `Trained`.
   """
-  metadata = {"config": recipes.to_json(config), "corpus": corpus,
+  metadata = {"config": to_json(config), "corpus": corpus,
               "tokenizer": tokenizer.fingerprint(), "data_order": loader.ORDER_VERSION,
               "step": step}
   if task is not None:

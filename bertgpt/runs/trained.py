@@ -10,7 +10,8 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import CHOICES, ConfigDict, choices, families, recipes, with_model_at
+from bertgpt.config import CHOICES, ConfigDict, choices, families, with_model_at
+from bertgpt.config.stored import from_json
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
@@ -214,7 +215,7 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
   workdir_lib.read_config(workdir, flag)
   process.count_devices()
   params, metadata = checkpoint.restore_params(workdir)
-  config = recipes.from_json(metadata["config"])
+  config = from_json(metadata["config"])
   tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer", is_saved=True)
   if tokenizer.fingerprint() != metadata["tokenizer"]:
     raise DataError(f"{workdir / 'tokenizer'}: not the tokenizer of the checkpoint at step "

@@ -26,8 +26,9 @@ from typing import Any
 import jax
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, recipes, resuming, unread
+from bertgpt.config import ConfigDict, resuming, unread
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, StorageError
@@ -189,7 +190,7 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
   if not path.is_file():
     raise ConfigError(describe_missing(workdir, flag, "Give the --workdir of a `bertgpt train`"))
   try:
-    return recipes.from_json(path.read_bytes())
+    return from_json(path.read_bytes())
   except ConfigError as e:
     if is_tuning(path):
       raise ConfigError(f"{flag} {workdir}: is a fine-tuning workdir, which only `bertgpt export` "
@@ -271,7 +272,7 @@ def is_tuning(config_path: pathlib.Path) -> bool:
     config_path: a file config.json.
   """
   try:
-    recipes.from_json(config_path.read_bytes(), finetune_config.base)
+    from_json(config_path.read_bytes(), finetune_config.base)
   except ConfigError:
     return False
   return True
@@ -362,7 +363,7 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
     with files.publish_when_done(target) as scratch:
       tokenizer.save(scratch)
   # config.json comes last, because it makes the folder a run.
-  files.write_atomically(workdir / "config.json", recipes.to_json(config) + "\n")
+  files.write_atomically(workdir / "config.json", to_json(config) + "\n")
 
 
 def forget_id(workdir: pathlib.Path) -> None:

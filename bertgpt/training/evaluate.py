@@ -12,7 +12,8 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import ConfigDict, choices, families, recipes, resuming
+from bertgpt.config import ConfigDict, choices, families, resuming
+from bertgpt.config.overrides import override
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, open_corpus, sum_lengths, warn_of_unknown
 from bertgpt.devices import peers, sharding, watchdog
@@ -201,7 +202,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   if trained.fresh:
     print(f"note: {path}: random weights, because the model came without them: "
           f"{', '.join(families.HEADS[head] for head in trained.fresh)}", file=sys.stderr)
-  config = recipes.override(trained.config, overrides)
+  config = override(trained.config, overrides)
   check_same_model(trained.config, config)
   check_text_is_read(trained.config, config)
   if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.config.overrides import set_field
 from bertgpt.errors import ConfigError
 
 
@@ -108,5 +109,5 @@ def put(config: ConfigDict, fields: Mapping[str, Sequence[Any]], number: jax.Arr
   config.phases = tuple(phase.copy_and_resolve_references() for phase in config.phases)
   with config.unlocked(), config.ignore_type():
     for field, values in fields.items():
-      recipes.set_field(config, field, PerRun([field], values, number))
+      set_field(config, field, PerRun([field], values, number))
   return config

@@ -11,7 +11,8 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import files, trees
-from bertgpt.config import ConfigDict, families, recipes
+from bertgpt.config import ConfigDict, families
+from bertgpt.config.stored import from_json
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
@@ -59,7 +60,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
       raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
                       f"them in order {loader.ORDER_VERSION}. Resume it with the program that "
                       "started it, or start another run with --config.init_from")
-    old = recipes.from_json(metadata["config"])
+    old = from_json(metadata["config"])
     check_phases(old, run.config, int(state.step), run.path)
     check_skipped(old, run.config, int(state.step))
     change = schedules.describe_change(old, run.config, int(state.step))

@@ -15,6 +15,7 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, recipes, resuming, unread
+from bertgpt.config.overrides import try_override
 from bertgpt.devices import children, console
 from bertgpt.errors import INTERRUPTED, ConfigError, DivergedError, Preempted, UserError
 from bertgpt.runs import former, metrics_file, workdir
@@ -250,7 +251,7 @@ def group_of(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> list[
   Args:
     recipe, path, overrides: see `run`.
   """
-  config, _ = recipes.try_override(recipes.load(recipe), overrides)
+  config, _ = try_override(recipes.load(recipe), overrides)
   is_needed = config.log.trackers and not config.log.group
   return [f"--config.log.group={path.name}"] if is_needed else []
 
@@ -303,7 +304,7 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
   """
   configs, problems = [], []
   for i, overrides in enumerate(arguments):
-    config, wrong = recipes.try_override(base, overrides)
+    config, wrong = try_override(base, overrides)
     configs.append(config)
     found = [*wrong, *config_lib.find_problems(config)]
     if not found:

@@ -4,6 +4,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
+from bertgpt.config.overrides import override, set_field
 from bertgpt.errors import ConfigError
 
 
@@ -72,21 +73,21 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.mesh.axes.heads=('fsdp',)", "mesh.axes.embed and mesh.axes.heads both name fsdp"),
 ])
 def test_invalid_value_is_one_line_that_names_it(argument, fragment):
-  config = recipes.override(config_lib.base(), [argument])
+  config = override(config_lib.base(), [argument])
   (line,) = problems_of(config_lib.validate, config)
   assert fragment in line
 
 
 def test_nothing_need_be_masked_in_the_objective_if_every_phase_has_a_share():
-  config = recipes.override(config_lib.base(), ["--config.objective.mask_prob=0",
-                                                "--config.phases[0].mask_prob=0.2"])
+  config = override(config_lib.base(), ["--config.objective.mask_prob=0",
+                                        "--config.phases[0].mask_prob=0.2"])
   config_lib.validate(config)
 
 
 def test_a_decay_with_the_power_0_is_refused():
   """It would be complete before it begins: t ** 0 is 1 for every t."""
-  config = recipes.override(config_lib.base(), ["--config.phases[0].schedule=wsd",
-                                                "--config.phases[0].power=0"])
+  config = override(config_lib.base(), ["--config.phases[0].schedule=wsd",
+                                        "--config.phases[0].power=0"])
   (line,) = problems_of(config_lib.validate, config)
   assert line.startswith("phases[0].power=0.0: with schedule 'wsd'")
 
@@ -95,13 +96,13 @@ def test_a_decay_with_the_power_0_is_refused():
 def test_none_is_refused_in_every_field(field):
   """A ConfigDict takes None in a field of any type, and a recipe may set it."""
   config = config_lib.base()
-  recipes.set_field(config, field, None)
+  set_field(config, field, None)
   assert config_lib.find_problems(config, 1, "cpu") == [
       f"{field}=None: no field may be None. Leave it out to keep its default"]
 
 
 def test_divisors_that_are_0_are_reported_and_do_not_raise():
-  config = recipes.override(config_lib.base(), [
+  config = override(config_lib.base(), [
       "--config.model.num_heads=0", "--config.phases[0].micro_batches=0", "--config.mesh.tensor=0"])
   assert len(problems_of(config_lib.validate, config, 8)) == 3
   config.phases = ()
@@ -109,7 +110,7 @@ def test_divisors_that_are_0_are_reported_and_do_not_raise():
 
 
 def test_all_problems_are_listed_at_once():
-  config = recipes.override(config_lib.base(), [
+  config = override(config_lib.base(), [
       "--config.model.num_heads=7", "--config.optimizer.name=sgd", "--config.data.prefetch=0",
       "--config.phases[0].seq_len=4096"])
   lines = problems_of(config_lib.validate, config)
@@ -119,7 +120,7 @@ def test_all_problems_are_listed_at_once():
 
 
 def test_rows_are_divided_only_among_the_axes_of_the_batch():
-  config = recipes.override(config_lib.base(), [
+  config = override(config_lib.base(), [
       "--config.mesh.fsdp=8", "--config.mesh.axes.batch=('data',)",
       "--config.phases[0].batch_size=12", "--config.eval.batch_size=12"])
   assert not [line for line in config_lib.find_problems(config, 8) if "divided" in line]
@@ -137,7 +138,7 @@ def test_rows_are_divided_only_among_the_axes_of_the_batch():
     (["--config.mesh.tensor=8"], 8, "mesh.tensor=8 does not divide model.num_heads=12"),
 ])
 def test_mesh_that_does_not_fit_is_refused(arguments, num_devices, fragment):
-  config = recipes.override(config_lib.base(), arguments)
+  config = override(config_lib.base(), arguments)
   (line,) = problems_of(config_lib.validate, config, num_devices)
   assert fragment in line
   config_lib.validate(config)  # Without the devices the config is valid.

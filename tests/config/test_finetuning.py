@@ -5,6 +5,8 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import presets, recipes
+from bertgpt.config.overrides import override, set_field
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import tasks
 from bertgpt.training import schedules
@@ -14,7 +16,7 @@ def make_config(**fields):
   config = finetune_config.base()
   config.task.data = "glue"
   for field, value in fields.items():
-    recipes.set_field(config, field.replace("__", "."), value)
+    set_field(config, field.replace("__", "."), value)
   return config
 
 
@@ -113,7 +115,7 @@ def test_fields_that_only_pretraining_reads_cannot_be_wrong(recipe, change, fiel
   pretrained = recipes.load(recipe)
   pretrained.model.vocab_size = 30522
   for field, value in change.items():
-    recipes.set_field(pretrained, field, value)
+    set_field(pretrained, field, value)
   config_lib.validate(pretrained, 1, "cpu")
   run = finetune_config.run_config(pretrained, make_config(**fields), steps=9, learning_rate=1e-4,
                                    vocab_size=30522)
@@ -122,10 +124,10 @@ def test_fields_that_only_pretraining_reads_cannot_be_wrong(recipe, change, fiel
 
 def test_json_brings_the_config_back():
   config = make_config(seeds=(3, 4), learning_rates=(1e-5, 2e-5), task__truncation="tail")
-  text = recipes.to_json(config)
-  assert recipes.from_json(text, finetune_config.base) == config
+  text = to_json(config)
+  assert from_json(text, finetune_config.base) == config
   with pytest.raises(ConfigError, match="is not the config of a run"):
-    recipes.from_json(text)
+    from_json(text)
 
 
 # ------------------------------------------------------- fields without effect
@@ -175,8 +177,8 @@ def test_the_recipes_and_defaults_are_accepted_for_every_task(task):
     assert not problems_of(make_config(task__name=task), model)
   for name in recipes.names():
     if name.startswith("finetune_"):
-      config = recipes.override(recipes.load(name, finetune_config.base),
-                                [f"--config.task.name={task}"])
+      config = override(recipes.load(name, finetune_config.base),
+                        [f"--config.task.name={task}"])
       assert not problems_of(config, GPT if name == "finetune_gpt" else BERT)
 
 

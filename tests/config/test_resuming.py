@@ -3,7 +3,8 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import recipes, resuming
+from bertgpt.config import resuming
+from bertgpt.config.overrides import override
 
 
 def test_equal_configs_do_not_differ():
@@ -11,7 +12,7 @@ def test_equal_configs_do_not_differ():
 
 
 def test_differences_name_field_and_both_values():
-  config = recipes.override(config_lib.base(), ["--config.model.width=96", "--config.seed=1"])
+  config = override(config_lib.base(), ["--config.model.width=96", "--config.seed=1"])
   assert resuming.differences(config_lib.base(), config) == [
       "model.width: 768 -> 96", "seed: 0 -> 1"]
 
@@ -22,14 +23,14 @@ def test_differences_name_field_and_both_values():
     "--config.model.remat=full",
 ])
 def test_fields_without_effect_on_the_result_may_change(argument):
-  config = recipes.override(config_lib.base(), [argument])
+  config = override(config_lib.base(), [argument])
   assert resuming.differences(config_lib.base(), config) == []
 
 
 def test_named_fields_and_groups_may_change_and_no_others():
   old = config_lib.base()
-  new = recipes.override(old, ["--config.optimizer.b1=0.8", "--config.optimizer.b2=0.9",
-                               "--config.phases[0].learning_rate=1.0"])
+  new = override(old, ["--config.optimizer.b1=0.8", "--config.optimizer.b2=0.9",
+                       "--config.phases[0].learning_rate=1.0"])
   rate = "phases[0].learning_rate: 0.0001 -> 1.0"
   assert resuming.differences(old, new, ["optimizer"]) == [rate]
   assert resuming.differences(old, new, ["optimizer.b1", "phases"]) == [

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from bertgpt.config import base, phase, recipes, sweeps
+from bertgpt.config import base, phase, sweeps
+from bertgpt.config.overrides import override
 
 
 def test_a_product_has_every_combination():
@@ -33,7 +34,7 @@ def test_a_run_of_a_config_has_what_differs_from_the_first():
                   {"objective.name": "mlm_nsp", "phases[0].steps": 20}]
   for run, config in zip(runs, configs, strict=True):
     arguments = [f"--config.{name}={value}" for name, value in run.items()]
-    assert recipes.override(configs[0], arguments) == config
+    assert override(configs[0], arguments) == config
 
 
 def test_mistakes_are_found():
@@ -61,5 +62,5 @@ def test_samples_lie_within_their_limits_and_can_be_continued():
 
 def test_values_survive_the_command_line():
   run, = sweeps.sample(1, {"optimizer.b2": sweeps.uniform(0.9, 0.99)})
-  config = recipes.override(base(), [f"--config.{name}={value}" for name, value in run.items()])
+  config = override(base(), [f"--config.{name}={value}" for name, value in run.items()])
   assert config.optimizer.b2 == run["optimizer.b2"]

@@ -3,7 +3,8 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import choices, families, finetuning, presets, recipes, unread
+from bertgpt.config import choices, families, finetuning, presets, unread
+from bertgpt.config.overrides import override
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import tasks
 
@@ -12,8 +13,7 @@ def make_config(objective="mlm_nsp", **overrides):
   config = config_lib.base()
   config.objective.name = objective
   config.model.update(presets.GPT2["small"] if objective == "causal" else presets.BERT["tiny"])
-  return recipes.override(config, [f"--config.{field}={value}"
-                                   for field, value in overrides.items()])
+  return override(config, [f"--config.{field}={value}" for field, value in overrides.items()])
 
 
 @pytest.mark.parametrize("objective, field, value", [
@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_the_fields_it_was_begun_with():
   begun = make_config("causal", **{"seed": 2**40, "objective.mask_prob": 0.3})
   assert [line.split("=")[0] for line in problems_of(begun)] == ["objective.mask_prob", "seed"]
   assert unread.find_problems(begun, begun) == []
-  changed = recipes.override(begun, ["--config.eval.mask_prob=0.2", f"--config.seed={2**41}"])
+  changed = override(begun, ["--config.eval.mask_prob=0.2", f"--config.seed={2**41}"])
   assert [line.split("=")[0] for line in unread.find_problems(changed, begun)] == [
       "eval.mask_prob", "seed"]
 

@@ -245,7 +245,7 @@ MORE = {
         "hub/test_export.py::test_export_refuses_a_folder_that_exists",
         "hub/test_export.py::test_an_export_that_fails_leaves_nothing"),
     "pickles and code in a workdir": (
-        "config/test_recipes.py::test_json_runs_no_code",),
+        "config/test_stored.py::test_json_runs_no_code",),
     "crafted models and configs": (
         "hub/test_importing.py::test_import_names_what_is_wrong",
         "fuzz/test_hub.py::test_damaged_files_are_imported_or_refused",

@@ -17,7 +17,8 @@ import tiny
 from ml_collections import FrozenConfigDict
 
 from bertgpt import cli, trees
-from bertgpt.config import families, finetuning, recipes
+from bertgpt.config import families, finetuning
+from bertgpt.config.stored import from_json
 from bertgpt.devices import peers, sharding
 from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
@@ -569,4 +570,4 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
   assert [r["seed"] for r in results_of(out)["runs"]] == [0]
   assert run(tuning, finished_bert, out, *arguments) == 0
   assert [r["seed"] for r in results_of(out)["runs"]] == [0, 1]
-  assert recipes.from_json((out / "config.json").read_text(), finetuning.base)
+  assert from_json((out / "config.json").read_text(), finetuning.base)

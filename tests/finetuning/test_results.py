@@ -5,7 +5,7 @@ import types
 import pytest
 
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.config import recipes
+from bertgpt.config.stored import to_json
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.results import (
   flatten,
@@ -56,7 +56,7 @@ def test_runs_that_diverged_do_not_count():
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"runs": [', b"\xff", b"[" * 100_000])
 def test_damaged_results_are_named(tmp_path, content):
   config = make_config((1e-5,))
-  (tmp_path / "config.json").write_text(recipes.to_json(config))
+  (tmp_path / "config.json").write_text(to_json(config))
   (tmp_path / "results.json").write_bytes(content)
   with pytest.raises(DataError, match="results.json: .*. Restore it from a backup, or delete it"):
     read_results(tmp_path, config, {"init": {}, "rows": {}})

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt.config import families, recipes
+from bertgpt.config import families
+from bertgpt.config.overrides import set_field
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion
 
@@ -64,7 +65,7 @@ def test_there_and_back_is_the_same_bit_for_bit(model):
   assert jax.tree.all(jax.tree.map(np.array_equal, back, params))
 
   for field, value in fields.items():
-    recipes.set_field(config, field, value)
+    set_field(config, field, value)
   again = conversion.to_hugging_face(back, config)
   assert again.keys() == tensors.keys()
   assert all(np.array_equal(again[name], tensors[name]) for name in tensors)

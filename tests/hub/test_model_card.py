@@ -12,6 +12,8 @@ from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes, resuming
+from bertgpt.config.overrides import set_field
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.hub import conversion, model_card
 from bertgpt.runs import trained as trained_lib
 
@@ -21,19 +23,19 @@ OUT = pathlib.Path("out/model")
 def load_recipe(card, folder, base):
   recipe = card.split("```python\nfrom bertgpt")[1].split("```")[0]
   (folder / "recipe.py").write_text("from bertgpt" + recipe)
-  return recipes.to_json(recipes.load(str(folder / "recipe.py"), base))
+  return to_json(recipes.load(str(folder / "recipe.py"), base))
 
 
 def shared_config(workdir, base):
   """Returns the config of a run with the defaults of its host, and files without folders."""
-  config = recipes.from_json((workdir / "config.json").read_bytes(), base)
+  config = from_json((workdir / "config.json").read_bytes(), base)
   for field, value in config_lib.leaves(config):
     if field in resuming.HOST_FIELDS:
-      recipes.set_field(config, field, dict(config_lib.leaves(base()))[field])
+      set_field(config, field, dict(config_lib.leaves(base()))[field])
     elif isinstance(value, str) and "/" in value:
       kind, colon, path = value.rpartition(":")
-      recipes.set_field(config, field, f"{kind}{colon}{pathlib.Path(path).name}")
-  return recipes.to_json(config)
+      set_field(config, field, f"{kind}{colon}{pathlib.Path(path).name}")
+  return to_json(config)
 
 
 def names_no_folder(card):
@@ -123,7 +125,7 @@ def test_of_random_weights(tuned):
   trained = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
   config = model_card.read_tuning(trained.task)
   config.from_scratch = True
-  trained = trained._replace(task=trained.task | {"config": recipes.to_json(config)})
+  trained = trained._replace(task=trained.task | {"config": to_json(config)})
   lines = model_card.describe_tuning(trained)
   assert "from random weights of the model of `" in lines[0] and len(lines) == 2
 

@@ -14,7 +14,8 @@ from differences import check_close, check_gradients
 from ml_collections import FrozenConfigDict
 
 from bertgpt import models, trees
-from bertgpt.config import families, recipes
+from bertgpt.config import families
+from bertgpt.config.overrides import set_field
 from bertgpt.data.batches import formats
 from bertgpt.errors import DataError
 from bertgpt.finetuning import objectives as task_objectives
@@ -84,7 +85,7 @@ def to_ours(theirs):
   params, fields = conversion.convert(tensors, theirs.config.to_dict())[:2]
   config = tiny.make_config(fields["objective.name"])
   for field, value in fields.items():
-    recipes.set_field(config, field, value)
+    set_field(config, field, value)
   config.phases[0].batch_size = ROWS
   return config, params, tensors
 

@@ -9,8 +9,8 @@ import tiny
 from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
-from bertgpt.config import recipes
 from bertgpt.config.flops import flops_per_step
+from bertgpt.config.overrides import override
 from bertgpt.data.batches import formats, parts
 from bertgpt.planning import aot, topologies
 from bertgpt.training import objectives, steps
@@ -146,7 +146,7 @@ def test_a_remedy_is_a_mesh_of_the_machine(chips, num_slices, mesh, remedy):
   found = [flags for flags in remedies(topology, mesh=mesh) if "fsdp" in flags]
   assert found == [remedy] * bool(remedy)
   for flags in found:
-    config = recipes.override(tiny.make_config(mesh=mesh), flags.split())
+    config = override(tiny.make_config(mesh=mesh), flags.split())
     assert not [p for p in config_lib.find_problems(config, chips) if "mesh" in p]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config import attention_kernels, families, recipes
+from bertgpt.config.overrides import set_field
 from bertgpt.data.batches import formats
 from bertgpt.planning import aot, topologies
 
@@ -34,7 +35,7 @@ def read_recipe(name, **changes):
   config = recipes.load(str(FOLDER / f"{name}.py"))
   config.model.num_layers = 2
   for field, value in changes.items():
-    recipes.set_field(config, field.replace("__", "."), value)
+    set_field(config, field.replace("__", "."), value)
   return aot.assume_vocabulary(config)
 
 

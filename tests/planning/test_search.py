@@ -9,6 +9,7 @@ from fake_slice import on_fake_devices
 
 from bertgpt import config as config_lib
 from bertgpt.config import attention_kernels, layer_loop, recipes
+from bertgpt.config.overrides import override
 from bertgpt.devices import hardware
 from bertgpt.planning import aot, plan, search, topologies
 
@@ -35,7 +36,7 @@ def test_variants_train_the_same_on_the_same_machine():
     assert config_lib.find_problems(variant, 8) == []
     assert variant != config
   for overrides, variant in found[::50]:  # The overrides that it prints make the same config.
-    assert recipes.override(config, overrides) == variant
+    assert override(config, overrides) == variant
 
 
 def test_a_mesh_of_another_size_is_given_up():
@@ -113,7 +114,7 @@ def test_a_variant_does_not_change_remat_besides_something_else_without_need(kin
     (["model.remat=full"], ["model.remat=dots"]), (["mesh.fsdp=8"], []), (["mesh.tensor=2"], [])])
 def test_estimates_of_memory_fall(lower, higher):
   config, topology = make_config(), on_fake_devices()
-  low, high = (search.estimate_bytes(recipes.override(config, [f"--config.{o}" for o in overrides]),
+  low, high = (search.estimate_bytes(override(config, [f"--config.{o}" for o in overrides]),
                                      0, aot.StateBytes(4e6, 8e6), topology)
                for overrides in (lower, higher))
   assert low < high

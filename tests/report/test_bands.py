@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from bertgpt import cli
-from bertgpt.config import base, phase, recipes
+from bertgpt.config import base, phase
+from bertgpt.config.stored import to_json
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared, Curve
@@ -159,7 +160,7 @@ def write_run(path: pathlib.Path, seed: int, factor: float = 1.0) -> None:
   config = base()
   config.phases = (phase(steps=1000, seq_len=32, batch_size=8, learning_rate=1e-3),)
   config.seed, config.data.source = seed, "text:/home/me/*.txt"
-  (path / "config.json").write_text(recipes.to_json(config))
+  (path / "config.json").write_text(to_json(config))
   curve = a_run(seed).curves[TAGS[0]]
   (path / "metrics.jsonl").write_text("".join(
       json.dumps({"step": step, **dict.fromkeys(TAGS, factor * value)}) + "\n"

@@ -12,6 +12,8 @@ import pytest
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import base, phase, recipes
+from bertgpt.config.overrides import set_field
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, compare, curves
 from bertgpt.report.curves import Curve
@@ -23,8 +25,8 @@ def make_run(path, steps=10, loss=2.0, **fields):
   config = base()
   config.phases = (phase(steps=steps, seq_len=32, batch_size=8, learning_rate=1e-3),)
   for field, value in fields.items():
-    recipes.set_field(config, field.replace("__", "."), value)
-  (path / "config.json").write_text(recipes.to_json(config))
+    set_field(config, field.replace("__", "."), value)
+  (path / "config.json").write_text(to_json(config))
   points = [{"step": step, "train/mlm_loss": loss / step, "perf/step_seconds": 0.5,
              "perf/tokens_per_second": 400.0} for step in range(2, steps + 1, 2)]
   points.append({"step": steps, "eval/validation/mlm_loss": loss, "eval/validation/mlm_accuracy":
@@ -139,9 +141,9 @@ def test_a_page_that_may_not_be_written_stops_all_of_the_command(tmp_path, monke
 
 def test_a_phase_that_a_run_lacks_is_one_line(tmp_path):
   first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
-  config = recipes.from_json((second / "config.json").read_bytes())
+  config = from_json((second / "config.json").read_bytes())
   config.phases = (*config.phases, phase(steps=7, seq_len=64, batch_size=4))
-  (second / "config.json").write_text(recipes.to_json(config))
+  (second / "config.json").write_text(to_json(config))
   assert curves.differences(compare.read([first, second])) == {
       "phases[1]": [None, "7 steps of 4 rows of 64 tokens"]}
 

@@ -13,7 +13,9 @@ from matplotlib import image
 
 from bertgpt import cli
 from bertgpt import config as config_lib
-from bertgpt.config import choices, recipes
+from bertgpt.config import choices
+from bertgpt.config.overrides import set_field
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
@@ -99,9 +101,9 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
 
 
 def with_fields(config, **fields):
-  config = recipes.from_json(recipes.to_json(config))  # A copy of the phases, too.
+  config = from_json(to_json(config))  # A copy of the phases, too.
   for field, value in fields.items():
-    recipes.set_field(config, field, value)
+    set_field(config, field, value)
   return config
 
 

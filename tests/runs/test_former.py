@@ -6,7 +6,8 @@ import pytest
 from program import fingerprints
 
 from bertgpt import cli
-from bertgpt.config import base, recipes
+from bertgpt.config import base, stored
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.runs import checkpoint, former, history
 from bertgpt.runs import manifest as manifest_lib
 from bertgpt.runs import trained as trained_lib
@@ -25,12 +26,13 @@ def as_written_before(text):
   """Returns a run's config in the form of version 0.1, with the field set."""
   config = json.loads(text)
   config["data"]["isolate_documents"] = True
-  for field in recipes.ADDED_FIELDS:
-    *groups, name = field.split(".")
-    for group in config["phases"] if groups == ["phases"] else [config]:
-      for part in groups if groups != ["phases"] else ():
-        group = group[part]
-      group.pop(name, None)
+  groups = {"phases": config["phases"]} | {
+      name: [value] for name, value in config.items() if isinstance(value, dict)}
+  for name, tables in groups.items():
+    for table in tables:
+      for field in set(table) - {"axes"}:
+        if f"{name}.{field}" not in stored.FIRST_FIELDS:
+          del table[field]
   return json.dumps(config)
 
 
@@ -63,16 +65,16 @@ def test_an_old_run_continues_as_it_began(train, tmp_path, capsys):
 
 def test_an_old_run_keeps_its_held_out_rows(tmp_path):
   assert former.as_begun(tmp_path, base()).eval.rows_by == "length"  # There is no run yet.
-  text = as_written_before(recipes.to_json(base()))
+  text = as_written_before(to_json(base()))
   for _ in range(2):  # The second time, config.json is of this version.
     (tmp_path / "config.json").write_text(text)
     config = former.as_begun(tmp_path, base())
     assert former.describe(base(), config) == [
         "note: eval.rows_by is 'phase' here, not 'length', as it was when an earlier version began "
         "this run"]
-    assert config.eval.rows_by == recipes.from_json(text).eval.rows_by == "phase"
-    text = recipes.to_json(config)
-  (tmp_path / "config.json").write_text(recipes.to_json(base()))
+    assert config.eval.rows_by == from_json(text).eval.rows_by == "phase"
+    text = to_json(config)
+  (tmp_path / "config.json").write_text(to_json(base()))
   assert former.as_begun(tmp_path, base()).eval.rows_by == "length"
 
 
@@ -81,9 +83,9 @@ def test_an_old_run_keeps_its_held_out_rows(tmp_path):
 def test_only_objectives_that_did_not_read_it_ignore_it(objective, is_ignored):
   config = base()
   config.objective.name, config.data.isolate_documents = objective, True
-  text = recipes.to_json(config)
-  assert recipes.from_json(text).data.isolate_documents
-  assert recipes.from_json(as_written_before(text)).data.isolate_documents is not is_ignored
+  text = to_json(config)
+  assert from_json(text).data.isolate_documents
+  assert from_json(as_written_before(text)).data.isolate_documents is not is_ignored
 
 
 @pytest.mark.parametrize("fields", [5, None, "data.isolate_documents", {}, [5, None]])

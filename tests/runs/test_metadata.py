@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import recipes
+from bertgpt.config.stored import from_json
 from bertgpt.data.batches import loader
 from bertgpt.data.tokens import tokenizers
 from bertgpt.runs import checkpoint
@@ -32,7 +32,7 @@ def test_metadata_are_json_and_rebuild_the_config(finished_bert):
   config.seed = 7
   metadata = make_metadata(config, tokenizer, corpus="c", step=3, task={"name": "sst2"})
   assert json.loads(json.dumps(metadata)) == metadata
-  assert recipes.from_json(metadata["config"]) == config
+  assert from_json(metadata["config"]) == config
   assert not {"task", "fresh", "bos_id"} & make_metadata(config, tokenizer, corpus="").keys()
   assert make_metadata(config, tokenizer, corpus="", bos_id=0)["bos_id"] == 0
 

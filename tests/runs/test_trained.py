@@ -7,7 +7,7 @@ import pytest
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.commands import flags
-from bertgpt.config import recipes
+from bertgpt.config.stored import from_json
 from bertgpt.errors import ConfigError
 from bertgpt.inference.score import score
 from bertgpt.runs import metrics_file
@@ -83,7 +83,7 @@ def test_two_names_for_the_dtype_are_refused(narrow, capsys):
 
 
 def test_the_stored_config_keeps_the_dtype_of_the_training(narrow):
-  assert recipes.from_json((narrow / "config.json").read_bytes()).model.dtype == "bfloat16"
+  assert from_json((narrow / "config.json").read_bytes()).model.dtype == "bfloat16"
 
 
 def test_products_are_exact_only_in_the_context_of_a_float32_model(narrow):

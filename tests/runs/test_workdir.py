@@ -11,7 +11,7 @@ import types
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import recipes
+from bertgpt.config.overrides import override
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -74,8 +74,8 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 def test_a_changed_config_is_refused_field_by_field(tmp_path, tokenizer):
   old = config_lib.base()
   workdir.write_run(tmp_path, old, tokenizer)
-  new = recipes.override(old, ["--config.model.width=96", "--config.optimizer.b1=0.8",
-                               "--config.phases[0].steps=9", "--config.log.every_steps=1"])
+  new = override(old, ["--config.model.width=96", "--config.optimizer.b1=0.8",
+                       "--config.phases[0].steps=9", "--config.log.every_steps=1"])
   with pytest.raises(ConfigError) as e:
     workdir.check_unchanged(tmp_path, new, [])
   assert [line.strip() for line in str(e.value).splitlines()[1:-1]] == [

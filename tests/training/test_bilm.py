@@ -13,6 +13,7 @@ import tiny
 
 from bertgpt import cli, trees
 from bertgpt.config import recipes
+from bertgpt.config.overrides import override
 from bertgpt.data.tokens import spelling
 from bertgpt.devices import sharding
 from bertgpt.finetuning import predict as predict_lib
@@ -136,7 +137,7 @@ def test_a_run_starts_from_another_with_words_of_its_own(finished_elmo, elmo_rec
   fields = [f"--config.init_from={finished_elmo}", "--config.tokenizer.lowercase=True",
             "--config.tokenizer.vocab_size=28", "--config.phases[0].steps=2",
             "--config.log.every_steps=1"]
-  train.train(recipes.override(recipes.load(str(elmo_recipe)), fields), path)
+  train.train(override(recipes.load(str(elmo_recipe)), fields), path)
   before, after = (trained_lib.load_trained(p) for p in (finished_elmo, path))
   ids = {piece: i for i, piece in enumerate(before.tokenizer.pieces)}
   assert [ids[piece] for piece in after.tokenizer.pieces] != [*range(28)]

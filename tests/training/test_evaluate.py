@@ -15,7 +15,8 @@ from program import ROOT, curves
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import recipes
+from bertgpt.config.overrides import override
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
@@ -143,9 +144,9 @@ def test_a_mesh_that_does_not_fit_is_refused(finished_run):
 def test_the_micro_batches_of_the_training_do_not_matter(finished_run, last_scores, tmp_path):
   """With 2 rows each, they could not be divided among 8 devices."""
   copy = shutil.copytree(finished_run, tmp_path / "run")
-  config = recipes.from_json((copy / "config.json").read_bytes())
+  config = from_json((copy / "config.json").read_bytes())
   config.phases[0].micro_batches = 8
-  (copy / "config.json").write_text(recipes.to_json(config))
+  (copy / "config.json").write_text(to_json(config))
   scores = evaluate.evaluate_workdir(copy, [])
   assert scores == pytest.approx(last_scores, rel=1e-5)
 
@@ -153,10 +154,10 @@ def test_the_micro_batches_of_the_training_do_not_matter(finished_run, last_scor
 def test_a_checkpoint_is_scored_as_in_its_own_phase(finished_run, last_scores, tmp_path):
   """The next phase, which has not begun, has longer rows and more masks."""
   copy = shutil.copytree(finished_run, tmp_path / "run")
-  config = recipes.from_json((copy / "config.json").read_bytes())
+  config = from_json((copy / "config.json").read_bytes())
   (first,) = config.phases
   config.phases = (first, config_lib.phase(**{**first, "seq_len": 16, "mask_prob": 0.5}))
-  (copy / "config.json").write_text(recipes.to_json(config))
+  (copy / "config.json").write_text(to_json(config))
   assert evaluate.evaluate_workdir(copy) == pytest.approx(last_scores, rel=1e-5)
 
 
@@ -182,7 +183,7 @@ def test_a_field_of_the_model_or_objective_is_refused(finished_run, fields):
     "model.remat=full", "model.scan_unroll=1", "model.dtype=bfloat16", "tokenizer.path=/t",
     "system.xla_options=none", "phases[0].seq_len=8"])
 def test_text_devices_and_speed_of_an_evaluation_may_differ(trained, field):
-  config = recipes.override(trained.config, [f"--config.{field}"])
+  config = override(trained.config, [f"--config.{field}"])
   evaluate.check_same_model(trained.config, config)
 
 
@@ -196,11 +197,11 @@ def test_another_text_is_read_with_the_tokenizer_of_the_run(finished_run, last_s
 
 @pytest.mark.parametrize("field", ["data.source=text:a.txt", "data.validation_fraction=0.5"])
 def test_a_text_that_a_prepared_corpus_replaces_is_refused(trained, field):
-  of_run = recipes.override(trained.config, ["--config.data.corpus=/corpora/a"])
+  of_run = override(trained.config, ["--config.data.corpus=/corpora/a"])
   with pytest.raises(ConfigError, match=(
       f"--config.{field.split('=')[0]}: data.corpus='/corpora/a' replaces this field")):
-    evaluate.check_text_is_read(of_run, recipes.override(of_run, [f"--config.{field}"]))
-  evaluate.check_text_is_read(of_run, recipes.override(of_run, [
+    evaluate.check_text_is_read(of_run, override(of_run, [f"--config.{field}"]))
+  evaluate.check_text_is_read(of_run, override(of_run, [
       f"--config.{field}", "--config.data.corpus="]))
 
 

@@ -16,6 +16,7 @@ import tiny
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import choices, recipes
+from bertgpt.config.overrides import override
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError
@@ -95,7 +96,7 @@ def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, ov
   """Returned parameters equal those of the checkpoint, on any mesh; corpora are the run's."""
   path = shutil.copytree(finished_bert, tmp_path / "run")
   stored = trained_lib.load_trained(path)
-  finished = train.train(recipes.override(recipes.load(f"{recipe}:mlm_nsp"), overrides), path)
+  finished = train.train(override(recipes.load(f"{recipe}:mlm_nsp"), overrides), path)
   found = finished.trained
   assert all(type(x) is np.ndarray for x in jax.tree.leaves(found.params))
   jax.tree.map(np.testing.assert_array_equal, found.params, stored.params)
@@ -109,7 +110,7 @@ def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, ov
 def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, capsys):
   """By hand: update s has the rate 0.02 * (1 - s / steps); 19 was the last, 20 is the next."""
   path = shutil.copytree(finished_gpt, tmp_path / "run")
-  resume = lambda *fields: train.train(recipes.override(recipes.load(f"{recipe}:causal"), fields),
+  resume = lambda *fields: train.train(override(recipes.load(f"{recipe}:causal"), fields),
                                        path)
   (path / "report.md").touch()
   resume()
@@ -166,14 +167,14 @@ def test_train_and_data_warn_of_many_unknown_tokens(recipe, tmp_path, capsys):
   assert cli.main(["data", *fields, "--steps=0"]) == 0
   warning = re.search(r"warning: ([\d.]+)% of the tokens in the \w+ split", capsys.readouterr().out)
   assert 5 < float(warning[1]) < 90
-  config = recipes.override(recipes.load(str(recipe)), fields[1:])
+  config = override(recipes.load(str(recipe)), fields[1:])
   with open_run(config, tmp_path / "run", ()):
     assert warning[0] in capsys.readouterr().err
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(recipe, tmp_path):
   """This holds even for Python callers of `train`, whose config nothing has checked before."""
-  config = recipes.override(recipes.load(str(recipe)), ["--config.mesh.data=3"])
+  config = override(recipes.load(str(recipe)), ["--config.mesh.data=3"])
   with pytest.raises(ConfigError, match="mesh data=3 .* but there are 8"):
     train.train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ import tiny
 
 from bertgpt import cli
 from bertgpt.config import choices, phase, recipes
+from bertgpt.config.overrides import override
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.planning import topologies
@@ -29,7 +30,7 @@ SHORT = ["--config.phases[0].steps=8", "--config.eval.max_rows=8", "--config.eva
 
 def configs_of(base, changes):
   """Returns the config of every run: `base` with some fields changed."""
-  return [recipes.override(base, [f"--config.{field}={value}" for field, value in run.items()])
+  return [override(base, [f"--config.{field}={value}" for field, value in run.items()])
           for run in changes]
 
 
@@ -215,7 +216,7 @@ def test_learning_rates_are_those_of_single_runs(schedule, warmup):
   rates = jax.jit(jax.vmap(lambda i: schedules.make_schedule(per_run.put(config, fields, i))(at)))(
       jnp.arange(2))
   for i, found in enumerate(rates):
-    alone = recipes.override(config, [f"--config.{name}={v[i]}" for name, v in fields.items()])
+    alone = override(config, [f"--config.{name}={v[i]}" for name, v in fields.items()])
     np.testing.assert_allclose(found, schedules.make_schedule(alone)(at), rtol=1e-6, atol=1e-9)
   assert not np.allclose(*rates)
 
@@ -242,7 +243,7 @@ def curves(path):
 
 
 def config_of(recipe, run, *arguments):
-  return recipes.override(recipes.load(str(recipe)), [
+  return override(recipes.load(str(recipe)), [
       *SHORT, *(f"--config.{field}={value}" for field, value in run.items()), *arguments])
 
 

@@ -16,6 +16,7 @@ import pytest
 from bertgpt import cli
 from bertgpt.commands import sweep as sweep_command
 from bertgpt.config import recipes
+from bertgpt.config.overrides import override
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted, UserError
 from bertgpt.runs import checkpoint, metrics_file
@@ -52,15 +53,15 @@ def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch
   assert mtimes(path) == before
   assert json.loads((path / "sweep.json").read_text()) == rows
 
-  config = recipes.override(recipes.load(str(recipe)),
-                            [*SHORT, "--config.phases[0].learning_rate=1e-2"])
+  config = override(recipes.load(str(recipe)),
+                    [*SHORT, "--config.phases[0].learning_rate=1e-2"])
   assert sweep.is_done(path / "000", config)
   for change in ("--config.phases[0].steps=5", "--config.seed=1"):
-    assert not sweep.is_done(path / "000", recipes.override(config, [change])), change
+    assert not sweep.is_done(path / "000", override(config, [change])), change
   assert not sweep.is_done(path / "002", config)
 
   # The run was prolonged and stopped, so it is no longer done.
-  longer = recipes.override(config, ["--config.phases[0].steps=6"])
+  longer = override(config, ["--config.phases[0].steps=6"])
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
     patch.setattr(process, "catch_signals", lambda: contextlib.nullcontext(lambda: True))
     train.train(longer, path / "000")

@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Callable
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, recipes
+from bertgpt.config import ConfigDict
+from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.corpus import machines
 from bertgpt.data.text import sources
 from bertgpt.data.text.pieces import Part
@@ -66,7 +67,7 @@ def _run(config: ConfigDict, out: pathlib.Path, total: int, arguments: str,
   except ImportError as e:
     raise ConfigError(f"--engine beam: Apache Beam cannot be imported ({one_line(e)}). Install it "
                       "with requirements-beam.lock, in an environment of its own") from e
-  make_part = functools.partial(_make_part, make, recipes.to_json(config), str(out), total)
+  make_part = functools.partial(_make_part, make, to_json(config), str(out), total)
   try:
     with apache_beam.Pipeline(options=PipelineOptions(shlex.split(arguments))) as pipeline:
       numbers = pipeline | apache_beam.Create(list(range(total)))
@@ -78,4 +79,4 @@ def _run(config: ConfigDict, out: pathlib.Path, total: int, arguments: str,
 
 def _make_part(make: Callable, config: str, out: str, total: int, number: int) -> str:
   """Runs on a worker: makes one part."""
-  return str(make(recipes.from_json(config), files.make_path(out), Part(number, total)))
+  return str(make(from_json(config), files.make_path(out), Part(number, total)))

@@ -21,7 +21,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bertgpt import files
-from bertgpt.config import ConfigDict, choices, recipes
+from bertgpt.config import ConfigDict, choices
+from bertgpt.config.stored import to_json
 from bertgpt.devices import console
 from bertgpt.errors import ConfigError, exit_code
 from bertgpt.runs import workdir
@@ -75,7 +76,7 @@ def start(config: ConfigDict, folder: pathlib.Path) -> list[sinks.Sink]:
   if not names:
     return []
   run = Run(find_id(folder), folder.name, config.log.project, config.log.group, str(folder),
-            json.loads(recipes.to_json(config)))
+            json.loads(to_json(config)))
   return [Tracker(name, run) for name in names]
 
 

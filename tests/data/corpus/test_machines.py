@@ -15,7 +15,7 @@ import pytest
 from corpus_texts import hashes, make_config, wait_for, write_much_text, write_text
 
 from bertgpt import cli
-from bertgpt.config import recipes
+from bertgpt.config.stored import to_json
 from bertgpt.data.corpus import encode, machines, prepare
 from bertgpt.data.corpus import writer as corpus_writer
 from bertgpt.data.text import pieces
@@ -25,10 +25,10 @@ from bertgpt.errors import ConfigError, DataError
 SCRIPT = """
 import pathlib, sys
 from bertgpt import cli
-from bertgpt.config import recipes
+from bertgpt.config.stored import from_json
 from bertgpt.data.corpus import machines
 from bertgpt.data.text.pieces import Part
-config = recipes.from_json(open(sys.argv[1]).read())
+config = from_json(open(sys.argv[1]).read())
 machines.prepare_part(config, pathlib.Path(sys.argv[2]), Part(0, 1))
 """
 
@@ -105,7 +105,7 @@ def test_a_tokenizer_trained_on_the_samples_of_parts_is_that_of_one_machine(tmp_
 def test_a_part_that_was_killed_is_made_again_and_a_part_that_is_done_is_not(tmp_path):
   write_much_text(tmp_path / "text.txt")
   config, out = make_config(tmp_path, workers=2), tmp_path / "c"
-  (tmp_path / "config.json").write_text(recipes.to_json(config))
+  (tmp_path / "config.json").write_text(to_json(config))
   process = subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / "config.json", out],
                              cwd=pathlib.Path(__file__).parents[3])
   wait_for(lambda: any(f.stat().st_size for f in

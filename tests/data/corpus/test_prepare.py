@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from bertgpt import files
 from bertgpt.commands import prepare as command
-from bertgpt.config import recipes
+from bertgpt.config.stored import to_json
 from bertgpt.data.corpus import corpus, encode, prepare
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import pipelines, tokenizers
@@ -347,10 +347,10 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 _SCRIPT = """
 import resource, sys
-from bertgpt.config import recipes
+from bertgpt.config.stored import from_json
 from bertgpt.data.corpus import prepare
 from bertgpt.errors import UserError
-config = recipes.from_json(open(sys.argv[1]).read())
+config = from_json(open(sys.argv[1]).read())
 if len(sys.argv) > 3:
   resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 try:
@@ -362,7 +362,7 @@ except UserError as e:
 
 def start(tmp_path, config, *arguments):
   """Starts `prepare` in a process of its own, which can be killed."""
-  (tmp_path / "config.json").write_text(recipes.to_json(config))
+  (tmp_path / "config.json").write_text(to_json(config))
   return subprocess.Popen(
       [sys.executable, "-c", _SCRIPT, tmp_path / "config.json", *map(str, arguments)],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)

@@ -1,0 +1,78 @@
+"""Fields that are set by their paths: arguments of the command line, and single values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from bertgpt.config import ConfigDict, leaves, suggestions
+from bertgpt.errors import ConfigError
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+  """Applies arguments such as `--config.a.b=c` and `--config.phases[0].steps=c`.
+
+  Args:
+    config: config, which is not changed.
+    arguments: arguments of the command line.
+  Returns:
+    A locked copy of the config with the overrides.
+  Raises:
+    ConfigError: an argument does not name a field or has the wrong type; the message has one line
+      per argument.
+  """
+  config, problems = try_override(config, arguments)
+  if problems:
+    raise ConfigError("\n".join(problems))
+  return config
+
+
+def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+  """Applies the valid arguments, and describes the others.
+
+  Args:
+    config: config, which is not changed.
+    arguments: arguments of the command line, as for `override`.
+  Returns:
+    (a locked copy of the config with the valid overrides, one line per invalid argument).
+  """
+  config = config.copy_and_resolve_references()
+  if "phases" in config:
+    config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
+  problems = []
+  for argument in arguments:
+    field = argument.split("=", 1)[0].removeprefix("--config.")
+    if "=" not in argument:
+      problems.append(f"{argument}: give the value as --config.{field}=VALUE")
+      continue
+    if field not in (known := dict(leaves(config))):
+      problems.append(f"--config.{field}: no such field{suggestions.hint(field, known)}")
+      continue
+    # A private registry of flags, so that the override is declared only for this call.
+    registry = flags.FlagValues()
+    argv = ["bertgpt", argument]
+    config_flags.DEFINE_config_dict("config", config, flag_values=registry, sys_argv=argv)
+    try:
+      registry(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError):
+      value = argument.split("=", 1)[1]
+      problems.append(f"--config.{field}: expected {type(known[field]).__name__}, got {value!r}")
+  config.lock()
+  return config, problems
+
+
+def set_field(config: ConfigDict, field: str, value: Any) -> None:
+  """Sets a field by its path.
+
+  Args:
+    config: config to change.
+    field: path, such as 'a.b' or 'phases[0].steps'.
+    value: new value.
+  Raises:
+    TypeError: the value has the wrong type.
+  """
+  *path, last = field.replace("[", ".").replace("]", "").split(".")
+  for name in path:
+    config = config[int(name)] if name.isdigit() else config[name]
+  config[last] = value
