@@ -70,10 +70,13 @@ class Preempted(UserError):
   exit_code = 75
 
 
-# OSErrors that are caused by the storage or the user, not by a bug.
+# OSErrors that are caused by the storage or the user, not by a bug. The last four are those of
+# mounts whose server is gone. The connections of processes handle their errors themselves.
 STORAGE_ERRORS = frozenset({
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
-    errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE})
+    errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
+    errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    getattr(errno, "EREMOTEIO", errno.EIO)})  # Only Linux has it.
 
 
 def exit_code(e: BaseException) -> int:

@@ -23,6 +23,13 @@ def test_exit_codes_tell_the_errors_apart():
   assert 0 not in codes
 
 
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
+                                    errno.EREMOTEIO, errno.ESTALE])
+def test_the_error_of_a_mount_whose_server_is_gone_is_no_bug(number):
+  error = OSError(number, os.strerror(number), "/mnt/text.txt")
+  assert errors.exit_code(error) == errors.StorageError.exit_code
+
+
 # ---------------------------------------------------------------- one_line
 
 

@@ -192,8 +192,8 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   """Turns SIGTERM, SIGHUP and Ctrl-C into a function that the loop calls after every step.
 
   With several processes, JAX's preemption service answers: it gives all processes the same answer
-  at the same call. A second signal ends the process at once. SIGHUP means that the terminal was
-  closed; it stays ignored if the process was started with nohup.
+  at the same call. A second signal ends the process, see `signals.end_at_next`. SIGHUP means that
+  the terminal was closed; it stays ignored if the process was started with nohup.
 
   Yields:
     should_stop(), whether a signal was received; all processes call it the same number of times.
@@ -203,10 +203,10 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   def ask(signum, frame):
     nonlocal stopped
     stopped = True
-    signal.signal(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
+    signals.end_at_next(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
 
   def pass_on(signum, frame):
-    signal.signal(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
+    signals.end_at_next(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens only to this signal.
 
   def agree() -> bool:
@@ -266,7 +266,12 @@ def use_compilation_cache(folder: str) -> None:
     except OSError as e:
       raise StorageError(f"system.compilation_cache={folder}: cannot be written ({e.strerror}). "
                          "Choose another folder, or '' for no cache") from e
-    if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
+    if found.st_uid not in (os.geteuid(), 0):
+      raise ConfigError(f"system.compilation_cache={folder}: belongs to the user with the number "
+                        f"{found.st_uid}, who can write to it, and the programs in it are "
+                        f"executed. Make it yours (chown {os.geteuid()} {path}), or choose another "
+                        "folder, or '' for no cache")
+    if found.st_mode & 0o022:
       raise ConfigError(f"system.compilation_cache={folder}: other users can write to it, and the "
                         f"programs in it are executed. Make it private (chmod go-w {path}), or "
                         "choose another folder, or '' for no cache")
@@ -277,6 +282,8 @@ def use_compilation_cache(folder: str) -> None:
 def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
   """Traces some steps with JAX's profiler; xprof and TensorBoard open the trace.
 
+  A trace that cannot be made costs a line, not the run.
+
   Args:
     steps: (first, last) step of the trace, counted from 1; (): no trace.
     path: folder that the trace is written to.
@@ -284,28 +291,45 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
     visit(step, wait), to be called before every step. wait() must return only when the previous
     step is done.
   """
-  is_on, folder = False, contextlib.nullcontext(path)
-  if steps and files.is_remote(path):  # JAX writes only to disks.
-    folder = tempfile.TemporaryDirectory(prefix="bertgpt-")
+  is_on, is_due, local = False, bool(steps), path
+
+  def start() -> None:
+    nonlocal is_on, local
+    with _as_warning(path):
+      if files.is_remote(path):  # JAX writes only to disks.
+        local = pathlib.Path(stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="bertgpt-", ignore_cleanup_errors=True)))
+      local.mkdir(parents=True, exist_ok=True)  # JAX tries only at the end.
+      jax.profiler.start_trace(str(local))
+      is_on = True
 
   def stop() -> None:
     nonlocal is_on
-    jax.profiler.stop_trace()
     is_on = False
-    if files.is_remote(path):
-      upload_trace(pathlib.Path(local), path)
+    with _as_warning(path):
+      jax.profiler.stop_trace()
+      if local != path:
+        upload_trace(local, path)
+
+  def note_done() -> None:
+    with _as_warning(path):
+      if not path.exists():
+        console.say(f"note: profile.steps={steps}: these steps are done, so nothing is traced")
 
   def visit(step: int, wait: Callable) -> None:
-    nonlocal is_on
-    if steps and step == steps[0]:
-      wait()
-      jax.profiler.start_trace(str(local))
-      is_on = True
-    elif is_on and step > steps[1]:  # The next step may be one that is skipped.
+    nonlocal is_due
+    if is_due and step >= steps[0]:  # The first step may be one that is skipped, or done.
+      is_due = False
+      if step <= steps[1]:
+        wait()
+        start()
+      elif jax.process_index() == 0:
+        note_done()
+    elif is_on and step > steps[1]:
       wait()
       stop()
 
-  with folder as local:
+  with contextlib.ExitStack() as stack:
     try:
       yield visit
     finally:
@@ -313,16 +337,24 @@ def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
         stop()
 
 
+@contextlib.contextmanager
+def _as_warning(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except Exception as e:  # JAX's profiler raises errors of many types.
+    console.say(f"WARNING: {path}: the trace could not be stored ({one_line(e)}). The training "
+                "continues without it")
+
+
 def upload_trace(local: pathlib.Path, path: Any) -> None:
-  """Copies a trace to a bucket, next to earlier ones; a failure costs a line, not the run.
+  """Copies a trace to a bucket, next to earlier ones.
 
   Args:
     local: folder of the trace.
     path: folder in the bucket.
+  Raises:
+    OSError: it cannot be stored.
   """
-  try:
-    for file in sorted(local.rglob("*")):
-      if file.is_file():
-        (path / str(file.relative_to(local))).upload(file)
-  except OSError as e:
-    console.say(f"WARNING: {path}: the trace could not be stored ({e})")
+  for file in sorted(local.rglob("*")):
+    if file.is_file():
+      (path / str(file.relative_to(local))).upload(file)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+REPEATED_S = 2.0  # Within this time, `timeout` or systemd, and a parent too, send the same signal.
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,6 +27,24 @@ class Terminated(KeyboardInterrupt):
   def __init__(self, number: int):
     super().__init__(f"stopped by {signal.Signals(number).name}")
     self.number = signal.Signals(number)
+
+
+def end_at_next(number: int, handler: signal.Handlers | Callable | int | None = signal.SIG_DFL
+                ) -> None:
+  """Lets the next signal of a kind end the process, unless it is the same one sent twice.
+
+  Args:
+    number: the signal, which has just arrived.
+    handler: what handles the next one that comes later than `REPEATED_S`.
+  """
+  first = time.monotonic()
+
+  def end(number, frame):
+    if time.monotonic() - first >= REPEATED_S:
+      signal.signal(number, handler)
+      signal.raise_signal(number)
+
+  signal.signal(number, end)
 
 
 @contextlib.contextmanager
@@ -45,7 +64,7 @@ def hold() -> Iterator[Callable[[], None]]:
 
   def note(number, frame):
     if number in ENDING:
-      signal.signal(number, signal.SIG_DFL)  # A second signal ends the process at once.
+      end_at_next(number)
     waiting.append(number)
     if not is_held:
       raise_first()

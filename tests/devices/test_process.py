@@ -11,7 +11,7 @@ import jax
 import program
 import pytest
 
-from bertgpt.devices import process
+from bertgpt.devices import process, signals
 from bertgpt.errors import ConfigError, PeerError
 
 
@@ -86,7 +86,9 @@ def test_a_missing_process_0_is_an_error(port):
     process.start_distributed(f"127.0.0.1:{port},2,1", 1)
 
 
-def test_the_first_ctrl_c_is_noted_and_the_second_is_not():
+def test_the_first_ctrl_c_is_noted_and_the_second_is_not(monkeypatch):
+  monkeypatch.setattr(signals, "REPEATED_S", 0)
+
   def leave(*_):
     raise InterruptedError
 
@@ -105,10 +107,22 @@ def test_the_first_ctrl_c_is_noted_and_the_second_is_not():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_noted_and_the_second_ends_the_process(number):
   result = run_python("import os\nfrom bertgpt.devices import process, signals\n"
-                      "with signals.hold() as release, process.catch_signals() as should_stop:\n"
+                      "signals.REPEATED_S = 0\nwith signals.hold() as release, process.catch_signals() as should_stop:\n"
                       f"  release(); os.kill(os.getpid(), {int(number)}); print(should_stop(),"
                       f" flush=True)\n  os.kill(os.getpid(), {int(number)})")
   assert (result.returncode, result.stdout) == (-number, "True\n"), result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_sent_twice_lets_the_run_save(number):
+  """`timeout` signals a sweep and its run, and the sweep passes the signal on to the run."""
+  result = run_python("import os, signal\nfrom bertgpt.devices import process, signals\n"
+                      "signals.REPEATED_S = 1e9\n"
+                      "with signals.hold() as release, process.catch_signals() as should_stop:\n"
+                      "  release()\n"
+                      f"  for _ in range(3): os.kill(os.getpid(), {int(number)})\n"
+                      "  print('saved', should_stop())")
+  assert (result.returncode, result.stdout) == (0, "saved True\n"), result.stderr
 
 
 def test_sigterm_ends_one_of_several_processes_after_the_loop(port):
@@ -206,6 +220,55 @@ def test_a_compilation_cache_that_others_can_write_is_refused(tmp_path, mode):
 def test_a_compilation_cache_of_another_user_is_refused(tmp_path):
   if os.geteuid():
     pytest.skip("only root can give a folder away")
+  tmp_path.chmod(0o700)
   os.chown(tmp_path, 12345, 12345)
-  with pytest.raises(ConfigError, match="other users can write to it"):
+  with pytest.raises(ConfigError, match=f"belongs to the user with the number 12345, "
+                                        f".*chown 0 {tmp_path}"):
     process.use_compilation_cache(str(tmp_path))
+
+
+# ---------------------------------------------------------------- profiler
+
+
+def visited(steps, path, first, last):
+  """Visits steps as the loop does, and returns those before which it waits for the one before."""
+  waits = []
+  with process.tracer(steps, path) as visit:
+    for step in range(first, last + 1):
+      visit(step, lambda step=step: waits.append(step))
+  return waits
+
+
+def test_a_profile_that_cannot_be_written_costs_a_line(tmp_path, capfd):
+  path = tmp_path / "profile"
+  path.touch()
+  assert visited((1, 2), path, 1, 5) == [1]
+  (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("WARNING")]
+  assert f"{path}: the trace could not be stored" in line
+
+
+@pytest.mark.parametrize("last", [2, 5])
+def test_a_profile_that_can_no_longer_be_written_costs_a_line(tmp_path, last):
+  """The run ends within the steps of the profile, or after them."""
+  result = run_python("import pathlib, shutil\nfrom bertgpt.devices import process\n"
+                      f"path = pathlib.Path('{tmp_path}/profile')\n"
+                      "with process.tracer((1, 2), path) as visit:\n"
+                      "  visit(1, lambda: None); shutil.rmtree(path); path.touch()\n"
+                      f"  for step in range(2, {last + 1}): visit(step, lambda: None)\n"
+                      "print('done')")
+  assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+  assert result.stderr.count("the trace could not be stored") == 1
+
+
+def test_a_run_that_resumes_within_the_steps_of_the_profile_traces_the_rest(tmp_path, capfd):
+  path = tmp_path / "profile"
+  assert visited((10, 15), path, 13, 20) == [13, 16]
+  assert list(path.rglob("*.xplane.pb"))
+  assert visited((10, 15), path, 16, 20) == []
+  assert "nothing is traced" not in capfd.readouterr().err
+
+
+def test_a_run_that_resumes_after_the_steps_of_the_profile_says_so(tmp_path, capfd):
+  assert visited((10, 15), tmp_path / "profile", 16, 20) == []
+  (line,) = [line for line in capfd.readouterr().err.splitlines() if "profile" in line]
+  assert line.startswith("note: profile.steps=(10, 15): these steps are done")

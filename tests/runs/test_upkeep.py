@@ -7,7 +7,7 @@ import pytest
 from program import STEPS, curves, fingerprints, flip_bit
 
 from bertgpt import cli
-from bertgpt.runs import checkpoint, history, manifest, workdir
+from bertgpt.runs import checkpoint, history, manifest, upkeep, workdir
 
 
 @pytest.fixture
@@ -55,6 +55,14 @@ def test_damage_is_found_wherever_it_is_and_nothing_is_changed(copy, capsys):
   assert "has changed since it was written" in damaged[0][2]
   assert "params/mlm/bias differs from the saved array" in damaged[1][2]
   assert contents(copy) == before
+
+
+def test_a_checkpoint_that_the_training_deletes_meanwhile_is_not_called_damaged(copy):
+  lines = upkeep.verify(copy)
+  assert next(lines)[0].startswith("checkpoints/20: good")
+  shutil.rmtree(copy / "checkpoints" / "30")
+  ((line, is_good),) = lines
+  assert line.startswith("checkpoints/40: good") and is_good
 
 
 def test_runs_of_a_fine_tuning_are_verified(tuned, capsys):
