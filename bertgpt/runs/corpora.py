@@ -1,21 +1,26 @@
 """The prepared corpus of a run, and the config fields that depend on its tokenizer."""
 
+import contextlib
 import pathlib
 
 import jax
 
 from bertgpt import files
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, leaves
 from bertgpt.data.batches import formats
-from bertgpt.data.corpus import prepare
-from bertgpt.data.corpus.corpus import is_corpus
+from bertgpt.data.corpus import file_checks, prepare
+from bertgpt.data.corpus.corpus import is_corpus, read_manifest
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import peers, watchdog
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.devices import console, peers, watchdog
+from bertgpt.errors import ConfigError, DataError, UserError, one_line
+from bertgpt.runs import manifest, step_folders, workdir
+
+# Fields that select and cut the text of a corpus, in addition to those of the tokenizer.
+TEXT_FIELDS = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language")
 
 
-def find_corpus(config: ConfigDict, *, reports: bool = True,
-                resumes: bool = False) -> pathlib.Path:
+def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = False,
+                identity: str = "") -> pathlib.Path:
   """Returns the folder of a config's prepared corpus, which process 0 prepares if it is missing.
 
   Only process 0 reads the source. The other processes wait, and get the name of the corpus from it.
@@ -24,15 +29,18 @@ def find_corpus(config: ConfigDict, *, reports: bool = True,
     config: config of a run; all processes call with the same one.
     reports: whether to print a report on a corpus that is prepared.
     resumes: whether a run began with this config, see `prepare.ensure_prepared`.
+    identity: that of the corpus which the run began with, see `find_identity`. If the text is gone
+      or has changed since, this corpus in the cache is used; '': only that of the text.
   Raises:
     DataError: the data is wrong, or this process cannot read the corpus that process 0 prepared.
   """
-  if jax.process_count() == 1:
-    return prepare.ensure_prepared(config, reports=reports, resumes=resumes)
   is_first = jax.process_index() == 0
   path = pathlib.Path()
   if is_first:
-    path = prepare.ensure_prepared(config, reports=reports, resumes=resumes)
+    path = (_find_kept(config, identity) or
+            prepare.ensure_prepared(config, reports=reports, resumes=resumes))
+  if jax.process_count() == 1:
+    return path
   with watchdog.paused():  # Process 0 has its own limit.
     name = peers.ask_first(path.name)
   if not is_first:
@@ -41,6 +49,52 @@ def find_corpus(config: ConfigDict, *, reports: bool = True,
       raise DataError(f"{path}: process 0 has prepared this corpus, but it is not here. Put "
                       "data.cache_dir on storage that all hosts share")
   return path.absolute()
+
+
+def find_identity(path: pathlib.Path, config: ConfigDict) -> str:
+  """Returns the identity of the corpus of a run's newest checkpoint.
+
+  Args:
+    path: workdir of the run.
+    config: config of this start.
+  Returns:
+    '' if there is no checkpoint, or if the config asks for another text or tokenizer than the run.
+  """
+  if not is_same_text(workdir.read_config(path), config):
+    return ""
+  root = step_folders.checkpoints_path(path)
+  for step in reversed(step_folders.find_steps(root)):
+    with contextlib.suppress(manifest.Damaged, OSError):
+      return manifest.read_manifest(root / str(step))["metadata"].get("corpus", "")
+  return ""
+
+
+def is_same_text(old: ConfigDict, new: ConfigDict) -> bool:
+  """Returns whether two configs have the same fields for the text and the tokenizer of a corpus."""
+  values = [[(field, value) for field, value in leaves(config)
+             if field in TEXT_FIELDS or field.startswith("tokenizer.")] for config in (old, new)]
+  return values[0] == values[1]
+
+
+def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
+  """Returns the corpus in the cache with an identity, with a note if it is not that of the text."""
+  if not identity or config.data.corpus:
+    return None
+  is_it = lambda path: is_corpus(path) and file_checks.identify(read_manifest(path)) == identity
+  reason = "has changed since the run began"
+  try:
+    _, path = prepare.find_prepared(config, resumes=True)
+    if path and is_it(path):
+      return path
+  except (UserError, OSError) as e:
+    reason = f"cannot be read ({one_line(e)})"
+  for path in files.make_path(config.data.cache_dir).glob("corpus-*"):
+    with contextlib.suppress(DataError):  # Damaged, or made by a later version.
+      if is_it(path):
+        console.say(f"note: the text or the tokenizer {reason}. The corpus that the run began with "
+                    f"is used: {path}")
+        return path
+  return None
 
 
 def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,

@@ -27,8 +27,7 @@ from bertgpt.training.steps import Setup, make_setup
 # Fields that may differ from the run, besides those of `resuming.RESUMABLE`: they select the text
 # and the dtype. All others determine the model, or the meaning of its scores. `tokenizer.path` may
 # differ, because the fingerprints of the tokenizers are compared.
-TEXT_FIELDS = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language")
-MAY_DIFFER = (*TEXT_FIELDS, "tokenizer.path", "model.dtype")
+MAY_DIFFER = (*corpora.TEXT_FIELDS, "tokenizer.path", "model.dtype")
 
 
 class Evaluator(NamedTuple):
@@ -213,7 +212,9 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     p.update(batch_size=config.eval.batch_size, micro_batches=1)
   config_lib.validate(checked, jax.device_count(), jax.default_backend())
   resumes = config.data.language == trained.config.data.language
-  held_out = open_corpus(corpora.find_corpus(config, resumes=resumes), "validation")
+  identity = trained.corpus if corpora.is_same_text(trained.config, config) else ""
+  held_out = open_corpus(corpora.find_corpus(config, resumes=resumes, identity=identity),
+                         "validation")
   if (warning := warn_of_unknown(held_out.manifest)) and jax.process_index() == 0:
     print(warning, file=sys.stderr)
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
@@ -254,7 +255,7 @@ def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:
 def _other_text(trained, config):
   """Returns the fields by which a config selects another text than the run's."""
   old, new = dict(config_lib.leaves(trained)), dict(config_lib.leaves(config))
-  return [field for field in TEXT_FIELDS if old[field] != new[field]]
+  return [field for field in corpora.TEXT_FIELDS if old[field] != new[field]]
 
 
 def check_same_model(trained: ConfigDict, config: ConfigDict) -> None:

@@ -77,7 +77,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       check_start(config)
     if jax.process_index() == 0:
       trackers.check(config)
-    train_set, held_out = open_corpora(config, resumes=not is_new)
+    train_set, held_out = open_corpora(config, None if is_new else path)
     if (warning := warn_of_unknown(train_set.manifest)) and jax.process_index() == 0:
       print(warning, file=sys.stderr, flush=True)
     config = corpora.resolve(config, train_set.tokenizer)
@@ -116,14 +116,15 @@ def check_start(config: ConfigDict) -> None:
     raise ConfigError(OTHER_TOKENIZER.format(config.init_from))
 
 
-def open_corpora(config: ConfigDict, *, resumes: bool = False) -> tuple[Corpus, Corpus]:
+def open_corpora(config: ConfigDict, run: pathlib.Path | None = None) -> tuple[Corpus, Corpus]:
   """Returns the train and validation splits, and checks that all hosts have the same.
 
   Args:
     config: a whole config.
-    resumes: whether a run began with this config.
+    run: workdir of the run that continues; None: a new one.
   """
-  path = corpora.find_corpus(config, resumes=resumes)
+  identity = corpora.find_identity(run, config) if run else ""
+  path = corpora.find_corpus(config, resumes=bool(run), identity=identity)
   train_set, held_out = (open_corpus(path, split) for split in SPLITS)
   peers.check_agreement({"the prepared corpus": train_set.identity})
   return train_set, held_out

@@ -54,7 +54,9 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     for name in ("corpus", "tokenizer"):
       if metadata[name] != run.metadata[name]:
         raise DataError(f"{run.path}: its checkpoints were made with another {name}. "
-                        f"Restore that {name}, or use another --workdir")
+                        f"Restore that {name}, or use another --workdir" + (
+                            ". If that corpus is in another folder, name it with "
+                            "--config.data.corpus=PATH" if name == "corpus" else ""))
     order = metadata.get("data_order", 0)  # The oldest checkpoints lack this entry.
     if order != loader.ORDER_VERSION:
       raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "

@@ -197,6 +197,65 @@ def test_a_trained_model_comes_with_its_own_tokenizer(finished_bert, tmp_path):
 # ------------------------------------------------------------------- the lock
 
 
+@pytest.fixture
+def own_text(finished_bert, tmp_path):
+  """Returns a run, its text and its corpus, which a test may change."""
+  run = shutil.copytree(finished_bert, tmp_path / "run")
+  config = workdir.read_config(run)
+  text = shutil.copy(config.data.source.removeprefix("text:"), tmp_path / "text.txt")
+  config.data.update(source=f"text:{text}", cache_dir=f"{tmp_path}/cache")
+  (run / "config.json").write_text(recipes.to_json(config))
+  return run, text, corpora.find_corpus(config)
+
+
+def find_again(run, **changes):
+  config = workdir.read_config(run)
+  config.data.update(**changes)
+  return corpora.find_corpus(config, reports=False, resumes=True,
+                             identity=corpora.find_identity(run, config))
+
+
+def test_a_run_needs_no_text_once_its_corpus_is_prepared(own_text, capsys):
+  run, text, prepared = own_text
+  assert find_again(run) == prepared
+  assert not capsys.readouterr().err
+  text.unlink()
+  assert find_again(run) == prepared
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "no file matches" in line and line.endswith(f"is used: {prepared}")
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_run_keeps_its_corpus_when_its_text_grows(own_text, capsys, is_prepared):
+  """Another run may have prepared the new text."""
+  run, text, prepared = own_text
+  text.write_text(text.read_text() + "\n\nA new document about a cat.\n")
+  if is_prepared:
+    assert corpora.find_corpus(workdir.read_config(run), reports=False) != prepared
+  before = sorted(prepared.parent.iterdir())
+  assert find_again(run) == prepared
+  assert sorted(prepared.parent.iterdir()) == before
+  assert "has changed since the run began" in capsys.readouterr().err
+
+
+def test_a_config_that_asks_for_another_corpus_gets_it(own_text):
+  run, text, prepared = own_text
+  assert find_again(run, validation_fraction=0.2) != prepared
+  text.unlink()
+  with pytest.raises(DataError, match="no file matches"):
+    find_again(run, validation_fraction=0.3)
+
+
+def test_without_the_corpus_of_the_run_the_text_is_prepared_again(own_text):
+  run, text, prepared = own_text
+  shutil.rmtree(prepared)
+  assert find_again(run) == prepared
+  shutil.rmtree(prepared)
+  text.unlink()
+  with pytest.raises(DataError, match="no file matches"):
+    find_again(run)
+
+
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
   holder = subprocess.Popen(
       [sys.executable, "-c", "import pathlib, sys, time\nfrom bertgpt.runs import workdir\n"

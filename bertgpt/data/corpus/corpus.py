@@ -12,8 +12,6 @@ A corpus is a folder with
 
 import dataclasses
 import functools
-import hashlib
-import json
 import mmap
 import os
 import pathlib
@@ -184,12 +182,8 @@ class Corpus:
 
   @functools.cached_property
   def identity(self) -> str:
-    """SHA-256 (hex) of the manifest without the path of the text.
-
-    The manifest holds the SHA-256 of every file, so equal identities mean equal corpora.
-    """
-    content = {name: value for name, value in self.manifest.items() if name != "source"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """What `file_checks.identify` returns."""
+    return file_checks.identify(self.manifest)
 
   @functools.cached_property
   def tokenizer(self) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
 
 import numpy as np
+import tqdm
 
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument
@@ -192,3 +193,11 @@ def text_key(text: bytes) -> int:
     text: UTF-8.
   """
   return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
+  """Yields the documents, and shows on a terminal how many bytes of text they have."""
+  with tqdm.tqdm(desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
+    for document in documents:
+      yield document
+      bar.update(document.text_bytes)

@@ -1,11 +1,25 @@
 """Comparison of a corpus with its manifest, without reading all files in every process."""
 
+import hashlib
+import json
 import os
 import pathlib
 
 from bertgpt import files
 from bertgpt.data.text.digests import sha256_files
 from bertgpt.errors import DataError
+
+
+def identify(manifest: dict) -> str:
+  """Returns the SHA-256 (hex) of the manifest of a corpus without the path of the text.
+
+  The manifest holds the SHA-256 of every file, so equal identities mean equal corpora.
+
+  Args:
+    manifest: content of manifest.json.
+  """
+  content = {name: value for name, value in manifest.items() if name != "source"}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check(path: pathlib.Path, manifest: dict) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus import prepare
+from bertgpt.data.corpus import encode, prepare
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text import pieces, sources
 from bertgpt.data.text.digests import sha256_file, sha256_files
@@ -110,7 +110,7 @@ def _write_documents(folder: pathlib.Path, encoded: Iterator[EncodedDocument]) -
   count = 0
   with contextlib.ExitStack() as stack:
     rows, records, lengths = (stack.enter_context(open(folder / name, "wb")) for name in FILES)
-    for document in prepare.with_progress(encoded):
+    for document in encode.with_progress(encoded):
       row = (document.key, len(document.record), len(document.sentence_lengths),
              document.text_bytes, document.num_unknown, document.max_id)
       rows.write(np.array(row, DOCUMENT).tobytes())

@@ -61,10 +61,7 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
 
 def ensure_prepared(config: ConfigDict, *, reports: bool = True,
                     resumes: bool = False) -> pathlib.Path:
-  """Returns `config.data.corpus`, or if that is '', the corpus in the cache.
-
-  The corpus in the cache is prepared if it does not exist yet. One in an older format is used too,
-  because the runs that began with it need it.
+  """Returns `config.data.corpus`, or if that is '', the corpus in the cache, prepared if missing.
 
   Args:
     config: whole config, of which `data` and `tokenizer` are read.
@@ -76,11 +73,21 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True,
   """
   if config.data.corpus:
     return files.make_path(config.data.corpus)
+  recipe, path = find_prepared(config, resumes)
+  return path or _prepare(config, cached_path(config, recipe), recipe, reports=reports,
+                          resumes=resumes)
+
+
+def find_prepared(config: ConfigDict, resumes: bool) -> tuple[dict, pathlib.Path | None]:
+  """Returns the recipe of a config's corpus, and the corpus in the cache; None: it is missing.
+
+  One in an older format is used too, because the runs that began with it need it.
+  """
   try:
     recipe = make_recipe(config)
   except DataError:
     if path := _find_older(config):
-      return path
+      return {}, path
     raise
   for version in corpus_lib.FORMAT_VERSIONS:
     path = cached_path(config, recipe | {"format_version": version})
@@ -88,12 +95,12 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True,
       if version != corpus_lib.FORMAT_VERSION:
         print(f"note: {path} was made by an earlier version, which left out blank lines and "
               "indentation. Delete it to prepare the text as it is", file=sys.stderr)
-      return path
+      return recipe, path
   if resumes and config.tokenizer.path:
     path = cached_path(config, make_recipe(config, load_tokenizer(config, is_saved=True)))
     if corpus_lib.is_corpus(path):
-      return path
-  return _prepare(config, cached_path(config, recipe), recipe, reports=reports, resumes=resumes)
+      return recipe, path
+  return recipe, None
 
 
 def _find_older(config: ConfigDict) -> pathlib.Path | None:
@@ -330,7 +337,7 @@ def write_corpus(config: ConfigDict, folder: pathlib.Path, recipe: dict,
   writers = {split: SplitWriter(folder, split) for split in corpus_lib.SPLITS}
   border = validation_border(data.validation_fraction)
   with contextlib.closing(encoded):
-    for split, document in assign_splits(with_progress(encoded), border):
+    for split, document in assign_splits(encode.with_progress(encoded), border):
       writers[split].write(document)
   _check_splits(data.source, *(writers[split].num_documents for split in corpus_lib.SPLITS))
   manifest = {
@@ -439,11 +446,3 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
       while total - heap[0][2] >= max_bytes:
         total -= heapq.heappop(heap)[2]
   return [document for _, _, _, document in sorted(heap, key=lambda entry: entry[1])]
-
-
-def with_progress(documents: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
-  """Yields the documents, and shows on a terminal how many bytes of text they have."""
-  with tqdm.tqdm(desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
-    for document in documents:
-      yield document
-      bar.update(document.text_bytes)
