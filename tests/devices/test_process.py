@@ -107,7 +107,8 @@ def test_the_first_ctrl_c_is_noted_and_the_second_is_not(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_noted_and_the_second_ends_the_process(number):
   result = run_python("import os\nfrom bertgpt.devices import process, signals\n"
-                      "signals.REPEATED_S = 0\nwith signals.hold() as release, process.catch_signals() as should_stop:\n"
+                      "signals.REPEATED_S = 0\n"
+                      "with signals.hold() as release, process.catch_signals() as should_stop:\n"
                       f"  release(); os.kill(os.getpid(), {int(number)}); print(should_stop(),"
                       f" flush=True)\n  os.kill(os.getpid(), {int(number)})")
   assert (result.returncode, result.stdout) == (-number, "True\n"), result.stderr
