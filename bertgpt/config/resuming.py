@@ -1,6 +1,7 @@
 """Fields that may change when a run is resumed, and those that all its processes have in common."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,9 +59,11 @@ def is_field(config: ConfigDict, name: str) -> bool:
 
   Args:
     config: whole config.
-    name: path of a field, such as 'optimizer.name', or of a group, such as 'optimizer'.
+    name: path of a field, such as 'optimizer.name', or of a group, such as 'optimizer'. A phase
+      'phases[N]' counts for any N, because the config may leave out phases of the run.
   """
-  return any(_is_within(field, name) for field, _ in leaves(config))
+  return bool(re.fullmatch(r"phases\[\d+\]", name)) or any(
+      _is_within(field, name) for field, _ in leaves(config))
 
 
 def _may_change(field: str, allowed: Sequence[str]) -> bool:

@@ -116,14 +116,13 @@ def from_json(text: str | bytes, make_base: Callable[[], ConfigDict] = base) -> 
 
 
 def find_former(stored: Any) -> dict[str, Any]:
-  """Returns the fields in which a run does what earlier versions did, from `FORMER_VALUES`.
+  """Returns the fields that a stored config lacks, with what earlier versions did instead.
 
   Args:
     stored: content of its config.json, as JSON values.
   """
   values = dict(_plain_leaves(stored))
-  return {field: value for field, value in FORMER_VALUES.items()
-          if values.get(field, value) == value}
+  return {field: value for field, value in FORMER_VALUES.items() if field not in values}
 
 
 def find_ignored(stored: Any) -> list[str]:

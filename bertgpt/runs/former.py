@@ -7,19 +7,20 @@ that start rewrites config.json:
     {"event": "ignored", "fields": ["data.isolate_documents"]}
 
 Such a run also keeps what those versions did instead of the default of a field that was added later
-(`config.stored.FORMER_VALUES`), such as the choice of its held-out rows.
+(`config.stored.FORMER_VALUES`), such as the choice of its held-out rows:
+
+    {"event": "former", "fields": ["eval.rows_by"]}
 """
 
 import contextlib
 import pathlib
-from typing import Any
 
 from bertgpt import files
 from bertgpt.config import ConfigDict, base, leaves, stored
 from bertgpt.config.overrides import set_field
 from bertgpt.runs import history
 
-EVENT = "ignored"
+EVENT, FORMER_EVENT = "ignored", "former"
 
 
 def find_ignored(path: pathlib.Path) -> list[str]:
@@ -28,7 +29,7 @@ def find_ignored(path: pathlib.Path) -> list[str]:
   Args:
     path: workdir of the run; without a run in it, there are none.
   """
-  return _find_in_config(path) or _find_in_history(path)
+  return _find_in_config(path) or _find_in_history(path, EVENT)
 
 
 def _find_in_config(path: pathlib.Path) -> list[str]:
@@ -37,18 +38,18 @@ def _find_in_config(path: pathlib.Path) -> list[str]:
   return []
 
 
-def _find_former(path: pathlib.Path) -> dict[str, Any]:
+def _find_former(path: pathlib.Path) -> list[str]:
   with contextlib.suppress(OSError, ValueError):
-    return stored.find_former(files.parse_json((path / "config.json").read_bytes()))
-  return {}
+    return [*stored.find_former(files.parse_json((path / "config.json").read_bytes()))]
+  return []
 
 
-def _find_in_history(path: pathlib.Path) -> list[str]:
+def _find_in_history(path: pathlib.Path, name: str) -> list[str]:
   found: list[str] = []
   for event in history.read(path):
     if event["event"] == "start":  # Another run, which began after config.json was deleted.
       found = []
-    elif event["event"] == EVENT:
+    elif event["event"] == name:
       fields = event.get("fields")
       found = ([field for field in fields if isinstance(field, str)]
                if isinstance(fields, list) else [])
@@ -62,9 +63,13 @@ def as_begun(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
     path: workdir of the run; without a run in it, the config stays as it is.
     config: a whole config.
   """
+  if not (path / "config.json").is_file():  # The history may be that of a run before.
+    return config
   defaults = dict(leaves(base()))
   values = {field: defaults[field] for field in find_ignored(path) if field in defaults}
-  if not (values := values | _find_former(path)):
+  former = _find_former(path) or _find_in_history(path, FORMER_EVENT)
+  values |= {field: value for field, value in stored.FORMER_VALUES.items() if field in former}
+  if not values:
     return config
   config = config.copy_and_resolve_references()
   for field, value in values.items():
@@ -86,10 +91,12 @@ def describe(asked: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 def note(path: pathlib.Path) -> None:
-  """Records, before config.json is rewritten, which fields the run ignores.
+  """Records, before config.json is rewritten, which fields the run ignores or keeps as they were.
 
   Args:
     path: workdir of the run.
   """
   if fields := _find_in_config(path):
     history.add(path, EVENT, fields=fields)
+  if fields := _find_former(path):
+    history.add(path, FORMER_EVENT, fields=fields)

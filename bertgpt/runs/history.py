@@ -3,7 +3,7 @@
     {"event": "start"}                           the run began at step 0
     {"event": "checkpoint", "step": 10}          the first checkpoint was saved
     {"event": "rollback", "to": 20, "from": 40}  `bertgpt rollback`
-    {"event": "ignored", "fields": [...]}        see `former`
+    {"event": "ignored", "fields": [...]}        see `former`, as "former"
 
 It outlives the checkpoints, so a run whose checkpoints are gone is not mistaken for a new run.
 """

@@ -9,7 +9,8 @@ from bertgpt.errors import ConfigError
 
 @pytest.mark.parametrize("text, fields", [
     ("", []), ("seed", ["seed"]), (" seed, optimizer ,", ["seed", "optimizer"]),
-    ("phases[0].learning_rate", ["phases[0].learning_rate"])])
+    ("phases[0].learning_rate", ["phases[0].learning_rate"]),
+    ("phases[1]", ["phases[1]"])])  # Of a run that had more phases than the config.
 def test_fields_and_groups(text, fields):
   assert train.parse_fields(text, config_lib.base()) == fields
 

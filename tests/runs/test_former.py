@@ -7,6 +7,7 @@ from program import fingerprints
 
 from bertgpt import cli
 from bertgpt.config import base, stored
+from bertgpt.config.overrides import override
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.runs import checkpoint, former, history
 from bertgpt.runs import manifest as manifest_lib
@@ -73,8 +74,15 @@ def test_an_old_run_keeps_its_held_out_rows(tmp_path):
         "note: eval.rows_by is 'phase' here, not 'length', as it was when an earlier version began "
         "this run"]
     assert config.eval.rows_by == from_json(text).eval.rows_by == "phase"
+    former.note(tmp_path)
     text = to_json(config)
-  (tmp_path / "config.json").write_text(to_json(base()))
+  assert [event["event"] for event in history.read(tmp_path)] == [former.FORMER_EVENT]
+
+
+def test_the_held_out_rows_of_a_run_of_this_version_may_change(tmp_path):
+  config = base()
+  config.eval.rows_by = "phase"
+  (tmp_path / "config.json").write_text(to_json(config))
   assert former.as_begun(tmp_path, base()).eval.rows_by == "length"
 
 
@@ -91,7 +99,18 @@ def test_only_objectives_that_did_not_read_it_ignore_it(objective, is_ignored):
 @pytest.mark.parametrize("fields", [5, None, "data.isolate_documents", {}, [5, None]])
 def test_damaged_fields_of_the_history_are_none(tmp_path, fields):
   history.add(tmp_path, former.EVENT, fields=fields)
+  history.add(tmp_path, former.FORMER_EVENT, fields=fields)
   assert former.find_ignored(tmp_path) == []
+  (tmp_path / "config.json").write_text(to_json(base()))
+  assert former.as_begun(tmp_path, base()) == base()
+
+
+@pytest.mark.parametrize("event, field", [("ignored", "data.isolate_documents"),
+                                          ("former", "eval.rows_by")])
+def test_the_history_of_a_run_whose_config_was_deleted_changes_no_new_run(tmp_path, event, field):
+  config = override(base(), ["--config.data.isolate_documents=True"])
+  history.add(tmp_path, event, fields=[field])
+  assert former.as_begun(tmp_path, config) == config
 
 
 def test_another_run_in_the_folder_ignores_nothing(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config.overrides import override
+from bertgpt.config.stored import to_json
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -204,7 +205,7 @@ def own_text(finished_bert, tmp_path):
   config = workdir.read_config(run)
   text = shutil.copy(config.data.source.removeprefix("text:"), tmp_path / "text.txt")
   config.data.update(source=f"text:{text}", cache_dir=f"{tmp_path}/cache")
-  (run / "config.json").write_text(recipes.to_json(config))
+  (run / "config.json").write_text(to_json(config))
   return run, text, corpora.find_corpus(config)
 
 
