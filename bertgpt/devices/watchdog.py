@@ -5,7 +5,11 @@
     disarm()       no limit
 
 The limit ends the process with exit code 1 and the word "Timeout", even if no Python code can run.
-In that case the last line, which says what to do, is missing.
+In that case it takes twice the time, and the last line, which says what to do, is missing.
+
+Time in which the process is suspended does not count: Ctrl-Z, a paused container. If that is longer
+than twice the limit, the process may be ended all the same, because it looks as if no Python code
+could run.
 """
 
 import contextlib
@@ -21,6 +25,7 @@ from typing import Any
 from bertgpt.devices import children, console, events
 
 START_MINUTES = 60  # For imports and for the other processes, before the config's limits apply.
+SLICE_S = 1.0  # If a wait takes much longer, the process was suspended in the meantime.
 GRACE_S = 5  # Time for Python code to print the stacks, before faulthandler does it without Python.
 _minutes = 0.0
 _deadline = math.inf  # A value of time.monotonic().
@@ -43,11 +48,17 @@ def arm(minutes: float) -> None:
       _thread.start()
     _changed.notify()
   if minutes:
-    # sys.__stderr__: in a notebook, sys.stderr is not a file that a dying process can write to.
-    seconds = min(minutes * 60 + GRACE_S, threading.TIMEOUT_MAX)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    _end_without_python(minutes * 60)
   else:
     faulthandler.cancel_dump_traceback_later()
+
+
+def _end_without_python(seconds: float) -> None:
+  """Lets faulthandler end the process if Python code cannot, some time after this time."""
+  # Its clock runs while the process is suspended, and Python code needs a chance to stop it then.
+  seconds = min(seconds + _minutes * 60 + GRACE_S, threading.TIMEOUT_MAX)
+  # sys.__stderr__: in a notebook, sys.stderr is not a file that a dying process can write to.
+  faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
 
 
 def deadline() -> float:
@@ -57,9 +68,15 @@ def deadline() -> float:
 
 def _watch() -> None:
   """Runs in a thread: ends the process at the deadline."""
+  global _deadline
   with _changed:
-    while (left := _deadline - time.monotonic()) > 0:
-      _changed.wait(min(left, threading.TIMEOUT_MAX))
+    while (left := (deadline := _deadline) - (start := time.monotonic())) > 0:
+      seconds = threading.TIMEOUT_MAX if left == math.inf else min(left, SLICE_S)
+      _changed.wait(seconds)
+      late = time.monotonic() - start - seconds
+      if late > SLICE_S and _deadline == deadline:
+        _deadline += late
+        _end_without_python(_deadline - time.monotonic())
   with contextlib.suppress(OSError, ValueError):
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
   events.end(1, f"Timeout: nothing was done for {_minutes:g} minutes")

@@ -1,8 +1,10 @@
 """bertgpt.devices.watchdog: a wait that is too long ends the process and shows where."""
 
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from ml_collections import ConfigDict
@@ -51,6 +53,19 @@ def test_a_limit_that_was_there_before_is_back_after_an_error(monkeypatch):
   with pytest.raises(ValueError), watchdog.restored():
     raise ValueError
   assert armed == [7]
+
+
+def test_the_time_in_which_a_process_is_suspended_does_not_count():
+  code = ("import time\nfrom bertgpt.devices import watchdog\n"
+          "watchdog.arm(1); first = watchdog.deadline(); print('ready', flush=True)\n"
+          "while watchdog.deadline() < first + 3: time.sleep(0.01)\n")
+  with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                        cwd=pathlib.Path(watchdog.__file__).parents[2]) as child:
+    child.stdout.readline()
+    child.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    child.send_signal(signal.SIGCONT)
+  assert child.returncode == 0  # Otherwise, it is ended after a minute.
 
 
 def test_a_limit_of_any_length_is_taken():
