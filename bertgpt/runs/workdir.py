@@ -18,6 +18,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,13 +31,14 @@ from bertgpt.config import ConfigDict, resuming, unread
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import peers
+from bertgpt.devices import console, peers
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.runs import checkpoint, step_folders
 
 # Names of the points at which all processes meet.
 POINT, AS_ONE = "the lock of the workdir", "the workdir as one folder"
 SHARED = ".shared"  # File by which the other processes know the folder of process 0.
+LOST_HOST_S, LOCK_RETRY_S = 120.0, 1.0  # Linux' NFS server releases a lost host's locks after 90 s.
 SHARED_SECONDS = 30.0  # A listing asks the server of NFS at once; the rest is for slow disks.
 TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
                 "import --from {path} --workdir NEW`")
@@ -144,17 +146,44 @@ def check_shared(workdir: pathlib.Path, key: str) -> None:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other runs out of a workdir inside the context. A killed process loses the lock too.
 
+  If a host is lost, the server of a shared disk releases its locks later. So a lock of another host
+  is waited for.
+
   Args:
     workdir: folder of the run, which exists.
   Raises:
     ConfigError: another run is using it.
+    StorageError: a run of another host still has the lock after `LOST_HOST_S`.
   """
-  def refuse(holder: str) -> None:
-    raise ConfigError(f"--workdir {workdir} is in use by {holder}. Wait for it, stop it, or use "
-                      "another --workdir")
+  path, deadline = workdir / ".lock", time.monotonic() + LOST_HOST_S
 
-  with files.lock(workdir / ".lock", refuse):
+  def refuse(holder: str) -> None:
+    host = holder.partition(" on ")[2]
+    if files.is_remote(workdir) or host in ("", socket.gethostname()):
+      raise ConfigError(f"--workdir {workdir} is in use by {holder}. Wait for it, stop it, or use "
+                        "another --workdir")
+    if time.monotonic() < deadline:
+      raise _HeldElsewhere(holder)
+    raise StorageError(f"--workdir {workdir} is in use by {holder}. Wait for it, or stop it. If "
+                       f"that host is gone, delete {path}")
+
+  with contextlib.ExitStack() as stack:
+    is_noted = False
+    while True:
+      try:
+        stack.enter_context(files.lock(path, refuse))
+        break
+      except _HeldElsewhere as e:
+        if not is_noted:
+          console.say(f"note: --workdir {workdir} is in use by {e}. Waiting for up to "
+                      f"{LOST_HOST_S:g} s, in case that host is gone")
+        is_noted = True
+        time.sleep(LOCK_RETRY_S)
     yield
+
+
+class _HeldElsewhere(Exception):
+  """A lock that a process on another host has; the message names the process."""
 
 
 def create(workdir: pathlib.Path) -> None:

@@ -1,5 +1,7 @@
 """bertgpt.runs.workdir: a run that fails early leaves no files, and runs do not mix."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -195,7 +197,7 @@ def test_a_trained_model_comes_with_its_own_tokenizer(finished_bert, tmp_path):
     trained_lib.load_trained(folder)
 
 
-# ------------------------------------------------------------------- the lock
+# ----------------------------------------------------------------- the corpus
 
 
 @pytest.fixture
@@ -255,6 +257,47 @@ def test_without_the_corpus_of_the_run_the_text_is_prepared_again(own_text):
   text.unlink()
   with pytest.raises(DataError, match="no file matches"):
     find_again(run)
+
+
+# ------------------------------------------------------------------- the lock
+
+
+@contextlib.contextmanager
+def held(path, holder):
+  """Holds the lock of a workdir as a process that calls itself `holder`."""
+  with (path / ".lock").open("a+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(holder)
+    file.flush()
+    yield file
+
+
+def test_the_lock_of_a_host_that_is_lost_is_waited_for(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(workdir, "LOCK_RETRY_S", 0.01)
+  with held(tmp_path, "process 12 on elsewhere\n") as file:
+    monkeypatch.setattr(workdir.time, "sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
+    with workdir.lock(tmp_path):
+      assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f"{tmp_path} is in use by process 12 on elsewhere. Waiting" in line
+
+
+def test_the_lock_of_another_host_that_is_not_released_can_be_tried_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir, "LOST_HOST_S", 0)
+  refused = pytest.raises(StorageError, match=f"in use by process 12 on elsewhere.* delete "
+                                              f"{tmp_path}/.lock")
+  with held(tmp_path, "process 12 on elsewhere\n"), refused, workdir.lock(tmp_path):
+    pass
+  with held(tmp_path, ""), pytest.raises(ConfigError, match="in use by"), workdir.lock(tmp_path):
+    pass
+
+
+def test_a_lock_that_was_deleted_is_taken(tmp_path):
+  with held(tmp_path, "process 12 on elsewhere\n"):
+    (tmp_path / ".lock").unlink()
+    with workdir.lock(tmp_path):
+      assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
