@@ -108,7 +108,7 @@ def open_task(config: ConfigDict, pretrained: Trained) -> tuple[Trained, rows_li
     return tasks.open_task(config.task, rows_lib.make_text_format(
         tokenizer, pretrained.config.model, config.task))
 
-  tokenizer = spellings.record_unknown_words(pretrained.tokenizer)
+  tokenizer = spellings.record_unknown_words(pretrained)
   task = open_with(tokenizer)
   if words := spellings.recorded_words(tokenizer):
     pretrained = spellings.learn_words(pretrained, words)

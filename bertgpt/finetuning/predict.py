@@ -21,9 +21,10 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from bertgpt import files
+from bertgpt.config import families
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json
-from bertgpt.data.text import intake
+from bertgpt.data.text import intake, paths
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import inputs, lengths
 from bertgpt.finetuning import objectives as task_objectives
@@ -161,11 +162,11 @@ def learn_words(predictor: Predictor, examples: Sequence[Any]) -> Predictor:
     examples: examples of its form.
   """
   trained, setting = predictor.trained, predictor.setting
-  if not trained.tokenizer.has_words:
+  if not families.find(trained.config).reads_words:
     return predictor
   with_tokenizer = lambda tokenizer: setting._replace(
       text_format=setting.text_format._replace(tokenizer=tokenizer))
-  recording = spellings.record_unknown_words(trained.tokenizer)
+  recording = spellings.record_unknown_words(trained)
   predictor.form.make_rows(examples, with_tokenizer(recording))
   trained = spellings.learn_words(trained, spellings.recorded_words(recording), is_rounded=True)
   model = predictor.head.make_model(FrozenConfigDict(trained.config.model), len(setting.labels))
@@ -221,7 +222,7 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
   predictor = open_predictor(path, dtype)
   kind = predictor.trained.task["kind"]
   examples = inputs.read_examples(source, kind, predictor.task)
-  style = style or ("jsonl" if output and ".jsonl" in output.suffixes else "text")
+  style = style or ("jsonl" if output and paths.find_ending(output) == ".jsonl" else "text")
   lines = format_lines(predictor, predict(predictor, examples, batch_size), style)
   progress = Progress(0, "predictions")
   with contextlib.ExitStack() as stack:

@@ -17,7 +17,7 @@ from bertgpt.runs.trained import Trained
 from bertgpt.training import schedules
 
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
-              "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram"}
+              "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram", "words": "whole words"}
 
 # The folders of an absolute path on a disk, at the start of a text or after ':' or ','.
 FOLDERS = re.compile(r"(?<![^:,])/(?!/)[^,#]*/(?=[^,#/])")
@@ -27,8 +27,7 @@ LEFT_OUT = {*resuming.HOST_FIELDS} - {"data.corpus"}
 
 CARD = """\
 ---
-language: {language}
-library_name: transformers
+{language}library_name: transformers
 pipeline_tag: {pipeline}
 ---
 
@@ -91,7 +90,7 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     command = "bertgpt train --config recipe.py --workdir DIR"
     results = ["## Held-out results", ""]
   return CARD.format(
-      language=json.dumps(config.data.language), pipeline=architecture.pipeline, auto=architecture.auto,
+      language=language_line(trained), pipeline=architecture.pipeline, auto=architecture.auto,
       name="/".join(filter(None, (out.name, part))), title=title,
       tokenizer=TOKENIZERS[trained.tokenizer.kind],
       **{field: model.get(f"{part}_{field}", model[field]) for field in (
@@ -100,6 +99,22 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
       results="\n".join([*results, *describe_results(trained, source)]),
       limits="\n".join(f"- {line}" for line in describe_limits(trained, architecture)),
       command=command, out=out.name, recipe="\n".join(recipe))
+
+
+def language_line(trained: Trained) -> str:
+  """Returns the line of the header that names the language, in quotes: YAML reads `no` as false.
+
+  An imported model has none, unless its config was given one: its language is not known.
+
+  Args:
+    trained: the model.
+  """
+  language, task = trained.config.data.language, trained.task
+  is_imported = (not trained.corpus and not read_tuning(task).from_scratch if task
+                 else not trained.step)
+  if is_imported and language == config_lib.base().data.language:
+    return ""
+  return f"language: {json.dumps(language)}\n"
 
 
 def describe_training(trained: Trained) -> list[str]:

@@ -121,13 +121,16 @@ def _with_table(params: Any, table: np.ndarray) -> Any:
   return {**params, "words": {**params["words"], "spelling": table}}
 
 
-def record_unknown_words(tokenizer: Tokenizer) -> Tokenizer:
-  """Returns a tokenizer that records the words that it lacks, if its pieces are words.
+def record_unknown_words(trained: Trained) -> Tokenizer:
+  """Returns a model's tokenizer, which records the words that it lacks if the family reads words.
 
   Args:
-    tokenizer: any tokenizer.
+    trained: the model.
   """
-  return RecordingWords(tokenizer.data, tokenizer.names) if tokenizer.has_words else tokenizer
+  tokenizer = trained.tokenizer
+  if not families.find(trained.config).reads_words:
+    return tokenizer
+  return RecordingWords(tokenizer.data, tokenizer.names)
 
 
 def recorded_words(tokenizer: Tokenizer) -> list[str]:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from bertgpt import cli
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.config.stored import from_json
+from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.finetuning import predict
+from bertgpt.finetuning import inputs, loop, predict
 from bertgpt.finetuning.inputs import questions, texts, words
 
 
@@ -40,6 +43,31 @@ def test_predictions_are_those_of_fine_tuning(tuned, glue, tmp_path, capsys):
       assert sum(p["probabilities"].values()) == pytest.approx(1, abs=1e-6)
       assert p["label"] == max(p["probabilities"], key=p["probabilities"].get)
     assert "16 predictions of sst2 by" in capsys.readouterr().err
+
+
+def test_the_last_ending_of_a_name_is_the_format(tmp_path):
+  for name, text in (("a.txt.tsv", "sentence\nfine\n"), ("a.tsv.txt", "fine\n"),
+                     ("a.txt.jsonl", '{"sentence": "fine"}\n'), ("a.jsonl.txt", "fine\n")):
+    (tmp_path / name).write_text(text)
+    (example,) = inputs.read_examples(tmp_path / name, "classes", "sst2")
+    assert example.texts == ("fine",), name
+  (tmp_path / "a.csv.conll").write_text("fine O\n")
+  assert [e.words for e in words.read(tmp_path / "a.csv.conll", "ner")] == [["fine"]]
+
+
+def test_unknown_words_are_unknown_unless_the_family_reads_words(tuned):
+  predictor = predict.open_predictor(tuned)
+  old = predictor.trained.tokenizer
+  tokenizer = tokenizers.Words(pipelines.serialize(pipelines.words_pipeline(
+      {piece: i for i, piece in enumerate(old.pieces)}, True, old.pieces[old.unk_id])))
+  trained = predictor.trained._replace(tokenizer=tokenizer)
+  predictor = predictor._replace(trained=trained, setting=predictor.setting._replace(
+      text_format=predictor.setting.text_format._replace(tokenizer=tokenizer)))
+  found = list(predict.predict_records(predictor, [{"sentence": s} for s in ("dragon", "unicorn")]))
+  assert found[0]["probabilities"] == found[1]["probabilities"]
+  config = from_json(trained.task["config"], finetune_config.base)
+  same, task = loop.open_task(config, trained)
+  assert same is trained and task.train
 
 
 def test_probabilities_are_the_softmax_of_the_head(tuned, sentences):

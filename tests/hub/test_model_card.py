@@ -14,6 +14,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes, resuming
 from bertgpt.config.overrides import set_field
 from bertgpt.config.stored import from_json, to_json
+from bertgpt.data.tokens import tokenizers
 from bertgpt.hub import conversion, model_card
 from bertgpt.runs import trained as trained_lib
 
@@ -66,6 +67,20 @@ def test_the_header_is_yaml_with_the_language_of_the_text(finished_bert, languag
   header = yaml.safe_load(card.split("---")[1])
   assert header == {"language": language, "library_name": "transformers",
                     "pipeline_tag": "fill-mask"}
+
+
+def test_the_language_of_an_imported_model_is_not_known(finished_bert, tuned):
+  trained = trained_lib.load_trained(finished_bert)
+  fine_tuned = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
+  assert model_card.language_line(fine_tuned) == 'language: "en"\n'
+  for imported in (trained._replace(step=0, corpus=""), fine_tuned._replace(corpus="")):
+    assert not model_card.language_line(imported)
+    imported.config.data.language = "de"
+    assert model_card.language_line(imported) == 'language: "de"\n'
+
+
+def test_every_kind_of_tokenizer_has_a_name():
+  assert model_card.TOKENIZERS.keys() == tokenizers.KINDS.keys()
 
 
 PHASES = """\

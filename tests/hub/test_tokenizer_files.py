@@ -218,6 +218,13 @@ def test_a_sentencepiece_model_of_another_type_is_refused():
     tokenizer_files.from_sentencepiece(proto.SerializeToString())
 
 
+def test_words_are_exported(tmp_path):
+  texts = small_runs.make_text(30).splitlines()
+  tokenizer = train(texts, kind="words", vocab_size=20)
+  assert not same_ids.find_difference(write(tokenizer, tmp_path), tokenizer,
+                                      marks.of_encoder(tokenizer))
+
+
 @pytest.mark.hf
 @pytest.mark.parametrize("lowercase, strip_accents, split_chinese", [
     (True, False, True), (False, True, True), (True, None, False)])

@@ -91,8 +91,16 @@ def _is_broken(path: str) -> bool:
   return os.path.islink(path) and not os.path.exists(path)
 
 
+def find_ending(path: str | os.PathLike) -> str:
+  """Returns the ending of a file's name, such as '.tsv'; a compression's after it does not count.
+
+  Args:
+    path: the file.
+  """
+  name = pathlib.PurePath(path)
+  return (name.with_suffix("") if intake.is_compressed(str(name)) else name).suffix
+
+
 def is_json_lines(path: str | os.PathLike) -> bool:
   """Returns whether the ending of a file, without that of a compression, is in JSON_ENDINGS."""
-  name = pathlib.PurePath(path)
-  is_packed = intake.is_compressed(os.fspath(path))
-  return (name.with_suffix("") if is_packed else name).suffix in JSON_ENDINGS
+  return find_ending(path) in JSON_ENDINGS

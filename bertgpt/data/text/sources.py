@@ -45,7 +45,6 @@ import hashlib
 import itertools
 import math
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -260,8 +259,7 @@ def _correct(part: str) -> str:
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
     file, _ = paths.split_field(os.path.expanduser(name), "")
     if paths.exists(file):
-      endings = pathlib.PurePath(file).suffixes
-      kind = next((kind for ending, kind in _KINDS.items() if ending in endings), "text")
+      kind = _KINDS.get(paths.find_ending(file), "text")
       return f"Write {part[:match.start('kind')]}{kind}:{name}"
   return ("Start it with one of "
           + ", ".join(kind + reader.form for kind, reader in READERS.items()))

@@ -28,6 +28,7 @@ _TEXTS: dict[str, Callable[[str], str]] = {
     "bpe": lambda piece: decoders.ByteLevel().decode([piece]),
     "gpt1_bpe": lambda piece: piece.removesuffix(pipelines.END_OF_WORD),
     "unigram": str,
+    "words": str,
 }
 
 

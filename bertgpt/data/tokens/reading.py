@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import models, processors
+from tokenizers import decoders, models, processors
 
 from bertgpt import files
 from bertgpt.data.tokens import hf_files, pipelines, reach
@@ -146,7 +146,10 @@ def _read_json(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Cont
   data = file.read_bytes()
   content = files.parse_json(data)
   model = content["model"]
-  decoder = (content["decoder"] or {}).get("type")
+  inferred = None if content.get("decoder") else _infer_decoder(content)
+  if inferred:
+    content["decoder"] = json.loads(inferred.__getstate__())
+  decoder = _find_decoder(content).get("type")
   kind = _JSON_KINDS.get((model["type"], decoder))
   if not kind:
     raise DataError(f"{file}: a model of type {model['type']} with decoder {decoder} is not "
@@ -161,10 +164,29 @@ def _read_json(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Cont
   fast = None
   added = {token["content"] for token in content.get("added_tokens") or ()}
   lacking = (hf.added.keys() - _tokens_of(content)) | (hf.extra & _tokens_of(content) - added)
-  if changed or lacking:
+  if changed or lacking or inferred:
     fast = tokenizers.Tokenizer.from_str(json.dumps(content))
     hf_files.add_tokens(fast, hf, file)
   return _Content(kind, pipelines.serialize(fast) if fast else data)
+
+
+def _find_decoder(content: dict[str, Any]) -> dict[str, Any]:
+  """Returns the decoder of a tokenizer.json, or {}."""
+  decoder = content.get("decoder") or {}
+  return decoder["decoders"][0] if len(decoder.get("decoders") or ()) == 1 else decoder
+
+
+def _infer_decoder(content: dict[str, Any]) -> decoders.Decoder | None:
+  """Returns the decoder that fits the other parts of a tokenizer.json; None: it needs none."""
+  model = content["model"]
+  steps = json.dumps([content.get("pre_tokenizer"), content.get("normalizer")])
+  if model["type"] == "WordPiece":
+    return decoders.WordPiece()
+  if model["type"] == "BPE" and '"ByteLevel"' in steps:
+    return decoders.ByteLevel()
+  if model["type"] == "BPE" and model.get("end_of_word_suffix") == pipelines.END_OF_WORD:
+    return decoders.BPEDecoder(suffix=pipelines.END_OF_WORD)
+  return decoders.Metaspace() if model["type"] == "Unigram" and '"Metaspace"' in steps else None
 
 
 def _find_foreign_part(content: dict[str, Any], kind: str) -> str:
@@ -177,7 +199,7 @@ def _find_foreign_part(content: dict[str, Any], kind: str) -> str:
     return "a byte-level BPE that marks the ends of words"
   if kind == "bpe" and '"ByteLevel"' not in steps:
     return "a BPE with the decoder ByteLevel, but without a pre-tokenizer to bytes,"
-  if kind == "gpt1_bpe" and (suffix, prefix, content["decoder"].get("suffix")) != (
+  if kind == "gpt1_bpe" and (suffix, prefix, _find_decoder(content).get("suffix")) != (
       pipelines.END_OF_WORD, "", pipelines.END_OF_WORD):
     return f"a BPE that does not mark the ends of words with {pipelines.END_OF_WORD}, as in GPT-1,"
   if kind == "wordpiece" and prefix not in ("", "##"):

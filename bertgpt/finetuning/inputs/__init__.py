@@ -6,6 +6,7 @@ from typing import Any
 
 from bertgpt import files as file_lib
 from bertgpt.data.text.intake import parse_record
+from bertgpt.data.text.paths import find_ending
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.inputs import questions, texts, words
 from bertgpt.finetuning.inputs.form import Form
@@ -34,7 +35,7 @@ def read_examples(path: pathlib.Path, kind: str, name: str) -> Iterator[Any]:
   """
   file_lib.require_file(path, "--input")
   form, count = FORMS[kind], 0
-  is_records = ".jsonl" in path.suffixes
+  is_records = find_ending(path) == ".jsonl"
   for example in _read_records(path, form, name) if is_records else form.read(path, name):
     count += 1
     yield example

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.data.text.intake import take_text
+from bertgpt.data.text.paths import find_ending
 from bertgpt.errors import DataError
 from bertgpt.finetuning.inputs.form import (
     ID_KEYS,
@@ -50,7 +51,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
   """
   task = glue.TASKS[name]
   lines = files.read_text_lines(path)
-  if ".txt" in path.suffixes and len(task.texts) == 1:
+  if find_ending(path) == ".txt" and len(task.texts) == 1:
     texts = (line for _, line in lines if line.strip())
     yield from (Example(str(i), (text,)) for i, text in enumerate(texts))
     return

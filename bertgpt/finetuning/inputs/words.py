@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.data.text.intake import split_columns, take_text
+from bertgpt.data.text.paths import find_ending
 from bertgpt.errors import DataError
 from bertgpt.finetuning.inputs.form import (
     Form,
@@ -65,7 +66,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
 
 def _check_table(path: pathlib.Path) -> None:
   """Raises a DataError for a table with a header; prints a note if other things look wrong."""
-  if ".csv" in path.suffixes:
+  if find_ending(path) == ".csv":
     raise DataError(f"{path}: is a table with commas, not a CoNLL file. {REMEDY}")
   head = [line for _, line in itertools.islice(files.read_text_lines(path), HEAD_LINES)
           if not line.startswith("#")]

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from source_files import paragraphs, read, write
 
-from bertgpt.data.text import intake, sources, texts
+from bertgpt.data.text import intake, paths, sources, texts
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
@@ -28,6 +28,13 @@ def test_members_of_a_compressed_file_are_read_one_after_the_other(tmp_path, end
   parts = [COMPRESS[ending](b"First.\n\n"), COMPRESS[ending](b"Second.\n")]
   path = write(tmp_path / f"a{ending}", b"".join(parts))
   assert paragraphs(f"text:{path}") == [("First.",), ("Second.",)]
+
+
+@pytest.mark.parametrize("name, ending", [
+    ("films.txt.tsv", ".tsv"), ("a.jsonl.txt", ".txt"), ("a.b/c.tsv.gz", ".tsv"), ("a.gz", ""),
+    ("v1.0/words", "")])
+def test_the_ending_of_a_name_is_the_one_before_that_of_a_compression(name, ending):
+  assert paths.find_ending(name) == ending
 
 
 @pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])

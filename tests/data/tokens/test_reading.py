@@ -9,10 +9,10 @@ import pytest
 import sentencepiece
 import small_runs
 import tokenizers as library
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
 
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import pipelines, reach, tokenizers
 from bertgpt.errors import DataError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -417,6 +417,29 @@ def test_the_normalizers_of_other_models_hide_pieces_too(tmp_path, model, decode
     tokenizers.load_tokenizer(write_json_tokenizer(tmp_path, tokenizer))
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "gpt1_bpe", "unigram"])
+@pytest.mark.parametrize("in_sequence", [True, False])
+def test_a_decoder_may_lack_or_be_alone_in_a_sequence(tmp_path, kind, in_sequence):
+  tokenizer = {
+      "wordpiece": lambda: bert_json(True),
+      "bpe": lambda: pipelines.byte_bpe_pipeline(
+          models.BPE({"t": 0, "h": 1, "th": 2}, [("t", "h")])),
+      "gpt1_bpe": lambda: pipelines.gpt1_pipeline({"t": 0, "h</w>": 1, "th</w>": 2, "<unk>": 3},
+                                                  [("t", "h</w>")]),
+      "unigram": lambda: library.Tokenizer(models.Unigram(
+          [("<unk>", 0.0), ("\u2581th", -1.0), ("\u2581t", -2.0), ("h", -2.0)], 0))}[kind]()
+  if kind == "unigram":
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+  write_json_tokenizer(tmp_path, tokenizer)
+  whole = tokenizers.load_tokenizer(tmp_path)
+  tokenizer.decoder = decoders.Sequence([tokenizer.decoder]) if in_sequence else None
+  write_json_tokenizer(tmp_path, tokenizer)
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert ours.kind == kind
+  (ids,), (expected,) = ours.encode(["th th"]), whole.encode(["th th"])
+  assert ids.tolist() == expected.tolist() and ours.decode(ids) == whole.decode(ids)
+
+
 @pytest.mark.parametrize("model, decoder, message", [
     (models.BPE({"a": 0, "b": 1, "ab</w>": 2, "b</w>": 3}, [("a", "b</w>")],
                 end_of_word_suffix="</w>"), library.decoders.ByteLevel(), "marks the ends of"),
@@ -431,6 +454,18 @@ def test_another_model_is_refused(tmp_path, model, decoder, message):
   tokenizer.decoder = decoder
   with pytest.raises(DataError, match=f"tokenizer.json: .*{message}"):
     tokenizers.load_tokenizer(write_json_tokenizer(tmp_path, tokenizer))
+
+
+def test_lower_cased_words_are_read_again(tmp_path):
+  fast = pipelines.words_pipeline({"[UNK]": 0, "the": 1, "cat": 2}, lowercase=True)
+  ours = tokenizers.Words(pipelines.serialize(fast))
+  ours.save(tmp_path)
+  assert pieces_of(tokenizers.load_tokenizer(tmp_path), "The CAT sees") == ["the", "cat", "[UNK]"]
+
+
+def test_pieces_of_every_kind_in_a_tokenizer_json_have_a_text():
+  assert set(reach._TEXTS) == {kind for kind, cls in tokenizers.KINDS.items()
+                               if cls.file_name == "tokenizer.json"}
 
 
 # -------------------------------------------------------------------------- GPT-1
