@@ -217,6 +217,5 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
   if fast.get_vocab() != {piece: i for i, piece in enumerate((*tokenizer.pieces, *added))}:
     refuse("tokenizer.json")
   if difference := same_ids.find_difference(fast, tokenizer, around):
-    raise DataError(f"the tokenizer cannot be exported: {difference}. Train the model with a "
-                    "tokenizer whose normalizer is nmt_nfkc, nmt_nfkc_cf or identity, or use it "
-                    "with bertgpt")
+    raise DataError(f"the tokenizer cannot be exported: {difference}. Use the model with "
+                    "bertgpt, or train one with another tokenizer")

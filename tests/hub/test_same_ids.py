@@ -111,6 +111,23 @@ def test_a_difference_is_shown_with_its_text():
   assert line == "in transformers, the text '<url>' would be <url> instead of \u2581 <url>"
 
 
+def test_pieces_of_equal_likelihood_are_the_same_to_rounding():
+  """A long run of one letter has several, and the libraries choose another one."""
+  proto = tokenizer_files.proto_lib.ModelProto.FromString(train().data)
+  for piece, score in (("xx", -2.1), ("xxx", -3.15), ("x", -1.05)):
+    found = next((p for p in proto.pieces if p.piece == piece), None)
+    found = found or proto.pieces.add(piece=piece)
+    found.score, found.type = score, tokenizer_files.proto_lib.ModelProto.SentencePiece.NORMAL
+  tokenizer = tokenizers.SentencePiece(proto.SerializeToString())
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  text = "x" * 300
+  assert fast.encode(text).ids != tokenizer.encode([text])[0].tolist()
+  assert same_ids.find_difference(fast, tokenizer, marks.of_decoder()) is None
+  proto.pieces[next(i for i, p in enumerate(proto.pieces) if p.piece == "xxx")].score = -3.0
+  other = tokenizers.SentencePiece(proto.SerializeToString())
+  assert "xxx" in same_ids.find_difference(fast, other, marks.of_decoder())
+
+
 def test_truncation_padding_and_dropout_of_the_source_are_not_exported():
   fast = fast_tokenizers.Tokenizer(models.BPE({"<unk>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")],
                                               dropout=0.5, unk_token="<unk>"))
