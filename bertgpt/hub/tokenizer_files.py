@@ -85,9 +85,11 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     settings["padding_side"] = "left"
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
-    # In transformers, `BertTokenizer` builds its normalizer from them.
-    settings |= {"do_lower_case": False} | {
-        name: normalizer[ours] for name, ours in reach.SETTINGS.items() if ours in normalizer}
+    # In transformers, `BertTokenizer` builds its normalizer from them, or from its defaults.
+    defaults = {"strip_accents": None, "tokenize_chinese_chars": True}
+    settings |= {"do_lower_case": bool(normalizer.get("lowercase"))} | {
+        name: normalizer[ours] for name, ours in reach.SETTINGS.items()
+        if ours in normalizer and name in defaults and normalizer[ours] != defaults[name]}
   for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", specials)):
     files.write_json(folder / name, content, ensure_ascii=False)
 

@@ -180,9 +180,10 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
                      dtype: str = trained_lib.SCORING_DTYPE) -> dict[str, float]:
   """Scores the newest checkpoint of a run on the validation split.
 
-  Rows and masks are those of the phase that the checkpoint comes from, or of the last phase, if the
-  weights were imported. The training itself evaluates in `model.dtype`, so its last scores are
-  those of this function with the same dtype, except with `model.matmul=fp8`.
+  Rows and masks are those of the phase that the checkpoint comes from. They are those of the last
+  phase if the weights were imported, or if `eval.rows_by` is 'phase'. The training itself evaluates
+  in `model.dtype`, so its last scores are those of this function with the same dtype, except with
+  `model.matmul=fp8`.
 
   Args:
     path: workdir of the run.
@@ -228,7 +229,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
   last_step = config_lib.total_steps(config)
-  phase_index, _ = config_lib.phase_at(config, min(trained.step or last_step, last_step) - 1)
+  step = trained.step if trained.step and config.eval.rows_by == "length" else last_step
+  phase_index, _ = config_lib.phase_at(config, min(step, last_step) - 1)
   if jax.process_index() == 0:
     weights = f"step {trained.step}" if trained.step else "imported weights"
     print(f"note: {weights}, {loader.count_eval_rows(held_out, config, phase_index):,} rows of "
