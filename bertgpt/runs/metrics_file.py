@@ -17,6 +17,7 @@ from bertgpt import files
 from bertgpt.devices import console
 
 FILE = "metrics.jsonl"
+BEFORE_ROLLBACK = "before-rollback"  # Part of the names of files that a rollback sets aside.
 
 
 def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
@@ -62,15 +63,16 @@ def prepare(workdir: pathlib.Path, first_step: int) -> None:
                 f"set aside as {target.name}")
 
 
-def set_aside(path: pathlib.Path) -> pathlib.Path:
-  """Renames a file that an earlier run left, as NAME-before-1.jsonl or the next free number.
+def set_aside(path: pathlib.Path, suffix: str = "before") -> pathlib.Path:
+  """Renames a file of earlier steps, as NAME-before-1.jsonl or the next free number.
 
   Args:
     path: the file.
+    suffix: what follows NAME.
   Raises:
     OSError: it cannot be renamed.
   """
-  return path.rename(_free_name(path, "before"))
+  return path.rename(_free_name(path, suffix))
 
 
 def keep_lines(workdir: pathlib.Path, last_step: int) -> None:
@@ -100,7 +102,7 @@ def cut(workdir: pathlib.Path, last_step: int) -> list[str]:
   path = workdir / FILE
   if all(point["step"] <= last_step for _, point in _read_points(path)):
     return []
-  target = _free_name(path, "before-rollback")
+  target = _free_name(path, BEFORE_ROLLBACK)
   files.write_atomically(target, path.read_bytes())
   keep_lines(workdir, last_step)
   return [target.name]

@@ -15,6 +15,7 @@ from bertgpt.runs import (
     workdir,
 )
 
+REPORTS = ("report.md", "report.html", "loss.png")
 DAMAGED_CODE = DataError.exit_code  # Exit code of `bertgpt verify`, if a checkpoint is damaged.
 
 
@@ -53,7 +54,7 @@ def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
 
 
 def roll_back(path: pathlib.Path, step: int) -> list[str]:
-  """Sets the checkpoints and the curves after a step aside, and records that in the history.
+  """Sets the checkpoints, the curves and the reports after a step aside, and records that in the history.
 
   If the program is killed meanwhile, the same rollback finishes the work.
 
@@ -80,9 +81,12 @@ def roll_back(path: pathlib.Path, step: int) -> list[str]:
       raise DataError(f"--to {step}: {root / str(step)} is damaged: {e}. Choose another "
                       "checkpoint; `bertgpt verify` lists them") from e
     later = [number for number in reversed(found) if number > step]
-    names = [_set_aside(root / str(number)) for number in later]
+    names = []
+    if later or metrics_file.last_step(path) > step:  # Reports first: a rollback may be killed.
+      names += [metrics_file.set_aside(file, metrics_file.BEFORE_ROLLBACK).name
+                for name in REPORTS if (file := path / name).is_file()]
+    names += [_set_aside(root / str(number)) for number in later]
     retention.forget_after(root, step)
-    (path / "report.md").unlink(missing_ok=True)
     names += metrics_file.cut(path, step)
     workdir.forget_id(path)
     history.add(path, "rollback", to=step, checkpoints=later)

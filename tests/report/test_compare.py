@@ -208,6 +208,24 @@ def test_a_file_of_a_reference_can_be_compared(tmp_path, monkeypatch, capsys):
   assert labels == [("a", False), ("reference mine", True)]
 
 
+def test_a_reference_of_a_run_that_is_not_finished_says_so(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  make_run(tmp_path / "a")
+  other = make_run(tmp_path / "b", seed=1)
+  for command, shown in ((["a"], "reference of 1 run, steps"),
+                         (["a", "b"], "reference of 2 runs, steps")):
+    assert cli.main(["compare", *command, "--save_reference", "mine.json"]) == 0
+    out = capsys.readouterr().out
+    assert f"mine.json: {shown} 0 to 10 of 10" in out and "not finished" not in out
+  lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (other / "metrics.jsonl").write_text(
+      "".join(line for line in lines if json.loads(line)["step"] <= 4))
+  assert cli.main(["compare", "a", "b", "--save_reference", "mine.json"]) == 0
+  out = capsys.readouterr().out
+  assert "mine.json: reference of 2 runs, steps 0 to 4 of 10" in out
+  assert "note: not finished: b. " in out
+
+
 @pytest.mark.parametrize("arguments, fragment", [
     (["nowhere"], "nowhere"), (["a", "--reference", "none"], "--reference none: no such file or"),
     (["a", "--reference", "a/config.json"], "is not a reference"),

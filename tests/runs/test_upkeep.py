@@ -79,6 +79,7 @@ def test_folders_without_a_run_or_a_checkpoint(copy, tmp_path, capsys):
 
 def test_a_rollback_sets_aside_what_is_later(copy, capsys):
   whole = (copy / "metrics.jsonl").read_bytes()
+  reports = {name: (copy / name).read_bytes() for name in upkeep.REPORTS}
   (copy / workdir.ID_FILE).write_text("a1b2\n")
   assert roll_back(copy, 20) == 0
   assert checkpoint.committed_steps(copy) == [20]
@@ -86,9 +87,13 @@ def test_a_rollback_sets_aside_what_is_later(copy, capsys):
       "rolled-back-30-0", "rolled-back-40-0"}
   assert max(step for step, _ in curves(copy)["train/loss"]) == 20
   assert (copy / "metrics-before-rollback-1.jsonl").read_bytes() == whole
+  for name, content in reports.items():
+    aside = "-before-rollback-1.".join(name.split("."))
+    assert not (copy / name).exists() and (copy / aside).read_bytes() == content
   assert history.read(copy)[-1] == {"event": "rollback", "to": 20, "checkpoints": [40, 30]}
   out = capsys.readouterr().out
   assert "rolled-back-30-0" in out and "at step 20" in out
+  assert "report-before-rollback-1.html, loss-before-rollback-1.png" in out
   assert not (copy / workdir.ID_FILE).exists(), "trackers take no points before their last one"
   assert roll_back(copy, 20) == 0  # Nothing is left to do.
   assert checkpoint.committed_steps(copy) == [20]

@@ -272,8 +272,10 @@ def _is_done(path: pathlib.Path, recipe: dict) -> bool:
   if isinstance(path, files.BucketPath) and all(map(_PART.fullmatch, path.list_tree())):
     return False  # Nothing is there, or the remains of an interrupted upload.
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-    raise ConfigError(f"{path}: exists and was not made from this source, tokenizer and options. "
-                      "Delete it or choose another place")
+    # Nobody should be told to delete the folder of their own text.
+    raise ConfigError(f"{path}: exists and " + (
+        "was not made from this source, tokenizer and options. Delete it or choose another place"
+        if corpus_lib.is_corpus(path) else "is not a corpus. Name a new or an empty folder"))
   return False
 
 

@@ -329,9 +329,12 @@ def test_a_folder_with_other_content_is_not_touched(tmp_path):
   write_text(tmp_path / "text.txt", 4)
   (tmp_path / "home").mkdir()
   (tmp_path / "home" / "letter").write_text("dear")
-  with pytest.raises(ConfigError, match="home: exists"):
+  with pytest.raises(ConfigError, match="home: exists and is not a corpus. Name a new") as e:
     prepare.prepare(make_config(tmp_path), tmp_path / "home")
   assert (tmp_path / "home" / "letter").read_text() == "dear"
+  with pytest.raises(ConfigError, match="letter: exists and is not a corpus") as e_of_file:
+    prepare.prepare(make_config(tmp_path), tmp_path / "home" / "letter")
+  assert "elete" not in f"{e.value} {e_of_file.value}"
 
   (tmp_path / "empty").mkdir()
   prepare.prepare(make_config(tmp_path), tmp_path / "empty")

@@ -133,7 +133,7 @@ def test_an_upload_that_was_interrupted_is_made_again(two, make_config, tmp_path
 def test_what_is_not_a_corpus_is_not_deleted(two, make_config, tmp_path):
   path = two[1]
   (path / "manifest.json").rename(path / "notes.txt")
-  with pytest.raises(Exception, match="exists and was not made from this source"):
+  with pytest.raises(Exception, match="exists and is not a corpus"):
     prepare.prepare(make_config(cache_dir=str(tmp_path)), path)
   assert (path / "notes.txt").is_file()
 
