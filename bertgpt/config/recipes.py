@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
 import pathlib
 import sys
@@ -173,6 +174,8 @@ def _call(path: str, function: str) -> Any:
     if not hasattr(module, function):
       raise ConfigError(f"--config {name}: the file defines no {function}(). For an example, see "
                         "the recipe wiki_mini")
+    if function == "get_config":
+      _check_argument(module.get_config, name, argument)
     return getattr(module, function)(*(argument if function == "get_config" else ()))
   except UserError:
     raise
@@ -181,3 +184,15 @@ def _call(path: str, function: str) -> Any:
              if frame.filename == file]
     place = f"{name}, line {lines[-1]}" if lines else name
     raise ConfigError(f"--config {place}: {one_line(e)}") from e
+
+
+def _check_argument(get_config: Callable, name: str, argument: list[str]) -> None:
+  signature = inspect.signature(get_config)
+  try:
+    signature.bind(*argument)
+  except TypeError as e:
+    if argument:
+      raise ConfigError(f"--config {name}:{argument[0]}: this recipe takes no argument. Leave out "
+                        f"':{argument[0]}'") from e
+    raise ConfigError(f"--config {name}: this recipe needs an argument. Write {name}:ARGUMENT"
+                      ) from e

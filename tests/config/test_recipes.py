@@ -33,6 +33,18 @@ def test_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, expected)
   assert expected in line
 
 
+@pytest.mark.parametrize("parameters, argument, expected", [
+    ("", ":x", ":x: this recipe takes no argument. Leave out ':x'"),
+    ("", ":", ":: this recipe takes no argument. Leave out ':'"),
+    ("name", "", ": this recipe needs an argument. Write {path}:ARGUMENT")])
+def test_an_argument_that_a_recipe_does_not_take_or_lacks(tmp_path, parameters, argument,
+                                                          expected):
+  path = tmp_path / "recipe.py"
+  path.write_text(f"def get_config({parameters}):\n  return base()\n")
+  assert problems_of(recipes.load, f"{path}{argument}") == [
+      f"--config {path}{expected.format(path=path)}"]
+
+
 def test_missing_recipe_is_named(tmp_path):
   path = str(tmp_path / "nothing.py")
   expected = [f"--config {path}: no such file. Give an existing file, or the name of a recipe; "
