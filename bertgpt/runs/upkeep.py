@@ -54,7 +54,7 @@ def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
 
 
 def roll_back(path: pathlib.Path, step: int) -> list[str]:
-  """Sets the checkpoints, the curves and the reports after a step aside, and records that in the history.
+  """Sets checkpoints, curves and reports after a step aside, and records that in the history.
 
   If the program is killed meanwhile, the same rollback finishes the work.
 

@@ -140,7 +140,8 @@ def test_an_invalid_source_is_a_config_error_before_reading(spec):
     ("2*own.txt", "Write 2*text:own.txt"), ("*.txt", "Write text:*.txt"),
     ("file:own.txt", "Write text:own.txt"), ("csv:own.csv", "CSV is not read. Convert"),
     ("own.tsv.gz#text", "CSV is not read. Convert"), ("2*csv:*.csv", "CSV is not read. Convert"),
-    ("own.csv.txt", "Write text:own.csv.txt"), ("none.txt", "Start it with one of pydocs, text:GLOB")])
+    ("own.csv.txt", "Write text:own.csv.txt"),
+    ("none.txt", "Start it with one of pydocs, text:GLOB")])
 def test_a_file_without_a_kind_is_told_its_kind(tmp_path, monkeypatch, spec, remedy):
   monkeypatch.chdir(tmp_path)
   for name in ("own.txt", "own.jsonl.gz", "own.parquet", "own.csv", "own.tsv.gz", "own.csv.txt"):
