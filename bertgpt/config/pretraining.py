@@ -289,8 +289,7 @@ def base() -> ConfigDict:
   evaluation.batch_size = 64
   evaluation.max_rows = 0                  # validation rows; 0: all
   evaluation.mask_prob = 0.0               # share that is predicted; 0: as in the phase
-  # length: the same rows for all phases of one row length | phase: as drawn by earlier versions,
-  # for which `evaluate` takes the rows of the last phase.
+  # length: the same rows for all phases of one row length | phase: as drawn by earlier versions.
   evaluation.rows_by = "length"
 
   config.checkpoint = checkpoint = ConfigDict()

@@ -228,15 +228,20 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
-  last_step = config_lib.total_steps(config)
-  step = trained.step if trained.step and config.eval.rows_by == "length" else last_step
-  phase_index, _ = config_lib.phase_at(config, min(step, last_step) - 1)
+  phase_index = _find_phase(trained, config)
   if jax.process_index() == 0:
     weights = f"step {trained.step}" if trained.step else "imported weights"
     print(f"note: {weights}, {loader.count_eval_rows(held_out, config, phase_index):,} rows of "
           f"{config.phases[phase_index].seq_len} tokens from {len(held_out):,} held-out documents, "
           f"computed in {config.model.dtype}", file=sys.stderr, flush=True)
   return evaluate_corpus(evaluator, params, phase_index) or {}  # Nothing stops it.
+
+
+def _find_phase(trained: trained_lib.Trained, config: ConfigDict) -> int:
+  """Returns the index of the phase as in which a checkpoint is evaluated."""
+  last_step = config_lib.total_steps(config)
+  step = trained.step if trained.step and config.eval.rows_by == "length" else last_step
+  return config_lib.phase_at(config, min(step, last_step) - 1)[0]
 
 
 def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:
