@@ -14,7 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from bertgpt.config import ConfigDict, base, checks, leaves, phase
-from bertgpt.config.overrides import override as override  # Earlier versions have it here.
+from bertgpt.config.overrides import override as override  # Earlier versions have them here.
+from bertgpt.config.overrides import set_field as set_field
+from bertgpt.config.overrides import try_override as try_override
 from bertgpt.errors import ConfigError, UserError, one_line
 
 # Name of a module in recipes of version 0.1 -> its current name.

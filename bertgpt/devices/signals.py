@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 REPEATED_S = 2.0  # Within this time, `timeout` or systemd, and a parent too, send the same signal.
@@ -47,6 +48,24 @@ def end_at_next(number: int, handler: signal.Handlers | Callable | int | None = 
   signal.signal(number, end)
 
 
+def _end_at_next_of(number: int, handled: Iterable[int]) -> None:
+  """Calls `end_at_next` for both signals that end a process: systemd may send one and the other."""
+  for either in {*ENDING}.intersection(handled) if number in ENDING else ():
+    end_at_next(either)
+
+
+def _signal_of(error: BaseException | None) -> int | None:
+  """Returns the signal that raised an error in the main thread; None: no signal did."""
+  is_main = threading.current_thread() is threading.main_thread()
+  if not is_main or not isinstance(error, KeyboardInterrupt):
+    return None
+  return getattr(error, "number", signal.SIGINT)
+
+
+def _is_on(number: int) -> bool:
+  return number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+
+
 @contextlib.contextmanager
 def hold() -> Iterator[Callable[[], None]]:
   """Delays signals until the yielded function is called; from then on they raise at once.
@@ -61,10 +80,10 @@ def hold() -> Iterator[Callable[[], None]]:
     The function that ends the delay.
   """
   is_held, waiting = True, []
+  previous: dict[int, Any] = {}
 
   def note(number, frame):
-    if number in ENDING:
-      end_at_next(number)
+    _end_at_next_of(number, previous)
     waiting.append(number)
     if not is_held:
       raise_first()
@@ -83,8 +102,8 @@ def hold() -> Iterator[Callable[[], None]]:
   show = sys.unraisablehook
 
   def send_again(ignored: "sys.UnraisableHookArgs") -> None:
-    number = getattr(ignored.exc_value, "number", signal.SIGINT)
-    if not isinstance(ignored.exc_value, KeyboardInterrupt) or number not in previous:
+    number = _signal_of(ignored.exc_value)
+    if number not in previous:
       return show(ignored)
     signal.signal(number, note)
     waiting.append(number)
@@ -97,8 +116,8 @@ def hold() -> Iterator[Callable[[], None]]:
     if waiting:  # No other signal was raised in the meantime.
       signal.pthread_kill(threading.main_thread().ident, waiting[0])
 
-  previous = {number: signal.signal(number, note) for number in (signal.SIGINT, *ENDING)
-              if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN}
+  for number in filter(_is_on, (signal.SIGINT, *ENDING)):
+    previous[number] = signal.signal(number, note)
   sys.unraisablehook = send_again
   try:
     yield release

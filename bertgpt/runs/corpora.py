@@ -89,7 +89,7 @@ def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
   except (UserError, OSError) as e:
     reason = f"cannot be read ({one_line(e)})"
   for path in files.make_path(config.data.cache_dir).glob("corpus-*"):
-    with contextlib.suppress(DataError):  # Damaged, or made by a later version.
+    with contextlib.suppress(DataError, PermissionError):  # Damaged, of a later version, private.
       if is_it(path):
         console.say(f"note: the text or the tokenizer {reason}. The corpus that the run began with "
                     f"is used: {path}")

@@ -387,12 +387,12 @@ def check_end(name: str, code: int, is_stopped: bool) -> None:
   ended_by_signal = code in (0, INTERRUPTED, -signal.SIGINT)
   if code == Preempted.exit_code or (is_stopped and ended_by_signal):
     raise Preempted(f"stopped in {name}. The same command resumes it")
+  if is_stopped and code == -signal.SIGTERM:  # For example before it had installed its handlers.
+    raise Preempted(f"stopped in {name}, which SIGTERM ended before it saved its work. The same "
+                    "command resumes it from its last checkpoint")
   if code:
-    error = UserError(
-        f"{name} was killed by SIGTERM before its work was saved. The same command resumes it from "
-        "its last checkpoint" if code == -signal.SIGTERM else
-        f"{name} ended with exit code {code}. Fix its problem and start the same sweep again: "
-        "finished runs are kept")
+    error = UserError(f"{name} ended with exit code {code}. Fix its problem and start the same "
+                      "sweep again: finished runs are kept")
     error.exit_code = code if code > 0 else 128 - code  # Below 0: killed by a signal.
     raise error
 

@@ -259,7 +259,7 @@ def _correct(part: str) -> str:
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
     file, _ = paths.split_field(os.path.expanduser(name), "")
     if paths.find_ending(file).lower() in (".csv", ".tsv"):
-      return "CSV is not read. Convert the file to .jsonl or .parquet"
+      return "CSV and TSV are not read. Convert the file to .jsonl or .parquet"
     if paths.exists(file):
       kind = _KINDS.get(paths.find_ending(file), "text")
       return f"Write {part[:match.start('kind')]}{kind}:{name}"

@@ -138,8 +138,9 @@ def test_an_invalid_source_is_a_config_error_before_reading(spec):
     ("own.jsonl.gz#body", "Write jsonl:own.jsonl.gz#body"),
     ("own.parquet", "Write parquet:own.parquet"),
     ("2*own.txt", "Write 2*text:own.txt"), ("*.txt", "Write text:*.txt"),
-    ("file:own.txt", "Write text:own.txt"), ("csv:own.csv", "CSV is not read. Convert"),
-    ("own.tsv.gz#text", "CSV is not read. Convert"), ("2*csv:*.csv", "CSV is not read. Convert"),
+    ("file:own.txt", "Write text:own.txt"), ("csv:own.csv", "CSV and TSV are not read. Convert"),
+    ("own.tsv.gz#text", "CSV and TSV are not read. Convert"),
+    ("2*csv:*.csv", "CSV and TSV are not read. Convert"),
     ("own.csv.txt", "Write text:own.csv.txt"),
     ("none.txt", "Start it with one of pydocs, text:GLOB")])
 def test_a_file_without_a_kind_is_told_its_kind(tmp_path, monkeypatch, spec, remedy):

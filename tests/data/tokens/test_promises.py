@@ -191,13 +191,17 @@ def test_special_tokens_without_a_role_are_parts_of_texts(tmp_path, make):
   texts = [f"the {name} house {name}" for name in names]
   ours = tokenizers.load_tokenizer(file)
   ours.save(tmp_path / "saved")
-  for loaded in (ours, tokenizers.load_tokenizer(tmp_path / "saved", is_saved=True)):
+  saved = tokenizers.load_tokenizer(tmp_path / "saved")  # As --config.tokenizer.path=RUN/tokenizer.
+  assert saved.fingerprint() == ours.fingerprint()
+  for loaded in (ours, saved, tokenizers.load_tokenizer(tmp_path / "saved", is_saved=True)):
     assert set(extra) <= set(loaded.user_symbols)
     counts = [sum(loaded.pieces[i] == name for i in ids)
               for name, ids in zip(names, loaded.encode(texts), strict=True)]
     assert counts == [2, 2, 0, 0]
   former = tokenizers.load_tokenizer(file, is_saved=True)
   assert former.pieces == ours.pieces and former.fingerprint() != ours.fingerprint()
+  former.save(tmp_path / "former")
+  assert tokenizers.load_tokenizer(tmp_path / "former").fingerprint() == former.fingerprint()
   assert not any({*map(former.pieces.index, extra)} & set(ids) for ids in former.encode(texts))
 
 
