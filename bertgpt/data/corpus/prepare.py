@@ -81,7 +81,7 @@ def ensure_prepared(config: ConfigDict, *, reports: bool = True,
 def find_prepared(config: ConfigDict, resumes: bool) -> tuple[dict, pathlib.Path | None]:
   """Returns the recipe of a config's corpus, and the corpus in the cache; None: it is missing.
 
-  One in an older format is used too, because the runs that began with it need it.
+  A corpus in an older format is used too, because the runs that began with it need it.
   """
   try:
     recipe = make_recipe(config)
