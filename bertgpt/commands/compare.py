@@ -35,15 +35,15 @@ def run(arguments: argparse.Namespace) -> None:
       files.require_parent(path, f"--{flag}")
   compare.check_replaceable(arguments.out)  # Before anything is written or printed.
   runs = compare.read(arguments.runs, arguments.reference)
-  trained, said = [run for run in runs if not run.is_reference], ""
+  trained, summary = [run for run in runs if not run.is_reference], ""
   if arguments.save_reference:
     mean = bands.average(trained)
     curves.save_reference(mean, arguments.save_reference, arguments.about)
-    said = (f"{arguments.save_reference}: reference of {mean.seeds} run{'s' * (mean.seeds > 1)}, "
-            f"steps 0 to {mean.steps} of {mean.total_steps}\n")
+    summary = (f"{arguments.save_reference}: reference of {mean.seeds} "
+               f"run{'s' * (mean.seeds > 1)}, steps 0 to {mean.steps} of {mean.total_steps}\n")
     if unfinished := [run.name for run in trained if run.steps < run.total_steps]:
-      said += (f"note: not finished: {', '.join(unfinished)}. Later runs are compared with this "
-               f"reference up to step {mean.steps} only\n")
+      summary += (f"note: not finished: {', '.join(unfinished)}. Later runs are compared with this "
+                  f"reference up to step {mean.steps} only\n")
   print("\n".join(compare.lines(runs)))
   compare.write_page(runs, arguments.out, "Comparison of " + ", ".join(map(compare.label, runs)))
-  print(f"\n{said}Curves, configs and samples: {arguments.out}")
+  print(f"\n{summary}Curves, configs and samples: {arguments.out}")

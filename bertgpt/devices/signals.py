@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-REPEATED_S = 2.0  # Within this time, `timeout` or systemd, and a parent too, send the same signal.
+REPEATED_S = 2.0  # Within this time, `timeout` and a parent send the same signal twice.
 
 
 class Terminated(KeyboardInterrupt):
