@@ -13,14 +13,15 @@ from bertgpt.data.corpus.corpus import is_corpus, read_manifest
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import console, peers, watchdog
 from bertgpt.errors import ConfigError, DataError, UserError, one_line
-from bertgpt.runs import manifest, step_folders, workdir
+from bertgpt.runs import manifest, step_folders
+from bertgpt.runs import workdir as workdir_lib
 
 # Fields that select and cut the text of a corpus, in addition to those of the tokenizer.
 TEXT_FIELDS = ("data.source", "data.validation_fraction", "data.invalid_text", "data.language")
 
 
 def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = False,
-                identity: str = "") -> pathlib.Path:
+                identity: str = "", workdir: pathlib.Path | None = None) -> pathlib.Path:
   """Returns the folder of a config's prepared corpus, which process 0 prepares if it is missing.
 
   Only process 0 reads the source. The other processes wait, and get the name of the corpus from it.
@@ -31,6 +32,8 @@ def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = Fal
     resumes: whether a run began with this config, see `prepare.ensure_prepared`.
     identity: that of the corpus which the run began with, see `find_identity`. If the text is gone
       or has changed since, this corpus in the cache is used; '': only that of the text.
+    workdir: folder of the run with this identity. If its corpus is missing, it is prepared with the
+      tokenizer as the run has it, because this version may read `tokenizer.path` differently.
   Raises:
     DataError: the data is wrong, or this process cannot read the corpus that process 0 prepared.
   """
@@ -38,7 +41,8 @@ def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = Fal
   path = pathlib.Path()
   if is_first:
     path = (_find_kept(config, identity) or
-            prepare.ensure_prepared(config, reports=reports, resumes=resumes))
+            prepare.ensure_prepared(_with_saved(config, workdir) if identity else config,
+                                    reports=reports, resumes=resumes))
   if jax.process_count() == 1:
     return path
   with watchdog.paused():  # Process 0 has its own limit.
@@ -51,6 +55,17 @@ def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = Fal
   return path.absolute()
 
 
+def _with_saved(config: ConfigDict, workdir: pathlib.Path | None) -> ConfigDict:
+  """Returns the config with the tokenizer of a workdir, if there is none of its corpora."""
+  saved = workdir / "tokenizer" if workdir else None
+  if (not saved or not saved.is_dir() or config.data.corpus or not config.tokenizer.path
+      or prepare.find_prepared(config, resumes=True)[1]):
+    return config
+  config = config.copy_and_resolve_references()
+  config.tokenizer.path = str(saved)
+  return config
+
+
 def find_identity(path: pathlib.Path, config: ConfigDict) -> str:
   """Returns the identity of the corpus of a run's newest checkpoint.
 
@@ -60,7 +75,7 @@ def find_identity(path: pathlib.Path, config: ConfigDict) -> str:
   Returns:
     '' if there is no checkpoint, or if the config asks for another text or tokenizer than the run.
   """
-  if not is_same_text(workdir.read_config(path), config):
+  if not is_same_text(workdir_lib.read_config(path), config):
     return ""
   root = step_folders.checkpoints_path(path)
   for step in reversed(step_folders.find_steps(root)):

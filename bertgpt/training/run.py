@@ -124,7 +124,7 @@ def open_corpora(config: ConfigDict, run: pathlib.Path | None = None) -> tuple[C
     run: workdir of the run that continues; None: a new one.
   """
   identity = corpora.find_identity(run, config) if run else ""
-  path = corpora.find_corpus(config, resumes=bool(run), identity=identity)
+  path = corpora.find_corpus(config, resumes=bool(run), identity=identity, workdir=run)
   train_set, held_out = (open_corpus(path, split) for split in SPLITS)
   peers.check_agreement({"the prepared corpus": train_set.identity})
   return train_set, held_out

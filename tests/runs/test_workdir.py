@@ -15,6 +15,7 @@ import pytest
 from bertgpt import config as config_lib
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
+from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -115,6 +116,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path, names, is_refused):
 KILLED = """
 import os, pathlib, signal, sys
 from bertgpt import config
+from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens import tokenizers
 from bertgpt.runs import workdir
 
@@ -215,7 +217,7 @@ def find_again(run, **changes):
   config = workdir.read_config(run)
   config.data.update(**changes)
   return corpora.find_corpus(config, reports=False, resumes=True,
-                             identity=corpora.find_identity(run, config))
+                             identity=corpora.find_identity(run, config), workdir=run)
 
 
 def test_a_run_needs_no_text_once_its_corpus_is_prepared(own_text, capsys):
@@ -257,6 +259,27 @@ def test_without_the_corpus_of_the_run_the_text_is_prepared_again(own_text):
   text.unlink()
   with pytest.raises(DataError, match="no file matches"):
     find_again(run)
+
+
+def test_a_missing_corpus_is_prepared_with_the_tokenizer_as_the_run_has_it(own_text, tmp_path):
+  """An earlier version never found special tokens in texts; here, `cat` is one."""
+  run, _, prepared = own_text
+  given = shutil.copytree(run / "tokenizer", tmp_path / "given")
+  content = json.loads((given / "tokenizer.json").read_text())
+  content["added_tokens"].append({
+      "id": content["model"]["vocab"]["cat"], "content": "cat", "special": True,
+      "normalized": False, "single_word": False, "lstrip": False, "rstrip": False})
+  (given / "tokenizer.json").write_text(json.dumps(content))
+  (given / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]"}))
+  former = tokenizers.load_tokenizer(given, is_saved=True)
+  former.save(run / "tokenizer")
+  config = workdir.read_config(run)
+  config.tokenizer.path = str(given)
+  (run / "config.json").write_text(to_json(config))
+  shutil.rmtree(prepared)
+  found = [open_corpus(path, "train").tokenizer.fingerprint()
+           for path in (find_again(run), corpora.find_corpus(config))]
+  assert found[0] == former.fingerprint() != found[1]
 
 
 # ------------------------------------------------------------------- the lock
