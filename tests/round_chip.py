@@ -7,7 +7,7 @@ from bertgpt.planning.collectives import Network, Place
 CHIP = hardware.CHIPS["v5e"]._replace(peak_flops=1e12, vector_flops=1e9, hbm_bandwidth=1e9, tile=1,
                                       link_bandwidth=1e6, clock=1e6)
 NETWORK = Network(CHIP, [Place(0, (x, 0)) for x in range(4)], (4, 1), {"data": 4})
-SHARE = hardware.EFFICIENCY
+SHARE = CHIP.efficiency._asdict()
 
 
 def analyze(text, true_share=None, **arguments):

@@ -32,6 +32,37 @@ from bertgpt.errors import ConfigError
 GB, GIB = 1e9, 2**30
 
 
+class Efficiency(NamedTuple):
+  """Shares of the data sheet's peaks that good programs reach; every prediction depends on them.
+
+  Attributes:
+    matmul: of the matrix units, in matmuls outside kernels of attention.
+    attention: of the matrix units, in kernels of attention.
+    vector: of the units for other operations.
+    memory: of the bandwidth of the memory.
+    network: of the bandwidth of the links between devices.
+    kernel_seconds: least time of an operation, in seconds.
+  """
+
+  matmul: float
+  attention: float
+  vector: float
+  memory: float
+  network: float
+  kernel_seconds: float
+
+
+# Assumptions, but for the time of an operation: the smallest in XLA's estimates for TPU.
+TPU = Efficiency(0.80, 0.80, 0.60, 0.80, 0.80, 1.2e-6)
+
+# Measured on one H100 (jax 0.11.2, bfloat16), but for the network, which is an assumption: steps of
+# BERT-base, BERT-large and GPT-2 124M and the kernels of their profiles, see docs/performance.md.
+# A matmul of 8,192 x 8,192 alone reaches 0.91, a copy of 1 GiB alone 0.86. Rows of 128 to 1,024
+# tokens are short for a kernel of attention. The vector units reach the peak of their integer
+# units, which compute the masks of dropout.
+GPU = Efficiency(0.69, 0.20, 0.43, 0.72, 0.80, 1.4e-6)
+
+
 class Chip(NamedTuple):
   """Figures of one device.
 
@@ -51,6 +82,7 @@ class Chip(NamedTuple):
     dcn_bandwidth: bytes per second per device between slices or nodes.
     clock: cycles per second in the compiler's own estimates; 0: the compiler makes none.
     devices_per_chip: devices, as JAX counts them, on one chip.
+    efficiency: shares of these peaks that good programs reach.
   """
 
   device_kinds: tuple[str, ...]
@@ -66,18 +98,19 @@ class Chip(NamedTuple):
   dcn_bandwidth: float
   clock: float
   devices_per_chip: int = 1
+  efficiency: Efficiency = TPU
 
 
 # The first chip with a substring of JAX's name is taken: "TPU v5" is v5p.
 CHIPS = {
     "b200": Chip(("B200",), 2250e12, 4500e12, 37.5e12, 64, 180 * GB, 171 * GB, 7700 * GB,
-                 1, 900 * GB, 50 * GB, 0),
+                 1, 900 * GB, 50 * GB, 0, efficiency=GPU),
     "h200": Chip(("H200",), 989e12, 1979e12, 33.5e12, 64, 141 * GB, 134 * GB, 4800 * GB,
-                 1, 450 * GB, 50 * GB, 0),
+                 1, 450 * GB, 50 * GB, 0, efficiency=GPU),
     "h100": Chip(("H100",), 989e12, 1979e12, 33.5e12, 64, 80 * GB, 76 * GB, 3350 * GB,
-                 1, 450 * GB, 50 * GB, 0),
+                 1, 450 * GB, 50 * GB, 0, efficiency=GPU),
     "a100": Chip(("A100",), 312e12, 0, 9.75e12, 64, 80 * GB, 76 * GB, 2039 * GB,
-                 1, 300 * GB, 25 * GB, 0),
+                 1, 300 * GB, 25 * GB, 0, efficiency=GPU),
     "tpu7x": Chip(("TPU7x",), 1153.5e12, 2307e12, 9.0e12, 256, 96 * GIB, 94.75 * GIB, 3690 * GB,
                   6, 50 * GB, 6.25 * GB, 2.2e9, devices_per_chip=2),
     "v6e": Chip(("TPU v6",), 918e12, 918e12, 7.2e12, 256, 32 * GIB, 31.25 * GIB, 1638 * GB,
@@ -89,15 +122,6 @@ CHIPS = {
     "v4": Chip(("TPU v4",), 275e12, 0, 8.6e12, 128, 32 * GIB, 30.75 * GIB, 1228 * GB,
                6, 45 * GB, 6.25 * GB, 1.05e9),
 }
-
-# Share of a peak that a good program reaches. Every prediction of time depends on these.
-EFFICIENCY = {
-    "matmul": 0.80,   # large matmuls: a bfloat16 matmul alone reaches 790 of 989 TFLOP/s on an H200
-    "vector": 0.60,   # assumption
-    "memory": 0.80,   # assumption
-    "network": 0.80,  # assumption
-}
-KERNEL_SECONDS = 1.2e-6  # launch of a fused operation: the smallest in XLA's estimates for TPU
 
 
 def check_matmul(matmul: str, name: str, chip: Chip | None,

@@ -32,7 +32,7 @@ TILES_ALIVE = 10
 VMEM_LIMIT = 64 * 2**20
 
 # Operations of the vector units per weight: cycles in the compiler's schedule for TPU v5e, times
-# 4 x 1,024 operations per cycle and the share of them in `hardware.EFFICIENCY`.
+# 4 x 1,024 operations per cycle and the share of them in `hardware.TPU`.
 # {(is backward, has dropout): ((smallest tile, operations), ...)}.
 OPERATIONS_PER_WEIGHT = {
     (False, False): ((0, 26), (512, 12)), (False, True): ((0, 34), (512, 24)),

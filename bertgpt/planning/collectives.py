@@ -238,7 +238,7 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
     collective: the collective; its first group is taken to represent all groups.
     network: the machine.
   Returns:
-    Bytes per device and seconds, at the share of the bandwidth that hardware.EFFICIENCY states.
+    Bytes per device and seconds, at the share of the bandwidth that `Chip.efficiency` states.
   """
   chip = network.chip
   members = collections.defaultdict(list)  # Coordinates by slice.
@@ -253,7 +253,7 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
     fast = rounds * collective.bytes * (1 - 1 / len(inside))
     slow = rounds * collective.bytes / len(inside) * (1 - 1 / num_slices)
     bandwidth = fast_bandwidth(inside, network)
-  share = hardware.EFFICIENCY["network"]
+  share = chip.efficiency.network
   slow_seconds = slow / (chip.dcn_bandwidth * share)
   return Traffic(fast, slow, fast / (bandwidth * share) + slow_seconds, slow_seconds)
 

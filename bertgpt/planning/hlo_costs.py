@@ -43,6 +43,7 @@ class Product(NamedTuple):
     flops: FLOPs of the whole batch; a multiplication and an addition are two.
     m, n, k: sizes of one matmul.
     is_fp8: whether it multiplies float8.
+    is_attention: whether it is in a kernel of attention.
   """
 
   flops: float
@@ -50,6 +51,7 @@ class Product(NamedTuple):
   n: float
   k: float
   is_fp8: bool = False
+  is_attention: bool = False
 
 
 def product_of(instruction: Instruction) -> Product | None:
@@ -69,7 +71,8 @@ def product_of(instruction: Instruction) -> Product | None:
   if target.startswith("__cudnn$fmha"):
     return _cudnn_attention(instruction)
   flops = stated_cost(instruction, "flops")
-  return Product(flops, _EVEN, _EVEN, _EVEN) if flops else None
+  # All Pallas kernels here are kernels of attention.
+  return Product(flops, _EVEN, _EVEN, _EVEN, is_attention=True) if flops else None
 
 
 _EVEN = 2.0**20  # Side of a matmul that fills a matrix unit of any size.
@@ -121,7 +124,7 @@ def _cudnn_attention(instruction: Instruction) -> Product:
   number = 5 if "Backward" in call_target(instruction) else 2
   is_causal = "CAUSAL" in (instruction.attribute(r'"mask_type": ?"(\w*)"') or "")
   flops = number * 2.0 * rows * heads * queries * keys * width
-  return Product(flops / 2 if is_causal else flops, queries, keys, width)
+  return Product(flops / 2 if is_causal else flops, queries, keys, width, is_attention=True)
 
 
 def _dot(instruction: Instruction) -> Product:

@@ -28,6 +28,7 @@ class Kernel(NamedTuple):
     work: work of one run, on one device.
     busy: resource -> seconds that it is busy during one run; result of
       `roofline.operation_seconds`.
+    efficiency: shares of the peaks that these times assume.
     compiler_seconds: the compiler's own estimate for one run; 0 if it makes none.
   """
 
@@ -36,6 +37,7 @@ class Kernel(NamedTuple):
   runs: float
   work: Work
   busy: dict[str, float]
+  efficiency: hardware.Efficiency
   compiler_seconds: float = 0.0
 
   @property
@@ -59,23 +61,24 @@ class Kernel(NamedTuple):
 
     Matmuls that do not fill the matrix unit lower it, and so does the time to start.
     """
-    work, share = self.work, hardware.EFFICIENCY
+    work, share = self.work, self.efficiency
+    matmul = share.attention if work.attention_flops else share.matmul
     filled = work.matmul_flops / work.padded_flops if work.padded_flops else 0.0
-    return max(self.use("matmul") * filled * share["matmul"],
-               self.use("vector") * share["vector"], self.use("memory") * share["memory"])
+    return max(self.use("matmul") * filled * matmul, self.use("vector") * share.vector,
+               self.use("memory") * share.memory)
 
 
 def make_kernel(instruction: Instruction, runs: float, work: Work, busy: dict[str, float],
-                compiler_seconds: float = 0.0) -> Kernel:
+                efficiency: hardware.Efficiency, compiler_seconds: float = 0.0) -> Kernel:
   """Returns the kernel of an instruction.
 
   Args:
     instruction: one that runs as a separate operation.
-    runs, work, busy, compiler_seconds: see `Kernel`.
+    runs, work, busy, efficiency, compiler_seconds: see `Kernel`.
   """
   target = instruction.attribute(r'custom_call_target="([^"]*)"')
   name = target or re.sub(r"[.\d]+$", "", instruction.name)
-  return Kernel(name, source_of(instruction), runs, work, busy, compiler_seconds)
+  return Kernel(name, source_of(instruction), runs, work, busy, efficiency, compiler_seconds)
 
 
 def source_of(instruction: Instruction) -> str:

@@ -5,7 +5,7 @@
   network    for each collective, the time not hidden behind operations between its start and end
   step       on chip + network + work that the text does not show (custom calls), at peak
 
-Peaks are those of `hardware.CHIPS`, each times its share in `hardware.EFFICIENCY`. This is a
+Peaks are those of `hardware.CHIPS`, each times its share in `Chip.efficiency`. This is a
 prediction: it knows neither the schedule inside an operation nor contention. The model: Williams,
 Waterman and Patterson 2009, "Roofline: an insightful visual performance model for multicore
 architectures", CACM 52(4).
@@ -144,8 +144,9 @@ def _seconds_by(chip_work: "_ChipWork", exposed_seconds: float,
   """Returns resource -> seconds of the step, including time that belongs to no single operation."""
   chip = chip_work.chip
   on_chip = dict(chip_work.seconds_by)
-  on_chip["matmul"] += hidden_flops / (chip.peak_flops * hardware.EFFICIENCY["matmul"])
-  copies = chip_work.total.hbm_bytes / (chip.hbm_bandwidth * hardware.EFFICIENCY["memory"])
+  share = chip.efficiency
+  on_chip["matmul"] += hidden_flops / (chip.peak_flops * share.attention)
+  copies = chip_work.total.hbm_bytes / (chip.hbm_bandwidth * share.memory)
   on_chip["memory"] += max(0.0, copies - sum(on_chip.values()))
   start = on_chip.pop("start")
   return on_chip | {"network": exposed_seconds, "start": start}
@@ -161,15 +162,16 @@ def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
     work: work of one run, on one device.
     chip: the device.
   Returns:
-    Resource -> seconds, at the share of its peak that hardware.EFFICIENCY states.
+    Resource -> seconds, at the share of its peak that `chip.efficiency` states.
   """
-  share = hardware.EFFICIENCY
+  share = chip.efficiency
   fp8_peak = chip.fp8_flops or chip.peak_flops  # Without float8 units, it is emulated.
-  matmul = (work.padded_flops - work.fp8_flops) / chip.peak_flops + work.fp8_flops / fp8_peak
-  return {"matmul": matmul / share["matmul"],
-          "vector": work.vector_operations / (chip.vector_flops * share["vector"]),
-          "memory": work.hbm_bytes / (chip.hbm_bandwidth * share["memory"]),
-          "start": hardware.KERNEL_SECONDS}
+  plain = work.padded_flops - work.fp8_flops - work.attention_flops
+  matmul = (plain / chip.peak_flops + work.fp8_flops / fp8_peak) / share.matmul
+  return {"matmul": matmul + work.attention_flops / (chip.peak_flops * share.attention),
+          "vector": work.vector_operations / (chip.vector_flops * share.vector),
+          "memory": work.hbm_bytes / (chip.hbm_bandwidth * share.memory),
+          "start": share.kernel_seconds}
 
 
 class _ChipWork:
@@ -204,7 +206,8 @@ class _ChipWork:
     self.seconds_by[bound] += busy[bound] * runs
     self.seconds += busy[bound] * runs
     compiler = work.compiler_cycles / self.chip.clock if self.chip.clock else 0.0
-    self.kernels.append(kernels.make_kernel(instruction, runs, work, busy, compiler))
+    self.kernels.append(kernels.make_kernel(instruction, runs, work, busy, self.chip.efficiency,
+                                            compiler))
 
 
 # ------------------------------------------------------------------ network

@@ -25,7 +25,6 @@ from bertgpt.config import (
     rematerialization,
 )
 from bertgpt.config.overrides import set_field
-from bertgpt.devices import hardware
 from bertgpt.models import cross_entropy
 from bertgpt.planning import aot
 from bertgpt.planning.aot import CompiledStep, PhasePlan
@@ -279,13 +278,13 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state: aot.StateByt
   m, phase, mesh = config.model, config.phases[step.phase_index], config.mesh
   chip, chips = topology.chip, len(topology.devices)
   work = step.analytic_flops / chips * (1 + RECOMPUTED_SHARE[resolve_remat(config, topology)])
-  compute = work / (chip.peak_flops * hardware.EFFICIENCY["matmul"] / 2)
+  compute = work / (chip.peak_flops * chip.efficiency.matmul / 2)
   unroll, _ = layer_loop.choose(m.scan_unroll, aot.devices_of(topology)[1], m.num_layers)
   plain = not is_fused(config, step.phase_index, topology)
   weights = (plain * WEIGHT_BYTES * phase.batch_size * m.num_heads * phase.seq_len**2
              * m.num_layers / chips / chip.hbm_bandwidth)
-  starts = (phase.micro_batches * m.num_layers * OPERATIONS_PER_LAYER * hardware.KERNEL_SECONDS
-            / unroll ** 0.2)
+  starts = (phase.micro_batches * m.num_layers * OPERATIONS_PER_LAYER
+            * chip.efficiency.kernel_seconds / unroll ** 0.2)
   optimizer = 2 * sum(state) / (mesh.fsdp * mesh.tensor) / chip.hbm_bandwidth
   sent = 2 * state.parameters / mesh.tensor if chips > mesh.tensor else 0.0
   if mesh.fsdp > 1:

@@ -14,6 +14,7 @@ class Work:
     matmul_flops: FLOPs of matmuls.
     padded_flops: the same, with the sides of matmuls padded to the size of the matrix unit.
     fp8_flops: the part of padded_flops that multiplies float8.
+    attention_flops: the part of padded_flops in kernels of attention; none of it in float8.
     vector_operations: element operations outside the matrix units.
     hbm_bytes: bytes read and written.
     compiler_cycles: the compiler's own estimate; 0 if it makes none.
@@ -23,6 +24,7 @@ class Work:
   matmul_flops: float = 0.0
   padded_flops: float = 0.0
   fp8_flops: float = 0.0
+  attention_flops: float = 0.0
   vector_operations: float = 0.0
   hbm_bytes: float = 0.0
   compiler_cycles: float = 0.0
@@ -54,6 +56,7 @@ def work_of(instruction: Instruction, tile: int) -> Work:
   return Work(sum(product.flops for product in products),
               sum(padded_flops(product, tile) for product in products),
               sum(padded_flops(product, tile) for product in products if product.is_fp8),
+              sum(padded_flops(product, tile) for product in products if product.is_attention),
               sum(hlo_costs.vector_operations(part) for part in parts),
               hlo_costs.hbm_bytes(instruction), float(cycles or 0),
               sum(hlo_costs.hides_work(part) for part in parts))

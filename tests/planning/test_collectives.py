@@ -125,7 +125,7 @@ def test_a_ring_sends_all_but_its_own_part(kind, rounds):
   assert traffic.fast_bytes == pytest.approx(rounds * 1e6 * 15 / 16)
   assert traffic.slow_bytes == 0
   assert traffic.seconds == pytest.approx(
-      traffic.fast_bytes / 2e9 / hardware.EFFICIENCY["network"])
+      traffic.fast_bytes / 2e9 / hardware.TPU.network)
 
 
 @pytest.mark.parametrize("group, links", [
@@ -209,7 +209,7 @@ def test_gradients_of_any_shape_send_what_a_ring_would():
 
 def test_the_slow_network_takes_its_part_of_the_time():
   traffic = send("all-reduce", range(512), slices(count=2))
-  share = hardware.EFFICIENCY["network"]
+  share = hardware.TPU.network
   assert traffic.slow_seconds == pytest.approx(traffic.slow_bytes / 1e8 / share)
   assert traffic.seconds - traffic.slow_seconds == pytest.approx(traffic.fast_bytes / 4e9 / share)
 

@@ -35,7 +35,7 @@ def test_elementwise_work_takes_the_vector_unit():
 
 def test_small_operations_take_the_time_to_start():
   text = DOT.replace("1000", "2")
-  assert analyze(text).seconds == hardware.KERNEL_SECONDS
+  assert analyze(text).seconds == hardware.TPU.kernel_seconds
 
 
 REDUCE = """  %p = f32[1000,1000]{1,0} parameter(0)
