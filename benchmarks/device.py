@@ -4,11 +4,13 @@
   python -m benchmarks.device --rehearse --out=rehearsal.json    small sizes, on the CPU
 
 Every part runs in a process of its own with a time limit. A part that fails or takes too long is
-one line of the table, and the next part follows. The JSON file is written after every part and
-holds what a part had measured when it was stopped. The parts are in `device_parts`.
+one line of the table, and the next part follows. Parts about correctness mostly compile, so several
+of them share the device; those about speed have it for themselves. The JSON file is written after
+every part and holds what a part had measured when it was stopped. The parts are in `device_parts`.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -18,8 +20,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import side_by_side
@@ -27,8 +30,9 @@ from bertgpt import cli
 from bertgpt.errors import ConfigError, UserError
 
 # Part -> seconds that it may take at most. The most important parts come first.
-PARTS = {"products": 120, "attention": 180, "losses": 240, "predictions": 420, "speed": 420,
-         "kernels": 150, "recipes": 420, "resume": 150, "generation": 120}
+CHECKS = {"attention": 300, "losses": 420, "recipes": 420, "resume": 420, "generation": 420}
+PARTS = CHECKS | {"products": 120, "programs": 480, "speed": 600}
+CORES_PER_CHECK = 3  # Cores that the compiler keeps busy; with more, fewer checks run at a time.
 PATIENCE = 4  # Factor on these times for a rehearsal, which runs on few cores.
 LEAST_SECONDS = 5  # A part is not started if less time than this is left.
 
@@ -69,14 +73,40 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, float] = PARTS,
   except UserError as e:
     print(f"benchmarks.device: {e}", file=sys.stderr)
     return e.exit_code
-  end, outcomes = time.monotonic() + 60 * arguments.minutes, {}
-  for name in arguments.parts:
+  end, outcomes, stopped = time.monotonic() + 60 * arguments.minutes, {}, threading.Event()
+
+  def run(name: str) -> tuple[str, Outcome]:
     limit = min(parts[name] * (PATIENCE if arguments.rehearse else 1), end - time.monotonic())
-    outcomes[name] = run_part(module, name, limit, arguments.rehearse)
-    print(show(name, outcomes[name]), flush=True)
+    return name, run_part(module, name, limit, arguments.rehearse, stopped)
+
+  for name, outcome in run_all(run, arguments.parts, stopped):
+    outcomes[name] = outcome
+    print(show(name, outcome), flush=True)
     if arguments.out:
       write(arguments.out, to_json(argv, arguments.rehearse, outcomes))
   return 0 if all(outcome.is_good for outcome in outcomes.values()) else 1
+
+
+def run_all(run: Callable[[str], tuple[str, Outcome]], names: Sequence[str],
+            stopped: threading.Event) -> Iterator[tuple[str, Outcome]]:
+  """Yields (part, result), as soon as each part ends: those of `CHECKS` first, several at a time.
+
+  Args:
+    run: runs a part.
+    names: the parts.
+    stopped: is set if an error or Ctrl-C ends the benchmark.
+  """
+  workers = max(1, side_by_side.cores() // CORES_PER_CHECK)
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    try:
+      checks = [pool.submit(run, name) for name in names if name in CHECKS]
+      for future in concurrent.futures.as_completed(checks):
+        yield future.result()
+      yield from map(run, (name for name in names if name not in CHECKS))
+    except BaseException:
+      stopped.set()
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
 
 
 def parse(argv: Sequence[str], parts: Mapping[str, float]) -> argparse.Namespace:
@@ -110,7 +140,8 @@ def parse(argv: Sequence[str], parts: Mapping[str, float]) -> argparse.Namespace
 # ------------------------------------------------------------------ parts
 
 
-def run_part(module: str, name: str, limit: float, rehearse: bool) -> Outcome:
+def run_part(module: str, name: str, limit: float, rehearse: bool,
+             stopped: threading.Event) -> Outcome:
   """Runs a part in a process of its own, which is killed with all its children at the limit.
 
   Args:
@@ -118,11 +149,13 @@ def run_part(module: str, name: str, limit: float, rehearse: bool) -> Outcome:
     name: name of the part.
     limit: seconds.
     rehearse: whether it runs on the CPU with small sizes.
+    stopped: if it is set, the part is stopped too.
   """
   if limit < LEAST_SECONDS:
     return Outcome(0.0, [], "not started: no time left")
-  # Otherwise the last line of an error would be about filtered tracebacks.
-  environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
+  # The last line of an error would be about filtered tracebacks; parts share the memory.
+  environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off",
+                              "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
   environment |= {"JAX_PLATFORMS": "cpu"} if rehearse else {}
   start = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
@@ -132,15 +165,29 @@ def run_part(module: str, name: str, limit: float, rehearse: bool) -> Outcome:
       process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment,
                                  start_new_session=True)
     try:
-      code = process.wait(limit)
-      error = "" if code == 0 else f"exit code {code}: {last_line(log)}"
-    except subprocess.TimeoutExpired:
-      error = f"stopped after {limit:.0f} s: {last_line(log)}"
+      code = wait(process, limit, stopped)
+      error = (f"stopped after {time.monotonic() - start:.0f} s: {last_line(log)}" if code is None
+               else f"exit code {code}: {last_line(log)}" if code else "")
     finally:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
       process.wait()
     return Outcome(time.monotonic() - start, read_rows(rows), error)
+
+
+def wait(process: subprocess.Popen, limit: float, stopped: threading.Event) -> int | None:
+  """Returns the exit code of a process; None if it takes too long or the benchmark is stopped.
+
+  Args:
+    process: the process.
+    limit: seconds.
+    stopped: whether the benchmark is stopped.
+  """
+  end = time.monotonic() + limit
+  while not stopped.is_set() and (left := end - time.monotonic()) > 0:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      return process.wait(min(left, 1.0))
+  return None
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -16,15 +16,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 # Part -> (module, function). The modules import JAX, this one does not.
-FUNCTIONS = {"products": ("device_speed", "products"),
-             "attention": ("device_checks", "attention"),
+FUNCTIONS = {"attention": ("device_checks", "attention"),
              "losses": ("device_checks", "losses"),
-             "predictions": ("device_speed", "predictions"),
-             "speed": ("device_speed", "speed"),
-             "kernels": ("device_speed", "kernels"),
              "recipes": ("device_checks", "steps_of_recipes"),
              "resume": ("device_checks", "resume"),
-             "generation": ("device_checks", "generation")}
+             "generation": ("device_checks", "generation"),
+             "products": ("device_speed", "products"),
+             "programs": ("device_speed", "programs"),
+             "speed": ("device_speed", "speed")}
 
 
 class Row(NamedTuple):

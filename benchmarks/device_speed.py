@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from bertgpt.config.flops import flops_per_step
 from bertgpt.config.overrides import set_field
 from bertgpt.devices import hardware, process
 from bertgpt.planning import aot, collectives, roofline
+from bertgpt.planning.kernels import Kernel
 
 REHEARSED_CHIP = "h100"  # Its figures stand for those of a CPU.
 SECONDS = 3.0  # A step is timed for at least this long.
@@ -82,15 +84,16 @@ def products(rehearse: bool) -> Iterator[Row]:
   peaks = {"bfloat16": chip.peak_flops, "float8_e4m3fn": chip.fp8_flops}
   for dtype, peak in peaks.items():
     if peak and not (rehearse and dtype != "bfloat16"):
-      x = jnp.ones((size, size), dtype)
+      # Random: ones would draw less power, and run faster.
+      x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
       seconds = time_call(lambda x: jnp.dot(x, x, preferred_element_type=jnp.bfloat16), x)
       share = 2 * size**3 / seconds / peak
       yield Row(f"matmul of {size} x {size} in {dtype}, share of the peak", share,
-                beside=f"planner: {hardware.EFFICIENCY['matmul']}")
+                beside=f"planner, of all matmuls: {chip.efficiency.matmul}")
   x = jnp.ones((2**16 if rehearse else 2**28,), jnp.float32)
   share = 2 * x.nbytes / time_call(lambda x: x + 1, x) / chip.hbm_bandwidth
   yield Row(f"copy of {x.nbytes / 2**20:g} MiB, share of the bandwidth of the memory", share,
-            beside=f"planner: {hardware.EFFICIENCY['memory']}")
+            beside=f"planner, of all kernels: {chip.efficiency.memory}")
   count = 20 if rehearse else 1000
 
   def chain(x):
@@ -99,7 +102,7 @@ def products(rehearse: bool) -> Iterator[Row]:
     return x
 
   yield Row("one tiny kernel of many", time_call(chain, jnp.ones(128)) / count * 1e6, "us",
-            f"planner: {hardware.KERNEL_SECONDS * 1e6:g}")
+            f"planner: {chip.efficiency.kernel_seconds * 1e6:g}")
 
 
 def time_call(function: Callable, *arguments: jax.Array) -> float:
@@ -131,17 +134,20 @@ def analyze(bare: BareStep, flops: float) -> tuple[Any, roofline.Roofline]:
   return compiled, roofline.analyze(compiled.as_text(), network, flops)
 
 
-def predictions(rehearse: bool) -> Iterator[Row]:
-  """Yields step time, MFU and memory of some programs, each next to its prediction."""
-  for name in PROGRAMS:
+def programs(rehearse: bool) -> Iterator[Row]:
+  """Yields step time, MFU, memory and kernels of some programs, each next to its prediction."""
+  for name in list(PROGRAMS)[:2] if rehearse else PROGRAMS:
     yield from guard(name, _measure_program(name, rehearse))
 
 
 def _measure_program(name: str, rehearse: bool) -> Iterator[Row]:
-  config, chip = read_program(name, rehearse), find_chip()
+  config, chip, begin = read_program(name, rehearse), find_chip(), time.perf_counter()
   flops = flops_per_step(config, config.phases[0])
   bare = start(config)
+  ready = time.perf_counter()
   compiled, roof = analyze(bare, flops)
+  yield Row(f"{name}: compilation", time.perf_counter() - ready, "s",
+            f"initial state {ready - begin:.3g}")
   bare.seconds(3)
   number = 2 if rehearse else max(3, round(SECONDS / max(roof.seconds, 1e-3)))
   seconds = bare.seconds(number)
@@ -153,6 +159,11 @@ def _measure_program(name: str, rehearse: bool) -> Iterator[Row]:
   peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
   yield Row(f"{name}: memory so far, at most", peak / 2**30, "GiB",
             f"compiled {memory.total / 2**30:.4g}")
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      bare.seconds(PROFILED_STEPS)
+    measured = kernels_of(pathlib.Path(folder))
+  yield from _compare_kernels(name, measured, roof)
 
 
 # --------------------------------------------------------- Hugging Face
@@ -181,6 +192,22 @@ def speed(rehearse: bool) -> Iterator[Row]:
 # ------------------------------------------------------------------ kernels
 
 
+# Kind -> pattern of the names of its kernels: XLA's own, and those of cuBLAS, cuDNN and Triton.
+KINDS = {"matmuls": r"nvjet|gemm|cutlass|splitK|^dot", "attention": r"sdpa|flash|cudnn",
+         "everything else": ""}
+
+
+def kind_of(kernel: str) -> str:
+  """Returns the first of `KINDS` whose pattern is in the name of a kernel."""
+  return next(kind for kind, pattern in KINDS.items() if re.search(pattern, kernel))
+
+
+def kind_of_predicted(kernel: Kernel) -> str:
+  """Returns the one of `KINDS` that a predicted kernel belongs to."""
+  matmuls, attention, rest = KINDS
+  return attention if kernel.work.attention_flops else matmuls if kernel.work.matmul_flops else rest
+
+
 def kernels_of(folder: pathlib.Path) -> dict[str, float]:
   """Returns the seconds of every kernel of a profile, by name, all runs together.
 
@@ -199,23 +226,20 @@ def kernels_of(folder: pathlib.Path) -> dict[str, float]:
   return dict(seconds)
 
 
-def kernels(rehearse: bool) -> Iterator[Row]:
-  """Yields the kernels that take longest in three steps, as measured and then as predicted."""
-  for name in list(PROGRAMS)[:1] if rehearse else PROGRAMS:
-    yield from guard(name, _profile_program(name, rehearse))
+def _compare_kernels(name: str, measured: dict[str, float],
+                     roof: roofline.Roofline) -> Iterator[Row]:
+  """Yields the time of every kind of kernels, and the kernels that take longest.
 
-
-def _profile_program(name: str, rehearse: bool) -> Iterator[Row]:
-  config = read_program(name, rehearse)
-  bare = start(config)
-  _, roof = analyze(bare, flops_per_step(config, config.phases[0]))
-  bare.seconds(3)
-  with tempfile.TemporaryDirectory() as folder:
-    with jax.profiler.trace(folder):
-      bare.seconds(PROFILED_STEPS)
-    measured = kernels_of(pathlib.Path(folder))
-  total = sum(measured.values()) / PROFILED_STEPS
-  yield Row(f"{name}: all kernels", total * 1e3, "ms", f"predicted {roof.seconds * 1e3:.4g}")
+  Args:
+    name: name of the program.
+    measured: kernel -> seconds in `PROFILED_STEPS` steps.
+    roof: its prediction.
+  """
+  for kind in KINDS:
+    taken = sum(seconds for kernel, seconds in measured.items() if kind_of(kernel) == kind)
+    predicted = sum(kernel.seconds for kernel in roof.kernels if kind_of_predicted(kernel) == kind)
+    yield Row(f"{name}: {kind}", taken / PROFILED_STEPS * 1e3, "ms",
+              f"predicted {predicted * 1e3:.4g}")
   longest = sorted(measured.items(), key=lambda item: -item[1])[:SHOWN_KERNELS]
   for kernel, seconds in longest:
     yield Row(f"  measured: {kernel[:80]}", seconds / PROFILED_STEPS * 1e3, "ms")

@@ -3,7 +3,9 @@
 import importlib
 import json
 import pathlib
+import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -338,7 +340,7 @@ def test_parts_that_fail_are_lines_and_the_next_part_follows(device_module, tmp_
   assert {name: part["good"] for name, part in parts.items()} == {
       "bad": False, "slow": False, "wrong": False, "good": True}
   assert parts["bad"]["error"] == "exit code 1: ValueError: no such kernel"
-  assert parts["slow"]["error"].startswith("stopped after 60 s")
+  assert parts["slow"]["error"].startswith("stopped after 6")
   assert [row["what"] for name in ("bad", "slow") for row in parts[name]["rows"]] == ["before"] * 2
   assert [row["value"] for row in parts["good"]["rows"]] == [1234.5678, 0.25]
   assert parts["wrong"]["rows"][0]["value"] == "nan" and not parts["wrong"]["error"]
@@ -359,8 +361,50 @@ def test_what_was_measured_before_is_in_the_file_if_the_time_is_up(device_module
   assert parts["bad"]["error"] == "not started: no time left"
 
 
+def test_checks_share_the_device_and_the_other_parts_have_it_alone(monkeypatch):
+  monkeypatch.setattr(device.side_by_side, "cores", lambda: 2 * device.CORES_PER_CHECK)
+  running, most, together = set(), {}, threading.Barrier(2, timeout=60)
+
+  def run(name):
+    running.add(name)
+    if name in ("attention", "losses"):
+      together.wait()  # Passes only if both run.
+    most[name] = len(running)
+    running.discard(name)
+    return name, device.Outcome(1.0, [], "")
+
+  names = ["speed", "attention", "products", "losses"]
+  ended = [name for name, _ in device.run_all(run, names, threading.Event())]
+  assert sorted(ended[:2]) == ["attention", "losses"] and ended[2:] == ["speed", "products"]
+  assert most["speed"] == most["products"] == 1
+
+
+def test_an_error_stops_the_parts_that_run():
+  stopped = threading.Event()
+
+  def run(name):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    list(device.run_all(run, ["speed"], stopped))
+  assert stopped.is_set()
+  with subprocess.Popen(["sleep", "600"]) as process:
+    assert device.wait(process, 600, stopped) is None
+    process.kill()
+
+
+@pytest.mark.parametrize("kernel, kind", [
+    ("nvjet_sm90_tst_192x192_64x3_2x1_v_bz_coopB_splitK_NTN", "matmuls"),
+    ("void cublasLt::splitKreduce_kernel<32, 16, int, float>", "matmuls"),
+    ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+    ("flash_attention_forward", "attention"), ("input_add_reduce_fusion_35", "everything else"),
+    ("memcpy128", "everything else")])
+def test_kernels_are_sorted_by_their_names(kernel, kind):
+  assert device_speed.kind_of(kernel) == kind
+
+
 @pytest.mark.parametrize("flag, problem", [
-    ("--parts=speeed", "--parts=speeed: there is no part 'speeed'. Choose among products, "),
+    ("--parts=speeed", "--parts=speeed: there is no part 'speeed'. Choose among attention, "),
     ("--minutes=0", "--minutes=0: must be above 0"), ("--part=speed", "--part=speed")])
 def test_wrong_flags_of_the_device_benchmark_are_one_line(flag, problem, capsys):
   assert device.main([flag]) == ConfigError.exit_code

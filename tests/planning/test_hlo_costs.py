@@ -206,7 +206,7 @@ def test_attention_of_cudnn_is_counted(name, mask, products):
   """A matmul of attention has 2 FLOPs per row, head, query, key and channel."""
   found = hlo_costs.product_of(kernel_of(CUDNN.replace("NAME", name).replace("MASK", mask)))
   assert found.flops == products * 2 * 8 * 12 * 512 * 512 * 64
-  assert (found.m, found.n, found.k) == (512, 512, 64)
+  assert (found.m, found.n, found.k) == (512, 512, 64) and found.is_attention
 
 
 PALLAS = """  %p = f32[256,256]{1,0} parameter(0)

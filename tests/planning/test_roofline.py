@@ -196,6 +196,25 @@ def test_nothing_is_added_if_the_text_shows_everything():
   assert roofline.analyze(DOT, NETWORK, analytic_flops=5e9).hidden_flops == 0
 
 
+ATTENTION = program_text("""  %q = bf16[8,512,12,64]{3,2,1,0} parameter(0)
+  ROOT %a = (bf16[8,12,512,64]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": \
+{"intermediate_tensor_shape": {"dimensions": ["8", "12", "512", "512"]}, \
+"mask_type": "NO_MASK"}}""")
+
+
+@pytest.mark.parametrize("text, field", [(ATTENTION, "attention"), (DOT, "matmul")])
+def test_kernels_of_attention_reach_another_share_of_the_peak(text, field):
+  chip = CHIP._replace(peak_flops=1e9)
+  usual = chip.efficiency
+  half = usual._replace(**{field: getattr(usual, field) / 2})
+  slow = analyze(text, chip=chip._replace(efficiency=half))
+  assert slow.bound == "matmul"
+  assert slow.seconds == pytest.approx(2 * analyze(text, chip=chip).seconds)
+  (kernel,) = slow.kernels
+  assert kernel.of_peak == pytest.approx(getattr(half, field))
+
+
 def test_float8_runs_at_its_own_peak():
   text = DOT.replace("%p = f32", "%p = f8e4m3fn")
   slow = analyze(text, chip=CHIP._replace(peak_flops=1e9, fp8_flops=0))
