@@ -161,11 +161,19 @@ class _Lease:
         self._path.unlink(missing_ok=True, generation=found[1])
 
 
+def read_boot_id() -> str:
+  """Returns a text that every start of a machine changes.
+
+  Raises:
+    OSError: the system has none.
+  """
+  return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def _describe_machine() -> str:
   """Returns a text that is the same only for processes that see the same process ids."""
   try:
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return f"{socket.gethostname()} {read_boot_id()} {os.readlink('/proc/self/ns/pid')}"
   except OSError:
     return f"{socket.gethostname()} {secrets.token_hex(8)}"  # Unique.
 

@@ -38,7 +38,7 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
       if tries_left and not _is_at(file, path):
         continue
       file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+      file.write(f"process {os.getpid()} on {socket.gethostname()}\n{_read_boot_id()}\n")
       file.flush()
       yield
       return
@@ -50,7 +50,7 @@ def _take(file: io.TextIOBase, path: pathlib.Path, on_held: Callable[[str], None
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     file.seek(0)
-    on_held(file.read().strip() or "another process")
+    on_held(file.readline().strip() or "another process")
     fcntl.flock(file, fcntl.LOCK_EX)
   except OSError as e:
     if e.errno not in _NO_LOCKS:
@@ -64,6 +64,29 @@ def _is_at(file: io.TextIOBase, path: pathlib.Path) -> bool:
   with contextlib.suppress(FileNotFoundError):
     return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
   return False
+
+
+def _read_boot_id() -> str:
+  with contextlib.suppress(OSError):
+    return lease.read_boot_id()
+  return ""
+
+
+def is_held_here(path: pathlib.Path) -> bool:
+  """Returns whether the holder of a lock on a disk is, as far as known, a process of this machine.
+
+  The name of the host does not tell: a pod that replaces a lost one may have its name.
+
+  Args:
+    path: file of the lock, which another process holds.
+  """
+  try:
+    holder, boot_id, *_ = [*path.read_text().splitlines(), "", ""]
+  except FileNotFoundError:
+    return False  # It was removed meanwhile, and may be free.
+  if boot_id and (here := _read_boot_id()):
+    return boot_id == here
+  return holder.partition(" on ")[2] in ("", socket.gethostname())
 
 
 def check_lock(path: pathlib.Path) -> None:

@@ -18,7 +18,6 @@ import pathlib
 import re
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -146,8 +145,8 @@ def check_shared(workdir: pathlib.Path, key: str) -> None:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other runs out of a workdir inside the context. A killed process loses the lock too.
 
-  If a host is lost, the server of a shared disk releases its locks later. So a lock of another host
-  is waited for.
+  If a machine is lost, the server of a shared disk releases its locks later. So a lock of another
+  machine is waited for, even if that had the same name.
 
   Args:
     workdir: folder of the run, which exists.
@@ -158,8 +157,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   path, deadline = workdir / ".lock", time.monotonic() + LOST_HOST_S
 
   def refuse(holder: str) -> None:
-    host = holder.partition(" on ")[2]
-    if files.is_remote(workdir) or host in ("", socket.gethostname()):
+    if files.is_remote(workdir) or files.is_held_here(path):
       raise ConfigError(f"--workdir {workdir} is in use by {holder}. Wait for it, stop it, or use "
                         "another --workdir")
     if time.monotonic() < deadline:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -19,6 +20,7 @@ from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.files import lease
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
 
@@ -304,6 +306,23 @@ def test_the_lock_of_a_host_that_is_lost_is_waited_for(tmp_path, monkeypatch, ca
       assert str(os.getpid()) in (tmp_path / ".lock").read_text()
   (line,) = capsys.readouterr().err.splitlines()
   assert f"{tmp_path} is in use by process 12 on elsewhere. Waiting" in line
+
+
+def test_a_lost_machine_may_have_had_the_name_of_this_one(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir, "LOST_HOST_S", 0)
+  name = f"process 12 on {socket.gethostname()}\n"
+  for boot_id, error in (("0-1-2-3", StorageError), (lease.read_boot_id(), ConfigError),
+                         ("", ConfigError)):
+    with held(tmp_path, f"{name}{boot_id}\n"), pytest.raises(error, match=f"{name[:-1]}. Wait"), \
+         workdir.lock(tmp_path):
+      pass
+
+
+def test_a_container_of_this_machine_has_another_name(tmp_path):
+  with held(tmp_path, f"process 12 on pod-3\n{lease.read_boot_id()}\n"), \
+       pytest.raises(ConfigError, match="in use by process 12 on pod-3. Wait"), \
+       workdir.lock(tmp_path):
+    pass
 
 
 def test_the_lock_of_another_host_that_is_not_released_can_be_tried_again(tmp_path, monkeypatch):
