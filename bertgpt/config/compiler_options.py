@@ -8,6 +8,8 @@ Sources: for TPUs, MaxText, benchmarks/xla_flags_library.py (2024); for GPUs, NV
 "Tips for High-Performance LLMs with JAX and XLA", and xla/debug_options_flags.cc.
 """
 
+import importlib.metadata
+import re
 from typing import Any, NamedTuple
 
 
@@ -24,6 +26,27 @@ class OptionSet(NamedTuple):
 # the matmuls themselves; without a device, it is off and XLA uses Triton. MaxText's scripts for
 # GPUs turn Triton's matmuls off too (2024).
 _CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+
+# Jaxlib from which the options of the pipeliner have other names, and modes (openxla/xla, pull
+# request 45836, 2026). The old names are still accepted in XLA_FLAGS, but not here.
+_RENAMED_IN = (0, 11, 1)
+
+
+def pipelined(jaxlib: str) -> dict[str, Any]:
+  """Returns the options that pipeline the collectives of a loop.
+
+  In the loop over layers, the sum of a layer's gradients then runs during the next layer. With
+  `mesh.fsdp`, parameters are gathered one iteration earlier than they are used, and gradients are
+  sent one iteration later than they are computed.
+
+  Args:
+    jaxlib: version of jaxlib, and so of its XLA.
+  """
+  collectives = ("all_reduce", "all_gather", "reduce_scatter")
+  if tuple(map(int, re.findall(r"\d+", jaxlib)[:3])) < _RENAMED_IN:
+    return {f"xla_gpu_enable_pipelined_{name}": True for name in collectives}
+  return {f"xla_gpu_pipeline_{name}": "COLLECTIVE_PIPELINING_MODE_ON" for name in collectives}
+
 
 SETS = {
     "tpu_overlap": OptionSet("tpu", {
@@ -46,13 +69,7 @@ SETS = {
     "gpu_overlap": OptionSet("gpu", _CUBLAS | {
         # Collectives start as early, and are awaited as late, as their dependencies allow.
         "xla_gpu_enable_latency_hiding_scheduler": True,
-        # In the loop over layers, the sum of a layer's gradients runs during the next layer.
-        "xla_gpu_enable_pipelined_all_reduce": True,
-        # With mesh.fsdp, parameters are gathered one iteration earlier than they are used, and
-        # gradients are sent one iteration later than they are computed.
-        "xla_gpu_enable_pipelined_all_gather": True,
-        "xla_gpu_enable_pipelined_reduce_scatter": True,
-    }),
+    } | pipelined(importlib.metadata.version("jaxlib"))),
 }
 
 # Sets that 'auto' uses for one device, and for several.
