@@ -19,7 +19,7 @@ chip (TPU7x: each chiplet is a device), or a GPU. Sources of the columns:
 |                             | v4, v6e and TPU7x: assumption, the same units); GPU: half of the  |
 |                             | FP32 figure of the data sheet, which counts a multiply-add as two |
 | tile                        | TPU: side of the matrix unit; GPU: 64, assumption                 |
-| usable_hbm                  | TPU: limit of the compiler, from messages of libtpu 0.0.42;       |
+| usable_hbm                  | TPU: limit of the compiler, in messages of libtpu 0.0.42, 0.0.50; |
 |                             | GPU: 0.95 of the memory, assumption                               |
 | clock                       | TPU7x: the peak divided by the FLOPs per cycle of four matrix     |
 |                             | units of 256 x 256, which agrees with libtpu's estimates          |
@@ -111,7 +111,7 @@ CHIPS = {
                  1, 450 * GB, 50 * GB, 0, efficiency=GPU),
     "a100": Chip(("A100",), 312e12, 0, 9.75e12, 64, 80 * GB, 76 * GB, 2039 * GB,
                  1, 300 * GB, 25 * GB, 0, efficiency=GPU),
-    "tpu7x": Chip(("TPU7x",), 1153.5e12, 2307e12, 9.0e12, 256, 96 * GIB, 94.75 * GIB, 3690 * GB,
+    "tpu7x": Chip(("TPU7x",), 1153.5e12, 2307e12, 9.0e12, 256, 96 * GIB, 94.74 * GIB, 3690 * GB,
                   6, 50 * GB, 6.25 * GB, 2.2e9, devices_per_chip=2),
     "v6e": Chip(("TPU v6",), 918e12, 918e12, 7.2e12, 256, 32 * GIB, 31.25 * GIB, 1638 * GB,
                 4, 90 * GB, 12.5 * GB, 1.75e9),
