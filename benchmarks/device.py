@@ -22,17 +22,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import side_by_side
 from bertgpt import cli
 from bertgpt.errors import ConfigError, UserError
 
-# Part -> seconds that it may take at most. The most important parts come first.
-CHECKS = {"attention": 300, "losses": 420, "recipes": 420, "resume": 420, "generation": 420}
-PARTS = CHECKS | {"products": 120, "programs": 480, "speed": 600}
-CORES_PER_CHECK = 3  # Cores that the compiler keeps busy; with more, fewer checks run at a time.
+# Part -> seconds that it may take at most. Checks share the device; the parts after them have it
+# alone. A resumed run must choose the same kernels, which XLA does by timing them.
+CHECKS = {"attention": 300, "losses": 420, "recipes": 420, "generation": 420}
+PARTS = CHECKS | {"products": 120, "programs": 480, "speed": 600, "resume": 300}
+CORES_PER_CHECK = 3  # Cores that the compiler keeps busy. On fewer than 6, one part runs at a time.
 PATIENCE = 4  # Factor on these times for a rehearsal, which runs on few cores.
 LEAST_SECONDS = 5  # A part is not started if less time than this is left.
 
@@ -79,16 +80,17 @@ def main(argv: Sequence[str] | None = None, parts: Mapping[str, float] = PARTS,
     limit = min(parts[name] * (PATIENCE if arguments.rehearse else 1), end - time.monotonic())
     return name, run_part(module, name, limit, arguments.rehearse, stopped)
 
-  for name, outcome in run_all(run, arguments.parts, stopped):
-    outcomes[name] = outcome
-    print(show(name, outcome), flush=True)
-    if arguments.out:
-      write(arguments.out, to_json(argv, arguments.rehearse, outcomes))
+  with contextlib.closing(run_all(run, arguments.parts, stopped)) as results:
+    for name, outcome in results:
+      outcomes[name] = outcome
+      print(show(name, outcome), flush=True)
+      if arguments.out:
+        write(arguments.out, to_json(argv, arguments.rehearse, outcomes))
   return 0 if all(outcome.is_good for outcome in outcomes.values()) else 1
 
 
 def run_all(run: Callable[[str], tuple[str, Outcome]], names: Sequence[str],
-            stopped: threading.Event) -> Iterator[tuple[str, Outcome]]:
+            stopped: threading.Event) -> Generator[tuple[str, Outcome], None, None]:
   """Yields (part, result), as soon as each part ends: those of `CHECKS` first, several at a time.
 
   Args:
@@ -153,10 +155,11 @@ def run_part(module: str, name: str, limit: float, rehearse: bool,
   """
   if limit < LEAST_SECONDS:
     return Outcome(0.0, [], "not started: no time left")
-  # The last line of an error would be about filtered tracebacks; parts share the memory.
-  environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off",
-                              "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  # The last line of an error would be about filtered tracebacks.
+  environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
   environment |= {"JAX_PLATFORMS": "cpu"} if rehearse else {}
+  if name in CHECKS:  # They share the memory.
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   start = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     rows, log = pathlib.Path(folder, "rows"), pathlib.Path(folder, "log")
@@ -181,7 +184,7 @@ def wait(process: subprocess.Popen, limit: float, stopped: threading.Event) -> i
   Args:
     process: the process.
     limit: seconds.
-    stopped: whether the benchmark is stopped.
+    stopped: set when the benchmark is stopped.
   """
   end = time.monotonic() + limit
   while not stopped.is_set() and (left := end - time.monotonic()) > 0:

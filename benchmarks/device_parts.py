@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 FUNCTIONS = {"attention": ("device_checks", "attention"),
              "losses": ("device_checks", "losses"),
              "recipes": ("device_checks", "steps_of_recipes"),
-             "resume": ("device_checks", "resume"),
              "generation": ("device_checks", "generation"),
              "products": ("device_speed", "products"),
              "programs": ("device_speed", "programs"),
-             "speed": ("device_speed", "speed")}
+             "speed": ("device_speed", "speed"),
+             "resume": ("device_checks", "resume")}
 
 
 class Row(NamedTuple):

@@ -363,34 +363,38 @@ def test_what_was_measured_before_is_in_the_file_if_the_time_is_up(device_module
 
 def test_checks_share_the_device_and_the_other_parts_have_it_alone(monkeypatch):
   monkeypatch.setattr(device.side_by_side, "cores", lambda: 2 * device.CORES_PER_CHECK)
-  running, most, together = set(), {}, threading.Barrier(2, timeout=60)
+  is_main, together = {}, threading.Barrier(2, timeout=60)
 
   def run(name):
-    running.add(name)
     if name in ("attention", "losses"):
       together.wait()  # Passes only if both run.
-    most[name] = len(running)
-    running.discard(name)
+    is_main[name] = threading.current_thread() is threading.main_thread()
     return name, device.Outcome(1.0, [], "")
 
   names = ["speed", "attention", "products", "losses"]
   ended = [name for name, _ in device.run_all(run, names, threading.Event())]
   assert sorted(ended[:2]) == ["attention", "losses"] and ended[2:] == ["speed", "products"]
-  assert most["speed"] == most["products"] == 1
+  assert is_main == {"attention": False, "losses": False, "speed": True, "products": True}
 
 
-def test_an_error_stops_the_parts_that_run():
-  stopped = threading.Event()
-
-  def run(name):
-    raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    list(device.run_all(run, ["speed"], stopped))
-  assert stopped.is_set()
+def test_an_error_stops_the_parts_that_run(monkeypatch):
+  monkeypatch.setattr(device.side_by_side, "cores", lambda: 2 * device.CORES_PER_CHECK)
+  stopped, begun, ended = threading.Event(), threading.Event(), {}
   with subprocess.Popen(["sleep", "600"]) as process:
-    assert device.wait(process, 600, stopped) is None
-    process.kill()
+
+    def run(name):
+      if name == "losses":
+        assert begun.wait(60)
+        raise KeyError("a fault")
+      begun.set()
+      ended[name] = device.wait(process, 600, stopped)
+
+    try:
+      with pytest.raises(KeyError, match="a fault"):
+        list(device.run_all(run, ["losses", "attention", "recipes", "speed"], stopped))
+    finally:
+      process.kill()
+  assert ended["attention"] is None and "speed" not in ended
 
 
 @pytest.mark.parametrize("kernel, kind", [

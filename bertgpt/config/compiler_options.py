@@ -43,7 +43,8 @@ def pipelined(jaxlib: str) -> dict[str, Any]:
     jaxlib: version of jaxlib, and so of its XLA.
   """
   collectives = ("all_reduce", "all_gather", "reduce_scatter")
-  if tuple(map(int, re.findall(r"\d+", jaxlib)[:3])) < _RENAMED_IN:
+  release = re.match(r"[\d.]*\d", jaxlib)[0]  # Without '.dev20261101' or 'rc1'.
+  if tuple(map(int, release.split("."))) < _RENAMED_IN:
     return {f"xla_gpu_enable_pipelined_{name}": True for name in collectives}
   return {f"xla_gpu_pipeline_{name}": "COLLECTIVE_PIPELINING_MODE_ON" for name in collectives}
 

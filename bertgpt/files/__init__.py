@@ -12,7 +12,8 @@
 
 from bertgpt.files.bucket import MANIFEST, BucketPath
 from bertgpt.files.growing import append, open_growing, upload, upload_all
-from bertgpt.files.locking import check_lock, is_held_here, lock
+from bertgpt.files.lease import Holder
+from bertgpt.files.locking import check_lock, lock
 from bertgpt.files.parsing import parse_json, read_json, without_nonfinite
 from bertgpt.files.paths import (
     copy_locally,
@@ -42,8 +43,8 @@ from bertgpt.files.writing import (
     write_json,
 )
 
-__all__ = ["BucketPath", "MANIFEST", "append", "check_lock", "copy_locally", "download_tree",
-           "expand", "find_problem", "is_held_here", "is_remote", "lock", "make_path",
+__all__ = ["BucketPath", "Holder", "MANIFEST", "append", "check_lock", "copy_locally",
+           "download_tree", "expand", "find_problem", "is_remote", "lock", "make_path",
            "match_objects", "new_folder", "open_growing", "open_read", "parse_json",
            "publish_when_done", "raise_if_unanswered", "read_json", "refuse_existing",
            "remove_leftovers", "remove_tree", "rename_new", "require_file", "require_parent",

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertgpt.errors import StorageError
 from bertgpt.files import parsing
@@ -33,8 +33,23 @@ POLL_SECONDS = 2.0
 _held: dict[BucketPath, "_Lease"] = {}
 
 
+class Holder(NamedTuple):
+  """The process that has a lock.
+
+  Attributes:
+    name: what messages call it, such as 'process 12 on host'.
+    is_here: whether it is, as far as known, a process of this machine.
+  """
+
+  name: str
+  is_here: bool
+
+  def __str__(self) -> str:
+    return self.name
+
+
 @contextlib.contextmanager
-def hold(path: BucketPath, on_held: Callable[[str], None]) -> Iterator[None]:
+def hold(path: BucketPath, on_held: Callable[[Holder], None]) -> Iterator[None]:
   """Holds the lock inside the context; see `locking.lock`.
 
   Args:
@@ -79,7 +94,7 @@ class _Lease:
                        "started": _start_of(os.getpid()), "key": self._key,
                        "renewed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
 
-  def take(self, on_held: Callable[[str], None]) -> None:
+  def take(self, on_held: Callable[[Holder], None]) -> None:
     """Takes the lock, and starts to renew it."""
     while not self._generation:
       try:
@@ -88,7 +103,7 @@ class _Lease:
         self._take_over(on_held)
     self._thread.start()
 
-  def _take_over(self, on_held: Callable[[str], None]) -> None:
+  def _take_over(self, on_held: Callable[[Holder], None]) -> None:
     """Takes the lock of a dead process, or waits until a living one has released it."""
     found = self._read()
     if found is None:
@@ -108,7 +123,7 @@ class _Lease:
       with contextlib.suppress(FileExistsError):  # Another process was faster.
         self._generation = self._path.write_bytes(self._content(), generation=generation)
       return
-    on_held(holder)
+    on_held(Holder(holder, is_here))
     time.sleep(POLL_SECONDS)
 
   def _is_silent(self, generation: str, holder: str) -> bool:
@@ -162,7 +177,7 @@ class _Lease:
 
 
 def read_boot_id() -> str:
-  """Returns a text that every start of a machine changes.
+  """Returns the id of this boot of the machine.
 
   Raises:
     OSError: the system has none.

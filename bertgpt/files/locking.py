@@ -12,27 +12,28 @@ from collections.abc import Callable, Iterator
 
 from bertgpt.files import lease
 from bertgpt.files.bucket import BucketPath
+from bertgpt.files.lease import Holder
 
 _TRIES = 10  # Some network file systems may not number their files reliably.
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
+def lock(path: pathlib.Path, on_held: Callable[[Holder], None]) -> Iterator[None]:
   """Holds an exclusive lock between processes, which is released even after kill -9.
 
   Args:
     path: file of the lock; created if it is missing, and not removed. In a bucket, see `lease`. On
       a file system without locks, as Lustre may be mounted, a warning replaces the lock.
-    on_held: called with the holder ("process 12 on host") if another process has the lock. When it
-      returns, this function waits for the lock; an error that it raises is passed on.
+    on_held: called with the holder if another process has the lock. When it returns, this function
+      waits for the lock; an error that it raises is passed on.
   """
   if isinstance(path, BucketPath):
     with lease.hold(path, on_held):
       yield
     return
   for tries_left in reversed(range(_TRIES)):
-    with path.open("a+") as file:
+    with path.open("a+", errors="replace") as file:
       _take(file, path, on_held)
       # If the holder before has removed the file, others lock a new one.
       if tries_left and not _is_at(file, path):
@@ -44,13 +45,13 @@ def lock(path: pathlib.Path, on_held: Callable[[str], None]) -> Iterator[None]:
       return
 
 
-def _take(file: io.TextIOBase, path: pathlib.Path, on_held: Callable[[str], None]) -> None:
+def _take(file: io.TextIOBase, path: pathlib.Path, on_held: Callable[[Holder], None]) -> None:
   """Takes the lock of an open file; see `lock`."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     file.seek(0)
-    on_held(file.readline().strip() or "another process")
+    on_held(_parse(file.read()))
     fcntl.flock(file, fcntl.LOCK_EX)
   except OSError as e:
     if e.errno not in _NO_LOCKS:
@@ -72,21 +73,15 @@ def _read_boot_id() -> str:
   return ""
 
 
-def is_held_here(path: pathlib.Path) -> bool:
-  """Returns whether the holder of a lock on a disk is, as far as known, a process of this machine.
+def _parse(text: str) -> Holder:
+  """Returns the holder that the file of a lock names.
 
-  The name of the host does not tell: a pod that replaces a lost one may have its name.
-
-  Args:
-    path: file of the lock, which another process holds.
+  The host name is not enough: a pod that replaces a lost one may have its name.
   """
-  try:
-    holder, boot_id, *_ = [*path.read_text().splitlines(), "", ""]
-  except FileNotFoundError:
-    return False  # It was removed meanwhile, and may be free.
+  name, boot_id, *_ = [*text.splitlines(), "", ""]
   if boot_id and (here := _read_boot_id()):
-    return boot_id == here
-  return holder.partition(" on ")[2] in ("", socket.gethostname())
+    return Holder(name, boot_id == here)
+  return Holder(name or "another process", name.partition(" on ")[2] in ("", socket.gethostname()))
 
 
 def check_lock(path: pathlib.Path) -> None:

@@ -343,7 +343,7 @@ def _describe_others(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _lock(folder: pathlib.Path, out: pathlib.Path) -> contextlib.AbstractContextManager:
-  def refuse(holder: str) -> None:
+  def refuse(holder: files.Holder) -> None:
     raise ConfigError(f"--out {out}: is being written by {holder}. Wait for it, or name another "
                       "file")
 

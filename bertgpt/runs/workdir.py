@@ -146,7 +146,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other runs out of a workdir inside the context. A killed process loses the lock too.
 
   If a machine is lost, the server of a shared disk releases its locks later. So a lock of another
-  machine is waited for, even if that had the same name.
+  machine is waited for, even if that machine has the same name.
 
   Args:
     workdir: folder of the run, which exists.
@@ -156,8 +156,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """
   path, deadline = workdir / ".lock", time.monotonic() + LOST_HOST_S
 
-  def refuse(holder: str) -> None:
-    if files.is_remote(workdir) or files.is_held_here(path):
+  def refuse(holder: files.Holder) -> None:
+    if files.is_remote(workdir) or holder.is_here:
       raise ConfigError(f"--workdir {workdir} is in use by {holder}. Wait for it, stop it, or use "
                         "another --workdir")
     if time.monotonic() < deadline:

@@ -93,7 +93,9 @@ def test_options_for_gpus_are_known_to_the_xla_of_this_jax(name):
     ("0.10.2", "xla_gpu_enable_pipelined_all_reduce"),
     ("0.11.0", "xla_gpu_enable_pipelined_all_reduce"),
     ("0.11.1", "xla_gpu_pipeline_all_reduce"), ("0.12.0.1", "xla_gpu_pipeline_all_reduce"),
-    ("0.12.0.dev20261101", "xla_gpu_pipeline_all_reduce")])
+    ("0.12.0.dev20261101", "xla_gpu_pipeline_all_reduce"),
+    ("0.12rc1", "xla_gpu_pipeline_all_reduce"),
+    ("0.11.dev1", "xla_gpu_enable_pipelined_all_reduce")])
 def test_the_names_of_the_pipeliners_options_depend_on_the_version(jaxlib, option):
   assert option in compiler_options.pipelined(jaxlib)
 

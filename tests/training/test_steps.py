@@ -1,5 +1,7 @@
 """The train step: the model learns, and a step that is not finite changes nothing."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -301,3 +303,16 @@ def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
       assert "sharding" in text
       is_fused = "attention by" in kernel and "by xla" not in kernel
       assert ("tpu_custom_call" in text) == is_fused
+
+
+@pytest.mark.parametrize("objective, fields", [
+    ("mlm_nsp", {}), ("mlm_sop", {"layer_groups": 2}), ("plm", {"position": "relative"})])
+@pytest.mark.parametrize("platform, expected", [("gpu", {"1"}), ("cpu", {"2", "4"})])
+def test_on_a_gpu_initial_values_are_made_in_a_loop(monkeypatch, objective, fields, platform,
+                                                    expected):
+  """Only there: the compiler takes most of a minute for the generators of 12 layers."""
+  monkeypatch.setattr(sharding, "platform", lambda: platform)
+  with tiny.Setup(tiny.make_config(objective, num_layers=4, scan_unroll=0, **fields)) as setup:
+    text = str(jax.make_jaxpr(lambda: steps.init_state(setup.training))())
+    found = set(re.findall(r"unroll=(\d+)", text))
+  assert found and found <= expected, found

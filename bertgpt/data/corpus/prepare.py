@@ -240,7 +240,7 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
   lock = path.with_name(f".{path.name}.lock")
 
   @functools.cache  # In a bucket, the lock asks again and again.
-  def wait(holder: str) -> None:
+  def wait(holder: files.Holder) -> None:
     print(f"waiting for {holder}, which prepares {path}", flush=True)
 
   with _as_storage_error(path), contextlib.ExitStack() as stack:

@@ -45,7 +45,7 @@ def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
   if folder.is_dir():
     return folder
 
-  def wait(holder: str) -> None:
+  def wait(holder: files.Holder) -> None:
     print(f"note: waiting for {holder}, which copies the index of {path}", file=sys.stderr)
 
   try:
