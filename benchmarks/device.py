@@ -155,7 +155,7 @@ def run_part(module: str, name: str, limit: float, rehearse: bool,
   """
   if limit < LEAST_SECONDS:
     return Outcome(0.0, [], "not started: no time left")
-  # The last line of an error would be about filtered tracebacks.
+  # Otherwise the last line of an error would be about filtered tracebacks.
   environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
   environment |= {"JAX_PLATFORMS": "cpu"} if rehearse else {}
   if name in CHECKS:  # They share the memory.

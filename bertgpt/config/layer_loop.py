@@ -10,27 +10,21 @@ AUTO = -1
 MOST_UNROLLED = 24
 
 
-def for_initial_values(requested: int, platform: str) -> int:
-  """Returns the unrolling for a program that only makes initial parameters.
-
-  On a GPU, that is always a loop: the random generators of all layers, which XLA compiles one by
-  one, took 40 s for 12 layers. On other platforms, it is the requested one: unrolled layers have
-  other initial values, in the last bit.
-
-  Args:
-    requested, platform: as in `choose`.
-  """
-  return 1 if platform == "gpu" else requested
-
-
-def choose(requested: int, platform: str, num_layers: int) -> tuple[int, str]:
+def choose(requested: int, platform: str, num_layers: int, *,
+           is_initializing: bool = False) -> tuple[int, str]:
   """Returns the number of layers per iteration of the loop, and the reason in words.
 
   Args:
     requested: `config.model.scan_unroll`.
     platform: platform that the program is compiled for: 'cpu', 'gpu' or 'tpu'.
     num_layers: layers of the model; with this many per iteration, there is no loop.
+    is_initializing: whether the program only makes initial parameters. On a GPU, that is always a
+      loop: XLA compiles the random generators of all layers one by one, which takes 40 s for 12
+      layers. Elsewhere it is not, because unrolled layers have other initial values, in the last
+      bit.
   """
+  if is_initializing and platform == "gpu":
+    return 1, "the random generators of one layer compile faster"
   if requested != AUTO:
     return min(requested or num_layers, num_layers), f"model.scan_unroll={requested}"
   if platform != "gpu":

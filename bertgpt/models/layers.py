@@ -277,11 +277,10 @@ class Stack(nn.Module):
     groups = config.layer_groups or config.num_layers
     # The innermost loop: over the layers, or over those that share their parameters.
     inner = config.num_layers // groups if groups < config.num_layers else groups
-    requested, platform = config.scan_unroll, sharding.platform()
-    if self.is_initializing():
-      requested = layer_loop.for_initial_values(requested, platform)
-    unroll, _ = layer_loop.choose(requested, platform, inner)
-    outer_unroll, _ = layer_loop.choose(requested, platform, groups)
+    unroll, outer_unroll = (
+        layer_loop.choose(config.scan_unroll, sharding.platform(), layers,
+                          is_initializing=self.is_initializing())[0]
+        for layers in (inner, groups))
     body = rematerialize(Block, config, is_loop=unroll < inner)
     lengths: tuple[int, ...] = (groups,)
     if groups < config.num_layers:

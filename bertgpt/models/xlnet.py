@@ -192,10 +192,8 @@ class TwoStreams(nn.Module):
     sinusoids_RD = jnp.asarray(relative_attention.make_sinusoids(
         length, is_memory_BM.shape[1] + length, config.width), x_BLD.dtype)
     sinusoids_RD = drop(sinusoids_RD, config.dropout, dropout_key(self), is_shared=True)
-    requested, platform = config.scan_unroll, sharding.platform()
-    if self.is_initializing():
-      requested = layer_loop.for_initial_values(requested, platform)
-    unroll, _ = layer_loop.choose(requested, platform, config.num_layers)
+    unroll, _ = layer_loop.choose(config.scan_unroll, sharding.platform(), config.num_layers,
+                                  is_initializing=self.is_initializing())
     block = rematerialize(Block, config, is_loop=unroll < config.num_layers)
     scanned = nn.scan(block, length=config.num_layers, in_axes=(nn.broadcast, 0),
                       variable_axes={"params": 0, "intermediates": 0},

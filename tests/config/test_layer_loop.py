@@ -16,8 +16,3 @@ def test_layers_per_iteration(requested, platform, layers, expected):
 def test_the_reason_names_the_field_that_was_set():
   assert layer_loop.choose(3, "gpu", 12)[1] == "model.scan_unroll=3"
   assert "GPU" in layer_loop.choose(-1, "gpu", 12)[1]
-
-
-@pytest.mark.parametrize(("platform", "expected"), [("gpu", 1), ("cpu", 0), ("tpu", 0)])
-def test_initial_parameters_are_made_in_a_loop_on_gpus(platform, expected):
-  assert layer_loop.for_initial_values(0, platform) == expected
