@@ -16,7 +16,9 @@ the word "Timeout" comes from the watchdog: a step did not end, because a peer o
 Any other code, with a traceback, indicates a bug.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 MAX_LINE_CHARS = 300  # The messages of some libraries fill pages.
 INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, following shell convention.
@@ -111,3 +113,14 @@ def one_line(e: BaseException) -> str:
     line = f"{type(e).__name__}: {e}"
   line = " ".join(line.split()).removesuffix(":") or type(e).__name__
   return line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS - 3] + "..."
+
+
+@contextlib.contextmanager
+def without_panics() -> Iterator[None]:
+  """Turns a panic of a library in Rust, which is not an Exception, into a RuntimeError."""
+  try:
+    yield
+  except BaseException as e:
+    if type(e).__name__ != "PanicException":  # The class cannot be imported.
+      raise
+    raise RuntimeError(one_line(e)) from e

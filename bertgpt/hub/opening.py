@@ -24,9 +24,9 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, families
 from bertgpt.config.families import HEADS
 from bertgpt.config.overrides import set_field
-from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
+from bertgpt.data.tokens import hf_files, marks, reading, tokenizers
 from bertgpt.devices import process
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError, DataError, without_panics
 from bertgpt.hub import conversion, elmo, submodels, weights
 from bertgpt.hub.conversion import Converted
 from bertgpt.runs import corpora, workdir
@@ -282,7 +282,7 @@ def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> lis
   if not isinstance(tokenizer, tokenizers.SentencePiece):
     return tokenizer.apply_template(_TEXT)
   try:
-    with pipelines.without_panics():
+    with without_panics():
       fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
       ids, whole = (fast.encode(_TEXT, add_special_tokens=has_marks).ids
                     for has_marks in (False, True))

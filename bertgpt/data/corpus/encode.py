@@ -21,9 +21,9 @@ import tqdm
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text.documents import Document, cut_sentences
-from bertgpt.data.tokens import pipelines, text_parts, tokenizers
+from bertgpt.data.tokens import text_parts, tokenizers
 from bertgpt.devices import children, watchdog
-from bertgpt.errors import DataError, PeerError, one_line
+from bertgpt.errors import DataError, PeerError, one_line, without_panics
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
 DOCUMENT_CHARS = 2**8  # Characters whose memory the objects of a document take, besides its text.
@@ -114,7 +114,7 @@ def _serve(connection, settings: Worker) -> None:
     while True:
       chunk = connection.recv()
       try:
-        with pipelines.without_panics():
+        with without_panics():
           if tokenizer is None or encode_parts is None:
             tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path, is_saved=True)
             encode_parts = text_parts.make_encoder(tokenizer)

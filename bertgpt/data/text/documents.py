@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import sentencex
 
 from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, cut_point
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError, one_line, without_panics
 
 MAX_SENTENCE_CHARS = 1 << 14  # Longer sentences are cut.
 
@@ -24,12 +24,14 @@ _PROBE = "A z.B. B. A bzw. B. A esim. B. A κ. B."
 # The time of sentencex grows with the square of the length of a line that has no white space, or
 # many quotes that are not closed. So a longer line is given to it in windows, unless it has quotes
 # whose opening and closing marks are the same: sentencex counts those in the whole line.
-_LONG_LINE, _WINDOW = 20_000, 1 << 13
+_LONG_LINE, _WINDOW, _LARGEST_WINDOW = 20_000, 1 << 13, 1 << 15
 _AHEAD = 1 << 8  # Characters after a mark that decide whether it ends a sentence, and a margin.
 _SAME_QUOTES = re.compile("['\"`\N{SINGLE LOW-9 QUOTATION MARK}"
                           "\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}"
                           "\N{DOUBLE HIGH-REVERSED-9 QUOTATION MARK}]")
 _CLOSING = "»’”“«›》」)]}>）"  # What closes quotes and brackets, within which no sentence ends.
+# sentencex 1.0.32 takes the space before a period for one byte, and panics in "plan B\u00a0.".
+_WIDE_SPACE = re.compile(r"([A-Z]\.?\s*)[^\S\x00-\x7f](?=\.)")
 _ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
 
 
@@ -117,9 +119,18 @@ def cut_sentences(document: Document, language: str) -> list[str]:
       script ends a sentence in every language.
   Returns:
     The sentences in order, none blank; [] if the document is blank.
+  Raises:
+    DataError: sentencex fails.
   """
   text, start, sentences = document.text, 0, []
-  for end in _find_ends(document, language):
+  try:
+    with without_panics():
+      ends = [*_find_ends(document, language)]
+  except RuntimeError as e:
+    raise DataError(f"{document.path}: sentencex cannot cut the document at byte "
+                    f"{document.offset} into sentences ({one_line(e)}). Remove it, or give one "
+                    "sentence per line and data.source=text:GLOB") from e
+  for end in ends:
     sentence = text[start:end]
     sentences += [sentence] if end - start <= MAX_SENTENCE_CHARS else _cut_long(sentence)
     start = end
@@ -147,6 +158,7 @@ def _split(line: str, language: str) -> Iterator[int]:
   For a long line, these are the ends in windows that begin at the end of a sentence. A window is
   followed by all marks that close quotes and brackets in the rest of the line. So no sentence ends
   in a quote that is open at the end of the window; then the next window begins before the quote.
+  A quote that is longer than the largest window is no quote: sentences end in it.
   """
   if len(line) <= _LONG_LINE or _SAME_QUOTES.search(line):
     yield from _split_window(line, language)
@@ -154,7 +166,8 @@ def _split(line: str, language: str) -> Iterator[int]:
   last = {mark: line.rfind(mark) for mark in _CLOSING}
   start, size = 0, _WINDOW
   while start + size < len(line):
-    closing = [mark for mark, place in last.items() if place >= start + size]
+    closing = [mark for mark, place in last.items()
+               if place >= start + size and size < _LARGEST_WINDOW]
     window = " ".join([line[start:start + size], *closing])
     ends = [end for end in _split_window(window, language) if end <= size - _AHEAD]
     yield from (start + end for end in ends)
@@ -168,7 +181,7 @@ def _split(line: str, language: str) -> Iterator[int]:
 def _split_window(line: str, language: str) -> Iterator[int]:
   """Yields where the sentences of a part of a line end, and the end of its text."""
   position = end = last = 0
-  for segment in sentencex.segment(language, line):
+  for segment in sentencex.segment(language, _WIDE_SPACE.sub(r"\1 ", line)):
     if content := segment.rstrip():
       end = position + len(content)
     position += len(segment)

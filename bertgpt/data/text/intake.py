@@ -28,6 +28,7 @@ from typing import Any
 import zstandard
 
 from bertgpt import files
+from bertgpt.devices import watchdog
 from bertgpt.errors import DataError, one_line
 
 MAX_LINE_BYTES = 1 << 24
@@ -102,9 +103,7 @@ class TextCleaner:
     return self._finish(text, path, offset)
 
   def clean(self, text: str, path: str, offset: int) -> str | None:
-    """Returns the text without NULs and lone surrogates, with "\\n" for every line end.
-
-    Returns None if the text must be skipped.
+    """Returns text without NULs and lone surrogates, with LF line ends; None if it must be skipped.
 
     Args:
       text: a document.
@@ -280,8 +279,10 @@ def find_start(path: str, position: int, *, is_document: bool) -> int:
     with files.open_read(path) as f:
       f.seek(position - 1)
       start, is_whole = position - 1, False
-      for line, goes_on in _cut_lines(f):
+      for i, (line, goes_on) in enumerate(_cut_lines(f)):
         start += len(line)
+        if i % 10_000 == 0:
+          watchdog.renew()
         if not goes_on and (not is_document or (is_whole and is_blank(line))):
           break
         is_whole = not goes_on

@@ -9,7 +9,7 @@ source, document by document, however many there are.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bertgpt import files
@@ -149,10 +149,13 @@ def bounds(span: Span, unit: str) -> tuple[int, int | None]:
     span: pieces of a file.
     unit: LINE or DOCUMENT; the bounds are between two lines or two documents.
   """
-  def find(position: int) -> int:
-    return intake.find_start(span.path, position, is_document=unit == DOCUMENT)
+  return _find_bound(span, span.start, unit), _find_bound(span, span.stop, unit)
 
-  return (find(span.start) if span.start else 0), (find(span.stop) if span.stop else None)
+
+def _find_bound(span: Span, position: int | None, unit: str) -> int | None:
+  if not position:
+    return position
+  return intake.find_start(span.path, position, is_document=unit == DOCUMENT)
 
 
 # ----------------------------------------------------------------- digests
@@ -173,13 +176,32 @@ def digest_spans(sources: Sequence[Pieces], part: Part) -> dict[str, dict[str, s
   """
   found: dict[str, dict[str, str]] = {}
   for s, (source, spans) in enumerate(zip(sources, divide(sources, part.total), strict=True)):
+    sizes = {piece.path: piece.start + piece.size for piece in source.pieces}
     groups = itertools.groupby(spans, key=lambda pair: pair[1].path)
-    for f, group in enumerate(list(group) for _, group in groups):
-      owners = [owner for owner, _ in group]
-      if len(owners) > 1 and part.number in owners:
-        found[f"{s} {f}"] = {str(owner): _hash(span.path, *bounds(span, source.unit))
-                             for owner, span in group if part.number in (owners[0], owner)}
+    for f, (path, group) in enumerate((path, dict(group)) for path, group in groups):
+      if len(group) > 1 and part.number in group:
+        mine = group if part.number == min(group) else {part.number: group[part.number]}
+        bounds_of = _bounds_of_all([*mine.values()], source.unit, sizes[path])
+        found[f"{s} {f}"] = {str(owner): _hash(path, start, stop)
+                             for owner, (start, stop) in zip(mine, bounds_of, strict=True)}
   return found
+
+
+def _bounds_of_all(spans: Sequence[Span], unit: str,
+                   size: int) -> Iterator[tuple[int, int | None]]:
+  """Yields the `bounds` of spans of one file, each of which starts where the one before stops.
+
+  Args:
+    spans: spans of a file.
+    unit: LINE or DOCUMENT.
+    size: bytes of the file. A search that ends there has read the rest of the file, so there is
+      only one.
+  """
+  stop = _find_bound(spans[0], spans[0].start, unit)
+  for span in spans:
+    start = stop
+    stop = size if start == size and span.stop else _find_bound(span, span.stop, unit)
+    yield start, stop
 
 
 def _hash(path: str, start: int, stop: int | None) -> str:

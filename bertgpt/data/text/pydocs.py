@@ -86,8 +86,10 @@ def _python_files() -> Iterator[tuple[str, str]]:
     for folder, folders, files in os.walk(root):
       folders[:] = sorted(f for f in folders if f not in _SKIPPED_FOLDERS)
       for file in sorted(files):
-        if file.endswith(".py") and not file.startswith("test_"):
-          yield root, os.path.join(folder, file)
+        path = os.path.join(folder, file)
+        if (file.endswith(".py") and not file.startswith("test_")
+            and os.path.isfile(path) and os.access(path, os.R_OK)):
+          yield root, path
 
 
 def _docstrings(source: bytes) -> list[str]:
@@ -129,7 +131,7 @@ _ITEM = re.compile(r"\s*(?:[-*+\u2022] +|\(?\d{1,2}[.)] +|\*{0,2}[\w.]+(?: ?\([^
 
 # Complete sentences. Text after the last one, such as the introduction of an example, is left out.
 _SENTENCES = re.compile(r"[A-Z\"'(].*[.!?][)\"']?(?= |$)")
-_NOT_PROSE = re.compile(r"[{}\\|]|\.{4,}|-{3,}|==|https?://|\S {3,}\S")
+_NOT_PROSE = re.compile(r"[{}\\|\0\ud800-\udfff]|\.{4,}|-{3,}|==|https?://|\S {3,}\S")
 _MIN_WORDS = 5
 _MIN_LETTERS = 0.8  # Share of letters and spaces in prose; code and formulas have fewer.
 

@@ -1,12 +1,9 @@
 """Tokenizers of the library `tokenizers`, configured like those of the models' authors."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
-
-from bertgpt.errors import one_line
 
 # Characters; a longer word is [UNK]. This is the limit of BERT in `tokenizers`; it is 200 in
 # google-research/bert.
@@ -96,17 +93,6 @@ def make_deterministic(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
   if isinstance(library.model, models.BPE):
     library.model.dropout = None
   return library
-
-
-@contextlib.contextmanager
-def without_panics() -> Iterator[None]:
-  """Turns a panic of the library, which is not an Exception, into a RuntimeError."""
-  try:
-    yield
-  except BaseException as e:
-    if type(e).__name__ != "PanicException":  # The class cannot be imported.
-      raise
-    raise RuntimeError(one_line(e)) from e
 
 
 def ids_of(library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:

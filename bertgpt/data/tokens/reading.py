@@ -18,7 +18,7 @@ from bertgpt import files
 from bertgpt.data.tokens import hf_files, pipelines, reach
 from bertgpt.data.tokens.hf_files import CONFIG, HfFiles
 from bertgpt.data.tokens.reach import Normalization
-from bertgpt.errors import DataError, one_line
+from bertgpt.errors import DataError, one_line, without_panics
 
 proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
@@ -95,7 +95,7 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
       continue
     try:
       hf = hf_files.read_hf_files(file, is_saved)
-      with pipelines.without_panics():
+      with without_panics():
         kind, data, note = reader(file, hf, lowercase)
         if reader is _read_json and not is_saved:
           config = file.with_name(CONFIG) if _obeys_settings(hf) else None

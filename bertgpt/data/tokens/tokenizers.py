@@ -42,7 +42,7 @@ from bertgpt.data.tokens.words import (
   bytes_of_sentencepiece,
   join_cjk,
 )
-from bertgpt.errors import DataError, one_line
+from bertgpt.errors import DataError, one_line, without_panics
 
 __all__ = ["KINDS", "NEW_SPECIALS", "SPECIAL_PIECES", "ByteBPE", "Gpt1BPE", "SentencePiece",
            "Tokenizer", "Unigram", "WordPiece", "Words", "load_tokenizer"]
@@ -330,7 +330,7 @@ def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokeniz
   """Loads a tokenizer from a disk; see `load_tokenizer`."""
   file, kind, data, hf, note = reading.read(path, lowercase, is_saved)
   try:
-    with pipelines.without_panics():
+    with without_panics():
       tokenizer = KINDS[kind](data)
       found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
       others = reading.choose_names(hf.names, tokenizer.pieces, found, tokenizer._unknown_piece)

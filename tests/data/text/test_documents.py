@@ -1,6 +1,7 @@
 """Documents keep their text, and sentences are cut where they end, without losing a character."""
 
 import random
+import re
 
 import pytest
 import sentencex
@@ -11,10 +12,10 @@ from source_files import read
 from bertgpt.data.text import documents as documents_lib
 from bertgpt.data.text.documents import Document, cut_at_spaces, cut_sentences, make_documents
 from bertgpt.data.text.intake import Counts
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError
 
 TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]),
-                          st.sampled_from(" \n\t.!?。\u3000\x85\u2028ab")), max_size=60)
+                          st.sampled_from(" \n\t.!?。\u3000\xa0\x85\u2028abA")), max_size=60)
 
 
 def sentences(text, language):
@@ -24,6 +25,16 @@ def sentences(text, language):
 def test_english_abbreviations_and_names_with_dots_do_not_end_a_sentence():
   assert sentences('Dr. Smith used PIL.Image for 3.5 days. "Why?" asked he. The end', "en") == [
       "Dr. Smith used PIL.Image for 3.5 days.", '"Why?" asked he.', "The end"]
+
+
+@pytest.mark.parametrize("space", "\xa0\u2009\u202f\u3000")
+def test_a_wide_space_before_a_period_is_text(monkeypatch, space):
+  """sentencex 1.0.32 panics if it gets one after a capital letter."""
+  text = f"We chose plan B{space}. Then we left."
+  assert sentences(text, "en") == [f"We chose plan B{space}.", "Then we left."]
+  monkeypatch.setattr(documents_lib, "_WIDE_SPACE", re.compile("((?!))"))  # It matches nothing.
+  with pytest.raises(DataError, match="a.txt: sentencex cannot cut the document at byte 7 into"):
+    cut_sentences(Document(text, False, "a.txt", 7), "en")
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])
@@ -118,6 +129,16 @@ def test_a_long_line_without_spaces_is_given_to_sentencex_in_windows(monkeypatch
   line = "今天天气很好，“我们去公园。”然后回家吃饭。" * 3_000
   assert len(cut_sentences(Document(line, False), "zh")) > 3_000
   assert max(given) < 10_000
+
+
+def test_sentences_end_in_a_quote_that_is_longer_than_the_largest_window(monkeypatch):
+  sizes, segment = [], sentencex.segment
+  monkeypatch.setattr(sentencex, "segment",
+                      lambda language, text: sizes.append(len(text)) or segment(language, text))
+  text = "「" + "你好。" * 30_000 + "」"
+  parts = cut_sentences(Document(text, False), "zh")
+  assert "".join(parts) == text and len(parts) == 30_000
+  assert max(sizes) <= documents_lib._LARGEST_WINDOW + 10
 
 
 def test_sentences_of_real_text(data_dir):

@@ -102,3 +102,17 @@ def test_the_digests_tell_whether_all_parts_read_one_file(tmp_path, monkeypatch)
     assert other == {"0 0": {str(number): first["0 0"][str(number)]}}
   path.write_text(path.read_text().replace("document 59", "document xx"))
   assert digest(1) == others[0] and digest(2) != others[1]
+
+
+def test_the_rest_of_a_file_without_a_bound_is_searched_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
+  (tmp_path / "a.txt").write_text("one\n\n" + "a line of one long document\n" * 100)
+  listed = sources.list_pieces(sources.parse(f"text:{tmp_path}/a.txt"))
+  found, find_start = [], intake.find_start
+  monkeypatch.setattr(intake, "find_start",
+                      lambda *args, **options: found.append(args) or find_start(*args, **options))
+  digests = pieces.digest_spans(listed, Part(0, 8))["0 0"]
+  assert len(found) == 1 and len(digests) == 8
+  for number in range(1, 8):
+    assert pieces.digest_spans(listed, Part(number, 8))["0 0"] == {
+        str(number): digests[str(number)]}

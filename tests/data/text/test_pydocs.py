@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import sysconfig
 
 from bertgpt.data.text import pydocs
 from bertgpt.data.text.documents import Document, cut_sentences
@@ -77,3 +78,18 @@ def test_pydocs_come_from_the_docstrings_of_the_files():
   whole = " ".join(re.sub("[`*]", "", whole).split())
   assert len(document) > 10
   assert all(p in whole for p in document)
+
+
+def test_files_that_cannot_be_read_and_characters_that_are_not_text_are_left_out(
+    tmp_path, monkeypatch):
+  """Editors and small container images leave links that lead nowhere."""
+  monkeypatch.setattr(sysconfig, "get_path", lambda name: tmp_path)
+  (tmp_path / ".#a.py").symlink_to("user@host.1234")
+  prose = "This sentence is prose, and it is long enough to be kept by everyone who reads it. "
+  texts = [f"{prose}{i}. {mark} is here.\n\n" for i, mark in
+           enumerate(["A", r"\0", r"\ud800", "B", *"CDEFGH"])]
+  (tmp_path / "a.py").write_text('"""' + "".join(texts) + '"""\n')
+  documents = [*pydocs.read_documents()]
+  paragraphs = [p for name, found in documents for p in found if name == "a.py"]
+  assert len(paragraphs) == 8 and all("\0" not in p and p.encode() for p in paragraphs)
+  assert [*pydocs.identify()] == [f"a.py {(tmp_path / 'a.py').stat().st_size}"]
