@@ -15,6 +15,7 @@ import pytest
 from bertgpt import files
 from bertgpt.data.text import texts
 from bertgpt.errors import ConfigError, DataError
+from bertgpt.files import writing
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -151,6 +152,24 @@ def test_what_a_killed_process_leaves_of_a_folder_is_removed_by_the_next(tmp_pat
   assert [name.partition("-")[0] for name in names_in(tmp_path)] == ["living.unfinished"]
   living.communicate("\n")
   assert living.returncode == 0 and names_in(tmp_path) == ["living"]
+
+
+def test_of_two_programs_that_make_one_folder_one_succeeds(tmp_path, monkeypatch):
+  """The second one starts while the first one, which has written all files, synchronizes them."""
+  sync = writing.sync
+
+  def sync_next_to_another(path):
+    monkeypatch.setattr(writing, "sync", sync)
+    with files.new_folder(tmp_path / "new", "--out") as folder:
+      (folder / "b.txt").write_text("second")
+    sync(path)
+
+  monkeypatch.setattr(writing, "sync", sync_next_to_another)
+  with pytest.raises(ConfigError, match="--out .*new: was made by another program meanwhile. Name"
+                                        " another folder"):
+    with files.new_folder(tmp_path / "new", "--out") as folder:
+      (folder / "a.txt").write_text("first")
+  assert names_in(tmp_path) == ["new"] and names_in(tmp_path / "new") == ["b.txt"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -66,16 +66,18 @@ def publish_when_done(path: pathlib.Path, flag: str = "", last: str = MANIFEST,
 
   Args:
     path: final path. A file there is replaced; a folder there must be empty.
-    flag: flag that names a new file, which must not replace another one; '': see above.
+    flag: flag that names a new file or folder, which must not replace another one; '': see above.
     last: name of the file that makes a folder in a bucket complete.
     before: called before a folder in a bucket is replaced, and again before `last` is written; an
       error that it raises ends the upload.
   Raises:
-    ConfigError: meanwhile, a file has appeared, although `flag` names a new one.
+    ConfigError: meanwhile, something has appeared at `path`, although `flag` names a new one.
   """
   if isinstance(path, BucketPath):
     with tempfile.TemporaryDirectory(prefix="bertgpt-") as folder:
       yield (local := pathlib.Path(folder) / path.name)
+      if flag:
+        refuse_existing(path, flag)
       _upload(local, path, last, before)
     return
   scratch = unfinished_path(path, secrets.token_hex(4))
@@ -87,8 +89,9 @@ def publish_when_done(path: pathlib.Path, flag: str = "", last: str = MANIFEST,
       try:
         rename_new(scratch, path)
       except FileExistsError:
+        kind = "folder" if scratch.is_dir() else "file"
         raise ConfigError(f"{flag} {path}: was made by another program meanwhile. Name another "
-                          "file, and give the command again") from None
+                          f"{kind}, and give the command again") from None
     else:
       scratch.replace(path)
     sync(path.parent)
@@ -115,12 +118,13 @@ def _upload(local: pathlib.Path, target: BucketPath, last: str,
 
 
 def rename_new(path: pathlib.Path, new: pathlib.Path) -> None:
-  """Renames a file without replacing another one.
+  """Renames a file or a folder without replacing another one.
 
-  On file systems without hard links, a file that appears within microseconds is replaced.
+  On file systems without hard links, a file that appears within microseconds is replaced. An empty
+  folder that appears within microseconds is replaced on every file system.
 
   Args:
-    path: the file.
+    path: the file or folder.
     new: its new path.
   Raises:
     FileExistsError: there is something at `new`.
@@ -130,9 +134,15 @@ def rename_new(path: pathlib.Path, new: pathlib.Path) -> None:
   except OSError as e:
     if e.errno not in _NO_LINKS:
       raise
+    exists = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
     if os.path.lexists(new):
-      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new)) from e
-    os.replace(path, new)
+      raise exists from e
+    try:
+      os.replace(path, new)
+    except OSError as error:
+      if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+        raise
+      raise exists from error
   else:
     path.unlink()
 
@@ -156,12 +166,10 @@ def new_folder(path: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     raise ConfigError(f"{flag} {path}: a part of this path is a file, not a folder. Name a new "
                       "folder elsewhere") from e
   _remove_abandoned(path)
-  with publish_when_done(path) as scratch:
-    holder = _make_held(scratch)
-    try:
-      yield scratch
-    finally:
-      os.close(holder)
+  # It is held until it has its name, because synchronizing gigabytes to the disk takes a while.
+  with contextlib.ExitStack() as stack, publish_when_done(path, flag) as scratch:
+    stack.callback(os.close, _make_held(scratch))
+    yield scratch
 
 
 def _make_held(folder: pathlib.Path) -> int:
