@@ -34,6 +34,7 @@ _in_replica: contextvars.ContextVar[bool] = contextvars.ContextVar("in_replica",
 _micro_batch: contextvars.ContextVar[tuple[jax.Array | int, int]] = contextvars.ContextVar(
     "micro_batch", default=(0, 1))
 REPLICA = "replica"  # Name of the mapped axis inside `map_replicas`.
+RUNS = "runs"  # Name of the axis of meshes over which the runs of a sweep are mapped.
 # Rows and columns of the least part of a matrix that XLA scatters, also if elements have 2 bytes.
 _SUMMED_TILE = (16, 128)
 _LEAST_TILES = 32  # Per chip and matrix, so that padding adds at most 3%, except to the last one.
@@ -226,9 +227,9 @@ def map_replicas(function: Callable, *args: Any) -> Any:
   return jax.vmap(apply, axis_name=REPLICA, **spread)(*args)
 
 
-def in_replica() -> bool:
-  """Returns whether this is traced inside `map_replicas`."""
-  return _in_replica.get()
+def is_mapped() -> bool:
+  """Returns whether this is traced inside a vmap, over replicas or over the runs of a sweep."""
+  return _in_replica.get() or RUNS in jax.sharding.get_abstract_mesh().axis_names
 
 
 @contextlib.contextmanager

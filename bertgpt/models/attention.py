@@ -207,7 +207,7 @@ def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
   limits: dict[str, jax.Array] = {}
   if visibility.lengths_B is None or (visibility.window and not visibility.causal):
     limits["mask"] = dataclasses.replace(visibility, causal=False).mask()
-    if sharding.in_replica():
+    if sharding.is_mapped():
       # JAX's rule for vmap assumes that every head has a mask of its own.
       shape = (*limits["mask"].shape[:1], q_BLNH.shape[2], *limits["mask"].shape[2:])
       limits["mask"] = jnp.broadcast_to(limits["mask"], shape)

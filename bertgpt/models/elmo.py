@@ -277,20 +277,20 @@ def run_lstm(kernel: jax.Array, bias: jax.Array, project: jax.Array, x_2BLP: jax
   dtype, width = x_2BLP.dtype, x_2BLP.shape[-1]
   limit = functools.partial(jnp.clip, min=-clip, max=clip) if clip else lambda x: x
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  of_input, of_state = jnp.split(kernel.astype(dtype), [width], axis=1)
-  project = project.astype(dtype)
+  of_input, of_state = jnp.split(kernel, [width], axis=1)
   # The matmuls with the input need no loop.
-  z_L2BGC = product("dblp,dpgc->ldbgc", x_2BLP, of_input) + bias[:, None]
+  z_L2BGC = product("dblp,dpgc->ldbgc", x_2BLP, of_input.astype(dtype)) + bias[:, None]
   z_L2BGC = constrain(z_L2BGC.astype(dtype), None, None, "batch", None, "mlp")
 
   def step(state, inputs):
     z_2BGC, is_token_B = inputs
     h_2BP, c_2BC = state
-    z_2BGC = z_2BGC + product("dbp,dpgc->dbgc", h_2BP.astype(dtype), of_state)
+    # Rounded here, so that the loop of the backward pass sums gradients in float32.
+    z_2BGC = z_2BGC + product("dbp,dpgc->dbgc", h_2BP.astype(dtype), of_state.astype(dtype))
     i, j, f, o = (z_2BGC[:, :, g] for g in range(4))
     new_2BC = limit(nn.sigmoid(f + FORGET_BIAS) * c_2BC + nn.sigmoid(i) * jnp.tanh(j))
     gated_2BC = (nn.sigmoid(o) * jnp.tanh(new_2BC)).astype(dtype)
-    new_2BP = limit(product("dbc,dcp->dbp", gated_2BC, project))
+    new_2BP = limit(product("dbc,dcp->dbp", gated_2BC, project.astype(dtype)))
     is_token_B1 = is_token_B[:, None]
     state = State(jnp.where(is_token_B1, new_2BP, h_2BP), jnp.where(is_token_B1, new_2BC, c_2BC))
     return state, new_2BP.astype(dtype)

@@ -43,20 +43,21 @@ def last_step(workdir: pathlib.Path) -> int:
   return max((point["step"] for _, point in _read_points(workdir / FILE)), default=0)
 
 
-def prepare(workdir: pathlib.Path, first_step: int) -> None:
+def prepare(workdir: pathlib.Path, first_step: int, is_evaluated: bool = False) -> None:
   """Makes the file ready for the points of a start, so that every curve has each step once.
 
   At step 0, the curves of an earlier start are set aside under another name.
 
   Args:
     workdir: folder of the run.
-    first_step: steps done before; see `keep_lines`.
+    first_step: steps done before.
+    is_evaluated: whether the model will be evaluated at this step; see `keep_lines`.
   Raises:
     OSError: the file cannot be changed.
   """
   path = workdir / FILE
   if first_step:
-    keep_lines(workdir, first_step)
+    keep_lines(workdir, first_step, is_evaluated)
   elif path.is_file() and path.stat().st_size:
     target = set_aside(path)
     console.say(f"note: {path} holds the curves of an earlier start without a checkpoint. They are "
@@ -75,18 +76,20 @@ def set_aside(path: pathlib.Path, suffix: str = "before") -> pathlib.Path:
   return path.rename(_free_name(path, suffix))
 
 
-def keep_lines(workdir: pathlib.Path, last_step: int) -> None:
-  """Drops the lines beyond a step, the evaluation at the step, and lines damaged by a crash.
+def keep_lines(workdir: pathlib.Path, last_step: int, is_evaluated: bool = False) -> None:
+  """Drops the lines beyond a step, and lines damaged by a crash.
 
   Args:
     workdir: folder of the run.
     last_step: last step that is kept.
+    is_evaluated: whether the model will be evaluated at this step again, so that the evaluations
+      at the step are dropped too.
   """
   path = workdir / FILE
   if not path.exists():
     return
   kept = [line for line, point in _read_points(path) if point["step"] < last_step
-          or point["step"] == last_step and '"eval/' not in line]
+          or point["step"] == last_step and not (is_evaluated and '"eval/' in line)]
   files.write_atomically(path, "".join(line + "\n" for line in kept))
 
 

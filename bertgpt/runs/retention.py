@@ -19,11 +19,12 @@ def choose_old(steps: Sequence[int], *, keep: int, keep_every: int, best: int | 
   Args:
     steps: steps with good checkpoints, ascending.
     keep: number of newest checkpoints that are kept.
-    keep_every: those of every N steps are kept too; 0: none.
+    keep_every: the first one at or after every N steps is kept too; 0: none. A checkpoint is saved
+      later if its step was not applied.
     best: step that is kept too; None: none.
   """
-  return [step for step in steps[:-keep]
-          if step != best and not (keep_every and step % keep_every == 0)]
+  return [step for step, before in zip(steps[:-keep], [0, *steps], strict=False)
+          if step != best and not (keep_every and step // keep_every > before // keep_every)]
 
 
 def describe_space(root: pathlib.Path, state_bytes: int, total_steps: int,
@@ -118,8 +119,9 @@ class Best:
       return False
     sign = -1 if self.metric.endswith(("_accuracy", "_precision", "_recall")) else 1
     best = self._best
-    return (best.value is None or best.conditions not in (None, conditions)
-            or sign * value < sign * best.value)
+    # A record of an earlier version may lack some conditions.
+    is_other = any(conditions.get(name) != x for name, x in (best.conditions or {}).items())
+    return best.value is None or is_other or sign * value < sign * best.value
 
   def replace(self, step: int, value: float, conditions: Mapping[str, Any]) -> None:
     """Makes a checkpoint the best one.

@@ -13,8 +13,8 @@ from bertgpt import models
 from bertgpt.config import CHOICES, ConfigDict, choices, families, with_model_at
 from bertgpt.config.stored import from_json
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import process
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.devices import peers, process
+from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
 from bertgpt.runs import checkpoint
 from bertgpt.runs import workdir as workdir_lib
@@ -198,6 +198,20 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
                       "which only `bertgpt export` and `bertgpt predict` read. Give the --workdir "
                       "of a `bertgpt train`")
   return trained
+
+
+def check_same_step(workdir: pathlib.Path, trained: Trained) -> None:
+  """Checks that all processes have read the same checkpoint of a run, which may still be trained.
+
+  Args:
+    workdir: folder of the run.
+    trained: what this process has read.
+  Raises:
+    StorageError: process 0 has read another one.
+  """
+  if (first := peers.ask_first(str(trained.step))) != str(trained.step):
+    raise StorageError(f"{workdir}: a checkpoint was saved while the newest one was read: process "
+                       f"0 has step {first}, this one {trained.step}. Give the command again")
 
 
 def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",

@@ -73,9 +73,12 @@ def conditions(config: ConfigDict, phase_index: int) -> dict[str, Any]:
   """
   config, rows_by = config_lib.at_phase(config, phase_index, True), config.eval.rows_by
   p = config.phases[0]
-  return {"seq_len": p.seq_len, "mask_prob": config.objective.mask_prob,
-          "max_predictions": p.max_predictions, "max_rows": config.eval.max_rows,
-          "phase": phase_index if rows_by == "phase" else 0}
+  found = {"seq_len": p.seq_len, "mask_prob": config.objective.mask_prob,
+           "max_predictions": p.max_predictions, "max_rows": config.eval.max_rows,
+           "phase": phase_index if rows_by == "phase" else 0}
+  if choices.OBJECTIVES[config.objective.name].continues_rows:  # Each row of a batch is a stream.
+    found["batch_size"] = config.eval.batch_size
+  return found
 
 
 def make_eval_step(setup: Setup) -> Callable:
@@ -199,6 +202,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   peers.check_agreement({"command": "evaluate", "--workdir": str(path), "--dtype": dtype,
                          "config fields": list(overrides)})
   trained = trained_lib.load_trained(path, dtype=dtype)
+  trained_lib.check_same_step(path, trained)
   if trained.fresh:
     print(f"note: {path}: random weights, because the model came without them: "
           f"{', '.join(families.HEADS[head] for head in trained.fresh)}", file=sys.stderr)

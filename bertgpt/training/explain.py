@@ -11,17 +11,19 @@ from bertgpt.config import (
 )
 from bertgpt.config.families.family import num_global_layers
 from bertgpt.devices import sharding
+from bertgpt.training import schedules
 
 
 def explain(config: ConfigDict) -> list[str]:
   """Returns lines on the choices for training, with reasons: the attention kernel of every phase,
-  the loop over layers, and the values that layers save for the backward pass.
+  the loop over layers, and the values that layers save for the backward pass. Before them come
+  warnings about learning rates.
 
   Args:
     config: a whole config; a family without transformer layers has no such choices.
   """
   model = config.model
-  lines = []
+  lines = schedules.find_long_warmups(config.phases)
   family = families.find(config)
   for (i, phase), stack in itertools.product(enumerate(config.phases), family.stacks):
     layer = attention_kernels.layer_of(model, phase.seq_len, sharding.platform(),

@@ -25,7 +25,7 @@ from bertgpt.training import evaluate, spikes, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.run import Run, open_run
 from bertgpt.training.start import restore_or_init
-from bertgpt.training.step_log import StepLog, is_due
+from bertgpt.training.step_log import StepLog, is_evaluated
 
 
 class Finished(NamedTuple):
@@ -94,6 +94,7 @@ class Loop:
     self._run, self._checkpoints, self._log = run, checkpoints, log
     self._last_step = config_lib.total_steps(run.config)
     self._program: Callable | None = None  # The jitted step of the last step.
+    self._is_save_due = False  # Also after a save that was left out: its step was not applied.
     # Until `open_steps`, nothing is traced and no signal is caught.
     self._trace: Callable = lambda step, wait: None
     self._should_stop: Callable[[], bool] = lambda: False
@@ -150,10 +151,14 @@ class Loop:
       StorageError: it cannot be saved.
     """
     must_save = self.is_stopping or self.step == self._last_step
-    if must_save or self._checkpoints.due(self.step):
+    self._is_save_due = must_save or self._is_save_due or self._checkpoints.due(self.step)
+    if self._is_save_due:
       is_good = self._log.finish_step()  # Raises if the run has diverged.
+      if self.is_stopping:
+        self._log.write_all()  # The next start cannot log these steps.
       if must_save or is_good:  # Checkpoints of bad steps must not replace good ones.
         self._save(wait=must_save)
+        self._is_save_due = False
 
   def evaluate_if_due(self) -> None:
     """Evaluates the model if it is due, unless a signal was received."""
@@ -169,6 +174,7 @@ class Loop:
       Preempted: a signal was received; a checkpoint of this step is saved.
     """
     if self.is_stopping:
+      self._log.write_all()
       if self._checkpoints.last_step != self.step:
         self._save(wait=True)
       raise Preempted(f"stopped at step {self.step} with a checkpoint saved. "
@@ -359,17 +365,6 @@ def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) ->
   trained = trained_lib.make_trained(run.config, params, run.corpus.tokenizer, step,
                                      run.corpus.identity, workdir=run.path)
   return Finished(run.path, trained, run.corpus, run.evaluator.corpus, scores)
-
-
-def is_evaluated(config: ConfigDict, step: int) -> bool:
-  """Returns whether the model is evaluated after a step.
-
-  Args:
-    config: a whole config.
-    step: steps done.
-  """
-  return step > 0 and (step == config_lib.total_steps(config)
-                       or is_due(config.eval.every_steps, step))
 
 
 @events.during("evaluation")

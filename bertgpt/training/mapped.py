@@ -26,7 +26,7 @@ from bertgpt.data.batches import formats, loader
 from bertgpt.devices import events, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint, history
-from bertgpt.training import loop, per_run, steps
+from bertgpt.training import loop, per_run, step_log, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.loop import Finished
 from bertgpt.training.run import Run, open_run
@@ -36,15 +36,13 @@ from bertgpt.training.step_log import StepLog
 from bertgpt.training.steps import TrainState
 from bertgpt.training.sweep import find_mapped_fields
 
-RUNS = "runs"  # Name of the mesh axis that the runs are split over.
-
 
 class StackedRuns:
   """The runs of one program, and the layout of their stacked states.
 
   Attributes:
     runs: the opened runs.
-    mesh: mesh with the axis RUNS before the axes of a single run, over the same devices.
+    mesh: mesh with the axis `sharding.RUNS` before the axes of a single run, over the same devices.
     abstract_states: `TrainState` of ShapeDtypeStructs [runs, ...] with their shardings.
   """
 
@@ -58,15 +56,16 @@ class StackedRuns:
     self._programs: dict[int, Any] = {}
     self._fields = find_mapped_fields([run.config for run in runs])
     parts = math.gcd(len(runs), single.shape["data"])
-    self.mesh = Mesh(single.devices.reshape(parts, -1, *single.devices.shape[1:]),
-                     (RUNS, *MESH_AXES), axis_types=(AxisType.Auto,) * (1 + len(MESH_AXES)))
+    axes = sharding.RUNS, *MESH_AXES
+    self.mesh = Mesh(single.devices.reshape(parts, -1, *single.devices.shape[1:]), axes,
+                     axis_types=(AxisType.Auto,) * len(axes))
     self.abstract_states = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((len(runs), *x.shape), x.dtype,
                                        sharding=self._layout(x.sharding.spec)),
         runs[0].abstract_state)
 
   def _layout(self, spec: PartitionSpec) -> NamedSharding:
-    return NamedSharding(self.mesh, PartitionSpec(RUNS, *spec))
+    return NamedSharding(self.mesh, PartitionSpec(sharding.RUNS, *spec))
 
   def make_states(self) -> TrainState:
     """Returns states of zeros, which `put` replaces."""
@@ -118,7 +117,7 @@ class StackedRuns:
       return jax.tree.map(functools.partial(jnp.where, is_active), new_state, state), metrics
 
     def train_step(states, batches, is_active):
-      step = jax.vmap(step_of_run, spmd_axis_name=RUNS)
+      step = jax.vmap(step_of_run, spmd_axis_name=sharding.RUNS)
       return step(jnp.arange(len(self.runs)), states, batches, is_active)
 
     options = compiler_options.choose(run.config.system.xla_options, sharding.platform(),
@@ -192,6 +191,7 @@ class Member:
     step: steps done.
     scores: held-out metric -> value, of the last evaluation.
     error: why it has ended before its last step.
+    is_save_due: whether a checkpoint is due, because the step of the last one was not applied.
   """
 
   run: Run
@@ -200,6 +200,7 @@ class Member:
   step: int
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   error: DivergedError | None = None
+  is_save_due: bool = False
 
 
 def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
@@ -266,7 +267,7 @@ def _start(stacked: StackedRuns, stack: contextlib.ExitStack) -> tuple[TrainStat
   for run, checkpoints, step in opened:
     loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
     log = stack.enter_context(contextlib.closing(StepLog(
-        run.config, run.path, step, name=run.path.name,
+        run.config, run.path, step, name=run.path.name, num_runs=len(opened),
         on_skip=SkippedSteps(run.path, step, run.corpus, run.config).write)))
     for line in () if members else explain(run.config):  # The same for all.
       log.message(line)
@@ -308,7 +309,7 @@ class MappedLoop:
       trace = stack.enter_context(process.tracer(
           config.profile.steps, self._stacked.runs[0].path / "profile"))
       # A signal or a crash may have prevented the last evaluation of a run.
-      waiting = [m for m in self._members if loop.is_evaluated(config, m.step)]
+      waiting = [m for m in self._members if step_log.is_evaluated(config, m.step)]
       if not self._evaluate(waiting, should_stop):
         raise Preempted("stopped before the first step. The same command resumes the runs")
       watchdog.arm_for(config.system, compiles=True)
@@ -323,6 +324,9 @@ class MappedLoop:
         if not active and all(m.error for m in self._members):
           break
         if not active:  # Those that are behind have diverged, and the others are ahead.
+          watchdog.renew()
+          if should_stop():
+            raise Preempted("stopped. The same command resumes the runs")
           continue
         events.begin_step(step, compiles=train_step is not compiled)
         watchdog.arm_for(config.system, compiles=train_step is not compiled)
@@ -387,23 +391,28 @@ class MappedLoop:
     stop = should_stop()
     is_due = any([member.checkpoints.due(step) for member in active])  # All of them are asked.
     wait = stop or step == self._last_step
-    if wait or is_due:
-      self._save(step, active, wait)
-    if not stop and loop.is_evaluated(self._config, step):
+    if due := [m for m in active if wait or is_due or m.is_save_due]:
+      self._save(step, due, wait)
+    if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
       stop = not self._evaluate([m for m in active if not m.error], should_stop)
     if stop:
+      self._finish_step()
+      for member in active:
+        if not member.error:
+          member.log.write_all()  # The next start cannot log these steps.
       self._save(step, active, wait=True)
       raise Preempted(f"stopped at step {step} with checkpoints saved. The same command resumes "
                       "the runs")
 
   @events.during("saving")
-  def _save(self, step: int, active: Sequence[Member], wait: bool) -> None:
+  def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
     """Saves the runs that have no checkpoint of this step yet; see `loop.Loop`."""
     self._finish_step()
-    for member in active:
+    for member in members:
       is_saved = member.error or member.checkpoints.last_step == step
-      if not is_saved and (wait or member.log.is_good):
+      member.is_save_due = not (is_saved or wait or member.log.is_good)
+      if not is_saved and not member.is_save_due:
         member.checkpoints.save(step, self.state_of(member), member.run.metadata | {"step": step},
                                 wait=wait)
 

@@ -130,6 +130,23 @@ def find_rate_curves(phases: Sequence[ConfigDict]) -> tuple[RateCurve, ...]:
   return tuple(curves)
 
 
+def find_long_warmups(phases: Sequence[ConfigDict]) -> list[str]:
+  """Returns a line per curve that does not reach its peak, because its warm-up is too long.
+
+  Args:
+    phases: `config.phases`.
+  """
+  lines = []
+  for curve in find_rate_curves(phases):
+    decay = curve.phase.decay_fraction * curve.steps if curve.phase.schedule == "wsd" else 0
+    if curve.warmup and curve.warmup > curve.steps - max(decay, 1):
+      rest = f", the last {decay:,.0f} of them with decay" if decay else ""
+      lines.append(f"WARNING: the learning rate never reaches {curve.phase.learning_rate:g}: it "
+                   f"warms up for {curve.warmup:,.0f} of {curve.steps:,} steps{rest}. Shorten the "
+                   "warm-up")
+  return lines
+
+
 def describe_change(old: ConfigDict, new: ConfigDict, step: int) -> str:
   """Describes how the learning rate of a resumed run jumps at this step; '' if it does not.
 

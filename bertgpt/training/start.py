@@ -200,6 +200,7 @@ def load_params(run: Run, fresh: Any) -> Any:
   """
   source = trained_lib.load_trained(files.make_path(run.config.init_from),
                                     "--config.init_from")
+  trained_lib.check_same_step(files.make_path(run.config.init_from), source)
   if families.find(run.config).reads_words:
     source = spellings.replace_words(source, run.corpus.tokenizer, fresh["lm"])
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:

@@ -31,7 +31,7 @@ class StepLog:
   """
 
   def __init__(self, config: ConfigDict, path: pathlib.Path, first_step: int, *,
-               is_static: bool = True, name: str = "",
+               is_static: bool = True, name: str = "", num_runs: int = 1,
                on_skip: Callable[[int, dict[str, float]], None] = lambda step, scalars: None):
     """Opens the log of a run.
 
@@ -42,10 +42,13 @@ class StepLog:
       on_skip: called with a step that was not applied, its loss and its gradient norm.
       is_static: whether all rows have the length of their phase; otherwise MFU is not logged.
       name: name of the run, if several runs print their lines at the same time.
+      num_runs: number of runs that share the devices and the time of a step.
     """
     self._config, self._is_static, self._on_skip = config, is_static, on_skip
+    self._num_runs = num_runs
     is_first = jax.process_index() == 0
     self._writer = Writer(path, first_step=first_step, last_step=config_lib.total_steps(config),
+                          is_evaluated=is_evaluated(config, first_step),
                           tensorboard=config.log.tensorboard, active=is_first, name=name,
                           work=functools.partial(flops_until, config),  # Phases differ.
                           trackers=trackers.start(config, path) if is_first else ())
@@ -165,7 +168,7 @@ class StepLog:
     chip = hardware.find_chip(jax.devices()[0].device_kind)
     if chip and self._is_static:
       flops = flops_until(config, step) - flops_until(config, step - sums.steps)
-      scalars["perf/mfu"] = (flops / sums.steps / seconds
+      scalars["perf/mfu"] = (self._num_runs * flops / sums.steps / seconds
                              / (chip.peak_flops * jax.device_count()))
     self._writer.write(step, scalars)
     self._writer.progress(step, scalars)
@@ -188,3 +191,14 @@ def is_due(every: int, step: int) -> bool:
     step: steps done.
   """
   return every > 0 and step % every == 0
+
+
+def is_evaluated(config: ConfigDict, step: int) -> bool:
+  """Returns whether the model is evaluated after a step.
+
+  Args:
+    config: a whole config.
+    step: steps done.
+  """
+  return step > 0 and (step == config_lib.total_steps(config)
+                       or is_due(config.eval.every_steps, step))

@@ -148,8 +148,14 @@ def find_mapped_fields(configs: Sequence[ConfigDict]) -> dict[str, tuple[Any, ..
   Returns:
     field -> its values, one per run.
   Raises:
-    ConfigError: a field differs that the program depends on.
+    ConfigError: a field differs that the program depends on, or one program cannot draw the
+      random numbers of several runs.
   """
+  model = configs[0].model
+  if len(configs) > 1 and model.dropout_rng == "rbg" and (model.dropout or model.attention_dropout):
+    raise ConfigError("model.dropout_rng='rbg': JAX would draw the dropout of all runs from the "
+                      "key of the first. Leave out --mapped, or set "
+                      "--config.model.dropout_rng=hash")
   found = {}
   leaves = [dict(config_lib.leaves(config)) for config in configs]
   for field in dict.fromkeys(name for fields in leaves for name in fields):

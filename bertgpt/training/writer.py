@@ -15,15 +15,15 @@ class Writer:
   """Writer of metrics.jsonl, TensorBoard events and the progress line of a run.
 
   Only process 0 writes. On resume, TensorBoard events beyond `first_step` are purged and lines of
-  metrics.jsonl beyond it are dropped, so that a curve has each step once. The evaluation at
-  `first_step` is dropped too, and repeated: the run may have ended before it. At step 0, the curves
-  of an earlier start are set aside.
+  metrics.jsonl beyond it are dropped, so that a curve has each step once. An evaluation at
+  `first_step` that will be repeated is dropped too. At step 0, the curves of an earlier start are
+  set aside.
 
   No method raises errors of files or terminals: a failure to log must not end the training.
   """
 
   def __init__(self, workdir: pathlib.Path, *, first_step: int, last_step: int,
-               tensorboard: bool, active: bool = True,
+               tensorboard: bool, is_evaluated: bool = False, active: bool = True,
                trackers: Sequence[sinks.Sink] = (), name: str = "",
                work: Callable[[int], float] = float):
     """Opens the files.
@@ -33,6 +33,7 @@ class Writer:
       first_step: steps done before.
       last_step: steps of the whole run, for the progress line.
       tensorboard: whether to write TensorBoard events too.
+      is_evaluated: whether the model will be evaluated at `first_step`, even if it was before.
       active: whether this is process 0; otherwise nothing is written or printed.
       trackers: other places that get every point.
       name: prefix of every line that is printed; '': none.
@@ -49,7 +50,7 @@ class Writer:
       return
     path = workdir / metrics_file.FILE
     try:
-      metrics_file.prepare(workdir, first_step)
+      metrics_file.prepare(workdir, first_step, is_evaluated)
       self._sinks.append(sinks.JsonLines(path))
     except OSError as e:
       console.say(f"WARNING: {path}: cannot be written ({e.strerror}). The training continues; "

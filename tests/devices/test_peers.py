@@ -128,6 +128,18 @@ peers.wait_for_all("the end")""")
   assert [code for code, _ in results] == [75, 75], results
 
 
+def test_processes_that_read_different_checkpoints_end_alike():
+  results = run_together("""
+import types
+from bertgpt.runs import trained
+trained.check_same_step("runs/a", types.SimpleNamespace(step=24))
+trained.check_same_step("runs/a", types.SimpleNamespace(step=24 + 4 * index))
+peers.wait_for_all("the end", 100)""")
+  assert [code for code, _ in results] == [74, 74], results
+  assert "ERROR runs/a: a checkpoint was saved while the newest one was read" in results[1][1]
+  assert "process 0 has step 24, this one 28. Give the command again" in results[1][1]
+
+
 def test_process_0_reads_what_the_others_post():
   results = run_together("""
 board = peers.Board("test", 0.05)

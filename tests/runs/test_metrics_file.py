@@ -1,5 +1,9 @@
 """metrics.jsonl: a damaged line costs no other line."""
 
+import json
+
+import pytest
+
 from bertgpt.runs import metrics_file
 
 
@@ -14,3 +18,13 @@ def test_a_damaged_line_costs_no_other_line(tmp_path):
   metrics_file.keep_lines(tmp_path, 3)
   assert path.read_bytes().splitlines() == good
   assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("is_evaluated, kept", [(True, [1, 2]), (False, [1, 2, 2])])
+def test_only_an_evaluation_that_is_made_again_is_dropped(tmp_path, is_evaluated, kept):
+  points = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": 1.0},
+            {"step": 2, "eval/validation/loss": 1.0}, {"step": 3, "train/loss": 1.0}]
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(json.dumps(point) + "\n" for point in points))
+  metrics_file.prepare(tmp_path, 2, is_evaluated)
+  assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == kept

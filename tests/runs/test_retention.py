@@ -1,6 +1,7 @@
 """bertgpt.runs.retention: which checkpoints of a run are kept."""
 
 import contextlib
+import json
 import math
 
 import jax
@@ -14,10 +15,16 @@ from bertgpt.runs import checkpoint, retention
 @pytest.mark.parametrize("keep, every, best, old", [
     (1, 0, None, [10, 20, 30, 40]), (3, 0, None, [10, 20]), (9, 0, None, []),
     (1, 20, None, [10, 30]), (1, 0, 10, [20, 30, 40]), (2, 30, 10, [20]),
-    (1, 7, 50, [10, 20, 30, 40]),
+    (1, 50, None, [10, 20, 30, 40]),
 ])
 def test_old_checkpoints(keep, every, best, old):
   assert retention.choose_old([10, 20, 30, 40, 50], keep=keep, keep_every=every, best=best) == old
+
+
+def test_a_checkpoint_that_was_saved_late_is_kept_for_its_step():
+  """The one of step 30 was due, but its step was not applied."""
+  assert retention.choose_old([10, 20, 31, 40, 50, 60, 70], keep=1, keep_every=30,
+                              best=None) == [10, 20, 40, 50]
 
 
 def train(workdir, scores, metric, every=10, seq_len=16, **options):
@@ -66,10 +73,12 @@ def test_a_best_step_that_is_damaged_is_kept_when_it_is_repeated(tmp_path):
   assert checkpoint.committed_steps(tmp_path) == [30, 50]
 
 
-def test_a_record_without_conditions_is_compared(tmp_path):
+@pytest.mark.parametrize("conditions", [None, {}])
+def test_conditions_that_a_record_lacks_are_not_compared(tmp_path, conditions):
   train(tmp_path, {10: 2.0}, "mlm_loss")
   path = checkpoint.checkpoints_path(tmp_path) / retention.FILE
-  path.write_text('{"metric": "mlm_loss", "step": 10, "value": 2.0}')
+  path.write_text(json.dumps({"metric": "mlm_loss", "step": 10, "value": 2.0,
+                              "conditions": conditions}))
   assert train(tmp_path, {20: 3.0}, "mlm_loss", seq_len=64) == [10, 20]
 
 

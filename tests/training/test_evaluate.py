@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import small_runs
+import tiny
 from program import ROOT, curves
 
 from bertgpt import config as config_lib
@@ -203,6 +204,15 @@ def test_a_text_that_a_prepared_corpus_replaces_is_refused(trained, field):
     evaluate.check_text_is_read(of_run, override(of_run, [f"--config.{field}"]))
   evaluate.check_text_is_read(of_run, override(of_run, [
       f"--config.{field}", "--config.data.corpus="]))
+
+
+@pytest.mark.parametrize("objective, depends", [("mlm", False), ("bilm", True)])
+def test_scores_of_rows_that_continue_depend_on_the_batch_size(objective, depends):
+  config = tiny.make_config(objective)
+  found = []
+  for config.eval.batch_size in (4, 8):
+    found.append(evaluate.conditions(config, 0))
+  assert (found[0] != found[1]) == depends
 
 
 def test_bits_per_byte_of_a_uniform_guess(held_out):

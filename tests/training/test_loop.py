@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import re
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,11 @@ from bertgpt.config import choices, recipes
 from bertgpt.config.overrides import override
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import process
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import objectives, start
+from bertgpt.training import objectives, start, step_log
 from bertgpt.training.run import open_run
 
 
@@ -124,6 +125,39 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
                    "40 steps instead of 20"]
   rates = dict(metrics_file.read_curves(path)["train/learning_rate"])
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
+  scores = dict(metrics_file.read_curves(path)["eval/validation/lm_loss"])
+  assert {20, 40} <= scores.keys(), "no later evaluation is one of step 20"
+
+
+def resume(recipe, path, steps):
+  """Resumes a run that saves every four steps and logs none."""
+  train.train(override(recipes.load(f"{recipe}:causal"), [
+      f"--config.phases[0].steps={steps}", "--config.checkpoint.every_steps=4",
+      "--config.checkpoint.keep=9", "--config.log.every_steps=100"]), path)
+
+
+def test_a_save_waits_for_a_step_that_is_applied(finished_gpt, recipe, tmp_path, monkeypatch):
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  add = step_log.StepLog.add
+  bad = {"tokens": (1, 1), "bad_steps": (1, 1), "loss": (0, 1), "grad_norm": (0, 1)}
+  monkeypatch.setattr(step_log.StepLog, "add", lambda log, step, metrics: add(
+      log, step, metrics | bad if step == 24 else metrics))
+  resume(recipe, path, 30)
+  assert [step for step in checkpoint.committed_steps(path) if step > 20] == [25, 28, 30]
+
+
+def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_path, monkeypatch):
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  calls, save = iter(range(3)), checkpoint.Checkpoints.save
+  monkeypatch.setattr(process, "catch_signals",
+                      lambda: contextlib.nullcontext(lambda: next(calls) == 2))
+  monkeypatch.setattr(checkpoint.Checkpoints, "save",
+                      lambda *args, **options: time.sleep(9) or save(*args, **options))
+  with pytest.raises(Preempted):
+    resume(recipe, path, 40)
+  curves = metrics_file.read_curves(path)
+  assert curves["train/loss"][-1][0] == 23
+  assert curves["perf/step_seconds"][-1][1] < 3, "the time of the save is not that of a step"
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def train_together(configs, batches_of):
   for i, state in enumerate(initial):
     states = stacked.put(states, state, i)
   layout = jax.sharding.NamedSharding(stacked.mesh, jax.sharding.PartitionSpec(
-      mapped.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
+      sharding.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
   losses, everyone = [], np.ones(len(runs), bool)
   with sharding.use_mesh(stacked.mesh, configs[0]):
     step = stacked.jit_train_step(0)
@@ -109,8 +109,8 @@ def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), taken) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state)
   assert len({tuple(run) for run in losses.tolist()}) == len(runs)
-  assert stacked.mesh.shape[mapped.RUNS] == split
-  assert {x.sharding.spec[0] for x in jax.tree.leaves(states)} == {mapped.RUNS}
+  assert stacked.mesh.shape[sharding.RUNS] == split
+  assert {x.sharding.spec[0] for x in jax.tree.leaves(states)} == {sharding.RUNS}
 
 
 def test_taking_what_was_put_changes_no_bit():
@@ -140,7 +140,7 @@ def lower(configs, devices=None):
       runs.append(Run(config, None, setup, None, None, steps.make_abstract_state(setup), {}))
   stacked = mapped.StackedRuns(runs)
   layout = jax.sharding.NamedSharding(stacked.mesh, jax.sharding.PartitionSpec(
-      mapped.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
+      sharding.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
   batch = {name: jax.ShapeDtypeStruct((len(runs), *x.shape), x.dtype, sharding=layout)
            for name, x in tiny.make_batch(configs[0]).items()}
   with sharding.use_mesh(stacked.mesh, configs[0]):
@@ -164,6 +164,16 @@ def test_the_step_compiles_for_tpus():
   config = tiny.make_config(mesh=(2, 2, 1), num_layers=1, dropout=0.1, attention="xla")
   topology = topologies.open_topology("v5e:2x2")
   assert lower(configs_of(config, FOUR), topology.devices).compile().as_text()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_step_is_lowered_for_gpus_with_the_masks_of_cudnn(micro_batches):
+  config = tiny.make_config(width=128, num_heads=2, num_layers=1, dtype="bfloat16")
+  config.phases[0].micro_batches = micro_batches
+  topology = topologies.open_topology("h100:1")
+  text = lower(configs_of(config, [{"seed": 0}, {"seed": 1}]), topology.devices).as_text()
+  assert "__cudnn$fmha" in text
 
 
 # ------------------------------------------------------------------- numbers
@@ -347,7 +357,9 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
     ([{"model.dropout": 0.0}, {"model.dropout": 0.1}], "model.dropout: these values"),
     ([{"optimizer.clip_norm": 0.0}, {"seed": 1}], "optimizer.clip_norm: these values"),
     ([{"model.attention_dropout": 0.1}, {"model.attention_dropout": 0.2}],
-     "model.attention_dropout: no kernel but 'xla' has a rate per run")], ids=str)
+     "model.attention_dropout: no kernel but 'xla' has a rate per run"),
+    ([{"model.dropout_rng": "rbg", "seed": seed} for seed in (0, 1)],
+     "model.dropout_rng='rbg': JAX would draw the dropout of all runs")], ids=str)
 def test_runs_of_different_programs_are_refused(recipe, tmp_path, capsys, runs, field):
   file = make_sweep(recipe, tmp_path / "recipe.py", runs)
   assert sweep(file, tmp_path / "sweep") == 2

@@ -617,6 +617,22 @@ def test_rates_are_finite_at_the_edges(fields):
   assert np.all(np.isfinite(values)) and values.min() >= 0 and values.max() <= 1
 
 
+@pytest.mark.parametrize("fields, is_long", [
+    (dict(warmup_steps=9), False), (dict(warmup_steps=10), True), (dict(warmup_steps=11), True),
+    (dict(warmup_fraction=0.5), False), (dict(schedule="constant", warmup_fraction=1.0), True),
+    (dict(schedule="wsd", decay_fraction=0.5, warmup_steps=5), False),
+    (dict(schedule="wsd", decay_fraction=0.5, warmup_steps=6), True),
+    (dict(schedule="wsd", decay_fraction=1.0), False)])
+def test_a_rate_that_never_reaches_its_peak_is_announced(fields, is_long):
+  """The last of ten steps has index 9: with a warm-up of nine steps, it has the peak."""
+  phases = [config_lib.phase(steps=7, learning_rate=1e-3, **fields),
+            config_lib.phase(steps=3, learning_rate_rule="continuous")]
+  lines = schedules.find_long_warmups(phases)
+  assert len(lines) == is_long
+  if is_long:
+    assert "never reaches 0.001: it warms up for" in lines[0] and "of 10 steps" in lines[0]
+
+
 @pytest.mark.parametrize("fields, step, line", [
     (dict(schedule="constant"), 10, ""),
     (dict(schedule="constant", warmup_steps=4), 10, ""),
