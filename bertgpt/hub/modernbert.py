@@ -149,18 +149,23 @@ def _name_kinds(num_layers, every):
 
 
 def write_layers(model: ConfigDict, own_key: int) -> dict[str, Any]:
-  """Returns the keys of config.json that `read_layers` reads, in the form of transformers 5.
+  """Returns the keys of config.json that `read_layers` reads.
+
+  They have the form of transformers 5, and the older one, in which not all layers can be local.
 
   Args:
     model: `config.model`.
     own_key: see `read_layers`.
   """
-  kinds = _name_kinds(model.num_layers, model.global_every if model.window else 1)
+  every = model.global_every if model.window else 1
+  kinds = _name_kinds(model.num_layers, every)
   width = 2 * (model.window + own_key) if model.window else 128
   return {
       "layer_types": kinds, "local_attention": width,
       "rope_parameters": {kind: {"rope_type": "default", "rope_theta": float(model[ours])}
                           for kind, (ours, *_) in _THETAS.items()},
+      **{former: float(model[ours]) for ours, former, _ in _THETAS.values()},
+      **({"global_attn_every_n_layers": every} if every else {}),
       "initializer_cutoff_factor": 2.0, "classifier_activation": ACTIVATIONS[model.activation][0],
   }
 

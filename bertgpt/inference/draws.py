@@ -60,7 +60,7 @@ def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Ar
   is_top = jnp.arange(ranked_BV.shape[-1]) < jnp.where(top_k > 0, top_k, ranked_BV.shape[-1])
   p_BV = jax.nn.softmax(jnp.where(is_top, ranked_BV, -jnp.inf), axis=-1)
   likelier_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-  # Rounding must not remove the least likely tokens if `top_p` is 1.
-  is_in_BV = is_top & ((likelier_BV < top_p) | (top_p >= 1))
+  # Rounding must not remove the least likely tokens if `top_p` is 1. The likeliest is always kept.
+  is_in_BV = is_top & ((likelier_BV < top_p) | (top_p >= 1) | (likelier_BV == 0))
   smallest_B1 = jnp.where(is_in_BV, ranked_BV, jnp.inf).min(-1, keepdims=True)
   return jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.data.tokens import marks
+from bertgpt.data.tokens import following, marks
 from bertgpt.errors import ConfigError
 from bertgpt.inference import scorers, suites
 from bertgpt.inference.long_documents import Part
@@ -225,7 +225,7 @@ def _encode_passages(trained, suite, passages):
     raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word. Give "
                       f"{suite.file}")
   contexts = trained.tokenizer.encode([context for context, _ in parts])
-  words = trained.tokenizer.encode([f" {word}" for _, word in parts])
+  words = following.encode_after(trained.tokenizer, [f" {word}" for _, word in parts])
   for text, context, word in zip(passages, contexts, words, strict=True):
     if not (len(context) and len(word)):
       raise ConfigError(f"--suite: the passage {text[-40:]!r} has no tokens "

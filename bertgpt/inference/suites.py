@@ -116,6 +116,9 @@ def parse(spec: str) -> list[tuple[str, str]]:
     if not file:
       raise ConfigError(f"--suite {name}: no data comes with the program. Give {name}=FILE with "
                         f"{SUITES[name].file}")
+    if file.startswith("tfds:") and SUITES[name].measure == "pairs":
+      raise ConfigError(f"--suite {name}={file}: pairs are read from a file only. Write the "
+                        f"dataset to one, and give {name}=FILE with {SUITES[name].file}")
     if not file.startswith("tfds:") and (problem := config_lib.remote_problem(file)):
       raise ConfigError(f"--suite {name}={file}: {problem}")
   return parts

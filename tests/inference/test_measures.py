@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import sentencepiece
 import small_runs
 from one_by_one import after, encode, instead
 from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
-from bertgpt.inference import suites, zero_shot
+from bertgpt.data.tokens.tokenizers import load_tokenizer
+from bertgpt.inference import measures, suites, zero_shot
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
 
@@ -92,6 +94,20 @@ def test_a_last_word_comes_after_any_white_space(gpt):
   score = lambda *passages: zero_shot.measure(gpt, SUITES["lambada"], passages, settings)
   plain = score("The cat sees the dog near a tree", "The bird likes the stone")
   assert score("The cat sees the dog near a\n tree", "The bird likes the \tstone\n") == plain
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"add_dummy_prefix": False}, {"remove_extra_whitespaces": False}], ids=str)
+def test_a_last_word_has_the_tokens_of_running_text(gpt, tmp_path, options):
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(["the cat saw the dog. a cat ran to the house."] * 20), vocab_size=36,
+      minloglevel=2, model_prefix=str(tmp_path / "tokenizer"), hard_vocab_limit=False, **options)
+  tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
+  passages = ["the cat saw the dog", "a dog ran to the house."]
+  contexts, words = measures._encode_passages(gpt._replace(tokenizer=tokenizer),
+                                              SUITES["lambada"], passages)
+  for passage, context, word in zip(passages, contexts, words, strict=True):
+    assert [*context, *word] == encode(gpt._replace(tokenizer=tokenizer), passage)
 
 
 # ------------------------------------------------------------------------ pairs

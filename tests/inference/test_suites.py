@@ -44,8 +44,10 @@ def test_stop_tokens_are_no_guess_for_a_last_word(gpt):
 
 
 def test_a_comma_belongs_to_the_file_unless_a_name_follows():
-  assert suites.parse("text=a,b.txt, pairs=tfds:x:test#good,bad") == [
-      ("text", "a,b.txt"), ("pairs", "tfds:x:test#good,bad")]
+  assert suites.parse("pairs=a,b.txt, text=tfds:x:test#title,text") == [
+      ("pairs", "a,b.txt"), ("text", "tfds:x:test#title,text")]
+  with pytest.raises(ConfigError, match="--suite pairs=tfds:x:test#good,bad: pairs are read from"):
+    suites.parse("pairs=tfds:x:test#good,bad")
   with pytest.raises(ConfigError, match="--suite text=gs://b/x.txt: .* only local paths"):
     suites.parse("text=gs://b/x.txt")
 
