@@ -25,6 +25,7 @@ chip (TPU7x: each chiplet is a device), or a GPU. Sources of the columns:
 |                             | units of 256 x 256, which agrees with libtpu's estimates          |
 """
 
+import re
 from typing import NamedTuple
 
 from bertgpt.errors import ConfigError
@@ -102,7 +103,7 @@ class Chip(NamedTuple):
   efficiency: Efficiency = TPU
 
 
-# The first chip with a substring of JAX's name is taken: "TPU v5" is v5p.
+# The first chip that is named in JAX's name is taken: "TPU v5" is v5p.
 CHIPS = {
     "b200": Chip(("B200",), 2250e12, 4500e12, 37.5e12, 64, 180 * GB, 171 * GB, 7700 * GB,
                  1, 900 * GB, 50 * GB, 0, efficiency=GPU),
@@ -144,10 +145,12 @@ def check_matmul(matmul: str, name: str, chip: Chip | None,
 
 
 def find_chip(device_kind: str) -> Chip | None:
-  """Returns the figures of a device; None if it is not in the table, such as a CPU.
+  """Returns the figures of a device; None if it is not in the table, such as a CPU or an RTX A1000.
 
   Args:
     device_kind: JAX's name of the device, `jax.Device.device_kind`.
   """
-  return next((chip for chip in CHIPS.values()
-               if any(kind in device_kind for kind in chip.device_kinds)), None)
+  if re.search(r"\b(PCIe|NVL)$", device_kind):  # Such an H100 is slower than that of a server.
+    return None
+  return next((chip for chip in CHIPS.values() for kind in chip.device_kinds
+               if re.search(rf"(?<!\w){kind}(?!\d)", device_kind)), None)

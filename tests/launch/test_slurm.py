@@ -108,14 +108,18 @@ def test_an_array_that_would_leave_out_runs_is_refused(tmp_path, numbers):
     assert "--array: leaves out numbers between" in result.stderr and "set TASKS" in result.stderr
 
 
-@pytest.mark.parametrize("container, expected", [
-    ("", [".venv/bin/bertgpt"]),
-    ("a b.sif", ["apptainer", "exec", "--nv", "--bind", "/shared,/data", "a b.sif", "bertgpt"]),
-    ("a.sqsh", ["--container-image=a.sqsh", "--container-mounts=/shared:/shared,/data:/data",
-                "bertgpt"])])
-def test_the_program_runs_in_a_container(tmp_path, container, expected):
+@pytest.mark.parametrize("container, mounts, expected", [
+    ("", "/shared,/data", [".venv/bin/bertgpt"]),
+    ("a b.sif", "/shared,/data",
+     ["apptainer", "exec", "--nv", "--bind", "/shared,/data", "a b.sif", "bertgpt"]),
+    ("a.sqsh", "/shared,/data", ["--container-image=a.sqsh",
+                                 "--container-mounts=/shared:/shared,/data:/data", "bertgpt"]),
+    ("a.sqsh", "/a b,/lustre/me:/data,/c:/d:ro",
+     ["--container-image=a.sqsh", "--container-mounts=/a b:/a b,/lustre/me:/data,/c:/d:ro",
+      "bertgpt"])])
+def test_the_program_runs_in_a_container(tmp_path, container, mounts, expected):
   add_slurm(tmp_path, 0)
-  run(tmp_path, "--config", "a b", CONTAINER=container, MOUNTS="/shared,/data")
+  run(tmp_path, "--config", "a b", CONTAINER=container, MOUNTS=mounts)
   assert (tmp_path / "step").read_text().splitlines() == [
       "--kill-on-bad-exit=0", "--wait=600", *expected, "train", "--distributed=auto", "--config",
       "a b"]
