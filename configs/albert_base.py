@@ -28,4 +28,5 @@ def get_config():
   config.phases = (
       phase(steps=125_000, seq_len=512, batch_size=4096, max_predictions=20,
             learning_rate=1.76e-3, schedule="linear", warmup_steps=3_125),)
+  config.eval.batch_size = 512
   return config

@@ -17,4 +17,5 @@ def get_config():
   config = recipes.beside(__file__, "electra_small")
   config.model.update(families.FAMILIES["electra"].presets["base"])
   config.phases[0].update(steps=766_000, seq_len=512, batch_size=256, learning_rate=2e-4)
+  config.eval.batch_size = 256
   return config

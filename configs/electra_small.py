@@ -35,6 +35,7 @@ def get_config():
   config.phases = (
       phase(steps=1_000_000, seq_len=128, batch_size=128, learning_rate=5e-4, schedule="linear",
             warmup_steps=10_000, warmup_rule="multiply"),)
+  config.eval.batch_size = 128
   config.eval.every_steps = 10_000
   config.eval.max_rows = 10_240
   config.checkpoint.every_steps = 10_000

@@ -16,10 +16,10 @@ Status     Not yet run. A smaller recipe has been run: configs/modernbert_mini.p
 
 The encoder and the decoder differ only in mask and objective. The encoder predicts 30% of the
 tokens in the first two stages, 15% in the last one and in evaluation. Learning rates, weight decay,
-rotary bases and token counts are those of JHU-CLSP/ettin-encoder-vs-decoder, pretraining/configs
-(2025). Two things differ: long rows have 8,192 tokens instead of 7,999, and documents are packed
-into full rows in which they do not see each other. The batch size of the long rows is this recipe's
-own choice: as many tokens per step as in the first stage.
+dropout, rotary bases and token counts are those of JHU-CLSP/ettin-encoder-vs-decoder,
+pretraining/configs (2025). Three things differ: long rows have 8,192 tokens instead of 7,999;
+documents are packed into full rows, in which they do not see each other; and a batch of long rows
+has as many tokens as one of short rows, instead of 4,608 documents.
 """
 
 from bertgpt.config import base, families, phase
@@ -30,10 +30,11 @@ FAMILIES = {"mlm": "modernbert", "causal": "modernbert_decoder"}
 
 def get_config(objective="mlm"):
   return make_config("ettin_17m", objective, learning_rate=3e-3, weight_decay=3e-4,
-                     batch_tokens=125e9, rate_tokens=4e9)
+                     batch_tokens=125e9, rate_tokens=4e9, second_rope_theta_local=10_000.0)
 
 
-def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate_tokens):
+def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate_tokens,
+                second_rope_theta_local=160_000.0, second_tokens=250e9, third_tokens=50e9):
   """Returns the config of a size; the recipes of the other sizes call this, too.
 
   Args:
@@ -42,6 +43,8 @@ def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate
     learning_rate: peak of the first stage.
     weight_decay: weight decay.
     batch_tokens, rate_tokens: tokens of the warm-up of the batch, and of that of the learning rate.
+    second_rope_theta_local: rotary base of the local layers in the second stage.
+    second_tokens, third_tokens: tokens of these stages.
   """
   config = base()
   config.data.source = "parquet:wikipedia/20231101.en/*.parquet#text"
@@ -49,7 +52,7 @@ def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate
   config.data.isolate_documents = True
   config.tokenizer.kind = "bpe"
   config.tokenizer.vocab_size = 50_368
-  config.model.update(families.FAMILIES[FAMILIES[objective]].presets[size])
+  config.model.update(families.FAMILIES[FAMILIES[objective]].presets[size], dropout=0.1)
   config.objective.name = objective
   config.optimizer.update(name="stable_adamw", b1=0.9, b2=0.98, epsilon=1e-6, clip_norm=0.0,
                           weight_decay=weight_decay)
@@ -63,9 +66,9 @@ def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate
               power=0.5)
   config.phases = (
       *short,
-      phase(steps=count_steps(250e9, 576, 8_192), learning_rate=learning_rate, end_fraction=0.5,
-            **long),
-      phase(steps=count_steps(50e9, 576, 8_192), learning_rate=learning_rate / 2,
+      phase(steps=count_steps(second_tokens, 576, 8_192), learning_rate=learning_rate,
+            end_fraction=0.5, rope_theta_local=second_rope_theta_local, **long),
+      phase(steps=count_steps(third_tokens, 576, 8_192), learning_rate=learning_rate / 2,
             end_fraction=0.04, rope_theta_local=160_000.0, **long))
   if objective == "mlm":
     config.objective.update(mask_prob=0.3, mask_rule="bernoulli")

@@ -17,8 +17,9 @@ Status     Not yet run. A smaller recipe has been run: configs/modernbert_mini.p
 The batch grows over the first 50 B tokens. Every token, special tokens included, is predicted with
 a probability of 30%, or 15% in evaluation. Every document of a row is a sequence of its own. The
 rotary base of global layers is 10,000 at first, and 160,000 in long rows. A batch of long rows has
-72 rows in the paper, and 80 here, which is a multiple of 16 devices. The paper averages its final
-weights with those of three earlier checkpoints, which is not done here.
+as many tokens as one of short rows: 576 rows (the authors' yamls/modernbert, 2024), which are 72 on
+each of their 8 GPUs, the figure of the paper. The paper averages its final weights with those of
+three earlier checkpoints, which is not done here.
 """
 
 from bertgpt.config import base, families, phase
@@ -41,12 +42,20 @@ def get_config():
                      batch_size=4_608, learning_rate_rule="continuous"))
   for p in short:
     p.micro_batches, p.rope_theta = p.batch_size // 768, 10_000.0
-  long = dict(seq_len=8_192, batch_size=80, learning_rate=3e-4)
-  config.phases = (
-      *short,
-      phase(steps=count_steps(250e9, 80, 8_192), schedule="constant", **long),
-      phase(steps=count_steps(50e9, 80, 8_192), schedule="wsd", decay_fraction=1.0, power=0.5,
-            **long))
-  config.eval.update(every_steps=5_000, batch_size=80, max_rows=4_800, mask_prob=0.15)
+  config.phases = (*short, *long_rows(576, micro_batches=6, learning_rate=3e-4))
+  config.eval.update(every_steps=5_000, batch_size=96, max_rows=4_800, mask_prob=0.15)
   config.checkpoint.every_steps = 2_000
   return config
+
+
+def long_rows(batch_size, **fields):
+  """Returns the two phases with rows of 8,192 tokens, of 250 and 50 B tokens.
+
+  Args:
+    batch_size: rows per step.
+    **fields: other fields of both phases.
+  """
+  fields |= dict(seq_len=8_192, batch_size=batch_size)
+  return (phase(steps=count_steps(250e9, batch_size, 8_192), schedule="constant", **fields),
+          phase(steps=count_steps(50e9, batch_size, 8_192), schedule="wsd", decay_fraction=1.0,
+                power=0.5, end_fraction=0.001, **fields))

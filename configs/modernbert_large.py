@@ -10,8 +10,8 @@ Expected   Fine-tuned: GLUE 90.4 on average (CoLA 71.4, SST-2 97.1, MRPC 91.7, S
 Status     Not yet run.
 
 The paper does three things differently: it initializes the weights by tiling those of the base
-model, weight decay falls to 1e-6 with the learning rate, and a batch of long rows has 77 rows. Here
-it has 80, as for the base model.
+model, weight decay falls to 1e-6 with the learning rate, and a batch of long rows has first 616 and
+then 624 rows (the authors' yamls/modernbert, 2024). Here it has 624, a multiple of 16 devices.
 """
 
 from bertgpt.config import families, phase, recipes
@@ -29,8 +29,6 @@ def get_config():
             **rows)]
   for p in short:
     p.micro_batches, p.rope_theta = p.batch_size // 448, 10_000.0
-  long = config.phases[-2:]
-  for p in long:
-    p.learning_rate = 5e-5
-  config.phases = (*short, *long)
+  base = recipes.module_beside(__file__, "modernbert_base")
+  config.phases = (*short, *base.long_rows(624, micro_batches=13, learning_rate=5e-5))
   return config

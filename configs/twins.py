@@ -1,4 +1,4 @@
-r"""The recipes of the papers on a model of 2 layers, width 128: a twin for PyTorch.
+r"""The recipes of the papers on models of 2 to 4 layers: a twin for PyTorch.
 
 Command    bertgpt train --config configs/twins.py --workdir runs/twins \
              --config.data.source='jsonl:wiki/train-*.jsonl.xz#text'
@@ -9,22 +9,23 @@ Expected   The held-out losses of the same training in PyTorch: docs/twins.md.
 
 `--config configs/twins.py:gpt2` chooses another model, of bert, gpt2, roberta, albert, electra and
 modernbert. Objective, masks, optimizer, schedule and dropout are those of its paper's recipe. The
-model is smaller, the rows have 128 tokens, and a run has 1,000 steps of 16 rows instead of millions
-of rows, with a larger learning rate. Every row is one sequence. `python -m benchmarks.twin` trains
-such a model here and in PyTorch.
+model is smaller (2 layers of width 128; GPT-2: 4 of 256), the rows have 128 tokens, and a run has
+1,000 steps of 16 rows instead of millions of rows, with a larger learning rate. Every row is one
+sequence. `python -m benchmarks.twin` trains such a model here and in PyTorch.
 """
 
 from bertgpt.config import phase, recipes
 
 _SIZE = {"num_layers": 2, "width": 128, "num_heads": 2, "mlp_dim": 512, "max_positions": 128,
          "dtype": "float32", "scan_unroll": 0}
+_LARGER = {"num_layers": 4, "width": 256, "num_heads": 4, "mlp_dim": 1_024}
 _DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
 _GENERATOR = {"generator_width": 64, "generator_num_heads": 1, "generator_mlp_dim": 256}
 
 # Name -> (recipe of the paper, fields of the model besides _SIZE, fields of the phase).
 MODELS = {
     "bert": ("bert_base", {}, {"max_predictions": 20}),
-    "gpt2": ("gpt2_small", _DROPOUT, {}),
+    "gpt2": ("gpt2_small", _DROPOUT | _LARGER, {}),
     "roberta": ("roberta_base", {}, {}),
     "albert": ("albert_base", {"embedding_width": 64}, {"learning_rate": 2e-3}),
     "electra": ("electra_small", {"embedding_width": 64} | _GENERATOR, {}),

@@ -33,4 +33,5 @@ def get_config(variant=""):
   config.phases = (
       phase(steps=500_000, seq_len=512, batch_size=8192, learning_rate=4e-4, schedule="linear",
             warmup_steps=40_000, warmup_rule="before", end_fraction=1e-3),)
+  config.eval.batch_size = 512
   return config
