@@ -391,19 +391,25 @@ class MappedLoop:
     stop = should_stop()
     is_due = any([member.checkpoints.due(step) for member in active])  # All of them are asked.
     wait = stop or step == self._last_step
+    if stop:
+      self._write_all(active)
     if due := [m for m in active if wait or is_due or m.is_save_due]:
       self._save(step, due, wait)
     if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
       stop = not self._evaluate([m for m in active if not m.error], should_stop)
     if stop:
-      self._finish_step()
-      for member in active:
-        if not member.error:
-          member.log.write_all()  # The next start cannot log these steps.
+      self._write_all(active)
       self._save(step, active, wait=True)
       raise Preempted(f"stopped at step {step} with checkpoints saved. The same command resumes "
                       "the runs")
+
+  def _write_all(self, members: Sequence[Member]) -> None:
+    """Logs the steps since the last line, which the next start cannot log."""
+    self._finish_step()
+    for member in members:
+      if not member.error:
+        member.log.write_all()
 
   @events.during("saving")
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
