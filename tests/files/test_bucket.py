@@ -181,6 +181,14 @@ def test_a_folder_is_uploaded_with_its_manifest_last_and_deleted_with_it_first(b
   assert not bucket.exists()
 
 
+def test_a_folder_that_appears_while_another_is_written_is_kept(bucket):
+  with pytest.raises(ConfigError, match="--out .*new: exists already. Name a new one"):
+    with files.new_folder(bucket / "new", "--out") as folder:
+      (folder / "a.txt").write_text("late")
+      (bucket / "new" / "b.txt").write_bytes(b"first")
+  assert [path.name for path in (bucket / "new").iterdir()] == ["b.txt"]
+
+
 def test_nothing_is_uploaded_if_the_writing_fails(bucket):
   with pytest.raises(ZeroDivisionError), files.publish_when_done(bucket / "x") as scratch:
     scratch.write_text("half")
