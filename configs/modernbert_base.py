@@ -17,9 +17,9 @@ Status     Not yet run. A smaller recipe has been run: configs/modernbert_mini.p
 The batch grows over the first 50 B tokens. Every token, special tokens included, is predicted with
 a probability of 30%, or 15% in evaluation. Every document of a row is a sequence of its own. The
 rotary base of global layers is 10,000 at first, and 160,000 in long rows. A batch of long rows has
-as many tokens as one of short rows: 576 rows (the authors' yamls/modernbert, 2024), which are 72 on
-each of their 8 GPUs, the figure of the paper. The paper averages its final weights with those of
-three earlier checkpoints, which is not done here.
+as many tokens as one of short rows: 576 rows (the authors' yamls/modernbert, 2024). The 72 rows of
+the paper are those of one of 8 GPUs. The paper averages its final weights with those of three
+earlier checkpoints, which is not done here.
 """
 
 from bertgpt.config import base, families, phase
