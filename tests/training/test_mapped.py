@@ -358,7 +358,7 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
     ([{"optimizer.clip_norm": 0.0}, {"seed": 1}], "optimizer.clip_norm: these values"),
     ([{"model.attention_dropout": 0.1}, {"model.attention_dropout": 0.2}],
      "model.attention_dropout: no kernel but 'xla' has a rate per run"),
-    ([{"model.dropout_rng": "rbg", "seed": seed} for seed in (0, 1)],
+    ([{"model.dropout_rng": "rbg", "model.dropout": 0.1, "seed": seed} for seed in (0, 1)],
      "model.dropout_rng='rbg': JAX would draw the dropout of all runs")], ids=str)
 def test_runs_of_different_programs_are_refused(recipe, tmp_path, capsys, runs, field):
   file = make_sweep(recipe, tmp_path / "recipe.py", runs)
