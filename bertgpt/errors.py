@@ -10,6 +10,7 @@
 | 74        | `StorageError`    | a file could not be written or read                 |
 | 75        | `Preempted`       | stopped by a signal; the same command resumes       |
 | 130       |                   | Ctrl-C outside the training loop                    |
+| 129, 143  |                   | SIGHUP, SIGTERM to a command that starts over       |
 
 The codes from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
 the word "Timeout" comes from the watchdog: a step did not end, because a peer or a device hung.

@@ -3,7 +3,7 @@
 Command    bertgpt train --config configs/bert_large_lamb.py --workdir runs/bert_large_lamb
 Hardware   64 GPUs or TPU chips: a micro-batch is then 64 rows of 128 tokens, or 8 rows of 512, per
            device. With other numbers of devices, scale the micro_batches of both phases inversely.
-Expected   Training loss (MLM + NSP) 1.24-1.27 at the end, SQuAD 1.1 F1 90.7 (NVIDIA
+Expected   Training loss (MLM + NSP) 1.24 to 1.30 at the end, SQuAD 1.1 F1 90.7 (NVIDIA
            DeepLearningExamples, PyTorch BERT; LAMB: You et al. 2019, arXiv:1904.00962).
 Status     Not yet run.
 """

@@ -28,7 +28,12 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the report on the batches."""
+  import jax
+
   from bertgpt.report import end_of_run
+
+  # Masks are the same on every platform, and a host of a pod cannot open its TPU alone.
+  jax.config.update("jax_platforms", "cpu")
   print(end_of_run.describe_data(arguments.config, arguments.steps))
 
 

@@ -181,6 +181,7 @@ def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learni
   for group in ("optimizer", "mesh", "log", "system"):
     run[group].update(config[group])
   run.eval.batch_size = config.eval.batch_size
+  run.eval.every_steps = steps // config.epochs if config.eval.every_epoch else 0
   run.model.vocab_size = vocab_size
   if run.model.attention in attention_kernels.FUSED:
     # The pretrained run's kernel may not run with these devices, lengths, dtype and dropout.

@@ -47,7 +47,7 @@ from bertgpt.runs import checkpoint, spellings, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
-from bertgpt.training import steps
+from bertgpt.training import steps, trackers
 from bertgpt.training.step_log import StepLog
 
 
@@ -75,13 +75,16 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     readers = {name: entry.reads for name, entry in tasks.TASKS.items()}
     finetuning.check_read(config, readers, pretrained.config)
   check_run(config, pretrained)
-  pretrained, task = open_task(config, pretrained)
   is_first = jax.process_index() == 0  # The other processes compute and write nothing.
+  if is_first:
+    trackers.check(config)
+  pretrained, task = open_task(config, pretrained)
   with workdir.make_and_lock(path, is_first):
     identity = results_lib.identify(init, pretrained, task)
     results = results_lib.read_results(path, config, identity)
     check_agreement(identity, task, results)
     tuning = open_tuning(config, init, pretrained, task, path, resume.digest(identity, config))
+    make_program(tuning, config.learning_rates[0])  # Checks paths of parameters.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
       print("\n".join(describe(tuning, results)), flush=True)
@@ -308,6 +311,8 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
       stop = should_stop()
       if is_saved := stop or saves.due(step):
         log.finish_step()  # Raises if the run has diverged.
+        if stop:
+          log.write_all()  # The next start cannot log these steps.
         save(step, wait=stop)
       if not stop and is_end_of_epoch(tuning, step):
         results = evaluate_if_due(tuning, program, log, state, should_stop)

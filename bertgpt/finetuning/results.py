@@ -18,8 +18,9 @@ from bertgpt.config import ConfigDict, resuming
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json
 from bertgpt.errors import ConfigError
+from bertgpt.finetuning import resume
 from bertgpt.finetuning.tasks.rows import Task
-from bertgpt.runs import workdir
+from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.trained import Trained
 from bertgpt.training import sweep
 
@@ -94,7 +95,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   except ConfigError:
     raise ConfigError(f"--workdir {path}: is not a fine-tuning workdir of this version. "
                       "Give another folder") from None
-  lines = resuming.differences(old, config, finetune_config.RESUMABLE)
+  lines = resuming.differences(old, config, finetune_config.RESUMABLE) if has_work(path) else []
   if (path / "results.json").exists():
     results = files.read_json(path / "results.json", "Restore it from a backup, or delete it to "
                               "repeat its runs")
@@ -108,6 +109,16 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
     raise ConfigError(f"--workdir {path} holds different fine-tuning runs:\n  " + "\n  ".join(lines)
                       + "\nUse another --workdir")
   return results
+
+
+def has_work(path: pathlib.Path) -> bool:
+  """Returns whether a fine-tuning workdir holds a completed run, or the state of another one.
+
+  Args:
+    path: fine-tuning workdir.
+  """
+  return (path / "results.json").exists() or any(
+      map(checkpoint.committed_steps, path.glob(f"*/{resume.FOLDER}")))
 
 
 def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | None:

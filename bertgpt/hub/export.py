@@ -94,13 +94,15 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
               | special_ids(trained))
   settings |= {key: settings[other] for key, other in architecture.copied_ids.items()
                if other in settings}
+  family = families.find(config)
+  if family.kind == "encoder":  # Else the class has its default, which may be beyond the table.
+    settings.setdefault("pad_token_id", None)
   if others := describe_dropout(config.model, architecture, settings):
     print(f"note: --workdir {source}: transformers' {architecture.name} has fewer fields of "
           f"dropout, so there, {', '.join(others)}. This matters only if it is trained",
           file=sys.stderr)
   files.write_json(folder / "config.json", settings, sort_keys=True)
   write_tensors(folder / weights.WEIGHTS, tensors)
-  family = families.find(config)
   num_segments = config.model.num_segments if "num_segments" in family.reads else 0
   tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
                         max_length=config.model.max_positions, num_segments=num_segments,

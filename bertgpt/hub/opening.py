@@ -9,7 +9,6 @@ No code of a folder is run, and nothing is written into it.
 """
 
 import contextlib
-import json
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -17,24 +16,20 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tokenizers as fast_tokenizers
 
 from bertgpt import config as config_lib
-from bertgpt import files
+from bertgpt import files, trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.config.families import HEADS
 from bertgpt.config.overrides import set_field
-from bertgpt.data.tokens import hf_files, marks, reading, tokenizers
+from bertgpt.data.tokens import hf_files, tokenizers
 from bertgpt.devices import process
-from bertgpt.errors import ConfigError, DataError, without_panics
-from bertgpt.hub import conversion, elmo, submodels, weights
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.hub import conversion, elmo, folder_tokenizer, submodels, weights
 from bertgpt.hub.conversion import Converted
 from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
-
-_MODEL_TYPES_OF_BYTE_BPE = ("gpt2", "roberta")  # If no file names the class of the tokenizer.
-_TEXT = "a"  # The marks around it are those around any text.
 
 
 class Opened(NamedTuple):
@@ -142,16 +137,20 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
     converted = submodels.add(converted, {
         name: (weights.find(folder / name), read_config(folder / name))
         for name in converted.architecture.parts if (folder / name / "config.json").exists()})
+    converted, unused = keep_used_segments(converted)
   rows = converted.fields["model.vocab_size"]
-  tokenizer = load_tokenizer(folder, rows, flag)
+  tokenizer = folder_tokenizer.load_tokenizer(folder, rows, flag)
+  if families.FAMILIES[converted.fields["model.family"]].kind == "decoder":
+    tokenizer = folder_tokenizer.obey_end(tokenizer, folder, hf_config)
   spare = rows - tokenizer.vocab_size
   with name_folder(source, flag):
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
     config = make_config(converted, tokenizer)
-  template = apply_template(folder, tokenizer)
-  bos_id = find_beginning(template, config, tokenizer)
-  notes = (*describe(converted, spare, rows), *describe_modules(folder, config, tokenizer),
-           describe_template(template, folder, config, tokenizer, bos_id), tokenizer.note)
+  template = folder_tokenizer.apply_template(folder, tokenizer)
+  bos_id = folder_tokenizer.find_beginning(template, config, tokenizer)
+  notes = (unused, *describe(converted, spare, rows), *describe_modules(folder, config, tokenizer),
+           folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
+           folder_tokenizer.describe_conversion(folder, tokenizer), tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
                 tuple(filter(None, notes)), bos_id)
 
@@ -179,50 +178,24 @@ def read_config(source: pathlib.Path) -> dict[str, Any]:
   return files.read_json(path, weights.REMEDY)
 
 
-def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
-                   ) -> tokenizers.Tokenizer:
-  """Returns the tokenizer in the folder of a model.
+def keep_used_segments(converted: Converted) -> tuple[Converted, str]:
+  """Returns the model without segments that its texts never had, and a line about them or ''.
+
+  The tokenizers of RoBERTa do not number segments, so transformers gives every token the first one,
+  although a config has two if it does not say otherwise.
 
   Args:
-    source: folder of the model.
-    num_rows: rows of the token table.
-    flag: flag that named the folder, for messages.
-  Raises:
-    DataError: there is no tokenizer, or it has more tokens than the table has rows.
+    converted: result of `conversion.convert`.
   """
-  tokenizer = obey_prefix_space(tokenizers.load_tokenizer(source), source)
-  if tokenizer.vocab_size > num_rows:
-    raise DataError(f"{flag} {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
-                    f"config.json says vocab_size={num_rows}. Put the tokenizer that the model was "
-                    "trained with into the folder")
-  return tokenizer
-
-
-def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
-                      ) -> tokenizers.Tokenizer:
-  """Returns a byte-level BPE that puts a space before a text if tokenizer_config.json says so.
-
-  In the classes of GPT-2 and RoBERTa, `add_prefix_space` of tokenizer_config.json has priority over
-  tokenizer.json, even if it is not there, which means false. Other classes do not read it.
-  `tokenizer.path` does not either, so that runs with such a folder keep their ids.
-
-  Args:
-    tokenizer: tokenizer in the folder.
-    source: the folder.
-  """
-  hf = hf_files.read_hf_files(source / "tokenizer.json")
-  is_read = (hf.tokenizer_class in reading.BYTE_BPE_CLASSES
-             or not hf.tokenizer_class and hf.model_type in _MODEL_TYPES_OF_BYTE_BPE)
-  if not is_read or not isinstance(tokenizer, tokenizers.ByteBPE):
-    return tokenizer
-  content = json.loads(tokenizer.data)
-  step, value = content["pre_tokenizer"] or {}, bool(hf.setting("add_prefix_space"))
-  if step.get("type") != "ByteLevel" or step["add_prefix_space"] == value:
-    return tokenizer
-  step["add_prefix_space"] = value
-  changed = tokenizers.ByteBPE(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
-  changed.note = tokenizer.note
-  return changed
+  if converted.architecture.model_type != "roberta" or converted.fields["model.num_segments"] < 2:
+    return converted, ""
+  leaves = trees.named_leaves(converted.params)
+  for name in leaves:
+    if name.endswith("segment/embedding"):
+      leaves[name] = leaves[name][:1]
+  return converted._replace(
+      params=trees.nest(leaves), fields=converted.fields | {"model.num_segments": 1}), (
+          "left out, because all tokens of a RoBERTa have the first segment: the other segments")
 
 
 def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> ConfigDict:
@@ -268,68 +241,6 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     yield f"left out, because {converted.architecture.name} has no such head: {names}"
   if spare:
     yield f"left out, because the tokenizer has no token for them: the last {spare} of {rows} rows"
-
-
-def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[int]:
-  """Returns the ids of `_TEXT` with the marks that transformers puts around it; []: not known.
-
-  A model of SentencePiece has no template. The tokenizer.json made from it has one.
-
-  Args:
-    folder: local folder of the model.
-    tokenizer: tokenizer of the model.
-  """
-  if not isinstance(tokenizer, tokenizers.SentencePiece):
-    return tokenizer.apply_template(_TEXT)
-  try:
-    with without_panics():
-      fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-      ids, whole = (fast.encode(_TEXT, add_special_tokens=has_marks).ids
-                    for has_marks in (False, True))
-  except Exception:  # The library raises plain Exceptions, also if there is no such file.
-    return []
-  is_same = ids == tokenizer.encode([_TEXT])[0].tolist() and max(whole) < tokenizer.vocab_size
-  return whole if is_same else []
-
-
-def find_beginning(template: list[int], config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
-  """Returns the token that the template of the tokenizer puts before a decoder's text; -1: none.
-
-  A template that also puts a token after the text is made for encoders.
-
-  Args:
-    template: result of `apply_template`.
-    config: config of a run that holds the model.
-    tokenizer: tokenizer of the model.
-  """
-  (ids,) = tokenizer.encode([_TEXT])
-  is_encoder = families.find(config).kind == "encoder"
-  return -1 if is_encoder or template[1:] != ids.tolist() else template[0]
-
-
-def describe_template(template: list[int], folder: pathlib.Path, config: ConfigDict,
-                      tokenizer: tokenizers.Tokenizer, bos_id: int) -> str:
-  """Returns a line if transformers puts other marks around a text than bertgpt does, or ''.
-
-  Args:
-    template: result of `apply_template`.
-    folder: local folder of the model.
-    config: config of a run that holds the model.
-    tokenizer: tokenizer of the model.
-    bos_id: result of `find_beginning`.
-  """
-  family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
-  if family.kind == "encoder":
-    name = hf_files.read_hf_files(folder / "tokenizer.json").tokenizer_class
-    if name not in hf_files.GENERIC_CLASSES:  # Other classes have marks of their own.
-      return ""
-    ours = marks.of_encoder(tokenizer, family.cls_last).enclose(ids)
-  else:
-    ours = marks.of_decoder(bos_id).enclose(ids)
-  shown = [" ".join(tokenizer.pieces[i] for i in row)
-           for row in (template, ours)]
-  return "" if not template or shown[0] == shown[1] else (
-      f"for the text {_TEXT!r}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
 
 
 def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer

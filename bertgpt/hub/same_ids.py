@@ -47,11 +47,8 @@ def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer, around: Ma
     tokenizer: our tokenizer.
     around: marks that the training puts around texts.
   """
-  texts = list(dict.fromkeys(make_texts(tokenizer)))
-  for text, ours in zip(texts, tokenizer.encode(texts), strict=True):
-    theirs = fast.encode(text, add_special_tokens=False).ids
-    if theirs != ours.tolist() and not _is_tie(fast, tokenizer, theirs, ours.tolist()):
-      return _describe(tokenizer, f"the text {text!r}", theirs, ours)
+  if line := compare_texts(fast, tokenizer):
+    return line
   a, b, after = tokenizer.encode([_WORD, f"{_WORD}s", f" {_WORD}"])
   for texts, ours in (((_WORD,), around.enclose(a)), ((_WORD, f"{_WORD}s"), around.enclose(a, b))):
     if (theirs := fast.encode(*texts).ids) != ours.tolist():
@@ -62,6 +59,21 @@ def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer, around: Ma
     text = f"{_WORD} {tokenizer.pieces[tokenizer.mask_id]} {_WORD}"
     theirs, ours = fast.encode(text, add_special_tokens=False).ids, [*a, tokenizer.mask_id, *after]
     if theirs != ours:
+      return _describe(tokenizer, f"the text {text!r}", theirs, ours)
+  return None
+
+
+def compare_texts(fast: tokenizers.Tokenizer, tokenizer: Tokenizer) -> str | None:
+  """Returns a line that shows a text whose ids differ, without marks; None: all are the same.
+
+  Args:
+    fast: a tokenizer as transformers reads it.
+    tokenizer: our tokenizer.
+  """
+  texts = list(dict.fromkeys(make_texts(tokenizer)))
+  for text, ours in zip(texts, tokenizer.encode(texts), strict=True):
+    theirs = fast.encode(text, add_special_tokens=False).ids
+    if theirs != ours.tolist() and not _is_tie(fast, tokenizer, theirs, ours.tolist()):
       return _describe(tokenizer, f"the text {text!r}", theirs, ours)
   return None
 

@@ -515,6 +515,8 @@ def files_under(path: pathlib.Path) -> set[str]:
     (["--config.task.dev=my.tsv"], 2, "task.dev=my.tsv: the files of sst2 have their"),
     (["--config.batch_size=12"], 2, "batch_size: a micro-batch of 12 rows cannot be divided"),
     (["--init=/none"], 2, "/none: no such folder. Give the folder of a run, or of"),
+    (["--config.optimizer.freeze=^encoder"], 2, "optimizer.freeze='^encoder': matches no param"),
+    (["--config.log.trackers=wandb"], 2, "Install bertgpt[wandb], or leave wandb out"),
 ])
 def test_wrong_input_is_one_line_and_makes_nothing(tuning, finished_bert, tmp_path, capsys,
                                                    arguments, code, fragment):
@@ -523,6 +525,21 @@ def test_wrong_input_is_one_line_and_makes_nothing(tuning, finished_bert, tmp_pa
   (line,) = capsys.readouterr().err.splitlines()
   assert fragment in line
   assert files_under(tmp_path) == set() and files_under(finished_bert) == before
+
+
+def test_a_config_may_change_until_a_run_has_begun(tuning, finished_bert, tmp_path, monkeypatch):
+  """Such as after a step that did not fit the memory of the device."""
+  def fail(*args):
+    raise MemoryError
+
+  out = tmp_path / "out"
+  with monkeypatch.context() as patch:
+    patch.setattr(finetune.StepLog, "add", fail)
+    with pytest.raises(MemoryError):
+      run(tuning, finished_bert, out, *SHORT)
+  assert (out / "config.json").exists() and not (out / "results.json").exists()
+  assert run(tuning, finished_bert, out, *SHORT, "--config.batch_size=8") == 0
+  assert run(tuning, finished_bert, out, *SHORT) == 2
 
 
 def test_a_recipe_of_a_pretraining_is_refused(recipe, finished_bert, tmp_path, capsys):

@@ -23,7 +23,7 @@ from bertgpt.data.tokens import marks, tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning import predict
 from bertgpt.finetuning.tasks.rows import make_text_format
-from bertgpt.hub import conversion, export, importing, opening, tokenizer_files
+from bertgpt.hub import conversion, export, folder_tokenizer, importing, tokenizer_files
 from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
@@ -305,7 +305,7 @@ def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
   folder = shutil.copytree(exported_gpt, tmp_path / "out")
   tensors = load_file(folder / "model.safetensors")
   settings = json.loads((folder / "config.json").read_text())
-  tokenizer = opening.load_tokenizer(folder, settings["vocab_size"])
+  tokenizer = folder_tokenizer.load_tokenizer(folder, settings["vocab_size"])
   around = marks.of_decoder()
   export.check_written(folder, settings, tensors, tokenizer, around)
   changed = dict(tensors)

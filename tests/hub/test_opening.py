@@ -21,7 +21,7 @@ from bertgpt import cli
 from bertgpt.config.families import HEADS
 from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.errors import DataError
-from bertgpt.hub import export, importing, opening, weights
+from bertgpt.hub import export, folder_tokenizer, importing, opening, weights
 from bertgpt.inference import generate, score
 from bertgpt.models import Inputs
 
@@ -331,7 +331,7 @@ def test_a_text_begins_with_a_space_as_in_transformers(name, tokenizer_class, fi
       {key: value for key, value in settings.items() if value is not None}))
   (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-  ours = opening.load_tokenizer(tmp_path, 300)
+  ours = folder_tokenizer.load_tokenizer(tmp_path, 300)
   for text in ("the cat", " the cat", "a"):
     expected = theirs(text, add_special_tokens=False)["input_ids"]
     assert ours.encode([text])[0].tolist() == expected
@@ -471,6 +471,34 @@ def test_roberta_keeps_the_ids_of_its_beginning_and_end(tmp_path):
   found = json.loads((tmp_path / "out/config.json").read_text())
   for name in ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"):
     assert found[name] == expected[name]
+
+
+def test_all_tokens_of_a_roberta_have_one_segment(tmp_path, capsys):
+  """RobertaConfig says 2 if nothing else is said, and its tokenizers number no segments."""
+  theirs = make_theirs("RobertaForMaskedLM", ROBERTA | {"type_vocab_size": 2})
+  ours = opening.open_model(save(theirs, tmp_path / "model"))
+  assert ours.config.model.num_segments == 1
+  assert "the other segments" in capsys.readouterr().err
+  assert_same_logits(theirs, ours)
+
+
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
+def test_a_decoder_ends_where_its_config_says(tmp_path, place):
+  """Its tokenizer may name no end, and hold the end of text of another model."""
+  theirs = make_theirs("GPT2LMHeadModel", DECODER | {"eos_token_id": None, "bos_token_id": None})
+  folder = save(theirs, tmp_path)
+  tokenizer = make_byte_bpe(("<|endoftext|>", "<pad>", "<end>"))
+  tokenizer.save_pretrained(folder)
+  (folder / "generation_config.json").unlink()
+  for eos, expected in ((None, 0), (2, 2), (300, 0)):
+    path = folder / place
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | {"eos_token_id": eos}))
+    ours = opening.open_model(folder)
+    assert ours.tokenizer.eod_id == expected
+  (folder / place).write_text(json.dumps(content | {"eos_token_id": 2}))
+  importing.import_model(folder, tmp_path / "run")
+  assert opening.open_model(tmp_path / "run").tokenizer.eod_id == 2
 
 
 def test_tensors_are_read_one_at_a_time(tmp_path, monkeypatch):

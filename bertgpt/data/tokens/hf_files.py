@@ -45,7 +45,8 @@ class HfFiles(NamedTuple):
     folder: folder of the files.
     settings: content of tokenizer_config.json.
     names: role in `SPECIAL_PIECES` -> special token.
-    roles: special tokens with a role in transformers, which also has one for the beginning.
+    beginning: token that begins a text in transformers; '': none is named.
+    roles: all special tokens with a role in transformers.
     extra: special tokens without a role; none if `is_saved`.
     added: added token -> its id, or -1 if only its name is known.
     flags: added token -> arguments of `AddedToken`.
@@ -57,6 +58,7 @@ class HfFiles(NamedTuple):
   folder: pathlib.Path
   settings: dict[str, Any]
   names: dict[str, str]
+  beginning: str
   roles: frozenset[str]
   extra: frozenset[str]
   added: dict[str, int]
@@ -108,10 +110,12 @@ def read_hf_files(file: pathlib.Path, is_saved: bool = False) -> HfFiles:
   folder = file.parent
   settings, special, added = (_read(folder / name) for name in (CONFIG, SPECIALS, ADDED))
   decoder = settings.get("added_tokens_decoder") or {}
+  # The later one has priority: tokenizer_config.json, if it lists the added tokens.
+  order = (special, settings) if decoder else (settings, special)
   try:
-    named = {key: _content(value) for values in (special, settings)
+    named = {key: _content(value) for values in order
              for key, value in values.items() if key in {*ROLES, _BEGINNING} and value is not None}
-    listed = {_content(value): value for values in (special, settings) for key in _LISTS
+    listed = {_content(value): value for values in order for key in _LISTS
               for value in _listed(values.get(key))}
     ids = {content: int(i) for content, i in added.items()}
     ids |= {_content(value): int(i) for i, value in decoder.items()}
@@ -130,8 +134,8 @@ def read_hf_files(file: pathlib.Path, is_saved: bool = False) -> HfFiles:
   model = _read_model_config(folder)
   name = settings.get("tokenizer_class") or model.get("tokenizer_class") or ""
   names = {ROLES[key]: content for key, content in named.items() if key in ROLES}
-  return HfFiles(folder, settings, names, roles, frozenset(extra), ids, flags,
-                 str(name).removesuffix("Fast"), str(model.get("model_type") or ""),
+  return HfFiles(folder, settings, names, named.get(_BEGINNING, ""), roles, frozenset(extra), ids,
+                 flags, str(name).removesuffix("Fast"), str(model.get("model_type") or ""),
                  is_saved)
 
 
@@ -146,17 +150,23 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, hf: HfFiles, file: pathlib.Path)
     DataError: their ids do not follow those of the vocabulary, or the vocabulary gives them others.
   """
   known = tokenizer.get_vocab(with_added_tokens=True)
+  # The flags in a tokenizer.json have priority over those that added_tokens.json cannot have.
+  described = {value["content"] for value in (
+      hf.settings.get("added_tokens_decoder") or {}).values()}
+  kept = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()
+          if token.content not in described}
   for content, i in sorted(hf.added.items(), key=lambda item: item[1]):
     expected = known.get(content, len(known))
     if i != expected:
       raise DataError(f"{file}: the id of the added token {content!r} is {i} according to "
                       f"{hf.folder}, but {expected} according to the vocabulary. Give the "
                       "files of one tokenizer")
-    if content not in known or not hf.flags[content].get("special"):
+    if content not in known or not hf.flags[content].get("special") and content not in kept:
       tokenizer.add_tokens([AddedToken(content, **hf.flags[content])])
       known.setdefault(content, i)
   tokenizer.add_tokens([AddedToken(content, **hf.flags[content])
-                        for content in sorted(hf.extra & known.keys())])
+                        for content in sorted(hf.extra & known.keys())
+                        if content not in kept or not kept[content].special])
 
 
 def _content(token: Any) -> str:

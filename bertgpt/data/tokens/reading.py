@@ -40,6 +40,9 @@ _ROBERTA_TYPES = frozenset({"bart", "led", "longformer", "roberta"})
 _WORDPIECE_TYPES = frozenset({
     "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert",
     "mpnet", "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert"})
+# Model types for which it takes the generic class.
+_GENERIC_TYPES = frozenset({"modernbert", "modernbert-decoder"})
+_GPT2_BEGINNING = "<|endoftext|>"  # If the folder of a GPT-2 names none.
 _GPT1_CLASS = "OpenAIGPTTokenizer"
 _GPT1_TYPE = "openai-gpt"
 
@@ -145,6 +148,8 @@ def _read_json(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Cont
   del lowercase  # The file has its own normalizer.
   data = file.read_bytes()
   content = files.parse_json(data)
+  if is_old := "type" not in content["model"]:  # The library knows the type from the other keys.
+    content = files.parse_json(tokenizers.Tokenizer.from_str(data.decode()).to_str())
   model = content["model"]
   inferred = None if content.get("decoder") else _infer_decoder(content)
   if inferred:
@@ -164,7 +169,7 @@ def _read_json(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Cont
   fast = None
   added = {token["content"] for token in content.get("added_tokens") or ()}
   lacking = (hf.added.keys() - _tokens_of(content)) | (hf.extra & _tokens_of(content) - added)
-  if changed or lacking or inferred:
+  if changed or lacking or inferred or is_old:
     fast = tokenizers.Tokenizer.from_str(json.dumps(content))
     hf_files.add_tokens(fast, hf, file)
   return _Content(kind, pipelines.serialize(fast) if fast else data)
@@ -238,9 +243,12 @@ def _obey_normalizer(content: dict[str, Any], hf: HfFiles) -> bool:
 def _obeys_settings(hf: HfFiles) -> bool:
   """Returns whether the class applies the settings of BERT's normalizer to a tokenizer.json.
 
-  The folders of the first BERTs name no class. transformers then takes that of the model.
+  The folders of the first BERTs name no class. transformers then takes that of the model. For a
+  ModernBERT, it reads tokenizer.json alone, whatever class the folder names.
   """
-  return hf.tokenizer_class in {"", *_WORDPIECE_CLASSES}
+  if not hf.tokenizer_class:
+    return hf.model_type in {"", *_WORDPIECE_TYPES}
+  return hf.tokenizer_class in _WORDPIECE_CLASSES and hf.model_type not in _GENERIC_TYPES
 
 
 # -------------------------------------------------------------------- *.model
@@ -361,6 +369,8 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
   by_type = not hf.tokenizer_class and hf.model_type in _ROBERTA_TYPES and not hf.is_saved
   if hf.tokenizer_class in _ROBERTA_CLASSES or by_type:
     _add_template(tokenizer, hf)
+  elif hf.setting("add_bos_token"):
+    _add_beginning(tokenizer, hf)
   return _Content(kind, pipelines.serialize(tokenizer))
 
 
@@ -372,6 +382,14 @@ def _add_template(tokenizer: tokenizers.Tokenizer, hf: HfFiles) -> None:
     sep, cls = zip(names, ids, strict=True)
     tokenizer.post_processor = processors.RobertaProcessing(
         sep, cls, add_prefix_space=bool(hf.setting("add_prefix_space")))
+
+
+def _add_beginning(tokenizer: tokenizers.Tokenizer, hf: HfFiles) -> None:
+  """Adds the template of GPT-2's class, which then begins a text with its own token."""
+  name = hf.beginning or _GPT2_BEGINNING
+  if (i := tokenizer.token_to_id(name)) is not None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        [name, "$A"], [name, "$A", name, "$B"], [(name, i)])
 
 
 def _check_merges(vocabulary: dict[str, int], merges: list, file: pathlib.Path) -> None:

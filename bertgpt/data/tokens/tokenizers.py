@@ -336,8 +336,9 @@ def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokeniz
       others = reading.choose_names(hf.names, tokenizer.pieces, found, tokenizer._unknown_piece)
       if others:
         tokenizer = KINDS[kind](data, others)
-      # Without other files, the roles of special tokens are unknown: `Tokenizer.save` writes one.
-      names_roles = bool(hf.settings or hf.roles)
+      # Beside a tokenizer.json, a special_tokens_map.json alone is what `Tokenizer.save` writes,
+      # which leaves out roles that this program does not have.
+      names_roles = bool(hf.settings or hf.roles and file.name != "tokenizer.json")
       if names_roles and not is_saved and (shown := tokenizer.show(hf.extra, hf.roles)) != data:
         tokenizer = KINDS[kind](shown, others)
       tokenizer.encode([_UNKNOWN])

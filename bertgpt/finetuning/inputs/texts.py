@@ -59,22 +59,13 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
   header, wanted = first[1].split("\t"), _find_names(first[1].split("\t"), name)
   if not wanted and len(header) == len(task.header):  # No header line, as in CoLA's train.tsv.
     lines, header, wanted = _chain(first, lines), list(task.header), task.texts
-  lines = _check_columns(lines, path, len(header))
+  lines = glue.check_columns(lines, path, len(header))
   is_named = not set(ID_KEYS).isdisjoint(header)
   for i, row in enumerate(glue.iterate_rows(lines, path, header, wanted or task.texts, task,
                                             ID_KEYS)):
     if row.values is None:
       raise DataError(f"{path}, line {row.line}: lacks columns. Repair the line or remove it")
     yield Example(row.id if is_named and row.id.strip() else str(i), tuple(row.values))
-
-
-def _check_columns(lines, path, count):
-  """Yields the lines; a text with a tab in it would be cut there without a word."""
-  for number, line in lines:
-    if any(map(str.strip, line.split("\t")[count:])):
-      raise DataError(f"{path}, line {number}: has more than the {count} columns of line 1. "
-                      "Replace the tabs in texts by spaces")
-    yield number, line
 
 
 def _chain(first, lines):

@@ -12,10 +12,11 @@ them the same number, columns are separated by tabs, and words may hold spaces.
 | skipped  | lines whose first column is -DOCSTART-, and comments                                |
 
 A comment is a line before the first word of a sentence that begins with "#" and a space or a tab,
-and whose last column is not a tag (GermEval, MultiCoNER, CoNLL-U). Empty columns at the end of a
-line are left out. Tags are BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of
-entities. A file without tags has one column, or "_" or "-" in place of all tags. A sentence has at
-most `MAX_WORDS` words, which bounds the memory.
+unless it is like the lines of words: its last column is a tag, or stands for one, and it has as
+many columns (GermEval, MultiCoNER, CoNLL-U). In files that number the words, all such lines are
+comments. Empty columns at the end of a line are left out. Tags are BIO: B-TYPE begins an entity,
+I-TYPE continues it, O is outside of entities. A file without tags has one column, or "_" or "-" in
+place of all tags. A sentence has at most `MAX_WORDS` words, which bounds the memory.
 """
 
 import pathlib
@@ -27,6 +28,7 @@ from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
 MAX_WORDS = 1 << 20
+MOSTLY = 0.8  # Share of numbered words from which a file is meant to number all of them.
 NO_TAGS = ("_", "-")  # The last column of test sets whose tags are not published.
 
 
@@ -45,12 +47,23 @@ class Layout(NamedTuple):
     word: index of the column of words.
     tag: index of the column of tags; None: the file has none.
     has_tags: whether the words have tags.
+    widths: numbers of columns of the lines; empty: not known.
   """
 
   split: Callable[[str], list[str]]
   word: int
   tag: int
   has_tags: bool
+  widths: frozenset[int] = frozenset()
+
+  def is_word(self, line: str) -> bool:
+    """Returns whether a line that might be a comment is the line of a word."""
+    if self.word:  # The line would begin with a number.
+      return False
+    cells, widths = self.split(line), self.widths
+    if cells[-1] in NO_TAGS or len(widths) == 1:
+      return len(cells) in widths and (is_tag(cells[-1]) or cells[-1] in NO_TAGS)
+    return is_tag(cells[-1]) and len(cells) <= max(widths, default=len(cells))
 
 
 def is_tag(text: str) -> bool:
@@ -78,7 +91,7 @@ def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True,
   layout = find_layout(path)
   has_tags = reads_tags and (needs_tags or layout.has_tags)
   sentence = None
-  for place, number, line in _words(path):
+  for place, number, line in _words(path, layout.is_word):
     if sentence and place == 1:
       yield sentence
     if place == 1:
@@ -112,22 +125,34 @@ class _Columns:
   def __init__(self, split: Callable[[str], list[str]]):
     self.split = split
     self.widths: set[int] = set()
-    self.is_numbered, self.has_second, self.has_last, self.has_third = True, False, False, False
+    self.has_second, self.has_last, self.has_third = False, False, False
+    self.count, self.numbered = 0, [0, 0]  # Words; those that are numbered from 0, and from 1.
+    self.unlike: list[tuple[int, str]] = [(0, ""), (0, "")]  # The first other lines.
 
-  def add(self, place: int, line: str) -> None:
+  def add(self, place: int, number: int, line: str) -> None:
     """Examines the line of a word; `place` is its index in the sentence, from 1."""
     cells = self.split(line)
     self.widths.add(len(cells))
     has_two = len(cells) > 1
-    self.is_numbered &= has_two and cells[0] == str(place)
+    self.count += 1
+    for start in (0, 1):
+      if has_two and cells[0] == str(place - 1 + start):
+        self.numbered[start] += 1
+      elif not self.unlike[start][0]:
+        self.unlike[start] = number, line
     self.has_second |= has_two and not is_tag(cells[1])  # Something other than the tags of numbers.
     self.has_last |= has_two and cells[-1] not in NO_TAGS
     self.has_third |= len(cells) > 2 and cells[2] not in NO_TAGS
 
-  def layout(self) -> Layout:
-    if self.is_numbered and self.has_second:
-      return Layout(self.split, 1, 2, self.has_third)
-    return Layout(self.split, 0, -1, self.has_last)
+  def layout(self, path: pathlib.Path) -> Layout:
+    if self.has_second and (most := max(self.numbered)) > MOSTLY * self.count:
+      if most == self.count:
+        return Layout(self.split, 1, 2, self.has_third, frozenset(self.widths))
+      number, line = self.unlike[self.numbered.index(most)]
+      raise DataError(f"{path}, line {number}: does not begin with the number of its word, as most "
+                      f"lines do ({line[:40]!r}). Number the words of each sentence, or remove the "
+                      "numbers")
+    return Layout(self.split, 0, -1, self.has_last, frozenset(self.widths))
 
 
 def find_layout(path: pathlib.Path) -> Layout:
@@ -136,26 +161,30 @@ def find_layout(path: pathlib.Path) -> Layout:
   Args:
     path: file, plain or compressed.
   Raises:
-    DataError: the file cannot be read.
+    DataError: the file cannot be read, or numbers most of its words, but not all.
   """
   spaced, tabbed = _Columns(split_columns), _Columns(split_at_tabs)
-  for place, _, line in _words(path):
-    spaced.add(place, line)
-    tabbed.add(place, line)
+  for place, number, line in _words(path, lambda line: False):
+    spaced.add(place, number, line)
+    tabbed.add(place, number, line)
   has_words_with_spaces = (len(spaced.widths) > 1 and len(tabbed.widths) == 1
                            and tabbed.widths != {1})
-  return (tabbed if has_words_with_spaces else spaced).layout()
+  return (tabbed if has_words_with_spaces else spaced).layout(path)
 
 
-def _words(path: pathlib.Path) -> Iterator[tuple[int, int, str]]:
-  """Yields (index of the word in its sentence, from 1; number of its line; line)."""
+def _words(path: pathlib.Path, is_word: Callable[[str], bool]) -> Iterator[tuple[int, int, str]]:
+  """Yields (index of the word in its sentence, from 1; number of its line; line).
+
+  Args:
+    path: file, plain or compressed.
+    is_word: whether a line that begins like a comment, before a sentence, is the line of a word.
+  """
   place = 0
   for number, line in files.read_text_lines(path):
     cells = split_columns(line)
     if not line.strip() or cells[0] == "-DOCSTART-":
       place = 0
-    elif place or not (line.startswith(("# ", "#\t")) and len(cells) > 1
-                       and not is_tag(cells[-1])):
+    elif place or not line.startswith(("# ", "#\t")) or len(cells) < 2 or is_word(line):
       place += 1
       if place > MAX_WORDS:
         raise DataError(f"{path}, line {number}: a sentence has more than {MAX_WORDS} words. "

@@ -244,7 +244,7 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
     glue: task of the file.
     is_test: the file has a header and no labels.
   Raises:
-    DataError: a column is missing, or a line has too few columns or a wrong label.
+    DataError: a column is missing, or a line has too few or too many columns, or a wrong label.
   """
   lines = files.read_text_lines(path)
   header = list(glue.header)
@@ -252,7 +252,7 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
     header = next(lines, (1, ""))[1].split("\t")
   wanted = [*glue.texts] if is_test else [*glue.texts, glue.label]
   columns, rows, skipped = [[] for _ in wanted], [], 0
-  for row in iterate_rows(lines, path, header, wanted, glue):
+  for row in iterate_rows(check_columns(lines, path, len(header)), path, header, wanted, glue):
     if row.values is None:
       skipped += 1
       continue
@@ -270,6 +270,24 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
     return Table(tuple(columns), ids, None, skipped, glue.label in header)
   *texts, labels = columns
   return Table(tuple(texts), ids, _as_array(glue, labels), skipped)
+
+
+def check_columns(lines: Iterator[tuple[int, str]], path: pathlib.Path, count: int
+                  ) -> Iterator[tuple[int, str]]:
+  """Yields the lines of a TSV file; a text with a tab in it would be cut there without a word.
+
+  Args:
+    lines: (number, line).
+    path: file of the lines, for the message.
+    count: columns of the file.
+  Raises:
+    DataError: a line has something in another column.
+  """
+  for number, line in lines:
+    if any(map(str.strip, line.split("\t")[count:])):
+      raise DataError(f"{path}, line {number}: has more than {count} columns. Replace the tabs in "
+                      "texts by spaces")
+    yield number, line
 
 
 def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: Sequence[str],

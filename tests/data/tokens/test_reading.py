@@ -16,6 +16,7 @@ from bertgpt.data.tokens import pipelines, reach, tokenizers
 from bertgpt.errors import DataError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTES = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 TEXTS = ["The Cat sees the cát.", "Äpfel äpfel apfel", "天天向上 today", "हिन्दी में है",
          "THE ÉCOLE école", "한국어 문장",
          "e\u0301cole \ufb01ne", "tab\tand\u3000space", "e\u200bt c"]
@@ -385,6 +386,91 @@ def test_pieces_that_the_normalizer_of_a_file_hides_are_an_error(tmp_path, norma
     assert pieces_of(tokenizers.load_tokenizer(folder), "Paris") == ["Paris"]
   ours = tokenizers.load_tokenizer(folder, is_saved=True)  # As earlier versions saved it.
   assert ours.vocab_size == len(SPECIALS) + 3
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_files_of_early_versions_do_not_name_the_type_of_their_model(tmp_path, kind):
+  """As those of bert-base-uncased and gpt2."""
+  if kind == "bpe":
+    tokenizer = library.Tokenizer(models.BPE({c: i for i, c in enumerate("abcdehstĠ")}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+  elif kind == "unigram":
+    tokenizer = library.Tokenizer(models.Unigram(
+        [("<unk>", 0.0), *((piece, -1.0) for piece in ("▁the", "▁cat", "s"))], 0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+  else:
+    tokenizer = bert_json(True)
+  write_json_tokenizer(tmp_path, tokenizer)
+  typed = tokenizers.load_tokenizer(tmp_path)
+  content = json.loads((tmp_path / "tokenizer.json").read_text())
+  del content["model"]["type"]
+  write_json(tmp_path / "tokenizer.json", content)
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert ours.kind == kind and ours.pieces == typed.pieces
+  assert encode(ours, ["the cat s"]) == encode(typed, ["the cat s"])
+  ours.save(tmp_path / "saved")
+  assert tokenizers.load_tokenizer(tmp_path / "saved", is_saved=True).pieces == ours.pieces
+
+
+def test_a_saved_tokenizer_is_the_same_when_its_folder_is_given(tmp_path):
+  """`import` prints a command with this folder, and training compares fingerprints."""
+  names = ["<|start|>", "<|pad|>", "<|end|>"]
+  tokenizer = library.Tokenizer(models.BPE(BYTES | {n: 256 + i for i, n in enumerate(names)}, []))
+  tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+  tokenizer.add_special_tokens(names)
+  write_json_tokenizer(tmp_path, tokenizer, bos_token="<|start|>", pad_token="<|pad|>",
+                       eos_token="<|end|>")
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert ours.names["eod"] == "<|end|>"
+  ours.save(tmp_path / "saved")
+  again = tokenizers.load_tokenizer(tmp_path / "saved")
+  assert again.fingerprint() == ours.fingerprint()
+  assert encode(again, ["a<|start|>b"]) == encode(ours, ["a<|start|>b"])
+
+
+@pytest.mark.parametrize("decoder, expected", [({}, "<mask2>"), (
+    {"added_tokens_decoder": {"6": {"content": "word0", "special": False}}}, "<mask1>")])
+def test_a_list_of_added_tokens_gives_the_config_priority(tmp_path, decoder, expected):
+  folder = write_vocabulary(tmp_path, ("<mask1>", "<mask2>", "word0", *MIXED[:60]),
+                            ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), mask_token="<mask1>", **decoder)
+  write_json(folder / "special_tokens_map.json", {"mask_token": "<mask2>"})
+  pieces = tokenizers.load_tokenizer(folder)
+  assert pieces.pieces[pieces.mask_id] == expected
+
+
+@pytest.mark.parametrize("settings, model_type, is_obeyed", [
+    ({"tokenizer_class": "BertTokenizer"}, "modernbert", False),
+    ({"tokenizer_class": "BertTokenizer"}, "bert", True),
+    ({}, "modernbert", False), ({}, "", True)])
+def test_the_tokenizer_json_of_a_modernbert_needs_no_settings(tmp_path, settings, model_type,
+                                                              is_obeyed):
+  write_json_tokenizer(tmp_path, bert_json(False), do_lower_case=True, **settings)
+  write_json(tmp_path / "config.json", {"model_type": model_type})
+  one, other = encode(tokenizers.load_tokenizer(tmp_path), ["THE CAT", "the cat"])
+  assert (one == other) == is_obeyed
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+def test_the_class_of_gpt2_may_begin_texts(tmp_path, said):
+  write_json(tmp_path / "vocab.json", BYTES | {"<s>": 256, "<|endoftext|>": 257})
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+  for name, expected in (("<s>", 256), (None, 257)):
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": said, "bos_token": name}
+    write_json(tmp_path / "tokenizer_config.json",
+               {key: value for key, value in settings.items() if value is not None})
+    ids = tokenizers.load_tokenizer(tmp_path).apply_template("a")
+    assert ids == [expected, BYTES["a"]][not said:]
+
+
+def test_flags_in_a_tokenizer_json_stay(tmp_path):
+  """added_tokens.json has only names and ids."""
+  tokenizer = bert_json(False)
+  tokenizer.add_tokens([library.AddedToken("[E1]", single_word=True)])
+  write_json_tokenizer(tmp_path, tokenizer, tokenizer_class="BertTokenizer", do_lower_case=True)
+  write_json(tmp_path / "added_tokens.json", {"[E1]": tokenizer.token_to_id("[E1]")})
+  ours = tokenizers.load_tokenizer(tmp_path)
+  alone, joined = encode(ours, ["the [E1] cat", "the [E1]cat"])
+  assert ours.pieces.index("[E1]") in alone and ours.pieces.index("[E1]") not in joined
 
 
 @pytest.mark.parametrize("is_json", [True, False])

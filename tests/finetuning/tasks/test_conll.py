@@ -65,8 +65,33 @@ def test_multiconer_has_comments(tmp_path):
   assert read(tmp_path, text) == [Sentence(["its", "#", "robert"], ["O", "O", "B-PER"]),
                                   Sentence(["#"], ["O"])]
   hidden = text.replace(" O\n", " _\n").replace("B-PER", "_")
-  # "# _ _ _" is a comment before a sentence, but a word within one.
-  assert read(tmp_path, hidden, needs_tags=False) == [Sentence(["its", "#", "robert"], None)]
+  assert read(tmp_path, hidden, needs_tags=False) == [Sentence(["its", "#", "robert"], None),
+                                                      Sentence(["#"], None)]
+
+
+@pytest.mark.parametrize("comment", ["# text = He drove on I-95", "# Vitamin B-12", "# Plan O",
+                                     "#\t1\tO\tO"])
+def test_a_comment_may_end_like_a_tag(tmp_path, comment):
+  numbered = f"{comment}\n1\tBerlin\tB-LOC\tO\n2\tis\tO\tO\n"
+  assert read(tmp_path, numbered) == [Sentence(["Berlin", "is"], ["B-LOC", "O"])]
+  if " " in comment:
+    plain = f"{comment}\nBerlin B-LOC\nis O\n"
+    assert read(tmp_path, plain) == [Sentence(["Berlin", "is"], ["B-LOC", "O"])]
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_words_are_numbered_from_zero_or_one(tmp_path, start):
+  text = "".join(f"{start + i}\tw{i}\tO\tO\n" for i in range(3))
+  assert read(tmp_path, text) == [Sentence(["w0", "w1", "w2"], ["O"] * 3)]
+
+
+@pytest.mark.parametrize("other", ["", "3-4\tzum\tO\tO\n", "x\tw\tO\tO\n"])
+def test_one_number_that_is_wrong_does_not_make_all_of_them_words(tmp_path, other):
+  lines = [f"{i}\tw{i}\tO\tO\n" for i in range(1, 9)]
+  lines[2] = other
+  after = "".join(f"{i}\tw{i}\tO\tO\n" for i in range(1, 21))
+  with pytest.raises(DataError, match="line 3: does not begin with the number of its word"):
+    read(tmp_path, "".join(lines) + "\n" + after)
 
 
 @pytest.mark.parametrize("text, words", [

@@ -221,6 +221,7 @@ def test_labels_of_a_test_set_are_noted_and_not_read(tmp_path, text_format):
 @pytest.mark.parametrize("name, content, message", [
     ("sst2", "sentence\tlbael\na\t1\n", "lacks the column label; it has sentence, lbael"),
     ("sst2", "sentence\tlabel\na\t1\nb\n", "train.tsv, line 3: has 1 columns, not 2"),
+    ("cola", "src\t1\t\tthe\tcat\n", "train.tsv, line 1: has more than 4 columns. Replace"),
     ("sst2", "sentence\tlabel\na\t2\n", "line 2: label '2' is not one of 0, 1"),
     ("rte", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n",
      "label 'maybe' is not one of entailment, not_entailment"),

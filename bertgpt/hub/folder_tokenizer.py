@@ -1,0 +1,169 @@
+"""The tokenizer in the folder of a model of `transformers`, as the model expects it.
+
+The ids are those of the tokenizer's files. What the model's own files say about them is applied, or
+described in a line for the user.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import tokenizers as fast_tokenizers
+
+from bertgpt import files
+from bertgpt.config import ConfigDict, families
+from bertgpt.data.tokens import hf_files, marks, reading, tokenizers
+from bertgpt.errors import DataError, one_line, without_panics
+from bertgpt.hub import same_ids, weights
+
+_MODEL_TYPES_OF_BYTE_BPE = ("gpt2", "roberta")  # If no file names the class of the tokenizer.
+_TEXT = "a"  # The marks around it are those around any text.
+
+
+def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
+                   ) -> tokenizers.Tokenizer:
+  """Returns the tokenizer in the folder of a model.
+
+  Args:
+    source: folder of the model.
+    num_rows: rows of the token table.
+    flag: flag that named the folder, for messages.
+  Raises:
+    DataError: there is no tokenizer, or it has more tokens than the table has rows.
+  """
+  tokenizer = obey_prefix_space(tokenizers.load_tokenizer(source), source)
+  if tokenizer.vocab_size > num_rows:
+    raise DataError(f"{flag} {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
+                    f"config.json says vocab_size={num_rows}. Put the tokenizer that the model was "
+                    "trained with into the folder")
+  return tokenizer
+
+
+def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
+                      ) -> tokenizers.Tokenizer:
+  """Returns a byte-level BPE that puts a space before a text if tokenizer_config.json says so.
+
+  In the classes of GPT-2 and RoBERTa, `add_prefix_space` of tokenizer_config.json has priority over
+  tokenizer.json, even if it is not there, which means false. Other classes do not read it.
+  `tokenizer.path` does not either, so that runs with such a folder keep their ids.
+
+  Args:
+    tokenizer: tokenizer in the folder.
+    source: the folder.
+  """
+  hf = hf_files.read_hf_files(source / "tokenizer.json")
+  is_read = (hf.tokenizer_class in reading.BYTE_BPE_CLASSES
+             or not hf.tokenizer_class and hf.model_type in _MODEL_TYPES_OF_BYTE_BPE)
+  if not is_read or not isinstance(tokenizer, tokenizers.ByteBPE):
+    return tokenizer
+  content = json.loads(tokenizer.data)
+  step, value = content["pre_tokenizer"] or {}, bool(hf.setting("add_prefix_space"))
+  if step.get("type") != "ByteLevel" or step["add_prefix_space"] == value:
+    return tokenizer
+  step["add_prefix_space"] = value
+  changed = tokenizers.ByteBPE(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
+  changed.note = tokenizer.note
+  return changed
+
+
+def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
+             ) -> tokenizers.Tokenizer:
+  """Returns a decoder's tokenizer with the end of text of the model, if its own files name none.
+
+  Args:
+    tokenizer: tokenizer in the folder.
+    source: the folder.
+    hf_config: content of config.json.
+  """
+  if "eod" in hf_files.read_hf_files(source / "tokenizer.json").names:
+    return tokenizer
+  path = source / "generation_config.json"
+  settings = files.read_json(path, weights.REMEDY) if path.exists() else {}
+  end = settings.get("eos_token_id", hf_config.get("eos_token_id"))
+  if not isinstance(end, int) or end == tokenizer.eod_id or not 0 <= end < tokenizer.vocab_size:
+    return tokenizer
+  names = tokenizer.names | {"eod": tokenizer.pieces[end]}
+  changed = type(tokenizer)(tokenizer.data, names)
+  changed.note = tokenizer.note
+  return changed
+
+
+def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """Returns the ids of `_TEXT` with the marks that transformers puts around it; []: not known.
+
+  A model of SentencePiece has no template. The tokenizer.json made from it has one.
+
+  Args:
+    folder: local folder of the model.
+    tokenizer: tokenizer of the model.
+  """
+  if not isinstance(tokenizer, tokenizers.SentencePiece):
+    return tokenizer.apply_template(_TEXT)
+  try:
+    with without_panics():
+      fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+      ids, whole = (fast.encode(_TEXT, add_special_tokens=has_marks).ids
+                    for has_marks in (False, True))
+  except Exception:  # The library raises plain Exceptions, also if there is no such file.
+    return []
+  is_same = ids == tokenizer.encode([_TEXT])[0].tolist() and max(whole) < tokenizer.vocab_size
+  return whole if is_same else []
+
+
+def find_beginning(template: list[int], config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
+  """Returns the token that the template of the tokenizer puts before a decoder's text; -1: none.
+
+  A template that also puts a token after the text is made for encoders.
+
+  Args:
+    template: result of `apply_template`.
+    config: config of a run that holds the model.
+    tokenizer: tokenizer of the model.
+  """
+  (ids,) = tokenizer.encode([_TEXT])
+  is_encoder = families.find(config).kind == "encoder"
+  return -1 if is_encoder or template[1:] != ids.tolist() else template[0]
+
+
+def describe_template(template: list[int], folder: pathlib.Path, config: ConfigDict,
+                      tokenizer: tokenizers.Tokenizer, bos_id: int) -> str:
+  """Returns a line if transformers puts other marks around a text than bertgpt does, or ''.
+
+  Args:
+    template: result of `apply_template`.
+    folder: local folder of the model.
+    config: config of a run that holds the model.
+    tokenizer: tokenizer of the model.
+    bos_id: result of `find_beginning`.
+  """
+  family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
+  if family.kind == "encoder":
+    name = hf_files.read_hf_files(folder / "tokenizer.json").tokenizer_class
+    if name not in hf_files.GENERIC_CLASSES:  # Other classes have marks of their own.
+      return ""
+    ours = marks.of_encoder(tokenizer, family.cls_last).enclose(ids)
+  else:
+    ours = marks.of_decoder(bos_id).enclose(ids)
+  shown = [" ".join(tokenizer.pieces[i] for i in row)
+           for row in (template, ours)]
+  return "" if not template or shown[0] == shown[1] else (
+      f"for the text {_TEXT!r}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
+
+
+def describe_conversion(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str:
+  """Returns a line if a folder has two tokenizers that give different tokens, or ''.
+
+  Args:
+    folder: local folder of the model.
+    tokenizer: tokenizer of the model.
+  """
+  path = folder / "tokenizer.json"
+  if not isinstance(tokenizer, tokenizers.SentencePiece) or not path.exists():
+    return ""
+  try:
+    with without_panics():
+      fast = fast_tokenizers.Tokenizer.from_file(str(path))
+      line = same_ids.compare_texts(fast, tokenizer)
+  except Exception as e:  # The library raises plain Exceptions.
+    line = one_line(e)
+  return f"tokenizer.json differs from tokenizer.model, which is used here: {line}" if line else ""
