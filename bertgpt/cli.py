@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from bertgpt.commands import COMMANDS, flags
 from bertgpt.commands.parser import Parser
 from bertgpt.devices import children, console, events, guard, huge_pages, signals, watchdog
-from bertgpt.errors import INTERRUPTED, ConfigError, Preempted, StorageError, UserError, exit_code
+from bertgpt.errors import ConfigError, Preempted, StorageError, UserError, exit_code
 
 
 def run_program() -> int:
@@ -96,10 +96,9 @@ def code_of_interrupt(e: KeyboardInterrupt, arguments: argparse.Namespace | None
     e: exception that the signal raised.
     arguments: values of the flags; None: they have not been read.
   """
-  if not isinstance(e, signals.Terminated):
-    return INTERRUPTED
   # A scheduler starts a preempted run again. Other commands end as if the signal had killed them.
-  return Preempted.exit_code if resumes(arguments) else 128 + e.number
+  is_preemption = isinstance(e, signals.Terminated) and resumes(arguments)
+  return Preempted.exit_code if is_preemption else exit_code(e)
 
 
 def resumes(arguments: argparse.Namespace | None) -> bool:

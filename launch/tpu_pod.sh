@@ -24,6 +24,7 @@ set -uo pipefail
 : "${TPU:?set it to the name of the slice}" "${ZONE:?set it to the zone of the slice}"
 CODE=${CODE:-bertgpt}
 SLICES=${SLICES:-1}
+SPOT=${SPOT:-0}
 SETUP=${SETUP:-echo $CODE/.venv/bin/bertgpt is missing, and SETUP is not set >&2 && exit 1}
 GIVE_UP="2|65|70|130"    # Another attempt would end the same way, or somebody pressed Ctrl-C.
 SHORT=600                # An attempt of fewer seconds has made no progress,
@@ -31,6 +32,8 @@ SHORT_FAULT=10800        # nor has one of fewer seconds that hung (1) or filled 
 MAX_SHORT=5              # The script gives up after this many of them in a row.
 PATIENCE=${PATIENCE:-15} # Looks at a host that does not answer, or that outlives the other hosts.
 PAUSE=${PAUSE:-60}       # Seconds between two looks.
+
+case $SPOT in 0 | 1) ;; *) echo "tpu_pod.sh: SPOT=$SPOT: set it to 1 or 0" >&2 && exit 2 ;; esac
 
 queued() { gcloud compute tpus queued-resources "$1" "$TPU" --zone="$ZONE" "${@:2}"; }
 
@@ -67,10 +70,11 @@ slice_state() { # Prints ACTIVE, SUSPENDED, ..., ABSENT, or UNKNOWN if gcloud ca
 }
 
 create() {
-  local names=(--node-id="$TPU")
+  local names=(--node-id="$TPU") spot=""
+  [ "$SPOT" = 0 ] || spot=--spot
   [ "$SLICES" -eq 1 ] || names=(--node-prefix="$TPU" --node-count="$SLICES")
   queued create "${names[@]}" --accelerator-type="$TYPE" \
-    --runtime-version="${VERSION:?set it to the software of the slice}" ${SPOT:+--spot}
+    --runtime-version="${VERSION:?set it to the software of the slice}" ${spot:+"$spot"}
 }
 
 wait_for_slice() { # Returns when the slices are there; creates what is gone.

@@ -6,7 +6,7 @@ from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
 HELP = "Score a trained model on the validation split, or zero-shot."
-USES = ("bertgpt.training.evaluate", "bertgpt.inference.zero_shot")
+USES = ("bertgpt.devices.watchdog", "bertgpt.training.evaluate", "bertgpt.inference.zero_shot")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +55,7 @@ def resumes(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the scores, one per line."""
+  from bertgpt.devices import watchdog
   from bertgpt.inference import zero_shot
   from bertgpt.training import evaluate
   dtype = arguments.dtype or flags.DTYPES[0]
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.workdir, arguments.overrides, dtype).items():
       print(f"{name} {value:.6g}")
     return
+  watchdog.disarm()  # A suite takes any time, in one process, which waits for no other.
   settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,
                                 arguments.batch_size or flags.BATCH_SIZE)
   for line in zero_shot.run(arguments.workdir, arguments.suite, settings, dtype,

@@ -150,7 +150,8 @@ def find_chip(device_kind: str) -> Chip | None:
   Args:
     device_kind: JAX's name of the device, `jax.Device.device_kind`.
   """
-  if re.search(r"\b(PCIe|NVL)$", device_kind):  # Such an H100 is slower than that of a server.
+  # Such an H100 is slower than that of a server, and a MIG slice is a part of one.
+  if re.search(r"\b(PCIe|NVL)$|\bMIG\b", device_kind):
     return None
   return next((chip for chip in CHIPS.values() for kind in chip.device_kinds
                if re.search(rf"(?<!\w){kind}(?!\d)", device_kind)), None)

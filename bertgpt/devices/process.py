@@ -62,8 +62,10 @@ def start_distributed(spec: str, timeout_s: float) -> None:
     _await_first(host, port, index, timeout_s)
   if getattr(jax.config, "jax_platforms", None) == "cpu":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # JAX would ask SLURM or MPI for what is not given here, and take one GPU per process.
   _initialize(timeout_s, coordinator_address=address, num_processes=count, process_id=index,
-              coordinator_bind_address=address if bind else None)
+              coordinator_bind_address=address if bind else None,
+              cluster_detection_method="deactivate")
 
 
 def _initialize(timeout_s: float, **arguments) -> None:
@@ -77,16 +79,18 @@ def _initialize(timeout_s: float, **arguments) -> None:
 
 
 def is_loopback(host: str) -> bool:
-  """Returns whether all addresses of a host belong to this machine only.
+  """Returns whether a host is this machine by definition.
+
+  A name that this machine resolves to a loopback address may be another address elsewhere: the
+  installers of Debian and Ubuntu write the own name with 127.0.1.1 into /etc/hosts.
 
   Args:
     host: name or address.
   """
   try:
-    found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
-  except OSError:
-    return False
-  return all(ipaddress.ip_address(address).is_loopback for address in found)
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def _await_peers(host: str, port: int, count: int, timeout_s: float) -> None:

@@ -23,11 +23,13 @@ class Terminated(KeyboardInterrupt):
 
   Attributes:
     number: the signal.
+    exit_code: exit code of the program, following shell convention.
   """
 
   def __init__(self, number: int):
     super().__init__(f"stopped by {signal.Signals(number).name}")
     self.number = signal.Signals(number)
+    self.exit_code = 128 + self.number
 
 
 def end_at_next(number: int, handler: signal.Handlers | Callable | int | None = signal.SIG_DFL

@@ -287,7 +287,6 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     log = stack.enter_context(contextlib.closing(StepLog(config, folder, first_step,
                                                          is_static=False)))
     results: Any = None
-
     def save(step: int, wait: bool) -> None:
       saves.save(step, state, {"step": step, "fingerprint": tuning.fingerprint,
                                "seconds": time.monotonic() - start}, wait=wait)
@@ -310,9 +309,8 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
       log.add(step, step_metrics)
       stop = should_stop()
       if is_saved := stop or saves.due(step):
-        log.finish_step()  # Raises if the run has diverged.
-        if stop:
-          log.write_all()  # The next start cannot log these steps.
+        # Both raise if the run has diverged. The next start cannot log the steps before a stop.
+        (log.write_all if stop else log.finish_step)()
         save(step, wait=stop)
       if not stop and is_end_of_epoch(tuning, step):
         results = evaluate_if_due(tuning, program, log, state, should_stop)

@@ -120,8 +120,10 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
     nats = -sum(float(x.sum(dtype=np.float64)) for x in scores)
     num_tokens = sum(map(len, scores))
     add_to(totals, tokens=num_tokens, nats=nats, part_tokens=num_tokens, part_nats=nats)
-    if part.is_last and (totals["part_tokens"] or not settings.limit):
+    if part.is_last and totals["part_tokens"]:
       records.append(_end_text(totals))
+    elif part.is_last:  # A blank text, or one beyond the limit.
+      del totals["part_tokens"], totals["part_nats"]
   if is_enough(settings, totals) and totals.get("part_tokens"):
     records.append(_end_text(totals))  # The parts that are left are not scored.
   return records
@@ -180,13 +182,10 @@ def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], sett
   Returns:
     Whether the guess is right, and the log-probability of the target, for every passage.
   Raises:
-    ConfigError: a passage has nothing before its last word, or the window is too short for it.
+    ConfigError: see `encode_passages`.
   """
   passages = [text.strip() for text in passages if text.strip()][:room(settings, totals)]
-  contexts, words = _encode_passages(trained, suite, passages)
-  if max(map(len, words), default=0) >= settings.window:
-    raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens. Give a longer "
-                      "--window")
+  contexts, words = encode_passages(trained, suite, passages, settings)
   begin = marks.of_decoder(trained.bos_id).enclose
   rows = [begin(np.concatenate(pair))[-settings.window:]
           for pair in zip(contexts, words, strict=True)]
@@ -208,18 +207,28 @@ def finish_last_words(trained: Trained, suite: Suite, totals: Totals, settings: 
   """Returns how often the last word of a passage is guessed, and the perplexity of the target.
 
   Args:
-    trained, settings: not used.
+    trained: not used.
     suite: the protocol.
     totals: totals of all passages.
+    settings: result of `resolve`.
   """
-  del trained, settings
+  del trained
   count = totals["scored"]
-  return {"protocol": f"{count} passages, rule: {suite.rule}",
+  return {"protocol": f"{count} passages of at most {settings.window} tokens, rule: {suite.rule}",
           "accuracy": totals["correct"] / count, "perplexity": perplexity(totals["nats"] / count)}
 
 
-def _encode_passages(trained, suite, passages):
-  """Returns (ids before the last word, ids of the last word) of every passage."""
+def encode_passages(trained: Trained, suite: Suite, passages: Sequence[str], settings: Settings
+                    ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+  """Returns (ids before the last word, ids of the last word) of every passage.
+
+  Args:
+    trained, suite, settings: see `add_last_words`.
+    passages: the passages; blank ones are skipped.
+  Raises:
+    ConfigError: a passage has nothing before its last word, or the window is too short for it.
+  """
+  passages = [text for text in passages if text.strip()]
   parts = [text.rsplit(maxsplit=1) for text in passages]  # At any white space.
   if single := [part[0] for part in parts if len(part) == 1]:
     raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word. Give "
@@ -230,6 +239,9 @@ def _encode_passages(trained, suite, passages):
     if not (len(context) and len(word)):
       raise ConfigError(f"--suite: the passage {text[-40:]!r} has no tokens "
                         f"{'in' if len(context) else 'before'} its last word. Remove it")
+  if max(map(len, words), default=0) >= settings.window:
+    raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens. Give a longer "
+                      "--window")
   return contexts, words
 
 
@@ -249,15 +261,9 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
   Returns:
     The log-probabilities of both sentences, for every pair.
   Raises:
-    ConfigError: a sentence has no tokens, or does not fit into the window.
+    ConfigError: see `encode_pairs`.
   """
-  del suite
-  sentences = [sentence for pair in pairs[:room(settings, totals)] for sentence in pair]
-  encoded = trained.tokenizer.encode(sentences)
-  for sentence, ids in zip(sentences, encoded, strict=True):
-    if not 0 < len(ids) <= settings.window - 2:
-      raise ConfigError(f"--suite pairs: {sentence[:40]!r} has {len(ids)} tokens. Give sentences "
-                        f"of 1 to {settings.window - 2}, or another --window")
+  encoded = encode_pairs(trained, suite, pairs[:room(settings, totals)], settings)
   scores = score_tokens(trained, encoded, settings.window, settings.stride, settings.batch_size)
   logp = [float(x.sum(dtype=np.float64)) for x in scores]
   records = []
@@ -265,6 +271,26 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
     add_to(totals, scored=1, correct=good > bad)
     records.append({"text": totals["scored"], "good": good, "bad": bad})
   return records
+
+
+def encode_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]],
+                 settings: Settings) -> list[np.ndarray]:
+  """Returns the ids of both sentences of every pair, one after the other.
+
+  Args:
+    trained, suite, pairs, settings: see `add_pairs`.
+  Raises:
+    ConfigError: a sentence has no token that can be scored, or does not fit into the window.
+  """
+  del suite
+  sentences = [sentence for pair in pairs for sentence in pair]
+  encoded = trained.tokenizer.encode(sentences)
+  least, most = scorers.find(trained).lengths(trained, settings.window)
+  for sentence, ids in zip(sentences, encoded, strict=True):
+    if not least <= len(ids) <= most:
+      raise ConfigError(f"--suite pairs: {sentence[:40]!r} has {len(ids)} tokens. Give sentences "
+                        f"of {least} to {most}, or another --window")
+  return encoded
 
 
 def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:

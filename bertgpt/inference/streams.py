@@ -262,6 +262,21 @@ class Unfinished:
 
 
 @contextlib.contextmanager
+def discarding(work: Unfinished | None) -> Iterator[None]:
+  """Forgets results if texts turn out to be unusable; results of other texts could not use them.
+
+  Args:
+    work: unfinished results; None: there are none.
+  """
+  try:
+    yield
+  except ConfigError:
+    if work is not None:
+      work.discard()
+    raise
+
+
+@contextlib.contextmanager
 def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
   """Yields the folder of unfinished results for a file; it stays if the work is interrupted.
 
@@ -286,6 +301,10 @@ def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinishe
     except ChangedError:
       if work is not None:
         work.discard()
+      raise
+    except OSError as e:
+      if e.filename is None:  # Of a file that is open.
+        raise OSError(e.errno, e.strerror, os.fspath(folder)) from e
       raise
     finally:
       if work is not None:

@@ -54,6 +54,8 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
       trained_lib.require(trained, ability, f"be scored by {name}", "Use pairs or text")
   # Every file is read once before anything is scored, so that errors in it are found at once.
   found = [streams.measure(map(join_texts, suites.iterate(*pair))) for pair in wanted]
+  for pair in wanted:
+    check_entries(trained, *pair, settings)
   trained = trained._replace(params=jax.device_put(trained.params))
   with contextlib.ExitStack() as stack:
     work = None
@@ -64,14 +66,30 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
       work = stack.enter_context(streams.resumable(out, identity))
     for i, ((name, file), measured) in enumerate(zip(wanted, found, strict=True)):
       suite = SUITES[name]
-      totals = measure_file(trained, name, file, measured, settings, work, i)
-      scores = MEASURES[suite.measure].finish(trained, suite, totals, settings)
+      with streams.discarding(work):
+        totals = measure_file(trained, name, file, measured, settings, work, i)
+        scores = MEASURES[suite.measure].finish(trained, suite, totals, settings)
       yield f"{name}: {pathlib.PurePath(file).name}, {scores.pop('protocol')}, {dtype}"
       for metric, value in scores.items():
         yield f"{name}/{metric} {value if isinstance(value, int) else format(value, '.6g')}"
     if work is not None:
       work.open(SCORES)
       work.publish(SCORES)
+
+
+def check_entries(trained: Trained, name: str, file: str, settings: Settings) -> None:
+  """Checks the texts of a suite's file that will be scored.
+
+  Args:
+    trained, name, file, settings: see `measure_file`.
+  Raises:
+    ConfigError: one of them cannot be scored.
+  """
+  suite = SUITES[name]
+  if check := MEASURES[suite.measure].check:
+    entries = itertools.islice(suites.iterate(name, file), settings.limit or None)
+    for chunk in streams.chunks(entries, CHUNK_ENTRIES, size_of):
+      check(trained, suite, chunk, settings)
 
 
 def measure_file(trained: Trained, name: str, file: str, measured: streams.Measured,
@@ -216,15 +234,19 @@ class Measure(NamedTuple):
     finish: (trained, suite, totals, settings) -> the scores by name, and how they were obtained as
       'protocol'.
     needs: ability that the model must have; '': any that has a scorer.
+    check: (trained, suite, chunk of entries, settings) -> not used; raises ConfigError if the texts
+      cannot be scored.
   """
 
   add: Callable[[Trained, Suite, Sequence[Any], Settings, Totals], list[Record]]
   finish: Callable[[Trained, Suite, Totals, Settings], Scores]
   needs: str = ""
+  check: Callable[[Trained, Suite, Sequence[Any], Settings], Any] | None = None
 
 
 MEASURES = {
     "perplexity": Measure(measures.add_perplexity, measures.finish_perplexity),
-    "last_word": Measure(measures.add_last_words, measures.finish_last_words, needs="score"),
-    "pairs": Measure(measures.add_pairs, measures.finish_pairs),
+    "last_word": Measure(measures.add_last_words, measures.finish_last_words, needs="score",
+                         check=measures.encode_passages),
+    "pairs": Measure(measures.add_pairs, measures.finish_pairs, check=measures.encode_pairs),
 }

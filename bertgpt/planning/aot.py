@@ -335,12 +335,12 @@ def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
     pathways", appendix B.
   """
   chips, phase = len(topology.devices), step.phase
-  if step.overflow:
+  if step.overflow or step.memory.total > topology.chip.usable_hbm:
     return PhasePlan(step, False, *[math.nan] * 5)
   seconds = step.roofline.seconds
   hours = seconds * phase.steps / 3600
   return PhasePlan(
-      step, fits=step.memory.total <= topology.chip.usable_hbm, step_seconds=seconds,
+      step, fits=True, step_seconds=seconds,
       tokens_per_second=phase.batch_size * phase.seq_len / seconds,
       mfu=step.analytic_flops / (seconds * chips * topology.chip.peak_flops),
       hours=hours, chip_hours=hours * chips / topology.chip.devices_per_chip)

@@ -230,12 +230,13 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
   """Returns the traffic of a collective: rings within slices, then between slices or nodes.
 
   Over n devices a gather, a scatter or an exchange of b bytes sends b (n - 1) / n per device, a
-  reduction twice that. Between slices, only the n-th part remains to be sent (ring algorithms:
-  Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations",
-  J. Parallel Distrib. Comput. 69).
+  reduction twice that. Between slices, only the n-th part of a gather, a scatter or a reduction
+  remains to be sent (ring algorithms: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce
+  algorithms for clusters of workstations", J. Parallel Distrib. Comput. 69). In an exchange, every
+  device has something for every other one. A permutation takes as long as its slowest pair.
 
   Args:
-    collective: the collective; its first group is taken to represent all groups.
+    collective: the collective; its first group is taken to represent all groups but pairs.
     network: the machine.
   Returns:
     Bytes per device and seconds, at the share of the bandwidth that `Chip.efficiency` states.
@@ -246,8 +247,14 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
     members[network.places[number].slice_index].append(network.places[number].coords)
   num_slices, inside = len(members), max(members.values(), key=len)
   if collective.kind == "collective-permute":
-    fast, slow = (0.0, collective.bytes) if num_slices > 1 else (collective.bytes, 0.0)
+    slices = ({network.places[number].slice_index for number in pair} for pair in collective.groups)
+    crosses = any(len(pair) > 1 for pair in slices)
+    fast, slow = (0.0, collective.bytes) if crosses else (collective.bytes, 0.0)
     bandwidth = chip.link_bandwidth
+  elif collective.kind in ("all-to-all", "ragged-all-to-all"):
+    fast = collective.bytes * (1 - 1 / len(inside)) / num_slices
+    slow = collective.bytes * (1 - 1 / num_slices)
+    bandwidth = fast_bandwidth(inside, network)
   else:
     rounds = _ROUNDS.get(collective.kind, 1.0)
     fast = rounds * collective.bytes * (1 - 1 / len(inside))

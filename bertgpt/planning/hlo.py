@@ -138,10 +138,9 @@ class Instruction:
     if self.opcode == "while":
       return [(computations[self.attribute(r"body=%?([\w.$-]+)")], trip_count(self))]
     if self.opcode == "conditional":
-      names = self.attribute(r"branch_computations=\{([^}]*)\}").split(",")
-      if names == [""]:
-        names = [self.attribute(rf"{value}_computation=%?([\w.$-]+)")
-                 for value in ("false", "true")]
+      listed = self.attribute(r"branch_computations=\{([^}]*)\}")
+      names = listed.split(",") if listed else [
+          self.attribute(rf"{value}_computation=%?([\w.$-]+)") for value in ("false", "true")]
       share = self.computation.module.true_share
       runs = [1 - share, share] if share is not None and len(names) == 2 else len(names) * [1.0]
       return [(computations[name.strip().lstrip("%")], n)

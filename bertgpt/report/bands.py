@@ -60,8 +60,7 @@ def average(runs: Sequence[Compared]) -> Compared:
     if not curves.is_kept(tag) or any(tag not in run.curves for run in runs):
       continue
     last = min(run.curves[tag].step[-1] for run in runs)
-    cut = Curve(*(values[:bisect.bisect_right(curve.step, last)] for values in curve))
-    grid = curves.thin(cut, curves.REFERENCE_POINTS)
+    grid = curves.thin(_until(curve, last), curves.REFERENCE_POINTS)
     points = list(zip(*(means_near(run.curves[tag], grid.step) for run in runs), strict=True))
     kept = [i for i, point in enumerate(points) if _are_finite(point)]
     if not kept:
@@ -70,11 +69,27 @@ def average(runs: Sequence[Compared]) -> Compared:
     means[tag] = Curve(step, tokens, seconds, [math.fsum(points[i]) / len(runs) for i in kept])
     if len(runs) > 1 and is_loss(tag):
       spread[tag] = [statistics.stdev(points[i]) for i in kept]
-  scores = {name: math.fsum(run.scores[name] for run in runs) / len(runs)
-            for name in first.scores if _are_finite([run.scores.get(name) for run in runs])}
+  found = {name: [_score(run, name, min(run.steps for run in runs)) for run in runs]
+           for name in first.scores}
+  scores = {name: math.fsum(values) / len(runs) for name, values in found.items()
+            if _are_finite(values)}
   return first._replace(steps=min(run.steps for run in runs), scores=scores, curves=means,
                         fields=first.fields | {"seed": min(run.fields["seed"] for run in runs)},
                         spread=spread, seeds=len(runs))
+
+
+def _until(curve: Curve, last: int) -> Curve:
+  """Returns the points of a curve up to a step."""
+  return Curve(*(values[:bisect.bisect_right(curve.step, last)] for values in curve))
+
+
+def _score(run: Compared, name: str, last: int) -> float | None:
+  """Returns a held-out metric of a run as it was after a step, or None if it was not evaluated."""
+  if run.steps <= last:
+    return run.scores.get(name)
+  curve = run.curves.get(f"eval/validation/{name}")
+  values = _until(curve, last).value if curve else []
+  return values[-1] if values else None
 
 
 def _are_finite(values: Sequence[float | None]) -> bool:
@@ -89,6 +104,8 @@ def is_loss(tag: str) -> bool:
 def means_near(curve: Curve, steps: Sequence[int]) -> list[float | None]:
   """Returns for every step the mean of the points that are nearer to it than to any other step.
 
+  Points beyond the last step belong to none.
+
   Args:
     curve: curve with increasing steps.
     steps: increasing steps.
@@ -97,13 +114,12 @@ def means_near(curve: Curve, steps: Sequence[int]) -> list[float | None]:
     all of their points.
   """
   edges = [(left + right) / 2 for left, right in zip(steps[:-1], steps[1:], strict=True)]
-  edges += [math.inf] * bool(steps)
+  edges += steps[-1:]
   means: list[float | None] = []
   begin = 0
-  for step, edge in zip(steps, edges, strict=True):
+  for edge in edges:
     end = bisect.bisect_right(curve.step, edge)
-    is_whole = curve.step[-1] >= (edge if edge < math.inf else step)
-    values = curve.value[begin:end] if is_whole else []
+    values = curve.value[begin:end] if curve.step[-1] >= edge else []
     means.append(math.fsum(values) / len(values) if values else None)
     begin = end
   return means

@@ -124,7 +124,7 @@ def report(workdir: pathlib.Path) -> list[str]:
   for i, attempt in enumerate(summary.attempts, 1):
     end = "" if attempt.code is None else f"exit code {attempt.code}"
     why = ": ".join(part for part in (end, attempt.message) if part)
-    lines.append(f"  attempt {i}: {format_duration(attempt.end - attempt.start)}, steps "
+    lines.append(f"  attempt {i}: {format_duration(sum(attempt.seconds.values()))}, steps "
                  f"{attempt.first_step} to {attempt.last_step}; {why}")
   return lines
 

@@ -17,6 +17,7 @@ def test_names_of_devices(device_kind, name, teraflops):
 
 
 @pytest.mark.parametrize("device_kind", [
-    "cpu", "NVIDIA RTX A1000", "NVIDIA GH200 480GB", "NVIDIA H100 PCIe", "NVIDIA H100 NVL"])
+    "cpu", "NVIDIA RTX A1000", "NVIDIA GH200 480GB", "NVIDIA H100 PCIe", "NVIDIA H100 NVL",
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])
 def test_what_is_not_in_the_table_is_not_taken_for_what_is(device_kind):
   assert hardware.find_chip(device_kind) is None

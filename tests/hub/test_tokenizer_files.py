@@ -13,7 +13,7 @@ from tokenizers import processors
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import marks, pipelines, tokenizers, training
 from bertgpt.errors import DataError
-from bertgpt.hub import folder_tokenizer, same_ids, tokenizer_files
+from bertgpt.hub import same_ids, tokenizer_files
 from bertgpt.inference import fill
 
 ODD = ["", " ", "  two  spaces\tand a tab ", "naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত",
@@ -167,44 +167,6 @@ def test_the_files_of_every_kind_load_again(tokenizer, tmp_path):
     texts = ["The dog sees the cat.", "A tree!"]
     assert ([ids.tolist() for ids in again.encode(texts)]
             == [ids.tolist() for ids in tokenizer.encode(texts)])
-
-
-def test_the_marks_of_every_kind_are_found_again(tokenizer, tmp_path):
-  """The model of SentencePiece, which is read first, has no marks; tokenizer.json has them."""
-  (text,), encoder, decoder = tokenizer.encode(["a"]), config_lib.base(), config_lib.base()
-  decoder.model.family = "gpt"
-  write(tokenizer, tmp_path)
-  again = tokenizers.load_tokenizer(tmp_path)
-  template = folder_tokenizer.apply_template(tmp_path, again)
-  assert template == [tokenizer.cls_id, *text, tokenizer.sep_id]
-  assert not folder_tokenizer.describe_template(template, tmp_path, encoder, again, -1)
-  write(tokenizer, tmp_path, is_encoder=False, bos_id=tokenizer.cls_id)
-  again = tokenizers.load_tokenizer(tmp_path)
-  template = folder_tokenizer.apply_template(tmp_path, again)
-  assert folder_tokenizer.find_beginning(template, decoder, again) == tokenizer.cls_id
-
-
-def test_two_tokenizers_in_a_folder_that_differ_are_noted(tmp_path):
-  tokenizer = train(make_texts(), **MODELS["unigram"])
-  write(tokenizer, tmp_path)
-  assert not folder_tokenizer.describe_conversion(tmp_path, tokenizer)
-  content = json.loads((tmp_path / "tokenizer.json").read_text())
-  content["normalizer"] = {"type": "Lowercase"}
-  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-  line = folder_tokenizer.describe_conversion(tmp_path, tokenizer)
-  assert "tokenizer.json differs from tokenizer.model, which is used here: in transf" in line
-
-
-@pytest.mark.parametrize("content", [None, "{}"])
-def test_without_a_readable_template_nothing_is_said_of_marks(content, tmp_path):
-  tokenizer = train(make_texts(), **MODELS["unigram"])
-  write(tokenizer, tmp_path)
-  (tmp_path / "tokenizer.json").unlink()
-  if content:
-    (tmp_path / "tokenizer.json").write_text(content)
-  template = folder_tokenizer.apply_template(tmp_path, tokenizer)
-  assert not folder_tokenizer.describe_template(template, tmp_path, config_lib.base(), tokenizer,
-                                                -1)
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])

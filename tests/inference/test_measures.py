@@ -10,6 +10,7 @@ from one_by_one import after, encode, instead
 from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
 from bertgpt.data.tokens.tokenizers import load_tokenizer
+from bertgpt.errors import ConfigError
 from bertgpt.inference import measures, suites, zero_shot
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
@@ -104,8 +105,8 @@ def test_a_last_word_has_the_tokens_of_running_text(gpt, tmp_path, options):
       minloglevel=2, model_prefix=str(tmp_path / "tokenizer"), hard_vocab_limit=False, **options)
   tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
   passages = ["the cat saw the dog", "a dog ran to the house."]
-  contexts, words = measures._encode_passages(gpt._replace(tokenizer=tokenizer),
-                                              SUITES["lambada"], passages)
+  contexts, words = measures.encode_passages(gpt._replace(tokenizer=tokenizer),
+                                             SUITES["lambada"], passages, Settings(64, 32, 0, 4))
   for passage, context, word in zip(passages, contexts, words, strict=True):
     assert [*context, *word] == encode(gpt._replace(tokenizer=tokenizer), passage)
 
@@ -119,6 +120,16 @@ def test_pairs_by_a_gpt(gpt):
   scores = [[score(encode(gpt, sentence)) for sentence in pair] for pair in PAIRS]
   found = zero_shot.measure(gpt, SUITES["pairs"], PAIRS, Settings(64, 32, 0, 3))
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
+
+
+def test_pairs_without_a_token_before_the_first_one(gpt, monkeypatch):
+  """As in GPT-1: a sentence of one token has nothing to compare."""
+  monkeypatch.setattr(type(gpt), "start_id", -1)
+  settings = Settings(64, 32, 0, 3)
+  found = zero_shot.measure(gpt, SUITES["pairs"], PAIRS[:1], settings)
+  assert found["protocol"] == "1 pairs, without their first tokens"
+  with pytest.raises(ConfigError, match="has 1 tokens. Give sentences of 2 to 64"):
+    zero_shot.measure(gpt, SUITES["pairs"], [("the cat", "cat")], settings)
 
 
 def test_pairs_by_a_bert(bert):

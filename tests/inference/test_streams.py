@@ -96,6 +96,13 @@ def folder_of(out):
   return out.with_name(f"{out.name}.unfinished-results")
 
 
+def test_an_error_of_a_file_that_is_open_names_the_folder(tmp_path):
+  with (pytest.raises(OSError) as e,
+        streams.resumable(tmp_path / "out.jsonl", {"flags": 1})):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  assert e.value.errno == errno.ENOSPC and "out.jsonl" in e.value.filename
+
+
 def test_work_of_another_identity_is_kept_and_named(tmp_path):
   out = tmp_path / "a[b].npy"
   identity = {"batch_size": 8, "flags": {"window": 16, "limit": 0}, "texts": "0" * 64, "dtype": "a"}

@@ -9,6 +9,7 @@ from one_by_one import after, encode
 from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
 from bertgpt import cli
+from bertgpt.errors import ConfigError
 from bertgpt.inference import long_documents, streams, zero_shot
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
@@ -66,7 +67,7 @@ def test_the_command_runs_suites_one_after_the_other(capsys, finished, files, mo
     (["--suite=text=none.txt"], "--suite text none.txt: no such file"),
     (["--suite=text=empty.txt"], "--suite text empty.txt: holds no text"),
     (["--suite=pairs=b.tsv"], "--suite pairs b.tsv: has no column bad"),
-    (["--suite=pairs=long.tsv"], "has 70 tokens. Give sentences of 1 to 30"),
+    (["--suite=pairs=long.tsv"], "has 70 tokens. Give sentences of 1 to 3"),
     (["--suite=lambada=word.jsonl"], "the passage 'alone' has nothing before its last word"),
     (["--suite=lambada=no_word.jsonl"], "'The cat \\x01' has no tokens in its last word"),
     (["--suite=lambada=no_context.jsonl"], "'\\x01 cat' has no tokens before its last word"),
@@ -178,6 +179,47 @@ def test_scores_of_every_text_are_written(capsys, finished_gpt, gpt, files, smal
     for name, sentence in zip(("good", "bad"), pair, strict=True):
       assert record[name] == pytest.approx(score(encode(gpt, sentence)), rel=1e-4)
   assert [set(record) for record in records[8:]] == [{"text", "correct", "logp"}] * 5
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+def test_records_number_the_texts_that_have_scores(capsys, finished_gpt, files, small, monkeypatch,
+                                                   limit):
+  monkeypatch.chdir(files)
+  texts = ["The cat sees.", "", "A dog."]
+  (files / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+  code, *_ = run(capsys, "evaluate", f"--workdir={finished_gpt}", "--suite=text=b.jsonl",
+                 f"--limit={limit}", "--out=scores.jsonl")
+  records = [*map(json.loads, (files / "scores.jsonl").read_text().splitlines())]
+  assert code == 0 and [record["text"] for record in records] == [1, 2]
+  assert all(record["tokens"] for record in records)
+
+
+def test_the_last_pair_is_checked_before_the_first_one_is_scored(capsys, finished, files,
+                                                                 monkeypatch):
+  monkeypatch.chdir(files)
+  monkeypatch.setattr(zero_shot, "measure_file", None)
+  (files / "a.tsv").write_text((files / "a.tsv").read_text() + "cat " * 70 + "\tcat\n")
+  code, _, lines = run(capsys, "evaluate", f"--workdir={finished}", "--suite=pairs=a.tsv",
+                       "--out=scores.jsonl")
+  assert code == 2 and "has 70 tokens" in lines[-1]
+
+
+def test_results_of_texts_that_cannot_be_scored_are_not_in_the_way(capsys, finished_gpt, files,
+                                                                  small, monkeypatch):
+  monkeypatch.chdir(files)
+  command = ("evaluate", f"--workdir={finished_gpt}", "--suite=text=b.txt", "--out=scores.jsonl")
+  (files / "b.txt").write_text(TEXT)
+  finish = zero_shot.MEASURES["perplexity"].finish
+
+  def fail(*args):
+    raise ConfigError("--suite: there is no second token to score")
+
+  measure = zero_shot.MEASURES["perplexity"]
+  monkeypatch.setitem(zero_shot.MEASURES, "perplexity", measure._replace(finish=fail))
+  assert run(capsys, *command)[0] == 2
+  monkeypatch.setitem(zero_shot.MEASURES, "perplexity", measure._replace(finish=finish))
+  (files / "b.txt").write_text(TEXT * 2)
+  assert run(capsys, *command)[0] == 0
 
 
 @pytest.mark.parametrize("limit", [1, 3, 5, 9])

@@ -140,6 +140,12 @@ def test_slices_that_are_gone_are_created_again(cloud):
   assert changes == [create, f"{queued} delete slice --zone=zone --force --quiet", create]
 
 
+@pytest.mark.parametrize("value", ["true", "false", "2"])
+def test_spot_is_one_or_zero(cloud, value):
+  result = run(cloud, SPOT=value)
+  assert result.returncode == 2 and f"SPOT={value}: set it to 1 or 0" in result.stderr
+
+
 def test_a_slice_that_is_gone_ends_the_script_if_it_may_not_create_one(cloud):
   (cloud / "states").write_text("PREEMPTED\n")
   result = run(cloud)

@@ -150,6 +150,22 @@ def test_between_slices_only_the_shards_are_sent():
   assert traffic.slow_bytes == pytest.approx(2e6 / 256 / 2)
 
 
+def test_an_exchange_has_something_for_every_device():
+  """Two slices of four: each device keeps an eighth, and sends one half to the other slice."""
+  places = [Place(i // 4, (i % 4 // 2, i % 2)) for i in range(8)]
+  traffic = send("all-to-all", range(8), Network(CHIP, places, (2, 2), {"data": 8}))
+  assert traffic.slow_bytes == pytest.approx(1e6 * 4 / 8)
+  assert traffic.fast_bytes == pytest.approx(1e6 * 3 / 8)
+
+
+@pytest.mark.parametrize("pairs, is_slow", [([(0, 1), (4, 5)], False), ([(0, 1), (3, 4)], True)])
+def test_one_pair_between_slices_makes_a_permutation_slow(pairs, is_slow):
+  places = [Place(i // 4, (i % 4 // 2, i % 2)) for i in range(8)]
+  network = Network(CHIP, places, (2, 2), {"data": 8})
+  traffic = collectives.traffic_of(Collective("collective-permute", 1e6, tuple(pairs)), network)
+  assert (traffic.slow_bytes, traffic.fast_bytes) == ((1e6, 0) if is_slow else (0, 1e6))
+
+
 def test_of_one_device_nothing_is_sent():
   assert send("all-reduce", [3], slices()) == (0, 0, 0, 0)
 

@@ -107,6 +107,17 @@ def overflow(small, *needs):
   return [aot.predict(step, topology)], topology
 
 
+def test_a_program_beyond_the_memory_of_a_gpu_has_no_price(small):
+  """The compiler for GPUs does not refuse it."""
+  phases, topology = small
+  chip = topology.chip._replace(usable_hbm=phases[0].step.memory.total - 1)
+  topology = topology._replace(chip=chip)
+  phases = [aot.predict(phases[0].step, topology)]
+  assert "DOES NOT FIT" in plan.show(phases, topology, price=None)
+  answer = json.loads(json.dumps(plan.to_json(phases, topology, 1.0), allow_nan=False))
+  assert answer["fits"] is False and answer["hours"] is answer["price"] is None
+
+
 def test_too_little_memory_is_an_answer(small):
   phases, topology = overflow(small, 20 * 2**30, 15.75 * 2**30, [("3G", "logits", "f32[8]")])
   text = plan.show(phases, topology, price=None)

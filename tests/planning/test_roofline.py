@@ -1,5 +1,7 @@
 """bertgpt.planning.roofline: times against closed forms, on a chip with round figures."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -242,3 +244,7 @@ def test_the_branches_of_a_conditional_count_by_their_share(share, dots):
   text = jax.jit(layers).lower(x, x).compile().as_text()
   assert " conditional(" in text
   assert analyze(text, true_share=share).matmul_flops == pytest.approx(dots * 2 * 64**3)
+  of_gpus, count = re.subn(r"branch_computations=\{(\S+), (\S+)\}",
+                           r"true_computation=\2, false_computation=\1", text)
+  assert count
+  assert analyze(of_gpus, true_share=share).matmul_flops == pytest.approx(dots * 2 * 64**3)

@@ -63,6 +63,30 @@ def test_the_mean_and_the_deviation_are_those_of_numpy():
   assert mean.scores["mlm_loss"] == pytest.approx(np.mean([r.scores["mlm_loss"] for r in runs]))
 
 
+def test_a_run_that_is_longer_than_its_reference_is_compared_up_to_its_end():
+  falling = lambda last: a_run(0, np.linspace(10, 10 - last / 500, last // 10),
+                               np.arange(10, last + 10, 10))
+  reference = bands.average([falling(500)])._replace(name="it", is_reference=True)
+  assert bands.course(falling(500), reference).is_on
+  assert bands.course(falling(3000), reference).is_on
+  tag, steps = TAGS[0], reference.curves[TAGS[0]].step
+  for length in (500, 3000):
+    np.testing.assert_allclose(bands.means_near(falling(length).curves[tag], steps),
+                               reference.curves[tag].value, atol=0.01)
+
+
+def test_an_unfinished_seed_ends_the_curves_and_scores_of_all():
+  steps, short = np.arange(10, 3010, 10), np.arange(10, 510, 10)
+  loss = lambda steps: 10 - steps / 500
+  runs = [a_run(0, loss(steps), steps), a_run(1, loss(steps), steps), a_run(2, loss(short), short)]
+  mean = bands.average(runs)
+  assert mean.steps == 500 and mean.scores == {"mlm_loss": pytest.approx(9.0)}
+  for tag in TAGS:
+    assert mean.curves[tag].step[-1] == 500
+    np.testing.assert_allclose(mean.spread[tag], 0, atol=1e-12)
+    np.testing.assert_allclose(mean.curves[tag].value[-1], 9.0, atol=0.05)
+
+
 def test_points_that_are_not_finite_in_a_run_are_left_out():
   """Otherwise, the reference would not be JSON."""
   first, second = a_run(0, [3.0, 2.0, 1.0], [10, 20, 30]), a_run(1, [1.0, 1.0, 1.0], [10, 20, 30])

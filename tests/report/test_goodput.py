@@ -35,6 +35,13 @@ def test_the_kinds_add_up_to_the_time_from_the_first_start_to_the_last_event(wor
   assert (second.first_step, second.last_step, second.code) == (10, 60, 75)
 
 
+def test_an_attempt_takes_as_long_as_its_parts_if_the_clock_was_set(workdir):
+  path = workdir / events.FILE
+  early = [EVENTS[0] | {"time": 4610.0}, *EVENTS[1:]]
+  path.write_text("".join(json.dumps(event) + "\n" for event in early))
+  assert "  attempt 1: 0:00:40, steps 0 to 20" in "\n".join(goodput.report(workdir))
+
+
 def test_the_time_after_a_finished_run_does_not_count(workdir):
   """A day later, somebody adds steps to the run."""
   later = [{"event": "end", "time": 1201.0, "step": 60, "code": 0, "seconds": {"start": 1.0}},

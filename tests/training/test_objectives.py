@@ -265,6 +265,20 @@ def runs_of(taken):
   return lengths
 
 
+@pytest.mark.parametrize("rule", ["fairseq", "bernoulli"])
+def test_a_special_token_is_a_word_of_its_own(rule):
+  """The piece after it may be one that continues words elsewhere, as in a byte-level BPE."""
+  batch, _ = make_batch(2000)
+  batch["tokens"][:, 1] = 6
+  assert make_vocabulary().continues_word[6]
+  masked = corrupt(batch, mask_rule=rule, whole_words=True, mask_prob=0.3)
+  is_chosen = np.zeros(batch["tokens"].shape, bool)
+  rows, slots = np.nonzero(masked["predict_weights"])
+  is_chosen[rows, masked["predict_positions"][rows, slots]] = True
+  first, second = is_chosen[:, :2].T
+  assert first.sum() > 200 and second.sum() > 200 and (first != second).sum() > 200
+
+
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_ngrams_are_masked_as_published(whole_words):
   """Runs of each length are as frequent as in a plain copy of the algorithm."""

@@ -352,6 +352,14 @@ def test_stable_adamw_decays_by_the_peak_of_the_step_also_if_steps_were_left_out
   assert any(not np.allclose(params[name], others[name]) for name in params)
 
 
+def test_stable_adamw_is_finite_where_no_gradient_has_arrived():
+  """Such as the rows of tokens that the text lacks; the square of this epsilon is 0 in float32."""
+  grads = {name: np.zeros_like(g) for name, g in draw(1).items()}
+  config = make_config("stable_adamw", epsilon=1e-25)
+  [directions] = first_directions(config, (grads, initial_params()))
+  assert all(np.isfinite(direction).all() for direction in directions.values())
+
+
 def test_bert_adamw_first_step_is_adamws_times_its_missing_correction():
   overrides = dict(weight_decay=0.0, clip_norm=0.0, epsilon=1e-30)
   case = (draw(1), initial_params())

@@ -1,12 +1,13 @@
 """ELECTRA: a small masked LM replaces tokens, and a second encoder finds them."""
 
-from bertgpt.config.families.family import Family, flops_of_layers, four_times
+from bertgpt.config.families.family import CLASSIC, Family, flops_of_layers, four_times
 
-_COMMON = {
+_COMMON = CLASSIC | {
     "family": "electra", "norm": "post", "layer_norm_epsilon": 1e-12, "activation": "gelu_erf",
     "embedding_sharing": "shared", "max_positions": 512, "num_segments": 2, "dropout": 0.1,
     "attention_dropout": 0.1, "init_std": 0.02, "position_init": "normal",
     "position_init_std": 0.02, "truncated_init": True, "scale_residual_init": False,
+    "pooling": "cls",
 }
 
 

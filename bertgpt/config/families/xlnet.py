@@ -4,8 +4,9 @@ from bertgpt.config.families.family import CLASSIC, Family, four_times
 
 _COMMON = CLASSIC | {
     "family": "xlnet", "norm": "post", "layer_norm_epsilon": 1e-12, "activation": "gelu_tanh",
-    "position": "relative", "max_positions": 512, "dropout": 0.1, "attention_dropout": 0.1,
-    "init_std": 0.02, "truncated_init": False, "scale_residual_init": False, "pooling": "cls",
+    "position": "relative", "max_positions": 512, "num_segments": 2, "dropout": 0.1,
+    "attention_dropout": 0.1, "init_std": 0.02, "truncated_init": False,
+    "scale_residual_init": False, "pooling": "cls",
     "position_init": "normal", "position_init_std": 0.02,  # Not read; the defaults.
 }
 

@@ -166,14 +166,22 @@ def _rank(model, params, tokens_BL, banned_V):
   return tuple(jnp.pad(x_BL, ((0, 0), (1, 0))) for x_BL in found)
 
 
+def describe_start(trained: Trained) -> str:
+  """Returns what the first token of a text is predicted from, in words."""
+  if trained.bos_id >= 0:
+    return f"after {trained.tokenizer.pieces[trained.bos_id]}"
+  return "after the end of a document" if trained.start_id >= 0 else "without their first tokens"
+
+
 SCORER = Scorer(
     name="token",
-    how=lambda trained: ("after the end of a document" if trained.bos_id < 0 else
-                         f"after {trained.tokenizer.pieces[trained.bos_id]}"),
+    how=describe_start,
     by_line=False,
     is_likelihood=True,
     cut=cut,
     score=score,
+    lengths=lambda trained, window: (2 - (trained.start_id >= 0),
+                                     window - (trained.start_id >= 0)),
     describe=lambda rows, window, stride: (
         f"{rows} windows of {window} tokens, {stride} scored with each"),
 )

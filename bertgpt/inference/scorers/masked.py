@@ -94,6 +94,7 @@ SCORER = Scorer(
     is_likelihood=False,
     cut=cut,
     score=score,
+    lengths=lambda trained, window: (1, window - NUM_MARKS),
     describe=lambda rows, window, stride: (
         f"{rows} lines of at most {window - NUM_MARKS} tokens, each token masked once"),
 )

@@ -33,6 +33,7 @@ class Scorer(NamedTuple):
       first token is left out if no token can be put before it.
     score: (trained, rows, rows per batch) -> for every row, the log-probabilities of its tokens
       from `first` on, float32 [N - first], in nats.
+    lengths: (model, window) -> fewest and most tokens of a text that is scored as a whole.
     describe: (number of rows, window, stride) -> description of the rows in words.
   """
 
@@ -42,4 +43,5 @@ class Scorer(NamedTuple):
   is_likelihood: bool
   cut: Callable[[Trained, np.ndarray, int, int], list[Row]]
   score: Callable[[Trained, Sequence[Row], int], list[np.ndarray]]
+  lengths: Callable[[Trained, int], tuple[int, int]]
   describe: Callable[[int, int, int], str]

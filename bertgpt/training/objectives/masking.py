@@ -87,6 +87,10 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
     is_candidate_BL = (batch["sequence_ids"] > 0) & jnp.asarray(is_candidate_V)[tokens_BL]
     count_B = rule.draw_count(keys_of(COUNT), batch["sequence_ids"] > 0, objective.mask_prob, slots)
     continues_BL = words.continues_words(vocabulary, tokens_BL) if objective.whole_words else None
+    if objective.whole_words and rule.takes_specials:  # A special token is a word of its own.
+      is_special_BL = jnp.asarray(is_special_V)[tokens_BL]
+      follows_BL = jnp.pad(is_special_BL[:, :-1], ((0, 0), (1, 0)))
+      continues_BL &= ~(is_special_BL | follows_BL)
     order_BL, count_B = choose(keys_of(PLACES), is_candidate_BL, continues_BL, count_B)
     positions_BK = order_BL[:, :slots].astype(jnp.int32)
     weights_BK = (jnp.arange(slots) < count_B[:, None]).astype(jnp.float32)

@@ -55,7 +55,9 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
       u = m / (jnp.sqrt(v) + optimizer.epsilon)
       u = u + decay * p if has_decay else u
       axes = tuple(range(1 if stacked else 0, g.ndim))
-      square = jnp.mean(g ** 2 / jnp.maximum(v, optimizer.epsilon ** 2), axes, keepdims=True)
+      # The square of a small epsilon is 0, and so is v where no gradient has arrived.
+      least = jnp.maximum(optimizer.epsilon ** 2, 1e-30)
+      square = jnp.mean(g ** 2 / jnp.maximum(v, least), axes, keepdims=True)
       return u / jnp.maximum(1, jnp.sqrt(square))
 
     directions = jax.tree.map(direct, updates, mu, nu, params, decays(params), is_stacked(params))

@@ -1,0 +1,85 @@
+"""bertgpt.hub.folder_tokenizer: the tokenizer in the folder of a model, as the model expects it.
+
+tests/hub/test_opening.py compares with transformers.
+"""
+
+import json
+
+import pytest
+import small_runs
+
+from bertgpt import config as config_lib
+from bertgpt.data.tokens import tokenizers, training
+from bertgpt.hub import folder_tokenizer, tokenizer_files
+
+
+def train(kind):
+  config = config_lib.base().tokenizer
+  config.update(kind=kind, vocab_size={"sentencepiece": 40}.get(kind, 400))
+  return training.train_tokenizer(config, small_runs.make_text(100).splitlines())
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "wordpiece", "bpe"])
+def tokenizer(request):
+  return train(request.param)
+
+
+def write(tokenizer, folder, **how):
+  tokenizer_files.write(tokenizer, folder, **{"is_encoder": True, "max_length": 64,
+                                              "num_segments": 2, **how})
+
+
+def test_the_marks_of_every_kind_are_found_again(tokenizer, tmp_path):
+  """The model of SentencePiece, which is read first, has no marks; tokenizer.json has them."""
+  (text,), encoder, decoder = tokenizer.encode(["a"]), config_lib.base(), config_lib.base()
+  decoder.model.family = "gpt"
+  write(tokenizer, tmp_path)
+  again = tokenizers.load_tokenizer(tmp_path)
+  template = folder_tokenizer.apply_template(tmp_path, again)
+  assert template == [tokenizer.cls_id, *text, tokenizer.sep_id]
+  assert not folder_tokenizer.describe_template(template, tmp_path, encoder, again, -1)
+  write(tokenizer, tmp_path, is_encoder=False, bos_id=tokenizer.cls_id)
+  again = tokenizers.load_tokenizer(tmp_path)
+  template = folder_tokenizer.apply_template(tmp_path, again)
+  assert folder_tokenizer.find_beginning(template, decoder, again) == tokenizer.cls_id
+
+
+def test_two_tokenizers_in_a_folder_that_differ_are_noted(tmp_path):
+  tokenizer = train("sentencepiece")
+  write(tokenizer, tmp_path)
+  assert not folder_tokenizer.describe_conversion(tmp_path, tokenizer)
+  content = json.loads((tmp_path / "tokenizer.json").read_text())
+  content["normalizer"] = {"type": "Lowercase"}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+  line = folder_tokenizer.describe_conversion(tmp_path, tokenizer)
+  assert "tokenizer.json differs from tokenizer.model, which is used here: in transf" in line
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_without_a_readable_template_nothing_is_said_of_marks(content, tmp_path):
+  tokenizer = train("sentencepiece")
+  write(tokenizer, tmp_path)
+  (tmp_path / "tokenizer.json").unlink()
+  if content:
+    (tmp_path / "tokenizer.json").write_text(content)
+  template = folder_tokenizer.apply_template(tmp_path, tokenizer)
+  assert not folder_tokenizer.describe_template(template, tmp_path, config_lib.base(), tokenizer,
+                                                -1)
+
+
+@pytest.mark.parametrize("names, settings, expected", [
+    ({}, {"eos_token_id": 7}, 7), ({}, {"eos_token_id": None}, None), ({}, {}, None),
+    ({}, {"eos_token_id": [7, 8]}, None), ({}, {"eos_token_id": 10_000}, None),
+    ({"eos_token": 6}, {"eos_token_id": 7}, 6)])
+def test_a_text_ends_where_the_config_says_if_the_tokenizer_names_no_end(names, settings, expected,
+                                                                         tmp_path):
+  own = train("bpe")
+  own.save(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+      {name: own.pieces[i] for name, i in names.items()}))
+  before = tokenizers.load_tokenizer(tmp_path)
+  after = folder_tokenizer.obey_end(before, tmp_path, settings)
+  assert after.eod_id == (own.eod_id if expected is None else expected)
+  (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
+  found = folder_tokenizer.obey_end(before, tmp_path, settings).eod_id
+  assert found == (6 if names else 8), "generation_config.json has priority"
