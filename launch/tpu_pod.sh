@@ -17,7 +17,7 @@
 #   SETUP="..."   command that installs bertgpt in $CODE on a new host, and mounts the storage
 #
 # CODE is the folder with this repository and its .venv on every host (`make install`, then
-# `.venv/bin/pip install -e .[tpu]`). --workdir and --config.data.cache_dir must be on storage that
+# `.venv/bin/pip install -e '.[tpu]'`). --workdir and --config.data.cache_dir must be on storage that
 # all hosts share. On the hosts, log, process ID and exit code are in ~/bertgpt-run.
 set -uo pipefail
 

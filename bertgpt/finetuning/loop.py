@@ -71,7 +71,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   process.use_compilation_cache(config.system.compilation_cache)
   pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
-  if not (path / "config.json").exists():  # Earlier versions accepted such fields.
+  if not results_lib.has_work(path):  # Earlier versions accepted such fields.
     readers = {name: entry.reads for name, entry in tasks.TASKS.items()}
     finetuning.check_read(config, readers, pretrained.config)
   check_run(config, pretrained)

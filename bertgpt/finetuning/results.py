@@ -118,7 +118,8 @@ def has_work(path: pathlib.Path) -> bool:
     path: fine-tuning workdir.
   """
   return (path / "results.json").exists() or any(
-      map(checkpoint.committed_steps, path.glob(f"*/{resume.FOLDER}")))
+      workdir.is_run(folder) or checkpoint.committed_steps(folder / resume.FOLDER)
+      for folder in path.glob("lr*"))
 
 
 def find_run(runs: Sequence[dict], rate: float, seed: int) -> dict[str, Any] | None:

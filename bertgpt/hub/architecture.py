@@ -186,6 +186,8 @@ class Architecture(NamedTuple):
       none.
     other_heads: beginnings of the names, including the prefix if they have it, of tensors of heads
       that no rule reads; they are dropped when a model is read.
+    without_segments: classes of tokenizers that do not number segments, so that every token has the
+      first one, whatever config.json says.
     tuned: kind of a task -> the architecture of a model that was fine-tuned on it.
     find_problem: `config.model` -> another field that the architecture cannot compute, with the
       reason, or None.
@@ -222,6 +224,7 @@ class Architecture(NamedTuple):
   auto: str
   prefix: str = ""
   other_heads: tuple[str, ...] = ()
+  without_segments: tuple[str, ...] = ()
   tuned: Mapping[str, "Architecture"] = {}
   find_problem: Callable[[Any], str | None] = find_modern_field
   limits: tuple[str, ...] = ()

@@ -70,22 +70,63 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
              ) -> tokenizers.Tokenizer:
   """Returns a decoder's tokenizer with the end of text of the model, if its own files name none.
 
+  A piece of words stays one, whatever the config says.
+
   Args:
     tokenizer: tokenizer in the folder.
     source: the folder.
     hf_config: content of config.json.
   """
-  if "eod" in hf_files.read_hf_files(source / "tokenizer.json").names:
-    return tokenizer
-  path = source / "generation_config.json"
-  settings = files.read_json(path, weights.REMEDY) if path.exists() else {}
-  end = settings.get("eos_token_id", hf_config.get("eos_token_id"))
-  if not isinstance(end, int) or end == tokenizer.eod_id or not 0 <= end < tokenizer.vocab_size:
+  end = next(iter(find_ends(source, hf_config)), -1)
+  if (end == tokenizer.eod_id or end not in _added_ids(tokenizer)
+      or "eod" in hf_files.read_hf_files(source / "tokenizer.json").names):
     return tokenizer
   names = tokenizer.names | {"eod": tokenizer.pieces[end]}
-  changed = type(tokenizer)(tokenizer.data, names)
+  data = tokenizer.data
+  if not isinstance(tokenizer, tokenizers.SentencePiece):
+    content = json.loads(data)
+    for token in content["added_tokens"]:
+      token["special"] |= token["id"] == end
+    data = json.dumps(content, ensure_ascii=False).encode()
+  changed = type(tokenizer)(data, names)
   changed.note = tokenizer.note
   return changed
+
+
+def find_ends(source: pathlib.Path, hf_config: dict[str, Any]) -> list[int]:
+  """Returns the tokens at which transformers ends the texts of a decoder, according to its config.
+
+  Args:
+    source: the folder.
+    hf_config: content of config.json.
+  """
+  path = source / "generation_config.json"
+  settings = files.read_json(path, weights.REMEDY) if path.exists() else {}
+  ends = settings.get("eos_token_id", hf_config.get("eos_token_id"))
+  return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
+
+
+def _added_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
+  """Returns the tokens that are not pieces of words."""
+  if isinstance(tokenizer, tokenizers.SentencePiece):
+    return {*filter(tokenizer.library.is_control, range(tokenizer.vocab_size))}
+  return {token["id"] for token in json.loads(tokenizer.data).get("added_tokens") or ()}
+
+
+def describe_ends(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
+                  ) -> str:
+  """Returns a line if transformers ends the texts of a decoder at other tokens, or ''.
+
+  Args:
+    tokenizer: result of `obey_end`.
+    source: the folder.
+    hf_config: content of config.json.
+  """
+  ends = [end for end in find_ends(source, hf_config) if 0 <= end < tokenizer.vocab_size]
+  if not ends or tokenizer.eod_id < 0 or ends == [tokenizer.eod_id]:
+    return ""
+  shown = ", ".join(tokenizer.pieces[end] for end in ends)
+  return (f"transformers ends a text at {shown}, bertgpt at {tokenizer.pieces[tokenizer.eod_id]}")
 
 
 def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[int]:
@@ -102,6 +143,8 @@ def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> lis
   try:
     with without_panics():
       fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+      fast.no_padding()
+      fast.no_truncation()
       ids, whole = (fast.encode(_TEXT, add_special_tokens=has_marks).ids
                     for has_marks in (False, True))
   except Exception:  # The library raises plain Exceptions, also if there is no such file.
@@ -163,6 +206,8 @@ def describe_conversion(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -
   try:
     with without_panics():
       fast = fast_tokenizers.Tokenizer.from_file(str(path))
+      fast.no_padding()  # transformers does the same.
+      fast.no_truncation()
       line = same_ids.compare_texts(fast, tokenizer)
   except Exception as e:  # The library raises plain Exceptions.
     line = one_line(e)

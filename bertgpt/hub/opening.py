@@ -137,18 +137,21 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
     converted = submodels.add(converted, {
         name: (weights.find(folder / name), read_config(folder / name))
         for name in converted.architecture.parts if (folder / name / "config.json").exists()})
-    converted, unused = keep_used_segments(converted)
+    converted, unused = keep_used_segments(converted, folder)
   rows = converted.fields["model.vocab_size"]
   tokenizer = folder_tokenizer.load_tokenizer(folder, rows, flag)
+  ends = ""
   if families.FAMILIES[converted.fields["model.family"]].kind == "decoder":
     tokenizer = folder_tokenizer.obey_end(tokenizer, folder, hf_config)
+    ends = folder_tokenizer.describe_ends(tokenizer, folder, hf_config)
   spare = rows - tokenizer.vocab_size
   with name_folder(source, flag):
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
     config = make_config(converted, tokenizer)
   template = folder_tokenizer.apply_template(folder, tokenizer)
   bos_id = folder_tokenizer.find_beginning(template, config, tokenizer)
-  notes = (unused, *describe(converted, spare, rows), *describe_modules(folder, config, tokenizer),
+  notes = (unused, ends, *describe(converted, spare, rows),
+           *describe_modules(folder, config, tokenizer),
            folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
            folder_tokenizer.describe_conversion(folder, tokenizer), tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
@@ -178,16 +181,20 @@ def read_config(source: pathlib.Path) -> dict[str, Any]:
   return files.read_json(path, weights.REMEDY)
 
 
-def keep_used_segments(converted: Converted) -> tuple[Converted, str]:
+def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Converted, str]:
   """Returns the model without segments that its texts never had, and a line about them or ''.
 
-  The tokenizers of RoBERTa do not number segments, so transformers gives every token the first one,
-  although a config has two if it does not say otherwise.
+  A config has two segments if it does not say otherwise, but not every tokenizer numbers them.
+  transformers then gives every token the first one.
 
   Args:
     converted: result of `conversion.convert`.
+    folder: local folder of the model.
   """
-  if converted.architecture.model_type != "roberta" or converted.fields["model.num_segments"] < 2:
+  classes = converted.architecture.without_segments
+  if not classes or converted.fields["model.num_segments"] < 2:
+    return converted, ""
+  if hf_files.read_hf_files(folder / "tokenizer.json").tokenizer_class not in {"", *classes}:
     return converted, ""
   leaves = trees.named_leaves(converted.params)
   for name in leaves:
@@ -195,7 +202,8 @@ def keep_used_segments(converted: Converted) -> tuple[Converted, str]:
       leaves[name] = leaves[name][:1]
   return converted._replace(
       params=trees.nest(leaves), fields=converted.fields | {"model.num_segments": 1}), (
-          "left out, because all tokens of a RoBERTa have the first segment: the other segments")
+          f"left out, because the tokenizer of {converted.architecture.name} numbers no segments: "
+          "all but the first one")
 
 
 def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> ConfigDict:

@@ -1,5 +1,9 @@
 """bertgpt.commands.data: --steps names steps of the run."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from bertgpt.commands import data
@@ -16,3 +20,11 @@ def test_steps_in_their_order(text, steps):
 def test_other_steps_are_refused(text, fragment):
   with pytest.raises(ConfigError, match=fragment):
     data.parse_steps(text, 4)
+
+
+def test_it_needs_no_accelerator(recipe):
+  """A host of a TPU pod cannot open its TPU alone; here, there is no such platform."""
+  result = subprocess.run(
+      [sys.executable, "-m", "bertgpt", "data", f"--config={recipe}"], check=False,
+      capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "no_such_platform"})
+  assert result.returncode == 0 and "corpus" in result.stdout, result.stderr

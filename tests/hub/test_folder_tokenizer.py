@@ -15,7 +15,7 @@ from bertgpt.hub import folder_tokenizer, tokenizer_files
 
 def train(kind):
   config = config_lib.base().tokenizer
-  config.update(kind=kind, vocab_size={"sentencepiece": 40}.get(kind, 400))
+  config.update(kind=kind, vocab_size={"sentencepiece": 40, "wordpiece": 90, "bpe": 300}[kind])
   return training.train_tokenizer(config, small_runs.make_text(100).splitlines())
 
 
@@ -69,17 +69,26 @@ def test_without_a_readable_template_nothing_is_said_of_marks(content, tmp_path)
 
 @pytest.mark.parametrize("names, settings, expected", [
     ({}, {"eos_token_id": 7}, 7), ({}, {"eos_token_id": None}, None), ({}, {}, None),
-    ({}, {"eos_token_id": [7, 8]}, None), ({}, {"eos_token_id": 10_000}, None),
-    ({"eos_token": 6}, {"eos_token_id": 7}, 6)])
+    ({}, {"eos_token_id": [7, 8]}, 7), ({}, {"eos_token_id": 10_000}, None),
+    ({}, {"eos_token_id": 9}, None), ({}, {"eos_token_id": 200}, None),  # Part of texts.
+    ({"eos_token": 3}, {"eos_token_id": 7}, 3)])
 def test_a_text_ends_where_the_config_says_if_the_tokenizer_names_no_end(names, settings, expected,
                                                                          tmp_path):
   own = train("bpe")
-  own.save(tmp_path)
+  write(own, tmp_path)
+  content = json.loads((tmp_path / "tokenizer.json").read_text())
+  content["added_tokens"] = [{
+      "id": i, "content": own.pieces[i], "single_word": False, "lstrip": False, "rstrip": False,
+      "normalized": False, "special": i != 8} for i in range(9)]
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(
       {name: own.pieces[i] for name, i in names.items()}))
   before = tokenizers.load_tokenizer(tmp_path)
   after = folder_tokenizer.obey_end(before, tmp_path, settings)
   assert after.eod_id == (own.eod_id if expected is None else expected)
   (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
-  found = folder_tokenizer.obey_end(before, tmp_path, settings).eod_id
-  assert found == (6 if names else 8), "generation_config.json has priority"
+  after = folder_tokenizer.obey_end(before, tmp_path, settings)
+  assert after.eod_id == (3 if names else 8), "generation_config.json has priority"
+  line = folder_tokenizer.describe_ends(after, tmp_path, settings)
+  assert line == (f"transformers ends a text at {own.pieces[8]}, bertgpt at {own.pieces[3]}"
+                  if names else "")

@@ -473,12 +473,16 @@ def test_roberta_keeps_the_ids_of_its_beginning_and_end(tmp_path):
     assert found[name] == expected[name]
 
 
-def test_all_tokens_of_a_roberta_have_one_segment(tmp_path, capsys):
-  """RobertaConfig says 2 if nothing else is said, and its tokenizers number no segments."""
+@pytest.mark.parametrize("name, segments", [("RobertaTokenizer", 1), ("BertTokenizer", 2)])
+def test_segments_that_the_tokenizer_of_a_roberta_does_not_number_are_left_out(name, segments,
+                                                                              tmp_path, capsys):
+  """RobertaConfig says 2 if nothing else is said."""
   theirs = make_theirs("RobertaForMaskedLM", ROBERTA | {"type_vocab_size": 2})
-  ours = opening.open_model(save(theirs, tmp_path / "model"))
-  assert ours.config.model.num_segments == 1
-  assert "the other segments" in capsys.readouterr().err
+  folder = save(theirs, tmp_path / "model")
+  (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+  ours = opening.open_model(folder)
+  assert ours.config.model.num_segments == segments
+  assert ("numbers no segments" in capsys.readouterr().err) == (segments == 1)
   assert_same_logits(theirs, ours)
 
 
@@ -486,8 +490,9 @@ def test_all_tokens_of_a_roberta_have_one_segment(tmp_path, capsys):
 def test_a_decoder_ends_where_its_config_says(tmp_path, place):
   """Its tokenizer may name no end, and hold the end of text of another model."""
   theirs = make_theirs("GPT2LMHeadModel", DECODER | {"eos_token_id": None, "bos_token_id": None})
-  folder = save(theirs, tmp_path)
+  folder = save(theirs, tmp_path / "model")
   tokenizer = make_byte_bpe(("<|endoftext|>", "<pad>", "<end>"))
+  tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
   tokenizer.save_pretrained(folder)
   (folder / "generation_config.json").unlink()
   for eos, expected in ((None, 0), (2, 2), (300, 0)):

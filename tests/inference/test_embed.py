@@ -263,8 +263,8 @@ def test_a_file_that_changes_during_the_work_gives_no_result(
   monkeypatch.setattr(embed, "check_layer", write_and_check)
   code, out, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={source}",
                          f"--out={tmp_path / name}", f"--layer={layer}")
-  assert (code, out, len(lines)) == (DataError.exit_code, "", 1)
-  assert f"--input {source}: changed while it was read" in lines[0]
+  assert (code, out) == (DataError.exit_code, "")  # A slow machine also shows its progress.
+  assert f"--input {source}: changed while it was read" in lines[-1]
   assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 

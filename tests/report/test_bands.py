@@ -64,15 +64,17 @@ def test_the_mean_and_the_deviation_are_those_of_numpy():
 
 
 def test_a_run_that_is_longer_than_its_reference_is_compared_up_to_its_end():
-  falling = lambda last: a_run(0, np.linspace(10, 10 - last / 500, last // 10),
-                               np.arange(10, last + 10, 10))
+  def falling(last):
+    steps = np.arange(10, last + 10, 10)
+    return a_run(0, 10 - steps / 500, steps)
+
   reference = bands.average([falling(500)])._replace(name="it", is_reference=True)
   assert bands.course(falling(500), reference).is_on
   assert bands.course(falling(3000), reference).is_on
   tag, steps = TAGS[0], reference.curves[TAGS[0]].step
   for length in (500, 3000):
     np.testing.assert_allclose(bands.means_near(falling(length).curves[tag], steps),
-                               reference.curves[tag].value, atol=0.01)
+                               reference.curves[tag].value, rtol=1e-12)
 
 
 def test_an_unfinished_seed_ends_the_curves_and_scores_of_all():

@@ -111,7 +111,8 @@ def read_hf_files(file: pathlib.Path, is_saved: bool = False) -> HfFiles:
   settings, special, added = (_read(folder / name) for name in (CONFIG, SPECIALS, ADDED))
   decoder = settings.get("added_tokens_decoder") or {}
   # The later one has priority: tokenizer_config.json, if it lists the added tokens.
-  order = (special, settings) if decoder else (settings, special)
+  has_list = is_saved or "added_tokens_decoder" in settings
+  order = (special, settings) if has_list else (settings, special)
   try:
     named = {key: _content(value) for values in order
              for key, value in values.items() if key in {*ROLES, _BEGINNING} and value is not None}
@@ -154,7 +155,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, hf: HfFiles, file: pathlib.Path)
   described = {value["content"] for value in (
       hf.settings.get("added_tokens_decoder") or {}).values()}
   kept = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()
-          if token.content not in described}
+          if token.content not in described and not hf.is_saved}
   for content, i in sorted(hf.added.items(), key=lambda item: item[1]):
     expected = known.get(content, len(known))
     if i != expected:

@@ -40,7 +40,7 @@ _ROBERTA_TYPES = frozenset({"bart", "led", "longformer", "roberta"})
 _WORDPIECE_TYPES = frozenset({
     "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert",
     "mpnet", "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert"})
-# Model types for which it takes the generic class.
+# Model types for which transformers takes the generic class.
 _GENERIC_TYPES = frozenset({"modernbert", "modernbert-decoder"})
 _GPT2_BEGINNING = "<|endoftext|>"  # If the folder of a GPT-2 names none.
 _GPT1_CLASS = "OpenAIGPTTokenizer"
@@ -246,9 +246,8 @@ def _obeys_settings(hf: HfFiles) -> bool:
   The folders of the first BERTs name no class. transformers then takes that of the model. For a
   ModernBERT, it reads tokenizer.json alone, whatever class the folder names.
   """
-  if not hf.tokenizer_class:
-    return hf.model_type in {"", *_WORDPIECE_TYPES}
-  return hf.tokenizer_class in _WORDPIECE_CLASSES and hf.model_type not in _GENERIC_TYPES
+  is_generic = hf.model_type in _GENERIC_TYPES and not hf.is_saved
+  return hf.tokenizer_class in {"", *_WORDPIECE_CLASSES} and not is_generic
 
 
 # -------------------------------------------------------------------- *.model
@@ -369,7 +368,7 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
   by_type = not hf.tokenizer_class and hf.model_type in _ROBERTA_TYPES and not hf.is_saved
   if hf.tokenizer_class in _ROBERTA_CLASSES or by_type:
     _add_template(tokenizer, hf)
-  elif hf.setting("add_bos_token"):
+  elif hf.setting("add_bos_token") and not hf.is_saved:
     _add_beginning(tokenizer, hf)
   return _Content(kind, pipelines.serialize(tokenizer))
 

@@ -336,9 +336,9 @@ def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokeniz
       others = reading.choose_names(hf.names, tokenizer.pieces, found, tokenizer._unknown_piece)
       if others:
         tokenizer = KINDS[kind](data, others)
-      # Beside a tokenizer.json, a special_tokens_map.json alone is what `Tokenizer.save` writes,
-      # which leaves out roles that this program does not have.
-      names_roles = bool(hf.settings or hf.roles and file.name != "tokenizer.json")
+      # `Tokenizer.save` writes special_tokens_map.json alone, with the roles of this program.
+      is_ours = file.name == "tokenizer.json" and not (hf.settings or hf.extra)
+      names_roles = bool(hf.settings or hf.extra or hf.roles) and not is_ours
       if names_roles and not is_saved and (shown := tokenizer.show(hf.extra, hf.roles)) != data:
         tokenizer = KINDS[kind](shown, others)
       tokenizer.encode([_UNKNOWN])

@@ -12,14 +12,16 @@ them the same number, columns are separated by tabs, and words may hold spaces.
 | skipped  | lines whose first column is -DOCSTART-, and comments                                |
 
 A comment is a line before the first word of a sentence that begins with "#" and a space or a tab,
-unless it is like the lines of words: its last column is a tag, or stands for one, and it has as
-many columns (GermEval, MultiCoNER, CoNLL-U). In files that number the words, all such lines are
-comments. Empty columns at the end of a line are left out. Tags are BIO: B-TYPE begins an entity,
-I-TYPE continues it, O is outside of entities. A file without tags has one column, or "_" or "-" in
-place of all tags. A sentence has at most `MAX_WORDS` words, which bounds the memory.
+unless it is like the lines of words: its last column is a tag, or stands for one, it has as many
+columns, and it is not like "# name = value" (GermEval, MultiCoNER, CoNLL-U). In files that number
+the words, all such lines are comments. Empty columns at the end of a line are left out. Tags are
+BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of entities. A file without tags has
+one column, or "_" or "-" in place of all tags. A sentence has at most `MAX_WORDS` words, which
+bounds the memory.
 """
 
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -28,7 +30,8 @@ from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
 MAX_WORDS = 1 << 20
-MOSTLY = 0.8  # Share of numbered words from which a file is meant to number all of them.
+MOSTLY = 0.8  # Share of words with a number from which a file is meant to number all of them.
+_NUMBER = re.compile(r"[0-9]+([-.][0-9]+)?")  # CoNLL-U also has 3-4 and 3.1.
 NO_TAGS = ("_", "-")  # The last column of test sets whose tags are not published.
 
 
@@ -60,15 +63,18 @@ class Layout(NamedTuple):
     """Returns whether a line that might be a comment is the line of a word."""
     if self.word:  # The line would begin with a number.
       return False
-    cells, widths = self.split(line), self.widths
-    if cells[-1] in NO_TAGS or len(widths) == 1:
-      return len(cells) in widths and (is_tag(cells[-1]) or cells[-1] in NO_TAGS)
-    return is_tag(cells[-1]) and len(cells) <= max(widths, default=len(cells))
+    cells = self.split(line)
+    return len(cells) in self.widths and (cells[-1] in NO_TAGS or may_be_word(cells))
 
 
 def is_tag(text: str) -> bool:
   """Returns whether a text is a tag: O, B-TYPE or I-TYPE."""
   return text == "O" or (text[:2] in ("B-", "I-") and len(text) > 2)
+
+
+def may_be_word(cells: list[str]) -> bool:
+  """Returns whether a line that begins with "#" ends in a tag, and is not like '# name = value'."""
+  return is_tag(cells[-1]) and cells[2:3] != ["="]
 
 
 def split_at_tabs(line: str) -> list[str]:
@@ -126,8 +132,9 @@ class _Columns:
     self.split = split
     self.widths: set[int] = set()
     self.has_second, self.has_last, self.has_third = False, False, False
-    self.count, self.numbered = 0, [0, 0]  # Words; those that are numbered from 0, and from 1.
-    self.unlike: list[tuple[int, str]] = [(0, ""), (0, "")]  # The first other lines.
+    # Words; those with a number; those whose number is their index, counted from 0, and from 1.
+    self.count, self.with_number, self.numbered = 0, 0, [0, 0]
+    self.unlike: list[tuple[int, str]] = [(0, ""), (0, "")]  # The first lines with other numbers.
 
   def add(self, place: int, number: int, line: str) -> None:
     """Examines the line of a word; `place` is its index in the sentence, from 1."""
@@ -135,6 +142,7 @@ class _Columns:
     self.widths.add(len(cells))
     has_two = len(cells) > 1
     self.count += 1
+    self.with_number += bool(has_two and _NUMBER.fullmatch(cells[0]))
     for start in (0, 1):
       if has_two and cells[0] == str(place - 1 + start):
         self.numbered[start] += 1
@@ -145,9 +153,10 @@ class _Columns:
     self.has_third |= len(cells) > 2 and cells[2] not in NO_TAGS
 
   def layout(self, path: pathlib.Path) -> Layout:
-    if self.has_second and (most := max(self.numbered)) > MOSTLY * self.count:
-      if most == self.count:
-        return Layout(self.split, 1, 2, self.has_third, frozenset(self.widths))
+    most = max(self.numbered)
+    if self.has_second and most == self.count:
+      return Layout(self.split, 1, 2, self.has_third, frozenset(self.widths))
+    if self.has_second and self.with_number > MOSTLY * self.count:
       number, line = self.unlike[self.numbered.index(most)]
       raise DataError(f"{path}, line {number}: does not begin with the number of its word, as most "
                       f"lines do ({line[:40]!r}). Number the words of each sentence, or remove the "
@@ -161,12 +170,25 @@ def find_layout(path: pathlib.Path) -> Layout:
   Args:
     path: file, plain or compressed.
   Raises:
-    DataError: the file cannot be read, or numbers most of its words, but not all.
+    DataError: the file cannot be read, or numbers most of its words, but not as they are.
   """
   spaced, tabbed = _Columns(split_columns), _Columns(split_at_tabs)
-  for place, number, line in _words(path, lambda line: False):
+  undecided: set[tuple[int, int]] = set()  # Widths of lines that may be comments.
+
+  def leave_out(line: str) -> bool:
+    if may_be_word(cells := split_columns(line)):
+      undecided.add((len(cells), len(split_at_tabs(line))))
+    return False
+
+  for place, number, line in _words(path, leave_out):
     spaced.add(place, number, line)
     tabbed.add(place, number, line)
+  with_tabs = tabbed.widths - {1}
+  is_ragged = len(spaced.widths) > 1 and len(tabbed.widths | with_tabs) > len(with_tabs)
+  for widths in undecided:
+    if is_ragged or widths[1] in with_tabs or widths[0] in spaced.widths or not spaced.count:
+      spaced.widths.add(widths[0])
+      tabbed.widths.add(widths[1])
   has_words_with_spaces = (len(spaced.widths) > 1 and len(tabbed.widths) == 1
                            and tabbed.widths != {1})
   return (tabbed if has_words_with_spaces else spaced).layout(path)

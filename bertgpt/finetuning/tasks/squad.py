@@ -156,9 +156,10 @@ def make_question(qa: Mapping[str, Any], paragraph: Mapping[str, Any],
   text = take_text(text, f"the question of {id_!r}")
   # `answer_start` counts the characters of the unchanged context.
   context = take_text(context, f"the context of {id_!r}", keeps_line_ends=True)
-  is_impossible = qa.get("is_impossible") or False
-  if not isinstance(is_impossible, bool):
+  is_impossible = qa.get("is_impossible") or 0
+  if is_impossible not in (0, 1):  # True and false, too.
     raise ValueError(f"is_impossible of {id_!r} is {is_impossible!r}, not true or false")
+  is_impossible = bool(is_impossible)
   answers = () if is_impossible else qa["answers"] if needs_answers else qa.get("answers") or ()
   return Question(id_, text, context, tuple(
       (answer["answer_start"], answer["text"]) for answer in answers), is_impossible)

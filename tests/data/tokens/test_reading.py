@@ -428,6 +428,14 @@ def test_a_saved_tokenizer_is_the_same_when_its_folder_is_given(tmp_path):
   assert encode(again, ["a<|start|>b"]) == encode(ours, ["a<|start|>b"])
 
 
+def test_special_tokens_that_a_list_alone_names_are_found_in_texts(tmp_path):
+  folder = write_json_tokenizer(tmp_path, json_of((*MIXED, "[E1]"), normalizers.BertNormalizer()))
+  (folder / "tokenizer_config.json").unlink(missing_ok=True)
+  write_json(folder / "special_tokens_map.json",
+             {"cls_token": "[CLS]", "additional_special_tokens": ["[E1]"]})
+  assert "[E1]" in pieces_of(tokenizers.load_tokenizer(folder), "the [E1] cat")
+
+
 @pytest.mark.parametrize("decoder, expected", [({}, "<mask2>"), (
     {"added_tokens_decoder": {"6": {"content": "word0", "special": False}}}, "<mask1>")])
 def test_a_list_of_added_tokens_gives_the_config_priority(tmp_path, decoder, expected):
@@ -441,7 +449,7 @@ def test_a_list_of_added_tokens_gives_the_config_priority(tmp_path, decoder, exp
 @pytest.mark.parametrize("settings, model_type, is_obeyed", [
     ({"tokenizer_class": "BertTokenizer"}, "modernbert", False),
     ({"tokenizer_class": "BertTokenizer"}, "bert", True),
-    ({}, "modernbert", False), ({}, "", True)])
+    ({}, "modernbert", False), ({}, "", True), ({}, "lxmert", True)])
 def test_the_tokenizer_json_of_a_modernbert_needs_no_settings(tmp_path, settings, model_type,
                                                               is_obeyed):
   write_json_tokenizer(tmp_path, bert_json(False), do_lower_case=True, **settings)

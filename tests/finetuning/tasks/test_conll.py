@@ -79,6 +79,13 @@ def test_a_comment_may_end_like_a_tag(tmp_path, comment):
     assert read(tmp_path, plain) == [Sentence(["Berlin", "is"], ["B-LOC", "O"])]
 
 
+def test_a_word_that_begins_like_a_comment_helps_to_find_the_columns(tmp_path):
+  assert read(tmp_path, "# 1\tB-MISC\nwins\tO\n\nEU\tB-ORG\n") == [
+      Sentence(["# 1", "wins"], ["B-MISC", "O"]), Sentence(["EU"], ["B-ORG"])]
+  assert read(tmp_path, "EU B-ORG\nNew York B-LOC\n\n# 1 pick O\nx O\n") == [
+      Sentence(["EU", "New"], ["B-ORG", "B-LOC"]), Sentence(["#", "x"], ["O", "O"])]
+
+
 @pytest.mark.parametrize("start", [0, 1])
 def test_words_are_numbered_from_zero_or_one(tmp_path, start):
   text = "".join(f"{start + i}\tw{i}\tO\tO\n" for i in range(3))
@@ -87,7 +94,7 @@ def test_words_are_numbered_from_zero_or_one(tmp_path, start):
 
 @pytest.mark.parametrize("other", ["", "3-4\tzum\tO\tO\n", "x\tw\tO\tO\n"])
 def test_one_number_that_is_wrong_does_not_make_all_of_them_words(tmp_path, other):
-  lines = [f"{i}\tw{i}\tO\tO\n" for i in range(1, 9)]
+  lines = [f"{i}\tw{i}\tO\tO\n" for i in range(1, 31)]
   lines[2] = other
   after = "".join(f"{i}\tw{i}\tO\tO\n" for i in range(1, 21))
   with pytest.raises(DataError, match="line 3: does not begin with the number of its word"):

@@ -219,6 +219,14 @@ def test_questions_without_answers(tmp_path):
   assert json.loads((tmp_path / "null_odds.json").read_text())["q0"] > 0
 
 
+@pytest.mark.parametrize("said, found", [(1, True), (0, False), (None, False), ("", False)])
+def test_questions_without_answers_are_marked(said, found):
+  qa = {"id": "q", "question": "Who?", "answers": [], "is_impossible": said}
+  assert squad.make_question(qa, {"context": "The cat"}, True).is_impossible is found
+  with pytest.raises(ValueError, match="is_impossible of 'q' is 'false', not true or false"):
+    squad.make_question(qa | {"is_impossible": "false"}, {"context": "The cat"}, True)
+
+
 @pytest.mark.parametrize("content, message", [
     ("{", "dev-v1.1.json: is not valid JSON"),
     ("[]", "dev-v1.1.json: not in SQuAD's JSON (TypeError"),
