@@ -87,7 +87,7 @@ def exit_code(e: BaseException) -> int:
   if isinstance(e, UserError):
     return e.exit_code
   if isinstance(e, KeyboardInterrupt):
-    return getattr(e, "exit_code", INTERRUPTED)  # A signal other than Ctrl-C has its own.
+    return getattr(e, "exit_code", INTERRUPTED)  # `signals.Terminated` has its own.
   is_storage = isinstance(e, OSError) and (
       e.errno in STORAGE_ERRORS or isinstance(e, BrokenPipeError))
   return StorageError.exit_code if is_storage else 1

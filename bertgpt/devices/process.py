@@ -79,10 +79,10 @@ def _initialize(timeout_s: float, **arguments) -> None:
 
 
 def is_loopback(host: str) -> bool:
-  """Returns whether a host is this machine by definition.
+  """Returns whether a host is a loopback address, or the name that stands for one everywhere.
 
-  A name that this machine resolves to a loopback address may be another address elsewhere: the
-  installers of Debian and Ubuntu write the own name with 127.0.1.1 into /etc/hosts.
+  Other names are not resolved. Debian and Ubuntu resolve the own name of a machine to 127.0.1.1,
+  and other machines know it by another address.
 
   Args:
     host: name or address.

@@ -84,7 +84,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     results = results_lib.read_results(path, config, identity)
     check_agreement(identity, task, results)
     tuning = open_tuning(config, init, pretrained, task, path, resume.digest(identity, config))
-    make_program(tuning, config.learning_rates[0])  # Checks paths of parameters.
+    make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
       print("\n".join(describe(tuning, results)), flush=True)

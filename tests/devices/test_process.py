@@ -180,11 +180,16 @@ def test_the_variable_of_jax_replaces_the_default_cache(tmp_path, field, used):
 
 @pytest.mark.parametrize("host, found", [
     ("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.0.1", True),
-    ("0.0.0.0", False), ("10.1.2.3", False), ("no.such.host.invalid", False),
-    # Debian writes the own name next to 127.0.1.1, and other hosts know it by another address.
-    (socket.gethostname(), False)])
+    ("0.0.0.0", False), ("10.1.2.3", False), ("no.such.host.invalid", False)])
 def test_loopback_addresses(host, found):
   assert process.is_loopback(host) is found
+
+
+def test_the_own_name_is_not_a_loopback_address(monkeypatch):
+  """Debian writes it next to 127.0.1.1, and other hosts know it by another address."""
+  monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [
+      (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))])
+  assert not process.is_loopback("node0")
 
 
 def test_a_run_on_the_loopback_listens_there_only(port):

@@ -583,8 +583,9 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
   arguments = ("--config.seeds=0,1", "--config.epochs=10")
   with monkeypatch.context() as patch:
     patch.setattr(finetune.StepLog, "add", add_and_stop)
-    assert run(tuning, finished_bert, out, *arguments) == 75
+    assert run(tuning, finished_bert, out, *arguments, "--config.log.every_steps=1000") == 75
   assert [r["seed"] for r in results_of(out)["runs"]] == [0]
+  assert losses_of(out, "lr0.01-seed1")[-1][0] >= 5, "the last steps are logged before the end"
   assert run(tuning, finished_bert, out, *arguments) == 0
   assert [r["seed"] for r in results_of(out)["runs"]] == [0, 1]
   assert from_json((out / "config.json").read_text(), finetuning.base)

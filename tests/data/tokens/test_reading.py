@@ -390,7 +390,7 @@ def test_pieces_that_the_normalizer_of_a_file_hides_are_an_error(tmp_path, norma
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_files_of_early_versions_do_not_name_the_type_of_their_model(tmp_path, kind):
-  """As those of bert-base-uncased and gpt2."""
+  """The library wrote such files until the type was added, and still reads them."""
   if kind == "bpe":
     tokenizer = library.Tokenizer(models.BPE({c: i for i, c in enumerate("abcdehstĠ")}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
