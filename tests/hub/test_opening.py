@@ -474,8 +474,8 @@ def test_roberta_keeps_the_ids_of_its_beginning_and_end(tmp_path):
 
 
 @pytest.mark.parametrize("name, segments", [("RobertaTokenizer", 1), ("BertTokenizer", 2)])
-def test_segments_that_the_tokenizer_of_a_roberta_does_not_number_are_left_out(name, segments,
-                                                                              tmp_path, capsys):
+def test_segments_that_the_tokenizer_of_a_roberta_does_not_number_are_left_out(
+    name, segments, tmp_path, capsys):
   """RobertaConfig says 2 if nothing else is said."""
   theirs = make_theirs("RobertaForMaskedLM", ROBERTA | {"type_vocab_size": 2})
   folder = save(theirs, tmp_path / "model")

@@ -204,8 +204,8 @@ def test_the_last_pair_is_checked_before_the_first_one_is_scored(capsys, finishe
   assert code == 2 and "has 70 tokens" in lines[-1]
 
 
-def test_results_of_texts_that_cannot_be_scored_are_not_in_the_way(capsys, finished_gpt, files,
-                                                                  small, monkeypatch):
+def test_results_of_texts_that_cannot_be_scored_are_not_in_the_way(
+    capsys, finished_gpt, files, small, monkeypatch):
   monkeypatch.chdir(files)
   command = ("evaluate", f"--workdir={finished_gpt}", "--suite=text=b.txt", "--out=scores.jsonl")
   (files / "b.txt").write_text(TEXT)
