@@ -8,9 +8,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
+from bertgpt import console
 from bertgpt.commands import COMMANDS, flags
 from bertgpt.commands.parser import Parser
-from bertgpt.devices import children, console, events, guard, huge_pages, signals, watchdog
+from bertgpt.devices import children, events, guard, huge_pages, signals, watchdog
 from bertgpt.errors import ConfigError, Preempted, StorageError, UserError, exit_code
 
 
@@ -84,8 +85,8 @@ def main(argv: Sequence[str] | None = None,
   except OSError as e:
     if exit_code(e) == 1:
       raise
-    console.say(f"{name}: {e.filename or 'a file'}: {e.strerror}. Free or change the storage, then "
-                "give the same command again")
+    console.say(f"{name}: {e.filename or 'a file'}: {e.strerror}. Free the disk or correct the "
+                "path or its permissions, then run the same command again")
     return StorageError.exit_code
 
 

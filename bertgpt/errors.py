@@ -6,7 +6,7 @@
 | 2         | `ConfigError`     | bad flags or config                                 |
 | 65        | `DataError`       | bad data, tokenizer or checkpoint                   |
 | 69        | `PeerError`       | another process of the run is missing, or was lost  |
-| 70        | `DivergedError`   | the loss or the gradients are no longer finite      |
+| 70        | `DivergedError`   | losses or gradients were not finite, or spikes      |
 | 74        | `StorageError`    | a file could not be written or read                 |
 | 75        | `Preempted`       | stopped by a signal; the same command resumes       |
 | 130       |                   | Ctrl-C outside the training loop                    |
@@ -56,7 +56,7 @@ class PeerError(UserError):
 
 
 class DivergedError(UserError):
-  """A loss or gradients that are no longer finite."""
+  """Too many consecutive steps whose loss or gradient was not finite, or a spike."""
 
   exit_code = 70
 

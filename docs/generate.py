@@ -130,7 +130,11 @@ def _block_above(comments: dict[int, str], line: int) -> list[str]:
 
 def field_table(leaves: Iterable[tuple[str, object]], comments: dict[str, str],
                 named_choices: dict[str, Sequence[str]]) -> list[str]:
-  """Returns a table of fields: name, default, meaning."""
+  """Returns a table of fields: name, default, meaning.
+
+  Raises:
+    ValueError: a field has no comment.
+  """
   rows = []
   for field, default in leaves:
     text, names = comments[field], named_choices.get(field, ())
@@ -140,7 +144,9 @@ def field_table(leaves: Iterable[tuple[str, object]], comments: dict[str, str],
       text = ". ".join(parts)
     else:
       text = prose(text)
-    rows.append((code(field), code(repr(default)), text or "-"))
+    if not text:
+      raise ValueError(f"{field}: write a comment beside or above the line that sets it")
+    rows.append((code(field), code(repr(default)), text))
   return table(("field", "default", "meaning"), rows)
 
 

@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "bertgpt"
 
 # Layers of the package by folder, lowest first. A module may import its own layer and those below.
 LAYERS = (
-    ("errors", "files", "trees"),
+    ("console", "errors", "files", "trees"),
     ("config",),
     ("data", "devices"),
     ("models",),
@@ -131,6 +131,16 @@ def test_the_package_itself_imports_nothing():
   """Every module of the package would load such imports."""
   assert imports_of(TREES["bertgpt"]) == set()
   assert imports_of(TREES["bertgpt.data"]) == {"importlib", "typing.Any"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_lines_on_stderr_go_through_the_console(module):
+  """A terminal that was closed must not end the work. A progress bar may be given the stream."""
+  if module != "bertgpt.console":
+    prints = [node.lineno for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)
+              and ast.unparse(node.func) in ("print", "sys.stderr.write")
+              and "sys.stderr" in ast.unparse(node)]
+    assert not prints, f"lines {prints}: write console.say(line)"
 
 
 def test_imports_have_no_cycle():
@@ -303,7 +313,6 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("data.batches.blocks", "data.batches.ordered_pairs", "data.batches.pairs",
                      "data.batches.parts", "data.batches.sentences"),
                     "data/batches/test_formats.py"),
-    "devices.console": "training/test_sinks.py",
     **dict.fromkeys(("report.baselines", "report.samples"), "report/test_end_of_run.py"),
     **dict.fromkeys(("report.curves", "commands.compare"), "report/test_compare.py"),
     "commands.goodput": "report/test_goodput.py",

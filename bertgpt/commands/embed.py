@@ -4,7 +4,7 @@ import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Write features of texts, computed by a BERT."
+HELP = "Write features of texts, computed by an encoder, such as a BERT."
 USES = ("bertgpt.inference.embed",)
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from bertgpt.commands import flags
 
-HELP = "Guess masked words with a BERT."
+HELP = "Guess masked words with an encoder, such as a BERT."
 USES = ("bertgpt.data.text.texts", "bertgpt.inference.fill")
 
 

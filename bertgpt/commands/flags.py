@@ -145,9 +145,9 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of commands that may use several hosts and, on a CPU, huge pages."""
   parser.set_defaults(is_heavy=True)
   parser.add_argument("--distributed", default="", metavar="auto|HOST:PORT,N,I",
-                      help="join several processes: auto on TPU pods, SLURM and Kubernetes; or the "
-                           "address of process 0, the number of processes, and the index of this "
-                           "one, from 0")
+                      help="how to find the other processes: auto on TPU pods, SLURM and "
+                           "Kubernetes; or the address of process 0, the number of processes, and "
+                           "the index of this one, from 0")
   parser.add_argument("--distributed_timeout", type=number(float, 1, 1e6), default=300,
                       metavar="SECONDS",
                       help="time in which all processes must join; default: 300")

@@ -1,8 +1,8 @@
 """`bertgpt prepare`: a prepared corpus, made from text."""
 
 import argparse
-import sys
 
+from bertgpt import console
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
@@ -75,6 +75,6 @@ def run(arguments: argparse.Namespace) -> None:
     path = machines.merge(config, out)
   else:
     path = prepare.prepare(config, out) if out else prepare.ensure_prepared(config)
-  if warning := corpus.warn_of_unknown(corpus.read_manifest(path)):
-    print(warning, file=sys.stderr)
+  if warning := corpus.describe_unknown(corpus.read_manifest(path)):
+    console.say(warning)
   print(path)

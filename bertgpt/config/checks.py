@@ -51,8 +51,8 @@ BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimi
 PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "rope_theta": 0, "rope_theta_local": 0,
                   "learning_rate": 0, "warmup_steps": 0, "power": 0}
-MOST_STEPS = 2**31 - 1  # A step is an int32.
-MOST_SEED = 2**63 - 1
+MAX_STEPS = 2**31 - 1  # A step is an int32.
+MAX_SEED = 2**63 - 1
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
 LOCAL_PATHS = ("system.compilation_cache",)
@@ -87,9 +87,9 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
-  if total_steps(config) > MOST_STEPS:
+  if total_steps(config) > MAX_STEPS:
     problems.append(f"phases[].steps: {total_steps(config)} in total. A run has at most "
-                    f"{MOST_STEPS} steps")
+                    f"{MAX_STEPS} steps")
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
                *_skip_problems(config), *_best_problems(config),
                *_option_problems(config, platform), *_freeze_problems(config),
@@ -145,8 +145,8 @@ def _range_problems(config):
   for field in ABOVE_ZERO:
     if not 0 < values[field] < math.inf:
       yield f"{field}={values[field]}: must be above 0 and finite"
-  if config.seed > MOST_SEED:
-    yield f"seed={config.seed}: must be at most {MOST_SEED}"
+  if config.seed > MAX_SEED:
+    yield f"seed={config.seed}: must be at most {MAX_SEED}"
   for field in BELOW_ONE:
     if not 0 <= values[field] < 1:
       yield f"{field}={values[field]}: must be at least 0 and below 1"
@@ -265,8 +265,8 @@ def _phase_problems(config, p, name):
     yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
   if p.warmup_steps and p.warmup_fraction:
     yield f"{name}: sets both warmup_steps and warmup_fraction. Set one of them"
-  if p.warmup_steps > MOST_STEPS:
-    yield f"{name}.warmup_steps={p.warmup_steps}: must be at most {MOST_STEPS}"
+  if p.warmup_steps > MAX_STEPS:
+    yield f"{name}.warmup_steps={p.warmup_steps}: must be at most {MAX_STEPS}"
   if p.schedule == "wsd" and p.power == 0:
     yield (f"{name}.power={p.power}: with schedule 'wsd', the learning rate would have its last "
            "value from the first step on. Set it above 0, such as 1 (linear) or 0.5 (1-sqrt)")

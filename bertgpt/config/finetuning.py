@@ -30,8 +30,8 @@ def base() -> ConfigDict:
   config.learning_rates = (5e-5,)          # peaks; one run for each, with each of the seeds
   config.seeds = (0,)                      # for order of examples, dropout, initial head weights
   config.batch_size = 32                   # examples per step, over all devices
-  config.micro_batches = 1                 # gradient accumulation: pieces a batch is split into
-  config.epochs = 3
+  config.micro_batches = 1                 # gradient accumulation: parts a batch is split into
+  config.epochs = 3                        # passes over the training set
   config.warmup_fraction = 0.1             # share of the steps; then the rate decays linearly to 0
   config.dropout = AS_PRETRAINED           # on hidden states and attention; -1: as in pretraining
   # Features that represent a text, like model.pooling: cls | mean; '': as in pretraining.
@@ -49,10 +49,10 @@ def base() -> ConfigDict:
   task.name = "sst2"                       # see tasks.TASKS; --task sets it
   # Folder with the files of the task; for GLUE also tfds:glue/NAME or tfds:FOLDER.
   task.data = ""
-  # ner, squad: names of files in `data`, separated by commas; '': the official names.
+  # ner, squad: names of training files in `data`, separated by commas; '': the official names.
   task.train = ""
-  task.dev = ""
-  task.test = ""
+  task.dev = ""                            # ner, squad: the same for the dev set
+  task.test = ""                           # ner, squad: the same for the test set
   # Tokens per row, at most. The rows of a batch are only as long as its longest text needs.
   task.max_length = 128
   # Part of longer texts that is kept: head | tail | head_tail (128 and 382 of 510 tokens).
@@ -70,7 +70,7 @@ def base() -> ConfigDict:
   config.optimizer = pretraining.optimizer
   config.mesh = pretraining.mesh
   config.eval = ConfigDict()
-  config.eval.batch_size = 64
+  config.eval.batch_size = 64              # rows per step of an evaluation, over all devices
   config.eval.every_epoch = True           # True: after every epoch; False: only at the end
   # A run's state is also saved when a signal stops the run, and is removed when the run is done.
   config.checkpoint = ConfigDict()

@@ -7,7 +7,7 @@ AUTO = -1
 
 # Largest number of layers per iteration: a program with 12 takes about a minute and a half to
 # compile on two cores.
-MOST_UNROLLED = 24
+MAX_UNROLLED = 24
 
 
 def choose(requested: int, platform: str, num_layers: int, *,
@@ -29,6 +29,6 @@ def choose(requested: int, platform: str, num_layers: int, *,
     return min(requested or num_layers, num_layers), f"model.scan_unroll={requested}"
   if platform != "gpu":
     return 1, "a loop compiles several times faster"
-  unrolled = next(n for n in range(min(MOST_UNROLLED, num_layers), 0, -1) if num_layers % n == 0)
+  unrolled = next(n for n in range(min(MAX_UNROLLED, num_layers), 0, -1) if num_layers % n == 0)
   return unrolled, ("on a GPU, a loop copies every value that the backward pass needs into a "
                     "stack, and reads it back")

@@ -64,10 +64,10 @@ def phase(**overrides: Any) -> ConfigDict:
     **overrides: values of fields that differ from the defaults below.
   """
   fields = ConfigDict()
-  fields.steps = 1000
+  fields.steps = 1000                      # updates of the parameters
   fields.seq_len = 128                     # tokens per row
   fields.batch_size = 256                  # rows per step, over all devices
-  fields.micro_batches = 1                 # gradient accumulation: pieces a batch is split into
+  fields.micro_batches = 1                 # gradient accumulation: parts a batch is split into
   # Masked positions per row; 0: as many as mask_prob and objective.mask_rule need.
   fields.max_predictions = 0
   fields.mask_prob = 0.0                   # 0: objective.mask_prob
@@ -98,7 +98,7 @@ def base() -> ConfigDict:
   Comments of fields with a special value name it as `VALUE: meaning`.
   """
   config = ConfigDict()
-  config.seed = 0
+  config.seed = 0                          # of initial parameters, batches, masks and dropout
   # Workdir whose newest parameters training starts from, with a new optimizer state; '': none.
   config.init_from = ""
 
@@ -142,30 +142,30 @@ def base() -> ConfigDict:
   tokenizer.train_bytes = 50_000_000       # bytes of text sampled to train the tokenizer
 
   config.model = model = ConfigDict()
-  model.family = "bert"
-  model.num_layers = 12
-  model.width = 768
-  model.num_heads = 12
-  model.mlp_dim = 3072
+  model.family = "bert"                    # architecture, see reference/families.md
+  model.num_layers = 12                    # layers; electra: of each of its two models
+  model.width = 768                        # features per token
+  model.num_heads = 12                     # attention heads; they divide the width
+  model.mlp_dim = 3072                     # features in the middle of the MLP (elmo: of an LSTM)
   # albert, electra: width of the embedding tables; 0: model.width.
   model.embedding_width = 0
   model.layer_groups = 0                   # albert: groups of layers that share parameters; 0: none
-  # electra: width, heads and MLP width of the generator, the masked LM that replaces tokens.
+  # electra: width of the generator, the masked LM that replaces tokens.
   model.generator_width = 64
-  model.generator_num_heads = 1
-  model.generator_mlp_dim = 256
+  model.generator_num_heads = 1            # electra: attention heads of the generator
+  model.generator_mlp_dim = 256            # electra: features in the middle of its MLP
   # electra: whether both models have the same embeddings (shared), or the discriminator adds to
   # the generator's tables without training them (gdes), or each has its own (none).
   model.embedding_sharing = "shared"
-  # elmo: width of the character embeddings, and (width, number) of the filters over them.
-  model.character_width = 16
+  model.character_width = 16               # elmo: width of the character embeddings
+  # elmo: (width, number) of the filters over the characters.
   model.filters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
   model.num_highways = 2                   # elmo: highway layers above the filters
   model.state_clip = 3.0                   # elmo: largest cell and hidden state; 0: no limit
   model.lstm_residual = True               # elmo: whether LSTMs above the first add their input
   # elmo: number of most frequent words that are predicted; others are predicted as [UNK]. 0: all.
   model.target_words = 0
-  model.max_positions = 512
+  model.max_positions = 512                # tokens per row, at most
   model.num_segments = 2                   # bert: segment embeddings; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
   model.norm = "post"
@@ -173,7 +173,7 @@ def base() -> ConfigDict:
   model.skip_first_norm = False
   model.norm_kind = "layer"                # layer (LayerNorm) | rms (RMSNorm)
   model.norm_bias = True                   # layer: whether norms have a bias
-  model.layer_norm_epsilon = 1e-12
+  model.layer_norm_epsilon = 1e-12         # added to the variance in norms
   model.use_bias = True                    # whether dense layers have a bias
   # plain: activation(up) | gated: activation(gate) * up, with one more matrix (GeGLU, SwiGLU).
   model.mlp = "plain"
@@ -187,13 +187,13 @@ def base() -> ConfigDict:
   model.position = "learned"
   model.rope_theta = 10_000.0              # rope: base of the wavelengths
   model.rope_theta_local = 10_000.0        # rope: base in local layers
-  model.dropout = 0.1
+  model.dropout = 0.1                      # share of activations that are set to 0; see dropout_at
   # all: embeddings, outputs of attention and MLP | attention: outputs of attention (ModernBERT).
   model.dropout_at = "all"
   model.attention_dropout = 0.1            # on the weights of attention
   # Features that represent a text in tasks: cls (those of its [CLS]) | mean (over all tokens).
   model.pooling = "cls"
-  model.init_std = 0.02
+  model.init_std = 0.02                    # standard deviation of initial kernels and embeddings
   # Whether normal initialization is truncated at two standard deviations (BERT) or not (GPT).
   model.truncated_init = True
   # learned: initial embeddings: normal | sinusoid (attention to neighbors is learned sooner).
@@ -222,7 +222,7 @@ def base() -> ConfigDict:
   model.dropout_rng = "hash"
 
   config.objective = objective = ConfigDict()
-  objective.name = "mlm_nsp"
+  objective.name = "mlm_nsp"               # what is predicted, see reference/families.md
   objective.mask_prob = 0.15               # share of a row's tokens that are predicted
   # bert | fairseq (RoBERTa: special tokens are predicted too, the number of predicted tokens is
   # rounded at random, and random tokens are never special) | bernoulli (ModernBERT: an independent
@@ -243,11 +243,11 @@ def base() -> ConfigDict:
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()
-  optimizer.name = "bert_adamw"
-  optimizer.b1 = 0.9
-  optimizer.b2 = 0.999
-  optimizer.epsilon = 1e-6
-  optimizer.weight_decay = 0.01
+  optimizer.name = "bert_adamw"            # update rule, see reference/families.md
+  optimizer.b1 = 0.9                       # decay rate of the average of gradients
+  optimizer.b2 = 0.999                     # decay rate of the average of squared gradients
+  optimizer.epsilon = 1e-6                 # added to the denominator of the update
+  optimizer.weight_decay = 0.01            # times the learning rate, per step
   # Parameters that decay: weights (all but biases and LayerNorm) | all (RoBERTa).
   optimizer.decay_rule = "weights"
   # Regular expression: parameters whose paths it matches are not trained. In fine-tuning,
@@ -267,26 +267,26 @@ def base() -> ConfigDict:
   mesh.fsdp = 1                            # devices that batch and parameters are split over
   mesh.tensor = 1                          # devices that heads, MLP and vocabulary are split over
   mesh.axes = axes = ConfigDict()          # logical axis of an array -> mesh axes it is split over
-  axes.batch = ("data", "fsdp")
-  axes.vocab = ("tensor", "fsdp")
-  axes.embed = ("fsdp",)
-  axes.heads = ("tensor",)
-  axes.mlp = ("tensor",)
+  axes.batch = ("data", "fsdp")            # rows of a batch
+  axes.vocab = ("tensor", "fsdp")          # rows of the embedding table
+  axes.embed = ("fsdp",)                   # features of the residual stream, in parameters
+  axes.heads = ("tensor",)                 # attention heads
+  axes.mlp = ("tensor",)                   # features in the middle of the MLP
 
   config.train = train = ConfigDict()
-  # Consecutive steps with a non-finite loss or gradient after which the run stops.
+  # Consecutive steps that are not applied (not finite, or a spike) after which the run stops.
   train.max_bad_steps = 20
-  # off | skip: a step is not applied if its loss or the norm of its gradient is more than
+  # off | skip: a step is not applied if its loss or the norm of its gradient is a spike: more than
   # `spike_factor` times the median of the last `spike_window` applied steps.
   train.spike_guard = "off"
-  train.spike_factor = 3.0
-  train.spike_window = 128
+  train.spike_factor = 3.0                 # with spike_guard=skip: times the median
+  train.spike_window = 128                 # with spike_guard=skip: applied steps of the median
   # ((first, last), ...): steps to skip, counted from 1, for example after `bertgpt rollback`.
   train.skip_steps = ()
 
   config.eval = evaluation = ConfigDict()
   evaluation.every_steps = 1000            # 0: only at the end
-  evaluation.batch_size = 64
+  evaluation.batch_size = 64               # rows per step of an evaluation, over all devices
   evaluation.max_rows = 0                  # validation rows; 0: all
   evaluation.mask_prob = 0.0               # share that is predicted; 0: as in the phase
   # length: the same rows for all phases of one row length | phase: as drawn by earlier versions.
@@ -300,8 +300,8 @@ def base() -> ConfigDict:
   # Held-out metric whose best checkpoint is kept, such as mlm_loss or mlm_accuracy; '': none.
   checkpoint.keep_best = ""
   config.log = log = ConfigDict()
-  log.every_steps = 10
-  log.tensorboard = True
+  log.every_steps = 10                     # steps per line of the log and of metrics.jsonl
+  log.tensorboard = True                   # whether TensorBoard events are written too
   log.trackers = ""                        # wandb, trackio or both, which also show the curves
   log.project = "bertgpt"                  # project in which the trackers show the run
   log.group = ""                           # group of runs, such as a sweep; '': none
@@ -384,7 +384,7 @@ PHASE_OF_MODEL = ("rope_theta", "rope_theta_local")  # Fields of the model that 
 
 
 def at_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> ConfigDict:
-  """Returns a config whose model and objective are those of one phase, which is its only one.
+  """Returns a config with only one phase, whose values its model and objective have.
 
   Args:
     config: whole config.

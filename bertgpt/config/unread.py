@@ -19,7 +19,7 @@ from bertgpt.errors import ConfigError
 
 Irrelevant = tuple[str, Any, list[str]]
 
-MOST_KEY_SEED = 2**32 - 1  # JAX makes its keys from 32 bits.
+MAX_KEY_SEED = 2**32 - 1  # JAX makes its keys from 32 bits.
 
 
 def check(config: ConfigDict, begun: ConfigDict | None = None) -> None:
@@ -60,9 +60,9 @@ def unset_fields(config: ConfigDict) -> set[str]:
 def _find(config) -> Iterator[tuple[str, str]]:
   """Yields (field, line that says what is wrong with it)."""
   yield from _find_in_groups(config)
-  if config.seed > MOST_KEY_SEED:
+  if config.seed > MAX_KEY_SEED:
     yield "seed", (f"seed={config.seed}: initial values and masks read only its last 32 bits. "
-                   f"Choose a number up to {MOST_KEY_SEED}")
+                   f"Choose a number up to {MAX_KEY_SEED}")
   curve = None  # Phase that defines the current curve of learning rates.
   for i, p in enumerate(config.phases):
     is_continued = curve is not None and p.learning_rate_rule == "continuous"

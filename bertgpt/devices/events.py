@@ -24,8 +24,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from bertgpt import files
-from bertgpt.devices import console, signals
+from bertgpt import console, files
+from bertgpt.devices import signals
 from bertgpt.errors import Preempted, exit_code, one_line
 
 FILE = "events.jsonl"

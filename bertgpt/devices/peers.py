@@ -21,8 +21,8 @@ from typing import Any
 
 import jax
 
-from bertgpt import errors, files
-from bertgpt.devices import console, events, guard, lost, watchdog
+from bertgpt import console, errors, files
+from bertgpt.devices import events, guard, lost, watchdog
 from bertgpt.errors import ConfigError, PeerError
 
 ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
@@ -139,7 +139,7 @@ def _compare(mine: dict[str, Any], theirs: dict[str, Any], index: int) -> list[s
           for name, a, b in pairs if a != b]
 
 
-def ask_first(answer: str) -> str:
+def broadcast_text(answer: str) -> str:
   """Returns the answer of process 0, which may need hours for it. All processes call it.
 
   Signals and a watchdog reach a process while it waits here.

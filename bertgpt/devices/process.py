@@ -18,8 +18,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
-from bertgpt import files
-from bertgpt.devices import console, lost, signals
+from bertgpt import console, files
+from bertgpt.devices import lost, signals
 from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
 
 
@@ -172,6 +172,17 @@ def count_devices() -> int:
   except RuntimeError as e:
     raise ConfigError(f"JAX cannot use the devices ({one_line(e)}). Check JAX_PLATFORMS, and "
                       "whether another process uses them") from e
+
+
+def say_once(*lines: str) -> None:
+  """Writes lines to stderr, in the first process only, see `console.say`.
+
+  Args:
+    lines: lines without their ends; empty ones are left out.
+  """
+  if jax.process_index() == 0:
+    for line in filter(None, lines):
+      console.say(line)
 
 
 @contextlib.contextmanager

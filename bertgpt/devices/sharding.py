@@ -333,7 +333,7 @@ def constrain_replicas(x: jax.Array) -> jax.Array:
   """Keeps rows on the devices that hold them.
 
   Args:
-    x: rows of a batch, [pieces, replicas, rows per piece and replica, ...].
+    x: rows of a batch, [micro-batches, replicas, rows of each, ...].
   """
   axes = _axes.get(None)
   if axes is None:

@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bertgpt.devices import children, console, events
+from bertgpt import console
+from bertgpt.devices import children, events
 
 START_MINUTES = 60  # For imports and for the other processes, before the config's limits apply.
 SLICE_S = 1.0  # If a wait takes much longer, the process was suspended in the meantime.

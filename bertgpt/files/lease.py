@@ -17,12 +17,12 @@ import os
 import pathlib
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from bertgpt import console
 from bertgpt.errors import StorageError
 from bertgpt.files import parsing
 from bertgpt.files.bucket import BucketPath
@@ -128,8 +128,8 @@ class _Lease:
 
   def _is_silent(self, generation: str, holder: str) -> bool:
     """Returns whether the lock is not renewed for EXPIRY_SECONDS."""
-    print(f"note: {self._path} is held by {holder}. Waiting {EXPIRY_SECONDS:.0f} s to see whether "
-          "it is alive", file=sys.stderr, flush=True)
+    console.say(f"note: {self._path} is held by {holder}. Waiting {EXPIRY_SECONDS:.0f} s to see "
+                "whether it is alive")
     end = time.monotonic() + EXPIRY_SECONDS
     while time.monotonic() < end:
       time.sleep(POLL_SECONDS)

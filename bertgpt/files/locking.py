@@ -7,9 +7,9 @@ import io
 import os
 import pathlib
 import socket
-import sys
 from collections.abc import Callable, Iterator
 
+from bertgpt import console
 from bertgpt.files import lease
 from bertgpt.files.bucket import BucketPath
 from bertgpt.files.lease import Holder
@@ -56,8 +56,8 @@ def _take(file: io.TextIOBase, path: pathlib.Path, on_held: Callable[[Holder], N
   except OSError as e:
     if e.errno not in _NO_LOCKS:
       raise
-    print(f"WARNING: {path}: this file system has no locks ({e.strerror}). Start nothing else that "
-          "writes there", file=sys.stderr, flush=True)
+    console.say(f"WARNING: {path}: this file system has no locks ({e.strerror}). Start nothing "
+                "else that writes there")
 
 
 def _is_at(file: io.TextIOBase, path: pathlib.Path) -> bool:

@@ -112,7 +112,7 @@ def raise_if_unanswered(error: Exception) -> None:
   """
   if isinstance(error, OSError) and is_remote(str(error.filename)) and error.errno in (
       errno.EIO, errno.EACCES):
-    raise StorageError(f"{error.filename}: {error.strerror}. Give the same command again"
+    raise StorageError(f"{error.filename}: {error.strerror}. Run the same command again"
                        ) from error
 
 

@@ -48,6 +48,7 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
 from bertgpt.training import steps, trackers
+from bertgpt.training.saving import SavePolicy
 from bertgpt.training.step_log import StepLog
 
 
@@ -171,7 +172,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
       seeds = [seed for seed in config.seeds if seed not in done]
       program = make_program(tuning, rate) if seeds else None
       for seed in seeds:
-        run, state = do_run(tuning, program, seed, should_stop)
+        run, state = train_and_score(tuning, program, seed, should_stop)
         results["runs"].append(run)
         if state is not None:  # It did not diverge.
           results["predicted"][run["folder"]] = unlabeled
@@ -225,7 +226,7 @@ def _untrained(tuning):
 # ------------------------------------------------------------------ one run
 
 
-def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[], bool]
+def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[], bool]
            ) -> tuple[dict[str, Any], steps.TrainState | None]:
   """Trains and scores one run, and writes everything in its folder except the weights.
 
@@ -250,7 +251,7 @@ def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[]
     print(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}", flush=True)
     resume.clear(folder, tuning.fingerprint)
   try:
-    state, seconds, scores, outputs = learn(tuning, program, seed, folder, should_stop)
+    state, seconds, scores, outputs = train_run(tuning, program, seed, folder, should_stop)
   except DivergedError:
     if is_first:
       print(f"{name} diverged: loss or gradient not finite. The run is left out", flush=True)
@@ -260,21 +261,21 @@ def do_run(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[]
   return row | {"steps": int(state.step), "seconds": round(seconds, 1), **scores}, state
 
 
-def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
+def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
           should_stop: Callable[[], bool]
           ) -> tuple[steps.TrainState, float, dict[str, dict[str, float]], dict[str, Any]]:
   """Trains one run and evaluates it, after its last step or after every epoch.
 
   Args:
-    tuning, program, seed, should_stop: see `do_run`.
+    tuning, program, seed, should_stop: see `train_and_score`.
     folder: folder of the run, for the curves and the checkpoints.
   Returns:
     After the last step: (state, seconds of all starts, metrics by set, outputs by set).
   Raises:
-    DivergedError: loss or gradients were not finite in many steps in a row.
+    DivergedError: too many consecutive steps were not applied.
     Preempted: a signal was received; a checkpoint is saved.
   """
-  config, start = program.training.config, time.monotonic()
+  config, start = program.setup.config, time.monotonic()
   with contextlib.ExitStack() as stack:
     stack.callback(watchdog.disarm)  # Also after an error.
     watchdog.arm_for(config.system, compiles=True)
@@ -287,6 +288,8 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     log = stack.enter_context(contextlib.closing(StepLog(config, folder, first_step,
                                                          is_static=False)))
     results: Any = None
+    saving = SavePolicy(log)
+
     def save(step: int, wait: bool) -> None:
       saves.save(step, state, {"step": step, "fingerprint": tuning.fingerprint,
                                "seconds": time.monotonic() - start}, wait=wait)
@@ -308,9 +311,7 @@ def learn(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
       shapes.add(shape)
       log.add(step, step_metrics)
       stop = should_stop()
-      if is_saved := stop or saves.due(step):
-        # Both raise if the run has diverged. The next start cannot log the steps before a stop.
-        (log.write_all if stop else log.finish_step)()
+      if is_saved := saving.should_save(saves.is_due(step), is_last=False, is_stopping=stop):
         save(step, wait=stop)
       if not stop and is_end_of_epoch(tuning, step):
         results = evaluate_if_due(tuning, program, log, state, should_stop)
@@ -338,7 +339,7 @@ def evaluate_if_due(tuning: Tuning, program: Program, log: StepLog, state: steps
   """Evaluates and logs a run after the last step of an epoch, if the config says so.
 
   Args:
-    tuning, program: see `do_run`.
+    tuning, program: see `train_and_score`.
     log: log of the run.
     state: state after the step.
     should_stop: whether a signal was received; called once per batch.
@@ -349,7 +350,7 @@ def evaluate_if_due(tuning: Tuning, program: Program, log: StepLog, state: steps
   """
   log.write_all()
   step = int(state.step)
-  is_last = step == program.training.config.phases[0].steps
+  is_last = step == program.setup.config.phases[0].steps
   if is_last and int(state.bad_steps):  # Too few steps for `StepLog` to notice it.
     raise DivergedError(f"step {step}: loss or gradient not finite")
   if not (is_last or tuning.config.eval.every_epoch):
@@ -367,10 +368,10 @@ def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.Train
   """Makes the folder of a run a workdir that `runs.trained` opens, without the optimizer's state.
 
   Args:
-    tuning, program, seed: see `do_run`.
+    tuning, program, seed: see `train_and_score`.
     state: state after the last step.
   """
-  config, pretrained = program.training.config, tuning.pretrained
+  config, pretrained = program.setup.config, tuning.pretrained
   folder = tuning.path / results_lib.run_name(program.learning_rate, seed)
   task = {"name": tuning.task.name, "kind": tuning.task.kind, "labels": tuning.task.labels,
           "seed": seed, "init": str(tuning.init), "init_step": pretrained.step,

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import families
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json
@@ -236,8 +236,8 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
       progress.add(1)
   trained = predictor.trained
   count = progress.done
-  print(f"note: {count} prediction{'s' * (count != 1)} of {predictor.task} by {trained.workdir}, "
-        f"computed in {trained.config.model.dtype}", file=sys.stderr)
+  console.say(f"note: {count} prediction{'s' * (count != 1)} of {predictor.task} by "
+              f"{trained.workdir}, computed in {trained.config.model.dtype}")
 
 
 def format_lines(predictor: Predictor, predictions: Iterable[Prediction],

@@ -24,9 +24,9 @@ def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.T
   Raises:
     DataError: the checkpoint lacks any other parameter, or has it with another shape.
   """
-  config = program.training.config.copy_and_resolve_references()
+  config = program.setup.config.copy_and_resolve_references()
   config.seed = seed
-  state = steps.make_state(program.training._replace(config=config), program.abstract)
+  state = steps.make_state(program.setup._replace(config=config), program.abstract)
   if tuning.config.from_scratch:
     return dataclasses.replace(state, params=spellings.add_words(
         config, state.params, tuning.pretrained.tokenizer))

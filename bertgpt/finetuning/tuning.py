@@ -56,7 +56,7 @@ class Program(NamedTuple):
 
   Attributes:
     learning_rate: peak learning rate.
-    training: model, objective and mesh, with an ordinary config from `make_run_config`.
+    setup: model, objective and mesh, with an ordinary config from `make_run_config`.
     abstract: TrainState of ShapeDtypeStructs with their shardings.
     step: (state, batch) -> (state, metrics); the old state is donated.
     predict: (params, batch) -> outputs, replicated over the devices.
@@ -64,7 +64,7 @@ class Program(NamedTuple):
   """
 
   learning_rate: float
-  training: steps.Setup
+  setup: steps.Setup
   abstract: steps.TrainState
   step: Callable
   predict: Callable

@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import safetensors
 import tokenizers as fast_tokenizers
 from safetensors import numpy as safetensors_numpy
 
-from bertgpt import files, trees
+from bertgpt import console, files, trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.marks import Marks
@@ -98,9 +97,8 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   if family.kind == "encoder":  # Else the class has its default, which may be beyond the table.
     settings.setdefault("pad_token_id", None)
   if others := describe_dropout(config.model, architecture, settings):
-    print(f"note: --workdir {source}: transformers' {architecture.name} has fewer fields of "
-          f"dropout, so there, {', '.join(others)}. This matters only if it is trained",
-          file=sys.stderr)
+    console.say(f"note: --workdir {source}: transformers' {architecture.name} has fewer fields of "
+                f"dropout, so there, {', '.join(others)}. This matters only if it is trained")
   files.write_json(folder / "config.json", settings, sort_keys=True)
   write_tensors(folder / weights.WEIGHTS, tensors)
   num_segments = config.model.num_segments if "num_segments" in family.reads else 0

@@ -10,11 +10,9 @@ No code of a folder is run, and nothing is written into it.
 
 import contextlib
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from bertgpt import config as config_lib
@@ -73,9 +71,7 @@ def open_model(path: pathlib.Path, flag: str = "--workdir",
     return trained_lib.load_trained(path, flag, dtype)
   process.count_devices()
   opened = open_folder(path, flag)
-  if not jax.process_index():
-    for note in opened.notes:
-      print(f"note: {flag} {path}: {note}", file=sys.stderr)
+  process.say_once(*(f"note: {flag} {path}: {note}" for note in opened.notes))
   trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "",
                                      workdir=path, dtype=dtype)
   return trained._replace(fresh=opened.fresh, bos_id=opened.bos_id)

@@ -9,13 +9,13 @@ Axes: B rows, L length, D width, E layers kept, T tokens of all texts.
 import functools
 import itertools
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertgpt import console
 from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts as texts_lib
@@ -110,8 +110,8 @@ def note_cut(trained: Trained, num_cut: int, num_texts: int) -> None:
     num_texts: all texts.
   """
   if num_cut:
-    print(f"note: {num_cut} of {num_texts} texts are cut to the model's "
-          f"{trained.config.model.max_positions} positions", file=sys.stderr)
+    console.say(f"note: {num_cut} of {num_texts} texts are cut to the model's "
+                f"{trained.config.model.max_positions} positions")
 
 
 def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,

@@ -18,14 +18,13 @@ import os
 import pathlib
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import jax
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config.stored import to_json
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import fingerprint
@@ -107,7 +106,7 @@ def measure(texts: Iterable[str]) -> Measured:
   for text in texts:
     if found.count % 4096 == 0 and time.monotonic() - printed >= PROGRESS_SECONDS:
       printed = time.monotonic()
-      print(f"checking the input: {found.count:,} texts", file=sys.stderr, flush=True)
+      console.say(f"checking the input: {found.count:,} texts")
     found.add(text)
   return found.result()
 
@@ -131,7 +130,7 @@ def reread(texts: Iterable[T], measured: Measured, place: str,
   Raises:
     ChangedError: there are more texts, fewer texts or different ones.
   """
-  changed = ChangedError(f"{place}: changed while it was read. Give the same command again when "
+  changed = ChangedError(f"{place}: changed while it was read. Run the same command again when "
                          "the file is complete")
   found = _Hash()
   for text in texts:
@@ -241,7 +240,7 @@ class Unfinished:
       files.rename_new(self._folder / name, self._out)
     except FileExistsError:
       raise ConfigError(f"--out {self._out}: was made by another program meanwhile. Move it away, "
-                        "and give the same command again") from None
+                        "and run the same command again") from None
     files.sync(self._out.parent)
     self._write_state(self.state, **{_PUBLISHED: True})
     shutil.rmtree(self._folder, ignore_errors=True)

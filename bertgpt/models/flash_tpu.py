@@ -23,7 +23,7 @@ from bertgpt.models.flash_tiles import HIDDEN, Task
 
 LANES = 128
 TILE = 512  # Queries and keys of a tile at most; [512, 512] float32 is 1 MB of VMEM.
-MOST_ROWS = 8
+MAX_ROWS = 8
 
 # VMEM of a kernel: two copies of a program's blocks, and the values of a tile, about ten of which
 # are live at once. A long row may need more than the default (16 MB).
@@ -76,7 +76,7 @@ def make_grid(task: Task, x: Any, arrays: int) -> Grid:
   bytes_per_chunk = 2 * arrays * length * chunk * x.dtype.itemsize
   count = max((n for n in range(1, chunks + 1)
                if chunks % n == 0 and n * bytes_per_chunk <= vmem_bytes), default=1)
-  most_rows = min(MOST_ROWS, vmem_bytes // (count * bytes_per_chunk))
+  most_rows = min(MAX_ROWS, vmem_bytes // (count * bytes_per_chunk))
   num_rows = max((n for n in range(1, most_rows + 1) if rows % n == 0), default=1)
   return Grid(num_rows, count * chunk, chunk, tile, length // tile,
               (rows // num_rows, chunks // count))

@@ -18,7 +18,7 @@ class Inputs(NamedTuple):
     tokens_BL: int32 ids.
     sequence_ids_BL: int32; 0: padding. Tokens with different ids do not see each other.
     positions_BL: int32; 0, 1, ... from the first token of a sequence.
-    segment_ids_BL: int32; 0: A, 1: B. None: all A.
+    segment_ids_BL: int32; 0: A, 1: B, 2: [CLS] of an XLNet. None: all A.
     predict_positions_BK: int32, positions whose token is predicted. None: every position.
     pair_positions_BP: int32, positions of the [CLS] of every sequence. None: the output layer of
       pairs is left out.

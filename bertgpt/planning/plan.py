@@ -160,9 +160,9 @@ def describe(topology: Topology) -> str:
 
 def _show_phase(plan: PhasePlan, topology: Topology) -> list[str]:
   step, phase = plan.step, plan.step.phase
-  pieces = "one piece" if phase.micro_batches == 1 else f"{phase.micro_batches} micro-batches"
+  parts = "one micro-batch" if phase.micro_batches == 1 else f"{phase.micro_batches} micro-batches"
   title = (f"phase {step.phase_index}: {phase.steps:,} steps of {phase.batch_size:,} x "
-           f"{phase.seq_len:,} tokens in {pieces}")
+           f"{phase.seq_len:,} tokens in {parts}")
   if not plan.fits:
     return [title, *_show_overflow(step, topology)]
   return [title, *_show_memory(step.memory, topology),

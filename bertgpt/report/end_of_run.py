@@ -344,7 +344,7 @@ def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
   config = corpora.resolve(config, corpus.tokenizer)
   corrupt = objectives.make_objective(at_phase(config, 0), corpus.vocabulary).corrupt
   mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
-  warnings = filter(None, [corpus_lib.warn_of_unknown(corpus.manifest)])
+  warnings = filter(None, [corpus_lib.describe_unknown(corpus.manifest)])
   return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), *warnings, "",
                     description.describe(corpus, config, steps, mask_fn=mask)])
 

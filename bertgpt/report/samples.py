@@ -13,7 +13,7 @@ from bertgpt.runs.trained import Trained
 from bertgpt.training.loop import Finished
 
 PROMPT = "The function returns"
-MOST_DOCUMENTS = 1_000  # Documents among which a suitable sentence is looked for.
+MAX_DOCUMENTS = 1_000  # Documents among which a suitable sentence is looked for.
 
 
 def describe_guesses(run: Finished) -> list[str]:
@@ -56,7 +56,7 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
   continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
   longest = min(40, trained.config.model.max_positions - around.count())
   lines = []
-  for document in rng.permutation(len(held_out))[:MOST_DOCUMENTS]:
+  for document in rng.permutation(len(held_out))[:MAX_DOCUMENTS]:
     sentence = pick_sentence(held_out, int(document), rng)
     followed = np.append(continues[sentence[1:]] & ~ends[sentence[:-1]], False)
     places = np.flatnonzero(is_whole[sentence] & ~followed)

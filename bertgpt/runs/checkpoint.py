@@ -28,8 +28,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bertgpt import files
-from bertgpt.devices import console, peers
+from bertgpt import console, files
+from bertgpt.devices import peers
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import quiet, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
@@ -87,7 +87,7 @@ class Checkpoints:
     self._pending: tuple[int, concurrent.futures.Future] | None = None
     self._last_save, self.last_step = time.monotonic(), NO_STEP
 
-  def due(self, step: int) -> bool:
+  def is_due(self, step: int) -> bool:
     """Returns whether to save at this step, the same in every process.
 
     The decision uses the clock of process 0.
@@ -236,7 +236,7 @@ class Checkpoints:
     """Returns the newest step with good files, or NO_STEP, as found by process 0."""
     step = next(self._good_steps(), NO_STEP) if jax.process_index() == 0 else NO_STEP
     # Not by a collective: the others may have to wait until large files are read.
-    return int(peers.ask_first(str(step)))
+    return int(peers.broadcast_text(str(step)))
 
   def _good_steps(self) -> Iterator[int]:
     """Yields the steps with good files, the newest first, and sets the others aside."""
@@ -423,7 +423,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
           raise Damaged("it has been deleted meanwhile") from e
         if not files.is_remote(path):
           raise
-        raise StorageError(f"{path}: cannot be read ({one_line(e)}). Give the same command again"
+        raise StorageError(f"{path}: cannot be read ({one_line(e)}). Run the same command again"
                            ) from e
   leaves = [restored[name] for name in wanted]
   for name, value in zip(wanted, np.asarray(sum_leaves(leaves)).tolist(), strict=True):

@@ -5,13 +5,13 @@ import pathlib
 
 import jax
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import ConfigDict, leaves
 from bertgpt.data.batches import formats
 from bertgpt.data.corpus import file_checks, prepare
 from bertgpt.data.corpus.corpus import is_corpus, read_manifest
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import console, peers, watchdog
+from bertgpt.devices import peers, watchdog
 from bertgpt.errors import ConfigError, DataError, UserError, one_line
 from bertgpt.runs import manifest, step_folders
 from bertgpt.runs import workdir as workdir_lib
@@ -46,7 +46,7 @@ def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = Fal
   if jax.process_count() == 1:
     return path
   with watchdog.paused():  # Process 0 has its own limit.
-    name = peers.ask_first(path.name)
+    name = peers.broadcast_text(path.name)
   if not is_first:
     path = files.make_path(config.data.corpus or f"{config.data.cache_dir}/{name}")
     if not is_corpus(path):
@@ -96,7 +96,7 @@ def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
   if not identity or config.data.corpus:
     return None
   is_it = lambda path: is_corpus(path) and file_checks.identify(read_manifest(path)) == identity
-  reason = "gives another corpus now"
+  reason = "has changed since the run began"
   try:
     _, path = prepare.find_prepared(config, resumes=True)
     if path and is_it(path):
@@ -106,8 +106,8 @@ def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
   for path in files.make_path(config.data.cache_dir).glob("corpus-*"):
     with contextlib.suppress(DataError, PermissionError):  # Damaged, of a later version, private.
       if is_it(path):
-        console.say(f"note: the text or the tokenizer {reason}. The corpus that the run began with "
-                    f"is used: {path}")
+        console.say(f"note: the text or the tokenizer {reason}. Using the run's "
+                    f"original corpus: {path}")
         return path
   return None
 

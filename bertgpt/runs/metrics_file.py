@@ -13,8 +13,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from bertgpt import files
-from bertgpt.devices import console
+from bertgpt import console, files
 
 FILE = "metrics.jsonl"
 BEFORE_ROLLBACK = "before-rollback"  # Part of the names of files that a rollback sets aside.

@@ -1,7 +1,8 @@
 """Progress of long work: a line on stderr every few seconds."""
 
-import sys
 import time
+
+from bertgpt import console
 
 PROGRESS_SECONDS = 10.0
 
@@ -24,7 +25,7 @@ class Progress:
     self._first, self._start = done, time.monotonic()
     self._printed = self._start
     if done:
-      print(f"note: resuming after {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
+      console.say(f"note: resuming after {done:,} of {total:,} {unit}")
 
   def add(self, count: int) -> int:
     """Counts texts, prints a line if it is time for one, and returns the texts done.
@@ -40,8 +41,7 @@ class Progress:
       of_total = f" of {self._total:,}" if self._total else ""
       left = (f", {describe_seconds((self._total - self.done) / rate)} left"
               if self._total and rate else "")
-      print(f"{self.done:,}{of_total} {self._unit}, {rate:,.0f} per second{left}",
-            file=sys.stderr, flush=True)
+      console.say(f"{self.done:,}{of_total} {self._unit}, {rate:,.0f} per second{left}")
     return self.done
 
 

@@ -86,7 +86,7 @@ class Best:
     self._path, self.metric = root / FILE, metric
     self._best = _Record()
     if metric:
-      self._best = _Record(*json.loads(peers.ask_first(json.dumps(self._read()))))
+      self._best = _Record(*json.loads(peers.broadcast_text(json.dumps(self._read()))))
     self._recorded = self._best
 
   def _read(self) -> _Record:

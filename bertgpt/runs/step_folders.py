@@ -20,8 +20,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bertgpt import files
-from bertgpt.devices import console
+from bertgpt import console, files
 from bertgpt.errors import StorageError, one_line
 from bertgpt.runs.manifest import MANIFEST, write_manifest
 

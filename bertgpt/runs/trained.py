@@ -2,14 +2,13 @@
 
 import contextlib
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from bertgpt import config as config_lib
-from bertgpt import models
+from bertgpt import console, models
 from bertgpt.config import CHOICES, ConfigDict, choices, families, with_model_at
 from bertgpt.config.stored import from_json
 from bertgpt.data.tokens import tokenizers
@@ -90,7 +89,7 @@ def note_dtype(config: ConfigDict) -> None:
   Args:
     config: config of the model.
   """
-  print(f"note: computed in {config.model.dtype}", file=sys.stderr)
+  console.say(f"note: computed in {config.model.dtype}")
 
 
 def longest_row(trained: Trained) -> int:
@@ -129,7 +128,7 @@ def note_untrained(trained: Trained, count: int, num_rows: int) -> None:
     num_rows: all rows.
   """
   if count:
-    print(f"note: {describe_untrained(trained, count, num_rows)}", file=sys.stderr)
+    console.say(f"note: {describe_untrained(trained, count, num_rows)}")
 
 
 def describe_untrained(trained: Trained, count: int, num_rows: int) -> str:
@@ -139,7 +138,7 @@ def describe_untrained(trained: Trained, count: int, num_rows: int) -> str:
     trained, count, num_rows: see `note_untrained`.
   """
   return (f"{count} of {num_rows} texts have more tokens than the rows of the training "
-          f"({longest_row(trained)}). The vectors of the positions beyond are not trained")
+          f"({longest_row(trained)}). The position embeddings beyond that length are untrained")
 
 
 def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
@@ -209,7 +208,7 @@ def check_same_step(workdir: pathlib.Path, trained: Trained) -> None:
   Raises:
     StorageError: process 0 has read another one.
   """
-  if (first := peers.ask_first(str(trained.step))) != str(trained.step):
+  if (first := peers.broadcast_text(str(trained.step))) != str(trained.step):
     raise StorageError(f"{workdir}: a checkpoint was saved while the newest one was read: process "
                        f"0 has step {first}, this one {trained.step}. Give the command again")
 

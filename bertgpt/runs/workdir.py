@@ -7,6 +7,9 @@
       history.jsonl      its start, its first checkpoint, and what `bertgpt rollback` did
       events.jsonl       what the time was spent on, and how each start ended
       tensorboard/       the same curves as TensorBoard events
+      skipped.jsonl      steps that were not applied, if there are any
+      profile/           traces, with profile.steps
+      logs/              what each process wrote to stderr, if there are several
       run_id             ID of the run in trackers, if it has any
       checkpoints/       Orbax steps with manifests
       report.*, *.png    written at the end
@@ -25,12 +28,12 @@ from typing import Any
 
 import jax
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import ConfigDict, resuming, unread
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import console, peers
+from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.runs import checkpoint, step_folders
 
@@ -67,7 +70,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
   if not is_first:
     peers.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
-    check_shared(workdir, peers.ask_first(""))
+    check_shared(workdir, peers.broadcast_text(""))
     peers.wait_for_all(AS_ONE)
     yield
     return
@@ -80,7 +83,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
       for name in ("config.json", "metrics.jsonl", "report.md", "tokenizer"):
         files.remove_leftovers(workdir, name)
       try:
-        peers.ask_first(key)
+        peers.broadcast_text(key)
         peers.wait_for_all(AS_ONE)
         yield
       except BaseException:

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from bertgpt import models
 from bertgpt.config import ConfigDict, choices, families, resuming
 from bertgpt.config.overrides import override
 from bertgpt.data.batches import loader
-from bertgpt.data.corpus.corpus import Corpus, open_corpus, sum_lengths, warn_of_unknown
-from bertgpt.devices import peers, sharding, watchdog
+from bertgpt.data.corpus.corpus import Corpus, describe_unknown, open_corpus, sum_lengths
+from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
@@ -204,8 +203,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   trained = trained_lib.load_trained(path, dtype=dtype)
   trained_lib.check_same_step(path, trained)
   if trained.fresh:
-    print(f"note: {path}: random weights, because the model came without them: "
-          f"{', '.join(families.HEADS[head] for head in trained.fresh)}", file=sys.stderr)
+    process.say_once(f"note: {path}: random weights in what the imported model lacks: "
+                     f"{', '.join(families.HEADS[head] for head in trained.fresh)}")
   config = override(trained.config, overrides)
   check_same_model(trained.config, config)
   check_text_is_read(trained.config, config)
@@ -220,24 +219,23 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   identity = trained.corpus if corpora.is_same_text(trained.config, config) else ""
   held_out = open_corpus(corpora.find_corpus(config, resumes=resumes, identity=identity),
                          "validation")
-  if (warning := warn_of_unknown(held_out.manifest)) and jax.process_index() == 0:
-    print(warning, file=sys.stderr)
+  process.say_once(describe_unknown(held_out.manifest))
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "
                       f"Add --config.tokenizer.path={path}/tokenizer")
   if held_out.identity != trained.corpus:
-    print(f"note: {held_out.path} is not the corpus of this run; the run may have been trained on "
-          "its documents", file=sys.stderr)
+    process.say_once(f"note: {held_out.path} is not the corpus of this run; the run may have been "
+                     "trained on its documents")
   mesh = sharding.make_mesh(config)
   evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
   phase_index = _find_phase(trained, config)
-  if jax.process_index() == 0:
-    weights = f"step {trained.step}" if trained.step else "imported weights"
-    print(f"note: {weights}, {loader.count_eval_rows(held_out, config, phase_index):,} rows of "
-          f"{config.phases[phase_index].seq_len} tokens from {len(held_out):,} held-out documents, "
-          f"computed in {config.model.dtype}", file=sys.stderr, flush=True)
+  weights = f"step {trained.step}" if trained.step else "imported weights"
+  num_rows = loader.count_eval_rows(held_out, config, phase_index)
+  process.say_once(f"note: {weights}, {num_rows:,} rows of {config.phases[phase_index].seq_len} "
+                   f"tokens from {len(held_out):,} held-out documents, computed in "
+                   f"{config.model.dtype}")
   return evaluate_corpus(evaluator, params, phase_index) or {}  # Nothing stops it.
 
 

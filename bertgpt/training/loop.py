@@ -24,6 +24,7 @@ from bertgpt.runs.trained import Trained
 from bertgpt.training import evaluate, spikes, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.run import Run, open_run
+from bertgpt.training.saving import SavePolicy
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog, is_evaluated
 
@@ -72,7 +73,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
 
 
 class Loop:
-  """The acts of a run while it trains.
+  """The training loop of one run: its steps, saves, evaluations and stop.
 
   Attributes:
     step: steps done.
@@ -94,7 +95,7 @@ class Loop:
     self._run, self._checkpoints, self._log = run, checkpoints, log
     self._last_step = config_lib.total_steps(run.config)
     self._program: Callable | None = None  # The jitted step of the last step.
-    self._is_save_due = False  # Also after a save that was left out: its step was not applied.
+    self._saving = SavePolicy(log)
     # Until `open_steps`, nothing is traced and no signal is caught.
     self._trace: Callable = lambda step, wait: None
     self._should_stop: Callable[[], bool] = lambda: False
@@ -102,7 +103,7 @@ class Loop:
     self.scores: dict[str, float] = {}
 
   def open_steps(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Callable, Any]]:
-    """Returns the steps that are left, see `make_steps`; from here on, signals stop the loop.
+    """Returns the remaining steps, see `make_steps`; from here on, signals stop the loop.
 
     Args:
       stack: ends what is needed only during the steps.
@@ -125,14 +126,14 @@ class Loop:
       train_step: jitted step of its phase.
       batch: name -> global array [batch size, ...].
     Raises:
-      DivergedError: too many consecutive steps were not finite.
+      DivergedError: too many consecutive steps were not applied.
     """
     system = self._run.config.system
     is_new, self._program = train_step is not self._program, train_step
     events.begin_step(step, compiles=is_new)
     watchdog.arm_for(system, compiles=is_new)
     self._trace(step, self._log.finish_step)
-    if step > self.step + 1:  # The steps between are left out.
+    if step > self.step + 1:  # The steps between are skipped.
       self.state = steps.move_to(self.state, step - 1)
     if is_new:
       with self._log.untimed():
@@ -147,18 +148,12 @@ class Loop:
     """Saves a checkpoint at the end, after a signal, and when one is due.
 
     Raises:
-      DivergedError: too many consecutive steps were not finite.
+      DivergedError: too many consecutive steps were not applied.
       StorageError: it cannot be saved.
     """
-    must_save = self.is_stopping or self.step == self._last_step
-    self._is_save_due = must_save or self._is_save_due or self._checkpoints.due(self.step)
-    if self._is_save_due:
-      is_good = self._log.finish_step()  # Raises if the run has diverged.
-      if self.is_stopping:
-        self._log.write_all()  # The next start cannot log these steps.
-      if must_save or is_good:  # Checkpoints of bad steps must not replace good ones.
-        self._save(wait=must_save)
-        self._is_save_due = False
+    is_last = self.step == self._last_step
+    if self._saving.should_save(self._checkpoints.is_due(self.step), is_last, self.is_stopping):
+      self._save(wait=is_last or self.is_stopping)
 
   def evaluate_if_due(self) -> None:
     """Evaluates the model if it is due, unless a signal was received."""
@@ -389,7 +384,7 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
   if results is None:
     return None
   log.record(step, run.evaluator.corpus.split, results)
-  if log.is_good:
+  if log.is_applied:
     checkpoints.keep_if_best(step, results, evaluate.conditions(run.config, phase_index), state,
                              run.metadata | {"step": step})
   return results

@@ -30,6 +30,7 @@ from bertgpt.training import loop, per_run, step_log, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.loop import Finished
 from bertgpt.training.run import Run, open_run
+from bertgpt.training.saving import SavePolicy
 from bertgpt.training.spikes import SkippedSteps
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog
@@ -191,7 +192,7 @@ class Member:
     step: steps done.
     scores: held-out metric -> value, of the last evaluation.
     error: why it has ended before its last step.
-    is_save_due: whether a checkpoint is due, because the step of the last one was not applied.
+    saving: when it is saved, set by `__post_init__`.
   """
 
   run: Run
@@ -200,7 +201,10 @@ class Member:
   step: int
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   error: DivergedError | None = None
-  is_save_due: bool = False
+
+  def __post_init__(self):
+    """Makes the policy of the run's saves."""
+    self.saving = SavePolicy(self.log)
 
 
 def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
@@ -389,38 +393,29 @@ class MappedLoop:
       Preempted: a signal was received; checkpoints are saved.
     """
     stop = should_stop()
-    is_due = any([member.checkpoints.due(step) for member in active])  # All of them are asked.
-    wait = stop or step == self._last_step
-    if stop:
-      self._write_all(active)
-    if due := [m for m in active if wait or is_due or m.is_save_due]:
-      self._save(step, due, wait)
+    is_due = any([member.checkpoints.is_due(step) for member in active])  # All of them are asked.
+    is_last = step == self._last_step
+    if stop or is_last or is_due or any(m.saving.is_postponed for m in active):
+      self._finish_step()
+      self._save(step, [m for m in active if not m.error
+                        and m.saving.should_save(is_due, is_last, stop)], wait=stop or is_last)
     if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
       stop = not self._evaluate([m for m in active if not m.error], should_stop)
     if stop:
-      self._write_all(active)
-      self._save(step, active, wait=True)
+      self._finish_step()
+      left = [m for m in active if not m.error]
+      for member in left:
+        member.log.write_all()  # The next start cannot log these steps.
+      self._save(step, [m for m in left if m.checkpoints.last_step != step], wait=True)
       raise Preempted(f"stopped at step {step} with checkpoints saved. The same command resumes "
                       "the runs")
 
-  def _write_all(self, members: Sequence[Member]) -> None:
-    """Logs the steps since the last line, which the next start cannot log."""
-    self._finish_step()
-    for member in members:
-      if not member.error:
-        member.log.write_all()
-
   @events.during("saving")
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
-    """Saves the runs that have no checkpoint of this step yet; see `loop.Loop`."""
-    self._finish_step()
     for member in members:
-      is_saved = member.error or member.checkpoints.last_step == step
-      member.is_save_due = not (is_saved or wait or member.log.is_good)
-      if not is_saved and not member.is_save_due:
-        member.checkpoints.save(step, self.state_of(member), member.run.metadata | {"step": step},
-                                wait=wait)
+      member.checkpoints.save(step, self.state_of(member), member.run.metadata | {"step": step},
+                              wait=wait)
 
   def _evaluate(self, members: Sequence[Member], should_stop: Callable[[], bool]) -> bool:
     """Evaluates runs after their last step; returns False if a signal was received."""

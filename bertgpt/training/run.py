@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +11,8 @@ from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, families, resuming, unread
 from bertgpt.data.batches import loader
-from bertgpt.data.corpus.corpus import SPLITS, Corpus, open_corpus, warn_of_unknown
-from bertgpt.devices import console, hardware, peers, process, sharding, watchdog
+from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
+from bertgpt.devices import hardware, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, former, workdir
 from bertgpt.runs.metadata import make_metadata
@@ -68,9 +67,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     watchdog.arm_for(config.system, compiles=True)
     asked, config = config, former.as_begun(path, config)
     workdir.check_unchanged(path, config, allow_change)
-    if jax.process_index() == 0:
-      for line in former.describe(asked, config):
-        console.say(line)
+    process.say_once(*former.describe(asked, config))
     is_new = not workdir.is_run(path)
     unread.check(config, None if is_new else workdir.read_config(path))
     if is_new:
@@ -78,8 +75,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     if jax.process_index() == 0:
       trackers.check(config)
     train_set, held_out = open_corpora(config, None if is_new else path)
-    if (warning := warn_of_unknown(train_set.manifest)) and jax.process_index() == 0:
-      print(warning, file=sys.stderr, flush=True)
+    process.say_once(describe_unknown(train_set.manifest))
     config = corpora.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config)
     mesh = sharding.make_mesh(config)

@@ -165,7 +165,8 @@ def describe_change(old: ConfigDict, new: ConfigDict, step: int) -> str:
     return ""
   before, after = (sum(phase.steps for phase in config.phases) for config in (old, new))
   reason = f", because the run now has {after} steps instead of {before}" * (before != after)
-  return f"the rate at step {step} is now {new_next:.4g}, it was {was:.4g}{reason}"
+  return (f"the learning rate of the next step is {new_next:.4g}, that of the last step was "
+          f"{was:.4g}{reason}")
 
 
 def _rate(step, curve):

@@ -13,8 +13,7 @@ import struct
 import time
 from collections.abc import Mapping
 
-from bertgpt import files
-from bertgpt.devices import console
+from bertgpt import console, files
 
 
 class Sink:

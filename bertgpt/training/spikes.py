@@ -27,11 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import config as config_lib
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import console
 from bertgpt.errors import UserError, one_line
 
 WATCHED = ("loss", "grad_norm")

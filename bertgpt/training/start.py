@@ -16,7 +16,7 @@ from bertgpt.config.stored import from_json
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import console, events
+from bertgpt.devices import events, process
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, metrics_file, spellings
 from bertgpt.runs import trained as trained_lib
@@ -66,8 +66,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     check_phases(old, run.config, int(state.step), run.path)
     check_skipped(old, run.config, int(state.step))
     change = schedules.describe_change(old, run.config, int(state.step))
-    if change and jax.process_index() == 0:
-      console.say(f"note: {change}")
+    process.say_once(change and f"note: {change}")
     return state
   history.check_start(run.path, metrics_file.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)
@@ -176,7 +175,7 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
 
 
 def describe_other_model(source: ConfigDict, config: ConfigDict) -> list[str]:
-  """Returns a line for each field in which two models differ and that parameters do not show.
+  """Returns a line for each model field that differs without changing a parameter's shape.
 
   Args:
     source: config of the run whose parameters are used.
@@ -210,13 +209,13 @@ def load_params(run: Run, fresh: Any) -> Any:
   wrong = [f"{path}: {found[path].shape if path in found else 'absent'}, needs {x.shape}"
            for path, x in wanted.items() if path not in found or found[path].shape != x.shape]
   if wrong:
-    raise ConfigError(f"init_from={run.config.init_from}: not the parameters of this model:\n  "
+    raise ConfigError(f"init_from={run.config.init_from}: its parameters do not fit this model. "
+                      "Set the model.* fields of that run, or use another run:\n  "
                       + "\n  ".join(wrong))
-  if jax.process_index() == 0:
-    console.say(f"note: starting from the parameters of step {source.step} of "
-                f"{run.config.init_from}, with a fresh optimizer")
-    for line in describe_other_model(source.config, config_lib.with_model_at(run.config, 0)):
-      console.say(f"WARNING: {line}")
+  others = describe_other_model(source.config, config_lib.with_model_at(run.config, 0))
+  process.say_once(f"note: starting from the parameters of step {source.step} of "
+                   f"{run.config.init_from}, with a fresh optimizer",
+                   *(f"WARNING: {line}" for line in others))
   return jax.tree_util.tree_map_with_path(
       lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),
       run.abstract_state.params)

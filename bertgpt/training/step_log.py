@@ -26,7 +26,7 @@ class StepLog:
   The metrics of a step are read only after the next step was started, so that devices never wait.
 
   Attributes:
-    is_good: whether the last step that was finished has been applied.
+    is_applied: whether the last step that was finished has been applied.
     pace: measures how long this process waits.
   """
 
@@ -53,9 +53,9 @@ class StepLog:
                           work=functools.partial(flops_until, config),  # Phases differ.
                           trackers=trackers.start(config, path) if is_first else ())
     self._has_guard = config.train.spike_guard != "off"
-    self._or_spikes = ", or spikes," if self._has_guard else ""
+    self._or_spikes = ", or a spike" if self._has_guard else ""
     self._pending: tuple[int, Any] | None = None
-    self.is_good = True
+    self.is_applied = True
     self.pace = Pace()
     self._restart()
 
@@ -78,27 +78,27 @@ class StepLog:
       Whether it was applied, because its loss and gradient were finite and not a spike; True if
       no step is waiting.
     Raises:
-      DivergedError: too many consecutive steps were not finite.
+      DivergedError: too many consecutive steps were not applied.
     """
     if self._pending is None:
       return True
     with self.pace.waiting():
       step, sums = self._pending[0], jax.device_get(self._pending[1])
     self._pending = None
-    is_good = bool(sums["bad_steps"][0] == 0)
+    is_applied = bool(sums["bad_steps"][0] == 0)
     # A NaN would spoil the sums; a step that was not applied is only counted.
-    self._sums.add(sums if is_good else {"tokens": sums["tokens"]})
-    if not is_good:
+    self._sums.add(sums if is_applied else {"tokens": sums["tokens"]})
+    if not is_applied:
       self._note_skipped(step, {name: float(sums[name][0]) for name in spikes.WATCHED})
     limit = self._config.train.max_bad_steps
     if sums["bad_steps"][0] >= limit:
-      raise DivergedError(f"step {step}: loss or gradient not finite{self._or_spikes} in {limit} "
-                          "consecutive steps, none of which was applied. Lower "
-                          "phases[].learning_rate or look at the data")
-    self._last, self.is_good = (step, sums), is_good
+      raise DivergedError(f"step {step}: {limit} consecutive steps were not applied (loss or "
+                          f"gradient not finite{self._or_spikes}). Lower phases[].learning_rate, "
+                          "or check the data")
+    self._last, self.is_applied = (step, sums), is_applied
     if is_due(self._config.log.every_steps, step):
       self._write(step, sums)
-    return is_good
+    return is_applied
 
   def _note_skipped(self, step: int, scalars: dict[str, float]) -> None:
     """Counts a step that was not applied, and says so if it is a spike."""

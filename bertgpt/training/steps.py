@@ -150,16 +150,16 @@ def make_train_step(setup: Setup) -> Callable:
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
 
     grad_norm = optax.tree.norm(grads)
-    is_good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    is_applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     watched = jnp.stack([loss, grad_norm]).astype(jnp.float32)
     guard = spikes.at_step(setup.config, state.spike_guard, state.step)
     if guard:
-      is_good &= ~spikes.is_spike(setup.config, guard, watched)
+      is_applied &= ~spikes.is_spike(setup.config, guard, watched)
     params, opt_state, carry = jax.tree.map(
-        functools.partial(jnp.where, is_good), (params, opt_state, carry),
+        functools.partial(jnp.where, is_applied), (params, opt_state, carry),
         (state.params, state.opt_state, state.carry))
-    spike_guard = spikes.add_values(guard, watched, is_good)
-    bad_steps = jnp.where(is_good, 0, state.bad_steps + 1)
+    spike_guard = spikes.add_values(guard, watched, is_applied)
+    bad_steps = jnp.where(is_applied, 0, state.bad_steps + 1)
     scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate,
                "bad_steps": bad_steps, "tokens": (batch["sequence_ids"] > 0).sum()}
     return (TrainState(state.step + 1, params, opt_state, bad_steps, spike_guard, carry),
@@ -172,9 +172,9 @@ def make_gradients(setup: Setup) -> Callable:
   """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) for a whole batch.
 
   The batch is corrupted, and the weights of its losses are computed, before it is split, and `hash`
-  dropout numbers rows in the whole batch, so the loss does not depend on the number of pieces. The
-  replicas of the model sum their gradients once, after the last piece; over several slices, they do
-  so even if there is only one piece.
+  dropout depends on the index of a row in the whole batch, so the loss does not depend on the
+  number of micro-batches. The replicas of the model sum their gradients once, after the last
+  micro-batch; over several slices, they do so even if there is only one.
 
   Args:
     setup: constants of the training, at the phase.
@@ -188,9 +188,9 @@ def make_gradients(setup: Setup) -> Callable:
     weights = objective.weights(batch)
     keys = {"dropout": make_key(config, DROPOUT_STREAM, step)}
 
-    def loss_fn(params, piece, carry, keys):
+    def loss_fn(params, micro_batch, carry, keys):
       bound = objectives.BoundModel(model, params, keys, carry)
-      sums, carry = objectives.compute_sums_and_carry(objective, bound, piece)
+      sums, carry = objectives.compute_sums_and_carry(objective, bound, micro_batch)
       loss = objectives.total_loss(sums, weights)
       return loss, (loss, sums, carry)
 
@@ -198,29 +198,21 @@ def make_gradients(setup: Setup) -> Callable:
     if micro_batches == 1 and not sharding.sums_by_slice():
       return grad_fn(params, batch, carry, keys)
 
-    pieces = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
+    split, carries = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
     def grads_of(m):
-      piece_keys = _keys_of_piece(setup, keys, m)
+      keys_of_m = _fold_in(setup, keys, m)
       with sharding.use_micro_batch(m, micro_batches):
         grads, (loss, sums, carry) = sharding.map_replicas(
-            lambda piece, carry: grad_fn(params, piece, carry, piece_keys),
-            *jax.tree.map(lambda x: x[m], pieces))
+            lambda rows, carry: grad_fn(params, rows, carry, keys_of_m),
+            *jax.tree.map(lambda x: x[m], (split, carries)))
       return (grads, (loss, sums)), carry
-
-    def add_piece(m, totals):
-      total, carries = totals
-      piece, carry = grads_of(m)
-      grads, sums = jax.tree.map(jnp.add, total, piece)
-      carries = jax.tree.map(lambda all_pieces, x: all_pieces.at[m].set(x), carries, carry)
-      return (sharding.constrain_gradients(grads, axes_of), sums), carries
 
     if micro_batches == 1:
       (grads, sums), carry = grads_of(0)
       grads, carries = _round_matrices(config, grads), jax.tree.map(lambda x: x[None], carry)
     else:
-      total, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
-      (grads, sums), carries = jax.lax.fori_loop(0, micro_batches, add_piece, (total, pieces[1]))
+      (grads, sums), carries = _accumulate(grads_of, carries, micro_batches, axes_of)
     # The only sum over the replicas.
     grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype),
                          sharding.sum_gradients(grads), params)
@@ -230,24 +222,47 @@ def make_gradients(setup: Setup) -> Callable:
   return compute_gradients
 
 
+def _accumulate(grads_of: Callable, carries: Any, micro_batches: int, axes_of: Callable) -> Any:
+  """Returns ((gradients, sums), carries), the first two summed over the micro-batches in a loop.
+
+  Args:
+    grads_of: index of a micro-batch -> ((gradients, sums), carry), per replica.
+    carries: carries of all micro-batches before the step, [micro_batches, ...].
+    micro_batches: their number.
+    axes_of: path of a parameter -> its logical axes.
+  """
+  def add(m, totals):
+    total, carries = totals
+    found, carry = grads_of(m)
+    grads, sums = jax.tree.map(jnp.add, total, found)
+    carries = jax.tree.map(lambda x, x_m: x.at[m].set(x_m), carries, carry)
+    return (sharding.constrain_gradients(grads, axes_of), sums), carries
+
+  zeros, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
+  return jax.lax.fori_loop(0, micro_batches, add, (zeros, carries))
+
+
 def _round_matrices(config: ConfigDict, grads: Any) -> Any:
-  """Returns gradients of one piece, those of hidden matrices in the dtype of their matmuls."""
+  """Returns the gradients of a batch, those of hidden matrices in the dtype of their matmuls.
+
+  A result of such a matmul loses nothing, and the network between slices carries half the bytes.
+  """
   is_matrix = transforms.label(models.parameter_table(config), lambda param: param.is_matrix)(grads)
   return jax.tree.map(lambda grad, rounds: grad.astype(config.model.dtype) if rounds else grad,
                       grads, is_matrix)
 
 
-def _keys_of_piece(setup: Setup, keys: dict[str, jax.Array], m: jax.Array) -> dict[str, jax.Array]:
-  """Returns the keys for piece m; `hash` masks need no other key, as they number rows (`drop`)."""
+def _fold_in(setup: Setup, keys: dict[str, jax.Array], m: jax.Array) -> dict[str, jax.Array]:
+  """Returns the keys of micro-batch m; `hash` needs no other key, as its masks number all rows."""
   if setup.phase.micro_batches == 1 or setup.config.model.dropout_rng == "hash":
     return keys
   return {name: jax.random.fold_in(key, m) for name, key in keys.items()}
 
 
 def _split(micro_batches: int, x: jax.Array) -> jax.Array:
-  """Returns [pieces, replicas, rows per piece and replica, ...] from the rows of a batch.
+  """Returns [micro-batches, replicas, rows of each, ...] from the rows of a batch.
 
-  Piece m holds rows m, m + micro_batches, ...: every device splits its own rows.
+  Micro-batch m holds rows m, m + micro_batches, ...: every device splits its own rows.
   """
   x = x.reshape(sharding.num_replicas(), -1, micro_batches, *x.shape[1:])
   return sharding.constrain_replicas(jnp.moveaxis(x, 2, 0))

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import ConfigDict, recipes, resuming, unread
 from bertgpt.config.overrides import try_override
-from bertgpt.devices import children, console
+from bertgpt.devices import children
 from bertgpt.errors import INTERRUPTED, ConfigError, DivergedError, Preempted, UserError
 from bertgpt.runs import former, metrics_file, workdir
 

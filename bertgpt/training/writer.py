@@ -6,7 +6,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from bertgpt.devices import console
+from bertgpt import console
 from bertgpt.runs import metrics_file
 from bertgpt.training import progress_line, sinks
 

@@ -280,3 +280,10 @@ def test_a_run_that_resumes_after_the_steps_of_the_profile_says_so(tmp_path, cap
   assert visited((10, 15), tmp_path / "profile", 16, 20) == []
   (line,) = [line for line in capfd.readouterr().err.splitlines() if "profile" in line]
   assert line.startswith("note: profile.steps=(10, 15): these steps are done")
+
+
+@pytest.mark.parametrize("index, written", [(0, "note: a\nnote: b\n"), (1, "")])
+def test_only_process_0_says_what_all_know(monkeypatch, capsys, index, written):
+  monkeypatch.setattr(jax, "process_index", lambda: index)
+  process.say_once("note: a", "", "note: b")
+  assert capsys.readouterr().err == written

@@ -65,8 +65,8 @@ def test_features_are_those_of_each_text_alone_in_order(capsys, bert, finished_b
     assert code == 0 and str(tmp_path / name) in out
     assert lines == [
         "note: 1 of 6 texts are cut to the model's 64 positions",
-        "note: 2 of 6 texts have more tokens than the rows of the training (32). The vectors of "
-        "the positions beyond are not trained"]
+        "note: 2 of 6 texts have more tokens than the rows of the training (32). The position "
+        "embeddings beyond that length are untrained"]
     path = tmp_path / name
     files[name] = np.load(path) if name.endswith("npy") else load_file(path)
   offsets = files["last.safetensors"]["offsets"]

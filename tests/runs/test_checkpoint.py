@@ -427,21 +427,21 @@ def test_a_step_before_the_newest_is_refused(copy):
 
 def test_due_by_steps_and_by_minutes(tmp_path, monkeypatch):
   checkpoints = open_checkpoints(tmp_path, every_steps=10)
-  assert [s for s in range(1, 31) if checkpoints.due(s)] == [10, 20, 30]
+  assert [s for s in range(1, 31) if checkpoints.is_due(s)] == [10, 20, 30]
   checkpoints.close()
   checkpoints = open_checkpoints(tmp_path, every_steps=10, keep_every_steps=15)
-  assert [s for s in range(1, 31) if checkpoints.due(s)] == [10, 15, 20, 30]
+  assert [s for s in range(1, 31) if checkpoints.is_due(s)] == [10, 15, 20, 30]
   checkpoints.close()
   checkpoints = open_checkpoints(tmp_path, every_steps=0)
-  assert not any(checkpoints.due(s) for s in range(1, 31))
+  assert not any(checkpoints.is_due(s) for s in range(1, 31))
   checkpoints.close()
   checkpoints = open_checkpoints(tmp_path, every_steps=0, every_minutes=60)
-  assert not checkpoints.due(1)
+  assert not checkpoints.is_due(1)
   clock = time.monotonic
   monkeypatch.setattr(time, "monotonic", lambda: clock() + 3601)
-  assert checkpoints.due(2)
+  assert checkpoints.is_due(2)
   checkpoints.save(2, make_state(), {})
-  assert not checkpoints.due(3)
+  assert not checkpoints.is_due(3)
   checkpoints.close()
 
 
@@ -477,7 +477,7 @@ def check_full_disk(workdir, limit, reason):
         try:
           checkpoints.save(step, make_state(step), {}, wait=wait)
           while True:
-            checkpoints.due(step + 1)
+            checkpoints.is_due(step + 1)
             time.sleep(0.05)
         except StorageError as e:
           print(e)
@@ -650,7 +650,7 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
       checkpoints = open_checkpoints(sys.argv[1], every_minutes=1e-9 if first else 1e9,
                                      every_steps=0)
       assert checkpoints.restore_latest(like) is None
-      say("DUE", [s for s in range(1, 31) if checkpoints.due(s)])
+      say("DUE", [s for s in range(1, 31) if checkpoints.is_due(s)])
       for step in (10, 20, 30):
         checkpoints.save(step, make(step), {"step": step}, wait=step == 30)
       say("STEPS", checkpoint.committed_steps(sys.argv[1]))

@@ -33,7 +33,7 @@ def train(workdir, scores, metric, every=10, seq_len=16, **options):
   with contextlib.closing(checkpoint.Checkpoints(workdir, **options)) as checkpoints:
     for step in range(max(checkpoint.committed_steps(workdir), default=0) + 1, max(scores) + 1):
       state = {"params": {"w": jnp.full(4, step)}}
-      if checkpoints.due(step):
+      if checkpoints.is_due(step):
         checkpoints.save(step, state, {})
       if step in scores:
         conditions = {"seq_len": seq_len}

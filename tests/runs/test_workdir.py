@@ -242,7 +242,7 @@ def test_a_run_keeps_its_corpus_when_its_text_grows(own_text, capsys, is_prepare
   before = sorted(prepared.parent.iterdir())
   assert find_again(run) == prepared
   assert sorted(prepared.parent.iterdir()) == before
-  assert "gives another corpus now" in capsys.readouterr().err
+  assert "has changed since the run began" in capsys.readouterr().err
 
 
 def test_a_config_that_asks_for_another_corpus_gets_it(own_text):

@@ -116,13 +116,13 @@ def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, 
   (path / "report.md").touch()
   resume()
   assert not (path / "report.md").exists(), "an evaluation that is made again belongs to no report"
-  assert "the rate at step" not in capsys.readouterr().err
+  assert "the learning rate of the next step" not in capsys.readouterr().err
   resume("--config.phases[0].steps=40", "--config.log.every_steps=1")
   written = capsys.readouterr().err.splitlines()
   assert sum("tokens per row: attention by" in line for line in written) == 1
-  lines = [line for line in written if "the rate at step" in line]
-  assert lines == ["note: the rate at step 20 is now 0.01, it was 0.001, because the run now has "
-                   "40 steps instead of 20"]
+  lines = [line for line in written if "the learning rate of the next step" in line]
+  assert lines == ["note: the learning rate of the next step is 0.01, that of the last step was "
+                   "0.001, because the run now has 40 steps instead of 20"]
   rates = dict(metrics_file.read_curves(path)["train/learning_rate"])
   assert (rates[20], rates[21]) == (pytest.approx(0.001), pytest.approx(0.01))
   scores = dict(metrics_file.read_curves(path)["eval/validation/lm_loss"])
@@ -199,7 +199,7 @@ def test_train_and_data_warn_of_many_unknown_tokens(recipe, tmp_path, capsys):
   fields = [f"--config={recipe}", f"--config.tokenizer.path={tmp_path / 'vocab.txt'}",
             f"--config.data.cache_dir={tmp_path}", "--config.phases[0].steps=1"]
   assert cli.main(["data", *fields, "--steps=0"]) == 0
-  warning = re.search(r"warning: ([\d.]+)% of the tokens in the \w+ split", capsys.readouterr().out)
+  warning = re.search(r"WARNING: ([\d.]+)% of the tokens in the \w+ split", capsys.readouterr().out)
   assert 5 < float(warning[1]) < 90
   config = override(recipes.load(str(recipe)), fields[1:])
   with open_run(config, tmp_path / "run", ()):

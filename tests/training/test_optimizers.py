@@ -641,24 +641,28 @@ def test_a_rate_that_never_reaches_its_peak_is_announced(fields, is_long):
     assert "never reaches 0.001: it warms up for" in lines[0] and "of 10 steps" in lines[0]
 
 
-@pytest.mark.parametrize("fields, step, line", [
-    (dict(schedule="constant"), 10, ""),
-    (dict(schedule="constant", warmup_steps=4), 10, ""),
-    (dict(schedule="linear"), 10, "the rate at step 10 is now 0.5, it was 0.1"),
-    (dict(schedule="linear"), 5, "the rate at step 5 is now 0.75, it was 0.6"),
-    (dict(schedule="cosine"), 10, "the rate at step 10 is now 0.5, it was 0.02447"),
-    (dict(schedule="wsd", decay_fraction=0.2), 5, ""),  # The decay has not begun.
-    (dict(schedule="wsd", decay_fraction=0.2), 10, "the rate at step 10 is now 1, it was 0.5"),
-    (dict(schedule="linear", warmup_steps=8), 4, ""),
-    (dict(schedule="linear", warmup_fraction=0.5), 4, "the rate at step 4 is now 0.4, it was 0.6"),
+RATES = "the learning rate of the next step is {}, that of the last step was {}"
+
+
+@pytest.mark.parametrize("fields, step, rates", [
+    (dict(schedule="constant"), 10, ()),
+    (dict(schedule="constant", warmup_steps=4), 10, ()),
+    (dict(schedule="linear"), 10, (0.5, 0.1)),
+    (dict(schedule="linear"), 5, (0.75, 0.6)),
+    (dict(schedule="cosine"), 10, (0.5, 0.02447)),
+    (dict(schedule="wsd", decay_fraction=0.2), 5, ()),  # The decay has not begun.
+    (dict(schedule="wsd", decay_fraction=0.2), 10, (1, 0.5)),
+    (dict(schedule="linear", warmup_steps=8), 4, ()),
+    (dict(schedule="linear", warmup_fraction=0.5), 4, (0.4, 0.6)),
 ])
-def test_a_longer_run_describes_its_curve(fields, step, line):
+def test_a_longer_run_describes_its_curve(fields, step, rates):
   """Steps grow from 10 to 20. By hand: cosine, (1 + cos(0.9 pi)) / 2; wsd, 1 - (9 - 8) / 2."""
   old, new = (config_lib.base() for _ in range(2))
   old.phases = (config_lib.phase(steps=10, learning_rate=1.0, **fields),)
   new.phases = (config_lib.phase(steps=20, learning_rate=1.0, **fields),)
   found = schedules.describe_change(old, new, step)
-  assert found == (line and f"{line}, because the run now has 20 steps instead of 10")
+  reason = ", because the run now has 20 steps instead of 10"
+  assert found == (RATES.format(*rates) + reason if rates else "")
   assert schedules.describe_change(old, old, step) == ""
 
 
@@ -666,4 +670,4 @@ def test_another_peak_is_described_without_a_number_of_steps():
   old, new = (config_lib.base() for _ in range(2))
   old.phases = (config_lib.phase(steps=10, learning_rate=1.0, schedule="constant"),)
   new.phases = (config_lib.phase(steps=10, learning_rate=0.5, schedule="constant"),)
-  assert schedules.describe_change(old, new, 3) == "the rate at step 3 is now 0.5, it was 1"
+  assert schedules.describe_change(old, new, 3) == RATES.format(0.5, 1)

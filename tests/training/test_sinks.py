@@ -61,7 +61,7 @@ def test_after_a_failed_write_the_next_line_is_whole(tmp_path):
 
 
 def test_a_closed_terminal_does_not_end_the_work(tmp_path):
-  code = ("import os, pathlib, sys\nfrom bertgpt.devices import console\n"
+  code = ("import os, pathlib, sys\nfrom bertgpt import console\n"
           "sys.stdin.read()\n"  # Until the terminal is closed.
           "for _ in range(3): console.say('x' * 5000)\n"
           f"print('lost', flush=True)\npathlib.Path({str(tmp_path / 'end')!r}).touch()")

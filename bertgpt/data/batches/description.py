@@ -49,7 +49,7 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
     for i, rows in enumerate(phases):
       loader.check_rows_of_phase(rows, corpus, config, i)
   except DataError as e:
-    lines.append(f"warning: no run can be trained with this config: {e}")
+    lines.append(f"WARNING: no run can be trained with this config: {e}")
   return "\n".join(lines)
 
 

@@ -67,7 +67,7 @@ class Rows:
     config: whole config.
     phase_index: index of the phase.
     seed: seed of all plans.
-    key: index of the plans among those of the seed; None: index of the phase.
+    key: second part of the random key, after the seed; None: index of the phase.
     num_windows: windows per epoch; None: as many as `WINDOW_TOKENS` demands.
     reads_all: whether there is only one epoch, which is read in order, and every window keeps all
       of its rows, each of them once.

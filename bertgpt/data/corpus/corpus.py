@@ -182,7 +182,7 @@ class Corpus:
 
   @functools.cached_property
   def identity(self) -> str:
-    """What `file_checks.identify` returns."""
+    """Identity of the corpus, see `file_checks.identify`."""
     return file_checks.identify(self.manifest)
 
   @functools.cached_property
@@ -408,7 +408,7 @@ def report(manifest: dict) -> str:
   return "\n".join([*lines, *(notes or ["nothing was skipped or replaced"])])
 
 
-def warn_of_unknown(manifest: dict) -> str:
+def describe_unknown(manifest: dict) -> str:
   """Returns a warning if more than `MAX_UNKNOWN` of the tokens of a split are unknown, or ''.
 
   A list of words always lacks some, so there is none for it. Models that use such a list read words
@@ -421,7 +421,7 @@ def warn_of_unknown(manifest: dict) -> str:
                      for split, info in manifest["splits"].items())
   if share <= MAX_UNKNOWN or manifest["tokenizer"]["kind"] == "words":
     return ""
-  return (f"warning: {share:.1%} of the tokens in the {split} split are unknown: the tokenizer "
+  return (f"WARNING: {share:.1%} of the tokens in the {split} split are unknown: the tokenizer "
           "does not fit the text. Set tokenizer.path to another one, or to '' to train one. For a "
           "vocab.txt, check case and accents")
 

@@ -15,12 +15,11 @@ import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 import tqdm
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import encode
@@ -93,8 +92,8 @@ def find_prepared(config: ConfigDict, resumes: bool) -> tuple[dict, pathlib.Path
     path = cached_path(config, recipe | {"format_version": version})
     if corpus_lib.is_corpus(path):
       if version != corpus_lib.FORMAT_VERSION:
-        print(f"note: {path} was made by an earlier version, which left out blank lines and "
-              "indentation. Delete it to prepare the text as it is", file=sys.stderr)
+        console.say(f"note: {path} was made by an earlier version, which left out blank lines and "
+                    "indentation. Delete it to prepare the text as it is")
       return recipe, path
   if resumes and config.tokenizer.path:
     path = cached_path(config, make_recipe(config, load_tokenizer(config, is_saved=True)))
@@ -380,7 +379,7 @@ def load_and_note(config: ConfigDict) -> tokenizers.Tokenizer:
   """
   tokenizer = load_tokenizer(config)
   if tokenizer.note:
-    print(f"note: {tokenizer.note}", file=sys.stderr, flush=True)
+    console.say(f"note: {tokenizer.note}")
   return tokenizer
 
 
@@ -402,8 +401,8 @@ def train_tokenizer(config: ConfigDict, documents: Iterable[Document]) -> tokeni
                     "the path and the field, and data.validation_fraction")
   size = sum(len(document.text.encode()) for document in sample)
   if size >= NOTED_BYTES:
-    print(f"note: training a tokenizer ({config.tokenizer.kind}, {config.tokenizer.vocab_size:,} "
-          f"tokens) on {size / 1e6:.3g} MB of the text", file=sys.stderr, flush=True)
+    console.say(f"note: training a tokenizer ({config.tokenizer.kind}, "
+                f"{config.tokenizer.vocab_size:,} tokens) on {size / 1e6:.3g} MB of the text")
   with watchdog.paused():
     return training.train_tokenizer(config.tokenizer, _drain(sample, config))
 

@@ -15,12 +15,11 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.data.text.digests import sha256_file
 from bertgpt.errors import DataError, StorageError
 from bertgpt.files import bucket
@@ -46,7 +45,7 @@ def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
     return folder
 
   def wait(holder: files.Holder) -> None:
-    print(f"note: waiting for {holder}, which copies the index of {path}", file=sys.stderr)
+    console.say(f"note: waiting for {holder}, which copies the index of {path}")
 
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,12 @@ An entity consists of the words from index `start` up to, but not including, ind
 
 import itertools
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt import console
 from bertgpt.data.text.intake import split_columns, take_text
 from bertgpt.data.text.paths import find_ending
 from bertgpt.errors import DataError
@@ -80,8 +80,8 @@ def _check_table(path: pathlib.Path) -> None:
       raise DataError(f"{path}: {cell[:40]!r} in a column is more than one word. {REMEDY}")
   widths = {len(cells) for cells in rows}
   if len(widths) > 2:
-    print(f"note: {path}: its lines have {min(widths)} to {max(widths)} columns. One word per line "
-          f"is tagged. {REMEDY}", file=sys.stderr)
+    console.say(f"note: {path}: its lines have {min(widths)} to {max(widths)} columns. One word "
+                f"per line is tagged. {REMEDY}")
 
 
 def parse(record: Any, default_id: str, name: str) -> Example:

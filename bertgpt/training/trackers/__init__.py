@@ -20,10 +20,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import ConfigDict, choices
 from bertgpt.config.stored import to_json
-from bertgpt.devices import console
 from bertgpt.errors import ConfigError, exit_code
 from bertgpt.runs import workdir
 from bertgpt.training import sinks

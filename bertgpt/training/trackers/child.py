@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from bertgpt import console
 from bertgpt.errors import one_line
 from bertgpt.training import trackers
 
@@ -40,7 +41,7 @@ def main(name: str) -> int:
     threading.Timer(PATIENCE_S, os._exit, [1]).start()
     finish(code)
   except Exception as e:
-    print(f"WARNING: log.trackers={name}: {one_line(e)}", file=sys.stderr, flush=True)
+    console.say(f"WARNING: log.trackers={name}: {one_line(e)}")
     return 1
   return 0
 

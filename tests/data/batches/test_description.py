@@ -46,7 +46,7 @@ def test_the_text_shows_rows_as_the_mask_leaves_them():
 
 def test_a_batch_that_the_text_does_not_fill_is_a_warning():
   text = description.describe(ORDINARY, make_config(batch_size=4096), [0])
-  assert "warning: no run can be trained with this config: " in text
+  assert "WARNING: no run can be trained with this config: " in text
   assert "fewer than phases[0].batch_size=4096" in text
 
 

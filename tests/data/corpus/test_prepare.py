@@ -578,15 +578,15 @@ def test_many_unknown_tokens_are_a_warning(tmp_path, capsys, share, warns):
   command.run(argparse.Namespace(config=make_config(tmp_path), out=tmp_path / "out", part=None,
                                  merge=False, train_tokenizer=False, engine=None))
   printed = capsys.readouterr()
-  assert (printed.out + printed.err).count("warning: ") == warns
+  assert (printed.out + printed.err).count("WARNING: ") == warns
   manifest = corpus.read_manifest(tmp_path / "out")
   unknown, tokens = (sum(split[name] for split in manifest["splits"].values())
                      for name in ("unknown", "tokens"))
   assert abs(unknown / tokens - share) < 0.04
-  warning = corpus.warn_of_unknown(manifest)
+  warning = corpus.describe_unknown(manifest)
   assert bool(warning) == warns and "\n" not in warning
   manifest["tokenizer"]["kind"] = "words"  # It is read by its characters.
-  assert not corpus.warn_of_unknown(manifest)
+  assert not corpus.describe_unknown(manifest)
 
 
 def test_a_vocabulary_is_read_as_the_config_says(tmp_path):

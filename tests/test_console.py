@@ -1,11 +1,11 @@
-"""bertgpt.devices.console: a line that cannot be written does not end the work."""
+"""bertgpt.console: a line that cannot be written does not end the work."""
 
 import contextlib
 import io
 import os
 import sys
 
-from bertgpt.devices import console
+from bertgpt import console
 
 
 class Closed(io.StringIO):
